@@ -1,0 +1,28 @@
+"""Helix: bulk LLM generation on one box.
+
+``HelixClient`` and ``SamplingParams`` are the public Python interface. Importing this package does not import torch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from helix_jobs.engine.sampling_params import SamplingParams
+    from helix_jobs.jobs.client import HelixClient
+
+__all__ = ["HelixClient", "SamplingParams", "__version__"]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401  (module attribute hook: PEP 562)
+    """Import the public names on first use, so that ``import helix_jobs.errors`` stays instant."""
+    if name == "HelixClient":
+        from helix_jobs.jobs.client import HelixClient
+
+        return HelixClient
+    if name == "SamplingParams":
+        from helix_jobs.engine.sampling_params import SamplingParams
+
+        return SamplingParams
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,105 @@
+"""Request, RequestState, FinishReason and GenerationResult: what goes into the engine and what comes out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from helix_jobs.engine.sampling_params import SamplingParams
+    from helix_jobs.errors import RequestError
+
+
+class FinishReason(StrEnum):
+    """Why an output ended: the two that count as success, and the one that is nobody's failure."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORTED = "aborted"
+
+
+class RequestState(StrEnum):
+    """Where a request stands inside the engine. A preempted request waits again."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One prompt to be answered. Exactly one of ``prompt``, ``messages``, ``prompt_token_ids`` is given.
+
+    Attributes:
+        request_id: Unique among the requests the engine holds.
+        prompt: Plain text, encoded with the tokenizer's special tokens.
+        messages: Chat messages, rendered with the model's chat template.
+        prompt_token_ids: An already encoded prompt.
+        sampling_params: How to sample.
+        seed: Root of this request's random numbers; the same (seed, position) draws the same number in any batch.
+    """
+
+    request_id: str
+    sampling_params: SamplingParams
+    seed: int
+    prompt: str | None = None
+    messages: tuple[Mapping[str, str], ...] | None = None
+    prompt_token_ids: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationResult:
+    """The end of one request. ``error`` is set exactly when ``finish_reason`` is None.
+
+    Times are in seconds from admission to the running batch, measured with a monotonic clock. Waiting before
+    admission is ``queue_seconds``.
+
+    Attributes:
+        request_id: The request's own.
+        output_text: The decoded output without stop token or stop string.
+        output_token_ids: The emitted tokens, stop token excluded.
+        finish_reason: ``stop`` or ``length`` on success, ``aborted`` after an abort, None on an error.
+        error: What went wrong with this request alone.
+        prompt_tokens: Length of the encoded prompt.
+        cached_prompt_tokens: Prompt tokens whose keys and values were shared instead of computed.
+        queue_seconds: From ``add_request`` to admission.
+        ttft_seconds: From admission to the first emitted token; None if there was none.
+        decode_seconds: From the first emitted token to the last.
+        total_seconds: From admission to the end.
+        draft_tokens: Tokens proposed by the drafter.
+        accepted_tokens: Of those, accepted by verification.
+        target_steps: Target model steps that emitted tokens for this request.
+    """
+
+    request_id: str
+    output_text: str
+    output_token_ids: tuple[int, ...]
+    finish_reason: FinishReason | None
+    error: RequestError | None
+    prompt_tokens: int
+    cached_prompt_tokens: int
+    queue_seconds: float
+    ttft_seconds: float | None
+    decode_seconds: float
+    total_seconds: float
+    draft_tokens: int
+    accepted_tokens: int
+    target_steps: int
+
+    @property
+    def completion_tokens(self) -> int:
+        """Number of emitted tokens."""
+        return len(self.output_token_ids)
+
+    @property
+    def acceptance_rate(self) -> float | None:
+        """accepted / drafted; None when nothing was drafted."""
+        return self.accepted_tokens / self.draft_tokens if self.draft_tokens else None
+
+    @property
+    def mean_acceptance_length(self) -> float | None:
+        """Emitted tokens per target step; None when no step emitted."""
+        return self.completion_tokens / self.target_steps if self.target_steps else None

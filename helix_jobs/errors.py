@@ -1,0 +1,140 @@
+"""Every error Helix raises on purpose.
+
+::
+
+    HelixError
+    ├── ConfigurationError          a setting or flag is wrong
+    │   └── DeviceInUseError        another worker holds this device on this host
+    ├── InputError                  the prompts file is wrong
+    │   ├── InvalidInputError       one or more bad lines (carries them all)
+    │   └── IdempotencyConflictError  the key was used with different content
+    ├── NotFoundError               no such batch or job
+    ├── UnreachableError            a service does not answer
+    │   ├── BrokerUnreachableError
+    │   └── DatabaseUnreachableError
+    ├── SchemaVersionError          the database's schema is not this version's
+    ├── ModelError                  the models cannot be served
+    │   ├── ModelNotFoundError
+    │   ├── TokenizerMismatchError
+    │   ├── UnsupportedArchitectureError
+    │   └── InsufficientMemoryError
+    └── RequestError                one request cannot be served; it fails alone
+        ├── InvalidRequestError     code ``invalid_request``
+        ├── PromptTooLongError      code ``prompt_too_long``
+        ├── OutOfMemoryError        code ``out_of_memory``
+        └── EngineError             code ``engine_error``
+
+Messages say what is wrong, where, and the remedy. They never carry a prompt or a password.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class HelixError(Exception):
+    """Base of the tree. ``exit_code`` is what a command ends with when this error reaches the person."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class ConfigurationError(HelixError):
+    """A setting or a flag is missing, malformed or out of range."""
+
+    exit_code = 2
+
+
+class DeviceInUseError(ConfigurationError):
+    """Another worker already holds this device on this host."""
+
+
+class InputError(HelixError):
+    """The prompts file cannot be accepted as it is."""
+
+    exit_code = 2
+
+
+class InvalidInputError(InputError):
+    """One or more lines are bad; nothing was enqueued. The lines are listed where they were found, by the caller."""
+
+
+class IdempotencyConflictError(InputError):
+    """The idempotency key already names a batch with different content."""
+
+
+class NotFoundError(HelixError):
+    """No batch or job has this id."""
+
+    exit_code = 2
+
+
+class UnreachableError(HelixError):
+    """A service Helix depends on does not answer."""
+
+    exit_code = 3
+
+
+class BrokerUnreachableError(UnreachableError):
+    """The Redis-compatible broker does not answer."""
+
+
+class DatabaseUnreachableError(UnreachableError):
+    """The results database does not answer."""
+
+
+class SchemaVersionError(HelixError):
+    """The database's schema is not the one this version works with."""
+
+    exit_code = 3
+
+
+class ModelError(HelixError):
+    """The models cannot be served; raised before anything is taken from the queue."""
+
+    exit_code = 2
+
+
+class ModelNotFoundError(ModelError):
+    """No model under that name, path or hub id."""
+
+
+class TokenizerMismatchError(ModelError):
+    """Target and draft do not share one vocabulary."""
+
+
+class UnsupportedArchitectureError(ModelError):
+    """The engine cannot serve this architecture exactly."""
+
+
+class InsufficientMemoryError(ModelError):
+    """The device cannot hold the models and the smallest useful KV cache."""
+
+
+class RequestError(HelixError):
+    """One request cannot be served. ``code`` is stored as the job's ``error_code``."""
+
+    code: ClassVar[str] = "engine_error"
+
+
+class InvalidRequestError(RequestError):
+    """The request is malformed for this model."""
+
+    code = "invalid_request"
+
+
+class PromptTooLongError(RequestError):
+    """Prompt plus at least one new token exceed the model's context."""
+
+    code = "prompt_too_long"
+
+
+class OutOfMemoryError(RequestError):
+    """The request does not fit into memory even alone."""
+
+    code = "out_of_memory"
+
+
+class EngineError(RequestError):
+    """The engine failed on this request."""
+
+    code = "engine_error"

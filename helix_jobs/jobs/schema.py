@@ -1,0 +1,185 @@
+"""The tables: batches, jobs, results, runs, workers. One schema for SQLite and Postgres."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Column,
+    DateTime,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+    text,
+)
+
+if TYPE_CHECKING:
+    from sqlalchemy import Dialect
+
+NAMING_CONVENTION: Final = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+metadata = MetaData(naming_convention=NAMING_CONVENTION)
+
+
+class UTCDateTime(TypeDecorator[datetime]):
+    """Aware UTC datetimes in Python; ``timestamptz`` on Postgres, ISO text in UTC on SQLite, which keeps no zone."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        """Refuse naive datetimes; store UTC."""
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError("a naive datetime reached the database; use datetime.now(UTC)")
+        in_utc = value.astimezone(UTC)
+        return in_utc.replace(tzinfo=None) if dialect.name == "sqlite" else in_utc
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002  (SQLAlchemy's signature)
+        """Return aware UTC datetimes on both databases."""
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+# SQLite gives a rowid alias, and so a free auto-increment, to INTEGER primary keys only.
+BigId: Final = BigInteger().with_variant(Integer, "sqlite")
+
+
+def _column(name: str, kind: Any, *args: Any, nullable: bool = False, **kwargs: Any) -> Column[Any]:  # noqa: ANN401  (passes SQLAlchemy's own arguments through)
+    """A column that is NOT NULL unless it says otherwise."""
+    return Column(name, kind, *args, nullable=nullable, **kwargs)
+
+
+batches = Table(
+    "batches",
+    metadata,
+    _column("id", String(32), primary_key=True),
+    _column("name", Text, nullable=True),
+    _column("source", Text, nullable=True),
+    _column("created_at", UTCDateTime),
+    _column("cancelled_at", UTCDateTime, nullable=True),
+    # NULL until every line is stored: jobs of an unsealed batch are never published.
+    _column("total", Integer, nullable=True),
+    _column("defaults", JSON),
+    _column("metadata", JSON),
+    _column("idempotency_key", String(255), nullable=True, unique=True),
+    # SHA-256 over the accepted lines, so that a repeated idempotency key can be told from a reused one.
+    _column("content_digest", String(64), nullable=True),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    _column("id", BigId, primary_key=True, autoincrement=True),
+    _column("batch_id", String(32), ForeignKey("batches.id", ondelete="CASCADE")),
+    _column("line", Integer),
+    _column("custom_id", Text, nullable=True),
+    _column("request", JSON),
+    _column("state", String(16)),
+    _column("priority", Integer, server_default=text("0")),
+    _column("attempts", Integer, server_default=text("0")),
+    _column("max_attempts", Integer, server_default=text("3")),
+    # The fence: raised by every claim; a write must carry the current one.
+    _column("lease", Integer, server_default=text("0")),
+    _column("worker_id", String(64), nullable=True),
+    _column("queued_at", UTCDateTime),
+    # NULL: no message is known to be in the broker.
+    _column("published_at", UTCDateTime, nullable=True),
+    _column("claimed_at", UTCDateTime, nullable=True),
+    _column("finished_at", UTCDateTime, nullable=True),
+    _column("error_code", String(32), nullable=True),
+    _column("error_message", Text, nullable=True),
+    UniqueConstraint("batch_id", "line"),
+    UniqueConstraint("batch_id", "custom_id"),
+    Index("ix_jobs_batch_id_state", "batch_id", "state"),
+    # What the reconciler looks for: few rows of a table that is mostly final states.
+    Index(
+        "ix_jobs_runnable",
+        "state",
+        "published_at",
+        "priority",
+        "id",
+        sqlite_where=text("state IN ('queued', 'running')"),
+        postgresql_where=text("state IN ('queued', 'running')"),
+    ),
+)
+
+runs = Table(
+    "runs",
+    metadata,
+    _column("id", BigId, primary_key=True, autoincrement=True),
+    _column("worker_id", String(64), ForeignKey("workers.id")),
+    _column("started_at", UTCDateTime),
+    _column("finished_at", UTCDateTime, nullable=True),
+    _column("steps", Integer, server_default=text("0")),
+    _column("jobs_finished", Integer, server_default=text("0")),
+    _column("prompt_tokens", BigInteger, server_default=text("0")),
+    _column("completion_tokens", BigInteger, server_default=text("0")),
+    _column("draft_tokens", BigInteger, server_default=text("0")),
+    _column("accepted_tokens", BigInteger, server_default=text("0")),
+    _column("mean_batch_size", Double, nullable=True),
+    _column("mean_depth", Double, nullable=True),
+    _column("peak_blocks", Integer, nullable=True),
+    _column("tokens_per_second", Double, nullable=True),
+)
+
+results = Table(
+    "results",
+    metadata,
+    _column("job_id", BigId, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True, autoincrement=False),
+    _column("run_id", BigId, ForeignKey("runs.id"), nullable=True),
+    _column("output_text", Text),
+    _column("finish_reason", String(16)),
+    _column("prompt_tokens", Integer),
+    _column("cached_prompt_tokens", Integer),
+    _column("completion_tokens", Integer),
+    _column("queue_seconds", Double),
+    _column("ttft_seconds", Double, nullable=True),
+    _column("decode_seconds", Double),
+    _column("total_seconds", Double),
+    _column("tokens_per_second", Double, nullable=True),
+    _column("draft_tokens", Integer),
+    _column("accepted_tokens", Integer),
+    _column("acceptance_rate", Double, nullable=True),
+    _column("mean_acceptance_length", Double, nullable=True),
+    _column("target_model", Text),
+    _column("draft_model", Text, nullable=True),
+    _column("device", Text),
+    _column("dtype", String(32)),
+    _column("worker_id", String(64)),
+    _column("created_at", UTCDateTime),
+    Index("ix_results_created_at", "created_at"),
+)
+
+workers = Table(
+    "workers",
+    metadata,
+    _column("id", String(64), primary_key=True),
+    _column("hostname", Text),
+    _column("pid", Integer),
+    _column("device", Text),
+    _column("target_model", Text),
+    _column("draft_model", Text, nullable=True),
+    _column("slots", Integer),
+    _column("started_at", UTCDateTime),
+    _column("heartbeat_at", UTCDateTime),
+    _column("stopped_at", UTCDateTime, nullable=True),
+)

@@ -1,0 +1,73 @@
+"""JobState and the transitions the store allows; BatchState derived from counts."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class JobState(StrEnum):
+    """State of the stored row. ``queued`` and ``running`` are runnable; the other three are final."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+FINAL_STATES: Final = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
+RUNNABLE_STATES: Final = frozenset({JobState.QUEUED, JobState.RUNNING})
+
+TRANSITIONS: Final[Mapping[JobState, frozenset[JobState]]] = {
+    # claim; cancel
+    JobState.QUEUED: frozenset({JobState.RUNNING, JobState.CANCELLED}),
+    # finish; cancel; reclaim and hand-back
+    JobState.RUNNING: FINAL_STATES | {JobState.QUEUED},
+    JobState.SUCCEEDED: frozenset(),
+    # retry by hand
+    JobState.FAILED: frozenset({JobState.QUEUED}),
+    JobState.CANCELLED: frozenset({JobState.QUEUED}),
+}
+
+
+class ErrorCode(StrEnum):
+    """Why a job failed, as stored in ``jobs.error_code``."""
+
+    INVALID_REQUEST = "invalid_request"
+    PROMPT_TOO_LONG = "prompt_too_long"
+    OUT_OF_MEMORY = "out_of_memory"
+    WORKER_LOST = "worker_lost"
+    DEADLINE = "deadline"
+    ENGINE_ERROR = "engine_error"
+
+
+class BatchState(StrEnum):
+    """Derived, never stored."""
+
+    SUBMITTING = "submitting"
+    QUEUED = "queued"
+    RUNNING = "running"
+    DONE = "done"
+    CANCELLED = "cancelled"
+
+
+def derive_batch_state(counts: Mapping[JobState, int], *, sealed: bool, cancelled: bool) -> BatchState:
+    """Derive a batch's state from its jobs' counts.
+
+    Args:
+        counts: Jobs per state; missing states count as 0.
+        sealed: Every line has been stored.
+        cancelled: Someone cancelled the batch.
+    """
+    if not sealed:
+        return BatchState.SUBMITTING
+    if counts.get(JobState.RUNNING, 0):
+        return BatchState.RUNNING
+    if counts.get(JobState.QUEUED, 0):
+        finished = sum(counts.get(state, 0) for state in FINAL_STATES)
+        return BatchState.RUNNING if finished else BatchState.QUEUED
+    return BatchState.CANCELLED if cancelled else BatchState.DONE

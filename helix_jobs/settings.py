@@ -1,0 +1,122 @@
+"""Environment -> frozen Settings. Read at entry points only; everything else receives what it needs."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from helix_jobs.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_T = TypeVar("_T", int, None)
+
+LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+LOG_FORMATS: Final = ("text", "json")
+DTYPES: Final = ("auto", "float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What the ``HELIX_*`` environment says.
+
+    Attributes:
+        home: HELIX_HOME; database, broker socket, models and logs live here. Made with mode 0700.
+        redis_url: HELIX_REDIS_URL; None means the embedded broker under ``home``.
+        database_url: HELIX_DATABASE_URL as SQLAlchemy understands it; SQLite ``helix.db`` under ``home`` by default.
+        target_model: HELIX_TARGET_MODEL; a hub id, a directory, a ``.gguf`` file, or ``demo``.
+        draft_model: HELIX_DRAFT_MODEL; any of these, or ``int8`` (an int8 copy of the target), or ``none``.
+        device: HELIX_DEVICE; None picks the first available (DirectML, CUDA/ROCm, XPU, MPS, CPU).
+        dtype: HELIX_DTYPE; ``auto`` takes the best the device has for the checkpoint.
+        max_batch_size: HELIX_MAX_BATCH_SIZE; sequences that run at once.
+        speculation_depth: HELIX_SPECULATION_DEPTH; K, 0 is off.
+        kv_cache_mb: HELIX_KV_CACHE_MB; memory for keys and values of both models, None sizes it from free memory.
+        shutdown_grace: HELIX_SHUTDOWN_GRACE; seconds a stopping worker goes on before it hands jobs back.
+        log_level: HELIX_LOG_LEVEL.
+        log_format: HELIX_LOG_FORMAT.
+    """
+
+    home: Path
+    redis_url: str | None
+    database_url: str
+    target_model: str = "demo"
+    draft_model: str = "int8"
+    device: str | None = None
+    dtype: str = "auto"
+    max_batch_size: int = 32
+    speculation_depth: int = 4
+    kv_cache_mb: int | None = None
+    shutdown_grace: float = 20.0
+    log_level: str = "info"
+    log_format: str = "text"
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:
+        """Read ``HELIX_*`` variables; empty ones count as absent.
+
+        Raises:
+            ConfigurationError: A variable is malformed; the message names it and what is accepted.
+        """
+        values = {k: v.strip() for k, v in (os.environ if environment is None else environment).items() if v.strip()}
+        home = Path(values.get("HELIX_HOME", ".helix")).expanduser().absolute()
+        return cls(
+            home=home,
+            redis_url=values.get("HELIX_REDIS_URL"),
+            database_url=normalize_database_url(values.get("HELIX_DATABASE_URL", f"sqlite:///{home / 'helix.db'}")),
+            target_model=values.get("HELIX_TARGET_MODEL", "demo"),
+            draft_model=values.get("HELIX_DRAFT_MODEL", "int8"),
+            device=values.get("HELIX_DEVICE"),
+            dtype=_choice(values, "HELIX_DTYPE", DTYPES, "auto"),
+            max_batch_size=_integer(values, "HELIX_MAX_BATCH_SIZE", 32, 1, 4096),
+            speculation_depth=_integer(values, "HELIX_SPECULATION_DEPTH", 4, 0, 16),
+            kv_cache_mb=_integer(values, "HELIX_KV_CACHE_MB", None, 1, 10_000_000),
+            shutdown_grace=float(_integer(values, "HELIX_SHUTDOWN_GRACE", 20, 0, 86_400)),
+            log_level=_choice(values, "HELIX_LOG_LEVEL", LOG_LEVELS, "info"),
+            log_format=_choice(values, "HELIX_LOG_FORMAT", LOG_FORMATS, "text"),
+        )
+
+    def make_home(self) -> Path:
+        """Create ``home`` for this user alone (mode 0700 where the system has modes) and return it.
+
+        Raises:
+            ConfigurationError: The directory cannot be made.
+        """
+        try:
+            self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigurationError(f"HELIX_HOME {self.home} cannot be made: {error.strerror}; set another") from error
+        return self.home
+
+
+def normalize_database_url(url: str) -> str:
+    """Spell the two accepted database families the way SQLAlchemy needs them (Postgres through psycopg 3)."""
+    for prefix in ("postgresql+psycopg://", "postgresql://", "postgres://"):
+        if url.startswith(prefix):
+            return "postgresql+psycopg://" + url.removeprefix(prefix)
+    if url.startswith("sqlite:"):
+        return url
+    scheme = url.split(":", 1)[0]
+    raise ConfigurationError(f"HELIX_DATABASE_URL has the scheme {scheme!r}; use sqlite:/// or postgresql://")
+
+
+def _choice(values: Mapping[str, str], name: str, choices: tuple[str, ...], default: str) -> str:
+    value = values.get(name, default).lower()
+    if value not in choices:
+        raise ConfigurationError(f"{name} is {value!r}; use one of {', '.join(choices)}")
+    return value
+
+
+def _integer(values: Mapping[str, str], name: str, default: _T, low: int, high: int) -> int | _T:
+    text = values.get(name)
+    if text is None:
+        return default
+    try:
+        value = int(text)
+    except ValueError:
+        value = low - 1
+    if not low <= value <= high:
+        raise ConfigurationError(f"{name} is {text!r}; give a whole number from {low} to {high}")
+    return value
