@@ -96,7 +96,7 @@ class GenerationResult:
 
     @property
     def acceptance_rate(self) -> float | None:
-        """accepted / drafted; None when nothing was drafted."""
+        """Accepted / drafted; None when nothing was drafted."""
         return self.accepted_tokens / self.draft_tokens if self.draft_tokens else None
 
     @property

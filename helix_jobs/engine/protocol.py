@@ -1,0 +1,85 @@
+"""EngineProtocol: what a worker needs of an engine. The real one and the shipped fake both satisfy it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from helix_jobs.engine.request import GenerationResult, Request
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineInfo:
+    """What was loaded where, for the banner, the ``workers`` row and every result row.
+
+    ``kv_cache_bytes`` counts keys and values of target and draft together.
+    """
+
+    target_model: str
+    draft_model: str | None
+    device: str
+    dtype: str
+    max_batch_size: int
+    max_model_len: int
+    num_blocks: int
+    block_size: int
+    kv_cache_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineCounters:
+    """Running totals since the engine was built; a run's figures are the difference of two snapshots.
+
+    Attributes:
+        steps: Engine steps.
+        sequence_steps: Sum over steps of the sequences in the step; divided by ``steps``, the mean batch size.
+        decode_sequence_steps: The part of ``sequence_steps`` that decoded; ``draft_tokens`` over it is the mean depth.
+        prompt_tokens: Prompt tokens of admitted requests.
+        completion_tokens: Emitted tokens.
+        draft_tokens: Proposed tokens.
+        accepted_tokens: Proposed tokens that verification accepted.
+        peak_blocks: Most KV blocks of the target in use at once.
+    """
+
+    steps: int = 0
+    sequence_steps: int = 0
+    decode_sequence_steps: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
+    peak_blocks: int = 0
+
+
+class EngineProtocol(Protocol):
+    """One engine, driven by one thread; only ``encode`` may be called from others."""
+
+    @property
+    def info(self) -> EngineInfo:
+        """What was loaded where."""
+
+    def encode(self, request: Request) -> Request:
+        """Return the request with ``prompt_token_ids`` set. Thread-safe.
+
+        Raises:
+            RequestError: The prompt cannot be rendered or does not fit the context.
+        """
+
+    def add_request(self, request: Request) -> None:
+        """Queue an encoded request; a request that cannot be served comes out of ``step`` with its error."""
+
+    def step(self) -> list[GenerationResult]:
+        """Run one step of the batch and return what ended in it."""
+
+    def abort(self, request_id: str) -> None:
+        """End a request; its result (``aborted``) comes out of the next ``step``. Unknown ids are ignored."""
+
+    def has_unfinished(self) -> bool:
+        """Whether another ``step`` has work to do or results to return."""
+
+    def counters(self) -> EngineCounters:
+        """Totals since the engine was built."""
+
+    def close(self) -> None:
+        """Free the models and the caches."""
