@@ -1,0 +1,1 @@
+"""Logging and metrics. Pure standard library: imported by every command."""

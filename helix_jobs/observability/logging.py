@@ -1,0 +1,147 @@
+"""Logging for every Helix process: one handler on the root logger, text for people or JSON for machines.
+
+Modules only ever say ``logger = logging.getLogger(__name__)`` and ``logger.info("...", extra={...})``; entry points
+call `configure_logging` once. What they pass as ``extra`` is shown in both formats.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, TextIO
+
+from helix_jobs.errors import ConfigurationError
+from helix_jobs.settings import LOG_FORMATS, LOG_LEVELS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_OWN_LOGGER: Final = "helix_jobs"
+# Attributes every record has; whatever else it carries came in through ``extra``.
+_STANDARD_ATTRIBUTES: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+# "scheme://user:password@": the password runs to the last "@" before the path, as URL parsers read it.
+_URL_PASSWORD: Final = re.compile(r"(?P<head>[A-Za-z][A-Za-z0-9+.-]*://[^\s:/@]*):(?P<password>[^\s/\"'<>]+)@")
+_PASSWORD_FIELD: Final = re.compile(r"(?P<head>\b(?:password|passwd)=)[^\s&\"',;]+", re.IGNORECASE)
+
+
+def redact(text: str) -> str:
+    """Replace passwords inside URLs and ``password=`` fields by ``***``.
+
+    The second line of defence: whoever logs a URL redacts it first. This one catches what third-party libraries put
+    into their messages.
+    """
+    # The common line has neither; two substring searches are cheaper than two expressions.
+    if "://" in text and "@" in text:
+        text = _URL_PASSWORD.sub(r"\g<head>:***@", text)
+    if "passw" in text.lower():
+        text = _PASSWORD_FIELD.sub(r"\g<head>***", text)
+    return text
+
+
+class TextFormatter(logging.Formatter):
+    """``2026-11-23 07:15:00 INFO    jobs.worker_service: message  key=value`` in local time."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Render one record; tracebacks follow on their own lines."""
+        when = datetime.fromtimestamp(record.created).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        name = record.name.removeprefix(f"{_OWN_LOGGER}.")
+        line = f"{when} {record.levelname:<7} {name}: {record.getMessage()}"
+        fields = " ".join(f"{key}={value}" for key, value in extra_fields(record).items())
+        if fields:
+            line = f"{line}  {fields}"
+        trouble = _trouble(self, record)
+        return redact(f"{line}\n{trouble}" if trouble else line)
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: ``time`` (UTC), ``level``, ``logger``, ``message``, the extras, ``exception``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Render one record; an extra never replaces one of the fixed keys."""
+        when = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        entry: dict[str, Any] = {
+            "time": when.replace("+00:00", "Z"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": redact(record.getMessage()),
+        }
+        for key, value in extra_fields(record).items():
+            entry.setdefault(key, redact(value) if isinstance(value, str) else value)
+        trouble = _trouble(self, record)
+        if trouble:
+            entry["exception"] = redact(trouble)
+        return json.dumps(entry, ensure_ascii=False, default=lambda value: redact(str(value)))
+
+
+def extra_fields(record: logging.LogRecord) -> Mapping[str, Any]:
+    """What the caller passed as ``extra``."""
+    return {
+        key: value
+        for key, value in vars(record).items()
+        if key not in _STANDARD_ATTRIBUTES and not key.startswith("_") and value is not None
+    }
+
+
+def configure_logging(level: str, fmt: str, stream: TextIO | None = None) -> None:
+    """Send every log record of this process to one handler; calling it again replaces that handler.
+
+    Celery is told to leave logging alone (its ``setup_logging`` signal) if it is imported already, so call this after
+    importing the Celery application.
+
+    Args:
+        level: One of ``LOG_LEVELS``, for Helix's own loggers. Libraries speak from warning up, from info up at debug.
+        fmt: One of ``LOG_FORMATS``.
+        stream: Where to write; None is whatever ``sys.stderr`` is at the time of each record.
+
+    Raises:
+        ConfigurationError: Unknown level or format.
+    """
+    if level not in LOG_LEVELS:
+        raise ConfigurationError(f"log level {level!r} is unknown; use one of {', '.join(LOG_LEVELS)}")
+    if fmt not in LOG_FORMATS:
+        raise ConfigurationError(f"log format {fmt!r} is unknown; use one of {', '.join(LOG_FORMATS)}")
+    own_level = getattr(logging, level.upper())
+    handler: logging.Handler = _StandardErrorHandler() if stream is None else logging.StreamHandler(stream)
+    handler.set_name("helix")
+    handler.setFormatter(JsonFormatter() if fmt == "json" else TextFormatter())
+    root = logging.getLogger()
+    for old in [handler for handler in root.handlers if handler.get_name() == "helix"]:
+        root.removeHandler(old)
+    root.addHandler(handler)
+    root.setLevel(logging.INFO if own_level <= logging.DEBUG else max(own_level, logging.WARNING))
+    logging.getLogger(_OWN_LOGGER).setLevel(own_level)
+    if "celery.signals" in sys.modules:
+        _keep_celery_away()
+
+
+def _keep_celery_away() -> None:
+    from celery.signals import setup_logging
+
+    setup_logging.connect(_ignore_celery_setup, dispatch_uid="helix_jobs.logging")
+
+
+def _ignore_celery_setup(**_: object) -> None:
+    """Celery configures logging only if nobody listens to this signal; listening is all it takes."""
+
+
+def _trouble(formatter: logging.Formatter, record: logging.LogRecord) -> str:
+    parts = [formatter.formatException(record.exc_info)] if record.exc_info and record.exc_info[0] else []
+    if record.stack_info:
+        parts.append(formatter.formatStack(record.stack_info))
+    return "\n".join(parts)
+
+
+class _StandardErrorHandler(logging.StreamHandler[TextIO]):
+    """Looks ``sys.stderr`` up for each record, so that lines appear above a live progress bar, not across it."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        """The current standard error."""
+        return sys.stderr
