@@ -17,6 +17,7 @@ _T = TypeVar("_T", int, None)
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 LOG_FORMATS: Final = ("text", "json")
 DTYPES: Final = ("auto", "float32", "float16", "bfloat16")
+ENGINES: Final = ("helix", "fake")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +38,7 @@ class Settings:
         shutdown_grace: HELIX_SHUTDOWN_GRACE; seconds a stopping worker goes on before it hands jobs back.
         log_level: HELIX_LOG_LEVEL.
         log_format: HELIX_LOG_FORMAT.
+        engine: HELIX_ENGINE; ``helix``, or ``fake``: a deterministic stand-in without models, for trying the queue.
     """
 
     home: Path
@@ -52,6 +54,7 @@ class Settings:
     shutdown_grace: float = 20.0
     log_level: str = "info"
     log_format: str = "text"
+    engine: str = "helix"
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Settings:
@@ -76,6 +79,7 @@ class Settings:
             shutdown_grace=float(_integer(values, "HELIX_SHUTDOWN_GRACE", 20, 0, 86_400)),
             log_level=_choice(values, "HELIX_LOG_LEVEL", LOG_LEVELS, "info"),
             log_format=_choice(values, "HELIX_LOG_FORMAT", LOG_FORMATS, "text"),
+            engine=_choice(values, "HELIX_ENGINE", ENGINES, "helix"),
         )
 
     def make_home(self) -> Path:
