@@ -1,0 +1,248 @@
+"""Fakes that ship with the package. No torch here: whoever tests the queue needs no model."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+from helix_jobs.engine.protocol import EngineCounters, EngineInfo
+from helix_jobs.engine.request import FinishReason, GenerationResult, Request
+from helix_jobs.errors import EngineError, PromptTooLongError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+_TOKENS_PER_BLOCK: Final = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FakeFaults:
+    """Texts that, found in a prompt, make the fake engine misbehave. Empty texts never match.
+
+    Attributes:
+        fail: The request alone ends with an EngineError.
+        hang: The request is admitted and never ends.
+        crash: ``step`` raises while the request is in the batch.
+        stall: ``step`` does not return while the request is in the batch (until ``close``).
+        die: The process is gone in the middle of a step, without any clean-up.
+    """
+
+    fail: str = ""
+    hang: str = ""
+    crash: str = ""
+    stall: str = ""
+    die: str = ""
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> FakeFaults:
+        """Read ``HELIX_FAKE_FAIL``, ``_HANG``, ``_CRASH``, ``_STALL`` and ``_DIE``."""
+        return cls(**{name: environment.get(f"HELIX_FAKE_{name.upper()}", "") for name in cls.__slots__})
+
+
+def fake_output(prompt: str, max_tokens: int, *, ignore_eos: bool = False) -> tuple[str, FinishReason]:
+    """What the fake engine answers: the prompt's words in turn, once; with ``ignore_eos`` over and over."""
+    words = prompt.split() or ["?"]
+    count = max_tokens if ignore_eos else min(max_tokens, len(words))
+    reason = FinishReason.STOP if count == len(words) and not ignore_eos else FinishReason.LENGTH
+    return " ".join(words[i % len(words)] for i in range(count)), reason
+
+
+@dataclass(slots=True)
+class _Sequence:
+    """One request inside the fake engine."""
+
+    request: Request
+    prompt: str
+    words: tuple[str, ...]
+    reason: FinishReason
+    added: float
+    admitted: float | None = None
+    first_token: float | None = None
+    emitted: int = 0
+    steps: int = 0
+    draft_tokens: int = 0
+
+
+class FakeEngine:
+    """Satisfies ``EngineProtocol`` without a model: a token is a word, the output echoes the prompt.
+
+    Each step takes ``step_seconds`` and emits up to ``depth + 1`` tokens for each of at most ``max_batch_size``
+    requests, oldest first, so batching, waiting and speculation figures behave like the real engine's.
+
+    Args:
+        max_batch_size: Requests that run at once.
+        step_seconds: How long a step takes.
+        depth: Tokens "drafted" for each request and step; all of them that still fit are accepted.
+        max_model_len: Prompt plus output tokens at most.
+        faults: Texts that make requests misbehave.
+        sleep: How a step passes its time; tests replace it.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_batch_size: int = 8,
+        step_seconds: float = 0.0,
+        depth: int = 3,
+        max_model_len: int = 4096,
+        faults: FakeFaults | None = None,
+        sleep: Callable[[float], object] = time.sleep,
+    ) -> None:
+        self._step_seconds = step_seconds
+        self._depth = depth
+        self._faults = faults or FakeFaults()
+        self._sleep = sleep
+        self._sequences: dict[str, _Sequence] = {}
+        self._ended: list[GenerationResult] = []
+        self._counters = EngineCounters()
+        self._closed = threading.Event()
+        self._info = EngineInfo(
+            target_model="fake-target",
+            draft_model="fake-draft" if depth else None,
+            device="fake",
+            dtype="float32",
+            max_batch_size=max_batch_size,
+            max_model_len=max_model_len,
+            num_blocks=max_batch_size * max(1, max_model_len // _TOKENS_PER_BLOCK),
+            block_size=_TOKENS_PER_BLOCK,
+            kv_cache_bytes=0,
+        )
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] | None = None, *, max_batch_size: int = 8) -> FakeEngine:
+        """Build as ``HELIX_FAKE_STEP_SECONDS`` and the fault variables say (see ``FakeFaults``)."""
+        values = os.environ if environment is None else environment
+        return cls(
+            max_batch_size=max_batch_size,
+            step_seconds=float(values.get("HELIX_FAKE_STEP_SECONDS", "0.002")),
+            faults=FakeFaults.from_environment(values),
+        )
+
+    @property
+    def info(self) -> EngineInfo:
+        """A made-up device named ``fake``."""
+        return self._info
+
+    def encode(self, request: Request) -> Request:
+        """Give every word a token id; thread-safe, as it keeps nothing.
+
+        Raises:
+            PromptTooLongError: Prompt and one new token exceed ``max_model_len``.
+        """
+        words = _text(request).split()
+        if len(words) >= self._info.max_model_len:
+            raise PromptTooLongError(
+                f"the prompt has {len(words)} tokens and the context holds {self._info.max_model_len}; shorten it"
+            )
+        return replace(request, prompt_token_ids=tuple(range(len(words))))
+
+    def add_request(self, request: Request) -> None:
+        """Queue an encoded request."""
+        prompt = _text(request)
+        params = request.sampling_params
+        output, reason = fake_output(prompt, params.max_tokens, ignore_eos=params.ignore_eos)
+        self._sequences[request.request_id] = _Sequence(
+            request, prompt, tuple(output.split(" ")), reason, time.monotonic()
+        )
+
+    def abort(self, request_id: str) -> None:
+        """End a request; its result comes out of the next step."""
+        sequence = self._sequences.pop(request_id, None)
+        if sequence is not None:
+            self._ended.append(self._result(sequence, FinishReason.ABORTED))
+
+    def has_unfinished(self) -> bool:
+        """Whether requests or unreturned results are left."""
+        return bool(self._sequences or self._ended)
+
+    def step(self) -> list[GenerationResult]:
+        """Emit tokens for the oldest requests.
+
+        Raises:
+            RuntimeError: A prompt in the batch holds the ``crash`` text.
+        """
+        batch = list(self._sequences.values())[: self._info.max_batch_size]
+        for sequence in batch:
+            if sequence.admitted is None:
+                sequence.admitted = time.monotonic()
+                self._count(prompt_tokens=len(sequence.request.prompt_token_ids or ()))
+            self._misbehave(sequence.prompt)
+        if batch:
+            self._sleep(self._step_seconds)
+        for sequence in batch:
+            self._advance(sequence)
+        self._count(steps=1, sequence_steps=len(batch), decode_sequence_steps=len(batch))
+        blocks = sum(-(-len(s.words) // _TOKENS_PER_BLOCK) for s in batch)
+        self._counters = replace(self._counters, peak_blocks=max(self._counters.peak_blocks, blocks))
+        ended, self._ended = self._ended, []
+        return ended
+
+    def counters(self) -> EngineCounters:
+        """Totals since the engine was built."""
+        return self._counters
+
+    def close(self) -> None:
+        """Let a stalled step go on."""
+        self._closed.set()
+
+    def _misbehave(self, prompt: str) -> None:
+        if _matches(self._faults.die, prompt):
+            os._exit(86)
+        if _matches(self._faults.stall, prompt):
+            self._closed.wait()
+        if _matches(self._faults.crash, prompt):
+            raise RuntimeError("the fake engine was told to crash")
+
+    def _advance(self, sequence: _Sequence) -> None:
+        if _matches(self._faults.hang, sequence.prompt):
+            return
+        now = time.monotonic()
+        drafted = min(self._depth, len(sequence.words) - sequence.emitted - 1)
+        sequence.first_token = now if sequence.first_token is None else sequence.first_token
+        sequence.emitted += drafted + 1
+        sequence.draft_tokens += drafted
+        sequence.steps += 1
+        self._count(completion_tokens=drafted + 1, draft_tokens=drafted, accepted_tokens=drafted)
+        failed = _matches(self._faults.fail, sequence.prompt)
+        if failed or sequence.emitted == len(sequence.words):
+            del self._sequences[sequence.request.request_id]
+            self._ended.append(self._result(sequence, None if failed else sequence.reason))
+
+    def _result(self, sequence: _Sequence, reason: FinishReason | None) -> GenerationResult:
+        now = time.monotonic()
+        admitted = now if sequence.admitted is None else sequence.admitted
+        first = sequence.first_token
+        return GenerationResult(
+            request_id=sequence.request.request_id,
+            output_text=" ".join(sequence.words[: sequence.emitted]),
+            output_token_ids=tuple(range(sequence.emitted)),
+            finish_reason=reason,
+            error=EngineError("the fake engine was told to fail this request") if reason is None else None,
+            prompt_tokens=len(sequence.request.prompt_token_ids or ()),
+            cached_prompt_tokens=0,
+            queue_seconds=admitted - sequence.added,
+            ttft_seconds=None if first is None else first - admitted,
+            decode_seconds=0.0 if first is None else now - first,
+            total_seconds=now - admitted,
+            draft_tokens=sequence.draft_tokens,
+            accepted_tokens=sequence.draft_tokens,
+            target_steps=sequence.steps,
+        )
+
+    def _count(self, **more: int) -> None:
+        self._counters = replace(
+            self._counters, **{name: getattr(self._counters, name) + value for name, value in more.items()}
+        )
+
+
+def _text(request: Request) -> str:
+    if request.messages is not None:
+        return " ".join(message["content"] for message in request.messages)
+    return request.prompt or " ".join(str(token) for token in request.prompt_token_ids or ())
+
+
+def _matches(text: str, prompt: str) -> bool:
+    return bool(text) and text in prompt
