@@ -20,6 +20,7 @@
     │   └── InsufficientMemoryError
     └── RequestError                one request cannot be served; it fails alone
         ├── InvalidRequestError     code ``invalid_request``
+        │   └── InvalidFieldError   names the field, the reason and the remedy
         ├── PromptTooLongError      code ``prompt_too_long``
         ├── OutOfMemoryError        code ``out_of_memory``
         └── EngineError             code ``engine_error``
@@ -29,6 +30,7 @@ Messages say what is wrong, where, and the remedy. They never carry a prompt or 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 
@@ -54,8 +56,36 @@ class InputError(HelixError):
     exit_code = 2
 
 
+@dataclass(frozen=True, slots=True)
+class BadLine:
+    """Why one line of the input was refused. Carries no prompt text.
+
+    Attributes:
+        line: Line number, from 1 (for mappings handed over in Python: the position, from 1).
+        field: The field at fault, or ``(line)`` when the line as a whole is.
+        reason: What is wrong with it.
+        remedy: What is accepted instead.
+    """
+
+    line: int
+    field: str
+    reason: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"line {self.line}: {self.field}: {self.reason}; {self.remedy}"
+
+
 class InvalidInputError(InputError):
-    """One or more lines are bad; nothing was enqueued. The lines are listed where they were found, by the caller."""
+    """One or more lines are bad; nothing was enqueued.
+
+    ``bad_lines`` are the first of them, in order; ``count`` is how many there are.
+    """
+
+    def __init__(self, message: str, bad_lines: tuple[BadLine, ...] = (), count: int | None = None) -> None:
+        super().__init__(message)
+        self.bad_lines = bad_lines
+        self.count = len(bad_lines) if count is None else count
 
 
 class IdempotencyConflictError(InputError):
@@ -120,6 +150,16 @@ class InvalidRequestError(RequestError):
     """The request is malformed for this model."""
 
     code = "invalid_request"
+
+
+class InvalidFieldError(InvalidRequestError):
+    """One field is wrong. ``field`` names it, ``reason`` says why, ``remedy`` says what is accepted."""
+
+    def __init__(self, field: str, reason: str, remedy: str) -> None:
+        super().__init__(f"{field}: {reason}; {remedy}")
+        self.field = field
+        self.reason = reason
+        self.remedy = remedy
 
 
 class PromptTooLongError(RequestError):

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Final
 
-from helix_jobs.errors import InvalidRequestError
+from helix_jobs.errors import InvalidFieldError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,14 +16,8 @@ MAX_STOP_TOKEN_IDS: Final = 64
 MAX_NEW_TOKENS: Final = 131_072
 
 
-class InvalidSamplingParamsError(InvalidRequestError):
-    """One sampling field is wrong. ``field`` names it, ``reason`` says why, ``remedy`` says what is accepted."""
-
-    def __init__(self, field: str, reason: str, remedy: str) -> None:
-        super().__init__(f"{field}: {reason}; {remedy}")
-        self.field = field
-        self.reason = reason
-        self.remedy = remedy
+class InvalidSamplingParamsError(InvalidFieldError):
+    """One sampling field is wrong."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +139,8 @@ def _number(name: str, value: object, low: float, high: float, *, low_open: bool
     remedy = f"give a number {'above' if low_open else 'from'} {low:g} {'up ' if low_open else ''}to {high:g}"
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InvalidSamplingParamsError(name, f"is {_kind(value)}", remedy)
-    if not math.isfinite(value) or not low <= value <= high or (low_open and value == low):
+    # NaN and the infinities fail the comparison; an integer too large for a float must not reach math.isfinite.
+    if not low <= value <= high or (low_open and value == low):
         raise InvalidSamplingParamsError(name, f"{value} is out of range", remedy)
 
 
