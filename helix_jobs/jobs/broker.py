@@ -1,0 +1,259 @@
+"""Where the broker is, the embedded broker, and how job ids are published.
+
+The database is the truth and the broker carries ids, so everything in here may be lost: a message that is gone is
+published again by the reconciler, one that comes twice is refused by the claim.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import sys
+import threading
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from helix_jobs.errors import BrokerUnreachableError, ConfigurationError
+from helix_jobs.jobs.embedded_broker import EmbeddedBroker, socket_url
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from kombu.connection import Connection
+
+    from helix_jobs.settings import Settings
+
+__all__ = [
+    "QUEUE_NAME",
+    "TASK_NAME",
+    "CeleryPublisher",
+    "EmbeddedBroker",
+    "broker_url",
+    "message_priority",
+    "ping",
+    "redact_url",
+    "transport_options",
+]
+
+logger = logging.getLogger(__name__)
+
+QUEUE_NAME: Final = "helix"
+TASK_NAME: Final = "helix.run_job"
+MAX_PRIORITY: Final = 9
+CONNECT_TIMEOUT: Final = 5.0
+PUBLISH_ATTEMPTS: Final = 3
+PUBLISH_BATCH: Final = 500
+
+# One list key a priority step; the set and the index hold what was delivered and not yet acknowledged.
+_PRIORITY_STEPS: Final = tuple(range(MAX_PRIORITY + 1))
+_UNACKED: Final = "helix.unacked"
+_UNACKED_INDEX: Final = "helix.unacked_index"
+
+_SECRET: Final = re.compile(r"(?<=://)([^/?#:@]*):([^?#]*)@|([?&](?:password|sslpassword)=)[^&#]*", re.IGNORECASE)
+
+
+class Publishable(Protocol):
+    """A job whose id may be published: what the store's ``PublishableJob`` is."""
+
+    @property
+    def id(self) -> int:
+        """The job's id."""
+
+    @property
+    def priority(self) -> int:
+        """0 to 9, higher first."""
+
+
+def broker_url(settings: Settings) -> str:
+    """Return HELIX_REDIS_URL, or the embedded broker's socket under HELIX_HOME.
+
+    Raises:
+        ConfigurationError: No URL is set and this system has no embedded broker.
+    """
+    if settings.redis_url is not None:
+        return settings.redis_url
+    if sys.platform == "win32":
+        raise ConfigurationError(
+            "the embedded broker does not exist on Windows; set HELIX_REDIS_URL, or use submit.py --local"
+        )
+    return socket_url(EmbeddedBroker(settings.home).socket_path)
+
+
+def redact_url(url: str) -> str:
+    """Replace the password in a URL by ``***``."""
+    return _SECRET.sub(lambda m: f"{m[3]}***" if m[3] else f"{m[1]}:***@", url)
+
+
+def transport_options(url: str) -> dict[str, Any]:
+    """Return kombu's options for this broker; publisher, worker and inspectors must agree on them."""
+    if url.startswith("memory:"):
+        # Its default of a second would be the latency of every message.
+        return {"polling_interval": 0.02}
+    return {
+        # Jobs are recovered from the database within half a minute; this only bounds when Redis forgets its copy.
+        "visibility_timeout": 86_400,
+        "unacked_restore_throttle": 1,
+        # Keys of Helix's own: another Celery application in the same Redis database is none of our business.
+        "unacked_key": _UNACKED,
+        "unacked_index_key": _UNACKED_INDEX,
+        "unacked_mutex_key": "helix.unacked_mutex",
+        "priority_steps": list(_PRIORITY_STEPS),
+        "socket_timeout": 30,
+        "socket_connect_timeout": CONNECT_TIMEOUT,
+        "socket_keepalive": True,
+        "health_check_interval": 25,
+        # Without an event loop (Windows) every slot's thread acknowledges through a connection of its own.
+        "max_connections": 1024,
+    }
+
+
+def message_priority(job_priority: int) -> int:
+    """Map a job's priority (9 first) to the message's (0 first on kombu's Redis transport)."""
+    return MAX_PRIORITY - min(max(job_priority, 0), MAX_PRIORITY)
+
+
+def ping(url: str, *, timeout: float = CONNECT_TIMEOUT) -> None:
+    """Make sure the broker answers.
+
+    Raises:
+        BrokerUnreachableError: It does not; the message says where and why.
+    """
+    from kombu.connection import Connection
+
+    options = transport_options(url) | ({} if url.startswith("memory:") else {"socket_connect_timeout": timeout})
+    with _broker_errors(url), Connection(url, transport_options=options) as connection:
+        connection.ensure_connection(max_retries=1, interval_start=0, timeout=timeout)
+
+
+class CeleryPublisher:
+    """Sends job ids as Celery messages; thread-safe.
+
+    Writes the message itself instead of ``task.delay()``: kombu alone imports in a tenth of a second and pipelines a
+    batch, at 9,000 messages a second against 2,000.
+
+    Args:
+        settings: Says where the broker is; a URL does as well.
+    """
+
+    def __init__(self, settings: Settings | str) -> None:
+        self.url = settings if isinstance(settings, str) else broker_url(settings)
+        self._lock = threading.Lock()
+        self._connection: Connection | None = None
+        self._channel: Any = None
+
+    def depth(self) -> int:
+        """Return how many messages wait in the broker, over all priorities.
+
+        Raises:
+            BrokerUnreachableError: The broker does not answer.
+        """
+        with self._lock, self._reset_on_error(), _broker_errors(self.url):
+            return int(self._open_channel().queue_declare(queue=QUEUE_NAME).message_count)
+
+    def publish(self, jobs: Sequence[Publishable]) -> None:
+        """Send one message a job. After an error some may have been sent: sending them again is harmless.
+
+        Raises:
+            BrokerUnreachableError: The broker does not answer, or refuses (for example, its memory is full).
+        """
+        if not jobs:
+            return
+        with self._lock:
+            for attempt in range(1, PUBLISH_ATTEMPTS + 1):
+                try:
+                    with self._reset_on_error(), _broker_errors(self.url):
+                        self._publish(jobs)
+                except BrokerUnreachableError:
+                    if attempt == PUBLISH_ATTEMPTS:
+                        raise
+                    logger.debug("publishing failed, sending the batch again", exc_info=True)
+                else:
+                    return
+
+    def reset_queue(self) -> None:
+        """Forget every message, waiting or stranded with a dead worker. The reconciler publishes anew.
+
+        For the only live worker: messages a killed worker held would otherwise stay in ``unacked`` for a day.
+
+        Raises:
+            BrokerUnreachableError: The broker does not answer.
+        """
+        with self._lock, self._reset_on_error(), _broker_errors(self.url):
+            channel = self._open_channel()
+            channel.queue_purge(QUEUE_NAME)
+            if not self.url.startswith("memory:"):
+                channel.client.delete(_UNACKED, _UNACKED_INDEX)
+
+    def close(self) -> None:
+        """Close the connection; the next use opens another."""
+        with self._lock:
+            self._disconnect()
+
+    def _publish(self, jobs: Sequence[Publishable]) -> None:
+        from kombu.messaging import Producer
+
+        producer = Producer(self._open_channel(), auto_declare=False)
+        # Each publication has ids of its own: Celery remembers a revoked id for hours, and a job may be retried.
+        token = secrets.token_hex(4)
+        with producer.batch(max_size=PUBLISH_BATCH):
+            for job in jobs:
+                task_id = f"{job.id}-{token}"
+                producer.publish(
+                    [[job.id], {}, {}],
+                    # The nameless exchange needs no binding, so publishing works on a Redis that was just flushed.
+                    exchange="",
+                    routing_key=QUEUE_NAME,
+                    serializer="json",
+                    priority=message_priority(job.priority),
+                    headers={"lang": "py", "task": TASK_NAME, "id": task_id, "root_id": task_id, "ignore_result": True},
+                    correlation_id=task_id,
+                )
+
+    def _open_channel(self) -> Any:  # noqa: ANN401  (kombu has no types)
+        if self._channel is None:
+            from kombu.connection import Connection
+
+            self._connection = Connection(self.url, transport_options=transport_options(self.url))
+            self._connection.ensure_connection(max_retries=1, interval_start=0, timeout=CONNECT_TIMEOUT)
+            self._channel = self._connection.channel()
+        return self._channel
+
+    @contextmanager
+    def _reset_on_error(self) -> Iterator[None]:
+        """Drop the connection after an error: its state is unknown."""
+        try:
+            yield
+        except BaseException:
+            self._disconnect()
+            raise
+
+    def _disconnect(self) -> None:
+        connection, self._connection, self._channel = self._connection, None, None
+        if connection is not None:
+            with suppress(Exception):
+                connection.release()
+
+
+@contextmanager
+def _broker_errors(url: str) -> Iterator[None]:
+    """Turn what kombu and redis-py raise for a broken or refusing broker into BrokerUnreachableError."""
+    from kombu.exceptions import KombuError
+
+    try:
+        from redis.exceptions import RedisError
+    except ImportError:  # pragma: no cover  (a declared dependency)
+        RedisError = OSError  # type: ignore[assignment,misc]  # noqa: N806
+    try:
+        yield
+    except (OSError, KombuError, RedisError) as error:
+        cause = error.__cause__ or error
+        raise BrokerUnreachableError(
+            f"the broker at {redact_url(url)} does not serve us: {redact_url(str(cause)) or type(cause).__name__}; "
+            "start it, or correct HELIX_REDIS_URL (unset, the worker runs a broker of its own)"
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        # What kombu makes of a URL with an unknown scheme or a malformed port.
+        raise ConfigurationError(
+            f"HELIX_REDIS_URL {redact_url(url)} is no broker URL ({redact_url(str(error))}); use redis://, rediss:// or redis+socket://"
+        ) from error

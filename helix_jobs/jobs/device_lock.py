@@ -1,0 +1,170 @@
+"""Locks on files that die with the process that holds them: one worker a device, one starter of a broker.
+
+The operating system drops such a lock when its holder ends in whatever way, so nothing stale can be left behind.
+"""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import logging
+import os
+import re
+import sys
+import tempfile
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Self
+
+from helix_jobs.errors import ConfigurationError, DeviceInUseError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+logger = logging.getLogger(__name__)
+
+
+class FileLock:
+    """An exclusive lock on a file. The file stays behind when it is released; only the lock counts.
+
+    Args:
+        path: The file; made with mode 0600. Its directory must exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: IO[str] | None = None
+
+    @property
+    def held(self) -> bool:
+        """Whether this object holds the lock."""
+        return self._file is not None
+
+    def acquire(self, *, blocking: bool = False, note: str = "") -> bool:
+        """Take the lock and write ``note`` into the file; False if someone else holds it."""
+        if self._file is not None:
+            return True
+        # Not inheritable by child processes, so the lock ends with this process alone.
+        file = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600), "r+", encoding="utf-8")
+        try:
+            if not _lock(file, blocking=blocking):
+                file.close()
+                return False
+            file.truncate(0)
+            file.write(note)
+            file.flush()
+        except BaseException:
+            file.close()
+            raise
+        self._file = file
+        return True
+
+    def release(self) -> None:
+        """Let go; harmless if not held."""
+        file, self._file = self._file, None
+        if file is not None:
+            file.close()
+
+    def __enter__(self) -> Self:
+        self.acquire(blocking=True)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+class DeviceLock:
+    """Keeps a second worker of this user off a device of this host.
+
+    Two workers on one device would each size their caches from the same free memory. The locks live in a private
+    directory under the system's temporary directory, not under HELIX_HOME: two homes share one device all the same.
+
+    Args:
+        device: The device's name as torch says it, or ``fake``.
+        directory: Where the lock file lies; tests give their own.
+    """
+
+    def __init__(self, device: str, directory: Path | None = None) -> None:
+        self.device = device
+        self._directory = directory
+        self._lock: FileLock | None = None
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether this process holds the device for itself; then every other worker row naming it is dead."""
+        return self._lock is not None and self._lock.held
+
+    def acquire(self, *, allow_shared: bool = False) -> None:
+        """Take the device.
+
+        Raises:
+            DeviceInUseError: Another worker holds it and ``allow_shared`` is off.
+        """
+        directory = private_directory("locks") if self._directory is None else self._directory
+        slug = re.sub(r"[^A-Za-z0-9._-]", "_", self.device)
+        lock = FileLock(directory / f"device-{slug}.lock")
+        if lock.acquire(note=f"{os.getpid()}\n"):
+            self._lock = lock
+        elif allow_shared:
+            logger.warning("device %s is shared with another worker", self.device)
+        else:
+            raise DeviceInUseError(
+                f"another worker on this host already runs on device {self.device}; stop it, choose another --device, "
+                "or pass --allow-shared-device"
+            )
+
+    def release(self) -> None:
+        """Let go; harmless if not held."""
+        if self._lock is not None:
+            self._lock.release()
+
+
+def private_directory(*parts: str) -> Path:
+    """Return a directory of this user alone under the system's temporary directory, made with mode 0700.
+
+    Raises:
+        ConfigurationError: Someone else made it first or it cannot be made.
+    """
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):  # a user id without a name, as in some containers
+        user = str(os.getuid()) if sys.platform != "win32" else "user"
+    directory = Path(tempfile.gettempdir(), f"helix-{hashlib.blake2b(user.encode(), digest_size=6).hexdigest()}")
+    for path in (directory, directory.joinpath(*parts)):
+        try:
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            status = path.lstat()
+        except OSError as error:
+            raise ConfigurationError(
+                f"{path} cannot be made ({error.strerror}); set TMPDIR to a writable place"
+            ) from error
+        if sys.platform != "win32" and (status.st_uid != os.getuid() or status.st_mode & 0o077 or path.is_symlink()):
+            raise ConfigurationError(f"{path} is not private to this user; remove it or set TMPDIR")
+    return directory.joinpath(*parts)
+
+
+if sys.platform == "win32":
+
+    def _lock(file: IO[str], *, blocking: bool) -> bool:
+        import msvcrt
+
+        # One byte far past the note: a locked range cannot be read by others. LK_LOCK gives up after ten seconds.
+        file.seek(1 << 30)
+        try:
+            msvcrt.locking(file.fileno(), msvcrt.LK_LOCK if blocking else msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        file.seek(0)
+        return True
+
+else:
+
+    def _lock(file: IO[str], *, blocking: bool) -> bool:
+        import fcntl
+
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if blocking else fcntl.LOCK_NB))
+        except BlockingIOError:
+            return False
+        return True
