@@ -1,0 +1,86 @@
+"""The Celery application: ``celery -A helix_jobs.jobs.celery_app inspect ping`` works against a running worker.
+
+The worker itself is started by ``python worker.py``, which loads the models first; ``celery worker`` is refused.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Final
+
+from celery import Celery
+from celery.signals import worker_init
+
+from helix_jobs.errors import ConfigurationError
+from helix_jobs.jobs.broker import QUEUE_NAME, broker_url, transport_options
+from helix_jobs.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# Trade-off: threads beyond the batch slots keep the engine fed while finished jobs are written and new ones claimed;
+# each of them holds a claimed job that waits, which another worker could have run.
+LOOK_AHEAD_SHARE: Final = 4
+MIN_LOOK_AHEAD: Final = 2
+
+
+def concurrency(max_batch_size: int) -> int:
+    """Return the number of pool threads for a batch: its slots plus a small look-ahead."""
+    return max_batch_size + max(MIN_LOOK_AHEAD, max_batch_size // LOOK_AHEAD_SHARE)
+
+
+def celery_settings(settings: Settings) -> Mapping[str, Any]:
+    """Return Celery's configuration. Why each one: see the comments."""
+    url = broker_url(settings)
+    return {
+        "broker_url": url,
+        "broker_transport_options": transport_options(url),
+        # A message is acknowledged after the job's result is committed, never before.
+        "task_acks_late": True,
+        "task_ignore_result": True,
+        "result_backend": None,
+        "accept_content": ["json"],
+        "task_serializer": "json",
+        "event_serializer": "json",
+        "imports": ["helix_jobs.jobs.tasks"],
+        "task_default_queue": QUEUE_NAME,
+        # Broadcasts of other applications on the same Redis are not for us, nor ours for them.
+        "control_exchange": QUEUE_NAME,
+        "worker_pool": "helix_jobs.jobs.pool:TaskPool",
+        "worker_concurrency": concurrency(settings.max_batch_size),
+        "worker_prefetch_multiplier": 2,
+        "worker_enable_prefetch_count_reduction": False,
+        "broker_connection_retry": True,
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,
+        # Jobs run on while the broker is away; the fence makes a second delivery harmless.
+        "worker_cancel_long_running_tasks_on_connection_loss": False,
+        "worker_hijack_root_logger": False,
+        "worker_redirect_stdouts": False,
+        "worker_soft_shutdown_timeout": settings.shutdown_grace,
+        "enable_utc": True,
+        "timezone": "UTC",
+    }
+
+
+def configure(settings: Settings) -> Celery:
+    """Give the application these settings instead of the environment's; for the worker, which may have flags."""
+    # Celery prefers these variables to its configuration; they would be some other application's.
+    for name in ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL"):
+        os.environ.pop(name, None)
+    app.conf.update(celery_settings(settings))
+    return app
+
+
+@worker_init.connect(weak=False)  # type: ignore[untyped-decorator]
+def _refuse_bare_worker(**_: object) -> None:
+    """A worker without models would take messages and could not serve them."""
+    from helix_jobs.jobs import tasks
+
+    if tasks.bound_service() is None:
+        raise ConfigurationError("start the worker with `python worker.py`, which loads the models; not with celery")
+
+
+app = Celery("helix")
+# Read when the first command needs it, so that importing this module reads no environment.
+app.add_defaults(lambda: celery_settings(Settings.from_environment()))

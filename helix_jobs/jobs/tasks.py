@@ -1,0 +1,95 @@
+"""The one Celery task. It carries a job's id and nothing else; the work is ``WorkerService.run_job``."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any, Protocol
+
+from celery.exceptions import InvalidTaskError, Reject
+from celery.signals import task_revoked
+from celery.worker.strategy import default as default_strategy
+
+from helix_jobs.jobs.broker import TASK_NAME
+from helix_jobs.jobs.celery_app import app
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+logger = logging.getLogger(__name__)
+
+
+class JobService(Protocol):
+    """What the task, the pool and the signals need of the worker's service."""
+
+    def run_job(self, job_id: int) -> bool:
+        """Bring a job to its end. False: the worker is stopping and the message belongs to another one."""
+
+    def abort_job(self, job_id: int) -> None:
+        """Stop generating for this job, if it runs here."""
+
+    def cancel_job(self, job_id: int) -> None:
+        """Cancel the job in the database."""
+
+    def begin_drain(self) -> None:
+        """Take no further jobs; hand back what is unfinished when the grace time is over."""
+
+
+_service: JobService | None = None
+
+
+def bind_service(service: JobService | None) -> None:
+    """Say who runs the jobs of this process. Celery finds tasks by import, so the service cannot be an argument."""
+    global _service  # noqa: PLW0603
+    _service = service
+
+
+def bound_service() -> JobService | None:
+    """Who runs the jobs of this process; None outside a worker."""
+    return _service
+
+
+def strategy(task: object, celery_app: object, consumer: object) -> Callable[..., object]:
+    """Celery's own message handler, made safe against messages whose body is no list.
+
+    Whoever can write to the broker can send anything; an error here would end the consumer, while an invalid message
+    is logged and dropped.
+    """
+    handler = default_strategy(task, celery_app, consumer)
+
+    def handle(message: Any, *args: Any, **kwargs: Any) -> object:  # noqa: ANN401  (Celery's signature)
+        try:
+            return handler(message, *args, **kwargs)
+        except InvalidTaskError:
+            raise
+        except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+            raise InvalidTaskError(f"malformed message ({type(error).__name__})") from error
+
+    return handle
+
+
+@app.task(name=TASK_NAME, bind=True, Strategy=f"{__name__}:strategy")  # type: ignore[untyped-decorator]
+def run_job(self: Any, *args: object, **kwargs: object) -> None:  # noqa: ANN401  (Celery's task object)
+    """Run the job with this id; returning acknowledges the message."""
+    job_id = job_id_of(args)
+    if job_id is None or kwargs:
+        logger.warning("dropped a message that names no job", extra={"message_id": str(self.request.id)[:64]})
+        return
+    if _service is None or not _service.run_job(job_id):
+        raise Reject(reason="the worker is stopping", requeue=True)
+
+
+def job_id_of(args: object) -> int | None:
+    """Read the job's id out of a message's arguments, which anyone may have written."""
+    if isinstance(args, list | tuple) and len(args) == 1:
+        job_id = args[0]
+        if isinstance(job_id, int) and not isinstance(job_id, bool) and 0 < job_id < 2**63:
+            return job_id
+    return None
+
+
+@task_revoked.connect(weak=False)  # type: ignore[untyped-decorator]
+def _cancel_revoked(request: Any = None, *, expired: bool = False, **_: object) -> None:  # noqa: ANN401
+    """``celery control revoke`` drops the message; without this the reconciler would publish the job again."""
+    job_id = job_id_of(getattr(request, "args", None))
+    if _service is not None and job_id is not None and not expired:
+        _service.cancel_job(job_id)
