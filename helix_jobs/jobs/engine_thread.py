@@ -1,0 +1,226 @@
+"""EngineThread: the one thread that drives the engine. Everyone else leaves requests and aborts in its inbox."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol
+
+from helix_jobs.errors import EngineError, HelixError, RequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from helix_jobs.engine.protocol import EngineCounters, EngineProtocol
+    from helix_jobs.engine.request import GenerationResult, Request
+
+logger = logging.getLogger(__name__)
+
+MAX_FAILED_STEPS: Final = 3
+RUN_SECONDS: Final = 60.0
+# Between a finished batch and the next claims lies one group commit; that is no end of a run.
+LINGER_SECONDS: Final = 0.5
+
+
+class EngineBrokenError(HelixError):
+    """The engine fails step after step; only a new process can help."""
+
+
+class Run(Protocol):
+    """One batched speculative run, as the recorder keeps it."""
+
+    row_id: int | None
+
+
+class RunRecorder(Protocol):
+    """Writes runs down; called by the engine thread alone and never waits."""
+
+    def begin(self, counters: EngineCounters) -> Run:
+        """A run begins."""
+
+    def end(self, run: Run, counters: EngineCounters, *, jobs_finished: int, idle_seconds: float) -> None:
+        """A run has ended, ``idle_seconds`` ago."""
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """The engine has ended a request in this run."""
+
+    result: GenerationResult
+    run: Run
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFailed:
+    """The engine could not serve a request."""
+
+    error: RequestError
+
+
+@dataclass(frozen=True, slots=True)
+class _Add:
+    request: Request
+    settle: Callable[[Generated | RequestFailed], object]
+
+
+@dataclass(frozen=True, slots=True)
+class _Abort:
+    request_id: str
+
+
+class _Stop:
+    """The last thing in the inbox."""
+
+
+class EngineThread:
+    """Adds and aborts requests between steps, steps while there is work, and settles what ends.
+
+    A *run* is a stretch in which the engine was busy, cut at a minute.
+
+    Args:
+        engine: Driven by this thread alone, apart from ``encode``.
+        recorder: Told where runs begin and end.
+        on_broken: Called from this thread when it ends without having been asked to.
+    """
+
+    def __init__(
+        self, engine: EngineProtocol, recorder: RunRecorder, on_broken: Callable[[BaseException], None]
+    ) -> None:
+        self._engine = engine
+        self._recorder = recorder
+        self._on_broken = on_broken
+        self._inbox: queue.SimpleQueue[_Add | _Abort | _Stop] = queue.SimpleQueue()
+        self._settlers: dict[str, Callable[[Generated | RequestFailed], object]] = {}
+        self._thread = threading.Thread(target=self._main, name="helix-engine", daemon=True)
+        self._failed_steps = 0
+        self._run: Run | None = None
+        self._run_began = 0.0
+        self._busy_at = 0.0
+        self._jobs_finished = 0
+        self._step_began: float | None = None
+
+    @property
+    def step_seconds(self) -> float:
+        """How long the step under way has taken so far; 0 between steps."""
+        began = self._step_began
+        return 0.0 if began is None else time.monotonic() - began
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def submit(self, request: Request, settle: Callable[[Generated | RequestFailed], object]) -> None:
+        """Queue an encoded request; ``settle`` is called once with its end, from the engine's thread."""
+        self._inbox.put(_Add(request, settle))
+
+    def abort(self, request_id: str) -> None:
+        """End a request early; unknown ids are ignored."""
+        self._inbox.put(_Abort(request_id))
+
+    def stop(self, timeout: float) -> bool:
+        """Ask the thread to end after the step under way; False if that takes longer than ``timeout`` seconds."""
+        self._inbox.put(_Stop())
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _main(self) -> None:
+        try:
+            while self._take_in():
+                if self._engine.has_unfinished():
+                    self._step()
+                self._cut_run()
+        except BaseException as error:  # noqa: BLE001  (whatever it is, the worker must learn that the engine is gone)
+            self._on_broken(error)
+        finally:
+            if self._run is not None:
+                self._end_run()
+
+    def _take_in(self) -> bool:
+        """Empty the inbox, waiting only if the engine has nothing to do; False when told to stop."""
+        wait = not self._engine.has_unfinished()
+        while True:
+            try:
+                message = self._inbox.get(
+                    block=wait, timeout=LINGER_SECONDS if wait and self._run is not None else None
+                )
+            except queue.Empty:
+                return True
+            wait = False
+            if isinstance(message, _Stop):
+                return False
+            if isinstance(message, _Abort):
+                self._engine.abort(message.request_id)
+            else:
+                self._add(message)
+
+    def _add(self, message: _Add) -> None:
+        try:
+            self._engine.add_request(message.request)
+        except RequestError as error:
+            message.settle(RequestFailed(error))
+        except Exception as error:
+            logger.exception("the engine refused a request", extra={"job_id": message.request.request_id})
+            message.settle(RequestFailed(_engine_error(error)))
+        else:
+            self._settlers[message.request.request_id] = message.settle
+
+    def _step(self) -> None:
+        now = time.monotonic()
+        if self._run is None:
+            self._run, self._run_began, self._jobs_finished = self._recorder.begin(self._engine.counters()), now, 0
+        self._step_began = now
+        try:
+            results = self._engine.step()
+        except Exception as error:  # noqa: BLE001  (anything at all may come out of a device)
+            self._step_failed(error)
+            return
+        finally:
+            self._step_began = None
+            self._busy_at = time.monotonic()
+        self._failed_steps = 0
+        for result in results:
+            settle = self._settlers.pop(result.request_id, None)
+            self._jobs_finished += 1
+            if settle is not None:
+                settle(Generated(result, self._run))
+
+    def _step_failed(self, error: Exception) -> None:
+        """Fail what is in the engine, as nobody can say which request it was, and go on with the others.
+
+        Trade-off: failing them all loses good requests to a bad neighbour (``retry`` runs them again); handing them
+        back would let one poisonous request take its neighbours down three times over.
+
+        Raises:
+            EngineBrokenError: Step after step fails. What is in the engine then is left to be reclaimed.
+        """
+        self._failed_steps += 1
+        logger.error("an engine step failed; %d requests end with engine_error", len(self._settlers), exc_info=error)
+        if self._failed_steps >= MAX_FAILED_STEPS:
+            raise EngineBrokenError(f"{MAX_FAILED_STEPS} engine steps in a row failed; see the log") from error
+        settlers, self._settlers = self._settlers, {}
+        for request_id, settle in settlers.items():
+            self._engine.abort(request_id)
+            settle(RequestFailed(_engine_error(error)))
+
+    def _cut_run(self) -> None:
+        if self._run is None:
+            return
+        idle = not self._engine.has_unfinished() and time.monotonic() - self._busy_at >= LINGER_SECONDS
+        if idle or time.monotonic() - self._run_began >= RUN_SECONDS:
+            self._end_run()
+
+    def _end_run(self) -> None:
+        run, self._run = self._run, None
+        if run is not None:
+            idle_seconds = max(0.0, time.monotonic() - self._busy_at)
+            self._recorder.end(
+                run, self._engine.counters(), jobs_finished=self._jobs_finished, idle_seconds=idle_seconds
+            )
+
+
+def _engine_error(error: Exception) -> EngineError:
+    """Name the kind only: a library's message may quote the prompt."""
+    return EngineError(f"{type(error).__name__} in the engine; the worker's log has the details, `retry` runs it again")
