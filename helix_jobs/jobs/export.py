@@ -35,6 +35,7 @@ COLUMNS: Final[Mapping[str, str]] = {
     "line": "int64",
     "custom_id": "string",
     "state": "string",
+    "attempts": "int64",
     "prompt": "string",
     "messages": "string",
     "output_text": "string",
@@ -58,10 +59,12 @@ COLUMNS: Final[Mapping[str, str]] = {
     "device": "string",
     "dtype": "string",
     "worker_id": "string",
-    "created_at": "string",
+    "queued_at": "timestamp",
+    "finished_at": "timestamp",
     "metadata": "string",
 }
 _FROM_REQUEST: Final = frozenset({"prompt", "messages", "metadata"})
+_TIMES: Final = ("queued_at", "finished_at")
 _ROW_GROUP: Final = 1000
 
 
@@ -94,12 +97,10 @@ def export_results(results: Iterable[JobResult], destination: str | os.PathLike[
 def result_row(result: JobResult) -> dict[str, Any]:
     """One result as plain JSON values under the names of ``COLUMNS``."""
     request = result.request
-    row: dict[str, Any] = {}
-    for name in COLUMNS:
-        value = request.get(name) if name in _FROM_REQUEST else getattr(result, name)
-        row[name] = value
+    row = {name: request.get(name) if name in _FROM_REQUEST else getattr(result, name) for name in COLUMNS}
     row["state"] = str(result.state)
-    row["created_at"] = None if result.created_at is None else result.created_at.isoformat()
+    for name in _TIMES:
+        row[name] = None if row[name] is None else row[name].isoformat()
     return row
 
 
@@ -150,23 +151,18 @@ def write_parquet(results: Iterable[JobResult], stream: ByteSink) -> int:
         raise ConfigurationError(
             "Parquet needs pyarrow, which is not installed; run pip install 'helix-jobs[parquet]' or take jsonl"
         ) from error
-    schema = pa.schema(
-        [
-            pa.field(name, pa.timestamp("us", tz="UTC") if name == "created_at" else getattr(pa, _arrow(kind))())
-            for name, kind in COLUMNS.items()
-        ]
-    )
+    kinds = {"int64": pa.int64(), "double": pa.float64(), "string": pa.string(), "timestamp": pa.timestamp("us", "UTC")}
+    schema = pa.schema([(name, kinds[kind]) for name, kind in COLUMNS.items()])
     count = 0
     rows = iter(results)
     with pq.ParquetWriter(pa.PythonFile(stream, mode="w"), schema, compression="zstd") as writer:
-        while group := [{**_flat_row(result), "created_at": result.created_at} for result in islice(rows, _ROW_GROUP)]:
+        while group := [
+            {**_flat_row(result), **{name: getattr(result, name) for name in _TIMES}}
+            for result in islice(rows, _ROW_GROUP)
+        ]:
             writer.write_table(pa.Table.from_pylist(group, schema=schema))
             count += len(group)
     return count
-
-
-def _arrow(kind: str) -> str:
-    return "float64" if kind == "double" else kind
 
 
 def _writer(fmt: str) -> Callable[[Iterable[JobResult], ByteSink], int]:

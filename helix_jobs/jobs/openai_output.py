@@ -72,7 +72,7 @@ def _body(result: JobResult) -> dict[str, Any]:
     return {
         "id": identifier,
         "object": kind,
-        "created": _epoch(result.created_at),
+        "created": _epoch(result.finished_at),
         # The model that answered, which need not be the one the line asked for.
         "model": result.target_model,
         "choices": [{"index": 0, **answer, "logprobs": None, "finish_reason": result.finish_reason}],

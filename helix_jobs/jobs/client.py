@@ -1,0 +1,324 @@
+"""HelixClient: submit, status, wait, results, cancel, retry. The public Python interface.
+
+Imports neither torch nor, before it is needed, SQLAlchemy and Celery.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from contextlib import ExitStack
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal, Self, cast
+
+from helix_jobs.engine.sampling_params import SamplingParams
+from helix_jobs.errors import InputError, UnreachableError
+from helix_jobs.jobs.sources import RejectsFile, open_source, storable_text
+from helix_jobs.settings import Settings
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from types import TracebackType
+
+    from helix_jobs.errors import BadLine
+    from helix_jobs.jobs.broker import CeleryPublisher
+    from helix_jobs.jobs.database import Database
+    from helix_jobs.jobs.store import BatchStatus, JobResult, Worker
+    from helix_jobs.jobs.submission import Submission, SubmitProgress, Tally
+
+logger = logging.getLogger(__name__)
+
+MAX_KEY_CHARS: Final = 255
+# Messages the broker holds at most; the reconciler tops it up as it drains.
+PUBLISH_WINDOW: Final = 10_000
+_PUBLISH_CHUNK: Final = 1000
+_FIRST_POLL: Final = 0.05
+# Rows held while results are read: few, because one may carry a prompt of 4 MiB.
+_RESULTS_PAGE: Final = 250
+
+
+class HelixClient:
+    """A person's side of Helix: talks to the database and, when it submits, to the broker.
+
+    A context manager; also usable without, ``close()`` then frees the connections. Methods may be called from several
+    threads.
+
+    Args:
+        settings: What the ``HELIX_*`` environment says, if not given.
+    """
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self.settings = Settings.from_environment() if settings is None else settings
+        self._opened: Database | None = None
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the connections. The client opens them again when it is used again."""
+        with self._lock:
+            opened, self._opened = self._opened, None
+        if opened is not None:
+            opened.dispose()
+
+    def submit(
+        self,
+        source: str | os.PathLike[str] | BinaryIO | Iterable[Mapping[str, Any]],
+        *,
+        name: str | None = None,
+        defaults: SamplingParams | None = None,
+        idempotency_key: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        skip_invalid: bool = False,
+        rejects: str | os.PathLike[str] | BinaryIO | None = None,
+        on_invalid: Callable[[BadLine], None] | None = None,
+        on_progress: Callable[[SubmitProgress], None] | None = None,
+    ) -> Submission:
+        """Validate every line, store the batch and hand its first jobs to the broker. All of it or nothing.
+
+        Args:
+            source: A JSONL file's path, a binary stream of JSONL, or mappings of the accepted line forms.
+            name: What a person calls the batch.
+            defaults: Sampling fields of lines that do not give them.
+            idempotency_key: Submitting the same content under the same key again returns the batch it made, and
+                finishes it if that submission was interrupted.
+            metadata: Stored with the batch.
+            skip_invalid: Enqueue the good lines although there are bad ones.
+            rejects: A path or binary stream that receives the bytes of bad lines; a path is made when there is one.
+            on_invalid: Called with each bad line, as it is found.
+            on_progress: Called about every thousand lines.
+
+        Raises:
+            InvalidInputError: There are bad lines; it carries the first 10,000.
+            InputError: There is no such file, or it holds no lines.
+            IdempotencyConflictError: The key names a batch with different content.
+            BrokerUnreachableError: HELIX_REDIS_URL is set and does not answer; nothing was stored.
+            DatabaseUnreachableError: The database does not answer.
+            SchemaVersionError: The database's schema is not this version's.
+        """
+        from helix_jobs.jobs.store import NewBatch, new_batch_id
+        from helix_jobs.jobs.submission import SubmitProgress, Tally, submit_lines
+
+        defaults = SamplingParams() if defaults is None else defaults
+        now = datetime.now(UTC)
+        with ExitStack() as stack:
+            lines = stack.enter_context(open_source(source))
+            sink = stack.enter_context(RejectsFile(rejects)) if rejects is not None else None
+            publisher = self._reach_broker(stack)
+            new = NewBatch(
+                id=new_batch_id(now),
+                name=None if name is None else storable_text("name", name),
+                source=lines.name,
+                created_at=now,
+                defaults=defaults.to_dict(),
+                metadata=_plain_metadata(metadata),
+                idempotency_key=_checked_key(idempotency_key),
+            )
+
+            def report(tally: Tally) -> None:
+                if on_progress is not None:
+                    done, size = lines.position()
+                    on_progress(
+                        SubmitProgress(
+                            accepted=tally.accepted, invalid=tally.invalid, bytes_read=done, bytes_total=size
+                        )
+                    )
+
+            submission = submit_lines(
+                self._database(),
+                new,
+                lambda batch_id: lines.read(defaults, batch_id, sink),
+                skip_invalid=skip_invalid,
+                tally=Tally(on_invalid=on_invalid),
+                on_progress=report,
+            )
+            return submission if publisher is None else replace(submission, published=self._publish(publisher))
+
+    def status(self, batch_id: str) -> BatchStatus:
+        """Return counts, tokens and times of a batch.
+
+        Raises:
+            NotFoundError: No such batch.
+        """
+        from helix_jobs.jobs import store
+
+        with self._database().read() as connection:
+            return store.batch_status(connection, batch_id)
+
+    def list(self, limit: int = 20, offset: int = 0) -> Sequence[BatchStatus]:
+        """Return the newest batches first."""
+        from helix_jobs.jobs import store
+
+        with self._database().read() as connection:
+            return store.list_batches(connection, limit, offset)
+
+    def wait(
+        self,
+        batch_id: str,
+        timeout: float | None = None,
+        poll: float = 1.0,
+        on_update: Callable[[BatchStatus], None] | None = None,
+    ) -> BatchStatus:
+        """Return the batch's status when every job has ended, or after ``timeout`` seconds (``done`` says which).
+
+        Args:
+            batch_id: The batch.
+            timeout: Seconds; None waits for ever.
+            poll: Seconds between looks; the first ones are quicker, for batches that are soon done.
+            on_update: Called with each status, the last one included.
+
+        Raises:
+            NotFoundError: No such batch.
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        pause = min(_FIRST_POLL, poll)
+        while True:
+            status = self.status(batch_id)
+            if on_update is not None:
+                on_update(status)
+            left = None if deadline is None else deadline - time.monotonic()
+            if status.done or (left is not None and left <= 0):
+                return status
+            time.sleep(pause if left is None else min(pause, left))
+            pause = min(pause * 2, poll)
+
+    def results(
+        self, batch_id: str, *, include_failed: bool = False, order: Literal["line", "completion"] = "line"
+    ) -> Iterator[JobResult]:
+        """Yield the results so far, page by page; also while the batch still runs.
+
+        Args:
+            batch_id: The batch.
+            include_failed: Failed and cancelled jobs too.
+            order: ``line`` (as in the input) or ``completion``.
+
+        Raises:
+            NotFoundError: No such batch.
+        """
+        from helix_jobs.jobs import store
+
+        # Now, not at the first next(): a wrong id should be told where it is given.
+        self.status(batch_id)
+
+        def pages() -> Iterator[JobResult]:
+            with self._database().read() as connection:
+                yield from store.iter_results(
+                    connection, batch_id, order=order, include_failed=include_failed, chunk=_RESULTS_PAGE
+                )
+
+        return pages()
+
+    def cancel(self, target: str | int) -> int:
+        """Cancel a batch (``b-...``) or one job (its number) and return how many jobs that stopped.
+
+        Raises:
+            NotFoundError: No such batch or job.
+        """
+        from helix_jobs.jobs import store
+
+        if isinstance(target, int) or target.isdecimal():
+            job_id = int(target)
+            return self._database().transact(lambda connection: store.cancel_job(connection, job_id))
+        batch_id = target
+        return self._database().transact(lambda connection: store.cancel_batch(connection, batch_id))
+
+    def retry(self, batch_id: str) -> int:
+        """Queue a batch's failed and cancelled jobs again and return how many. A worker publishes them.
+
+        Raises:
+            NotFoundError: No such batch.
+        """
+        from helix_jobs.jobs import store
+
+        return self._database().transact(lambda connection: store.retry_batch(connection, batch_id))
+
+    def live_workers(self) -> Sequence[Worker]:
+        """Return the workers that have neither stopped nor been declared lost."""
+        from helix_jobs.jobs import store
+
+        with self._database().read() as connection:
+            return store.live_workers(connection)
+
+    def _database(self) -> Database:
+        """The database, its schema checked at the first use."""
+        from helix_jobs.jobs.database import Database, ensure_schema
+
+        with self._lock:
+            if self._opened is None:
+                database = Database(self.settings.database_url)
+                if database.sqlite_file is not None and self.settings.home in database.sqlite_file.parents:
+                    self.settings.make_home()
+                ensure_schema(database)
+                self._opened = database
+            return self._opened
+
+    def _reach_broker(self, stack: ExitStack) -> CeleryPublisher | None:
+        """A publisher to a broker that answers; None when the embedded one does not run and the worker will publish.
+
+        Raises:
+            BrokerUnreachableError: HELIX_REDIS_URL is set and does not answer.
+        """
+        from helix_jobs.jobs.broker import CeleryPublisher, EmbeddedBroker, ping
+
+        if self.settings.redis_url is not None:
+            ping(self.settings.redis_url)
+        elif not EmbeddedBroker(self.settings.home).is_running():
+            return None
+        publisher = CeleryPublisher(self.settings)
+        stack.callback(publisher.close)
+        return publisher
+
+    def _publish(self, publisher: CeleryPublisher) -> int:
+        """Fill the broker up to the window. The batch is stored, so nothing here may fail the submission."""
+        from helix_jobs.jobs import store
+
+        published = 0
+        try:
+            room = PUBLISH_WINDOW - publisher.depth()
+            while published < room:
+                with self._database().read() as connection:
+                    jobs = store.publishable(connection, min(room - published, _PUBLISH_CHUNK))
+                if not jobs:
+                    break
+                # Published first: a crash in between sends a message twice, which is harmless; never not at all.
+                publisher.publish(jobs)
+                ids = [job.id for job in jobs]
+                self._database().transact(lambda c, ids=ids: store.mark_published(c, ids, datetime.now(UTC)))  # type: ignore[misc]
+                published += len(jobs)
+        except UnreachableError as error:
+            logger.warning("the batch is stored, but not all of it was published; a worker will do that: %s", error)
+        return published
+
+
+def _plain_metadata(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A copy of the metadata as both databases can store it.
+
+    Raises:
+        InputError: It is no JSON object, or holds NUL or half a surrogate pair.
+    """
+    try:
+        text = json.dumps({} if metadata is None else dict(metadata), allow_nan=False, ensure_ascii=False)
+        text.encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"the batch's metadata cannot be stored as JSON ({error}); use plain JSON types") from error
+    if "\\u0000" in text:
+        raise InputError("the batch's metadata holds a NUL character; remove it")
+    return cast("dict[str, Any]", json.loads(text))
+
+
+def _checked_key(key: str | None) -> str | None:
+    if key is None:
+        return None
+    if not 1 <= len(key) <= MAX_KEY_CHARS:
+        raise InputError(f"the idempotency key has {len(key)} characters; give 1 to {MAX_KEY_CHARS}")
+    return storable_text("idempotency key", key)

@@ -1,0 +1,183 @@
+"""What a person hands over as input, opened as lines; and where bad lines go."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol, Self, cast
+
+from helix_jobs.errors import InputError
+from helix_jobs.jobs.requests import read_lines, read_mappings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+
+    from helix_jobs.engine.sampling_params import SamplingParams
+    from helix_jobs.errors import BadLine
+    from helix_jobs.jobs.requests import JobRequest, RejectSink
+
+_UNSTORABLE: Final = re.compile("[\0\ud800-\udfff]")
+
+
+class Source(Protocol):
+    """An input whose lines can be read once."""
+
+    @property
+    def name(self) -> str | None:
+        """What ``batches.source`` stores."""
+
+    def read(
+        self, defaults: SamplingParams, batch_id: str, rejects: RejectSink | None
+    ) -> Iterator[JobRequest | BadLine]:
+        """Yield the lines in order."""
+
+    def position(self) -> tuple[int | None, int | None]:
+        """Bytes read and bytes there are, as far as known."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def open_source(source: str | os.PathLike[str] | BinaryIO | Iterable[Mapping[str, Any]]) -> Source:
+    """Open a path, a binary stream or mappings for reading.
+
+    Raises:
+        InputError: The file cannot be opened, or the source is none of these.
+    """
+    if isinstance(source, str | os.PathLike):
+        path = Path(source)
+        try:
+            stream: BinaryIO = path.open("rb")
+        except OSError as error:
+            reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+            raise InputError(f"{path} {reason}; name a JSONL file of prompts") from error
+        # A file name need not be UTF-8, the column is.
+        return _StreamSource(stream, os.fsencode(path).decode(errors="replace"), owned=True)
+    if isinstance(cast("object", source), io.TextIOBase):
+        raise InputError('the stream gives text, not bytes; open the file with mode "rb"')
+    if hasattr(source, "readline"):
+        stream = cast("BinaryIO", source)
+        name = getattr(stream, "name", None)
+        return _StreamSource(stream, name if isinstance(name, str) else None, owned=False)
+    if isinstance(source, bytes | bytearray | Mapping) or not isinstance(source, Iterable):
+        raise InputError(
+            f"the input is a {type(source).__name__}; give a path, a binary stream, or an iterable of mappings"
+        )
+    return _MappingSource(source)
+
+
+class _StreamSource:
+    """JSONL bytes."""
+
+    def __init__(self, stream: BinaryIO, name: str | None, *, owned: bool) -> None:
+        self.name = name
+        self._stream = stream
+        self._owned = owned
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._owned:
+            self._stream.close()
+
+    def read(
+        self, defaults: SamplingParams, batch_id: str, rejects: RejectSink | None
+    ) -> Iterator[JobRequest | BadLine]:
+        """Yield the lines.
+
+        Raises:
+            InputError: Reading fails.
+        """
+        try:
+            yield from read_lines(self._stream, defaults, batch_id=batch_id, rejects=rejects)
+        except OSError as error:
+            raise InputError(f"{self.name or 'the input'} cannot be read ({error.strerror})") from error
+
+    def position(self) -> tuple[int | None, int | None]:
+        """Known for files opened here."""
+        if not self._owned:
+            return None, None
+        try:
+            return self._stream.tell(), os.fstat(self._stream.fileno()).st_size or None
+        except OSError:  # a named pipe
+            return None, None
+
+
+class _MappingSource:
+    """Parsed lines from Python."""
+
+    name = None
+
+    def __init__(self, items: Iterable[Mapping[str, Any]]) -> None:
+        self._items = items
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing to close."""
+
+    def read(
+        self, defaults: SamplingParams, batch_id: str, rejects: RejectSink | None
+    ) -> Iterator[JobRequest | BadLine]:
+        """Yield the lines."""
+        yield from read_mappings(self._items, defaults, batch_id=batch_id, rejects=rejects)
+
+    def position(self) -> tuple[int | None, int | None]:
+        """Unknown."""
+        return None, None
+
+
+class RejectsFile:
+    """Receives the bytes of bad lines. A path is made, or emptied, when the first of them comes."""
+
+    def __init__(self, destination: str | os.PathLike[str] | BinaryIO) -> None:
+        self._path = Path(destination) if isinstance(destination, str | os.PathLike) else None
+        self._stream = None if isinstance(destination, str | os.PathLike) else destination
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._path is not None and self._stream is not None:
+            self._stream.close()
+
+    def write(self, data: bytes, /) -> None:
+        """Append bytes.
+
+        Raises:
+            InputError: They cannot be written.
+        """
+        try:
+            if self._stream is None and self._path is not None:
+                self._stream = self._path.open("wb")
+            if self._stream is not None:
+                self._stream.write(data)
+        except OSError as error:
+            where = self._path or "the stream for bad lines"
+            raise InputError(f"{where} cannot be written ({error.strerror}); name another place") from error
+
+
+def storable_text(what: str, text: str) -> str:
+    """Return the text if both databases can store it.
+
+    Raises:
+        InputError: It holds NUL or half a surrogate pair.
+    """
+    if _UNSTORABLE.search(text):
+        raise InputError(f"the {what} holds a character that cannot be stored (NUL or half a surrogate pair)")
+    return text

@@ -1,0 +1,242 @@
+"""One submission: lines in, a sealed batch out, or nothing.
+
+Lines are validated and stored in one pass, chunk by chunk, into a batch that is not sealed and so invisible to
+workers; sealing it is the one moment at which all of its jobs come into being. A submission that dies before leaves an
+unsealed batch: with an idempotency key the next submission of the same content finishes it, without one it is waste.
+
+Trade-off: storing while validating means a bad line near the end costs the deletion of what was stored, but the good
+file, which is the common one, is read once, and standard input cannot be read twice.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import TYPE_CHECKING, Final
+
+from helix_jobs.errors import (
+    BadLine,
+    HelixError,
+    IdempotencyConflictError,
+    InputError,
+    InvalidInputError,
+    NotFoundError,
+)
+from helix_jobs.jobs import store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from sqlalchemy import Connection
+
+    from helix_jobs.jobs.database import Database
+    from helix_jobs.jobs.requests import JobRequest
+
+logger = logging.getLogger(__name__)
+
+# A chunk is one transaction: small enough that a worker's writer never waits long, large enough to be fast.
+CHUNK_ROWS: Final = 1000
+CHUNK_BYTES: Final = 4 * 1024 * 1024
+# Bad lines held for the report; ``on_invalid`` sees them all.
+MAX_REPORTED_BAD_LINES: Final = 10_000
+_PROGRESS_LINES: Final = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """What became of an input.
+
+    Attributes:
+        batch_id: The batch.
+        total: Its jobs.
+        invalid: The first bad lines that were skipped, at most 10,000.
+        invalid_count: How many were skipped.
+        reused: The idempotency key named a batch with this very content; nothing was stored.
+        published: Job ids handed to the broker now. Whatever is not, the worker publishes.
+    """
+
+    batch_id: str
+    total: int
+    invalid: tuple[BadLine, ...] = ()
+    invalid_count: int = 0
+    reused: bool = False
+    published: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubmitProgress:
+    """How far a submission has come. The byte counts are None when the input is not a file."""
+
+    accepted: int
+    invalid: int
+    bytes_read: int | None = None
+    bytes_total: int | None = None
+
+
+@dataclass(slots=True)
+class Tally:
+    """What has been seen of the input so far."""
+
+    accepted: int = 0
+    invalid: int = 0
+    bad_lines: list[BadLine] = field(default_factory=list)
+    on_invalid: Callable[[BadLine], None] | None = None
+
+    def refuse(self, bad: BadLine) -> None:
+        """Count a bad line, keep it if there is room, pass it on."""
+        self.invalid += 1
+        if len(self.bad_lines) < MAX_REPORTED_BAD_LINES:
+            self.bad_lines.append(bad)
+        if self.on_invalid is not None:
+            self.on_invalid(bad)
+
+
+def submit_lines(
+    database: Database,
+    new: store.NewBatch,
+    read: Callable[[str], Iterable[JobRequest | BadLine]],
+    *,
+    skip_invalid: bool,
+    tally: Tally,
+    on_progress: Callable[[Tally], None] | None = None,
+) -> Submission:
+    """Store every good line under ``new`` or the batch its idempotency key already names, and seal it.
+
+    Args:
+        database: Where to.
+        new: The batch to create.
+        read: Given the batch id, yields the lines in order.
+        skip_invalid: Store the good lines although there are bad ones.
+        tally: Receives the counts.
+        on_progress: Called now and then.
+
+    Raises:
+        InvalidInputError: There are bad lines (without ``skip_invalid``), or nothing but bad lines.
+        InputError: There are no lines.
+        IdempotencyConflictError: The key names a batch with different content.
+        DatabaseUnreachableError: The database does not answer.
+    """
+    batch = database.transact(lambda connection: store.create_batch(connection, new))
+    writer = _BatchWriter(database, batch, new.idempotency_key)
+    try:
+        for count, item in enumerate(read(batch.id), start=1):
+            if isinstance(item, BadLine):
+                tally.refuse(item)
+                if not skip_invalid:
+                    writer.abandon()
+            else:
+                tally.accepted += 1
+                writer.add(item)
+            if on_progress is not None and count % _PROGRESS_LINES == 0:
+                on_progress(tally)
+        if on_progress is not None:
+            on_progress(tally)
+        _require_jobs(tally, skip_invalid=skip_invalid)
+        reused = writer.seal(tally.accepted)
+    except BaseException as error:
+        # With a key, what is stored is left for the next submission to finish, unless the input is to blame.
+        if new.idempotency_key is None or isinstance(error, InputError):
+            writer.abandon_quietly()
+        raise
+    return Submission(
+        batch_id=batch.id,
+        total=tally.accepted,
+        invalid=tuple(tally.bad_lines),
+        invalid_count=tally.invalid,
+        reused=reused,
+    )
+
+
+def _require_jobs(tally: Tally, *, skip_invalid: bool) -> None:
+    if tally.invalid and (not skip_invalid or not tally.accepted):
+        lines = "1 line is" if tally.invalid == 1 else f"{tally.invalid:,} lines are"
+        first = tally.bad_lines[0]
+        remedy = "correct them" if skip_invalid else "correct them, or submit the others alone with --skip-invalid"
+        raise InvalidInputError(
+            f"{lines} bad, nothing was enqueued; {remedy}. The first: {first}", tuple(tally.bad_lines), tally.invalid
+        )
+    if not tally.accepted:
+        raise InputError('the input holds no prompts; give one JSON object a line, such as {"prompt": "..."}')
+
+
+class _BatchWriter:
+    """Stores accepted lines in one batch, or only compares them with what a sealed batch holds."""
+
+    def __init__(self, database: Database, batch: store.StoredBatch, key: str | None) -> None:
+        self._database = database
+        self._batch = batch
+        self._key = key
+        self._storing = batch.total is None
+        self._chunk: list[store.NewJob] = []
+        self._chunk_bytes = 0
+        self._digest = sha256()
+
+    def add(self, item: JobRequest) -> None:
+        """Take one line; every now and then a chunk of them is stored.
+
+        Raises:
+            IdempotencyConflictError: An interrupted submission with this key left other lines.
+            InputError: Someone removed the batch meanwhile.
+        """
+        content = [item.line, item.custom_id, item.priority, item.request]
+        self._digest.update(json.dumps(content, sort_keys=True).encode() + b"\n")
+        if not self._storing:
+            return
+        self._chunk.append(
+            store.NewJob(line=item.line, custom_id=item.custom_id, request=item.request, priority=item.priority)
+        )
+        self._chunk_bytes += item.size
+        if len(self._chunk) >= CHUNK_ROWS or self._chunk_bytes >= CHUNK_BYTES:
+            self._flush()
+
+    def seal(self, total: int) -> bool:
+        """Make the jobs come into being; True if the batch had been sealed with this very content before.
+
+        Raises:
+            IdempotencyConflictError: It holds different content.
+            InputError: Someone removed the batch meanwhile.
+        """
+        self._flush()
+        digest = self._digest.hexdigest()
+        if self._storing:
+            self._transact(lambda c: store.seal_batch(c, self._batch.id, total, digest, now=datetime.now(UTC)))
+            return False
+        if (self._batch.total, self._batch.content_digest) != (total, digest):
+            raise IdempotencyConflictError(
+                f"idempotency key {self._key!r} already names batch {self._batch.id}, which has different content; "
+                "submit the same input, or use another key"
+            )
+        return True
+
+    def abandon(self) -> None:
+        """Store nothing more; if this submission created the batch, remove it."""
+        if not self._storing:
+            return
+        self._storing = False
+        self._chunk.clear()
+        if not self._batch.reused:
+            self._database.transact(lambda connection: store.delete_batch(connection, self._batch.id))
+
+    def abandon_quietly(self) -> None:
+        """The same on the way out of an error, which must stay the one that is seen."""
+        try:
+            self.abandon()
+        except HelixError as error:
+            logger.warning("batch %s was left unfinished: %s", self._batch.id, error)
+
+    def _flush(self) -> None:
+        if not self._chunk or not self._storing:
+            return
+        self._transact(lambda c: store.insert_jobs(c, self._batch.id, self._chunk, datetime.now(UTC)))
+        self._chunk.clear()
+        self._chunk_bytes = 0
+
+    def _transact(self, change: Callable[[Connection], object]) -> None:
+        try:
+            self._database.transact(change)
+        except NotFoundError as error:
+            message = f"batch {self._batch.id} was removed while it was being submitted; submit the input again"
+            raise InputError(message) from error
