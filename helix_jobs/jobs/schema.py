@@ -1,4 +1,4 @@
-"""The tables: batches, jobs, results, runs, workers. One schema for SQLite and Postgres."""
+"""The tables: batches, jobs, results, runs, workers, batch_counters. One schema for SQLite and Postgres."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import (
     JSON,
     BigInteger,
+    CheckConstraint,
     Column,
     DateTime,
     Double,
@@ -25,6 +26,9 @@ from sqlalchemy import (
 
 if TYPE_CHECKING:
     from sqlalchemy import Dialect
+
+# The migration these tables stand at; a test holds it equal to Alembic's head, so commands need not import Alembic.
+SCHEMA_REVISION: Final = "0001"
 
 NAMING_CONVENTION: Final = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -83,7 +87,14 @@ batches = Table(
     _column("idempotency_key", String(255), nullable=True, unique=True),
     # SHA-256 over the accepted lines, so that a repeated idempotency key can be told from a reused one.
     _column("content_digest", String(64), nullable=True),
+    Index("ix_batches_created_at", "created_at"),
 )
+
+
+def _partial_index(name: str, *columns: str, where: str) -> Index:
+    """An index over the few rows that match ``where``; queries must repeat that text literally for SQLite to use it."""
+    return Index(name, *columns, sqlite_where=text(where), postgresql_where=text(where))
+
 
 jobs = Table(
     "jobs",
@@ -109,17 +120,15 @@ jobs = Table(
     _column("error_message", Text, nullable=True),
     UniqueConstraint("batch_id", "line"),
     UniqueConstraint("batch_id", "custom_id"),
-    Index("ix_jobs_batch_id_state", "batch_id", "state"),
-    # What the reconciler looks for: few rows of a table that is mostly final states.
-    Index(
-        "ix_jobs_runnable",
-        "state",
-        "published_at",
-        "priority",
-        "id",
-        sqlite_where=text("state IN ('queued', 'running')"),
-        postgresql_where=text("state IN ('queued', 'running')"),
+    CheckConstraint("priority BETWEEN 0 AND 9", name="priority"),
+    # Each index below holds the rows one query looks for, out of a table that is mostly final states.
+    _partial_index(
+        "ix_jobs_unpublished", "batch_id", "priority", "id", where="state = 'queued' AND published_at IS NULL"
     ),
+    _partial_index("ix_jobs_published", "published_at", where="state = 'queued' AND published_at IS NOT NULL"),
+    _partial_index("ix_jobs_running", "worker_id", "batch_id", where="state = 'running'"),
+    _partial_index("ix_jobs_unsuccessful", "batch_id", "state", where="state IN ('failed', 'cancelled')"),
+    _partial_index("ix_jobs_completion", "batch_id", "finished_at", "id", where="finished_at IS NOT NULL"),
 )
 
 runs = Table(
@@ -182,4 +191,25 @@ workers = Table(
     _column("started_at", UTCDateTime),
     _column("heartbeat_at", UTCDateTime),
     _column("stopped_at", UTCDateTime, nullable=True),
+)
+
+# What status reads instead of counting a million jobs. Every transaction that stores jobs or moves one into or out of
+# a final state adds its share here in the same transaction; `running` is counted from its small index, `queued` is the
+# rest. `outcome` is "stored", "succeeded", "cancelled" or an error code. Rows hold sums and may be negative alone (a
+# retry takes back what a worker counted); only the sum over `writer` means something.
+# Trade-off: one row for each writer costs a sum at each read, but no two workers ever wait for the same row.
+batch_counters = Table(
+    "batch_counters",
+    metadata,
+    _column("batch_id", String(32), ForeignKey("batches.id", ondelete="CASCADE"), primary_key=True),
+    _column("writer", String(64), primary_key=True),
+    _column("outcome", String(32), primary_key=True),
+    _column("jobs", BigInteger, server_default=text("0")),
+    _column("prompt_tokens", BigInteger, server_default=text("0")),
+    _column("completion_tokens", BigInteger, server_default=text("0")),
+    _column("draft_tokens", BigInteger, server_default=text("0")),
+    _column("accepted_tokens", BigInteger, server_default=text("0")),
+    # Earliest claim and latest end among the jobs counted in this row.
+    _column("started_at", UTCDateTime, nullable=True),
+    _column("finished_at", UTCDateTime, nullable=True),
 )

@@ -1,0 +1,104 @@
+"""batch_counters: sums that let status read a few rows instead of counting a million.
+
+Invariant: summed over writers, ``stored`` is the number of the batch's jobs, and each other outcome is the number of
+its jobs that stand in that final state. It holds because whoever stores jobs or moves one into or out of a final state
+calls ``add`` in the same transaction. ``recount`` states it as SQL; tests compare the two after every operation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import case, delete, func, select
+from sqlalchemy.dialects import postgresql, sqlite
+
+from helix_jobs.jobs.schema import batch_counters, jobs, results
+from helix_jobs.jobs.states import JobState
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from sqlalchemy import ColumnElement, Connection
+
+# Writers that are no worker.
+SUBMITTER: Final = "submitter"
+PERSON: Final = "person"
+
+STORED: Final = "stored"
+_SUMS: Final = ("jobs", "prompt_tokens", "completion_tokens", "draft_tokens", "accepted_tokens")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """What one transaction adds to a batch's counters under one outcome."""
+
+    batch_id: str
+    writer: str
+    outcome: str
+    jobs: int
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+
+
+def _upsert(insert: Any) -> Any:  # noqa: ANN401  (the two dialects' inserts share no type)
+    statement = insert(batch_counters)
+    old, new = batch_counters.c, statement.excluded
+    # A comparison with NULL is not true, so `else` also serves the side that has no time yet.
+    changes: dict[str, ColumnElement[Any]] = {name: old[name] + new[name] for name in _SUMS}
+    changes["started_at"] = case(
+        (new.started_at < old.started_at, new.started_at), else_=func.coalesce(old.started_at, new.started_at)
+    )
+    changes["finished_at"] = case(
+        (new.finished_at > old.finished_at, new.finished_at), else_=func.coalesce(old.finished_at, new.finished_at)
+    )
+    return statement.on_conflict_do_update(index_elements=["batch_id", "writer", "outcome"], set_=changes)
+
+
+_UPSERT: Final = {"sqlite": _upsert(sqlite.insert), "postgresql": _upsert(postgresql.insert)}
+
+
+def add(c: Connection, *shares: Share) -> None:
+    """Add to the counters; belongs in the transaction that changed the jobs."""
+    # One order for all: two transactions that add to several rows of one writer cannot wait for each other.
+    for share in sorted(shares, key=lambda s: (s.batch_id, s.writer, s.outcome)):
+        c.execute(
+            _UPSERT[c.dialect.name],
+            {
+                "batch_id": share.batch_id,
+                "writer": share.writer,
+                "outcome": share.outcome,
+                "jobs": share.jobs,
+                "prompt_tokens": share.prompt_tokens,
+                "completion_tokens": share.completion_tokens,
+                "draft_tokens": share.draft_tokens,
+                "accepted_tokens": share.accepted_tokens,
+                "started_at": share.started_at,
+                "finished_at": share.finished_at,
+            },
+        )
+
+
+def recount(c: Connection, batch_id: str) -> None:
+    """Rebuild a batch's counters from its jobs, after rows were changed by hand; costs a scan of the batch."""
+    c.execute(delete(batch_counters).where(batch_counters.c.batch_id == batch_id))
+    stored = c.execute(select(func.count()).select_from(jobs).where(jobs.c.batch_id == batch_id)).scalar_one()
+    outcome = case((jobs.c.state == JobState.FAILED.value, jobs.c.error_code), else_=jobs.c.state)
+    rows = c.execute(
+        select(
+            outcome.label("outcome"),
+            func.count().label("jobs"),
+            *(func.coalesce(func.sum(results.c[name]), 0).label(name) for name in _SUMS[1:]),
+            func.min(jobs.c.claimed_at).label("started_at"),
+            func.max(jobs.c.finished_at).label("finished_at"),
+        )
+        .select_from(jobs.outerjoin(results, results.c.job_id == jobs.c.id))
+        .where(jobs.c.batch_id == batch_id, jobs.c.finished_at.is_not(None))
+        .group_by(outcome)
+    )
+    shares = [Share(batch_id=batch_id, writer=PERSON, **row._mapping) for row in rows]  # noqa: SLF001  (SQLAlchemy's documented name)
+    add(c, Share(batch_id=batch_id, writer=SUBMITTER, outcome=STORED, jobs=stored), *shares)

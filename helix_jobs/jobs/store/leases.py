@@ -1,0 +1,256 @@
+"""Claim, finish, release, reclaim: the protocol that gives every job exactly one result.
+
+The invariant: a job's ``lease`` is raised by every claim, and every write of a worker carries the lease of its own
+claim (``WHERE state = 'running' AND lease = :mine``). So at most one claim's write can ever match, however late the
+others come. A write that matches nothing is *fenced*: counted and dropped by the worker.
+
+Functions may run twice when a commit's answer was lost: claim recognises its own earlier claim by the same ``now``,
+finish its own earlier write by lease and worker.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import bindparam, exists, insert, literal_column, select, text, update
+
+from helix_jobs.jobs.schema import batches, jobs, results, workers
+from helix_jobs.jobs.states import ErrorCode, JobState
+from helix_jobs.jobs.store import counters
+from helix_jobs.jobs.store.records import ClaimedJob, FinishedJob, Reclaimed, ResultRow
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from sqlalchemy import Connection, Row
+
+MAX_ERROR_MESSAGE_CHARS: Final = 2000
+
+# Spelled literally: SQLite takes the partial index only for the literal condition.
+_IS_RUNNING: Final = text("state = 'running'")
+
+_CLAIMED: Final = (
+    jobs.c.id,
+    jobs.c.batch_id,
+    jobs.c.line,
+    jobs.c.request,
+    jobs.c.lease,
+    jobs.c.attempts,
+    jobs.c.queued_at,
+    jobs.c.claimed_at,
+)
+_CLAIM: Final = (
+    update(jobs)
+    .where(
+        jobs.c.id == bindparam("job_id"),
+        jobs.c.state == JobState.QUEUED.value,
+        exists().where(batches.c.id == jobs.c.batch_id, batches.c.total.is_not(None), batches.c.cancelled_at.is_(None)),
+    )
+    .values(
+        state=JobState.RUNNING.value,
+        worker_id=bindparam("claimer"),
+        lease=jobs.c.lease + 1,
+        # Counted here and not at the end: a job that kills its worker must run out of attempts.
+        attempts=jobs.c.attempts + 1,
+        claimed_at=bindparam("now"),
+    )
+    .returning(*_CLAIMED)
+)
+_CLAIMED_BEFORE: Final = select(*_CLAIMED).where(
+    jobs.c.id == bindparam("job_id"),
+    jobs.c.state == JobState.RUNNING.value,
+    jobs.c.worker_id == bindparam("claimer"),
+    jobs.c.claimed_at == bindparam("now"),
+)
+_FINISH: Final = (
+    update(jobs)
+    .where(
+        jobs.c.id == bindparam("job_id"),
+        jobs.c.state == JobState.RUNNING.value,
+        jobs.c.lease == bindparam("held"),
+        jobs.c.worker_id == bindparam("holder"),
+    )
+    .values(
+        state=bindparam("new_state"),
+        finished_at=bindparam("now"),
+        error_code=bindparam("code"),
+        error_message=bindparam("message"),
+    )
+    .returning(jobs.c.batch_id, jobs.c.claimed_at)
+)
+_FINISHED_BEFORE: Final = select(literal_column("1")).where(
+    jobs.c.id == bindparam("job_id"),
+    jobs.c.state == bindparam("new_state"),
+    jobs.c.lease == bindparam("held"),
+    jobs.c.worker_id == bindparam("holder"),
+)
+_RELEASE: Final = (
+    update(jobs)
+    .where(
+        jobs.c.id == bindparam("job_id"),
+        jobs.c.state == JobState.RUNNING.value,
+        jobs.c.lease == bindparam("held"),
+        jobs.c.worker_id == bindparam("holder"),
+    )
+    .values(
+        state=JobState.QUEUED.value,
+        published_at=None,
+        claimed_at=None,
+        worker_id=None,
+        # An orderly hand-back is no failure of the job.
+        attempts=jobs.c.attempts - 1,
+        queued_at=bindparam("now"),
+    )
+)
+_HELD: Final = select(jobs.c.id, jobs.c.lease).where(_IS_RUNNING, jobs.c.worker_id == bindparam("holder"))
+_INSERT_RESULT: Final = insert(results)
+
+
+def claim(c: Connection, job_id: int, *, worker_id: str, now: datetime) -> ClaimedJob | None:
+    """Take a queued job: one compare-and-set. None: it is done, cancelled, unsealed or someone else's.
+
+    A second call with the same ``now`` returns the same claim, so it may be repeated after an uncertain commit.
+    """
+    parameters = {"job_id": job_id, "claimer": worker_id, "now": now}
+    row = c.execute(_CLAIM, parameters).first() or c.execute(_CLAIMED_BEFORE, parameters).first()
+    return None if row is None else ClaimedJob(**row._mapping)  # noqa: SLF001  (SQLAlchemy's documented name)
+
+
+def finish_succeeded(c: Connection, job: FinishedJob, result: ResultRow, now: datetime) -> bool:
+    """Write the result row and the final state. False: fenced, nothing was written."""
+    parameters = _finish_parameters(job, JobState.SUCCEEDED, now)
+    row = c.execute(_FINISH, parameters).first()
+    if row is None:
+        return _finished_before(c, parameters)
+    values = asdict(result)
+    values["output_text"] = storable(result.output_text)
+    c.execute(_INSERT_RESULT, {**values, "job_id": job.job_id, "worker_id": job.worker_id, "created_at": now})
+    counters.add(
+        c,
+        counters.Share(
+            batch_id=row.batch_id,
+            writer=job.worker_id,
+            outcome=JobState.SUCCEEDED.value,
+            jobs=1,
+            prompt_tokens=result.prompt_tokens,
+            completion_tokens=result.completion_tokens,
+            draft_tokens=result.draft_tokens,
+            accepted_tokens=result.accepted_tokens,
+            started_at=row.claimed_at,
+            finished_at=now,
+        ),
+    )
+    return True
+
+
+def finish_failed(c: Connection, job: FinishedJob, code: str, message: str, now: datetime) -> bool:
+    """Write the failure and the final state. False: fenced, nothing was written."""
+    parameters = _finish_parameters(job, JobState.FAILED, now, code, message)
+    row = c.execute(_FINISH, parameters).first()
+    if row is None:
+        return _finished_before(c, parameters)
+    counters.add(
+        c,
+        counters.Share(
+            batch_id=row.batch_id,
+            writer=job.worker_id,
+            outcome=ErrorCode(code).value,
+            jobs=1,
+            started_at=row.claimed_at,
+            finished_at=now,
+        ),
+    )
+    return True
+
+
+def release(c: Connection, job_id: int, lease: int, worker_id: str, now: datetime) -> bool:
+    """Hand a claimed job back to the queue without counting the attempt. False: fenced."""
+    return c.execute(_RELEASE, {"job_id": job_id, "held": lease, "holder": worker_id, "now": now}).rowcount > 0
+
+
+def held_leases(c: Connection, worker_id: str) -> dict[int, int]:
+    """Job id -> lease of what the database says this worker runs.
+
+    What the worker runs beyond this was cancelled or taken away: abort it.
+    """
+    return {int(row.id): int(row.lease) for row in c.execute(_HELD, {"holder": worker_id})}
+
+
+def reclaim(c: Connection, worker_id: str, now: datetime, *, heartbeat: datetime | None = None) -> Reclaimed | None:
+    """Take every job from a lost worker and mark it stopped.
+
+    Jobs with attempts left go back to the queue; the others fail with ``worker_lost`` and can be retried by hand.
+
+    Args:
+        c: A write transaction.
+        worker_id: Who is lost.
+        now: The time written.
+        heartbeat: The last heartbeat seen. If the worker has sent another one since, nothing happens and None is
+            returned. Without it the worker is taken at its word to be dead.
+    """
+    worker = c.execute(select(workers.c.heartbeat_at).where(workers.c.id == worker_id).with_for_update()).first()
+    if heartbeat is not None and worker is not None and worker.heartbeat_at != heartbeat:
+        return None
+    held = jobs.c.worker_id == worker_id
+    failed = c.execute(
+        update(jobs)
+        .where(_IS_RUNNING, held, jobs.c.attempts >= jobs.c.max_attempts)
+        .values(
+            state=JobState.FAILED.value,
+            finished_at=now,
+            error_code=ErrorCode.WORKER_LOST.value,
+            error_message="the worker was lost each time this job ran; look at the worker's log, then retry by hand",
+        )
+        .returning(jobs.c.batch_id, jobs.c.claimed_at)
+    ).all()
+    requeued = c.execute(
+        update(jobs)
+        .where(_IS_RUNNING, held)
+        .values(state=JobState.QUEUED.value, published_at=None, claimed_at=None, worker_id=None, queued_at=now)
+    ).rowcount
+    counters.add(c, *_lost_shares(failed, worker_id, now))
+    c.execute(update(workers).where(workers.c.id == worker_id, workers.c.stopped_at.is_(None)).values(stopped_at=now))
+    return Reclaimed(requeued=requeued, failed=len(failed))
+
+
+def storable(value: str) -> str:
+    """The text without what Postgres cannot hold (NUL) and UTF-8 cannot spell (lone surrogates)."""
+    return value.replace("\x00", "\ufffd").encode("utf-8", "replace").decode("utf-8")
+
+
+def _finish_parameters(
+    job: FinishedJob, state: JobState, now: datetime, code: str | None = None, message: str | None = None
+) -> dict[str, Any]:
+    return {
+        "job_id": job.job_id,
+        "held": job.lease,
+        "holder": job.worker_id,
+        "new_state": state.value,
+        "now": now,
+        "code": None if code is None else ErrorCode(code).value,
+        "message": None if message is None else storable(message)[:MAX_ERROR_MESSAGE_CHARS],
+    }
+
+
+def _finished_before(c: Connection, parameters: dict[str, Any]) -> bool:
+    """Whether this very write is already there, because a commit's answer was lost and the caller repeats it."""
+    keys = ("job_id", "new_state", "held", "holder")
+    return c.execute(_FINISHED_BEFORE, {key: parameters[key] for key in keys}).first() is not None
+
+
+def _lost_shares(failed: list[Row[Any]] | Any, worker_id: str, now: datetime) -> list[counters.Share]:  # noqa: ANN401
+    per_batch: dict[str, list[datetime]] = {}
+    for row in failed:
+        per_batch.setdefault(row.batch_id, []).append(row.claimed_at)
+    return [
+        counters.Share(
+            batch_id=batch_id,
+            writer=worker_id,
+            outcome=ErrorCode.WORKER_LOST.value,
+            jobs=len(claimed),
+            started_at=min(claimed),
+            finished_at=now,
+        )
+        for batch_id, claimed in per_batch.items()
+    ]

@@ -1,0 +1,106 @@
+"""Reading results as a stream: pages by key, so a million rows never stand in memory at once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from sqlalchemy import Connection, Select, select, text, tuple_
+
+from helix_jobs.errors import NotFoundError
+from helix_jobs.jobs.schema import batches, jobs, results
+from helix_jobs.jobs.states import JobState
+from helix_jobs.jobs.store.records import JobResult
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy import Row
+
+Order = Literal["line", "completion"]
+
+_JOB_COLUMNS: Final = (
+    jobs.c.id.label("job_id"),
+    jobs.c.batch_id,
+    jobs.c.line,
+    jobs.c.custom_id,
+    jobs.c.state,
+    jobs.c.priority,
+    jobs.c.attempts,
+    jobs.c.request,
+    jobs.c.queued_at,
+    jobs.c.claimed_at,
+    jobs.c.finished_at,
+    jobs.c.error_code,
+    jobs.c.error_message,
+)
+_RESULT_COLUMNS: Final = tuple(
+    column for column in results.c if column.name not in ("job_id", "created_at", "worker_id")
+)
+_QUERY: Final = select(*_JOB_COLUMNS, *_RESULT_COLUMNS, jobs.c.worker_id).select_from(
+    jobs.outerjoin(results, results.c.job_id == jobs.c.id)
+)
+# The partial index in completion order holds ended jobs only.
+_ENDED: Final = text("jobs.finished_at IS NOT NULL")
+
+
+def iter_results(
+    c: Connection,
+    batch_id: str,
+    *,
+    order: Order = "line",
+    include_failed: bool = False,
+    chunk: int = 1000,
+) -> Iterator[JobResult]:
+    """Stream the batch's ended jobs; may be read while the batch runs.
+
+    Args:
+        c: A connection kept open while the iterator is used. A read transaction gives one snapshot for all pages.
+        batch_id: Whose.
+        order: ``line``: as in the input. ``completion``: as they ended.
+        include_failed: Failed and cancelled jobs too.
+        chunk: Rows held at once.
+
+    Raises:
+        NotFoundError: No such batch.
+    """
+    if c.execute(select(batches.c.id).where(batches.c.id == batch_id)).first() is None:
+        raise NotFoundError(f"there is no batch {batch_id!r}; `helix list` shows the batches")
+    query = _QUERY.where(jobs.c.batch_id == batch_id, _ENDED).limit(chunk)
+    if not include_failed:
+        query = query.where(jobs.c.state == JobState.SUCCEEDED.value)
+    return _pages(c, query, order, chunk)
+
+
+def get_job(c: Connection, job_id: int) -> JobResult:
+    """One job with its result, in whatever state.
+
+    Raises:
+        NotFoundError: No such job.
+    """
+    row = c.execute(_QUERY.where(jobs.c.id == job_id)).first()
+    if row is None:
+        raise NotFoundError(f"there is no job {job_id}; `helix results BATCH` shows job ids")
+    return _job_result(row)
+
+
+def _pages(c: Connection, query: Select[Any], order: Order, chunk: int) -> Iterator[JobResult]:
+    by_line = order == "line"
+    query = query.order_by(jobs.c.line) if by_line else query.order_by(jobs.c.finished_at, jobs.c.id)
+    page = query
+    while True:
+        rows = c.execute(page).all()
+        for row in rows:
+            yield _job_result(row)
+        if len(rows) < chunk:
+            return
+        last = rows[-1]
+        if by_line:
+            page = query.where(jobs.c.line > last.line)
+        else:
+            page = query.where(tuple_(jobs.c.finished_at, jobs.c.id) > tuple_(last.finished_at, last.job_id))
+
+
+def _job_result(row: Row[Any]) -> JobResult:
+    values = dict(row._mapping)  # noqa: SLF001  (SQLAlchemy's documented name)
+    values["state"] = JobState(values["state"])
+    return JobResult(**values)

@@ -1,0 +1,258 @@
+"""What the store's functions take and return: frozen values, no SQL."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from helix_jobs.jobs.states import FINAL_STATES, BatchState, JobState
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewBatch:
+    """A batch about to be stored, still without jobs."""
+
+    id: str
+    created_at: datetime
+    name: str | None = None
+    source: str | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    idempotency_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredBatch:
+    """A stored batch as its submitter sees it. ``total`` None: unsealed, its jobs are not published yet."""
+
+    id: str
+    total: int | None
+    content_digest: str | None
+    reused: bool
+    cancelled: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewJob:
+    """One accepted line. ``request`` is JSON-ready; ``priority`` is 0 to 9, higher first."""
+
+    line: int
+    custom_id: str | None
+    request: Mapping[str, Any]
+    priority: int = 0
+    max_attempts: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class PublishableJob:
+    """A job whose message is to be sent."""
+
+    id: int
+    priority: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimedJob:
+    """A job this worker holds.
+
+    Attributes:
+        lease: The fence. Each claim raises it by one; a finish or release must carry the number its claim got, so a
+            worker that was written off and came back cannot write over its successor.
+        attempts: Claims so far, this one included.
+    """
+
+    id: int
+    batch_id: str
+    line: int
+    request: Mapping[str, Any]
+    lease: int
+    attempts: int
+    queued_at: datetime
+    claimed_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedJob:
+    """Who finishes which job under which lease."""
+
+    job_id: int
+    lease: int
+    worker_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResultRow:
+    """A success, as stored in ``results`` beside job id, worker id and creation time."""
+
+    output_text: str
+    finish_reason: str
+    prompt_tokens: int
+    cached_prompt_tokens: int
+    completion_tokens: int
+    queue_seconds: float
+    ttft_seconds: float | None
+    decode_seconds: float
+    total_seconds: float
+    tokens_per_second: float | None
+    draft_tokens: int
+    accepted_tokens: int
+    acceptance_rate: float | None
+    mean_acceptance_length: float | None
+    target_model: str
+    draft_model: str | None
+    device: str
+    dtype: str
+    run_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewWorker:
+    """A worker about to take its first message."""
+
+    id: str
+    hostname: str
+    pid: int
+    device: str
+    target_model: str
+    draft_model: str | None
+    slots: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Worker(NewWorker):
+    """A row of ``workers``."""
+
+    started_at: datetime
+    heartbeat_at: datetime
+    stopped_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunTotals:
+    """What one run did, written when it closes."""
+
+    steps: int = 0
+    jobs_finished: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
+    mean_batch_size: float | None = None
+    mean_depth: float | None = None
+    peak_blocks: int | None = None
+    tokens_per_second: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reclaimed:
+    """What became of a lost worker's leases."""
+
+    requeued: int = 0
+    failed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchStatus:
+    """A batch at one moment.
+
+    Attributes:
+        total: Jobs of the batch; None while it is being submitted.
+        counts: Jobs per state, every state present.
+        error_counts: Failed jobs per error code.
+        started_at: The earliest claim of a job that ended or runs.
+        finished_at: The latest end; None until every job is in a final state.
+        read_at: When this was read, for rates of a batch still going.
+    """
+
+    id: str
+    name: str | None
+    source: str | None
+    created_at: datetime
+    cancelled_at: datetime | None
+    total: int | None
+    state: BatchState
+    counts: Mapping[JobState, int]
+    error_counts: Mapping[str, int]
+    prompt_tokens: int
+    completion_tokens: int
+    draft_tokens: int
+    accepted_tokens: int
+    started_at: datetime | None
+    finished_at: datetime | None
+    read_at: datetime
+
+    @property
+    def stored(self) -> int:
+        """Jobs stored so far; equals ``total`` once the batch is sealed."""
+        return sum(self.counts.values())
+
+    @property
+    def finished(self) -> int:
+        """Jobs in a final state."""
+        return sum(self.counts[state] for state in FINAL_STATES)
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to do: sealed, and every job in a final state."""
+        return self.state in (BatchState.DONE, BatchState.CANCELLED)
+
+    @property
+    def acceptance_rate(self) -> float | None:
+        """Accepted / drafted over the succeeded jobs; None when nothing was drafted."""
+        return self.accepted_tokens / self.draft_tokens if self.draft_tokens else None
+
+    @property
+    def elapsed_seconds(self) -> float | None:
+        """From the first claim to the end, or to now; None before the first claim."""
+        if self.started_at is None:
+            return None
+        return max(0.0, ((self.finished_at or self.read_at) - self.started_at).total_seconds())
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Completion tokens of succeeded jobs over the elapsed time."""
+        elapsed = self.elapsed_seconds
+        return self.completion_tokens / elapsed if elapsed else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobResult:
+    """A job with its result; every metric is None unless the job succeeded."""
+
+    job_id: int
+    batch_id: str
+    line: int
+    custom_id: str | None
+    state: JobState
+    priority: int
+    attempts: int
+    request: Mapping[str, Any]
+    queued_at: datetime
+    claimed_at: datetime | None
+    finished_at: datetime | None
+    error_code: str | None
+    error_message: str | None
+    output_text: str | None
+    finish_reason: str | None
+    prompt_tokens: int | None
+    cached_prompt_tokens: int | None
+    completion_tokens: int | None
+    queue_seconds: float | None
+    ttft_seconds: float | None
+    decode_seconds: float | None
+    total_seconds: float | None
+    tokens_per_second: float | None
+    draft_tokens: int | None
+    accepted_tokens: int | None
+    acceptance_rate: float | None
+    mean_acceptance_length: float | None
+    target_model: str | None
+    draft_model: str | None
+    device: str | None
+    dtype: str | None
+    worker_id: str | None
+    run_id: int | None

@@ -1,0 +1,199 @@
+"""Storing a batch: create, insert lines in chunks, seal. Every step may be repeated after a crash."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import bindparam, delete, func, select, text, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from helix_jobs.errors import IdempotencyConflictError, NotFoundError
+from helix_jobs.jobs.schema import batches, jobs
+from helix_jobs.jobs.states import JobState
+from helix_jobs.jobs.store import counters
+from helix_jobs.jobs.store.control import cancel_batch
+from helix_jobs.jobs.store.records import NewBatch, NewJob, StoredBatch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from sqlalchemy import Connection
+
+_INSERT_BATCH: Final[dict[str, Any]] = {
+    "sqlite": sqlite.insert(batches).on_conflict_do_nothing(index_elements=["idempotency_key"]),
+    "postgresql": postgresql.insert(batches).on_conflict_do_nothing(index_elements=["idempotency_key"]),
+}
+_INSERT_JOBS_SQLITE: Final = sqlite.insert(jobs).on_conflict_do_nothing(index_elements=["batch_id", "line"])
+# One statement for a chunk: arrays cross the wire once, and unlike COPY it can skip lines that are already stored.
+_INSERT_JOBS_POSTGRES: Final = text("""
+    INSERT INTO jobs (batch_id, line, custom_id, request, state, priority, max_attempts, queued_at)
+    SELECT :batch_id, line, custom_id, CAST(request AS json), 'queued', priority, max_attempts, :queued_at
+    FROM unnest(CAST(:lines AS integer[]), CAST(:custom_ids AS text[]), CAST(:requests AS text[]),
+                CAST(:priorities AS integer[]), CAST(:max_attempts AS integer[]))
+         AS new (line, custom_id, request, priority, max_attempts)
+    ON CONFLICT (batch_id, line) DO NOTHING
+""")
+_LOOK_BACK: Final = 1000
+
+
+def new_batch_id(now: datetime) -> str:
+    """A fresh batch id, ``b-YYYYMMDD-xxxxxx``: sorts by day, easy to say aloud."""
+    return f"b-{now:%Y%m%d}-{base64.b32encode(os.urandom(5)).decode()[:6].lower()}"
+
+
+def find_by_idempotency_key(c: Connection, key: str) -> StoredBatch | None:
+    """The batch stored under this key, if any."""
+    row = c.execute(
+        select(batches.c.id, batches.c.total, batches.c.content_digest, batches.c.cancelled_at).where(
+            batches.c.idempotency_key == key
+        )
+    ).first()
+    if row is None:
+        return None
+    return StoredBatch(
+        id=row.id,
+        total=row.total,
+        content_digest=row.content_digest,
+        reused=True,
+        cancelled=row.cancelled_at is not None,
+    )
+
+
+def create_batch(c: Connection, batch: NewBatch) -> StoredBatch:
+    """Store an unsealed batch, or return the one its idempotency key already names.
+
+    Of two submitters with the same key at the same moment one stores the batch and both get its id.
+    """
+    inserted = c.execute(
+        _INSERT_BATCH[c.dialect.name].returning(batches.c.id),
+        {
+            "id": batch.id,
+            "name": batch.name,
+            "source": batch.source,
+            "created_at": batch.created_at,
+            "defaults": dict(batch.defaults),
+            "metadata": dict(batch.metadata),
+            "idempotency_key": batch.idempotency_key,
+        },
+    ).first()
+    if inserted is not None:
+        return StoredBatch(id=batch.id, total=None, content_digest=None, reused=False)
+    stored = find_by_idempotency_key(c, batch.idempotency_key or "")
+    if stored is None:
+        raise IdempotencyConflictError(
+            "the batch of this idempotency key was deleted while it was looked up; submit again"
+        )
+    return stored
+
+
+def insert_jobs(c: Connection, batch_id: str, new_jobs: Sequence[NewJob], queued_at: datetime) -> int:
+    """Store a chunk of lines of an unsealed batch and return how many were new.
+
+    Lines that are already stored are left alone, so that a submission that died is simply run again.
+
+    Raises:
+        IdempotencyConflictError: A stored line differs from the new one: not the same input.
+    """
+    if not new_jobs:
+        return 0
+    if c.dialect.name == "postgresql":
+        inserted = c.execute(
+            _INSERT_JOBS_POSTGRES,
+            {
+                "batch_id": batch_id,
+                "queued_at": queued_at,
+                "lines": [job.line for job in new_jobs],
+                "custom_ids": [job.custom_id for job in new_jobs],
+                "requests": [_dumps(job.request) for job in new_jobs],
+                "priorities": [job.priority for job in new_jobs],
+                "max_attempts": [job.max_attempts for job in new_jobs],
+            },
+        ).rowcount
+    else:
+        inserted = c.execute(
+            _INSERT_JOBS_SQLITE,
+            [
+                {
+                    "batch_id": batch_id,
+                    "line": job.line,
+                    "custom_id": job.custom_id,
+                    "request": job.request,
+                    "state": JobState.QUEUED.value,
+                    "priority": job.priority,
+                    "max_attempts": job.max_attempts,
+                    "queued_at": queued_at,
+                }
+                for job in new_jobs
+            ],
+        ).rowcount
+    if inserted < len(new_jobs):
+        _check_same_content(c, batch_id, new_jobs)
+    if inserted:
+        counters.add(
+            c,
+            counters.Share(batch_id=batch_id, writer=counters.SUBMITTER, outcome=counters.STORED, jobs=inserted),
+        )
+    return inserted
+
+
+def seal_batch(c: Connection, batch_id: str, total: int, content_digest: str, *, now: datetime | None = None) -> None:
+    """Declare the batch complete; from here on its jobs are published. Sealing twice alike is fine.
+
+    If someone cancelled the batch while it was being submitted, all of its jobs end cancelled.
+
+    Raises:
+        NotFoundError: The batch is gone.
+        IdempotencyConflictError: It is sealed with other content, or holds lines this input does not have.
+    """
+    # Locked first: a cancel waits for the seal or the seal sees the cancel.
+    row = c.execute(
+        select(batches.c.total, batches.c.content_digest, batches.c.cancelled_at)
+        .where(batches.c.id == batch_id)
+        .with_for_update(key_share=True)
+    ).first()
+    if row is None:
+        raise NotFoundError(f"batch {batch_id} no longer exists; submit again")
+    if row.total is not None:
+        if (row.total, row.content_digest) != (total, content_digest):
+            raise IdempotencyConflictError(
+                f"batch {batch_id} is already complete with other content; use another idempotency key"
+            )
+        return
+    stored = c.execute(select(func.count()).select_from(jobs).where(jobs.c.batch_id == batch_id)).scalar_one()
+    if stored != total:
+        raise IdempotencyConflictError(
+            f"batch {batch_id} holds {stored} lines and this input {total}: an earlier submission with the same "
+            "idempotency key read another input; use another key"
+        )
+    c.execute(update(batches).where(batches.c.id == batch_id).values(total=total, content_digest=content_digest))
+    if row.cancelled_at is not None:
+        cancel_batch(c, batch_id, now=now)
+
+
+def delete_batch(c: Connection, batch_id: str) -> bool:
+    """Delete an unsealed batch with its jobs; a sealed one is left alone and False returned."""
+    deleted = c.execute(delete(batches).where(batches.c.id == batch_id, batches.c.total.is_(None)))
+    return deleted.rowcount > 0
+
+
+def _dumps(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _check_same_content(c: Connection, batch_id: str, new_jobs: Sequence[NewJob]) -> None:
+    wanted = {job.line: (job.custom_id, json.loads(_dumps(job.request)), job.priority) for job in new_jobs}
+    query = select(jobs.c.line, jobs.c.custom_id, jobs.c.request, jobs.c.priority).where(
+        jobs.c.batch_id == batch_id, jobs.c.line.in_(bindparam("lines", expanding=True))
+    )
+    lines = list(wanted)
+    for start in range(0, len(lines), _LOOK_BACK):
+        for row in c.execute(query, {"lines": lines[start : start + _LOOK_BACK]}):
+            if wanted[row.line] != (row.custom_id, row.request, row.priority):
+                raise IdempotencyConflictError(
+                    f"line {row.line} differs from what batch {batch_id} already holds under this idempotency key; "
+                    "use another key for another input"
+                )
