@@ -1,0 +1,137 @@
+"""Following a batch until it ends: a live bar on a terminal, plain lines in a pipe, JSON lines for programs."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from helix_jobs.cli.group import INTERRUPTED, command_line, echo_json
+from helix_jobs.cli.progress import PaceMeter, progress_line, progress_view, summary_lines
+from helix_jobs.cli.rendering import is_interactive
+from helix_jobs.jobs.states import JobState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from rich.console import Console
+
+    from helix_jobs.jobs.client import HelixClient
+    from helix_jobs.jobs.store import BatchStatus, Worker
+
+_PLAIN_INTERVAL: Final = 10.0
+_REFRESH_PER_SECOND: Final = 4
+
+
+def worker_notice(status: BatchStatus, workers: Sequence[Worker]) -> str | None:
+    """A word about the missing worker, when a batch cannot move without one."""
+    from helix_jobs.cli.views import responds
+
+    if status.done or any(responds(worker) for worker in workers):
+        return None
+    trouble = "The worker does not respond." if workers else "No worker is running."
+    return f"{trouble} Start one with: {command_line('worker')}"
+
+
+def follow_for_person(client: HelixClient, batch_id: str, console: Console) -> BatchStatus:
+    """Show progress until the batch ends, then a summary; Ctrl-C leaves the batch running.
+
+    Raises:
+        NotFoundError: No such batch.
+        DatabaseUnreachableError: The database went away.
+    """
+    follower = _Follower(client, console)
+    try:
+        final = follower.follow(batch_id)
+    except KeyboardInterrupt:
+        console.print(
+            f"\nStopped watching; batch {batch_id} goes on.\n"
+            f"Watch it again with: {command_line('watch', batch_id)}\n"
+            f"Cancel it with:      {command_line('cancel', batch_id)}",
+            soft_wrap=True,
+        )
+        click.get_current_context().exit(INTERRUPTED)
+    print_summary(console, final)
+    return final
+
+
+def follow_as_json(client: HelixClient, batch_id: str) -> BatchStatus:
+    """Print a status object a line at each change until the batch ends.
+
+    Raises:
+        NotFoundError: No such batch.
+        DatabaseUnreachableError: The database went away.
+    """
+    from helix_jobs.cli.views import batch_json
+
+    printed: dict[str, object] = {}
+
+    def show(status: BatchStatus) -> None:
+        nonlocal printed
+        value = batch_json(status)
+        # The clock alone is no change.
+        if {**value, "tokens_per_second": None} != {**printed, "tokens_per_second": None}:
+            echo_json(value, one_line=True)
+            printed = value
+
+    try:
+        final = client.wait(batch_id, on_update=show)
+    except KeyboardInterrupt:
+        click.get_current_context().exit(INTERRUPTED)
+    show(final)
+    return final
+
+
+def print_summary(console: Console, status: BatchStatus) -> None:
+    """What became of the batch, and where to look next."""
+    for line in summary_lines(status):
+        console.print(line, soft_wrap=True)
+    if status.counts[JobState.FAILED]:
+        console.print(f"See why with: {command_line('results', status.id, '--failed')}", soft_wrap=True)
+        console.print(f"Try the failed ones again with: {command_line('retry', status.id)}", soft_wrap=True)
+
+
+class _Follower:
+    """Shows one batch's progress through successive updates, as fits the console."""
+
+    def __init__(self, client: HelixClient, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        self._client = client
+        self._console = console
+        self._clock = clock
+        self._meter = PaceMeter()
+        self._printed_at: float | None = None
+        self._printed: str | None = None
+
+    def follow(self, batch_id: str) -> BatchStatus:
+        """Wait for the end of the batch and return its last status."""
+        if not is_interactive(self._console):
+            return self._client.wait(batch_id, on_update=self._print)
+        from rich.live import Live
+
+        with Live(console=self._console, refresh_per_second=_REFRESH_PER_SECOND, transient=True) as live:
+
+            def show(status: BatchStatus) -> None:
+                pace = self._meter.update(self._clock(), status)
+                live.update(progress_view(status, pace, self._notice(status)))
+
+            return self._client.wait(batch_id, on_update=show)
+
+    def _notice(self, status: BatchStatus) -> str | None:
+        """Ask for workers only while nothing runs; a batch that moves has one."""
+        if status.counts[JobState.RUNNING] or status.done:
+            return None
+        return worker_notice(status, list(self._client.live_workers()))
+
+    def _print(self, status: BatchStatus) -> None:
+        """Print a line at the first update, then at most every ten seconds, and never the same one twice."""
+        now = self._clock()
+        pace = self._meter.update(now, status)
+        due = self._printed_at is None or now - self._printed_at >= _PLAIN_INTERVAL
+        if not due or status.done:
+            return
+        notice = self._notice(status)
+        line = f"{progress_line(status, pace)}{f'. {notice}' if notice else ''}"
+        if line != self._printed:
+            self._console.print(line, soft_wrap=True)
+        self._printed_at, self._printed = now, line

@@ -1,0 +1,195 @@
+"""The command group: lazy commands, ``submit`` as the default one, and how errors reach a person."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import errno
+import functools
+import importlib
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+import click
+
+from helix_jobs import __version__
+from helix_jobs.errors import HelixError
+from helix_jobs.observability.logging import configure_logging, redact
+from helix_jobs.settings import LOG_LEVELS, Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from helix_jobs.jobs.client import HelixClient
+
+logger = logging.getLogger(__name__)
+
+# In the order a person meets them; imported when used.
+_COMMANDS: Final = {
+    "submit": "helix_jobs.cli.submit:submit",
+    "status": "helix_jobs.cli.status:status",
+    "list": "helix_jobs.cli.status:list_batches",
+    "watch": "helix_jobs.cli.status:watch",
+    "results": "helix_jobs.cli.results:results",
+    "cancel": "helix_jobs.cli.manage:cancel",
+    "retry": "helix_jobs.cli.manage:retry",
+    "worker": "helix_jobs.cli.worker:worker",
+    "db": "helix_jobs.cli.admin:db",
+}
+EXIT_CODES: Final = (
+    "Exit codes: 0 fine, 1 a job did not succeed (with --wait, --local and watch), "
+    "2 wrong usage or input, 3 broker or database unreachable, 130 interrupted."
+)
+INTERRUPTED: Final = 130
+CONTEXT_SETTINGS: Final = {"max_content_width": 100, "help_option_names": ["-h", "--help"]}
+
+
+class HelixCommand(click.Command):
+    """A command whose `HelixError` becomes one clear line on standard error and the error's exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401  (click's signature)
+        """Run the command; errors that are not Helix's own nor the system's keep their traceback, they are bugs."""
+        try:
+            return super().invoke(ctx)
+        except HelixError as error:
+            fail(ctx, error, str(error), error.exit_code)
+        except OSError as error:
+            if error.errno == errno.EPIPE:  # the reader of our output has gone; click ends quietly
+                raise
+            where = f": {error.filename}" if error.filename else ""
+            fail(ctx, error, f"{error.strerror or type(error).__name__}{where}", HelixError.exit_code)
+
+
+class HelixGroup(click.Group):
+    """Looks commands up by name on first use; a first argument that names none is taken as ``submit FILE``."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  (click's signature)
+        """Every command, in the order of the help page."""
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  (click's signature)
+        """Import the module of one command."""
+        target = _COMMANDS.get(cmd_name)
+        if target is None:
+            return None
+        module, _, attribute = target.partition(":")
+        command: click.Command = getattr(importlib.import_module(module), attribute)
+        return command
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Insert ``submit`` before a file name or before an option of ``submit``."""
+        if args and args[0] not in _COMMANDS and not ctx.resilient_parsing:
+            first = args[0]
+            own_options = {name for parameter in self.get_params(ctx) for name in parameter.opts}
+            if first.startswith("-"):
+                if first not in own_options:
+                    args = ["submit", *args]
+            elif _could_be_a_file(first):
+                args = ["submit", *args]
+            else:
+                close = difflib.get_close_matches(first, _COMMANDS, n=1)
+                hint = f" Did you mean {close[0]!r}?" if close else ""
+                raise click.UsageError(f"No command and no file is named {first!r}.{hint}", ctx)
+        return super().parse_args(ctx, args)
+
+
+@click.command("helix", cls=HelixGroup, epilog=EXIT_CODES, context_settings=CONTEXT_SETTINGS)
+@click.version_option(__version__, prog_name="helix", message="%(prog)s %(version)s", help="Show the version and exit.")
+def cli() -> None:
+    """Bulk LLM generation on one box.
+
+    Hand it a JSONL file of prompts; every prompt gets an answer, or a reason why not, in a SQL table.
+
+    A first argument that is no command is taken as a file to submit: PROMPTS.jsonl is short for submit PROMPTS.jsonl.
+    """
+
+
+def main(argv: Sequence[str] | None = None, *, command: str | None = None) -> NoReturn:
+    """Run the command line and exit.
+
+    Args:
+        argv: Arguments without the program's name; None takes the process's own.
+        command: Run this one command instead of the group; ``worker.py`` is ``worker`` alone.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        # A cp1252 or cp850 console cannot show every answer: show "?" for what it lacks rather than end in the middle.
+        if hasattr(stream, "reconfigure") and not stream.encoding.lower().startswith("utf"):
+            stream.reconfigure(errors="replace")
+    target: click.Command | None = cli
+    if command is not None:
+        target = cli.get_command(click.Context(cli), command)
+    if target is None:
+        raise LookupError(f"no command is named {command!r}")
+    target.main(args=None if argv is None else list(argv))
+    raise SystemExit(0)  # unreachable: click's standalone mode always exits
+
+
+def helix_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command ``--json`` (as ``as_json``), ``--log-level``, logging and the settings as first argument."""
+
+    @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs on standard output.")
+    @click.option("--log-level", type=click.Choice(LOG_LEVELS), help="What to log; debug shows tracebacks of errors.")
+    @functools.wraps(function)
+    def command(*args: Any, log_level: str | None, **kwargs: Any) -> None:  # noqa: ANN401  (passes click's arguments on)
+        settings = Settings.from_environment()
+        # What a client logs at info its output says already, so the default is one level quieter than a worker's.
+        default = "warning" if settings.log_level == "info" else settings.log_level
+        if log_level is not None:
+            settings = dataclasses.replace(settings, log_level=log_level)
+        configure_logging(log_level or default, settings.log_format)
+        function(settings, *args, **kwargs)
+
+    return command
+
+
+def open_client(settings: Settings) -> HelixClient:
+    """The client, imported late: SQLAlchemy and Celery are only paid for by commands that run."""
+    from helix_jobs.jobs.client import HelixClient
+
+    return HelixClient(settings)
+
+
+def fail(ctx: click.Context, error: BaseException, message: str, exit_code: int, **details: object) -> NoReturn:
+    """Say what went wrong, on standard error for the person and with ``--json`` also on standard output, and exit."""
+    message = redact(message)
+    logger.debug("traceback of the error below", exc_info=error)
+    if ctx.params.get("as_json"):
+        body = {"type": type(error).__name__, "message": message, "exit_code": exit_code}
+        echo_json({"error": {**body, **details}})
+    print_error(message)
+    ctx.exit(exit_code)
+
+
+def print_error(message: str) -> None:
+    """One line on standard error, in the form click gives usage errors."""
+    from helix_jobs.cli.rendering import printable
+
+    click.secho("Error: ", fg="red", bold=True, nl=False, err=True)
+    click.echo(printable(message), err=True)
+
+
+def echo_json(value: object, *, one_line: bool = False) -> None:
+    """Print one JSON value: indented for a terminal unless ``one_line``, on one line for a pipe."""
+    indent = 2 if sys.stdout.isatty() and not one_line else None
+    # Escapes keep the output valid where the stream's encoding (cp1252) would lose characters.
+    utf8 = (sys.stdout.encoding or "").lower().startswith("utf")
+    click.echo(json.dumps(value, ensure_ascii=not utf8, indent=indent))
+
+
+def command_line(*arguments: str) -> str:
+    """How this person would type another Helix command, for hints: ``python submit.py watch b-...``."""
+    program = click.get_current_context().find_root().info_name or "helix"
+    if program.endswith(".py"):
+        if arguments[0] == "worker":
+            program, arguments = str(Path(program).with_name("worker.py")), arguments[1:]
+        program = f"python {program}"
+    return " ".join((program, *arguments))
+
+
+def _could_be_a_file(argument: str) -> bool:
+    separators = [".", "/", "\\", *filter(None, (os.sep, os.altsep))]
+    return any(separator in argument for separator in separators) or Path(argument).exists()

@@ -1,0 +1,46 @@
+"""``cancel`` and ``retry``: change what becomes of a batch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from helix_jobs.cli.group import HelixCommand, command_line, echo_json, helix_options, open_client
+from helix_jobs.cli.rendering import count
+
+if TYPE_CHECKING:
+    from helix_jobs.settings import Settings
+
+
+@click.command("cancel", cls=HelixCommand, short_help="Cancel a batch or one job.")
+@click.argument("target", metavar="BATCH|JOB")
+@helix_options
+def cancel(settings: Settings, target: str, *, as_json: bool) -> None:
+    """Cancel a batch, or one job by its number; answers already there stay.
+
+    Jobs that run are stopped by their worker within a few seconds. Cancelling twice is harmless.
+    """
+    with open_client(settings) as client:
+        cancelled = client.cancel(int(target) if target.isdecimal() else target)
+    if as_json:
+        echo_json({"id": target, "cancelled": cancelled})
+    elif cancelled:
+        click.echo(f"{count(cancelled, 'job')} cancelled.")
+    else:
+        click.echo("Nothing to cancel: it had ended already.")
+
+
+@click.command("retry", cls=HelixCommand, short_help="Queue failed and cancelled jobs again.")
+@click.argument("batch")
+@helix_options
+def retry(settings: Settings, batch: str, *, as_json: bool) -> None:
+    """Queue a batch's failed and cancelled jobs again; answers already there stay."""
+    with open_client(settings) as client:
+        queued = client.retry(batch)
+    if as_json:
+        echo_json({"id": batch, "queued": queued})
+    elif queued:
+        click.echo(f"{count(queued, 'job')} queued again. Follow with: {command_line('watch', batch)}")
+    else:
+        click.echo("Nothing to retry: no job of this batch failed or was cancelled.")

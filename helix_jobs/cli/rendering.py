@@ -1,0 +1,91 @@
+"""Consoles and words: how numbers, times and other people's text appear on a terminal. Pure except for the consoles."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from rich.console import Console
+
+# Wide enough that a table in a pipe is never cut; lines end where their text ends.
+_PIPE_WIDTH: Final = 10_000
+_MINUTE: Final = 60
+_HOUR: Final = 3600
+_DAY: Final = 86_400
+_TWO_DIGITS: Final = 10
+
+
+def make_console(*, stderr: bool = False) -> Console:
+    """A console that takes text literally (no markup, no emoji codes) and does not wrap what goes into a pipe."""
+    from rich.console import Console
+
+    console = Console(stderr=stderr, markup=False, emoji=False, highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console = Console(stderr=stderr, markup=False, emoji=False, highlight=False, width=_PIPE_WIDTH)
+    return console
+
+
+def is_interactive(console: Console) -> bool:
+    """Whether a live display makes sense: a real terminal that can move its cursor."""
+    return console.is_terminal and not console.is_dumb_terminal
+
+
+def printable(text: str) -> str:
+    """Replace control characters, so that a model's output or a file's field cannot drive the terminal."""
+    if text.isprintable():
+        return text
+    return "".join(
+        character
+        if character in "\n\t" or unicodedata.category(character) not in {"Cc", "Cs"}
+        else "\N{REPLACEMENT CHARACTER}"
+        for character in text
+    )
+
+
+def shorten(text: str, limit: int) -> str:
+    """The text on one line, cut after ``limit`` characters with an ellipsis."""
+    flat = " ".join(printable(text[: 4 * limit]).split())
+    return flat if len(flat) <= limit and len(text) <= 4 * limit else f"{flat[: limit - 1].rstrip()}…"
+
+
+def count(number: int, noun: str) -> str:
+    """``1 job``, ``1,024 jobs``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def percent(part: float) -> str:
+    """``71 %``; never rounded up to 100."""
+    return f"{min(int(part * 100 + 0.5), 99) if part < 1 else 100} %"
+
+
+def rate(per_second: float) -> str:
+    """``8.4``, ``172``, ``1,024``: three digits say enough."""
+    return f"{per_second:.1f}" if per_second < _TWO_DIGITS else f"{per_second:,.0f}"
+
+
+def duration(seconds: float) -> str:
+    """``0.4 s``, ``42 s``, ``3 min 05 s``, ``2 h 10 min``, ``3 d 4 h``."""
+    if seconds < _TWO_DIGITS:
+        return f"{max(seconds, 0.0):.1f} s"
+    whole = int(seconds + 0.5)
+    if whole < _MINUTE:
+        return f"{whole} s"
+    if whole < _HOUR:
+        return f"{whole // _MINUTE} min {whole % _MINUTE:02d} s"
+    if whole < _DAY:
+        return f"{whole // _HOUR} h {whole % _HOUR // _MINUTE:02d} min"
+    return f"{whole // _DAY} d {whole % _DAY // _HOUR} h"
+
+
+def clock_time(moment: datetime) -> str:
+    """A stored UTC time on this person's clock."""
+    return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def timestamp(moment: datetime | None) -> str | None:
+    """A stored time for programs: ISO 8601 in UTC."""
+    return None if moment is None else moment.isoformat().replace("+00:00", "Z")

@@ -1,0 +1,123 @@
+"""``results``: the answers, readable or as a file, also while the batch still runs."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
+
+import click
+
+from helix_jobs.cli.group import HelixCommand, command_line, echo_json, helix_options, open_client
+from helix_jobs.cli.rendering import count, make_console
+from helix_jobs.cli.views import print_answers
+from helix_jobs.jobs.states import JobState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from helix_jobs.jobs.store import BatchStatus, JobResult
+    from helix_jobs.settings import Settings
+
+# "text" is this module's; the others are the export's (a test holds them equal).
+FILE_FORMATS: Final = ("jsonl", "csv", "parquet", "openai")
+_SUFFIXES: Final = {".csv": "csv", ".parquet": "parquet"}
+_SHOWN: Final = 20
+
+
+@click.command("results", cls=HelixCommand, short_help="Print a batch's answers or write them to a file.")
+@click.argument("batch")
+@click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write to this file, whole or not at all.")
+@click.option(
+    "--format",
+    "fmt",
+    type=click.Choice(("text", *FILE_FORMATS)),
+    help="Default: by the name of -o; text on a terminal; otherwise jsonl.",
+)
+@click.option("--failed", is_flag=True, help="Include failed and cancelled jobs, with the reason.")
+@click.option(
+    "--order",
+    type=click.Choice(("line", "completion")),
+    default="line",
+    show_default=True,
+    help="Order of the input file, or in which jobs ended.",
+)
+@helix_options
+def results(
+    settings: Settings,
+    batch: str,
+    output: str | None,
+    fmt: str | None,
+    order: Literal["line", "completion"],
+    *,
+    failed: bool,
+    as_json: bool,
+) -> None:
+    """Print or write a batch's answers; what is there so far if it still runs.
+
+    On a terminal the first answers are shown shortened. Files and pipes get everything. With --json: jsonl on standard
+    output, or with -o a summary of what was written.
+    """
+    chosen = fmt or _default_format(output, as_json=as_json)
+    if chosen == "text" and (output is not None or as_json):
+        raise click.UsageError("--format text is for terminals; choose jsonl, csv, parquet or openai.")
+    if chosen == "parquet" and output is None and sys.stdout.isatty():
+        raise click.UsageError("Parquet is binary; give -o FILE.")
+    with open_client(settings) as client:
+        status = client.status(batch)
+        rows = client.results(batch, include_failed=failed, order=order)
+        if chosen == "text":
+            _show(status, rows, failed=failed)
+            return
+        written = _write(rows, output, chosen)
+    if output is None:
+        return
+    if as_json:
+        echo_json({"id": batch, "path": output, "format": chosen, "written": written})
+    else:
+        click.echo(f"{count(written, 'result')} written to {output}", err=True)
+        if not status.done:
+            click.echo("The batch still runs; there will be more.", err=True)
+
+
+def _default_format(output: str | None, *, as_json: bool) -> str:
+    if output is not None:
+        return _SUFFIXES.get(Path(output).suffix.lower(), "jsonl")
+    return "text" if sys.stdout.isatty() and not as_json else "jsonl"
+
+
+def _write(rows: Iterator[JobResult], output: str | None, fmt: str) -> int:
+    from helix_jobs.jobs.export import export_results
+
+    if output is not None:
+        return export_results(rows, output, fmt)
+    stream = sys.stdout.buffer
+    try:
+        written = export_results(rows, stream, fmt)
+        stream.flush()
+    except OSError as error:
+        # Windows reports a reader that has gone as EINVAL.
+        if os.name == "nt" and error.errno == errno.EINVAL:
+            raise BrokenPipeError(errno.EPIPE, "the reader has gone") from error
+        raise
+    return written
+
+
+def _show(status: BatchStatus, rows: Iterator[JobResult], *, failed: bool) -> None:
+    """The first answers, readable, and a word about the rest."""
+    console = make_console()
+    shown = print_answers(console, islice(rows, _SHOWN))
+    if not shown:
+        console.print("No answers yet." if not status.done else "No answers.", soft_wrap=True)
+    there = status.counts[JobState.SUCCEEDED]
+    if failed:
+        there += status.counts[JobState.FAILED] + status.counts[JobState.CANCELLED]
+    if there > shown:
+        more = command_line("results", status.id, "-o", "FILE")
+        console.print(f"{shown:,} of {there:,} shown. All of them: {more}", soft_wrap=True)
+    elif not failed and status.counts[JobState.FAILED]:
+        bad = count(status.counts[JobState.FAILED], "job")
+        console.print(f"{bad} failed: {command_line('results', status.id, '--failed')}", soft_wrap=True)

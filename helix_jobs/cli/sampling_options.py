@@ -1,0 +1,71 @@
+"""The sampling flags of ``submit``: defaults for lines that do not give the field themselves."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from helix_jobs.engine.sampling_params import SAMPLING_FIELDS, InvalidSamplingParamsError, SamplingParams
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# Each is also read from the environment (HELIX_MAX_TOKENS, ...). Ranges are SamplingParams' to judge, once for the
+# flags and for the lines.
+_OPTIONS: Final[tuple[tuple[str, type, str], ...]] = (
+    ("max_tokens", int, "New tokens at most."),
+    ("temperature", float, "0 decodes greedily; higher is more random."),
+    ("top_p", float, "Keep the most likely tokens up to this probability mass; 1 is off."),
+    ("top_k", int, "Keep the K most likely tokens; 0 is off."),
+    ("min_p", float, "Drop tokens less likely than this share of the most likely one; 0 is off."),
+    ("seed", int, "Seed of every line's random numbers; by default each line has its own."),
+    ("presence_penalty", float, "Lower tokens that occurred in the answer, once."),
+    ("frequency_penalty", float, "Lower tokens for each time they occurred in the answer."),
+    ("repetition_penalty", float, "Divide tokens seen in prompt or answer; 1 is off."),
+)
+
+
+def sampling_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the sampling flags, handed over as one argument ``defaults: SamplingParams``."""
+
+    @functools.wraps(function)
+    def command(*args: Any, **kwargs: Any) -> None:  # noqa: ANN401  (passes click's arguments on)
+        given = {name: kwargs.pop(name) for name in SAMPLING_FIELDS}
+        # Nothing said is None, () or False; SamplingParams' own default then stands. A 0 is something said.
+        given = {name: value for name, value in given.items() if not (value is None or value is False or value == ())}
+        try:
+            defaults = SamplingParams(**given)
+        except InvalidSamplingParamsError as error:
+            raise click.BadParameter(
+                f"{error.reason}; {error.remedy}.", param_hint=f"--{error.field.replace('_', '-')}"
+            ) from error
+        function(*args, defaults=defaults, **kwargs)
+
+    plain = SamplingParams()
+    flags = [
+        click.option(
+            f"--{name.replace('_', '-')}",
+            name,
+            type=kind,
+            envvar=f"HELIX_{name.upper()}",
+            help=f"{text}{'' if name == 'seed' else f' [default: {getattr(plain, name):g}]'}",
+        )
+        for name, kind, text in _OPTIONS
+    ]
+    flags += [
+        click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text; repeatable."),
+        click.option(
+            "--stop-token-id",
+            "stop_token_ids",
+            type=int,
+            multiple=True,
+            help="End the answer at this token; repeatable.",
+        ),
+        click.option("--ignore-eos", is_flag=True, help="Go on past the model's end-of-sequence token."),
+    ]
+    decorated: Callable[..., None] = command
+    for flag in reversed(flags):
+        decorated = flag(decorated)
+    return decorated

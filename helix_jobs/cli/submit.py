@@ -1,0 +1,206 @@
+"""``submit``: validate, store and enqueue a file of prompts; wait for it; or run all of Helix for it (``--local``)."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+import click
+
+from helix_jobs.cli.follow import follow_for_person, worker_notice
+from helix_jobs.cli.group import INTERRUPTED, HelixCommand, command_line, echo_json, fail, helix_options, open_client
+from helix_jobs.cli.progress import all_succeeded
+from helix_jobs.cli.rendering import count, is_interactive, make_console, percent, printable
+from helix_jobs.cli.sampling_options import sampling_options
+from helix_jobs.cli.views import bad_line_json, bad_lines_view, batch_json
+from helix_jobs.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from rich.console import Console
+
+    from helix_jobs.engine.sampling_params import SamplingParams
+    from helix_jobs.errors import BadLine
+    from helix_jobs.jobs.client import HelixClient
+    from helix_jobs.jobs.store import BatchStatus
+    from helix_jobs.jobs.submission import Submission, SubmitProgress
+    from helix_jobs.settings import Settings
+
+_LISTED_BAD_LINES: Final = 20
+_SHOWN_ANSWERS: Final = 10
+_STANDARD_INPUT: Final = "-"
+
+
+def _parse_metadata(ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    """Split each KEY=VALUE at its first equals sign."""
+    pairs = [value.partition("=") for value in values]
+    for (key, equals, _), value in zip(pairs, values, strict=True):
+        if not key or not equals:
+            raise click.BadParameter(f"{value!r} is not KEY=VALUE.", ctx, parameter)
+    return {key: text for key, _, text in pairs}
+
+
+@click.command("submit", cls=HelixCommand, short_help="Validate, store and enqueue a file of prompts.")
+@click.argument("file", metavar="FILE", type=click.Path(exists=True, dir_okay=False, readable=True, allow_dash=True))
+@click.option("--wait", is_flag=True, help="Stay until the batch ends, with a live progress bar.")
+@click.option(
+    "--local", is_flag=True, help="Start the broker and a worker if missing, wait, show the answers, stop them."
+)
+@click.option("--name", help="What to call the batch.")
+@click.option("--skip-invalid", is_flag=True, help="Enqueue the good lines; write the bad ones to FILE.invalid.jsonl.")
+@click.option("--idempotency-key", metavar="KEY", help="Submitting the same file under the same key again is harmless.")
+@click.option(
+    "--metadata", multiple=True, callback=_parse_metadata, metavar="KEY=VALUE", help="Store with the batch; repeatable."
+)
+@sampling_options
+@helix_options
+def submit(
+    settings: Settings,
+    file: str,
+    defaults: SamplingParams,
+    metadata: dict[str, str],
+    *,
+    wait: bool,
+    local: bool,
+    name: str | None,
+    skip_invalid: bool,
+    idempotency_key: str | None,
+    as_json: bool,
+) -> None:
+    """Validate, store and enqueue the prompts in FILE (- is standard input) and print the batch id.
+
+    FILE holds one JSON object a line: {"prompt": "..."}, {"messages": [...]} or an OpenAI Batch line. If a line is
+    bad, every bad line is listed and nothing is enqueued. The sampling options are defaults for lines that do not say.
+    """
+    console = make_console(stderr=True)
+    source = "standard input" if file == _STANDARD_INPUT else file
+    options = {
+        "name": name,
+        "defaults": defaults,
+        "idempotency_key": idempotency_key,
+        "metadata": metadata or None,
+        "skip_invalid": skip_invalid,
+    }
+    with open_client(settings) as client:
+        submission = _store(client, file, source, options, console, as_json=as_json)
+        if not (wait or local):
+            if as_json:
+                echo_json(submission_json(submission))
+            else:
+                click.echo(submission.batch_id)
+                _hint(client, submission, console)
+            return
+        if not as_json:
+            click.echo(submission.batch_id)
+        follower = _run_locally if local else _wait
+        final = follower(settings, client, submission.batch_id, console, as_json=as_json)
+        if as_json:
+            echo_json(batch_json(final))
+    if not all_succeeded(final):
+        click.get_current_context().exit(1)
+
+
+def _store(
+    client: HelixClient, file: str, source: str, options: dict[str, Any], console: Console, *, as_json: bool
+) -> Submission:
+    """Hand the lines to the client; report the bad ones."""
+    standard_input = file == _STANDARD_INPUT
+    if standard_input and sys.stdin.isatty():
+        console.print("Reading prompts from the keyboard, one JSON object a line; end with Ctrl-D (Windows: Ctrl-Z).")
+    rejects = "stdin.invalid.jsonl" if standard_input else f"{file}.invalid.jsonl"
+    try:
+        with _reading(console, source) as on_progress:
+            submission = client.submit(
+                sys.stdin.buffer if standard_input else Path(file),
+                on_progress=on_progress,
+                rejects=rejects if options["skip_invalid"] else None,
+                **options,
+            )
+    except InvalidInputError as error:
+        _refuse(error, source, console)
+    except KeyboardInterrupt:
+        console.print("\nInterrupted; nothing was enqueued.")
+        click.get_current_context().exit(INTERRUPTED)
+    if submission.invalid_count:
+        _print_bad_lines(submission.invalid, submission.invalid_count, console)
+        skipped = count(submission.invalid_count, "bad line")
+        console.print(f"{skipped} skipped and written to {rejects}", style="yellow", soft_wrap=True)
+    if not as_json:
+        jobs = count(submission.total, "job")
+        known = f"This idempotency key names a batch with these {jobs} already:"
+        console.print(known if submission.reused else f"{jobs} from {source} stored as batch:", soft_wrap=True)
+    return submission
+
+
+def _refuse(error: InvalidInputError, source: str, console: Console) -> NoReturn:
+    """List the bad lines and exit: nothing was enqueued."""
+    ctx = click.get_current_context()
+    _print_bad_lines(error.bad_lines, error.count, console)
+    details = {"count": error.count, "invalid": [bad_line_json(bad) for bad in error.bad_lines]}
+    message = (
+        f"{count(error.count, 'line')} of {source} cannot be accepted; nothing was enqueued. "
+        "Correct the file, or enqueue the other lines with --skip-invalid"
+    )
+    fail(ctx, error, message, error.exit_code, **details)
+
+
+def _print_bad_lines(bad_lines: Sequence[BadLine], total: int, console: Console) -> None:
+    console.print(bad_lines_view(bad_lines[:_LISTED_BAD_LINES]))
+    if total > _LISTED_BAD_LINES:
+        console.print(f"... and {total - _LISTED_BAD_LINES:,} more")
+
+
+def _hint(client: HelixClient, submission: Submission, console: Console) -> None:
+    """Say how to go on."""
+    console.print(f"Follow it with: {command_line('watch', submission.batch_id)}", soft_wrap=True)
+    notice = worker_notice(client.status(submission.batch_id), list(client.live_workers()))
+    if notice:
+        console.print(notice, soft_wrap=True, style="yellow")
+
+
+def _run_locally(
+    settings: Settings, client: HelixClient, batch_id: str, console: Console, *, as_json: bool
+) -> BatchStatus:
+    """Start what is missing, wait, show the answers, stop what was started."""
+    raise NotImplementedError
+
+
+def _wait(_: Settings, client: HelixClient, batch_id: str, console: Console, *, as_json: bool) -> BatchStatus:
+    return client.wait(batch_id) if as_json else follow_for_person(client, batch_id, console)
+
+
+@contextmanager
+def _reading(console: Console, source: str) -> Iterator[Callable[[SubmitProgress], None] | None]:
+    """Show how much has been read, on a terminal; a million lines take a while."""
+    if not is_interactive(console):
+        yield None
+        return
+
+    def show(progress: SubmitProgress) -> None:
+        share = (
+            f" ({percent(progress.bytes_read / progress.bytes_total)})"
+            if progress.bytes_read and progress.bytes_total
+            else ""
+        )
+        bad = f", {progress.invalid:,} bad" if progress.invalid else ""
+        display.update(
+            f"Reading {printable(source)}: {count(progress.accepted + progress.invalid, 'line')}{bad}{share}"
+        )
+
+    with console.status(f"Reading {printable(source)}", spinner="line") as display:
+        yield show
+
+
+def submission_json(submission: Submission) -> dict[str, Any]:
+    """What was stored, for programs."""
+    return {
+        "batch_id": submission.batch_id,
+        "total": submission.total,
+        "reused": submission.reused,
+        "published": submission.published,
+        "invalid": [bad_line_json(bad) for bad in submission.invalid],
+        "invalid_count": submission.invalid_count,
+    }

@@ -1,0 +1,234 @@
+"""What batches, workers, answers and bad lines look like: JSON with stable keys for programs, tables for people."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from helix_jobs.cli.rendering import clock_time, count, duration, percent, printable, rate, shorten, timestamp
+from helix_jobs.jobs.states import BatchState, JobState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from rich.console import Console, RenderableType
+    from rich.table import Table
+    from rich.text import Text
+
+    from helix_jobs.errors import BadLine
+    from helix_jobs.jobs.store import BatchStatus, JobResult, Worker
+
+_STATE_STYLES: Final = {
+    BatchState.SUBMITTING: "dim",
+    BatchState.QUEUED: "yellow",
+    BatchState.RUNNING: "cyan",
+    BatchState.DONE: "green",
+    BatchState.CANCELLED: "magenta",
+}
+_SHOWN_PROMPT: Final = 100
+_SILENT_AFTER: Final = 30.0
+_SHOWN_ANSWER: Final = 400
+
+
+def batch_json(status: BatchStatus) -> dict[str, Any]:
+    """One batch for programs. Keys are stable: added, never renamed."""
+    return {
+        "id": status.id,
+        "name": status.name,
+        "source": status.source,
+        "state": str(status.state),
+        "created_at": timestamp(status.created_at),
+        "started_at": timestamp(status.started_at),
+        "finished_at": timestamp(status.finished_at),
+        "cancelled_at": timestamp(status.cancelled_at),
+        "total": status.total,
+        "counts": {str(state): status.counts[state] for state in JobState},
+        "prompt_tokens": status.prompt_tokens,
+        "completion_tokens": status.completion_tokens,
+        "draft_tokens": status.draft_tokens,
+        "accepted_tokens": status.accepted_tokens,
+        "acceptance_rate": status.acceptance_rate,
+        "tokens_per_second": status.tokens_per_second,
+        "errors": {str(code): number for code, number in sorted(status.error_counts.items())},
+    }
+
+
+def worker_json(worker: Worker) -> dict[str, Any]:
+    """One live worker for programs."""
+    return {
+        "id": worker.id,
+        "hostname": worker.hostname,
+        "pid": worker.pid,
+        "device": worker.device,
+        "target_model": worker.target_model,
+        "draft_model": worker.draft_model,
+        "slots": worker.slots,
+        "started_at": timestamp(worker.started_at),
+        "heartbeat_at": timestamp(worker.heartbeat_at),
+    }
+
+
+def bad_line_json(bad: BadLine) -> dict[str, Any]:
+    """One bad line for programs."""
+    return {"line": bad.line, "field": bad.field, "reason": bad.reason, "remedy": bad.remedy}
+
+
+def batch_view(status: BatchStatus) -> Table:
+    """Everything about one batch, a fact a row."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+
+    def row(label: str, value: str | Text) -> None:
+        table.add_row(label, Text(printable(value)) if isinstance(value, str) else value)
+
+    head = Text(status.id)
+    head.append(f"  {status.state}", style=_STATE_STYLES[status.state])
+    row("Batch", head)
+    if status.name:
+        row("Name", status.name)
+    if status.source and status.source != status.name:
+        row("Source", status.source)
+    row("Created", clock_time(status.created_at))
+    row("Jobs", _job_counts(status))
+    for code, number in sorted(status.error_counts.items()):
+        row("Errors", f"{code} {number:,}")
+    if status.completion_tokens:
+        speed = "" if status.tokens_per_second is None else f", {rate(status.tokens_per_second)} tokens/s"
+        row("Tokens", f"{status.completion_tokens:,} written, {status.prompt_tokens:,} read{speed}")
+    if status.acceptance_rate is not None:
+        drafts = f"{status.accepted_tokens:,} of {status.draft_tokens:,}"
+        row("Drafts", f"{percent(status.acceptance_rate)} accepted ({drafts})")
+    if status.elapsed_seconds is not None:
+        spent = duration(status.elapsed_seconds)
+        row("Time", f"{spent}, finished {clock_time(status.finished_at)}" if status.finished_at else f"{spent} so far")
+    return table
+
+
+def _job_counts(status: BatchStatus) -> Text:
+    from rich.text import Text
+
+    if status.total is None:
+        return Text("still being stored")
+    finished = status.finished
+    done = f"{finished:,} of {status.total:,} done"
+    text = Text(f"{done} ({percent(finished / status.total)})" if status.total else done)
+    styles = {
+        JobState.SUCCEEDED: "green",
+        JobState.FAILED: "red",
+        JobState.CANCELLED: "magenta",
+        JobState.RUNNING: "cyan",
+    }
+    for state in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.RUNNING, JobState.QUEUED):
+        if status.counts[state]:
+            text.append(", ")
+            text.append(f"{status.counts[state]:,} {state}", style=styles.get(state, ""))
+    return text
+
+
+def batches_view(batches: Sequence[BatchStatus]) -> Table:
+    """One row a batch, newest first as given."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    # Identifiers and numbers keep their width on a narrow terminal; the name gives way.
+    table.add_column("BATCH", no_wrap=True)
+    table.add_column("STATE", no_wrap=True)
+    table.add_column("DONE", no_wrap=True, justify="right")
+    table.add_column("FAILED", no_wrap=True, justify="right")
+    table.add_column("CREATED", overflow="ellipsis", no_wrap=True)
+    table.add_column("NAME", overflow="ellipsis", no_wrap=True, ratio=None)
+    for batch in batches:
+        failed = batch.counts[JobState.FAILED]
+        total = "?" if batch.total is None else f"{batch.total:,}"
+        table.add_row(
+            batch.id,
+            Text(str(batch.state), style=_STATE_STYLES[batch.state]),
+            f"{batch.finished:,}/{total}",
+            Text(f"{failed:,}", style="red" if failed else "dim"),
+            clock_time(batch.created_at)[:-3],
+            Text(printable(batch.name or batch.source or "")),
+        )
+    return table
+
+
+def worker_line(worker: Worker) -> str:
+    """One worker on one line."""
+    draft = f" with draft {worker.draft_model}" if worker.draft_model else ""
+    where = f"{worker.device} on {worker.hostname} (pid {worker.pid})"
+    silent = "" if responds(worker) else f"; silent for {duration(silence(worker))}, probably lost"
+    return printable(f"{worker.target_model}{draft}, {where}, {count(worker.slots, 'slot')}{silent}")
+
+
+def silence(worker: Worker) -> float:
+    """Seconds since the worker's last sign of life, by this machine's clock; good enough to show, not to judge."""
+    return (datetime.now(UTC) - worker.heartbeat_at).total_seconds()
+
+
+def responds(worker: Worker) -> bool:
+    """Whether the worker has shown life within the time after which its jobs are taken from it."""
+    return silence(worker) < _SILENT_AFTER
+
+
+def bad_lines_view(bad_lines: Sequence[BadLine]) -> Table:
+    """Line, field, reason and remedy of each bad line."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("LINE", justify="right", no_wrap=True)
+    table.add_column("FIELD", overflow="fold")
+    table.add_column("REASON", overflow="fold")
+    table.add_column("REMEDY", overflow="fold")
+    for bad in bad_lines:
+        cells = (shorten(bad.field or "", 60), shorten(bad.reason, 300), shorten(bad.remedy, 300))
+        table.add_row(f"{bad.line:,}", *(Text(cell) for cell in cells))
+    return table
+
+
+def answer_view(result: JobResult) -> RenderableType:
+    """The start of the prompt, and below it the answer, shortened, or the reason why there is none."""
+    from rich.console import Group
+    from rich.padding import Padding
+    from rich.text import Text
+
+    label = f"{result.line}" if result.custom_id is None else f"{result.line} {printable(result.custom_id)}"
+    head = Text.assemble((f"{label}  ", "bold cyan"), (shorten(prompt_text(result.request), _SHOWN_PROMPT), "bold"))
+    if result.output_text is None:
+        reason = f"{result.state}: {result.error_code or ''} {shorten(result.error_message or '', _SHOWN_ANSWER)}"
+        body = Text(" ".join(reason.split()).rstrip(": "), style="red")
+    else:
+        body = Text(_shorten_answer(result.output_text) or "(empty answer)")
+    return Group(head, Padding(body, (0, 0, 1, 3)))
+
+
+def prompt_text(request: object) -> str:
+    """What was asked: the prompt, or the last message of the chat."""
+    if isinstance(request, dict):
+        if isinstance(request.get("prompt"), str):
+            return str(request["prompt"])
+        messages = request.get("messages")
+        if isinstance(messages, list) and messages and isinstance(messages[-1], dict):
+            return str(messages[-1].get("content", ""))
+    return ""
+
+
+def _shorten_answer(text: str) -> str:
+    """At most six lines and a few hundred characters; paragraphs stay paragraphs."""
+    lines = [line.rstrip() for line in printable(text.strip()).splitlines() if line.strip()]
+    kept = "\n".join(lines[:6])
+    if len(kept) > _SHOWN_ANSWER:
+        return kept[: _SHOWN_ANSWER - 1].rstrip() + "…"
+    return kept if len(lines) <= 6 else f"{kept} …"  # noqa: PLR2004  (the same six)
+
+
+def print_answers(console: Console, results: Iterable[JobResult]) -> int:
+    """Print answers and return how many."""
+    shown = 0
+    for shown, result in enumerate(results, start=1):  # noqa: B007  (counts)
+        console.print(answer_view(result))
+    return shown

@@ -1,0 +1,52 @@
+"""``worker``: load the models and drain the queue until told to stop. The one command that imports torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from helix_jobs.cli.group import CONTEXT_SETTINGS, HelixCommand, helix_options
+from helix_jobs.settings import DTYPES, LOG_FORMATS
+
+if TYPE_CHECKING:
+    from helix_jobs.settings import Settings
+
+
+@click.command("worker", cls=HelixCommand, context_settings=CONTEXT_SETTINGS)
+@click.option("--target", "target_model", metavar="MODEL", help="Target model: hub id, directory, .gguf file, or demo.")
+@click.option(
+    "--draft", "draft_model", metavar="MODEL", help="Draft model: the same, or int8 (a copy of the target), or none."
+)
+@click.option(
+    "--device", metavar="NAME", help="Device, such as cpu, cuda:0, privateuseone:0; default: the first available."
+)
+@click.option("--dtype", type=click.Choice(DTYPES), help="Number format of the weights.")
+@click.option("--max-batch-size", type=click.IntRange(1, 4096), help="Sequences that run at once.")
+@click.option("--speculation-depth", type=click.IntRange(0, 16), help="Tokens drafted ahead; 0 turns speculation off.")
+@click.option(
+    "--kv-cache-mb", type=click.IntRange(min=1), help="Memory for keys and values; default: from free memory."
+)
+@click.option(
+    "--shutdown-grace",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="How long a stopping worker finishes jobs.",
+)
+@click.option("--allow-shared-device", is_flag=True, help="Run although another worker of this host holds the device.")
+@click.option("--log-format", type=click.Choice(LOG_FORMATS), help="json writes one object a line.")
+@helix_options
+def worker(settings: Settings, *, allow_shared_device: bool, as_json: bool, **overrides: Any) -> None:  # noqa: ANN401  (click's own values)
+    """Answer queued jobs until stopped. Flags override HELIX_* settings. --json is --log-format json.
+
+    Ctrl-C or SIGTERM: finish what finishes within the grace time, hand the rest back, exit. A second Ctrl-C is
+    immediate.
+    """
+    if as_json:
+        overrides["log_format"] = "json"
+    given = {name: value for name, value in overrides.items() if value is not None}
+    from helix_jobs.jobs.worker import run_worker
+
+    exit_code = run_worker(dataclasses.replace(settings, **given), allow_shared_device=allow_shared_device)
+    click.get_current_context().exit(exit_code)
