@@ -9,6 +9,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
+from helix_jobs.engine.request import FinishReason
 from helix_jobs.errors import EngineError, HelixError, RequestError
 
 if TYPE_CHECKING:
@@ -29,17 +30,26 @@ class EngineBrokenError(HelixError):
     """The engine fails step after step; only a new process can help."""
 
 
-class Run(Protocol):
-    """One batched speculative run, as the recorder keeps it."""
+@dataclass(slots=True)
+class Run:
+    """One batched speculative run under way: a stretch in which the engine is busy, cut at a minute.
 
-    row_id: int | None
+    Attributes:
+        counters: The engine's totals when it began.
+        began: Monotonic time.
+        row_id: Its row; None until that is written, and for good if that failed.
+    """
+
+    counters: EngineCounters
+    began: float
+    row_id: int | None = None
 
 
 class RunRecorder(Protocol):
     """Writes runs down; called by the engine thread alone and never waits."""
 
     def begin(self, counters: EngineCounters) -> Run:
-        """A run begins."""
+        """A run begins with these totals."""
 
     def end(self, run: Run, counters: EngineCounters, *, jobs_finished: int, idle_seconds: float) -> None:
         """A run has ended, ``idle_seconds`` ago."""
@@ -78,8 +88,6 @@ class _Stop:
 class EngineThread:
     """Adds and aborts requests between steps, steps while there is work, and settles what ends.
 
-    A *run* is a stretch in which the engine was busy, cut at a minute.
-
     Args:
         engine: Driven by this thread alone, apart from ``encode``.
         recorder: Told where runs begin and end.
@@ -97,7 +105,6 @@ class EngineThread:
         self._thread = threading.Thread(target=self._main, name="helix-engine", daemon=True)
         self._failed_steps = 0
         self._run: Run | None = None
-        self._run_began = 0.0
         self._busy_at = 0.0
         self._jobs_finished = 0
         self._step_began: float | None = None
@@ -170,7 +177,7 @@ class EngineThread:
     def _step(self) -> None:
         now = time.monotonic()
         if self._run is None:
-            self._run, self._run_began, self._jobs_finished = self._recorder.begin(self._engine.counters()), now, 0
+            self._run, self._jobs_finished = self._recorder.begin(self._engine.counters()), 0
         self._step_began = now
         try:
             results = self._engine.step()
@@ -183,7 +190,7 @@ class EngineThread:
         self._failed_steps = 0
         for result in results:
             settle = self._settlers.pop(result.request_id, None)
-            self._jobs_finished += 1
+            self._jobs_finished += result.finish_reason is not FinishReason.ABORTED
             if settle is not None:
                 settle(Generated(result, self._run))
 
@@ -209,7 +216,7 @@ class EngineThread:
         if self._run is None:
             return
         idle = not self._engine.has_unfinished() and time.monotonic() - self._busy_at >= LINGER_SECONDS
-        if idle or time.monotonic() - self._run_began >= RUN_SECONDS:
+        if idle or time.monotonic() - self._run.began >= RUN_SECONDS:
             self._end_run()
 
     def _end_run(self) -> None:

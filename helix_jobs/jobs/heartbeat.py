@@ -1,0 +1,133 @@
+"""Heartbeat: says that this worker lives, and notices what it has lost. Independent of the engine's loop."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+from helix_jobs.jobs import store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from helix_jobs.jobs.database import Database
+    from helix_jobs.jobs.store import NewWorker
+    from helix_jobs.jobs.worker_service import WorkerService
+
+logger = logging.getLogger(__name__)
+
+BEAT_SECONDS: Final = 5.0
+# How soon a cancelled job stops taking up a slot.
+CHECK_SECONDS: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseCheck:
+    """What is wrong between the jobs that run here and the leases the database knows."""
+
+    lost: tuple[tuple[int, int], ...]
+    orphaned: tuple[tuple[int, int], ...]
+
+
+def compare_leases(
+    before: Mapping[int, int | None], held: Mapping[int, int], after: Mapping[int, int | None]
+) -> LeaseCheck:
+    """Compare what ran here before and after the database was asked with what it answered.
+
+    A job that was only just claimed is missing in ``before``, one that has just finished is missing in ``after``;
+    neither is news.
+
+    Args:
+        before: Job id -> lease here (None: claim under way), read before the database.
+        held: Job id -> lease in the database.
+        after: The same as ``before``, read after the database.
+    """
+    lost = tuple((job_id, lease) for job_id, lease in before.items() if lease is not None and held.get(job_id) != lease)
+    orphaned = tuple((job_id, lease) for job_id, lease in held.items() if job_id not in before and job_id not in after)
+    return LeaseCheck(lost, orphaned)
+
+
+class Heartbeat:
+    """Beats every five seconds, compares leases every second, and runs the worker's own checks.
+
+    Args:
+        database: Written to directly: a writer that is stuck must not make this worker look dead.
+        worker: This worker's row, entered by ``start``.
+        service: Whose leases are compared.
+        checks: Called once a second; they must not raise.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        worker: NewWorker,
+        service: WorkerService,
+        checks: Sequence[Callable[[], None]] = (),
+    ) -> None:
+        self._database = database
+        self._worker = worker
+        self._service = service
+        self._checks = checks
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._main, name="helix-heartbeat", daemon=True)
+        self._unknown: frozenset[tuple[int, int]] = frozenset()
+
+    def start(self) -> None:
+        """Enter the worker's row and begin to beat.
+
+        Raises:
+            DatabaseUnreachableError: The row could not be written.
+        """
+        self._register()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread and note an orderly end; quiet if the database is away."""
+        self._stop.set()
+        self._thread.join()
+        try:
+            with self._database.write() as c:
+                store.stop_worker(c, self._worker.id, datetime.now(UTC))
+        except Exception as error:  # noqa: BLE001  (the reconciler of the next worker will find out by itself)
+            logger.warning("the worker's end could not be recorded: %s", error)
+
+    def check_leases(self) -> None:
+        """Drop what was lost and hand back what is unknown here twice in a row."""
+        before = self._service.leases()
+        with self._database.read() as c:
+            held = store.held_leases(c, self._worker.id)
+        check = compare_leases(before, held, self._service.leases())
+        for job_id, lease in check.lost:
+            self._service.drop_lost(job_id, lease)
+        for job_id, lease in self._unknown.intersection(check.orphaned):
+            self._service.release_orphan(job_id, lease)
+        self._unknown = frozenset(check.orphaned) - self._unknown
+
+    def beat(self) -> None:
+        """Write the heartbeat; come back under the same name if others had given this worker up."""
+        with self._database.write() as c:
+            alive = store.heartbeat(c, self._worker.id, datetime.now(UTC))
+        if not alive:
+            logger.warning("this worker had been declared lost; its jobs went to others, it goes on with new ones")
+            self._register()
+
+    def _register(self) -> None:
+        with self._database.write() as c:
+            store.register_worker(c, self._worker, datetime.now(UTC))
+
+    def _main(self) -> None:
+        next_beat = time.monotonic() + BEAT_SECONDS
+        while not self._stop.wait(CHECK_SECONDS):
+            try:
+                if time.monotonic() >= next_beat:
+                    next_beat = time.monotonic() + BEAT_SECONDS
+                    self.beat()
+                self.check_leases()
+            except Exception as error:  # noqa: BLE001  (whatever the database does, the next beat tries again)
+                logger.warning("heartbeat failed, trying again: %s", error)
+            for check in self._checks:
+                check()

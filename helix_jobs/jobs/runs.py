@@ -1,0 +1,100 @@
+"""Runs as rows: what the engine did in each stretch of work, and the one log line about it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+from helix_jobs.jobs import store
+from helix_jobs.jobs.engine_thread import Run
+from helix_jobs.jobs.store import RunTotals
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from concurrent.futures import Future
+
+    from sqlalchemy import Connection
+
+    from helix_jobs.engine.protocol import EngineCounters
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class Writer(Protocol):
+    """What is needed of the group commit writer."""
+
+    def submit(self, function: Callable[[Connection], T], /) -> Future[T]:
+        """Run ``function`` in a transaction that is committed when the future resolves."""
+
+
+class DatabaseRunRecorder:
+    """Writes runs through the group commit writer, so that the engine's thread never waits for the database."""
+
+    def __init__(self, writer: Writer, worker_id: str) -> None:
+        self._writer = writer
+        self._worker_id = worker_id
+
+    def begin(self, counters: EngineCounters) -> Run:
+        """Open a run. Results written later find its id in ``row_id``, as the writer keeps the order."""
+        run = Run(counters, time.monotonic())
+        now = datetime.now(UTC)
+
+        def insert(c: Connection) -> None:
+            run.row_id = store.start_run(c, self._worker_id, now)
+
+        def check(future: Future[None]) -> None:
+            if future.cancelled() or future.exception() is not None:
+                run.row_id = None
+                logger.warning("a run could not be recorded; its results stand without it")
+
+        self._writer.submit(insert).add_done_callback(check)
+        return run
+
+    def end(self, run: Run, counters: EngineCounters, *, jobs_finished: int, idle_seconds: float) -> None:
+        """Close a run and log its one line."""
+        seconds = max(0.0, time.monotonic() - run.began - idle_seconds)
+        totals = run_totals(run.counters, counters, jobs_finished=jobs_finished, seconds=seconds)
+        ended = datetime.now(UTC) - timedelta(seconds=idle_seconds)
+
+        def update(c: Connection) -> None:
+            if run.row_id is not None:
+                store.finish_run(c, run.row_id, totals, ended)
+
+        self._writer.submit(update)
+        accepted = totals.accepted_tokens / totals.draft_tokens if totals.draft_tokens else None
+        logger.info(
+            "run of %.1f s: %d jobs, %d tokens, %.1f tokens/s, mean batch %.1f, %s accepted",
+            seconds,
+            totals.jobs_finished,
+            totals.completion_tokens,
+            totals.tokens_per_second or 0.0,
+            totals.mean_batch_size or 0.0,
+            "nothing drafted," if accepted is None else f"{accepted:.0%}",
+        )
+
+
+def run_totals(before: EngineCounters, after: EngineCounters, *, jobs_finished: int, seconds: float) -> RunTotals:
+    """Compute a run's figures from two snapshots of the engine's counters.
+
+    ``peak_blocks`` is the engine's peak so far: the engine keeps no peak of a single run.
+    """
+    steps = after.steps - before.steps
+    decode_steps = after.decode_sequence_steps - before.decode_sequence_steps
+    draft_tokens = after.draft_tokens - before.draft_tokens
+    completion_tokens = after.completion_tokens - before.completion_tokens
+    return RunTotals(
+        steps=steps,
+        jobs_finished=jobs_finished,
+        prompt_tokens=after.prompt_tokens - before.prompt_tokens,
+        completion_tokens=completion_tokens,
+        draft_tokens=draft_tokens,
+        accepted_tokens=after.accepted_tokens - before.accepted_tokens,
+        mean_batch_size=(after.sequence_steps - before.sequence_steps) / steps if steps else None,
+        mean_depth=draft_tokens / decode_steps if decode_steps else None,
+        peak_blocks=after.peak_blocks,
+        tokens_per_second=completion_tokens / seconds if seconds > 0 else None,
+    )

@@ -1,0 +1,364 @@
+"""WorkerService: claim -> engine -> finish, for many jobs at once.
+
+Each job has a Celery thread that waits here for its *ending*. Whoever knows first how a job ends settles it: the
+engine (generated or failed), the heartbeat (the lease is lost), or the shutdown (the job is handed back). What the
+ending means for the database is decided by a pure function and written in one place; every write carries the lease,
+so one that comes too late is fenced by the database, counted and dropped.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from enum import Enum
+from typing import TYPE_CHECKING, Final
+
+from helix_jobs.engine.request import FinishReason
+from helix_jobs.errors import EngineError, HelixError, RequestError
+from helix_jobs.jobs import store
+from helix_jobs.jobs.engine_thread import EngineThread, Generated, RequestFailed
+from helix_jobs.jobs.requests import to_engine_request
+from helix_jobs.jobs.runs import DatabaseRunRecorder
+from helix_jobs.jobs.store import FinishedJob, ResultRow
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from helix_jobs.engine.protocol import EngineInfo, EngineProtocol
+    from helix_jobs.jobs.database import Database
+    from helix_jobs.jobs.engine_thread import Run
+    from helix_jobs.jobs.runs import Writer
+    from helix_jobs.jobs.store import ClaimedJob
+
+logger = logging.getLogger(__name__)
+
+STOP_SECONDS: Final = 10.0
+
+
+class Withdrawn(Enum):
+    """Endings that are not the engine's."""
+
+    HANDED_BACK = "handed back"
+    LEASE_LOST = "lease lost"
+
+
+Ending = Generated | RequestFailed | Withdrawn
+
+
+@dataclass(frozen=True, slots=True)
+class Succeed:
+    """Write the result row."""
+
+    row: ResultRow
+    run: Run
+
+
+@dataclass(frozen=True, slots=True)
+class Fail:
+    """Write the error."""
+
+    code: str
+    message: str
+
+
+class Leave(Enum):
+    """Endings without a result."""
+
+    RELEASE = "release"  # back to the queue, the attempt not counted
+    DROP = "drop"  # someone else has it, or it was cancelled
+
+
+Decision = Succeed | Fail | Leave
+
+
+def decide(ending: Ending, *, info: EngineInfo, waited_seconds: float) -> Decision:
+    """Say what a job's ending means for its row.
+
+    Args:
+        ending: How it ended.
+        info: The engine, for the result row.
+        waited_seconds: From being queued to the claim; the engine adds its own waiting.
+    """
+    match ending:
+        case Withdrawn.LEASE_LOST:
+            return Leave.DROP
+        case Withdrawn.HANDED_BACK:
+            return Leave.RELEASE
+        case RequestFailed(error):
+            return Fail(error.code, str(error))
+        case Generated(result, run):
+            if result.error is not None:
+                return Fail(result.error.code, str(result.error))
+            if result.finish_reason is None or result.finish_reason is FinishReason.ABORTED:
+                return Leave.RELEASE
+            seconds = result.total_seconds
+            row = ResultRow(
+                output_text=result.output_text,
+                finish_reason=result.finish_reason.value,
+                prompt_tokens=result.prompt_tokens,
+                cached_prompt_tokens=result.cached_prompt_tokens,
+                completion_tokens=result.completion_tokens,
+                queue_seconds=waited_seconds + result.queue_seconds,
+                ttft_seconds=result.ttft_seconds,
+                decode_seconds=result.decode_seconds,
+                total_seconds=seconds,
+                tokens_per_second=result.completion_tokens / seconds if seconds > 0 else None,
+                draft_tokens=result.draft_tokens,
+                accepted_tokens=result.accepted_tokens,
+                acceptance_rate=result.acceptance_rate,
+                mean_acceptance_length=result.mean_acceptance_length,
+                target_model=info.target_model,
+                draft_model=info.draft_model,
+                device=info.device,
+                dtype=info.dtype,
+            )
+            return Succeed(row, run)
+
+
+@dataclass(eq=False, slots=True)
+class _ActiveJob:
+    """A job a thread of this process works on; ``claim`` is None while the claim is under way."""
+
+    job_id: int
+    claim: ClaimedJob | None = None
+    ending: Future[Ending] = field(default_factory=Future)
+
+    def settle(self, ending: Ending) -> None:
+        """Say how it ends; the first word counts."""
+        try:
+            self.ending.set_result(ending)
+        except InvalidStateError:
+            logger.debug("job had ended already", extra={"job_id": self.job_id})
+
+
+def engine_request_id(job_id: int, lease: int) -> str:
+    """Name a request inside the engine: a job that comes back while its aborted self lingers is another request."""
+    return f"{job_id}.{lease}"
+
+
+class WorkerService:
+    """Runs jobs on one engine. Thread-safe.
+
+    Args:
+        database: For cancelling; everything a job writes goes through ``writer``.
+        engine: Owned by this object's engine thread from ``start`` on.
+        writer: The group commit writer.
+        worker_id: This worker's row.
+        grace: Seconds between ``begin_drain`` and handing back what is unfinished.
+        on_broken: Called when the engine cannot go on.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        engine: EngineProtocol,
+        writer: Writer,
+        *,
+        worker_id: str,
+        grace: float,
+        on_broken: Callable[[BaseException], None],
+    ) -> None:
+        self.worker_id = worker_id
+        self._database = database
+        self._engine = engine
+        self._writer = writer
+        self._grace = grace
+        self._engine_thread = EngineThread(engine, DatabaseRunRecorder(writer, worker_id), on_broken)
+        # Signal handlers never come here (see worker.py), so a plain lock will do.
+        self._lock = threading.Lock()
+        self._active: dict[int, _ActiveJob] = {}
+        self._draining = False
+        self._given_up: Withdrawn | None = None
+        self._grace_timer: threading.Timer | None = None
+        self._ended = threading.Condition(self._lock)
+        self._fenced = 0
+
+    @property
+    def active_count(self) -> int:
+        """Jobs being worked on."""
+        return len(self._active)
+
+    @property
+    def fenced_count(self) -> int:
+        """Writes the database refused because the lease had moved on."""
+        return self._fenced
+
+    @property
+    def step_seconds(self) -> float:
+        """How long the engine step under way has taken."""
+        return self._engine_thread.step_seconds
+
+    def start(self) -> None:
+        """Start the engine's thread."""
+        self._engine_thread.start()
+
+    def run_job(self, job_id: int) -> bool:
+        """Bring a job to its end and return True, whatever the end: its message has done its duty.
+
+        False: the worker is stopping and has not touched the job; its message belongs to another worker.
+        """
+        with self._lock:
+            if self._draining:
+                return False
+            if job_id in self._active:
+                return True
+            active = self._active[job_id] = _ActiveJob(job_id)
+        try:
+            self._run(active)
+        finally:
+            with self._lock:
+                del self._active[job_id]
+                self._ended.notify_all()
+        return True
+
+    def abort_job(self, job_id: int) -> None:
+        """Stop generating for this job, if it runs here. Unless it is cancelled as well, it returns to the queue."""
+        active = self._active.get(job_id)
+        if active is not None and active.claim is not None:
+            self._engine_thread.abort(engine_request_id(job_id, active.claim.lease))
+
+    def cancel_job(self, job_id: int) -> None:
+        """Cancel the job in the database, from a thread of its own: Celery's loop must not wait for a database."""
+        threading.Thread(target=self._cancel, args=(job_id,), name="helix-cancel", daemon=True).start()
+
+    def leases(self) -> Mapping[int, int | None]:
+        """Job id -> lease of what runs here; None while a claim is under way."""
+        with self._lock:
+            return {job_id: None if job.claim is None else job.claim.lease for job_id, job in self._active.items()}
+
+    def drop_lost(self, job_id: int, lease: int) -> None:
+        """Stop working on a job whose lease is gone: cancelled, or given to another worker."""
+        active = self._active.get(job_id)
+        if active is not None and active.claim is not None and active.claim.lease == lease:
+            logger.debug("lease lost", extra={"job_id": job_id})
+            self._withdraw(active, Withdrawn.LEASE_LOST)
+
+    def release_orphan(self, job_id: int, lease: int) -> None:
+        """Hand back a lease the database says we hold and nobody here knows of (its claim's answer was lost)."""
+        now = datetime.now(UTC)
+        logger.warning("handing back a lease nobody here works on", extra={"job_id": job_id})
+        self._writer.submit(lambda c: store.release(c, job_id, lease, self.worker_id, now))
+
+    def begin_drain(self) -> None:
+        """Take no further jobs; after the grace time hand back what is unfinished. May be called again."""
+        with self._lock:
+            if self._draining:
+                return
+            self._draining = True
+            self._grace_timer = threading.Timer(self._grace, self.hand_back)
+            self._grace_timer.daemon = True
+            self._grace_timer.start()
+            running = len(self._active)
+        logger.info("stopping: %d jobs have %.0f s to finish", running, self._grace)
+
+    def resume(self) -> None:
+        """Take jobs again, after a drain that was not meant."""
+        with self._lock:
+            if self._grace_timer is not None:
+                self._grace_timer.cancel()
+            self._draining, self._given_up = False, None
+
+    def hand_back(self) -> None:
+        """Give up every unfinished job now; each thread returns its job to the queue."""
+        self._give_up(Withdrawn.HANDED_BACK)
+
+    def abandon(self) -> None:
+        """Give up every job and write nothing: the engine broke on them, so the attempt counts (see ``reclaim``)."""
+        self._give_up(Withdrawn.LEASE_LOST)
+
+    def wait_idle(self, timeout: float) -> bool:
+        """Wait until no job is worked on; False after ``timeout`` seconds."""
+        with self._lock:
+            return self._ended.wait_for(lambda: not self._active, timeout)
+
+    def stop(self) -> bool:
+        """End the engine's thread, after its step; False if that hangs. Call it when nothing runs any more."""
+        with self._lock:
+            self._draining = True
+            if self._grace_timer is not None:
+                self._grace_timer.cancel()
+        stopped = self._engine_thread.stop(STOP_SECONDS)
+        if stopped:
+            self._engine.close()
+        return stopped
+
+    def _run(self, active: _ActiveJob) -> None:
+        now = datetime.now(UTC)
+        claim = self._writer.submit(lambda c: store.claim(c, active.job_id, worker_id=self.worker_id, now=now)).result()
+        if claim is None:
+            logger.debug("nothing to do for this message", extra={"job_id": active.job_id})
+            return
+        with self._lock:
+            active.claim = claim
+            given_up = self._given_up
+        # Clocks of submitter and worker may differ; a negative wait helps nobody.
+        waited = max(0.0, (claim.claimed_at - claim.queued_at).total_seconds())
+        ending = given_up or self._generate(active, claim)
+        self._persist(claim, decide(ending, info=self._engine.info, waited_seconds=waited))
+
+    def _generate(self, active: _ActiveJob, claim: ClaimedJob) -> Ending:
+        try:
+            request = to_engine_request(claim.id, claim.request)
+            request = self._engine.encode(replace(request, request_id=engine_request_id(claim.id, claim.lease)))
+        except RequestError as error:
+            return RequestFailed(error)
+        except Exception as error:
+            logger.exception("a request could not be encoded", extra={"job_id": claim.id})
+            return RequestFailed(
+                EngineError(f"{type(error).__name__} while encoding; the worker's log has the details")
+            )
+        self._engine_thread.submit(request, active.settle)
+        return active.ending.result()
+
+    def _persist(self, claim: ClaimedJob, decision: Decision) -> None:
+        """Write what was decided and wait for the commit."""
+        job = FinishedJob(claim.id, claim.lease, self.worker_id)
+        now = datetime.now(UTC)
+        match decision:
+            case Leave.DROP:
+                self._count_fenced(claim)
+                return
+            case Leave.RELEASE:
+                written = self._writer.submit(lambda c: store.release(c, claim.id, claim.lease, self.worker_id, now))
+            case Fail(code, message):
+                written = self._writer.submit(lambda c: store.finish_failed(c, job, code, message, now))
+            case Succeed(row, run):
+                # The run's id is known by the time this runs: its own insert stands before this in the writer.
+                written = self._writer.submit(
+                    lambda c: store.finish_succeeded(c, job, replace(row, run_id=run.row_id), now)
+                )
+        if written.result():
+            outcome = decision.value if isinstance(decision, Leave) else type(decision).__name__.lower()
+            logger.debug("job ended: %s", outcome, extra={"job_id": claim.id, "batch_id": claim.batch_id})
+        else:
+            self._count_fenced(claim)
+
+    def _give_up(self, why: Withdrawn) -> None:
+        with self._lock:
+            self._draining = True
+            self._given_up = why
+            jobs = [job for job in self._active.values() if job.claim is not None]
+        if jobs:
+            logger.info("%d unfinished jobs: %s", len(jobs), why.value)
+        for job in jobs:
+            self._withdraw(job, why)
+
+    def _withdraw(self, active: _ActiveJob, why: Withdrawn) -> None:
+        """End a job without waiting for the engine, which may be in the middle of a long step, or hang."""
+        if active.claim is not None:
+            self._engine_thread.abort(engine_request_id(active.job_id, active.claim.lease))
+        active.settle(why)
+
+    def _cancel(self, job_id: int) -> None:
+        try:
+            self._database.transact(lambda c: store.cancel_job(c, job_id))
+        except HelixError as error:
+            logger.warning("a revoked job could not be cancelled: %s", error, extra={"job_id": job_id})
+
+    def _count_fenced(self, claim: ClaimedJob) -> None:
+        with self._lock:
+            self._fenced += 1
+        logger.debug("fenced: the lease has moved on", extra={"job_id": claim.id, "batch_id": claim.batch_id})
