@@ -21,9 +21,10 @@ from helix_jobs.jobs.store import counters
 from helix_jobs.jobs.store.records import ClaimedJob, FinishedJob, Reclaimed, ResultRow
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
 
-    from sqlalchemy import Connection, Row
+    from sqlalchemy import Connection, Row, Select
 
 MAX_ERROR_MESSAGE_CHARS: Final = 2000
 
@@ -79,7 +80,7 @@ _FINISH: Final = (
     )
     .returning(jobs.c.batch_id, jobs.c.claimed_at)
 )
-_FINISHED_BEFORE: Final = select(literal_column("1")).where(
+_FINISHED_BEFORE: Final[Select[Any]] = select(literal_column("1")).where(
     jobs.c.id == bindparam("job_id"),
     jobs.c.state == bindparam("new_state"),
     jobs.c.lease == bindparam("held"),
@@ -239,7 +240,7 @@ def _finished_before(c: Connection, parameters: dict[str, Any]) -> bool:
     return c.execute(_FINISHED_BEFORE, {key: parameters[key] for key in keys}).first() is not None
 
 
-def _lost_shares(failed: list[Row[Any]] | Any, worker_id: str, now: datetime) -> list[counters.Share]:  # noqa: ANN401
+def _lost_shares(failed: Sequence[Row[*tuple[Any, ...]]], worker_id: str, now: datetime) -> list[counters.Share]:
     per_batch: dict[str, list[datetime]] = {}
     for row in failed:
         per_batch.setdefault(row.batch_id, []).append(row.claimed_at)

@@ -100,7 +100,7 @@ def _pages(c: Connection, query: Select[Any], order: Order, chunk: int) -> Itera
             page = query.where(tuple_(jobs.c.finished_at, jobs.c.id) > tuple_(last.finished_at, last.job_id))
 
 
-def _job_result(row: Row[Any]) -> JobResult:
+def _job_result(row: Row[*tuple[Any, ...]]) -> JobResult:
     values = dict(row._mapping)  # noqa: SLF001  (SQLAlchemy's documented name)
     values["state"] = JobState(values["state"])
     return JobResult(**values)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import Connection, bindparam, func, select, text
+from sqlalchemy import BindParameter, Connection, bindparam, func, select, text
 
 from helix_jobs.errors import NotFoundError
 from helix_jobs.jobs.schema import batch_counters, batches, jobs
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Row
 
-_IDS: Final = bindparam("ids", expanding=True)
+_IDS: Final[BindParameter[Any]] = bindparam("ids", expanding=True)
 _OUTCOMES: Final = (
     select(
         batch_counters.c.batch_id,
@@ -68,9 +68,9 @@ def list_batches(c: Connection, limit: int = 20, offset: int = 0) -> list[BatchS
     return _statuses(c, c.execute(newest).all())
 
 
-def _statuses(c: Connection, rows: Sequence[Row[Any]]) -> list[BatchStatus]:
+def _statuses(c: Connection, rows: Sequence[Row[*tuple[Any, ...]]]) -> list[BatchStatus]:
     ids = {"ids": [row.id for row in rows]}
-    outcomes: dict[str, list[Row[Any]]] = {}
+    outcomes: dict[str, list[Row[*tuple[Any, ...]]]] = {}
     for row in c.execute(_OUTCOMES, ids):
         outcomes.setdefault(row.batch_id, []).append(row)
     running = {row.batch_id: row for row in c.execute(_RUNNING, ids)}
@@ -78,7 +78,12 @@ def _statuses(c: Connection, rows: Sequence[Row[Any]]) -> list[BatchStatus]:
     return [_status(row, outcomes.get(row.id, []), running.get(row.id), now) for row in rows]
 
 
-def _status(batch: Row[Any], outcomes: Sequence[Row[Any]], running: Row[Any] | None, now: datetime) -> BatchStatus:
+def _status(
+    batch: Row[*tuple[Any, ...]],
+    outcomes: Sequence[Row[*tuple[Any, ...]]],
+    running: Row[*tuple[Any, ...]] | None,
+    now: datetime,
+) -> BatchStatus:
     jobs_by_outcome = {row.outcome: int(row.jobs) for row in outcomes}
     stored = jobs_by_outcome.pop(STORED, 0)
     succeeded = jobs_by_outcome.pop(JobState.SUCCEEDED.value, 0)

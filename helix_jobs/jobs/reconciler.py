@@ -1,0 +1,341 @@
+"""Reconciler: brings broker and leases back in line with the database, about once a second.
+
+It does three things, each decided by a pure function and persisted by one method:
+
+1. **Judge.** A worker whose heartbeat value has not changed for 30 s is lost; its leases are reclaimed. Silence is
+   measured on this process's monotonic clock, tick by tick (``observe``); clocks of two machines are never compared.
+2. **Publish.** Keep up to a window of messages with the broker, most urgent first.
+3. **Republish.** Messages get lost (a broker restarts empty, a client dies between pop and record). When the broker
+   has been empty for 30 s and jobs still count as published, their marks are taken off.
+
+Every worker runs one. Two at once only cost duplicates: reclaiming checks the heartbeat inside its transaction, and a
+second message for a job finds it claimed. Trade-off: no leader to elect and lose, for now and then a wasted message.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Final, Protocol
+
+from helix_jobs.errors import HelixError
+from helix_jobs.jobs import store
+from helix_jobs.jobs.process import process_exists
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from helix_jobs.jobs.database import Database
+    from helix_jobs.jobs.store import PublishableJob, Reclaimed, Worker
+
+logger = logging.getLogger(__name__)
+
+PUBLISH_CHUNK: Final = 500
+_LONGEST_PAUSE_SECONDS: Final = 10.0
+
+
+class Publisher(Protocol):
+    """The broker as the reconciler sees it."""
+
+    def depth(self) -> int:
+        """Messages that wait in the broker."""
+
+    def publish(self, jobs: Sequence[PublishableJob], /) -> None:
+        """Send one message for each job; when it returns, the broker has them all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReconcilerConfig:
+    """Timing and window.
+
+    Attributes:
+        interval: Seconds between ticks.
+        silence: Seconds without a new heartbeat after which a worker is lost.
+        window: Messages the broker is kept filled up to.
+        unseen: Seconds the broker must have been empty before published jobs count as lost messages.
+        own_silence: Seconds without a new heartbeat of this worker's own after which others are not judged: then it
+            is the database that takes no writes.
+    """
+
+    interval: float = 1.0
+    silence: float = 30.0
+    window: int = 10_000
+    unseen: float = 30.0
+    own_silence: float = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """A worker's last seen heartbeat and for how long it has been seen unchanged."""
+
+    heartbeat: datetime | None
+    silent_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class EmptyBroker:
+    """Since when (monotonic) the broker has been seen empty, and the newest publication at that moment."""
+
+    since: float
+    latest_published_at: datetime
+
+
+def observe(
+    previous: Mapping[str, Observation], heartbeats: Mapping[str, datetime | None], elapsed: float
+) -> dict[str, Observation]:
+    """Add one look at the heartbeats.
+
+    Args:
+        previous: What was known.
+        heartbeats: What the database says now.
+        elapsed: Seconds since the previous look that count as watched. Time nobody watched (this process stopped, the
+            database away) must not be passed in: a worker could not be seen living in it.
+    """
+    return {
+        worker_id: Observation(heartbeat, previous[worker_id].silent_seconds + elapsed)
+        if worker_id in previous and previous[worker_id].heartbeat == heartbeat
+        else Observation(heartbeat)
+        for worker_id, heartbeat in heartbeats.items()
+    }
+
+
+def lost_workers(
+    observations: Mapping[str, Observation], config: ReconcilerConfig, own_id: str | None = None
+) -> list[str]:
+    """Who is to be reclaimed: silent too long, while this worker's own heartbeats get through."""
+    own = observations.get(own_id) if own_id is not None else None
+    if own is not None and own.silent_seconds > config.own_silence:
+        return []
+    return sorted(
+        worker_id
+        for worker_id, observation in observations.items()
+        if worker_id != own_id and observation.silent_seconds >= config.silence
+    )
+
+
+def dead_predecessors(
+    workers: Sequence[Worker],
+    *,
+    hostname: str,
+    pid: int,
+    own_id: str | None,
+    locked_device: str | None,
+    pid_exists: Callable[[int], bool],
+) -> list[str]:
+    """Who of this host is certainly dead: at start there is no need to wait for silence.
+
+    A worker of this host is dead if its process is gone, if its process id is now this process's own (a container's
+    first process has the same one every time), or if this process holds the lock on ``locked_device``, its device.
+    """
+    return sorted(
+        worker.id
+        for worker in workers
+        if worker.hostname == hostname
+        and worker.id != own_id
+        and (worker.pid == pid or worker.device == locked_device or not pid_exists(worker.pid))
+    )
+
+
+def publish_room(depth: int, window: int) -> int:
+    """How many more messages the broker should get; none for less than a tenth of the window, unless it runs dry."""
+    room = max(0, window - depth)
+    return room if depth == 0 or room * 10 >= window else 0
+
+
+def judge_empty_broker(
+    previous: EmptyBroker | None, *, depth: int, latest_published_at: datetime | None, now: float
+) -> EmptyBroker | None:
+    """Follow how long the broker has been empty while jobs count as published; None while that is not so."""
+    if depth > 0 or latest_published_at is None:
+        return None
+    return previous or EmptyBroker(now, latest_published_at)
+
+
+@dataclass(slots=True)
+class ReconcilerCounters:
+    """What was done since the start."""
+
+    published: int = 0
+    requeued: int = 0
+    failed: int = 0
+    republished: int = 0
+    errors: int = 0
+
+
+class Reconciler:
+    """Runs the three duties on a thread; errors of broker and database are logged and tried again.
+
+    ``tick`` may be called directly instead of ``start``.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        publisher: Publisher,
+        *,
+        worker_id: str | None = None,
+        hostname: str | None = None,
+        same_device_lock_held: str | None = None,
+        config: ReconcilerConfig | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            database: The truth.
+            publisher: The broker.
+            worker_id: The worker this belongs to; never judged itself.
+            hostname: The worker's host as in its row; None: nobody is taken for this host's.
+            same_device_lock_held: The device this process alone may use on this host; None if it may be shared.
+            config: Timing and window.
+            clock: Monotonic seconds.
+        """
+        self.counters = ReconcilerCounters()
+        self._database = database
+        self._publisher = publisher
+        self._worker_id = worker_id
+        self._hostname = hostname
+        self._locked_device = same_device_lock_held
+        self._config = config or ReconcilerConfig()
+        self._clock = clock
+        self._observations: dict[str, Observation] = {}
+        self._observed_at: float | None = None
+        self._empty: EmptyBroker | None = None
+        self._stop = threading.Event()
+        self._wake = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def reclaim_own_dead(self) -> int:
+        """At start: take the leases of this host's dead workers at once. Returns how many jobs were taken.
+
+        Raises:
+            DatabaseUnreachableError: The database does not answer.
+        """
+        if self._hostname is None:
+            return 0
+        with self._database.read() as connection:
+            watched = store.watched_workers(connection)
+        dead = dead_predecessors(
+            watched,
+            hostname=self._hostname,
+            pid=os.getpid(),
+            own_id=self._worker_id,
+            locked_device=self._locked_device,
+            pid_exists=process_exists,
+        )
+        return sum(self._reclaim(worker_id, None, "its process is gone") for worker_id in dead)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread = threading.Thread(target=self._run, name="helix-reconciler", daemon=True)
+        self._thread.start()
+
+    def stop(self, timeout: float | None = 10.0) -> bool:
+        """Ask the thread to end and wait for it; returns whether it has ended."""
+        self._stop.set()
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join(timeout)
+            return not self._thread.is_alive()
+        return True
+
+    def wake(self) -> None:
+        """Have the next tick now, because the broker came back or runs dry."""
+        self._wake.set()
+
+    def tick(self) -> None:
+        """Do the three duties once.
+
+        Raises:
+            HelixError: Broker or database do not answer; the duties before it are done.
+        """
+        self._judge()
+        depth = self._publisher.depth()
+        self._publish(publish_room(depth, self._config.window))
+        self._republish(depth)
+
+    def _run(self) -> None:
+        pause = self._config.interval
+        while not self._stop.is_set():
+            try:
+                self.tick()
+                pause = self._config.interval
+            except HelixError as error:
+                self.counters.errors += 1
+                logger.warning("reconciler: %s; trying again in %.0f s", error, pause)
+                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+            except Exception:
+                # This thread must outlive whatever a broker client may raise: without it lost jobs stay lost.
+                self.counters.errors += 1
+                logger.exception("reconciler: unexpected error; trying again in %.0f s", pause)
+                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+            self._wake.wait(pause)
+            self._wake.clear()
+
+    def _judge(self) -> None:
+        with self._database.read() as connection:
+            heartbeats = store.worker_heartbeats(connection)
+        now = self._clock()
+        # A gap longer than two ticks was not watched: this process stood still or the database was away.
+        elapsed = 0.0 if self._observed_at is None else min(now - self._observed_at, 2 * self._config.interval)
+        self._observed_at = now
+        self._observations = observe(self._observations, heartbeats, elapsed)
+        for worker_id in lost_workers(self._observations, self._config, self._worker_id):
+            observation = self._observations.pop(worker_id)
+            self._reclaim(worker_id, observation.heartbeat, f"silent for {observation.silent_seconds:.0f} s")
+
+    def _reclaim(self, worker_id: str, heartbeat: datetime | None, why: str) -> int:
+        taken: Reclaimed | None = self._database.transact(
+            lambda connection: store.reclaim(connection, worker_id, datetime.now(UTC), heartbeat=heartbeat)
+        )
+        if taken is None:
+            return 0
+        self.counters.requeued += taken.requeued
+        self.counters.failed += taken.failed
+        logger.warning(
+            "worker %s is lost (%s): %d jobs queued again, %d failed at their attempt cap",
+            worker_id,
+            why,
+            taken.requeued,
+            taken.failed,
+        )
+        return taken.requeued + taken.failed
+
+    def _publish(self, room: int) -> None:
+        while room > 0 and not self._stop.is_set():
+            with self._database.read() as connection:
+                jobs = store.publishable(connection, min(room, PUBLISH_CHUNK))
+            if not jobs:
+                return
+            # Publish, then mark: dying in between costs a duplicate message; the other order would lose one.
+            self._publisher.publish(jobs)
+            ids = [job.id for job in jobs]
+            self._database.transact(
+                lambda connection, ids=ids: store.mark_published(connection, ids, datetime.now(UTC))
+            )
+            self.counters.published += len(jobs)
+            room -= len(jobs)
+
+    def _mark(self, ids: Sequence[int]) -> None:
+        self._database.transact(lambda connection: store.mark_published(connection, ids, datetime.now(UTC)))
+
+    def _republish(self, depth: int) -> None:
+        latest = None
+        if depth == 0:
+            with self._database.read() as connection:
+                latest = store.latest_published_at(connection)
+        now = self._clock()
+        self._empty = judge_empty_broker(self._empty, depth=depth, latest_published_at=latest, now=now)
+        if self._empty is None or now - self._empty.since < self._config.unseen:
+            return
+        # Only what was published when the emptiness began; the bound is exclusive.
+        before = self._empty.latest_published_at + timedelta(microseconds=1)
+        count = self._database.transact(lambda connection: store.republish_unseen(connection, before))
+        self._empty = None
+        if count:
+            self.counters.republished += count
+            logger.warning("%d messages were lost by the broker and are sent again", count)
