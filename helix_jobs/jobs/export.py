@@ -99,8 +99,8 @@ def result_row(result: JobResult) -> dict[str, Any]:
     request = result.request
     row = {name: request.get(name) if name in _FROM_REQUEST else getattr(result, name) for name in COLUMNS}
     row["state"] = str(result.state)
-    for name in _TIMES:
-        row[name] = None if row[name] is None else row[name].isoformat()
+    row["queued_at"] = result.queued_at.isoformat()
+    row["finished_at"] = None if result.finished_at is None else result.finished_at.isoformat()
     return row
 
 

@@ -33,6 +33,7 @@ def openai_line(result: JobResult) -> dict[str, Any]:
     A reader has to judge on both ``error`` and ``response.status_code``. A job without a ``custom_id`` gets
     ``line-<number>``, because OpenAI's readers join on that field.
     """
+    code = result.error_code or ErrorCode.ENGINE_ERROR
     line: dict[str, Any] = {
         "id": f"batch_req_{result.job_id}",
         "custom_id": result.custom_id if result.custom_id is not None else f"line-{result.line}",
@@ -43,16 +44,10 @@ def openai_line(result: JobResult) -> dict[str, Any]:
         line["response"] = _response(result, _OK, _body(result))
     elif result.state == JobState.CANCELLED:
         line["error"] = {"code": "batch_cancelled", "message": "This request was cancelled before it was answered."}
-    elif result.error_code in _REJECTED:
-        error = {
-            "message": result.error_message,
-            "type": "invalid_request_error",
-            "param": None,
-            "code": _REJECTED[result.error_code],
-        }
+    elif rejected := _REJECTED.get(code):
+        error = {"message": result.error_message, "type": "invalid_request_error", "param": None, "code": rejected}
         line["response"] = _response(result, _BAD_REQUEST, {"error": error})
     else:
-        code = result.error_code or ErrorCode.ENGINE_ERROR
         line["error"] = {"code": _UNANSWERED.get(code, str(code)), "message": result.error_message}
     return line
 

@@ -43,6 +43,7 @@ CHUNK_BYTES: Final = 4 * 1024 * 1024
 # Bad lines held for the report; ``on_invalid`` sees them all.
 MAX_REPORTED_BAD_LINES: Final = 10_000
 _PROGRESS_LINES: Final = 1000
+_CANONICAL: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,7 +183,7 @@ class _BatchWriter:
             InputError: Someone removed the batch meanwhile.
         """
         content = [item.line, item.custom_id, item.priority, item.request]
-        self._digest.update(json.dumps(content, sort_keys=True).encode() + b"\n")
+        self._digest.update(_CANONICAL.encode(content).encode() + b"\n")
         if not self._storing:
             return
         self._chunk.append(
