@@ -1,0 +1,1 @@
+"""Drafters: whatever proposes the tokens that the target verifies. A draft changes the speed, never the output."""

@@ -1,0 +1,98 @@
+"""PagedKVCache: the key and value block tensors of one model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from helix_jobs.engine.devices import DIRECTML_DEVICE_TYPE
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from helix_jobs.engine.config import CacheConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheGeometry:
+    """Per-token shape of a model's keys and values."""
+
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> CacheGeometry:
+        """Read the shape from a model's configuration."""
+        config = model.config
+        num_heads = config.num_attention_heads
+        return cls(
+            num_layers=config.num_hidden_layers,
+            num_kv_heads=getattr(config, "num_key_value_heads", None) or num_heads,
+            head_dim=getattr(config, "head_dim", None) or config.hidden_size // num_heads,
+        )
+
+    def block_bytes(self, block_size: int, dtype: torch.dtype) -> int:
+        """Bytes that one block of keys and values takes over all layers."""
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * block_size * dtype.itemsize
+
+
+class PagedKVCache:
+    """Keys and values of every layer, in blocks.
+
+    A row of the gather view is one block of one key-value head: a sequence's keys come out of ``index_select`` already in
+    the ``[heads, keys, head_dim]`` order that the batched product wants, with no transposition after it.
+
+    The pools start at zero: a block's unwritten rows are masked out of attention by a weight of zero, and zero times an
+    uninitialised NaN would not be zero.
+    """
+
+    def __init__(self, geometry: CacheGeometry, config: CacheConfig, dtype: torch.dtype, device: torch.device) -> None:
+        self.geometry = geometry
+        self.block_size = config.block_size
+        self.num_blocks = config.num_blocks
+        shape = (config.num_blocks * geometry.num_kv_heads, config.block_size * geometry.head_dim)
+        # each: [num_blocks * num_kv_heads, block_size * head_dim]
+        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(geometry.num_layers)]
+        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(geometry.num_layers)]
+        self._scatter_rows = device.type == DIRECTML_DEVICE_TYPE
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of both pools over all layers."""
+        return sum(pool.nbytes for pool in (*self.keys, *self.values))
+
+    def write(self, layer: int, rows: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Store the keys and values of a packed step.
+
+        Args:
+            layer: Layer index.
+            rows: ``[num_tokens * num_kv_heads]`` row numbers of the token view, each at most once.
+            keys: ``[num_tokens * num_kv_heads, head_dim]``
+            values: ``[num_tokens * num_kv_heads, head_dim]``
+        """
+        for pool, new in ((self.keys[layer], keys), (self.values[layer], values)):
+            # [num_blocks * num_kv_heads * block_size, head_dim]
+            by_token = pool.view(-1, self.geometry.head_dim)
+            if self._scatter_rows:  # DirectML has no index_copy kernel; its scatter needs unique rows, which these are
+                by_token.scatter_(0, rows.unsqueeze(1).expand_as(new), new)
+            else:
+                by_token.index_copy_(0, rows, new)
+
+    def gather(self, layer: int, rows: torch.Tensor, num_heads: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Collect the keys and values of a group of sequences.
+
+        Args:
+            layer: Layer index.
+            rows: ``[num_heads * num_blocks_each]`` row numbers of the gather view.
+            num_heads: Sequences times key-value heads.
+
+        Returns:
+            Keys and values, each ``[num_heads, num_keys, head_dim]``.
+        """
+        head_dim = self.geometry.head_dim
+        keys = self.keys[layer].index_select(0, rows).view(num_heads, -1, head_dim)
+        values = self.values[layer].index_select(0, rows).view(num_heads, -1, head_dim)
+        return keys, values

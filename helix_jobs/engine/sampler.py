@@ -1,0 +1,123 @@
+"""Logits -> processed probabilities -> token, as pure functions of CPU tensors.
+
+The *processed distribution* of a row is what is actually sampled from: penalties, temperature, top-k, top-p, min-p, in
+transformers' order. Target and draft rows go through the same processing. Everything is fp32; cumulative sums are fp64.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from helix_jobs.engine.sampling_params import SamplingParams
+
+# Top-p first looks at this many of the most likely tokens; rows that need more are sorted whole.
+_TOP_P_CANDIDATES: Final = 1024
+
+
+def apply_penalties(
+    logits: torch.Tensor, params: SamplingParams, prompt_ids: Sequence[int], output_ids: Sequence[int]
+) -> torch.Tensor:
+    """Penalise seen tokens.
+
+    Repetition penalty follows Keskar et al. 2019 (CTRL) as transformers applies it: over prompt and output. Presence and
+    frequency penalties follow OpenAI's definition: over the output.
+
+    Args:
+        logits: ``[vocab_size]`` fp32.
+        params: The request's.
+        prompt_ids: Prompt tokens.
+        output_ids: Output tokens so far, drafted ones before this position included.
+
+    Returns:
+        A new ``[vocab_size]`` tensor.
+    """
+    result = logits.clone()
+    if params.repetition_penalty != 1.0:
+        seen = torch.tensor(sorted({*prompt_ids, *output_ids}), dtype=torch.int64)
+        scores = result[seen]
+        penalty = params.repetition_penalty
+        result[seen] = torch.where(scores < 0, scores * penalty, scores / penalty)
+    if output_ids and (params.presence_penalty or params.frequency_penalty):
+        tokens, counts = torch.tensor(output_ids, dtype=torch.int64).unique(return_counts=True)
+        result[tokens] -= params.presence_penalty + params.frequency_penalty * counts.to(result.dtype)
+    return result
+
+
+def processed_probs(logits: torch.Tensor, params: Sequence[SamplingParams]) -> torch.Tensor:
+    """Turn logits of sampled rows into the distributions that are sampled from.
+
+    Tokens exactly as likely as the last one that top-k or top-p keeps are kept as well.
+
+    Args:
+        logits: ``[num_rows, vocab_size]`` fp32, penalties applied.
+        params: One per row, each with a temperature above 0.
+
+    Returns:
+        ``[num_rows, vocab_size]`` fp32 probabilities.
+    """
+    vocab_size = logits.shape[1]
+    temperatures = torch.tensor([p.temperature for p in params], dtype=torch.float32)
+    # Shifted before it is scaled, so that a tiny temperature cannot overflow.
+    shifted = logits - logits.max(dim=1, keepdim=True).values
+    probs = torch.softmax(shifted / temperatures[:, None], dim=1)
+    top_ks = torch.tensor([min(p.top_k or vocab_size, vocab_size) for p in params])
+    if bool((top_ks < vocab_size).any()):
+        rows = (top_ks < vocab_size).nonzero()[:, 0]
+        top_k = _keep_top_k(probs[rows], top_ks[rows])
+        probs[rows] = top_k
+    top_ps = torch.tensor([p.top_p for p in params], dtype=torch.float64)
+    if bool((top_ps < 1.0).any()):
+        rows = (top_ps < 1.0).nonzero()[:, 0]
+        probs[rows] = _keep_top_p(probs[rows], top_ps[rows])
+    min_ps = torch.tensor([p.min_p for p in params], dtype=torch.float32)
+    if bool((min_ps > 0.0).any()):
+        floor = min_ps[:, None] * probs.max(dim=1, keepdim=True).values
+        probs = _renormalise(torch.where(probs >= floor, probs, 0.0))
+    return probs
+
+
+def sample(probs: torch.Tensor, uniforms: Sequence[float]) -> list[int]:
+    """Draw one token a row by inverting the cumulative distribution. Tokens of probability zero are never drawn.
+
+    Args:
+        probs: ``[num_rows, vocab_size]``, not necessarily normalised, each row with some mass.
+        uniforms: One number in [0, 1) per row.
+    """
+    cumulative = probs.to(torch.float64).cumsum(dim=1)
+    totals = cumulative[:, -1:]
+    targets = torch.tensor(uniforms, dtype=torch.float64)[:, None] * totals
+    tokens = torch.searchsorted(cumulative, targets, right=True)[:, 0]
+    # u * total may round up to the total itself: then the last token with any mass is meant.
+    last = torch.searchsorted(cumulative, totals, right=False)[:, 0]
+    ids: list[int] = torch.minimum(tokens, last).tolist()
+    return ids
+
+
+def _keep_top_k(probs: torch.Tensor, top_ks: torch.Tensor) -> torch.Tensor:
+    values = probs.topk(int(top_ks.max()), dim=1).values
+    threshold = values.gather(1, top_ks[:, None] - 1)
+    return _renormalise(torch.where(probs >= threshold, probs, 0.0))
+
+
+def _keep_top_p(probs: torch.Tensor, top_ps: torch.Tensor) -> torch.Tensor:
+    vocab_size = probs.shape[1]
+    candidates = min(_TOP_P_CANDIDATES, vocab_size)
+    while True:
+        values = probs.topk(candidates, dim=1).values
+        cumulative = values.to(torch.float64).cumsum(dim=1)
+        if candidates == vocab_size or bool((cumulative[:, -1] >= top_ps).all()):
+            break
+        candidates = vocab_size
+    # The smallest set with at least the wanted mass ends with the first token that reaches it.
+    last = (cumulative < top_ps[:, None]).sum(dim=1, keepdim=True).clamp(max=candidates - 1)
+    threshold = values.gather(1, last)
+    return _renormalise(torch.where(probs >= threshold, probs, 0.0))
+
+
+def _renormalise(probs: torch.Tensor) -> torch.Tensor:
+    return probs / probs.sum(dim=1, keepdim=True)

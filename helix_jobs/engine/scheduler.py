@@ -1,0 +1,198 @@
+"""Scheduler: which sequences take part in the next step, with how many tokens. No torch."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from helix_jobs.engine.request import RequestState
+from helix_jobs.errors import OutOfMemoryError
+
+if TYPE_CHECKING:
+    from helix_jobs.engine.block_table import BlockPool
+    from helix_jobs.engine.config import EngineConfig
+    from helix_jobs.engine.sequence import Sequence
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Decode:
+    """One sequence verifies ``depth`` draft tokens behind its last token."""
+
+    sequence: Sequence
+    depth: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prefill:
+    """One sequence computes its next ``num_tokens`` known tokens; ``emits`` when the last of them yields a token."""
+
+    sequence: Sequence
+    num_tokens: int
+    emits: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """One step. Every sequence in it has the blocks that the step will write."""
+
+    decodes: tuple[Decode, ...]
+    prefills: tuple[Prefill, ...]
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences in the step."""
+        return len(self.decodes) + len(self.prefills)
+
+
+class Scheduler:
+    """First come, first served, with continuous batching.
+
+    Running sequences come first, oldest first; each gets the blocks for its tokens before the step, if need be by
+    preempting the youngest running one. What is left of the batch slots and of the token budget admits waiting ones.
+    Depth is never trimmed to fit the batch: it is a function of the sequence alone, so that its random numbers are used
+    the same way in any company.
+    """
+
+    def __init__(self, config: EngineConfig, pool: BlockPool) -> None:
+        self._token_budget = config.token_budget
+        self._max_batch_size = config.max_batch_size
+        self._depth = config.speculation.depth
+        self._pool = pool
+        # The present limit; shrinks after a failed step, grows back with good ones.
+        self.batch_limit = config.max_batch_size
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a sequence."""
+        self.waiting.append(sequence)
+
+    def has_unfinished(self) -> bool:
+        """Whether any sequence waits or runs."""
+        return bool(self.waiting or self.running)
+
+    def schedule(self) -> Schedule:
+        """Choose the next step and allocate its blocks. Sequences that can never fit are failed here, alone."""
+        decodes: list[Decode] = []
+        prefills: list[Prefill] = []
+        budget = self._token_budget
+        index = 0
+        while index < len(self.running):
+            sequence = self.running[index]
+            planned = self._plan(sequence, budget)
+            if planned is None or sequence.state is RequestState.FINISHED:
+                index += 1
+                continue
+            if not self._make_room(sequence, planned):
+                continue  # preempted or failed: look again at what stands here now
+            if isinstance(planned, Prefill):
+                prefills.append(planned)
+                budget -= planned.num_tokens
+            else:
+                decodes.append(planned)
+            index += 1
+        self._admit(prefills, budget)
+        return Schedule(tuple(decodes), tuple(prefills))
+
+    def preempt_youngest(self, count: int) -> None:
+        """Send the ``count`` youngest running sequences back to the head of the queue, in their order."""
+        for _ in range(min(count, len(self.running))):
+            self._preempt(self.running[-1])
+
+    def drop_finished(self) -> list[Sequence]:
+        """Remove ended sequences, free their blocks and return them."""
+        finished = [s for s in self.running if s.state is RequestState.FINISHED]
+        finished += [s for s in self.waiting if s.state is RequestState.FINISHED]
+        if finished:
+            self.running = [s for s in self.running if s.state is not RequestState.FINISHED]
+            self.waiting = deque(s for s in self.waiting if s.state is not RequestState.FINISHED)
+            for sequence in finished:
+                sequence.reset_cache()
+        return finished
+
+    def shrink(self) -> None:
+        """Halve the batch after a failed step and preempt what no longer fits."""
+        self.batch_limit = max(1, len(self.running) // 2)
+        self.preempt_youngest(len(self.running) - self.batch_limit)
+
+    def grow(self) -> None:
+        """Allow one more sequence, up to the configured batch size."""
+        self.batch_limit = min(self._max_batch_size, self.batch_limit + 1)
+
+    def _plan(self, sequence: Sequence, budget: int) -> Decode | Prefill | None:
+        """What this sequence would do in the step, or None when no budget is left for its prompt."""
+        remaining = sequence.num_prefill_tokens
+        if remaining == 0:
+            return Decode(sequence, sequence.max_depth(self._depth))
+        num_tokens = min(remaining, budget)
+        if num_tokens == 0:
+            return None
+        return Prefill(sequence, num_tokens, emits=num_tokens == remaining and sequence.num_output_tokens == 0)
+
+    def _make_room(self, sequence: Sequence, planned: Decode | Prefill) -> bool:
+        """Allocate the step's blocks, preempting younger sequences; False when ``sequence`` had to go itself."""
+        length = _length_after(planned)
+        while sequence.table.missing_blocks(length) > self._pool.num_free:
+            youngest = self.running[-1]
+            if youngest is not sequence:
+                self._preempt(youngest)
+                continue
+            if len(self.running) > 1:
+                self._preempt(sequence)
+            else:
+                self._fail_too_large(sequence, length)
+            return False
+        sequence.table.grow(length)
+        return True
+
+    def _admit(self, prefills: list[Prefill], budget: int) -> None:
+        """Start waiting sequences while slots, budget and blocks last."""
+        while self.waiting and len(self.running) < self.batch_limit and budget > 0:
+            sequence = self.waiting[0]
+            # Room for the whole known text and the first speculation, or it would be preempted at once.
+            wanted = sequence.table.missing_blocks(len(sequence) + 1 + self._depth)
+            if wanted > self._pool.num_free and self.running:
+                return
+            self.waiting.popleft()
+            planned = self._plan(sequence, budget)
+            assert isinstance(planned, Prefill), "an admitted sequence has tokens to compute"
+            length = _length_after(planned)
+            if sequence.table.missing_blocks(length) > self._pool.num_free:
+                self._fail_too_large(sequence, length)
+                self.running.append(sequence)  # leaves through drop_finished, as every ended sequence does
+                continue
+            sequence.table.grow(length)
+            sequence.state = RequestState.RUNNING
+            if sequence.admitted_at is None:
+                sequence.admitted_at = time.monotonic()
+            self.running.append(sequence)
+            prefills.append(planned)
+            budget -= planned.num_tokens
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        sequence.reset_cache()
+        sequence.state = RequestState.WAITING
+        self.waiting.appendleft(sequence)
+        logger.debug("preempted request %s at %d tokens", sequence.request_id, len(sequence))
+
+    def _fail_too_large(self, sequence: Sequence, length: int) -> None:
+        capacity = self._pool.num_blocks * self._pool.block_size
+        sequence.fail(
+            OutOfMemoryError(
+                f"the request reached {length} tokens and the KV cache holds {capacity}; "
+                "raise HELIX_KV_CACHE_MB or lower max_tokens"
+            )
+        )
+
+
+def _length_after(planned: Decode | Prefill) -> int:
+    """Tokens whose keys and values the cache holds once the step has written."""
+    if isinstance(planned, Prefill):
+        return planned.sequence.num_computed + planned.num_tokens
+    return len(planned.sequence) + planned.depth

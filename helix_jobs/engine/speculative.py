@@ -1,0 +1,195 @@
+"""One step of batched speculation: draft, verify, commit, roll back."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from helix_jobs.engine.drafters.base import Proposal
+from helix_jobs.engine.random_numbers import Purpose, uniform
+from helix_jobs.engine.sampler import apply_penalties, processed_probs
+from helix_jobs.engine.step_layout import TokenSlice
+from helix_jobs.engine.verification import SampledRow, Verdict, verify_greedy, verify_sampled
+from helix_jobs.errors import EngineError
+
+if TYPE_CHECKING:
+    from helix_jobs.engine.drafters.base import Drafter
+    from helix_jobs.engine.model_runner import ModelRunner
+    from helix_jobs.engine.scheduler import Schedule
+    from helix_jobs.engine.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Emission:
+    """What one sequence emitted in a step."""
+
+    sequence: Sequence
+    token_ids: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class _Emitter:
+    """A sequence whose logits this step yields: a decode, or a prefill that ends a fresh prompt."""
+
+    sequence: Sequence
+    draft_ids: tuple[int, ...]
+    first_row: int  # in the step's logits; it has len(draft_ids) + 1 rows
+
+
+class SpeculativeStep:
+    """Runs a schedule: the drafter proposes, one packed target pass scores, verification decides, sequences commit.
+
+    Until the commit nothing of a sequence has changed but cache rows past its end, so a step that fails (out of memory,
+    say) can be repeated with a smaller batch.
+    """
+
+    def __init__(self, target: ModelRunner, drafter: Drafter | None, vocab_size: int) -> None:
+        self._target = target
+        self._drafter = drafter
+        self._vocab_size = vocab_size
+
+    def run(self, schedule: Schedule) -> list[Emission]:
+        """Compute one step and commit it.
+
+        Returns:
+            Emissions, before stop strings are looked at. Sequences that ended are marked finished or failed.
+        """
+        proposal = Proposal(tuple(() for _ in schedule.decodes))
+        if self._drafter is not None:
+            proposal = self._drafter.propose(schedule)
+        emitters, logits = self._score(schedule, proposal)
+        verdicts = self._verify(emitters, logits, proposal.draft_probs)
+        return self._commit(schedule, emitters, verdicts)
+
+    def _score(self, schedule: Schedule, proposal: Proposal) -> tuple[list[_Emitter], torch.Tensor | None]:
+        """One target pass over prompt chunks, last tokens and drafts."""
+        slices: list[TokenSlice] = []
+        tokens: list[list[int]] = []
+        for decode, draft_ids in zip(schedule.decodes, proposal.token_ids, strict=True):
+            sequence = decode.sequence
+            slices.append(TokenSlice(1 + len(draft_ids), len(sequence) - 1, sequence.table.blocks))
+            tokens.append([sequence.token_ids[-1], *draft_ids])
+        for prefill in schedule.prefills:
+            sequence = prefill.sequence
+            start = sequence.num_computed
+            slices.append(TokenSlice(prefill.num_tokens, start, sequence.table.blocks))
+            tokens.append(sequence.token_ids[start : start + prefill.num_tokens])
+        layout = self._target.plan(slices)
+        emitters: list[_Emitter] = []
+        rows: list[int] = []
+        for index, (decode, draft_ids) in enumerate(zip(schedule.decodes, proposal.token_ids, strict=True)):
+            emitters.append(_Emitter(decode.sequence, draft_ids, len(rows)))
+            rows.extend(range(layout.offsets[index], layout.offsets[index] + slices[index].num_tokens))
+        for index, prefill in enumerate(schedule.prefills, start=len(schedule.decodes)):
+            if prefill.emits:
+                emitters.append(_Emitter(prefill.sequence, (), len(rows)))
+                rows.append(layout.offsets[index] + slices[index].num_tokens - 1)
+        logits = self._target.forward(layout, self._target.pack_tokens(layout, tokens), rows)
+        return emitters, logits
+
+    def _verify(
+        self, emitters: list[_Emitter], logits: torch.Tensor | None, draft_probs: torch.Tensor | None
+    ) -> list[Verdict | None]:
+        """Decide per emitter; None for a row whose logits are not finite."""
+        if logits is None:
+            return []
+        if all(e.sequence.params.is_greedy and not e.sequence.params.has_penalties for e in emitters):
+            # One download of ids instead of logits. The maximum comes along: it is NaN if any logit of the row is.
+            best = logits.narrow(1, 0, self._vocab_size).max(dim=-1)
+            ids: list[int] = best.indices.cpu().tolist()
+            finite = torch.isfinite(best.values.float().cpu()).tolist()
+            return [
+                verify_greedy(ids[e.first_row : e.first_row + len(e.draft_ids) + 1], e.draft_ids)
+                if all(finite[e.first_row : e.first_row + len(e.draft_ids) + 1])
+                else None
+                for e in emitters
+            ]
+        # [num_rows, vocab_size]
+        host = logits.narrow(1, 0, self._vocab_size).float().cpu()
+        return self._verify_on_host(emitters, host, draft_probs)
+
+    def _verify_on_host(
+        self, emitters: list[_Emitter], host: torch.Tensor, draft_probs: torch.Tensor | None
+    ) -> list[Verdict | None]:
+        finite = torch.isfinite(host.max(dim=1).values).tolist()
+        verdicts: list[Verdict | None] = [None] * len(emitters)
+        sampled: list[int] = []
+        draft_row = 0
+        draft_rows: dict[int, int] = {}
+        for index, emitter in enumerate(emitters):
+            params = emitter.sequence.params
+            rows = range(emitter.first_row, emitter.first_row + len(emitter.draft_ids) + 1)
+            if not params.is_greedy:
+                draft_rows[index] = draft_row
+                draft_row += len(emitter.draft_ids)
+            if not all(finite[row] for row in rows):
+                continue
+            if params.has_penalties:
+                self._penalise(emitter, host)
+            if params.is_greedy:
+                verdicts[index] = verify_greedy(host[rows.start : rows.stop].argmax(dim=1).tolist(), emitter.draft_ids)
+            else:
+                sampled.append(index)
+        if sampled:
+            chosen = [emitters[index] for index in sampled]
+            firsts = [draft_rows[index] if draft_probs is not None else None for index in sampled]
+            for index, verdict in zip(sampled, _verify_sampled(chosen, firsts, host, draft_probs), strict=True):
+                verdicts[index] = verdict
+        return verdicts
+
+    def _penalise(self, emitter: _Emitter, host: torch.Tensor) -> None:
+        """Each position is penalised for the drafts before it as if they stood: they do, if it is ever reached."""
+        sequence = emitter.sequence
+        prompt_ids = sequence.token_ids[: sequence.num_prompt_tokens]
+        output_ids = sequence.output_token_ids
+        for position in range(len(emitter.draft_ids) + 1):
+            row = emitter.first_row + position
+            seen = [*output_ids, *emitter.draft_ids[:position]]
+            host[row] = apply_penalties(host[row], sequence.params, prompt_ids, seen)
+
+    def _commit(
+        self, schedule: Schedule, emitters: list[_Emitter], verdicts: list[Verdict | None]
+    ) -> list[Emission]:
+        now = time.monotonic()
+        for prefill in schedule.prefills:
+            prefill.sequence.num_computed += prefill.num_tokens
+        emissions = []
+        for emitter, verdict in zip(emitters, verdicts, strict=True):
+            sequence = emitter.sequence
+            if verdict is None:
+                sequence.fail(EngineError("the model produced logits that are not finite (NaN or infinity)"))
+                continue
+            sequence.draft_tokens += len(emitter.draft_ids)
+            sequence.accepted_tokens += verdict.num_accepted
+            appended = sequence.commit(verdict.token_ids, now)
+            # All but the last token have keys and values: the accepted drafts were computed as they were verified.
+            sequence.num_computed = len(sequence) - 1
+            emissions.append(Emission(sequence, tuple(appended)))
+        return emissions
+
+
+def _verify_sampled(
+    emitters: list[_Emitter], first_draft_rows: list[int | None], host: torch.Tensor, draft_probs: torch.Tensor | None
+) -> list[Verdict]:
+    """Process the sampled rows and verify them together."""
+    picked: list[int] = []
+    params = []
+    rows = []
+    for emitter, first_draft_row in zip(emitters, first_draft_rows, strict=True):
+        sequence, depth = emitter.sequence, len(emitter.draft_ids)
+        start, seed = len(sequence), sequence.request.seed
+        rows.append(
+            SampledRow(
+                draft_ids=emitter.draft_ids,
+                first_row=len(picked),
+                first_draft_row=first_draft_row,
+                accept_uniforms=[uniform(seed, start + i, Purpose.ACCEPT) for i in range(depth)],
+                final_uniforms=[uniform(seed, start + i, Purpose.FINAL) for i in range(depth + 1)],
+            )
+        )
+        picked.extend(range(emitter.first_row, emitter.first_row + depth + 1))
+        params.extend([sequence.params] * (depth + 1))
+    return verify_sampled(rows, processed_probs(host[picked], params), draft_probs)

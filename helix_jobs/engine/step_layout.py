@@ -1,0 +1,228 @@
+"""StepLayout: how the tokens of one ragged step are packed, and which cache rows each of them reads and writes.
+
+Planned once a step with NumPy and used by every layer. Sequences are cut into *slices* (a sequence's new tokens of this
+step), slices are ordered so that those with like query and key lengths stand together, and each such *group* is one dense
+attention problem: no padding in the linear layers, little in attention.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from helix_jobs.engine.kv_cache import CacheGeometry
+
+    IntArray = NDArray[np.int64]
+
+# Up to this many queries a slice forms groups of its exact length: decoding wastes nothing.
+_EXACT_QUERY_LENGTH: Final = 8
+_QUERY_BUCKET: Final = 32
+# Longer prompt chunks are cut for attention, so that early queries do not pay for late keys.
+_MAX_QUERY_LENGTH: Final = 256
+# Groups with fewer blocks than this are not split any further: a call costs more than the padding.
+_MIN_BLOCK_BUCKET: Final = 8
+# Far below any score, yet finite: DirectML turns -inf into NaN.
+_MASKED_SCORE: Final = -1e30
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSlice:
+    """New tokens of one sequence in this step.
+
+    Attributes:
+        num_tokens: How many.
+        start: Position of the first of them, which is also the number of tokens already in the cache.
+        blocks: The sequence's block table, long enough for ``start + num_tokens`` tokens.
+    """
+
+    num_tokens: int
+    start: int
+    blocks: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionGroup:
+    """Slices (or pieces of long ones) with like query and key lengths, as one dense problem.
+
+    Attributes:
+        num_rows: Number of slices, ``n`` below.
+        num_queries: Queries of each, padded to the longest, ``q`` below.
+        first_token: Where the group's queries start in the packed row, when they stand there densely.
+        query_rows: ``[n * q]`` packed positions, when they do not.
+        gather_rows: ``[n * num_kv_heads * num_blocks]`` rows of the cache's gather view.
+        mask: ``[n, 1, 1, q, num_keys]`` additive fp32 mask.
+    """
+
+    num_rows: int
+    num_queries: int
+    first_token: int
+    query_rows: torch.Tensor | None
+    gather_rows: torch.Tensor
+    mask: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class StepLayout:
+    """The packed step.
+
+    Attributes:
+        num_tokens: ``T``, tokens in the step.
+        order: Slices in packed order (indices into the planner's input).
+        offsets: For each input slice, where it starts in the packed row.
+        positions: ``[1, T]`` position of each token in its sequence.
+        write_rows: ``[T * num_kv_heads]`` rows of the cache's token view, token-major.
+        groups: Dense attention problems that cover every token once.
+        output_rows: ``[T]`` where each packed token's attention output stands in the concatenated group outputs, or None
+            when the concatenation is already in packed order.
+    """
+
+    num_tokens: int
+    order: tuple[int, ...]
+    offsets: tuple[int, ...]
+    positions: torch.Tensor
+    write_rows: torch.Tensor
+    groups: tuple[AttentionGroup, ...]
+    output_rows: torch.Tensor | None
+
+
+@dataclass(slots=True)
+class _Piece:
+    """At most ``_MAX_QUERY_LENGTH`` consecutive queries of one slice."""
+
+    slice_index: int
+    offset: int  # of its first query within the slice
+    num_queries: int
+    num_blocks: int  # blocks its last query sees
+
+
+def plan_step(
+    slices: Sequence[TokenSlice], geometry: CacheGeometry, block_size: int, device: torch.device
+) -> StepLayout:
+    """Pack slices and plan their attention.
+
+    Args:
+        slices: New tokens per sequence, each with at least one token.
+        geometry: The model's key-value shape.
+        block_size: Tokens a block.
+        device: Where the index tensors go.
+    """
+    pieces_by_key: dict[tuple[int, int], list[_Piece]] = {}
+    for piece in _cut(slices, block_size):
+        pieces_by_key.setdefault(_group_key(piece), []).append(piece)
+    grouped = [pieces_by_key[key] for key in sorted(pieces_by_key)]
+    order = tuple(dict.fromkeys(piece.slice_index for pieces in grouped for piece in pieces))
+    offsets = [0] * len(slices)
+    num_tokens = 0
+    for index in order:
+        offsets[index] = num_tokens
+        num_tokens += slices[index].num_tokens
+
+    tables = _tables(slices, block_size)
+    positions = np.concatenate(
+        [np.arange(slices[i].start, slices[i].start + slices[i].num_tokens, dtype=np.int64) for i in order]
+    )
+    owners = np.repeat(np.asarray(order), [slices[i].num_tokens for i in order])
+    heads = np.arange(geometry.num_kv_heads, dtype=np.int64)
+    blocks = tables[owners, positions // block_size]
+    # [T, num_kv_heads]
+    write_rows = (blocks[:, None] * geometry.num_kv_heads + heads) * block_size + (positions % block_size)[:, None]
+
+    groups = []
+    output_rows = np.empty(num_tokens, dtype=np.int64)
+    done = 0
+    for pieces in grouped:
+        group, token_rows, places = _plan_group(pieces, slices, offsets, tables, heads, block_size, device)
+        output_rows[token_rows] = done + places
+        done += group.num_rows * group.num_queries
+        groups.append(group)
+    in_order = done == num_tokens and bool((output_rows == np.arange(num_tokens)).all())
+    return StepLayout(
+        num_tokens=num_tokens,
+        order=order,
+        offsets=tuple(offsets),
+        positions=_upload(positions, device).unsqueeze(0),
+        write_rows=_upload(write_rows.reshape(-1), device),
+        groups=tuple(groups),
+        output_rows=None if in_order else _upload(output_rows, device),
+    )
+
+
+def _cut(slices: Sequence[TokenSlice], block_size: int) -> list[_Piece]:
+    pieces = []
+    for index, part in enumerate(slices):
+        for offset in range(0, part.num_tokens, _MAX_QUERY_LENGTH):
+            num_queries = min(_MAX_QUERY_LENGTH, part.num_tokens - offset)
+            num_blocks = -(-(part.start + offset + num_queries) // block_size)
+            pieces.append(_Piece(index, offset, num_queries, num_blocks))
+    return pieces
+
+
+def _group_key(piece: _Piece) -> tuple[int, int]:
+    """Like query lengths and like key lengths: bucketed, so that groups are few and padding is bounded by a half."""
+    queries = piece.num_queries
+    if queries > _EXACT_QUERY_LENGTH:
+        queries = -(-queries // _QUERY_BUCKET) * _QUERY_BUCKET
+    blocks = max(_MIN_BLOCK_BUCKET, 1 << (piece.num_blocks - 1).bit_length())
+    return queries, blocks
+
+
+def _tables(slices: Sequence[TokenSlice], block_size: int) -> IntArray:
+    """Block tables as one array ``[num_slices, max_blocks]``; unused entries are block 0 and always masked."""
+    used = [-(-(part.start + part.num_tokens) // block_size) for part in slices]
+    tables = np.zeros((len(slices), max(used)), dtype=np.int64)
+    for row, (part, count) in enumerate(zip(slices, used, strict=True)):
+        tables[row, :count] = part.blocks[:count]
+    return tables
+
+
+def _plan_group(
+    pieces: list[_Piece],
+    slices: Sequence[TokenSlice],
+    offsets: list[int],
+    tables: IntArray,
+    heads: IntArray,
+    block_size: int,
+    device: torch.device,
+) -> tuple[AttentionGroup, IntArray, IntArray]:
+    """Plan one group; also return its tokens' packed positions and their places within the group's output."""
+    counts = np.asarray([piece.num_queries for piece in pieces])
+    num_queries = int(counts.max())
+    num_blocks = max(piece.num_blocks for piece in pieces)
+    firsts = np.asarray([offsets[piece.slice_index] + piece.offset for piece in pieces])
+    starts = np.asarray([slices[piece.slice_index].start + piece.offset for piece in pieces])
+    # [n, q]; padding repeats the last query, and its output is never read
+    steps = np.minimum(np.arange(num_queries)[None, :], counts[:, None] - 1)
+    query_rows = firsts[:, None] + steps
+    query_positions = starts[:, None] + steps
+    keys = np.arange(num_blocks * block_size)
+    # [n, q, num_keys]
+    mask = np.where(keys <= query_positions[:, :, None], np.float32(0.0), np.float32(_MASKED_SCORE))
+    members = tables[[piece.slice_index for piece in pieces], :num_blocks]
+    # [n, num_kv_heads, num_blocks]
+    gather_rows = members[:, None, :] * len(heads) + heads[None, :, None]
+
+    flat_rows = query_rows.reshape(-1)
+    dense = bool((flat_rows == np.arange(flat_rows[0], flat_rows[0] + flat_rows.size)).all())
+    real = np.arange(num_queries)[None, :] < counts[:, None]
+    places = np.flatnonzero(real.reshape(-1))
+    group = AttentionGroup(
+        num_rows=len(pieces),
+        num_queries=num_queries,
+        first_token=int(flat_rows[0]),
+        query_rows=None if dense else _upload(flat_rows, device),
+        gather_rows=_upload(gather_rows.reshape(-1), device),
+        mask=_upload(mask, device)[:, None, None, :, :],
+    )
+    return group, flat_rows[places], places
+
+
+def _upload(array: NDArray[np.int64] | NDArray[np.float32], device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array)).to(device)
