@@ -15,7 +15,6 @@ second message for a job finds it claimed. Trade-off: no leader to elect and los
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from dataclasses import dataclass
@@ -178,8 +177,6 @@ class Reconciler:
         publisher: Publisher,
         *,
         worker_id: str | None = None,
-        hostname: str | None = None,
-        same_device_lock_held: str | None = None,
         config: ReconcilerConfig | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -189,8 +186,6 @@ class Reconciler:
             database: The truth.
             publisher: The broker.
             worker_id: The worker this belongs to; never judged itself.
-            hostname: The worker's host as in its row; None: nobody is taken for this host's.
-            same_device_lock_held: The device this process alone may use on this host; None if it may be shared.
             config: Timing and window.
             clock: Monotonic seconds.
         """
@@ -198,8 +193,6 @@ class Reconciler:
         self._database = database
         self._publisher = publisher
         self._worker_id = worker_id
-        self._hostname = hostname
-        self._locked_device = same_device_lock_held
         self._config = config or ReconcilerConfig()
         self._clock = clock
         self._observations: dict[str, Observation] = {}
@@ -209,22 +202,26 @@ class Reconciler:
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def reclaim_own_dead(self) -> int:
+    def reclaim_predecessors(self, *, hostname: str, pid: int, device: str, device_lock_held: bool) -> int:
         """At start: take the leases of this host's dead workers at once. Returns how many jobs were taken.
+
+        Args:
+            hostname: This host, as in the workers' rows.
+            pid: This process.
+            device: The device of this worker.
+            device_lock_held: Whether this process holds the lock that lets one worker at a time use it.
 
         Raises:
             DatabaseUnreachableError: The database does not answer.
         """
-        if self._hostname is None:
-            return 0
         with self._database.read() as connection:
             watched = store.watched_workers(connection)
         dead = dead_predecessors(
             watched,
-            hostname=self._hostname,
-            pid=os.getpid(),
+            hostname=hostname,
+            pid=pid,
             own_id=self._worker_id,
-            locked_device=self._locked_device,
+            locked_device=device if device_lock_held else None,
             pid_exists=process_exists,
         )
         return sum(self._reclaim(worker_id, None, "its process is gone") for worker_id in dead)
@@ -314,9 +311,7 @@ class Reconciler:
             # Publish, then mark: dying in between costs a duplicate message; the other order would lose one.
             self._publisher.publish(jobs)
             ids = [job.id for job in jobs]
-            self._database.transact(
-                lambda connection, ids=ids: store.mark_published(connection, ids, datetime.now(UTC))
-            )
+            self._mark(ids)
             self.counters.published += len(jobs)
             room -= len(jobs)
 
