@@ -106,7 +106,7 @@ def _details(status: BatchStatus, pace: Pace, *, running: bool) -> list[str]:
     if pace.tokens_per_second is not None:
         parts.append(f"{rate(pace.tokens_per_second)} tokens/s")
     if status.acceptance_rate is not None:
-        parts.append(f"{percent(status.acceptance_rate)} of drafts accepted")
+        parts.append(f"acceptance {percent(status.acceptance_rate)}")
     return parts
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from rich.console import Console
+    from rich.console import Console, RenderableType
 
 # Wide enough that a table in a pipe is never cut; lines end where their text ends.
 _PIPE_WIDTH: Final = 10_000
@@ -32,6 +32,17 @@ def make_console(*, stderr: bool = False) -> Console:
 def is_interactive(console: Console) -> bool:
     """Whether a live display makes sense: a real terminal that can move its cursor."""
     return console.is_terminal and not console.is_dumb_terminal
+
+
+def show(console: Console, renderable: RenderableType) -> None:
+    """Print a table or text; in a pipe without the blanks that fill a terminal's cells."""
+    if console.is_terminal:
+        console.print(renderable)
+        return
+    with console.capture() as capture:
+        console.print(renderable)
+    for line in capture.get().splitlines():
+        console.print(line.rstrip(), soft_wrap=True)
 
 
 def printable(text: str) -> str:

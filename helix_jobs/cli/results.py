@@ -37,7 +37,9 @@ _SHOWN: Final = 20
     type=click.Choice(("text", *FILE_FORMATS)),
     help="Default: by the name of -o; text on a terminal; otherwise jsonl.",
 )
-@click.option("--failed", is_flag=True, help="Include failed and cancelled jobs, with the reason.")
+@click.option(
+    "--failed", is_flag=True, help="Include failed and cancelled jobs, with the reason; text shows only these."
+)
 @click.option(
     "--order",
     type=click.Choice(("line", "completion")),
@@ -107,17 +109,21 @@ def _write(rows: Iterator[JobResult], output: str | None, fmt: str) -> int:
 
 
 def _show(status: BatchStatus, rows: Iterator[JobResult], *, failed: bool) -> None:
-    """The first answers, readable, and a word about the rest."""
+    """The first answers, readable, and a word about the rest; with ``failed`` only the jobs without an answer."""
     console = make_console()
-    shown = print_answers(console, islice(rows, _SHOWN))
-    if not shown:
-        console.print("No answers yet." if not status.done else "No answers.", soft_wrap=True)
-    there = status.counts[JobState.SUCCEEDED]
+    counts = status.counts
+    unanswered = counts[JobState.FAILED] + counts[JobState.CANCELLED]
     if failed:
-        there += status.counts[JobState.FAILED] + status.counts[JobState.CANCELLED]
+        rows = (row for row in rows if row.state is not JobState.SUCCEEDED)
+    there = unanswered if failed else counts[JobState.SUCCEEDED]
+    shown = print_answers(console, islice(rows, _SHOWN))
     if there > shown:
-        more = command_line("results", status.id, "-o", "FILE")
+        flags = ["--failed"] if failed else []
+        more = command_line("results", status.id, *flags, "-o", "FILE")
         console.print(f"{shown:,} of {there:,} shown. All of them: {more}", soft_wrap=True)
-    elif not failed and status.counts[JobState.FAILED]:
-        bad = count(status.counts[JobState.FAILED], "job")
-        console.print(f"{bad} failed: {command_line('results', status.id, '--failed')}", soft_wrap=True)
+    elif not shown:
+        what = "No job failed" if failed else "No answers"
+        console.print(f"{what}{'.' if status.done else ' so far.'}", soft_wrap=True)
+    if unanswered and not failed:
+        hint = command_line("results", status.id, "--failed")
+        console.print(f"{count(unanswered, 'job')} without an answer. See why with: {hint}", soft_wrap=True)

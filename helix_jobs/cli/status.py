@@ -20,7 +20,7 @@ _OVERVIEW = 5
 def status(settings: Settings, batch: str | None, *, as_json: bool) -> None:
     """Show how a batch stands; without BATCH, the workers and the newest batches."""
     from helix_jobs.cli.follow import worker_notice
-    from helix_jobs.cli.rendering import make_console
+    from helix_jobs.cli.rendering import make_console, show
     from helix_jobs.cli.views import batch_json, batch_view, batches_view, worker_json, worker_line
 
     with open_client(settings) as client:
@@ -31,7 +31,7 @@ def status(settings: Settings, batch: str | None, *, as_json: bool) -> None:
                 echo_json(batch_json(found))
             else:
                 console = make_console()
-                console.print(batch_view(found))
+                show(console, batch_view(found))
                 notice = worker_notice(found, workers)
                 if notice:
                     console.print(notice, style="yellow", soft_wrap=True)
@@ -47,7 +47,7 @@ def status(settings: Settings, batch: str | None, *, as_json: bool) -> None:
         console.print(f"No worker is running. Start one with: {command_line('worker')}", soft_wrap=True)
     console.print()
     if newest:
-        console.print(batches_view(newest))
+        show(console, batches_view(newest, console.width))
     else:
         console.print(f"No batches yet. Submit one with: {command_line('submit', 'PROMPTS.jsonl')}", soft_wrap=True)
 
@@ -57,7 +57,7 @@ def status(settings: Settings, batch: str | None, *, as_json: bool) -> None:
 @helix_options
 def list_batches(settings: Settings, limit: int, *, as_json: bool) -> None:
     """List batches, newest first."""
-    from helix_jobs.cli.rendering import make_console
+    from helix_jobs.cli.rendering import make_console, show
     from helix_jobs.cli.views import batch_json, batches_view
 
     with open_client(settings) as client:
@@ -65,7 +65,8 @@ def list_batches(settings: Settings, limit: int, *, as_json: bool) -> None:
     if as_json:
         echo_json([batch_json(batch) for batch in batches])
     elif batches:
-        make_console().print(batches_view(batches))
+        console = make_console()
+        show(console, batches_view(batches, console.width))
     else:
         click.echo(f"No batches yet. Submit one with: {command_line('submit', 'PROMPTS.jsonl')}", err=True)
 

@@ -12,7 +12,7 @@ import click
 from helix_jobs.cli.follow import follow_for_person, worker_notice
 from helix_jobs.cli.group import INTERRUPTED, HelixCommand, command_line, echo_json, fail, helix_options, open_client
 from helix_jobs.cli.progress import all_succeeded
-from helix_jobs.cli.rendering import count, is_interactive, make_console, percent, printable
+from helix_jobs.cli.rendering import count, is_interactive, make_console, percent, printable, show
 from helix_jobs.cli.sampling_options import sampling_options
 from helix_jobs.cli.views import bad_line_json, bad_lines_view, batch_json
 from helix_jobs.errors import InvalidInputError
@@ -148,7 +148,7 @@ def _refuse(error: InvalidInputError, source: str, console: Console) -> NoReturn
 
 
 def _print_bad_lines(bad_lines: Sequence[BadLine], total: int, console: Console) -> None:
-    console.print(bad_lines_view(bad_lines[:_LISTED_BAD_LINES]))
+    show(console, bad_lines_view(bad_lines[:_LISTED_BAD_LINES]))
     if total > _LISTED_BAD_LINES:
         console.print(f"... and {total - _LISTED_BAD_LINES:,} more")
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from helix_jobs.cli.rendering import clock_time, count, duration, percent, printable, rate, shorten, timestamp
+from helix_jobs.cli.rendering import clock_time, count, duration, percent, printable, rate, shorten, show, timestamp
 from helix_jobs.jobs.states import BatchState, JobState
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from rich.console import Console, RenderableType
+    from rich.console import Console, JustifyMethod, RenderableType
     from rich.table import Table
     from rich.text import Text
 
@@ -27,7 +27,9 @@ _STATE_STYLES: Final = {
 }
 _SHOWN_PROMPT: Final = 100
 _SILENT_AFTER: Final = 30.0
-_SHOWN_ANSWER: Final = 400
+_SHOWN_ANSWER: Final = 280
+_SHOWN_LINES: Final = 5
+_WIDE: Final = 76
 
 
 def batch_json(status: BatchStatus) -> dict[str, Any]:
@@ -129,28 +131,36 @@ def _job_counts(status: BatchStatus) -> Text:
     return text
 
 
-def batches_view(batches: Sequence[BatchStatus]) -> Table:
-    """One row a batch, newest first as given."""
+def batches_view(batches: Sequence[BatchStatus], width: int) -> Table:
+    """One row a batch, newest first as given.
+
+    On a narrow terminal the name gives way and the time goes; what a person copies or counts is never cut.
+    """
     from rich.table import Table
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
-    # Identifiers and numbers keep their width on a narrow terminal; the name gives way.
-    table.add_column("BATCH", no_wrap=True)
-    table.add_column("STATE", no_wrap=True)
-    table.add_column("DONE", no_wrap=True, justify="right")
-    table.add_column("FAILED", no_wrap=True, justify="right")
-    table.add_column("CREATED", overflow="ellipsis", no_wrap=True)
-    table.add_column("NAME", overflow="ellipsis", no_wrap=True, ratio=None)
-    for batch in batches:
+    with_time = width >= _WIDE
+    done = [f"{batch.finished:,}/{'?' if batch.total is None else f'{batch.total:,}'}" for batch in batches]
+    for title, cells in (
+        ("BATCH", [batch.id for batch in batches]),
+        ("STATE", [str(batch.state) for batch in batches]),
+        ("DONE", done),
+        ("FAILED", [f"{batch.counts[JobState.FAILED]:,}" for batch in batches]),
+        *([("CREATED", [clock_time(batch.created_at)[:-3] for batch in batches])] if with_time else []),
+    ):
+        width_needed = max(len(cell) for cell in (title, *cells))
+        justify: JustifyMethod = "right" if title in {"DONE", "FAILED"} else "left"
+        table.add_column(title, no_wrap=True, min_width=width_needed, justify=justify)
+    table.add_column("NAME", overflow="ellipsis", no_wrap=True)
+    for batch, progress in zip(batches, done, strict=True):
         failed = batch.counts[JobState.FAILED]
-        total = "?" if batch.total is None else f"{batch.total:,}"
         table.add_row(
             batch.id,
             Text(str(batch.state), style=_STATE_STYLES[batch.state]),
-            f"{batch.finished:,}/{total}",
+            progress,
             Text(f"{failed:,}", style="red" if failed else "dim"),
-            clock_time(batch.created_at)[:-3],
+            *([clock_time(batch.created_at)[:-3]] if with_time else []),
             Text(printable(batch.name or batch.source or "")),
         )
     return table
@@ -172,6 +182,19 @@ def silence(worker: Worker) -> float:
 def responds(worker: Worker) -> bool:
     """Whether the worker has shown life within the time after which its jobs are taken from it."""
     return silence(worker) < _SILENT_AFTER
+
+
+def facts_view(facts: Iterable[tuple[str, str]]) -> Table:
+    """A fact a row: label and value."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for label, value in facts:
+        table.add_row(Text(label), Text(printable(value)))
+    return table
 
 
 def bad_lines_view(bad_lines: Sequence[BadLine]) -> Table:
@@ -199,8 +222,8 @@ def answer_view(result: JobResult) -> RenderableType:
     label = f"{result.line}" if result.custom_id is None else f"{result.line} {printable(result.custom_id)}"
     head = Text.assemble((f"{label}  ", "bold cyan"), (shorten(prompt_text(result.request), _SHOWN_PROMPT), "bold"))
     if result.output_text is None:
-        reason = f"{result.state}: {result.error_code or ''} {shorten(result.error_message or '', _SHOWN_ANSWER)}"
-        body = Text(" ".join(reason.split()).rstrip(": "), style="red")
+        reason = ": ".join(filter(None, (result.error_code, shorten(result.error_message or "", _SHOWN_ANSWER))))
+        body = Text(f"{result.state}, {reason}" if reason else str(result.state), style="red")
     else:
         body = Text(_shorten_answer(result.output_text) or "(empty answer)")
     return Group(head, Padding(body, (0, 0, 1, 3)))
@@ -218,17 +241,17 @@ def prompt_text(request: object) -> str:
 
 
 def _shorten_answer(text: str) -> str:
-    """At most six lines and a few hundred characters; paragraphs stay paragraphs."""
+    """A few lines and a few hundred characters; paragraphs stay paragraphs."""
     lines = [line.rstrip() for line in printable(text.strip()).splitlines() if line.strip()]
-    kept = "\n".join(lines[:6])
+    kept = "\n".join(lines[:_SHOWN_LINES])
     if len(kept) > _SHOWN_ANSWER:
         return kept[: _SHOWN_ANSWER - 1].rstrip() + "…"
-    return kept if len(lines) <= 6 else f"{kept} …"  # noqa: PLR2004  (the same six)
+    return kept if len(lines) <= _SHOWN_LINES else f"{kept} …"
 
 
 def print_answers(console: Console, results: Iterable[JobResult]) -> int:
     """Print answers and return how many."""
     shown = 0
     for shown, result in enumerate(results, start=1):  # noqa: B007  (counts)
-        console.print(answer_view(result))
+        show(console, answer_view(result))
     return shown

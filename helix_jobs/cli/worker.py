@@ -8,9 +8,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from helix_jobs.cli.group import CONTEXT_SETTINGS, HelixCommand, helix_options
+from helix_jobs.cli.rendering import make_console, printable, show
+from helix_jobs.cli.views import facts_view
+from helix_jobs.observability.logging import configure_logging
 from helix_jobs.settings import DTYPES, LOG_FORMATS
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from helix_jobs.jobs.worker import WorkerBanner
     from helix_jobs.settings import Settings
 
 
@@ -45,8 +51,24 @@ def worker(settings: Settings, *, allow_shared_device: bool, as_json: bool, **ov
     """
     if as_json:
         overrides["log_format"] = "json"
-    given = {name: value for name, value in overrides.items() if value is not None}
+    effective = dataclasses.replace(settings, **{name: value for name, value in overrides.items() if value is not None})
+    # A worker says what it does at info; its format may have come by flag.
+    configure_logging(effective.log_level, effective.log_format)
     from helix_jobs.jobs.worker import run_worker
 
-    exit_code = run_worker(dataclasses.replace(settings, **given), allow_shared_device=allow_shared_device)
+    if effective.log_format == "json":
+        exit_code = run_worker(effective, allow_shared_device=allow_shared_device)
+    else:
+        console = make_console()
+        exit_code = run_worker(
+            effective,
+            allow_shared_device=allow_shared_device,
+            on_progress=lambda line: console.print(f"{printable(line)} ...", style="dim", soft_wrap=True),
+            on_ready=lambda banner: _print_banner(console, banner),
+        )
     click.get_current_context().exit(exit_code)
+
+
+def _print_banner(console: Console, banner: WorkerBanner) -> None:
+    show(console, facts_view(banner.lines()))
+    console.print("Ready. Ctrl-C finishes the running jobs and stops; twice stops at once.", soft_wrap=True)
