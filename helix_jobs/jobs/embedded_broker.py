@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 from helix_jobs.errors import BrokerUnreachableError, ConfigurationError
 from helix_jobs.jobs.device_lock import FileLock, private_directory
+from helix_jobs.jobs.process import process_exists
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -84,7 +85,7 @@ class EmbeddedBroker:
             started = not self.is_running()
             if started:
                 self._spawn()
-            if started or not _alive(self._owner()):
+            if started or not self._owner_lives():
                 self._owner_file.write_text(f"{os.getpid()}\n", encoding="ascii")
         return started
 
@@ -103,7 +104,7 @@ class EmbeddedBroker:
 
     def adopt_orphan(self) -> None:
         """Become responsible for a server whose owner has gone."""
-        if not _alive(self._owner()):
+        if not self._owner_lives():
             self._owner_file.write_text(f"{os.getpid()}\n", encoding="ascii")
 
     def _shut_down(self) -> bool:
@@ -125,6 +126,10 @@ class EmbeddedBroker:
             return int(self._owner_file.read_text(encoding="ascii"))
         except (OSError, ValueError):
             return None
+
+    def _owner_lives(self) -> bool:
+        owner = self._owner()
+        return owner is not None and process_exists(owner)
 
     def _client(self) -> Redis:
         from redis import Redis
@@ -172,16 +177,3 @@ def _server_binary() -> Path:
         raise ConfigurationError(
             f"there is no embedded broker for this machine ({error}); set HELIX_REDIS_URL"
         ) from error
-
-
-def _alive(pid: int | None) -> bool:
-    # Never reached on Windows, where signal 0 is Ctrl-C.
-    if pid is None or sys.platform == "win32":
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

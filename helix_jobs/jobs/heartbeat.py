@@ -88,7 +88,8 @@ class Heartbeat:
     def stop(self) -> None:
         """End the thread and note an orderly end; quiet if the database is away."""
         self._stop.set()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
         try:
             with self._database.write() as c:
                 store.stop_worker(c, self._worker.id, datetime.now(UTC))

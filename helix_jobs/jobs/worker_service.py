@@ -14,7 +14,7 @@ from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import Enum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from helix_jobs.engine.request import FinishReason
 from helix_jobs.errors import EngineError, HelixError, RequestError
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from helix_jobs.jobs.store import ClaimedJob
 
 logger = logging.getLogger(__name__)
-
-STOP_SECONDS: Final = 10.0
 
 
 class Withdrawn(Enum):
@@ -274,13 +272,13 @@ class WorkerService:
         with self._lock:
             return self._ended.wait_for(lambda: not self._active, timeout)
 
-    def stop(self) -> bool:
-        """End the engine's thread, after its step; False if that hangs. Call it when nothing runs any more."""
+    def stop(self, timeout: float) -> bool:
+        """End the engine's thread, after its step; False if that takes longer. For when no job runs."""
         with self._lock:
             self._draining = True
             if self._grace_timer is not None:
                 self._grace_timer.cancel()
-        stopped = self._engine_thread.stop(STOP_SECONDS)
+        stopped = self._engine_thread.stop(timeout)
         if stopped:
             self._engine.close()
         return stopped

@@ -1,0 +1,41 @@
+"""Celery's worker inside a Helix worker: its consumer and remote control, without its signals, banner and logging."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final
+
+from celery.app import trace
+from celery.platforms import EX_FAILURE, EX_OK
+from celery.worker import WorkController, state
+
+from helix_jobs.jobs import celery_app
+
+if TYPE_CHECKING:
+    from helix_jobs.settings import Settings
+
+# What Celery's controller leaves in ``exitcode`` when its loop ended by an error.
+CONSUMER_FAILED: Final = EX_FAILURE
+
+
+class Consumer(WorkController):  # type: ignore[misc]  # celery has no types
+    """A controller that runs on any thread."""
+
+    def on_init_blueprint(self) -> None:
+        """Do for this process what ``celery worker`` does first."""
+        trace.setup_worker_optimizations(self.app, self.hostname)
+
+
+def make_consumer(settings: Settings, hostname: str) -> Consumer:
+    """Build a consumer; its ``start`` blocks until ``stop_consuming``.
+
+    The node is named after this process, as two workers of one host must not answer to one name.
+    """
+    state.should_stop = state.should_terminate = None
+    app = celery_app.configure(settings)
+    return Consumer(app=app, hostname=f"helix-{os.getpid()}@{hostname}")
+
+
+def stop_consuming() -> None:
+    """Have the consumer's loop end within a second, from any thread; ``start`` returns once the pool is empty."""
+    state.should_stop = EX_OK

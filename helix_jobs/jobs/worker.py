@@ -1,0 +1,403 @@
+"""run_worker: everything a worker process is, from the device lock to the exit code.
+
+Order matters. What can be refused cheaply is refused first (device, database, broker), then the models are loaded, and
+only then does Celery take its first message.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import signal
+import socket
+import threading
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import Enum
+from secrets import token_hex
+from typing import TYPE_CHECKING, Final
+
+from helix_jobs.errors import HelixError
+from helix_jobs.jobs import store
+from helix_jobs.jobs.broker import CeleryPublisher, EmbeddedBroker, ping, redact_url
+from helix_jobs.jobs.database import Database, ensure_schema
+from helix_jobs.jobs.device_lock import DeviceLock
+from helix_jobs.jobs.heartbeat import Heartbeat
+from helix_jobs.jobs.reconciler import Reconciler
+from helix_jobs.jobs.result_writer import GroupCommitWriter
+from helix_jobs.jobs.store import NewWorker
+from helix_jobs.jobs.worker_service import WorkerService
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from helix_jobs.engine.protocol import EngineInfo, EngineProtocol
+    from helix_jobs.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+EXIT_OK: Final = 0
+EXIT_FAILED: Final = 1
+EXIT_INTERRUPTED: Final = 130
+
+WRITER_SECONDS: Final = 10.0
+ENGINE_SECONDS: Final = 10.0
+INTERRUPT_SECONDS: Final = 8.0
+# A step this long is no slow step. The longest honest one, a full prompt chunk on an old CPU, takes seconds.
+MAX_STEP_SECONDS: Final = 900.0
+# Messages wait, slots are idle and nothing is delivered: the broker connection is dead without knowing it.
+MAX_SILENT_SECONDS: Final = 60.0
+HARD_EXIT_SECONDS: Final = 30.0
+BROKER_CHECK_SECONDS: Final = 5.0
+MAX_CONSUMER_FAILURES: Final = 5
+
+
+class StopRequest(Enum):
+    """How a worker is asked to stop."""
+
+    GRACEFUL = "graceful"  # finish what finishes within the grace time
+    INTERRUPT = "interrupt"  # Ctrl-C: graceful the first time, at once the second
+    BROKEN = "broken"  # the engine cannot go on
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerBanner:
+    """What a starting worker says about itself; passwords are redacted."""
+
+    worker_id: str
+    engine: EngineInfo
+    broker: str
+    database: str
+
+    def lines(self) -> tuple[tuple[str, str], ...]:
+        """Label and value, one pair a line."""
+        info = self.engine
+        cache = f"{info.kv_cache_bytes / 2**20:,.0f} MB ({info.num_blocks} blocks of {info.block_size} tokens)"
+        return (
+            ("worker", self.worker_id),
+            ("device", f"{info.device} ({info.dtype})"),
+            ("target", info.target_model),
+            ("draft", info.draft_model or "none"),
+            ("slots", f"{info.max_batch_size}, up to {info.max_model_len} tokens each"),
+            ("KV cache", cache),
+            ("broker", self.broker),
+            ("database", self.database),
+        )
+
+
+class StopButton:
+    """Collects stop requests from signal handlers and other threads.
+
+    A signal handler interrupts the main thread wherever it is, lock in hand or not, so all it may do is ``put`` on a
+    SimpleQueue, which is reentrant.
+
+    Attributes:
+        requests: What was asked for, in order; None ends the reading.
+        armed: The worker reads the requests. Before that (models are loading) a signal interrupts it.
+    """
+
+    def __init__(self) -> None:
+        self.requests: queue.SimpleQueue[StopRequest | None] = queue.SimpleQueue()
+        self.armed = False
+
+    def press(self, request: StopRequest = StopRequest.GRACEFUL) -> None:
+        """Ask the worker to stop."""
+        self.requests.put(request)
+
+
+def load_engine(settings: Settings, on_progress: Callable[[str], None] | None = None) -> EngineProtocol:
+    """Build the engine the settings name.
+
+    Raises:
+        ConfigurationError: The device or the dtype is not to be had.
+        ModelError: The models cannot be served here; the subclasses say why.
+    """
+    if settings.engine == "fake":
+        from helix_jobs.testing import FakeEngine
+
+        return FakeEngine.from_environment(max_batch_size=settings.max_batch_size)
+    from helix_jobs.engine.engine import load_engine as load
+
+    return load(settings, on_progress)
+
+
+def device_name(settings: Settings) -> str:
+    """Name the device the engine will run on, before any model is read.
+
+    Raises:
+        ConfigurationError: There is no such device.
+    """
+    if settings.engine == "fake":
+        return "fake"
+    from helix_jobs.engine.model_loader import get_device
+
+    return str(get_device(settings.device))
+
+
+def run_worker(
+    settings: Settings,
+    *,
+    allow_shared_device: bool = False,
+    on_progress: Callable[[str], None] | None = None,
+    on_ready: Callable[[WorkerBanner], None] | None = None,
+    stop: StopButton | None = None,
+    handle_signals: bool = True,
+) -> int:
+    """Run a worker until it is told to stop; return the process's exit code.
+
+    SIGTERM, or Ctrl-C once: take no more jobs, finish what finishes within HELIX_SHUTDOWN_GRACE, hand the rest back to
+    the queue, exit 0. Ctrl-C twice: hand everything back now, exit 130. A broken engine: exit 1, for a supervisor to
+    start a new process.
+
+    Args:
+        settings: The effective settings, flags included.
+        allow_shared_device: Run even if another worker holds the device.
+        on_progress: Told in one line what is being done until the worker is ready.
+        on_ready: Told once, before the first message is taken; by default the banner is logged.
+        stop: Another way to stop the worker than signals.
+        handle_signals: False when this is not the main thread; then a second interrupt ends this function, not the
+            process.
+
+    Raises:
+        HelixError: The worker cannot start; nothing was taken from the queue.
+    """
+    button = stop or StopButton()
+    with ExitStack() as stack:
+        if handle_signals:
+            _install_signals(button, stack)
+        try:
+            worker = _Worker(settings, button, stack, may_exit=handle_signals)
+            worker.prepare(allow_shared_device=allow_shared_device, on_progress=on_progress)
+            button.armed = True
+        except KeyboardInterrupt:
+            logger.info("stopped before the worker was ready")
+            return EXIT_INTERRUPTED
+        banner = worker.start()
+        if on_ready is None:
+            logger.info("ready: %s", ", ".join(f"{label} {value}" for label, value in banner.lines()))
+        else:
+            on_ready(banner)
+        return worker.consume()
+
+
+class _Worker:
+    """The parts of a running worker. What is to be undone is pushed on ``stack`` when it is done."""
+
+    def __init__(self, settings: Settings, button: StopButton, stack: ExitStack, *, may_exit: bool) -> None:
+        self._settings = settings
+        self._button = button
+        self._stack = stack
+        self._may_exit = may_exit
+        self._hostname = socket.gethostname()
+        self._worker_id = f"{self._hostname[:40]}-{os.getpid()}-{token_hex(3)}"
+        self._database = Database(settings.database_url)
+        self._publisher = CeleryPublisher(settings)
+        self._embedded = None if settings.redis_url is not None else EmbeddedBroker(settings.home)
+        self._reconciler = Reconciler(self._database, self._publisher, worker_id=self._worker_id)
+        self._lock: DeviceLock
+        self._engine: EngineProtocol
+        self._service: WorkerService
+        self._stopping = False
+        self._interrupted = False
+        self._broken = False
+        self._delivered_at = self._broker_seen_at = time.monotonic()
+
+    def prepare(self, *, allow_shared_device: bool, on_progress: Callable[[str], None] | None) -> None:
+        """Check what can be checked, then load the models."""
+        self._settings.make_home()
+        self._lock = DeviceLock(device_name(self._settings))
+        self._lock.acquire(allow_shared=allow_shared_device)
+        self._stack.callback(self._lock.release)
+        self._stack.callback(self._database.dispose)
+        ensure_schema(self._database)
+        self._stack.callback(self._publisher.close)
+        if self._embedded is None:
+            ping(self._publisher.url)
+        else:
+            self._embedded.start()
+            self._stack.callback(self._leave_broker, self._embedded)
+        self._engine = load_engine(self._settings, on_progress)
+
+    def start(self) -> WorkerBanner:
+        """Start everything but Celery. It is undone in the order: reconciler, engine, writer, heartbeat."""
+        info = self._engine.info
+        row = NewWorker(
+            id=self._worker_id,
+            hostname=self._hostname,
+            pid=os.getpid(),
+            device=info.device,
+            target_model=info.target_model,
+            draft_model=info.draft_model,
+            slots=info.max_batch_size,
+        )
+        writer = GroupCommitWriter(self._database)
+        self._service = WorkerService(
+            self._database,
+            self._engine,
+            writer,
+            worker_id=self._worker_id,
+            grace=self._settings.shutdown_grace,
+            on_broken=self._break,
+        )
+        checks = (self._check_step, self._check_delivery, self._check_broker)
+        heartbeat = Heartbeat(self._database, row, self._service, checks)
+        self._stack.callback(heartbeat.stop)
+        self._stack.callback(self._count_attempts)
+        self._stack.callback(lambda: writer.close(WRITER_SECONDS))
+        self._stack.callback(lambda: self._service.stop(1.0 if self._interrupted else ENGINE_SECONDS))
+        self._stack.callback(self._reconciler.stop)
+        self._service.start()
+        heartbeat.start()
+        self._reconciler.reclaim_predecessors(
+            hostname=self._hostname, pid=os.getpid(), device=info.device, device_lock_held=self._lock.exclusive
+        )
+        self._clear_stranded()
+        self._reconciler.start()
+        return WorkerBanner(
+            worker_id=self._worker_id,
+            engine=info,
+            broker=f"embedded, {self._embedded.socket_path}" if self._embedded else redact_url(self._publisher.url),
+            database=self._database.url_redacted,
+        )
+
+    def consume(self) -> int:
+        """Run Celery until the worker is told to stop; returns the exit code."""
+        from helix_jobs.jobs import tasks
+        from helix_jobs.jobs.consumer import CONSUMER_FAILED, make_consumer, stop_consuming
+
+        supervisor = threading.Thread(
+            target=self._supervise, args=(stop_consuming,), name="helix-supervisor", daemon=True
+        )
+        tasks.bind_service(self._service)
+        failures = 0
+        try:
+            while True:
+                consumer = make_consumer(self._settings, self._hostname)
+                if not supervisor.is_alive():
+                    supervisor.start()
+                began = time.monotonic()
+                consumer.start()
+                if self._stopping or consumer.exitcode != CONSUMER_FAILED:
+                    break
+                # A message that is not even a message can end Celery's loop; the models stay loaded meanwhile.
+                failures = 1 if time.monotonic() - began > MAX_SILENT_SECONDS else failures + 1
+                if failures > MAX_CONSUMER_FAILURES:
+                    self._break(HelixError("Celery's consumer does not stay up"))
+                    break
+                logger.error("Celery's consumer ended unexpectedly; starting it again")
+                self._service.resume()
+        finally:
+            tasks.bind_service(None)
+            self._button.requests.put(None)
+        if self._broken:
+            return EXIT_FAILED
+        return EXIT_INTERRUPTED if self._interrupted else EXIT_OK
+
+    def _supervise(self, stop_consuming: Callable[[], None]) -> None:
+        """Act on stop requests until the consumer has ended."""
+        while (request := self._button.requests.get()) is not None:
+            if request is StopRequest.BROKEN:
+                self._stopping = True
+                self._service.abandon()
+                self._exit_after(HARD_EXIT_SECONDS, EXIT_FAILED)
+            elif not self._stopping:
+                self._stopping = True
+                self._service.begin_drain()
+            elif request is StopRequest.INTERRUPT and not self._interrupted:
+                self._interrupted = True
+                self._service.hand_back()
+                self._exit_after(INTERRUPT_SECONDS, EXIT_INTERRUPTED)
+            stop_consuming()
+
+    def _exit_after(self, seconds: float, code: int) -> None:
+        """Make sure the process ends, whatever hangs in the orderly way out. What is lost then is reclaimed later."""
+        if self._may_exit:
+            timer = threading.Timer(seconds, os._exit, (code,))
+            timer.daemon = True
+            timer.start()
+
+    def _break(self, error: BaseException) -> None:
+        """The worker cannot go on; stop it for a supervisor to start another."""
+        if not self._broken:
+            self._broken = True
+            logger.critical("this worker cannot go on and stops: %s", error, exc_info=error)
+            self._button.press(StopRequest.BROKEN)
+
+    def _count_attempts(self) -> None:
+        """After a break: the jobs in the engine may be the reason, so unlike a hand-back their attempt counts."""
+        if self._broken:
+            self._database.transact(lambda c: store.reclaim(c, self._worker_id, datetime.now(UTC)))
+
+    def _clear_stranded(self) -> None:
+        """Start from the database alone if nobody else uses the broker: killed workers leave messages stranded."""
+        with self._database.read() as c:
+            others = [worker for worker in store.live_workers(c) if worker.id != self._worker_id]
+        if not others:
+            self._publisher.reset_queue()
+            self._republish()
+
+    def _republish(self) -> None:
+        """Have the reconciler send every message again."""
+        self._database.transact(lambda c: store.republish_unseen(c, datetime.now(UTC)))
+        self._reconciler.wake()
+
+    def _leave_broker(self, embedded: EmbeddedBroker) -> None:
+        """Stop the embedded broker unless another worker uses it."""
+        try:
+            with self._database.read() as c:
+                others = any(worker.id != self._worker_id for worker in store.live_workers(c))
+        except HelixError:
+            others = False
+        if others:
+            embedded.disown()
+        else:
+            embedded.adopt_orphan()
+            embedded.stop()
+
+    def _check_step(self) -> None:
+        if self._service.step_seconds > MAX_STEP_SECONDS:
+            self._break(HelixError(f"an engine step has taken more than {MAX_STEP_SECONDS:.0f} s: the device hangs"))
+
+    def _check_delivery(self) -> None:
+        """Notice a broker connection that is dead without knowing it: messages wait, we idle, nothing comes."""
+        now = time.monotonic()
+        silent = now - self._delivered_at
+        busy = self._stopping or self._service.active_count > 0
+        if busy or (silent > MAX_SILENT_SECONDS / 2 and not self._messages_wait()):
+            self._delivered_at = now
+        elif silent > MAX_SILENT_SECONDS:
+            self._break(HelixError(f"messages wait in the broker and none came for {MAX_SILENT_SECONDS:.0f} s"))
+
+    def _messages_wait(self) -> bool:
+        try:
+            return self._publisher.depth() > 0
+        except HelixError:
+            return False  # Celery is trying to reconnect, for as long as it takes
+
+    def _check_broker(self) -> None:
+        """Bring the embedded broker back if it went away: nobody else would."""
+        now = time.monotonic()
+        if self._embedded is None or now - self._broker_seen_at < BROKER_CHECK_SECONDS:
+            return
+        self._broker_seen_at = now
+        try:
+            if not self._embedded.is_running() and self._embedded.start():
+                logger.warning("the embedded broker had gone and was started again")
+                self._republish()
+        except HelixError as error:
+            logger.warning("the embedded broker does not come back: %s", error)
+
+
+def _install_signals(button: StopButton, stack: ExitStack) -> None:
+    """Turn SIGINT and SIGTERM into presses of the button; before it is armed, into KeyboardInterrupt."""
+
+    def handle(number: int, _frame: object) -> None:
+        if not button.armed:
+            raise KeyboardInterrupt
+        button.press(StopRequest.INTERRUPT if number == signal.SIGINT else StopRequest.GRACEFUL)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        stack.callback(signal.signal, number, signal.signal(number, handle))
