@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MAX_KEY_CHARS: Final = 255
-# Messages the broker holds at most; the reconciler tops it up as it drains.
-PUBLISH_WINDOW: Final = 10_000
 _PUBLISH_CHUNK: Final = 1000
 _FIRST_POLL: Final = 0.05
 # Rows held while results are read: few, because one may carry a prompt of 4 MiB.
@@ -281,10 +279,11 @@ class HelixClient:
     def _publish(self, publisher: CeleryPublisher) -> int:
         """Fill the broker up to the window. The batch is stored, so nothing here may fail the submission."""
         from helix_jobs.jobs import store
+        from helix_jobs.jobs.reconciler import ReconcilerConfig
 
         published = 0
         try:
-            room = PUBLISH_WINDOW - publisher.depth()
+            room = ReconcilerConfig().window - publisher.depth()
             while published < room:
                 with self._database().read() as connection:
                     jobs = store.publishable(connection, min(room - published, _PUBLISH_CHUNK))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import bindparam, delete, func, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import IntegrityError
 
 from helix_jobs.errors import IdempotencyConflictError, NotFoundError
 from helix_jobs.jobs.schema import batches, jobs
@@ -96,12 +97,40 @@ def insert_jobs(c: Connection, batch_id: str, new_jobs: Sequence[NewJob], queued
     Lines that are already stored are left alone, so that a submission that died is simply run again.
 
     Raises:
-        IdempotencyConflictError: A stored line differs from the new one: not the same input.
+        NotFoundError: The batch is gone.
+        IdempotencyConflictError: A stored line differs from the new one, or the batch is sealed without these lines:
+            not the same input.
     """
     if not new_jobs:
         return 0
+    # A shared lock: the batch is neither sealed nor deleted while lines are added to it.
+    batch = c.execute(select(batches.c.total).where(batches.c.id == batch_id).with_for_update(read=True)).first()
+    if batch is None:
+        raise NotFoundError(f"batch {batch_id} no longer exists; submit again")
+    try:
+        inserted = _insert(c, batch_id, new_jobs, queued_at)
+    except IntegrityError as error:
+        raise IdempotencyConflictError(
+            f"batch {batch_id} holds a custom_id of this input on another line: an earlier submission with the same "
+            "idempotency key read another input; use another key"
+        ) from error
+    if inserted and batch.total is not None:
+        raise IdempotencyConflictError(
+            f"batch {batch_id} is already complete without line {new_jobs[-1].line}; use another idempotency key"
+        )
+    if inserted < len(new_jobs):
+        _check_same_content(c, batch_id, new_jobs)
+    if inserted:
+        counters.add(
+            c,
+            counters.Share(batch_id=batch_id, writer=counters.SUBMITTER, outcome=counters.STORED, jobs=inserted),
+        )
+    return inserted
+
+
+def _insert(c: Connection, batch_id: str, new_jobs: Sequence[NewJob], queued_at: datetime) -> int:
     if c.dialect.name == "postgresql":
-        inserted = c.execute(
+        return c.execute(
             _INSERT_JOBS_POSTGRES,
             {
                 "batch_id": batch_id,
@@ -113,31 +142,22 @@ def insert_jobs(c: Connection, batch_id: str, new_jobs: Sequence[NewJob], queued
                 "max_attempts": [job.max_attempts for job in new_jobs],
             },
         ).rowcount
-    else:
-        inserted = c.execute(
-            _INSERT_JOBS_SQLITE,
-            [
-                {
-                    "batch_id": batch_id,
-                    "line": job.line,
-                    "custom_id": job.custom_id,
-                    "request": job.request,
-                    "state": JobState.QUEUED.value,
-                    "priority": job.priority,
-                    "max_attempts": job.max_attempts,
-                    "queued_at": queued_at,
-                }
-                for job in new_jobs
-            ],
-        ).rowcount
-    if inserted < len(new_jobs):
-        _check_same_content(c, batch_id, new_jobs)
-    if inserted:
-        counters.add(
-            c,
-            counters.Share(batch_id=batch_id, writer=counters.SUBMITTER, outcome=counters.STORED, jobs=inserted),
-        )
-    return inserted
+    return c.execute(
+        _INSERT_JOBS_SQLITE,
+        [
+            {
+                "batch_id": batch_id,
+                "line": job.line,
+                "custom_id": job.custom_id,
+                "request": job.request,
+                "state": JobState.QUEUED.value,
+                "priority": job.priority,
+                "max_attempts": job.max_attempts,
+                "queued_at": queued_at,
+            }
+            for job in new_jobs
+        ],
+    ).rowcount
 
 
 def seal_batch(c: Connection, batch_id: str, total: int, content_digest: str, *, now: datetime | None = None) -> None:
