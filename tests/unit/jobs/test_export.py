@@ -1,0 +1,291 @@
+"""Every format from the same results: succeeded, failed, cancelled; streamed; atomic."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import stat
+import sys
+import threading
+from dataclasses import fields, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import pyarrow.parquet as pq
+import pytest
+
+from helix_jobs.errors import ConfigurationError
+from helix_jobs.jobs.export import COLUMNS, FORMATS, export_results, result_row
+from helix_jobs.jobs.openai_output import openai_line
+from helix_jobs.jobs.states import JobState
+from helix_jobs.jobs.store import JobResult
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+T0 = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
+NASTY = '=1+1,"quoted"\r\nline\u2028sep \N{GRINNING FACE} \t;end'
+
+SUCCEEDED = JobResult(
+    job_id=7,
+    batch_id="b-1",
+    line=3,
+    custom_id="mine",
+    state=JobState.SUCCEEDED,
+    priority=0,
+    attempts=1,
+    request={"prompt": "Say, \n hi", "sampling": {}, "seed": 2**64 - 1, "metadata": {"k": "\N{GREEK SMALL LETTER PI}"}},
+    queued_at=T0,
+    claimed_at=T0,
+    finished_at=T0,
+    error_code=None,
+    error_message=None,
+    output_text=NASTY,
+    finish_reason="stop",
+    prompt_tokens=5,
+    cached_prompt_tokens=2,
+    completion_tokens=4,
+    queue_seconds=0.5,
+    ttft_seconds=0.25,
+    decode_seconds=1.5,
+    total_seconds=1.75,
+    tokens_per_second=2.5,
+    draft_tokens=6,
+    accepted_tokens=3,
+    acceptance_rate=0.5,
+    mean_acceptance_length=2.0,
+    target_model="demo",
+    draft_model="int8",
+    device="cpu",
+    dtype="float32",
+    worker_id="w",
+    run_id=1,
+)
+CHAT = replace(
+    SUCCEEDED,
+    job_id=8,
+    line=4,
+    custom_id=None,
+    request={"messages": [{"role": "user", "content": "Hi"}], "sampling": {}, "seed": 1, "metadata": {}},
+    finish_reason="length",
+)
+_BLANK = {
+    field.name: None
+    for field in fields(JobResult)
+    if field.name not in ("job_id", "batch_id", "line", "custom_id", "state", "priority", "attempts", "request")
+}
+FAILED = replace(CHAT, **{**_BLANK, "queued_at": T0}, job_id=9, line=5, state=JobState.FAILED)
+FAILED = replace(FAILED, finished_at=T0, error_code="prompt_too_long", error_message="the prompt has 9000 tokens")
+CANCELLED = replace(FAILED, job_id=10, line=6, state=JobState.CANCELLED, error_code=None, error_message=None)
+ALL = [SUCCEEDED, CHAT, FAILED, CANCELLED]
+
+
+def export(fmt: str, results=ALL) -> bytes:
+    stream = io.BytesIO()
+    assert export_results(iter(results), stream, fmt) == len(results)
+    return stream.getvalue()
+
+
+def test_jsonl_round_trips():
+    lines = export("jsonl").split(b"\n")
+    assert lines.pop() == b""
+    rows = [json.loads(line) for line in lines]
+    assert rows == [result_row(result) for result in ALL]
+    assert list(rows[0]) == list(COLUMNS)
+    assert rows[0]["output_text"] == NASTY
+    assert rows[0]["metadata"] == {"k": "\N{GREEK SMALL LETTER PI}"}
+    assert rows[0]["finished_at"] == "2026-01-02T03:04:05.678901+00:00"
+    assert rows[1]["messages"] == [{"role": "user", "content": "Hi"}]
+    assert (rows[2]["state"], rows[2]["error_code"], rows[2]["output_text"]) == ("failed", "prompt_too_long", None)
+
+
+def test_csv_round_trips():
+    rows = list(csv.DictReader(io.StringIO(export("csv").decode(), newline="")))
+    assert [row["job_id"] for row in rows] == ["7", "8", "9", "10"]
+    assert rows[0]["output_text"] == NASTY
+    assert rows[0]["prompt"] == "Say, \n hi"
+    assert json.loads(rows[0]["metadata"]) == {"k": "\N{GREEK SMALL LETTER PI}"}
+    assert json.loads(rows[1]["messages"]) == [{"role": "user", "content": "Hi"}]
+    assert rows[1]["metadata"] == ""
+    assert rows[2]["output_text"] == ""
+    assert float(rows[0]["tokens_per_second"]) == 2.5
+
+
+def test_parquet_round_trips():
+    table = pq.read_table(io.BytesIO(export("parquet")))
+    assert table.column_names == list(COLUMNS)
+    rows = table.to_pylist()
+    assert rows[0]["output_text"] == NASTY
+    assert rows[0]["finished_at"] == T0
+    assert rows[0]["acceptance_rate"] == 0.5
+    assert rows[3]["state"] == "cancelled"
+    assert rows[3]["target_model"] is None
+
+
+def test_parquet_keeps_its_types_when_no_row_has_a_value():
+    both = [export("parquet", [FAILED]), export("parquet", [])]
+    expected = pq.read_schema(io.BytesIO(export("parquet", [SUCCEEDED])))
+    for data in both:
+        assert pq.read_schema(io.BytesIO(data)).equals(expected)
+
+
+def test_openai_success_follows_the_batch_output_shape():
+    line = json.loads(export("openai", [CHAT]))
+    assert line == {
+        "id": "batch_req_8",
+        "custom_id": "line-4",
+        "response": {
+            "status_code": 200,
+            "request_id": "req_8",
+            "body": {
+                "id": "chatcmpl-8",
+                "object": "chat.completion",
+                "created": int(T0.timestamp()),
+                "model": "demo",
+                "choices": [
+                    {
+                        "index": 0,
+                        "message": {"role": "assistant", "content": NASTY, "refusal": None},
+                        "logprobs": None,
+                        "finish_reason": "length",
+                    }
+                ],
+                "usage": {
+                    "prompt_tokens": 5,
+                    "completion_tokens": 4,
+                    "total_tokens": 9,
+                    "prompt_tokens_details": {"cached_tokens": 2},
+                },
+            },
+        },
+        "error": None,
+    }
+
+
+def test_openai_prompt_lines_answer_as_text_completions():
+    body = openai_line(SUCCEEDED)["response"]["body"]
+    assert body["object"] == "text_completion"
+    assert body["choices"] == [{"index": 0, "text": NASTY, "logprobs": None, "finish_reason": "stop"}]
+    assert openai_line(SUCCEEDED)["custom_id"] == "mine"
+
+
+@pytest.mark.parametrize(("code", "openai"), [("prompt_too_long", "context_length_exceeded"), ("invalid_request",) * 2])
+def test_openai_rejected_requests_have_a_status_and_no_error(code: str, openai: str):
+    line = openai_line(replace(FAILED, error_code=code))
+    assert line["error"] is None
+    assert line["response"]["status_code"] == 400
+    assert line["response"]["body"]["error"] == {
+        "message": "the prompt has 9000 tokens",
+        "type": "invalid_request_error",
+        "param": None,
+        "code": openai,
+    }
+
+
+@pytest.mark.parametrize(
+    ("result", "code"),
+    [
+        (CANCELLED, "batch_cancelled"),
+        (replace(FAILED, error_code="worker_lost"), "worker_lost"),
+        (replace(FAILED, error_code="engine_error"), "engine_error"),
+        (replace(FAILED, error_code="out_of_memory"), "out_of_memory"),
+        (replace(FAILED, error_code="deadline"), "batch_expired"),
+    ],
+)
+def test_openai_unanswered_requests_have_an_error_and_no_response(result: JobResult, code: str):
+    line = openai_line(result)
+    assert line["response"] is None
+    assert line["error"]["code"] == code
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_no_results_make_a_valid_file(fmt: str):
+    data = export(fmt, [])
+    if fmt == "csv":
+        assert data.decode().strip().split(",") == list(COLUMNS)
+    elif fmt == "parquet":
+        assert pq.read_table(io.BytesIO(data)).num_rows == 0
+    else:
+        assert data == b""
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_results_are_written_as_they_come(fmt: str):
+    class Sink(io.RawIOBase):
+        def __init__(self) -> None:
+            self.size = 0
+
+        def writable(self) -> bool:
+            return True
+
+        def write(self, data) -> int:
+            self.size += len(data)
+            return len(data)
+
+    sink = Sink()
+    seen = []
+
+    def results():
+        for number in range(3000):
+            if number == 2500:
+                seen.append(sink.size)
+            yield replace(SUCCEEDED, job_id=number, output_text=os.urandom(40).hex())
+
+    assert export_results(results(), sink, fmt) == 3000
+    assert seen[0] > 40_000
+
+
+def test_a_path_is_replaced_when_the_file_is_whole(tmp_path: Path):
+    path = tmp_path / "answers.jsonl"
+    path.write_text("old")
+
+    def breaking():
+        yield SUCCEEDED
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        export_results(breaking(), path, "jsonl")
+    assert path.read_text() == "old"
+    export_results(ALL, str(path), "jsonl")
+    assert path.read_bytes() == export("jsonl")
+    assert [file.name for file in tmp_path.iterdir()] == ["answers.jsonl"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no modes, links or pipes there")
+def test_modes_links_and_pipes_are_respected(tmp_path: Path):
+    (tmp_path / "plain").touch()
+    target, link, pipe = tmp_path / "target", tmp_path / "link", tmp_path / "pipe"
+    link.symlink_to(target)
+    export_results(ALL, link, "jsonl")
+    assert link.is_symlink()
+    assert target.read_bytes() == export("jsonl")
+    assert stat.S_IMODE(target.stat().st_mode) == stat.S_IMODE((tmp_path / "plain").stat().st_mode)
+    os.mkfifo(pipe)
+    received = []
+    reader = threading.Thread(target=lambda: received.append(pipe.read_bytes()))
+    reader.start()
+    export_results(ALL, pipe, "csv")
+    reader.join(10)
+    assert received == [export("csv")]
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path):
+    with pytest.raises(ConfigurationError, match=r"nowhere.*cannot be written"):
+        export_results(ALL, tmp_path / "nowhere" / "x.jsonl", "jsonl")
+    with pytest.raises(ConfigurationError, match="cannot be written"):
+        export_results(ALL, tmp_path, "jsonl")
+
+
+def test_an_unknown_format_is_refused():
+    with pytest.raises(ConfigurationError, match="use one of jsonl, csv, parquet, openai"):
+        export_results(ALL, io.BytesIO(), "xml")
+
+
+def test_parquet_without_pyarrow_says_what_to_install(monkeypatch, tmp_path: Path):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ConfigurationError, match=r"pip install 'helix-jobs\[parquet\]'"):
+        export_results(ALL, tmp_path / "x.parquet", "parquet")
+    assert list(tmp_path.iterdir()) == []
