@@ -24,6 +24,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from helix_jobs.errors import ConfigurationError, DatabaseUnreachableError
 from helix_jobs.jobs.migration import current_revision, downgrade, ensure_schema, head_revision, upgrade
+from helix_jobs.jobs.store import counters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -128,7 +129,11 @@ class Database:
                 commit itself, the transaction may nevertheless have been committed.
         """
         with self._transaction(self._writer) as connection:
-            yield connection
+            try:
+                yield connection
+                counters.flush(connection)
+            finally:
+                counters.discard(connection)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from sqlalchemy import BigInteger, Integer, String, bindparam, case, func, select, text, update
 
 from helix_jobs.jobs.schema import UTCDateTime, batch_counters, batches, jobs
-from helix_jobs.jobs.store.counters import STORED
+from helix_jobs.jobs.store import counters
 from helix_jobs.jobs.store.records import PublishableJob
 
 if TYPE_CHECKING:
@@ -107,7 +107,8 @@ def latest_published_at(c: Connection) -> datetime | None:
 
 def backlog(c: Connection) -> int:
     """Jobs of sealed batches that wait, published or not. Read from counters: cheap at any size."""
-    signed = case((batch_counters.c.outcome == STORED, batch_counters.c.jobs), else_=-batch_counters.c.jobs)
+    counters.flush(c)
+    signed = case((batch_counters.c.outcome == counters.STORED, batch_counters.c.jobs), else_=-batch_counters.c.jobs)
     sealed = batches.c.total.is_not(None)
     unfinished = c.execute(
         select(func.coalesce(func.sum(signed), 0)).join_from(batch_counters, batches).where(sealed)
