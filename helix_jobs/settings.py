@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -81,6 +82,12 @@ class Settings:
             log_format=_choice(values, "HELIX_LOG_FORMAT", LOG_FORMATS, "text"),
             engine=_choice(values, "HELIX_ENGINE", ENGINES, "helix"),
         )
+
+    def to_environment(self) -> dict[str, str]:
+        """The ``HELIX_*`` variables a child process needs to read the same settings; absent values are empty."""
+        values = {f"HELIX_{field.name.upper()}": getattr(self, field.name) for field in fields(self)}
+        values["HELIX_SHUTDOWN_GRACE"] = math.ceil(self.shutdown_grace)
+        return {name: "" if value is None else str(value) for name, value in values.items()}
 
     def make_home(self) -> Path:
         """Create ``home`` for this user alone (mode 0700 where the system has modes) and return it.
