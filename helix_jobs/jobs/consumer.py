@@ -33,7 +33,8 @@ def make_consumer(settings: Settings, hostname: str) -> Consumer:
     """
     state.should_stop = state.should_terminate = None
     app = celery_app.configure(settings)
-    return Consumer(app=app, hostname=f"helix-{os.getpid()}@{hostname}")
+    # Mingle and gossip tell other workers' clocks and revoked tasks, at the price of a second at each start.
+    return Consumer(app=app, hostname=f"helix-{os.getpid()}@{hostname}", without_mingle=True, without_gossip=True)
 
 
 def stop_consuming() -> None:

@@ -133,8 +133,11 @@ class EmbeddedBroker:
 
     def _client(self) -> Redis:
         from redis import Redis
+        from redis.backoff import NoBackoff
+        from redis.retry import Retry
 
-        return Redis(unix_socket_path=str(self.socket_path), socket_timeout=5)
+        # Its default retries a refused connection for seconds; here a refusal is an answer.
+        return Redis(unix_socket_path=str(self.socket_path), socket_timeout=5, retry=Retry(NoBackoff(), 0))
 
     def _spawn(self) -> None:
         socket_path = self.socket_path
