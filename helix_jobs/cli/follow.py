@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from helix_jobs.jobs.client import HelixClient
+    from helix_jobs.jobs.local_worker import LocalWorker
     from helix_jobs.jobs.store import BatchStatus, Worker
 
 _PLAIN_INTERVAL: Final = 10.0
@@ -34,26 +35,37 @@ def worker_notice(status: BatchStatus, workers: Sequence[Worker]) -> str | None:
     return f"{trouble} Start one with: {command_line('worker')}"
 
 
-def follow_for_person(client: HelixClient, batch_id: str, console: Console) -> BatchStatus:
-    """Show progress until the batch ends, then a summary; Ctrl-C leaves the batch running.
+def follow_for_person(
+    client: HelixClient, batch_id: str, console: Console, *, worker: LocalWorker | None = None
+) -> BatchStatus:
+    """Show progress until the batch ends; Ctrl-C leaves the batch in the queue and exits.
+
+    Args:
+        client: Where to ask.
+        batch_id: What to follow.
+        console: Where to show it.
+        worker: A worker of this command's own, checked at each look.
 
     Raises:
         NotFoundError: No such batch.
         DatabaseUnreachableError: The database went away.
+        HelixError: ``worker`` has ended.
     """
-    follower = _Follower(client, console)
+    follower = _Follower(client, console, worker)
     try:
-        final = follower.follow(batch_id)
+        return follower.follow(batch_id)
     except KeyboardInterrupt:
+        if worker is not None and worker.started:
+            goes_on = f"Interrupted. Batch {batch_id} keeps its answers; to go on: {command_line('worker')}"
+        else:
+            goes_on = f"Stopped watching; batch {batch_id} goes on."
         console.print(
-            f"\nStopped watching; batch {batch_id} goes on.\n"
-            f"Watch it again with: {command_line('watch', batch_id)}\n"
-            f"Cancel it with:      {command_line('cancel', batch_id)}",
+            f"\n{goes_on}\n"
+            f"Watch it with:  {command_line('watch', batch_id)}\n"
+            f"Cancel it with: {command_line('cancel', batch_id)}",
             soft_wrap=True,
         )
         click.get_current_context().exit(INTERRUPTED)
-    print_summary(console, final)
-    return final
 
 
 def follow_as_json(client: HelixClient, batch_id: str) -> BatchStatus:
@@ -95,9 +107,16 @@ def print_summary(console: Console, status: BatchStatus) -> None:
 class _Follower:
     """Shows one batch's progress through successive updates, as fits the console."""
 
-    def __init__(self, client: HelixClient, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        client: HelixClient,
+        console: Console,
+        worker: LocalWorker | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._client = client
         self._console = console
+        self._worker = worker
         self._clock = clock
         self._meter = PaceMeter()
         self._printed_at: float | None = None
@@ -106,7 +125,7 @@ class _Follower:
     def follow(self, batch_id: str) -> BatchStatus:
         """Wait for the end of the batch and return its last status."""
         if not is_interactive(self._console):
-            return self._client.wait(batch_id, on_update=self._print)
+            return self._wait(batch_id, self._print)
         from rich.live import Live
 
         with Live(console=self._console, refresh_per_second=_REFRESH_PER_SECOND, transient=True) as live:
@@ -115,11 +134,19 @@ class _Follower:
                 pace = self._meter.update(self._clock(), status)
                 live.update(progress_view(status, pace, self._notice(status)))
 
-            return self._client.wait(batch_id, on_update=show)
+            return self._wait(batch_id, show)
+
+    def _wait(self, batch_id: str, show: Callable[[BatchStatus], None]) -> BatchStatus:
+        def update(status: BatchStatus) -> None:
+            if self._worker is not None and not status.done:
+                self._worker.check()
+            show(status)
+
+        return self._client.wait(batch_id, on_update=update)
 
     def _notice(self, status: BatchStatus) -> str | None:
         """Ask for workers only while nothing runs; a batch that moves has one."""
-        if status.counts[JobState.RUNNING] or status.done:
+        if status.counts[JobState.RUNNING] or status.done or self._worker is not None:
             return None
         return worker_notice(status, list(self._client.live_workers()))
 

@@ -79,7 +79,7 @@ def watch(settings: Settings, batch: str, *, as_json: bool) -> None:
 
     With --json, a status object a line at each change. Exit code 1 if a job did not succeed.
     """
-    from helix_jobs.cli.follow import follow_as_json, follow_for_person
+    from helix_jobs.cli.follow import follow_as_json, follow_for_person, print_summary
     from helix_jobs.cli.progress import all_succeeded
     from helix_jobs.cli.rendering import make_console
 
@@ -92,5 +92,6 @@ def watch(settings: Settings, batch: str, *, as_json: bool) -> None:
             if not first.done:
                 console.print(f"Following {first.id}; Ctrl-C stops watching, not the batch.", soft_wrap=True)
             final = follow_for_person(client, batch, console)
+            print_summary(console, final)
     if not all_succeeded(final):
         click.get_current_context().exit(1)

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import sys
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 
-from helix_jobs.cli.follow import follow_for_person, worker_notice
+from helix_jobs.cli.follow import follow_for_person, print_summary, worker_notice
 from helix_jobs.cli.group import INTERRUPTED, HelixCommand, command_line, echo_json, fail, helix_options, open_client
 from helix_jobs.cli.progress import all_succeeded
 from helix_jobs.cli.rendering import count, is_interactive, make_console, percent, printable, show
 from helix_jobs.cli.sampling_options import sampling_options
-from helix_jobs.cli.views import bad_line_json, bad_lines_view, batch_json
+from helix_jobs.cli.views import bad_line_json, bad_lines_view, batch_json, print_answers
 from helix_jobs.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from rich.console import Console
+    from rich.status import Status
 
     from helix_jobs.engine.sampling_params import SamplingParams
     from helix_jobs.errors import BadLine
@@ -86,19 +88,24 @@ def submit(
     }
     with open_client(settings) as client:
         submission = _store(client, file, source, options, console, as_json=as_json)
+        batch_id = submission.batch_id
         if not (wait or local):
             if as_json:
                 echo_json(submission_json(submission))
             else:
-                click.echo(submission.batch_id)
+                click.echo(batch_id)
                 _hint(client, submission, console)
             return
-        if not as_json:
-            click.echo(submission.batch_id)
-        follower = _run_locally if local else _wait
-        final = follower(settings, client, submission.batch_id, console, as_json=as_json)
+        if local:
+            final = _run_locally(settings, client, batch_id, console, as_json=as_json)
+        else:
+            if not as_json:
+                click.echo(batch_id)
+            final = follow_for_person(client, batch_id, console)
         if as_json:
             echo_json(batch_json(final))
+        else:
+            print_summary(console, final)
     if not all_succeeded(final):
         click.get_current_context().exit(1)
 
@@ -130,8 +137,9 @@ def _store(
         console.print(f"{skipped} skipped and written to {rejects}", style="yellow", soft_wrap=True)
     if not as_json:
         jobs = count(submission.total, "job")
-        known = f"This idempotency key names a batch with these {jobs} already:"
-        console.print(known if submission.reused else f"{jobs} from {source} stored as batch:", soft_wrap=True)
+        known = f"This idempotency key names a batch with these {jobs} already: {submission.batch_id}"
+        stored = f"{jobs} from {source} stored as batch {submission.batch_id}"
+        console.print(known if submission.reused else stored, soft_wrap=True)
     return submission
 
 
@@ -165,11 +173,58 @@ def _run_locally(
     settings: Settings, client: HelixClient, batch_id: str, console: Console, *, as_json: bool
 ) -> BatchStatus:
     """Start what is missing, wait, show the answers, stop what was started."""
-    raise NotImplementedError
+    from helix_jobs.jobs.local_worker import LocalWorker
+
+    starting, stopping = _Step(console, "starting a worker"), _Step(console, "stopping the worker")
+    starting.show()
+    worker = LocalWorker(settings, on_progress=starting.show)
+    with ExitStack() as stack:
+        # Undone in reverse: say that it stops, stop it, clear the line.
+        stack.callback(stopping.clear)
+        try:
+            stack.enter_context(worker)
+        finally:
+            starting.clear()
+        if worker.started:
+            stack.callback(stopping.show)
+        final = follow_for_person(client, batch_id, console, worker=worker)
+        if not as_json:
+            _show_answers(client, final)
+    return final
 
 
-def _wait(_: Settings, client: HelixClient, batch_id: str, console: Console, *, as_json: bool) -> BatchStatus:
-    return client.wait(batch_id) if as_json else follow_for_person(client, batch_id, console)
+def _show_answers(client: HelixClient, status: BatchStatus) -> None:
+    console = make_console()
+    shown = print_answers(console, islice(client.results(status.id, include_failed=True), _SHOWN_ANSWERS))
+    if shown < status.finished:
+        more = command_line("results", status.id)
+        console.print(f"{shown:,} of {status.finished:,} shown. More: {more}\n", soft_wrap=True)
+
+
+class _Step:
+    """What is being done right now: one line that changes on a terminal, lines in a pipe."""
+
+    def __init__(self, console: Console, first: str) -> None:
+        self._console = console
+        self._first = first
+        self._live: Status | None = None
+
+    def show(self, line: str | None = None) -> None:
+        """Tell the next step."""
+        text = f"{printable(line or self._first)} ..."
+        if not is_interactive(self._console):
+            self._console.print(text, soft_wrap=True)
+        elif self._live is None:
+            self._live = self._console.status(text, spinner="line")
+            self._live.start()
+        else:
+            self._live.update(text)
+
+    def clear(self) -> None:
+        """Take the line away."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
 
 
 @contextmanager
