@@ -16,7 +16,7 @@ from helix_jobs.cli.progress import all_succeeded
 from helix_jobs.cli.rendering import count, is_interactive, make_console, percent, printable, show
 from helix_jobs.cli.sampling_options import sampling_options
 from helix_jobs.cli.views import bad_line_json, bad_lines_view, batch_json, print_answers
-from helix_jobs.errors import InvalidInputError
+from helix_jobs.errors import HelixError, InvalidInputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -97,7 +97,7 @@ def submit(
                 _hint(client, submission, console)
             return
         if local:
-            final = _run_locally(settings, client, batch_id, console, as_json=as_json)
+            final = _run_locally(settings, client, batch_id, console, keep=idempotency_key is not None, as_json=as_json)
         else:
             if not as_json:
                 click.echo(batch_id)
@@ -170,9 +170,12 @@ def _hint(client: HelixClient, submission: Submission, console: Console) -> None
 
 
 def _run_locally(
-    settings: Settings, client: HelixClient, batch_id: str, console: Console, *, as_json: bool
+    settings: Settings, client: HelixClient, batch_id: str, console: Console, *, keep: bool, as_json: bool
 ) -> BatchStatus:
-    """Start what is missing, wait, show the answers, stop what was started."""
+    """Start what is missing, wait, show the answers, stop what was started.
+
+    Without ``keep`` the batch is cancelled if no worker can be started.
+    """
     from helix_jobs.jobs.local_worker import LocalWorker
 
     starting, stopping = _Step(console, "starting a worker"), _Step(console, "stopping the worker")
@@ -183,8 +186,14 @@ def _run_locally(
         stack.callback(stopping.clear)
         try:
             stack.enter_context(worker)
-        finally:
+        except (HelixError, KeyboardInterrupt):
             starting.clear()
+            if not keep:
+                # Whoever mends the cause types the same line again, and means these jobs once.
+                client.cancel(batch_id)
+                console.print(f"\nBatch {batch_id} is cancelled, no worker could be started.", soft_wrap=True)
+            raise
+        starting.clear()
         if worker.started:
             stack.callback(stopping.show)
         final = follow_for_person(client, batch_id, console, worker=worker)
