@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal, Self, cast
 
 from helix_jobs.engine.sampling_params import SamplingParams
-from helix_jobs.errors import InputError, UnreachableError
+from helix_jobs.errors import InputError, InvalidFieldError, UnreachableError
 from helix_jobs.jobs.sources import RejectsFile, open_source, storable_text
 from helix_jobs.settings import Settings
 
@@ -305,14 +305,16 @@ def _plain_metadata(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
     Raises:
         InputError: It is no JSON object, or holds NUL or half a surrogate pair.
     """
+    from helix_jobs.jobs.requests import refuse_unstorable
+
     try:
-        text = json.dumps({} if metadata is None else dict(metadata), allow_nan=False, ensure_ascii=False)
-        text.encode()
+        copy = json.loads(json.dumps({} if metadata is None else dict(metadata), allow_nan=False))
+        refuse_unstorable(copy)
+    except InvalidFieldError as error:
+        raise InputError(f"the batch's metadata {error.reason} in {error.field}; {error.remedy}") from error
     except (TypeError, ValueError, RecursionError) as error:
         raise InputError(f"the batch's metadata cannot be stored as JSON ({error}); use plain JSON types") from error
-    if "\\u0000" in text:
-        raise InputError("the batch's metadata holds a NUL character; remove it")
-    return cast("dict[str, Any]", json.loads(text))
+    return cast("dict[str, Any]", copy)
 
 
 def _checked_key(key: str | None) -> str | None:

@@ -30,6 +30,7 @@ __all__ = [
     "derive_seed",
     "read_lines",
     "read_mappings",
+    "refuse_unstorable",
     "to_engine_request",
 ]
 
@@ -261,12 +262,16 @@ def _decode(data: bytes, *, first: bool) -> object:
     except RecursionError as error:
         raise InvalidFieldError(WHOLE_LINE, "is nested too deeply", "flatten it") from error
     if _SUSPECT_ESCAPE.search(data):
-        _refuse_unstorable(values)
+        refuse_unstorable(values)
     return values
 
 
-def _refuse_unstorable(values: object) -> None:
-    """Refuse NUL and unpaired surrogates: JSON can spell them, UTF-8 and Postgres cannot hold them."""
+def refuse_unstorable(values: object) -> None:
+    """Refuse NUL and unpaired surrogates: JSON can spell them, UTF-8 and Postgres cannot hold them.
+
+    Raises:
+        InvalidFieldError: There is one; the field is the path to it.
+    """
     stack: list[tuple[str, object]] = [(WHOLE_LINE, values)]
     while stack:
         path, value = stack.pop()

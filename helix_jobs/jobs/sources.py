@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import io
 import os
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, Protocol, Self, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, Self, cast
 
-from helix_jobs.errors import InputError
-from helix_jobs.jobs.requests import read_lines, read_mappings
+from helix_jobs.errors import InputError, InvalidFieldError
+from helix_jobs.jobs.requests import read_lines, read_mappings, refuse_unstorable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
     from helix_jobs.engine.sampling_params import SamplingParams
     from helix_jobs.errors import BadLine
     from helix_jobs.jobs.requests import JobRequest, RejectSink
-
-_UNSTORABLE: Final = re.compile("[\0\ud800-\udfff]")
 
 
 class Source(Protocol):
@@ -178,6 +175,8 @@ def storable_text(what: str, text: str) -> str:
     Raises:
         InputError: It holds NUL or half a surrogate pair.
     """
-    if _UNSTORABLE.search(text):
-        raise InputError(f"the {what} holds a character that cannot be stored (NUL or half a surrogate pair)")
+    try:
+        refuse_unstorable(text)
+    except InvalidFieldError as error:
+        raise InputError(f"the {what} {error.reason}; {error.remedy}") from error
     return text
