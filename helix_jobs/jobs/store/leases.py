@@ -10,7 +10,7 @@ finish its own earlier write by lease and worker.
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import bindparam, exists, insert, literal_column, select, text, update
@@ -105,6 +105,7 @@ _RELEASE: Final = (
     )
 )
 _HELD: Final = select(jobs.c.id, jobs.c.lease).where(_IS_RUNNING, jobs.c.worker_id == bindparam("holder"))
+_RESULT_FIELDS: Final = tuple(field.name for field in fields(ResultRow))
 _INSERT_RESULT: Final = insert(results)
 
 
@@ -124,7 +125,7 @@ def finish_succeeded(c: Connection, job: FinishedJob, result: ResultRow, now: da
     row = c.execute(_FINISH, parameters).first()
     if row is None:
         return _finished_before(c, parameters)
-    values = asdict(result)
+    values = {name: getattr(result, name) for name in _RESULT_FIELDS}
     values["output_text"] = storable(result.output_text)
     c.execute(_INSERT_RESULT, {**values, "job_id": job.job_id, "worker_id": job.worker_id, "created_at": now})
     counters.add(
