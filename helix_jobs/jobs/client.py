@@ -195,6 +195,9 @@ class HelixClient:
     ) -> Iterator[JobResult]:
         """Yield the results so far, page by page; also while the batch still runs.
 
+        Trade-off: all pages are one snapshot, so nothing is missed or seen twice, but the database keeps that snapshot
+        until the iterator is used up or closed.
+
         Args:
             batch_id: The batch.
             include_failed: Failed and cancelled jobs too.

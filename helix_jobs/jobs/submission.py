@@ -155,7 +155,7 @@ def _require_jobs(tally: Tally, *, skip_invalid: bool) -> None:
     if tally.invalid and (not skip_invalid or not tally.accepted):
         lines = "1 line is" if tally.invalid == 1 else f"{tally.invalid:,} lines are"
         first = tally.bad_lines[0]
-        remedy = "correct them" if skip_invalid else "correct them, or submit the others alone with --skip-invalid"
+        remedy = "correct them" if skip_invalid else "correct them, or skip them (--skip-invalid)"
         raise InvalidInputError(
             f"{lines} bad, nothing was enqueued; {remedy}. The first: {first}", tuple(tally.bad_lines), tally.invalid
         )

@@ -204,6 +204,24 @@ def test_streams_and_mappings_are_sources_too(client: HelixClient):
     assert client.submit({"prompt": str(number)} for number in range(2501)).total == 2501
 
 
+def test_any_text_that_is_accepted_comes_back_as_it_was(client: HelixClient, helix: Settings):
+    texts = [
+        "\x01\x1f\x7f\x85\u2028\ufeff\uffff",
+        "\N{GRINNING FACE}" * 3,
+        "\\u0000 '\"%s :x",
+        "x" * 3_000_000,
+        "y" * 3_000_000,
+    ]
+    submission = client.submit(
+        {"prompt": text, "custom_id": text[:9], "metadata": {text[:9]: text[:9]}} for text in texts
+    )
+    assert submission.total == 5
+    stored = rows(helix)
+    assert [row.request["prompt"] for row in stored] == texts
+    assert [row.request["metadata"] for row in stored] == [{text[:9]: text[:9]} for text in texts]
+    assert [row.custom_id for row in stored] == [text[:9] for text in texts]
+
+
 @pytest.mark.parametrize(
     "source", [b"{}", {"prompt": "a"}, 5, io.StringIO("{}")], ids=["bytes", "mapping", "number", "text stream"]
 )

@@ -233,6 +233,14 @@ def test_the_second_use_of_a_custom_id_is_bad_and_names_the_first():
     assert items[2] == BadLine(3, "custom_id", "is the one of line 1", "give each line its own")
 
 
+def test_ten_thousand_duplicates_are_each_traced_to_their_first_line():
+    lines = [b'{"prompt": "a", "custom_id": "id-%d"}' % number for number in range(10_000)]
+    items = read(b"\n".join([*lines, *lines[::-1]]))
+    assert all(isinstance(item, JobRequest) for item in items[:10_000])
+    reasons = [item.reason for item in items[10_000:]]
+    assert reasons == [f"is the one of line {number}" for number in range(10_000, 0, -1)]
+
+
 def test_a_bad_line_does_not_use_up_its_custom_id():
     items = read(b'{"prompt": "", "custom_id": "x"}\n{"prompt": "b", "custom_id": "x"}')
     assert [type(item) for item in items] == [BadLine, JobRequest]
