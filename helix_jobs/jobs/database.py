@@ -133,7 +133,9 @@ class Database:
                 yield connection
                 counters.flush(connection)
             finally:
-                counters.discard(connection)
+                # A lost connection takes what was kept on it along.
+                if not connection.invalidated:
+                    counters.discard(connection)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:

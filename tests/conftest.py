@@ -1,0 +1,109 @@
+"""Fixtures that several kinds of tests share: real databases, SQLite and Postgres."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from typing import TYPE_CHECKING
+
+import psycopg
+import pytest
+from sqlalchemy import make_url, text
+
+from helix_jobs.jobs.database import Database, ensure_schema, upgrade
+from helix_jobs.jobs.schema import metadata
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+DEFAULT_POSTGRES_URL = "postgresql:///postgres"
+
+
+def missing_service(what: str) -> None:
+    """A laptop may lack a service; CI may not."""
+    if os.environ.get("CI"):
+        pytest.fail(f"{what}; CI must have it")
+    pytest.skip(what)
+
+
+@pytest.fixture(scope="session")
+def postgres_server_url() -> str:
+    """A libpq URL of a server on which databases may be made."""
+    url = os.environ.get("HELIX_TEST_POSTGRES_URL", DEFAULT_POSTGRES_URL)
+    try:
+        psycopg.connect(url, connect_timeout=5).close()
+    except psycopg.OperationalError as error:
+        missing_service(f"no Postgres at HELIX_TEST_POSTGRES_URL or the local default ({type(error).__name__})")
+    return url
+
+
+def _create_database(server_url: str) -> tuple[str, str]:
+    """Make an empty database; returns its name and its SQLAlchemy URL."""
+    name = f"helix_test_{secrets.token_hex(6)}"
+    with psycopg.connect(server_url, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    url = make_url(server_url).set(drivername="postgresql+psycopg", database=name)
+    return name, url.render_as_string(hide_password=False)
+
+
+def _drop_database(server_url: str, name: str) -> None:
+    with psycopg.connect(server_url, autocommit=True) as connection:
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture
+def empty_postgres_url(postgres_server_url: str) -> Iterator[str]:
+    """An empty database of its own, dropped afterwards."""
+    name, url = _create_database(postgres_server_url)
+    yield url
+    _drop_database(postgres_server_url, name)
+
+
+@pytest.fixture(scope="session")
+def _migrated_postgres_url(postgres_server_url: str) -> Iterator[str]:
+    name, url = _create_database(postgres_server_url)
+    database = Database(url)
+    upgrade(database)
+    database.dispose()
+    yield url
+    _drop_database(postgres_server_url, name)
+
+
+@pytest.fixture
+def sqlite_database(tmp_path: Path) -> Iterator[Database]:
+    """A migrated SQLite database in a file of its own."""
+    database = Database(f"sqlite:///{tmp_path / 'helix.db'}")
+    ensure_schema(database)
+    yield database
+    database.dispose()
+
+
+@pytest.fixture
+def postgres_database(_migrated_postgres_url: str) -> Iterator[Database]:
+    """A migrated Postgres database, emptied for each test."""
+    database = Database(_migrated_postgres_url)
+    with database.write() as connection:
+        names = ", ".join(table.name for table in metadata.sorted_tables)
+        connection.execute(text(f"TRUNCATE {names} RESTART IDENTITY CASCADE"))
+    yield database
+    database.dispose()
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def database(request: pytest.FixtureRequest) -> Database:
+    """Each test that takes this runs on both databases."""
+    found: Database = request.getfixturevalue(f"{request.param}_database")
+    return found
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def empty_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    """A database without any table, on both databases."""
+    if request.param == "sqlite":
+        url = f"sqlite:///{tmp_path / 'empty.db'}"
+    else:
+        url = request.getfixturevalue("empty_postgres_url")
+    database = Database(url)
+    yield database
+    database.dispose()

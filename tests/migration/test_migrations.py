@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import inspect, text
+from store_helpers import DIGEST, counts, must_take, new_jobs, now, register, status, stored_batch, succeed
+
+from helix_jobs.errors import DatabaseUnreachableError, SchemaVersionError
+from helix_jobs.jobs import store
+from helix_jobs.jobs.database import (
+    Database,
+    current_revision,
+    downgrade,
+    ensure_schema,
+    head_revision,
+    upgrade,
+)
+from helix_jobs.jobs.migration import alembic_config
+from helix_jobs.jobs.schema import metadata
+
+
+def _differences(database):
+    with database.read() as c:
+        options = {"compare_type": True, "compare_server_default": True}
+        return compare_metadata(MigrationContext.configure(c, opts=options), metadata)
+
+
+def _index_conditions(database):
+    """Autogenerate does not compare the conditions of partial indexes."""
+    with database.read() as c:
+        return {
+            index["name"]: str(index["dialect_options"].get(f"{database.dialect}_where"))
+            for index in inspect(c).get_indexes("jobs")
+            if index["name"].startswith("ix_")
+        }
+
+
+def test_head_is_the_revision_the_package_works_with():
+    assert ScriptDirectory.from_config(alembic_config()).get_heads() == [head_revision()]
+
+
+def test_upgrade_builds_exactly_the_tables_of_the_schema(empty_database, request):
+    assert current_revision(empty_database) is None
+    assert upgrade(empty_database) == head_revision()
+    assert _differences(empty_database) == []
+    by_migration = _index_conditions(empty_database)
+    assert len(by_migration) == 5
+    downgrade(empty_database, "base")
+    with empty_database.write() as c:
+        metadata.create_all(c)
+    assert _index_conditions(empty_database) == by_migration
+
+
+def test_autogenerate_would_notice_a_difference(empty_database):
+    upgrade(empty_database)
+    with empty_database.write() as c:
+        c.execute(text("ALTER TABLE workers ADD COLUMN extra INTEGER"))
+        c.execute(text("DROP INDEX ix_jobs_running"))
+    assert {difference[0] for difference in _differences(empty_database)} == {"remove_column", "add_index"}
+
+
+def test_down_and_up_again_with_data(empty_database):
+    upgrade(empty_database)
+    register(empty_database, "w1")
+    _, ids = stored_batch(empty_database, 3)
+    succeed(empty_database, must_take(empty_database, ids[0]))
+    assert upgrade(empty_database) == head_revision()
+    assert downgrade(empty_database, "base") is None
+    with empty_database.read() as c:
+        assert set(inspect(c).get_table_names()) <= {"alembic_version"}
+    assert upgrade(empty_database) == head_revision()
+    batch_id, _ = stored_batch(empty_database, 2)
+    assert counts(empty_database, batch_id) == {"queued": 2}
+
+
+def test_a_migration_that_fails_changes_nothing(empty_database):
+    upgrade(empty_database)
+    batch_id, _ = stored_batch(empty_database, 2)
+    with empty_database.write() as c:
+        c.execute(text("CREATE VIEW in_the_way AS SELECT id FROM workers"))
+        # Both databases refuse to drop what is not there, in the middle of the downgrade.
+        c.execute(text("DROP TABLE results"))
+    with pytest.raises(Exception, match="results"):
+        downgrade(empty_database, "base")
+    assert current_revision(empty_database) == head_revision()
+    with empty_database.read() as c:
+        assert c.execute(text("SELECT count(*) FROM jobs")).scalar_one() == 2
+        assert store.batch_status(c, batch_id).total == 2
+
+
+def test_an_empty_sqlite_is_migrated_at_first_use(tmp_path):
+    database = Database(f"sqlite:///{tmp_path / 'deep' / 'er' / 'helix.db'}")
+    ensure_schema(database)
+    ensure_schema(database)
+    assert current_revision(database) == head_revision()
+    database.dispose()
+
+
+def test_a_missing_sqlite_is_not_made_when_nothing_may_be_migrated(tmp_path):
+    database = Database(f"sqlite:///{tmp_path / 'helix.db'}")
+    with pytest.raises(SchemaVersionError, match="helix db upgrade"):
+        ensure_schema(database, migrate=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.postgres
+def test_an_empty_postgres_is_refused_with_the_command(empty_postgres_url):
+    database = Database(empty_postgres_url)
+    with pytest.raises(SchemaVersionError, match=r"is empty.*helix db upgrade"):
+        ensure_schema(database)
+    ensure_schema(database, migrate=True)
+    ensure_schema(database)
+    database.dispose()
+
+
+def test_an_older_schema_is_refused_with_the_command_and_a_newer_one_names_the_remedy(empty_database):
+    upgrade(empty_database)
+    for revision, message in (("0000", "helix db upgrade"), ("9999", "newer than this Helix")):
+        with empty_database.write() as c:
+            c.execute(text("UPDATE alembic_version SET version_num = :revision"), {"revision": revision})
+        with pytest.raises(SchemaVersionError, match=message):
+            ensure_schema(empty_database)
+
+
+_RACER = """
+import sys
+from helix_jobs.jobs.database import Database, current_revision, ensure_schema
+database = Database(sys.argv[1])
+sys.stdin.readline()
+ensure_schema(database, migrate=True)
+print(current_revision(database))
+"""
+
+
+def test_two_processes_may_migrate_an_empty_database_at_once(empty_database):
+    url = empty_database.url.render_as_string(hide_password=False)
+    racers = [
+        subprocess.Popen([sys.executable, "-c", _RACER, url], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    with ThreadPoolExecutor(3) as pool:
+        outputs = list(pool.map(lambda racer: racer.communicate("go\n", timeout=60)[0].strip(), racers))
+    assert outputs == [head_revision()] * 3
+    assert [racer.returncode for racer in racers] == [0, 0, 0]
+    assert _differences(empty_database) == []
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(DatabaseUnreachableError, match="folder cannot be made"):
+        ensure_schema(Database(f"sqlite:///{tmp_path / 'file' / 'helix.db'}"))
+
+
+def test_alembic_itself_finds_the_configured_database(tmp_path, monkeypatch):
+    monkeypatch.setenv("HELIX_DATABASE_URL", f"sqlite:///{tmp_path / 'own.db'}")
+    from alembic import command
+
+    command.upgrade(alembic_config(), "head")
+    database = Database(f"sqlite:///{tmp_path / 'own.db'}")
+    assert current_revision(database) == head_revision()
+    with database.write() as c:
+        store.create_batch(c, store.NewBatch(id="b-1", created_at=now()))
+        store.insert_jobs(c, "b-1", new_jobs(1), now())
+        store.seal_batch(c, "b-1", 1, DIGEST)
+    assert status(database, "b-1").total == 1
+    database.dispose()

@@ -1,0 +1,148 @@
+"""Shorthands for store tests, and the oracle: counters equal what the rows say."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import func, select
+
+from helix_jobs.jobs import store
+from helix_jobs.jobs.schema import jobs, results
+from helix_jobs.jobs.states import JobState
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from helix_jobs.jobs.database import Database
+
+DIGEST = "d" * 64
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def new_jobs(count: int, *, priorities: tuple[int, ...] = (0,), **changes: Any) -> list[store.NewJob]:
+    return [
+        store.NewJob(
+            line=line,
+            custom_id=f"c{line}",
+            request={"prompt": f"Wörter {line}", "seed": 2**64 - line},
+            priority=priorities[(line - 1) % len(priorities)],
+            **changes,
+        )
+        for line in range(1, count + 1)
+    ]
+
+
+def stored_batch(
+    database: Database, count: int = 3, *, seal: bool = True, key: str | None = None, **changes: Any
+) -> tuple[str, list[int]]:
+    """Store a batch; returns its id and its jobs' ids in line order."""
+    batch_id = store.new_batch_id(now())
+    with database.write() as c:
+        store.create_batch(c, store.NewBatch(id=batch_id, created_at=now(), idempotency_key=key))
+        store.insert_jobs(c, batch_id, new_jobs(count, **changes), now())
+        if seal:
+            store.seal_batch(c, batch_id, count, DIGEST)
+    with database.read() as c:
+        ids = list(c.execute(select(jobs.c.id).where(jobs.c.batch_id == batch_id).order_by(jobs.c.line)).scalars())
+    return batch_id, ids
+
+
+def worker(worker_id: str = "w1", **changes: Any) -> store.NewWorker:
+    values: dict[str, Any] = {
+        "id": worker_id,
+        "hostname": "host",
+        "pid": 4242,
+        "device": "cpu",
+        "target_model": "target",
+        "draft_model": None,
+        "slots": 4,
+    }
+    return store.NewWorker(**{**values, **changes})
+
+
+def register(database: Database, *ids: str) -> None:
+    with database.write() as c:
+        for worker_id in ids:
+            store.register_worker(c, worker(worker_id), now())
+
+
+def take(database: Database, job_id: int, worker_id: str = "w1") -> store.ClaimedJob | None:
+    with database.write() as c:
+        return store.claim(c, job_id, worker_id=worker_id, now=now())
+
+
+def must_take(database: Database, job_id: int, worker_id: str = "w1") -> store.ClaimedJob:
+    claimed = take(database, job_id, worker_id)
+    assert claimed is not None
+    return claimed
+
+
+def ended(claimed: store.ClaimedJob, worker_id: str = "w1") -> store.FinishedJob:
+    return store.FinishedJob(claimed.id, claimed.lease, worker_id)
+
+
+def result_row(**changes: Any) -> store.ResultRow:
+    values: dict[str, Any] = {
+        "output_text": "an answer",
+        "finish_reason": "stop",
+        "prompt_tokens": 5,
+        "cached_prompt_tokens": 1,
+        "completion_tokens": 7,
+        "queue_seconds": 0.25,
+        "ttft_seconds": 0.5,
+        "decode_seconds": 1.5,
+        "total_seconds": 2.0,
+        "tokens_per_second": 3.5,
+        "draft_tokens": 8,
+        "accepted_tokens": 6,
+        "acceptance_rate": 0.75,
+        "mean_acceptance_length": 3.5,
+        "target_model": "target",
+        "draft_model": "draft",
+        "device": "cpu",
+        "dtype": "float32",
+    }
+    return store.ResultRow(**{**values, **changes})
+
+
+def succeed(database: Database, claimed: store.ClaimedJob, worker_id: str = "w1", **changes: Any) -> bool:
+    with database.write() as c:
+        return store.finish_succeeded(c, ended(claimed, worker_id), result_row(**changes), now())
+
+
+def fail(database: Database, claimed: store.ClaimedJob, worker_id: str = "w1", code: str = "engine_error") -> bool:
+    with database.write() as c:
+        return store.finish_failed(c, ended(claimed, worker_id), code, "it broke", now())
+
+
+def status(database: Database, batch_id: str) -> store.BatchStatus:
+    with database.read() as c:
+        check_counters(c, batch_id)
+        return store.batch_status(c, batch_id)
+
+
+def counts(database: Database, batch_id: str) -> dict[str, int]:
+    """The states that occur, after checking them against the rows."""
+    return {state.value: count for state, count in status(database, batch_id).counts.items() if count}
+
+
+def check_counters(c: Connection, batch_id: str) -> None:
+    """Counters and rows must say the same, and result rows must belong to succeeded jobs, one each."""
+    seen = store.batch_status(c, batch_id)
+    rows = c.execute(select(jobs.c.state, jobs.c.error_code).where(jobs.c.batch_id == batch_id)).all()
+    assert Counter(row.state for row in rows) == {s.value: n for s, n in seen.counts.items() if n}
+    assert Counter(row.error_code for row in rows if row.state == "failed") == seen.error_counts
+    joined = c.execute(
+        select(jobs.c.state, func.count().label("jobs"), func.sum(results.c.completion_tokens).label("tokens"))
+        .join_from(jobs, results, results.c.job_id == jobs.c.id)
+        .where(jobs.c.batch_id == batch_id)
+        .group_by(jobs.c.state)
+    ).all()
+    assert {row.state for row in joined} <= {"succeeded"}
+    assert sum(row.jobs for row in joined) == seen.counts[JobState.SUCCEEDED]
+    assert sum(row.tokens for row in joined) == seen.completion_tokens
