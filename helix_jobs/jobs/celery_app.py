@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Final
 from celery import Celery
 from celery.signals import worker_init
 
-from helix_jobs.errors import ConfigurationError
 from helix_jobs.jobs.broker import QUEUE_NAME, broker_url, transport_options
 from helix_jobs.settings import Settings
 
@@ -78,7 +77,8 @@ def _refuse_bare_worker(**_: object) -> None:
     from helix_jobs.jobs import tasks
 
     if tasks.bound_service() is None:
-        raise ConfigurationError("start the worker with `python worker.py`, which loads the models; not with celery")
+        # Celery logs what its receivers raise and goes on; only this ends the process.
+        raise SystemExit("start the worker with `python worker.py`, which loads the models; not with celery")
 
 
 app = Celery("helix")

@@ -104,6 +104,7 @@ class EngineThread:
         self._settlers: dict[str, Callable[[Generated | RequestFailed], object]] = {}
         self._thread = threading.Thread(target=self._main, name="helix-engine", daemon=True)
         self._failed_steps = 0
+        self._completion_tokens = 0
         self._run: Run | None = None
         self._busy_at = 0.0
         self._jobs_finished = 0
@@ -187,10 +188,15 @@ class EngineThread:
         finally:
             self._step_began = None
             self._busy_at = time.monotonic()
-        self._failed_steps = 0
+        ended = sum(result.finish_reason is not FinishReason.ABORTED for result in results)
+        completion_tokens = self._engine.counters().completion_tokens
+        if ended or completion_tokens > self._completion_tokens:
+            # A step that only clears away what the failed one left behind proves nothing.
+            self._failed_steps = 0
+        self._completion_tokens = completion_tokens
+        self._jobs_finished += ended
         for result in results:
             settle = self._settlers.pop(result.request_id, None)
-            self._jobs_finished += result.finish_reason is not FinishReason.ABORTED
             if settle is not None:
                 settle(Generated(result, self._run))
 
