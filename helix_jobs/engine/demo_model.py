@@ -18,7 +18,7 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from helix_jobs.errors import ModelError, ModelNotFoundError
 
@@ -108,19 +108,24 @@ def convert_gguf(gguf: Path, out: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from helix_jobs.engine.pretrained import pretrained_arguments, weight_arguments
+
     try:
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        with pretrained_arguments(gguf.parent, gguf.name) as (folder, arguments):
+            tokenizer = AutoTokenizer.from_pretrained(folder, **arguments)
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=torch.float32, **arguments, **weight_arguments(gguf.name)
+            )
+            # Plain weights now, but transformers remembers that they came quantised and would refuse to save them.
+            model.hf_quantizer, model.is_quantized = None, False
+            if hasattr(model.config, "quantization_config"):
+                del model.config.quantization_config
+            model.to(torch.bfloat16)
+            model.config.dtype = torch.bfloat16
+            model.save_pretrained(out)
+            tokenizer.save_pretrained(out)
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
         raise ModelError(f"the demo model cannot be converted ({type(error).__name__}: {error})") from error
-    # The weights are plain now; transformers still remembers that they came quantised and would refuse to save them.
-    model.hf_quantizer, model.is_quantized = None, False
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    model.to(torch.bfloat16)
-    model.config.dtype = torch.bfloat16
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
 
 
 def _put_in_place(made: Path, folder: Path) -> None:

@@ -1,23 +1,34 @@
-"""Int8Linear: a linear layer over int8 weights, and the int8 copy of a model that drafts for it.
+"""Int8Linear: a linear layer over int8 weights; and the int8 copy of a model that drafts for it.
 
-Weights are quantised once, symmetrically, per output row; activations on the fly, symmetrically, per token. The
-product is exact in int32, so one row's result does not depend on the other rows of the batch.
+Weights are quantised once, symmetrically, one scale per output row. Activations are quantised on the fly,
+symmetrically, one scale per token. Their product is summed exactly in int32, so a token's result does not depend on
+which other tokens share the batch: a drafter's proposals stay reproducible.
+
+Trade-off: rounding activations too costs accuracy a weight-only kernel would keep, but an int8 product is 2 to 5 times
+faster than a bf16 one on a CPU at every batch size, and a draft only affects speed.
 """
 
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import nn
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from transformers import PreTrainedModel
+
+_LEVELS: Final = 127
+_SMALLEST_SCALE: Final = 1e-12  # keeps an all-zero row from dividing by zero
+# Linear layers that read the same input, by the names all supported architectures give them.
+_SIBLINGS: Final = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
 class Int8Linear(nn.Module):
-    """A linear layer whose weight is int8 with one scale per output row."""
+    """A linear layer with an int8 ``weight`` ``[out_features, in_features]``, a float32 ``scale`` per row and bias."""
 
     weight: torch.Tensor
     scale: torch.Tensor
@@ -25,38 +36,110 @@ class Int8Linear(nn.Module):
 
     def __init__(self, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None) -> None:
         super().__init__()
+        self.out_features, self.in_features = weight.shape
         self.register_buffer("weight", weight)
         self.register_buffer("scale", scale)
         self.register_buffer("bias", bias)
-        self.out_features, self.in_features = weight.shape
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear) -> Int8Linear:
-        """Quantise a linear layer; nothing is shared with it."""
-        # [out_features, in_features]
-        weight = linear.weight.detach().float()
-        scale = weight.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127
-        quantized = torch.round(weight / scale).to(torch.int8)
-        return cls(quantized, scale.squeeze(1), None if linear.bias is None else linear.bias.detach().float().clone())
+    def from_linears(cls, *linears: nn.Linear) -> Int8Linear:
+        """Quantise one layer, or several of the same input stacked row on row. Nothing is shared with them."""
+        quantized = [quantize_rows(linear.weight.detach()) for linear in linears]
+        bias = None
+        if any(linear.bias is not None for linear in linears):
+            bias = torch.cat([_bias(linear) for linear in linears])
+        return cls(torch.cat([q for q, _ in quantized]), torch.cat([s for _, s in quantized]).squeeze(1), bias)
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Return ``hidden @ weight.T + bias`` in the dtype of ``hidden``."""
-        # [num_tokens, in_features]
-        rows = hidden.reshape(-1, self.in_features).float()
-        scale = rows.abs().amax(dim=1, keepdim=True).clamp(min=1e-12) / 127
-        out = torch._int_mm(torch.round(rows / scale).to(torch.int8), self.weight.t()).float()  # noqa: SLF001
-        out = out * scale * self.scale
+        if hidden.device.type != "cpu":
+            return self._forward_dequantized(hidden)
+        # [num_tokens, in_features], [num_tokens, 1]
+        rows, row_scale = quantize_rows(hidden.reshape(-1, self.in_features))
+        # [num_tokens, out_features]
+        product = torch._int_mm(rows, self.weight.t()).float()  # noqa: SLF001  (torch has no public name for it)
+        product.mul_(row_scale).mul_(self.scale)
         if self.bias is not None:
-            out = out + self.bias
-        return out.to(hidden.dtype).reshape(*hidden.shape[:-1], self.out_features)
+            product.add_(self.bias)
+        return product.to(hidden.dtype).view(*hidden.shape[:-1], self.out_features)
+
+    def _forward_dequantized(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Correct everywhere, faster nowhere: other devices restrict int8 products to shapes a small batch misses."""
+        weight = self.weight.to(hidden.dtype) * self.scale.to(hidden.dtype).unsqueeze(1)
+        bias = None if self.bias is None else self.bias.to(hidden.dtype)
+        return nn.functional.linear(hidden, weight, bias)
+
+
+class SiblingProduct(nn.Module):
+    """One stacked product for linear layers that read the same input; each takes its columns of it.
+
+    The first sibling called with an input computes for all, and every column is taken once. Between the siblings'
+    calls the input must not be changed in place. One thread at a time.
+    """
+
+    def __init__(self, linears: Sequence[nn.Linear]) -> None:
+        super().__init__()
+        self.stacked = Int8Linear.from_linears(*linears)
+        self._widths = [linear.out_features for linear in linears]
+        self._input: torch.Tensor | None = None
+        self._outputs: dict[int, torch.Tensor] = {}
+
+    def take(self, hidden: torch.Tensor, index: int) -> torch.Tensor:
+        """Return sibling ``index``'s part of the product of ``hidden``."""
+        if hidden is not self._input or index not in self._outputs:
+            self._input = hidden
+            self._outputs = dict(enumerate(self.stacked(hidden).split(self._widths, dim=-1)))
+        output = self._outputs.pop(index)
+        if not self._outputs:
+            self._input = None  # do not keep activations alive between steps
+        return output
+
+
+class Int8Sibling(nn.Module):
+    """Stands where one of several linear layers of the same input stood."""
+
+    def __init__(self, product: SiblingProduct, index: int) -> None:
+        super().__init__()
+        self.product = product
+        self.index = index
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Return this layer's part of the shared product."""
+        return self.product.take(hidden, self.index)
+
+
+def quantize_rows(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Quantise each row of ``[rows, columns]`` to int8; return it with its float32 scales ``[rows, 1]``."""
+    exact = values.float()
+    scale = exact.abs().amax(dim=1, keepdim=True).clamp_(min=_SMALLEST_SCALE).div_(_LEVELS)
+    # Not divided in place: float() of a float32 tensor is that tensor.
+    return exact.div(scale).round_().to(torch.int8), scale
 
 
 def quantize_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """Return a copy of the model whose linear layers are int8; embeddings and norms are shared with the original."""
-    memo: dict[int, object] = {id(parameter): parameter for parameter in model.parameters()}
-    copied = copy.deepcopy(model, memo)
-    for name, module in list(copied.named_modules()):
-        if isinstance(module, nn.Linear):
-            parent, _, child = name.rpartition(".")
-            setattr(copied.get_submodule(parent), child, Int8Linear.from_linear(module))
+    """Return a copy of the model whose linear layers, output head included, are int8.
+
+    Embeddings and norms are the original's own frozen parameters; everything that can be changed (modules, buffers,
+    configuration) is a copy, so neither model notices what is done to the other.
+    """
+    shared: dict[int, object] = {id(parameter): parameter for parameter in model.parameters()}
+    copied = copy.deepcopy(model, shared)
+    for parent in list(copied.modules()):
+        for names in _SIBLINGS:
+            linears = [child for name in names if type(child := getattr(parent, name, None)) is nn.Linear]
+            if len(linears) == len(names) and len({linear.in_features for linear in linears}) == 1:
+                product = SiblingProduct(linears)
+                for index, name in enumerate(names):
+                    setattr(parent, name, Int8Sibling(product, index))
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.Linear:
+                setattr(parent, name, Int8Linear.from_linears(child))
     return copied
+
+
+def _bias(linear: nn.Linear) -> torch.Tensor:
+    bias: torch.Tensor | None = linear.bias
+    if bias is None:
+        return torch.zeros(linear.out_features, device=linear.weight.device)
+    # A copy even when it is float32 already.
+    return bias.detach().to(torch.float32, copy=True)

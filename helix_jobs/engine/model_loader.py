@@ -8,17 +8,12 @@ from __future__ import annotations
 
 import importlib
 import logging
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-from transformers.utils import logging as transformers_logging
 
-from helix_jobs.engine.architecture import check_architecture, check_model_type, kv_bytes_per_token
-from helix_jobs.engine.checkpoint import Checkpoint, find_checkpoint
+from helix_jobs.engine.architecture import kv_bytes_per_token
 from helix_jobs.engine.devices import (
     DIRECTML_DEVICE_TYPE,
     cleanup_memory,
@@ -26,14 +21,16 @@ from helix_jobs.engine.devices import (
     resolve_dtype,
 )
 from helix_jobs.engine.int8_linear import quantize_copy
+from helix_jobs.engine.model_source import ModelSource, open_source, read_weights
 from helix_jobs.engine.vocabulary import check_vocabularies, end_token_ids
-from helix_jobs.errors import ConfigurationError, InsufficientMemoryError, ModelError, ModelNotFoundError
+from helix_jobs.errors import ConfigurationError, InsufficientMemoryError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+    from pathlib import Path
     from types import ModuleType
 
-    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = [
     "LoadedModel",
@@ -141,7 +138,7 @@ def _torch_directml() -> tuple[ModuleType | None, str]:
             return None, "torch-directml finds no DirectX 12 device"
     except ImportError:
         return None, "torch-directml is not installed: pip install 'helix-jobs[directml]' on Windows or WSL"
-    except Exception as error:  # noqa: BLE001  (on Linux without WSL the import raises OSError: libd3d12.so)
+    except Exception as error:  # on Linux without WSL the import raises OSError: libd3d12.so
         logger.debug("torch_directml cannot be imported", exc_info=True)
         return None, f"torch-directml cannot be imported ({type(error).__name__}: {error})"
     return module, ""
@@ -195,8 +192,8 @@ def load_models(
         ConfigurationError: The dtype is unknown or not for this device.
     """
     report = on_progress or logger.info
-    target_source = _open(target, home, report)
-    draft_source = None if draft in (INT8_DRAFT, NO_DRAFT) else _open(draft, home, report)
+    target_source = open_source(target, home, report)
+    draft_source = None if draft in (INT8_DRAFT, NO_DRAFT) else open_source(draft, home, report)
     compute = resolve_dtype(dtype, device, target_source.checkpoint.dtype)
     if draft_source is not None:
         check_vocabularies(target, target_source.tokenizer.get_vocab(), draft, draft_source.tokenizer.get_vocab())
@@ -224,45 +221,8 @@ def load_models(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Source:
-    """A checkpoint with its small parts read: everything but the weights."""
-
-    checkpoint: Checkpoint
-    config: PretrainedConfig
-    tokenizer: PreTrainedTokenizerBase
-
-    @property
-    def from_pretrained(self) -> dict[str, Any]:
-        return _from_pretrained(self.checkpoint)
-
-
-def _from_pretrained(checkpoint: Checkpoint) -> dict[str, Any]:
-    arguments: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
-    if checkpoint.gguf_file is not None:
-        arguments["gguf_file"] = checkpoint.gguf_file
-    return arguments
-
-
-def _open(name: str, home: Path, report: Callable[[str], None]) -> _Source:
-    checkpoint = find_checkpoint(name, home, report)
-    arguments = _from_pretrained(checkpoint)
-    if checkpoint.gguf_file is None:
-        check_model_type(name, checkpoint.folder)
-    try:
-        config = AutoConfig.from_pretrained(checkpoint.folder, **arguments)
-        check_architecture(name, config)
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint.folder, **arguments)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        raise ModelNotFoundError(
-            f"model {name}: its configuration or tokenizer cannot be read from {checkpoint.folder} "
-            f"({type(error).__name__}: {error}); fetch the model again, tokenizer files included"
-        ) from error
-    return _Source(checkpoint, config, tokenizer)
-
-
 def _check_memory(
-    device: torch.device, dtype: torch.dtype, target: _Source, draft: _Source | None, *, int8: bool
+    device: torch.device, dtype: torch.dtype, target: ModelSource, draft: ModelSource | None, *, int8: bool
 ) -> None:
     available = free_memory(device)
     if available is None:  # DirectML cannot say; an allocation that fails will
@@ -288,53 +248,15 @@ def _gigabytes(count: int) -> str:
     return f"{count / 1e9:.2f} GB"
 
 
-def _load(source: _Source, dtype: torch.dtype, device: torch.device) -> LoadedModel:
-    model = _read_weights(source, dtype)
+def _load(source: ModelSource, dtype: torch.dtype, device: torch.device) -> LoadedModel:
+    model = read_weights(source, dtype)
     if dtype == torch.float16 and source.checkpoint.dtype != torch.float16 and not _all_finite(model):
         logger.warning("model %s does not fit float16's range; it runs in float32", source.checkpoint.name)
         dtype = torch.float32
-        model = _read_weights(source, dtype)
+        model = read_weights(source, dtype)
     model.eval().requires_grad_(requires_grad=False)
     torch.nn.Module.to(model, device)
     return LoadedModel(source.checkpoint.name, model, dtype, _parameter_bytes(model))
-
-
-def _read_weights(source: _Source, dtype: torch.dtype) -> PreTrainedModel:
-    arguments = source.from_pretrained
-    if source.checkpoint.gguf_file is None:
-        arguments["use_safetensors"] = True
-    try:
-        with _quiet_transformers():
-            model, info = AutoModelForCausalLM.from_pretrained(
-                source.checkpoint.folder,
-                dtype=dtype,
-                attn_implementation="eager",  # the model runner puts its own in place
-                output_loading_info=True,
-                **arguments,
-            )
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        raise ModelError(
-            f"model {source.checkpoint.name}: the weights cannot be read ({type(error).__name__}: {error}); "
-            "fetch the model again"
-        ) from error
-    if missing := sorted(info["missing_keys"]):
-        raise ModelError(
-            f"model {source.checkpoint.name} lacks {len(missing)} weights (first {missing[0]}); fetch the model again"
-        )
-    loaded: PreTrainedModel = model
-    return loaded
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Our own progress lines stand in for transformers' bars, which would break a log."""
-    shown = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            transformers_logging.enable_progress_bar()
 
 
 def _all_finite(model: torch.nn.Module) -> bool:

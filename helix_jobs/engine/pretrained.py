@@ -1,0 +1,56 @@
+"""How ``from_pretrained`` is called: never remote code, never the network, no bars in a log, GGUF files alone.
+
+Here stand the differences between transformers 4.57 (which DirectML needs) and 5 in loading.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import tempfile
+from typing import TYPE_CHECKING, Any
+
+import transformers
+from transformers.utils import logging as transformers_logging
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@contextlib.contextmanager
+def pretrained_arguments(folder: Path, gguf_file: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield the folder and keyword arguments for ``from_pretrained``; transformers is quiet inside the context."""
+    arguments: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_quiet_transformers())
+        if gguf_file is None:
+            yield str(folder), arguments
+            return
+        # An empty folder: files of other models that lie beside the .gguf would be mixed into it.
+        empty = stack.enter_context(tempfile.TemporaryDirectory(prefix="helix-gguf-"))
+        # The GGUF reader draws its bar on stderr whatever the logging settings say.
+        stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+        yield empty, {**arguments, "gguf_file": str(folder.resolve() / gguf_file)}
+
+
+def weight_arguments(gguf_file: str | None) -> dict[str, Any]:
+    """Return what reading the weights takes beside these arguments."""
+    if gguf_file is None:
+        return {"use_safetensors": True}
+    if hasattr(transformers, "GgufConfig"):
+        # transformers 5 may otherwise leave the weights packed, in layers of its own.
+        return {"quantization_config": transformers.GgufConfig(dequantize=True)}
+    return {}
+
+
+@contextlib.contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Our own progress lines stand in for transformers' bars."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
