@@ -6,6 +6,7 @@ only then does Celery take its first message.
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import queue
@@ -207,6 +208,10 @@ class _Worker:
 
     def prepare(self, *, allow_shared_device: bool, on_progress: Callable[[str], None] | None) -> None:
         """Check what can be checked, then load the models."""
+        # Before any thread exists: two threads that enter Celery's and kombu's circular imports at different ends
+        # break each other.
+        importlib.import_module("helix_jobs.jobs.consumer")
+        importlib.import_module("helix_jobs.jobs.tasks")
         self._settings.make_home()
         self._lock = DeviceLock(device_name(self._settings))
         self._lock.acquire(allow_shared=allow_shared_device)
