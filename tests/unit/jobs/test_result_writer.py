@@ -38,11 +38,11 @@ def _workers(database):
 
 def test_many_operations_share_few_commits(database):
     commits = _count_commits(database)
-    writer = GroupCommitWriter(database, max_rows=50, max_delay=0.5)
+    writer = GroupCommitWriter(database, max_rows=50, max_delay=10)
     futures = [writer.submit(_insert(f"w{n}")) for n in range(100)]
     wait(futures)
-    assert len(_workers(database)) == 100
     assert len(commits) == 2
+    assert len(_workers(database)) == 100
     assert writer.close()
 
 

@@ -1,0 +1,302 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from store_helpers import counts, must_take, now, register, stored_batch, worker
+
+from helix_jobs.errors import BrokerUnreachableError
+from helix_jobs.jobs import store
+from helix_jobs.jobs.process import process_exists
+from helix_jobs.jobs.reconciler import (
+    EmptyBroker,
+    Observation,
+    Reconciler,
+    ReconcilerConfig,
+    dead_predecessors,
+    judge_empty_broker,
+    lost_workers,
+    observe,
+    publish_room,
+)
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+LATER = NOON + timedelta(seconds=5)
+CONFIG = ReconcilerConfig()
+
+
+class Broker:
+    """Keeps messages in a list; may be away."""
+
+    def __init__(self):
+        self.messages = []
+        self.away = False
+
+    def depth(self):
+        if self.away:
+            raise BrokerUnreachableError("the broker is away")
+        return len(self.messages)
+
+    def publish(self, jobs):
+        if self.away:
+            raise BrokerUnreachableError("the broker is away")
+        self.messages.extend(job.id for job in jobs)
+
+
+class Clock:
+    """Monotonic seconds that move when told."""
+
+    def __init__(self):
+        self.seconds = 1000.0
+
+    def __call__(self):
+        return self.seconds
+
+
+def _watch(looks):
+    """Silence after a sequence of (heartbeats, elapsed)."""
+    seen = {}
+    for heartbeats, elapsed in looks:
+        seen = observe(seen, heartbeats, elapsed)
+    return {worker_id: observation.silent_seconds for worker_id, observation in seen.items()}
+
+
+def test_silence_adds_up_only_while_the_heartbeat_stays_the_same():
+    assert _watch([({"a": NOON}, 0.0), ({"a": NOON}, 1.0), ({"a": NOON}, 2.0)]) == {"a": 3.0}
+    assert _watch([({"a": NOON}, 0.0), ({"a": NOON}, 9.0), ({"a": LATER}, 1.0)]) == {"a": 0.0}
+    # A clock set back is a new value like any other.
+    assert _watch([({"a": LATER}, 0.0), ({"a": LATER}, 9.0), ({"a": NOON}, 1.0)]) == {"a": 0.0}
+    assert _watch([({"a": NOON}, 0.0), ({"a": NOON, "b": NOON}, 5.0), ({"b": NOON}, 1.0)]) == {"b": 1.0}
+    assert _watch([({"ghost": None}, 0.0), ({"ghost": None}, 4.0)]) == {"ghost": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("silences", "lost"),
+    [
+        ({"me": 1.0, "other": 29.9}, []),
+        ({"me": 1.0, "other": 30.0, "third": 31.0}, ["other", "third"]),
+        # My own beats do not get through: it is the database, not the others.
+        ({"me": 10.1, "other": 300.0}, []),
+        ({"other": 30.0}, ["other"]),
+    ],
+)
+def test_who_is_lost(silences, lost):
+    observations = {worker_id: Observation(NOON, silent) for worker_id, silent in silences.items()}
+    assert lost_workers(observations, CONFIG, "me") == lost
+
+
+def test_a_worker_never_declares_itself_lost():
+    assert lost_workers({"me": Observation(NOON, 99.0)}, replace(CONFIG, own_silence=1000.0), "me") == []
+
+
+def _row(worker_id, **changes):
+    new = worker(worker_id, **changes)
+    fields = {name: getattr(new, name) for name in store.NewWorker.__dataclass_fields__}
+    return store.Worker(**fields, started_at=NOON, heartbeat_at=NOON, stopped_at=None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "dead"),
+    [
+        ({}, False),
+        ({"pid": 555}, True),  # its process is gone
+        ({"pid": 77}, True),  # its process id is mine
+        ({"device": "gpu"}, True),  # its device lock is mine
+        ({"hostname": "elsewhere", "pid": 555}, False),
+        ({"hostname": "elsewhere", "device": "gpu"}, False),
+    ],
+)
+def test_who_of_this_host_is_dead_at_my_start(changes, dead):
+    found = dead_predecessors(
+        [_row("old", **changes), _row("me", pid=77, device="gpu")],
+        hostname="host",
+        pid=77,
+        own_id="me",
+        locked_device="gpu",
+        pid_exists=lambda pid: pid != 555,
+    )
+    assert found == (["old"] if dead else [])
+
+
+def test_a_shared_device_says_nothing():
+    found = dead_predecessors(
+        [_row("old", device="gpu")],
+        hostname="host",
+        pid=77,
+        own_id="me",
+        locked_device=None,
+        pid_exists=lambda _: True,
+    )
+    assert found == []
+
+
+@pytest.mark.parametrize(("depth", "room"), [(0, 1000), (1, 999), (900, 100), (901, 0), (1000, 0), (2000, 0)])
+def test_room_is_filled_in_useful_portions(depth, room):
+    assert publish_room(depth, 1000) == room
+
+
+def test_a_window_of_one_is_filled():
+    assert publish_room(0, 1) == 1
+
+
+def test_emptiness_counts_from_its_beginning():
+    empty = judge_empty_broker(None, depth=0, latest_published_at=NOON, now=5.0)
+    assert empty == EmptyBroker(5.0, NOON)
+    assert judge_empty_broker(empty, depth=0, latest_published_at=LATER, now=9.0) == empty
+    assert judge_empty_broker(empty, depth=1, latest_published_at=NOON, now=9.0) is None
+    assert judge_empty_broker(empty, depth=0, latest_published_at=None, now=9.0) is None
+
+
+def test_process_exists():
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    assert process_exists(os.getpid())
+    assert not process_exists(child.pid)
+    assert not process_exists(0)
+    assert process_exists(1)
+
+
+def _reconciler(database, broker, clock, **config):
+    return Reconciler(database, broker, worker_id="me", config=ReconcilerConfig(**config), clock=clock)
+
+
+def _tick(reconciler, clock, database, seconds, *, beating=("me",)):
+    """Let time pass a second at a time; whoever beats does."""
+    for _ in range(seconds):
+        clock.seconds += 1.0
+        with database.write() as c:
+            for worker_id in beating:
+                store.heartbeat(c, worker_id, now())
+        reconciler.tick()
+
+
+def test_a_silent_worker_loses_its_jobs_and_they_are_published_again(database):
+    register(database, "me", "silent", "alive")
+    batch_id, ids = stored_batch(database, 3)
+    broker, clock = Broker(), Clock()
+    reconciler = _reconciler(database, broker, clock)
+    reconciler.tick()
+    assert broker.messages == ids
+    broker.messages.clear()
+    must_take(database, ids[0], "silent")
+    must_take(database, ids[1], "alive")
+    _tick(reconciler, clock, database, 29, beating=("me", "alive"))
+    assert counts(database, batch_id) == {"running": 2, "queued": 1}
+    _tick(reconciler, clock, database, 2, beating=("me", "alive"))
+    assert counts(database, batch_id) == {"running": 1, "queued": 2}
+    assert reconciler.counters.requeued == 1
+    assert ids[0] in broker.messages
+    with database.read() as c:
+        assert {row.id for row in store.live_workers(c)} == {"me", "alive"}
+
+
+def test_time_nobody_watched_is_no_silence(database):
+    register(database, "me", "other")
+    _, ids = stored_batch(database, 1)
+    must_take(database, ids[0], "other")
+    broker, clock = Broker(), Clock()
+    reconciler = _reconciler(database, broker, clock)
+    reconciler.tick()
+    clock.seconds += 3600
+    reconciler.tick()
+    with database.read() as c:
+        assert store.held_leases(c, "other") == {ids[0]: 1}
+
+
+def test_the_broker_is_kept_at_its_window_most_urgent_first(database):
+    _, ids = stored_batch(database, 30, priorities=(0, 0, 7))
+    broker, clock = Broker(), Clock()
+    reconciler = _reconciler(database, broker, clock, window=10)
+    reconciler.tick()
+    assert broker.messages == ids[2::3]
+    reconciler.tick()
+    assert len(broker.messages) == 10
+    del broker.messages[:4]
+    reconciler.tick()
+    low = [job_id for job_id in ids if job_id not in ids[2::3]]
+    assert broker.messages == [*ids[2::3][4:], *low[:4]]
+    assert reconciler.counters.published == 14
+
+
+def test_jobs_whose_publication_failed_are_published_when_the_broker_is_back(database):
+    _, ids = stored_batch(database, 3)
+    broker, clock = Broker(), Clock()
+    broker.away = True
+    reconciler = _reconciler(database, broker, clock)
+    with pytest.raises(BrokerUnreachableError):
+        reconciler.tick()
+    with database.read() as c:
+        assert store.count_published_queued(c) == 0
+    broker.away = False
+    reconciler.tick()
+    assert broker.messages == ids
+
+
+def test_lost_messages_are_sent_again_after_the_broker_was_empty_long_enough(database):
+    register(database, "me")
+    _, ids = stored_batch(database, 3)
+    broker, clock = Broker(), Clock()
+    reconciler = _reconciler(database, broker, clock)
+    reconciler.tick()
+    # The broker forgets everything.
+    broker.messages.clear()
+    _tick(reconciler, clock, database, 30)
+    assert broker.messages == []
+    _tick(reconciler, clock, database, 2)
+    assert broker.messages == ids
+    assert reconciler.counters.republished == 3
+
+
+def test_messages_that_are_still_there_are_not_sent_again(database):
+    register(database, "me")
+    _, ids = stored_batch(database, 2)
+    broker, clock = Broker(), Clock()
+    reconciler = _reconciler(database, broker, clock)
+    _tick(reconciler, clock, database, 100)
+    assert broker.messages == ids
+
+
+def test_predecessors_are_reclaimed_at_once(database):
+    batch_id, ids = stored_batch(database, 2)
+    with database.write() as c:
+        store.register_worker(c, worker("dead", pid=os.getpid()), now())
+        store.register_worker(c, worker("far", hostname="elsewhere", pid=os.getpid()), now())
+    must_take(database, ids[0], "dead")
+    must_take(database, ids[1], "far")
+    reconciler = _reconciler(database, Broker(), Clock())
+    start = {"hostname": "host", "pid": os.getpid(), "device": "cpu", "device_lock_held": False}
+    assert reconciler.reclaim_predecessors(**start) == 1
+    assert reconciler.reclaim_predecessors(**start) == 0
+    assert counts(database, batch_id) == {"queued": 1, "running": 1}
+
+
+def test_the_thread_outlives_errors(sqlite_database):
+    _, ids = stored_batch(sqlite_database, 2)
+
+    class Moody(Broker):
+        def depth(self):
+            calls.append(1)
+            if len(calls) == 1:
+                raise BrokerUnreachableError("away")
+            if len(calls) == 2:
+                raise ValueError("a bug in some client")
+            return super().depth()
+
+        def publish(self, jobs):
+            super().publish(jobs)
+            done.set()
+
+    import threading
+
+    calls, done = [], threading.Event()
+    broker = Moody()
+    reconciler = Reconciler(sqlite_database, broker, config=ReconcilerConfig(interval=0.01))
+    reconciler.start()
+    assert done.wait(10)
+    assert reconciler.stop()
+    assert broker.messages == ids
+    assert reconciler.counters.errors == 2
