@@ -106,13 +106,13 @@ def convert_gguf(gguf: Path, out: Path) -> None:
         ModelError: transformers cannot read it.
     """
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
-    from helix_jobs.engine.pretrained import pretrained_arguments, weight_arguments
+    from helix_jobs.engine.pretrained import pretrained_arguments, read_tokenizer, weight_arguments
 
     try:
         with pretrained_arguments(gguf.parent, gguf.name) as (folder, arguments):
-            tokenizer = AutoTokenizer.from_pretrained(folder, **arguments)
+            tokenizer = read_tokenizer(folder, arguments)
             model: Any = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=torch.float32, **arguments, **weight_arguments(gguf.name)
             )

@@ -7,12 +7,11 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from helix_jobs.engine.architecture import check_architecture, check_model_type
 from helix_jobs.engine.checkpoint import Checkpoint, find_checkpoint
-from helix_jobs.engine.pretrained import pretrained_arguments, weight_arguments
+from helix_jobs.engine.pretrained import TRANSFORMERS_MAJOR, pretrained_arguments, read_tokenizer, weight_arguments
 from helix_jobs.errors import ModelError, ModelNotFoundError
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ def open_source(name: str, home: Path, on_progress: Callable[[str], None]) -> Mo
         with pretrained_arguments(checkpoint.folder, checkpoint.gguf_file) as (folder, arguments):
             config = AutoConfig.from_pretrained(folder, **arguments)
             check_architecture(name, config)
-            tokenizer = _read_tokenizer(checkpoint, folder, arguments)
+            tokenizer = read_tokenizer(folder, arguments)
     except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise ModelNotFoundError(
             f"model {name}: its configuration or tokenizer cannot be read from {checkpoint.folder} "
@@ -90,24 +89,13 @@ def read_weights(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
     return model
 
 
-def _read_tokenizer(checkpoint: Checkpoint, folder: str, arguments: dict[str, Any]) -> PreTrainedTokenizerBase:
-    tokenizer: PreTrainedTokenizerBase
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **arguments)
-    except ValueError:
-        # transformers 5 writes a class name that 4 does not know; the tokenizer.json beside it is complete by itself.
-        if checkpoint.gguf_file is not None or not (checkpoint.folder / "tokenizer.json").is_file():
-            raise
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, **arguments)
-    return tokenizer
-
-
 def _translate_rope(config: PretrainedConfig, folder: Path) -> None:
     """Give transformers 4 the rotary settings of a config.json that 5 wrote; it would silently take its defaults."""
-    if hasattr(config, "rope_theta") and not hasattr(type(config), "rope_parameters"):
-        parameters = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("rope_parameters")
-        if isinstance(parameters, dict) and int(transformers.__version__.split(".")[0]) < 5:  # noqa: PLR2004
-            config.rope_theta = parameters.get("rope_theta", config.rope_theta)
-            scaling = {key: value for key, value in parameters.items() if key != "rope_theta"}
-            if scaling.get("rope_type", "default") != "default":
-                config.rope_scaling = scaling
+    if TRANSFORMERS_MAJOR >= 5:  # noqa: PLR2004  (a version)
+        return
+    parameters = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("rope_parameters")
+    if isinstance(parameters, dict):
+        config.rope_theta = parameters.get("rope_theta", config.rope_theta)
+        scaling = {key: value for key, value in parameters.items() if key != "rope_theta"}
+        if scaling.get("rope_type", "default") != "default":
+            config.rope_scaling = scaling

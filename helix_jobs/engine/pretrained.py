@@ -8,14 +8,19 @@ from __future__ import annotations
 import contextlib
 import io
 import tempfile
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 import transformers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
+
+    from transformers import PreTrainedTokenizerBase
+
+TRANSFORMERS_MAJOR: Final = int(transformers.__version__.split(".")[0])
 
 
 @contextlib.contextmanager
@@ -44,13 +49,64 @@ def weight_arguments(gguf_file: str | None) -> dict[str, Any]:
     return {}
 
 
+def read_tokenizer(folder: str, arguments: dict[str, Any]) -> PreTrainedTokenizerBase:
+    """Read the tokenizer, with the arguments of ``pretrained_arguments``.
+
+    Raises:
+        OSError, ValueError: As transformers raises them.
+    """
+    gguf_file = arguments.get("gguf_file")
+    tokenizer: PreTrainedTokenizerBase
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **arguments)
+    except ValueError:
+        # transformers 5 writes a class name that 4 does not know; the tokenizer.json beside it is complete by itself.
+        if gguf_file is not None or not (Path(folder) / "tokenizer.json").is_file():
+            raise
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, **arguments)
+    if gguf_file is not None and TRANSFORMERS_MAJOR < 5:  # noqa: PLR2004  (a version)
+        return _repair_gguf_tokenizer(tokenizer, Path(gguf_file))
+    return tokenizer
+
+
+def _repair_gguf_tokenizer(tokenizer: PreTrainedTokenizerBase, gguf: Path) -> PreTrainedTokenizerBase:
+    """Undo what transformers 4 does to a byte-level vocabulary out of a GGUF file.
+
+    It makes a Llama tokenizer of it: puts the first token before every prompt, takes the wrong end token and removes
+    spaces on decoding. The vocabulary and merges it read are right; the special tokens are in the file.
+    """
+    from gguf import GGUFReader
+    from tokenizers import processors
+
+    reader = GGUFReader(str(gguf))
+
+    def value(name: str) -> Any:  # noqa: ANN401  (GGUF metadata is what the file says)
+        field = reader.get_field(f"tokenizer.{name}")
+        return None if field is None else field.contents()
+
+    if value("ggml.model") != "gpt2":
+        return tokenizer
+    backend = tokenizer.backend_tokenizer
+    if not value("ggml.add_bos_token"):
+        backend.post_processor = processors.ByteLevel(trim_offsets=False)
+    names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+    ids = {token: value(f"ggml.{name}_token_id") for token, name in names.items()}
+    special = {token: backend.id_to_token(int(i)) for token, i in ids.items() if i is not None}
+    repaired = PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **special)
+    repaired.chat_template = value("chat_template")
+    return repaired
+
+
 @contextlib.contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """Our own progress lines stand in for transformers' bars."""
+    """Our own progress lines stand in for transformers' bars, our own errors for its hints to programmers."""
     shown = transformers_logging.is_progress_bar_enabled()
+    verbosity = transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
     try:
         yield
     finally:
+        transformers_logging.set_verbosity(verbosity)
         if shown:
             transformers_logging.enable_progress_bar()
