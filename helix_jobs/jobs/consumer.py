@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import warnings
 from typing import TYPE_CHECKING, Final
 
 from celery.app import trace
+from celery.exceptions import CPendingDeprecationWarning
 from celery.platforms import EX_FAILURE, EX_OK
 from celery.worker import WorkController, state
 
@@ -32,6 +35,9 @@ def make_consumer(settings: Settings, hostname: str) -> Consumer:
     The node is named after this process, as two workers of one host must not answer to one name.
     """
     state.should_stop = state.should_terminate = None
+    # It recommends cancelling running jobs when the broker goes away; the fence makes that unnecessary.
+    warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
+    logging.getLogger("celery.worker.request").addFilter(_without_traceback)
     app = celery_app.configure(settings)
     # Mingle and gossip tell other workers' clocks and revoked tasks, at the price of a second at each start.
     return Consumer(app=app, hostname=f"helix-{os.getpid()}@{hostname}", without_mingle=True, without_gossip=True)
@@ -40,3 +46,9 @@ def make_consumer(settings: Settings, hostname: str) -> Consumer:
 def stop_consuming() -> None:
     """Have the consumer's loop end within a second, from any thread; ``start`` returns once the pool is empty."""
     state.should_stop = EX_OK
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """When the broker goes away every job in hand fails to acknowledge: worth a line each, not a page."""
+    record.exc_info = record.exc_text = None
+    return True

@@ -154,6 +154,8 @@ class EmbeddedBroker:
             process = subprocess.Popen(  # noqa: S603  (our own binary, no shell)
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
             )
+        if self._process is not None:
+            self._process.poll()  # one that died is buried before another takes its place
         deadline = time.monotonic() + START_SECONDS
         while not self.is_running():
             if process.poll() is not None or time.monotonic() > deadline:

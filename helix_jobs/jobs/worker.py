@@ -52,7 +52,7 @@ MAX_STEP_SECONDS: Final = 900.0
 # Messages wait, slots are idle and nothing is delivered: the broker connection is dead without knowing it.
 MAX_SILENT_SECONDS: Final = 60.0
 HARD_EXIT_SECONDS: Final = 30.0
-BROKER_CHECK_SECONDS: Final = 5.0
+BROKER_CHECK_SECONDS: Final = 2.0
 MAX_CONSUMER_FAILURES: Final = 5
 
 

@@ -273,12 +273,12 @@ def test_a_worker_that_cannot_start_says_why(embedded_box: Box, short_tmp: objec
 
 def test_the_embedded_broker_is_brought_back(embedded_box: Box) -> None:
     box = embedded_box
-    batch = box.submit(*prompts(400, words=16))
+    batch = box.submit(*prompts(120, words=16))
     worker = box.start_worker(fake_step_seconds=SLOW_STEPS)
     wait_until(lambda: box.states(batch).get("succeeded", 0) > 5, "nothing runs")
     EmbeddedBroker(box.settings.home)._client().shutdown(nosave=True)
-    box.wait_states(batch, succeeded=400, timeout=60)
-    assert box.result_count(batch) == 400
+    box.wait_states(batch, succeeded=120)
+    assert box.result_count(batch) == 120
     assert worker.process.poll() is None, worker.log
 
 

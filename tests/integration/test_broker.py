@@ -1,0 +1,181 @@
+"""The embedded broker and the publisher against a real server."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from conftest import wait_until
+
+from helix_jobs.errors import BrokerUnreachableError, ConfigurationError
+from helix_jobs.jobs.broker import QUEUE_NAME, CeleryPublisher, EmbeddedBroker, broker_url, ping
+from helix_jobs.jobs.embedded_broker import MAX_SOCKET_PATH
+from helix_jobs.jobs.store import PublishableJob
+from helix_jobs.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no embedded broker on Windows")
+
+
+def jobs_of(*priorities: int) -> list[PublishableJob]:
+    return [PublishableJob(number, priority) for number, priority in enumerate(priorities, start=1)]
+
+
+@pytest.fixture
+def publisher(empty_redis: str) -> Iterator[CeleryPublisher]:
+    publisher = CeleryPublisher(empty_redis)
+    yield publisher
+    publisher.close()
+
+
+def test_a_broker_is_started_once_reused_and_stopped(short_tmp: Path) -> None:
+    first, second = EmbeddedBroker(short_tmp), EmbeddedBroker(short_tmp)
+    assert not first.is_running()
+    assert not first.stop()
+    assert first.start()
+    try:
+        assert second.is_running()
+        assert not second.start(), "it runs already"
+        ping(first.url)
+        assert broker_url(Settings(home=short_tmp, redis_url=None, database_url="sqlite:///x")) == first.url
+        assert first.socket_path.stat().st_mode & 0o777 == 0o700
+        assert first.socket_path.parent.stat().st_mode & 0o777 == 0o700
+        assert first._client().config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
+        assert first._client().config_get("port") == {"port": "0"}, "nobody outside this machine can reach it"
+    finally:
+        assert first.stop()
+    assert not second.is_running()
+    with pytest.raises(BrokerUnreachableError, match="start it"):
+        ping(first.url)
+
+
+def test_a_stale_socket_is_replaced(short_tmp: Path) -> None:
+    broker = EmbeddedBroker(short_tmp)
+    broker.start()
+    broker._process.kill()
+    broker._process.wait()
+    assert broker.socket_path.exists()
+    assert not broker.is_running()
+    assert broker.start()
+    assert broker.stop()
+
+
+def test_a_long_home_gets_a_short_socket(short_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(short_tmp))
+    home = short_tmp / ("long-" * 30)
+    home.mkdir()
+    broker = EmbeddedBroker(home)
+    assert len(os.fsencode(broker.socket_path)) <= MAX_SOCKET_PATH
+    assert EmbeddedBroker(home).socket_path == broker.socket_path
+    assert broker.start()
+    assert broker.stop()
+
+
+def test_the_broker_of_a_killed_process_is_adopted(short_tmp: Path) -> None:
+    script = (
+        "import pathlib, sys, time\n"
+        "from helix_jobs.jobs.broker import EmbeddedBroker\n"
+        "EmbeddedBroker(pathlib.Path(sys.argv[1])).start()\n"
+        "time.sleep(600)\n"
+    )
+    owner = subprocess.Popen([sys.executable, "-c", script, str(short_tmp)])
+    broker = EmbeddedBroker(short_tmp)
+    wait_until(broker.is_running, "the broker does not start")
+    wait_until((short_tmp / "broker" / "owner").exists, "the owner is not noted")
+    assert not broker.start()
+    assert not broker.stop(), "its owner lives"
+    owner.send_signal(signal.SIGKILL)
+    owner.wait()
+    assert broker.is_running(), "it outlives its owner"
+    assert not broker.start()
+    assert broker.stop()
+
+
+def test_messages_carry_ids_and_lie_by_priority(publisher: CeleryPublisher) -> None:
+    publisher.publish(jobs_of(0, 9, 4, 9))
+    assert publisher.depth() == 4
+
+    client = publisher._open_channel().client
+    # kombu looks at the lists in this order; a message at the right end is the next one.
+    first = client.lrange(QUEUE_NAME, 0, -1)
+    ids = [json.loads(message)["headers"]["id"].split("-")[0] for message in reversed(first)]
+    assert ids == ["2", "4"], "priority 9 lies where kombu looks first, in order"
+    last = json.loads(client.lrange(f"{QUEUE_NAME}\x06\x169", 0, -1)[0])
+    assert last["headers"]["task"] == "helix.run_job"
+    assert len(json.dumps(last)) < 1000
+
+    publisher.reset_queue()
+    assert publisher.depth() == 0
+
+
+def test_each_publication_has_an_id_of_its_own(publisher: CeleryPublisher) -> None:
+    publisher.publish(jobs_of(9))
+    publisher.publish(jobs_of(9))
+    messages = publisher._open_channel().client.lrange(QUEUE_NAME, 0, -1)
+    assert len({json.loads(message)["headers"]["id"] for message in messages}) == 2
+
+
+def test_reset_forgets_what_a_dead_worker_held(publisher: CeleryPublisher) -> None:
+    client = publisher._open_channel().client
+    client.zadd("helix.unacked_index", {"tag": 1})
+    client.hset("helix.unacked", "tag", "[]")
+    client.hset("unacked", "tag", "someone else's")
+    publisher.reset_queue()
+    assert {key.decode() for key in client.keys("*unacked*")} == {"unacked"}
+
+
+def test_a_lost_connection_is_opened_again(publisher: CeleryPublisher) -> None:
+    publisher.publish(jobs_of(1))
+    client = publisher._open_channel().client
+    client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "no")
+    publisher.publish(jobs_of(1, 2))
+    assert publisher.depth() >= 3, "an uncertain batch is sent again"
+
+
+def test_a_full_broker_refuses_politely(short_tmp: Path) -> None:
+    broker = EmbeddedBroker(short_tmp)
+    broker.start()
+    publisher = CeleryPublisher(broker.url)
+    try:
+        broker._client().config_set("maxmemory", "1")
+        with pytest.raises(BrokerUnreachableError, match="memory"):
+            publisher.publish(jobs_of(1))
+        broker._client().config_set("maxmemory", "0")
+        publisher.publish(jobs_of(1))
+        assert publisher.depth() == 1
+    finally:
+        publisher.close()
+        broker.stop()
+
+
+def test_memory_works_within_a_process() -> None:
+    publisher = CeleryPublisher("memory://")
+    ping("memory://")
+    publisher.reset_queue()
+    publisher.publish(jobs_of(0, 5))
+    assert CeleryPublisher("memory://").depth() == 2
+    publisher.reset_queue()
+    assert publisher.depth() == 0
+
+
+@pytest.mark.parametrize(
+    ("url", "error"),
+    [
+        ("redis://:s3cret@127.0.0.1:1/0", BrokerUnreachableError),
+        ("nonsense://:s3cret@host", ConfigurationError),
+        ("redis://:s3cret@host:port/0", ConfigurationError),
+    ],
+)
+def test_what_cannot_be_reached_is_named_without_its_password(url: str, error: type[Exception]) -> None:
+    with pytest.raises(error) as caught:
+        ping(url, timeout=2)
+    assert "***" in str(caught.value)
+    assert "s3cret" not in str(caught.value)

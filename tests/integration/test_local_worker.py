@@ -1,0 +1,117 @@
+"""The worker behind ``submit --local``."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+from conftest import make_box, wait_until
+
+from helix_jobs.errors import BrokerUnreachableError, DeviceInUseError, HelixError
+from helix_jobs.jobs.broker import EmbeddedBroker
+from helix_jobs.jobs.local_worker import LocalWorker, worker_is_live
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from conftest import Box
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+
+
+@pytest.fixture(autouse=True)
+def own_locks(short_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(short_tmp))
+    monkeypatch.setattr("tempfile.tempdir", str(short_tmp))
+
+
+def test_a_worker_is_started_reports_and_is_stopped(embedded_box: Box) -> None:
+    box = embedded_box
+    batch = box.submit(*[f"word {i}" for i in range(40)])
+    with LocalWorker(box.settings) as local:
+        assert local.started
+        box.wait_states(batch, succeeded=40)
+        local.check()
+        with LocalWorker(box.settings) as second:
+            assert not second.started, "one runs already"
+        batch = box.submit("still there")
+        box.wait_states(batch, succeeded=1)
+    assert not worker_is_live(box.settings)
+    assert not EmbeddedBroker(box.settings.home).is_running()
+    assert local.log_path is not None
+    assert "run of" in local.log_path.read_text(encoding="utf-8")
+
+
+def test_an_interrupt_hands_running_jobs_back(embedded_box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    box = embedded_box
+    monkeypatch.setenv("HELIX_FAKE_HANG", "endless")
+    batch = box.submit("endless story")
+    with (  # noqa: PT012  (the interrupt comes out of the block, like a person's)
+        pytest.raises(KeyboardInterrupt),
+        LocalWorker(replace(box.settings, shutdown_grace=3600.0)),
+    ):
+        box.wait_states(batch, running=1)
+        raise KeyboardInterrupt
+    assert box.states(batch) == {"queued": 1}
+    assert not EmbeddedBroker(box.settings.home).is_running()
+
+
+def test_its_errors_are_raised_here(embedded_box: Box) -> None:
+    box = embedded_box
+    with pytest.raises(BrokerUnreachableError, match=r"127\.0\.0\.1:1"):
+        LocalWorker(replace(box.settings, redis_url="redis://127.0.0.1:1/0")).__enter__()
+    # Another home, the same device.
+    other = make_box(box.temporary / "other", box.temporary, redis_url=None, database_url=None)
+    with LocalWorker(other.settings), pytest.raises(DeviceInUseError, match="another worker on this host"):
+        LocalWorker(box.settings).__enter__()
+
+
+def test_a_worker_that_dies_is_noticed(embedded_box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    box = embedded_box
+    monkeypatch.setenv("HELIX_FAKE_DIE", "poison")
+    with LocalWorker(box.settings) as local:
+        box.submit("poison")
+
+        def noticed() -> bool:
+            try:
+                local.check()
+            except HelixError as error:
+                return "exit code 86" in str(error) and "worker.log" in str(error)
+            return False
+
+        wait_until(noticed, "the death is not noticed")
+
+
+def test_it_stops_when_its_parent_is_killed(embedded_box: Box) -> None:
+    box = embedded_box
+    script = (
+        "import time\n"
+        "from helix_jobs.jobs.local_worker import LocalWorker\n"
+        "from helix_jobs.settings import Settings\n"
+        "with LocalWorker(Settings.from_environment()):\n"
+        "    time.sleep(600)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script], env=box.environment)
+    wait_until(lambda: worker_is_live(box.settings), "no worker")
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    wait_until(lambda: not worker_is_live(box.settings), "the worker outlives its parent")
+    wait_until(lambda: not EmbeddedBroker(box.settings.home).is_running(), "the broker is left behind")
+
+
+def test_in_memory_everything_runs_in_this_process(embedded_box: Box) -> None:
+    """What ``--local`` does on Windows without a Redis."""
+    box = embedded_box
+    settings = replace(box.settings, redis_url="memory://")
+    batch = box.submit(*[f"word {i}" for i in range(40)])
+    with LocalWorker(settings) as local:
+        assert local.started
+        assert local.log_path is None
+        box.wait_states(batch, succeeded=40)
+    assert not EmbeddedBroker(box.settings.home).is_running()
+    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("helix")] == []
