@@ -71,10 +71,11 @@ def ensure_schema(database: Database, *, migrate: bool | None = None) -> None:
     revision = current_revision(database)
     if revision == SCHEMA_REVISION:
         return
+    # Revisions are numbered with leading zeros, so text sorts like numbers.
     if revision is not None and revision > SCHEMA_REVISION:
         raise SchemaVersionError(
             f"database {database.url_redacted} stands at schema {revision}, newer than this Helix ({SCHEMA_REVISION}); "
-            "update Helix, or run `helix db downgrade` with the newer one"
+            "update Helix, or name another database in HELIX_DATABASE_URL"
         )
     if migrate or (migrate is None and revision is None and file is not None):
         upgrade(database)

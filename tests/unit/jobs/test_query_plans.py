@@ -1,0 +1,72 @@
+"""What is polled each second must not walk a batch: SQLite tells how it would find the rows."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from sqlalchemy import event, text
+from store_helpers import must_take, now, register, stored_batch
+
+from helix_jobs.jobs import store
+
+POLLED = {
+    "batch_status": (store.batch_status, {"ix_jobs_running"}),
+    "list_batches": (lambda c, _: store.list_batches(c), {"ix_jobs_running"}),
+    "publishable": (lambda c, _: store.publishable(c, 10), {"ix_jobs_unpublished"}),
+    "count_published_queued": (lambda c, _: store.count_published_queued(c), {"ix_jobs_published"}),
+    "latest_published_at": (lambda c, _: store.latest_published_at(c), {"ix_jobs_published"}),
+    "republish_unseen": (lambda c, _: store.republish_unseen(c, now()), {"ix_jobs_published"}),
+    "backlog": (lambda c, _: store.backlog(c), {"ix_jobs_running"}),
+    "held_leases": (lambda c, _: store.held_leases(c, "w1"), {"ix_jobs_running"}),
+    "worker_heartbeats": (lambda c, _: store.worker_heartbeats(c), {"ix_jobs_running"}),
+    "reclaim": (lambda c, _: store.reclaim(c, "w1", now()), {"ix_jobs_running"}),
+    "retry_batch": (store.retry_batch, {"ix_jobs_unsuccessful"}),
+    "by completion": (
+        lambda c, batch_id: list(store.iter_results(c, batch_id, order="completion")),
+        {"ix_jobs_completion"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", POLLED)
+def test_polled_queries_use_their_small_index(sqlite_database, name):
+    call, expected = POLLED[name]
+    register(sqlite_database, "w1")
+    batch_id, ids = stored_batch(sqlite_database, 3)
+    claimed = must_take(sqlite_database, ids[0])
+    with sqlite_database.write() as c:
+        store.finish_failed(c, store.FinishedJob(claimed.id, claimed.lease, "w1"), "deadline", "late", now())
+    statements = []
+
+    def note(_connection, _cursor, statement, parameters, _context, _many):
+        if re.search(r"\bjobs\b", statement) and not statement.startswith("EXPLAIN"):
+            statements.append((statement, parameters))
+
+    event.listen(sqlite_database._writer, "before_cursor_execute", note)
+    with sqlite_database.write() as c:
+        call(c, batch_id)
+    plans = []
+    with sqlite_database.read() as c:
+        for statement, parameters in statements:
+            plan = c.connection.driver_connection.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)
+            plans += [row[3] for row in plan if re.search(r"\b(jobs|j)\b", row[3])]
+    assert plans
+    for plan in plans:
+        used = re.search(r"INDEX (\w+)", plan)
+        assert used is not None, plan
+        assert used[1] in expected, plan
+
+
+@pytest.mark.postgres
+def test_a_lane_is_read_in_order_from_its_index_on_postgres(postgres_database):
+    batch_id, _ = stored_batch(postgres_database, 2000)
+    with postgres_database.write() as c:
+        plan = c.execute(
+            text(
+                "EXPLAIN SELECT id FROM jobs WHERE batch_id = :batch AND priority = 0 AND state = 'queued' "
+                "AND published_at IS NULL AND id > 0 ORDER BY id LIMIT 10"
+            ),
+            {"batch": batch_id},
+        ).scalars()
+        assert "ix_jobs_unpublished" in "\n".join(plan)
