@@ -1,7 +1,7 @@
 """Paged attention over ragged batches, registered with transformers under one name.
 
-Own matrix products instead of scaled_dot_product_attention. Trade-off: SDPA is fused where it has a kernel, but on the CPU
-it is 10 to 25 times slower for one query per sequence, and DirectML has no kernel for it at all.
+Own matrix products instead of scaled_dot_product_attention. Trade-off: SDPA is fused where it has a kernel, but on the
+CPU it is 10 to 25 times slower for one query per sequence, and DirectML has no kernel for it at all.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class PagedStep:
     layout: StepLayout
 
 
-def paged_attention(
+def paged_attention(  # noqa: PLR0917  (transformers' signature)
     module: torch.nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -37,7 +37,7 @@ def paged_attention(
     dropout: float = 0.0,  # noqa: ARG001  (inference only)
     *,
     paged_step: PagedStep,
-    **_: Any,  # noqa: ANN401  (transformers passes what other implementations want)
+    **_kwargs: Any,  # noqa: ANN401  (transformers passes what other implementations want)
 ) -> tuple[torch.Tensor, None]:
     """Attend over the paged cache: write the step's keys and values, then solve each group densely.
 
@@ -55,7 +55,7 @@ def paged_attention(
         ``[1, T, num_heads, head_dim]`` and None.
     """
     cache, layout = paged_step.cache, paged_step.layout
-    layer = int(module.layer_idx)  # type: ignore[arg-type]  (nn.Module types attributes as Tensor | Module)
+    layer: int = module.layer_idx  # type: ignore[assignment]  # nn.Module declares attributes as Tensor | Module
     _, num_heads, num_tokens, head_dim = query.shape
     cache.write(
         layer,

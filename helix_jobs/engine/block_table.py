@@ -1,8 +1,8 @@
 """BlockPool and BlockTable: which physical cache blocks hold which tokens. No torch.
 
-A *block* holds the keys and values of ``block_size`` consecutive tokens of one sequence. A *block table* maps a sequence's
-logical blocks to physical ones. The invariant, checked by ``BlockPool.check_integrity``: every block is either free or in
-exactly one table.
+A *block* holds the keys and values of ``block_size`` consecutive tokens of one sequence. A *block table* maps a
+sequence's logical blocks to physical ones. The invariant, checked by ``BlockPool.check_integrity``: every block is
+either free or in exactly one table.
 
 The terms and the idea are those of Kwon et al., "Efficient Memory Management for Large Language Model Serving with
 PagedAttention", SOSP 2023.
@@ -58,6 +58,10 @@ class BlockPool:
     def give_back(self, blocks: Iterable[int]) -> None:
         """Return blocks to the pool."""
         self._free.extend(reversed(list(blocks)))
+
+    def used_free_blocks(self) -> list[int]:
+        """Free blocks that some sequence has written before: fresh ones are handed out only when these are gone."""
+        return [block for block in self._free if block < self.peak_used]
 
     def check_integrity(self, tables: Iterable[BlockTable]) -> None:
         """Verify that free blocks and table entries partition the pool.

@@ -6,6 +6,8 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import torch
+
 from helix_jobs.engine.block_table import BlockPool, BlockTable
 from helix_jobs.engine.cache_size import choose_cache
 from helix_jobs.engine.config import CacheConfig, EngineConfig, SpeculationConfig
@@ -109,7 +111,9 @@ class Engine:
             InvalidRequestError: The request id is already in the engine.
         """
         if request.request_id in self._sequences:
-            raise InvalidRequestError(f"request {request.request_id} is already in the engine; finish or abort it first")
+            raise InvalidRequestError(
+                f"request {request.request_id} is already in the engine; finish or abort it first"
+            )
         params = request.sampling_params
         stop_ids = frozenset(params.stop_token_ids)
         if not params.ignore_eos:
@@ -150,11 +154,13 @@ class Engine:
         schedule = self._scheduler.schedule()
         if schedule.num_sequences:
             try:
-                emissions = self._step.run(schedule)
+                outcome = self._step.run(schedule)
             except Exception as error:  # noqa: BLE001  (whatever a kernel raises must not take the other jobs along)
                 self._recover(error)
             else:
-                self._account(schedule, emissions)
+                self._account(schedule, outcome.emissions)
+                if outcome.not_finite:
+                    self._quarantine(outcome.not_finite)
         return ended + self._collect()
 
     def generate(self, requests: Iterable[Request]) -> list[GenerationResult]:
@@ -200,27 +206,43 @@ class Engine:
             watch = self._stop_watches.get(emission.sequence.request_id)
             if watch is not None and emission.token_ids:
                 _apply_stop_strings(emission.sequence, watch, len(emission.token_ids))
-        self._scheduler.grow()
+        self._scheduler.step_passed()
+
+    def _quarantine(self, sequences: SequenceOf[Sequence]) -> None:
+        """Logits were not finite: keep the damage from spreading through reused blocks.
+
+        The values may be the request's own, or stem from a block whose last owner left them there; computed again from
+        clean blocks they tell which, and only the former fails.
+        """
+        for sequence in sequences:
+            if sequence.was_recomputed:
+                sequence.fail(EngineError("the model produced logits that are not finite (NaN or infinity)"))
+                sequence.reset_cache()
+            else:
+                logger.warning("request %s: logits are not finite; computing it again", sequence.request_id)
+                sequence.was_recomputed = True
+                self._scheduler.preempt(sequence)
+        self._step.clear_blocks(self._pool.used_free_blocks())
 
     def _recover(self, error: Exception) -> None:
         """A step failed: free what can be freed, and halve the batch or fail the one request it consists of."""
         cleanup_memory(self._device)
-        running = self._scheduler.running
+        active = self._scheduler.active
         out_of_memory = _is_out_of_memory(error)
-        if len(running) > 1:
+        if len(active) > 1:
             logger.warning(
                 "a step of %d requests failed (%s); going on with half of them",
-                len(running),
+                len(active),
                 "out of memory" if out_of_memory else type(error).__name__,
                 exc_info=None if out_of_memory else error,
             )
             self._scheduler.shrink()
             return
-        logger.error("request %s failed alone", running[0].request_id, exc_info=error)
+        logger.error("request %s failed alone", active[0].request_id, exc_info=error)
         if out_of_memory:
-            running[0].fail(OutOfMemoryError("the request does not fit into the device's memory even alone"))
+            active[0].fail(OutOfMemoryError("the request does not fit into the device's memory even alone"))
         else:
-            running[0].fail(EngineError(f"the engine failed on this request alone: {type(error).__name__}"))
+            active[0].fail(EngineError(f"the engine failed on this request alone: {type(error).__name__}"))
 
     def _collect(self) -> list[GenerationResult]:
         """Results of ended requests; their blocks are free afterwards."""
@@ -282,6 +304,5 @@ def _apply_stop_strings(sequence: Sequence, watch: StopStringWatch, num_new: int
 def _is_out_of_memory(error: Exception) -> bool:
     """Out of memory, as each backend says it (torch's own class, the CPU's and DirectML's allocators)."""
     text = str(error).lower()
-    return isinstance(error, MemoryError) or any(
-        sign in text for sign in ("out of memory", "could not allocate tensor", "can't allocate memory", "not enough memory")
-    )
+    signs = ("out of memory", "could not allocate tensor", "can't allocate memory", "not enough memory")
+    return isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or any(sign in text for sign in signs)

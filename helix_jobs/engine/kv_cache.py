@@ -10,6 +10,8 @@ import torch
 from helix_jobs.engine.devices import DIRECTML_DEVICE_TYPE
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from transformers import PreTrainedModel
 
     from helix_jobs.engine.config import CacheConfig
@@ -42,11 +44,11 @@ class CacheGeometry:
 class PagedKVCache:
     """Keys and values of every layer, in blocks.
 
-    A row of the gather view is one block of one key-value head: a sequence's keys come out of ``index_select`` already in
-    the ``[heads, keys, head_dim]`` order that the batched product wants, with no transposition after it.
+    A row of the gather view is one block of one key-value head: a sequence's keys come out of ``index_select`` already
+    in the ``[heads, keys, head_dim]`` order that the batched product wants, with no transposition after it.
 
     The pools start at zero: a block's unwritten rows are masked out of attention by a weight of zero, and zero times an
-    uninitialised NaN would not be zero.
+    uninitialised NaN would not be zero. For the same reason blocks that held values which are not finite are cleared.
     """
 
     def __init__(self, geometry: CacheGeometry, config: CacheConfig, dtype: torch.dtype, device: torch.device) -> None:
@@ -80,6 +82,17 @@ class PagedKVCache:
                 by_token.scatter_(0, rows.unsqueeze(1).expand_as(new), new)
             else:
                 by_token.index_copy_(0, rows, new)
+
+    def clear(self, blocks: Sequence[int]) -> None:
+        """Set blocks back to zero: what they hold must not reach their next owner, not even with a weight of zero."""
+        rows_per_block = self.geometry.num_kv_heads * self.block_size
+        device, dtype = self.keys[0].device, self.keys[0].dtype
+        starts = torch.tensor(blocks, dtype=torch.int64) * rows_per_block
+        # [len(blocks) * rows_per_block]
+        rows = (starts[:, None] + torch.arange(rows_per_block)).reshape(-1).to(device)
+        zeros = torch.zeros((len(rows), self.geometry.head_dim), dtype=dtype, device=device)
+        for layer in range(self.geometry.num_layers):
+            self.write(layer, rows, zeros, zeros)
 
     def gather(self, layer: int, rows: torch.Tensor, num_heads: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Collect the keys and values of a group of sequences.

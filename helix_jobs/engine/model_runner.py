@@ -47,7 +47,6 @@ class ModelRunner:
             return tokens
         return tokens.index_select(0, torch.tensor(layout.order, dtype=torch.int64).to(self._device))
 
-    @torch.inference_mode()
     def forward(self, layout: StepLayout, tokens: torch.Tensor, logit_rows: Sequence[int]) -> torch.Tensor | None:
         """Run the model over one packed step and write its keys and values.
 

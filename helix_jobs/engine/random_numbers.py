@@ -1,7 +1,7 @@
 """Per-request random numbers: a pure function of (seed, position, purpose), computed on the CPU.
 
-A shared generator would make an output depend on which other requests were in the batch. Here the same request draws the
-same numbers in any company, after preemption and after a crash.
+A shared generator would make an output depend on which other requests were in the batch. Here the same request draws
+the same numbers in any company, after preemption and after a crash.
 """
 
 from __future__ import annotations

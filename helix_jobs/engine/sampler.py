@@ -24,8 +24,8 @@ def apply_penalties(
 ) -> torch.Tensor:
     """Penalise seen tokens.
 
-    Repetition penalty follows Keskar et al. 2019 (CTRL) as transformers applies it: over prompt and output. Presence and
-    frequency penalties follow OpenAI's definition: over the output.
+    Repetition penalty follows Keskar et al. 2019 (CTRL) as transformers applies it: over prompt and output. Presence
+    and frequency penalties follow OpenAI's definition: over the output.
 
     Args:
         logits: ``[vocab_size]`` fp32.
@@ -43,7 +43,7 @@ def apply_penalties(
         penalty = params.repetition_penalty
         result[seen] = torch.where(scores < 0, scores * penalty, scores / penalty)
     if output_ids and (params.presence_penalty or params.frequency_penalty):
-        tokens, counts = torch.tensor(output_ids, dtype=torch.int64).unique(return_counts=True)
+        tokens, counts = torch.unique(torch.tensor(output_ids, dtype=torch.int64), return_counts=True)
         result[tokens] -= params.presence_penalty + params.frequency_penalty * counts.to(result.dtype)
     return result
 

@@ -6,7 +6,7 @@ import logging
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from helix_jobs.engine.request import RequestState
 from helix_jobs.errors import OutOfMemoryError
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from helix_jobs.engine.sequence import Sequence
 
 logger = logging.getLogger(__name__)
+
+_GOOD_STEPS_TO_GROW: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,7 @@ class Scheduler:
         self._max_batch_size = config.max_batch_size
         self._depth = config.speculation.depth
         self._pool = pool
+        self._good_steps = 0
         # The present limit; shrinks after a failed step, grows back with good ones.
         self.batch_limit = config.max_batch_size
         self.waiting: deque[Sequence] = deque()
@@ -75,6 +78,11 @@ class Scheduler:
     def has_unfinished(self) -> bool:
         """Whether any sequence waits or runs."""
         return bool(self.waiting or self.running)
+
+    @property
+    def active(self) -> list[Sequence]:
+        """Running sequences that have not ended, oldest first."""
+        return [sequence for sequence in self.running if sequence.state is not RequestState.FINISHED]
 
     def schedule(self) -> Schedule:
         """Choose the next step and allocate its blocks. Sequences that can never fit are failed here, alone."""
@@ -101,8 +109,8 @@ class Scheduler:
 
     def preempt_youngest(self, count: int) -> None:
         """Send the ``count`` youngest running sequences back to the head of the queue, in their order."""
-        for _ in range(min(count, len(self.running))):
-            self._preempt(self.running[-1])
+        for sequence in self.active[::-1][:count]:
+            self.preempt(sequence)
 
     def drop_finished(self) -> list[Sequence]:
         """Remove ended sequences, free their blocks and return them."""
@@ -117,12 +125,21 @@ class Scheduler:
 
     def shrink(self) -> None:
         """Halve the batch after a failed step and preempt what no longer fits."""
-        self.batch_limit = max(1, len(self.running) // 2)
-        self.preempt_youngest(len(self.running) - self.batch_limit)
+        self._good_steps = 0
+        num_active = len(self.active)
+        self.batch_limit = max(1, num_active // 2)
+        self.preempt_youngest(num_active - self.batch_limit)
 
-    def grow(self) -> None:
-        """Allow one more sequence, up to the configured batch size."""
-        self.batch_limit = min(self._max_batch_size, self.batch_limit + 1)
+    def step_passed(self) -> None:
+        """After enough good steps in a row allow one more sequence again, up to the configured batch size.
+
+        Trade-off: growing back sooner regains throughput after a passing shortage; later wastes fewer recomputed
+        sequences when the shortage lasts.
+        """
+        self._good_steps += 1
+        if self.batch_limit < self._max_batch_size and self._good_steps >= _GOOD_STEPS_TO_GROW:
+            self._good_steps = 0
+            self.batch_limit += 1
 
     def _plan(self, sequence: Sequence, budget: int) -> Decode | Prefill | None:
         """What this sequence would do in the step, or None when no budget is left for its prompt."""
@@ -140,10 +157,10 @@ class Scheduler:
         while sequence.table.missing_blocks(length) > self._pool.num_free:
             youngest = self.running[-1]
             if youngest is not sequence:
-                self._preempt(youngest)
+                self.preempt(youngest)
                 continue
             if len(self.running) > 1:
-                self._preempt(sequence)
+                self.preempt(sequence)
             else:
                 self._fail_too_large(sequence, length)
             return False
@@ -174,7 +191,8 @@ class Scheduler:
             prefills.append(planned)
             budget -= planned.num_tokens
 
-    def _preempt(self, sequence: Sequence) -> None:
+    def preempt(self, sequence: Sequence) -> None:
+        """Free a running sequence's blocks and send it back to the head of the queue, to be recomputed."""
         self.running.remove(sequence)
         sequence.reset_cache()
         sequence.state = RequestState.WAITING

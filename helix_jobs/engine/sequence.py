@@ -42,6 +42,9 @@ class Sequence:
         # Set when a stop string ended the output: the text up to it.
         self.stopped_text: str | None = None
 
+        # Its logits were not finite once, and it was computed again from clean blocks.
+        self.was_recomputed = False
+
         self.draft_tokens = 0
         self.accepted_tokens = 0
         self.target_steps = 0

@@ -13,9 +13,10 @@ from helix_jobs.engine.random_numbers import Purpose, uniform
 from helix_jobs.engine.sampler import apply_penalties, processed_probs
 from helix_jobs.engine.step_layout import TokenSlice
 from helix_jobs.engine.verification import SampledRow, Verdict, verify_greedy, verify_sampled
-from helix_jobs.errors import EngineError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence as SequenceOf
+
     from helix_jobs.engine.drafters.base import Drafter
     from helix_jobs.engine.model_runner import ModelRunner
     from helix_jobs.engine.scheduler import Schedule
@@ -28,6 +29,19 @@ class Emission:
 
     sequence: Sequence
     token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutcome:
+    """What a step did.
+
+    Attributes:
+        emissions: One for each sequence that was due to emit and did.
+        not_finite: Sequences whose logits held NaN or infinity; nothing of theirs was committed.
+    """
+
+    emissions: tuple[Emission, ...]
+    not_finite: tuple[Sequence, ...]
 
 
 @dataclass(slots=True)
@@ -51,18 +65,21 @@ class SpeculativeStep:
         self._drafter = drafter
         self._vocab_size = vocab_size
 
-    def run(self, schedule: Schedule) -> list[Emission]:
-        """Compute one step and commit it.
-
-        Returns:
-            Emissions, before stop strings are looked at. Sequences that ended are marked finished or failed.
-        """
+    @torch.inference_mode()
+    def run(self, schedule: Schedule) -> StepOutcome:
+        """Compute one step and commit it, stop tokens honoured. Stop strings are the caller's."""
         proposal = Proposal(tuple(() for _ in schedule.decodes))
         if self._drafter is not None:
             proposal = self._drafter.propose(schedule)
         emitters, logits = self._score(schedule, proposal)
         verdicts = self._verify(emitters, logits, proposal.draft_probs)
         return self._commit(schedule, emitters, verdicts)
+
+    def clear_blocks(self, blocks: SequenceOf[int]) -> None:
+        """Set cache blocks of target and draft back to zero."""
+        self._target.cache.clear(blocks)
+        if self._drafter is not None:
+            self._drafter.clear_blocks(blocks)
 
     def _score(self, schedule: Schedule, proposal: Proposal) -> tuple[list[_Emitter], torch.Tensor | None]:
         """One target pass over prompt chunks, last tokens and drafts."""
@@ -150,17 +167,16 @@ class SpeculativeStep:
             seen = [*output_ids, *emitter.draft_ids[:position]]
             host[row] = apply_penalties(host[row], sequence.params, prompt_ids, seen)
 
-    def _commit(
-        self, schedule: Schedule, emitters: list[_Emitter], verdicts: list[Verdict | None]
-    ) -> list[Emission]:
+    def _commit(self, schedule: Schedule, emitters: list[_Emitter], verdicts: list[Verdict | None]) -> StepOutcome:
         now = time.monotonic()
         for prefill in schedule.prefills:
             prefill.sequence.num_computed += prefill.num_tokens
-        emissions = []
+        emissions: list[Emission] = []
+        not_finite: list[Sequence] = []
         for emitter, verdict in zip(emitters, verdicts, strict=True):
             sequence = emitter.sequence
             if verdict is None:
-                sequence.fail(EngineError("the model produced logits that are not finite (NaN or infinity)"))
+                not_finite.append(sequence)
                 continue
             sequence.draft_tokens += len(emitter.draft_ids)
             sequence.accepted_tokens += verdict.num_accepted
@@ -168,7 +184,7 @@ class SpeculativeStep:
             # All but the last token have keys and values: the accepted drafts were computed as they were verified.
             sequence.num_computed = len(sequence) - 1
             emissions.append(Emission(sequence, tuple(appended)))
-        return emissions
+        return StepOutcome(tuple(emissions), tuple(not_finite))
 
 
 def _verify_sampled(

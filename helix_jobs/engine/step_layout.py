@@ -1,8 +1,8 @@
 """StepLayout: how the tokens of one ragged step are packed, and which cache rows each of them reads and writes.
 
 Planned once a step with NumPy and used by every layer. Sequences are cut into *slices* (a sequence's new tokens of this
-step), slices are ordered so that those with like query and key lengths stand together, and each such *group* is one dense
-attention problem: no padding in the linear layers, little in attention.
+step), slices are ordered so that those with like query and key lengths stand together, and each such *group* is one
+dense attention problem: no padding in the linear layers, little in attention.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class StepLayout:
         positions: ``[1, T]`` position of each token in its sequence.
         write_rows: ``[T * num_kv_heads]`` rows of the cache's token view, token-major.
         groups: Dense attention problems that cover every token once.
-        output_rows: ``[T]`` where each packed token's attention output stands in the concatenated group outputs, or None
+        output_rows: ``[T]`` where each packed token's attention output stands in the concatenated group outputs; None
             when the concatenation is already in packed order.
     """
 
@@ -175,15 +175,20 @@ def _group_key(piece: _Piece) -> tuple[int, int]:
 
 
 def _tables(slices: Sequence[TokenSlice], block_size: int) -> IntArray:
-    """Block tables as one array ``[num_slices, max_blocks]``; unused entries are block 0 and always masked."""
+    """Block tables as one array ``[num_slices, max_blocks]``.
+
+    Unused entries are always masked. They repeat the slice's own first block: a masked NaN would still spread, so
+    nobody reads a block of somebody else's.
+    """
     used = [-(-(part.start + part.num_tokens) // block_size) for part in slices]
-    tables = np.zeros((len(slices), max(used)), dtype=np.int64)
+    tables = np.empty((len(slices), max(used)), dtype=np.int64)
     for row, (part, count) in enumerate(zip(slices, used, strict=True)):
         tables[row, :count] = part.blocks[:count]
+        tables[row, count:] = part.blocks[0]
     return tables
 
 
-def _plan_group(
+def _plan_group(  # noqa: PLR0917  (one call site; the step's arrays and its geometry)
     pieces: list[_Piece],
     slices: Sequence[TokenSlice],
     offsets: list[int],

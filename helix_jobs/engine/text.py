@@ -54,9 +54,7 @@ class TextCodec:
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of output tokens, special tokens left out."""
         with self._lock:
-            text = self._tokenizer.decode(
-                list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False
-            )
+            text = self._tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         assert isinstance(text, str), "one sequence decodes to one string"
         return text
 

@@ -2,8 +2,10 @@
 
 After Leviathan et al., "Fast Inference from Transformers via Speculative Decoding", ICML 2023, algorithm 1:
 
-- A *draft token* x, drawn from the draft distribution, is *accepted* with probability min(1, target_probs[x] / draft_probs[x]).
-- At the first rejection a *recovered token* is drawn from norm(max(0, target_probs - draft_probs)); the rest is dropped.
+- A *draft token* x, drawn from the draft distribution, is *accepted* with probability
+  min(1, target_probs[x] / draft_probs[x]).
+- At the first rejection a *recovered token* is drawn from norm(max(0, target_probs - draft_probs)); the drafts after it
+  are dropped.
 - If every draft token is accepted, a *bonus token* is drawn from the target's distribution after the last of them.
 
 Then each emitted token has exactly the target's distribution, whatever the drafter proposed. For greedy rows both
@@ -105,9 +107,7 @@ def _count_accepted(row: SampledRow, target_probs: torch.Tensor, draft_probs: to
     return depth
 
 
-def _residual(
-    target: torch.Tensor, row: SampledRow, rejected: int, draft_probs: torch.Tensor | None
-) -> torch.Tensor:
+def _residual(target: torch.Tensor, row: SampledRow, rejected: int, draft_probs: torch.Tensor | None) -> torch.Tensor:
     """norm(max(0, target - draft)), unnormalised; ``[vocab_size]``."""
     if row.first_draft_row is None or draft_probs is None:
         residual = target.clone()

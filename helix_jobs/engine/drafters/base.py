@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import torch
 
     from helix_jobs.engine.scheduler import Schedule
@@ -34,3 +36,6 @@ class Drafter(Protocol):
 
     def propose(self, schedule: Schedule) -> Proposal:
         """Draft for the schedule's decodes, and keep up with its prefills. Called once for every step."""
+
+    def clear_blocks(self, blocks: Sequence[int]) -> None:
+        """Set cache blocks back to zero; a drafter without a cache has nothing to do."""

@@ -51,8 +51,12 @@ class DraftModelDrafter:
         drafted = {id(decode): tuple(ids) for decode, ids in zip(drafting, tokens, strict=True)}
         return Proposal(tuple(drafted.get(id(decode), ()) for decode in schedule.decodes), draft_probs)
 
+    def clear_blocks(self, blocks: SequenceOf[int]) -> None:
+        """Set blocks of the draft's cache back to zero."""
+        self._runner.cache.clear(blocks)
+
     def _first_pass(self, drafting: SequenceOf[Decode], prefills: SequenceOf[Prefill]) -> torch.Tensor | None:
-        """Compute what the draft's cache misses; return logits ``[len(drafting), vocab_size]`` or None for no drafts."""
+        """Compute what the draft's cache misses; return logits ``[len(drafting), vocab_size]``, None for no drafts."""
         ends = [(d.sequence, len(d.sequence)) for d in drafting]
         ends += [(p.sequence, p.sequence.num_computed + p.num_tokens) for p in prefills]
         ends = [(sequence, end) for sequence, end in ends if end > sequence.num_draft_computed]
@@ -72,7 +76,7 @@ class DraftModelDrafter:
         return logits
 
     def _next_pass(self, active: SequenceOf[Decode], position: int, tokens: torch.Tensor) -> torch.Tensor:
-        """Feed the ``position``-th draft token ``[len(active)]`` of each; return logits ``[len(active), vocab_size]``."""
+        """Feed each one's ``position``-th draft token, ``[len(active)]``; return its logits, a row each."""
         slices = [TokenSlice(1, len(d.sequence) + position, d.sequence.table.blocks) for d in active]
         layout = self._runner.plan(slices)
         logits = self._runner.forward(layout, self._runner.reorder(layout, tokens), layout.offsets)
@@ -111,7 +115,7 @@ class DraftModelDrafter:
         active = list(range(len(drafting)))
         position = 0
         while True:
-            host = self._fit(logits).float().cpu()
+            host = _without_nan(self._fit(logits).float().cpu())
             for place, index in enumerate(active):
                 sequence = drafting[index].sequence
                 if sequence.params.has_penalties:
@@ -151,3 +155,9 @@ class DraftModelDrafter:
             return logits.narrow(1, 0, self._vocab_size)
         filler = torch.full((logits.shape[0], self._vocab_size - width), -1e30, dtype=torch.float32)
         return torch.cat([logits.float(), filler.to(logits.device)], dim=1)
+
+
+def _without_nan(logits: torch.Tensor) -> torch.Tensor:
+    """Rows that are not finite become uniform: verification needs a distribution, however bad, to divide by."""
+    finite = torch.isfinite(logits.max(dim=1, keepdim=True).values)
+    return torch.where(finite, logits, 0.0)
