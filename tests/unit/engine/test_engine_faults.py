@@ -1,0 +1,213 @@
+"""What goes wrong with one request stays with that request."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny_models import VOCAB_SIZE, reference_greedy, request, tiny_engine, tiny_model
+
+from helix_jobs.engine.request import FinishReason, Request
+from helix_jobs.engine.sampling_params import SamplingParams
+from helix_jobs.engine.speculative import SpeculativeStep
+from helix_jobs.errors import EngineError, InvalidRequestError, OutOfMemoryError, PromptTooLongError
+
+
+def prompts(count=6, seed=4):
+    rng = random.Random(seed)
+    return [[rng.randrange(1, VOCAB_SIZE) for _ in range(rng.randrange(2, 30))] for _ in range(count)]
+
+
+def text_request(name, **fields):
+    return Request(request_id=name, seed=1, sampling_params=SamplingParams(max_tokens=5), **fields)
+
+
+def test_too_long_prompts_fail_alone():
+    model = tiny_model(seed=3)
+    good = prompts(3)
+    engine = tiny_engine(model, "same", max_model_len=64)
+    results = engine.generate(
+        [request("long", [5] * 64, max_tokens=4), *(request(str(i), p, max_tokens=6) for i, p in enumerate(good))]
+    )
+    assert isinstance(results[0].error, PromptTooLongError)
+    assert results[0].finish_reason is None
+    assert "64 tokens" in str(results[0].error)
+    assert [r.output_token_ids for r in results[1:]] == [reference_greedy(model, p, 6) for p in good]
+    with pytest.raises(PromptTooLongError, match="shorten the prompt"):
+        engine.encode(request("long", [5] * 64))
+
+
+def test_the_longest_prompt_that_fits_yields_one_token():
+    engine = tiny_engine(max_model_len=64)
+    (result,) = engine.generate([request("a", [5] * 63, max_tokens=9, ignore_eos=True)])
+    assert result.completion_tokens == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"prompt": ""}, "no tokens"),
+        ({}, "exactly one"),
+        ({"prompt": "a", "prompt_token_ids": (1,)}, "exactly one"),
+        ({"prompt_token_ids": (1, VOCAB_SIZE)}, "every id"),
+        ({"prompt_token_ids": ()}, "no tokens"),
+        ({"messages": ({"role": "bad", "content": "secret words"},)}, "chat template refuses"),
+    ],
+)
+def test_requests_that_cannot_be_encoded_fail_alone(fields, reason):
+    engine = tiny_engine()
+    bad, good = engine.generate([text_request("bad", **fields), text_request("good", prompt="abc")])
+    assert isinstance(bad.error, InvalidRequestError)
+    assert reason in str(bad.error)
+    assert "secret" not in str(bad.error)
+    assert good.error is None
+    assert good.completion_tokens > 0
+
+
+def test_messages_go_through_the_chat_template():
+    engine = tiny_engine()
+    chat = engine.encode(text_request("a", messages=({"role": "user", "content": "hi"},)))
+    assert chat.prompt_token_ids == engine.encode(text_request("b", prompt="u.hi!a.")).prompt_token_ids
+    assert chat.prompt is None
+    assert chat.messages is None
+
+
+def test_the_same_id_twice_is_refused():
+    engine = tiny_engine()
+    engine.add_request(request("a", [1, 2]))
+    with pytest.raises(InvalidRequestError, match="already in the engine"):
+        engine.add_request(request("a", [1, 2]))
+
+
+def test_abort_waiting_running_and_unknown():
+    engine = tiny_engine(max_batch_size=2)
+    for name in ("a", "b", "c"):
+        engine.add_request(request(name, [3, 4, 5], max_tokens=100, ignore_eos=True))
+    engine.step()
+    engine.step()
+    for name in ("a", "c", "nobody"):
+        engine.abort(name)
+    results = {}
+    while engine.has_unfinished():
+        results.update((r.request_id, r) for r in engine.step())
+    assert results["a"].finish_reason is FinishReason.ABORTED
+    assert results["a"].completion_tokens > 0
+    assert results["c"].finish_reason is FinishReason.ABORTED
+    assert results["c"].completion_tokens == 0
+    assert results["b"].finish_reason is FinishReason.LENGTH
+    engine.check_integrity()
+    assert engine._pool.num_free == engine.info.num_blocks
+
+
+class FaultyStep(SpeculativeStep):
+    """Raises while a marked request takes part, or while more than ``limit`` sequences do."""
+
+    def __init__(self, step, error, *, poison=None, limit=None):
+        self.__dict__.update(step.__dict__)
+        self.error, self.poison, self.limit, self.failures = error, poison, limit, 0
+
+    def run(self, schedule):
+        names = [p.sequence.request_id for p in (*schedule.decodes, *schedule.prefills)]
+        if self.poison in names or (self.limit is not None and len(names) > self.limit):
+            self.failures += 1
+            raise self.error
+        return super().run(schedule)
+
+
+@pytest.mark.parametrize("draft", ["none", "int8"])
+def test_out_of_memory_shrinks_the_batch_and_changes_nothing(draft):
+    model = tiny_model(seed=3)
+    texts = prompts(12)
+    engine = tiny_engine(model, draft, max_batch_size=12)
+    engine._step = FaultyStep(engine._step, RuntimeError("Could not allocate tensor with 99 bytes"), limit=4)
+    results = engine.generate(request(str(i), p, max_tokens=12) for i, p in enumerate(texts))
+    assert [r.output_token_ids for r in results] == [reference_greedy(model, p, 12) for p in texts]
+    assert engine._step.failures > 0
+    engine.check_integrity()
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (RuntimeError("boom"), EngineError),
+        (torch.OutOfMemoryError("x"), OutOfMemoryError),
+        (MemoryError(), OutOfMemoryError),
+    ],
+)
+def test_a_poisonous_request_is_found_and_fails_alone(error, expected, caplog):
+    model = tiny_model(seed=3)
+    texts = prompts(9)
+    engine = tiny_engine(model, "same", max_batch_size=9)
+    engine._step = FaultyStep(engine._step, error, poison="5")
+    results = engine.generate(request(str(i), p, max_tokens=8) for i, p in enumerate(texts))
+    for i, (result, text) in enumerate(zip(results, texts, strict=True)):
+        if i == 5:
+            assert type(result.error) is expected
+            assert result.finish_reason is None
+        else:
+            assert result.output_token_ids == reference_greedy(model, text, 8)
+    engine.check_integrity()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_not_finite_fail_their_request_alone(temperature):
+    """Token 30's embedding is NaN: a prompt that holds it poisons its own row only."""
+    model = tiny_model(seed=3)
+    model.model.embed_tokens.weight[30] = float("nan")
+    engine = tiny_engine(model, "same", eos=())
+    params = {"max_tokens": 12, "temperature": temperature, "stop_token_ids": (30,)}
+    good = [request(str(i), [3, 5, 4 + i] * i, seed=i, **params) for i in range(1, 9)]
+    expected = engine.generate(good)
+    mixed = engine.generate(
+        [request("bad", [3, 30, 4], **params), *good, request("worse", [30] * 9, **params), *late(good)]
+    )
+    for bad in (mixed[0], mixed[9]):
+        assert isinstance(bad.error, EngineError)
+        assert "not finite" in str(bad.error)
+    answers = [r.output_token_ids for r in expected]
+    assert [r.output_token_ids for r in mixed[1:9]] == answers
+    assert [r.output_token_ids for r in mixed[10:]] == answers
+
+
+def late(requests):
+    """The same requests again, behind the others: they reuse the blocks that the first ones leave."""
+    return [replace(r, request_id=f"late-{r.request_id}") for r in requests]
+
+
+def test_a_request_larger_than_the_cache_fails_alone():
+    engine = tiny_engine(num_blocks=8, block_size=4)
+    bad, good = engine.generate(
+        [
+            request("bad", [3, 4, 5], max_tokens=100, ignore_eos=True),
+            request("good", [3, 4], max_tokens=5, ignore_eos=True),
+        ]
+    )
+    assert isinstance(bad.error, OutOfMemoryError)
+    assert "HELIX_KV_CACHE_MB" in str(bad.error)
+    assert good.completion_tokens == 5
+
+
+def test_times_and_counters_add_up():
+    engine = tiny_engine(max_batch_size=3)
+    results = engine.generate(request(str(i), p, max_tokens=9, ignore_eos=True) for i, p in enumerate(prompts(7)))
+    counters = engine.counters()
+    assert counters.completion_tokens == sum(r.completion_tokens for r in results) == 63
+    assert counters.prompt_tokens == sum(r.prompt_tokens for r in results)
+    assert counters.draft_tokens == sum(r.draft_tokens for r in results) > 0
+    assert counters.accepted_tokens == sum(r.accepted_tokens for r in results)
+    assert counters.sequence_steps / counters.steps <= 3
+    for result in results:
+        assert 0 <= result.ttft_seconds <= result.total_seconds
+        assert result.ttft_seconds + result.decode_seconds <= result.total_seconds + 1e-6
+        assert result.queue_seconds >= 0
+    assert max(r.queue_seconds for r in results) > 0
+
+
+def test_close_frees_what_is_held():
+    engine = tiny_engine()
+    engine.add_request(request("a", [1, 2, 3], max_tokens=50))
+    engine.step()
+    engine.close()
+    assert engine._pool.num_free == engine.info.num_blocks

@@ -1,0 +1,128 @@
+"""Greedy outputs equal transformers' own generate at batch 1, token for token, whatever the batch and the draft."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from tiny_models import (
+    ARCHITECTURES,
+    VOCAB_SIZE,
+    reference_greedy,
+    request,
+    tiny_engine,
+    tiny_model,
+)
+
+from helix_jobs.engine.request import FinishReason
+
+
+def ragged_prompts(seed, count=14):
+    rng = random.Random(seed)
+    lengths = [1, 2, 3, 4, 5, 8, 9, 16, 17, 31, 60, 7, 40, 100]
+    return [[rng.randrange(1, VOCAB_SIZE) for _ in range(length)] for length in lengths[:count]]
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def served(request):
+    """A model of each architecture and what transformers answers with it."""
+    model = tiny_model(request.param, seed=3)
+    prompts = ragged_prompts(11)
+    budgets = [6 + 2 * i for i in range(len(prompts))]
+    answers = [reference_greedy(model, p, n) for p, n in zip(prompts, budgets, strict=True)]
+    assert any(len(set(a)) > 5 for a in answers), "the reference must not be one token over and over"
+    return model, prompts, budgets, answers
+
+
+@pytest.mark.parametrize("draft", ["none", "same", "int8", "other"])
+def test_equals_transformers_over_a_ragged_batch(served, draft):
+    model, prompts, budgets, answers = served
+    engine = tiny_engine(model, draft, max_batch_size=8)
+    requests = [request(str(i), p, max_tokens=n) for i, (p, n) in enumerate(zip(prompts, budgets, strict=True))]
+    results = engine.generate(requests)
+    assert [r.output_token_ids for r in results] == answers
+    assert all(
+        r.finish_reason is (FinishReason.LENGTH if len(a) == n else FinishReason.STOP)
+        for r, a, n in zip(results, answers, budgets, strict=True)
+    )
+    engine.check_integrity()
+    assert (sum(r.draft_tokens for r in results) > 0) == (draft != "none")
+
+
+@pytest.mark.parametrize(
+    ("num_blocks", "token_budget", "block_size"), [(46, 1024, 4), (400, 7, 4), (60, 5, 3), (46, 16, 4)]
+)
+def test_equals_transformers_through_preemption_and_chunked_prefill(served, num_blocks, token_budget, block_size):
+    model, prompts, budgets, answers = served
+    engine = tiny_engine(
+        model, "int8", num_blocks=num_blocks, block_size=block_size, token_budget=token_budget, max_batch_size=6
+    )
+    requests = [request(str(i), p, max_tokens=n) for i, (p, n) in enumerate(zip(prompts, budgets, strict=True))]
+    assert [r.output_token_ids for r in engine.generate(requests)] == answers
+    assert engine.counters().peak_blocks <= num_blocks
+
+
+def test_a_small_pool_preempts_and_changes_nothing(served, caplog):
+    model, prompts, _, _ = served
+    caplog.set_level("DEBUG", logger="helix_jobs.engine.scheduler")
+    requests = [request(str(i), p, max_tokens=50, ignore_eos=True) for i, p in enumerate(prompts[:10])]
+    roomy = tiny_engine(model, "int8").generate(requests)
+    assert "preempted" not in caplog.text
+    tight = tiny_engine(model, "int8", num_blocks=34, max_batch_size=8).generate(requests)
+    assert "preempted" in caplog.text
+    assert [r.output_token_ids for r in tight] == [r.output_token_ids for r in roomy]
+
+
+def test_a_perfect_draft_is_always_accepted(served):
+    model, prompts, budgets, _ = served
+    engine = tiny_engine(model, "same", max_batch_size=4)
+    results = engine.generate(
+        request(str(i), p, max_tokens=n) for i, (p, n) in enumerate(zip(prompts, budgets, strict=True))
+    )
+    ended_by_length = [r for r in results if r.finish_reason is FinishReason.LENGTH]
+    assert ended_by_length
+    assert all(r.acceptance_rate == 1.0 for r in ended_by_length)
+    assert all(r.mean_acceptance_length > 2 for r in ended_by_length if r.completion_tokens > 8)
+
+
+def test_penalised_greedy_equals_transformers(served):
+    model, prompts, _, _ = served
+    engine = tiny_engine(model, "same", max_batch_size=4)
+    results = engine.generate(request(str(i), p, max_tokens=20, repetition_penalty=1.7) for i, p in enumerate(prompts))
+    expected = [reference_greedy(model, p, 20, repetition_penalty=1.7) for p in prompts]
+    assert [r.output_token_ids for r in results] == expected
+
+
+def test_ignore_eos_and_stop_token_ids():
+    model = tiny_model(seed=3)
+    prompts = ragged_prompts(5, 8)
+    engine = tiny_engine(model, "other")
+    free = engine.generate(request(f"free{i}", p, max_tokens=30, ignore_eos=True) for i, p in enumerate(prompts))
+    assert all(r.completion_tokens == 30 and r.finish_reason is FinishReason.LENGTH for r in free)
+    stops = [r.output_token_ids[9] for r in free]
+    stopped = engine.generate(
+        request(f"stop{i}", p, max_tokens=30, ignore_eos=True, stop_token_ids=(s,))
+        for i, (p, s) in enumerate(zip(prompts, stops, strict=True))
+    )
+    for whole, cut, stop in zip(free, stopped, stops, strict=True):
+        assert cut.output_token_ids == whole.output_token_ids[: whole.output_token_ids.index(stop)]
+        assert cut.finish_reason is FinishReason.STOP
+
+
+def test_the_context_ends_an_output():
+    model = tiny_model(seed=3)
+    engine = tiny_engine(model, "same", max_model_len=24)
+    (result,) = engine.generate([request("a", list(range(1, 21)), max_tokens=100, ignore_eos=True)])
+    assert result.completion_tokens == 4
+    assert result.finish_reason is FinishReason.LENGTH
+
+
+def test_a_stop_token_as_first_token_gives_an_empty_output():
+    model = tiny_model(seed=3)
+    prompt = ragged_prompts(5, 4)[3]
+    first = reference_greedy(model, prompt, 1, eos_token_id=None)[0]
+    (result,) = tiny_engine(model).generate([request("a", prompt, max_tokens=9, stop_token_ids=(first,))])
+    assert result.output_token_ids == ()
+    assert result.output_text == ""
+    assert result.finish_reason is FinishReason.STOP
+    assert result.ttft_seconds is None

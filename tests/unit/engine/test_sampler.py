@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import (
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from helix_jobs.engine.random_numbers import Purpose, uniform
+from helix_jobs.engine.sampler import apply_penalties, processed_probs, sample
+from helix_jobs.engine.sampling_params import SamplingParams
+
+
+def transformers_probs(logits, params):
+    """The same chain from transformers' own processors, in its order."""
+    ids = torch.zeros(1, 1, dtype=torch.int64)
+    scores = TemperatureLogitsWarper(params.temperature)(ids, logits[None])
+    if params.top_k:
+        scores = TopKLogitsWarper(params.top_k)(ids, scores)
+    if params.top_p < 1:
+        scores = TopPLogitsWarper(params.top_p)(ids, scores)
+    if params.min_p:
+        scores = MinPLogitsWarper(params.min_p)(ids, scores)
+    return torch.softmax(scores, dim=-1)[0]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    vocab_size=st.sampled_from([5, 50, 3000]),
+    spread=st.sampled_from([0.5, 3.0, 12.0]),
+    temperature=st.sampled_from([0.3, 1.0, 1.7]),
+    top_k=st.sampled_from([0, 1, 3, 40]),
+    top_p=st.sampled_from([1.0, 0.95, 0.5, 0.05]),
+    min_p=st.sampled_from([0.0, 0.1, 0.9]),
+)
+def test_processing_equals_transformers(*, seed, vocab_size, spread, temperature, top_k, top_p, min_p):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(3, vocab_size, generator=generator) * spread
+    params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    plain = SamplingParams(temperature=1.0)
+    probs = processed_probs(logits, [params, plain, params])
+    for row, own in ((0, params), (1, plain), (2, params)):
+        torch.testing.assert_close(probs[row], transformers_probs(logits[row], own), rtol=1e-4, atol=1e-6)
+
+
+def test_top_p_over_a_flat_distribution_looks_past_its_candidates():
+    probs = processed_probs(torch.zeros(1, 5000), [SamplingParams(temperature=1.0, top_p=0.9)])
+    assert (probs > 0).all()
+    logits = torch.linspace(0, 0.01, 5000)[None]
+    kept = int((processed_probs(logits, [SamplingParams(temperature=1.0, top_p=0.9)]) > 0).sum())
+    assert 4450 < kept < 4550
+
+
+def test_a_tiny_temperature_does_not_overflow():
+    probs = processed_probs(torch.tensor([[300.0, 299.0, -300.0]]), [SamplingParams(temperature=1e-6)])
+    assert probs.tolist() == [[1.0, 0.0, 0.0]]
+
+
+def test_repetition_penalty_equals_transformers():
+    logits = torch.randn(40, generator=torch.Generator().manual_seed(1))
+    prompt, output = [1, 2, 2, 7], [7, 9]
+    expected = RepetitionPenaltyLogitsProcessor(1.6)(torch.tensor([prompt + output]), logits.clone()[None])[0]
+    before = logits.clone()
+    penalised = apply_penalties(logits, SamplingParams(repetition_penalty=1.6), prompt, output)
+    torch.testing.assert_close(penalised, expected)
+    torch.testing.assert_close(logits, before)
+
+
+def test_presence_and_frequency_count_the_output_alone():
+    params = SamplingParams(presence_penalty=0.5, frequency_penalty=0.25)
+    penalised = apply_penalties(torch.zeros(6), params, [0, 1], [1, 1, 3])
+    assert penalised.tolist() == [0.0, -1.0, 0.0, -0.75, 0.0, 0.0]
+    assert apply_penalties(torch.zeros(3), params, [0, 1], []).tolist() == [0.0, 0.0, 0.0]
+
+
+def test_sampling_inverts_the_cumulative_distribution():
+    probs = torch.tensor([[0.0, 0.25, 0.0, 0.75, 0.0]]).repeat(5, 1)
+    assert sample(probs, [0.0, 0.2499, 0.25, 0.9999, 1.0]) == [1, 1, 3, 3, 3]
+
+
+def test_unnormalised_rows_sample_the_same():
+    assert sample(torch.tensor([[0.0, 0.1, 0.3]]) * 7, [0.3]) == [2]
+    assert sample(torch.tensor([[0.0, 0.1, 0.3]]) * 1e-9, [0.2]) == [1]
+
+
+def test_uniform_numbers_are_reproducible_distinct_and_even():
+    numbers = [uniform(s, p, purpose) for s in range(40) for p in range(20) for purpose in Purpose]
+    assert len(set(numbers)) == len(numbers)
+    assert all(0.0 <= n < 1.0 for n in numbers)
+    assert abs(sum(numbers) / len(numbers) - 0.5) < 0.02
+    assert uniform(5, 3, Purpose.ACCEPT) == uniform(5, 3, Purpose.ACCEPT)
+
+
+@pytest.mark.parametrize("seed", [-(2**63), -1, 0, 2**64 - 1])
+def test_every_allowed_seed_draws(seed):
+    assert 0.0 <= uniform(seed, 2**40, Purpose.FINAL) < 1.0

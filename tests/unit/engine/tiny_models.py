@@ -1,0 +1,138 @@
+"""Tiny random models with a one-character-per-token tokenizer, in the shapes the engine serves."""
+
+from __future__ import annotations
+
+import copy
+import string
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+from helix_jobs.engine.config import CacheConfig, EngineConfig, SpeculationConfig
+from helix_jobs.engine.engine import Engine
+from helix_jobs.engine.int8_linear import quantize_copy
+from helix_jobs.engine.model_loader import LoadedModel, LoadedModels
+from helix_jobs.engine.request import Request
+from helix_jobs.engine.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transformers import PreTrainedModel
+
+ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
+ALPHABET = string.ascii_lowercase + " .,!?<>"
+EOS = 0
+VOCAB_SIZE = len(ALPHABET) + 2  # "<eos>", "<unk>", then one token a character
+CPU = torch.device("cpu")
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    vocabulary = {"<eos>": EOS, "<unk>": 1, **{character: i + 2 for i, character in enumerate(ALPHABET)}}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    backend.decoder = decoders.Fuse()
+    made = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", unk_token="<unk>")
+    made.chat_template = (
+        "{% for m in messages %}{% if m['role'] == 'bad' %}{{ raise_exception('no role bad') }}{% endif %}"
+        "{{ m['role'][0] }}.{{ m['content'] }}!{% endfor %}a."
+    )
+    return made
+
+
+def tiny_model(architecture: str = "llama", seed: int = 0, vocab_size: int = VOCAB_SIZE, **overrides: Any) -> Any:
+    """A random model whose greedy outputs vary: wide initial weights keep its logits far apart."""
+    config = AutoConfig.for_model(
+        architecture,
+        vocab_size=vocab_size,
+        hidden_size=48,
+        intermediate_size=80,
+        num_hidden_layers=2,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=256,
+        initializer_range=0.4,
+        bos_token_id=None,
+        eos_token_id=EOS,
+        pad_token_id=None,
+        tie_word_embeddings=False,
+        sliding_window=None,
+        **overrides,
+    )
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
+    return model.eval().requires_grad_(requires_grad=False)
+
+
+def draft_for(target: PreTrainedModel, kind: str) -> LoadedModel | None:
+    """A draft that never runs, always, often or hardly ever agrees with the target."""
+    if kind == "none":
+        return None
+    if kind == "same":
+        model = copy_of(target)
+    elif kind == "int8":
+        model = quantize_copy(target)
+    else:
+        model = tiny_model(target.config.model_type, seed=99, vocab_size=target.config.vocab_size)
+    return LoadedModel(f"draft-{kind}", model, torch.float32, 0)
+
+
+def copy_of(model: PreTrainedModel) -> Any:
+    copied = AutoModelForCausalLM.from_config(
+        copy.deepcopy(model.config), dtype=torch.float32, attn_implementation="eager"
+    )
+    copied.load_state_dict(model.state_dict())
+    return copied.eval().requires_grad_(requires_grad=False)
+
+
+def loaded(
+    target: PreTrainedModel, draft: str | LoadedModel | None = "none", eos: Sequence[int] = (EOS,)
+) -> LoadedModels:
+    return LoadedModels(
+        target=LoadedModel("tiny", target, torch.float32, 0),
+        draft=draft_for(target, draft) if isinstance(draft, str) else draft,
+        tokenizer=tokenizer(),
+        device=CPU,
+        dtype=torch.float32,
+        eos_token_ids=frozenset(eos),
+        max_context=256,
+    )
+
+
+def tiny_engine(
+    target: PreTrainedModel | None = None,
+    draft: str | LoadedModel | None = "same",
+    *,
+    num_blocks: int = 400,
+    block_size: int = 4,
+    depth: int = 4,
+    eos: Sequence[int] = (EOS,),
+    **config: Any,
+) -> Engine:
+    model = copy_of(target) if target is not None else tiny_model()
+    return Engine(
+        loaded(model, draft, eos),
+        EngineConfig(speculation=SpeculationConfig(depth=depth), **config),
+        CacheConfig(num_blocks=num_blocks, block_size=block_size),
+    )
+
+
+def request(name: str, prompt_ids: Sequence[int], seed: int = 0, **params: Any) -> Request:
+    return Request(
+        request_id=name, prompt_token_ids=tuple(prompt_ids), seed=seed, sampling_params=SamplingParams(**params)
+    )
+
+
+def reference_greedy(
+    model: PreTrainedModel, prompt_ids: Sequence[int], max_tokens: int, **kwargs: Any
+) -> tuple[int, ...]:
+    """transformers' own greedy generation at batch 1, end-of-sequence token cut off."""
+    ids = torch.tensor([list(prompt_ids)])
+    out = model.generate(
+        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=max_tokens, pad_token_id=EOS, **kwargs
+    )
+    new = out[0, ids.shape[1] :].tolist()
+    return tuple(new[:-1] if new and new[-1] == EOS else new)
