@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from helix_jobs.engine.architecture import check_architecture, check_model_type
 from helix_jobs.engine.checkpoint import Checkpoint, find_checkpoint
 from helix_jobs.engine.pretrained import TRANSFORMERS_MAJOR, pretrained_arguments, read_tokenizer, weight_arguments
-from helix_jobs.errors import ModelError, ModelNotFoundError
+from helix_jobs.errors import HelixError, ModelError, ModelNotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,7 +49,9 @@ def open_source(name: str, home: Path, on_progress: Callable[[str], None]) -> Mo
             config = AutoConfig.from_pretrained(folder, **arguments)
             check_architecture(name, config)
             tokenizer = read_tokenizer(folder, arguments)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+    except HelixError:
+        raise
+    except Exception as error:  # its readers raise anything over a damaged file
         raise ModelNotFoundError(
             f"model {name}: its configuration or tokenizer cannot be read from {checkpoint.folder} "
             f"({type(error).__name__}: {error}); fetch the model again, tokenizer files included"
@@ -79,7 +81,7 @@ def read_weights(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
                 **arguments,
                 **weight_arguments(checkpoint.gguf_file),
             )
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+    except Exception as error:  # as above
         raise ModelError(
             f"model {name}: the weights cannot be read ({type(error).__name__}: {error}); fetch the model again"
         ) from error

@@ -1,0 +1,254 @@
+"""Each way a model can be wrong, with the sentence a person reads."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from model_files import edit_config, load, save_checkpoint, write_gguf
+from safetensors.torch import load_file, save_file
+from tiny_models import CPU, tiny_model, tokenizer
+
+from helix_jobs.engine import model_loader
+from helix_jobs.engine.architecture import kv_bytes_per_token
+from helix_jobs.engine.model_loader import load_models
+from helix_jobs.errors import (
+    ConfigurationError,
+    InsufficientMemoryError,
+    ModelError,
+    ModelNotFoundError,
+    TokenizerMismatchError,
+    UnsupportedArchitectureError,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_no_such_directory(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match=r"model directory .*/absent does not exist; check the path"):
+        load(tmp_path / "absent")
+
+
+def test_no_such_gguf_file(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match=r"absent.gguf does not exist"):
+        load(tmp_path / "absent.gguf")
+
+
+def test_a_file_that_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "model.txt").write_text("hello")
+    with pytest.raises(ModelNotFoundError, match="is a file that is not GGUF"):
+        load(tmp_path / "model.txt")
+
+
+@pytest.mark.parametrize(("content", "message"), [(b"not gguf", "not a GGUF file"), (b"GGUF\3\0\0\0", "is damaged")])
+def test_a_gguf_file_with_other_content(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "m.gguf").write_bytes(content)
+    with pytest.raises(ModelError, match=message):
+        load(tmp_path / "m.gguf")
+
+
+def test_a_directory_without_a_model(tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match=r"has no config.json; give a transformers model directory"):
+        load(tmp_path)
+
+
+def test_weights_only_as_a_pickle_are_refused(tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path)
+    (folder / "model.safetensors").unlink()
+    torch.save(tiny_model().state_dict(), folder / "pytorch_model.bin")
+    with pytest.raises(ModelNotFoundError, match="only as pickles, which can run code when opened; convert them"):
+        load(folder)
+
+
+def test_a_directory_with_only_gguf_names_the_file(tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path)
+    (folder / "model.safetensors").unlink()
+    write_gguf(folder / "tiny.gguf")
+    with pytest.raises(ModelNotFoundError, match=r"name the GGUF file itself: .*tiny\.gguf"):
+        load(folder)
+
+
+def test_a_missing_shard(tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path, max_shard_size="20KB")
+    sorted(folder.glob("*.safetensors"))[1].unlink()
+    with pytest.raises(ModelNotFoundError, match=r"lacks 1 of \d+ weight files \(first model-00002"):
+        load(folder)
+
+
+def test_a_truncated_download(tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(ModelError, match="is cut short; fetch the model again"):
+        load(folder)
+
+
+def test_a_file_that_only_calls_itself_safetensors(tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path)
+    (folder / "model.safetensors").write_bytes(b"<html>please log in</html>")
+    with pytest.raises(ModelError, match="is not a safetensors file"):
+        load(folder)
+
+
+def test_missing_weights_are_not_made_up(tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"lacks 1 weights \(first model.layers.1.mlp.up_proj.weight\)"):
+        load(folder)
+
+
+def test_no_tokenizer(tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path)
+    with pytest.raises(ModelNotFoundError, match="tokenizer files included"):
+        load(tmp_path)
+
+
+def test_a_config_that_is_not_json(tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(ModelError, match=r"config.json is not JSON"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ConnectionError("proxy says no"), r"could not be fetched from the hub \(ConnectionError\); check the name"),
+        (ValueError("bad"), r"could not be fetched from the hub \(ValueError\)"),
+    ],
+)
+def test_the_hub_cannot_be_reached(monkeypatch: pytest.MonkeyPatch, error: Exception, message: str) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    with pytest.raises(ModelNotFoundError, match=message):
+        load("someone/nothing")
+
+
+@pytest.mark.parametrize("model_type", ["gemma2", "gpt_oss", "deepseek_v3", "mamba", None])
+def test_an_architecture_outside_the_list(tmp_path: Path, model_type: str | None) -> None:
+    folder = edit_config(save_checkpoint(tmp_path), model_type=model_type)
+    with pytest.raises(UnsupportedArchitectureError, match=r"supported are llama, mistral, qwen2 and qwen3"):
+        load(folder)
+
+
+def test_a_model_that_does_not_generate(tmp_path: Path) -> None:
+    folder = edit_config(save_checkpoint(tmp_path), architectures=["LlamaForSequenceClassification"])
+    with pytest.raises(UnsupportedArchitectureError, match="LlamaForSequenceClassification, which does not generate"):
+        load(folder)
+
+
+def test_quantised_weights_of_another_tool(tmp_path: Path) -> None:
+    folder = edit_config(save_checkpoint(tmp_path), quantization_config={"quant_method": "gptq", "bits": 4})
+    with pytest.raises(UnsupportedArchitectureError, match="quantised with gptq; use the original weights"):
+        load(folder)
+
+
+def test_a_sliding_window_shorter_than_the_context(tmp_path: Path) -> None:
+    folder = edit_config(save_checkpoint(tmp_path, tiny_model("mistral")), sliding_window=128)
+    with pytest.raises(UnsupportedArchitectureError, match="a sliding window of 128 tokens in a context of 256"):
+        load(folder)
+
+
+def test_a_sliding_window_on_some_layers(tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path, tiny_model("qwen2"))
+    edit_config(
+        folder,
+        use_sliding_window=True,
+        sliding_window=128,
+        layer_types=["full_attention", "sliding_attention"],
+    )
+    with pytest.raises(UnsupportedArchitectureError, match="a sliding window of 128"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes"),
+    [
+        ("mistral", {"sliding_window": 256}),
+        ("qwen2", {"use_sliding_window": False, "sliding_window": 128}),
+        (
+            "qwen3",
+            {"use_sliding_window": True, "sliding_window": 128, "layer_types": ["full_attention", "full_attention"]},
+        ),
+    ],
+)
+def test_a_window_without_effect_is_no_obstacle(tmp_path: Path, architecture: str, changes: dict[str, object]) -> None:
+    assert load(edit_config(save_checkpoint(tmp_path, tiny_model(architecture)), **changes)).max_context == 256
+
+
+def test_positions_that_depend_on_the_batch(tmp_path: Path) -> None:
+    rope = {"rope_theta": 10000.0, "rope_type": "dynamic", "factor": 2.0}
+    folder = edit_config(save_checkpoint(tmp_path), rope_parameters=rope, rope_scaling=rope)
+    with pytest.raises(UnsupportedArchitectureError, match="'dynamic', which depends on the other sequences"):
+        load(folder)
+
+
+def test_vocabularies_that_differ(tmp_path: Path) -> None:
+    other = json.loads(tokenizer().backend_tokenizer.to_str())
+    vocabulary = other["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    swapped = tokenizer().__class__(
+        tokenizer_object=tokenizer().backend_tokenizer.from_str(json.dumps(other)),
+        eos_token="<eos>",
+        unk_token="<unk>",
+    )
+    target = save_checkpoint(tmp_path / "t")
+    draft = save_checkpoint(tmp_path / "d", tok=swapped)
+    with pytest.raises(TokenizerMismatchError) as caught:
+        load(target, draft)
+    assert "2 ids differ, the first is 2 ('a' in the target, 'b' in the draft)" in str(caught.value)
+    assert "int8 or none" in str(caught.value)
+
+
+def test_a_draft_with_an_extra_token(tmp_path: Path) -> None:
+    larger = tokenizer()
+    larger.add_tokens(["<think>"])
+    draft = save_checkpoint(tmp_path / "d", tok=larger)
+    with pytest.raises(
+        TokenizerMismatchError, match=r"1 ids differ, .* \(None in the target, '<think>' in the draft\)"
+    ):
+        load(save_checkpoint(tmp_path / "t"), draft)
+
+
+@pytest.mark.parametrize("draft", ["none", "int8", "same"])
+def test_too_little_memory_is_found_before_weights_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, draft: str
+) -> None:
+    folder = save_checkpoint(tmp_path)
+    model = tiny_model()
+    parameters = sum(p.numel() for p in model.parameters())
+    cache = 256 * kv_bytes_per_token(model.config, 4)
+    need = {
+        "none": 4 * parameters + cache,
+        "int8": 5 * parameters + 2 * cache,
+        "same": 8 * parameters + 2 * cache,
+    }[draft]
+    name = folder if draft == "same" else draft
+
+    monkeypatch.setattr(model_loader, "free_memory", lambda _: need)
+    load(folder, name)
+
+    def never(*_: object) -> None:
+        pytest.fail("weights were read")
+
+    monkeypatch.setattr(model_loader, "read_weights", never)
+    monkeypatch.setattr(model_loader, "free_memory", lambda _: need - 1)
+    with pytest.raises(InsufficientMemoryError, match=r"GB free; use a smaller model, draft none, or a smaller dtype"):
+        load(folder, name)
+
+
+def test_memory_nobody_can_tell_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_loader, "free_memory", lambda _: None)
+    assert load(save_checkpoint(tmp_path)).draft is None
+
+
+def test_an_unknown_dtype(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="dtype 'int4' is unknown"):
+        load_models(str(save_checkpoint(tmp_path)), "none", device=CPU, dtype="int4", home=tmp_path)
