@@ -4,40 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
-import time
-import uuid
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import psycopg
 import pytest
-from sqlalchemy import func, select
+from worker_box import Box, flush, make_box
 
-from helix_jobs import HelixClient
-from helix_jobs.jobs.broker import CeleryPublisher, EmbeddedBroker, ping
-from helix_jobs.jobs.database import Database, upgrade
-from helix_jobs.jobs.schema import jobs, results, workers
-from helix_jobs.settings import Settings, normalize_database_url
+from helix_jobs.jobs.broker import EmbeddedBroker, ping
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
-ROOT = Path(__file__).parents[2]
-POSTGRES = os.environ.get("HELIX_TEST_POSTGRES_URL", "postgresql:///postgres")
-PATIENCE = 45.0
-
-
-def wait_until(condition: Callable[[], Any], what: str, timeout: float = PATIENCE) -> None:
-    """Wait for something another process does; fail with ``what`` if it does not."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, f"timed out: {what}"
-        time.sleep(0.05)
+    from helix_jobs.jobs.database import Database
 
 
 @pytest.fixture(scope="session")
@@ -64,168 +44,6 @@ def empty_redis(redis_url: str) -> str:
     return redis_url
 
 
-def flush(url: str) -> None:
-    """FLUSHALL."""
-    publisher = CeleryPublisher(url)
-    publisher._open_channel().client.flushall()
-    publisher.close()
-
-
-@pytest.fixture(scope="session")
-def postgres_url() -> Iterator[str]:
-    """A migrated database of our own, dropped at the end."""
-    name = f"helix_worker_{uuid.uuid4().hex[:12]}"
-    try:
-        admin = psycopg.connect(POSTGRES, autocommit=True, connect_timeout=5)
-    except psycopg.OperationalError as error:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(f"no Postgres: {error}")
-    with admin:
-        admin.execute(f"CREATE DATABASE {name}")
-        try:
-            head, _, query = POSTGRES.partition("?")
-            url = normalize_database_url(f"{head.rsplit('/', 1)[0]}/{name}{'?' + query if query else ''}")
-            database = Database(url)
-            upgrade(database)
-            database.dispose()
-            yield url
-        finally:
-            admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
-
-
-@dataclass
-class WorkerProcess:
-    """A real ``python worker.py``."""
-
-    process: subprocess.Popen[bytes]
-    log_path: Path
-
-    @property
-    def log(self) -> str:
-        return self.log_path.read_text(encoding="utf-8")
-
-    def wait_ready(self) -> None:
-        wait_until(lambda: "Ready." in self.log or self.process.poll() is not None, f"worker is not ready: {self.log}")
-        assert self.process.poll() is None, self.log
-
-    def send(self, signal_number: int) -> None:
-        self.process.send_signal(signal_number)
-
-    def wait(self, timeout: float = PATIENCE) -> int:
-        return self.process.wait(timeout)
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-
-@dataclass
-class Box:
-    """One Helix installation: a home, a database, a broker, and the workers a test starts."""
-
-    settings: Settings
-    temporary: Path
-    started: list[WorkerProcess] = field(default_factory=list)
-
-    @property
-    def environment(self) -> dict[str, str]:
-        clean = {name: value for name, value in os.environ.items() if not name.startswith(("HELIX_", "CELERY_"))}
-        # The device lock lies in the temporary directory: boxes must not see each other's.
-        return {**clean, **self.settings.to_environment(), "TMPDIR": str(self.temporary), "COLUMNS": "200"}
-
-    def client(self) -> HelixClient:
-        return HelixClient(self.settings)
-
-    def database(self) -> Database:
-        return Database(self.settings.database_url)
-
-    def start_worker(self, *arguments: str, ready: bool = True, **environment: str) -> WorkerProcess:
-        """Start ``python worker.py``; keyword arguments are HELIX_* variables without the prefix."""
-        log_path = self.temporary / f"worker-{len(self.started)}.log"
-        extra = {f"HELIX_{name.upper()}": value for name, value in environment.items()}
-        with log_path.open("wb") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-W", "error", str(ROOT / "worker.py"), *arguments],
-                cwd=self.temporary,
-                env=self.environment | extra,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        worker = WorkerProcess(process, log_path)
-        self.started.append(worker)
-        if ready:
-            worker.wait_ready()
-        return worker
-
-    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
-        """Run a command in this box's environment."""
-        return subprocess.run(
-            command, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=PATIENCE, check=False
-        )
-
-    def submit(self, *prompts: str, **fields: Any) -> str:
-        with self.client() as client:
-            return client.submit([{"prompt": prompt, **fields} for prompt in prompts]).batch_id
-
-    def states(self, batch_id: str) -> dict[str, int]:
-        """Jobs per state, counted in the table itself."""
-        with self._read() as c:
-            query = select(jobs.c.state, func.count()).where(jobs.c.batch_id == batch_id).group_by(jobs.c.state)
-            return {str(state): int(count) for state, count in c.execute(query)}
-
-    def rows(self, batch_id: str) -> list[Any]:
-        """The batch's jobs in the order of their lines."""
-        with self._read() as c:
-            return list(c.execute(select(jobs).where(jobs.c.batch_id == batch_id).order_by(jobs.c.line)))
-
-    def wait_states(self, batch_id: str, timeout: float = PATIENCE, **expected: int) -> None:
-        wait_until(lambda: self.states(batch_id) == expected, f"{expected}, is {self.states(batch_id)}", timeout)
-
-    def result_count(self, batch_id: str) -> int:
-        with self._read() as c:
-            query = select(func.count()).select_from(results.join(jobs, results.c.job_id == jobs.c.id))
-            return int(c.execute(query.where(jobs.c.batch_id == batch_id)).scalar_one())
-
-    def worker_rows(self) -> list[Any]:
-        with self._read() as c:
-            return list(c.execute(select(workers).order_by(workers.c.started_at)))
-
-    def _read(self) -> Any:
-        return self._opened().read()
-
-    def _opened(self) -> Database:
-        if not hasattr(self, "_database"):
-            self._database = self.database()
-        return self._database
-
-    def close(self) -> None:
-        for worker in self.started:
-            if worker.process.poll() is None:
-                worker.send(signal.SIGKILL)
-                worker.process.wait()
-        if self.settings.redis_url is None:
-            broker = EmbeddedBroker(self.settings.home)
-            if broker.is_running():
-                broker.adopt_orphan()
-                broker.stop()
-        if hasattr(self, "_database"):
-            self._database.dispose()
-
-
-def make_box(home: Path, temporary: Path, *, redis_url: str | None, database_url: str | None) -> Box:
-    """A box whose worker has the fake engine and four slots."""
-    settings = Settings(
-        home=home,
-        redis_url=redis_url,
-        database_url=database_url or f"sqlite:///{home / 'helix.db'}",
-        max_batch_size=4,
-        engine="fake",
-    )
-    return Box(settings, temporary)
-
-
 @pytest.fixture
 def short_tmp() -> Iterator[Path]:
     """A directory with a path short enough for sockets, which pytest's is not on every system."""
@@ -245,20 +63,12 @@ def embedded_box(short_tmp: Path) -> Iterator[Box]:
 
 
 @pytest.fixture
-def services_box(short_tmp: Path, empty_redis: str, postgres_url: str) -> Iterator[Box]:
+def services_box(short_tmp: Path, empty_redis: str, postgres_database: Database) -> Iterator[Box]:
     """Postgres and a Redis server."""
-    empty_postgres(postgres_url)
-    box = make_box(short_tmp / "home", short_tmp, redis_url=empty_redis, database_url=postgres_url)
+    url = postgres_database.url.render_as_string(hide_password=False)
+    box = make_box(short_tmp / "home", short_tmp, redis_url=empty_redis, database_url=url)
     yield box
     box.close()
-
-
-def empty_postgres(url: str) -> None:
-    """Empty every table and start the numbering again."""
-    database = Database(url)
-    with database.write() as c:
-        c.exec_driver_sql("TRUNCATE batches, jobs, runs, results, workers RESTART IDENTITY CASCADE")
-    database.dispose()
 
 
 @pytest.fixture(

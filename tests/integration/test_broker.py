@@ -10,7 +10,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from conftest import wait_until
+from worker_box import wait_until
 
 from helix_jobs.errors import BrokerUnreachableError, ConfigurationError
 from helix_jobs.jobs.broker import QUEUE_NAME, CeleryPublisher, EmbeddedBroker, broker_url, ping

@@ -9,7 +9,7 @@ import threading
 from typing import TYPE_CHECKING
 
 import pytest
-from conftest import flush, wait_until
+from worker_box import flush, wait_until
 
 from helix_jobs.jobs import worker
 from helix_jobs.jobs.broker import QUEUE_NAME, CeleryPublisher
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from conftest import Box
+    from worker_box import Box
 
 pytestmark = [
     pytest.mark.postgres,

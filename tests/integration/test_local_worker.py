@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
-from conftest import make_box, wait_until
+from worker_box import make_box, wait_until
 
 from helix_jobs.errors import BrokerUnreachableError, DeviceInUseError, HelixError
 from helix_jobs.jobs.broker import EmbeddedBroker
@@ -19,7 +19,7 @@ from helix_jobs.jobs.local_worker import LocalWorker, worker_is_live
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from conftest import Box
+    from worker_box import Box
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 

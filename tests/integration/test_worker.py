@@ -7,8 +7,8 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from conftest import ROOT, wait_until
 from sqlalchemy import func, select
+from worker_box import ROOT, wait_until
 
 from helix_jobs.jobs.broker import CeleryPublisher, EmbeddedBroker
 from helix_jobs.jobs.schema import results, runs
@@ -16,7 +16,7 @@ from helix_jobs.jobs.store import PublishableJob
 from helix_jobs.testing import fake_output
 
 if TYPE_CHECKING:
-    from conftest import Box
+    from worker_box import Box
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from helix_jobs.errors import ConfigurationError
+from helix_jobs.jobs.broker import broker_url, message_priority, redact_url, transport_options
+from helix_jobs.jobs.celery_app import celery_settings, concurrency
+from helix_jobs.jobs.embedded_broker import EmbeddedBroker, socket_url
+from helix_jobs.jobs.tasks import job_id_of
+from helix_jobs.settings import Settings
+
+
+def settings(redis_url: str | None, home: str = "/home/someone/.helix", **more: object) -> Settings:
+    return Settings(home=Path(home), redis_url=redis_url, database_url="sqlite:///x", **more)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("redis://127.0.0.1:6379/0", "redis://127.0.0.1:6379/0"),
+        ("redis://:pw@host/0", "redis://:***@host/0"),
+        ("rediss://user:p:w@host:1/0", "rediss://user:***@host:1/0"),
+        ("redis://user:p@ss/w@host/0", "redis://user:***@host/0"),
+        ("redis://user@host/0", "redis://user@host/0"),
+        ("postgresql://host/db?user=u&password=pw&x=1", "postgresql://host/db?user=u&password=***&x=1"),
+        ("redis+socket:///home/a@b/broker.sock", "redis+socket:///home/a@b/broker.sock"),
+        ("cannot reach redis://u:pw@h/0 now", "cannot reach redis://u:***@h/0 now"),
+    ],
+)
+def test_passwords_are_redacted(url: str, shown: str) -> None:
+    assert redact_url(url) == shown
+
+
+@given(st.text(alphabet=st.characters(min_codepoint=33, max_codepoint=126, exclude_characters="?#"), min_size=8))
+def test_no_password_survives(password: str) -> None:
+    secret = f"S3CRET{password}"
+    assert "S3CRET" not in redact_url(f"redis://user:{secret}@host:6379/0")
+
+
+def test_a_given_url_wins_over_the_embedded_broker() -> None:
+    assert broker_url(settings("redis://host/1")) == "redis://host/1"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no embedded broker")
+def test_the_embedded_brokers_url_is_quoted() -> None:
+    url = broker_url(settings(None, "/srv/my home"))
+    assert url == "redis+socket:///srv/my%20home/broker/broker.sock"
+    assert url == socket_url(EmbeddedBroker(Path("/srv/my home")).socket_path)
+
+
+def test_windows_has_no_embedded_broker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.platform", "win32")
+    with pytest.raises(ConfigurationError, match="HELIX_REDIS_URL"):
+        broker_url(settings(None))
+
+
+def test_priorities_turn_round_and_stay_in_range() -> None:
+    assert [message_priority(p) for p in (9, 5, 0, -3, 99)] == [0, 4, 9, 9, 0]
+
+
+def test_celery_is_set_up_to_lose_nothing() -> None:
+    conf = celery_settings(settings("redis://host/1", max_batch_size=32, shutdown_grace=7.0))
+    assert conf["task_acks_late"] is True
+    assert conf["accept_content"] == ["json"]
+    assert conf["result_backend"] is None
+    assert conf["broker_connection_max_retries"] is None
+    options = conf["broker_transport_options"]
+    assert options == transport_options("redis://host/1")
+    assert options["visibility_timeout"] == 86_400
+    assert "retry_on_timeout" not in options, "it would turn pipelined publishing off"
+    assert conf["worker_concurrency"] == concurrency(32) == 40
+    assert concurrency(1) == 3
+
+
+@pytest.mark.parametrize("args", [None, [], [1, 2], ["1"], [True], [0], [-1], [2**63], [1.0], [None], "1", {"a": 1}, 5])
+def test_arguments_that_name_no_job(args: object) -> None:
+    assert job_id_of(args) is None
+
+
+def test_arguments_that_do() -> None:
+    assert job_id_of([7]) == 7
+    assert job_id_of((2**63 - 1,)) == 2**63 - 1
+
+
+def test_publishing_needs_no_celery_and_no_torch() -> None:
+    script = (
+        "import sys\n"
+        "from helix_jobs.jobs.broker import CeleryPublisher\n"
+        "CeleryPublisher('memory://').depth()\n"
+        "sys.exit(bool({'celery', 'torch'} & set(sys.modules)))\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_importing_the_application_reads_no_environment_and_sets_up_no_logging() -> None:
+    script = (
+        "import logging, os\n"
+        "os.environ['HELIX_DATABASE_URL'] = 'nonsense'\n"
+        "from helix_jobs.jobs.celery_app import app\n"
+        "assert not logging.getLogger().handlers\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+    assert logging.getLogger("celery").level == logging.NOTSET

@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+from helix_jobs.engine.request import FinishReason, Request
+from helix_jobs.engine.sampling_params import SamplingParams
+from helix_jobs.errors import InvalidRequestError
+from helix_jobs.jobs.engine_thread import EngineBrokenError, EngineThread, Generated, RequestFailed, Run
+from helix_jobs.testing import FakeEngine, FakeFaults
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from helix_jobs.engine.protocol import EngineCounters
+
+
+class Recorder:
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.began = 0
+        self.ended: queue.SimpleQueue[int] = queue.SimpleQueue()
+
+    def begin(self, counters: EngineCounters) -> Run:
+        self.began += 1
+        return Run(counters, time.monotonic())
+
+    def end(self, run: Run, counters: EngineCounters, *, jobs_finished: int, idle_seconds: float) -> None:  # noqa: ARG002
+        self.ended.put(jobs_finished)
+
+
+class Bench:
+    """An engine thread and what came out of it."""
+
+    def __init__(self, engine: FakeEngine) -> None:
+        self.engine = engine
+        self.recorder = Recorder()
+        self.broken: queue.SimpleQueue[BaseException] = queue.SimpleQueue()
+        self.endings: queue.SimpleQueue[tuple[str, Generated | RequestFailed]] = queue.SimpleQueue()
+        self.thread = EngineThread(engine, self.recorder, self.broken.put)
+
+    def submit(self, name: str, prompt: str = "a b c") -> None:
+        request = Request(request_id=name, prompt=prompt, sampling_params=SamplingParams(), seed=0)
+        self.thread.submit(self.engine.encode(request), lambda ending: self.endings.put((name, ending)))
+
+    def collect(self, count: int) -> dict[str, Generated | RequestFailed]:
+        return dict(self.endings.get(timeout=20) for _ in range(count))
+
+
+@pytest.fixture
+def bench() -> Iterator[Bench]:
+    bench = Bench(FakeEngine(max_batch_size=4, faults=FakeFaults(hang="endless", crash="boom", stall="stuck")))
+    yield bench
+    bench.engine.close()
+    assert bench.thread.stop(20)
+
+
+def test_requests_added_before_and_while_it_runs_all_end(bench: Bench) -> None:
+    for number in range(10):
+        bench.submit(f"early {number}")
+    bench.thread.start()
+    for number in range(10):
+        bench.submit(f"late {number}")
+    endings = bench.collect(20)
+    assert all(isinstance(e, Generated) and e.result.finish_reason is FinishReason.STOP for e in endings.values())
+    assert bench.recorder.ended.get(timeout=20) == 20, "one run, as the engine was never idle"
+    assert bench.recorder.began == 1
+
+
+def test_an_abort_reaches_a_running_request(bench: Bench) -> None:
+    bench.thread.start()
+    bench.submit("x", "endless")
+    bench.submit("y")
+    assert bench.collect(1).keys() == {"y"}
+    bench.thread.abort("x")
+    bench.thread.abort("unknown")
+    ending = bench.collect(1)["x"]
+    assert isinstance(ending, Generated)
+    assert ending.result.finish_reason is FinishReason.ABORTED
+
+
+def test_a_failing_step_fails_what_is_inside_and_goes_on(bench: Bench) -> None:
+    bench.submit("bad", "boom")
+    bench.submit("neighbour", "endless")
+    bench.thread.start()
+    endings = bench.collect(2)
+    assert {name: ending.error.code for name, ending in endings.items() if isinstance(ending, RequestFailed)} == {
+        "bad": "engine_error",
+        "neighbour": "engine_error",
+    }
+    bench.submit("good")
+    assert isinstance(bench.collect(1)["good"], Generated)
+    assert bench.broken.empty()
+
+
+def test_three_failing_steps_in_a_row_end_it(bench: Bench) -> None:
+    bench.thread.start()
+    for number in (1, 2):
+        bench.submit(f"bad {number}", "boom")
+        bench.collect(1)
+    bench.submit("bad 3", "boom")
+    assert isinstance(bench.broken.get(timeout=20), EngineBrokenError)
+    assert bench.endings.empty(), "the last ones are left to be reclaimed"
+
+
+def test_progress_between_failures_forgives_them(bench: Bench) -> None:
+    bench.thread.start()
+    for number in range(5):
+        bench.submit(f"bad {number}", "boom")
+        bench.collect(1)
+        bench.submit(f"good {number}")
+        bench.collect(1)
+    assert bench.broken.empty()
+
+
+def test_a_refused_request_fails_alone(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(request: Request) -> None:
+        raise InvalidRequestError("no") if request.request_id == "known" else ValueError("the prompt's text")
+
+    monkeypatch.setattr(bench.engine, "add_request", refuse)
+    bench.thread.start()
+    bench.submit("known")
+    bench.submit("unknown")
+    endings = bench.collect(2)
+    codes = {name: ending.error.code for name, ending in endings.items() if isinstance(ending, RequestFailed)}
+    assert codes == {"known": "invalid_request", "unknown": "engine_error"}
+    assert "the prompt's text" not in str(endings["unknown"])
+
+
+def test_a_hanging_step_is_seen_and_does_not_hang_the_stop(bench: Bench) -> None:
+    bench.thread.start()
+    bench.submit("x", "stuck")
+    began = threading.Event()
+    for _ in range(200):
+        if bench.thread.step_seconds > 0:
+            began.set()
+            break
+        began.wait(0.01)
+    assert began.is_set()
+    assert not bench.thread.stop(0.05)

@@ -1,0 +1,110 @@
+"""The shipped fake behaves like an engine."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from helix_jobs.engine.request import FinishReason, GenerationResult, Request
+from helix_jobs.engine.sampling_params import SamplingParams
+from helix_jobs.errors import EngineError, PromptTooLongError
+from helix_jobs.testing import FakeEngine, FakeFaults, fake_output
+
+if TYPE_CHECKING:
+    from helix_jobs.engine.protocol import EngineProtocol
+
+
+def request(name: str, prompt: str = "one two three four five six", **fields: object) -> Request:
+    return Request(request_id=name, prompt=prompt, sampling_params=SamplingParams(**fields), seed=0)
+
+
+def drain(engine: EngineProtocol, *requests: Request) -> dict[str, GenerationResult]:
+    for one in requests:
+        engine.add_request(engine.encode(one))
+    ended = {}
+    for _ in range(1000):
+        if not engine.has_unfinished():
+            return ended
+        ended |= {result.request_id: result for result in engine.step()}
+    pytest.fail("the engine does not come to an end")
+
+
+def test_it_echoes_words_until_they_or_the_tokens_run_out() -> None:
+    ended = drain(
+        FakeEngine(),
+        request("all"),
+        request("cut", max_tokens=4),
+        request("on", "a b", max_tokens=5, ignore_eos=True),
+        Request(
+            request_id="chat",
+            messages=({"role": "user", "content": "hello you"},),
+            sampling_params=SamplingParams(),
+            seed=0,
+        ),
+    )
+    outputs = {name: (result.output_text, result.finish_reason) for name, result in ended.items()}
+    assert outputs == {
+        "all": ("one two three four five six", FinishReason.STOP),
+        "cut": ("one two three four", FinishReason.LENGTH),
+        "on": ("a b a b a", FinishReason.LENGTH),
+        "chat": ("hello you", FinishReason.STOP),
+    }
+    assert ended["cut"].output_text == fake_output("one two three four five six", 4)[0]
+
+
+def test_figures_agree_with_each_other() -> None:
+    engine = FakeEngine(max_batch_size=2, depth=3)
+    ended = drain(engine, *(request(str(number)) for number in range(5)))
+    counters = engine.counters()
+    assert counters.completion_tokens == sum(result.completion_tokens for result in ended.values()) == 30
+    assert counters.draft_tokens == sum(result.draft_tokens for result in ended.values())
+    assert counters.prompt_tokens == 30
+    assert counters.sequence_steps == sum(result.target_steps for result in ended.values())
+    assert counters.sequence_steps / counters.steps <= 2
+    for result in ended.values():
+        assert result.target_steps == 2
+        assert result.mean_acceptance_length == 3.0
+        assert 0 <= (result.ttft_seconds or 0) <= result.total_seconds
+
+
+def test_an_abort_comes_out_of_the_next_step() -> None:
+    engine = FakeEngine()
+    engine.add_request(engine.encode(request("a")))
+    engine.abort("a")
+    engine.abort("never heard of")
+    assert [(result.request_id, result.finish_reason) for result in engine.step()] == [("a", FinishReason.ABORTED)]
+    assert not engine.has_unfinished()
+
+
+def test_faults() -> None:
+    faults = FakeFaults(fail="bad", hang="endless", crash="boom")
+    engine = FakeEngine(faults=faults)
+    ended = drain(engine, request("bad", "a bad one"), request("good"))
+    assert isinstance(ended["bad"].error, EngineError)
+    assert ended["bad"].finish_reason is None
+    assert ended["good"].finish_reason is FinishReason.STOP
+
+    engine.add_request(request("endless", "endless"))
+    assert [engine.step() for _ in range(10)] == [[]] * 10
+    engine.add_request(request("boom", "boom"))
+    with pytest.raises(RuntimeError, match="told to crash"):
+        engine.step()
+
+
+def test_a_prompt_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(PromptTooLongError, match="4 tokens"):
+        FakeEngine(max_model_len=4).encode(request("long", "a b c d"))
+
+
+def test_the_environment_sets_it_up() -> None:
+    engine = FakeEngine.from_environment({"HELIX_FAKE_FAIL": "x", "HELIX_FAKE_STEP_SECONDS": "0"}, max_batch_size=3)
+    assert engine.info.max_batch_size == 3
+    assert drain(engine, request("a", "x"))["a"].error is not None
+
+
+def test_it_needs_no_torch() -> None:
+    script = "import sys, helix_jobs.testing; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
