@@ -9,15 +9,12 @@ from __future__ import annotations
 import importlib
 import logging
 import os
-import queue
-import signal
 import socket
 import threading
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import Enum
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final
 
@@ -29,6 +26,7 @@ from helix_jobs.jobs.device_lock import DeviceLock
 from helix_jobs.jobs.heartbeat import Heartbeat
 from helix_jobs.jobs.reconciler import Reconciler
 from helix_jobs.jobs.result_writer import GroupCommitWriter
+from helix_jobs.jobs.stop_button import StopButton, StopRequest, install_signals
 from helix_jobs.jobs.store import NewWorker
 from helix_jobs.jobs.worker_service import WorkerService
 
@@ -37,6 +35,8 @@ if TYPE_CHECKING:
 
     from helix_jobs.engine.protocol import EngineInfo, EngineProtocol
     from helix_jobs.settings import Settings
+
+__all__ = ["StopButton", "StopRequest", "WorkerBanner", "device_name", "load_engine", "run_worker"]
 
 logger = logging.getLogger(__name__)
 
@@ -54,14 +54,6 @@ MAX_SILENT_SECONDS: Final = 60.0
 HARD_EXIT_SECONDS: Final = 30.0
 BROKER_CHECK_SECONDS: Final = 2.0
 MAX_CONSUMER_FAILURES: Final = 5
-
-
-class StopRequest(Enum):
-    """How a worker is asked to stop."""
-
-    GRACEFUL = "graceful"  # finish what finishes within the grace time
-    INTERRUPT = "interrupt"  # Ctrl-C: graceful the first time, at once the second
-    BROKEN = "broken"  # the engine cannot go on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,26 +79,6 @@ class WorkerBanner:
             ("broker", self.broker),
             ("database", self.database),
         )
-
-
-class StopButton:
-    """Collects stop requests from signal handlers and other threads.
-
-    A signal handler interrupts the main thread wherever it is, lock in hand or not, so all it may do is ``put`` on a
-    SimpleQueue, which is reentrant.
-
-    Attributes:
-        requests: What was asked for, in order; None ends the reading.
-        armed: The worker reads the requests. Before that (models are loading) a signal interrupts it.
-    """
-
-    def __init__(self) -> None:
-        self.requests: queue.SimpleQueue[StopRequest | None] = queue.SimpleQueue()
-        self.armed = False
-
-    def press(self, request: StopRequest = StopRequest.GRACEFUL) -> None:
-        """Ask the worker to stop."""
-        self.requests.put(request)
 
 
 def load_engine(settings: Settings, on_progress: Callable[[str], None] | None = None) -> EngineProtocol:
@@ -168,7 +140,7 @@ def run_worker(
     button = stop or StopButton()
     with ExitStack() as stack:
         if handle_signals:
-            _install_signals(button, stack)
+            install_signals(button, stack)
         try:
             worker = _Worker(settings, button, stack, may_exit=handle_signals)
             worker.prepare(allow_shared_device=allow_shared_device, on_progress=on_progress)
@@ -394,15 +366,3 @@ class _Worker:
                 self._republish()
         except HelixError as error:
             logger.warning("the embedded broker does not come back: %s", error)
-
-
-def _install_signals(button: StopButton, stack: ExitStack) -> None:
-    """Turn SIGINT and SIGTERM into presses of the button; before it is armed, into KeyboardInterrupt."""
-
-    def handle(number: int, _frame: object) -> None:
-        if not button.armed:
-            raise KeyboardInterrupt
-        button.press(StopRequest.INTERRUPT if number == signal.SIGINT else StopRequest.GRACEFUL)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        stack.callback(signal.signal, number, signal.signal(number, handle))

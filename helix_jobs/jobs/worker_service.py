@@ -328,7 +328,18 @@ class WorkerService:
                 written = self._writer.submit(
                     lambda c: store.finish_succeeded(c, job, replace(row, run_id=run.row_id), now)
                 )
-        if written.result():
+        try:
+            matched = written.result()
+        except HelixError:
+            raise  # the database is away for good; the lease stays and is reclaimed
+        except Exception as error:
+            if decision == (refused := _refused_by_database(error)):
+                raise
+            # Never the error's text: Postgres quotes the row.
+            logger.error("the database refused a result: %s", type(error).__name__, extra={"job_id": claim.id})  # noqa: TRY400
+            self._persist(claim, refused)
+            return
+        if matched:
             outcome = decision.value if isinstance(decision, Leave) else type(decision).__name__.lower()
             logger.debug("job ended: %s", outcome, extra={"job_id": claim.id, "batch_id": claim.batch_id})
         else:
@@ -360,3 +371,7 @@ class WorkerService:
         with self._lock:
             self._fenced += 1
         logger.debug("fenced: the lease has moved on", extra={"job_id": claim.id, "batch_id": claim.batch_id})
+
+
+def _refused_by_database(error: Exception) -> Fail:
+    return Fail(EngineError.code, f"the database refused the result ({type(error).__name__}); see the worker's log")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import sys
 from typing import TYPE_CHECKING
 
@@ -269,6 +270,28 @@ def test_a_worker_that_cannot_start_says_why(embedded_box: Box, short_tmp: objec
     assert "hidden" not in worker.log
     assert "Traceback" not in worker.log
     assert not EmbeddedBroker(box.settings.home).is_running()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_worker_can_be_stopped_while_it_loads(embedded_box: Box, number: signal.Signals) -> None:
+    script = (
+        "import sys, time\n"
+        "from helix_jobs.jobs import worker\n"
+        "from helix_jobs.settings import Settings\n"
+        "worker.load_engine = lambda *_: (print('loading', flush=True), time.sleep(600))\n"
+        "sys.exit(worker.run_worker(Settings.from_environment()))\n"
+    )
+    loading = subprocess.Popen(
+        [sys.executable, "-c", script], env=embedded_box.environment, stdout=subprocess.PIPE, text=True
+    )
+    assert loading.stdout is not None
+    assert loading.stdout.readline() == "loading\n"
+    assert EmbeddedBroker(embedded_box.settings.home).is_running()
+    loading.send_signal(number)
+    loading.communicate(timeout=20)
+    assert loading.returncode == 130
+    assert not EmbeddedBroker(embedded_box.settings.home).is_running()
+    assert embedded_box.worker_rows() == []
 
 
 def test_the_embedded_broker_is_brought_back(embedded_box: Box) -> None:

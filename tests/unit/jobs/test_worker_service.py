@@ -274,13 +274,30 @@ def test_a_lease_nobody_works_on_is_handed_back(make_bench: Any) -> None:
     assert bench.rows()[job].state == "queued"
 
 
-def test_results_that_cannot_be_written_do_not_stop_the_others(make_bench: Any) -> None:
+def test_a_stored_request_that_makes_no_sense_fails_alone(make_bench: Any) -> None:
     bench = make_bench()
     first, second = bench.add("a b c", "d e f")
     with bench.database.write() as c:
         c.execute(update(jobs).where(jobs.c.id == first).values(request={"prompt": "a", "sampling": 5, "seed": None}))
     assert [future.result(20) for future in bench.run(first, second)] == [True, True]
     assert {i: row.state for i, row in bench.rows().items()} == {first: "failed", second: "succeeded"}
+
+
+def test_a_result_the_database_refuses_fails_alone(sqlite_database: Database, caplog: pytest.LogCaptureFixture) -> None:
+    with sqlite_database.write() as c:
+        c.exec_driver_sql(
+            "CREATE TRIGGER refuse BEFORE INSERT ON results WHEN NEW.output_text LIKE 'secret%' "
+            "BEGIN SELECT RAISE(ABORT, 'secret words'); END"
+        )
+    bench = Bench(sqlite_database)
+    ids = bench.add("a b", "secret words", "c d")
+    assert [future.result(20) for future in bench.run(*ids)] == [True] * 3
+    rows = bench.rows()
+    bench.close()
+    assert [rows[i].state for i in ids] == ["succeeded", "failed", "succeeded"]
+    assert rows[ids[1]].error_code == "engine_error"
+    assert "secret" not in rows[ids[1]].error_message
+    assert "secret" not in caplog.text
 
 
 def test_runs_are_recorded(make_bench: Any) -> None:
