@@ -67,13 +67,13 @@ class DatabaseRunRecorder:
         self._writer.submit(update)
         accepted = totals.accepted_tokens / totals.draft_tokens if totals.draft_tokens else None
         logger.info(
-            "run of %.1f s: %d jobs, %d tokens, %.1f tokens/s, mean batch %.1f, %s accepted",
+            "run of %.1f s: %d jobs, %d tokens, %.1f tokens/s, mean batch %.1f, %s",
             seconds,
             totals.jobs_finished,
             totals.completion_tokens,
             totals.tokens_per_second or 0.0,
             totals.mean_batch_size or 0.0,
-            "nothing drafted," if accepted is None else f"{accepted:.0%}",
+            "nothing drafted" if accepted is None else f"{accepted:.0%} of the draft accepted",
         )
 
 
