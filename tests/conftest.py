@@ -10,6 +10,7 @@ import psycopg
 import pytest
 from sqlalchemy import make_url, text
 
+from helix_jobs.errors import ModelNotFoundError
 from helix_jobs.jobs.database import Database, ensure_schema, upgrade
 from helix_jobs.jobs.schema import metadata
 
@@ -107,3 +108,18 @@ def empty_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[D
     database = Database(url)
     yield database
     database.dispose()
+
+
+@pytest.fixture(scope="session")
+def demo_home(pytestconfig: pytest.Config) -> Path:
+    """A HELIX_HOME that holds the demo model, kept between runs of the tests."""
+    from helix_jobs.engine.demo_model import ensure_demo_model  # torch, only where it is needed
+
+    cache = pytestconfig.cache
+    assert cache is not None
+    home = cache.mkdir("helix-demo")
+    try:
+        ensure_demo_model(home, lambda _: None)
+    except ModelNotFoundError as error:
+        missing_service(f"no demo model ({error})")
+    return home

@@ -1,0 +1,68 @@
+"""The real demo model, fp32, speculating over a ragged batch: transformers' own outputs, token for token."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from helix_jobs.engine.config import CacheConfig, EngineConfig, SpeculationConfig
+from helix_jobs.engine.engine import Engine
+from helix_jobs.engine.model_loader import load_models
+from helix_jobs.engine.request import Request
+from helix_jobs.engine.sampling_params import SamplingParams
+
+pytestmark = pytest.mark.demo
+
+MAX_TOKENS = 24
+PROMPTS = Path(__file__).parent.parent / "data" / "spec_bench_24.jsonl"
+
+
+def load(home, draft):
+    return load_models("demo", draft, device=torch.device("cpu"), dtype="float32", home=home)
+
+
+def test_24_spec_bench_prompts_equal_transformers(demo_home):
+    prompts = [json.loads(line)["prompt"] for line in PROMPTS.read_text(encoding="utf-8").splitlines()]
+    assert len(prompts) == 24
+    models = load(demo_home, "int8")
+    engine = Engine(
+        models,
+        EngineConfig(max_batch_size=16, speculation=SpeculationConfig(depth=4)),
+        CacheConfig(num_blocks=900),
+    )
+    requests = [
+        engine.encode(
+            Request(
+                request_id=str(i),
+                messages=({"role": "user", "content": prompt},),
+                seed=i,
+                sampling_params=SamplingParams(max_tokens=MAX_TOKENS),
+            )
+        )
+        for i, prompt in enumerate(prompts)
+    ]
+    results = engine.generate(requests)
+    engine.check_integrity()
+    assert sum(r.accepted_tokens for r in results) > 0.5 * sum(r.draft_tokens for r in results)
+
+    reference = load(demo_home, "none").target.model
+    eos = sorted(models.eos_token_ids)
+    for request, result in zip(requests, results, strict=True):
+        # [1, prompt_tokens]
+        ids = torch.tensor([request.prompt_token_ids])
+        out = reference.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=MAX_TOKENS,
+            eos_token_id=eos,
+            pad_token_id=eos[0],
+        )
+        expected = out[0, ids.shape[1] :].tolist()
+        if expected[-1] in eos:
+            expected.pop()
+        assert list(result.output_token_ids) == expected, f"prompt {request.request_id}"
+        assert result.output_text == models.tokenizer.decode(expected, skip_special_tokens=True)
