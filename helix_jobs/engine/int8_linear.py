@@ -4,6 +4,9 @@ Weights are quantised once, symmetrically, one scale per output row. Activations
 symmetrically, one scale per token. Their product is summed exactly in int32, so a token's result does not depend on
 which other tokens share the batch: a drafter's proposals stay reproducible.
 
+The product itself is ``torch._int_mm``, or, where the CPU has the instructions (AVX512-VNNI), oneDNN's over weights
+laid out once: bit for bit the same, no slower at one row and twice as fast from four rows on.
+
 Trade-off: rounding activations too costs accuracy a weight-only kernel would keep, but an int8 product is 2 to 5 times
 faster than a bf16 one on a CPU at every batch size, and a draft only affects speed.
 """
@@ -11,6 +14,8 @@ faster than a bf16 one on a CPU at every batch size, and a draft only affects sp
 from __future__ import annotations
 
 import copy
+import functools
+import logging
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -21,14 +26,20 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
+logger = logging.getLogger(__name__)
+
 _LEVELS: Final = 127
+_ZERO: Final = 128  # where unsigned bytes put the zero of signed ones
 _SMALLEST_SCALE: Final = 1e-12  # keeps an all-zero row from dividing by zero
 # Linear layers that read the same input, by the names all supported architectures give them.
 _SIBLINGS: Final = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
 class Int8Linear(nn.Module):
-    """A linear layer with an int8 ``weight`` ``[out_features, in_features]``, a float32 ``scale`` per row and bias."""
+    """A linear layer with an int8 ``weight`` ``[out_features, in_features]``, a float32 ``scale`` per row and bias.
+
+    ``pack`` replaces ``weight`` by the layout of this CPU's int8 instructions.
+    """
 
     weight: torch.Tensor
     scale: torch.Tensor
@@ -40,6 +51,20 @@ class Int8Linear(nn.Module):
         self.register_buffer("weight", weight)
         self.register_buffer("scale", scale)
         self.register_buffer("bias", bias)
+        self._packed: torch.Tensor | None = None
+        self._zeros: torch.Tensor | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of weight, scales and bias."""
+        vectors = 1 if self.bias is None else 2
+        return self.out_features * (self.in_features + vectors * self.scale.itemsize)
+
+    def pack(self) -> None:
+        """Lay the weights out for this CPU, where that is exact; the layer then has to stay on the CPU."""
+        if self._packed is None and self.weight.device.type == "cpu" and _packs_exactly():
+            self._packed, self._zeros = _pack(self.weight)
+            del self.weight
 
     @classmethod
     def from_linears(cls, *linears: nn.Linear) -> Int8Linear:
@@ -54,11 +79,16 @@ class Int8Linear(nn.Module):
         """Return ``hidden @ weight.T + bias`` in the dtype of ``hidden``."""
         if hidden.device.type != "cpu":
             return self._forward_dequantized(hidden)
+        if hidden.numel() == 0:
+            return hidden.new_empty(*hidden.shape[:-1], self.out_features)
         # [num_tokens, in_features], [num_tokens, 1]
-        rows, row_scale = quantize_rows(hidden.reshape(-1, self.in_features))
+        rows, row_scale = _round_rows(hidden.reshape(-1, self.in_features))
         # [num_tokens, out_features]
-        product = torch._int_mm(rows, self.weight.t()).float()  # noqa: SLF001  (torch has no public name for it)
-        product.mul_(row_scale).mul_(self.scale)
+        if self._packed is not None and self._zeros is not None:
+            product = _packed_product(rows, self._packed, self._zeros, self.scale)
+        else:
+            product = torch._int_mm(rows.to(torch.int8), self.weight.t()).float().mul_(self.scale)  # noqa: SLF001
+        product.mul_(row_scale)
         if self.bias is not None:
             product.add_(self.bias)
         return product.to(hidden.dtype).view(*hidden.shape[:-1], self.out_features)
@@ -110,10 +140,51 @@ class Int8Sibling(nn.Module):
 
 def quantize_rows(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Quantise each row of ``[rows, columns]`` to int8; return it with its float32 scales ``[rows, 1]``."""
+    rounded, scale = _round_rows(values)
+    return rounded.to(torch.int8), scale
+
+
+def _round_rows(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """``quantize_rows`` with the whole numbers still in a float32 tensor of their own."""
     exact = values.float()
     scale = exact.abs().amax(dim=1, keepdim=True).clamp_(min=_SMALLEST_SCALE).div_(_LEVELS)
     # Not divided in place: float() of a float32 tensor is that tensor.
-    return exact.div(scale).round_().to(torch.int8), scale
+    return exact.div(scale).round_(), scale
+
+
+def _pack(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The packed weight, and the zero points oneDNN wants beside it."""
+    packed: torch.Tensor = torch.ops.onednn.qlinear_prepack(weight, None)
+    return packed, torch.zeros(len(weight), dtype=torch.int64)
+
+
+def _packed_product(rows: torch.Tensor, packed: torch.Tensor, zeros: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """``rows @ weight.T * scale`` in float32. Consumes ``rows``: whole numbers from -127 to 127, as floats."""
+    unsigned = rows.add_(_ZERO).to(torch.uint8)
+    product: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
+        unsigned, 1.0, _ZERO, packed, scale, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+    )
+    return product
+
+
+@functools.cache
+def _packs_exactly() -> bool:
+    """Whether packed products are fast and exact here: decided by the CPU's instructions and by one trial.
+
+    Without VNNI oneDNN adds pairs of products in 16 bits, which overflows, or falls back to a loop.
+    """
+    has_vnni = getattr(torch.cpu, "_is_vnni_supported", None) or getattr(torch.cpu, "_is_avx512_vnni_supported", None)
+    if has_vnni is None or not has_vnni():
+        return False
+    # [4, 64] and [32, 64]: the largest products of both signs
+    rows = torch.where(torch.arange(256).view(4, 64) % 3 == 0, -127.0, 127.0)
+    weight = torch.where(torch.arange(2048).view(32, 64) % 5 == 0, -127, 127).to(torch.int8)
+    expected = (rows.double() @ weight.double().t()).float()
+    try:
+        return torch.equal(_packed_product(rows, *_pack(weight), torch.ones(32)), expected)
+    except (RuntimeError, TypeError, AttributeError):  # operators of another torch release
+        logger.debug("packed int8 products are not available", exc_info=True)
+        return False
 
 
 def quantize_copy(model: PreTrainedModel) -> PreTrainedModel:
@@ -134,6 +205,9 @@ def quantize_copy(model: PreTrainedModel) -> PreTrainedModel:
         for name, child in list(parent.named_children()):
             if type(child) is nn.Linear:
                 setattr(parent, name, Int8Linear.from_linears(child))
+    for module in copied.modules():
+        if isinstance(module, Int8Linear):
+            module.pack()
     return copied
 
 

@@ -20,7 +20,7 @@ from helix_jobs.engine.devices import (
     free_memory,
     resolve_dtype,
 )
-from helix_jobs.engine.int8_linear import quantize_copy
+from helix_jobs.engine.int8_linear import Int8Linear, quantize_copy
 from helix_jobs.engine.model_source import ModelSource, open_source, read_weights
 from helix_jobs.engine.vocabulary import check_vocabularies, end_token_ids
 from helix_jobs.errors import ConfigurationError, InsufficientMemoryError
@@ -269,9 +269,7 @@ def _int8_draft(target: LoadedModel, device: torch.device) -> LoadedModel | None
         logger.warning("an int8 draft is only faster on a CPU; speculation with a draft model is off")
         return None
     model = quantize_copy(target.model)
-    shared = {parameter.data_ptr() for parameter in target.model.parameters()}
-    tensors = [*model.parameters(), *model.buffers()]
-    own = sum(tensor.nbytes for tensor in tensors if tensor.data_ptr() not in shared)
+    own = sum(module.nbytes for module in model.modules() if isinstance(module, Int8Linear))
     return LoadedModel(f"{target.name} (int8)", model, target.dtype, own)
 
 

@@ -8,6 +8,7 @@ from model_files import logits
 from tiny_models import ARCHITECTURES, tiny_model
 from torch import nn
 
+from helix_jobs.engine import int8_linear
 from helix_jobs.engine.int8_linear import Int8Linear, Int8Sibling, SiblingProduct, quantize_copy, quantize_rows
 
 if TYPE_CHECKING:
@@ -31,7 +32,9 @@ def test_the_product_is_exact_in_whole_numbers_at_odd_shapes(rows: int, inputs: 
     layer = Int8Linear.from_linears(_linear(inputs, outputs))
     hidden = torch.randn(rows, inputs)
     quantized, scale = quantize_rows(hidden)
-    expected = (quantized.long() @ layer.weight.long().t()).float() * scale * layer.scale
+    expected = (quantized.long() @ layer.weight.long().t()).float() * layer.scale * scale
+    assert torch.equal(layer(hidden), expected)
+    layer.pack()
     assert torch.equal(layer(hidden), expected)
 
 
@@ -48,15 +51,20 @@ def test_it_is_close_to_the_layer_it_replaces(dtype: torch.dtype, *, bias: bool)
 def test_a_row_does_not_depend_on_the_rows_beside_it() -> None:
     layer = Int8Linear.from_linears(_linear(64, 48, bias=True))
     hidden = torch.randn(17, 64).bfloat16()
-    together = layer(hidden)
-    assert all(torch.equal(layer(hidden[i : i + 1])[0], together[i]) for i in range(17))
+    for _ in ("plain", "packed"):
+        together = layer(hidden)
+        assert all(torch.equal(layer(hidden[i : i + 1])[0], together[i]) for i in range(17))
+        layer.pack()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_input_is_left_as_it_was(dtype: torch.dtype) -> None:
     hidden = torch.randn(3, 64).to(dtype)
     before = hidden.clone()
-    Int8Linear.from_linears(_linear(64, 48))(hidden)
+    layer = Int8Linear.from_linears(_linear(64, 48))
+    layer(hidden)
+    layer.pack()
+    layer(hidden)
     assert torch.equal(hidden, before)
 
 
@@ -67,7 +75,10 @@ def test_leading_dimensions_and_strides_are_kept() -> None:
 
 
 def test_no_rows_give_no_rows() -> None:
-    assert Int8Linear.from_linears(_linear(64, 48))(torch.empty(0, 64)).shape == (0, 48)
+    layer = Int8Linear.from_linears(_linear(64, 48))
+    assert layer(torch.empty(0, 64)).shape == (0, 48)
+    layer.pack()
+    assert layer(torch.empty(0, 64)).shape == (0, 48)
 
 
 def test_zeros_and_huge_values_stay_finite() -> None:
@@ -101,6 +112,40 @@ def test_off_the_cpu_the_weights_are_widened(dtype: torch.dtype) -> None:
 def _siblings(linears: Sequence[nn.Linear]) -> list[Int8Sibling]:
     product = SiblingProduct(linears)
     return [Int8Sibling(product, index) for index in range(len(linears))]
+
+
+def test_packing_keeps_one_copy_of_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(int8_linear, "_packs_exactly", lambda: True)
+    layer = Int8Linear.from_linears(_linear(64, 48, bias=True))
+    assert layer.nbytes == sum(buffer.nbytes for buffer in layer.buffers())
+    before = layer.nbytes
+    layer.pack()
+    assert not hasattr(layer, "weight")
+    assert layer.nbytes == before
+    layer.pack()
+
+
+def test_a_cpu_without_the_instructions_keeps_the_plain_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_is_vnni_supported", "_is_avx512_vnni_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: False, raising=False)
+    int8_linear._packs_exactly.cache_clear()
+    try:
+        layer = Int8Linear.from_linears(_linear(64, 48))
+        layer.pack()
+        assert layer.weight.dtype == torch.int8
+    finally:
+        int8_linear._packs_exactly.cache_clear()
+
+
+def test_packed_products_that_are_not_exact_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_is_vnni_supported", "_is_avx512_vnni_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: True, raising=False)
+    monkeypatch.setattr(int8_linear, "_packed_product", lambda rows, *_: torch.zeros(len(rows), 32))
+    int8_linear._packs_exactly.cache_clear()
+    try:
+        assert not int8_linear._packs_exactly()
+    finally:
+        int8_linear._packs_exactly.cache_clear()
 
 
 def test_siblings_give_what_each_layer_alone_gives() -> None:
@@ -154,7 +199,6 @@ def test_a_tied_output_head_is_quantised_and_the_embedding_is_not() -> None:
     model.lm_head.weight = model.model.embed_tokens.weight
     copied = quantize_copy(model)
     assert isinstance(copied.lm_head, Int8Linear)
-    assert copied.lm_head.weight.dtype == torch.int8
     assert copied.model.embed_tokens.weight is model.model.embed_tokens.weight
     assert copied.get_output_embeddings() is copied.lm_head
 
