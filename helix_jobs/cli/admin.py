@@ -31,11 +31,12 @@ def db() -> None:
 @helix_options
 def upgrade(settings: Settings, *, as_json: bool) -> None:
     """Migrate the database to the schema this version of Helix works with. Harmless if it is there already."""
-    from helix_jobs.jobs.migration import current_revision, upgrade
+    from helix_jobs.jobs.migration import ensure_schema
 
     with _database(settings) as database:
-        before = current_revision(database)
-        after = upgrade(database)
+        before = _revision(database)
+        ensure_schema(database, migrate=True)
+        after = _revision(database)
         if as_json:
             echo_json({"database": database.url_redacted, "before": before, "after": after})
         elif before == after:
@@ -48,10 +49,10 @@ def upgrade(settings: Settings, *, as_json: bool) -> None:
 @helix_options
 def current(settings: Settings, *, as_json: bool) -> None:
     """Show the revision the database stands at and the one this version of Helix needs."""
-    from helix_jobs.jobs.migration import current_revision, head_revision
+    from helix_jobs.jobs.migration import head_revision
 
     with _database(settings) as database:
-        revision, head = current_revision(database), head_revision()
+        revision, head = _revision(database), head_revision()
         if as_json:
             echo_json({"database": database.url_redacted, "current": revision, "head": head})
             return
@@ -70,3 +71,11 @@ def _database(settings: Settings) -> Iterator[Database]:
         yield database
     finally:
         database.dispose()
+
+
+def _revision(database: Database) -> str | None:
+    """The revision the database stands at; a SQLite file that is not there yet is an empty database."""
+    from helix_jobs.jobs.migration import current_revision
+
+    file = database.sqlite_file
+    return None if file is not None and not file.exists() else current_revision(database)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 import sys
 from datetime import UTC, datetime
@@ -70,11 +71,11 @@ class JsonFormatter(logging.Formatter):
             "message": redact(record.getMessage()),
         }
         for key, value in extra_fields(record).items():
-            entry.setdefault(key, redact(value) if isinstance(value, str) else value)
+            entry.setdefault(key, _redact_inside(value))
         trouble = _trouble(self, record)
         if trouble:
             entry["exception"] = redact(trouble)
-        return json.dumps(entry, ensure_ascii=False, default=lambda value: redact(str(value)))
+        return json.dumps(entry, ensure_ascii=False)
 
 
 def extra_fields(record: logging.LogRecord) -> Mapping[str, Any]:
@@ -126,6 +127,17 @@ def _keep_celery_away() -> None:
 
 def _ignore_celery_setup(**_: object) -> None:
     """Celery configures logging only if nobody listens to this signal; listening is all it takes."""
+
+
+def _redact_inside(value: object) -> object:
+    """A JSON value of ``value`` without passwords; what JSON has no type for becomes text."""
+    if value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    if isinstance(value, dict):
+        return {redact(str(key)): _redact_inside(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_redact_inside(inner) for inner in value]
+    return redact(str(value))
 
 
 def _trouble(formatter: logging.Formatter, record: logging.LogRecord) -> str:

@@ -1,0 +1,120 @@
+"""Commands run in this process, over a real SQLite database under a temporary HELIX_HOME."""
+
+from __future__ import annotations
+
+import json
+import logging
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from click.testing import CliRunner
+
+from helix_jobs.cli.group import cli
+from helix_jobs.jobs import store
+from helix_jobs.jobs.database import Database
+from helix_jobs.settings import Settings
+
+METRICS = {
+    "finish_reason": "stop",
+    "prompt_tokens": 5,
+    "cached_prompt_tokens": 0,
+    "completion_tokens": 10,
+    "queue_seconds": 0.1,
+    "ttft_seconds": 0.1,
+    "decode_seconds": 0.9,
+    "total_seconds": 1.0,
+    "tokens_per_second": 10.0,
+    "draft_tokens": 8,
+    "accepted_tokens": 6,
+    "acceptance_rate": 0.75,
+    "mean_acceptance_length": 2.5,
+    "target_model": "demo",
+    "draft_model": "int8",
+    "device": "cpu",
+    "dtype": "float32",
+}
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch, tmp_path):
+    for name in ("HELIX_REDIS_URL", "HELIX_DATABASE_URL", "HELIX_LOG_LEVEL", "HELIX_MAX_TOKENS", "COLUMNS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HELIX_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    root, own = logging.getLogger(), logging.getLogger("helix_jobs")
+    handlers, levels = list(root.handlers), (root.level, own.level)
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(levels[0])
+    own.setLevel(levels[1])
+
+
+@pytest.fixture
+def helix():
+    """``helix("list", "--json")`` runs a command; exceptions that are bugs are raised here."""
+
+    def run(*args, stdin=None, env=None):
+        return CliRunner().invoke(cli, [str(arg) for arg in args], input=stdin, env=env, catch_exceptions=False)
+
+    return run
+
+
+@pytest.fixture
+def prompts(tmp_path):
+    """``prompts(3)`` is a file of three prompts; ``prompts(lines=[...])`` one of these."""
+
+    def write(number=3, *, lines=None, name="prompts.jsonl"):
+        path = tmp_path / name
+        rows = lines if lines is not None else [json.dumps({"prompt": f"Question {i}?"}) for i in range(1, number + 1)]
+        path.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def submitted(helix, prompts):
+    """``submitted(3)`` is the id of a stored batch of three jobs."""
+
+    def submit(number=3):
+        return helix("submit", prompts(number)).stdout.strip()
+
+    return submit
+
+
+@pytest.fixture
+def database():
+    database = Database(Settings.from_environment().database_url)
+    yield database
+    database.dispose()
+
+
+@pytest.fixture
+def finish(database):
+    """``finish(batch, succeeded=2, failed=1)`` does what a worker does to the next queued jobs."""
+
+    def run(batch, *, succeeded=0, failed=0, text="An answer."):
+        now = datetime.now(UTC)
+        with database.write() as c:
+            worker = add_worker(c, now)
+            for number in range(succeeded + failed):
+                (job,) = store.publishable(c, 1)
+                claimed = store.claim(c, job.id, worker_id=worker, now=now)
+                assert claimed.batch_id == batch
+                done = store.FinishedJob(job.id, claimed.lease, worker)
+                later = now + timedelta(seconds=number + 1)
+                if number < succeeded:
+                    assert store.finish_succeeded(c, done, store.ResultRow(output_text=text, **METRICS), later)
+                else:
+                    assert store.finish_failed(c, done, "prompt_too_long", "too long by 5 tokens", later)
+
+    return run
+
+
+def add_worker(c, now, name="w1"):
+    if name not in {worker.id for worker in store.live_workers(c)}:
+        new = store.NewWorker(
+            id=name, hostname="box", pid=42, device="cpu", target_model="demo", draft_model="int8", slots=8
+        )
+        store.register_worker(c, new, now)
+    return name

@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from helix_jobs.cli.follow import follow_for_person
+from helix_jobs.jobs import store
+from helix_jobs.jobs.client import HelixClient
+
+BATCH_KEYS = {
+    *("id", "name", "source", "state", "created_at", "started_at", "finished_at", "cancelled_at", "total", "counts"),
+    *("prompt_tokens", "completion_tokens", "draft_tokens", "accepted_tokens", "acceptance_rate"),
+    *("tokens_per_second", "errors"),
+}
+
+
+def test_status_of_a_batch_for_people(helix, submitted, finish):
+    batch = submitted(4)
+    finish(batch, succeeded=2, failed=1)
+    result = helix("status", batch)
+    assert result.exit_code == 0
+    facts = dict(line.split(maxsplit=1) for line in result.stdout.splitlines())
+    assert facts["Batch"] == f"{batch}  running"
+    assert facts["Jobs"] == "3 of 4 done (75 %), 2 succeeded, 1 failed, 1 queued"
+    assert facts["Errors"] == "prompt_too_long 1"
+    assert facts["Tokens"].startswith("20 written, 10 read")
+    assert facts["Drafts"] == "75 % accepted (12 of 16)"
+
+
+def test_status_of_a_batch_for_programs(helix, submitted, finish):
+    batch = submitted(4)
+    finish(batch, succeeded=2, failed=1)
+    value = json.loads(helix("status", batch, "--json").stdout)
+    assert set(value) == BATCH_KEYS
+    assert value["counts"] == {"queued": 1, "running": 0, "succeeded": 2, "failed": 1, "cancelled": 0}
+    assert (value["id"], value["state"], value["total"]) == (batch, "running", 4)
+    assert (value["acceptance_rate"], value["errors"]) == (0.75, {"prompt_too_long": 1})
+    assert datetime.fromisoformat(value["created_at"]).utcoffset() == timedelta(0)
+    assert value["finished_at"] is None
+
+
+def test_overview_shows_workers_and_newest_batches(helix, submitted, finish):
+    assert "No worker is running. Start one with: " in helix("status").stdout
+    batch = submitted(2)
+    finish(batch, succeeded=2)
+    result = helix("status")
+    assert "Worker  demo with draft int8, cpu on box (pid 42), 8 slots\n" in result.stdout
+    assert batch in result.stdout
+    value = json.loads(helix("status", "--json").stdout)
+    assert set(value) == {"workers", "batches"}
+    assert [worker["pid"] for worker in value["workers"]] == [42]
+    assert [set(found) for found in value["batches"]] == [BATCH_KEYS]
+
+
+def test_a_worker_that_shows_no_life_is_said_to_be_lost(helix, submitted, database):
+    batch = submitted(1)
+    with database.write() as c:
+        long_ago = datetime.now(UTC) - timedelta(minutes=5)
+        new = store.NewWorker(
+            id="w", hostname="box", pid=1, device="cpu", target_model="demo", draft_model=None, slots=1
+        )
+        store.register_worker(c, new, long_ago)
+    assert "silent for 5 min" in helix("status").stdout
+    assert "The worker does not respond" in helix("status", batch).stdout
+
+
+def test_list_newest_first_and_limited(helix, submitted):
+    assert "No batches yet" in helix("list").stderr
+    batches = [submitted(1) for _ in range(3)]
+    value = json.loads(helix("list", "--json").stdout)
+    assert [found["id"] for found in value] == batches[::-1]
+    header, *rows = helix("list", "--limit", 2).stdout.splitlines()
+    assert header.split() == ["BATCH", "STATE", "DONE", "FAILED", "CREATED", "NAME"]
+    assert [row.split()[0] for row in rows] == batches[:0:-1]
+
+
+@pytest.mark.parametrize(("failed", "exit_code"), [(0, 0), (1, 1)])
+def test_watch_ends_with_a_summary_and_the_exit_code(helix, submitted, finish, failed, exit_code):
+    batch = submitted(2)
+    finish(batch, succeeded=2 - failed, failed=failed)
+    result = helix("watch", batch)
+    assert result.exit_code == exit_code
+    assert f"2 jobs: {2 - failed} succeeded" in result.stdout
+    assert (f"results {batch} --failed" in result.stdout) == bool(failed)
+    last = json.loads(helix("watch", batch, "--json").stdout.splitlines()[-1])
+    assert (last["state"], set(last)) == ("done", BATCH_KEYS)
+
+
+def test_watch_json_prints_a_line_at_each_change_only(helix, submitted, finish, monkeypatch):
+    batch = submitted(2)
+    status, looks = HelixClient.status, []
+
+    def look(self, batch_id):
+        found = status(self, batch_id)
+        looks.append(found)
+        if len(looks) in {3, 5}:
+            finish(batch, succeeded=1)
+        return found
+
+    monkeypatch.setattr(HelixClient, "status", look)
+    lines = [json.loads(line) for line in helix("watch", batch, "--json").stdout.splitlines()]
+    assert [line["counts"]["succeeded"] for line in lines] == [0, 1, 2]
+
+
+def test_interrupted_watching_leaves_the_batch_and_says_so(helix, submitted, monkeypatch):
+    batch = submitted(1)
+
+    def interrupt(*_args, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(HelixClient, "wait", interrupt)
+    result = helix("watch", batch)
+    assert result.exit_code == 130
+    assert f"batch {batch} goes on" in result.stdout
+    assert f"cancel {batch}" in result.stdout
+    assert json.loads(helix("status", batch, "--json").stdout)["state"] == "queued"
+
+
+def test_a_local_worker_that_ends_ends_the_wait(helix, submitted):
+    """follow_for_person asks the worker at each look and passes its error on."""
+    from io import StringIO
+
+    from rich.console import Console
+
+    from helix_jobs.errors import HelixError
+
+    class Gone:
+        started = True
+
+        def check(self):
+            raise HelixError("the local worker ended")
+
+    batch = submitted(1)
+    with HelixClient() as client, pytest.raises(HelixError, match="ended"):
+        follow_for_person(client, batch, Console(file=StringIO()), worker=Gone())
+
+
+def test_cancel_a_job_then_the_batch_then_retry(helix, submitted, database):
+    batch = submitted(3)
+    with database.read() as c:
+        job = store.publishable(c, 1)[0].id
+    assert helix("cancel", job).stdout == "1 job cancelled.\n"
+    assert json.loads(helix("cancel", batch, "--json").stdout) == {"id": batch, "cancelled": 2}
+    assert "Nothing to cancel" in helix("cancel", batch).stdout
+    assert helix("watch", batch).exit_code == 1
+    assert json.loads(helix("retry", batch, "--json").stdout) == {"id": batch, "queued": 3}
+    assert "Nothing to retry" in helix("retry", batch).stdout
+    assert helix("cancel", 999).exit_code == 2
+    assert helix("retry", "b-20260101-aaaaaa").exit_code == 2
+
+
+def test_json_errors_are_one_object_on_standard_output(helix):
+    result = helix("cancel", "nope", "--json")
+    assert result.exit_code == 2
+    error = json.loads(result.stdout)["error"]
+    assert (error["type"], error["exit_code"]) == ("NotFoundError", 2)
+    assert result.stderr == f"Error: {error['message']}\n"
+
+
+def test_db_upgrade_and_current(helix):
+    assert json.loads(helix("db", "current", "--json").stdout)["current"] is None
+    head = json.loads(helix("db", "upgrade", "--json").stdout)["after"]
+    now = json.loads(helix("db", "current", "--json").stdout)
+    assert now["current"] == now["head"] == head
+    assert f"at revision {head} already" in helix("db", "upgrade").stdout
+    assert f"is at revision {head}; this version needs {head}" in helix("db", "current").stdout

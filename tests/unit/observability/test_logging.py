@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import io
+import json
+import logging
+import subprocess
+import sys
+from datetime import datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from helix_jobs.errors import ConfigurationError
+from helix_jobs.observability.logging import configure_logging, redact
+
+
+@pytest.fixture
+def stream(monkeypatch):
+    """A stream for configure_logging; the process's logging is put back afterwards."""
+    root, own = logging.getLogger(), logging.getLogger("helix_jobs")
+    handlers, levels = list(root.handlers), (root.level, own.level)
+    yield io.StringIO()
+    root.handlers[:] = handlers
+    root.setLevel(levels[0])
+    own.setLevel(levels[1])
+
+
+def log_of(name: str) -> logging.Logger:
+    return logging.getLogger(f"helix_jobs.{name}")
+
+
+def test_text_has_time_level_module_message_and_extras(stream):
+    configure_logging("info", "text", stream)
+    log_of("jobs.worker").info("run %d ended", 7, extra={"tokens_per_second": 42.5, "worker_id": None})
+    line = stream.getvalue()
+    datetime.strptime(line[:19], "%Y-%m-%d %H:%M:%S")  # noqa: DTZ007  (the local time's own text)
+    assert line[19:] == " INFO    jobs.worker: run 7 ended  tokens_per_second=42.5\n"
+
+
+def test_json_is_one_object_a_line_with_extras_that_replace_nothing(stream):
+    configure_logging("info", "json", stream)
+    log_of("jobs").warning(
+        "two\nlines", extra={"batch_id": "b-1", "level": "loud", "where": {"a": 1}, "odd": float("nan")}
+    )
+    try:
+        int("no")
+    except ValueError:
+        log_of("jobs").exception("failed")
+    first, second = (json.loads(line) for line in stream.getvalue().splitlines())
+    assert (first["level"], first["logger"], first["message"]) == ("warning", "helix_jobs.jobs", "two\nlines")
+    assert (first["batch_id"], first["where"], first["odd"]) == ("b-1", {"a": 1}, "nan")
+    assert datetime.fromisoformat(first["time"]).utcoffset().total_seconds() == 0
+    assert second["exception"].startswith("Traceback")
+    assert second["exception"].endswith("ValueError: invalid literal for int() with base 10: 'no'")
+
+
+def test_level_holds_for_helix_and_libraries_are_quieter(stream):
+    configure_logging("info", "text", stream)
+    log_of("jobs").debug("hidden")
+    logging.getLogger("sqlalchemy").info("hidden")
+    logging.getLogger("sqlalchemy").warning("shown")
+    assert [line.split()[-1] for line in stream.getvalue().splitlines()] == ["shown"]
+
+
+def test_configuring_again_replaces_the_handler(stream):
+    later = io.StringIO()
+    configure_logging("info", "json", stream)
+    configure_logging("info", "text", later)
+    log_of("x").info("once")
+    assert stream.getvalue() == ""
+    assert later.getvalue().count("once") == 1
+
+
+def test_without_a_stream_each_record_goes_to_the_current_standard_error(stream, monkeypatch):
+    configure_logging("info", "text")
+    monkeypatch.setattr(sys, "stderr", stream)
+    log_of("x").info("found it")
+    assert "found it" in stream.getvalue()
+
+
+@pytest.mark.parametrize(("level", "fmt"), [("loud", "text"), ("info", "xml")])
+def test_unknown_level_or_format_is_a_configuration_error(level, fmt):
+    with pytest.raises(ConfigurationError, match="use one of"):
+        configure_logging(level, fmt)
+
+
+@pytest.mark.parametrize(
+    ("text", "redacted"),
+    [
+        ("to redis://:s3cret@host:6379/0 now", "to redis://:***@host:6379/0 now"),
+        ("postgresql+psycopg://me:s3cret@db/x", "postgresql+psycopg://me:***@db/x"),
+        ("rediss://user:p@ss:w0rd@h", "rediss://user:***@h"),
+        ("host=h password=s3cret user=u", "host=h password=*** user=u"),
+        ("redis://h/0?password=s3cret&db=1", "redis://h/0?password=***&db=1"),
+        ("http://host:8080/a@b and c@d", "http://host:8080/a@b and c@d"),
+        ("nothing to hide", "nothing to hide"),
+    ],
+)
+def test_redact(text, redacted):
+    assert redact(text) == redacted
+
+
+PASSWORDS = st.text(
+    st.characters(min_codepoint=33, max_codepoint=0x2FF, exclude_characters="/\"'<>\x85\xa0"), min_size=5
+)
+
+
+@given(PASSWORDS)
+def test_no_password_survives_in_a_url(password):
+    assert password not in redact(f"cannot reach redis://user:{password}@10.0.0.1:6379/0").replace("***", "")
+
+
+@pytest.mark.parametrize("fmt", ["text", "json"])
+def test_passwords_are_redacted_in_message_extras_and_traceback(stream, fmt):
+    configure_logging("info", fmt, stream)
+    url = "redis://:hunter22@host/0"
+    try:
+        int(url)
+    except ValueError:
+        log_of("x").exception("at %s", url, extra={"url": url, "urls": [url]})
+    assert "hunter22" not in stream.getvalue()
+    assert stream.getvalue().count("***") == 4
+
+
+def test_celery_leaves_logging_alone():
+    script = """
+import celery, celery.signals, logging
+from helix_jobs.observability.logging import configure_logging
+app = celery.Celery("x", broker="memory://")
+configure_logging("info", "json")
+before = list(logging.getLogger().handlers), logging.getLogger().level
+app.log.setup(loglevel="DEBUG", redirect_stdouts=False)
+assert (list(logging.getLogger().handlers), logging.getLogger().level) == before, logging.getLogger().handlers
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
