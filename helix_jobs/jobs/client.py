@@ -259,7 +259,11 @@ class HelixClient:
                 database = Database(self.settings.database_url)
                 if database.sqlite_file is not None and self.settings.home in database.sqlite_file.parents:
                     self.settings.make_home()
-                ensure_schema(database)
+                try:
+                    ensure_schema(database)
+                except BaseException:
+                    database.dispose()
+                    raise
                 self._opened = database
             return self._opened
 

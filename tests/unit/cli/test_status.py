@@ -166,3 +166,14 @@ def test_db_upgrade_and_current(helix):
     assert now["current"] == now["head"] == head
     assert f"at revision {head} already" in helix("db", "upgrade").stdout
     assert f"is at revision {head}; this version needs {head}" in helix("db", "current").stdout
+
+
+@pytest.mark.postgres
+def test_an_empty_postgres_is_refused_with_the_command_that_mends_it(helix, prompts, empty_postgres_url, monkeypatch):
+    monkeypatch.setenv("HELIX_DATABASE_URL", empty_postgres_url)
+    refused = helix("submit", prompts(1))
+    assert refused.exit_code == 3
+    assert "helix db upgrade" in refused.stderr
+    value = json.loads(helix("db", "upgrade", "--json").stdout)
+    assert (value["before"], value["after"] is None) == (None, False)
+    assert helix("submit", prompts(1)).exit_code == 0
