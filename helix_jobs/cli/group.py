@@ -57,6 +57,9 @@ class HelixCommand(click.Command):
             return super().invoke(ctx)
         except HelixError as error:
             fail(ctx, error, str(error), error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("\nInterrupted.", err=True)
+            ctx.exit(INTERRUPTED)
         except OSError as error:
             if error.errno == errno.EPIPE:  # the reader of our output has gone; click ends quietly
                 raise

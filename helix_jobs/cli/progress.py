@@ -53,7 +53,7 @@ class PaceMeter:
         start, finished_then, tokens_then = self._samples[0]
         elapsed, ended = now - start, finished - finished_then
         if elapsed <= 0 or ended <= 0:
-            return Pace(tokens_per_second=status.tokens_per_second)
+            return Pace(tokens_per_second=status.tokens_per_second if tokens else None)
         remaining = (status.total or 0) - finished
         return Pace(tokens_per_second=(tokens - tokens_then) / elapsed, eta_seconds=max(remaining, 0) * elapsed / ended)
 

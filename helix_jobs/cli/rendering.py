@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from rich.console import Console, RenderableType
+    from rich.status import Status
 
 # Wide enough that a table in a pipe is never cut; lines end where their text ends.
 _PIPE_WIDTH: Final = 10_000
@@ -32,6 +33,12 @@ def make_console(*, stderr: bool = False) -> Console:
 def is_interactive(console: Console) -> bool:
     """Whether a live display makes sense: a real terminal that can move its cursor."""
     return console.is_terminal and not console.is_dumb_terminal
+
+
+def working(console: Console, text: str) -> Status:
+    """A line with a spinner that says what is being done; start, update and stop it."""
+    # Rich's own checks cover boxes and bars, not spinners.
+    return console.status(text, spinner="dots" if console.encoding.startswith("utf") else "line")
 
 
 def show(console: Console, renderable: RenderableType) -> None:

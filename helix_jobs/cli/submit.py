@@ -13,7 +13,7 @@ import click
 from helix_jobs.cli.follow import follow_for_person, print_summary, worker_notice
 from helix_jobs.cli.group import INTERRUPTED, HelixCommand, command_line, echo_json, fail, helix_options, open_client
 from helix_jobs.cli.progress import all_succeeded
-from helix_jobs.cli.rendering import count, is_interactive, make_console, percent, printable, show
+from helix_jobs.cli.rendering import count, is_interactive, make_console, percent, printable, show, working
 from helix_jobs.cli.sampling_options import sampling_options
 from helix_jobs.cli.views import bad_line_json, bad_lines_view, batch_json, print_answers
 from helix_jobs.errors import HelixError, InvalidInputError
@@ -191,7 +191,7 @@ def _run_locally(
             if not keep:
                 # Whoever mends the cause types the same line again, and means these jobs once.
                 client.cancel(batch_id)
-                console.print(f"\nBatch {batch_id} is cancelled, no worker could be started.", soft_wrap=True)
+                console.print(f"\nNo worker was started; batch {batch_id} is cancelled.", soft_wrap=True)
             raise
         starting.clear()
         if worker.started:
@@ -224,7 +224,7 @@ class _Step:
         if not is_interactive(self._console):
             self._console.print(text, soft_wrap=True)
         elif self._live is None:
-            self._live = self._console.status(text, spinner="line")
+            self._live = working(self._console, text)
             self._live.start()
         else:
             self._live.update(text)
@@ -254,7 +254,7 @@ def _reading(console: Console, source: str) -> Iterator[Callable[[SubmitProgress
             f"Reading {printable(source)}: {count(progress.accepted + progress.invalid, 'line')}{bad}{share}"
         )
 
-    with console.status(f"Reading {printable(source)}", spinner="line") as display:
+    with working(console, f"Reading {printable(source)}") as display:
         yield show
 
 

@@ -226,7 +226,7 @@ def answer_view(result: JobResult) -> RenderableType:
         body = Text(f"{result.state}, {reason}" if reason else str(result.state), style="red")
     else:
         body = Text(_shorten_answer(result.output_text) or "(empty answer)")
-    return Group(head, Padding(body, (0, 0, 1, 3)))
+    return Group(head, Padding(body, (0, 0, 1, 3), expand=False))
 
 
 def prompt_text(request: object) -> str:

@@ -45,7 +45,7 @@ def status(total=100, tokens=0, **counts):
 def test_pace_is_unknown_until_something_ended():
     meter = PaceMeter()
     assert meter.update(0.0, status()) == Pace()
-    assert meter.update(1.0, status(running=3)).eta_seconds is None
+    assert meter.update(1.0, status(running=3)) == Pace()
 
 
 def test_pace_is_measured_from_the_first_look_not_from_the_batchs_start():

@@ -118,6 +118,15 @@ def test_interrupted_watching_leaves_the_batch_and_says_so(helix, submitted, mon
     assert json.loads(helix("status", batch, "--json").stdout)["state"] == "queued"
 
 
+def test_an_interrupt_anywhere_is_exit_code_130(helix, monkeypatch):
+    def interrupt(*_args, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(HelixClient, "list", interrupt)
+    result = helix("list")
+    assert (result.exit_code, result.stdout, result.stderr) == (130, "", "\nInterrupted.\n")
+
+
 def test_a_local_worker_that_ends_ends_the_wait(helix, submitted):
     """follow_for_person asks the worker at each look and passes its error on."""
     from io import StringIO
