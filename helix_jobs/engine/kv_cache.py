@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from helix_jobs.engine.devices import DIRECTML_DEVICE_TYPE
@@ -57,8 +58,8 @@ class PagedKVCache:
         self.num_blocks = config.num_blocks
         shape = (config.num_blocks * geometry.num_kv_heads, config.block_size * geometry.head_dim)
         # each: [num_blocks * num_kv_heads, block_size * head_dim]
-        self.keys = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(geometry.num_layers)]
-        self.values = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(geometry.num_layers)]
+        self.keys = [_zeros(shape, dtype, device) for _ in range(geometry.num_layers)]
+        self.values = [_zeros(shape, dtype, device) for _ in range(geometry.num_layers)]
         self._scatter_rows = device.type == DIRECTML_DEVICE_TYPE
 
     @property
@@ -109,3 +110,15 @@ class PagedKVCache:
         keys = self.keys[layer].index_select(0, rows).view(num_heads, -1, head_dim)
         values = self.values[layer].index_select(0, rows).view(num_heads, -1, head_dim)
         return keys, values
+
+
+def _zeros(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Make a pool of zeros.
+
+    On the CPU the system commits its pages as blocks are first written, so a large pool costs nothing until it is used;
+    ``torch.zeros`` would write them all.
+    """
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    pages = np.zeros(shape[0] * shape[1] * dtype.itemsize, dtype=np.uint8)
+    return torch.from_numpy(pages).view(dtype).view(shape)

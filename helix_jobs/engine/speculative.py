@@ -65,7 +65,7 @@ class SpeculativeStep:
         self._drafter = drafter
         self._vocab_size = vocab_size
 
-    @torch.inference_mode()
+    @torch.no_grad()  # never inference_mode: DirectML tensors cannot live in it
     def run(self, schedule: Schedule) -> StepOutcome:
         """Compute one step and commit it, stop tokens honoured. Stop strings are the caller's."""
         proposal = Proposal(tuple(() for _ in schedule.decodes))
