@@ -201,11 +201,15 @@ class Engine:
         statistics.steps += 1
         statistics.sequence_steps += schedule.num_sequences
         statistics.decode_sequence_steps += len(schedule.decodes)
+        statistics.prompt_tokens += sum(p.sequence.num_prompt_tokens for p in schedule.prefills if p.emits)
         for emission in emissions:
-            statistics.completion_tokens += len(emission.token_ids)
+            num_new = len(emission.token_ids)
             watch = self._stop_watches.get(emission.sequence.request_id)
-            if watch is not None and emission.token_ids:
-                _apply_stop_strings(emission.sequence, watch, len(emission.token_ids))
+            if watch is not None and num_new:
+                num_new -= _apply_stop_strings(emission.sequence, watch, num_new)
+            statistics.completion_tokens += num_new
+            statistics.draft_tokens += emission.num_drafted
+            statistics.accepted_tokens += emission.num_accepted
         self._scheduler.step_passed()
 
     def _quarantine(self, sequences: SequenceOf[Sequence]) -> None:
@@ -250,10 +254,6 @@ class Engine:
         for sequence in self._scheduler.drop_finished():
             del self._sequences[sequence.request_id]
             self._stop_watches.pop(sequence.request_id, None)
-            if sequence.error is None:
-                self._statistics.prompt_tokens += sequence.num_prompt_tokens
-                self._statistics.draft_tokens += sequence.draft_tokens
-                self._statistics.accepted_tokens += sequence.accepted_tokens
             text = sequence.stopped_text
             results.append(sequence.result(self._codec.decode(sequence.output_token_ids) if text is None else text))
         if results and not self._sequences:
@@ -293,12 +293,16 @@ def load_engine(settings: Settings, on_progress: Callable[[str], None] | None = 
     return Engine(models, config, cache)
 
 
-def _apply_stop_strings(sequence: Sequence, watch: StopStringWatch, num_new: int) -> None:
+def _apply_stop_strings(sequence: Sequence, watch: StopStringWatch, num_new: int) -> int:
+    """End the sequence where a stop string does; return how many of its new tokens went."""
     found = watch.find(sequence.output_token_ids, num_new)
-    if found is not None:
-        num_tokens, sequence.stopped_text = found
-        sequence.truncate_output(num_tokens)
-        sequence.finish(FinishReason.STOP)
+    if found is None:
+        return 0
+    num_tokens, sequence.stopped_text = found
+    num_dropped = sequence.num_output_tokens - num_tokens
+    sequence.truncate_output(num_tokens)
+    sequence.finish(FinishReason.STOP)
+    return num_dropped
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -88,9 +88,9 @@ def sample(probs: torch.Tensor, uniforms: Sequence[float]) -> list[int]:
         probs: ``[num_rows, vocab_size]``, not necessarily normalised, each row with some mass.
         uniforms: One number in [0, 1) per row.
     """
-    cumulative = probs.to(torch.float64).cumsum(dim=1)
-    totals = cumulative[:, -1:]
-    targets = torch.tensor(uniforms, dtype=torch.float64)[:, None] * totals
+    cumulative = probs.to(torch.float64).cumsum(dim=1).contiguous()
+    totals = cumulative[:, -1:].contiguous()
+    targets = (torch.tensor(uniforms, dtype=torch.float64)[:, None] * totals).contiguous()
     tokens = torch.searchsorted(cumulative, targets, right=True)[:, 0]
     # u * total may round up to the total itself: then the last token with any mass is meant.
     last = torch.searchsorted(cumulative, totals, right=False)[:, 0]

@@ -25,10 +25,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Emission:
-    """What one sequence emitted in a step."""
+    """What one sequence emitted in a step: ``token_ids`` were appended, ``num_accepted`` of ``num_drafted`` accepted."""
 
     sequence: Sequence
     token_ids: tuple[int, ...]
+    num_drafted: int
+    num_accepted: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +185,7 @@ class SpeculativeStep:
             appended = sequence.commit(verdict.token_ids, now)
             # All but the last token have keys and values: the accepted drafts were computed as they were verified.
             sequence.num_computed = len(sequence) - 1
-            emissions.append(Emission(sequence, tuple(appended)))
+            emissions.append(Emission(sequence, tuple(appended), len(emitter.draft_ids), verdict.num_accepted))
         return StepOutcome(tuple(emissions), tuple(not_finite))
 
 

@@ -205,6 +205,22 @@ def test_times_and_counters_add_up():
     assert max(r.queue_seconds for r in results) > 0
 
 
+def test_counters_move_with_every_step():
+    """A run's figures are differences of snapshots, so a long answer counts where it happens, not where it ends."""
+    engine = tiny_engine(draft="same")
+    engine.add_request(request("a", [1, 2, 3], max_tokens=40, ignore_eos=True))
+    before = engine.counters()
+    for step in range(1, 5):
+        engine.step()
+        after = engine.counters()
+        assert after.steps == step
+        assert after.prompt_tokens == 3
+        assert after.completion_tokens > before.completion_tokens
+        assert after.draft_tokens == 4 * (step - 1)
+        before = after
+    assert before.accepted_tokens > 0
+
+
 def test_close_frees_what_is_held():
     engine = tiny_engine()
     engine.add_request(request("a", [1, 2, 3], max_tokens=50))
