@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Emission:
-    """What one sequence emitted in a step: ``token_ids`` were appended, ``num_accepted`` of ``num_drafted`` accepted."""
+    """What one sequence emitted in a step, and how many of its draft tokens were accepted."""
 
     sequence: Sequence
     token_ids: tuple[int, ...]
