@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -65,16 +66,27 @@ class DatabaseRunRecorder:
                 store.finish_run(c, run.row_id, totals, ended)
 
         self._writer.submit(update)
-        accepted = totals.accepted_tokens / totals.draft_tokens if totals.draft_tokens else None
-        logger.info(
-            "run of %.1f s: %d jobs, %d tokens, %.1f tokens/s, mean batch %.1f, %s",
-            seconds,
-            totals.jobs_finished,
-            totals.completion_tokens,
-            totals.tokens_per_second or 0.0,
-            totals.mean_batch_size or 0.0,
-            "nothing drafted" if accepted is None else f"{accepted:.0%} of the draft accepted",
-        )
+        log_run(run.row_id, totals, seconds)
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 job``, ``2 jobs``, as log lines say it."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def log_run(run_id: int | None, totals: RunTotals, seconds: float) -> None:
+    """The run's one line: words for a person, and in JSON also its figures."""
+    accepted = totals.accepted_tokens / totals.draft_tokens if totals.draft_tokens else None
+    logger.info(
+        "run of %.1f s: %s, %s, %.1f tokens/s, mean batch %.1f, %s",
+        seconds,
+        counted(totals.jobs_finished, "job"),
+        counted(totals.completion_tokens, "token"),
+        totals.tokens_per_second or 0.0,
+        totals.mean_batch_size or 0.0,
+        "nothing drafted" if accepted is None else f"{accepted:.0%} of the draft accepted",
+        extra={"figures": {"run_id": run_id, "seconds": seconds, "acceptance_rate": accepted, **asdict(totals)}},
+    )
 
 
 def run_totals(before: EngineCounters, after: EngineCounters, *, jobs_finished: int, seconds: float) -> RunTotals:

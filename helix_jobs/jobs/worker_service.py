@@ -21,7 +21,7 @@ from helix_jobs.errors import EngineError, HelixError, RequestError
 from helix_jobs.jobs import store
 from helix_jobs.jobs.engine_thread import EngineThread, Generated, RequestFailed
 from helix_jobs.jobs.requests import to_engine_request
-from helix_jobs.jobs.runs import DatabaseRunRecorder
+from helix_jobs.jobs.runs import DatabaseRunRecorder, counted
 from helix_jobs.jobs.store import FinishedJob, ResultRow
 
 if TYPE_CHECKING:
@@ -250,7 +250,11 @@ class WorkerService:
             self._grace_timer.daemon = True
             self._grace_timer.start()
             running = len(self._active)
-        logger.info("stopping: %d jobs have %.0f s to finish", running, self._grace)
+        if running:
+            have = "has" if running == 1 else "have"
+            logger.info("stopping: %s %s %.0f s to finish", counted(running, "job"), have, self._grace)
+        else:
+            logger.info("stopping: no job is running")
 
     def resume(self) -> None:
         """Take jobs again, after a drain that was not meant."""
@@ -340,8 +344,7 @@ class WorkerService:
             self._persist(claim, refused)
             return
         if matched:
-            outcome = decision.value if isinstance(decision, Leave) else type(decision).__name__.lower()
-            logger.debug("job ended: %s", outcome, extra={"job_id": claim.id, "batch_id": claim.batch_id})
+            logger.debug("job ended: %s", _outcome(decision), extra={"job_id": claim.id, "batch_id": claim.batch_id})
         else:
             self._count_fenced(claim)
 
@@ -351,7 +354,7 @@ class WorkerService:
             self._given_up = why
             jobs = [job for job in self._active.values() if job.claim is not None]
         if jobs:
-            logger.info("%d unfinished jobs: %s", len(jobs), why.value)
+            logger.info("%s: %s", counted(len(jobs), "unfinished job"), why.value)
         for job in jobs:
             self._withdraw(job, why)
 
@@ -371,6 +374,16 @@ class WorkerService:
         with self._lock:
             self._fenced += 1
         logger.debug("fenced: the lease has moved on", extra={"job_id": claim.id, "batch_id": claim.batch_id})
+
+
+def _outcome(decision: Decision) -> str:
+    match decision:
+        case Succeed():
+            return "succeeded"
+        case Fail():
+            return "failed"
+        case _:
+            return Withdrawn.HANDED_BACK.value
 
 
 def _refused_by_database(error: Exception) -> Fail:

@@ -1,7 +1,8 @@
 """Logging for every Helix process: one handler on the root logger, text for people or JSON for machines.
 
 Modules only ever say ``logger = logging.getLogger(__name__)`` and ``logger.info("...", extra={...})``; entry points
-call `configure_logging` once. What they pass as ``extra`` is shown in both formats.
+call `configure_logging` once. What they pass as ``extra`` is shown in both formats; ``extra={"figures": {...}}`` holds
+what the message says in words already, so its entries become keys in JSON and are left out of text.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 _OWN_LOGGER: Final = "helix_jobs"
 # Attributes every record has; whatever else it carries came in through ``extra``.
 _STANDARD_ATTRIBUTES: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+# The extra whose entries the message itself tells.
+_FIGURES: Final = "figures"
 
 # "scheme://user:password@": the password runs to the last "@" before the path, as URL parsers read it.
 _URL_PASSWORD: Final = re.compile(r"(?P<head>[A-Za-z][A-Za-z0-9+.-]*://[^\s:/@]*):(?P<password>[^\s/\"'<>]+)@")
@@ -51,7 +54,7 @@ class TextFormatter(logging.Formatter):
         when = datetime.fromtimestamp(record.created).astimezone().strftime("%Y-%m-%d %H:%M:%S")
         name = record.name.removeprefix(f"{_OWN_LOGGER}.")
         line = f"{when} {record.levelname:<7} {name}: {record.getMessage()}"
-        fields = " ".join(f"{key}={value}" for key, value in extra_fields(record).items())
+        fields = " ".join(f"{key}={value}" for key, value in extra_fields(record).items() if key != _FIGURES)
         if fields:
             line = f"{line}  {fields}"
         trouble = _trouble(self, record)
@@ -70,7 +73,9 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": redact(record.getMessage()),
         }
-        for key, value in extra_fields(record).items():
+        extras = dict(extra_fields(record))
+        figures = extras.pop(_FIGURES, {})
+        for key, value in (*extras.items(), *figures.items()):
             entry.setdefault(key, _redact_inside(value))
         trouble = _trouble(self, record)
         if trouble:

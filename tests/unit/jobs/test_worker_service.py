@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -19,9 +20,9 @@ from helix_jobs.jobs import store
 from helix_jobs.jobs.engine_thread import Generated, RequestFailed, Run
 from helix_jobs.jobs.heartbeat import Heartbeat, LeaseCheck, compare_leases
 from helix_jobs.jobs.result_writer import GroupCommitWriter
-from helix_jobs.jobs.runs import run_totals
+from helix_jobs.jobs.runs import counted, log_run, run_totals
 from helix_jobs.jobs.schema import jobs, results, workers
-from helix_jobs.jobs.store import NewBatch, NewJob, NewWorker
+from helix_jobs.jobs.store import NewBatch, NewJob, NewWorker, RunTotals
 from helix_jobs.jobs.worker_service import Fail, Leave, Succeed, Withdrawn, WorkerService, decide
 from helix_jobs.testing import FakeEngine, FakeFaults
 
@@ -312,3 +313,30 @@ def test_threads_are_gone_after_close(database: Database) -> None:
     before = set(threading.enumerate())
     Bench(database).close()
     assert {thread.name for thread in set(threading.enumerate()) - before} == set()
+
+
+def test_log_lines_are_sentences(make_bench: Any, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, logger="helix_jobs")
+    bench = make_bench(fail="poison")
+    ids = bench.add("good", "poison")
+    for future in bench.run(*ids):
+        future.result(20)
+    bench.service.begin_drain()
+    messages = [record.getMessage() for record in caplog.records]
+    assert {message for message in messages if message.startswith("job ended")} == {
+        "job ended: succeeded",
+        "job ended: failed",
+    }
+    assert "stopping: no job is running" in messages
+    assert counted(1, "job") == "1 job"
+    assert counted(0, "job") == "0 jobs"
+
+
+def test_a_runs_log_line_carries_its_figures(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="helix_jobs")
+    totals = RunTotals(steps=4, jobs_finished=1, completion_tokens=10, draft_tokens=8, accepted_tokens=6)
+    log_run(3, totals, 2.0)
+    (record,) = caplog.records
+    assert record.getMessage().startswith("run of 2.0 s: 1 job, 10 tokens, ")
+    assert record.figures["run_id"] == 3
+    assert (record.figures["jobs_finished"], record.figures["acceptance_rate"]) == (1, 0.75)

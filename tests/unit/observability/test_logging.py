@@ -55,6 +55,25 @@ def test_json_is_one_object_a_line_with_extras_that_replace_nothing(stream):
     assert second["exception"].endswith("ValueError: invalid literal for int() with base 10: 'no'")
 
 
+def test_figures_are_keys_in_json_and_left_to_the_words_in_text(stream):
+    configure_logging("info", "json", stream)
+    extra = {"job_id": 3, "figures": {"jobs_finished": 7, "job_id": 4, "message": "no"}}
+    log_of("jobs.runs").info("7 jobs", extra=extra)
+    value = json.loads(stream.getvalue())
+    assert (value["message"], value["jobs_finished"], value["job_id"]) == ("7 jobs", 7, 3)
+    assert "figures" not in value
+    configure_logging("info", "text", stream)
+    log_of("jobs.runs").info("7 jobs", extra=extra)
+    assert stream.getvalue().endswith(" INFO    jobs.runs: 7 jobs  job_id=3\n")
+
+
+@pytest.mark.parametrize(("level", "shown"), [("info", 0), ("debug", 1)])
+def test_migrations_speak_at_debug_only(stream, level, shown):
+    configure_logging(level, "text", stream)
+    logging.getLogger("alembic.runtime.migration").info("Running upgrade")
+    assert stream.getvalue().count("Running upgrade") == shown
+
+
 def test_level_holds_for_helix_and_libraries_are_quieter(stream):
     configure_logging("info", "text", stream)
     log_of("jobs").debug("hidden")
