@@ -248,8 +248,13 @@ def _broker_errors(url: str) -> Iterator[None]:
         yield
     except (OSError, KombuError, RedisError) as error:
         cause = error.__cause__ or error
+        reason = redact_url(str(cause)).rstrip(". ") or type(cause).__name__
+        if _answered(cause):
+            raise BrokerUnreachableError(
+                f"the broker at {redact_url(url)} refuses: {reason}; correct HELIX_REDIS_URL or the broker's settings"
+            ) from error
         raise BrokerUnreachableError(
-            f"the broker at {redact_url(url)} does not serve us: {redact_url(str(cause)) or type(cause).__name__}; "
+            f"the broker at {redact_url(url)} does not answer: {reason}; "
             "start it, or correct HELIX_REDIS_URL (unset, the worker runs a broker of its own)"
         ) from error
     except (ValueError, KeyError, TypeError) as error:
@@ -257,3 +262,16 @@ def _broker_errors(url: str) -> Iterator[None]:
         raise ConfigurationError(
             f"HELIX_REDIS_URL {redact_url(url)} is no broker URL ({redact_url(str(error))}); use redis://, rediss:// or redis+socket://"
         ) from error
+
+
+def _answered(cause: BaseException) -> bool:
+    """Whether the broker itself said no (password, database number, full memory), so that starting it mends nothing."""
+    try:
+        from redis import exceptions
+    except ImportError:  # pragma: no cover  (a declared dependency)
+        return False
+    if isinstance(cause, exceptions.AuthenticationError):
+        return True
+    # Not answering is a ConnectionError of redis-py; so is an answer that the broker is still loading its file.
+    silent = (exceptions.ConnectionError, exceptions.TimeoutError)
+    return isinstance(cause, exceptions.RedisError) and not isinstance(cause, silent)
