@@ -149,7 +149,7 @@ def write_parquet(results: Iterable[JobResult], stream: ByteSink) -> int:
         import pyarrow.parquet as pq
     except ImportError as error:
         raise ConfigurationError(
-            "Parquet needs pyarrow, which is not installed; run pip install 'helix-jobs[parquet]' or take jsonl"
+            'Parquet needs pyarrow, which is not installed; take jsonl, or run pip install -e ".[parquet]" in the clone'
         ) from error
     kinds = {"int64": pa.int64(), "double": pa.float64(), "string": pa.string(), "timestamp": pa.timestamp("us", "UTC")}
     schema = pa.schema([(name, kinds[kind]) for name, kind in COLUMNS.items()])

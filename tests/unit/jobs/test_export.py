@@ -286,6 +286,6 @@ def test_an_unknown_format_is_refused():
 
 def test_parquet_without_pyarrow_says_what_to_install(monkeypatch, tmp_path: Path):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(ConfigurationError, match=r"pip install 'helix-jobs\[parquet\]'"):
+    with pytest.raises(ConfigurationError, match=r'pip install -e "\.\[parquet\]"'):
         export_results(ALL, tmp_path / "x.parquet", "parquet")
     assert list(tmp_path.iterdir()) == []
