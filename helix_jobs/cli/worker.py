@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from helix_jobs.jobs.worker import WorkerBanner
     from helix_jobs.settings import Settings
 
+logger = logging.getLogger(__name__)
+
 
 @click.command("worker", cls=HelixCommand, context_settings=CONTEXT_SETTINGS)
 @click.option("--target", "target_model", metavar="MODEL", help="Target model: hub id, directory, .gguf file, or demo.")
@@ -26,7 +29,9 @@ if TYPE_CHECKING:
     "--draft", "draft_model", metavar="MODEL", help="Draft model: the same, or int8 (a copy of the target), or none."
 )
 @click.option(
-    "--device", metavar="NAME", help="Device, such as cpu, cuda:0, privateuseone:0; default: the first available."
+    "--device",
+    metavar="NAME",
+    help="Device: directml, cuda, rocm, xpu, mps or cpu, with an index such as cuda:1; default: the first available.",
 )
 @click.option("--dtype", type=click.Choice(DTYPES), help="Number format of the weights.")
 @click.option("--max-batch-size", type=click.IntRange(1, 4096), help="Sequences that run at once.")
@@ -54,19 +59,29 @@ def worker(settings: Settings, *, allow_shared_device: bool, as_json: bool, **ov
     effective = dataclasses.replace(settings, **{name: value for name, value in overrides.items() if value is not None})
     # A worker says what it does at info; its format may have come by flag.
     configure_logging(effective.log_level, effective.log_format)
+    console = make_console()
+    # Importing torch may take many seconds on a cold disk; an empty screen looks like a hang.
+    starting = "starting the worker"
+    if effective.log_format == "json":
+        logger.info(starting)
+    else:
+        _print_step(console, starting)
     from helix_jobs.jobs.worker import run_worker
 
     if effective.log_format == "json":
         exit_code = run_worker(effective, allow_shared_device=allow_shared_device)
     else:
-        console = make_console()
         exit_code = run_worker(
             effective,
             allow_shared_device=allow_shared_device,
-            on_progress=lambda line: console.print(f"{printable(line)} ...", style="dim", soft_wrap=True),
+            on_progress=lambda line: _print_step(console, line),
             on_ready=lambda banner: _print_banner(console, banner),
         )
     click.get_current_context().exit(exit_code)
+
+
+def _print_step(console: Console, line: str) -> None:
+    console.print(f"{printable(line)} ...", style="dim", soft_wrap=True)
 
 
 def _print_banner(console: Console, banner: WorkerBanner) -> None:
