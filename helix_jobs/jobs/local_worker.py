@@ -19,6 +19,7 @@ import threading
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final, Self
 
 from helix_jobs import errors
@@ -27,7 +28,6 @@ from helix_jobs.jobs.process import process_exists
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
     from types import TracebackType
 
     from helix_jobs.jobs.store import Worker
@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 MEMORY_URL: Final = "memory://"
 STOP_SECONDS: Final = 15.0
+POLL_SECONDS: Final = 0.5
 RECENT_SECONDS: Final = 30.0
 
 Event = dict[str, Any]
@@ -99,8 +100,11 @@ class LocalWorker:
                 self._handle(self._events.get_nowait())
 
     def _wait_ready(self) -> None:
-        while self._handle(self._events.get()) != "ready":
-            pass
+        while True:
+            # On Windows a wait without an end cannot be interrupted by Ctrl-C.
+            with suppress(queue.Empty):
+                if self._handle(self._events.get(timeout=POLL_SECONDS)) == "ready":
+                    return
 
     def _handle(self, event: Event) -> str:
         name = str(event.get("event"))
@@ -152,7 +156,7 @@ class _Child:
         with log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "helix_jobs.jobs.local_worker"],
-                env={**os.environ, **settings.to_environment()},
+                env={**os.environ, **_import_path(), **settings.to_environment()},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -230,6 +234,17 @@ def _run_reporting(settings: Settings, button: Any, emit: Callable[[Event], None
         logger.exception("the worker failed")
         emit({"event": "error", "kind": "HelixError", "message": f"the worker failed: {type(error).__name__}: {error}"})
         return 1
+
+
+def _import_path() -> dict[str, str]:
+    """Let the child find a package that is not installed but lies beside ``submit.py``, from whatever directory.
+
+    Not for an installed one: its neighbours would come before the standard library.
+    """
+    checkout = Path(__file__).parents[2]
+    if not (checkout / "pyproject.toml").is_file():
+        return {}
+    return {"PYTHONPATH": os.pathsep.join(filter(None, (str(checkout), os.environ.get("PYTHONPATH"))))}
 
 
 def _detached() -> dict[str, Any]:

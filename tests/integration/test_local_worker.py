@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
-from worker_box import make_box, wait_until
+from worker_box import ROOT, make_box, wait_until
 
 from helix_jobs.errors import BrokerUnreachableError, DeviceInUseError, HelixError
 from helix_jobs.jobs.broker import EmbeddedBroker
@@ -102,6 +102,23 @@ def test_it_stops_when_its_parent_is_killed(embedded_box: Box) -> None:
     parent.wait()
     wait_until(lambda: not worker_is_live(box.settings), "the worker outlives its parent")
     wait_until(lambda: not EmbeddedBroker(box.settings.home).is_running(), "the broker is left behind")
+
+
+def test_a_checkout_that_is_not_installed_serves_any_directory(embedded_box: Box, tmp_path: Path) -> None:
+    """What ``python /somewhere/helix/submit.py`` does: only the parent's own path leads to the package."""
+    box = embedded_box
+    script = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "from helix_jobs.jobs.local_worker import LocalWorker\n"
+        "from helix_jobs.settings import Settings\n"
+        "with LocalWorker(Settings.from_environment()) as local:\n"
+        "    print(local.started)\n"
+    )
+    clean = {name: value for name, value in box.environment.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=clean, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "True"), done.stderr
 
 
 def test_in_memory_everything_runs_in_this_process(embedded_box: Box) -> None:
