@@ -9,6 +9,7 @@
     │   ├── InvalidInputError       one or more bad lines (carries them all)
     │   └── IdempotencyConflictError  the key was used with different content
     ├── NotFoundError               no such batch or job
+    ├── UnfinishedSubmissionError   the batch's lines are not all stored, and nobody goes on
     ├── UnreachableError            a service does not answer
     │   ├── BrokerUnreachableError
     │   └── DatabaseUnreachableError
@@ -94,6 +95,12 @@ class IdempotencyConflictError(InputError):
 
 class NotFoundError(HelixError):
     """No batch or job has this id."""
+
+    exit_code = 2
+
+
+class UnfinishedSubmissionError(HelixError):
+    """The batch's submission did not finish, so none of its jobs was accepted."""
 
     exit_code = 2
 

@@ -15,8 +15,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal, Self, cast
 
 from helix_jobs.engine.sampling_params import SamplingParams
-from helix_jobs.errors import InputError, InvalidFieldError, UnreachableError
+from helix_jobs.errors import InputError, InvalidFieldError, UnfinishedSubmissionError, UnreachableError
 from helix_jobs.jobs.sources import RejectsFile, open_source, storable_text
+from helix_jobs.jobs.states import JobState
 from helix_jobs.settings import Settings
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from helix_jobs.errors import BadLine
     from helix_jobs.jobs.broker import CeleryPublisher
     from helix_jobs.jobs.database import Database
-    from helix_jobs.jobs.store import BatchStatus, JobResult, Worker
+    from helix_jobs.jobs.store import BatchStatus, JobResult, JobSummary, Worker
     from helix_jobs.jobs.submission import Submission, SubmitProgress, Tally
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,8 @@ logger = logging.getLogger(__name__)
 MAX_KEY_CHARS: Final = 255
 _PUBLISH_CHUNK: Final = 1000
 _FIRST_POLL: Final = 0.05
+# Nothing tells a submission that died from one that reads a slow pipe; this long without a line is worth a word.
+_SUBMITTER_SILENT: Final = 30.0
 # Rows held while results are read: few, because one may carry a prompt of 4 MiB.
 _RESULTS_PAGE: Final = 250
 
@@ -177,13 +180,23 @@ class HelixClient:
 
         Raises:
             NotFoundError: No such batch.
+            UnfinishedSubmissionError: It is still being submitted, and for half a minute no line was added.
         """
+        from helix_jobs.jobs import store
+
         deadline = None if timeout is None else time.monotonic() + timeout
         pause = min(_FIRST_POLL, poll)
+        stored, grew_at = -1, 0.0
         while True:
             status = self.status(batch_id)
             if on_update is not None:
                 on_update(status)
+            if status.total is None:
+                now = time.monotonic()
+                if status.stored != stored:
+                    stored, grew_at = status.stored, now
+                elif now - grew_at >= _SUBMITTER_SILENT:
+                    raise UnfinishedSubmissionError(store.unfinished_submission(batch_id))
             left = None if deadline is None else deadline - time.monotonic()
             if status.done or (left is not None and left <= 0):
                 return status
@@ -191,7 +204,12 @@ class HelixClient:
             pause = min(pause * 2, poll)
 
     def results(
-        self, batch_id: str, *, include_failed: bool = False, order: Literal["line", "completion"] = "line"
+        self,
+        batch_id: str,
+        *,
+        include_failed: bool = False,
+        only_failed: bool = False,
+        order: Literal["line", "completion"] = "line",
     ) -> Iterator[JobResult]:
         """Yield the results so far, page by page; also while the batch still runs.
 
@@ -201,6 +219,7 @@ class HelixClient:
         Args:
             batch_id: The batch.
             include_failed: Failed and cancelled jobs too.
+            only_failed: Nothing but failed and cancelled jobs.
             order: ``line`` (as in the input) or ``completion``.
 
         Raises:
@@ -214,13 +233,53 @@ class HelixClient:
         def pages() -> Iterator[JobResult]:
             with self._database().read() as connection:
                 yield from store.iter_results(
-                    connection, batch_id, order=order, include_failed=include_failed, chunk=_RESULTS_PAGE
+                    connection,
+                    batch_id,
+                    order=order,
+                    include_failed=include_failed,
+                    only_failed=only_failed,
+                    chunk=_RESULTS_PAGE,
                 )
 
         return pages()
 
+    def jobs(self, batch_id: str, *states: JobState) -> Iterator[JobSummary]:
+        """Yield the ids of a batch's jobs with line, custom id and state; state by state as given, all if none is.
+
+        Raises:
+            NotFoundError: No such batch.
+        """
+        from helix_jobs.jobs import store
+
+        self.status(batch_id)
+
+        def pages() -> Iterator[JobSummary]:
+            with self._database().read() as connection:
+                for state in states or tuple(JobState):
+                    yield from store.iter_jobs(connection, batch_id, state)
+
+        return pages()
+
+    def backlog(self) -> int:
+        """Return how many jobs wait, over all batches."""
+        from helix_jobs.jobs import store
+
+        with self._database().read() as connection:
+            return store.backlog(connection)
+
+    def discard(self, batch_id: str) -> bool:
+        """Delete a batch whose submission has not finished; False, and nothing done, if there is no such batch.
+
+        None of its jobs was accepted. A submission that is still at it fails with an InputError.
+        """
+        from helix_jobs.jobs import store
+
+        return self._database().transact(lambda connection: store.delete_batch(connection, batch_id))
+
     def cancel(self, target: str | int) -> int:
         """Cancel a batch (``b-...``) or one job (its number) and return how many jobs that stopped.
+
+        A batch whose submission has not finished is deleted, as by ``discard``; that counts as no job.
 
         Raises:
             NotFoundError: No such batch or job.
@@ -238,6 +297,7 @@ class HelixClient:
 
         Raises:
             NotFoundError: No such batch.
+            UnfinishedSubmissionError: Its submission has not finished.
         """
         from helix_jobs.jobs import store
 

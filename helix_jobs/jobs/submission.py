@@ -203,7 +203,7 @@ class _BatchWriter:
         self._flush()
         digest = self._digest.hexdigest()
         if self._storing:
-            self._transact(lambda c: store.seal_batch(c, self._batch.id, total, digest, now=datetime.now(UTC)))
+            self._transact(lambda c: store.seal_batch(c, self._batch.id, total, digest))
             return False
         if (self._batch.total, self._batch.content_digest) != (total, digest):
             raise IdempotencyConflictError(
@@ -239,5 +239,8 @@ class _BatchWriter:
         try:
             self._database.transact(change)
         except NotFoundError as error:
-            message = f"batch {self._batch.id} was removed while it was being submitted; submit the input again"
+            message = (
+                f"batch {self._batch.id} was removed while it was being submitted (someone cancelled it); "
+                "nothing of it is stored, submit the input again"
+            )
             raise InputError(message) from error

@@ -27,6 +27,7 @@ from helix_jobs.errors import (
     InputError,
     InvalidInputError,
     NotFoundError,
+    UnfinishedSubmissionError,
 )
 from helix_jobs.jobs import store
 from helix_jobs.jobs.broker import CeleryPublisher, EmbeddedBroker
@@ -40,6 +41,8 @@ from helix_jobs.settings import Settings, normalize_database_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from helix_jobs.jobs.store import BatchStatus
 
 ROOT = Path(__file__).parents[2]
 POSTGRES = os.environ.get("HELIX_TEST_POSTGRES_URL", "postgresql:///postgres")
@@ -440,6 +443,102 @@ def test_a_batch_removed_meanwhile_is_told(client: HelixClient, helix: Settings)
 
     with pytest.raises(InputError, match="was removed while it was being submitted"):
         client.submit(removed())
+
+
+@pytest.mark.parametrize("key", [None, "k"])
+@pytest.mark.parametrize("stored", [500, 1001, 2500])
+def test_a_living_submission_whose_batch_is_cancelled_fails_whole(
+    client: HelixClient, helix: Settings, key: str | None, stored: int
+):
+    """Cancelled before its first chunk, after it, and before the last; with the client of somebody else."""
+
+    def cancelled():
+        for number, item in enumerate(prompts(2600)):
+            if number == stored:
+                with HelixClient(helix) as other:
+                    assert other.cancel(other.list()[0].id) == 0
+            yield item
+
+    with pytest.raises(InputError, match="someone cancelled it"):
+        client.submit(cancelled(), idempotency_key=key)
+    assert (rows(helix), batch_count(helix)) == ([], 0)
+    assert client.submit(prompts(2600), idempotency_key=key).total == 2600
+
+
+@pytest.fixture
+def unfinished(client: HelixClient, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A batch whose submission died after five lines."""
+
+    def dies():
+        yield from prompts(5)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("helix_jobs.jobs.submission.CHUNK_ROWS", 5)
+        with pytest.raises(KeyboardInterrupt):
+            client.submit(dies(), idempotency_key="k")
+    return client.list()[0].id
+
+
+def test_waiting_for_a_submission_that_died_ends_with_what_to_do(
+    client: HelixClient, unfinished: str, monkeypatch: pytest.MonkeyPatch
+):
+    assert not client.wait(unfinished, timeout=0.1, poll=0.01).done
+    monkeypatch.setattr("helix_jobs.jobs.client._SUBMITTER_SILENT", 0.05)
+    with pytest.raises(UnfinishedSubmissionError, match=r"same idempotency key.*helix cancel"):
+        client.wait(unfinished, timeout=30, poll=0.01)
+    with pytest.raises(UnfinishedSubmissionError):
+        client.retry(unfinished)
+    assert client.submit(prompts(5), idempotency_key="k").batch_id == unfinished
+
+
+def test_waiting_for_a_submission_that_goes_on_goes_on(
+    client: HelixClient, helix: Settings, unfinished: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Without any patience at all: a line comes before each look."""
+    monkeypatch.setattr("helix_jobs.jobs.client._SUBMITTER_SILENT", 0.0)
+    with HelixClient(helix) as submitter:
+
+        def go_on(status: BatchStatus) -> None:
+            lines_now = status.stored + 1
+            if status.total is None and lines_now < 12:
+                with submitter._database().write() as c:
+                    new = [store.NewJob(line=lines_now, custom_id=None, request={"prompt": "more"})]
+                    store.insert_jobs(c, unfinished, new, datetime.now(UTC))
+            elif status.total is None:
+                with submitter._database().write() as c:
+                    store.seal_batch(c, unfinished, status.stored, "digest")
+                submitter.cancel(unfinished)
+
+        final = client.wait(unfinished, poll=0.001, on_update=go_on)
+    assert final.counts[JobState.CANCELLED] == 11
+
+
+def test_cancelling_an_unfinished_submission_removes_it(client: HelixClient, helix: Settings, unfinished: str):
+    assert client.discard(unfinished)
+    assert not client.discard(unfinished)
+    assert (rows(helix), batch_count(helix)) == ([], 0)
+    complete = client.submit(prompts(2)).batch_id
+    assert not client.discard(complete)
+    assert client.cancel(complete) == 2
+
+
+def test_jobs_are_found_without_sql(client: HelixClient, helix: Settings):
+    batch_id = client.submit(prompts(4)).batch_id
+    work(helix, limit=2, fail_lines=frozenset({2}))
+    ids = [row.id for row in rows(helix)]
+    found = [(job.job_id, job.line, job.custom_id, job.state) for job in client.jobs(batch_id)]
+    assert found == [
+        (ids[2], 3, "id-2", "queued"),
+        (ids[3], 4, "id-3", "queued"),
+        (ids[0], 1, "id-0", "succeeded"),
+        (ids[1], 2, "id-1", "failed"),
+    ]
+    assert [job.error_code for job in client.jobs(batch_id, JobState.FAILED)] == ["prompt_too_long"]
+    assert client.backlog() == 2
+    assert [result.line for result in client.results(batch_id, only_failed=True)] == [2]
+    with pytest.raises(NotFoundError, match="b-nope"):
+        client.jobs("b-nope")
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from store_helpers import (
     take,
 )
 
-from helix_jobs.errors import IdempotencyConflictError
+from helix_jobs.errors import IdempotencyConflictError, NotFoundError
 from helix_jobs.jobs import store
 from helix_jobs.jobs.result_writer import GroupCommitWriter
 from helix_jobs.jobs.schema import jobs, results
@@ -158,14 +158,42 @@ def test_two_submitters_with_one_key_make_one_batch(database):
 
 
 def test_a_seal_and_a_cancel_at_once_leave_no_queued_job(database):
+    """The seal comes first and its jobs are cancelled, or it finds the batch gone, and with it every job."""
+    for _ in range(6):
+        batch_id, ids = stored_batch(database, 3, seal=False)
+
+        def seal(batch_id=batch_id):
+            try:
+                database.transact(lambda c: store.seal_batch(c, batch_id, 3, DIGEST))
+            except NotFoundError:
+                return False
+            return True
+
+        sealed, cancelled = _together(
+            seal, lambda batch_id=batch_id: database.transact(lambda c: store.cancel_batch(c, batch_id))
+        )
+        assert cancelled == (3 if sealed else 0)
+        if sealed:
+            assert counts(database, batch_id) == {"cancelled": 3}
+        else:
+            with database.read() as c, pytest.raises(NotFoundError):
+                store.get_job(c, ids[0])
+
+
+def test_lines_added_while_their_batch_is_cancelled_go_with_it(database):
     for _ in range(6):
         batch_id, _ = stored_batch(database, 3, seal=False)
 
-        def seal(batch_id=batch_id):
-            database.transact(lambda c: store.seal_batch(c, batch_id, 3, DIGEST))
+        def insert(batch_id=batch_id):
+            try:
+                database.transact(lambda c: store.insert_jobs(c, batch_id, new_jobs(200)[3:], now()))
+            except NotFoundError:
+                return False
+            return True
 
-        _together(seal, lambda batch_id=batch_id: database.transact(lambda c: store.cancel_batch(c, batch_id)))
-        assert counts(database, batch_id) == {"cancelled": 3}
+        _together(insert, lambda batch_id=batch_id: database.transact(lambda c: store.cancel_batch(c, batch_id)))
+        with database.read() as c:
+            assert c.execute(select(func.count()).select_from(jobs)).scalar_one() == 0
 
 
 def test_a_slower_submission_cannot_add_to_a_sealed_batch(database):

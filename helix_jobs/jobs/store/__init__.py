@@ -7,10 +7,10 @@ in as aware UTC datetimes. One noun a module: ``submission``, ``publishing``, ``
 
 from __future__ import annotations
 
-from helix_jobs.jobs.store.control import cancel_batch, cancel_job, resolve, retry_batch
+from helix_jobs.jobs.store.control import cancel_batch, cancel_job, resolve, retry_batch, unfinished_submission
 from helix_jobs.jobs.store.counters import recount
 from helix_jobs.jobs.store.leases import claim, finish_failed, finish_succeeded, held_leases, reclaim, release
-from helix_jobs.jobs.store.output import get_job, iter_results
+from helix_jobs.jobs.store.output import get_job, iter_jobs, iter_results
 from helix_jobs.jobs.store.publishing import (
     backlog,
     count_published_queued,
@@ -25,6 +25,7 @@ from helix_jobs.jobs.store.records import (
     ClaimedJob,
     FinishedJob,
     JobResult,
+    JobSummary,
     NewBatch,
     NewJob,
     NewWorker,
@@ -60,6 +61,7 @@ __all__ = [
     "ClaimedJob",
     "FinishedJob",
     "JobResult",
+    "JobSummary",
     "NewBatch",
     "NewJob",
     "NewWorker",
@@ -85,6 +87,7 @@ __all__ = [
     "heartbeat",
     "held_leases",
     "insert_jobs",
+    "iter_jobs",
     "iter_results",
     "latest_published_at",
     "list_batches",
@@ -102,6 +105,7 @@ __all__ = [
     "seal_batch",
     "start_run",
     "stop_worker",
+    "unfinished_submission",
     "unmark_published",
     "watched_workers",
     "worker_heartbeats",

@@ -8,9 +8,9 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
-from sqlalchemy import Connection, and_, func, select, text, update
+from sqlalchemy import Connection, and_, delete, func, select, text, update
 
-from helix_jobs.errors import NotFoundError
+from helix_jobs.errors import NotFoundError, UnfinishedSubmissionError
 from helix_jobs.jobs.schema import batch_counters, batches, jobs
 from helix_jobs.jobs.states import JobState
 from helix_jobs.jobs.store import counters
@@ -27,12 +27,15 @@ def cancel_batch(c: Connection, batch_id: str, *, now: datetime | None = None) -
     """Cancel every queued and running job of the batch; finished ones stay. Returns how many were cancelled.
 
     A running job's worker loses its lease: it aborts at its next heartbeat, and a result that comes earlier is fenced.
+    A batch that is not sealed is deleted: its jobs were never accepted. A submission still at it finds it gone.
 
     Raises:
         NotFoundError: No such batch.
     """
     moment = now or datetime.now(UTC)
-    _lock_batch(c, batch_id)
+    if not _lock_batch(c, batch_id):
+        c.execute(delete(batches).where(batches.c.id == batch_id))
+        return 0
     c.execute(update(batches).where(batches.c.id == batch_id).values(cancelled_at=moment))
     cancelled = _cancel(c, jobs.c.batch_id == batch_id, moment)
     _count_cancelled(c, batch_id, cancelled, moment)
@@ -48,7 +51,7 @@ def cancel_job(c: Connection, job_id: int, *, now: datetime | None = None) -> in
     moment = now or datetime.now(UTC)
     row = c.execute(select(jobs.c.batch_id).where(jobs.c.id == job_id)).first()
     if row is None:
-        raise NotFoundError(f"there is no job {job_id}; `helix status BATCH` and `helix results BATCH` show job ids")
+        raise NotFoundError(f"there is no job {job_id}; `helix status BATCH --jobs` lists job ids")
     cancelled = _cancel(c, jobs.c.id == job_id, moment)
     _count_cancelled(c, row.batch_id, cancelled, moment)
     return cancelled
@@ -61,9 +64,11 @@ def retry_batch(c: Connection, batch_id: str, *, now: datetime | None = None) ->
 
     Raises:
         NotFoundError: No such batch.
+        UnfinishedSubmissionError: Its submission did not finish, so there is nothing to try again.
     """
     moment = now or datetime.now(UTC)
-    _lock_batch(c, batch_id)
+    if not _lock_batch(c, batch_id):
+        raise UnfinishedSubmissionError(unfinished_submission(batch_id))
     c.execute(update(batches).where(batches.c.id == batch_id).values(cancelled_at=None))
     counters.flush(c)
     totals = c.execute(
@@ -98,7 +103,7 @@ def resolve(c: Connection, name: str | int) -> str | int:
     if typed.isdecimal():
         found = c.execute(select(jobs.c.id).where(jobs.c.id == int(typed))).scalar_one_or_none()
         if found is None:
-            raise NotFoundError(f"there is no job {typed}; `helix results BATCH` shows job ids")
+            raise NotFoundError(f"there is no job {typed}; `helix status BATCH --jobs` lists job ids")
         return int(found)
     if typed == "last":
         newest = select(batches.c.id).order_by(batches.c.created_at.desc(), batches.c.id.desc()).limit(1)
@@ -114,11 +119,24 @@ def resolve(c: Connection, name: str | int) -> str | int:
     return str(matches[0])
 
 
-def _lock_batch(c: Connection, batch_id: str) -> None:
-    """Make cancel, retry and seal of one batch wait for each other; workers are not concerned (NO KEY UPDATE)."""
-    query = select(batches.c.id).where(batches.c.id == batch_id).with_for_update(key_share=True)
-    if c.execute(query).first() is None:
+def unfinished_submission(batch_id: str) -> str:
+    """What a person should know about a batch that nobody goes on to submit."""
+    return (
+        f"the submission of batch {batch_id} has not finished, so none of its jobs can run; if it was interrupted, "
+        f"submit the file again with the same idempotency key to finish it, or remove it: helix cancel {batch_id}"
+    )
+
+
+def _lock_batch(c: Connection, batch_id: str) -> bool:
+    """Make cancel, retry and seal of one batch wait for each other; workers are not concerned (NO KEY UPDATE).
+
+    Returns whether the batch is sealed.
+    """
+    query = select(batches.c.total).where(batches.c.id == batch_id).with_for_update(key_share=True)
+    row = c.execute(query).first()
+    if row is None:
         raise NotFoundError(f"there is no batch {batch_id!r}; `helix list` shows the batches")
+    return row.total is not None
 
 
 def _cancel(c: Connection, which: ColumnElement[bool], moment: datetime) -> int:

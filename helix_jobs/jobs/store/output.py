@@ -9,7 +9,7 @@ from sqlalchemy import Connection, Select, select, text, tuple_
 from helix_jobs.errors import NotFoundError
 from helix_jobs.jobs.schema import batches, jobs, results
 from helix_jobs.jobs.states import JobState
-from helix_jobs.jobs.store.records import JobResult
+from helix_jobs.jobs.store.records import JobResult, JobSummary
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,6 +41,16 @@ _QUERY: Final = select(*_JOB_COLUMNS, *_RESULT_COLUMNS, jobs.c.worker_id).select
 )
 # The partial index in completion order holds ended jobs only.
 _ENDED: Final = text("jobs.finished_at IS NOT NULL")
+_UNSUCCESSFUL: Final = text("jobs.state IN ('failed', 'cancelled')")
+_SUMMARY_COLUMNS: Final = (
+    jobs.c.id.label("job_id"),
+    jobs.c.line,
+    jobs.c.custom_id,
+    jobs.c.state,
+    jobs.c.priority,
+    jobs.c.attempts,
+    jobs.c.error_code,
+)
 
 
 def iter_results(
@@ -49,6 +59,7 @@ def iter_results(
     *,
     order: Order = "line",
     include_failed: bool = False,
+    only_failed: bool = False,
     chunk: int = 1000,
 ) -> Iterator[JobResult]:
     """Stream the batch's ended jobs; may be read while the batch runs.
@@ -58,17 +69,42 @@ def iter_results(
         batch_id: Whose.
         order: ``line``: as in the input. ``completion``: as they ended.
         include_failed: Failed and cancelled jobs too.
+        only_failed: Nothing but failed and cancelled jobs.
         chunk: Rows held at once.
 
     Raises:
         NotFoundError: No such batch.
     """
-    if c.execute(select(batches.c.id).where(batches.c.id == batch_id)).first() is None:
-        raise NotFoundError(f"there is no batch {batch_id!r}; `helix list` shows the batches")
+    _require_batch(c, batch_id)
     query = _QUERY.where(jobs.c.batch_id == batch_id, _ENDED).limit(chunk)
-    if not include_failed:
+    if only_failed:
+        query = query.where(_UNSUCCESSFUL)
+    elif not include_failed:
         query = query.where(jobs.c.state == JobState.SUCCEEDED.value)
     return _pages(c, query, order, chunk)
+
+
+def iter_jobs(c: Connection, batch_id: str, state: JobState, *, chunk: int = 1000) -> Iterator[JobSummary]:
+    """Stream the batch's jobs in ``state`` in the order of the input, without their requests and answers.
+
+    Raises:
+        NotFoundError: No such batch.
+    """
+    _require_batch(c, batch_id)
+    query = select(*_SUMMARY_COLUMNS).where(jobs.c.batch_id == batch_id, jobs.c.state == state.value)
+    query = query.order_by(jobs.c.line).limit(chunk)
+
+    def pages() -> Iterator[JobSummary]:
+        last = 0
+        while True:
+            rows = c.execute(query.where(jobs.c.line > last)).all()
+            for row in rows:
+                yield JobSummary(**{**row._mapping, "state": state})  # noqa: SLF001  (SQLAlchemy's documented name)
+            if len(rows) < chunk:
+                return
+            last = rows[-1].line
+
+    return pages()
 
 
 def get_job(c: Connection, job_id: int) -> JobResult:
@@ -79,8 +115,13 @@ def get_job(c: Connection, job_id: int) -> JobResult:
     """
     row = c.execute(_QUERY.where(jobs.c.id == job_id)).first()
     if row is None:
-        raise NotFoundError(f"there is no job {job_id}; `helix results BATCH` shows job ids")
+        raise NotFoundError(f"there is no job {job_id}; `helix status BATCH --jobs` lists job ids")
     return _job_result(row)
+
+
+def _require_batch(c: Connection, batch_id: str) -> None:
+    if c.execute(select(batches.c.id).where(batches.c.id == batch_id)).first() is None:
+        raise NotFoundError(f"there is no batch {batch_id!r}; `helix list` shows the batches")
 
 
 def _pages(c: Connection, query: Select[Any], order: Order, chunk: int) -> Iterator[JobResult]:

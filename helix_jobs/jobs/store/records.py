@@ -196,6 +196,11 @@ class BatchStatus:
         return sum(self.counts[state] for state in FINAL_STATES)
 
     @property
+    def processed(self) -> int:
+        """Jobs that a worker brought to an end: with an answer or an error. Cancelled ones are finished, not this."""
+        return self.counts[JobState.SUCCEEDED] + self.counts[JobState.FAILED]
+
+    @property
     def done(self) -> bool:
         """Whether nothing is left to do: sealed, and every job in a final state."""
         return self.state in (BatchState.DONE, BatchState.CANCELLED)
@@ -217,6 +222,19 @@ class BatchStatus:
         """Completion tokens of succeeded jobs over the elapsed time."""
         elapsed = self.elapsed_seconds
         return self.completion_tokens / elapsed if elapsed else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobSummary:
+    """A job without its request and its answer: enough to find and name it."""
+
+    job_id: int
+    line: int
+    custom_id: str | None
+    state: JobState
+    priority: int
+    attempts: int
+    error_code: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

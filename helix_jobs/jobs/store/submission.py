@@ -15,7 +15,6 @@ from sqlalchemy.exc import IntegrityError
 from helix_jobs.errors import IdempotencyConflictError, NotFoundError
 from helix_jobs.jobs.schema import batches, jobs
 from helix_jobs.jobs.store import counters
-from helix_jobs.jobs.store.control import cancel_batch
 from helix_jobs.jobs.store.records import NewBatch, NewJob, StoredBatch
 
 if TYPE_CHECKING:
@@ -134,18 +133,16 @@ def insert_jobs(c: Connection, batch_id: str, new_jobs: Sequence[NewJob], queued
     return inserted
 
 
-def seal_batch(c: Connection, batch_id: str, total: int, content_digest: str, *, now: datetime | None = None) -> None:
+def seal_batch(c: Connection, batch_id: str, total: int, content_digest: str) -> None:
     """Declare the batch complete; from here on its jobs are published. Sealing twice alike is fine.
-
-    If someone cancelled the batch while it was being submitted, all of its jobs end cancelled.
 
     Raises:
         NotFoundError: The batch is gone.
         IdempotencyConflictError: It is sealed with other content, or holds lines this input does not have.
     """
-    # Locked first: a cancel waits for the seal or the seal sees the cancel.
+    # Locked first: a cancel waits for the seal and cancels the jobs, or the seal finds the batch gone.
     row = c.execute(
-        select(batches.c.total, batches.c.content_digest, batches.c.cancelled_at)
+        select(batches.c.total, batches.c.content_digest)
         .where(batches.c.id == batch_id)
         .with_for_update(key_share=True)
     ).first()
@@ -164,8 +161,6 @@ def seal_batch(c: Connection, batch_id: str, total: int, content_digest: str, *,
             "idempotency key read another input; use another key"
         )
     c.execute(update(batches).where(batches.c.id == batch_id).values(total=total, content_digest=content_digest))
-    if row.cancelled_at is not None:
-        cancel_batch(c, batch_id, now=now)
 
 
 def delete_batch(c: Connection, batch_id: str) -> bool:

@@ -7,6 +7,7 @@ from store_helpers import counts, fail, must_take, now, register, status, stored
 
 from helix_jobs.errors import NotFoundError
 from helix_jobs.jobs import store
+from helix_jobs.jobs.states import JobState
 
 
 @pytest.fixture
@@ -82,7 +83,9 @@ def test_unknown_names_are_refused(database):
         for call in (store.cancel_batch, store.retry_batch, store.batch_status, store.iter_results):
             with pytest.raises(NotFoundError, match="b-none"):
                 call(c, "b-none")
-        with pytest.raises(NotFoundError, match="no job 77"):
+        with pytest.raises(NotFoundError, match="b-none"):
+            store.iter_jobs(c, "b-none", JobState.QUEUED)
+        with pytest.raises(NotFoundError, match="no job 77; `helix status BATCH --jobs`"):
             store.cancel_job(c, 77)
 
 
@@ -143,6 +146,16 @@ def test_results_stream_in_both_orders(database, chunk):
     assert lines(include_failed=True) == [1, 2, 3, 5, 6]
     assert lines(include_failed=True, order="completion") == [1, 3, 5, 6, 2]
     assert lines(order="completion") == [2]
+    assert lines(only_failed=True) == [1, 3, 5, 6]
+    assert lines(only_failed=True, order="completion") == [1, 3, 5, 6]
+
+    def summaries(state):
+        with database.read() as c:
+            return [(job.job_id, job.line, job.custom_id) for job in store.iter_jobs(c, batch_id, state, chunk=chunk)]
+
+    assert summaries(JobState.FAILED) == [(ids[n], n + 1, f"c{n + 1}") for n in (0, 2, 4)]
+    assert summaries(JobState.QUEUED) == [(ids[3], 4, "c4")]
+    assert summaries(JobState.RUNNING) == []
 
 
 def test_counters_of_a_rolled_back_transaction_are_forgotten(database):

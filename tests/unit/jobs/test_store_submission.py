@@ -4,10 +4,12 @@ import re
 from dataclasses import replace
 
 import pytest
+from sqlalchemy import func, select
 from store_helpers import DIGEST, counts, new_jobs, now, stored_batch, take
 
-from helix_jobs.errors import IdempotencyConflictError, NotFoundError
+from helix_jobs.errors import IdempotencyConflictError, NotFoundError, UnfinishedSubmissionError
 from helix_jobs.jobs import store
+from helix_jobs.jobs.schema import batch_counters, batches, jobs
 
 
 def test_a_batch_keeps_its_lines_as_they_were(database):
@@ -71,16 +73,21 @@ def test_jobs_of_an_unsealed_batch_are_invisible(database):
     assert take(database, ids[0]) is None
 
 
-def test_a_batch_cancelled_while_it_is_submitted_ends_cancelled(database):
+def test_cancelling_a_batch_while_it_is_submitted_leaves_nothing_of_it(database):
     batch_id, _ = stored_batch(database, 2, seal=False)
+    with pytest.raises(UnfinishedSubmissionError, match=f"helix cancel {batch_id}"), database.write() as c:
+        store.retry_batch(c, batch_id)
     with database.write() as c:
-        assert store.cancel_batch(c, batch_id) == 2
-    with database.write() as c:
-        store.insert_jobs(c, batch_id, new_jobs(4), now())
-        store.seal_batch(c, batch_id, 4, DIGEST)
-    assert counts(database, batch_id) == {"cancelled": 4}
+        assert store.cancel_batch(c, batch_id) == 0
+    for go_on in (
+        lambda c: store.insert_jobs(c, batch_id, new_jobs(4), now()),
+        lambda c: store.seal_batch(c, batch_id, 2, DIGEST),
+    ):
+        with pytest.raises(NotFoundError, match="submit again"), database.write() as c:
+            go_on(c)
     with database.read() as c:
-        assert store.batch_status(c, batch_id).state == "cancelled"
+        for table in (batches, jobs, batch_counters):
+            assert c.execute(select(func.count()).select_from(table)).scalar_one() == 0
 
 
 def test_only_unsealed_batches_are_deleted(database):
