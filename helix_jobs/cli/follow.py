@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING, Final
 
 import click
 
 from helix_jobs.cli.group import INTERRUPTED, command_line, echo_json
-from helix_jobs.cli.progress import PaceMeter, progress_line, progress_view, summary_lines
+from helix_jobs.cli.progress import PaceMeter, progress_line, progress_view, submitting_notice, summary_lines
 from helix_jobs.cli.rendering import is_interactive
 from helix_jobs.jobs.states import JobState
 
@@ -22,13 +23,17 @@ if TYPE_CHECKING:
     from helix_jobs.jobs.store import BatchStatus, Worker
 
 _PLAIN_INTERVAL: Final = 10.0
+# A log that stands still longer looks like a program that hangs.
+_PLAIN_SILENCE: Final = 30.0
 _REFRESH_PER_SECOND: Final = 4
 
 
 def worker_notice(status: BatchStatus, workers: Sequence[Worker]) -> str | None:
-    """A word about the missing worker, when a batch cannot move without one."""
+    """A word about what the batch lacks to move on: the end of its submission, or a worker."""
     from helix_jobs.cli.views import responds
 
+    if status.total is None:
+        return submitting_notice(command_line("cancel", status.id))
     if status.done or any(responds(worker) for worker in workers):
         return None
     trouble = "The worker does not respond." if workers else "No worker is running."
@@ -151,14 +156,14 @@ class _Follower:
         return worker_notice(status, list(self._client.live_workers()))
 
     def _print(self, status: BatchStatus) -> None:
-        """Print a line at the first update, then at most every ten seconds, and never the same one twice."""
+        """Print a line at the first update, then every ten seconds if it has changed, every thirty if it has not."""
         now = self._clock()
         pace = self._meter.update(now, status)
-        due = self._printed_at is None or now - self._printed_at >= _PLAIN_INTERVAL
-        if not due or status.done:
+        quiet = math.inf if self._printed_at is None else now - self._printed_at
+        if quiet < _PLAIN_INTERVAL or status.done:
             return
         notice = self._notice(status)
         line = f"{progress_line(status, pace)}{f'. {notice}' if notice else ''}"
-        if line != self._printed:
+        if line != self._printed or quiet >= _PLAIN_SILENCE:
             self._console.print(line, soft_wrap=True)
-        self._printed_at, self._printed = now, line
+            self._printed_at, self._printed = now, line

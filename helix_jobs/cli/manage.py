@@ -19,12 +19,17 @@ if TYPE_CHECKING:
 def cancel(settings: Settings, target: str, *, as_json: bool) -> None:
     """Cancel a batch, or one job by its number; answers already there stay.
 
-    Jobs that run are stopped by their worker within a few seconds. Cancelling twice is harmless.
+    Jobs that run are stopped by their worker within a few seconds. Cancelling twice is harmless. A batch whose
+    submission did not finish is removed: none of its jobs was accepted. `status BATCH --jobs` lists jobs' numbers.
     """
     with open_client(settings) as client:
-        cancelled = client.cancel(int(target) if target.isdecimal() else target)
+        is_job = target.isdecimal()
+        removed = not is_job and client.discard(target)
+        cancelled = 0 if removed else client.cancel(int(target) if is_job else target)
     if as_json:
-        echo_json({"id": target, "cancelled": cancelled})
+        echo_json({"id": target, "cancelled": cancelled, "removed": removed})
+    elif removed:
+        click.echo(f"Batch {target} is removed: its submission had not finished, so no job of it was accepted.")
     elif cancelled:
         click.echo(f"{count(cancelled, 'job')} cancelled.")
     else:

@@ -64,12 +64,21 @@ def all_succeeded(status: BatchStatus) -> bool:
 
 
 def progress_line(status: BatchStatus, pace: Pace) -> str:
-    """One plain line: ``45 of 96 done, 1 failed, 102 tokens/s, 71 % of drafts accepted, about 1 min 02 s left``."""
-    total = "?" if status.total is None else f"{status.total:,}"
-    parts = [f"{status.finished:,} of {total} done", *_details(status, pace, running=False)]
+    """One plain line: ``45 of 96 done, 8 running, 1 failed, 102 tokens/s, acceptance 71 %, about 1 min 02 s left``."""
+    if status.total is None:
+        return f"{count(status.stored, 'line')} stored, still being submitted"
+    parts = [f"{status.processed:,} of {status.total:,} done", *_details(status, pace)]
     if pace.eta_seconds is not None and not status.done:
         parts.append(f"about {duration(pace.eta_seconds)} left")
     return ", ".join(parts)
+
+
+def submitting_notice(cancel: str) -> str:
+    """What to do about a batch that may have lost its submitter; ``cancel`` is the command that removes it."""
+    return (
+        "Its submission has not finished, so nothing of it runs yet. If it was interrupted, submit the file again with "
+        f"the same idempotency key to finish it, or remove it with: {cancel}"
+    )
 
 
 def progress_view(status: BatchStatus, pace: Pace, notice: str | None = None) -> RenderableType:
@@ -79,7 +88,7 @@ def progress_view(status: BatchStatus, pace: Pace, notice: str | None = None) ->
     from rich.table import Table
     from rich.text import Text
 
-    finished, total = status.finished, status.total
+    finished, total = status.processed, status.total
     bar = Table.grid(padding=(0, 2, 0, 0), expand=True)
     bar.add_column(ratio=1, min_width=8)
     for _ in range(3):
@@ -91,17 +100,15 @@ def progress_view(status: BatchStatus, pace: Pace, notice: str | None = None) ->
         Text(percent(finished / total) if total else ""),
         Text("done" if status.done else f"ETA {eta}", style="cyan"),
     )
-    figures = Text("  ".join(_details(status, pace, running=True)), style="dim", no_wrap=True, overflow="ellipsis")
+    figures = Text("  ".join(_details(status, pace)), style="dim", no_wrap=True, overflow="ellipsis")
     lines: list[RenderableType] = [bar, figures]
     if notice:
         lines.append(Text(printable(notice), style="yellow"))
     return Group(*lines)
 
 
-def _details(status: BatchStatus, pace: Pace, *, running: bool) -> list[str]:
-    parts = []
-    if running:
-        parts.append(f"{status.counts[JobState.RUNNING]:,} running")
+def _details(status: BatchStatus, pace: Pace) -> list[str]:
+    parts = [f"{status.counts[JobState.RUNNING]:,} running"]
     parts += [f"{status.counts[state]:,} {state}" for state in _NOT_SUCCEEDED if status.counts[state]]
     if pace.tokens_per_second is not None:
         parts.append(f"{rate(pace.tokens_per_second)} tokens/s")

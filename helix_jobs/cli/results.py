@@ -70,10 +70,10 @@ def results(
         raise click.UsageError("Parquet is binary; give -o FILE.")
     with open_client(settings) as client:
         status = client.status(batch)
-        rows = client.results(batch, include_failed=failed, order=order)
         if chosen == "text":
-            _show(status, rows, failed=failed)
+            _show(status, client.results(batch, only_failed=failed, order=order), failed=failed)
             return
+        rows = client.results(batch, include_failed=failed, order=order)
         written = _write(rows, output, chosen)
     if output is None:
         return
@@ -82,7 +82,8 @@ def results(
     else:
         click.echo(f"{count(written, 'result')} written to {output}", err=True)
         if not status.done:
-            click.echo("The batch still runs; there will be more.", err=True)
+            what = "The batch is still being submitted" if status.total is None else "The batch still runs"
+            click.echo(f"{what}; there will be more.", err=True)
 
 
 def _default_format(output: str | None, *, as_json: bool) -> str:
@@ -113,8 +114,6 @@ def _show(status: BatchStatus, rows: Iterator[JobResult], *, failed: bool) -> No
     console = make_console()
     counts = status.counts
     unanswered = counts[JobState.FAILED] + counts[JobState.CANCELLED]
-    if failed:
-        rows = (row for row in rows if row.state is not JobState.SUCCEEDED)
     there = unanswered if failed else counts[JobState.SUCCEEDED]
     shown = print_answers(console, islice(rows, _SHOWN))
     if there > shown:

@@ -2,39 +2,60 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from itertools import islice
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from helix_jobs.cli.group import HelixCommand, command_line, echo_json, helix_options, open_client
+from helix_jobs.jobs.states import JobState
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from rich.console import Console
+
+    from helix_jobs.jobs.store import BatchStatus, JobSummary
     from helix_jobs.settings import Settings
 
-_OVERVIEW = 5
+_OVERVIEW: Final = 5
+_LISTED_JOBS: Final = 50
+# Those most likely to be looked for first.
+_UNANSWERED: Final = (JobState.RUNNING, JobState.FAILED, JobState.QUEUED, JobState.CANCELLED)
 
 
 @click.command("status", cls=HelixCommand, short_help="Show how a batch, or everything, stands.")
 @click.argument("batch", required=False)
+@click.option("--jobs", is_flag=True, help="List BATCH's jobs without an answer, with the numbers that cancel takes.")
 @helix_options
-def status(settings: Settings, batch: str | None, *, as_json: bool) -> None:
-    """Show how a batch stands; without BATCH, the workers and the newest batches."""
+def status(settings: Settings, batch: str | None, *, jobs: bool, as_json: bool) -> None:
+    """Show how a batch stands; without BATCH, the workers and the newest batches.
+
+    --jobs lists running, queued, failed and cancelled jobs, on a terminal the first of them. (Answers have their job's
+    number in the results.) With --json they are the list "jobs" of the batch.
+    """
+    if jobs and batch is None:
+        raise click.UsageError("--jobs needs a BATCH.")
     from helix_jobs.cli.follow import worker_notice
     from helix_jobs.cli.rendering import make_console, show
-    from helix_jobs.cli.views import batch_json, batch_view, batches_view, worker_json, worker_line
+    from helix_jobs.cli.views import batch_json, batch_view, batches_view, job_json, worker_json, worker_line
 
     with open_client(settings) as client:
         workers = list(client.live_workers())
         if batch is not None:
             found = client.status(batch)
             if as_json:
-                echo_json(batch_json(found))
+                listed = {"jobs": [job_json(job) for job in client.jobs(batch, *_UNANSWERED)]} if jobs else {}
+                echo_json({**batch_json(found), **listed})
             else:
                 console = make_console()
                 show(console, batch_view(found))
                 notice = worker_notice(found, workers)
                 if notice:
                     console.print(notice, style="yellow", soft_wrap=True)
+                if jobs:
+                    console.print()
+                    _list_jobs(console, found, client.jobs(batch, *_UNANSWERED))
             return
         newest = list(client.list(_OVERVIEW))
     if as_json:
@@ -48,8 +69,39 @@ def status(settings: Settings, batch: str | None, *, as_json: bool) -> None:
     console.print()
     if newest:
         show(console, batches_view(newest, console.width))
+        _explain_submitting(console, newest)
     else:
         console.print(f"No batches yet. Submit one with: {command_line('submit', 'PROMPTS.jsonl')}", soft_wrap=True)
+
+
+def _list_jobs(console: Console, batch: BatchStatus, jobs: Iterator[JobSummary]) -> None:
+    """The jobs without an answer: on a terminal the first, in a pipe each as it is read."""
+    from helix_jobs.cli.views import JOB_HEADER, job_line
+
+    there = sum(batch.counts[state] for state in _UNANSWERED)
+    limit = _LISTED_JOBS if console.is_terminal else None
+    shown = 0
+    for shown, job in enumerate(islice(jobs, limit), start=1):
+        if shown == 1:
+            console.print(JOB_HEADER, soft_wrap=True)
+        console.print(job_line(job), soft_wrap=True)
+    if not shown:
+        console.print("Every job has its answer.", soft_wrap=True)
+    elif shown < there:
+        more = command_line("status", batch.id, "--jobs")
+        console.print(f"{shown:,} of {there:,} shown. All of them: {more} | more", soft_wrap=True)
+
+
+def _explain_submitting(console: Console, batches: Sequence[BatchStatus]) -> None:
+    """A leftover of a submission that died looks like one that is under way; say what to do about it."""
+    waiting = [batch.id for batch in batches if batch.total is None]
+    if waiting:
+        more = command_line("status", waiting[0])
+        console.print(
+            f"submitting: not all lines are stored yet. If nobody goes on with it, see: {more}",
+            style="yellow",
+            soft_wrap=True,
+        )
 
 
 @click.command("list", cls=HelixCommand)
@@ -67,6 +119,7 @@ def list_batches(settings: Settings, limit: int, *, as_json: bool) -> None:
     elif batches:
         console = make_console()
         show(console, batches_view(batches, console.width))
+        _explain_submitting(console, batches)
     else:
         click.echo(f"No batches yet. Submit one with: {command_line('submit', 'PROMPTS.jsonl')}", err=True)
 

@@ -17,6 +17,7 @@ from helix_jobs.cli.rendering import count, is_interactive, make_console, percen
 from helix_jobs.cli.sampling_options import sampling_options
 from helix_jobs.cli.views import bad_line_json, bad_lines_view, batch_json, print_answers
 from helix_jobs.errors import HelixError, InvalidInputError
+from helix_jobs.jobs.states import JobState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -178,6 +179,7 @@ def _run_locally(
     """
     from helix_jobs.jobs.local_worker import LocalWorker
 
+    _tell_backlog(client, batch_id, console)
     starting, stopping = _Step(console, "starting a worker"), _Step(console, "stopping the worker")
     starting.show()
     worker = LocalWorker(settings, on_progress=starting.show)
@@ -200,6 +202,17 @@ def _run_locally(
         if not as_json:
             _show_answers(client, final)
     return final
+
+
+def _tell_backlog(client: HelixClient, batch_id: str, console: Console) -> None:
+    """Say that other batches wait as well: while theirs are answered first, this one seems to stand still."""
+    status = client.status(batch_id)
+    others = client.backlog() - status.counts[JobState.QUEUED]
+    if others > 0 and not status.done:
+        wait = "waits" if others == 1 else "wait"
+        console.print(
+            f"{count(others, 'job')} of other batches {wait} too; older and more urgent ones go first.", soft_wrap=True
+        )
 
 
 def _show_answers(client: HelixClient, status: BatchStatus) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from helix_jobs.errors import BadLine
-    from helix_jobs.jobs.store import BatchStatus, JobResult, Worker
+    from helix_jobs.jobs.store import BatchStatus, JobResult, JobSummary, Worker
 
 _STATE_STYLES: Final = {
     BatchState.SUBMITTING: "dim",
@@ -70,6 +70,28 @@ def worker_json(worker: Worker) -> dict[str, Any]:
     }
 
 
+def job_json(job: JobSummary) -> dict[str, Any]:
+    """One job for programs: how to name it, and where it stands."""
+    return {
+        "job_id": job.job_id,
+        "line": job.line,
+        "custom_id": job.custom_id,
+        "state": str(job.state),
+        "priority": job.priority,
+        "attempts": job.attempts,
+        "error_code": job.error_code,
+    }
+
+
+def job_line(job: JobSummary) -> str:
+    """One job on one line, in columns: a million of them are printed as they are read."""
+    reason = f"  {job.error_code}" if job.error_code else ""
+    return f"{job.job_id:>9}  {job.line:>9}  {job.state:<9}  {shorten(job.custom_id or '-', 60)}{reason}"
+
+
+JOB_HEADER: Final = f"{'JOB':>9}  {'LINE':>9}  {'STATE':<9}  CUSTOM_ID"
+
+
 def bad_line_json(bad: BadLine) -> dict[str, Any]:
     """One bad line for programs."""
     return {"line": bad.line, "field": bad.field, "reason": bad.reason, "remedy": bad.remedy}
@@ -114,10 +136,10 @@ def _job_counts(status: BatchStatus) -> Text:
     from rich.text import Text
 
     if status.total is None:
-        return Text("still being stored")
-    finished = status.finished
-    done = f"{finished:,} of {status.total:,} done"
-    text = Text(f"{done} ({percent(finished / status.total)})" if status.total else done)
+        return Text(f"{status.stored:,} stored so far, none accepted yet")
+    # Cancelled jobs have ended, but nobody would call them done.
+    done = f"{status.processed:,} of {status.total:,} done"
+    text = Text(f"{done} ({percent(status.processed / status.total)})" if status.total else done)
     styles = {
         JobState.SUCCEEDED: "green",
         JobState.FAILED: "red",
@@ -141,7 +163,7 @@ def batches_view(batches: Sequence[BatchStatus], width: int) -> Table:
 
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     with_time = width >= _WIDE
-    done = [f"{batch.finished:,}/{'?' if batch.total is None else f'{batch.total:,}'}" for batch in batches]
+    done = [f"{batch.processed:,}/{'?' if batch.total is None else f'{batch.total:,}'}" for batch in batches]
     for title, cells in (
         ("BATCH", [batch.id for batch in batches]),
         ("STATE", [str(batch.state) for batch in batches]),

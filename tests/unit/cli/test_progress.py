@@ -78,8 +78,11 @@ def test_pace_survives_clocks_that_stand_still_and_counts_that_fall(samples):
 
 def test_progress_line():
     found = progress_line(status(succeeded=44, failed=1, tokens=900), Pace(tokens_per_second=102.4, eta_seconds=62))
-    assert found == "45 of 100 done, 1 failed, 102 tokens/s, acceptance 75 %, about 1 min 02 s left"
-    assert progress_line(status(total=None), Pace()) == "0 of ? done"
+    assert found == "45 of 100 done, 0 running, 1 failed, 102 tokens/s, acceptance 75 %, about 1 min 02 s left"
+    assert progress_line(status(running=3), Pace()) == "0 of 100 done, 3 running"
+    assert progress_line(status(total=None), Pace()) == "0 lines stored, still being submitted"
+    ended = progress_line(status(total=12, succeeded=2, cancelled=10), Pace())
+    assert ended == "2 of 12 done, 0 running, 10 cancelled", "what was cancelled is not done"
 
 
 @pytest.mark.parametrize("width", [40, 60, 100, 200])

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime, timedelta
 
+import click
 import pytest
 
 from helix_jobs.cli.follow import follow_for_person
@@ -151,7 +152,11 @@ def test_cancel_a_job_then_the_batch_then_retry(helix, submitted, database):
     with database.read() as c:
         job = store.publishable(c, 1)[0].id
     assert helix("cancel", job).stdout == "1 job cancelled.\n"
-    assert json.loads(helix("cancel", batch, "--json").stdout) == {"id": batch, "cancelled": 2}
+    assert json.loads(helix("cancel", batch, "--json").stdout) == {"id": batch, "cancelled": 2, "removed": False}
+    facts = helix("status", batch).stdout
+    assert f"{batch}  cancelled" in facts
+    assert "0 of 3 done (0 %), 3 cancelled" in facts
+    assert f"{batch}  cancelled   0/3" in helix("list").stdout
     assert "Nothing to cancel" in helix("cancel", batch).stdout
     assert helix("watch", batch).exit_code == 1
     assert json.loads(helix("retry", batch, "--json").stdout) == {"id": batch, "queued": 3}
@@ -186,3 +191,118 @@ def test_an_empty_postgres_is_refused_with_the_command_that_mends_it(helix, prom
     value = json.loads(helix("db", "upgrade", "--json").stdout)
     assert (value["before"], value["after"] is None) == (None, False)
     assert helix("submit", prompts(1)).exit_code == 0
+
+
+def test_job_numbers_are_listed_for_cancel(helix, submitted, finish, database):
+    batch = submitted(5)
+    finish(batch, succeeded=1, failed=1)
+    with database.write() as c:
+        third = store.publishable(c, 1)[0].id
+        store.claim(c, third, worker_id="w1", now=datetime.now(UTC))
+    lines = helix("status", batch, "--jobs").stdout.rpartition("\n\n")[2].splitlines()
+    assert lines[0].split() == ["JOB", "LINE", "STATE", "CUSTOM_ID"]
+    assert [line.split()[1:3] for line in lines[1:]] == [
+        ["3", "running"],
+        ["2", "failed"],
+        ["4", "queued"],
+        ["5", "queued"],
+    ]
+    assert lines[1].split()[0] == str(third)
+    assert lines[2].endswith("prompt_too_long")
+    value = json.loads(helix("status", batch, "--jobs", "--json").stdout)
+    assert set(value) == BATCH_KEYS | {"jobs"}
+    assert [(job["line"], job["state"]) for job in value["jobs"]] == [
+        (3, "running"),
+        (2, "failed"),
+        (4, "queued"),
+        (5, "queued"),
+    ]
+    for job in value["jobs"]:
+        cancelled = 0 if job["state"] == "failed" else 1
+        assert json.loads(helix("cancel", job["job_id"], "--json").stdout)["cancelled"] == cancelled
+    assert helix("status", "--jobs").exit_code == 2
+    assert "status BATCH --jobs" in helix("cancel", 999).stderr
+
+
+def test_every_job_answered_is_said(helix, submitted, finish):
+    batch = submitted(1)
+    finish(batch, succeeded=1)
+    assert helix("status", batch, "--jobs").stdout.endswith("\nEvery job has its answer.\n")
+
+
+@pytest.fixture
+def unfinished(helix, database):
+    """A batch whose submission died after two lines."""
+    helix("list")
+    with database.write() as c:
+        new = store.NewBatch(id="b-20260101-abcdef", created_at=datetime.now(UTC), idempotency_key="k")
+        store.create_batch(c, new)
+        lines = [store.NewJob(line=line, custom_id=None, request={"prompt": "x"}) for line in (1, 2)]
+        store.insert_jobs(c, new.id, lines, datetime.now(UTC))
+    return new.id
+
+
+def test_a_submission_that_died_is_told_with_the_remedy(helix, unfinished, monkeypatch):
+    monkeypatch.setattr("helix_jobs.jobs.client._SUBMITTER_SILENT", 0.0)
+    told = helix("status", unfinished).stdout
+    assert f"{unfinished}  submitting" in told
+    assert "2 stored so far, none accepted yet" in told
+    assert "same idempotency key" in told
+    assert f"cancel {unfinished}" in told
+    assert "No worker" not in told, "a worker would not help"
+    for listing in (helix("list"), helix("status")):
+        assert f"status {unfinished}" in listing.stdout
+    assert "status b-" not in helix("list", "--json").stdout
+    watched = helix("watch", unfinished)
+    assert watched.exit_code == 2
+    assert "2 lines stored, still being submitted. " in watched.stdout
+    assert "same idempotency key" in watched.stderr
+    assert json.loads(helix("watch", unfinished, "--json").stdout.splitlines()[-1])["error"]["exit_code"] == 2
+    retried = helix("retry", unfinished)
+    assert retried.exit_code == 2
+    assert "has not finished" in retried.stderr
+
+
+def test_cancel_removes_what_a_dead_submission_left(helix, unfinished):
+    result = helix("cancel", unfinished)
+    assert (result.exit_code, result.stdout) == (
+        0,
+        f"Batch {unfinished} is removed: its submission had not finished, so no job of it was accepted.\n",
+    )
+    assert helix("cancel", unfinished).exit_code == 2
+    assert json.loads(helix("list", "--json").stdout) == []
+
+
+def test_cancel_of_a_dead_submission_for_programs(helix, unfinished):
+    value = json.loads(helix("cancel", unfinished, "--json").stdout)
+    assert value == {"id": unfinished, "cancelled": 0, "removed": True}
+
+
+def test_a_pipe_hears_something_at_least_every_half_minute(helix, submitted, finish):
+    """Ten seconds between lines that differ, thirty between equal ones."""
+    from io import StringIO
+
+    from rich.console import Console
+
+    from helix_jobs.cli.follow import _Follower
+
+    batch = submitted(3)
+    moment = 0.0
+    out = StringIO()
+    heard = []
+    with HelixClient() as client:
+        follower = _Follower(client, Console(file=out, width=200), None, lambda: moment)
+        for moment in (0.0, 9.0, 11.0, 29.0, 30.0, 59.0, 60.0, 65.0, 71.0):
+            if moment == 65.0:
+                finish(batch, failed=1)
+            before = out.getvalue()
+            with click.Context(click.Command("helix"), info_name="helix"):
+                follower._print(client.status(batch))
+            if out.getvalue() != before:
+                heard.append((moment, out.getvalue().splitlines()[-1].partition(" running")[0]))
+    assert heard == [
+        (0.0, "0 of 3 done, 0"),
+        (30.0, "0 of 3 done, 0"),
+        (60.0, "0 of 3 done, 0"),
+        (71.0, "1 of 3 done, 0"),
+    ]

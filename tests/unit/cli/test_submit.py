@@ -216,3 +216,13 @@ def test_local_cancels_the_batch_when_no_worker_can_be_started(helix, prompts, m
     assert "/nowhere/model" in result.stderr
     (batch,) = json.loads(helix("list", "--json").stdout)
     assert batch["state"] == "cancelled"
+
+
+def test_local_says_that_other_batches_wait_too(helix, prompts, submitted, monkeypatch):
+    """Else a backlog that is worked on first looks like a worker that stands still."""
+    monkeypatch.setenv("HELIX_ENGINE", "fake")
+    monkeypatch.setenv("HELIX_REDIS_URL", "memory://")
+    told = "of other batches wait too"
+    assert told not in helix("submit", prompts(2), "--local").stderr
+    submitted(3)
+    assert f"3 jobs {told}; older and more urgent ones go first" in helix("submit", prompts(2), "--local").stderr
