@@ -8,7 +8,7 @@ import warnings
 from typing import TYPE_CHECKING, Final
 
 from celery.app import trace
-from celery.exceptions import CPendingDeprecationWarning
+from celery.exceptions import CPendingDeprecationWarning, Reject
 from celery.platforms import EX_FAILURE, EX_OK
 from celery.worker import WorkController, state
 
@@ -38,6 +38,7 @@ def make_consumer(settings: Settings, hostname: str) -> Consumer:
     # It recommends cancelling running jobs when the broker goes away; the fence makes that unnecessary.
     warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
     logging.getLogger("celery.worker.request").addFilter(_without_traceback)
+    logging.getLogger("celery.app.trace").addFilter(_no_rejection)
     app = celery_app.configure(settings)
     # Mingle and gossip tell other workers' clocks and revoked tasks, at the price of a second at each start.
     return Consumer(app=app, hostname=f"helix-{os.getpid()}@{hostname}", without_mingle=True, without_gossip=True)
@@ -52,3 +53,8 @@ def _without_traceback(record: logging.LogRecord) -> bool:
     """When the broker goes away every job in hand fails to acknowledge: worth a line each, not a page."""
     record.exc_info = record.exc_text = None
     return True
+
+
+def _no_rejection(record: logging.LogRecord) -> bool:
+    """A stopping worker rejects every message it has prefetched, as it should; Celery warns of each by a traceback."""
+    return not (record.exc_info and isinstance(record.exc_info[1], Reject))

@@ -58,7 +58,7 @@ class Heartbeat:
         database: Written to directly: a writer that is stuck must not make this worker look dead.
         worker: This worker's row, entered by ``start``.
         service: Whose leases are compared.
-        checks: Called once a second; they must not raise.
+        checks: Called once a second.
     """
 
     def __init__(
@@ -131,4 +131,8 @@ class Heartbeat:
             except Exception as error:  # noqa: BLE001  (whatever the database does, the next beat tries again)
                 logger.warning("heartbeat failed, trying again: %s", error)
             for check in self._checks:
-                check()
+                try:
+                    check()
+                except Exception:
+                    # Without this thread the worker looks dead, and its jobs go to others again and again.
+                    logger.exception("a check failed, trying again")

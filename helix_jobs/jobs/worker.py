@@ -24,6 +24,7 @@ from helix_jobs.jobs.broker import CeleryPublisher, EmbeddedBroker, ping, redact
 from helix_jobs.jobs.database import Database, ensure_schema
 from helix_jobs.jobs.device_lock import DeviceLock
 from helix_jobs.jobs.heartbeat import Heartbeat
+from helix_jobs.jobs.process import process_exists
 from helix_jobs.jobs.reconciler import Reconciler
 from helix_jobs.jobs.result_writer import GroupCommitWriter
 from helix_jobs.jobs.stop_button import StopButton, StopRequest, install_signals
@@ -52,6 +53,8 @@ MAX_STEP_SECONDS: Final = 900.0
 # Messages wait, slots are idle and nothing is delivered: the broker connection is dead without knowing it.
 MAX_SILENT_SECONDS: Final = 60.0
 HARD_EXIT_SECONDS: Final = 30.0
+# After the grace time: how long jobs may take to write down their hand-back before the writer gives up.
+HAND_BACK_SECONDS: Final = 5.0
 BROKER_CHECK_SECONDS: Final = 2.0
 MAX_CONSUMER_FAILURES: Final = 5
 
@@ -173,9 +176,12 @@ class _Worker:
         self._lock: DeviceLock
         self._engine: EngineProtocol
         self._service: WorkerService
+        self._writer: GroupCommitWriter
         self._stopping = False
         self._interrupted = False
         self._broken = False
+        self._gave_up = False
+        self._give_up_timer: threading.Timer | None = None
         self._delivered_at = self._broker_seen_at = time.monotonic()
 
     def prepare(self, *, allow_shared_device: bool, on_progress: Callable[[str], None] | None) -> None:
@@ -210,7 +216,7 @@ class _Worker:
             draft_model=info.draft_model,
             slots=info.max_batch_size,
         )
-        writer = GroupCommitWriter(self._database)
+        self._writer = writer = GroupCommitWriter(self._database)
         self._service = WorkerService(
             self._database,
             self._engine,
@@ -226,6 +232,9 @@ class _Worker:
         self._stack.callback(lambda: writer.close(WRITER_SECONDS))
         self._stack.callback(lambda: self._service.stop(1.0 if self._interrupted else ENGINE_SECONDS))
         self._stack.callback(self._reconciler.stop)
+        if self._embedded is not None:
+            # Its owner may have left and stopped it while the models were loading, when nobody knew of this worker.
+            self._embedded.start()
         self._service.start()
         heartbeat.start()
         self._reconciler.reclaim_predecessors(
@@ -253,6 +262,8 @@ class _Worker:
         try:
             while True:
                 consumer = make_consumer(self._settings, self._hostname)
+                if self._stopping:  # since the last one ended; making this one has cleared Celery's flag
+                    stop_consuming()
                 if not supervisor.is_alive():
                     supervisor.start()
                 began = time.monotonic()
@@ -267,9 +278,11 @@ class _Worker:
                 logger.error("Celery's consumer ended unexpectedly; starting it again")
                 self._service.resume()
         finally:
+            if self._give_up_timer is not None:
+                self._give_up_timer.cancel()
             tasks.bind_service(None)
             self._button.requests.put(None)
-        if self._broken:
+        if self._broken or self._gave_up:
             return EXIT_FAILED
         return EXIT_INTERRUPTED if self._interrupted else EXIT_OK
 
@@ -283,11 +296,26 @@ class _Worker:
             elif not self._stopping:
                 self._stopping = True
                 self._service.begin_drain()
+                self._give_up_after(self._settings.shutdown_grace + HAND_BACK_SECONDS)
             elif request is StopRequest.INTERRUPT and not self._interrupted:
                 self._interrupted = True
                 self._service.hand_back()
                 self._exit_after(INTERRUPT_SECONDS, EXIT_INTERRUPTED)
             stop_consuming()
+
+    def _give_up_after(self, seconds: float) -> None:
+        """Make sure a stop ends although the database takes no writes and jobs wait for their hand-back without an end."""
+
+        def give_up() -> None:
+            self._gave_up = True
+            logger.error("the database takes no writes; stopping without it, the next worker takes over what is leased")
+            # Twice: every part may be in a call to the database that takes ten seconds to fail.
+            self._exit_after(2 * HARD_EXIT_SECONDS, EXIT_FAILED)
+            self._writer.close(WRITER_SECONDS)
+
+        self._give_up_timer = threading.Timer(seconds, give_up)
+        self._give_up_timer.daemon = True
+        self._give_up_timer.start()
 
     def _exit_after(self, seconds: float, code: int) -> None:
         """Make sure the process ends, whatever hangs in the orderly way out. What is lost then is reclaimed later."""
@@ -322,10 +350,13 @@ class _Worker:
         self._reconciler.wake()
 
     def _leave_broker(self, embedded: EmbeddedBroker) -> None:
-        """Stop the embedded broker unless another worker uses it."""
+        """Stop the embedded broker unless another worker uses it; one that was killed does not."""
         try:
             with self._database.read() as c:
-                others = any(worker.id != self._worker_id for worker in store.live_workers(c))
+                others = any(
+                    worker.id != self._worker_id and (worker.hostname != self._hostname or process_exists(worker.pid))
+                    for worker in store.live_workers(c)
+                )
         except HelixError:
             others = False
         if others:

@@ -123,6 +123,8 @@ class _ActiveJob:
     job_id: int
     claim: ClaimedJob | None = None
     ending: Future[Ending] = field(default_factory=Future)
+    # Another message for the job came meanwhile and was acknowledged.
+    called_again: bool = False
 
     def settle(self, ending: Ending) -> None:
         """Say how it ends; the first word counts."""
@@ -201,7 +203,9 @@ class WorkerService:
         with self._lock:
             if self._draining:
                 return False
-            if job_id in self._active:
+            running = self._active.get(job_id)
+            if running is not None:
+                running.called_again = True
                 return True
             active = self._active[job_id] = _ActiveJob(job_id)
         try:
@@ -209,7 +213,12 @@ class WorkerService:
         finally:
             with self._lock:
                 del self._active[job_id]
+                called_again = active.called_again
                 self._ended.notify_all()
+            if called_again:
+                # The job may have been retried or reclaimed while its earlier run was still here; then that message
+                # was its only one. A job that has ended, or is someone else's, is not changed.
+                self._writer.submit(lambda c: store.unmark_published(c, [job_id]))
         return True
 
     def abort_job(self, job_id: int) -> None:

@@ -108,6 +108,7 @@ def test_sigterm_lets_running_jobs_finish_and_leaves_the_rest_queued(box: Box) -
     wait_until(lambda: box.states(batch).get("succeeded", 0) > 3, "nothing runs")
     worker.send(signal.SIGTERM)
     assert worker.wait() == 0, worker.log
+    assert "Traceback" not in worker.log, "prefetched messages go back without a word"
 
     states = box.states(batch)
     assert set(states) == {"succeeded", "queued"}, "something was left running"
@@ -145,6 +146,35 @@ def test_a_second_interrupt_is_immediate(embedded_box: Box, trouble: str) -> Non
     assert box.states(batch) == {"queued": 5}
     assert {row.attempts for row in box.rows(batch)} == {0}
     assert not EmbeddedBroker(box.settings.home).is_running()
+
+
+def test_sigterm_ends_a_worker_whose_database_is_locked(embedded_box: Box) -> None:
+    script = (
+        "import sys\n"
+        "from helix_jobs.jobs import database, worker\n"
+        "from helix_jobs.settings import Settings\n"
+        "database.BUSY_TIMEOUT_SECONDS = worker.WRITER_SECONDS = worker.HAND_BACK_SECONDS = 0.5\n"
+        "sys.exit(worker.run_worker(Settings.from_environment()))\n"
+    )
+    box = embedded_box
+    batch = box.submit(*["endless story"] * 5)
+    quick = {"HELIX_FAKE_HANG": "endless", "HELIX_SHUTDOWN_GRACE": "0"}
+    with subprocess.Popen(
+        [sys.executable, "-c", script], env=box.environment | quick, stderr=subprocess.PIPE, text=True
+    ) as worker:
+        box.wait_states(batch, running=5)
+        database = box.database()
+        with database.write():
+            worker.send_signal(signal.SIGTERM)
+            try:
+                _, log = worker.communicate(timeout=45)
+            finally:
+                worker.kill()
+        database.dispose()
+    assert worker.returncode == 1, log
+    assert box.states(batch) == {"running": 5}
+    box.start_worker()
+    box.wait_states(batch, succeeded=5)
 
 
 def test_after_kill_9_a_new_worker_ends_every_job_once(box: Box) -> None:
@@ -293,6 +323,54 @@ def test_a_worker_can_be_stopped_while_it_loads(embedded_box: Box, number: signa
     assert loading.returncode == 130
     assert not EmbeddedBroker(embedded_box.settings.home).is_running()
     assert embedded_box.worker_rows() == []
+
+
+def test_the_embedded_broker_may_go_while_a_worker_loads(embedded_box: Box) -> None:
+    """Its owner stops it when it leaves, as it cannot know of a worker that has not entered its row yet."""
+    script = (
+        "import sys\n"
+        "from helix_jobs.jobs import worker\n"
+        "from helix_jobs.settings import Settings\n"
+        "load = worker.load_engine\n"
+        "wait = lambda: (print('loading', flush=True), sys.stdin.readline())\n"
+        "worker.load_engine = lambda *arguments: (wait(), load(*arguments))[1]\n"
+        "sys.exit(worker.run_worker(Settings.from_environment(), allow_shared_device=True))\n"
+    )
+    box = embedded_box
+    owner = box.start_worker()
+    with subprocess.Popen(
+        [sys.executable, "-c", script],
+        env=box.environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as successor:
+        assert successor.stdout is not None
+        assert successor.stdout.readline() == "loading\n"
+        owner.send(signal.SIGTERM)
+        assert owner.wait() == 0, owner.log
+        batch = box.submit("a b c")
+        assert successor.stdin is not None
+        successor.stdin.write("go on\n")
+        successor.stdin.flush()
+        try:
+            wait_until(lambda: box.states(batch) == {"succeeded": 1} or successor.poll() is not None, "nothing runs")
+        finally:
+            successor.send_signal(signal.SIGTERM)
+            _, log = successor.communicate(timeout=20)
+        assert successor.returncode == 0, log
+    assert not EmbeddedBroker(box.settings.home).is_running()
+
+
+def test_a_killed_worker_does_not_keep_the_embedded_broker_alive(embedded_box: Box) -> None:
+    box = embedded_box
+    killed = box.start_worker()
+    other = box.start_worker("--allow-shared-device")
+    killed.kill()
+    other.send(signal.SIGTERM)
+    assert other.wait() == 0, other.log
+    assert not EmbeddedBroker(box.settings.home).is_running()
 
 
 def test_the_embedded_broker_is_brought_back(embedded_box: Box) -> None:

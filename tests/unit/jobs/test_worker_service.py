@@ -16,7 +16,7 @@ from sqlalchemy import select, update
 from helix_jobs.engine.protocol import EngineCounters
 from helix_jobs.engine.request import FinishReason, GenerationResult
 from helix_jobs.errors import EngineError, PromptTooLongError
-from helix_jobs.jobs import store
+from helix_jobs.jobs import heartbeat, store
 from helix_jobs.jobs.engine_thread import Generated, RequestFailed, Run
 from helix_jobs.jobs.heartbeat import Heartbeat, LeaseCheck, compare_leases
 from helix_jobs.jobs.result_writer import GroupCommitWriter
@@ -252,6 +252,41 @@ def test_a_late_result_is_fenced(make_bench: Any) -> None:
     assert (row.state, row.worker_id, row.lease) == ("running", "other", claim.lease)
     assert bench.result_ids() == []
     assert bench.service.fenced_count == 1
+
+
+def test_a_message_that_meets_its_jobs_earlier_run_is_not_lost(make_bench: Any) -> None:
+    """Cancelled and retried at once, the job's new message comes while the old run still generates."""
+    bench = make_bench(hang="endless")
+    (job,) = bench.add("endless")
+    (future,) = bench.run(job)
+    bench.wait_running(job)
+    bench.database.transact(lambda c: store.cancel_job(c, job))
+    bench.database.transact(lambda c: store.retry_batch(c, bench.rows()[job].batch_id))
+    bench.database.transact(lambda c: store.mark_published(c, [job], datetime.now(UTC)))
+    assert bench.service.run_job(job) is True
+    bench.heartbeat.check_leases()
+    assert future.result(20) is True
+    bench.writer.submit(lambda _: None).result(20)
+    row = bench.rows()[job]
+    assert (row.state, row.published_at) == ("queued", None), "nobody would publish it before the broker is empty"
+
+
+def test_the_heartbeat_outlives_a_check_that_raises(make_bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = make_bench()
+    monkeypatch.setattr(heartbeat, "CHECK_SECONDS", 0.01)
+    calls: list[None] = []
+    twice = threading.Event()
+
+    def check() -> None:
+        calls.append(None)
+        if len(calls) > 1:
+            twice.set()
+        raise OSError("no space left on device")
+
+    beating = Heartbeat(bench.database, WORKER, bench.service, [check])
+    beating.start()
+    assert twice.wait(20)
+    beating.stop()
 
 
 def test_a_revived_worker_registers_again(make_bench: Any) -> None:
