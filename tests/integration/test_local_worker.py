@@ -104,7 +104,7 @@ def test_it_stops_when_its_parent_is_killed(embedded_box: Box) -> None:
     wait_until(lambda: not EmbeddedBroker(box.settings.home).is_running(), "the broker is left behind")
 
 
-def test_a_checkout_that_is_not_installed_serves_any_directory(embedded_box: Box, tmp_path: Path) -> None:
+def test_a_checkout_that_is_not_installed_serves_any_directory(embedded_box: Box, short_tmp: Path) -> None:
     """What ``python /somewhere/helix/submit.py`` does: only the parent's own path leads to the package."""
     box = embedded_box
     script = (
@@ -116,7 +116,13 @@ def test_a_checkout_that_is_not_installed_serves_any_directory(embedded_box: Box
     )
     clean = {name: value for name, value in box.environment.items() if name != "PYTHONPATH"}
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, env=clean, capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, "-c", script],
+        cwd=short_tmp,
+        env=clean,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
     )
     assert (done.returncode, done.stdout.strip()) == (0, "True"), done.stderr
 
