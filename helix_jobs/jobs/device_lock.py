@@ -13,6 +13,7 @@ import re
 import sys
 import tempfile
 from pathlib import Path
+from secrets import token_hex
 from typing import IO, TYPE_CHECKING, Self
 
 from helix_jobs.errors import ConfigurationError, DeviceInUseError
@@ -79,6 +80,7 @@ class DeviceLock:
 
     Two workers on one device would each size their caches from the same free memory. The locks live in a private
     directory under the system's temporary directory, not under HELIX_HOME: two homes share one device all the same.
+    A worker that shares holds a file of its own instead, so that it is seen when the first one has left.
 
     Args:
         device: The device's name as torch says it, or ``fake``.
@@ -89,11 +91,12 @@ class DeviceLock:
         self.device = device
         self._directory = directory
         self._lock: FileLock | None = None
+        self._sharing: FileLock | None = None
 
     @property
     def exclusive(self) -> bool:
-        """Whether this process holds the device for itself; then every other worker row naming it is dead."""
-        return self._lock is not None and self._lock.held
+        """Whether this process has the device for itself; then every other worker row naming it is dead."""
+        return self._lock is not None and self._lock.held and not self._is_shared(self._lock.path)
 
     def acquire(self, *, allow_shared: bool = False) -> None:
         """Take the device.
@@ -104,11 +107,15 @@ class DeviceLock:
         directory = private_directory("locks") if self._directory is None else self._directory
         slug = re.sub(r"[^A-Za-z0-9._-]", "_", self.device)
         lock = FileLock(directory / f"device-{slug}.lock")
-        if lock.acquire(note=f"{os.getpid()}\n"):
+        alone = lock.acquire(note=f"{os.getpid()}\n")
+        if alone and (allow_shared or not self._is_shared(lock.path)):
             self._lock = lock
         elif allow_shared:
             logger.warning("device %s is shared with another worker", self.device)
+            self._sharing = FileLock(lock.path.with_suffix(f".shared-{os.getpid()}-{token_hex(2)}.lock"))
+            self._sharing.acquire()
         else:
+            lock.release()
             raise DeviceInUseError(
                 f"another worker on this host already runs on device {self.device}; stop it, choose another --device, "
                 "or pass --allow-shared-device"
@@ -118,6 +125,23 @@ class DeviceLock:
         """Let go; harmless if not held."""
         if self._lock is not None:
             self._lock.release()
+        if self._sharing is not None:
+            self._sharing.release()
+            self._sharing.path.unlink(missing_ok=True)
+
+    def _is_shared(self, path: Path) -> bool:
+        """Whether another living worker shares the device; what killed ones have left is removed."""
+        shared = False
+        for left in path.parent.glob(f"{path.stem}.shared-*.lock"):
+            if self._sharing is not None and left == self._sharing.path:
+                continue
+            lock = FileLock(left)
+            if lock.acquire():
+                lock.release()
+                left.unlink(missing_ok=True)
+            else:
+                shared = True
+        return shared
 
 
 def private_directory(*parts: str) -> Path:

@@ -6,7 +6,9 @@ It does three things, each decided by a pure function and persisted by one metho
    measured on this process's monotonic clock, tick by tick (``observe``); clocks of two machines are never compared.
 2. **Publish.** Keep up to a window of messages with the broker, most urgent first.
 3. **Republish.** Messages get lost (a broker restarts empty, a client dies between pop and record). When the broker
-   has been empty for 30 s and jobs still count as published, their marks are taken off.
+   has been empty for 30 s and jobs still count as published, their marks are taken off. So they are when a worker is
+   lost: what it had taken ahead is stranded with it, nobody can say which messages those were, and a busy broker may
+   not be empty for days. Trade-off: up to a window of duplicates for each lost worker, for jobs that do not wait.
 
 Every worker runs one. Two at once only cost duplicates: reclaiming checks the heartbeat inside its transaction, and a
 second message for a job finds it claimed. Trade-off: no leader to elect and lose, for now and then a wasted message.
@@ -299,6 +301,9 @@ class Reconciler:
             why,
             taken.requeued,
             taken.failed,
+        )
+        self.counters.republished += self._database.transact(
+            lambda connection: store.republish_unseen(connection, datetime.now(UTC))
         )
         return taken.requeued + taken.failed
 

@@ -9,6 +9,7 @@ from celery.exceptions import InvalidTaskError, Reject
 from celery.signals import task_revoked
 from celery.worker.strategy import default as default_strategy
 
+from helix_jobs.errors import HelixError
 from helix_jobs.jobs.broker import TASK_NAME
 from helix_jobs.jobs.celery_app import app
 
@@ -74,7 +75,13 @@ def run_job(self: Any, *args: object, **kwargs: object) -> None:  # noqa: ANN401
     if job_id is None or kwargs:
         logger.warning("dropped a message that names no job", extra={"message_id": str(self.request.id)[:64]})
         return
-    if _service is None or not _service.run_job(job_id):
+    try:
+        done = _service is not None and _service.run_job(job_id)
+    except HelixError as error:
+        # Nothing was committed, so nothing is acknowledged; the lease is reclaimed.
+        logger.warning("a job is left to be reclaimed: %s", error, extra={"job_id": job_id})
+        done = False
+    if not done:
         raise Reject(reason="the worker is stopping", requeue=True)
 
 

@@ -304,7 +304,7 @@ class _Worker:
             stop_consuming()
 
     def _give_up_after(self, seconds: float) -> None:
-        """Make sure a stop ends although the database takes no writes and jobs wait for their hand-back without an end."""
+        """Make sure a stop ends although the database takes no writes; jobs wait for their hand-back for ever."""
 
         def give_up() -> None:
             self._gave_up = True

@@ -289,6 +289,22 @@ def test_a_second_worker_on_the_device_is_refused(embedded_box: Box) -> None:
     assert not EmbeddedBroker(box.settings.home).is_running()
 
 
+def test_a_worker_that_shares_the_device_keeps_its_jobs_when_others_come_and_go(embedded_box: Box) -> None:
+    box = embedded_box
+    first = box.start_worker()
+    sharing = box.start_worker("--allow-shared-device", fake_hang="endless", shutdown_grace="0")
+    first.send(signal.SIGTERM)
+    assert first.wait() == 0, first.log
+    batch = box.submit(*["endless story"] * 4)
+    box.wait_states(batch, running=4)
+    box.start_worker("--allow-shared-device")
+    assert {(row.state, row.attempts, row.lease) for row in box.rows(batch)} == {("running", 1, 1)}
+    sharing.send(signal.SIGTERM)
+    assert sharing.wait() == 0, sharing.log
+    box.wait_states(batch, succeeded=4)
+    assert {(row.attempts, row.lease) for row in box.rows(batch)} == {(1, 2)}
+
+
 def test_a_worker_that_cannot_start_says_why(embedded_box: Box, short_tmp: object) -> None:
     box = embedded_box
     worker = box.start_worker(ready=False, redis_url="redis://:hidden@127.0.0.1:1/0")

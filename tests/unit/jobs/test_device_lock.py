@@ -30,6 +30,33 @@ def test_a_device_is_held_once(tmp_path: Path) -> None:
     other.release()
 
 
+def test_who_shares_a_device_is_seen_after_its_first_worker_has_left(tmp_path: Path) -> None:
+    first, sharing, later, alone = (DeviceLock("cuda:0", tmp_path) for _ in range(4))
+    first.acquire()
+    sharing.acquire(allow_shared=True)
+    assert not first.exclusive, "a worker row naming the device may be the sharing one's"
+    first.release()
+    with pytest.raises(DeviceInUseError):
+        alone.acquire()
+    later.acquire(allow_shared=True)
+    assert not later.exclusive
+    sharing.release()
+    assert later.exclusive
+    later.release()
+    alone.acquire()
+    assert alone.exclusive
+    alone.release()
+
+
+def test_a_killed_sharer_is_forgotten(tmp_path: Path) -> None:
+    (tmp_path / "device-cpu.shared-4711-abcd.lock").touch()
+    lock = DeviceLock("cpu", tmp_path)
+    lock.acquire()
+    assert lock.exclusive
+    assert [path.name for path in tmp_path.iterdir()] == ["device-cpu.lock"]
+    lock.release()
+
+
 def test_the_lock_dies_with_its_process(tmp_path: Path) -> None:
     script = (
         "import pathlib, sys\n"

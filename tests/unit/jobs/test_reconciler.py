@@ -194,6 +194,21 @@ def test_a_silent_worker_loses_its_jobs_and_they_are_published_again(database):
         assert {row.id for row in store.live_workers(c)} == {"me", "alive"}
 
 
+def test_messages_a_lost_worker_had_taken_are_sent_again_though_the_broker_is_never_empty(database):
+    register(database, "me", "silent")
+    _, ids = stored_batch(database, 5)
+    broker, clock = Broker(), Clock()
+    reconciler = _reconciler(database, broker, clock)
+    reconciler.tick()
+    # Two were delivered to the worker that is lost: one is claimed, one waits in its hands. The others stay.
+    del broker.messages[:2]
+    must_take(database, ids[0], "silent")
+    _tick(reconciler, clock, database, 32)
+    assert ids[0] in broker.messages
+    assert ids[1] in broker.messages
+    assert reconciler.counters.requeued == 1
+
+
 def test_time_nobody_watched_is_no_silence(database):
     register(database, "me", "other")
     _, ids = stored_batch(database, 1)
