@@ -14,6 +14,7 @@
     │   ├── BrokerUnreachableError
     │   └── DatabaseUnreachableError
     ├── SchemaVersionError          the database's schema is not this version's
+    ├── EngineBrokenError           the engine cannot go on; the worker ends and its jobs are reclaimed
     ├── ModelError                  the models cannot be served
     │   ├── ModelNotFoundError
     │   ├── TokenizerMismatchError
@@ -123,6 +124,10 @@ class SchemaVersionError(HelixError):
     """The database's schema is not the one this version works with."""
 
     exit_code = 3
+
+
+class EngineBrokenError(HelixError):
+    """Step after step fails, whatever is in the batch: the device or the engine is at fault, not the requests."""
 
 
 class ModelError(HelixError):

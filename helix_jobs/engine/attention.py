@@ -60,12 +60,15 @@ def paged_attention(  # noqa: PLR0917  (transformers' signature)
     cache.write(
         layer,
         layout.write_rows,
-        key[0].transpose(0, 1).reshape(-1, head_dim),
-        value[0].transpose(0, 1).reshape(-1, head_dim),
+        key.squeeze(0).transpose(0, 1).reshape(-1, head_dim),
+        value.squeeze(0).transpose(0, 1).reshape(-1, head_dim),
     )
     # [T, num_heads, head_dim]
-    queries = query[0].transpose(0, 1)
+    queries = query.squeeze(0).transpose(0, 1)
     factor = head_dim**-0.5 if scaling is None else scaling
+    if query.dtype is torch.float16:
+        # An unscaled product can leave float16's range; elsewhere scaling the fp32 scores rounds less.
+        queries, factor = queries * factor, 1.0
     outputs = [_attend(group, queries, cache, layer, factor) for group in layout.groups]
     # [sum of n * q, num_heads * head_dim]
     output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
@@ -86,16 +89,16 @@ def _attend(
     else:
         grouped = queries.index_select(0, group.query_rows)
     # [n * kv, share * q, head_dim]: the query heads that share a key-value head are rows of one product
-    grouped = grouped.reshape(n, q, kv, share, head_dim).permute(0, 2, 3, 1, 4).reshape(n * kv, share * q, head_dim)
+    grouped = grouped.reshape(n, q, num_heads, head_dim).transpose(1, 2).reshape(n * kv, share * q, head_dim)
     # each: [n * kv, num_keys, head_dim]
     keys, values = cache.gather(layer, group.gather_rows, n * kv)
     # [n * kv, share * q, num_keys]
     scores = torch.bmm(grouped, keys.transpose(1, 2)).float().mul_(scaling)
-    scores.view(n, kv, share, q, -1).add_(group.mask)
+    scores.view(n, num_heads, q, -1).add_(group.mask)
     weights = torch.softmax(scores, dim=-1).to(values.dtype)
     # [n * kv, share * q, head_dim]
     output = torch.bmm(weights, values)
-    return output.view(n, kv, share, q, head_dim).permute(0, 3, 1, 2, 4).reshape(n * q, num_heads * head_dim)
+    return output.view(n, num_heads, q, head_dim).transpose(1, 2).reshape(n * q, num_heads * head_dim)
 
 
 AttentionInterface.register(ATTENTION_NAME, paged_attention)

@@ -59,6 +59,10 @@ class BlockPool:
         """Return blocks to the pool."""
         self._free.extend(reversed(list(blocks)))
 
+    def reset(self) -> None:
+        """Make every block free again, when no table is left."""
+        self._free = list(range(self.num_blocks - 1, -1, -1))
+
     def used_free_blocks(self) -> list[int]:
         """Free blocks that some sequence has written before: fresh ones are handed out only when these are gone."""
         return [block for block in self._free if block < self.peak_used]
@@ -86,6 +90,11 @@ class BlockTable:
     def capacity(self) -> int:
         """Tokens the allocated blocks can hold."""
         return len(self.blocks) * self._pool.block_size
+
+    @property
+    def pool_capacity(self) -> int:
+        """Tokens one sequence could hold if it had every block."""
+        return self._pool.num_blocks * self._pool.block_size
 
     def missing_blocks(self, num_tokens: int) -> int:
         """Blocks to allocate before ``num_tokens`` tokens fit."""

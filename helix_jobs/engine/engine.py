@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import torch
 
 from helix_jobs.engine.block_table import BlockPool, BlockTable
 from helix_jobs.engine.cache_size import choose_cache
-from helix_jobs.engine.config import CacheConfig, EngineConfig, SpeculationConfig
+from helix_jobs.engine.config import DEFAULT_BLOCK_SIZE, CacheConfig, EngineConfig, SpeculationConfig
 from helix_jobs.engine.devices import cleanup_memory, free_memory
 from helix_jobs.engine.drafters.draft_model import DraftModelDrafter
 from helix_jobs.engine.kv_cache import CacheGeometry
@@ -23,7 +23,14 @@ from helix_jobs.engine.sequence import Sequence
 from helix_jobs.engine.speculative import SpeculativeStep
 from helix_jobs.engine.stats import StepStatistics
 from helix_jobs.engine.text import StopStringWatch, TextCodec
-from helix_jobs.errors import EngineError, InvalidRequestError, OutOfMemoryError, PromptTooLongError, RequestError
+from helix_jobs.errors import (
+    EngineBrokenError,
+    EngineError,
+    InvalidRequestError,
+    OutOfMemoryError,
+    PromptTooLongError,
+    RequestError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -37,6 +44,11 @@ if TYPE_CHECKING:
     from helix_jobs.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+# So many requests that fail alone with no good step between them speak against the device.
+_MAX_SUSPECTS: Final = 3
+# A request with no others to compare it with is tried so often.
+_MAX_LONE_FAILURES: Final = 3
 
 
 class Engine:
@@ -72,6 +84,8 @@ class Engine:
         self._statistics = StepStatistics()
         self._sequences: dict[str, Sequence] = {}
         self._stop_watches: dict[str, StopStringWatch] = {}
+        # Requests that failed alone since a step last passed, with what will be said of them if they fail again.
+        self._suspects: list[tuple[Sequence, RequestError]] = []
         self._info = EngineInfo(
             target_model=models.target.name,
             draft_model=models.draft.name if models.draft is not None and drafter is not None else None,
@@ -129,6 +143,13 @@ class Engine:
             sequence.num_prompt_tokens = 0
             sequence.token_ids.clear()
             sequence.fail(error)
+        elif len(sequence) >= sequence.table.pool_capacity:
+            sequence.fail(
+                OutOfMemoryError(
+                    f"the prompt has {len(sequence)} tokens and the KV cache holds {sequence.table.pool_capacity}, "
+                    "one new token included; raise HELIX_KV_CACHE_MB or shorten the prompt"
+                )
+            )
         self._sequences[request.request_id] = sequence
         if params.stop:
             self._stop_watches[request.request_id] = StopStringWatch(self._codec, params.stop)
@@ -142,25 +163,36 @@ class Engine:
 
     def has_unfinished(self) -> bool:
         """Whether another ``step`` has work to do or results to return."""
-        return self._scheduler.has_unfinished()
+        return self._scheduler.has_unfinished() or bool(self._suspects)
 
     def step(self) -> list[GenerationResult]:
         """Run one step of the batch and return what ended in it.
 
-        A failure of the step itself (out of memory, a bug) never escapes: the batch is halved, and a request that
-        fails alone ends with ``out_of_memory`` or ``engine_error``.
+        A step that fails (out of memory, a fault of a kernel) is repeated with half the batch. A request that fails
+        alone, and again after the engine has passed a step, ends with ``out_of_memory`` or ``engine_error``.
+
+        Raises:
+            EngineBrokenError: One request after the other fails alone and nothing passes: the device is at fault. The
+                requests stay unfinished.
         """
+        if not self._scheduler.has_unfinished():
+            self._recall_suspects()
         ended = self._collect()
         schedule = self._scheduler.schedule()
         if schedule.num_sequences:
+            failure: Exception | None = None
             try:
                 outcome = self._step.run(schedule)
-            except Exception as error:  # noqa: BLE001  (whatever a kernel raises must not take the other jobs along)
-                self._recover(error)
+            except Exception as error:
+                logger.warning("a step of %d requests failed", schedule.num_sequences, exc_info=error)
+                # Its frames hold the step's tensors: they must go before memory is cleaned up.
+                failure = error.with_traceback(None)
+            if failure is not None:
+                self._recover(failure)
             else:
                 self._account(schedule, outcome.emissions)
-                if outcome.not_finite:
-                    self._quarantine(outcome.not_finite)
+                self._quarantine(outcome.not_finite)
+                self._recall_suspects()
         return ended + self._collect()
 
     def generate(self, requests: Iterable[Request]) -> list[GenerationResult]:
@@ -187,12 +219,15 @@ class Engine:
         self._pool.check_integrity(sequence.table for sequence in self._sequences.values())
 
     def close(self) -> None:
-        """Drop every request and free the models and the caches."""
+        """Drop every request and free the models and the caches. Safe to repeat; the engine is of no use afterwards."""
         for sequence in self._sequences.values():
+            sequence.finish(FinishReason.ABORTED)
             sequence.reset_cache()
+        self._scheduler.drop_finished()
+        self._suspects.clear()
         self._sequences.clear()
         self._stop_watches.clear()
-        del self._step
+        self.__dict__.pop("_step", None)
         cleanup_memory(self._device)
 
     def _account(self, schedule: Schedule, emissions: SequenceOf[Emission]) -> None:
@@ -210,6 +245,8 @@ class Engine:
             statistics.completion_tokens += num_new
             statistics.draft_tokens += emission.num_drafted
             statistics.accepted_tokens += emission.num_accepted
+            emission.sequence.was_recomputed = False
+            emission.sequence.lone_failures, emission.sequence.failed_alone_at = 0, None
         self._scheduler.step_passed()
 
     def _quarantine(self, sequences: SequenceOf[Sequence]) -> None:
@@ -226,27 +263,37 @@ class Engine:
                 logger.warning("request %s: logits are not finite; computing it again", sequence.request_id)
                 sequence.was_recomputed = True
                 self._scheduler.preempt(sequence)
-        self._step.clear_blocks(self._pool.used_free_blocks())
+        if sequences:
+            self._step.clear_blocks(self._pool.used_free_blocks())
 
     def _recover(self, error: Exception) -> None:
-        """A step failed: free what can be freed, and halve the batch or fail the one request it consists of."""
+        """A step failed: free what can be freed, then halve the batch or put the one request it consists of aside."""
         cleanup_memory(self._device)
         active = self._scheduler.active
-        out_of_memory = _is_out_of_memory(error)
         if len(active) > 1:
-            logger.warning(
-                "a step of %d requests failed (%s); going on with half of them",
-                len(active),
-                "out of memory" if out_of_memory else type(error).__name__,
-                exc_info=None if out_of_memory else error,
-            )
             self._scheduler.shrink()
             return
-        logger.error("request %s failed alone", active[0].request_id, exc_info=error)
-        if out_of_memory:
-            active[0].fail(OutOfMemoryError("the request does not fit into the device's memory even alone"))
-        else:
-            active[0].fail(EngineError(f"the engine failed on this request alone: {type(error).__name__}"))
+        (sequence,) = active
+        steps_passed = self._statistics.steps
+        if sequence.failed_alone_at is not None and steps_passed > sequence.failed_alone_at:
+            sequence.fail(_verdict(error))  # the engine has worked since its last failure
+            return
+        sequence.lone_failures, sequence.failed_alone_at = sequence.lone_failures + 1, steps_passed
+        self._scheduler.set_aside(sequence)
+        self._suspects.append((sequence, _verdict(error)))
+        if len(self._suspects) >= _MAX_SUSPECTS:
+            for suspect, _ in self._suspects:
+                self._scheduler.add(suspect)
+            self._suspects.clear()
+            raise EngineBrokenError(f"{_MAX_SUSPECTS} requests in a row failed alone, and nothing passed; see the log")
+
+    def _recall_suspects(self) -> None:
+        """Try requests that failed alone once more; with no others to compare with, only so often."""
+        for sequence, verdict in self._suspects:
+            if sequence.lone_failures >= _MAX_LONE_FAILURES and sequence.state is not RequestState.FINISHED:
+                sequence.fail(verdict)
+            self._scheduler.add(sequence)
+        self._suspects.clear()
 
     def _collect(self) -> list[GenerationResult]:
         """Results of ended requests; their blocks are free afterwards."""
@@ -254,11 +301,25 @@ class Engine:
         for sequence in self._scheduler.drop_finished():
             del self._sequences[sequence.request_id]
             self._stop_watches.pop(sequence.request_id, None)
-            text = sequence.stopped_text
-            results.append(sequence.result(self._codec.decode(sequence.output_token_ids) if text is None else text))
+            results.append(sequence.result(self._text_of(sequence)))
         if results and not self._sequences:
-            self.check_integrity()
+            try:
+                self.check_integrity()
+            except AssertionError:
+                # The results are right (they were verified token by token); what is lost is memory. Take it back.
+                logger.exception("the block pool lost its integrity; starting over with an empty one")
+                self._pool.reset()
         return results
+
+    def _text_of(self, sequence: Sequence) -> str:
+        if sequence.stopped_text is not None:
+            return sequence.stopped_text
+        try:
+            return self._codec.decode(sequence.output_token_ids)
+        except Exception as error:
+            logger.exception("the output of request %s cannot be decoded", sequence.request_id)
+            sequence.fail(EngineError(f"the output cannot be decoded: {type(error).__name__}"))
+            return ""
 
 
 def load_engine(settings: Settings, on_progress: Callable[[str], None] | None = None) -> Engine:
@@ -282,7 +343,7 @@ def load_engine(settings: Settings, on_progress: Callable[[str], None] | None = 
     )
     loaded = [models.target] if models.draft is None else [models.target, models.draft]
     cache = choose_cache(
-        block_bytes=sum(CacheGeometry.of(one.model).block_bytes(16, one.dtype) for one in loaded),
+        block_bytes=sum(CacheGeometry.of(one.model).block_bytes(DEFAULT_BLOCK_SIZE, one.dtype) for one in loaded),
         kv_cache_mb=settings.kv_cache_mb,
         free_bytes=free_memory(device),
         on_host=device.type in ("cpu", "mps"),
@@ -295,7 +356,12 @@ def load_engine(settings: Settings, on_progress: Callable[[str], None] | None = 
 
 def _apply_stop_strings(sequence: Sequence, watch: StopStringWatch, num_new: int) -> int:
     """End the sequence where a stop string does; return how many of its new tokens went."""
-    found = watch.find(sequence.output_token_ids, num_new)
+    try:
+        found = watch.find(sequence.output_token_ids, num_new)
+    except Exception as error:
+        logger.exception("the output of request %s cannot be decoded", sequence.request_id)
+        sequence.fail(EngineError(f"the output cannot be decoded: {type(error).__name__}"))
+        return 0
     if found is None:
         return 0
     num_tokens, sequence.stopped_text = found
@@ -303,6 +369,13 @@ def _apply_stop_strings(sequence: Sequence, watch: StopStringWatch, num_new: int
     sequence.truncate_output(num_tokens)
     sequence.finish(FinishReason.STOP)
     return num_dropped
+
+
+def _verdict(error: Exception) -> RequestError:
+    """What to say of a request whose step raised ``error``."""
+    if _is_out_of_memory(error):
+        return OutOfMemoryError("the request does not fit into the device's memory even alone; shorten it")
+    return EngineError(f"the engine failed on this request alone: {type(error).__name__}; the worker's log has more")
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from helix_jobs.engine.config import CacheConfig
+
+# Blocks cleared at once: what clears memory must not need much of it.
+_CLEAR_CHUNK: Final = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +89,10 @@ class PagedKVCache:
 
     def clear(self, blocks: Sequence[int]) -> None:
         """Set blocks back to zero: what they hold must not reach their next owner, not even with a weight of zero."""
+        for start in range(0, len(blocks), _CLEAR_CHUNK):
+            self._clear(blocks[start : start + _CLEAR_CHUNK])
+
+    def _clear(self, blocks: Sequence[int]) -> None:
         rows_per_block = self.geometry.num_kv_heads * self.block_size
         device, dtype = self.keys[0].device, self.keys[0].dtype
         starts = torch.tensor(blocks, dtype=torch.int64) * rows_per_block

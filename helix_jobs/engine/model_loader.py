@@ -137,7 +137,7 @@ def _torch_directml() -> tuple[ModuleType | None, str]:
         if not module.is_available():
             return None, "torch-directml finds no DirectX 12 device"
     except ImportError:
-        return None, "torch-directml is not installed: pip install 'helix-jobs[directml]' on Windows or WSL"
+        return None, 'torch-directml is not installed: pip install -e ".[directml]" on Windows or WSL'
     except Exception as error:  # on Linux without WSL the import raises OSError: libd3d12.so
         logger.debug("torch_directml cannot be imported", exc_info=True)
         return None, f"torch-directml cannot be imported ({type(error).__name__}: {error})"

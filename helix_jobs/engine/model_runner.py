@@ -30,6 +30,10 @@ class ModelRunner:
         self._head = head
         self._device = device
         self.vocab_size = int(head.weight.shape[0]) if hasattr(head, "weight") else int(model.config.vocab_size)
+        # Rows of the input embedding: the token ids this model can read.
+        embeddings = model.get_input_embeddings()
+        assert isinstance(embeddings, torch.nn.Embedding), "every admitted architecture reads token ids"
+        self.num_embeddings = embeddings.num_embeddings
         self.cache = PagedKVCache(CacheGeometry.of(model), cache_config, model.dtype, device)
 
     def plan(self, slices: Sequence[TokenSlice]) -> StepLayout:

@@ -71,7 +71,7 @@ class GenerationResult:
         total_seconds: From admission to the end.
         draft_tokens: Tokens proposed by the drafter.
         accepted_tokens: Of those, accepted by verification.
-        target_steps: Target model steps that emitted tokens for this request.
+        target_steps: Target model steps that decided tokens for this request, a stop token included.
     """
 
     request_id: str

@@ -68,16 +68,17 @@ def processed_probs(logits: torch.Tensor, params: Sequence[SamplingParams]) -> t
     top_ks = torch.tensor([min(p.top_k or vocab_size, vocab_size) for p in params])
     if bool((top_ks < vocab_size).any()):
         rows = (top_ks < vocab_size).nonzero()[:, 0]
-        top_k = _keep_top_k(probs[rows], top_ks[rows])
-        probs[rows] = top_k
+        probs[rows] = _keep_top_k(probs[rows], top_ks[rows])
     top_ps = torch.tensor([p.top_p for p in params], dtype=torch.float64)
     if bool((top_ps < 1.0).any()):
         rows = (top_ps < 1.0).nonzero()[:, 0]
         probs[rows] = _keep_top_p(probs[rows], top_ps[rows])
     min_ps = torch.tensor([p.min_p for p in params], dtype=torch.float32)
     if bool((min_ps > 0.0).any()):
-        floor = min_ps[:, None] * probs.max(dim=1, keepdim=True).values
-        probs = _renormalise(torch.where(probs >= floor, probs, 0.0))
+        rows = (min_ps > 0.0).nonzero()[:, 0]
+        chosen = probs[rows]
+        floor = min_ps[rows, None] * chosen.max(dim=1, keepdim=True).values
+        probs[rows] = _renormalise(torch.where(chosen >= floor, chosen, 0.0))
     return probs
 
 

@@ -10,6 +10,8 @@ from helix_jobs.errors import InvalidFieldError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+# Below it fp32 probabilities cannot tell a distribution from its most likely token.
+MIN_TEMPERATURE: Final = 0.0001
 MAX_STOP_STRINGS: Final = 16
 MAX_STOP_STRING_CHARS: Final = 256
 MAX_STOP_TOKEN_IDS: Final = 64
@@ -30,8 +32,9 @@ class SamplingParams:
 
     Attributes:
         max_tokens: New tokens at most, at least 1.
-        temperature: 0 decodes greedily (the default); otherwise logits are divided by it. In [0, 100].
-        top_p: Keep the smallest set of most likely tokens with at least this mass. In (0, 1]; 1 is off.
+        temperature: 0 decodes greedily (the default); otherwise logits are divided by it. 0 or in [0.0001, 100].
+        top_p: Keep the smallest set of most likely tokens with at least this mass, and what is exactly as likely as
+            the last of them. In (0, 1]; 1 is off.
         top_k: Keep the k most likely tokens; 0 is off.
         min_p: Drop tokens less likely than min_p times the most likely one. In [0, 1]; 0 is off.
         seed: 64-bit seed of this request's random numbers. None: the caller derives one from the job's identity.
@@ -39,7 +42,7 @@ class SamplingParams:
         stop_token_ids: Token ids that end the output beside the model's own end-of-sequence ids; not part of it.
         presence_penalty: Subtracted once from every token that occurred in the output. In [-2, 2].
         frequency_penalty: Subtracted per occurrence in the output. In [-2, 2].
-        repetition_penalty: Divides positive and multiplies negative logits of seen tokens. In (0, 10]; 1 is off.
+        repetition_penalty: Divides positive and multiplies negative logits of seen tokens. In [0.01, 10]; 1 is off.
         ignore_eos: Go on past the model's end-of-sequence ids (``stop`` and ``stop_token_ids`` still end the output).
 
     Raises:
@@ -67,11 +70,15 @@ class SamplingParams:
         if self.seed is not None:
             _integer("seed", self.seed, -(2**63), 2**64 - 1)
         _number("temperature", self.temperature, 0.0, 100.0)
+        if 0 < self.temperature < MIN_TEMPERATURE:
+            raise InvalidSamplingParamsError(
+                "temperature", f"{self.temperature} is too small", f"give 0 (greedy) or {MIN_TEMPERATURE} to 100"
+            )
         _number("top_p", self.top_p, 0.0, 1.0, low_open=True)
         _number("min_p", self.min_p, 0.0, 1.0)
         _number("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
-        _number("repetition_penalty", self.repetition_penalty, 0.0, 10.0, low_open=True)
+        _number("repetition_penalty", self.repetition_penalty, 0.01, 10.0)
         if not isinstance(self.ignore_eos, bool):
             raise InvalidSamplingParamsError("ignore_eos", f"is {_kind(self.ignore_eos)}", "give true or false")
 

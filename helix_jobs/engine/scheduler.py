@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _GOOD_STEPS_TO_GROW: Final = 16
+# Trade-off: blocks kept free for each running sequence leave a slot empty now and then, and save preemptions, each of
+# which computes a whole sequence again.
+_SPARE_BLOCKS: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +134,7 @@ class Scheduler:
         self.preempt_youngest(num_active - self.batch_limit)
 
     def step_passed(self) -> None:
-        """After enough good steps in a row allow one more sequence again, up to the configured batch size.
+        """After enough good steps in a row double the batch again, up to the configured size.
 
         Trade-off: growing back sooner regains throughput after a passing shortage; later wastes fewer recomputed
         sequences when the shortage lasts.
@@ -139,7 +142,7 @@ class Scheduler:
         self._good_steps += 1
         if self.batch_limit < self._max_batch_size and self._good_steps >= _GOOD_STEPS_TO_GROW:
             self._good_steps = 0
-            self.batch_limit += 1
+            self.batch_limit = min(self._max_batch_size, 2 * self.batch_limit)
 
     def _plan(self, sequence: Sequence, budget: int) -> Decode | Prefill | None:
         """What this sequence would do in the step, or None when no budget is left for its prompt."""
@@ -173,7 +176,7 @@ class Scheduler:
             sequence = self.waiting[0]
             # Room for the whole known text and the first speculation, or it would be preempted at once.
             wanted = sequence.table.missing_blocks(len(sequence) + 1 + self._depth)
-            if wanted > self._pool.num_free and self.running:
+            if self.running and wanted + _SPARE_BLOCKS * len(self.running) > self._pool.num_free:
                 return
             self.waiting.popleft()
             planned = self._plan(sequence, budget)
@@ -191,11 +194,15 @@ class Scheduler:
             prefills.append(planned)
             budget -= planned.num_tokens
 
-    def preempt(self, sequence: Sequence) -> None:
-        """Free a running sequence's blocks and send it back to the head of the queue, to be recomputed."""
+    def set_aside(self, sequence: Sequence) -> None:
+        """Take a running sequence out, its blocks freed; ``add`` brings it back."""
         self.running.remove(sequence)
         sequence.reset_cache()
         sequence.state = RequestState.WAITING
+
+    def preempt(self, sequence: Sequence) -> None:
+        """Free a running sequence's blocks and send it back to the head of the queue, to be recomputed."""
+        self.set_aside(sequence)
         self.waiting.appendleft(sequence)
         logger.debug("preempted request %s at %d tokens", sequence.request_id, len(sequence))
 

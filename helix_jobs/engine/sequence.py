@@ -42,8 +42,11 @@ class Sequence:
         # Set when a stop string ended the output: the text up to it.
         self.stopped_text: str | None = None
 
-        # Its logits were not finite once, and it was computed again from clean blocks.
+        # Its logits were not finite, and it is computed again from clean blocks and without a draft.
         self.was_recomputed = False
+        # How often a step of it alone failed, and how many steps of the engine had passed at the last time.
+        self.lone_failures = 0
+        self.failed_alone_at: int | None = None
 
         self.draft_tokens = 0
         self.accepted_tokens = 0
@@ -78,8 +81,14 @@ class Sequence:
         return max(0, end - self.num_computed)
 
     def max_depth(self, depth: int) -> int:
-        """Draft tokens that can still be of use: the target's own token always comes on top."""
-        return max(0, min(depth, self.max_len - len(self.token_ids) - 1))
+        """Draft tokens that can still be of use and have room: the target's own token always comes on top.
+
+        Depends on nothing but the sequence and constants, see ``Scheduler``.
+        """
+        if self.was_recomputed:  # a drafted token's NaN reaches the rows before it through its masked key
+            return 0
+        length = len(self.token_ids)
+        return max(0, min(depth, self.max_len - length - 1, self.table.pool_capacity - length))
 
     def commit(self, token_ids: SequenceOf[int], now: float) -> list[int]:
         """Append verified tokens until one ends the output; stop tokens are checked before they are appended.

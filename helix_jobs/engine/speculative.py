@@ -58,7 +58,8 @@ class _Emitter:
 class SpeculativeStep:
     """Runs a schedule: the drafter proposes, one packed target pass scores, verification decides, sequences commit.
 
-    Until the commit nothing of a sequence has changed but cache rows past its end, so a step that fails (out of memory,
+    Until the commit nothing of a sequence has changed but cache rows past its end and ``num_draft_computed``, which the
+    drafter corrects before it drafts again, so a step that fails (out of memory,
     say) can be repeated with a smaller batch.
     """
 
@@ -120,12 +121,10 @@ class SpeculativeStep:
             best = logits.narrow(1, 0, self._vocab_size).max(dim=-1)
             ids: list[int] = best.indices.cpu().tolist()
             finite = torch.isfinite(best.values.float().cpu()).tolist()
-            return [
-                verify_greedy(ids[e.first_row : e.first_row + len(e.draft_ids) + 1], e.draft_ids)
-                if all(finite[e.first_row : e.first_row + len(e.draft_ids) + 1])
-                else None
-                for e in emitters
+            verdicts = [
+                verify_greedy(ids[e.first_row : e.first_row + len(e.draft_ids) + 1], e.draft_ids) for e in emitters
             ]
+            return [_if_finite(verdict, e, finite) for verdict, e in zip(verdicts, emitters, strict=True)]
         # [num_rows, vocab_size]
         host = logits.narrow(1, 0, self._vocab_size).float().cpu()
         return self._verify_on_host(emitters, host, draft_probs)
@@ -133,7 +132,10 @@ class SpeculativeStep:
     def _verify_on_host(
         self, emitters: list[_Emitter], host: torch.Tensor, draft_probs: torch.Tensor | None
     ) -> list[Verdict | None]:
-        finite = torch.isfinite(host.max(dim=1).values).tolist()
+        # [num_rows, 1]
+        row_is_finite = torch.isfinite(host.max(dim=1, keepdim=True).values)
+        finite = row_is_finite[:, 0].tolist()
+        host = torch.where(row_is_finite, host, 0.0)
         verdicts: list[Verdict | None] = [None] * len(emitters)
         sampled: list[int] = []
         draft_row = 0
@@ -144,8 +146,6 @@ class SpeculativeStep:
             if not params.is_greedy:
                 draft_rows[index] = draft_row
                 draft_row += len(emitter.draft_ids)
-            if not all(finite[row] for row in rows):
-                continue
             if params.has_penalties:
                 self._penalise(emitter, host)
             if params.is_greedy:
@@ -157,7 +157,7 @@ class SpeculativeStep:
             firsts = [draft_rows[index] if draft_probs is not None else None for index in sampled]
             for index, verdict in zip(sampled, _verify_sampled(chosen, firsts, host, draft_probs), strict=True):
                 verdicts[index] = verdict
-        return verdicts
+        return [_if_finite(verdict, e, finite) for verdict, e in zip(verdicts, emitters, strict=True)]
 
     def _penalise(self, emitter: _Emitter, host: torch.Tensor) -> None:
         """Each position is penalised for the drafts before it as if they stood: they do, if it is ever reached."""
@@ -187,6 +187,14 @@ class SpeculativeStep:
             sequence.num_computed = len(sequence) - 1
             emissions.append(Emission(sequence, tuple(appended), len(emitter.draft_ids), verdict.num_accepted))
         return StepOutcome(tuple(emissions), tuple(not_finite))
+
+
+def _if_finite(verdict: Verdict | None, emitter: _Emitter, finite: SequenceOf[bool]) -> Verdict | None:
+    """A verdict counts if every row it rests on was finite; rows behind a rejected draft token may be anything."""
+    if verdict is None:
+        return None
+    rows = finite[emitter.first_row : emitter.first_row + verdict.num_accepted + 1]
+    return verdict if all(rows) else None
 
 
 def _verify_sampled(

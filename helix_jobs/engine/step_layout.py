@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import torch
 
+from helix_jobs.engine.devices import DIRECTML_DEVICE_TYPE
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -58,7 +60,7 @@ class AttentionGroup:
         first_token: Where the group's queries start in the packed row, when they stand there densely.
         query_rows: ``[n * q]`` packed positions, when they do not.
         gather_rows: ``[n * num_kv_heads * num_blocks]`` rows of the cache's gather view.
-        mask: ``[n, 1, 1, q, num_keys]`` additive fp32 mask.
+        mask: ``[n, 1, q, num_keys]`` additive fp32 mask.
     """
 
     num_rows: int
@@ -222,9 +224,10 @@ def _plan_group(  # noqa: PLR0917  (one call site; the step's arrays and its geo
         num_rows=len(pieces),
         num_queries=num_queries,
         first_token=int(flat_rows[0]),
-        query_rows=None if dense else _upload(flat_rows, device),
+        # A view with an offset is a copy with a write-back on DirectML; there rows are always selected.
+        query_rows=None if dense and device.type != DIRECTML_DEVICE_TYPE else _upload(flat_rows, device),
         gather_rows=_upload(gather_rows.reshape(-1), device),
-        mask=_upload(mask, device)[:, None, None, :, :],
+        mask=_upload(mask, device).unsqueeze(1),
     )
     return group, flat_rows[places], places
 

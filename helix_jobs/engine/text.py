@@ -40,8 +40,6 @@ class TextCodec:
             raise InvalidRequestError("a request needs exactly one of prompt, messages and prompt_token_ids")
         if request.prompt_token_ids is not None:
             ids = request.prompt_token_ids
-            if any(not 0 <= token_id < self._vocab_size for token_id in ids):
-                raise InvalidRequestError(f"prompt_token_ids: every id must be from 0 to {self._vocab_size - 1}")
         elif request.prompt is not None:
             ids = self._tokenize(request.prompt, add_special_tokens=True)
         else:
@@ -49,6 +47,11 @@ class TextCodec:
             ids = self._tokenize(self._render(request.messages), add_special_tokens=False)
         if not ids:
             raise InvalidRequestError("the prompt has no tokens; give it some text")
+        if any(not 0 <= token_id < self._vocab_size for token_id in ids):
+            raise InvalidRequestError(
+                f"the prompt has a token id outside the model's vocabulary (0 to {self._vocab_size - 1}); "
+                "leave that token out, or use the tokenizer that belongs to the model"
+            )
         return ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -74,6 +77,10 @@ class TextCodec:
         except TemplateError as error:
             # The template's own sentence names roles and order, never the content.
             raise InvalidRequestError(f"the model's chat template refuses the messages: {error}") from error
+        except Exception as error:  # a template is a program: anything may come out of it, quotations included
+            raise InvalidRequestError(
+                f"the model's chat template fails on the messages ({type(error).__name__}); submit a prompt instead"
+            ) from error
         assert isinstance(text, str), "tokenize=False renders text"
         return text
 
@@ -81,15 +88,17 @@ class TextCodec:
 class StopStringWatch:
     """Looks for stop strings in a growing output; they may straddle tokens.
 
-    Each look decodes only a window of the last tokens: enough for the longest stop string, as a token adds at least one
-    byte and a character has at most four. A hit is then confirmed on the whole text.
+    Each look decodes only a window of the last tokens, long enough for the longest stop string: a token adds at least
+    one byte, a character has at most four, and where special tokens add nothing the window grows. A hit is then
+    confirmed on the whole text.
     """
 
     def __init__(self, codec: TextCodec, stop: Sequence[str]) -> None:
         self._codec = codec
         self._stop = tuple(stop)
+        self._longest = max(len(text) for text in self._stop)
         # Four tokens a character at worst, and a character cut at each edge of the window.
-        self._window = 4 * max(len(text) for text in self._stop) + 8
+        self._window = 4 * self._longest + 8
 
     def find(self, output_ids: Sequence[int], num_new: int) -> tuple[int, str] | None:
         """Look for the first stop string that the last ``num_new`` tokens complete.
@@ -97,8 +106,12 @@ class StopStringWatch:
         Returns:
             The number of tokens up to and including the one that completes it, and the text before it; or None.
         """
-        tail = output_ids[-(self._window + num_new) :]
-        if not any(text in self._codec.decode(tail) for text in self._stop):
+        window = self._window + num_new
+        tail = self._codec.decode(output_ids[-window:])
+        while len(tail) < self._longest + num_new and window < len(output_ids):
+            window *= 2
+            tail = self._codec.decode(output_ids[-window:])
+        if not any(text in tail for text in self._stop):
             return None
         for count in range(len(output_ids) - num_new + 1, len(output_ids) + 1):
             text = self._codec.decode(output_ids[:count])

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 from helix_jobs.engine.request import FinishReason
-from helix_jobs.errors import EngineError, HelixError, RequestError
+from helix_jobs.errors import EngineBrokenError, EngineError, RequestError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,10 +24,6 @@ MAX_FAILED_STEPS: Final = 3
 RUN_SECONDS: Final = 60.0
 # Between a finished batch and the next claims lies one group commit; that is no end of a run.
 LINGER_SECONDS: Final = 0.5
-
-
-class EngineBrokenError(HelixError):
-    """The engine fails step after step; only a new process can help."""
 
 
 @dataclass(slots=True)
@@ -182,6 +178,8 @@ class EngineThread:
         self._step_began = now
         try:
             results = self._engine.step()
+        except EngineBrokenError:
+            raise  # its own verdict: what is in the engine is left to be reclaimed
         except Exception as error:  # noqa: BLE001  (anything at all may come out of a device)
             self._step_failed(error)
             return

@@ -67,7 +67,9 @@ class DraftModelDrafter:
             for sequence, end in ends
         ]
         layout = self._runner.plan(slices)
-        tokens = self._runner.pack_tokens(layout, [s.token_ids[s.num_draft_computed : end] for s, end in ends])
+        tokens = self._runner.pack_tokens(
+            layout, [self._readable(s.token_ids[s.num_draft_computed : end]) for s, end in ends]
+        )
         # A decoding sequence always misses at least its last token, so the first slices are exactly the drafting ones.
         rows = [layout.offsets[i] + slices[i].num_tokens - 1 for i in range(len(drafting))]
         logits = self._runner.forward(layout, tokens, rows)
@@ -145,6 +147,13 @@ class DraftModelDrafter:
             position += 1
         flat = [row for rows in probs_rows for row in rows]
         return tokens, torch.stack(flat) if flat else None
+
+    def _readable(self, token_ids: SequenceOf[int]) -> SequenceOf[int]:
+        """Replace ids the target emits and the draft has no embedding for: padding rows, in practice."""
+        limit = self._runner.num_embeddings
+        if limit >= self._vocab_size:
+            return token_ids
+        return [token_id if token_id < limit else 0 for token_id in token_ids]
 
     def _fit(self, logits: torch.Tensor) -> torch.Tensor:
         """Cut padded vocabulary rows, or pad missing ones with an impossible score: ``[n, target vocab_size]``."""

@@ -9,10 +9,11 @@ import pytest
 import torch
 from tiny_models import VOCAB_SIZE, reference_greedy, request, tiny_engine, tiny_model
 
+from helix_jobs.engine.model_loader import LoadedModel
 from helix_jobs.engine.request import FinishReason, Request
 from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.engine.speculative import SpeculativeStep
-from helix_jobs.errors import EngineError, InvalidRequestError, OutOfMemoryError, PromptTooLongError
+from helix_jobs.errors import EngineBrokenError, EngineError, InvalidRequestError, OutOfMemoryError, PromptTooLongError
 
 
 def prompts(count=6, seed=4):
@@ -51,7 +52,7 @@ def test_the_longest_prompt_that_fits_yields_one_token():
         ({"prompt": ""}, "no tokens"),
         ({}, "exactly one"),
         ({"prompt": "a", "prompt_token_ids": (1,)}, "exactly one"),
-        ({"prompt_token_ids": (1, VOCAB_SIZE)}, "every id"),
+        ({"prompt_token_ids": (1, VOCAB_SIZE)}, "outside the model's vocabulary"),
         ({"prompt_token_ids": ()}, "no tokens"),
         ({"messages": ({"role": "bad", "content": "secret words"},)}, "chat template refuses"),
     ],
@@ -226,4 +227,125 @@ def test_close_frees_what_is_held():
     engine.add_request(request("a", [1, 2, 3], max_tokens=50))
     engine.step()
     engine.close()
+    engine.close()
+    assert not engine.has_unfinished()
     assert engine._pool.num_free == engine.info.num_blocks
+
+
+class Outage(SpeculativeStep):
+    """The device fails for a stretch of steps, whatever is in the batch."""
+
+    def __init__(self, step, first, last):
+        self.__dict__.update(step.__dict__)
+        self.number, self.first, self.last = 0, first, last
+
+    def run(self, schedule):
+        self.number += 1
+        if self.first <= self.number < self.last:
+            raise RuntimeError("device removed")
+        return super().run(schedule)
+
+
+def test_a_short_outage_fails_nobody():
+    model = tiny_model(seed=3)
+    texts = prompts(8)
+    engine = tiny_engine(model, "same", max_batch_size=8)
+    engine._step = Outage(engine._step, 3, 7)
+    results = engine.generate(request(str(i), p, max_tokens=12) for i, p in enumerate(texts))
+    assert [r.output_token_ids for r in results] == [reference_greedy(model, p, 12) for p in texts]
+
+
+def test_a_lasting_outage_breaks_the_engine_and_fails_nobody():
+    engine = tiny_engine(max_batch_size=8)
+    engine._step = Outage(engine._step, 2, 10_000)
+    for i, prompt in enumerate(prompts(20)):
+        engine.add_request(request(str(i), prompt, max_tokens=40, ignore_eos=True))
+    ended = []
+
+    def run():
+        while True:
+            ended.extend(engine.step())
+
+    with pytest.raises(EngineBrokenError, match="in a row failed alone"):
+        run()
+    assert ended == []
+    assert len(engine._scheduler.waiting) + len(engine._scheduler.running) == 20
+
+
+def test_the_last_request_of_all_fails_if_it_fails_alone():
+    engine = tiny_engine()
+    engine._step = Outage(engine._step, 1, 10_000)
+    (result,) = engine.generate([request("a", [1, 2, 3])])
+    assert isinstance(result.error, EngineError)
+
+
+def test_a_suspect_can_be_aborted():
+    engine = tiny_engine(max_batch_size=1)
+    engine._step = FaultyStep(engine._step, RuntimeError("boom"), poison="a")
+    engine.add_request(request("a", [1, 2, 3]))
+    engine.add_request(request("b", [1, 2, 3], max_tokens=5, ignore_eos=True))
+    engine.step()
+    assert engine._suspects
+    engine.abort("a")
+    results = {}
+    while engine.has_unfinished():
+        results.update((r.request_id, r) for r in engine.step())
+    assert results["a"].finish_reason is FinishReason.ABORTED
+    assert results["b"].completion_tokens == 5
+
+
+@pytest.mark.parametrize("rows", [VOCAB_SIZE - 9, VOCAB_SIZE + 9])
+def test_a_draft_may_have_fewer_or_more_vocabulary_rows(rows):
+    target = tiny_model(seed=3)
+    narrow = LoadedModel("draft", tiny_model(seed=8, vocab_size=rows), torch.float32, 0)
+    texts = [[VOCAB_SIZE - 1, *p, VOCAB_SIZE - 2] for p in prompts(6)]
+    results = tiny_engine(target, narrow).generate(request(str(i), p, max_tokens=12) for i, p in enumerate(texts))
+    assert [r.output_token_ids for r in results] == [reference_greedy(target, p, 12) for p in texts]
+    wild = tiny_engine(target, narrow).generate(
+        request(str(i), p, seed=i, max_tokens=12, temperature=2.0) for i, p in enumerate(texts)
+    )
+    assert all(r.error is None and max(r.output_token_ids, default=0) < VOCAB_SIZE for r in wild)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_draft_cannot_fail_its_request(temperature):
+    """Only rows that verification reaches must be finite: token 30 poisons the target's rows behind a wrong draft."""
+    model = tiny_model(seed=3)
+    model.model.embed_tokens.weight[30] = float("nan")
+    requests = [
+        request(str(i), p, seed=i, max_tokens=15, temperature=temperature, stop_token_ids=(30,))
+        for i, p in enumerate([[t for t in p if t != 30] for p in prompts(20)])
+    ]
+    assert all(r.error is None for r in tiny_engine(model, "none").generate(requests))
+    wrong = LoadedModel("draft", tiny_model(seed=5), torch.float32, 0)
+    assert all(r.error is None for r in tiny_engine(model, wrong).generate(requests))
+
+
+def test_the_cache_s_end_does_not_depend_on_the_draft():
+    model = tiny_model(seed=3)
+    prompt = prompts(1)[0]
+    whole = reference_greedy(model, prompt, 40)
+    for draft in ("none", "same"):
+        engine = tiny_engine(model, draft, num_blocks=len(prompt) + 6, block_size=1)
+        (result,) = engine.generate([request("a", prompt, max_tokens=60, ignore_eos=True, stop_token_ids=(whole[6],))])
+        assert result.finish_reason is FinishReason.STOP
+        assert result.output_token_ids == whole[: whole.index(whole[6])]
+
+
+def test_a_prompt_larger_than_the_cache_stalls_nobody():
+    engine = tiny_engine(num_blocks=12, block_size=4)
+    for name, length in (("small", 4), ("huge", 100), ("other", 4)):
+        engine.add_request(request(name, [5] * length, max_tokens=6, ignore_eos=True))
+    first = engine.step()
+    assert [r.request_id for r in first] == ["huge"]
+    assert isinstance(first[0].error, OutOfMemoryError)
+    assert {p.request_id for p in engine._scheduler.running} == {"small", "other"}
+
+
+def test_a_lost_block_is_found_and_taken_back(caplog):
+    engine = tiny_engine()
+    engine._pool.take(3)
+    (result,) = engine.generate([request("a", [1, 2, 3], max_tokens=4)])
+    assert result.error is None
+    assert "lost its integrity" in caplog.text
+    engine.check_integrity()

@@ -14,7 +14,7 @@ from transformers import (
 
 from helix_jobs.engine.random_numbers import Purpose, uniform
 from helix_jobs.engine.sampler import apply_penalties, processed_probs, sample
-from helix_jobs.engine.sampling_params import SamplingParams
+from helix_jobs.engine.sampling_params import InvalidSamplingParamsError, SamplingParams
 
 
 def transformers_probs(logits, params):
@@ -59,8 +59,31 @@ def test_top_p_over_a_flat_distribution_looks_past_its_candidates():
 
 
 def test_a_tiny_temperature_does_not_overflow():
-    probs = processed_probs(torch.tensor([[300.0, 299.0, -300.0]]), [SamplingParams(temperature=1e-6)])
+    probs = processed_probs(torch.tensor([[300.0, 299.0, -300.0]]), [SamplingParams(temperature=1e-4)])
     assert probs.tolist() == [[1.0, 0.0, 0.0]]
+
+
+def test_a_neighbour_s_parameters_change_no_bit():
+    logits = torch.randn(1, 200, generator=torch.Generator().manual_seed(2)).repeat(3, 1)
+    plain = SamplingParams(temperature=0.8)
+    alone = processed_probs(logits[:1], [plain])
+    odd = [SamplingParams(temperature=1.0, top_k=3, top_p=0.5, min_p=0.2), plain, SamplingParams(temperature=3.0)]
+    assert torch.equal(processed_probs(logits, odd)[1], alone[0])
+
+
+@pytest.mark.parametrize("fields", [{"temperature": 1e-50}, {"temperature": 9e-5}, {"repetition_penalty": 1e-40}])
+def test_parameters_that_fp32_cannot_hold_are_refused(fields):
+    with pytest.raises(InvalidSamplingParamsError, match="give"):
+        SamplingParams(**fields)
+
+
+@pytest.mark.parametrize("fields", [{"temperature": 1e-4}, {"temperature": 1.0, "repetition_penalty": 0.01}])
+def test_the_most_extreme_parameters_still_sample(fields):
+    logits = torch.randn(50, generator=torch.Generator().manual_seed(3)) * 30
+    params = SamplingParams(**fields)
+    probs = processed_probs(apply_penalties(logits, params, [1, 2], [3])[None], [params])
+    assert torch.isfinite(probs).all()
+    assert 0 <= sample(probs, [0.999])[0] < 50
 
 
 def test_repetition_penalty_equals_transformers():

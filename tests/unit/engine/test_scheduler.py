@@ -65,11 +65,11 @@ def test_batch_slots_bound_the_running_sequences():
 
 
 def test_the_youngest_is_preempted_and_comes_back_first():
-    scheduler, pool = make(num_blocks=8, block_size=4, depth=0)
+    scheduler, pool = make(num_blocks=10, block_size=4, depth=0)
     a, b, c = (add(scheduler, pool, name, n, max_tokens=40) for name, n in (("a", 7), ("b", 7), ("c", 7)))
     carry_out(scheduler.schedule())
     assert [s.state for s in (a, b, c)] == [RequestState.RUNNING] * 3
-    for _ in range(6):
+    for _ in range(9):
         carry_out(scheduler.schedule())
     assert c.state is RequestState.WAITING
     assert c.table.blocks == []

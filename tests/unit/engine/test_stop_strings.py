@@ -68,3 +68,10 @@ def test_the_engine_stops_at_the_same_place_whatever_the_draft(draft):
 def test_special_tokens_are_left_out_of_the_text():
     codec = TextCodec(tokenizer(), VOCAB_SIZE)
     assert codec.decode([0, *encode("hi"), 0]) == "hi"
+
+
+def test_a_stop_string_is_found_across_tokens_that_decode_to_nothing():
+    tokens = [*encode("xxa"), *[0] * 60, *encode("b"), *encode("c")]
+    count, before = feed(watch("ab"), tokens, itertools.cycle([1]))
+    assert before == "xx"
+    assert count == 64

@@ -9,8 +9,8 @@ import pytest
 
 from helix_jobs.engine.request import FinishReason, Request
 from helix_jobs.engine.sampling_params import SamplingParams
-from helix_jobs.errors import InvalidRequestError
-from helix_jobs.jobs.engine_thread import EngineBrokenError, EngineThread, Generated, RequestFailed, Run
+from helix_jobs.errors import EngineBrokenError, InvalidRequestError
+from helix_jobs.jobs.engine_thread import EngineThread, Generated, RequestFailed, Run
 from helix_jobs.testing import FakeEngine, FakeFaults
 
 if TYPE_CHECKING:
