@@ -90,7 +90,7 @@ def test_directml_without_a_device_is_passed_over(directml: types.ModuleType, mo
 
 
 def test_directml_that_is_not_installed_says_how(bare_machine: None) -> None:
-    with pytest.raises(ConfigurationError, match=r"not installed: pip install -e "\.\[directml\]""):
+    with pytest.raises(ConfigurationError, match=r'not installed: pip install -e "\.\[directml\]"'):
         get_device("dml")
 
 
