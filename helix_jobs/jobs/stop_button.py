@@ -40,12 +40,16 @@ class StopButton:
 
 
 def install_signals(button: StopButton, stack: ExitStack) -> None:
-    """Turn SIGINT and SIGTERM into presses of the button; before it is armed, into KeyboardInterrupt."""
+    """Turn SIGINT, SIGTERM and a closed terminal into presses; before the button is armed, into KeyboardInterrupt."""
 
     def handle(number: int, _frame: object) -> None:
         if not button.armed:
             raise KeyboardInterrupt
         button.press(StopRequest.INTERRUPT if number == signal.SIGINT else StopRequest.GRACEFUL)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    hangup = getattr(signal, "SIGHUP", None)  # not on Windows
+    if hangup is not None and signal.getsignal(hangup) is not signal.SIG_IGN:  # nohup: meant to outlive its terminal
+        numbers.append(hangup)
+    for number in numbers:
         stack.callback(signal.signal, number, signal.signal(number, handle))

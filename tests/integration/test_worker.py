@@ -102,6 +102,15 @@ def test_cancelling_frees_the_slots_of_running_jobs(box: Box) -> None:
     assert worker.process.poll() is None
 
 
+def test_a_closed_terminal_stops_a_worker_and_its_broker(embedded_box: Box) -> None:
+    batch = embedded_box.submit(*prompts(20))
+    worker = embedded_box.start_worker()
+    embedded_box.wait_states(batch, succeeded=20)
+    worker.send(signal.SIGHUP)
+    assert worker.wait() == 0, worker.log
+    assert not EmbeddedBroker(embedded_box.settings.home).is_running()
+
+
 def test_sigterm_lets_running_jobs_finish_and_leaves_the_rest_queued(box: Box) -> None:
     batch = box.submit(*prompts(60, words=24))
     worker = box.start_worker(fake_step_seconds="0.1", shutdown_grace="30")
