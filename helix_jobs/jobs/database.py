@@ -51,6 +51,7 @@ T = TypeVar("T")
 SQLITE: Final = "sqlite"
 POSTGRES: Final = "postgresql"
 BUSY_TIMEOUT_SECONDS: Final = 10.0
+_WAL_RETRY_SECONDS: Final = 0.01
 CONNECT_TIMEOUT_SECONDS: Final = 10
 TRANSACTION_ATTEMPTS: Final = 8
 
@@ -229,7 +230,6 @@ def _dumps(value: object) -> str:
 def _sqlite_engine(url: URL, begin: str) -> Engine:
     # Trade-off: synchronous=FULL costs an fsync for each commit; group commit shares it among up to 100 rows.
     pragmas = (
-        "PRAGMA journal_mode=WAL",
         "PRAGMA synchronous=FULL",
         "PRAGMA foreign_keys=ON",
         "PRAGMA cache_size=-32768",
@@ -248,6 +248,7 @@ def _sqlite_engine(url: URL, begin: str) -> Engine:
     @event.listens_for(engine, "connect")
     def _on_connect(connection: Any, _record: object) -> None:  # noqa: ANN401  (a DBAPI connection)
         cursor = connection.cursor()
+        _enter_wal(cursor)
         for pragma in pragmas:
             cursor.execute(pragma)
         cursor.close()
@@ -257,6 +258,24 @@ def _sqlite_engine(url: URL, begin: str) -> Engine:
         connection.exec_driver_sql(begin)
 
     return engine
+
+
+def _enter_wal(cursor: sqlite3.Cursor) -> None:
+    """Switch to write-ahead logging, waiting for its turn as everything else does.
+
+    For this one statement SQLite may report a lock at once, whatever the busy timeout: two processes that open a new
+    database together would otherwise fail one of them.
+    """
+    deadline = time.monotonic() + BUSY_TIMEOUT_SECONDS
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode=WAL")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() >= deadline:
+                raise
+            time.sleep(_WAL_RETRY_SECONDS)
+        else:
+            return
 
 
 def _postgres_engine(url: URL) -> Engine:

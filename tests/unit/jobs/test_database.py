@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 
 import pytest
 from sqlalchemy import text
@@ -126,3 +127,30 @@ def test_a_connection_the_server_ended_is_reported_and_replaced(postgres_databas
     with pytest.raises(DatabaseUnreachableError):
         lose_connection()
     postgres_database.ping()
+
+
+def test_many_first_connections_at_once_find_the_journal_free(tmp_path):
+    """Entering WAL mode does not wait its turn by itself: SQLite reports a lock at once, busy timeout or not."""
+    problems = []
+
+    def connect(url, gate):
+        database = Database(url)
+        gate.wait(10)
+        try:
+            with database.write() as connection:
+                connection.exec_driver_sql("CREATE TABLE IF NOT EXISTS t (x)")
+                connection.exec_driver_sql("INSERT INTO t VALUES (1)")
+        except DatabaseUnreachableError as error:
+            problems.append(str(error))
+        finally:
+            database.dispose()
+
+    for number in range(25):
+        gate = threading.Barrier(8)
+        url = f"sqlite:///{tmp_path / f'{number}.db'}"
+        threads = [threading.Thread(target=connect, args=(url, gate)) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+    assert problems == []
