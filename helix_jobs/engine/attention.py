@@ -1,7 +1,7 @@
 """Paged attention over ragged batches, registered with transformers under one name.
 
 Own matrix products instead of scaled_dot_product_attention. Trade-off: SDPA is fused where it has a kernel, but on the
-CPU it is 10 to 25 times slower for one query per sequence, and DirectML has no kernel for it at all.
+CPU it is far slower for one query per sequence, and DirectML has no kernel for it at all.
 """
 
 from __future__ import annotations

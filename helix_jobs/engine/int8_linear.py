@@ -5,10 +5,10 @@ symmetrically, one scale per token. Their product is summed exactly in int32, so
 which other tokens share the batch: a drafter's proposals stay reproducible.
 
 The product itself is ``torch._int_mm``, or, where the CPU has the instructions (AVX512-VNNI), oneDNN's over weights
-laid out once: bit for bit the same, no slower at one row and twice as fast from four rows on.
+laid out once: bit for bit the same.
 
-Trade-off: rounding activations too costs accuracy a weight-only kernel would keep, but an int8 product is 2 to 5 times
-faster than a bf16 one on a CPU at every batch size, and a draft only affects speed.
+Trade-off: rounding activations too costs accuracy a weight-only kernel would keep, but an int8 product is faster than
+a bf16 one on a CPU, and a draft only affects speed.
 """
 
 from __future__ import annotations

@@ -64,14 +64,16 @@ _CLAIMED_BEFORE: Final = select(*_CLAIMED).where(
     jobs.c.worker_id == bindparam("claimer"),
     jobs.c.claimed_at == bindparam("now"),
 )
+# The fence: what a write must meet to be the current holder's.
+_FENCE: Final = (
+    jobs.c.id == bindparam("job_id"),
+    jobs.c.state == JobState.RUNNING.value,
+    jobs.c.lease == bindparam("held"),
+    jobs.c.worker_id == bindparam("holder"),
+)
 _FINISH: Final = (
     update(jobs)
-    .where(
-        jobs.c.id == bindparam("job_id"),
-        jobs.c.state == JobState.RUNNING.value,
-        jobs.c.lease == bindparam("held"),
-        jobs.c.worker_id == bindparam("holder"),
-    )
+    .where(*_FENCE)
     .values(
         state=bindparam("new_state"),
         finished_at=bindparam("now"),
@@ -88,12 +90,7 @@ _FINISHED_BEFORE: Final[Select[Any]] = select(literal_column("1")).where(
 )
 _RELEASE: Final = (
     update(jobs)
-    .where(
-        jobs.c.id == bindparam("job_id"),
-        jobs.c.state == JobState.RUNNING.value,
-        jobs.c.lease == bindparam("held"),
-        jobs.c.worker_id == bindparam("holder"),
-    )
+    .where(*_FENCE)
     .values(
         state=JobState.QUEUED.value,
         published_at=None,
