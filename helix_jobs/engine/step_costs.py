@@ -1,0 +1,270 @@
+"""StepCosts: what a step of the target and a pass of the draft model cost on this machine. No torch."""
+
+from __future__ import annotations
+
+import logging
+import math
+from bisect import bisect_left
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+logger = logging.getLogger(__name__)
+
+_FORMAT_VERSION: Final = 1
+# One observation moves a logarithm by at most gain * limit: 4 % for the machine's speed, 2 % for a point of a curve. A
+# storm of page faults or a moment off the processor stays under the margin that the depth controller keeps.
+# Trade-off: smaller gains resist outliers longer and follow a real change later (a factor of two: some 40 steps).
+_SURPRISE_LIMIT: Final = 0.4
+_SPEED_GAIN: Final = 0.1
+_CORRECTION_GAIN: Final = 0.05
+_CORRECTION_LIMIT: Final = math.log(16)
+# Each observation lets every correction fade by so much (half gone after some 1,000 steps): a point that looked too
+# dear is not used, so nothing else would ever show that it has become cheap.
+_FORGETTING: Final = 0.0007
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CostProfile:
+    """Measured costs: what a short profile at start-up yields, and what a cache file keeps.
+
+    Attributes:
+        target: ``(packed tokens, seconds)`` of whole steps of the target, scheduling and sampling included, by
+            ascending token count.
+        draft: The same for single passes of the draft model; empty without one.
+        sequence_seconds: What each decoding sequence adds to a target step whatever its number of tokens: reading its
+            cache. 0.0 leaves it in ``target``.
+
+    Raises:
+        ValueError: No target point, or a figure that is not positive and finite.
+    """
+
+    target: tuple[tuple[int, float], ...]
+    draft: tuple[tuple[int, float], ...] = ()
+    sequence_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.target:
+            raise ValueError("a cost profile has at least one target point")
+        for points in (self.target, self.draft):
+            tokens = [count for count, _ in points]
+            if tokens != sorted(set(tokens)) or (tokens and tokens[0] < 1):
+                raise ValueError("token counts are positive and ascend")
+            if not all(math.isfinite(seconds) and seconds > 0 for _, seconds in points):
+                raise ValueError("seconds are positive and finite")
+        if not (math.isfinite(self.sequence_seconds) and self.sequence_seconds >= 0):
+            raise ValueError("seconds a sequence are finite and not negative")
+
+    @classmethod
+    def from_measurements(
+        cls, target: Mapping[int, float], draft: Mapping[int, float] | None = None, sequence_seconds: float = 0.0
+    ) -> Self:
+        """From mappings of token count to seconds, in any order.
+
+        Raises:
+            ValueError: See the class.
+        """
+        return cls(
+            target=tuple(sorted(target.items())),
+            draft=tuple(sorted((draft or {}).items())),
+            sequence_seconds=sequence_seconds,
+        )
+
+    def to_dict(self, identity: Mapping[str, str]) -> dict[str, object]:
+        """A JSON object. ``identity`` is what the figures hold for: device, models, dtype, threads, torch version."""
+        return {
+            "version": _FORMAT_VERSION,
+            "identity": dict(identity),
+            "target": [list(point) for point in self.target],
+            "draft": [list(point) for point in self.draft],
+            "sequence_seconds": self.sequence_seconds,
+        }
+
+    @classmethod
+    def from_dict(cls, data: object, identity: Mapping[str, str]) -> Self | None:
+        """What ``to_dict`` wrote, or None: a file that is damaged or stems from elsewhere is logged and not used."""
+        if not isinstance(data, dict) or data.get("version") != _FORMAT_VERSION:
+            logger.warning("ignoring a cost profile of unknown form; costs are measured again")
+            return None
+        if data.get("identity") != dict(identity):
+            logger.info("ignoring a cost profile of another device, model or setting; costs are measured again")
+            return None
+        try:
+            return cls(
+                target=_points(data.get("target")),
+                draft=_points(data.get("draft")),
+                sequence_seconds=_seconds(data.get("sequence_seconds")),
+            )
+        except ValueError as error:
+            logger.warning("ignoring a damaged cost profile (%s); costs are measured again", error)
+            return None
+
+
+class CostCurve:
+    """Seconds as a function of tokens: straight lines between measured points, never falling.
+
+    A point's value is its measured seconds times a *correction* that observations move. Under the first point the curve
+    is flat (reading the weights costs what it costs); past the last one it goes on as between the last two.
+
+    Args:
+        points: ``(tokens, seconds)`` by ascending token count, at least one.
+    """
+
+    def __init__(self, points: Sequence[tuple[int, float]]) -> None:
+        self._tokens = [tokens for tokens, _ in points]
+        self._measured = [seconds for _, seconds in points]
+        # Logarithms, one a point.
+        self._corrections = [0.0] * len(points)
+        self._build()
+
+    def seconds(self, tokens: int) -> float:
+        """Seconds for so many tokens; 0.0 for none."""
+        if tokens <= 0:
+            return 0.0
+        intercept, slope = self._lines[bisect_left(self._tokens, tokens)]
+        return intercept + slope * tokens
+
+    def correct(self, tokens: int, amount: float) -> None:
+        """Move the correction around ``tokens`` by ``amount`` (a logarithm) and let all of them fade a little."""
+        self._corrections = [correction * (1 - _FORGETTING) for correction in self._corrections]
+        above = bisect_left(self._tokens, tokens)
+        if above == 0 or above == len(self._tokens):
+            self._shift(min(above, len(self._tokens) - 1), amount)
+        else:
+            low, high = self._tokens[above - 1], self._tokens[above]
+            share = (tokens - low) / (high - low)
+            self._shift(above - 1, amount * (1 - share))
+            self._shift(above, amount * share)
+        self._build()
+
+    def points(self) -> list[tuple[int, float]]:
+        """The present ``(tokens, seconds)``."""
+        return list(zip(self._tokens, self._values, strict=True))
+
+    def _shift(self, index: int, amount: float) -> None:
+        moved = self._corrections[index] + amount
+        self._corrections[index] = max(-_CORRECTION_LIMIT, min(_CORRECTION_LIMIT, moved))
+
+    def _build(self) -> None:
+        """Line ``i`` serves token counts up to point ``i``; one more serves those past the last point."""
+        self._values = _monotone([s * math.exp(c) for s, c in zip(self._measured, self._corrections, strict=True)])
+        # (intercept, slope): flat up to the first point.
+        self._lines = [(self._values[0], 0.0)]
+        for index in range(1, len(self._tokens)):
+            low, high = self._tokens[index - 1], self._tokens[index]
+            slope = (self._values[index] - self._values[index - 1]) / (high - low)
+            self._lines.append((self._values[index] - slope * high, slope))
+        # A single point says nothing of the slope: proportional is the cautious guess.
+        self._lines.append(self._lines[-1] if len(self._tokens) > 1 else (0.0, self._values[0] / self._tokens[0]))
+
+
+class StepCosts:
+    """Costs of target steps and draft passes, from a profile, refined by every step that runs.
+
+    The machine's present *speed* (other programs, clock, heat) is one factor common to all costs, followed quickly from
+    target steps: the engine sees few token counts for long stretches, and a change of speed must not make those it does
+    not see look cheap or dear. What remains is corrected slowly, point by point.
+    """
+
+    def __init__(self, profile: CostProfile) -> None:
+        self._target = CostCurve(profile.target)
+        self._draft = CostCurve(profile.draft) if profile.draft else None
+        self._sequence_seconds = profile.sequence_seconds
+        self._log_speed = 0.0
+        self._factor = 1.0
+
+    @property
+    def has_draft(self) -> bool:
+        """Whether the draft model's costs are known."""
+        return self._draft is not None
+
+    def target_seconds(self, tokens: int, sequences: int = 0) -> float:
+        """Seconds of one target step over ``tokens`` packed tokens, ``sequences`` of them decoding."""
+        return self._factor * (self._target.seconds(tokens) + self._sequence_seconds * sequences)
+
+    def draft_seconds(self, tokens: int) -> float:
+        """Seconds of one draft-model pass over ``tokens`` packed tokens.
+
+        Only with ``has_draft``.
+        """
+        assert self._draft is not None, "a draft model is profiled before it is used"
+        return self._factor * self._draft.seconds(tokens)
+
+    def observe_target(self, tokens: int, seconds: float, *, sequences: int = 0) -> None:
+        """Learn from one whole step, the draft model's time excluded."""
+        surprise = _surprise(seconds, self.target_seconds(tokens, sequences))
+        if surprise is None:
+            return
+        self._log_speed += _SPEED_GAIN * surprise
+        self._factor = math.exp(self._log_speed)
+        self._target.correct(tokens, _CORRECTION_GAIN * surprise)
+
+    def observe_draft(self, passes: Iterable[int], seconds: float) -> None:
+        """Learn from one or more passes that took ``seconds`` together; ``passes`` are their token counts.
+
+        They move the curve alone, not the speed: were both to move it, a draft that is dearer than profiled would pull
+        against the target for ever.
+        """
+        if self._draft is None:
+            return
+        counts = [tokens for tokens in passes if tokens > 0]
+        surprise = _surprise(seconds, sum(self.draft_seconds(tokens) for tokens in counts))
+        if surprise is None:
+            return
+        for tokens in set(counts):
+            self._draft.correct(tokens, _CORRECTION_GAIN * surprise)
+
+    def profile(self) -> CostProfile:
+        """The present costs, speed included."""
+        return CostProfile(
+            target=tuple((tokens, self._factor * seconds) for tokens, seconds in self._target.points()),
+            draft=tuple(
+                (tokens, self._factor * seconds) for tokens, seconds in (self._draft.points() if self._draft else ())
+            ),
+            sequence_seconds=self._factor * self._sequence_seconds,
+        )
+
+
+def _surprise(seconds: float, expected: float) -> float | None:
+    """Logarithm of observed over expected, limited; None for a figure that cannot be one (a clock set back)."""
+    if not (math.isfinite(seconds) and seconds > 0 and expected > 0):
+        return None
+    return max(-_SURPRISE_LIMIT, min(_SURPRISE_LIMIT, math.log(seconds / expected)))
+
+
+def _monotone(values: Sequence[float]) -> list[float]:
+    """The nearest sequence that never falls, by least squares (pool adjacent violators).
+
+    Noise on a flat curve is averaged; a running maximum would make every later point as dear as the worst before it.
+    """
+    # Pools of neighbours with one mean each: [sum, count].
+    pools: list[list[float]] = []
+    for value in values:
+        pools.append([value, 1])
+        while len(pools) > 1 and pools[-2][0] / pools[-2][1] > pools[-1][0] / pools[-1][1]:
+            total, count = pools.pop()
+            pools[-1][0] += total
+            pools[-1][1] += count
+    return [total / count for total, count in pools for _ in range(int(count))]
+
+
+def _points(data: object) -> tuple[tuple[int, float], ...]:
+    if not isinstance(data, list):
+        raise ValueError("points are a list")  # noqa: TRY004  (one kind of error for every damage)
+    points = []
+    for pair in data:
+        if not isinstance(pair, list) or len(pair) != 2 or type(pair[0]) is not int:  # noqa: PLR2004  (a pair)
+            raise ValueError("a point is a token count and its seconds")
+        points.append((pair[0], _seconds(pair[1])))
+    return tuple(points)
+
+
+def _seconds(data: object) -> float:
+    if isinstance(data, bool) or not isinstance(data, int | float):
+        raise ValueError("seconds are a number")  # noqa: TRY004  (one kind of error for every damage)
+    try:
+        return float(data)
+    except OverflowError:
+        raise ValueError("seconds are finite") from None
