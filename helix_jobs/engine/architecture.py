@@ -21,10 +21,16 @@ SUPPORTED_MODEL_TYPES: Final = {
     "mistral": "MistralForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
+    "gemma": "GemmaForCausalLM",
+    "phi3": "Phi3ForCausalLM",
+    "gpt2": "GPT2LMHeadModel",
+    "gpt_neox": "GPTNeoXForCausalLM",
 }
-_SUPPORTED: Final = "supported are llama, mistral, qwen2 and qwen3 with full attention"
-# These recompute their frequencies from the longest position of a batch, so a token would depend on its neighbours.
-_BATCH_DEPENDENT_ROPE: Final = frozenset({"dynamic", "longrope"})
+_SUPPORTED: Final = f"supported are {', '.join(SUPPORTED_MODEL_TYPES)} with full attention"
+# It recomputes its frequencies from the longest position of a batch, so a token would depend on its neighbours.
+_BATCH_DEPENDENT_ROPE: Final = frozenset({"dynamic"})
+# The same, but only once a position leaves the original context; within it the frequencies are constant.
+_LONG_ROPE: Final = "longrope"
 
 
 def check_model_type(name: str, folder: Path) -> None:
@@ -66,18 +72,29 @@ def check_architecture(name: str, config: PretrainedConfig) -> None:
         raise UnsupportedArchitectureError(
             f"model {name} is quantised with {method}; use the original weights or a .gguf file"
         )
-    window = sliding_window(config)
-    if window is not None and window < config.max_position_embeddings:
-        raise UnsupportedArchitectureError(
-            f"model {name} attends only to a sliding window of {window} tokens in a context of "
-            f"{config.max_position_embeddings}; {_SUPPORTED}"
-        )
     rope = rope_type(config)
     if rope in _BATCH_DEPENDENT_ROPE:
         raise UnsupportedArchitectureError(
             f"model {name} scales its positions with {rope!r}, which depends on the other sequences of a batch; "
-            "supported are default, linear, llama3 and yarn"
+            "supported are default, linear, llama3, yarn and longrope"
         )
+
+
+def context_length(config: PretrainedConfig) -> int:
+    """Positions within which the model's attention is plain, prompt and output together.
+
+    A sliding window hides nothing from sequences that fit into it, and long-context rotary scaling does not set in
+    before the original context ends: such a model is served up to there.
+    """
+    limits = [int(config.max_position_embeddings)]
+    window = sliding_window(config)
+    if window is not None:
+        limits.append(window)
+    if rope_type(config) == _LONG_ROPE:
+        parameters = getattr(config, "rope_parameters", None) or {}
+        original = parameters.get("original_max_position_embeddings")
+        limits.append(int(original or getattr(config, "original_max_position_embeddings", limits[0])))
+    return min(limits)
 
 
 def sliding_window(config: PretrainedConfig) -> int | None:

@@ -1,84 +1,75 @@
-"""Paged attention over ragged batches, registered with transformers under one name.
+"""Paged attention over ragged batches, in plain matrix products.
 
-Own matrix products instead of scaled_dot_product_attention. Trade-off: SDPA is fused where it has a kernel, but on the
-CPU it is far slower for one query per sequence, and DirectML has no kernel for it at all.
+Trade-off: scaled_dot_product_attention is fused where it has a kernel, but on the CPU it is far slower for one query
+per sequence, and DirectML has no kernel for it at all.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import AttentionInterface
 
 if TYPE_CHECKING:
+    from helix_jobs.engine.decoder.decoder import DecoderLayer
+    from helix_jobs.engine.decoder.rotary import RotaryTable, Rotation
     from helix_jobs.engine.kv_cache import PagedKVCache
     from helix_jobs.engine.step_layout import AttentionGroup, StepLayout
 
-ATTENTION_NAME: Final = "helix_paged"
 
-
-@dataclass(frozen=True, slots=True)
-class PagedStep:
-    """What the attention function needs beside the tensors; reaches it as the keyword argument ``paged_step``."""
-
-    cache: PagedKVCache
-    layout: StepLayout
-
-
-def paged_attention(  # noqa: PLR0917  (transformers' signature)
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,  # noqa: ARG001  (transformers' signature; the layout carries the masks)
-    scaling: float | None = None,
-    dropout: float = 0.0,  # noqa: ARG001  (inference only)
+def attend(
+    qkv: torch.Tensor,
+    index: int,
+    layer: DecoderLayer,
     *,
-    paged_step: PagedStep,
-    **_kwargs: Any,  # noqa: ANN401  (transformers passes what other implementations want)
-) -> tuple[torch.Tensor, None]:
-    """Attend over the paged cache: write the step's keys and values, then solve each group densely.
+    num_heads: int,
+    rotary: RotaryTable | None,
+    rotation: Rotation | None,
+    cache: PagedKVCache,
+    layout: StepLayout,
+) -> torch.Tensor:
+    """Rotate queries and keys, write keys and values to the cache, then solve each group of the step densely.
 
     Args:
-        module: The attention layer; ``layer_idx`` and ``head_dim`` are read.
-        query: ``[1, num_heads, T, head_dim]``, rotated.
-        key: ``[1, num_kv_heads, T, head_dim]``, rotated, not repeated.
-        value: ``[1, num_kv_heads, T, head_dim]``
-        attention_mask: Always None: no mask is registered under this name.
-        scaling: Factor of the scores.
-        dropout: Ignored.
-        paged_step: Cache and layout of this step.
+        qkv: ``[T, (num_heads + 2 * num_kv_heads) * head_dim]``
+        index: Which layer of the cache.
+        layer: Its head norms and scaling are used.
+        num_heads: Query heads.
+        rotary: How to rotate, or None.
+        rotation: Cosines and sines of this step; given exactly when ``rotary`` is.
+        cache: The model's paged cache.
+        layout: The step.
 
     Returns:
-        ``[1, T, num_heads, head_dim]`` and None.
+        ``[T, num_heads * head_dim]``
     """
-    cache, layout = paged_step.cache, paged_step.layout
-    layer: int = module.layer_idx  # type: ignore[assignment]  # nn.Module declares attributes as Tensor | Module
-    _, num_heads, num_tokens, head_dim = query.shape
-    cache.write(
-        layer,
-        layout.write_rows,
-        key.squeeze(0).transpose(0, 1).reshape(-1, head_dim),
-        value.squeeze(0).transpose(0, 1).reshape(-1, head_dim),
-    )
-    # [T, num_heads, head_dim]
-    queries = query.squeeze(0).transpose(0, 1)
-    factor = head_dim**-0.5 if scaling is None else scaling
-    if query.dtype is torch.float16:
+    num_kv_heads, head_dim = cache.geometry.num_kv_heads, cache.geometry.head_dim
+    # [T, heads, head_dim]
+    heads = qkv.view(layout.num_tokens, num_heads + 2 * num_kv_heads, head_dim)
+    if layer.query_norm is not None and layer.key_norm is not None:
+        queries, keys, values = heads.split((num_heads, num_kv_heads, num_kv_heads), dim=1)
+        turning = torch.cat((layer.query_norm(queries), layer.key_norm(keys)), dim=1)
+    else:
+        turning, values = heads.split((num_heads + num_kv_heads, num_kv_heads), dim=1)
+    if rotary is not None and rotation is not None:
+        turning = rotary.rotate(turning, rotation)
+    # [T, num_heads, head_dim] and [T, num_kv_heads, head_dim]
+    queries, keys = turning.split((num_heads, num_kv_heads), dim=1)
+    cache.write(index, layout.write_rows, keys.reshape(-1, head_dim), values.reshape(-1, head_dim))
+    factor = layer.scaling
+    if queries.dtype is torch.float16:
         # An unscaled product can leave float16's range; elsewhere scaling the fp32 scores rounds less.
         queries, factor = queries * factor, 1.0
-    outputs = [_attend(group, queries, cache, layer, factor) for group in layout.groups]
+    outputs = [_solve(group, queries, cache, index, factor) for group in layout.groups]
     # [sum of n * q, num_heads * head_dim]
     output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     if layout.output_rows is not None:
         output = output.index_select(0, layout.output_rows)
-    return output.view(1, num_tokens, num_heads, head_dim), None
+    return output
 
 
-def _attend(
-    group: AttentionGroup, queries: torch.Tensor, cache: PagedKVCache, layer: int, scaling: float
+def _solve(
+    group: AttentionGroup, queries: torch.Tensor, cache: PagedKVCache, index: int, scaling: float
 ) -> torch.Tensor:
     """Solve one group; return ``[n * q, num_heads * head_dim]``."""
     n, q, kv = group.num_rows, group.num_queries, cache.geometry.num_kv_heads
@@ -91,7 +82,7 @@ def _attend(
     # [n * kv, share * q, head_dim]: the query heads that share a key-value head are rows of one product
     grouped = grouped.reshape(n, q, num_heads, head_dim).transpose(1, 2).reshape(n * kv, share * q, head_dim)
     # each: [n * kv, num_keys, head_dim]
-    keys, values = cache.gather(layer, group.gather_rows, n * kv)
+    keys, values = cache.gather(index, group.gather_rows, n * kv)
     # [n * kv, share * q, num_keys]
     scores = torch.bmm(grouped, keys.transpose(1, 2)).float().mul_(scaling)
     scores.view(n, num_heads, q, -1).add_(group.mask)
@@ -99,6 +90,3 @@ def _attend(
     # [n * kv, share * q, head_dim]
     output = torch.bmm(weights, values)
     return output.view(n, num_heads, q, head_dim).transpose(1, 2).reshape(n * q, num_heads * head_dim)
-
-
-AttentionInterface.register(ATTENTION_NAME, paged_attention)

@@ -13,7 +13,6 @@ from helix_jobs.engine.cache_size import choose_cache
 from helix_jobs.engine.config import DEFAULT_BLOCK_SIZE, CacheConfig, EngineConfig, SpeculationConfig
 from helix_jobs.engine.devices import cleanup_memory, free_memory
 from helix_jobs.engine.drafters.draft_model import DraftModelDrafter
-from helix_jobs.engine.kv_cache import CacheGeometry
 from helix_jobs.engine.model_loader import describe_device, get_device, load_models
 from helix_jobs.engine.model_runner import ModelRunner
 from helix_jobs.engine.protocol import EngineInfo
@@ -69,13 +68,13 @@ class Engine:
             config = replace(config, speculation=SpeculationConfig(depth=0))
         self._eos_token_ids = models.eos_token_ids
         self._device = models.device
-        target = ModelRunner(models.target.model, cache, models.device)
-        vocab_size = min(target.vocab_size, int(models.target.model.config.vocab_size))
+        target = ModelRunner(models.target.decoder, cache)
+        vocab_size = models.vocab_size
         self._codec = TextCodec(models.tokenizer, vocab_size)
         drafter = None
         kv_cache_bytes = target.cache.num_bytes
         if models.draft is not None and config.speculation.depth > 0:
-            draft = ModelRunner(models.draft.model, cache, models.device)
+            draft = ModelRunner(models.draft.decoder, cache)
             drafter = DraftModelDrafter(draft, vocab_size)
             kv_cache_bytes += draft.cache.num_bytes
         self._pool = BlockPool(cache.num_blocks, cache.block_size)
@@ -90,7 +89,7 @@ class Engine:
             target_model=models.target.name,
             draft_model=models.draft.name if models.draft is not None and drafter is not None else None,
             device=describe_device(models.device),
-            dtype=str(models.dtype).removeprefix("torch."),
+            dtype=models.target.dtype_name,
             max_batch_size=config.max_batch_size,
             max_model_len=context,
             num_blocks=cache.num_blocks,
@@ -159,7 +158,7 @@ class Engine:
         """End a request with what it has; the result comes out of the next ``step``."""
         sequence = self._sequences.get(request_id)
         if sequence is not None and sequence.state is not RequestState.FINISHED:
-            sequence.finish(FinishReason.ABORTED)
+            self._scheduler.abort(sequence)
 
     def has_unfinished(self) -> bool:
         """Whether another ``step`` has work to do or results to return."""
@@ -221,7 +220,7 @@ class Engine:
     def close(self) -> None:
         """Drop every request and free the models and the caches. Safe to repeat; the engine is of no use afterwards."""
         for sequence in self._sequences.values():
-            sequence.finish(FinishReason.ABORTED)
+            self._scheduler.abort(sequence)
             sequence.reset_cache()
         self._scheduler.drop_finished()
         self._suspects.clear()
@@ -258,11 +257,11 @@ class Engine:
         for sequence in sequences:
             if sequence.was_recomputed:
                 sequence.fail(EngineError("the model produced logits that are not finite (NaN or infinity)"))
-                sequence.reset_cache()
+                sequence.reset_cache(discard=True)
             else:
                 logger.warning("request %s: logits are not finite; computing it again", sequence.request_id)
                 sequence.was_recomputed = True
-                self._scheduler.preempt(sequence)
+                self._scheduler.preempt(sequence, discard=True)
         if sequences:
             self._step.clear_blocks(self._pool.used_free_blocks())
 
@@ -343,7 +342,9 @@ def load_engine(settings: Settings, on_progress: Callable[[str], None] | None = 
     )
     loaded = [models.target] if models.draft is None else [models.target, models.draft]
     cache = choose_cache(
-        block_bytes=sum(CacheGeometry.of(one.model).block_bytes(DEFAULT_BLOCK_SIZE, one.dtype) for one in loaded),
+        block_bytes=sum(
+            one.decoder.geometry.block_bytes(DEFAULT_BLOCK_SIZE, one.decoder.dtype) for one in loaded
+        ),
         kv_cache_mb=settings.kv_cache_mb,
         free_bytes=free_memory(device),
         on_host=device.type in ("cpu", "mps"),

@@ -13,7 +13,7 @@ from helix_jobs.engine.devices import DIRECTML_DEVICE_TYPE
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig
 
     from helix_jobs.engine.config import CacheConfig
 
@@ -30,9 +30,8 @@ class CacheGeometry:
     head_dim: int
 
     @classmethod
-    def of(cls, model: PreTrainedModel) -> CacheGeometry:
+    def of(cls, config: PretrainedConfig) -> CacheGeometry:
         """Read the shape from a model's configuration."""
-        config = model.config
         num_heads = config.num_attention_heads
         return cls(
             num_layers=config.num_hidden_layers,

@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
-from helix_jobs.engine.architecture import kv_bytes_per_token
+from helix_jobs.engine.architecture import context_length, kv_bytes_per_token
+from helix_jobs.engine.decoder.families import build_decoder
+from helix_jobs.engine.decoder.int8_linear import quantize
 from helix_jobs.engine.devices import (
     DIRECTML_DEVICE_TYPE,
     cleanup_memory,
     free_memory,
     resolve_dtype,
 )
-from helix_jobs.engine.int8_linear import Int8Linear, quantize_copy
 from helix_jobs.engine.model_source import ModelSource, open_source, read_weights
 from helix_jobs.engine.vocabulary import check_vocabularies, end_token_ids
 from helix_jobs.errors import ConfigurationError, InsufficientMemoryError
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from helix_jobs.engine.decoder.decoder import Decoder
 
 __all__ = [
     "LoadedModel",
@@ -44,7 +47,7 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-INT8_DRAFT: Final = "int8"
+INT8: Final = "int8"  # as a draft, an int8 copy of the target; as a dtype, an int8 target
 NO_DRAFT: Final = "none"
 # The smallest KV cache worth starting with: one sequence of this many tokens.
 SMALLEST_CONTEXT: Final = 1024
@@ -52,16 +55,22 @@ SMALLEST_CONTEXT: Final = 1024
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """One model in memory: in eval mode, without gradients, on its device.
+    """One model in memory, on its device, packed for it.
 
-    ``dtype`` may differ from what was asked when float16 would have overflowed. ``parameter_bytes`` counts what is
-    this model's own (an int8 copy shares embeddings and norms with its target).
+    Attributes:
+        name: What the person called it.
+        decoder: The model. Its dtype may differ from what was asked when float16 would have overflowed.
+        is_int8: Its linear layers are int8; ``decoder.dtype`` is that of its activations.
     """
 
     name: str
-    model: PreTrainedModel
-    dtype: torch.dtype
-    parameter_bytes: int
+    decoder: Decoder
+    is_int8: bool = False
+
+    @property
+    def dtype_name(self) -> str:
+        """``int8``, or the dtype of weights and activations."""
+        return "int8" if self.is_int8 else str(self.decoder.dtype).removeprefix("torch.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,19 +81,22 @@ class LoadedModels:
         target: Whose answers are given.
         draft: What proposes them; None when the draft is ``none``.
         tokenizer: The target's; its vocabulary is the draft's too.
-        device: Where both models are.
-        dtype: What the target computes in.
         eos_token_ids: Tokens that end an output.
+        vocab_size: Token ids the target may emit; its head can have more rows, as padding.
         max_context: Positions the target was made for, prompt and output together.
     """
 
     target: LoadedModel
     draft: LoadedModel | None
     tokenizer: PreTrainedTokenizerBase
-    device: torch.device
-    dtype: torch.dtype
     eos_token_ids: frozenset[int]
+    vocab_size: int
     max_context: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where both models are."""
+        return self.target.decoder.device
 
 
 def get_device(name: str | None = None) -> torch.device:
@@ -179,7 +191,7 @@ def load_models(
         target: A hub id, a directory, a ``.gguf`` file, or ``demo``.
         draft: Any of these, ``int8`` (an int8 copy of the target) or ``none``.
         device: From ``get_device``.
-        dtype: A name for ``resolve_dtype``; the draft computes in the target's.
+        dtype: A name for ``resolve_dtype``, or ``int8``; the draft's activations have the target's.
         home: HELIX_HOME; the demo model is kept under it.
         on_progress: Told in one line what is being done.
 
@@ -192,32 +204,39 @@ def load_models(
         ConfigurationError: The dtype is unknown or not for this device.
     """
     report = on_progress or logger.info
+    is_int8 = dtype == INT8
     target_source = open_source(target, home, report)
-    draft_source = None if draft in (INT8_DRAFT, NO_DRAFT) else open_source(draft, home, report)
-    compute = resolve_dtype(dtype, device, target_source.checkpoint.dtype)
+    draft_source = None if draft in (INT8, NO_DRAFT) else open_source(draft, home, report)
+    compute = resolve_dtype("auto" if is_int8 else dtype, device, target_source.checkpoint.dtype)
     if draft_source is not None:
         check_vocabularies(target, target_source.tokenizer.get_vocab(), draft, draft_source.tokenizer.get_vocab())
-    _check_memory(device, compute, target_source, draft_source, int8=draft == INT8_DRAFT)
+    _check_memory(device, compute, target_source, draft_source, int8=draft == INT8)
 
     report(f"loading target {target}")
-    loaded_target = _load(target_source, compute, device)
+    model = _read(target_source, compute, device)
+    generation_config = model.generation_config
+    decoder = build_decoder(model)
+    del model
+    loaded_target = LoadedModel(target, quantize(decoder) if is_int8 else decoder, is_int8=is_int8)
     loaded_draft = None
     if draft_source is not None:
         report(f"loading draft {draft}")
-        loaded_draft = _load(draft_source, compute, device)
-    elif draft == INT8_DRAFT:
+        loaded_draft = _draft(draft, build_decoder(_read(draft_source, compute, device)))
+    elif draft == INT8 and not is_int8:
         report("making the int8 draft")
-        loaded_draft = _int8_draft(loaded_target, device)
+        loaded_draft = _int8_copy(loaded_target)
+    elif draft == INT8:
+        logger.warning("an int8 draft of an int8 target is the target itself; speculation with a draft model is off")
+    for loaded in (loaded_target, loaded_draft):
+        if loaded is not None:
+            loaded.decoder.pack()
     return LoadedModels(
         target=loaded_target,
         draft=loaded_draft,
         tokenizer=target_source.tokenizer,
-        device=device,
-        dtype=loaded_target.dtype,
-        eos_token_ids=end_token_ids(
-            target_source.tokenizer, target_source.config, loaded_target.model.generation_config
-        ),
-        max_context=int(target_source.config.max_position_embeddings),
+        eos_token_ids=end_token_ids(target_source.tokenizer, target_source.config, generation_config),
+        vocab_size=min(loaded_target.decoder.vocab_size, int(target_source.config.vocab_size)),
+        max_context=context_length(target_source.config),
     )
 
 
@@ -248,30 +267,30 @@ def _gigabytes(count: int) -> str:
     return f"{count / 1e9:.2f} GB"
 
 
-def _load(source: ModelSource, dtype: torch.dtype, device: torch.device) -> LoadedModel:
+def _read(source: ModelSource, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     model = read_weights(source, dtype)
     if dtype == torch.float16 and source.checkpoint.dtype != torch.float16 and not _all_finite(model):
         logger.warning("model %s does not fit float16's range; it runs in float32", source.checkpoint.name)
-        dtype = torch.float32
-        model = read_weights(source, dtype)
+        model = read_weights(source, torch.float32)
     model.eval().requires_grad_(requires_grad=False)
     torch.nn.Module.to(model, device)
-    return LoadedModel(source.checkpoint.name, model, dtype, _parameter_bytes(model))
+    return model
 
 
 def _all_finite(model: torch.nn.Module) -> bool:
     return all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters())
 
 
-def _int8_draft(target: LoadedModel, device: torch.device) -> LoadedModel | None:
-    if device.type != "cpu":
+def _draft(name: str, decoder: Decoder) -> LoadedModel:
+    """A draft only affects speed, so it is quantised wherever that is faster."""
+    if decoder.device.type != "cpu":
+        return LoadedModel(name, decoder)
+    return LoadedModel(name, quantize(decoder), is_int8=True)
+
+
+def _int8_copy(target: LoadedModel) -> LoadedModel | None:
+    if target.decoder.device.type != "cpu":
         # Elsewhere the weights would be widened again at each step: such a draft costs more than its target.
         logger.warning("an int8 draft is only faster on a CPU; speculation with a draft model is off")
         return None
-    model = quantize_copy(target.model)
-    own = sum(module.nbytes for module in model.modules() if isinstance(module, Int8Linear))
-    return LoadedModel(f"{target.name} (int8)", model, target.dtype, own)
-
-
-def _parameter_bytes(model: torch.nn.Module) -> int:
-    return sum(parameter.nbytes for parameter in model.parameters())
+    return LoadedModel(f"{target.name} (int8)", quantize(target.decoder), is_int8=True)

@@ -79,7 +79,8 @@ class StepLayout:
         num_tokens: ``T``, tokens in the step.
         order: Slices in packed order (indices into the planner's input).
         offsets: For each input slice, where it starts in the packed row.
-        positions: ``[1, T]`` position of each token in its sequence.
+        positions: ``[T]`` position of each token in its sequence.
+        num_positions: All positions are below it.
         write_rows: ``[T * num_kv_heads]`` rows of the cache's token view, token-major.
         groups: Dense attention problems that cover every token once.
         output_rows: ``[T]`` where each packed token's attention output stands in the concatenated group outputs; None
@@ -90,6 +91,7 @@ class StepLayout:
     order: tuple[int, ...]
     offsets: tuple[int, ...]
     positions: torch.Tensor
+    num_positions: int
     write_rows: torch.Tensor
     groups: tuple[AttentionGroup, ...]
     output_rows: torch.Tensor | None
@@ -150,7 +152,8 @@ def plan_step(
         num_tokens=num_tokens,
         order=order,
         offsets=tuple(offsets),
-        positions=_upload(positions, device).unsqueeze(0),
+        positions=_upload(positions, device),
+        num_positions=int(positions.max()) + 1,
         write_rows=_upload(write_rows.reshape(-1), device),
         groups=tuple(groups),
         output_rows=None if in_order else _upload(output_rows, device),

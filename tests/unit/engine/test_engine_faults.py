@@ -7,9 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_models import VOCAB_SIZE, reference_greedy, request, tiny_engine, tiny_model
+from tiny_models import VOCAB_SIZE, as_loaded, reference_greedy, request, tiny_engine, tiny_model
 
-from helix_jobs.engine.model_loader import LoadedModel
 from helix_jobs.engine.request import FinishReason, Request
 from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.engine.speculative import SpeculativeStep
@@ -297,7 +296,7 @@ def test_a_suspect_can_be_aborted():
 @pytest.mark.parametrize("rows", [VOCAB_SIZE - 9, VOCAB_SIZE + 9])
 def test_a_draft_may_have_fewer_or_more_vocabulary_rows(rows):
     target = tiny_model(seed=3)
-    narrow = LoadedModel("draft", tiny_model(seed=8, vocab_size=rows), torch.float32, 0)
+    narrow = as_loaded("draft", tiny_model(seed=8, vocab_size=rows))
     texts = [[VOCAB_SIZE - 1, *p, VOCAB_SIZE - 2] for p in prompts(6)]
     results = tiny_engine(target, narrow).generate(request(str(i), p, max_tokens=12) for i, p in enumerate(texts))
     assert [r.output_token_ids for r in results] == [reference_greedy(target, p, 12) for p in texts]
@@ -317,7 +316,7 @@ def test_a_draft_cannot_fail_its_request(temperature):
         for i, p in enumerate([[t for t in p if t != 30] for p in prompts(20)])
     ]
     assert all(r.error is None for r in tiny_engine(model, "none").generate(requests))
-    wrong = LoadedModel("draft", tiny_model(seed=5), torch.float32, 0)
+    wrong = as_loaded("draft", tiny_model(seed=5))
     assert all(r.error is None for r in tiny_engine(model, wrong).generate(requests))
 
 

@@ -12,7 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from helix_jobs.engine.config import CacheConfig, EngineConfig, SpeculationConfig
 from helix_jobs.engine.engine import Engine
-from helix_jobs.engine.int8_linear import quantize_copy
+from helix_jobs.engine.decoder.families import build_decoder
+from helix_jobs.engine.decoder.int8_linear import quantize
 from helix_jobs.engine.model_loader import LoadedModel, LoadedModels
 from helix_jobs.engine.request import Request
 from helix_jobs.engine.sampling_params import SamplingParams
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
-ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
+ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "phi3", "gpt2", "gpt_neox")
 ALPHABET = string.ascii_lowercase + " .,!?<>"
 EOS = 0
 VOCAB_SIZE = len(ALPHABET) + 2  # "<eos>", "<unk>", then one token a character
@@ -51,7 +52,7 @@ def tiny_model(architecture: str = "llama", seed: int = 0, vocab_size: int = VOC
         intermediate_size=80,
         num_hidden_layers=2,
         num_attention_heads=6,
-        num_key_value_heads=2,
+        num_key_value_heads=6 if architecture in ("gpt2", "gpt_neox") else 2,  # these share no heads
         head_dim=8,
         max_position_embeddings=256,
         initializer_range=0.4,
@@ -71,13 +72,20 @@ def draft_for(target: PreTrainedModel, kind: str) -> LoadedModel | None:
     """A draft that never runs, always, often or hardly ever agrees with the target."""
     if kind == "none":
         return None
+    if kind == "int8":
+        return LoadedModel("draft-int8", quantize(build_decoder(copy_of(target))), is_int8=True)
     if kind == "same":
-        model = copy_of(target)
-    elif kind == "int8":
-        model = quantize_copy(target)
-    else:
-        model = tiny_model(target.config.model_type, seed=99, vocab_size=target.config.vocab_size)
-    return LoadedModel(f"draft-{kind}", model, torch.float32, 0)
+        return as_loaded("draft-same", copy_of(target))
+    return as_loaded(
+        f"draft-{kind}", tiny_model(target.config.model_type, seed=99, vocab_size=target.config.vocab_size)
+    )
+
+
+def as_loaded(name: str, model: PreTrainedModel) -> LoadedModel:
+    """As the loader would leave it. The model itself stays whole, for the tests to compare with."""
+    decoder = build_decoder(copy_of(model))
+    decoder.pack()
+    return LoadedModel(name, decoder)
 
 
 def copy_of(model: PreTrainedModel) -> Any:
@@ -92,12 +100,11 @@ def loaded(
     target: PreTrainedModel, draft: str | LoadedModel | None = "none", eos: Sequence[int] = (EOS,)
 ) -> LoadedModels:
     return LoadedModels(
-        target=LoadedModel("tiny", target, torch.float32, 0),
+        target=as_loaded("tiny", target),
         draft=draft_for(target, draft) if isinstance(draft, str) else draft,
         tokenizer=tokenizer(),
-        device=CPU,
-        dtype=torch.float32,
         eos_token_ids=frozenset(eos),
+        vocab_size=target.config.vocab_size,
         max_context=256,
     )
 
@@ -112,9 +119,8 @@ def tiny_engine(
     eos: Sequence[int] = (EOS,),
     **config: Any,
 ) -> Engine:
-    model = copy_of(target) if target is not None else tiny_model()
     return Engine(
-        loaded(model, draft, eos),
+        loaded(target if target is not None else tiny_model(), draft, eos),
         EngineConfig(speculation=SpeculationConfig(depth=depth), **config),
         CacheConfig(num_blocks=num_blocks, block_size=block_size),
     )

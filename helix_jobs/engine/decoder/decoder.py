@@ -1,0 +1,156 @@
+"""Decoder: the forward pass of a decoder-only transformer over one packed, ragged step.
+
+transformers loads the weights; its modules are not called. Trade-off: the forward has to be kept equal to the
+reference for every family (the tests do so token by token), and in return it has fused projections, packed weights, no
+work on padding, and no operator that a device lacks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional
+
+from helix_jobs.engine.attention import attend
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from helix_jobs.engine.decoder.linear import Linear
+    from helix_jobs.engine.decoder.norms import Norm
+    from helix_jobs.engine.decoder.rotary import RotaryTable
+    from helix_jobs.engine.kv_cache import CacheGeometry, PagedKVCache
+    from helix_jobs.engine.step_layout import StepLayout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderLayer:
+    """One transformer layer.
+
+    Attributes:
+        attention_norm: Before attention.
+        qkv: Queries, keys and values in one product: ``(num_heads + 2 * num_kv_heads) * head_dim`` outputs.
+        query_norm: Per head before rotation (Qwen3), or None.
+        key_norm: The same for keys.
+        attention_out: From the heads back to the hidden size.
+        mlp_norm: Before the MLP.
+        mlp_in: Gate and up projection in one product, or the one up projection of an MLP without a gate.
+        mlp_out: Down projection.
+        scaling: Factor of the attention scores.
+    """
+
+    attention_norm: Norm
+    qkv: Linear
+    query_norm: Norm | None
+    key_norm: Norm | None
+    attention_out: Linear
+    mlp_norm: Norm
+    mlp_in: Linear
+    mlp_out: Linear
+    scaling: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoder:
+    """A whole model.
+
+    Attributes:
+        geometry: Shape of its keys and values.
+        num_heads: Query heads.
+        embedding: ``[num_embeddings, hidden_size]``
+        embedding_scale: Factor of the embedded tokens (Gemma), or None.
+        position_embedding: ``[max_positions, hidden_size]`` learned positions (GPT-2), or None.
+        rotary: Rotary positions, or None.
+        layers: In order.
+        final_norm: After the last layer.
+        head: Hidden size to vocabulary.
+        activation: Of the MLP.
+        is_gated: The MLP multiplies ``activation(gate)`` with the up projection.
+        has_parallel_residual: Attention and MLP read the same input (GPT-NeoX).
+        dtype: Of activations.
+        device: Where everything is.
+    """
+
+    geometry: CacheGeometry
+    num_heads: int
+    embedding: torch.Tensor
+    embedding_scale: torch.Tensor | None
+    position_embedding: torch.Tensor | None
+    rotary: RotaryTable | None
+    layers: tuple[DecoderLayer, ...]
+    final_norm: Norm
+    head: Linear
+    activation: Callable[[torch.Tensor], torch.Tensor]
+    is_gated: bool
+    has_parallel_residual: bool
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def num_embeddings(self) -> int:
+        """Token ids it can read."""
+        return self.embedding.shape[0]
+
+    @property
+    def vocab_size(self) -> int:
+        """Logits it yields."""
+        return self.head.out_features
+
+    def linears(self) -> list[Linear]:
+        """Every matrix product of a step, in order of execution, the head last."""
+        products: list[Linear] = []
+        for layer in self.layers:
+            products += (layer.qkv, layer.attention_out, layer.mlp_in, layer.mlp_out)
+        return [*products, self.head]
+
+    def pack(self) -> None:
+        """Lay the weights out for this device's kernels, once and for all."""
+        for linear in self.linears():
+            linear.pack()
+
+    def forward(self, tokens: torch.Tensor, layout: StepLayout, cache: PagedKVCache) -> torch.Tensor:
+        """Run every layer over a packed step; its keys and values are in the cache afterwards.
+
+        Args:
+            tokens: ``[T]`` token ids in packed order.
+            layout: The step.
+            cache: This model's.
+
+        Returns:
+            ``[T, hidden_size]`` before the final norm: only the rows whose logits are wanted go on, see ``logits``.
+        """
+        # [T, hidden_size]
+        hidden = functional.embedding(tokens, self.embedding)
+        if self.embedding_scale is not None:
+            hidden = hidden * self.embedding_scale
+        if self.position_embedding is not None:
+            hidden = hidden + functional.embedding(layout.positions, self.position_embedding)
+        rotation = None if self.rotary is None else self.rotary.at(layout.positions, layout.num_positions)
+        for index, layer in enumerate(self.layers):
+            qkv = layer.qkv(layer.attention_norm(hidden))
+            # [T, num_heads * head_dim]
+            attended = attend(
+                qkv, index, layer, num_heads=self.num_heads, rotary=self.rotary, rotation=rotation, cache=cache,
+                layout=layout,
+            )  # fmt: skip
+            if self.has_parallel_residual:
+                expanded = self._expand(layer, hidden)
+                hidden = layer.mlp_out.add_to(layer.attention_out.add_to(hidden, attended), expanded)
+            else:
+                hidden = layer.attention_out.add_to(hidden, attended)
+                hidden = layer.mlp_out.add_to(hidden, self._expand(layer, hidden))
+        return hidden
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits ``[n, vocab_size]`` of chosen rows ``[n, hidden_size]`` of what ``forward`` returned."""
+        return self.head(self.final_norm(hidden))
+
+    def _expand(self, layer: DecoderLayer, hidden: torch.Tensor) -> torch.Tensor:
+        """The MLP up to its activation, ``[T, intermediate_size]``."""
+        inner = layer.mlp_in(layer.mlp_norm(hidden))
+        if not self.is_gated:
+            return self.activation(inner)
+        gate, up = inner.chunk(2, dim=-1)
+        return self.activation(gate) * up

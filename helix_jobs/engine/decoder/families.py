@@ -1,0 +1,227 @@
+"""From a loaded transformers model to a ``Decoder``: the one place that knows how each family names its parts.
+
+The model is consumed layer by layer: its weights are moved, not copied, wherever nothing has to be stacked.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from helix_jobs.engine.decoder.decoder import Decoder, DecoderLayer
+from helix_jobs.engine.decoder.linear import DenseLinear
+from helix_jobs.engine.decoder.norms import LayerNorm, RmsNorm
+from helix_jobs.engine.decoder.rotary import RotaryTable
+from helix_jobs.engine.kv_cache import CacheGeometry
+from helix_jobs.errors import UnsupportedArchitectureError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from transformers import PreTrainedModel
+
+Activation = Any  # Callable[[torch.Tensor], torch.Tensor]; partial() of a builtin has no better static type
+
+ACTIVATIONS: Final[dict[str, Callable[[torch.Tensor], torch.Tensor]]] = {
+    "silu": functional.silu,
+    "swish": functional.silu,
+    "gelu": functional.gelu,
+    "gelu_new": partial(functional.gelu, approximate="tanh"),
+    "gelu_pytorch_tanh": partial(functional.gelu, approximate="tanh"),
+    "gelu_fast": partial(functional.gelu, approximate="tanh"),
+    "relu": functional.relu,
+}
+
+
+def build_decoder(model: PreTrainedModel) -> Decoder:
+    """Take a causal language model apart. The model is of no use afterwards.
+
+    Raises:
+        UnsupportedArchitectureError: Its activation is unknown here.
+    """
+    build = _FAMILIES.get(model.config.model_type, _gated)
+    with torch.no_grad():
+        return build(model)
+
+
+def _gated(model: Any) -> Decoder:  # noqa: ANN401  (transformers' modules type every attribute as Tensor | Module)
+    """Llama and its kin: RMS norms, rotary positions, a gated MLP."""
+    config, base = model.config, model.base_model
+    geometry = CacheGeometry.of(config)
+    is_gemma = config.model_type == "gemma"
+    norm = partial(_rms_norm, offset=1.0 if is_gemma else 0.0, eps=config.rms_norm_eps)
+    layers = []
+    for index in range(len(base.layers)):
+        layer = base.layers[index]
+        attention, mlp = layer.self_attn, layer.mlp
+        if hasattr(attention, "qkv_proj"):  # Phi-3 stores them stacked already
+            qkv, mlp_in = _linear(attention.qkv_proj), _linear(mlp.gate_up_proj)
+        else:
+            qkv = _linear(attention.q_proj, attention.k_proj, attention.v_proj)
+            mlp_in = _linear(mlp.gate_proj, mlp.up_proj)
+        has_head_norms = hasattr(attention, "q_norm")
+        layers.append(
+            DecoderLayer(
+                attention_norm=norm(layer.input_layernorm),
+                qkv=qkv,
+                query_norm=norm(attention.q_norm) if has_head_norms else None,
+                key_norm=norm(attention.k_norm) if has_head_norms else None,
+                attention_out=_linear(attention.o_proj),
+                mlp_norm=norm(layer.post_attention_layernorm),
+                mlp_in=mlp_in,
+                mlp_out=_linear(mlp.down_proj),
+                scaling=float(attention.scaling),
+            )
+        )
+        base.layers[index] = nn.Identity()
+    embedding = base.embed_tokens.weight
+    scale = torch.tensor(config.hidden_size**0.5, dtype=embedding.dtype) if is_gemma else None
+    return Decoder(
+        geometry=geometry,
+        num_heads=config.num_attention_heads,
+        embedding=embedding.detach(),
+        embedding_scale=None if scale is None else scale.to(embedding.device),
+        position_embedding=None,
+        rotary=_rotary(base.rotary_emb, geometry.head_dim, embedding),
+        layers=tuple(layers),
+        final_norm=norm(base.norm),
+        head=_linear(model.lm_head),
+        activation=_activation(model, getattr(config, "hidden_activation", None) or config.hidden_act),
+        is_gated=True,
+        has_parallel_residual=False,
+        dtype=embedding.dtype,
+        device=embedding.device,
+    )
+
+
+def _gpt2(model: Any) -> Decoder:  # noqa: ANN401  (as above)
+    """GPT-2: layer norms, learned positions, transposed weights."""
+    config, base = model.config, model.base_model
+    layers = []
+    for index in range(len(base.h)):
+        layer = base.h[index]
+        layers.append(
+            DecoderLayer(
+                attention_norm=_layer_norm(layer.ln_1),
+                qkv=_transposed(layer.attn.c_attn),
+                query_norm=None,
+                key_norm=None,
+                attention_out=_transposed(layer.attn.c_proj),
+                mlp_norm=_layer_norm(layer.ln_2),
+                mlp_in=_transposed(layer.mlp.c_fc),
+                mlp_out=_transposed(layer.mlp.c_proj),
+                scaling=_gpt2_scaling(config, index),
+            )
+        )
+        base.h[index] = nn.Identity()
+    embedding = base.wte.weight
+    return Decoder(
+        geometry=CacheGeometry.of(config),
+        num_heads=config.num_attention_heads,
+        embedding=embedding.detach(),
+        embedding_scale=None,
+        position_embedding=base.wpe.weight.detach(),
+        rotary=None,
+        layers=tuple(layers),
+        final_norm=_layer_norm(base.ln_f),
+        head=_linear(model.lm_head),
+        activation=_activation(model, config.activation_function),
+        is_gated=False,
+        has_parallel_residual=False,
+        dtype=embedding.dtype,
+        device=embedding.device,
+    )
+
+
+def _gpt2_scaling(config: Any, layer: int) -> float:  # noqa: ANN401  (a transformers configuration)
+    scaling = (config.hidden_size // config.num_attention_heads) ** -0.5 if config.scale_attn_weights else 1.0
+    return scaling / (layer + 1) if config.scale_attn_by_inverse_layer_idx else scaling
+
+
+def _gpt_neox(model: Any) -> Decoder:  # noqa: ANN401  (as above)
+    """GPT-NeoX (Pythia): layer norms, partly rotated heads, attention and MLP in parallel."""
+    config, base = model.config, model.base_model
+    geometry = CacheGeometry.of(config)
+    layers = []
+    for index in range(len(base.layers)):
+        layer = base.layers[index]
+        layers.append(
+            DecoderLayer(
+                attention_norm=_layer_norm(layer.input_layernorm),
+                qkv=_regrouped(layer.attention.query_key_value, config.num_attention_heads, geometry.head_dim),
+                query_norm=None,
+                key_norm=None,
+                attention_out=_linear(layer.attention.dense),
+                mlp_norm=_layer_norm(layer.post_attention_layernorm),
+                mlp_in=_linear(layer.mlp.dense_h_to_4h),
+                mlp_out=_linear(layer.mlp.dense_4h_to_h),
+                scaling=geometry.head_dim**-0.5,
+            )
+        )
+        base.layers[index] = nn.Identity()
+    embedding = base.embed_in.weight
+    return Decoder(
+        geometry=geometry,
+        num_heads=config.num_attention_heads,
+        embedding=embedding.detach(),
+        embedding_scale=None,
+        position_embedding=None,
+        rotary=_rotary(base.rotary_emb, geometry.head_dim, embedding),
+        layers=tuple(layers),
+        final_norm=_layer_norm(base.final_layer_norm),
+        head=_linear(model.get_output_embeddings()),
+        activation=_activation(model, config.hidden_act),
+        is_gated=False,
+        has_parallel_residual=bool(config.use_parallel_residual),
+        dtype=embedding.dtype,
+        device=embedding.device,
+    )
+
+
+_FAMILIES: Final = {"gpt2": _gpt2, "gpt_neox": _gpt_neox}
+
+
+def _activation(model: Any, name: str) -> Callable[[torch.Tensor], torch.Tensor]:  # noqa: ANN401  (as above)
+    try:
+        return ACTIVATIONS[name]
+    except KeyError:
+        raise UnsupportedArchitectureError(
+            f"model {model.config.name_or_path or model.config.model_type} has the activation {name!r}; supported are "
+            f"{', '.join(ACTIVATIONS)}"
+        ) from None
+
+
+def _linear(*modules: nn.Linear) -> DenseLinear:
+    biases = [None if module.bias is None else module.bias.detach() for module in modules]
+    return DenseLinear.stacked([module.weight.detach() for module in modules], biases)
+
+
+def _transposed(module: Any) -> DenseLinear:  # noqa: ANN401  (transformers' Conv1D)
+    return DenseLinear(module.weight.detach().t().contiguous(), module.bias.detach())
+
+
+def _regrouped(module: nn.Linear, num_heads: int, head_dim: int) -> DenseLinear:
+    """GPT-NeoX stores query, key and value head by head; here all queries come first, then keys, then values."""
+
+    def regroup(rows: torch.Tensor) -> torch.Tensor:
+        return rows.detach().view(num_heads, 3, head_dim, -1).transpose(0, 1).reshape(rows.shape).contiguous()
+
+    return DenseLinear(regroup(module.weight), None if module.bias is None else regroup(module.bias))
+
+
+def _rms_norm(module: Any, *, offset: float, eps: float) -> RmsNorm:  # noqa: ANN401  (each family has its own class)
+    weight = module.weight.detach()
+    # Gemma stores the weight less one, and its sum would not survive rounding to bfloat16.
+    return RmsNorm(weight if offset == 0.0 else weight.float() + offset, eps)
+
+
+def _layer_norm(module: nn.LayerNorm) -> LayerNorm:
+    return LayerNorm(module.weight.detach(), None if module.bias is None else module.bias.detach(), module.eps)
+
+
+def _rotary(module: Any, head_dim: int, like: torch.Tensor) -> RotaryTable:  # noqa: ANN401  (as above)
+    return RotaryTable(module.inv_freq, float(module.attention_scaling), head_dim, like.dtype, like.device)

@@ -1,0 +1,89 @@
+"""Rotary position embedding (Su et al. 2021, RoFormer) from tables computed once on the CPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+
+_FIRST_POSITIONS: Final = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Rotation:
+    """Cosine and signed sine of a step's tokens, each ``[T, 1, rotary_dim]``.
+
+    The sine of the first half is negated, so that rotating is ``x * cos + swapped_halves(x) * sin``.
+    """
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+
+
+class RotaryTable:
+    """Cosines and sines by position, in float32 on the CPU, then rounded to the model's dtype and kept on its device.
+
+    Args:
+        inverse_frequencies: ``[rotary_dim / 2]`` float32.
+        scaling: Factor of cosines and sines (YaRN's attention factor).
+        head_dim: Of the heads; what exceeds ``rotary_dim`` is not rotated.
+        dtype: The model's.
+        device: The model's.
+
+    The table grows by doubling as longer positions appear: most batches never reach a model's whole context.
+    """
+
+    def __init__(
+        self,
+        inverse_frequencies: torch.Tensor,
+        scaling: float,
+        head_dim: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self._inverse_frequencies = inverse_frequencies.float().cpu()
+        self._scaling = scaling
+        self._dtype = dtype
+        self._device = device
+        self.rotary_dim = 2 * len(self._inverse_frequencies)
+        self._rest = head_dim - self.rotary_dim
+        self._num_positions = 0
+        # [num_positions, 1, rotary_dim]
+        self._cos = torch.empty(0)
+        self._sin = torch.empty(0)
+
+    def at(self, positions: torch.Tensor, num_positions: int) -> Rotation:
+        """Look up a step.
+
+        Args:
+            positions: ``[T]`` int64 on the device.
+            num_positions: All of them are below it; known on the host, so that nothing is downloaded.
+        """
+        cos, sin = self.tables(num_positions)
+        return Rotation(cos.index_select(0, positions), sin.index_select(0, positions))
+
+    def tables(self, num_positions: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and signed sines of at least ``num_positions`` positions, each ``[positions, 1, rotary_dim]``."""
+        if num_positions > self._num_positions:
+            self._grow(num_positions)
+        return self._cos, self._sin
+
+    def rotate(self, heads: torch.Tensor, rotation: Rotation) -> torch.Tensor:
+        """Rotate ``[T, num_heads, head_dim]``."""
+        half = self.rotary_dim // 2
+        if self._rest == 0:
+            first, second = heads.split((half, half), dim=-1)
+            return heads * rotation.cos + torch.cat((second, first), dim=-1) * rotation.sin
+        first, second, rest = heads.split((half, half, self._rest), dim=-1)
+        rotated = torch.cat((first, second), dim=-1) * rotation.cos + torch.cat((second, first), -1) * rotation.sin
+        return torch.cat((rotated, rest), dim=-1)
+
+    def _grow(self, num_positions: int) -> None:
+        count = max(_FIRST_POSITIONS, 1 << (num_positions - 1).bit_length())
+        # [count, rotary_dim / 2]
+        angles = torch.arange(count, dtype=torch.float32)[:, None] * self._inverse_frequencies[None, :]
+        cos, sin = angles.cos() * self._scaling, angles.sin() * self._scaling
+        self._cos = torch.cat((cos, cos), dim=1).to(self._dtype).unsqueeze(1).to(self._device)
+        self._sin = torch.cat((-sin, sin), dim=1).to(self._dtype).unsqueeze(1).to(self._device)
+        self._num_positions = count
