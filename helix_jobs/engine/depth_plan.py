@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from helix_jobs.engine.step_costs import StepCosts
 
 _RATE_STEPS: Final = 128
+# What a catch-up must promise in return for each second. Trade-off: above 1, small gains are forgone; at 1, it would be
+# lost whenever the sequence ends early or its company changes and speculation with it.
+_CATCH_UP_PREMIUM: Final = 1.5
 # Depths and counts of sequences that are tried; between them goodput changes little.
 _DEPTHS: Final = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
 _COUNTS: Final = frozenset((1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256))
@@ -271,4 +274,4 @@ class ModelPlanner:
         seconds = self._catch_up[index]
         if seconds == 0.0:
             return 0.0
-        return seconds / max(1.0, self._lifetimes[index] / (1.0 + self._accepted[index][depth]))
+        return _CATCH_UP_PREMIUM * seconds / max(1.0, self._lifetimes[index] / (1.0 + self._accepted[index][depth]))
