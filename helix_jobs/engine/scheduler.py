@@ -6,14 +6,16 @@ import logging
 import time
 from collections import deque
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
-from helix_jobs.engine.request import RequestState
+from helix_jobs.engine.admission import LOOK_AHEAD, Candidate, choose
+from helix_jobs.engine.request import FinishReason, RequestState
 from helix_jobs.errors import OutOfMemoryError
 
 if TYPE_CHECKING:
     from helix_jobs.engine.block_table import BlockPool
-    from helix_jobs.engine.config import EngineConfig
+    from helix_jobs.engine.config import EngineConfig, SpeculationConfig
     from helix_jobs.engine.sequence import Sequence
 
 logger = logging.getLogger(__name__)
@@ -26,7 +28,7 @@ _SPARE_BLOCKS: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class Decode:
-    """One sequence verifies ``depth`` draft tokens behind its last token."""
+    """One sequence verifies at most ``depth`` draft tokens behind its last token."""
 
     sequence: Sequence
     depth: int
@@ -55,28 +57,43 @@ class Schedule:
 
 
 class Scheduler:
-    """First come, first served, with continuous batching.
+    """First come, first served within the bounds of ``admission``, with continuous batching.
 
     Running sequences come first, oldest first; each gets the blocks for its tokens before the step, if need be by
-    preempting the youngest running one. What is left of the batch slots and of the token budget admits waiting ones.
-    Depth is never trimmed to fit the batch: it is a function of the sequence alone, so that its random numbers are used
-    the same way in any company.
+    preempting the youngest running one. What is left of the batch slots and of the token budget admits waiting ones,
+    which begin with the blocks of their prefix that are cached. The depth allocated for is never trimmed to fit the
+    batch: it is a function of the sequence alone, so that its random numbers are used the same way in any company.
+
+    Attributes:
+        batch_limit: Sequences that may run at present; shrinks after a failed step, grows back with good ones.
+        waiting: Queue of sequences without blocks.
+        running: Sequences that take part in steps, oldest first.
+        cached_prompt_tokens: Prompt tokens shared instead of computed at first admissions, in total.
+        preemptions: How often a running sequence lost its blocks and was queued again, in total.
     """
 
     def __init__(self, config: EngineConfig, pool: BlockPool) -> None:
         self._token_budget = config.token_budget
         self._max_batch_size = config.max_batch_size
-        self._depth = config.speculation.depth
+        self._depth = _depth_ceiling(config.speculation)
         self._pool = pool
         self._good_steps = 0
-        # The present limit; shrinks after a failed step, grows back with good ones.
+        self._some_waiting_ended = False
         self.batch_limit = config.max_batch_size
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
+        self.cached_prompt_tokens = 0
+        self.preemptions = 0
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a sequence."""
+        """Queue a sequence; one that has already ended leaves through ``drop_finished``."""
         self.waiting.append(sequence)
+        self._some_waiting_ended |= sequence.state is RequestState.FINISHED
+
+    def abort(self, sequence: Sequence) -> None:
+        """End a sequence, waiting or running, with what it has."""
+        self._some_waiting_ended |= sequence.state is RequestState.WAITING
+        sequence.finish(FinishReason.ABORTED)
 
     def has_unfinished(self) -> bool:
         """Whether any sequence waits or runs."""
@@ -92,6 +109,8 @@ class Scheduler:
         decodes: list[Decode] = []
         prefills: list[Prefill] = []
         budget = self._token_budget
+        for sequence in self.running:
+            sequence.settle()
         index = 0
         while index < len(self.running):
             sequence = self.running[index]
@@ -107,7 +126,7 @@ class Scheduler:
             else:
                 decodes.append(planned)
             index += 1
-        self._admit(prefills, budget)
+        self._admit(decodes, prefills, budget)
         return Schedule(tuple(decodes), tuple(prefills))
 
     def preempt_youngest(self, count: int) -> None:
@@ -118,12 +137,15 @@ class Scheduler:
     def drop_finished(self) -> list[Sequence]:
         """Remove ended sequences, free their blocks and return them."""
         finished = [s for s in self.running if s.state is RequestState.FINISHED]
-        finished += [s for s in self.waiting if s.state is RequestState.FINISHED]
         if finished:
             self.running = [s for s in self.running if s.state is not RequestState.FINISHED]
+        if self._some_waiting_ended:
+            self._some_waiting_ended = False
+            finished += [s for s in self.waiting if s.state is RequestState.FINISHED]
             self.waiting = deque(s for s in self.waiting if s.state is not RequestState.FINISHED)
-            for sequence in finished:
-                sequence.reset_cache()
+        for sequence in finished:
+            sequence.settle()
+            sequence.reset_cache()
         return finished
 
     def shrink(self) -> None:
@@ -167,43 +189,88 @@ class Scheduler:
             else:
                 self._fail_too_large(sequence, length)
             return False
-        sequence.table.grow(length)
+        _allocate(sequence, length)
         return True
 
-    def _admit(self, prefills: list[Prefill], budget: int) -> None:
+    def _admit(self, decodes: list[Decode], prefills: list[Prefill], budget: int) -> None:
         """Start waiting sequences while slots, budget and blocks last."""
-        while self.waiting and len(self.running) < self.batch_limit and budget > 0:
-            sequence = self.waiting[0]
-            # Room for the whole known text and the first speculation, or it would be preempted at once.
-            wanted = sequence.table.missing_blocks(len(sequence) + 1 + self._depth)
-            if self.running and wanted + _SPARE_BLOCKS * len(self.running) > self._pool.num_free:
+        if not self.waiting or len(self.running) >= self.batch_limit or budget <= 0:
+            return
+        candidates = self._candidates()
+        computing = {prefix for sequence in self.running for prefix in sequence.table.unfrozen_prefixes}
+        while candidates and len(self.running) < self.batch_limit and budget > 0:
+            chosen = choose(candidates, computing, prefills[0].sequence.num_prefill_tokens if prefills else None)
+            if chosen is None:
+                for candidate in candidates:
+                    candidate.sequence.num_deferred += 1
                 return
-            self.waiting.popleft()
+            sequence = chosen.sequence
+            blocks = sequence.cached_blocks()  # anew: admissions of this step may have evicted some
+            if self.running and not self._has_room(sequence, blocks):
+                return
+            for candidate in candidates[: candidates.index(chosen)]:
+                candidate.sequence.num_overtaken += 1
+            candidates.remove(chosen)
+            self.waiting.remove(sequence)
+            self.running.append(sequence)
+            sequence.share(blocks)
             planned = self._plan(sequence, budget)
-            assert isinstance(planned, Prefill), "an admitted sequence has tokens to compute"
+            assert planned is not None, "the budget is not used up"
             length = _length_after(planned)
             if sequence.table.missing_blocks(length) > self._pool.num_free:
-                self._fail_too_large(sequence, length)
-                self.running.append(sequence)  # leaves through drop_finished, as every ended sequence does
+                self._fail_too_large(sequence, length)  # leaves through drop_finished, as every ended sequence does
+                sequence.reset_cache()
                 continue
-            sequence.table.grow(length)
-            sequence.state = RequestState.RUNNING
-            if sequence.admitted_at is None:
-                sequence.admitted_at = time.monotonic()
-            self.running.append(sequence)
-            prefills.append(planned)
-            budget -= planned.num_tokens
+            _allocate(sequence, length)
+            computing.update(sequence.table.unfrozen_prefixes)
+            self._note_admitted(sequence)
+            if isinstance(planned, Prefill):
+                prefills.append(planned)
+                budget -= planned.num_tokens
+            else:  # preempted before, and all it had computed was still cached
+                decodes.append(planned)
 
-    def set_aside(self, sequence: Sequence) -> None:
-        """Take a running sequence out, its blocks freed; ``add`` brings it back."""
+    def _candidates(self) -> list[Candidate]:
+        """The waiting sequences within the look-ahead, in order."""
+        candidates = []
+        for sequence in islice(self.waiting, LOOK_AHEAD * self._max_batch_size):
+            if sequence.state is RequestState.FINISHED:
+                self._some_waiting_ended = True
+            else:
+                candidates.append(Candidate.of(sequence))
+        return candidates
+
+    def _has_room(self, sequence: Sequence, shared: list[int]) -> bool:
+        """Whether its whole known text and the first speculation fit, or it would be preempted at once."""
+        wanted = self._pool.blocks_for(len(sequence) + 1 + self._depth) - self._pool.num_held(shared)
+        return wanted + _SPARE_BLOCKS * len(self.running) <= self._pool.num_free
+
+    def _note_admitted(self, sequence: Sequence) -> None:
+        sequence.state = RequestState.RUNNING
+        if sequence.admitted_at is None:
+            sequence.admitted_at = time.monotonic()
+            sequence.cached_prompt_tokens = sequence.num_computed
+            self.cached_prompt_tokens += sequence.num_computed
+
+    def set_aside(self, sequence: Sequence, *, discard: bool = False) -> None:
+        """Take a running sequence out, its blocks freed; ``add`` brings it back.
+
+        Args:
+            sequence: The sequence.
+            discard: Its blocks are not to be trusted: nobody may share them, itself included.
+        """
         self.running.remove(sequence)
-        sequence.reset_cache()
+        sequence.reset_cache(discard=discard)
         sequence.state = RequestState.WAITING
 
-    def preempt(self, sequence: Sequence) -> None:
-        """Free a running sequence's blocks and send it back to the head of the queue, to be recomputed."""
-        self.set_aside(sequence)
+    def preempt(self, sequence: Sequence, *, discard: bool = False) -> None:
+        """Free a running sequence's blocks and send it back to the head of the queue, to be recomputed.
+
+        What of its blocks is still cached when it comes back need not be; ``discard`` is that of ``set_aside``.
+        """
+        self.set_aside(sequence, discard=discard)
         self.waiting.appendleft(sequence)
+        self.preemptions += 1
         logger.debug("preempted request %s at %d tokens", sequence.request_id, len(sequence))
 
     def _fail_too_large(self, sequence: Sequence, length: int) -> None:
@@ -221,3 +288,15 @@ def _length_after(planned: Decode | Prefill) -> int:
     if isinstance(planned, Prefill):
         return planned.sequence.num_computed + planned.num_tokens
     return len(planned.sequence) + planned.depth
+
+
+def _allocate(sequence: Sequence, length: int) -> None:
+    """Make room for ``length`` tokens behind what is shared."""
+    table = sequence.table
+    assert sequence.num_computed >= table.num_frozen * table.block_size, "the target never writes a shared block"
+    table.grow(length)
+
+
+def _depth_ceiling(speculation: SpeculationConfig) -> int:
+    """Most draft tokens a decode can have in any step."""
+    return int(getattr(speculation, "ceiling", speculation.depth))

@@ -19,8 +19,9 @@ class Sequence:
     """Tokens, cache positions and timings of one request.
 
     ``token_ids`` is prompt plus accepted output: nothing unverified ever enters it. ``num_computed`` counts the leading
-    tokens whose keys and values stand in the target's cache, ``num_draft_computed`` those in the draft's. A decoding
-    sequence has exactly one token not yet computed: its last.
+    tokens whose keys and values stand in the target's cache, ``num_draft_computed`` those in the draft's, and
+    ``num_verified`` those that finite logits have rested on: only they are shared with others. A decoding sequence has
+    exactly one token not yet computed: its last.
     """
 
     def __init__(self, request: Request, table: BlockTable, stop_token_ids: frozenset[int], max_len: int) -> None:
@@ -36,6 +37,7 @@ class Sequence:
         self.max_len = min(max_len, self.num_prompt_tokens + self.params.max_tokens)
         self.num_computed = 0
         self.num_draft_computed = 0
+        self.num_verified = 0
         self.state = RequestState.WAITING
         self.finish_reason: FinishReason | None = None
         self.error: RequestError | None = None
@@ -48,6 +50,11 @@ class Sequence:
         self.lone_failures = 0
         self.failed_alone_at: int | None = None
 
+        # What the scheduler owes a request that waits, see ``admission``.
+        self.num_overtaken = 0
+        self.num_deferred = 0
+
+        self.cached_prompt_tokens = 0
         self.draft_tokens = 0
         self.accepted_tokens = 0
         self.target_steps = 0
@@ -106,6 +113,8 @@ class Sequence:
             if len(self.token_ids) >= self.max_len:
                 self.finish(FinishReason.LENGTH)
                 break
+        # The tokens emitted here come from finite logits over every key before them.
+        self.num_verified = len(self.token_ids) - 1
         self.target_steps += 1
         if appended:
             self.first_token_at = self.first_token_at or now
@@ -127,11 +136,38 @@ class Sequence:
         self.finish_reason = None
         self.error = error
 
-    def reset_cache(self) -> None:
-        """Give the blocks back and forget what was computed: preemption by recompute, or the end."""
-        self.table.release()
+    def cached_blocks(self) -> list[int]:
+        """Cached blocks this waiting sequence could begin with. At least its last known token is always computed."""
+        if self.was_recomputed:  # from clean blocks, whatever it was that spoiled the others
+            return []
+        return self.table.cached_blocks(self.token_ids, len(self.token_ids) - 1)
+
+    def share(self, blocks: SequenceOf[int]) -> None:
+        """Begin with what ``cached_blocks`` found instead of computing it."""
+        self.table.share(blocks)
+        self.num_computed = self.table.capacity
+        self.num_draft_computed = self.table.mark_draft_filled(0)
+
+    def settle(self) -> None:
+        """Between two steps: open verified full blocks to be shared, and forget the draft's rows of rejected tokens.
+
+        Trade-off: a long prompt can be shared when its last chunk has yielded finite logits, not chunk by chunk; in
+        return a NaN never spreads through the prefix cache.
+        """
+        length = len(self.token_ids)
+        self.table.freeze(self.token_ids, min(self.num_verified, length))
+        self.num_draft_computed = self.table.mark_draft_filled(max(0, min(self.num_draft_computed, length - 1)))
+
+    def reset_cache(self, *, discard: bool = False) -> None:
+        """Give the blocks back and forget what was computed: preemption by recompute, or the end.
+
+        Args:
+            discard: What was computed is not to be trusted: nobody may share it any more.
+        """
+        self.table.release(discard=discard)
         self.num_computed = 0
         self.num_draft_computed = 0
+        self.num_verified = 0
 
     def result(self, output_text: str) -> GenerationResult:
         """The immutable end of this request."""
@@ -145,7 +181,7 @@ class Sequence:
             finish_reason=self.finish_reason,
             error=self.error,
             prompt_tokens=self.num_prompt_tokens,
-            cached_prompt_tokens=0,
+            cached_prompt_tokens=self.cached_prompt_tokens,
             queue_seconds=admitted - self.added_at,
             ttft_seconds=None if first is None else first - admitted,
             decode_seconds=0.0 if first is None or last is None else last - first,
