@@ -33,13 +33,14 @@ class MatchCalibrator:
         assert len(rates) == len(_BUCKETS), "a rate for every bucket"
         self._rates = list(rates)
 
-    def rate(self, match_length: int) -> float:
-        """Probability that the only token seen behind a match of this length is accepted."""
-        return self._rates[_BUCKET_OF_LENGTH[min(match_length, MAX_MATCH)]]
-
     def confidence(self, match_length: int, num_agreeing: int, num_occurrences: int) -> float:
         """Probability that a token is accepted which ``num_agreeing`` of ``num_occurrences`` occurrences vote for."""
-        return (self.rate(match_length) + num_agreeing - 1) / num_occurrences
+        rate = self._rates[_BUCKET_OF_LENGTH[min(match_length, MAX_MATCH)]]
+        return (rate + num_agreeing - 1) / num_occurrences
+
+    def confidences(self, match_length: int, votes: Sequence[tuple[int, int]]) -> tuple[float, ...]:
+        """``confidence`` for each token of a proposal: an accepted one lengthens the match for the next."""
+        return tuple(self.confidence(length, *vote) for length, vote in enumerate(votes, start=match_length))
 
     def observe(self, match_length: int, predicted: Sequence[float], num_accepted: int) -> None:
         """Learn from one verified proposal.
@@ -54,7 +55,6 @@ class MatchCalibrator:
             num_accepted: How many of them were accepted.
         """
         for position, confidence in enumerate(predicted[: num_accepted + 1]):
-            # An accepted token has lengthened the match for the next one.
             bucket = _BUCKET_OF_LENGTH[min(match_length + position, MAX_MATCH)]
             outcome = 1.0 if position < num_accepted else 0.0
             rate = self._rates[bucket] + _STEP * (outcome - confidence)

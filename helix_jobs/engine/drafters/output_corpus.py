@@ -57,6 +57,6 @@ class OutputCorpus:
         self.tokens.append(END_OF_OUTPUT)
         self._index.extend()
 
-    def find(self, context: Sequence[int]) -> tuple[int, list[int]]:
+    def find(self, context: list[int]) -> tuple[int, list[int]]:
         """Match the end of ``context``; see ``NgramIndex.find``."""
         return self._index.find(context)
