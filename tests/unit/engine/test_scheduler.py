@@ -1,40 +1,16 @@
 from __future__ import annotations
 
+from collections import deque
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import request
+from scheduling import add, carry_out, make, sequence_of
 
-from helix_jobs.engine.block_table import BlockPool, BlockTable
 from helix_jobs.engine.config import EngineConfig, SpeculationConfig
 from helix_jobs.engine.request import FinishReason, RequestState
 from helix_jobs.engine.scheduler import Scheduler
-from helix_jobs.engine.sequence import Sequence
-from helix_jobs.errors import OutOfMemoryError
-
-
-def make(num_blocks=100, block_size=4, depth=2, **config):
-    pool = BlockPool(num_blocks, block_size)
-    return Scheduler(EngineConfig(speculation=SpeculationConfig(depth=depth), **config), pool), pool
-
-
-def add(scheduler, pool, name, num_prompt, max_tokens=8):
-    sequence = Sequence(
-        request(name, range(1, num_prompt + 1), max_tokens=max_tokens), BlockTable(pool), frozenset(), 10_000
-    )
-    scheduler.add(sequence)
-    return sequence
-
-
-def carry_out(schedule, accepted=1):
-    """Do to the sequences what a step with this many emitted tokens would do."""
-    for prefill in schedule.prefills:
-        prefill.sequence.num_computed += prefill.num_tokens
-        if prefill.emits:
-            prefill.sequence.commit([7], 0.0)
-    for decode in schedule.decodes:
-        decode.sequence.commit([7] * min(accepted, decode.depth + 1), 0.0)
-        decode.sequence.num_computed = len(decode.sequence) - 1
+from helix_jobs.errors import EngineError, OutOfMemoryError
 
 
 def test_prompts_share_the_token_budget_in_order():
@@ -86,9 +62,108 @@ def test_a_preempted_sequence_resumes_one_short_of_its_end():
     carry_out(scheduler.schedule(), accepted=2)
     scheduler.preempt_youngest(1)
     resumed = scheduler.schedule()
-    assert [(p.num_tokens, p.emits) for p in resumed.prefills] == [(len(a) - 1, False)]
+    assert a.num_computed == 4  # its first block is still cached
+    assert [(p.num_tokens, p.emits) for p in resumed.prefills] == [(len(a) - 1 - 4, False)]
     carry_out(resumed)
     assert scheduler.schedule().decodes[0].sequence is a
+
+
+def test_a_preempted_sequence_finds_its_own_blocks_again():
+    scheduler, pool = make(depth=0)
+    a = add(scheduler, pool, "a", 13)
+    for _ in range(4):
+        carry_out(scheduler.schedule())
+    scheduler.schedule()
+    blocks = a.table.blocks[:4]
+    scheduler.preempt(a)
+    resumed = scheduler.schedule()
+    assert a.table.blocks == [*blocks, a.table.blocks[-1]]
+    assert [(d.sequence, d.depth) for d in resumed.decodes] == [(a, 0)]  # 16 of 17 tokens are cached: it decodes on
+    assert resumed.prefills == ()
+    assert a.cached_prompt_tokens == 0, "only sharing with others counts"
+    assert scheduler.preemptions == 1
+
+
+def test_what_a_preempted_sequence_computed_but_never_verified_is_computed_again():
+    scheduler, pool = make(token_budget=8)
+    a = add(scheduler, pool, "a", 13)
+    carry_out(scheduler.schedule())
+    scheduler.preempt(a)
+    assert [p.num_tokens for p in scheduler.schedule().prefills] == [8]
+    assert a.num_computed == 0
+
+
+def test_discarded_blocks_are_shared_with_nobody():
+    scheduler, pool = make()
+    a = add(scheduler, pool, "a", 13, shared=8)
+    carry_out(scheduler.schedule())
+    b = add(scheduler, pool, "b", 13, shared=8)
+    carry_out(scheduler.schedule())
+    assert b.cached_prompt_tokens == 8
+    a.was_recomputed = True
+    scheduler.preempt(a, discard=True)
+    c = add(scheduler, pool, "c", 13, shared=8)
+    pool.check_integrity(s.table for s in (a, b, c))
+    scheduler.schedule()
+    assert a.num_computed == 0
+    assert c.cached_prompt_tokens == 0
+    assert not set(b.table.blocks) & {*a.table.blocks, *c.table.blocks}
+
+
+def test_an_abort_is_found_wherever_the_sequence_stands():
+    scheduler, pool = make(max_batch_size=1)
+    a, b, c = (add(scheduler, pool, name, 4) for name in "abc")
+    scheduler.schedule()
+    for sequence in (c, a):
+        scheduler.abort(sequence)
+    assert scheduler.drop_finished() == [a, c]
+    assert list(scheduler.waiting) == [b]
+    assert scheduler.drop_finished() == []
+
+
+def test_a_sequence_that_ended_before_it_was_queued_leaves_at_once():
+    scheduler, pool = make()
+    sequence = sequence_of(pool, "a", [1, 2])
+    sequence.fail(EngineError("no"))
+    scheduler.add(sequence)
+    assert scheduler.drop_finished() == [sequence]
+
+
+def test_waiting_sequences_are_not_searched_when_none_ended():
+    class Unsearchable(deque):
+        def __iter__(self):
+            raise AssertionError("a long queue is not looked through every step")
+
+    scheduler, pool = make(max_batch_size=1)
+    a = add(scheduler, pool, "a", 4, max_tokens=1)
+    add(scheduler, pool, "b", 4)
+    carry_out(scheduler.schedule())
+    scheduler.waiting = Unsearchable(scheduler.waiting)
+    assert scheduler.drop_finished() == [a]
+
+
+def test_the_depth_allocated_for_is_the_highest_the_controller_may_choose():
+    pool = make()[1]
+    for speculation, depth in (
+        (SpeculationConfig(depth=3, adaptive=False), 3),
+        (SpeculationConfig(depth=3, max_depth=9), 9),
+        (SpeculationConfig(depth=0), 0),
+    ):
+        scheduler = Scheduler(EngineConfig(speculation=speculation), pool)
+        a = add(scheduler, pool, f"a{depth}", 5, max_tokens=40)
+        carry_out(scheduler.schedule())
+        assert [d.depth for d in scheduler.schedule().decodes] == [depth]
+        assert a.table.capacity >= len(a) + depth
+
+
+def test_the_target_never_starts_inside_a_shared_block():
+    scheduler, pool = make()
+    a = add(scheduler, pool, "a", 9)
+    carry_out(scheduler.schedule())
+    scheduler.schedule()
+    a.num_computed = 7  # a bug elsewhere
+    with pytest.raises(AssertionError, match="never writes a shared block"):
+        scheduler.schedule()
 
 
 def test_a_sequence_that_cannot_fit_alone_fails_alone():
@@ -132,7 +207,7 @@ def test_every_sequence_ends_and_every_block_comes_back(
     *, lengths, num_blocks, block_size, depth, budget, slots, events
 ):
     scheduler, pool = make(num_blocks, block_size, depth, token_budget=budget, max_batch_size=slots)
-    sequences = [add(scheduler, pool, str(i), p, m) for i, (p, m) in enumerate(lengths)]
+    sequences = [add(scheduler, pool, str(i), p, max_tokens=m) for i, (p, m) in enumerate(lengths)]
     ended = []
     for accepted, event in [*events, *[(1, "")] * 5000]:
         ended += scheduler.drop_finished()
@@ -150,7 +225,7 @@ def test_every_sequence_ends_and_every_block_comes_back(
             scheduler.shrink()
             scheduler.step_passed()
         if event == "abort":
-            sequences[accepted % len(sequences)].finish(FinishReason.ABORTED)
+            sequences[accepted % len(sequences)].finish(FinishReason.ABORTED)  # behind the scheduler's back
     assert sorted(s.request_id for s in ended) == sorted(s.request_id for s in sequences)
     assert pool.num_free == num_blocks
     for sequence in ended:
@@ -158,12 +233,3 @@ def test_every_sequence_ends_and_every_block_comes_back(
             assert sequence.num_output_tokens == sequence.params.max_tokens
         elif sequence.finish_reason is None:
             assert isinstance(sequence.error, OutOfMemoryError)
-
-
-def test_integrity_check_sees_a_block_held_twice():
-    pool = BlockPool(4, 2)
-    a, b = BlockTable(pool), BlockTable(pool)
-    a.grow(3)
-    b.blocks = list(a.blocks)
-    with pytest.raises(AssertionError, match="exactly one table"):
-        pool.check_integrity([a, b])

@@ -1,0 +1,57 @@
+"""A scheduler without an engine: sequences to queue, and what a step would do to them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from helix_jobs.engine.block_table import BlockPool, BlockTable
+from helix_jobs.engine.config import EngineConfig, SpeculationConfig
+from helix_jobs.engine.request import Request
+from helix_jobs.engine.sampling_params import SamplingParams
+from helix_jobs.engine.scheduler import Scheduler
+from helix_jobs.engine.sequence import Sequence
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from helix_jobs.engine.scheduler import Schedule
+
+
+def make(num_blocks=100, block_size=4, depth=2, **config):
+    pool = BlockPool(num_blocks, block_size)
+    speculation = SpeculationConfig(depth=depth, adaptive=False)
+    return Scheduler(EngineConfig(speculation=speculation, **config), pool), pool
+
+
+def sequence_of(pool: BlockPool, name: str, prompt: Iterable[int], max_tokens: int = 8) -> Sequence:
+    params = SamplingParams(max_tokens=max_tokens)
+    made = Request(request_id=name, prompt_token_ids=tuple(prompt), seed=0, sampling_params=params)
+    return Sequence(made, BlockTable(pool), frozenset(), 10_000)
+
+
+def add(scheduler, pool, name, num_prompt, *, max_tokens=8, shared=0):
+    """Queue a prompt of its own but for the first ``shared`` tokens, which all have in common."""
+    own = sum(map(ord, name)) * 1000
+    prompt = [*range(1, shared + 1), *range(own, own + num_prompt - shared)]
+    sequence = sequence_of(pool, name, prompt, max_tokens)
+    scheduler.add(sequence)
+    return sequence
+
+
+def carry_out(schedule: Schedule, accepted: int = 1) -> None:
+    """Do to the sequences what a step with this many emitted tokens would do."""
+    for prefill in schedule.prefills:
+        prefill.sequence.num_computed += prefill.num_tokens
+        if prefill.emits:
+            emit(prefill.sequence, 1)
+    for decode in schedule.decodes:
+        emit(decode.sequence, min(accepted, decode.depth + 1))
+
+
+def emit(sequence: Sequence, count: int) -> None:
+    sequence.commit([7] * count, 0.0)
+    sequence.num_computed = len(sequence) - 1
+
+
+def admitted(schedule: Schedule) -> list[str]:
+    return [prefill.sequence.request_id for prefill in schedule.prefills]
