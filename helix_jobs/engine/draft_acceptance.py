@@ -16,7 +16,7 @@ class RunningAcceptance:
     Args:
         horizon: Trials after which an old one has lost 63 % of its weight.
         prior_rate: Rate before there are trials.
-        prior_trials: Weight of ``prior_rate`` in trials. It does not fade.
+        prior_trials: Weight of ``prior_rate`` in trials, however many there are.
     """
 
     def __init__(self, horizon: float, prior_rate: float, prior_trials: float) -> None:
@@ -45,7 +45,7 @@ class RunningAcceptance:
     def fade(self, trials: float) -> None:
         """Keep the rate and weigh it as ``trials`` trials at most, so that new ones soon count."""
         if self.trials > trials:
-            # The rate shown includes the prior, which weighs more from here on: fold it in.
-            rate = self.rate
+            # The prior would pull a rate that has fewer trials to hold it: what was learnt takes its place.
+            self._prior_rate = self.rate
             self.trials = trials
-            self._successes = max(0.0, rate * (trials + self._prior_trials) - self._prior_rate * self._prior_trials)
+            self._successes = self._prior_rate * trials

@@ -143,7 +143,7 @@ class DepthController:
         self, costs: StepCosts, *, max_depth: int, has_model: bool, initial_acceptance: float = DEFAULT_ACCEPTANCE
     ) -> None:
         assert costs.has_draft or not has_model, "a draft model is profiled before it is used"
-        self._costs = costs
+        self.costs = costs
         self._max_depth = max_depth
         self._has_model = has_model and max_depth > 0
         self._acceptance = RunningAcceptance(_HORIZON, initial_acceptance, _PRIOR_TRIALS)
@@ -204,7 +204,7 @@ class DepthController:
 
         Depths are means over decoding sequences and steps; costs are ``[tokens, seconds]``.
         """
-        profile = self._costs.profile()
+        profile = self.costs.profile()
         candidates = max(1, self._num_candidates)
         return {
             "steps": self._step,
@@ -222,7 +222,7 @@ class DepthController:
         if not any(candidate.ceiling > 0 for candidate in candidates):
             zeros = (0,) * len(candidates)
             return DepthDecision(zeros, zeros, DepthReason.NOTHING, 1.0)
-        times = StepTimes(self._costs, len(candidates), prefill_tokens)
+        times = StepTimes(self.costs, len(candidates), prefill_tokens)
         plain = plan_none(candidates, times)
         base = plan_lookup(candidates, times)
         if base.goodput < (1 + _MARGIN_STAY) * plain.goodput:
