@@ -144,6 +144,16 @@ def test_a_proposal_ends_where_hardly_any_continuation_agrees():
     assert match.token_ids == (7,)
 
 
+def test_a_longer_copy_makes_up_for_dissent():
+    prompt = []
+    for different in range(4):
+        prompt += [5, 6, 7, 8, 9, 100 + different]
+    assert LookupDrafter().match(sequence([*prompt, 5, 6]), 4).token_ids == (7, 8, 9, 103)
+    for different in range(4):
+        prompt += [50, 60, 200 + different]
+    assert LookupDrafter().match(sequence([*prompt, 1, 50, 60]), 4) is NO_MATCH
+
+
 def test_finished_outputs_are_found_and_own_text_goes_before_them_at_equal_length():
     drafter = LookupDrafter()
     drafter.learn(sequence([1], [5, 6, 7, 8], name="other"))
@@ -194,6 +204,20 @@ def test_what_is_learned_changes_the_confidence_and_not_the_tokens():
     assert after.confidence[0] < 0.05
     assert after.confidence[1:] == before.confidence[1:], "tokens behind a rejection were never tried"
     assert drafter.match(sampled, 3).confidence == before.confidence
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_what_is_learned_does_not_move_the_floor(temperature):
+    drafter = LookupDrafter()
+    own = sequence([5, 6, 70, 0, 5, 6, 80, 1, 5, 6, 90, 2, 5, 6], temperature=temperature)
+    lone = sequence([1, 2, 3, 4, 1, 2], name="b", temperature=temperature)
+    before = drafter.match(own, 2)
+    assert before.confidence[0] < 0.2
+    for _ in range(500):
+        drafter.observe(lone, drafter.match(lone, 1), 1, 0)
+    after = drafter.match(own, 2)
+    assert after.token_ids == before.token_ids == (90, 2)
+    assert after.confidence[0] < FLOOR
 
 
 def test_only_the_verified_part_of_a_proposal_teaches():

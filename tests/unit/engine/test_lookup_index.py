@@ -76,6 +76,12 @@ def test_a_full_match_that_begins_with_the_text_is_found():
     assert indexed(text[1:]).find(text[:MAX_MATCH]) == (MAX_MATCH - 1, [MAX_MATCH - 1])
 
 
+def test_every_one_of_the_latest_full_matches_is_found():
+    text = [4] * 20 + [5] + [4] * 30
+    assert indexed(text).find(text) == naive_find(text, text)
+    assert indexed(text).find(text) == (MAX_MATCH, list(range(50, 50 - MAX_OCCURRENCES, -1)))
+
+
 def test_texts_too_short_to_match_are_harmless():
     for text in ([], [1], [1, 1], [1, 2]):
         index = indexed(text)
