@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gguf
-import torch
 from tiny_models import CPU, tiny_model, tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
 
 from helix_jobs.engine.model_loader import LoadedModels, load_models
+
+if TYPE_CHECKING:
+    import torch
 
 
 def save_checkpoint(folder: Path, model: Any = None, tok: Any = None, **save: Any) -> Path:
@@ -33,11 +35,6 @@ def load(
     return load_models(
         str(target), str(draft), device=CPU, dtype=dtype, home=home or Path("unused"), on_progress=lambda _: None
     )
-
-
-def logits(model: Any) -> torch.Tensor:
-    with torch.no_grad():
-        return model(input_ids=torch.arange(2, 14)[None]).logits
 
 
 GGUF_EOS = "<|im_end|>"

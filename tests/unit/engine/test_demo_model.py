@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from model_files import load, logits, write_gguf
+from model_files import load, write_gguf
+from tiny_models import decoder_logits, reference_logits
 
 from helix_jobs.engine import demo_model
 from helix_jobs.engine.demo_model import DEMO_DIRECTORY, ensure_demo_model
@@ -63,7 +64,7 @@ def test_it_is_made_once_and_then_works_offline(wheel: Path, tmp_path: Path) -> 
     original = write_gguf(tmp_path / "again.gguf")
     for parameter in original.parameters():
         parameter.copy_(parameter.bfloat16())
-    assert torch.allclose(logits(models.target.model), logits(original), atol=1e-4)
+    assert torch.allclose(decoder_logits(models.target.decoder), reference_logits(original), atol=1e-4)
     assert models.target.name == "demo"
     assert models.tokenizer.chat_template
     assert [path.name for path in folder.parent.iterdir()] == [DEMO_DIRECTORY]

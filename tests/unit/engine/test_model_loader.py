@@ -2,70 +2,117 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from model_files import GGUF_EOS, edit_config, load, logits, save_checkpoint, write_gguf
-from tiny_models import ARCHITECTURES, CPU, EOS, VOCAB_SIZE, tiny_model, tokenizer
+from model_files import GGUF_EOS, edit_config, load, save_checkpoint, write_gguf
+from tiny_models import (
+    ARCHITECTURES,
+    CPU,
+    EOS,
+    VOCAB_SIZE,
+    decoder_logits,
+    reference_logits,
+    tiny_model,
+    tokenizer,
+)
 
-from helix_jobs.engine.model_loader import load_models
+from helix_jobs.engine import model_loader
+from helix_jobs.engine.decoder.families import build_decoder
+from helix_jobs.engine.model_loader import LoadedModel, LoadedModels, load_models
 from helix_jobs.errors import UnsupportedArchitectureError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
+def close(models: LoadedModels, model: Any) -> bool:
+    """Whether the loaded target computes what transformers' model does, up to float32's rounding."""
+    return torch.allclose(decoder_logits(models.target.decoder), reference_logits(model), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_directory_loads_with_the_weights_that_were_saved(tmp_path: Path, architecture: str) -> None:
     model = tiny_model(architecture)
     models = load(save_checkpoint(tmp_path / "m", model))
-    assert torch.equal(logits(models.target.model), logits(model))
+    assert close(models, model)
     assert models.target.name == str(tmp_path / "m")
-    assert models.target.dtype == models.dtype == torch.float32
-    assert models.target.parameter_bytes == sum(p.numel() for p in model.parameters()) * 4
-    assert not models.target.model.training
-    assert not any(p.requires_grad for p in models.target.model.parameters())
+    assert models.target.dtype_name == "float32"
+    assert not models.target.is_int8
     assert models.draft is None
+    assert models.vocab_size == VOCAB_SIZE
     assert models.max_context == 256
     # transformers' Qwen class adds a pad token of its own to any vocabulary.
     assert models.tokenizer.get_vocab().items() >= tokenizer().get_vocab().items()
 
 
-def test_sharded_safetensors_load_alike(tmp_path: Path) -> None:
-    model = tiny_model()
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_sharded_safetensors_load_alike(tmp_path: Path, architecture: str) -> None:
+    model = tiny_model(architecture)
     folder = save_checkpoint(tmp_path, model, max_shard_size="20KB")
     assert len(list(folder.glob("*.safetensors"))) > 1
-    assert torch.equal(logits(load(folder).target.model), logits(model))
+    assert close(load(folder), model)
 
 
 def test_an_asked_dtype_is_used_for_target_and_draft(tmp_path: Path) -> None:
     folder = save_checkpoint(tmp_path)
     models = load(folder, folder, dtype="bfloat16")
     assert models.draft is not None
-    assert models.dtype == models.draft.dtype == torch.bfloat16
-    assert {p.dtype for p in models.draft.model.parameters()} == {torch.bfloat16}
+    assert models.target.decoder.dtype == models.draft.decoder.dtype == torch.bfloat16
+    assert models.target.dtype_name == "bfloat16"
+    assert decoder_logits(models.target.decoder).dtype == torch.bfloat16
+
+
+def weight_bytes(model: LoadedModel) -> int:
+    return sum(linear.nbytes for linear in model.decoder.linears())
 
 
 def test_the_int8_draft_is_a_smaller_copy_of_the_target(tmp_path: Path) -> None:
     models = load(save_checkpoint(tmp_path / "m"), "int8")
     assert models.draft is not None
     assert models.draft.name == f"{tmp_path / 'm'} (int8)"
-    assert 0 < models.draft.parameter_bytes < models.target.parameter_bytes / 2
-    assert models.draft.model.dtype == torch.float32
+    assert models.draft.is_int8
+    assert 0 < weight_bytes(models.draft) < weight_bytes(models.target) / 2
+    assert models.draft.decoder.dtype == torch.float32
+    assert models.draft.decoder.embedding is models.target.decoder.embedding
+
+
+def test_a_draft_model_on_a_cpu_is_int8(tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path)
+    models = load(folder, folder)
+    assert models.draft is not None
+    assert models.draft.is_int8
+    assert models.draft.dtype_name == "int8"
+    assert weight_bytes(models.draft) < weight_bytes(models.target) / 2
+
+
+def test_an_int8_target_is_close_to_the_model_and_has_no_int8_draft(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = tiny_model()
+    models = load(save_checkpoint(tmp_path, model), "int8", dtype="int8")
+    assert models.target.is_int8
+    assert models.target.dtype_name == "int8"
+    assert models.target.decoder.dtype == torch.float32
+    expected = reference_logits(model)
+    assert 0 < (decoder_logits(models.target.decoder) - expected).norm() < 0.1 * expected.norm()
+    assert models.draft is None
+    assert "an int8 draft of an int8 target is the target itself" in caplog.text
 
 
 def test_float16_that_would_overflow_becomes_float32(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = tiny_model()
     model.model.layers[0].mlp.up_proj.weight[3, 4] = 1e6
     models = load(save_checkpoint(tmp_path, model), dtype="float16")
-    assert models.dtype == torch.float32
-    assert torch.equal(logits(models.target.model), logits(model))
+    assert models.target.decoder.dtype == torch.float32
+    assert close(models, model)
     assert "does not fit float16's range" in caplog.text
 
 
 def test_float16_that_fits_stays(tmp_path: Path) -> None:
-    assert load(save_checkpoint(tmp_path), dtype="float16").dtype == torch.float16
+    assert load(save_checkpoint(tmp_path), dtype="float16").target.decoder.dtype == torch.float16
 
 
 def test_a_gguf_file_is_the_model_it_was_made_of(tmp_path: Path) -> None:
@@ -73,7 +120,7 @@ def test_a_gguf_file_is_the_model_it_was_made_of(tmp_path: Path) -> None:
     # Files of another model beside it must not be mixed in.
     save_checkpoint(tmp_path)
     models = load(tmp_path / "tiny.gguf", dtype="float32")
-    assert torch.allclose(logits(models.target.model), logits(model), atol=1e-4)
+    assert close(models, model)
     tok = models.tokenizer
     assert tok.eos_token == GGUF_EOS
     assert models.eos_token_ids == {tok.convert_tokens_to_ids(GGUF_EOS)}
@@ -91,7 +138,8 @@ def test_the_draft_may_be_another_directory_with_a_wider_embedding(tmp_path: Pat
     draft = save_checkpoint(tmp_path / "d", tiny_model("mistral", vocab_size=VOCAB_SIZE + 7))
     models = load(target, draft)
     assert models.draft is not None
-    assert models.draft.model.config.vocab_size == models.target.model.config.vocab_size + 7
+    assert models.draft.decoder.vocab_size == models.target.decoder.vocab_size + 7
+    assert models.vocab_size == VOCAB_SIZE
 
 
 def test_end_tokens_come_from_generation_config_tokenizer_and_chat_template(tmp_path: Path) -> None:
@@ -120,7 +168,11 @@ def test_files_written_by_transformers_5_are_understood_by_either(tmp_path: Path
     (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "tokenizer_class": "TokenizersBackend"}))
     models = load(folder)
     expected = 1.0 / (123456.0 ** (torch.arange(0, 8, 2) / 8)) / 4
-    assert torch.allclose(models.target.model.model.rotary_emb.inv_freq, expected)
+    rotary = models.target.decoder.rotary
+    assert rotary is not None
+    cos, _ = rotary.tables(1)
+    positions = torch.arange(len(cos), dtype=torch.float32)
+    assert torch.allclose(cos[:, 0, :4], (positions[:, None] * expected).cos(), atol=1e-4)
     assert models.tokenizer.decode(models.tokenizer("hello!")["input_ids"]) == "hello!"
 
 
@@ -152,7 +204,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> _Hub:
 
 def test_a_hub_id_is_downloaded_without_its_pickles(hub: _Hub) -> None:
     models = load("someone/tiny")
-    assert torch.equal(logits(models.target.model), logits(tiny_model()))
+    assert close(models, tiny_model())
     assert "model.safetensors" in hub.downloaded
     assert "pytorch_model.bin" not in hub.downloaded
 
@@ -171,10 +223,11 @@ def test_progress_is_told_in_order(tmp_path: Path) -> None:
     assert told == [f"loading target {folder}", "making the int8 draft"]
 
 
-def test_off_the_cpu_an_int8_draft_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    models: Any = load_models(
-        str(save_checkpoint(tmp_path)), "int8", device=torch.device("meta"), dtype="float32", home=tmp_path
-    )
-    assert models.draft is None
-    assert models.target.model.device.type == "meta"
+def test_off_the_cpu_an_int8_draft_is_left_out_and_other_drafts_keep_their_dtype(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    # The meta device stands for any that is not the CPU.
+    elsewhere = replace(build_decoder(tiny_model()), device=torch.device("meta"))
+    assert model_loader._int8_copy(LoadedModel("target", elsewhere)) is None
     assert "only faster on a CPU" in caplog.text
+    assert model_loader._draft("draft", elsewhere) == LoadedModel("draft", elsewhere)

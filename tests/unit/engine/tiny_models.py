@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import string
 from typing import TYPE_CHECKING, Any
 
@@ -11,23 +12,28 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from helix_jobs.engine.config import CacheConfig, EngineConfig, SpeculationConfig
-from helix_jobs.engine.engine import Engine
 from helix_jobs.engine.decoder.families import build_decoder
 from helix_jobs.engine.decoder.int8_linear import quantize
+from helix_jobs.engine.engine import Engine
 from helix_jobs.engine.model_loader import LoadedModel, LoadedModels
+from helix_jobs.engine.model_runner import ModelRunner
 from helix_jobs.engine.request import Request
 from helix_jobs.engine.sampling_params import SamplingParams
+from helix_jobs.engine.step_layout import TokenSlice
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from transformers import PreTrainedModel
 
+    from helix_jobs.engine.decoder.decoder import Decoder
+
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "phi3", "gpt2", "gpt_neox")
 ALPHABET = string.ascii_lowercase + " .,!?<>"
 EOS = 0
 VOCAB_SIZE = len(ALPHABET) + 2  # "<eos>", "<unk>", then one token a character
 CPU = torch.device("cpu")
+PROMPT = range(2, 14)
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
@@ -59,9 +65,7 @@ def tiny_model(architecture: str = "llama", seed: int = 0, vocab_size: int = VOC
         bos_token_id=None,
         eos_token_id=EOS,
         pad_token_id=None,
-        tie_word_embeddings=False,
-        sliding_window=None,
-        **overrides,
+        **{"tie_word_embeddings": False, "sliding_window": None, **overrides},
     )
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
@@ -88,10 +92,9 @@ def as_loaded(name: str, model: PreTrainedModel) -> LoadedModel:
     return LoadedModel(name, decoder)
 
 
-def copy_of(model: PreTrainedModel) -> Any:
-    copied = AutoModelForCausalLM.from_config(
-        copy.deepcopy(model.config), dtype=torch.float32, attn_implementation="eager"
-    )
+def copy_of(model: PreTrainedModel, dtype: torch.dtype = torch.float32) -> Any:
+    """The same weights in ``dtype``. (``to`` would round the rotary frequencies as well, as no loader does.)"""
+    copied = AutoModelForCausalLM.from_config(copy.deepcopy(model.config), dtype=dtype, attn_implementation="eager")
     copied.load_state_dict(model.state_dict())
     return copied.eval().requires_grad_(requires_grad=False)
 
@@ -116,12 +119,14 @@ def tiny_engine(
     num_blocks: int = 400,
     block_size: int = 4,
     depth: int = 4,
+    adaptive: bool = False,
+    lookup: bool = False,
     eos: Sequence[int] = (EOS,),
     **config: Any,
 ) -> Engine:
     return Engine(
         loaded(target if target is not None else tiny_model(), draft, eos),
-        EngineConfig(speculation=SpeculationConfig(depth=depth), **config),
+        EngineConfig(speculation=SpeculationConfig(depth=depth, adaptive=adaptive, lookup=lookup), **config),
         CacheConfig(num_blocks=num_blocks, block_size=block_size),
     )
 
@@ -142,3 +147,35 @@ def reference_greedy(
     )
     new = out[0, ids.shape[1] :].tolist()
     return tuple(new[:-1] if new and new[-1] == EOS else new)
+
+
+def decoder_logits(decoder: Decoder, token_ids: Sequence[int] = PROMPT) -> torch.Tensor:
+    """Logits of every position of one prompt, ``[len(token_ids), vocab_size]``."""
+    return ragged_logits(decoder, [token_ids])[0]
+
+
+@torch.no_grad()
+def ragged_logits(decoder: Decoder, prompts: Sequence[Sequence[int]], chunk: int = 10_000) -> list[torch.Tensor]:
+    """The same of several prompts packed together, at most ``chunk`` tokens of each a step."""
+    block_size = 4
+    ends = [0]
+    for prompt in prompts:
+        ends.append(ends[-1] - (-len(prompt) // block_size))
+    tables = [list(range(first, end)) for first, end in itertools.pairwise(ends)]
+    runner = ModelRunner(decoder, CacheConfig(num_blocks=ends[-1], block_size=block_size))
+    rows: list[list[torch.Tensor]] = [[] for _ in prompts]
+    for start in range(0, max(map(len, prompts)), chunk):
+        parts = [(i, list(prompt[start : start + chunk])) for i, prompt in enumerate(prompts) if len(prompt) > start]
+        layout = runner.plan([TokenSlice(len(tokens), start, tables[i]) for i, tokens in parts])
+        tokens = runner.pack_tokens(layout, [tokens for _, tokens in parts])
+        logits = runner.forward(layout, tokens, range(layout.num_tokens))
+        assert logits is not None
+        for (i, part), offset in zip(parts, layout.offsets, strict=True):
+            rows[i].append(logits[offset : offset + len(part)])
+    return [torch.cat(parts) for parts in rows]
+
+
+@torch.no_grad()
+def reference_logits(model: PreTrainedModel, token_ids: Sequence[int] = PROMPT) -> torch.Tensor:
+    """transformers' own, ``[len(token_ids), vocab_size]``."""
+    return model(input_ids=torch.tensor([list(token_ids)])).logits[0]
