@@ -14,12 +14,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _FORMAT_VERSION: Final = 1
-# One observation moves a logarithm by at most gain * limit: 4 % for the machine's speed, 2 % for a point of a curve. A
-# storm of page faults or a moment off the processor stays under the margin that the depth controller keeps.
-# Trade-off: smaller gains resist outliers longer and follow a real change later (a factor of two: some 40 steps).
+# One observation moves a logarithm by at most gain * limit: 4 % for the machine's speed, 3 % for a point of a curve. A
+# storm of page faults or a moment off the processor hardly counts; surprises that persist are no accident, and raise
+# the gain of a curve, at most to 1 + boost times. Trade-off: smaller gains resist outliers longer and follow a real
+# change later (here a factor of two takes some 20 steps).
 _SURPRISE_LIMIT: Final = 0.4
 _SPEED_GAIN: Final = 0.1
 _CORRECTION_GAIN: Final = 0.05
+_TREND_GAIN: Final = 0.1
+_TREND_BOOST: Final = 4.0
 _CORRECTION_LIMIT: Final = math.log(16)
 # Each observation lets every correction fade by so much (half gone after some 1,000 steps): a point that looked too
 # dear is not used, so nothing else would ever show that it has become cheap.
@@ -105,8 +108,9 @@ class CostProfile:
 class CostCurve:
     """Seconds as a function of tokens: straight lines between measured points, never falling.
 
-    A point's value is its measured seconds times a *correction* that observations move. Under the first point the curve
-    is flat (reading the weights costs what it costs); past the last one it goes on as between the last two.
+    A point's value is its measured seconds times a *correction* that observations move. Where points contradict each
+    other, those observed more, and lately, prevail. Under the first point the curve is flat (reading the weights costs
+    what it costs); past the last one it goes on as between the last two.
 
     Args:
         points: ``(tokens, seconds)`` by ascending token count, at least one.
@@ -117,6 +121,10 @@ class CostCurve:
         self._measured = [seconds for _, seconds in points]
         # Logarithms, one a point.
         self._corrections = [0.0] * len(points)
+        # How much each point's value rests on: the profile counts as one observation.
+        self._weights = [1.0] * len(points)
+        # Mean surprise of late.
+        self._trend = 0.0
         self._build()
 
     def seconds(self, tokens: int) -> float:
@@ -126,30 +134,42 @@ class CostCurve:
         intercept, slope = self._lines[bisect_left(self._tokens, tokens)]
         return intercept + slope * tokens
 
-    def correct(self, tokens: int, amount: float) -> None:
-        """Move the correction around ``tokens`` by ``amount`` (a logarithm) and let all of them fade a little."""
+    def correct(self, token_counts: Iterable[int], surprise: float) -> None:
+        """Move the corrections around ``token_counts`` after an observation, and let all of them fade a little.
+
+        Args:
+            token_counts: Of the passes that were observed together, each once.
+            surprise: Logarithm of observed over expected seconds, limited.
+        """
         self._corrections = [correction * (1 - _FORGETTING) for correction in self._corrections]
-        above = bisect_left(self._tokens, tokens)
-        if above == 0 or above == len(self._tokens):
-            self._shift(min(above, len(self._tokens) - 1), amount)
-        else:
-            low, high = self._tokens[above - 1], self._tokens[above]
-            share = (tokens - low) / (high - low)
-            self._shift(above - 1, amount * (1 - share))
-            self._shift(above, amount * share)
+        self._weights = [1 + (weight - 1) * (1 - _FORGETTING) for weight in self._weights]
+        self._trend += _TREND_GAIN * (surprise - self._trend)
+        persistence = max(0.0, self._trend * math.copysign(1.0, surprise)) / _SURPRISE_LIMIT
+        amount = _CORRECTION_GAIN * (1 + _TREND_BOOST * persistence) * surprise
+        for tokens in token_counts:
+            above = bisect_left(self._tokens, tokens)
+            if above == 0 or above == len(self._tokens):
+                self._shift(min(above, len(self._tokens) - 1), amount, 1.0)
+            else:
+                low, high = self._tokens[above - 1], self._tokens[above]
+                share = (tokens - low) / (high - low)
+                self._shift(above - 1, amount, 1 - share)
+                self._shift(above, amount, share)
         self._build()
 
     def points(self) -> list[tuple[int, float]]:
         """The present ``(tokens, seconds)``."""
         return list(zip(self._tokens, self._values, strict=True))
 
-    def _shift(self, index: int, amount: float) -> None:
-        moved = self._corrections[index] + amount
+    def _shift(self, index: int, amount: float, share: float) -> None:
+        self._weights[index] += share
+        moved = self._corrections[index] + amount * share
         self._corrections[index] = max(-_CORRECTION_LIMIT, min(_CORRECTION_LIMIT, moved))
 
     def _build(self) -> None:
         """Line ``i`` serves token counts up to point ``i``; one more serves those past the last point."""
-        self._values = _monotone([s * math.exp(c) for s, c in zip(self._measured, self._corrections, strict=True)])
+        corrected = [s * math.exp(c) for s, c in zip(self._measured, self._corrections, strict=True)]
+        self._values = _monotone(corrected, self._weights)
         # (intercept, slope): flat up to the first point.
         self._lines = [(self._values[0], 0.0)]
         for index in range(1, len(self._tokens)):
@@ -199,7 +219,7 @@ class StepCosts:
             return
         self._log_speed += _SPEED_GAIN * surprise
         self._factor = math.exp(self._log_speed)
-        self._target.correct(tokens, _CORRECTION_GAIN * surprise)
+        self._target.correct((tokens,), surprise)
 
     def observe_draft(self, passes: Iterable[int], seconds: float) -> None:
         """Learn from one or more passes that took ``seconds`` together; ``passes`` are their token counts.
@@ -213,8 +233,7 @@ class StepCosts:
         surprise = _surprise(seconds, sum(self.draft_seconds(tokens) for tokens in counts))
         if surprise is None:
             return
-        for tokens in set(counts):
-            self._draft.correct(tokens, _CORRECTION_GAIN * surprise)
+        self._draft.correct(sorted(set(counts)), surprise)
 
     def profile(self) -> CostProfile:
         """The present costs, speed included."""
@@ -234,20 +253,21 @@ def _surprise(seconds: float, expected: float) -> float | None:
     return max(-_SURPRISE_LIMIT, min(_SURPRISE_LIMIT, math.log(seconds / expected)))
 
 
-def _monotone(values: Sequence[float]) -> list[float]:
-    """The nearest sequence that never falls, by least squares (pool adjacent violators).
+def _monotone(values: Sequence[float], weights: Sequence[float]) -> list[float]:
+    """The nearest sequence that never falls, by weighted least squares (pool adjacent violators).
 
     Noise on a flat curve is averaged; a running maximum would make every later point as dear as the worst before it.
     """
-    # Pools of neighbours with one mean each: [sum, count].
-    pools: list[list[float]] = []
-    for value in values:
-        pools.append([value, 1])
-        while len(pools) > 1 and pools[-2][0] / pools[-2][1] > pools[-1][0] / pools[-1][1]:
-            total, count = pools.pop()
-            pools[-1][0] += total
-            pools[-1][1] += count
-    return [total / count for total, count in pools for _ in range(int(count))]
+    # Pools of neighbours that share a value: [value, weight, count].
+    pools: list[tuple[float, float, int]] = []
+    for value, weight in zip(values, weights, strict=True):
+        pool = (value, weight, 1)
+        while pools and pools[-1][0] > pool[0]:
+            before = pools.pop()
+            total = before[1] + pool[1]
+            pool = ((before[0] * before[1] + pool[0] * pool[1]) / total, total, before[2] + pool[2])
+        pools.append(pool)
+    return [value for value, _, count in pools for _ in range(count)]
 
 
 def _points(data: object) -> tuple[tuple[int, float], ...]:

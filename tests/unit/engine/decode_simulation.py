@@ -81,10 +81,7 @@ def run(world: World, jobs: list[Job], slots: int, depth: int | DepthController)
         else:
             decision = controller.choose(candidates, prefill)
             depths, reason = decision.model_depths, decision.reason
-        passes = []
-        if any(depths):
-            passes = [sum(1 + c.catch_up_tokens for c, k in zip(candidates, depths, strict=True) if k)]
-            passes += [sum(k > position for k in depths) for position in range(1, max(depths))]
+        passes = _passes(candidates, depths)
         tokens = len(decodes) + sum(depths) + prefill
         draft_seconds = sum(map(world.draft, passes)) * math.exp(rng.gauss(0, world.noise))
         target_seconds = world.target(tokens) * math.exp(rng.gauss(0, world.noise))
@@ -92,22 +89,10 @@ def run(world: World, jobs: list[Job], slots: int, depth: int | DepthController)
             controller.costs.observe_target(tokens, target_seconds, sequences=len(decodes))
             controller.costs.observe_draft(passes, draft_seconds)
         for sequence, k in zip(decodes, depths, strict=True):
-            accepted = 0
-            while accepted < k and rng.random() < world.acceptance(outcome.steps):
-                accepted += 1
-            if k:
-                sequence.drafted = sequence.job.prompt + sequence.emitted + min(accepted, k - 1)
-                if controller is not None:
-                    controller.observe_acceptance(sequence.name, k, accepted)
-            sequence.emitted += accepted + 1
+            _verify(sequence, k, world.acceptance(outcome.steps), rng, controller)
         for sequence in admitted:
             sequence.emitted = 1
-        running += admitted
-        for sequence in running:
-            if sequence.emitted >= sequence.job.output and controller is not None:
-                controller.forget(sequence.name)
-                controller.observe_output(sequence.job.output)
-        running = [sequence for sequence in running if sequence.emitted < sequence.job.output]
+        running = _unfinished(running + admitted, controller)
         outcome.seconds += draft_seconds + target_seconds
         outcome.steps += 1
         outcome.reasons[reason] += 1
@@ -125,3 +110,32 @@ def _candidate(sequence: _Running, controller: DepthController | None) -> DraftC
         catch_up_tokens=max(0, sequence.job.prompt + sequence.emitted - 1 - sequence.drafted),
         remaining_tokens=remaining,
     )
+
+
+def _passes(candidates: list[DraftCandidate], depths: tuple[int, ...]) -> list[int]:
+    """Tokens of each pass of the draft model."""
+    if not any(depths):
+        return []
+    first = sum(1 + candidate.catch_up_tokens for candidate, depth in zip(candidates, depths, strict=True) if depth)
+    return [first, *(sum(depth > position for depth in depths) for position in range(1, max(depths)))]
+
+
+def _verify(
+    sequence: _Running, depth: int, acceptance: float, rng: random.Random, controller: DepthController | None
+) -> None:
+    accepted = 0
+    while accepted < depth and rng.random() < acceptance:
+        accepted += 1
+    if depth:
+        sequence.drafted = sequence.job.prompt + sequence.emitted + min(accepted, depth - 1)
+        if controller is not None:
+            controller.observe_acceptance(sequence.name, depth, accepted)
+    sequence.emitted += accepted + 1
+
+
+def _unfinished(running: list[_Running], controller: DepthController | None) -> list[_Running]:
+    for sequence in running:
+        if sequence.emitted >= sequence.job.output and controller is not None:
+            controller.forget(sequence.name)
+            controller.observe_output(sequence.job.output)
+    return [sequence for sequence in running if sequence.emitted < sequence.job.output]

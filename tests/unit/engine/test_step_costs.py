@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import random
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -42,6 +43,14 @@ def test_points_that_fall_are_levelled():
     assert [curve.seconds(tokens) for tokens in (1, 2, 4, 8)] == pytest.approx([2.0, 2.0, 2.0, 5.0])
 
 
+def test_a_point_in_use_is_not_outvoted_by_points_that_are_not():
+    known = costs(draft={1: 0.002, 2: 0.002, 4: 0.002, 8: 0.002, 16: 0.002, 32: 0.002})
+    for _ in range(200):
+        known.observe_draft([2, 2, 2], 3 * 0.008)
+    assert known.draft_seconds(2) == pytest.approx(0.008, rel=0.1)
+    assert known.draft_seconds(8) == pytest.approx(0.008, rel=0.1)  # more tokens never cost less
+
+
 @given(
     st.dictionaries(st.integers(1, 2000), st.floats(1e-5, 10), min_size=1, max_size=12),
     st.lists(st.tuples(st.integers(1, 4000), st.floats(1e-6, 100))),
@@ -52,7 +61,7 @@ def test_whatever_is_observed_more_tokens_never_cost_less(points, observations):
         known.observe_target(tokens, seconds)
     figures = [known.target_seconds(tokens) for tokens in range(1, 2100, 37)]
     assert all(math.isfinite(figure) and figure > 0 for figure in figures)
-    assert all(after >= before * (1 - 1e-9) for before, after in zip(figures, figures[1:], strict=False))
+    assert all(after >= before * (1 - 1e-9) for before, after in pairwise(figures))
 
 
 def test_a_slower_machine_is_slower_at_counts_it_has_not_seen():
