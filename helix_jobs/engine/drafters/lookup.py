@@ -16,7 +16,7 @@ from helix_jobs.engine.drafters.output_corpus import END_OF_OUTPUT, OutputCorpus
 if TYPE_CHECKING:
     from helix_jobs.engine.sequence import Sequence
 
-# Trade-off: a larger corpus remembers rarer outputs and older ones; an indexed token takes some 200 bytes.
+# Trade-off: a larger corpus remembers rarer outputs and older ones; an indexed token takes 100 to 200 bytes.
 DEFAULT_MAX_CORPUS_TOKENS: Final = 131_072
 # The end of the prompt that an output is learned with, as context only: jobs of one template end their prompts alike,
 # and so each other's outputs are found from the first token on.
