@@ -17,7 +17,8 @@ _T = TypeVar("_T", int, None)
 
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 LOG_FORMATS: Final = ("text", "json")
-DTYPES: Final = ("auto", "float32", "float16", "bfloat16")
+DTYPES: Final = ("auto", "float32", "float16", "bfloat16", "int8")
+MAX_DEPTH: Final = 16
 ENGINES: Final = ("helix", "fake")
 
 
@@ -30,11 +31,12 @@ class Settings:
         redis_url: HELIX_REDIS_URL; None means the embedded broker under ``home``.
         database_url: HELIX_DATABASE_URL as SQLAlchemy understands it; SQLite ``helix.db`` under ``home`` by default.
         target_model: HELIX_TARGET_MODEL; a hub id, a directory, a ``.gguf`` file, or ``demo``.
-        draft_model: HELIX_DRAFT_MODEL; any of these, or ``int8`` (an int8 copy of the target), or ``none``.
+        draft_model: HELIX_DRAFT_MODEL; any of these, ``int8`` (an int8 copy of the target), ``lookup``, a model behind
+            ``lookup+``, or ``none``.
         device: HELIX_DEVICE; None picks the first available (DirectML, CUDA/ROCm, XPU, MPS, CPU).
-        dtype: HELIX_DTYPE; ``auto`` takes the best the device has for the checkpoint.
+        dtype: HELIX_DTYPE; ``auto`` takes the best the device has for the checkpoint, ``int8`` quantises the target.
         max_batch_size: HELIX_MAX_BATCH_SIZE; sequences that run at once.
-        speculation_depth: HELIX_SPECULATION_DEPTH; K, 0 is off.
+        speculation_depth: HELIX_SPECULATION_DEPTH; None (``auto``) chooses each step, a number is a fixed K, 0 off.
         kv_cache_mb: HELIX_KV_CACHE_MB; memory for keys and values of both models, None sizes it from free memory.
         shutdown_grace: HELIX_SHUTDOWN_GRACE; seconds a stopping worker goes on before it hands jobs back.
         log_level: HELIX_LOG_LEVEL.
@@ -46,11 +48,11 @@ class Settings:
     redis_url: str | None
     database_url: str
     target_model: str = "demo"
-    draft_model: str = "int8"
+    draft_model: str = "lookup+int8"
     device: str | None = None
     dtype: str = "auto"
     max_batch_size: int = 32
-    speculation_depth: int = 4
+    speculation_depth: int | None = None
     kv_cache_mb: int | None = None
     shutdown_grace: float = 20.0
     log_level: str = "info"
@@ -71,11 +73,11 @@ class Settings:
             redis_url=values.get("HELIX_REDIS_URL"),
             database_url=normalize_database_url(values.get("HELIX_DATABASE_URL", f"sqlite:///{home / 'helix.db'}")),
             target_model=values.get("HELIX_TARGET_MODEL", "demo"),
-            draft_model=values.get("HELIX_DRAFT_MODEL", "int8"),
+            draft_model=values.get("HELIX_DRAFT_MODEL", "lookup+int8"),
             device=values.get("HELIX_DEVICE"),
             dtype=_choice(values, "HELIX_DTYPE", DTYPES, "auto"),
             max_batch_size=_integer(values, "HELIX_MAX_BATCH_SIZE", 32, 1, 4096),
-            speculation_depth=_integer(values, "HELIX_SPECULATION_DEPTH", 4, 0, 16),
+            speculation_depth=_depth(values),
             kv_cache_mb=_integer(values, "HELIX_KV_CACHE_MB", None, 1, 10_000_000),
             shutdown_grace=float(_integer(values, "HELIX_SHUTDOWN_GRACE", 20, 0, 86_400)),
             log_level=_choice(values, "HELIX_LOG_LEVEL", LOG_LEVELS, "info"),
@@ -118,6 +120,16 @@ def _choice(values: Mapping[str, str], name: str, choices: tuple[str, ...], defa
     if value not in choices:
         raise ConfigurationError(f"{name} is {value!r}; use one of {', '.join(choices)}")
     return value
+
+
+def _depth(values: Mapping[str, str]) -> int | None:
+    """``auto`` is None."""
+    if values.get("HELIX_SPECULATION_DEPTH", "auto").lower() == "auto":
+        return None
+    try:
+        return _integer(values, "HELIX_SPECULATION_DEPTH", None, 0, MAX_DEPTH)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{error}, or auto") from error
 
 
 def _integer(values: Mapping[str, str], name: str, default: _T, low: int, high: int) -> int | _T:

@@ -12,7 +12,7 @@ from helix_jobs.cli.group import CONTEXT_SETTINGS, HelixCommand, helix_options
 from helix_jobs.cli.rendering import make_console, printable, show
 from helix_jobs.cli.views import facts_view
 from helix_jobs.observability.logging import configure_logging
-from helix_jobs.settings import DTYPES, LOG_FORMATS
+from helix_jobs.settings import DTYPES, LOG_FORMATS, MAX_DEPTH
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,19 +23,34 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
+def _read_depth(_context: click.Context, _option: click.Parameter, text: str | None) -> str | None:
+    """Check it here, so that the error names the flag."""
+    if text is not None and text != "auto" and not (text.isdecimal() and int(text) <= MAX_DEPTH):
+        raise click.BadParameter(f"{text!r}; give auto, or a whole number from 0 (off) to {MAX_DEPTH}")
+    return text
+
+
 @click.command("worker", cls=HelixCommand, context_settings=CONTEXT_SETTINGS)
 @click.option("--target", "target_model", metavar="MODEL", help="Target model: hub id, directory, .gguf file, or demo.")
 @click.option(
-    "--draft", "draft_model", metavar="MODEL", help="Draft model: the same, or int8 (a copy of the target), or none."
+    "--draft",
+    "draft_model",
+    metavar="DRAFT",
+    help="What drafts: a model, int8 (a copy of the target), lookup, lookup+int8, lookup+MODEL, or none.",
 )
 @click.option(
     "--device",
     metavar="NAME",
     help="Device: directml, cuda, rocm, xpu, mps or cpu, with an index such as cuda:1; default: the first available.",
 )
-@click.option("--dtype", type=click.Choice(DTYPES), help="Number format of the weights.")
+@click.option("--dtype", type=click.Choice(DTYPES), help="Number format of the weights; int8 quantises the target too.")
 @click.option("--max-batch-size", type=click.IntRange(1, 4096), help="Sequences that run at once.")
-@click.option("--speculation-depth", type=click.IntRange(0, 16), help="Tokens drafted ahead; 0 turns speculation off.")
+@click.option(
+    "--speculation-depth",
+    metavar="auto|K",
+    callback=_read_depth,
+    help="Tokens drafted ahead: auto chooses each step by what pays, 0 to 16 is fixed, 0 turns speculation off.",
+)
 @click.option(
     "--kv-cache-mb", type=click.IntRange(min=1), help="Memory for keys and values; default: from free memory."
 )
@@ -56,7 +71,10 @@ def worker(settings: Settings, *, allow_shared_device: bool, as_json: bool, **ov
     """
     if as_json:
         overrides["log_format"] = "json"
-    effective = dataclasses.replace(settings, **{name: value for name, value in overrides.items() if value is not None})
+    given = {name: value for name, value in overrides.items() if value is not None}
+    if "speculation_depth" in given:
+        given["speculation_depth"] = None if given["speculation_depth"] == "auto" else int(given["speculation_depth"])
+    effective = dataclasses.replace(settings, **given)
     # A worker says what it does at info; its format may have come by flag.
     configure_logging(effective.log_level, effective.log_format)
     console = make_console()

@@ -7,8 +7,9 @@ attention) would still produce fluent text here, only not its own.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from helix_jobs.engine.decoder.activations import ACTIVATIONS, activation_name
 from helix_jobs.errors import ModelError, ModelNotFoundError, UnsupportedArchitectureError
 
 if TYPE_CHECKING:
@@ -26,11 +27,46 @@ SUPPORTED_MODEL_TYPES: Final = {
     "gpt2": "GPT2LMHeadModel",
     "gpt_neox": "GPTNeoXForCausalLM",
 }
+# What a GGUF file calls them, as far as transformers reads its weights and settings in full.
+GGUF_ARCHITECTURES: Final = ("llama", "qwen2", "qwen3", "phi3", "gpt2")
 _SUPPORTED: Final = f"supported are {', '.join(SUPPORTED_MODEL_TYPES)} with full attention"
+# Why not, for those that people ask for most. The others are refused without a reason.
+_UNSUPPORTED_PROPERTIES: Final = {
+    "deepseek_v2": "latent attention and experts",
+    "deepseek_v3": "latent attention and experts",
+    "falcon_h1": "layers of recurrent state",
+    "falcon_mamba": "recurrent state instead of attention",
+    "gemma2": "soft-capped scores and sliding windows",
+    "gemma3": "sliding windows and images",
+    "gemma3_text": "sliding windows",
+    "gemma3n": "sliding windows and shared keys",
+    "gpt_oss": "attention sinks, sliding windows and experts",
+    "jamba": "layers of recurrent state and experts",
+    "llama4": "chunked attention and experts",
+    "llama4_text": "chunked attention and experts",
+    "mamba": "recurrent state instead of attention",
+    "mamba2": "recurrent state instead of attention",
+    "minimax": "linear attention and experts",
+    "mixtral": "experts",
+    "phimoe": "experts",
+    "qwen2_moe": "experts",
+    "qwen2_vl": "images",
+    "qwen2_5_vl": "images",
+    "qwen3_moe": "experts",
+    "qwen3_next": "linear attention and experts",
+    "rwkv": "recurrent state instead of attention",
+    "t5": "an encoder",
+}
+# These recompute nothing while they run: a token's rotation depends on its position alone.
+_ROPE_TYPES: Final = ("default", "linear", "llama3", "yarn", "longrope")
 # It recomputes its frequencies from the longest position of a batch, so a token would depend on its neighbours.
-_BATCH_DEPENDENT_ROPE: Final = frozenset({"dynamic"})
+_BATCH_DEPENDENT_ROPE: Final = "dynamic"
 # The same, but only once a position leaves the original context; within it the frequencies are constant.
 _LONG_ROPE: Final = "longrope"
+# Whose attention honours a window: on every layer, or on those that ``layer_types`` names. Elsewhere it has no effect.
+_WINDOW_ON_EVERY_LAYER: Final = frozenset({"mistral", "phi3"})
+_WINDOW_BY_LAYER: Final = frozenset({"qwen2", "qwen3"})
+_SLIDING: Final = "sliding_attention"
 
 
 def check_model_type(name: str, folder: Path) -> None:
@@ -50,7 +86,7 @@ def check_model_type(name: str, folder: Path) -> None:
         raise ModelError(f"model {name}: {path} is not JSON; fetch the model again") from error
     if not isinstance(config, dict) or config.get("model_type") not in SUPPORTED_MODEL_TYPES:
         kind = config.get("model_type") if isinstance(config, dict) else None
-        raise UnsupportedArchitectureError(f"model {name} has the architecture {kind!r}; {_SUPPORTED}")
+        raise UnsupportedArchitectureError(_refusal(name, kind))
 
 
 def check_architecture(name: str, config: PretrainedConfig) -> None:
@@ -60,7 +96,7 @@ def check_architecture(name: str, config: PretrainedConfig) -> None:
         UnsupportedArchitectureError: The message says which property and what is supported.
     """
     if config.model_type not in SUPPORTED_MODEL_TYPES:
-        raise UnsupportedArchitectureError(f"model {name} has the architecture {config.model_type!r}; {_SUPPORTED}")
+        raise UnsupportedArchitectureError(_refusal(name, config.model_type))
     expected = SUPPORTED_MODEL_TYPES[config.model_type]
     if config.architectures and expected not in config.architectures:
         raise UnsupportedArchitectureError(
@@ -72,46 +108,78 @@ def check_architecture(name: str, config: PretrainedConfig) -> None:
         raise UnsupportedArchitectureError(
             f"model {name} is quantised with {method}; use the original weights or a .gguf file"
         )
-    rope = rope_type(config)
-    if rope in _BATCH_DEPENDENT_ROPE:
+    _check_rope(name, rope_type(config))
+    activation = activation_name(config)
+    if activation not in ACTIVATIONS:
         raise UnsupportedArchitectureError(
-            f"model {name} scales its positions with {rope!r}, which depends on the other sequences of a batch; "
-            "supported are default, linear, llama3, yarn and longrope"
+            f"model {name} has the activation {activation!r}; supported are {', '.join(ACTIVATIONS)}"
         )
+    if getattr(config, "use_bidirectional_attention", None):
+        raise UnsupportedArchitectureError(f"model {name} attends in both directions; supported is causal attention")
+    if getattr(config, "add_cross_attention", False) or config.is_encoder_decoder:
+        raise UnsupportedArchitectureError(f"model {name} attends to an encoder; supported are decoders alone")
+    if config.model_type in _WINDOW_BY_LAYER:
+        unknown = sorted({*(config.layer_types or ())} - {"full_attention", _SLIDING})
+        if unknown:
+            raise UnsupportedArchitectureError(
+                f"model {name} has layers of type {unknown[0]!r}; supported are full_attention and {_SLIDING}"
+            )
 
 
-def context_length(config: PretrainedConfig) -> int:
-    """Positions within which the model's attention is plain, prompt and output together.
+def _refusal(name: str, model_type: object) -> str:
+    reason = _UNSUPPORTED_PROPERTIES.get(model_type) if isinstance(model_type, str) else None
+    return f"model {name} has the architecture {model_type!r}{f' ({reason})' if reason else ''}; {_SUPPORTED}"
+
+
+def _check_rope(name: str, rope: str) -> None:
+    if rope in _ROPE_TYPES:
+        return
+    reason = ", which depends on the other sequences of a batch" if rope == _BATCH_DEPENDENT_ROPE else ""
+    raise UnsupportedArchitectureError(
+        f"model {name} scales its positions with {rope!r}{reason}; supported are {', '.join(_ROPE_TYPES)}"
+    )
+
+
+def context_limits(config: PretrainedConfig) -> dict[str, int]:
+    """What limits the context, each in tokens of prompt and output together; it ends at the smallest.
 
     A sliding window hides nothing from sequences that fit into it, and long-context rotary scaling does not set in
     before the original context ends: such a model is served up to there.
     """
-    limits = [int(config.max_position_embeddings)]
+    length = int(config.max_position_embeddings)
+    limits = {"positions": length}
     window = sliding_window(config)
     if window is not None:
-        limits.append(window)
+        limits["sliding window"] = window
     if rope_type(config) == _LONG_ROPE:
-        parameters = getattr(config, "rope_parameters", None) or {}
-        original = parameters.get("original_max_position_embeddings")
-        limits.append(int(original or getattr(config, "original_max_position_embeddings", limits[0])))
-    return min(limits)
+        original = _rope_parameters(config).get("original_max_position_embeddings")
+        limits["original context"] = int(
+            original or getattr(config, "original_max_position_embeddings", None) or length
+        )
+    return limits
 
 
 def sliding_window(config: PretrainedConfig) -> int | None:
     """The window some layer really uses, or None. Qwen carries one that ``use_sliding_window`` turns off."""
     window = getattr(config, "sliding_window", None)
-    if window is None or not getattr(config, "use_sliding_window", True):
+    if window is None:
         return None
-    layer_types = getattr(config, "layer_types", None)
-    if layer_types is not None and "sliding_attention" not in layer_types:
-        return None
-    return int(window)
+    if config.model_type in _WINDOW_ON_EVERY_LAYER:
+        return int(window)
+    if config.model_type in _WINDOW_BY_LAYER and config.use_sliding_window and _SLIDING in (config.layer_types or ()):
+        return int(window)
+    return None
 
 
 def rope_type(config: PretrainedConfig) -> str:
-    """The rotary scaling's name; transformers 5 keeps it in ``rope_parameters``, 4 in ``rope_scaling``."""
-    parameters = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    """The rotary scaling's name."""
+    parameters = _rope_parameters(config)
     return str(parameters.get("rope_type", parameters.get("type", "default")))
+
+
+def _rope_parameters(config: PretrainedConfig) -> dict[str, Any]:
+    """Transformers 5 keeps them in ``rope_parameters``, 4 in ``rope_scaling``."""
+    return getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
 
 
 def kv_bytes_per_token(config: PretrainedConfig, itemsize: int) -> int:

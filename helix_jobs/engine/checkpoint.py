@@ -18,6 +18,7 @@ import torch
 
 from helix_jobs.engine.architecture import check_model_type
 from helix_jobs.engine.demo_model import DEMO_MODEL, ensure_demo_model
+from helix_jobs.engine.gguf_file import GgufFile, read_gguf
 from helix_jobs.errors import ModelError, ModelNotFoundError
 
 if TYPE_CHECKING:
@@ -36,7 +37,6 @@ _DTYPES: Final = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
-_GGUF_DTYPES: Final = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +49,7 @@ class Checkpoint:
         gguf_file: The file's name inside ``folder`` when the weights are GGUF, else None.
         parameters: Number of weights stored.
         dtype: What most of them are stored in; None when quantised (GGUF).
+        gguf: What else the GGUF file says, or None.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Checkpoint:
     gguf_file: str | None
     parameters: int
     dtype: torch.dtype | None
+    gguf: GgufFile | None = None
 
 
 def find_checkpoint(name: str, home: Path, on_progress: Callable[[str], None]) -> Checkpoint:
@@ -139,19 +141,8 @@ def _safetensors_header(name: str, file: Path) -> dict[str, Any]:
 def _from_gguf(name: str, path: Path) -> Checkpoint:
     if not path.is_file():
         raise ModelNotFoundError(f"model file {name} does not exist; check the path")
-    with path.open("rb") as stream:
-        if stream.read(4) != b"GGUF":
-            raise ModelError(f"model {name}: not a GGUF file; fetch it again")
-    from gguf import GGUFReader
-
-    sizes: Counter[str] = Counter()
-    try:
-        for tensor in GGUFReader(str(path)).tensors:
-            sizes[tensor.tensor_type.name] += int(tensor.n_elements)
-    except (ValueError, IndexError, KeyError) as error:
-        raise ModelError(f"model {name}: the GGUF file is damaged; fetch it again") from error
-    kind = max(sizes, key=lambda key: sizes[key]) if sizes else ""
-    return Checkpoint(name, path.parent, path.name, sum(sizes.values()), _GGUF_DTYPES.get(kind))
+    gguf = read_gguf(name, path)
+    return Checkpoint(name, path.parent, path.name, gguf.parameters, gguf.dtype, gguf)
 
 
 def _download(name: str, on_progress: Callable[[str], None]) -> Path:

@@ -9,6 +9,10 @@ from helix_jobs.errors import ConfigurationError
 
 # Trade-off: higher K means more speed-up potential but more wasted compute on a mismatch.
 DEFAULT_SPECULATION_DEPTH: Final = 4
+DEFAULT_MAX_DEPTH: Final = 8
+MAX_SPECULATION_DEPTH: Final = 16
+LOOKUP_DRAFT: Final = "lookup"
+NO_DRAFT: Final = "none"
 DEFAULT_MAX_BATCH_SIZE: Final = 32
 DEFAULT_BLOCK_SIZE: Final = 16
 DEFAULT_TOKEN_BUDGET: Final = 1024
@@ -36,13 +40,66 @@ class CacheConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpeculationConfig:
-    """How far the drafter runs ahead. ``depth`` is K; 0 turns speculation off."""
+    """How far the drafters run ahead.
+
+    Attributes:
+        depth: K: where an adaptive depth starts, or the fixed depth of every step; 0 turns speculation off.
+        adaptive: Choose the depth of each sequence in each step by what it costs and how often it is right.
+        max_depth: Most draft tokens of a sequence when adaptive.
+        lookup: Look drafts up in the job's own text and in finished outputs, and ask the draft model only where that
+            finds no long match.
+
+    Trade-off: a higher ceiling gains more where drafts are nearly always right, and reserves more cache blocks.
+    """
 
     depth: int = DEFAULT_SPECULATION_DEPTH
+    adaptive: bool = True
+    max_depth: int = DEFAULT_MAX_DEPTH
+    lookup: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.depth <= 16:  # noqa: PLR2004  (the bound is the rule)
-            raise ConfigurationError(f"speculation depth {self.depth} is out of range; give 0 (off) to 16")
+        for name, depth in (("speculation depth", self.depth), ("maximal speculation depth", self.max_depth)):
+            if not 0 <= depth <= MAX_SPECULATION_DEPTH:
+                raise ConfigurationError(f"{name} {depth} is out of range; give 0 (off) to {MAX_SPECULATION_DEPTH}")
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything may ever be drafted."""
+        return self.ceiling > 0
+
+    @property
+    def ceiling(self) -> int:
+        """Most draft tokens a sequence can have in any step."""
+        return 0 if self.depth == 0 else self.max_depth if self.adaptive else self.depth
+
+
+@dataclass(frozen=True, slots=True)
+class DraftSpec:
+    """What drafts: ``lookup``, a model, both (``lookup+MODEL``), or nothing.
+
+    Attributes:
+        model: A model's name, ``int8`` for an int8 copy of the target, or ``none``.
+        lookup: Whether lookup drafts too.
+    """
+
+    model: str
+    lookup: bool
+
+    @classmethod
+    def parse(cls, text: str) -> DraftSpec:
+        """Read ``MODEL``, ``int8``, ``none``, ``lookup`` or ``lookup+MODEL``.
+
+        Raises:
+            ConfigurationError: Nothing follows the plus sign.
+        """
+        if text == LOOKUP_DRAFT:
+            return cls(NO_DRAFT, lookup=True)
+        if text.startswith(f"{LOOKUP_DRAFT}+"):
+            model = text.removeprefix(f"{LOOKUP_DRAFT}+")
+            if not model:
+                raise ConfigurationError(f"draft {text!r} names no model; give lookup, or lookup+int8, or lookup+MODEL")
+            return cls(model, lookup=True)
+        return cls(text, lookup=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

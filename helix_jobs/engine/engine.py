@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import torch
 
 from helix_jobs.engine.block_table import BlockPool, BlockTable
-from helix_jobs.engine.cache_size import choose_cache
-from helix_jobs.engine.config import DEFAULT_BLOCK_SIZE, CacheConfig, EngineConfig, SpeculationConfig
-from helix_jobs.engine.devices import cleanup_memory, free_memory
-from helix_jobs.engine.drafters.draft_model import DraftModelDrafter
-from helix_jobs.engine.model_loader import describe_device, get_device, load_models
+from helix_jobs.engine.config import LOOKUP_DRAFT, SpeculationConfig
+from helix_jobs.engine.devices import cleanup_memory
+from helix_jobs.engine.model_loader import describe_device
 from helix_jobs.engine.model_runner import ModelRunner
 from helix_jobs.engine.protocol import EngineInfo
 from helix_jobs.engine.request import FinishReason, RequestState
 from helix_jobs.engine.scheduler import Scheduler
 from helix_jobs.engine.sequence import Sequence
 from helix_jobs.engine.speculative import SpeculativeStep
+from helix_jobs.engine.speculator import Speculator
 from helix_jobs.engine.stats import StepStatistics
 from helix_jobs.engine.text import StopStringWatch, TextCodec
 from helix_jobs.errors import (
@@ -32,15 +32,16 @@ from helix_jobs.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
     from collections.abc import Sequence as SequenceOf
 
-    from helix_jobs.engine.model_loader import LoadedModels
+    from helix_jobs.engine.config import CacheConfig, EngineConfig
+    from helix_jobs.engine.model_loader import LoadedModel, LoadedModels
     from helix_jobs.engine.protocol import EngineCounters
     from helix_jobs.engine.request import GenerationResult, Request
     from helix_jobs.engine.scheduler import Schedule
-    from helix_jobs.engine.speculative import Emission
-    from helix_jobs.settings import Settings
+    from helix_jobs.engine.speculative import Emission, StepOutcome
+    from helix_jobs.engine.step_costs import CostProfile
 
 logger = logging.getLogger(__name__)
 
@@ -60,26 +61,31 @@ class Engine:
         models: From ``model_loader.load_models``.
         config: Batch limits and speculation.
         cache: Size of the block pool, shared by target and draft.
+        costs: What steps cost here; measured now when it is needed and not given.
+
+    Attributes:
+        emitted: What the last step emitted, a stop string and what follows it still included.
     """
 
-    def __init__(self, models: LoadedModels, config: EngineConfig, cache: CacheConfig) -> None:
+    def __init__(
+        self, models: LoadedModels, config: EngineConfig, cache: CacheConfig, costs: CostProfile | None = None
+    ) -> None:
         context = min(models.max_context, config.max_model_len or models.max_context)
-        if models.draft is None:
-            config = replace(config, speculation=SpeculationConfig(depth=0))
         self._eos_token_ids = models.eos_token_ids
         self._device = models.device
         target = ModelRunner(models.target.decoder, cache)
         vocab_size = models.vocab_size
         self._codec = TextCodec(models.tokenizer, vocab_size)
-        drafter = None
-        kv_cache_bytes = target.cache.num_bytes
-        if models.draft is not None and config.speculation.depth > 0:
+        draft = None
+        if models.draft is not None and config.speculation.is_on:
             draft = ModelRunner(models.draft.decoder, cache)
-            drafter = DraftModelDrafter(draft, vocab_size)
-            kv_cache_bytes += draft.cache.num_bytes
+        self._speculator = Speculator.build(target, draft, config, vocab_size, costs)
+        if not self._speculator.can_draft:
+            config = replace(config, speculation=SpeculationConfig(depth=0))
         self._pool = BlockPool(cache.num_blocks, cache.block_size)
         self._scheduler = Scheduler(config, self._pool)
-        self._step = SpeculativeStep(target, drafter, vocab_size)
+        self._step = SpeculativeStep(target, self._speculator, vocab_size)
+        self.emitted: tuple[Emission, ...] = ()
         self._statistics = StepStatistics()
         self._sequences: dict[str, Sequence] = {}
         self._stop_watches: dict[str, StopStringWatch] = {}
@@ -87,14 +93,14 @@ class Engine:
         self._suspects: list[tuple[Sequence, RequestError]] = []
         self._info = EngineInfo(
             target_model=models.target.name,
-            draft_model=models.draft.name if models.draft is not None and drafter is not None else None,
+            draft_model=_describe_draft(models.draft if draft is not None else None, config.speculation),
             device=describe_device(models.device),
             dtype=models.target.dtype_name,
             max_batch_size=config.max_batch_size,
             max_model_len=context,
             num_blocks=cache.num_blocks,
             block_size=cache.block_size,
-            kv_cache_bytes=kv_cache_bytes,
+            kv_cache_bytes=target.cache.num_bytes + (0 if draft is None else draft.cache.num_bytes),
         )
 
     @property
@@ -177,7 +183,10 @@ class Engine:
         if not self._scheduler.has_unfinished():
             self._recall_suspects()
         ended = self._collect()
+        self.emitted = ()
+        started = time.perf_counter()
         schedule = self._scheduler.schedule()
+        self._statistics.schedule_seconds += time.perf_counter() - started
         if schedule.num_sequences:
             failure: Exception | None = None
             try:
@@ -189,7 +198,7 @@ class Engine:
             if failure is not None:
                 self._recover(failure)
             else:
-                self._account(schedule, outcome.emissions)
+                self._account(schedule, outcome)
                 self._quarantine(outcome.not_finite)
                 self._recall_suspects()
         return ended + self._collect()
@@ -207,7 +216,21 @@ class Engine:
 
     def counters(self) -> EngineCounters:
         """Totals since the engine was built."""
-        return self._statistics.snapshot(self._pool.peak_used)
+        scheduler = self._scheduler
+        return self._statistics.snapshot(
+            peak_blocks=self._pool.peak_used,
+            cached_prompt_tokens=scheduler.cached_prompt_tokens,
+            preemptions=scheduler.preemptions,
+            depth_reasons=self._speculator.reasons,
+        )
+
+    def cost_profile(self) -> CostProfile | None:
+        """What steps cost by now; None where nothing depends on it."""
+        return self._speculator.cost_profile()
+
+    def speculation_summary(self) -> dict[str, object]:
+        """What depths were chosen and why, and the costs that decided. JSON-ready; empty with a fixed depth."""
+        return self._speculator.summary()
 
     def check_integrity(self) -> None:
         """Verify that the block pool and the sequences agree; with nothing unfinished, that every block is free.
@@ -229,14 +252,13 @@ class Engine:
         self.__dict__.pop("_step", None)
         cleanup_memory(self._device)
 
-    def _account(self, schedule: Schedule, emissions: SequenceOf[Emission]) -> None:
+    def _account(self, schedule: Schedule, outcome: StepOutcome) -> None:
         """After a step that passed: apply stop strings and count."""
         statistics = self._statistics
-        statistics.steps += 1
-        statistics.sequence_steps += schedule.num_sequences
-        statistics.decode_sequence_steps += len(schedule.decodes)
+        statistics.add_step(schedule.num_sequences, len(schedule.decodes), outcome)
+        self.emitted = outcome.emissions
         statistics.prompt_tokens += sum(p.sequence.num_prompt_tokens for p in schedule.prefills if p.emits)
-        for emission in emissions:
+        for emission in outcome.emissions:
             num_new = len(emission.token_ids)
             watch = self._stop_watches.get(emission.sequence.request_id)
             if watch is not None and num_new:
@@ -300,6 +322,7 @@ class Engine:
         for sequence in self._scheduler.drop_finished():
             del self._sequences[sequence.request_id]
             self._stop_watches.pop(sequence.request_id, None)
+            self._speculator.forget(sequence)
             results.append(sequence.result(self._text_of(sequence)))
         if results and not self._sequences:
             try:
@@ -321,40 +344,6 @@ class Engine:
             return ""
 
 
-def load_engine(settings: Settings, on_progress: Callable[[str], None] | None = None) -> Engine:
-    """Load the models that the settings name and build the engine around them.
-
-    Raises:
-        ConfigurationError: The device or the dtype is not to be had.
-        ModelError: The models cannot be served here; the subclasses say why.
-    """
-    device = get_device(settings.device)
-    models = load_models(
-        settings.target_model,
-        settings.draft_model if settings.speculation_depth > 0 else "none",
-        device=device,
-        dtype=settings.dtype,
-        home=settings.home,
-        on_progress=on_progress,
-    )
-    config = EngineConfig(
-        max_batch_size=settings.max_batch_size, speculation=SpeculationConfig(depth=settings.speculation_depth)
-    )
-    loaded = [models.target] if models.draft is None else [models.target, models.draft]
-    cache = choose_cache(
-        block_bytes=sum(
-            one.decoder.geometry.block_bytes(DEFAULT_BLOCK_SIZE, one.decoder.dtype) for one in loaded
-        ),
-        kv_cache_mb=settings.kv_cache_mb,
-        free_bytes=free_memory(device),
-        on_host=device.type in ("cpu", "mps"),
-        max_batch_size=config.max_batch_size,
-        max_model_len=models.max_context,
-        depth=config.speculation.depth,
-    )
-    return Engine(models, config, cache)
-
-
 def _apply_stop_strings(sequence: Sequence, watch: StopStringWatch, num_new: int) -> int:
     """End the sequence where a stop string does; return how many of its new tokens went."""
     try:
@@ -370,6 +359,12 @@ def _apply_stop_strings(sequence: Sequence, watch: StopStringWatch, num_new: int
     sequence.truncate_output(num_tokens)
     sequence.finish(FinishReason.STOP)
     return num_dropped
+
+
+def _describe_draft(draft: LoadedModel | None, speculation: SpeculationConfig) -> str | None:
+    """What drafts, as results name it."""
+    parts = [LOOKUP_DRAFT] if speculation.lookup and speculation.is_on else []
+    return " + ".join([*parts, *([draft.name] if draft is not None else [])]) or None
 
 
 def _verdict(error: Exception) -> RequestError:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
-from helix_jobs.engine.architecture import context_length, kv_bytes_per_token
+from helix_jobs.engine.architecture import context_limits, kv_bytes_per_token
+from helix_jobs.engine.config import NO_DRAFT
 from helix_jobs.engine.decoder.families import build_decoder
 from helix_jobs.engine.decoder.int8_linear import quantize
 from helix_jobs.engine.devices import (
@@ -48,7 +49,6 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 INT8: Final = "int8"  # as a draft, an int8 copy of the target; as a dtype, an int8 target
-NO_DRAFT: Final = "none"
 # The smallest KV cache worth starting with: one sequence of this many tokens.
 SMALLEST_CONTEXT: Final = 1024
 
@@ -236,8 +236,19 @@ def load_models(
         tokenizer=target_source.tokenizer,
         eos_token_ids=end_token_ids(target_source.tokenizer, target_source.config, generation_config),
         vocab_size=min(loaded_target.decoder.vocab_size, int(target_source.config.vocab_size)),
-        max_context=context_length(target_source.config),
+        max_context=_max_context(target_source),
     )
+
+
+def _max_context(target: ModelSource) -> int:
+    limits = context_limits(target.config)
+    reason = min(limits, key=lambda key: limits[key])  # of equals the first, which needs no word
+    if reason != "positions":
+        logger.info(
+            "model %s serves %d of its %d tokens of context: its %s ends there",
+            target.checkpoint.name, limits[reason], limits["positions"], reason,
+        )  # fmt: skip
+    return limits[reason]
 
 
 def _check_memory(

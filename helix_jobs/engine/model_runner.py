@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from helix_jobs.engine.attention import AttentionClock
 from helix_jobs.engine.kv_cache import PagedKVCache
 from helix_jobs.engine.step_layout import plan_step
 
@@ -26,6 +27,8 @@ class ModelRunner:
         self.vocab_size = decoder.vocab_size
         self.num_embeddings = decoder.num_embeddings
         self.cache = PagedKVCache(decoder.geometry, cache_config, decoder.dtype, decoder.device)
+        # Elsewhere operators only start there; timing them would need a barrier after each.
+        self._clock = AttentionClock() if decoder.device.type == "cpu" else None
 
     def plan(self, slices: Sequence[TokenSlice]) -> StepLayout:
         """Pack slices for this model's cache."""
@@ -42,6 +45,10 @@ class ModelRunner:
             return tokens
         return tokens.index_select(0, torch.tensor(layout.order, dtype=torch.int64).to(self._device))
 
+    def take_attention_seconds(self) -> float:
+        """Time spent in attention since the last call; 0.0 where it cannot be told."""
+        return 0.0 if self._clock is None else self._clock.take()
+
     def forward(self, layout: StepLayout, tokens: torch.Tensor, logit_rows: Sequence[int]) -> torch.Tensor | None:
         """Run the model over one packed step and write its keys and values.
 
@@ -54,7 +61,7 @@ class ModelRunner:
             ``[len(logit_rows), vocab_size]`` on the device, or None when no row is wanted.
         """
         # [T, hidden_size]
-        hidden = self.decoder.forward(tokens, layout, self.cache)
+        hidden = self.decoder.forward(tokens, layout, self.cache, self._clock)
         if not logit_rows:
             return None
         if len(logit_rows) < layout.num_tokens or list(logit_rows) != list(range(layout.num_tokens)):

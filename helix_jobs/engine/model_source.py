@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Buffers that older releases stored with the weights.
+_OBSOLETE = (".inv_freq", ".attn.bias", ".attention.bias", ".masked_bias")
+
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
@@ -47,6 +50,7 @@ def open_source(name: str, home: Path, on_progress: Callable[[str], None]) -> Mo
     try:
         with pretrained_arguments(checkpoint.folder, checkpoint.gguf_file) as (folder, arguments):
             config = AutoConfig.from_pretrained(folder, **arguments)
+            _complete(config, checkpoint)
             check_architecture(name, config)
             tokenizer = read_tokenizer(folder, arguments)
     except HelixError:
@@ -56,8 +60,6 @@ def open_source(name: str, home: Path, on_progress: Callable[[str], None]) -> Mo
             f"model {name}: its configuration or tokenizer cannot be read from {checkpoint.folder} "
             f"({type(error).__name__}: {error}); fetch the model again, tokenizer files included"
         ) from error
-    if checkpoint.gguf_file is None:
-        _translate_rope(config, checkpoint.folder)
     return ModelSource(checkpoint, config, tokenizer)
 
 
@@ -76,7 +78,7 @@ def read_weights(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
                 folder,
                 config=source.config,
                 dtype=dtype,
-                attn_implementation="eager",  # the model runner puts its own in place
+                attn_implementation="eager",  # never called; the others would check what this machine has
                 output_loading_info=True,
                 **arguments,
                 **weight_arguments(checkpoint.gguf_file),
@@ -88,7 +90,24 @@ def read_weights(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
     model: PreTrainedModel = loaded[0]
     if missing := sorted(loaded[1]["missing_keys"]):
         raise ModelError(f"model {name} lacks {len(missing)} weights (first {missing[0]}); fetch the model again")
+    if unread := sorted(key for key in loaded[1]["unexpected_keys"] if not key.endswith(_OBSOLETE)):
+        logger.warning("model %s: %d weights are of no layer of it (first %s); not used", name, len(unread), unread[0])
+    if checkpoint.gguf is not None and checkpoint.gguf.rotary_factors is not None:
+        rotary: Any = model.base_model.rotary_emb  # its class is the architecture's
+        rotary.inv_freq.div_(checkpoint.gguf.rotary_factors)
     return model
+
+
+def _complete(config: PretrainedConfig, checkpoint: Checkpoint) -> None:
+    """Put into a configuration what transformers' readers left out of it."""
+    gguf = checkpoint.gguf
+    if gguf is None:
+        _translate_rope(config, checkpoint.folder)
+        return
+    if gguf.sliding_window is not None and config.model_type == "phi3":
+        config.sliding_window = gguf.sliding_window
+    if gguf.head_dim is not None and config.model_type == "qwen3":
+        config.head_dim = gguf.head_dim
 
 
 def _translate_rope(config: PretrainedConfig, folder: Path) -> None:
@@ -96,8 +115,16 @@ def _translate_rope(config: PretrainedConfig, folder: Path) -> None:
     if TRANSFORMERS_MAJOR >= 5:  # noqa: PLR2004  (a version)
         return
     parameters = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("rope_parameters")
-    if isinstance(parameters, dict):
-        config.rope_theta = parameters.get("rope_theta", config.rope_theta)
-        scaling = {key: value for key, value in parameters.items() if key != "rope_theta"}
-        if scaling.get("rope_type", "default") != "default":
-            config.rope_scaling = scaling
+    if not isinstance(parameters, dict):
+        return
+    scaling = dict(parameters)
+    if "rope_theta" in parameters:
+        config.rope_theta = scaling.pop("rope_theta")
+    if "partial_rotary_factor" in parameters:
+        config.partial_rotary_factor = scaling.pop("partial_rotary_factor")
+        config.rotary_pct = config.partial_rotary_factor  # GPT-NeoX's name of it
+    if scaling.get("rope_type", "default") != "default":
+        config.rope_scaling = scaling
+    original = parameters.get("original_max_position_embeddings")
+    if original is not None and scaling.get("rope_type") == "longrope":
+        config.original_max_position_embeddings = original

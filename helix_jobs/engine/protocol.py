@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from helix_jobs.engine.request import GenerationResult, Request
 
 
@@ -40,6 +42,14 @@ class EngineCounters:
         draft_tokens: Proposed tokens.
         accepted_tokens: Proposed tokens that verification accepted.
         peak_blocks: Most KV blocks of the target in use at once.
+        cached_prompt_tokens: The part of ``prompt_tokens`` whose keys and values were shared instead of computed.
+        preemptions: How often a running sequence lost its blocks and was queued again.
+        schedule_seconds: Time spent on choosing what steps compute.
+        draft_seconds: On drafting, the choice of depths included.
+        target_seconds: On the target's passes. Where the device works asynchronously, on starting them.
+        attention_seconds: The part of ``target_seconds`` in attention; 0 where it cannot be told.
+        verify_seconds: On sampling, verification and commit; on asynchronous devices, on waiting for them too.
+        depth_reasons: Steps for each reason the adaptive depth had, see ``DepthReason``.
     """
 
     steps: int = 0
@@ -50,6 +60,14 @@ class EngineCounters:
     draft_tokens: int = 0
     accepted_tokens: int = 0
     peak_blocks: int = 0
+    cached_prompt_tokens: int = 0
+    preemptions: int = 0
+    schedule_seconds: float = 0.0
+    draft_seconds: float = 0.0
+    target_seconds: float = 0.0
+    attention_seconds: float = 0.0
+    verify_seconds: float = 0.0
+    depth_reasons: Mapping[str, int] = field(default_factory=dict)
 
 
 class EngineProtocol(Protocol):

@@ -15,7 +15,7 @@ from helix_jobs.errors import OutOfMemoryError
 
 if TYPE_CHECKING:
     from helix_jobs.engine.block_table import BlockPool
-    from helix_jobs.engine.config import EngineConfig, SpeculationConfig
+    from helix_jobs.engine.config import EngineConfig
     from helix_jobs.engine.sequence import Sequence
 
 logger = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ class Scheduler:
     def __init__(self, config: EngineConfig, pool: BlockPool) -> None:
         self._token_budget = config.token_budget
         self._max_batch_size = config.max_batch_size
-        self._depth = _depth_ceiling(config.speculation)
+        self._depth = config.speculation.ceiling
         self._pool = pool
         self._good_steps = 0
         self._some_waiting_ended = False
@@ -295,8 +295,3 @@ def _allocate(sequence: Sequence, length: int) -> None:
     table = sequence.table
     assert sequence.num_computed >= table.num_frozen * table.block_size, "the target never writes a shared block"
     table.grow(length)
-
-
-def _depth_ceiling(speculation: SpeculationConfig) -> int:
-    """Most draft tokens a decode can have in any step."""
-    return int(getattr(speculation, "ceiling", speculation.depth))

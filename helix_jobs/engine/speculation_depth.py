@@ -199,6 +199,11 @@ class DepthController:
         """The sequence has ended. Unknown ids are ignored; a preempted one comes back and keeps its record."""
         self._records.pop(request_id, None)
 
+    @property
+    def reasons(self) -> dict[str, int]:
+        """How many steps were decided for which ``DepthReason``."""
+        return dict(self._reasons)
+
     def summary(self) -> dict[str, object]:
         """What was chosen since the start and why, and what it rests on now. JSON-ready.
 

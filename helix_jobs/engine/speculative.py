@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from helix_jobs.engine.drafters.base import Proposal
 from helix_jobs.engine.random_numbers import Purpose, uniform
 from helix_jobs.engine.sampler import apply_penalties, processed_probs
 from helix_jobs.engine.step_layout import TokenSlice
@@ -17,10 +16,11 @@ from helix_jobs.engine.verification import SampledRow, Verdict, verify_greedy, v
 if TYPE_CHECKING:
     from collections.abc import Sequence as SequenceOf
 
-    from helix_jobs.engine.drafters.base import Drafter
+    from helix_jobs.engine.drafters.base import Proposal
     from helix_jobs.engine.model_runner import ModelRunner
     from helix_jobs.engine.scheduler import Schedule
     from helix_jobs.engine.sequence import Sequence
+    from helix_jobs.engine.speculator import Speculation, Speculator
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +40,20 @@ class StepOutcome:
     Attributes:
         emissions: One for each sequence that was due to emit and did.
         not_finite: Sequences whose logits held NaN or infinity; nothing of theirs was committed.
+        num_tokens: Tokens the target computed.
+        draft_seconds: Time spent on drafting, the choice of depths included.
+        target_seconds: Time of the target's pass. Where the device works asynchronously, up to its start only.
+        attention_seconds: The part of it spent in attention.
+        verify_seconds: Time of verification and commit, and of waiting for an asynchronous device.
     """
 
     emissions: tuple[Emission, ...]
     not_finite: tuple[Sequence, ...]
+    num_tokens: int
+    draft_seconds: float
+    target_seconds: float
+    attention_seconds: float
+    verify_seconds: float
 
 
 @dataclass(slots=True)
@@ -52,6 +62,7 @@ class _Emitter:
 
     sequence: Sequence
     draft_ids: tuple[int, ...]
+    first_draft_row: int | None  # in the proposal's distributions, if they are needed
     first_row: int  # in the step's logits; it has len(draft_ids) + 1 rows
 
 
@@ -59,39 +70,51 @@ class SpeculativeStep:
     """Runs a schedule: the drafter proposes, one packed target pass scores, verification decides, sequences commit.
 
     Until the commit nothing of a sequence has changed but cache rows past its end and ``num_draft_computed``, which the
-    drafter corrects before it drafts again, so a step that fails (out of memory,
-    say) can be repeated with a smaller batch.
+    drafter corrects before it drafts again, so a step that fails (out of memory, say) can be repeated with a smaller
+    batch.
     """
 
-    def __init__(self, target: ModelRunner, drafter: Drafter | None, vocab_size: int) -> None:
+    def __init__(self, target: ModelRunner, speculator: Speculator, vocab_size: int) -> None:
         self._target = target
-        self._drafter = drafter
+        self._speculator = speculator
         self._vocab_size = vocab_size
 
     @torch.no_grad()  # never inference_mode: DirectML tensors cannot live in it
     def run(self, schedule: Schedule) -> StepOutcome:
         """Compute one step and commit it, stop tokens honoured. Stop strings are the caller's."""
-        proposal = Proposal(tuple(() for _ in schedule.decodes))
-        if self._drafter is not None:
-            proposal = self._drafter.propose(schedule)
-        emitters, logits = self._score(schedule, proposal)
-        verdicts = self._verify(emitters, logits, proposal.draft_probs)
-        return self._commit(schedule, emitters, verdicts)
+        started = time.perf_counter()
+        speculation = self._speculator.speculate(schedule)
+        drafted = time.perf_counter()
+        emitters, logits, num_tokens = self._score(schedule, speculation.proposal)
+        scored = time.perf_counter()
+        verdicts = self._verify(emitters, logits, speculation.proposal.draft_probs)
+        emissions, not_finite = self._commit(schedule, emitters, verdicts)
+        self._learn(schedule, speculation, verdicts)
+        ended = time.perf_counter()
+        self._speculator.learn_cost(num_tokens, len(schedule.decodes), ended - started - speculation.draft_seconds)
+        return StepOutcome(
+            emissions=emissions,
+            not_finite=not_finite,
+            num_tokens=num_tokens,
+            draft_seconds=drafted - started,
+            target_seconds=scored - drafted,
+            attention_seconds=self._target.take_attention_seconds(),
+            verify_seconds=ended - scored,
+        )
 
     def clear_blocks(self, blocks: SequenceOf[int]) -> None:
         """Set cache blocks of target and draft back to zero."""
         self._target.cache.clear(blocks)
-        if self._drafter is not None:
-            self._drafter.clear_blocks(blocks)
+        self._speculator.clear_blocks(blocks)
 
-    def _score(self, schedule: Schedule, proposal: Proposal) -> tuple[list[_Emitter], torch.Tensor | None]:
-        """One target pass over prompt chunks, last tokens and drafts."""
+    def _score(self, schedule: Schedule, proposal: Proposal) -> tuple[list[_Emitter], torch.Tensor | None, int]:
+        """One target pass over prompt chunks, last tokens and drafts; also return its number of tokens."""
         slices: list[TokenSlice] = []
         tokens: list[list[int]] = []
-        for decode, draft_ids in zip(schedule.decodes, proposal.token_ids, strict=True):
+        for decode, draft in zip(schedule.decodes, proposal.drafts, strict=True):
             sequence = decode.sequence
-            slices.append(TokenSlice(1 + len(draft_ids), len(sequence) - 1, sequence.table.blocks))
-            tokens.append([sequence.token_ids[-1], *draft_ids])
+            slices.append(TokenSlice(1 + len(draft.token_ids), len(sequence) - 1, sequence.table.blocks))
+            tokens.append([sequence.token_ids[-1], *draft.token_ids])
         for prefill in schedule.prefills:
             sequence = prefill.sequence
             start = sequence.num_computed
@@ -100,15 +123,15 @@ class SpeculativeStep:
         layout = self._target.plan(slices)
         emitters: list[_Emitter] = []
         rows: list[int] = []
-        for index, (decode, draft_ids) in enumerate(zip(schedule.decodes, proposal.token_ids, strict=True)):
-            emitters.append(_Emitter(decode.sequence, draft_ids, len(rows)))
+        for index, (decode, draft) in enumerate(zip(schedule.decodes, proposal.drafts, strict=True)):
+            emitters.append(_Emitter(decode.sequence, draft.token_ids, draft.first_row, len(rows)))
             rows.extend(range(layout.offsets[index], layout.offsets[index] + slices[index].num_tokens))
         for index, prefill in enumerate(schedule.prefills, start=len(schedule.decodes)):
             if prefill.emits:
-                emitters.append(_Emitter(prefill.sequence, (), len(rows)))
+                emitters.append(_Emitter(prefill.sequence, (), None, len(rows)))
                 rows.append(layout.offsets[index] + slices[index].num_tokens - 1)
         logits = self._target.forward(layout, self._target.pack_tokens(layout, tokens), rows)
-        return emitters, logits
+        return emitters, logits, layout.num_tokens
 
     def _verify(
         self, emitters: list[_Emitter], logits: torch.Tensor | None, draft_probs: torch.Tensor | None
@@ -138,14 +161,9 @@ class SpeculativeStep:
         host = torch.where(row_is_finite, host, 0.0)
         verdicts: list[Verdict | None] = [None] * len(emitters)
         sampled: list[int] = []
-        draft_row = 0
-        draft_rows: dict[int, int] = {}
         for index, emitter in enumerate(emitters):
             params = emitter.sequence.params
             rows = range(emitter.first_row, emitter.first_row + len(emitter.draft_ids) + 1)
-            if not params.is_greedy:
-                draft_rows[index] = draft_row
-                draft_row += len(emitter.draft_ids)
             if params.has_penalties:
                 self._penalise(emitter, host)
             if params.is_greedy:
@@ -154,8 +172,7 @@ class SpeculativeStep:
                 sampled.append(index)
         if sampled:
             chosen = [emitters[index] for index in sampled]
-            firsts = [draft_rows[index] if draft_probs is not None else None for index in sampled]
-            for index, verdict in zip(sampled, _verify_sampled(chosen, firsts, host, draft_probs), strict=True):
+            for index, verdict in zip(sampled, _verify_sampled(chosen, host, draft_probs), strict=True):
                 verdicts[index] = verdict
         return [_if_finite(verdict, e, finite) for verdict, e in zip(verdicts, emitters, strict=True)]
 
@@ -169,7 +186,15 @@ class SpeculativeStep:
             seen = [*output_ids, *emitter.draft_ids[:position]]
             host[row] = apply_penalties(host[row], sequence.params, prompt_ids, seen)
 
-    def _commit(self, schedule: Schedule, emitters: list[_Emitter], verdicts: list[Verdict | None]) -> StepOutcome:
+    def _learn(self, schedule: Schedule, speculation: Speculation, verdicts: list[Verdict | None]) -> None:
+        """The decodes are the first emitters."""
+        decided = verdicts[: len(schedule.decodes)]
+        accepted = [None if verdict is None else verdict.num_accepted for verdict in decided]
+        self._speculator.learn(schedule, speculation, accepted)
+
+    def _commit(
+        self, schedule: Schedule, emitters: list[_Emitter], verdicts: list[Verdict | None]
+    ) -> tuple[tuple[Emission, ...], tuple[Sequence, ...]]:
         now = time.monotonic()
         for prefill in schedule.prefills:
             prefill.sequence.num_computed += prefill.num_tokens
@@ -186,7 +211,7 @@ class SpeculativeStep:
             # All but the last token have keys and values: the accepted drafts were computed as they were verified.
             sequence.num_computed = len(sequence) - 1
             emissions.append(Emission(sequence, tuple(appended), len(emitter.draft_ids), verdict.num_accepted))
-        return StepOutcome(tuple(emissions), tuple(not_finite))
+        return tuple(emissions), tuple(not_finite)
 
 
 def _if_finite(verdict: Verdict | None, emitter: _Emitter, finite: SequenceOf[bool]) -> Verdict | None:
@@ -197,21 +222,19 @@ def _if_finite(verdict: Verdict | None, emitter: _Emitter, finite: SequenceOf[bo
     return verdict if all(rows) else None
 
 
-def _verify_sampled(
-    emitters: list[_Emitter], first_draft_rows: list[int | None], host: torch.Tensor, draft_probs: torch.Tensor | None
-) -> list[Verdict]:
+def _verify_sampled(emitters: list[_Emitter], host: torch.Tensor, draft_probs: torch.Tensor | None) -> list[Verdict]:
     """Process the sampled rows and verify them together."""
     picked: list[int] = []
     params = []
     rows = []
-    for emitter, first_draft_row in zip(emitters, first_draft_rows, strict=True):
+    for emitter in emitters:
         sequence, depth = emitter.sequence, len(emitter.draft_ids)
         start, seed = len(sequence), sequence.request.seed
         rows.append(
             SampledRow(
                 draft_ids=emitter.draft_ids,
                 first_row=len(picked),
-                first_draft_row=first_draft_row,
+                first_draft_row=emitter.first_draft_row,
                 accept_uniforms=[uniform(seed, start + i, Purpose.ACCEPT) for i in range(depth)],
                 final_uniforms=[uniform(seed, start + i, Purpose.FINAL) for i in range(depth + 1)],
             )

@@ -1,10 +1,16 @@
-"""StepStatistics: what the engine counts while it runs. Data only."""
+"""StepStatistics: what the engine counts while it runs."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 from helix_jobs.engine.protocol import EngineCounters
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from helix_jobs.engine.speculative import StepOutcome
 
 
 @dataclass(slots=True)
@@ -18,16 +24,30 @@ class StepStatistics:
     completion_tokens: int = 0
     draft_tokens: int = 0
     accepted_tokens: int = 0
+    schedule_seconds: float = 0.0
+    draft_seconds: float = 0.0
+    target_seconds: float = 0.0
+    attention_seconds: float = 0.0
+    verify_seconds: float = 0.0
 
-    def snapshot(self, peak_blocks: int) -> EngineCounters:
-        """An immutable copy."""
+    def add_step(self, num_sequences: int, num_decodes: int, outcome: StepOutcome) -> None:
+        """Count a step that passed; its tokens are counted by the engine, which knows of stop strings."""
+        self.steps += 1
+        self.sequence_steps += num_sequences
+        self.decode_sequence_steps += num_decodes
+        self.draft_seconds += outcome.draft_seconds
+        self.target_seconds += outcome.target_seconds
+        self.attention_seconds += outcome.attention_seconds
+        self.verify_seconds += outcome.verify_seconds
+
+    def snapshot(
+        self, *, peak_blocks: int, cached_prompt_tokens: int, preemptions: int, depth_reasons: Mapping[str, int]
+    ) -> EngineCounters:
+        """An immutable copy, with what others count."""
         return EngineCounters(
-            steps=self.steps,
-            sequence_steps=self.sequence_steps,
-            decode_sequence_steps=self.decode_sequence_steps,
-            prompt_tokens=self.prompt_tokens,
-            completion_tokens=self.completion_tokens,
-            draft_tokens=self.draft_tokens,
-            accepted_tokens=self.accepted_tokens,
+            **asdict(self),
             peak_blocks=peak_blocks,
+            cached_prompt_tokens=cached_prompt_tokens,
+            preemptions=preemptions,
+            depth_reasons=depth_reasons,
         )

@@ -95,7 +95,7 @@ def load_engine(settings: Settings, on_progress: Callable[[str], None] | None = 
         from helix_jobs.testing import FakeEngine
 
         return FakeEngine.from_environment(max_batch_size=settings.max_batch_size)
-    from helix_jobs.engine.engine import load_engine as load
+    from helix_jobs.engine.load_engine import load_engine as load
 
     return load(settings, on_progress)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from torch.nn import functional
 
 from helix_jobs.engine.attention import attend
@@ -18,6 +17,9 @@ from helix_jobs.engine.attention import attend
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    import torch
+
+    from helix_jobs.engine.attention import AttentionClock
     from helix_jobs.engine.decoder.linear import Linear
     from helix_jobs.engine.decoder.norms import Norm
     from helix_jobs.engine.decoder.rotary import RotaryTable
@@ -110,13 +112,16 @@ class Decoder:
         for linear in self.linears():
             linear.pack()
 
-    def forward(self, tokens: torch.Tensor, layout: StepLayout, cache: PagedKVCache) -> torch.Tensor:
+    def forward(
+        self, tokens: torch.Tensor, layout: StepLayout, cache: PagedKVCache, clock: AttentionClock | None = None
+    ) -> torch.Tensor:
         """Run every layer over a packed step; its keys and values are in the cache afterwards.
 
         Args:
             tokens: ``[T]`` token ids in packed order.
             layout: The step.
             cache: This model's.
+            clock: Sums up the time spent in attention.
 
         Returns:
             ``[T, hidden_size]`` before the final norm: only the rows whose logits are wanted go on, see ``logits``.
@@ -130,11 +135,12 @@ class Decoder:
         rotation = None if self.rotary is None else self.rotary.at(layout.positions, layout.num_positions)
         for index, layer in enumerate(self.layers):
             qkv = layer.qkv(layer.attention_norm(hidden))
+            if clock is not None:
+                clock.start()
             # [T, num_heads * head_dim]
-            attended = attend(
-                qkv, index, layer, num_heads=self.num_heads, rotary=self.rotary, rotation=rotation, cache=cache,
-                layout=layout,
-            )  # fmt: skip
+            attended = attend(qkv, index, layer, self.num_heads, self.rotary, rotation, cache, layout)
+            if clock is not None:
+                clock.stop()
             if self.has_parallel_residual:
                 expanded = self._expand(layer, hidden)
                 hidden = layer.mlp_out.add_to(layer.attention_out.add_to(hidden, attended), expanded)

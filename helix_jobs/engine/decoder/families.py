@@ -10,38 +10,22 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import nn
-from torch.nn import functional
 
+from helix_jobs.engine.decoder.activations import ACTIVATIONS, activation_name
 from helix_jobs.engine.decoder.decoder import Decoder, DecoderLayer
 from helix_jobs.engine.decoder.linear import DenseLinear
 from helix_jobs.engine.decoder.norms import LayerNorm, RmsNorm
 from helix_jobs.engine.decoder.rotary import RotaryTable
 from helix_jobs.engine.kv_cache import CacheGeometry
-from helix_jobs.errors import UnsupportedArchitectureError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from transformers import PreTrainedModel
-
-Activation = Any  # Callable[[torch.Tensor], torch.Tensor]; partial() of a builtin has no better static type
-
-ACTIVATIONS: Final[dict[str, Callable[[torch.Tensor], torch.Tensor]]] = {
-    "silu": functional.silu,
-    "swish": functional.silu,
-    "gelu": functional.gelu,
-    "gelu_new": partial(functional.gelu, approximate="tanh"),
-    "gelu_pytorch_tanh": partial(functional.gelu, approximate="tanh"),
-    "gelu_fast": partial(functional.gelu, approximate="tanh"),
-    "relu": functional.relu,
-}
 
 
 def build_decoder(model: PreTrainedModel) -> Decoder:
-    """Take a causal language model apart. The model is of no use afterwards.
+    """Take a causal language model apart; its configuration has passed ``check_architecture``.
 
-    Raises:
-        UnsupportedArchitectureError: Its activation is unknown here.
+    The model is of no use afterwards.
     """
     build = _FAMILIES.get(model.config.model_type, _gated)
     with torch.no_grad():
@@ -90,7 +74,7 @@ def _gated(model: Any) -> Decoder:  # noqa: ANN401  (transformers' modules type 
         layers=tuple(layers),
         final_norm=norm(base.norm),
         head=_linear(model.lm_head),
-        activation=_activation(model, getattr(config, "hidden_activation", None) or config.hidden_act),
+        activation=ACTIVATIONS[activation_name(config)],
         is_gated=True,
         has_parallel_residual=False,
         dtype=embedding.dtype,
@@ -129,7 +113,7 @@ def _gpt2(model: Any) -> Decoder:  # noqa: ANN401  (as above)
         layers=tuple(layers),
         final_norm=_layer_norm(base.ln_f),
         head=_linear(model.lm_head),
-        activation=_activation(model, config.activation_function),
+        activation=ACTIVATIONS[activation_name(config)],
         is_gated=False,
         has_parallel_residual=False,
         dtype=embedding.dtype,
@@ -174,7 +158,7 @@ def _gpt_neox(model: Any) -> Decoder:  # noqa: ANN401  (as above)
         layers=tuple(layers),
         final_norm=_layer_norm(base.final_layer_norm),
         head=_linear(model.get_output_embeddings()),
-        activation=_activation(model, config.hidden_act),
+        activation=ACTIVATIONS[activation_name(config)],
         is_gated=False,
         has_parallel_residual=bool(config.use_parallel_residual),
         dtype=embedding.dtype,
@@ -183,16 +167,6 @@ def _gpt_neox(model: Any) -> Decoder:  # noqa: ANN401  (as above)
 
 
 _FAMILIES: Final = {"gpt2": _gpt2, "gpt_neox": _gpt_neox}
-
-
-def _activation(model: Any, name: str) -> Callable[[torch.Tensor], torch.Tensor]:  # noqa: ANN401  (as above)
-    try:
-        return ACTIVATIONS[name]
-    except KeyError:
-        raise UnsupportedArchitectureError(
-            f"model {model.config.name_or_path or model.config.model_type} has the activation {name!r}; supported are "
-            f"{', '.join(ACTIVATIONS)}"
-        ) from None
 
 
 def _linear(*modules: nn.Linear) -> DenseLinear:

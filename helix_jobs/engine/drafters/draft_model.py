@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
-from helix_jobs.engine.drafters.base import Proposal
+from helix_jobs.engine.drafters.base import Draft
 from helix_jobs.engine.random_numbers import Purpose, uniform
 from helix_jobs.engine.sampler import apply_penalties, processed_probs, sample
 from helix_jobs.engine.step_layout import TokenSlice
@@ -15,15 +16,31 @@ if TYPE_CHECKING:
     from collections.abc import Sequence as SequenceOf
 
     from helix_jobs.engine.model_runner import ModelRunner
-    from helix_jobs.engine.scheduler import Decode, Prefill, Schedule
+    from helix_jobs.engine.scheduler import Prefill
+    from helix_jobs.engine.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDrafts:
+    """What the draft model proposed.
+
+    Attributes:
+        drafts: One per sequence that was asked for.
+        draft_probs: As in ``Proposal``.
+        passes: Tokens of each pass of the draft model.
+    """
+
+    drafts: tuple[Draft, ...]
+    draft_probs: torch.Tensor | None
+    passes: tuple[int, ...]
 
 
 class DraftModelDrafter:
     """Drafts K tokens in K ragged passes of the draft model.
 
-    The first pass also catches up: on the prompt chunks that the target prefills in the same step, and on the one token
-    that the draft has not seen when the target accepted its whole draft. The draft's cache uses the target's block
-    tables (see ``BlockPool``).
+    The first pass also catches up: on whatever of a sequence the draft has not computed yet, be it the whole prompt or
+    the one token that it has not seen when the target accepted its whole draft. The draft's cache uses the target's
+    block tables (see ``BlockPool``).
 
     Args:
         runner: The draft model.
@@ -33,31 +50,41 @@ class DraftModelDrafter:
     def __init__(self, runner: ModelRunner, vocab_size: int) -> None:
         self._runner = runner
         self._vocab_size = vocab_size
+        self._passes: list[int] = []
 
-    def propose(self, schedule: Schedule) -> Proposal:
-        """Draft for every decode with a depth; see the class."""
-        for decode in schedule.decodes:
+    def draft(self, depths: SequenceOf[tuple[Sequence, int]], prefills: SequenceOf[Prefill] = ()) -> ModelDrafts:
+        """Draft for each sequence as many tokens as its depth says.
+
+        Args:
+            depths: Sequences and their depths, each above 0.
+            prefills: Prompt chunks to keep up with. A sequence that is not kept up with is caught up when it drafts.
+        """
+        for sequence, _ in depths:
             # The last step's rejected drafts, or a step that failed half-way: only what precedes the last token counts.
-            sequence = decode.sequence
             sequence.num_draft_computed = min(sequence.num_draft_computed, len(sequence) - 1)
-        drafting = [decode for decode in schedule.decodes if decode.depth > 0]
-        logits = self._first_pass(drafting, schedule.prefills)
+        self._passes = []
+        logits = self._first_pass(depths, prefills)
         if logits is None:
-            return Proposal(tuple(() for _ in schedule.decodes))
-        if any(not d.sequence.params.is_greedy or d.sequence.params.has_penalties for d in drafting):
-            tokens, draft_probs = self._draft_on_host(drafting, logits)
+            return ModelDrafts((), None, tuple(self._passes))
+        if any(not s.params.is_greedy or s.params.has_penalties for s, _ in depths):
+            drafts, draft_probs = self._draft_on_host(depths, logits)
         else:
-            tokens, draft_probs = self._draft_on_device(drafting, logits), None
-        drafted = {id(decode): tuple(ids) for decode, ids in zip(drafting, tokens, strict=True)}
-        return Proposal(tuple(drafted.get(id(decode), ()) for decode in schedule.decodes), draft_probs)
+            drafts, draft_probs = [Draft(tuple(ids)) for ids in self._draft_on_device(depths, logits)], None
+        return ModelDrafts(tuple(drafts), draft_probs, tuple(self._passes))
+
+    def missing_tokens(self, sequence: Sequence) -> int:
+        """Tokens before its last that the draft's cache does not hold yet."""
+        return max(0, len(sequence) - 1 - sequence.num_draft_computed)
 
     def clear_blocks(self, blocks: SequenceOf[int]) -> None:
         """Set blocks of the draft's cache back to zero."""
         self._runner.cache.clear(blocks)
 
-    def _first_pass(self, drafting: SequenceOf[Decode], prefills: SequenceOf[Prefill]) -> torch.Tensor | None:
-        """Compute what the draft's cache misses; return logits ``[len(drafting), vocab_size]``, None for no drafts."""
-        ends = [(d.sequence, len(d.sequence)) for d in drafting]
+    def _first_pass(
+        self, depths: SequenceOf[tuple[Sequence, int]], prefills: SequenceOf[Prefill]
+    ) -> torch.Tensor | None:
+        """Compute what the draft's cache misses; return logits ``[len(depths), vocab_size]``, None for no drafts."""
+        ends = [(sequence, len(sequence)) for sequence, _ in depths]
         ends += [(p.sequence, p.sequence.num_computed + p.num_tokens) for p in prefills]
         ends = [(sequence, end) for sequence, end in ends if end > sequence.num_draft_computed]
         if not ends:
@@ -71,55 +98,57 @@ class DraftModelDrafter:
             layout, [self._readable(s.token_ids[s.num_draft_computed : end]) for s, end in ends]
         )
         # A decoding sequence always misses at least its last token, so the first slices are exactly the drafting ones.
-        rows = [layout.offsets[i] + slices[i].num_tokens - 1 for i in range(len(drafting))]
+        rows = [layout.offsets[i] + slices[i].num_tokens - 1 for i in range(len(depths))]
+        self._passes.append(layout.num_tokens)
         logits = self._runner.forward(layout, tokens, rows)
         for sequence, end in ends:
-            sequence.num_draft_computed = end
+            sequence.num_draft_computed = sequence.table.mark_draft_filled(end)
         return logits
 
-    def _next_pass(self, active: SequenceOf[Decode], position: int, tokens: torch.Tensor) -> torch.Tensor:
+    def _next_pass(self, active: SequenceOf[Sequence], position: int, tokens: torch.Tensor) -> torch.Tensor:
         """Feed each one's ``position``-th draft token, ``[len(active)]``; return its logits, a row each."""
-        slices = [TokenSlice(1, len(d.sequence) + position, d.sequence.table.blocks) for d in active]
+        slices = [TokenSlice(1, len(sequence) + position, sequence.table.blocks) for sequence in active]
         layout = self._runner.plan(slices)
+        self._passes.append(layout.num_tokens)
         logits = self._runner.forward(layout, self._runner.reorder(layout, tokens), layout.offsets)
         assert logits is not None, "every row was asked for"
-        for decode in active:
-            decode.sequence.num_draft_computed = len(decode.sequence) + position + 1
+        for sequence in active:
+            sequence.num_draft_computed = len(sequence) + position + 1
         return logits
 
-    def _draft_on_device(self, drafting: SequenceOf[Decode], logits: torch.Tensor) -> list[list[int]]:
+    def _draft_on_device(self, depths: SequenceOf[tuple[Sequence, int]], logits: torch.Tensor) -> list[list[int]]:
         """All greedy: tokens stay on the device from pass to pass, and one download brings them all."""
         # Longest first, so that the active ones of every pass are a prefix.
-        by_depth = sorted(range(len(drafting)), key=lambda i: -drafting[i].depth)
+        by_depth = sorted(range(len(depths)), key=lambda i: -depths[i][1])
         ids = self._fit(logits).argmax(dim=-1)
-        if by_depth != list(range(len(drafting))):
+        if by_depth != list(range(len(depths))):
             ids = ids.index_select(0, torch.tensor(by_depth, dtype=torch.int64).to(ids.device))
         passes = [ids]
-        for position in range(drafting[by_depth[0]].depth - 1):
-            active = [drafting[i] for i in by_depth if drafting[i].depth > position + 1]
+        for position in range(depths[by_depth[0]][1] - 1):
+            active = [depths[i][0] for i in by_depth if depths[i][1] > position + 1]
             ids = self._fit(self._next_pass(active, position, ids.narrow(0, 0, len(active)))).argmax(dim=-1)
             passes.append(ids)
         counts = [len(ids) for ids in passes]
         downloaded = torch.cat(passes).cpu().split(counts)
         columns: list[list[int]] = [ids.tolist() for ids in downloaded]
-        tokens: list[list[int]] = [[] for _ in drafting]
+        tokens: list[list[int]] = [[] for _ in depths]
         for column in columns:
             for place, token in enumerate(column):
                 tokens[by_depth[place]].append(token)
         return tokens
 
     def _draft_on_host(
-        self, drafting: SequenceOf[Decode], logits: torch.Tensor
-    ) -> tuple[list[list[int]], torch.Tensor | None]:
+        self, depths: SequenceOf[tuple[Sequence, int]], logits: torch.Tensor
+    ) -> tuple[list[Draft], torch.Tensor | None]:
         """Some sampled or penalised: logits come down each pass and are processed as the target's will be."""
-        tokens: list[list[int]] = [[] for _ in drafting]
-        probs_rows: list[list[torch.Tensor]] = [[] for _ in drafting]
-        active = list(range(len(drafting)))
+        tokens: list[list[int]] = [[] for _ in depths]
+        probs_rows: list[list[torch.Tensor]] = [[] for _ in depths]
+        active = list(range(len(depths)))
         position = 0
         while True:
             host = _without_nan(self._fit(logits).float().cpu())
             for place, index in enumerate(active):
-                sequence = drafting[index].sequence
+                sequence = depths[index][0]
                 if sequence.params.has_penalties:
                     host[place] = apply_penalties(
                         host[place],
@@ -128,9 +157,9 @@ class DraftModelDrafter:
                         sequence.output_token_ids + tokens[index],
                     )
             ids = host.argmax(dim=-1).tolist()
-            sampled = [place for place, index in enumerate(active) if not drafting[index].sequence.params.is_greedy]
+            sampled = [place for place, index in enumerate(active) if not depths[index][0].params.is_greedy]
             if sampled:
-                sequences = [drafting[active[place]].sequence for place in sampled]
+                sequences = [depths[active[place]][0] for place in sampled]
                 probs = processed_probs(host[sampled], [s.params for s in sequences])
                 numbers = [uniform(s.request.seed, len(s) + position, Purpose.DRAFT) for s in sequences]
                 for row, (place, token) in enumerate(zip(sampled, sample(probs, numbers), strict=True)):
@@ -138,15 +167,18 @@ class DraftModelDrafter:
                     probs_rows[active[place]].append(probs[row])
             for place, index in enumerate(active):
                 tokens[index].append(ids[place])
-            kept = [place for place, index in enumerate(active) if drafting[index].depth > position + 1]
+            kept = [place for place, index in enumerate(active) if depths[index][1] > position + 1]
             if not kept:
                 break
             active = [active[place] for place in kept]
             fed = torch.tensor([ids[place] for place in kept], dtype=torch.int64).to(logits.device)
-            logits = self._next_pass([drafting[index] for index in active], position, fed)
+            logits = self._next_pass([depths[index][0] for index in active], position, fed)
             position += 1
-        flat = [row for rows in probs_rows for row in rows]
-        return tokens, torch.stack(flat) if flat else None
+        drafts, flat = [], list[torch.Tensor]()
+        for ids_of_one, rows in zip(tokens, probs_rows, strict=True):
+            drafts.append(Draft(tuple(ids_of_one), len(flat) if rows else None))
+            flat.extend(rows)
+        return drafts, torch.stack(flat) if flat else None
 
     def _readable(self, token_ids: SequenceOf[int]) -> SequenceOf[int]:
         """Replace ids the target emits and the draft has no embedding for: padding rows, in practice."""

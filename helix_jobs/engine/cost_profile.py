@@ -1,0 +1,128 @@
+"""What a step costs on this machine: a short measurement when the engine starts, kept in a file for the next start."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+from helix_jobs.engine.step_costs import CostProfile
+from helix_jobs.engine.step_layout import TokenSlice
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from helix_jobs.engine.model_runner import ModelRunner
+
+logger = logging.getLogger(__name__)
+
+# Tokens in the cache of each measured sequence: about the middle of a short job.
+_CONTEXT: Final = 128
+# Drafting is decided among decoding steps; a prompt chunk's cost only has to be known where one rides along.
+_TARGET_TOKENS: Final = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+_DRAFT_TOKENS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 512)
+_REPEATS: Final = 3
+# Measuring stops where a point alone takes so long: its neighbours tell the slope.
+_LONGEST_SECONDS: Final = 1.5
+
+
+def measure_costs(
+    target: ModelRunner, draft: ModelRunner | None, *, max_batch_size: int, max_depth: int
+) -> CostProfile:
+    """Time passes of target and draft over made-up decodes, before any request is there.
+
+    Blocks of the caches are written, none is taken. A sequence that drafts brings several tokens with it, so token
+    counts above the batch size are measured with several a sequence.
+
+    Args:
+        target: The target.
+        draft: The draft model, if there is one.
+        max_batch_size: Sequences at most.
+        max_depth: Draft tokens a sequence at most.
+    """
+    started = time.perf_counter()
+    most = max_batch_size * (1 + max_depth)
+    profile = CostProfile.from_measurements(
+        _measure(target, [n for n in _TARGET_TOKENS if n <= most] or [1], max_batch_size),
+        None if draft is None else _measure(draft, [n for n in _DRAFT_TOKENS if n <= 2 * most], max_batch_size),
+    )
+    logger.info("measured what steps cost in %.1f s", time.perf_counter() - started)
+    return profile
+
+
+@torch.no_grad()
+def _measure(runner: ModelRunner, counts: Sequence[int], max_batch_size: int) -> dict[int, float]:
+    seconds: dict[int, float] = {}
+    for count in counts:
+        times = []
+        for _ in range(1 + _REPEATS):  # the first one warms up
+            started = time.perf_counter()
+            _run(runner, count, min(count, max_batch_size))
+            times.append(time.perf_counter() - started)
+            if times[-1] > _LONGEST_SECONDS:
+                break
+        seconds[count] = max(1e-6, min(times))
+        if seconds[count] > _LONGEST_SECONDS:
+            break
+    return seconds
+
+
+def _run(runner: ModelRunner, num_tokens: int, num_sequences: int) -> None:
+    """One greedy pass over ``num_tokens`` tokens of ``num_sequences`` sequences."""
+    block_size, num_blocks = runner.cache.block_size, runner.cache.num_blocks
+    each = -(-num_tokens // num_sequences)
+    used = min(-(-(_CONTEXT + each) // block_size), num_blocks)
+    start = max(0, min(_CONTEXT, used * block_size - each))
+    slices, first, rest = [], 0, num_tokens
+    while rest > 0:
+        # Sequences that do not fit beside one another share blocks: they write the same rows twice, to no harm.
+        blocks = [(first + index) % num_blocks for index in range(used)]
+        slices.append(TokenSlice(min(each, rest, used * block_size), start, blocks))
+        rest -= slices[-1].num_tokens
+        first += used
+    layout = runner.plan(slices)
+    tokens = runner.pack_tokens(layout, [[0] * part.num_tokens for part in slices])
+    logits = runner.forward(layout, tokens, range(layout.num_tokens))
+    assert logits is not None, "every row was asked for"
+    logits.argmax(dim=-1).cpu()  # the barrier of asynchronous devices
+
+
+class CostProfileFile:
+    """Where the profile of one device, pair of models, dtype, torch release and number of threads is kept.
+
+    Args:
+        folder: Holds a file for each identity.
+        identity: What the figures hold for.
+    """
+
+    def __init__(self, folder: Path, identity: dict[str, str]) -> None:
+        self._identity = identity
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+        self._path = folder / f"costs-{digest}.json"
+
+    def read(self) -> CostProfile | None:
+        """The kept profile; None when there is none or it cannot be used."""
+        try:
+            data: Any = json.loads(self._path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            logger.warning("ignoring the damaged cost profile %s (%s); costs are measured again", self._path, error)
+            return None
+        return CostProfile.from_dict(data, self._identity)
+
+    def write(self, profile: CostProfile) -> None:
+        """Keep a profile. One that cannot be written is only measured again at the next start."""
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            partial = self._path.with_suffix(f".{os.getpid()}.partial")
+            partial.write_text(json.dumps(profile.to_dict(self._identity)), encoding="utf-8")
+            partial.replace(self._path)
+        except OSError as error:
+            logger.warning("the cost profile %s cannot be written: %s", self._path, error)

@@ -1,0 +1,95 @@
+"""load_engine: from settings to a running engine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from helix_jobs.engine.cache_size import choose_cache
+from helix_jobs.engine.config import DEFAULT_BLOCK_SIZE, NO_DRAFT, DraftSpec, EngineConfig, SpeculationConfig
+from helix_jobs.engine.cost_profile import CostProfileFile
+from helix_jobs.engine.devices import free_memory
+from helix_jobs.engine.engine import Engine
+from helix_jobs.engine.model_loader import describe_device, get_device, load_models
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from helix_jobs.engine.config import CacheConfig
+    from helix_jobs.engine.model_loader import LoadedModels
+    from helix_jobs.settings import Settings
+
+
+def load_engine(settings: Settings, on_progress: Callable[[str], None] | None = None) -> Engine:
+    """Load the models that the settings name and build the engine around them.
+
+    Raises:
+        ConfigurationError: The device, the dtype or the draft is not to be had.
+        ModelError: The models cannot be served here; the subclasses say why.
+    """
+    device = get_device(settings.device)
+    draft = DraftSpec.parse(settings.draft_model)
+    is_off = settings.speculation_depth == 0
+    models = load_models(
+        settings.target_model,
+        NO_DRAFT if is_off else draft.model,
+        device=device,
+        dtype=settings.dtype,
+        home=settings.home,
+        on_progress=on_progress,
+    )
+    config = EngineConfig(
+        max_batch_size=settings.max_batch_size, speculation=speculation_config(settings.speculation_depth, draft)
+    )
+    cache = cache_config(models, config, settings.kv_cache_mb)
+    if not (config.speculation.adaptive and config.speculation.is_on and (models.draft or draft.lookup)):
+        return Engine(models, config, cache)
+    file = CostProfileFile(settings.home / "profiles", _identity(models, config))
+    kept = file.read()
+    if kept is None and on_progress is not None:
+        on_progress("measuring what steps cost here, once for these models")
+    engine = Engine(models, config, cache, kept)
+    measured = engine.cost_profile()
+    if kept is None and measured is not None:
+        file.write(measured)
+    return engine
+
+
+def speculation_config(depth: int | None, draft: DraftSpec) -> SpeculationConfig:
+    """From the setting: None is adaptive, a number the fixed depth, 0 off."""
+    if depth is None:
+        return SpeculationConfig(lookup=draft.lookup)
+    return SpeculationConfig(depth=depth, adaptive=False, lookup=draft.lookup and depth > 0)
+
+
+def cache_config(models: LoadedModels, config: EngineConfig, kv_cache_mb: int | None) -> CacheConfig:
+    """Size the block pool for these models on their device.
+
+    Raises:
+        InsufficientMemoryError: Not even one sequence of a few blocks fits.
+    """
+    loaded = [models.target] if models.draft is None else [models.target, models.draft]
+    device = models.device
+    return choose_cache(
+        block_bytes=sum(one.decoder.geometry.block_bytes(DEFAULT_BLOCK_SIZE, one.decoder.dtype) for one in loaded),
+        kv_cache_mb=kv_cache_mb,
+        free_bytes=free_memory(device),
+        on_host=device.type in ("cpu", "mps"),
+        max_batch_size=config.max_batch_size,
+        max_model_len=models.max_context,
+        depth=config.speculation.ceiling,
+    )
+
+
+def _identity(models: LoadedModels, config: EngineConfig) -> dict[str, str]:
+    """What a cost profile holds for."""
+    return {
+        "device": describe_device(models.device),
+        "target": f"{models.target.name} {models.target.dtype_name}",
+        "draft": "none" if models.draft is None else f"{models.draft.name} {models.draft.dtype_name}",
+        "threads": str(torch.get_num_threads()),
+        "torch": torch.__version__,
+        "max_batch_size": str(config.max_batch_size),
+        "max_depth": str(config.speculation.max_depth),
+    }
