@@ -39,6 +39,7 @@ _COMMANDS: Final = {
     "retry": "helix_jobs.cli.manage:retry",
     "worker": "helix_jobs.cli.worker:worker",
     "db": "helix_jobs.cli.admin:db",
+    "bench": "helix_jobs.cli.bench:bench",
 }
 EXIT_CODES: Final = (
     "Exit codes: 0 fine, 1 a job did not succeed (with --wait, --local and watch), "
@@ -133,8 +134,14 @@ def main(argv: Sequence[str] | None = None, *, command: str | None = None) -> No
 
 def helix_options(function: Callable[..., None]) -> Callable[..., None]:
     """Give a command ``--json`` (as ``as_json``), ``--log-level``, logging and the settings as first argument."""
+    flag = click.option("--json", "as_json", is_flag=True, help="Print JSON for programs on standard output.")
+    decorated: Callable[..., None] = flag(settings_option(function))
+    return decorated
 
-    @click.option("--json", "as_json", is_flag=True, help="Print JSON for programs on standard output.")
+
+def settings_option(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command ``--log-level``, logging and the settings as first argument."""
+
     @click.option("--log-level", type=click.Choice(LOG_LEVELS), help="What to log; debug shows tracebacks of errors.")
     @functools.wraps(function)
     def command(*args: Any, log_level: str | None, **kwargs: Any) -> None:  # noqa: ANN401  (passes click's arguments on)

@@ -1,0 +1,1 @@
+"""helix bench: named workloads, measurements of the engine, and side-by-side runs of its peers."""

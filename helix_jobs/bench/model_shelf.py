@@ -1,0 +1,142 @@
+"""ModelShelf: the models of a bench, loaded once, and fresh engines around them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from helix_jobs.bench.workloads import build_requests, greedy
+from helix_jobs.engine.cache_size import choose_cache
+from helix_jobs.engine.config import DEFAULT_BLOCK_SIZE, MAX_SPECULATION_DEPTH, NO_DRAFT, EngineConfig
+from helix_jobs.engine.devices import free_memory
+from helix_jobs.engine.engine import Engine
+from helix_jobs.engine.model_loader import describe_device, get_device, load_models
+from helix_jobs.engine.text import TextCodec
+from helix_jobs.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import torch
+
+    from helix_jobs.bench.modes import Mode
+    from helix_jobs.bench.plan import BenchPlan
+    from helix_jobs.engine.decoder.decoder import Decoder
+    from helix_jobs.engine.model_loader import LoadedModels
+    from helix_jobs.engine.request import Request
+    from helix_jobs.engine.step_costs import CostProfile
+
+
+class ModelShelf:
+    """One target, and each draft that a mode asks for.
+
+    An engine is built anew for every run: a prefix cache, looked-up outputs or learnt acceptance of an earlier run
+    would make the same prompts look cheaper than they are.
+    """
+
+    def __init__(self, plan: BenchPlan, on_progress: Callable[[str], None]) -> None:
+        self._plan = plan
+        device = get_device(plan.device)
+        self._models: dict[str, LoadedModels] = {}  # by the draft model's name
+        for draft in dict.fromkeys(mode.draft_spec.model for mode in plan.modes if not mode.is_off) or (NO_DRAFT,):
+            if draft == NO_DRAFT and self._models:
+                self._models[draft] = replace(self.models, draft=None)
+                continue
+            loaded = load_models(
+                plan.target, draft, device=device, dtype=plan.dtype, home=plan.home, on_progress=on_progress
+            )
+            # All modes share the first target, so that they differ in nothing but the draft.
+            self._models[draft] = replace(loaded, target=self.models.target) if self._models else loaded
+        # What steps cost is measured by the first engine of a kind, in its warm-up; the others are told.
+        self._costs: dict[tuple[Mode, int], CostProfile] = {}
+        self._codec = TextCodec(self.models.tokenizer, self.models.vocab_size)
+
+    @property
+    def models(self) -> LoadedModels:
+        """The target with the first draft."""
+        return next(iter(self._models.values()))
+
+    @property
+    def decoder(self) -> Decoder:
+        """The target's."""
+        return self.models.target.decoder
+
+    @property
+    def device(self) -> torch.device:
+        """Where the models are."""
+        return self.models.device
+
+    @property
+    def device_name(self) -> str:
+        """For a person."""
+        return describe_device(self.device)
+
+    @property
+    def dtype_name(self) -> str:
+        """What the target computes in."""
+        return self.models.target.dtype_name
+
+    def requests(self, batch_size: int, variant: str) -> tuple[Request, ...]:
+        """The workload's encoded requests; greedy when peers answer them too.
+
+        Raises:
+            InputError: A prompt does not fit the model's context, or the file is bad.
+        """
+        plan, context = self._plan, self.models.max_context
+        made = build_requests(plan.kind, plan.workload_options(batch_size), variant, self._encode)
+        if plan.peers:
+            made = tuple(greedy(request) for request in made)
+        return tuple(_within(request, context) for request in made)
+
+    def engine(self, mode: Mode, batch_size: int, requests: Sequence[Request]) -> Engine:
+        """A fresh engine whose cache holds a full batch of such requests (or what ``kv_cache_mb`` allows)."""
+        models = self.models if mode.is_off else self._models[mode.draft_spec.model]
+        config = EngineConfig(max_batch_size=batch_size, speculation=mode.speculation_config())
+        decoders = [self.decoder]
+        if models.draft is not None:
+            decoders.append(models.draft.decoder)
+        cache = choose_cache(
+            block_bytes=sum(one.geometry.block_bytes(DEFAULT_BLOCK_SIZE, one.dtype) for one in decoders),
+            kv_cache_mb=self._plan.kv_cache_mb,
+            free_bytes=free_memory(self.device),
+            on_host=self.device.type in ("cpu", "mps"),
+            max_batch_size=batch_size,
+            max_model_len=longest(requests),
+            depth=MAX_SPECULATION_DEPTH,
+        )
+        engine = Engine(models, config, cache, self._costs.get((mode, batch_size)))
+        measured = engine.cost_profile()
+        if measured is not None:
+            self._costs.setdefault((mode, batch_size), measured)
+        return engine
+
+    def kv_cache_bytes(self, batch_size: int, requests: Sequence[Request]) -> int:
+        """Keys and values of a full batch of such requests."""
+        geometry, dtype = self.decoder.geometry, self.decoder.dtype
+        blocks = batch_size * -(-longest(requests) // DEFAULT_BLOCK_SIZE)
+        return blocks * geometry.block_bytes(DEFAULT_BLOCK_SIZE, dtype)
+
+    def _encode(self, request: Request) -> tuple[int, ...]:
+        if request.messages is not None and not self.models.tokenizer.chat_template:
+            text = "\n".join(message["content"] for message in request.messages)
+            request = replace(request, messages=None, prompt=text)
+        return self._codec.encode(request)
+
+
+def longest(requests: Sequence[Request]) -> int:
+    """Prompt plus output tokens of the longest of them."""
+    return max(len(request.prompt_token_ids or ()) + request.sampling_params.max_tokens for request in requests)
+
+
+def _within(request: Request, context: int) -> Request:
+    """The request with a limit that its context has room for, as the engine would end it."""
+    length = len(request.prompt_token_ids or ())
+    if length >= context:
+        raise InputError(
+            f"request {request.request_id} of the workload has {length} tokens and the model's context holds "
+            f"{context}, one new token included; give a smaller --prompt-tokens, or shorter prompts"
+        )
+    params = request.sampling_params
+    if length + params.max_tokens <= context:
+        return request
+    return replace(request, sampling_params=replace(params, max_tokens=context - length))

@@ -1,0 +1,55 @@
+"""A JSONL file of prompts as requests: the line forms of ``helix submit``, and Spec-Bench's ``turns``."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import TYPE_CHECKING, Final
+
+from helix_jobs.engine.sampling_params import SamplingParams
+from helix_jobs.errors import BadLine, InvalidInputError
+from helix_jobs.jobs.requests import read_lines, to_engine_request
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from helix_jobs.engine.request import Request
+
+_SHOWN: Final = 5
+
+
+def read_prompts(path: Path, max_tokens: int) -> list[Request]:
+    """Read every line of a file; ``max_tokens`` is for lines that name none.
+
+    A Spec-Bench line (``{"question_id": ..., "turns": [...]}``) becomes a chat of its first turn.
+
+    Raises:
+        InvalidInputError: A line is bad, or there is none.
+    """
+    source = io.BytesIO(b"".join(_first_turn(line) for line in path.read_bytes().splitlines(keepends=True)))
+    requests: list[Request] = []
+    bad: list[BadLine] = []
+    for line in read_lines(source, SamplingParams(max_tokens=max_tokens), batch_id="bench"):
+        if isinstance(line, BadLine):
+            bad.append(line)
+        else:
+            requests.append(to_engine_request(line.line, line.request))
+    if bad:
+        shown = "; ".join(str(line) for line in bad[:_SHOWN])
+        raise InvalidInputError(f"{path}: {len(bad)} bad lines ({shown})", tuple(bad[:_SHOWN]), len(bad))
+    if not requests:
+        raise InvalidInputError(f"{path} holds no prompt; give a JSONL file with one prompt a line")
+    return requests
+
+
+def _first_turn(line: bytes) -> bytes:
+    """A Spec-Bench line as chat messages; any other line as it is, for the reader of lines to judge."""
+    if b'"turns"' not in line:
+        return line
+    try:
+        turns = json.loads(line)["turns"]
+    except (ValueError, TypeError, KeyError):
+        return line
+    if not (isinstance(turns, list) and turns and isinstance(turns[0], str)):
+        return line
+    return json.dumps({"messages": [{"role": "user", "content": turns[0]}]}).encode() + b"\n"

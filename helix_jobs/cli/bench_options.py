@@ -1,0 +1,92 @@
+"""How ``helix bench`` reads lists, peers and their interpreters."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from helix_jobs.bench.peer import PEERS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_LARGEST_BATCH: Final = 4096
+
+
+def comma_separated(parse: Callable[[str], object]) -> Callable[..., tuple[Any, ...] | None]:
+    """A click callback for ``a,b,c``: each part read by ``parse``, kept once, in the order given."""
+
+    def convert(_context: click.Context, _option: click.Parameter, value: str | None) -> tuple[Any, ...] | None:
+        if value is None:
+            return None
+        try:
+            return tuple(dict.fromkeys(parse(part.strip()) for part in value.split(",")))
+        except ValueError as error:
+            raise click.BadParameter(f"{error}.") from error
+
+    return convert
+
+
+def read_batch_size(text: str) -> int:
+    """A number of batch slots.
+
+    Raises:
+        ValueError: It is no number from 1 to 4096.
+    """
+    if not (text.isdecimal() and 1 <= int(text) <= _LARGEST_BATCH):
+        raise ValueError(f"{text!r} is no batch size; give numbers from 1 to {_LARGEST_BATCH}, such as 1,8,32")
+    return int(text)
+
+
+def read_peer(text: str) -> str:
+    """The name of a peer.
+
+    Raises:
+        ValueError: There is none of that name.
+    """
+    if text not in PEERS:
+        raise ValueError(f"{text!r} is no peer; give one or more of {', '.join(PEERS)}")
+    return text
+
+
+def read_draft(text: str) -> str:
+    """A draft as the engine reads it.
+
+    Raises:
+        ValueError: It is empty.
+    """
+    if not text:
+        raise ValueError("a draft is missing between two commas")
+    return text
+
+
+def peer_interpreters(peers: tuple[str, ...], given: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    """Each peer with its interpreter: ``NAME=PATH``, else a bare ``PATH``, else this one.
+
+    Raises:
+        click.BadParameter: A name is no peer of this call, or a path is no program.
+    """
+    named: dict[str, str] = {}
+    default = sys.executable
+    for text in given:
+        name, separator, path = text.partition("=")
+        if not separator:
+            name, path = "", text
+        elif name not in peers:
+            hint = "add it to --against" if name in PEERS else f"the peers are {', '.join(PEERS)}"
+            raise click.BadParameter(
+                f"{name!r} is not among the peers of this call; {hint}.", param_hint="--peer-python"
+            )
+        # Not resolved: a virtual environment's interpreter is a link, and its place makes it that environment's.
+        found = shutil.which(Path(path).expanduser())
+        if found is None:
+            raise click.BadParameter(f"{path!r} is no program; give a Python interpreter.", param_hint="--peer-python")
+        if name:
+            named[name] = found
+        else:
+            default = found
+    return tuple((peer, named.get(peer, default)) for peer in peers)
