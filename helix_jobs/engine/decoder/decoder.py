@@ -131,7 +131,9 @@ class Decoder:
         if self.embedding_scale is not None:
             hidden = hidden * self.embedding_scale
         if self.position_embedding is not None:
-            hidden = hidden + functional.embedding(layout.positions, self.position_embedding)
+            # A draft may be asked past its own context, where any guess will do; a target never is.
+            positions = layout.positions.clamp(max=len(self.position_embedding) - 1)
+            hidden = hidden + functional.embedding(positions, self.position_embedding)
         rotation = None if self.rotary is None else self.rotary.at(layout.positions, layout.num_positions)
         for index, layer in enumerate(self.layers):
             qkv = layer.qkv(layer.attention_norm(hidden))
