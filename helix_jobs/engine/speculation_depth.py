@@ -134,7 +134,7 @@ class DepthController:
 
     Args:
         costs: Of this machine; refined by the caller as steps run.
-        max_depth: Most tokens the draft model drafts in a row.
+        max_depth: Most tokens the draft model drafts in a row, 0 to 16.
         has_model: Whether there is a draft model; lookup needs none.
         initial_acceptance: The draft model's acceptance before any was measured.
     """
@@ -226,7 +226,7 @@ class DepthController:
     def _decide(self, candidates: Sequence[DraftCandidate], prefill_tokens: int) -> DepthDecision:
         if not any(candidate.ceiling > 0 for candidate in candidates):
             zeros = (0,) * len(candidates)
-            return DepthDecision(zeros, zeros, DepthReason.NOTHING, 1.0)
+            return DepthDecision(zeros, zeros, DepthReason.NOTHING.value, 1.0)
         times = StepTimes(self.costs, len(candidates), prefill_tokens)
         plain = plan_none(candidates, times)
         base = plan_lookup(candidates, times)

@@ -24,6 +24,8 @@ _CORRECTION_GAIN: Final = 0.05
 _TREND_GAIN: Final = 0.1
 _TREND_BOOST: Final = 4.0
 _CORRECTION_LIMIT: Final = math.log(16)
+# Curves get points up to here: more tokens than a step or a catch-up has.
+_FARTHEST_POINT: Final = 4096
 # Each observation lets every correction fade by so much (half gone after some 1,000 steps): a point that looked too
 # dear is not used, so nothing else would ever show that it has become cheap.
 _FORGETTING: Final = 0.0007
@@ -109,14 +111,18 @@ class CostCurve:
     """Seconds as a function of tokens: straight lines between measured points, never falling.
 
     A point's value is its measured seconds times a *correction* that observations move. Where points contradict each
-    other, those observed more, and lately, prevail. Under the first point the curve is flat (reading the weights costs
-    what it costs); past the last one it goes on as between the last two.
+    other, those observed more, and lately, prevail. Under the first point the curve is flat: reading the weights costs
+    what it costs. Past the last one seconds are proportional to tokens until observations say better, by points added
+    at each doubling: a curve that ends while it is still flat says nothing of where it turns up.
 
     Args:
         points: ``(tokens, seconds)`` by ascending token count, at least one.
     """
 
     def __init__(self, points: Sequence[tuple[int, float]]) -> None:
+        points = list(points)
+        while points[-1][0] < _FARTHEST_POINT:
+            points.append((2 * points[-1][0], 2 * points[-1][1]))
         self._tokens = [tokens for tokens, _ in points]
         self._measured = [seconds for _, seconds in points]
         # Logarithms, one a point.
@@ -134,11 +140,13 @@ class CostCurve:
         intercept, slope = self._lines[bisect_left(self._tokens, tokens)]
         return intercept + slope * tokens
 
-    def correct(self, token_counts: Iterable[int], surprise: float) -> None:
-        """Move the corrections around ``token_counts`` after an observation, and let all of them fade a little.
+    def correct(self, shares: Mapping[int, float], surprise: float) -> None:
+        """Move the corrections after an observation, and let all of them fade a little.
+
+        The step is that of normalised least mean squares: what made up more of the time is more likely at fault.
 
         Args:
-            token_counts: Of the passes that were observed together, each once.
+            shares: Token count -> share of the expected time that passes of this size make up; they sum to 1.
             surprise: Logarithm of observed over expected seconds, limited.
         """
         self._corrections = [correction * (1 - _FORGETTING) for correction in self._corrections]
@@ -146,24 +154,25 @@ class CostCurve:
         self._trend += _TREND_GAIN * (surprise - self._trend)
         persistence = max(0.0, self._trend * math.copysign(1.0, surprise)) / _SURPRISE_LIMIT
         amount = _CORRECTION_GAIN * (1 + _TREND_BOOST * persistence) * surprise
-        for tokens in token_counts:
+        power = sum(share * share for share in shares.values())
+        for tokens, share in shares.items():
             above = bisect_left(self._tokens, tokens)
             if above == 0 or above == len(self._tokens):
-                self._shift(min(above, len(self._tokens) - 1), amount, 1.0)
-            else:
-                low, high = self._tokens[above - 1], self._tokens[above]
-                share = (tokens - low) / (high - low)
-                self._shift(above - 1, amount, 1 - share)
-                self._shift(above, amount, share)
+                self._shift(min(above, len(self._tokens) - 1), amount * share / power, share)
+                continue
+            low, high = self._tokens[above - 1], self._tokens[above]
+            nearness = (tokens - low) / (high - low)
+            self._shift(above - 1, amount * share / power * (1 - nearness), share * (1 - nearness))
+            self._shift(above, amount * share / power * nearness, share * nearness)
         self._build()
 
     def points(self) -> list[tuple[int, float]]:
         """The present ``(tokens, seconds)``."""
         return list(zip(self._tokens, self._values, strict=True))
 
-    def _shift(self, index: int, amount: float, share: float) -> None:
-        self._weights[index] += share
-        moved = self._corrections[index] + amount * share
+    def _shift(self, index: int, amount: float, weight: float) -> None:
+        self._weights[index] += weight
+        moved = self._corrections[index] + amount
         self._corrections[index] = max(-_CORRECTION_LIMIT, min(_CORRECTION_LIMIT, moved))
 
     def _build(self) -> None:
@@ -176,8 +185,7 @@ class CostCurve:
             low, high = self._tokens[index - 1], self._tokens[index]
             slope = (self._values[index] - self._values[index - 1]) / (high - low)
             self._lines.append((self._values[index] - slope * high, slope))
-        # A single point says nothing of the slope: proportional is the cautious guess.
-        self._lines.append(self._lines[-1] if len(self._tokens) > 1 else (0.0, self._values[0] / self._tokens[0]))
+        self._lines.append((0.0, self._values[-1] / self._tokens[-1]))
 
 
 class StepCosts:
@@ -219,7 +227,7 @@ class StepCosts:
             return
         self._log_speed += _SPEED_GAIN * surprise
         self._factor = math.exp(self._log_speed)
-        self._target.correct((tokens,), surprise)
+        self._target.correct({tokens: 1.0}, surprise)
 
     def observe_draft(self, passes: Iterable[int], seconds: float) -> None:
         """Learn from one or more passes that took ``seconds`` together; ``passes`` are their token counts.
@@ -229,11 +237,15 @@ class StepCosts:
         """
         if self._draft is None:
             return
-        counts = [tokens for tokens in passes if tokens > 0]
-        surprise = _surprise(seconds, sum(self.draft_seconds(tokens) for tokens in counts))
+        expected: dict[int, float] = {}
+        for tokens in passes:
+            if tokens > 0:
+                expected[tokens] = expected.get(tokens, 0.0) + self.draft_seconds(tokens)
+        total = sum(expected.values())
+        surprise = _surprise(seconds, total)
         if surprise is None:
             return
-        self._draft.correct(sorted(set(counts)), surprise)
+        self._draft.correct({tokens: part / total for tokens, part in expected.items()}, surprise)
 
     def profile(self) -> CostProfile:
         """The present costs, speed included."""

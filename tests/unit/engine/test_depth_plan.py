@@ -39,7 +39,7 @@ def test_prompt_chunks_move_drafts_along_the_curve_and_make_them_no_cheaper():
     assert beside.plain == plain.plain
     assert beside.verify(0) == pytest.approx(plain.plain)
     assert plain.verify(8) == pytest.approx(plain.plain)  # rides along
-    assert beside.verify(8) - beside.verify(0) == pytest.approx(8 * 0.0005)  # costs its full price
+    assert beside.verify(8) - beside.verify(0) == pytest.approx(8 * 0.0005, rel=0.05)  # costs its full price
 
 
 def test_lookup_takes_what_is_free_and_drops_what_is_unlikely():
