@@ -84,9 +84,9 @@ def check_model_type(name: str, folder: Path) -> None:
         raise ModelNotFoundError(f"model {name} has no config.json; give a transformers model") from error
     except ValueError as error:
         raise ModelError(f"model {name}: {path} is not JSON; fetch the model again") from error
-    if not isinstance(config, dict) or config.get("model_type") not in SUPPORTED_MODEL_TYPES:
-        kind = config.get("model_type") if isinstance(config, dict) else None
-        raise UnsupportedArchitectureError(_refusal(name, kind))
+    model_type = config.get("model_type") if isinstance(config, dict) else None
+    if not isinstance(model_type, str) or model_type not in SUPPORTED_MODEL_TYPES:
+        raise UnsupportedArchitectureError(_refusal(name, model_type))
 
 
 def check_architecture(name: str, config: PretrainedConfig) -> None:

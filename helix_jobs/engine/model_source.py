@@ -55,6 +55,10 @@ def open_source(name: str, home: Path, on_progress: Callable[[str], None]) -> Mo
             tokenizer = read_tokenizer(folder, arguments)
     except HelixError:
         raise
+    except ImportError as error:  # transformers asks for packages of its own, such as protobuf for some tokenizers
+        raise ModelError(
+            f"model {name} needs a Python package that is not installed: {' '.join(str(error).split())}"
+        ) from error
     except Exception as error:  # its readers raise anything over a damaged file
         raise ModelNotFoundError(
             f"model {name}: its configuration or tokenizer cannot be read from {checkpoint.folder} "
@@ -108,6 +112,8 @@ def _complete(config: PretrainedConfig, checkpoint: Checkpoint) -> None:
         config.sliding_window = gguf.sliding_window
     if gguf.head_dim is not None and config.model_type == "qwen3":
         config.head_dim = gguf.head_dim
+    if config.model_type == "gpt2":  # read, but under names that the model does not look at
+        config.n_positions, config.n_inner = config.n_ctx, config.feed_forward_length
 
 
 def _translate_rope(config: PretrainedConfig, folder: Path) -> None:

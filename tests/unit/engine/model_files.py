@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gguf
-from tiny_models import CPU, tiny_model, tokenizer
+import torch
+from tiny_models import CPU, roughen, tiny_model, tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from helix_jobs.engine.architecture import rope_type
 from helix_jobs.engine.model_loader import LoadedModels, load_models
-
-if TYPE_CHECKING:
-    import torch
 
 
 def save_checkpoint(folder: Path, model: Any = None, tok: Any = None, **save: Any) -> Path:
@@ -40,33 +40,51 @@ def load(
 GGUF_EOS = "<|im_end|>"
 
 
-def write_gguf(path: Path) -> Any:
-    """A llama model in float32 with a byte-level vocabulary, as llama.cpp writes it; returns the model."""
-    tokens = ["<|im_start|>", GGUF_EOS, *sorted(ByteLevel.alphabet()), "he", "lo"]
-    model = tiny_model(vocab_size=len(tokens))
+def write_gguf(
+    path: Path, architecture: str = "llama", settings: dict[str, Any] | None = None, **overrides: Any
+) -> Any:
+    """A model in float32, as llama.cpp converts it; returns the model.
+
+    Args:
+        path: Where to.
+        architecture: Of those in ``GGUF_ARCHITECTURES``.
+        settings: Further ones, by their name after the architecture's.
+        overrides: Of the model's configuration.
+    """
+    vocabulary = _sentence_pieces() if architecture == "phi3" else _byte_level_tokens()
+    model = tiny_model(architecture, vocab_size=len(vocabulary), **overrides)
+    roughen(model)
     config = model.config
-    writer = gguf.GGUFWriter(path, "llama")
+    is_gpt2 = architecture == "gpt2"
+    writer = gguf.GGUFWriter(path, architecture)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_feed_forward_length(4 * config.hidden_size if is_gpt2 else config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(config.head_dim)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_rope_dimension_count(config.head_dim)
     writer.add_vocab_size(config.vocab_size)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(tokens)
-    writer.add_token_types([3, 3, *[1] * (len(tokens) - 2)])
-    writer.add_token_merges(["h e", "l o"])
-    writer.add_bos_token_id(0)
-    writer.add_eos_token_id(1)
-    writer.add_chat_template("{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}")
+    if is_gpt2:
+        writer.add_layer_norm_eps(config.layer_norm_epsilon)
+    else:
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        writer.add_head_count_kv(config.num_key_value_heads)
+        writer.add_key_length(head_dim)
+        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+        writer.add_rope_freq_base(10000.0)
+        writer.add_rope_dimension_count(head_dim)
+    for key, value in (settings or {}).items():
+        add = writer.add_string if isinstance(value, str) else writer.add_uint32
+        add(f"{architecture}.{key}", value)
+    _add_tokenizer(writer, vocabulary)
+    names = gguf.get_tensor_name_map(_GGUF_MODELS[architecture], config.num_hidden_layers)
     for name, weight in model.state_dict().items():
-        writer.add_tensor(_gguf_name(name), _gguf_weight(name, weight, config).numpy().copy())
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        theirs = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        assert theirs is not None, name
+        writer.add_tensor(theirs, _gguf_weight(name, weight, config).contiguous().numpy().copy())
+    if (factors := _rotary_factors(config)) is not None:
+        writer.add_tensor("rope_freqs.weight", factors.numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -74,33 +92,58 @@ def write_gguf(path: Path) -> Any:
     return model
 
 
-_GGUF_NAMES = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "model.layers": "blk",
+_GGUF_MODELS = {
+    "llama": gguf.MODEL_ARCH.LLAMA,
+    "qwen2": gguf.MODEL_ARCH.QWEN2,
+    "qwen3": gguf.MODEL_ARCH.QWEN3,
+    "phi3": gguf.MODEL_ARCH.PHI3,
+    "gpt2": gguf.MODEL_ARCH.GPT2,
 }
 
 
-def _gguf_name(name: str) -> str:
-    for theirs, ours in _GGUF_NAMES.items():
-        name = name.replace(theirs, ours)
-    return name
+def _byte_level_tokens() -> list[str]:
+    return ["<|im_start|>", GGUF_EOS, *sorted(ByteLevel.alphabet()), "he", "lo"]
+
+
+def _sentence_pieces() -> list[str]:
+    return ["<unk>", GGUF_EOS, *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", "h", "e", "l", "o", "he", "lo"]
+
+
+def _add_tokenizer(writer: gguf.GGUFWriter, tokens: list[str]) -> None:
+    writer.add_token_list(tokens)
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(1)
+    writer.add_chat_template("{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}")
+    if tokens[0] == "<unk>":
+        writer.add_tokenizer_model("llama")
+        writer.add_token_scores([-float(i) for i in range(len(tokens))])
+        writer.add_token_types([2, 3, *[6] * 256, *[1] * (len(tokens) - 258)])
+        writer.add_unk_token_id(0)
+        writer.add_pad_token_id(0)
+        return
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_types([3, 3, *[1] * (len(tokens) - 2)])
+    writer.add_token_merges(["h e", "l o"])
 
 
 def _gguf_weight(name: str, weight: torch.Tensor, config: Any) -> torch.Tensor:
-    """llama.cpp stores rotary pairs side by side."""
+    """llama.cpp stores Llama's rotary pairs side by side, and GPT-2's weights as linear layers have them."""
+    if config.model_type == "gpt2" and weight.dim() > 1 and ".h." in name:
+        return weight.t()
+    if config.model_type != "llama":
+        return weight
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     for part, count in heads.items():
-        if part in name:
+        if part in name and weight.dim() > 1:
             return weight.view(count, 2, -1, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
     return weight
+
+
+def _rotary_factors(config: Any) -> torch.Tensor | None:
+    """How llama.cpp stores Llama 3.1's rotary scaling: as divisors of the plain frequencies."""
+    if config.model_type != "llama" or rope_type(config) != "llama3":
+        return None
+    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, None)
+    plain = 10000.0 ** -(torch.arange(0, config.head_dim, 2) / config.head_dim)
+    return plain / scaled

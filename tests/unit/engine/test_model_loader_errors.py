@@ -11,7 +11,7 @@ from model_files import edit_config, load, save_checkpoint, write_gguf
 from safetensors.torch import load_file, save_file
 from tiny_models import CPU, tiny_model, tokenizer
 
-from helix_jobs.engine import model_loader
+from helix_jobs.engine import model_loader, model_source
 from helix_jobs.engine.architecture import kv_bytes_per_token
 from helix_jobs.engine.model_loader import load_models
 from helix_jobs.errors import (
@@ -20,7 +20,6 @@ from helix_jobs.errors import (
     ModelError,
     ModelNotFoundError,
     TokenizerMismatchError,
-    UnsupportedArchitectureError,
 )
 
 if TYPE_CHECKING:
@@ -131,63 +130,39 @@ def test_the_hub_cannot_be_reached(monkeypatch: pytest.MonkeyPatch, error: Excep
         load("someone/nothing")
 
 
-@pytest.mark.parametrize("model_type", ["gemma2", "gpt_oss", "deepseek_v3", "mamba", None])
-def test_an_architecture_outside_the_list(tmp_path: Path, model_type: str | None) -> None:
-    folder = edit_config(save_checkpoint(tmp_path), model_type=model_type)
-    with pytest.raises(UnsupportedArchitectureError, match=r"supported are llama, mistral, qwen2 and qwen3"):
+def test_a_package_that_transformers_wants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ImportError("\n requires the protobuf library\n but it was not found")
+
+    monkeypatch.setattr(model_source, "read_tokenizer", fail)
+    with pytest.raises(ModelError, match="a Python package that is not installed: requires the protobuf library but"):
+        load(save_checkpoint(tmp_path))
+
+
+def test_an_untied_head_that_is_missing(tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"lacks 1 weights \(first lm_head.weight\)"):
         load(folder)
-
-
-def test_a_model_that_does_not_generate(tmp_path: Path) -> None:
-    folder = edit_config(save_checkpoint(tmp_path), architectures=["LlamaForSequenceClassification"])
-    with pytest.raises(UnsupportedArchitectureError, match="LlamaForSequenceClassification, which does not generate"):
-        load(folder)
-
-
-def test_quantised_weights_of_another_tool(tmp_path: Path) -> None:
-    folder = edit_config(save_checkpoint(tmp_path), quantization_config={"quant_method": "gptq", "bits": 4})
-    with pytest.raises(UnsupportedArchitectureError, match="quantised with gptq; use the original weights"):
-        load(folder)
-
-
-def test_a_sliding_window_shorter_than_the_context(tmp_path: Path) -> None:
-    folder = edit_config(save_checkpoint(tmp_path, tiny_model("mistral")), sliding_window=128)
-    with pytest.raises(UnsupportedArchitectureError, match="a sliding window of 128 tokens in a context of 256"):
-        load(folder)
-
-
-def test_a_sliding_window_on_some_layers(tmp_path: Path) -> None:
-    folder = save_checkpoint(tmp_path, tiny_model("qwen2"))
-    edit_config(
-        folder,
-        use_sliding_window=True,
-        sliding_window=128,
-        layer_types=["full_attention", "sliding_attention"],
+    decoder = load(edit_config(folder, tie_word_embeddings=True)).target.decoder
+    assert torch.allclose(
+        decoder.logits(hidden := torch.randn(1, 48)), decoder.final_norm(hidden) @ decoder.embedding.t()
     )
-    with pytest.raises(UnsupportedArchitectureError, match="a sliding window of 128"):
-        load(folder)
 
 
-@pytest.mark.parametrize(
-    ("architecture", "changes"),
-    [
-        ("mistral", {"sliding_window": 256}),
-        ("qwen2", {"use_sliding_window": False, "sliding_window": 128}),
-        (
-            "qwen3",
-            {"use_sliding_window": True, "sliding_window": 128, "layer_types": ["full_attention", "full_attention"]},
-        ),
-    ],
-)
-def test_a_window_without_effect_is_no_obstacle(tmp_path: Path, architecture: str, changes: dict[str, object]) -> None:
-    assert load(edit_config(save_checkpoint(tmp_path, tiny_model(architecture)), **changes)).max_context == 256
-
-
-def test_positions_that_depend_on_the_batch(tmp_path: Path) -> None:
-    rope = {"rope_theta": 10000.0, "rope_type": "dynamic", "factor": 2.0}
-    folder = edit_config(save_checkpoint(tmp_path), rope_parameters=rope, rope_scaling=rope)
-    with pytest.raises(UnsupportedArchitectureError, match="'dynamic', which depends on the other sequences"):
-        load(folder)
+def test_weights_of_no_layer_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = save_checkpoint(tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)  # older releases stored it
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    load(folder)
+    assert not caplog.records
+    weights["model.layers.0.self_attn.q_proj.bias"] = torch.ones(48)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    load(folder)
+    assert "1 weights are of no layer of it (first model.layers.0.self_attn.q_proj.bias); not used" in caplog.text
 
 
 def test_vocabularies_that_differ(tmp_path: Path) -> None:

@@ -51,25 +51,36 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 def tiny_model(architecture: str = "llama", seed: int = 0, vocab_size: int = VOCAB_SIZE, **overrides: Any) -> Any:
     """A random model whose greedy outputs vary: wide initial weights keep its logits far apart."""
-    config = AutoConfig.for_model(
-        architecture,
-        vocab_size=vocab_size,
-        hidden_size=48,
-        intermediate_size=80,
-        num_hidden_layers=2,
-        num_attention_heads=6,
-        num_key_value_heads=6 if architecture in ("gpt2", "gpt_neox") else 2,  # these share no heads
-        head_dim=8,
-        max_position_embeddings=256,
-        initializer_range=0.4,
-        bos_token_id=None,
-        eos_token_id=EOS,
-        pad_token_id=None,
-        **{"tie_word_embeddings": False, "sliding_window": None, **overrides},
-    )
+    settings = {
+        "vocab_size": vocab_size,
+        "hidden_size": 48,
+        "intermediate_size": 80,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 6 if architecture in ("gpt2", "gpt_neox") else 2,  # these share no heads
+        "head_dim": 8,
+        "max_position_embeddings": 256,
+        "initializer_range": 0.4,
+        "bos_token_id": None,
+        "eos_token_id": EOS,
+        "pad_token_id": None,
+        "tie_word_embeddings": False,
+        "sliding_window": None,
+        **overrides,
+    }
+    config = AutoConfig.for_model(architecture, **settings)
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
     return model.eval().requires_grad_(requires_grad=False)
+
+
+def roughen(model: Any) -> Any:
+    """Give norms and biases weights of their own: fresh ones are ones and zeros, and hide what is left out."""
+    generator = torch.Generator().manual_seed(5)
+    for parameter in model.parameters():
+        if parameter.dim() == 1:
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.3)
+    return model
 
 
 def draft_for(target: PreTrainedModel, kind: str) -> LoadedModel | None:
