@@ -55,16 +55,19 @@ def open_source(name: str, home: Path, on_progress: Callable[[str], None]) -> Mo
             tokenizer = read_tokenizer(folder, arguments)
     except HelixError:
         raise
-    except ImportError as error:  # transformers asks for packages of its own, such as protobuf for some tokenizers
-        raise ModelError(
-            f"model {name} needs a Python package that is not installed: {' '.join(str(error).split())}"
-        ) from error
     except Exception as error:  # its readers raise anything over a damaged file
+        if isinstance(error, ImportError) and _has_tokenizer(checkpoint):  # protobuf, for the tokenizers of some files
+            missing = " ".join(str(error).split())
+            raise ModelError(f"model {name} needs a Python package that is not installed: {missing}") from error
         raise ModelNotFoundError(
             f"model {name}: its configuration or tokenizer cannot be read from {checkpoint.folder} "
             f"({type(error).__name__}: {error}); fetch the model again, tokenizer files included"
         ) from error
     return ModelSource(checkpoint, config, tokenizer)
+
+
+def _has_tokenizer(checkpoint: Checkpoint) -> bool:
+    return checkpoint.gguf_file is not None or next(checkpoint.folder.glob("tokenizer*"), None) is not None
 
 
 def read_weights(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
