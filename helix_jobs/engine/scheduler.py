@@ -196,6 +196,8 @@ class Scheduler:
         """Start waiting sequences while slots, budget and blocks last."""
         if not self.waiting or len(self.running) >= self.batch_limit or budget <= 0:
             return
+        if self.running and _SPARE_BLOCKS * len(self.running) >= self._pool.num_free:
+            return  # nobody has room, as everybody needs a block of its own: spare the look at the queue
         candidates = self._candidates()
         computing = {prefix for sequence in self.running for prefix in sequence.table.unfrozen_prefixes}
         while candidates and len(self.running) < self.batch_limit and budget > 0:

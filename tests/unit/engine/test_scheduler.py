@@ -110,6 +110,25 @@ def test_discarded_blocks_are_shared_with_nobody():
     assert not set(b.table.blocks) & {*a.table.blocks, *c.table.blocks}
 
 
+def test_a_sequence_computed_again_for_safety_trusts_nobody_s_blocks():
+    scheduler, pool = make()
+    add(scheduler, pool, "a", 13, shared=8)
+    carry_out(scheduler.schedule())
+    b = add(scheduler, pool, "b", 13, shared=8)
+    b.was_recomputed = True
+    assert [(p.sequence, p.num_tokens) for p in scheduler.schedule().prefills] == [(b, 13)]
+
+
+def test_what_the_last_step_of_a_sequence_completed_is_shared_too():
+    scheduler, pool = make()
+    add(scheduler, pool, "a", 13, shared=12, max_tokens=1)
+    carry_out(scheduler.schedule())
+    scheduler.drop_finished()
+    b = add(scheduler, pool, "b", 13, shared=12)
+    scheduler.schedule()
+    assert b.cached_prompt_tokens == 12
+
+
 def test_an_abort_is_found_wherever_the_sequence_stands():
     scheduler, pool = make(max_batch_size=1)
     a, b, c = (add(scheduler, pool, name, 4) for name in "abc")
