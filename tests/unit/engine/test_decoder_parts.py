@@ -1,0 +1,153 @@
+"""The decoder's parts alone: packed weights, norms on either path, rotary tables that grow."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional
+
+from helix_jobs.engine.decoder import linear as linear_module
+from helix_jobs.engine.decoder.linear import DenseLinear
+from helix_jobs.engine.decoder.norms import LayerNorm, RmsNorm
+from helix_jobs.engine.decoder.rotary import RotaryTable
+
+CPU = torch.device("cpu")
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def dense(dtype: torch.dtype = torch.float32, *, bias: bool = True) -> DenseLinear:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn((96, 64), generator=generator) / 8
+    return DenseLinear(weight.to(dtype), torch.randn(96, generator=generator).to(dtype) if bias else None)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_packing_changes_neither_products_nor_what_they_are_added_to(dtype: torch.dtype, *, bias: bool) -> None:
+    plain, packed = dense(dtype, bias=bias), dense(dtype, bias=bias)
+    packed.pack()
+    packed.pack()
+    assert packed.nbytes == plain.nbytes
+    for rows in (0, 1, 2, 15, 16, 17, 130):
+        hidden, residual = torch.randn(rows, 64).to(dtype), torch.randn(rows, 96).to(dtype)
+        kept = hidden.clone(), residual.clone()
+        tolerance = {"atol": 20 * torch.finfo(dtype).eps, "rtol": 4 * torch.finfo(dtype).eps}
+        assert torch.allclose(packed(hidden), plain(hidden), **tolerance)
+        assert torch.allclose(packed.add_to(residual, hidden), plain.add_to(residual, hidden), **tolerance)
+        assert packed(hidden).shape == (rows, 96)
+        assert torch.equal(hidden, kept[0])
+        assert torch.equal(residual, kept[1])
+
+
+def test_a_packed_weight_is_not_handed_out() -> None:
+    layer = dense()
+    assert layer.weight.shape == (96, 64)
+    layer.pack()
+    if not layer._is_packed:
+        pytest.skip("this build of torch has no packed products")
+    with pytest.raises(AssertionError, match="cannot be read back"):
+        _ = layer.weight
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("no oneDNN"), AttributeError("_reorder_linear_weight")])
+def test_without_packed_products_the_plain_ones_serve(monkeypatch: pytest.MonkeyPatch, fault: Exception) -> None:
+    def fail(_: torch.Tensor) -> torch.Tensor:
+        raise fault
+
+    monkeypatch.setattr(linear_module, "_pack", fail)
+    linear_module._can_pack.cache_clear()
+    try:
+        layer = dense()
+        layer.pack()
+        assert layer.weight.shape == (96, 64)
+        assert layer(torch.ones(2, 64)).shape == (2, 96)
+    finally:
+        linear_module._can_pack.cache_clear()
+
+
+def test_packed_products_that_are_wrong_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear_module, "_pack", lambda weight: torch.zeros_like(weight).to_mkldnn())
+    linear_module._can_pack.cache_clear()
+    try:
+        assert not linear_module._can_pack(torch.float32)
+    finally:
+        linear_module._can_pack.cache_clear()
+
+
+def test_stacked_layers_give_what_each_gives_side_by_side() -> None:
+    weights = [torch.randn(rows, 64) for rows in (48, 16, 16)]
+    biases = [torch.randn(48), None, torch.randn(16)]
+    hidden = torch.randn(5, 64)
+    expected = [functional.linear(hidden, w, b) for w, b in zip(weights, biases, strict=True)]
+    assert torch.allclose(DenseLinear.stacked(weights, biases)(hidden), torch.cat(expected, dim=1), atol=1e-5)
+    assert DenseLinear.stacked(weights, [None] * 3).bias is None
+    alone = DenseLinear.stacked(weights[:1], biases[:1])
+    assert alone.weight is weights[0]  # nothing to stack, nothing copied
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_the_norm_for_devices_without_a_fused_one_is_the_same(dtype: torch.dtype) -> None:
+    weight, hidden = torch.randn(64).to(dtype), (3 * torch.randn(7, 64)).to(dtype)
+    fused, plain = RmsNorm(weight, 1e-5), RmsNorm(weight, 1e-5)
+    plain._is_fused = False
+    exact = hidden.double() * torch.rsqrt(hidden.double().square().mean(-1, keepdim=True) + 1e-5) * weight.double()
+    for norm in (fused, plain):
+        got = norm(hidden)
+        assert got.dtype == dtype
+        assert torch.allclose(got.double(), exact, rtol=4 * torch.finfo(dtype).eps, atol=1e-6)
+
+
+def test_a_float32_weight_is_not_rounded_to_the_activations() -> None:
+    weight = torch.full((64,), 1.001)  # what Gemma's one plus a small weight is; bfloat16 has no such number
+    hidden = torch.ones(1, 64, dtype=torch.bfloat16)
+    assert RmsNorm(weight * 1000, 0.0)(hidden)[0, 0] == torch.tensor(1001.0).bfloat16()
+
+
+def test_a_layer_norm_without_bias() -> None:
+    hidden = torch.randn(3, 64)
+    assert torch.allclose(LayerNorm(torch.ones(64), None, 1e-5)(hidden).mean(-1), torch.zeros(3), atol=1e-5)
+
+
+def table(rotary_dim: int = 8, head_dim: int = 8, scaling: float = 1.0) -> RotaryTable:
+    frequencies = 10000.0 ** -(torch.arange(0, rotary_dim, 2) / rotary_dim)
+    return RotaryTable(frequencies, scaling, head_dim, torch.float32, CPU)
+
+
+def test_a_rotary_table_grows_and_keeps_what_it_had() -> None:
+    rotary = table()
+    first, _ = rotary.tables(1)
+    again, _ = rotary.tables(len(first))
+    assert again is first
+    longer, _ = rotary.tables(len(first) + 1)
+    assert len(longer) == 2 * len(first)
+    assert torch.equal(longer[: len(first)], first)
+
+
+def test_scores_depend_on_the_distance_alone() -> None:
+    rotary = table()
+    query, key = torch.randn(1, 1, 8), torch.randn(1, 1, 8)
+
+    def score(query_position: int, key_position: int) -> float:
+        turned = [
+            rotary.rotate(heads, rotary.at(torch.tensor([position]), position + 1))
+            for heads, position in ((query, query_position), (key, key_position))
+        ]
+        return float((turned[0] * turned[1]).sum())
+
+    assert score(5, 2) == pytest.approx(score(3003, 3000), abs=1e-3)
+    assert score(5, 2) != pytest.approx(score(6, 2), abs=1e-3)
+
+
+def test_what_exceeds_the_rotary_part_is_not_turned() -> None:
+    rotary = table(rotary_dim=4, head_dim=8)
+    heads = torch.randn(2, 3, 8)
+    turned = rotary.rotate(heads, rotary.at(torch.tensor([0, 7]), 8))
+    assert torch.equal(turned[:, :, 4:], heads[:, :, 4:])
+    assert torch.equal(turned[0], heads[0])  # position 0
+    assert not torch.allclose(turned[1, :, :4], heads[1, :, :4])
+
+
+def test_the_attention_factor_scales_what_is_turned() -> None:
+    heads, position = torch.randn(1, 2, 8), torch.tensor([3])
+    plain, scaled = (t.rotate(heads, t.at(position, 4)) for t in (table(), table(scaling=1.5)))
+    assert torch.allclose(scaled, 1.5 * plain)
