@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from model_files import edit_config, load, save_checkpoint
-from tiny_models import VOCAB_SIZE, reference_logits, request, tiny_model
+from tiny_models import VOCAB_SIZE, reference_logits, request, tiny_config, tiny_model
 from transformers.activations import ACT2FN
 
-from helix_jobs.engine.architecture import SUPPORTED_MODEL_TYPES, context_limits
+from helix_jobs.engine.architecture import SUPPORTED_MODEL_TYPES, check_architecture, context_limits
 from helix_jobs.engine.config import CacheConfig, EngineConfig
 from helix_jobs.engine.decoder.activations import ACTIVATIONS
 from helix_jobs.engine.engine import Engine
@@ -168,3 +168,35 @@ def test_long_rotary_scaling_is_served_up_to_where_it_sets_in(tmp_path: Path, ca
     assert context_limits(model.config) == {"positions": 256, "sliding window": 128, "original context": 64}
     assert load(save_checkpoint(tmp_path, model)).max_context == 64
     assert "serves 64 of its 256 tokens of context: its original context ends there" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture", "settings", "context"),
+    [
+        ("Mistral-7B-v0.1", "mistral", {"max_position_embeddings": 32768, "sliding_window": 4096}, 4096),
+        ("Mistral-7B-v0.3", "mistral", {"max_position_embeddings": 32768, "sliding_window": None}, 32768),
+        ("Phi-3-mini-4k", "phi3", {"max_position_embeddings": 4096, "sliding_window": 2047}, 2047),
+        (
+            "Phi-3.5-mini",
+            "phi3",
+            {
+                "max_position_embeddings": 131072,
+                "original_max_position_embeddings": 4096,
+                "sliding_window": 262144,
+                "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4},
+            },
+            4096,
+        ),
+        (
+            "Qwen2.5-7B",
+            "qwen2",
+            {"max_position_embeddings": 32768, "sliding_window": 131072, "use_sliding_window": False},
+            32768,
+        ),
+        ("gpt2", "gpt2", {"max_position_embeddings": 1024}, 1024),
+    ],
+)
+def test_how_far_known_models_are_served(name: str, architecture: str, settings: dict[str, Any], context: int) -> None:
+    config = tiny_config(architecture, **settings)
+    check_architecture(name, config)
+    assert min(context_limits(config).values()) == context

@@ -64,7 +64,7 @@ class Case:
 CASES = [
     *(Case(architecture, changes=False) for architecture in ARCHITECTURES),
     *(Case(architecture, {"tie_word_embeddings": True}) for architecture in ARCHITECTURES),
-    *(Case(architecture, {"head_dim": 16}) for architecture in ("llama", "mistral", "qwen2", "qwen3", "gemma")),
+    *(Case(architecture, {"head_dim": 16}) for architecture in ("llama", "mistral", "qwen2", "qwen3", "gemma", "phi3")),
     *(Case(architecture, {"attention_bias": True}) for architecture in ("llama", "qwen3", "gemma")),
     *(Case("llama", {"num_key_value_heads": heads}) for heads in (1, 6)),
     Case("llama", {"mlp_bias": True}),

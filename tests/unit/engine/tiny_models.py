@@ -49,10 +49,9 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return made
 
 
-def tiny_model(architecture: str = "llama", seed: int = 0, vocab_size: int = VOCAB_SIZE, **overrides: Any) -> Any:
-    """A random model whose greedy outputs vary: wide initial weights keep its logits far apart."""
+def tiny_config(architecture: str = "llama", **overrides: Any) -> Any:
     settings = {
-        "vocab_size": vocab_size,
+        "vocab_size": VOCAB_SIZE,
         "hidden_size": 48,
         "intermediate_size": 80,
         "num_hidden_layers": 2,
@@ -68,7 +67,12 @@ def tiny_model(architecture: str = "llama", seed: int = 0, vocab_size: int = VOC
         "sliding_window": None,
         **overrides,
     }
-    config = AutoConfig.for_model(architecture, **settings)
+    return AutoConfig.for_model(architecture, **settings)
+
+
+def tiny_model(architecture: str = "llama", seed: int = 0, vocab_size: int = VOCAB_SIZE, **overrides: Any) -> Any:
+    """A random model whose greedy outputs vary: wide initial weights keep its logits far apart."""
+    config = tiny_config(architecture, vocab_size=vocab_size, **overrides)
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
     return model.eval().requires_grad_(requires_grad=False)
