@@ -26,17 +26,18 @@ def load(home, draft):
     return load_models("demo", draft, device=torch.device("cpu"), dtype="float32", home=home)
 
 
-def test_24_spec_bench_prompts_equal_transformers(demo_home):
+@pytest.fixture(scope="module")
+def references(demo_home):
+    """Each prompt as the engine encodes it, with transformers' own greedy output."""
+    models = load(demo_home, "none")
+    engine = Engine(models, EngineConfig(max_batch_size=1), CacheConfig(num_blocks=100))
     prompts = [json.loads(line)["prompt"] for line in PROMPTS.read_text(encoding="utf-8").splitlines()]
     assert len(prompts) == 24
-    models = load(demo_home, "int8")
-    engine = Engine(
-        models,
-        EngineConfig(max_batch_size=16, speculation=SpeculationConfig(depth=4)),
-        CacheConfig(num_blocks=900),
-    )
-    requests = [
-        engine.encode(
+    model = AutoModelForCausalLM.from_pretrained(ensure_demo_model(demo_home, print), dtype=torch.float32).eval()
+    eos = sorted(models.eos_token_ids)
+    references = []
+    for i, prompt in enumerate(prompts):
+        request = engine.encode(
             Request(
                 request_id=str(i),
                 messages=({"role": "user", "content": prompt},),
@@ -44,18 +45,9 @@ def test_24_spec_bench_prompts_equal_transformers(demo_home):
                 sampling_params=SamplingParams(max_tokens=MAX_TOKENS),
             )
         )
-        for i, prompt in enumerate(prompts)
-    ]
-    results = engine.generate(requests)
-    engine.check_integrity()
-    assert sum(r.accepted_tokens for r in results) > 0.5 * sum(r.draft_tokens for r in results)
-
-    reference = AutoModelForCausalLM.from_pretrained(ensure_demo_model(demo_home, print), dtype=torch.float32).eval()
-    eos = sorted(models.eos_token_ids)
-    for request, result in zip(requests, results, strict=True):
         # [1, prompt_tokens]
         ids = torch.tensor([request.prompt_token_ids])
-        out = reference.generate(
+        out = model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
             do_sample=False,
@@ -66,5 +58,24 @@ def test_24_spec_bench_prompts_equal_transformers(demo_home):
         expected = out[0, ids.shape[1] :].tolist()
         if expected[-1] in eos:
             expected.pop()
+        references.append((request, expected))
+    return references
+
+
+@pytest.mark.parametrize(
+    "speculation",
+    [SpeculationConfig(depth=4, adaptive=False), SpeculationConfig(lookup=True)],
+    ids=["fixed-depth", "adaptive-with-lookup"],
+)
+def test_24_spec_bench_prompts_equal_transformers(demo_home, references, speculation):
+    models = load(demo_home, "int8")
+    engine = Engine(models, EngineConfig(max_batch_size=16, speculation=speculation), CacheConfig(num_blocks=900))
+    results = engine.generate(request for request, _ in references)
+    engine.check_integrity()
+    if not speculation.adaptive:
+        drafted = sum(r.draft_tokens for r in results)
+        assert drafted > 0
+        assert sum(r.accepted_tokens for r in results) > 0.5 * drafted
+    for (request, expected), result in zip(references, results, strict=True):
         assert list(result.output_token_ids) == expected, f"prompt {request.request_id}"
         assert result.output_text == models.tokenizer.decode(expected, skip_special_tokens=True)
