@@ -128,12 +128,12 @@ def draw_svg(series: tuple[Series, ...], title: str, subtitle: str) -> str:
 
 
 def nice_step(highest: float) -> float:
-    """The distance of the axis' ticks: 1, 2 or 5 times a power of ten, about five ticks in all."""
+    """The distance of the axis' ticks: 1, 2, 2.5 or 5 times a power of ten, about five ticks in all."""
     if highest <= 0:
         return 1.0
     rough = highest / _TICKS
     power = 10.0 ** math.floor(math.log10(rough))
-    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
+    return next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * (1 - 1e-9))
 
 
 def _line(line: Series, colour: str, dots: list[tuple[float, float]], left: float, middle: float) -> list[str]:

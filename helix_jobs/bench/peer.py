@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import queue
 import subprocess
 import tempfile
@@ -114,15 +115,20 @@ class PeerProcess:
     Args:
         name: For messages.
         command: The program and its arguments.
+        num_threads: For what takes the number from its environment (OpenMP, before a library's first line runs).
     """
 
-    def __init__(self, name: str, command: Sequence[str]) -> None:
+    def __init__(self, name: str, command: Sequence[str], num_threads: int) -> None:
         self.name = name
         # A file instead of a pipe: nobody has to empty it while the peer computes.
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed by close())
         try:
             self._process = subprocess.Popen(  # noqa: S603  (the interpreter is the caller's choice)
-                list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors
+                list(command),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                env={**os.environ, "OMP_NUM_THREADS": str(num_threads)},
             )
         except OSError as error:
             self._errors.close()

@@ -54,7 +54,7 @@ def start_peer(
         kv_cache_bytes=shelf.kv_cache_bytes(batch_size, requests),
         num_threads=torch.get_num_threads(),
     )
-    return PeerProcess(name, peer_command(name, python)), job
+    return PeerProcess(name, peer_command(name, python), job.num_threads), job
 
 
 def _gguf_file(name: str, target: Checkpoint) -> Path:

@@ -102,6 +102,11 @@ def extraction(index: int) -> str:
     return f"Repeat the following text word for word, but write 'the tower' for 'the river'.\n\n{text(index, 90)}"
 
 
+def owner(index: int) -> str:
+    """A person and a subject; the first 80 differ."""
+    return f"{_NAMES[index % len(_NAMES)]}, who keeps the notes on {TOPICS[index % len(TOPICS)]}"
+
+
 def conversation(index: int) -> tuple[dict[str, str], ...]:
     """Chat messages: a system prompt and one to three questions, the earlier ones answered."""
     topic = TOPICS[index % len(TOPICS)]

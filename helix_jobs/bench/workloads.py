@@ -182,14 +182,14 @@ def _shared_prefix(indices: Sequence[int], variant: str, length: int, encode: En
 
     def ask(index: int, num_words: int, mark: str) -> Request:
         rules = f"{mark}You answer questions about this handbook. {prompts.text(0, num_words)}"
-        question = f"{index + 1} + {index + 2} = ?"
+        question = f"{prompts.owner(index)}, asks for page {index + 1}. What do you say?"
         return _ask({"role": "system", "content": rules}, {"role": "user", "content": question})
 
     def shared(num_words: int) -> int:
         return _common(encode(ask(0, num_words, "")), encode(ask(1, num_words, "")))
 
     num_words = _smallest(length, shared)
-    return [ask(index, num_words, f"{index} " if variant == "distinct" else "") for index in indices]
+    return [ask(index, num_words, f"{index + 1}: {prompts.owner(index)}. " if variant == "distinct" else "") for index in indices]
 
 
 def _repetitive(indices: Sequence[int], _variant: str, _length: int, _encode: Encode) -> list[Request]:

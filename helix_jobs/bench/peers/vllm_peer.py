@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 _GIBIBYTE = 1 << 30
+_VARIABLES = ("VLLM_CPU_KVCACHE_SPACE", "VLLM_CPU_OMP_THREADS_BIND")
 
 
 def version() -> str:
@@ -21,6 +22,14 @@ def load(job: dict[str, Any]) -> Peer:
     # Read when vllm is imported.
     space = -(-int(job["kv_cache_bytes"]) // _GIBIBYTE)
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, space)))
+    # It binds a thread to every core by itself, whatever OMP_NUM_THREADS says; with all of them to have, it is left to
+    # its own choice.
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = sorted(affinity(0)) if affinity else list(range(os.cpu_count() or 1))
+    if job["num_threads"] < len(cores):
+        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", ",".join(map(str, cores[: job["num_threads"]])))
+    else:
+        os.environ.pop("OMP_NUM_THREADS", None)
     return Peer(job)
 
 
@@ -36,7 +45,7 @@ class Peer:
             "max_model_len": job["max_model_len"],
         }
         self._llm = LLM(model=job["model"], disable_log_stats=True, **arguments)
-        self.settings = {**arguments, "VLLM_CPU_KVCACHE_SPACE": os.environ["VLLM_CPU_KVCACHE_SPACE"]}
+        self.settings = {**arguments, **{name: os.environ.get(name) for name in _VARIABLES}}
 
     def prepare(self) -> None:
         """A round must not find the last one's prompts computed."""
