@@ -19,6 +19,7 @@ LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 LOG_FORMATS: Final = ("text", "json")
 DTYPES: Final = ("auto", "float32", "float16", "bfloat16", "int8")
 MAX_DEPTH: Final = 16
+COMPILE_CHOICES: Final = ("auto", "on", "off")
 ENGINES: Final = ("helix", "fake")
 
 
@@ -35,6 +36,7 @@ class Settings:
             ``lookup+``, or ``none``.
         device: HELIX_DEVICE; None picks the first available (DirectML, CUDA/ROCm, XPU, MPS, CPU).
         dtype: HELIX_DTYPE; ``auto`` takes the best the device has for the checkpoint, ``int8`` quantises the target.
+        compile: HELIX_COMPILE; ``auto`` compiles CPU kernels where there is a C++ compiler, ``on`` insists.
         max_batch_size: HELIX_MAX_BATCH_SIZE; sequences that run at once.
         speculation_depth: HELIX_SPECULATION_DEPTH; None (``auto``) chooses each step, a number is a fixed K, 0 off.
         kv_cache_mb: HELIX_KV_CACHE_MB; memory for keys and values of both models, None sizes it from free memory.
@@ -51,6 +53,7 @@ class Settings:
     draft_model: str = "lookup+int8"
     device: str | None = None
     dtype: str = "auto"
+    compile: str = "auto"
     max_batch_size: int = 32
     speculation_depth: int | None = None
     kv_cache_mb: int | None = None
@@ -76,6 +79,7 @@ class Settings:
             draft_model=values.get("HELIX_DRAFT_MODEL", "lookup+int8"),
             device=values.get("HELIX_DEVICE"),
             dtype=_choice(values, "HELIX_DTYPE", DTYPES, "auto"),
+            compile=_choice(values, "HELIX_COMPILE", COMPILE_CHOICES, "auto"),
             max_batch_size=_integer(values, "HELIX_MAX_BATCH_SIZE", 32, 1, 4096),
             speculation_depth=_depth(values),
             kv_cache_mb=_integer(values, "HELIX_KV_CACHE_MB", None, 1, 10_000_000),

@@ -44,6 +44,13 @@ def _read_depth(_context: click.Context, _option: click.Parameter, text: str | N
     help="Device: directml, cuda, rocm, xpu, mps or cpu, with an index such as cuda:1; default: the first available.",
 )
 @click.option("--dtype", type=click.Choice(DTYPES), help="Number format of the weights; int8 quantises the target too.")
+@click.option(
+    "--compile/--no-compile",
+    "compile",
+    default=None,
+    callback=lambda _context, _option, value: None if value is None else "on" if value else "off",
+    help="CPU kernels compiled on this machine; default: where there is a C++ compiler.",
+)
 @click.option("--max-batch-size", type=click.IntRange(1, 4096), help="Sequences that run at once.")
 @click.option(
     "--speculation-depth",

@@ -7,7 +7,7 @@ per sequence, and DirectML has no kernel for it at all.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import torch
 
@@ -15,7 +15,13 @@ if TYPE_CHECKING:
     from helix_jobs.engine.decoder.decoder import DecoderLayer
     from helix_jobs.engine.decoder.rotary import RotaryTable, Rotation
     from helix_jobs.engine.kv_cache import PagedKVCache
+    from helix_jobs.engine.native.kernels import NativeKernels
     from helix_jobs.engine.step_layout import AttentionGroup, StepLayout
+
+
+# Up to so many new tokens a sequence is attended for directly by compiled kernels. Trade-off: beyond, reading the cache
+# once for many queries by dense products pays for gathering it.
+MAX_DIRECT_QUERIES: Final = 17
 
 
 class AttentionClock:
@@ -77,7 +83,61 @@ def attend(  # noqa: PLR0917  (one call site; a keyword call costs more, and it 
     # [T, num_heads, head_dim] and [T, num_kv_heads, head_dim]
     queries, keys = turning.split((num_heads, num_kv_heads), dim=1)
     cache.write(index, layout.write_rows, keys.reshape(-1, head_dim), values.reshape(-1, head_dim))
-    factor = layer.scaling
+    return _solve_groups(layout, queries, cache, index, layer.scaling)
+
+
+def attend_natively(  # noqa: PLR0917  (as above)
+    qkv: torch.Tensor,
+    index: int,
+    layer: DecoderLayer,
+    num_heads: int,
+    tables: tuple[torch.Tensor, torch.Tensor] | None,
+    cache: PagedKVCache,
+    layout: StepLayout,
+    native: NativeKernels,
+) -> torch.Tensor:
+    """``attend`` with compiled kernels: few queries a sequence are solved straight from the cache, nothing is gathered.
+
+    Long prompt chunks are still solved as dense groups: there the matrix products of torch are faster.
+
+    Args:
+        qkv: As for ``attend``.
+        index: As for ``attend``.
+        layer: As for ``attend``.
+        num_heads: As for ``attend``.
+        tables: Cosines and signed sines by position; None rotates nothing.
+        cache: As for ``attend``.
+        layout: As for ``attend``.
+        native: The kernels.
+    """
+    num_kv_heads, head_dim = cache.geometry.num_kv_heads, cache.geometry.head_dim
+    if layer.query_norm is not None and layer.key_norm is not None:
+        heads = qkv.view(layout.num_tokens, num_heads + 2 * num_kv_heads, head_dim)
+        queries, keys, values = heads.split((num_heads, num_kv_heads, num_kv_heads), dim=1)
+        qkv = torch.cat((layer.query_norm(queries), layer.key_norm(keys), values), dim=1)
+    # [T, num_heads * head_dim]
+    queries = native.rotate_and_store(
+        qkv.contiguous(), layout.positions, layout.write_rows, tables, cache.keys[index], cache.values[index],
+        num_heads, num_kv_heads, head_dim,
+    )  # fmt: skip
+    direct = layout.direct
+    if direct is None:
+        return _solve_groups(layout, queries.view(-1, num_heads, head_dim), cache, index, layer.scaling)
+    output = torch.empty_like(queries)
+    native.paged_attention(
+        queries, cache.keys[index], cache.values[index], direct.slices, direct.blocks, output, num_heads, num_kv_heads,
+        head_dim, cache.block_size, layer.scaling,
+    )  # fmt: skip
+    if layout.groups:
+        rest = _solve_groups(layout, queries.view(-1, num_heads, head_dim), cache, index, layer.scaling)
+        output.narrow(0, direct.num_tokens, len(rest)).copy_(rest)
+    return output
+
+
+def _solve_groups(
+    layout: StepLayout, queries: torch.Tensor, cache: PagedKVCache, index: int, factor: float
+) -> torch.Tensor:
+    """Solve every group; return the outputs of their tokens in packed order, ``[n, num_heads * head_dim]``."""
     if queries.dtype is torch.float16:
         # An unscaled product can leave float16's range; elsewhere scaling the fp32 scores rounds less.
         queries, factor = queries * factor, 1.0

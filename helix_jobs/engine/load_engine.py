@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,13 +15,18 @@ from helix_jobs.engine.cost_profile import CostProfileFile
 from helix_jobs.engine.devices import free_memory
 from helix_jobs.engine.engine import Engine
 from helix_jobs.engine.model_loader import describe_device, get_device, load_models
+from helix_jobs.engine.native.kernels import load_kernels
+from helix_jobs.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from helix_jobs.engine.config import CacheConfig
     from helix_jobs.engine.model_loader import LoadedModels
     from helix_jobs.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 
 def load_engine(settings: Settings, on_progress: Callable[[str], None] | None = None) -> Engine:
@@ -39,6 +47,7 @@ def load_engine(settings: Settings, on_progress: Callable[[str], None] | None = 
         home=settings.home,
         on_progress=on_progress,
     )
+    models = with_compiled_kernels(models, settings.compile, settings.home / "native", on_progress)
     config = EngineConfig(
         max_batch_size=settings.max_batch_size, speculation=speculation_config(settings.speculation_depth, draft)
     )
@@ -54,6 +63,41 @@ def load_engine(settings: Settings, on_progress: Callable[[str], None] | None = 
     if kept is None and measured is not None:
         file.write(measured)
     return engine
+
+
+def with_compiled_kernels(
+    models: LoadedModels, when: str, folder: Path, on_progress: Callable[[str], None] | None = None
+) -> LoadedModels:
+    """Let the models compute with kernels compiled for this machine.
+
+    Args:
+        models: Loaded and packed.
+        when: ``on``, ``off``, or ``auto``: where it can be done.
+        folder: Keeps the compiled library.
+        on_progress: Told in one line what came of it.
+
+    Raises:
+        ConfigurationError: ``on``, and they are not for this device or dtype or cannot be compiled.
+    """
+    report = on_progress or logger.info
+    decoder = models.target.decoder
+    if when == "off":
+        return models
+    started = time.perf_counter()
+    try:
+        kernels = load_kernels(folder, decoder.dtype, decoder.device)
+    except ConfigurationError as error:
+        if when == "on":
+            raise
+        if decoder.device.type == "cpu":
+            report(f"going on without compiled kernels: {error}")
+        return models
+    report(f"compiled kernels ready after {time.perf_counter() - started:.1f} s")
+    target = replace(models.target, decoder=decoder.with_native(kernels))
+    draft = models.draft
+    if draft is not None and draft.decoder.dtype == decoder.dtype:
+        draft = replace(draft, decoder=draft.decoder.with_native(kernels))
+    return replace(models, target=target, draft=draft)
 
 
 def speculation_config(depth: int | None, draft: DraftSpec) -> SpeculationConfig:
@@ -90,6 +134,7 @@ def _identity(models: LoadedModels, config: EngineConfig) -> dict[str, str]:
         "draft": "none" if models.draft is None else f"{models.draft.name} {models.draft.dtype_name}",
         "threads": str(torch.get_num_threads()),
         "torch": torch.__version__,
+        "kernels": "torch" if models.target.decoder.native is None else "compiled",
         "max_batch_size": str(config.max_batch_size),
         "max_depth": str(config.speculation.max_depth),
     }

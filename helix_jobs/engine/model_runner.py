@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from helix_jobs.engine.attention import AttentionClock
+from helix_jobs.engine.attention import MAX_DIRECT_QUERIES, AttentionClock
 from helix_jobs.engine.kv_cache import PagedKVCache
 from helix_jobs.engine.step_layout import plan_step
 
@@ -32,7 +32,13 @@ class ModelRunner:
 
     def plan(self, slices: Sequence[TokenSlice]) -> StepLayout:
         """Pack slices for this model's cache."""
-        return plan_step(slices, self.cache.geometry, self.cache.block_size, self._device)
+        return plan_step(
+            slices,
+            self.cache.geometry,
+            self.cache.block_size,
+            self._device,
+            max_direct_queries=0 if self.decoder.native is None else MAX_DIRECT_QUERIES,
+        )
 
     def pack_tokens(self, layout: StepLayout, tokens: Sequence[Sequence[int]]) -> torch.Tensor:
         """Tokens of each input slice, packed in the layout's order: ``[T]`` on the device."""

@@ -164,7 +164,7 @@ class DepthController:
         """Depths for the decoding sequences of the next step, beside ``prefill_tokens`` tokens of prompt chunks."""
         self._step += 1
         decision = self._decide(candidates, prefill_tokens)
-        self._reasons[decision.reason] += 1
+        self._reasons[str(decision.reason)] += 1
         self._num_candidates += len(candidates)
         self._num_model += sum(decision.model_depths)
         self._num_lookup += sum(decision.lookup_depths)

@@ -72,6 +72,21 @@ class AttentionGroup:
 
 
 @dataclass(frozen=True, slots=True)
+class DirectSlices:
+    """Slices that compiled kernels attend for straight from the cache. They come first in packed order.
+
+    Attributes:
+        slices: ``[num_slices, 4]`` int64: first token, number of tokens, start position, first entry in ``blocks``.
+        blocks: Their block tables one behind the other, int32.
+        num_tokens: Tokens of all of them.
+    """
+
+    slices: torch.Tensor
+    blocks: torch.Tensor
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class StepLayout:
     """The packed step.
 
@@ -82,8 +97,9 @@ class StepLayout:
         positions: ``[T]`` position of each token in its sequence.
         num_positions: All positions are below it.
         write_rows: ``[T * num_kv_heads]`` rows of the cache's token view, token-major.
-        groups: Dense attention problems that cover every token once.
-        output_rows: ``[T]`` where each packed token's attention output stands in the concatenated group outputs; None
+        direct: Slices that need no group, or None.
+        groups: Dense attention problems that cover every other token once.
+        output_rows: ``[T]`` where each of these tokens' attention output stands in the concatenated group outputs; None
             when the concatenation is already in packed order.
     """
 
@@ -93,6 +109,7 @@ class StepLayout:
     positions: torch.Tensor
     num_positions: int
     write_rows: torch.Tensor
+    direct: DirectSlices | None
     groups: tuple[AttentionGroup, ...]
     output_rows: torch.Tensor | None
 
@@ -108,7 +125,12 @@ class _Piece:
 
 
 def plan_step(
-    slices: Sequence[TokenSlice], geometry: CacheGeometry, block_size: int, device: torch.device
+    slices: Sequence[TokenSlice],
+    geometry: CacheGeometry,
+    block_size: int,
+    device: torch.device,
+    *,
+    max_direct_queries: int = 0,
 ) -> StepLayout:
     """Pack slices and plan their attention.
 
@@ -117,12 +139,15 @@ def plan_step(
         geometry: The model's key-value shape.
         block_size: Tokens a block.
         device: Where the index tensors go.
+        max_direct_queries: Slices of at most so many tokens form no group, but are attended for directly.
     """
+    direct = [index for index, part in enumerate(slices) if part.num_tokens <= max_direct_queries]
     pieces_by_key: dict[tuple[int, int], list[_Piece]] = {}
     for piece in _cut(slices, block_size):
-        pieces_by_key.setdefault(_group_key(piece), []).append(piece)
+        if slices[piece.slice_index].num_tokens > max_direct_queries:
+            pieces_by_key.setdefault(_group_key(piece), []).append(piece)
     grouped = [pieces_by_key[key] for key in sorted(pieces_by_key)]
-    order = tuple(dict.fromkeys(piece.slice_index for pieces in grouped for piece in pieces))
+    order = (*direct, *dict.fromkeys(piece.slice_index for pieces in grouped for piece in pieces))
     offsets = [0] * len(slices)
     num_tokens = 0
     for index in order:
@@ -140,6 +165,7 @@ def plan_step(
     write_rows = (blocks[:, None] * geometry.num_kv_heads + heads) * block_size + (positions % block_size)[:, None]
 
     groups = []
+    num_direct = sum(slices[index].num_tokens for index in direct)
     output_rows = np.empty(num_tokens, dtype=np.int64)
     done = 0
     for pieces in grouped:
@@ -147,7 +173,8 @@ def plan_step(
         output_rows[token_rows] = done + places
         done += group.num_rows * group.num_queries
         groups.append(group)
-    in_order = done == num_tokens and bool((output_rows == np.arange(num_tokens)).all())
+    output_rows = output_rows[num_direct:]
+    in_order = done == len(output_rows) and bool((output_rows == np.arange(done)).all())
     return StepLayout(
         num_tokens=num_tokens,
         order=order,
@@ -155,9 +182,22 @@ def plan_step(
         positions=_upload(positions, device),
         num_positions=int(positions.max()) + 1,
         write_rows=_upload(write_rows.reshape(-1), device),
+        direct=_direct_slices(direct, slices, offsets, num_direct, block_size) if direct else None,
         groups=tuple(groups),
         output_rows=None if in_order else _upload(output_rows, device),
     )
+
+
+def _direct_slices(
+    direct: Sequence[int], slices: Sequence[TokenSlice], offsets: Sequence[int], num_tokens: int, block_size: int
+) -> DirectSlices:
+    rows: list[tuple[int, int, int, int]] = []
+    blocks: list[int] = []
+    for index in direct:
+        part = slices[index]
+        rows.append((offsets[index], part.num_tokens, part.start, len(blocks)))
+        blocks.extend(part.blocks[: -(-(part.start + part.num_tokens) // block_size)])
+    return DirectSlices(torch.tensor(rows, dtype=torch.int64), torch.tensor(blocks, dtype=torch.int32), num_tokens)
 
 
 def _cut(slices: Sequence[TokenSlice], block_size: int) -> list[_Piece]:

@@ -7,12 +7,15 @@ work on padding, and no operator that a device lacks.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from torch.nn import functional
 
-from helix_jobs.engine.attention import attend
+from helix_jobs.engine.attention import attend, attend_natively
+from helix_jobs.engine.decoder.int8_linear import Int8Linear
+from helix_jobs.engine.decoder.norms import RmsNorm
+from helix_jobs.engine.native.kernels import HEAD_DIMS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from helix_jobs.engine.decoder.norms import Norm
     from helix_jobs.engine.decoder.rotary import RotaryTable
     from helix_jobs.engine.kv_cache import CacheGeometry, PagedKVCache
+    from helix_jobs.engine.native.kernels import NativeKernels
     from helix_jobs.engine.step_layout import StepLayout
 
 
@@ -73,6 +77,7 @@ class Decoder:
         has_parallel_residual: Attention and MLP read the same input (GPT-NeoX).
         dtype: Of activations.
         device: Where everything is.
+        native: Compiled kernels, or None; see ``with_native``.
     """
 
     geometry: CacheGeometry
@@ -89,6 +94,7 @@ class Decoder:
     has_parallel_residual: bool
     dtype: torch.dtype
     device: torch.device
+    native: NativeKernels | None = None
 
     @property
     def num_embeddings(self) -> int:
@@ -106,6 +112,22 @@ class Decoder:
         for layer in self.layers:
             products += (layer.qkv, layer.attention_out, layer.mlp_in, layer.mlp_out)
         return [*products, self.head]
+
+    def with_native(self, native: NativeKernels) -> Decoder:
+        """The same model, computing with compiled kernels where there is one; unchanged if not for its attention."""
+        if self.geometry.head_dim not in HEAD_DIMS:
+            return self
+        norms = [self.final_norm]
+        for layer in self.layers:
+            norms += [layer.attention_norm, layer.mlp_norm]
+            norms += [norm for norm in (layer.query_norm, layer.key_norm) if norm is not None]
+        for norm in norms:
+            if isinstance(norm, RmsNorm):
+                norm.use(native, self.dtype)
+        for linear in self.linears():
+            if isinstance(linear, Int8Linear):
+                linear.use(native)
+        return replace(self, native=native)
 
     def pack(self) -> None:
         """Lay the weights out for this device's kernels, once and for all."""
@@ -134,13 +156,19 @@ class Decoder:
             # A draft may be asked past its own context, where any guess will do; a target never is.
             positions = layout.positions.clamp(max=len(self.position_embedding) - 1)
             hidden = hidden + functional.embedding(positions, self.position_embedding)
-        rotation = None if self.rotary is None else self.rotary.at(layout.positions, layout.num_positions)
+        tables = None if self.rotary is None else self.rotary.tables(layout.num_positions)
+        rotation = None
+        if self.rotary is not None and self.native is None:
+            rotation = self.rotary.at(layout.positions, layout.num_positions)
         for index, layer in enumerate(self.layers):
             qkv = layer.qkv(layer.attention_norm(hidden))
             if clock is not None:
                 clock.start()
             # [T, num_heads * head_dim]
-            attended = attend(qkv, index, layer, self.num_heads, self.rotary, rotation, cache, layout)
+            if self.native is None:
+                attended = attend(qkv, index, layer, self.num_heads, self.rotary, rotation, cache, layout)
+            else:
+                attended = attend_natively(qkv, index, layer, self.num_heads, tables, cache, layout, self.native)
             if clock is not None:
                 clock.stop()
             if self.has_parallel_residual:
@@ -160,5 +188,7 @@ class Decoder:
         inner = layer.mlp_in(layer.mlp_norm(hidden))
         if not self.is_gated:
             return self.activation(inner)
+        if self.native is not None and self.activation is functional.silu:
+            return self.native.gated_silu(inner)
         gate, up = inner.chunk(2, dim=-1)
         return self.activation(gate) * up

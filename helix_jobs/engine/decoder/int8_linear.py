@@ -26,6 +26,7 @@ from helix_jobs.errors import ConfigurationError
 if TYPE_CHECKING:
     from helix_jobs.engine.decoder.decoder import Decoder
     from helix_jobs.engine.decoder.linear import Linear
+    from helix_jobs.engine.native.kernels import NativeKernels
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class Int8Linear:
         self._scale = scale
         self._bias = bias
         self._zeros: torch.Tensor | None = None  # zero points, once packed
+        self._native: NativeKernels | None = None
 
     @property
     def nbytes(self) -> int:
@@ -64,13 +66,28 @@ class Int8Linear:
         if self._zeros is None and self._weight.device.type == "cpu" and _packs_exactly():
             self._weight, self._zeros = _pack(self._weight)
 
+    def use(self, native: NativeKernels) -> None:
+        """Quantise activations and scale products with compiled kernels from now on, once packed."""
+        self._native = native
+
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """See ``Linear``."""
+        if self._native is not None and self._zeros is not None:
+            return self._native_product(self._native, self._zeros, hidden, None)
         return self._product(hidden).to(hidden.dtype)
 
     def add_to(self, residual: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         """See ``Linear``."""
+        if self._native is not None and self._zeros is not None:
+            return self._native_product(self._native, self._zeros, hidden, residual)
         return self._product(hidden).add_(residual).to(residual.dtype)
+
+    def _native_product(
+        self, native: NativeKernels, zeros: torch.Tensor, hidden: torch.Tensor, residual: torch.Tensor | None
+    ) -> torch.Tensor:
+        rows, row_scale = native.quantize_rows(hidden, _SMALLEST_SCALE, _ZERO)
+        product = _unsigned_product(rows, self._weight, zeros, self._scale)
+        return native.scale_rows(product, row_scale, self._bias, residual, hidden.dtype)
 
     def _product(self, hidden: torch.Tensor) -> torch.Tensor:
         """``[T, out_features]`` float32."""
@@ -108,7 +125,13 @@ def _pack(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _packed_product(rows: torch.Tensor, packed: torch.Tensor, zeros: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """``rows @ weight.T * scale`` in float32. Consumes ``rows``: whole numbers from -127 to 127, as floats."""
-    unsigned = rows.add_(_ZERO).to(torch.uint8)
+    return _unsigned_product(rows.add_(_ZERO).to(torch.uint8), packed, zeros, scale)
+
+
+def _unsigned_product(
+    unsigned: torch.Tensor, packed: torch.Tensor, zeros: torch.Tensor, scale: torch.Tensor
+) -> torch.Tensor:
+    """The same for whole numbers shifted by ``_ZERO``."""
     product: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
         unsigned, 1.0, _ZERO, packed, scale, zeros, None, 1.0, 0, torch.float32, "none", [], ""
     )

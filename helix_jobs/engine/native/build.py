@@ -1,0 +1,95 @@
+"""Compile the kernels once per machine, compiler and source, and keep the library."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Final
+
+from helix_jobs.errors import ConfigurationError
+
+logger = logging.getLogger(__name__)
+
+SOURCE: Final = Path(__file__).with_name("kernels.cpp")
+_COMPILERS: Final = ("c++", "g++", "clang++")
+# No -ffast-math: linked into a library it changes how the whole process treats subnormal numbers. What vectorisation
+# needs of it is named singly, and NaN stays NaN.
+_FLAGS: Final = (
+    "-O3",
+    "-march=native",
+    "-std=c++17",
+    "-fopenmp",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fvisibility=hidden",
+    "-fPIC",
+    "-shared",
+)
+_TIMEOUT_SECONDS: Final = 120
+
+
+def build_library(folder: Path) -> Path:
+    """Return the compiled library, compiling it if ``folder`` does not hold it yet.
+
+    The file's name carries a digest of everything it depends on: another source, compiler, processor or system compiles
+    anew.
+
+    Raises:
+        ConfigurationError: There is no compiler, or it fails; the message says what to install.
+    """
+    compiler = _find_compiler()
+    library = folder / f"kernels-{_digest(compiler)}.so"
+    if library.is_file():
+        return library
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # In a folder of its own and moved into place: two workers may compile at once, and a killed one leaves nothing.
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        partial = Path(scratch) / library.name
+        command = [compiler, *_FLAGS, "-o", str(partial), str(SOURCE)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False)  # noqa: S603  (the user's compiler, our source)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise ConfigurationError(f"{compiler} cannot compile the kernels ({error}); {_remedy()}") from error
+        if done.returncode != 0:
+            logger.debug("%s said: %s", compiler, done.stderr)
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise ConfigurationError(f"{compiler} cannot compile the kernels ({last}); {_remedy()}")
+        partial.replace(library)
+    return library
+
+
+def _find_compiler() -> str:
+    """CXX names it as for any build; else the first of the usual ones."""
+    if sys.platform == "win32":
+        raise ConfigurationError(f"compiled kernels are not available on Windows; {_remedy()}")
+    for name in (os.environ.get("CXX", ""), *_COMPILERS):
+        found = shutil.which(name) if name else None
+        if found is not None:
+            return found
+    raise ConfigurationError(f"there is no C++ compiler ({', '.join(_COMPILERS)}); {_remedy()}")
+
+
+def _remedy() -> str:
+    return "install g++ or clang++, or go on without: --no-compile (HELIX_COMPILE=off)"
+
+
+def _digest(compiler: str) -> str:
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=30, check=False).stdout  # noqa: S603  (as above)
+    parts = (SOURCE.read_text(encoding="utf-8"), *_FLAGS, compiler, version, platform.machine(), _processor())
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _processor() -> str:
+    """What -march=native means here: a home directory may be shared by different machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")

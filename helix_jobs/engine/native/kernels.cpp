@@ -1,0 +1,356 @@
+// CPU kernels of the decoder, compiled on the machine they run on. Plain C interface: no torch headers, no Python.
+//
+// Every kernel has a counterpart in torch operators that defines what it computes; the tests compare the two.
+// Sums, rotations and attention weights are float32 whatever the storage type.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+struct bf16 {
+    uint16_t bits;
+};
+
+// Sixteen lanes: one AVX-512 register, two of AVX2, four of NEON. The compiler splits them.
+typedef float vf __attribute__((vector_size(64)));
+typedef int32_t vi __attribute__((vector_size(64)));
+typedef uint32_t vu __attribute__((vector_size(64)));
+typedef uint16_t vh __attribute__((vector_size(32)));
+constexpr int64_t kLanes = 16;
+
+inline vf splat(float value) { return vf{} + value; }
+inline vf load16(const float *p) {
+    vf v;
+    std::memcpy(&v, p, sizeof v);
+    return v;
+}
+inline vf load16(const bf16 *p) {
+    vh h;
+    std::memcpy(&h, p, sizeof h);
+    vu wide = __builtin_convertvector(h, vu) << 16;
+    vf v;
+    std::memcpy(&v, &wide, sizeof v);
+    return v;
+}
+inline void store16(float *p, vf v) { std::memcpy(p, &v, sizeof v); }
+inline void store16(bf16 *p, vf v) {
+    vu wide;
+    std::memcpy(&wide, &v, sizeof v);
+    vu rounded = (wide + 0x7fff + ((wide >> 16) & 1)) >> 16;
+    vu is_nan = (vu)((wide & 0x7fffffff) > 0x7f800000);
+    vh h = __builtin_convertvector((rounded & ~is_nan) | (is_nan & 0x7fc0), vh);
+    std::memcpy(p, &h, sizeof h);
+}
+
+// Sum of all lanes, always in the same order.
+inline float sum16(vf v) {
+    typedef float v8 __attribute__((vector_size(32)));
+    typedef float v4 __attribute__((vector_size(16)));
+    v8 half[2];
+    std::memcpy(half, &v, sizeof v);
+    v8 eight = half[0] + half[1];
+    v4 quarter[2];
+    std::memcpy(quarter, &eight, sizeof eight);
+    v4 four = quarter[0] + quarter[1];
+    return (four[0] + four[2]) + (four[1] + four[3]);
+}
+inline vf max16(vf a, vf b) { return a > b ? a : b; }
+
+// Cephes' polynomial, 2 ulp; arguments are clamped to where the result is a normal number. A NaN does not survive.
+inline vf exp16(vf x) {
+    x = max16(x, splat(-87.0f));
+    x = x < 87.0f ? x : splat(87.0f);
+    vf shifted = x * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23: the fraction falls off
+    vf n = shifted - 12582912.0f;
+    vf r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    vf p = splat(1.9875691500e-4f);
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * r * r + r + 1.0f;
+    vi bits = (__builtin_convertvector(n, vi) + 127) << 23;
+    vf scale;
+    std::memcpy(&scale, &bits, sizeof scale);
+    return p * scale;
+}
+
+// The work of one kernel call is worth a hand-over to other threads from about so many elements on.
+constexpr int64_t kParallel = 16384;
+
+// Apply a function of lanes to `size` elements; what does not fill a vector goes through a padded one.
+template <typename Body>
+inline void for_lanes(int64_t size, Body body) {
+    int64_t i = 0;
+    for (; i + kLanes <= size; i += kLanes) body(i, kLanes);
+    if (i < size) body(i, size - i);
+}
+template <typename T>
+inline vf load_some(const T *p, int64_t count) {
+    if (count == kLanes) return load16(p);
+    T padded[kLanes] = {};
+    std::memcpy(padded, p, count * sizeof(T));
+    return load16(padded);
+}
+template <typename T>
+inline void store_some(T *p, vf v, int64_t count) {
+    if (count == kLanes) return store16(p, v);
+    T padded[kLanes];
+    store16(padded, v);
+    std::memcpy(p, padded, count * sizeof(T));
+}
+
+template <typename T>
+void rms_norm(const T *x, const T *weight, T *y, int64_t rows, int64_t size, float eps) {
+#pragma omp parallel for schedule(static) if (rows * size > kParallel)
+    for (int64_t row = 0; row < rows; row++) {
+        const T *in = x + row * size;
+        T *out = y + row * size;
+        vf sums = {};
+        for_lanes(size, [&](int64_t i, int64_t n) {
+            vf v = load_some(in + i, n);
+            sums += v * v;
+        });
+        float scale = 1.0f / std::sqrt(sum16(sums) / static_cast<float>(size) + eps);
+        for_lanes(size, [&](int64_t i, int64_t n) {
+            store_some(out + i, load_some(in + i, n) * scale * load_some(weight + i, n), n);
+        });
+    }
+}
+
+template <typename T>
+void gated_silu(const T *x, T *y, int64_t rows, int64_t size) {
+#pragma omp parallel for schedule(static) if (rows * size > kParallel)
+    for (int64_t row = 0; row < rows; row++) {
+        const T *gate = x + row * 2 * size;
+        const T *up = gate + size;
+        T *out = y + row * size;
+        for_lanes(size, [&](int64_t i, int64_t n) {
+            vf g = load_some(gate + i, n);
+            store_some(out + i, g / (1.0f + exp16(-g)) * load_some(up + i, n), n);
+        });
+    }
+}
+
+// Rotate queries and keys, write queries out and keys and values to the cache.
+template <typename T>
+void rotate_and_store(const T *qkv, const int64_t *positions, const int64_t *write_rows, const T *cos, const T *sin,
+                      T *queries, T *keys, T *values, int64_t tokens, int64_t heads, int64_t kv_heads,
+                      int64_t head_dim, int64_t rotary_dim) {
+    int64_t half = rotary_dim / 2, width = (heads + 2 * kv_heads) * head_dim;
+#pragma omp parallel for schedule(static) if (tokens * width > kParallel)
+    for (int64_t token = 0; token < tokens; token++) {
+        const T *in = qkv + token * width;
+        const T *c = cos + positions[token] * rotary_dim;
+        const T *s = sin + positions[token] * rotary_dim;
+        for (int64_t head = 0; head < heads + kv_heads; head++) {
+            const T *x = in + head * head_dim;
+            T *y = head < heads ? queries + (token * heads + head) * head_dim
+                                : keys + write_rows[token * kv_heads + head - heads] * head_dim;
+            for_lanes(half, [&](int64_t i, int64_t n) {
+                vf first = load_some(x + i, n), second = load_some(x + i + half, n);
+                store_some(y + i, first * load_some(c + i, n) + second * load_some(s + i, n), n);
+                store_some(y + i + half, second * load_some(c + i + half, n) + first * load_some(s + i + half, n), n);
+            });
+            std::memcpy(y + rotary_dim, x + rotary_dim, (head_dim - rotary_dim) * sizeof(T));
+        }
+        for (int64_t head = 0; head < kv_heads; head++)
+            std::memcpy(values + write_rows[token * kv_heads + head] * head_dim,
+                        in + (heads + kv_heads + head) * head_dim, head_dim * sizeof(T));
+    }
+}
+
+// Keys of a slice are gone through in chunks that stay in the first-level cache while all rows use them.
+constexpr int64_t kChunk = 128;
+
+// One slice's queries of one key-value head, straight from the cache's blocks. kVectors is head_dim / 16.
+template <typename T, int kVectors>
+void attend_slice(const T *queries, const T *keys, const T *values, const int32_t *blocks, T *output, int64_t num_new,
+                  int64_t start, int64_t head, int64_t heads, int64_t kv_heads, int64_t block_size, float scaling,
+                  std::vector<float> &scratch) {
+    constexpr int64_t head_dim = kVectors * kLanes;
+    int64_t share = heads / kv_heads, rows = num_new * share, length = start + num_new;
+    int64_t padded = (length + kLanes - 1) / kLanes * kLanes;
+    scratch.resize(rows * (padded + 2 * head_dim));
+    float *scores = scratch.data();         // [rows, padded]
+    float *q = scores + rows * padded;      // [rows, head_dim]
+    float *sums = q + rows * head_dim;      // [rows, head_dim]
+    auto place = [&](int64_t row) { return ((row / share) * heads + head * share + row % share) * head_dim; };
+    for (int64_t row = 0; row < rows; row++)
+        for (int64_t i = 0; i < head_dim; i += kLanes) {
+            store16(q + row * head_dim + i, load16(queries + place(row) + i) * scaling);
+            store16(sums + row * head_dim + i, vf{});
+        }
+    auto at = [&](const T *pool, int64_t key) {
+        return pool + ((blocks[key / block_size] * kv_heads + head) * block_size + key % block_size) * head_dim;
+    };
+    for (int64_t key = 0; key < length; key++) {
+        const T *k = at(keys, key);
+        vf lanes[kVectors];
+        for (int i = 0; i < kVectors; i++) lanes[i] = load16(k + i * kLanes);
+        for (int64_t row = 0; row < rows; row++) {
+            const float *one = q + row * head_dim;
+            vf sum = lanes[0] * load16(one);
+            for (int i = 1; i < kVectors; i++) sum += lanes[i] * load16(one + i * kLanes);
+            scores[row * padded + key] = sum16(sum);
+        }
+    }
+    for (int64_t row = 0; row < rows; row++) {
+        float *s = scores + row * padded;
+        int64_t visible = start + row / share + 1;
+        for (int64_t key = visible; key < padded; key++) s[key] = -INFINITY;
+        vf highest = load16(s), probe = {};
+        for (int64_t key = 0; key < visible; key += kLanes) {
+            vf v = load16(s + key);
+            highest = max16(highest, v);
+            // Not finite times zero is NaN, but for the minus infinities put there above.
+            probe += (v == -INFINITY ? vf{} : v) * 0.0f;
+        }
+        float top = highest[0];
+        for (int i = 1; i < kLanes; i++) top = std::max(top, highest[i]);
+        vf totals = {};
+        for (int64_t key = 0; key < padded; key += kLanes) {
+            vf v = load16(s + key);
+            vf e = v == -INFINITY ? vf{} : exp16(v - top);
+            store16(s + key, e);
+            totals += e;
+        }
+        // exp16 makes a number of a NaN; what is not finite has to be seen.
+        float scale = 1.0f / sum16(totals) + sum16(probe);
+        for (int64_t key = 0; key < padded; key += kLanes) store16(s + key, load16(s + key) * scale);
+    }
+    for (int64_t first = 0; first < length; first += kChunk) {
+        int64_t last = std::min(first + kChunk, length);
+        for (int64_t row = 0; row < rows; row++) {
+            const float *s = scores + row * padded;
+            vf lanes[kVectors];
+            for (int i = 0; i < kVectors; i++) lanes[i] = load16(sums + row * head_dim + i * kLanes);
+            for (int64_t key = first; key < last; key++) {
+                const T *v = at(values, key);
+                for (int i = 0; i < kVectors; i++) lanes[i] += s[key] * load16(v + i * kLanes);
+            }
+            for (int i = 0; i < kVectors; i++) store16(sums + row * head_dim + i * kLanes, lanes[i]);
+        }
+    }
+    for (int64_t row = 0; row < rows; row++)
+        for (int64_t i = 0; i < head_dim; i += kLanes)
+            store16(output + place(row) + i, load16(sums + row * head_dim + i));
+}
+
+template <typename T, int kVectors>
+void attend_slices(const T *queries, const T *keys, const T *values, const int64_t *slices, const int32_t *blocks,
+                   T *output, int64_t num_slices, int64_t heads, int64_t kv_heads, int64_t block_size, float scaling) {
+#pragma omp parallel
+    {
+        std::vector<float> scratch;
+#pragma omp for schedule(dynamic, 1)
+        for (int64_t task = 0; task < num_slices * kv_heads; task++) {
+            // first token, tokens, start position, first entry in blocks
+            const int64_t *slice = slices + task / kv_heads * 4;
+            int64_t offset = slice[0] * heads * kVectors * kLanes;
+            attend_slice<T, kVectors>(queries + offset, keys, values, blocks + slice[3], output + offset, slice[1],
+                                      slice[2], task % kv_heads, heads, kv_heads, block_size, scaling, scratch);
+        }
+    }
+}
+
+// Returns whether there is a kernel for this head_dim; without one nothing is done.
+template <typename T>
+int32_t paged_attention(const T *queries, const T *keys, const T *values, const int64_t *slices, const int32_t *blocks,
+                        T *output, int64_t num_slices, int64_t heads, int64_t kv_heads, int64_t head_dim,
+                        int64_t block_size, float scaling) {
+#define HEAD_DIM(VECTORS)                                                                                              \
+    case VECTORS * kLanes:                                                                                             \
+        attend_slices<T, VECTORS>(queries, keys, values, slices, blocks, output, num_slices, heads, kv_heads,          \
+                                  block_size, scaling);                                                                \
+        return 1;
+    switch (head_dim) {
+        HEAD_DIM(1) HEAD_DIM(2) HEAD_DIM(4) HEAD_DIM(5) HEAD_DIM(6) HEAD_DIM(8) HEAD_DIM(16)
+        default: return 0;
+    }
+#undef HEAD_DIM
+}
+
+// Round each row to whole numbers from -127 to 127, shifted by `zero`; scales[row] is what one step is worth.
+template <typename T>
+void quantize_rows(const T *x, uint8_t *y, float *scales, int64_t rows, int64_t size, float smallest, int32_t zero) {
+#pragma omp parallel for schedule(static) if (rows * size > kParallel)
+    for (int64_t row = 0; row < rows; row++) {
+        const T *in = x + row * size;
+        uint8_t *out = y + row * size;
+        vf highest = {}, probe = {};
+        for_lanes(size, [&](int64_t i, int64_t n) {
+            vf v = load_some(in + i, n);
+            highest = max16(highest, max16(v, -v));
+            probe += v * 0.0f;
+        });
+        float top = smallest;
+        for (int i = 0; i < kLanes; i++) top = std::max(top, highest[i]);
+        float scale = top / 127.0f, inverse = 127.0f / top;
+        typedef uint8_t vb __attribute__((vector_size(16)));
+        for_lanes(size, [&](int64_t i, int64_t n) {
+            vf shifted = load_some(in + i, n) * inverse + 12582912.0f;  // rounds to nearest even, as in exp16
+            vb bytes = __builtin_convertvector(__builtin_convertvector(shifted - 12582912.0f, vi) + zero, vb);
+            std::memcpy(out + i, &bytes, n);
+        });
+        // A row that is not finite has no scale: its products must not look finite.
+        scales[row] = scale + sum16(probe);
+    }
+}
+
+// output = product * scales[row] + bias + residual; bias and residual may be null.
+template <typename T>
+void scale_rows(const float *product, const float *scales, const float *bias, const T *residual, T *output,
+                int64_t rows, int64_t size) {
+#pragma omp parallel for schedule(static) if (rows * size > kParallel)
+    for (int64_t row = 0; row < rows; row++) {
+        for_lanes(size, [&](int64_t i, int64_t n) {
+            vf v = load_some(product + row * size + i, n) * scales[row];
+            if (bias != nullptr) v += load_some(bias + i, n);
+            if (residual != nullptr) v += load_some(residual + row * size + i, n);
+            store_some(output + row * size + i, v, n);
+        });
+    }
+}
+
+}  // namespace
+
+#if defined(_WIN32)
+#define EXPORT extern "C" __declspec(dllexport)
+#else
+#define EXPORT extern "C" __attribute__((visibility("default")))
+#endif
+
+#define KERNELS(NAME, T)                                                                                             \
+    EXPORT void rms_norm_##NAME(const T *x, const T *weight, T *y, int64_t rows, int64_t size, float eps) {         \
+        rms_norm(x, weight, y, rows, size, eps);                                                                     \
+    }                                                                                                                \
+    EXPORT void gated_silu_##NAME(const T *x, T *y, int64_t rows, int64_t size) { gated_silu(x, y, rows, size); }   \
+    EXPORT void rotate_and_store_##NAME(const T *qkv, const int64_t *positions, const int64_t *write_rows,          \
+                                        const T *cos, const T *sin, T *queries, T *keys, T *values, int64_t tokens,  \
+                                        int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t rotary_dim) {     \
+        rotate_and_store(qkv, positions, write_rows, cos, sin, queries, keys, values, tokens, heads, kv_heads,       \
+                         head_dim, rotary_dim);                                                                      \
+    }                                                                                                                \
+    EXPORT int32_t paged_attention_##NAME(const T *queries, const T *keys, const T *values, const int64_t *slices,     \
+                                       const int32_t *blocks, T *output, int64_t num_slices, int64_t heads,          \
+                                       int64_t kv_heads, int64_t head_dim, int64_t block_size, float scaling) {      \
+        return paged_attention(queries, keys, values, slices, blocks, output, num_slices, heads, kv_heads, head_dim, \
+                               block_size, scaling);                                                                 \
+    }                                                                                                                \
+    EXPORT void quantize_rows_##NAME(const T *x, uint8_t *y, float *scales, int64_t rows, int64_t size,             \
+                                     float smallest, int32_t zero) {                                                 \
+        quantize_rows(x, y, scales, rows, size, smallest, zero);                                                     \
+    }                                                                                                                \
+    EXPORT void scale_rows_##NAME(const float *product, const float *scales, const float *bias, const T *residual,  \
+                                  T *output, int64_t rows, int64_t size) {                                           \
+        scale_rows(product, scales, bias, residual, output, rows, size);                                             \
+    }
+
+KERNELS(float32, float)
+KERNELS(bfloat16, bf16)

@@ -1,0 +1,195 @@
+"""NativeKernels: the compiled kernels as functions of tensors."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+from helix_jobs.engine.native.build import build_library
+from helix_jobs.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+_NAMES: Final = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+_POINTER, _SIZE, _FLOAT, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int32
+_SIGNATURES: Final = {
+    "rms_norm": (*[_POINTER] * 3, *[_SIZE] * 2, _FLOAT),
+    "gated_silu": (*[_POINTER] * 2, *[_SIZE] * 2),
+    "rotate_and_store": (*[_POINTER] * 8, *[_SIZE] * 5),
+    "paged_attention": (*[_POINTER] * 6, *[_SIZE] * 5, _FLOAT),
+    "quantize_rows": (*[_POINTER] * 3, *[_SIZE] * 2, _FLOAT, _INT),
+    "scale_rows": (*[_POINTER] * 5, *[_SIZE] * 2),
+}
+
+
+# Head sizes that paged_attention is compiled for.
+HEAD_DIMS: Final = frozenset((16, 32, 64, 80, 96, 128, 256))
+
+
+class NativeKernels:
+    """One library, for tensors of one dtype on the CPU.
+
+    Every tensor handed in is contiguous; every kernel writes a tensor of its own and keeps no pointer.
+    """
+
+    def __init__(self, library: ctypes.CDLL, dtype: torch.dtype) -> None:
+        self._functions: dict[str, Any] = {}
+        for name, signature in _SIGNATURES.items():
+            function = getattr(library, f"{name}_{_NAMES[dtype]}")
+            function.argtypes = signature
+            function.restype = ctypes.c_int32 if name == "paged_attention" else None
+            self._functions[name] = function
+        self._rms_norm = self._functions["rms_norm"]
+        self._gated_silu = self._functions["gated_silu"]
+        self._rotate_and_store = self._functions["rotate_and_store"]
+        self._paged_attention = self._functions["paged_attention"]
+        self._quantize_rows = self._functions["quantize_rows"]
+        self._scale_rows = self._functions["scale_rows"]
+
+    def rms_norm(self, hidden: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        """``hidden / rms(hidden) * weight`` over the last dimension."""
+        hidden = hidden.contiguous()
+        result = torch.empty_like(hidden)
+        size = hidden.shape[-1]
+        rows = hidden.numel() // size
+        self._rms_norm(hidden.data_ptr(), weight.data_ptr(), result.data_ptr(), rows, size, eps)
+        return result
+
+    def gated_silu(self, inner: torch.Tensor) -> torch.Tensor:
+        """``silu(gate) * up`` of ``[T, gate and up]``."""
+        rows, width = inner.shape
+        result = inner.new_empty((rows, width // 2))
+        self._gated_silu(inner.data_ptr(), result.data_ptr(), rows, width // 2)
+        return result
+
+    def rotate_and_store(  # noqa: PLR0917  (one call site, once a layer)
+        self,
+        qkv: torch.Tensor,
+        positions: torch.Tensor,
+        write_rows: torch.Tensor,
+        tables: tuple[torch.Tensor, torch.Tensor] | None,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+    ) -> torch.Tensor:
+        """Rotate queries and keys; write keys and values to the pools; return queries ``[T, num_heads * head_dim]``.
+
+        Args:
+            qkv: ``[T, (num_heads + 2 * num_kv_heads) * head_dim]``
+            positions: ``[T]`` int64.
+            write_rows: ``[T * num_kv_heads]`` rows of the pools' token view.
+            tables: Cosines and signed sines by position, each ``[positions, 1, rotary_dim]``; None rotates nothing.
+            keys: A layer's pool.
+            values: A layer's pool.
+            num_heads: Query heads.
+            num_kv_heads: Key-value heads.
+            head_dim: Of each.
+        """
+        num_tokens = qkv.shape[0]
+        queries = qkv.new_empty((num_tokens, num_heads * head_dim))
+        cos, sin, rotary_dim = (None, None, 0)
+        if tables is not None:
+            cos, sin, rotary_dim = tables[0].data_ptr(), tables[1].data_ptr(), tables[0].shape[-1]
+        self._rotate_and_store(
+            qkv.data_ptr(), positions.data_ptr(), write_rows.data_ptr(), cos, sin, queries.data_ptr(), keys.data_ptr(),
+            values.data_ptr(), num_tokens, num_heads, num_kv_heads, head_dim, rotary_dim,
+        )  # fmt: skip
+        return queries
+
+    def paged_attention(  # noqa: PLR0917  (as above)
+        self,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        slices: torch.Tensor,
+        blocks: torch.Tensor,
+        output: torch.Tensor,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        block_size: int,
+        scaling: float,
+    ) -> None:
+        """Attend for whole slices, straight from the cache.
+
+        Args:
+            queries: ``[T, num_heads * head_dim]``, rotated.
+            keys: A layer's pool.
+            values: A layer's pool.
+            slices: ``[num_slices, 4]`` int64: first token, number of tokens, start position, first entry in ``blocks``.
+            blocks: Block tables one behind the other, int32.
+            output: ``[T, num_heads * head_dim]``; the slices' rows are written.
+            num_heads: Query heads.
+            num_kv_heads: Key-value heads.
+            head_dim: Of each.
+            block_size: Tokens a block.
+            scaling: Factor of the scores.
+        """
+        served = self._paged_attention(
+            queries.data_ptr(), keys.data_ptr(), values.data_ptr(), slices.data_ptr(), blocks.data_ptr(),
+            output.data_ptr(), len(slices), num_heads, num_kv_heads, head_dim, block_size, scaling,
+        )  # fmt: skip
+        assert served, "the decoder asks for head sizes in HEAD_DIMS only"
+
+    def quantize_rows(self, hidden: torch.Tensor, smallest: float, zero: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Round each row to whole numbers from -127 to 127, plus ``zero``.
+
+        Returns:
+            ``[T, size]`` uint8 and the float32 scale of each row, ``[T]``.
+        """
+        hidden = hidden.contiguous()
+        rows, size = hidden.shape
+        rounded = torch.empty((rows, size), dtype=torch.uint8)
+        scales = torch.empty(rows, dtype=torch.float32)
+        self._quantize_rows(
+            hidden.data_ptr(), rounded.data_ptr(), scales.data_ptr(), rows, size, smallest, zero
+        )  # fmt: skip
+        return rounded, scales
+
+    def scale_rows(
+        self,
+        product: torch.Tensor,
+        scales: torch.Tensor,
+        bias: torch.Tensor | None,
+        residual: torch.Tensor | None,
+        dtype: torch.dtype,
+    ) -> torch.Tensor:
+        """``product * scales + bias + residual``, ``[T, size]``, from float32 to ``dtype``, the kernels' own."""
+        rows, size = product.shape
+        result = torch.empty((rows, size), dtype=dtype)
+        self._scale_rows(
+            product.data_ptr(), scales.data_ptr(), None if bias is None else bias.data_ptr(),
+            None if residual is None else residual.data_ptr(), result.data_ptr(), rows, size,
+        )  # fmt: skip
+        return result
+
+
+def load_kernels(folder: Path, dtype: torch.dtype, device: torch.device) -> NativeKernels:
+    """Compile the kernels if need be, and load them.
+
+    Raises:
+        ConfigurationError: Not for this device or dtype, or they cannot be compiled or loaded here.
+    """
+    if device.type != "cpu" or dtype not in _NAMES:
+        name = str(dtype).removeprefix("torch.")
+        raise ConfigurationError(
+            f"compiled kernels are for float32 and bfloat16 on the CPU, not {name} on {device.type}"
+        )
+    started = time.perf_counter()
+    path = build_library(folder)
+    try:
+        library = ctypes.CDLL(str(path))
+        kernels = NativeKernels(library, dtype)
+    except (OSError, AttributeError) as error:
+        raise ConfigurationError(f"the compiled kernels cannot be loaded ({error}); go on with --no-compile") from error
+    logger.info("compiled kernels are ready after %.1f s", time.perf_counter() - started)
+    return kernels

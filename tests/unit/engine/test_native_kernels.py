@@ -1,0 +1,244 @@
+"""Compiled kernels against the torch operators that define them. Skipped without a compiler, except in CI's own run."""
+
+from __future__ import annotations
+
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from tiny_models import CPU, as_loaded, copy_of, loaded, reference_greedy, request, tiny_model
+from torch.nn import functional
+
+from helix_jobs.engine.config import CacheConfig, EngineConfig, SpeculationConfig
+from helix_jobs.engine.decoder.families import build_decoder
+from helix_jobs.engine.decoder.int8_linear import Int8Linear, quantize
+from helix_jobs.engine.decoder.linear import DenseLinear
+from helix_jobs.engine.decoder.norms import RmsNorm
+from helix_jobs.engine.engine import Engine
+from helix_jobs.engine.kv_cache import CacheGeometry
+from helix_jobs.engine.model_loader import LoadedModel
+from helix_jobs.engine.model_runner import ModelRunner
+from helix_jobs.engine.native import build
+from helix_jobs.engine.native.build import build_library
+from helix_jobs.engine.native.kernels import HEAD_DIMS, NativeKernels, load_kernels
+from helix_jobs.engine.step_layout import TokenSlice
+from helix_jobs.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("native")
+    try:
+        build_library(made)
+    except ConfigurationError as error:
+        pytest.skip(str(error))
+    return made
+
+
+@pytest.fixture(scope="module", params=DTYPES, ids=("float32", "bfloat16"))
+def kernels(request, folder) -> tuple[NativeKernels, torch.dtype]:
+    return load_kernels(folder, request.param, CPU), request.param
+
+
+def tolerance(dtype: torch.dtype) -> dict[str, float]:
+    return {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 1e-2, "atol": 1e-2}
+
+
+@pytest.mark.parametrize("size", [1, 15, 16, 48, 577])
+def test_rms_norm(kernels, size):
+    native, dtype = kernels
+    hidden, weight = torch.randn(5, 3, size).to(dtype), torch.randn(size).to(dtype)
+    plain = RmsNorm(weight, 1e-5)
+    torch.testing.assert_close(native.rms_norm(hidden, weight, 1e-5), plain(hidden), **tolerance(dtype))
+
+
+@pytest.mark.parametrize("size", [1, 17, 80, 1536])
+def test_gated_silu(kernels, size):
+    native, dtype = kernels
+    inner = (torch.randn(7, 2 * size) * 8).to(dtype)
+    inner[0, 0], inner[1, 0] = 300.0, -300.0
+    gate, up = inner.chunk(2, dim=-1)
+    torch.testing.assert_close(native.gated_silu(inner), functional.silu(gate) * up, **tolerance(dtype))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("inputs", "outputs", "rows"), [(64, 48, 1), (80, 33, 5), (1536, 576, 70)])
+def test_int8_products_follow_the_torch_ones(kernels, inputs, outputs, rows, bias):
+    native, dtype = kernels
+    weight = torch.randn(outputs, inputs).to(dtype)
+    dense = DenseLinear(weight, torch.randn(outputs).to(dtype) if bias else None)
+    plain, compiled = Int8Linear.from_dense(dense), Int8Linear.from_dense(dense)
+    for layer in (plain, compiled):
+        layer.pack()
+    compiled.use(native)
+    hidden, residual = torch.randn(rows, inputs).to(dtype), torch.randn(rows, outputs).to(dtype)
+    # A value that lies between two whole numbers may round either way, which one part in 127 of its row bounds.
+    slack = {"rtol": 2e-2, "atol": 0.02 * inputs**0.5}
+    torch.testing.assert_close(compiled(hidden), plain(hidden), **slack)
+    torch.testing.assert_close(compiled.add_to(residual, hidden), plain.add_to(residual, hidden), **slack)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_stays_so(kernels, value):
+    native, dtype = kernels
+    hidden = torch.randn(3, 64).to(dtype)
+    hidden[1, 7] = value
+    dense = DenseLinear(torch.randn(32, 64).to(dtype), None)
+    layer = Int8Linear.from_dense(dense)
+    layer.pack()
+    layer.use(native)
+    finite = torch.isfinite(layer(hidden).float()).all(dim=1)
+    assert finite.tolist() == [True, False, True]
+    norm = native.rms_norm(hidden, torch.ones(64, dtype=dtype), 1e-5)
+    assert not torch.isfinite(norm[1].float()).all()
+    assert torch.isfinite(norm[0].float()).all()
+
+
+ARCHITECTURES = {
+    "llama": {"head_dim": 16},
+    "qwen2": {"head_dim": 32},
+    "qwen3": {"head_dim": 64},
+    "phi3": {"head_dim": 16, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+    "gemma": {"head_dim": 16},
+}
+
+
+def runners(native: NativeKernels, dtype: torch.dtype, name: str, **overrides) -> tuple[ModelRunner, ModelRunner]:
+    model = tiny_model(name, **overrides).to(dtype)
+    made = []
+    for kernels in (None, native):
+        decoder = build_decoder(copy_of(model).to(dtype))
+        decoder.pack()
+        if kernels is not None:
+            decoder = decoder.with_native(kernels)
+            assert decoder.native is (kernels if decoder.geometry.head_dim in HEAD_DIMS else None)
+        made.append(ModelRunner(decoder, CacheConfig(num_blocks=60, block_size=4)))
+    return made[0], made[1]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_ragged_step_over_a_filled_cache(kernels, name):
+    native, dtype = kernels
+    plain, compiled = runners(native, dtype, name, **ARCHITECTURES[name])
+    blocks = [list(range(i * 15, i * 15 + 15)) for i in range(4)]
+    lengths = (1, 7, 30, 37)
+    steps = [
+        [TokenSlice(length, 0, blocks[i]) for i, length in enumerate(lengths)],
+        [TokenSlice(new, lengths[i], blocks[i]) for i, new in enumerate((1, 5, 1, 19))],
+        [TokenSlice(new, (2, 12, 31, 56)[i], blocks[i]) for i, new in enumerate((3, 1, 17, 1))],
+    ]
+    for slices in steps:
+        logits = []
+        for runner in (plain, compiled):
+            layout = runner.plan(slices)
+            tokens = [[(3 * i + 5 * j) % 30 + 2 for j in range(part.num_tokens)] for i, part in enumerate(slices)]
+            rows = [layout.offsets[i] + j for i, part in enumerate(slices) for j in range(part.num_tokens)]
+            logits.append(runner.forward(layout, runner.pack_tokens(layout, tokens), rows))
+        apart, size = (logits[1] - logits[0]).float().abs(), logits[0].float().abs()
+        assert apart.mean() < (1e-5 if dtype == torch.float32 else 0.1) * size.mean()
+
+
+@pytest.mark.parametrize("head_dim", sorted(HEAD_DIMS))
+def test_attention_of_every_head_size_equals_a_dense_one(kernels, head_dim):
+    native, dtype = kernels
+    heads, kv_heads, block_size, length = 6, 2, 4, 23
+    pools = [torch.randn(8 * kv_heads, block_size * head_dim).to(dtype) for _ in range(2)]
+    blocks = [5, 1, 7, 0, 3, 2]
+    queries = torch.randn(2, heads * head_dim).to(dtype)
+    output = torch.empty_like(queries)
+    native.paged_attention(
+        queries, *pools, torch.tensor([[0, 2, length - 2, 0]]), torch.tensor(blocks, dtype=torch.int32), output, heads,
+        kv_heads, head_dim, block_size, head_dim**-0.5,
+    )  # fmt: skip
+    keys, values = (
+        torch.cat([pool.view(8, kv_heads, block_size, head_dim)[block] for block in blocks], dim=1)[:, :length].float()
+        for pool in pools
+    )
+    wanted = queries.float().view(2, heads, head_dim).transpose(0, 1).reshape(kv_heads, -1, head_dim)
+    scores = wanted @ keys.transpose(1, 2) * head_dim**-0.5
+    scores.view(heads, 2, length)[:, 0, length - 1] = -float("inf")
+    dense = (torch.softmax(scores, dim=-1) @ values).view(heads, 2, head_dim).transpose(0, 1).reshape(2, -1)
+    torch.testing.assert_close(output.float(), dense, **tolerance(dtype))
+
+
+def test_a_poisoned_key_is_seen_by_those_who_attend_to_it_and_by_no_one_else(kernels):
+    native, dtype = kernels
+    pools = [torch.randn(4 * 2, 4 * 16).to(dtype) for _ in range(2)]
+    pools[0].view(4, 2, 4, 16)[1, 0, 2] = float("nan")
+    slices = torch.tensor([[0, 1, 5, 0], [1, 1, 6, 0], [2, 1, 7, 2]])
+    queries, blocks = torch.randn(3, 4 * 16).to(dtype), torch.tensor([0, 1, 2, 3], dtype=torch.int32)
+    output = torch.empty_like(queries)
+    native.paged_attention(queries, *pools, slices, blocks, output, 4, 2, 16, 4, 0.25)
+    assert torch.isfinite(output.float()).all(dim=1).tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("draft", ["none", "int8"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen3"])
+def test_greedy_equals_transformers(folder, architecture, draft):
+    model = tiny_model(architecture, head_dim=16)
+    native = load_kernels(folder, torch.float32, CPU)
+    models = loaded(model, "none")
+    target = as_loaded("tiny", model)
+    target = LoadedModel("tiny", target.decoder.with_native(native))
+    drafting = None
+    if draft == "int8":
+        int8 = quantize(build_decoder(copy_of(model)))
+        int8.pack()
+        drafting = LoadedModel("int8", int8.with_native(native), is_int8=True)
+    models = type(models)(target, drafting, models.tokenizer, models.eos_token_ids, models.vocab_size, 256)
+    engine = Engine(
+        models,
+        EngineConfig(max_batch_size=3, token_budget=9, speculation=SpeculationConfig(depth=4, adaptive=False)),
+        CacheConfig(num_blocks=60, block_size=4),
+    )
+    prompts = [[5, 9, 11], list(range(2, 33)), [7], [4, 4, 4, 4, 4, 4, 4]]
+    results = engine.generate([request(str(i), p, max_tokens=20) for i, p in enumerate(prompts)])
+    assert [r.output_token_ids for r in results] == [reference_greedy(model, p, 20) for p in prompts]
+
+
+def test_the_library_is_compiled_once(folder, monkeypatch):
+    first = build_library(folder)
+
+    def refuse(command, **kwargs):
+        assert "--version" in command, "compiled again"
+        return subprocess_run(command, **kwargs)
+
+    subprocess_run = subprocess.run
+    monkeypatch.setattr(build.subprocess, "run", refuse)
+    assert build_library(folder) == first
+    assert list(folder.iterdir()) == [first]
+
+
+def test_no_compiler_is_a_clear_error(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(ConfigurationError, match=r"no C\+\+ compiler.*--no-compile"):
+        build_library(tmp_path / "native")
+
+
+def test_a_failing_compiler_is_a_clear_error_and_leaves_nothing(tmp_path, monkeypatch):
+    compiler = tmp_path / "mycc"
+    compiler.write_text("#!/bin/sh\n[ \"$1\" = --version ] && echo one && exit 0\necho 'bad source' >&2; exit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    with pytest.raises(ConfigurationError, match="bad source"):
+        build_library(tmp_path / "native")
+    assert not list((tmp_path / "native").iterdir())
+
+
+@pytest.mark.parametrize(("dtype", "device"), [(torch.float16, "cpu"), (torch.bfloat16, "meta")])
+def test_other_dtypes_and_devices_are_refused(tmp_path, dtype, device):
+    with pytest.raises(ConfigurationError, match="float32 and bfloat16 on the CPU"):
+        load_kernels(tmp_path, dtype, torch.device(device))
+
+
+def test_geometry_without_a_kernel_stays_with_torch(folder):
+    decoder = build_decoder(tiny_model())  # heads of 8
+    assert decoder.geometry == CacheGeometry(num_layers=2, num_kv_heads=2, head_dim=8)
+    assert decoder.with_native(load_kernels(folder, torch.float32, CPU)).native is None
