@@ -188,8 +188,11 @@ def _shared_prefix(indices: Sequence[int], variant: str, length: int, encode: En
     def shared(num_words: int) -> int:
         return _common(encode(ask(0, num_words, "")), encode(ask(1, num_words, "")))
 
+    def mark(index: int) -> str:
+        return f"{index + 1}: {prompts.owner(index)}. " if variant == "distinct" else ""
+
     num_words = _smallest(length, shared)
-    return [ask(index, num_words, f"{index + 1}: {prompts.owner(index)}. " if variant == "distinct" else "") for index in indices]
+    return [ask(index, num_words, mark(index)) for index in indices]
 
 
 def _repetitive(indices: Sequence[int], _variant: str, _length: int, _encode: Encode) -> list[Request]:

@@ -82,7 +82,7 @@ def peer_interpreters(peers: tuple[str, ...], given: tuple[str, ...]) -> tuple[t
                 f"{name!r} is not among the peers of this call; {hint}.", param_hint="--peer-python"
             )
         # Not resolved: a virtual environment's interpreter is a link, and its place makes it that environment's.
-        found = shutil.which(Path(path).expanduser())
+        found = shutil.which(str(Path(path).expanduser()))
         if found is None:
             raise click.BadParameter(f"{path!r} is no program; give a Python interpreter.", param_hint="--peer-python")
         if name:

@@ -135,6 +135,29 @@ def test_commands_see_of_the_engine_only_the_sampling_parameters():
     assert not breaches("cli", forbidden)
 
 
+def test_a_bench_stands_on_the_engine_and_only_commands_know_it():
+    def forbidden(_: str, found: str) -> bool:
+        # It reads the same lines as submit, and needs nothing else of the queue.
+        queue = part(found) == "jobs" and found not in {"helix_jobs.jobs", "helix_jobs.jobs.requests"}
+        return (
+            queue or part(found) in {"cli", "observability"} or root(found) in {"celery", "sqlalchemy", "click", "rich"}
+        )
+
+    assert not breaches("bench", forbidden)
+    for importers in ("engine", "jobs", "observability", "errors", "settings"):
+        assert not breaches(importers, lambda _, found: part(found) == "bench")
+
+
+def test_peers_know_nothing_of_helix():
+    assert not [
+        f"{module} imports {found}"
+        for module, modules in IMPORTS.items()
+        if module.startswith("helix_jobs.bench.peers.")
+        for found in modules
+        if root(found) == "helix_jobs"
+    ]
+
+
 @pytest.mark.parametrize("importers", ["errors", "settings", "observability"])
 def test_foundations_stand_on_nothing(importers):
     parts = {"cli", "jobs", "engine", "bench"}
@@ -173,7 +196,10 @@ def modules_after(script: str, tmp_path: Path) -> set[str]:
 HEAVY = {*MODEL_LIBRARIES, "celery", "numpy"}
 
 
-@pytest.mark.parametrize("command", ["submit prompts.jsonl", "status", "status --json", "list", "worker --help"])
+@pytest.mark.parametrize(
+    "command",
+    ["submit prompts.jsonl", "status", "status --json", "list", "worker --help", "bench --help", "bench decode --help"],
+)
 def test_commands_start_without_what_they_do_not_need(command, tmp_path):
     """Start-up under half a second is a matter of what is imported, which does not depend on the machine."""
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "x"}\n')

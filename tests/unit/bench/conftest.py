@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from helix_jobs.bench.peer import PEERS
+
 # Tiny models and their tokenizer are the engine tests' own.
 sys.path.append(str(Path(__file__).parents[1] / "engine"))
 
@@ -16,3 +18,62 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+FAKE_PEER = """
+import os, subprocess, sys, time
+
+def version():
+    return "fake 1.0"
+
+class Peer:
+    settings = {"threads": os.environ["OMP_NUM_THREADS"]}
+
+    def __init__(self, job):
+        self.job, self.rounds = job, 0
+
+    def prepare(self):
+        pass
+
+    def generate(self, round_):
+        behave("round", self.rounds)
+        self.rounds += 1
+        print("this is no answer", flush=True)
+        if WHAT == "mute":
+            return [[] for _ in round_["prompts"]]
+        # the limit is overrun, as a padded batch does
+        return [[*prompt, 99, 98] for prompt in round_["prompts"]]
+
+def load(job):
+    behave("load", 0)
+    print("neither is this", flush=True)
+    return Peer(job)
+
+WHAT, _, ROUND = os.environ.get("FAKE_PEER", "").partition(":")
+
+def behave(when, number):
+    if WHAT == when and number == int(ROUND or 0):
+        print("a long story", "the reason", sep="\\n", file=sys.stderr, flush=True)
+        sys.exit(7)
+    if WHAT == "hang":
+        time.sleep(60)
+    if WHAT == "child" and when == "load":
+        child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+        open(os.environ["FAKE_PEER_PID"], "w").write(str(child.pid))
+"""
+
+
+@pytest.fixture
+def fake_peer(tmp_path, monkeypatch):
+    """``fake_peer("round:1")`` makes the peer ``transformers`` a small script that dies in its second round."""
+    folder = tmp_path / "peers"
+    folder.mkdir()
+    (folder / "fake_peer.py").write_text(FAKE_PEER, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    monkeypatch.setitem(PEERS, "transformers", "fake_peer")
+
+    def behave(what=""):
+        monkeypatch.setenv("FAKE_PEER", what)
+
+    behave()
+    return behave
