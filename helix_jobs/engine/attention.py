@@ -122,26 +122,31 @@ def attend_natively(  # noqa: PLR0917  (as above)
     )  # fmt: skip
     direct = layout.direct
     if direct is None:
-        return _solve_groups(layout, queries.view(-1, num_heads, head_dim), cache, index, layer.scaling)
+        return _solve_groups(layout, queries.view(-1, num_heads, head_dim), cache, index, layer.scaling, native)
     output = torch.empty_like(queries)
     native.paged_attention(
         queries, cache.keys[index], cache.values[index], direct.slices, direct.blocks, output, num_heads, num_kv_heads,
         head_dim, cache.block_size, layer.scaling,
     )  # fmt: skip
     if layout.groups:
-        rest = _solve_groups(layout, queries.view(-1, num_heads, head_dim), cache, index, layer.scaling)
+        rest = _solve_groups(layout, queries.view(-1, num_heads, head_dim), cache, index, layer.scaling, native)
         output.narrow(0, direct.num_tokens, len(rest)).copy_(rest)
     return output
 
 
-def _solve_groups(
-    layout: StepLayout, queries: torch.Tensor, cache: PagedKVCache, index: int, factor: float
+def _solve_groups(  # noqa: PLR0917  (as above)
+    layout: StepLayout,
+    queries: torch.Tensor,
+    cache: PagedKVCache,
+    index: int,
+    factor: float,
+    native: NativeKernels | None = None,
 ) -> torch.Tensor:
     """Solve every group; return the outputs of their tokens in packed order, ``[n, num_heads * head_dim]``."""
     if queries.dtype is torch.float16:
         # An unscaled product can leave float16's range; elsewhere scaling the fp32 scores rounds less.
         queries, factor = queries * factor, 1.0
-    outputs = [_solve(group, queries, cache, index, factor) for group in layout.groups]
+    outputs = [_solve(group, queries, cache, index, factor, native) for group in layout.groups]
     # [sum of n * q, num_heads * head_dim]
     output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     if layout.output_rows is not None:
@@ -149,8 +154,13 @@ def _solve_groups(
     return output
 
 
-def _solve(
-    group: AttentionGroup, queries: torch.Tensor, cache: PagedKVCache, index: int, scaling: float
+def _solve(  # noqa: PLR0917  (as above)
+    group: AttentionGroup,
+    queries: torch.Tensor,
+    cache: PagedKVCache,
+    index: int,
+    scaling: float,
+    native: NativeKernels | None,
 ) -> torch.Tensor:
     """Solve one group; return ``[n * q, num_heads * head_dim]``."""
     n, q, kv = group.num_rows, group.num_queries, cache.geometry.num_kv_heads
@@ -165,9 +175,14 @@ def _solve(
     # each: [n * kv, num_keys, head_dim]
     keys, values = cache.gather(index, group.gather_rows, n * kv)
     # [n * kv, share * q, num_keys]
-    scores = torch.bmm(grouped, keys.transpose(1, 2)).float().mul_(scaling)
-    scores.view(n, num_heads, q, -1).add_(group.mask)
-    weights = torch.softmax(scores, dim=-1).to(values.dtype)
+    weights = torch.bmm(grouped, keys.transpose(1, 2))
+    if native is not None and group.visible is not None:
+        native.masked_softmax(weights, group.visible, num_heads, scaling)
+    else:
+        assert group.mask is not None, "a layout is made for compiled kernels or for torch"
+        scores = weights.float().mul_(scaling)
+        scores.view(n, num_heads, q, -1).add_(group.mask)
+        weights = torch.softmax(scores, dim=-1).to(values.dtype)
     # [n * kv, share * q, head_dim]
     output = torch.bmm(weights, values)
     return output.view(n, num_heads, q, head_dim).transpose(1, 2).reshape(n * q, num_heads * head_dim)

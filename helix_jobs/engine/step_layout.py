@@ -60,7 +60,8 @@ class AttentionGroup:
         first_token: Where the group's queries start in the packed row, when they stand there densely.
         query_rows: ``[n * q]`` packed positions, when they do not.
         gather_rows: ``[n * num_kv_heads * num_blocks]`` rows of the cache's gather view.
-        mask: ``[n, 1, q, num_keys]`` additive fp32 mask.
+        mask: ``[n, 1, q, num_keys]`` additive fp32 mask; None for compiled kernels.
+        visible: ``[n, q]`` int32, how many of the first keys each query sees, for compiled kernels; else None.
     """
 
     num_rows: int
@@ -68,7 +69,8 @@ class AttentionGroup:
     first_token: int
     query_rows: torch.Tensor | None
     gather_rows: torch.Tensor
-    mask: torch.Tensor
+    mask: torch.Tensor | None
+    visible: torch.Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +141,8 @@ def plan_step(
         geometry: The model's key-value shape.
         block_size: Tokens a block.
         device: Where the index tensors go.
-        max_direct_queries: Slices of at most so many tokens form no group, but are attended for directly.
+        max_direct_queries: Slices of at most so many tokens form no group, but are attended for directly; above 0 for
+            compiled kernels only.
     """
     direct = [index for index, part in enumerate(slices) if part.num_tokens <= max_direct_queries]
     pieces_by_key: dict[tuple[int, int], list[_Piece]] = {}
@@ -169,7 +172,9 @@ def plan_step(
     output_rows = np.empty(num_tokens, dtype=np.int64)
     done = 0
     for pieces in grouped:
-        group, token_rows, places = _plan_group(pieces, slices, offsets, tables, heads, block_size, device)
+        group, token_rows, places = _plan_group(
+            pieces, slices, offsets, tables, heads, block_size, device, native=max_direct_queries > 0
+        )
         output_rows[token_rows] = done + places
         done += group.num_rows * group.num_queries
         groups.append(group)
@@ -241,6 +246,8 @@ def _plan_group(  # noqa: PLR0917  (one call site; the step's arrays and its geo
     heads: IntArray,
     block_size: int,
     device: torch.device,
+    *,
+    native: bool,
 ) -> tuple[AttentionGroup, IntArray, IntArray]:
     """Plan one group; also return its tokens' packed positions and their places within the group's output."""
     counts = np.asarray([piece.num_queries for piece in pieces])
@@ -253,8 +260,13 @@ def _plan_group(  # noqa: PLR0917  (one call site; the step's arrays and its geo
     query_rows = firsts[:, None] + steps
     query_positions = starts[:, None] + steps
     keys = np.arange(num_blocks * block_size)
-    # [n, q, num_keys]
-    mask = np.where(keys <= query_positions[:, :, None], np.float32(0.0), np.float32(_MASKED_SCORE))
+    mask = visible = None
+    if native:
+        visible = torch.from_numpy((query_positions + 1).astype(np.int32))
+    else:
+        # [n, q, num_keys]
+        hidden = np.where(keys <= query_positions[:, :, None], np.float32(0.0), np.float32(_MASKED_SCORE))
+        mask = _upload(hidden, device).unsqueeze(1)
     members = tables[[piece.slice_index for piece in pieces], :num_blocks]
     # [n, num_kv_heads, num_blocks]
     gather_rows = members[:, None, :] * len(heads) + heads[None, :, None]
@@ -270,7 +282,8 @@ def _plan_group(  # noqa: PLR0917  (one call site; the step's arrays and its geo
         # A view with an offset is a copy with a write-back on DirectML; there rows are always selected.
         query_rows=None if dense and device.type != DIRECTML_DEVICE_TYPE else _upload(flat_rows, device),
         gather_rows=_upload(gather_rows.reshape(-1), device),
-        mask=_upload(mask, device).unsqueeze(1),
+        mask=mask,
+        visible=visible,
     )
     return group, flat_rows[places], places
 

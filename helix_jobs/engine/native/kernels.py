@@ -24,6 +24,7 @@ _SIGNATURES: Final = {
     "gated_silu": (*[_POINTER] * 2, *[_SIZE] * 2),
     "rotate_and_store": (*[_POINTER] * 8, *[_SIZE] * 5),
     "paged_attention": (*[_POINTER] * 6, *[_SIZE] * 5, _FLOAT),
+    "masked_softmax": (*[_POINTER] * 2, *[_SIZE] * 4, _FLOAT),
     "quantize_rows": (*[_POINTER] * 3, *[_SIZE] * 2, _FLOAT, _INT),
     "scale_rows": (*[_POINTER] * 5, *[_SIZE] * 2),
 }
@@ -50,6 +51,7 @@ class NativeKernels:
         self._gated_silu = self._functions["gated_silu"]
         self._rotate_and_store = self._functions["rotate_and_store"]
         self._paged_attention = self._functions["paged_attention"]
+        self._masked_softmax = self._functions["masked_softmax"]
         self._quantize_rows = self._functions["quantize_rows"]
         self._scale_rows = self._functions["scale_rows"]
 
@@ -139,6 +141,20 @@ class NativeKernels:
             output.data_ptr(), len(slices), num_heads, num_kv_heads, head_dim, block_size, scaling,
         )  # fmt: skip
         assert served, "the decoder asks for head sizes in HEAD_DIMS only"
+
+    def masked_softmax(self, scores: torch.Tensor, visible: torch.Tensor, num_heads: int, scaling: float) -> None:
+        """Scale scores, hide what a query must not see, and make attention weights of them, in place.
+
+        Args:
+            scores: ``[n * num_kv_heads, share * q, num_keys]``
+            visible: ``[n, q]`` int32: how many of the first keys each query sees, at least one.
+            num_heads: Query heads, ``num_kv_heads * share``.
+            scaling: Factor of the scores, above 0.
+        """
+        slices, queries = visible.shape
+        self._masked_softmax(
+            scores.data_ptr(), visible.data_ptr(), slices, num_heads, queries, scores.shape[-1], scaling
+        )
 
     def quantize_rows(self, hidden: torch.Tensor, smallest: float, zero: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Round each row to whole numbers from -127 to 127, plus ``zero``.
