@@ -1,0 +1,118 @@
+"""transformers' own greedy outputs at batch 1, with the certainty of each token; kept, for they take long."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Reference:
+    """One output, and for each token the gap between its logit and the runner-up's.
+
+    ``gaps`` is one longer than ``token_ids`` where the end-of-sequence token, which is cut off, ended the output.
+    """
+
+    token_ids: list[int]
+    gaps: list[float]
+    runners_up: list[int]
+
+    def difference(self, output: Sequence[int]) -> Difference | None:
+        """Where another output first departs from this one."""
+        if list(output) == self.token_ids:
+            return None
+        pairs = zip(output, self.token_ids, strict=False)
+        position = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(output), len(self.token_ids)))
+        if position == len(self.gaps):
+            return Difference(position, float("inf"), is_runner_up=False)
+        ended = position == len(output)  # an end-of-sequence token is not in the output
+        return Difference(position, self.gaps[position], ended or output[position] == self.runners_up[position])
+
+
+@dataclass(frozen=True)
+class Difference:
+    """``gap``: between the reference's first and second logit there. ``is_runner_up``: the second was emitted."""
+
+    position: int
+    gap: float
+    is_runner_up: bool
+
+
+class ReferenceOutputs:
+    """References of one model and dtype, computed when first asked for and appended to a file as they come.
+
+    The file is named after all that they depend on; a run that is broken off goes on where it stopped.
+    """
+
+    def __init__(self, model: Path, dtype: str, eos_token_ids: Sequence[int], max_tokens: int, folder: Path) -> None:
+        self._source = model
+        self._dtype = dtype
+        self._eos = sorted(eos_token_ids)
+        self._max_tokens = max_tokens
+        self._model = None
+        digest = hashlib.sha256()
+        for file in (*sorted(model.glob("*.safetensors")), model / "config.json"):
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        versions = f"{transformers.__version__}-torch-{torch.__version__}"
+        self._file = folder / f"{digest.hexdigest()[:16]}-{dtype}-{max_tokens}-transformers-{versions}.jsonl"
+        self._known = dict(self._read())
+
+    def of(self, prompt_ids: Sequence[int]) -> Reference:
+        """The reference of one encoded prompt."""
+        key = hashlib.sha256(json.dumps(list(prompt_ids)).encode()).hexdigest()[:32]
+        if key not in self._known:
+            reference = self._known[key] = self._generate(prompt_ids)
+            with self._file.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps({"prompt": key, **asdict(reference)}) + "\n")
+        return self._known[key]
+
+    def _read(self) -> Iterator[tuple[str, Reference]]:
+        if not self._file.exists():
+            return
+        for line in self._file.read_text(encoding="utf-8").splitlines():
+            try:
+                fields = json.loads(line)
+            except json.JSONDecodeError:  # broken off while it was written
+                continue
+            yield fields.pop("prompt"), Reference(**fields)
+
+    @torch.no_grad()
+    def _generate(self, prompt_ids: Sequence[int]) -> Reference:
+        if self._model is None:
+            dtype = getattr(torch, self._dtype)
+            self._model = AutoModelForCausalLM.from_pretrained(self._source, dtype=dtype).eval()
+        # [1, prompt_tokens]
+        ids = torch.tensor([list(prompt_ids)])
+        out = self._model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=self._max_tokens,
+            eos_token_id=self._eos,
+            pad_token_id=self._eos[0],
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+        new = out.sequences[0, ids.shape[1] :].tolist()
+        # each: [new_tokens, 2]
+        best = torch.cat(out.logits).float().topk(2, dim=-1)
+        assert best.indices[:, 0].tolist() == new or (best.values[:, 0] == best.values[:, 1]).any(), "greedy"
+        gaps = (best.values[:, 0] - best.values[:, 1]).tolist()
+        # Of an exact tie topk may name either one first.
+        runners_up = [
+            pair[1] if pair[0] == token else pair[0] for pair, token in zip(best.indices.tolist(), new, strict=True)
+        ]
+        if new[-1] in self._eos:
+            new.pop()
+        return Reference(new, gaps, runners_up)

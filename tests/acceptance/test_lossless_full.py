@@ -1,0 +1,76 @@
+"""All first turns of Spec-Bench at full strength, equal to transformers at batch 1.
+
+A command of its own: ``python -m pytest -m slow -s tests/acceptance/test_lossless_full.py``. Most of the first run's
+time is transformers'; its outputs are kept in pytest's cache directory.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from reference_outputs import ReferenceOutputs
+
+from helix_jobs.engine.config import CacheConfig, EngineConfig, SpeculationConfig
+from helix_jobs.engine.demo_model import ensure_demo_model
+from helix_jobs.engine.engine import Engine
+from helix_jobs.engine.load_engine import with_compiled_kernels
+from helix_jobs.engine.model_loader import load_models
+from helix_jobs.engine.request import Request
+from helix_jobs.engine.sampling_params import SamplingParams
+
+pytestmark = [pytest.mark.slow, pytest.mark.demo]
+
+MAX_TOKENS = 64
+PROMPTS = Path(__file__).parent.parent / "data" / "spec_bench.jsonl"
+SPECULATION = SpeculationConfig(lookup=True)  # beside the model: lookup+int8, depths chosen step by step
+
+
+def requests():
+    for number, line in enumerate(PROMPTS.read_text(encoding="utf-8").splitlines()):
+        yield Request(
+            request_id=str(number),
+            messages=({"role": "user", "content": json.loads(line)["turns"][0]},),
+            seed=number,
+            sampling_params=SamplingParams(max_tokens=MAX_TOKENS),
+        )
+
+
+@pytest.mark.parametrize(("dtype", "equal_share"), [("float32", 1.0), ("bfloat16", 0.99)])
+def test_480_first_turns_equal_transformers(pytestconfig, demo_home, tmp_path, dtype, equal_share):
+    models = load_models("demo", "int8", device=torch.device("cpu"), dtype=dtype, home=demo_home)
+    models = with_compiled_kernels(models, "auto", tmp_path)
+    engine = Engine(models, EngineConfig(max_batch_size=32, speculation=SPECULATION), CacheConfig(num_blocks=1500))
+    encoded = [engine.encode(request) for request in requests()]
+    assert len(encoded) == 480
+    outputs = ReferenceOutputs(
+        ensure_demo_model(demo_home, print),
+        dtype,
+        models.eos_token_ids,
+        MAX_TOKENS,
+        pytestconfig.cache.mkdir("helix-references"),
+    )
+    references = [outputs.of(request.prompt_token_ids) for request in encoded]
+    results = engine.generate(encoded)
+    engine.check_integrity()
+
+    counters = engine.counters()
+    kernels = "torch" if models.target.decoder.native is None else "compiled"
+    report = [f"{dtype}, {kernels} kernels: {counters}"]
+    num_equal = 0
+    for result, reference in zip(results, references, strict=True):
+        found = reference.difference(result.output_token_ids)
+        if found is None:
+            num_equal += 1
+        else:
+            report.append(
+                f"prompt {result.request_id}: differs at token {found.position}, top-2 logit gap {found.gap:.4f}, "
+                f"{'the runner-up' if found.is_runner_up else 'another token'} instead"
+            )
+    report.append(f"{num_equal} of {len(results)} outputs equal ({num_equal / len(results):.2%})")
+    print("", *report, sep="\n")  # noqa: T201  (what the command is run for)
+    assert all(result.error is None for result in results)
+    assert counters.accepted_tokens > 0
+    assert num_equal >= equal_share * len(results)
