@@ -149,20 +149,23 @@ class BenchSession:
         for case in cases:
             self._cases[case] = _CaseState()
             self._progress(f"{place}: warming up {case.mode.label}")
-            self._run_case(case, short, is_warm_up=True)
+            self._run_case(case, short, requests, is_warm_up=True)
         for name, state in peers.items():
             self._run_peer(name, state, short, f"{place}: warming up {name}", is_warm_up=True)
         for number in range(1, self._plan.repeat + 1):
             turn = f"{place}, round {number} of {self._plan.repeat}"
             for case in cases:
                 self._progress(f"{turn}: {case.mode.label}")
-                self._run_case(case, requests)
+                self._run_case(case, requests, requests)
             for name, state in peers.items():
                 self._run_peer(name, state, requests, f"{turn}: {name}")
 
-    def _run_case(self, case: Case, requests: Sequence[Request], *, is_warm_up: bool = False) -> None:
+    def _run_case(
+        self, case: Case, requests: Sequence[Request], workload: Sequence[Request], *, is_warm_up: bool = False
+    ) -> None:
+        """Run requests through an engine that is made for the whole workload."""
         state = self._cases[case]
-        engine = self._shelf.engine(case.mode, case.batch_size, requests)
+        engine = self._shelf.engine(case.mode, case.batch_size, workload)
         try:
             self._settle()
             run = measure(engine, requests, self._shelf.device)
