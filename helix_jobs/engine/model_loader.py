@@ -55,7 +55,7 @@ SMALLEST_CONTEXT: Final = 1024
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """One model in memory, on its device, packed for it.
+    """One model in memory, on its device.
 
     Attributes:
         name: What the person called it.
@@ -227,9 +227,6 @@ def load_models(
         loaded_draft = _int8_copy(loaded_target)
     elif draft == INT8:
         logger.warning("an int8 draft of an int8 target is the target itself; speculation with a draft model is off")
-    for loaded in (loaded_target, loaded_draft):
-        if loaded is not None:
-            loaded.decoder.pack()
     return LoadedModels(
         target=loaded_target,
         draft=loaded_draft,

@@ -22,6 +22,7 @@ class ModelRunner:
     """Packed tokens in, logits of chosen rows out."""
 
     def __init__(self, decoder: Decoder, cache_config: CacheConfig) -> None:
+        decoder.pack()
         self.decoder = decoder
         self._device = decoder.device
         self.vocab_size = decoder.vocab_size

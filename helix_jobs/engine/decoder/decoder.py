@@ -15,6 +15,7 @@ from torch.nn import functional
 from helix_jobs.engine.attention import attend, attend_natively
 from helix_jobs.engine.decoder.int8_linear import Int8Linear
 from helix_jobs.engine.decoder.norms import RmsNorm
+from helix_jobs.engine.native.int8_decoder import NativeInt8Decoder
 from helix_jobs.engine.native.kernels import HEAD_DIMS
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ class Decoder:
         dtype: Of activations.
         device: Where everything is.
         native: Compiled kernels, or None; see ``with_native``.
+        small_steps: Compiled code for all layers at once, for steps of few tokens, or None.
     """
 
     geometry: CacheGeometry
@@ -95,6 +97,7 @@ class Decoder:
     dtype: torch.dtype
     device: torch.device
     native: NativeKernels | None = None
+    small_steps: NativeInt8Decoder | None = None
 
     @property
     def num_embeddings(self) -> int:
@@ -114,7 +117,10 @@ class Decoder:
         return [*products, self.head]
 
     def with_native(self, native: NativeKernels) -> Decoder:
-        """The same model, computing with compiled kernels where there is one; unchanged if not for its attention."""
+        """The same model, computing with compiled kernels where there is one; unchanged if not for its attention.
+
+        To be called before ``pack``.
+        """
         if self.geometry.head_dim not in HEAD_DIMS:
             return self
         norms = [self.final_norm]
@@ -127,7 +133,8 @@ class Decoder:
         for linear in self.linears():
             if isinstance(linear, Int8Linear):
                 linear.use(native)
-        return replace(self, native=native)
+        small_steps = NativeInt8Decoder(self, native) if NativeInt8Decoder.supports(self, native) else None
+        return replace(self, native=native, small_steps=small_steps)
 
     def pack(self) -> None:
         """Lay the weights out for this device's kernels, once and for all."""
@@ -156,6 +163,8 @@ class Decoder:
             # A draft may be asked past its own context, where any guess will do; a target never is.
             positions = layout.positions.clamp(max=len(self.position_embedding) - 1)
             hidden = hidden + functional.embedding(positions, self.position_embedding)
+        if self.small_steps is not None and self.small_steps.serves(layout):
+            return self.small_steps.forward(hidden, layout, cache)
         tables = None if self.rotary is None else self.rotary.tables(layout.num_positions)
         rotation = None
         if self.rotary is not None and self.native is None:

@@ -49,6 +49,21 @@ class Int8Linear:
         self._native: NativeKernels | None = None
 
     @property
+    def rows(self) -> torch.Tensor | None:
+        """``[out_features, in_features]`` int8; None once packed."""
+        return None if self._zeros is not None else self._weight
+
+    @property
+    def scale(self) -> torch.Tensor:
+        """``[out_features]`` float32."""
+        return self._scale
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """``[out_features]`` float32."""
+        return self._bias
+
+    @property
     def nbytes(self) -> int:
         """Memory of weight, scales and bias."""
         vectors = 1 if self._bias is None else 2

@@ -17,7 +17,9 @@ from helix_jobs.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
 
-SOURCE: Final = Path(__file__).with_name("kernels.cpp")
+_FOLDER: Final = Path(__file__).parent
+SOURCES: Final = (_FOLDER / "kernels.cpp", _FOLDER / "int8_decoder.cpp")
+_HEADERS: Final = (_FOLDER / "lanes.h", _FOLDER / "attention.h")
 _COMPILERS: Final = ("c++", "g++", "clang++")
 # No -ffast-math: linked into a library it changes how the whole process treats subnormal numbers. What vectorisation
 # needs of it is named singly, and NaN stays NaN.
@@ -52,7 +54,7 @@ def build_library(folder: Path) -> Path:
     # In a folder of its own and moved into place: two workers may compile at once, and a killed one leaves nothing.
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         partial = Path(scratch) / library.name
-        command = [compiler, *_FLAGS, "-o", str(partial), str(SOURCE)]
+        command = [compiler, *_FLAGS, "-o", str(partial), *map(str, SOURCES)]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False)  # noqa: S603  (the user's compiler, our source)
         except (OSError, subprocess.TimeoutExpired) as error:
@@ -82,7 +84,8 @@ def _remedy() -> str:
 
 def _digest(compiler: str) -> str:
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=30, check=False).stdout  # noqa: S603  (as above)
-    parts = (SOURCE.read_text(encoding="utf-8"), *_FLAGS, compiler, version, platform.machine(), _processor())
+    texts = [path.read_text(encoding="utf-8") for path in (*SOURCES, *_HEADERS)]
+    parts = (*texts, *_FLAGS, compiler, version, platform.machine(), _processor())
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 

@@ -3,107 +3,9 @@
 // Every kernel has a counterpart in torch operators that defines what it computes; the tests compare the two.
 // Sums, rotations and attention weights are float32 whatever the storage type.
 
-#include <algorithm>
-#include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <vector>
+#include "attention.h"
 
 namespace {
-
-struct bf16 {
-    uint16_t bits;
-};
-
-// Sixteen lanes: one AVX-512 register, two of AVX2, four of NEON. The compiler splits them.
-typedef float vf __attribute__((vector_size(64)));
-typedef int32_t vi __attribute__((vector_size(64)));
-typedef uint32_t vu __attribute__((vector_size(64)));
-typedef uint16_t vh __attribute__((vector_size(32)));
-constexpr int64_t kLanes = 16;
-
-inline vf splat(float value) { return vf{} + value; }
-inline vf load16(const float *p) {
-    vf v;
-    std::memcpy(&v, p, sizeof v);
-    return v;
-}
-inline vf load16(const bf16 *p) {
-    vh h;
-    std::memcpy(&h, p, sizeof h);
-    vu wide = __builtin_convertvector(h, vu) << 16;
-    vf v;
-    std::memcpy(&v, &wide, sizeof v);
-    return v;
-}
-inline void store16(float *p, vf v) { std::memcpy(p, &v, sizeof v); }
-inline void store16(bf16 *p, vf v) {
-    vu wide;
-    std::memcpy(&wide, &v, sizeof v);
-    vu rounded = (wide + 0x7fff + ((wide >> 16) & 1)) >> 16;
-    vu is_nan = (vu)((wide & 0x7fffffff) > 0x7f800000);
-    vh h = __builtin_convertvector((rounded & ~is_nan) | (is_nan & 0x7fc0), vh);
-    std::memcpy(p, &h, sizeof h);
-}
-
-// Sum of all lanes, always in the same order.
-inline float sum16(vf v) {
-    typedef float v8 __attribute__((vector_size(32)));
-    typedef float v4 __attribute__((vector_size(16)));
-    v8 half[2];
-    std::memcpy(half, &v, sizeof v);
-    v8 eight = half[0] + half[1];
-    v4 quarter[2];
-    std::memcpy(quarter, &eight, sizeof eight);
-    v4 four = quarter[0] + quarter[1];
-    return (four[0] + four[2]) + (four[1] + four[3]);
-}
-inline vf max16(vf a, vf b) { return a > b ? a : b; }
-
-// Cephes' polynomial, 2 ulp; arguments are clamped to where the result is a normal number. A NaN does not survive.
-inline vf exp16(vf x) {
-    x = max16(x, splat(-87.0f));
-    x = x < 87.0f ? x : splat(87.0f);
-    vf shifted = x * 1.44269504088896341f + 12582912.0f;  // 1.5 * 2^23: the fraction falls off
-    vf n = shifted - 12582912.0f;
-    vf r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    vf p = splat(1.9875691500e-4f);
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    vi bits = (__builtin_convertvector(n, vi) + 127) << 23;
-    vf scale;
-    std::memcpy(&scale, &bits, sizeof scale);
-    return p * scale;
-}
-
-// The work of one kernel call is worth a hand-over to other threads from about so many elements on.
-constexpr int64_t kParallel = 16384;
-
-// Apply a function of lanes to `size` elements; what does not fill a vector goes through a padded one.
-template <typename Body>
-inline void for_lanes(int64_t size, Body body) {
-    int64_t i = 0;
-    for (; i + kLanes <= size; i += kLanes) body(i, kLanes);
-    if (i < size) body(i, size - i);
-}
-template <typename T>
-inline vf load_some(const T *p, int64_t count) {
-    if (count == kLanes) return load16(p);
-    T padded[kLanes] = {};
-    std::memcpy(padded, p, count * sizeof(T));
-    return load16(padded);
-}
-template <typename T>
-inline void store_some(T *p, vf v, int64_t count) {
-    if (count == kLanes) return store16(p, v);
-    T padded[kLanes];
-    store16(padded, v);
-    std::memcpy(p, padded, count * sizeof(T));
-}
 
 template <typename T>
 void rms_norm(const T *x, const T *weight, T *y, int64_t rows, int64_t size, float eps) {
@@ -165,83 +67,6 @@ void rotate_and_store(const T *qkv, const int64_t *positions, const int64_t *wri
     }
 }
 
-// Keys of a slice are gone through in chunks that stay in the first-level cache while all rows use them.
-constexpr int64_t kChunk = 128;
-
-// One slice's queries of one key-value head, straight from the cache's blocks. kVectors is head_dim / 16.
-template <typename T, int kVectors>
-void attend_slice(const T *queries, const T *keys, const T *values, const int32_t *blocks, T *output, int64_t num_new,
-                  int64_t start, int64_t head, int64_t heads, int64_t kv_heads, int64_t block_size, float scaling,
-                  std::vector<float> &scratch) {
-    constexpr int64_t head_dim = kVectors * kLanes;
-    int64_t share = heads / kv_heads, rows = num_new * share, length = start + num_new;
-    int64_t padded = (length + kLanes - 1) / kLanes * kLanes;
-    scratch.resize(rows * (padded + 2 * head_dim));
-    float *scores = scratch.data();         // [rows, padded]
-    float *q = scores + rows * padded;      // [rows, head_dim]
-    float *sums = q + rows * head_dim;      // [rows, head_dim]
-    auto place = [&](int64_t row) { return ((row / share) * heads + head * share + row % share) * head_dim; };
-    for (int64_t row = 0; row < rows; row++)
-        for (int64_t i = 0; i < head_dim; i += kLanes) {
-            store16(q + row * head_dim + i, load16(queries + place(row) + i) * scaling);
-            store16(sums + row * head_dim + i, vf{});
-        }
-    auto at = [&](const T *pool, int64_t key) {
-        return pool + ((blocks[key / block_size] * kv_heads + head) * block_size + key % block_size) * head_dim;
-    };
-    for (int64_t key = 0; key < length; key++) {
-        const T *k = at(keys, key);
-        vf lanes[kVectors];
-        for (int i = 0; i < kVectors; i++) lanes[i] = load16(k + i * kLanes);
-        for (int64_t row = 0; row < rows; row++) {
-            const float *one = q + row * head_dim;
-            vf sum = lanes[0] * load16(one);
-            for (int i = 1; i < kVectors; i++) sum += lanes[i] * load16(one + i * kLanes);
-            scores[row * padded + key] = sum16(sum);
-        }
-    }
-    for (int64_t row = 0; row < rows; row++) {
-        float *s = scores + row * padded;
-        int64_t visible = start + row / share + 1;
-        for (int64_t key = visible; key < padded; key++) s[key] = -INFINITY;
-        vf highest = load16(s), probe = {};
-        for (int64_t key = 0; key < visible; key += kLanes) {
-            vf v = load16(s + key);
-            highest = max16(highest, v);
-            // Not finite times zero is NaN, but for the minus infinities put there above.
-            probe += (v == -INFINITY ? vf{} : v) * 0.0f;
-        }
-        float top = highest[0];
-        for (int i = 1; i < kLanes; i++) top = std::max(top, highest[i]);
-        vf totals = {};
-        for (int64_t key = 0; key < padded; key += kLanes) {
-            vf v = load16(s + key);
-            vf e = v == -INFINITY ? vf{} : exp16(v - top);
-            store16(s + key, e);
-            totals += e;
-        }
-        // exp16 makes a number of a NaN; what is not finite has to be seen.
-        float scale = 1.0f / sum16(totals) + sum16(probe);
-        for (int64_t key = 0; key < padded; key += kLanes) store16(s + key, load16(s + key) * scale);
-    }
-    for (int64_t first = 0; first < length; first += kChunk) {
-        int64_t last = std::min(first + kChunk, length);
-        for (int64_t row = 0; row < rows; row++) {
-            const float *s = scores + row * padded;
-            vf lanes[kVectors];
-            for (int i = 0; i < kVectors; i++) lanes[i] = load16(sums + row * head_dim + i * kLanes);
-            for (int64_t key = first; key < last; key++) {
-                const T *v = at(values, key);
-                for (int i = 0; i < kVectors; i++) lanes[i] += s[key] * load16(v + i * kLanes);
-            }
-            for (int i = 0; i < kVectors; i++) store16(sums + row * head_dim + i * kLanes, lanes[i]);
-        }
-    }
-    for (int64_t row = 0; row < rows; row++)
-        for (int64_t i = 0; i < head_dim; i += kLanes)
-            store16(output + place(row) + i, load16(sums + row * head_dim + i));
-}
-
 template <typename T, int kVectors>
 void attend_slices(const T *queries, const T *keys, const T *values, const int64_t *slices, const int32_t *blocks,
                    T *output, int64_t num_slices, int64_t heads, int64_t kv_heads, int64_t block_size, float scaling) {
@@ -253,7 +78,7 @@ void attend_slices(const T *queries, const T *keys, const T *values, const int64
             // first token, tokens, start position, first entry in blocks
             const int64_t *slice = slices + task / kv_heads * 4;
             int64_t offset = slice[0] * heads * kVectors * kLanes;
-            attend_slice<T, kVectors>(queries + offset, keys, values, blocks + slice[3], output + offset, slice[1],
+            attend_slice<T, T, kVectors>(queries + offset, keys, values, blocks + slice[3], output + offset, slice[1],
                                       slice[2], task % kv_heads, heads, kv_heads, block_size, scaling, scratch);
         }
     }

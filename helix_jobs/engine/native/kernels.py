@@ -42,6 +42,11 @@ class NativeKernels:
 
     def __init__(self, library: ctypes.CDLL, dtype: torch.dtype) -> None:
         self._functions: dict[str, Any] = {}
+        # All layers of an int8 decoder in one call, see ``NativeInt8Decoder``; and whether that is fast here.
+        self.int8_layers = getattr(library, f"int8_layers_{_NAMES[dtype]}")
+        self.int8_layers.argtypes = (_POINTER, _POINTER, _POINTER)
+        self.int8_layers.restype = _INT
+        self.has_byte_products = bool(library.has_byte_products())
         for name, signature in _SIGNATURES.items():
             function = getattr(library, f"{name}_{_NAMES[dtype]}")
             function.argtypes = signature

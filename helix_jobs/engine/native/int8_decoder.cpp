@@ -1,0 +1,320 @@
+// All layers of an int8 decoder over a step of a few tokens, in one call.
+//
+// With a token or two a step, a small model spends more time between its matrix products than in them. Here one team of
+// threads goes through the whole model: each thread takes its share of every weight, and all meet four times a layer.
+// Activations are float32, rounded to 8 bits as they enter a product; what is computed is what the layers one by one
+// compute, but for the rounding of what lies between them.
+
+#include "attention.h"
+
+#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
+#include <immintrin.h>
+#define HAS_VNNI 1
+#else
+#define HAS_VNNI 0
+#endif
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+#if defined(_WIN32)
+#define EXPORT extern "C" __declspec(dllexport)
+#else
+#define EXPORT extern "C" __attribute__((visibility("default")))
+#endif
+
+struct Matrix {
+    const int8_t *weight;    // [rows, columns]
+    const float *scale;      // [rows]
+    const int32_t *row_sum;  // [rows]
+    const float *bias;       // [rows] or null
+    int64_t rows, columns;
+};
+
+struct Layer {
+    const void *attention_norm, *query_norm, *key_norm, *mlp_norm;  // the head norms may be null
+    Matrix qkv, attention_out, mlp_in, mlp_out;
+    void *keys, *values;  // this layer's pools
+    float scaling;
+};
+
+struct Model {
+    const Layer *layers;
+    int64_t num_layers, hidden_size, heads, kv_heads, head_dim, rotary_dim, block_size, intermediate_size;
+    float eps;
+};
+
+struct Step {
+    int64_t tokens, num_slices;
+    const int64_t *positions, *write_rows, *slices;
+    const int32_t *blocks;
+    const void *cos, *sin;
+};
+
+namespace {
+
+constexpr int64_t kZero = 128;
+constexpr int kTokens = 4, kRows = 4;
+
+// Activations of all tokens, rounded for the next product. Every thread has its own copy: making it costs less than
+// waiting for another's.
+struct Rounded {
+    std::vector<uint8_t> values;  // [tokens, columns]
+    std::vector<float> scales;    // [tokens]
+
+    void round(const float *x, int64_t tokens, int64_t columns) {
+        values.resize(tokens * columns + 64);
+        scales.resize(tokens);
+        typedef uint8_t vb __attribute__((vector_size(16)));
+        for (int64_t token = 0; token < tokens; token++) {
+            const float *in = x + token * columns;
+            uint8_t *out = values.data() + token * columns;
+            vf highest = {}, probe = {};
+            for_lanes(columns, [&](int64_t i, int64_t n) {
+                vf v = load_some(in + i, n);
+                highest = max16(highest, max16(v, -v));
+                probe += v * 0.0f;
+            });
+            float top = 1e-12f;
+            for (int i = 0; i < kLanes; i++) top = std::max(top, highest[i]);
+            for_lanes(columns, [&](int64_t i, int64_t n) {
+                vf shifted = load_some(in + i, n) * (127.0f / top) + 12582912.0f;
+                vb bytes = __builtin_convertvector(
+                    __builtin_convertvector(shifted - 12582912.0f, vi) + static_cast<int32_t>(kZero), vb);
+                std::memcpy(out + i, &bytes, n);
+            });
+            scales[token] = top / 127.0f + sum16(probe);  // not finite if the row is not
+        }
+    }
+};
+
+// Dot products of kT tokens with kR consecutive rows of the weight.
+template <int kT, int kR>
+inline void dot_block(const uint8_t *x, const int8_t *w, int64_t columns, int32_t sums[kTokens][kRows]) {
+#if HAS_VNNI
+    __m512i lanes[kT][kR];
+    for (int t = 0; t < kT; t++)
+        for (int r = 0; r < kR; r++) lanes[t][r] = _mm512_setzero_si512();
+    int64_t k = 0;
+    for (; k + 64 <= columns; k += 64) {
+        __m512i weights[kR];
+        for (int r = 0; r < kR; r++) weights[r] = _mm512_loadu_si512(w + r * columns + k);
+        for (int t = 0; t < kT; t++) {
+            __m512i tokens = _mm512_loadu_si512(x + t * columns + k);
+            for (int r = 0; r < kR; r++) lanes[t][r] = _mm512_dpbusd_epi32(lanes[t][r], tokens, weights[r]);
+        }
+    }
+    if (k < columns) {
+        __mmask64 rest = (1ULL << (columns - k)) - 1;
+        for (int r = 0; r < kR; r++) {
+            __m512i weights = _mm512_maskz_loadu_epi8(rest, w + r * columns + k);
+            for (int t = 0; t < kT; t++) {
+                __m512i tokens = _mm512_maskz_loadu_epi8(rest, x + t * columns + k);
+                lanes[t][r] = _mm512_dpbusd_epi32(lanes[t][r], tokens, weights);
+            }
+        }
+    }
+    for (int t = 0; t < kT; t++)
+        for (int r = 0; r < kR; r++) sums[t][r] = _mm512_reduce_add_epi32(lanes[t][r]);
+#else
+    for (int t = 0; t < kT; t++)
+        for (int r = 0; r < kR; r++) {
+            int32_t sum = 0;
+            for (int64_t k = 0; k < columns; k++)
+                sum += static_cast<int32_t>(x[t * columns + k]) * static_cast<int32_t>(w[r * columns + k]);
+            sums[t][r] = sum;
+        }
+#endif
+}
+
+template <int kR>
+inline void dot_tokens(int count, const uint8_t *x, const int8_t *w, int64_t columns, int32_t sums[kTokens][kRows]) {
+    switch (count) {
+        case 1: return dot_block<1, kR>(x, w, columns, sums);
+        case 2: return dot_block<2, kR>(x, w, columns, sums);
+        case 3: return dot_block<3, kR>(x, w, columns, sums);
+        default: return dot_block<4, kR>(x, w, columns, sums);
+    }
+}
+
+// Hand (token, row, value) of rows [first, last) to `emit`.
+template <typename Emit>
+void multiply(const Rounded &x, const Matrix &m, int64_t tokens, int64_t first, int64_t last, Emit emit) {
+    int32_t sums[kTokens][kRows];
+    for (int64_t row = first; row < last; row += kRows) {
+        int count = static_cast<int>(std::min<int64_t>(kRows, last - row));
+        for (int64_t token = 0; token < tokens; token += kTokens) {
+            int some = static_cast<int>(std::min<int64_t>(kTokens, tokens - token));
+            const uint8_t *in = x.values.data() + token * m.columns;
+            const int8_t *w = m.weight + row * m.columns;
+            switch (count) {
+                case 1: dot_tokens<1>(some, in, w, m.columns, sums); break;
+                case 2: dot_tokens<2>(some, in, w, m.columns, sums); break;
+                case 3: dot_tokens<3>(some, in, w, m.columns, sums); break;
+                default: dot_tokens<4>(some, in, w, m.columns, sums);
+            }
+            for (int t = 0; t < some; t++)
+                for (int r = 0; r < count; r++) {
+                    int64_t n = row + r;
+                    float value = static_cast<float>(sums[t][r] - static_cast<int32_t>(kZero) * m.row_sum[n]);
+                    value *= m.scale[n] * x.scales[token + t];
+                    emit(token + t, n, m.bias == nullptr ? value : value + m.bias[n]);
+                }
+        }
+    }
+}
+
+template <typename T>
+void normalise(const float *x, const void *weight, float *y, int64_t size, float eps) {
+    const T *w = static_cast<const T *>(weight);
+    vf sums = {};
+    for_lanes(size, [&](int64_t i, int64_t n) {
+        vf v = load_some(x + i, n);
+        sums += v * v;
+    });
+    float scale = 1.0f / std::sqrt(sum16(sums) / static_cast<float>(size) + eps);
+    for_lanes(size, [&](int64_t i, int64_t n) {
+        store_some(y + i, load_some(x + i, n) * scale * load_some(w + i, n), n);
+    });
+}
+
+// Rotate one head in place.
+template <typename T>
+void rotate(float *x, const T *cos, const T *sin, int64_t rotary_dim) {
+    int64_t half = rotary_dim / 2;
+    for_lanes(half, [&](int64_t i, int64_t n) {
+        vf first = load_some(x + i, n), second = load_some(x + i + half, n);
+        store_some(x + i, first * load_some(cos + i, n) + second * load_some(sin + i, n), n);
+        store_some(x + i + half, second * load_some(cos + i + half, n) + first * load_some(sin + i + half, n), n);
+    });
+}
+
+// A thread's even share of `count` rows, in whole blocks.
+inline void share_of(int64_t count, int thread, int threads, int64_t *first, int64_t *last) {
+    int64_t blocks = (count + kRows - 1) / kRows;
+    *first = std::min(count, blocks * thread / threads * kRows);
+    *last = std::min(count, blocks * (thread + 1) / threads * kRows);
+}
+
+template <typename T, int kVectors>
+void run_layers(const Model &model, const Step &step, float *hidden) {
+    constexpr int64_t head_dim = kVectors * kLanes;
+    int64_t tokens = step.tokens, size = model.hidden_size, heads = model.heads, kv_heads = model.kv_heads;
+    int64_t inner = model.intermediate_size, width = (heads + 2 * kv_heads) * head_dim;
+    std::vector<float> qkv(tokens * width), queries(tokens * heads * head_dim), attended(tokens * heads * head_dim);
+    std::vector<float> expanded(tokens * inner);
+    const T *cos = static_cast<const T *>(step.cos), *sin = static_cast<const T *>(step.sin);
+#pragma omp parallel
+    {
+        int thread = 0, threads = 1;
+#ifdef _OPENMP
+        thread = omp_get_thread_num(), threads = omp_get_num_threads();
+#endif
+        Rounded rounded;
+        std::vector<float> normal(tokens * size), scratch;
+        auto enter = [&](const void *norm) {
+            for (int64_t t = 0; t < tokens; t++)
+                normalise<T>(hidden + t * size, norm, normal.data() + t * size, size, model.eps);
+            rounded.round(normal.data(), tokens, size);
+        };
+        auto add_to_hidden = [&](const Matrix &m) {
+            int64_t first, last;
+            share_of(m.rows, thread, threads, &first, &last);
+            multiply(rounded, m, tokens, first, last,
+                     [&](int64_t t, int64_t n, float value) { hidden[t * size + n] += value; });
+        };
+        for (int64_t index = 0; index < model.num_layers; index++) {
+            const Layer &layer = model.layers[index];
+            int64_t first, last;
+            enter(layer.attention_norm);
+            share_of(layer.qkv.rows, thread, threads, &first, &last);
+            multiply(rounded, layer.qkv, tokens, first, last,
+                     [&](int64_t t, int64_t n, float value) { qkv[t * width + n] = value; });
+#pragma omp barrier
+            T *keys = static_cast<T *>(layer.keys), *values = static_cast<T *>(layer.values);
+#pragma omp for schedule(dynamic, 1)
+            for (int64_t task = 0; task < step.num_slices * kv_heads; task++) {
+                // first token, tokens, start position, first entry in blocks
+                const int64_t *slice = step.slices + task / kv_heads * 4;
+                int64_t kv = task % kv_heads, share = heads / kv_heads;
+                for (int64_t t = slice[0]; t < slice[0] + slice[1]; t++) {
+                    float *row = qkv.data() + t * width;
+                    const T *c = cos + step.positions[t] * model.rotary_dim;
+                    const T *s = sin + step.positions[t] * model.rotary_dim;
+                    for (int64_t h = kv * share; h < (kv + 1) * share; h++) {
+                        float *q = row + h * head_dim;
+                        if (layer.query_norm != nullptr) normalise<T>(q, layer.query_norm, q, head_dim, model.eps);
+                        rotate(q, c, s, model.rotary_dim);
+                        std::memcpy(queries.data() + (t * heads + h) * head_dim, q, head_dim * sizeof(float));
+                    }
+                    float *k = row + (heads + kv) * head_dim, *v = row + (heads + kv_heads + kv) * head_dim;
+                    if (layer.key_norm != nullptr) normalise<T>(k, layer.key_norm, k, head_dim, model.eps);
+                    rotate(k, c, s, model.rotary_dim);
+                    int64_t place = step.write_rows[t * kv_heads + kv] * head_dim;
+                    for (int64_t i = 0; i < head_dim; i += kLanes) {
+                        store16(keys + place + i, load16(k + i));
+                        store16(values + place + i, load16(v + i));
+                    }
+                }
+                int64_t offset = slice[0] * heads * head_dim;
+                attend_slice<float, T, kVectors>(queries.data() + offset, keys, values, step.blocks + slice[3],
+                                                 attended.data() + offset, slice[1], slice[2], kv, heads, kv_heads,
+                                                 model.block_size, layer.scaling, scratch);
+            }  // all wait here
+            rounded.round(attended.data(), tokens, heads * head_dim);
+            add_to_hidden(layer.attention_out);
+#pragma omp barrier
+            enter(layer.mlp_norm);
+            // A thread computes the gates and the ups of the same places: nobody else needs them.
+            share_of(inner, thread, threads, &first, &last);
+            multiply(rounded, layer.mlp_in, tokens, first, last,
+                     [&](int64_t t, int64_t n, float value) { expanded[t * inner + n] = value; });
+            Matrix up = layer.mlp_in;
+            up.weight += inner * up.columns, up.scale += inner, up.row_sum += inner;
+            if (up.bias != nullptr) up.bias += inner;
+            std::vector<float> &ups = scratch;
+            ups.resize(tokens * std::max<int64_t>(1, last - first));
+            multiply(rounded, up, tokens, first, last, [&, first, last](int64_t t, int64_t n, float value) {
+                ups[t * (last - first) + n - first] = value;
+            });
+            for (int64_t t = 0; t < tokens; t++) {
+                float *out = expanded.data() + t * inner + first;
+                const float *u = ups.data() + t * (last - first);
+                for_lanes(last - first, [&](int64_t i, int64_t n) {
+                    vf g = load_some(out + i, n);
+                    store_some(out + i, g / (1.0f + exp16(-g)) * load_some(u + i, n), n);
+                });
+            }
+#pragma omp barrier
+            rounded.round(expanded.data(), tokens, inner);
+            add_to_hidden(layer.mlp_out);
+#pragma omp barrier
+        }
+    }
+}
+
+template <typename T>
+int32_t run_layers_any(const Model &model, const Step &step, float *hidden) {
+    switch (model.head_dim) {
+        case 16: run_layers<T, 1>(model, step, hidden); return 1;
+        case 32: run_layers<T, 2>(model, step, hidden); return 1;
+        case 64: run_layers<T, 4>(model, step, hidden); return 1;
+        case 80: run_layers<T, 5>(model, step, hidden); return 1;
+        case 96: run_layers<T, 6>(model, step, hidden); return 1;
+        case 128: run_layers<T, 8>(model, step, hidden); return 1;
+        case 256: run_layers<T, 16>(model, step, hidden); return 1;
+        default: return 0;
+    }
+}
+
+}  // namespace
+
+// `hidden`, [tokens, hidden_size] float32, holds the embedded tokens before and the last layer's output afterwards.
+EXPORT int32_t int8_layers_float32(const Model *model, const Step *step, float *hidden) {
+    return run_layers_any<float>(*model, *step, hidden);
+}
+EXPORT int32_t int8_layers_bfloat16(const Model *model, const Step *step, float *hidden) {
+    return run_layers_any<bf16>(*model, *step, hidden);
+}
+// Whether the processor multiplies bytes: without, the layers one by one are faster.
+EXPORT int32_t has_byte_products() { return HAS_VNNI; }

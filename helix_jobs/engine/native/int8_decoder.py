@@ -1,0 +1,177 @@
+"""NativeInt8Decoder: all layers of an int8 decoder over a few tokens in one call of compiled code."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch.nn import functional
+
+from helix_jobs.engine.decoder.int8_linear import Int8Linear
+from helix_jobs.engine.decoder.norms import RmsNorm
+from helix_jobs.engine.native.kernels import HEAD_DIMS
+
+if TYPE_CHECKING:
+    from helix_jobs.engine.decoder.decoder import Decoder
+    from helix_jobs.engine.decoder.linear import Linear
+    from helix_jobs.engine.kv_cache import PagedKVCache
+    from helix_jobs.engine.native.kernels import NativeKernels
+    from helix_jobs.engine.step_layout import StepLayout
+
+# Trade-off: past so many tokens oneDNN's products, which reuse each weight for many tokens, are worth the calls between
+# them.
+MAX_TOKENS: Final = 8
+
+_POINTER, _SIZE = ctypes.c_void_p, ctypes.c_int64
+
+
+class _Matrix(ctypes.Structure):
+    _fields_ = (
+        *((name, _POINTER) for name in ("weight", "scale", "row_sum", "bias")),
+        ("rows", _SIZE),
+        ("columns", _SIZE),
+    )
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = (
+        *((name, _POINTER) for name in ("attention_norm", "query_norm", "key_norm", "mlp_norm")),
+        *((name, _Matrix) for name in ("qkv", "attention_out", "mlp_in", "mlp_out")),
+        ("keys", _POINTER),
+        ("values", _POINTER),
+        ("scaling", ctypes.c_float),
+    )
+
+
+class _Model(ctypes.Structure):
+    _fields_ = (
+        ("layers", ctypes.POINTER(_Layer)),
+        *(
+            (name, _SIZE)
+            for name in (
+                "num_layers",
+                "hidden_size",
+                "heads",
+                "kv_heads",
+                "head_dim",
+                "rotary_dim",
+                "block_size",
+                "intermediate_size",
+            )
+        ),
+        ("eps", ctypes.c_float),
+    )
+
+
+class _Step(ctypes.Structure):
+    _fields_ = (
+        ("tokens", _SIZE),
+        ("num_slices", _SIZE),
+        *((name, _POINTER) for name in ("positions", "write_rows", "slices", "blocks", "cos", "sin")),
+    )
+
+
+class NativeInt8Decoder:
+    """The layers of one decoder, described to compiled code. ``supports`` says for which decoders there can be one.
+
+    Holds the weights row by row, beside the packed ones that larger steps use. Trade-off: an int8 model takes its
+    memory twice, and a draft of a token or two costs what reading it once costs.
+    """
+
+    def __init__(self, decoder: Decoder, native: NativeKernels) -> None:
+        self._decoder = decoder
+        self._run = native.int8_layers
+        # Whatever compiled code has a pointer to.
+        self._kept: list[torch.Tensor] = []
+        self._matrices = [
+            tuple(self._matrix(one) for one in (layer.qkv, layer.attention_out, layer.mlp_in, layer.mlp_out))
+            for layer in decoder.layers
+        ]
+        self._cache: PagedKVCache | None = None
+        self._model: _Model | None = None
+
+    @staticmethod
+    def supports(decoder: Decoder, native: NativeKernels) -> bool:
+        """Whether there is compiled code for such a model on this processor."""
+        norms = [norm for layer in decoder.layers for norm in (layer.attention_norm, layer.mlp_norm)]
+        norms += [norm for layer in decoder.layers for norm in (layer.query_norm, layer.key_norm) if norm is not None]
+        return (
+            native.has_byte_products
+            and decoder.rotary is not None
+            and decoder.is_gated
+            and not decoder.has_parallel_residual
+            and decoder.activation is functional.silu
+            and decoder.geometry.head_dim in HEAD_DIMS
+            and all(isinstance(linear, Int8Linear) and linear.rows is not None for linear in decoder.linears())
+            and all(isinstance(norm, RmsNorm) and norm.weight.dtype == decoder.dtype for norm in norms)
+            and len({norm.eps for norm in norms if isinstance(norm, RmsNorm)}) == 1
+        )
+
+    def serves(self, layout: StepLayout) -> bool:
+        """Whether it is the faster way through a step."""
+        return layout.num_tokens <= MAX_TOKENS and not layout.groups
+
+    def forward(self, hidden: torch.Tensor, layout: StepLayout, cache: PagedKVCache) -> torch.Tensor:
+        """Run every layer.
+
+        Args:
+            hidden: ``[T, hidden_size]``, the embedded tokens.
+            layout: The step; ``serves`` it.
+            cache: The model's own; keys and values of the step are written.
+
+        Returns:
+            ``[T, hidden_size]``, the last layer's output.
+        """
+        decoder, direct = self._decoder, layout.direct
+        assert decoder.rotary is not None, "supports() asks for rotary positions"
+        assert direct is not None, "a step without groups is direct"
+        if self._model is None or self._cache is not cache:
+            self._model, self._cache = self._describe(cache), cache
+        cos, sin = decoder.rotary.tables(layout.num_positions)
+        step = _Step(
+            layout.num_tokens, len(direct.slices), layout.positions.data_ptr(), layout.write_rows.data_ptr(),
+            direct.slices.data_ptr(), direct.blocks.data_ptr(), cos.data_ptr(), sin.data_ptr(),
+        )  # fmt: skip
+        # [T, hidden_size]
+        exact = hidden.to(torch.float32, copy=True)
+        served = self._run(ctypes.byref(self._model), ctypes.byref(step), exact.data_ptr())
+        assert served, "supports() asks for the head sizes there are"
+        return exact.to(hidden.dtype)
+
+    def _describe(self, cache: PagedKVCache) -> _Model:
+        decoder, geometry = self._decoder, cache.geometry
+        layers = (_Layer * len(decoder.layers))()
+        for index, (layer, matrices) in enumerate(zip(decoder.layers, self._matrices, strict=True)):
+            norms = [
+                self._norm(one) for one in (layer.attention_norm, layer.query_norm, layer.key_norm, layer.mlp_norm)
+            ]
+            layers[index] = _Layer(
+                *norms, *matrices, cache.keys[index].data_ptr(), cache.values[index].data_ptr(), layer.scaling
+            )
+        assert decoder.rotary is not None, "supports() asks for rotary positions"
+        first = decoder.layers[0]
+        assert isinstance(first.attention_norm, RmsNorm), "supports() asks for RMS norms"
+        return _Model(
+            ctypes.cast(layers, ctypes.POINTER(_Layer)), len(decoder.layers), first.qkv.in_features, decoder.num_heads,
+            geometry.num_kv_heads, geometry.head_dim, decoder.rotary.rotary_dim, cache.block_size,
+            first.mlp_out.in_features, first.attention_norm.eps,
+        )  # fmt: skip
+
+    def _norm(self, norm: Any) -> int | None:  # noqa: ANN401  (an RmsNorm or None, as supports() asks)
+        if norm is None:
+            return None
+        weight = norm.weight.contiguous()
+        self._kept.append(weight)
+        return int(weight.data_ptr())
+
+    def _matrix(self, linear: Linear) -> _Matrix:
+        assert isinstance(linear, Int8Linear), "supports() asks for int8 layers"
+        assert linear.rows is not None, "supports() asks for weights not packed yet"
+        row_sum = linear.rows.sum(dim=1, dtype=torch.int32)
+        scale = linear.scale.contiguous()
+        self._kept += [linear.rows, row_sum, scale] + ([] if linear.bias is None else [linear.bias])
+        return _Matrix(
+            linear.rows.data_ptr(), scale.data_ptr(), row_sum.data_ptr(),
+            None if linear.bias is None else linear.bias.data_ptr(), linear.out_features, linear.in_features,
+        )  # fmt: skip
