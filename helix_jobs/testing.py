@@ -6,6 +6,7 @@ import os
 import threading
 import time
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from typing import TYPE_CHECKING, Final
 
 from helix_jobs.engine.protocol import EngineCounters, EngineInfo
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 _TOKENS_PER_BLOCK: Final = 16
+# What of a step's time the fake engine says it drafted for.
+_DRAFT_SHARE: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,13 +67,15 @@ class _Sequence:
     emitted: int = 0
     steps: int = 0
     draft_tokens: int = 0
+    cached_prompt_tokens: int = 0
 
 
 class FakeEngine:
     """Satisfies ``EngineProtocol`` without a model: a token is a word, the output echoes the prompt.
 
     Each step takes ``step_seconds`` and emits up to ``depth + 1`` tokens for each of at most ``max_batch_size``
-    requests, oldest first, so batching, waiting and speculation figures behave like the real engine's.
+    requests, oldest first, so batching, waiting and speculation figures behave like the real engine's. A prompt that
+    begins like the one admitted before it shares that beginning, in whole blocks.
 
     Args:
         max_batch_size: Requests that run at once.
@@ -97,6 +102,7 @@ class FakeEngine:
         self._sleep = sleep
         self._sequences: dict[str, _Sequence] = {}
         self._ended: list[GenerationResult] = []
+        self._last_prompt: list[str] = []
         self._counters = EngineCounters()
         self._closed = threading.Event()
         self._info = EngineInfo(
@@ -104,6 +110,8 @@ class FakeEngine:
             draft_model="fake-draft" if depth else None,
             device="fake",
             dtype="float32",
+            kernels="torch",
+            speculation_depth=None if depth else 0,
             max_batch_size=max_batch_size,
             max_model_len=max_model_len,
             num_blocks=max_batch_size * max(1, max_model_len // _TOKENS_PER_BLOCK),
@@ -164,19 +172,39 @@ class FakeEngine:
         Raises:
             RuntimeError: A prompt in the batch holds the ``crash`` text.
         """
+        started = time.perf_counter()
         batch = list(self._sequences.values())[: self._info.max_batch_size]
         for sequence in batch:
             if sequence.admitted is None:
-                sequence.admitted = time.monotonic()
-                self._count(prompt_tokens=len(sequence.request.prompt_token_ids or ()))
+                self._admit(sequence)
             self._misbehave(sequence.prompt)
+        scheduled = time.perf_counter()
         if batch:
             self._sleep(self._step_seconds)
+        computed = time.perf_counter()
+        draft_tokens = self._counters.draft_tokens
         for sequence in batch:
             self._advance(sequence)
-        self._count(steps=1, sequence_steps=len(batch), decode_sequence_steps=len(batch))
+        draft_share = _DRAFT_SHARE if self._counters.draft_tokens > draft_tokens else 0.0
+        self._count(
+            steps=1,
+            sequence_steps=len(batch),
+            decode_sequence_steps=len(batch),
+            schedule_seconds=scheduled - started,
+            draft_seconds=draft_share * (computed - scheduled),
+            target_seconds=(1 - draft_share) * (computed - scheduled),
+            verify_seconds=time.perf_counter() - computed,
+        )
         blocks = sum(-(-len(s.words) // _TOKENS_PER_BLOCK) for s in batch)
-        self._counters = replace(self._counters, peak_blocks=max(self._counters.peak_blocks, blocks))
+        reasons = dict(self._counters.depth_reasons)
+        if self._depth:
+            reason = "model" if draft_share else "off:nothing"
+            reasons[reason] = reasons.get(reason, 0) + 1
+        self._counters = replace(
+            self._counters,
+            peak_blocks=max(self._counters.peak_blocks, blocks),
+            depth_reasons=reasons,
+        )
         ended, self._ended = self._ended, []
         return ended
 
@@ -187,6 +215,16 @@ class FakeEngine:
     def close(self) -> None:
         """Let a stalled step go on."""
         self._closed.set()
+
+    def _admit(self, sequence: _Sequence) -> None:
+        words = sequence.prompt.split()
+        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(words, self._last_prompt, strict=False)))
+        num_tokens = len(sequence.request.prompt_token_ids or ())
+        # As in the real engine, the last prompt token is always computed: its logits are needed.
+        sequence.cached_prompt_tokens = min(same, max(0, num_tokens - 1)) // _TOKENS_PER_BLOCK * _TOKENS_PER_BLOCK
+        sequence.admitted = time.monotonic()
+        self._last_prompt = words
+        self._count(prompt_tokens=num_tokens, cached_prompt_tokens=sequence.cached_prompt_tokens)
 
     def _misbehave(self, prompt: str) -> None:
         if _matches(self._faults.die, prompt):
@@ -222,7 +260,7 @@ class FakeEngine:
             finish_reason=reason,
             error=EngineError("the fake engine was told to fail this request") if reason is None else None,
             prompt_tokens=len(sequence.request.prompt_token_ids or ()),
-            cached_prompt_tokens=0,
+            cached_prompt_tokens=sequence.cached_prompt_tokens,
             queue_seconds=admitted - sequence.added,
             ttft_seconds=None if first is None else first - admitted,
             decode_seconds=0.0 if first is None else now - first,
@@ -232,7 +270,7 @@ class FakeEngine:
             target_steps=sequence.steps,
         )
 
-    def _count(self, **more: int) -> None:
+    def _count(self, **more: float) -> None:
         self._counters = replace(
             self._counters, **{name: getattr(self._counters, name) + value for name, value in more.items()}
         )

@@ -138,7 +138,12 @@ def check_counters(c: Connection, batch_id: str) -> None:
     assert Counter(row.state for row in rows) == {s.value: n for s, n in seen.counts.items() if n}
     assert Counter(row.error_code for row in rows if row.state == "failed") == seen.error_counts
     joined = c.execute(
-        select(jobs.c.state, func.count().label("jobs"), func.sum(results.c.completion_tokens).label("tokens"))
+        select(
+            jobs.c.state,
+            func.count().label("jobs"),
+            func.sum(results.c.completion_tokens).label("tokens"),
+            func.sum(results.c.cached_prompt_tokens).label("shared"),
+        )
         .join_from(jobs, results, results.c.job_id == jobs.c.id)
         .where(jobs.c.batch_id == batch_id)
         .group_by(jobs.c.state)
@@ -146,3 +151,4 @@ def check_counters(c: Connection, batch_id: str) -> None:
     assert {row.state for row in joined} <= {"succeeded"}
     assert sum(row.jobs for row in joined) == seen.counts[JobState.SUCCEEDED]
     assert sum(row.tokens for row in joined) == seen.completion_tokens
+    assert sum(row.shared for row in joined) == seen.cached_prompt_tokens

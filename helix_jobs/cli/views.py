@@ -46,6 +46,7 @@ def batch_json(status: BatchStatus) -> dict[str, Any]:
         "total": status.total,
         "counts": {str(state): status.counts[state] for state in JobState},
         "prompt_tokens": status.prompt_tokens,
+        "cached_prompt_tokens": status.cached_prompt_tokens,
         "completion_tokens": status.completion_tokens,
         "draft_tokens": status.draft_tokens,
         "accepted_tokens": status.accepted_tokens,
@@ -122,7 +123,8 @@ def batch_view(status: BatchStatus) -> Table:
         row("Errors", f"{code} {number:,}")
     if status.completion_tokens:
         speed = "" if status.tokens_per_second is None else f", {rate(status.tokens_per_second)} tokens/s"
-        row("Tokens", f"{status.completion_tokens:,} written, {status.prompt_tokens:,} read{speed}")
+        shared = f" ({status.cached_prompt_tokens:,} shared)" if status.cached_prompt_tokens else ""
+        row("Tokens", f"{status.completion_tokens:,} written, {status.prompt_tokens:,} read{shared}{speed}")
     if status.acceptance_rate is not None:
         drafts = f"{status.accepted_tokens:,} of {status.draft_tokens:,}"
         row("Drafts", f"{percent(status.acceptance_rate)} accepted ({drafts})")

@@ -17,7 +17,7 @@ from helix_jobs.settings import DTYPES, LOG_FORMATS, MAX_DEPTH
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from helix_jobs.jobs.worker import WorkerBanner
+    from helix_jobs.jobs.banner import WorkerBanner
     from helix_jobs.settings import Settings
 
 logger = logging.getLogger(__name__)

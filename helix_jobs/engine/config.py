@@ -68,6 +68,11 @@ class SpeculationConfig:
         return self.ceiling > 0
 
     @property
+    def is_adaptive(self) -> bool:
+        """Whether the depth is chosen each step."""
+        return self.is_on and self.adaptive
+
+    @property
     def ceiling(self) -> int:
         """Most draft tokens a sequence can have in any step."""
         return 0 if self.depth == 0 else self.max_depth if self.adaptive else self.depth

@@ -96,6 +96,8 @@ class Engine:
             draft_model=_describe_draft(models.draft if draft is not None else None, config.speculation),
             device=describe_device(models.device),
             dtype=models.target.dtype_name,
+            kernels="torch" if models.target.decoder.native is None else "compiled",
+            speculation_depth=None if config.speculation.is_adaptive else config.speculation.ceiling,
             max_batch_size=config.max_batch_size,
             max_model_len=context,
             num_blocks=cache.num_blocks,

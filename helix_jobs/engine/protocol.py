@@ -15,13 +15,26 @@ if TYPE_CHECKING:
 class EngineInfo:
     """What was loaded where, for the banner, the ``workers`` row and every result row.
 
-    ``kv_cache_bytes`` counts keys and values of target and draft together.
+    Attributes:
+        target_model: As the person named it.
+        draft_model: What drafts, as results name it; None when nothing does.
+        device: In words.
+        dtype: Of the target's weights and activations; ``int8`` when its weights are quantised.
+        kernels: Who computes: ``compiled`` (for this machine) or ``torch``.
+        speculation_depth: The fixed K of every step, 0 for no speculation, None when it is chosen each step.
+        max_batch_size: Sequences that run at once.
+        max_model_len: Prompt plus output tokens of a request at most.
+        num_blocks: KV blocks in the pool.
+        block_size: Tokens a block.
+        kv_cache_bytes: Keys and values of target and draft together.
     """
 
     target_model: str
     draft_model: str | None
     device: str
     dtype: str
+    kernels: str
+    speculation_depth: int | None
     max_batch_size: int
     max_model_len: int
     num_blocks: int

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Dialect
 
 # The migration these tables stand at; a test holds it equal to Alembic's head, so commands need not import Alembic.
-SCHEMA_REVISION: Final = "0001"
+SCHEMA_REVISION: Final = "0002"
 
 NAMING_CONVENTION: Final = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -131,6 +131,9 @@ jobs = Table(
     _partial_index("ix_jobs_completion", "batch_id", "finished_at", "id", where="finished_at IS NOT NULL"),
 )
 
+# Nullable columns are NULL where nobody knows: in a run under way, and in one that an older version wrote.
+# Trade-off: a column for each part of the time costs a migration when a part comes, but sums and divides in plain SQL
+# on both databases; why depths were chosen is JSON, as the controller's reasons may change with it.
 runs = Table(
     "runs",
     metadata,
@@ -148,6 +151,16 @@ runs = Table(
     _column("mean_depth", Double, nullable=True),
     _column("peak_blocks", Integer, nullable=True),
     _column("tokens_per_second", Double, nullable=True),
+    _column("cached_prompt_tokens", BigInteger, server_default=text("0")),
+    _column("preemptions", Integer, nullable=True),
+    # Steps for each reason; {} with a fixed depth.
+    _column("depth_reasons", JSON, nullable=True),
+    _column("schedule_seconds", Double, nullable=True),
+    _column("draft_seconds", Double, nullable=True),
+    _column("target_seconds", Double, nullable=True),
+    # The part of target_seconds; NULL also where the device cannot tell.
+    _column("attention_seconds", Double, nullable=True),
+    _column("verify_seconds", Double, nullable=True),
 )
 
 results = Table(
@@ -206,6 +219,7 @@ batch_counters = Table(
     _column("outcome", String(32), primary_key=True),
     _column("jobs", BigInteger, server_default=text("0")),
     _column("prompt_tokens", BigInteger, server_default=text("0")),
+    _column("cached_prompt_tokens", BigInteger, server_default=text("0")),
     _column("completion_tokens", BigInteger, server_default=text("0")),
     _column("draft_tokens", BigInteger, server_default=text("0")),
     _column("accepted_tokens", BigInteger, server_default=text("0")),

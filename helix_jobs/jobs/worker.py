@@ -13,13 +13,13 @@ import socket
 import threading
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final
 
 from helix_jobs.errors import HelixError
 from helix_jobs.jobs import store
+from helix_jobs.jobs.banner import WorkerBanner
 from helix_jobs.jobs.broker import CeleryPublisher, EmbeddedBroker, ping, redact_url
 from helix_jobs.jobs.database import Database, ensure_schema
 from helix_jobs.jobs.device_lock import DeviceLock
@@ -34,10 +34,10 @@ from helix_jobs.jobs.worker_service import WorkerService
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from helix_jobs.engine.protocol import EngineInfo, EngineProtocol
+    from helix_jobs.engine.protocol import EngineProtocol
     from helix_jobs.settings import Settings
 
-__all__ = ["StopButton", "StopRequest", "WorkerBanner", "device_name", "load_engine", "run_worker"]
+__all__ = ["StopButton", "StopRequest", "device_name", "load_engine", "run_worker"]
 
 logger = logging.getLogger(__name__)
 
@@ -57,31 +57,6 @@ HARD_EXIT_SECONDS: Final = 30.0
 HAND_BACK_SECONDS: Final = 5.0
 BROKER_CHECK_SECONDS: Final = 2.0
 MAX_CONSUMER_FAILURES: Final = 5
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerBanner:
-    """What a starting worker says about itself; passwords are redacted."""
-
-    worker_id: str
-    engine: EngineInfo
-    broker: str
-    database: str
-
-    def lines(self) -> tuple[tuple[str, str], ...]:
-        """Label and value, one pair a line."""
-        info = self.engine
-        cache = f"{info.kv_cache_bytes / 2**20:,.0f} MB ({info.num_blocks} blocks of {info.block_size} tokens)"
-        return (
-            ("worker", self.worker_id),
-            ("device", f"{info.device} ({info.dtype})"),
-            ("target", info.target_model),
-            ("draft", info.draft_model or "none"),
-            ("slots", f"{info.max_batch_size}, up to {info.max_model_len} tokens each"),
-            ("KV cache", cache),
-            ("broker", self.broker),
-            ("database", self.database),
-        )
 
 
 def load_engine(settings: Settings, on_progress: Callable[[str], None] | None = None) -> EngineProtocol:

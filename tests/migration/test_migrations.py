@@ -8,7 +8,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import inspect, text
+from sqlalchemy import inspect, select, text
 from store_helpers import DIGEST, counts, must_take, new_jobs, now, register, status, stored_batch, succeed
 
 from helix_jobs.errors import DatabaseUnreachableError, SchemaVersionError
@@ -22,7 +22,14 @@ from helix_jobs.jobs.database import (
     upgrade,
 )
 from helix_jobs.jobs.migration import alembic_config
-from helix_jobs.jobs.schema import metadata
+from helix_jobs.jobs.schema import metadata, runs
+
+# What revision 0001 wrote, in its own columns.
+_OLD_BATCH = """
+INSERT INTO batches (id, created_at, total, defaults, metadata)
+VALUES ('b-old', '2026-11-01 00:00:00', 1, '{}', '{}');
+INSERT INTO batch_counters (batch_id, writer, outcome, jobs, prompt_tokens) VALUES ('b-old', 'w1', 'stored', 1, 9)
+"""
 
 
 def _differences(database):
@@ -63,6 +70,29 @@ def test_autogenerate_would_notice_a_difference(empty_database):
         c.execute(text("ALTER TABLE workers ADD COLUMN extra INTEGER"))
         c.execute(text("DROP INDEX ix_jobs_running"))
     assert {difference[0] for difference in _differences(empty_database)} == {"remove_column", "add_index"}
+
+
+def test_runs_of_an_older_version_keep_their_figures_and_say_what_they_do_not_know(empty_database):
+    assert upgrade(empty_database, "0001") == "0001"
+    register(empty_database, "w1")
+    with empty_database.write() as c:
+        run_id = store.start_run(c, "w1", now())
+        c.execute(text("UPDATE runs SET steps = 7, draft_tokens = 5"))
+        for statement in _OLD_BATCH.split(";"):
+            c.execute(text(statement))
+    assert upgrade(empty_database) == head_revision()
+    with empty_database.read() as c:
+        row = c.execute(select(runs).where(runs.c.id == run_id)).one()
+        assert (row.steps, row.draft_tokens, row.cached_prompt_tokens) == (7, 5, 0)
+        assert (row.preemptions, row.depth_reasons, row.target_seconds, row.attention_seconds) == (None,) * 4
+        assert store.batch_status(c, "b-old").prompt_tokens == 9
+        assert store.batch_status(c, "b-old").cached_prompt_tokens == 0
+    assert downgrade(empty_database, "0001") == "0001"
+    with empty_database.read() as c:
+        assert tuple(c.execute(text("SELECT steps, draft_tokens FROM runs")).one()) == (7, 5)
+        assert c.execute(text("SELECT prompt_tokens FROM batch_counters")).scalar_one() == 9
+    assert upgrade(empty_database) == head_revision()
+    assert _differences(empty_database) == []
 
 
 def test_down_and_up_again_with_data(empty_database):

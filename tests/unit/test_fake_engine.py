@@ -70,6 +70,33 @@ def test_figures_agree_with_each_other() -> None:
         assert 0 <= (result.ttft_seconds or 0) <= result.total_seconds
 
 
+def test_its_run_figures_are_those_of_an_engine_that_drafts() -> None:
+    engine = FakeEngine(depth=3, step_seconds=0.001)
+    drain(engine, request("a"), request("b", "one"))
+    counters = engine.counters()
+    # Of a prompt of one word nothing can be drafted; the other two steps' drafts are the first request's.
+    assert counters.depth_reasons == {"model": counters.steps}
+    assert counters.target_seconds > counters.draft_seconds > 0.0
+    assert counters.target_seconds + counters.draft_seconds >= 0.001 * counters.steps
+    drain(engine, request("c", "one"))
+    assert engine.counters().depth_reasons["off:nothing"] == 1
+    plain = FakeEngine(depth=0)
+    drain(plain, request("d"))
+    assert (plain.counters().depth_reasons, plain.counters().draft_seconds) == ({}, 0.0)
+    assert (engine.info.speculation_depth, plain.info.speculation_depth) == (None, 0)
+
+
+def test_prompts_that_begin_alike_share_whole_blocks() -> None:
+    engine = FakeEngine(max_batch_size=1)
+    system = " ".join(str(number) for number in range(40))
+    ended = drain(engine, request("a", f"{system} a"), request("b", f"{system} b"), request("c", system))
+    assert [result.cached_prompt_tokens for result in ended.values()] == [0, 32, 32]
+    assert engine.counters().cached_prompt_tokens == 64
+    same = " ".join(["word"] * 32)
+    ended = drain(engine, request("d", same), request("e", same))
+    assert [result.cached_prompt_tokens for result in ended.values()] == [0, 16], "the last token is always computed"
+
+
 def test_an_abort_comes_out_of_the_next_step() -> None:
     engine = FakeEngine()
     engine.add_request(engine.encode(request("a")))

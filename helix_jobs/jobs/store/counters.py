@@ -30,7 +30,14 @@ PERSON: Final = "person"
 STORED: Final = "stored"
 # Where a connection keeps its shares until the commit.
 _PENDING: Final = "helix_batch_counters"
-_SUMS: Final = ("jobs", "prompt_tokens", "completion_tokens", "draft_tokens", "accepted_tokens")
+_SUMS: Final = (
+    "jobs",
+    "prompt_tokens",
+    "cached_prompt_tokens",
+    "completion_tokens",
+    "draft_tokens",
+    "accepted_tokens",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +49,7 @@ class Share:
     outcome: str
     jobs: int
     prompt_tokens: int = 0
+    cached_prompt_tokens: int = 0
     completion_tokens: int = 0
     draft_tokens: int = 0
     accepted_tokens: int = 0
@@ -92,11 +100,7 @@ def _merge(old: Share, new: Share) -> Share:
     finished = [moment for moment in (old.finished_at, new.finished_at) if moment is not None]
     return replace(
         old,
-        jobs=old.jobs + new.jobs,
-        prompt_tokens=old.prompt_tokens + new.prompt_tokens,
-        completion_tokens=old.completion_tokens + new.completion_tokens,
-        draft_tokens=old.draft_tokens + new.draft_tokens,
-        accepted_tokens=old.accepted_tokens + new.accepted_tokens,
+        **{name: getattr(old, name) + getattr(new, name) for name in _SUMS},
         started_at=min(started, default=None),
         finished_at=max(finished, default=None),
     )

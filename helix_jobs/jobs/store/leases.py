@@ -133,6 +133,7 @@ def finish_succeeded(c: Connection, job: FinishedJob, result: ResultRow, now: da
             outcome=JobState.SUCCEEDED.value,
             jobs=1,
             prompt_tokens=result.prompt_tokens,
+            cached_prompt_tokens=result.cached_prompt_tokens,
             completion_tokens=result.completion_tokens,
             draft_tokens=result.draft_tokens,
             accepted_tokens=result.accepted_tokens,

@@ -145,6 +145,14 @@ class RunTotals:
     mean_depth: float | None = None
     peak_blocks: int | None = None
     tokens_per_second: float | None = None
+    cached_prompt_tokens: int = 0
+    preemptions: int = 0
+    depth_reasons: Mapping[str, int] = field(default_factory=dict)
+    schedule_seconds: float = 0.0
+    draft_seconds: float = 0.0
+    target_seconds: float = 0.0
+    attention_seconds: float | None = None
+    verify_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +171,7 @@ class BatchStatus:
         total: Jobs of the batch; None while it is being submitted.
         counts: Jobs per state, every state present.
         error_counts: Failed jobs per error code.
+        cached_prompt_tokens: The part of ``prompt_tokens`` that was shared with other jobs instead of computed.
         started_at: The earliest claim of a job that ended or runs.
         finished_at: The latest end; None until every job is in a final state.
         read_at: When this was read, for rates of a batch still going.
@@ -178,6 +187,7 @@ class BatchStatus:
     counts: Mapping[JobState, int]
     error_counts: Mapping[str, int]
     prompt_tokens: int
+    cached_prompt_tokens: int
     completion_tokens: int
     draft_tokens: int
     accepted_tokens: int

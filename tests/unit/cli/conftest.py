@@ -93,7 +93,7 @@ def database():
 def finish(database):
     """``finish(batch, succeeded=2, failed=1)`` does what a worker does to the next queued jobs."""
 
-    def run(batch, *, succeeded=0, failed=0, text="An answer."):
+    def run(batch, *, succeeded=0, failed=0, text="An answer.", **metrics):
         now = datetime.now(UTC)
         with database.write() as c:
             worker = add_worker(c, now)
@@ -104,7 +104,9 @@ def finish(database):
                 done = store.FinishedJob(job.id, claimed.lease, worker)
                 later = now + timedelta(seconds=number + 1)
                 if number < succeeded:
-                    assert store.finish_succeeded(c, done, store.ResultRow(output_text=text, **METRICS), later)
+                    assert store.finish_succeeded(
+                        c, done, store.ResultRow(output_text=text, **(METRICS | metrics)), later
+                    )
                 else:
                     assert store.finish_failed(c, done, "prompt_too_long", "too long by 5 tokens", later)
 

@@ -33,6 +33,7 @@ def status(total=100, tokens=0, **counts):
         counts=by_state,
         error_counts={"prompt_too_long": counts["failed"]} if counts.get("failed") else {},
         prompt_tokens=tokens,
+        cached_prompt_tokens=0,
         completion_tokens=tokens,
         draft_tokens=tokens * 4,
         accepted_tokens=tokens * 3,

@@ -12,8 +12,8 @@ from helix_jobs.jobs.client import HelixClient
 
 BATCH_KEYS = {
     *("id", "name", "source", "state", "created_at", "started_at", "finished_at", "cancelled_at", "total", "counts"),
-    *("prompt_tokens", "completion_tokens", "draft_tokens", "accepted_tokens", "acceptance_rate"),
-    *("tokens_per_second", "errors"),
+    *("prompt_tokens", "cached_prompt_tokens", "completion_tokens", "draft_tokens", "accepted_tokens"),
+    *("acceptance_rate", "tokens_per_second", "errors"),
 }
 
 
@@ -26,8 +26,16 @@ def test_status_of_a_batch_for_people(helix, submitted, finish):
     assert facts["Batch"] == f"{batch}  running"
     assert facts["Jobs"] == "3 of 4 done (75 %), 2 succeeded, 1 failed, 1 queued"
     assert facts["Errors"] == "prompt_too_long 1"
-    assert facts["Tokens"].startswith("20 written, 10 read")
+    assert facts["Tokens"].startswith("20 written, 10 read, ")
     assert facts["Drafts"] == "75 % accepted (12 of 16)"
+
+
+def test_prompt_tokens_that_jobs_shared_are_shown(helix, submitted, finish):
+    batch = submitted(3)
+    finish(batch, succeeded=3, cached_prompt_tokens=4)
+    assert "30 written, 15 read (12 shared), " in helix("status", batch).stdout
+    value = json.loads(helix("status", batch, "--json").stdout)
+    assert (value["prompt_tokens"], value["cached_prompt_tokens"]) == (15, 12)
 
 
 def test_status_of_a_batch_for_programs(helix, submitted, finish):

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import timedelta
 
 import pytest
+from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 from store_helpers import (
     counts,
@@ -21,6 +23,7 @@ from store_helpers import (
 
 from helix_jobs.errors import NotFoundError
 from helix_jobs.jobs import store
+from helix_jobs.jobs.schema import runs
 
 
 @pytest.fixture
@@ -218,7 +221,20 @@ def test_runs_are_recorded(database):
     claimed = must_take(database, ids[0])
     with database.write() as c:
         run_id = store.start_run(c, "w1", now())
-        store.finish_run(c, run_id, store.RunTotals(steps=3, jobs_finished=1, mean_depth=2.5), now())
+        unfinished = store.start_run(c, "w1", now())
+        totals = store.RunTotals(
+            steps=3,
+            jobs_finished=1,
+            mean_depth=2.5,
+            cached_prompt_tokens=16,
+            preemptions=2,
+            depth_reasons={"off:cost": 2, "lookup": 1},
+            target_seconds=1.5,
+        )
+        store.finish_run(c, run_id, totals, now())
+        rows = {row.id: row for row in c.execute(select(runs))}
+    assert all(getattr(rows[run_id], name) == value for name, value in asdict(totals).items())
+    assert rows[unfinished].depth_reasons is rows[unfinished].target_seconds is None
     assert succeed(database, claimed, run_id=run_id)
     with database.read() as c:
         assert next(store.iter_results(c, batch_id)).run_id == run_id

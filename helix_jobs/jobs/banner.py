@@ -1,0 +1,53 @@
+"""WorkerBanner: what a starting worker says about itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from helix_jobs.engine.protocol import EngineInfo
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerBanner:
+    """Which worker, what its engine uses, and where it takes its jobs from; passwords are redacted."""
+
+    worker_id: str
+    engine: EngineInfo
+    broker: str
+    database: str
+
+    def lines(self) -> tuple[tuple[str, str], ...]:
+        """Label and value, one pair a line."""
+        info = self.engine
+        cache = f"{info.kv_cache_bytes / 2**20:,.0f} MB ({info.num_blocks} blocks of {info.block_size} tokens)"
+        return (
+            ("worker", self.worker_id),
+            ("device", info.device),
+            ("target", info.target_model),
+            ("dtype", _dtype(info.dtype)),
+            ("draft", _draft(info)),
+            ("depth", _depth(info)),
+            ("kernels", info.kernels),
+            ("slots", f"{info.max_batch_size}, up to {info.max_model_len} tokens each"),
+            ("KV cache", cache),
+            ("broker", self.broker),
+            ("database", self.database),
+        )
+
+
+def _dtype(dtype: str) -> str:
+    """An int8 target is the one setting that changes answers: nobody should find that out in the morning."""
+    return f"{dtype} (the target itself is quantised; results say {dtype})" if dtype == "int8" else dtype
+
+
+def _draft(info: EngineInfo) -> str:
+    """``lookup + int8 copy``; the target's name is shown already."""
+    return (info.draft_model or "none").replace(f"{info.target_model} (int8)", "int8 copy")
+
+
+def _depth(info: EngineInfo) -> str:
+    if info.speculation_depth is None:
+        return "auto (chosen each step by what pays)"
+    return f"{info.speculation_depth} (fixed)" if info.speculation_depth else "0 (no speculation)"

@@ -1,0 +1,58 @@
+"""The worker command's flags become settings; the worker itself is another test's."""
+
+from __future__ import annotations
+
+import pytest
+
+from helix_jobs.jobs import worker as worker_module
+
+
+@pytest.fixture
+def effective(helix, monkeypatch):
+    """``effective("--dtype", "int8")`` is the settings the worker would run with."""
+
+    def run(*arguments, **environment):
+        seen = []
+        monkeypatch.setattr(worker_module, "run_worker", lambda settings, **_: seen.append(settings) or 0)
+        result = helix("worker", *arguments, env=environment)
+        assert result.exit_code == 0, result.output
+        return seen[0]
+
+    return run
+
+
+def test_without_flags_the_settings_stand(effective):
+    plain = effective()
+    assert (plain.draft_model, plain.speculation_depth, plain.compile) == ("lookup+int8", None, "auto")
+    settings = effective(HELIX_SPECULATION_DEPTH="3", HELIX_COMPILE="off", HELIX_DTYPE="int8", HELIX_DRAFT_MODEL="none")
+    assert (settings.speculation_depth, settings.compile) == (3, "off")
+    assert (settings.dtype, settings.draft_model) == ("int8", "none")
+
+
+@pytest.mark.parametrize(("text", "depth"), [("auto", None), ("0", 0), ("16", 16)])
+def test_the_depth_flag_goes_before_the_setting(effective, text, depth):
+    assert effective("--speculation-depth", text, HELIX_SPECULATION_DEPTH="3").speculation_depth == depth
+
+
+@pytest.mark.parametrize("text", ["17", "-1", "four", "", "²"])
+def test_other_depths_are_refused_with_what_is_accepted(helix, text):
+    result = helix("worker", "--speculation-depth", text)
+    assert result.exit_code == 2
+    assert "'--speculation-depth'" in result.output
+    assert "give auto, or a whole number from 0 (off) to 16" in result.output
+
+
+@pytest.mark.parametrize(("flag", "when"), [("--compile", "on"), ("--no-compile", "off")])
+def test_the_compile_flags_go_before_the_setting(effective, flag, when):
+    assert effective(flag, HELIX_COMPILE="auto").compile == when
+
+
+def test_draft_and_dtype(effective):
+    settings = effective("--draft", "lookup+some/model", "--dtype", "int8", HELIX_DTYPE="float32")
+    assert (settings.draft_model, settings.dtype) == ("lookup+some/model", "int8")
+
+
+def test_an_unknown_dtype_is_refused(helix):
+    result = helix("worker", "--dtype", "int4")
+    assert result.exit_code == 2
+    assert "int8" in result.output

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from helix_jobs.jobs.banner import WorkerBanner
+from helix_jobs.testing import FakeEngine
+
+INFO = replace(
+    FakeEngine().info, target_model="demo", draft_model="lookup + demo (int8)", dtype="bfloat16", kernels="compiled"
+)
+
+
+def lines_of(**changes):
+    banner = WorkerBanner(worker_id="w", engine=replace(INFO, **changes), broker="embedded", database="sqlite")
+    return dict(banner.lines())
+
+
+def test_it_says_what_is_used():
+    lines = lines_of()
+    assert (lines["target"], lines["dtype"], lines["kernels"]) == ("demo", "bfloat16", "compiled")
+    assert (lines["draft"], lines["depth"]) == ("lookup + int8 copy", "auto (chosen each step by what pays)")
+
+
+def test_an_int8_target_is_named_as_such():
+    assert lines_of(dtype="int8")["dtype"] == "int8 (the target itself is quantised; results say int8)"
+
+
+@pytest.mark.parametrize(("depth", "said"), [(0, "0 (no speculation)"), (4, "4 (fixed)")])
+def test_a_fixed_depth_is_told_from_none(depth, said):
+    assert lines_of(speculation_depth=depth)["depth"] == said
+
+
+@pytest.mark.parametrize(
+    ("draft", "said"), [(None, "none"), ("lookup", "lookup"), ("lookup + small", "lookup + small"), ("demo", "demo")]
+)
+def test_drafts_by_their_names(draft, said):
+    assert lines_of(draft_model=draft)["draft"] == said

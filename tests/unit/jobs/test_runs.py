@@ -1,0 +1,100 @@
+"""What a run's row and its log line say."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+
+import pytest
+
+from helix_jobs.engine.protocol import EngineCounters
+from helix_jobs.engine.speculation_depth import DepthReason
+from helix_jobs.jobs.runs import REASON_WORDS, describe_drafting, describe_reasons, log_run, run_totals
+from helix_jobs.jobs.store import RunTotals
+from helix_jobs.observability.logging import configure_logging
+
+
+@pytest.fixture
+def _logging_put_back():
+    root, own = logging.getLogger(), logging.getLogger("helix_jobs")
+    handlers, levels = list(root.handlers), (root.level, own.level)
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(levels[0])
+    own.setLevel(levels[1])
+
+
+def totals_of(before: EngineCounters, after: EngineCounters) -> RunTotals:
+    return run_totals(before, after, jobs_finished=1, seconds=1.0)
+
+
+def test_times_and_reasons_are_those_of_the_run():
+    before = EngineCounters(
+        steps=4,
+        cached_prompt_tokens=16,
+        preemptions=1,
+        schedule_seconds=1.0,
+        draft_seconds=2.0,
+        target_seconds=3.0,
+        attention_seconds=0.5,
+        verify_seconds=4.0,
+        depth_reasons={"lookup": 3, "off:cost": 1},
+    )
+    after = EngineCounters(
+        steps=9,
+        cached_prompt_tokens=48,
+        preemptions=3,
+        schedule_seconds=1.5,
+        draft_seconds=2.25,
+        target_seconds=5.0,
+        attention_seconds=0.75,
+        verify_seconds=4.125,
+        depth_reasons={"lookup": 3, "off:cost": 4, "model": 2},
+    )
+    totals = totals_of(before, after)
+    assert (totals.cached_prompt_tokens, totals.preemptions) == (32, 2)
+    assert (totals.schedule_seconds, totals.draft_seconds, totals.target_seconds) == (0.5, 0.25, 2.0)
+    assert (totals.attention_seconds, totals.verify_seconds) == (0.25, 0.125)
+    assert totals.depth_reasons == {"off:cost": 3, "model": 2}, "lookup decided no step of this run"
+
+
+def test_an_attention_time_that_nobody_measured_is_unknown_not_zero():
+    totals = totals_of(EngineCounters(target_seconds=1.0), EngineCounters(steps=1, target_seconds=2.0))
+    assert totals.attention_seconds is None
+
+
+def test_every_reason_of_the_controller_has_words():
+    assert {reason.value for reason in DepthReason} == set(REASON_WORDS)
+
+
+@pytest.mark.parametrize(
+    ("totals", "said"),
+    [
+        (
+            RunTotals(
+                draft_tokens=40, accepted_tokens=30, mean_depth=0.4, depth_reasons={"off:cost": 27, "lookup": 42}
+            ),
+            "drafted 0.4 tokens a sequence and step, 75% accepted: lookup in 42 of 69 steps, off for cost in 27",
+        ),
+        (RunTotals(depth_reasons={"off:cost": 1}), "nothing drafted: off for cost in 1 of 1 step"),
+        (RunTotals(draft_tokens=8, mean_depth=4.0), "drafted 4.0 tokens a sequence and step, 0% accepted"),
+        (RunTotals(), "nothing drafted"),
+    ],
+)
+def test_what_was_drafted_and_why_is_said_in_words(totals, said):
+    assert describe_drafting(totals) == said
+
+
+def test_a_reason_without_words_is_shown_as_it_is_and_ties_keep_one_order():
+    assert describe_reasons({"new": 2, "model": 2}) == "draft model in 2 of 4 steps, new in 2"
+
+
+@pytest.mark.usefixtures("_logging_put_back")
+def test_the_json_line_has_the_figures_by_the_names_of_the_columns():
+    stream = io.StringIO()
+    configure_logging("info", "json", stream)
+    log_run(7, RunTotals(steps=2, depth_reasons={"lookup": 2}, target_seconds=1.5), 2.0)
+    entry = json.loads(stream.getvalue())
+    assert (entry["run_id"], entry["depth_reasons"], entry["target_seconds"]) == (7, {"lookup": 2}, 1.5)
+    assert entry["message"].endswith("; nothing drafted: lookup in 2 of 2 steps")

@@ -1,0 +1,71 @@
+"""HELIX_* variables in, settings out, and back for a child process."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from helix_jobs.engine.config import MAX_SPECULATION_DEPTH, DraftSpec
+from helix_jobs.errors import ConfigurationError
+from helix_jobs.settings import MAX_DEPTH, Settings
+
+DEFAULTS = Settings.from_environment({})
+
+
+def test_what_speculates_by_default():
+    assert (DEFAULTS.draft_model, DEFAULTS.speculation_depth) == ("lookup+int8", None)
+    assert (DEFAULTS.dtype, DEFAULTS.compile) == ("auto", "auto")
+
+
+@pytest.mark.parametrize(
+    ("text", "depth"), [("auto", None), ("AUTO", None), ("", None), (" ", None), ("0", 0), ("4", 4), ("16", 16)]
+)
+def test_depths(text, depth):
+    assert Settings.from_environment({"HELIX_SPECULATION_DEPTH": text}).speculation_depth == depth
+
+
+@pytest.mark.parametrize("text", ["17", "-1", "4.0", "none", "automatic"])
+def test_other_depths_are_refused_with_what_is_accepted(text):
+    with pytest.raises(ConfigurationError, match=r"HELIX_SPECULATION_DEPTH is .*from 0 to 16, or auto"):
+        Settings.from_environment({"HELIX_SPECULATION_DEPTH": text})
+
+
+def test_settings_and_engine_agree_on_the_deepest_depth():
+    assert MAX_DEPTH == MAX_SPECULATION_DEPTH
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "good"), [("HELIX_DTYPE", "dtype", "int8"), ("HELIX_COMPILE", "compile", "off")]
+)
+def test_choices(name, field, good):
+    assert getattr(Settings.from_environment({name: good.upper()}), field) == good
+    with pytest.raises(ConfigurationError, match=rf"{name} is 'int4'; use one of auto, .*{good}"):
+        Settings.from_environment({name: "int4"})
+
+
+@pytest.mark.parametrize(
+    ("text", "model", "lookup"),
+    [
+        ("lookup+int8", "int8", True),
+        ("lookup+Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-0.5B", True),
+        ("lookup", "none", True),
+        ("lookup+none", "none", True),
+        ("int8", "int8", False),
+        ("none", "none", False),
+        ("a/lookup+b", "a/lookup+b", False),
+    ],
+)
+def test_drafts(text, model, lookup):
+    settings = Settings.from_environment({"HELIX_DRAFT_MODEL": text})
+    assert DraftSpec.parse(settings.draft_model) == DraftSpec(model, lookup=lookup)
+
+
+@pytest.mark.parametrize("depth", [None, 0, 7])
+def test_a_child_process_reads_the_same(depth, tmp_path):
+    settings = replace(
+        DEFAULTS, home=tmp_path, speculation_depth=depth, draft_model="lookup", dtype="int8", compile="off"
+    )
+    environment = settings.to_environment()
+    assert environment["HELIX_SPECULATION_DEPTH"] == ("" if depth is None else str(depth))
+    assert Settings.from_environment(environment) == settings
