@@ -175,7 +175,10 @@ def _solve(  # noqa: PLR0917  (as above)
     # each: [n * kv, num_keys, head_dim]
     keys, values = cache.gather(index, group.gather_rows, n * kv)
     # [n * kv, share * q, num_keys]
-    weights = torch.bmm(grouped, keys.transpose(1, 2))
+    keys = keys.transpose(1, 2)
+    if cache.is_on_directml:  # its products want their operands contiguous; elsewhere that is a copy for nothing
+        grouped, keys = grouped.contiguous(), keys.contiguous()
+    weights = torch.bmm(grouped, keys)
     if native is not None and group.visible is not None:
         native.masked_softmax(weights, group.visible, num_heads, scaling)
     else:

@@ -59,11 +59,15 @@ def measure_costs(
 @torch.no_grad()
 def _measure(runner: ModelRunner, counts: Sequence[int], max_batch_size: int) -> dict[int, float]:
     seconds: dict[int, float] = {}
+    block_size, num_blocks = runner.cache.block_size, runner.cache.num_blocks
     for count in counts:
+        num_sequences = min(count, max_batch_size, num_blocks)
+        if num_sequences * _blocks_written(count, num_sequences, block_size) > num_blocks:
+            break
         times = []
         for _ in range(1 + _REPEATS):  # the first one warms up
             started = time.perf_counter()
-            _run(runner, count, min(count, max_batch_size))
+            _run(runner, count, num_sequences)
             times.append(time.perf_counter() - started)
             if times[-1] > _LONGEST_SECONDS:
                 break
@@ -73,19 +77,29 @@ def _measure(runner: ModelRunner, counts: Sequence[int], max_batch_size: int) ->
     return seconds
 
 
+def _blocks_written(num_tokens: int, num_sequences: int, block_size: int) -> int:
+    """Blocks of its own that each sequence needs for its share of the tokens."""
+    return -(-num_tokens // (num_sequences * block_size))
+
+
 def _run(runner: ModelRunner, num_tokens: int, num_sequences: int) -> None:
     """One greedy pass over ``num_tokens`` tokens of ``num_sequences`` sequences."""
     block_size, num_blocks = runner.cache.block_size, runner.cache.num_blocks
     each = -(-num_tokens // num_sequences)
-    used = min(-(-(_CONTEXT + each) // block_size), num_blocks)
-    start = max(0, min(_CONTEXT, used * block_size - each))
-    slices, first, rest = [], 0, num_tokens
+    own = _blocks_written(num_tokens, num_sequences, block_size)
+    # Behind the blocks that are written: sequences whose contexts do not fit beside one another share them.
+    first_context = num_sequences * own
+    num_context = min(_CONTEXT // block_size, num_blocks - first_context)
+    slices: list[TokenSlice] = []
+    rest = num_tokens
     while rest > 0:
-        # Sequences that do not fit beside one another share blocks: they write the same rows twice, to no harm.
-        blocks = [(first + index) % num_blocks for index in range(used)]
-        slices.append(TokenSlice(min(each, rest, used * block_size), start, blocks))
+        index = len(slices)
+        context = [
+            first_context + (index * num_context + place) % (num_blocks - first_context) for place in range(num_context)
+        ]
+        blocks = [*context, *range(index * own, (index + 1) * own)]
+        slices.append(TokenSlice(min(each, rest), num_context * block_size, blocks))
         rest -= slices[-1].num_tokens
-        first += used
     layout = runner.plan(slices)
     tokens = runner.pack_tokens(layout, [[0] * part.num_tokens for part in slices])
     logits = runner.forward(layout, tokens, range(layout.num_tokens))

@@ -62,7 +62,7 @@ class PagedKVCache:
         # each: [num_blocks * num_kv_heads, block_size * head_dim]
         self.keys = [_zeros(shape, dtype, device) for _ in range(geometry.num_layers)]
         self.values = [_zeros(shape, dtype, device) for _ in range(geometry.num_layers)]
-        self._scatter_rows = device.type == DIRECTML_DEVICE_TYPE
+        self.is_on_directml = device.type == DIRECTML_DEVICE_TYPE
 
     @property
     def num_bytes(self) -> int:
@@ -81,7 +81,7 @@ class PagedKVCache:
         for pool, new in ((self.keys[layer], keys), (self.values[layer], values)):
             # [num_blocks * num_kv_heads * block_size, head_dim]
             by_token = pool.view(-1, self.geometry.head_dim)
-            if self._scatter_rows:  # DirectML has no index_copy kernel; its scatter needs unique rows, which these are
+            if self.is_on_directml:  # it has no index_copy kernel; its scatter needs unique rows, which these are
                 by_token.scatter_(0, rows.unsqueeze(1).expand_as(new), new)
             else:
                 by_token.index_copy_(0, rows, new)

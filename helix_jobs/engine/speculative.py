@@ -142,8 +142,10 @@ class SpeculativeStep:
         if all(e.sequence.params.is_greedy and not e.sequence.params.has_penalties for e in emitters):
             # One download of ids instead of logits. The maximum comes along: it is NaN if any logit of the row is.
             best = logits.narrow(1, 0, self._vocab_size).max(dim=-1)
-            ids: list[int] = best.indices.cpu().tolist()
-            finite = torch.isfinite(best.values.float().cpu()).tolist()
+            # [2, num_rows]: float32 holds any token id exactly (below 2 ** 24), and one download waits once
+            maxima, indices = torch.stack((best.values.float(), best.indices.float())).cpu()
+            ids: list[int] = indices.long().tolist()
+            finite = torch.isfinite(maxima).tolist()
             verdicts = [
                 verify_greedy(ids[e.first_row : e.first_row + len(e.draft_ids) + 1], e.draft_ids) for e in emitters
             ]

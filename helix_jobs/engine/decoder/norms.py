@@ -35,7 +35,7 @@ class RmsNorm:
             return self._native.rms_norm(hidden, self.weight, self.eps)
         if self._is_fused and hidden.dtype == self.weight.dtype:
             return functional.rms_norm(hidden, self.weight.shape, self.weight, self.eps)
-        exact = hidden.float()
+        exact = hidden.contiguous().float()
         scale = torch.rsqrt((exact * exact).mean(dim=-1, keepdim=True) + self.eps)
         return (exact * scale * self.weight.float()).to(hidden.dtype)
 

@@ -89,13 +89,15 @@ class DraftModelDrafter:
         ends = [(sequence, end) for sequence, end in ends if end > sequence.num_draft_computed]
         if not ends:
             return None
+        starts = _disjoint_starts(ends)
         slices = [
-            TokenSlice(end - sequence.num_draft_computed, sequence.num_draft_computed, sequence.table.blocks)
-            for sequence, end in ends
+            TokenSlice(end - start, start, sequence.table.blocks)
+            for (sequence, end), start in zip(ends, starts, strict=True)
         ]
         layout = self._runner.plan(slices)
         tokens = self._runner.pack_tokens(
-            layout, [self._readable(s.token_ids[s.num_draft_computed : end]) for s, end in ends]
+            layout,
+            [self._readable(s.token_ids[start:end]) for (s, end), start in zip(ends, starts, strict=True)],
         )
         # A decoding sequence always misses at least its last token, so the first slices are exactly the drafting ones.
         rows = [layout.offsets[i] + slices[i].num_tokens - 1 for i in range(len(depths))]
@@ -196,6 +198,28 @@ class DraftModelDrafter:
             return logits.narrow(1, 0, self._vocab_size)
         filler = torch.full((logits.shape[0], self._vocab_size - width), -1e30, dtype=torch.float32)
         return torch.cat([logits.float(), filler.to(logits.device)], dim=1)
+
+
+def _disjoint_starts(ends: SequenceOf[tuple[Sequence, int]]) -> list[int]:
+    """Where each sequence's slice of a catching-up pass begins, so that no cache row is written twice.
+
+    Sequences may share blocks that the draft has not filled. The one that misses most computes them; the others begin
+    behind them and read them in the same pass, for a layer writes the keys and values of every slice before any query
+    is attended for. What a block is shared for ends before a sequence's last token, so no slice is left empty.
+
+    Args:
+        ends: Sequences, and where their slices end.
+    """
+    starts = [sequence.num_draft_computed for sequence, _ in ends]
+    filled: set[int] = set()
+    for index in sorted(range(len(ends)), key=lambda i: starts[i]):
+        table, end = ends[index][0].table, ends[index][1]
+        size = table.block_size
+        while table.blocks[starts[index] // size] in filled:
+            starts[index] = (starts[index] // size + 1) * size
+        assert starts[index] < end, "shared blocks end before the last token"
+        filled.update(table.blocks[starts[index] // size : end // size])
+    return starts
 
 
 def _without_nan(logits: torch.Tensor) -> torch.Tensor:
