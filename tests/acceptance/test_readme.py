@@ -88,7 +88,7 @@ def test_every_command_stands_in_readme_with_every_option(path):
     assert f"`helix {' '.join(path)}" in section
     for parameter in COMMANDS[path].params:
         if isinstance(parameter, click.Option) and not COMMON_OPTIONS & set(parameter.opts):
-            for option in parameter.opts:
+            for option in (*parameter.opts, *parameter.secondary_opts):
                 assert names_option(section, option), f"{option} of {' '.join(path)}"
             if isinstance(parameter.type, click.Choice):
                 assert "|".join(parameter.type.choices) in section, parameter.opts
@@ -100,7 +100,8 @@ def test_common_options_stand_in_readme():
 
 
 def test_readme_names_no_option_that_does_not_exist():
-    known = {option for command in COMMANDS.values() for parameter in command.params for option in parameter.opts}
+    parameters = [parameter for command in COMMANDS.values() for parameter in command.params]
+    known = {option for parameter in parameters for option in (*parameter.opts, *parameter.secondary_opts)}
     known |= {"--help", "--version"} | FOREIGN_OPTIONS
     prose = re.sub(r"\(#[^)]*\)|<!--.*?-->|\|-[-|]*\|", "", TEXT)
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", prose)) <= known
@@ -127,10 +128,12 @@ def test_the_defaults_of_settings_are_told_right():
     assert told.pop("HELIX_HOME") == f"`{defaults.home.relative_to(Path.cwd())}`"
     assert told.pop("HELIX_DATABASE_URL") == "SQLite `helix.db` under `HELIX_HOME`"
     assert defaults.database_url == f"sqlite:///{defaults.home / 'helix.db'}"
+    assert told.pop("HELIX_SPECULATION_DEPTH") == "`auto`"
+    assert defaults.speculation_depth is None
     for name, default in told.items():
         value = getattr(defaults, name.removeprefix("HELIX_").lower())
         assert default == ("none" if value is None else f"`{value:g}`" if isinstance(value, float) else f"`{value}`")
-    assert {*told, "HELIX_HOME", "HELIX_DATABASE_URL"} == set(defaults.to_environment())
+    assert {*told, "HELIX_HOME", "HELIX_DATABASE_URL", "HELIX_SPECULATION_DEPTH"} == set(defaults.to_environment())
 
 
 def test_every_field_of_a_line_is_told_with_its_default():
