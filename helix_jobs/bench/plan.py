@@ -28,6 +28,7 @@ class BenchPlan:
         dtype: Number format likewise.
         device: Device name, or None for the first available.
         home: HELIX_HOME, where the demo model is kept.
+        compile: ``auto``, ``on`` or ``off``, see ``with_compiled_kernels``.
         kv_cache_mb: Limit of keys and values; None fits the workload.
         peers: Pairs of a peer's name and its interpreter.
         sample: Number of requests, or None.
@@ -46,6 +47,7 @@ class BenchPlan:
     dtype: str
     device: str | None
     home: Path
+    compile: str = "auto"
     kv_cache_mb: int | None = None
     peers: tuple[tuple[str, str], ...] = ()
     sample: int | None = None

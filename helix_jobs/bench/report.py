@@ -123,6 +123,7 @@ class BenchReport:
         machine: What it ran on.
         device: The device's name.
         dtype: What the target computed in.
+        kernels: ``compiled`` or ``torch``.
         target: The target as it was spelt.
         drafts: The drafts likewise.
         workload: Its name and parameters.
@@ -138,6 +139,7 @@ class BenchReport:
     machine: Machine
     device: str
     dtype: str
+    kernels: str
     target: str
     drafts: tuple[str, ...]
     workload: dict[str, Any]
@@ -157,6 +159,7 @@ class BenchReport:
             "machine": asdict(self.machine),
             "device": self.device,
             "dtype": self.dtype,
+            "kernels": self.kernels,
             "target": self.target,
             "drafts": list(self.drafts),
             "workload": self.workload,

@@ -104,6 +104,12 @@ def _bench_options(function: Callable[..., None]) -> Callable[..., None]:
         ),
         click.option("--dtype", type=click.Choice(DTYPES), help="Number format of the weights [default: HELIX_DTYPE]."),
         click.option(
+            "--compile/--no-compile",
+            "compile_kernels",
+            default=None,
+            help="CPU kernels compiled on this machine [default: HELIX_COMPILE, or where there is a C++ compiler].",
+        ),
+        click.option(
             "--kv-cache-mb", type=click.IntRange(min=1), help="Limit for keys and values [default: what fits]."
         ),
         click.option(
@@ -213,6 +219,8 @@ def _plan(
     interpreters = peer_interpreters(peers or (), peer_python)
     options["target"] = options["target"] or settings.target_model
     options["dtype"] = options["dtype"] or settings.dtype
+    compile_kernels = options.pop("compile_kernels")
+    options["compile"] = settings.compile if compile_kernels is None else "on" if compile_kernels else "off"
     options["device"] = options["device"] or settings.device
     options["kv_cache_mb"] = options["kv_cache_mb"] or settings.kv_cache_mb
     command = shlex.join(["helix", *sys.argv[1:]])

@@ -25,10 +25,12 @@ logger = logging.getLogger(__name__)
 # Tokens in the cache of each measured sequence: about the middle of a short job.
 _CONTEXT: Final = 128
 # Drafting is decided among decoding steps; a prompt chunk's cost only has to be known where one rides along.
-_TARGET_TOKENS: Final = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-_DRAFT_TOKENS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 512)
-_REPEATS: Final = 3
-# Measuring stops where a point alone takes so long: its neighbours tell the slope.
+_TARGET_TOKENS: Final = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512)
+_DRAFT_TOKENS: Final = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128, 512)
+# Whatever the batch, a draft catches up on whole prompts, and target steps carry prompt chunks.
+_LARGEST: Final = 512
+_REPEATS: Final = 2
+# A point that takes longer is measured once.
 _LONGEST_SECONDS: Final = 1.5
 
 
@@ -49,8 +51,10 @@ def measure_costs(
     started = time.perf_counter()
     most = max_batch_size * (1 + max_depth)
     profile = CostProfile.from_measurements(
-        _measure(target, [n for n in _TARGET_TOKENS if n <= most] or [1], max_batch_size),
-        None if draft is None else _measure(draft, [n for n in _DRAFT_TOKENS if n <= 2 * most], max_batch_size),
+        _measure(target, [n for n in _TARGET_TOKENS if n <= most or n == _LARGEST], max_batch_size),
+        None
+        if draft is None
+        else _measure(draft, [n for n in _DRAFT_TOKENS if n <= most or n == _LARGEST], max_batch_size),
     )
     logger.info("measured what steps cost in %.1f s", time.perf_counter() - started)
     return profile

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from helix_jobs.engine.config import CacheConfig
-    from helix_jobs.engine.model_loader import LoadedModels
+    from helix_jobs.engine.model_loader import LoadedModel, LoadedModels
+    from helix_jobs.engine.native.kernels import NativeKernels
     from helix_jobs.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -93,11 +94,17 @@ def with_compiled_kernels(
             report(f"going on without compiled kernels: {error}")
         return models
     report(f"compiled kernels ready after {time.perf_counter() - started:.1f} s")
-    target = replace(models.target, decoder=decoder.with_native(kernels))
-    draft = models.draft
-    if draft is not None and draft.decoder.dtype == decoder.dtype:
-        draft = replace(draft, decoder=draft.decoder.with_native(kernels))
+    target = _computing_with(kernels, models.target)
+    # A draft in another dtype has kernels of its own; it goes without.
+    is_alike = models.draft is not None and models.draft.decoder.dtype == decoder.dtype
+    draft = _computing_with(kernels, models.draft) if models.draft is not None and is_alike else models.draft
     return replace(models, target=target, draft=draft)
+
+
+def _computing_with(kernels: NativeKernels, model: LoadedModel) -> LoadedModel:
+    if model.decoder.native is not None:
+        return model
+    return replace(model, decoder=model.decoder.with_native(kernels))
 
 
 def speculation_config(depth: int | None, draft: DraftSpec) -> SpeculationConfig:

@@ -98,6 +98,7 @@ SCHEMA = closed(
     ),
     device={"type": "string"},
     dtype={"type": "string"},
+    kernels={"enum": ["compiled", "torch"]},
     target={"type": "string"},
     drafts={"type": "array", "items": {"type": "string"}},
     workload=closed(
