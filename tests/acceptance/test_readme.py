@@ -37,6 +37,7 @@ INSTALLATION = ("python -m pip install ", "python -m pytest")
 # Every block that nobody runs here, with the reason README gives. A new one must be entered by hand.
 NOT_RUN = {
     ("Quick start", "makes an environment; .ci/run does the same"),
+    ("Commands", "needs peers in environments of their own"),
     ("Models and devices", "needs Windows or WSL with a DirectX 12 device"),
     ("Redis, Postgres, Docker", "needs Docker"),
     ("Development", ".ci/run does the same"),
