@@ -39,6 +39,7 @@ _COMMANDS: Final = {
     "retry": "helix_jobs.cli.manage:retry",
     "worker": "helix_jobs.cli.worker:worker",
     "db": "helix_jobs.cli.admin:db",
+    "doctor": "helix_jobs.cli.doctor:doctor",
     "bench": "helix_jobs.cli.bench:bench",
 }
 EXIT_CODES: Final = (

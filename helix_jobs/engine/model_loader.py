@@ -39,8 +39,10 @@ if TYPE_CHECKING:
 __all__ = [
     "LoadedModel",
     "LoadedModels",
+    "available_devices",
     "cleanup_memory",
     "describe_device",
+    "directml_absence",
     "get_device",
     "load_models",
     "resolve_dtype",
@@ -120,6 +122,22 @@ def get_device(name: str | None = None) -> torch.device:
         there = [kind for kind in _DEVICE_ORDER if _device(kind, 0) is not None]
         raise ConfigurationError(f"device {name!r} is not available{_why_not(kind)}; there is {', '.join(there)}")
     return device
+
+
+def available_devices() -> tuple[torch.device, ...]:
+    """Every device there is, in the order in which ``get_device`` prefers them."""
+    found = []
+    for kind in _DEVICE_ORDER:
+        index = 0
+        while (device := _device(kind, index)) is not None:
+            found.append(device)
+            index += 1
+    return tuple(found)
+
+
+def directml_absence() -> str:
+    """Why there is no DirectML device; empty when there is one."""
+    return _torch_directml()[1]
 
 
 _DEVICE_ORDER: Final = ("directml", "cuda", "xpu", "mps", "cpu")

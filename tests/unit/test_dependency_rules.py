@@ -148,6 +148,12 @@ def test_a_bench_stands_on_the_engine_and_only_commands_know_it():
         assert not breaches(importers, lambda _, found: part(found) == "bench")
 
 
+def test_only_commands_know_the_doctor():
+    assert not breaches("doctor", lambda _, found: part(found) in {"cli", "bench"} or root(found) in {"click", "rich"})
+    for importers in ("engine", "jobs", "observability", "errors", "settings", "bench"):
+        assert not breaches(importers, lambda _, found: part(found) == "doctor")
+
+
 def test_peers_know_nothing_of_helix():
     assert not [
         f"{module} imports {found}"
@@ -198,7 +204,16 @@ HEAVY = {*MODEL_LIBRARIES, "celery", "numpy"}
 
 @pytest.mark.parametrize(
     "command",
-    ["submit prompts.jsonl", "status", "status --json", "list", "worker --help", "bench --help", "bench decode --help"],
+    [
+        "submit prompts.jsonl",
+        "status",
+        "status --json",
+        "list",
+        "worker --help",
+        "bench --help",
+        "bench decode --help",
+        "doctor --help",
+    ],
 )
 def test_commands_start_without_what_they_do_not_need(command, tmp_path):
     """Start-up under half a second is a matter of what is imported, which does not depend on the machine."""

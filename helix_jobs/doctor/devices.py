@@ -1,0 +1,67 @@
+"""Which devices there are, which one is used, and what computes on it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from helix_jobs.doctor.verdict import Level, Verdict
+from helix_jobs.engine.devices import DIRECTML_DEVICE_TYPE, resolve_dtype
+from helix_jobs.engine.model_loader import available_devices, describe_device, directml_absence, get_device
+from helix_jobs.engine.native.kernels import load_kernels
+from helix_jobs.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from helix_jobs.settings import Settings
+
+_INT8 = "int8"
+
+
+def check_devices(settings: Settings) -> list[Verdict]:
+    """List the devices and the one that is used; say why DirectML is not there."""
+    found = available_devices()
+    verdicts = [Verdict("devices", Level.OK, ", ".join(describe_device(device) for device in found))]
+    absence = directml_absence()
+    if absence:
+        verdicts.append(Verdict("directml", Level.OK, absence))
+    try:
+        chosen = get_device(settings.device)
+    except ConfigurationError as error:
+        remedy = "give --device, or set HELIX_DEVICE, to one of those"
+        return [*verdicts, Verdict("device in use", Level.FAILED, str(error), remedy)]
+    return [*verdicts, _chosen(chosen, found)]
+
+
+def _chosen(chosen: torch.device, found: tuple[torch.device, ...]) -> Verdict:
+    name = f"{chosen}, {describe_device(chosen)}"
+    if chosen.type != DIRECTML_DEVICE_TYPE:
+        return Verdict("device in use", Level.OK, name)
+    if torch.version.hip is not None and any(device.type == "cuda" for device in found):
+        finding = f"{name}; this torch is a ROCm build, which is faster on the same card"
+        return Verdict("device in use", Level.WARNING, finding, "give --device rocm, or set HELIX_DEVICE=rocm")
+    return Verdict("device in use", Level.OK, name)
+
+
+def check_kernels(settings: Settings) -> list[Verdict]:
+    """Compile the CPU kernels, or find them compiled."""
+    device = _device(settings)
+    if device is None or device.type != "cpu":
+        return []
+    if settings.compile == "off":
+        return [Verdict("compiled kernels", Level.OK, "switched off by HELIX_COMPILE")]
+    try:
+        dtype = resolve_dtype("auto" if settings.dtype == _INT8 else settings.dtype, device, None)
+        load_kernels(settings.home / "native", dtype, device)
+    except ConfigurationError as error:
+        level = Level.FAILED if settings.compile == "on" else Level.WARNING
+        finding, _, remedy = str(error).partition("; ")
+        return [Verdict("compiled kernels", level, finding, remedy or None)]
+    return [Verdict("compiled kernels", Level.OK, f"ready, for {str(dtype).removeprefix('torch.')}")]
+
+
+def _device(settings: Settings) -> torch.device | None:
+    try:
+        return get_device(settings.device)
+    except ConfigurationError:  # check_devices has said so
+        return None

@@ -1,0 +1,31 @@
+"""Verdict: what one check found, and what to do about it. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Level(StrEnum):
+    """How a check ended."""
+
+    OK = "ok"
+    WARNING = "warning"  # Helix works, though not as well as it could
+    FAILED = "failed"  # Helix does not work
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The end of one check.
+
+    Attributes:
+        subject: What was looked at, such as ``torch``.
+        level: How it ended.
+        finding: What was found, in one line.
+        remedy: What to do, in one line; None where there is nothing to do.
+    """
+
+    subject: str
+    level: Level
+    finding: str
+    remedy: str | None = None

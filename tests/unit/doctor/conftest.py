@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+
+# The simulated device is the engine tests' own.
+sys.path.append(str(Path(__file__).parents[1] / "engine"))
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def bare_machine(monkeypatch):
+    """A machine with nothing but a CPU, whatever the tests really run on."""
+    monkeypatch.setitem(sys.modules, "torch_directml", None)
+    for backend in (torch.cuda, torch.xpu, torch.backends.mps):
+        monkeypatch.setattr(backend, "is_available", lambda: False)
+
+
+@pytest.fixture
+def directml(bare_machine, monkeypatch):
+    """torch_directml as its API is, with one card."""
+    module = types.ModuleType("torch_directml")
+    module.is_available = lambda: True
+    module.device_count = lambda: 1
+    module.device = lambda index=0: torch.device("privateuseone", index)
+    module.device_name = lambda index: f"Radeon {index}"
+    monkeypatch.setitem(sys.modules, "torch_directml", module)
