@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -53,10 +54,15 @@ def test_a_batch_is_drained_and_the_worker_leaves_in_order(box: Box) -> None:
         assert totals[:2] == (150, 150 * 6)
         assert 1 < totals[2] <= 4
         assert not c.execute(select(runs.c.id).where(runs.c.finished_at.is_(None))).all()
+        rows = c.execute(select(runs)).all()
+        assert sum(sum(row.depth_reasons.values()) for row in rows) == sum(row.steps for row in rows)
+        assert all(row.target_seconds > row.draft_seconds > 0 and row.preemptions == 0 for row in rows)
         assert not c.execute(select(results.c.job_id).where(results.c.run_id.is_(None))).all()
     database.dispose()
     assert not EmbeddedBroker(box.settings.home).is_running()
     assert "w0-0" not in worker.log, "a prompt stands in the log"
+    assert re.search(r"^depth +auto", worker.log, re.MULTILINE)
+    assert re.search(r"run of .* accepted: draft model in \d+ of \d+ steps?", worker.log)
 
 
 def test_messages_that_come_twice_are_harmless(box: Box) -> None:
