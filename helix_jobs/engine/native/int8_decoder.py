@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # Trade-off: past so many tokens oneDNN's products, which reuse each weight for many tokens, are worth the calls between
 # them.
-MAX_TOKENS: Final = 8
+MAX_TOKENS: Final = 6
 
 _POINTER, _SIZE = ctypes.c_void_p, ctypes.c_int64
 
