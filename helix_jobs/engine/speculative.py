@@ -84,6 +84,8 @@ class SpeculativeStep:
         """Compute one step and commit it, stop tokens honoured. Stop strings are the caller's."""
         started = time.perf_counter()
         speculation = self._speculator.speculate(schedule)
+        # Passes that measured costs, and a step that failed, have run on this clock as well.
+        self._target.take_attention_seconds()
         drafted = time.perf_counter()
         emitters, logits, num_tokens = self._score(schedule, speculation.proposal)
         scored = time.perf_counter()

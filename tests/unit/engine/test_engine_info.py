@@ -1,0 +1,47 @@
+"""What an engine says about itself: how it was built, and where the time of its steps went."""
+
+from __future__ import annotations
+
+import pytest
+from tiny_models import PROMPT, loaded, request, tiny_engine, tiny_model
+
+from helix_jobs.engine.config import CacheConfig, EngineConfig, SpeculationConfig
+from helix_jobs.engine.engine import Engine
+
+
+@pytest.mark.parametrize(
+    ("config", "draft", "depth"),
+    [
+        ({"adaptive": True}, "same", None),
+        ({"adaptive": True, "lookup": True}, None, None),
+        ({"adaptive": True}, None, 0),
+        ({"depth": 3}, "same", 3),
+        ({"depth": 3, "lookup": True}, None, 3),
+        ({"depth": 3}, None, 0),
+        ({"depth": 0, "adaptive": True, "lookup": True}, "same", 0),
+    ],
+)
+def test_the_depth_is_what_the_drafts_there_are_allow(config, draft, depth):
+    info = tiny_engine(draft=draft, **config).info
+    assert (info.speculation_depth, info.kernels) == (depth, "torch")
+
+
+def test_compiled_kernels_are_named():
+    models = loaded(tiny_model(), None)
+    # Only whether there are any is looked at before a step.
+    object.__setattr__(models.target.decoder, "native", object())
+    engine = Engine(models, EngineConfig(speculation=SpeculationConfig(depth=0)), CacheConfig(num_blocks=8))
+    assert engine.info.kernels == "compiled"
+
+
+def test_attention_outside_of_steps_is_not_counted_to_them():
+    """Passes that measure costs, and those of steps that fail, run on the same clock."""
+    engine = tiny_engine(draft=None, depth=0)
+    clock = engine._step._target._clock
+    assert clock is not None
+    clock.start()
+    clock._started -= 1000.0
+    clock.stop()
+    engine.generate([request("a", PROMPT, max_tokens=4)])
+    counters = engine.counters()
+    assert 0.0 < counters.attention_seconds < counters.target_seconds
