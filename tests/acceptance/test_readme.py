@@ -41,6 +41,7 @@ NOT_RUN = {
     ("Models and devices", "needs Windows or WSL with a DirectX 12 device"),
     ("Redis, Postgres, Docker", "needs Docker"),
     ("Development", ".ci/run does the same"),
+    ("Development", "downloads an older torch"),
 }
 SERVICES = "Redis, Postgres, Docker"
 # Options of other programs that README names.
