@@ -43,7 +43,7 @@ _COMMANDS: Final = {
     "bench": "helix_jobs.cli.bench:bench",
 }
 EXIT_CODES: Final = (
-    "Exit codes: 0 fine, 1 a job did not succeed (with --wait, --local and watch), "
+    "Exit codes: 0 fine, 1 a job did not succeed (with --wait, --local and watch) or doctor found a fault, "
     "2 wrong usage or input, 3 broker or database unreachable, 130 interrupted."
 )
 INTERRUPTED: Final = 130
