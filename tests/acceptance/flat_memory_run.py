@@ -1,0 +1,82 @@
+"""A process that sends short requests through a tiny engine and prints what its memory gained, as JSON.
+
+Arguments: how many requests; ``leak`` to leave out what is told of a sequence that has ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import itertools
+import json
+import random
+import sys
+
+import psutil
+from tiny_models import VOCAB_SIZE, tiny_engine, tiny_model
+
+from helix_jobs.engine.drafters.lookup import LookupDrafter
+from helix_jobs.engine.request import Request
+from helix_jobs.engine.sampling_params import SamplingParams
+
+WAITING = 48
+
+
+def trimmed_memory():
+    """Resident bytes and live objects, after what is free has been given back as far as the allocator can."""
+    gc.collect()
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)
+    return psutil.Process().memory_info().rss, len(gc.get_objects())
+
+
+def requests():
+    """Greedy and sampled, with and without stop strings, a third of them with a common beginning."""
+    rng = random.Random(1)
+    system = [rng.randrange(1, VOCAB_SIZE) for _ in range(12)]
+    for number in itertools.count():
+        own = [rng.randrange(1, VOCAB_SIZE) for _ in range(rng.randrange(1, 16))]
+        kind = [{}, {"temperature": 1.0}, {"temperature": 0.7, "seed": number}, {"stop": ("ab", "c.")}][number % 4]
+        yield Request(
+            request_id=str(number),
+            prompt_token_ids=tuple(own if number % 3 else system + own),
+            seed=number,
+            sampling_params=SamplingParams(max_tokens=rng.randrange(1, 9), **kind),
+        )
+
+
+def serve(engine, arriving, count):
+    """Run ``count`` requests through, a queue always waiting; every ninth is aborted on its way."""
+    ended = 0
+    while ended < count:
+        batch = list(itertools.islice(arriving, min(WAITING, count - ended)))
+        for one in batch:
+            engine.add_request(one)
+        while engine.has_unfinished():
+            ended += len(engine.step())
+            for one in batch[::9]:
+                engine.abort(one.request_id)
+    engine.check_integrity()
+    assert ended == count
+
+
+def main(num_requests, *, leak):
+    """Compare memory after the first tenth of the requests and after the last."""
+    engine = tiny_engine(tiny_model(seed=3), "int8", adaptive=True, lookup=True, num_blocks=120, max_batch_size=16)
+    # Of what is bounded in Python, only these finished outputs would take more than a tenth to reach their bound.
+    engine._speculator._lookup = LookupDrafter(max_corpus_tokens=1024)
+    if leak:
+        engine._speculator.forget = lambda _: None
+    arriving = requests()
+    serve(engine, arriving, num_requests // 10)
+    bytes_before, objects_before = trimmed_memory()
+    serve(engine, arriving, num_requests - num_requests // 10)
+    bytes_after, objects_after = trimmed_memory()
+    assert engine.counters().draft_tokens > 0
+    gained = {"bytes": bytes_after - bytes_before, "objects": objects_after - objects_before}
+    sys.stdout.write(json.dumps(gained) + "\n")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), leak="leak" in sys.argv)
