@@ -12,9 +12,11 @@ from transformers import AutoModelForCausalLM
 from helix_jobs.engine.config import CacheConfig, EngineConfig, SpeculationConfig
 from helix_jobs.engine.demo_model import ensure_demo_model
 from helix_jobs.engine.engine import Engine
+from helix_jobs.engine.load_engine import with_compiled_kernels
 from helix_jobs.engine.model_loader import load_models
 from helix_jobs.engine.request import Request
 from helix_jobs.engine.sampling_params import SamplingParams
+from helix_jobs.errors import ConfigurationError
 
 pytestmark = pytest.mark.demo
 
@@ -62,14 +64,20 @@ def references(demo_home):
     return references
 
 
+@pytest.mark.parametrize("compiled", [False, True], ids=["torch", "compiled"])
 @pytest.mark.parametrize(
     "speculation",
     [SpeculationConfig(depth=4, adaptive=False), SpeculationConfig(lookup=True)],
     ids=["fixed-depth", "adaptive-with-lookup"],
 )
-def test_24_spec_bench_prompts_equal_transformers(demo_home, references, speculation):
+def test_24_spec_bench_prompts_equal_transformers(demo_home, references, speculation, compiled):
     models = load(demo_home, "int8")
-    engine = Engine(models, EngineConfig(max_batch_size=16, speculation=speculation), CacheConfig(num_blocks=900))
+    if compiled:
+        try:
+            models = with_compiled_kernels(models, "on", demo_home / "native")
+        except ConfigurationError as error:
+            pytest.skip(str(error))
+    engine = Engine(models, EngineConfig(max_batch_size=8, speculation=speculation), CacheConfig(num_blocks=900))
     results = engine.generate(request for request, _ in references)
     engine.check_integrity()
     if not speculation.adaptive:
