@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+# Compiling for every HELIX_HOME of a test would take most of its time; what is about compiled kernels asks for them.
+os.environ.setdefault("HELIX_COMPILE", "off")
+
 DEFAULT_POSTGRES_URL = "postgresql:///postgres"
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from helix_jobs.settings import Settings
 
 _INT8 = "int8"
+_COMMON_HEAD_DIM = 64
 
 
 def check_devices(settings: Settings) -> list[Verdict]:
@@ -52,7 +53,7 @@ def check_kernels(settings: Settings) -> list[Verdict]:
         return [Verdict("compiled kernels", Level.OK, "switched off by HELIX_COMPILE")]
     try:
         dtype = resolve_dtype("auto" if settings.dtype == _INT8 else settings.dtype, device, None)
-        load_kernels(settings.home / "native", dtype, device)
+        load_kernels(settings.home / "native", dtype, device, _COMMON_HEAD_DIM)
     except ConfigurationError as error:
         level = Level.FAILED if settings.compile == "on" else Level.WARNING
         finding, _, remedy = str(error).partition("; ")

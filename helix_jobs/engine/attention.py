@@ -126,7 +126,7 @@ def attend_natively(  # noqa: PLR0917  (as above)
     output = torch.empty_like(queries)
     native.paged_attention(
         queries, cache.keys[index], cache.values[index], direct.slices, direct.blocks, output, num_heads, num_kv_heads,
-        head_dim, cache.block_size, layer.scaling,
+        cache.block_size, layer.scaling,
     )  # fmt: skip
     if layout.groups:
         rest = _solve_groups(layout, queries.view(-1, num_heads, head_dim), cache, index, layer.scaling, native)

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from helix_jobs.engine.config import CacheConfig
     from helix_jobs.engine.model_loader import LoadedModel, LoadedModels
-    from helix_jobs.engine.native.kernels import NativeKernels
     from helix_jobs.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -81,30 +80,29 @@ def with_compiled_kernels(
         ConfigurationError: ``on``, and they are not for this device or dtype or cannot be compiled.
     """
     report = on_progress or logger.info
-    decoder = models.target.decoder
+    device = models.device
     if when == "off":
         return models
     started = time.perf_counter()
     try:
-        kernels = load_kernels(folder, decoder.dtype, decoder.device)
+        target = _computing_natively(models.target, folder)
+        draft = None if models.draft is None else _computing_natively(models.draft, folder)
     except ConfigurationError as error:
         if when == "on":
             raise
-        if decoder.device.type == "cpu":
+        if device.type == "cpu":
             report(f"going on without compiled kernels: {error}")
         return models
     report(f"compiled kernels ready after {time.perf_counter() - started:.1f} s")
-    target = _computing_with(kernels, models.target)
-    # A draft in another dtype has kernels of its own; it goes without.
-    is_alike = models.draft is not None and models.draft.decoder.dtype == decoder.dtype
-    draft = _computing_with(kernels, models.draft) if models.draft is not None and is_alike else models.draft
     return replace(models, target=target, draft=draft)
 
 
-def _computing_with(kernels: NativeKernels, model: LoadedModel) -> LoadedModel:
-    if model.decoder.native is not None:
+def _computing_natively(model: LoadedModel, folder: Path) -> LoadedModel:
+    decoder = model.decoder
+    if decoder.native is not None:
         return model
-    return replace(model, decoder=model.decoder.with_native(kernels))
+    kernels = load_kernels(folder, decoder.dtype, decoder.device, decoder.geometry.head_dim)
+    return replace(model, decoder=decoder.with_native(kernels))
 
 
 def speculation_config(depth: int | None, draft: DraftSpec) -> SpeculationConfig:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from helix_jobs.engine.attention import MAX_DIRECT_QUERIES, AttentionClock
+from helix_jobs.engine.decoder.decoder import padded_rows
 from helix_jobs.engine.kv_cache import PagedKVCache
 from helix_jobs.engine.step_layout import plan_step
 
@@ -67,10 +68,12 @@ class ModelRunner:
         Returns:
             ``[len(logit_rows), vocab_size]`` on the device, or None when no row is wanted.
         """
-        # [T, hidden_size]
+        # [T, hidden_size], and padding
         hidden = self.decoder.forward(tokens, layout, self.cache, self._clock)
         if not logit_rows:
             return None
-        if len(logit_rows) < layout.num_tokens or list(logit_rows) != list(range(layout.num_tokens)):
-            hidden = hidden.index_select(0, torch.tensor(logit_rows, dtype=torch.int64).to(self._device))
-        return self.decoder.logits(hidden)
+        num_rows = len(logit_rows)
+        rows = [*logit_rows, *[logit_rows[-1]] * (padded_rows(num_rows) - num_rows)]
+        if rows != list(range(hidden.shape[0])):
+            hidden = hidden.index_select(0, torch.tensor(rows, dtype=torch.int64).to(self._device))
+        return self.decoder.logits(hidden).narrow(0, 0, num_rows)

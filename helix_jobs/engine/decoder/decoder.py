@@ -8,20 +8,18 @@ work on padding, and no operator that a device lacks.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+import torch
 from torch.nn import functional
 
 from helix_jobs.engine.attention import attend, attend_natively
 from helix_jobs.engine.decoder.int8_linear import Int8Linear
 from helix_jobs.engine.decoder.norms import RmsNorm
 from helix_jobs.engine.native.int8_decoder import NativeInt8Decoder
-from helix_jobs.engine.native.kernels import HEAD_DIMS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    import torch
 
     from helix_jobs.engine.attention import AttentionClock
     from helix_jobs.engine.decoder.linear import Linear
@@ -30,6 +28,11 @@ if TYPE_CHECKING:
     from helix_jobs.engine.kv_cache import CacheGeometry, PagedKVCache
     from helix_jobs.engine.native.kernels import NativeKernels
     from helix_jobs.engine.step_layout import StepLayout
+
+
+# Up to so many rows, multiples of so many.
+_ROW_MULTIPLES: Final = ((16, 1), (64, 4), (256, 16), (1024, 32))
+_LARGEST_MULTIPLE: Final = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,12 +120,8 @@ class Decoder:
         return [*products, self.head]
 
     def with_native(self, native: NativeKernels) -> Decoder:
-        """The same model, computing with compiled kernels where there is one; unchanged if not for its attention.
-
-        To be called before ``pack``.
-        """
-        if self.geometry.head_dim not in HEAD_DIMS:
-            return self
+        """The same model, computing with compiled kernels where there is one. To be called before ``pack``."""
+        assert native.head_dim == self.geometry.head_dim, "kernels are compiled for one size of heads"
         norms = [self.final_norm]
         for layer in self.layers:
             norms += [layer.attention_norm, layer.mlp_norm]
@@ -153,7 +152,8 @@ class Decoder:
             clock: Sums up the time spent in attention.
 
         Returns:
-            ``[T, hidden_size]`` before the final norm: only the rows whose logits are wanted go on, see ``logits``.
+            ``[padded_rows(T), hidden_size]`` before the final norm: only the rows whose logits are wanted go on, see
+            ``logits``.
         """
         # [T, hidden_size]
         hidden = functional.embedding(tokens, self.embedding)
@@ -169,8 +169,11 @@ class Decoder:
         rotation = None
         if self.rotary is not None and self.native is None:
             rotation = self.rotary.at(layout.positions, layout.num_positions)
+        num_tokens = layout.num_tokens
+        num_rows = padded_rows(num_tokens)
+        hidden = _pad(hidden, num_rows)
         for index, layer in enumerate(self.layers):
-            qkv = layer.qkv(layer.attention_norm(hidden))
+            qkv = layer.qkv(layer.attention_norm(hidden)).narrow(0, 0, num_tokens)
             if clock is not None:
                 clock.start()
             # [T, num_heads * head_dim]
@@ -180,6 +183,7 @@ class Decoder:
                 attended = attend_natively(qkv, index, layer, self.num_heads, tables, cache, layout, self.native)
             if clock is not None:
                 clock.stop()
+            attended = _pad(attended, num_rows)
             if self.has_parallel_residual:
                 expanded = self._expand(layer, hidden)
                 hidden = layer.mlp_out.add_to(layer.attention_out.add_to(hidden, attended), expanded)
@@ -201,3 +205,24 @@ class Decoder:
             return self.native.gated_silu(inner)
         gate, up = inner.chunk(2, dim=-1)
         return self.activation(gate) * up
+
+
+def padded_rows(num_rows: int) -> int:
+    """The number of rows that matrix products are asked for when ``num_rows`` are wanted.
+
+    Kernels are made and kept by shape: on a CPU each number of rows costs oneDNN some milliseconds at first sight and
+    megabytes for good, on DirectML even more. Trade-off: up to a fifth of the rows may be padding in small steps, less
+    in large ones; in return there are some eighty shapes, not thousands.
+    """
+    for limit, multiple in _ROW_MULTIPLES:
+        if num_rows <= limit:
+            return -(-num_rows // multiple) * multiple
+    return -(-num_rows // _LARGEST_MULTIPLE) * _LARGEST_MULTIPLE
+
+
+def _pad(rows: torch.Tensor, count: int) -> torch.Tensor:
+    """``rows`` with zeros below, ``count`` in all. Every product works row by row: nothing spreads."""
+    missing = count - rows.shape[0]
+    if missing == 0:
+        return rows
+    return torch.cat((rows, torch.zeros((missing, rows.shape[1]), dtype=rows.dtype, device=rows.device)))

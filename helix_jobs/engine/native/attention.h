@@ -9,12 +9,19 @@ namespace {
 // Keys of a slice are gone through in chunks that stay in the first-level cache while all rows use them.
 constexpr int64_t kChunk = 128;
 
-// One slice's queries of one key-value head, straight from the cache's blocks. kVectors is head_dim / 16.
-template <typename Q, typename T, int kVectors>
+#ifndef HELIX_HEAD_DIM
+#error "compile with -DHELIX_HEAD_DIM=<a multiple of 16>: loops over a head are unrolled"
+#endif
+constexpr int64_t kHeadDim = HELIX_HEAD_DIM;
+constexpr int kVectors = kHeadDim / kLanes;
+static_assert(kHeadDim % kLanes == 0, "a head is whole vectors");
+
+// One slice's queries of one key-value head, straight from the cache's blocks.
+template <typename Q, typename T>
 void attend_slice(const Q *queries, const T *keys, const T *values, const int32_t *blocks, Q *output, int64_t num_new,
                   int64_t start, int64_t head, int64_t heads, int64_t kv_heads, int64_t block_size, float scaling,
                   std::vector<float> &scratch) {
-    constexpr int64_t head_dim = kVectors * kLanes;
+    constexpr int64_t head_dim = kHeadDim;
     int64_t share = heads / kv_heads, rows = num_new * share, length = start + num_new;
     int64_t padded = (length + kLanes - 1) / kLanes * kLanes;
     scratch.resize(rows * (padded + 2 * head_dim));

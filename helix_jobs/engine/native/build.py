@@ -37,24 +37,29 @@ _FLAGS: Final = (
 _TIMEOUT_SECONDS: Final = 120
 
 
-def build_library(folder: Path) -> Path:
+def build_library(folder: Path, head_dim: int) -> Path:
     """Return the compiled library, compiling it if ``folder`` does not hold it yet.
 
     The file's name carries a digest of everything it depends on: another source, compiler, processor or system compiles
     anew.
 
+    Args:
+        folder: Keeps the libraries.
+        head_dim: Size of the heads that it is for; their loops are unrolled.
+
     Raises:
         ConfigurationError: There is no compiler, or it fails; the message says what to install.
     """
     compiler = _find_compiler()
-    library = folder / f"kernels-{_digest(compiler)}.so"
+    flags = (*_FLAGS, f"-DHELIX_HEAD_DIM={head_dim}")
+    library = folder / f"kernels-{_digest(compiler, flags)}.so"
     if library.is_file():
         return library
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     # In a folder of its own and moved into place: two workers may compile at once, and a killed one leaves nothing.
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         partial = Path(scratch) / library.name
-        command = [compiler, *_FLAGS, "-o", str(partial), *map(str, SOURCES)]
+        command = [compiler, *flags, "-o", str(partial), *map(str, SOURCES)]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False)  # noqa: S603  (the user's compiler, our source)
         except (OSError, subprocess.TimeoutExpired) as error:
@@ -82,10 +87,10 @@ def _remedy() -> str:
     return "install g++ or clang++, or go on without: --no-compile (HELIX_COMPILE=off)"
 
 
-def _digest(compiler: str) -> str:
+def _digest(compiler: str, flags: tuple[str, ...]) -> str:
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=30, check=False).stdout  # noqa: S603  (as above)
     texts = [path.read_text(encoding="utf-8") for path in (*SOURCES, *_HEADERS)]
-    parts = (*texts, *_FLAGS, compiler, version, platform.machine(), _processor())
+    parts = (*texts, *flags, compiler, version, platform.machine(), _processor())
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 

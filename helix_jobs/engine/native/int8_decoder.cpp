@@ -40,7 +40,7 @@ struct Layer {
 
 struct Model {
     const Layer *layers;
-    int64_t num_layers, hidden_size, heads, kv_heads, head_dim, rotary_dim, block_size, intermediate_size;
+    int64_t num_layers, hidden_size, heads, kv_heads, rotary_dim, block_size, intermediate_size;
     float eps;
 };
 
@@ -196,9 +196,9 @@ inline void share_of(int64_t count, int thread, int threads, int64_t *first, int
     *last = std::min(count, blocks * (thread + 1) / threads * kRows);
 }
 
-template <typename T, int kVectors>
+template <typename T>
 void run_layers(const Model &model, const Step &step, float *hidden) {
-    constexpr int64_t head_dim = kVectors * kLanes;
+    constexpr int64_t head_dim = kHeadDim;
     int64_t tokens = step.tokens, size = model.hidden_size, heads = model.heads, kv_heads = model.kv_heads;
     int64_t inner = model.intermediate_size, width = (heads + 2 * kv_heads) * head_dim;
     std::vector<float> qkv(tokens * width), queries(tokens * heads * head_dim), attended(tokens * heads * head_dim);
@@ -257,7 +257,7 @@ void run_layers(const Model &model, const Step &step, float *hidden) {
                     }
                 }
                 int64_t offset = slice[0] * heads * head_dim;
-                attend_slice<float, T, kVectors>(queries.data() + offset, keys, values, step.blocks + slice[3],
+                attend_slice<float, T>(queries.data() + offset, keys, values, step.blocks + slice[3],
                                                  attended.data() + offset, slice[1], slice[2], kv, heads, kv_heads,
                                                  model.block_size, layer.scaling, scratch);
             }  // all wait here
@@ -293,28 +293,14 @@ void run_layers(const Model &model, const Step &step, float *hidden) {
     }
 }
 
-template <typename T>
-int32_t run_layers_any(const Model &model, const Step &step, float *hidden) {
-    switch (model.head_dim) {
-        case 16: run_layers<T, 1>(model, step, hidden); return 1;
-        case 32: run_layers<T, 2>(model, step, hidden); return 1;
-        case 64: run_layers<T, 4>(model, step, hidden); return 1;
-        case 80: run_layers<T, 5>(model, step, hidden); return 1;
-        case 96: run_layers<T, 6>(model, step, hidden); return 1;
-        case 128: run_layers<T, 8>(model, step, hidden); return 1;
-        case 256: run_layers<T, 16>(model, step, hidden); return 1;
-        default: return 0;
-    }
-}
-
 }  // namespace
 
 // `hidden`, [tokens, hidden_size] float32, holds the embedded tokens before and the last layer's output afterwards.
-EXPORT int32_t int8_layers_float32(const Model *model, const Step *step, float *hidden) {
-    return run_layers_any<float>(*model, *step, hidden);
+EXPORT void int8_layers_float32(const Model *model, const Step *step, float *hidden) {
+    run_layers<float>(*model, *step, hidden);
 }
-EXPORT int32_t int8_layers_bfloat16(const Model *model, const Step *step, float *hidden) {
-    return run_layers_any<bf16>(*model, *step, hidden);
+EXPORT void int8_layers_bfloat16(const Model *model, const Step *step, float *hidden) {
+    run_layers<bf16>(*model, *step, hidden);
 }
 // Whether the processor multiplies bytes: without, the layers one by one are faster.
 EXPORT int32_t has_byte_products() { return HAS_VNNI; }

@@ -10,7 +10,6 @@ from torch.nn import functional
 
 from helix_jobs.engine.decoder.int8_linear import Int8Linear
 from helix_jobs.engine.decoder.norms import RmsNorm
-from helix_jobs.engine.native.kernels import HEAD_DIMS
 
 if TYPE_CHECKING:
     from helix_jobs.engine.decoder.decoder import Decoder
@@ -54,7 +53,6 @@ class _Model(ctypes.Structure):
                 "hidden_size",
                 "heads",
                 "kv_heads",
-                "head_dim",
                 "rotary_dim",
                 "block_size",
                 "intermediate_size",
@@ -102,7 +100,6 @@ class NativeInt8Decoder:
             and decoder.is_gated
             and not decoder.has_parallel_residual
             and decoder.activation is functional.silu
-            and decoder.geometry.head_dim in HEAD_DIMS
             and all(isinstance(linear, Int8Linear) and linear.rows is not None for linear in decoder.linears())
             and all(isinstance(norm, RmsNorm) and norm.weight.dtype == decoder.dtype for norm in norms)
             and len({norm.eps for norm in norms if isinstance(norm, RmsNorm)}) == 1
@@ -135,8 +132,7 @@ class NativeInt8Decoder:
         )  # fmt: skip
         # [T, hidden_size]
         exact = hidden.to(torch.float32, copy=True)
-        served = self._run(ctypes.byref(self._model), ctypes.byref(step), exact.data_ptr())
-        assert served, "supports() asks for the head sizes there are"
+        self._run(ctypes.byref(self._model), ctypes.byref(step), exact.data_ptr())
         return exact.to(hidden.dtype)
 
     def _describe(self, cache: PagedKVCache) -> _Model:
@@ -154,7 +150,7 @@ class NativeInt8Decoder:
         assert isinstance(first.attention_norm, RmsNorm), "supports() asks for RMS norms"
         return _Model(
             ctypes.cast(layers, ctypes.POINTER(_Layer)), len(decoder.layers), first.qkv.in_features, decoder.num_heads,
-            geometry.num_kv_heads, geometry.head_dim, decoder.rotary.rotary_dim, cache.block_size,
+            geometry.num_kv_heads, decoder.rotary.rotary_dim, cache.block_size,
             first.mlp_out.in_features, first.attention_norm.eps,
         )  # fmt: skip
 

@@ -67,8 +67,8 @@ void rotate_and_store(const T *qkv, const int64_t *positions, const int64_t *wri
     }
 }
 
-template <typename T, int kVectors>
-void attend_slices(const T *queries, const T *keys, const T *values, const int64_t *slices, const int32_t *blocks,
+template <typename T>
+void paged_attention(const T *queries, const T *keys, const T *values, const int64_t *slices, const int32_t *blocks,
                    T *output, int64_t num_slices, int64_t heads, int64_t kv_heads, int64_t block_size, float scaling) {
 #pragma omp parallel
     {
@@ -77,28 +77,11 @@ void attend_slices(const T *queries, const T *keys, const T *values, const int64
         for (int64_t task = 0; task < num_slices * kv_heads; task++) {
             // first token, tokens, start position, first entry in blocks
             const int64_t *slice = slices + task / kv_heads * 4;
-            int64_t offset = slice[0] * heads * kVectors * kLanes;
-            attend_slice<T, T, kVectors>(queries + offset, keys, values, blocks + slice[3], output + offset, slice[1],
+            int64_t offset = slice[0] * heads * kHeadDim;
+            attend_slice<T, T>(queries + offset, keys, values, blocks + slice[3], output + offset, slice[1],
                                       slice[2], task % kv_heads, heads, kv_heads, block_size, scaling, scratch);
         }
     }
-}
-
-// Returns whether there is a kernel for this head_dim; without one nothing is done.
-template <typename T>
-int32_t paged_attention(const T *queries, const T *keys, const T *values, const int64_t *slices, const int32_t *blocks,
-                        T *output, int64_t num_slices, int64_t heads, int64_t kv_heads, int64_t head_dim,
-                        int64_t block_size, float scaling) {
-#define HEAD_DIM(VECTORS)                                                                                              \
-    case VECTORS * kLanes:                                                                                             \
-        attend_slices<T, VECTORS>(queries, keys, values, slices, blocks, output, num_slices, heads, kv_heads,          \
-                                  block_size, scaling);                                                                \
-        return 1;
-    switch (head_dim) {
-        HEAD_DIM(1) HEAD_DIM(2) HEAD_DIM(4) HEAD_DIM(5) HEAD_DIM(6) HEAD_DIM(8) HEAD_DIM(16)
-        default: return 0;
-    }
-#undef HEAD_DIM
 }
 
 // Scale scores, hide what a query must not see, and make attention weights of them, in place.
@@ -202,11 +185,11 @@ void scale_rows(const float *product, const float *scales, const float *bias, co
         rotate_and_store(qkv, positions, write_rows, cos, sin, queries, keys, values, tokens, heads, kv_heads,       \
                          head_dim, rotary_dim);                                                                      \
     }                                                                                                                \
-    EXPORT int32_t paged_attention_##NAME(const T *queries, const T *keys, const T *values, const int64_t *slices,     \
+    EXPORT void paged_attention_##NAME(const T *queries, const T *keys, const T *values, const int64_t *slices,     \
                                        const int32_t *blocks, T *output, int64_t num_slices, int64_t heads,          \
-                                       int64_t kv_heads, int64_t head_dim, int64_t block_size, float scaling) {      \
-        return paged_attention(queries, keys, values, slices, blocks, output, num_slices, heads, kv_heads, head_dim, \
-                               block_size, scaling);                                                                 \
+                                       int64_t kv_heads, int64_t block_size, float scaling) {                        \
+        paged_attention(queries, keys, values, slices, blocks, output, num_slices, heads, kv_heads, block_size,      \
+                        scaling);                                                                                    \
     }                                                                                                                \
     EXPORT void masked_softmax_##NAME(T *scores, const int32_t *visible, int64_t slices, int64_t heads,             \
                                       int64_t queries, int64_t keys, float scaling) {                                \

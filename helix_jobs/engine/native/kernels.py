@@ -23,34 +23,34 @@ _SIGNATURES: Final = {
     "rms_norm": (*[_POINTER] * 3, *[_SIZE] * 2, _FLOAT),
     "gated_silu": (*[_POINTER] * 2, *[_SIZE] * 2),
     "rotate_and_store": (*[_POINTER] * 8, *[_SIZE] * 5),
-    "paged_attention": (*[_POINTER] * 6, *[_SIZE] * 5, _FLOAT),
+    "paged_attention": (*[_POINTER] * 6, *[_SIZE] * 4, _FLOAT),
     "masked_softmax": (*[_POINTER] * 2, *[_SIZE] * 4, _FLOAT),
     "quantize_rows": (*[_POINTER] * 3, *[_SIZE] * 2, _FLOAT, _INT),
     "scale_rows": (*[_POINTER] * 5, *[_SIZE] * 2),
 }
 
 
-# Head sizes that paged_attention is compiled for.
-HEAD_DIMS: Final = frozenset((16, 32, 64, 80, 96, 128, 256))
+_LANES: Final = 16
 
 
 class NativeKernels:
-    """One library, for tensors of one dtype on the CPU.
+    """One library, for tensors of one dtype on the CPU and heads of one size.
 
     Every tensor handed in is contiguous; every kernel writes a tensor of its own and keeps no pointer.
     """
 
-    def __init__(self, library: ctypes.CDLL, dtype: torch.dtype) -> None:
+    def __init__(self, library: ctypes.CDLL, dtype: torch.dtype, head_dim: int) -> None:
+        self.head_dim = head_dim
         self._functions: dict[str, Any] = {}
         # All layers of an int8 decoder in one call, see ``NativeInt8Decoder``; and whether that is fast here.
         self.int8_layers = getattr(library, f"int8_layers_{_NAMES[dtype]}")
         self.int8_layers.argtypes = (_POINTER, _POINTER, _POINTER)
-        self.int8_layers.restype = _INT
+        self.int8_layers.restype = None
         self.has_byte_products = bool(library.has_byte_products())
         for name, signature in _SIGNATURES.items():
             function = getattr(library, f"{name}_{_NAMES[dtype]}")
             function.argtypes = signature
-            function.restype = ctypes.c_int32 if name == "paged_attention" else None
+            function.restype = None
             self._functions[name] = function
         self._rms_norm = self._functions["rms_norm"]
         self._gated_silu = self._functions["gated_silu"]
@@ -122,7 +122,6 @@ class NativeKernels:
         output: torch.Tensor,
         num_heads: int,
         num_kv_heads: int,
-        head_dim: int,
         block_size: int,
         scaling: float,
     ) -> None:
@@ -137,15 +136,13 @@ class NativeKernels:
             output: ``[T, num_heads * head_dim]``; the slices' rows are written.
             num_heads: Query heads.
             num_kv_heads: Key-value heads.
-            head_dim: Of each.
             block_size: Tokens a block.
             scaling: Factor of the scores.
         """
-        served = self._paged_attention(
+        self._paged_attention(
             queries.data_ptr(), keys.data_ptr(), values.data_ptr(), slices.data_ptr(), blocks.data_ptr(),
-            output.data_ptr(), len(slices), num_heads, num_kv_heads, head_dim, block_size, scaling,
+            output.data_ptr(), len(slices), num_heads, num_kv_heads, block_size, scaling,
         )  # fmt: skip
-        assert served, "the decoder asks for head sizes in HEAD_DIMS only"
 
     def masked_softmax(self, scores: torch.Tensor, visible: torch.Tensor, num_heads: int, scaling: float) -> None:
         """Scale scores, hide what a query must not see, and make attention weights of them, in place.
@@ -194,22 +191,24 @@ class NativeKernels:
         return result
 
 
-def load_kernels(folder: Path, dtype: torch.dtype, device: torch.device) -> NativeKernels:
+def load_kernels(folder: Path, dtype: torch.dtype, device: torch.device, head_dim: int) -> NativeKernels:
     """Compile the kernels if need be, and load them.
 
     Raises:
-        ConfigurationError: Not for this device or dtype, or they cannot be compiled or loaded here.
+        ConfigurationError: Not for this device, dtype or size of heads, or they cannot be compiled or loaded here.
     """
     if device.type != "cpu" or dtype not in _NAMES:
         name = str(dtype).removeprefix("torch.")
         raise ConfigurationError(
             f"compiled kernels are for float32 and bfloat16 on the CPU, not {name} on {device.type}"
         )
+    if head_dim % _LANES != 0:
+        raise ConfigurationError(f"compiled kernels are for heads of a multiple of {_LANES}, not of {head_dim}")
     started = time.perf_counter()
-    path = build_library(folder)
+    path = build_library(folder, head_dim)
     try:
         library = ctypes.CDLL(str(path))
-        kernels = NativeKernels(library, dtype)
+        kernels = NativeKernels(library, dtype, head_dim)
     except (OSError, AttributeError) as error:
         raise ConfigurationError(f"the compiled kernels cannot be loaded ({error}); go on with --no-compile") from error
     logger.info("compiled kernels are ready after %.1f s", time.perf_counter() - started)
