@@ -6,15 +6,30 @@
 
 namespace {
 
-// Keys of a slice are gone through in chunks that stay in the first-level cache while all rows use them.
-constexpr int64_t kChunk = 128;
-
 #ifndef HELIX_HEAD_DIM
 #error "compile with -DHELIX_HEAD_DIM=<a multiple of 16>: loops over a head are unrolled"
 #endif
 constexpr int64_t kHeadDim = HELIX_HEAD_DIM;
 constexpr int kVectors = kHeadDim / kLanes;
 static_assert(kHeadDim % kLanes == 0, "a head is whole vectors");
+
+// Rows of weights that go through a block's values together: each value is widened once for all of them.
+constexpr int kTogether = kVectors <= 6 ? 3 : 2;
+
+// sums[row] += weights[row] . values, over one block.
+template <typename T, int kRows>
+inline void add_values(const float *weights, int64_t stride, const T *values, int64_t count, float *sums) {
+    vf lanes[kRows][kVectors];
+    for (int r = 0; r < kRows; r++)
+        for (int i = 0; i < kVectors; i++) lanes[r][i] = load16(sums + r * kHeadDim + i * kLanes);
+    for (int64_t key = 0; key < count; key++, values += kHeadDim)
+        for (int i = 0; i < kVectors; i++) {
+            vf wide = load16(values + i * kLanes);
+            for (int r = 0; r < kRows; r++) lanes[r][i] += weights[r * stride + key] * wide;
+        }
+    for (int r = 0; r < kRows; r++)
+        for (int i = 0; i < kVectors; i++) store16(sums + r * kHeadDim + i * kLanes, lanes[r][i]);
+}
 
 // One slice's queries of one key-value head, straight from the cache's blocks.
 template <typename Q, typename T>
@@ -34,20 +49,31 @@ void attend_slice(const Q *queries, const T *keys, const T *values, const int32_
             store16(q + row * head_dim + i, load16(queries + place(row) + i) * scaling);
             store16(sums + row * head_dim + i, vf{});
         }
-    auto at = [&](const T *pool, int64_t key) {
-        return pool + ((blocks[key / block_size] * kv_heads + head) * block_size + key % block_size) * head_dim;
-    };
-    for (int64_t key = 0; key < length; key++) {
-        const T *k = at(keys, key);
-        vf lanes[kVectors];
-        for (int i = 0; i < kVectors; i++) lanes[i] = load16(k + i * kLanes);
-        for (int64_t row = 0; row < rows; row++) {
-            const float *one = q + row * head_dim;
-            vf sum = lanes[0] * load16(one);
-            for (int i = 1; i < kVectors; i++) sum += lanes[i] * load16(one + i * kLanes);
-            scores[row * padded + key] = sum16(sum);
+    // Call `body(first key, keys of the block, its rows)` block by block. Blocks lie anywhere in memory, so no processor
+    // foresees the next one: it is asked for while this one is worked on.
+    auto over_blocks = [&](const T *pool, auto body) {
+        int64_t size = block_size * head_dim;
+        auto block_at = [&](int64_t block) { return pool + (blocks[block] * kv_heads + head) * size; };
+        for (int64_t first = 0, block = 0; first < length; first += block_size, block++) {
+            if (first + 2 * block_size < length) {
+                const char *next = reinterpret_cast<const char *>(block_at(block + 2));
+                for (int64_t i = 0; i < static_cast<int64_t>(size * sizeof(T)); i += 64) __builtin_prefetch(next + i);
+            }
+            body(first, std::min(block_size, length - first), block_at(block));
         }
-    }
+    };
+    over_blocks(keys, [&](int64_t first, int64_t count, const T *k) {
+        for (int64_t key = first; key < first + count; key++, k += head_dim) {
+            vf lanes[kVectors];
+            for (int i = 0; i < kVectors; i++) lanes[i] = load16(k + i * kLanes);
+            for (int64_t row = 0; row < rows; row++) {
+                const float *one = q + row * head_dim;
+                vf sum = lanes[0] * load16(one);
+                for (int i = 1; i < kVectors; i++) sum += lanes[i] * load16(one + i * kLanes);
+                scores[row * padded + key] = sum16(sum);
+            }
+        }
+    });
     for (int64_t row = 0; row < rows; row++) {
         float *s = scores + row * padded;
         int64_t visible = start + row / share + 1;
@@ -72,19 +98,12 @@ void attend_slice(const Q *queries, const T *keys, const T *values, const int32_
         float scale = 1.0f / sum16(totals) + sum16(probe);
         for (int64_t key = 0; key < padded; key += kLanes) store16(s + key, load16(s + key) * scale);
     }
-    for (int64_t first = 0; first < length; first += kChunk) {
-        int64_t last = std::min(first + kChunk, length);
-        for (int64_t row = 0; row < rows; row++) {
-            const float *s = scores + row * padded;
-            vf lanes[kVectors];
-            for (int i = 0; i < kVectors; i++) lanes[i] = load16(sums + row * head_dim + i * kLanes);
-            for (int64_t key = first; key < last; key++) {
-                const T *v = at(values, key);
-                for (int i = 0; i < kVectors; i++) lanes[i] += s[key] * load16(v + i * kLanes);
-            }
-            for (int i = 0; i < kVectors; i++) store16(sums + row * head_dim + i * kLanes, lanes[i]);
-        }
-    }
+    over_blocks(values, [&](int64_t first, int64_t count, const T *v) {
+        int64_t row = 0;
+        for (; row + kTogether <= rows; row += kTogether)
+            add_values<T, kTogether>(scores + row * padded + first, padded, v, count, sums + row * head_dim);
+        for (; row < rows; row++) add_values<T, 1>(scores + row * padded + first, padded, v, count, sums + row * head_dim);
+    });
     for (int64_t row = 0; row < rows; row++)
         for (int64_t i = 0; i < head_dim; i += kLanes)
             store16(output + place(row) + i, load16(sums + row * head_dim + i));
