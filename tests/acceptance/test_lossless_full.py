@@ -1,5 +1,9 @@
 """All first turns of Spec-Bench at full strength, equal to transformers at batch 1.
 
+In float32 token for token. In bfloat16 neighbouring logits are often equal or one rounding apart, and which of them
+comes first depends on the shapes that were multiplied: transformers differs from itself as much when its prompts are
+computed in one pass instead of step by step. There every difference must be such a near-tie, and all are listed.
+
 A command of its own: ``python -m pytest -m slow -s tests/acceptance/test_lossless_full.py``. Most of the first run's
 time is transformers'; its outputs are kept in pytest's cache directory.
 """
@@ -25,7 +29,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.demo]
 
 MAX_TOKENS = 64
 PROMPTS = Path(__file__).parent.parent / "data" / "spec_bench.jsonl"
-SPECULATION = SpeculationConfig(lookup=True)  # beside the model: lookup+int8, depths chosen step by step
+# Beside the int8 copy: lookup. Adaptive depths may leave the copy out where it does not pay; a fixed one never does.
+SPECULATIONS = {
+    "adaptive": SpeculationConfig(lookup=True),
+    "fixed": SpeculationConfig(lookup=True, adaptive=False, depth=4),
+}
+# Near 32, where this model's best logits lie, bfloat16 has steps of 0.125 and 0.25.
+NEAR_TIE = 0.5
 
 
 def requests():
@@ -38,11 +48,14 @@ def requests():
         )
 
 
-@pytest.mark.parametrize(("dtype", "equal_share"), [("float32", 1.0), ("bfloat16", 0.99)])
-def test_480_first_turns_equal_transformers(pytestconfig, demo_home, tmp_path, dtype, equal_share):
+@pytest.mark.parametrize("speculation", SPECULATIONS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_480_first_turns_equal_transformers(pytestconfig, demo_home, tmp_path, dtype, speculation):
     models = load_models("demo", "int8", device=torch.device("cpu"), dtype=dtype, home=demo_home)
     models = with_compiled_kernels(models, "auto", tmp_path)
-    engine = Engine(models, EngineConfig(max_batch_size=32, speculation=SPECULATION), CacheConfig(num_blocks=1500))
+    engine = Engine(
+        models, EngineConfig(max_batch_size=32, speculation=SPECULATIONS[speculation]), CacheConfig(num_blocks=1500)
+    )
     encoded = [engine.encode(request) for request in requests()]
     assert len(encoded) == 480
     outputs = ReferenceOutputs(
@@ -59,12 +72,13 @@ def test_480_first_turns_equal_transformers(pytestconfig, demo_home, tmp_path, d
     counters = engine.counters()
     kernels = "torch" if models.target.decoder.native is None else "compiled"
     report = [f"{dtype}, {kernels} kernels: {counters}"]
-    num_equal = 0
+    num_equal, differences = 0, []
     for result, reference in zip(results, references, strict=True):
         found = reference.difference(result.output_token_ids)
         if found is None:
             num_equal += 1
         else:
+            differences.append(found)
             report.append(
                 f"prompt {result.request_id}: differs at token {found.position}, top-2 logit gap {found.gap:.4f}, "
                 f"{'the runner-up' if found.is_runner_up else 'another token'} instead"
@@ -73,4 +87,5 @@ def test_480_first_turns_equal_transformers(pytestconfig, demo_home, tmp_path, d
     print("", *report, sep="\n")  # noqa: T201  (what the command is run for)
     assert all(result.error is None for result in results)
     assert counters.accepted_tokens > 0
-    assert num_equal >= equal_share * len(results)
+    assert dtype != "float32" or not differences
+    assert all(one.gap <= NEAR_TIE and one.is_runner_up for one in differences)

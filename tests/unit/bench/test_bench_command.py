@@ -81,7 +81,7 @@ COMPARISON = closed(
 )
 SCHEMA = closed(
     schema={"const": "helix-bench/1"},
-    command={"type": "string", "pattern": "^helix "},
+    command={"type": "string", "pattern": "^helix\\b"},
     started_at={"type": "string", "pattern": "Z$"},
     complete={"type": "boolean"},
     machine=closed(
