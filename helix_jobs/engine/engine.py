@@ -18,6 +18,7 @@ from helix_jobs.engine.protocol import EngineInfo
 from helix_jobs.engine.request import FinishReason, RequestState
 from helix_jobs.engine.scheduler import Scheduler
 from helix_jobs.engine.sequence import Sequence
+from helix_jobs.engine.speculation_depth import COPY_ACCEPTANCE, DEFAULT_ACCEPTANCE
 from helix_jobs.engine.speculative import SpeculativeStep
 from helix_jobs.engine.speculator import Speculator
 from helix_jobs.engine.stats import StepStatistics
@@ -79,7 +80,14 @@ class Engine:
         draft = None
         if models.draft is not None and config.speculation.is_on:
             draft = ModelRunner(models.draft.decoder, cache)
-        self._speculator = Speculator.build(target, draft, config, vocab_size, costs)
+        self._speculator = Speculator.build(
+            target,
+            draft,
+            config,
+            vocab_size,
+            costs=costs,
+            initial_acceptance=COPY_ACCEPTANCE if models.draft and models.draft.is_copy else DEFAULT_ACCEPTANCE,
+        )
         if not self._speculator.can_draft:
             config = replace(config, speculation=SpeculationConfig(depth=0))
         self._pool = BlockPool(cache.num_blocks, cache.block_size)

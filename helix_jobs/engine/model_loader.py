@@ -63,11 +63,13 @@ class LoadedModel:
         name: What the person called it.
         decoder: The model. Its dtype may differ from what was asked when float16 would have overflowed.
         is_int8: Its linear layers are int8; ``decoder.dtype`` is that of its activations.
+        is_copy: It is the target itself, quantised.
     """
 
     name: str
     decoder: Decoder
     is_int8: bool = False
+    is_copy: bool = False
 
     @property
     def dtype_name(self) -> str:
@@ -319,4 +321,4 @@ def _int8_copy(target: LoadedModel) -> LoadedModel | None:
         # Elsewhere the weights would be widened again at each step: such a draft costs more than its target.
         logger.warning("an int8 draft is only faster on a CPU; speculation with a draft model is off")
         return None
-    return LoadedModel(f"{target.name} (int8)", quantize(target.decoder), is_int8=True)
+    return LoadedModel(f"{target.name} (int8)", quantize(target.decoder), is_int8=True, is_copy=True)

@@ -12,7 +12,7 @@ from helix_jobs.engine.drafters.base import NO_DRAFT_TOKENS, Draft, Proposal
 from helix_jobs.engine.drafters.draft_model import DraftModelDrafter
 from helix_jobs.engine.drafters.lookup import NO_MATCH, LookupDrafter
 from helix_jobs.engine.request import FinishReason
-from helix_jobs.engine.speculation_depth import DepthController
+from helix_jobs.engine.speculation_depth import DEFAULT_ACCEPTANCE, DepthController
 from helix_jobs.engine.step_costs import StepCosts
 
 if TYPE_CHECKING:
@@ -79,7 +79,9 @@ class Speculator:
         draft: ModelRunner | None,
         config: EngineConfig,
         vocab_size: int,
+        *,
         costs: CostProfile | None = None,
+        initial_acceptance: float = DEFAULT_ACCEPTANCE,
     ) -> Speculator:
         """As configured. With an adaptive depth and no ``costs`` given, they are measured now."""
         speculation = config.speculation
@@ -90,7 +92,12 @@ class Speculator:
         if costs is None:
             costs = measure_costs(target, draft, max_batch_size=config.max_batch_size, max_depth=speculation.max_depth)
         step_costs = StepCosts(costs)
-        controller = DepthController(step_costs, max_depth=speculation.max_depth, has_model=model is not None)
+        controller = DepthController(
+            step_costs,
+            max_depth=speculation.max_depth,
+            has_model=model is not None,
+            initial_acceptance=initial_acceptance,
+        )
         return cls(model, lookup, controller, step_costs)
 
     @property
