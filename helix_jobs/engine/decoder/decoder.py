@@ -213,7 +213,12 @@ def padded_rows(num_rows: int) -> int:
     Kernels are made and kept by shape: on a CPU each number of rows costs oneDNN some milliseconds at first sight and
     megabytes for good, on DirectML even more. Trade-off: up to a fifth of the rows may be padding in small steps, less
     in large ones; in return there are some eighty shapes, not thousands.
+
+    One row alone is never multiplied: matrix times vector is another kernel, which rounds otherwise, and an answer in
+    bfloat16 would depend on whether others were in the batch.
     """
+    if num_rows == 1:
+        return 2
     for limit, multiple in _ROW_MULTIPLES:
         if num_rows <= limit:
             return -(-num_rows // multiple) * multiple
