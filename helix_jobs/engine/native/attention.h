@@ -6,10 +6,10 @@
 
 namespace {
 
-#ifndef HELIX_HEAD_DIM
-#error "compile with -DHELIX_HEAD_DIM=<a multiple of 16>: loops over a head are unrolled"
+#ifndef HEAD_DIM
+#error "compile with -DHEAD_DIM=<a multiple of 16>: loops over a head are unrolled"
 #endif
-constexpr int64_t kHeadDim = HELIX_HEAD_DIM;
+constexpr int64_t kHeadDim = HEAD_DIM;
 constexpr int kVectors = kHeadDim / kLanes;
 static_assert(kHeadDim % kLanes == 0, "a head is whole vectors");
 

@@ -51,7 +51,7 @@ def build_library(folder: Path, head_dim: int) -> Path:
         ConfigurationError: There is no compiler, or it fails; the message says what to install.
     """
     compiler = _find_compiler()
-    flags = (*_FLAGS, f"-DHELIX_HEAD_DIM={head_dim}")
+    flags = (*_FLAGS, f"-DHEAD_DIM={head_dim}")
     library = folder / f"kernels-{_digest(compiler, flags)}.so"
     if library.is_file():
         return library
