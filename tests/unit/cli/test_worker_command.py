@@ -13,6 +13,7 @@ def effective(helix, monkeypatch):
 
     def run(*arguments, **environment):
         seen = []
+        monkeypatch.delenv("HELIX_COMPILE", raising=False)  # the tests' own default
         monkeypatch.setattr(worker_module, "run_worker", lambda settings, **_: seen.append(settings) or 0)
         result = helix("worker", *arguments, env=environment)
         assert result.exit_code == 0, result.output
