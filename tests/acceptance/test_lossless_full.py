@@ -2,7 +2,8 @@
 
 In float32 token for token. In bfloat16 neighbouring logits are often equal or one rounding apart, and which of them
 comes first depends on the shapes that were multiplied: transformers differs from itself as much when its prompts are
-computed in one pass instead of step by step. There every difference must be such a near-tie, and all are listed.
+computed in one pass instead of step by step. The bound of 99 % is not reached there (see docs/performance.md); all
+differences are listed, and each must be such a near-tie.
 
 A command of its own: ``python -m pytest -m slow -s tests/acceptance/test_lossless_full.py``. Most of the first run's
 time is transformers'; its outputs are kept in pytest's cache directory.
@@ -36,6 +37,7 @@ SPECULATIONS = {
 }
 # Near 32, where this model's best logits lie, bfloat16 has steps of 0.125 and 0.25.
 NEAR_TIE = 0.5
+EQUAL_SHARE = {"float32": 1.0, "bfloat16": 0.99}
 
 
 def requests():
@@ -87,5 +89,5 @@ def test_480_first_turns_equal_transformers(pytestconfig, demo_home, tmp_path, d
     print("", *report, sep="\n")  # noqa: T201  (what the command is run for)
     assert all(result.error is None for result in results)
     assert counters.accepted_tokens > 0
-    assert dtype != "float32" or not differences
+    assert num_equal >= EQUAL_SHARE[dtype] * len(results)
     assert all(one.gap <= NEAR_TIE and one.is_runner_up for one in differences)
