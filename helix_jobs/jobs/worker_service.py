@@ -174,12 +174,23 @@ class WorkerService:
         self._given_up: Withdrawn | None = None
         self._grace_timer: threading.Timer | None = None
         self._ended = threading.Condition(self._lock)
+        self._delivered = 0
         self._fenced = 0
 
     @property
     def active_count(self) -> int:
         """Jobs being worked on."""
         return len(self._active)
+
+    @property
+    def delivered_count(self) -> int:
+        """Jobs that messages named, repeated ones included."""
+        return self._delivered
+
+    @property
+    def idle_slots(self) -> int:
+        """Batch slots without a job; 0 while no more are taken."""
+        return 0 if self._draining else max(0, self._engine.info.max_batch_size - len(self._active))
 
     @property
     def fenced_count(self) -> int:
@@ -201,6 +212,7 @@ class WorkerService:
         False: the worker is stopping and has not touched the job; its message belongs to another worker.
         """
         with self._lock:
+            self._delivered += 1
             if self._draining:
                 return False
             running = self._active.get(job_id)
