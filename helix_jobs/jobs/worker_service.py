@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import Counter
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -22,6 +23,7 @@ from helix_jobs.jobs import store
 from helix_jobs.jobs.engine_thread import EngineThread, Generated, RequestFailed
 from helix_jobs.jobs.requests import to_engine_request
 from helix_jobs.jobs.runs import DatabaseRunRecorder, counted
+from helix_jobs.jobs.states import OUTCOMES, JobState
 from helix_jobs.jobs.store import FinishedJob, ResultRow
 
 if TYPE_CHECKING:
@@ -176,6 +178,8 @@ class WorkerService:
         self._ended = threading.Condition(self._lock)
         self._delivered = 0
         self._fenced = 0
+        self._rejected = 0
+        self._outcomes: Counter[str] = Counter(dict.fromkeys(OUTCOMES, 0))
 
     @property
     def active_count(self) -> int:
@@ -196,6 +200,26 @@ class WorkerService:
     def fenced_count(self) -> int:
         """Writes the database refused because the lease had moved on."""
         return self._fenced
+
+    @property
+    def rejected_count(self) -> int:
+        """Messages that named no job."""
+        return self._rejected
+
+    @property
+    def outcomes(self) -> Mapping[str, int]:
+        """Outcome -> jobs that this worker brought to it."""
+        return self._outcomes
+
+    @property
+    def engine(self) -> EngineThread:
+        """The engine's thread, for its figures."""
+        return self._engine_thread
+
+    @property
+    def info(self) -> EngineInfo:
+        """What the engine is."""
+        return self._engine.info
 
     @property
     def step_seconds(self) -> float:
@@ -232,6 +256,11 @@ class WorkerService:
                 # was its only one. A job that has ended, or is someone else's, is not changed.
                 self._writer.submit(lambda c: store.unmark_published(c, [job_id]))
         return True
+
+    def count_rejected(self) -> None:
+        """Note a message that named no job."""
+        with self._lock:
+            self._rejected += 1
 
     def abort_job(self, job_id: int) -> None:
         """Stop generating for this job, if it runs here. Unless it is cancelled as well, it returns to the queue."""
@@ -365,6 +394,7 @@ class WorkerService:
             self._persist(claim, refused)
             return
         if matched:
+            self._count_outcome(decision)
             logger.debug("job ended: %s", _outcome(decision), extra={"job_id": claim.id, "batch_id": claim.batch_id})
         else:
             self._count_fenced(claim)
@@ -390,6 +420,11 @@ class WorkerService:
             self._database.transact(lambda c: store.cancel_job(c, job_id))
         except HelixError as error:
             logger.warning("a revoked job could not be cancelled: %s", error, extra={"job_id": job_id})
+
+    def _count_outcome(self, decision: Decision) -> None:
+        if isinstance(decision, Succeed | Fail):
+            with self._lock:
+                self._outcomes[decision.code if isinstance(decision, Fail) else JobState.SUCCEEDED.value] += 1
 
     def _count_fenced(self, claim: ClaimedJob) -> None:
         with self._lock:

@@ -1,0 +1,75 @@
+"""WorkerFigures: what a worker process counts, for monitoring. Everything is read from memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from helix_jobs.engine.protocol import EngineCounters, EngineInfo
+    from helix_jobs.jobs.reconciler import Reconciler
+    from helix_jobs.jobs.watchdog import Watchdog
+    from helix_jobs.jobs.worker_service import WorkerService
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerFigures:
+    """One worker at one moment; totals count from its start.
+
+    Attributes:
+        worker_id: Its row.
+        engine: What it runs.
+        counters: The engine's totals.
+        slots_used: Batch slots with a request.
+        tokens_per_second: Of the run under way, 0 when idle.
+        idle_seconds: How long the engine had nothing to do.
+        delivered: Messages that named a job.
+        rejected: Messages that named none.
+        outcomes: Outcome -> jobs brought to it.
+        fenced: Writes refused because the lease had moved on.
+        published: Job ids sent to the broker.
+        republished: Jobs whose ids were sent again, as their messages seemed lost.
+        reclaimed: Jobs taken from lost workers.
+        reconciler_errors: Ticks that failed.
+        reconnections: How often the watchdog had the consumer connect anew.
+    """
+
+    worker_id: str
+    engine: EngineInfo
+    counters: EngineCounters
+    slots_used: int
+    tokens_per_second: float
+    idle_seconds: float
+    delivered: int
+    rejected: int
+    outcomes: Mapping[str, int]
+    fenced: int
+    published: int
+    republished: int
+    reclaimed: int
+    reconciler_errors: int
+    reconnections: int
+
+
+def worker_figures(service: WorkerService, reconciler: Reconciler, watchdog: Watchdog) -> WorkerFigures:
+    """Read them off the worker's parts, from any thread; waits for nothing."""
+    engine, tidied = service.engine, reconciler.counters
+    return WorkerFigures(
+        worker_id=service.worker_id,
+        engine=service.info,
+        counters=engine.counters,
+        slots_used=min(engine.request_count, service.info.max_batch_size),
+        tokens_per_second=engine.tokens_per_second,
+        idle_seconds=engine.idle_seconds,
+        delivered=service.delivered_count,
+        rejected=service.rejected_count,
+        outcomes=service.outcomes,
+        fenced=service.fenced_count,
+        published=tidied.published,
+        republished=tidied.republished,
+        reclaimed=tidied.requeued + tidied.failed,
+        reconciler_errors=tidied.errors,
+        reconnections=watchdog.reconnections,
+    )
