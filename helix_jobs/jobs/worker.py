@@ -199,6 +199,7 @@ class _Worker:
             worker_id=self._worker_id,
             grace=self._settings.shutdown_grace,
             on_broken=self._break,
+            job_timeout=self._settings.job_timeout,
         )
         checks = (self._check_step, self._check_delivery, self._check_broker)
         heartbeat = Heartbeat(self._database, row, self._service, checks)

@@ -149,6 +149,7 @@ class WorkerService:
         worker_id: This worker's row.
         grace: Seconds between ``begin_drain`` and handing back what is unfinished.
         on_broken: Called when the engine cannot go on.
+        job_timeout: Seconds a job may run in the engine; None for as long as it takes.
     """
 
     def __init__(
@@ -160,13 +161,16 @@ class WorkerService:
         worker_id: str,
         grace: float,
         on_broken: Callable[[BaseException], None],
+        job_timeout: float | None = None,
     ) -> None:
         self.worker_id = worker_id
         self._database = database
         self._engine = engine
         self._writer = writer
         self._grace = grace
-        self._engine_thread = EngineThread(engine, DatabaseRunRecorder(writer, worker_id), on_broken)
+        self._engine_thread = EngineThread(
+            engine, DatabaseRunRecorder(writer, worker_id), on_broken, job_timeout=job_timeout
+        )
         # Signal handlers never come here (see worker.py), so a plain lock will do.
         self._lock = threading.Lock()
         self._active: dict[int, _ActiveJob] = {}
