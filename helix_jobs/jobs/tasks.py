@@ -31,9 +31,6 @@ class JobService(Protocol):
     def cancel_job(self, job_id: int) -> None:
         """Cancel the job in the database."""
 
-    def count_rejected(self) -> None:
-        """Note a message that named no job."""
-
     def begin_drain(self) -> None:
         """Take no further jobs; hand back what is unfinished when the grace time is over."""
 
@@ -77,8 +74,6 @@ def run_job(self: Any, *args: object, **kwargs: object) -> None:  # noqa: ANN401
     job_id = job_id_of(args)
     if job_id is None or kwargs:
         logger.warning("dropped a message that names no job", extra={"message_id": str(self.request.id)[:64]})
-        if _service is not None:
-            _service.count_rejected()
         return
     try:
         done = _service is not None and _service.run_job(job_id)

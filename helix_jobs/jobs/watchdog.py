@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from helix_jobs.jobs.database import Database
+    from helix_jobs.jobs.worker_counters import WorkerCounters
 
 logger = logging.getLogger(__name__)
 
@@ -114,12 +115,12 @@ class Broker(Protocol):
         """Close the connection."""
 
 
-class Deliveries(Protocol):
+class Supplied(Protocol):
     """The worker's service as the watchdog sees it."""
 
     @property
-    def delivered_count(self) -> int:
-        """Jobs that were delivered since the start."""
+    def counters(self) -> WorkerCounters:
+        """Among them the deliveries since the start."""
 
     @property
     def idle_slots(self) -> int:
@@ -144,7 +145,7 @@ class Watchdog:
         self,
         database: Database,
         broker: Broker,
-        service: Deliveries,
+        service: Supplied,
         *,
         reconnect: Callable[[], None],
         give_up: Callable[[str], None],
@@ -199,7 +200,7 @@ class Watchdog:
 
     def _look(self) -> Look:
         """Ask for little while all is well: the database only about idle slots, the broker only about a backlog."""
-        look = Look(deliveries=self._service.delivered_count, idle_slots=self._service.idle_slots)
+        look = Look(deliveries=self._service.counters.delivered, idle_slots=self._service.idle_slots)
         if look.idle_slots == 0:
             return look
         with self._database.read() as c:

@@ -203,6 +203,7 @@ class _Worker:
             worker_id=self._worker_id,
             grace=self._settings.shutdown_grace,
             on_broken=self._break,
+            job_timeout=self._settings.job_timeout,
         )
         self._watchdog = Watchdog(
             self._database,

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from helix_jobs.engine.protocol import EngineCounters, EngineInfo
     from helix_jobs.jobs.reconciler import Reconciler
     from helix_jobs.jobs.watchdog import Watchdog
+    from helix_jobs.jobs.worker_counters import WorkerCounters
     from helix_jobs.jobs.worker_service import WorkerService
 
 
@@ -25,10 +24,7 @@ class WorkerFigures:
         slots_used: Batch slots with a request.
         tokens_per_second: Of the run under way, 0 when idle.
         idle_seconds: How long the engine had nothing to do.
-        delivered: Messages that named a job.
-        rejected: Messages that named none.
-        outcomes: Outcome -> jobs brought to it.
-        fenced: Writes refused because the lease had moved on.
+        jobs: What became of messages and jobs.
         published: Job ids sent to the broker.
         republished: Jobs whose ids were sent again, as their messages seemed lost.
         reclaimed: Jobs taken from lost workers.
@@ -42,10 +38,7 @@ class WorkerFigures:
     slots_used: int
     tokens_per_second: float
     idle_seconds: float
-    delivered: int
-    rejected: int
-    outcomes: Mapping[str, int]
-    fenced: int
+    jobs: WorkerCounters
     published: int
     republished: int
     reclaimed: int
@@ -63,10 +56,7 @@ def worker_figures(service: WorkerService, reconciler: Reconciler, watchdog: Wat
         slots_used=min(engine.request_count, service.info.max_batch_size),
         tokens_per_second=engine.tokens_per_second,
         idle_seconds=engine.idle_seconds,
-        delivered=service.delivered_count,
-        rejected=service.rejected_count,
-        outcomes=service.outcomes,
-        fenced=service.fenced_count,
+        jobs=service.counters,
         published=tidied.published,
         republished=tidied.republished,
         reclaimed=tidied.requeued + tidied.failed,

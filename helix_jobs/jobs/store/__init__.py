@@ -10,7 +10,15 @@ from __future__ import annotations
 from helix_jobs.jobs.store.control import cancel_batch, cancel_job, resolve, retry_batch, unfinished_submission
 from helix_jobs.jobs.store.counters import recount
 from helix_jobs.jobs.store.figures import lease_holders, queue_figures
-from helix_jobs.jobs.store.leases import claim, finish_failed, finish_succeeded, held_leases, reclaim, release
+from helix_jobs.jobs.store.leases import (
+    awaits_last_attempt,
+    claim,
+    finish_failed,
+    finish_succeeded,
+    held_leases,
+    reclaim,
+    release,
+)
 from helix_jobs.jobs.store.output import get_job, iter_jobs, iter_results
 from helix_jobs.jobs.store.publishing import (
     backlog,
@@ -76,6 +84,7 @@ __all__ = [
     "RunTotals",
     "StoredBatch",
     "Worker",
+    "awaits_last_attempt",
     "backlog",
     "batch_status",
     "cancel_batch",

@@ -9,6 +9,7 @@ from store_helpers import stored_batch
 
 from helix_jobs.errors import BrokerUnreachableError, DatabaseUnreachableError
 from helix_jobs.jobs.watchdog import Action, Drought, Look, Watchdog, judge
+from helix_jobs.jobs.worker_counters import WorkerCounters
 
 DRY = Look(deliveries=7, idle_slots=2, backlog=100, messages=50)
 
@@ -76,7 +77,7 @@ class Scene:
     now: float = 0.0
     done: list[str] = field(default_factory=list)
 
-    delivered_count = property(lambda self: self.deliveries)
+    counters = property(lambda self: WorkerCounters(delivered=self.deliveries))
     idle_slots = property(lambda self: self.idle)
 
     def depth(self) -> int:
