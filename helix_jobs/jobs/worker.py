@@ -30,6 +30,7 @@ from helix_jobs.jobs.result_writer import GroupCommitWriter
 from helix_jobs.jobs.stop_button import StopButton, StopRequest, install_signals
 from helix_jobs.jobs.store import NewWorker
 from helix_jobs.jobs.watchdog import Watchdog
+from helix_jobs.jobs.worker_figures import QueueReader, worker_figures
 from helix_jobs.jobs.worker_service import WorkerService
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
     from helix_jobs.engine.protocol import EngineProtocol
     from helix_jobs.jobs.consumer import Consumer
+    from helix_jobs.observability.metrics import MetricsServer
     from helix_jobs.settings import Settings
 
 __all__ = ["StopButton", "StopRequest", "device_name", "load_engine", "run_worker"]
@@ -154,6 +156,7 @@ class _Worker:
         self._engine: EngineProtocol
         self._service: WorkerService
         self._writer: GroupCommitWriter
+        self._metrics: MetricsServer | None = None
         self._watchdog: Watchdog
         self._stopping = False
         self._interrupted = False
@@ -181,6 +184,11 @@ class _Worker:
         else:
             self._embedded.start()
             self._stack.callback(self._leave_broker, self._embedded)
+        if self._settings.metrics_port is not None:
+            from helix_jobs.observability.metrics import MetricsServer
+
+            self._metrics = MetricsServer(self._settings.metrics_host, self._settings.metrics_port)
+            self._stack.callback(self._metrics.close)
         self._engine = load_engine(self._settings, on_progress)
 
     def start(self) -> WorkerBanner:
@@ -231,6 +239,10 @@ class _Worker:
         self._clear_stranded()
         self._reconciler.start()
         self._watchdog.start()
+        if self._metrics is not None:
+            queue = QueueReader(self._settings.database_url)
+            self._stack.callback(queue.close)
+            self._metrics.show(lambda: worker_figures(self._service, self._reconciler, self._watchdog), queue)
         return WorkerBanner(
             worker_id=self._worker_id,
             engine=info,

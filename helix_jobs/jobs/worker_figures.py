@@ -1,13 +1,17 @@
-"""WorkerFigures: what a worker process counts, for monitoring. Everything is read from memory."""
+"""WorkerFigures: what a worker process counts, for monitoring; and the queue's figures beside it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from helix_jobs.jobs import store
+from helix_jobs.jobs.database import Database
+
 if TYPE_CHECKING:
     from helix_jobs.engine.protocol import EngineCounters, EngineInfo
     from helix_jobs.jobs.reconciler import Reconciler
+    from helix_jobs.jobs.store import QueueFigures
     from helix_jobs.jobs.watchdog import Watchdog
     from helix_jobs.jobs.worker_counters import WorkerCounters
     from helix_jobs.jobs.worker_service import WorkerService
@@ -47,7 +51,7 @@ class WorkerFigures:
 
 
 def worker_figures(service: WorkerService, reconciler: Reconciler, watchdog: Watchdog) -> WorkerFigures:
-    """Read them off the worker's parts, from any thread; waits for nothing."""
+    """Read them off the worker's parts, from any thread and from memory."""
     engine, tidied = service.engine, reconciler.counters
     return WorkerFigures(
         worker_id=service.worker_id,
@@ -63,3 +67,23 @@ def worker_figures(service: WorkerService, reconciler: Reconciler, watchdog: Wat
         reconciler_errors=tidied.errors,
         reconnections=watchdog.reconnections,
     )
+
+
+class QueueReader:
+    """Reads the queue's figures through database connections of its own, so that it takes none of the worker's."""
+
+    def __init__(self, database_url: str) -> None:
+        self._database = Database(database_url)
+
+    def __call__(self) -> QueueFigures:
+        """Ask the database.
+
+        Raises:
+            DatabaseUnreachableError: It does not answer.
+        """
+        with self._database.read() as c:
+            return store.queue_figures(c)
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        self._database.dispose()
