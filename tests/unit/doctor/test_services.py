@@ -314,7 +314,7 @@ SOUND = BrokerState(
 @pytest.mark.parametrize(
     ("change", "subject", "level", "words"),
     [
-        ({}, "broker", OK, "Redis 8.0.1 at redis://h, 5 ids waiting, 2 with workers"),
+        ({}, "broker", OK, "Redis 8.0.1 at redis://h, 5 ids waiting, 2 in workers' hands"),
         ({"policy": "allkeys-lru"}, "broker, memory", WARNING, "maxmemory-policy allkeys-lru"),
         ({"maxmemory": 10 << 20}, "broker, memory", WARNING, "used of 10 MB"),
         ({"maxmemory": 1 << 30}, "broker, memory", OK, "used of 1.0 GB"),
@@ -378,6 +378,7 @@ def test_the_metrics_port_of_a_worker(settings):
 # models
 
 
+@pytest.mark.demo
 def test_models_that_are_here(demo_home, settings):
     settings = dataclasses.replace(settings, home=demo_home)
     target, draft = check_models(settings)
