@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from helix_jobs.engine.decoder.int8_linear import Int8Linear
 from helix_jobs.engine.decoder.norms import RmsNorm
+from helix_jobs.engine.native.int8_matrix import Int8Matrix, MatrixStruct
 
 if TYPE_CHECKING:
     from helix_jobs.engine.decoder.decoder import Decoder
@@ -25,18 +26,10 @@ MAX_TOKENS: Final = 6
 _POINTER, _SIZE = ctypes.c_void_p, ctypes.c_int64
 
 
-class _Matrix(ctypes.Structure):
-    _fields_ = (
-        *((name, _POINTER) for name in ("weight", "scale", "row_sum", "bias")),
-        ("rows", _SIZE),
-        ("columns", _SIZE),
-    )
-
-
 class _Layer(ctypes.Structure):
     _fields_ = (
         *((name, _POINTER) for name in ("attention_norm", "query_norm", "key_norm", "mlp_norm")),
-        *((name, _Matrix) for name in ("qkv", "attention_out", "mlp_in", "mlp_out")),
+        *((name, MatrixStruct) for name in ("qkv", "attention_out", "mlp_in", "mlp_out")),
         ("keys", _POINTER),
         ("values", _POINTER),
         ("scaling", ctypes.c_float),
@@ -73,8 +66,8 @@ class _Step(ctypes.Structure):
 class NativeInt8Decoder:
     """The layers of one decoder, described to compiled code. ``supports`` says for which decoders there can be one.
 
-    Holds the weights row by row, beside the packed ones that larger steps use. Trade-off: an int8 model takes its
-    memory twice, and a draft of a token or two costs what reading it once costs.
+    Holds the weights row by row, beside the packed ones that larger steps use where oneDNN has packed some. Trade-off:
+    an int8 model takes its memory twice there, and a draft of a token or two costs what reading it once costs.
     """
 
     def __init__(self, decoder: Decoder, native: NativeKernels) -> None:
@@ -161,13 +154,9 @@ class NativeInt8Decoder:
         self._kept.append(weight)
         return int(weight.data_ptr())
 
-    def _matrix(self, linear: Linear) -> _Matrix:
+    def _matrix(self, linear: Linear) -> MatrixStruct:
         assert isinstance(linear, Int8Linear), "supports() asks for int8 layers"
         assert linear.rows is not None, "supports() asks for weights not packed yet"
-        row_sum = linear.rows.sum(dim=1, dtype=torch.int32)
-        scale = linear.scale.contiguous()
-        self._kept += [linear.rows, row_sum, scale] + ([] if linear.bias is None else [linear.bias])
-        return _Matrix(
-            linear.rows.data_ptr(), scale.data_ptr(), row_sum.data_ptr(),
-            None if linear.bias is None else linear.bias.data_ptr(), linear.out_features, linear.in_features,
-        )  # fmt: skip
+        matrix = Int8Matrix.of(linear.rows, linear.scale, linear.bias)
+        self._kept += matrix.kept
+        return matrix.struct
