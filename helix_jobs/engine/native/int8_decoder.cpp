@@ -5,6 +5,8 @@
 // Activations are float32, rounded to 8 bits as they enter a product; what is computed is what the layers one by one
 // compute, but for the rounding of what lies between them.
 
+#include <chrono>
+
 #include "attention.h"
 #include "bytes.h"
 
@@ -32,6 +34,7 @@ struct Step {
     const int64_t *positions, *write_rows, *slices;
     const int32_t *blocks;
     const void *cos, *sin;
+    double *attention_seconds;  // raised by the time spent in attention
 };
 
 namespace {
@@ -59,6 +62,10 @@ void rotate(float *x, const T *cos, const T *sin, int64_t rotary_dim) {
         store_some(x + i, first * load_some(cos + i, n) + second * load_some(sin + i, n), n);
         store_some(x + i + half, second * load_some(cos + i + half, n) + first * load_some(sin + i + half, n), n);
     });
+}
+
+inline double seconds() {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
 template <typename T>
@@ -96,6 +103,7 @@ void run_layers(const Model &model, const Step &step, float *hidden) {
             multiply(rounded, layer.qkv, tokens, first, last,
                      [&](int64_t t, int64_t n, float value) { qkv[t * width + n] = value; });
 #pragma omp barrier
+            double began = thread == 0 ? seconds() : 0;
             T *keys = static_cast<T *>(layer.keys), *values = static_cast<T *>(layer.values);
 #pragma omp for schedule(dynamic, 1)
             for (int64_t task = 0; task < step.num_slices * kv_heads; task++) {
@@ -126,6 +134,7 @@ void run_layers(const Model &model, const Step &step, float *hidden) {
                                                  attended.data() + offset, slice[1], slice[2], kv, heads, kv_heads,
                                                  model.block_size, layer.scaling, scratch);
             }  // all wait here
+            if (thread == 0) *step.attention_seconds += seconds() - began;
             rounded.round(attended.data(), tokens, heads * head_dim);
             add_to_hidden(layer.attention_out);
 #pragma omp barrier

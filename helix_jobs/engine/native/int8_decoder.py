@@ -13,6 +13,7 @@ from helix_jobs.engine.decoder.norms import RmsNorm
 from helix_jobs.engine.native.int8_matrix import Int8Matrix, MatrixStruct
 
 if TYPE_CHECKING:
+    from helix_jobs.engine.attention import AttentionClock
     from helix_jobs.engine.decoder.decoder import Decoder
     from helix_jobs.engine.decoder.linear import Linear
     from helix_jobs.engine.kv_cache import PagedKVCache
@@ -60,6 +61,7 @@ class _Step(ctypes.Structure):
         ("tokens", _SIZE),
         ("num_slices", _SIZE),
         *((name, _POINTER) for name in ("positions", "write_rows", "slices", "blocks", "cos", "sin")),
+        ("attention_seconds", ctypes.POINTER(ctypes.c_double)),
     )
 
 
@@ -102,13 +104,16 @@ class NativeInt8Decoder:
         """Whether it is the faster way through a step."""
         return layout.num_tokens <= MAX_TOKENS and not layout.groups
 
-    def forward(self, hidden: torch.Tensor, layout: StepLayout, cache: PagedKVCache) -> torch.Tensor:
+    def forward(
+        self, hidden: torch.Tensor, layout: StepLayout, cache: PagedKVCache, clock: AttentionClock | None = None
+    ) -> torch.Tensor:
         """Run every layer.
 
         Args:
             hidden: ``[T, hidden_size]``, the embedded tokens.
             layout: The step; ``serves`` it.
             cache: The model's own; keys and values of the step are written.
+            clock: Sums up the time spent in attention.
 
         Returns:
             ``[T, hidden_size]``, the last layer's output.
@@ -119,13 +124,17 @@ class NativeInt8Decoder:
         if self._model is None or self._cache is not cache:
             self._model, self._cache = self._describe(cache), cache
         cos, sin = decoder.rotary.tables(layout.num_positions)
+        seconds = ctypes.c_double(0.0)
         step = _Step(
             layout.num_tokens, len(direct.slices), layout.positions.data_ptr(), layout.write_rows.data_ptr(),
             direct.slices.data_ptr(), direct.blocks.data_ptr(), cos.data_ptr(), sin.data_ptr(),
+            ctypes.pointer(seconds),
         )  # fmt: skip
         # [T, hidden_size]
         exact = hidden.to(torch.float32, copy=True)
         self._run(ctypes.byref(self._model), ctypes.byref(step), exact.data_ptr())
+        if clock is not None:
+            clock.add(seconds.value)
         return exact.to(hidden.dtype)
 
     def _describe(self, cache: PagedKVCache) -> _Model:

@@ -228,6 +228,7 @@ def test_an_int8_decoder_in_one_call_equals_its_layers_one_by_one(kernels, archi
         # Roundings to 8 bits fall on either side here and there, and the layers hand on what that makes.
         apart, size = (outputs[1] - outputs[0]).abs().mean(), outputs[0].abs().mean()
         assert apart < (0.02 if dtype == torch.float32 else 0.15) * size
+        assert all(runner.take_attention_seconds() > 0 for runner in made)
 
 
 def test_an_int8_decoder_in_one_call_shows_what_is_not_finite(kernels):
