@@ -165,6 +165,7 @@ class _Worker:
         # break each other.
         importlib.import_module("helix_jobs.jobs.consumer")
         importlib.import_module("helix_jobs.jobs.tasks")
+        importlib.import_module("helix_jobs.jobs.vetted_transport")
         self._settings.make_home()
         self._lock = DeviceLock(device_name(self._settings))
         self._lock.acquire(allow_shared=allow_shared_device)
