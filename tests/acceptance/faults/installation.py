@@ -32,11 +32,18 @@ class Installation(Box):
         redis: Its broker.
         fork_server: Starts processes quickly; None starts each in a fresh interpreter, as a user does.
         times: Leases shorter than the product's; None keeps those.
+        without: Protections its workers lack (``plan.py``).
+        patience: Seconds longer than any recovery should take.
     """
 
     redis: RedisServer = field(kw_only=True)
     fork_server: ForkServer | None = field(kw_only=True, default=None)
     times: Times | None = field(kw_only=True, default=None)
+    without: tuple[str, ...] = field(kw_only=True, default=())
+    patience: float = field(kw_only=True, default=0.0)
+
+    def __post_init__(self) -> None:
+        self.patience = self.patience or 30.0 + 3 * self.lease_seconds
 
     @property
     def lease_seconds(self) -> float:
@@ -46,11 +53,6 @@ class Installation(Box):
     @property
     def executions_file(self) -> Path:
         return self.temporary / "executions"
-
-    @property
-    def patience(self) -> float:
-        """Longer than any recovery should take."""
-        return 30.0 + 3 * self.lease_seconds
 
     def start(
         self, plan: Plan | None = None, *arguments: str, ready: bool = True, host: str = "", **environment: str
@@ -69,7 +71,7 @@ class Installation(Box):
             there = self.temporary / host
             there.mkdir(exist_ok=True)
             variables["TMPDIR"] = str(there)
-        plan = dataclasses.replace(plan or Plan(), hostname=host, times=self.times)
+        plan = dataclasses.replace(plan or Plan(), hostname=host, times=self.times, without=self.without)
         log = self.new_log()
         process = self._spawn(plan, "worker", list(arguments), variables, log)
         return self.adopt(WorkerProcess(process, log), ready=ready)
@@ -106,6 +108,14 @@ class Installation(Box):
         """Submit a batch of prompts that all differ."""
         prompts = tuple(" ".join(f"p{i}-{n}" for n in range(words)) for i in range(count))
         return Accepted(self.submit(*prompts, **fields), prompts)
+
+    def start_doomed(self, plan: Plan, **environment: str) -> WorkerProcess:
+        """Start a worker that may die as soon as it takes jobs; wait until it is ready or has."""
+        worker = self.start(plan, ready=False, **environment)
+        wait_until(
+            lambda: "Ready." in worker.log or worker.process.poll() is not None, lambda: f"not ready: {worker.log}"
+        )
+        return worker
 
     def held_by(self, worker: WorkerProcess) -> dict[int, int]:
         """Job id -> lease of what a worker runs, also after its death."""

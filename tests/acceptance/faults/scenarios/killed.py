@@ -61,7 +61,10 @@ class Recoveries:
 
 
 @scenario(
-    "worker killed, successor on the same host", quick=Size(jobs=150, faults=3), full=Size(jobs=10_000, faults=50)
+    "worker killed, successor on the same host",
+    quick=Size(jobs=150, faults=3),
+    quick_on=("sqlite",),
+    full=Size(jobs=10_000, faults=50),
 )
 def same_host(installation: Installation, size: Size) -> Outcome:
     """The successor starts at once, as under a supervisor, and takes over at once."""
@@ -82,7 +85,12 @@ def same_host(installation: Installation, size: Size) -> Outcome:
     return Outcome(accepted=[batch], faults=size.faults, recoveries=recoveries.seconds)
 
 
-@scenario("worker killed, others on other hosts", quick=Size(jobs=150, faults=2), full=Size(jobs=10_000, faults=50))
+@scenario(
+    "worker killed, others on other hosts",
+    quick=Size(jobs=150, faults=2),
+    quick_on=("postgres",),
+    full=Size(jobs=10_000, faults=50),
+)
 def other_host(installation: Installation, size: Size) -> Outcome:
     """Two workers; one of them is killed again and again and starts on a new host, where nobody knows it is dead."""
     dice = random.Random(2)
