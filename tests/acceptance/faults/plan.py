@@ -24,10 +24,11 @@ class Times:
     silence: float
     unseen: float
     own_silence: float
+    idle_transaction: float
 
 
 REAL_SILENCE = 30.0
-QUICK_TIMES = Times(beat=0.3, check=0.1, interval=0.1, silence=2.5, unseen=1.0, own_silence=1.5)
+QUICK_TIMES = Times(beat=0.3, check=0.1, interval=0.1, silence=2.5, unseen=1.0, own_silence=1.5, idle_transaction=1.5)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +36,8 @@ class Plan:
     """Attributes:
 
     die_at: A boundary (``boundaries.py``) at which the process sends itself SIGKILL.
-    freeze_at: A boundary at which it sends itself SIGSTOP, while it has no transaction open.
+    freeze_at: A boundary at which it sends itself SIGSTOP, while no thread of it has a transaction open, unless the
+        boundary lies in one.
     after: At which passing of the boundary.
     hostname: What the process takes for its host's name; a worker of another host cannot be taken for a predecessor.
     times: Shorter leases; None keeps the product's.
@@ -78,10 +80,11 @@ class Plan:
 
 
 def _set_times(times: Times) -> None:
-    from helix_jobs.jobs import heartbeat, worker
+    from helix_jobs.jobs import database, heartbeat, worker
     from helix_jobs.jobs.reconciler import Reconciler, ReconcilerConfig
 
     heartbeat.BEAT_SECONDS, heartbeat.CHECK_SECONDS = times.beat, times.check  # type: ignore[misc]
+    database.IDLE_TRANSACTION_SECONDS = times.idle_transaction  # type: ignore[misc]
     config = ReconcilerConfig(
         interval=times.interval, silence=times.silence, unseen=times.unseen, own_silence=times.own_silence
     )

@@ -55,13 +55,15 @@ class Scenario:
     run: Breaks an installation and waits until it is whole again; leaves a living worker behind.
     quick: In the default run of the tests, with short leases; None leaves it out.
     full: In the full form, with the product's own times.
-    quick_on: The databases of the quick form; the full one is for both.
+    databases: Those it applies to; the full form is for each of them.
+    quick_on: Those of the quick form, which need not show everything twice.
     """
 
     name: str
     run: Callable[[Installation, Size], Outcome]
     quick: Size | None
     full: Size
+    databases: tuple[str, ...]
     quick_on: tuple[str, ...]
 
 
@@ -69,12 +71,17 @@ _registry: list[Scenario] = []
 
 
 def scenario(
-    name: str, *, full: Size, quick: Size | None = None, quick_on: tuple[str, ...] = DATABASES
+    name: str,
+    *,
+    full: Size,
+    quick: Size | None = None,
+    databases: tuple[str, ...] = DATABASES,
+    quick_on: tuple[str, ...] = DATABASES,
 ) -> Callable[[Callable[[Installation, Size], Outcome]], Scenario]:
     """Register a function as a scenario."""
 
     def register(run: Callable[[Installation, Size], Outcome]) -> Scenario:
-        made = Scenario(name=name, run=run, quick=quick, full=full, quick_on=quick_on)
+        made = Scenario(name=name, run=run, quick=quick, full=full, databases=databases, quick_on=quick_on)
         _registry.append(made)
         return made
 

@@ -28,26 +28,40 @@ LATE_SECONDS = 3.0
     full=Size(jobs=240, faults=6),
 )
 def late_write(installation: Installation, size: Size) -> Outcome:
-    """SIGSTOP between generating a result and writing it; SIGCONT while the successor generates it, or has written it.
+    """SIGSTOP between generating a result and writing it."""
+    return _stop_and_continue(installation, size, "generated")
 
-    Every other time the one, and the other.
-    """
+
+@scenario(
+    "stopped in the middle of a write, then continued",
+    quick=Size(jobs=24, faults=1),
+    # On SQLite it locks everybody out for as long as it stands; they wait.
+    databases=("postgres",),
+    quick_on=("postgres",),
+    full=Size(jobs=240, faults=6),
+)
+def torn_write(installation: Installation, size: Size) -> Outcome:
+    """SIGSTOP between writing a result and committing it: the rows are locked."""
+    return _stop_and_continue(installation, size, "finishing")
+
+
+def _stop_and_continue(installation: Installation, size: Size, boundary: str) -> Outcome:
+    """SIGCONT while the successor generates the job again or, every other time, has written it."""
     dice = random.Random(4)
     share = size.jobs // size.faults
     accepted, recoveries = [], []
     fenced = 0
     successor: WorkerProcess | None = None
     for n in range(size.faults):
-        late = installation.start(
-            Plan(freeze_at="generated", after=dice.randint(1, share // 4)), host=f"late-{n}", log_level="debug"
-        )
+        plan = Plan(freeze_at=boundary, after=dice.randint(1, share // 4))
+        late = installation.start(plan, host=f"late-{n}", log_level="debug")
         accepted.append(batch := installation.accept(share))
-        wait_until(lambda late=late: _stopped(late), lambda late=late: f"it does not freeze: {late.log}")
+        _wait_stopped(late)
         stopped_at = time.monotonic()
         held = installation.held_by(late)
         if successor is None:
             successor = installation.start(host="successor", fake_step_seconds=SLOW_STEP)
-        wait_until(lambda held=held: installation.taken_over(held), "nobody takes over", installation.patience)
+        _wait_taken_over(installation, held)
         recoveries.append(time.monotonic() - stopped_at)
         if n % 2:
             installation.wait_done(batch)
@@ -66,12 +80,17 @@ def late_write(installation: Installation, size: Size) -> Outcome:
     )
 
 
+def _wait_stopped(worker: WorkerProcess) -> None:
+    process = psutil.Process(worker.process.pid)
+    wait_until(lambda: process.status() == psutil.STATUS_STOPPED, lambda: f"it does not stop: {worker.log}")
+
+
+def _wait_taken_over(installation: Installation, held: dict[int, int]) -> None:
+    wait_until(lambda: installation.taken_over(held), "nobody takes over", installation.patience)
+
+
 def _wait_running_again(installation: Installation, held: dict[int, int], successor: WorkerProcess) -> None:
     wait_until(lambda: held.keys() & installation.held_by(successor).keys(), "nobody runs them again")
-
-
-def _stopped(worker: WorkerProcess) -> bool:
-    return psutil.Process(worker.process.pid).status() == psutil.STATUS_STOPPED
 
 
 def _count_fenced(worker: WorkerProcess) -> int:
