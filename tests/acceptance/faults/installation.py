@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ class Installation(Box):
         times: Leases shorter than the product's; None keeps those.
         without: Protections its workers lack (``plan.py``).
         patience: Seconds longer than any recovery should take.
+        stack: What a scenario set up beside it, undone at the end.
     """
 
     redis: RedisServer = field(kw_only=True)
@@ -41,6 +43,7 @@ class Installation(Box):
     times: Times | None = field(kw_only=True, default=None)
     without: tuple[str, ...] = field(kw_only=True, default=())
     patience: float = field(kw_only=True, default=0.0)
+    stack: ExitStack = field(kw_only=True, default_factory=ExitStack)
 
     def __post_init__(self) -> None:
         self.patience = self.patience or 30.0 + 3 * self.lease_seconds
@@ -147,6 +150,7 @@ class Installation(Box):
     def close(self) -> None:
         super().close()
         self.redis.kill()
+        self.stack.close()
 
 
 def make_installation(

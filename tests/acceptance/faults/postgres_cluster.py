@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import shutil
 import socket
@@ -18,7 +17,7 @@ _USER = "postgres"
 
 def _binaries() -> Path:
     found = shutil.which("pg_ctl")
-    folders = [Path(found).parent] if found else [Path(folder) for folder in glob.glob("/usr/lib/postgresql/*/bin")]
+    folders = [Path(found).parent] if found else list(Path("/usr/lib/postgresql").glob("*/bin"))
     folders = [folder for folder in folders if (folder / "initdb").exists()]
     if not folders:
         missing_service("no Postgres server binaries (initdb, pg_ctl)")

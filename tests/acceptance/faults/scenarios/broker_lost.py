@@ -102,17 +102,11 @@ def half_open(installation: Installation, size: Size) -> Outcome:
     """Every connection of the worker goes dead, and neither end is told."""
     plan = Plan(broker_options=QUICK_BROKER) if installation.fork_server is not None else None
     proxy = TcpProxy(installation.redis.port)
-    try:
-        batch, worker = _begin(installation, size, plan, redis_url=proxy.url)
-        recoveries, connections = [], 0
-        for _ in range(size.faults):
-            connections += proxy.go_dead()
-            time.sleep(1.0 if installation.fork_server is not None else 5.0)
-            recoveries.append(wait_resumed(installation, worker))
-        outcome = _end(installation, batch, size.faults, recoveries, note=f"{connections} connections")
-        # A worker that lives is to be left behind, and the proxy's end would cut it off.
-        worker.kill()
-        installation.start()
-        return outcome
-    finally:
-        proxy.close()
+    installation.stack.callback(proxy.close)
+    batch, worker = _begin(installation, size, plan, redis_url=proxy.url)
+    recoveries, connections = [], 0
+    for _ in range(size.faults):
+        connections += proxy.go_dead()
+        time.sleep(1.0 if installation.fork_server is not None else 5.0)
+        recoveries.append(wait_resumed(installation, worker))
+    return _end(installation, batch, size.faults, recoveries, note=f"{connections} connections")

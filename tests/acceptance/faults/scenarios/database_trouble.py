@@ -48,9 +48,7 @@ def _resumed(installation: Installation, worker: WorkerProcess, batch: Accepted,
     return time.monotonic() - began
 
 
-def _end(
-    installation: Installation, batch: Accepted, faults: int, recoveries: list[float], note: str = ""
-) -> Outcome:
+def _end(installation: Installation, batch: Accepted, faults: int, recoveries: list[float], note: str = "") -> Outcome:
     installation.wait_done(batch, timeout=installation.patience + len(batch.prompts) / 4)
     return Outcome(accepted=[batch], faults=faults, recoveries=recoveries, note=note)
 
@@ -98,29 +96,23 @@ def locked(installation: Installation, size: Size) -> Outcome:
 def disk_full(installation: Installation, size: Size) -> Outcome:
     """The database lies on a file system of its own, which another file fills to the last byte."""
     disk = SmallDisk(megabytes=32)
-    try:
-        url = f"sqlite:///{disk.path / 'helix.db'}"
-        installation.settings = dataclasses.replace(installation.settings, database_url=url)
-        batch, worker = _begin(installation, size)
-        recoveries = []
-        for fault in range(size.faults):
-            disk.fill()
-            wait_until(lambda n=fault: worker.log.count("disk is full") > n, lambda: f"never full: {worker.log}")
-            time.sleep(SETTLE_SECONDS)
-            delivered = installation.redis.unacked_jobs()
-            time.sleep(2.0 if installation.fork_server is not None else 20.0)
-            gone = delivered.keys() - installation.redis.unacked_jobs().keys()
-            assert {delivered[tag] for tag in gone} <= _final(installation), "acknowledged without a commit"
-            before = ended(installation, batch)
-            assert before < size.jobs, "the jobs were done before the disk was full"
-            disk.empty()
-            recoveries.append(_resumed(installation, worker, batch, before))
-        outcome = _end(installation, batch, size.faults, recoveries, note="on a tmpfs")
-        # Before its disk is taken away: read what the oracle will read.
-        _move_home(installation)
-        return outcome
-    finally:
-        disk.remove()
+    installation.stack.callback(disk.remove)
+    url = f"sqlite:///{disk.path / 'helix.db'}"
+    installation.settings = dataclasses.replace(installation.settings, database_url=url)
+    batch, worker = _begin(installation, size)
+    recoveries = []
+    for fault in range(size.faults):
+        disk.fill()
+        wait_until(lambda n=fault: worker.log.count("disk is full") > n, lambda: f"never full: {worker.log}")
+        delivered = installation.redis.unacked_jobs()
+        time.sleep(2.0 if installation.fork_server is not None else 20.0)
+        gone = delivered.keys() - installation.redis.unacked_jobs().keys()
+        assert {delivered[tag] for tag in gone} <= _final(installation), "acknowledged without a commit"
+        before = ended(installation, batch)
+        assert before < size.jobs, "the jobs were done before the disk was full"
+        disk.empty()
+        recoveries.append(_resumed(installation, worker, batch, before))
+    return _end(installation, batch, size.faults, recoveries, note="on a tmpfs")
 
 
 def _final(installation: Installation) -> set[int]:
@@ -137,3 +129,22 @@ def _final(installation: Installation) -> set[int]:
 )
 def restarted(installation: Installation, size: Size) -> Outcome:
     """Crashed and shut down in turn; it stays away for a while."""
+    cluster = PostgresCluster()
+    installation.stack.callback(cluster.remove)
+    cluster.start()
+    installation.settings = dataclasses.replace(installation.settings, database_url=cluster.url)
+    database = installation.database()
+    upgrade(database)
+    database.dispose()
+    batch, worker = _begin(installation, size)
+    recoveries = []
+    for fault in range(size.faults):
+        cluster.stop("fast" if fault % 2 else "immediate")
+        time.sleep(SETTLE_SECONDS)
+        delivered = installation.redis.unacked_jobs()
+        time.sleep(1.0 if installation.fork_server is not None else 20.0)
+        assert delivered, "nothing was in hand"
+        assert delivered.keys() <= installation.redis.unacked_jobs().keys(), "acknowledged without a commit"
+        cluster.start()
+        recoveries.append(_resumed(installation, worker, batch, ended(installation, batch)))
+    return _end(installation, batch, size.faults, recoveries)
