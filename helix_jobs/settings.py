@@ -41,6 +41,7 @@ class Settings:
         speculation_depth: HELIX_SPECULATION_DEPTH; None (``auto``) chooses each step, a number is a fixed K, 0 off.
         kv_cache_mb: HELIX_KV_CACHE_MB; memory for keys and values of both models, None sizes it from free memory.
         shutdown_grace: HELIX_SHUTDOWN_GRACE; seconds a stopping worker goes on before it hands jobs back.
+        job_timeout: HELIX_JOB_TIMEOUT; seconds a job may run in the engine, None for as long as it takes.
         log_level: HELIX_LOG_LEVEL.
         log_format: HELIX_LOG_FORMAT.
         engine: HELIX_ENGINE; ``helix``, or ``fake``: a deterministic stand-in without models, for trying the queue.
@@ -58,6 +59,7 @@ class Settings:
     speculation_depth: int | None = None
     kv_cache_mb: int | None = None
     shutdown_grace: float = 20.0
+    job_timeout: int | None = None
     log_level: str = "info"
     log_format: str = "text"
     engine: str = "helix"
@@ -84,6 +86,7 @@ class Settings:
             speculation_depth=_depth(values),
             kv_cache_mb=_integer(values, "HELIX_KV_CACHE_MB", None, 1, 10_000_000),
             shutdown_grace=float(_integer(values, "HELIX_SHUTDOWN_GRACE", 20, 0, 86_400)),
+            job_timeout=_integer(values, "HELIX_JOB_TIMEOUT", None, 1, 31_536_000),
             log_level=_choice(values, "HELIX_LOG_LEVEL", LOG_LEVELS, "info"),
             log_format=_choice(values, "HELIX_LOG_FORMAT", LOG_FORMATS, "text"),
             engine=_choice(values, "HELIX_ENGINE", ENGINES, "helix"),

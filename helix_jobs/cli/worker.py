@@ -67,6 +67,12 @@ def _read_depth(_context: click.Context, _option: click.Parameter, text: str | N
     metavar="SECONDS",
     help="How long a stopping worker finishes jobs.",
 )
+@click.option(
+    "--job-timeout",
+    type=click.IntRange(min=1),
+    metavar="SECONDS",
+    help="How long a job may run before it fails with code deadline; default: as long as it takes.",
+)
 @click.option("--allow-shared-device", is_flag=True, help="Run although another worker of this host holds the device.")
 @click.option("--log-format", type=click.Choice(LOG_FORMATS), help="json writes one object a line.")
 @helix_options

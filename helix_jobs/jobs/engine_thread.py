@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 from helix_jobs.engine.request import FinishReason
-from helix_jobs.errors import EngineBrokenError, EngineError, RequestError
+from helix_jobs.errors import DeadlineError, EngineBrokenError, EngineError, RequestError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,6 +24,9 @@ MAX_FAILED_STEPS: Final = 3
 RUN_SECONDS: Final = 60.0
 # Between a finished batch and the next claims lies one group commit; that is no end of a run.
 LINGER_SECONDS: Final = 0.5
+# No more of a step counts towards a job's deadline: when a device, the process or the machine stands still for a while,
+# that is no job's fault. Trade-off: where every step takes longer than this, deadlines come late.
+LONGEST_COUNTED_STEP: Final = 10.0
 
 
 @dataclass(slots=True)
@@ -88,17 +91,27 @@ class EngineThread:
         engine: Driven by this thread alone, apart from ``encode``.
         recorder: Told where runs begin and end.
         on_broken: Called from this thread when it ends without having been asked to.
+        job_timeout: Seconds of steps a request may take part in; then it is aborted and has failed. Waiting, for a slot
+            or after being set back, does not count. None: as many as it takes.
     """
 
     def __init__(
-        self, engine: EngineProtocol, recorder: RunRecorder, on_broken: Callable[[BaseException], None]
+        self,
+        engine: EngineProtocol,
+        recorder: RunRecorder,
+        on_broken: Callable[[BaseException], None],
+        *,
+        job_timeout: float | None = None,
     ) -> None:
         self._engine = engine
         self._recorder = recorder
         self._on_broken = on_broken
+        self._job_timeout = job_timeout
         self._inbox: queue.SimpleQueue[_Add | _Abort | _Stop] = queue.SimpleQueue()
         self._settlers: dict[str, Callable[[Generated | RequestFailed], object]] = {}
         self._thread = threading.Thread(target=self._main, name="helix-engine", daemon=True)
+        # Request id -> seconds of steps so far; kept only where there is a deadline.
+        self._ran: dict[str, float] = {}
         self._failed_steps = 0
         self._completion_tokens = 0
         self._run: Run | None = None
@@ -194,9 +207,32 @@ class EngineThread:
         self._completion_tokens = completion_tokens
         self._jobs_finished += ended
         for result in results:
+            self._ran.pop(result.request_id, None)
             settle = self._settlers.pop(result.request_id, None)
             if settle is not None:
                 settle(Generated(result, self._run))
+        self._enforce_deadline(self._busy_at - now)
+
+    def _enforce_deadline(self, step_seconds: float) -> None:
+        """Count a step to the requests that were in it and end those that have had their time.
+
+        A step that does not return at all is not a request's failure but the device's: see ``step_seconds``.
+        """
+        if self._job_timeout is None:
+            return
+        for request_id in self._engine.running():
+            ran = self._ran[request_id] = self._ran.get(request_id, 0.0) + min(step_seconds, LONGEST_COUNTED_STEP)
+            settle = self._settlers.pop(request_id, None) if ran > self._job_timeout else None
+            if settle is not None:
+                self._engine.abort(request_id)
+                settle(
+                    RequestFailed(
+                        DeadlineError(
+                            f"it ran for {ran:.0f} s and a job may run for {self._job_timeout:g} s; raise "
+                            "HELIX_JOB_TIMEOUT or lower max_tokens, then `retry` runs it again"
+                        )
+                    )
+                )
 
     def _step_failed(self, error: Exception) -> None:
         """Fail what is in the engine, as nobody can say which request it was, and go on with the others.
@@ -212,6 +248,7 @@ class EngineThread:
         if self._failed_steps >= MAX_FAILED_STEPS:
             raise EngineBrokenError(f"{MAX_FAILED_STEPS} engine steps in a row failed; see the log") from error
         settlers, self._settlers = self._settlers, {}
+        self._ran.clear()
         for request_id, settle in settlers.items():
             self._engine.abort(request_id)
             settle(RequestFailed(_engine_error(error)))

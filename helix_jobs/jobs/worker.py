@@ -165,6 +165,7 @@ class _Worker:
         # break each other.
         importlib.import_module("helix_jobs.jobs.consumer")
         importlib.import_module("helix_jobs.jobs.tasks")
+        importlib.import_module("helix_jobs.jobs.vetted_transport")
         self._settings.make_home()
         self._lock = DeviceLock(device_name(self._settings))
         self._lock.acquire(allow_shared=allow_shared_device)
@@ -199,6 +200,7 @@ class _Worker:
             worker_id=self._worker_id,
             grace=self._settings.shutdown_grace,
             on_broken=self._break,
+            job_timeout=self._settings.job_timeout,
         )
         checks = (self._check_step, self._check_delivery, self._check_broker)
         heartbeat = Heartbeat(self._database, row, self._service, checks)

@@ -9,11 +9,20 @@ from __future__ import annotations
 
 from helix_jobs.jobs.store.control import cancel_batch, cancel_job, resolve, retry_batch, unfinished_submission
 from helix_jobs.jobs.store.counters import recount
-from helix_jobs.jobs.store.leases import claim, finish_failed, finish_succeeded, held_leases, reclaim, release
+from helix_jobs.jobs.store.leases import (
+    awaits_last_attempt,
+    claim,
+    finish_failed,
+    finish_succeeded,
+    held_leases,
+    reclaim,
+    release,
+)
 from helix_jobs.jobs.store.output import get_job, iter_jobs, iter_results
 from helix_jobs.jobs.store.publishing import (
     backlog,
     count_published_queued,
+    deliveries_are_moot,
     latest_published_at,
     mark_published,
     publishable,
@@ -71,6 +80,7 @@ __all__ = [
     "RunTotals",
     "StoredBatch",
     "Worker",
+    "awaits_last_attempt",
     "backlog",
     "batch_status",
     "cancel_batch",
@@ -79,6 +89,7 @@ __all__ = [
     "count_published_queued",
     "create_batch",
     "delete_batch",
+    "deliveries_are_moot",
     "find_by_idempotency_key",
     "finish_failed",
     "finish_run",

@@ -13,7 +13,7 @@ from helix_jobs.errors import ConfigurationError
 from helix_jobs.jobs.broker import broker_url, message_priority, redact_url, transport_options
 from helix_jobs.jobs.celery_app import celery_settings, concurrency
 from helix_jobs.jobs.embedded_broker import EmbeddedBroker, socket_url
-from helix_jobs.jobs.tasks import job_id_of
+from helix_jobs.jobs.message_vetting import job_id_of
 from helix_jobs.settings import Settings
 
 

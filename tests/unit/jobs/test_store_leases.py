@@ -240,3 +240,27 @@ def test_runs_are_recorded(database):
         assert next(store.iter_results(c, batch_id)).run_id == run_id
         with pytest.raises(NotFoundError):
             store.get_job(c, 999_999)
+
+
+def test_a_last_attempt_can_be_spared(database):
+    _, ids = stored_batch(database, 2)
+    for _ in range(2):
+        must_take(database, ids[0])
+        with database.write() as c:
+            store.reclaim(c, "w1", now())
+    with database.write() as c:
+        assert store.claim(c, ids[0], worker_id="w1", now=now(), spare_last_attempt=True) is None
+        assert store.awaits_last_attempt(c, ids[0])
+        claimed = store.claim(c, ids[0], worker_id="w1", now=now())
+        assert claimed is not None
+        assert claimed.attempts == 3
+        assert not store.awaits_last_attempt(c, ids[0]), "it runs"
+        assert not store.awaits_last_attempt(c, ids[1])
+        assert not store.awaits_last_attempt(c, 999_999)
+        assert store.claim(c, ids[1], worker_id="w1", now=now(), spare_last_attempt=True) is not None
+
+
+def test_an_only_attempt_is_no_last_one(database):
+    _, ids = stored_batch(database, 1, max_attempts=1)
+    with database.write() as c:
+        assert store.claim(c, ids[0], worker_id="w1", now=now(), spare_last_attempt=True) is not None
