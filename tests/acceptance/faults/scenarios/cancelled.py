@@ -90,6 +90,7 @@ class Person:
 @scenario(
     "cancelled and retried at random moments",
     quick=Size(jobs=200, faults=4),
+    quick_on=("sqlite",),
     full=Size(jobs=100_000, faults=24),
 )
 def cancelled(installation: Installation, size: Size) -> Outcome:
