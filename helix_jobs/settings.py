@@ -42,6 +42,8 @@ class Settings:
         kv_cache_mb: HELIX_KV_CACHE_MB; memory for keys and values of both models, None sizes it from free memory.
         shutdown_grace: HELIX_SHUTDOWN_GRACE; seconds a stopping worker goes on before it hands jobs back.
         job_timeout: HELIX_JOB_TIMEOUT; seconds a job may run in the engine, None for as long as it takes.
+        metrics_port: HELIX_METRICS_PORT; where the worker serves its metrics, None for not at all.
+        metrics_host: HELIX_METRICS_HOST; the address it serves them on.
         log_level: HELIX_LOG_LEVEL.
         log_format: HELIX_LOG_FORMAT.
         engine: HELIX_ENGINE; ``helix``, or ``fake``: a deterministic stand-in without models, for trying the queue.
@@ -60,6 +62,8 @@ class Settings:
     kv_cache_mb: int | None = None
     shutdown_grace: float = 20.0
     job_timeout: int | None = None
+    metrics_port: int | None = None
+    metrics_host: str = "127.0.0.1"
     log_level: str = "info"
     log_format: str = "text"
     engine: str = "helix"
@@ -87,6 +91,8 @@ class Settings:
             kv_cache_mb=_integer(values, "HELIX_KV_CACHE_MB", None, 1, 10_000_000),
             shutdown_grace=float(_integer(values, "HELIX_SHUTDOWN_GRACE", 20, 0, 86_400)),
             job_timeout=_integer(values, "HELIX_JOB_TIMEOUT", None, 1, 31_536_000),
+            metrics_port=_integer(values, "HELIX_METRICS_PORT", None, 1, 65_535),
+            metrics_host=values.get("HELIX_METRICS_HOST", "127.0.0.1"),
             log_level=_choice(values, "HELIX_LOG_LEVEL", LOG_LEVELS, "info"),
             log_format=_choice(values, "HELIX_LOG_FORMAT", LOG_FORMATS, "text"),
             engine=_choice(values, "HELIX_ENGINE", ENGINES, "helix"),

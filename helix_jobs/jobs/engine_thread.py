@@ -114,6 +114,9 @@ class EngineThread:
         self._ran: dict[str, float] = {}
         self._failed_steps = 0
         self._completion_tokens = 0
+        self._counters = engine.counters()
+        self._idle_seconds = 0.0
+        self._idle_since: float | None = None
         self._run: Run | None = None
         self._busy_at = 0.0
         self._jobs_finished = 0
@@ -124,6 +127,30 @@ class EngineThread:
         """How long the step under way has taken so far; 0 between steps."""
         began = self._step_began
         return 0.0 if began is None else time.monotonic() - began
+
+    @property
+    def counters(self) -> EngineCounters:
+        """The engine's totals after its latest step."""
+        return self._counters
+
+    @property
+    def request_count(self) -> int:
+        """Requests in the engine, running or waiting for a slot."""
+        return len(self._settlers)
+
+    @property
+    def idle_seconds(self) -> float:
+        """How long the engine has had nothing to do since the start."""
+        since, total = self._idle_since, self._idle_seconds
+        return total if since is None else total + time.monotonic() - since
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Completion tokens over the time of the run under way; 0 when there is none."""
+        run, now = self._run, time.monotonic()
+        if run is None or now <= run.began:
+            return 0.0
+        return (self._counters.completion_tokens - run.counters.completion_tokens) / (now - run.began)
 
     def start(self) -> None:
         """Start the thread."""
@@ -160,9 +187,7 @@ class EngineThread:
         wait = not self._engine.has_unfinished()
         while True:
             try:
-                message = self._inbox.get(
-                    block=wait, timeout=LINGER_SECONDS if wait and self._run is not None else None
-                )
+                message = self._receive() if wait else self._inbox.get_nowait()
             except queue.Empty:
                 return True
             wait = False
@@ -172,6 +197,15 @@ class EngineThread:
                 self._engine.abort(message.request_id)
             else:
                 self._add(message)
+
+    def _receive(self) -> _Add | _Abort | _Stop:
+        """Wait for a message, while a run is open only for as long as it may linger; the time is idle time."""
+        self._idle_since = began = time.monotonic()
+        try:
+            return self._inbox.get(timeout=LINGER_SECONDS if self._run is not None else None)
+        finally:
+            self._idle_since = None
+            self._idle_seconds += time.monotonic() - began
 
     def _add(self, message: _Add) -> None:
         try:
@@ -200,7 +234,8 @@ class EngineThread:
             self._step_began = None
             self._busy_at = time.monotonic()
         ended = sum(result.finish_reason is not FinishReason.ABORTED for result in results)
-        completion_tokens = self._engine.counters().completion_tokens
+        self._counters = self._engine.counters()
+        completion_tokens = self._counters.completion_tokens
         if ended or completion_tokens > self._completion_tokens:
             # A step that only clears away what the failed one left behind proves nothing.
             self._failed_steps = 0

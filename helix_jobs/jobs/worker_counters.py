@@ -1,8 +1,14 @@
-"""WorkerCounters: what a worker has refused or lost since it started."""
+"""WorkerCounters: what a worker was given, brought to an end, refused or lost since it started."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from helix_jobs.jobs.states import OUTCOMES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -10,6 +16,8 @@ class WorkerCounters:
     """A snapshot; every count only grows.
 
     Attributes:
+        delivered: Messages that name a job, repeated ones included.
+        outcomes: Outcome -> jobs this worker brought to it.
         fenced: Writes the database refused because the lease had moved on, and endings that came after their lease was
             lost.
         rejected_messages: Messages that name no job: malformed, oversized, of another task, with more in them than a
@@ -18,6 +26,8 @@ class WorkerCounters:
             or does not exist. Duplicates end here, and forged ids.
     """
 
+    delivered: int = 0
+    outcomes: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(OUTCOMES, 0))
     fenced: int = 0
     rejected_messages: int = 0
     void_messages: int = 0

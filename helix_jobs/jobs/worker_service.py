@@ -23,6 +23,7 @@ from helix_jobs.jobs.job_endings import Fail, Leave, Succeed, Withdrawn, decide,
 from helix_jobs.jobs.job_gate import JobGate
 from helix_jobs.jobs.requests import to_engine_request
 from helix_jobs.jobs.runs import DatabaseRunRecorder, counted
+from helix_jobs.jobs.states import JobState
 from helix_jobs.jobs.store import FinishedJob
 from helix_jobs.jobs.worker_counters import WorkerCounters
 
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from helix_jobs.engine.protocol import EngineProtocol
+    from helix_jobs.engine.protocol import EngineInfo, EngineProtocol
     from helix_jobs.jobs.database import Database
     from helix_jobs.jobs.job_endings import Decision, Ending
     from helix_jobs.jobs.runs import Writer
@@ -118,9 +119,24 @@ class WorkerService:
         return len(self._active)
 
     @property
+    def idle_slots(self) -> int:
+        """Batch slots without a job; 0 while no more are taken."""
+        return 0 if self._draining else max(0, self._engine.info.max_batch_size - len(self._active))
+
+    @property
     def counters(self) -> WorkerCounters:
-        """What was refused or lost since the start."""
+        """What came, ended, was refused or lost since the start."""
         return self._counters
+
+    @property
+    def engine(self) -> EngineThread:
+        """The engine's thread, for its figures."""
+        return self._engine_thread
+
+    @property
+    def info(self) -> EngineInfo:
+        """What the engine is."""
+        return self._engine.info
 
     @property
     def step_seconds(self) -> float:
@@ -136,6 +152,7 @@ class WorkerService:
 
         False: the worker is stopping and has not touched the job; its message belongs to another worker.
         """
+        self._count(delivered=1)
         with self._lock:
             if self._draining:
                 return False
@@ -321,6 +338,7 @@ class WorkerService:
             self._persist(claim, refused)
             return
         if matched:
+            self._count_outcome(decision)
             logger.debug("job ended: %s", outcome(decision), extra={"job_id": claim.id, "batch_id": claim.batch_id})
         else:
             self._count_fenced(claim)
@@ -347,6 +365,13 @@ class WorkerService:
             self._database.transact(lambda c: store.cancel_job(c, job_id))
         except HelixError as error:
             logger.warning("a revoked job could not be cancelled: %s", error, extra={"job_id": job_id})
+
+    def _count_outcome(self, decision: Decision) -> None:
+        if isinstance(decision, Succeed | Fail):
+            name = decision.code if isinstance(decision, Fail) else JobState.SUCCEEDED.value
+            with self._lock:
+                outcomes = {**self._counters.outcomes, name: self._counters.outcomes.get(name, 0) + 1}
+                self._counters = replace(self._counters, outcomes=outcomes)
 
     def _count_fenced(self, claim: ClaimedJob) -> None:
         self._count(fenced=1)

@@ -2,13 +2,14 @@
 
 Functions take a ``Connection`` first; the caller owns the transaction (``Database.write()`` or ``.read()``). Times come
 in as aware UTC datetimes. One noun a module: ``submission``, ``publishing``, ``leases``, ``workers``, ``control``,
-``status``, ``output``; ``records`` holds what they take and return, ``counters`` what keeps status cheap.
+``status``, ``figures``, ``output``; ``records`` holds what they take and return, ``counters`` what keeps status cheap.
 """
 
 from __future__ import annotations
 
 from helix_jobs.jobs.store.control import cancel_batch, cancel_job, resolve, retry_batch, unfinished_submission
 from helix_jobs.jobs.store.counters import recount
+from helix_jobs.jobs.store.figures import lease_holders, queue_figures
 from helix_jobs.jobs.store.leases import (
     awaits_last_attempt,
     claim,
@@ -35,10 +36,12 @@ from helix_jobs.jobs.store.records import (
     FinishedJob,
     JobResult,
     JobSummary,
+    LeaseHolder,
     NewBatch,
     NewJob,
     NewWorker,
     PublishableJob,
+    QueueFigures,
     Reclaimed,
     ResultRow,
     RunTotals,
@@ -71,10 +74,12 @@ __all__ = [
     "FinishedJob",
     "JobResult",
     "JobSummary",
+    "LeaseHolder",
     "NewBatch",
     "NewJob",
     "NewWorker",
     "PublishableJob",
+    "QueueFigures",
     "Reclaimed",
     "ResultRow",
     "RunTotals",
@@ -101,11 +106,13 @@ __all__ = [
     "iter_jobs",
     "iter_results",
     "latest_published_at",
+    "lease_holders",
     "list_batches",
     "live_workers",
     "mark_published",
     "new_batch_id",
     "publishable",
+    "queue_figures",
     "reclaim",
     "recount",
     "register_worker",

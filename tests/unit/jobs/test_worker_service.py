@@ -23,6 +23,7 @@ from helix_jobs.jobs.job_endings import Fail, Leave, Succeed, Withdrawn, decide
 from helix_jobs.jobs.result_writer import GroupCommitWriter
 from helix_jobs.jobs.runs import counted, log_run, run_totals
 from helix_jobs.jobs.schema import jobs, results, workers
+from helix_jobs.jobs.states import OUTCOMES
 from helix_jobs.jobs.store import NewBatch, NewJob, NewWorker, RunTotals
 from helix_jobs.jobs.worker_counters import WorkerCounters
 from helix_jobs.jobs.worker_service import WorkerService
@@ -250,7 +251,10 @@ def test_what_there_is_nothing_to_do_for_is_counted(make_bench: Any) -> None:
     (job,) = bench.add("a b c")
     assert [bench.service.run_job(i) for i in (job, job, 2**62)] == [True] * 3
     bench.service.count_rejected()
-    assert bench.service.counters == WorkerCounters(void_messages=2, rejected_messages=1)
+    outcomes = dict.fromkeys(OUTCOMES, 0) | {"succeeded": 1}
+    assert bench.service.counters == WorkerCounters(
+        delivered=3, outcomes=outcomes, void_messages=2, rejected_messages=1
+    )
 
 
 def test_draining_touches_nothing_new_and_hands_back_the_rest(make_bench: Any) -> None:
