@@ -46,7 +46,7 @@ def _rows(report: QueueReport) -> Iterator[_Row]:
     """What was reached, in the order it was measured."""
     if report.celery is not None:
         yield "Celery, published", rate(report.celery.published_per_second), ""
-        yield "Celery, drained", rate(report.celery.drained_per_second), "empty tasks, one worker"
+        yield "Celery, drained", rate(report.celery.drained_per_second), f"empty tasks; {_cpu(report.celery)}"
     if report.submit is not None:
         submit = report.submit
         slow = f"slowest tenth stored at {rate(submit.slowest_tenth_per_second)}"
@@ -74,13 +74,17 @@ def _drain_rows(drain: DrainFigures, celery: CeleryFigures | None) -> Iterator[_
     yield (
         "drained",
         rate(drain.per_second),
-        "; ".join([duration(drain.seconds), *against, _memory(drain.worker_memory)]),
+        "; ".join([duration(drain.seconds), _cpu(drain), *against, _memory(drain.worker_memory)]),
     )
     if drain.engine_idle_share is not None:
         slots = "" if drain.slots_used_share is None else f"; {drain.slots_used_share:.1%} of the slots used"
         yield "engine idle", "", f"{drain.engine_idle_share:.1%} of the time{slots}"
     if drain.reading.status is not None:
         yield "while draining", "", _latencies(drain.reading)
+
+
+def _cpu(figures: DrainFigures | CeleryFigures) -> str:
+    return f"{figures.cpu_ms_per_job:.2f} ms of processor time a job"
 
 
 def _memory(memory: Memory) -> str:

@@ -81,6 +81,6 @@ def _refuse_bare_worker(**_: object) -> None:
         raise SystemExit("start the worker with `python worker.py`, which loads the models; not with celery")
 
 
-app = Celery("helix")
+app = Celery("helix", amqp="helix_jobs.jobs.redis_transport:AMQP")
 # Read when the first command needs it, so that importing this module reads no environment.
 app.add_defaults(lambda: celery_settings(Settings.from_environment()))

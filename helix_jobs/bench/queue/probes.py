@@ -85,6 +85,12 @@ class Sampler:
             self.samples.broker_bytes = max(self.samples.broker_bytes, broker_bytes(self._installation))
 
 
+def cpu_seconds(pids: Sequence[int]) -> float:
+    """Processor time that running processes have used, in user and system mode."""
+    times = [psutil.Process(pid).cpu_times() for pid in pids]
+    return sum(each.user + each.system for each in times)
+
+
 def broker_bytes(installation: Installation) -> int:
     """Memory the server uses."""
     return int(installation.server_info()["used_memory"])

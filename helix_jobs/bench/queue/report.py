@@ -61,6 +61,7 @@ class DrainFigures:
         jobs: How many.
         seconds: By the database's own times.
         per_second: ``jobs / seconds``.
+        cpu_ms_per_job: Processor time of the workers; steadier than ``per_second`` on a machine with other work.
         engine_idle_share: Part of the time in which the engine did nothing although jobs waited; None of an engine
             that takes no time, and where the runs do not say.
         slots_used_share: Mean batch over batch slots; None likewise.
@@ -71,6 +72,7 @@ class DrainFigures:
     jobs: int
     seconds: float
     per_second: float
+    cpu_ms_per_job: float
     engine_idle_share: float | None
     slots_used_share: float | None
     worker_memory: Memory
@@ -124,6 +126,7 @@ class CeleryFigures:
     jobs: int
     published_per_second: float
     drained_per_second: float
+    cpu_ms_per_job: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from sqlalchemy import select, text
 from helix_jobs import __version__
 from helix_jobs.bench.processor import cpu_name
 from helix_jobs.bench.queue.installation import Installation, tail
-from helix_jobs.bench.queue.probes import Sampler, Samples, broker_bytes, read_latencies
+from helix_jobs.bench.queue.probes import Sampler, Samples, broker_bytes, cpu_seconds, read_latencies
 from helix_jobs.bench.queue.report import (
     BrokerFigures,
     CancelFigures,
@@ -43,6 +43,8 @@ _POLL_SECONDS: Final = 0.2
 _CELERY_JOBS: Final = 20_000
 _CELERY_PUBLISH: Final = 1000
 _TENTHS: Final = 10
+# A run ends half a second after its last step.
+_RUN_ENDS_SECONDS: Final = 30.0
 _READS_WHILE_DRAINING: Final = 20
 
 
@@ -126,6 +128,7 @@ class QueueSession:
         self, installation: Installation, client: HelixClient, batch_id: str, pids: Sequence[int]
     ) -> DrainFigures:
         reading = Latencies(None, None)
+        cpu = cpu_seconds(pids)
         with Sampler(installation, pids) as sampler:
             while True:
                 status = client.status(batch_id)
@@ -135,6 +138,7 @@ class QueueSession:
                 if reading.status is None and status.counts[JobState.SUCCEEDED] > self._plan.jobs // 2:
                     reading = read_latencies(client, batch_id, _READS_WHILE_DRAINING)
                 time.sleep(_POLL_SECONDS)
+        cpu = cpu_seconds(pids) - cpu
         self._samples.append(sampler.samples)
         if status.counts[JobState.SUCCEEDED] != self._plan.jobs:
             raise HelixError(
@@ -146,6 +150,7 @@ class QueueSession:
             jobs=self._plan.jobs,
             seconds=seconds,
             per_second=self._plan.jobs / seconds,
+            cpu_ms_per_job=1000 * cpu / self._plan.jobs,
             engine_idle_share=None if use is None else use.idle_share,
             slots_used_share=None if use is None else use.mean_batch_size / self._plan.batch_size,
             worker_memory=sampler.samples.largest_growth(pids),
@@ -221,8 +226,15 @@ def slowest_tenth(progress: Sequence[tuple[float, int]]) -> float:
 def _engine_use(installation: Installation) -> EngineUse | None:
     """Sum up the runs. What is no part of a step is idle time: the engine waited for the queue, or for Python."""
     parts = (runs.c.schedule_seconds, runs.c.draft_seconds, runs.c.target_seconds, runs.c.verify_seconds)
-    with installation.database.read() as c:
-        rows = c.execute(select(runs).where(runs.c.finished_at.is_not(None))).all()
+    deadline = time.monotonic() + _RUN_ENDS_SECONDS
+    while True:
+        with installation.database.read() as c:
+            rows = c.execute(select(runs)).all()
+        if all(row.finished_at is not None for row in rows):
+            break
+        if time.monotonic() > deadline:
+            raise HelixError("a run has not ended although no job is left")
+        time.sleep(_POLL_SECONDS)
     steps = sum(row.steps for row in rows)
     if not steps:
         return None
@@ -254,13 +266,21 @@ def _celery_alone(installation: Installation) -> CeleryFigures:
     process = installation.spawn("helix_jobs.bench.queue.celery_alone", log=log)
     try:
         # From the first tenth to the last, so that neither start nor end counts.
-        times = [_when_depth(installation, process, log, len(jobs) * part // _TENTHS) for part in (9, 1)]
+        began = _when_depth(installation, process, log, len(jobs) * 9 // _TENTHS)
+        cpu = cpu_seconds([process.pid])
+        seconds = _when_depth(installation, process, log, len(jobs) // _TENTHS) - began
+        cpu = cpu_seconds([process.pid]) - cpu
     finally:
         process.kill()
         process.wait()
         publisher.reset_queue()
     drained = len(jobs) * 8 // _TENTHS
-    return CeleryFigures(len(jobs), len(jobs) / published, drained / (times[1] - times[0]))
+    return CeleryFigures(
+        jobs=len(jobs),
+        published_per_second=len(jobs) / published,
+        drained_per_second=drained / seconds,
+        cpu_ms_per_job=1000 * cpu / drained,
+    )
 
 
 def _when_depth(installation: Installation, process: Any, log: Path, depth: int) -> float:  # noqa: ANN401  (a Popen)
