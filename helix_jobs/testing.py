@@ -7,6 +7,7 @@ import threading
 import time
 from dataclasses import dataclass, replace
 from itertools import takewhile
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from helix_jobs.engine.protocol import EngineCounters, EngineInfo
@@ -83,6 +84,8 @@ class FakeEngine:
         depth: Tokens "drafted" for each request and step; all of them that still fit are accepted.
         max_model_len: Prompt plus output tokens at most.
         faults: Texts that make requests misbehave.
+        executions: A file that gets a line, the request's id, for each request that begins to run; the processes of a
+            test count in one file how often a job was executed.
         sleep: How a step passes its time; tests replace it.
     """
 
@@ -94,11 +97,13 @@ class FakeEngine:
         depth: int = 3,
         max_model_len: int = 4096,
         faults: FakeFaults | None = None,
+        executions: Path | None = None,
         sleep: Callable[[float], object] = time.sleep,
     ) -> None:
         self._step_seconds = step_seconds
         self._depth = depth
         self._faults = faults or FakeFaults()
+        self._executions = executions
         self._sleep = sleep
         self._sequences: dict[str, _Sequence] = {}
         self._ended: list[GenerationResult] = []
@@ -121,12 +126,14 @@ class FakeEngine:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None, *, max_batch_size: int = 8) -> FakeEngine:
-        """Build as ``HELIX_FAKE_STEP_SECONDS`` and the fault variables say (see ``FakeFaults``)."""
+        """Build as ``HELIX_FAKE_STEP_SECONDS``, ``_EXECUTIONS`` and the fault variables say (see ``FakeFaults``)."""
         values = os.environ if environment is None else environment
+        executions = values.get("HELIX_FAKE_EXECUTIONS")
         return cls(
             max_batch_size=max_batch_size,
             step_seconds=float(values.get("HELIX_FAKE_STEP_SECONDS", "0.002")),
             faults=FakeFaults.from_environment(values),
+            executions=Path(executions) if executions else None,
         )
 
     @property
@@ -224,6 +231,10 @@ class FakeEngine:
         sequence.cached_prompt_tokens = min(same, max(0, num_tokens - 1)) // _TOKENS_PER_BLOCK * _TOKENS_PER_BLOCK
         sequence.admitted = time.monotonic()
         self._last_prompt = words
+        if self._executions is not None:
+            # Opened for appending, so that lines of several processes do not tear.
+            with self._executions.open("a", encoding="ascii") as file:
+                file.write(f"{sequence.request.request_id}\n")
         self._count(prompt_tokens=num_tokens, cached_prompt_tokens=sequence.cached_prompt_tokens)
 
     def _misbehave(self, prompt: str) -> None:

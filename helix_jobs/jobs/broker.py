@@ -18,7 +18,7 @@ from helix_jobs.errors import BrokerUnreachableError, ConfigurationError
 from helix_jobs.jobs.embedded_broker import EmbeddedBroker, socket_url
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from kombu.connection import Connection
 
@@ -184,6 +184,29 @@ class CeleryPublisher:
             channel.queue_purge(QUEUE_NAME)
             if not self.url.startswith("memory:"):
                 channel.client.delete(_UNACKED, _UNACKED_INDEX)
+
+    def forget_delivered(self, are_moot: Callable[[], bool]) -> int:
+        """Drop what is delivered and not acknowledged if, asked after it was listed, ``are_moot`` agrees.
+
+        A message that a living worker still holds may be among it: its acknowledgement then finds nothing.
+
+        Returns:
+            How many messages were dropped.
+
+        Raises:
+            BrokerUnreachableError: The broker does not answer.
+        """
+        if self.url.startswith("memory:"):
+            return 0
+        with self._lock, self._reset_on_error(), _broker_errors(self.url):
+            client = self._open_channel().client
+            tags = client.hkeys(_UNACKED) or client.zrange(_UNACKED_INDEX, 0, -1)
+        if not tags or not are_moot():
+            return 0
+        with self._lock, self._reset_on_error(), _broker_errors(self.url):
+            client = self._open_channel().client
+            client.zrem(_UNACKED_INDEX, *tags)
+            return int(client.hdel(_UNACKED, *tags))
 
     def close(self) -> None:
         """Close the connection; the next use opens another."""

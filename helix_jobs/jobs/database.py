@@ -53,6 +53,9 @@ POSTGRES: Final = "postgresql"
 BUSY_TIMEOUT_SECONDS: Final = 10.0
 _WAL_RETRY_SECONDS: Final = 0.01
 CONNECT_TIMEOUT_SECONDS: Final = 10
+# Postgres: a process that is stopped or suspended in the middle of a write would lock every other worker out of its
+# rows for as long as it stands. Shorter than a lease, so that the rows are free when they are reclaimed.
+IDLE_TRANSACTION_SECONDS: Final = 20.0
 TRANSACTION_ATTEMPTS: Final = 8
 
 # SQLite result codes (the low byte) that mean the file, the disk or its lock, not the statement.
@@ -68,8 +71,9 @@ _SQLITE_TROUBLE: Final = {
     sqlite3.SQLITE_NOTADB: "is not an SQLite database; name another file in HELIX_DATABASE_URL",
     sqlite3.SQLITE_CORRUPT: "is damaged; restore it from a backup or try `sqlite3 FILE .recover`",
 }
-# Postgres: connection exceptions, insufficient resources, operator intervention, system errors, lock not available.
-_POSTGRES_TROUBLE: Final = ("08", "53", "57", "58", "55P03", "28", "3D")
+# Postgres: connection exceptions, insufficient resources, operator intervention, system errors, idle in a transaction,
+# lock not available.
+_POSTGRES_TROUBLE: Final = ("08", "53", "57", "58", "25P03", "55P03", "28", "3D")
 # Serialization failure and deadlock: the transaction lost a race and may simply be run again.
 _POSTGRES_LOST_RACE: Final = ("40001", "40P01")
 
@@ -146,6 +150,9 @@ class Database:
             DatabaseUnreachableError: The database does not answer.
         """
         with self._transaction(self._reader) as connection:
+            if self.dialect == POSTGRES:
+                # It locks nobody out, and what streams results waits for whoever reads them.
+                connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
             yield connection
 
     def transact(self, function: Callable[[Connection], T]) -> T:
@@ -279,7 +286,7 @@ def _enter_wal(cursor: sqlite3.Cursor) -> None:
 
 
 def _postgres_engine(url: URL) -> Engine:
-    return create_engine(
+    engine = create_engine(
         url,
         connect_args={
             "connect_timeout": CONNECT_TIMEOUT_SECONDS,
@@ -296,3 +303,11 @@ def _postgres_engine(url: URL) -> Engine:
         pool_size=4,
         max_overflow=28,
     )
+
+    @event.listens_for(engine, "connect")
+    def _on_connect(connection: Any, _record: object) -> None:  # noqa: ANN401  (a DBAPI connection)
+        # Not among the connection's options: poolers such as PgBouncer refuse those.
+        connection.execute(f"SET idle_in_transaction_session_timeout = {round(1000 * IDLE_TRANSACTION_SECONDS)}")
+        connection.commit()
+
+    return engine

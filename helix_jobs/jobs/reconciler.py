@@ -9,6 +9,7 @@ It does three things, each decided by a pure function and persisted by one metho
    has been empty for 30 s and jobs still count as published, their marks are taken off. So they are when a worker is
    lost: what it had taken ahead is stranded with it, nobody can say which messages those were, and a busy broker may
    not be empty for days. Trade-off: up to a window of duplicates for each lost worker, for jobs that do not wait.
+   What a lost worker had been delivered stays in the broker's ``unacked``; it is dropped when no job can need it.
 
 Every worker runs one. Two at once only cost duplicates: reclaiming checks the heartbeat inside its transaction, and a
 second message for a job finds it claimed. Trade-off: no leader to elect and lose, for now and then a wasted message.
@@ -47,6 +48,9 @@ class Publisher(Protocol):
 
     def publish(self, jobs: Sequence[PublishableJob], /) -> None:
         """Send one message for each job; when it returns, the broker has them all."""
+
+    def forget_delivered(self, are_moot: Callable[[], bool], /) -> int:
+        """Drop what is delivered and not acknowledged if, asked after it was listed, ``are_moot`` agrees; how many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -328,6 +332,8 @@ class Reconciler:
         if depth == 0:
             with self._database.read() as connection:
                 latest = store.latest_published_at(connection)
+            if latest is None:
+                self._forget_stranded()
         now = self._clock()
         self._empty = judge_empty_broker(self._empty, depth=depth, latest_published_at=latest, now=now)
         if self._empty is None or now - self._empty.since < self._config.unseen:
@@ -340,3 +346,13 @@ class Reconciler:
             self.counters.republished += count
             # Usually a worker holds them already, waiting for a slot; only the database could tell, and need not.
             logger.info("the broker is empty and %d jobs still wait: their messages are sent again, to be safe", count)
+
+    def _forget_stranded(self) -> None:
+        """Drop the messages of lost workers, which nobody will acknowledge, once every job they may name has ended."""
+        count = self._publisher.forget_delivered(self._deliveries_are_moot)
+        if count:
+            logger.info("dropped %d messages that lost workers had not acknowledged; their jobs have ended", count)
+
+    def _deliveries_are_moot(self) -> bool:
+        with self._database.read() as connection:
+            return store.deliveries_are_moot(connection)

@@ -14,6 +14,7 @@ from helix_jobs.jobs.store.output import get_job, iter_jobs, iter_results
 from helix_jobs.jobs.store.publishing import (
     backlog,
     count_published_queued,
+    deliveries_are_moot,
     latest_published_at,
     mark_published,
     publishable,
@@ -79,6 +80,7 @@ __all__ = [
     "count_published_queued",
     "create_batch",
     "delete_batch",
+    "deliveries_are_moot",
     "find_by_idempotency_key",
     "finish_failed",
     "finish_run",

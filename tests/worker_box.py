@@ -22,15 +22,15 @@ from helix_jobs.settings import Settings
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 PATIENCE = 45.0
 
 
-def wait_until(condition: Callable[[], Any], what: str, timeout: float = PATIENCE) -> None:
-    """Wait for something another process does; fail with ``what`` if it does not."""
+def wait_until(condition: Callable[[], Any], what: str | Callable[[], str], timeout: float = PATIENCE) -> None:
+    """Wait for something another process does; fail with ``what``, asked for then, if it does not."""
     deadline = time.monotonic() + timeout
     while not condition():
-        assert time.monotonic() < deadline, f"timed out: {what}"
+        assert time.monotonic() < deadline, f"timed out: {what if isinstance(what, str) else what()}"
         time.sleep(0.05)
 
 
@@ -53,7 +53,9 @@ class WorkerProcess:
         return self.log_path.read_text(encoding="utf-8")
 
     def wait_ready(self) -> None:
-        wait_until(lambda: "Ready." in self.log or self.process.poll() is not None, f"worker is not ready: {self.log}")
+        wait_until(
+            lambda: "Ready." in self.log or self.process.poll() is not None, lambda: f"worker is not ready: {self.log}"
+        )
         assert self.process.poll() is None, self.log
 
     def send(self, signal_number: int) -> None:
@@ -89,8 +91,8 @@ class Box:
 
     def start_worker(self, *arguments: str, ready: bool = True, **environment: str) -> WorkerProcess:
         """Start ``python worker.py``; keyword arguments are HELIX_* variables without the prefix."""
-        log_path = self.temporary / f"worker-{len(self.started)}.log"
         extra = {f"HELIX_{name.upper()}": value for name, value in environment.items()}
+        log_path = self.new_log()
         with log_path.open("wb") as log:
             process = subprocess.Popen(
                 [sys.executable, "-W", "error", str(ROOT / "worker.py"), *arguments],
@@ -100,7 +102,16 @@ class Box:
                 stderr=log,
                 start_new_session=True,
             )
-        worker = WorkerProcess(process, log_path)
+        return self.adopt(WorkerProcess(process, log_path), ready=ready)
+
+    def new_log(self) -> Path:
+        """An empty file for the next worker's output."""
+        log = self.temporary / f"worker-{len(self.started)}.log"
+        log.touch()
+        return log
+
+    def adopt(self, worker: WorkerProcess, *, ready: bool) -> WorkerProcess:
+        """Have a worker ended with this box; wait until it is ready if so wished."""
         self.started.append(worker)
         if ready:
             worker.wait_ready()
@@ -128,7 +139,9 @@ class Box:
             return list(c.execute(select(jobs).where(jobs.c.batch_id == batch_id).order_by(jobs.c.line)))
 
     def wait_states(self, batch_id: str, timeout: float = PATIENCE, **expected: int) -> None:
-        wait_until(lambda: self.states(batch_id) == expected, f"{expected}, is {self.states(batch_id)}", timeout)
+        wait_until(
+            lambda: self.states(batch_id) == expected, lambda: f"{expected}, is {self.states(batch_id)}", timeout
+        )
 
     def result_count(self, batch_id: str) -> int:
         with self._read() as c:

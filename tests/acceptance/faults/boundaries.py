@@ -1,0 +1,114 @@
+"""Boundaries: the points between two actions of the protocol at which a process is made to die or to freeze."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import os
+import signal
+import threading
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+@dataclass(frozen=True, slots=True)
+class Boundary:
+    """Before or after a call of ``owner.function``; ``inside`` a transaction or not."""
+
+    meaning: str
+    owner: str
+    function: str
+    after: bool = False
+    inside: bool = False
+
+
+_QOS = "kombu.transport.redis:QoS"
+_STORE = "helix_jobs.jobs.store"
+_SERVICE = "helix_jobs.jobs.worker_service:WorkerService"
+
+BOUNDARIES = {
+    "stored": Boundary("the batch is stored, nothing is published", "helix_jobs.jobs.client:HelixClient", "_publish"),
+    "published": Boundary("messages are published, the jobs are not marked", _STORE, "mark_published", inside=True),
+    "popped": Boundary("a message is popped and not in unacked", _QOS, "append"),
+    "delivered": Boundary("a message is in unacked, its job is not claimed", _QOS, "append", after=True),
+    "claiming": Boundary("a claim is written, not committed", _STORE, "claim", after=True, inside=True),
+    "claimed": Boundary("a claim is committed, nothing is generated", _SERVICE, "_generate"),
+    "generating": Boundary("in the middle of an engine step", "helix_jobs.testing:FakeEngine", "_advance"),
+    "generated": Boundary("a job is generated, nothing is written", _SERVICE, "_persist"),
+    "finishing": Boundary("a result is written, not committed", _STORE, "finish_succeeded", after=True, inside=True),
+    "committed": Boundary("a result is committed, its message not acknowledged", _QOS, "ack"),
+    "acknowledged": Boundary("a message is acknowledged", _QOS, "ack", after=True),
+}
+
+
+def install(name: str, passing: int, *, freeze: bool = False) -> None:
+    """Have this process die, or freeze, when it passes the boundary for the ``passing``-th time."""
+    boundary = BOUNDARIES[name]
+    module, _, attribute = boundary.owner.partition(":")
+    owner: Any = importlib.import_module(module)
+    if attribute:
+        owner = getattr(owner, attribute)
+    original = getattr(owner, boundary.function)
+    stop = _die if not freeze else _freeze if boundary.inside else _freezer()
+    lock, passed = threading.Lock(), 0
+
+    def passes() -> None:
+        nonlocal passed
+        with lock:
+            passed += 1
+            due = passed == passing
+        if due:
+            stop()
+
+    @functools.wraps(original)
+    def patched(*args: Any, **kwargs: Any) -> Any:
+        if boundary.after:
+            value = original(*args, **kwargs)
+            passes()
+            return value
+        passes()
+        return original(*args, **kwargs)
+
+    setattr(owner, boundary.function, patched)
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _freeze() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def _freezer() -> Callable[[], None]:
+    """What stops this process while none of its threads has a transaction open, which would lock the others out."""
+    from helix_jobs.jobs.database import Database
+
+    original = Database._transaction
+    changed = threading.Condition()
+    open_transactions = 0
+
+    @contextmanager
+    def counted(self: Database, engine: Any) -> Iterator[Any]:
+        nonlocal open_transactions
+        with changed:
+            open_transactions += 1
+        try:
+            with original(self, engine) as connection:
+                yield connection
+        finally:
+            with changed:
+                open_transactions -= 1
+                changed.notify_all()
+
+    def freeze() -> None:
+        with changed:
+            changed.wait_for(lambda: open_transactions == 0)
+            _freeze()
+
+    Database._transaction = counted  # type: ignore[method-assign]
+    return freeze

@@ -1,0 +1,173 @@
+"""Installation: a box with a Redis server of its own, whose workers start under a plan."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from fork_server import LAUNCHER, PATIENCE
+from oracle import Accepted
+from plan import QUICK_TIMES, REAL_SILENCE, Plan, Times
+from sqlalchemy import and_, select
+from worker_box import ROOT, Box, WorkerProcess, wait_until
+
+from helix_jobs.jobs.schema import jobs, workers
+from helix_jobs.settings import Settings
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from fork_server import ForkServer
+    from redis_server import RedisServer
+
+
+@dataclass
+class Installation(Box):
+    """What a scenario breaks.
+
+    Attributes:
+        redis: Its broker.
+        fork_server: Starts processes quickly; None starts each in a fresh interpreter, as a user does.
+        times: Leases shorter than the product's; None keeps those.
+        without: Protections its workers lack (``plan.py``).
+        patience: Seconds longer than any recovery should take.
+    """
+
+    redis: RedisServer = field(kw_only=True)
+    fork_server: ForkServer | None = field(kw_only=True, default=None)
+    times: Times | None = field(kw_only=True, default=None)
+    without: tuple[str, ...] = field(kw_only=True, default=())
+    patience: float = field(kw_only=True, default=0.0)
+
+    def __post_init__(self) -> None:
+        self.patience = self.patience or 30.0 + 3 * self.lease_seconds
+
+    @property
+    def lease_seconds(self) -> float:
+        """How long a silent worker keeps its leases."""
+        return REAL_SILENCE if self.times is None else self.times.silence
+
+    @property
+    def executions_file(self) -> Path:
+        return self.temporary / "executions"
+
+    def start(
+        self, plan: Plan | None = None, *arguments: str, ready: bool = True, host: str = "", **environment: str
+    ) -> WorkerProcess:
+        """Start a worker under a plan.
+
+        Args:
+            plan: By default nothing but this installation's times.
+            arguments: Of ``worker.py``.
+            ready: Wait until it takes jobs.
+            host: The host it believes to run on: nobody there sees this host's processes and locks.
+            environment: HELIX_* variables without the prefix, in small letters.
+        """
+        variables = {f"HELIX_{name.upper()}": value for name, value in environment.items()}
+        if host:
+            there = self.temporary / host
+            there.mkdir(exist_ok=True)
+            variables["TMPDIR"] = str(there)
+        plan = dataclasses.replace(plan or Plan(), hostname=host, times=self.times, without=self.without)
+        log = self.new_log()
+        process = self._spawn(plan, "worker", list(arguments), variables, log)
+        return self.adopt(WorkerProcess(process, log), ready=ready)
+
+    def start_submit(self, plan: Plan, *arguments: str, **environment: str) -> WorkerProcess:
+        """Start ``python submit.py`` under a plan."""
+        variables = {f"HELIX_{name.upper()}": value for name, value in environment.items()}
+        log = self.new_log()
+        return self.adopt(WorkerProcess(self._spawn(plan, "submit", list(arguments), variables, log), log), ready=False)
+
+    def _spawn(
+        self, plan: Plan, command: str, arguments: list[str], variables: dict[str, str], log: Path
+    ) -> Any:  # a Popen or what answers to the same names
+        environment = self.environment | {"HELIX_FAKE_EXECUTIONS": str(self.executions_file)} | variables
+        if self.fork_server is not None:
+            return self.fork_server.start(
+                plan, command, arguments, environment=environment, directory=self.temporary, log=log
+            )
+        program = [str(LAUNCHER), plan.to_json(), command]
+        if command == "worker" and plan == Plan():
+            program = [str(ROOT / "worker.py")]
+        with log.open("wb") as output:
+            return subprocess.Popen(
+                [sys.executable, "-W", "error", *program, *arguments],
+                cwd=self.temporary,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+
+    def accept(self, count: int, words: int = 6, **fields: Any) -> Accepted:
+        """Submit a batch of prompts that all differ."""
+        prompts = tuple(" ".join(f"p{i}-{n}" for n in range(words)) for i in range(count))
+        return Accepted(self.submit(*prompts, **fields), prompts)
+
+    def start_doomed(self, plan: Plan, **environment: str) -> WorkerProcess:
+        """Start a worker that may die as soon as it takes jobs; wait until it is ready or has."""
+        worker = self.start(plan, ready=False, **environment)
+        wait_until(
+            lambda: "Ready." in worker.log or worker.process.poll() is not None, lambda: f"not ready: {worker.log}"
+        )
+        return worker
+
+    def held_by(self, worker: WorkerProcess) -> dict[int, int]:
+        """Job id -> lease of what a worker runs, also after its death."""
+        held = jobs.join(workers, and_(workers.c.id == jobs.c.worker_id, workers.c.pid == worker.process.pid))
+        with self._read() as c:
+            query = select(jobs.c.id, jobs.c.lease).select_from(held).where(jobs.c.state == "running")
+            return {row.id: row.lease for row in c.execute(query)}
+
+    def taken_over(self, held: dict[int, int]) -> bool:
+        """Whether none of these leases is held any longer."""
+        if not held:
+            return True
+        with self._read() as c:
+            query = select(jobs.c.id, jobs.c.lease, jobs.c.state).where(jobs.c.id.in_(list(held)))
+            return all(row.lease > held[row.id] or row.state != "running" for row in c.execute(query))
+
+    def unfinished(self, *batches: Accepted) -> int:
+        """Jobs without a final state."""
+        with self._read() as c:
+            query = select(jobs.c.id).where(
+                jobs.c.batch_id.in_([batch.batch_id for batch in batches]), jobs.c.state.in_(("queued", "running"))
+            )
+            return len(c.execute(query).all())
+
+    def wait_done(self, *batches: Accepted, timeout: float | None = None) -> None:
+        """Wait until every job has a final state."""
+        wait_until(lambda: self.unfinished(*batches) == 0, "jobs do not end", timeout or self.patience)
+
+    def close(self) -> None:
+        super().close()
+        self.redis.kill()
+
+
+def make_installation(
+    directory: Path,
+    redis: RedisServer,
+    *,
+    database_url: str | None,
+    fork_server: ForkServer | None,
+    slots: int = 4,
+) -> Installation:
+    """Make one whose worker has the fake engine; with a fork server it is the quick form, with short leases."""
+    home = directory / "home"
+    settings = Settings(
+        home=home,
+        redis_url=redis.url,
+        database_url=database_url or f"sqlite:///{home / 'helix.db'}",
+        max_batch_size=slots,
+        engine="fake",
+    )
+    times = None if fork_server is None else QUICK_TIMES
+    return Installation(settings, directory, redis=redis, fork_server=fork_server, times=times)
+
+
+__all__ = ["PATIENCE", "Accepted", "Installation", "make_installation"]

@@ -1,0 +1,139 @@
+"""Plan: what is done to a process under test before its own code runs. The product itself knows nothing of it."""
+
+from __future__ import annotations
+
+import functools
+import json
+import socket
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from boundaries import install
+
+FENCE = "fence"
+RECONCILER = "reconciler"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Times:
+    """Seconds, in place of the product's: ``silence`` is the length of a lease."""
+
+    beat: float
+    check: float
+    interval: float
+    silence: float
+    unseen: float
+    own_silence: float
+    idle_transaction: float
+
+
+REAL_SILENCE = 30.0
+QUICK_TIMES = Times(beat=0.3, check=0.1, interval=0.1, silence=2.5, unseen=1.0, own_silence=1.5, idle_transaction=1.5)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Attributes:
+
+    die_at: A boundary (``boundaries.py``) at which the process sends itself SIGKILL.
+    freeze_at: A boundary at which it sends itself SIGSTOP, while no thread of it has a transaction open, unless the
+        boundary lies in one.
+    after: At which passing of the boundary.
+    hostname: What the process takes for its host's name; a worker of another host cannot be taken for a predecessor.
+    times: Shorter leases; None keeps the product's.
+    broker_options: Added to the broker transport's options.
+    without: Protections taken away, to show that the scenarios notice: ``fence``, ``reconciler``.
+    """
+
+    die_at: str = ""
+    freeze_at: str = ""
+    after: int = 1
+    hostname: str = ""
+    times: Times | None = None
+    broker_options: dict[str, Any] = field(default_factory=dict)
+    without: tuple[str, ...] = ()
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        values = json.loads(text)
+        times = values.pop("times")
+        without = tuple(values.pop("without"))
+        return cls(**values, without=without, times=None if times is None else Times(**times))
+
+    def apply(self) -> None:
+        """Patch this process."""
+        if self.hostname:
+            socket.gethostname = lambda: self.hostname
+        if self.times is not None:
+            _set_times(self.times)
+        if self.broker_options:
+            _add_broker_options(self.broker_options)
+        if FENCE in self.without:
+            _remove_fence()
+        if RECONCILER in self.without:
+            _remove_reconciler()
+        if self.die_at or self.freeze_at:
+            install(self.die_at or self.freeze_at, self.after, freeze=bool(self.freeze_at))
+
+
+def _set_times(times: Times) -> None:
+    from helix_jobs.jobs import database, heartbeat, worker
+    from helix_jobs.jobs.reconciler import Reconciler, ReconcilerConfig
+
+    heartbeat.BEAT_SECONDS, heartbeat.CHECK_SECONDS = times.beat, times.check  # type: ignore[misc]
+    database.IDLE_TRANSACTION_SECONDS = times.idle_transaction  # type: ignore[misc]
+    config = ReconcilerConfig(
+        interval=times.interval, silence=times.silence, unseen=times.unseen, own_silence=times.own_silence
+    )
+    worker.Reconciler = functools.partial(Reconciler, config=config)  # type: ignore[assignment,misc]
+
+
+def _add_broker_options(options: dict[str, Any]) -> None:
+    from helix_jobs.jobs import broker, celery_app
+
+    original = broker.transport_options
+    broker.transport_options = celery_app.transport_options = lambda url: original(url) | options
+
+
+def _remove_fence() -> None:
+    """A result is written whoever holds the job by now."""
+    from sqlalchemy import bindparam, update
+
+    from helix_jobs.jobs.schema import jobs
+    from helix_jobs.jobs.store import leases
+
+    leases._FINISH = (  # type: ignore[misc]
+        update(jobs)
+        .where(jobs.c.id == bindparam("job_id"))
+        .values(
+            state=bindparam("new_state"),
+            finished_at=bindparam("now"),
+            error_code=bindparam("code"),
+            error_message=bindparam("message"),
+        )
+        .returning(jobs.c.batch_id, jobs.c.claimed_at)
+    )
+
+
+def _remove_reconciler() -> None:
+    from helix_jobs.jobs import worker
+
+    class NoReconciler:
+        """Neither reclaims nor publishes."""
+
+        def __init__(self, *_: object, **__: object) -> None: ...
+
+        def reclaim_predecessors(self, **_: object) -> int:
+            return 0
+
+        def start(self) -> None: ...
+
+        def stop(self) -> bool:
+            return True
+
+        def wake(self) -> None: ...
+
+    worker.Reconciler = NoReconciler  # type: ignore[assignment,misc]
