@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 import pytest
-from celery import Celery
 
 from helix_jobs.jobs.broker import transport_options
 from helix_jobs.jobs.celery_app import app
 from helix_jobs.jobs.redis_transport import Channel
+
+if TYPE_CHECKING:
+    from celery import Celery
 
 pytestmark = [
     pytest.mark.redis,
