@@ -18,6 +18,7 @@ from helix_jobs.jobs.schema import jobs, workers
 from helix_jobs.settings import Settings
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from fork_server import ForkServer
@@ -34,6 +35,7 @@ class Installation(Box):
         times: Leases shorter than the product's; None keeps those.
         without: Protections its workers lack (``plan.py``).
         patience: Seconds longer than any recovery should take.
+        find_demo_home: Says which HELIX_HOME holds the demo model, and skips the test if none does.
     """
 
     redis: RedisServer = field(kw_only=True)
@@ -41,9 +43,18 @@ class Installation(Box):
     times: Times | None = field(kw_only=True, default=None)
     without: tuple[str, ...] = field(kw_only=True, default=())
     patience: float = field(kw_only=True, default=0.0)
+    find_demo_home: Callable[[], Path] | None = field(kw_only=True, default=None)
 
     def __post_init__(self) -> None:
         self.patience = self.patience or 30.0 + 3 * self.lease_seconds
+
+    def use_demo_model(self) -> None:
+        """Have workers run the real engine."""
+        assert self.find_demo_home is not None
+        self.settings = dataclasses.replace(
+            self.settings, engine="helix", device="cpu", dtype="float32", compile="off", draft_model="lookup"
+        )
+        (self.settings.make_home() / "models").symlink_to(self.find_demo_home() / "models")
 
     @property
     def lease_seconds(self) -> float:
@@ -155,7 +166,7 @@ def make_installation(
     *,
     database_url: str | None,
     fork_server: ForkServer | None,
-    slots: int = 4,
+    find_demo_home: Callable[[], Path],
 ) -> Installation:
     """Make one whose worker has the fake engine; with a fork server it is the quick form, with short leases."""
     home = directory / "home"
@@ -163,11 +174,13 @@ def make_installation(
         home=home,
         redis_url=redis.url,
         database_url=database_url or f"sqlite:///{home / 'helix.db'}",
-        max_batch_size=slots,
+        max_batch_size=4,
         engine="fake",
     )
     times = None if fork_server is None else QUICK_TIMES
-    return Installation(settings, directory, redis=redis, fork_server=fork_server, times=times)
+    return Installation(
+        settings, directory, redis=redis, fork_server=fork_server, times=times, find_demo_home=find_demo_home
+    )
 
 
 __all__ = ["PATIENCE", "Accepted", "Installation", "make_installation"]
