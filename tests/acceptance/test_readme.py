@@ -46,7 +46,7 @@ NOT_RUN = {
 }
 SERVICES = "Redis, Postgres, Docker"
 # Options of other programs, or of the tests, that README names.
-FOREIGN_OPTIONS = {"--check", "--faults-table"}
+FOREIGN_OPTIONS = {"--check", "--faults-table", "--soak-minutes"}
 
 
 def sh_commands(section: str) -> list[str]:

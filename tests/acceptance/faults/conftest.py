@@ -24,6 +24,7 @@ _ROWS = pytest.StashKey[list[Row]]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--faults-table", metavar="FILE", help="write the table of fault scenarios as Markdown")
+    parser.addoption("--soak-minutes", type=float, default=30.0, metavar="N", help="how long the soak goes on")
 
 
 def pytest_configure(config: pytest.Config) -> None:
