@@ -96,6 +96,6 @@ class HelixCelery(Celery):  # type: ignore[misc]  # celery has no types
         return connection
 
 
-app = HelixCelery("helix")
+app = HelixCelery("helix", amqp="helix_jobs.jobs.redis_transport:AMQP")
 # Read when the first command needs it, so that importing this module reads no environment.
 app.add_defaults(lambda: celery_settings(Settings.from_environment()))

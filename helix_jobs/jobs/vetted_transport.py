@@ -1,4 +1,4 @@
-"""VettedTransport: kombu's Redis transport, which hands over Helix's own messages only.
+"""VettedTransport: the Redis transport of consumers, which hands over Helix's own messages only.
 
 Without it a text that is no JSON ends Celery's loop, and whoever can write to Redis ends the worker with a few of them.
 """
@@ -9,16 +9,14 @@ import logging
 from queue import Empty
 from typing import Any
 
-from kombu.transport import redis
-
-from helix_jobs.jobs import tasks
+from helix_jobs.jobs import redis_transport, tasks
 from helix_jobs.jobs.broker import QUEUE_NAME
 from helix_jobs.jobs.message_vetting import is_envelope, job_id_of_message
 
 logger = logging.getLogger(__name__)
 
 
-class Channel(redis.Channel):
+class Channel(redis_transport.Channel):
     """Drops what cannot be decoded."""
 
     def _brpop_read(self, **options: Any) -> Any:  # noqa: ANN401  (kombu's signature)
@@ -34,7 +32,7 @@ class Channel(redis.Channel):
             return True
 
 
-class VettedTransport(redis.Transport):
+class VettedTransport(redis_transport.Transport):
     """Drops what is decoded and is none of ours, before anything is noted of it.
 
     Attributes:

@@ -33,9 +33,9 @@ def three_times(installation: Installation, size: Size) -> Outcome:
     jobs = [PublishableJob(row.id, row.priority) for row in installation.rows(batch.batch_id)]
     for _ in range(copies - 1):
         publisher.publish(jobs)
-    installation.wait_done(batch, timeout=installation.patience + size.jobs / 50)
+    installation.wait_done(batch, timeout=installation.patience + size.jobs / 20)
     publisher.publish(jobs)  # also when all is over
-    wait_until(lambda: publisher.depth() == 0, "the copies are not taken", installation.patience + size.jobs / 50)
+    wait_until(lambda: publisher.depth() == 0, "the copies are not taken", installation.patience + size.jobs / 20)
     publisher.close()
     assert all(worker.process.poll() is None for worker in workers)
     return Outcome(accepted=[batch], faults=size.faults, broken=_ran_once(installation, [batch]))

@@ -51,7 +51,7 @@ def stopped(installation: Installation, size: Size) -> Outcome:
         if left := installation.held_by(worker):
             broken.append(f"{way}: {len(left)} leases left behind")
     installation.start()
-    installation.wait_done(*accepted, timeout=installation.patience + size.jobs / 50)
+    installation.wait_done(*accepted, timeout=installation.patience + size.jobs / 20)
     counted = sum(row.attempts != 1 for batch in accepted for row in installation.rows(batch.batch_id))
     if counted:
         broken.append(f"{counted} jobs paid for a hand-back with an attempt")
