@@ -14,6 +14,7 @@ import psutil
 import torch
 
 from helix_jobs import __version__
+from helix_jobs.bench.processor import cpu_name
 
 _PROC: Final = Path("/proc")
 _RESET_PEAK: Final = "5"  # see proc(5), clear_refs
@@ -49,16 +50,6 @@ class Machine:
             transformers=_version("transformers"),
             threads=torch.get_num_threads(),
         )
-
-
-def cpu_name() -> str:
-    """The processor as its maker calls it, where the system says."""
-    try:
-        lines = (_PROC / "cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def reset_peak_memory(device: torch.device) -> None:

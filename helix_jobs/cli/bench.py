@@ -5,7 +5,6 @@ Torch is imported when a command runs.
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -17,8 +16,19 @@ from helix_jobs.bench.chart import check_chart_path, write_chart
 from helix_jobs.bench.modes import all_modes, parse_speculation
 from helix_jobs.bench.plan import BenchPlan
 from helix_jobs.bench.workloads import WORKLOADS
-from helix_jobs.cli.bench_options import comma_separated, peer_interpreters, read_batch_size, read_draft, read_peer
-from helix_jobs.cli.group import CONTEXT_SETTINGS, INTERRUPTED, HelixCommand, echo_json, settings_option
+from helix_jobs.cli.bench_options import (
+    STANDARD_OUTPUT,
+    check_json_file,
+    comma_separated,
+    json_option,
+    peer_interpreters,
+    read_batch_size,
+    read_draft,
+    read_peer,
+    write_json,
+)
+from helix_jobs.cli.bench_queue import queue
+from helix_jobs.cli.group import CONTEXT_SETTINGS, INTERRUPTED, HelixCommand, settings_option
 from helix_jobs.errors import ConfigurationError, HelixError
 from helix_jobs.settings import DTYPES
 
@@ -29,7 +39,6 @@ if TYPE_CHECKING:
     from helix_jobs.bench.workloads import Workload
     from helix_jobs.settings import Settings
 
-_STANDARD_OUTPUT: Final = "-"
 _DEFAULT_WORKLOAD: Final = "bulk"
 
 
@@ -48,7 +57,7 @@ def bench() -> None:
     """Measure the engine on this machine: throughput, latency, speculation, and where the time goes.
 
     Modes and peers take turns, round by round, in one call: compare figures of one call only. No database and no broker
-    is involved. Without a workload's name it is bulk.
+    is involved, but for queue, which measures them. Without a workload's name it is bulk.
     """
 
 
@@ -112,14 +121,7 @@ def _bench_options(function: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--kv-cache-mb", type=click.IntRange(min=1), help="Limit for keys and values [default: what fits]."
         ),
-        click.option(
-            "--json",
-            "json_file",
-            is_flag=False,
-            flag_value=_STANDARD_OUTPUT,
-            metavar="[FILE]",
-            help="Store everything as JSON in a file; without a file, print it on standard output and no tables.",
-        ),
+        json_option,
         click.option(
             "--chart",
             "chart_file",
@@ -176,7 +178,7 @@ def _run(settings: Settings, workload: Workload, **options: Any) -> None:  # noq
     json_file, chart_file = options.pop("json_file"), options.pop("chart_file")
     context = click.get_current_context()
     # Where errors look whether a program is reading.
-    context.params["as_json"] = json_file == _STANDARD_OUTPUT
+    context.params["as_json"] = json_file == STANDARD_OUTPUT
     _check_files(json_file, chart_file)
     plan = _plan(settings, workload, **options)
     progress = make_console(stderr=True)
@@ -196,7 +198,7 @@ def _run(settings: Settings, workload: Workload, **options: Any) -> None:  # noq
     # Hours of measuring are not thrown away for what went wrong at the end of them.
     report = session.report()
     _write(report, json_file, chart_file)
-    if json_file != _STANDARD_OUTPUT:
+    if json_file != STANDARD_OUTPUT:
         show_report(make_console(), report)
     if isinstance(stopped, HelixError):
         raise stopped
@@ -233,10 +235,10 @@ def _check_files(json_file: str | None, chart_file: Path | None) -> None:
     """Refuse before anything is measured what could not be written afterwards."""
     if json_file in WORKLOADS:
         raise click.BadParameter(f"{json_file!r} is a workload; name it before the options.", param_hint="--json")
-    for option, file in (("--json", json_file), ("--chart", chart_file)):
-        if file not in (None, _STANDARD_OUTPUT) and not Path(file).absolute().parent.is_dir():
-            raise click.BadParameter(f"the directory of {str(file)!r} does not exist.", param_hint=option)
+    check_json_file(json_file)
     if chart_file is not None:
+        if not chart_file.absolute().parent.is_dir():
+            raise click.BadParameter(f"the directory of {str(chart_file)!r} does not exist.", param_hint="--chart")
         try:
             check_chart_path(chart_file)
         except ConfigurationError as error:
@@ -244,13 +246,11 @@ def _check_files(json_file: str | None, chart_file: Path | None) -> None:
 
 
 def _write(report: BenchReport, json_file: str | None, chart_file: Path | None) -> None:
-    if json_file == _STANDARD_OUTPUT:
-        echo_json(report.to_json())
-    elif json_file is not None:
-        Path(json_file).write_text(json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8")
+    write_json(report.to_json(), json_file)
     if chart_file is not None:
         write_chart(report, chart_file)
 
 
 for _workload in WORKLOADS.values():
     bench.add_command(_command(_workload))
+bench.add_command(queue)

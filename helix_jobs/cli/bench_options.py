@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -10,11 +11,44 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from helix_jobs.bench.peer import PEERS
+from helix_jobs.cli.group import echo_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+STANDARD_OUTPUT: Final = "-"
 _LARGEST_BATCH: Final = 4096
+
+
+def json_option(function: Callable[..., None]) -> Callable[..., None]:
+    """``--json [FILE]``, as ``json_file``."""
+    option = click.option(
+        "--json",
+        "json_file",
+        is_flag=False,
+        flag_value=STANDARD_OUTPUT,
+        metavar="[FILE]",
+        help="Store everything as JSON in a file; without a file, print it on standard output and no tables.",
+    )
+    return option(function)
+
+
+def check_json_file(json_file: str | None) -> None:
+    """Refuse before anything is measured what could not be written afterwards.
+
+    Raises:
+        click.BadParameter: The file's directory does not exist.
+    """
+    if json_file not in (None, STANDARD_OUTPUT) and not Path(json_file).absolute().parent.is_dir():
+        raise click.BadParameter(f"the directory of {json_file!r} does not exist.", param_hint="--json")
+
+
+def write_json(report: dict[str, Any], json_file: str | None) -> None:
+    """Write a report where ``--json`` says; nowhere without it."""
+    if json_file == STANDARD_OUTPUT:
+        echo_json(report)
+    elif json_file is not None:
+        Path(json_file).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def comma_separated(parse: Callable[[str], object]) -> Callable[..., tuple[Any, ...] | None]:

@@ -9,9 +9,9 @@ from helix_jobs.doctor.clock import judge_skew
 from helix_jobs.doctor.disk import describe_bytes
 from helix_jobs.doctor.verdict import Level, Verdict, failure
 from helix_jobs.errors import BrokerUnreachableError, ConfigurationError
-from helix_jobs.jobs.broker import redact_url
 from helix_jobs.jobs.broker_state import BrokerState, read_broker_state
 from helix_jobs.jobs.embedded_broker import EmbeddedBroker
+from helix_jobs.redaction import redact
 
 if TYPE_CHECKING:
     from helix_jobs.settings import Settings
@@ -37,9 +37,7 @@ def judge_state(state: BrokerState, url: str, *, embedded: bool) -> list[Verdict
         embedded: It is Helix's own, which keeps nothing on disk by intention.
     """
     kind = "embedded " if embedded else ""
-    finding = (
-        f"{kind}{state.server} at {redact_url(url)}, {state.messages} ids waiting, {state.unacked} in workers' hands"
-    )
+    finding = f"{kind}{state.server} at {redact(url)}, {state.messages} ids waiting, {state.unacked} in workers' hands"
     return [
         Verdict(SUBJECT, Level.OK, finding),
         _judge_memory(state),

@@ -12,7 +12,7 @@ from helix_jobs.doctor.home import check_home
 from helix_jobs.doctor.metrics import check_metrics
 from helix_jobs.doctor.software import check_software
 from helix_jobs.doctor.verdict import Level, Verdict
-from helix_jobs.observability.logging import redact
+from helix_jobs.redaction import redact
 from helix_jobs.settings import Settings
 
 if TYPE_CHECKING:

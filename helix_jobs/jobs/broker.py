@@ -7,7 +7,6 @@ published again by the reconciler, one that comes twice is refused by the claim.
 from __future__ import annotations
 
 import logging
-import re
 import secrets
 import sys
 import threading
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from helix_jobs.errors import BrokerUnreachableError, ConfigurationError
 from helix_jobs.jobs.embedded_broker import EmbeddedBroker, socket_url
+from helix_jobs.redaction import redact
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -32,7 +32,6 @@ __all__ = [
     "broker_url",
     "message_priority",
     "ping",
-    "redact_url",
     "transport_options",
 ]
 
@@ -51,8 +50,6 @@ PUBLISH_BATCH: Final = 500
 _PRIORITY_STEPS: Final = tuple(range(MAX_PRIORITY + 1))
 _UNACKED: Final = "helix.unacked"
 _UNACKED_INDEX: Final = "helix.unacked_index"
-
-_SECRET: Final = re.compile(r"(?<=://)([^/?#:@]*):([^?#]*)@|([?&](?:password|sslpassword)=)[^&#]*", re.IGNORECASE)
 
 
 class Publishable(Protocol):
@@ -80,11 +77,6 @@ def broker_url(settings: Settings) -> str:
             "the embedded broker does not exist on Windows; set HELIX_REDIS_URL, or use submit.py --local"
         )
     return socket_url(EmbeddedBroker(settings.home).socket_path)
-
-
-def redact_url(url: str) -> str:
-    """Replace the password in a URL by ``***``."""
-    return _SECRET.sub(lambda m: f"{m[3]}***" if m[3] else f"{m[1]}:***@", url)
 
 
 def transport_options(url: str) -> dict[str, Any]:
@@ -196,6 +188,29 @@ class CeleryPublisher:
         with self._lock, self._reset_on_error(), _broker_errors(self.url):
             return question(self._open_channel().client)
 
+    def forget_delivered(self, are_moot: Callable[[], bool]) -> int:
+        """Drop what is delivered and not acknowledged if, asked after it was listed, ``are_moot`` agrees.
+
+        A message that a living worker still holds may be among it: its acknowledgement then finds nothing.
+
+        Returns:
+            How many messages were dropped.
+
+        Raises:
+            BrokerUnreachableError: The broker does not answer.
+        """
+        if self.url.startswith("memory:"):
+            return 0
+        with self._lock, self._reset_on_error(), _broker_errors(self.url):
+            client = self._open_channel().client
+            tags = client.hkeys(_UNACKED) or client.zrange(_UNACKED_INDEX, 0, -1)
+        if not tags or not are_moot():
+            return 0
+        with self._lock, self._reset_on_error(), _broker_errors(self.url):
+            client = self._open_channel().client
+            client.zrem(_UNACKED_INDEX, *tags)
+            return int(client.hdel(_UNACKED, *tags))
+
     def close(self) -> None:
         """Close the connection; the next use opens another."""
         with self._lock:
@@ -259,19 +274,19 @@ def _broker_errors(url: str) -> Iterator[None]:
         yield
     except (OSError, KombuError, RedisError) as error:
         cause = error.__cause__ or error
-        reason = redact_url(str(cause)).rstrip(". ") or type(cause).__name__
+        reason = redact(str(cause)).rstrip(". ") or type(cause).__name__
         if _answered(cause):
             raise BrokerUnreachableError(
-                f"the broker at {redact_url(url)} refuses: {reason}; correct HELIX_REDIS_URL or the broker's settings"
+                f"the broker at {redact(url)} refuses: {reason}; correct HELIX_REDIS_URL or the broker's settings"
             ) from error
         raise BrokerUnreachableError(
-            f"the broker at {redact_url(url)} does not answer: {reason}; "
+            f"the broker at {redact(url)} does not answer: {reason}; "
             "start it, or correct HELIX_REDIS_URL (unset, the worker runs a broker of its own)"
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         # What kombu makes of a URL with an unknown scheme or a malformed port.
         raise ConfigurationError(
-            f"HELIX_REDIS_URL {redact_url(url)} is no broker URL ({redact_url(str(error))}); use redis://, rediss:// or redis+socket://"
+            f"HELIX_REDIS_URL {redact(url)} is no broker URL ({redact(str(error))}); use redis://, rediss:// or redis+socket://"
         ) from error
 
 

@@ -279,18 +279,19 @@ class HelixClient:
     def cancel(self, target: str | int) -> int:
         """Cancel a batch (``b-...``) or one job (its number) and return how many jobs that stopped.
 
-        A batch whose submission has not finished is deleted, as by ``discard``; that counts as no job.
+        A batch's cancel takes effect at once; its rows follow in steps, at some 10,000 a second. Interrupted, it is
+        completed by a worker, or by cancelling again. A batch whose submission has not finished is deleted, as by
+        ``discard``; that counts as no job.
 
         Raises:
             NotFoundError: No such batch or job.
         """
-        from helix_jobs.jobs import store
+        from helix_jobs.jobs import bulk, store
 
         if isinstance(target, int) or target.isdecimal():
             job_id = int(target)
             return self._database().transact(lambda connection: store.cancel_job(connection, job_id))
-        batch_id = target
-        return self._database().transact(lambda connection: store.cancel_batch(connection, batch_id))
+        return bulk.cancel_batch(self._database(), target)
 
     def retry(self, batch_id: str) -> int:
         """Queue a batch's failed and cancelled jobs again and return how many. A worker publishes them.
@@ -299,9 +300,9 @@ class HelixClient:
             NotFoundError: No such batch.
             UnfinishedSubmissionError: Its submission has not finished.
         """
-        from helix_jobs.jobs import store
+        from helix_jobs.jobs import bulk
 
-        return self._database().transact(lambda connection: store.retry_batch(connection, batch_id))
+        return bulk.retry_batch(self._database(), batch_id)
 
     def live_workers(self) -> Sequence[Worker]:
         """Return the workers that have neither stopped nor been declared lost."""

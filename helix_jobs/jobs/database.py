@@ -25,6 +25,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from helix_jobs.errors import ConfigurationError, DatabaseUnreachableError
 from helix_jobs.jobs.migration import current_revision, downgrade, ensure_schema, head_revision, upgrade
 from helix_jobs.jobs.store import counters
+from helix_jobs.redaction import redact
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -53,6 +54,9 @@ POSTGRES: Final = "postgresql"
 BUSY_TIMEOUT_SECONDS: Final = 10.0
 _WAL_RETRY_SECONDS: Final = 0.01
 CONNECT_TIMEOUT_SECONDS: Final = 10
+# Postgres: a process that is stopped or suspended in the middle of a write would lock every other worker out of its
+# rows for as long as it stands. Shorter than a lease, so that the rows are free when they are reclaimed.
+IDLE_TRANSACTION_SECONDS: Final = 20.0
 TRANSACTION_ATTEMPTS: Final = 8
 
 # SQLite result codes (the low byte) that mean the file, the disk or its lock, not the statement.
@@ -68,8 +72,9 @@ _SQLITE_TROUBLE: Final = {
     sqlite3.SQLITE_NOTADB: "is not an SQLite database; name another file in HELIX_DATABASE_URL",
     sqlite3.SQLITE_CORRUPT: "is damaged; restore it from a backup or try `sqlite3 FILE .recover`",
 }
-# Postgres: connection exceptions, insufficient resources, operator intervention, system errors, lock not available.
-_POSTGRES_TROUBLE: Final = ("08", "53", "57", "58", "55P03", "28", "3D")
+# Postgres: connection exceptions, insufficient resources, operator intervention, system errors, idle in a transaction,
+# lock not available.
+_POSTGRES_TROUBLE: Final = ("08", "53", "57", "58", "25P03", "55P03", "28", "3D")
 # Serialization failure and deadlock: the transaction lost a race and may simply be run again.
 _POSTGRES_LOST_RACE: Final = ("40001", "40P01")
 
@@ -97,7 +102,7 @@ class Database:
                 "HELIX_DATABASE_URL is malformed; use sqlite:///FILE or postgresql://USER@HOST/NAME"
             ) from None
         self.dialect: str = self.url.get_backend_name()
-        self.url_redacted: str = self.url.render_as_string(hide_password=True)
+        self.url_redacted: str = redact(self.url.render_as_string(hide_password=True))
         self._writer: Engine
         self._reader: Engine
         if self.dialect == SQLITE:
@@ -146,6 +151,9 @@ class Database:
             DatabaseUnreachableError: The database does not answer.
         """
         with self._transaction(self._reader) as connection:
+            if self.dialect == POSTGRES:
+                # It locks nobody out, and what streams results waits for whoever reads them.
+                connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
             yield connection
 
     def transact(self, function: Callable[[Connection], T]) -> T:
@@ -210,10 +218,10 @@ def unreachable_reason(error: DBAPIError) -> str | None:
         if type(original).__name__ not in ("OperationalError", "InterfaceError", "ConnectionTimeout"):
             return None
         first_line = (str(original).strip().splitlines() or ["connection lost"])[0]
-        return f"does not answer: {first_line}; check HELIX_DATABASE_URL and that the server runs"
+        return f"does not answer: {redact(first_line)}; check HELIX_DATABASE_URL and that the server runs"
     if sqlstate.startswith(_POSTGRES_TROUBLE):
         first_line = (str(original).strip().splitlines() or [sqlstate])[0]
-        return f"refused: {first_line}; check HELIX_DATABASE_URL and the server's log"
+        return f"refused: {redact(first_line)}; check HELIX_DATABASE_URL and the server's log"
     return None
 
 
@@ -279,7 +287,7 @@ def _enter_wal(cursor: sqlite3.Cursor) -> None:
 
 
 def _postgres_engine(url: URL) -> Engine:
-    return create_engine(
+    engine = create_engine(
         url,
         connect_args={
             "connect_timeout": CONNECT_TIMEOUT_SECONDS,
@@ -296,3 +304,11 @@ def _postgres_engine(url: URL) -> Engine:
         pool_size=4,
         max_overflow=28,
     )
+
+    @event.listens_for(engine, "connect")
+    def _on_connect(connection: Any, _record: object) -> None:  # noqa: ANN401  (a DBAPI connection)
+        # Not among the connection's options: poolers such as PgBouncer refuse those.
+        connection.execute(f"SET idle_in_transaction_session_timeout = {round(1000 * IDLE_TRANSACTION_SECONDS)}")
+        connection.commit()
+
+    return engine

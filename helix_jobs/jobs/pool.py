@@ -10,6 +10,7 @@ from celery.concurrency.thread import ApplyResult as ThreadResult
 from celery.concurrency.thread import TaskPool as ThreadPool
 
 from helix_jobs.jobs import tasks
+from helix_jobs.jobs.message_vetting import job_id_of
 
 _REQUEST_ARGUMENT: Final = 2  # (type, id, request, body, content type, content encoding)
 
@@ -44,7 +45,7 @@ class TaskPool(ThreadPool):  # type: ignore[misc]
     ) -> ApplyResult:
         number = next(self._numbers)
         request = args[_REQUEST_ARGUMENT] if args and len(args) > _REQUEST_ARGUMENT else None
-        job_id = tasks.job_id_of(request.get("args")) if isinstance(request, dict) else None
+        job_id = job_id_of(request.get("args")) if isinstance(request, dict) else None
         if job_id is not None:
             self._jobs[number] = job_id
         future = self.executor.submit(apply_target, target, args, kwargs, callback, accept_callback, pid=number)

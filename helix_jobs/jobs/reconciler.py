@@ -1,6 +1,6 @@
 """Reconciler: brings broker and leases back in line with the database, about once a second.
 
-It does three things, each decided by a pure function and persisted by one method:
+It does four things, each decided by a pure function and persisted by one method:
 
 1. **Judge.** A worker whose heartbeat value has not changed for 30 s is lost; its leases are reclaimed. Silence is
    measured on this process's monotonic clock, tick by tick (``observe``); clocks of two machines are never compared.
@@ -9,6 +9,10 @@ It does three things, each decided by a pure function and persisted by one metho
    has been empty for 30 s and jobs still count as published, their marks are taken off. So they are when a worker is
    lost: what it had taken ahead is stranded with it, nobody can say which messages those were, and a busy broker may
    not be empty for days. Trade-off: up to a window of duplicates for each lost worker, for jobs that do not wait.
+   What a lost worker had been delivered stays in the broker's ``unacked``; it is dropped when no job can need it.
+
+4. **Finish cancels.** A cancel whose command was killed half-way leaves queued jobs in a cancelled batch, which nobody
+   would ever claim. When their number has not changed for 30 s they are cancelled here.
 
 Every worker runs one. Two at once only cost duplicates: reclaiming checks the heartbeat inside its transaction, and a
 second message for a job finds it claimed. Trade-off: no leader to elect and lose, for now and then a wasted message.
@@ -24,7 +28,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final, Protocol
 
 from helix_jobs.errors import HelixError
-from helix_jobs.jobs import store
+from helix_jobs.jobs import bulk, store
 from helix_jobs.jobs.process import process_exists
 
 if TYPE_CHECKING:
@@ -47,6 +51,9 @@ class Publisher(Protocol):
 
     def publish(self, jobs: Sequence[PublishableJob], /) -> None:
         """Send one message for each job; when it returns, the broker has them all."""
+
+    def forget_delivered(self, are_moot: Callable[[], bool], /) -> int:
+        """Drop what is delivered and not acknowledged if, asked after it was listed, ``are_moot`` agrees; how many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +163,24 @@ def judge_empty_broker(
     return previous or EmptyBroker(now, latest_published_at)
 
 
+@dataclass(frozen=True, slots=True)
+class CancelSeen:
+    """How many jobs a cancel has not come to, and since when (monotonic) it has been as many."""
+
+    left: int
+    since: float
+
+
+def watch_cancels(
+    previous: Mapping[store.Change, CancelSeen], unfinished: Mapping[store.Change, int], now: float
+) -> dict[store.Change, CancelSeen]:
+    """Add one look at the cancels under way."""
+    return {
+        change: previous[change] if change in previous and previous[change].left == left else CancelSeen(left, now)
+        for change, left in unfinished.items()
+    }
+
+
 @dataclass(slots=True)
 class ReconcilerCounters:
     """What was done since the start."""
@@ -168,7 +193,7 @@ class ReconcilerCounters:
 
 
 class Reconciler:
-    """Runs the three duties on a thread; errors of broker and database are logged and tried again.
+    """Runs the duties on a thread; errors of broker and database are logged and tried again.
 
     ``tick`` may be called directly instead of ``start``.
     """
@@ -200,6 +225,7 @@ class Reconciler:
         self._observations: dict[str, Observation] = {}
         self._observed_at: float | None = None
         self._empty: EmptyBroker | None = None
+        self._cancels: dict[store.Change, CancelSeen] = {}
         self._stop = threading.Event()
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
@@ -247,12 +273,13 @@ class Reconciler:
         self._wake.set()
 
     def tick(self) -> None:
-        """Do the three duties once.
+        """Do the duties once.
 
         Raises:
             HelixError: Broker or database do not answer; the duties before it are done.
         """
         self._judge()
+        self._finish_cancels()
         depth = self._publisher.depth()
         self._publish(publish_room(depth, self._config.window))
         self._republish(depth)
@@ -307,6 +334,17 @@ class Reconciler:
         )
         return taken.requeued + taken.failed
 
+    def _finish_cancels(self) -> None:
+        with self._database.read() as connection:
+            unfinished = store.unfinished_cancels(connection)
+        now = self._clock()
+        self._cancels = watch_cancels(self._cancels, unfinished, now)
+        for change, seen in self._cancels.items():
+            if now - seen.since >= self._config.unseen:
+                count = bulk.finish_cancel(self._database, change, lambda: not self._stop.is_set())
+                if count:
+                    logger.info("the interrupted cancel of batch %s was finished: %d jobs", change.batch_id, count)
+
     def _publish(self, room: int) -> None:
         while room > 0 and not self._stop.is_set():
             with self._database.read() as connection:
@@ -328,6 +366,8 @@ class Reconciler:
         if depth == 0:
             with self._database.read() as connection:
                 latest = store.latest_published_at(connection)
+            if latest is None:
+                self._forget_stranded()
         now = self._clock()
         self._empty = judge_empty_broker(self._empty, depth=depth, latest_published_at=latest, now=now)
         if self._empty is None or now - self._empty.since < self._config.unseen:
@@ -340,3 +380,13 @@ class Reconciler:
             self.counters.republished += count
             # Usually a worker holds them already, waiting for a slot; only the database could tell, and need not.
             logger.info("the broker is empty and %d jobs still wait: their messages are sent again, to be safe", count)
+
+    def _forget_stranded(self) -> None:
+        """Drop the messages of lost workers, which nobody will acknowledge, once every job they may name has ended."""
+        count = self._publisher.forget_delivered(self._deliveries_are_moot)
+        if count:
+            logger.info("dropped %d messages that lost workers had not acknowledged; their jobs have ended", count)
+
+    def _deliveries_are_moot(self) -> bool:
+        with self._database.read() as connection:
+            return store.deliveries_are_moot(connection)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 from helix_jobs.errors import HelixError
 from helix_jobs.jobs import store
 from helix_jobs.jobs.banner import WorkerBanner
-from helix_jobs.jobs.broker import CeleryPublisher, EmbeddedBroker, ping, redact_url
+from helix_jobs.jobs.broker import CeleryPublisher, EmbeddedBroker, ping
 from helix_jobs.jobs.database import Database, ensure_schema
 from helix_jobs.jobs.device_lock import DeviceLock
 from helix_jobs.jobs.heartbeat import Heartbeat
@@ -32,6 +32,7 @@ from helix_jobs.jobs.store import NewWorker
 from helix_jobs.jobs.watchdog import Watchdog
 from helix_jobs.jobs.worker_figures import QueueReader, worker_figures
 from helix_jobs.jobs.worker_service import WorkerService
+from helix_jobs.redaction import redact
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -172,6 +173,7 @@ class _Worker:
         # break each other.
         importlib.import_module("helix_jobs.jobs.consumer")
         importlib.import_module("helix_jobs.jobs.tasks")
+        importlib.import_module("helix_jobs.jobs.vetted_transport")
         self._settings.make_home()
         self._lock = DeviceLock(device_name(self._settings))
         self._lock.acquire(allow_shared=allow_shared_device)
@@ -246,7 +248,7 @@ class _Worker:
         return WorkerBanner(
             worker_id=self._worker_id,
             engine=info,
-            broker=f"embedded, {self._embedded.socket_path}" if self._embedded else redact_url(self._publisher.url),
+            broker=f"embedded, {self._embedded.socket_path}" if self._embedded else redact(self._publisher.url),
             database=self._database.url_redacted,
         )
 

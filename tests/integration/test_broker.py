@@ -132,6 +132,26 @@ def test_reset_forgets_what_a_dead_worker_held(publisher: CeleryPublisher) -> No
     assert {key.decode() for key in client.keys("*unacked*")} == {"unacked"}
 
 
+def test_only_what_was_delivered_before_the_question_is_forgotten(publisher: CeleryPublisher) -> None:
+    client = publisher._open_channel().client
+
+    def deliver(tag: str) -> None:
+        client.zadd("helix.unacked_index", {tag: 1})
+        client.hset("helix.unacked", tag, "[]")
+
+    def agree() -> bool:
+        deliver("new")
+        return True
+
+    assert publisher.forget_delivered(lambda: pytest.fail("there is nothing to ask about")) == 0
+    deliver("old")
+    assert publisher.forget_delivered(lambda: False) == 0
+    assert publisher.forget_delivered(agree) == 1
+    assert client.hkeys("helix.unacked") == client.zrange("helix.unacked_index", 0, -1) == [b"new"]
+    publisher.reset_queue()
+    assert CeleryPublisher("memory://").forget_delivered(lambda: True) == 0
+
+
 def test_a_lost_connection_is_opened_again(publisher: CeleryPublisher) -> None:
     publisher.publish(jobs_of(1))
     client = publisher._open_channel().client

@@ -136,7 +136,9 @@ def test_commands_see_of_the_engine_only_the_sampling_parameters():
 
 
 def test_a_bench_stands_on_the_engine_and_only_commands_know_it():
-    def forbidden(_: str, found: str) -> bool:
+    def forbidden(importer: str, found: str) -> bool:
+        if importer.startswith("helix_jobs.bench.queue"):
+            return False  # has a rule of its own
         # It reads the same lines as submit, and needs nothing else of the queue.
         queue = part(found) == "jobs" and found not in {"helix_jobs.jobs", "helix_jobs.jobs.requests"}
         return (
@@ -146,6 +148,20 @@ def test_a_bench_stands_on_the_engine_and_only_commands_know_it():
     assert not breaches("bench", forbidden)
     for importers in ("engine", "jobs", "observability", "errors", "settings"):
         assert not breaches(importers, lambda _, found: part(found) == "bench")
+
+
+def test_the_bench_of_the_queue_needs_no_engine():
+    def forbidden(importer: str, found: str) -> bool:
+        if not importer.startswith("helix_jobs.bench.queue"):
+            return False
+        others = part(found) == "bench" and not found.startswith(
+            ("helix_jobs.bench.queue", "helix_jobs.bench.percentiles", "helix_jobs.bench.processor")
+        )
+        heavy = root(found) in {*MODEL_LIBRARIES, "click", "rich"}
+        bare = found in {"helix_jobs.bench", "helix_jobs.jobs"}
+        return not bare and (others or heavy or part(found) in {"cli", "engine", "observability"})
+
+    assert not breaches("bench", forbidden)
 
 
 def test_only_commands_know_the_doctor():
@@ -212,6 +228,7 @@ HEAVY = {*MODEL_LIBRARIES, "celery", "numpy"}
         "worker --help",
         "bench --help",
         "bench decode --help",
+        "bench queue --help",
         "doctor --help",
     ],
 )

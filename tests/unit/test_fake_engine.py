@@ -132,6 +132,16 @@ def test_the_environment_sets_it_up() -> None:
     assert drain(engine, request("a", "x"))["a"].error is not None
 
 
+def test_executions_are_counted_in_a_file(tmp_path):
+    file = tmp_path / "executions"
+    for request_id in ("7.1", "7.2"):
+        engine = FakeEngine.from_environment({"HELIX_FAKE_EXECUTIONS": str(file), "HELIX_FAKE_STEP_SECONDS": "0"})
+        engine.add_request(engine.encode(request(request_id)))
+        while engine.has_unfinished():
+            engine.step()
+    assert file.read_text() == "7.1\n7.2\n"
+
+
 def test_it_needs_no_torch() -> None:
     script = "import sys, helix_jobs.testing; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

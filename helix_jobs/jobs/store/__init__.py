@@ -7,7 +7,20 @@ in as aware UTC datetimes. One noun a module: ``submission``, ``publishing``, ``
 
 from __future__ import annotations
 
-from helix_jobs.jobs.store.control import cancel_batch, cancel_job, resolve, retry_batch, unfinished_submission
+from helix_jobs.jobs.store.control import (
+    Change,
+    begin_cancel,
+    begin_retry,
+    cancel_batch,
+    cancel_job,
+    cancel_lines,
+    next_lines,
+    resolve,
+    retry_batch,
+    retry_lines,
+    unfinished_cancels,
+    unfinished_submission,
+)
 from helix_jobs.jobs.store.counters import recount
 from helix_jobs.jobs.store.figures import lease_holders, queue_figures
 from helix_jobs.jobs.store.leases import (
@@ -23,6 +36,7 @@ from helix_jobs.jobs.store.output import get_job, iter_jobs, iter_results
 from helix_jobs.jobs.store.publishing import (
     backlog,
     count_published_queued,
+    deliveries_are_moot,
     latest_published_at,
     mark_published,
     publishable,
@@ -69,6 +83,7 @@ from helix_jobs.jobs.store.workers import (
 
 __all__ = [
     "BatchStatus",
+    "Change",
     "ClaimedJob",
     "FinishedJob",
     "JobResult",
@@ -87,12 +102,16 @@ __all__ = [
     "awaits_last_attempt",
     "backlog",
     "batch_status",
+    "begin_cancel",
+    "begin_retry",
     "cancel_batch",
     "cancel_job",
+    "cancel_lines",
     "claim",
     "count_published_queued",
     "create_batch",
     "delete_batch",
+    "deliveries_are_moot",
     "find_by_idempotency_key",
     "finish_failed",
     "finish_run",
@@ -109,6 +128,7 @@ __all__ = [
     "live_workers",
     "mark_published",
     "new_batch_id",
+    "next_lines",
     "publishable",
     "queue_figures",
     "reclaim",
@@ -118,9 +138,11 @@ __all__ = [
     "republish_unseen",
     "resolve",
     "retry_batch",
+    "retry_lines",
     "seal_batch",
     "start_run",
     "stop_worker",
+    "unfinished_cancels",
     "unfinished_submission",
     "unmark_published",
     "watched_workers",

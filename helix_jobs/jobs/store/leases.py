@@ -4,8 +4,8 @@ The invariant: a job's ``lease`` is raised by every claim, and every write of a 
 claim (``WHERE state = 'running' AND lease = :mine``). So at most one claim's write can ever match, however late the
 others come. A write that matches nothing is *fenced*: counted and dropped by the worker.
 
-Functions may run twice when a commit's answer was lost: claim recognises its own earlier claim by the same ``now``,
-finish its own earlier write by lease and worker.
+Functions may run twice when a commit's answer was lost: claim and finish recognise their own earlier write by
+the same ``now``.
 """
 
 from __future__ import annotations
@@ -93,6 +93,8 @@ _FINISHED_BEFORE: Final[Select[Any]] = select(literal_column("1")).where(
     jobs.c.state == bindparam("new_state"),
     jobs.c.lease == bindparam("held"),
     jobs.c.worker_id == bindparam("holder"),
+    # A reclaim at the attempt cap leaves lease and worker as they were: only the moment tells its failure from ours.
+    jobs.c.finished_at == bindparam("now"),
 )
 _RELEASE: Final = (
     update(jobs)
@@ -257,7 +259,7 @@ def _finish_parameters(
 
 def _finished_before(c: Connection, parameters: dict[str, Any]) -> bool:
     """Whether this very write is already there, because a commit's answer was lost and the caller repeats it."""
-    keys = ("job_id", "new_state", "held", "holder")
+    keys = ("job_id", "new_state", "held", "holder", "now")
     return c.execute(_FINISHED_BEFORE, {key: parameters[key] for key in keys}).first() is not None
 
 

@@ -7,7 +7,7 @@ import json
 from itertools import groupby, islice
 from typing import TYPE_CHECKING, Final
 
-from sqlalchemy import BigInteger, Integer, String, bindparam, case, func, select, text, update
+from sqlalchemy import BigInteger, Integer, String, bindparam, case, exists, func, or_, select, text, update
 
 from helix_jobs.jobs.schema import UTCDateTime, batch_counters, batches, jobs
 from helix_jobs.jobs.store import counters
@@ -103,6 +103,15 @@ def count_published_queued(c: Connection) -> int:
 def latest_published_at(c: Connection) -> datetime | None:
     """The newest publication among the queued jobs; None if none is published."""
     return c.execute(select(func.max(jobs.c.published_at)).where(_PUBLISHED_QUEUED)).scalar_one_or_none()
+
+
+def deliveries_are_moot(c: Connection) -> bool:
+    """Whether no job is left that a message delivered by now may be about: none runs, none waits with a message.
+
+    A job that comes to wait later gets a message of its own.
+    """
+    running, waiting = (exists(select(jobs.c.id).where(condition)) for condition in (_RUNNING, _PUBLISHED_QUEUED))
+    return not c.execute(select(or_(running, waiting))).scalar_one()
 
 
 def backlog(c: Connection) -> int:

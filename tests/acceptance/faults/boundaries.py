@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Boundary:
-    """Before or after a call of ``owner.function``."""
+    """Before or after a call of ``owner.function``; ``inside`` a transaction or not."""
 
     meaning: str
     owner: str
     function: str
     after: bool = False
+    inside: bool = False
 
 
 _QOS = "kombu.transport.redis:QoS"
@@ -31,28 +32,38 @@ _SERVICE = "helix_jobs.jobs.worker_service:WorkerService"
 
 BOUNDARIES = {
     "stored": Boundary("the batch is stored, nothing is published", "helix_jobs.jobs.client:HelixClient", "_publish"),
-    "published": Boundary("messages are published, the jobs are not marked", _STORE, "mark_published"),
+    "published": Boundary("messages are published, the jobs are not marked", _STORE, "mark_published", inside=True),
     "popped": Boundary("a message is popped and not in unacked", _QOS, "append"),
     "delivered": Boundary("a message is in unacked, its job is not claimed", _QOS, "append", after=True),
-    "claiming": Boundary("a claim is written, not committed", _STORE, "claim", after=True),
+    "claiming": Boundary("a claim is written, not committed", _STORE, "claim", after=True, inside=True),
     "claimed": Boundary("a claim is committed, nothing is generated", _SERVICE, "_generate"),
     "generating": Boundary("in the middle of an engine step", "helix_jobs.testing:FakeEngine", "_advance"),
     "generated": Boundary("a job is generated, nothing is written", _SERVICE, "_persist"),
-    "finishing": Boundary("a result is written, not committed", _STORE, "finish_succeeded", after=True),
+    "finishing": Boundary("a result is written, not committed", _STORE, "finish_succeeded", after=True, inside=True),
     "committed": Boundary("a result is committed, its message not acknowledged", _QOS, "ack"),
     "acknowledged": Boundary("a message is acknowledged", _QOS, "ack", after=True),
+}
+
+# What a submission alone passes.
+SUBMISSION = {
+    "inserting": Boundary("a chunk of lines is written, not committed", _STORE, "insert_jobs", after=True),
+    "sealing": Boundary("every line is stored, the batch is not sealed", _STORE, "seal_batch"),
+    "sealed": Boundary("the seal is written, not committed", _STORE, "seal_batch", after=True),
+    "publishing": Boundary(
+        "a chunk of messages is about to be sent", "helix_jobs.jobs.broker:CeleryPublisher", "publish"
+    ),
 }
 
 
 def install(name: str, passing: int, *, freeze: bool = False) -> None:
     """Have this process die, or freeze, when it passes the boundary for the ``passing``-th time."""
-    boundary = BOUNDARIES[name]
+    boundary = (BOUNDARIES | SUBMISSION)[name]
     module, _, attribute = boundary.owner.partition(":")
     owner: Any = importlib.import_module(module)
     if attribute:
         owner = getattr(owner, attribute)
     original = getattr(owner, boundary.function)
-    stop = _freezer() if freeze else _die
+    stop = _die if not freeze else _freeze if boundary.inside else _freezer()
     lock, passed = threading.Lock(), 0
 
     def passes() -> None:
@@ -79,6 +90,10 @@ def _die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _freeze() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
 def _freezer() -> Callable[[], None]:
     """What stops this process while none of its threads has a transaction open, which would lock the others out."""
     from helix_jobs.jobs.database import Database
@@ -103,7 +118,7 @@ def _freezer() -> Callable[[], None]:
     def freeze() -> None:
         with changed:
             changed.wait_for(lambda: open_transactions == 0)
-            os.kill(os.getpid(), signal.SIGSTOP)
+            _freeze()
 
     Database._transaction = counted  # type: ignore[method-assign]
     return freeze

@@ -24,6 +24,7 @@ _ROWS = pytest.StashKey[list[Row]]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--faults-table", metavar="FILE", help="write the table of fault scenarios as Markdown")
+    parser.addoption("--soak-minutes", type=float, default=30.0, metavar="N", help="how long the soak goes on")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -72,7 +73,15 @@ def make(request: pytest.FixtureRequest) -> Iterator[Callable[..., Installation]
             found: Database = request.getfixturevalue("postgres_database")
             url = found.url.render_as_string(hide_password=False)
         server = request.getfixturevalue("fork_server") if quick else None
-        made.append(make_installation(directory, redis, database_url=url, fork_server=server))
+        made.append(
+            make_installation(
+                directory,
+                redis,
+                database_url=url,
+                fork_server=server,
+                find_demo_home=lambda: request.getfixturevalue("demo_home"),
+            )
+        )
         return made[-1]
 
     yield build

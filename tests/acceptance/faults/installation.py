@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from helix_jobs.jobs.schema import jobs, workers
 from helix_jobs.settings import Settings
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from fork_server import ForkServer
@@ -32,11 +34,30 @@ class Installation(Box):
         redis: Its broker.
         fork_server: Starts processes quickly; None starts each in a fresh interpreter, as a user does.
         times: Leases shorter than the product's; None keeps those.
+        without: Protections its workers lack (``plan.py``).
+        patience: Seconds longer than any recovery should take.
+        stack: What a scenario set up beside it, undone at the end.
+        find_demo_home: Says which HELIX_HOME holds the demo model, and skips the test if none does.
     """
 
     redis: RedisServer = field(kw_only=True)
     fork_server: ForkServer | None = field(kw_only=True, default=None)
     times: Times | None = field(kw_only=True, default=None)
+    without: tuple[str, ...] = field(kw_only=True, default=())
+    patience: float = field(kw_only=True, default=0.0)
+    stack: ExitStack = field(kw_only=True, default_factory=ExitStack)
+    find_demo_home: Callable[[], Path] | None = field(kw_only=True, default=None)
+
+    def __post_init__(self) -> None:
+        self.patience = self.patience or 30.0 + 3 * self.lease_seconds
+
+    def use_demo_model(self) -> None:
+        """Have workers run the real engine."""
+        assert self.find_demo_home is not None
+        self.settings = dataclasses.replace(
+            self.settings, engine="helix", device="cpu", dtype="float32", compile="off", draft_model="lookup"
+        )
+        (self.settings.make_home() / "models").symlink_to(self.find_demo_home() / "models")
 
     @property
     def lease_seconds(self) -> float:
@@ -46,11 +67,6 @@ class Installation(Box):
     @property
     def executions_file(self) -> Path:
         return self.temporary / "executions"
-
-    @property
-    def patience(self) -> float:
-        """Longer than any recovery should take."""
-        return 30.0 + 3 * self.lease_seconds
 
     def start(
         self, plan: Plan | None = None, *arguments: str, ready: bool = True, host: str = "", **environment: str
@@ -69,7 +85,7 @@ class Installation(Box):
             there = self.temporary / host
             there.mkdir(exist_ok=True)
             variables["TMPDIR"] = str(there)
-        plan = dataclasses.replace(plan or Plan(), hostname=host, times=self.times)
+        plan = dataclasses.replace(plan or Plan(), hostname=host, times=self.times, without=self.without)
         log = self.new_log()
         process = self._spawn(plan, "worker", list(arguments), variables, log)
         return self.adopt(WorkerProcess(process, log), ready=ready)
@@ -107,6 +123,14 @@ class Installation(Box):
         prompts = tuple(" ".join(f"p{i}-{n}" for n in range(words)) for i in range(count))
         return Accepted(self.submit(*prompts, **fields), prompts)
 
+    def start_doomed(self, plan: Plan, **environment: str) -> WorkerProcess:
+        """Start a worker that may die as soon as it takes jobs; wait until it is ready or has."""
+        worker = self.start(plan, ready=False, **environment)
+        wait_until(
+            lambda: "Ready." in worker.log or worker.process.poll() is not None, lambda: f"not ready: {worker.log}"
+        )
+        return worker
+
     def held_by(self, worker: WorkerProcess) -> dict[int, int]:
         """Job id -> lease of what a worker runs, also after its death."""
         held = jobs.join(workers, and_(workers.c.id == jobs.c.worker_id, workers.c.pid == worker.process.pid))
@@ -137,6 +161,7 @@ class Installation(Box):
     def close(self) -> None:
         super().close()
         self.redis.kill()
+        self.stack.close()
 
 
 def make_installation(
@@ -145,7 +170,7 @@ def make_installation(
     *,
     database_url: str | None,
     fork_server: ForkServer | None,
-    slots: int = 4,
+    find_demo_home: Callable[[], Path],
 ) -> Installation:
     """Make one whose worker has the fake engine; with a fork server it is the quick form, with short leases."""
     home = directory / "home"
@@ -153,11 +178,13 @@ def make_installation(
         home=home,
         redis_url=redis.url,
         database_url=database_url or f"sqlite:///{home / 'helix.db'}",
-        max_batch_size=slots,
+        max_batch_size=4,
         engine="fake",
     )
     times = None if fork_server is None else QUICK_TIMES
-    return Installation(settings, directory, redis=redis, fork_server=fork_server, times=times)
+    return Installation(
+        settings, directory, redis=redis, fork_server=fork_server, times=times, find_demo_home=find_demo_home
+    )
 
 
 __all__ = ["PATIENCE", "Accepted", "Installation", "make_installation"]

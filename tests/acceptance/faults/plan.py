@@ -6,8 +6,10 @@ import functools
 import json
 import socket
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
+import wall_clock
 from boundaries import install
 
 FENCE = "fence"
@@ -24,10 +26,11 @@ class Times:
     silence: float
     unseen: float
     own_silence: float
+    idle_transaction: float
 
 
 REAL_SILENCE = 30.0
-QUICK_TIMES = Times(beat=0.3, check=0.1, interval=0.1, silence=2.5, unseen=1.0, own_silence=1.5)
+QUICK_TIMES = Times(beat=0.3, check=0.1, interval=0.1, silence=2.5, unseen=1.0, own_silence=1.5, idle_transaction=1.5)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,11 +38,14 @@ class Plan:
     """Attributes:
 
     die_at: A boundary (``boundaries.py``) at which the process sends itself SIGKILL.
-    freeze_at: A boundary at which it sends itself SIGSTOP, while it has no transaction open.
+    freeze_at: A boundary at which it sends itself SIGSTOP, while no thread of it has a transaction open, unless the
+        boundary lies in one.
     after: At which passing of the boundary.
     hostname: What the process takes for its host's name; a worker of another host cannot be taken for a predecessor.
     times: Shorter leases; None keeps the product's.
     broker_options: Added to the broker transport's options.
+    clock_file: A file with the seconds by which the process's wall clock is off.
+    max_step_seconds: In place of the product's: how long a step of the engine may take; 0 keeps it.
     without: Protections taken away, to show that the scenarios notice: ``fence``, ``reconciler``.
     """
 
@@ -49,6 +55,8 @@ class Plan:
     hostname: str = ""
     times: Times | None = None
     broker_options: dict[str, Any] = field(default_factory=dict)
+    clock_file: str = ""
+    max_step_seconds: float = 0.0
     without: tuple[str, ...] = ()
 
     def to_json(self) -> str:
@@ -67,6 +75,10 @@ class Plan:
             socket.gethostname = lambda: self.hostname
         if self.times is not None:
             _set_times(self.times)
+        if self.clock_file:
+            wall_clock.set_by(Path(self.clock_file))
+        if self.max_step_seconds:
+            _set_max_step(self.max_step_seconds)
         if self.broker_options:
             _add_broker_options(self.broker_options)
         if FENCE in self.without:
@@ -78,14 +90,21 @@ class Plan:
 
 
 def _set_times(times: Times) -> None:
-    from helix_jobs.jobs import heartbeat, worker
+    from helix_jobs.jobs import database, heartbeat, worker
     from helix_jobs.jobs.reconciler import Reconciler, ReconcilerConfig
 
     heartbeat.BEAT_SECONDS, heartbeat.CHECK_SECONDS = times.beat, times.check  # type: ignore[misc]
+    database.IDLE_TRANSACTION_SECONDS = times.idle_transaction  # type: ignore[misc]
     config = ReconcilerConfig(
         interval=times.interval, silence=times.silence, unseen=times.unseen, own_silence=times.own_silence
     )
     worker.Reconciler = functools.partial(Reconciler, config=config)  # type: ignore[assignment,misc]
+
+
+def _set_max_step(seconds: float) -> None:
+    from helix_jobs.jobs import worker
+
+    worker.MAX_STEP_SECONDS = seconds  # type: ignore[misc]
 
 
 def _add_broker_options(options: dict[str, Any]) -> None:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from oracle import Accepted
 
 
+DATABASES = ("sqlite", "postgres")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
     """How much of it: jobs in all and faults in all, as the scenario understands them."""
@@ -32,6 +35,7 @@ class Outcome:
         faults: Faults injected.
         recoveries: Seconds from each fault until what it hit was in hand again.
         note: What else belongs in the table.
+    broken: What the scenario itself found not to hold, in words.
         steady_clock: See ``oracle.judge``.
     """
 
@@ -39,6 +43,7 @@ class Outcome:
     faults: int
     recoveries: Sequence[float] = ()
     note: str = ""
+    broken: tuple[str, ...] = ()
     steady_clock: bool = True
 
 
@@ -50,26 +55,33 @@ class Scenario:
     run: Breaks an installation and waits until it is whole again; leaves a living worker behind.
     quick: In the default run of the tests, with short leases; None leaves it out.
     full: In the full form, with the product's own times.
-    databases: The databases it applies to.
+    databases: Those it applies to; the full form is for each of them.
+    quick_on: Those of the quick form, which need not show everything twice.
     """
 
     name: str
     run: Callable[[Installation, Size], Outcome]
     quick: Size | None
     full: Size
-    databases: tuple[str, ...] = ("sqlite", "postgres")
+    databases: tuple[str, ...]
+    quick_on: tuple[str, ...]
 
 
 _registry: list[Scenario] = []
 
 
 def scenario(
-    name: str, *, full: Size, quick: Size | None = None, databases: tuple[str, ...] = ("sqlite", "postgres")
+    name: str,
+    *,
+    full: Size,
+    quick: Size | None = None,
+    databases: tuple[str, ...] = DATABASES,
+    quick_on: tuple[str, ...] = DATABASES,
 ) -> Callable[[Callable[[Installation, Size], Outcome]], Scenario]:
     """Register a function as a scenario."""
 
     def register(run: Callable[[Installation, Size], Outcome]) -> Scenario:
-        made = Scenario(name=name, run=run, quick=quick, full=full, databases=databases)
+        made = Scenario(name=name, run=run, quick=quick, full=full, databases=databases, quick_on=quick_on)
         _registry.append(made)
         return made
 

@@ -6,10 +6,11 @@ import threading
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError, OperationalError
-from store_helpers import stored_batch
+from store_helpers import now, stored_batch, worker
 
 from helix_jobs.errors import ConfigurationError, DatabaseUnreachableError
 from helix_jobs.jobs import database as database_module
+from helix_jobs.jobs import store
 from helix_jobs.jobs.database import Database
 
 
@@ -127,6 +128,29 @@ def test_a_connection_the_server_ended_is_reported_and_replaced(postgres_databas
     with pytest.raises(DatabaseUnreachableError):
         lose_connection()
     postgres_database.ping()
+
+
+@pytest.mark.postgres
+def test_a_writer_that_stands_still_does_not_keep_its_locks(postgres_database, monkeypatch):
+    monkeypatch.setattr(database_module, "IDLE_TRANSACTION_SECONDS", 0.3)
+    written: list[bool] = []
+    frozen, other = (Database(postgres_database.url.render_as_string(hide_password=False)) for _ in range(2))
+    with postgres_database.write() as c:
+        store.register_worker(c, worker("w"), now())
+    with frozen.read() as reader:
+        store.live_workers(reader)
+        with pytest.raises(DatabaseUnreachableError), frozen.write() as c:  # noqa: PT012  (it must be open meanwhile)
+            store.stop_worker(c, "w", now())
+            with other.write() as d:
+                d.execute(text("SET LOCAL lock_timeout = '10s'"))
+                written.append(store.heartbeat(d, "w", now()))
+            store.stop_worker(c, "w", now())
+        assert written == [True]
+        assert store.live_workers(reader), "whoever only reads locks nobody out"
+    with frozen.write() as c:
+        assert store.heartbeat(c, "w", now())
+    frozen.dispose()
+    other.dispose()
 
 
 def test_many_first_connections_at_once_find_the_journal_free(tmp_path):

@@ -9,6 +9,7 @@ from sqlalchemy import event, text
 from store_helpers import must_take, now, register, stored_batch
 
 from helix_jobs.jobs import store
+from helix_jobs.jobs.states import JobState
 
 POLLED = {
     "batch_status": (store.batch_status, {"ix_jobs_running"}),
@@ -25,7 +26,12 @@ POLLED = {
     "held_leases": (lambda c, _: store.held_leases(c, "w1"), {"ix_jobs_running"}),
     "worker_heartbeats": (lambda c, _: store.worker_heartbeats(c), {"ix_jobs_running"}),
     "reclaim": (lambda c, _: store.reclaim(c, "w1", now()), {"ix_jobs_running"}),
-    "retry_batch": (store.retry_batch, {"ix_jobs_unsuccessful"}),
+    # By lines, some thousand at a time: the unique index over batch and line.
+    "retry_batch": (store.retry_batch, {"sqlite_autoindex_jobs_2"}),
+    "next_lines": (
+        lambda c, batch_id: store.next_lines(c, batch_id, {JobState.FAILED}, 0, 2),
+        {"sqlite_autoindex_jobs_2"},
+    ),
     "by completion": (
         lambda c, batch_id: list(store.iter_results(c, batch_id, order="completion")),
         {"ix_jobs_completion"},

@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from store_helpers import counts, must_take, now, register, stored_batch, worker
+from store_helpers import counts, must_take, now, register, stored_batch, succeed, worker
 
 from helix_jobs.errors import BrokerUnreachableError
 from helix_jobs.jobs import store
@@ -34,6 +34,7 @@ class Broker:
 
     def __init__(self):
         self.messages = []
+        self.unacked = []
         self.away = False
 
     def depth(self):
@@ -45,6 +46,12 @@ class Broker:
         if self.away:
             raise BrokerUnreachableError("the broker is away")
         self.messages.extend(job.id for job in jobs)
+
+    def forget_delivered(self, are_moot):
+        if self.unacked and are_moot():
+            self.unacked.clear()
+            return 1
+        return 0
 
 
 class Clock:
@@ -273,6 +280,25 @@ def test_messages_that_are_still_there_are_not_sent_again(database):
     reconciler = _reconciler(database, broker, clock)
     _tick(reconciler, clock, database, 100)
     assert broker.messages == ids
+
+
+def test_what_lost_workers_held_is_forgotten_when_every_job_has_ended(database):
+    register(database, "me")
+    batch_id, ids = stored_batch(database, 2)
+    broker, clock = Broker(), Clock()
+    reconciler = _reconciler(database, broker, clock)
+    reconciler.tick()
+    broker.unacked, broker.messages = list(broker.messages), []
+    reconciler.tick()
+    assert broker.unacked == ids, "a worker may have them and not have claimed yet"
+    taken = [must_take(database, job_id, "me") for job_id in ids]
+    assert succeed(database, taken[0], "me")
+    reconciler.tick()
+    assert broker.unacked == ids
+    assert succeed(database, taken[1], "me")
+    reconciler.tick()
+    assert broker.unacked == []
+    assert counts(database, batch_id) == {"succeeded": 2}
 
 
 def test_predecessors_are_reclaimed_at_once(database):

@@ -1,0 +1,48 @@
+"""Celery alone: Helix's messages, broker and Celery settings, and a task that does nothing.
+
+Run by the bench as ``python -m helix_jobs.bench.queue.celery_alone``, to know what the framework allows here.
+"""
+
+from __future__ import annotations
+
+from celery import Celery
+
+from helix_jobs.jobs import tasks
+from helix_jobs.jobs.broker import TASK_NAME
+from helix_jobs.jobs.celery_app import celery_settings
+from helix_jobs.jobs.consumer import Consumer
+from helix_jobs.settings import Settings
+
+
+def make_app(settings: Settings) -> Celery:
+    """Helix's application with Celery's own threads pool and an empty task in the place of Helix's."""
+    app = Celery("helix-bench")
+    app.conf.update({**celery_settings(settings), "imports": [], "worker_pool": "threads"})
+
+    @app.task(name=TASK_NAME)  # type: ignore[untyped-decorator]  # celery has no types
+    def empty(job_id: int) -> None:
+        """Do nothing."""
+
+    return app
+
+
+class _Nobody:
+    """Helix's Celery settings refuse a worker that serves nobody; this one's task needs no service."""
+
+    def run_job(self, job_id: int) -> bool:
+        return job_id > 0
+
+    def abort_job(self, job_id: int) -> None:
+        pass
+
+    def cancel_job(self, job_id: int) -> None:
+        pass
+
+    def begin_drain(self) -> None:
+        pass
+
+
+if __name__ == "__main__":
+    tasks.bind_service(_Nobody())
+    app = make_app(Settings.from_environment())
+    Consumer(app=app, hostname="helix-bench@localhost", without_mingle=True, without_gossip=True).start()

@@ -1,0 +1,43 @@
+"""Tests of the tests: with a protection removed, the scenario that relies on it must fail."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from oracle import judge
+from plan import FENCE, RECONCILER
+from scenario import Size
+from scenarios.boundaries_crossed import IN_HAND, die_working
+from scenarios.late_write import late_write
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from installation import Installation
+
+pytestmark = pytest.mark.redis
+
+
+def test_without_the_fence_a_late_write_shows(make: Callable[..., Installation]) -> None:
+    installation = make("sqlite", quick=True)
+    installation.without = (FENCE,)
+    outcome = late_write.run(installation, Size(jobs=24, faults=1))
+    verdict = judge(installation, outcome.accepted)
+    assert outcome.broken
+    assert verdict.broken
+    assert verdict.doubled or "not the last holder's" in str(verdict.broken)
+
+
+def test_without_the_reconciler_a_death_shows(make: Callable[..., Installation]) -> None:
+    installation = make("sqlite", quick=True)
+    installation.without = (RECONCILER,)
+    batch = die_working(installation, "generating", 10, IN_HAND)
+    successor = installation.start()
+    installation.patience = 3.0
+    with pytest.raises(AssertionError, match="do not end"):
+        installation.wait_done(batch)
+    assert successor.process.poll() is None
+    verdict = judge(installation, [batch], quiet_broker=False)
+    assert verdict.lost > 0
+    assert "no final state" in str(verdict.broken)

@@ -1,0 +1,51 @@
+"""``helix bench queue`` with two workers on Postgres, and what it leaves behind: nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psycopg
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Set as AbstractSet
+
+ROOT = Path(__file__).parents[2]
+
+
+def databases(url: str) -> AbstractSet[str]:
+    with psycopg.connect(url) as connection:
+        return {name for (name,) in connection.execute("SELECT datname FROM pg_database") if "helix_bench" in name}
+
+
+@pytest.mark.postgres
+@pytest.mark.redis
+@pytest.mark.skipif(sys.platform == "win32", reason="no embedded server on Windows")
+def test_two_workers_on_postgres(postgres_server_url: str, short_tmp: Path) -> None:
+    before = databases(postgres_server_url)
+    options = ["--jobs", "300", "--workers", "2", "--step-ms", "2", "--steps", "1-4", "--no-celery", "--json"]
+    done = subprocess.run(
+        [sys.executable, "-m", "helix_jobs", "bench", "queue", *options, "--database", postgres_server_url],
+        cwd=ROOT,
+        env={**os.environ, "TMPDIR": str(short_tmp), "HELIX_HOME": str(short_tmp / "untouched")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    assert report["complete"]
+    assert report["database"].startswith("postgresql")
+    assert report["drain"]["jobs"] == report["export"]["rows"] == 300
+    assert 0 <= report["drain"]["engine_idle_share"] <= 1
+    assert 0 < report["cancel"]["jobs"] <= 300
+    assert 0 < report["broker_use"]["peak_depth"] <= 600
+    assert report["submit"]["memory"]["peak"] > 0
+    assert list(short_tmp.iterdir()) == []
+    assert databases(postgres_server_url) <= before
