@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from helix_jobs.engine.request import FinishReason
 from helix_jobs.errors import EngineError, HelixError, RequestError
 from helix_jobs.jobs import store
-from helix_jobs.jobs.engine_thread import EngineThread, Generated, RequestFailed
+from helix_jobs.jobs.engine_thread import EngineThread, Generated, RequestFailed, without_text
 from helix_jobs.jobs.requests import to_engine_request
 from helix_jobs.jobs.runs import DatabaseRunRecorder, counted
 from helix_jobs.jobs.store import FinishedJob, ResultRow
@@ -317,7 +317,9 @@ class WorkerService:
         except RequestError as error:
             return RequestFailed(error)
         except Exception as error:
-            logger.exception("a request could not be encoded", extra={"job_id": claim.id})
+            logger.error(  # noqa: TRY400  (see without_text)
+                "a request could not be encoded", extra={"job_id": claim.id}, exc_info=without_text(error)
+            )
             return RequestFailed(
                 EngineError(f"{type(error).__name__} while encoding; the worker's log has the details")
             )
