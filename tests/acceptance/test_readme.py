@@ -40,6 +40,7 @@ NOT_RUN = {
     ("Commands", "needs peers in environments of their own"),
     ("Models and devices", "needs Windows or WSL with a DirectX 12 device"),
     ("Redis, Postgres, Docker", "needs Docker"),
+    ("Security", "asks a service on the internet"),
     ("Development", ".ci/run does the same"),
     ("Development", "downloads an older torch"),
     ("Development", "takes an hour"),
