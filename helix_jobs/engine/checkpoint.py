@@ -98,6 +98,10 @@ def _from_path(name: str) -> Checkpoint | None:
     if path.is_dir():
         return _from_directory(name, path)
     if path.is_file():
+        if any(path.match(pattern) for pattern in _PICKLES):
+            raise ModelNotFoundError(
+                f"model {name} is a pickle, which can run code when opened; give a directory with safetensors"
+            )
         raise ModelNotFoundError(f"model {name} is a file that is not GGUF; give its directory or a .gguf file")
     if not _HUB_ID.fullmatch(name) or name.startswith("."):
         raise ModelNotFoundError(f"model directory {name} does not exist; check the path")
@@ -127,7 +131,13 @@ def _safetensors_files(name: str, folder: Path) -> list[Path]:
             shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise ModelNotFoundError(f"model {name}: {index} is damaged; fetch the model again") from error
-        files = [folder / Path(shard).name for shard in shards]
+        # transformers joins these names to the folder and opens what is there, pickles included.
+        if strange := [shard for shard in shards if not _is_shard_name(shard)]:
+            raise ModelNotFoundError(
+                f"model {name}: {index} names {strange[0]!r:.100}, and weights are read only from .safetensors files "
+                "beside it (a pickle can run code when opened); convert the model to safetensors"
+            )
+        files = [folder / shard for shard in shards]
         if missing := [file.name for file in files if not file.is_file()]:
             raise ModelNotFoundError(
                 f"model {name}: {folder} lacks {len(missing)} of {len(files)} weight files (first {missing[0]}); "
@@ -145,6 +155,11 @@ def _safetensors_files(name: str, folder: Path) -> list[Path]:
     if gguf := sorted(folder.glob("*.gguf")):
         raise ModelNotFoundError(f"model {name}: {folder} has no safetensors; name the GGUF file itself: {gguf[0]}")
     raise ModelNotFoundError(f"model {name}: {folder} has no model.safetensors; give a directory with weights")
+
+
+def _is_shard_name(shard: object) -> bool:
+    """Whether it is the plain name of a safetensors file: no path, nothing else that transformers would open."""
+    return isinstance(shard, str) and re.fullmatch(r"[\w.-]+\.safetensors", shard, re.ASCII) is not None
 
 
 def _safetensors_header(name: str, file: Path) -> dict[str, Any]:

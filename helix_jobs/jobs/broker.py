@@ -33,6 +33,7 @@ __all__ = [
     "message_priority",
     "ping",
     "transport_options",
+    "verifying_url",
 ]
 
 logger = logging.getLogger(__name__)
@@ -71,12 +72,22 @@ def broker_url(settings: Settings) -> str:
         ConfigurationError: No URL is set and this system has no embedded broker.
     """
     if settings.redis_url is not None:
-        return settings.redis_url
+        return verifying_url(settings.redis_url)
     if sys.platform == "win32":
         raise ConfigurationError(
             "the embedded broker does not exist on Windows; set HELIX_REDIS_URL, or use submit.py --local"
         )
     return socket_url(EmbeddedBroker(settings.home).socket_path)
+
+
+def verifying_url(url: str) -> str:
+    """Have a ``rediss://`` URL that does not say how certificates are checked ask for the full check.
+
+    kombu alone would take any certificate, and with it anybody between here and the broker.
+    """
+    if not url.lower().startswith("rediss:") or "ssl_cert_reqs=" in url:
+        return url
+    return f"{url}{'&' if '?' in url else '?'}ssl_cert_reqs=required&ssl_check_hostname=true"
 
 
 def transport_options(url: str) -> dict[str, Any]:
@@ -115,6 +126,7 @@ def ping(url: str, *, timeout: float = CONNECT_TIMEOUT) -> None:
     """
     from kombu.connection import Connection
 
+    url = verifying_url(url)
     options = transport_options(url) | ({} if url.startswith("memory:") else {"socket_connect_timeout": timeout})
     with _broker_errors(url), Connection(url, transport_options=options) as connection:
         connection.ensure_connection(max_retries=1, interval_start=0, timeout=timeout)
@@ -131,7 +143,7 @@ class CeleryPublisher:
     """
 
     def __init__(self, settings: Settings | str) -> None:
-        self.url = settings if isinstance(settings, str) else broker_url(settings)
+        self.url = verifying_url(settings) if isinstance(settings, str) else broker_url(settings)
         self._lock = threading.Lock()
         self._connection: Connection | None = None
         self._channel: Any = None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 from helix_jobs.engine.request import FinishReason
-from helix_jobs.errors import DeadlineError, EngineBrokenError, EngineError, RequestError
+from helix_jobs.errors import DeadlineError, EngineBrokenError, EngineError, HelixError, RequestError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -177,7 +177,7 @@ class EngineThread:
                     self._step()
                 self._cut_run()
         except BaseException as error:  # noqa: BLE001  (whatever it is, the worker must learn that the engine is gone)
-            self._on_broken(error)
+            self._on_broken(error if isinstance(error, HelixError) else without_text(error))
         finally:
             if self._run is not None:
                 self._end_run()
@@ -213,7 +213,11 @@ class EngineThread:
         except RequestError as error:
             message.settle(RequestFailed(error))
         except Exception as error:
-            logger.exception("the engine refused a request", extra={"job_id": message.request.request_id})
+            logger.error(  # noqa: TRY400  (see without_text)
+                "the engine refused a request",
+                extra={"job_id": message.request.request_id},
+                exc_info=without_text(error),
+            )
             message.settle(RequestFailed(_engine_error(error)))
         else:
             self._settlers[message.request.request_id] = message.settle
@@ -279,9 +283,15 @@ class EngineThread:
             EngineBrokenError: Step after step fails. What is in the engine then is left to be reclaimed.
         """
         self._failed_steps += 1
-        logger.error("an engine step failed; %d requests end with engine_error", len(self._settlers), exc_info=error)
+        logger.error(
+            "an engine step failed; %d requests end with engine_error",
+            len(self._settlers),
+            exc_info=without_text(error),
+        )
         if self._failed_steps >= MAX_FAILED_STEPS:
-            raise EngineBrokenError(f"{MAX_FAILED_STEPS} engine steps in a row failed; see the log") from error
+            raise EngineBrokenError(f"{MAX_FAILED_STEPS} engine steps in a row failed; see the log") from without_text(
+                error
+            )
         settlers, self._settlers = self._settlers, {}
         self._ran.clear()
         for request_id, settle in settlers.items():
@@ -302,6 +312,11 @@ class EngineThread:
             self._recorder.end(
                 run, self._engine.counters(), jobs_finished=self._jobs_finished, idle_seconds=idle_seconds
             )
+
+
+def without_text(error: BaseException) -> EngineError:
+    """The error's kind and traceback, for a log: a library's message may quote the prompt."""
+    return EngineError(type(error).__name__).with_traceback(error.__traceback__)
 
 
 def _engine_error(error: Exception) -> EngineError:

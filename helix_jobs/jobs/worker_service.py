@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from helix_jobs.errors import EngineError, HelixError, RequestError
 from helix_jobs.jobs import store
-from helix_jobs.jobs.engine_thread import EngineThread, RequestFailed
+from helix_jobs.jobs.engine_thread import EngineThread, RequestFailed, without_text
 from helix_jobs.jobs.job_endings import Fail, Leave, Succeed, Withdrawn, decide, outcome, refused_by_database
 from helix_jobs.jobs.job_gate import JobGate
 from helix_jobs.jobs.requests import to_engine_request
@@ -302,7 +302,9 @@ class WorkerService:
         except RequestError as error:
             return RequestFailed(error)
         except Exception as error:
-            logger.exception("a request could not be encoded", extra={"job_id": claim.id})
+            logger.error(  # noqa: TRY400  (see without_text)
+                "a request could not be encoded", extra={"job_id": claim.id}, exc_info=without_text(error)
+            )
             return RequestFailed(
                 EngineError(f"{type(error).__name__} while encoding; the worker's log has the details")
             )

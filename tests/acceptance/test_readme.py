@@ -43,6 +43,7 @@ NOT_RUN = {
     ("Redis, Postgres, Docker", "needs Docker"),
     ("Monitoring", "listens on a port that others may use"),
     ("Monitoring", "Flower is no part of Helix"),
+    ("Security", "asks a service on the internet"),
     ("Development", ".ci/run does the same"),
     ("Development", "downloads an older torch"),
     ("Development", "takes an hour"),

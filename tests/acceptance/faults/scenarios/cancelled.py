@@ -34,6 +34,7 @@ class Person:
     installation: Installation
     client: HelixClient
     dice: random.Random
+    patience: float
     broken: list[str] = field(default_factory=list)
     probes: list[Accepted] = field(default_factory=list)
     freed_seconds: list[float] = field(default_factory=list)
@@ -82,7 +83,7 @@ class Person:
     def probe(self, since: float) -> None:
         """Have a few other jobs done, and note how long after ``since`` they were."""
         other = self.installation.accept(PROBE_JOBS, priority=9)
-        self.installation.wait_done(other)
+        self.installation.wait_done(other, timeout=self.patience)
         self.freed_seconds.append(time.monotonic() - since)
         self.probes.append(other)
 
@@ -91,7 +92,7 @@ class Person:
     "cancelled and retried at random moments",
     quick=Size(jobs=200, faults=4),
     quick_on=("sqlite",),
-    full=Size(jobs=100_000, faults=24),
+    full=Size(jobs=100_000, faults=12),
 )
 def cancelled(installation: Installation, size: Size) -> Outcome:
     """Two workers drain a batch that is cancelled and retried again and again; in the end all of it is answered.
@@ -101,7 +102,8 @@ def cancelled(installation: Installation, size: Size) -> Outcome:
     quick = installation.fork_server is not None
     dice = random.Random(12)
     with installation.client() as client:
-        person = Person(installation, client, dice)
+        patience = installation.patience + size.jobs / 50
+        person = Person(installation, client, dice, patience)
         for n in range(2):
             installation.start(host=f"host-{n}", fake_hang=HANG, max_batch_size=str(SLOTS))
         endless = _cancel_what_fills_the_slots(person)
@@ -113,7 +115,6 @@ def cancelled(installation: Installation, size: Size) -> Outcome:
         left = dataclasses.replace(installation.accept(size.jobs // 10, words=2, priority=5), allowed=MAYBE_CANCELLED)
         wait_until(lambda: client.status(left.batch_id).finished > 0, "nothing of the second batch is answered")
         client.cancel(left.batch_id)
-        patience = installation.patience + size.jobs / 50
         installation.wait_done(batch, left, timeout=patience)
         _wait_drained(installation, patience)
     return Outcome(
