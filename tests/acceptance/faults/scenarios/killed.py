@@ -78,7 +78,7 @@ class Recoveries:
 
 @scenario(
     "worker killed, successor on the same host",
-    quick=Size(jobs=150, faults=3),
+    quick=Size(jobs=100, faults=3),
     quick_on=("sqlite",),
     full=Size(jobs=10_000, faults=50),
 )
@@ -103,8 +103,6 @@ def same_host(installation: Installation, size: Size) -> Outcome:
 
 @scenario(
     "worker killed, others on other hosts",
-    quick=Size(jobs=150, faults=2),
-    quick_on=("postgres",),
     full=Size(jobs=10_000, faults=50),
 )
 def other_host(installation: Installation, size: Size) -> Outcome:
