@@ -28,7 +28,7 @@ MAKE_MODEL = Path(__file__).parents[1] / "make_tiny_model.py"
 
 def _mixed(count: int, bad: Mapping[int, str], words: int = 8) -> tuple[str, ...]:
     """Prompts that all differ, with bad ones at these places."""
-    return tuple(f"{bad[n]} " * (n in bad) + " ".join(f"p{n}-{word}" for word in range(words)) for n in range(count))
+    return tuple(" ".join((*bad.get(n, "").split(), *(f"p{n}-{word}" for word in range(words)))) for n in range(count))
 
 
 def _spread(count: int, faults: int, word: str) -> dict[int, str]:
