@@ -42,10 +42,11 @@ NOT_RUN = {
     ("Redis, Postgres, Docker", "needs Docker"),
     ("Development", ".ci/run does the same"),
     ("Development", "downloads an older torch"),
+    ("Development", "takes an hour"),
 }
 SERVICES = "Redis, Postgres, Docker"
-# Options of other programs that README names.
-FOREIGN_OPTIONS = {"--check"}
+# Options of other programs, or of the tests, that README names.
+FOREIGN_OPTIONS = {"--check", "--faults-table"}
 
 
 def sh_commands(section: str) -> list[str]:

@@ -72,7 +72,15 @@ def make(request: pytest.FixtureRequest) -> Iterator[Callable[..., Installation]
             found: Database = request.getfixturevalue("postgres_database")
             url = found.url.render_as_string(hide_password=False)
         server = request.getfixturevalue("fork_server") if quick else None
-        made.append(make_installation(directory, redis, database_url=url, fork_server=server))
+        made.append(
+            make_installation(
+                directory,
+                redis,
+                database_url=url,
+                fork_server=server,
+                find_demo_home=lambda: request.getfixturevalue("demo_home"),
+            )
+        )
         return made[-1]
 
     yield build

@@ -19,6 +19,7 @@ from helix_jobs.jobs.schema import jobs, workers
 from helix_jobs.settings import Settings
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from fork_server import ForkServer
@@ -36,6 +37,7 @@ class Installation(Box):
         without: Protections its workers lack (``plan.py``).
         patience: Seconds longer than any recovery should take.
         stack: What a scenario set up beside it, undone at the end.
+        find_demo_home: Says which HELIX_HOME holds the demo model, and skips the test if none does.
     """
 
     redis: RedisServer = field(kw_only=True)
@@ -44,9 +46,18 @@ class Installation(Box):
     without: tuple[str, ...] = field(kw_only=True, default=())
     patience: float = field(kw_only=True, default=0.0)
     stack: ExitStack = field(kw_only=True, default_factory=ExitStack)
+    find_demo_home: Callable[[], Path] | None = field(kw_only=True, default=None)
 
     def __post_init__(self) -> None:
         self.patience = self.patience or 30.0 + 3 * self.lease_seconds
+
+    def use_demo_model(self) -> None:
+        """Have workers run the real engine."""
+        assert self.find_demo_home is not None
+        self.settings = dataclasses.replace(
+            self.settings, engine="helix", device="cpu", dtype="float32", compile="off", draft_model="lookup"
+        )
+        (self.settings.make_home() / "models").symlink_to(self.find_demo_home() / "models")
 
     @property
     def lease_seconds(self) -> float:
@@ -159,7 +170,7 @@ def make_installation(
     *,
     database_url: str | None,
     fork_server: ForkServer | None,
-    slots: int = 4,
+    find_demo_home: Callable[[], Path],
 ) -> Installation:
     """Make one whose worker has the fake engine; with a fork server it is the quick form, with short leases."""
     home = directory / "home"
@@ -167,11 +178,13 @@ def make_installation(
         home=home,
         redis_url=redis.url,
         database_url=database_url or f"sqlite:///{home / 'helix.db'}",
-        max_batch_size=slots,
+        max_batch_size=4,
         engine="fake",
     )
     times = None if fork_server is None else QUICK_TIMES
-    return Installation(settings, directory, redis=redis, fork_server=fork_server, times=times)
+    return Installation(
+        settings, directory, redis=redis, fork_server=fork_server, times=times, find_demo_home=find_demo_home
+    )
 
 
 __all__ = ["PATIENCE", "Accepted", "Installation", "make_installation"]

@@ -30,7 +30,7 @@ class Times:
 
 
 REAL_SILENCE = 30.0
-QUICK_TIMES = Times(beat=0.3, check=0.1, interval=0.1, silence=2.5, unseen=1.0, own_silence=1.5, idle_transaction=1.5)
+QUICK_TIMES = Times(beat=0.2, check=0.1, interval=0.1, silence=2.0, unseen=1.0, own_silence=1.2, idle_transaction=1.2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

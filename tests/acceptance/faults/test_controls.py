@@ -22,7 +22,7 @@ pytestmark = pytest.mark.redis
 def test_without_the_fence_a_late_write_shows(make: Callable[..., Installation]) -> None:
     installation = make("sqlite", quick=True)
     installation.without = (FENCE,)
-    outcome = late_write.run(installation, Size(jobs=24, faults=1))
+    outcome = late_write.run(installation, Size(jobs=12, faults=1))
     verdict = judge(installation, outcome.accepted)
     assert outcome.broken
     assert verdict.broken
