@@ -18,7 +18,7 @@ HOUR = 3600
     "clock set an hour forward and back",
     quick=Size(jobs=80, faults=4),
     quick_on=("postgres",),
-    full=Size(jobs=1_500, faults=8),
+    full=Size(jobs=900, faults=8),
 )
 def jumps(installation: Installation, size: Size) -> Outcome:
     """Two workers, each with a clock of its own; between two jumps jobs run for longer than a lease."""
