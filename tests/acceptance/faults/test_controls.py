@@ -44,6 +44,7 @@ def test_without_the_reconciler_a_death_shows(make: Callable[..., Installation])
     assert "no final state" in str(verdict.broken)
 
 
+@pytest.mark.slow
 def test_without_solitude_a_poisonous_job_takes_neighbours_along(make: Callable[..., Installation]) -> None:
     installation = make("sqlite", quick=True)
     installation.without = (SOLITUDE,)

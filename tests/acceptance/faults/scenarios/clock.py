@@ -16,7 +16,7 @@ HOUR = 3600
 
 @scenario(
     "clock set an hour forward and back",
-    quick=Size(jobs=80, faults=4),
+    quick=Size(jobs=60, faults=4),
     quick_on=("postgres",),
     full=Size(jobs=900, faults=8),
 )
