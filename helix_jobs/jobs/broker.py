@@ -11,7 +11,7 @@ import secrets
 import sys
 import threading
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from helix_jobs.errors import BrokerUnreachableError, ConfigurationError
 from helix_jobs.jobs.embedded_broker import EmbeddedBroker, socket_url
@@ -37,6 +37,8 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 QUEUE_NAME: Final = "helix"
 TASK_NAME: Final = "helix.run_job"
@@ -192,6 +194,15 @@ class CeleryPublisher:
             channel.queue_purge(QUEUE_NAME)
             if not self.url.startswith("memory:"):
                 channel.client.delete(_UNACKED, _UNACKED_INDEX)
+
+    def ask(self, question: Callable[[Any], T]) -> T:
+        """Put a question to the Redis client itself.
+
+        Raises:
+            BrokerUnreachableError: The broker does not answer, or refuses.
+        """
+        with self._lock, self._reset_on_error(), _broker_errors(self.url):
+            return question(self._open_channel().client)
 
     def forget_delivered(self, are_moot: Callable[[], bool]) -> int:
         """Drop what is delivered and not acknowledged if, asked after it was listed, ``are_moot`` agrees.

@@ -74,6 +74,15 @@ class EmbeddedBroker:
         finally:
             client.close()
 
+    @staticmethod
+    def check_available() -> None:
+        """Make sure that this system has the server.
+
+        Raises:
+            ConfigurationError: It has none.
+        """
+        _server_binary()
+
     def start(self) -> bool:
         """Make sure a server runs. True if it was started here and is therefore empty.
 

@@ -250,6 +250,7 @@ class _Worker:
             engine=info,
             broker=f"embedded, {self._embedded.socket_path}" if self._embedded else redact(self._publisher.url),
             database=self._database.url_redacted,
+            metrics=None if self._metrics is None else self._metrics.url,
         )
 
     def consume(self) -> int:

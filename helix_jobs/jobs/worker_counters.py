@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from helix_jobs.jobs.states import OUTCOMES
+from helix_jobs.jobs.states import ErrorCode, JobState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+
+# What a worker can bring a job to: cancelling is others' business, and ``worker_lost`` what is said of a dead one.
+WORKER_OUTCOMES: Final = (JobState.SUCCEEDED.value, *(c.value for c in ErrorCode if c is not ErrorCode.WORKER_LOST))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +31,7 @@ class WorkerCounters:
     """
 
     delivered: int = 0
-    outcomes: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(OUTCOMES, 0))
+    outcomes: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(WORKER_OUTCOMES, 0))
     fenced: int = 0
     rejected_messages: int = 0
     void_messages: int = 0

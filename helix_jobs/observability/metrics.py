@@ -204,6 +204,7 @@ class MetricsServer:
         except (OSError, UnicodeError) as error:
             raise ConfigurationError(_refusal(host, port, error)) from error
         self.port = int(self._server.server_port)
+        self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.port}/metrics"
 
     def show(self, read_worker: Callable[[], WorkerFigures], read_queue: Callable[[], QueueFigures]) -> None:
         """Serve these from now on.

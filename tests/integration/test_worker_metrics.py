@@ -33,7 +33,8 @@ def scrape(port: int) -> dict[str, float]:
 
 def test_a_worker_serves_its_figures_and_the_queues(box: Box) -> None:
     port = free_port()
-    box.start_worker("--metrics-port", str(port), fake_hang="endless", fake_fail="apple")
+    worker = box.start_worker("--metrics-port", str(port), fake_hang="endless", fake_fail="apple")
+    assert f"metrics   http://127.0.0.1:{port}/metrics" in worker.log
     batch = box.submit(*[f"w{i} a b c d" for i in range(30)], "bad apple")
     box.wait_states(batch, succeeded=30, failed=1)
     stuck = box.submit(*["endless story"] * 9)

@@ -23,9 +23,8 @@ from helix_jobs.jobs.job_endings import Fail, Leave, Succeed, Withdrawn, decide
 from helix_jobs.jobs.result_writer import GroupCommitWriter
 from helix_jobs.jobs.runs import counted, log_run, run_totals
 from helix_jobs.jobs.schema import jobs, results, workers
-from helix_jobs.jobs.states import OUTCOMES
 from helix_jobs.jobs.store import NewBatch, NewJob, NewWorker, RunTotals
-from helix_jobs.jobs.worker_counters import WorkerCounters
+from helix_jobs.jobs.worker_counters import WORKER_OUTCOMES, WorkerCounters
 from helix_jobs.jobs.worker_service import WorkerService
 from helix_jobs.testing import FakeEngine, FakeFaults
 
@@ -251,7 +250,7 @@ def test_what_there_is_nothing_to_do_for_is_counted(make_bench: Any) -> None:
     (job,) = bench.add("a b c")
     assert [bench.service.run_job(i) for i in (job, job, 2**62)] == [True] * 3
     bench.service.count_rejected()
-    outcomes = dict.fromkeys(OUTCOMES, 0) | {"succeeded": 1}
+    outcomes = dict.fromkeys(WORKER_OUTCOMES, 0) | {"succeeded": 1}
     assert bench.service.counters == WorkerCounters(
         delivered=3, outcomes=outcomes, void_messages=2, rejected_messages=1
     )
