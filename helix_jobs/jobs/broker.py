@@ -44,6 +44,7 @@ QUEUE_NAME: Final = "helix"
 TASK_NAME: Final = "helix.run_job"
 MAX_PRIORITY: Final = 9
 CONNECT_TIMEOUT: Final = 5.0
+SOCKET_TIMEOUT: Final = 5.0
 PUBLISH_ATTEMPTS: Final = 3
 PUBLISH_BATCH: Final = 500
 
@@ -104,10 +105,13 @@ def transport_options(url: str) -> dict[str, Any]:
         "unacked_index_key": _UNACKED_INDEX,
         "unacked_mutex_key": "helix.unacked_mutex",
         "priority_steps": list(_PRIORITY_STEPS),
-        "socket_timeout": 30,
+        # Each connection that went dead without a word costs the consumer's loop this long when it next acknowledges,
+        # and it must be through with them all within a minute. A server that is silent for so long and lives after all
+        # costs a reconnection.
+        "socket_timeout": SOCKET_TIMEOUT,
         "socket_connect_timeout": CONNECT_TIMEOUT,
         "socket_keepalive": True,
-        "health_check_interval": 25,
+        "health_check_interval": 2 * SOCKET_TIMEOUT,
         # Without an event loop (Windows) every slot's thread acknowledges through a connection of its own.
         "max_connections": 1024,
     }

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fork_server import LAUNCHER, PATIENCE
 from oracle import Accepted
 from plan import QUICK_TIMES, REAL_SILENCE, Plan, Times
-from sqlalchemy import and_, select
+from sqlalchemy import and_, func, select
 from worker_box import ROOT, Box, WorkerProcess, wait_until
 
 from helix_jobs.jobs.schema import jobs, workers
@@ -149,10 +149,10 @@ class Installation(Box):
     def unfinished(self, *batches: Accepted) -> int:
         """Jobs without a final state."""
         with self._read() as c:
-            query = select(jobs.c.id).where(
+            query = select(func.count()).where(
                 jobs.c.batch_id.in_([batch.batch_id for batch in batches]), jobs.c.state.in_(("queued", "running"))
             )
-            return len(c.execute(query).all())
+            return int(c.execute(query).scalar_one())
 
     def wait_done(self, *batches: Accepted, timeout: float | None = None) -> None:
         """Wait until every job has a final state."""

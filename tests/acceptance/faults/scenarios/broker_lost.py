@@ -9,7 +9,6 @@ import random
 import time
 from typing import TYPE_CHECKING
 
-from plan import Plan
 from progress import ended, wait_ended, wait_resumed
 from scenario import Outcome, Size, scenario
 from tcp_proxy import TcpProxy
@@ -21,17 +20,15 @@ if TYPE_CHECKING:
 
 AWAY_SECONDS = 60.0
 OUTAGE_SECONDS = 3.0
-# A dead connection is noticed by a time-out; the product's is half a minute.
-QUICK_BROKER = {"socket_timeout": 1, "health_check_interval": 1}
+# Until what had been delivered before is used up.
+USED_UP_SECONDS = 5.0
 
 
-def _begin(
-    installation: Installation, size: Size, plan: Plan | None = None, **where: str
-) -> tuple[Accepted, WorkerProcess]:
+def _begin(installation: Installation, size: Size, **where: str) -> tuple[Accepted, WorkerProcess]:
     """Jobs that last longer than the faults, and a worker in the middle of them."""
     step_seconds = 0.05 if installation.fork_server is not None else 0.25
     batch = installation.accept(size.jobs)
-    worker = installation.start(plan, fake_step_seconds=str(step_seconds), **where)
+    worker = installation.start(fake_step_seconds=str(step_seconds), **where)
     wait_ended(installation, batch, 4)
     return batch, worker
 
@@ -42,21 +39,22 @@ def _end(installation: Installation, batch: Accepted, faults: int, recoveries: l
     return Outcome(accepted=[batch], faults=faults, recoveries=recoveries, note=note)
 
 
-@scenario("Redis killed, nothing kept", quick=Size(jobs=60, faults=1), full=Size(jobs=600, faults=2))
+@scenario(
+    "Redis killed, nothing kept", quick=Size(jobs=60, faults=1), quick_on=("postgres",), full=Size(jobs=600, faults=2)
+)
 def killed(installation: Installation, size: Size) -> Outcome:
     """What waits and what is delivered is gone with it."""
     batch, worker = _begin(installation, size)
     recoveries = []
     for _ in range(size.faults):
         installation.redis.kill()
-        # Until what had been delivered before is used up.
-        time.sleep(1.0 if installation.fork_server is not None else 5.0)
+        time.sleep(0.5 if installation.fork_server is not None else USED_UP_SECONDS)
         installation.redis.start()
         recoveries.append(wait_resumed(installation, worker))
     return _end(installation, batch, size.faults, recoveries)
 
 
-@scenario("FLUSHALL", quick=Size(jobs=60, faults=1), quick_on=("postgres",), full=Size(jobs=600, faults=2))
+@scenario("FLUSHALL", full=Size(jobs=600, faults=2))
 def flushed(installation: Installation, size: Size) -> Outcome:
     """Everything in Redis is deleted while the worker is connected."""
     batch, worker = _begin(installation, size)
@@ -64,7 +62,7 @@ def flushed(installation: Installation, size: Size) -> Outcome:
     for _ in range(size.faults):
         with installation.redis.client() as client:
             client.flushall()
-        time.sleep(1.0 if installation.fork_server is not None else 5.0)
+        time.sleep(USED_UP_SECONDS)
         recoveries.append(wait_resumed(installation, worker))
     return _end(installation, batch, size.faults, recoveries)
 
@@ -95,18 +93,15 @@ def outages(installation: Installation, size: Size) -> Outcome:
     return _end(installation, batch, size.faults, [recovery])
 
 
-@scenario(
-    "half-open connections to Redis", quick=Size(jobs=60, faults=1), quick_on=("sqlite",), full=Size(jobs=600, faults=2)
-)
+@scenario("half-open connections to Redis", full=Size(jobs=600, faults=2))
 def half_open(installation: Installation, size: Size) -> Outcome:
     """Every connection of the worker goes dead, and neither end is told."""
-    plan = Plan(broker_options=QUICK_BROKER) if installation.fork_server is not None else None
     proxy = TcpProxy(installation.redis.port)
     installation.stack.callback(proxy.close)
-    batch, worker = _begin(installation, size, plan, redis_url=proxy.url)
+    batch, worker = _begin(installation, size, redis_url=proxy.url)
     recoveries, connections = [], 0
     for _ in range(size.faults):
         connections += proxy.go_dead()
-        time.sleep(1.0 if installation.fork_server is not None else 5.0)
+        time.sleep(USED_UP_SECONDS)
         recoveries.append(wait_resumed(installation, worker))
     return _end(installation, batch, size.faults, recoveries, note=f"{connections} connections")

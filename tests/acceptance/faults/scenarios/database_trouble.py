@@ -69,10 +69,12 @@ def _locked(installation: Installation) -> Iterator[None]:
         connection.rollback()
 
 
-@scenario("database locked for 30 s", quick=Size(jobs=200, faults=1), full=Size(jobs=600, faults=2))
+@scenario(
+    "database locked for 30 s", quick=Size(jobs=100, faults=1), quick_on=("sqlite",), full=Size(jobs=600, faults=2)
+)
 def locked(installation: Installation, size: Size) -> Outcome:
-    """By another process; half the time in the quick form is longer than a lease."""
-    seconds = 3.0 if installation.fork_server is not None else 30.0
+    """By another process."""
+    seconds = 2.0 if installation.fork_server is not None else 30.0
     batch, worker = _begin(installation, size)
     recoveries = []
     for _ in range(size.faults):
@@ -86,13 +88,7 @@ def locked(installation: Installation, size: Size) -> Outcome:
     return _end(installation, batch, size.faults, recoveries)
 
 
-@scenario(
-    "disk full",
-    quick=Size(jobs=300, faults=1),
-    quick_on=("sqlite",),
-    full=Size(jobs=1_000, faults=2),
-    databases=("sqlite",),
-)
+@scenario("disk full", full=Size(jobs=1_000, faults=2), databases=("sqlite",))
 def disk_full(installation: Installation, size: Size) -> Outcome:
     """The database lies on a file system of its own, which another file fills to the last byte."""
     disk = SmallDisk(megabytes=32)
@@ -105,7 +101,7 @@ def disk_full(installation: Installation, size: Size) -> Outcome:
         disk.fill()
         wait_until(lambda n=fault: worker.log.count("disk is full") > n, lambda: f"never full: {worker.log}")
         delivered = installation.redis.unacked_jobs()
-        time.sleep(2.0 if installation.fork_server is not None else 20.0)
+        time.sleep(20.0)
         gone = delivered.keys() - installation.redis.unacked_jobs().keys()
         assert {delivered[tag] for tag in gone} <= _final(installation), "acknowledged without a commit"
         before = ended(installation, batch)
@@ -122,7 +118,7 @@ def _final(installation: Installation) -> set[int]:
 
 @scenario(
     "Postgres restarted",
-    quick=Size(jobs=200, faults=1),
+    quick=Size(jobs=60, faults=1),
     quick_on=("postgres",),
     full=Size(jobs=1_000, faults=4),
     databases=("postgres",),

@@ -23,7 +23,7 @@ RESULTS = text("SELECT job_id, output_text, finish_reason, completion_tokens FRO
 COUNTS = text("SELECT batch_id, outcome, sum(jobs) FROM batch_counters GROUP BY batch_id, outcome ORDER BY 1, 2")
 
 
-@scenario("a migration under queued jobs", quick=Size(jobs=80, faults=1), full=Size(jobs=20_000, faults=3))
+@scenario("a migration under queued jobs", full=Size(jobs=5_000, faults=3))
 def migrated(installation: Installation, size: Size) -> Outcome:
     """Down to the first version and up again, one at a time; then a worker finishes the jobs."""
     batch = installation.accept(size.jobs)

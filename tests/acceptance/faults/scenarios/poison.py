@@ -28,7 +28,7 @@ MAKE_MODEL = Path(__file__).parents[1] / "make_tiny_model.py"
 
 def _mixed(count: int, bad: Mapping[int, str], words: int = 8) -> tuple[str, ...]:
     """Prompts that all differ, with bad ones at these places."""
-    return tuple(f"{bad[n]} " * (n in bad) + " ".join(f"p{n}-{word}" for word in range(words)) for n in range(count))
+    return tuple(" ".join((*bad.get(n, "").split(), *(f"p{n}-{word}" for word in range(words)))) for n in range(count))
 
 
 def _spread(count: int, faults: int, word: str) -> dict[int, str]:
@@ -70,7 +70,7 @@ def _supervise(installation: Installation, batch: Accepted, code: int, plan: Pla
 
 
 @scenario(
-    "poison: a job kills its worker", quick=Size(jobs=40, faults=1), quick_on=("sqlite",), full=Size(jobs=600, faults=4)
+    "poison: a job kills its worker", quick=Size(jobs=12, faults=1), quick_on=("sqlite",), full=Size(jobs=600, faults=4)
 )
 def kills(installation: Installation, size: Size) -> Outcome:
     """Three deaths each, with a batch of innocent neighbours in hand at the first two."""
@@ -85,7 +85,7 @@ def kills(installation: Installation, size: Size) -> Outcome:
 
 @scenario(
     "poison: a job hangs past its deadline",
-    quick=Size(jobs=40, faults=6),
+    quick=Size(jobs=40, faults=4),
     quick_on=("postgres",),
     full=Size(jobs=600, faults=20),
 )

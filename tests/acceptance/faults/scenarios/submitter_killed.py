@@ -29,7 +29,7 @@ RANDOM_SECONDS = 3.0
     "submit killed in mid-insert and mid-publish",
     quick=Size(jobs=1_100, faults=2),
     quick_on=("sqlite",),
-    full=Size(jobs=40_000, faults=20),
+    full=Size(jobs=10_000, faults=20),
 )
 def killed(installation: Installation, size: Size) -> Outcome:
     """Half of the deaths come at a boundary, the others at a random moment; a worker drains meanwhile."""
