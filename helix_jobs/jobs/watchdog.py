@@ -214,8 +214,9 @@ class Watchdog:
             return look
 
     def _describe(self, look: Look) -> str:
+        ids = counted(look.messages or 0, "id")
         return (
-            f"{counted(look.backlog, 'job')} waiting in the database ({counted(look.messages or 0, 'id')} in the broker), "
+            f"{counted(look.backlog, 'job')} waiting in the database ({ids} in the broker), "
             f"{counted(look.idle_slots, 'slot')} idle, and nothing was delivered for {self._window:.0f} s"
         )
 
