@@ -143,8 +143,7 @@ class Proxy:
 
     def refuse(self) -> None:
         """The broker is gone: no new connections, and the old ones break."""
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
+        close(self._listener)
         connections, self._connections = self._connections, []
         for connection in connections:
             close(connection)
