@@ -25,6 +25,7 @@
         │   └── InvalidFieldError   names the field, the reason and the remedy
         ├── PromptTooLongError      code ``prompt_too_long``
         ├── OutOfMemoryError        code ``out_of_memory``
+        ├── DeadlineError           code ``deadline``
         └── EngineError             code ``engine_error``
 
 Messages say what is wrong, where, and the remedy. They never carry a prompt or a password.
@@ -184,6 +185,12 @@ class OutOfMemoryError(RequestError):
     """The request does not fit into memory even alone."""
 
     code = "out_of_memory"
+
+
+class DeadlineError(RequestError):
+    """The request ran longer than a job may."""
+
+    code = "deadline"
 
 
 class EngineError(RequestError):

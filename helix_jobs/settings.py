@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from dataclasses import dataclass, fields
@@ -9,9 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from helix_jobs.errors import ConfigurationError
+from helix_jobs.private_files import PRIVATE_DIRECTORY, is_open_to_others
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T", int, None)
 
@@ -21,6 +25,9 @@ DTYPES: Final = ("auto", "float32", "float16", "bfloat16", "int8")
 MAX_DEPTH: Final = 16
 COMPILE_CHOICES: Final = ("auto", "on", "off")
 ENGINES: Final = ("helix", "fake")
+MAX_NEW_TOKENS: Final = 131_072
+# Any of these in a directory says that it has been a HELIX_HOME before.
+_MARKS_OF_A_HOME: Final = frozenset({"helix.db", "broker", "worker.log"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +47,13 @@ class Settings:
         max_batch_size: HELIX_MAX_BATCH_SIZE; sequences that run at once.
         speculation_depth: HELIX_SPECULATION_DEPTH; None (``auto``) chooses each step, a number is a fixed K, 0 off.
         kv_cache_mb: HELIX_KV_CACHE_MB; memory for keys and values of both models, None sizes it from free memory.
+        max_jobs_per_batch: HELIX_MAX_JOBS_PER_BATCH; a submission with more lines is refused.
+        max_prompt_chars: HELIX_MAX_PROMPT_CHARS; a line whose prompt or messages hold more characters is refused.
+        max_tokens_per_job: HELIX_MAX_TOKENS_PER_JOB; a line that asks for more new tokens is refused.
         shutdown_grace: HELIX_SHUTDOWN_GRACE; seconds a stopping worker goes on before it hands jobs back.
+        job_timeout: HELIX_JOB_TIMEOUT; seconds a job may run in the engine, None for as long as it takes.
+        metrics_port: HELIX_METRICS_PORT; where the worker serves its metrics, None for not at all.
+        metrics_host: HELIX_METRICS_HOST; the address it serves them on.
         log_level: HELIX_LOG_LEVEL.
         log_format: HELIX_LOG_FORMAT.
         engine: HELIX_ENGINE; ``helix``, or ``fake``: a deterministic stand-in without models, for trying the queue.
@@ -57,7 +70,13 @@ class Settings:
     max_batch_size: int = 32
     speculation_depth: int | None = None
     kv_cache_mb: int | None = None
+    max_jobs_per_batch: int = 5_000_000
+    max_prompt_chars: int = 1_000_000
+    max_tokens_per_job: int = MAX_NEW_TOKENS
     shutdown_grace: float = 20.0
+    job_timeout: int | None = None
+    metrics_port: int | None = None
+    metrics_host: str = "127.0.0.1"
     log_level: str = "info"
     log_format: str = "text"
     engine: str = "helix"
@@ -83,7 +102,13 @@ class Settings:
             max_batch_size=_integer(values, "HELIX_MAX_BATCH_SIZE", 32, 1, 4096),
             speculation_depth=_depth(values),
             kv_cache_mb=_integer(values, "HELIX_KV_CACHE_MB", None, 1, 10_000_000),
+            max_jobs_per_batch=_integer(values, "HELIX_MAX_JOBS_PER_BATCH", 5_000_000, 1, 1_000_000_000),
+            max_prompt_chars=_integer(values, "HELIX_MAX_PROMPT_CHARS", 1_000_000, 1, 4_194_304),
+            max_tokens_per_job=_integer(values, "HELIX_MAX_TOKENS_PER_JOB", MAX_NEW_TOKENS, 1, MAX_NEW_TOKENS),
             shutdown_grace=float(_integer(values, "HELIX_SHUTDOWN_GRACE", 20, 0, 86_400)),
+            job_timeout=_integer(values, "HELIX_JOB_TIMEOUT", None, 1, 31_536_000),
+            metrics_port=_integer(values, "HELIX_METRICS_PORT", None, 1, 65_535),
+            metrics_host=values.get("HELIX_METRICS_HOST", "127.0.0.1"),
             log_level=_choice(values, "HELIX_LOG_LEVEL", LOG_LEVELS, "info"),
             log_format=_choice(values, "HELIX_LOG_FORMAT", LOG_FORMATS, "text"),
             engine=_choice(values, "HELIX_ENGINE", ENGINES, "helix"),
@@ -98,14 +123,31 @@ class Settings:
     def make_home(self) -> Path:
         """Create ``home`` for this user alone (mode 0700 where the system has modes) and return it.
 
+        A directory that is there and open to others is closed (0700) if it is empty or a home already, as initdb does.
+        Trade-off: any other one may hold somebody's shared files, so it is left as it is, with a warning; what Helix
+        makes in it is private all the same.
+
         Raises:
             ConfigurationError: The directory cannot be made.
         """
         try:
-            self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.home.mkdir(mode=PRIVATE_DIRECTORY, parents=True, exist_ok=True)
+            if is_open_to_others(self.home):
+                self._close_home()
         except OSError as error:
             raise ConfigurationError(f"HELIX_HOME {self.home} cannot be made: {error.strerror}; set another") from error
         return self.home
+
+    def _close_home(self) -> None:
+        """Take group's and others' access away."""
+        found = {entry.name for entry in self.home.iterdir()}
+        if not found or found & _MARKS_OF_A_HOME:
+            try:
+                self.home.chmod(PRIVATE_DIRECTORY)
+            except PermissionError:  # somebody else's directory
+                logger.warning("HELIX_HOME %s is open to other users and not yours; set another", self.home)
+        else:
+            logger.warning("HELIX_HOME %s is open to other users; chmod 700 it, or set another", self.home)
 
 
 def normalize_database_url(url: str) -> str:

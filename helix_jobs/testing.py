@@ -215,6 +215,10 @@ class FakeEngine:
         ended, self._ended = self._ended, []
         return ended
 
+    def running(self) -> list[str]:
+        """Ids of the requests in the batch."""
+        return [name for name, sequence in self._sequences.items() if sequence.admitted is not None]
+
     def counters(self) -> EngineCounters:
         """Totals since the engine was built."""
         return self._counters

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
+from services import missing_service
 from sqlalchemy import make_url, text
 
 from helix_jobs.errors import ModelNotFoundError
@@ -22,13 +23,6 @@ if TYPE_CHECKING:
 os.environ.setdefault("HELIX_COMPILE", "off")
 
 DEFAULT_POSTGRES_URL = "postgresql:///postgres"
-
-
-def missing_service(what: str) -> None:
-    """A laptop may lack a service; CI may not."""
-    if os.environ.get("CI"):
-        pytest.fail(f"{what}; CI must have it")
-    pytest.skip(what)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from helix_jobs.engine.cache_size import choose_cache
 from helix_jobs.engine.config import DEFAULT_BLOCK_SIZE, MAX_SPECULATION_DEPTH, NO_DRAFT, EngineConfig
 from helix_jobs.engine.devices import free_memory
 from helix_jobs.engine.engine import Engine
-from helix_jobs.engine.load_engine import with_compiled_kernels
+from helix_jobs.engine.load_engine import with_compiled_kernels, without_slow_int8
 from helix_jobs.engine.model_loader import describe_device, get_device, load_models
 from helix_jobs.engine.text import TextCodec
 from helix_jobs.errors import InputError
@@ -48,7 +48,8 @@ class ModelShelf:
             )
             # All modes share the first target, so that they differ in nothing but the draft.
             loaded = replace(loaded, target=self.models.target) if self._models else loaded
-            self._models[draft] = with_compiled_kernels(loaded, plan.compile, plan.home / "native", on_progress)
+            loaded = with_compiled_kernels(loaded, plan.compile, plan.home / "native", on_progress)
+            self._models[draft] = without_slow_int8(loaded, on_progress)
         # What steps cost is measured by the first engine of a kind, in its warm-up; the others are told.
         self._costs: dict[tuple[Mode, int], CostProfile] = {}
         self._codec = TextCodec(self.models.tokenizer, self.models.vocab_size)

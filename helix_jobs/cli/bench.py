@@ -227,7 +227,7 @@ def _plan(
     options["kv_cache_mb"] = options["kv_cache_mb"] or settings.kv_cache_mb
     command = shlex.join(["helix", *sys.argv[1:]])
     return BenchPlan(
-        command=command, workload=workload.name, modes=modes, peers=interpreters, home=settings.home, **options
+        command=command, workload=workload.name, modes=modes, peers=interpreters, home=settings.make_home(), **options
     )
 
 

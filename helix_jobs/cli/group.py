@@ -18,7 +18,8 @@ import click
 
 from helix_jobs import __version__
 from helix_jobs.errors import HelixError
-from helix_jobs.observability.logging import configure_logging, redact
+from helix_jobs.observability.logging import configure_logging
+from helix_jobs.redaction import redact
 from helix_jobs.settings import LOG_LEVELS, Settings
 
 if TYPE_CHECKING:

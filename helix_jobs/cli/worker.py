@@ -67,7 +67,17 @@ def _read_depth(_context: click.Context, _option: click.Parameter, text: str | N
     metavar="SECONDS",
     help="How long a stopping worker finishes jobs.",
 )
+@click.option(
+    "--job-timeout",
+    type=click.IntRange(min=1),
+    metavar="SECONDS",
+    help="How long a job may run before it fails with code deadline; default: as long as it takes.",
+)
 @click.option("--allow-shared-device", is_flag=True, help="Run although another worker of this host holds the device.")
+@click.option(
+    "--metrics-port", type=click.IntRange(1, 65_535), help="Serve Prometheus metrics on this port; default: not at all."
+)
+@click.option("--metrics-host", metavar="ADDRESS", help="Address to serve them on; default: this machine only.")
 @click.option("--log-format", type=click.Choice(LOG_FORMATS), help="json writes one object a line.")
 @helix_options
 def worker(settings: Settings, *, allow_shared_device: bool, as_json: bool, **overrides: Any) -> None:  # noqa: ANN401  (click's own values)

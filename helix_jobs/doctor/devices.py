@@ -53,7 +53,8 @@ def check_kernels(settings: Settings) -> list[Verdict]:
         return [Verdict("compiled kernels", Level.OK, "switched off by HELIX_COMPILE")]
     try:
         dtype = resolve_dtype("auto" if settings.dtype == _INT8 else settings.dtype, device, None)
-        load_kernels(settings.home / "native", dtype, device, _COMMON_HEAD_DIM)
+        # Its own mkdir would give it the modes of any folder.
+        load_kernels(settings.make_home() / "native", dtype, device, _COMMON_HEAD_DIM)
     except ConfigurationError as error:
         level = Level.FAILED if settings.compile == "on" else Level.WARNING
         finding, _, remedy = str(error).partition("; ")

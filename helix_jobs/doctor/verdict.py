@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from helix_jobs.errors import HelixError
 
 
 class Level(StrEnum):
@@ -29,3 +33,9 @@ class Verdict:
     level: Level
     finding: str
     remedy: str | None = None
+
+
+def failure(subject: str, error: HelixError) -> Verdict:
+    """A failed check out of an error: what it says up to the semicolon, and the remedy behind it."""
+    finding, _, remedy = str(error).partition("; ")
+    return Verdict(subject, Level.FAILED, finding, remedy or None)

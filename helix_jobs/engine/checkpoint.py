@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from helix_jobs.engine.architecture import check_model_type
-from helix_jobs.engine.demo_model import DEMO_MODEL, ensure_demo_model
+from helix_jobs.engine.demo_model import DEMO_DIRECTORY, DEMO_MODEL, ensure_demo_model
 from helix_jobs.engine.gguf_file import GgufFile, read_gguf
 from helix_jobs.errors import ModelError, ModelNotFoundError
 
@@ -69,16 +69,43 @@ def find_checkpoint(name: str, home: Path, on_progress: Callable[[str], None]) -
     """
     if name == DEMO_MODEL:
         return _from_directory(name, ensure_demo_model(home, on_progress))
+    return _from_path(name) or _from_directory(name, _download(name, on_progress))
+
+
+def find_local_checkpoint(name: str, home: Path) -> Checkpoint | None:
+    """Find a model as ``find_checkpoint`` does, without the network; None where it would have to be downloaded.
+
+    Raises:
+        ModelNotFoundError, UnsupportedArchitectureError: As there; also if only a part of it was downloaded.
+    """
+    if name == DEMO_MODEL:
+        folder = home / "models" / DEMO_DIRECTORY
+        return _from_directory(name, folder) if folder.is_dir() else None
+    found = _from_path(name)
+    if found is None:
+        downloaded = _downloaded(name)
+        found = None if downloaded is None else _from_directory(name, downloaded)
+    if found is not None and found.gguf_file is None:
+        check_model_type(name, found.folder)
+    return found
+
+
+def _from_path(name: str) -> Checkpoint | None:
+    """The model in this file or directory; None if the name is a hub id."""
     path = Path(name).expanduser()
     if path.suffix.lower() == ".gguf":
         return _from_gguf(name, path)
     if path.is_dir():
         return _from_directory(name, path)
     if path.is_file():
+        if any(path.match(pattern) for pattern in _PICKLES):
+            raise ModelNotFoundError(
+                f"model {name} is a pickle, which can run code when opened; give a directory with safetensors"
+            )
         raise ModelNotFoundError(f"model {name} is a file that is not GGUF; give its directory or a .gguf file")
     if not _HUB_ID.fullmatch(name) or name.startswith("."):
         raise ModelNotFoundError(f"model directory {name} does not exist; check the path")
-    return _from_directory(name, _download(name, on_progress))
+    return None
 
 
 def _from_directory(name: str, folder: Path) -> Checkpoint:
@@ -104,7 +131,13 @@ def _safetensors_files(name: str, folder: Path) -> list[Path]:
             shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise ModelNotFoundError(f"model {name}: {index} is damaged; fetch the model again") from error
-        files = [folder / Path(shard).name for shard in shards]
+        # transformers joins these names to the folder and opens what is there, pickles included.
+        if strange := [shard for shard in shards if not _is_shard_name(shard)]:
+            raise ModelNotFoundError(
+                f"model {name}: {index} names {strange[0]!r:.100}, and weights are read only from .safetensors files "
+                "beside it (a pickle can run code when opened); convert the model to safetensors"
+            )
+        files = [folder / shard for shard in shards]
         if missing := [file.name for file in files if not file.is_file()]:
             raise ModelNotFoundError(
                 f"model {name}: {folder} lacks {len(missing)} of {len(files)} weight files (first {missing[0]}); "
@@ -122,6 +155,11 @@ def _safetensors_files(name: str, folder: Path) -> list[Path]:
     if gguf := sorted(folder.glob("*.gguf")):
         raise ModelNotFoundError(f"model {name}: {folder} has no safetensors; name the GGUF file itself: {gguf[0]}")
     raise ModelNotFoundError(f"model {name}: {folder} has no model.safetensors; give a directory with weights")
+
+
+def _is_shard_name(shard: object) -> bool:
+    """Whether it is the plain name of a safetensors file: no path, nothing else that transformers would open."""
+    return isinstance(shard, str) and re.fullmatch(r"[\w.-]+\.safetensors", shard, re.ASCII) is not None
 
 
 def _safetensors_header(name: str, file: Path) -> dict[str, Any]:
@@ -169,3 +207,14 @@ def _download(name: str, on_progress: Callable[[str], None]) -> Path:
             f"model {name} is no directory here and could not be fetched from the hub ({type(error).__name__}); "
             "check the name and the network, or give a directory"
         ) from error
+
+
+def _downloaded(name: str) -> Path | None:
+    """Where the hub's library keeps this model on this machine."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None

@@ -224,6 +224,10 @@ class Engine:
             results.update((result.request_id, result) for result in self.step())
         return [results[request_id] for request_id in order]
 
+    def running(self) -> list[str]:
+        """Ids of the requests in the batch: admitted, and neither ended nor set back to wait."""
+        return [sequence.request_id for sequence in self._scheduler.active]
+
     def counters(self) -> EngineCounters:
         """Totals since the engine was built."""
         scheduler = self._scheduler

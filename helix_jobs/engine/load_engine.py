@@ -12,6 +12,7 @@ import torch
 from helix_jobs.engine.cache_size import choose_cache
 from helix_jobs.engine.config import DEFAULT_BLOCK_SIZE, NO_DRAFT, DraftSpec, EngineConfig, SpeculationConfig
 from helix_jobs.engine.cost_profile import CostProfileFile
+from helix_jobs.engine.decoder.int8_linear import dequantize, is_fast
 from helix_jobs.engine.devices import free_memory
 from helix_jobs.engine.engine import Engine
 from helix_jobs.engine.model_loader import describe_device, get_device, load_models
@@ -48,6 +49,7 @@ def load_engine(settings: Settings, on_progress: Callable[[str], None] | None = 
         on_progress=on_progress,
     )
     models = with_compiled_kernels(models, settings.compile, settings.home / "native", on_progress)
+    models = without_slow_int8(models, on_progress)
     config = EngineConfig(
         max_batch_size=settings.max_batch_size, speculation=speculation_config(settings.speculation_depth, draft)
     )
@@ -95,6 +97,23 @@ def with_compiled_kernels(
         return models
     report(f"compiled kernels ready after {time.perf_counter() - started:.1f} s")
     return replace(models, target=target, draft=draft)
+
+
+def without_slow_int8(models: LoadedModels, on_progress: Callable[[str], None] | None = None) -> LoadedModels:
+    """Let no draft compute in int8 where that is slow: on a processor without VNNI, without kernels compiled for AVX2.
+
+    torch's own int8 product is a plain loop there: a copy of the target would cost many times what the target does, so
+    there is none; another draft model is widened to the dtype of its activations.
+    """
+    draft = models.draft
+    if draft is None or not draft.is_int8 or is_fast(draft.decoder):
+        return models
+    report = on_progress or logger.info
+    if draft.is_copy:
+        report("going on without the int8 draft: without VNNI or compiled kernels it is slower than its target here")
+        return replace(models, draft=None)
+    report(f"draft {draft.name} computes in {str(draft.decoder.dtype).removeprefix('torch.')}: int8 is slow here")
+    return replace(models, draft=replace(draft, decoder=dequantize(draft.decoder), is_int8=False))
 
 
 def _computing_natively(model: LoadedModel, folder: Path) -> LoadedModel:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from helix_jobs.engine.request import GenerationResult, Request
 
@@ -108,6 +108,9 @@ class EngineProtocol(Protocol):
 
     def has_unfinished(self) -> bool:
         """Whether another ``step`` has work to do or results to return."""
+
+    def running(self) -> Collection[str]:
+        """Ids of the requests in the batch: admitted, and neither ended nor set back to wait."""
 
     def counters(self) -> EngineCounters:
         """Totals since the engine was built."""

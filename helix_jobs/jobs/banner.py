@@ -17,6 +17,7 @@ class WorkerBanner:
     engine: EngineInfo
     broker: str
     database: str
+    metrics: str | None = None
 
     def lines(self) -> tuple[tuple[str, str], ...]:
         """Label and value, one pair a line."""
@@ -34,6 +35,7 @@ class WorkerBanner:
             ("KV cache", cache),
             ("broker", self.broker),
             ("database", self.database),
+            *([("metrics", self.metrics)] if self.metrics is not None else []),
         )
 
 

@@ -7,15 +7,15 @@ published again by the reconciler, one that comes twice is refused by the claim.
 from __future__ import annotations
 
 import logging
-import re
 import secrets
 import sys
 import threading
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from helix_jobs.errors import BrokerUnreachableError, ConfigurationError
 from helix_jobs.jobs.embedded_broker import EmbeddedBroker, socket_url
+from helix_jobs.redaction import redact
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -32,16 +32,19 @@ __all__ = [
     "broker_url",
     "message_priority",
     "ping",
-    "redact_url",
     "transport_options",
+    "verifying_url",
 ]
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 QUEUE_NAME: Final = "helix"
 TASK_NAME: Final = "helix.run_job"
 MAX_PRIORITY: Final = 9
 CONNECT_TIMEOUT: Final = 5.0
+SOCKET_TIMEOUT: Final = 5.0
 PUBLISH_ATTEMPTS: Final = 3
 PUBLISH_BATCH: Final = 500
 
@@ -49,8 +52,6 @@ PUBLISH_BATCH: Final = 500
 _PRIORITY_STEPS: Final = tuple(range(MAX_PRIORITY + 1))
 _UNACKED: Final = "helix.unacked"
 _UNACKED_INDEX: Final = "helix.unacked_index"
-
-_SECRET: Final = re.compile(r"(?<=://)([^/?#:@]*):([^?#]*)@|([?&](?:password|sslpassword)=)[^&#]*", re.IGNORECASE)
 
 
 class Publishable(Protocol):
@@ -72,7 +73,7 @@ def broker_url(settings: Settings) -> str:
         ConfigurationError: No URL is set and this system has no embedded broker.
     """
     if settings.redis_url is not None:
-        return settings.redis_url
+        return verifying_url(settings.redis_url)
     if sys.platform == "win32":
         raise ConfigurationError(
             "the embedded broker does not exist on Windows; set HELIX_REDIS_URL, or use submit.py --local"
@@ -80,9 +81,14 @@ def broker_url(settings: Settings) -> str:
     return socket_url(EmbeddedBroker(settings.home).socket_path)
 
 
-def redact_url(url: str) -> str:
-    """Replace the password in a URL by ``***``."""
-    return _SECRET.sub(lambda m: f"{m[3]}***" if m[3] else f"{m[1]}:***@", url)
+def verifying_url(url: str) -> str:
+    """Have a ``rediss://`` URL that does not say how certificates are checked ask for the full check.
+
+    kombu alone would take any certificate, and with it anybody between here and the broker.
+    """
+    if not url.lower().startswith("rediss:") or "ssl_cert_reqs=" in url:
+        return url
+    return f"{url}{'&' if '?' in url else '?'}ssl_cert_reqs=required&ssl_check_hostname=true"
 
 
 def transport_options(url: str) -> dict[str, Any]:
@@ -99,10 +105,13 @@ def transport_options(url: str) -> dict[str, Any]:
         "unacked_index_key": _UNACKED_INDEX,
         "unacked_mutex_key": "helix.unacked_mutex",
         "priority_steps": list(_PRIORITY_STEPS),
-        "socket_timeout": 30,
+        # Each connection that went dead without a word costs the consumer's loop this long when it next acknowledges,
+        # and it must be through with them all within a minute. A server that is silent for so long and lives after all
+        # costs a reconnection.
+        "socket_timeout": SOCKET_TIMEOUT,
         "socket_connect_timeout": CONNECT_TIMEOUT,
         "socket_keepalive": True,
-        "health_check_interval": 25,
+        "health_check_interval": 2 * SOCKET_TIMEOUT,
         # Without an event loop (Windows) every slot's thread acknowledges through a connection of its own.
         "max_connections": 1024,
     }
@@ -121,6 +130,7 @@ def ping(url: str, *, timeout: float = CONNECT_TIMEOUT) -> None:
     """
     from kombu.connection import Connection
 
+    url = verifying_url(url)
     options = transport_options(url) | ({} if url.startswith("memory:") else {"socket_connect_timeout": timeout})
     with _broker_errors(url), Connection(url, transport_options=options) as connection:
         connection.ensure_connection(max_retries=1, interval_start=0, timeout=timeout)
@@ -137,7 +147,7 @@ class CeleryPublisher:
     """
 
     def __init__(self, settings: Settings | str) -> None:
-        self.url = settings if isinstance(settings, str) else broker_url(settings)
+        self.url = verifying_url(settings) if isinstance(settings, str) else broker_url(settings)
         self._lock = threading.Lock()
         self._connection: Connection | None = None
         self._channel: Any = None
@@ -184,6 +194,15 @@ class CeleryPublisher:
             channel.queue_purge(QUEUE_NAME)
             if not self.url.startswith("memory:"):
                 channel.client.delete(_UNACKED, _UNACKED_INDEX)
+
+    def ask(self, question: Callable[[Any], T]) -> T:
+        """Put a question to the Redis client itself.
+
+        Raises:
+            BrokerUnreachableError: The broker does not answer, or refuses.
+        """
+        with self._lock, self._reset_on_error(), _broker_errors(self.url):
+            return question(self._open_channel().client)
 
     def forget_delivered(self, are_moot: Callable[[], bool]) -> int:
         """Drop what is delivered and not acknowledged if, asked after it was listed, ``are_moot`` agrees.
@@ -271,19 +290,19 @@ def _broker_errors(url: str) -> Iterator[None]:
         yield
     except (OSError, KombuError, RedisError) as error:
         cause = error.__cause__ or error
-        reason = redact_url(str(cause)).rstrip(". ") or type(cause).__name__
+        reason = redact(str(cause)).rstrip(". ") or type(cause).__name__
         if _answered(cause):
             raise BrokerUnreachableError(
-                f"the broker at {redact_url(url)} refuses: {reason}; correct HELIX_REDIS_URL or the broker's settings"
+                f"the broker at {redact(url)} refuses: {reason}; correct HELIX_REDIS_URL or the broker's settings"
             ) from error
         raise BrokerUnreachableError(
-            f"the broker at {redact_url(url)} does not answer: {reason}; "
+            f"the broker at {redact(url)} does not answer: {reason}; "
             "start it, or correct HELIX_REDIS_URL (unset, the worker runs a broker of its own)"
         ) from error
     except (ValueError, KeyError, TypeError) as error:
         # What kombu makes of a URL with an unknown scheme or a malformed port.
         raise ConfigurationError(
-            f"HELIX_REDIS_URL {redact_url(url)} is no broker URL ({redact_url(str(error))}); use redis://, rediss:// or redis+socket://"
+            f"HELIX_REDIS_URL {redact(url)} is no broker URL ({redact(str(error))}); use redis://, rediss:// or redis+socket://"
         ) from error
 
 

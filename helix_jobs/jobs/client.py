@@ -101,16 +101,18 @@ class HelixClient:
 
         Raises:
             InvalidInputError: There are bad lines; it carries the first 10,000.
-            InputError: There is no such file, or it holds no lines.
+            InputError: There is no such file, or it holds no lines, or more than HELIX_MAX_JOBS_PER_BATCH.
             IdempotencyConflictError: The key names a batch with different content.
             BrokerUnreachableError: HELIX_REDIS_URL is set and does not answer; nothing was stored.
             DatabaseUnreachableError: The database does not answer.
             SchemaVersionError: The database's schema is not this version's.
         """
+        from helix_jobs.jobs.limits import Limits
         from helix_jobs.jobs.store import NewBatch, new_batch_id
         from helix_jobs.jobs.submission import SubmitProgress, Tally, submit_lines
 
         defaults = SamplingParams() if defaults is None else defaults
+        limits = Limits.of(self.settings)
         now = datetime.now(UTC)
         with ExitStack() as stack:
             lines = stack.enter_context(open_source(source))
@@ -138,8 +140,9 @@ class HelixClient:
             submission = submit_lines(
                 self._database(),
                 new,
-                lambda batch_id: lines.read(defaults, batch_id, sink),
+                lambda batch_id: lines.read(defaults, batch_id, sink, limits),
                 skip_invalid=skip_invalid,
+                limits=limits,
                 tally=Tally(on_invalid=on_invalid),
                 on_progress=report,
             )

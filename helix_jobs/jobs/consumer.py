@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import warnings
-from typing import TYPE_CHECKING, Final
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
 
 from celery.app import trace
 from celery.exceptions import CPendingDeprecationWarning, Reject
@@ -13,6 +15,7 @@ from celery.platforms import EX_FAILURE, EX_OK
 from celery.worker import WorkController, state
 
 from helix_jobs.jobs import celery_app
+from helix_jobs.jobs.broker import QUEUE_NAME
 
 if TYPE_CHECKING:
     from helix_jobs.settings import Settings
@@ -27,6 +30,26 @@ class Consumer(WorkController):  # type: ignore[misc]  # celery has no types
     def on_init_blueprint(self) -> None:
         """Do for this process what ``celery worker`` does first."""
         trace.setup_worker_optimizations(self.app, self.hostname)
+
+    def reconnect(self) -> None:
+        """Have Celery drop its connection to the broker and make another, from any thread; running jobs go on."""
+        # ``celery control cancel_consumer`` takes it away for good; Helix knows no worker without its queue.
+        queues = self.app.amqp.queues
+        queues.select_add(queues[QUEUE_NAME])
+
+        def fail() -> None:
+            raise ConnectionResetError("nothing is delivered")
+
+        if self.consumer is None:
+            return
+        if self.consumer.hub is not None:
+            # Celery's loop takes this for a lost connection, however sound the connection itself may look.
+            self.consumer.call_soon(fail)
+            return
+        # Without an event loop (Windows) Celery swallows what callbacks raise.
+        for sock in _sockets(self.consumer.connection):
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
 
 
 def make_consumer(settings: Settings, hostname: str) -> Consumer:
@@ -47,6 +70,18 @@ def make_consumer(settings: Settings, hostname: str) -> Consumer:
 def stop_consuming() -> None:
     """Have the consumer's loop end within a second, from any thread; ``start`` returns once the pool is empty."""
     state.should_stop = EX_OK
+
+
+def _sockets(connection: Any) -> list[socket.socket]:  # noqa: ANN401  (kombu has no types)
+    """What kombu's Redis transport has open; nothing is connected by asking."""
+    found = []
+    for channel in list(getattr(getattr(connection, "transport", None), "channels", None) or ()):
+        for name in ("client", "subclient"):
+            client = vars(channel).get(name)
+            sock = getattr(getattr(client, "connection", None), "_sock", None)
+            if sock is not None:
+                found.append(sock)
+    return found
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:

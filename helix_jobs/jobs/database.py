@@ -25,6 +25,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from helix_jobs.errors import ConfigurationError, DatabaseUnreachableError
 from helix_jobs.jobs.migration import current_revision, downgrade, ensure_schema, head_revision, upgrade
 from helix_jobs.jobs.store import counters
+from helix_jobs.redaction import redact
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -101,7 +102,7 @@ class Database:
                 "HELIX_DATABASE_URL is malformed; use sqlite:///FILE or postgresql://USER@HOST/NAME"
             ) from None
         self.dialect: str = self.url.get_backend_name()
-        self.url_redacted: str = self.url.render_as_string(hide_password=True)
+        self.url_redacted: str = redact(self.url.render_as_string(hide_password=True))
         self._writer: Engine
         self._reader: Engine
         if self.dialect == SQLITE:
@@ -217,10 +218,10 @@ def unreachable_reason(error: DBAPIError) -> str | None:
         if type(original).__name__ not in ("OperationalError", "InterfaceError", "ConnectionTimeout"):
             return None
         first_line = (str(original).strip().splitlines() or ["connection lost"])[0]
-        return f"does not answer: {first_line}; check HELIX_DATABASE_URL and that the server runs"
+        return f"does not answer: {redact(first_line)}; check HELIX_DATABASE_URL and that the server runs"
     if sqlstate.startswith(_POSTGRES_TROUBLE):
         first_line = (str(original).strip().splitlines() or [sqlstate])[0]
-        return f"refused: {first_line}; check HELIX_DATABASE_URL and the server's log"
+        return f"refused: {redact(first_line)}; check HELIX_DATABASE_URL and the server's log"
     return None
 
 

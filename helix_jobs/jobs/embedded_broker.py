@@ -15,6 +15,7 @@ from urllib.parse import quote
 from helix_jobs.errors import BrokerUnreachableError, ConfigurationError
 from helix_jobs.jobs.device_lock import FileLock, private_directory
 from helix_jobs.jobs.process import process_exists
+from helix_jobs.private_files import open_private
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -72,6 +73,15 @@ class EmbeddedBroker:
             return False
         finally:
             client.close()
+
+    @staticmethod
+    def check_available() -> None:
+        """Make sure that this system has the server.
+
+        Raises:
+            ConfigurationError: It has none.
+        """
+        _server_binary()
 
     def start(self) -> bool:
         """Make sure a server runs. True if it was started here and is therefore empty.
@@ -149,7 +159,7 @@ class EmbeddedBroker:
             *("--dir", str(self._directory), "--save", "", "--appendonly", "no"),
             *("--maxmemory-policy", "noeviction", "--daemonize", "no"),
         ]
-        with log.open("ab") as output:
+        with open_private(log, "ab") as output:
             # A session of its own: Ctrl-C in the worker's terminal must not take the broker away while jobs drain.
             process = subprocess.Popen(  # noqa: S603  (our own binary, no shell)
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True

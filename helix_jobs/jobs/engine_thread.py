@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 from helix_jobs.engine.request import FinishReason
-from helix_jobs.errors import EngineBrokenError, EngineError, RequestError
+from helix_jobs.errors import DeadlineError, EngineBrokenError, EngineError, HelixError, RequestError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,6 +24,9 @@ MAX_FAILED_STEPS: Final = 3
 RUN_SECONDS: Final = 60.0
 # Between a finished batch and the next claims lies one group commit; that is no end of a run.
 LINGER_SECONDS: Final = 0.5
+# No more of a step counts towards a job's deadline: when a device, the process or the machine stands still for a while,
+# that is no job's fault. Trade-off: where every step takes longer than this, deadlines come late.
+LONGEST_COUNTED_STEP: Final = 10.0
 
 
 @dataclass(slots=True)
@@ -88,19 +91,32 @@ class EngineThread:
         engine: Driven by this thread alone, apart from ``encode``.
         recorder: Told where runs begin and end.
         on_broken: Called from this thread when it ends without having been asked to.
+        job_timeout: Seconds of steps a request may take part in; then it is aborted and has failed. Waiting, for a slot
+            or after being set back, does not count. None: as many as it takes.
     """
 
     def __init__(
-        self, engine: EngineProtocol, recorder: RunRecorder, on_broken: Callable[[BaseException], None]
+        self,
+        engine: EngineProtocol,
+        recorder: RunRecorder,
+        on_broken: Callable[[BaseException], None],
+        *,
+        job_timeout: float | None = None,
     ) -> None:
         self._engine = engine
         self._recorder = recorder
         self._on_broken = on_broken
+        self._job_timeout = job_timeout
         self._inbox: queue.SimpleQueue[_Add | _Abort | _Stop] = queue.SimpleQueue()
         self._settlers: dict[str, Callable[[Generated | RequestFailed], object]] = {}
         self._thread = threading.Thread(target=self._main, name="helix-engine", daemon=True)
+        # Request id -> seconds of steps so far; kept only where there is a deadline.
+        self._ran: dict[str, float] = {}
         self._failed_steps = 0
         self._completion_tokens = 0
+        self._counters = engine.counters()
+        self._idle_seconds = 0.0
+        self._idle_since: float | None = None
         self._run: Run | None = None
         self._busy_at = 0.0
         self._jobs_finished = 0
@@ -111,6 +127,30 @@ class EngineThread:
         """How long the step under way has taken so far; 0 between steps."""
         began = self._step_began
         return 0.0 if began is None else time.monotonic() - began
+
+    @property
+    def counters(self) -> EngineCounters:
+        """The engine's totals after its latest step."""
+        return self._counters
+
+    @property
+    def request_count(self) -> int:
+        """Requests in the engine, running or waiting for a slot."""
+        return len(self._settlers)
+
+    @property
+    def idle_seconds(self) -> float:
+        """How long the engine has had nothing to do since the start."""
+        since, total = self._idle_since, self._idle_seconds
+        return total if since is None else total + time.monotonic() - since
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Completion tokens over the time of the run under way; 0 when there is none."""
+        run, now = self._run, time.monotonic()
+        if run is None or now <= run.began:
+            return 0.0
+        return (self._counters.completion_tokens - run.counters.completion_tokens) / (now - run.began)
 
     def start(self) -> None:
         """Start the thread."""
@@ -137,7 +177,7 @@ class EngineThread:
                     self._step()
                 self._cut_run()
         except BaseException as error:  # noqa: BLE001  (whatever it is, the worker must learn that the engine is gone)
-            self._on_broken(error)
+            self._on_broken(error if isinstance(error, HelixError) else without_text(error))
         finally:
             if self._run is not None:
                 self._end_run()
@@ -147,9 +187,7 @@ class EngineThread:
         wait = not self._engine.has_unfinished()
         while True:
             try:
-                message = self._inbox.get(
-                    block=wait, timeout=LINGER_SECONDS if wait and self._run is not None else None
-                )
+                message = self._receive() if wait else self._inbox.get_nowait()
             except queue.Empty:
                 return True
             wait = False
@@ -160,13 +198,26 @@ class EngineThread:
             else:
                 self._add(message)
 
+    def _receive(self) -> _Add | _Abort | _Stop:
+        """Wait for a message, while a run is open only for as long as it may linger; the time is idle time."""
+        self._idle_since = began = time.monotonic()
+        try:
+            return self._inbox.get(timeout=LINGER_SECONDS if self._run is not None else None)
+        finally:
+            self._idle_since = None
+            self._idle_seconds += time.monotonic() - began
+
     def _add(self, message: _Add) -> None:
         try:
             self._engine.add_request(message.request)
         except RequestError as error:
             message.settle(RequestFailed(error))
         except Exception as error:
-            logger.exception("the engine refused a request", extra={"job_id": message.request.request_id})
+            logger.error(  # noqa: TRY400  (see without_text)
+                "the engine refused a request",
+                extra={"job_id": message.request.request_id},
+                exc_info=without_text(error),
+            )
             message.settle(RequestFailed(_engine_error(error)))
         else:
             self._settlers[message.request.request_id] = message.settle
@@ -187,16 +238,40 @@ class EngineThread:
             self._step_began = None
             self._busy_at = time.monotonic()
         ended = sum(result.finish_reason is not FinishReason.ABORTED for result in results)
-        completion_tokens = self._engine.counters().completion_tokens
+        self._counters = self._engine.counters()
+        completion_tokens = self._counters.completion_tokens
         if ended or completion_tokens > self._completion_tokens:
             # A step that only clears away what the failed one left behind proves nothing.
             self._failed_steps = 0
         self._completion_tokens = completion_tokens
         self._jobs_finished += ended
         for result in results:
+            self._ran.pop(result.request_id, None)
             settle = self._settlers.pop(result.request_id, None)
             if settle is not None:
                 settle(Generated(result, self._run))
+        self._enforce_deadline(self._busy_at - now)
+
+    def _enforce_deadline(self, step_seconds: float) -> None:
+        """Count a step to the requests that were in it and end those that have had their time.
+
+        A step that does not return at all is not a request's failure but the device's: see ``step_seconds``.
+        """
+        if self._job_timeout is None:
+            return
+        for request_id in self._engine.running():
+            ran = self._ran[request_id] = self._ran.get(request_id, 0.0) + min(step_seconds, LONGEST_COUNTED_STEP)
+            settle = self._settlers.pop(request_id, None) if ran > self._job_timeout else None
+            if settle is not None:
+                self._engine.abort(request_id)
+                settle(
+                    RequestFailed(
+                        DeadlineError(
+                            f"it ran for {ran:.0f} s and a job may run for {self._job_timeout:g} s; raise "
+                            "HELIX_JOB_TIMEOUT or lower max_tokens, then `retry` runs it again"
+                        )
+                    )
+                )
 
     def _step_failed(self, error: Exception) -> None:
         """Fail what is in the engine, as nobody can say which request it was, and go on with the others.
@@ -208,10 +283,17 @@ class EngineThread:
             EngineBrokenError: Step after step fails. What is in the engine then is left to be reclaimed.
         """
         self._failed_steps += 1
-        logger.error("an engine step failed; %d requests end with engine_error", len(self._settlers), exc_info=error)
+        logger.error(
+            "an engine step failed; %d requests end with engine_error",
+            len(self._settlers),
+            exc_info=without_text(error),
+        )
         if self._failed_steps >= MAX_FAILED_STEPS:
-            raise EngineBrokenError(f"{MAX_FAILED_STEPS} engine steps in a row failed; see the log") from error
+            raise EngineBrokenError(f"{MAX_FAILED_STEPS} engine steps in a row failed; see the log") from without_text(
+                error
+            )
         settlers, self._settlers = self._settlers, {}
+        self._ran.clear()
         for request_id, settle in settlers.items():
             self._engine.abort(request_id)
             settle(RequestFailed(_engine_error(error)))
@@ -230,6 +312,11 @@ class EngineThread:
             self._recorder.end(
                 run, self._engine.counters(), jobs_finished=self._jobs_finished, idle_seconds=idle_seconds
             )
+
+
+def without_text(error: BaseException) -> EngineError:
+    """The error's kind and traceback, for a log: a library's message may quote the prompt."""
+    return EngineError(type(error).__name__).with_traceback(error.__traceback__)
 
 
 def _engine_error(error: Exception) -> EngineError:

@@ -25,6 +25,7 @@ from typing import IO, TYPE_CHECKING, Any, Final, Self
 from helix_jobs import errors
 from helix_jobs.errors import HelixError
 from helix_jobs.jobs.process import process_exists
+from helix_jobs.private_files import open_private
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -153,7 +154,7 @@ class _Child:
 
     def __init__(self, settings: Settings, log_path: Path, emit: Callable[[Event], None]) -> None:
         self._patience = settings.shutdown_grace + STOP_SECONDS
-        with log_path.open("ab") as log:
+        with open_private(log_path, "ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "helix_jobs.jobs.local_worker"],
                 env={**os.environ, **_import_path(), **settings.to_environment()},
@@ -232,7 +233,8 @@ def _run_reporting(settings: Settings, button: Any, emit: Callable[[Event], None
         return error.exit_code
     except Exception as error:
         logger.exception("the worker failed")
-        emit({"event": "error", "kind": "HelixError", "message": f"the worker failed: {type(error).__name__}: {error}"})
+        # Only its kind: an error of a library may quote anything.
+        emit({"event": "error", "kind": "HelixError", "message": f"the worker failed: {type(error).__name__}"})
         return 1
 
 

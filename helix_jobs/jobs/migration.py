@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError
 import helix_jobs
 from helix_jobs.errors import DatabaseUnreachableError, SchemaVersionError
 from helix_jobs.jobs.schema import SCHEMA_REVISION
+from helix_jobs.private_files import touch_private
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -64,9 +65,11 @@ def ensure_schema(database: Database, *, migrate: bool | None = None) -> None:
             raise SchemaVersionError(f"there is no database at {file}; run `helix db upgrade`")
         try:
             file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # SQLite itself would go by the umask; its -wal and -shm files take the mode of the database.
+            touch_private(file)
         except OSError as error:
             raise DatabaseUnreachableError(
-                f"database {database.url_redacted}: its folder cannot be made ({error.strerror}); name another"
+                f"database {database.url_redacted} cannot be made ({error.strerror}); name another"
             ) from error
     revision = current_revision(database)
     if revision == SCHEMA_REVISION:

@@ -9,7 +9,9 @@ from celery.concurrency.base import apply_target
 from celery.concurrency.thread import ApplyResult as ThreadResult
 from celery.concurrency.thread import TaskPool as ThreadPool
 
+from helix_jobs.errors import ConfigurationError
 from helix_jobs.jobs import tasks
+from helix_jobs.jobs.message_vetting import job_id_of
 
 _REQUEST_ARGUMENT: Final = 2  # (type, id, request, body, content type, content encoding)
 
@@ -44,7 +46,7 @@ class TaskPool(ThreadPool):  # type: ignore[misc]
     ) -> ApplyResult:
         number = next(self._numbers)
         request = args[_REQUEST_ARGUMENT] if args and len(args) > _REQUEST_ARGUMENT else None
-        job_id = tasks.job_id_of(request.get("args")) if isinstance(request, dict) else None
+        job_id = job_id_of(request.get("args")) if isinstance(request, dict) else None
         if job_id is not None:
             self._jobs[number] = job_id
         future = self.executor.submit(apply_target, target, args, kwargs, callback, accept_callback, pid=number)
@@ -57,6 +59,25 @@ class TaskPool(ThreadPool):  # type: ignore[misc]
         service = tasks.bound_service()
         if job_id is not None and service is not None:
             service.abort_job(job_id)
+
+    def grow(self, n: int = 1) -> None:
+        """Refuse what Celery's remote control and Flower offer: the threads belong to the batch slots.
+
+        Raises:
+            ConfigurationError: Always.
+        """
+        raise ConfigurationError(
+            f"a worker's slots are fixed when its models are loaded, so its pool cannot change by {n}; start it again "
+            "with another --max-batch-size"
+        )
+
+    def shrink(self, n: int = 1) -> None:
+        """Refuse as ``grow`` does.
+
+        Raises:
+            ConfigurationError: Always.
+        """
+        self.grow(-n)
 
     def on_stop(self) -> None:
         """Wait for the running jobs, but not beyond the grace time, however the shutdown was asked for."""

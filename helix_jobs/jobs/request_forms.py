@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from helix_jobs.engine.sampling_params import SAMPLING_FIELDS, SamplingParams
 from helix_jobs.errors import InvalidFieldError
+from helix_jobs.jobs.limits import NO_LIMITS, Limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -117,8 +118,8 @@ class ParsedLine:
     request: dict[str, Any]
 
 
-def parse_line_object(values: object, defaults: SamplingParams) -> ParsedLine:
-    """Turn one line's parsed JSON into a stored request.
+def parse_line_object(values: object, defaults: SamplingParams, limits: Limits = NO_LIMITS) -> ParsedLine:
+    """Turn one line's parsed JSON into a stored request within the limits.
 
     Raises:
         InvalidFieldError: Names the field, the reason and the remedy.
@@ -129,8 +130,12 @@ def parse_line_object(values: object, defaults: SamplingParams) -> ParsedLine:
             remedy += "; an array becomes lines with: jq -c '.[]'"
         raise InvalidFieldError(WHOLE_LINE, f"is {kind(values)}, not an object", remedy)
     if "body" in values or "url" in values or "method" in values:
-        return _openai_line(values, defaults)
-    return _native_line(values, defaults)
+        parsed = _openai_line(values, defaults)
+        limits.check_request(parsed.request, "body.")
+    else:
+        parsed = _native_line(values, defaults)
+        limits.check_request(parsed.request)
+    return parsed
 
 
 def _native_line(values: dict[str, Any], defaults: SamplingParams) -> ParsedLine:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 from helix_jobs.engine.request import Request
 from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.errors import BadLine, InvalidFieldError
+from helix_jobs.jobs.limits import NO_LIMITS, Limits
 from helix_jobs.jobs.request_forms import WHOLE_LINE, check_messages, check_prompt, kind, parse_line_object
 
 if TYPE_CHECKING:
@@ -88,7 +89,12 @@ def derive_seed(batch_id: str, line: int) -> int:
 
 
 def read_lines(
-    stream: LineSource, defaults: SamplingParams, *, batch_id: str, rejects: RejectSink | None = None
+    stream: LineSource,
+    defaults: SamplingParams,
+    *,
+    batch_id: str,
+    rejects: RejectSink | None = None,
+    limits: Limits = NO_LIMITS,
 ) -> Iterator[JobRequest | BadLine]:
     """Read JSONL from a binary stream: one ``JobRequest`` or ``BadLine`` for each line that is not blank.
 
@@ -99,18 +105,24 @@ def read_lines(
         defaults: Sampling fields of lines that do not give them.
         batch_id: The batch the jobs will belong to; seeds are derived from it.
         rejects: Receives the bytes of bad lines as they stood, each ended by a newline.
+        limits: How large a line may be.
     """
-    yield from _read(_split(stream, rejects), defaults, batch_id, rejects)
+    yield from _read(_split(stream, rejects), defaults, batch_id, rejects, limits)
 
 
 def read_mappings(
-    items: Iterable[Mapping[str, Any]], defaults: SamplingParams, *, batch_id: str, rejects: RejectSink | None = None
+    items: Iterable[Mapping[str, Any]],
+    defaults: SamplingParams,
+    *,
+    batch_id: str,
+    rejects: RejectSink | None = None,
+    limits: Limits = NO_LIMITS,
 ) -> Iterator[JobRequest | BadLine]:
     """The same for parsed lines handed over in Python; ``line`` is the position, from 1.
 
     Each goes through JSON text, so that one set of rules holds for both and nothing is shared with the caller.
     """
-    yield from _read(_encode(items), defaults, batch_id, rejects)
+    yield from _read(_encode(items), defaults, batch_id, rejects, limits)
 
 
 def to_engine_request(job_id: int, stored: object) -> Request:
@@ -148,14 +160,14 @@ class _RawLine:
 
 
 def _read(
-    lines: Iterable[_RawLine], defaults: SamplingParams, batch_id: str, rejects: RejectSink | None
+    lines: Iterable[_RawLine], defaults: SamplingParams, batch_id: str, rejects: RejectSink | None, limits: Limits
 ) -> Iterator[JobRequest | BadLine]:
     with closing(_CustomIds()) as custom_ids:
         for raw in lines:
             try:
                 if raw.refusal is not None:
                     raise raw.refusal
-                parsed = parse_line_object(_decode(raw.data, first=raw.number == 1), defaults)
+                parsed = parse_line_object(_decode(raw.data, first=raw.number == 1), defaults, limits)
                 if parsed.custom_id is not None:
                     custom_ids.add(parsed.custom_id, raw.number)
             except InvalidFieldError as error:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from helix_jobs.engine.sampling_params import SamplingParams
     from helix_jobs.errors import BadLine
+    from helix_jobs.jobs.limits import Limits
     from helix_jobs.jobs.requests import JobRequest, RejectSink
 
 
@@ -28,7 +29,7 @@ class Source(Protocol):
         """What ``batches.source`` stores."""
 
     def read(
-        self, defaults: SamplingParams, batch_id: str, rejects: RejectSink | None
+        self, defaults: SamplingParams, batch_id: str, rejects: RejectSink | None, limits: Limits
     ) -> Iterator[JobRequest | BadLine]:
         """Yield the lines in order."""
 
@@ -88,7 +89,7 @@ class _StreamSource:
             self._stream.close()
 
     def read(
-        self, defaults: SamplingParams, batch_id: str, rejects: RejectSink | None
+        self, defaults: SamplingParams, batch_id: str, rejects: RejectSink | None, limits: Limits
     ) -> Iterator[JobRequest | BadLine]:
         """Yield the lines.
 
@@ -96,7 +97,7 @@ class _StreamSource:
             InputError: Reading fails.
         """
         try:
-            yield from read_lines(self._stream, defaults, batch_id=batch_id, rejects=rejects)
+            yield from read_lines(self._stream, defaults, batch_id=batch_id, rejects=rejects, limits=limits)
         except OSError as error:
             raise InputError(f"{self.name or 'the input'} cannot be read ({error.strerror})") from error
 
@@ -127,10 +128,10 @@ class _MappingSource:
         """Nothing to close."""
 
     def read(
-        self, defaults: SamplingParams, batch_id: str, rejects: RejectSink | None
+        self, defaults: SamplingParams, batch_id: str, rejects: RejectSink | None, limits: Limits
     ) -> Iterator[JobRequest | BadLine]:
         """Yield the lines."""
-        yield from read_mappings(self._items, defaults, batch_id=batch_id, rejects=rejects)
+        yield from read_mappings(self._items, defaults, batch_id=batch_id, rejects=rejects, limits=limits)
 
     def position(self) -> tuple[int | None, int | None]:
         """Unknown."""

@@ -45,6 +45,10 @@ class ErrorCode(StrEnum):
     ENGINE_ERROR = "engine_error"
 
 
+# What becomes of a job: a final state, or for a failed one the reason.
+OUTCOMES: Final = (JobState.SUCCEEDED.value, JobState.CANCELLED.value, *(code.value for code in ErrorCode))
+
+
 class BatchState(StrEnum):
     """Derived, never stored."""
 

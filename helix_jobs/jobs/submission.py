@@ -26,6 +26,7 @@ from helix_jobs.errors import (
     NotFoundError,
 )
 from helix_jobs.jobs import store
+from helix_jobs.jobs.limits import NO_LIMITS, Limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -101,6 +102,7 @@ def submit_lines(
     read: Callable[[str], Iterable[JobRequest | BadLine]],
     *,
     skip_invalid: bool,
+    limits: Limits = NO_LIMITS,
     tally: Tally,
     on_progress: Callable[[Tally], None] | None = None,
 ) -> Submission:
@@ -111,12 +113,13 @@ def submit_lines(
         new: The batch to create.
         read: Given the batch id, yields the lines in order.
         skip_invalid: Store the good lines although there are bad ones.
+        limits: How many lines there may be.
         tally: Receives the counts.
         on_progress: Called now and then.
 
     Raises:
         InvalidInputError: There are bad lines (without ``skip_invalid``), or nothing but bad lines.
-        InputError: There are no lines.
+        InputError: There are no lines, or too many.
         IdempotencyConflictError: The key names a batch with different content.
         DatabaseUnreachableError: The database does not answer.
     """
@@ -130,6 +133,7 @@ def submit_lines(
                     writer.abandon()
             else:
                 tally.accepted += 1
+                limits.check_count(tally.accepted, item.line)
                 writer.add(item)
             if on_progress is not None and count % _PROGRESS_LINES == 0:
                 on_progress(tally)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-from celery.exceptions import InvalidTaskError, Reject
+from celery.exceptions import Reject
 from celery.signals import task_revoked
-from celery.worker.strategy import default as default_strategy
 
 from helix_jobs.errors import HelixError
 from helix_jobs.jobs.broker import TASK_NAME
 from helix_jobs.jobs.celery_app import app
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from helix_jobs.jobs.message_vetting import job_id_of
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +27,9 @@ class JobService(Protocol):
 
     def cancel_job(self, job_id: int) -> None:
         """Cancel the job in the database."""
+
+    def count_rejected(self) -> None:
+        """Note that a message was dropped because it names no job."""
 
     def begin_drain(self) -> None:
         """Take no further jobs; hand back what is unfinished when the grace time is over."""
@@ -49,26 +49,7 @@ def bound_service() -> JobService | None:
     return _service
 
 
-def strategy(task: object, celery_app: object, consumer: object) -> Callable[..., object]:
-    """Celery's own message handler, made safe against messages whose body is no list.
-
-    Whoever can write to the broker can send anything; an error here would end the consumer, while an invalid message
-    is logged and dropped.
-    """
-    handler = default_strategy(task, celery_app, consumer)
-
-    def handle(message: Any, *args: Any, **kwargs: Any) -> object:  # noqa: ANN401  (Celery's signature)
-        try:
-            return handler(message, *args, **kwargs)
-        except InvalidTaskError:
-            raise
-        except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
-            raise InvalidTaskError(f"malformed message ({type(error).__name__})") from error
-
-    return handle
-
-
-@app.task(name=TASK_NAME, bind=True, Strategy=f"{__name__}:strategy")  # type: ignore[untyped-decorator]
+@app.task(name=TASK_NAME, bind=True)  # type: ignore[untyped-decorator]
 def run_job(self: Any, *args: object, **kwargs: object) -> None:  # noqa: ANN401  (Celery's task object)
     """Run the job with this id; returning acknowledges the message."""
     job_id = job_id_of(args)
@@ -83,15 +64,6 @@ def run_job(self: Any, *args: object, **kwargs: object) -> None:  # noqa: ANN401
         done = False
     if not done:
         raise Reject(reason="the worker is stopping", requeue=True)
-
-
-def job_id_of(args: object) -> int | None:
-    """Read the job's id out of a message's arguments, which anyone may have written."""
-    if isinstance(args, list | tuple) and len(args) == 1:
-        job_id = args[0]
-        if isinstance(job_id, int) and not isinstance(job_id, bool) and 0 < job_id < 2**63:
-            return job_id
-    return None
 
 
 @task_revoked.connect(weak=False)  # type: ignore[untyped-decorator]

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 from helix_jobs.errors import HelixError
 from helix_jobs.jobs import store
 from helix_jobs.jobs.banner import WorkerBanner
-from helix_jobs.jobs.broker import CeleryPublisher, EmbeddedBroker, ping, redact_url
+from helix_jobs.jobs.broker import CeleryPublisher, EmbeddedBroker, ping
 from helix_jobs.jobs.database import Database, ensure_schema
 from helix_jobs.jobs.device_lock import DeviceLock
 from helix_jobs.jobs.heartbeat import Heartbeat
@@ -29,12 +29,17 @@ from helix_jobs.jobs.reconciler import Reconciler
 from helix_jobs.jobs.result_writer import GroupCommitWriter
 from helix_jobs.jobs.stop_button import StopButton, StopRequest, install_signals
 from helix_jobs.jobs.store import NewWorker
+from helix_jobs.jobs.watchdog import Watchdog
+from helix_jobs.jobs.worker_figures import QueueReader, worker_figures
 from helix_jobs.jobs.worker_service import WorkerService
+from helix_jobs.redaction import redact
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from helix_jobs.engine.protocol import EngineProtocol
+    from helix_jobs.jobs.consumer import Consumer
+    from helix_jobs.observability.metrics import MetricsServer
     from helix_jobs.settings import Settings
 
 __all__ = ["StopButton", "StopRequest", "device_name", "load_engine", "run_worker"]
@@ -50,8 +55,8 @@ ENGINE_SECONDS: Final = 10.0
 INTERRUPT_SECONDS: Final = 8.0
 # A step this long is no slow step. The longest honest one, a full prompt chunk on an old CPU, takes seconds.
 MAX_STEP_SECONDS: Final = 900.0
-# Messages wait, slots are idle and nothing is delivered: the broker connection is dead without knowing it.
-MAX_SILENT_SECONDS: Final = 60.0
+# A consumer that lasted this long was sound; its end is counted as the first one.
+SOUND_CONSUMER_SECONDS: Final = 60.0
 HARD_EXIT_SECONDS: Final = 30.0
 # After the grace time: how long jobs may take to write down their hand-back before the writer gives up.
 HAND_BACK_SECONDS: Final = 5.0
@@ -100,8 +105,8 @@ def run_worker(
     """Run a worker until it is told to stop; return the process's exit code.
 
     SIGTERM, or Ctrl-C once: take no more jobs, finish what finishes within HELIX_SHUTDOWN_GRACE, hand the rest back to
-    the queue, exit 0. Ctrl-C twice: hand everything back now, exit 130. A broken engine: exit 1, for a supervisor to
-    start a new process.
+    the queue, exit 0. Ctrl-C twice: hand everything back now, exit 130. A broken engine, or a broker that delivers
+    nothing: exit 1, for a supervisor to start a new process.
 
     Args:
         settings: The effective settings, flags included.
@@ -152,12 +157,15 @@ class _Worker:
         self._engine: EngineProtocol
         self._service: WorkerService
         self._writer: GroupCommitWriter
+        self._metrics: MetricsServer | None = None
+        self._watchdog: Watchdog
         self._stopping = False
         self._interrupted = False
         self._broken = False
         self._gave_up = False
         self._give_up_timer: threading.Timer | None = None
-        self._delivered_at = self._broker_seen_at = time.monotonic()
+        self._consumer: Consumer | None = None
+        self._broker_seen_at = time.monotonic()
 
     def prepare(self, *, allow_shared_device: bool, on_progress: Callable[[str], None] | None) -> None:
         """Check what can be checked, then load the models."""
@@ -165,6 +173,7 @@ class _Worker:
         # break each other.
         importlib.import_module("helix_jobs.jobs.consumer")
         importlib.import_module("helix_jobs.jobs.tasks")
+        importlib.import_module("helix_jobs.jobs.vetted_transport")
         self._settings.make_home()
         self._lock = DeviceLock(device_name(self._settings))
         self._lock.acquire(allow_shared=allow_shared_device)
@@ -177,6 +186,11 @@ class _Worker:
         else:
             self._embedded.start()
             self._stack.callback(self._leave_broker, self._embedded)
+        if self._settings.metrics_port is not None:
+            from helix_jobs.observability.metrics import MetricsServer
+
+            self._metrics = MetricsServer(self._settings.metrics_host, self._settings.metrics_port)
+            self._stack.callback(self._metrics.close)
         self._engine = load_engine(self._settings, on_progress)
 
     def start(self) -> WorkerBanner:
@@ -199,14 +213,23 @@ class _Worker:
             worker_id=self._worker_id,
             grace=self._settings.shutdown_grace,
             on_broken=self._break,
+            job_timeout=self._settings.job_timeout,
         )
-        checks = (self._check_step, self._check_delivery, self._check_broker)
+        self._watchdog = Watchdog(
+            self._database,
+            CeleryPublisher(self._settings),
+            self._service,
+            reconnect=self._reconnect,
+            give_up=self._leave_for_supervisor,
+        )
+        checks = (self._check_step, self._check_broker)
         heartbeat = Heartbeat(self._database, row, self._service, checks)
         self._stack.callback(heartbeat.stop)
         self._stack.callback(self._count_attempts)
         self._stack.callback(lambda: writer.close(WRITER_SECONDS))
         self._stack.callback(lambda: self._service.stop(1.0 if self._interrupted else ENGINE_SECONDS))
         self._stack.callback(self._reconciler.stop)
+        self._stack.callback(self._watchdog.stop)
         if self._embedded is not None:
             # Its owner may have left and stopped it while the models were loading, when nobody knew of this worker.
             self._embedded.start()
@@ -217,11 +240,17 @@ class _Worker:
         )
         self._clear_stranded()
         self._reconciler.start()
+        self._watchdog.start()
+        if self._metrics is not None:
+            queue = QueueReader(self._settings.database_url)
+            self._stack.callback(queue.close)
+            self._metrics.show(lambda: worker_figures(self._service, self._reconciler, self._watchdog), queue)
         return WorkerBanner(
             worker_id=self._worker_id,
             engine=info,
-            broker=f"embedded, {self._embedded.socket_path}" if self._embedded else redact_url(self._publisher.url),
+            broker=f"embedded, {self._embedded.socket_path}" if self._embedded else redact(self._publisher.url),
             database=self._database.url_redacted,
+            metrics=None if self._metrics is None else self._metrics.url,
         )
 
     def consume(self) -> int:
@@ -236,7 +265,7 @@ class _Worker:
         failures = 0
         try:
             while True:
-                consumer = make_consumer(self._settings, self._hostname)
+                self._consumer = consumer = make_consumer(self._settings, self._hostname)
                 if self._stopping:  # since the last one ended; making this one has cleared Celery's flag
                     stop_consuming()
                 if not supervisor.is_alive():
@@ -246,7 +275,7 @@ class _Worker:
                 if self._stopping or consumer.exitcode != CONSUMER_FAILED:
                     break
                 # A message that is not even a message can end Celery's loop; the models stay loaded meanwhile.
-                failures = 1 if time.monotonic() - began > MAX_SILENT_SECONDS else failures + 1
+                failures = 1 if time.monotonic() - began > SOUND_CONSUMER_SECONDS else failures + 1
                 if failures > MAX_CONSUMER_FAILURES:
                     self._break(HelixError("Celery's consumer does not stay up"))
                     break
@@ -306,6 +335,20 @@ class _Worker:
             logger.critical("this worker cannot go on and stops: %s", error, exc_info=error)
             self._button.press(StopRequest.BROKEN)
 
+    def _reconnect(self) -> None:
+        """Have Celery connect to the broker anew; running jobs go on."""
+        if self._consumer is not None:
+            self._consumer.reconnect()
+        self._reconciler.wake()
+
+    def _leave_for_supervisor(self, why: str) -> None:
+        """Nothing is delivered any more; finish what runs and end with a failure, for a supervisor to start another."""
+        self._gave_up = True
+        logger.critical("this worker cannot go on and stops: %s", why)
+        self._button.press(StopRequest.GRACEFUL)
+        # Celery's loop may be what hangs.
+        self._exit_after(self._settings.shutdown_grace + HAND_BACK_SECONDS + HARD_EXIT_SECONDS, EXIT_FAILED)
+
     def _count_attempts(self) -> None:
         """After a break: the jobs in the engine may be the reason, so unlike a hand-back their attempt counts."""
         if self._broken:
@@ -343,22 +386,6 @@ class _Worker:
     def _check_step(self) -> None:
         if self._service.step_seconds > MAX_STEP_SECONDS:
             self._break(HelixError(f"an engine step has taken more than {MAX_STEP_SECONDS:.0f} s: the device hangs"))
-
-    def _check_delivery(self) -> None:
-        """Notice a broker connection that is dead without knowing it: messages wait, we idle, nothing comes."""
-        now = time.monotonic()
-        silent = now - self._delivered_at
-        busy = self._stopping or self._service.active_count > 0
-        if busy or (silent > MAX_SILENT_SECONDS / 2 and not self._messages_wait()):
-            self._delivered_at = now
-        elif silent > MAX_SILENT_SECONDS:
-            self._break(HelixError(f"messages wait in the broker and none came for {MAX_SILENT_SECONDS:.0f} s"))
-
-    def _messages_wait(self) -> bool:
-        try:
-            return self._publisher.depth() > 0
-        except HelixError:
-            return False  # Celery is trying to reconnect, for as long as it takes
 
     def _check_broker(self) -> None:
         """Bring the embedded broker back if it went away: nobody else would."""

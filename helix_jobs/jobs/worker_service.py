@@ -16,104 +16,36 @@ from datetime import UTC, datetime
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from helix_jobs.engine.request import FinishReason
 from helix_jobs.errors import EngineError, HelixError, RequestError
 from helix_jobs.jobs import store
-from helix_jobs.jobs.engine_thread import EngineThread, Generated, RequestFailed
+from helix_jobs.jobs.engine_thread import EngineThread, RequestFailed, without_text
+from helix_jobs.jobs.job_endings import Fail, Leave, Succeed, Withdrawn, decide, outcome, refused_by_database
+from helix_jobs.jobs.job_gate import JobGate
 from helix_jobs.jobs.requests import to_engine_request
 from helix_jobs.jobs.runs import DatabaseRunRecorder, counted
-from helix_jobs.jobs.store import FinishedJob, ResultRow
+from helix_jobs.jobs.states import JobState
+from helix_jobs.jobs.store import FinishedJob
+from helix_jobs.jobs.worker_counters import WorkerCounters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from sqlalchemy import Connection
+
     from helix_jobs.engine.protocol import EngineInfo, EngineProtocol
     from helix_jobs.jobs.database import Database
-    from helix_jobs.jobs.engine_thread import Run
+    from helix_jobs.jobs.job_endings import Decision, Ending
     from helix_jobs.jobs.runs import Writer
     from helix_jobs.jobs.store import ClaimedJob
 
 logger = logging.getLogger(__name__)
 
 
-class Withdrawn(Enum):
-    """Endings that are not the engine's."""
+class _Refusal(Enum):
+    """Why a job was not claimed."""
 
-    HANDED_BACK = "handed back"
-    LEASE_LOST = "lease lost"
-
-
-Ending = Generated | RequestFailed | Withdrawn
-
-
-@dataclass(frozen=True, slots=True)
-class Succeed:
-    """Write the result row."""
-
-    row: ResultRow
-    run: Run
-
-
-@dataclass(frozen=True, slots=True)
-class Fail:
-    """Write the error."""
-
-    code: str
-    message: str
-
-
-class Leave(Enum):
-    """Endings without a result."""
-
-    RELEASE = "release"  # back to the queue, the attempt not counted
-    DROP = "drop"  # someone else has it, or it was cancelled
-
-
-Decision = Succeed | Fail | Leave
-
-
-def decide(ending: Ending, *, info: EngineInfo, waited_seconds: float) -> Decision:
-    """Say what a job's ending means for its row.
-
-    Args:
-        ending: How it ended.
-        info: The engine, for the result row.
-        waited_seconds: From being queued to the claim; the engine adds its own waiting.
-    """
-    match ending:
-        case Withdrawn.LEASE_LOST:
-            return Leave.DROP
-        case Withdrawn.HANDED_BACK:
-            return Leave.RELEASE
-        case RequestFailed(error):
-            return Fail(error.code, str(error))
-        case Generated(result, run):
-            if result.error is not None:
-                return Fail(result.error.code, str(result.error))
-            if result.finish_reason is None or result.finish_reason is FinishReason.ABORTED:
-                return Leave.RELEASE
-            seconds = result.total_seconds
-            row = ResultRow(
-                output_text=result.output_text,
-                finish_reason=result.finish_reason.value,
-                prompt_tokens=result.prompt_tokens,
-                cached_prompt_tokens=result.cached_prompt_tokens,
-                completion_tokens=result.completion_tokens,
-                queue_seconds=waited_seconds + result.queue_seconds,
-                ttft_seconds=result.ttft_seconds,
-                decode_seconds=result.decode_seconds,
-                total_seconds=seconds,
-                tokens_per_second=result.completion_tokens / seconds if seconds > 0 else None,
-                draft_tokens=result.draft_tokens,
-                accepted_tokens=result.accepted_tokens,
-                acceptance_rate=result.acceptance_rate,
-                mean_acceptance_length=result.mean_acceptance_length,
-                target_model=info.target_model,
-                draft_model=info.draft_model,
-                device=info.device,
-                dtype=info.dtype,
-            )
-            return Succeed(row, run)
+    NOTHING_TO_DO = "it ended, was cancelled, is someone else's, or does not exist"
+    MUST_RUN_ALONE = "this would be its last attempt"
 
 
 @dataclass(eq=False, slots=True)
@@ -149,6 +81,7 @@ class WorkerService:
         worker_id: This worker's row.
         grace: Seconds between ``begin_drain`` and handing back what is unfinished.
         on_broken: Called when the engine cannot go on.
+        job_timeout: Seconds a job may run in the engine; None for as long as it takes.
     """
 
     def __init__(
@@ -160,13 +93,16 @@ class WorkerService:
         worker_id: str,
         grace: float,
         on_broken: Callable[[BaseException], None],
+        job_timeout: float | None = None,
     ) -> None:
         self.worker_id = worker_id
         self._database = database
         self._engine = engine
         self._writer = writer
         self._grace = grace
-        self._engine_thread = EngineThread(engine, DatabaseRunRecorder(writer, worker_id), on_broken)
+        self._engine_thread = EngineThread(
+            engine, DatabaseRunRecorder(writer, worker_id), on_broken, job_timeout=job_timeout
+        )
         # Signal handlers never come here (see worker.py), so a plain lock will do.
         self._lock = threading.Lock()
         self._active: dict[int, _ActiveJob] = {}
@@ -174,7 +110,8 @@ class WorkerService:
         self._given_up: Withdrawn | None = None
         self._grace_timer: threading.Timer | None = None
         self._ended = threading.Condition(self._lock)
-        self._fenced = 0
+        self._gate = JobGate()
+        self._counters = WorkerCounters()
 
     @property
     def active_count(self) -> int:
@@ -182,9 +119,24 @@ class WorkerService:
         return len(self._active)
 
     @property
-    def fenced_count(self) -> int:
-        """Writes the database refused because the lease had moved on."""
-        return self._fenced
+    def idle_slots(self) -> int:
+        """Batch slots without a job; 0 while no more are taken."""
+        return 0 if self._draining else max(0, self._engine.info.max_batch_size - len(self._active))
+
+    @property
+    def counters(self) -> WorkerCounters:
+        """What came, ended, was refused or lost since the start."""
+        return self._counters
+
+    @property
+    def engine(self) -> EngineThread:
+        """The engine's thread, for its figures."""
+        return self._engine_thread
+
+    @property
+    def info(self) -> EngineInfo:
+        """What the engine is."""
+        return self._engine.info
 
     @property
     def step_seconds(self) -> float:
@@ -200,6 +152,7 @@ class WorkerService:
 
         False: the worker is stopping and has not touched the job; its message belongs to another worker.
         """
+        self._count(delivered=1)
         with self._lock:
             if self._draining:
                 return False
@@ -209,7 +162,7 @@ class WorkerService:
                 return True
             active = self._active[job_id] = _ActiveJob(job_id)
         try:
-            self._run(active)
+            return self._run(active)
         finally:
             with self._lock:
                 del self._active[job_id]
@@ -219,7 +172,10 @@ class WorkerService:
                 # The job may have been retried or reclaimed while its earlier run was still here; then that message
                 # was its only one. A job that has ended, or is someone else's, is not changed.
                 self._writer.submit(lambda c: store.unmark_published(c, [job_id]))
-        return True
+
+    def count_rejected(self) -> None:
+        """Note that a message was dropped because it names no job."""
+        self._count(rejected_messages=1)
 
     def abort_job(self, job_id: int) -> None:
         """Stop generating for this job, if it runs here. Unless it is cancelled as well, it returns to the queue."""
@@ -255,6 +211,7 @@ class WorkerService:
             if self._draining:
                 return
             self._draining = True
+            self._gate.close()
             self._grace_timer = threading.Timer(self._grace, self.hand_back)
             self._grace_timer.daemon = True
             self._grace_timer.start()
@@ -271,6 +228,7 @@ class WorkerService:
             if self._grace_timer is not None:
                 self._grace_timer.cancel()
             self._draining, self._given_up = False, None
+            self._gate.reopen()
 
     def hand_back(self) -> None:
         """Give up every unfinished job now; each thread returns its job to the queue."""
@@ -289,6 +247,7 @@ class WorkerService:
         """End the engine's thread, after its step; False if that takes longer. For when no job runs."""
         with self._lock:
             self._draining = True
+            self._gate.close()
             if self._grace_timer is not None:
                 self._grace_timer.cancel()
         stopped = self._engine_thread.stop(timeout)
@@ -296,12 +255,38 @@ class WorkerService:
             self._engine.close()
         return stopped
 
-    def _run(self, active: _ActiveJob) -> None:
+    def _run(self, active: _ActiveJob) -> bool:
+        """Claim, generate, finish: beside other jobs, or alone where need be. False: the job was not touched."""
+        for alone in (False, True):
+            if not self._gate.enter(alone=alone):
+                return False
+            try:
+                claim = self._claim(active.job_id, alone=alone)
+                if claim is _Refusal.NOTHING_TO_DO:
+                    self._count(void_messages=1)
+                    logger.debug("nothing to do for this message", extra={"job_id": active.job_id})
+                elif claim is _Refusal.MUST_RUN_ALONE:
+                    logger.info("a job that died with its workers runs alone now", extra={"job_id": active.job_id})
+                    continue
+                else:
+                    self._serve(active, claim)
+                break
+            finally:
+                self._gate.leave()
+        return True
+
+    def _claim(self, job_id: int, *, alone: bool) -> ClaimedJob | _Refusal:
         now = datetime.now(UTC)
-        claim = self._writer.submit(lambda c: store.claim(c, active.job_id, worker_id=self.worker_id, now=now)).result()
-        if claim is None:
-            logger.debug("nothing to do for this message", extra={"job_id": active.job_id})
-            return
+
+        def claim(c: Connection) -> ClaimedJob | _Refusal:
+            claimed = store.claim(c, job_id, worker_id=self.worker_id, now=now, spare_last_attempt=not alone)
+            if claimed is None and not alone and store.awaits_last_attempt(c, job_id):
+                return _Refusal.MUST_RUN_ALONE
+            return claimed or _Refusal.NOTHING_TO_DO
+
+        return self._writer.submit(claim).result()
+
+    def _serve(self, active: _ActiveJob, claim: ClaimedJob) -> None:
         with self._lock:
             active.claim = claim
             given_up = self._given_up
@@ -317,7 +302,9 @@ class WorkerService:
         except RequestError as error:
             return RequestFailed(error)
         except Exception as error:
-            logger.exception("a request could not be encoded", extra={"job_id": claim.id})
+            logger.error(  # noqa: TRY400  (see without_text)
+                "a request could not be encoded", extra={"job_id": claim.id}, exc_info=without_text(error)
+            )
             return RequestFailed(
                 EngineError(f"{type(error).__name__} while encoding; the worker's log has the details")
             )
@@ -346,20 +333,22 @@ class WorkerService:
         except HelixError:
             raise  # the database is away for good; the lease stays and is reclaimed
         except Exception as error:
-            if decision == (refused := _refused_by_database(error)):
+            if decision == (refused := refused_by_database(error)):
                 raise
             # Never the error's text: Postgres quotes the row.
             logger.error("the database refused a result: %s", type(error).__name__, extra={"job_id": claim.id})  # noqa: TRY400
             self._persist(claim, refused)
             return
         if matched:
-            logger.debug("job ended: %s", _outcome(decision), extra={"job_id": claim.id, "batch_id": claim.batch_id})
+            self._count_outcome(decision)
+            logger.debug("job ended: %s", outcome(decision), extra={"job_id": claim.id, "batch_id": claim.batch_id})
         else:
             self._count_fenced(claim)
 
     def _give_up(self, why: Withdrawn) -> None:
         with self._lock:
             self._draining = True
+            self._gate.close()
             self._given_up = why
             jobs = [job for job in self._active.values() if job.claim is not None]
         if jobs:
@@ -379,21 +368,18 @@ class WorkerService:
         except HelixError as error:
             logger.warning("a revoked job could not be cancelled: %s", error, extra={"job_id": job_id})
 
+    def _count_outcome(self, decision: Decision) -> None:
+        if isinstance(decision, Succeed | Fail):
+            name = decision.code if isinstance(decision, Fail) else JobState.SUCCEEDED.value
+            with self._lock:
+                outcomes = {**self._counters.outcomes, name: self._counters.outcomes.get(name, 0) + 1}
+                self._counters = replace(self._counters, outcomes=outcomes)
+
     def _count_fenced(self, claim: ClaimedJob) -> None:
-        with self._lock:
-            self._fenced += 1
+        self._count(fenced=1)
         logger.debug("fenced: the lease has moved on", extra={"job_id": claim.id, "batch_id": claim.batch_id})
 
-
-def _outcome(decision: Decision) -> str:
-    match decision:
-        case Succeed():
-            return "succeeded"
-        case Fail():
-            return "failed"
-        case _:
-            return Withdrawn.HANDED_BACK.value
-
-
-def _refused_by_database(error: Exception) -> Fail:
-    return Fail(EngineError.code, f"the database refused the result ({type(error).__name__}); see the worker's log")
+    def _count(self, **more: int) -> None:
+        with self._lock:
+            now = {name: getattr(self._counters, name) + count for name, count in more.items()}
+            self._counters = replace(self._counters, **now)

@@ -3,6 +3,9 @@
 Modules only ever say ``logger = logging.getLogger(__name__)`` and ``logger.info("...", extra={...})``; entry points
 call `configure_logging` once. What they pass as ``extra`` is shown in both formats; ``extra={"figures": {...}}`` holds
 what the message says in words already, so its entries become keys in JSON and are left out of text.
+
+Passwords in messages, extras and tracebacks are redacted here. This is the second line of defence, for what libraries
+put into their messages: whoever logs a URL redacts it first.
 """
 
 from __future__ import annotations
@@ -10,12 +13,12 @@ from __future__ import annotations
 import json
 import logging
 import math
-import re
 import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from helix_jobs.errors import ConfigurationError
+from helix_jobs.redaction import redact
 from helix_jobs.settings import LOG_FORMATS, LOG_LEVELS
 
 if TYPE_CHECKING:
@@ -27,23 +30,8 @@ _STANDARD_ATTRIBUTES: Final = frozenset(vars(logging.makeLogRecord({}))) | {"mes
 # The extra whose entries the message itself tells.
 _FIGURES: Final = "figures"
 
-# "scheme://user:password@": the password runs to the last "@" before the path, as URL parsers read it.
-_URL_PASSWORD: Final = re.compile(r"(?P<head>[A-Za-z][A-Za-z0-9+.-]*://[^\s:/@]*):(?P<password>[^\s/\"'<>]+)@")
-_PASSWORD_FIELD: Final = re.compile(r"(?P<head>\b(?:password|passwd)=)[^\s&\"',;]+", re.IGNORECASE)
-
-
-def redact(text: str) -> str:
-    """Replace passwords inside URLs and ``password=`` fields by ``***``.
-
-    The second line of defence: whoever logs a URL redacts it first. This one catches what third-party libraries put
-    into their messages.
-    """
-    # The common line has neither; two substring searches are cheaper than two expressions.
-    if "://" in text and "@" in text:
-        text = _URL_PASSWORD.sub(r"\g<head>:***@", text)
-    if "passw" in text.lower():
-        text = _PASSWORD_FIELD.sub(r"\g<head>***", text)
-    return text
+# What may stand in a line: everything but control characters, which could forge another line or drive a terminal.
+_CONTROL: Final = {code: f"\\x{code:02x}" for code in (*range(32), *range(0x7F, 0xA0))} | {0x09: "\t", 0x0A: "\n    "}
 
 
 class TextFormatter(logging.Formatter):
@@ -53,10 +41,10 @@ class TextFormatter(logging.Formatter):
         """Render one record; tracebacks follow on their own lines."""
         when = datetime.fromtimestamp(record.created).astimezone().strftime("%Y-%m-%d %H:%M:%S")
         name = record.name.removeprefix(f"{_OWN_LOGGER}.")
-        line = f"{when} {record.levelname:<7} {name}: {record.getMessage()}"
+        line = f"{when} {record.levelname:<7} {name}: {record.getMessage().translate(_CONTROL)}"
         fields = " ".join(f"{key}={value}" for key, value in extra_fields(record).items() if key != _FIGURES)
         if fields:
-            line = f"{line}  {fields}"
+            line = f"{line}  {fields.translate(_CONTROL)}"
         trouble = _trouble(self, record)
         return redact(f"{line}\n{trouble}" if trouble else line)
 

@@ -77,6 +77,37 @@ class ReferenceOutputs:
                 stream.write(json.dumps({"prompt": key, **asdict(reference)}) + "\n")
         return self._known[key]
 
+    @torch.no_grad()
+    def confirms(self, prompt_ids: Sequence[int], output: Sequence[int], certain_gap: float) -> bool:
+        """Whether transformers' own pass over prompt and output, at batch 1, chooses each of its tokens.
+
+        Token by token by induction this is greedy decoding, in one pass where ``of`` takes one for each token. The pass
+        rounds a little differently, so it says yes only where every choice is clear.
+
+        Args:
+            prompt_ids: The encoded prompt.
+            output: What is to be confirmed; shorter than ``max_tokens`` if the next token ended it.
+            certain_gap: Between the first and the second logit, at least.
+        """
+        num_prompt = len(prompt_ids)
+        # [1, tokens]
+        ids = torch.tensor([[*prompt_ids, *output]])
+        # [tokens from the prompt's last on, vocab_size]
+        logits = self._loaded()(ids, logits_to_keep=len(output) + 1).logits[0].float()
+        best = logits.topk(2, dim=-1)
+        chosen, gaps = best.indices[:, 0].tolist(), best.values[:, 0] - best.values[:, 1]
+        is_cut = len(output) == self._max_tokens
+        ends_well = is_cut or chosen[-1] in self._eos
+        asked = len(output) + (0 if is_cut else 1)
+        assert len(logits) == ids.shape[1] - num_prompt + 1, "one row for each token, and one after them"
+        return ends_well and chosen[: len(output)] == list(output) and bool((gaps[:asked] >= certain_gap).all())
+
+    def _loaded(self) -> torch.nn.Module:
+        if self._model is None:
+            dtype = getattr(torch, self._dtype)
+            self._model = AutoModelForCausalLM.from_pretrained(self._source, dtype=dtype).eval()
+        return self._model
+
     def _read(self) -> Iterator[tuple[str, Reference]]:
         if not self._file.exists():
             return
@@ -89,12 +120,9 @@ class ReferenceOutputs:
 
     @torch.no_grad()
     def _generate(self, prompt_ids: Sequence[int]) -> Reference:
-        if self._model is None:
-            dtype = getattr(torch, self._dtype)
-            self._model = AutoModelForCausalLM.from_pretrained(self._source, dtype=dtype).eval()
         # [1, prompt_tokens]
         ids = torch.tensor([list(prompt_ids)])
-        out = self._model.generate(
+        out = self._loaded().generate(
             ids,
             attention_mask=torch.ones_like(ids),
             do_sample=False,

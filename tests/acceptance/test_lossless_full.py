@@ -6,7 +6,7 @@ computed in one pass instead of step by step. The bound of 99 % is not reached t
 differences are listed, and each must be such a near-tie.
 
 A command of its own: ``python -m pytest -m slow -s tests/acceptance/test_lossless_full.py``. Most of the first run's
-time is transformers'; its outputs are kept in pytest's cache directory.
+time is transformers'; outputs that it made token by token are kept in pytest's cache directory.
 """
 
 from __future__ import annotations
@@ -37,6 +37,9 @@ SPECULATIONS = {
 }
 # Near 32, where this model's best logits lie, bfloat16 has steps of 0.125 and 0.25.
 NEAR_TIE = 0.5
+# Far above what float32 logits near 32 differ by between one pass over a text and one pass a token. bfloat16 has no
+# such gap: there every output is compared with one that transformers made token by token.
+CERTAIN_GAP = {"float32": 1e-2}
 EQUAL_SHARE = {"float32": 1.0, "bfloat16": 0.99}
 
 
@@ -67,16 +70,20 @@ def test_480_first_turns_equal_transformers(pytestconfig, demo_home, tmp_path, d
         MAX_TOKENS,
         pytestconfig.cache.mkdir("helix-references"),
     )
-    references = [outputs.of(request.prompt_token_ids) for request in encoded]
     results = engine.generate(encoded)
     engine.check_integrity()
 
     counters = engine.counters()
     kernels = "torch" if models.target.decoder.native is None else "compiled"
     report = [f"{dtype}, {kernels} kernels: {counters}"]
-    num_equal, differences = 0, []
-    for result, reference in zip(results, references, strict=True):
-        found = reference.difference(result.output_token_ids)
+    num_equal, num_confirmed, differences = 0, 0, []
+    for request, result in zip(encoded, results, strict=True):
+        prompt_ids, output = request.prompt_token_ids, result.output_token_ids
+        if dtype in CERTAIN_GAP and outputs.confirms(prompt_ids, output, CERTAIN_GAP[dtype]):
+            num_equal += 1
+            num_confirmed += 1
+            continue
+        found = outputs.of(prompt_ids).difference(output)
         if found is None:
             num_equal += 1
         else:
@@ -85,7 +92,10 @@ def test_480_first_turns_equal_transformers(pytestconfig, demo_home, tmp_path, d
                 f"prompt {result.request_id}: differs at token {found.position}, top-2 logit gap {found.gap:.4f}, "
                 f"{'the runner-up' if found.is_runner_up else 'another token'} instead"
             )
-    report.append(f"{num_equal} of {len(results)} outputs equal ({num_equal / len(results):.2%})")
+    report.append(
+        f"{num_equal} of {len(results)} outputs equal ({num_equal / len(results):.2%}), {num_confirmed} of them "
+        "confirmed in one pass, the others token by token"
+    )
     print("", *report, sep="\n")  # noqa: T201  (what the command is run for)
     assert all(result.error is None for result in results)
     assert counters.accepted_tokens > 0

@@ -26,6 +26,7 @@ from helix_jobs.jobs.export import COLUMNS
 from helix_jobs.jobs.requests import JobRequest, read_lines
 from helix_jobs.jobs.schema import metadata
 from helix_jobs.jobs.states import BatchState, ErrorCode, JobState
+from helix_jobs.observability.metrics import METRICS
 from helix_jobs.settings import Settings
 from helix_jobs.testing import FakeFaults
 
@@ -40,13 +41,16 @@ NOT_RUN = {
     ("Commands", "needs peers in environments of their own"),
     ("Models and devices", "needs Windows or WSL with a DirectX 12 device"),
     ("Redis, Postgres, Docker", "needs Docker"),
+    ("Monitoring", "listens on a port that others may use"),
+    ("Monitoring", "Flower is no part of Helix"),
+    ("Security", "asks a service on the internet"),
     ("Development", ".ci/run does the same"),
     ("Development", "downloads an older torch"),
     ("Development", "takes an hour"),
 }
 SERVICES = "Redis, Postgres, Docker"
 # Options of other programs, or of the tests, that README names.
-FOREIGN_OPTIONS = {"--check", "--faults-table", "--soak-minutes"}
+FOREIGN_OPTIONS = {"--address", "--port", "--check", "--faults-table", "--soak-minutes"}
 
 
 def sh_commands(section: str) -> list[str]:
@@ -177,6 +181,14 @@ def test_states_error_codes_and_exit_codes_stand_in_readme():
     exits = {int(row[0]) for row in table_rows("Exit codes")}
     raised = {kind.exit_code for kind in vars(errors).values() if isinstance(kind, type) and hasattr(kind, "exit_code")}
     assert exits == raised | {0, 130}
+
+
+def test_every_metric_stands_in_readme_as_it_is_served():
+    told = [
+        (code_words(name)[0], kind, tuple(code_words(labels)), meaning)
+        for name, kind, labels, meaning in table_rows("Metrics")
+    ]
+    assert told == [(metric.name, str(metric.kind), metric.labels, metric.meaning) for metric in METRICS]
 
 
 def test_links_lead_somewhere():

@@ -271,6 +271,9 @@ def test_celery_inspects_a_running_worker(box: Box) -> None:
     assert f'"args": [{job.id}]' in active.stdout
     assert "endless" not in active.stdout
 
+    grow = box.run(*celery, "control", "pool_grow", "2")
+    assert "--max-batch-size" in grow.stdout + grow.stderr, "Flower offers it on every worker's page"
+
     message = next(part for part in active.stdout.split('"') if part.startswith(f"{job.id}-"))
     revoke = box.run(*celery, "control", "terminate", "SIGTERM", message)
     assert revoke.returncode == 0, revoke.stderr

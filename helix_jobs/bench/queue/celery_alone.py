@@ -41,6 +41,9 @@ class _Nobody:
     def begin_drain(self) -> None:
         pass
 
+    def count_rejected(self) -> None:
+        pass
+
 
 if __name__ == "__main__":
     tasks.bind_service(_Nobody())

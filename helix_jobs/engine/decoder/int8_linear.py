@@ -4,8 +4,8 @@ Weights are quantised once, symmetrically, one scale per output row. Activations
 symmetrically, one scale per token. Their product is summed exactly in int32, so a token's result does not depend on
 which other tokens share the batch: a drafter's proposals stay reproducible.
 
-The product itself is ``torch._int_mm``, or, where the CPU has the instructions (AVX512-VNNI), oneDNN's over weights
-laid out once: bit for bit the same.
+The product itself is, where the CPU has AVX512-VNNI, oneDNN's over weights laid out once; with AVX2 alone, a compiled
+kernel's; else ``torch._int_mm``, which is slow on a CPU. Sums are the same bit for bit.
 
 Trade-off: rounding activations too costs accuracy a weight-only kernel would keep, but an int8 product is faster than
 a bf16 one on a CPU, and a draft only affects speed.
@@ -21,9 +21,12 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from helix_jobs.engine.decoder.linear import DenseLinear
+from helix_jobs.engine.native.int8_matrix import Int8Matrix
 from helix_jobs.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from helix_jobs.engine.decoder.decoder import Decoder
     from helix_jobs.engine.decoder.linear import Linear
     from helix_jobs.engine.native.kernels import NativeKernels
@@ -47,6 +50,7 @@ class Int8Linear:
         self._bias = bias
         self._zeros: torch.Tensor | None = None  # zero points, once packed
         self._native: NativeKernels | None = None
+        self._matrix: Int8Matrix | None = None  # the weight for the compiled kernel, once packed
 
     @property
     def rows(self) -> torch.Tensor | None:
@@ -76,10 +80,25 @@ class Int8Linear:
         bias = None if dense.bias is None else dense.bias.to(torch.float32, copy=True)
         return cls(weight, scale.squeeze(1), bias)
 
+    @property
+    def is_fast(self) -> bool:
+        """Whether this CPU has a fast product for it, with the kernels it was given."""
+        return _packs_exactly() or (self._native is not None and self._native.has_byte_products)
+
+    def to_dense(self, dtype: torch.dtype) -> DenseLinear:
+        """The rounded weights as a dense layer. Not once packed."""
+        assert self._zeros is None, "a packed weight cannot be read back"
+        weight = (self._weight.float() * self._scale.unsqueeze(1)).to(dtype)
+        return DenseLinear(weight, None if self._bias is None else self._bias.to(dtype))
+
     def pack(self) -> None:
         """Lay the weights out for this CPU, where that is exact; the layer then has to stay on the CPU."""
-        if self._zeros is None and self._weight.device.type == "cpu" and _packs_exactly():
+        if self._zeros is not None or self._weight.device.type != "cpu":
+            return
+        if _packs_exactly():
             self._weight, self._zeros = _pack(self._weight)
+        elif self._native is not None and self._native.has_byte_products:
+            self._matrix = Int8Matrix.of(self._weight, self._scale, self._bias)
 
     def use(self, native: NativeKernels) -> None:
         """Quantise activations and scale products with compiled kernels from now on, once packed."""
@@ -89,12 +108,16 @@ class Int8Linear:
         """See ``Linear``."""
         if self._native is not None and self._zeros is not None:
             return self._native_product(self._native, self._zeros, hidden, None)
+        if self._native is not None and self._matrix is not None:
+            return self._native.int8_linear(hidden, self._matrix, None)
         return self._product(hidden).to(hidden.dtype)
 
     def add_to(self, residual: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         """See ``Linear``."""
         if self._native is not None and self._zeros is not None:
             return self._native_product(self._native, self._zeros, hidden, residual)
+        if self._native is not None and self._matrix is not None:
+            return self._native.int8_linear(hidden, self._matrix, residual)
         return self._product(hidden).add_(residual).to(residual.dtype)
 
     def _native_product(
@@ -184,19 +207,38 @@ def quantize(decoder: Decoder) -> Decoder:
     if decoder.device.type != "cpu":
         # Elsewhere int8 products exist for certain shapes only; widened weights would cost more than they save.
         raise ConfigurationError(f"int8 layers run on a CPU only, not on {decoder.device.type}; use dtype auto")
+    return _with_linears(decoder, _quantized)
+
+
+def dequantize(decoder: Decoder) -> Decoder:
+    """Return a decoder with what ``quantize`` rounded in layers of ``decoder.dtype`` again."""
+    return _with_linears(decoder, lambda linear: _dense(linear, decoder.dtype))
+
+
+def is_fast(decoder: Decoder) -> bool:
+    """Whether this processor multiplies the decoder's int8 layers fast, with the kernels it computes with."""
+    return all(linear.is_fast for linear in decoder.linears() if isinstance(linear, Int8Linear))
+
+
+def _with_linears(decoder: Decoder, change: Callable[[Linear], Linear]) -> Decoder:
     layers = tuple(
         replace(
             layer,
-            qkv=_quantized(layer.qkv),
-            attention_out=_quantized(layer.attention_out),
-            mlp_in=_quantized(layer.mlp_in),
-            mlp_out=_quantized(layer.mlp_out),
+            qkv=change(layer.qkv),
+            attention_out=change(layer.attention_out),
+            mlp_in=change(layer.mlp_in),
+            mlp_out=change(layer.mlp_out),
         )
         for layer in decoder.layers
     )
-    return replace(decoder, layers=layers, head=_quantized(decoder.head))
+    return replace(decoder, layers=layers, head=change(decoder.head))
 
 
 def _quantized(linear: Linear) -> Linear:
     assert isinstance(linear, DenseLinear), "only a dense model is quantised"
     return Int8Linear.from_dense(linear)
+
+
+def _dense(linear: Linear, dtype: torch.dtype) -> Linear:
+    assert isinstance(linear, Int8Linear), "only an int8 model is widened"
+    return linear.to_dense(dtype)

@@ -18,8 +18,8 @@ from helix_jobs.errors import ConfigurationError
 logger = logging.getLogger(__name__)
 
 _FOLDER: Final = Path(__file__).parent
-SOURCES: Final = (_FOLDER / "kernels.cpp", _FOLDER / "int8_decoder.cpp")
-_HEADERS: Final = (_FOLDER / "lanes.h", _FOLDER / "attention.h")
+SOURCES: Final = tuple(_FOLDER / f"{name}.cpp" for name in ("kernels", "int8_linear", "int8_decoder"))
+_HEADERS: Final = tuple(_FOLDER / f"{name}.h" for name in ("lanes", "attention", "bytes"))
 _COMPILERS: Final = ("c++", "g++", "clang++")
 # No -ffast-math: linked into a library it changes how the whole process treats subnormal numbers. What vectorisation
 # needs of it is named singly, and NaN stays NaN.
@@ -34,7 +34,8 @@ _FLAGS: Final = (
     "-fPIC",
     "-shared",
 )
-_TIMEOUT_SECONDS: Final = 120
+# A quarter of a minute on a quiet machine; this is for one that is anything but.
+_TIMEOUT_SECONDS: Final = 600
 
 
 def build_library(folder: Path, head_dim: int) -> Path:

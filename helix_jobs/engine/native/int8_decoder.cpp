@@ -5,31 +5,16 @@
 // Activations are float32, rounded to 8 bits as they enter a product; what is computed is what the layers one by one
 // compute, but for the rounding of what lies between them.
 
-#include "attention.h"
+#include <chrono>
 
-#if defined(__AVX512VNNI__) && defined(__AVX512BW__)
-#include <immintrin.h>
-#define HAS_VNNI 1
-#else
-#define HAS_VNNI 0
-#endif
-#ifdef _OPENMP
-#include <omp.h>
-#endif
+#include "attention.h"
+#include "bytes.h"
 
 #if defined(_WIN32)
 #define EXPORT extern "C" __declspec(dllexport)
 #else
 #define EXPORT extern "C" __attribute__((visibility("default")))
 #endif
-
-struct Matrix {
-    const int8_t *weight;    // [rows, columns]
-    const float *scale;      // [rows]
-    const int32_t *row_sum;  // [rows]
-    const float *bias;       // [rows] or null
-    int64_t rows, columns;
-};
 
 struct Layer {
     const void *attention_norm, *query_norm, *key_norm, *mlp_norm;  // the head norms may be null
@@ -49,120 +34,10 @@ struct Step {
     const int64_t *positions, *write_rows, *slices;
     const int32_t *blocks;
     const void *cos, *sin;
+    double *attention_seconds;  // raised by the time spent in attention
 };
 
 namespace {
-
-constexpr int64_t kZero = 128;
-constexpr int kTokens = 4, kRows = 4;
-
-// Activations of all tokens, rounded for the next product. Every thread has its own copy: making it costs less than
-// waiting for another's.
-struct Rounded {
-    std::vector<uint8_t> values;  // [tokens, columns]
-    std::vector<float> scales;    // [tokens]
-
-    void round(const float *x, int64_t tokens, int64_t columns) {
-        values.resize(tokens * columns + 64);
-        scales.resize(tokens);
-        typedef uint8_t vb __attribute__((vector_size(16)));
-        for (int64_t token = 0; token < tokens; token++) {
-            const float *in = x + token * columns;
-            uint8_t *out = values.data() + token * columns;
-            vf highest = {}, probe = {};
-            for_lanes(columns, [&](int64_t i, int64_t n) {
-                vf v = load_some(in + i, n);
-                highest = max16(highest, max16(v, -v));
-                probe += v * 0.0f;
-            });
-            float top = 1e-12f;
-            for (int i = 0; i < kLanes; i++) top = std::max(top, highest[i]);
-            for_lanes(columns, [&](int64_t i, int64_t n) {
-                vf shifted = load_some(in + i, n) * (127.0f / top) + 12582912.0f;
-                vb bytes = __builtin_convertvector(
-                    __builtin_convertvector(shifted - 12582912.0f, vi) + static_cast<int32_t>(kZero), vb);
-                std::memcpy(out + i, &bytes, n);
-            });
-            scales[token] = top / 127.0f + sum16(probe);  // not finite if the row is not
-        }
-    }
-};
-
-// Dot products of kT tokens with kR consecutive rows of the weight.
-template <int kT, int kR>
-inline void dot_block(const uint8_t *x, const int8_t *w, int64_t columns, int32_t sums[kTokens][kRows]) {
-#if HAS_VNNI
-    __m512i lanes[kT][kR];
-    for (int t = 0; t < kT; t++)
-        for (int r = 0; r < kR; r++) lanes[t][r] = _mm512_setzero_si512();
-    int64_t k = 0;
-    for (; k + 64 <= columns; k += 64) {
-        __m512i weights[kR];
-        for (int r = 0; r < kR; r++) weights[r] = _mm512_loadu_si512(w + r * columns + k);
-        for (int t = 0; t < kT; t++) {
-            __m512i tokens = _mm512_loadu_si512(x + t * columns + k);
-            for (int r = 0; r < kR; r++) lanes[t][r] = _mm512_dpbusd_epi32(lanes[t][r], tokens, weights[r]);
-        }
-    }
-    if (k < columns) {
-        __mmask64 rest = (1ULL << (columns - k)) - 1;
-        for (int r = 0; r < kR; r++) {
-            __m512i weights = _mm512_maskz_loadu_epi8(rest, w + r * columns + k);
-            for (int t = 0; t < kT; t++) {
-                __m512i tokens = _mm512_maskz_loadu_epi8(rest, x + t * columns + k);
-                lanes[t][r] = _mm512_dpbusd_epi32(lanes[t][r], tokens, weights);
-            }
-        }
-    }
-    for (int t = 0; t < kT; t++)
-        for (int r = 0; r < kR; r++) sums[t][r] = _mm512_reduce_add_epi32(lanes[t][r]);
-#else
-    for (int t = 0; t < kT; t++)
-        for (int r = 0; r < kR; r++) {
-            int32_t sum = 0;
-            for (int64_t k = 0; k < columns; k++)
-                sum += static_cast<int32_t>(x[t * columns + k]) * static_cast<int32_t>(w[r * columns + k]);
-            sums[t][r] = sum;
-        }
-#endif
-}
-
-template <int kR>
-inline void dot_tokens(int count, const uint8_t *x, const int8_t *w, int64_t columns, int32_t sums[kTokens][kRows]) {
-    switch (count) {
-        case 1: return dot_block<1, kR>(x, w, columns, sums);
-        case 2: return dot_block<2, kR>(x, w, columns, sums);
-        case 3: return dot_block<3, kR>(x, w, columns, sums);
-        default: return dot_block<4, kR>(x, w, columns, sums);
-    }
-}
-
-// Hand (token, row, value) of rows [first, last) to `emit`.
-template <typename Emit>
-void multiply(const Rounded &x, const Matrix &m, int64_t tokens, int64_t first, int64_t last, Emit emit) {
-    int32_t sums[kTokens][kRows];
-    for (int64_t row = first; row < last; row += kRows) {
-        int count = static_cast<int>(std::min<int64_t>(kRows, last - row));
-        for (int64_t token = 0; token < tokens; token += kTokens) {
-            int some = static_cast<int>(std::min<int64_t>(kTokens, tokens - token));
-            const uint8_t *in = x.values.data() + token * m.columns;
-            const int8_t *w = m.weight + row * m.columns;
-            switch (count) {
-                case 1: dot_tokens<1>(some, in, w, m.columns, sums); break;
-                case 2: dot_tokens<2>(some, in, w, m.columns, sums); break;
-                case 3: dot_tokens<3>(some, in, w, m.columns, sums); break;
-                default: dot_tokens<4>(some, in, w, m.columns, sums);
-            }
-            for (int t = 0; t < some; t++)
-                for (int r = 0; r < count; r++) {
-                    int64_t n = row + r;
-                    float value = static_cast<float>(sums[t][r] - static_cast<int32_t>(kZero) * m.row_sum[n]);
-                    value *= m.scale[n] * x.scales[token + t];
-                    emit(token + t, n, m.bias == nullptr ? value : value + m.bias[n]);
-                }
-        }
-    }
-}
 
 template <typename T>
 void normalise(const float *x, const void *weight, float *y, int64_t size, float eps) {
@@ -189,11 +64,8 @@ void rotate(float *x, const T *cos, const T *sin, int64_t rotary_dim) {
     });
 }
 
-// A thread's even share of `count` rows, in whole blocks.
-inline void share_of(int64_t count, int thread, int threads, int64_t *first, int64_t *last) {
-    int64_t blocks = (count + kRows - 1) / kRows;
-    *first = std::min(count, blocks * thread / threads * kRows);
-    *last = std::min(count, blocks * (thread + 1) / threads * kRows);
+inline double seconds() {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
 template <typename T>
@@ -231,6 +103,7 @@ void run_layers(const Model &model, const Step &step, float *hidden) {
             multiply(rounded, layer.qkv, tokens, first, last,
                      [&](int64_t t, int64_t n, float value) { qkv[t * width + n] = value; });
 #pragma omp barrier
+            double began = thread == 0 ? seconds() : 0;
             T *keys = static_cast<T *>(layer.keys), *values = static_cast<T *>(layer.values);
 #pragma omp for schedule(dynamic, 1)
             for (int64_t task = 0; task < step.num_slices * kv_heads; task++) {
@@ -261,6 +134,7 @@ void run_layers(const Model &model, const Step &step, float *hidden) {
                                                  attended.data() + offset, slice[1], slice[2], kv, heads, kv_heads,
                                                  model.block_size, layer.scaling, scratch);
             }  // all wait here
+            if (thread == 0) *step.attention_seconds += seconds() - began;
             rounded.round(attended.data(), tokens, heads * head_dim);
             add_to_hidden(layer.attention_out);
 #pragma omp barrier
@@ -302,5 +176,3 @@ EXPORT void int8_layers_float32(const Model *model, const Step *step, float *hid
 EXPORT void int8_layers_bfloat16(const Model *model, const Step *step, float *hidden) {
     run_layers<bf16>(*model, *step, hidden);
 }
-// Whether the processor multiplies bytes: without, the layers one by one are faster.
-EXPORT int32_t has_byte_products() { return HAS_VNNI; }

@@ -10,8 +10,10 @@ from torch.nn import functional
 
 from helix_jobs.engine.decoder.int8_linear import Int8Linear
 from helix_jobs.engine.decoder.norms import RmsNorm
+from helix_jobs.engine.native.int8_matrix import Int8Matrix, MatrixStruct
 
 if TYPE_CHECKING:
+    from helix_jobs.engine.attention import AttentionClock
     from helix_jobs.engine.decoder.decoder import Decoder
     from helix_jobs.engine.decoder.linear import Linear
     from helix_jobs.engine.kv_cache import PagedKVCache
@@ -25,18 +27,10 @@ MAX_TOKENS: Final = 6
 _POINTER, _SIZE = ctypes.c_void_p, ctypes.c_int64
 
 
-class _Matrix(ctypes.Structure):
-    _fields_ = (
-        *((name, _POINTER) for name in ("weight", "scale", "row_sum", "bias")),
-        ("rows", _SIZE),
-        ("columns", _SIZE),
-    )
-
-
 class _Layer(ctypes.Structure):
     _fields_ = (
         *((name, _POINTER) for name in ("attention_norm", "query_norm", "key_norm", "mlp_norm")),
-        *((name, _Matrix) for name in ("qkv", "attention_out", "mlp_in", "mlp_out")),
+        *((name, MatrixStruct) for name in ("qkv", "attention_out", "mlp_in", "mlp_out")),
         ("keys", _POINTER),
         ("values", _POINTER),
         ("scaling", ctypes.c_float),
@@ -67,14 +61,15 @@ class _Step(ctypes.Structure):
         ("tokens", _SIZE),
         ("num_slices", _SIZE),
         *((name, _POINTER) for name in ("positions", "write_rows", "slices", "blocks", "cos", "sin")),
+        ("attention_seconds", ctypes.POINTER(ctypes.c_double)),
     )
 
 
 class NativeInt8Decoder:
     """The layers of one decoder, described to compiled code. ``supports`` says for which decoders there can be one.
 
-    Holds the weights row by row, beside the packed ones that larger steps use. Trade-off: an int8 model takes its
-    memory twice, and a draft of a token or two costs what reading it once costs.
+    Holds the weights row by row, beside the packed ones that larger steps use where oneDNN has packed some. Trade-off:
+    an int8 model takes its memory twice there, and a draft of a token or two costs what reading it once costs.
     """
 
     def __init__(self, decoder: Decoder, native: NativeKernels) -> None:
@@ -109,13 +104,16 @@ class NativeInt8Decoder:
         """Whether it is the faster way through a step."""
         return layout.num_tokens <= MAX_TOKENS and not layout.groups
 
-    def forward(self, hidden: torch.Tensor, layout: StepLayout, cache: PagedKVCache) -> torch.Tensor:
+    def forward(
+        self, hidden: torch.Tensor, layout: StepLayout, cache: PagedKVCache, clock: AttentionClock | None = None
+    ) -> torch.Tensor:
         """Run every layer.
 
         Args:
             hidden: ``[T, hidden_size]``, the embedded tokens.
             layout: The step; ``serves`` it.
             cache: The model's own; keys and values of the step are written.
+            clock: Sums up the time spent in attention.
 
         Returns:
             ``[T, hidden_size]``, the last layer's output.
@@ -126,13 +124,17 @@ class NativeInt8Decoder:
         if self._model is None or self._cache is not cache:
             self._model, self._cache = self._describe(cache), cache
         cos, sin = decoder.rotary.tables(layout.num_positions)
+        seconds = ctypes.c_double(0.0)
         step = _Step(
             layout.num_tokens, len(direct.slices), layout.positions.data_ptr(), layout.write_rows.data_ptr(),
             direct.slices.data_ptr(), direct.blocks.data_ptr(), cos.data_ptr(), sin.data_ptr(),
+            ctypes.pointer(seconds),
         )  # fmt: skip
         # [T, hidden_size]
         exact = hidden.to(torch.float32, copy=True)
         self._run(ctypes.byref(self._model), ctypes.byref(step), exact.data_ptr())
+        if clock is not None:
+            clock.add(seconds.value)
         return exact.to(hidden.dtype)
 
     def _describe(self, cache: PagedKVCache) -> _Model:
@@ -161,13 +163,9 @@ class NativeInt8Decoder:
         self._kept.append(weight)
         return int(weight.data_ptr())
 
-    def _matrix(self, linear: Linear) -> _Matrix:
+    def _matrix(self, linear: Linear) -> MatrixStruct:
         assert isinstance(linear, Int8Linear), "supports() asks for int8 layers"
         assert linear.rows is not None, "supports() asks for weights not packed yet"
-        row_sum = linear.rows.sum(dim=1, dtype=torch.int32)
-        scale = linear.scale.contiguous()
-        self._kept += [linear.rows, row_sum, scale] + ([] if linear.bias is None else [linear.bias])
-        return _Matrix(
-            linear.rows.data_ptr(), scale.data_ptr(), row_sum.data_ptr(),
-            None if linear.bias is None else linear.bias.data_ptr(), linear.out_features, linear.in_features,
-        )  # fmt: skip
+        matrix = Int8Matrix.of(linear.rows, linear.scale, linear.bias)
+        self._kept += matrix.kept
+        return matrix.struct

@@ -15,6 +15,8 @@ from helix_jobs.errors import ConfigurationError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from helix_jobs.engine.native.int8_matrix import Int8Matrix
+
 logger = logging.getLogger(__name__)
 
 _NAMES: Final = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
@@ -47,6 +49,9 @@ class NativeKernels:
         self.int8_layers.argtypes = (_POINTER, _POINTER, _POINTER)
         self.int8_layers.restype = None
         self.has_byte_products = bool(library.has_byte_products())
+        self._int8_linear = getattr(library, f"int8_linear_{_NAMES[dtype]}")
+        self._int8_linear.argtypes = (*[_POINTER] * 4, _SIZE)
+        self._int8_linear.restype = None
         for name, signature in _SIGNATURES.items():
             function = getattr(library, f"{name}_{_NAMES[dtype]}")
             function.argtypes = signature
@@ -187,6 +192,22 @@ class NativeKernels:
         self._scale_rows(
             product.data_ptr(), scales.data_ptr(), None if bias is None else bias.data_ptr(),
             None if residual is None else residual.data_ptr(), result.data_ptr(), rows, size,
+        )  # fmt: skip
+        return result
+
+    def int8_linear(self, hidden: torch.Tensor, matrix: Int8Matrix, residual: torch.Tensor | None) -> torch.Tensor:
+        """``hidden @ weight.T + bias + residual``, ``[T, rows]``, each row of ``hidden`` rounded to whole numbers.
+
+        Args:
+            hidden: ``[T, columns]``.
+            matrix: The weight.
+            residual: ``[T, rows]``, or None.
+        """
+        hidden = hidden.contiguous()
+        result = hidden.new_empty((hidden.shape[0], matrix.struct.rows))
+        self._int8_linear(
+            hidden.data_ptr(), ctypes.byref(matrix.struct), None if residual is None else residual.data_ptr(),
+            result.data_ptr(), hidden.shape[0],
         )  # fmt: skip
         return result
 

@@ -2,7 +2,7 @@
 
 Functions take a ``Connection`` first; the caller owns the transaction (``Database.write()`` or ``.read()``). Times come
 in as aware UTC datetimes. One noun a module: ``submission``, ``publishing``, ``leases``, ``workers``, ``control``,
-``status``, ``output``; ``records`` holds what they take and return, ``counters`` what keeps status cheap.
+``status``, ``figures``, ``output``; ``records`` holds what they take and return, ``counters`` what keeps status cheap.
 """
 
 from __future__ import annotations
@@ -22,7 +22,16 @@ from helix_jobs.jobs.store.control import (
     unfinished_submission,
 )
 from helix_jobs.jobs.store.counters import recount
-from helix_jobs.jobs.store.leases import claim, finish_failed, finish_succeeded, held_leases, reclaim, release
+from helix_jobs.jobs.store.figures import lease_holders, queue_figures
+from helix_jobs.jobs.store.leases import (
+    awaits_last_attempt,
+    claim,
+    finish_failed,
+    finish_succeeded,
+    held_leases,
+    reclaim,
+    release,
+)
 from helix_jobs.jobs.store.output import get_job, iter_jobs, iter_results
 from helix_jobs.jobs.store.publishing import (
     backlog,
@@ -40,10 +49,12 @@ from helix_jobs.jobs.store.records import (
     FinishedJob,
     JobResult,
     JobSummary,
+    LeaseHolder,
     NewBatch,
     NewJob,
     NewWorker,
     PublishableJob,
+    QueueFigures,
     Reclaimed,
     ResultRow,
     RunTotals,
@@ -77,15 +88,18 @@ __all__ = [
     "FinishedJob",
     "JobResult",
     "JobSummary",
+    "LeaseHolder",
     "NewBatch",
     "NewJob",
     "NewWorker",
     "PublishableJob",
+    "QueueFigures",
     "Reclaimed",
     "ResultRow",
     "RunTotals",
     "StoredBatch",
     "Worker",
+    "awaits_last_attempt",
     "backlog",
     "batch_status",
     "begin_cancel",
@@ -109,12 +123,14 @@ __all__ = [
     "iter_jobs",
     "iter_results",
     "latest_published_at",
+    "lease_holders",
     "list_batches",
     "live_workers",
     "mark_published",
     "new_batch_id",
     "next_lines",
     "publishable",
+    "queue_figures",
     "reclaim",
     "recount",
     "register_worker",

@@ -4,8 +4,8 @@ The invariant: a job's ``lease`` is raised by every claim, and every write of a 
 claim (``WHERE state = 'running' AND lease = :mine``). So at most one claim's write can ever match, however late the
 others come. A write that matches nothing is *fenced*: counted and dropped by the worker.
 
-Functions may run twice when a commit's answer was lost: claim recognises its own earlier claim by the same ``now``,
-finish its own earlier write by lease and worker.
+Functions may run twice when a commit's answer was lost: claim and finish recognise their own earlier write by
+the same ``now``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import bindparam, exists, insert, literal_column, select, text, update
+from sqlalchemy import and_, bindparam, exists, insert, literal_column, not_, select, text, update
 
 from helix_jobs.jobs.schema import batches, jobs, results, workers
 from helix_jobs.jobs.states import ErrorCode, JobState
@@ -58,6 +58,12 @@ _CLAIM: Final = (
     )
     .returning(*_CLAIMED)
 )
+# attempts counts claims whose end never came: a release takes its own back, a retry starts anew.
+_LAST_ATTEMPT: Final = and_(jobs.c.attempts > 0, jobs.c.attempts + 1 >= jobs.c.max_attempts)
+_CLAIM_UNLESS_LAST: Final = _CLAIM.where(not_(_LAST_ATTEMPT))
+_AWAITS_LAST: Final[Select[Any]] = select(literal_column("1")).where(
+    jobs.c.id == bindparam("job_id"), jobs.c.state == JobState.QUEUED.value, _LAST_ATTEMPT
+)
 _CLAIMED_BEFORE: Final = select(*_CLAIMED).where(
     jobs.c.id == bindparam("job_id"),
     jobs.c.state == JobState.RUNNING.value,
@@ -87,6 +93,8 @@ _FINISHED_BEFORE: Final[Select[Any]] = select(literal_column("1")).where(
     jobs.c.state == bindparam("new_state"),
     jobs.c.lease == bindparam("held"),
     jobs.c.worker_id == bindparam("holder"),
+    # A reclaim at the attempt cap leaves lease and worker as they were: only the moment tells its failure from ours.
+    jobs.c.finished_at == bindparam("now"),
 )
 _RELEASE: Final = (
     update(jobs)
@@ -106,14 +114,30 @@ _RESULT_FIELDS: Final = tuple(field.name for field in fields(ResultRow))
 _INSERT_RESULT: Final = insert(results)
 
 
-def claim(c: Connection, job_id: int, *, worker_id: str, now: datetime) -> ClaimedJob | None:
+def claim(
+    c: Connection, job_id: int, *, worker_id: str, now: datetime, spare_last_attempt: bool = False
+) -> ClaimedJob | None:
     """Take a queued job: one compare-and-set. None: it is done, cancelled, unsealed or someone else's.
 
     A second call with the same ``now`` returns the same claim, so it may be repeated after an uncertain commit.
+
+    Args:
+        c: A write transaction.
+        job_id: The job.
+        worker_id: Who takes it.
+        now: The time written.
+        spare_last_attempt: Leave it if this would be its last attempt and the earlier ones died with their workers;
+            ``awaits_last_attempt`` tells.
     """
     parameters = {"job_id": job_id, "claimer": worker_id, "now": now}
-    row = c.execute(_CLAIM, parameters).first() or c.execute(_CLAIMED_BEFORE, parameters).first()
+    statement = _CLAIM_UNLESS_LAST if spare_last_attempt else _CLAIM
+    row = c.execute(statement, parameters).first() or c.execute(_CLAIMED_BEFORE, parameters).first()
     return None if row is None else ClaimedJob(**row._mapping)  # noqa: SLF001  (SQLAlchemy's documented name)
+
+
+def awaits_last_attempt(c: Connection, job_id: int) -> bool:
+    """Whether the job is queued and has one attempt left, after earlier ones died with their workers."""
+    return c.execute(_AWAITS_LAST, {"job_id": job_id}).first() is not None
 
 
 def finish_succeeded(c: Connection, job: FinishedJob, result: ResultRow, now: datetime) -> bool:
@@ -235,7 +259,7 @@ def _finish_parameters(
 
 def _finished_before(c: Connection, parameters: dict[str, Any]) -> bool:
     """Whether this very write is already there, because a commit's answer was lost and the caller repeats it."""
-    keys = ("job_id", "new_state", "held", "holder")
+    keys = ("job_id", "new_state", "held", "holder", "now")
     return c.execute(_FINISHED_BEFORE, {key: parameters[key] for key in keys}).first() is not None
 
 

@@ -284,3 +284,45 @@ class JobResult:
     dtype: str | None
     worker_id: str | None
     run_id: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseHolder:
+    """A worker that lives or holds leases. Of one without a row nothing but its id is known.
+
+    Attributes:
+        is_live: It neither stopped nor was it declared lost.
+        leases: Jobs that run there.
+        claimed_at: When the oldest of them was claimed.
+    """
+
+    worker_id: str
+    hostname: str | None = None
+    pid: int | None = None
+    heartbeat_at: datetime | None = None
+    is_live: bool = False
+    leases: int = 0
+    claimed_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueFigures:
+    """How the whole queue stands; jobs of batches that are still being submitted are not in it.
+
+    Attributes:
+        queued: Jobs that wait.
+        running: Jobs under a lease.
+        ended: Outcome (``OUTCOMES``) -> jobs that stand in it.
+        oldest_queued_at: Since when the oldest waiting job waits; None when none waits.
+        oldest_claimed_at: Since when the oldest running job runs.
+        oldest_heartbeat_at: The oldest last heartbeat of a worker that lives or holds leases.
+        live_workers: Workers that neither stopped nor were declared lost.
+    """
+
+    queued: int
+    running: int
+    ended: Mapping[str, int]
+    oldest_queued_at: datetime | None
+    oldest_claimed_at: datetime | None
+    oldest_heartbeat_at: datetime | None
+    live_workers: int

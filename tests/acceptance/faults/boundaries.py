@@ -44,10 +44,20 @@ BOUNDARIES = {
     "acknowledged": Boundary("a message is acknowledged", _QOS, "ack", after=True),
 }
 
+# What a submission alone passes.
+SUBMISSION = {
+    "inserting": Boundary("a chunk of lines is written, not committed", _STORE, "insert_jobs", after=True),
+    "sealing": Boundary("every line is stored, the batch is not sealed", _STORE, "seal_batch"),
+    "sealed": Boundary("the seal is written, not committed", _STORE, "seal_batch", after=True),
+    "publishing": Boundary(
+        "a chunk of messages is about to be sent", "helix_jobs.jobs.broker:CeleryPublisher", "publish"
+    ),
+}
+
 
 def install(name: str, passing: int, *, freeze: bool = False) -> None:
     """Have this process die, or freeze, when it passes the boundary for the ``passing``-th time."""
-    boundary = BOUNDARIES[name]
+    boundary = (BOUNDARIES | SUBMISSION)[name]
     module, _, attribute = boundary.owner.partition(":")
     owner: Any = importlib.import_module(module)
     if attribute:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import subprocess
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from fork_server import LAUNCHER, PATIENCE
 from oracle import Accepted
 from plan import QUICK_TIMES, REAL_SILENCE, Plan, Times
-from sqlalchemy import and_, select
+from sqlalchemy import and_, func, select
 from worker_box import ROOT, Box, WorkerProcess, wait_until
 
 from helix_jobs.jobs.schema import jobs, workers
@@ -35,6 +36,7 @@ class Installation(Box):
         times: Leases shorter than the product's; None keeps those.
         without: Protections its workers lack (``plan.py``).
         patience: Seconds longer than any recovery should take.
+        stack: What a scenario set up beside it, undone at the end.
         find_demo_home: Says which HELIX_HOME holds the demo model, and skips the test if none does.
     """
 
@@ -43,6 +45,7 @@ class Installation(Box):
     times: Times | None = field(kw_only=True, default=None)
     without: tuple[str, ...] = field(kw_only=True, default=())
     patience: float = field(kw_only=True, default=0.0)
+    stack: ExitStack = field(kw_only=True, default_factory=ExitStack)
     find_demo_home: Callable[[], Path] | None = field(kw_only=True, default=None)
 
     def __post_init__(self) -> None:
@@ -146,10 +149,10 @@ class Installation(Box):
     def unfinished(self, *batches: Accepted) -> int:
         """Jobs without a final state."""
         with self._read() as c:
-            query = select(jobs.c.id).where(
+            query = select(func.count()).where(
                 jobs.c.batch_id.in_([batch.batch_id for batch in batches]), jobs.c.state.in_(("queued", "running"))
             )
-            return len(c.execute(query).all())
+            return int(c.execute(query).scalar_one())
 
     def wait_done(self, *batches: Accepted, timeout: float | None = None) -> None:
         """Wait until every job has a final state."""
@@ -158,6 +161,7 @@ class Installation(Box):
     def close(self) -> None:
         super().close()
         self.redis.kill()
+        self.stack.close()
 
 
 def make_installation(

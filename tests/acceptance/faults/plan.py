@@ -6,12 +6,15 @@ import functools
 import json
 import socket
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
+import wall_clock
 from boundaries import install
 
 FENCE = "fence"
 RECONCILER = "reconciler"
+SOLITUDE = "solitude"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +31,7 @@ class Times:
 
 
 REAL_SILENCE = 30.0
-QUICK_TIMES = Times(beat=0.3, check=0.1, interval=0.1, silence=2.5, unseen=1.0, own_silence=1.5, idle_transaction=1.5)
+QUICK_TIMES = Times(beat=0.2, check=0.1, interval=0.1, silence=2.0, unseen=1.0, own_silence=1.2, idle_transaction=1.2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +45,10 @@ class Plan:
     hostname: What the process takes for its host's name; a worker of another host cannot be taken for a predecessor.
     times: Shorter leases; None keeps the product's.
     broker_options: Added to the broker transport's options.
-    without: Protections taken away, to show that the scenarios notice: ``fence``, ``reconciler``.
+    clock_file: A file with the seconds by which the process's wall clock is off.
+    max_step_seconds: In place of the product's: how long a step of the engine may take; 0 keeps it.
+    without: Protections taken away, to show that the scenarios notice: ``fence``, ``reconciler``,
+        ``solitude``.
     """
 
     die_at: str = ""
@@ -51,6 +57,8 @@ class Plan:
     hostname: str = ""
     times: Times | None = None
     broker_options: dict[str, Any] = field(default_factory=dict)
+    clock_file: str = ""
+    max_step_seconds: float = 0.0
     without: tuple[str, ...] = ()
 
     def to_json(self) -> str:
@@ -69,12 +77,18 @@ class Plan:
             socket.gethostname = lambda: self.hostname
         if self.times is not None:
             _set_times(self.times)
+        if self.clock_file:
+            wall_clock.set_by(Path(self.clock_file))
+        if self.max_step_seconds:
+            _set_max_step(self.max_step_seconds)
         if self.broker_options:
             _add_broker_options(self.broker_options)
         if FENCE in self.without:
             _remove_fence()
         if RECONCILER in self.without:
             _remove_reconciler()
+        if SOLITUDE in self.without:
+            _remove_solitude()
         if self.die_at or self.freeze_at:
             install(self.die_at or self.freeze_at, self.after, freeze=bool(self.freeze_at))
 
@@ -89,6 +103,12 @@ def _set_times(times: Times) -> None:
         interval=times.interval, silence=times.silence, unseen=times.unseen, own_silence=times.own_silence
     )
     worker.Reconciler = functools.partial(Reconciler, config=config)  # type: ignore[assignment,misc]
+
+
+def _set_max_step(seconds: float) -> None:
+    from helix_jobs.jobs import worker
+
+    worker.MAX_STEP_SECONDS = seconds  # type: ignore[misc]
 
 
 def _add_broker_options(options: dict[str, Any]) -> None:
@@ -116,6 +136,13 @@ def _remove_fence() -> None:
         )
         .returning(jobs.c.batch_id, jobs.c.claimed_at)
     )
+
+
+def _remove_solitude() -> None:
+    """A last attempt runs beside others, as every other does."""
+    from helix_jobs.jobs.store import leases
+
+    leases._CLAIM_UNLESS_LAST = leases._CLAIM  # type: ignore[misc]
 
 
 def _remove_reconciler() -> None:

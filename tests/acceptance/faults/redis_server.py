@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 import subprocess
@@ -15,6 +16,7 @@ from worker_box import wait_until
 
 from helix_jobs.jobs.broker import _UNACKED, _UNACKED_INDEX
 from helix_jobs.jobs.embedded_broker import _server_binary
+from helix_jobs.jobs.message_vetting import job_id_of_message
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -86,3 +88,9 @@ class RedisServer:
         """Messages delivered and not acknowledged; the set and its index are counted together."""
         with self.client() as client:
             return max(int(client.hlen(_UNACKED)), int(client.zcard(_UNACKED_INDEX)))
+
+    def unacked_jobs(self) -> dict[str, int | None]:
+        """Delivery tag -> job id of the messages that are delivered and not acknowledged."""
+        with self.client() as client:
+            entries = client.hgetall(_UNACKED)
+        return {tag.decode(): job_id_of_message(json.loads(entry)[0]) for tag, entry in entries.items()}

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 from oracle import judge
-from plan import FENCE, RECONCILER
+from plan import FENCE, RECONCILER, SOLITUDE
 from scenario import Size
 from scenarios.boundaries_crossed import IN_HAND, die_working
 from scenarios.late_write import late_write
+from scenarios.poison import kills
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.redis
 def test_without_the_fence_a_late_write_shows(make: Callable[..., Installation]) -> None:
     installation = make("sqlite", quick=True)
     installation.without = (FENCE,)
-    outcome = late_write.run(installation, Size(jobs=24, faults=1))
+    outcome = late_write.run(installation, Size(jobs=12, faults=1))
     verdict = judge(installation, outcome.accepted)
     assert outcome.broken
     assert verdict.broken
@@ -41,3 +42,12 @@ def test_without_the_reconciler_a_death_shows(make: Callable[..., Installation])
     verdict = judge(installation, [batch], quiet_broker=False)
     assert verdict.lost > 0
     assert "no final state" in str(verdict.broken)
+
+
+@pytest.mark.slow
+def test_without_solitude_a_poisonous_job_takes_neighbours_along(make: Callable[..., Installation]) -> None:
+    installation = make("sqlite", quick=True)
+    installation.without = (SOLITUDE,)
+    outcome = kills.run(installation, Size(jobs=12, faults=1))
+    assert outcome.broken
+    assert "worker_lost" in str(outcome.broken)

@@ -167,4 +167,34 @@ def test_a_torch_that_cannot_be_imported(settings, monkeypatch, tmp_path):
 def test_torch_that_is_not_installed(settings, monkeypatch):
     monkeypatch.setattr(software, "_installed", lambda _: None)
     monkeypatch.setitem(sys.modules, "torch", None)
-    assert [verdict.finding for verdict in diagnose(settings).verdicts[1:]] == ["not installed", "not installed"]
+    assert [verdict.finding for verdict in diagnose(settings).verdicts[1:3]] == ["not installed", "not installed"]
+
+
+def test_compiling_makes_a_private_home(bare_machine, settings, monkeypatch):
+    seen = []
+    monkeypatch.setattr(devices, "load_kernels", lambda folder, *_: seen.append(folder))
+    home = settings.home / "new"
+    devices.check_kernels(dataclasses.replace(settings, home=home, compile="auto"))
+    assert seen == [home / "native"]
+    assert home.stat().st_mode & 0o777 == 0o700
+
+
+def test_services_are_examined_also_where_torch_is_not_there(settings, monkeypatch):
+    monkeypatch.setattr(software, "_installed", lambda _: None)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert {"home", "database", "broker", "metrics port"} <= set(by_subject(diagnose(settings)))
+
+
+def test_no_verdict_holds_a_password(bare_machine, settings):
+    diagnosis = diagnose(
+        dataclasses.replace(
+            settings,
+            redis_url="redis://worker:s3cret@127.0.0.1:1/0?password=s3cret",
+            database_url="postgresql+psycopg://helix:s3cret@127.0.0.1:1/helix?sslpassword=s3cret",
+        )
+    )
+    found = by_subject(diagnosis)
+    assert (found["broker"].level, found["database"].level) == (Level.FAILED, Level.FAILED)
+    assert "does not answer" in found["database"].finding
+    assert "127.0.0.1:1" in found["broker"].finding
+    assert not [verdict for verdict in diagnosis.verdicts if "s3cret" in f"{verdict.finding}{verdict.remedy}"]

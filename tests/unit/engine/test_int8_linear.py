@@ -9,7 +9,7 @@ from tiny_models import ARCHITECTURES, copy_of, decoder_logits, tiny_model
 
 from helix_jobs.engine.decoder import int8_linear
 from helix_jobs.engine.decoder.families import build_decoder
-from helix_jobs.engine.decoder.int8_linear import Int8Linear, quantize, quantize_rows
+from helix_jobs.engine.decoder.int8_linear import Int8Linear, dequantize, quantize, quantize_rows
 from helix_jobs.engine.decoder.linear import DenseLinear
 from helix_jobs.errors import ConfigurationError
 
@@ -219,6 +219,21 @@ def test_packing_or_changing_one_leaves_the_other_alone() -> None:
         assert isinstance(linear, Int8Linear)
         linear._scale.zero_()
     assert torch.allclose(decoder_logits(dense), of_dense, atol=1e-5)
+
+
+def test_a_widened_decoder_computes_with_the_rounded_weights() -> None:
+    quantised = quantize(_decoder("qwen2"))
+    widened = dequantize(quantised)
+    assert all(isinstance(linear, DenseLinear) for linear in widened.linears())
+    first, rounded = widened.linears()[0], quantised.linears()[0]
+    assert isinstance(first, DenseLinear)
+    assert isinstance(rounded, Int8Linear)
+    assert first.bias is not None
+    assert rounded._bias is not None
+    assert torch.equal(first.weight, rounded._weight.float() * rounded._scale.unsqueeze(1))
+    assert torch.equal(first.bias, rounded._bias)
+    # Activations are rounded in one of them only.
+    assert _relative_error(decoder_logits(quantised), decoder_logits(widened)) < 0.1
 
 
 def test_off_the_cpu_a_decoder_is_not_quantised() -> None:

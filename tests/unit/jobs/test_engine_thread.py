@@ -37,12 +37,12 @@ class Recorder:
 class Bench:
     """An engine thread and what came out of it."""
 
-    def __init__(self, engine: FakeEngine) -> None:
+    def __init__(self, engine: FakeEngine, **options: float) -> None:
         self.engine = engine
         self.recorder = Recorder()
         self.broken: queue.SimpleQueue[BaseException] = queue.SimpleQueue()
         self.endings: queue.SimpleQueue[tuple[str, Generated | RequestFailed]] = queue.SimpleQueue()
-        self.thread = EngineThread(engine, self.recorder, self.broken.put)
+        self.thread = EngineThread(engine, self.recorder, self.broken.put, **options)
 
     def submit(self, name: str, prompt: str = "a b c") -> None:
         request = Request(request_id=name, prompt=prompt, sampling_params=SamplingParams(), seed=0)
@@ -143,3 +143,64 @@ def test_a_hanging_step_is_seen_and_does_not_hang_the_stop(bench: Bench) -> None
         began.wait(0.01)
     assert began.is_set()
     assert not bench.thread.stop(0.05)
+
+
+def test_a_request_past_its_deadline_fails_alone() -> None:
+    engine = FakeEngine(max_batch_size=2, step_seconds=0.01, faults=FakeFaults(hang="endless"))
+    bench = Bench(engine, job_timeout=0.2)
+    bench.thread.start()
+    for number in range(6):
+        bench.submit(f"bad {number}", "endless")
+        bench.submit(f"good {number}")
+    endings = bench.collect(12)
+    assert {
+        name: ending.error.code if isinstance(ending, RequestFailed) else ending.result.finish_reason
+        for name, ending in endings.items()
+    } == {f"{kind} {n}": end for n in range(6) for kind, end in (("bad", "deadline"), ("good", FinishReason.STOP))}
+    assert "HELIX_JOB_TIMEOUT" in str(endings["bad 0"])
+    assert bench.thread.stop(20)
+    assert bench.thread._ran == {}
+
+
+def test_waiting_for_a_slot_is_not_running() -> None:
+    """Eight requests of two seconds' worth of steps on one slot: the last waits ten times as long as it may run."""
+    clock = SteppedClock()
+    engine = FakeEngine(max_batch_size=1, depth=0, step_seconds=1.0, sleep=clock.sleep)
+    bench = Bench(engine, job_timeout=3.5)
+    for number in range(8):
+        bench.submit(f"x {number}", "a b c")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("helix_jobs.jobs.engine_thread.time", clock)
+        bench.thread.start()
+        endings = bench.collect(8)
+        assert all(isinstance(ending, Generated) for ending in endings.values())
+        bench.submit("long", "a b c d e")
+        (ending,) = bench.collect(1).values()
+        assert isinstance(ending, RequestFailed)
+        assert bench.thread.stop(20)
+
+
+def test_a_standstill_is_nobodys_running_time() -> None:
+    clock = SteppedClock(pauses=[1.0, 500.0, 1.0])
+    engine = FakeEngine(max_batch_size=1, depth=0, step_seconds=1.0, sleep=clock.sleep)
+    bench = Bench(engine, job_timeout=60)
+    bench.submit("x", "a b c")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("helix_jobs.jobs.engine_thread.time", clock)
+        bench.thread.start()
+        assert isinstance(bench.collect(1)["x"], Generated)
+        assert bench.thread.stop(20)
+
+
+class SteppedClock:
+    """Monotonic time that passes while an engine sleeps, and only then."""
+
+    def __init__(self, pauses: list[float] | None = None) -> None:
+        self.now = 0.0
+        self.pauses = pauses or []
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += self.pauses.pop(0) if self.pauses else seconds

@@ -91,12 +91,23 @@ def test_failure_writes_code_and_message(database):
 def test_a_finish_repeated_after_an_uncertain_commit_is_not_fenced_and_not_doubled(database):
     batch_id, ids = stored_batch(database, 2)
     good, bad = must_take(database, ids[0]), must_take(database, ids[1])
-    assert succeed(database, good)
-    assert succeed(database, good)
-    assert fail(database, bad)
-    assert fail(database, bad)
+    moment = now()
+    for _ in range(2):
+        with database.write() as c:
+            assert store.finish_succeeded(c, ended(good), result_row(), moment)
+            assert store.finish_failed(c, ended(bad), "engine_error", "it broke", moment)
     assert not fail(database, good)
     assert counts(database, batch_id) == {"succeeded": 1, "failed": 1}
+
+
+def test_a_failure_reported_after_the_attempt_cap_was_reached_is_fenced(database):
+    _, ids = stored_batch(database, 1, max_attempts=1)
+    claimed = must_take(database, ids[0])
+    with database.write() as c:
+        assert store.reclaim(c, "w1", now()) == store.Reclaimed(failed=1)
+    assert not fail(database, claimed)
+    with database.read() as c:
+        assert store.get_job(c, ids[0]).error_code == "worker_lost"
 
 
 @pytest.mark.parametrize("late", ["succeed", "fail", "release"])
@@ -240,3 +251,27 @@ def test_runs_are_recorded(database):
         assert next(store.iter_results(c, batch_id)).run_id == run_id
         with pytest.raises(NotFoundError):
             store.get_job(c, 999_999)
+
+
+def test_a_last_attempt_can_be_spared(database):
+    _, ids = stored_batch(database, 2)
+    for _ in range(2):
+        must_take(database, ids[0])
+        with database.write() as c:
+            store.reclaim(c, "w1", now())
+    with database.write() as c:
+        assert store.claim(c, ids[0], worker_id="w1", now=now(), spare_last_attempt=True) is None
+        assert store.awaits_last_attempt(c, ids[0])
+        claimed = store.claim(c, ids[0], worker_id="w1", now=now())
+        assert claimed is not None
+        assert claimed.attempts == 3
+        assert not store.awaits_last_attempt(c, ids[0]), "it runs"
+        assert not store.awaits_last_attempt(c, ids[1])
+        assert not store.awaits_last_attempt(c, 999_999)
+        assert store.claim(c, ids[1], worker_id="w1", now=now(), spare_last_attempt=True) is not None
+
+
+def test_an_only_attempt_is_no_last_one(database):
+    _, ids = stored_batch(database, 1, max_attempts=1)
+    with database.write() as c:
+        assert store.claim(c, ids[0], worker_id="w1", now=now(), spare_last_attempt=True) is not None

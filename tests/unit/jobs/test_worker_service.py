@@ -19,11 +19,13 @@ from helix_jobs.errors import EngineError, PromptTooLongError
 from helix_jobs.jobs import heartbeat, store
 from helix_jobs.jobs.engine_thread import Generated, RequestFailed, Run
 from helix_jobs.jobs.heartbeat import Heartbeat, LeaseCheck, compare_leases
+from helix_jobs.jobs.job_endings import Fail, Leave, Succeed, Withdrawn, decide
 from helix_jobs.jobs.result_writer import GroupCommitWriter
 from helix_jobs.jobs.runs import counted, log_run, run_totals
 from helix_jobs.jobs.schema import jobs, results, workers
 from helix_jobs.jobs.store import NewBatch, NewJob, NewWorker, RunTotals
-from helix_jobs.jobs.worker_service import Fail, Leave, Succeed, Withdrawn, WorkerService, decide
+from helix_jobs.jobs.worker_counters import WORKER_OUTCOMES, WorkerCounters
+from helix_jobs.jobs.worker_service import WorkerService
 from helix_jobs.testing import FakeEngine, FakeFaults
 
 if TYPE_CHECKING:
@@ -191,6 +193,69 @@ def test_unknown_finished_and_doubled_ids_change_nothing(make_bench: Any) -> Non
     assert bench.result_ids() == [job]
 
 
+def test_at_its_last_attempt_a_job_runs_alone(make_bench: Any) -> None:
+    """Two workers died with it: it waits until nothing else is claimed, and nothing is claimed beside it."""
+    bench = make_bench(hang="endless", stall="stuck")
+    endless, suspect, third, twice_lost = bench.add("endless", "stuck", "a b c", "d e f")
+    with bench.database.write() as c:
+        c.execute(update(jobs).where(jobs.c.id.in_([suspect, twice_lost])).values(attempts=2))
+    (running,) = bench.run(endless)
+    bench.wait_running(endless)
+    (last,) = bench.run(suspect)
+    while bench.service._gate._waiting_alone == 0:
+        time.sleep(0.005)
+    others = bench.run(third, twice_lost)
+    time.sleep(0.05)
+    assert {i: (row.state, row.attempts) for i, row in bench.rows().items()} == {
+        endless: ("running", 1),
+        suspect: ("queued", 2),
+        third: ("queued", 0),
+        twice_lost: ("queued", 2),
+    }
+    bench.database.transact(lambda c: store.cancel_job(c, endless))
+    for _ in range(400):
+        bench.heartbeat.check_leases()
+        if running.done():
+            break
+        time.sleep(0.01)
+    bench.wait_running(suspect)
+    time.sleep(0.05)
+    assert [bench.rows()[i].state for i in (third, twice_lost)] == ["queued", "queued"]
+    bench.engine.close()
+    assert [future.result(20) for future in (last, *others)] == [True] * 3
+    assert {i: (row.state, row.attempts) for i, row in bench.rows().items() if i != endless} == {
+        suspect: ("succeeded", 3),
+        third: ("succeeded", 1),
+        twice_lost: ("succeeded", 3),
+    }
+
+
+def test_a_job_that_waits_to_run_alone_goes_back_untouched_when_the_worker_stops(make_bench: Any) -> None:
+    bench = make_bench(hang="endless")
+    endless, suspect = bench.add("endless", "a b c")
+    with bench.database.write() as c:
+        c.execute(update(jobs).where(jobs.c.id == suspect).values(attempts=2))
+    bench.run(endless)
+    bench.wait_running(endless)
+    (last,) = bench.run(suspect)
+    while bench.service._gate._waiting_alone == 0:
+        time.sleep(0.005)
+    bench.service.begin_drain()
+    assert last.result(20) is False
+    assert (bench.rows()[suspect].state, bench.rows()[suspect].attempts) == ("queued", 2)
+
+
+def test_what_there_is_nothing_to_do_for_is_counted(make_bench: Any) -> None:
+    bench = make_bench()
+    (job,) = bench.add("a b c")
+    assert [bench.service.run_job(i) for i in (job, job, 2**62)] == [True] * 3
+    bench.service.count_rejected()
+    outcomes = dict.fromkeys(WORKER_OUTCOMES, 0) | {"succeeded": 1}
+    assert bench.service.counters == WorkerCounters(
+        delivered=3, outcomes=outcomes, void_messages=2, rejected_messages=1
+    )
+
+
 def test_draining_touches_nothing_new_and_hands_back_the_rest(make_bench: Any) -> None:
     bench = make_bench(hang="endless")
     running, waiting = bench.add("endless", "a b c")
@@ -233,7 +298,7 @@ def test_a_cancelled_job_is_dropped(make_bench: Any) -> None:
         time.sleep(0.01)
     assert future.result(20) is True
     assert bench.rows()[job].state == "cancelled"
-    assert bench.service.fenced_count == 1
+    assert bench.service.counters.fenced == 1
     assert bench.result_ids() == []
 
 
@@ -251,7 +316,7 @@ def test_a_late_result_is_fenced(make_bench: Any) -> None:
     row = bench.rows()[job]
     assert (row.state, row.worker_id, row.lease) == ("running", "other", claim.lease)
     assert bench.result_ids() == []
-    assert bench.service.fenced_count == 1
+    assert bench.service.counters.fenced == 1
 
 
 def test_a_message_that_meets_its_jobs_earlier_run_is_not_lost(make_bench: Any) -> None:

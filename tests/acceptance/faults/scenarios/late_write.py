@@ -23,7 +23,7 @@ LATE_SECONDS = 3.0
 
 @scenario(
     "stopped past its lease, then continued",
-    quick=Size(jobs=24, faults=1),
+    quick=Size(jobs=12, faults=1),
     quick_on=("postgres",),
     full=Size(jobs=240, faults=6),
 )
@@ -34,10 +34,8 @@ def late_write(installation: Installation, size: Size) -> Outcome:
 
 @scenario(
     "stopped in the middle of a write, then continued",
-    quick=Size(jobs=24, faults=1),
     # On SQLite it locks everybody out for as long as it stands; they wait.
     databases=("postgres",),
-    quick_on=("postgres",),
     full=Size(jobs=240, faults=6),
 )
 def torn_write(installation: Installation, size: Size) -> Outcome:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 )
 def three_times(installation: Installation, size: Size) -> Outcome:
     """Two workers share the copies: the same job comes to both at once."""
+    installation.times = None  # no lease need end
     workers = [installation.start(host=f"host-{n}") for n in range(2)]
     batch = installation.accept(size.jobs)
     publisher = CeleryPublisher(installation.redis.url)
@@ -43,14 +44,15 @@ def three_times(installation: Installation, size: Size) -> Outcome:
 
 @scenario(
     "visibility timeout shorter than the jobs",
-    quick=Size(jobs=8, faults=1),
+    quick=Size(jobs=6, faults=1),
     quick_on=("sqlite",),
     full=Size(jobs=200, faults=200),
 )
 def short_visibility(installation: Installation, size: Size) -> Outcome:
     """Redis takes every running job's message for abandoned and delivers it again."""
-    plan = Plan(broker_options={"visibility_timeout": 0.3, "unacked_restore_interval": 0.2})
-    installation.start(plan, fake_step_seconds="0.5")
+    installation.times = None
+    plan = Plan(broker_options={"visibility_timeout": 0.2, "unacked_restore_interval": 0.2})
+    installation.start(plan, fake_step_seconds="0.4")
     batch = installation.accept(size.jobs, words=8)  # two steps
     installation.wait_done(batch, timeout=installation.patience + size.jobs)
     redelivered = _restored(installation)

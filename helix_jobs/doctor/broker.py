@@ -1,0 +1,92 @@
+"""Whether the broker answers, and whether it keeps what it is given."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from helix_jobs.doctor.clock import judge_skew
+from helix_jobs.doctor.disk import describe_bytes
+from helix_jobs.doctor.verdict import Level, Verdict, failure
+from helix_jobs.errors import BrokerUnreachableError, ConfigurationError
+from helix_jobs.jobs.broker_state import BrokerState, read_broker_state
+from helix_jobs.jobs.embedded_broker import EmbeddedBroker
+from helix_jobs.redaction import redact
+
+if TYPE_CHECKING:
+    from helix_jobs.settings import Settings
+
+SUBJECT = "broker"
+
+
+def check_broker(settings: Settings) -> list[Verdict]:
+    """Ask the broker the settings name; the embedded one is not started for it."""
+    if settings.redis_url is None:
+        return _check_embedded(settings)
+    if settings.redis_url.startswith("memory:"):
+        return [Verdict(SUBJECT, Level.OK, "within one process, for --local only")]
+    return _check_server(settings.redis_url, embedded=False)
+
+
+def judge_state(state: BrokerState, url: str, *, embedded: bool) -> list[Verdict]:
+    """Judge what a server says about itself.
+
+    Args:
+        state: What it said.
+        url: Where it is.
+        embedded: It is Helix's own, which keeps nothing on disk by intention.
+    """
+    kind = "embedded " if embedded else ""
+    finding = f"{kind}{state.server} at {redact(url)}, {state.messages} ids waiting, {state.unacked} in workers' hands"
+    return [
+        Verdict(SUBJECT, Level.OK, finding),
+        _judge_memory(state),
+        _judge_disk(state, embedded=embedded),
+        judge_skew(SUBJECT, state.skew_seconds),
+    ]
+
+
+def _check_embedded(settings: Settings) -> list[Verdict]:
+    if sys.platform == "win32":
+        finding = "no HELIX_REDIS_URL, and no embedded broker on Windows: only --local works"
+        return [Verdict(SUBJECT, Level.WARNING, finding, "set HELIX_REDIS_URL to run worker and submit apart")]
+    try:
+        EmbeddedBroker.check_available()
+    except ConfigurationError as error:
+        return [failure(SUBJECT, error)]
+    broker = EmbeddedBroker(settings.home)
+    if not broker.is_running():
+        return [Verdict(SUBJECT, Level.OK, "embedded, not running; a worker starts it")]
+    return _check_server(broker.url, embedded=True)
+
+
+def _check_server(url: str, *, embedded: bool) -> list[Verdict]:
+    try:
+        return judge_state(read_broker_state(url), url, embedded=embedded)
+    except (BrokerUnreachableError, ConfigurationError) as error:
+        return [failure(SUBJECT, error)]
+
+
+def _judge_memory(state: BrokerState) -> Verdict:
+    limit = f"of {describe_bytes(state.maxmemory)}" if state.maxmemory else "without a limit"
+    finding = f"{describe_bytes(state.used_memory)} used {limit}, maxmemory-policy {state.policy}"
+    if state.policy != "noeviction":
+        remedy = "set maxmemory-policy noeviction (CONFIG SET, and in its configuration): evicted ids stop the queue"
+        return Verdict("broker, memory", Level.WARNING, finding, remedy)
+    if state.maxmemory and state.used_memory > 0.9 * state.maxmemory:
+        return Verdict("broker, memory", Level.WARNING, finding, "raise maxmemory: a full broker takes no more ids")
+    return Verdict("broker, memory", Level.OK, finding)
+
+
+def _judge_disk(state: BrokerState, *, embedded: bool) -> Verdict:
+    subject = "broker, persistence"
+    if not state.is_saving:
+        remedy = "look at its log and its disk: until it can write again it may refuse ids"
+        return Verdict(subject, Level.WARNING, "its last attempt to write to disk failed", remedy)
+    if state.appends:
+        return Verdict(subject, Level.OK, "append-only file")
+    if embedded:
+        return Verdict(subject, Level.OK, "nothing on disk, by intention: ids are sent again from the database")
+    # Nothing is lost without it, so it is no warning.
+    finding = "no append-only file: after a restart ids are sent again from the database, half a minute later"
+    return Verdict(subject, Level.OK, finding)

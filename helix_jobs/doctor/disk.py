@@ -1,0 +1,76 @@
+"""How much room there is on a disk, and what kind of file system it has."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+from helix_jobs.doctor.verdict import Level, Verdict
+
+# Below the first nothing can be relied on to be written; below the second a night's answers may fill it.
+_TOO_LITTLE: Final = 256 << 20
+_LITTLE: Final = 2 << 30
+# SQLite's locks and its shared memory need one machine's own file system.
+_NETWORK: Final = (
+    "nfs",
+    "cifs",
+    "smb",
+    "9p",
+    "afs",
+    "ceph",
+    "gluster",
+    "lustre",
+    "beegfs",
+    "fuse.sshfs",
+    "fuse.rclone",
+)
+
+
+def judge_room(subject: str, free: int, where: Path) -> Verdict:
+    """Say whether ``free`` bytes are enough."""
+    finding = f"{describe_bytes(free)} free for {where}"
+    if free >= _LITTLE:
+        return Verdict(subject, Level.OK, finding)
+    level = Level.FAILED if free < _TOO_LITTLE else Level.WARNING
+    return Verdict(subject, level, finding, "free some space: a job is not acknowledged until its result is on disk")
+
+
+def check_room(subject: str, path: Path) -> Verdict:
+    """Look at the disk that ``path`` is on, or would be on."""
+    where = existing(path)
+    try:
+        free = shutil.disk_usage(where).free
+    except OSError as error:
+        return Verdict(subject, Level.WARNING, f"{where} cannot be asked for its free space ({error.strerror})")
+    return judge_room(subject, free, path)
+
+
+def existing(path: Path) -> Path:
+    """The path itself, or the nearest folder above it that is there."""
+    return next((folder for folder in (path, *path.parents) if folder.exists()), Path(path.anchor))
+
+
+def file_system(path: Path) -> str | None:
+    """The type of the file system that holds ``path``, as the system names it; None where it does not tell."""
+    resolved = existing(path).resolve()
+    mounts = [
+        (len(partition.mountpoint), partition.fstype)
+        for partition in psutil.disk_partitions(all=True)
+        if resolved.is_relative_to(partition.mountpoint)
+    ]
+    return max(mounts)[1].lower() if mounts else None
+
+
+def is_network(kind: str | None) -> bool:
+    """Whether a file system of this type is on another machine."""
+    return kind is not None and kind.startswith(_NETWORK)
+
+
+def describe_bytes(count: int) -> str:
+    """``12 MB``, ``3.4 GB``."""
+    if count >= 1 << 30:
+        return f"{count / (1 << 30):.1f} GB"
+    return f"{count / (1 << 20):.0f} MB"

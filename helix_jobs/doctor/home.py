@@ -1,0 +1,69 @@
+"""HELIX_HOME: whether it is this user's alone, can be written, and has room."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from typing import TYPE_CHECKING
+
+from helix_jobs.doctor.clock import judge_skew
+from helix_jobs.doctor.disk import check_room, existing
+from helix_jobs.doctor.verdict import Level, Verdict
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from helix_jobs.settings import Settings
+
+SUBJECT = "home"
+
+
+def check_home(settings: Settings) -> list[Verdict]:
+    """Look at the directory, or at where it would be made."""
+    home = settings.home
+    verdict = _judge_directory(home)
+    verdicts = [verdict, check_room("home, disk", home)]
+    if verdict.level is not Level.FAILED and home.is_dir():
+        verdicts.append(judge_skew("files", _file_skew(home)))
+    return verdicts
+
+
+def _judge_directory(home: Path) -> Verdict:
+    if not home.exists():
+        return _judge_absence(home)
+    if not home.is_dir():
+        return Verdict(SUBJECT, Level.FAILED, f"{home} is a file", "set HELIX_HOME to a directory")
+    if not os.access(home, os.R_OK | os.W_OK | os.X_OK):
+        finding = f"{home} may not be read or written by this user"
+        return Verdict(SUBJECT, Level.FAILED, finding, "correct its owner and permissions, or set HELIX_HOME")
+    return Verdict(SUBJECT, Level.OK, str(home)) if sys.platform == "win32" else _judge_privacy(home)
+
+
+def _judge_absence(home: Path) -> Verdict:
+    above = existing(home)
+    if os.access(above, os.W_OK | os.X_OK):
+        return Verdict(SUBJECT, Level.OK, f"{home} is not there yet; it is made at first use, with mode 0700")
+    finding = f"{home} is not there and cannot be made in {above}"
+    return Verdict(SUBJECT, Level.FAILED, finding, "set HELIX_HOME to a place this user may write to")
+
+
+def _judge_privacy(home: Path) -> Verdict:
+    status = home.stat()
+    mode = status.st_mode & 0o777
+    if mode & 0o077:
+        finding = f"{home} has mode {mode:04o}: other users of this machine may look into it"
+        return Verdict(SUBJECT, Level.WARNING, finding, f"chmod 700 {home}")
+    if status.st_uid != os.getuid():
+        finding = f"{home} belongs to another user (id {status.st_uid})"
+        return Verdict(SUBJECT, Level.WARNING, finding, "run Helix as that user, or set HELIX_HOME")
+    return Verdict(SUBJECT, Level.OK, f"{home}, mode {mode:04o}")
+
+
+def _file_skew(home: Path) -> float:
+    """How far the file system's clock is ahead; another one than this machine's where the files lie elsewhere."""
+    with tempfile.TemporaryFile(dir=home) as file:
+        file.write(b"x")
+        file.flush()
+        return os.fstat(file.fileno()).st_mtime - time.time()

@@ -1,0 +1,61 @@
+"""Whether the workers that hold jobs are alive."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from helix_jobs.doctor.verdict import Level, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from datetime import datetime
+
+    from helix_jobs.jobs.store import LeaseHolder
+
+# A worker writes a heartbeat every 5 s and is given up after 30; clocks of two machines may differ by a little.
+_SILENT_SECONDS: Final = 40.0
+_START_ONE: Final = "start a worker: it takes over the jobs of dead workers of its own host at once, others after 30 s"
+
+
+def judge_leases(
+    holders: Sequence[LeaseHolder],
+    *,
+    waiting: int,
+    now: datetime,
+    hostname: str,
+    pid_exists: Callable[[int], bool],
+) -> list[Verdict]:
+    """Tell living workers from dead ones that still hold jobs.
+
+    Args:
+        holders: Every live worker and everyone who holds a lease.
+        waiting: Jobs that wait.
+        now: By the clock the heartbeats were written by, more or less.
+        hostname: This host, whose processes can be asked for.
+        pid_exists: Whether such a process runs here.
+    """
+    dead = {
+        holder.worker_id: reason
+        for holder in holders
+        if (reason := _why_dead(holder, now=now, hostname=hostname, pid_exists=pid_exists)) is not None
+    }
+    living = [holder for holder in holders if holder.worker_id not in dead]
+    held = sum(holder.leases for holder in living)
+    verdicts = [Verdict("workers", Level.OK, f"{len(living)} alive, {held} jobs running, {waiting} waiting")]
+    stale = [holder for holder in holders if holder.worker_id in dead and holder.leases]
+    if not stale:
+        return [*verdicts, Verdict("leases", Level.OK, "none of a dead worker")]
+    finding = "; ".join(f"{holder.leases} of {holder.worker_id}, {dead[holder.worker_id]}" for holder in stale)
+    remedy = "the running workers take these jobs over within half a minute" if living else _START_ONE
+    return [*verdicts, Verdict("leases", Level.WARNING, finding, remedy)]
+
+
+def _why_dead(holder: LeaseHolder, *, now: datetime, hostname: str, pid_exists: Callable[[int], bool]) -> str | None:
+    if holder.heartbeat_at is None:
+        return "which nobody knows"
+    if not holder.is_live:
+        return "which has stopped"
+    if holder.hostname == hostname and holder.pid is not None and not pid_exists(holder.pid):
+        return "whose process is gone"
+    silent = (now - holder.heartbeat_at).total_seconds()
+    return f"silent for {silent:,.0f} s" if silent > _SILENT_SECONDS else None

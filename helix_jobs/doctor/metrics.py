@@ -1,0 +1,46 @@
+"""Whether the metrics port can be used, or is used by a worker already."""
+
+from __future__ import annotations
+
+import socket
+import urllib.request
+from typing import TYPE_CHECKING, Final
+
+from helix_jobs.doctor.verdict import Level, Verdict
+
+if TYPE_CHECKING:
+    from helix_jobs.settings import Settings
+
+SUBJECT: Final = "metrics port"
+# What a worker serves once its models are loaded.
+_SERVED: Final = b"helix_worker_info"
+
+
+def check_metrics(settings: Settings) -> list[Verdict]:
+    """Try to listen where the settings say; nothing without HELIX_METRICS_PORT."""
+    host, port = settings.metrics_host, settings.metrics_port
+    if port is None:
+        return [Verdict(SUBJECT, Level.OK, "off; HELIX_METRICS_PORT turns it on")]
+    try:
+        socket.create_server((host, port), family=_family(host, port)).close()
+    except OSError as error:
+        if _serves_helix(host, port):
+            return [Verdict(SUBJECT, Level.OK, f"{host} port {port}, served by a worker")]
+        finding = f"{host} port {port} cannot be used: {error.strerror or error}"
+        return [Verdict(SUBJECT, Level.FAILED, finding, "set HELIX_METRICS_PORT or HELIX_METRICS_HOST to another")]
+    return [Verdict(SUBJECT, Level.OK, f"{host} port {port}, free for a worker")]
+
+
+def _family(host: str, port: int) -> socket.AddressFamily:
+    return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+
+
+def _serves_helix(host: str, port: int) -> bool:
+    address = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)  # noqa: S104  (recognised, not bound)
+    try:
+        # A proxy of the environment's has no business with this machine's own ports.
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(f"http://{address}:{port}/metrics", timeout=5) as answer:
+            return _SERVED in answer.read(1 << 20)
+    except (OSError, ValueError):
+        return False

@@ -1,0 +1,51 @@
+"""Whether target and draft are here, so that a worker starts without the network."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from helix_jobs.doctor.disk import describe_bytes
+from helix_jobs.doctor.verdict import Level, Verdict, failure
+from helix_jobs.engine.checkpoint import Checkpoint, find_local_checkpoint
+from helix_jobs.engine.config import DraftSpec
+from helix_jobs.engine.demo_model import DEMO_MODEL
+from helix_jobs.errors import HelixError
+
+if TYPE_CHECKING:
+    from helix_jobs.settings import Settings
+
+_COPIES = ("int8", "none")
+
+
+def check_models(settings: Settings) -> list[Verdict]:
+    """Find both models' files and read their headers; nothing is downloaded or loaded."""
+    if settings.engine == "fake":
+        return [Verdict("models", Level.OK, "none: HELIX_ENGINE is fake")]
+    verdicts = [_check("target model", settings.target_model, settings)]
+    try:
+        draft = DraftSpec.parse(settings.draft_model).model
+    except HelixError as error:
+        return [*verdicts, failure("draft model", error)]
+    if draft in _COPIES:
+        return [*verdicts, Verdict("draft model", Level.OK, f"{settings.draft_model}: nothing to download")]
+    return [*verdicts, _check("draft model", draft, settings)]
+
+
+def _check(subject: str, name: str, settings: Settings) -> Verdict:
+    try:
+        found = find_local_checkpoint(name, settings.home)
+    except HelixError as error:
+        return failure(subject, error)
+    if found is not None:
+        parameters = f"{found.parameters / 1e6:,.0f} million parameters"
+        finding = f"{name}: {parameters}, {describe_bytes(_size(found))} in {found.folder}"
+        return Verdict(subject, Level.OK, finding)
+    size = " (93 MB)" if name == DEMO_MODEL else ""
+    finding = f"{name} is not on this machine; the first worker downloads it{size}"
+    return Verdict(subject, Level.WARNING, finding, "start a worker once while the network is there")
+
+
+def _size(checkpoint: Checkpoint) -> int:
+    if checkpoint.gguf_file is not None:
+        return (checkpoint.folder / checkpoint.gguf_file).stat().st_size
+    return sum(file.stat().st_size for file in checkpoint.folder.glob("*.safetensors"))

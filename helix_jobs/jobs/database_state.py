@@ -1,0 +1,97 @@
+"""DatabaseState: what the database says about itself, asked without changing anything in it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+
+from helix_jobs.errors import DatabaseUnreachableError
+from helix_jobs.jobs.database import SQLITE
+from helix_jobs.jobs.migration import current_revision
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from helix_jobs.jobs.database import Database
+
+# Asks for the right to write and takes the lock, and changes no row.
+_WRITE_NOTHING = text("UPDATE batches SET name = name WHERE 1 = 0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatabaseState:
+    """One look at the database.
+
+    Attributes:
+        server: Name and version.
+        size_bytes: What it takes on disk, a write-ahead log of SQLite's included.
+        revision: Of its schema; None while it is empty.
+        journal_mode: SQLite's; None on Postgres.
+        skew_seconds: How far its server's clock is ahead of this machine's; None on SQLite, which has none.
+        refusal: Why it takes no writes; None if it takes them.
+    """
+
+    server: str
+    size_bytes: int
+    revision: str | None
+    journal_mode: str | None
+    skew_seconds: float | None
+    refusal: str | None
+
+
+def read_database_state(database: Database) -> DatabaseState:
+    """Ask the database. A SQLite file must be there already, or it would be made by asking.
+
+    Raises:
+        DatabaseUnreachableError: It does not answer.
+    """
+    revision = current_revision(database)
+    refusal = _refusal(database, empty=revision is None)
+    with database.read() as c:
+        if database.dialect == SQLITE:
+            return DatabaseState(
+                server=f"SQLite {c.execute(text('SELECT sqlite_version()')).scalar_one()}",
+                size_bytes=_file_bytes(database),
+                revision=revision,
+                journal_mode=str(c.execute(text("PRAGMA journal_mode")).scalar_one()),
+                skew_seconds=None,
+                refusal=refusal,
+            )
+        return DatabaseState(
+            server=f"PostgreSQL {c.execute(text('SHOW server_version')).scalar_one()}",
+            size_bytes=int(c.execute(text("SELECT pg_database_size(current_database())")).scalar_one()),
+            revision=revision,
+            journal_mode=None,
+            skew_seconds=_skew(c),
+            refusal=refusal,
+        )
+
+
+def _refusal(database: Database, *, empty: bool) -> str | None:
+    try:
+        with database.write() as c:
+            if not empty:
+                c.execute(_WRITE_NOTHING)
+    except DatabaseUnreachableError as error:
+        return str(error)
+    except DBAPIError as error:
+        return (str(error.orig).strip().splitlines() or [type(error).__name__])[0]
+    return None
+
+
+def _skew(c: Connection) -> float:
+    asked = time.time()
+    theirs = float(c.execute(text("SELECT extract(epoch FROM clock_timestamp())")).scalar_one())
+    return theirs - (asked + time.time()) / 2
+
+
+def _file_bytes(database: Database) -> int:
+    file = database.sqlite_file
+    if file is None:
+        return 0
+    beside = (file, file.with_name(f"{file.name}-wal"))
+    return sum(path.stat().st_size for path in beside if path.exists())

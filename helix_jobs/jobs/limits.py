@@ -1,0 +1,83 @@
+"""Limits: how large a line and a batch may be, so that one submission cannot fill disk and memory for everybody."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from helix_jobs.engine.sampling_params import SamplingParams
+from helix_jobs.errors import InputError, InvalidFieldError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from helix_jobs.settings import Settings
+
+MAX_MESSAGES: Final = 10_000
+MAX_METADATA_CHARS: Final = 65_536
+
+_DEFAULT_MAX_TOKENS: Final = SamplingParams().max_tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What the settings allow; each None is no limit but the format's own.
+
+    Attributes:
+        prompt_chars: Characters of the prompt, or of all messages together.
+        max_tokens: New tokens a line may ask for.
+        jobs: Accepted lines of a batch.
+    """
+
+    prompt_chars: int | None = None
+    max_tokens: int | None = None
+    jobs: int | None = None
+
+    @classmethod
+    def of(cls, settings: Settings) -> Limits:
+        """The limits of an installation."""
+        return cls(
+            prompt_chars=settings.max_prompt_chars,
+            max_tokens=settings.max_tokens_per_job,
+            jobs=settings.max_jobs_per_batch,
+        )
+
+    def check_request(self, request: Mapping[str, Any], prefix: str = "") -> None:
+        """Refuse a parsed request that is too large.
+
+        Raises:
+            InvalidFieldError: Names the field, its size, and the limit and where it is set.
+        """
+        field = "prompt" if "prompt" in request else "messages"
+        messages = request.get("messages", ())
+        if len(messages) > MAX_MESSAGES:
+            raise InvalidFieldError(
+                f"{prefix}messages", f"holds {len(messages):,} messages", f"give at most {MAX_MESSAGES:,}"
+            )
+        chars = len(request.get("prompt", "")) + sum(len(message["content"]) for message in messages)
+        if self.prompt_chars is not None and chars > self.prompt_chars:
+            remedy = f"give at most {self.prompt_chars:,}, or raise HELIX_MAX_PROMPT_CHARS"
+            raise InvalidFieldError(f"{prefix}{field}", f"has {chars:,} characters", remedy)
+        max_tokens = request["sampling"].get("max_tokens", _DEFAULT_MAX_TOKENS)
+        if self.max_tokens is not None and max_tokens > self.max_tokens:
+            remedy = f"give at most {self.max_tokens:,}, or raise HELIX_MAX_TOKENS_PER_JOB"
+            raise InvalidFieldError(f"{prefix}max_tokens", f"is {max_tokens:,}", remedy)
+        if request["metadata"] and (size := len(json.dumps(request["metadata"]))) > MAX_METADATA_CHARS:
+            remedy = f"give at most {MAX_METADATA_CHARS:,}; keep the rest in a file of your own, by custom_id"
+            raise InvalidFieldError("metadata", f"has {size:,} characters as JSON", remedy)
+
+    def check_count(self, accepted: int, line: int) -> None:
+        """Refuse the line that is one too many.
+
+        Raises:
+            InputError: Names the line, the limit and where it is set.
+        """
+        if self.jobs is not None and accepted > self.jobs:
+            raise InputError(
+                f"line {line}: one batch holds at most {self.jobs:,} jobs, and this line is one more; nothing was "
+                "enqueued. Split the input, or raise HELIX_MAX_JOBS_PER_BATCH"
+            )
+
+
+NO_LIMITS: Final = Limits()

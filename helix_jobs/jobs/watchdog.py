@@ -1,0 +1,233 @@
+"""Watchdog: notices that jobs wait, slots are idle and nothing is delivered, and what is to be done about it.
+
+A broker connection can be dead without knowing it, and a consumer can stop asking for messages. Neither raises an
+error, so only the missing deliveries tell. A worker in *drought* (see ``Look.is_drought``) for a whole window takes its
+consumer's connection down, which makes Celery connect anew while running jobs go on. If another window brings nothing
+either, the process is beyond repair from inside, and ends for its supervisor to start a new one.
+
+The database says whether jobs wait, as it is the truth. A healthy worker is never in drought for a window: messages
+that were lost, or that another worker has prefetched and cannot begin, are published again after half a window (see
+``reconciler``). Nor does a broker that is away make a drought: Celery reconnects to it for as long as it takes, and a
+new process could do no better.
+
+Trade-off: a thread and a broker connection of its own, for a look every few seconds; on the heartbeat's thread a
+broker that does not answer would make the worker look dead.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import TYPE_CHECKING, Final, Protocol
+
+from helix_jobs.errors import HelixError, UnreachableError
+from helix_jobs.jobs import store
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from helix_jobs.jobs.database import Database
+    from helix_jobs.jobs.worker_counters import WorkerCounters
+
+logger = logging.getLogger(__name__)
+
+WINDOW_SECONDS: Final = 60.0
+LOOK_SECONDS: Final = 5.0
+
+
+class Action(Enum):
+    """What a look leads to."""
+
+    NONE = "none"
+    RECONNECT = "reconnect"
+    GIVE_UP = "give up"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """The worker's supply of jobs at one moment.
+
+    Attributes:
+        deliveries: Jobs that were delivered to this worker since its start.
+        idle_slots: Batch slots without a job; 0 also while the worker stops.
+        backlog: Jobs that wait in the database.
+        messages: Ids that wait in the broker; None when it does not answer.
+    """
+
+    deliveries: int
+    idle_slots: int
+    backlog: int = 0
+    messages: int | None = None
+
+    @property
+    def is_drought(self) -> bool:
+        """Whether something should be delivered any moment."""
+        return self.idle_slots > 0 and self.backlog > 0 and self.messages is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Drought:
+    """What lasts.
+
+    Attributes:
+        deliveries: Those before it.
+        seconds: For how long it has been watched since it began, or since the reconnection.
+        reconnected: Whether the consumer's connection was taken down in it.
+    """
+
+    deliveries: int
+    seconds: float = 0.0
+    reconnected: bool = False
+
+
+def judge(previous: Drought | None, look: Look, *, elapsed: float, window: float) -> tuple[Drought | None, Action]:
+    """Add one look to what was known and say what is to be done.
+
+    Args:
+        previous: The drought so far; None when there was none.
+        look: The supply now.
+        elapsed: Seconds since the previous look that count as watched; time in which this process stood still must not
+            be passed in.
+        window: Seconds without a delivery that a drought may last before something is done.
+    """
+    if not look.is_drought:
+        return None, Action.NONE
+    if previous is None or previous.deliveries != look.deliveries:
+        return Drought(look.deliveries), Action.NONE
+    drought = replace(previous, seconds=previous.seconds + elapsed)
+    if drought.seconds < window:
+        return drought, Action.NONE
+    if drought.reconnected:
+        return drought, Action.GIVE_UP
+    return Drought(look.deliveries, reconnected=True), Action.RECONNECT
+
+
+class Broker(Protocol):
+    """The broker as the watchdog sees it, through a connection of its own."""
+
+    def depth(self) -> int:
+        """Messages that wait."""
+
+    def close(self) -> None:
+        """Close the connection."""
+
+
+class Supplied(Protocol):
+    """The worker's service as the watchdog sees it."""
+
+    @property
+    def counters(self) -> WorkerCounters:
+        """Among them the deliveries since the start."""
+
+    @property
+    def idle_slots(self) -> int:
+        """Batch slots without a job; 0 while the worker stops."""
+
+
+class Watchdog:
+    """Looks every few seconds, on a thread of its own, and acts.
+
+    Args:
+        database: Says how many jobs wait.
+        broker: Says whether it answers.
+        service: Says what was delivered and how many slots are idle.
+        reconnect: Takes the consumer's connection down so that it connects anew; returns at once.
+        give_up: Ends the worker; told why. Called once.
+        window: Seconds a drought may last before something is done.
+        interval: Seconds between looks.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        broker: Broker,
+        service: Supplied,
+        *,
+        reconnect: Callable[[], None],
+        give_up: Callable[[str], None],
+        window: float = WINDOW_SECONDS,
+        interval: float = LOOK_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.reconnections = 0
+        self._database = database
+        self._broker = broker
+        self._service = service
+        self._reconnect = reconnect
+        self._give_up = give_up
+        self._window = window
+        self._interval = interval
+        self._clock = clock
+        self._drought: Drought | None = None
+        self._looked_at: float | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._main, name="helix-watchdog", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self, timeout: float = 1.0) -> None:
+        """Ask the thread to end; it may still be waiting for a broker that does not answer."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+
+    def check(self) -> Action:
+        """Look once and act on it.
+
+        Raises:
+            HelixError: The database does not answer.
+        """
+        look = self._look()
+        now = self._clock()
+        # A longer gap was not watched: the process stood still, or the database or the broker took its time.
+        elapsed = 0.0 if self._looked_at is None else min(now - self._looked_at, 2 * self._interval)
+        self._looked_at = now
+        self._drought, action = judge(self._drought, look, elapsed=elapsed, window=self._window)
+        if action is Action.RECONNECT:
+            self.reconnections += 1
+            logger.warning("%s; connecting to the broker anew", self._describe(look))
+            self._reconnect()
+        elif action is Action.GIVE_UP:
+            self._stop.set()
+            self._give_up(f"{self._describe(look)} after connecting anew")
+        return action
+
+    def _look(self) -> Look:
+        """Ask for little while all is well: the database only about idle slots, the broker only about a backlog."""
+        look = Look(deliveries=self._service.counters.delivered, idle_slots=self._service.idle_slots)
+        if look.idle_slots == 0:
+            return look
+        with self._database.read() as c:
+            look = replace(look, backlog=store.backlog(c))
+        if look.backlog == 0:
+            return look
+        try:
+            return replace(look, messages=self._broker.depth())
+        except UnreachableError:
+            return look
+
+    def _describe(self, look: Look) -> str:
+        return (
+            f"{look.backlog} jobs wait in the database ({look.messages} of their ids in the broker), {look.idle_slots} "
+            f"slots are idle, and nothing was delivered for {self._window:.0f} s"
+        )
+
+    def _main(self) -> None:
+        try:
+            while not self._stop.wait(self._interval):
+                try:
+                    self.check()
+                except HelixError as error:
+                    # Nothing can be claimed without a database, so nothing is missed either.
+                    self._drought = None
+                    logger.debug("watchdog: %s", error)
+                except Exception:
+                    logger.exception("watchdog: unexpected error, trying again")
+        finally:
+            self._broker.close()

@@ -1,0 +1,30 @@
+"""Passwords out of text: URLs, connection strings, whatever libraries put into their messages."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+# "scheme://user:password@": the password runs to the last "@" before the path, as URL parsers read it.
+_URL_PASSWORD: Final = re.compile(r"(?P<head>[A-Za-z][A-Za-z0-9+.-]*://[^\s:/@]*):(?P<password>[^\s/\"'<>]+)@")
+# In the addresses of our own services also a password that should have been percent-encoded is kept back: there nothing
+# but the user's part holds an "@".
+_SERVICE_PASSWORD: Final = re.compile(
+    r"(?P<head>\b(?:redis|rediss|valkey|valkeys|redis\+socket|sentinel|postgres|postgresql)(?:\+\w+)?://[^\s:/@?#]*):\S*@",
+    re.IGNORECASE,
+)
+# In a query (?password=), in libpq's "host=... password=..." and in a mapping that was printed ('password': '...').
+_FIELD: Final = re.compile(
+    r"(?P<head>\b\w*(?:password|passwd)(?:=|[\"']\s*:\s*))(?:\"[^\"]*\"|'[^']*'|[^\s&\"',;]+)", re.IGNORECASE
+)
+HIDDEN: Final = "***"
+
+
+def redact(text: str) -> str:
+    """Replace passwords inside URLs and in ``password=`` fields by ``***``."""
+    # The common line has neither; substring searches are cheaper than expressions.
+    if "://" in text and "@" in text:
+        text = _URL_PASSWORD.sub(rf"\g<head>:{HIDDEN}@", _SERVICE_PASSWORD.sub(rf"\g<head>:{HIDDEN}@", text))
+    if "passw" in text.lower():
+        text = _FIELD.sub(rf"\g<head>{HIDDEN}", text)
+    return text

@@ -1,0 +1,47 @@
+"""Seeing that work goes on."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from sqlalchemy import func, select
+from worker_box import wait_until
+
+from helix_jobs.jobs.schema import jobs
+
+if TYPE_CHECKING:
+    from installation import Installation
+    from oracle import Accepted
+    from worker_box import WorkerProcess
+
+RESUME_SECONDS = 60.0
+
+
+def ended(installation: Installation, batch: Accepted) -> int:
+    """Jobs in a final state."""
+    return len(batch.prompts) - installation.unfinished(batch)
+
+
+def wait_ended(installation: Installation, batch: Accepted, count: int) -> None:
+    """Wait until so many jobs have ended."""
+    wait_until(lambda: ended(installation, batch) >= count, f"{count} jobs do not end", installation.patience)
+
+
+def wait_resumed(installation: Installation, worker: WorkerProcess, since: datetime | None = None) -> float:
+    """Wait until a job is claimed after ``since``, by default now; returns how many seconds that took.
+
+    What a worker had been delivered before does not count once it is used up: a claim needs a message.
+    """
+    moment = since or datetime.now(UTC)
+    began = time.monotonic()
+
+    def claimed() -> bool:
+        with installation._read() as c:
+            latest = c.execute(select(func.max(jobs.c.claimed_at))).scalar_one()
+        return latest is not None and latest > moment
+
+    wait_until(claimed, lambda: f"the worker does not resume: {worker.log}", RESUME_SECONDS)
+    assert worker.process.poll() is None, worker.log
+    return time.monotonic() - began

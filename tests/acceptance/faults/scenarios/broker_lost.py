@@ -1,0 +1,107 @@
+"""Redis goes away, comes back empty, or falls silent. The worker resumes within 60 s of its return, without a restart.
+
+Clients keep what they submit although Redis is away: the worker publishes it later.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import TYPE_CHECKING
+
+from progress import ended, wait_ended, wait_resumed
+from scenario import Outcome, Size, scenario
+from tcp_proxy import TcpProxy
+
+if TYPE_CHECKING:
+    from installation import Installation
+    from oracle import Accepted
+    from worker_box import WorkerProcess
+
+AWAY_SECONDS = 60.0
+OUTAGE_SECONDS = 3.0
+# Until what had been delivered before is used up.
+USED_UP_SECONDS = 5.0
+
+
+def _begin(installation: Installation, size: Size, **where: str) -> tuple[Accepted, WorkerProcess]:
+    """Jobs that last longer than the faults, and a worker in the middle of them."""
+    step_seconds = 0.05 if installation.fork_server is not None else 0.25
+    batch = installation.accept(size.jobs)
+    worker = installation.start(fake_step_seconds=str(step_seconds), **where)
+    wait_ended(installation, batch, 4)
+    return batch, worker
+
+
+def _end(installation: Installation, batch: Accepted, faults: int, recoveries: list[float], note: str = "") -> Outcome:
+    assert ended(installation, batch) < len(batch.prompts), "the jobs were done before the last fault"
+    installation.wait_done(batch, timeout=installation.patience + len(batch.prompts) / 4)
+    return Outcome(accepted=[batch], faults=faults, recoveries=recoveries, note=note)
+
+
+@scenario(
+    "Redis killed, nothing kept", quick=Size(jobs=60, faults=1), quick_on=("postgres",), full=Size(jobs=600, faults=2)
+)
+def killed(installation: Installation, size: Size) -> Outcome:
+    """What waits and what is delivered is gone with it."""
+    batch, worker = _begin(installation, size)
+    recoveries = []
+    for _ in range(size.faults):
+        installation.redis.kill()
+        time.sleep(0.5 if installation.fork_server is not None else USED_UP_SECONDS)
+        installation.redis.start()
+        recoveries.append(wait_resumed(installation, worker))
+    return _end(installation, batch, size.faults, recoveries)
+
+
+@scenario("FLUSHALL", full=Size(jobs=600, faults=2))
+def flushed(installation: Installation, size: Size) -> Outcome:
+    """Everything in Redis is deleted while the worker is connected."""
+    batch, worker = _begin(installation, size)
+    recoveries = []
+    for _ in range(size.faults):
+        with installation.redis.client() as client:
+            client.flushall()
+        time.sleep(USED_UP_SECONDS)
+        recoveries.append(wait_resumed(installation, worker))
+    return _end(installation, batch, size.faults, recoveries)
+
+
+@scenario("Redis away for 60 s", full=Size(jobs=600, faults=1))
+def away(installation: Installation, size: Size) -> Outcome:
+    """What is delivered is finished meanwhile, and nothing is acknowledged twice."""
+    batch, worker = _begin(installation, size)
+    installation.redis.kill()
+    time.sleep(AWAY_SECONDS)
+    finished = ended(installation, batch)
+    installation.redis.start()
+    recovery = wait_resumed(installation, worker)
+    return _end(installation, batch, 1, [recovery], note=f"{finished} finished by the end of it")
+
+
+@scenario("20 short outages of Redis", full=Size(jobs=600, faults=20))
+def outages(installation: Installation, size: Size) -> Outcome:
+    """Killed and started again and again, before the worker has found its way back or just after."""
+    dice = random.Random(4)
+    batch, worker = _begin(installation, size)
+    for _ in range(size.faults):
+        installation.redis.kill()
+        time.sleep(dice.uniform(0.0, OUTAGE_SECONDS))
+        installation.redis.start()
+        time.sleep(dice.uniform(0.0, OUTAGE_SECONDS))
+    recovery = wait_resumed(installation, worker)
+    return _end(installation, batch, size.faults, [recovery])
+
+
+@scenario("half-open connections to Redis", full=Size(jobs=600, faults=2))
+def half_open(installation: Installation, size: Size) -> Outcome:
+    """Every connection of the worker goes dead, and neither end is told."""
+    proxy = TcpProxy(installation.redis.port)
+    installation.stack.callback(proxy.close)
+    batch, worker = _begin(installation, size, redis_url=proxy.url)
+    recoveries, connections = [], 0
+    for _ in range(size.faults):
+        connections += proxy.go_dead()
+        time.sleep(USED_UP_SECONDS)
+        recoveries.append(wait_resumed(installation, worker))
+    return _end(installation, batch, size.faults, recoveries, note=f"{connections} connections")

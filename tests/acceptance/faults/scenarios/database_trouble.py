@@ -1,0 +1,146 @@
+"""The database takes no writes for a while: locked, full, gone. Nothing is acknowledged without a commit, and work goes
+on when it is back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sqlite3
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import psycopg
+from full_disk import SmallDisk
+from postgres_cluster import PostgresCluster
+from progress import ended, wait_ended
+from scenario import Outcome, Size, scenario
+from sqlalchemy import select
+from worker_box import wait_until
+
+from helix_jobs.jobs.database import upgrade
+from helix_jobs.jobs.schema import jobs
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from installation import Installation
+    from oracle import Accepted
+    from worker_box import WorkerProcess
+
+# Until what was committed before has been acknowledged.
+SETTLE_SECONDS = 0.5
+
+
+def _begin(installation: Installation, size: Size) -> tuple[Accepted, WorkerProcess]:
+    step_seconds = 0.02 if installation.fork_server is not None else 0.25
+    batch = installation.accept(size.jobs)
+    worker = installation.start(fake_step_seconds=str(step_seconds))
+    wait_ended(installation, batch, 4)
+    return batch, worker
+
+
+def _resumed(installation: Installation, worker: WorkerProcess, batch: Accepted, before: int) -> float:
+    """Wait until more than ``before`` jobs have ended; returns how long it took."""
+    began = time.monotonic()
+    wait_ended(installation, batch, before + 1)
+    assert worker.process.poll() is None, worker.log
+    return time.monotonic() - began
+
+
+def _end(installation: Installation, batch: Accepted, faults: int, recoveries: list[float], note: str = "") -> Outcome:
+    installation.wait_done(batch, timeout=installation.patience + len(batch.prompts) / 4)
+    return Outcome(accepted=[batch], faults=faults, recoveries=recoveries, note=note)
+
+
+@contextmanager
+def _locked(installation: Installation) -> Iterator[None]:
+    """Another process has the database to itself."""
+    if installation.settings.database_url.startswith("sqlite"):
+        connection = sqlite3.connect(installation.settings.home / "helix.db", isolation_level=None, timeout=30)
+        connection.execute("BEGIN IMMEDIATE")
+        yield
+        connection.execute("ROLLBACK")
+        connection.close()
+        return
+    with psycopg.connect(installation.settings.database_url.replace("+psycopg", "")) as connection:
+        connection.execute("LOCK TABLE jobs, results, runs, workers, batches, batch_counters IN ACCESS EXCLUSIVE MODE")
+        yield
+        connection.rollback()
+
+
+@scenario(
+    "database locked for 30 s", quick=Size(jobs=100, faults=1), quick_on=("sqlite",), full=Size(jobs=600, faults=2)
+)
+def locked(installation: Installation, size: Size) -> Outcome:
+    """By another process."""
+    seconds = 2.0 if installation.fork_server is not None else 30.0
+    batch, worker = _begin(installation, size)
+    recoveries = []
+    for _ in range(size.faults):
+        with _locked(installation):
+            time.sleep(SETTLE_SECONDS)
+            delivered = installation.redis.unacked_jobs()
+            time.sleep(seconds - SETTLE_SECONDS)
+            assert delivered, "nothing was in hand"
+            assert delivered.keys() <= installation.redis.unacked_jobs().keys(), "acknowledged without a commit"
+        recoveries.append(_resumed(installation, worker, batch, ended(installation, batch)))
+    return _end(installation, batch, size.faults, recoveries)
+
+
+@scenario("disk full", full=Size(jobs=1_000, faults=2), databases=("sqlite",))
+def disk_full(installation: Installation, size: Size) -> Outcome:
+    """The database lies on a file system of its own, which another file fills to the last byte."""
+    disk = SmallDisk(megabytes=32)
+    installation.stack.callback(disk.remove)
+    url = f"sqlite:///{disk.path / 'helix.db'}"
+    installation.settings = dataclasses.replace(installation.settings, database_url=url)
+    batch, worker = _begin(installation, size)
+    recoveries = []
+    for fault in range(size.faults):
+        disk.fill()
+        wait_until(lambda n=fault: worker.log.count("disk is full") > n, lambda: f"never full: {worker.log}")
+        delivered = installation.redis.unacked_jobs()
+        time.sleep(20.0)
+        gone = delivered.keys() - installation.redis.unacked_jobs().keys()
+        assert {delivered[tag] for tag in gone} <= _final(installation), "acknowledged without a commit"
+        before = ended(installation, batch)
+        assert before < size.jobs, "the jobs were done before the disk was full"
+        disk.empty()
+        recoveries.append(_resumed(installation, worker, batch, before))
+    return _end(installation, batch, size.faults, recoveries, note="on a tmpfs")
+
+
+def _final(installation: Installation) -> set[int]:
+    with installation._read() as c:
+        return set(c.execute(select(jobs.c.id).where(jobs.c.finished_at.is_not(None))).scalars())
+
+
+@scenario(
+    "Postgres restarted",
+    quick=Size(jobs=60, faults=1),
+    quick_on=("postgres",),
+    full=Size(jobs=1_000, faults=4),
+    databases=("postgres",),
+)
+def restarted(installation: Installation, size: Size) -> Outcome:
+    """Crashed and shut down in turn; it stays away for a while."""
+    cluster = PostgresCluster()
+    installation.stack.callback(cluster.remove)
+    cluster.start()
+    installation.settings = dataclasses.replace(installation.settings, database_url=cluster.url)
+    database = installation.database()
+    upgrade(database)
+    database.dispose()
+    batch, worker = _begin(installation, size)
+    recoveries = []
+    for fault in range(size.faults):
+        cluster.stop("fast" if fault % 2 else "immediate")
+        time.sleep(SETTLE_SECONDS)
+        delivered = installation.redis.unacked_jobs()
+        time.sleep(1.0 if installation.fork_server is not None else 20.0)
+        assert delivered, "nothing was in hand"
+        assert delivered.keys() <= installation.redis.unacked_jobs().keys(), "acknowledged without a commit"
+        cluster.start()
+        recoveries.append(_resumed(installation, worker, batch, ended(installation, batch)))
+    return _end(installation, batch, size.faults, recoveries)

@@ -1,0 +1,109 @@
+"""Anything at all in Redis: rejected, counted, and the worker lives."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+from typing import TYPE_CHECKING, Any
+
+from oracle import Accepted
+from progress import wait_ended
+from scenario import Outcome, Size, scenario
+from worker_box import wait_until
+
+from helix_jobs.jobs.broker import QUEUE_NAME, CeleryPublisher
+from helix_jobs.jobs.store import PublishableJob
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from installation import Installation
+
+OVERSIZED_BYTES = 8_000_000
+
+
+def _body(value: object) -> str:
+    return base64.b64encode(json.dumps(value).encode()).decode()
+
+
+def _message(**changes: Any) -> bytes:
+    """One as Helix writes it, but for these parts."""
+    message = {
+        "body": _body([[1], {}, {}]),
+        "content-encoding": "utf-8",
+        "content-type": "application/json",
+        "headers": {"lang": "py", "task": "helix.run_job", "id": "1-x", "root_id": "1-x", "ignore_result": True},
+        "properties": {
+            "correlation_id": "1-x",
+            "delivery_mode": 2,
+            "delivery_info": {"exchange": "", "routing_key": QUEUE_NAME},
+            "priority": 9,
+            "body_encoding": "base64",
+            "delivery_tag": "forged",
+        },
+    }
+    return json.dumps(message | {name.replace("_", "-"): value for name, value in changes.items()}).encode()
+
+
+def _junk() -> Iterator[bytes]:
+    """Malformed, oversized, unknown, and with more in them than a job id."""
+    headers = {"lang": "py", "id": "1-x"}
+    task = {**headers, "task": "helix.run_job"}
+    return itertools.cycle(
+        [
+            b"\x80\x04no json",
+            b"",
+            b"[" * 50_000,
+            b"[]",
+            b"5",
+            b"null",
+            b'{"__type__": "uuid", "__value__": "none"}',
+            _message(properties={}),
+            _message(headers=None),
+            _message(headers={**headers, "task": "os.system"}),
+            _message(headers={**headers, "task": "celery.chord_unlock"}),
+            _message(headers={**task, "eta": "2999-01-01T00:00:00+00:00"}),
+            _message(headers={**task, "expires": "1999-01-01T00:00:00+00:00"}),
+            _message(headers={**task, "compression": "application/x-gzip"}),
+            _message(body="!!!"),
+            _message(body=_body([["1; rm -rf /"], {}, {}])),
+            _message(body=_body([[-1], {}, {}])),
+            _message(body=_body([[1], {"request": {"prompt": "mine"}}, {}])),
+            _message(body=_body([[1], {}, {"callbacks": [{"task": "helix.run_job", "args": [2]}]}])),
+            _message(content_type="application/x-python-serialize"),
+        ]
+    )
+
+
+@scenario("malformed, oversized, unknown and forged messages", full=Size(jobs=2_000, faults=4_000))
+def forged(installation: Installation, size: Size) -> Outcome:
+    """Into the queue of a working worker; well-formed ones name jobs that wait, run, have ended or do not exist."""
+    batch = installation.accept(size.jobs)
+    ended = installation.accept(1)
+    worker = installation.start(fake_step_seconds="0.01")
+    wait_ended(installation, batch, 4)
+    with installation.redis.client() as client:
+        for junk in itertools.islice(_junk(), size.faults):
+            client.lpush(QUEUE_NAME, junk)
+        client.lpush(QUEUE_NAME, b'"' + b"x" * OVERSIZED_BYTES + b'"', _message(body="x" * OVERSIZED_BYTES))
+        client.publish("/0.helix.pidbox", b"[]")
+    forged = size.faults + 3
+    publisher = CeleryPublisher(installation.redis.url)
+    known = [row.id for row in installation.rows(batch.batch_id)]
+    publisher.publish([PublishableJob(job_id, 0) for job_id in (*known, 2**40, 2**62, 2**63 - 1)])
+    publisher.close()
+    installation.wait_done(batch, ended)
+    rejected = "dropped a message that names no job"
+    wait_until(lambda: worker.log.count(rejected) >= forged, lambda: f"{worker.log.count(rejected)} were counted")
+    assert worker.process.poll() is None, worker.log
+    assert "Celery's consumer ended" not in worker.log, "the worker's loop broke"
+    broken = tuple(
+        f"job {row.id} ran {row.attempts} times" for row in installation.rows(batch.batch_id) if row.attempts > 1
+    )
+    return Outcome(
+        accepted=[Accepted(batch.batch_id, batch.prompts), ended],
+        faults=forged,
+        broken=broken,
+        note=f"{worker.log.count(rejected)} rejected",
+    )

@@ -1,0 +1,48 @@
+"""A wall clock that a test sets: the process's own, plus the seconds that stand in a file."""
+
+from __future__ import annotations
+
+import datetime as dt
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# Whose modules may hold a name of their own for the clock.
+_USERS = ("helix_jobs", "celery", "kombu", "redis", "vine", "billiard")
+_LOOK_SECONDS = 0.05
+
+
+def set_by(file: Path) -> None:
+    """From now on ``datetime.now`` and ``time.time`` of this process follow the file. Monotonic clocks do not."""
+    real_time, real_datetime = time.time, dt.datetime
+    seen: list[float] = [0.0, 0.0]
+
+    def offset() -> float:
+        now = time.monotonic()
+        if now - seen[0] > _LOOK_SECONDS:
+            seen[:] = now, float(file.read_text() or seen[1])
+        return seen[1]
+
+    def shifted_time() -> float:
+        return real_time() + offset()
+
+    class ShiftedDatetime(real_datetime):  # type: ignore[valid-type,misc]
+        @classmethod
+        def now(cls, tz: Any = None) -> Any:
+            return real_datetime.now(tz) + dt.timedelta(seconds=offset())
+
+        @classmethod
+        def utcnow(cls) -> Any:
+            return cls.now(dt.UTC).replace(tzinfo=None)
+
+    replaced = {id(real_time): shifted_time, id(real_datetime): ShiftedDatetime}
+    time.time = shifted_time
+    dt.datetime = ShiftedDatetime  # type: ignore[misc]
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] in _USERS:
+            for attribute, value in list(vars(module).items()):
+                if id(value) in replaced:
+                    setattr(module, attribute, replaced[id(value)])

@@ -1,0 +1,406 @@
+"""StoreMachine: every order of calls hypothesis can think of, made to the real store and to a plain model of it.
+
+A call may also be rolled back first, or made twice because the answer to its commit was lost. After each step all rows
+are compared with the model, and what must hold whatever the model says is checked by itself.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from sqlalchemy import delete, func, select
+from store_helpers import DIGEST, result_row, worker
+from store_model import Claim, Job, StoreModel
+
+from helix_jobs.errors import HelixError
+from helix_jobs.jobs import store
+from helix_jobs.jobs.schema import batch_counters, batches, jobs, results, workers
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy import Connection
+
+    from helix_jobs.jobs.database import Database
+
+START: Final = datetime(2026, 1, 1, tzinfo=UTC)
+# "rolled back": the transaction fails once before it succeeds. "unanswered": it is committed, nobody learns of it, and
+# so it is made again.
+COMMITS: Final = st.sampled_from(["plain", "plain", "rolled back", "unanswered"])
+PICKS: Final = st.integers(0, 40)
+NAMES: Final = ("w1", "w2")
+WORKERS: Final = st.sampled_from(NAMES)
+ENDS: Final = st.sampled_from(["succeeded", "failed", "released"])
+CODES: Final = st.sampled_from(["engine_error", "out_of_memory"])
+FINAL: Final = ("succeeded", "failed", "cancelled")
+
+
+JOBS: Final = select(
+    *(jobs.c[name] for name in Job.__dataclass_fields__ if name != "answer"), results.c.output_text.label("answer")
+).select_from(jobs.outerjoin(results, results.c.job_id == jobs.c.id))
+COUNTED: Final = select(
+    batch_counters.c.batch_id,
+    batch_counters.c.outcome,
+    func.sum(batch_counters.c.jobs).label("jobs"),
+    func.sum(batch_counters.c.completion_tokens).label("tokens"),
+).group_by(batch_counters.c.batch_id, batch_counters.c.outcome)
+
+
+class _RolledBackError(Exception):
+    """The transaction that holds the call does not commit."""
+
+
+class StoreMachine(RuleBasedStateMachine):
+    """One database, emptied at the start of each history."""
+
+    def __init__(self, database: Database) -> None:
+        super().__init__()
+        self.database = database
+        self.model = StoreModel()
+        # Every id ever given, also of what is deleted, and every claim ever made, also of leases long gone.
+        self.batch_ids: list[str] = []
+        self.job_ids: list[int] = []
+        self.claims: list[Claim] = []
+        self.sent: list[int] = []
+        self.heartbeats: list[datetime] = [START]
+        self.leases: dict[int, int] = {}
+        self._offset = timedelta()
+        self._ticks = 0
+
+    @initialize(count=st.integers(1, 3), commit=COMMITS)
+    def begin_with_a_batch(self, count: int, commit: str) -> None:
+        """Most that can go wrong needs jobs."""
+        with self.database.write() as c:
+            c.execute(delete(batches))
+            c.execute(delete(workers))
+        self.create(None, commit)
+        self.add_lines(0, 1, count, sealed=True, commit=commit)
+
+    # -- a person submits
+
+    @rule(key=st.sampled_from([None, None, "k1"]), commit=COMMITS)
+    def create(self, key: str | None, commit: str) -> None:
+        now = self._now()
+        new = store.NewBatch(id=f"b-{len(self.batch_ids)}", created_at=now, idempotency_key=key)
+
+        def call(c: Connection) -> tuple[str, bool]:
+            stored = store.create_batch(c, new)
+            return stored.id, stored.reused
+
+        # Without a key nothing tells a repeated call from another batch, and nobody repeats it.
+        self._both(call, lambda: self.model.create_batch(new.id, key), commit if key else "plain")
+        self.batch_ids.append(new.id)
+
+    @precondition(lambda self: self.batch_ids)
+    @rule(which=PICKS, first=st.integers(1, 3), count=st.integers(1, 3), sealed=st.booleans(), commit=COMMITS)
+    def add_lines(self, which: int, first: int, count: int, *, sealed: bool, commit: str) -> None:
+        batch_id = _pick(self.batch_ids, which)
+        lines = range(first, first + count)
+        new, now = [_new_job(line) for line in lines], self._now()
+        self._both(
+            lambda c: store.insert_jobs(c, batch_id, new, now),
+            lambda: self._insert(batch_id, lines, now),
+            commit,
+        )
+        if sealed and batch_id in self.model.batches:
+            self._seal(batch_id, len(self.model.of(batch_id)), commit)
+
+    def _insert(self, batch_id: str, lines: range, now: datetime) -> int:
+        """Called by ``_both`` after the store, whose ids the model takes over."""
+        inserted = self.model.insert_jobs(batch_id, lines)
+        known = {job.line for job in self.model.of(batch_id)}
+        with self.database.read() as c:
+            query = select(jobs.c.id, jobs.c.line).where(jobs.c.batch_id == batch_id).order_by(jobs.c.id)
+            for row in c.execute(query):
+                if row.line not in known:
+                    new = _new_job(row.line)
+                    self.model.adopt(Job(row.id, batch_id, row.line, new.priority, new.max_attempts, now))
+                    self.job_ids.append(row.id)
+        return inserted
+
+    @precondition(lambda self: any(batch.total is None for batch in self.model.batches.values()))
+    @rule(which=PICKS, wrong_by=st.sampled_from([0, 0, 1]), discard=st.booleans(), commit=COMMITS)
+    def end_submission(self, which: int, wrong_by: int, *, discard: bool, commit: str) -> None:
+        batch_id = _pick(self.batch_ids, which)
+        total = len(self.model.of(batch_id)) + wrong_by
+        if discard:
+            self._both(lambda c: store.delete_batch(c, batch_id), lambda: self.model.delete_batch(batch_id), commit)
+        else:
+            self._seal(batch_id, total, commit)
+
+    def _seal(self, batch_id: str, total: int, commit: str) -> None:
+        self._both(
+            lambda c: store.seal_batch(c, batch_id, total, DIGEST),
+            lambda: self.model.seal_batch(batch_id, total),
+            commit,
+        )
+
+    # -- the reconciler publishes, in two steps between which anything may happen
+
+    @rule(limit=st.integers(1, 5))
+    def send(self, limit: int) -> None:
+        with self.database.read() as c:
+            self.sent = [job.id for job in store.publishable(c, limit)]
+
+    @precondition(lambda self: self.sent)
+    @rule(way=st.sampled_from(["mark", "mark", "unmark", "republish"]), back=st.sampled_from([0, 4000]), commit=COMMITS)
+    def mark(self, way: str, back: int, commit: str) -> None:
+        ids, now = self.sent, self._now()
+        before = now - timedelta(seconds=back)
+        model = self.model
+        calls = {
+            "mark": (lambda c: store.mark_published(c, ids, now), lambda: model.mark_published(ids, now)),
+            "unmark": (lambda c: store.unmark_published(c, ids), lambda: model.mark_published(ids, None)),
+            "republish": (lambda c: store.republish_unseen(c, before), lambda: model.republish_unseen(before)),
+        }
+        self._both(*calls[way], commit)
+
+    # -- workers: a message is delivered, once or again, to whomever; a claim ends, in time or long after
+
+    @precondition(lambda self: self.job_ids)
+    @rule(which=PICKS, name=WORKERS, commit=COMMITS)
+    def deliver(self, which: int, name: str, commit: str) -> None:
+        """A message for whatever job: waiting, running, ended, deleted."""
+        self._deliver(_pick(self.job_ids, which), name, commit)
+
+    @precondition(lambda self: self.model.publishable())
+    @rule(which=PICKS, name=WORKERS, commit=COMMITS)
+    def deliver_what_waits(self, which: int, name: str, commit: str) -> None:
+        self._deliver(_pick(self.model.publishable(), which), name, commit)
+
+    def _deliver(self, job_id: int, name: str, commit: str) -> None:
+        now = self._now()
+
+        def call(c: Connection) -> tuple[int, int] | None:
+            claimed = store.claim(c, job_id, worker_id=name, now=now)
+            return None if claimed is None else (claimed.lease, claimed.attempts)
+
+        claimed = self._both(call, lambda: self.model.claim(job_id, name, now), commit)
+        if claimed is not None:
+            self.claims.append(Claim(job_id, claimed[0], name))
+
+    @precondition(lambda self: self.claims)
+    @rule(which=st.lists(PICKS, min_size=1, max_size=3), end=ENDS, code=CODES, commit=COMMITS)
+    def end(self, which: list[int], end: str, code: str, commit: str) -> None:
+        """Several in one transaction, as the group commit writer does; any claim ever made, the latest first."""
+        self._end_all([_pick(self.claims, -1 - number) for number in which], end, code, commit)
+
+    @precondition(lambda self: self._stale())
+    @rule(which=PICKS, end=ENDS, code=CODES, commit=COMMITS)
+    def write_late(self, which: int, end: str, code: str, commit: str) -> None:
+        """A worker ends a job that meanwhile runs under another lease."""
+        before = self.model.snapshot()
+        self._end_all([_pick(self._stale(), which)], end, code, commit)
+        assert self.model.jobs == before
+
+    def _stale(self) -> list[Claim]:
+        running = {job.id: job.lease for job in self.model.jobs.values() if job.state == "running"}
+        return [claim for claim in self.claims if running.get(claim.job_id, claim.lease) != claim.lease]
+
+    def _end_all(self, ended: list[Claim], end: str, code: str, commit: str) -> None:
+        now = self._now()
+        self._both(
+            lambda c: [_end(c, claim, end, code, now) for claim in ended],
+            lambda: [self._end(claim, end, code, now) for claim in ended],
+            commit,
+        )
+
+    def _end(self, claim: Claim, end: str, code: str, now: datetime) -> bool:
+        if end == "released":
+            return self.model.release(claim, now)
+        if end == "failed":
+            return self.model.finish(claim, end, code, None, now)
+        return self.model.finish(claim, end, None, _answer(claim), now)
+
+    @rule(name=WORKERS, act=st.sampled_from(["register", "beat", "beat", "stop"]), commit=COMMITS)
+    def live(self, name: str, act: str, commit: str) -> None:
+        now = self._now()
+        model = self.model
+        calls = {
+            "register": (
+                lambda c: store.register_worker(c, worker(name), now),
+                lambda: model.register_worker(name, now),
+            ),
+            "beat": (lambda c: store.heartbeat(c, name, now), lambda: model.heartbeat(name, now)),
+            "stop": (lambda c: store.stop_worker(c, name, now), lambda: model.stop_worker(name)),
+        }
+        self._both(*calls[act], commit)
+        self.heartbeats.append(now)
+
+    @precondition(lambda self: any(job.state == "running" for job in self.model.jobs.values()))
+    @rule(which=PICKS, way=st.sampled_from(["lost", "cancelled", "handed back"]), name=WORKERS, commit=COMMITS)
+    def take_over(self, which: int, way: str, name: str, commit: str) -> None:
+        """A job leaves its holder in one of three ways and is delivered again at once, be it to the same worker."""
+        job = _pick([job for job in self.model.jobs.values() if job.state == "running"], which)
+        if way == "lost":
+            self.reclaim(str(job.worker_id), "dead", 0, commit)
+        elif way == "cancelled":
+            self._cancel_job(job.id, commit)
+        else:
+            self._end_all([Claim(job.id, job.lease, str(job.worker_id))], "released", "", commit)
+        self._retry(job.batch_id, commit)
+        self._deliver(job.id, name, commit)
+
+    @rule(name=WORKERS, judged=st.sampled_from(["dead", "now", "before"]), which=PICKS, commit=COMMITS)
+    def reclaim(self, name: str, judged: str, which: int, commit: str) -> None:
+        """A process known dead, a heartbeat seen just now, or one seen at some time before."""
+        known = self.model.workers.get(name)
+        seen = {"dead": None, "now": known and known.heartbeat, "before": _pick(self.heartbeats, which)}[judged]
+        now = self._now()
+        self._both(
+            lambda c: store.reclaim(c, name, now, heartbeat=seen),
+            lambda: self.model.reclaim(name, seen, now),
+            commit,
+        )
+
+    # -- a person changes their mind
+
+    @precondition(lambda self: self.job_ids)
+    @rule(which=PICKS, one_job=st.booleans(), commit=COMMITS)
+    def cancel(self, which: int, *, one_job: bool, commit: str) -> None:
+        if one_job:
+            self._cancel_job(_pick(self.job_ids, which), commit)
+            return
+        batch_id, now = _pick(self.batch_ids, which), self._now()
+        self._both(
+            lambda c: store.cancel_batch(c, batch_id, now=now), lambda: self.model.cancel_batch(batch_id, now), commit
+        )
+
+    def _cancel_job(self, job_id: int, commit: str) -> None:
+        now = self._now()
+        self._both(lambda c: store.cancel_job(c, job_id, now=now), lambda: self.model.cancel_job(job_id, now), commit)
+
+    @precondition(lambda self: self.batch_ids)
+    @rule(which=PICKS, commit=COMMITS)
+    def retry(self, which: int, commit: str) -> None:
+        self._retry(_pick(self.batch_ids, which), commit)
+
+    def _retry(self, batch_id: str, commit: str) -> None:
+        now = self._now()
+        self._both(
+            lambda c: store.retry_batch(c, batch_id, now=now), lambda: self.model.retry_batch(batch_id, now), commit
+        )
+
+    @rule(seconds=st.sampled_from([0, 1, 31, 3600, -3600]))
+    def time_passes(self, seconds: int) -> None:
+        """The clock may also be set back. Meanwhile somebody has the counters rebuilt."""
+        self._offset += timedelta(seconds=seconds)
+        if not seconds:
+            with self.database.write() as c:
+                for batch_id in self.model.batches:
+                    store.recount(c, batch_id)
+
+    # -- what must hold
+
+    @invariant()
+    def rows_are_as_the_model_says(self) -> None:
+        model = self.model
+        with self.database.read() as c:
+            rows = {row.id: Job(**row._mapping) for row in c.execute(JOBS)}
+            assert rows == model.jobs
+            assert [job.id for job in store.publishable(c, 1000)] == model.publishable()
+            assert store.worker_heartbeats(c) == model.worker_heartbeats()
+            for name in NAMES:
+                held = {j.id: j.lease for j in rows.values() if j.state == "running" and j.worker_id == name}
+                assert store.held_leases(c, name) == held
+            counted = {(row.batch_id, row.outcome): (int(row.jobs), int(row.tokens)) for row in c.execute(COUNTED)}
+            assert {key: sums for key, sums in counted.items() if sums != (0, 0)} == _recounted(rows)
+            statuses = {status.id: status for status in store.list_batches(c, 1000)}
+            backlog = store.backlog(c)
+        assert {i: (s.total, s.cancelled_at is not None) for i, s in statuses.items()} == {
+            batch_id: (batch.total, batch.cancelled) for batch_id, batch in model.batches.items()
+        }
+        for batch_id, status in statuses.items():
+            states = Counter(job.state for job in rows.values() if job.batch_id == batch_id)
+            assert {state.value: count for state, count in status.counts.items() if count} == states
+            errors = Counter(j.error_code for j in rows.values() if j.batch_id == batch_id and j.error_code)
+            assert status.error_counts == errors
+        sealed = {batch_id for batch_id, batch in model.batches.items() if batch.total is not None}
+        assert backlog == sum(job.state == "queued" and job.batch_id in sealed for job in rows.values())
+        self._check_by_itself(rows)
+
+    def _check_by_itself(self, rows: dict[int, Job]) -> None:
+        """The promises, without the model's help."""
+        for job in rows.values():
+            assert (job.answer is not None) == (job.state == "succeeded"), "a result row exactly for a success"
+            assert (job.finished_at is not None) == (job.state in FINAL)
+            assert (job.error_code is not None) == (job.state == "failed")
+            assert job.attempts <= job.max_attempts
+            assert job.state != "queued" or (job.attempts < job.max_attempts and job.worker_id is None)
+            assert job.lease >= self.leases.get(job.id, 0), "leases only rise"
+            assert job.answer is None or job.answer == _answer(Claim(job.id, job.lease, str(job.worker_id)))
+            # Each claim got a number of its own, so at most one of them can hold the job.
+            numbers = [claim.lease for claim in self.claims if claim.job_id == job.id]
+            assert len(set(numbers)) == len(numbers)
+        self.leases = {job.id: job.lease for job in rows.values()}
+
+    # -- helpers
+
+    def _both(self, call: Callable[[Connection], Any], expect: Callable[[], Any], commit: str) -> Any:
+        """Make the call to the store and to the model; both must answer alike, by a value or by an error."""
+        if commit == "rolled back":
+            with suppress(_RolledBackError, HelixError), self.database.write() as c:
+                call(c)
+                raise _RolledBackError
+        answer = None
+        for _ in range(2 if commit == "unanswered" else 1):
+            answer = _outcome(lambda: self.database.transact(call))
+            assert answer == _outcome(expect)
+        return answer
+
+    def _now(self) -> datetime:
+        """No two calls share a moment, even when the clock is set back."""
+        self._ticks += 1
+        return START + self._offset + timedelta(microseconds=self._ticks)
+
+
+def _outcome(call: Callable[[], Any]) -> Any:
+    try:
+        return call()
+    except HelixError as error:
+        return type(error)
+
+
+def _pick(choices: list[Any], number: int) -> Any:
+    return choices[number % len(choices)]
+
+
+def _new_job(line: int) -> store.NewJob:
+    return store.NewJob(
+        line=line,
+        custom_id=f"c{line}",
+        request={"prompt": f"line {line}"},
+        priority=line % 3,
+        max_attempts=1 + line % 3,
+    )
+
+
+def _answer(claim: Claim) -> str:
+    """What only the holder of this lease would write."""
+    return f"{claim.job_id}.{claim.lease} by {claim.worker_id}"
+
+
+def _end(c: Connection, claim: Claim, end: str, code: str, now: datetime) -> bool:
+    if end == "released":
+        return store.release(c, claim.job_id, claim.lease, claim.worker_id, now)
+    job = store.FinishedJob(claim.job_id, claim.lease, claim.worker_id)
+    if end == "failed":
+        return store.finish_failed(c, job, code, "it broke", now)
+    return store.finish_succeeded(c, job, result_row(output_text=_answer(claim)), now)
+
+
+def _recounted(rows: dict[int, Job]) -> dict[tuple[str, str], tuple[int, int]]:
+    """Jobs and new tokens under each batch and outcome, as the counters should have them."""
+    found: dict[tuple[str, str], tuple[int, int]] = {}
+    for job in rows.values():
+        outcomes = ["stored", job.error_code or job.state] if job.state in FINAL else ["stored"]
+        for outcome in outcomes:
+            count, tokens = found.get((job.batch_id, outcome), (0, 0))
+            more = result_row().completion_tokens if outcome == "succeeded" else 0
+            found[job.batch_id, outcome] = (count + 1, tokens + more)
+    return found

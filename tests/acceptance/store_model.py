@@ -1,0 +1,241 @@
+"""What the store should do, said again in plain Python: the model the state machine holds it against."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from helix_jobs.errors import IdempotencyConflictError, NotFoundError, UnfinishedSubmissionError
+from helix_jobs.jobs.store import Reclaimed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from datetime import datetime
+
+
+@dataclass
+class Job:
+    """A row of ``jobs``, and the answer in its row of ``results``."""
+
+    id: int
+    batch_id: str
+    line: int
+    priority: int
+    max_attempts: int
+    queued_at: datetime
+    state: str = "queued"
+    attempts: int = 0
+    lease: int = 0
+    worker_id: str | None = None
+    published_at: datetime | None = None
+    claimed_at: datetime | None = None
+    finished_at: datetime | None = None
+    error_code: str | None = None
+    answer: str | None = None
+
+
+@dataclass
+class Batch:
+    key: str | None
+    total: int | None = None
+    cancelled: bool = False
+
+
+@dataclass
+class WorkerRow:
+    heartbeat: datetime
+    stopped: bool = False
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a worker believes to hold, now or long ago."""
+
+    job_id: int
+    lease: int
+    worker_id: str
+
+
+@dataclass
+class StoreModel:
+    """Each method answers as the store's function of the same name and changes what that should change."""
+
+    batches: dict[str, Batch] = field(default_factory=dict)
+    jobs: dict[int, Job] = field(default_factory=dict)
+    workers: dict[str, WorkerRow] = field(default_factory=dict)
+
+    # -- submitting
+
+    def create_batch(self, batch_id: str, key: str | None) -> tuple[str, bool]:
+        for known, batch in self.batches.items():
+            if key is not None and batch.key == key:
+                return known, True
+        self.batches[batch_id] = Batch(key)
+        return batch_id, False
+
+    def insert_jobs(self, batch_id: str, lines: Iterable[int]) -> int:
+        """The jobs themselves are added by ``adopt``, once the database has given them ids."""
+        batch = self._batch(batch_id)
+        new = set(lines) - {job.line for job in self.of(batch_id)}
+        if new and batch.total is not None:
+            raise IdempotencyConflictError
+        return len(new)
+
+    def adopt(self, job: Job) -> None:
+        self.jobs.setdefault(job.id, job)
+
+    def seal_batch(self, batch_id: str, total: int) -> None:
+        batch = self._batch(batch_id)
+        if total != (len(self.of(batch_id)) if batch.total is None else batch.total):
+            raise IdempotencyConflictError
+        batch.total = total
+
+    def delete_batch(self, batch_id: str) -> bool:
+        batch = self.batches.get(batch_id)
+        if batch is None or batch.total is not None:
+            return False
+        self._remove(batch_id)
+        return True
+
+    # -- publishing
+
+    def publishable(self) -> list[int]:
+        waiting = [job for job in self.jobs.values() if self._runnable(job) and job.published_at is None]
+        return [job.id for job in sorted(waiting, key=lambda job: (-job.priority, job.id))]
+
+    def mark_published(self, ids: Iterable[int], now: datetime | None) -> int:
+        marked = [self.jobs[i] for i in set(ids) if i in self.jobs and self.jobs[i].state == "queued"]
+        for job in marked:
+            job.published_at = now
+        return len(marked)
+
+    def republish_unseen(self, before: datetime) -> int:
+        unseen = [j for j in self.jobs.values() if j.state == "queued" and j.published_at and j.published_at < before]
+        return self.mark_published([job.id for job in unseen], None)
+
+    # -- leases
+
+    def claim(self, job_id: int, worker_id: str, now: datetime) -> tuple[int, int] | None:
+        """Lease and attempts of the claim."""
+        job = self.jobs.get(job_id)
+        if job is None:
+            return None
+        if self._runnable(job):
+            job.state, job.worker_id, job.claimed_at = "running", worker_id, now
+            job.lease, job.attempts = job.lease + 1, job.attempts + 1
+        # Held by this very call: either just now, or when it was made the first time and its answer was lost.
+        own = job.state == "running" and (job.worker_id, job.claimed_at) == (worker_id, now)
+        return (job.lease, job.attempts) if own else None
+
+    def finish(self, claim: Claim, state: str, code: str | None, answer: str | None, now: datetime) -> bool:
+        job = self.jobs[claim.job_id]
+        if self._holds(claim):
+            job.state, job.finished_at, job.error_code, job.answer = state, now, code, answer
+        return (job.state, job.lease, job.worker_id, job.finished_at) == (state, claim.lease, claim.worker_id, now)
+
+    def release(self, claim: Claim, now: datetime) -> bool:
+        if not self._holds(claim):
+            return False
+        job = self.jobs[claim.job_id]
+        self._requeue(job, now, attempts=job.attempts - 1)
+        return True
+
+    def reclaim(self, worker_id: str, seen: datetime | None, now: datetime) -> Reclaimed | None:
+        worker = self.workers.get(worker_id)
+        if seen is not None and worker is not None and worker.heartbeat != seen:
+            return None
+        held = [job for job in self.jobs.values() if job.state == "running" and job.worker_id == worker_id]
+        spent = [job for job in held if job.attempts >= job.max_attempts]
+        for job in spent:
+            job.state, job.finished_at, job.error_code = "failed", now, "worker_lost"
+        for job in held:
+            if job not in spent:
+                self._requeue(job, now, attempts=job.attempts)
+        if worker is not None:
+            worker.stopped = True
+        return Reclaimed(requeued=len(held) - len(spent), failed=len(spent))
+
+    # -- workers
+
+    def register_worker(self, worker_id: str, now: datetime) -> None:
+        self.workers[worker_id] = WorkerRow(now)
+
+    def heartbeat(self, worker_id: str, now: datetime) -> bool:
+        worker = self.workers.get(worker_id)
+        if worker is None or worker.stopped:
+            return False
+        worker.heartbeat = now
+        return True
+
+    def stop_worker(self, worker_id: str) -> None:
+        if worker_id in self.workers:
+            self.workers[worker_id].stopped = True
+
+    def worker_heartbeats(self) -> dict[str, datetime | None]:
+        """Who is to be judged: registered and not stopped, or holding a lease all the same."""
+        holders = {job.worker_id for job in self.jobs.values() if job.state == "running" and job.worker_id}
+        judged = holders | {worker_id for worker_id, worker in self.workers.items() if not worker.stopped}
+        return {name: self.workers[name].heartbeat if name in self.workers else None for name in judged}
+
+    # -- a person
+
+    def cancel_job(self, job_id: int, now: datetime) -> int:
+        if job_id not in self.jobs:
+            raise NotFoundError
+        return self._cancel([self.jobs[job_id]], now)
+
+    def cancel_batch(self, batch_id: str, now: datetime) -> int:
+        batch = self._batch(batch_id)
+        if batch.total is None:
+            self._remove(batch_id)
+            return 0
+        batch.cancelled = True
+        return self._cancel(self.of(batch_id), now)
+
+    def retry_batch(self, batch_id: str, now: datetime) -> int:
+        batch = self._batch(batch_id)
+        if batch.total is None:
+            raise UnfinishedSubmissionError
+        batch.cancelled = False
+        again = [job for job in self.of(batch_id) if job.state in ("failed", "cancelled")]
+        for job in again:
+            job.finished_at = job.error_code = None
+            self._requeue(job, now, attempts=0)
+        return len(again)
+
+    # -- looking
+
+    def of(self, batch_id: str) -> list[Job]:
+        return [job for job in self.jobs.values() if job.batch_id == batch_id]
+
+    def snapshot(self) -> dict[int, Job]:
+        return {job_id: replace(job) for job_id, job in self.jobs.items()}
+
+    def _batch(self, batch_id: str) -> Batch:
+        if batch_id not in self.batches:
+            raise NotFoundError
+        return self.batches[batch_id]
+
+    def _remove(self, batch_id: str) -> None:
+        del self.batches[batch_id]
+        self.jobs = {job_id: job for job_id, job in self.jobs.items() if job.batch_id != batch_id}
+
+    def _runnable(self, job: Job) -> bool:
+        batch = self.batches[job.batch_id]
+        return job.state == "queued" and batch.total is not None and not batch.cancelled
+
+    def _holds(self, claim: Claim) -> bool:
+        job = self.jobs[claim.job_id]
+        return job.state == "running" and (job.lease, job.worker_id) == (claim.lease, claim.worker_id)
+
+    @staticmethod
+    def _cancel(jobs: Iterable[Job], now: datetime) -> int:
+        ended = [job for job in jobs if job.state in ("queued", "running")]
+        for job in ended:
+            job.state, job.finished_at, job.error_code = "cancelled", now, None
+        return len(ended)
+
+    @staticmethod
+    def _requeue(job: Job, now: datetime, *, attempts: int) -> None:
+        job.state, job.queued_at, job.attempts = "queued", now, attempts
+        job.published_at = job.claimed_at = job.worker_id = None

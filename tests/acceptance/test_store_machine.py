@@ -1,0 +1,116 @@
+"""The store under histories that hypothesis makes up, and that a store with a fault in it does not stand them."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+from sqlalchemy import text
+from store_machine import StoreMachine
+
+from helix_jobs.jobs.schema import jobs
+from helix_jobs.jobs.store import control, leases, publishing
+
+QUICK = settings(
+    max_examples=10, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True
+)
+LONG_HISTORIES = int(os.environ.get("HELIX_TEST_HISTORIES", "2000"))
+
+
+def run(database, chosen):
+    run_state_machine_as_test(lambda: StoreMachine(database), settings=chosen)
+
+
+def test_the_store_does_what_its_model_does(database):
+    run(database, QUICK)
+
+
+@pytest.mark.slow
+def test_the_store_does_what_its_model_does_for_long(database):
+    run(database, settings(QUICK, max_examples=LONG_HISTORIES, stateful_step_count=60))
+
+
+def _without(statement, *columns):
+    """The statement without its conditions on these columns."""
+    kept = [clause for clause in statement._where_criteria if not str(clause).startswith(columns)]
+    assert len(kept) == len(statement._where_criteria) - len(columns)
+    statement = statement._generate()
+    statement._where_criteria = tuple(kept)
+    return statement
+
+
+def _finish_without_fence(monkeypatch):
+    monkeypatch.setattr(leases, "_FINISH", _without(leases._FINISH, "jobs.lease", "jobs.worker_id"))
+
+
+def _release_without_fence(monkeypatch):
+    monkeypatch.setattr(leases, "_RELEASE", _without(leases._RELEASE, "jobs.lease", "jobs.worker_id"))
+
+
+def _claim_keeps_the_lease(monkeypatch):
+    monkeypatch.setattr(leases, "_CLAIM", leases._CLAIM.values(lease=jobs.c.lease))
+
+
+def _claim_of_what_runs(monkeypatch):
+    monkeypatch.setattr(leases, "_CLAIM", _without(leases._CLAIM, "jobs.state"))
+
+
+def _cancel_is_not_counted(monkeypatch):
+    monkeypatch.setattr(control, "_count_cancelled", lambda *_: None)
+
+
+def _mark_of_what_runs(monkeypatch):
+    plain = text("UPDATE jobs SET published_at = :now WHERE id IN (SELECT value FROM json_each(:ids))")
+    monkeypatch.setitem(publishing._MARK, "sqlite", plain.bindparams(publishing._NOW))
+
+
+FAULTS = [
+    _finish_without_fence,
+    _release_without_fence,
+    _claim_keeps_the_lease,
+    _claim_of_what_runs,
+    _cancel_is_not_counted,
+    _mark_of_what_runs,
+]
+
+
+def short_history(machine):
+    """Steps any of which one of the faults spoils."""
+    for step in (
+        lambda: machine.begin_with_a_batch(2, "plain"),
+        lambda: machine.send(5),
+        lambda: machine.deliver_what_waits(0, "w1", "unanswered"),
+        lambda: machine.mark("mark", 0, "plain"),
+        lambda: machine.deliver(0, "w2", "plain"),
+        lambda: machine.deliver(1, "w2", "plain"),
+        lambda: machine.take_over(0, "lost", "w1", "plain"),
+        lambda: machine.write_late(0, "released", "", "plain"),
+        lambda: machine.write_late(0, "succeeded", "", "plain"),
+        lambda: machine.end([0], "succeeded", "", "unanswered"),
+        lambda: machine.cancel(0, one_job=False, commit="rolled back"),
+    ):
+        step()
+        machine.rows_are_as_the_model_says()
+
+
+def test_the_store_stands_the_history_of_the_negative_controls(database):
+    short_history(StoreMachine(database))
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_negative_control_a_faulty_store_is_found_out(sqlite_database, monkeypatch, fault):
+    fault(monkeypatch)
+    with pytest.raises(AssertionError):
+        short_history(StoreMachine(sqlite_database))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
+def test_negative_control_hypothesis_finds_the_fault_by_itself(sqlite_database, monkeypatch, fault):
+    fault(monkeypatch)
+    # The first history that fails is enough.
+    chosen = settings(QUICK, max_examples=3000, database=None, phases=[Phase.generate], report_multiple_bugs=False)
+    with pytest.raises(AssertionError):
+        run(sqlite_database, chosen)

@@ -1,0 +1,195 @@
+"""Real workers whose deliveries stop although jobs wait: they say so, reconnect, and leave if that does not help."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+import pytest
+from celery import Celery
+from redis import Redis
+from worker_box import ROOT, WorkerProcess, wait_until
+
+from helix_jobs.jobs.broker import QUEUE_NAME
+from helix_jobs.jobs.celery_app import celery_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from worker_box import Box
+
+pytestmark = [
+    pytest.mark.postgres,
+    pytest.mark.redis,
+    pytest.mark.skipif(sys.platform == "win32", reason="no embedded server on Windows"),
+]
+
+# A real worker in every respect but how long it waits.
+QUICK_WORKER = """
+import functools, sys
+from helix_jobs.jobs import worker
+from helix_jobs.jobs.reconciler import Reconciler, ReconcilerConfig
+from helix_jobs.jobs.watchdog import Watchdog
+worker.Watchdog = functools.partial(Watchdog, window={window}, interval=0.2)
+worker.Reconciler = functools.partial(Reconciler, config=ReconcilerConfig(interval=0.2, unseen=0.5))
+sys.argv[0] = "worker.py"
+from helix_jobs.cli import main
+main(command="worker")
+"""
+
+
+def start_quick_worker(box: Box, window: float, **environment: str) -> WorkerProcess:
+    log_path = box.temporary / f"worker-{len(box.started)}.log"
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", QUICK_WORKER.format(window=window)],
+            cwd=box.temporary,
+            env=box.environment | environment | {"PYTHONPATH": str(ROOT)},
+            stdout=log,
+            stderr=log,
+        )
+    worker = WorkerProcess(process, log_path)
+    box.started.append(worker)
+    worker.wait_ready()
+    return worker
+
+
+def stop_consuming(box: Box) -> None:
+    """Take the queue off the worker's consumer: a sound connection that nothing is asked of."""
+    app = Celery(set_as_current=False)
+    app.conf.update(celery_settings(box.settings))
+    (reply,) = app.control.cancel_consumer(QUEUE_NAME, reply=True, timeout=20, limit=1)
+    assert [answer["ok"] for answer in reply.values()] == [f"no longer consuming from {QUEUE_NAME}"]
+    app.close()
+
+
+def test_a_consumer_that_stopped_asking_is_reconnected_and_running_jobs_go_on(services_box: Box) -> None:
+    box = services_box
+    worker = start_quick_worker(box, 2.0, HELIX_FAKE_HANG="endless", HELIX_SHUTDOWN_GRACE="0")
+    running = box.submit("endless story")
+    box.wait_states(running, running=1)
+    stop_consuming(box)
+    batch = box.submit(*[f"word {i}" for i in range(30)])
+    box.wait_states(batch, succeeded=30)
+
+    assert "30 jobs wait in the database (30 of their ids in the broker), 3 slots are idle" in worker.log
+    assert "connecting to the broker anew" in worker.log
+    assert worker.process.poll() is None
+    assert "Traceback" not in worker.log
+    (row,) = box.rows(running)
+    assert (row.state, row.attempts, row.lease) == ("running", 1, 1), "the running job was not touched"
+
+
+def test_a_worker_whose_deliveries_do_not_come_back_leaves_for_its_supervisor(services_box: Box) -> None:
+    """The broker answers everybody, and lets this worker's connections fall silent."""
+    box = services_box
+    with half_open_proxy(box.settings.redis_url or "") as proxy:
+        worker = start_quick_worker(box, 1.5, HELIX_REDIS_URL=proxy.url)
+        warm_up = box.submit("one")
+        box.wait_states(warm_up, succeeded=1)
+        proxy.swallow_deliveries.set()
+        assert proxy.swallowed.wait(20), "the worker asks for nothing"
+        batch = box.submit(*[f"word {i}" for i in range(5)])
+        assert worker.wait() == 1, worker.log
+    assert "connecting to the broker anew" in worker.log
+    assert "this worker cannot go on and stops: " in worker.log
+    assert "after connecting anew" in worker.log
+    assert box.states(batch) == {"queued": 5}
+    assert {row.attempts for row in box.rows(batch)} == {0}
+    assert [row.stopped_at is not None for row in box.worker_rows()] == [True], "an orderly end"
+
+
+def test_a_broker_that_is_away_is_no_reason_to_leave(services_box: Box) -> None:
+    box = services_box
+    with half_open_proxy(box.settings.redis_url or "") as proxy:
+        worker = start_quick_worker(box, 0.6, HELIX_REDIS_URL=proxy.url)
+        proxy.refuse()
+        batch = box.submit(*[f"word {i}" for i in range(5)])
+        wait_until(lambda: worker.log.count("reconciler: the broker at") >= 3, "the worker does not notice")
+        assert worker.process.poll() is None
+        assert "connecting to the broker anew" not in worker.log
+        proxy.listen()
+        box.wait_states(batch, succeeded=5)
+        assert worker.process.poll() is None
+
+
+class Proxy:
+    """Stands between a worker and its broker.
+
+    While ``swallow_deliveries`` is set, a connection that asks for messages (BRPOP) hears nothing any more, and what it
+    says is not passed on, as behind a firewall that has forgotten it; every other connection works.
+    """
+
+    def __init__(self, server: str) -> None:
+        self.server = server
+        self.swallow_deliveries = threading.Event()
+        self.swallowed = threading.Event()
+        self._connections: list[socket.socket] = []
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            self.port = probe.getsockname()[1]
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.listen()
+
+    def listen(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", self.port))
+        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+
+    def refuse(self) -> None:
+        """The broker is gone: no new connections, and the old ones break."""
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        connections, self._connections = self._connections, []
+        for connection in connections:
+            close(connection)
+
+    def _accept(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                client, _ = listener.accept()
+            except OSError:
+                return
+            server = open_like(self.server)
+            self._connections += [client, server]
+            silent = threading.Event()
+            threading.Thread(target=self._pump, args=(client, server, silent), daemon=True).start()
+            threading.Thread(target=self._pump, args=(server, client, silent), daemon=True).start()
+
+    def _pump(self, source: socket.socket, target: socket.socket, silent: threading.Event) -> None:
+        try:
+            while data := source.recv(65536):
+                if b"BRPOP" in data and self.swallow_deliveries.is_set():
+                    silent.set()
+                    self.swallowed.set()
+                if not silent.is_set():
+                    target.sendall(data)
+        except OSError:
+            pass
+        close(source)
+        close(target)
+
+
+def open_like(url: str) -> socket.socket:
+    """A bare connection to the server behind a URL of kombu's."""
+    if url.startswith("redis+socket://"):
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(url.removeprefix("redis+socket://").replace("%2F", "/"))
+        return connection
+    options = Redis.from_url(url).connection_pool.connection_kwargs
+    return socket.create_connection((options["host"], options["port"]))
+
+
+def close(connection: socket.socket) -> None:
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+    connection.close()
+
+
+@contextmanager
+def half_open_proxy(server: str) -> Iterator[Proxy]:
+    proxy = Proxy(server)
+    yield proxy
+    proxy.refuse()

@@ -1,0 +1,171 @@
+"""When a worker without deliveries reconnects, and when it gives up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import pytest
+from store_helpers import stored_batch
+
+from helix_jobs.errors import BrokerUnreachableError, DatabaseUnreachableError
+from helix_jobs.jobs.watchdog import Action, Drought, Look, Watchdog, judge
+from helix_jobs.jobs.worker_counters import WorkerCounters
+
+DRY = Look(deliveries=7, idle_slots=2, backlog=100, messages=50)
+
+
+def follow(*looks: Look | tuple[Look, float], window: float = 60.0) -> list[Action]:
+    """The actions that follow from looks ten seconds apart, or as far as they say."""
+    drought, actions = None, []
+    for entry in looks:
+        look, elapsed = entry if isinstance(entry, tuple) else (entry, 10.0)
+        drought, action = judge(drought, look, elapsed=elapsed, window=window)
+        actions.append(action)
+    return actions
+
+
+def acted(actions: list[Action]) -> list[tuple[int, Action]]:
+    return [(index, action) for index, action in enumerate(actions) if action is not Action.NONE]
+
+
+def test_a_window_without_deliveries_reconnects_and_a_second_one_gives_up():
+    assert acted(follow(*[DRY] * 13)) == [(6, Action.RECONNECT), (12, Action.GIVE_UP)]
+
+
+def test_a_broker_without_messages_is_no_excuse():
+    """The reconciler publishes what waits in the database within half a window."""
+    assert acted(follow(*[replace(DRY, messages=0)] * 7)) == [(6, Action.RECONNECT)]
+
+
+@pytest.mark.parametrize(
+    "relief",
+    [
+        {"deliveries": 8},
+        {"idle_slots": 0},
+        {"backlog": 0},
+        {"messages": None},
+    ],
+    ids=["a delivery", "all slots busy", "nothing waits", "the broker is away"],
+)
+@pytest.mark.parametrize("before", [3, 6, 9])
+def test_relief_begins_the_count_anew(relief, before):
+    wet = replace(DRY, **relief)
+    after = replace(DRY, deliveries=wet.deliveries)
+    actions = follow(*[DRY] * (before + 1), wet, *[after] * 14)
+    later = [index - before - 2 for index, _ in acted(actions) if index > before]
+    # A delivery begins a new count itself; after any other relief the next look does.
+    begun = -1 if "deliveries" in relief else 0
+    # Whoever is told to give up is not asked again.
+    assert later[:2] == [begun + 6, begun + 12]
+    assert actions[before + 2 + begun + 6] is Action.RECONNECT
+
+
+def test_a_standstill_is_no_drought():
+    """The caller passes in at most two intervals for a gap; without that a stopped process would give up at once."""
+    assert acted(follow(DRY, (DRY, 59.0))) == []
+    assert judge(Drought(7, 59.0), DRY, elapsed=0.0, window=60.0) == (Drought(7, 59.0), Action.NONE)
+
+
+@dataclass
+class Scene:
+    """Stands in for broker, service and the worker that acts."""
+
+    deliveries: int = 0
+    idle: int = 1
+    away: bool = False
+    asked: int = 0
+    now: float = 0.0
+    done: list[str] = field(default_factory=list)
+
+    counters = property(lambda self: WorkerCounters(delivered=self.deliveries))
+    idle_slots = property(lambda self: self.idle)
+
+    def depth(self) -> int:
+        self.asked += 1
+        if self.away:
+            raise BrokerUnreachableError("away")
+        return 5
+
+    def close(self) -> None:
+        self.done.append("closed")
+
+    def watchdog(self, database) -> Watchdog:
+        return Watchdog(
+            database,
+            self,
+            self,
+            reconnect=lambda: self.done.append("reconnect"),
+            give_up=self.done.append,
+            window=20.0,
+            interval=5.0,
+            clock=lambda: self.now,
+        )
+
+    def look(self, watchdog: Watchdog, times: int, step: float = 5.0) -> None:
+        for _ in range(times):
+            watchdog.check()
+            self.now += step
+
+
+def test_it_says_so_reconnects_and_then_gives_up(database, caplog):
+    stored_batch(database, 3)
+    scene = Scene()
+    watchdog = scene.watchdog(database)
+    scene.look(watchdog, 4)
+    assert scene.done == []
+    scene.look(watchdog, 1)
+    assert scene.done == ["reconnect"]
+    assert watchdog.reconnections == 1
+    said = "3 jobs wait in the database (5 of their ids in the broker), 1 slots are idle, and nothing was delivered"
+    assert f"{said} for 20 s; connecting" in caplog.text
+    scene.look(watchdog, 4)
+    assert scene.done == ["reconnect", f"{said} for 20 s after connecting anew"]
+
+
+def test_a_process_that_stood_still_is_not_blamed(database):
+    stored_batch(database, 3)
+    scene = Scene()
+    scene.look(scene.watchdog(database), 2, step=3600.0)
+    assert scene.done == []
+
+
+def test_an_idle_worker_without_work_asks_the_broker_nothing(database):
+    scene = Scene()
+    watchdog = scene.watchdog(database)
+    scene.look(watchdog, 20)
+    stored_batch(database, 1, seal=False)
+    scene.look(watchdog, 20)
+    scene.idle = 0
+    stored_batch(database, 1)
+    scene.look(watchdog, 20)
+    assert (scene.asked, scene.done) == (0, [])
+
+
+def test_while_the_broker_is_away_nothing_is_done(database):
+    stored_batch(database, 3)
+    scene = Scene(away=True)
+    watchdog = scene.watchdog(database)
+    scene.look(watchdog, 100)
+    assert scene.done == []
+    scene.away = False
+    scene.look(watchdog, 5)
+    assert scene.done == ["reconnect"]
+
+
+@pytest.mark.parametrize("error", [DatabaseUnreachableError("away"), ZeroDivisionError("a bug")], ids=repr)
+def test_a_database_that_is_away_ends_neither_the_thread_nor_the_worker(sqlite_database, monkeypatch, error):
+    def backlog(_):
+        raise error
+
+    scene = Scene()
+    watchdog = scene.watchdog(sqlite_database)
+    monkeypatch.setattr("helix_jobs.jobs.watchdog.store.backlog", backlog)
+    watchdog._interval = 0.01
+    watchdog.start()
+    while watchdog._thread.is_alive() and scene.now < 0.3:
+        scene.now += 0.1
+        watchdog._thread.join(0.1)
+    assert watchdog._thread.is_alive()
+    watchdog.stop(10)
+    assert not watchdog._thread.is_alive()
+    assert scene.done == ["closed"]
