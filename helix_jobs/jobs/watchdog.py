@@ -214,8 +214,9 @@ class Watchdog:
             return look
 
     def _describe(self, look: Look) -> str:
+        waiting, sent = counted(look.backlog, "job"), counted(look.messages or 0, "id")
         return (
-            f"{counted(look.backlog, 'job')} waiting in the database ({counted(look.messages or 0, 'id')} in the broker), "
+            f"{waiting} waiting in the database ({sent} in the broker), "
             f"{counted(look.idle_slots, 'slot')} idle, and nothing was delivered for {self._window:.0f} s"
         )
 
