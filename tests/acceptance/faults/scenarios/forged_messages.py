@@ -95,9 +95,7 @@ def forged(installation: Installation, size: Size) -> Outcome:
     publisher.close()
     installation.wait_done(batch, ended)
     rejected = "dropped a message that names no job"
-    wait_until(
-        lambda: worker.log.count(rejected) >= forged, lambda: f"{worker.log.count(rejected)} were counted"
-    )
+    wait_until(lambda: worker.log.count(rejected) >= forged, lambda: f"{worker.log.count(rejected)} were counted")
     assert worker.process.poll() is None, worker.log
     assert "Celery's consumer ended" not in worker.log, "the worker's loop broke"
     broken = tuple(
