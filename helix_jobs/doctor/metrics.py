@@ -26,7 +26,9 @@ def check_metrics(settings: Settings) -> list[Verdict]:
     except OSError as error:
         if _serves_helix(host, port):
             return [Verdict(SUBJECT, Level.OK, f"{host} port {port}, served by a worker")]
-        finding = f"{host} port {port} cannot be used: {error.strerror or error}"
+        # What follows is the address once more.
+        reason = str(error.strerror or error).partition(" (while")[0]
+        finding = f"{host} port {port} cannot be used: {reason}"
         return [Verdict(SUBJECT, Level.FAILED, finding, "set HELIX_METRICS_PORT or HELIX_METRICS_HOST to another")]
     return [Verdict(SUBJECT, Level.OK, f"{host} port {port}, free for a worker")]
 

@@ -214,9 +214,9 @@ class Watchdog:
             return look
 
     def _describe(self, look: Look) -> str:
-        waiting, sent = counted(look.backlog, "job"), counted(look.messages or 0, "id")
+        ids = counted(look.messages or 0, "id")
         return (
-            f"{waiting} waiting in the database ({sent} in the broker), "
+            f"{counted(look.backlog, 'job')} waiting in the database ({ids} in the broker), "
             f"{counted(look.idle_slots, 'slot')} idle, and nothing was delivered for {self._window:.0f} s"
         )
 
