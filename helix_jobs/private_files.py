@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,7 +18,7 @@ _OTHERS: Final = 0o077
 def open_private(path: Path, mode: str) -> BinaryIO:
     """Open a file for writing; one that is made is made with mode 0600, whatever the umask."""
     # Not Path.open, which takes no opener.
-    return open(path, mode, opener=_private)  # type: ignore[return-value]  # mode is a binary one
+    return cast("BinaryIO", open(path, mode, opener=_private))
 
 
 def touch_private(path: Path) -> None:

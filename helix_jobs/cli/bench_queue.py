@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import shlex
+import signal
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -14,6 +16,8 @@ from helix_jobs.cli.group import CONTEXT_SETTINGS, INTERRUPTED, HelixCommand, se
 from helix_jobs.errors import HelixError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from helix_jobs.settings import Settings
 
 _MOST_STEPS: Final = 10_000
@@ -28,6 +32,20 @@ def _read_steps(_context: click.Context, _option: click.Parameter, value: str) -
         if 1 <= fewest <= most <= _MOST_STEPS:
             return fewest, most
     raise click.BadParameter(f"{value!r}; give a number of steps, or fewest-most such as 10-100, up to {_MOST_STEPS}.")
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """SIGTERM must not leave workers, a broker and a database behind either."""
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @click.command("queue", cls=HelixCommand, context_settings=CONTEXT_SETTINGS, short_help=_SUMMARY)
@@ -86,7 +104,8 @@ def queue(_settings: Settings, *, json_file: str | None, **options: Any) -> None
     session = QueueSession(QueuePlan(command=shlex.join(["helix", *sys.argv[1:]]), **options), say)
     stopped: KeyboardInterrupt | HelixError | None = None
     try:
-        session.run()
+        with _terminated_like_interrupted():
+            session.run()
     except (KeyboardInterrupt, HelixError) as error:
         stopped = error
     report = session.report()

@@ -144,15 +144,21 @@ def _integer(name: str, value: object, low: int, high: int) -> None:
 
 
 def _number(name: str, value: object, low: float, high: float, *, low_open: bool = False) -> None:
-    remedy = f"give a number {'above' if low_open else 'from'} {low:g} {'up ' if low_open else ''}to {high:g}"
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InvalidSamplingParamsError(name, f"is {_kind(value)}", remedy)
+        reason = f"is {_kind(value)}"
     # NaN and the infinities fail the comparison; an integer too large for a float must not reach math.isfinite.
-    if not low <= value <= high or (low_open and value == low):
-        raise InvalidSamplingParamsError(name, f"{value} is out of range", remedy)
+    elif not low <= value <= high or (low_open and value == low):
+        reason = f"{value} is out of range"
+    else:
+        return
+    # Spelt out only now: each line passes here five times, and formatting would cost more than the check.
+    remedy = f"give a number {'above' if low_open else 'from'} {low:g} {'up ' if low_open else ''}to {high:g}"
+    raise InvalidSamplingParamsError(name, reason, remedy)
 
 
 def _stop_strings(value: object) -> tuple[str, ...]:
+    if value == ():
+        return ()
     remedy = f"give a string, or at most {MAX_STOP_STRINGS} strings of 1 to {MAX_STOP_STRING_CHARS} characters"
     texts = (value,) if isinstance(value, str) else value
     if not isinstance(texts, list | tuple):
@@ -168,6 +174,8 @@ def _stop_strings(value: object) -> tuple[str, ...]:
 
 
 def _token_ids(value: object) -> tuple[int, ...]:
+    if value == ():
+        return ()
     remedy = f"give a list of at most {MAX_STOP_TOKEN_IDS} token ids"
     if not isinstance(value, list | tuple):
         raise InvalidSamplingParamsError("stop_token_ids", f"is {_kind(value)}", remedy)

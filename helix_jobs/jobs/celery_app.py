@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 # each of them holds a claimed job that waits, which another worker could have run.
 LOOK_AHEAD_SHARE: Final = 4
 MIN_LOOK_AHEAD: Final = 2
-REDIS_TRANSPORTS: Final = ("redis", "rediss")
 
 
 def concurrency(max_batch_size: int) -> int:
@@ -82,20 +81,6 @@ def _refuse_bare_worker(**_: object) -> None:
         raise SystemExit("start the worker with `python worker.py`, which loads the models; not with celery")
 
 
-class HelixCelery(Celery):  # type: ignore[misc]  # celery has no types
-    """Reads from Redis through ``VettedTransport``."""
-
-    def connection_for_read(self, url: str | None = None, **kwargs: Any) -> Any:  # noqa: ANN401  (Celery's signature)
-        """A connection for consumers."""
-        connection = super().connection_for_read(url, **kwargs)
-        # Not by a broker_transport setting, which would take the place of rediss:// and redis+socket://.
-        if connection.transport_cls in REDIS_TRANSPORTS:
-            from helix_jobs.jobs.vetted_transport import VettedTransport
-
-            connection.transport_cls = VettedTransport
-        return connection
-
-
-app = HelixCelery("helix", amqp="helix_jobs.jobs.redis_transport:AMQP")
+app = Celery("helix", amqp="helix_jobs.jobs.vetted_transport:AMQP")
 # Read when the first command needs it, so that importing this module reads no environment.
 app.add_defaults(lambda: celery_settings(Settings.from_environment()))

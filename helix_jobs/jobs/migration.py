@@ -63,13 +63,15 @@ def ensure_schema(database: Database, *, migrate: bool | None = None) -> None:
     if file is not None and not file.exists():
         if migrate is False:
             raise SchemaVersionError(f"there is no database at {file}; run `helix db upgrade`")
+        part = "folder"
         try:
             file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            part = "file"
             # SQLite itself would go by the umask; its -wal and -shm files take the mode of the database.
             touch_private(file)
         except OSError as error:
             raise DatabaseUnreachableError(
-                f"database {database.url_redacted} cannot be made ({error.strerror}); name another"
+                f"database {database.url_redacted}: its {part} cannot be made ({error.strerror}); name another"
             ) from error
     revision = current_revision(database)
     if revision == SCHEMA_REVISION:

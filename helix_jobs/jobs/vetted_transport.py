@@ -1,4 +1,4 @@
-"""VettedTransport: the Redis transport of consumers, which hands over Helix's own messages only.
+"""VettedTransport: the Redis transport that hands over Helix's own messages only.
 
 Without it a text that is no JSON ends Celery's loop, and whoever can write to Redis ends the worker with a few of them.
 """
@@ -16,7 +16,7 @@ from helix_jobs.jobs.message_vetting import is_envelope, job_id_of_message
 logger = logging.getLogger(__name__)
 
 
-class Channel(redis_transport.Channel):
+class VettedChannel(redis_transport.Channel):
     """Drops what cannot be decoded."""
 
     def _brpop_read(self, **options: Any) -> Any:  # noqa: ANN401  (kombu's signature)
@@ -39,7 +39,7 @@ class VettedTransport(redis_transport.Transport):
         decoded: The message being read has been decoded; errors from here on are not its own.
     """
 
-    Channel = Channel
+    Channel = VettedChannel
     decoded = False
 
     def _deliver(self, message: Any, queue: str) -> None:  # noqa: ANN401  (parsed JSON)
@@ -50,6 +50,21 @@ class VettedTransport(redis_transport.Transport):
             _drop("no message")
         else:
             super()._deliver(message, queue)  # type: ignore[no-untyped-call]
+
+
+class Connection(redis_transport.Connection):
+    """Takes this transport for Redis."""
+
+    def get_transport_cls(self) -> Any:  # noqa: ANN401  (kombu's signature)
+        """The transport's class."""
+        found = super().get_transport_cls()
+        return VettedTransport if found is redis_transport.Transport else found
+
+
+class AMQP(redis_transport.AMQP):
+    """What the Celery application makes its connections with."""
+
+    Connection = Connection
 
 
 def _drop(why: str) -> None:

@@ -27,7 +27,7 @@ def connect(application: Celery, url: str):
 def test_a_channel_keeps_its_client(empty_redis: str) -> None:
     with connect(app, empty_redis) as connection:
         channel = connection.channel()
-        assert type(channel) is Channel
+        assert isinstance(channel, Channel)
         with channel.conn_or_acquire() as first, channel.conn_or_acquire() as second:
             assert first is second
             assert first.ping()

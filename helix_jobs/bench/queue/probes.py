@@ -79,7 +79,9 @@ class Sampler:
     def _look(self) -> None:
         for process in self._processes:
             with suppress(psutil.Error):
-                self.samples.resident.setdefault(process.pid, []).append(process.memory_info().rss)
+                # One that has ended and is not yet buried has none.
+                if resident := process.memory_info().rss:
+                    self.samples.resident.setdefault(process.pid, []).append(resident)
         with suppress(HelixError):
             self.samples.depth = max(self.samples.depth, self._installation.publisher.depth())
             self.samples.broker_bytes = max(self.samples.broker_bytes, broker_bytes(self._installation))

@@ -141,7 +141,9 @@ class _Batch:
         if (result.worker_id, result.created_at) != (row.worker_id, row.finished_at):
             broken.append(f"the result of {result.worker_id} is not the last holder's, {row.worker_id}")
         began = result.created_at - timedelta(seconds=result.total_seconds)
-        if steady_clock and began < row.claimed_at - CLOCK_TOLERANCE:
+        if row.claimed_at is None:
+            broken.append("the result was written while nobody held the job")
+        elif steady_clock and began < row.claimed_at - CLOCK_TOLERANCE:
             broken.append("the result was begun before the last claim: it is of a stale lease")
         return broken
 

@@ -445,3 +445,28 @@ def test_a_damaged_stored_request_is_refused(change: dict):
     assert to_engine_request(8, good).sampling_params == SamplingParams(max_tokens=3)
     with pytest.raises(InvalidRequestError):
         to_engine_request(8, {**good, **change})
+
+
+def test_equal_numbers_of_other_types_are_not_taken_for_each_other():
+    def sampling(text: str, defaults: SamplingParams) -> str:
+        (line,) = read_lines(io.BytesIO(text.encode()), defaults, batch_id="b")
+        assert isinstance(line, JobRequest)
+        return json.dumps(line.request["sampling"], sort_keys=True)
+
+    for text in ("2", "2.0", "2"):
+        line = f'{{"prompt": "x", "temperature": {text}}}'
+        assert sampling(line, SamplingParams()) == f'{{"temperature": {text}}}'
+    for default, text in ((2, "2"), (2.0, "2.0")):
+        line = '{"prompt": "x", "max_tokens": 3}'
+        assert sampling(line, SamplingParams(temperature=default)) == f'{{"max_tokens": 3, "temperature": {text}}}'
+    (bad,) = read_lines(io.BytesIO(b'{"prompt": "x", "max_tokens": true}'), SamplingParams(), batch_id="b")
+    assert isinstance(bad, BadLine)
+    sampling('{"prompt": "x", "max_tokens": 1}', SamplingParams())
+    (bad,) = read_lines(io.BytesIO(b'{"prompt": "x", "max_tokens": true}'), SamplingParams(), batch_id="b")
+    assert isinstance(bad, BadLine)
+
+
+def test_lines_do_not_share_what_they_ask_for():
+    lines = list(read_lines(io.BytesIO(b'{"prompt": "x", "top_k": 3}\n' * 2), SamplingParams(), batch_id="b"))
+    assert all(isinstance(line, JobRequest) for line in lines)
+    assert lines[0].request["sampling"] is not lines[1].request["sampling"]  # type: ignore[union-attr]
