@@ -50,7 +50,7 @@ NOT_RUN = {
 }
 SERVICES = "Redis, Postgres, Docker"
 # Options of other programs, or of the tests, that README names.
-FOREIGN_OPTIONS = {"--address", "--port", "--check", "--faults-table", "--soak-minutes"}
+FOREIGN_OPTIONS = {"--address", "--port", "--check", "--disable-pip", "--no-deps", "--faults-table", "--soak-minutes"}
 
 
 def sh_commands(section: str) -> list[str]:
@@ -115,7 +115,8 @@ def test_readme_names_no_option_that_does_not_exist():
 
 
 def settings_in_source() -> set[str]:
-    files = [*(ROOT / "helix_jobs").rglob("*.py"), ROOT / "docker-compose.yml", *(ROOT / "tests").rglob("conftest.py")]
+    tests = [*(ROOT / "tests").rglob("conftest.py"), ROOT / "tests" / "acceptance" / "test_store_machine.py"]
+    files = [*(ROOT / "helix_jobs").rglob("*.py"), ROOT / "docker-compose.yml", *tests]
     literal = re.compile(r"HELIX_[A-Z_]*[A-Z](?![A-Z_])")
     found = {name for file in files for name in literal.findall(file.read_text(encoding="utf-8"))}
     options = [parameter for command in COMMANDS.values() for parameter in command.params]
