@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -17,7 +17,8 @@ _OTHERS: Final = 0o077
 
 def open_private(path: Path, mode: str) -> BinaryIO:
     """Open a file for writing; one that is made is made with mode 0600, whatever the umask."""
-    return path.open(mode, opener=_private)  # type: ignore[no-any-return, call-overload]  # mode is a binary one
+    # Not Path.open, which takes no opener.
+    return cast("BinaryIO", open(path, mode, opener=_private))
 
 
 def touch_private(path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from helix_jobs.doctor.verdict import Level, Verdict
+from helix_jobs.jobs.runs import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -41,7 +42,7 @@ def judge_leases(
     }
     living = [holder for holder in holders if holder.worker_id not in dead]
     held = sum(holder.leases for holder in living)
-    verdicts = [Verdict("workers", Level.OK, f"{len(living)} alive, {held} jobs running, {waiting} waiting")]
+    verdicts = [Verdict("workers", Level.OK, f"{len(living)} alive, {counted(held, 'job')} running, {waiting} waiting")]
     stale = [holder for holder in holders if holder.worker_id in dead and holder.leases]
     if not stale:
         return [*verdicts, Verdict("leases", Level.OK, "none of a dead worker")]

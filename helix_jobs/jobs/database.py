@@ -97,7 +97,7 @@ class Database:
         """
         try:
             self.url: URL = make_url(url)
-        except ArgumentError:
+        except (ArgumentError, ValueError):  # the latter for a port that is no number
             raise ConfigurationError(
                 "HELIX_DATABASE_URL is malformed; use sqlite:///FILE or postgresql://USER@HOST/NAME"
             ) from None

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from helix_jobs.errors import HelixError, UnreachableError
 from helix_jobs.jobs import store
+from helix_jobs.jobs.runs import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -214,8 +215,8 @@ class Watchdog:
 
     def _describe(self, look: Look) -> str:
         return (
-            f"{look.backlog} jobs wait in the database ({look.messages} of their ids in the broker), {look.idle_slots} "
-            f"slots are idle, and nothing was delivered for {self._window:.0f} s"
+            f"{counted(look.backlog, 'job')} waiting in the database ({counted(look.messages or 0, 'id')} in the broker), "
+            f"{counted(look.idle_slots, 'slot')} idle, and nothing was delivered for {self._window:.0f} s"
         )
 
     def _main(self) -> None:

@@ -76,7 +76,7 @@ def test_a_consumer_that_stopped_asking_is_reconnected_and_running_jobs_go_on(se
     batch = box.submit(*[f"word {i}" for i in range(30)])
     box.wait_states(batch, succeeded=30)
 
-    assert "30 jobs wait in the database (30 of their ids in the broker), 3 slots are idle" in worker.log
+    assert "30 jobs waiting in the database (30 ids in the broker), 3 slots idle" in worker.log
     assert "connecting to the broker anew" in worker.log
     assert worker.process.poll() is None
     assert "Traceback" not in worker.log

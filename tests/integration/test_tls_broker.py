@@ -21,7 +21,7 @@ from helix_jobs.jobs.embedded_broker import EmbeddedBroker
 from helix_jobs.jobs.store import PublishableJob
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 pytestmark = pytest.mark.redis
@@ -40,32 +40,51 @@ class TlsBroker:
         return f"rediss://helix:{password}@localhost:{self.port}/0{query}"
 
 
-def _copy(source: socket.socket, target: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        while data := source.recv(65_536):
-            target.sendall(data)
-    for end in (source, target):
-        with contextlib.suppress(OSError):
-            end.shutdown(socket.SHUT_RDWR)
-
-
-def _serve(listener: socket.socket, context: ssl.SSLContext, socket_path: Path) -> None:
+class TlsFront:
     """What stunnel does: TLS outside, the server's unix socket inside."""
-    while True:
-        try:
-            plain, _ = listener.accept()
-        except OSError:
-            return
-        inner = socket.socket(socket.AF_UNIX)
-        try:
-            outer = context.wrap_socket(plain, server_side=True)
-        except OSError:
-            plain.close()
-            inner.close()
-            continue
-        inner.connect(str(socket_path))
-        for ends in ((outer, inner), (inner, outer)):
-            threading.Thread(target=_copy, args=ends, daemon=True).start()
+
+    def __init__(self, listener: socket.socket, context: ssl.SSLContext, socket_path: Path) -> None:
+        self._listener = listener
+        self._context = context
+        self._socket_path = socket_path
+        self._threads: list[threading.Thread] = []
+        self._start(self._accept)
+
+    def join(self) -> None:
+        for thread in list(self._threads):
+            thread.join(30)
+
+    def _start(self, function: Callable[..., None], *arguments: socket.socket) -> threading.Thread:
+        thread = threading.Thread(target=function, args=arguments, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+        return thread
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                self._start(self._serve, self._listener.accept()[0])
+
+    def _serve(self, plain: socket.socket) -> None:
+        with (
+            plain,
+            contextlib.suppress(OSError),
+            self._context.wrap_socket(plain, server_side=True) as outer,
+            socket.socket(socket.AF_UNIX) as inner,
+        ):
+            inner.connect(str(self._socket_path))
+            inward = self._start(self._copy, outer, inner)
+            self._copy(inner, outer)
+            inward.join()
+
+    @staticmethod
+    def _copy(source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65_536):
+                target.sendall(data)
+        for end in (source, target):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
 
 
 @pytest.fixture
@@ -93,10 +112,11 @@ def tls_broker(short_tmp: Path) -> Iterator[TlsBroker]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     with socket.create_server(("localhost", 0)) as listener:
-        threading.Thread(target=_serve, args=(listener, context, server.socket_path), daemon=True).start()
+        front = TlsFront(listener, context, server.socket_path)
         yield TlsBroker(listener.getsockname()[1], certificate)
         listener.shutdown(socket.SHUT_RDWR)
     assert server.stop()
+    front.join()
 
 
 def test_a_worker_over_tls_as_a_user_of_its_own(tls_broker, short_tmp):

@@ -237,7 +237,7 @@ def test_leases_of_dead_workers(database, settings):
         long_ago = now() - timedelta(minutes=5)
         c.execute(update(workers).where(workers.c.id == "w2").values(heartbeat_at=long_ago))
     verdicts = check_database(dataclasses.replace(settings, database_url=url))
-    assert only(verdicts, "workers").finding == "1 alive, 1 jobs running, 1 waiting"
+    assert only(verdicts, "workers").finding == "1 alive, 1 job running, 1 waiting"
     found = only(verdicts, "leases")
     assert found.level is WARNING
     assert "1 of unknown, which nobody knows" in found.finding

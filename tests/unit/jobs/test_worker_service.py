@@ -122,7 +122,8 @@ class Bench:
         with self.database.write() as c:
             name = f"b-{len(self.rows())}"
             store.create_batch(c, NewBatch(id=name, created_at=now))
-            store.insert_jobs(c, name, [NewJob(line=n, custom_id=None, request=r) for n, r in enumerate(requests)], now)
+            lines = [NewJob(line=n, custom_id=None, request=r) for n, r in enumerate(requests, 1)]
+            store.insert_jobs(c, name, lines, now)
             store.seal_batch(c, name, len(requests), "digest")
             return list(c.execute(select(jobs.c.id).where(jobs.c.batch_id == name).order_by(jobs.c.line)).scalars())
 

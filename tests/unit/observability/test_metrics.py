@@ -103,7 +103,7 @@ def test_every_metric_is_served_under_its_name(server):
         }
         == alone
     )
-    assert 600 <= alone["helix_oldest_queued_job_age_seconds"] < 700
+    assert 600 <= alone["helix_oldest_queued_job_age_seconds"] <= (datetime.now(UTC) - NOW).total_seconds() + 600
     assert found["helix_jobs_ended"][("deadline",)] == 2
     assert found["helix_worker_jobs_ended_total"] == {("succeeded",): 5}
     assert found["helix_engine_phase_seconds_total"][("target",)] == 2.5
