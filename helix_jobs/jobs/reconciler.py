@@ -339,11 +339,17 @@ class Reconciler:
             unfinished = store.unfinished_cancels(connection)
         now = self._clock()
         self._cancels = watch_cancels(self._cancels, unfinished, now)
-        for change, seen in self._cancels.items():
+        for change, seen in list(self._cancels.items()):
             if now - seen.since >= self._config.unseen:
-                count = bulk.finish_cancel(self._database, change, lambda: not self._stop.is_set())
+                count = bulk.finish_cancel(
+                    self._database,
+                    change,
+                    lambda: not self._stop.is_set() and self._clock() - now < self._config.interval,
+                )
+                # As nobody else is at it, the next tick goes on at once.
+                self._cancels[change] = CancelSeen(seen.left - count, seen.since)
                 if count:
-                    logger.info("the interrupted cancel of batch %s was finished: %d jobs", change.batch_id, count)
+                    logger.info("an interrupted cancel of batch %s goes on: %d jobs", change.batch_id, count)
 
     def _publish(self, room: int) -> None:
         while room > 0 and not self._stop.is_set():

@@ -116,6 +116,21 @@ def test_a_worker_finishes_a_cancel_nobody_goes_on_with(database, mixed):
     assert counts(database, batch_id) == {"succeeded": 1, "failed": 1, "cancelled": 8}
 
 
+def test_a_worker_finishes_a_large_cancel_between_its_other_duties(database, mixed):
+    batch_id, _ = mixed
+    interrupted_cancel(database, batch_id, 2)
+    readings = iter(float(second) for second in range(1000))
+    reconciler = Reconciler(
+        database, NoBroker(), config=ReconcilerConfig(interval=2.0, unseen=5.0), clock=lambda: next(readings)
+    )
+    left = []
+    for _ in range(20):
+        reconciler.tick()
+        left.append(counts(database, batch_id).get("queued", 0))
+    assert left[-1] == 0
+    assert len({number for number in left if number}) > 1, "all at once"
+
+
 def test_a_cancel_that_goes_on_is_left_alone():
     change = store.Change("b", None)
     first = watch_cancels({}, {change: 10}, 0.0)
