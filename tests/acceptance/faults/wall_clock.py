@@ -43,8 +43,12 @@ def set_by(file: Path) -> None:
         def utcnow(cls) -> Any:
             return cls.now(dt.UTC).replace(tzinfo=None)
 
-    replaced = {id(real_time): shifted_time, id(real_datetime): ShiftedDatetime}
     time.time = shifted_time
+    _replace({id(real_time): shifted_time, id(real_datetime): ShiftedDatetime})
+
+
+def _replace(replaced: dict[int, Any]) -> None:
+    """Give the modules other values under the names they have for these, by identity."""
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] in _USERS:
             for attribute, value in list(vars(module).items()):
