@@ -200,7 +200,12 @@ class WorkerService:
             self._withdraw(active, Withdrawn.LEASE_LOST)
 
     def release_orphan(self, job_id: int, lease: int) -> None:
-        """Hand back a lease the database says we hold and nobody here knows of (its claim's answer was lost)."""
+        """Hand back a lease the database says we hold and nobody here knows of (its claim's answer was lost).
+
+        After ``abandon`` they are all of this kind, and their attempts count.
+        """
+        if self._given_up is Withdrawn.LEASE_LOST:
+            return
         now = datetime.now(UTC)
         logger.warning("handing back a lease nobody here works on", extra={"job_id": job_id})
         self._writer.submit(lambda c: store.release(c, job_id, lease, self.worker_id, now))

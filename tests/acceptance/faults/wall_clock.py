@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import importlib
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -12,11 +13,15 @@ if TYPE_CHECKING:
 
 # Whose modules may hold a name of their own for the clock.
 _USERS = ("helix_jobs", "celery", "kombu", "redis", "vine", "billiard")
+_IMPORTED = ("consumer", "tasks", "vetted_transport", "worker", "worker_service", "client")
 _LOOK_SECONDS = 0.05
 
 
 def set_by(file: Path) -> None:
     """From now on ``datetime.now`` and ``time.time`` of this process follow the file. Monotonic clocks do not."""
+    # Only names that are there can be replaced; the class itself belongs to others as well, who subclass it.
+    for name in _IMPORTED:
+        importlib.import_module(f"helix_jobs.jobs.{name}")
     real_time, real_datetime = time.time, dt.datetime
     seen: list[float] = [0.0, 0.0]
 
@@ -38,9 +43,12 @@ def set_by(file: Path) -> None:
         def utcnow(cls) -> Any:
             return cls.now(dt.UTC).replace(tzinfo=None)
 
-    replaced = {id(real_time): shifted_time, id(real_datetime): ShiftedDatetime}
     time.time = shifted_time
-    dt.datetime = ShiftedDatetime  # type: ignore[misc]
+    _replace({id(real_time): shifted_time, id(real_datetime): ShiftedDatetime})
+
+
+def _replace(replaced: dict[int, Any]) -> None:
+    """Give the modules other values under the names they have for these, by identity."""
     for name, module in list(sys.modules.items()):
         if name.partition(".")[0] in _USERS:
             for attribute, value in list(vars(module).items()):

@@ -284,6 +284,20 @@ def test_a_hanging_step_does_not_hold_up_the_hand_back(make_bench: Any) -> None:
     assert bench.rows()[job].state == "queued"
 
 
+def test_abandoned_jobs_keep_their_attempt(make_bench: Any) -> None:
+    """A worker with a hanging device takes a while to end; what it abandoned must not be handed back meanwhile."""
+    bench = make_bench(stall="stuck")
+    (job,) = bench.add("stuck")
+    (future,) = bench.run(job)
+    bench.wait_running(job)
+    bench.service.abandon()
+    assert future.result(20) is True
+    for _ in range(3):
+        bench.heartbeat.check_leases()
+    bench.writer.submit(lambda _: None).result(20)
+    assert (bench.rows()[job].state, bench.rows()[job].attempts) == ("running", 1)
+
+
 def test_a_cancelled_job_is_dropped(make_bench: Any) -> None:
     bench = make_bench(hang="endless")
     (job,) = bench.add("endless")

@@ -18,10 +18,10 @@ HOUR = 3600
     "clock set an hour forward and back",
     quick=Size(jobs=60, faults=4),
     quick_on=("postgres",),
-    full=Size(jobs=900, faults=8),
+    full=Size(jobs=270, faults=8),
 )
 def jumps(installation: Installation, size: Size) -> Outcome:
-    """Two workers, each with a clock of its own; between two jumps jobs run for longer than a lease."""
+    """Two workers, each with a clock of its own; the clocks are wrong for longer than a lease."""
     clocks = [installation.temporary / f"clock-{n}" for n in range(2)]
     for clock in clocks:
         clock.write_text("0")

@@ -23,7 +23,7 @@ RESULTS = text("SELECT job_id, output_text, finish_reason, completion_tokens FRO
 COUNTS = text("SELECT batch_id, outcome, sum(jobs) FROM batch_counters GROUP BY batch_id, outcome ORDER BY 1, 2")
 
 
-@scenario("a migration under queued jobs", full=Size(jobs=5_000, faults=3))
+@scenario("a migration under queued jobs", full=Size(jobs=2_000, faults=3))
 def migrated(installation: Installation, size: Size) -> Outcome:
     """Down to the first version and up again, one at a time; then a worker finishes the jobs."""
     batch = installation.accept(size.jobs)
@@ -42,7 +42,7 @@ def migrated(installation: Installation, size: Size) -> Outcome:
         assert _contents(database) == before, "changed on the way up"
     database.dispose()
     installation.start()
-    installation.wait_done(batch, timeout=installation.patience + size.jobs / 100)
+    installation.wait_done(batch, timeout=installation.patience + size.jobs / 20)
     return Outcome(accepted=[batch], faults=2 * (len(upwards) - 1) * size.faults, note=f"down to {upwards[0]} and up")
 
 

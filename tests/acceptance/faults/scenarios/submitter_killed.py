@@ -29,7 +29,7 @@ RANDOM_SECONDS = 3.0
     "submit killed in mid-insert and mid-publish",
     quick=Size(jobs=1_100, faults=2),
     quick_on=("sqlite",),
-    full=Size(jobs=10_000, faults=20),
+    full=Size(jobs=6_600, faults=12),
 )
 def killed(installation: Installation, size: Size) -> Outcome:
     """Half of the deaths come at a boundary, the others at a random moment; a worker drains meanwhile."""
@@ -47,7 +47,7 @@ def killed(installation: Installation, size: Size) -> Outcome:
             else:
                 submission.die_after(dice.uniform(0.0, RANDOM_SECONDS))
         accepted.append(submission.finish())
-    installation.wait_done(*accepted, timeout=installation.patience + size.jobs / 100)
+    installation.wait_done(*accepted, timeout=installation.patience + size.jobs / 20)
     with installation.client() as client:
         assert len(client.list(limit=100)) == batches, "a submission under its key left a second batch"
     return Outcome(accepted=accepted, faults=size.faults)
