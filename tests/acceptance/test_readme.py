@@ -46,7 +46,7 @@ NOT_RUN = {
 }
 SERVICES = "Redis, Postgres, Docker"
 # Options of other programs that README names.
-FOREIGN_OPTIONS = {"--check"}
+FOREIGN_OPTIONS = {"--check", "--disable-pip", "--no-deps"}
 
 
 def sh_commands(section: str) -> list[str]:
