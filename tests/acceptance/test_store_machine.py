@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
@@ -16,7 +14,7 @@ from helix_jobs.jobs.store import control, leases, publishing
 QUICK = settings(
     max_examples=10, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True
 )
-LONG_HISTORIES = int(os.environ.get("HELIX_TEST_HISTORIES", "2000"))
+LONG_HISTORIES = 2000
 
 
 def run(database, chosen):
