@@ -123,7 +123,10 @@ def breaks(installation: Installation, size: Size) -> Outcome:
     for number, place in enumerate(bad):
         codes[place] = "out_of_memory" if number % 2 else "engine_error"
         prompts[place] = "a" * 5_000 if number % 2 else "fuzz"
-    batch = _submit(installation, prompts, None)
+    # An answer ends before the poisonous letter, which others may come to write as well.
+    batch = Accepted(
+        installation.submit(*prompts, stop=["z"], stop_token_ids=[27]), prompts, None, frozenset({"failed"})
+    )
     installation.settings = dataclasses.replace(installation.settings, engine="helix")
     worker = installation.start(
         target_model=str(model), draft_model="lookup", device="cpu", compile="off", kv_cache_mb="1", log_level="warning"
