@@ -20,7 +20,7 @@ from helix_jobs.settings import Settings
 if TYPE_CHECKING:
     from pathlib import Path
 
-PATIENCE = 60.0
+PATIENCE = 180.0
 
 
 def is_worker(command: str) -> bool:

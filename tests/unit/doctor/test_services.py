@@ -8,6 +8,7 @@ import shutil
 import socket
 import sys
 import tempfile
+import time
 from collections import namedtuple
 from datetime import timedelta
 from pathlib import Path
@@ -340,6 +341,8 @@ def test_a_servers_settings_are_read(short_home):
         client.config_set("maxmemory", 50 << 20)
         client.config_set("appendonly", "yes")
         state = read_broker_state(broker.url)
+        while client.info("persistence")["aof_rewrite_in_progress"]:  # until then it refuses to end
+            time.sleep(0.01)
         client.close()
     finally:
         broker.stop()
