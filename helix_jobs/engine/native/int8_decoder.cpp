@@ -10,12 +10,6 @@
 #include "attention.h"
 #include "bytes.h"
 
-#if defined(_WIN32)
-#define EXPORT extern "C" __declspec(dllexport)
-#else
-#define EXPORT extern "C" __attribute__((visibility("default")))
-#endif
-
 struct Layer {
     const void *attention_norm, *query_norm, *key_norm, *mlp_norm;  // the head norms may be null
     Matrix qkv, attention_out, mlp_in, mlp_out;

@@ -3,12 +3,6 @@
 
 #include "bytes.h"
 
-#if defined(_WIN32)
-#define EXPORT extern "C" __declspec(dllexport)
-#else
-#define EXPORT extern "C" __attribute__((visibility("default")))
-#endif
-
 namespace {
 
 // Rounded activations that go through all weights together: they stay in the first-level cache beside a few rows, and

@@ -168,12 +168,6 @@ void scale_rows(const float *product, const float *scales, const float *bias, co
 
 }  // namespace
 
-#if defined(_WIN32)
-#define EXPORT extern "C" __declspec(dllexport)
-#else
-#define EXPORT extern "C" __attribute__((visibility("default")))
-#endif
-
 #define KERNELS(NAME, T)                                                                                             \
     EXPORT void rms_norm_##NAME(const T *x, const T *weight, T *y, int64_t rows, int64_t size, float eps) {         \
         rms_norm(x, weight, y, rows, size, eps);                                                                     \

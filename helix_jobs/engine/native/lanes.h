@@ -8,6 +8,12 @@
 #include <cstring>
 #include <vector>
 
+#if defined(_WIN32)
+#define EXPORT extern "C" __declspec(dllexport)
+#else
+#define EXPORT extern "C" __attribute__((visibility("default")))
+#endif
+
 namespace {
 
 struct bf16 {
