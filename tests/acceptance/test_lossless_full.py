@@ -37,8 +37,8 @@ SPECULATIONS = {
 }
 # Near 32, where this model's best logits lie, bfloat16 has steps of 0.125 and 0.25.
 NEAR_TIE = 0.5
-# Between one pass over a text and one pass a token float32 logits near 32 were seen to differ by 0.00006. bfloat16 has no
-# such gap: there every output is compared with one that transformers made token by token.
+# Between one pass over a text and one pass a token, float32 logits near 32 were seen to differ by 0.00006. bfloat16 has
+# no such gap: there every output is compared with one that transformers made token by token.
 CERTAIN_GAP = {"float32": 1e-2}
 EQUAL_SHARE = {"float32": 1.0, "bfloat16": 0.99}
 
