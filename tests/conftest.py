@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 from typing import TYPE_CHECKING
@@ -21,6 +22,18 @@ if TYPE_CHECKING:
 
 # Compiling for every HELIX_HOME of a test would take most of its time; what is about compiled kernels asks for them.
 os.environ.setdefault("HELIX_COMPILE", "off")
+
+
+@pytest.fixture(autouse=True)
+def _logging_put_back() -> Iterator[None]:
+    """Whoever calls a command in this process configures its logging; the next test finds it as it was."""
+    root, own = logging.getLogger(), logging.getLogger("helix_jobs")
+    handlers, levels = list(root.handlers), (root.level, own.level)
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(levels[0])
+    own.setLevel(levels[1])
+
 
 DEFAULT_POSTGRES_URL = "postgresql:///postgres"
 

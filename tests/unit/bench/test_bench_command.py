@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import sys
 from xml.etree import ElementTree as ET
 
@@ -156,12 +155,6 @@ def _environment(monkeypatch, tmp_path):
     monkeypatch.delenv("COLUMNS", raising=False)
     monkeypatch.setattr(session, "_SETTLE_SECONDS", 0.0)
     monkeypatch.chdir(tmp_path)
-    root, own = logging.getLogger(), logging.getLogger("helix_jobs")
-    handlers, levels = list(root.handlers), (root.level, own.level)
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(levels[0])
-    own.setLevel(levels[1])
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 
 import pytest
 
@@ -13,16 +12,6 @@ from helix_jobs.engine.speculation_depth import DepthReason
 from helix_jobs.jobs.runs import REASON_WORDS, describe_drafting, describe_reasons, log_run, run_totals
 from helix_jobs.jobs.store import RunTotals
 from helix_jobs.observability.logging import configure_logging
-
-
-@pytest.fixture
-def _logging_put_back():
-    root, own = logging.getLogger(), logging.getLogger("helix_jobs")
-    handlers, levels = list(root.handlers), (root.level, own.level)
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(levels[0])
-    own.setLevel(levels[1])
 
 
 def totals_of(before: EngineCounters, after: EngineCounters) -> RunTotals:
@@ -90,7 +79,6 @@ def test_a_reason_without_words_is_shown_as_it_is_and_ties_keep_one_order():
     assert describe_reasons({"new": 2, "model": 2}) == "draft model in 2 of 4 steps, new in 2"
 
 
-@pytest.mark.usefixtures("_logging_put_back")
 def test_the_json_line_has_the_figures_by_the_names_of_the_columns():
     stream = io.StringIO()
     configure_logging("info", "json", stream)

@@ -14,14 +14,8 @@ from helix_jobs.observability.logging import configure_logging
 
 
 @pytest.fixture
-def stream(monkeypatch):
-    """A stream for configure_logging; the process's logging is put back afterwards."""
-    root, own = logging.getLogger(), logging.getLogger("helix_jobs")
-    handlers, levels = list(root.handlers), (root.level, own.level)
-    yield io.StringIO()
-    root.handlers[:] = handlers
-    root.setLevel(levels[0])
-    own.setLevel(levels[1])
+def stream():
+    return io.StringIO()
 
 
 def log_of(name: str) -> logging.Logger:
