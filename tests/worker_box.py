@@ -62,7 +62,13 @@ class WorkerProcess:
         self.process.send_signal(signal_number)
 
     def wait(self, timeout: float = PATIENCE) -> int:
-        return self.process.wait(timeout)
+        """Its exit code; one that does not end says where each of its threads is."""
+        try:
+            return self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.send(signal.SIGABRT)  # see PYTHONFAULTHANDLER
+            self.process.wait(timeout)
+            raise AssertionError(f"the worker did not end within {timeout} s:\n{self.log}") from None
 
     def kill(self) -> None:
         self.process.kill()
@@ -81,7 +87,8 @@ class Box:
     def environment(self) -> dict[str, str]:
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("HELIX_", "CELERY_"))}
         # The device lock lies in the temporary directory: boxes must not see each other's.
-        return {**clean, **self.settings.to_environment(), "TMPDIR": str(self.temporary), "COLUMNS": "200"}
+        there = {"TMPDIR": str(self.temporary), "COLUMNS": "200", "PYTHONFAULTHANDLER": "1"}
+        return {**clean, **self.settings.to_environment(), **there}
 
     def client(self) -> HelixClient:
         return HelixClient(self.settings)
