@@ -23,6 +23,7 @@ from helix_jobs.jobs.banner import WorkerBanner
 from helix_jobs.jobs.broker import CeleryPublisher, EmbeddedBroker, ping
 from helix_jobs.jobs.database import Database, ensure_schema
 from helix_jobs.jobs.device_lock import DeviceLock
+from helix_jobs.jobs.engine_choice import device_name, load_engine
 from helix_jobs.jobs.heartbeat import Heartbeat
 from helix_jobs.jobs.process import process_exists
 from helix_jobs.jobs.reconciler import Reconciler
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     from helix_jobs.observability.metrics import MetricsServer
     from helix_jobs.settings import Settings
 
-__all__ = ["StopButton", "StopRequest", "device_name", "load_engine", "run_worker"]
+__all__ = ["StopButton", "StopRequest", "run_worker"]
 
 logger = logging.getLogger(__name__)
 
@@ -62,35 +63,6 @@ HARD_EXIT_SECONDS: Final = 30.0
 HAND_BACK_SECONDS: Final = 5.0
 BROKER_CHECK_SECONDS: Final = 2.0
 MAX_CONSUMER_FAILURES: Final = 5
-
-
-def load_engine(settings: Settings, on_progress: Callable[[str], None] | None = None) -> EngineProtocol:
-    """Build the engine the settings name.
-
-    Raises:
-        ConfigurationError: The device or the dtype is not to be had.
-        ModelError: The models cannot be served here; the subclasses say why.
-    """
-    if settings.engine == "fake":
-        from helix_jobs.testing import FakeEngine
-
-        return FakeEngine.from_environment(max_batch_size=settings.max_batch_size)
-    from helix_jobs.engine.load_engine import load_engine as load
-
-    return load(settings, on_progress)
-
-
-def device_name(settings: Settings) -> str:
-    """Name the device the engine will run on, before any model is read.
-
-    Raises:
-        ConfigurationError: There is no such device.
-    """
-    if settings.engine == "fake":
-        return "fake"
-    from helix_jobs.engine.model_loader import get_device
-
-    return str(get_device(settings.device))
 
 
 def run_worker(

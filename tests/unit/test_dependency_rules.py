@@ -17,9 +17,9 @@ PACKAGE = Path(helix_jobs.__file__).parent
 TORCH_FREE = {"sampling_params", "request", "protocol", "config", "stats", "stop_strings"}
 TORCH_FREE |= {"prefix_cache", "block_table", "sequence", "admission", "scheduler"}
 TORCH_FREE |= {"step_costs", "draft_acceptance", "depth_plan", "speculation_depth"}
-# What jobs may import of the engine anywhere; the rest only worker_service and worker.
+# What jobs may import of the engine anywhere; the rest only worker_service and engine_choice.
 SHARED = {f"helix_jobs.engine.{name}" for name in ("sampling_params", "request", "protocol")}
-ENGINE_USERS = {"helix_jobs.jobs.worker_service", "helix_jobs.jobs.worker"}
+ENGINE_USERS = {"helix_jobs.jobs.worker_service", "helix_jobs.jobs.engine_choice"}
 MODEL_LIBRARIES = {"torch", "transformers", "accelerate", "safetensors", "gguf", "torch_directml"}
 
 
