@@ -51,7 +51,9 @@ class Scene:
         # The fake engine echoes prompts; this one is cut off.
         cut_off = '{"prompt": "one two three four five", "max_tokens": 3}\n'
         (self.clone / "prompts.jsonl").write_text(examples + cut_off, encoding="utf-8")
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("HELIX_", "CELERY_"))}
+        # A command in a pipe is as wide as it likes; pytest-xdist tells its workers a width.
+        foreign = ("HELIX_", "CELERY_", "COLUMNS")
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
         self.environment = {
             **kept,
             "PATH": f"{programs}{os.pathsep}{kept.get('PATH', '')}",
