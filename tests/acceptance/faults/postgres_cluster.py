@@ -25,12 +25,16 @@ def _binaries() -> Path:
 
 
 class PostgresCluster:
-    """Made by initdb in a temporary directory, on a port of its own, durable as by default."""
+    """Made by initdb in a temporary directory, on a port of its own, durable as by default.
 
-    def __init__(self) -> None:
+    Args:
+        parent: Where that directory is made.
+    """
+
+    def __init__(self, parent: Path | None = None) -> None:
         self._bin = _binaries()
         self._user = _USER if os.geteuid() == 0 else None
-        self._directory = Path(tempfile.mkdtemp(prefix="hxpg-"))
+        self._directory = Path(tempfile.mkdtemp(prefix="hxpg-", dir=parent))
         if self._user is not None:
             shutil.chown(self._directory, self._user)
         with socket.socket() as probe:

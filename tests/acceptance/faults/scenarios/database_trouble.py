@@ -23,6 +23,7 @@ from helix_jobs.jobs.schema import jobs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from installation import Installation
     from oracle import Accepted
@@ -88,18 +89,35 @@ def locked(installation: Installation, size: Size) -> Outcome:
     return _end(installation, batch, size.faults, recoveries)
 
 
-@scenario("disk full", full=Size(jobs=1_000, faults=2), databases=("sqlite",))
+def _use_cluster(installation: Installation, parent: Path | None = None) -> PostgresCluster:
+    """Have the installation use a server of its own."""
+    cluster = PostgresCluster(parent)
+    installation.stack.callback(cluster.remove)
+    cluster.start()
+    installation.settings = dataclasses.replace(installation.settings, database_url=cluster.url)
+    database = installation.database()
+    upgrade(database)
+    database.dispose()
+    return cluster
+
+
+@scenario("disk full", full=Size(jobs=1_000, faults=2))
 def disk_full(installation: Installation, size: Size) -> Outcome:
     """The database lies on a file system of its own, which another file fills to the last byte."""
-    disk = SmallDisk(megabytes=32)
+    on_postgres = not installation.settings.database_url.startswith("sqlite")
+    disk = SmallDisk(megabytes=200 if on_postgres else 32)
     installation.stack.callback(disk.remove)
-    url = f"sqlite:///{disk.path / 'helix.db'}"
-    installation.settings = dataclasses.replace(installation.settings, database_url=url)
+    if on_postgres:
+        _use_cluster(installation, disk.path)
+    else:
+        url = f"sqlite:///{disk.path / 'helix.db'}"
+        installation.settings = dataclasses.replace(installation.settings, database_url=url)
+    full = "No space left on device" if on_postgres else "disk is full"
     batch, worker = _begin(installation, size)
     recoveries = []
     for fault in range(size.faults):
         disk.fill()
-        wait_until(lambda n=fault: worker.log.count("disk is full") > n, lambda: f"never full: {worker.log}")
+        wait_until(lambda n=fault: worker.log.count(full) > n, lambda: f"never full: {worker.log}")
         delivered = installation.redis.unacked_jobs()
         time.sleep(20.0)
         gone = delivered.keys() - installation.redis.unacked_jobs().keys()
@@ -125,13 +143,7 @@ def _final(installation: Installation) -> set[int]:
 )
 def restarted(installation: Installation, size: Size) -> Outcome:
     """Crashed and shut down in turn; it stays away for a while."""
-    cluster = PostgresCluster()
-    installation.stack.callback(cluster.remove)
-    cluster.start()
-    installation.settings = dataclasses.replace(installation.settings, database_url=cluster.url)
-    database = installation.database()
-    upgrade(database)
-    database.dispose()
+    cluster = _use_cluster(installation)
     batch, worker = _begin(installation, size)
     recoveries = []
     for fault in range(size.faults):
