@@ -18,6 +18,8 @@ from helix_jobs.jobs.store import PublishableJob
 from helix_jobs.testing import fake_output
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from worker_box import Box
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
@@ -108,13 +110,36 @@ def test_cancelling_frees_the_slots_of_running_jobs(box: Box) -> None:
     assert worker.process.poll() is None
 
 
-def test_a_closed_terminal_stops_a_worker_and_its_broker(embedded_box: Box) -> None:
+@pytest.fixture
+def inherit_hangup() -> Iterator[Callable[[signal.Handlers], object]]:
+    """Sets what SIGHUP means to the processes a test starts; the tests themselves may run under nohup."""
+    before = signal.getsignal(signal.SIGHUP)
+    yield lambda meaning: signal.signal(signal.SIGHUP, meaning)
+    signal.signal(signal.SIGHUP, before)
+
+
+def test_a_closed_terminal_stops_a_worker_and_its_broker(
+    embedded_box: Box, inherit_hangup: Callable[[signal.Handlers], object]
+) -> None:
+    inherit_hangup(signal.SIG_DFL)
     batch = embedded_box.submit(*prompts(20))
     worker = embedded_box.start_worker()
     embedded_box.wait_states(batch, succeeded=20)
     worker.send(signal.SIGHUP)
     assert worker.wait() == 0, worker.log
     assert not EmbeddedBroker(embedded_box.settings.home).is_running()
+
+
+def test_under_nohup_a_worker_outlives_its_terminal(
+    embedded_box: Box, inherit_hangup: Callable[[signal.Handlers], object]
+) -> None:
+    inherit_hangup(signal.SIG_IGN)
+    worker = embedded_box.start_worker()
+    worker.send(signal.SIGHUP)
+    embedded_box.wait_states(embedded_box.submit(*prompts(20)), succeeded=20)
+    assert "stopping" not in worker.log
+    worker.send(signal.SIGTERM)
+    assert worker.wait() == 0
 
 
 def test_sigterm_lets_running_jobs_finish_and_leaves_the_rest_queued(box: Box) -> None:
