@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 # Compiling for every HELIX_HOME of a test would take most of its time; what is about compiled kernels asks for them.
 os.environ.setdefault("HELIX_COMPILE", "off")
 
+DEFAULT_POSTGRES_URL = "postgresql:///postgres"
+
 
 @pytest.fixture(autouse=True)
 def _logging_put_back() -> Iterator[None]:
@@ -33,9 +35,6 @@ def _logging_put_back() -> Iterator[None]:
     root.handlers[:] = handlers
     root.setLevel(levels[0])
     own.setLevel(levels[1])
-
-
-DEFAULT_POSTGRES_URL = "postgresql:///postgres"
 
 
 @pytest.fixture(scope="session")
