@@ -34,6 +34,11 @@ def wait_until(condition: Callable[[], Any], what: str | Callable[[], str], time
         time.sleep(0.05)
 
 
+def prompts(count: int, words: int = 6) -> list[str]:
+    """Prompts that all differ."""
+    return [" ".join(f"w{i}-{n}" for n in range(words)) for i in range(count)]
+
+
 def flush(url: str) -> None:
     """FLUSHALL."""
     publisher = CeleryPublisher(url)

@@ -1,0 +1,127 @@
+"""How a worker stops: signals, the grace time, a terminal that closes, a database that takes no writes."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from worker_box import prompts, wait_until
+
+from helix_jobs.jobs.broker import EmbeddedBroker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from worker_box import Box
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+
+
+@pytest.fixture
+def inherit_hangup() -> Iterator[Callable[[signal.Handlers], object]]:
+    """Sets what SIGHUP means to the processes a test starts; the tests themselves may run under nohup."""
+    before = signal.getsignal(signal.SIGHUP)
+    yield lambda meaning: signal.signal(signal.SIGHUP, meaning)
+    signal.signal(signal.SIGHUP, before)
+
+
+def test_a_closed_terminal_stops_a_worker_and_its_broker(
+    embedded_box: Box, inherit_hangup: Callable[[signal.Handlers], object]
+) -> None:
+    inherit_hangup(signal.SIG_DFL)
+    batch = embedded_box.submit(*prompts(20))
+    worker = embedded_box.start_worker()
+    embedded_box.wait_states(batch, succeeded=20)
+    worker.send(signal.SIGHUP)
+    assert worker.wait() == 0, worker.log
+    assert not EmbeddedBroker(embedded_box.settings.home).is_running()
+
+
+def test_under_nohup_a_worker_outlives_its_terminal(
+    embedded_box: Box, inherit_hangup: Callable[[signal.Handlers], object]
+) -> None:
+    inherit_hangup(signal.SIG_IGN)
+    worker = embedded_box.start_worker()
+    worker.send(signal.SIGHUP)
+    embedded_box.wait_states(embedded_box.submit(*prompts(20)), succeeded=20)
+    assert "stopping" not in worker.log
+    worker.send(signal.SIGTERM)
+    assert worker.wait() == 0
+
+
+def test_sigterm_lets_running_jobs_finish_and_leaves_the_rest_queued(box: Box) -> None:
+    batch = box.submit(*prompts(60, words=24))
+    worker = box.start_worker(fake_step_seconds="0.1", shutdown_grace="30")
+    wait_until(lambda: box.states(batch).get("succeeded", 0) > 3, "nothing runs")
+    worker.send(signal.SIGTERM)
+    assert worker.wait() == 0, worker.log
+    assert "Traceback" not in worker.log, "prefetched messages go back without a word"
+
+    states = box.states(batch)
+    assert set(states) == {"succeeded", "queued"}, "something was left running"
+    assert all(row.attempts == (row.state == "succeeded") for row in box.rows(batch))
+    box.start_worker()
+    box.wait_states(batch, succeeded=60)
+    assert box.result_count(batch) == 60
+
+
+def test_what_does_not_finish_within_the_grace_time_is_handed_back(box: Box) -> None:
+    batch = box.submit(*["endless story"] * 5)
+    worker = box.start_worker(fake_hang="endless", shutdown_grace="1")
+    box.wait_states(batch, running=5)
+    worker.send(signal.SIGTERM)
+    assert worker.wait() == 0, worker.log
+
+    for row in box.rows(batch):
+        assert (row.state, row.attempts, row.published_at, row.worker_id) == ("queued", 0, None, None)
+    box.start_worker()
+    box.wait_states(batch, succeeded=5)
+
+
+@pytest.mark.parametrize("trouble", ["hang", "stall"])
+def test_a_second_interrupt_is_immediate(embedded_box: Box, trouble: str) -> None:
+    """Even when the engine's step does not come back."""
+    box = embedded_box
+    batch = box.submit(*["endless story"] * 5)
+    worker = box.start_worker(**{f"fake_{trouble}": "endless", "shutdown_grace": "3600"})
+    box.wait_states(batch, running=5)
+    worker.send(signal.SIGINT)
+    wait_until(lambda: " 3600 s to finish" in worker.log, "the first interrupt is not noticed")
+    worker.send(signal.SIGINT)
+    assert worker.wait(20) == 130, worker.log
+
+    assert box.states(batch) == {"queued": 5}
+    assert {row.attempts for row in box.rows(batch)} == {0}
+    assert not EmbeddedBroker(box.settings.home).is_running()
+
+
+def test_sigterm_ends_a_worker_whose_database_is_locked(embedded_box: Box) -> None:
+    script = (
+        "import sys\n"
+        "from helix_jobs.jobs import database, worker\n"
+        "from helix_jobs.settings import Settings\n"
+        "database.BUSY_TIMEOUT_SECONDS = worker.WRITER_SECONDS = worker.HAND_BACK_SECONDS = 0.5\n"
+        "sys.exit(worker.run_worker(Settings.from_environment()))\n"
+    )
+    box = embedded_box
+    batch = box.submit(*["endless story"] * 5)
+    quick = {"HELIX_FAKE_HANG": "endless", "HELIX_SHUTDOWN_GRACE": "0"}
+    with subprocess.Popen(
+        [sys.executable, "-c", script], env=box.environment | quick, stderr=subprocess.PIPE, text=True
+    ) as worker:
+        box.wait_states(batch, running=5)
+        database = box.database()
+        with database.write():
+            worker.send_signal(signal.SIGTERM)
+            try:
+                _, log = worker.communicate(timeout=45)
+            finally:
+                worker.kill()
+        database.dispose()
+    assert worker.returncode == 1, log
+    assert box.states(batch) == {"running": 5}
+    box.start_worker()
+    box.wait_states(batch, succeeded=5)
