@@ -2,7 +2,16 @@
 
 #pragma once
 
+#include <type_traits>
+
 #include "lanes.h"
+
+#if defined(__AVX512BF16__) && defined(__AVX512BW__)
+#include <immintrin.h>
+#define HAS_BF16_DOT 1
+#else
+#define HAS_BF16_DOT 0
+#endif
 
 namespace {
 
@@ -13,8 +22,43 @@ constexpr int64_t kHeadDim = HEAD_DIM;
 constexpr int kVectors = kHeadDim / kLanes;
 static_assert(kHeadDim % kLanes == 0, "a head is whole vectors");
 
-// Rows of weights that go through a block's values together: each value is widened once for all of them.
+// Where the processor multiplies pairs of bfloat16, attention weights are rounded to it for their product with the
+// values, as torch's own attention does; sums are float32 everywhere.
+template <typename T>
+constexpr bool kInPairs = HAS_BF16_DOT && std::is_same_v<T, bf16> && kVectors % 2 == 0;
+
+// Rows of weights that go through a block's values together: each value is loaded once for all of them.
 constexpr int kTogether = kVectors <= 6 ? 3 : 2;
+
+// Products of a query and a key, summed over the head but for the last sixteen.
+template <typename Q, typename T>
+inline vf lane_products(const Q *query, const T *key) {
+#if HAS_BF16_DOT
+    if constexpr (std::is_same_v<Q, bf16> && kInPairs<T>) {
+        __m512 sum = _mm512_setzero_ps();
+        for (int64_t i = 0; i < kHeadDim; i += 2 * kLanes)
+            sum = _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(_mm512_loadu_si512(query + i)),
+                                   reinterpret_cast<__m512bh>(_mm512_loadu_si512(key + i)));
+        return reinterpret_cast<vf>(sum);
+    }
+#endif
+    vf sum = load16(query) * load16(key);
+    for (int64_t i = kLanes; i < kHeadDim; i += kLanes) sum += load16(query + i) * load16(key + i);
+    return sum;
+}
+
+// Products of a query with kCount consecutive keys: key i's is the sum of those lanes l for which l % kCount == i. One
+// tree of additions for sixteen keys takes a quarter of what sixteen sums take; every key's sum has the same order.
+template <int kCount, typename Q, typename T>
+inline vf key_products(const Q *query, const T *keys) {
+    if constexpr (kCount == 1) {
+        return lane_products(query, keys);
+    } else {
+        constexpr int kHalf = kCount / 2;
+        return interleaved_sums<kHalf>(key_products<kHalf>(query, keys),
+                                       key_products<kHalf>(query, keys + kHalf * kHeadDim));
+    }
+}
 
 // sums[row] += weights[row] . values, over one block.
 template <typename T, int kRows>
@@ -31,24 +75,66 @@ inline void add_values(const float *weights, int64_t stride, const T *values, in
         for (int i = 0; i < kVectors; i++) store16(sums + r * kHeadDim + i * kLanes, lanes[r][i]);
 }
 
+#if HAS_BF16_DOT
+// The same by pairs of keys, with weights in bfloat16 that are zero behind the last key. Each pair of vectors of `sums`
+// holds its 32 elements in the order that interleaving 16-bit lanes leaves them in; `in_order` puts them right.
+template <typename T, int kRows>
+inline void add_value_pairs(const bf16 *weights, int64_t stride, const T *values, int64_t count, float *sums) {
+    __m512 lanes[kRows][kVectors];
+    for (int r = 0; r < kRows; r++)
+        for (int i = 0; i < kVectors; i++) lanes[r][i] = _mm512_loadu_ps(sums + r * kHeadDim + i * kLanes);
+    for (int64_t key = 0; key < count; key += 2, values += 2 * kHeadDim) {
+        __m512bh pairs[kRows];
+        for (int r = 0; r < kRows; r++) {
+            int32_t pair;
+            std::memcpy(&pair, weights + r * stride + key, sizeof pair);
+            pairs[r] = reinterpret_cast<__m512bh>(_mm512_set1_epi32(pair));
+        }
+        // What lies behind the last key was never written: it need not be finite, and must not be multiplied.
+        __mmask16 both = key + 1 < count ? 0xffff : 0;
+        for (int i = 0; i < kVectors; i += 2) {
+            __m512i one = _mm512_loadu_si512(values + i * kLanes);
+            __m512i next = _mm512_maskz_loadu_epi32(both, values + kHeadDim + i * kLanes);
+            __m512bh low = reinterpret_cast<__m512bh>(_mm512_unpacklo_epi16(one, next));
+            __m512bh high = reinterpret_cast<__m512bh>(_mm512_unpackhi_epi16(one, next));
+            for (int r = 0; r < kRows; r++) {
+                lanes[r][i] = _mm512_dpbf16_ps(lanes[r][i], pairs[r], low);
+                lanes[r][i + 1] = _mm512_dpbf16_ps(lanes[r][i + 1], pairs[r], high);
+            }
+        }
+    }
+    for (int r = 0; r < kRows; r++)
+        for (int i = 0; i < kVectors; i++) _mm512_storeu_ps(sums + r * kHeadDim + i * kLanes, lanes[r][i]);
+}
+
+inline void in_order(float *sums) {
+    const __m512i first = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+    const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(8));
+    for (int64_t i = 0; i < kHeadDim; i += 2 * kLanes) {
+        __m512 low = _mm512_loadu_ps(sums + i), high = _mm512_loadu_ps(sums + i + kLanes);
+        _mm512_storeu_ps(sums + i, _mm512_permutex2var_ps(low, first, high));
+        _mm512_storeu_ps(sums + i + kLanes, _mm512_permutex2var_ps(low, second, high));
+    }
+}
+#endif
+
 // One slice's queries of one key-value head, straight from the cache's blocks.
 template <typename Q, typename T>
 void attend_slice(const Q *queries, const T *keys, const T *values, const int32_t *blocks, Q *output, int64_t num_new,
                   int64_t start, int64_t head, int64_t heads, int64_t kv_heads, int64_t block_size, float scaling,
                   std::vector<float> &scratch) {
     constexpr int64_t head_dim = kHeadDim;
+    typedef std::conditional_t<kInPairs<T>, bf16, float> Weight;
     int64_t share = heads / kv_heads, rows = num_new * share, length = start + num_new;
     int64_t padded = (length + kLanes - 1) / kLanes * kLanes;
-    scratch.resize(rows * (padded + 2 * head_dim));
-    float *scores = scratch.data();         // [rows, padded]
-    float *q = scores + rows * padded;      // [rows, head_dim]
-    float *sums = q + rows * head_dim;      // [rows, head_dim]
+    scratch.resize(rows * (padded + head_dim + 1));
+    float *scores = scratch.data();         // [rows, padded]; then the weights, from each row's begin on
+    float *sums = scores + rows * padded;   // [rows, head_dim]
+    float *scales = sums + rows * head_dim; // [rows]
+    int64_t stride = padded * static_cast<int64_t>(sizeof(float) / sizeof(Weight));
+    const Weight *weights = reinterpret_cast<const Weight *>(scores);
     auto place = [&](int64_t row) { return ((row / share) * heads + head * share + row % share) * head_dim; };
-    for (int64_t row = 0; row < rows; row++)
-        for (int64_t i = 0; i < head_dim; i += kLanes) {
-            store16(q + row * head_dim + i, load16(queries + place(row) + i) * scaling);
-            store16(sums + row * head_dim + i, vf{});
-        }
+    std::memset(sums, 0, rows * head_dim * sizeof(float));
     // Call `body(first key, keys of the block, its rows)` block by block. Blocks lie anywhere in memory, so no processor
     // foresees the next one: it is asked for while this one is worked on.
     auto over_blocks = [&](const T *pool, auto body) {
@@ -62,20 +148,22 @@ void attend_slice(const Q *queries, const T *keys, const T *values, const int32_
             body(first, std::min(block_size, length - first), block_at(block));
         }
     };
+    // Whole vectors of keys may reach behind the last one, into what nobody has written: masked below. They must not
+    // reach behind the row.
+    bool is_whole = block_size % kLanes == 0;
     over_blocks(keys, [&](int64_t first, int64_t count, const T *k) {
-        for (int64_t key = first; key < first + count; key++, k += head_dim) {
-            vf lanes[kVectors];
-            for (int i = 0; i < kVectors; i++) lanes[i] = load16(k + i * kLanes);
-            for (int64_t row = 0; row < rows; row++) {
-                const float *one = q + row * head_dim;
-                vf sum = lanes[0] * load16(one);
-                for (int i = 1; i < kVectors; i++) sum += lanes[i] * load16(one + i * kLanes);
-                scores[row * padded + key] = sum16(sum);
-            }
-        }
+        int64_t key = 0;
+        for (; is_whole && key < count; key += kLanes)
+            for (int64_t row = 0; row < rows; row++)
+                store16(scores + row * padded + first + key,
+                        key_products<kLanes>(queries + place(row), k + key * head_dim));
+        for (; key < count; key++)
+            for (int64_t row = 0; row < rows; row++)
+                scores[row * padded + first + key] = sum16(lane_products(queries + place(row), k + key * head_dim));
     });
     for (int64_t row = 0; row < rows; row++) {
         float *s = scores + row * padded;
+        Weight *w = reinterpret_cast<Weight *>(s);
         int64_t visible = start + row / share + 1;
         for (int64_t key = visible; key < padded; key++) s[key] = -INFINITY;
         vf highest = load16(s), probe = {};
@@ -90,23 +178,34 @@ void attend_slice(const Q *queries, const T *keys, const T *values, const int32_
         vf totals = {};
         for (int64_t key = 0; key < padded; key += kLanes) {
             vf v = load16(s + key);
-            vf e = v == -INFINITY ? vf{} : exp16(v - top);
-            store16(s + key, e);
+            vf e = v == -INFINITY ? vf{} : exp16((v - top) * scaling);
+            store16(w + key, e);
             totals += e;
         }
         // exp16 makes a number of a NaN; what is not finite has to be seen.
-        float scale = 1.0f / sum16(totals) + sum16(probe);
-        for (int64_t key = 0; key < padded; key += kLanes) store16(s + key, load16(s + key) * scale);
+        scales[row] = 1.0f / sum16(totals) + sum16(probe);
     }
     over_blocks(values, [&](int64_t first, int64_t count, const T *v) {
+        auto add = [&](int64_t row, auto together) {
+            constexpr int kRows = decltype(together)::value;
+            const Weight *w = weights + row * stride + first;
+#if HAS_BF16_DOT
+            if constexpr (kInPairs<T>) return add_value_pairs<T, kRows>(w, stride, v, count, sums + row * head_dim);
+            else
+#endif
+                return add_values<T, kRows>(w, stride, v, count, sums + row * head_dim);
+        };
         int64_t row = 0;
-        for (; row + kTogether <= rows; row += kTogether)
-            add_values<T, kTogether>(scores + row * padded + first, padded, v, count, sums + row * head_dim);
-        for (; row < rows; row++) add_values<T, 1>(scores + row * padded + first, padded, v, count, sums + row * head_dim);
+        for (; row + kTogether <= rows; row += kTogether) add(row, std::integral_constant<int, kTogether>{});
+        for (; row < rows; row++) add(row, std::integral_constant<int, 1>{});
     });
-    for (int64_t row = 0; row < rows; row++)
+    for (int64_t row = 0; row < rows; row++) {
+#if HAS_BF16_DOT
+        if constexpr (kInPairs<T>) in_order(sums + row * head_dim);
+#endif
         for (int64_t i = 0; i < head_dim; i += kLanes)
-            store16(output + place(row) + i, load16(sums + row * head_dim + i));
+            store16(output + place(row) + i, load16(sums + row * head_dim + i) * scales[row]);
+    }
 }
 
 }  // namespace

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #if defined(_WIN32)
@@ -64,6 +65,23 @@ inline float sum16(vf v) {
     return (four[0] + four[2]) + (four[1] + four[3]);
 }
 inline vf max16(vf a, vf b) { return a > b ? a : b; }
+
+// Lane l of the result is a[l] + a[l ^ kStride], or b's where l has the bit kStride.
+template <int kStride, size_t... l>
+inline vf interleaved_sums(vf a, vf b, std::index_sequence<l...>) {
+#if defined(__clang__)
+    vf own = __builtin_shufflevector(a, b, (l & kStride ? 16 + l : l)...);
+    vf other = __builtin_shufflevector(a, b, (l & kStride ? 16 + (l ^ kStride) : l ^ kStride)...);
+#else
+    vf own = __builtin_shuffle(a, b, vi{(l & kStride ? 16 + l : l)...});
+    vf other = __builtin_shuffle(a, b, vi{(l & kStride ? 16 + (l ^ kStride) : l ^ kStride)...});
+#endif
+    return own + other;
+}
+template <int kStride>
+inline vf interleaved_sums(vf a, vf b) {
+    return interleaved_sums<kStride>(a, b, std::make_index_sequence<kLanes>{});
+}
 
 // Cephes' polynomial, 2 ulp; arguments are clamped to where the result is a normal number. A NaN does not survive.
 inline vf exp16(vf x) {

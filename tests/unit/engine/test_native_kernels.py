@@ -161,26 +161,33 @@ def test_a_ragged_step_over_a_filled_cache(kernels, name):
         assert apart.mean() < (1e-5 if dtype == torch.float32 else 0.1) * size.mean()
 
 
-@pytest.mark.parametrize(("head_dim", "dtype"), [(16, torch.float32), (80, torch.bfloat16), (128, torch.float32)])
-def test_attention_equals_a_dense_one(folder, head_dim, dtype):
+@pytest.mark.parametrize("block_size", [4, 16, 24, 32])
+@pytest.mark.parametrize("head_dim", [16, 80, 128])
+@pytest.mark.parametrize("dtype", DTYPES, ids=("float32", "bfloat16"))
+def test_attention_equals_a_dense_one(folder, dtype, head_dim, block_size):
     native = load_kernels(folder, dtype, CPU, head_dim)
-    heads, kv_heads, block_size, length = 6, 2, 4, 23
-    pools = [torch.randn(8 * kv_heads, block_size * head_dim).to(dtype) for _ in range(2)]
-    blocks = [5, 1, 7, 0, 3, 2]
-    queries = torch.randn(2, heads * head_dim).to(dtype)
+    heads, kv_heads, length, num_new = 6, 2, 29, 3
+    blocks = torch.randperm(10)[: -(-length // block_size)].tolist()
+    # What no token was written to may hold anything.
+    pools = [torch.full((10, kv_heads, block_size, head_dim), float("nan"), dtype=dtype) for _ in range(2)]
+    rows = [torch.randn(kv_heads, length, head_dim).to(dtype) for _ in range(2)]
+    for pool, written in zip(pools, rows, strict=True):
+        for place, block in enumerate(blocks):
+            part = written[:, place * block_size : (place + 1) * block_size]
+            pool[block, :, : part.shape[1]] = part
+    queries = torch.randn(num_new, heads * head_dim).to(dtype)
     output = torch.empty_like(queries)
     native.paged_attention(
-        queries, *pools, torch.tensor([[0, 2, length - 2, 0]]), torch.tensor(blocks, dtype=torch.int32), output, heads,
+        queries, *(pool.view(-1, block_size * head_dim) for pool in pools),
+        torch.tensor([[0, num_new, length - num_new, 0]]), torch.tensor(blocks, dtype=torch.int32), output, heads,
         kv_heads, block_size, head_dim**-0.5,
     )  # fmt: skip
-    keys, values = (
-        torch.cat([pool.view(8, kv_heads, block_size, head_dim)[block] for block in blocks], dim=1)[:, :length].float()
-        for pool in pools
-    )
-    wanted = queries.float().view(2, heads, head_dim).transpose(0, 1).reshape(kv_heads, -1, head_dim)
-    scores = wanted @ keys.transpose(1, 2) * head_dim**-0.5
-    scores.view(heads, 2, length)[:, 0, length - 1] = -float("inf")
-    dense = (torch.softmax(scores, dim=-1) @ values).view(heads, 2, head_dim).transpose(0, 1).reshape(2, -1)
+    wanted = queries.float().view(num_new, heads, head_dim).transpose(0, 1).reshape(kv_heads, -1, head_dim)
+    scores = (wanted @ rows[0].float().transpose(1, 2) * head_dim**-0.5).view(heads, num_new, length)
+    for query in range(num_new):
+        scores[:, query, length - num_new + query + 1 :] = -float("inf")
+    weights = torch.softmax(scores, dim=-1).view(kv_heads, -1, length)
+    dense = (weights @ rows[1].float()).view(heads, num_new, head_dim).transpose(0, 1).reshape(num_new, -1)
     torch.testing.assert_close(output.float(), dense, **tolerance(dtype))
 
 
