@@ -1,6 +1,8 @@
 """From a loaded transformers model to a ``Decoder``: the one place that knows how each family names its parts.
 
-The model is consumed layer by layer: its weights are moved, not copied, wherever nothing has to be stacked.
+The model is consumed layer by layer, and its weights are copied where nothing is stacked: transformers hands out views
+of the mapped file. A file that is cut short while it is mapped would end the process at the next touch of what is gone,
+and pages of it count as the process' memory.
 """
 
 from __future__ import annotations
@@ -67,7 +69,7 @@ def _gated(model: Any) -> Decoder:  # noqa: ANN401  (transformers' modules type 
     return Decoder(
         geometry=geometry,
         num_heads=config.num_attention_heads,
-        embedding=embedding.detach(),
+        embedding=_owned(embedding),
         embedding_scale=None if scale is None else scale.to(embedding.device),
         position_embedding=None,
         rotary=_rotary(base.rotary_emb, geometry.head_dim, embedding),
@@ -106,9 +108,9 @@ def _gpt2(model: Any) -> Decoder:  # noqa: ANN401  (as above)
     return Decoder(
         geometry=CacheGeometry.of(config),
         num_heads=config.num_attention_heads,
-        embedding=embedding.detach(),
+        embedding=_owned(embedding),
         embedding_scale=None,
-        position_embedding=base.wpe.weight.detach(),
+        position_embedding=_owned(base.wpe.weight),
         rotary=None,
         layers=tuple(layers),
         final_norm=_layer_norm(base.ln_f),
@@ -151,7 +153,7 @@ def _gpt_neox(model: Any) -> Decoder:  # noqa: ANN401  (as above)
     return Decoder(
         geometry=geometry,
         num_heads=config.num_attention_heads,
-        embedding=embedding.detach(),
+        embedding=_owned(embedding),
         embedding_scale=None,
         position_embedding=None,
         rotary=_rotary(base.rotary_emb, geometry.head_dim, embedding),
@@ -169,13 +171,21 @@ def _gpt_neox(model: Any) -> Decoder:  # noqa: ANN401  (as above)
 _FAMILIES: Final = {"gpt2": _gpt2, "gpt_neox": _gpt_neox}
 
 
+def _owned(weight: torch.Tensor) -> torch.Tensor:
+    """The weight in memory of its own; on other devices than the CPU it is already."""
+    return weight.detach().clone() if weight.device.type == "cpu" else weight.detach()
+
+
 def _linear(*modules: nn.Linear) -> DenseLinear:
+    if len(modules) == 1:
+        bias = modules[0].bias
+        return DenseLinear(_owned(modules[0].weight), None if bias is None else _owned(bias))
     biases = [None if module.bias is None else module.bias.detach() for module in modules]
     return DenseLinear.stacked([module.weight.detach() for module in modules], biases)
 
 
 def _transposed(module: Any) -> DenseLinear:  # noqa: ANN401  (transformers' Conv1D)
-    return DenseLinear(module.weight.detach().t().contiguous(), module.bias.detach())
+    return DenseLinear(module.weight.detach().t().contiguous(), _owned(module.bias))
 
 
 def _regrouped(module: nn.Linear, num_heads: int, head_dim: int) -> DenseLinear:
@@ -188,13 +198,13 @@ def _regrouped(module: nn.Linear, num_heads: int, head_dim: int) -> DenseLinear:
 
 
 def _rms_norm(module: Any, *, offset: float, eps: float) -> RmsNorm:  # noqa: ANN401  (each family has its own class)
-    weight = module.weight.detach()
+    weight = _owned(module.weight)
     # Gemma stores the weight less one, and its sum would not survive rounding to bfloat16.
     return RmsNorm(weight if offset == 0.0 else weight.float() + offset, eps)
 
 
 def _layer_norm(module: nn.LayerNorm) -> LayerNorm:
-    return LayerNorm(module.weight.detach(), None if module.bias is None else module.bias.detach(), module.eps)
+    return LayerNorm(_owned(module.weight), None if module.bias is None else _owned(module.bias), module.eps)
 
 
 def _rotary(module: Any, head_dim: int, like: torch.Tensor) -> RotaryTable:  # noqa: ANN401  (as above)

@@ -3,7 +3,8 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,9 +24,6 @@ from helix_jobs.engine import model_loader
 from helix_jobs.engine.decoder.families import build_decoder
 from helix_jobs.engine.model_loader import LoadedModel, LoadedModels, load_models
 from helix_jobs.errors import UnsupportedArchitectureError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def close(models: LoadedModels, model: Any) -> bool:
@@ -54,6 +52,15 @@ def test_sharded_safetensors_load_alike(tmp_path: Path, architecture: str) -> No
     folder = save_checkpoint(tmp_path, model, max_shard_size="20KB")
     assert len(list(folder.glob("*.safetensors"))) > 1
     assert close(load(folder), model)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux tells what a process maps")
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_loaded_model_keeps_no_file_mapped(tmp_path: Path, architecture: str) -> None:
+    folder = save_checkpoint(tmp_path / "m", tiny_model(architecture))
+    models = load(folder, "int8")
+    assert str(folder) not in Path("/proc/self/maps").read_text(encoding="utf-8")
+    assert models.draft is not None
 
 
 def test_an_asked_dtype_is_used_for_target_and_draft(tmp_path: Path) -> None:
