@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from sqlalchemy import delete, func, select
-from store_helpers import DIGEST, result_row, worker
+from made_up_jobs import COUNTED, FINAL, JOBS, answer_of, end_claim, new_job, recounted
+from sqlalchemy import delete, select
+from store_helpers import DIGEST, worker
 from store_model import Claim, Job, StoreModel
 
 from helix_jobs.errors import HelixError
 from helix_jobs.jobs import store
-from helix_jobs.jobs.schema import batch_counters, batches, jobs, results, workers
+from helix_jobs.jobs.schema import batches, jobs, workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,18 +38,6 @@ NAMES: Final = ("w1", "w2")
 WORKERS: Final = st.sampled_from(NAMES)
 ENDS: Final = st.sampled_from(["succeeded", "failed", "released"])
 CODES: Final = st.sampled_from(["engine_error", "out_of_memory"])
-FINAL: Final = ("succeeded", "failed", "cancelled")
-
-
-JOBS: Final = select(
-    *(jobs.c[name] for name in Job.__dataclass_fields__ if name != "answer"), results.c.output_text.label("answer")
-).select_from(jobs.outerjoin(results, results.c.job_id == jobs.c.id))
-COUNTED: Final = select(
-    batch_counters.c.batch_id,
-    batch_counters.c.outcome,
-    func.sum(batch_counters.c.jobs).label("jobs"),
-    func.sum(batch_counters.c.completion_tokens).label("tokens"),
-).group_by(batch_counters.c.batch_id, batch_counters.c.outcome)
 
 
 class _RolledBackError(Exception):
@@ -101,7 +90,7 @@ class StoreMachine(RuleBasedStateMachine):
     def add_lines(self, which: int, first: int, count: int, *, sealed: bool, commit: str) -> None:
         batch_id = _pick(self.batch_ids, which)
         lines = range(first, first + count)
-        new, now = [_new_job(line) for line in lines], self._now()
+        new, now = [new_job(line) for line in lines], self._now()
         self._both(
             lambda c: store.insert_jobs(c, batch_id, new, now),
             lambda: self._insert(batch_id, lines, now),
@@ -118,7 +107,7 @@ class StoreMachine(RuleBasedStateMachine):
             query = select(jobs.c.id, jobs.c.line).where(jobs.c.batch_id == batch_id).order_by(jobs.c.id)
             for row in c.execute(query):
                 if row.line not in known:
-                    new = _new_job(row.line)
+                    new = new_job(row.line)
                     self.model.adopt(Job(row.id, batch_id, row.line, new.priority, new.max_attempts, now))
                     self.job_ids.append(row.id)
         return inserted
@@ -205,7 +194,7 @@ class StoreMachine(RuleBasedStateMachine):
     def _end_all(self, ended: list[Claim], end: str, code: str, commit: str) -> None:
         now = self._now()
         self._both(
-            lambda c: [_end(c, claim, end, code, now) for claim in ended],
+            lambda c: [end_claim(c, claim, end, code, now) for claim in ended],
             lambda: [self._end(claim, end, code, now) for claim in ended],
             commit,
         )
@@ -215,7 +204,7 @@ class StoreMachine(RuleBasedStateMachine):
             return self.model.release(claim, now)
         if end == "failed":
             return self.model.finish(claim, end, code, None, now)
-        return self.model.finish(claim, end, None, _answer(claim), now)
+        return self.model.finish(claim, end, None, answer_of(claim), now)
 
     @rule(name=WORKERS, act=st.sampled_from(["register", "beat", "beat", "stop"]), commit=COMMITS)
     def live(self, name: str, act: str, commit: str) -> None:
@@ -309,7 +298,7 @@ class StoreMachine(RuleBasedStateMachine):
                 held = {j.id: j.lease for j in rows.values() if j.state == "running" and j.worker_id == name}
                 assert store.held_leases(c, name) == held
             counted = {(row.batch_id, row.outcome): (int(row.jobs), int(row.tokens)) for row in c.execute(COUNTED)}
-            assert {key: sums for key, sums in counted.items() if sums != (0, 0)} == _recounted(rows)
+            assert {key: sums for key, sums in counted.items() if sums != (0, 0)} == recounted(rows)
             statuses = {status.id: status for status in store.list_batches(c, 1000)}
             backlog = store.backlog(c)
         assert {i: (s.total, s.cancelled_at is not None) for i, s in statuses.items()} == {
@@ -333,7 +322,7 @@ class StoreMachine(RuleBasedStateMachine):
             assert job.attempts <= job.max_attempts
             assert job.state != "queued" or (job.attempts < job.max_attempts and job.worker_id is None)
             assert job.lease >= self.leases.get(job.id, 0), "leases only rise"
-            assert job.answer is None or job.answer == _answer(Claim(job.id, job.lease, str(job.worker_id)))
+            assert job.answer is None or job.answer == answer_of(Claim(job.id, job.lease, str(job.worker_id)))
             # Each claim got a number of its own, so at most one of them can hold the job.
             numbers = [claim.lease for claim in self.claims if claim.job_id == job.id]
             assert len(set(numbers)) == len(numbers)
@@ -368,39 +357,3 @@ def _outcome(call: Callable[[], Any]) -> Any:
 
 def _pick(choices: list[Any], number: int) -> Any:
     return choices[number % len(choices)]
-
-
-def _new_job(line: int) -> store.NewJob:
-    return store.NewJob(
-        line=line,
-        custom_id=f"c{line}",
-        request={"prompt": f"line {line}"},
-        priority=line % 3,
-        max_attempts=1 + line % 3,
-    )
-
-
-def _answer(claim: Claim) -> str:
-    """What only the holder of this lease would write."""
-    return f"{claim.job_id}.{claim.lease} by {claim.worker_id}"
-
-
-def _end(c: Connection, claim: Claim, end: str, code: str, now: datetime) -> bool:
-    if end == "released":
-        return store.release(c, claim.job_id, claim.lease, claim.worker_id, now)
-    job = store.FinishedJob(claim.job_id, claim.lease, claim.worker_id)
-    if end == "failed":
-        return store.finish_failed(c, job, code, "it broke", now)
-    return store.finish_succeeded(c, job, result_row(output_text=_answer(claim)), now)
-
-
-def _recounted(rows: dict[int, Job]) -> dict[tuple[str, str], tuple[int, int]]:
-    """Jobs and new tokens under each batch and outcome, as the counters should have them."""
-    found: dict[tuple[str, str], tuple[int, int]] = {}
-    for job in rows.values():
-        outcomes = ["stored", job.error_code or job.state] if job.state in FINAL else ["stored"]
-        for outcome in outcomes:
-            count, tokens = found.get((job.batch_id, outcome), (0, 0))
-            more = result_row().completion_tokens if outcome == "succeeded" else 0
-            found[job.batch_id, outcome] = (count + 1, tokens + more)
-    return found

@@ -1,3 +1,5 @@
+"""Machines to examine, simulated where that is needed, and an installation of which nothing is there yet."""
+
 from __future__ import annotations
 
 import sys
@@ -6,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from helix_jobs.settings import Settings
 
 # The simulated device is the engine tests' own.
 sys.path.append(str(Path(__file__).parents[1] / "engine"))
@@ -17,6 +21,11 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return Settings.from_environment({"HELIX_HOME": str(tmp_path / "home")})
 
 
 @pytest.fixture

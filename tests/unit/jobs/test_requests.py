@@ -4,36 +4,14 @@ from __future__ import annotations
 
 import io
 import json
-import sys
-import tracemalloc
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from request_lines import BATCH, GREEDY, read, read_one
 
 from helix_jobs.engine.sampling_params import SamplingParams
-from helix_jobs.errors import BadLine, InvalidRequestError
-from helix_jobs.jobs.requests import (
-    MAX_LINE_BYTES,
-    JobRequest,
-    derive_seed,
-    read_lines,
-    read_mappings,
-    to_engine_request,
-)
-
-GREEDY = SamplingParams()
-BATCH = "b-20260101-abcdef"
-
-
-def read(data: bytes, defaults: SamplingParams = GREEDY, rejects: io.BytesIO | None = None):
-    return list(read_lines(io.BytesIO(data), defaults, batch_id=BATCH, rejects=rejects))
-
-
-def read_one(data: bytes | dict) -> JobRequest | BadLine:
-    (item,) = read(data if isinstance(data, bytes) else json.dumps(data).encode())
-    return item
+from helix_jobs.errors import BadLine
+from helix_jobs.jobs.requests import MAX_LINE_BYTES, JobRequest, derive_seed, read_lines, read_mappings
 
 
 def bad(data: bytes | dict) -> tuple[str, str]:
@@ -246,46 +224,6 @@ def test_a_bad_line_does_not_use_up_its_custom_id():
     assert [type(item) for item in items] == [BadLine, JobRequest]
 
 
-def test_the_limit_counts_the_line_without_its_end():
-    def line(size: int) -> bytes:
-        return b'{"prompt": "' + b"x" * (size - 14) + b'"}'
-
-    at, over = line(MAX_LINE_BYTES), line(MAX_LINE_BYTES + 1)
-    good = b'{"prompt": "a"}'
-    for end in (b"\n", b"\r\n"):
-        items = read(end.join([at, over, good]))
-        assert [type(item) for item in items] == [JobRequest, BadLine, JobRequest]
-        assert items[1] == BadLine(2, "(line)", "is longer than 4 MiB", "split it or shorten the prompt")
-    assert isinstance(read_one(at), JobRequest)
-    assert isinstance(read_one(over), BadLine)
-
-
-class _Endless(io.RawIOBase):
-    """A line of ``size`` bytes that never stands in memory, then a good one."""
-
-    def __init__(self, size: int) -> None:
-        self.left = size
-        self.tail = io.BytesIO(b'\n{"prompt": "a"}\n')
-
-    def readline(self, limit: int = -1) -> bytes:
-        if self.left == 0:
-            return self.tail.readline(limit)
-        taken = min(self.left, limit)
-        self.left -= taken
-        return b"x" * taken
-
-
-def test_a_huge_line_is_skipped_without_being_held():
-    tracemalloc.start()
-    try:
-        items = list(read_lines(_Endless(256 * 1024 * 1024), GREEDY, batch_id=BATCH))
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert [(type(item), item.line) for item in items] == [(BadLine, 1), (JobRequest, 2)]
-    assert peak < 3 * MAX_LINE_BYTES
-
-
 def test_rejects_receive_bad_lines_byte_for_byte():
     over = b"y" * (MAX_LINE_BYTES + 100_000)
     wrong = b'{"promt": "\xff"}'
@@ -317,27 +255,6 @@ def test_mappings_follow_the_same_rules():
     assert items[-1].request["sampling"] == {"stop": ["y"]}
 
 
-class _ManyLines:
-    """Lines that are made as they are read."""
-
-    def __init__(self, count: int) -> None:
-        self.lines = (b'{"prompt": "hello", "custom_id": "request-%d"}\n' % number for number in range(count))
-
-    def readline(self, limit: int) -> bytes:
-        return next(self.lines, b"")[:limit]
-
-
-@pytest.mark.parametrize("count", [20_000, pytest.param(200_000, marks=pytest.mark.slow)])
-def test_memory_stays_flat_over_many_lines_with_custom_ids(count: int):
-    blocks = []
-    for number, item in enumerate(read_lines(_ManyLines(count), GREEDY, batch_id=BATCH), start=1):
-        assert isinstance(item, JobRequest)
-        if number in (1000, count):
-            blocks.append(sys.getallocatedblocks())
-    # One object kept for each line would be 19,000 blocks.
-    assert blocks[1] - blocks[0] < 2000
-
-
 def test_the_example_file_is_accepted_whole():
     path = Path(__file__).parents[3] / "examples" / "prompts.jsonl"
     with path.open("rb") as stream:
@@ -346,105 +263,6 @@ def test_the_example_file_is_accepted_whole():
     assert all(isinstance(item, JobRequest) and item.custom_id for item in items), items
     assert {"prompt", "messages"} <= {name for item in items for name in item.request}
     assert any("endpoint" in item.request for item in items)
-
-
-json_values = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats()
-    | st.text(st.characters())
-    | st.text(st.characters(codec=None)),
-    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=5), children, max_size=3),
-    max_leaves=8,
-)
-field_names = st.sampled_from(
-    ["prompt", "messages", "custom_id", "priority", "metadata", "seed", "stop", "temperature", "max_tokens", "top_k",
-     "stop_token_ids", "method", "url", "body", "n", "model", "role", "content", "max_completion_tokens"]
-)  # fmt: skip
-objects = st.recursive(
-    st.dictionaries(field_names, json_values | st.sampled_from(["POST", "/v1/completions", "/v1/chat/completions"])),
-    lambda inner: st.dictionaries(field_names, inner | st.lists(inner, max_size=2) | json_values),
-    max_leaves=6,
-)
-
-
-def check_invariants(data: bytes) -> None:
-    rejects = io.BytesIO()
-    numbers = []
-    for item in read(data, rejects=rejects):
-        numbers.append(item.line)
-        if isinstance(item, BadLine):
-            assert item.field
-            assert item.reason
-            assert item.remedy
-            assert str(item).isprintable()
-            continue
-        # What is accepted can be stored as UTF-8 JSON without NUL, comes back the same, and the engine takes it.
-        text = json.dumps(item.request, ensure_ascii=False, allow_nan=False)
-        assert "\\u0000" not in text
-        stored = json.loads(text.encode())
-        assert stored == item.request
-        request = to_engine_request(1, stored)
-        assert request.seed == item.request["seed"]
-        assert (request.prompt is None) != (request.messages is None)
-    assert numbers == sorted(set(numbers))
-    # Each line is either accepted or rejected, never both or neither.
-    pieces = data.split(b"\n")
-    lines = [piece for piece in [pieces[0].removeprefix(b"\xef\xbb\xbf"), *pieces[1:]] if piece.strip()]
-    assert len(numbers) == len(lines)
-
-
-@given(st.binary(max_size=300))
-@settings(max_examples=300, deadline=None)
-def test_no_bytes_crash_the_reader(data: bytes):
-    check_invariants(data)
-
-
-@given(st.lists(objects | json_values, min_size=1, max_size=4))
-@settings(max_examples=150, deadline=None)
-def test_no_json_crashes_the_reader(values: list):
-    check_invariants(b"\n".join(json.dumps(value).encode() for value in values))
-
-
-@given(objects, st.data())
-@settings(max_examples=100, deadline=None)
-def test_no_damaged_json_crashes_the_reader(value: dict, data: st.DataObject):
-    line = json.dumps(value, ensure_ascii=True).encode()
-    at = data.draw(st.integers(0, len(line)))
-    check_invariants(line[:at] + data.draw(st.binary(max_size=3)) + line[at + data.draw(st.integers(0, 3)) :])
-
-
-@given(json_values)
-@settings(max_examples=100, deadline=None)
-def test_a_stored_request_is_not_trusted(value: object):
-    try:
-        to_engine_request(1, value)
-    except InvalidRequestError:
-        return
-    pytest.fail("no such value is a request")
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"seed": None},
-        {"seed": True},
-        {"seed": 2**64},
-        {"prompt": None},
-        {"prompt": ""},
-        {"messages": [{"role": "user", "content": "x"}]},
-        {"sampling": {"temperature": -1}},
-        {"sampling": {"no_such_field": 1}},
-        {"sampling": []},
-    ],
-)
-def test_a_damaged_stored_request_is_refused(change: dict):
-    good = {"prompt": "a", "sampling": {"max_tokens": 3}, "seed": 5, "metadata": {}}
-    assert to_engine_request(8, good).request_id == "8"
-    assert to_engine_request(8, good).sampling_params == SamplingParams(max_tokens=3)
-    with pytest.raises(InvalidRequestError):
-        to_engine_request(8, {**good, **change})
 
 
 def test_equal_numbers_of_other_types_are_not_taken_for_each_other():

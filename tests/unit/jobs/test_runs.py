@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 
 import pytest
 
@@ -16,6 +17,18 @@ from helix_jobs.observability.logging import configure_logging
 
 def totals_of(before: EngineCounters, after: EngineCounters) -> RunTotals:
     return run_totals(before, after, jobs_finished=1, seconds=1.0)
+
+
+def test_a_runs_figures_are_the_difference_of_two_snapshots() -> None:
+    before = EngineCounters(steps=10, sequence_steps=40, decode_sequence_steps=30, completion_tokens=100)
+    after = EngineCounters(
+        steps=20, sequence_steps=80, decode_sequence_steps=50, completion_tokens=160, draft_tokens=60, peak_blocks=7
+    )
+    totals = run_totals(before, after, jobs_finished=3, seconds=2.0)
+    assert (totals.steps, totals.mean_batch_size, totals.mean_depth) == (10, 4.0, 3.0)
+    assert (totals.completion_tokens, totals.tokens_per_second, totals.peak_blocks) == (60, 30.0, 7)
+    empty = run_totals(before, before, jobs_finished=0, seconds=0.0)
+    assert (empty.mean_batch_size, empty.mean_depth, empty.tokens_per_second) == (None, None, None)
 
 
 def test_times_and_reasons_are_those_of_the_run():
@@ -86,3 +99,13 @@ def test_the_json_line_has_the_figures_by_the_names_of_the_columns():
     entry = json.loads(stream.getvalue())
     assert (entry["run_id"], entry["depth_reasons"], entry["target_seconds"]) == (7, {"lookup": 2}, 1.5)
     assert entry["message"].endswith("; nothing drafted: lookup in 2 of 2 steps")
+
+
+def test_a_runs_log_line_carries_its_figures(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="helix_jobs")
+    totals = RunTotals(steps=4, jobs_finished=1, completion_tokens=10, draft_tokens=8, accepted_tokens=6)
+    log_run(3, totals, 2.0)
+    (record,) = caplog.records
+    assert record.getMessage().startswith("run of 2.0 s: 1 job, 10 tokens, ")
+    assert record.figures["run_id"] == 3
+    assert (record.figures["jobs_finished"], record.figures["acceptance_rate"]) == (1, 0.75)

@@ -1,0 +1,65 @@
+"""Jobs of made-up histories: how they are submitted, ended and answered, how their rows are read and counted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from sqlalchemy import func, select
+from store_helpers import result_row
+from store_model import Job
+
+from helix_jobs.jobs import store
+from helix_jobs.jobs.schema import batch_counters, jobs, results
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from sqlalchemy import Connection
+    from store_model import Claim
+
+FINAL: Final = ("succeeded", "failed", "cancelled")
+JOBS: Final = select(
+    *(jobs.c[name] for name in Job.__dataclass_fields__ if name != "answer"), results.c.output_text.label("answer")
+).select_from(jobs.outerjoin(results, results.c.job_id == jobs.c.id))
+COUNTED: Final = select(
+    batch_counters.c.batch_id,
+    batch_counters.c.outcome,
+    func.sum(batch_counters.c.jobs).label("jobs"),
+    func.sum(batch_counters.c.completion_tokens).label("tokens"),
+).group_by(batch_counters.c.batch_id, batch_counters.c.outcome)
+
+
+def new_job(line: int) -> store.NewJob:
+    return store.NewJob(
+        line=line,
+        custom_id=f"c{line}",
+        request={"prompt": f"line {line}"},
+        priority=line % 3,
+        max_attempts=1 + line % 3,
+    )
+
+
+def answer_of(claim: Claim) -> str:
+    """What only the holder of this lease would write."""
+    return f"{claim.job_id}.{claim.lease} by {claim.worker_id}"
+
+
+def end_claim(c: Connection, claim: Claim, end: str, code: str, now: datetime) -> bool:
+    if end == "released":
+        return store.release(c, claim.job_id, claim.lease, claim.worker_id, now)
+    job = store.FinishedJob(claim.job_id, claim.lease, claim.worker_id)
+    if end == "failed":
+        return store.finish_failed(c, job, code, "it broke", now)
+    return store.finish_succeeded(c, job, result_row(output_text=answer_of(claim)), now)
+
+
+def recounted(rows: dict[int, Job]) -> dict[tuple[str, str], tuple[int, int]]:
+    """Jobs and new tokens under each batch and outcome, as the counters should have them."""
+    found: dict[tuple[str, str], tuple[int, int]] = {}
+    for job in rows.values():
+        outcomes = ["stored", job.error_code or job.state] if job.state in FINAL else ["stored"]
+        for outcome in outcomes:
+            count, tokens = found.get((job.batch_id, outcome), (0, 0))
+            more = result_row().completion_tokens if outcome == "succeeded" else 0
+            found[job.batch_id, outcome] = (count + 1, tokens + more)
+    return found

@@ -1,0 +1,107 @@
+"""What doctor says of files: home, the disk it is on, and models."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+from verdicts import FAILED, OK, WARNING, levels, only
+
+from helix_jobs.doctor import disk, home
+from helix_jobs.doctor import models as doctor_models
+from helix_jobs.doctor.disk import check_room, describe_bytes, is_network, judge_room
+from helix_jobs.doctor.home import check_home
+from helix_jobs.doctor.models import check_models
+
+# home and disk
+
+
+def test_a_home_that_is_not_there_yet_is_fine_and_stays_away(settings):
+    verdicts = check_home(settings)
+    assert set(levels(verdicts).values()) == {OK}
+    assert not settings.home.exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="modes of POSIX")
+@pytest.mark.parametrize(("mode", "level"), [(0o700, OK), (0o755, WARNING), (0o710, WARNING)])
+def test_a_home_others_may_look_into(settings, mode, level):
+    settings.home.mkdir()
+    settings.home.chmod(mode)
+    verdicts = check_home(settings)
+    found = only(verdicts, "home")
+    assert found.level is level
+    assert f"mode {mode:04o}" in found.finding
+    assert found.remedy == (None if level is OK else f"chmod 700 {settings.home}")
+    assert only(verdicts, "clock, files").level is OK
+    assert list(settings.home.iterdir()) == []
+
+
+def test_a_home_that_is_a_file_or_cannot_be_written(settings, monkeypatch):
+    settings.home.write_text("")
+    assert only(check_home(settings), "home").level is FAILED
+    settings.home.unlink()
+    monkeypatch.setattr(home.os, "access", lambda *_: False)
+    assert "cannot be made" in only(check_home(settings), "home").finding
+    settings.home.mkdir()
+    assert "may not be read or written" in only(check_home(settings), "home").finding
+
+
+@pytest.mark.parametrize(("free", "level"), [(100 << 20, FAILED), (1 << 30, WARNING), (2 << 30, OK), (1 << 40, OK)])
+def test_room_on_a_disk(free, level):
+    found = judge_room("home, disk", free, Path("/x"))
+    assert found.level is level
+    assert describe_bytes(free) in found.finding
+    assert bool(found.remedy) is (level is not OK)
+
+
+def test_the_disk_of_a_path_that_is_not_there_yet(tmp_path):
+    assert "free for" in check_room("disk", tmp_path / "a" / "b").finding
+
+
+def test_network_file_systems(monkeypatch, tmp_path):
+    assert not is_network(disk.file_system(tmp_path))
+    assert [is_network(kind) for kind in ("nfs4", "cifs", "smb3", "fuse.sshfs", "ext4", "apfs", "ntfs", None)] == [
+        *[True] * 4,
+        *[False] * 4,
+    ]
+    mounts = [("/", "ext4"), (str(tmp_path.parent), "NFS4"), (str(tmp_path / "other"), "ext4")]
+    partition = namedtuple("Partition", "mountpoint fstype")  # noqa: PYI024  (psutil's is one)
+    monkeypatch.setattr(disk.psutil, "disk_partitions", lambda **_: [partition(*mount) for mount in mounts])
+    assert disk.file_system(tmp_path / "helix.db") == "nfs4"
+
+
+# models
+
+
+@pytest.mark.demo
+def test_models_that_are_here(demo_home, settings):
+    settings = dataclasses.replace(settings, home=demo_home)
+    target, draft = check_models(settings)
+    assert (target.subject, target.level) == ("target model", OK)
+    assert "135 million parameters" in target.finding
+    assert draft.finding == "lookup+int8: nothing to download"
+    both = check_models(dataclasses.replace(settings, draft_model="lookup+demo"))
+    assert [verdict.level for verdict in both] == [OK, OK]
+
+
+def test_models_that_are_not(settings, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    target, draft = check_models(dataclasses.replace(settings, draft_model="nobody/no-such-model"))
+    assert (target.level, "downloads it (93 MB)" in target.finding) == (WARNING, True)
+    assert (draft.level, "nobody/no-such-model is not on this machine" in draft.finding) == (WARNING, True)
+    assert not settings.home.exists()
+    (tmp_path / "model").mkdir()
+    for name, words in (("./nowhere", "does not exist"), (str(tmp_path / "model"), "no config.json")):
+        found = only(check_models(dataclasses.replace(settings, target_model=name)), "target model")
+        assert (found.level, words in found.finding) == (FAILED, True)
+    assert only(check_models(dataclasses.replace(settings, draft_model="lookup+")), "draft model").level is FAILED
+
+
+def test_the_fake_engine_needs_no_models(settings, monkeypatch):
+    monkeypatch.setattr(doctor_models, "find_local_checkpoint", None)
+    (found,) = check_models(dataclasses.replace(settings, engine="fake"))
+    assert found.level is OK

@@ -1,0 +1,82 @@
+"""A worker's service on a bench: over a real database, with a real writer and the fake engine."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import select
+
+from helix_jobs.jobs import store
+from helix_jobs.jobs.heartbeat import Heartbeat
+from helix_jobs.jobs.result_writer import GroupCommitWriter
+from helix_jobs.jobs.schema import jobs, results
+from helix_jobs.jobs.store import NewBatch, NewJob, NewWorker
+from helix_jobs.jobs.worker_service import WorkerService
+from helix_jobs.testing import FakeEngine, FakeFaults
+
+if TYPE_CHECKING:
+    from helix_jobs.jobs.database import Database
+
+WORKER = NewWorker(id="me", hostname="h", pid=1, device="fake", target_model="fake-target", draft_model=None, slots=4)
+
+
+class Bench:
+    """A service over a database with some jobs."""
+
+    def __init__(self, database: Database, **faults: str) -> None:
+        self.database = database
+        self.engine = FakeEngine(max_batch_size=4, faults=FakeFaults(**faults))
+        self.writer = GroupCommitWriter(database)
+        self.broken: list[BaseException] = []
+        self.service = WorkerService(
+            database, self.engine, self.writer, worker_id="me", grace=30.0, on_broken=self.broken.append
+        )
+        self.heartbeat = Heartbeat(database, WORKER, self.service)
+        self.heartbeat._register()
+        self.service.start()
+        self.pool = ThreadPoolExecutor(16)
+
+    def add(self, *prompts: str) -> list[int]:
+        requests = [{"prompt": prompt, "sampling": {}, "seed": 1, "metadata": {}} for prompt in prompts]
+        return self.add_raw(*requests)
+
+    def add_raw(self, *requests: dict[str, Any]) -> list[int]:
+        now = datetime.now(UTC)
+        with self.database.write() as c:
+            name = f"b-{len(self.rows())}"
+            store.create_batch(c, NewBatch(id=name, created_at=now))
+            lines = [NewJob(line=n, custom_id=None, request=r) for n, r in enumerate(requests, 1)]
+            store.insert_jobs(c, name, lines, now)
+            store.seal_batch(c, name, len(requests), "digest")
+            return list(c.execute(select(jobs.c.id).where(jobs.c.batch_id == name).order_by(jobs.c.line)).scalars())
+
+    def rows(self) -> dict[int, Any]:
+        with self.database.read() as c:
+            return {row.id: row for row in c.execute(select(jobs))}
+
+    def result_ids(self) -> list[int]:
+        with self.database.read() as c:
+            return sorted(c.execute(select(results.c.job_id)).scalars())
+
+    def run(self, *job_ids: int) -> list[Any]:
+        return [self.pool.submit(self.service.run_job, job_id) for job_id in job_ids]
+
+    def wait_running(self, *job_ids: int) -> None:
+        for _ in range(2000):
+            leases = self.service.leases()
+            if all(leases.get(job_id) for job_id in job_ids):
+                return
+            time.sleep(0.005)
+        pytest.fail("the jobs do not start")
+
+    def close(self) -> None:
+        self.service.hand_back()
+        self.engine.close()
+        assert self.service.wait_idle(20)
+        self.pool.shutdown()
+        assert self.service.stop(20)
+        assert self.writer.close(20)

@@ -1,0 +1,56 @@
+"""What a job's ending comes to: a result, a failure, or nothing that is written."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from helix_jobs.engine.protocol import EngineCounters
+from helix_jobs.engine.request import FinishReason, GenerationResult
+from helix_jobs.errors import EngineError, PromptTooLongError
+from helix_jobs.jobs.engine_thread import Generated, RequestFailed, Run
+from helix_jobs.jobs.job_endings import Fail, Leave, Succeed, Withdrawn, decide
+from helix_jobs.testing import FakeEngine
+
+RESULT = GenerationResult(
+    request_id="1.1",
+    output_text="text",
+    output_token_ids=(1, 2, 3, 4),
+    finish_reason=FinishReason.STOP,
+    error=None,
+    prompt_tokens=3,
+    cached_prompt_tokens=1,
+    queue_seconds=0.5,
+    ttft_seconds=0.25,
+    decode_seconds=1.0,
+    total_seconds=2.0,
+    draft_tokens=4,
+    accepted_tokens=3,
+    target_steps=2,
+)
+RUN = Run(EngineCounters(), 0.0)
+
+
+@pytest.mark.parametrize(
+    ("ending", "decision"),
+    [
+        (Withdrawn.LEASE_LOST, Leave.DROP),
+        (Withdrawn.HANDED_BACK, Leave.RELEASE),
+        (RequestFailed(PromptTooLongError("too long")), Fail("prompt_too_long", "too long")),
+        (Generated(replace(RESULT, finish_reason=FinishReason.ABORTED), RUN), Leave.RELEASE),
+        (Generated(replace(RESULT, finish_reason=None, error=EngineError("x")), RUN), Fail("engine_error", "x")),
+    ],
+)
+def test_endings_without_a_result(ending: Any, decision: Any) -> None:
+    assert decide(ending, info=FakeEngine().info, waited_seconds=1.0) == decision
+
+
+def test_a_result_row_says_what_was_measured() -> None:
+    decision = decide(Generated(RESULT, RUN), info=FakeEngine().info, waited_seconds=10.0)
+    assert isinstance(decision, Succeed)
+    row = decision.row
+    assert (row.queue_seconds, row.tokens_per_second, row.acceptance_rate) == (10.5, 2.0, 0.75)
+    assert (row.completion_tokens, row.mean_acceptance_length, row.cached_prompt_tokens) == (4, 2.0, 1)
+    assert decision.run is RUN

@@ -1,0 +1,74 @@
+"""Lines of any length and any number of lines: what is too long, and how little memory reading takes."""
+
+from __future__ import annotations
+
+import io
+import sys
+import tracemalloc
+
+import pytest
+from request_lines import BATCH, GREEDY, read, read_one
+
+from helix_jobs.errors import BadLine
+from helix_jobs.jobs.requests import MAX_LINE_BYTES, JobRequest, read_lines
+
+
+def test_the_limit_counts_the_line_without_its_end():
+    def line(size: int) -> bytes:
+        return b'{"prompt": "' + b"x" * (size - 14) + b'"}'
+
+    at, over = line(MAX_LINE_BYTES), line(MAX_LINE_BYTES + 1)
+    good = b'{"prompt": "a"}'
+    for end in (b"\n", b"\r\n"):
+        items = read(end.join([at, over, good]))
+        assert [type(item) for item in items] == [JobRequest, BadLine, JobRequest]
+        assert items[1] == BadLine(2, "(line)", "is longer than 4 MiB", "split it or shorten the prompt")
+    assert isinstance(read_one(at), JobRequest)
+    assert isinstance(read_one(over), BadLine)
+
+
+class _Endless(io.RawIOBase):
+    """A line of ``size`` bytes that never stands in memory, then a good one."""
+
+    def __init__(self, size: int) -> None:
+        self.left = size
+        self.tail = io.BytesIO(b'\n{"prompt": "a"}\n')
+
+    def readline(self, limit: int = -1) -> bytes:
+        if self.left == 0:
+            return self.tail.readline(limit)
+        taken = min(self.left, limit)
+        self.left -= taken
+        return b"x" * taken
+
+
+def test_a_huge_line_is_skipped_without_being_held():
+    tracemalloc.start()
+    try:
+        items = list(read_lines(_Endless(256 * 1024 * 1024), GREEDY, batch_id=BATCH))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert [(type(item), item.line) for item in items] == [(BadLine, 1), (JobRequest, 2)]
+    assert peak < 3 * MAX_LINE_BYTES
+
+
+class _ManyLines:
+    """Lines that are made as they are read."""
+
+    def __init__(self, count: int) -> None:
+        self.lines = (b'{"prompt": "hello", "custom_id": "request-%d"}\n' % number for number in range(count))
+
+    def readline(self, limit: int) -> bytes:
+        return next(self.lines, b"")[:limit]
+
+
+@pytest.mark.parametrize("count", [20_000, pytest.param(200_000, marks=pytest.mark.slow)])
+def test_memory_stays_flat_over_many_lines_with_custom_ids(count: int):
+    blocks = []
+    for number, item in enumerate(read_lines(_ManyLines(count), GREEDY, batch_id=BATCH), start=1):
+        assert isinstance(item, JobRequest)
+        if number in (1000, count):
+            blocks.append(sys.getallocatedblocks())
+    # One object kept for each line would be 19,000 blocks.
+    assert blocks[1] - blocks[0] < 2000
