@@ -6,25 +6,20 @@ import os
 import shutil
 import sys
 import tempfile
-import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import psycopg
 import pytest
-from sqlalchemy import delete
 from worker_box import Box, flush, make_box
 
 from helix_jobs import HelixClient
 from helix_jobs.jobs.broker import EmbeddedBroker, ping
-from helix_jobs.jobs.database import Database, upgrade
-from helix_jobs.jobs.schema import metadata
-from helix_jobs.settings import Settings, normalize_database_url
+from helix_jobs.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-POSTGRES = os.environ.get("HELIX_TEST_POSTGRES_URL", "postgresql:///postgres")
+    from helix_jobs.jobs.database import Database
 
 
 @pytest.fixture(scope="session")
@@ -89,43 +84,14 @@ def box(request: pytest.FixtureRequest) -> Box:
     return request.getfixturevalue(request.param)
 
 
-@pytest.fixture(scope="module")
-def postgres_url() -> Iterator[str]:
-    """A database of our own on the test server, dropped at the end."""
-    name = f"helix_client_{uuid.uuid4().hex[:12]}"
-    try:
-        admin = psycopg.connect(POSTGRES, autocommit=True, connect_timeout=5)
-    except psycopg.OperationalError as error:
-        if os.environ.get("CI"):
-            raise
-        pytest.skip(f"no Postgres: {error}")
-    with admin:
-        admin.execute(f"CREATE DATABASE {name}")
-        try:
-            head, _, query = POSTGRES.partition("?")
-            url = f"{head.rsplit('/', 1)[0]}/{name}{'?' + query if query else ''}"
-            database = Database(normalize_database_url(url))
-            upgrade(database)
-            database.dispose()
-            yield url
-        finally:
-            admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
-
-
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
-def helix(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Settings]:
+def helix(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
     """Settings of an empty Helix without a broker."""
     home = tmp_path / "home"
-    if request.param == "sqlite":
-        yield Settings(home=home, redis_url=None, database_url=f"sqlite:///{home / 'helix.db'}")
-        return
-    url = normalize_database_url(request.getfixturevalue("postgres_url"))
-    yield Settings(home=home, redis_url=None, database_url=url)
-    database = Database(url)
-    with database.write() as c:
-        for table in reversed(metadata.sorted_tables):
-            c.execute(delete(table))
-    database.dispose()
+    url = f"sqlite:///{home / 'helix.db'}"
+    if request.param == "postgresql":
+        url = request.getfixturevalue("postgres_database").url.render_as_string(hide_password=False)
+    return Settings(home=home, redis_url=None, database_url=url)
 
 
 @pytest.fixture
