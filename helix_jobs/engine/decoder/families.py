@@ -64,18 +64,18 @@ def _gated(model: Any) -> Decoder:  # noqa: ANN401  (transformers' modules type 
             )
         )
         base.layers[index] = nn.Identity()
-    embedding = base.embed_tokens.weight
+    embedding = _owned(base.embed_tokens.weight)
     scale = torch.tensor(config.hidden_size**0.5, dtype=embedding.dtype) if is_gemma else None
     return Decoder(
         geometry=geometry,
         num_heads=config.num_attention_heads,
-        embedding=_owned(embedding),
+        embedding=embedding,
         embedding_scale=None if scale is None else scale.to(embedding.device),
         position_embedding=None,
         rotary=_rotary(base.rotary_emb, geometry.head_dim, embedding),
         layers=tuple(layers),
         final_norm=norm(base.norm),
-        head=_linear(model.lm_head),
+        head=_head(model.lm_head, base.embed_tokens.weight, embedding),
         activation=ACTIVATIONS[activation_name(config)],
         is_gated=True,
         has_parallel_residual=False,
@@ -104,17 +104,17 @@ def _gpt2(model: Any) -> Decoder:  # noqa: ANN401  (as above)
             )
         )
         base.h[index] = nn.Identity()
-    embedding = base.wte.weight
+    embedding = _owned(base.wte.weight)
     return Decoder(
         geometry=CacheGeometry.of(config),
         num_heads=config.num_attention_heads,
-        embedding=_owned(embedding),
+        embedding=embedding,
         embedding_scale=None,
         position_embedding=_owned(base.wpe.weight),
         rotary=None,
         layers=tuple(layers),
         final_norm=_layer_norm(base.ln_f),
-        head=_linear(model.lm_head),
+        head=_head(model.lm_head, base.wte.weight, embedding),
         activation=ACTIVATIONS[activation_name(config)],
         is_gated=False,
         has_parallel_residual=False,
@@ -149,17 +149,17 @@ def _gpt_neox(model: Any) -> Decoder:  # noqa: ANN401  (as above)
             )
         )
         base.layers[index] = nn.Identity()
-    embedding = base.embed_in.weight
+    embedding = _owned(base.embed_in.weight)
     return Decoder(
         geometry=geometry,
         num_heads=config.num_attention_heads,
-        embedding=_owned(embedding),
+        embedding=embedding,
         embedding_scale=None,
         position_embedding=None,
         rotary=_rotary(base.rotary_emb, geometry.head_dim, embedding),
         layers=tuple(layers),
         final_norm=_layer_norm(base.final_layer_norm),
-        head=_linear(model.get_output_embeddings()),
+        head=_head(model.get_output_embeddings(), base.embed_in.weight, embedding),
         activation=ACTIVATIONS[activation_name(config)],
         is_gated=False,
         has_parallel_residual=bool(config.use_parallel_residual),
@@ -174,6 +174,13 @@ _FAMILIES: Final = {"gpt2": _gpt2, "gpt_neox": _gpt_neox}
 def _owned(weight: torch.Tensor) -> torch.Tensor:
     """The weight in memory of its own; on other devices than the CPU it is already."""
     return weight.detach().clone() if weight.device.type == "cpu" else weight.detach()
+
+
+def _head(module: nn.Linear, tied_to: torch.Tensor, embedding: torch.Tensor) -> DenseLinear:
+    """The output head; one that is tied to the embedding keeps sharing its memory."""
+    if module.weight is tied_to:
+        return DenseLinear(embedding, None if module.bias is None else _owned(module.bias))
+    return _linear(module)
 
 
 def _linear(*modules: nn.Linear) -> DenseLinear:
