@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from sqlalchemy import func, select
+from store_helpers import result_row
 
 from helix_jobs.jobs import store
 from helix_jobs.jobs.database import Database
 from helix_jobs.jobs.schema import batches, jobs
-from helix_jobs.jobs.store import FinishedJob, NewWorker, ResultRow
+from helix_jobs.jobs.store import FinishedJob, NewWorker
 
 if TYPE_CHECKING:
     from helix_jobs.settings import Settings
@@ -42,28 +42,6 @@ def batch_count(helix: Settings) -> int:
     return found
 
 
-RESULT = ResultRow(
-    output_text="an answer",
-    finish_reason="stop",
-    prompt_tokens=3,
-    cached_prompt_tokens=0,
-    completion_tokens=2,
-    queue_seconds=0.1,
-    ttft_seconds=0.1,
-    decode_seconds=0.1,
-    total_seconds=0.2,
-    tokens_per_second=10.0,
-    draft_tokens=4,
-    accepted_tokens=2,
-    acceptance_rate=0.5,
-    mean_acceptance_length=2.0,
-    target_model="t",
-    draft_model=None,
-    device="cpu",
-    dtype="float32",
-)
-
-
 def work(helix: Settings, *, fail_lines: frozenset[int] = frozenset(), limit: int = 10**9) -> int:
     """Play a worker: claim and finish what is there."""
     database = Database(helix.database_url)
@@ -81,7 +59,7 @@ def work(helix: Settings, *, fail_lines: frozenset[int] = frozenset(), limit: in
                 assert store.finish_failed(c, finished, "prompt_too_long", "too long", now)
             else:
                 text = f"answer to line {claimed.line}"
-                assert store.finish_succeeded(c, finished, replace(RESULT, output_text=text), now)
+                assert store.finish_succeeded(c, finished, result_row(output_text=text), now)
             done += 1
     database.dispose()
     return done

@@ -184,11 +184,9 @@ def _head(module: nn.Linear, tied_to: torch.Tensor, embedding: torch.Tensor) -> 
 
 
 def _linear(*modules: nn.Linear) -> DenseLinear:
-    if len(modules) == 1:
-        bias = modules[0].bias
-        return DenseLinear(_owned(modules[0].weight), None if bias is None else _owned(bias))
-    biases = [None if module.bias is None else module.bias.detach() for module in modules]
-    return DenseLinear.stacked([module.weight.detach() for module in modules], biases)
+    own = _owned if len(modules) == 1 else torch.Tensor.detach  # stacking copies by itself
+    biases = [None if module.bias is None else own(module.bias) for module in modules]
+    return DenseLinear.stacked([own(module.weight) for module in modules], biases)
 
 
 def _transposed(module: Any) -> DenseLinear:  # noqa: ANN401  (transformers' Conv1D)

@@ -79,7 +79,7 @@ inline void add_values(const float *weights, int64_t stride, const T *values, in
 // The same by pairs of keys, with weights in bfloat16 that are zero behind the last key. Each pair of vectors of `sums`
 // holds its 32 elements in the order that interleaving 16-bit lanes leaves them in; `in_order` puts them right.
 template <typename T, int kRows>
-inline void add_value_pairs(const bf16 *weights, int64_t stride, const T *values, int64_t count, float *sums) {
+inline void add_values(const bf16 *weights, int64_t stride, const T *values, int64_t count, float *sums) {
     __m512 lanes[kRows][kVectors];
     for (int r = 0; r < kRows; r++)
         for (int i = 0; i < kVectors; i++) lanes[r][i] = _mm512_loadu_ps(sums + r * kHeadDim + i * kLanes);
@@ -188,12 +188,7 @@ void attend_slice(const Q *queries, const T *keys, const T *values, const int32_
     over_blocks(values, [&](int64_t first, int64_t count, const T *v) {
         auto add = [&](int64_t row, auto together) {
             constexpr int kRows = decltype(together)::value;
-            const Weight *w = weights + row * stride + first;
-#if HAS_BF16_DOT
-            if constexpr (kInPairs<T>) return add_value_pairs<T, kRows>(w, stride, v, count, sums + row * head_dim);
-            else
-#endif
-                return add_values<T, kRows>(w, stride, v, count, sums + row * head_dim);
+            add_values<T, kRows>(weights + row * stride + first, stride, v, count, sums + row * head_dim);
         };
         int64_t row = 0;
         for (; row + kTogether <= rows; row += kTogether) add(row, std::integral_constant<int, kTogether>{});
