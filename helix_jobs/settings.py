@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import math
 import os
+import stat
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from helix_jobs.errors import ConfigurationError
-from helix_jobs.private_files import PRIVATE_DIRECTORY, is_open_to_others
+from helix_jobs.private_files import PRIVATE_DIRECTORY, is_open_to_others, require_own_directory
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -89,7 +90,7 @@ class Settings:
             ConfigurationError: A variable is malformed; the message names it and what is accepted.
         """
         values = {k: v.strip() for k, v in (os.environ if environment is None else environment).items() if v.strip()}
-        home = Path(values.get("HELIX_HOME", ".helix")).expanduser().absolute()
+        home = _directory("HELIX_HOME", values.get("HELIX_HOME", ".helix"))
         return cls(
             home=home,
             redis_url=values.get("HELIX_REDIS_URL"),
@@ -128,8 +129,9 @@ class Settings:
         makes in it is private all the same.
 
         Raises:
-            ConfigurationError: The directory cannot be made.
+            ConfigurationError: The directory cannot be made, or `check_home` refuses it.
         """
+        self.check_home()
         try:
             self.home.mkdir(mode=PRIVATE_DIRECTORY, parents=True, exist_ok=True)
             if is_open_to_others(self.home):
@@ -138,16 +140,47 @@ class Settings:
             raise ConfigurationError(f"HELIX_HOME {self.home} cannot be made: {error.strerror}; set another") from error
         return self.home
 
+    def check_home(self) -> None:
+        """Make sure that ``home`` is nobody else's; one that is not there is fine.
+
+        Whoever owns the directory can exchange what is in it, and Helix runs code from there: its compiled kernels. A
+        link is refused too, for it may have been put there to lead somewhere else.
+
+        Raises:
+            ConfigurationError: It is a symbolic link, no directory, or another user's.
+        """
+        try:
+            if self.home.is_symlink():
+                raise ConfigurationError(
+                    f"HELIX_HOME {self.home} is a symbolic link, which Helix does not follow; "
+                    f"set HELIX_HOME to {self.home.resolve()} if that directory is yours"
+                )
+            require_own_directory(self.home)
+        except OSError as error:
+            raise ConfigurationError(f"HELIX_HOME {self.home}: {error.strerror}; set another") from error
+
     def _close_home(self) -> None:
         """Take group's and others' access away."""
         found = {entry.name for entry in self.home.iterdir()}
         if not found or found & _MARKS_OF_A_HOME:
-            try:
-                self.home.chmod(PRIVATE_DIRECTORY)
-            except PermissionError:  # somebody else's directory
-                logger.warning("HELIX_HOME %s is open to other users and not yours; set another", self.home)
+            self.home.chmod(PRIVATE_DIRECTORY)
+        elif self.home.stat().st_mode & stat.S_IWOTH:
+            raise ConfigurationError(
+                f"HELIX_HOME {self.home} can be written by every user of this machine; "
+                f"chmod o-w it, or set HELIX_HOME to a directory of your own"
+            )
         else:
             logger.warning("HELIX_HOME %s is open to other users; chmod 700 it, or set another", self.home)
+
+
+def _directory(name: str, text: str) -> Path:
+    """An absolute path; ``~`` and ``~user`` are home directories."""
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError as error:  # no such user, or nobody knows this one's home directory
+        raise ConfigurationError(
+            f"{name} is {text!r}, and no such home directory is known; give a full path"
+        ) from error
 
 
 def normalize_database_url(url: str) -> str:

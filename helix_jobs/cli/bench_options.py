@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -116,7 +117,7 @@ def peer_interpreters(peers: tuple[str, ...], given: tuple[str, ...]) -> tuple[t
                 f"{name!r} is not among the peers of this call; {hint}.", param_hint="--peer-python"
             )
         # Not resolved: a virtual environment's interpreter is a link, and its place makes it that environment's.
-        found = shutil.which(str(Path(path).expanduser()))
+        found = shutil.which(os.path.expanduser(path))  # noqa: PTH111  (Path refuses an unknown ~user)
         if found is None:
             raise click.BadParameter(f"{path!r} is no program; give a Python interpreter.", param_hint="--peer-python")
         if name:

@@ -31,6 +31,9 @@ def check_home(settings: Settings) -> list[Verdict]:
 
 
 def _judge_directory(home: Path) -> Verdict:
+    if home.is_symlink():
+        finding = f"{home} is a symbolic link, which Helix does not follow"
+        return Verdict(SUBJECT, Level.FAILED, finding, f"set HELIX_HOME to {home.resolve()} if that directory is yours")
     if not home.exists():
         return _judge_absence(home)
     if not home.is_dir():
@@ -52,12 +55,12 @@ def _judge_absence(home: Path) -> Verdict:
 def _judge_privacy(home: Path) -> Verdict:
     status = home.stat()
     mode = status.st_mode & 0o777
+    if status.st_uid not in {os.geteuid(), 0}:
+        finding = f"{home} belongs to another user (id {status.st_uid})"
+        return Verdict(SUBJECT, Level.FAILED, finding, "set HELIX_HOME to a directory of your own, or run as that user")
     if mode & 0o077:
         finding = f"{home} has mode {mode:04o}: other users of this machine may look into it"
         return Verdict(SUBJECT, Level.WARNING, finding, f"chmod 700 {home}")
-    if status.st_uid != os.getuid():
-        finding = f"{home} belongs to another user (id {status.st_uid})"
-        return Verdict(SUBJECT, Level.WARNING, finding, "run Helix as that user, or set HELIX_HOME")
     return Verdict(SUBJECT, Level.OK, f"{home}, mode {mode:04o}")
 
 

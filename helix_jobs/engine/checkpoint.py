@@ -92,7 +92,10 @@ def find_local_checkpoint(name: str, home: Path) -> Checkpoint | None:
 
 def _from_path(name: str) -> Checkpoint | None:
     """The model in this file or directory; None if the name is a hub id."""
-    path = Path(name).expanduser()
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError as error:  # no such user
+        raise ModelNotFoundError(f"model {name}: no such home directory is known; give a full path") from error
     if path.suffix.lower() == ".gguf":
         return _from_gguf(name, path)
     if path.is_dir():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,6 +12,8 @@ import torch
 
 from helix_jobs.engine.step_costs import CostProfile
 from helix_jobs.engine.step_layout import TokenSlice
+from helix_jobs.errors import ConfigurationError
+from helix_jobs.private_files import make_private_directory, read_private, write_private
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -127,10 +128,10 @@ class CostProfileFile:
     def read(self) -> CostProfile | None:
         """The kept profile; None when there is none or it cannot be used."""
         try:
-            data: Any = json.loads(self._path.read_text(encoding="utf-8"))
+            data: Any = json.loads(read_private(self._path))
         except FileNotFoundError:
             return None
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, ConfigurationError) as error:
             logger.warning("ignoring the damaged cost profile %s (%s); costs are measured again", self._path, error)
             return None
         return CostProfile.from_dict(data, self._identity)
@@ -138,9 +139,7 @@ class CostProfileFile:
     def write(self, profile: CostProfile) -> None:
         """Keep a profile. One that cannot be written is only measured again at the next start."""
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            partial = self._path.with_suffix(f".{os.getpid()}.partial")
-            partial.write_text(json.dumps(profile.to_dict(self._identity)), encoding="utf-8")
-            partial.replace(self._path)
-        except OSError as error:
+            make_private_directory(self._path.parent)
+            write_private(self._path, json.dumps(profile.to_dict(self._identity)).encode())
+        except (OSError, ConfigurationError) as error:
             logger.warning("the cost profile %s cannot be written: %s", self._path, error)

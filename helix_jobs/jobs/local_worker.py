@@ -19,16 +19,17 @@ import threading
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final, Self
 
 from helix_jobs import errors
 from helix_jobs.errors import HelixError
 from helix_jobs.jobs.process import process_exists
 from helix_jobs.private_files import open_private
+from helix_jobs.python_child import import_path, python_command
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
     from types import TracebackType
 
     from helix_jobs.jobs.store import Worker
@@ -155,9 +156,9 @@ class _Child:
     def __init__(self, settings: Settings, log_path: Path, emit: Callable[[Event], None]) -> None:
         self._patience = settings.shutdown_grace + STOP_SECONDS
         with open_private(log_path, "ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "helix_jobs.jobs.local_worker"],
-                env={**os.environ, **_import_path(), **settings.to_environment()},
+            self._process = subprocess.Popen(  # noqa: S603  (our own module, no shell)
+                python_command("-m", "helix_jobs.jobs.local_worker"),
+                env={**os.environ, **import_path(), **settings.to_environment()},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -236,17 +237,6 @@ def _run_reporting(settings: Settings, button: Any, emit: Callable[[Event], None
         # Only its kind: an error of a library may quote anything.
         emit({"event": "error", "kind": "HelixError", "message": f"the worker failed: {type(error).__name__}"})
         return 1
-
-
-def _import_path() -> dict[str, str]:
-    """Let the child find a package that is not installed but lies beside ``submit.py``, from whatever directory.
-
-    Not for an installed one: its neighbours would come before the standard library.
-    """
-    checkout = Path(__file__).parents[2]
-    if not (checkout / "pyproject.toml").is_file():
-        return {}
-    return {"PYTHONPATH": os.pathsep.join(filter(None, (str(checkout), os.environ.get("PYTHONPATH"))))}
 
 
 def _detached() -> dict[str, Any]:

@@ -127,6 +127,27 @@ def test_a_checkout_that_is_not_installed_serves_any_directory(embedded_box: Box
     assert (done.returncode, done.stdout.strip()) == (0, "True"), done.stderr
 
 
+def test_modules_of_the_working_directory_are_not_run(embedded_box: Box, short_tmp: Path) -> None:
+    """A Django project has a ``celery.py``; many others have a ``queue.py`` or a ``random.py``."""
+    project = short_tmp / "project"
+    project.mkdir()
+    for name in ("queue", "redis", "celery", "random", "json", "tokenize", "secrets", "types", "platform", "kombu"):
+        (project / f"{name}.py").write_text("raise SystemExit('a module of my own project')\n", encoding="utf-8")
+    (project / "prompts.jsonl").write_text('{"prompt": "one"}\n', encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "submit.py"), "prompts.jsonl", "--local"],
+        cwd=project,
+        env=embedded_box.environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "1 succeeded" in done.stderr
+    assert "my own project" not in done.stderr
+
+
 def test_in_memory_everything_runs_in_this_process(embedded_box: Box) -> None:
     """What ``--local`` does on Windows without a Redis."""
     box = embedded_box

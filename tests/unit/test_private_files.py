@@ -8,13 +8,22 @@ import sys
 
 import pytest
 
+from helix_jobs.doctor.home import check_home
+from helix_jobs.doctor.verdict import Level
+from helix_jobs.engine.demo_model import ensure_demo_model
+from helix_jobs.engine.native.build import build_library
 from helix_jobs.errors import ConfigurationError
 from helix_jobs.jobs.database import Database, ensure_schema
+from helix_jobs.jobs.device_lock import FileLock
 from helix_jobs.jobs.embedded_broker import EmbeddedBroker
-from helix_jobs.private_files import open_private
+from helix_jobs.private_files import is_own_program, open_private, read_private, touch_private, write_private
 from helix_jobs.settings import Settings
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="modes say nothing there")
+as_root = pytest.mark.skipif(
+    sys.platform == "win32" or os.geteuid() != 0, reason="only root can make another user's files"
+)
+STRANGER = 65534
 
 
 @pytest.fixture(autouse=True)
@@ -30,6 +39,9 @@ def mode(path):
 
 def home_settings(home):
     return Settings(home=home, redis_url=None, database_url=f"sqlite:///{home / 'helix.db'}")
+
+
+# HELIX_HOME itself
 
 
 def test_a_new_home_and_its_database_are_private(tmp_path):
@@ -71,21 +83,138 @@ def test_somebodys_directory_is_left_open_with_a_warning(tmp_path, caplog):
     assert mode(tmp_path / "helix.db") == 0o600
 
 
-def test_a_home_behind_a_symlink_is_closed_where_it_is(tmp_path):
-    (tmp_path / "real").mkdir(mode=0o755)
-    (tmp_path / "home").symlink_to(tmp_path / "real")
-    home_settings(tmp_path / "home").make_home()
-    assert mode(tmp_path / "real") == 0o700
+def test_a_directory_everybody_may_write_to_is_no_home(tmp_path):
+    (tmp_path / "shared.txt").touch()
+    tmp_path.chmod(0o777)
+    with pytest.raises(ConfigurationError, match="can be written by every user of this machine; chmod o-w it"):
+        home_settings(tmp_path).make_home()
 
 
-@pytest.mark.parametrize("what", ["file", "dangling"])
-def test_something_else_in_the_way_of_home_is_named(tmp_path, what):
-    if what == "file":
-        (tmp_path / "home").touch()
-    else:
-        (tmp_path / "home").symlink_to(tmp_path / "absent")
-    with pytest.raises(ConfigurationError, match=r"HELIX_HOME .*/home cannot be made: File exists; set another"):
+def test_a_home_that_is_a_link_is_refused_with_the_place_behind_it(tmp_path):
+    real = tmp_path / "real"
+    real.mkdir(mode=0o755)
+    (tmp_path / "home").symlink_to(real)
+    with pytest.raises(ConfigurationError, match=f"is a symbolic link, .*set HELIX_HOME to {real}"):
         home_settings(tmp_path / "home").make_home()
+    assert mode(real) == 0o755
+    (only,) = [verdict for verdict in check_home(home_settings(tmp_path / "home")) if verdict.subject == "home"]
+    assert (only.level, str(real) in str(only.remedy)) == (Level.FAILED, True)
+
+
+@as_root
+def test_another_users_home_is_refused_and_left_as_it_is(tmp_path):
+    home = tmp_path / "home"
+    home.mkdir(mode=0o755)
+    (home / "helix.db").touch()
+    os.chown(home, STRANGER, STRANGER)
+    with pytest.raises(ConfigurationError, match=f"belongs to another user .id {STRANGER}.; set HELIX_HOME"):
+        home_settings(home).make_home()
+    assert mode(home) == 0o755
+    (only,) = [verdict for verdict in check_home(home_settings(home)) if verdict.subject == "home"]
+    assert only.level is Level.FAILED
+
+
+def test_something_else_in_the_way_of_home_is_named(tmp_path):
+    (tmp_path / "home").touch()
+    with pytest.raises(ConfigurationError, match=r"/home is no directory; remove it, or set another HELIX_HOME"):
+        home_settings(tmp_path / "home").make_home()
+
+
+# What stands where Helix's own files belong
+
+
+def plant_link(place, elsewhere):
+    place.symlink_to(elsewhere)
+
+
+def plant_pipe(place, _):
+    os.mkfifo(place)
+
+
+def plant_file_of_another_user(place, _):
+    place.write_bytes(b"theirs")
+    os.chown(place, STRANGER, STRANGER)
+
+
+@pytest.mark.parametrize("plant", [plant_link, plant_pipe, pytest.param(plant_file_of_another_user, marks=as_root)])
+@pytest.mark.parametrize(
+    "open_it",
+    [
+        lambda path: open_private(path, "ab"),
+        lambda path: open_private(path, "wb"),
+        touch_private,
+        read_private,
+        lambda path: FileLock(path).acquire(),
+    ],
+    ids=["append", "empty", "touch", "read", "lock"],
+)
+def test_what_is_planted_is_not_opened(tmp_path, plant, open_it):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_bytes(b"mine")
+    plant(tmp_path / "place", elsewhere)
+    with pytest.raises(ConfigurationError, match=r"place (is a symbolic link|is no file|belongs to another user)"):
+        open_it(tmp_path / "place")
+    assert elsewhere.read_bytes() == b"mine"
+
+
+def test_a_database_is_not_made_behind_a_link(tmp_path):
+    (tmp_path / "helix.db").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ConfigurationError, match=r"helix\.db is a symbolic link"):
+        ensure_schema(Database(f"sqlite:///{tmp_path / 'helix.db'}"))
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_file_written_whole_takes_the_place_of_a_link(tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_bytes(b"mine")
+    (tmp_path / "owner").symlink_to(elsewhere)
+    write_private(tmp_path / "owner", b"17\n")
+    assert (elsewhere.read_bytes(), read_private(tmp_path / "owner")) == (b"mine", b"17\n")
+    assert mode(tmp_path / "owner") == 0o600
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda home: EmbeddedBroker(home).start(),
+        lambda home: EmbeddedBroker(home).is_running(),
+        lambda home: build_library(home / "native", 64),
+        lambda home: ensure_demo_model(home, lambda _: None),
+    ],
+    ids=["broker-start", "broker-asked", "native", "models"],
+)
+def test_a_link_is_no_directory_of_a_home(tmp_path, use):
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("broker", "native", "models"):
+        (tmp_path / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ConfigurationError, match="is a symbolic link"):
+        use(tmp_path)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+def write_for_all(path):
+    path.chmod(0o777)
+
+
+def give_away(path):
+    os.chown(path, STRANGER, STRANGER)
+
+
+@pytest.mark.parametrize("taint", [write_for_all, pytest.param(give_away, marks=as_root)])
+def test_kernels_that_others_could_write_are_compiled_anew(tmp_path, taint, monkeypatch):
+    compiler = tmp_path / "c++"
+    compiler.write_text(
+        '#!/bin/sh\nfor last; do [ "$previous" = -o ] && echo compiled > "$last"; previous=$last; done\n:\n'
+    )
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    library = build_library(tmp_path / "native", 64)
+    assert mode(library) == 0o700
+    library.write_text("kept")
+    assert build_library(tmp_path / "native", 64).read_text() == "kept"
+    taint(library)
+    assert build_library(tmp_path / "native", 64).read_text() == "compiled\n"
+    assert is_own_program(library)
 
 
 def test_logs_are_private(tmp_path):

@@ -6,7 +6,6 @@ import os
 import secrets
 import shutil
 import subprocess
-import sys
 import tempfile
 import time
 from contextlib import ExitStack
@@ -21,6 +20,7 @@ from helix_jobs.errors import ConfigurationError, DatabaseUnreachableError, Heli
 from helix_jobs.jobs.broker import CeleryPublisher, EmbeddedBroker
 from helix_jobs.jobs.client import HelixClient
 from helix_jobs.jobs.database import Database, unreachable_reason, upgrade
+from helix_jobs.python_child import import_path, python_command
 from helix_jobs.settings import Settings, normalize_database_url
 
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ class Installation:
         # The device lock lies in the temporary directory, and the fake device is not the user's.
         return {
             **clean,
+            **import_path(),
             **self.settings.to_environment(),
             "TMPDIR": str(self.home),
             "HELIX_FAKE_STEP_SECONDS": str(self._plan.step_ms / 1000),
@@ -99,7 +100,7 @@ class Installation:
         """Start ``python -m COMMAND`` with its output in ``log``."""
         with log.open("wb") as output:
             return subprocess.Popen(  # noqa: S603  (our own modules, no shell)
-                [sys.executable, "-m", *command],
+                python_command("-m", *command),
                 cwd=self.home,
                 env=self.environment(),
                 stdin=subprocess.DEVNULL,

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from helix_jobs.errors import ConfigurationError
+from helix_jobs.private_files import PRIVATE_DIRECTORY, is_own_program, make_private_directory
 
 logger = logging.getLogger(__name__)
 
@@ -49,14 +50,18 @@ def build_library(folder: Path, head_dim: int) -> Path:
         head_dim: Size of the heads that it is for; their loops are unrolled.
 
     Raises:
-        ConfigurationError: There is no compiler, or it fails; the message says what to install.
+        ConfigurationError: There is no compiler, or it fails; the message says what to install. Or the folder is a link
+            or another user's.
     """
     compiler = _find_compiler()
     flags = (*_FLAGS, f"-DHEAD_DIM={head_dim}")
     library = folder / f"kernels-{_digest(compiler, flags)}.so"
-    if library.is_file():
+    make_private_directory(folder)
+    if is_own_program(library):
         return library
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if library.exists():
+        # Its code would run in this process: whoever could write the file could have put anything into it.
+        logger.warning("%s was or could have been written by another user; it is compiled anew", library)
     # In a folder of its own and moved into place: two workers may compile at once, and a killed one leaves nothing.
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         partial = Path(scratch) / library.name
@@ -69,6 +74,7 @@ def build_library(folder: Path, head_dim: int) -> Path:
             logger.debug("%s said: %s", compiler, done.stderr)
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise ConfigurationError(f"{compiler} cannot compile the kernels ({last}); {_remedy()}")
+        partial.chmod(PRIVATE_DIRECTORY)  # a compiler goes by the umask
         partial.replace(library)
     return library
 
