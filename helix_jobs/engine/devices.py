@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import re
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +22,12 @@ logger = logging.getLogger(__name__)
 DIRECTML_DEVICE_TYPE: Final = "privateuseone"
 _DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _CGROUP: Final = Path("/sys/fs/cgroup")
+# As each backend says it: CUDA, ROCm, XPU and MPS; the allocators of DirectML (two) and of the CPU (two).
+_OUT_OF_MEMORY: Final = re.compile(
+    r"out.of.(device.|host.)?(memory|resources)|blas_status_alloc_failed"
+    r"|could not allocate tensor|oom when allocating|can't allocate memory|not enough memory",
+    re.IGNORECASE,
+)
 
 
 def resolve_dtype(name: str, device: torch.device, checkpoint_dtype: torch.dtype | None) -> torch.dtype:
@@ -116,3 +123,13 @@ def cleanup_memory(device: torch.device) -> None:
     elif device.type == "mps":
         torch.mps.empty_cache()
     # DirectML keeps what it reserved; there is no call to give it back.
+
+
+def check_alive(device: torch.device) -> None:
+    """Compute next to nothing on the device and wait for it; raises whatever the device does if it cannot."""
+    torch.ones(2, device=device).add(1.0).cpu()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device or the host had no memory left."""
+    return isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or bool(_OUT_OF_MEMORY.search(str(error)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -15,6 +15,7 @@ from helix_jobs.engine.devices import cleanup_memory
 from helix_jobs.engine.model_loader import describe_device
 from helix_jobs.engine.model_runner import ModelRunner
 from helix_jobs.engine.protocol import EngineInfo
+from helix_jobs.engine.recovery import Recovery
 from helix_jobs.engine.request import FinishReason, RequestState
 from helix_jobs.engine.scheduler import Scheduler
 from helix_jobs.engine.sequence import Sequence
@@ -45,11 +46,6 @@ if TYPE_CHECKING:
     from helix_jobs.engine.step_costs import CostProfile
 
 logger = logging.getLogger(__name__)
-
-# So many requests that fail alone with no good step between them speak against the device.
-_MAX_SUSPECTS: Final = 3
-# A request with no others to compare it with is tried so often.
-_MAX_LONE_FAILURES: Final = 3
 
 
 class Engine:
@@ -97,8 +93,9 @@ class Engine:
         self._statistics = StepStatistics()
         self._sequences: dict[str, Sequence] = {}
         self._stop_watches: dict[str, StopStringWatch] = {}
-        # Requests that failed alone since a step last passed, with what will be said of them if they fail again.
-        self._suspects: list[tuple[Sequence, RequestError]] = []
+        self._recovery = Recovery(self._scheduler, models.device)
+        # Raised by the next step: results that were there first have to be handed over.
+        self._fault: Exception | None = None
         self._info = EngineInfo(
             target_model=models.target.name,
             draft_model=_describe_draft(models.draft if draft is not None else None, config.speculation),
@@ -178,39 +175,32 @@ class Engine:
 
     def has_unfinished(self) -> bool:
         """Whether another ``step`` has work to do or results to return."""
-        return self._scheduler.has_unfinished() or bool(self._suspects)
+        return self._scheduler.has_unfinished() or self._recovery.has_suspects or self._fault is not None
 
     def step(self) -> list[GenerationResult]:
         """Run one step of the batch and return what ended in it.
 
-        A step that fails (out of memory, a fault of a kernel) is repeated with half the batch. A request that fails
-        alone, and again after the engine has passed a step, ends with ``out_of_memory`` or ``engine_error``.
+        A step that fails (out of memory, a fault of a kernel) is repeated with fewer prompt tokens or half the batch. A
+        request that fails alone, and again after the engine has passed a step, ends with ``out_of_memory`` or
+        ``engine_error``.
 
         Raises:
-            EngineBrokenError: One request after the other fails alone and nothing passes: the device is at fault. The
-                requests stay unfinished.
+            EngineBrokenError: The device is at fault: it computes no more, or one request after the other fails alone
+                and nothing passes. The requests stay unfinished.
         """
+        if self._fault is not None:
+            fault, self._fault = self._fault, None
+            raise fault
         if not self._scheduler.has_unfinished():
-            self._recall_suspects()
+            self._recovery.recall_suspects()
         ended = self._collect()
-        self.emitted = ()
-        started = time.perf_counter()
-        schedule = self._scheduler.schedule()
-        self._statistics.schedule_seconds += time.perf_counter() - started
-        if schedule.num_sequences:
-            failure: Exception | None = None
-            try:
-                outcome = self._step.run(schedule)
-            except Exception as error:
-                logger.warning("a step of %d requests failed", schedule.num_sequences, exc_info=error)
-                # Its frames hold the step's tensors: they must go before memory is cleaned up.
-                failure = error.with_traceback(None)
-            if failure is not None:
-                self._recover(failure)
-            else:
-                self._account(schedule, outcome)
-                self._quarantine(outcome.not_finite)
-                self._recall_suspects()
+        try:
+            self._advance()
+        except Exception as fault:
+            if not ended:
+                raise
+            self._fault = fault
+            return ended
         return ended + self._collect()
 
     def generate(self, requests: Iterable[Request]) -> list[GenerationResult]:
@@ -260,11 +250,33 @@ class Engine:
             self._scheduler.abort(sequence)
             sequence.reset_cache()
         self._scheduler.drop_finished()
-        self._suspects.clear()
+        self._recovery.forget_suspects()
         self._sequences.clear()
         self._stop_watches.clear()
         self.__dict__.pop("_step", None)
         cleanup_memory(self._device)
+
+    def _advance(self) -> None:
+        """Schedule and compute a step, or recover from it."""
+        self.emitted = ()
+        started = time.perf_counter()
+        schedule = self._scheduler.schedule()
+        self._statistics.schedule_seconds += time.perf_counter() - started
+        if not schedule.num_sequences:
+            return
+        failure: Exception | None = None
+        try:
+            outcome = self._step.run(schedule)
+        except Exception as error:
+            logger.warning("a step of %d requests failed", schedule.num_sequences, exc_info=error)
+            # Its frames hold the step's tensors: they must go before memory is cleaned up.
+            failure = error.with_traceback(None)
+        if failure is not None:
+            self._recovery.recover(failure, schedule, self._statistics.steps)
+            return
+        self._account(schedule, outcome)
+        self._quarantine(outcome.not_finite)
+        self._recovery.recall_suspects()
 
     def _account(self, schedule: Schedule, outcome: StepOutcome) -> None:
         """After a step that passed: apply stop strings and count."""
@@ -298,37 +310,12 @@ class Engine:
                 logger.warning("request %s: logits are not finite; computing it again", sequence.request_id)
                 sequence.was_recomputed = True
                 self._scheduler.preempt(sequence, discard=True)
-        if sequences:
+        if not sequences:
+            return
+        try:
             self._step.clear_blocks(self._pool.used_free_blocks())
-
-    def _recover(self, error: Exception) -> None:
-        """A step failed: free what can be freed, then halve the batch or put the one request it consists of aside."""
-        cleanup_memory(self._device)
-        active = self._scheduler.active
-        if len(active) > 1:
-            self._scheduler.shrink()
-            return
-        (sequence,) = active
-        steps_passed = self._statistics.steps
-        if sequence.failed_alone_at is not None and steps_passed > sequence.failed_alone_at:
-            sequence.fail(_verdict(error))  # the engine has worked since its last failure
-            return
-        sequence.lone_failures, sequence.failed_alone_at = sequence.lone_failures + 1, steps_passed
-        self._scheduler.set_aside(sequence)
-        self._suspects.append((sequence, _verdict(error)))
-        if len(self._suspects) >= _MAX_SUSPECTS:
-            for suspect, _ in self._suspects:
-                self._scheduler.add(suspect)
-            self._suspects.clear()
-            raise EngineBrokenError(f"{_MAX_SUSPECTS} requests in a row failed alone, and nothing passed; see the log")
-
-    def _recall_suspects(self) -> None:
-        """Try requests that failed alone once more; with no others to compare with, only so often."""
-        for sequence, verdict in self._suspects:
-            if sequence.lone_failures >= _MAX_LONE_FAILURES and sequence.state is not RequestState.FINISHED:
-                sequence.fail(verdict)
-            self._scheduler.add(sequence)
-        self._suspects.clear()
+        except Exception as fault:
+            raise EngineBrokenError(f"cache blocks cannot be cleared ({type(fault).__name__}); see the log") from fault
 
     def _collect(self) -> list[GenerationResult]:
         """Results of ended requests; their blocks are free afterwards."""
@@ -336,7 +323,7 @@ class Engine:
         for sequence in self._scheduler.drop_finished():
             del self._sequences[sequence.request_id]
             self._stop_watches.pop(sequence.request_id, None)
-            self._speculator.forget(sequence)
+            self._forget(sequence)
             results.append(sequence.result(self._text_of(sequence)))
         if results and not self._sequences:
             try:
@@ -346,6 +333,12 @@ class Engine:
                 logger.exception("the block pool lost its integrity; starting over with an empty one")
                 self._pool.reset()
         return results
+
+    def _forget(self, sequence: Sequence) -> None:
+        try:
+            self._speculator.forget(sequence)
+        except Exception:  # drafts only affect speed
+            logger.exception("the drafters learn nothing from request %s", sequence.request_id)
 
     def _text_of(self, sequence: Sequence) -> str:
         if sequence.stopped_text is not None:
@@ -379,17 +372,3 @@ def _describe_draft(draft: LoadedModel | None, speculation: SpeculationConfig) -
     """What drafts, as results name it."""
     parts = [LOOKUP_DRAFT] if speculation.lookup and speculation.is_on else []
     return " + ".join([*parts, *([draft.name] if draft is not None else [])]) or None
-
-
-def _verdict(error: Exception) -> RequestError:
-    """What to say of a request whose step raised ``error``."""
-    if _is_out_of_memory(error):
-        return OutOfMemoryError("the request does not fit into the device's memory even alone; shorten it")
-    return EngineError(f"the engine failed on this request alone: {type(error).__name__}; the worker's log has more")
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Out of memory, as each backend says it (torch's own class, the CPU's and DirectML's allocators)."""
-    text = str(error).lower()
-    signs = ("out of memory", "could not allocate tensor", "can't allocate memory", "not enough memory")
-    return isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or any(sign in text for sign in signs)

@@ -10,6 +10,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from helix_jobs.engine.admission import LOOK_AHEAD, Candidate, choose
+from helix_jobs.engine.back_off import BackOff
 from helix_jobs.engine.request import FinishReason, RequestState
 from helix_jobs.errors import OutOfMemoryError
 
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_GOOD_STEPS_TO_GROW: Final = 16
+# Fewer prompt tokens a step than these save no memory worth speaking of.
+_FEWEST_PROMPT_TOKENS: Final = 64
 # Trade-off: blocks kept free for each running sequence leave a slot empty now and then, and save preemptions, each of
 # which computes a whole sequence again.
 _SPARE_BLOCKS: Final = 2
@@ -65,7 +67,6 @@ class Scheduler:
     batch: it is a function of the sequence alone, so that its random numbers are used the same way in any company.
 
     Attributes:
-        batch_limit: Sequences that may run at present; shrinks after a failed step, grows back with good ones.
         waiting: Queue of sequences without blocks.
         running: Sequences that take part in steps, oldest first.
         cached_prompt_tokens: Prompt tokens shared instead of computed at first admissions, in total.
@@ -73,13 +74,13 @@ class Scheduler:
     """
 
     def __init__(self, config: EngineConfig, pool: BlockPool) -> None:
-        self._token_budget = config.token_budget
+        # What steps may hold at present: both shrink after failed steps and grow back with good ones.
+        self._prompt_tokens = BackOff(config.token_budget, minimum=_FEWEST_PROMPT_TOKENS)
+        self._slots = BackOff(config.max_batch_size)
         self._max_batch_size = config.max_batch_size
         self._depth = config.speculation.ceiling
         self._pool = pool
-        self._good_steps = 0
         self._some_waiting_ended = False
-        self.batch_limit = config.max_batch_size
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.cached_prompt_tokens = 0
@@ -100,6 +101,11 @@ class Scheduler:
         return bool(self.waiting or self.running)
 
     @property
+    def batch_limit(self) -> int:
+        """Sequences that may run at present."""
+        return self._slots.value
+
+    @property
     def active(self) -> list[Sequence]:
         """Running sequences that have not ended, oldest first."""
         return [sequence for sequence in self.running if sequence.state is not RequestState.FINISHED]
@@ -108,7 +114,7 @@ class Scheduler:
         """Choose the next step and allocate its blocks. Sequences that can never fit are failed here, alone."""
         decodes: list[Decode] = []
         prefills: list[Prefill] = []
-        budget = self._token_budget
+        budget = self._prompt_tokens.value
         for sequence in self.running:
             sequence.settle()
         index = 0
@@ -150,21 +156,22 @@ class Scheduler:
 
     def shrink(self) -> None:
         """Halve the batch after a failed step and preempt what no longer fits."""
-        self._good_steps = 0
         num_active = len(self.active)
-        self.batch_limit = max(1, num_active // 2)
+        self._slots.lower(num_active // 2)
         self.preempt_youngest(num_active - self.batch_limit)
 
-    def step_passed(self) -> None:
-        """After enough good steps in a row double the batch again, up to the configured size.
+    def shrink_prompts(self, schedule: Schedule) -> bool:
+        """Allow the next steps half the prompt tokens of this one, which failed; False if they were few anyway."""
+        num_tokens = sum(prefill.num_tokens for prefill in schedule.prefills)
+        if num_tokens <= self._prompt_tokens.minimum:
+            return False
+        self._prompt_tokens.lower(num_tokens // 2)
+        return True
 
-        Trade-off: growing back sooner regains throughput after a passing shortage; later wastes fewer recomputed
-        sequences when the shortage lasts.
-        """
-        self._good_steps += 1
-        if self.batch_limit < self._max_batch_size and self._good_steps >= _GOOD_STEPS_TO_GROW:
-            self._good_steps = 0
-            self.batch_limit = min(self._max_batch_size, 2 * self.batch_limit)
+    def step_passed(self) -> None:
+        """After enough good steps in a row allow more again, up to what is configured."""
+        self._slots.passed()
+        self._prompt_tokens.passed()
 
     def _plan(self, sequence: Sequence, budget: int) -> Decode | Prefill | None:
         """What this sequence would do in the step, or None when no budget is left for its prompt."""

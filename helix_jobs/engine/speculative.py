@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from helix_jobs.engine.scheduler import Schedule
     from helix_jobs.engine.sequence import Sequence
     from helix_jobs.engine.speculator import Speculation, Speculator
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,7 @@ class SpeculativeStep:
         self._target = target
         self._speculator = speculator
         self._vocab_size = vocab_size
+        self._learns = True
 
     @torch.no_grad()  # never inference_mode: DirectML tensors cannot live in it
     def run(self, schedule: Schedule) -> StepOutcome:
@@ -91,9 +95,9 @@ class SpeculativeStep:
         scored = time.perf_counter()
         verdicts = self._verify(emitters, logits, speculation.proposal.draft_probs)
         emissions, not_finite = self._commit(schedule, emitters, verdicts)
-        self._learn(schedule, speculation, verdicts)
+        if self._learns:
+            self._learn(schedule, speculation, verdicts, num_tokens, started)
         ended = time.perf_counter()
-        self._speculator.learn_cost(num_tokens, len(schedule.decodes), ended - started - speculation.draft_seconds)
         return StepOutcome(
             emissions=emissions,
             not_finite=not_finite,
@@ -190,11 +194,27 @@ class SpeculativeStep:
             seen = [*output_ids, *emitter.draft_ids[:position]]
             host[row] = apply_penalties(host[row], sequence.params, prompt_ids, seen)
 
-    def _learn(self, schedule: Schedule, speculation: Speculation, verdicts: list[Verdict | None]) -> None:
-        """The decodes are the first emitters."""
+    def _learn(
+        self,
+        schedule: Schedule,
+        speculation: Speculation,
+        verdicts: list[Verdict | None],
+        num_tokens: int,
+        started: float,
+    ) -> None:
+        """Learn from a step that began at ``started``. The decodes are the first emitters.
+
+        The step is committed by now, so a fault in here is none of the step: it ends the learning.
+        """
         decided = verdicts[: len(schedule.decodes)]
         accepted = [None if verdict is None else verdict.num_accepted for verdict in decided]
-        self._speculator.learn(schedule, speculation, accepted)
+        try:
+            self._speculator.learn(schedule, speculation, accepted)
+            seconds = time.perf_counter() - started - speculation.draft_seconds
+            self._speculator.learn_cost(num_tokens, len(schedule.decodes), seconds)
+        except Exception:
+            logger.exception("learning from a step failed; costs and acceptance stay as they are")
+            self._learns = False
 
     def _commit(
         self, schedule: Schedule, emitters: list[_Emitter], verdicts: list[Verdict | None]

@@ -284,7 +284,7 @@ def test_a_suspect_can_be_aborted():
     engine.add_request(request("a", [1, 2, 3]))
     engine.add_request(request("b", [1, 2, 3], max_tokens=5, ignore_eos=True))
     engine.step()
-    assert engine._suspects
+    assert engine._recovery.has_suspects
     engine.abort("a")
     results = {}
     while engine.has_unfinished():

@@ -1,0 +1,117 @@
+"""Recovery: what is done about a step that failed, so that requests fail alone and a dead device is found out."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final
+
+from helix_jobs.engine.devices import check_alive, cleanup_memory, is_out_of_memory
+from helix_jobs.engine.request import RequestState
+from helix_jobs.errors import EngineBrokenError, EngineError, OutOfMemoryError, RequestError
+
+if TYPE_CHECKING:
+    import torch
+
+    from helix_jobs.engine.scheduler import Schedule, Scheduler
+    from helix_jobs.engine.sequence import Sequence
+
+logger = logging.getLogger(__name__)
+
+# So many requests that fail alone with no good step between them speak against the device.
+_MAX_SUSPECTS: Final = 3
+# A request with no others to compare it with is tried so often.
+_MAX_LONE_FAILURES: Final = 3
+_LONGEST_QUOTE: Final = 200
+
+
+class Recovery:
+    """Frees memory after a failed step, makes the next one smaller, and finds the request that breaks steps.
+
+    A step that ran out of memory is repeated with fewer prompt tokens, which costs nothing, as long as it has many;
+    otherwise with half the batch, until it passes or the one request that breaks it is found. That one is put aside and
+    fails if it fails alone again after the engine has passed a step.
+
+    Args:
+        scheduler: Of the engine.
+        device: What it computes on.
+    """
+
+    def __init__(self, scheduler: Scheduler, device: torch.device) -> None:
+        self._scheduler = scheduler
+        self._device = device
+        # Requests that failed alone since a step last passed, with what will be said of them if they fail again.
+        self._suspects: list[tuple[Sequence, RequestError]] = []
+
+    @property
+    def has_suspects(self) -> bool:
+        """Whether requests were put aside and not tried again yet."""
+        return bool(self._suspects)
+
+    def recover(self, error: Exception, schedule: Schedule, steps_passed: int) -> None:
+        """Prepare the next step after one that failed.
+
+        Args:
+            error: What it raised, its traceback removed: the frames hold the step's tensors.
+            schedule: The step.
+            steps_passed: Good steps of the engine so far.
+
+        Raises:
+            EngineBrokenError: The device does not compute any more, or one request after the other fails alone and
+                nothing passes. The requests stay unfinished.
+        """
+        self._clean_up()
+        if is_out_of_memory(error) and self._scheduler.shrink_prompts(schedule):
+            return
+        active = self._scheduler.active
+        if len(active) > 1:
+            self._scheduler.shrink()
+            return
+        (sequence,) = active
+        if sequence.failed_alone_at is not None and steps_passed > sequence.failed_alone_at:
+            sequence.fail(_verdict(error))  # the engine has worked since its last failure
+            return
+        sequence.lone_failures, sequence.failed_alone_at = sequence.lone_failures + 1, steps_passed
+        self._scheduler.set_aside(sequence)
+        self._suspects.append((sequence, _verdict(error)))
+        if len(self._suspects) >= _MAX_SUSPECTS:
+            for suspect, _ in self._suspects:
+                self._scheduler.add(suspect)
+            self._suspects.clear()
+            raise EngineBrokenError(f"{_MAX_SUSPECTS} requests in a row failed alone, and nothing passed; see the log")
+
+    def recall_suspects(self) -> None:
+        """Try requests that failed alone once more; with no others to compare with, only so often."""
+        for sequence, verdict in self._suspects:
+            if sequence.lone_failures >= _MAX_LONE_FAILURES and sequence.state is not RequestState.FINISHED:
+                sequence.fail(verdict)
+            self._scheduler.add(sequence)
+        self._suspects.clear()
+
+    def forget_suspects(self) -> None:
+        """Drop them; the engine is being closed."""
+        self._suspects.clear()
+
+    def _clean_up(self) -> None:
+        """Free memory and see whether the device still computes.
+
+        An illegal access, an uncorrectable memory error or a device that was suspended end a process' use of it: every
+        later call fails, whatever the request. Only another process can go on.
+        """
+        try:
+            cleanup_memory(self._device)
+            check_alive(self._device)
+        except Exception as fault:
+            if is_out_of_memory(fault):  # somebody else has taken all of it; that passes
+                return
+            first_line = (str(fault).splitlines() or [""])[0][:_LONGEST_QUOTE]
+            raise EngineBrokenError(
+                f"the device no longer computes ({type(fault).__name__}: {first_line}); the worker has to be started "
+                "again, and the driver or the machine if that does not help"
+            ) from fault
+
+
+def _verdict(error: Exception) -> RequestError:
+    """What to say of a request whose step raised ``error``."""
+    if is_out_of_memory(error):
+        return OutOfMemoryError("the request does not fit into the device's memory even alone; shorten it")
+    return EngineError(f"the engine failed on this request alone: {type(error).__name__}; the worker's log has more")
