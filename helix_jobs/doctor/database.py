@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,7 @@ from helix_jobs.jobs import store
 from helix_jobs.jobs.database import Database
 from helix_jobs.jobs.database_state import DatabaseState, read_database_state
 from helix_jobs.jobs.migration import head_revision
-from helix_jobs.jobs.process import process_exists
+from helix_jobs.jobs.process_identity import here
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -105,6 +104,4 @@ def _check_file(file: Path) -> list[Verdict]:
 def _check_leases(database: Database) -> list[Verdict]:
     with database.read() as c:
         holders, waiting = store.lease_holders(c), store.backlog(c)
-    return judge_leases(
-        holders, waiting=waiting, now=datetime.now(UTC), hostname=socket.gethostname(), pid_exists=process_exists
-    )
+    return judge_leases(holders, waiting=waiting, now=datetime.now(UTC), here=here())

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from helix_jobs.doctor.verdict import Level, Verdict
+from helix_jobs.jobs.process_identity import is_gone
 from helix_jobs.jobs.runs import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from datetime import datetime
 
+    from helix_jobs.jobs.process_identity import Here
     from helix_jobs.jobs.store import LeaseHolder
 
 # A worker writes a heartbeat every 5 s and is given up after 30; clocks of two machines may differ by a little.
@@ -23,8 +25,7 @@ def judge_leases(
     *,
     waiting: int,
     now: datetime,
-    hostname: str,
-    pid_exists: Callable[[int], bool],
+    here: Here,
 ) -> list[Verdict]:
     """Tell living workers from dead ones that still hold jobs.
 
@@ -32,13 +33,10 @@ def judge_leases(
         holders: Every live worker and everyone who holds a lease.
         waiting: Jobs that wait.
         now: By the clock the heartbeats were written by, more or less.
-        hostname: This host, whose processes can be asked for.
-        pid_exists: Whether such a process runs here.
+        here: Which processes can be seen from here.
     """
     dead = {
-        holder.worker_id: reason
-        for holder in holders
-        if (reason := _why_dead(holder, now=now, hostname=hostname, pid_exists=pid_exists)) is not None
+        holder.worker_id: reason for holder in holders if (reason := _why_dead(holder, now=now, here=here)) is not None
     }
     living = [holder for holder in holders if holder.worker_id not in dead]
     held = sum(holder.leases for holder in living)
@@ -51,12 +49,12 @@ def judge_leases(
     return [*verdicts, Verdict("leases", Level.WARNING, finding, remedy)]
 
 
-def _why_dead(holder: LeaseHolder, *, now: datetime, hostname: str, pid_exists: Callable[[int], bool]) -> str | None:
+def _why_dead(holder: LeaseHolder, *, now: datetime, here: Here) -> str | None:
     if holder.heartbeat_at is None:
         return "which nobody knows"
     if not holder.is_live:
         return "which has stopped"
-    if holder.hostname == hostname and holder.pid is not None and not pid_exists(holder.pid):
+    if holder.identity is not None and is_gone(holder.identity, here):
         return "whose process is gone"
     silent = (now - holder.heartbeat_at).total_seconds()
     return f"silent for {silent:,.0f} s" if silent > _SILENT_SECONDS else None

@@ -29,12 +29,13 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from helix_jobs.errors import HelixError
 from helix_jobs.jobs import bulk, store
-from helix_jobs.jobs.process import process_exists
+from helix_jobs.jobs.process_identity import is_gone
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from helix_jobs.jobs.database import Database
+    from helix_jobs.jobs.process_identity import Here
     from helix_jobs.jobs.store import PublishableJob, Reclaimed, Worker
 
 logger = logging.getLogger(__name__)
@@ -125,27 +126,9 @@ def lost_workers(
     )
 
 
-def dead_predecessors(
-    workers: Sequence[Worker],
-    *,
-    hostname: str,
-    pid: int,
-    own_id: str | None,
-    locked_device: str | None,
-    pid_exists: Callable[[int], bool],
-) -> list[str]:
-    """Who of this host is certainly dead: at start there is no need to wait for silence.
-
-    A worker of this host is dead if its process is gone, if its process id is now this process's own (a container's
-    first process has the same one every time), or if this process holds the lock on ``locked_device``, its device.
-    """
-    return sorted(
-        worker.id
-        for worker in workers
-        if worker.hostname == hostname
-        and worker.id != own_id
-        and (worker.pid == pid or worker.device == locked_device or not pid_exists(worker.pid))
-    )
+def dead_predecessors(workers: Sequence[Worker], *, own_id: str | None, here: Here) -> list[str]:
+    """Whose process is certainly gone: at start there is no need to wait for their silence."""
+    return sorted(worker.id for worker in workers if worker.id != own_id and is_gone(worker.identity, here))
 
 
 def publish_room(depth: int, window: int) -> int:
@@ -230,28 +213,18 @@ class Reconciler:
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def reclaim_predecessors(self, *, hostname: str, pid: int, device: str, device_lock_held: bool) -> int:
-        """At start: take the leases of this host's dead workers at once. Returns how many jobs were taken.
+    def reclaim_predecessors(self, here: Here) -> int:
+        """At start: take the leases of workers whose process is gone at once. Returns how many jobs were taken.
 
         Args:
-            hostname: This host, as in the workers' rows.
-            pid: This process.
-            device: The device of this worker.
-            device_lock_held: Whether this process holds the lock that lets one worker at a time use it.
+            here: Which processes can be seen from here.
 
         Raises:
             DatabaseUnreachableError: The database does not answer.
         """
         with self._database.read() as connection:
             watched = store.watched_workers(connection)
-        dead = dead_predecessors(
-            watched,
-            hostname=hostname,
-            pid=pid,
-            own_id=self._worker_id,
-            locked_device=device if device_lock_held else None,
-            pid_exists=process_exists,
-        )
+        dead = dead_predecessors(watched, own_id=self._worker_id, here=here)
         return sum(self._reclaim(worker_id, None, "its process is gone") for worker_id in dead)
 
     def start(self) -> None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Dialect
 
 # The migration these tables stand at; a test holds it equal to Alembic's head, so commands need not import Alembic.
-SCHEMA_REVISION: Final = "0002"
+SCHEMA_REVISION: Final = "0003"
 
 NAMING_CONVENTION: Final = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -197,6 +197,10 @@ workers = Table(
     _column("id", String(64), primary_key=True),
     _column("hostname", Text),
     _column("pid", Integer),
+    # Which process it is: see process_identity.py. NULL in rows of older versions, and where the system does not tell.
+    _column("boot_id", Text, nullable=True),
+    _column("pid_namespace", Text, nullable=True),
+    _column("process_started", Text, nullable=True),
     _column("device", Text),
     _column("target_model", Text),
     _column("draft_model", Text, nullable=True),

@@ -25,7 +25,7 @@ from helix_jobs.jobs.database import Database, ensure_schema
 from helix_jobs.jobs.device_lock import DeviceLock
 from helix_jobs.jobs.engine_choice import device_name, load_engine
 from helix_jobs.jobs.heartbeat import Heartbeat
-from helix_jobs.jobs.process import process_exists
+from helix_jobs.jobs.process_identity import here, is_gone, this_process
 from helix_jobs.jobs.reconciler import Reconciler
 from helix_jobs.jobs.result_writer import GroupCommitWriter
 from helix_jobs.jobs.stop_button import StopButton, StopRequest, install_signals
@@ -167,11 +167,14 @@ class _Worker:
 
     def start(self) -> WorkerBanner:
         """Start everything but Celery. It is undone in the order: reconciler, engine, writer, heartbeat."""
-        info = self._engine.info
+        info, identity = self._engine.info, this_process()
         row = NewWorker(
             id=self._worker_id,
             hostname=self._hostname,
-            pid=os.getpid(),
+            pid=identity.pid,
+            boot_id=identity.boot_id,
+            pid_namespace=identity.pid_namespace,
+            process_started=identity.started,
             device=info.device,
             target_model=info.target_model,
             draft_model=info.draft_model,
@@ -207,9 +210,7 @@ class _Worker:
             self._embedded.start()
         self._service.start()
         heartbeat.start()
-        self._reconciler.reclaim_predecessors(
-            hostname=self._hostname, pid=os.getpid(), device=info.device, device_lock_held=self._lock.exclusive
-        )
+        self._reconciler.reclaim_predecessors(here())
         self._clear_stranded()
         self._reconciler.start()
         self._watchdog.start()
@@ -344,7 +345,7 @@ class _Worker:
         try:
             with self._database.read() as c:
                 others = any(
-                    worker.id != self._worker_id and (worker.hostname != self._hostname or process_exists(worker.pid))
+                    worker.id != self._worker_id and not is_gone(worker.identity, here())
                     for worker in store.live_workers(c)
                 )
         except HelixError:

@@ -22,10 +22,13 @@ from helix_jobs.jobs.database import (
     upgrade,
 )
 from helix_jobs.jobs.migration import alembic_config
+from helix_jobs.jobs.process_identity import ProcessIdentity
 from helix_jobs.jobs.schema import metadata, runs
 
 # What revision 0001 wrote, in its own columns.
-_OLD_BATCH = """
+_OLD_ROWS = """
+INSERT INTO workers (id, hostname, pid, device, target_model, slots, started_at, heartbeat_at)
+VALUES ('w1', 'host', 4711, 'cpu', 'target', 4, '2026-11-01 00:00:00', '2026-11-01 00:00:00');
 INSERT INTO batches (id, created_at, total, defaults, metadata)
 VALUES ('b-old', '2026-11-01 00:00:00', 1, '{}', '{}');
 INSERT INTO batch_counters (batch_id, writer, outcome, jobs, prompt_tokens) VALUES ('b-old', 'w1', 'stored', 1, 9)
@@ -74,17 +77,18 @@ def test_autogenerate_would_notice_a_difference(empty_database):
 
 def test_runs_of_an_older_version_keep_their_figures_and_say_what_they_do_not_know(empty_database):
     assert upgrade(empty_database, "0001") == "0001"
-    register(empty_database, "w1")
     with empty_database.write() as c:
+        for statement in _OLD_ROWS.split(";"):
+            c.execute(text(statement))
         run_id = store.start_run(c, "w1", now())
         c.execute(text("UPDATE runs SET steps = 7, draft_tokens = 5"))
-        for statement in _OLD_BATCH.split(";"):
-            c.execute(text(statement))
     assert upgrade(empty_database) == head_revision()
     with empty_database.read() as c:
         row = c.execute(select(runs).where(runs.c.id == run_id)).one()
         assert (row.steps, row.draft_tokens, row.cached_prompt_tokens) == (7, 5, 0)
         assert (row.preemptions, row.depth_reasons, row.target_seconds, row.attention_seconds) == (None,) * 4
+        # Nobody can say which process it was, so nobody takes it for gone.
+        assert [old.identity for old in store.live_workers(c)] == [ProcessIdentity(pid=4711)]
         assert store.batch_status(c, "b-old").prompt_tokens == 9
         assert store.batch_status(c, "b-old").cached_prompt_tokens == 0
     assert downgrade(empty_database, "0001") == "0001"

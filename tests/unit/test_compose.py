@@ -38,7 +38,6 @@ SCHEMA: dict[str, Any] = {
             "properties": {
                 "image": {"type": "string"},
                 "command": STRINGS,
-                "hostname": {"type": "string"},
                 "environment": {"type": "object", "additionalProperties": {"type": "string"}},
                 "ports": {"type": "array", "items": {"type": "string", "pattern": "^127\\.0\\.0\\.1:[0-9]+:[0-9]+$"}},
                 "volumes": {"type": "array", "items": {"type": "string", "pattern": "^[a-z]+:/[a-z/]+$"}},
@@ -168,3 +167,9 @@ def test_the_image_holds_what_the_package_needs(compose: dict[str, Any]) -> None
     for name in ("pyproject.toml", "migrations", "helix_jobs"):
         assert (root / name).exists()
     assert "USER helix" in recipe, "nothing runs as root"
+
+
+def test_workers_can_be_scaled(compose: dict[str, Any]) -> None:
+    worker = compose["services"]["worker"]
+    assert "hostname" not in worker, "remote control tells workers apart by process number and host name"
+    assert "ports" not in worker, "only one container can have it"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import func, select, text
 
+from helix_jobs.jobs.process_identity import ProcessIdentity
 from helix_jobs.jobs.schema import UTCDateTime, batch_counters, batches, jobs, workers
 from helix_jobs.jobs.states import OUTCOMES
 from helix_jobs.jobs.store import counters
@@ -73,6 +74,12 @@ def lease_holders(c: Connection) -> list[LeaseHolder]:
                 worker_id=worker.id,
                 hostname=worker.hostname,
                 pid=worker.pid,
+                identity=ProcessIdentity(
+                    pid=worker.pid,
+                    boot_id=worker.boot_id,
+                    pid_namespace=worker.pid_namespace,
+                    started=worker.process_started,
+                ),
                 heartbeat_at=worker.heartbeat_at,
                 is_live=worker.stopped_at is None,
                 leases=0 if held is None else int(held.leases),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from helix_jobs.jobs.process_identity import ProcessIdentity
 from helix_jobs.jobs.states import FINAL_STATES, BatchState, JobState
 
 if TYPE_CHECKING:
@@ -111,7 +112,11 @@ class ResultRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewWorker:
-    """A worker about to take its first message."""
+    """A worker about to take its first message.
+
+    Attributes:
+        boot_id: This and the next two: see ``identity``.
+    """
 
     id: str
     hostname: str
@@ -120,6 +125,16 @@ class NewWorker:
     target_model: str
     draft_model: str | None
     slots: int
+    boot_id: str | None = None
+    pid_namespace: str | None = None
+    process_started: str | None = None
+
+    @property
+    def identity(self) -> ProcessIdentity:
+        """Which process it is."""
+        return ProcessIdentity(
+            pid=self.pid, boot_id=self.boot_id, pid_namespace=self.pid_namespace, started=self.process_started
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -291,6 +306,7 @@ class LeaseHolder:
     """A worker that lives or holds leases. Of one without a row nothing but its id is known.
 
     Attributes:
+        identity: Which process it is.
         is_live: It neither stopped nor was it declared lost.
         leases: Jobs that run there.
         claimed_at: When the oldest of them was claimed.
@@ -299,6 +315,7 @@ class LeaseHolder:
     worker_id: str
     hostname: str | None = None
     pid: int | None = None
+    identity: ProcessIdentity | None = None
     heartbeat_at: datetime | None = None
     is_live: bool = False
     leases: int = 0

@@ -12,6 +12,8 @@ from typing import Any
 import wall_clock
 from boundaries import install
 
+from helix_jobs.jobs import process_identity
+
 FENCE = "fence"
 RECONCILER = "reconciler"
 SOLITUDE = "solitude"
@@ -42,7 +44,8 @@ class Plan:
     freeze_at: A boundary at which it sends itself SIGSTOP, while no thread of it has a transaction open, unless the
         boundary lies in one.
     after: At which passing of the boundary.
-    hostname: What the process takes for its host's name; a worker of another host cannot be taken for a predecessor.
+    hostname: What the process takes for its host's name and for the id of its boot; a worker of another host cannot be
+        taken for a predecessor.
     times: Shorter leases; None keeps the product's.
     broker_options: Added to the broker transport's options.
     clock_file: A file with the seconds by which the process's wall clock is off.
@@ -75,6 +78,7 @@ class Plan:
         """Patch this process."""
         if self.hostname:
             socket.gethostname = lambda: self.hostname
+            process_identity._boot_id = lambda: self.hostname
         if self.times is not None:
             _set_times(self.times)
         if self.clock_file:
@@ -153,7 +157,7 @@ def _remove_reconciler() -> None:
 
         def __init__(self, *_: object, **__: object) -> None: ...
 
-        def reclaim_predecessors(self, **_: object) -> int:
+        def reclaim_predecessors(self, *_: object) -> int:
             return 0
 
         def start(self) -> None: ...

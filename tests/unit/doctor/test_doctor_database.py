@@ -16,6 +16,7 @@ from helix_jobs.doctor import leases
 from helix_jobs.doctor.database import check_database
 from helix_jobs.doctor.leases import judge_leases
 from helix_jobs.jobs.database import Database, ensure_schema
+from helix_jobs.jobs.process_identity import Here, ProcessIdentity
 from helix_jobs.jobs.schema import workers
 from helix_jobs.jobs.store import LeaseHolder
 
@@ -151,11 +152,13 @@ def test_leases_of_dead_workers(database, settings):
 
 
 def test_a_process_of_this_host_is_asked_for_itself():
-    holder = LeaseHolder(worker_id="w", hostname="here", pid=7, heartbeat_at=now(), is_live=True, leases=3)
-    common = {"waiting": 0, "now": now(), "hostname": "here"}
-    assert only(judge_leases([holder], pid_exists=lambda _: True, **common), "leases").level is OK
-    found = only(judge_leases([holder], pid_exists=lambda _: False, **common), "leases")
+    identity = ProcessIdentity(pid=7, boot_id="here", started="1")
+    holder = LeaseHolder(worker_id="w", identity=identity, heartbeat_at=now(), is_live=True, leases=3)
+    common = {"waiting": 0, "now": now()}
+    living, gone = (Here(boot_id="here", pid_namespace=None, started={7: start}.get) for start in ("1", None))
+    assert only(judge_leases([holder], here=living, **common), "leases").level is OK
+    found = only(judge_leases([holder], here=gone, **common), "leases")
     assert (found.level, found.finding) == (WARNING, "3 of w, whose process is gone")
     assert found.remedy == leases._START_ONE
-    elsewhere = dataclasses.replace(holder, hostname="there")
-    assert only(judge_leases([elsewhere], pid_exists=lambda _: False, **common), "leases").level is OK
+    elsewhere = dataclasses.replace(holder, identity=dataclasses.replace(identity, boot_id="there"))
+    assert only(judge_leases([elsewhere], here=gone, **common), "leases").level is OK

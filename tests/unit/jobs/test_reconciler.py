@@ -12,6 +12,7 @@ from store_helpers import counts, must_take, now, register, stored_batch, succee
 from helix_jobs.errors import BrokerUnreachableError
 from helix_jobs.jobs import store
 from helix_jobs.jobs.process import process_exists
+from helix_jobs.jobs.process_identity import Here
 from helix_jobs.jobs.reconciler import (
     EmptyBroker,
     Observation,
@@ -106,39 +107,17 @@ def _row(worker_id, **changes):
     return store.Worker(**fields, started_at=NOON, heartbeat_at=NOON, stopped_at=None)
 
 
-@pytest.mark.parametrize(
-    ("changes", "dead"),
-    [
-        ({}, False),
-        ({"pid": 555}, True),  # its process is gone
-        ({"pid": 77}, True),  # its process id is mine
-        ({"device": "gpu"}, True),  # its device lock is mine
-        ({"hostname": "elsewhere", "pid": 555}, False),
-        ({"hostname": "elsewhere", "device": "gpu"}, False),
-    ],
-)
-def test_who_of_this_host_is_dead_at_my_start(changes, dead):
-    found = dead_predecessors(
-        [_row("old", **changes), _row("me", pid=77, device="gpu")],
-        hostname="host",
-        pid=77,
-        own_id="me",
-        locked_device="gpu",
-        pid_exists=lambda pid: pid != 555,
-    )
-    assert found == (["old"] if dead else [])
-
-
-def test_a_shared_device_says_nothing():
-    found = dead_predecessors(
-        [_row("old", device="gpu")],
-        hostname="host",
-        pid=77,
-        own_id="me",
-        locked_device=None,
-        pid_exists=lambda _: True,
-    )
-    assert found == []
+def test_who_is_certainly_dead_at_my_start():
+    this = {"boot_id": "boot", "pid_namespace": "ns"}
+    rows = [
+        _row("gone", pid=555, **this),
+        _row("elsewhere", pid=555, boot_id="another", pid_namespace="ns"),
+        _row("living", pid=78, process_started="1", **this),
+        _row("me", pid=77, process_started="2", **this),
+    ]
+    here = Here(started={77: "2", 78: "1"}.get, **this)
+    assert dead_predecessors(rows, own_id="me", here=here) == ["gone"]
+    assert dead_predecessors([_row("me", pid=555, **this)], own_id="me", here=here) == []
 
 
 @pytest.mark.parametrize(("depth", "room"), [(0, 1000), (1, 999), (900, 100), (901, 0), (1000, 0), (2000, 0)])
@@ -304,14 +283,16 @@ def test_what_lost_workers_held_is_forgotten_when_every_job_has_ended(database):
 def test_predecessors_are_reclaimed_at_once(database):
     batch_id, ids = stored_batch(database, 2)
     with database.write() as c:
-        store.register_worker(c, worker("dead", pid=os.getpid()), now())
-        store.register_worker(c, worker("far", hostname="elsewhere", pid=os.getpid()), now())
+        # The same number as this process, which started at another time; and one that nobody here can see.
+        me = {"hostname": "host", "pid": os.getpid(), "boot_id": "b", "pid_namespace": "n"}
+        store.register_worker(c, worker("dead", **me, process_started="then"), now())
+        store.register_worker(c, worker("far", **me | {"boot_id": "another"}, process_started="then"), now())
     must_take(database, ids[0], "dead")
     must_take(database, ids[1], "far")
     reconciler = _reconciler(database, Broker(), Clock())
-    start = {"hostname": "host", "pid": os.getpid(), "device": "cpu", "device_lock_held": False}
-    assert reconciler.reclaim_predecessors(**start) == 1
-    assert reconciler.reclaim_predecessors(**start) == 0
+    here = Here(boot_id="b", pid_namespace="n", started=lambda _: "now")
+    assert reconciler.reclaim_predecessors(here) == 1
+    assert reconciler.reclaim_predecessors(here) == 0
     assert counts(database, batch_id) == {"queued": 1, "running": 1}
 
 
