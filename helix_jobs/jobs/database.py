@@ -3,7 +3,7 @@
 SQLite: WAL, foreign keys on, ``synchronous=FULL`` (a message is acknowledged on the strength of the commit), and two
 engines: writers begin IMMEDIATE, readers deferred. A deferred transaction that turns into a writer can fail at once
 and ignore the busy timeout, so no transaction here ever turns. Postgres: psycopg 3; readers get one snapshot for
-their whole transaction.
+their whole transaction. Both kinds of connection have a module of their own (``sqlite_engine``, ``postgres_engine``).
 
 Which schema a database stands at, and moving it, is ``migration.py``; its names are importable from here.
 """
@@ -12,18 +12,20 @@ from __future__ import annotations
 
 import json
 import logging
-import sqlite3
 import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from sqlalchemy import Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy import Connection, Engine, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from helix_jobs.errors import ConfigurationError, DatabaseUnreachableError
+from helix_jobs.jobs.calls_in_flight import CallsInFlight
+from helix_jobs.jobs.database_errors import lost_race, unreachable_reason
 from helix_jobs.jobs.migration import current_revision, downgrade, ensure_schema, head_revision, upgrade
+from helix_jobs.jobs.sqlite_engine import sqlite_engine
 from helix_jobs.jobs.store import counters
 from helix_jobs.redaction import redact
 
@@ -51,32 +53,10 @@ T = TypeVar("T")
 
 SQLITE: Final = "sqlite"
 POSTGRES: Final = "postgresql"
-BUSY_TIMEOUT_SECONDS: Final = 10.0
-_WAL_RETRY_SECONDS: Final = 0.01
-CONNECT_TIMEOUT_SECONDS: Final = 10
-# Postgres: a process that is stopped or suspended in the middle of a write would lock every other worker out of its
-# rows for as long as it stands. Shorter than a lease, so that the rows are free when they are reclaimed.
-IDLE_TRANSACTION_SECONDS: Final = 20.0
 TRANSACTION_ATTEMPTS: Final = 8
-
-# SQLite result codes (the low byte) that mean the file, the disk or its lock, not the statement.
-_SQLITE_TROUBLE: Final = {
-    sqlite3.SQLITE_BUSY: "is locked by another process; wait for it or stop it",
-    sqlite3.SQLITE_LOCKED: "is locked by another process; wait for it or stop it",
-    sqlite3.SQLITE_PROTOCOL: "is locked by another process; wait for it or stop it",
-    sqlite3.SQLITE_IOERR: "cannot be read or written (disk error); check the disk",
-    sqlite3.SQLITE_FULL: "cannot grow: the disk is full; free some space",
-    sqlite3.SQLITE_CANTOPEN: "cannot be opened; check that its folder exists and is writable",
-    sqlite3.SQLITE_READONLY: "is read-only; check the permissions of the file and its folder",
-    sqlite3.SQLITE_PERM: "may not be accessed; check the permissions of the file and its folder",
-    sqlite3.SQLITE_NOTADB: "is not an SQLite database; name another file in HELIX_DATABASE_URL",
-    sqlite3.SQLITE_CORRUPT: "is damaged; restore it from a backup or try `sqlite3 FILE .recover`",
-}
-# Postgres: connection exceptions, insufficient resources, operator intervention, system errors, idle in a transaction,
-# lock not available.
-_POSTGRES_TROUBLE: Final = ("08", "53", "57", "58", "25P03", "55P03", "28", "3D")
-# Serialization failure and deadlock: the transaction lost a race and may simply be run again.
-_POSTGRES_LOST_RACE: Final = ("40001", "40P01")
+# What a statement may take on Postgres, lock waits included, before the server cancels it. The client itself waits a
+# little longer and closes a connection on which no answer comes.
+STATEMENT_SECONDS: Final = 45.0
 
 
 class Database:
@@ -87,10 +67,15 @@ class Database:
     Attributes:
         dialect: ``sqlite`` or ``postgresql``.
         url_redacted: The URL as it may be shown and logged.
+        calls: The calls to a Postgres server that are out. SQLite's end by themselves, with the disk's answer.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, statement_seconds: float = STATEMENT_SECONDS) -> None:
         """Prepare the engines; nothing is connected yet.
+
+        Args:
+            url: Where to.
+            statement_seconds: What a statement may take on Postgres.
 
         Raises:
             ConfigurationError: The URL is malformed, or names a database other processes could not share.
@@ -101,6 +86,8 @@ class Database:
             raise ConfigurationError(
                 "HELIX_DATABASE_URL is malformed; use sqlite:///FILE or postgresql://USER@HOST/NAME"
             ) from None
+        self.calls = CallsInFlight()
+        self._statement_seconds = statement_seconds
         self.dialect: str = self.url.get_backend_name()
         self.url_redacted: str = redact(self.url.render_as_string(hide_password=True))
         self._writer: Engine
@@ -110,10 +97,17 @@ class Database:
                 raise ConfigurationError(
                     "HELIX_DATABASE_URL names an in-memory SQLite database, which nobody else can see; name a file"
                 )
-            self._writer = _sqlite_engine(self.url, "BEGIN IMMEDIATE")
-            self._reader = _sqlite_engine(self.url, "BEGIN")
+            if self.url.query:
+                raise ConfigurationError(
+                    "HELIX_DATABASE_URL has options (from ? on), and SQLite takes no options here; name the file "
+                    "alone, with %3F for a ? in its name"
+                )
+            self._writer = sqlite_engine(self.url, "BEGIN IMMEDIATE", **_OPTIONS)
+            self._reader = sqlite_engine(self.url, "BEGIN", **_OPTIONS)
         elif self.dialect == POSTGRES:
-            self._writer = _postgres_engine(self.url)
+            from helix_jobs.jobs.postgres_engine import postgres_engine
+
+            self._writer = postgres_engine(self.url, self.calls, pool_pre_ping=True, **_OPTIONS)
             # The same pool; only the transactions differ. Counts and rows read together belong together.
             self._reader = self._writer.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
         else:
@@ -127,14 +121,18 @@ class Database:
         return Path(self.url.database) if self.dialect == SQLITE and self.url.database else None
 
     @contextmanager
-    def write(self) -> Iterator[Connection]:
+    def write(self, *, unlimited: bool = False) -> Iterator[Connection]:
         """A write transaction: committed when the block ends, rolled back when it raises.
 
+        Args:
+            unlimited: On Postgres a statement may take as long as it needs, for work on a million rows.
+
         Raises:
-            DatabaseUnreachableError: No connection, a lock held too long, a full disk. When it comes out of the
-                commit itself, the transaction may nevertheless have been committed.
+            DatabaseUnreachableError: The database does not answer, or refuses for a reason that is not the data's: a
+                lock held too long, a full disk, a server that takes no writes, a missing right or table. When it comes
+                out of the commit itself, the transaction may nevertheless have been committed.
         """
-        with self._transaction(self._writer) as connection:
+        with self._transaction(self._writer, self._limit(unlimited=unlimited), idle=None) as connection:
             try:
                 yield connection
                 counters.flush(connection)
@@ -144,30 +142,32 @@ class Database:
                     counters.discard(connection)
 
     @contextmanager
-    def read(self) -> Iterator[Connection]:
+    def read(self, *, unlimited: bool = False) -> Iterator[Connection]:
         """A read transaction: one snapshot, never blocked by writers.
 
+        Args:
+            unlimited: As for ``write``; each page of a stream is a statement of its own.
+
         Raises:
-            DatabaseUnreachableError: The database does not answer.
+            DatabaseUnreachableError: The database does not answer, or refuses.
         """
-        with self._transaction(self._reader) as connection:
-            if self.dialect == POSTGRES:
-                # It locks nobody out, and what streams results waits for whoever reads them.
-                connection.exec_driver_sql("SET LOCAL idle_in_transaction_session_timeout = 0")
+        # It locks nobody out, and what streams results waits for whoever reads them: it may stand idle.
+        with self._transaction(self._reader, self._limit(unlimited=unlimited), idle=0.0) as connection:
             yield connection
 
-    def transact(self, function: Callable[[Connection], T]) -> T:
+    def transact(self, function: Callable[[Connection], T], *, unlimited: bool = False) -> T:
         """Run ``function`` in a write transaction, again if Postgres made it lose a deadlock to another one.
 
         Updates of many rows (cancel, retry, delete, reclaim) belong here: they lock rows in their own order while
         workers lock them in theirs. ``function`` must do nothing but work on its connection.
+        ``unlimited``: see ``write``.
 
         Raises:
             DatabaseUnreachableError: As from ``write``, or the race was lost too often.
         """
         for attempt in range(TRANSACTION_ATTEMPTS):
             try:
-                with self.write() as connection:
+                with self.write(unlimited=unlimited) as connection:
                     return function(connection)
             except DBAPIError as error:
                 if not lost_race(error):
@@ -192,11 +192,22 @@ class Database:
         self._writer.dispose()
         self._reader.dispose()
 
+    def _limit(self, *, unlimited: bool) -> float | None:
+        return None if unlimited else self._statement_seconds
+
     @contextmanager
-    def _transaction(self, engine: Engine) -> Iterator[Connection]:
+    def _transaction(self, engine: Engine, limit: float | None, *, idle: float | None) -> Iterator[Connection]:
         try:
             with engine.begin() as connection:
-                yield connection
+                if self.dialect == POSTGRES:
+                    _bound(connection, limit, idle)
+                try:
+                    yield connection
+                except DBAPIError as error:
+                    # The next try connects anew: after a failover the old connections lead to what is now a standby.
+                    if self.dialect == POSTGRES and not connection.invalidated and unreachable_reason(error):
+                        connection.invalidate(error)
+                    raise
         except PoolTimeoutError as error:
             raise DatabaseUnreachableError(f"database {self.url_redacted}: all connections are in use") from error
         except DBAPIError as error:
@@ -207,27 +218,13 @@ class Database:
             raise DatabaseUnreachableError(f"database {self.url_redacted} {trouble}") from error
 
 
-def unreachable_reason(error: DBAPIError) -> str | None:
-    """Say what is wrong with the database itself; None if the statement is to blame or a race was lost."""
-    original = error.orig
-    if isinstance(original, sqlite3.Error):
-        return _SQLITE_TROUBLE.get(getattr(original, "sqlite_errorcode", 0) & 0xFF)
-    sqlstate: str | None = getattr(original, "sqlstate", None)
-    if sqlstate is None:
-        # psycopg gives no SQLSTATE exactly when no server answered.
-        if type(original).__name__ not in ("OperationalError", "InterfaceError", "ConnectionTimeout"):
-            return None
-        first_line = (str(original).strip().splitlines() or ["connection lost"])[0]
-        return f"does not answer: {redact(first_line)}; check HELIX_DATABASE_URL and that the server runs"
-    if sqlstate.startswith(_POSTGRES_TROUBLE):
-        first_line = (str(original).strip().splitlines() or [sqlstate])[0]
-        return f"refused: {redact(first_line)}; check HELIX_DATABASE_URL and the server's log"
-    return None
+def _bound(connection: Connection, limit: float | None, idle: float | None) -> None:
+    """Set the time limits of a transaction on Postgres; ``idle`` None is what a writer may stand still for."""
+    from helix_jobs.jobs import postgres_engine
 
-
-def lost_race(error: DBAPIError) -> bool:
-    """Whether the transaction only lost against another one (deadlock, serialization) and may run again."""
-    return getattr(error.orig, "sqlstate", None) in _POSTGRES_LOST_RACE
+    postgres_engine.limit_answers(connection.connection.driver_connection, limit)
+    idle = postgres_engine.IDLE_TRANSACTION_SECONDS if idle is None else idle
+    connection.exec_driver_sql(postgres_engine.transaction_settings(limit, idle))
 
 
 def _dumps(value: object) -> str:
@@ -235,80 +232,4 @@ def _dumps(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
-def _sqlite_engine(url: URL, begin: str) -> Engine:
-    # Trade-off: synchronous=FULL costs an fsync for each commit; group commit shares it among up to 100 rows.
-    pragmas = (
-        "PRAGMA synchronous=FULL",
-        "PRAGMA foreign_keys=ON",
-        "PRAGMA cache_size=-32768",
-        "PRAGMA temp_store=MEMORY",
-    )
-    # isolation_level None: the driver begins nothing by itself, the event below does.
-    engine = create_engine(
-        url,
-        connect_args={"timeout": BUSY_TIMEOUT_SECONDS, "isolation_level": None},
-        hide_parameters=True,
-        json_serializer=_dumps,
-        pool_size=4,
-        max_overflow=28,
-    )
-
-    @event.listens_for(engine, "connect")
-    def _on_connect(connection: Any, _record: object) -> None:  # noqa: ANN401  (a DBAPI connection)
-        cursor = connection.cursor()
-        _enter_wal(cursor)
-        for pragma in pragmas:
-            cursor.execute(pragma)
-        cursor.close()
-
-    @event.listens_for(engine, "begin")
-    def _on_begin(connection: Connection) -> None:
-        connection.exec_driver_sql(begin)
-
-    return engine
-
-
-def _enter_wal(cursor: sqlite3.Cursor) -> None:
-    """Switch to write-ahead logging, waiting for its turn as everything else does.
-
-    For this one statement SQLite may report a lock at once, whatever the busy timeout: two processes that open a new
-    database together would otherwise fail one of them.
-    """
-    deadline = time.monotonic() + BUSY_TIMEOUT_SECONDS
-    while True:
-        try:
-            cursor.execute("PRAGMA journal_mode=WAL")
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() >= deadline:
-                raise
-            time.sleep(_WAL_RETRY_SECONDS)
-        else:
-            return
-
-
-def _postgres_engine(url: URL) -> Engine:
-    engine = create_engine(
-        url,
-        connect_args={
-            "connect_timeout": CONNECT_TIMEOUT_SECONDS,
-            "application_name": "helix",
-            # A half-open connection shows within about a minute instead of two hours.
-            "keepalives_idle": 20,
-            "keepalives_interval": 10,
-            "keepalives_count": 3,
-            "tcp_user_timeout": 30_000,
-        },
-        pool_pre_ping=True,
-        hide_parameters=True,
-        json_serializer=_dumps,
-        pool_size=4,
-        max_overflow=28,
-    )
-
-    @event.listens_for(engine, "connect")
-    def _on_connect(connection: Any, _record: object) -> None:  # noqa: ANN401  (a DBAPI connection)
-        # Not among the connection's options: poolers such as PgBouncer refuse those.
-        connection.execute(f"SET idle_in_transaction_session_timeout = {round(1000 * IDLE_TRANSACTION_SECONDS)}")
-        connection.commit()
-
-    return engine
+_OPTIONS: Final[dict[str, Any]] = {"json_serializer": _dumps, "pool_size": 4, "max_overflow": 28}

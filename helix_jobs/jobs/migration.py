@@ -12,6 +12,7 @@ from sqlalchemy.exc import DBAPIError
 
 import helix_jobs
 from helix_jobs.errors import DatabaseUnreachableError, SchemaVersionError
+from helix_jobs.jobs.database_errors import unreachable_reason
 from helix_jobs.jobs.schema import SCHEMA_REVISION
 from helix_jobs.private_files import touch_private
 
@@ -149,8 +150,6 @@ def _read_revision(connection: Connection) -> str | None:
 
 
 def _migrate(database: Database, command: Callable[[Config], None]) -> str | None:
-    from helix_jobs.jobs.database import unreachable_reason
-
     engine = _migration_engine(database)
     try:
         with engine.begin() as connection, warnings.catch_warnings():
@@ -181,7 +180,12 @@ def _migrate(database: Database, command: Callable[[Config], None]) -> str | Non
 def _migration_engine(database: Database) -> Engine:
     """An engine of its own: with foreign keys on, SQLite's table rebuild would cascade the drop of the old table."""
     if database.dialect != "sqlite":
-        return create_engine(database.url, poolclass=NullPool, hide_parameters=True)
+        from helix_jobs.jobs.postgres_engine import limit_answers, postgres_engine
+
+        unbounded = postgres_engine(database.url, database.calls, poolclass=NullPool)
+        # A migration of a million rows takes its time, and a person is there who sees it.
+        event.listen(unbounded, "connect", lambda connection, _record: limit_answers(connection, None))
+        return unbounded
     engine = create_engine(
         database.url,
         poolclass=NullPool,

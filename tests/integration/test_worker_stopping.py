@@ -101,9 +101,9 @@ def test_a_second_interrupt_is_immediate(embedded_box: Box, trouble: str) -> Non
 def test_sigterm_ends_a_worker_whose_database_is_locked(embedded_box: Box) -> None:
     script = (
         "import sys\n"
-        "from helix_jobs.jobs import database, worker\n"
+        "from helix_jobs.jobs import sqlite_engine, worker\n"
         "from helix_jobs.settings import Settings\n"
-        "database.BUSY_TIMEOUT_SECONDS = worker.WRITER_SECONDS = worker.HAND_BACK_SECONDS = 0.5\n"
+        "sqlite_engine.BUSY_TIMEOUT_SECONDS = worker.WRITER_SECONDS = worker.HAND_BACK_SECONDS = 0.5\n"
         "sys.exit(worker.run_worker(Settings.from_environment()))\n"
     )
     box = embedded_box

@@ -98,11 +98,11 @@ class Plan:
 
 
 def _set_times(times: Times) -> None:
-    from helix_jobs.jobs import database, heartbeat, worker
+    from helix_jobs.jobs import heartbeat, postgres_engine, worker
     from helix_jobs.jobs.reconciler import Reconciler, ReconcilerConfig
 
     heartbeat.BEAT_SECONDS, heartbeat.CHECK_SECONDS = times.beat, times.check  # type: ignore[misc]
-    database.IDLE_TRANSACTION_SECONDS = times.idle_transaction  # type: ignore[misc]
+    postgres_engine.IDLE_TRANSACTION_SECONDS = times.idle_transaction  # type: ignore[misc]
     config = ReconcilerConfig(
         interval=times.interval, silence=times.silence, unseen=times.unseen, own_silence=times.own_silence
     )

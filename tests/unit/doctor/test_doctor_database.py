@@ -70,7 +70,7 @@ def test_an_empty_database(empty_database, settings):
 
 
 def test_a_locked_sqlite_database_takes_no_writes(sqlite_database, settings, monkeypatch):
-    monkeypatch.setattr("helix_jobs.jobs.database.BUSY_TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr("helix_jobs.jobs.sqlite_engine.BUSY_TIMEOUT_SECONDS", 0.1)
     url = sqlite_database.url.render_as_string(hide_password=False)
     with sqlite_database.write():
         found = only(check_database(dataclasses.replace(settings, database_url=url)), "database, writes")

@@ -9,8 +9,7 @@ from sqlalchemy import text
 from store_helpers import counts, ended, must_take, now, register, result_row, stored_batch
 
 from helix_jobs.errors import DatabaseUnreachableError, HelixError
-from helix_jobs.jobs import database as database_module
-from helix_jobs.jobs import store
+from helix_jobs.jobs import sqlite_engine, store
 from helix_jobs.jobs.database import Database
 from helix_jobs.jobs.result_writer import GroupCommitWriter
 
@@ -102,7 +101,7 @@ def test_counters_survive_a_group_that_had_to_be_taken_apart(database):
 
 @pytest.fixture
 def _impatient(monkeypatch):
-    monkeypatch.setattr(database_module, "BUSY_TIMEOUT_SECONDS", 0.02)
+    monkeypatch.setattr(sqlite_engine, "BUSY_TIMEOUT_SECONDS", 0.02)
 
 
 @pytest.mark.usefixtures("_impatient")

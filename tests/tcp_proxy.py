@@ -1,4 +1,4 @@
-"""TcpProxy: a connection between a worker and its broker that can go dead without either end being told."""
+"""TcpProxy: a connection to a server that can go dead without either end being told."""
 
 from __future__ import annotations
 

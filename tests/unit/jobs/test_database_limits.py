@@ -1,0 +1,185 @@
+"""No answer is waited for without an end, and long work is not cut off."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+
+import psycopg
+import pytest
+from sqlalchemy import text
+from tcp_proxy import TcpProxy
+
+from helix_jobs.errors import DatabaseUnreachableError
+from helix_jobs.jobs import postgres_engine
+from helix_jobs.jobs.calls_in_flight import CallsInFlight
+from helix_jobs.jobs.database import Database
+from helix_jobs.jobs.result_writer import GroupCommitWriter
+
+
+@pytest.fixture
+def proxy(postgres_database):
+    with psycopg.connect(postgres_database.url.render_as_string(hide_password=False).replace("+psycopg", "")) as c:
+        port = c.info.port
+    between = TcpProxy(port)
+    yield between
+    between.close()
+
+
+@pytest.fixture
+def through_proxy(postgres_database, proxy):
+    """The database, reached by TCP through the proxy; a statement may take 1 s, and the client waits 0.5 s more."""
+    url = postgres_database.url.set(host="127.0.0.1", port=proxy.port, username="helix", password="helix")
+    with postgres_database.write() as c:
+        c.execute(
+            text(
+                "DO $$ BEGIN CREATE ROLE helix SUPERUSER LOGIN PASSWORD 'helix'; "
+                "EXCEPTION WHEN duplicate_object THEN NULL; END $$"
+            )
+        )
+    database = Database(url.render_as_string(hide_password=False), statement_seconds=1.0)
+    yield database
+    database.dispose()
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
+    monkeypatch.setattr(postgres_engine, "PING_SECONDS", 0.3)
+    monkeypatch.setattr(postgres_engine.BoundedConnection, "answer_seconds", 0.3)
+    monkeypatch.setattr(postgres_engine, "ANSWER_MARGIN_SECONDS", 0.5)
+
+
+pytestmark = pytest.mark.postgres
+
+
+def test_a_connection_that_goes_dead_in_mid_transaction_is_given_up(through_proxy, proxy):
+    with pytest.raises(DatabaseUnreachableError, match="no answer for 2 s"), through_proxy.write() as c:  # noqa: PT012  (it dies in mid-transaction)
+        c.execute(text("SELECT 1"))
+        assert proxy.go_dead() == 1
+        c.execute(text("SELECT 1"))
+    through_proxy.ping()
+
+
+def test_a_commit_that_nobody_answers_is_given_up(through_proxy, proxy):
+    with pytest.raises(DatabaseUnreachableError, match="no answer"), through_proxy.write() as c:  # noqa: PT012  (it dies before the commit)
+        c.execute(text("SELECT 1"))
+        proxy.go_dead()
+    through_proxy.ping()
+
+
+def test_idle_connections_that_went_dead_cost_one_ping(through_proxy, proxy):
+    gate = threading.Barrier(3)
+
+    def hold():
+        with through_proxy.read():
+            gate.wait(10)
+
+    threads = [threading.Thread(target=hold) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert proxy.go_dead() == 3
+    through_proxy.ping()
+    through_proxy.ping()
+
+
+def test_a_writer_goes_on_when_its_connection_goes_dead(through_proxy, proxy):
+    writer = GroupCommitWriter(through_proxy)
+    began = threading.Event()
+
+    def operation(c):
+        if not began.is_set():
+            proxy.go_dead()
+            began.set()
+        return c.execute(text("SELECT 7")).scalar_one()
+
+    assert writer.submit(operation).result(30) == 7
+    assert writer.close(20)
+
+
+def test_the_server_cancels_what_takes_too_long_and_the_connection_lives(through_proxy):
+    with pytest.raises(DatabaseUnreachableError, match="statement timeout"), through_proxy.write() as c:
+        c.execute(text("SELECT pg_sleep(20)"))
+    through_proxy.ping()
+
+
+def test_work_without_a_limit_is_not_cut_off(through_proxy):
+    through_proxy.transact(lambda c: c.execute(text("SELECT pg_sleep(1.8)")), unlimited=True)
+    with through_proxy.read(unlimited=True) as c:
+        c.execute(text("SELECT pg_sleep(1.8)"))
+        assert through_proxy.calls.oldest_seconds() == 0.0
+    with through_proxy.write() as c:
+        assert c.execute(text("SHOW statement_timeout")).scalar_one() == "1s"
+
+
+def test_limits_end_with_their_transaction(through_proxy):
+    """A pooler may give the session to anybody next."""
+    with through_proxy.write():
+        pass
+    raw = through_proxy._writer.raw_connection()
+    found = [
+        raw.cursor().execute(f"SHOW {name}").fetchone()[0]
+        for name in ("statement_timeout", "idle_in_transaction_session_timeout")
+    ]
+    raw.close()
+    assert found == ["0", "0"]
+
+
+def test_nothing_is_prepared(through_proxy):
+    with through_proxy.write() as c:
+        for number in range(12):
+            c.execute(text("SELECT CAST(:number AS integer)"), {"number": number})
+        assert c.execute(text("SELECT count(*) FROM pg_prepared_statements")).scalar_one() == 0
+
+
+def test_the_sockets_of_overdue_calls_are_shut_and_others_left_alone():
+    now = [0.0]
+    calls = CallsInFlight(lambda: now[0])
+    pairs = [socket.socketpair() for _ in range(3)]
+    with (
+        calls.note(pairs[0][0].fileno(), 10.0),
+        calls.note(pairs[1][0].fileno(), 100.0),
+        calls.note(pairs[2][0].fileno(), None),
+    ):
+        assert calls.close_overdue(60.0) == 0
+        now[0] = 61.0
+        assert calls.oldest_seconds() == 61.0
+        assert calls.close_overdue(60.0) == 1
+    assert pairs[0][1].recv(1) == b"", "its peer sees the end"
+    for near, far in pairs[1:]:
+        near.sendall(b"x")
+        assert far.recv(1) == b"x"
+    now[0] = 1000.0
+    assert calls.close_overdue(60.0) == 0
+    for near, far in pairs:
+        near.close()
+        far.close()
+
+
+def test_a_thread_that_waits_gets_an_error_when_its_call_is_ended(through_proxy, proxy):
+    through_proxy._statement_seconds = 30.0
+    errors = []
+
+    def ask():
+        try:
+            with through_proxy.write() as c:
+                proxy.go_dead()
+                c.execute(text("SELECT 1"))
+        except DatabaseUnreachableError as error:
+            errors.append(str(error))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    deadline = time.monotonic() + 20
+    while not errors and time.monotonic() < deadline:
+        # What the switch does, with a limit that stands for a minute.
+        through_proxy.calls._calls.update(
+            {key: type(call)(call.began, call.descriptor, 0.0) for key, call in through_proxy.calls._calls.items()}
+        )
+        through_proxy.calls.close_overdue(0.5)
+        time.sleep(0.05)
+    thread.join(20)
+    assert errors
+    through_proxy.ping()
