@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import func, select
 
 from helix_jobs import HelixClient
-from helix_jobs.jobs.broker import CeleryPublisher, EmbeddedBroker
+from helix_jobs.jobs.broker import CeleryPublisher, EmbeddedBroker, QueueNames, broker_url, read_queue_names
 from helix_jobs.jobs.database import Database
 from helix_jobs.jobs.schema import jobs, results, workers
 from helix_jobs.settings import Settings
@@ -41,7 +41,7 @@ def prompts(count: int, words: int = 6) -> list[str]:
 
 def flush(url: str) -> None:
     """FLUSHALL."""
-    publisher = CeleryPublisher(url)
+    publisher = CeleryPublisher(url, QueueNames("test"))
     publisher._open_channel().client.flushall()
     publisher.close()
 
@@ -163,6 +163,14 @@ class Box:
     def worker_rows(self) -> list[Any]:
         with self._read() as c:
             return list(c.execute(select(workers).order_by(workers.c.started_at)))
+
+    @property
+    def names(self) -> QueueNames:
+        return read_queue_names(self._opened())
+
+    def publisher(self) -> CeleryPublisher:
+        """A connection to this box's queue."""
+        return CeleryPublisher(broker_url(self.settings), self.names)
 
     def _read(self) -> Any:
         return self._opened().read()

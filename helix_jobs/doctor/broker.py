@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 from helix_jobs.doctor.clock import judge_skew
 from helix_jobs.doctor.disk import describe_bytes
 from helix_jobs.doctor.verdict import Level, Verdict, failure
-from helix_jobs.errors import BrokerUnreachableError, ConfigurationError
+from helix_jobs.errors import BrokerUnreachableError, ConfigurationError, HelixError
 from helix_jobs.jobs.broker_state import BrokerState, read_broker_state
+from helix_jobs.jobs.database import Database, ensure_schema
 from helix_jobs.jobs.embedded_broker import EmbeddedBroker
+from helix_jobs.jobs.queue_names import QueueNames, read_queue_names
 from helix_jobs.redaction import redact
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ def check_broker(settings: Settings) -> list[Verdict]:
         return _check_embedded(settings)
     if settings.redis_url.startswith("memory:"):
         return [Verdict(SUBJECT, Level.OK, "within one process, for --local only")]
-    return _check_server(settings.redis_url, embedded=False)
+    return _check_server(settings, settings.redis_url, embedded=False)
 
 
 def judge_state(state: BrokerState, url: str, *, embedded: bool) -> list[Verdict]:
@@ -37,7 +39,9 @@ def judge_state(state: BrokerState, url: str, *, embedded: bool) -> list[Verdict
         embedded: It is Helix's own, which keeps nothing on disk by intention.
     """
     kind = "embedded " if embedded else ""
-    finding = f"{kind}{state.server} at {redact(url)}, {state.messages} ids waiting, {state.unacked} in workers' hands"
+    finding = f"{kind}{state.server} at {redact(url)}"
+    if state.queue is not None:
+        finding += f", queue {state.queue}: {state.messages} ids waiting, {state.unacked} in workers' hands"
     return [
         Verdict(SUBJECT, Level.OK, finding),
         _judge_memory(state),
@@ -57,14 +61,27 @@ def _check_embedded(settings: Settings) -> list[Verdict]:
     broker = EmbeddedBroker(settings.home)
     if not broker.is_running():
         return [Verdict(SUBJECT, Level.OK, "embedded, not running; a worker starts it")]
-    return _check_server(broker.url, embedded=True)
+    return _check_server(settings, broker.url, embedded=True)
 
 
-def _check_server(url: str, *, embedded: bool) -> list[Verdict]:
+def _check_server(settings: Settings, url: str, *, embedded: bool) -> list[Verdict]:
     try:
-        return judge_state(read_broker_state(url), url, embedded=embedded)
+        return judge_state(read_broker_state(url, _queue_names(settings)), url, embedded=embedded)
     except (BrokerUnreachableError, ConfigurationError) as error:
         return [failure(SUBJECT, error)]
+
+
+def _queue_names(settings: Settings) -> QueueNames | None:
+    """The queue's names; None where the database cannot tell, which its own check says."""
+    try:
+        database = Database(settings.database_url)
+        try:
+            ensure_schema(database, migrate=False)  # doctor makes no file
+            return read_queue_names(database)
+        finally:
+            database.dispose()
+    except HelixError:
+        return None
 
 
 def _judge_memory(state: BrokerState) -> Verdict:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from helix_jobs.errors import BrokerUnreachableError, ConfigurationError
 from helix_jobs.jobs.embedded_broker import EmbeddedBroker, socket_url
+from helix_jobs.jobs.queue_names import PRIORITIES, QueueNames, read_queue_names
 from helix_jobs.redaction import redact
 
 if TYPE_CHECKING:
@@ -25,13 +26,14 @@ if TYPE_CHECKING:
     from helix_jobs.settings import Settings
 
 __all__ = [
-    "QUEUE_NAME",
     "TASK_NAME",
     "CeleryPublisher",
     "EmbeddedBroker",
+    "QueueNames",
     "broker_url",
     "message_priority",
     "ping",
+    "read_queue_names",
     "transport_options",
     "verifying_url",
 ]
@@ -40,18 +42,12 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-QUEUE_NAME: Final = "helix"
 TASK_NAME: Final = "helix.run_job"
 MAX_PRIORITY: Final = 9
 CONNECT_TIMEOUT: Final = 5.0
 SOCKET_TIMEOUT: Final = 5.0
 PUBLISH_ATTEMPTS: Final = 3
 PUBLISH_BATCH: Final = 500
-
-# One list key a priority step; the set and the index hold what was delivered and not yet acknowledged.
-_PRIORITY_STEPS: Final = tuple(range(MAX_PRIORITY + 1))
-_UNACKED: Final = "helix.unacked"
-_UNACKED_INDEX: Final = "helix.unacked_index"
 
 
 class Publishable(Protocol):
@@ -91,20 +87,28 @@ def verifying_url(url: str) -> str:
     return f"{url}{'&' if '?' in url else '?'}ssl_cert_reqs=required&ssl_check_hostname=true"
 
 
-def transport_options(url: str) -> dict[str, Any]:
+def transport_options(url: str, names: QueueNames) -> dict[str, Any]:
     """Return kombu's options for this broker; publisher, worker and inspectors must agree on them."""
+    if url.startswith("memory:"):
+        return connection_options(url)
+    return connection_options(url) | {
+        # Jobs are recovered from the database within half a minute; this only bounds when Redis forgets its copy.
+        "visibility_timeout": 86_400,
+        "unacked_restore_throttle": 1,
+        # Keys of this installation's own: whoever else uses the Redis database is none of our business.
+        "unacked_key": names.unacked,
+        "unacked_index_key": names.unacked_index,
+        "unacked_mutex_key": names.unacked_mutex,
+        "priority_steps": list(PRIORITIES),
+    }
+
+
+def connection_options(url: str) -> dict[str, Any]:
+    """Return those of kombu's options that say how long a connection waits."""
     if url.startswith("memory:"):
         # Its default of a second would be the latency of every message.
         return {"polling_interval": 0.02}
     return {
-        # Jobs are recovered from the database within half a minute; this only bounds when Redis forgets its copy.
-        "visibility_timeout": 86_400,
-        "unacked_restore_throttle": 1,
-        # Keys of Helix's own: another Celery application in the same Redis database is none of our business.
-        "unacked_key": _UNACKED,
-        "unacked_index_key": _UNACKED_INDEX,
-        "unacked_mutex_key": "helix.unacked_mutex",
-        "priority_steps": list(_PRIORITY_STEPS),
         # Each connection that went dead without a word costs the consumer's loop this long when it next acknowledges,
         # and it must be through with them all within a minute. A server that is silent for so long and lives after all
         # costs a reconnection.
@@ -131,7 +135,7 @@ def ping(url: str, *, timeout: float = CONNECT_TIMEOUT) -> None:
     from kombu.connection import Connection
 
     url = verifying_url(url)
-    options = transport_options(url) | ({} if url.startswith("memory:") else {"socket_connect_timeout": timeout})
+    options = connection_options(url) | ({} if url.startswith("memory:") else {"socket_connect_timeout": timeout})
     with _broker_errors(url), Connection(url, transport_options=options) as connection:
         connection.ensure_connection(max_retries=1, interval_start=0, timeout=timeout)
 
@@ -143,11 +147,13 @@ class CeleryPublisher:
     batch, at 9,000 messages a second against 2,000.
 
     Args:
-        settings: Says where the broker is; a URL does as well.
+        url: Where the broker is.
+        names: What its queue is called.
     """
 
-    def __init__(self, settings: Settings | str) -> None:
-        self.url = verifying_url(settings) if isinstance(settings, str) else broker_url(settings)
+    def __init__(self, url: str, names: QueueNames) -> None:
+        self.url = verifying_url(url)
+        self.names = names
         self._lock = threading.Lock()
         self._connection: Connection | None = None
         self._channel: Any = None
@@ -159,7 +165,7 @@ class CeleryPublisher:
             BrokerUnreachableError: The broker does not answer.
         """
         with self._lock, self._reset_on_error(), _broker_errors(self.url):
-            return int(self._open_channel().queue_declare(queue=QUEUE_NAME).message_count)
+            return int(self._open_channel().queue_declare(queue=self.names.queue).message_count)
 
     def publish(self, jobs: Sequence[Publishable]) -> None:
         """Send one message a job. After an error some may have been sent: sending them again is harmless.
@@ -181,6 +187,27 @@ class CeleryPublisher:
                 else:
                     return
 
+    def check_keys(self) -> None:
+        """Make sure that what lies under the queue's names can be the queue.
+
+        Raises:
+            BrokerUnreachableError: The broker does not answer.
+            ConfigurationError: A key of that name holds something else.
+        """
+        if self.url.startswith("memory:"):
+            return
+        kinds = dict.fromkeys(self.names.lists, b"list") | {
+            self.names.unacked: b"hash",
+            self.names.unacked_index: b"zset",
+        }
+        found = self.ask(lambda client: [client.type(key) for key in kinds])
+        for (key, kind), there in zip(kinds.items(), found, strict=True):
+            if there not in (b"none", kind):
+                raise ConfigurationError(
+                    f"the broker at {redact(self.url)} holds a {there.decode()} under the key {key!r}, where Helix's "
+                    f"queue needs a {kind.decode()}; rename that key, or name another Redis database in HELIX_REDIS_URL"
+                )
+
     def reset_queue(self) -> None:
         """Forget every message, waiting or stranded with a dead worker. The reconciler publishes anew.
 
@@ -191,9 +218,9 @@ class CeleryPublisher:
         """
         with self._lock, self._reset_on_error(), _broker_errors(self.url):
             channel = self._open_channel()
-            channel.queue_purge(QUEUE_NAME)
+            channel.queue_purge(self.names.queue)
             if not self.url.startswith("memory:"):
-                channel.client.delete(_UNACKED, _UNACKED_INDEX)
+                channel.client.delete(self.names.unacked, self.names.unacked_index)
 
     def ask(self, question: Callable[[Any], T]) -> T:
         """Put a question to the Redis client itself.
@@ -219,13 +246,13 @@ class CeleryPublisher:
             return 0
         with self._lock, self._reset_on_error(), _broker_errors(self.url):
             client = self._open_channel().client
-            tags = client.hkeys(_UNACKED) or client.zrange(_UNACKED_INDEX, 0, -1)
+            tags = client.hkeys(self.names.unacked) or client.zrange(self.names.unacked_index, 0, -1)
         if not tags or not are_moot():
             return 0
         with self._lock, self._reset_on_error(), _broker_errors(self.url):
             client = self._open_channel().client
-            client.zrem(_UNACKED_INDEX, *tags)
-            return int(client.hdel(_UNACKED, *tags))
+            client.zrem(self.names.unacked_index, *tags)
+            return int(client.hdel(self.names.unacked, *tags))
 
     def close(self) -> None:
         """Close the connection; the next use opens another."""
@@ -245,7 +272,7 @@ class CeleryPublisher:
                     [[job.id], {}, {}],
                     # The nameless exchange needs no binding, so publishing works on a Redis that was just flushed.
                     exchange="",
-                    routing_key=QUEUE_NAME,
+                    routing_key=self.names.queue,
                     serializer="json",
                     priority=message_priority(job.priority),
                     headers={"lang": "py", "task": TASK_NAME, "id": task_id, "root_id": task_id, "ignore_result": True},
@@ -256,7 +283,7 @@ class CeleryPublisher:
         if self._channel is None:
             from kombu.connection import Connection
 
-            self._connection = Connection(self.url, transport_options=transport_options(self.url))
+            self._connection = Connection(self.url, transport_options=transport_options(self.url, self.names))
             self._connection.ensure_connection(max_retries=1, interval_start=0, timeout=CONNECT_TIMEOUT)
             self._channel = self._connection.channel()
         return self._channel

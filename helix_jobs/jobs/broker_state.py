@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from helix_jobs.jobs.broker import _UNACKED_INDEX, CeleryPublisher
+from helix_jobs.jobs.broker import CeleryPublisher, QueueNames
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,6 +18,7 @@ class BrokerState:
 
     Attributes:
         server: Name and version.
+        queue: The queue's name; None where the database, which knows it, does not answer.
         messages: Job ids that wait.
         unacked: Job ids delivered and not acknowledged.
         used_memory: Bytes.
@@ -29,6 +30,7 @@ class BrokerState:
     """
 
     server: str
+    queue: str | None
     messages: int
     unacked: int
     used_memory: int
@@ -39,21 +41,25 @@ class BrokerState:
     skew_seconds: float
 
 
-def read_broker_state(url: str) -> BrokerState:
-    """Ask the server.
+def read_broker_state(url: str, names: QueueNames | None) -> BrokerState:
+    """Ask the server; without names, nothing about the queue.
 
     Raises:
         BrokerUnreachableError: It does not answer, or may not be asked.
+        ConfigurationError: What lies under the queue's names cannot be the queue.
     """
-    publisher = CeleryPublisher(url)
+    publisher = CeleryPublisher(url, names or QueueNames("none"))
     try:
+        if names is None:
+            return publisher.ask(lambda client: _read(client, names, 0))
+        publisher.check_keys()
         messages = publisher.depth()
-        return publisher.ask(lambda client: _read(client, messages))
+        return publisher.ask(lambda client: _read(client, names, messages))
     finally:
         publisher.close()
 
 
-def _read(client: Any, messages: int) -> BrokerState:  # noqa: ANN401  (kombu has no types)
+def _read(client: Any, names: QueueNames | None, messages: int) -> BrokerState:  # noqa: ANN401  (kombu has no types)
     asked = time.time()
     seconds, microseconds = client.time()
     # Half-way between question and answer.
@@ -61,8 +67,9 @@ def _read(client: Any, messages: int) -> BrokerState:  # noqa: ANN401  (kombu ha
     info: Mapping[str, Any] = client.info("all")
     return BrokerState(
         server=_server(info),
+        queue=None if names is None else names.queue,
         messages=messages,
-        unacked=int(client.zcard(_UNACKED_INDEX)),
+        unacked=0 if names is None else int(client.zcard(names.unacked_index)),
         used_memory=int(info.get("used_memory", 0)),
         maxmemory=int(info.get("maxmemory", 0)),
         policy=str(info.get("maxmemory_policy", "unknown")),

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any, Final
 from celery import Celery
 from celery.signals import worker_init
 
-from helix_jobs.jobs.broker import QUEUE_NAME, broker_url, transport_options
+from helix_jobs.jobs.broker import broker_url, read_queue_names, transport_options
 from helix_jobs.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from helix_jobs.jobs.queue_names import QueueNames
 
 # Trade-off: threads beyond the batch slots keep the engine fed while finished jobs are written and new ones claimed;
 # each of them holds a claimed job that waits, which another worker could have run.
@@ -23,17 +25,20 @@ LOOK_AHEAD_SHARE: Final = 4
 MIN_LOOK_AHEAD: Final = 2
 
 
+_given: Final[list[tuple[Settings, QueueNames]]] = []
+
+
 def concurrency(max_batch_size: int) -> int:
     """Return the number of pool threads for a batch: its slots plus a small look-ahead."""
     return max_batch_size + max(MIN_LOOK_AHEAD, max_batch_size // LOOK_AHEAD_SHARE)
 
 
-def celery_settings(settings: Settings) -> Mapping[str, Any]:
-    """Return Celery's configuration. Why each one: see the comments."""
+def celery_settings(settings: Settings, names: QueueNames) -> Mapping[str, Any]:
+    """Return Celery's configuration for this installation. Why each one: see the comments."""
     url = broker_url(settings)
     return {
         "broker_url": url,
-        "broker_transport_options": transport_options(url),
+        "broker_transport_options": transport_options(url, names),
         # A message is acknowledged after the job's result is committed, never before.
         "task_acks_late": True,
         "task_ignore_result": True,
@@ -42,9 +47,10 @@ def celery_settings(settings: Settings) -> Mapping[str, Any]:
         "task_serializer": "json",
         "event_serializer": "json",
         "imports": ["helix_jobs.jobs.tasks"],
-        "task_default_queue": QUEUE_NAME,
+        "task_default_queue": names.queue,
         # Broadcasts of other applications on the same Redis are not for us, nor ours for them.
-        "control_exchange": QUEUE_NAME,
+        "control_exchange": names.queue,
+        "event_exchange": names.events,
         "worker_pool": "helix_jobs.jobs.pool:TaskPool",
         "worker_concurrency": concurrency(settings.max_batch_size),
         "worker_prefetch_multiplier": 2,
@@ -62,13 +68,33 @@ def celery_settings(settings: Settings) -> Mapping[str, Any]:
     }
 
 
-def configure(settings: Settings) -> Celery:
+def configure(settings: Settings, names: QueueNames) -> Celery:
     """Give the application these settings instead of the environment's; for the worker, which may have flags."""
     # Celery prefers these variables to its configuration; they would be some other application's.
     for name in ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL"):
         os.environ.pop(name, None)
-    app.conf.update(celery_settings(settings))
+    _given.append((settings, names))
+    app.conf.update(celery_settings(settings, names))
     return app
+
+
+def _defaults() -> Mapping[str, Any]:
+    """The last configuration that was given; for Celery's own commands and Flower the environment's.
+
+    Raises:
+        HelixError: A setting is wrong, or the database, which knows the queue's name, does not answer.
+    """
+    if _given:
+        return celery_settings(*_given[-1])
+    from helix_jobs.jobs.database import Database, ensure_schema
+
+    settings = Settings.from_environment()
+    database = Database(settings.database_url)
+    try:
+        ensure_schema(database)
+        return celery_settings(settings, read_queue_names(database))
+    finally:
+        database.dispose()
 
 
 @worker_init.connect(weak=False)  # type: ignore[untyped-decorator]
@@ -83,4 +109,4 @@ def _refuse_bare_worker(**_: object) -> None:
 
 app = Celery("helix", amqp="helix_jobs.jobs.vetted_transport:AMQP")
 # Read when the first command needs it, so that importing this module reads no environment.
-app.add_defaults(lambda: celery_settings(Settings.from_environment()))
+app.add_defaults(_defaults)

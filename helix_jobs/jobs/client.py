@@ -337,7 +337,7 @@ class HelixClient:
         Raises:
             BrokerUnreachableError: HELIX_REDIS_URL is set and does not answer.
         """
-        from helix_jobs.jobs.broker import CeleryPublisher, EmbeddedBroker, ping
+        from helix_jobs.jobs.broker import CeleryPublisher, EmbeddedBroker, broker_url, ping, read_queue_names
 
         if self.settings.redis_url is not None:
             ping(self.settings.redis_url)
@@ -345,7 +345,7 @@ class HelixClient:
             self.settings.check_home()
             if not EmbeddedBroker(self.settings.home).is_running():
                 return None
-        publisher = CeleryPublisher(self.settings)
+        publisher = CeleryPublisher(broker_url(self.settings), read_queue_names(self._database()))
         stack.callback(publisher.close)
         return publisher
 

@@ -15,9 +15,9 @@ from celery.platforms import EX_FAILURE, EX_OK
 from celery.worker import WorkController, state
 
 from helix_jobs.jobs import celery_app
-from helix_jobs.jobs.broker import QUEUE_NAME
 
 if TYPE_CHECKING:
+    from helix_jobs.jobs.queue_names import QueueNames
     from helix_jobs.settings import Settings
 
 # What Celery's controller leaves in ``exitcode`` when its loop ended by an error.
@@ -35,7 +35,7 @@ class Consumer(WorkController):  # type: ignore[misc]  # celery has no types
         """Have Celery drop its connection to the broker and make another, from any thread; running jobs go on."""
         # ``celery control cancel_consumer`` takes it away for good; Helix knows no worker without its queue.
         queues = self.app.amqp.queues
-        queues.select_add(queues[QUEUE_NAME])
+        queues.select_add(queues[self.app.conf.task_default_queue])
 
         def fail() -> None:
             raise ConnectionResetError("nothing is delivered")
@@ -52,7 +52,7 @@ class Consumer(WorkController):  # type: ignore[misc]  # celery has no types
                 sock.shutdown(socket.SHUT_RDWR)
 
 
-def make_consumer(settings: Settings, hostname: str) -> Consumer:
+def make_consumer(settings: Settings, names: QueueNames, hostname: str) -> Consumer:
     """Build a consumer; its ``start`` blocks until ``stop_consuming``.
 
     The node is named after this process, as two workers of one host must not answer to one name.
@@ -62,7 +62,7 @@ def make_consumer(settings: Settings, hostname: str) -> Consumer:
     warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
     logging.getLogger("celery.worker.request").addFilter(_without_traceback)
     logging.getLogger("celery.app.trace").addFilter(_no_rejection)
-    app = celery_app.configure(settings)
+    app = celery_app.configure(settings, names)
     # Mingle and gossip tell other workers' clocks and revoked tasks, at the price of a second at each start.
     return Consumer(app=app, hostname=f"helix-{os.getpid()}@{hostname}", without_mingle=True, without_gossip=True)
 

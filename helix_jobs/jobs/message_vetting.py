@@ -6,7 +6,7 @@ import base64
 import json
 from typing import TYPE_CHECKING, Any, Final
 
-from helix_jobs.jobs.broker import QUEUE_NAME, TASK_NAME
+from helix_jobs.jobs.broker import TASK_NAME
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -38,9 +38,14 @@ def is_envelope(raw: object) -> bool:
     )
 
 
-def job_id_of_message(raw: Any) -> int | None:  # noqa: ANN401  (parsed JSON)
-    """The id of the job a message names, or None where it is none of ours: malformed, too long, of another task."""
-    if not is_envelope(raw) or not _is_for_us(raw["headers"], raw["properties"]):
+def job_id_of_message(raw: Any, queue: str) -> int | None:  # noqa: ANN401  (parsed JSON)
+    """The id of the job a message names, or None where it is none of ours: malformed, too long, of another task.
+
+    Args:
+        raw: The message.
+        queue: The queue it came from.
+    """
+    if not is_envelope(raw) or not _is_for_us(raw["headers"], raw["properties"], queue):
         return None
     written = (raw["content-type"], raw["content-encoding"], raw["properties"].get("body_encoding"))
     if written != ("application/json", "utf-8", "base64") or len(raw["body"]) > MAX_BODY_CHARS:
@@ -65,13 +70,13 @@ def _is_name(value: object) -> bool:
     return isinstance(value, str) and 0 < len(value) <= MAX_NAME_CHARS
 
 
-def _is_for_us(headers: Mapping[str, object], properties: Mapping[str, Any]) -> bool:
+def _is_for_us(headers: Mapping[str, object], properties: Mapping[str, Any], queue: str) -> bool:
     delivery, priority = properties["delivery_info"], properties.get("priority")
     return (
         headers.get("task") == TASK_NAME
         and _is_name(headers.get("id"))
         and headers.keys() <= _HEADERS
-        and (delivery["exchange"], delivery["routing_key"]) == ("", QUEUE_NAME)
+        and (delivery["exchange"], delivery["routing_key"]) == ("", queue)
         and isinstance(priority, int)
         and not isinstance(priority, bool)
     )

@@ -1,4 +1,4 @@
-"""The tables: batches, jobs, results, runs, workers, batch_counters. One schema for SQLite and Postgres."""
+"""The tables: installation, batches, jobs, results, runs, workers, batch_counters; for SQLite and Postgres alike."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Dialect
 
 # The migration these tables stand at; a test holds it equal to Alembic's head, so commands need not import Alembic.
-SCHEMA_REVISION: Final = "0003"
+SCHEMA_REVISION: Final = "0004"
 
 NAMING_CONVENTION: Final = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -71,6 +71,16 @@ def _column(name: str, kind: Any, *args: Any, nullable: bool = False, **kwargs: 
     """A column that is NOT NULL unless it says otherwise."""
     return Column(name, kind, *args, nullable=nullable, **kwargs)
 
+
+# One row, which the migration makes: what this database is called among all others (``queue_names.py``).
+installation = Table(
+    "installation",
+    metadata,
+    _column("singleton", Integer, primary_key=True, autoincrement=False),
+    _column("id", String(32)),
+    _column("created_at", UTCDateTime),
+    CheckConstraint("singleton = 1", name="singleton"),
+)
 
 batches = Table(
     "batches",

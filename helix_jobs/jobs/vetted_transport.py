@@ -10,8 +10,8 @@ from queue import Empty
 from typing import Any
 
 from helix_jobs.jobs import redis_transport, tasks
-from helix_jobs.jobs.broker import QUEUE_NAME
 from helix_jobs.jobs.message_vetting import is_envelope, job_id_of_message
+from helix_jobs.jobs.queue_names import is_job_queue
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class VettedTransport(redis_transport.Transport):
 
     def _deliver(self, message: Any, queue: str) -> None:  # noqa: ANN401  (parsed JSON)
         self.decoded = True
-        if queue == QUEUE_NAME and job_id_of_message(message) is None:
+        if is_job_queue(queue) and job_id_of_message(message, queue) is None:
             _drop("none of ours")
         elif not is_envelope(message):
             _drop("no message")

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 from helix_jobs.errors import HelixError
 from helix_jobs.jobs import store
 from helix_jobs.jobs.banner import WorkerBanner
-from helix_jobs.jobs.broker import CeleryPublisher, EmbeddedBroker, ping
+from helix_jobs.jobs.broker import CeleryPublisher, EmbeddedBroker, QueueNames, broker_url, ping, read_queue_names
 from helix_jobs.jobs.database import Database, ensure_schema
 from helix_jobs.jobs.device_lock import DeviceLock
 from helix_jobs.jobs.engine_choice import device_name, load_engine
@@ -122,9 +122,10 @@ class _Worker:
         self._hostname = socket.gethostname()
         self._worker_id = f"{self._hostname[:40]}-{os.getpid()}-{token_hex(3)}"
         self._database = Database(settings.database_url)
-        self._publisher = CeleryPublisher(settings)
         self._embedded = None if settings.redis_url is not None else EmbeddedBroker(settings.home)
-        self._reconciler = Reconciler(self._database, self._publisher, worker_id=self._worker_id)
+        self._names: QueueNames
+        self._publisher: CeleryPublisher
+        self._reconciler: Reconciler
         self._lock: DeviceLock
         self._engine: EngineProtocol
         self._service: WorkerService
@@ -152,9 +153,13 @@ class _Worker:
         self._stack.callback(self._lock.release)
         self._stack.callback(self._database.dispose)
         ensure_schema(self._database)
+        self._names = read_queue_names(self._database)
+        self._publisher = CeleryPublisher(broker_url(self._settings), self._names)
         self._stack.callback(self._publisher.close)
+        self._reconciler = Reconciler(self._database, self._publisher, worker_id=self._worker_id)
         if self._embedded is None:
             ping(self._publisher.url)
+            self._publisher.check_keys()
         else:
             self._embedded.start()
             self._stack.callback(self._leave_broker, self._embedded)
@@ -192,7 +197,7 @@ class _Worker:
         )
         self._watchdog = Watchdog(
             self._database,
-            CeleryPublisher(self._settings),
+            CeleryPublisher(self._publisher.url, self._names),
             self._service,
             reconnect=self._reconnect,
             give_up=self._leave_for_supervisor,
@@ -238,7 +243,7 @@ class _Worker:
         failures = 0
         try:
             while True:
-                self._consumer = consumer = make_consumer(self._settings, self._hostname)
+                self._consumer = consumer = make_consumer(self._settings, self._names, self._hostname)
                 if self._stopping:  # since the last one ended; making this one has cleared Celery's flag
                     stop_consuming()
                 if not supervisor.is_alive():

@@ -13,7 +13,7 @@ import pytest
 from worker_box import wait_until
 
 from helix_jobs.errors import BrokerUnreachableError, ConfigurationError
-from helix_jobs.jobs.broker import QUEUE_NAME, CeleryPublisher, EmbeddedBroker, broker_url, ping
+from helix_jobs.jobs.broker import CeleryPublisher, EmbeddedBroker, QueueNames, broker_url, ping
 from helix_jobs.jobs.embedded_broker import MAX_SOCKET_PATH
 from helix_jobs.jobs.store import PublishableJob
 from helix_jobs.settings import Settings
@@ -25,13 +25,16 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no embedded broker on Windows")
 
 
+NAMES = QueueNames("one")
+
+
 def jobs_of(*priorities: int) -> list[PublishableJob]:
     return [PublishableJob(number, priority) for number, priority in enumerate(priorities, start=1)]
 
 
 @pytest.fixture
 def publisher(empty_redis: str) -> Iterator[CeleryPublisher]:
-    publisher = CeleryPublisher(empty_redis)
+    publisher = CeleryPublisher(empty_redis, NAMES)
     yield publisher
     publisher.close()
 
@@ -105,10 +108,10 @@ def test_messages_carry_ids_and_lie_by_priority(publisher: CeleryPublisher) -> N
 
     client = publisher._open_channel().client
     # kombu looks at the lists in this order; a message at the right end is the next one.
-    first = client.lrange(QUEUE_NAME, 0, -1)
+    first = client.lrange(NAMES.queue, 0, -1)
     ids = [json.loads(message)["headers"]["id"].split("-")[0] for message in reversed(first)]
     assert ids == ["2", "4"], "priority 9 lies where kombu looks first, in order"
-    last = json.loads(client.lrange(f"{QUEUE_NAME}\x06\x169", 0, -1)[0])
+    last = json.loads(client.lrange(NAMES.lists[9], 0, -1)[0])
     assert last["headers"]["task"] == "helix.run_job"
     assert len(json.dumps(last)) < 1000
 
@@ -119,14 +122,14 @@ def test_messages_carry_ids_and_lie_by_priority(publisher: CeleryPublisher) -> N
 def test_each_publication_has_an_id_of_its_own(publisher: CeleryPublisher) -> None:
     publisher.publish(jobs_of(9))
     publisher.publish(jobs_of(9))
-    messages = publisher._open_channel().client.lrange(QUEUE_NAME, 0, -1)
+    messages = publisher._open_channel().client.lrange(NAMES.queue, 0, -1)
     assert len({json.loads(message)["headers"]["id"] for message in messages}) == 2
 
 
 def test_reset_forgets_what_a_dead_worker_held(publisher: CeleryPublisher) -> None:
     client = publisher._open_channel().client
-    client.zadd("helix.unacked_index", {"tag": 1})
-    client.hset("helix.unacked", "tag", "[]")
+    client.zadd(NAMES.unacked_index, {"tag": 1})
+    client.hset(NAMES.unacked, "tag", "[]")
     client.hset("unacked", "tag", "someone else's")
     publisher.reset_queue()
     assert {key.decode() for key in client.keys("*unacked*")} == {"unacked"}
@@ -136,8 +139,8 @@ def test_only_what_was_delivered_before_the_question_is_forgotten(publisher: Cel
     client = publisher._open_channel().client
 
     def deliver(tag: str) -> None:
-        client.zadd("helix.unacked_index", {tag: 1})
-        client.hset("helix.unacked", tag, "[]")
+        client.zadd(NAMES.unacked_index, {tag: 1})
+        client.hset(NAMES.unacked, tag, "[]")
 
     def agree() -> bool:
         deliver("new")
@@ -147,9 +150,9 @@ def test_only_what_was_delivered_before_the_question_is_forgotten(publisher: Cel
     deliver("old")
     assert publisher.forget_delivered(lambda: False) == 0
     assert publisher.forget_delivered(agree) == 1
-    assert client.hkeys("helix.unacked") == client.zrange("helix.unacked_index", 0, -1) == [b"new"]
+    assert client.hkeys(NAMES.unacked) == client.zrange(NAMES.unacked_index, 0, -1) == [b"new"]
     publisher.reset_queue()
-    assert CeleryPublisher("memory://").forget_delivered(lambda: True) == 0
+    assert CeleryPublisher("memory://", NAMES).forget_delivered(lambda: True) == 0
 
 
 def test_a_lost_connection_is_opened_again(publisher: CeleryPublisher) -> None:
@@ -163,7 +166,7 @@ def test_a_lost_connection_is_opened_again(publisher: CeleryPublisher) -> None:
 def test_a_full_broker_refuses_politely(short_tmp: Path) -> None:
     broker = EmbeddedBroker(short_tmp)
     broker.start()
-    publisher = CeleryPublisher(broker.url)
+    publisher = CeleryPublisher(broker.url, NAMES)
     try:
         broker._client().config_set("maxmemory", "1")
         with pytest.raises(BrokerUnreachableError, match=r"refuses: .*memory"):
@@ -177,11 +180,11 @@ def test_a_full_broker_refuses_politely(short_tmp: Path) -> None:
 
 
 def test_memory_works_within_a_process() -> None:
-    publisher = CeleryPublisher("memory://")
+    publisher = CeleryPublisher("memory://", NAMES)
     ping("memory://")
     publisher.reset_queue()
     publisher.publish(jobs_of(0, 5))
-    assert CeleryPublisher("memory://").depth() == 2
+    assert CeleryPublisher("memory://", NAMES).depth() == 2
     publisher.reset_queue()
     assert publisher.depth() == 0
 

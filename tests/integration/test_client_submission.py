@@ -12,7 +12,8 @@ from client_helpers import batch_count, lines, prompts, rows
 
 from helix_jobs import HelixClient, SamplingParams
 from helix_jobs.errors import BadLine, BrokerUnreachableError, InputError, InvalidInputError
-from helix_jobs.jobs.broker import CeleryPublisher, EmbeddedBroker
+from helix_jobs.jobs.broker import CeleryPublisher, EmbeddedBroker, read_queue_names
+from helix_jobs.jobs.database import Database
 from helix_jobs.jobs.requests import derive_seed
 from helix_jobs.jobs.states import BatchState
 from helix_jobs.settings import Settings
@@ -33,6 +34,13 @@ def broker(tmp_path: Path) -> Iterator[EmbeddedBroker]:
         yield embedded
     finally:
         embedded.stop()
+
+
+def publisher_of(helix: Settings, broker: EmbeddedBroker) -> CeleryPublisher:
+    database = Database(helix.database_url)
+    names = read_queue_names(database)
+    database.dispose()
+    return CeleryPublisher(broker.url, names)
 
 
 def test_a_file_becomes_a_sealed_batch(client: HelixClient, helix: Settings, tmp_path: Path):
@@ -175,7 +183,7 @@ def test_a_backslash_in_the_metadata_is_no_nul(client: HelixClient):
 @pytest.mark.redis
 def test_submitting_fills_a_running_broker(client: HelixClient, helix: Settings, broker: EmbeddedBroker):
     assert client.submit(prompts(1200, priority=2)).published == 1200
-    publisher = CeleryPublisher(helix)
+    publisher = publisher_of(helix, broker)
     assert publisher.depth() == 1200
     publisher.close()
     assert all(row.published_at is not None for row in rows(helix))
@@ -188,7 +196,7 @@ def test_the_broker_gets_no_more_than_the_window(tmp_path: Path, broker: Embedde
     with HelixClient(helix) as client:
         assert client.submit({"prompt": "a"} for _ in range(10_300)).published == 10_000
         assert client.submit(prompts(5)).published == 0
-    publisher = CeleryPublisher(helix)
+    publisher = publisher_of(helix, broker)
     assert publisher.depth() == 10_000
     publisher.close()
 

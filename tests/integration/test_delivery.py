@@ -12,7 +12,6 @@ import pytest
 from worker_box import flush, wait_until
 
 from helix_jobs.jobs import worker
-from helix_jobs.jobs.broker import QUEUE_NAME, CeleryPublisher
 from helix_jobs.jobs.reconciler import Reconciler, ReconcilerConfig
 
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ def test_a_flushed_broker_loses_no_job(quick_worker: Box) -> None:
 
 def test_messages_that_are_none_do_no_harm(quick_worker: Box) -> None:
     box = quick_worker
-    publisher = CeleryPublisher(box.settings)
+    publisher = box.publisher()
     client = publisher._open_channel().client
     publisher.publish([Ghost(4711), Ghost(2**62)])
     template = {
@@ -72,7 +71,7 @@ def test_messages_that_are_none_do_no_harm(quick_worker: Box) -> None:
         "headers": {"lang": "py", "task": "helix.run_job", "id": "x"},
         "properties": {
             "delivery_tag": "t",
-            "delivery_info": {"exchange": "", "routing_key": QUEUE_NAME},
+            "delivery_info": {"exchange": "", "routing_key": box.names.queue},
             "body_encoding": "base64",
             "priority": 0,
         },
@@ -92,10 +91,10 @@ def test_messages_that_are_none_do_no_harm(quick_worker: Box) -> None:
         {"headers": {}},
         {"properties": {}},
     ):
-        client.lpush(QUEUE_NAME, json.dumps(template | change))
+        client.lpush(box.names.queue, json.dumps(template | change))
     # More than the failures of Celery's loop that a worker puts up with.
     for _ in range(3):
-        client.lpush(QUEUE_NAME, b"\x80\x04no json", b"[]", b"5", b"null", b"[" * 100_000)
+        client.lpush(box.names.queue, b"\x80\x04no json", b"[]", b"5", b"null", b"[" * 100_000)
 
     batch = box.submit(*[f"word {i}" for i in range(30)])
     box.wait_states(batch, succeeded=30)

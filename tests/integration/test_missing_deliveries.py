@@ -15,7 +15,6 @@ from celery import Celery
 from redis import Redis
 from worker_box import ROOT, WorkerProcess, wait_until
 
-from helix_jobs.jobs.broker import QUEUE_NAME
 from helix_jobs.jobs.celery_app import celery_settings
 
 if TYPE_CHECKING:
@@ -62,9 +61,9 @@ def start_quick_worker(box: Box, window: float, **environment: str) -> WorkerPro
 def stop_consuming(box: Box) -> None:
     """Take the queue off the worker's consumer: a sound connection that nothing is asked of."""
     app = Celery(set_as_current=False)
-    app.conf.update(celery_settings(box.settings))
-    (reply,) = app.control.cancel_consumer(QUEUE_NAME, reply=True, timeout=20, limit=1)
-    assert [answer["ok"] for answer in reply.values()] == [f"no longer consuming from {QUEUE_NAME}"]
+    app.conf.update(celery_settings(box.settings, box.names))
+    (reply,) = app.control.cancel_consumer(box.names.queue, reply=True, timeout=20, limit=1)
+    assert [answer["ok"] for answer in reply.values()] == [f"no longer consuming from {box.names.queue}"]
     app.close()
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from helix_jobs.jobs.broker import transport_options
+from helix_jobs.jobs.broker import QueueNames, transport_options
 from helix_jobs.jobs.celery_app import app
 from helix_jobs.jobs.redis_transport import Channel
 
@@ -21,7 +21,7 @@ pytestmark = [
 
 
 def connect(application: Celery, url: str):
-    return application.connection_for_read(url, transport_options=transport_options(url))
+    return application.connection_for_read(url, transport_options=transport_options(url, QueueNames("one")))
 
 
 def test_a_channel_keeps_its_client(empty_redis: str) -> None:

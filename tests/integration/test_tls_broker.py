@@ -16,7 +16,7 @@ from redis import Redis
 from worker_box import make_box
 
 from helix_jobs.errors import BrokerUnreachableError
-from helix_jobs.jobs.broker import CeleryPublisher, ping, verifying_url
+from helix_jobs.jobs.broker import CeleryPublisher, QueueNames, ping, verifying_url
 from helix_jobs.jobs.embedded_broker import EmbeddedBroker
 from helix_jobs.jobs.store import PublishableJob
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.redis
 
+NAMES = QueueNames("one")
 PASSWORD = "MARKED/s3cret@word"
 ENCODED = "MARKED%2Fs3cret%40word"
 
@@ -132,11 +133,11 @@ def test_a_worker_over_tls_as_a_user_of_its_own(tls_broker, short_tmp):
 
 
 def test_a_certificate_nobody_vouches_for_is_refused_unless_the_url_says_otherwise(tls_broker):
-    for use in (ping, lambda url: CeleryPublisher(url).depth()):
+    for use in (ping, lambda url: CeleryPublisher(url, NAMES).depth()):
         with pytest.raises(BrokerUnreachableError, match="certificate") as caught:
             use(tls_broker.url(check="system"))
         assert "s3cret" not in str(caught.value)
-    publisher = CeleryPublisher(tls_broker.url(check="none"))
+    publisher = CeleryPublisher(tls_broker.url(check="none"), NAMES)
     publisher.publish([PublishableJob(1, 0)])
     assert publisher.depth() == 1
     publisher.close()

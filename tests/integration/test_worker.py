@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import func, select
 from worker_box import ROOT, prompts, wait_until
 
-from helix_jobs.jobs.broker import CeleryPublisher, EmbeddedBroker
+from helix_jobs.jobs.broker import EmbeddedBroker
 from helix_jobs.jobs.schema import results, runs
 from helix_jobs.jobs.store import PublishableJob
 from helix_jobs.testing import fake_output
@@ -64,7 +64,7 @@ def test_a_batch_is_drained_and_the_worker_leaves_in_order(box: Box) -> None:
 def test_messages_that_come_twice_are_harmless(box: Box) -> None:
     batch = box.submit(*prompts(40))
     worker = box.start_worker(fake_step_seconds=SLOW_STEPS)
-    publisher = CeleryPublisher(box.settings)
+    publisher = box.publisher()
     for _ in range(3):
         publisher.publish([PublishableJob(row.id, row.priority) for row in box.rows(batch)])
     box.wait_states(batch, succeeded=40)

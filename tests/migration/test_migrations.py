@@ -9,6 +9,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import inspect, select, text
+from sqlalchemy.exc import IntegrityError
 from store_helpers import DIGEST, counts, must_take, new_jobs, now, register, status, stored_batch, succeed
 
 from helix_jobs.errors import DatabaseUnreachableError, SchemaVersionError
@@ -23,6 +24,7 @@ from helix_jobs.jobs.database import (
 )
 from helix_jobs.jobs.migration import alembic_config
 from helix_jobs.jobs.process_identity import ProcessIdentity
+from helix_jobs.jobs.queue_names import QueueNames, is_job_queue, read_queue_names
 from helix_jobs.jobs.schema import metadata, runs
 
 # What revision 0001 wrote, in its own columns.
@@ -164,11 +166,13 @@ def test_an_older_schema_is_refused_with_the_command_and_a_newer_one_names_the_r
 
 _RACER = """
 import sys
+from helix_jobs.jobs import store
 from helix_jobs.jobs.database import Database, current_revision, ensure_schema
 database = Database(sys.argv[1])
 sys.stdin.readline()
 ensure_schema(database, migrate=True)
-print(current_revision(database))
+with database.read() as c:
+    print(current_revision(database), store.installation_id(c))
 """
 
 
@@ -180,9 +184,44 @@ def test_two_processes_may_migrate_an_empty_database_at_once(empty_database):
     ]
     with ThreadPoolExecutor(3) as pool:
         outputs = list(pool.map(lambda racer: racer.communicate("go\n", timeout=60)[0].strip(), racers))
-    assert outputs == [head_revision()] * 3
+    with empty_database.read() as c:
+        assert outputs == [f"{head_revision()} {store.installation_id(c)}"] * 3, "one id, made once"
     assert [racer.returncode for racer in racers] == [0, 0, 0]
     assert _differences(empty_database) == []
+
+
+def test_each_database_is_an_installation_of_its_own(empty_database, tmp_path):
+    other = Database(f"sqlite:///{tmp_path / 'other.db'}")
+    ids = []
+    for database in (empty_database, other, empty_database):
+        upgrade(database)
+        with database.read() as c:
+            ids.append(store.installation_id(c))
+    assert ids[0] == ids[2] != ids[1]
+    assert all(is_job_queue(QueueNames(each).queue) for each in ids)
+    with pytest.raises(IntegrityError), other.write() as c:
+        c.execute(text("INSERT INTO installation (singleton, id, created_at) VALUES (2, 'b', CURRENT_TIMESTAMP)"))
+    with other.write() as c:
+        c.execute(text("DELETE FROM installation"))
+    with pytest.raises(SchemaVersionError, match="INSERT INTO installation") as caught:
+        read_queue_names(other)
+    remedy = str(caught.value).partition("INSERT INTO ")[2].partition(", with letters")[0]
+    with other.write() as c:
+        c.execute(text("INSERT INTO " + remedy))
+    assert read_queue_names(other).queue == "helix.a1b2c3d4e5f6"
+    other.dispose()
+
+
+def test_what_was_published_under_the_old_names_is_published_again(empty_database):
+    upgrade(empty_database, "0003")
+    _, ids = stored_batch(empty_database, 3)
+    with empty_database.write() as c:
+        assert store.mark_published(c, ids[:2], now()) == 2
+    for move in (upgrade, lambda database: downgrade(database, "0003")):
+        move(empty_database)
+        with empty_database.write() as c:
+            assert [job.id for job in store.publishable(c, 10)] == ids
+            store.mark_published(c, ids, now())
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):

@@ -8,16 +8,17 @@ from __future__ import annotations
 from celery import Celery
 
 from helix_jobs.jobs import tasks
-from helix_jobs.jobs.broker import TASK_NAME
+from helix_jobs.jobs.broker import TASK_NAME, QueueNames, read_queue_names
 from helix_jobs.jobs.celery_app import celery_settings
 from helix_jobs.jobs.consumer import Consumer
+from helix_jobs.jobs.database import Database
 from helix_jobs.settings import Settings
 
 
-def make_app(settings: Settings) -> Celery:
+def make_app(settings: Settings, names: QueueNames) -> Celery:
     """Helix's application with Celery's own threads pool and an empty task in the place of Helix's."""
     app = Celery("helix-bench")
-    app.conf.update({**celery_settings(settings), "imports": [], "worker_pool": "threads"})
+    app.conf.update({**celery_settings(settings, names), "imports": [], "worker_pool": "threads"})
 
     @app.task(name=TASK_NAME)  # type: ignore[untyped-decorator]  # celery has no types
     def empty(job_id: int) -> None:
@@ -47,5 +48,8 @@ class _Nobody:
 
 if __name__ == "__main__":
     tasks.bind_service(_Nobody())
-    app = make_app(Settings.from_environment())
+    settings = Settings.from_environment()
+    database = Database(settings.database_url)
+    app = make_app(settings, read_queue_names(database))
+    database.dispose()
     Consumer(app=app, hostname="helix-bench@localhost", without_mingle=True, without_gossip=True).start()

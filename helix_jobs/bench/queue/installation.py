@@ -17,7 +17,7 @@ from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.exc import DBAPIError
 
 from helix_jobs.errors import ConfigurationError, DatabaseUnreachableError, HelixError
-from helix_jobs.jobs.broker import CeleryPublisher, EmbeddedBroker
+from helix_jobs.jobs.broker import CeleryPublisher, EmbeddedBroker, read_queue_names
 from helix_jobs.jobs.client import HelixClient
 from helix_jobs.jobs.database import Database, unreachable_reason, upgrade
 from helix_jobs.python_child import import_path, python_command
@@ -64,7 +64,7 @@ class Installation:
             self.database = Database(self.settings.database_url)
             stack.callback(self.database.dispose)
             upgrade(self.database)
-            self.publisher = CeleryPublisher(self.settings)
+            self.publisher = CeleryPublisher(redis_url, read_queue_names(self.database))
             stack.callback(self.publisher.close)
             stack.callback(self._kill_workers)
             self._stack = stack.pop_all()

@@ -2,7 +2,8 @@
 
 Functions take a ``Connection`` first; the caller owns the transaction (``Database.write()`` or ``.read()``). Times come
 in as aware UTC datetimes. One noun a module: ``submission``, ``publishing``, ``leases``, ``workers``, ``control``,
-``status``, ``figures``, ``output``; ``records`` holds what they take and return, ``counters`` what keeps status cheap.
+``status``, ``figures``, ``output``, ``installation``; ``records`` holds what they take and return, ``counters`` what
+keeps status cheap.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from helix_jobs.jobs.store.control import (
 )
 from helix_jobs.jobs.store.counters import recount
 from helix_jobs.jobs.store.figures import lease_holders, queue_figures
+from helix_jobs.jobs.store.installation import installation_id
 from helix_jobs.jobs.store.leases import (
     awaits_last_attempt,
     claim,
@@ -120,6 +122,7 @@ __all__ = [
     "heartbeat",
     "held_leases",
     "insert_jobs",
+    "installation_id",
     "iter_jobs",
     "iter_results",
     "latest_published_at",

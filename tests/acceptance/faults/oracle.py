@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import select
 
-from helix_jobs.jobs.broker import CeleryPublisher
 from helix_jobs.jobs.schema import jobs, results
 from helix_jobs.jobs.states import FINAL_STATES
 from helix_jobs.testing import fake_output
@@ -160,7 +159,7 @@ class _Batch:
 
 def _broker_leftovers(installation: Installation) -> list[str]:
     """Give the living worker time to take what is left, then say what it left."""
-    publisher = CeleryPublisher(installation.redis.url)
+    publisher = installation.publisher()
     deadline = time.monotonic() + BROKER_SECONDS
     while True:
         depth, unacked = publisher.depth(), installation.redis.unacked()

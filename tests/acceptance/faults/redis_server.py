@@ -14,7 +14,6 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 from worker_box import wait_until
 
-from helix_jobs.jobs.broker import _UNACKED, _UNACKED_INDEX
 from helix_jobs.jobs.embedded_broker import _server_binary
 from helix_jobs.jobs.message_vetting import job_id_of_message
 
@@ -87,10 +86,12 @@ class RedisServer:
     def unacked(self) -> int:
         """Messages delivered and not acknowledged; the set and its index are counted together."""
         with self.client() as client:
-            return max(int(client.hlen(_UNACKED)), int(client.zcard(_UNACKED_INDEX)))
+            kept = [client.hlen(key) for key in client.scan_iter("helix.*.unacked")]
+            noted = [client.zcard(key) for key in client.scan_iter("helix.*.unacked_index")]
+            return max(0, *kept, *noted)
 
     def unacked_jobs(self) -> dict[str, int | None]:
         """Delivery tag -> job id of the messages that are delivered and not acknowledged."""
         with self.client() as client:
-            entries = client.hgetall(_UNACKED)
-        return {tag.decode(): job_id_of_message(json.loads(entry)[0]) for tag, entry in entries.items()}
+            entries = [entry for key in client.scan_iter("helix.*.unacked") for entry in client.hgetall(key).items()]
+        return {tag.decode(): job_id_of_message(*json.loads(entry)[0::2]) for tag, entry in entries}

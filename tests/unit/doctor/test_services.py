@@ -16,7 +16,7 @@ from verdicts import FAILED, OK, WARNING, levels, only
 from helix_jobs.doctor.broker import check_broker, judge_state
 from helix_jobs.doctor.clock import judge_skew
 from helix_jobs.doctor.metrics import check_metrics
-from helix_jobs.jobs.broker_state import BrokerState, read_broker_state
+from helix_jobs.jobs.broker_state import BrokerState, QueueNames, read_broker_state
 from helix_jobs.jobs.embedded_broker import EmbeddedBroker
 from helix_jobs.observability.metrics import MetricsServer
 
@@ -79,6 +79,7 @@ def test_a_url_that_is_none(settings):
 
 SOUND = BrokerState(
     server="Redis 8.0.1",
+    queue="helix.one",
     messages=5,
     unacked=2,
     used_memory=10 << 20,
@@ -93,7 +94,8 @@ SOUND = BrokerState(
 @pytest.mark.parametrize(
     ("change", "subject", "level", "words"),
     [
-        ({}, "broker", OK, "Redis 8.0.1 at redis://h, 5 ids waiting, 2 in workers' hands"),
+        ({}, "broker", OK, "Redis 8.0.1 at redis://h, queue helix.one: 5 ids waiting, 2 in workers' hands"),
+        ({"queue": None}, "broker", OK, "Redis 8.0.1 at redis://h"),
         ({"policy": "allkeys-lru"}, "broker, memory", WARNING, "maxmemory-policy allkeys-lru"),
         ({"maxmemory": 10 << 20}, "broker, memory", WARNING, "used of 10 MB"),
         ({"maxmemory": 1 << 30}, "broker, memory", OK, "used of 1.0 GB"),
@@ -118,7 +120,7 @@ def test_a_servers_settings_are_read(short_home):
         client.config_set("maxmemory-policy", "volatile-lru")
         client.config_set("maxmemory", 50 << 20)
         client.config_set("appendonly", "yes")
-        state = read_broker_state(broker.url)
+        state = read_broker_state(broker.url, QueueNames("one"))
         while client.info("persistence")["aof_rewrite_in_progress"]:  # until then it refuses to end
             time.sleep(0.01)
         client.close()

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 from helix_jobs.errors import ConfigurationError
-from helix_jobs.jobs.broker import broker_url, message_priority, transport_options
+from helix_jobs.jobs.broker import QueueNames, broker_url, message_priority, transport_options
 from helix_jobs.jobs.celery_app import celery_settings, concurrency
 from helix_jobs.jobs.embedded_broker import EmbeddedBroker, socket_url
 from helix_jobs.jobs.message_vetting import job_id_of
 from helix_jobs.settings import Settings
+
+NAMES = QueueNames("one")
 
 
 def settings(redis_url: str | None, home: str = "/home/someone/.helix", **more: object) -> Settings:
@@ -41,13 +43,13 @@ def test_priorities_turn_round_and_stay_in_range() -> None:
 
 
 def test_celery_is_set_up_to_lose_nothing() -> None:
-    conf = celery_settings(settings("redis://host/1", max_batch_size=32, shutdown_grace=7.0))
+    conf = celery_settings(settings("redis://host/1", max_batch_size=32, shutdown_grace=7.0), NAMES)
     assert conf["task_acks_late"] is True
     assert conf["accept_content"] == ["json"]
     assert conf["result_backend"] is None
     assert conf["broker_connection_max_retries"] is None
     options = conf["broker_transport_options"]
-    assert options == transport_options("redis://host/1")
+    assert options == transport_options("redis://host/1", NAMES)
     assert options["visibility_timeout"] == 86_400
     assert "retry_on_timeout" not in options, "it would turn pipelined publishing off"
     assert conf["worker_concurrency"] == concurrency(32) == 40
@@ -67,8 +69,8 @@ def test_arguments_that_do() -> None:
 def test_publishing_needs_no_celery_and_no_torch() -> None:
     script = (
         "import sys\n"
-        "from helix_jobs.jobs.broker import CeleryPublisher\n"
-        "CeleryPublisher('memory://').depth()\n"
+        "from helix_jobs.jobs.broker import CeleryPublisher, QueueNames\n"
+        "CeleryPublisher('memory://', QueueNames('one')).depth()\n"
         "sys.exit(bool({'celery', 'torch'} & set(sys.modules)))\n"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helix_jobs.jobs.broker import CeleryPublisher
+from helix_jobs.jobs.broker import CeleryPublisher, QueueNames
 from helix_jobs.jobs.message_vetting import MAX_BODY_CHARS, is_envelope, job_id_of, job_id_of_message
 from helix_jobs.jobs.store import PublishableJob
 
@@ -21,6 +21,7 @@ def encode(body: object) -> str:
     return base64.b64encode(json.dumps(body).encode()).decode()
 
 
+QUEUE = QueueNames("one").queue
 MESSAGE: dict[str, Any] = {
     "body": encode([[7], {}, {}]),
     "content-encoding": "utf-8",
@@ -29,7 +30,7 @@ MESSAGE: dict[str, Any] = {
     "properties": {
         "correlation_id": "7-ab",
         "delivery_mode": 2,
-        "delivery_info": {"exchange": "", "routing_key": "helix"},
+        "delivery_info": {"exchange": "", "routing_key": QUEUE},
         "priority": 9,
         "body_encoding": "base64",
         "delivery_tag": "a-tag",
@@ -38,18 +39,18 @@ MESSAGE: dict[str, Any] = {
 
 
 def test_what_the_publisher_writes_is_ours() -> None:
-    publisher = CeleryPublisher("memory://")
+    publisher = CeleryPublisher("memory://", QueueNames("one"))
     publisher.publish([PublishableJob(7, 3), PublishableJob(2**63 - 1, 0)])
     channel = publisher._open_channel()
-    written = [channel._get("helix") for _ in range(2)]
+    written = [channel._get(QUEUE) for _ in range(2)]
     publisher.close()
-    assert sorted(filter(None, map(job_id_of_message, written))) == [7, 2**63 - 1]
+    assert sorted(filter(None, (job_id_of_message(message, QUEUE) for message in written))) == [7, 2**63 - 1]
 
 
 def test_a_message_that_was_given_back_is_ours() -> None:
     message = copy.deepcopy(MESSAGE)
     message["headers"]["redelivered"] = message["properties"]["delivery_info"]["redelivered"] = True
-    assert job_id_of_message(message) == 7
+    assert job_id_of_message(message, QUEUE) == 7
 
 
 @pytest.mark.parametrize(
@@ -93,9 +94,9 @@ def test_a_message_that_was_given_back_is_ours() -> None:
 )
 def test_anything_else_is_not(change: Callable[[dict[str, Any]], object]) -> None:
     message = copy.deepcopy(MESSAGE)
-    assert job_id_of_message(message) == 7
+    assert job_id_of_message(message, QUEUE) == 7
     change(message)
-    assert job_id_of_message(message) is None
+    assert job_id_of_message(message, QUEUE) is None
 
 
 json_values = st.recursive(
@@ -115,7 +116,7 @@ paths = [
 
 @given(json_values)
 def test_no_json_at_all_upsets_it(value: object) -> None:
-    assert job_id_of_message(value) is None
+    assert job_id_of_message(value, QUEUE) is None
     assert not is_envelope(value)
     assert job_id_of(value) in (None, *(value if isinstance(value, list) else ()))
 
@@ -127,4 +128,4 @@ def test_no_changed_part_upsets_it(path: tuple[str, ...], value: object) -> None
     for name in path[:-1]:
         part = part[name]
     part[path[-1]] = value
-    assert job_id_of_message(message) in (None, 7)
+    assert job_id_of_message(message, QUEUE) in (None, 7)

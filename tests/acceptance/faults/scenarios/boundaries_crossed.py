@@ -14,11 +14,11 @@ from plan import Plan
 from scenario import Outcome, Size, scenario
 from worker_box import wait_until
 
-from helix_jobs.jobs.broker import CeleryPublisher
-
 if TYPE_CHECKING:
     from installation import Installation
     from worker_box import WorkerProcess
+
+    from helix_jobs.jobs.broker import CeleryPublisher
 
 # A client crosses these, a worker the others, ``published`` both.
 OF_THE_CLIENT = ("stored", "published")
@@ -94,7 +94,7 @@ def die_working(installation: Installation, boundary: str, count: int, passing: 
 )
 def frozen_in_brpop(installation: Installation, size: Size) -> Outcome:
     """The server hands a message to a worker that never reads it; its successor is on another host."""
-    publisher = CeleryPublisher(installation.redis.url)
+    publisher = installation.publisher()
     share = size.jobs // size.faults
     accepted: list[Accepted] = []
     recoveries: list[float] = []

@@ -13,8 +13,6 @@ from oracle import Accepted
 from scenario import Outcome, Size, scenario
 from worker_box import wait_until
 
-from helix_jobs.jobs.broker import CeleryPublisher
-
 if TYPE_CHECKING:
     from installation import Installation
 
@@ -144,6 +142,6 @@ def _cancel_what_fills_the_slots(person: Person) -> Accepted:
 
 def _wait_drained(installation: Installation, patience: float) -> None:
     """Every retry sends messages anew, up to the window; those of jobs that have ended are dropped one by one."""
-    publisher = CeleryPublisher(installation.redis.url)
+    publisher = installation.publisher()
     wait_until(lambda: publisher.depth() == 0, "messages stay in the queue", patience)
     publisher.close()

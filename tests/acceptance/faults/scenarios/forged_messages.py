@@ -12,7 +12,6 @@ from progress import wait_ended
 from scenario import Outcome, Size, scenario
 from worker_box import wait_until
 
-from helix_jobs.jobs.broker import QUEUE_NAME, CeleryPublisher
 from helix_jobs.jobs.store import PublishableJob
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ def _body(value: object) -> str:
     return base64.b64encode(json.dumps(value).encode()).decode()
 
 
-def _message(**changes: Any) -> bytes:
+def _message(queue: str, **changes: Any) -> bytes:
     """One as Helix writes it, but for these parts."""
     message = {
         "body": _body([[1], {}, {}]),
@@ -37,7 +36,7 @@ def _message(**changes: Any) -> bytes:
         "properties": {
             "correlation_id": "1-x",
             "delivery_mode": 2,
-            "delivery_info": {"exchange": "", "routing_key": QUEUE_NAME},
+            "delivery_info": {"exchange": "", "routing_key": queue},
             "priority": 9,
             "body_encoding": "base64",
             "delivery_tag": "forged",
@@ -46,7 +45,7 @@ def _message(**changes: Any) -> bytes:
     return json.dumps(message | {name.replace("_", "-"): value for name, value in changes.items()}).encode()
 
 
-def _junk() -> Iterator[bytes]:
+def _junk(queue: str) -> Iterator[bytes]:
     """Malformed, oversized, unknown, and with more in them than a job id."""
     headers = {"lang": "py", "id": "1-x"}
     task = {**headers, "task": "helix.run_job"}
@@ -59,19 +58,19 @@ def _junk() -> Iterator[bytes]:
             b"5",
             b"null",
             b'{"__type__": "uuid", "__value__": "none"}',
-            _message(properties={}),
-            _message(headers=None),
-            _message(headers={**headers, "task": "os.system"}),
-            _message(headers={**headers, "task": "celery.chord_unlock"}),
-            _message(headers={**task, "eta": "2999-01-01T00:00:00+00:00"}),
-            _message(headers={**task, "expires": "1999-01-01T00:00:00+00:00"}),
-            _message(headers={**task, "compression": "application/x-gzip"}),
-            _message(body="!!!"),
-            _message(body=_body([["1; rm -rf /"], {}, {}])),
-            _message(body=_body([[-1], {}, {}])),
-            _message(body=_body([[1], {"request": {"prompt": "mine"}}, {}])),
-            _message(body=_body([[1], {}, {"callbacks": [{"task": "helix.run_job", "args": [2]}]}])),
-            _message(content_type="application/x-python-serialize"),
+            _message(queue, properties={}),
+            _message(queue, headers=None),
+            _message(queue, headers={**headers, "task": "os.system"}),
+            _message(queue, headers={**headers, "task": "celery.chord_unlock"}),
+            _message(queue, headers={**task, "eta": "2999-01-01T00:00:00+00:00"}),
+            _message(queue, headers={**task, "expires": "1999-01-01T00:00:00+00:00"}),
+            _message(queue, headers={**task, "compression": "application/x-gzip"}),
+            _message(queue, body="!!!"),
+            _message(queue, body=_body([["1; rm -rf /"], {}, {}])),
+            _message(queue, body=_body([[-1], {}, {}])),
+            _message(queue, body=_body([[1], {"request": {"prompt": "mine"}}, {}])),
+            _message(queue, body=_body([[1], {}, {"callbacks": [{"task": "helix.run_job", "args": [2]}]}])),
+            _message(queue, content_type="application/x-python-serialize"),
         ]
     )
 
@@ -83,13 +82,14 @@ def forged(installation: Installation, size: Size) -> Outcome:
     ended = installation.accept(1)
     worker = installation.start(fake_step_seconds="0.01")
     wait_ended(installation, batch, 4)
+    queue = installation.names.queue
     with installation.redis.client() as client:
-        for junk in itertools.islice(_junk(), size.faults):
-            client.lpush(QUEUE_NAME, junk)
-        client.lpush(QUEUE_NAME, b'"' + b"x" * OVERSIZED_BYTES + b'"', _message(body="x" * OVERSIZED_BYTES))
-        client.publish("/0.helix.pidbox", b"[]")
+        for junk in itertools.islice(_junk(queue), size.faults):
+            client.lpush(queue, junk)
+        client.lpush(queue, b'"' + b"x" * OVERSIZED_BYTES + b'"', _message(queue, body="x" * OVERSIZED_BYTES))
+        client.publish(f"/0.{queue}.pidbox", b"[]")
     forged = size.faults + 3
-    publisher = CeleryPublisher(installation.redis.url)
+    publisher = installation.publisher()
     known = [row.id for row in installation.rows(batch.batch_id)]
     publisher.publish([PublishableJob(job_id, 0) for job_id in (*known, 2**40, 2**62, 2**63 - 1)])
     publisher.close()

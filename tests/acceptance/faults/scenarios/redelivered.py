@@ -8,7 +8,6 @@ from plan import Plan
 from scenario import Outcome, Size, scenario
 from worker_box import wait_until
 
-from helix_jobs.jobs.broker import CeleryPublisher
 from helix_jobs.jobs.store import PublishableJob
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ def three_times(installation: Installation, size: Size) -> Outcome:
     installation.times = None  # no lease need end
     workers = [installation.start(host=f"host-{n}") for n in range(2)]
     batch = installation.accept(size.jobs)
-    publisher = CeleryPublisher(installation.redis.url)
+    publisher = installation.publisher()
     copies = size.faults // size.jobs
     jobs = [PublishableJob(row.id, row.priority) for row in installation.rows(batch.batch_id)]
     for _ in range(copies - 1):

@@ -11,7 +11,7 @@ from celery import Celery
 from scenario import Outcome, Size, scenario
 from worker_box import wait_until
 
-from helix_jobs.jobs.broker import QUEUE_NAME, transport_options
+from helix_jobs.jobs.broker import QueueNames, transport_options
 
 if TYPE_CHECKING:
     from installation import Installation
@@ -69,7 +69,7 @@ def _ask(way: str, worker: WorkerProcess, installation: Installation) -> None:
     if way == "SIGTERM":
         worker.send(signal.SIGTERM)
     elif way == "soft shutdown":
-        _control_shutdown(installation.redis.url)
+        _control_shutdown(installation.redis.url, installation.names)
     else:
         worker.send(signal.SIGINT)
         if way == "Ctrl-C twice":
@@ -77,9 +77,9 @@ def _ask(way: str, worker: WorkerProcess, installation: Installation) -> None:
             worker.send(signal.SIGINT)
 
 
-def _control_shutdown(url: str) -> None:
+def _control_shutdown(url: str, names: QueueNames) -> None:
     """``celery control shutdown``."""
     app = Celery("operator", broker=url)
-    app.conf.update(control_exchange=QUEUE_NAME, broker_transport_options=transport_options(url))
+    app.conf.update(control_exchange=names.queue, broker_transport_options=transport_options(url, names))
     app.control.shutdown()
     app.close()

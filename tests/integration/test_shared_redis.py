@@ -1,0 +1,125 @@
+"""Installations that share one Redis, with each other, with an older Helix and with other programs."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from redis import Redis
+from store_helpers import now
+from worker_box import Box, make_box, wait_until
+
+from helix_jobs.errors import BrokerUnreachableError, ConfigurationError
+from helix_jobs.jobs.broker import CeleryPublisher
+from helix_jobs.jobs.database import downgrade, upgrade
+from helix_jobs.jobs.store import PublishableJob, mark_published
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = [
+    pytest.mark.redis,
+    pytest.mark.skipif(sys.platform == "win32", reason="no embedded server on Windows"),
+]
+
+
+@pytest.fixture
+def boxes(short_tmp: Path, empty_redis: str) -> Iterator[list[Box]]:
+    """Two installations on one Redis."""
+    made = []
+    for name in ("a", "b"):
+        (short_tmp / name).mkdir()
+        made.append(make_box(short_tmp / name / "home", short_tmp / name, redis_url=empty_redis, database_url=None))
+    yield made
+    for box in made:
+        box.close()
+
+
+@pytest.fixture
+def redis(empty_redis: str) -> Iterator[Redis]:
+    with Redis(unix_socket_path=empty_redis.removeprefix("redis+socket://")) as client:
+        yield client
+
+
+def test_two_installations_do_not_take_each_others_ids(boxes: list[Box], redis: Redis) -> None:
+    workers = [box.start_worker() for box in boxes]
+    batches = [box.submit(*[f"job {n}" for n in range(40)]) for box in boxes]
+    for box, batch in zip(boxes, batches, strict=True):
+        box.wait_states(batch, succeeded=40)
+    assert boxes[0].names != boxes[1].names
+    for worker, box in zip(workers, boxes, strict=True):
+        answers = box.run(sys.executable, "-m", "celery", "-A", "helix_jobs.jobs.celery_app", "inspect", "ping")
+        assert answers.stdout.count("pong") == 1, answers.stdout + answers.stderr
+        worker.send(signal.SIGTERM)
+        assert worker.wait() == 0, worker.log
+    left = {key for key in redis.keys("*") if b"_kombu." not in key}
+    assert not left, "an orderly end leaves no message"
+
+
+@pytest.mark.parametrize("kind", ["string", "hash", "list"])
+def test_another_programs_keys_are_left_alone(boxes: list[Box], redis: Redis, kind: str) -> None:
+    put = {
+        "string": lambda key: redis.set(key, "theirs"),
+        "hash": lambda key: redis.hset(key, "field", "theirs"),
+        "list": lambda key: redis.rpush(key, *["theirs"] * 50),
+    }[kind]
+    for key in ("helix", "helix.unacked", "helix.unacked_index"):
+        put(key)
+    before = {key: redis.dump(key) for key in redis.keys("helix*")}
+    box = boxes[0]
+    box.start_worker()
+    box.wait_states(box.submit("one", "two"), succeeded=2)
+    assert {key: redis.dump(key) for key in before} == before
+
+
+def test_a_key_that_cannot_be_the_queue_is_refused_and_kept(boxes: list[Box], redis: Redis) -> None:
+    box = boxes[0]
+    box.submit("one")
+    key = box.names.lists[9]
+    redis.delete(key)
+    redis.set(key, "theirs")
+    worker = box.start_worker(ready=False)
+    assert worker.wait() == 2, worker.log
+    assert f"holds a string under the key {key!r}, where Helix's queue needs a list; rename that key" in worker.log
+    assert redis.get(key) == b"theirs"
+    with pytest.raises(ConfigurationError, match="needs a list"):
+        box.publisher().check_keys()
+    with pytest.raises(BrokerUnreachableError, match="refuses"):
+        box.publisher().publish([PublishableJob(1, 0)])
+
+
+def test_jobs_queued_by_the_version_without_ids_run_after_the_upgrade(boxes: list[Box], redis: Redis) -> None:
+    box = boxes[0]
+    batch = box.submit(*[f"job {n}" for n in range(30)])
+    # As that version left it: no id in the database, and every message in the queue called helix.
+    current = box.publisher()
+    current.reset_queue()
+    current.close()
+    database = box.database()
+    downgrade(database, "0003")
+    old = CeleryPublisher(box.settings.redis_url or "", OldNames())
+    ids = [row.id for row in box.rows(batch)]
+    old.publish([PublishableJob(job_id, 0) for job_id in ids])
+    old.close()
+    with database.write() as c:
+        assert mark_published(c, ids, now()) == 30
+    waiting = redis.llen("helix\x06\x169")
+    assert waiting == 30
+
+    upgrade(database)
+    database.dispose()
+    box.start_worker()
+    box.wait_states(batch, succeeded=30)
+    wait_until(lambda: box.publisher().depth() == 0, "messages stay in the queue")
+    assert {row.attempts for row in box.rows(batch)} == {1}
+    assert redis.llen("helix\x06\x169") == waiting, "whose they are nobody can tell: left alone"
+
+
+class OldNames:
+    """The names of every installation before ids."""
+
+    queue = "helix"
+    unacked, unacked_index, unacked_mutex = "helix.unacked", "helix.unacked_index", "helix.unacked_mutex"
