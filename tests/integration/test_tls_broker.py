@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
+from readme_acl import acl_words
 from redis import Redis
 from worker_box import make_box
 
@@ -105,11 +106,7 @@ def tls_broker(short_tmp: Path) -> Iterator[TlsBroker]:
     (short_tmp / "server").mkdir()
     server.start()
     with Redis(unix_socket_path=str(server.socket_path)) as client:
-        # What README gives the user: its own keys and what kombu needs, no administration.
-        client.execute_command(
-            *("ACL", "SETUSER", "helix", "on", f">{PASSWORD}", "~helix*", "~_kombu*", "&*"),
-            *("+@all", "-@admin", "-@dangerous", "+info", "+client|setinfo", "+client|setname"),
-        )
+        client.execute_command(*acl_words(PASSWORD))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     with socket.create_server(("localhost", 0)) as listener:
