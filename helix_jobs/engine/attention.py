@@ -187,9 +187,11 @@ def _solve(  # noqa: PLR0917  (as above)
         native.masked_softmax(weights, group.visible, num_heads, scaling)
     else:
         assert group.mask is not None, "a layout is made for compiled kernels or for torch"
-        scores = weights.float().mul_(scaling)
-        scores.view(n, num_heads, q, -1).add_(group.mask)
-        weights = torch.softmax(scores, dim=-1).to(values.dtype)
+        # One name for all of them: each goes as soon as the next is made, so that two at most are in memory.
+        weights = weights.float().mul_(scaling)
+        weights.view(n, num_heads, q, -1).add_(group.mask)
+        weights = torch.softmax(weights, dim=-1)
+        weights = weights.to(values.dtype)
     # [n * kv, share * q, head_dim]
     output = torch.bmm(weights, values)
     return output.view(n, num_heads, q, head_dim).transpose(1, 2).reshape(n * q, num_heads * head_dim)

@@ -10,6 +10,9 @@ from helix_jobs.errors import InsufficientMemoryError
 # Share of free memory for keys and values: activations, logits and the rest of the machine live in what remains.
 _SHARE_OF_HOST_MEMORY: Final = 0.4
 _SHARE_OF_DEVICE_MEMORY: Final = 0.8
+# What steps need is left free even where that is more, but not more than this: seldom is a step the largest possible,
+# and one that does not fit is repeated with a smaller batch.
+_LARGEST_RESERVE: Final = 0.5
 # Where nobody can tell what is free (DirectML).
 _UNKNOWN_MEMORY_BYTES: Final = 1 << 30
 
@@ -23,6 +26,7 @@ def choose_cache(
     max_batch_size: int,
     max_model_len: int,
     depth: int,
+    step_bytes: int = 0,
     block_size: int = DEFAULT_BLOCK_SIZE,
 ) -> CacheConfig:
     """Choose the pool's size.
@@ -37,6 +41,7 @@ def choose_cache(
         max_batch_size: Batch slots.
         max_model_len: Context length in tokens.
         depth: Draft tokens a sequence may hold beyond its end.
+        step_bytes: What the largest step takes beside weights and cache.
         block_size: Tokens a block.
 
     Raises:
@@ -46,8 +51,11 @@ def choose_cache(
         budget = kv_cache_mb * 1_000_000
     elif free_bytes is None:
         budget = _UNKNOWN_MEMORY_BYTES
+    elif on_host:
+        budget = int(free_bytes * _SHARE_OF_HOST_MEMORY)
     else:
-        budget = int(free_bytes * (_SHARE_OF_HOST_MEMORY if on_host else _SHARE_OF_DEVICE_MEMORY))
+        left = max(free_bytes - step_bytes, int(free_bytes * _LARGEST_RESERVE))
+        budget = min(left, int(free_bytes * _SHARE_OF_DEVICE_MEMORY))
     useful = max_batch_size * -(-(max_model_len + depth + 1) // block_size)
     num_blocks = min(useful, budget // block_bytes)
     smallest = -(-(2 * block_size + depth) // block_size)

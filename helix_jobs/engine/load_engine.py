@@ -17,6 +17,7 @@ from helix_jobs.engine.devices import free_memory
 from helix_jobs.engine.engine import Engine
 from helix_jobs.engine.model_loader import describe_device, get_device, load_models
 from helix_jobs.engine.native.kernels import load_kernels
+from helix_jobs.engine.step_memory import step_bytes
 from helix_jobs.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -139,14 +140,20 @@ def cache_config(models: LoadedModels, config: EngineConfig, kv_cache_mb: int | 
     """
     loaded = [models.target] if models.draft is None else [models.target, models.draft]
     device = models.device
+    block_bytes = sum(one.decoder.geometry.block_bytes(DEFAULT_BLOCK_SIZE, one.decoder.dtype) for one in loaded)
+    free_bytes = free_memory(device)
+    max_keys = models.max_context
+    if free_bytes is not None:
+        max_keys = min(max_keys, max(1, free_bytes // block_bytes) * DEFAULT_BLOCK_SIZE)
     return choose_cache(
-        block_bytes=sum(one.decoder.geometry.block_bytes(DEFAULT_BLOCK_SIZE, one.decoder.dtype) for one in loaded),
+        block_bytes=block_bytes,
         kv_cache_mb=kv_cache_mb,
-        free_bytes=free_memory(device),
+        free_bytes=free_bytes,
         on_host=device.type in ("cpu", "mps"),
         max_batch_size=config.max_batch_size,
         max_model_len=models.max_context,
         depth=config.speculation.ceiling,
+        step_bytes=max(step_bytes(one.decoder, config, max_keys) for one in loaded),
     )
 
 

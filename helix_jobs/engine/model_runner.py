@@ -39,6 +39,7 @@ class ModelRunner:
             self.cache.geometry,
             self.cache.block_size,
             self._device,
+            num_heads=self.decoder.num_heads,
             max_direct_queries=0 if self.decoder.native is None else MAX_DIRECT_QUERIES,
         )
 

@@ -16,7 +16,7 @@ import torch
 from helix_jobs.engine.devices import DIRECTML_DEVICE_TYPE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -31,6 +31,12 @@ _QUERY_BUCKET: Final = 32
 _MAX_QUERY_LENGTH: Final = 256
 # Groups with fewer blocks than this are not split any further: a call costs more than the padding.
 _MIN_BLOCK_BUCKET: Final = 8
+# What one group holds in memory at once, whatever the prompts' lengths: so many scores, of which the softmax needs two
+# copies in float32 (128 MiB together), and so many elements of gathered keys and as many of values (256 MiB together in
+# half precision). ``step_memory`` reckons with both. Trade-off: larger groups mean fewer operator calls; these keep a
+# GPU busy for about as long as it takes to start the next group's operators.
+MAX_GROUP_SCORES: Final = 1 << 24
+MAX_GATHERED_ELEMENTS: Final = 1 << 26
 # Far below any score, yet finite: DirectML turns -inf into NaN.
 _MASKED_SCORE: Final = -1e30
 
@@ -118,7 +124,7 @@ class StepLayout:
 
 @dataclass(slots=True)
 class _Piece:
-    """At most ``_MAX_QUERY_LENGTH`` consecutive queries of one slice."""
+    """Consecutive queries of one slice, at most ``_MAX_QUERY_LENGTH``."""
 
     slice_index: int
     offset: int  # of its first query within the slice
@@ -132,6 +138,7 @@ def plan_step(
     block_size: int,
     device: torch.device,
     *,
+    num_heads: int,
     max_direct_queries: int = 0,
 ) -> StepLayout:
     """Pack slices and plan their attention.
@@ -141,15 +148,18 @@ def plan_step(
         geometry: The model's key-value shape.
         block_size: Tokens a block.
         device: Where the index tensors go.
+        num_heads: The model's query heads.
         max_direct_queries: Slices of at most so many tokens form no group, but are attended for directly; above 0 for
             compiled kernels only.
     """
     direct = [index for index, part in enumerate(slices) if part.num_tokens <= max_direct_queries]
     pieces_by_key: dict[tuple[int, int], list[_Piece]] = {}
-    for piece in _cut(slices, block_size):
+    for piece in _cut(slices, num_heads, block_size):
         if slices[piece.slice_index].num_tokens > max_direct_queries:
             pieces_by_key.setdefault(_group_key(piece), []).append(piece)
-    grouped = [pieces_by_key[key] for key in sorted(pieces_by_key)]
+    grouped = [
+        group for key in sorted(pieces_by_key) for group in _split(pieces_by_key[key], num_heads, geometry, block_size)
+    ]
     order = (*direct, *dict.fromkeys(piece.slice_index for pieces in grouped for piece in pieces))
     offsets = [0] * len(slices)
     num_tokens = 0
@@ -201,18 +211,39 @@ def _direct_slices(
     for index in direct:
         part = slices[index]
         rows.append((offsets[index], part.num_tokens, part.start, len(blocks)))
-        blocks.extend(part.blocks[: -(-(part.start + part.num_tokens) // block_size)])
+        blocks.extend(part.blocks[: _num_blocks(part.start + part.num_tokens, block_size)])
     return DirectSlices(torch.tensor(rows, dtype=torch.int64), torch.tensor(blocks, dtype=torch.int32), num_tokens)
 
 
-def _cut(slices: Sequence[TokenSlice], block_size: int) -> list[_Piece]:
+def _cut(slices: Sequence[TokenSlice], num_heads: int, block_size: int) -> list[_Piece]:
+    """Cut slices into pieces, each short enough that its scores alone are no more than a group may have."""
     pieces = []
     for index, part in enumerate(slices):
-        for offset in range(0, part.num_tokens, _MAX_QUERY_LENGTH):
-            num_queries = min(_MAX_QUERY_LENGTH, part.num_tokens - offset)
-            num_blocks = -(-(part.start + offset + num_queries) // block_size)
-            pieces.append(_Piece(index, offset, num_queries, num_blocks))
+        most_keys = _num_blocks(part.start + part.num_tokens, block_size) * block_size
+        longest = min(_MAX_QUERY_LENGTH, max(1, MAX_GROUP_SCORES // (num_heads * most_keys)))
+        if longest > _QUERY_BUCKET:
+            longest -= longest % _QUERY_BUCKET
+        for offset in range(0, part.num_tokens, longest):
+            num_queries = min(longest, part.num_tokens - offset)
+            pieces.append(
+                _Piece(index, offset, num_queries, _num_blocks(part.start + offset + num_queries, block_size))
+            )
     return pieces
+
+
+def _split(pieces: list[_Piece], num_heads: int, geometry: CacheGeometry, block_size: int) -> Iterator[list[_Piece]]:
+    """Divide pieces of like lengths into groups that are bounded in memory."""
+    num_queries = max(piece.num_queries for piece in pieces)
+    num_keys = max(piece.num_blocks for piece in pieces) * block_size
+    by_scores = MAX_GROUP_SCORES // (num_heads * num_queries * num_keys)
+    by_gathered = MAX_GATHERED_ELEMENTS // (geometry.num_kv_heads * geometry.head_dim * num_keys)
+    most = max(1, min(by_scores, by_gathered))
+    for start in range(0, len(pieces), most):
+        yield pieces[start : start + most]
+
+
+def _num_blocks(num_tokens: int, block_size: int) -> int:
+    return -(-num_tokens // block_size)
 
 
 def _group_key(piece: _Piece) -> tuple[int, int]:
@@ -230,7 +261,7 @@ def _tables(slices: Sequence[TokenSlice], block_size: int) -> IntArray:
     Unused entries are always masked. They repeat the slice's own first block: a masked NaN would still spread, so
     nobody reads a block of somebody else's.
     """
-    used = [-(-(part.start + part.num_tokens) // block_size) for part in slices]
+    used = [_num_blocks(part.start + part.num_tokens, block_size) for part in slices]
     tables = np.empty((len(slices), max(used)), dtype=np.int64)
     for row, (part, count) in enumerate(zip(slices, used, strict=True)):
         tables[row, :count] = part.blocks[:count]

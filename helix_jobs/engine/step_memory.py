@@ -1,0 +1,46 @@
+"""What one step may need beside the weights and the cache: the memory that sizing the cache has to leave free."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from helix_jobs.engine.step_layout import MAX_GATHERED_ELEMENTS, MAX_GROUP_SCORES
+
+if TYPE_CHECKING:
+    from helix_jobs.engine.config import EngineConfig
+    from helix_jobs.engine.decoder.decoder import Decoder
+
+_FLOAT32_BYTES: Final = 4
+# Hidden states alive at once in a layer: the residual, the normalised input, and one more beside the widest product.
+_HIDDEN_COPIES: Final = 3
+
+
+def step_bytes(decoder: Decoder, config: EngineConfig, max_keys: int) -> int:
+    """Bytes that the largest step of a model has in memory at once, weights and cache aside.
+
+    The largest step computes a whole token budget of prompts beside a full batch that drafts to its ceiling, all of it
+    with the longest context. Few steps come near it.
+
+    Args:
+        decoder: The model.
+        config: Bounds the step.
+        max_keys: Most tokens of one sequence that the cache can hold.
+    """
+    geometry, itemsize = decoder.geometry, decoder.dtype.itemsize
+    queries = 1 + config.speculation.ceiling
+    num_rows = config.max_batch_size * queries
+    num_tokens = config.token_budget + num_rows
+    # The widest product of a layer stands beside what the activation makes of it.
+    widest = max(linear.out_features for layer in decoder.layers for linear in (layer.qkv, layer.mlp_in))
+    hidden_size = decoder.embedding.shape[1]
+    layer = num_tokens * (_HIDDEN_COPIES * hidden_size + 2 * widest) * itemsize
+    # The softmax reads one copy of the scores and writes another. One query is not divided, however many its keys.
+    scores = max(MAX_GROUP_SCORES, decoder.num_heads * max_keys) * 2 * _FLOAT32_BYTES
+    one_sequence = geometry.num_kv_heads * geometry.head_dim * max_keys
+    gathered = min(max(MAX_GATHERED_ELEMENTS, one_sequence), config.max_batch_size * one_sequence) * 2 * itemsize
+    # One a step for all layers.
+    masks = num_tokens * max_keys * _FLOAT32_BYTES
+    attended = 2 * num_tokens * decoder.num_heads * geometry.head_dim * itemsize
+    # Rows of sampled sequences are widened before they are downloaded.
+    logits = num_rows * decoder.vocab_size * (itemsize + _FLOAT32_BYTES)
+    return max(layer, scores + gathered + attended) + masks + logits
