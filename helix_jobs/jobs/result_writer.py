@@ -32,6 +32,8 @@ T = TypeVar("T")
 
 _FIRST_PAUSE_SECONDS: Final = 0.05
 _LONGEST_PAUSE_SECONDS: Final = 2.0
+# While writes wait, the log says so when it begins and then once in so many seconds.
+_REMINDER_SECONDS: Final = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +42,46 @@ class _Operation:
     future: Future[Any]
 
 
+@dataclass(slots=True)
+class WriteTrouble:
+    """A time in which the database takes no writes, and what is said of it.
+
+    Attributes:
+        waiting: Writes of the group that is tried again; 0 while there is no trouble.
+        retries: Failed tries since the start.
+    """
+
+    waiting: int = 0
+    retries: int = 0
+    _since: float = 0.0
+    _said_at: float = 0.0
+
+    def note(self, waiting: int, error: DatabaseUnreachableError) -> None:
+        """A group of ``waiting`` writes was not taken; it is kept and tried again."""
+        now = time.monotonic()
+        if not self.waiting:
+            self._since = now
+        if not self.waiting or now - self._said_at >= _REMINDER_SECONDS:
+            self._said_at = now
+            logger.warning("%d writes wait, nothing new is claimed until the database takes them: %s", waiting, error)
+        self.waiting = waiting
+        self.retries += 1
+
+    def end(self) -> None:
+        """The database answers again."""
+        if self.waiting:
+            self.waiting = 0
+            seconds = time.monotonic() - self._since
+            logger.warning("the database takes writes again, after %.1f s; none was lost", seconds)
+
+
 class GroupCommitWriter:
     """One thread that runs submitted functions in shared write transactions.
 
     A future resolves only after the commit. A function that raises fails alone: the group is rolled back and each of
-    its functions gets a transaction of its own. When the database is locked or away, the group waits and is tried
-    again for as long as it takes; nothing is dropped before ``close`` runs out of time.
+    its functions gets a transaction of its own. When the database is locked, away or takes no writes, the group waits
+    and is tried again for as long as it takes; nothing is dropped before ``close`` runs out of time. As claims pass
+    through here too, nothing new is claimed meanwhile.
 
     A function may run several times, and once more although its commit succeeded (the answer was lost on the way), so
     it must do nothing but work on its connection, and repeat harmlessly; claim, finish and release do.
@@ -59,6 +95,7 @@ class GroupCommitWriter:
         self._closing = threading.Event()
         # Set by close(): until when a group that cannot be written is kept.
         self._deadline = float("inf")
+        self._trouble = WriteTrouble()
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="helix-writer", daemon=True)
         self._thread.start()
@@ -76,6 +113,16 @@ class GroupCommitWriter:
                 raise HelixError("the result writer is closed; this worker is shutting down")
             self._operations.put(_Operation(function, future))
         return future
+
+    @property
+    def waiting(self) -> int:
+        """Writes that are kept because the database takes none; 0 while it takes them."""
+        return self._trouble.waiting + self._operations.qsize() if self._trouble.waiting else 0
+
+    @property
+    def retries(self) -> int:
+        """How often a group of writes was tried again since the start."""
+        return self._trouble.retries
 
     def close(self, timeout: float | None = 30.0) -> bool:
         """Write what was submitted and end the thread.
@@ -127,15 +174,18 @@ class GroupCommitWriter:
                     values = [operation.function(connection) for operation in group]
             except DatabaseUnreachableError as error:
                 if time.monotonic() + pause > self._deadline:
+                    self._trouble.waiting = 0
                     _fail(group, error)
                     return
-                logger.warning("%d writes wait, trying again in %.2f s: %s", len(group), pause, error)
+                self._trouble.note(len(group), error)
                 self._closing.wait(pause) if not self._closing.is_set() else time.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
             except Exception as error:  # noqa: BLE001  (whatever it is, it belongs to one operation)
+                self._trouble.end()
                 self._write_alone(group, error)
                 return
             else:
+                self._trouble.end()
                 break
         for operation, value in zip(group, values, strict=True):
             operation.future.set_result(value)

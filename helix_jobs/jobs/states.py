@@ -23,8 +23,8 @@ FINAL_STATES: Final = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.C
 RUNNABLE_STATES: Final = frozenset({JobState.QUEUED, JobState.RUNNING})
 
 TRANSITIONS: Final[Mapping[JobState, frozenset[JobState]]] = {
-    # claim; cancel
-    JobState.QUEUED: frozenset({JobState.RUNNING, JobState.CANCELLED}),
+    # claim; cancel; a row that cannot be read
+    JobState.QUEUED: frozenset({JobState.RUNNING, JobState.CANCELLED, JobState.FAILED}),
     # finish; cancel; reclaim and hand-back
     JobState.RUNNING: FINAL_STATES | {JobState.QUEUED},
     JobState.SUCCEEDED: frozenset(),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, Protocol
+import time
+from typing import Any, Final, Protocol
 
 from celery.exceptions import Reject
 from celery.signals import task_revoked
@@ -11,9 +12,12 @@ from celery.signals import task_revoked
 from helix_jobs.errors import HelixError
 from helix_jobs.jobs.broker import TASK_NAME
 from helix_jobs.jobs.celery_app import app
+from helix_jobs.jobs.engine_thread import without_text
 from helix_jobs.jobs.message_vetting import job_id_of
 
 logger = logging.getLogger(__name__)
+
+UNEXPECTED_SECONDS: Final = 1.0
 
 
 class JobService(Protocol):
@@ -61,6 +65,15 @@ def run_job(self: Any, *args: object, **kwargs: object) -> None:  # noqa: ANN401
     except HelixError as error:
         # Nothing was committed, so nothing is acknowledged; the lease is reclaimed.
         logger.warning("a job is left to be reclaimed: %s", error, extra={"job_id": job_id})
+        done = False
+    except Exception as error:
+        # Only a settled end acknowledges a message, and this is none. The pause keeps it from coming at once again.
+        logger.error(  # noqa: TRY400  (see without_text)
+            "a job was not brought to an end; its message stays",
+            extra={"job_id": job_id},
+            exc_info=without_text(error),
+        )
+        time.sleep(UNEXPECTED_SECONDS)
         done = False
     if not done:
         raise Reject(reason="the worker is stopping", requeue=True)

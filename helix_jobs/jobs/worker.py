@@ -222,7 +222,7 @@ class _Worker:
         if self._metrics is not None:
             queue = QueueReader(self._settings.database_url)
             self._stack.callback(queue.close)
-            self._metrics.show(lambda: worker_figures(self._service, self._reconciler, self._watchdog), queue)
+            self._metrics.show(lambda: worker_figures(self._service, self._reconciler, self._watchdog, writer), queue)
         return WorkerBanner(
             worker_id=self._worker_id,
             engine=info,

@@ -11,6 +11,7 @@ from helix_jobs.jobs.database import Database
 if TYPE_CHECKING:
     from helix_jobs.engine.protocol import EngineCounters, EngineInfo
     from helix_jobs.jobs.reconciler import Reconciler
+    from helix_jobs.jobs.result_writer import GroupCommitWriter
     from helix_jobs.jobs.store import QueueFigures
     from helix_jobs.jobs.watchdog import Watchdog
     from helix_jobs.jobs.worker_counters import WorkerCounters
@@ -34,6 +35,8 @@ class WorkerFigures:
         reclaimed: Jobs taken from lost workers.
         reconciler_errors: Ticks that failed.
         reconnections: How often the watchdog had the consumer connect anew.
+        writes_waiting: Writes kept because the database takes none.
+        write_retries: How often writes were tried again.
     """
 
     worker_id: str
@@ -48,9 +51,13 @@ class WorkerFigures:
     reclaimed: int
     reconciler_errors: int
     reconnections: int
+    writes_waiting: int = 0
+    write_retries: int = 0
 
 
-def worker_figures(service: WorkerService, reconciler: Reconciler, watchdog: Watchdog) -> WorkerFigures:
+def worker_figures(
+    service: WorkerService, reconciler: Reconciler, watchdog: Watchdog, writer: GroupCommitWriter
+) -> WorkerFigures:
     """Read them off the worker's parts, from any thread and from memory."""
     engine, tidied = service.engine, reconciler.counters
     return WorkerFigures(
@@ -66,6 +73,8 @@ def worker_figures(service: WorkerService, reconciler: Reconciler, watchdog: Wat
         reclaimed=tidied.requeued + tidied.failed,
         reconciler_errors=tidied.errors,
         reconnections=watchdog.reconnections,
+        writes_waiting=writer.waiting,
+        write_retries=writer.retries,
     )
 
 

@@ -14,9 +14,9 @@ from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from helix_jobs.errors import EngineError, HelixError, RequestError
+from helix_jobs.errors import EngineError, HelixError, InvalidRequestError, RequestError
 from helix_jobs.jobs import store
 from helix_jobs.jobs.engine_thread import EngineThread, RequestFailed, without_text
 from helix_jobs.jobs.job_endings import Fail, Leave, Succeed, Withdrawn, decide, outcome, refused_by_database
@@ -39,6 +39,10 @@ if TYPE_CHECKING:
     from helix_jobs.jobs.store import ClaimedJob
 
 logger = logging.getLogger(__name__)
+
+
+# How often a claim is tried that fails for what is in the row.
+CLAIM_ATTEMPTS: Final = 2
 
 
 class _Refusal(Enum):
@@ -289,7 +293,19 @@ class WorkerService:
                 return _Refusal.MUST_RUN_ALONE
             return claimed or _Refusal.NOTHING_TO_DO
 
-        return self._writer.submit(claim).result()
+        for _ in range(CLAIM_ATTEMPTS):
+            try:
+                return self._writer.submit(claim).result()
+            except HelixError:
+                raise
+            except Exception as error:  # noqa: BLE001  (whatever is in the row)
+                reason = type(error).__name__
+        # Twice is no accident. Without this the message would come again and again, and the job never end.
+        logger.error("a stored job cannot be read (%s); it fails alone", reason, extra={"job_id": job_id})
+        now = datetime.now(UTC)
+        if self._writer.submit(lambda c: store.fail_unreadable(c, job_id, reason, now)).result():
+            self._count_outcome(Fail(InvalidRequestError.code, reason))
+        return _Refusal.NOTHING_TO_DO
 
     def _serve(self, active: _ActiveJob, claim: ClaimedJob) -> None:
         with self._lock:

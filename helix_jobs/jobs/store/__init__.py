@@ -28,6 +28,7 @@ from helix_jobs.jobs.store.installation import installation_id
 from helix_jobs.jobs.store.leases import (
     awaits_last_attempt,
     claim,
+    fail_unreadable,
     finish_failed,
     finish_succeeded,
     held_leases,
@@ -114,6 +115,7 @@ __all__ = [
     "create_batch",
     "delete_batch",
     "deliveries_are_moot",
+    "fail_unreadable",
     "find_by_idempotency_key",
     "finish_failed",
     "finish_run",

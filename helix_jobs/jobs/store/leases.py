@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import and_, bindparam, exists, insert, literal_column, not_, select, text, update
+from sqlalchemy import and_, bindparam, case, exists, insert, literal_column, not_, select, text, update
 
 from helix_jobs.jobs.schema import batches, jobs, results, workers
 from helix_jobs.jobs.states import ErrorCode, JobState
@@ -109,6 +109,24 @@ _RELEASE: Final = (
         queued_at=bindparam("now"),
     )
 )
+_LARGEST_LEASE: Final = 2_000_000_000
+_FAIL_UNREADABLE: Final = (
+    update(jobs)
+    .where(jobs.c.id == bindparam("job_id"), jobs.c.state == JobState.QUEUED.value)
+    .values(
+        state=JobState.FAILED.value,
+        request={},
+        queued_at=bindparam("now"),
+        published_at=None,
+        claimed_at=None,
+        finished_at=bindparam("now"),
+        worker_id=None,
+        lease=case((jobs.c.lease.between(0, _LARGEST_LEASE), jobs.c.lease), else_=0),
+        error_code=ErrorCode.INVALID_REQUEST.value,
+        error_message=bindparam("message"),
+    )
+    .returning(jobs.c.batch_id)
+)
 _HELD: Final = select(jobs.c.id, jobs.c.lease).where(_IS_RUNNING, jobs.c.worker_id == bindparam("holder"))
 _RESULT_FIELDS: Final = tuple(field.name for field in fields(ResultRow))
 _INSERT_RESULT: Final = insert(results)
@@ -128,10 +146,15 @@ def claim(
         now: The time written.
         spare_last_attempt: Leave it if this would be its last attempt and the earlier ones died with their workers;
             ``awaits_last_attempt`` tells.
+
+    Raises:
+        Exception: What is stored cannot be read, as whoever reads it says; nothing is changed. ``fail_unreadable``.
     """
     parameters = {"job_id": job_id, "claimer": worker_id, "now": now}
     statement = _CLAIM_UNLESS_LAST if spare_last_attempt else _CLAIM
     row = c.execute(statement, parameters).first() or c.execute(_CLAIMED_BEFORE, parameters).first()
+    if row is not None and not isinstance(row.lease, int):  # SQLite goes on in floating point beyond 64 bits
+        raise ValueError("the lease's number cannot be raised")
     return None if row is None else ClaimedJob(**row._mapping)  # noqa: SLF001  (SQLAlchemy's documented name)
 
 
@@ -191,6 +214,28 @@ def finish_failed(c: Connection, job: FinishedJob, code: str, message: str, now:
 def release(c: Connection, job_id: int, lease: int, worker_id: str, now: datetime) -> bool:
     """Hand a claimed job back to the queue without counting the attempt. False: fenced."""
     return c.execute(_RELEASE, {"job_id": job_id, "held": lease, "holder": worker_id, "now": now}).rowcount > 0
+
+
+def fail_unreadable(c: Connection, job_id: int, reason: str, now: datetime) -> bool:
+    """Fail a queued job whose row cannot be read: by its number alone, and so that it can be read from then on.
+
+    The request, which nobody can use, gives way to an empty one. False: it no longer waits.
+    """
+    message = f"the stored job cannot be read ({reason}), someone changed its row; submit the line again"
+    row = c.execute(_FAIL_UNREADABLE, {"job_id": job_id, "now": now, "message": message}).first()
+    if row is None:
+        return False
+    counters.add(
+        c,
+        counters.Share(
+            batch_id=row.batch_id,
+            writer=counters.PERSON,
+            outcome=ErrorCode.INVALID_REQUEST.value,
+            jobs=1,
+            finished_at=now,
+        ),
+    )
+    return True
 
 
 def held_leases(c: Connection, worker_id: str) -> dict[int, int]:

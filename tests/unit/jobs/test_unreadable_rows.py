@@ -1,0 +1,89 @@
+"""Rows that cannot be read fail alone: each kind that somebody's hand or a damaged disk can leave."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from celery.exceptions import Reject
+from sqlalchemy import text
+from store_helpers import check_counters
+
+from helix_jobs.jobs import tasks
+from helix_jobs.jobs.schema import jobs
+
+MANY_DIGITS = '{"prompt": "p", "seed": ' + "9" * 10_000 + "}"
+
+KINDS = {
+    "not JSON": ("sqlite", "UPDATE jobs SET request = 'no { json' WHERE id = :id"),
+    "many digits": ("both", "UPDATE jobs SET request = '" + MANY_DIGITS + "' WHERE id = :id"),  # noqa: S608  (a test's own rows)
+    "deep": ("sqlite", "UPDATE jobs SET request = replace(hex(zeroblob(60000)), '0', '[') WHERE id = :id"),
+    "bad UTF-8": ("sqlite", "UPDATE jobs SET request = CAST(x'7b22ff227d' AS TEXT) WHERE id = :id"),
+    "bad time": ("sqlite", "UPDATE jobs SET queued_at = 'yesterday' WHERE id = :id"),
+    "lease": ("postgresql", "UPDATE jobs SET lease = 2147483647 WHERE id = :id"),
+    "huge lease": ("sqlite", "UPDATE jobs SET lease = 9223372036854775807 WHERE id = :id"),
+}
+
+
+def damage(database, statement, job_id):
+    with database.write() as c:
+        c.exec_driver_sql(statement.replace(":id", str(job_id)).replace("%", "%%"))
+
+
+def apt(database):
+    return {name: sql for name, (where, sql) in KINDS.items() if where in ("both", database.dialect)}
+
+
+def test_each_kind_fails_alone_and_is_readable_from_then_on(make_bench, caplog):
+    caplog.set_level(logging.ERROR, logger="helix_jobs")
+    bench = make_bench()
+    kinds = apt(bench.database)
+    good = bench.add("a b c", "d e f")
+    bad = bench.add(*[f"damaged {name}" for name in kinds])
+    for job_id, statement in zip(bad, kinds.values(), strict=True):
+        damage(bench.database, statement, job_id)
+    assert all(future.result(30) is True for future in bench.run(*good, *bad))
+    rows = bench.rows()
+    assert {rows[job_id].state for job_id in good} == {"succeeded"}
+    assert {(rows[job_id].state, rows[job_id].error_code) for job_id in bad} == {("failed", "invalid_request")}
+    assert all("cannot be read" in rows[job_id].error_message for job_id in bad)
+    assert bench.service.counters.outcomes["invalid_request"] == len(kinds)
+    with bench.database.read() as c:
+        for batch_id in {row.batch_id for row in rows.values()}:
+            check_counters(c, batch_id)
+    assert "damaged" not in caplog.text
+    assert len(caplog.records) == len(kinds), "one line each"
+
+
+def test_they_may_come_again_after_a_retry(make_bench):
+    bench = make_bench()
+    (job_id,) = bench.add("a b c")
+    damage(bench.database, KINDS["many digits"][1], job_id)
+    assert bench.run(job_id)[0].result(30) is True
+    with bench.database.write() as c:
+        c.execute(text("UPDATE jobs SET state = 'queued', finished_at = NULL, error_code = NULL"))
+        c.execute(jobs.update().values(request={"prompt": "again", "sampling": {}, "seed": 1, "metadata": {}}))
+    assert bench.run(job_id)[0].result(30) is True
+    assert bench.rows()[job_id].state == "succeeded"
+
+
+class BrokenService:
+    def __init__(self, error):
+        self.error = error
+
+    def run_job(self, _job_id):
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [ValueError("a very private prompt"), KeyError("x"), RecursionError()])
+def test_no_exception_acknowledges_a_message(monkeypatch, caplog, error):
+    monkeypatch.setattr(tasks, "UNEXPECTED_SECONDS", 0.0)
+    tasks.bind_service(BrokenService(error))
+    try:
+        with pytest.raises(Reject) as caught:
+            tasks.run_job.run(7)
+    finally:
+        tasks.bind_service(None)
+    assert caught.value.requeue is True
+    assert "its message stays" in caplog.text
+    assert "private" not in caplog.text
