@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from helix_jobs.errors import ConfigurationError
 from helix_jobs.private_files import PRIVATE_DIRECTORY, is_open_to_others, require_own_directory
+from helix_jobs.redis_url import checked_redis_url
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -93,7 +94,7 @@ class Settings:
         home = _directory("HELIX_HOME", values.get("HELIX_HOME", ".helix"))
         return cls(
             home=home,
-            redis_url=values.get("HELIX_REDIS_URL"),
+            redis_url=_redis_url(values),
             database_url=normalize_database_url(values.get("HELIX_DATABASE_URL", f"sqlite:///{home / 'helix.db'}")),
             target_model=values.get("HELIX_TARGET_MODEL", "demo"),
             draft_model=values.get("HELIX_DRAFT_MODEL", "lookup+int8"),
@@ -192,6 +193,11 @@ def normalize_database_url(url: str) -> str:
         return url
     scheme = url.split(":", 1)[0]
     raise ConfigurationError(f"HELIX_DATABASE_URL has the scheme {scheme!r}; use sqlite:/// or postgresql://")
+
+
+def _redis_url(values: Mapping[str, str]) -> str | None:
+    url = values.get("HELIX_REDIS_URL")
+    return None if url is None else checked_redis_url(url)
 
 
 def _choice(values: Mapping[str, str], name: str, choices: tuple[str, ...], default: str) -> str:

@@ -9,11 +9,13 @@ from helix_jobs.doctor.clock import judge_skew
 from helix_jobs.doctor.disk import describe_bytes
 from helix_jobs.doctor.verdict import Level, Verdict, failure
 from helix_jobs.errors import BrokerUnreachableError, ConfigurationError, HelixError
+from helix_jobs.jobs.broker import broker_url
 from helix_jobs.jobs.broker_state import BrokerState, read_broker_state
 from helix_jobs.jobs.database import Database, ensure_schema
 from helix_jobs.jobs.embedded_broker import EmbeddedBroker
 from helix_jobs.jobs.queue_names import QueueNames, read_queue_names
 from helix_jobs.redaction import redact
+from helix_jobs.redis_url import MEMORY_URL
 
 if TYPE_CHECKING:
     from helix_jobs.settings import Settings
@@ -25,9 +27,12 @@ def check_broker(settings: Settings) -> list[Verdict]:
     """Ask the broker the settings name; the embedded one is not started for it."""
     if settings.redis_url is None:
         return _check_embedded(settings)
-    if settings.redis_url.startswith("memory:"):
+    if settings.redis_url == MEMORY_URL:
         return [Verdict(SUBJECT, Level.OK, "within one process, for --local only")]
-    return _check_server(settings, settings.redis_url, embedded=False)
+    try:
+        return _check_server(settings, broker_url(settings), embedded=False)
+    except ConfigurationError as error:
+        return [failure(SUBJECT, error)]
 
 
 def judge_state(state: BrokerState, url: str, *, embedded: bool) -> list[Verdict]:

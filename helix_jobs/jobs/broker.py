@@ -17,6 +17,7 @@ from helix_jobs.errors import BrokerUnreachableError, ConfigurationError
 from helix_jobs.jobs.embedded_broker import EmbeddedBroker, socket_url
 from helix_jobs.jobs.queue_names import PRIORITIES, QueueNames, read_queue_names
 from helix_jobs.redaction import redact
+from helix_jobs.redis_url import MEMORY_URL, checked_redis_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -66,10 +67,10 @@ def broker_url(settings: Settings) -> str:
     """Return HELIX_REDIS_URL, or the embedded broker's socket under HELIX_HOME.
 
     Raises:
-        ConfigurationError: No URL is set and this system has no embedded broker.
+        ConfigurationError: The URL is none Helix takes, or none is set and this system has no embedded broker.
     """
     if settings.redis_url is not None:
-        return verifying_url(settings.redis_url)
+        return verifying_url(checked_redis_url(settings.redis_url))
     if sys.platform == "win32":
         raise ConfigurationError(
             "the embedded broker does not exist on Windows; set HELIX_REDIS_URL, or use submit.py --local"
@@ -89,7 +90,7 @@ def verifying_url(url: str) -> str:
 
 def transport_options(url: str, names: QueueNames) -> dict[str, Any]:
     """Return kombu's options for this broker; publisher, worker and inspectors must agree on them."""
-    if url.startswith("memory:"):
+    if url == MEMORY_URL:
         return connection_options(url)
     return connection_options(url) | {
         # Jobs are recovered from the database within half a minute; this only bounds when Redis forgets its copy.
@@ -105,7 +106,7 @@ def transport_options(url: str, names: QueueNames) -> dict[str, Any]:
 
 def connection_options(url: str) -> dict[str, Any]:
     """Return those of kombu's options that say how long a connection waits."""
-    if url.startswith("memory:"):
+    if url == MEMORY_URL:
         # Its default of a second would be the latency of every message.
         return {"polling_interval": 0.02}
     return {
@@ -135,7 +136,7 @@ def ping(url: str, *, timeout: float = CONNECT_TIMEOUT) -> None:
     from kombu.connection import Connection
 
     url = verifying_url(url)
-    options = connection_options(url) | ({} if url.startswith("memory:") else {"socket_connect_timeout": timeout})
+    options = connection_options(url) | ({} if url == MEMORY_URL else {"socket_connect_timeout": timeout})
     with _broker_errors(url), Connection(url, transport_options=options) as connection:
         connection.ensure_connection(max_retries=1, interval_start=0, timeout=timeout)
 
@@ -194,7 +195,7 @@ class CeleryPublisher:
             BrokerUnreachableError: The broker does not answer.
             ConfigurationError: A key of that name holds something else.
         """
-        if self.url.startswith("memory:"):
+        if self.url == MEMORY_URL:
             return
         kinds = dict.fromkeys(self.names.lists, b"list") | {
             self.names.unacked: b"hash",
@@ -219,7 +220,7 @@ class CeleryPublisher:
         with self._lock, self._reset_on_error(), _broker_errors(self.url):
             channel = self._open_channel()
             channel.queue_purge(self.names.queue)
-            if not self.url.startswith("memory:"):
+            if self.url != MEMORY_URL:
                 channel.client.delete(self.names.unacked, self.names.unacked_index)
 
     def ask(self, question: Callable[[Any], T]) -> T:
@@ -242,7 +243,7 @@ class CeleryPublisher:
         Raises:
             BrokerUnreachableError: The broker does not answer.
         """
-        if self.url.startswith("memory:"):
+        if self.url == MEMORY_URL:
             return 0
         with self._lock, self._reset_on_error(), _broker_errors(self.url):
             client = self._open_channel().client
@@ -326,8 +327,8 @@ def _broker_errors(url: str) -> Iterator[None]:
             f"the broker at {redact(url)} does not answer: {reason}; "
             "start it, or correct HELIX_REDIS_URL (unset, the worker runs a broker of its own)"
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
-        # What kombu makes of a URL with an unknown scheme or a malformed port.
+    except (ValueError, KeyError, TypeError, ImportError) as error:
+        # What kombu makes of a URL with an unknown scheme or a malformed port; ``broker_url`` lets none through.
         raise ConfigurationError(
             f"HELIX_REDIS_URL {redact(url)} is no broker URL ({redact(str(error))}); use redis://, rediss:// or redis+socket://"
         ) from error

@@ -18,6 +18,7 @@ from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.errors import InputError, InvalidFieldError, UnfinishedSubmissionError, UnreachableError
 from helix_jobs.jobs.sources import RejectsFile, open_source, storable_text
 from helix_jobs.jobs.states import JobState
+from helix_jobs.redis_url import MEMORY_URL
 from helix_jobs.settings import Settings
 
 if TYPE_CHECKING:
@@ -332,15 +333,18 @@ class HelixClient:
             return self._opened
 
     def _reach_broker(self, stack: ExitStack) -> CeleryPublisher | None:
-        """A publisher to a broker that answers; None when the embedded one does not run and the worker will publish.
+        """A publisher to a broker that answers; None when there is none outside a worker, which will publish.
 
         Raises:
             BrokerUnreachableError: HELIX_REDIS_URL is set and does not answer.
         """
         from helix_jobs.jobs.broker import CeleryPublisher, EmbeddedBroker, broker_url, ping, read_queue_names
 
+        if self.settings.redis_url == MEMORY_URL:
+            # A broker in this process's memory would take the ids with it; each worker publishes into its own.
+            return None
         if self.settings.redis_url is not None:
-            ping(self.settings.redis_url)
+            ping(broker_url(self.settings))
         else:
             self.settings.check_home()
             if not EmbeddedBroker(self.settings.home).is_running():

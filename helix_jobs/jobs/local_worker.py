@@ -26,6 +26,7 @@ from helix_jobs.errors import HelixError
 from helix_jobs.jobs.process import process_exists
 from helix_jobs.private_files import open_private
 from helix_jobs.python_child import import_path, python_command
+from helix_jobs.redis_url import MEMORY_URL
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MEMORY_URL: Final = "memory://"
 STOP_SECONDS: Final = 15.0
 POLL_SECONDS: Final = 0.5
 RECENT_SECONDS: Final = 30.0

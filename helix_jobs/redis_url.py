@@ -1,0 +1,62 @@
+"""Which broker URLs Helix takes: kombu knows many more, and takes a bare host name for an AMQP server."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+from urllib.parse import urlsplit
+
+from helix_jobs.errors import ConfigurationError
+from helix_jobs.redaction import redact
+
+MEMORY_URL: Final = "memory://"
+SERVERS: Final = ("redis", "rediss")
+SOCKET: Final = "redis+socket"
+_ACCEPTED: Final = "use redis://, rediss:// (TLS) or redis+socket:// (a unix socket)"
+_HOST: Final = re.compile(r"(?P<host>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:]+\])(:(?P<port>[0-9]{1,5}))?/?")
+
+
+def checked_redis_url(url: str) -> str:
+    """Return the URL with its scheme in small letters.
+
+    Raises:
+        ConfigurationError: It is none of those Helix takes; the message says how to write it and holds no password.
+    """
+    scheme, mark, rest = url.partition("://")
+    if not mark:
+        raise ConfigurationError(f"HELIX_REDIS_URL has no scheme; {_guess(url)}")
+    url = f"{scheme.lower()}://{rest}"
+    if url == MEMORY_URL:
+        return url
+    if scheme.lower() not in (*SERVERS, SOCKET):
+        shown = scheme if re.fullmatch(r"[A-Za-z][A-Za-z0-9+.-]{0,30}", scheme) else "?"
+        raise ConfigurationError(f"HELIX_REDIS_URL has the scheme {shown!r}, which is no Redis; {_ACCEPTED}")
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        # The error's own words may quote a piece of a password.
+        raise ConfigurationError(
+            f"HELIX_REDIS_URL {redact(url)} has no proper host and port; write redis://HOST:PORT/NUMBER "
+            "(in a password / is %2F, @ is %40)"
+        ) from None
+    if scheme.lower() == SOCKET:
+        if len(parts.path) < len("/s"):
+            raise ConfigurationError(
+                f"HELIX_REDIS_URL {redact(url)} names no socket; write redis+socket:///absolute/path.sock"
+            )
+    elif not re.fullmatch(r"(/[0-9]*)?", parts.path):
+        raise ConfigurationError(
+            f"HELIX_REDIS_URL {redact(url)} does not end with a database's number; write redis://HOST:PORT/NUMBER "
+            "(in a password / is %2F), or redis+socket:///absolute/path.sock"
+        )
+    return url
+
+
+def _guess(text: str) -> str:
+    host = _HOST.fullmatch(text)
+    if host is not None:
+        return f"write redis://{host['host']}:{host['port'] or 6379}/0"
+    if text.startswith("/") and "@" not in text:
+        return f"write redis+socket://{text}"
+    return _ACCEPTED
