@@ -13,6 +13,7 @@
     ├── UnreachableError            a service does not answer
     │   ├── BrokerUnreachableError
     │   └── DatabaseUnreachableError
+    │       └── UncertainSubmissionError  it went silent over a submission's last step
     ├── SchemaVersionError          the database's schema is not this version's
     ├── EngineBrokenError           the engine cannot go on; the worker ends and its jobs are reclaimed
     ├── ModelError                  the models cannot be served
@@ -119,6 +120,17 @@ class BrokerUnreachableError(UnreachableError):
 
 class DatabaseUnreachableError(UnreachableError):
     """The results database does not answer."""
+
+
+class UncertainSubmissionError(DatabaseUnreachableError):
+    """The database went silent while a batch was being made complete: its jobs run, or nothing of it does.
+
+    ``batch_id`` names the batch.
+    """
+
+    def __init__(self, message: str, batch_id: str = "") -> None:
+        super().__init__(message)
+        self.batch_id = batch_id
 
 
 class SchemaVersionError(HelixError):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import click
 
 from helix_jobs import __version__
+from helix_jobs.cli.interrupts import stoppable
 from helix_jobs.errors import HelixError
 from helix_jobs.observability.logging import configure_logging
 from helix_jobs.redaction import redact
@@ -57,7 +58,8 @@ class HelixCommand(click.Command):
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401  (click's signature)
         """Run the command; errors that are not Helix's own nor the system's keep their traceback, they are bugs."""
         try:
-            return super().invoke(ctx)
+            with stoppable():
+                return super().invoke(ctx)
         except HelixError as error:
             fail(ctx, error, str(error), error.exit_code)
         except KeyboardInterrupt:

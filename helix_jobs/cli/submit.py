@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
@@ -16,7 +16,7 @@ from helix_jobs.cli.progress import all_succeeded
 from helix_jobs.cli.rendering import count, is_interactive, make_console, percent, printable, show, working
 from helix_jobs.cli.sampling_options import sampling_options
 from helix_jobs.cli.views import bad_line_json, bad_lines_view, batch_json, print_answers
-from helix_jobs.errors import HelixError, InvalidInputError
+from helix_jobs.errors import HelixError, InvalidInputError, UnreachableError
 from helix_jobs.jobs.states import JobState
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from helix_jobs.errors import BadLine
     from helix_jobs.jobs.client import HelixClient
     from helix_jobs.jobs.store import BatchStatus
-    from helix_jobs.jobs.submission import Submission, SubmitProgress
+    from helix_jobs.jobs.submission import Submission, SubmitProgress, SubmitStage
     from helix_jobs.settings import Settings
 
 _LISTED_BAD_LINES: Final = 20
@@ -119,19 +119,20 @@ def _store(
     if standard_input and sys.stdin.isatty():
         console.print("Reading prompts from the keyboard, one JSON object a line; end with Ctrl-D (Windows: Ctrl-Z).")
     rejects = "stdin.invalid.jsonl" if standard_input else f"{file}.invalid.jsonl"
+    reached = _Reached()
     try:
         with _reading(console, source) as on_progress:
             submission = client.submit(
                 sys.stdin.buffer if standard_input else Path(file),
                 on_progress=on_progress,
+                on_stage=reached.note,
                 rejects=rejects if options["skip_invalid"] else None,
                 **options,
             )
     except InvalidInputError as error:
         _refuse(error, source, console)
     except KeyboardInterrupt:
-        console.print("\nInterrupted; nothing was enqueued.")
-        click.get_current_context().exit(INTERRUPTED)
+        reached.tell_interrupted(console, as_json=as_json)
     if submission.invalid_count:
         _print_bad_lines(submission.invalid, submission.invalid_count, console)
         skipped = count(submission.invalid_count, "bad line")
@@ -142,6 +143,48 @@ def _store(
         stored = f"{jobs} from {source} stored as batch {submission.batch_id}"
         console.print(known if submission.reused else stored, soft_wrap=True)
     return submission
+
+
+class _Reached:
+    """How far a submission has come: what may truly be said when it is interrupted."""
+
+    def __init__(self) -> None:
+        self._stage: SubmitStage | None = None
+        self._batch_id = ""
+
+    def note(self, stage: SubmitStage, batch_id: str) -> None:
+        """Take what the client tells."""
+        self._stage, self._batch_id = stage, batch_id
+
+    def tell_interrupted(self, console: Console, *, as_json: bool) -> NoReturn:
+        """Say what has become of the batch, print its id if it may exist, and exit."""
+        from helix_jobs.jobs.submission import SubmitStage
+
+        batch_id = self._batch_id
+        if self._stage is SubmitStage.STORED:
+            stored: bool | None = True
+            message = (
+                f"Interrupted, but batch {batch_id} is stored: its jobs run as soon as a worker takes them. "
+                f"Stop them with: {command_line('cancel', batch_id)}"
+            )
+        elif self._stage is SubmitStage.SEALING:
+            stored = None
+            message = (
+                f"Interrupted; whether batch {batch_id} is stored is uncertain. "
+                f"Before you submit it again, see: {command_line('status', batch_id)}"
+            )
+        else:
+            stored = False
+            message = "Interrupted; nothing was enqueued."
+        if as_json:
+            named = {} if stored is False else {"batch_id": batch_id}
+            error = {"type": "Interrupted", "message": message, "exit_code": INTERRUPTED, **named, "stored": stored}
+            echo_json({"error": error})
+        elif stored is not False:
+            click.echo(batch_id)
+        console.print(f"\n{message}", soft_wrap=True)
+        click.get_current_context().exit(INTERRUPTED)
+        raise AssertionError("click's exit raises")
 
 
 def _refuse(error: InvalidInputError, source: str, console: Console) -> NoReturn:
@@ -165,9 +208,11 @@ def _print_bad_lines(bad_lines: Sequence[BadLine], total: int, console: Console)
 def _hint(client: HelixClient, submission: Submission, console: Console) -> None:
     """Say how to go on."""
     console.print(f"Follow it with: {command_line('watch', submission.batch_id)}", soft_wrap=True)
-    notice = worker_notice(client.status(submission.batch_id), list(client.live_workers()))
-    if notice:
-        console.print(notice, soft_wrap=True, style="yellow")
+    # The batch is stored; a database that goes away now must not make the command look as if it were not.
+    with suppress(UnreachableError):
+        notice = worker_notice(client.status(submission.batch_id), list(client.live_workers()))
+        if notice:
+            console.print(notice, soft_wrap=True, style="yellow")
 
 
 def _run_locally(
@@ -206,8 +251,12 @@ def _run_locally(
 
 def _tell_backlog(client: HelixClient, batch_id: str, console: Console) -> None:
     """Say that other batches wait as well: while theirs are answered first, this one seems to stand still."""
-    status = client.status(batch_id)
-    others = client.backlog() - status.counts[JobState.QUEUED]
+    try:
+        status = client.status(batch_id)
+        backlog = client.backlog()
+    except UnreachableError:
+        return  # whoever follows the batch outlasts that, or says so
+    others = backlog - status.counts[JobState.QUEUED]
     if others > 0 and not status.done:
         wait = "waits" if others == 1 else "wait"
         console.print(

@@ -5,18 +5,18 @@ Imports neither torch nor, before it is needed, SQLAlchemy and Celery.
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal, Self, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal, Self
 
 from helix_jobs.engine.sampling_params import SamplingParams
-from helix_jobs.errors import InputError, InvalidFieldError, UnfinishedSubmissionError, UnreachableError
-from helix_jobs.jobs.sources import RejectsFile, open_source, storable_text
+from helix_jobs.errors import HelixError, UnfinishedSubmissionError
+from helix_jobs.jobs.batch_labels import checked_key, storable_metadata, storable_text
+from helix_jobs.jobs.sources import RejectsFile, open_source
 from helix_jobs.jobs.states import JobState
 from helix_jobs.redis_url import MEMORY_URL
 from helix_jobs.settings import Settings
@@ -30,11 +30,10 @@ if TYPE_CHECKING:
     from helix_jobs.jobs.broker import CeleryPublisher
     from helix_jobs.jobs.database import Database
     from helix_jobs.jobs.store import BatchStatus, JobResult, JobSummary, Worker
-    from helix_jobs.jobs.submission import Submission, SubmitProgress, Tally
+    from helix_jobs.jobs.submission import Submission, SubmitProgress, SubmitStage, Tally
 
 logger = logging.getLogger(__name__)
 
-MAX_KEY_CHARS: Final = 255
 _PUBLISH_CHUNK: Final = 1000
 _FIRST_POLL: Final = 0.05
 # Nothing tells a submission that died from one that reads a slow pipe; this long without a line is worth a word.
@@ -85,6 +84,7 @@ class HelixClient:
         rejects: str | os.PathLike[str] | BinaryIO | None = None,
         on_invalid: Callable[[BadLine], None] | None = None,
         on_progress: Callable[[SubmitProgress], None] | None = None,
+        on_stage: Callable[[SubmitStage, str], None] = lambda _stage, _batch_id: None,
     ) -> Submission:
         """Validate every line, store the batch and hand its first jobs to the broker. All of it or nothing.
 
@@ -99,13 +99,17 @@ class HelixClient:
             rejects: A path or binary stream that receives the bytes of bad lines; a path is made when there is one.
             on_invalid: Called with each bad line, as it is found.
             on_progress: Called about every thousand lines.
+            on_stage: Told how much has become true, with the batch id, at each change: whoever interrupts this call
+                knows from the last one whether the jobs run.
 
         Raises:
             InvalidInputError: There are bad lines; it carries the first 10,000.
             InputError: There is no such file, or it holds no lines, or more than HELIX_MAX_JOBS_PER_BATCH.
             IdempotencyConflictError: The key names a batch with different content.
             BrokerUnreachableError: HELIX_REDIS_URL is set and does not answer; nothing was stored.
-            DatabaseUnreachableError: The database does not answer.
+            DatabaseUnreachableError: The database does not answer; a Postgres that did before is asked again for a
+                minute.
+            UncertainSubmissionError: It stopped answering over the last step: the batch is stored whole or not at all.
             SchemaVersionError: The database's schema is not this version's.
         """
         from helix_jobs.jobs.limits import Limits
@@ -125,8 +129,8 @@ class HelixClient:
                 source=lines.name,
                 created_at=now,
                 defaults=defaults.to_dict(),
-                metadata=_plain_metadata(metadata),
-                idempotency_key=_checked_key(idempotency_key),
+                metadata=storable_metadata(metadata),
+                idempotency_key=checked_key(idempotency_key),
             )
 
             def report(tally: Tally) -> None:
@@ -146,6 +150,7 @@ class HelixClient:
                 limits=limits,
                 tally=Tally(on_invalid=on_invalid),
                 on_progress=report,
+                on_stage=on_stage,
             )
             return submission if publisher is None else replace(submission, published=self._publish(publisher))
 
@@ -182,17 +187,22 @@ class HelixClient:
             poll: Seconds between looks; the first ones are quicker, for batches that are soon done.
             on_update: Called with each status, the last one included.
 
+        A Postgres that goes away between two looks is asked again for a minute.
+
         Raises:
             NotFoundError: No such batch.
+            DatabaseUnreachableError: The database does not answer.
             UnfinishedSubmissionError: It is still being submitted, and for half a minute no line was added.
         """
         from helix_jobs.jobs import store
+        from helix_jobs.jobs.outage import outlast
 
         deadline = None if timeout is None else time.monotonic() + timeout
         pause = min(_FIRST_POLL, poll)
         stored, grew_at = -1, 0.0
+        database = self._database()
         while True:
-            status = self.status(batch_id)
+            status = outlast(database, lambda: self.status(batch_id))
             if on_update is not None:
                 on_update(status)
             if status.total is None:
@@ -371,32 +381,6 @@ class HelixClient:
                 ids = [job.id for job in jobs]
                 self._database().transact(lambda c, ids=ids: store.mark_published(c, ids, datetime.now(UTC)))  # type: ignore[misc]
                 published += len(jobs)
-        except UnreachableError as error:
+        except HelixError as error:
             logger.warning("the batch is stored, but not all of it was published; a worker will do that: %s", error)
         return published
-
-
-def _plain_metadata(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A copy of the metadata as both databases can store it.
-
-    Raises:
-        InputError: It is no JSON object, or holds NUL or half a surrogate pair.
-    """
-    from helix_jobs.jobs.requests import refuse_unstorable
-
-    try:
-        copy = json.loads(json.dumps({} if metadata is None else dict(metadata), allow_nan=False))
-        refuse_unstorable(copy)
-    except InvalidFieldError as error:
-        raise InputError(f"the batch's metadata {error.reason} in {error.field}; {error.remedy}") from error
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"the batch's metadata cannot be stored as JSON ({error}); use plain JSON types") from error
-    return cast("dict[str, Any]", copy)
-
-
-def _checked_key(key: str | None) -> str | None:
-    if key is None:
-        return None
-    if not 1 <= len(key) <= MAX_KEY_CHARS:
-        raise InputError(f"the idempotency key has {len(key)} characters; give 1 to {MAX_KEY_CHARS}")
-    return storable_text("idempotency key", key)

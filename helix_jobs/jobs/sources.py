@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, Self, cast
 
-from helix_jobs.errors import InputError, InvalidFieldError
-from helix_jobs.jobs.requests import read_lines, read_mappings, refuse_unstorable
+from helix_jobs.errors import InputError
+from helix_jobs.jobs.requests import read_lines, read_mappings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -168,16 +168,3 @@ class RejectsFile:
         except OSError as error:
             where = self._path or "the stream for bad lines"
             raise InputError(f"{where} cannot be written ({error.strerror}); name another place") from error
-
-
-def storable_text(what: str, text: str) -> str:
-    """Return the text if both databases can store it.
-
-    Raises:
-        InputError: It holds NUL or half a surrogate pair.
-    """
-    try:
-        refuse_unstorable(text)
-    except InvalidFieldError as error:
-        raise InputError(f"the {what} {error.reason}; {error.remedy}") from error
-    return text

@@ -12,21 +12,26 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from enum import Enum
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
 from helix_jobs.errors import (
     BadLine,
+    DatabaseUnreachableError,
     HelixError,
     IdempotencyConflictError,
     InputError,
     InvalidInputError,
     NotFoundError,
+    UncertainSubmissionError,
 )
 from helix_jobs.jobs import store
 from helix_jobs.jobs.limits import NO_LIMITS, Limits
+from helix_jobs.jobs.outage import outlast
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -45,6 +50,20 @@ CHUNK_BYTES: Final = 4 * 1024 * 1024
 MAX_REPORTED_BAD_LINES: Final = 10_000
 _PROGRESS_LINES: Final = 1000
 _CANONICAL: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
+
+
+class SubmitStage(Enum):
+    """How much of a submission has become true, for whoever has to say so when it is interrupted.
+
+    Attributes:
+        READING: None of its jobs exists for a worker.
+        SEALING: The batch is being made complete: either all of its jobs have come into being, or none.
+        STORED: All of its jobs run, now or when a worker is there.
+    """
+
+    READING = "reading"
+    SEALING = "sealing"
+    STORED = "stored"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +124,7 @@ def submit_lines(
     limits: Limits = NO_LIMITS,
     tally: Tally,
     on_progress: Callable[[Tally], None] | None = None,
+    on_stage: Callable[[SubmitStage, str], None] = lambda _stage, _batch_id: None,
 ) -> Submission:
     """Store every good line under ``new`` or the batch its idempotency key already names, and seal it.
 
@@ -116,14 +136,18 @@ def submit_lines(
         limits: How many lines there may be.
         tally: Receives the counts.
         on_progress: Called now and then.
+        on_stage: Told each stage the submission enters, with the batch id. An interrupt while the batch is sealed asks
+            the database what has become of it, and the answer is the last stage told.
 
     Raises:
         InvalidInputError: There are bad lines (without ``skip_invalid``), or nothing but bad lines.
         InputError: There are no lines, or too many.
         IdempotencyConflictError: The key names a batch with different content.
         DatabaseUnreachableError: The database does not answer.
+        UncertainSubmissionError: It stopped answering over the last step.
     """
-    batch = database.transact(lambda connection: store.create_batch(connection, new))
+    batch = _create(database, new)
+    on_stage(SubmitStage.READING, batch.id)
     writer = _BatchWriter(database, batch, new.idempotency_key)
     try:
         for count, item in enumerate(read(batch.id), start=1):
@@ -140,12 +164,15 @@ def submit_lines(
         if on_progress is not None:
             on_progress(tally)
         _require_jobs(tally, skip_invalid=skip_invalid)
-        reused = writer.seal(tally.accepted)
+        writer.flush()
     except BaseException as error:
         # With a key, what is stored is left for the next submission to finish, unless the input is to blame.
-        if new.idempotency_key is None or isinstance(error, InputError):
+        if isinstance(error, InputError):
             writer.abandon_quietly()
+        else:
+            writer.give_up()
         raise
+    reused = _seal(writer, batch.id, tally.accepted, on_stage)
     return Submission(
         batch_id=batch.id,
         total=tally.accepted,
@@ -165,6 +192,66 @@ def _require_jobs(tally: Tally, *, skip_invalid: bool) -> None:
         )
     if not tally.accepted:
         raise InputError('the input holds no prompts; give one JSON object a line, such as {"prompt": "..."}')
+
+
+def _create(database: Database, new: store.NewBatch) -> store.StoredBatch:
+    """Store the batch, also when the answer to a first try was lost: then it is removed first, unsealed as it is."""
+    tries = 0
+
+    def create(connection: Connection) -> store.StoredBatch:
+        if tries > 1 and new.idempotency_key is None:
+            store.delete_batch(connection, new.id)
+        return store.create_batch(connection, new)
+
+    def attempt() -> store.StoredBatch:
+        nonlocal tries
+        tries += 1
+        return database.transact(create)
+
+    return outlast(database, attempt)
+
+
+def _seal(writer: _BatchWriter, batch_id: str, total: int, on_stage: Callable[[SubmitStage, str], None]) -> bool:
+    """Make the jobs come into being, or find out whether they did; True if they had before.
+
+    From the first try on nobody may say that nothing was enqueued before the database has said so.
+    """
+    on_stage(SubmitStage.SEALING, batch_id)
+    try:
+        reused = writer.seal(total)
+    except DatabaseUnreachableError as error:
+        try:
+            sealed = _has_sealed(writer, batch_id, on_stage)
+        except DatabaseUnreachableError:
+            raise UncertainSubmissionError(
+                f"{error}. Whether batch {batch_id} is stored is uncertain: all of its jobs are, or none. When the "
+                f"database answers, `helix status {batch_id}` tells; do not submit the file again before, unless with "
+                "the same idempotency key",
+                batch_id,
+            ) from error
+        if not sealed:
+            raise
+        reused = False
+    except HelixError:
+        # The database has answered: this input is not what the batch holds, or the batch is gone.
+        on_stage(SubmitStage.READING, batch_id)
+        writer.abandon_quietly()
+        raise
+    except BaseException:
+        with suppress(DatabaseUnreachableError):
+            _has_sealed(writer, batch_id, on_stage)
+        raise
+    on_stage(SubmitStage.STORED, batch_id)
+    return reused
+
+
+def _has_sealed(writer: _BatchWriter, batch_id: str, on_stage: Callable[[SubmitStage, str], None]) -> bool:
+    """Ask whether a seal without an answer has come through, and tell it; one that has not is given up."""
+    sealed = writer.is_sealed()
+    on_stage(SubmitStage.STORED if sealed else SubmitStage.READING, batch_id)
+    if not sealed:
+        writer.give_up()
+    return sealed
 
 
 class _BatchWriter:
@@ -195,16 +282,17 @@ class _BatchWriter:
         )
         self._chunk_bytes += item.size
         if len(self._chunk) >= CHUNK_ROWS or self._chunk_bytes >= CHUNK_BYTES:
-            self._flush()
+            self.flush()
 
     def seal(self, total: int) -> bool:
         """Make the jobs come into being; True if the batch had been sealed with this very content before.
+
+        Sealing twice alike is harmless, so a seal whose answer was lost is simply repeated.
 
         Raises:
             IdempotencyConflictError: It holds different content.
             InputError: Someone removed the batch meanwhile.
         """
-        self._flush()
         digest = self._digest.hexdigest()
         if self._storing:
             self._transact(lambda c: store.seal_batch(c, self._batch.id, total, digest))
@@ -215,6 +303,15 @@ class _BatchWriter:
                 "submit the same input, or use another key"
             )
         return True
+
+    def is_sealed(self) -> bool:
+        """Whether the batch is complete. A seal that is still on its way is waited for."""
+        return self._database.transact(lambda c: store.is_sealed(c, self._batch.id))
+
+    def give_up(self) -> None:
+        """Remove the batch, unless its idempotency key lets the next submission finish it."""
+        if self._key is None:
+            self.abandon_quietly()
 
     def abandon(self) -> None:
         """Store nothing more; if this submission created the batch, remove it."""
@@ -232,7 +329,8 @@ class _BatchWriter:
         except HelixError as error:
             logger.warning("batch %s was left unfinished: %s", self._batch.id, error)
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Store the lines taken so far; errors as from `add`."""
         if not self._chunk or not self._storing:
             return
         self._transact(lambda c: store.insert_jobs(c, self._batch.id, self._chunk, datetime.now(UTC)))
@@ -241,7 +339,7 @@ class _BatchWriter:
 
     def _transact(self, change: Callable[[Connection], object]) -> None:
         try:
-            self._database.transact(change)
+            outlast(self._database, lambda: self._database.transact(change))
         except NotFoundError as error:
             message = (
                 f"batch {self._batch.id} was removed while it was being submitted (someone cancelled it); "

@@ -70,6 +70,7 @@ from helix_jobs.jobs.store.submission import (
     delete_batch,
     find_by_idempotency_key,
     insert_jobs,
+    is_sealed,
     new_batch_id,
     seal_batch,
 )
@@ -125,6 +126,7 @@ __all__ = [
     "held_leases",
     "insert_jobs",
     "installation_id",
+    "is_sealed",
     "iter_jobs",
     "iter_results",
     "latest_published_at",

@@ -161,6 +161,12 @@ def seal_batch(c: Connection, batch_id: str, total: int, content_digest: str) ->
     c.execute(update(batches).where(batches.c.id == batch_id).values(total=total, content_digest=content_digest))
 
 
+def is_sealed(c: Connection, batch_id: str) -> bool:
+    """Whether the batch is complete, once nobody is at it any more: in a write transaction this waits for a seal."""
+    row = c.execute(select(batches.c.total).where(batches.c.id == batch_id).with_for_update()).first()
+    return row is not None and row.total is not None
+
+
 def delete_batch(c: Connection, batch_id: str) -> bool:
     """Delete an unsealed batch with its jobs; a sealed one is left alone and False returned."""
     deleted = c.execute(delete(batches).where(batches.c.id == batch_id, batches.c.total.is_(None)))

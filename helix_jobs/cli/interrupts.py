@@ -1,0 +1,31 @@
+"""Being told to stop: SIGTERM and a closed terminal end a command as Ctrl-C does, so that it can say what is true."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """Raise KeyboardInterrupt in the main thread on SIGTERM and SIGHUP while the block runs.
+
+    docker stop, systemd and timeout(1) send the first, a closed terminal the second. One that was ignored when the
+    command started (nohup) stays ignored.
+    """
+    with ExitStack() as stack:
+        if threading.current_thread() is threading.main_thread():
+            for name in ("SIGTERM", "SIGHUP"):  # the latter is absent on Windows
+                number = getattr(signal, name, None)
+                if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                    stack.callback(signal.signal, number, signal.signal(number, _interrupt))
+        yield
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
