@@ -54,6 +54,7 @@ class Settings:
         max_tokens_per_job: HELIX_MAX_TOKENS_PER_JOB; a line that asks for more new tokens is refused.
         shutdown_grace: HELIX_SHUTDOWN_GRACE; seconds a stopping worker goes on before it hands jobs back.
         job_timeout: HELIX_JOB_TIMEOUT; seconds a job may run in the engine, None for as long as it takes.
+        lock_dir: HELIX_LOCK_DIR; where workers lock their device, None for this user's place on this machine.
         metrics_port: HELIX_METRICS_PORT; where the worker serves its metrics, None for not at all.
         metrics_host: HELIX_METRICS_HOST; the address it serves them on.
         log_level: HELIX_LOG_LEVEL.
@@ -77,6 +78,7 @@ class Settings:
     max_tokens_per_job: int = MAX_NEW_TOKENS
     shutdown_grace: float = 20.0
     job_timeout: int | None = None
+    lock_dir: Path | None = None
     metrics_port: int | None = None
     metrics_host: str = "127.0.0.1"
     log_level: str = "info"
@@ -109,6 +111,7 @@ class Settings:
             max_tokens_per_job=_integer(values, "HELIX_MAX_TOKENS_PER_JOB", MAX_NEW_TOKENS, 1, MAX_NEW_TOKENS),
             shutdown_grace=float(_integer(values, "HELIX_SHUTDOWN_GRACE", 20, 0, 86_400)),
             job_timeout=_integer(values, "HELIX_JOB_TIMEOUT", None, 1, 31_536_000),
+            lock_dir=_directory("HELIX_LOCK_DIR", values["HELIX_LOCK_DIR"]) if "HELIX_LOCK_DIR" in values else None,
             metrics_port=_integer(values, "HELIX_METRICS_PORT", None, 1, 65_535),
             metrics_host=values.get("HELIX_METRICS_HOST", "127.0.0.1"),
             log_level=_choice(values, "HELIX_LOG_LEVEL", LOG_LEVELS, "info"),

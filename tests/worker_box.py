@@ -91,7 +91,6 @@ class Box:
     @property
     def environment(self) -> dict[str, str]:
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("HELIX_", "CELERY_"))}
-        # The device lock lies in the temporary directory: boxes must not see each other's.
         there = {"TMPDIR": str(self.temporary), "COLUMNS": "200", "PYTHONFAULTHANDLER": "1"}
         return {**clean, **self.settings.to_environment(), **there}
 
@@ -202,5 +201,7 @@ def make_box(home: Path, temporary: Path, *, redis_url: str | None, database_url
         database_url=database_url or f"sqlite:///{home / 'helix.db'}",
         max_batch_size=4,
         engine="fake",
+        # Boxes must not see each other's.
+        lock_dir=temporary / "locks",
     )
     return Box(settings, temporary)

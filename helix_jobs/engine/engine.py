@@ -7,8 +7,6 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import torch
-
 from helix_jobs.engine.block_table import BlockPool, BlockTable
 from helix_jobs.engine.config import LOOKUP_DRAFT, SpeculationConfig
 from helix_jobs.engine.devices import cleanup_memory

@@ -5,8 +5,6 @@ The operating system drops such a lock when its holder ends in whatever way, so 
 
 from __future__ import annotations
 
-import getpass
-import hashlib
 import logging
 import os
 import re
@@ -14,15 +12,17 @@ import sys
 import tempfile
 from pathlib import Path
 from secrets import token_hex
-from typing import IO, TYPE_CHECKING, Self
+from typing import IO, TYPE_CHECKING, Final, Self
 
 from helix_jobs.errors import ConfigurationError, DeviceInUseError
-from helix_jobs.private_files import private_descriptor
+from helix_jobs.private_files import make_private_directory, private_descriptor
 
 if TYPE_CHECKING:
     from types import TracebackType
 
 logger = logging.getLogger(__name__)
+
+_MEETING_PLACES: Final = ("/run/lock", "/tmp")  # noqa: S108  (a directory in it is made and checked)
 
 
 class FileLock:
@@ -41,23 +41,32 @@ class FileLock:
         """Whether this object holds the lock."""
         return self._file is not None
 
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the lock is held and others find its file: one that was removed keeps nobody out."""
+        return self._file is not None and _is_at(self._file, self.path)
+
     def acquire(self, *, blocking: bool = False, note: str = "") -> bool:
         """Take the lock and write ``note`` into the file; False if someone else holds it."""
         if self._file is not None:
             return True
-        # Not inheritable by child processes, so the lock ends with this process alone.
-        file = os.fdopen(private_descriptor(self.path, os.O_RDWR | os.O_CREAT), "r+", encoding="utf-8")
-        try:
-            if not _lock(file, blocking=blocking):
+        while self._file is None:
+            # Not inheritable by child processes, so the lock ends with this process alone.
+            file = os.fdopen(private_descriptor(self.path, os.O_RDWR | os.O_CREAT), "r+", encoding="utf-8")
+            try:
+                if not _lock(file, blocking=blocking):
+                    file.close()
+                    return False
+                if not _is_at(file, self.path):  # removed between opening and locking it: others lock another file
+                    file.close()
+                    continue
+                file.truncate(0)
+                file.write(note)
+                file.flush()
+            except BaseException:
                 file.close()
-                return False
-            file.truncate(0)
-            file.write(note)
-            file.flush()
-        except BaseException:
-            file.close()
-            raise
-        self._file = file
+                raise
+            self._file = file
         return True
 
     def release(self) -> None:
@@ -79,13 +88,16 @@ class FileLock:
 class DeviceLock:
     """Keeps a second worker of this user off a device of this host.
 
-    Two workers on one device would each size their caches from the same free memory. The locks live in a private
-    directory under the system's temporary directory, not under HELIX_HOME: two homes share one device all the same.
+    Two workers on one device would each size their caches from the same free memory. The locks lie where every process
+    of this user looks (see ``private_directory``), not under HELIX_HOME: two homes share one device all the same.
     A worker that shares holds a file of its own instead, so that it is seen when the first one has left.
+
+    Trade-off: a file can be removed while it is locked, by whoever sweeps old ones, so it must be looked after
+    (``keep``); an abstract socket could not, but exists on Linux alone, and any user can take its name first.
 
     Args:
         device: The device's name as torch says it, or ``fake``.
-        directory: Where the lock file lies; tests give their own.
+        directory: Where the lock files lie instead; made if it is not there. Containers that share a device share one.
     """
 
     def __init__(self, device: str, directory: Path | None = None) -> None:
@@ -94,18 +106,13 @@ class DeviceLock:
         self._lock: FileLock | None = None
         self._sharing: FileLock | None = None
 
-    @property
-    def exclusive(self) -> bool:
-        """Whether this process has the device for itself; then every other worker row naming it is dead."""
-        return self._lock is not None and self._lock.held and not self._is_shared(self._lock.path)
-
     def acquire(self, *, allow_shared: bool = False) -> None:
         """Take the device.
 
         Raises:
             DeviceInUseError: Another worker holds it and ``allow_shared`` is off.
         """
-        directory = private_directory("locks") if self._directory is None else self._directory
+        directory = self._make_directory()
         slug = re.sub(r"[^A-Za-z0-9._-]", "_", self.device)
         lock = FileLock(directory / f"device-{slug}.lock")
         alone = lock.acquire(note=f"{os.getpid()}\n")
@@ -130,6 +137,39 @@ class DeviceLock:
             self._sharing.release()
             self._sharing.path.unlink(missing_ok=True)
 
+    def keep(self) -> bool:
+        """Look after the lock's file, every now and then; one that is gone is made and locked again.
+
+        Returns:
+            Whether the device is still held. False: another worker has taken it while the file was gone.
+        """
+        lock = self._lock or self._sharing
+        if lock is None or not lock.held:
+            return False
+        if lock.is_in_place:
+            # Whatever removes old files goes by their times.
+            os.utime(lock.path)
+            return True
+        self._make_directory()
+        again = FileLock(lock.path)
+        if not again.acquire(note=f"{os.getpid()}\n"):
+            return False
+        logger.warning("the lock file of device %s was removed by somebody and is made again", self.device)
+        lock.release()
+        if lock is self._lock:
+            self._lock = again
+        else:
+            self._sharing = again
+        return True
+
+    def _make_directory(self) -> Path:
+        if self._directory is None:
+            return private_directory("locks")
+        try:
+            return make_private_directory(self._directory)
+        except OSError as error:
+            raise ConfigurationError(f"HELIX_LOCK_DIR {self._directory} cannot be made ({error.strerror})") from error
+
     def _is_shared(self, path: Path) -> bool:
         """Whether another living worker shares the device; what killed ones have left is removed."""
         shared = False
@@ -146,27 +186,41 @@ class DeviceLock:
 
 
 def private_directory(*parts: str) -> Path:
-    """Return a directory of this user alone under the system's temporary directory, made with mode 0700.
+    """Return a directory of this user alone, made with mode 0700, where processes of one user find each other.
+
+    It depends on nothing that differs from one shell or service to the next, such as TMPDIR.
 
     Raises:
         ConfigurationError: Someone else made it first or it cannot be made.
     """
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):  # a user id without a name, as in some containers
-        user = str(os.getuid()) if sys.platform != "win32" else "user"
-    directory = Path(tempfile.gettempdir(), f"helix-{hashlib.blake2b(user.encode(), digest_size=6).hexdigest()}")
+    directory = _meeting_place()
     for path in (directory, directory.joinpath(*parts)):
         try:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             status = path.lstat()
         except OSError as error:
             raise ConfigurationError(
-                f"{path} cannot be made ({error.strerror}); set TMPDIR to a writable place"
+                f"{path} cannot be made ({error.strerror}); make {directory.parent} writable"
             ) from error
         if sys.platform != "win32" and (status.st_uid != os.getuid() or status.st_mode & 0o077 or path.is_symlink()):
-            raise ConfigurationError(f"{path} is not private to this user; remove it or set TMPDIR")
+            raise ConfigurationError(f"{path} is not private to this user; remove it")
     return directory.joinpath(*parts)
+
+
+def _meeting_place() -> Path:
+    if sys.platform == "win32":
+        return Path(tempfile.gettempdir(), "helix")
+    # Where nobody but root may write, as in /run/lock of some systems, no worker of this user can.
+    parent = next((place for place in _MEETING_PLACES if os.access(place, os.W_OK | os.X_OK)), _MEETING_PLACES[-1])
+    return Path(parent, f"helix-{os.getuid()}")
+
+
+def _is_at(file: IO[str], path: Path) -> bool:
+    """Whether an open file is the one that lies at ``path``."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 if sys.platform == "win32":

@@ -25,6 +25,7 @@ from helix_jobs.jobs.database import Database, ensure_schema
 from helix_jobs.jobs.device_lock import DeviceLock
 from helix_jobs.jobs.engine_choice import device_name, load_engine
 from helix_jobs.jobs.heartbeat import Heartbeat
+from helix_jobs.jobs.periodic import Periodic
 from helix_jobs.jobs.process_identity import here, is_gone, this_process
 from helix_jobs.jobs.reconciler import Reconciler
 from helix_jobs.jobs.result_writer import GroupCommitWriter
@@ -62,6 +63,7 @@ HARD_EXIT_SECONDS: Final = 30.0
 # After the grace time: how long jobs may take to write down their hand-back before the writer gives up.
 HAND_BACK_SECONDS: Final = 5.0
 BROKER_CHECK_SECONDS: Final = 2.0
+LOCK_CHECK_SECONDS: Final = 60.0
 MAX_CONSUMER_FAILURES: Final = 5
 
 
@@ -138,7 +140,7 @@ class _Worker:
         self._gave_up = False
         self._give_up_timer: threading.Timer | None = None
         self._consumer: Consumer | None = None
-        self._broker_seen_at = time.monotonic()
+        self._held = True
 
     def prepare(self, *, allow_shared_device: bool, on_progress: Callable[[str], None] | None) -> None:
         """Check what can be checked, then load the models."""
@@ -148,7 +150,7 @@ class _Worker:
         importlib.import_module("helix_jobs.jobs.tasks")
         importlib.import_module("helix_jobs.jobs.vetted_transport")
         self._settings.make_home()
-        self._lock = DeviceLock(device_name(self._settings))
+        self._lock = DeviceLock(device_name(self._settings), self._settings.lock_dir)
         self._lock.acquire(allow_shared=allow_shared_device)
         self._stack.callback(self._lock.release)
         self._stack.callback(self._database.dispose)
@@ -202,14 +204,18 @@ class _Worker:
             reconnect=self._reconnect,
             give_up=self._leave_for_supervisor,
         )
-        checks = (self._check_step, self._check_broker)
-        heartbeat = Heartbeat(self._database, row, self._service, checks)
+        heartbeat = Heartbeat(self._database, row, self._service, [self._check_step])
+        duties = [Periodic("helix-device-lock", self._keep_device, LOCK_CHECK_SECONDS)]
+        if self._embedded is not None:
+            duties.append(Periodic("helix-embedded-broker", self._keep_broker, BROKER_CHECK_SECONDS))
         self._stack.callback(heartbeat.stop)
         self._stack.callback(self._count_attempts)
         self._stack.callback(lambda: writer.close(WRITER_SECONDS))
         self._stack.callback(lambda: self._service.stop(1.0 if self._interrupted else ENGINE_SECONDS))
         self._stack.callback(self._reconciler.stop)
         self._stack.callback(self._watchdog.stop)
+        for duty in duties:
+            self._stack.callback(duty.stop)
         if self._embedded is not None:
             # Its owner may have left and stopped it while the models were loading, when nobody knew of this worker.
             self._embedded.start()
@@ -219,6 +225,8 @@ class _Worker:
         self._clear_stranded()
         self._reconciler.start()
         self._watchdog.start()
+        for duty in duties:
+            duty.start()
         if self._metrics is not None:
             queue = QueueReader(self._settings.database_url)
             self._stack.callback(queue.close)
@@ -365,15 +373,17 @@ class _Worker:
         if self._service.step_seconds > MAX_STEP_SECONDS:
             self._break(HelixError(f"an engine step has taken more than {MAX_STEP_SECONDS:.0f} s: the device hangs"))
 
-    def _check_broker(self) -> None:
+    def _keep_broker(self) -> None:
         """Bring the embedded broker back if it went away: nobody else would."""
-        now = time.monotonic()
-        if self._embedded is None or now - self._broker_seen_at < BROKER_CHECK_SECONDS:
-            return
-        self._broker_seen_at = now
-        try:
-            if not self._embedded.is_running() and self._embedded.start():
-                logger.warning("the embedded broker had gone and was started again")
-                self._republish()
-        except HelixError as error:
-            logger.warning("the embedded broker does not come back: %s", error)
+        if self._embedded is not None and not self._embedded.is_running() and self._embedded.start():
+            logger.warning("the embedded broker had gone and was started again")
+            self._republish()
+
+    def _keep_device(self) -> None:
+        held = self._lock.keep()
+        if self._held and not held:
+            logger.error(
+                "the lock file of device %s was removed, and another worker runs on it by now; stop one of the two",
+                self._lock.device,
+            )
+        self._held = held

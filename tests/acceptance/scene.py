@@ -58,8 +58,9 @@ class Scene:
             **kept,
             "PATH": f"{programs}{os.pathsep}{kept.get('PATH', '')}",
             "PYTHONPATH": str(ROOT),
-            # The device lock lies in the temporary directory: no other test's worker may be in the way.
             "TMPDIR": str(self.directory / "tmp"),
+            # No other test's worker may be in the way.
+            "HELIX_LOCK_DIR": str(self.directory / "tmp" / "locks"),
             "HELIX_ENGINE": "fake",
         }
 

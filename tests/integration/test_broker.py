@@ -72,10 +72,12 @@ def test_a_stale_socket_is_replaced(short_tmp: Path) -> None:
 
 
 def test_a_long_home_gets_a_short_socket(short_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(short_tmp))
     home = short_tmp / ("long-" * 30)
     home.mkdir()
     broker = EmbeddedBroker(home)
+    path = broker.socket_path
+    monkeypatch.setattr("tempfile.tempdir", str(short_tmp))
+    assert broker.socket_path == path, "another shell, with another TMPDIR, must find it"
     assert len(os.fsencode(broker.socket_path)) <= MAX_SOCKET_PATH
     assert EmbeddedBroker(home).socket_path == broker.socket_path
     assert broker.start()

@@ -28,6 +28,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSI
 def own_locks(short_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", str(short_tmp))
     monkeypatch.setattr("tempfile.tempdir", str(short_tmp))
+    monkeypatch.setenv("HELIX_LOCK_DIR", str(short_tmp / "locks"))
 
 
 def test_a_worker_is_started_reports_and_is_stopped(embedded_box: Box) -> None:

@@ -44,6 +44,7 @@ for command, environment in json.loads(sys.argv[1]):
 def start(directory, *command, **environment):
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("HELIX_", "CELERY_"))}
     settings = {"HELIX_HOME": str(directory / "home"), "HELIX_ENGINE": "fake", "TMPDIR": str(directory)}
+    settings["HELIX_LOCK_DIR"] = str(directory / "locks")
     return subprocess.Popen(
         [sys.executable, *command],
         cwd=directory,

@@ -13,6 +13,7 @@ from sqlalchemy import func, select
 from worker_box import ROOT, prompts, wait_until
 
 from helix_jobs.jobs.broker import EmbeddedBroker
+from helix_jobs.jobs.device_lock import FileLock
 from helix_jobs.jobs.schema import results, runs
 from helix_jobs.jobs.store import PublishableJob
 from helix_jobs.testing import fake_output
@@ -327,6 +328,23 @@ def test_the_embedded_broker_is_brought_back(embedded_box: Box) -> None:
     EmbeddedBroker(box.settings.home)._client().shutdown(nosave=True)
     box.wait_states(batch, succeeded=120)
     assert box.result_count(batch) == 120
+    assert worker.process.poll() is None, worker.log
+
+
+def test_who_holds_the_embedded_brokers_start_lock_does_not_stop_the_heartbeat(embedded_box: Box) -> None:
+    box = embedded_box
+    worker = box.start_worker()
+    beats = {row.heartbeat_at for row in box.worker_rows()}
+    with FileLock(box.settings.home / "broker" / "start.lock"):
+        EmbeddedBroker(box.settings.home)._client().shutdown(nosave=True)
+
+        def beat_twice() -> bool:
+            beats.update(row.heartbeat_at for row in box.worker_rows())
+            return len(beats) > 2
+
+        wait_until(beat_twice, "no heartbeat")
+    batch = box.submit("hello")
+    box.wait_states(batch, succeeded=1)
     assert worker.process.poll() is None, worker.log
 
 

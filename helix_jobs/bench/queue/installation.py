@@ -87,12 +87,13 @@ class Installation:
     def environment(self) -> dict[str, str]:
         """What its processes run in: nothing of the user's settings."""
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("HELIX_", "CELERY_"))}
-        # The device lock lies in the temporary directory, and the fake device is not the user's.
+        # The fake device is not the user's.
         return {
             **clean,
             **import_path(),
             **self.settings.to_environment(),
             "TMPDIR": str(self.home),
+            "HELIX_LOCK_DIR": str(self.home / "locks"),
             "HELIX_FAKE_STEP_SECONDS": str(self._plan.step_ms / 1000),
         }
 

@@ -85,6 +85,7 @@ class Installation(Box):
             there = self.temporary / host
             there.mkdir(exist_ok=True)
             variables["TMPDIR"] = str(there)
+            variables["HELIX_LOCK_DIR"] = str(there / "locks")
         plan = dataclasses.replace(plan or Plan(), hostname=host, times=self.times, without=self.without)
         log = self.new_log()
         process = self._spawn(plan, "worker", list(arguments), variables, log)
@@ -180,6 +181,7 @@ def make_installation(
         database_url=database_url or f"sqlite:///{home / 'helix.db'}",
         max_batch_size=4,
         engine="fake",
+        lock_dir=directory / "locks",
     )
     times = None if fork_server is None else QUICK_TIMES
     return Installation(
