@@ -13,12 +13,12 @@ import threading
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from enum import Enum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from helix_jobs.errors import EngineError, HelixError, InvalidRequestError, RequestError
 from helix_jobs.jobs import store
 from helix_jobs.jobs.engine_thread import EngineThread, RequestFailed, without_text
+from helix_jobs.jobs.job_claims import JobClaims, Refusal
 from helix_jobs.jobs.job_endings import Fail, Leave, Succeed, Withdrawn, decide, outcome, refused_by_database
 from helix_jobs.jobs.job_gate import JobGate
 from helix_jobs.jobs.requests import to_engine_request
@@ -30,8 +30,6 @@ from helix_jobs.jobs.worker_counters import WorkerCounters
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from sqlalchemy import Connection
-
     from helix_jobs.engine.protocol import EngineInfo, EngineProtocol
     from helix_jobs.jobs.database import Database
     from helix_jobs.jobs.job_endings import Decision, Ending
@@ -39,17 +37,6 @@ if TYPE_CHECKING:
     from helix_jobs.jobs.store import ClaimedJob
 
 logger = logging.getLogger(__name__)
-
-
-# How often a claim is tried that fails for what is in the row.
-CLAIM_ATTEMPTS: Final = 2
-
-
-class _Refusal(Enum):
-    """Why a job was not claimed."""
-
-    NOTHING_TO_DO = "it ended, was cancelled, is someone else's, or does not exist"
-    MUST_RUN_ALONE = "this would be its last attempt"
 
 
 @dataclass(eq=False, slots=True)
@@ -103,6 +90,7 @@ class WorkerService:
         self._database = database
         self._engine = engine
         self._writer = writer
+        self._claims = JobClaims(writer, worker_id)
         self._grace = grace
         self._engine_thread = EngineThread(
             engine, DatabaseRunRecorder(writer, worker_id), on_broken, job_timeout=job_timeout
@@ -270,11 +258,13 @@ class WorkerService:
             if not self._gate.enter(alone=alone):
                 return False
             try:
-                claim = self._claim(active.job_id, alone=alone)
-                if claim is _Refusal.NOTHING_TO_DO:
+                claim = self._claims.claim(active.job_id, alone=alone)
+                if claim is Refusal.NOTHING_TO_DO:
                     self._count(void_messages=1)
                     logger.debug("nothing to do for this message", extra={"job_id": active.job_id})
-                elif claim is _Refusal.MUST_RUN_ALONE:
+                elif claim is Refusal.UNREADABLE:
+                    self._count_outcome(Fail(InvalidRequestError.code, claim.value))
+                elif claim is Refusal.MUST_RUN_ALONE:
                     logger.info("a job that died with its workers runs alone now", extra={"job_id": active.job_id})
                     continue
                 else:
@@ -283,29 +273,6 @@ class WorkerService:
             finally:
                 self._gate.leave()
         return True
-
-    def _claim(self, job_id: int, *, alone: bool) -> ClaimedJob | _Refusal:
-        now = datetime.now(UTC)
-
-        def claim(c: Connection) -> ClaimedJob | _Refusal:
-            claimed = store.claim(c, job_id, worker_id=self.worker_id, now=now, spare_last_attempt=not alone)
-            if claimed is None and not alone and store.awaits_last_attempt(c, job_id):
-                return _Refusal.MUST_RUN_ALONE
-            return claimed or _Refusal.NOTHING_TO_DO
-
-        for _ in range(CLAIM_ATTEMPTS):
-            try:
-                return self._writer.submit(claim).result()
-            except HelixError:
-                raise
-            except Exception as error:  # noqa: BLE001  (whatever is in the row)
-                reason = type(error).__name__
-        # Twice is no accident. Without this the message would come again and again, and the job never end.
-        logger.error("a stored job cannot be read (%s); it fails alone", reason, extra={"job_id": job_id})
-        now = datetime.now(UTC)
-        if self._writer.submit(lambda c: store.fail_unreadable(c, job_id, reason, now)).result():
-            self._count_outcome(Fail(InvalidRequestError.code, reason))
-        return _Refusal.NOTHING_TO_DO
 
     def _serve(self, active: _ActiveJob, claim: ClaimedJob) -> None:
         with self._lock:

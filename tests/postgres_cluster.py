@@ -39,12 +39,12 @@ class PostgresCluster:
             shutil.chown(self._directory, self._user)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
-            self._port: int = probe.getsockname()[1]
+            self.port: int = probe.getsockname()[1]
         self._run("initdb", "--pgdata", str(self._data), "--auth", "trust", "--username", "helix", "--no-sync")
 
     @property
     def url(self) -> str:
-        return f"postgresql+psycopg://helix@127.0.0.1:{self._port}/postgres"
+        return f"postgresql+psycopg://helix@127.0.0.1:{self.port}/postgres"
 
     @property
     def _data(self) -> Path:
@@ -52,7 +52,7 @@ class PostgresCluster:
 
     def start(self) -> None:
         """Start it and wait until it takes connections."""
-        options = f"-p {self._port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c shared_buffers=16MB"
+        options = f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c shared_buffers=16MB"
         log = str(self._directory / "log")
         self._run("pg_ctl", "start", "--wait", "--pgdata", str(self._data), "--log", log, "--options", options)
 
