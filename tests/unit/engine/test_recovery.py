@@ -1,4 +1,4 @@
-"""What the engine does about steps that fail: dead devices, shortages that last, results that wait to be handed over."""
+"""What the engine does about steps that fail: dead devices, lasting shortages, results that wait to be handed over."""
 
 from __future__ import annotations
 
