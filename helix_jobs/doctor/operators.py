@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from helix_jobs.doctor.verdict import Level, Verdict
-from helix_jobs.engine.devices import DIRECTML_DEVICE_TYPE, resolve_dtype
+from helix_jobs.engine.devices import resolve_dtype
 from helix_jobs.engine.model_loader import get_device
 from helix_jobs.engine.operator_checks import OperatorStatus, OperatorVerdict, operator_checks, run_check
 from helix_jobs.errors import ConfigurationError
@@ -23,7 +23,7 @@ def try_operators(settings: Settings) -> tuple[OperatorVerdict, ...]:
         device = get_device(settings.device)
     except ConfigurationError:  # check_devices has said so
         return ()
-    checks = operator_checks(directml=device.type == DIRECTML_DEVICE_TYPE)
+    checks = operator_checks(device.type)
     dtypes = dict.fromkeys((torch.float32, resolve_dtype("auto", device, torch.bfloat16)))
     return tuple(run_check(check, device, dtype) for check in checks for dtype in dtypes)
 
@@ -34,10 +34,13 @@ def judge_operators(tried: tuple[OperatorVerdict, ...]) -> list[Verdict]:
         return []
     counts = Counter(verdict.status for verdict in tried)
     finding = ", ".join(f"{counts[status]} {status}" for status in OperatorStatus if counts[status])
-    if counts[OperatorStatus.FAILS] or counts[OperatorStatus.DIFFERS]:
+    if any(verdict.makes_answers_wrong for verdict in tried):
         remedy = "update the graphics driver, or run with --device cpu; answers from this device are not to be trusted"
         return [Verdict("operators", Level.FAILED, finding, remedy)]
     if counts[OperatorStatus.FALLS_BACK]:
         remedy = "right but slow: update the graphics driver and torch-directml"
+        return [Verdict("operators", Level.WARNING, finding, remedy)]
+    if counts[OperatorStatus.OK] < len(tried):
+        remedy = "right, but of equally likely tokens another one may win in other company: update the graphics driver"
         return [Verdict("operators", Level.WARNING, finding, remedy)]
     return [Verdict("operators", Level.OK, finding)]

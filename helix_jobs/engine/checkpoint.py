@@ -50,6 +50,7 @@ class Checkpoint:
         parameters: Number of weights stored.
         dtype: What most of them are stored in; None when quantised (GGUF).
         gguf: What else the GGUF file says, or None.
+        is_uniform: Everything is stored in ``dtype``, so that reading in it rounds nothing and copies nothing.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Checkpoint:
     parameters: int
     dtype: torch.dtype | None
     gguf: GgufFile | None = None
+    is_uniform: bool = False
 
 
 def find_checkpoint(name: str, home: Path, on_progress: Callable[[str], None]) -> Checkpoint:
@@ -124,7 +126,7 @@ def _from_directory(name: str, folder: Path) -> Checkpoint:
             sizes[tensor["dtype"]] += count
     stored = [(count, _DTYPES[kind]) for kind, count in sizes.items() if kind in _DTYPES]
     dtype = max(stored, key=lambda pair: pair[0])[1] if stored else None
-    return Checkpoint(name, folder, None, sum(sizes.values()), dtype)
+    return Checkpoint(name, folder, None, sum(sizes.values()), dtype, is_uniform=len(sizes) == len(stored) == 1)
 
 
 def _safetensors_files(name: str, folder: Path) -> list[Path]:

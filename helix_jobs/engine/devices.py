@@ -6,22 +6,30 @@ DirectML has no bf16 and no way to return memory; its rules stand beside each ch
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import importlib
 import logging
 import re
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 import psutil
 import torch
 
-from helix_jobs.errors import ConfigurationError
+from helix_jobs.errors import ConfigurationError, InsufficientMemoryError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import ModuleType
 
 logger = logging.getLogger(__name__)
 
 DIRECTML_DEVICE_TYPE: Final = "privateuseone"
 _DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _CGROUP: Final = Path("/sys/fs/cgroup")
+# What a program may count on where the driver does not say what is free: a desktop and others use the rest.
+_SHARE_WITHOUT_A_WORD: Final = 0.7
 # As each backend says it: CUDA, ROCm, XPU and MPS; the allocators of DirectML (two) and of the CPU (two).
 _OUT_OF_MEMORY: Final = re.compile(
     r"out.of.(device.|host.)?(memory|resources)|blas_status_alloc_failed"
@@ -80,18 +88,27 @@ def free_memory(device: torch.device) -> int | None:
     """Return the bytes that can still be allocated on the device; None where nobody can tell (DirectML)."""
     if device.type == "cpu":
         return _free_host_memory()
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    if device.type == "xpu":
-        if hasattr(torch.xpu, "mem_get_info"):
-            return int(torch.xpu.mem_get_info(device)[0])
-        total: int = torch.xpu.get_device_properties(device).total_memory
-        return total - torch.xpu.memory_allocated(device)
+    if device.type in ("cuda", "xpu"):
+        return _free_memory_of(torch.cuda if device.type == "cuda" else torch.xpu, device)
     if device.type == "mps":
         # Unified memory: the driver's own limit and what the system has left both bind.
         limit = torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
         return min(int(limit), _free_host_memory())
     return None
+
+
+def _free_memory_of(backend: Any, device: torch.device) -> int:  # noqa: ANN401  (torch.cuda or torch.xpu)
+    """What the driver has left, and what torch keeps of it without using it."""
+    in_use = backend.memory_allocated(device)
+    total = int(backend.get_device_properties(device).total_memory)
+    try:
+        free = int(backend.mem_get_info(device)[0])
+        if free > total:
+            raise RuntimeError(f"{free} bytes of {total} are free")  # noqa: TRY301  (as wrong as an error)
+    except (RuntimeError, AttributeError):  # some ROCm stacks, and torch.xpu before 2.6
+        logger.debug("%s does not say how much memory is free", device, exc_info=True)
+        return max(0, int(total * _SHARE_WITHOUT_A_WORD) - int(in_use))
+    return free + int(backend.memory_reserved(device)) - int(in_use)
 
 
 def _free_host_memory() -> int:
@@ -133,3 +150,51 @@ def check_alive(device: torch.device) -> None:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a device or the host had no memory left."""
     return isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or bool(_OUT_OF_MEMORY.search(str(error)))
+
+
+@contextlib.contextmanager
+def explaining_shortage(device: torch.device, activity: str, remedy: str) -> Iterator[None]:
+    """Turn running out of memory in the block into a sentence for a person.
+
+    Raises:
+        InsufficientMemoryError: The device or the host had no memory left.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        # Its frames hold what was allocated until then.
+        cause = error.with_traceback(None)
+    else:
+        return
+    raise InsufficientMemoryError(f"{describe_device(device)} ran out of memory while {activity}; {remedy}") from cause
+
+
+def describe_device(device: torch.device) -> str:
+    """Return the device's name for a person, such as ``DirectML: AMD Radeon RX 7900 XTX``."""
+    if device.type == DIRECTML_DEVICE_TYPE:
+        module, _ = import_directml()
+        return f"DirectML: {module.device_name(device.index or 0)}" if module is not None else "DirectML"
+    if device.type == "cuda":
+        family = "ROCm" if torch.version.hip is not None else "CUDA"
+        return f"{family}: {torch.cuda.get_device_name(device)}"
+    if device.type == "xpu":
+        return f"XPU: {torch.xpu.get_device_name(device)}"
+    if device.type == "mps":
+        return "MPS: Apple GPU"
+    return f"CPU: {torch.get_num_threads()} threads"
+
+
+def import_directml() -> tuple[ModuleType | None, str]:
+    """The torch_directml module if it can be used, else why not."""
+    try:
+        module = importlib.import_module("torch_directml")
+        if not module.is_available():
+            return None, "torch-directml finds no DirectX 12 device"
+    except ImportError:
+        return None, 'torch-directml is not installed: pip install -e ".[directml]" on Windows or WSL'
+    except Exception as error:  # on Linux without WSL the import raises OSError: libd3d12.so
+        logger.debug("torch_directml cannot be imported", exc_info=True)
+        return None, f"torch-directml cannot be imported ({type(error).__name__}: {error})"
+    return module, ""

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 from helix_jobs.engine.block_table import BlockPool, BlockTable
 from helix_jobs.engine.config import LOOKUP_DRAFT, SpeculationConfig
-from helix_jobs.engine.devices import cleanup_memory
-from helix_jobs.engine.model_loader import describe_device
+from helix_jobs.engine.devices import cleanup_memory, describe_device, explaining_shortage
 from helix_jobs.engine.model_runner import ModelRunner
 from helix_jobs.engine.protocol import EngineInfo
 from helix_jobs.engine.recovery import Recovery
@@ -60,6 +59,9 @@ class Engine:
 
     Attributes:
         emitted: What the last step emitted, a stop string and what follows it still included.
+
+    Raises:
+        InsufficientMemoryError: The block pool, or a full step beside it, does not fit.
     """
 
     def __init__(
@@ -68,20 +70,24 @@ class Engine:
         context = min(models.max_context, config.max_model_len or models.max_context)
         self._eos_token_ids = models.eos_token_ids
         self._device = models.device
-        target = ModelRunner(models.target.decoder, cache)
         vocab_size = models.vocab_size
         self._codec = TextCodec(models.tokenizer, vocab_size)
         draft = None
-        if models.draft is not None and config.speculation.is_on:
-            draft = ModelRunner(models.draft.decoder, cache)
-        self._speculator = Speculator.build(
-            target,
-            draft,
-            config,
-            vocab_size,
-            costs=costs,
-            initial_acceptance=COPY_ACCEPTANCE if models.draft and models.draft.is_copy else DEFAULT_ACCEPTANCE,
-        )
+        with explaining_shortage(models.device, "the KV cache was allocated", "lower HELIX_KV_CACHE_MB"):
+            target = ModelRunner(models.target.decoder, cache)
+            if models.draft is not None and config.speculation.is_on:
+                draft = ModelRunner(models.draft.decoder, cache)
+        with explaining_shortage(
+            models.device, "the cost of steps was measured", "lower HELIX_KV_CACHE_MB or HELIX_MAX_BATCH_SIZE"
+        ):
+            self._speculator = Speculator.build(
+                target,
+                draft,
+                config,
+                vocab_size,
+                costs=costs,
+                initial_acceptance=COPY_ACCEPTANCE if models.draft and models.draft.is_copy else DEFAULT_ACCEPTANCE,
+            )
         if not self._speculator.can_draft:
             config = replace(config, speculation=SpeculationConfig(depth=0))
         self._pool = BlockPool(cache.num_blocks, cache.block_size)
@@ -99,6 +105,7 @@ class Engine:
             draft_model=_describe_draft(models.draft if draft is not None else None, config.speculation),
             device=describe_device(models.device),
             dtype=models.target.dtype_name,
+            overflows_float16=models.target.overflowed,
             kernels="torch" if models.target.decoder.native is None else "compiled",
             speculation_depth=None if config.speculation.is_adaptive else config.speculation.ceiling,
             max_batch_size=config.max_batch_size,
@@ -300,9 +307,10 @@ class Engine:
         The values may be the request's own, or stem from a block whose last owner left them there; computed again from
         clean blocks they tell which, and only the former fails.
         """
+        remedy = "; start the worker with --dtype float32" if self._info.dtype == "float16" else ""
         for sequence in sequences:
             if sequence.was_recomputed:
-                sequence.fail(EngineError("the model produced logits that are not finite (NaN or infinity)"))
+                sequence.fail(EngineError(f"the model produced logits that are not finite (NaN or infinity){remedy}"))
                 sequence.reset_cache(discard=True)
             else:
                 logger.warning("request %s: logits are not finite; computing it again", sequence.request_id)

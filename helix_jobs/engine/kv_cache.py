@@ -11,11 +11,13 @@ import torch
 from helix_jobs.engine.devices import DIRECTML_DEVICE_TYPE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from transformers import PretrainedConfig
 
     from helix_jobs.engine.config import CacheConfig
+
+    RowWriter = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]
 
 # Blocks cleared at once: what clears memory must not need much of it.
 _CLEAR_CHUNK: Final = 64
@@ -63,6 +65,7 @@ class PagedKVCache:
         self.keys = [_zeros(shape, dtype, device) for _ in range(geometry.num_layers)]
         self.values = [_zeros(shape, dtype, device) for _ in range(geometry.num_layers)]
         self.is_on_directml = device.type == DIRECTML_DEVICE_TYPE
+        self._write_rows = row_writer(device.type)
 
     @property
     def num_bytes(self) -> int:
@@ -81,10 +84,7 @@ class PagedKVCache:
         for pool, new in ((self.keys[layer], keys), (self.values[layer], values)):
             # [num_blocks * num_kv_heads * block_size, head_dim]
             by_token = pool.view(-1, self.geometry.head_dim)
-            if self.is_on_directml:  # it has no index_copy kernel; its scatter needs unique rows, which these are
-                by_token.scatter_(0, rows.unsqueeze(1).expand_as(new), new)
-            else:
-                by_token.index_copy_(0, rows, new)
+            self._write_rows(by_token, rows, new)
 
     def clear(self, blocks: Sequence[int]) -> None:
         """Set blocks back to zero: what they hold must not reach their next owner, not even with a weight of zero."""
@@ -116,6 +116,27 @@ class PagedKVCache:
         keys = self.keys[layer].index_select(0, rows).view(num_heads, -1, head_dim)
         values = self.values[layer].index_select(0, rows).view(num_heads, -1, head_dim)
         return keys, values
+
+
+def row_writer(device_type: str) -> RowWriter:
+    """How rows ``[n]``, each at most once, of a pool ``[rows, size]`` are set to ``[n, size]`` on such a device."""
+    if device_type == DIRECTML_DEVICE_TYPE:
+        return _scatter_rows
+    return _put_rows if device_type == "mps" else _copy_rows
+
+
+def _scatter_rows(pool: torch.Tensor, rows: torch.Tensor, new: torch.Tensor) -> None:
+    """DirectML has no ``index_copy`` kernel; its scatter needs unique rows, which these are."""
+    pool.scatter_(0, rows.unsqueeze(1).expand_as(new), new)
+
+
+def _put_rows(pool: torch.Tensor, rows: torch.Tensor, new: torch.Tensor) -> None:
+    """MPS has an ``index_copy`` kernel since torch 2.8 only, and until 2.13 it visits every element of the pool."""
+    pool.index_put_((rows,), new)
+
+
+def _copy_rows(pool: torch.Tensor, rows: torch.Tensor, new: torch.Tensor) -> None:
+    pool.index_copy_(0, rows, new)
 
 
 def _zeros(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

@@ -1,38 +1,42 @@
 """Choose the device and load target and draft: the only place that turns model names into models.
 
 Every check that can be made without reading a weight comes first: architecture, vocabulary, memory. Weights are read
-on the CPU and then moved (DirectML knows no other way).
+on the CPU and then moved, one finished tensor after the other (DirectML knows no other way).
 """
 
 from __future__ import annotations
 
-import importlib
+import contextlib
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import torch
 
-from helix_jobs.engine.architecture import context_limits, kv_bytes_per_token
+from helix_jobs.engine.architecture import context_limits
 from helix_jobs.engine.config import NO_DRAFT
 from helix_jobs.engine.decoder.families import build_decoder
 from helix_jobs.engine.decoder.int8_linear import quantize
+from helix_jobs.engine.decoder.placement import Float16OverflowError, Placement
 from helix_jobs.engine.devices import (
     DIRECTML_DEVICE_TYPE,
     cleanup_memory,
-    free_memory,
+    describe_device,
+    explaining_shortage,
+    import_directml,
     resolve_dtype,
 )
+from helix_jobs.engine.model_memory import check_device_memory, check_host_memory
 from helix_jobs.engine.model_source import ModelSource, open_source, read_weights
+from helix_jobs.engine.trial_pass import logits_are_finite
 from helix_jobs.engine.vocabulary import check_vocabularies, end_token_ids
 from helix_jobs.errors import ConfigurationError, InsufficientMemoryError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-    from types import ModuleType
 
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import GenerationConfig, PreTrainedTokenizerBase
 
     from helix_jobs.engine.decoder.decoder import Decoder
 
@@ -51,8 +55,6 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 INT8: Final = "int8"  # as a draft, an int8 copy of the target; as a dtype, an int8 target
-# The smallest KV cache worth starting with: one sequence of this many tokens.
-SMALLEST_CONTEXT: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +66,14 @@ class LoadedModel:
         decoder: The model. Its dtype may differ from what was asked when float16 would have overflowed.
         is_int8: Its linear layers are int8; ``decoder.dtype`` is that of its activations.
         is_copy: It is the target itself, quantised.
+        overflowed: It was to run in float16, and its weights or activations do not fit into that.
     """
 
     name: str
     decoder: Decoder
     is_int8: bool = False
     is_copy: bool = False
+    overflowed: bool = False
 
     @property
     def dtype_name(self) -> str:
@@ -139,7 +143,7 @@ def available_devices() -> tuple[torch.device, ...]:
 
 def directml_absence() -> str:
     """Why there is no DirectML device; empty when there is one."""
-    return _torch_directml()[1]
+    return import_directml()[1]
 
 
 _DEVICE_ORDER: Final = ("directml", "cuda", "xpu", "mps", "cpu")
@@ -151,7 +155,7 @@ def _device(kind: str, index: int) -> torch.device | None:
     if kind == "cpu":
         return torch.device("cpu") if index == 0 else None
     if kind == "directml":
-        module, _ = _torch_directml()
+        module, _ = import_directml()
         if module is None or index >= module.device_count():
             return None
         device: torch.device = module.device(index)
@@ -162,38 +166,9 @@ def _device(kind: str, index: int) -> torch.device | None:
     return torch.device(kind, index) if backend.is_available() and index < backend.device_count() else None
 
 
-def _torch_directml() -> tuple[ModuleType | None, str]:
-    """The torch_directml module if it can be used, else why not."""
-    try:
-        module = importlib.import_module("torch_directml")
-        if not module.is_available():
-            return None, "torch-directml finds no DirectX 12 device"
-    except ImportError:
-        return None, 'torch-directml is not installed: pip install -e ".[directml]" on Windows or WSL'
-    except Exception as error:  # on Linux without WSL the import raises OSError: libd3d12.so
-        logger.debug("torch_directml cannot be imported", exc_info=True)
-        return None, f"torch-directml cannot be imported ({type(error).__name__}: {error})"
-    return module, ""
-
-
 def _why_not(kind: str) -> str:
-    reason = _torch_directml()[1] if kind == "directml" else ""
+    reason = import_directml()[1] if kind == "directml" else ""
     return f": {reason}" if reason else ""
-
-
-def describe_device(device: torch.device) -> str:
-    """Return the device's name for a person, such as ``DirectML: AMD Radeon RX 7900 XTX``."""
-    if device.type == DIRECTML_DEVICE_TYPE:
-        module, _ = _torch_directml()
-        return f"DirectML: {module.device_name(device.index or 0)}" if module is not None else "DirectML"
-    if device.type == "cuda":
-        family = "ROCm" if torch.version.hip is not None else "CUDA"
-        return f"{family}: {torch.cuda.get_device_name(device)}"
-    if device.type == "xpu":
-        return f"XPU: {torch.xpu.get_device_name(device)}"
-    if device.type == "mps":
-        return "MPS: Apple GPU"
-    return f"CPU: {torch.get_num_threads()} threads"
 
 
 def load_models(
@@ -230,28 +205,34 @@ def load_models(
     compute = resolve_dtype("auto" if is_int8 else dtype, device, target_source.checkpoint.dtype)
     if draft_source is not None:
         check_vocabularies(target, target_source.tokenizer.get_vocab(), draft, draft_source.tokenizer.get_vocab())
-    _check_memory(device, compute, target_source, draft_source, int8=draft == INT8)
+    has_int8_copy = draft == INT8 and device.type == "cpu" and not is_int8
+    check_device_memory(device, compute, target_source, draft_source, has_int8_copy=has_int8_copy)
 
-    report(f"loading target {target}")
-    model = _read(target_source, compute, device)
-    generation_config = model.generation_config
-    decoder = build_decoder(model)
-    del model
-    loaded_target = LoadedModel(target, quantize(decoder) if is_int8 else decoder, is_int8=is_int8)
-    loaded_draft = None
-    if draft_source is not None:
-        report(f"loading draft {draft}")
-        loaded_draft = _draft(draft, build_decoder(_read(draft_source, compute, device)))
-    elif draft == INT8 and not is_int8:
-        report("making the int8 draft")
-        loaded_draft = _int8_copy(loaded_target)
-    elif draft == INT8:
-        logger.warning("an int8 draft of an int8 target is the target itself; speculation with a draft model is off")
+    with explaining_shortage(device, "models were loaded", "use a smaller model, draft none, or a smaller dtype"):
+        report(f"loading target {target}")
+        read = _read(target_source, compute, device)
+        loaded_target = LoadedModel(
+            target,
+            quantize(read.decoder) if is_int8 else read.decoder,
+            is_int8=is_int8,
+            overflowed=read.overflowed,
+        )
+        loaded_draft = None
+        if draft_source is not None:
+            report(f"loading draft {draft}")
+            loaded_draft = _draft(draft, _read(draft_source, compute, device).decoder)
+        elif draft == INT8 and not is_int8:
+            report("making the int8 draft")
+            loaded_draft = _int8_copy(loaded_target)
+        elif draft == INT8:
+            logger.warning(
+                "an int8 draft of an int8 target is the target itself; speculation with a draft model is off"
+            )
     return LoadedModels(
         target=loaded_target,
         draft=loaded_draft,
         tokenizer=target_source.tokenizer,
-        eos_token_ids=end_token_ids(target_source.tokenizer, target_source.config, generation_config),
+        eos_token_ids=end_token_ids(target_source.tokenizer, target_source.config, read.generation_config),
         vocab_size=min(loaded_target.decoder.vocab_size, int(target_source.config.vocab_size)),
         max_context=_max_context(target_source),
     )
@@ -268,45 +249,62 @@ def _max_context(target: ModelSource) -> int:
     return limits[reason]
 
 
-def _check_memory(
-    device: torch.device, dtype: torch.dtype, target: ModelSource, draft: ModelSource | None, *, int8: bool
-) -> None:
-    available = free_memory(device)
-    if available is None:  # DirectML cannot say; an allocation that fails will
-        return
-    weights = target.checkpoint.parameters * dtype.itemsize
-    tokens = min(SMALLEST_CONTEXT, int(target.config.max_position_embeddings))
-    cache = kv_bytes_per_token(target.config, dtype.itemsize) * tokens
-    if draft is not None:
-        weights += draft.checkpoint.parameters * dtype.itemsize
-        cache += kv_bytes_per_token(draft.config, dtype.itemsize) * tokens
-    elif int8:
-        weights += target.checkpoint.parameters
-        cache *= 2
-    if weights + cache > available:
-        raise InsufficientMemoryError(
-            f"the models need {_gigabytes(weights)} and a KV cache for {tokens} tokens {_gigabytes(cache)}, but "
-            f"{describe_device(device)} has {_gigabytes(available)} free; use a smaller model, draft none, or a "
-            "smaller dtype"
-        )
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A model out of its files; ``overflowed`` is that of ``LoadedModel``."""
+
+    decoder: Decoder
+    generation_config: GenerationConfig | None
+    overflowed: bool = False
 
 
-def _gigabytes(count: int) -> str:
-    return f"{count / 1e9:.2f} GB"
+def _read(source: ModelSource, dtype: torch.dtype, device: torch.device) -> _Read:
+    """Read a model; in float32 if its weights, or its activations over a fixed text, do not fit into float16.
+
+    Many models that were trained in bfloat16 overflow float16 within a layer or two, whatever they are asked.
+    """
+    if dtype != torch.float16:
+        return _build(source, dtype, device)
+    with contextlib.suppress(Float16OverflowError):
+        read = _build(source, dtype, device)
+        if logits_are_finite(read.decoder, source.tokenizer):
+            return read
+        del read
+    cleanup_memory(device)
+    name = source.checkpoint.name
+    logger.warning("model %s does not fit float16's range; it runs in float32, which takes twice the memory", name)
+    try:
+        check_device_memory(device, torch.float32, source, None, has_int8_copy=False)
+    except InsufficientMemoryError as error:
+        raise InsufficientMemoryError(f"model {name} does not fit float16's range, and in float32 {error}") from error
+    return replace(_build(source, torch.float32, device), overflowed=True)
 
 
-def _read(source: ModelSource, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    model = read_weights(source, dtype)
-    if dtype == torch.float16 and source.checkpoint.dtype != torch.float16 and not _all_finite(model):
-        logger.warning("model %s does not fit float16's range; it runs in float32", source.checkpoint.name)
-        model = read_weights(source, torch.float32)
-    model.eval().requires_grad_(requires_grad=False)
-    torch.nn.Module.to(model, device)
-    return model
+def _build(source: ModelSource, dtype: torch.dtype, device: torch.device) -> _Read:
+    """Read the weights onto the CPU, and bring each to the device in ``dtype`` as the decoder is made of them.
 
+    Where everything is stored in one dtype it is read in that one: transformers then hands out views of the mapped
+    file, and no second copy of the model is ever in memory.
 
-def _all_finite(model: torch.nn.Module) -> bool:
-    return all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters())
+    Raises:
+        Float16OverflowError: A weight lies beyond float16's range.
+    """
+    checkpoint = source.checkpoint
+    if device.type not in ("cpu", "mps"):  # theirs is the same memory
+        check_host_memory(source, dtype)
+    stored = checkpoint.dtype if checkpoint.is_uniform else None
+    model = read_weights(source, stored or dtype)
+    generation_config = model.generation_config
+    placement = Placement(
+        dtype=dtype,
+        device=device,
+        checks_range=dtype == torch.float16 and checkpoint.dtype != torch.float16,
+    )
+    decoder = build_decoder(model, placement)
+    del model
+    if device.type != "cpu":
+        cleanup_memory(device)
+    return _Read(decoder, generation_config)
 
 
 def _draft(name: str, decoder: Decoder) -> LoadedModel:

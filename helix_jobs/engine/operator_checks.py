@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING, Final
 import torch
 from torch.nn import functional
 
+from helix_jobs.engine.devices import DIRECTML_DEVICE_TYPE
+from helix_jobs.engine.kv_cache import row_writer
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -47,6 +50,7 @@ class OperatorVerdict:
         dtype: Of the floating-point inputs, such as ``float16``.
         status: What came of it.
         detail: How far it is off, or the error; empty when it is right.
+        is_vital: That of the check.
     """
 
     operator: str
@@ -54,6 +58,12 @@ class OperatorVerdict:
     dtype: str
     status: OperatorStatus
     detail: str
+    is_vital: bool = True
+
+    @property
+    def makes_answers_wrong(self) -> bool:
+        """Whether nothing should be generated on such a device."""
+        return self.is_vital and self.status in (OperatorStatus.DIFFERS, OperatorStatus.FAILS)
 
 
 class _Inputs:
@@ -73,23 +83,22 @@ class _Inputs:
 
 @dataclass(frozen=True, slots=True)
 class OperatorCheck:
-    """One operator: ``compute`` makes its inputs and returns its result, on whatever device the inputs are made for."""
+    """One operator: ``compute`` makes its inputs and returns its result, on whatever device the inputs are made for.
+
+    Without ``is_vital`` answers are right even where the device differs.
+    """
 
     operator: str
     purpose: str
     compute: Callable[[_Inputs], torch.Tensor]
+    is_vital: bool = True
 
 
-def _scatter(inputs: _Inputs) -> torch.Tensor:
+def _write_rows(inputs: _Inputs) -> torch.Tensor:
     pool = torch.zeros((12, 8), dtype=inputs.dtype, device=inputs.device)
-    new = inputs.floats(3, 8)
-    pool.view(-1, 4).scatter_(0, inputs.ids(3, 0, 23).unsqueeze(1).expand(3, 4), new.narrow(1, 0, 4).contiguous())
+    new = inputs.floats(3, 8).narrow(1, 0, 4).contiguous()
+    row_writer(inputs.device.type)(pool.view(-1, 4), inputs.ids(3, 0, 23), new)
     return pool
-
-
-def _index_copy(inputs: _Inputs) -> torch.Tensor:
-    pool = torch.zeros((24, 4), dtype=inputs.dtype, device=inputs.device)
-    return pool.index_copy_(0, inputs.ids(3, 0, 23), inputs.floats(3, 4))
 
 
 def _softmax(inputs: _Inputs) -> torch.Tensor:
@@ -106,6 +115,15 @@ def _maximum_of_nan(inputs: _Inputs) -> torch.Tensor:
     logits[2, 9] = float("inf")
     best = logits.to(inputs.dtype).to(inputs.device).max(dim=-1)
     return best.values
+
+
+def _ties(inputs: _Inputs) -> torch.Tensor:
+    """Of equals the first one, in both: which of the two decides depends on what else is in the batch."""
+    logits = torch.zeros(3, 300)
+    logits[0, [7, 8, 250]] = 2.0
+    logits[1, [31, 32, 299]] = 1.0
+    on_device = logits.to(inputs.dtype).to(inputs.device)
+    return torch.stack((on_device.max(dim=-1).indices, on_device.argmax(dim=-1)))
 
 
 def _maximum(inputs: _Inputs) -> torch.Tensor:
@@ -167,38 +185,43 @@ _CHECKS: Final = (
     OperatorCheck("clamp", "learned positions", lambda new: new.ids(0, 5, 90).clamp(max=31)),
     OperatorCheck("max", "greedy tokens", _maximum),
     OperatorCheck("max of NaN", "finds broken logits", _maximum_of_nan),
+    OperatorCheck("max, argmax of equals", "the same answer in any company", _ties, is_vital=False),
     OperatorCheck("argmax", "draft tokens", lambda new: new.floats(5, 300).argmax(dim=-1)),
 )
-_WRITES_BY_SCATTER: Final = OperatorCheck("scatter", "writes the KV cache", _scatter)
-_WRITES_BY_INDEX: Final = OperatorCheck("index_copy", "writes the KV cache", _index_copy)
+# By which operator each kind of device writes the KV cache.
+_WRITERS: Final = {DIRECTML_DEVICE_TYPE: "scatter", "mps": "index_put"}
 
 
-def operator_checks(*, directml: bool) -> tuple[OperatorCheck, ...]:
-    """What the engine uses on DirectML, or elsewhere."""
-    return (*_CHECKS, _WRITES_BY_SCATTER if directml else _WRITES_BY_INDEX)
+def operator_checks(device_type: str) -> tuple[OperatorCheck, ...]:
+    """What the engine uses on such a device."""
+    writer = OperatorCheck(_WRITERS.get(device_type, "index_copy"), "writes the KV cache", _write_rows)
+    return (*_CHECKS, writer)
 
 
 @torch.no_grad()
 def run_check(check: OperatorCheck, device: torch.device, dtype: torch.dtype) -> OperatorVerdict:
     """Compute on the device and on the CPU, and compare. A check that fails raises nothing."""
+    status, detail = _compare(check, device, dtype)
     name = str(dtype).removeprefix("torch.")
+    return OperatorVerdict(check.operator, check.purpose, name, status, detail, check.is_vital)
+
+
+def _compare(check: OperatorCheck, device: torch.device, dtype: torch.dtype) -> tuple[OperatorStatus, str]:
     expected = check.compute(_Inputs(_CPU, dtype))
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             got = check.compute(_Inputs(device, dtype)).cpu()
     except Exception as error:  # whatever a driver throws: finding it out is the purpose
-        logger.debug("%s in %s failed on %s", check.operator, name, device, exc_info=True)
+        logger.debug("%s in %s failed on %s", check.operator, dtype, device, exc_info=True)
         first_line = (str(error).strip().splitlines() or [""])[0]
-        return OperatorVerdict(
-            check.operator, check.purpose, name, OperatorStatus.FAILS, f"{type(error).__name__}: {first_line}"
-        )
+        return OperatorStatus.FAILS, f"{type(error).__name__}: {first_line}"
     difference = _difference(got, expected)
     if difference is not None:
-        return OperatorVerdict(check.operator, check.purpose, name, OperatorStatus.DIFFERS, difference)
+        return OperatorStatus.DIFFERS, difference
     if any(_FALLBACK_SIGN in str(warning.message) for warning in caught):
-        return OperatorVerdict(check.operator, check.purpose, name, OperatorStatus.FALLS_BACK, "computed on the CPU")
-    return OperatorVerdict(check.operator, check.purpose, name, OperatorStatus.OK, "")
+        return OperatorStatus.FALLS_BACK, "computed on the CPU"
+    return OperatorStatus.OK, ""
 
 
 def _difference(got: torch.Tensor, expected: torch.Tensor) -> str | None:

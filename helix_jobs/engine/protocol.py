@@ -20,6 +20,7 @@ class EngineInfo:
         draft_model: What drafts, as results name it; None when nothing does.
         device: In words.
         dtype: Of the target's weights and activations; ``int8`` when its weights are quantised.
+        overflows_float16: ``dtype`` is float32 because the target does not fit float16's range.
         kernels: Who computes: ``compiled`` (for this machine) or ``torch``.
         speculation_depth: The fixed K of every step, 0 for no speculation, None when it is chosen each step.
         max_batch_size: Sequences that run at once.
@@ -40,6 +41,7 @@ class EngineInfo:
     num_blocks: int
     block_size: int
     kv_cache_bytes: int
+    overflows_float16: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

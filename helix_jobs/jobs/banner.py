@@ -27,7 +27,7 @@ class WorkerBanner:
             ("worker", self.worker_id),
             ("device", info.device),
             ("target", info.target_model),
-            ("dtype", _dtype(info.dtype)),
+            ("dtype", _dtype(info)),
             ("draft", _draft(info)),
             ("depth", _depth(info)),
             ("kernels", info.kernels),
@@ -39,9 +39,13 @@ class WorkerBanner:
         )
 
 
-def _dtype(dtype: str) -> str:
+def _dtype(info: EngineInfo) -> str:
     """An int8 target is the one setting that changes answers: nobody should find that out in the morning."""
-    return f"{dtype} (the target itself is quantised; results say {dtype})" if dtype == "int8" else dtype
+    if info.overflows_float16:
+        return f"{info.dtype} (the target does not fit float16's range; this takes twice the memory)"
+    if info.dtype == "int8":
+        return "int8 (the target itself is quantised; results say int8)"
+    return info.dtype
 
 
 def _draft(info: EngineInfo) -> str:

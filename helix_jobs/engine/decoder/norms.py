@@ -28,6 +28,8 @@ class RmsNorm:
         self._native: NativeKernels | None = None
         # torch's own one goes through operators that DirectML lacks.
         self._is_fused = weight.device.type in ("cpu", "cuda")
+        # Widened once, not in every call.
+        self._exact = weight if self._is_fused else weight.float()
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """See ``Norm``."""
@@ -37,7 +39,7 @@ class RmsNorm:
             return functional.rms_norm(hidden, self.weight.shape, self.weight, self.eps)
         exact = hidden.contiguous().float()
         scale = torch.rsqrt((exact * exact).mean(dim=-1, keepdim=True) + self.eps)
-        return (exact * scale * self.weight.float()).to(hidden.dtype)
+        return (exact * scale * self._exact.float()).to(hidden.dtype)
 
     def use(self, native: NativeKernels, dtype: torch.dtype) -> None:
         """Compute with compiled kernels from now on, if they are for this weight."""

@@ -83,6 +83,7 @@ def test_what_a_device_computes_wrong_is_found(directml, settings):
     assert {name: verdict.status for name, verdict in found.items()} == {
         "silu": OperatorStatus.DIFFERS,
         "argmax": OperatorStatus.DIFFERS,
+        "max, argmax of equals": OperatorStatus.DIFFERS,
         "max of NaN": OperatorStatus.DIFFERS,
         "scatter": OperatorStatus.FAILS,
         "gelu": OperatorStatus.FALLS_BACK,
@@ -102,6 +103,14 @@ def test_what_falls_back_to_the_cpu_is_a_warning(directml, settings):
     (verdict,) = judge_operators(tried)
     assert verdict.level is Level.WARNING
     assert verdict.finding == "4 falls back"
+
+
+def test_equals_that_are_ranked_otherwise_are_a_warning(directml, settings):
+    with FaultyDevice():
+        tried = tuple(verdict for verdict in try_operators(settings) if verdict.operator == "max, argmax of equals")
+    (verdict,) = judge_operators(tried)
+    assert verdict.level is Level.WARNING
+    assert "in other company" in verdict.remedy
 
 
 def test_without_a_device_no_operator_is_tried(bare_machine, settings):

@@ -15,11 +15,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 import helix_jobs
+from helix_jobs.engine.decoder.families import build_decoder
+from helix_jobs.engine.decoder.placement import Placement
 from helix_jobs.engine.devices import DIRECTML_DEVICE_TYPE
 from helix_jobs.engine.operator_rules import base_name, breaches
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
+
+    from helix_jobs.engine.decoder.decoder import Decoder
 
 DIRECTML = torch.device(DIRECTML_DEVICE_TYPE, 0)
 PACKAGE = Path(helix_jobs.__file__).parent
@@ -143,7 +147,6 @@ def _caller() -> str:
     return "a test"
 
 
-def moved(model: Any, build: Callable[[Any], Any]) -> Any:
-    """As the loader does it: the model is moved, then taken apart."""
-    torch.nn.Module.to(model, DIRECTML)
-    return build(model)
+def built_on_device(model: Any) -> Decoder:
+    """As the loader does it: the model is taken apart on the host, and each finished tensor is moved."""
+    return build_decoder(model, Placement(dtype=model.dtype, device=DIRECTML))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from model_files import save_checkpoint
-from simulated_directml import DIRECTML, DirectmlTensor, SimulatedDirectml, moved
+from simulated_directml import DIRECTML, DirectmlTensor, SimulatedDirectml, built_on_device
 from tiny_models import ARCHITECTURES, VOCAB_SIZE, copy_of, request, tiny_model, tokenizer
 
 from helix_jobs.engine.config import CacheConfig, EngineConfig, SpeculationConfig
@@ -45,7 +45,7 @@ def device() -> Iterator[SimulatedDirectml]:
 
 
 def loaded_on_device(name: str, model: Any, dtype: torch.dtype) -> LoadedModel:
-    decoder = moved(copy_of(model, dtype), build_decoder)
+    decoder = built_on_device(copy_of(model, dtype))
     decoder.pack()
     return LoadedModel(name, decoder)
 
@@ -102,7 +102,7 @@ def draft_of(target: Any) -> Any:
 def tried_by_doctor() -> set[str]:
     """Operators that ``helix doctor`` runs on a DirectML device, and ``detach``, which computes nothing."""
     with SimulatedDirectml() as simulated:
-        for check in operator_checks(directml=True):
+        for check in operator_checks(DIRECTML.type):
             for dtype in DTYPES:
                 run_check(check, DIRECTML, dtype)
     return simulated.operators | {"detach"}

@@ -11,7 +11,7 @@ from model_files import edit_config, load, save_checkpoint, write_gguf
 from safetensors.torch import load_file, save_file
 from tiny_models import CPU, tiny_model, tokenizer
 
-from helix_jobs.engine import model_loader, model_source
+from helix_jobs.engine import model_loader, model_memory, model_source
 from helix_jobs.engine.architecture import kv_bytes_per_token
 from helix_jobs.engine.model_loader import load_models
 from helix_jobs.errors import (
@@ -207,20 +207,20 @@ def test_too_little_memory_is_found_before_weights_are_read(
     }[draft]
     name = folder if draft == "same" else draft
 
-    monkeypatch.setattr(model_loader, "free_memory", lambda _: need)
+    monkeypatch.setattr(model_memory, "free_memory", lambda _: need)
     load(folder, name)
 
     def never(*_: object) -> None:
         pytest.fail("weights were read")
 
     monkeypatch.setattr(model_loader, "read_weights", never)
-    monkeypatch.setattr(model_loader, "free_memory", lambda _: need - 1)
+    monkeypatch.setattr(model_memory, "free_memory", lambda _: need - 1)
     with pytest.raises(InsufficientMemoryError, match=r"GB free; use a smaller model, draft none, or a smaller dtype"):
         load(folder, name)
 
 
 def test_memory_nobody_can_tell_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_loader, "free_memory", lambda _: None)
+    monkeypatch.setattr(model_memory, "free_memory", lambda _: None)
     assert load(save_checkpoint(tmp_path)).draft is None
 
 

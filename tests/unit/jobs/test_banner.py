@@ -37,3 +37,8 @@ def test_a_fixed_depth_is_told_from_none(depth, said):
 )
 def test_drafts_by_their_names(draft, said):
     assert lines_of(draft_model=draft)["draft"] == said
+
+
+def test_a_target_that_overflows_float16_is_named_as_such():
+    said = lines_of(dtype="float32", overflows_float16=True)["dtype"]
+    assert said == "float32 (the target does not fit float16's range; this takes twice the memory)"

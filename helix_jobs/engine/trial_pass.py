@@ -1,0 +1,42 @@
+"""One pass over a fixed text after loading: whether a model's activations stay within its dtype."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import torch
+
+from helix_jobs.engine.config import CacheConfig
+from helix_jobs.engine.model_runner import ModelRunner
+from helix_jobs.engine.step_layout import TokenSlice
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from helix_jobs.engine.decoder.decoder import Decoder
+
+_NUM_TOKENS: Final = 64
+_BLOCK_SIZE: Final = 16
+# The activations that overflow are those of the first token and of marks that end something: there are many of them.
+_TEXT: Final = "Question 1: what is 2 + 2?\nAnswer: four. " * 8
+# Coprime to any vocabulary's size that matters: ids spread over all of it.
+_STRIDE: Final = 7919
+
+
+@torch.no_grad()
+def logits_are_finite(decoder: Decoder, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a pass over some 64 tokens yields neither NaN nor infinity. The cache it needs is gone afterwards."""
+    runner = ModelRunner(decoder, CacheConfig(num_blocks=_NUM_TOKENS // _BLOCK_SIZE, block_size=_BLOCK_SIZE))
+    layout = runner.plan([TokenSlice(_NUM_TOKENS, 0, range(runner.cache.num_blocks))])
+    tokens = runner.pack_tokens(layout, [_token_ids(decoder, tokenizer)])
+    logits = runner.forward(layout, tokens, range(_NUM_TOKENS))
+    assert logits is not None, "every row was asked for"
+    return bool(torch.isfinite(logits.cpu()).all())
+
+
+def _token_ids(decoder: Decoder, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    known = decoder.num_embeddings
+    text: list[int] = tokenizer(_TEXT)["input_ids"]
+    spread = [index * _STRIDE % known for index in range(_NUM_TOKENS)]
+    # Half of each, and more of the latter where the text has few tokens.
+    return ([token for token in text if token < known][: _NUM_TOKENS // 2] + spread)[:_NUM_TOKENS]
