@@ -6,11 +6,12 @@ attention) would still produce fluent text here, only not its own.
 
 from __future__ import annotations
 
-import json
+import math
 from typing import TYPE_CHECKING, Any, Final
 
 from helix_jobs.engine.decoder.activations import ACTIVATIONS, activation_name
-from helix_jobs.errors import ModelError, ModelNotFoundError, UnsupportedArchitectureError
+from helix_jobs.engine.description_files import read_config
+from helix_jobs.errors import ModelError, UnsupportedArchitectureError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,8 +28,6 @@ SUPPORTED_MODEL_TYPES: Final = {
     "gpt2": "GPT2LMHeadModel",
     "gpt_neox": "GPTNeoXForCausalLM",
 }
-# What a GGUF file calls them, as far as transformers reads its weights and settings in full.
-GGUF_ARCHITECTURES: Final = ("llama", "qwen2", "qwen3", "phi3", "gpt2")
 _SUPPORTED: Final = f"supported are {', '.join(SUPPORTED_MODEL_TYPES)} with full attention"
 # Why not, for those that people ask for most. The others are refused without a reason.
 _UNSUPPORTED_PROPERTIES: Final = {
@@ -67,26 +66,30 @@ _LONG_ROPE: Final = "longrope"
 _WINDOW_ON_EVERY_LAYER: Final = frozenset({"mistral", "phi3"})
 _WINDOW_BY_LAYER: Final = frozenset({"qwen2", "qwen3"})
 _SLIDING: Final = "sliding_attention"
+# Every head has keys and values of its own, and the width that remains when the hidden size is shared out.
+_WITHOUT_SHARED_HEADS: Final = frozenset({"gpt2", "gpt_neox"})
+# More than any model has of anything that is counted.
+_LARGEST_COUNT: Final = 2**31
 
 
-def check_model_type(name: str, folder: Path) -> None:
-    """Refuse a model directory by its ``config.json``, before transformers interprets it.
+def check_model_type(name: str, folder: Path) -> dict[str, Any]:
+    """Refuse a model directory by its ``config.json``, before transformers interprets it; return what stands there.
 
     Raises:
         ModelNotFoundError: There is no ``config.json``.
-        ModelError: It is damaged.
+        ModelError: It is damaged, or another of the files beside it is larger than any such file.
         UnsupportedArchitectureError: The model type is not on the list.
     """
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ModelNotFoundError(f"model {name} has no config.json; give a transformers model") from error
-    except ValueError as error:
-        raise ModelError(f"model {name}: {path} is not JSON; fetch the model again") from error
-    model_type = config.get("model_type") if isinstance(config, dict) else None
+    config = read_config(name, folder)
+    model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in SUPPORTED_MODEL_TYPES:
         raise UnsupportedArchitectureError(_refusal(name, model_type))
+    if config.get("transformers_weights") is not None:
+        raise UnsupportedArchitectureError(
+            f"model {name}: its config.json names a weight file of its own (transformers_weights); weights are read "
+            "from model.safetensors or the files of its index: rename the file and remove that line"
+        )
+    return config
 
 
 def check_architecture(name: str, config: PretrainedConfig) -> None:
@@ -114,16 +117,42 @@ def check_architecture(name: str, config: PretrainedConfig) -> None:
         raise UnsupportedArchitectureError(
             f"model {name} has the activation {activation!r}; supported are {', '.join(ACTIVATIONS)}"
         )
-    if getattr(config, "use_bidirectional_attention", None):
+    if getattr(config, "use_bidirectional_attention", None) or not getattr(config, "is_causal", True):
         raise UnsupportedArchitectureError(f"model {name} attends in both directions; supported is causal attention")
     if getattr(config, "add_cross_attention", False) or config.is_encoder_decoder:
         raise UnsupportedArchitectureError(f"model {name} attends to an encoder; supported are decoders alone")
+    if getattr(config, "pruned_heads", None):
+        raise UnsupportedArchitectureError(f"model {name} has pruned heads; supported are models with all of them")
+    _check_numbers(name, config)
     if config.model_type in _WINDOW_BY_LAYER:
         unknown = sorted({*(config.layer_types or ())} - {"full_attention", _SLIDING})
         if unknown:
             raise UnsupportedArchitectureError(
                 f"model {name} has layers of type {unknown[0]!r}; supported are full_attention and {_SLIDING}"
             )
+
+
+def _check_numbers(name: str, config: PretrainedConfig) -> None:
+    """Refuse numbers no model can have, and those that a family without them carries along but does not mean."""
+    counts = ["num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size", "max_position_embeddings"]
+    optional = ["num_key_value_heads", "head_dim"]
+    counts += [key for key in optional if getattr(config, key, None) is not None]
+    for key in counts:
+        value = getattr(config, key, None)
+        if type(value) is not int or not 0 < value < _LARGEST_COUNT:
+            raise ModelError(f"model {name}: its configuration says {key} {value!r:.40}; fetch the model again")
+    for key in ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "rope_theta"):
+        value = getattr(config, key, None)
+        if value is not None and not (isinstance(value, int | float) and 0 <= value < math.inf):
+            raise ModelError(f"model {name}: its configuration says {key} {value!r:.40}; fetch the model again")
+    if config.model_type in _WITHOUT_SHARED_HEADS:
+        heads = config.num_attention_heads
+        for key, value in (("num_key_value_heads", heads), ("head_dim", config.hidden_size // heads)):
+            if getattr(config, key, None) not in (None, value):
+                raise UnsupportedArchitectureError(
+                    f"model {name}: config.json says {key} {getattr(config, key)!r:.40}, and a {config.model_type} "
+                    "model has no such setting; remove that line, or correct model_type"
+                )
 
 
 def _refusal(name: str, model_type: object) -> str:

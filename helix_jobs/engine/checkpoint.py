@@ -8,9 +8,8 @@ from __future__ import annotations
 import json
 import logging
 import re
-import struct
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,10 +18,13 @@ import torch
 from helix_jobs.engine.architecture import check_model_type
 from helix_jobs.engine.demo_model import DEMO_DIRECTORY, DEMO_MODEL, ensure_demo_model
 from helix_jobs.engine.gguf_file import GgufFile, read_gguf
-from helix_jobs.errors import ModelError, ModelNotFoundError
+from helix_jobs.engine.quantized_checkpoint import check_not_quantized
+from helix_jobs.engine.stored_tensor import StoredTensor, read_safetensors_header
+from helix_jobs.engine.tensor_names import is_computed
+from helix_jobs.errors import ModelNotFoundError, UnsupportedArchitectureError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +32,6 @@ logger = logging.getLogger(__name__)
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _PICKLES: Final = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _DESCRIPTION_FILES: Final = ["*.json", "*.jinja", "*.model", "*.txt"]
-_HEADER_LIMIT: Final = 100_000_000  # safetensors' own limit
 _DTYPES: Final = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -47,19 +48,37 @@ class Checkpoint:
         name: What the person called it.
         folder: The directory with the files.
         gguf_file: The file's name inside ``folder`` when the weights are GGUF, else None.
-        parameters: Number of weights stored.
-        dtype: What most of them are stored in; None when quantised (GGUF).
-        gguf: What else the GGUF file says, or None.
-        is_uniform: Everything is stored in ``dtype``, so that reading in it rounds nothing and copies nothing.
+        files: The files with its weights.
+        tensors: What they hold, by the names that transformers gives them.
+        settings: What config.json says, unread by transformers; empty for a GGUF file.
+        gguf: What the GGUF file says, or None.
     """
 
     name: str
     folder: Path
     gguf_file: str | None
-    parameters: int
-    dtype: torch.dtype | None
+    files: tuple[Path, ...]
+    tensors: Mapping[str, StoredTensor]
+    settings: Mapping[str, Any] = field(default_factory=dict)
     gguf: GgufFile | None = None
-    is_uniform: bool = False
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights stored."""
+        return sum(tensor.elements for tensor in self.tensors.values())
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """What most of the weights are stored in; None when quantised (GGUF)."""
+        sizes: Counter[str] = Counter()
+        for tensor in self.tensors.values():
+            sizes[tensor.kind] += tensor.elements
+        return _DTYPES.get(max(sizes, key=lambda kind: sizes[kind])) if sizes else None
+
+    @property
+    def is_uniform(self) -> bool:
+        """Everything is stored in ``dtype``, so that reading in it rounds nothing and copies nothing."""
+        return self.gguf is None and len({tensor.kind for tensor in self.tensors.values()}) == 1
 
 
 def find_checkpoint(name: str, home: Path, on_progress: Callable[[str], None]) -> Checkpoint:
@@ -87,8 +106,6 @@ def find_local_checkpoint(name: str, home: Path) -> Checkpoint | None:
     if found is None:
         downloaded = _downloaded(name)
         found = None if downloaded is None else _from_directory(name, downloaded)
-    if found is not None and found.gguf_file is None:
-        check_model_type(name, found.folder)
     return found
 
 
@@ -98,10 +115,10 @@ def _from_path(name: str) -> Checkpoint | None:
         path = Path(name).expanduser()
     except RuntimeError as error:  # no such user
         raise ModelNotFoundError(f"model {name}: no such home directory is known; give a full path") from error
-    if path.suffix.lower() == ".gguf":
-        return _from_gguf(name, path)
     if path.is_dir():
         return _from_directory(name, path)
+    if path.suffix.lower() == ".gguf":
+        return _from_gguf(name, path)
     if path.is_file():
         if any(path.match(pattern) for pattern in _PICKLES):
             raise ModelNotFoundError(
@@ -115,26 +132,51 @@ def _from_path(name: str) -> Checkpoint | None:
 
 def _from_directory(name: str, folder: Path) -> Checkpoint:
     if not (folder / "config.json").is_file():
-        raise ModelNotFoundError(f"model {name}: {folder} has no config.json; give a transformers model directory")
+        raise _not_a_model(name, folder)
+    config = check_model_type(name, folder)
+    if (folder / "adapter_config.json").exists():
+        # Where peft is installed, transformers would load another model: the one that the adapter was made for.
+        raise UnsupportedArchitectureError(
+            f"model {name}: {folder} has an adapter beside its weights (adapter_config.json), which would not be "
+            "applied; merge it into them (merge_and_unload of peft), or remove it if it is merged already"
+        )
+    tensors: dict[str, StoredTensor] = {}
     files = _safetensors_files(name, folder)
-    sizes: Counter[str] = Counter()
     for file in files:
-        for tensor in _safetensors_header(name, file).values():
-            count = 1
-            for length in tensor["shape"]:
-                count *= int(length)
-            sizes[tensor["dtype"]] += count
-    stored = [(count, _DTYPES[kind]) for kind, count in sizes.items() if kind in _DTYPES]
-    dtype = max(stored, key=lambda pair: pair[0])[1] if stored else None
-    return Checkpoint(name, folder, None, sum(sizes.values()), dtype, is_uniform=len(sizes) == len(stored) == 1)
+        tensors.update(read_safetensors_header(name, file))
+    check_not_quantized(name, folder, config, tensors, filter(is_computed, tensors))
+    return Checkpoint(name, folder, None, tuple(files), tensors, config)
+
+
+def _not_a_model(name: str, folder: Path) -> ModelNotFoundError:
+    """What to do instead with a directory that has no config.json."""
+    if (folder / "adapter_config.json").exists():
+        return ModelNotFoundError(
+            f"model {name}: {folder} is an adapter; merge it into its base model (merge_and_unload of peft)"
+        )
+    gguf = _gguf_files(folder)
+    if len(gguf) == 1:
+        return ModelNotFoundError(f"model {name}: name the GGUF file itself: {gguf[0]}")
+    if gguf:
+        return ModelNotFoundError(
+            f"model {name}: {folder} has {len(gguf)} GGUF files; name the one you want, such as {gguf[0]}"
+        )
+    return ModelNotFoundError(f"model {name}: {folder} has no config.json; give a transformers model directory")
+
+
+def _gguf_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() == ".gguf")
 
 
 def _safetensors_files(name: str, folder: Path) -> list[Path]:
+    single = folder / "model.safetensors"
+    if single.is_file():  # transformers prefers it to an index, too
+        return [single]
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
             shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise ModelNotFoundError(f"model {name}: {index} is damaged; fetch the model again") from error
         # transformers joins these names to the folder and opens what is there, pickles included.
         if strange := [shard for shard in shards if not _is_shard_name(shard)]:
@@ -149,15 +191,12 @@ def _safetensors_files(name: str, folder: Path) -> list[Path]:
                 "fetch the model again"
             )
         return files
-    single = folder / "model.safetensors"
-    if single.is_file():
-        return [single]
     if any(next(folder.glob(pattern), None) for pattern in _PICKLES):
         raise ModelNotFoundError(
             f"model {name}: {folder} has its weights only as pickles, which can run code when opened; "
             "convert them to safetensors (save_pretrained of current transformers writes it)"
         )
-    if gguf := sorted(folder.glob("*.gguf")):
+    if gguf := _gguf_files(folder):
         raise ModelNotFoundError(f"model {name}: {folder} has no safetensors; name the GGUF file itself: {gguf[0]}")
     raise ModelNotFoundError(f"model {name}: {folder} has no model.safetensors; give a directory with weights")
 
@@ -167,25 +206,11 @@ def _is_shard_name(shard: object) -> bool:
     return isinstance(shard, str) and re.fullmatch(r"[\w.-]+\.safetensors", shard, re.ASCII) is not None
 
 
-def _safetensors_header(name: str, file: Path) -> dict[str, Any]:
-    try:
-        with file.open("rb") as stream:
-            (length,) = struct.unpack("<Q", stream.read(8))
-            header: dict[str, Any] = json.loads(stream.read(min(length, _HEADER_LIMIT)))
-            end = 8 + length + max((t["data_offsets"][1] for k, t in header.items() if k != "__metadata__"), default=0)
-    except (struct.error, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"model {name}: {file} is not a safetensors file; fetch the model again") from error
-    if file.stat().st_size < end:
-        raise ModelError(f"model {name}: {file} is cut short; fetch the model again")
-    header.pop("__metadata__", None)
-    return header
-
-
 def _from_gguf(name: str, path: Path) -> Checkpoint:
     if not path.is_file():
         raise ModelNotFoundError(f"model file {name} does not exist; check the path")
     gguf = read_gguf(name, path)
-    return Checkpoint(name, path.parent, path.name, gguf.parameters, gguf.dtype, gguf)
+    return Checkpoint(name, path.parent, path.name, (path,), gguf.tensors, gguf=gguf)
 
 
 def _download(name: str, on_progress: Callable[[str], None]) -> Path:

@@ -5,26 +5,33 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
+import torch
+import transformers
+from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from helix_jobs.engine.architecture import check_architecture, check_model_type
+from helix_jobs.engine.architecture import check_architecture
 from helix_jobs.engine.checkpoint import Checkpoint, find_checkpoint
+from helix_jobs.engine.gguf_tokenizer import build_gguf_tokenizer
+from helix_jobs.engine.layout import check_layout
 from helix_jobs.engine.pretrained import TRANSFORMERS_MAJOR, pretrained_arguments, read_tokenizer, weight_arguments
+from helix_jobs.engine.tensor_names import HEAD, canonical, check_layers, is_computed
 from helix_jobs.errors import HelixError, ModelError, ModelNotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    import torch
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
-# Buffers that older releases stored with the weights.
-_OBSOLETE = (".inv_freq", ".attn.bias", ".attention.bias", ".masked_bias")
+_NOT_READ: Final = ("missing_keys", "unexpected_keys")
+_EMBEDDINGS: Final = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
+# How the families call their number of layers in config.json.
+_LAYER_COUNTS: Final = ("num_hidden_layers", "n_layer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +52,18 @@ def open_source(name: str, home: Path, on_progress: Callable[[str], None]) -> Mo
         ModelError: Its files are damaged.
     """
     checkpoint = find_checkpoint(name, home, on_progress)
-    if checkpoint.gguf_file is None:
-        check_model_type(name, checkpoint.folder)
+    check_layers(name, _num_layers(checkpoint), checkpoint.tensors)
     try:
         with pretrained_arguments(checkpoint.folder, checkpoint.gguf_file) as (folder, arguments):
             config = AutoConfig.from_pretrained(folder, **arguments)
             _complete(config, checkpoint)
             check_architecture(name, config)
-            tokenizer = read_tokenizer(folder, arguments)
+            check_layout(name, config, checkpoint.tensors, is_gguf=checkpoint.gguf is not None)
+            tokenizer = (
+                read_tokenizer(folder, arguments)
+                if checkpoint.gguf is None
+                else build_gguf_tokenizer(name, checkpoint.gguf.architecture, checkpoint.gguf.vocabulary)
+            )
     except HelixError:
         raise
     except Exception as error:  # its readers raise anything over a damaged file
@@ -64,6 +75,13 @@ def open_source(name: str, home: Path, on_progress: Callable[[str], None]) -> Mo
             f"({type(error).__name__}: {error}); fetch the model again, tokenizer files included"
         ) from error
     return ModelSource(checkpoint, config, tokenizer)
+
+
+def _num_layers(checkpoint: Checkpoint) -> object:
+    """What the configuration says, before transformers builds lists of that length."""
+    if checkpoint.gguf is not None:
+        return checkpoint.gguf.num_layers
+    return next((checkpoint.settings[key] for key in _LAYER_COUNTS if key in checkpoint.settings), None)
 
 
 def _has_tokenizer(checkpoint: Checkpoint) -> bool:
@@ -79,6 +97,8 @@ def read_weights(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
     checkpoint = source.checkpoint
     name = checkpoint.name
     try:
+        if source.config.tie_word_embeddings and checkpoint.gguf is None:
+            _check_tied_head(checkpoint)
         with pretrained_arguments(checkpoint.folder, checkpoint.gguf_file) as (folder, arguments):
             # A pair with output_loading_info, which transformers' annotations do not know.
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -90,19 +110,48 @@ def read_weights(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
                 **arguments,
                 **weight_arguments(checkpoint.gguf_file),
             )
+    except HelixError:
+        raise
     except Exception as error:  # as above
         raise ModelError(
             f"model {name}: the weights cannot be read ({type(error).__name__}: {error}); fetch the model again"
         ) from error
     model: PreTrainedModel = loaded[0]
-    if missing := sorted(loaded[1]["missing_keys"]):
-        raise ModelError(f"model {name} lacks {len(missing)} weights (first {missing[0]}); fetch the model again")
-    if unread := sorted(key for key in loaded[1]["unexpected_keys"] if not key.endswith(_OBSOLETE)):
-        logger.warning("model %s: %d weights are of no layer of it (first %s); not used", name, len(unread), unread[0])
+    # The layout was right, so this is what transformers' own reader cannot map.
+    failed = {kind: sorted(key for key in loaded[1][kind] if not is_computed(key)) for kind in _NOT_READ}
+    for kind, keys in failed.items():
+        if keys:
+            raise ModelError(
+                f"model {name}: transformers {transformers.__version__} does not read all of its weights "
+                f"({kind.replace('_', ' ')}: {len(keys)}, first {keys[0]}); use another form of the model"
+            )
     if checkpoint.gguf is not None and checkpoint.gguf.rotary_factors is not None:
         rotary: Any = model.base_model.rotary_emb  # its class is the architecture's
         rotary.inv_freq.div_(checkpoint.gguf.rotary_factors)
     return model
+
+
+def _check_tied_head(checkpoint: Checkpoint) -> None:
+    """Refuse an output head of its own in the files of a model whose configuration says that its embedding is its head.
+
+    Raises:
+        ModelError: It differs from the embedding. Releases of transformers disagree on which of the two counts then.
+    """
+    stored: dict[str, torch.Tensor] = {}
+    if not any(canonical(tensor) == HEAD for tensor in checkpoint.tensors):
+        return
+    for file in checkpoint.files:
+        with safe_open(file, framework="pt") as opened:
+            names = {tensor: canonical(tensor) for tensor in opened.keys()}  # noqa: SIM118  (it is no mapping)
+            stored.update(
+                {short: opened.get_tensor(tensor) for tensor, short in names.items() if short in (HEAD, *_EMBEDDINGS)}
+            )
+    head = stored.pop(HEAD)
+    if not all(torch.equal(head, embedding) for embedding in stored.values()):
+        raise ModelError(
+            f"model {checkpoint.name} has an output head ({HEAD}) that differs from its embedding, but config.json "
+            'says that the embedding is the head; if it belongs to the model, set "tie_word_embeddings": false there'
+        )
 
 
 def _complete(config: PretrainedConfig, checkpoint: Checkpoint) -> None:
@@ -111,10 +160,10 @@ def _complete(config: PretrainedConfig, checkpoint: Checkpoint) -> None:
     if gguf is None:
         _translate_rope(config, checkpoint.folder)
         return
-    if gguf.sliding_window is not None and config.model_type == "phi3":
+    if config.model_type == "phi3":
         config.sliding_window = gguf.sliding_window
-    if gguf.head_dim is not None and config.model_type == "qwen3":
-        config.head_dim = gguf.head_dim
+    if config.model_type != "gpt2":
+        config.head_dim, config.num_key_value_heads = gguf.head_dim, gguf.num_kv_heads
     if config.model_type == "gpt2":  # read, but under names that the model does not look at
         config.n_positions, config.n_inner = config.n_ctx, config.feed_forward_length
 

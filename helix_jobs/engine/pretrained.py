@@ -50,51 +50,19 @@ def weight_arguments(gguf_file: str | None) -> dict[str, Any]:
 
 
 def read_tokenizer(folder: str, arguments: dict[str, Any]) -> PreTrainedTokenizerBase:
-    """Read the tokenizer, with the arguments of ``pretrained_arguments``.
+    """Read a directory's tokenizer, with the arguments of ``pretrained_arguments``.
 
     Raises:
         OSError, ValueError: As transformers raises them.
     """
-    gguf_file = arguments.get("gguf_file")
-    tokenizer: PreTrainedTokenizerBase
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **arguments)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, **arguments)
     except ValueError:
         # transformers 5 writes a class name that 4 does not know; the tokenizer.json beside it is complete by itself.
-        if gguf_file is not None or not (Path(folder) / "tokenizer.json").is_file():
+        if not (Path(folder) / "tokenizer.json").is_file():
             raise
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder, **arguments)
-    if gguf_file is not None and TRANSFORMERS_MAJOR < 5:  # noqa: PLR2004  (a version)
-        return _repair_gguf_tokenizer(tokenizer, Path(gguf_file))
     return tokenizer
-
-
-def _repair_gguf_tokenizer(tokenizer: PreTrainedTokenizerBase, gguf: Path) -> PreTrainedTokenizerBase:
-    """Undo what transformers 4 does to a byte-level vocabulary out of a GGUF file.
-
-    It makes a Llama tokenizer of it: puts the first token before every prompt, takes the wrong end token and removes
-    spaces on decoding. The vocabulary and merges it read are right; the special tokens are in the file.
-    """
-    from gguf import GGUFReader
-    from tokenizers import processors
-
-    reader = GGUFReader(str(gguf))
-
-    def value(name: str) -> Any:  # noqa: ANN401  (GGUF metadata is what the file says)
-        field = reader.get_field(f"tokenizer.{name}")
-        return None if field is None else field.contents()
-
-    if value("ggml.model") != "gpt2":
-        return tokenizer
-    backend = tokenizer.backend_tokenizer
-    if not value("ggml.add_bos_token"):
-        backend.post_processor = processors.ByteLevel(trim_offsets=False)
-    names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
-    ids = {token: value(f"ggml.{name}_token_id") for token, name in names.items()}
-    special = {token: backend.id_to_token(int(i)) for token, i in ids.items() if i is not None}
-    repaired = PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **special)
-    repaired.chat_template = value("chat_template")
-    return repaired
 
 
 @contextlib.contextmanager

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gguf
 import torch
+from safetensors.torch import load_file, save_file
 from tiny_models import CPU, roughen, tiny_model, tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from helix_jobs.engine.architecture import rope_type
 from helix_jobs.engine.model_loader import LoadedModels, load_models
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def save_checkpoint(folder: Path, model: Any = None, tok: Any = None, **save: Any) -> Path:
@@ -29,6 +33,16 @@ def edit_config(folder: Path, **changes: Any) -> Path:
     return folder
 
 
+def edit_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> Path:
+    """Let ``change`` work on what the folder's one weight file holds."""
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(
+        {name: weight.contiguous() for name, weight in weights.items()}, folder / "model.safetensors", {"format": "pt"}
+    )
+    return folder
+
+
 def load(
     target: Path | str, draft: Path | str = "none", *, dtype: str = "auto", home: Path | None = None
 ) -> LoadedModels:
@@ -41,7 +55,12 @@ GGUF_EOS = "<|im_end|>"
 
 
 def write_gguf(
-    path: Path, architecture: str = "llama", settings: dict[str, Any] | None = None, **overrides: Any
+    path: Path,
+    architecture: str = "llama",
+    settings: dict[str, Any] | None = None,
+    *,
+    pre: str = "gpt-2",
+    **overrides: Any,
 ) -> Any:
     """A model in float32, as llama.cpp converts it; returns the model.
 
@@ -49,6 +68,7 @@ def write_gguf(
         path: Where to.
         architecture: Of those in ``GGUF_ARCHITECTURES``.
         settings: Further ones, by their name after the architecture's.
+        pre: How a byte-level vocabulary splits text into words.
         overrides: Of the model's configuration.
     """
     vocabulary = _sentence_pieces() if architecture == "phi3" else _byte_level_tokens()
@@ -75,7 +95,7 @@ def write_gguf(
     for key, value in (settings or {}).items():
         add = writer.add_string if isinstance(value, str) else writer.add_uint32
         add(f"{architecture}.{key}", value)
-    _add_tokenizer(writer, vocabulary)
+    _add_tokenizer(writer, vocabulary, pre)
     names = gguf.get_tensor_name_map(_GGUF_MODELS[architecture], config.num_hidden_layers)
     for name, weight in model.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
@@ -109,7 +129,7 @@ def _sentence_pieces() -> list[str]:
     return ["<unk>", GGUF_EOS, *(f"<0x{byte:02X}>" for byte in range(256)), "\u2581", "h", "e", "l", "o", "he", "lo"]
 
 
-def _add_tokenizer(writer: gguf.GGUFWriter, tokens: list[str]) -> None:
+def _add_tokenizer(writer: gguf.GGUFWriter, tokens: list[str], pre: str) -> None:
     writer.add_token_list(tokens)
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)
@@ -122,7 +142,7 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokens: list[str]) -> None:
         writer.add_pad_token_id(0)
         return
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
+    writer.add_tokenizer_pre(pre)
     writer.add_token_types([3, 3, *[1] * (len(tokens) - 2)])
     writer.add_token_merges(["h e", "l o"])
 

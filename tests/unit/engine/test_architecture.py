@@ -52,7 +52,8 @@ def test_a_model_that_does_not_generate(tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", ["gptq", "awq", "fp8", "bitsandbytes", "compressed-tensors"])
 def test_quantised_weights_of_another_tool(tmp_path: Path, method: str) -> None:
     folder = edit_config(save_checkpoint(tmp_path), quantization_config={"quant_method": method, "bits": 4})
-    with pytest.raises(UnsupportedArchitectureError, match=f"quantised with {method}; use the original weights"):
+    message = rf"quantised with {method} \(quantization_config in config.json\); use the original weights or a .gguf"
+    with pytest.raises(UnsupportedArchitectureError, match=message):
         load(folder)
 
 

@@ -9,7 +9,7 @@ import torch
 from model_files import load, write_gguf
 from tiny_models import decoder_logits, reference_logits
 
-from helix_jobs.engine.architecture import GGUF_ARCHITECTURES
+from helix_jobs.engine.gguf_names import GGUF_ARCHITECTURES
 from helix_jobs.engine.pretrained import TRANSFORMERS_MAJOR
 from helix_jobs.errors import UnsupportedArchitectureError
 
@@ -66,7 +66,12 @@ def test_the_window_of_phi3_ends_its_context(tmp_path: Path) -> None:
     [
         ("llama", {"rope.scaling.type": "yarn"}, {}, r"the scaling of positions \(yarn\) cannot be read"),
         ("phi3", {"rope.dimension_count": 4}, {}, "heads are rotated in part"),
-        ("llama", {}, {"attention_bias": True}, r"biases \(blk.0.attn_k.bias\) cannot be read"),
+        (
+            "llama",
+            {},
+            {"attention_bias": True},
+            r"8 of its weights \(first layers.0.self_attn.k_proj.bias\)",
+        ),
     ],
 )
 def test_what_the_reader_would_lose_is_refused(

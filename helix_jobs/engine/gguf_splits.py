@@ -1,0 +1,89 @@
+r"""How a byte-level vocabulary of a GGUF file cuts text into words before it looks for tokens.
+
+The file has only a name for it (``tokenizer.ggml.pre``), which stands for the patterns in the tokenizer.json of the
+models it was given to. Any other pattern makes other tokens of the same text, silently: a line break too many, numbers
+by threes instead of digit by digit. So only names whose patterns are known are served.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from tokenizers import Regex
+from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Sequence, Split
+
+
+@dataclass(frozen=True, slots=True)
+class WordSplit:
+    """What one name stands for.
+
+    Attributes:
+        patterns: Regular expressions, applied one after the other; each match is a piece of its own.
+        digits_singly: Digits are separated first.
+        gpt2_words: What is left is cut with GPT-2's own pattern.
+        whole_words: A word that is a token is one, whatever its merges would make of it.
+        adds_bos: A prompt begins with the first token, unless the file says otherwise.
+    """
+
+    patterns: tuple[str, ...] = ()
+    digits_singly: bool = False
+    gpt2_words: bool = False
+    whole_words: bool = False
+    adds_bos: bool = False
+
+    def pre_tokenizer(self) -> PreTokenizer:
+        """The tokenizers library's form of it, ending in bytes spelled as characters."""
+        steps: list[PreTokenizer] = [Digits(individual_digits=True)] if self.digits_singly else []
+        steps += [Split(Regex(pattern), behavior="isolated") for pattern in self.patterns]
+        steps.append(ByteLevel(add_prefix_space=False, use_regex=self.gpt2_words))
+        return Sequence(steps)
+
+
+_CONTRACTIONS: Final = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_WORD: Final = r"[^\r\n\p{L}\p{N}]?\p{L}+"
+_SPACES: Final = r"\s*[\r\n]+|\s+(?!\S)|\s+"
+_SIGNS: Final = r" ?[^\s\p{L}\p{N}]+[\r\n]*"
+_UPPER: Final = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
+_LOWER: Final = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+# A word in which capitals, if any, come first.
+_CASED: Final = (rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+", rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*")
+_SIGNS_AND_SLASHES: Final = r" ?[^\s\p{L}\p{N}]+[\r\n/]*"
+
+_CL100K: Final = rf"{_CONTRACTIONS}|{_WORD}|\p{{N}}{{1,3}}|{_SIGNS}|{_SPACES}"
+_QWEN2: Final = rf"{_CONTRACTIONS}|{_WORD}|\p{{N}}|{_SIGNS}|{_SPACES}"
+_TEKKEN: Final = "|".join((*_CASED, r"\p{N}", _SIGNS_AND_SLASHES, _SPACES))
+_O200K: Final = "|".join((*(f"{word}{_CONTRACTIONS}?" for word in _CASED), r"\p{N}{1,3}", _SIGNS_AND_SLASHES, _SPACES))
+_SEED_CODER: Final = rf"{_CONTRACTIONS}|{_WORD}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|{_SPACES}"
+_DEEPSEEK_CODER: Final = (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+", r"\p{N}")
+_DEEPSEEK_3: Final = (
+    r"\p{N}{1,3}",
+    "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
+    "|".join(
+        (
+            r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+",
+            r"[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+",
+            r" ?[\p{P}\p{S}]+[\r\n]*",
+            _SPACES,
+        )
+    ),
+)
+
+_GPT2_WORDS: Final = WordSplit(gpt2_words=True)
+_DIGITS_AND_GPT2_WORDS: Final = WordSplit(digits_singly=True, gpt2_words=True)
+_LLAMA_3: Final = WordSplit((_CL100K,), whole_words=True, adds_bos=True)
+
+WORD_SPLITS: Final = {
+    **dict.fromkeys(("gpt-2", "mpt", "olmo", "mellum", "trillion", "a.x-4.0", "gigachat"), _GPT2_WORDS),
+    **dict.fromkeys(("smollm", "refact", "starcoder", "command-r", "codeshell"), _DIGITS_AND_GPT2_WORDS),
+    **dict.fromkeys(
+        ("llama-bpe", "llama3", "llama-v3", "falcon3", "falcon-h1", "pixtral", "midm-2.0", "lfm2"), _LLAMA_3
+    ),
+    **dict.fromkeys(("dbrx", "smaug-bpe"), WordSplit((_CL100K,))),
+    **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "kormo", "f2llmv2", "megrez"), WordSplit((_QWEN2,))),
+    **dict.fromkeys(("gpt-4o", "kanana2"), WordSplit((_O200K,))),
+    "tekken": WordSplit((_TEKKEN,), whole_words=True, adds_bos=True),
+    "seed-coder": WordSplit((_SEED_CODER,)),
+    "deepseek-coder": WordSplit(_DEEPSEEK_CODER),
+    "deepseek-v3": WordSplit(_DEEPSEEK_3),
+}
