@@ -29,8 +29,9 @@ class ModelRunner:
         self.vocab_size = decoder.vocab_size
         self.num_embeddings = decoder.num_embeddings
         self.cache = PagedKVCache(decoder.geometry, cache_config, decoder.dtype, decoder.device)
-        # Elsewhere operators only start there; timing them would need a barrier after each.
-        self._clock = AttentionClock() if decoder.device.type == "cpu" else None
+        # Whether an operator has ended when it returns. Elsewhere timing one would need a barrier after it.
+        self.is_synchronous = decoder.device.type == "cpu"
+        self._clock = AttentionClock() if self.is_synchronous else None
 
     def plan(self, slices: Sequence[TokenSlice]) -> StepLayout:
         """Pack slices for this model's cache."""

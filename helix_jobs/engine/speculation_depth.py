@@ -65,10 +65,17 @@ _OUTPUT_TOKENS: Final = 96.0
 _OUTPUT_PRIOR: Final = 2
 _OUTPUT_HORIZON: Final = 64
 
-# Share of the time that may go into finding out whether poor acceptance has become better.
+# Share of the time that may go into finding out whether poor acceptance or high costs have become better.
 EXPLORATION_SHARE: Final = 0.005
 _EXPLORED_SEQUENCES: Final = 4
 _EXPLORED_DEPTH: Final = 3
+# Exploration on credit begins once so many plain steps are saved up, if it seems to cost no more than so many. It ends
+# after so many steps, or when the draft model has taken the time of so many plain ones: the first step catches up and
+# teaches little, those behind it are cheap.
+_TRIAL_SAVINGS: Final = 4
+_TRIAL_LIMIT: Final = 64
+_TRIAL_STEPS: Final = 16
+_TRIAL_LOAN: Final = 8
 # The past weighs as so many trials once exploration asks anew.
 _EXPLORED_TRIALS: Final = 24.0
 
@@ -123,6 +130,18 @@ class _Hold:
         return step < self.until and num_sequences >= self.num_sequences and (prefill_tokens > 0) == self.has_prefill
 
 
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """Exploration on credit: its last step, and the draft model's time at its beginning and at most at its end."""
+
+    until: int
+    spent_before: float
+    spent_at_most: float
+
+    def is_over(self, step: int, spent: float) -> bool:
+        return step >= self.until or spent >= self.spent_at_most
+
+
 class DepthController:
     """Maximises expected goodput step by step; depth 0 is always a candidate and wins ties.
 
@@ -130,9 +149,10 @@ class DepthController:
 
     The draft model is run only when the plan says so, and then first computes what it has missed (*catch-up*). That is
     an investment, charged in equal parts to the steps the sequence is still expected to take: outputs as long as those
-    that ended lately, and never longer than its limit allows. When the model is off because it is too seldom right, and
-    only then, *exploration* asks again with a few sequences: it saves up ``EXPLORATION_SHARE`` of the time spent and
-    acts once that covers the whole cost of asking.
+    that ended lately, and never longer than its limit allows. When the model is off, because it is too seldom right or
+    because it costs too much, *exploration* asks again with a few sequences: it saves up ``EXPLORATION_SHARE`` of the
+    time spent and acts once that covers the whole cost of asking. Costs that were measured in a bad moment would hardly
+    ever be covered: high ones are tried on credit, for a few steps, and what that really took is saved up afterwards.
 
     Args:
         costs: Of this machine; refined by the caller as steps run.
@@ -154,8 +174,9 @@ class DepthController:
         self._num_outputs = 0
         self._is_drafting = False
         self._hold: _Hold | None = None
-        # Seconds saved up for exploration.
+        # Seconds saved up for exploration; below 0 what exploration on credit still owes.
         self._credit = 0.0
+        self._trial: _Trial | None = None
         self._step = 0
         self._reasons: Counter[str] = Counter()
         self._num_candidates = 0
@@ -251,7 +272,7 @@ class DepthController:
     ) -> tuple[DepthPlan, DepthReason, float]:
         """The plan to carry out, why the model is off if it is, and the expected gain over ``base``."""
         if self._hold is not None and self._hold.covers(self._step, len(candidates), prefill_tokens):
-            self._save_up(times, self._hold.reason)
+            self._save_up(times)
             return base, self._hold.reason, 1.0
         required = 1 + (_MARGIN_STAY if self._is_drafting else _MARGIN_ON)
         reason = DepthReason.COST
@@ -268,12 +289,11 @@ class DepthController:
                     self._is_drafting, self._hold = True, None
                     return plan, DepthReason.MODEL, plan.goodput / base.goodput
         self._is_drafting = False
-        self._save_up(times, reason)
-        if reason is DepthReason.ACCEPTANCE:
-            explored = self._explore(candidates, times, base, required)
-            if explored is not None:
-                self._hold = None
-                return explored, DepthReason.EXPLORE, explored.goodput / base.goodput
+        self._save_up(times)
+        explored = self._explore(candidates, times, base, required, reason)
+        if explored is not None:
+            self._hold = None
+            return explored, DepthReason.EXPLORE, explored.goodput / base.goodput
         self._hold = _Hold(reason, self._step + _HOLD_STEPS, len(candidates), prefill_tokens > 0)
         return base, reason, 1.0
 
@@ -302,31 +322,47 @@ class DepthController:
         lifetimes = [min(self._output_tokens, candidate.remaining_tokens) for candidate in candidates]
         return ModelPlanner(candidates, times, rates, lifetimes, base)
 
-    def _save_up(self, times: StepTimes, reason: DepthReason) -> None:
-        if reason is DepthReason.ACCEPTANCE:
-            self._credit += EXPLORATION_SHARE * times.plain
+    def _save_up(self, times: StepTimes) -> None:
+        if self._trial is not None and self._trial.is_over(self._step, self.costs.draft_seconds_spent):
+            self._credit -= self.costs.draft_seconds_spent - self._trial.spent_before
+            self._trial = None
+        self._credit += EXPLORATION_SHARE * times.plain
 
     def _explore(
-        self, candidates: Sequence[DraftCandidate], times: StepTimes, base: DepthPlan, required: float
+        self,
+        candidates: Sequence[DraftCandidate],
+        times: StepTimes,
+        base: DepthPlan,
+        required: float,
+        reason: DepthReason,
     ) -> DepthPlan | None:
-        """A plan in which a few sequences draft, once its whole cost is saved up; its gain is not counted on."""
+        """A plan in which a few sequences draft, once its cost is saved up; its gain is not counted on."""
         able = [index for index, candidate in enumerate(candidates) if candidate.ceiling > 0]
         able.sort(key=lambda index: (base.lookup_depths[index] > 0, candidates[index].catch_up_tokens))
         depths = {
             index: min(_EXPLORED_DEPTH, self._max_depth, candidates[index].ceiling)
             for index in able[:_EXPLORED_SEQUENCES]
         }
-        cost = times.verify(sum(depths.values())) - times.plain
-        cost += times.catch_up(sum(candidates[index].catch_up_tokens for index in depths))
-        cost += max(depths.values()) * times.draft(len(depths))
-        if cost > self._credit:
-            return None
-        optimist = self._planner(candidates, times, base, acceptance=1.0)
-        best = optimist.plan(self._max_depth)
-        if best is base or best.goodput < required * base.goodput:
-            return None
-        self._credit = 0.0
-        self._acceptance.fade(_EXPLORED_TRIALS)
+        verification = times.verify(sum(depths.values())) - times.plain
+        drafting = times.catch_up(sum(candidates[index].catch_up_tokens for index in depths))
+        drafting += max(depths.values()) * times.draft(len(depths))
+        cost = verification + drafting
+        if self._trial is None:
+            if min(cost, _TRIAL_SAVINGS * times.plain) > self._credit or cost > _TRIAL_LIMIT * times.plain:
+                return None
+            if reason is DepthReason.ACCEPTANCE:
+                optimist = self._planner(candidates, times, base, acceptance=1.0)
+                best = optimist.plan(self._max_depth)
+                if best is base or best.goodput < required * base.goodput:
+                    return None
+                self._acceptance.fade(_EXPLORED_TRIALS)
+            if cost <= self._credit:
+                self._credit = 0.0
+            else:
+                spent = self.costs.draft_seconds_spent
+                self._trial = _Trial(self._step + _TRIAL_STEPS, spent, spent + _TRIAL_LOAN * times.plain)
+        if self._trial is not None:
+            self._credit -= verification
         return self._planner(candidates, times, base).evaluate(depths)
 
 

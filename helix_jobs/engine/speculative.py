@@ -82,12 +82,15 @@ class SpeculativeStep:
         self._speculator = speculator
         self._vocab_size = vocab_size
         self._learns = True
+        # Whether the device had nothing to do when the last step ended: then the next one's time is its own.
+        self._is_idle = True
 
     @torch.no_grad()  # never inference_mode: DirectML tensors cannot live in it
     def run(self, schedule: Schedule) -> StepOutcome:
         """Compute one step and commit it, stop tokens honoured. Stop strings are the caller's."""
+        is_idle, self._is_idle = self._is_idle, False
         started = time.perf_counter()
-        speculation = self._speculator.speculate(schedule)
+        speculation = self._speculator.speculate(schedule, is_idle=is_idle)
         # Passes that measured costs, and a step that failed, have run on this clock as well.
         self._target.take_attention_seconds()
         drafted = time.perf_counter()
@@ -95,8 +98,12 @@ class SpeculativeStep:
         scored = time.perf_counter()
         verdicts = self._verify(emitters, logits, speculation.proposal.draft_probs)
         emissions, not_finite = self._commit(schedule, emitters, verdicts)
+        # A step without logits is only started: an asynchronous device computes it while the next one is planned.
+        self._is_idle = logits is not None or self._target.is_synchronous
+        has_own_time = self._is_idle and (is_idle or speculation.has_waited)
         if self._learns:
-            self._learn(schedule, speculation, verdicts, num_tokens, started)
+            seconds = time.perf_counter() - started - speculation.draft_seconds
+            self._learn(schedule, speculation, verdicts, num_tokens, seconds if has_own_time else None)
         ended = time.perf_counter()
         return StepOutcome(
             emissions=emissions,
@@ -200,9 +207,9 @@ class SpeculativeStep:
         speculation: Speculation,
         verdicts: list[Verdict | None],
         num_tokens: int,
-        started: float,
+        seconds: float | None,
     ) -> None:
-        """Learn from a step that began at ``started``. The decodes are the first emitters.
+        """Learn from a step that took ``seconds``, drafting aside, or nobody knows. The decodes are the first emitters.
 
         The step is committed by now, so a fault in here is none of the step: it ends the learning.
         """
@@ -210,8 +217,8 @@ class SpeculativeStep:
         accepted = [None if verdict is None else verdict.num_accepted for verdict in decided]
         try:
             self._speculator.learn(schedule, speculation, accepted)
-            seconds = time.perf_counter() - started - speculation.draft_seconds
-            self._speculator.learn_cost(num_tokens, len(schedule.decodes), seconds)
+            if seconds is not None:
+                self._speculator.learn_cost(num_tokens, len(schedule.decodes), seconds)
         except Exception:
             logger.exception("learning from a step failed; costs and acceptance stay as they are")
             self._learns = False

@@ -18,9 +18,8 @@ from helix_jobs.engine.step_costs import StepCosts
 if TYPE_CHECKING:
     from collections.abc import Sequence as SequenceOf
 
-    import torch
-
     from helix_jobs.engine.config import EngineConfig
+    from helix_jobs.engine.drafters.draft_model import ModelDrafts
     from helix_jobs.engine.drafters.lookup import LookupMatch
     from helix_jobs.engine.model_runner import ModelRunner
     from helix_jobs.engine.scheduler import Decode, Prefill, Schedule
@@ -40,11 +39,13 @@ class Speculation:
         proposal: For verification.
         matches: One per decode: the lookup its draft was taken from, ``NO_MATCH`` for a model's draft or none.
         draft_seconds: Time of the draft model's passes.
+        has_waited: Whether drafts came down from the device, which then has nothing left to do.
     """
 
     proposal: Proposal
     matches: tuple[LookupMatch, ...]
     draft_seconds: float
+    has_waited: bool
 
 
 class Speculator:
@@ -114,8 +115,13 @@ class Speculator:
         """What steps cost by now; None with a fixed depth."""
         return None if self._costs is None else self._costs.profile()
 
-    def speculate(self, schedule: Schedule) -> Speculation:
-        """Draft for a step's decodes."""
+    def speculate(self, schedule: Schedule, *, is_idle: bool = True) -> Speculation:
+        """Draft for a step's decodes.
+
+        Args:
+            schedule: The step.
+            is_idle: Whether the device has nothing else to do: only then does the time of drafting say what it costs.
+        """
         decodes = schedule.decodes
         ceilings = [self._ceiling(decode) for decode in decodes]
         matches = [self._match(decode, ceiling) for decode, ceiling in zip(decodes, ceilings, strict=True)]
@@ -135,8 +141,13 @@ class Speculator:
             Draft(match.token_ids[:depth]) if depth else NO_DRAFT_TOKENS
             for match, depth in zip(matches, lookup_depths, strict=True)
         ]
-        draft_probs, seconds = self._run_model(decodes, model_depths, prefills, drafts)
-        return Speculation(Proposal(tuple(drafts), draft_probs), tuple(matches), seconds)
+        made, seconds = self._run_model(decodes, model_depths, prefills, drafts)
+        if made is None:
+            return Speculation(Proposal(tuple(drafts)), tuple(matches), 0.0, has_waited=False)
+        has_waited = bool(made.drafts)
+        if self._costs is not None and has_waited and is_idle:
+            self._costs.observe_draft(made.passes, seconds)
+        return Speculation(Proposal(tuple(drafts), made.draft_probs), tuple(matches), seconds, has_waited)
 
     def learn(self, schedule: Schedule, speculation: Speculation, num_accepted: SequenceOf[int | None]) -> None:
         """Learn from the verdicts: per decode the accepted draft tokens, None where there was no verdict."""
@@ -204,8 +215,8 @@ class Speculator:
         depths: SequenceOf[int],
         prefills: SequenceOf[Prefill],
         drafts: list[Draft],
-    ) -> tuple[torch.Tensor | None, float]:
-        """Put the model's drafts in their places; return their distributions and the time they took."""
+    ) -> tuple[ModelDrafts | None, float]:
+        """Put the model's drafts in their places; return what it made and the time that took."""
         places = [place for place, depth in enumerate(depths) if depth > 0]
         if self._model is None or not (places or prefills):
             return None, 0.0
@@ -214,6 +225,4 @@ class Speculator:
         seconds = time.perf_counter() - started
         for place, draft in zip(places, made.drafts, strict=True):
             drafts[place] = draft
-        if self._costs is not None:
-            self._costs.observe_draft(made.passes, seconds)
-        return made.draft_probs, seconds
+        return made, seconds

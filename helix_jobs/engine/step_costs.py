@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_FORMAT_VERSION: Final = 1
+# 1 could hold the first, cold run of a shape.
+_FORMAT_VERSION: Final = 2
 # One observation moves a logarithm by at most gain * limit: 4 % for the machine's speed, 3 % for a point of a curve. A
 # storm of page faults or a moment off the processor hardly counts; surprises that persist are no accident, and raise
 # the gain of a curve, at most to 1 + boost times. Trade-off: smaller gains resist outliers longer and follow a real
@@ -202,6 +203,12 @@ class StepCosts:
         self._sequence_seconds = profile.sequence_seconds
         self._log_speed = 0.0
         self._factor = 1.0
+        self._draft_seconds_spent = 0.0
+
+    @property
+    def draft_seconds_spent(self) -> float:
+        """Seconds that all observed passes of the draft model took."""
+        return self._draft_seconds_spent
 
     @property
     def has_draft(self) -> bool:
@@ -245,6 +252,7 @@ class StepCosts:
         surprise = _surprise(seconds, total)
         if surprise is None:
             return
+        self._draft_seconds_spent += seconds
         self._draft.correct({tokens: part / total for tokens, part in expected.items()}, surprise)
 
     def profile(self) -> CostProfile:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from helix_jobs.engine.request import GenerationResult, Request
+    from helix_jobs.engine.step_costs import CostProfile
 
 ROOT = Path(__file__).parents[3]
 DTYPES = [torch.float32, torch.float16]
@@ -56,7 +57,14 @@ def loaded_on_host(name: str, model: Any, dtype: torch.dtype) -> LoadedModel:
     return LoadedModel(name, decoder)
 
 
-def engine_of(target: LoadedModel, draft: LoadedModel | None, speculation: SpeculationConfig, **cache: int) -> Engine:
+def engine_of(
+    target: LoadedModel,
+    draft: LoadedModel | None,
+    speculation: SpeculationConfig,
+    *,
+    costs: CostProfile | None = None,
+    **cache: int,
+) -> Engine:
     models = LoadedModels(
         target=target,
         draft=draft,
@@ -66,7 +74,7 @@ def engine_of(target: LoadedModel, draft: LoadedModel | None, speculation: Specu
         max_context=256,
     )
     config = EngineConfig(max_batch_size=6, token_budget=12, speculation=speculation)
-    return Engine(models, config, CacheConfig(**{"num_blocks": 30, "block_size": 4, **cache}))
+    return Engine(models, config, CacheConfig(**{"num_blocks": 30, "block_size": 4, **cache}), costs)
 
 
 def work() -> list[Request]:

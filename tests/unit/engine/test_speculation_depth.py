@@ -272,15 +272,32 @@ def test_exploration_stays_within_its_share():
     outcome = run(world, jobs, 2, learning(world))
     plain = run(world, jobs, 2, 0)
     assert outcome.reasons["explore"] > 1
-    assert outcome.explored_seconds <= EXPLORATION_SHARE * plain.seconds
+    assert outcome.explored_seconds <= EXPLORATION_SHARE * plain.seconds + 8 * MEMORY_BOUND(2)  # on credit
     assert outcome.seconds <= 1.015 * plain.seconds
 
 
-def test_nothing_is_explored_where_nothing_could_pay():
+def test_where_nothing_could_pay_exploration_stays_within_its_share():
     world = World(COMPUTE_BOUND, CHEAP_DRAFT, lambda _step: 1.0)
-    outcome = run(world, jobs_of(60), 8, learning(world))
-    assert outcome.reasons["explore"] == 0
-    assert not any(outcome.drafted[10:-60])
+    outcome = run(world, jobs_of(400), 8, learning(world))
+    assert 0 < outcome.explored_seconds <= EXPLORATION_SHARE * run(world, jobs_of(400), 8, 0).seconds
+
+
+def test_a_draft_that_is_as_dear_as_it_seems_is_tried_within_the_share():
+    world = World(MEMORY_BOUND, line(0.05, 16, 0.0005), lambda _step: 1.0)
+    outcome = run(world, jobs_of(400, output=(100, 128)), 2, learning(world))
+    plain = run(world, jobs_of(400, output=(100, 128)), 2, 0)
+    assert outcome.reasons["explore"] > 1
+    assert outcome.seconds <= (1 + EXPLORATION_SHARE) * plain.seconds + 8 * MEMORY_BOUND(2)
+
+
+@pytest.mark.parametrize("factor", [2, 6])
+def test_a_profile_that_slanders_the_draft_is_found_out(factor):
+    true = World(MEMORY_BOUND, line(0.002, 16, 0.0002), lambda _step: 0.9)
+    slandering = line(0.002 * factor, 16, 0.0002 * factor)
+    controller = DepthController(measured(MEMORY_BOUND, slandering), max_depth=MAX_DEPTH, has_model=True)
+    outcome = run(true, jobs_of(300, output=(100, 128)), 2, controller)
+    assert not any(outcome.drafted[10:400])
+    assert sum(outcome.drafted[-400:]) > 300
 
 
 def test_exploration_finds_out_that_acceptance_has_risen():

@@ -167,7 +167,8 @@ def test_a_profile_survives_its_file():
 @pytest.mark.parametrize(
     "change",
     [
-        {"version": 2},
+        {"version": 1},
+        {"version": 3},
         {"target": []},
         {"target": None},
         {"target": [[1]]},
@@ -212,7 +213,7 @@ def test_a_profile_of_another_machine_is_ignored(caplog):
     )
 )
 def test_no_file_content_raises(junk):
-    data = {"version": 1, "identity": IDENTITY, "target": junk, "draft": junk, "sequence_seconds": junk}
+    data = {"version": 2, "identity": IDENTITY, "target": junk, "draft": junk, "sequence_seconds": junk}
     CostProfile.from_dict(junk, IDENTITY)
     CostProfile.from_dict(data, IDENTITY)
 
