@@ -105,6 +105,7 @@ class DeviceLock:
         self._directory = directory
         self._lock: FileLock | None = None
         self._sharing: FileLock | None = None
+        self._is_lost = False
 
     def acquire(self, *, allow_shared: bool = False) -> None:
         """Take the device.
@@ -153,7 +154,14 @@ class DeviceLock:
         self._make_directory()
         again = FileLock(lock.path)
         if not again.acquire(note=f"{os.getpid()}\n"):
+            if not self._is_lost:
+                self._is_lost = True
+                logger.error(
+                    "the lock file of device %s was removed, and another worker runs on it by now; stop one of the two",
+                    self.device,
+                )
             return False
+        self._is_lost = False
         logger.warning("the lock file of device %s was removed by somebody and is made again", self.device)
         lock.release()
         if lock is self._lock:

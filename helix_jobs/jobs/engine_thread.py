@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from helix_jobs.engine.request import FinishReason
 from helix_jobs.errors import DeadlineError, EngineBrokenError, EngineError, HelixError, RequestError
+from helix_jobs.jobs.rounds import Rounds
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,6 +25,10 @@ MAX_FAILED_STEPS: Final = 3
 RUN_SECONDS: Final = 60.0
 # Between a finished batch and the next claims lies one group commit; that is no end of a run.
 LINGER_SECONDS: Final = 0.5
+# How often the thread comes round although there is nothing to do.
+IDLE_SECONDS: Final = 10.0
+# Its name among the loops that are watched.
+LOOP: Final = "engine"
 # No more of a step counts towards a job's deadline: when a device, the process or the machine stands still for a while,
 # that is no job's fault. Trade-off: where every step takes longer than this, deadlines come late.
 LONGEST_COUNTED_STEP: Final = 10.0
@@ -91,6 +96,7 @@ class EngineThread:
         engine: Driven by this thread alone, apart from ``encode``.
         recorder: Told where runs begin and end.
         on_broken: Called from this thread when it ends without having been asked to.
+        rounds: Where the thread notes that it comes round: between two steps.
         job_timeout: Seconds of steps a request may take part in; then it is aborted and has failed. Waiting, for a slot
             or after being set back, does not count. None: as many as it takes.
     """
@@ -102,8 +108,10 @@ class EngineThread:
         on_broken: Callable[[BaseException], None],
         *,
         job_timeout: float | None = None,
+        rounds: Rounds | None = None,
     ) -> None:
         self._engine = engine
+        self._rounds = rounds or Rounds()
         self._recorder = recorder
         self._on_broken = on_broken
         self._job_timeout = job_timeout
@@ -120,13 +128,6 @@ class EngineThread:
         self._run: Run | None = None
         self._busy_at = 0.0
         self._jobs_finished = 0
-        self._step_began: float | None = None
-
-    @property
-    def step_seconds(self) -> float:
-        """How long the step under way has taken so far; 0 between steps."""
-        began = self._step_began
-        return 0.0 if began is None else time.monotonic() - began
 
     @property
     def counters(self) -> EngineCounters:
@@ -172,10 +173,12 @@ class EngineThread:
 
     def _main(self) -> None:
         try:
-            while self._take_in():
-                if self._engine.has_unfinished():
-                    self._step()
-                self._cut_run()
+            with self._rounds.watched(LOOP) as came_round:
+                while self._take_in():
+                    came_round()
+                    if self._engine.has_unfinished():
+                        self._step()
+                    self._cut_run()
         except BaseException as error:  # noqa: BLE001  (whatever it is, the worker must learn that the engine is gone)
             self._on_broken(error if isinstance(error, HelixError) else without_text(error))
         finally:
@@ -199,10 +202,10 @@ class EngineThread:
                 self._add(message)
 
     def _receive(self) -> _Add | _Abort | _Stop:
-        """Wait for a message, while a run is open only for as long as it may linger; the time is idle time."""
+        """Wait for a message for a while, while a run is open only for as long as it may linger. It is idle time."""
         self._idle_since = began = time.monotonic()
         try:
-            return self._inbox.get(timeout=LINGER_SECONDS if self._run is not None else None)
+            return self._inbox.get(timeout=LINGER_SECONDS if self._run is not None else IDLE_SECONDS)
         finally:
             self._idle_since = None
             self._idle_seconds += time.monotonic() - began
@@ -226,7 +229,6 @@ class EngineThread:
         now = time.monotonic()
         if self._run is None:
             self._run, self._jobs_finished = self._recorder.begin(self._engine.counters()), 0
-        self._step_began = now
         try:
             results = self._engine.step()
         except EngineBrokenError:
@@ -235,7 +237,6 @@ class EngineThread:
             self._step_failed(error)
             return
         finally:
-            self._step_began = None
             self._busy_at = time.monotonic()
         ended = sum(result.finish_reason is not FinishReason.ABORTED for result in results)
         self._counters = self._engine.counters()
@@ -255,7 +256,7 @@ class EngineThread:
     def _enforce_deadline(self, step_seconds: float) -> None:
         """Count a step to the requests that were in it and end those that have had their time.
 
-        A step that does not return at all is not a request's failure but the device's: see ``step_seconds``.
+        A step that does not return at all is not a request's failure but the device's: see ``dead_man``.
         """
         if self._job_timeout is None:
             return

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from helix_jobs.jobs import store
+from helix_jobs.jobs.rounds import Rounds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -58,7 +59,8 @@ class Heartbeat:
         database: Written to directly: a writer that is stuck must not make this worker look dead.
         worker: This worker's row, entered by ``start``.
         service: Whose leases are compared.
-        checks: Called once a second.
+        checks: Called once a second; they must wait for nothing.
+        rounds: Where the thread notes that it comes round.
     """
 
     def __init__(
@@ -67,11 +69,13 @@ class Heartbeat:
         worker: NewWorker,
         service: WorkerService,
         checks: Sequence[Callable[[], None]] = (),
+        rounds: Rounds | None = None,
     ) -> None:
         self._database = database
         self._worker = worker
         self._service = service
         self._checks = checks
+        self._rounds = rounds or Rounds()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._main, name="helix-heartbeat", daemon=True)
         self._unknown: frozenset[tuple[int, int]] = frozenset()
@@ -122,17 +126,22 @@ class Heartbeat:
 
     def _main(self) -> None:
         next_beat = time.monotonic() + BEAT_SECONDS
-        while not self._stop.wait(CHECK_SECONDS):
-            try:
-                if time.monotonic() >= next_beat:
-                    next_beat = time.monotonic() + BEAT_SECONDS
-                    self.beat()
-                self.check_leases()
-            except Exception as error:  # noqa: BLE001  (whatever the database does, the next beat tries again)
-                logger.warning("heartbeat failed, trying again: %s", error)
-            for check in self._checks:
+        with self._rounds.watched("heartbeat") as came_round:
+            while not self._stop.wait(CHECK_SECONDS):
+                came_round()
                 try:
-                    check()
-                except Exception:
-                    # Without this thread the worker looks dead, and its jobs go to others again and again.
-                    logger.exception("a check failed, trying again")
+                    if time.monotonic() >= next_beat:
+                        next_beat = time.monotonic() + BEAT_SECONDS
+                        self.beat()
+                    self.check_leases()
+                except Exception as error:  # noqa: BLE001  (whatever the database does, the next beat tries again)
+                    logger.warning("heartbeat failed, trying again: %s", error)
+                self._check()
+
+    def _check(self) -> None:
+        for check in self._checks:
+            try:
+                check()
+            except Exception:
+                # Without this thread the worker looks dead, and its jobs go to others again and again.
+                logger.exception("a check failed, trying again")

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from helix_jobs.errors import HelixError
 from helix_jobs.jobs import bulk, store
 from helix_jobs.jobs.process_identity import is_gone
+from helix_jobs.jobs.rounds import Rounds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -189,6 +190,7 @@ class Reconciler:
         worker_id: str | None = None,
         config: ReconcilerConfig | None = None,
         clock: Callable[[], float] = time.monotonic,
+        rounds: Rounds | None = None,
     ) -> None:
         """Prepare.
 
@@ -198,6 +200,7 @@ class Reconciler:
             worker_id: The worker this belongs to; never judged itself.
             config: Timing and window.
             clock: Monotonic seconds.
+            rounds: Where the thread notes that it comes round.
         """
         self.counters = ReconcilerCounters()
         self._database = database
@@ -205,6 +208,8 @@ class Reconciler:
         self._worker_id = worker_id
         self._config = config or ReconcilerConfig()
         self._clock = clock
+        self._rounds = rounds or Rounds()
+        self._came_round: Callable[[], None] = lambda: None
         self._observations: dict[str, Observation] = {}
         self._observed_at: float | None = None
         self._empty: EmptyBroker | None = None
@@ -251,15 +256,24 @@ class Reconciler:
         Raises:
             HelixError: Broker or database do not answer; the duties before it are done.
         """
+        self._came_round()
         self._judge()
+        self._came_round()
         self._finish_cancels()
+        self._came_round()
         depth = self._publisher.depth()
         self._publish(publish_room(depth, self._config.window))
+        self._came_round()
         self._republish(depth)
 
     def _run(self) -> None:
+        with self._rounds.watched("reconciler") as self._came_round:
+            self._tick_until_stopped()
+
+    def _tick_until_stopped(self) -> None:
         pause = self._config.interval
         while not self._stop.is_set():
+            self._came_round()
             try:
                 self.tick()
                 pause = self._config.interval
@@ -326,6 +340,7 @@ class Reconciler:
 
     def _publish(self, room: int) -> None:
         while room > 0 and not self._stop.is_set():
+            self._came_round()
             with self._database.read() as connection:
                 jobs = store.publishable(connection, min(room, PUBLISH_CHUNK))
             if not jobs:

@@ -18,6 +18,7 @@ from sqlalchemy.exc import DBAPIError
 
 from helix_jobs.errors import DatabaseUnreachableError, HelixError
 from helix_jobs.jobs.database import lost_race
+from helix_jobs.jobs.rounds import Rounds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+# How often the thread comes round although there is nothing to write.
+IDLE_SECONDS: Final = 10.0
 _FIRST_PAUSE_SECONDS: Final = 0.05
 _LONGEST_PAUSE_SECONDS: Final = 2.0
 # While writes wait, the log says so when it begins and then once in so many seconds.
@@ -87,8 +90,12 @@ class GroupCommitWriter:
     it must do nothing but work on its connection, and repeat harmlessly; claim, finish and release do.
     """
 
-    def __init__(self, database: Database, max_rows: int = 100, max_delay: float = 0.02) -> None:
+    def __init__(
+        self, database: Database, max_rows: int = 100, max_delay: float = 0.02, rounds: Rounds | None = None
+    ) -> None:
         self._database = database
+        self._rounds = rounds or Rounds()
+        self._came_round: Callable[[], None] = _unwatched
         self._max_rows = max_rows
         self._max_delay = max_delay
         self._operations: queue.SimpleQueue[_Operation | None] = queue.SimpleQueue()
@@ -144,10 +151,12 @@ class GroupCommitWriter:
 
     def _run(self) -> None:
         ended = False
-        while not ended:
-            group, ended = self._next_group()
-            if group:
-                self._write(group)
+        with self._rounds.watched("writer") as self._came_round:
+            while not ended:
+                group, ended = self._next_group()
+                self._came_round()
+                if group:
+                    self._write(group)
 
     def _next_group(self) -> tuple[list[_Operation], bool]:
         """Wait for an operation, then for company; the flag says that the end mark was met."""
@@ -155,7 +164,7 @@ class GroupCommitWriter:
         deadline: float | None = None
         while len(group) < self._max_rows:
             try:
-                remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
+                remaining = IDLE_SECONDS if deadline is None else max(0.0, deadline - time.monotonic())
                 operation = self._operations.get(timeout=remaining)
             except queue.Empty:
                 break
@@ -169,9 +178,10 @@ class GroupCommitWriter:
     def _write(self, group: Sequence[_Operation]) -> None:
         pause = _FIRST_PAUSE_SECONDS
         while True:
+            self._came_round()
             try:
                 with self._database.write() as connection:
-                    values = [operation.function(connection) for operation in group]
+                    values = [self._apply(operation, connection) for operation in group]
             except DatabaseUnreachableError as error:
                 if time.monotonic() + pause > self._deadline:
                     self._trouble.waiting = 0
@@ -190,6 +200,11 @@ class GroupCommitWriter:
         for operation, value in zip(group, values, strict=True):
             operation.future.set_result(value)
 
+    def _apply(self, operation: _Operation, connection: Connection) -> Any:  # noqa: ANN401  (each function's own)
+        value = operation.function(connection)
+        self._came_round()
+        return value
+
     def _write_alone(self, group: Sequence[_Operation], error: Exception) -> None:
         if len(group) > 1:
             for operation in group:
@@ -200,6 +215,10 @@ class GroupCommitWriter:
             self._write(group)
         else:
             group[0].future.set_exception(error)
+
+
+def _unwatched() -> None:
+    """Stands in until the thread runs."""
 
 
 def _fail(group: Sequence[_Operation], error: Exception) -> None:

@@ -19,12 +19,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from contextlib import closing
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Final, Protocol
 
 from helix_jobs.errors import HelixError, UnreachableError
 from helix_jobs.jobs import store
+from helix_jobs.jobs.rounds import Rounds
 from helix_jobs.jobs.runs import counted
 
 if TYPE_CHECKING:
@@ -140,6 +142,7 @@ class Watchdog:
         window: Seconds a drought may last before something is done.
         interval: Seconds between looks.
         clock: Monotonic seconds.
+        rounds: Where the thread notes that it comes round.
     """
 
     def __init__(
@@ -153,6 +156,7 @@ class Watchdog:
         window: float = WINDOW_SECONDS,
         interval: float = LOOK_SECONDS,
         clock: Callable[[], float] = time.monotonic,
+        rounds: Rounds | None = None,
     ) -> None:
         self.reconnections = 0
         self._database = database
@@ -163,6 +167,7 @@ class Watchdog:
         self._window = window
         self._interval = interval
         self._clock = clock
+        self._rounds = rounds or Rounds()
         self._drought: Drought | None = None
         self._looked_at: float | None = None
         self._stop = threading.Event()
@@ -221,8 +226,9 @@ class Watchdog:
         )
 
     def _main(self) -> None:
-        try:
+        with self._rounds.watched("watchdog") as came_round, closing(self._broker):
             while not self._stop.wait(self._interval):
+                came_round()
                 try:
                     self.check()
                 except HelixError as error:
@@ -231,5 +237,3 @@ class Watchdog:
                     logger.debug("watchdog: %s", error)
                 except Exception:
                     logger.exception("watchdog: unexpected error, trying again")
-        finally:
-            self._broker.close()

@@ -18,17 +18,20 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Final
 
 from helix_jobs.errors import HelixError
-from helix_jobs.jobs import store
+from helix_jobs.jobs import dead_man, engine_thread, store
 from helix_jobs.jobs.banner import WorkerBanner
 from helix_jobs.jobs.broker import CeleryPublisher, EmbeddedBroker, QueueNames, broker_url, ping, read_queue_names
 from helix_jobs.jobs.database import Database, ensure_schema
+from helix_jobs.jobs.dead_man import DeadMansSwitch, Limit
 from helix_jobs.jobs.device_lock import DeviceLock
 from helix_jobs.jobs.engine_choice import device_name, load_engine
+from helix_jobs.jobs.hard_exit import HardExit
 from helix_jobs.jobs.heartbeat import Heartbeat
 from helix_jobs.jobs.periodic import Periodic
 from helix_jobs.jobs.process_identity import here, is_gone, this_process
 from helix_jobs.jobs.reconciler import Reconciler
 from helix_jobs.jobs.result_writer import GroupCommitWriter
+from helix_jobs.jobs.rounds import Rounds
 from helix_jobs.jobs.stop_button import StopButton, StopRequest, install_signals
 from helix_jobs.jobs.store import NewWorker
 from helix_jobs.jobs.watchdog import Watchdog
@@ -120,7 +123,7 @@ class _Worker:
         self._settings = settings
         self._button = button
         self._stack = stack
-        self._may_exit = may_exit
+        self._hard_exit = HardExit(is_allowed=may_exit)
         self._hostname = socket.gethostname()
         self._worker_id = f"{self._hostname[:40]}-{os.getpid()}-{token_hex(3)}"
         self._database = Database(settings.database_url)
@@ -140,7 +143,7 @@ class _Worker:
         self._gave_up = False
         self._give_up_timer: threading.Timer | None = None
         self._consumer: Consumer | None = None
-        self._held = True
+        self._rounds = Rounds()
 
     def prepare(self, *, allow_shared_device: bool, on_progress: Callable[[str], None] | None) -> None:
         """Check what can be checked, then load the models."""
@@ -158,7 +161,7 @@ class _Worker:
         self._names = read_queue_names(self._database)
         self._publisher = CeleryPublisher(broker_url(self._settings), self._names)
         self._stack.callback(self._publisher.close)
-        self._reconciler = Reconciler(self._database, self._publisher, worker_id=self._worker_id)
+        self._reconciler = Reconciler(self._database, self._publisher, worker_id=self._worker_id, rounds=self._rounds)
         if self._embedded is None:
             ping(self._publisher.url)
             self._publisher.check_keys()
@@ -187,7 +190,15 @@ class _Worker:
             draft_model=info.draft_model,
             slots=info.max_batch_size,
         )
-        self._writer = writer = GroupCommitWriter(self._database)
+        rounds = self._rounds
+        switch = DeadMansSwitch(
+            rounds,
+            [self._database.calls],
+            limit=Limit(dead_man.END_SECONDS, self._end_at_once),
+            limits={engine_thread.LOOP: Limit(MAX_STEP_SECONDS, self._engine_hangs)},
+        )
+        self._stack.callback(switch.stop)
+        self._writer = writer = GroupCommitWriter(self._database, rounds=rounds)
         self._service = WorkerService(
             self._database,
             self._engine,
@@ -196,6 +207,7 @@ class _Worker:
             grace=self._settings.shutdown_grace,
             on_broken=self._break,
             job_timeout=self._settings.job_timeout,
+            rounds=rounds,
         )
         self._watchdog = Watchdog(
             self._database,
@@ -203,9 +215,10 @@ class _Worker:
             self._service,
             reconnect=self._reconnect,
             give_up=self._leave_for_supervisor,
+            rounds=rounds,
         )
-        heartbeat = Heartbeat(self._database, row, self._service, [self._check_step])
-        duties = [Periodic("helix-device-lock", self._keep_device, LOCK_CHECK_SECONDS)]
+        heartbeat = Heartbeat(self._database, row, self._service, rounds=rounds)
+        duties = [Periodic("helix-device-lock", self._lock.keep, LOCK_CHECK_SECONDS)]
         if self._embedded is not None:
             duties.append(Periodic("helix-embedded-broker", self._keep_broker, BROKER_CHECK_SECONDS))
         self._stack.callback(heartbeat.stop)
@@ -227,6 +240,7 @@ class _Worker:
         self._watchdog.start()
         for duty in duties:
             duty.start()
+        switch.start()
         if self._metrics is not None:
             queue = QueueReader(self._settings.database_url)
             self._stack.callback(queue.close)
@@ -282,7 +296,7 @@ class _Worker:
             if request is StopRequest.BROKEN:
                 self._stopping = True
                 self._service.abandon()
-                self._exit_after(HARD_EXIT_SECONDS, EXIT_FAILED)
+                self._hard_exit.after(HARD_EXIT_SECONDS, EXIT_FAILED)
             elif not self._stopping:
                 self._stopping = True
                 self._service.begin_drain()
@@ -290,7 +304,7 @@ class _Worker:
             elif request is StopRequest.INTERRUPT and not self._interrupted:
                 self._interrupted = True
                 self._service.hand_back()
-                self._exit_after(INTERRUPT_SECONDS, EXIT_INTERRUPTED)
+                self._hard_exit.after(INTERRUPT_SECONDS, EXIT_INTERRUPTED)
             stop_consuming()
 
     def _give_up_after(self, seconds: float) -> None:
@@ -300,19 +314,12 @@ class _Worker:
             self._gave_up = True
             logger.error("the database takes no writes; stopping without it, the next worker takes over what is leased")
             # Twice: every part may be in a call to the database that takes ten seconds to fail.
-            self._exit_after(2 * HARD_EXIT_SECONDS, EXIT_FAILED)
+            self._hard_exit.after(2 * HARD_EXIT_SECONDS, EXIT_FAILED)
             self._writer.close(WRITER_SECONDS)
 
         self._give_up_timer = threading.Timer(seconds, give_up)
         self._give_up_timer.daemon = True
         self._give_up_timer.start()
-
-    def _exit_after(self, seconds: float, code: int) -> None:
-        """Make sure the process ends, whatever hangs in the orderly way out. What is lost then is reclaimed later."""
-        if self._may_exit:
-            timer = threading.Timer(seconds, os._exit, (code,))
-            timer.daemon = True
-            timer.start()
 
     def _break(self, error: BaseException) -> None:
         """The worker cannot go on; stop it for a supervisor to start another."""
@@ -333,7 +340,7 @@ class _Worker:
         logger.critical("this worker cannot go on and stops: %s", why)
         self._button.press(StopRequest.GRACEFUL)
         # Celery's loop may be what hangs.
-        self._exit_after(self._settings.shutdown_grace + HAND_BACK_SECONDS + HARD_EXIT_SECONDS, EXIT_FAILED)
+        self._hard_exit.after(self._settings.shutdown_grace + HAND_BACK_SECONDS + HARD_EXIT_SECONDS, EXIT_FAILED)
 
     def _count_attempts(self) -> None:
         """After a break: the jobs in the engine may be the reason, so unlike a hand-back their attempt counts."""
@@ -369,21 +376,18 @@ class _Worker:
             embedded.adopt_orphan()
             embedded.stop()
 
-    def _check_step(self) -> None:
-        if self._service.step_seconds > MAX_STEP_SECONDS:
-            self._break(HelixError(f"an engine step has taken more than {MAX_STEP_SECONDS:.0f} s: the device hangs"))
+    def _engine_hangs(self, why: str) -> None:
+        """Called by the dead man's switch, which must not wait for the log."""
+        error = HelixError(f"{why}: an engine step takes too long, the device hangs")
+        threading.Thread(target=self._break, args=(error,), name="helix-break", daemon=True).start()
+
+    def _end_at_once(self, why: str) -> None:
+        """Called by the dead man's switch: some part hangs for good, so nothing can be ended in order."""
+        self._hard_exit.now(why, EXIT_FAILED)
+        self._button.press(StopRequest.BROKEN)
 
     def _keep_broker(self) -> None:
         """Bring the embedded broker back if it went away: nobody else would."""
         if self._embedded is not None and not self._embedded.is_running() and self._embedded.start():
             logger.warning("the embedded broker had gone and was started again")
             self._republish()
-
-    def _keep_device(self) -> None:
-        held = self._lock.keep()
-        if self._held and not held:
-            logger.error(
-                "the lock file of device %s was removed, and another worker runs on it by now; stop one of the two",
-                self._lock.device,
-            )
-        self._held = held

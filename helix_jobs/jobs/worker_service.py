@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from helix_jobs.engine.protocol import EngineInfo, EngineProtocol
     from helix_jobs.jobs.database import Database
     from helix_jobs.jobs.job_endings import Decision, Ending
+    from helix_jobs.jobs.rounds import Rounds
     from helix_jobs.jobs.runs import Writer
     from helix_jobs.jobs.store import ClaimedJob
 
@@ -73,6 +74,7 @@ class WorkerService:
         grace: Seconds between ``begin_drain`` and handing back what is unfinished.
         on_broken: Called when the engine cannot go on.
         job_timeout: Seconds a job may run in the engine; None for as long as it takes.
+        rounds: Where the engine's thread notes that it comes round.
     """
 
     def __init__(
@@ -85,6 +87,7 @@ class WorkerService:
         grace: float,
         on_broken: Callable[[BaseException], None],
         job_timeout: float | None = None,
+        rounds: Rounds | None = None,
     ) -> None:
         self.worker_id = worker_id
         self._database = database
@@ -93,7 +96,7 @@ class WorkerService:
         self._claims = JobClaims(writer, worker_id)
         self._grace = grace
         self._engine_thread = EngineThread(
-            engine, DatabaseRunRecorder(writer, worker_id), on_broken, job_timeout=job_timeout
+            engine, DatabaseRunRecorder(writer, worker_id), on_broken, job_timeout=job_timeout, rounds=rounds
         )
         # Signal handlers never come here (see worker.py), so a plain lock will do.
         self._lock = threading.Lock()
@@ -129,11 +132,6 @@ class WorkerService:
     def info(self) -> EngineInfo:
         """What the engine is."""
         return self._engine.info
-
-    @property
-    def step_seconds(self) -> float:
-        """How long the engine step under way has taken."""
-        return self._engine_thread.step_seconds
 
     def start(self) -> None:
         """Start the engine's thread."""

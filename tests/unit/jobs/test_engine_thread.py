@@ -1,16 +1,17 @@
 from __future__ import annotations
 
 import queue
-import threading
 import time
 from typing import TYPE_CHECKING
 
 import pytest
+from worker_box import wait_until
 
 from helix_jobs.engine.request import FinishReason, Request
 from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.errors import EngineBrokenError, InvalidRequestError
-from helix_jobs.jobs.engine_thread import EngineThread, Generated, RequestFailed, Run
+from helix_jobs.jobs.engine_thread import LOOP, EngineThread, Generated, RequestFailed, Run
+from helix_jobs.jobs.rounds import Rounds
 from helix_jobs.testing import FakeEngine, FakeFaults
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ class Bench:
         self.recorder = Recorder()
         self.broken: queue.SimpleQueue[BaseException] = queue.SimpleQueue()
         self.endings: queue.SimpleQueue[tuple[str, Generated | RequestFailed]] = queue.SimpleQueue()
-        self.thread = EngineThread(engine, self.recorder, self.broken.put, **options)
+        self.rounds = Rounds()
+        self.thread = EngineThread(engine, self.recorder, self.broken.put, rounds=self.rounds, **options)
 
     def submit(self, name: str, prompt: str = "a b c") -> None:
         request = Request(request_id=name, prompt=prompt, sampling_params=SamplingParams(), seed=0)
@@ -135,14 +137,10 @@ def test_a_refused_request_fails_alone(bench: Bench, monkeypatch: pytest.MonkeyP
 def test_a_hanging_step_is_seen_and_does_not_hang_the_stop(bench: Bench) -> None:
     bench.thread.start()
     bench.submit("x", "stuck")
-    began = threading.Event()
-    for _ in range(200):
-        if bench.thread.step_seconds > 0:
-            began.set()
-            break
-        began.wait(0.01)
-    assert began.is_set()
+    wait_until(lambda: bench.rounds.counts()[LOOP] > 1, "no round")
+    seen = bench.rounds.counts()
     assert not bench.thread.stop(0.05)
+    assert bench.rounds.counts() == seen, "it does not come round in a step"
 
 
 def test_a_request_past_its_deadline_fails_alone() -> None:
