@@ -10,7 +10,8 @@ import click
 
 from helix_jobs.cli.group import INTERRUPTED, command_line, echo_json
 from helix_jobs.cli.progress import PaceMeter, progress_line, progress_view, submitting_notice, summary_lines
-from helix_jobs.cli.rendering import is_interactive
+from helix_jobs.cli.rendering import is_interactive, printable
+from helix_jobs.errors import DatabaseUnreachableError
 from helix_jobs.jobs.states import JobState
 
 if TYPE_CHECKING:
@@ -30,11 +31,11 @@ _REFRESH_PER_SECOND: Final = 4
 
 def worker_notice(status: BatchStatus, workers: Sequence[Worker]) -> str | None:
     """A word about what the batch lacks to move on: the end of its submission, or a worker."""
-    from helix_jobs.cli.views import responds
+    from helix_jobs.jobs.liveness import seems_alive
 
     if status.total is None:
         return submitting_notice(command_line("cancel", status.id))
-    if status.done or any(responds(worker) for worker in workers):
+    if status.done or any(seems_alive(worker) for worker in workers):
         return None
     trouble = "The worker does not respond." if workers else "No worker is running."
     return f"{trouble} Start one with: {command_line('worker')}"
@@ -54,7 +55,7 @@ def follow_for_person(
     Raises:
         NotFoundError: No such batch.
         DatabaseUnreachableError: The database went away.
-        HelixError: ``worker`` has ended.
+        HelixError: ``worker`` has ended, and starting it again does not help.
     """
     follower = _Follower(client, console, worker)
     try:
@@ -124,6 +125,7 @@ class _Follower:
         self._worker = worker
         self._clock = clock
         self._meter = PaceMeter()
+        self._worker_doing: str | None = None
         self._printed_at: float | None = None
         self._printed: str | None = None
 
@@ -144,16 +146,24 @@ class _Follower:
     def _wait(self, batch_id: str, show: Callable[[BatchStatus], None]) -> BatchStatus:
         def update(status: BatchStatus) -> None:
             if self._worker is not None and not status.done:
-                self._worker.check()
+                doing = self._worker.check()
+                if doing is not None and doing != self._worker_doing and not is_interactive(self._console):
+                    self._console.print(f"{printable(doing)} ...", soft_wrap=True)
+                self._worker_doing = doing
             show(status)
 
         return self._client.wait(batch_id, on_update=update)
 
     def _notice(self, status: BatchStatus) -> str | None:
-        """Ask for workers only while nothing runs; a batch that moves has one."""
-        if status.counts[JobState.RUNNING] or status.done or self._worker is not None:
+        """What the batch lacks. Jobs that run are no sign of a worker: a dead one's run until somebody notices."""
+        if status.done:
             return None
-        return worker_notice(status, list(self._client.live_workers()))
+        if self._worker is not None:
+            return self._worker_doing
+        try:
+            return worker_notice(status, list(self._client.live_workers()))
+        except DatabaseUnreachableError:
+            return None  # the next look outlasts it or ends the command
 
     def _print(self, status: BatchStatus) -> None:
         """Print a line at the first update, then every ten seconds if it has changed, every thirty if it has not."""

@@ -225,24 +225,21 @@ def _run_locally(
     from helix_jobs.jobs.local_worker import LocalWorker
 
     _tell_backlog(client, batch_id, console)
-    starting, stopping = _Step(console, "starting a worker"), _Step(console, "stopping the worker")
-    starting.show()
-    worker = LocalWorker(settings, on_progress=starting.show)
+    step = _Step(console)
+    worker = LocalWorker(settings, on_progress=step.show)
     with ExitStack() as stack:
-        # Undone in reverse: say that it stops, stop it, clear the line.
-        stack.callback(stopping.clear)
+        # Undone in reverse: stop the worker, which says so, then clear the line.
+        stack.callback(step.clear)
         try:
             stack.enter_context(worker)
         except (HelixError, KeyboardInterrupt):
-            starting.clear()
+            step.clear()
             if not keep:
                 # Whoever mends the cause types the same line again, and means these jobs once.
                 client.cancel(batch_id)
                 console.print(f"\nNo worker was started; batch {batch_id} is cancelled.", soft_wrap=True)
             raise
-        starting.clear()
-        if worker.started:
-            stack.callback(stopping.show)
+        step.clear()
         final = follow_for_person(client, batch_id, console, worker=worker)
         if not as_json:
             _show_answers(client, final)
@@ -275,14 +272,13 @@ def _show_answers(client: HelixClient, status: BatchStatus) -> None:
 class _Step:
     """What is being done right now: one line that changes on a terminal, lines in a pipe."""
 
-    def __init__(self, console: Console, first: str) -> None:
+    def __init__(self, console: Console) -> None:
         self._console = console
-        self._first = first
         self._live: Status | None = None
 
-    def show(self, line: str | None = None) -> None:
+    def show(self, line: str) -> None:
         """Tell the next step."""
-        text = f"{printable(line or self._first)} ..."
+        text = f"{printable(line)} ..."
         if not is_interactive(self._console):
             self._console.print(text, soft_wrap=True)
         elif self._live is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from helix_jobs.cli.rendering import clock_time, count, duration, percent, printable, rate, shorten, show, timestamp
@@ -26,7 +25,6 @@ _STATE_STYLES: Final = {
     BatchState.CANCELLED: "magenta",
 }
 _SHOWN_PROMPT: Final = 100
-_SILENT_AFTER: Final = 30.0
 _SHOWN_ANSWER: Final = 280
 _SHOWN_LINES: Final = 5
 _WIDE: Final = 76
@@ -194,18 +192,10 @@ def worker_line(worker: Worker) -> str:
     """One worker on one line."""
     draft = f" with draft {worker.draft_model}" if worker.draft_model else ""
     where = f"{worker.device} on {worker.hostname} (pid {worker.pid})"
-    silent = "" if responds(worker) else f"; silent for {duration(silence(worker))}, probably lost"
+    from helix_jobs.jobs.liveness import seems_alive, silence
+
+    silent = "" if seems_alive(worker) else f"; silent for {duration(silence(worker))}, probably lost"
     return printable(f"{worker.target_model}{draft}, {where}, {count(worker.slots, 'slot')}{silent}")
-
-
-def silence(worker: Worker) -> float:
-    """Seconds since the worker's last sign of life, by this machine's clock; good enough to show, not to judge."""
-    return (datetime.now(UTC) - worker.heartbeat_at).total_seconds()
-
-
-def responds(worker: Worker) -> bool:
-    """Whether the worker has shown life within the time after which its jobs are taken from it."""
-    return silence(worker) < _SILENT_AFTER
 
 
 def facts_view(facts: Iterable[tuple[str, str]]) -> Table:

@@ -62,30 +62,51 @@ def test_an_interrupt_hands_running_jobs_back(embedded_box: Box, monkeypatch: py
     assert not EmbeddedBroker(box.settings.home).is_running()
 
 
-def test_its_errors_are_raised_here(embedded_box: Box) -> None:
+def test_its_errors_are_raised_here(embedded_box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     box = embedded_box
     with pytest.raises(BrokerUnreachableError, match=r"127\.0\.0\.1:1"):
         LocalWorker(replace(box.settings, redis_url="redis://127.0.0.1:1/0")).__enter__()
     # Another home, the same device.
+    monkeypatch.setattr("helix_jobs.jobs.local_worker.DEVICE_PATIENCE", 0.0)
     other = make_box(box.temporary / "other", box.temporary, redis_url=None, database_url=None)
-    with LocalWorker(other.settings), pytest.raises(DeviceInUseError, match="another worker on this host"):
+    with (
+        LocalWorker(other.settings),
+        pytest.raises(DeviceInUseError, match="does not serve this database; stop it, or set HELIX_DEVICE"),
+    ):
         LocalWorker(box.settings).__enter__()
 
 
-def test_a_worker_that_dies_is_noticed(embedded_box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_dies_is_started_again(embedded_box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     box = embedded_box
     monkeypatch.setenv("HELIX_FAKE_DIE", "poison")
+    batch = box.submit("poison", "fine")
+    doings = set()
+    with LocalWorker(box.settings) as local:
+
+        def ended() -> bool:
+            doings.add(local.check())
+            return box.states(batch) == {"failed": 1, "succeeded": 1}
+
+        wait_until(ended, lambda: f"{box.states(batch)} {doings}")
+    assert [row.error_code for row in box.rows(batch)] == ["worker_lost", None]
+    assert any("the worker ended by itself (exit code 86; see" in str(doing) for doing in doings), doings
+
+
+def test_one_that_dies_again_and_again_is_given_up(embedded_box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    box = embedded_box
+    monkeypatch.setenv("HELIX_FAKE_DIE", "poison")
+    monkeypatch.setattr("helix_jobs.jobs.local_worker.MAX_DEATHS", 2)
     with LocalWorker(box.settings) as local:
         box.submit("poison")
 
-        def noticed() -> bool:
+        def given_up() -> bool:
             try:
                 local.check()
             except HelixError as error:
-                return "exit code 86" in str(error) and "worker.log" in str(error)
+                return "2 times (exit code 86); see" in str(error) and "worker.log" in str(error)
             return False
 
-        wait_until(noticed, "the death is not noticed")
+        wait_until(given_up, "nobody gives up")
 
 
 def test_it_stops_when_its_parent_is_killed(embedded_box: Box) -> None:

@@ -314,3 +314,24 @@ def test_a_pipe_hears_something_at_least_every_half_minute(helix, submitted, fin
         (60.0, "0 of 3 done, 0"),
         (71.0, "1 of 3 done, 0"),
     ]
+
+
+def test_jobs_that_run_are_no_sign_of_a_worker(helix, submitted, database, monkeypatch):
+    """A dead worker's jobs stay `running` until another worker takes them over; who waits must be told to start one."""
+    batch = submitted(2)
+    long_ago = datetime.now(UTC) - timedelta(days=1)
+    with database.write() as c:
+        new = store.NewWorker(
+            id="w1", hostname="box", pid=42, device="cpu", target_model="demo", draft_model=None, slots=8
+        )
+        store.register_worker(c, new, long_ago)
+        assert store.claim(c, store.publishable(c, 1)[0].id, worker_id="w1", now=long_ago) is not None
+
+    def one_look(self, batch_id, on_update):
+        found = self.status(batch_id)
+        on_update(found)
+        return found
+
+    monkeypatch.setattr(HelixClient, "wait", one_look)
+    told = helix("watch", batch).stdout
+    assert "0 of 2 done, 1 running. The worker does not respond. Start one with: " in told
