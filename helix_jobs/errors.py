@@ -13,6 +13,7 @@
     ├── UnreachableError            a service does not answer
     │   ├── BrokerUnreachableError
     │   └── DatabaseUnreachableError
+    │       └── DatabaseRefusedError  it answers, and lacks what waiting does not bring
     │       └── UncertainSubmissionError  it went silent over a submission's last step
     ├── SchemaVersionError          the database's schema is not this version's
     ├── EngineBrokenError           the engine cannot go on; the worker ends and its jobs are reclaimed
@@ -119,7 +120,14 @@ class BrokerUnreachableError(UnreachableError):
 
 
 class DatabaseUnreachableError(UnreachableError):
-    """The results database does not answer."""
+    """The results database does not answer, or refuses for a reason that is not the data's."""
+
+
+class DatabaseRefusedError(DatabaseUnreachableError):
+    """It answers, and what it lacks does not come by waiting: a right, a table, a schema, a role.
+
+    A worker waits all the same, with its answers kept: a person may put it right. A command does not.
+    """
 
 
 class UncertainSubmissionError(DatabaseUnreachableError):

@@ -9,6 +9,7 @@ import stat
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
+from urllib.parse import quote
 
 from helix_jobs.errors import ConfigurationError
 from helix_jobs.private_files import PRIVATE_DIRECTORY, is_open_to_others, require_own_directory
@@ -97,7 +98,7 @@ class Settings:
         return cls(
             home=home,
             redis_url=_redis_url(values),
-            database_url=normalize_database_url(values.get("HELIX_DATABASE_URL", f"sqlite:///{home / 'helix.db'}")),
+            database_url=normalize_database_url(values.get("HELIX_DATABASE_URL", sqlite_url(home / "helix.db"))),
             target_model=values.get("HELIX_TARGET_MODEL", "demo"),
             draft_model=values.get("HELIX_DRAFT_MODEL", "lookup+int8"),
             device=values.get("HELIX_DEVICE"),
@@ -187,8 +188,23 @@ def _directory(name: str, text: str) -> Path:
         ) from error
 
 
+def sqlite_url(file: Path) -> str:
+    """The URL of a SQLite file, whatever stands in its path: ``?`` and ``%`` mean something in a URL."""
+    return f"sqlite:///{quote(str(file), safe='/:')}"
+
+
 def normalize_database_url(url: str) -> str:
-    """Spell the two accepted database families the way SQLAlchemy needs them (Postgres through psycopg 3)."""
+    """Spell the two accepted database families the way SQLAlchemy needs them (Postgres through psycopg 3).
+
+    Raises:
+        ConfigurationError: The scheme is another, or there is more than one ``@``: then a part of the password would
+            be read as the host, and shown in messages.
+    """
+    if not url.startswith("sqlite:") and url.count("@") > 1:
+        raise ConfigurationError(
+            "HELIX_DATABASE_URL holds more than one @; percent-encode what is special in user name and password "
+            "(@ is %40, / is %2F, : is %3A, # is %23, ? is %3F, % is %25)"
+        )
     for prefix in ("postgresql+psycopg://", "postgresql://", "postgres://"):
         if url.startswith(prefix):
             return "postgresql+psycopg://" + url.removeprefix(prefix)

@@ -10,7 +10,7 @@ from helix_jobs.doctor.clock import judge_skew
 from helix_jobs.doctor.disk import check_room, describe_bytes, existing, file_system, is_network
 from helix_jobs.doctor.leases import judge_leases
 from helix_jobs.doctor.verdict import Level, Verdict, failure
-from helix_jobs.errors import ConfigurationError, DatabaseUnreachableError
+from helix_jobs.errors import ConfigurationError, DatabaseUnreachableError, SchemaVersionError
 from helix_jobs.jobs import store
 from helix_jobs.jobs.database import Database
 from helix_jobs.jobs.database_state import DatabaseState, read_database_state
@@ -40,7 +40,7 @@ def check_database(settings: Settings) -> list[Verdict]:
         state = read_database_state(database)
         verdicts = [*judge_state(state, database.url_redacted), *around]
         return verdicts + (_check_leases(database) if state.revision == head_revision() else [])
-    except DatabaseUnreachableError as error:
+    except (ConfigurationError, DatabaseUnreachableError, SchemaVersionError) as error:
         return [failure(SUBJECT, error), *around]
     finally:
         database.dispose()

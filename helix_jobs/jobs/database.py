@@ -23,7 +23,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from helix_jobs.errors import ConfigurationError, DatabaseUnreachableError
 from helix_jobs.jobs.calls_in_flight import CallsInFlight
-from helix_jobs.jobs.database_errors import lost_race, unreachable_reason
+from helix_jobs.jobs.database_errors import describe_trouble, lost_race, unreachable_reason
 from helix_jobs.jobs.migration import current_revision, downgrade, ensure_schema, head_revision, upgrade
 from helix_jobs.jobs.sqlite_engine import sqlite_engine
 from helix_jobs.jobs.store import counters
@@ -89,7 +89,11 @@ class Database:
         self.calls = CallsInFlight()
         self._statement_seconds = statement_seconds
         self.dialect: str = self.url.get_backend_name()
-        self.url_redacted: str = redact(self.url.render_as_string(hide_password=True))
+        self.url_redacted: str = (
+            f"sqlite:///{self.url.database}"
+            if self.dialect == SQLITE
+            else redact(self.url.render_as_string(hide_password=True))
+        )
         self._writer: Engine
         self._reader: Engine
         if self.dialect == SQLITE:
@@ -211,11 +215,11 @@ class Database:
         except PoolTimeoutError as error:
             raise DatabaseUnreachableError(f"database {self.url_redacted}: all connections are in use") from error
         except DBAPIError as error:
-            trouble = unreachable_reason(error)
+            trouble = describe_trouble(self.url_redacted, error)
             if trouble is None:
                 raise
             # The driver's own error quotes host and user at most; hide_parameters keeps prompts out of SQLAlchemy's.
-            raise DatabaseUnreachableError(f"database {self.url_redacted} {trouble}") from error
+            raise trouble from error
 
 
 def _bound(connection: Connection, limit: float | None, idle: float | None) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import sqlite3
 from typing import TYPE_CHECKING, Final
 
+from helix_jobs.errors import DatabaseRefusedError, DatabaseUnreachableError
 from helix_jobs.redaction import redact
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ _ROWS_OWN_SQLITE: Final = (sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_MISMATCH, sqlit
 _ROWS_OWN_SQLSTATE: Final = ("22", "23")
 # Serialization failure and deadlock: the transaction lost a race and may simply be run again.
 _LOST_RACE: Final = ("40001", "40P01")
+# A table, column or right; a feature; a role or password; a database; a schema.
+_LACKING: Final = ("42", "0A", "28", "3D", "3F")
 # Without a SQLSTATE psycopg itself speaks: these kinds mean the values or the call, all others the connection.
 _DRIVERS_COMPLAINTS: Final = ("DataError", "IntegrityError", "ProgrammingError", "NotSupportedError")
 
@@ -71,6 +74,21 @@ def unreachable_reason(error: DBAPIError) -> str | None:
         return None
     remedy = next((words for state, words in _REMEDIES.items() if sqlstate.startswith(state)), _REMEDY)
     return f"refused: {first_line}; {remedy}"
+
+
+def describe_trouble(shown: str, error: DBAPIError) -> DatabaseUnreachableError | None:
+    """The error to raise for what is the database's trouble; None where ``unreachable_reason`` is None.
+
+    Args:
+        shown: The database as it may be shown.
+        error: What was raised.
+    """
+    reason = unreachable_reason(error)
+    if reason is None:
+        return None
+    sqlstate: str = getattr(error.orig, "sqlstate", None) or ""
+    kind = DatabaseRefusedError if sqlstate.startswith(_LACKING) else DatabaseUnreachableError
+    return kind(f"database {shown} {reason}")
 
 
 def lost_race(error: DBAPIError) -> bool:

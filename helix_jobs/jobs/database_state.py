@@ -10,8 +10,9 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from helix_jobs.errors import DatabaseUnreachableError
-from helix_jobs.jobs.database import SQLITE
+from helix_jobs.jobs.database import POSTGRES, SQLITE
 from helix_jobs.jobs.migration import current_revision
+from helix_jobs.jobs.schema import metadata
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -32,7 +33,7 @@ class DatabaseState:
         revision: Of its schema; None while it is empty.
         journal_mode: SQLite's; None on Postgres.
         skew_seconds: How far its server's clock is ahead of this machine's; None on SQLite, which has none.
-        refusal: Why it takes no writes; None if it takes them.
+        refusal: Why it takes no writes, and after a semicolon the remedy; None if it takes them.
     """
 
     server: str
@@ -74,12 +75,32 @@ def read_database_state(database: Database) -> DatabaseState:
 def _refusal(database: Database, *, empty: bool) -> str | None:
     try:
         with database.write() as c:
+            if database.dialect == POSTGRES and (lacking := _lacking_right(c, empty=empty)) is not None:
+                return lacking
             if not empty:
                 c.execute(_WRITE_NOTHING)
     except DatabaseUnreachableError as error:
         return str(error)
     except DBAPIError as error:
         return (str(error.orig).strip().splitlines() or [type(error).__name__])[0]
+    return None
+
+
+def _lacking_right(c: Connection, *, empty: bool) -> str | None:
+    """What this role may not do on Postgres: make tables in an empty schema, or use each table in four ways."""
+    role, schema = c.execute(text("SELECT current_user, current_schema()")).one()
+    if schema is None:
+        return "search_path names no schema that is there; create it, or correct search_path in HELIX_DATABASE_URL"
+    if empty:
+        may = c.execute(text("SELECT has_schema_privilege(current_schema(), 'CREATE')")).scalar_one()
+        remedy = f"GRANT CREATE ON SCHEMA {schema} TO {role}, or make it the database's owner"
+        return None if may else f"the role {role} may not create tables in the schema {schema}; {remedy}"
+    for table in (*metadata.tables, "alembic_version"):
+        for right in ("SELECT", "INSERT", "UPDATE", "DELETE") if table in metadata.tables else ("SELECT",):
+            asked = {"table": table, "right": right}
+            if c.execute(text("SELECT has_table_privilege(to_regclass(:table), :right)"), asked).scalar_one() is False:
+                remedy = f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} TO {role}"
+                return f"the role {role} lacks the right to {right} on the table {table}; {remedy}"
     return None
 
 

@@ -7,13 +7,13 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from sqlalchemy import Connection, Engine, NullPool, create_engine, event, inspect, text
+from sqlalchemy import Connection, Engine, NullPool, bindparam, create_engine, event, inspect, text
 from sqlalchemy.exc import DBAPIError
 
 import helix_jobs
 from helix_jobs.errors import DatabaseUnreachableError, SchemaVersionError
-from helix_jobs.jobs.database_errors import unreachable_reason
-from helix_jobs.jobs.schema import SCHEMA_REVISION
+from helix_jobs.jobs.database_errors import describe_trouble
+from helix_jobs.jobs.schema import SCHEMA_REVISION, metadata
 from helix_jobs.private_files import touch_private
 
 if TYPE_CHECKING:
@@ -28,6 +28,23 @@ logger = logging.getLogger(__name__)
 # Any constant nobody else uses: "helixdb" in ASCII.
 ADVISORY_LOCK_KEY: Final = 0x68656C69786462
 _MIGRATION_LOCK_TIMEOUT_SECONDS: Final = 120.0
+# What the table jobs has had since the first revision, and no other program's has.
+_COLUMNS_OF_JOBS: Final = ("batch_id", "line", "request", "lease", "max_attempts")
+_OWN_COLUMNS: Final = {
+    "sqlite": text("SELECT name FROM pragma_table_info('jobs') WHERE name IN :columns").bindparams(
+        bindparam("columns", expanding=True)
+    ),
+    # By search_path, as every other statement finds the table.
+    "postgresql": text(
+        "SELECT attname FROM pg_attribute WHERE attrelid = to_regclass('jobs') AND NOT attisdropped "
+        "AND attname IN :columns"
+    ).bindparams(bindparam("columns", expanding=True)),
+}
+_ANOTHER_PLACE: Final = {
+    "sqlite": "name another file in HELIX_DATABASE_URL",
+    "postgresql": "name another database in HELIX_DATABASE_URL, or a schema of Helix's own in this one: CREATE SCHEMA "
+    "helix, then add ?options=-csearch_path%3Dhelix to the URL",
+}
 
 
 def head_revision() -> str:
@@ -40,9 +57,10 @@ def current_revision(database: Database) -> str | None:
 
     Raises:
         DatabaseUnreachableError: The database does not answer.
+        SchemaVersionError: It holds another program's tables.
     """
     with database.read() as connection:
-        return _read_revision(connection)
+        return _read_revision(connection, database)
 
 
 def ensure_schema(database: Database, *, migrate: bool | None = None) -> None:
@@ -142,11 +160,25 @@ def alembic_config(connection: Connection | None = None) -> Config:
     return config
 
 
-def _read_revision(connection: Connection) -> str | None:
-    if not inspect(connection).has_table("alembic_version"):
+def _read_revision(connection: Connection, database: Database) -> str | None:
+    """The revision, if the tables are Helix's; None if there are none.
+
+    Raises:
+        SchemaVersionError: They are another program's: a revision's number alone says little, as each program that uses
+            Alembic counts for itself.
+    """
+    names = connection.execute(_OWN_COLUMNS[connection.dialect.name], {"columns": _COLUMNS_OF_JOBS}).scalars().all()
+    ours = len(names) == len(_COLUMNS_OF_JOBS)
+    revision = None
+    if inspect(connection).has_table("alembic_version"):
+        revision = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+    if revision is None and not any(inspect(connection).has_table(name) for name in metadata.tables):
         return None
-    revision = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
-    return None if revision is None else str(revision)
+    if revision is None or not ours:
+        raise SchemaVersionError(
+            f"database {database.url_redacted} holds tables of another program; {_ANOTHER_PLACE[database.dialect]}"
+        )
+    return str(revision)
 
 
 def _migrate(database: Database, command: Callable[[Config], None]) -> str | None:
@@ -157,19 +189,19 @@ def _migrate(database: Database, command: Callable[[Config], None]) -> str | Non
             warnings.filterwarnings("ignore", module="alembic")
             if connection.dialect.name == "postgresql":
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK_KEY})
-            before = _read_revision(connection)
+            before = _read_revision(connection, database)
             command(alembic_config(connection))
             if connection.dialect.name == "sqlite" and connection.execute(text("PRAGMA foreign_key_check")).first():
                 raise SchemaVersionError(
                     f"database {database.url_redacted}: the migration would leave rows without their parents; "
                     "nothing was changed. Keep a copy of the file and report this"
                 )
-            after = _read_revision(connection)
+            after = _read_revision(connection, database)
     except DBAPIError as error:
-        reason = unreachable_reason(error)
-        if reason is None:
+        trouble = describe_trouble(database.url_redacted, error)
+        if trouble is None:
             raise
-        raise DatabaseUnreachableError(f"database {database.url_redacted} {reason}") from error
+        raise trouble from error
     finally:
         engine.dispose()
     if before != after:

@@ -6,7 +6,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from helix_jobs.errors import DatabaseUnreachableError
+from helix_jobs.errors import DatabaseRefusedError, DatabaseUnreachableError
 from helix_jobs.jobs.database import POSTGRES
 
 if TYPE_CHECKING:
@@ -36,13 +36,15 @@ def outlast(database: Database, action: Callable[[], T], *, seconds: float = OUT
         seconds: How long an outage may last.
 
     Raises:
-        DatabaseUnreachableError: It lasted longer.
+        DatabaseUnreachableError: It lasted longer, or the server answers and lacks what waiting does not bring.
     """
     began: float | None = None
     pause = _FIRST_PAUSE
     while True:
         try:
             result = action()
+        except DatabaseRefusedError:
+            raise
         except DatabaseUnreachableError as error:
             now = time.monotonic()
             if database.dialect != POSTGRES or (began is not None and now - began >= seconds):

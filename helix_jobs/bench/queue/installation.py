@@ -21,7 +21,7 @@ from helix_jobs.jobs.broker import CeleryPublisher, EmbeddedBroker, read_queue_n
 from helix_jobs.jobs.client import HelixClient
 from helix_jobs.jobs.database import Database, unreachable_reason, upgrade
 from helix_jobs.python_child import import_path, python_command
-from helix_jobs.settings import Settings, normalize_database_url
+from helix_jobs.settings import Settings, normalize_database_url, sqlite_url
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -169,7 +169,7 @@ class Installation:
     def _database_url(self, stack: ExitStack) -> str:
         """SQLite under home, or a new database on the given Postgres server."""
         if self._plan.database_url is None:
-            return f"sqlite:///{self.home / 'helix.db'}"
+            return sqlite_url(self.home / "helix.db")
         url = normalize_database_url(self._plan.database_url)
         if url.startswith("sqlite"):
             raise ConfigurationError("give a Postgres server; without a URL the bench makes an SQLite database")

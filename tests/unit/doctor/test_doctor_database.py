@@ -98,7 +98,7 @@ def test_a_postgres_user_without_rights_takes_no_writes(postgres_database, setti
         there = dataclasses.replace(settings, database_url=reader.render_as_string(hide_password=False))
         found = only(check_database(there), "database, writes")
         assert found.level is FAILED
-        assert "permission denied" in found.finding
+        assert f"the role {role} lacks the right to INSERT on the table " in found.finding
         assert "INSERT" in found.remedy
     finally:
         with postgres_database.write() as c:
