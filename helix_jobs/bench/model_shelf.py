@@ -52,7 +52,7 @@ class ModelShelf:
             self._models[draft] = without_slow_int8(loaded, on_progress)
         # What steps cost is measured by the first engine of a kind, in its warm-up; the others are told.
         self._costs: dict[tuple[Mode, int], CostProfile] = {}
-        self._codec = TextCodec(self.models.tokenizer, self.models.vocab_size)
+        self._codec = TextCodec(self.models.tokenizer, self.models.vocab_size, self.models.prompts)
 
     @property
     def models(self) -> LoadedModels:

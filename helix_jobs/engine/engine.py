@@ -20,7 +20,8 @@ from helix_jobs.engine.speculation_depth import COPY_ACCEPTANCE, DEFAULT_ACCEPTA
 from helix_jobs.engine.speculative import SpeculativeStep
 from helix_jobs.engine.speculator import Speculator
 from helix_jobs.engine.stats import StepStatistics
-from helix_jobs.engine.text import StopStringWatch, TextCodec
+from helix_jobs.engine.stop_strings import StopStringWatch
+from helix_jobs.engine.text import TextCodec
 from helix_jobs.errors import (
     EngineBrokenError,
     EngineError,
@@ -68,10 +69,10 @@ class Engine:
         self, models: LoadedModels, config: EngineConfig, cache: CacheConfig, costs: CostProfile | None = None
     ) -> None:
         context = min(models.max_context, config.max_model_len or models.max_context)
-        self._eos_token_ids = models.eos_token_ids
+        self._eos_token_ids, self._turn_end_ids = models.eos_token_ids, models.turn_end_ids
         self._device = models.device
         vocab_size = models.vocab_size
-        self._codec = TextCodec(models.tokenizer, vocab_size)
+        self._codec = TextCodec(models.tokenizer, vocab_size, models.prompts, context - 1)
         draft = None
         with explaining_shortage(models.device, "the KV cache was allocated", "lower HELIX_KV_CACHE_MB"):
             target = ModelRunner(models.target.decoder, cache)
@@ -133,7 +134,8 @@ class Engine:
                 f"the prompt has {len(ids)} tokens and the context holds {self._info.max_model_len}, "
                 "one new token included; shorten the prompt"
             )
-        return replace(request, prompt=None, messages=None, prompt_token_ids=ids)
+        is_chat = request.is_chat or request.messages is not None
+        return replace(request, prompt=None, messages=None, prompt_token_ids=ids, is_chat=is_chat)
 
     def add_request(self, request: Request) -> None:
         """Queue a request, encoding it first if it is not. Its end, good or bad, comes out of ``step``.
@@ -145,13 +147,11 @@ class Engine:
             raise InvalidRequestError(
                 f"request {request.request_id} is already in the engine; finish or abort it first"
             )
-        params = request.sampling_params
-        stop_ids = frozenset(params.stop_token_ids)
-        if not params.ignore_eos:
-            stop_ids |= self._eos_token_ids
         error: RequestError | None = None
+        stop_ids: frozenset[int] = frozenset()
         try:
             request = self.encode(request)
+            stop_ids = self._stop_ids(request)
         except RequestError as refused:
             error = refused
             request = replace(request, prompt=None, messages=None, prompt_token_ids=(0,))
@@ -168,9 +168,18 @@ class Engine:
                 )
             )
         self._sequences[request.request_id] = sequence
-        if params.stop:
-            self._stop_watches[request.request_id] = StopStringWatch(self._codec, params.stop)
+        if error is None and (stop := request.sampling_params.stop):
+            context = self._codec.context(request.prompt_token_ids or ())
+            watch = StopStringWatch(self._codec, stop, context, is_chat=request.is_chat)
+            self._stop_watches[request.request_id] = watch
         self._scheduler.add(sequence)
+
+    def _stop_ids(self, request: Request) -> frozenset[int]:
+        params = request.sampling_params
+        ids = frozenset(params.stop_token_ids) | self._codec.stop_token_ids(params.stop)
+        if params.ignore_eos:
+            return ids
+        return ids | self._eos_token_ids | (self._turn_end_ids if request.is_chat else frozenset())
 
     def abort(self, request_id: str) -> None:
         """End a request with what it has; the result comes out of the next ``step``."""
@@ -258,6 +267,7 @@ class Engine:
         self._recovery.forget_suspects()
         self._sequences.clear()
         self._stop_watches.clear()
+        self._codec.close()
         self.__dict__.pop("_step", None)
         cleanup_memory(self._device)
 
@@ -350,7 +360,10 @@ class Engine:
         if sequence.stopped_text is not None:
             return sequence.stopped_text
         try:
-            return self._codec.decode(sequence.output_token_ids)
+            request = sequence.request
+            # An answer is a text of its own; what follows a plain prompt goes on from it.
+            context = None if request.is_chat else self._codec.context(request.prompt_token_ids or ())
+            return self._codec.decode(sequence.output_token_ids, context)
         except Exception as error:
             logger.exception("the output of request %s cannot be decoded", sequence.request_id)
             sequence.fail(EngineError(f"the output cannot be decoded: {type(error).__name__}"))

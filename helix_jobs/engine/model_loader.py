@@ -28,8 +28,9 @@ from helix_jobs.engine.devices import (
 )
 from helix_jobs.engine.model_memory import check_device_memory, check_host_memory
 from helix_jobs.engine.model_source import ModelSource, open_source, read_weights
+from helix_jobs.engine.prompt_encoder import PromptEncoder
 from helix_jobs.engine.trial_pass import logits_are_finite
-from helix_jobs.engine.vocabulary import check_vocabularies, end_token_ids
+from helix_jobs.engine.vocabulary import check_vocabularies, end_token_ids, turn_end_ids
 from helix_jobs.errors import ConfigurationError, InsufficientMemoryError
 
 if TYPE_CHECKING:
@@ -90,8 +91,10 @@ class LoadedModels:
         draft: What proposes them; None when the draft is ``none``.
         tokenizer: The target's; its vocabulary is the draft's too.
         eos_token_ids: Tokens that end an output.
+        turn_end_ids: Tokens that, beside these, end an answer to messages.
         vocab_size: Token ids the target may emit; its head can have more rows, as padding.
         max_context: Positions the target was made for, prompt and output together.
+        prompts: Encodes prompts, its processes started; None leaves that to whoever needs one.
     """
 
     target: LoadedModel
@@ -100,6 +103,8 @@ class LoadedModels:
     eos_token_ids: frozenset[int]
     vocab_size: int
     max_context: int
+    turn_end_ids: frozenset[int] = frozenset()
+    prompts: PromptEncoder | None = None
 
     @property
     def device(self) -> torch.device:
@@ -207,6 +212,8 @@ def load_models(
         check_vocabularies(target, target_source.tokenizer.get_vocab(), draft, draft_source.tokenizer.get_vocab())
     has_int8_copy = draft == INT8 and device.type == "cpu" and not is_int8
     check_device_memory(device, compute, target_source, draft_source, has_int8_copy=has_int8_copy)
+    prompts = PromptEncoder(target_source.tokenizer)
+    probe = prompts.probe()
 
     with explaining_shortage(device, "models were loaded", "use a smaller model, draft none, or a smaller dtype"):
         report(f"loading target {target}")
@@ -235,6 +242,8 @@ def load_models(
         eos_token_ids=end_token_ids(target_source.tokenizer, target_source.config, read.generation_config),
         vocab_size=min(loaded_target.decoder.vocab_size, int(target_source.config.vocab_size)),
         max_context=_max_context(target_source),
+        turn_end_ids=turn_end_ids(target_source.tokenizer, probe),
+        prompts=prompts,
     )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from typing import Any
 
     from helix_jobs.engine.sampling_params import SamplingParams
     from helix_jobs.errors import RequestError
@@ -37,7 +38,10 @@ class Request:
         request_id: Unique among the requests the engine holds.
         prompt: Plain text, encoded with the tokenizer's special tokens.
         messages: Chat messages, rendered with the model's chat template.
+        chat_template_kwargs: Further arguments for the chat template, such as Qwen3's ``enable_thinking``.
         prompt_token_ids: An already encoded prompt.
+        is_chat: The encoded prompt was messages: the answer is a turn of its own, which ends with the template's
+            end-of-turn token and begins without a space.
         sampling_params: How to sample.
         seed: Root of this request's random numbers; the same (seed, position) draws the same number in any batch.
     """
@@ -47,7 +51,9 @@ class Request:
     seed: int
     prompt: str | None = None
     messages: tuple[Mapping[str, str], ...] | None = None
+    chat_template_kwargs: Mapping[str, Any] | None = None
     prompt_token_ids: tuple[int, ...] | None = None
+    is_chat: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,50 +1,87 @@
-"""TextCodec: prompts to token ids and token ids to text, with one tokenizer shared by threads."""
+"""TextCodec: prompts to token ids, and token ids to text."""
 
 from __future__ import annotations
 
-import threading
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
 
-from jinja2 import TemplateError
-
+from helix_jobs.engine.byte_tokens import ByteTokens
+from helix_jobs.engine.prompt_encoder import PromptEncoder
 from helix_jobs.errors import InvalidRequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from transformers import PreTrainedTokenizerBase
 
     from helix_jobs.engine.request import Request
 
+_REPLACEMENT: Final = "\ufffd"
+# Prompt tokens before an output that are looked at for one with a text; vLLM looks at as many.
+_MAX_CONTEXT_TOKENS: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """The end of a prompt: what an output's text goes on from.
+
+    Attributes:
+        token_ids: Its last tokens; empty where they have no text.
+        text: Their text.
+    """
+
+    token_ids: tuple[int, ...] = ()
+    text: str = ""
+
 
 class TextCodec:
     """Encodes requests and decodes outputs.
 
-    A lock keeps threads apart: fast tokenizers refuse concurrent use while their settings change.
+    Encoding is done in other processes (see ``PromptEncoder``) and is thread-safe; decoding is the engine thread's.
+
+    Args:
+        tokenizer: A fast one.
+        vocab_size: Token ids the model knows.
+        prompts: Encodes; None starts one of its own when it is needed.
+        max_prompt_tokens: Longer prompts are refused; None for any.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        vocab_size: int,
+        prompts: PromptEncoder | None = None,
+        max_prompt_tokens: int | None = None,
+    ) -> None:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
-        self._lock = threading.Lock()
+        self._prompts = prompts or PromptEncoder(tokenizer)
+        self._max_prompt_tokens = max_prompt_tokens
+        self._special_tokens = special_tokens(tokenizer)
+        self._bytes = ByteTokens(tokenizer.backend_tokenizer, frozenset(self._special_tokens.values()))
 
     def encode(self, request: Request) -> tuple[int, ...]:
         """Token ids of a request's prompt.
 
         Raises:
-            InvalidRequestError: There is no single prompt, no chat template, the template refuses the messages, or the
-                prompt is empty.
+            InvalidRequestError: There is no single prompt, the model's template or tokenizer does not take it (see
+                ``PromptEncoder``), it is empty, or a stop text can never be found.
+            PromptTooLongError: It has more tokens than the codec was made for.
+            EngineError: The process that tokenises was ended from outside.
         """
         given = [request.prompt is not None, request.messages is not None, request.prompt_token_ids is not None]
         if sum(given) != 1:
             raise InvalidRequestError("a request needs exactly one of prompt, messages and prompt_token_ids")
+        self.stop_token_ids(request.sampling_params.stop)
         if request.prompt_token_ids is not None:
             ids = request.prompt_token_ids
         elif request.prompt is not None:
-            ids = self._tokenize(request.prompt, add_special_tokens=True)
+            ids = self._prompts.encode_prompt(request.prompt, self._max_prompt_tokens)
+        elif request.messages:
+            arguments = request.chat_template_kwargs or {}
+            ids = self._prompts.encode_messages(request.messages, arguments, self._max_prompt_tokens)
         else:
-            assert request.messages is not None, "counted above"
-            ids = self._tokenize(self._render(request.messages), add_special_tokens=False)
+            raise InvalidRequestError("messages is empty; give at least one message")
         if not ids:
             raise InvalidRequestError("the prompt has no tokens; give it some text")
         if any(not 0 <= token_id < self._vocab_size for token_id in ids):
@@ -54,68 +91,64 @@ class TextCodec:
             )
         return ids
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """Text of output tokens, special tokens left out."""
-        with self._lock:
-            text = self._tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        assert isinstance(text, str), "one sequence decodes to one string"
-        return text
+    def stop_token_ids(self, stop: Sequence[str]) -> frozenset[int]:
+        """Ids of the stop texts that are special tokens: those never stand in an output's text.
 
-    def _tokenize(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
-        with self._lock:
-            encoded: Any = self._tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)
-        return tuple(encoded["input_ids"])
-
-    def _render(self, messages: Sequence[Mapping[str, str]]) -> str:
-        if not self._tokenizer.chat_template:
-            raise InvalidRequestError("the model has no chat template; submit a prompt instead of messages")
-        try:
-            with self._lock:
-                text = self._tokenizer.apply_chat_template(
-                    [dict(message) for message in messages], add_generation_prompt=True, tokenize=False
-                )
-        except TemplateError as error:
-            # The template's own sentence names roles and order, never the content.
-            raise InvalidRequestError(f"the model's chat template refuses the messages: {error}") from error
-        except Exception as error:  # a template is a program: anything may come out of it, quotations included
-            raise InvalidRequestError(
-                f"the model's chat template fails on the messages ({type(error).__name__}); submit a prompt instead"
-            ) from error
-        assert isinstance(text, str), "tokenize=False renders text"
-        return text
-
-
-class StopStringWatch:
-    """Looks for stop strings in a growing output; they may straddle tokens.
-
-    Each look decodes only a window of the last tokens, long enough for the longest stop string: a token adds at least
-    one byte, a character has at most four, and where special tokens add nothing the window grows. A hit is then
-    confirmed on the whole text.
-    """
-
-    def __init__(self, codec: TextCodec, stop: Sequence[str]) -> None:
-        self._codec = codec
-        self._stop = tuple(stop)
-        self._longest = max(len(text) for text in self._stop)
-        # Four tokens a character at worst, and a character cut at each edge of the window.
-        self._window = 4 * self._longest + 8
-
-    def find(self, output_ids: Sequence[int], num_new: int) -> tuple[int, str] | None:
-        """Look for the first stop string that the last ``num_new`` tokens complete.
-
-        Returns:
-            The number of tokens up to and including the one that completes it, and the text before it; or None.
+        Raises:
+            InvalidRequestError: A stop text holds a special token among other text.
         """
-        window = self._window + num_new
-        tail = self._codec.decode(output_ids[-window:])
-        while len(tail) < self._longest + num_new and window < len(output_ids):
-            window *= 2
-            tail = self._codec.decode(output_ids[-window:])
-        if not any(text in tail for text in self._stop):
-            return None
-        for count in range(len(output_ids) - num_new + 1, len(output_ids) + 1):
-            text = self._codec.decode(output_ids[:count])
-            places = [place for place in (text.find(stop) for stop in self._stop) if place >= 0]
-            if places:
-                return count, text[: min(places)]
-        return None
+        for text in stop:
+            for token, token_id in self._special_tokens.items():
+                if token in text and token != text and text not in self._special_tokens:
+                    raise InvalidRequestError(
+                        f"stop: {text!r} holds the special token {token}, which never stands in an answer's text; give "
+                        f"{token} alone, or its id {token_id} in stop_token_ids"
+                    )
+        return frozenset(self._special_tokens[text] for text in stop if text in self._special_tokens)
+
+    def context(self, prompt_ids: Sequence[int]) -> Context:
+        """The end of a prompt, from the start of a character on."""
+        for count in range(1, min(_MAX_CONTEXT_TOKENS, len(prompt_ids)) + 1):
+            token_ids = tuple(prompt_ids[-count:])
+            if not self._bytes.continues(token_ids[0]) and (text := self.decode(token_ids)):
+                return Context(token_ids, text)
+        return Context()
+
+    def decode(self, token_ids: Sequence[int], context: Context | None = None) -> str:
+        """Text of tokens, special tokens left out, and left out what begins a character at the end.
+
+        Args:
+            token_ids: The tokens.
+            context: What stands before them. Tokenizers that begin a text with a space (SentencePiece's) take the
+                first one away again, which is right for a text and wrong for its continuation.
+        """
+        if context is not None and context.token_ids:
+            whole = self.decode([*context.token_ids, *token_ids])
+            if whole.startswith(context.text):
+                return whole[len(context.text) :]
+        kept = self._bytes.without_open(token_ids)
+        text = self._tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        assert isinstance(text, str), "one sequence decodes to one string"
+        if text.endswith(_REPLACEMENT) and self._bytes.writes_open and self._bytes.num_open(token_ids):
+            return text.removesuffix(_REPLACEMENT)
+        return text
+
+    def window(self, token_ids: Sequence[int], length: int) -> Sequence[int]:
+        """The last ``length`` tokens, or some more: it does not begin inside a character."""
+        start = max(0, len(token_ids) - length)
+        while start and self._bytes.continues(token_ids[start]):
+            start -= 1
+        return token_ids[start:]
+
+    def close(self) -> None:
+        """End the processes that encode."""
+        self._prompts.close()
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """Text and id of the tokens that are no text: those marked special, white space never counted."""
+    return {
+        str(token.content): int(token_id)
+        for token_id, token in tokenizer.added_tokens_decoder.items()
+        if token.special and token.content.strip()
+    }

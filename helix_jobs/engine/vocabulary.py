@@ -5,12 +5,15 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from helix_jobs.engine.text import special_tokens
 from helix_jobs.errors import TokenizerMismatchError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
+
+    from helix_jobs.engine.chat_template import Probe
 
 logger = logging.getLogger(__name__)
 
@@ -39,9 +42,9 @@ def check_vocabularies(target_name: str, target: Mapping[str, int], draft_name: 
 def end_token_ids(
     tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, generation: GenerationConfig | None
 ) -> frozenset[int]:
-    """Token ids that end an output: the generation config's, the tokenizer's, and the chat template's end of turn."""
+    """Token ids that end any output: the generation config's, or else the config's, and the tokenizer's."""
     ids: set[int] = set()
-    sources = [getattr(generation, "eos_token_id", None), tokenizer.eos_token_id, _end_of_turn(tokenizer)]
+    sources = [getattr(generation, "eos_token_id", None), tokenizer.eos_token_id]
     if generation is None or generation.eos_token_id is None:
         sources.append(config.eos_token_id)
     for source in sources:
@@ -50,18 +53,16 @@ def end_token_ids(
     return frozenset(int(token_id) for token_id in ids)
 
 
-def _end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The special token the chat template writes right after an assistant's words, whatever it is called."""
-    if not tokenizer.chat_template:
-        return None
-    words = "helix"
-    turn = [{"role": "user", "content": "x"}, {"role": "assistant", "content": words}]
-    try:
-        rendered = str(tokenizer.apply_chat_template(turn, tokenize=False))
-    except Exception:  # a template is the checkpoint's own program; without its end the others remain
-        logger.warning("the chat template cannot render an assistant turn; its end token is unknown", exc_info=True)
-        return None
-    rest = rendered.rpartition(words)[2]
-    special = tokenizer.get_added_vocab()
-    ends = [(token, token_id) for token, token_id in special.items() if token and rest.startswith(token)]
-    return max(ends, key=lambda pair: len(pair[0]))[1] if ends else None
+def turn_end_ids(tokenizer: PreTrainedTokenizerBase, probe: Probe | None) -> frozenset[int]:
+    """Token ids that end an answer to messages: the special token the template writes right after an assistant's words.
+
+    Whatever it is called. A plain prompt has no turns: a base model that comes with a template goes on past this token,
+    as with transformers.
+    """
+    if probe is None:
+        return frozenset()
+    if probe.after_answer is None:
+        logger.warning("the chat template cannot render an assistant turn; its end token is unknown")
+        return frozenset()
+    ends = [pair for pair in special_tokens(tokenizer).items() if probe.after_answer.startswith(pair[0])]
+    return frozenset([max(ends, key=lambda pair: len(pair[0]))[1]] if ends else [])

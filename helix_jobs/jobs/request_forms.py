@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from helix_jobs.engine.sampling_params import SAMPLING_FIELDS, SamplingParams
 from helix_jobs.errors import InvalidFieldError
+from helix_jobs.jobs.chat_fields import check_chat_template_kwargs, check_last_role
 from helix_jobs.jobs.limits import NO_LIMITS, Limits
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ WHOLE_LINE: Final = "(line)"
 
 _ROLES: Final = ("system", "developer", "user", "assistant")
 _COMMON_FIELDS: Final = frozenset({"custom_id", "priority", "metadata"})
-_NATIVE_FIELDS: Final = _COMMON_FIELDS | SAMPLING_FIELDS | {"prompt", "messages"}
+_QUESTION_FIELDS: Final = frozenset({"prompt", "messages", "chat_template_kwargs"})
+_NATIVE_FIELDS: Final = _COMMON_FIELDS | SAMPLING_FIELDS | _QUESTION_FIELDS
 _OPENAI_FIELDS: Final = _COMMON_FIELDS | {"method", "url", "body"}
 # Fields of an OpenAI body that say nothing about the answer's text; accepted, and all but the model not stored.
 _BODY_HARMLESS: Final = frozenset(
@@ -75,9 +77,11 @@ _BODY_NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
     "reasoning_effort": (),
     "verbosity": (),
     "web_search_options": (),
+    "add_generation_prompt": (True,),
+    "continue_final_message": (False,),
 }
 _BODY_FIELDS: Final = (
-    SAMPLING_FIELDS | _BODY_HARMLESS | frozenset(_BODY_NEUTRAL) | {"messages", "prompt", "max_completion_tokens"}
+    SAMPLING_FIELDS | _BODY_HARMLESS | frozenset(_BODY_NEUTRAL) | _QUESTION_FIELDS | {"max_completion_tokens"}
 )
 # What other programs call our fields, and fields that mean something elsewhere.
 _HINTS: Final[Mapping[str, str]] = {
@@ -96,6 +100,9 @@ _HINTS: Final[Mapping[str, str]] = {
     "do_sample": "remove it; temperature 0 is greedy",
     "model": "remove it; the worker's target model answers every job",
     "n": "remove it; write one line per answer wanted",
+    "add_generation_prompt": "remove it; an answer is a turn of its own",
+    "continue_final_message": "remove it; to have a beginning continued, submit it as a prompt",
+    "enable_thinking": 'use chat_template_kwargs, as in {"enable_thinking": false}',
 }
 _KINDS: Final[Mapping[type, str]] = {
     type(None): "null",
@@ -184,10 +191,15 @@ def _question(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     prompt, messages = values.get("prompt"), values.get("messages")
     if prompt is not None and messages is not None:
         raise InvalidFieldError(f"{prefix}messages", "stands beside prompt", "give one of the two")
+    arguments = check_chat_template_kwargs(values.get("chat_template_kwargs"), f"{prefix}chat_template_kwargs")
     if prompt is not None:
+        if arguments:
+            remedy = "remove it, or give messages: a prompt goes through no chat template"
+            raise InvalidFieldError(f"{prefix}chat_template_kwargs", "stands beside prompt", remedy)
         return {"prompt": check_prompt(prompt, prefix)}
     if messages is not None:
-        return {"messages": check_messages(messages, prefix)}
+        checked = check_messages(messages, prefix)
+        return {"messages": checked, "chat_template_kwargs": arguments} if arguments else {"messages": checked}
     if "prompt" in values or "messages" in values:
         name = "prompt" if "prompt" in values else "messages"
         raise InvalidFieldError(prefix + name, "is null", "give a text or messages")
@@ -219,7 +231,7 @@ def check_messages(messages: object, prefix: str = "") -> list[dict[str, str]]:
     the name the chat templates of open models know it by.
 
     Raises:
-        InvalidFieldError: A message is malformed, or all are empty.
+        InvalidFieldError: A message is malformed, all are empty, or the last is the assistant's.
     """
     field = f"{prefix}messages"
     if not isinstance(messages, list):
@@ -229,6 +241,7 @@ def check_messages(messages: object, prefix: str = "") -> list[dict[str, str]]:
     plain = [_message(message, f"{field}[{index}]") for index, message in enumerate(messages)]
     if not any(message["content"].strip() for message in plain):
         raise InvalidFieldError(field, "is empty", "give at least one message with a text")
+    check_last_role(plain[-1]["role"], f"{field}[{len(plain) - 1}].role")
     return plain
 
 

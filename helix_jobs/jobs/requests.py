@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 from helix_jobs.engine.request import Request
 from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.errors import BadLine, InvalidFieldError
+from helix_jobs.jobs.chat_fields import check_chat_template_kwargs
 from helix_jobs.jobs.limits import NO_LIMITS, Limits
 from helix_jobs.jobs.request_forms import WHOLE_LINE, check_messages, check_prompt, kind, parse_line_object
 
@@ -70,8 +71,8 @@ class JobRequest:
     Attributes:
         line: Line number, from 1.
         custom_id: The person's own name of the job, unique in the batch.
-        request: What ``jobs.request`` stores: ``prompt`` or ``messages``, ``sampling``, ``metadata``, ``seed``, and for
-            OpenAI lines ``endpoint`` and ``model``.
+        request: What ``jobs.request`` stores: ``prompt`` or ``messages`` (and ``chat_template_kwargs`` if given),
+            ``sampling``, ``metadata``, ``seed``, and for OpenAI lines ``endpoint`` and ``model``.
         priority: 0 to 9, higher runs first.
         size: Bytes of the line.
     """
@@ -147,6 +148,7 @@ def to_engine_request(job_id: int, stored: object) -> Request:
         seed=seed,
         prompt=None if prompt is None else check_prompt(prompt),
         messages=None if messages is None else tuple(check_messages(messages)),
+        chat_template_kwargs=check_chat_template_kwargs(stored.get("chat_template_kwargs"), "chat_template_kwargs"),
     )
 
 

@@ -146,7 +146,7 @@ def test_the_defaults_of_settings_are_told_right():
 
 def test_every_field_of_a_line_is_told_with_its_default():
     told = {code_words(name)[0]: default for name, default, _ in table_rows("Input")}
-    assert set(told) == SAMPLING_FIELDS | {"custom_id", "priority", "metadata"}
+    assert set(told) == SAMPLING_FIELDS | {"custom_id", "priority", "metadata", "chat_template_kwargs"}
     words = {None: "from batch and line", (): "none", False: "false"}
     for name in SAMPLING_FIELDS:
         value = getattr(SamplingParams(), name)
@@ -166,7 +166,8 @@ def test_every_table_and_column_stands_in_readme():
     assert set(told) == set(metadata.tables)
     for table in metadata.tables.values():
         # Beside its columns a cell names fields inside JSON.
-        inside = {"prompt", "messages", "sampling", "seed", "metadata"} if table.name == "jobs" else set()
+        parts = {"prompt", "messages", "chat_template_kwargs", "sampling", "seed", "metadata"}
+        inside = parts if table.name == "jobs" else set()
         assert {column.name for column in table.columns} == set(told[table.name]) - inside
 
 

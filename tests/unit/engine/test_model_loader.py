@@ -19,11 +19,13 @@ from tiny_models import (
     tiny_model,
     tokenizer,
 )
+from tokenizers import AddedToken
 
-from helix_jobs.engine import model_loader
+from helix_jobs.engine import model_loader, prompt_encoder
 from helix_jobs.engine.decoder.families import build_decoder
 from helix_jobs.engine.model_loader import LoadedModel, LoadedModels, load_models
-from helix_jobs.errors import UnsupportedArchitectureError
+from helix_jobs.engine.prompt_encoder import PromptLimits
+from helix_jobs.errors import ModelError, UnsupportedArchitectureError
 
 
 def close(models: LoadedModels, model: Any) -> bool:
@@ -149,19 +151,42 @@ def test_the_draft_may_be_another_directory_with_a_wider_embedding(tmp_path: Pat
     assert models.vocab_size == VOCAB_SIZE
 
 
-def test_end_tokens_come_from_generation_config_tokenizer_and_chat_template(tmp_path: Path) -> None:
+def test_end_tokens_come_from_generation_config_and_tokenizer_the_end_of_a_turn_from_the_chat_template(
+    tmp_path: Path,
+) -> None:
     model, tok = tiny_model(), tokenizer()
     tok.add_tokens(["<end-of-turn>"], special_tokens=True)
     tok.chat_template = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}<end-of-turn>\n{% endfor %}"
     model.generation_config.eos_token_id = [5, 7]
     models = load(save_checkpoint(tmp_path, model, tok))
-    assert models.eos_token_ids == {EOS, 5, 7, tok.convert_tokens_to_ids("<end-of-turn>")}
+    assert models.eos_token_ids == {EOS, 5, 7}
+    assert models.turn_end_ids == {tok.convert_tokens_to_ids("<end-of-turn>")}
 
 
 def test_a_template_that_cannot_render_adds_no_end_token(tmp_path: Path) -> None:
     tok = tokenizer()
     tok.chat_template = "{{ raise_exception('no assistant') }}"
-    assert load(save_checkpoint(tmp_path, tok=tok)).eos_token_ids == {EOS}
+    models = load(save_checkpoint(tmp_path, tok=tok))
+    assert (models.eos_token_ids, models.turn_end_ids) == ({EOS}, frozenset())
+
+
+@pytest.mark.parametrize(("token", "special"), [("\n", False), ("\n", True), ("end", False)])
+def test_the_end_of_a_turn_is_a_special_token_and_no_white_space(tmp_path: Path, token: str, *, special: bool) -> None:
+    """Gemma has line breaks among its added tokens: answers would end at their first line."""
+    tok = tokenizer()
+    tok.add_tokens([AddedToken(token, special=special)], special_tokens=special)
+    tok.chat_template = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] + '" + token + "' }}{% endfor %}"
+    models = load(save_checkpoint(tmp_path, tok=tok))
+    assert (models.eos_token_ids, models.turn_end_ids) == ({EOS}, frozenset())
+
+
+def test_a_template_that_does_not_end_is_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prompt_encoder, "DEFAULT_LIMITS", PromptLimits(seconds=1.0))
+    tok = tokenizer()
+    tok.chat_template = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    folder = save_checkpoint(tmp_path, tok=tok)
+    with pytest.raises(ModelError, match="trying them, the process took more than 1 s of processor time"):
+        load(folder)
 
 
 def test_files_written_by_transformers_5_are_understood_by_either(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from tiny_models import ALPHABET, VOCAB_SIZE, request, tiny_engine, tiny_model, tokenizer
 
 from helix_jobs.engine.request import FinishReason
-from helix_jobs.engine.text import StopStringWatch, TextCodec
+from helix_jobs.engine.stop_strings import StopStringWatch
+from helix_jobs.engine.text import TextCodec
 
 
 def encode(text):

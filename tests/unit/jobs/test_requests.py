@@ -190,6 +190,7 @@ def test_content_parts_are_joined_and_developer_becomes_system():
                     "name": "Ann",
                 },
                 {"role": "assistant", "content": "", "refusal": None, "annotations": [], "tool_calls": None},
+                {"role": "user", "content": "three"},
             ]
         }
     )
@@ -197,6 +198,7 @@ def test_content_parts_are_joined_and_developer_becomes_system():
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "one\ntwo", "name": "Ann"},
         {"role": "assistant", "content": ""},
+        {"role": "user", "content": "three"},
     ]
 
 

@@ -1,0 +1,105 @@
+"""ByteTokens: which tokens are pieces of a character, where a tokenizer falls back on bytes."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tokenizers import Tokenizer
+
+_MAX_CHARACTER_BYTES: Final = 4
+_FALLBACK: Final = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+class ByteTokens:
+    """Bytes behind the tokens of one tokenizer.
+
+    Two kinds of tokenizers split characters. Byte-level ones (GPT-2, Qwen, Llama 3) write each byte as a letter of an
+    alphabet of their own; others (SentencePiece) have a token ``<0xE4>`` for each byte, for what they lack. In all
+    others a token is whole characters.
+
+    Args:
+        backend: The fast tokenizer.
+        special_ids: Tokens that decoding leaves out.
+    """
+
+    def __init__(self, backend: Tokenizer, special_ids: frozenset[int]) -> None:
+        self._backend = backend
+        self._special_ids = special_ids
+        kinds = _decoder_kinds(backend)
+        self._is_byte_level = "ByteLevel" in kinds
+        self._has_fallback = "ByteFallback" in kinds
+
+    def num_open(self, token_ids: Sequence[int]) -> int:
+        """Bytes at the end of the tokens' text that are the beginning of a character, 0 to 3."""
+        if not (self._is_byte_level or self._has_fallback):
+            return 0
+        tail = b""
+        for token_id in reversed(token_ids):
+            if token_id in self._special_ids:
+                continue
+            tail = self._bytes(token_id) + tail
+            if len(tail) >= _MAX_CHARACTER_BYTES or (self._has_fallback and not self._is_byte(token_id)):
+                break
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        decoder.decode(tail)
+        return len(decoder.getstate()[0])
+
+    def without_open(self, token_ids: Sequence[int]) -> list[int]:
+        """The tokens without those bytes that begin a character at the end, where a byte is a token.
+
+        One byte too few, and such a decoder writes a replacement character for every byte before it, too.
+        """
+        kept = list(token_ids)
+        num_open = self.num_open(token_ids) if self._has_fallback else 0
+        while num_open:
+            num_open -= kept.pop() not in self._special_ids
+        return kept
+
+    def continues(self, token_id: int) -> bool:
+        """Whether the token begins inside a character."""
+        if not (self._is_byte_level or self._has_fallback):
+            return False
+        data = self._bytes(token_id)
+        return bool(data) and data[0] & 0xC0 == 0x80  # noqa: PLR2004  (UTF-8's mark of a continuation byte)
+
+    @property
+    def writes_open(self) -> bool:
+        """Whether decoding writes one replacement character for the beginning of a character at the end."""
+        return self._is_byte_level
+
+    def _is_byte(self, token_id: int) -> bool:
+        return _FALLBACK.fullmatch(self._backend.id_to_token(token_id) or "") is not None
+
+    def _bytes(self, token_id: int) -> bytes:
+        token = self._backend.id_to_token(token_id) or ""
+        if self._has_fallback:
+            found = _FALLBACK.fullmatch(token)
+            return bytes([int(found[1], 16)]) if found else token.encode()
+        alphabet = _byte_alphabet()
+        # A token with other letters was added as text.
+        return bytes(alphabet[c] for c in token) if all(c in alphabet for c in token) else token.encode()
+
+
+def _decoder_kinds(backend: Tokenizer) -> set[str]:
+    if backend.decoder is None:
+        return set()
+    description: dict[str, Any] = json.loads(backend.decoder.__getstate__())
+    return {part["type"] for part in (description, *description.get("decoders", ()))}
+
+
+@lru_cache
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's letters for bytes: printable ones stand for themselves, the others for letters from 256 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(0x100) if byte not in printable]
+    return {
+        **{chr(byte): byte for byte in printable},
+        **{chr(0x100 + place): byte for place, byte in enumerate(others)},
+    }

@@ -1,0 +1,255 @@
+"""Prompts are encoded in a process of their own, and nothing a model's files do there holds up the worker."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import psutil
+import pytest
+from tiny_models import tokenizer
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from helix_jobs.engine.prompt_encoder import PromptEncoder, PromptLimits
+from helix_jobs.errors import EngineError, InvalidRequestError, ModelError, PromptTooLongError
+
+# Far more than an honest prompt of these tests needs, and soon over for one that would need for ever.
+SHORT = PromptLimits(seconds=1.0, memory_bytes=512 * 1024**2, wall_factor=60)
+QUESTION = [{"role": "user", "content": "hi"}]
+
+# Each takes hours or more memory than there is, mostly in one call that nothing in Python can interrupt.
+ENDLESS = {
+    "nested loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}"
+    "{% endfor %}{% endfor %}",
+    "a power": "{{ 9 ** (9 ** (messages | length + 8)) % 7 }}",
+    "doubling": "{% set ns = namespace(s='x') %}{% for i in range(99) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
+    "repeating": "{{ ('x' * 10 ** 11) | length }}",
+    "padding": "{{ '%99999999999s' % 'x' }}",
+    "centering": "{{ 'x'.center(99999999999) | length }}",
+    "indenting": "{{ ('x\n' * 999999 * (messages | length)) | indent(99999) | length }}",
+    "a list": "{{ [0] * 10 ** 11 }}",
+    "recursion": "{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}",
+    "a long output": "{% for a in range(99999) %}{% for b in range(99999) %}{{ 'x' * 9999 }}{% endfor %}{% endfor %}",
+}
+
+LOOP = "{% if messages[0].content == 'loop' %}" + ENDLESS["nested loops"] + "{% endif %}{{ messages[0].content }}"
+FAILURE = r"too much memory|of processor time|fails on the messages \(|writes more than|crashed \(SIG"
+
+
+@pytest.fixture
+def encoder():
+    made = []
+
+    def make(tok=None, limits=SHORT):
+        made.append(PromptEncoder(tok or tokenizer(), limits))
+        return made[-1]
+
+    make.forget = made.clear
+    yield make
+    for one in made:
+        one.close()
+
+
+def with_template(source):
+    made = tokenizer()
+    made.chat_template = source
+    return made
+
+
+def byte_level():
+    """Like GPT-2's: byte-level, with merges, a BOS token before every text, and cut and filled up as a file may ask."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    from tokenizers.trainers import BpeTrainer
+
+    trainer = BpeTrainer(
+        vocab_size=320,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(["hello world, hello there"] * 9, trainer)
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    made = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
+    made.chat_template = "{{ bos_token }}{% for m in messages %}{{ m.content }}</s>{% endfor %}"
+    made.backend_tokenizer.enable_truncation(5)
+    made.backend_tokenizer.enable_padding(length=64)
+    return made
+
+
+@pytest.mark.parametrize("text", ["hello", "hello there, world", "é€😀 \u2028\n", "a</s>b", " ", "x" * 3000])
+def test_ids_are_those_of_the_tokenizer_itself(encoder, text):
+    tok = byte_level()
+    made = encoder(tok)
+    assert list(made.encode_prompt(text)) == tok(text)["input_ids"]
+    chat = made.encode_messages([{"role": "user", "content": text + "!"}], {})
+    assert list(chat) == tok(f"<s>{text}!</s>", add_special_tokens=False)["input_ids"]
+    assert chat[0] == 0
+    assert 0 not in chat[1:]
+
+
+def test_a_prompt_that_brings_its_bos_token_gets_no_second_one(encoder):
+    made = encoder(byte_level())
+    assert made.encode_prompt("<s>hello") == made.encode_prompt("hello")
+    assert made.encode_prompt("<s><s>hello")[:3] == (0, 0, made.encode_prompt("hello")[1])
+    assert made.encode_prompt("a<s>hello").count(0) == 2
+
+
+def test_more_ids_than_are_of_use_are_counted_and_not_sent(encoder):
+    made = encoder()
+    assert len(made.encode_prompt("abcd", most=4)) == 4
+    with pytest.raises(PromptTooLongError, match="the prompt has 5 tokens and the context holds 5, one new token"):
+        made.encode_prompt("abcde", most=4)
+
+
+def test_a_model_without_template_answers_prompts_alone(encoder):
+    made = encoder(with_template(None))
+    assert made.probe() is None
+    assert made.encode_prompt("hi")
+    with pytest.raises(InvalidRequestError, match="has no chat template; submit a prompt instead"):
+        made.encode_messages(QUESTION, {})
+
+
+def test_a_damaged_template_fails_the_messages_alone(encoder):
+    made = encoder(with_template("{% for %}"))
+    assert made.probe() is None
+    assert made.encode_prompt("hi")
+    with pytest.raises(InvalidRequestError, match=r"template is damaged \(TemplateSyntaxError\)"):
+        made.encode_messages(QUESTION, {})
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_a_template_that_does_not_end_fails_the_request_alone(encoder, name):
+    """It behaves while it is tried, and goes wrong with this question."""
+    source = "{% if messages[0].content == 'hi!' %}" + ENDLESS[name] + "{% endif %}{{ messages[0].content }}"
+    made = encoder(with_template(source))
+    assert made.encode_messages(QUESTION, {})
+    with pytest.raises(InvalidRequestError, match=FAILURE):
+        made.encode_messages([{"role": "user", "content": "hi!"}], {})
+    assert made.encode_messages(QUESTION, {})
+
+
+@pytest.mark.parametrize("source", [ENDLESS["nested loops"], "{{ 9 ** (9 ** 9) % 7 }}"])
+def test_a_template_that_does_not_end_at_the_first_try_is_no_model(encoder, source):
+    """The second is computed when the template is compiled."""
+    with pytest.raises(ModelError, match="took more than 1 s of processor time; use another model, or put a sound"):
+        encoder(with_template(source)).probe()
+
+
+def test_a_tokenizer_that_takes_all_memory_fails_the_request_alone(encoder):
+    tok = tokenizer()
+    tok.backend_tokenizer.normalizer = normalizers.Sequence([normalizers.Replace("a", "aa")] * 40)
+    made = encoder(tok)
+    with pytest.raises(InvalidRequestError, match=FAILURE):
+        made.encode_prompt("a")
+    assert made.encode_prompt("b")
+
+
+def test_where_the_system_sets_no_limits_the_worker_watches(encoder):
+    """As on Windows: the process does not bound itself."""
+    grow = "{% if messages[0].content == 'grow' %}" + ENDLESS["doubling"] + "{% endif %}"
+    made = encoder(with_template(grow + LOOP), replace(SHORT, bounds_itself=False))
+    with pytest.raises(InvalidRequestError, match="took more than 1 s of processor time"):
+        made.encode_messages([{"role": "user", "content": "loop"}], {})
+    with pytest.raises(InvalidRequestError, match=r"took more than (0\.5 GB of memory|1 s of processor time)"):
+        made.encode_messages([{"role": "user", "content": "grow"}], {})
+    assert made.encode_messages(QUESTION, {})
+
+
+def test_a_process_that_somebody_stops_is_not_waited_for_for_ever(encoder):
+    made = encoder(limits=replace(SHORT, wall_factor=0.5))
+    assert made.encode_prompt("hi")
+    (process,) = children()
+    process.suspend()
+    with pytest.raises(InvalidRequestError, match="did not answer for 1 s"):
+        made.encode_prompt("hi")
+    assert made.encode_prompt("hi")
+
+
+def test_a_process_that_somebody_kills_is_replaced(encoder):
+    made = encoder()
+    before = made.encode_prompt("hi")
+    (first,) = children()
+    first.kill()
+    first.wait()
+    assert made.encode_prompt("hi") == before
+    (second,) = children()
+    assert second.pid != first.pid
+
+
+def test_a_process_that_is_killed_at_work_is_asked_again_and_then_given_up(encoder):
+    made = encoder(with_template(LOOP), replace(SHORT, seconds=60.0))
+    known = {one.pid for one in children()}
+    made.probe()
+    ended = []
+
+    def kill_twice():
+        for _ in range(2):
+            while not (busy := [c for c in children() if c.pid not in known and c.cpu_times().user > 0.5]):
+                time.sleep(0.05)
+            known.update(c.pid for c in busy)
+            ended.extend(c.pid for c in busy)
+            for one in busy:
+                one.kill()
+
+    killer = threading.Thread(target=kill_twice)
+    killer.start()
+    with pytest.raises(EngineError, match="ended with SIGKILL; `retry` runs it again"):
+        made.encode_messages([{"role": "user", "content": "loop"}], {})
+    killer.join()
+    assert len(ended) == 2
+
+
+def test_a_long_prompt_does_not_hold_up_the_others(encoder):
+    """The one that does not end keeps its process to itself."""
+    made = encoder(with_template(LOOP), replace(SHORT, seconds=20.0))
+    made.probe()
+    with ThreadPoolExecutor(1) as pool:
+        endless = pool.submit(made.encode_messages, [{"role": "user", "content": "loop"}], {})
+        for _ in range(3):
+            assert made.encode_messages(QUESTION, {})
+        assert not endless.done()
+        made.close()
+        with pytest.raises(EngineError):
+            endless.result()
+
+
+def test_threads_get_each_its_own_answer(encoder):
+    made = encoder()
+    texts = ["".join(chr(97 + (i * j) % 26) for j in range(1 + i)) for i in range(60)]
+    alone = [made.encode_prompt(text) for text in texts]
+    with ThreadPoolExecutor(16) as pool:
+        assert list(pool.map(made.encode_prompt, texts)) == alone
+
+
+def test_its_processes_end_with_it(encoder):
+    made = encoder()
+    made.encode_prompt("hi")
+    (process,) = children()
+    made.close()
+    assert not process.is_running()
+    assert made.encode_prompt("hi")
+    (process,) = children()
+    del made
+    encoder.forget()
+    gc.collect()
+    process.wait(10)
+
+
+def test_a_tokenizer_that_is_a_program_is_refused():
+    class Slow:
+        is_fast = False
+        chat_template = None
+
+    with pytest.raises(ModelError, match=r"is a program of its own \(a slow tokenizer\).*save it as tokenizer.json"):
+        PromptEncoder(Slow())
+
+
+def children():
+    """Processes of this test that encode prompts."""
+    return [p for p in psutil.Process().children() if "helix_jobs.engine.prompt_process" in p.cmdline()]
