@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from helix_jobs.engine.architecture import check_model_type
-from helix_jobs.engine.demo_model import DEMO_DIRECTORY, DEMO_MODEL, ensure_demo_model
+from helix_jobs.engine.demo_model import DEMO_DIRECTORY, DEMO_MODEL, ensure_demo_model, is_current
 from helix_jobs.engine.gguf_file import GgufFile, read_gguf
 from helix_jobs.engine.quantized_checkpoint import check_not_quantized
 from helix_jobs.engine.stored_tensor import StoredTensor, read_safetensors_header
@@ -101,7 +101,7 @@ def find_local_checkpoint(name: str, home: Path) -> Checkpoint | None:
     """
     if name == DEMO_MODEL:
         folder = home / "models" / DEMO_DIRECTORY
-        return _from_directory(name, folder) if folder.is_dir() else None
+        return _from_directory(name, folder) if is_current(folder) else None
     found = _from_path(name)
     if found is None:
         downloaded = _downloaded(name)

