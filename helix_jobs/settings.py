@@ -47,7 +47,8 @@ class Settings:
         device: HELIX_DEVICE; None picks the first available (DirectML, CUDA/ROCm, XPU, MPS, CPU).
         dtype: HELIX_DTYPE; ``auto`` takes the best the device has for the checkpoint, ``int8`` quantises the target.
         compile: HELIX_COMPILE; ``auto`` compiles CPU kernels where there is a C++ compiler, ``on`` insists.
-        max_batch_size: HELIX_MAX_BATCH_SIZE; sequences that run at once.
+        max_batch_size: HELIX_MAX_BATCH_SIZE; sequences that run at once, None for what the device serves best.
+        token_budget: HELIX_TOKEN_BUDGET; prompt tokens a step computes at most, None for what the device serves best.
         speculation_depth: HELIX_SPECULATION_DEPTH; None (``auto``) chooses each step, a number is a fixed K, 0 off.
         kv_cache_mb: HELIX_KV_CACHE_MB; memory for keys and values of both models, None sizes it from free memory.
         max_jobs_per_batch: HELIX_MAX_JOBS_PER_BATCH; a submission with more lines is refused.
@@ -71,7 +72,8 @@ class Settings:
     device: str | None = None
     dtype: str = "auto"
     compile: str = "auto"
-    max_batch_size: int = 32
+    max_batch_size: int | None = None
+    token_budget: int | None = None
     speculation_depth: int | None = None
     kv_cache_mb: int | None = None
     max_jobs_per_batch: int = 5_000_000
@@ -104,7 +106,8 @@ class Settings:
             device=values.get("HELIX_DEVICE"),
             dtype=_choice(values, "HELIX_DTYPE", DTYPES, "auto"),
             compile=_choice(values, "HELIX_COMPILE", COMPILE_CHOICES, "auto"),
-            max_batch_size=_integer(values, "HELIX_MAX_BATCH_SIZE", 32, 1, 4096),
+            max_batch_size=_integer(values, "HELIX_MAX_BATCH_SIZE", None, 1, 4096),
+            token_budget=_integer(values, "HELIX_TOKEN_BUDGET", None, 16, 1_048_576),
             speculation_depth=_depth(values),
             kv_cache_mb=_integer(values, "HELIX_KV_CACHE_MB", None, 1, 10_000_000),
             max_jobs_per_batch=_integer(values, "HELIX_MAX_JOBS_PER_BATCH", 5_000_000, 1, 1_000_000_000),

@@ -51,7 +51,14 @@ def _read_depth(_context: click.Context, _option: click.Parameter, text: str | N
     callback=lambda _context, _option, value: None if value is None else "on" if value else "off",
     help="CPU kernels compiled on this machine; default: where there is a C++ compiler.",
 )
-@click.option("--max-batch-size", type=click.IntRange(1, 4096), help="Sequences that run at once.")
+@click.option(
+    "--max-batch-size", type=click.IntRange(1, 4096), help="Sequences that run at once; default: what the device likes."
+)
+@click.option(
+    "--token-budget",
+    type=click.IntRange(16, 1_048_576),
+    help="Prompt tokens a step computes at most; default: what the device likes.",
+)
 @click.option(
     "--speculation-depth",
     metavar="auto|K",

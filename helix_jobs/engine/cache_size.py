@@ -13,8 +13,30 @@ _SHARE_OF_DEVICE_MEMORY: Final = 0.8
 # What steps need is left free even where that is more, but not more than this: seldom is a step the largest possible,
 # and one that does not fit is repeated with a smaller batch.
 _LARGEST_RESERVE: Final = 0.5
-# Where nobody can tell what is free (DirectML).
+# Where nobody can tell what is free (DirectML), this much, or more if the card is known to be large.
 _UNKNOWN_MEMORY_BYTES: Final = 1 << 30
+# What the desktop and other programs leave of a card's memory.
+_SHARE_OF_CARD: Final = 0.9
+# Tokens of an ordinary job, prompt and answer.
+_USUAL_TOKENS: Final = 1024
+
+
+def cache_bytes_beside(used_bytes: int, card_bytes: int | None, *, token_bytes: int, max_batch_size: int) -> int:
+    """Choose the pool's bytes on a device that tells the size of its memory, but not how much of it is free.
+
+    Trade-off: a write may cost a copy of the whole pool there, so it holds a full batch of ordinary jobs and not all
+    that would fit. More is a matter of HELIX_KV_CACHE_MB.
+
+    Args:
+        used_bytes: Weights of target and draft, and what the largest step takes.
+        card_bytes: Its memory; None if unknown.
+        token_bytes: Keys and values of a token over all layers of both models.
+        max_batch_size: Batch slots.
+    """
+    if card_bytes is None:
+        return _UNKNOWN_MEMORY_BYTES
+    room = int((card_bytes * _SHARE_OF_CARD - used_bytes) * _SHARE_OF_DEVICE_MEMORY)
+    return max(_UNKNOWN_MEMORY_BYTES, min(room, max_batch_size * _USUAL_TOKENS * token_bytes))
 
 
 def choose_cache(
@@ -22,6 +44,7 @@ def choose_cache(
     block_bytes: int,
     kv_cache_mb: int | None,
     free_bytes: int | None,
+    unknown_bytes: int = _UNKNOWN_MEMORY_BYTES,
     on_host: bool,
     max_batch_size: int,
     max_model_len: int,
@@ -37,6 +60,7 @@ def choose_cache(
         block_bytes: Bytes of one block over all layers of both models.
         kv_cache_mb: HELIX_KV_CACHE_MB; None sizes by free memory.
         free_bytes: Free memory on the device; None if unknown.
+        unknown_bytes: What to take then; see ``cache_bytes_beside``.
         on_host: The device's memory is the machine's own.
         max_batch_size: Batch slots.
         max_model_len: Context length in tokens.
@@ -50,7 +74,7 @@ def choose_cache(
     if kv_cache_mb is not None:
         budget = kv_cache_mb * 1_000_000
     elif free_bytes is None:
-        budget = _UNKNOWN_MEMORY_BYTES
+        budget = unknown_bytes
     elif on_host:
         budget = int(free_bytes * _SHARE_OF_HOST_MEMORY)
     else:

@@ -107,6 +107,42 @@ class DraftSpec:
         return cls(text, lookup=False)
 
 
+@dataclass(frozen=True, slots=True)
+class BatchLimits:
+    """Batch slots and token budget, as in ``EngineConfig``."""
+
+    max_batch_size: int
+    token_budget: int
+
+
+# GPUs whose matrix products are far from full with a few dozen rows, and the memory from which that is so.
+_WIDE_DEVICES: Final = frozenset(("cuda", "xpu"))
+_WIDE_MEMORY: Final = 12_000_000_000
+_WIDE: Final = BatchLimits(max_batch_size=256, token_budget=4096)
+# Tokens of an ordinary job: a slot that the cache has no room for only takes memory.
+_USUAL_TOKENS: Final = 512
+
+
+def defaults_for(device_type: str, total_memory: int | None, cache_tokens: int | None = None) -> BatchLimits:
+    """What serves best on a device where nobody has set it.
+
+    Trade-off: on a large GPU a step of 256 sequences takes hardly longer than one of 32, but room has to be kept for
+    what such a step computes; where the cache holds fewer sequences, that room is better spent on the cache.
+
+    Args:
+        device_type: torch's name for it; ROCm is ``cuda``.
+        total_memory: Bytes of its own memory; None if unknown.
+        cache_tokens: Tokens whose keys and values fit beside the weights; None if unknown.
+    """
+    usual = BatchLimits(DEFAULT_MAX_BATCH_SIZE, DEFAULT_TOKEN_BUDGET)
+    if device_type not in _WIDE_DEVICES or total_memory is None or total_memory < _WIDE_MEMORY:
+        return usual
+    slots = _WIDE.max_batch_size
+    while cache_tokens is not None and slots > usual.max_batch_size and slots * _USUAL_TOKENS > cache_tokens:
+        slots //= 2
+    return BatchLimits(slots, _WIDE.token_budget)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
     """Limits of the batched run.

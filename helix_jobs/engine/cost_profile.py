@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import torch
 
+from helix_jobs.engine.kept_file import KeptFile
 from helix_jobs.engine.step_costs import CostProfile
 from helix_jobs.engine.step_layout import TokenSlice
-from helix_jobs.errors import ConfigurationError
-from helix_jobs.private_files import make_private_directory, read_private, write_private
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -122,24 +119,13 @@ class CostProfileFile:
 
     def __init__(self, folder: Path, identity: dict[str, str]) -> None:
         self._identity = identity
-        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-        self._path = folder / f"costs-{digest}.json"
+        self._file = KeptFile(folder, "costs", identity)
 
     def read(self) -> CostProfile | None:
         """The kept profile; None when there is none or it cannot be used."""
-        try:
-            data: Any = json.loads(read_private(self._path))
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, ConfigurationError) as error:
-            logger.warning("ignoring the damaged cost profile %s (%s); costs are measured again", self._path, error)
-            return None
-        return CostProfile.from_dict(data, self._identity)
+        data = self._file.read()
+        return None if data is None else CostProfile.from_dict(data, self._identity)
 
     def write(self, profile: CostProfile) -> None:
         """Keep a profile. One that cannot be written is only measured again at the next start."""
-        try:
-            make_private_directory(self._path.parent)
-            write_private(self._path, json.dumps(profile.to_dict(self._identity)).encode())
-        except (OSError, ConfigurationError) as error:
-            logger.warning("the cost profile %s cannot be written: %s", self._path, error)
+        self._file.write(profile.to_dict(self._identity))

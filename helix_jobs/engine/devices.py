@@ -10,6 +10,7 @@ import contextlib
 import gc
 import importlib
 import logging
+import platform
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import psutil
 import torch
 
+from helix_jobs.engine.directml_adapter import DirectmlAdapter, find_adapter
 from helix_jobs.errors import ConfigurationError, InsufficientMemoryError
 
 if TYPE_CHECKING:
@@ -95,6 +97,50 @@ def free_memory(device: torch.device) -> int | None:
         limit = torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
         return min(int(limit), _free_host_memory())
     return None
+
+
+def total_memory(device: torch.device) -> int | None:
+    """Return the bytes of the device's own memory; None for the CPU, and where nobody can tell."""
+    if device.type in ("cuda", "xpu"):
+        backend: Any = torch.cuda if device.type == "cuda" else torch.xpu
+        return int(backend.get_device_properties(device).total_memory)
+    if device.type == "mps":
+        return int(torch.mps.recommended_max_memory())
+    adapter = _directml_adapter(device)
+    return None if adapter is None else adapter.memory_bytes
+
+
+def driver_version(device: torch.device) -> str:
+    """Return what identifies the driver that computes; empty for the CPU, and where nobody can tell."""
+    if device.type == "cuda":
+        # The driver itself, in CUDA's or HIP's numbering; private, but there is no other way to ask it.
+        ask = getattr(torch._C, "_cuda_getDriverVersion", None)  # noqa: SLF001
+        return f"{torch.version.hip or torch.version.cuda} {'' if ask is None else ask()}".strip()
+    if device.type == "xpu":
+        return str(getattr(torch.xpu.get_device_properties(device), "driver_version", ""))
+    if device.type == "mps":
+        return platform.mac_ver()[0]
+    adapter = _directml_adapter(device)
+    return "" if adapter is None else adapter.driver
+
+
+def prepare_device(device: torch.device) -> None:
+    """Set what torch leaves to taste: sums of products are taken in float32, also in bfloat16 and float16 on CUDA.
+
+    Trade-off: adding up partial sums in the narrow type is a little faster, and rounds differently with the number of
+    rows.
+    """
+    if device.type == "cuda":
+        matmul = torch.backends.cuda.matmul
+        matmul.allow_bf16_reduced_precision_reduction = False
+        matmul.allow_fp16_reduced_precision_reduction = False
+
+
+def _directml_adapter(device: torch.device) -> DirectmlAdapter | None:
+    if device.type != DIRECTML_DEVICE_TYPE:
+        return None
+    module, _ = import_directml()
+    return None if module is None else find_adapter(str(module.device_name(device.index or 0)))
 
 
 def _free_memory_of(backend: Any, device: torch.device) -> int:  # noqa: ANN401  (torch.cuda or torch.xpu)

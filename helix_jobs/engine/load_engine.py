@@ -9,22 +9,21 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from helix_jobs.engine.cache_size import choose_cache
-from helix_jobs.engine.config import DEFAULT_BLOCK_SIZE, NO_DRAFT, DraftSpec, EngineConfig, SpeculationConfig
+from helix_jobs.engine.config import NO_DRAFT, DraftSpec, EngineConfig, SpeculationConfig
 from helix_jobs.engine.cost_profile import CostProfileFile
 from helix_jobs.engine.decoder.int8_linear import dequantize, is_fast
-from helix_jobs.engine.devices import free_memory
+from helix_jobs.engine.devices import describe_device, resolve_dtype
 from helix_jobs.engine.engine import Engine
-from helix_jobs.engine.model_loader import describe_device, get_device, load_models
+from helix_jobs.engine.model_loader import INT8, get_device, load_models
 from helix_jobs.engine.native.kernels import load_kernels
-from helix_jobs.engine.step_memory import step_bytes
+from helix_jobs.engine.self_check import check_device
+from helix_jobs.engine.sizing import batch_limits, cache_config
 from helix_jobs.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from helix_jobs.engine.config import CacheConfig
     from helix_jobs.engine.model_loader import LoadedModel, LoadedModels
     from helix_jobs.settings import Settings
 
@@ -35,11 +34,14 @@ def load_engine(settings: Settings, on_progress: Callable[[str], None] | None = 
     """Load the models that the settings name and build the engine around them.
 
     Raises:
-        ConfigurationError: The device, the dtype or the draft is not to be had.
+        ConfigurationError: The device, the dtype or the draft is not to be had, or the device computes wrong.
         ModelError: The models cannot be served here; the subclasses say why.
     """
     device = get_device(settings.device)
     draft = DraftSpec.parse(settings.draft_model)
+    profiles = settings.home / "profiles"
+    usual_dtype = resolve_dtype("auto" if settings.dtype == INT8 else settings.dtype, device, None)
+    check_device(device, usual_dtype, profiles, on_progress)
     is_off = settings.speculation_depth == 0
     models = load_models(
         settings.target_model,
@@ -51,13 +53,16 @@ def load_engine(settings: Settings, on_progress: Callable[[str], None] | None = 
     )
     models = with_compiled_kernels(models, settings.compile, settings.home / "native", on_progress)
     models = without_slow_int8(models, on_progress)
+    limits = batch_limits(models, settings)
     config = EngineConfig(
-        max_batch_size=settings.max_batch_size, speculation=speculation_config(settings.speculation_depth, draft)
+        max_batch_size=limits.max_batch_size,
+        token_budget=limits.token_budget,
+        speculation=speculation_config(settings.speculation_depth, draft),
     )
     cache = cache_config(models, config, settings.kv_cache_mb)
     if not (config.speculation.adaptive and config.speculation.is_on and (models.draft or draft.lookup)):
         return Engine(models, config, cache)
-    file = CostProfileFile(settings.home / "profiles", _identity(models, config))
+    file = CostProfileFile(profiles, _identity(models, config))
     kept = file.read()
     if kept is None and on_progress is not None:
         on_progress("measuring what steps cost here, once for these models")
@@ -130,31 +135,6 @@ def speculation_config(depth: int | None, draft: DraftSpec) -> SpeculationConfig
     if depth is None:
         return SpeculationConfig(lookup=draft.lookup)
     return SpeculationConfig(depth=depth, adaptive=False, lookup=draft.lookup and depth > 0)
-
-
-def cache_config(models: LoadedModels, config: EngineConfig, kv_cache_mb: int | None) -> CacheConfig:
-    """Size the block pool for these models on their device.
-
-    Raises:
-        InsufficientMemoryError: Not even one sequence of a few blocks fits.
-    """
-    loaded = [models.target] if models.draft is None else [models.target, models.draft]
-    device = models.device
-    block_bytes = sum(one.decoder.geometry.block_bytes(DEFAULT_BLOCK_SIZE, one.decoder.dtype) for one in loaded)
-    free_bytes = free_memory(device)
-    max_keys = models.max_context
-    if free_bytes is not None:
-        max_keys = min(max_keys, max(1, free_bytes // block_bytes) * DEFAULT_BLOCK_SIZE)
-    return choose_cache(
-        block_bytes=block_bytes,
-        kv_cache_mb=kv_cache_mb,
-        free_bytes=free_bytes,
-        on_host=device.type in ("cpu", "mps"),
-        max_batch_size=config.max_batch_size,
-        max_model_len=models.max_context,
-        depth=config.speculation.ceiling,
-        step_bytes=max(step_bytes(one.decoder, config, max_keys) for one in loaded),
-    )
 
 
 def _identity(models: LoadedModels, config: EngineConfig) -> dict[str, str]:

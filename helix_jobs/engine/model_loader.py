@@ -24,6 +24,7 @@ from helix_jobs.engine.devices import (
     describe_device,
     explaining_shortage,
     import_directml,
+    prepare_device,
     resolve_dtype,
 )
 from helix_jobs.engine.model_memory import check_device_memory, check_host_memory
@@ -205,6 +206,7 @@ def load_models(
     """
     report = on_progress or logger.info
     is_int8 = dtype == INT8
+    prepare_device(device)
     target_source = open_source(target, home, report)
     draft_source = None if draft in (INT8, NO_DRAFT) else open_source(draft, home, report)
     compute = resolve_dtype("auto" if is_int8 else dtype, device, target_source.checkpoint.dtype)

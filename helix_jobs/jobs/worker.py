@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import UTC, datetime
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final
@@ -174,6 +175,8 @@ class _Worker:
             self._metrics = MetricsServer(self._settings.metrics_host, self._settings.metrics_port)
             self._stack.callback(self._metrics.close)
         self._engine = load_engine(self._settings, on_progress)
+        # As many threads as the batch has slots, also where the device chose their number.
+        self._settings = replace(self._settings, max_batch_size=self._engine.info.max_batch_size)
 
     def start(self) -> WorkerBanner:
         """Start everything but Celery. It is undone in the order: reconciler, engine, writer, heartbeat."""

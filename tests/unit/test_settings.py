@@ -18,6 +18,15 @@ def test_what_speculates_by_default():
     assert (DEFAULTS.dtype, DEFAULTS.compile) == ("auto", "auto")
 
 
+def test_batch_slots_and_token_budget_are_the_device_s_unless_they_are_set():
+    assert (DEFAULTS.max_batch_size, DEFAULTS.token_budget) == (None, None)
+    settings = Settings.from_environment({"HELIX_MAX_BATCH_SIZE": "7", "HELIX_TOKEN_BUDGET": "2048"})
+    assert (settings.max_batch_size, settings.token_budget) == (7, 2048)
+    assert Settings.from_environment(settings.to_environment()) == settings
+    with pytest.raises(ConfigurationError, match="HELIX_TOKEN_BUDGET is '15'; give a whole number from 16 to 1048576"):
+        Settings.from_environment({"HELIX_TOKEN_BUDGET": "15"})
+
+
 @pytest.mark.parametrize(
     ("text", "depth"), [("auto", None), ("AUTO", None), ("", None), (" ", None), ("0", 0), ("4", 4), ("16", 16)]
 )
