@@ -26,6 +26,8 @@ LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 LOG_FORMATS: Final = ("text", "json")
 DTYPES: Final = ("auto", "float32", "float16", "bfloat16", "int8")
 MAX_DEPTH: Final = 16
+# Batch slots where neither a setting nor the device says otherwise.
+USUAL_BATCH_SIZE: Final = 32
 COMPILE_CHOICES: Final = ("auto", "on", "off")
 ENGINES: Final = ("helix", "fake")
 MAX_NEW_TOKENS: Final = 131_072
