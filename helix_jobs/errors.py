@@ -15,6 +15,7 @@
     │   └── DatabaseUnreachableError
     │       └── DatabaseRefusedError  it answers, and lacks what waiting does not bring
     │       └── UncertainSubmissionError  it went silent over a submission's last step
+    ├── DatabaseReplacedError       another database stands where this process's stood
     ├── SchemaVersionError          the database's schema is not this version's
     ├── EngineBrokenError           the engine cannot go on; the worker ends and its jobs are reclaimed
     ├── ModelError                  the models cannot be served
@@ -139,6 +140,12 @@ class UncertainSubmissionError(DatabaseUnreachableError):
     def __init__(self, message: str, batch_id: str = "") -> None:
         super().__init__(message)
         self.batch_id = batch_id
+
+
+class DatabaseReplacedError(HelixError):
+    """Another database stands where this process's stood: its file was replaced or removed, or its server's."""
+
+    exit_code = 3
 
 
 class SchemaVersionError(HelixError):

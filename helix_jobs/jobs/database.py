@@ -26,6 +26,7 @@ from helix_jobs.jobs.calls_in_flight import CallsInFlight
 from helix_jobs.jobs.database_errors import describe_trouble, lost_race, unreachable_reason
 from helix_jobs.jobs.migration import current_revision, downgrade, ensure_schema, head_revision, upgrade
 from helix_jobs.jobs.sqlite_engine import sqlite_engine
+from helix_jobs.jobs.sqlite_file import SQLiteFile
 from helix_jobs.jobs.store import counters
 from helix_jobs.redaction import redact
 
@@ -94,6 +95,7 @@ class Database:
             if self.dialect == SQLITE
             else redact(self.url.render_as_string(hide_password=True))
         )
+        self._file: SQLiteFile | None = None
         self._writer: Engine
         self._reader: Engine
         if self.dialect == SQLITE:
@@ -106,6 +108,7 @@ class Database:
                     "HELIX_DATABASE_URL has options (from ? on), and SQLite takes no options here; name the file "
                     "alone, with %3F for a ? in its name"
                 )
+            self._file = SQLiteFile(Path(self.url.database))
             self._writer = sqlite_engine(self.url, "BEGIN IMMEDIATE", **_OPTIONS)
             self._reader = sqlite_engine(self.url, "BEGIN", **_OPTIONS)
         elif self.dialect == POSTGRES:
@@ -132,6 +135,7 @@ class Database:
             unlimited: On Postgres a statement may take as long as it needs, for work on a million rows.
 
         Raises:
+            DatabaseReplacedError: Another file has taken the place of SQLite's.
             DatabaseUnreachableError: The database does not answer, or refuses for a reason that is not the data's: a
                 lock held too long, a full disk, a server that takes no writes, a missing right or table. When it comes
                 out of the commit itself, the transaction may nevertheless have been committed.
@@ -195,12 +199,16 @@ class Database:
         """Close all idle connections. The database can still be used afterwards."""
         self._writer.dispose()
         self._reader.dispose()
+        if self._file is not None:
+            self._file.forget_log()
 
     def _limit(self, *, unlimited: bool) -> float | None:
         return None if unlimited else self._statement_seconds
 
     @contextmanager
     def _transaction(self, engine: Engine, limit: float | None, *, idle: float | None) -> Iterator[Connection]:
+        if self._file is not None:
+            self._file.check()
         try:
             with engine.begin() as connection:
                 if self.dialect == POSTGRES:
@@ -212,6 +220,8 @@ class Database:
                     if self.dialect == POSTGRES and not connection.invalidated and unreachable_reason(error):
                         connection.invalidate(error)
                     raise
+                if self._file is not None:
+                    self._file.note()
         except PoolTimeoutError as error:
             raise DatabaseUnreachableError(f"database {self.url_redacted}: all connections are in use") from error
         except DBAPIError as error:

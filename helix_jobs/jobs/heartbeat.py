@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
+from helix_jobs.errors import DatabaseReplacedError
 from helix_jobs.jobs import store
 from helix_jobs.jobs.rounds import Rounds
 
@@ -60,6 +61,7 @@ class Heartbeat:
         worker: This worker's row, entered by ``start``.
         service: Whose leases are compared.
         checks: Called once a second; they must wait for nothing.
+        on_replaced: Called when the database is no longer the one this worker began with. Nothing it did could count.
         rounds: Where the thread notes that it comes round.
     """
 
@@ -69,13 +71,17 @@ class Heartbeat:
         worker: NewWorker,
         service: WorkerService,
         checks: Sequence[Callable[[], None]] = (),
+        *,
         rounds: Rounds | None = None,
+        on_replaced: Callable[[DatabaseReplacedError], None] = lambda _: None,
     ) -> None:
         self._database = database
         self._worker = worker
         self._service = service
         self._checks = checks
         self._rounds = rounds or Rounds()
+        self._on_replaced = on_replaced
+        self._installation: str | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._main, name="helix-heartbeat", daemon=True)
         self._unknown: frozenset[tuple[int, int]] = frozenset()
@@ -113,15 +119,29 @@ class Heartbeat:
         self._unknown = frozenset(check.orphaned) - self._unknown
 
     def beat(self) -> None:
-        """Write the heartbeat; come back under the same name if others had given this worker up."""
+        """Write the heartbeat; come back under the same name if others had given this worker up.
+
+        Raises:
+            DatabaseReplacedError: The server has another database under this name.
+        """
         with self._database.write() as c:
+            self._compare(store.installation_id(c))
             alive = store.heartbeat(c, self._worker.id, datetime.now(UTC))
         if not alive:
             logger.warning("this worker had been declared lost; its jobs went to others, it goes on with new ones")
             self._register()
 
+    def _compare(self, found: str) -> None:
+        noted = self._installation = self._installation or found
+        if found != noted:
+            raise DatabaseReplacedError(
+                f"database {self._database.url_redacted}: another database has taken its place while this worker ran; "
+                "start the worker again"
+            )
+
     def _register(self) -> None:
         with self._database.write() as c:
+            self._compare(store.installation_id(c))
             store.register_worker(c, self._worker, datetime.now(UTC))
 
     def _main(self) -> None:
@@ -134,6 +154,8 @@ class Heartbeat:
                         next_beat = time.monotonic() + BEAT_SECONDS
                         self.beat()
                     self.check_leases()
+                except DatabaseReplacedError as error:
+                    self._on_replaced(error)
                 except Exception as error:  # noqa: BLE001  (whatever the database does, the next beat tries again)
                     logger.warning("heartbeat failed, trying again: %s", error)
                 self._check()

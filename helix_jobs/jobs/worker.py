@@ -220,7 +220,7 @@ class _Worker:
             give_up=self._leave_for_supervisor,
             rounds=rounds,
         )
-        heartbeat = Heartbeat(self._database, row, self._service, rounds=rounds)
+        heartbeat = Heartbeat(self._database, row, self._service, rounds=rounds, on_replaced=self._break)
         duties = [Periodic("helix-device-lock", self._lock.keep, LOCK_CHECK_SECONDS)]
         if self._embedded is not None:
             duties.append(Periodic("helix-embedded-broker", self._keep_broker, BROKER_CHECK_SECONDS))
@@ -328,7 +328,9 @@ class _Worker:
         """The worker cannot go on; stop it for a supervisor to start another."""
         if not self._broken:
             self._broken = True
-            logger.critical("this worker cannot go on and stops: %s", error, exc_info=error)
+            # What Helix raises says it all; of anything else the place matters.
+            trace = None if isinstance(error, HelixError) else error
+            logger.critical("this worker cannot go on and stops: %s", error, exc_info=trace)
             self._button.press(StopRequest.BROKEN)
 
     def _reconnect(self) -> None:
@@ -348,7 +350,10 @@ class _Worker:
     def _count_attempts(self) -> None:
         """After a break: the jobs in the engine may be the reason, so unlike a hand-back their attempt counts."""
         if self._broken:
-            self._database.transact(lambda c: store.reclaim(c, self._worker_id, datetime.now(UTC)))
+            try:
+                self._database.transact(lambda c: store.reclaim(c, self._worker_id, datetime.now(UTC)))
+            except HelixError as error:
+                logger.warning("the leases are left to be reclaimed: %s", error)
 
     def _clear_stranded(self) -> None:
         """Start from the database alone if nobody else uses the broker: killed workers leave messages stranded."""
