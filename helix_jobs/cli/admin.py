@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
@@ -24,7 +25,7 @@ class _HelixCommandGroup(click.Group):
 
 @click.group("db", cls=_HelixCommandGroup, short_help="Migrate the results database.")
 def db() -> None:
-    """Bring the results database's schema up to date, or show its version."""
+    """Bring the results database's schema up to date, show its version, or look for rows that cannot be."""
 
 
 @db.command("upgrade", short_help="Migrate the database to this version's schema.")
@@ -59,6 +60,33 @@ def current(settings: Settings, *, as_json: bool) -> None:
         click.echo(f"{database.url_redacted} is at revision {revision or 'none (empty)'}; this version needs {head}.")
         if revision != head:
             click.echo(f"Upgrade it with: {command_line('db', 'upgrade')}", err=True)
+
+
+@db.command("check", short_help="Look for rows that cannot be, and repair them.")
+@click.option("--repair", is_flag=True, help="Put right what is found; without it nothing is changed.")
+@helix_options
+def check(settings: Settings, *, repair: bool, as_json: bool) -> None:
+    """Look through the whole database for rows that cannot be read, jobs that no worker holds, and wrong counters.
+
+    Such things come of changes by hand, half restored backups and damaged disks. Exit code 1 if there is something to
+    repair.
+    """
+    from helix_jobs.jobs.database_check import check_rows
+    from helix_jobs.jobs.migration import ensure_schema
+
+    with _database(settings) as database:
+        ensure_schema(database, migrate=False)
+        findings = check_rows(database, repair=repair)
+        if as_json:
+            echo_json({"database": database.url_redacted, "findings": [asdict(finding) for finding in findings]})
+        for finding in () if as_json else findings:
+            click.echo(str(finding))
+        if not findings and not as_json:
+            click.echo(f"{database.url_redacted}: every row can be read and belongs together.")
+    if findings and not repair:
+        if not as_json:
+            click.echo(f"Repair it with: {command_line('db', 'check', '--repair')}", err=True)
+        click.get_current_context().exit(1)
 
 
 @contextmanager

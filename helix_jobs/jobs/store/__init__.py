@@ -22,8 +22,9 @@ from helix_jobs.jobs.store.control import (
     unfinished_cancels,
     unfinished_submission,
 )
-from helix_jobs.jobs.store.counters import recount
+from helix_jobs.jobs.store.counters import counters_agree, recount
 from helix_jobs.jobs.store.figures import lease_holders, queue_figures
+from helix_jobs.jobs.store.impossible import IMPOSSIBLE, Impossible, count_impossible, repair_impossible
 from helix_jobs.jobs.store.installation import installation_id
 from helix_jobs.jobs.store.leases import (
     awaits_last_attempt,
@@ -46,6 +47,7 @@ from helix_jobs.jobs.store.publishing import (
     republish_unseen,
     unmark_published,
 )
+from helix_jobs.jobs.store.readable import UnreadableValue, make_readable, unreadable_page
 from helix_jobs.jobs.store.records import (
     BatchStatus,
     ClaimedJob,
@@ -64,7 +66,7 @@ from helix_jobs.jobs.store.records import (
     StoredBatch,
     Worker,
 )
-from helix_jobs.jobs.store.status import batch_status, list_batches
+from helix_jobs.jobs.store.status import batch_ids, batch_status, list_batches
 from helix_jobs.jobs.store.submission import (
     create_batch,
     delete_batch,
@@ -86,10 +88,12 @@ from helix_jobs.jobs.store.workers import (
 )
 
 __all__ = [
+    "IMPOSSIBLE",
     "BatchStatus",
     "Change",
     "ClaimedJob",
     "FinishedJob",
+    "Impossible",
     "JobResult",
     "JobSummary",
     "LeaseHolder",
@@ -102,9 +106,11 @@ __all__ = [
     "ResultRow",
     "RunTotals",
     "StoredBatch",
+    "UnreadableValue",
     "Worker",
     "awaits_last_attempt",
     "backlog",
+    "batch_ids",
     "batch_status",
     "begin_cancel",
     "begin_retry",
@@ -112,7 +118,9 @@ __all__ = [
     "cancel_job",
     "cancel_lines",
     "claim",
+    "count_impossible",
     "count_published_queued",
+    "counters_agree",
     "create_batch",
     "delete_batch",
     "deliveries_are_moot",
@@ -133,6 +141,7 @@ __all__ = [
     "lease_holders",
     "list_batches",
     "live_workers",
+    "make_readable",
     "mark_published",
     "new_batch_id",
     "next_lines",
@@ -142,6 +151,7 @@ __all__ = [
     "recount",
     "register_worker",
     "release",
+    "repair_impossible",
     "republish_unseen",
     "resolve",
     "retry_batch",
@@ -152,6 +162,7 @@ __all__ = [
     "unfinished_cancels",
     "unfinished_submission",
     "unmark_published",
+    "unreadable_page",
     "watched_workers",
     "worker_heartbeats",
 ]

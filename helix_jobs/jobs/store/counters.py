@@ -109,7 +109,27 @@ def _merge(old: Share, new: Share) -> Share:
 def recount(c: Connection, batch_id: str) -> None:
     """Rebuild a batch's counters from its jobs, after rows were changed by hand; costs a scan of the batch."""
     flush(c)
+    shares = _count(c, batch_id, times=True)
     c.execute(delete(batch_counters).where(batch_counters.c.batch_id == batch_id))
+    add(c, *shares)
+
+
+def counters_agree(c: Connection, batch_id: str) -> bool:
+    """Whether the batch's counters say what its jobs say; costs a scan of the batch."""
+    flush(c)
+    sums = [func.sum(batch_counters.c[name]).label(name) for name in _SUMS]
+    query = select(batch_counters.c.outcome, *sums).where(batch_counters.c.batch_id == batch_id)
+    kept = {
+        row.outcome: tuple(int(getattr(row, name)) for name in _SUMS)
+        for row in c.execute(query.group_by(batch_counters.c.outcome))
+    }
+    counted = {
+        share.outcome: tuple(int(getattr(share, name)) for name in _SUMS) for share in _count(c, batch_id, times=False)
+    }
+    return {k: v for k, v in kept.items() if any(v)} == {k: v for k, v in counted.items() if any(v)}
+
+
+def _count(c: Connection, batch_id: str, *, times: bool) -> list[Share]:
     stored = c.execute(select(func.count()).select_from(jobs).where(jobs.c.batch_id == batch_id)).scalar_one()
     outcome = case((jobs.c.state == JobState.FAILED.value, jobs.c.error_code), else_=jobs.c.state)
     rows = c.execute(
@@ -117,12 +137,14 @@ def recount(c: Connection, batch_id: str) -> None:
             outcome.label("outcome"),
             func.count().label("jobs"),
             *(func.coalesce(func.sum(results.c[name]), 0).label(name) for name in _SUMS[1:]),
-            func.min(jobs.c.claimed_at).label("started_at"),
-            func.max(jobs.c.finished_at).label("finished_at"),
+            *((func.min(jobs.c.claimed_at).label("started_at"),) if times else ()),
+            *((func.max(jobs.c.finished_at).label("finished_at"),) if times else ()),
         )
         .select_from(jobs.outerjoin(results, results.c.job_id == jobs.c.id))
         .where(jobs.c.batch_id == batch_id, jobs.c.finished_at.is_not(None))
         .group_by(outcome)
     )
-    shares = [Share(batch_id=batch_id, writer=PERSON, **row._mapping) for row in rows]  # noqa: SLF001  (SQLAlchemy's documented name)
-    add(c, Share(batch_id=batch_id, writer=SUBMITTER, outcome=STORED, jobs=stored), *shares)
+    return [
+        Share(batch_id=batch_id, writer=SUBMITTER, outcome=STORED, jobs=stored),
+        *(Share(batch_id=batch_id, writer=PERSON, **row._mapping) for row in rows),  # noqa: SLF001  (SQLAlchemy's documented name)
+    ]

@@ -67,6 +67,11 @@ def batch_status(c: Connection, batch_id: str) -> BatchStatus:
     return _statuses(c, rows)[0]
 
 
+def batch_ids(c: Connection) -> list[str]:
+    """Every batch's id, sealed or not."""
+    return list(c.execute(select(batches.c.id).order_by(batches.c.id)).scalars())
+
+
 def list_batches(c: Connection, limit: int = 20, offset: int = 0) -> list[BatchStatus]:
     """Batches, newest first."""
     newest = _BATCHES.order_by(batches.c.created_at.desc(), batches.c.id.desc()).limit(limit).offset(offset)
