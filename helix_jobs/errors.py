@@ -9,6 +9,7 @@
     │   ├── InvalidInputError       one or more bad lines (carries them all)
     │   └── IdempotencyConflictError  the key was used with different content
     ├── NotFoundError               no such batch or job
+    ├── UnreadableRowError          a stored row cannot be read as what it should hold
     ├── UnfinishedSubmissionError   the batch's lines are not all stored, and nobody goes on
     ├── UnreachableError            a service does not answer
     │   ├── BrokerUnreachableError
@@ -102,6 +103,10 @@ class NotFoundError(HelixError):
     """No batch or job has this id."""
 
     exit_code = 2
+
+
+class UnreadableRowError(HelixError):
+    """A stored row cannot be read as what it should hold."""
 
 
 class UnfinishedSubmissionError(HelixError):

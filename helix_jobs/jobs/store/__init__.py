@@ -38,6 +38,7 @@ from helix_jobs.jobs.store.leases import (
 )
 from helix_jobs.jobs.store.output import get_job, iter_jobs, iter_results
 from helix_jobs.jobs.store.publishing import (
+    any_waits,
     backlog,
     count_published_queued,
     deliveries_are_moot,
@@ -108,6 +109,7 @@ __all__ = [
     "StoredBatch",
     "UnreadableValue",
     "Worker",
+    "any_waits",
     "awaits_last_attempt",
     "backlog",
     "batch_ids",

@@ -5,16 +5,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from sqlalchemy import Connection, Select, select, text, tuple_
+from sqlalchemy.exc import DBAPIError
 
-from helix_jobs.errors import NotFoundError
+from helix_jobs.errors import NotFoundError, UnreadableRowError
+from helix_jobs.jobs.database_errors import unreachable_reason
 from helix_jobs.jobs.schema import batches, jobs, results
 from helix_jobs.jobs.states import JobState
 from helix_jobs.jobs.store.records import JobResult, JobSummary
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from sqlalchemy import Row
+
+_UNREADABLE: Final = (
+    "a stored row cannot be read ({}): someone changed it, or the disk is damaged; `helix db check` names it, "
+    "`helix db check --repair` makes it readable"
+)
 
 Order = Literal["line", "completion"]
 
@@ -113,10 +120,10 @@ def get_job(c: Connection, job_id: int) -> JobResult:
     Raises:
         NotFoundError: No such job.
     """
-    row = c.execute(_QUERY.where(jobs.c.id == job_id)).first()
-    if row is None:
+    rows = _readable(c, _QUERY.where(jobs.c.id == job_id))
+    if not rows:
         raise NotFoundError(f"there is no job {job_id}; `helix status BATCH --jobs` lists job ids")
-    return _job_result(row)
+    return _job_result(rows[0])
 
 
 def _require_batch(c: Connection, batch_id: str) -> None:
@@ -129,7 +136,7 @@ def _pages(c: Connection, query: Select[Any], order: Order, chunk: int) -> Itera
     query = query.order_by(jobs.c.line) if by_line else query.order_by(jobs.c.finished_at, jobs.c.id)
     page = query
     while True:
-        rows = c.execute(page).all()
+        rows = _readable(c, page)
         for row in rows:
             yield _job_result(row)
         if len(rows) < chunk:
@@ -139,6 +146,22 @@ def _pages(c: Connection, query: Select[Any], order: Order, chunk: int) -> Itera
             page = query.where(jobs.c.line > last.line)
         else:
             page = query.where(tuple_(jobs.c.finished_at, jobs.c.id) > tuple_(last.finished_at, last.job_id))
+
+
+def _readable(c: Connection, page: Select[Any]) -> Sequence[Row[*tuple[Any, ...]]]:
+    """The rows of a page.
+
+    Raises:
+        UnreadableRowError: A value of one cannot be read as what it should be.
+    """
+    try:
+        return c.execute(page).all()
+    except DBAPIError as error:
+        if unreachable_reason(error) is not None:
+            raise
+        raise UnreadableRowError(_UNREADABLE.format(type(error.orig).__name__)) from None
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UnreadableRowError(_UNREADABLE.format(type(error).__name__)) from None
 
 
 def _job_result(row: Row[*tuple[Any, ...]]) -> JobResult:

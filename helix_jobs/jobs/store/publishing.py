@@ -126,6 +126,15 @@ def backlog(c: Connection) -> int:
     return max(0, int(unfinished) - running)
 
 
+def any_waits(c: Connection) -> bool:
+    """Whether a job waits that a worker may take, by the rows: changes by hand leave the counters as they were."""
+    takable = exists().where(
+        batches.c.id == jobs.c.batch_id, batches.c.total.is_not(None), batches.c.cancelled_at.is_(None)
+    )
+    published = select(jobs.c.id).where(_PUBLISHED_QUEUED, takable).limit(1)
+    return c.execute(published).first() is not None or bool(publishable(c, 1))
+
+
 def _lane(c: Connection, batch_id: str, priority: int, page: int) -> Iterator[int]:
     after = 0
     while True:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -11,9 +12,12 @@ from sqlalchemy import select, text
 from store_helpers import check_counters, counts, must_take, now, register, stored_batch, succeed, take
 
 from helix_jobs.cli.group import cli
+from helix_jobs.errors import UnreadableRowError
 from helix_jobs.jobs import store
 from helix_jobs.jobs.database_check import check_rows
 from helix_jobs.jobs.schema import batches, jobs, results
+from helix_jobs.jobs.watchdog import Action, Watchdog
+from helix_jobs.jobs.worker_counters import WorkerCounters
 
 MANY_DIGITS = '{"prompt": "p", "seed": ' + "9" * 10_000 + "}"
 
@@ -107,13 +111,34 @@ def test_counters_are_counted_anew(database, stored):
     run(database, "DELETE FROM jobs WHERE id IN (:a, :b)", a=ids[4], b=ids[5])
     with database.read() as c:
         assert store.backlog(c) == 4, "the counters still speak of them"
-        assert len(store.publishable(c, 10)) == 2, "the table does not"
+        assert store.any_waits(c)
+    run(database, "DELETE FROM jobs WHERE id IN (:a, :b)", a=ids[2], b=ids[3])
+    with database.read() as c:
+        assert store.backlog(c) > 0
+        assert not store.any_waits(c), "no worker is to end for what counters say"
     what = "batches whose counters differ from their jobs"
     assert found(database)[what].examples == (batch_id,)
     assert found(database, repair=True)[what].done == "counted anew"
     assert_sound(database)
     with database.read() as c:
-        assert store.backlog(c) == 2
+        assert store.backlog(c) == 0
+
+
+def test_no_worker_ends_for_what_counters_say(database):
+    _, ids = stored_batch(database, 3)
+    acted = []
+    watchdog = Watchdog(
+        database,
+        SimpleNamespace(depth=lambda: 0),
+        SimpleNamespace(counters=WorkerCounters(), idle_slots=4),
+        reconnect=lambda: acted.append("reconnect"),
+        give_up=acted.append,
+        window=0.0,
+    )
+    assert [watchdog.check() for _ in range(2)] == [Action.NONE, Action.RECONNECT], "jobs wait and none comes"
+    run(database, "DELETE FROM jobs WHERE id IN (:a, :b, :c)", a=ids[0], b=ids[1], c=ids[2])
+    assert [watchdog.check() for _ in range(4)] == [Action.NONE] * 4
+    assert acted == ["reconnect"]
 
 
 def test_leases_of_workers_that_are_gone_are_freed_and_others_kept(database, stored):
@@ -181,6 +206,9 @@ def test_what_sqlite_lets_in(sqlite_database):
         "counters of no batch",
     } <= set(findings)
     assert "json" not in "".join(map(str, findings.values())).replace("no { json", "no { json!"), "no contents"
+    for reader in (lambda c: list(store.iter_results(c, batch_id)), lambda c: store.get_job(c, ids[2])):
+        with pytest.raises(UnreadableRowError, match="helix db check --repair"), sqlite_database.read() as c:
+            reader(c)
     check_rows(sqlite_database, repair=True)
     assert_sound(sqlite_database)
     with sqlite_database.read() as c:
