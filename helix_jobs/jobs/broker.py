@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from helix_jobs.errors import BrokerUnreachableError, ConfigurationError
+from helix_jobs.jobs.broker_errors import broker_errors
 from helix_jobs.jobs.embedded_broker import EmbeddedBroker, socket_url
 from helix_jobs.jobs.queue_names import PRIORITIES, QueueNames, read_queue_names
 from helix_jobs.redaction import redact
@@ -30,6 +31,7 @@ __all__ = [
     "TASK_NAME",
     "CeleryPublisher",
     "EmbeddedBroker",
+    "ProbingPublisher",
     "QueueNames",
     "broker_url",
     "message_priority",
@@ -49,6 +51,7 @@ CONNECT_TIMEOUT: Final = 5.0
 SOCKET_TIMEOUT: Final = 5.0
 PUBLISH_ATTEMPTS: Final = 3
 PUBLISH_BATCH: Final = 500
+PROBE_SECONDS: Final = 10
 
 
 class Publishable(Protocol):
@@ -137,7 +140,7 @@ def ping(url: str, *, timeout: float = CONNECT_TIMEOUT) -> None:
 
     url = verifying_url(url)
     options = connection_options(url) | ({} if url == MEMORY_URL else {"socket_connect_timeout": timeout})
-    with _broker_errors(url), Connection(url, transport_options=options) as connection:
+    with broker_errors(url), Connection(url, transport_options=options) as connection:
         connection.ensure_connection(max_retries=1, interval_start=0, timeout=timeout)
 
 
@@ -165,7 +168,7 @@ class CeleryPublisher:
         Raises:
             BrokerUnreachableError: The broker does not answer.
         """
-        with self._lock, self._reset_on_error(), _broker_errors(self.url):
+        with self._lock, self._reset_on_error(), broker_errors(self.url):
             return int(self._open_channel().queue_declare(queue=self.names.queue).message_count)
 
     def publish(self, jobs: Sequence[Publishable]) -> None:
@@ -179,7 +182,7 @@ class CeleryPublisher:
         with self._lock:
             for attempt in range(1, PUBLISH_ATTEMPTS + 1):
                 try:
-                    with self._reset_on_error(), _broker_errors(self.url):
+                    with self._reset_on_error(), broker_errors(self.url):
                         self._publish(jobs)
                 except BrokerUnreachableError:
                     if attempt == PUBLISH_ATTEMPTS:
@@ -209,6 +212,27 @@ class CeleryPublisher:
                     f"queue needs a {kind.decode()}; rename that key, or name another Redis database in HELIX_REDIS_URL"
                 )
 
+    def probe(self) -> None:
+        """Have the broker do once, on a key of its own, whatever delivering a message takes; nothing is left.
+
+        Raises:
+            BrokerUnreachableError: The broker does not answer, or refuses: it is a replica, full, or lacks a right.
+        """
+        if self.url == MEMORY_URL:
+            return
+        key = f"{self.names.queue}.probe.{secrets.token_hex(4)}"
+
+        def deliver(client: Any) -> None:  # noqa: ANN401  (redis-py's)
+            client.lpush(key, "probe")
+            client.expire(key, PROBE_SECONDS)
+            client.brpop([key], timeout=1)
+            client.zadd(key, {"probe": 0})
+            client.delete(key)
+            client.hset(key, "probe", "")
+            client.delete(key)
+
+        self.ask(deliver)
+
     def reset_queue(self) -> None:
         """Forget every message, waiting or stranded with a dead worker. The reconciler publishes anew.
 
@@ -217,7 +241,7 @@ class CeleryPublisher:
         Raises:
             BrokerUnreachableError: The broker does not answer.
         """
-        with self._lock, self._reset_on_error(), _broker_errors(self.url):
+        with self._lock, self._reset_on_error(), broker_errors(self.url):
             channel = self._open_channel()
             channel.queue_purge(self.names.queue)
             if self.url != MEMORY_URL:
@@ -229,7 +253,7 @@ class CeleryPublisher:
         Raises:
             BrokerUnreachableError: The broker does not answer, or refuses.
         """
-        with self._lock, self._reset_on_error(), _broker_errors(self.url):
+        with self._lock, self._reset_on_error(), broker_errors(self.url):
             return question(self._open_channel().client)
 
     def forget_delivered(self, are_moot: Callable[[], bool]) -> int:
@@ -245,12 +269,12 @@ class CeleryPublisher:
         """
         if self.url == MEMORY_URL:
             return 0
-        with self._lock, self._reset_on_error(), _broker_errors(self.url):
+        with self._lock, self._reset_on_error(), broker_errors(self.url):
             client = self._open_channel().client
             tags = client.hkeys(self.names.unacked) or client.zrange(self.names.unacked_index, 0, -1)
         if not tags or not are_moot():
             return 0
-        with self._lock, self._reset_on_error(), _broker_errors(self.url):
+        with self._lock, self._reset_on_error(), broker_errors(self.url):
             client = self._open_channel().client
             client.zrem(self.names.unacked_index, *tags)
             return int(client.hdel(self.names.unacked, *tags))
@@ -305,43 +329,16 @@ class CeleryPublisher:
                 connection.release()
 
 
-@contextmanager
-def _broker_errors(url: str) -> Iterator[None]:
-    """Turn what kombu and redis-py raise for a broken or refusing broker into BrokerUnreachableError."""
-    from kombu.exceptions import KombuError
+class ProbingPublisher(CeleryPublisher):
+    """Counts only what could be delivered; for the watchdog, to which a broker that refuses is one that is away."""
 
-    try:
-        from redis.exceptions import RedisError
-    except ImportError:  # pragma: no cover  (a declared dependency)
-        RedisError = OSError  # type: ignore[assignment,misc]  # noqa: N806
-    try:
-        yield
-    except (OSError, KombuError, RedisError) as error:
-        cause = error.__cause__ or error
-        reason = redact(str(cause)).rstrip(". ") or type(cause).__name__
-        if _answered(cause):
-            raise BrokerUnreachableError(
-                f"the broker at {redact(url)} refuses: {reason}; correct HELIX_REDIS_URL or the broker's settings"
-            ) from error
-        raise BrokerUnreachableError(
-            f"the broker at {redact(url)} does not answer: {reason}; "
-            "start it, or correct HELIX_REDIS_URL (unset, the worker runs a broker of its own)"
-        ) from error
-    except (ValueError, KeyError, TypeError, ImportError) as error:
-        # What kombu makes of a URL with an unknown scheme or a malformed port; ``broker_url`` lets none through.
-        raise ConfigurationError(
-            f"HELIX_REDIS_URL {redact(url)} is no broker URL ({redact(str(error))}); use redis://, rediss:// or redis+socket://"
-        ) from error
+    def depth(self) -> int:
+        """Return how many messages wait in the broker.
 
-
-def _answered(cause: BaseException) -> bool:
-    """Whether the broker itself said no (password, database number, full memory), so that starting it mends nothing."""
-    try:
-        from redis import exceptions
-    except ImportError:  # pragma: no cover  (a declared dependency)
-        return False
-    if isinstance(cause, exceptions.AuthenticationError):
-        return True
-    # Not answering is a ConnectionError of redis-py; so is an answer that the broker is still loading its file.
-    silent = (exceptions.ConnectionError, exceptions.TimeoutError)
-    return isinstance(cause, exceptions.RedisError) and not isinstance(cause, silent)
+        Raises:
+            BrokerUnreachableError: It does not answer, or it would not deliver one.
+            ConfigurationError: A key of the queue's name holds something else.
+        """
+        self.check_keys()
+        self.probe()
+        return super().depth()

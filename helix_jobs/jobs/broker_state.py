@@ -45,7 +45,7 @@ def read_broker_state(url: str, names: QueueNames | None) -> BrokerState:
     """Ask the server; without names, nothing about the queue.
 
     Raises:
-        BrokerUnreachableError: It does not answer, or may not be asked.
+        BrokerUnreachableError: It does not answer, may not be asked, or would not deliver a message.
         ConfigurationError: What lies under the queue's names cannot be the queue.
     """
     publisher = CeleryPublisher(url, names or QueueNames("none"))
@@ -53,6 +53,7 @@ def read_broker_state(url: str, names: QueueNames | None) -> BrokerState:
         if names is None:
             return publisher.ask(lambda client: _read(client, names, 0))
         publisher.check_keys()
+        publisher.probe()
         messages = publisher.depth()
         return publisher.ask(lambda client: _read(client, names, messages))
     finally:

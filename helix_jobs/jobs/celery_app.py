@@ -59,6 +59,9 @@ def celery_settings(settings: Settings, names: QueueNames) -> Mapping[str, Any]:
         "broker_connection_retry": True,
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
+        # A broker that answers "no" is waited for like one that is away.
+        "broker_channel_error_retry": True,
+        "worker_consumer": "helix_jobs.jobs.patient_consumer:PatientConsumer",
         # Jobs run on while the broker is away; the fence makes a second delivery harmless.
         "worker_cancel_long_running_tasks_on_connection_loss": False,
         "worker_hijack_root_logger": False,

@@ -350,8 +350,7 @@ class HelixClient:
         """
         from helix_jobs.jobs.broker import CeleryPublisher, EmbeddedBroker, broker_url, ping, read_queue_names
 
-        if self.settings.redis_url == MEMORY_URL:
-            # A broker in this process's memory would take the ids with it; each worker publishes into its own.
+        if self.settings.redis_url == MEMORY_URL:  # it would end with this process; each worker publishes into its own
             return None
         if self.settings.redis_url is not None:
             ping(broker_url(self.settings))

@@ -14,7 +14,9 @@ from celery.exceptions import CPendingDeprecationWarning, Reject
 from celery.platforms import EX_FAILURE, EX_OK
 from celery.worker import WorkController, state
 
-from helix_jobs.jobs import celery_app
+from helix_jobs.jobs import celery_app, remote_control
+from helix_jobs.jobs.patient_consumer import unless_refused
+from helix_jobs.jobs.vetted_transport import rejections
 
 if TYPE_CHECKING:
     from helix_jobs.jobs.queue_names import QueueNames
@@ -60,8 +62,11 @@ def make_consumer(settings: Settings, names: QueueNames, hostname: str) -> Consu
     state.should_stop = state.should_terminate = None
     # It recommends cancelling running jobs when the broker goes away; the fence makes that unnecessary.
     warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
+    for name in ("celery.worker.consumer.consumer", "kombu.transport.redis"):
+        logging.getLogger(name).addFilter(unless_refused)
     logging.getLogger("celery.worker.request").addFilter(_without_traceback)
     logging.getLogger("celery.app.trace").addFilter(_no_rejection)
+    remote_control.restrict(rejections.note)
     app = celery_app.configure(settings, names)
     # Mingle and gossip tell other workers' clocks and revoked tasks, at the price of a second at each start.
     return Consumer(app=app, hostname=f"helix-{os.getpid()}@{hostname}", without_mingle=True, without_gossip=True)

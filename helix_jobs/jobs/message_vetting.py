@@ -26,7 +26,7 @@ def is_envelope(raw: object) -> bool:
     if not isinstance(raw, dict) or not isinstance(raw.get("headers"), dict):
         return False
     properties = raw.get("properties")
-    if not isinstance(properties, dict) or not _is_name(properties.get("delivery_tag")):
+    if not isinstance(properties, dict) or not is_name(properties.get("delivery_tag")):
         return False
     delivery = properties.get("delivery_info")
     return (
@@ -66,7 +66,8 @@ def job_id_of(arguments: object) -> int | None:
     return None
 
 
-def _is_name(value: object) -> bool:
+def is_name(value: object) -> bool:
+    """Whether this is a short text that is not empty."""
     return isinstance(value, str) and 0 < len(value) <= MAX_NAME_CHARS
 
 
@@ -74,7 +75,7 @@ def _is_for_us(headers: Mapping[str, object], properties: Mapping[str, Any], que
     delivery, priority = properties["delivery_info"], properties.get("priority")
     return (
         headers.get("task") == TASK_NAME
-        and _is_name(headers.get("id"))
+        and is_name(headers.get("id"))
         and headers.keys() <= _HEADERS
         and (delivery["exchange"], delivery["routing_key"]) == ("", queue)
         and isinstance(priority, int)

@@ -29,6 +29,11 @@ class QueueNames:
 
     installation: str
 
+    @classmethod
+    def of_queue(cls, queue: str) -> QueueNames:
+        """The names of the installation whose queue is called so."""
+        return cls(queue.removeprefix("helix."))
+
     @property
     def queue(self) -> str:
         """The queue that carries job ids; also what remote control's exchange is named after."""

@@ -271,15 +271,17 @@ class Reconciler:
             self._tick_until_stopped()
 
     def _tick_until_stopped(self) -> None:
-        pause = self._config.interval
+        pause, said = self._config.interval, ""
         while not self._stop.is_set():
             self._came_round()
             try:
                 self.tick()
-                pause = self._config.interval
+                pause, said = self._config.interval, ""
             except HelixError as error:
                 self.counters.errors += 1
-                logger.warning("reconciler: %s; trying again in %.0f s", error, pause)
+                level = logging.DEBUG if str(error) == said else logging.WARNING
+                said = str(error)
+                logger.log(level, "reconciler: %s; it tries again until that is mended", error)
                 pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
             except Exception:
                 # This thread must outlive whatever a broker client may raise: without it lost jobs stay lost.

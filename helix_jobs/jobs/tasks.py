@@ -32,8 +32,8 @@ class JobService(Protocol):
     def cancel_job(self, job_id: int) -> None:
         """Cancel the job in the database."""
 
-    def count_rejected(self) -> None:
-        """Note that a message was dropped because it names no job."""
+    def count_rejected(self, count: int) -> None:
+        """Note that messages were dropped because no worker takes them."""
 
     def begin_drain(self) -> None:
         """Take no further jobs; hand back what is unfinished when the grace time is over."""

@@ -1,35 +1,85 @@
-"""VettedTransport: the Redis transport that hands over Helix's own messages only.
+"""VettedTransport: the Redis transport that hands over Helix's own messages and readable commands only.
 
 Without it a text that is no JSON ends Celery's loop, and whoever can write to Redis ends the worker with a few of them.
 """
 
 from __future__ import annotations
 
-import logging
+import json
+from functools import partial
 from queue import Empty
-from typing import Any
+from typing import Any, Final
+
+from celery.worker.control import Panel
+from redis.exceptions import ResponseError
 
 from helix_jobs.jobs import redis_transport, tasks
+from helix_jobs.jobs.junk_sweep import sweep
 from helix_jobs.jobs.message_vetting import is_envelope, job_id_of_message
-from helix_jobs.jobs.queue_names import is_job_queue
+from helix_jobs.jobs.queue_names import QueueNames, is_job_queue
+from helix_jobs.jobs.rejections import Rejections
+from helix_jobs.jobs.remote_control import is_command
 
-logger = logging.getLogger(__name__)
+_MAILBOX: Final = ".pidbox"
+
+
+def _count(messages: int) -> None:
+    service = tasks.bound_service()
+    if service is not None:
+        service.count_rejected(messages)
+
+
+rejections: Final = Rejections(_count)
 
 
 class VettedChannel(redis_transport.Channel):
-    """Drops what cannot be decoded."""
+    """Drops what cannot be decoded, and the junk behind it."""
+
+    may_sweep = True
 
     def _brpop_read(self, **options: Any) -> Any:  # noqa: ANN401  (kombu's signature)
-        self.connection.decoded = False
+        transport = self.connection
+        transport.decoded = transport.dropped = False
         try:
-            return super()._brpop_read(**options)  # type: ignore[no-untyped-call]  # kombu has few types
-        except (Empty, *self.connection_errors, *self.connection.channel_errors):
+            read = super()._brpop_read(**options)  # type: ignore[no-untyped-call]  # kombu has few types
+        except (Empty, *transport.connection_errors, *transport.channel_errors):
             raise
         except Exception as error:
-            if self.connection.decoded:
+            if transport.decoded:
                 raise
-            _drop(type(error).__name__)
-            return True
+            rejections.note(f"undecodable ({type(error).__name__})")
+            transport.dropped = True
+            read = True
+        if transport.dropped:
+            self._sweep()
+        return read
+
+    def _sweep(self) -> None:
+        """Where one message was junk more may follow."""
+        if not self.may_sweep:
+            return
+        queues = [queue for queue in self.active_queues if is_job_queue(queue)]
+        try:
+            with self.conn_or_acquire() as client:
+                for queue in queues:
+                    keys = QueueNames.of_queue(queue).lists
+                    dropped = sweep(client, keys, partial(_is_ours, queue))
+                    if dropped:
+                        rejections.note("none of ours", dropped)
+        except ResponseError:
+            # A server, or a user, without scripts: junk is popped one by one.
+            self.may_sweep = False
+
+    def _handle_message(self, client: Any, response: Any) -> Any:  # noqa: ANN401  (kombu's signature)
+        payload = super()._handle_message(client, response)  # type: ignore[no-untyped-call]
+        if str(_text(payload["type"])).endswith("message") and payload["data"]:
+            # As kombu reads it: /DATABASE.EXCHANGE, or with /KEY behind it.
+            exchange = _text(payload["channel"]).partition(".")[2].partition("/")[0]
+            queue = self._fanout_to_queue.get(exchange)
+            if queue is None or (queue.endswith(_MAILBOX) and not _is_command(payload["data"], queue)):
+                rejections.note("broadcasts that are no command")
+                payload["data"] = None  # kombu takes it for an empty one
+        return payload
 
 
 class VettedTransport(redis_transport.Transport):
@@ -37,17 +87,20 @@ class VettedTransport(redis_transport.Transport):
 
     Attributes:
         decoded: The message being read has been decoded; errors from here on are not its own.
+        dropped: It was none of ours.
     """
 
     Channel = VettedChannel
     decoded = False
+    dropped = False
 
     def _deliver(self, message: Any, queue: str) -> None:  # noqa: ANN401  (parsed JSON)
         self.decoded = True
         if is_job_queue(queue) and job_id_of_message(message, queue) is None:
-            _drop("none of ours")
+            self.dropped = True
+            rejections.note("none of ours")
         elif not is_envelope(message):
-            _drop("no message")
+            rejections.note("no message")
         else:
             super()._deliver(message, queue)  # type: ignore[no-untyped-call]
 
@@ -67,9 +120,20 @@ class AMQP(redis_transport.AMQP):
     Connection = Connection
 
 
-def _drop(why: str) -> None:
-    # Nothing of its contents: they are somebody else's, and may be large.
-    logger.warning("dropped a message that names no job (%s)", why)
-    service = tasks.bound_service()
-    if service is not None:
-        service.count_rejected()
+def _text(value: bytes | str) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+
+def _is_ours(queue: str, text: bytes) -> bool:
+    return job_id_of_message(_parsed(text), queue) is not None
+
+
+def _is_command(text: bytes, queue: str) -> bool:
+    return is_command(_parsed(text), queue, Panel.data)
+
+
+def _parsed(text: bytes) -> Any:  # noqa: ANN401  (parsed JSON)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None

@@ -54,7 +54,7 @@ class Look:
     """The worker's supply of jobs at one moment.
 
     Attributes:
-        deliveries: Jobs that were delivered to this worker since its start.
+        deliveries: Messages of any kind that were delivered to this worker since its start.
         idle_slots: Batch slots without a job; 0 also while the worker stops.
         backlog: Jobs that wait in the database.
         messages: Ids that wait in the broker; None when it does not answer.
@@ -206,7 +206,7 @@ class Watchdog:
 
     def _look(self) -> Look:
         """Ask for little while all is well: the database only about idle slots, the broker only about a backlog."""
-        look = Look(deliveries=self._service.counters.delivered, idle_slots=self._service.idle_slots)
+        look = Look(deliveries=self._service.counters.deliveries, idle_slots=self._service.idle_slots)
         if look.idle_slots == 0:
             return look
         with self._database.read() as c:

@@ -21,7 +21,15 @@ from typing import TYPE_CHECKING, Final
 from helix_jobs.errors import HelixError
 from helix_jobs.jobs import dead_man, engine_thread, store
 from helix_jobs.jobs.banner import WorkerBanner
-from helix_jobs.jobs.broker import CeleryPublisher, EmbeddedBroker, QueueNames, broker_url, ping, read_queue_names
+from helix_jobs.jobs.broker import (
+    CeleryPublisher,
+    EmbeddedBroker,
+    ProbingPublisher,
+    QueueNames,
+    broker_url,
+    ping,
+    read_queue_names,
+)
 from helix_jobs.jobs.database import Database, ensure_schema
 from helix_jobs.jobs.dead_man import DeadMansSwitch, Limit
 from helix_jobs.jobs.device_lock import DeviceLock
@@ -166,6 +174,7 @@ class _Worker:
         if self._embedded is None:
             ping(self._publisher.url)
             self._publisher.check_keys()
+            self._publisher.probe()
         else:
             self._embedded.start()
             self._stack.callback(self._leave_broker, self._embedded)
@@ -214,7 +223,7 @@ class _Worker:
         )
         self._watchdog = Watchdog(
             self._database,
-            CeleryPublisher(self._publisher.url, self._names),
+            ProbingPublisher(self._publisher.url, self._names),
             self._service,
             reconnect=self._reconnect,
             give_up=self._leave_for_supervisor,
@@ -260,6 +269,7 @@ class _Worker:
         """Run Celery until the worker is told to stop; returns the exit code."""
         from helix_jobs.jobs import tasks
         from helix_jobs.jobs.consumer import CONSUMER_FAILED, make_consumer, stop_consuming
+        from helix_jobs.jobs.vetted_transport import rejections
 
         supervisor = threading.Thread(
             target=self._supervise, args=(stop_consuming,), name="helix-supervisor", daemon=True
@@ -287,6 +297,7 @@ class _Worker:
         finally:
             if self._give_up_timer is not None:
                 self._give_up_timer.cancel()
+            rejections.close()
             tasks.bind_service(None)
             self._button.requests.put(None)
         if self._broken or self._gave_up:

@@ -35,3 +35,8 @@ class WorkerCounters:
     fenced: int = 0
     rejected_messages: int = 0
     void_messages: int = 0
+
+    @property
+    def deliveries(self) -> int:
+        """Whatever came from the broker, jobs or not: while it grows, the connection delivers."""
+        return self.delivered + self.rejected_messages

@@ -163,9 +163,9 @@ class WorkerService:
                 # was its only one. A job that has ended, or is someone else's, is not changed.
                 self._writer.submit(lambda c: store.unmark_published(c, [job_id]))
 
-    def count_rejected(self) -> None:
-        """Note that a message was dropped because it names no job."""
-        self._count(rejected_messages=1)
+    def count_rejected(self, count: int = 1) -> None:
+        """Note that messages were dropped because no worker takes them."""
+        self._count(rejected_messages=count)
 
     def abort_job(self, job_id: int) -> None:
         """Stop generating for this job, if it runs here. Unless it is cancelled as well, it returns to the queue."""

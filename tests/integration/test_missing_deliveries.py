@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import socket
-import subprocess
 import sys
 import threading
 from contextlib import contextmanager, suppress
@@ -12,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 from celery import Celery
+from quick_worker import start_quick_worker
 from redis import Redis
-from worker_box import ROOT, WorkerProcess, wait_until
+from worker_box import wait_until
 
 from helix_jobs.jobs.celery_app import celery_settings
 
@@ -28,35 +28,6 @@ pytestmark = [
     pytest.mark.skipif(sys.platform == "win32", reason="no embedded server on Windows"),
 ]
 
-# A real worker in every respect but how long it waits.
-QUICK_WORKER = """
-import functools, sys
-from helix_jobs.jobs import worker
-from helix_jobs.jobs.reconciler import Reconciler, ReconcilerConfig
-from helix_jobs.jobs.watchdog import Watchdog
-worker.Watchdog = functools.partial(Watchdog, window={window}, interval=0.2)
-worker.Reconciler = functools.partial(Reconciler, config=ReconcilerConfig(interval=0.2, unseen=0.5))
-sys.argv[0] = "worker.py"
-from helix_jobs.cli import main
-main(command="worker")
-"""
-
-
-def start_quick_worker(box: Box, window: float, **environment: str) -> WorkerProcess:
-    log_path = box.temporary / f"worker-{len(box.started)}.log"
-    with log_path.open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", QUICK_WORKER.format(window=window)],
-            cwd=box.temporary,
-            env=box.environment | environment | {"PYTHONPATH": str(ROOT)},
-            stdout=log,
-            stderr=log,
-        )
-    worker = WorkerProcess(process, log_path)
-    box.started.append(worker)
-    worker.wait_ready()
-    return worker
-
 
 def stop_consuming(box: Box) -> None:
     """Take the queue off the worker's consumer: a sound connection that nothing is asked of."""
@@ -69,7 +40,9 @@ def stop_consuming(box: Box) -> None:
 
 def test_a_consumer_that_stopped_asking_is_reconnected_and_running_jobs_go_on(services_box: Box) -> None:
     box = services_box
-    worker = start_quick_worker(box, 2.0, HELIX_FAKE_HANG="endless", HELIX_SHUTDOWN_GRACE="0")
+    worker = start_quick_worker(
+        box, 2.0, frozenset({"cancel_consumer"}), HELIX_FAKE_HANG="endless", HELIX_SHUTDOWN_GRACE="0"
+    )
     running = box.submit("endless story")
     box.wait_states(running, running=1)
     stop_consuming(box)
@@ -109,7 +82,7 @@ def test_a_worker_whose_deliveries_do_not_come_back_leaves_for_its_supervisor(se
 def test_a_broker_that_is_away_is_no_reason_to_leave(services_box: Box) -> None:
     box = services_box
     with half_open_proxy(box.settings.redis_url or "") as proxy:
-        worker = start_quick_worker(box, 0.6, HELIX_REDIS_URL=proxy.url)
+        worker = start_quick_worker(box, 0.6, HELIX_REDIS_URL=proxy.url, HELIX_LOG_LEVEL="debug")
         proxy.refuse()
         batch = box.submit(*[f"word {i}" for i in range(5)])
         wait_until(lambda: worker.log.count("reconciler: the broker at") >= 3, "the worker does not notice")
@@ -122,8 +95,8 @@ def test_a_broker_that_is_away_is_no_reason_to_leave(services_box: Box) -> None:
 class Proxy:
     """Stands between a worker and its broker.
 
-    While ``swallow_deliveries`` is set, a connection that asks for messages (BRPOP) hears nothing any more, and what it
-    says is not passed on, as behind a firewall that has forgotten it; every other connection works.
+    While ``swallow_deliveries`` is set, a connection that asks for messages (BRPOP of the queue) hears nothing any
+    more, and what it says is not passed on, as behind a firewall that has forgotten it; every other connection works.
     """
 
     def __init__(self, server: str) -> None:
@@ -162,7 +135,7 @@ class Proxy:
     def _pump(self, source: socket.socket, target: socket.socket, silent: threading.Event) -> None:
         try:
             while data := source.recv(65536):
-                if b"BRPOP" in data and self.swallow_deliveries.is_set():
+                if b"BRPOP" in data and b".probe." not in data and self.swallow_deliveries.is_set():
                     silent.set()
                     self.swallowed.set()
                 if not silent.is_set():

@@ -42,7 +42,7 @@ class _Nobody:
     def begin_drain(self) -> None:
         pass
 
-    def count_rejected(self) -> None:
+    def count_rejected(self, count: int) -> None:
         pass
 
 

@@ -88,7 +88,7 @@ class RedisServer:
         with self.client() as client:
             kept = [client.hlen(key) for key in client.scan_iter("helix.*.unacked")]
             noted = [client.zcard(key) for key in client.scan_iter("helix.*.unacked_index")]
-            return max(0, *kept, *noted)
+            return max([0, *kept, *noted])
 
     def unacked_jobs(self) -> dict[str, int | None]:
         """Delivery tag -> job id of the messages that are delivered and not acknowledged."""

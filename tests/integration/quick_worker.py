@@ -1,0 +1,45 @@
+"""Real workers that wait for seconds where others wait for a minute."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+from worker_box import ROOT, WorkerProcess
+
+if TYPE_CHECKING:
+    from worker_box import Box
+
+# A real worker in every respect but how long it waits.
+QUICK_WORKER = """
+import functools, sys
+from helix_jobs.jobs import remote_control, worker
+from helix_jobs.jobs.reconciler import Reconciler, ReconcilerConfig
+from helix_jobs.jobs.watchdog import Watchdog
+worker.Watchdog = functools.partial(Watchdog, window={window}, interval=0.2)
+worker.Reconciler = functools.partial(Reconciler, config=ReconcilerConfig(interval=0.2, unseen=0.5))
+remote_control.ANSWERED |= {answered!r}
+sys.argv[0] = "worker.py"
+from helix_jobs.cli import main
+main(command="worker")
+"""
+
+
+def start_quick_worker(
+    box: Box, window: float, answered: frozenset[str] = frozenset(), **environment: str
+) -> WorkerProcess:
+    """Start one whose watchdog acts after ``window`` seconds, and which answers these commands of Celery's as well."""
+    log_path = box.temporary / f"worker-{len(box.started)}.log"
+    with log_path.open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-W", "error", "-c", QUICK_WORKER.format(window=window, answered=answered)],
+            cwd=box.temporary,
+            env=box.environment | environment | {"PYTHONPATH": str(ROOT)},
+            stdout=log,
+            stderr=log,
+        )
+    worker = WorkerProcess(process, log_path)
+    box.started.append(worker)
+    worker.wait_ready()
+    return worker

@@ -1,0 +1,121 @@
+"""Messages and broadcasts that are none of Helix's: dropped, in blocks, and the worker lives."""
+
+from __future__ import annotations
+
+import re
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from redis import Redis
+from worker_box import Box, make_box, wait_until
+
+from helix_jobs.jobs.junk_sweep import BLOCK_MESSAGES, MAX_MESSAGE_BYTES, sweep
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = [
+    pytest.mark.redis,
+    pytest.mark.skipif(sys.platform == "win32", reason="no embedded server on Windows"),
+]
+
+JUNK = 20_000
+NO_BASE64 = (
+    b'{"body": "!!!", "content-type": "application/json", "content-encoding": "utf-8", "headers": {}, "properties": '
+    b'{"body_encoding": "base64", "delivery_tag": "t", "delivery_info": {"exchange": "", "routing_key": ""}}}'
+)
+
+
+@pytest.fixture
+def client(empty_redis: str) -> Iterator[Redis]:
+    with Redis(unix_socket_path=empty_redis.removeprefix("redis+socket://")) as opened:
+        yield opened
+
+
+@pytest.fixture
+def box(short_tmp: Path, empty_redis: str) -> Iterator[Box]:
+    made = make_box(short_tmp / "home", short_tmp, redis_url=empty_redis, database_url=None)
+    yield made
+    made.close()
+
+
+def is_ours(text: bytes) -> bool:
+    return text.startswith(b"ours")
+
+
+def test_the_junk_in_front_is_dropped_and_nothing_else(client: Redis) -> None:
+    client.rpush("list", "junk behind", "ours 2", "ours 1", "junk 3", "junk 2", "x" * (MAX_MESSAGE_BYTES + 1), "junk 1")
+    assert sweep(client, ["list", "no such list"], is_ours) == 4
+    assert client.lrange("list", 0, -1) == [b"junk behind", b"ours 2", b"ours 1"]
+    assert sweep(client, ["list"], is_ours) == 0
+
+
+def test_a_block_at_a_time(client: Redis) -> None:
+    client.rpush("list", *["junk"] * (BLOCK_MESSAGES + 7))
+    assert [sweep(client, ["list"], is_ours) for _ in range(3)] == [BLOCK_MESSAGES, 7, 0]
+
+
+def test_what_came_meanwhile_is_not_dropped(client: Redis) -> None:
+    client.rpush("list", "junk 2", "junk 1")
+
+    def look(text: bytes) -> bool:
+        if text == b"junk 2":
+            client.rpop("list")  # another worker takes one, and somebody puts one back
+            client.rpush("list", "ours")
+        return False
+
+    assert sweep(client, ["list"], look) == 0
+    assert client.lrange("list", 0, -1) == [b"junk 2", b"ours"]
+
+
+def test_a_flood_is_dropped_in_blocks_and_said_in_a_few_lines(box: Box, client: Redis) -> None:
+    worker = box.start_worker()
+    worker.send(signal.SIGSTOP)
+    with client.pipeline(transaction=False) as pipe:
+        for number in range(JUNK):
+            pipe.lpush(box.names.queue, b'{"no": "message %d"}' % number)
+        pipe.execute()
+    batch = box.submit(*[f"job {n}" for n in range(10)], priority=9)  # behind it, in the same list
+    client.config_resetstat()
+    worker.send(signal.SIGCONT)
+    box.wait_states(batch, succeeded=10)
+    assert client.info("commandstats")["cmdstat_brpop"]["calls"] < JUNK / 10, "it was popped one by one"
+    worker.send(signal.SIGTERM)
+    assert worker.wait() == 0
+    said = re.findall(r"dropped ([\d,]+) messages? from the broker", worker.log)
+    assert sum(int(count.replace(",", "")) for count in said) == JUNK
+    assert len(said) < 5
+    assert "Traceback" not in worker.log
+
+
+def test_broadcasts_that_are_no_commands_do_not_end_the_loop(box: Box, client: Redis) -> None:
+    worker = box.start_worker()
+    wait_until(client.pubsub_numpat, "the worker does not listen")
+    topic = f"/0.{box.names.queue}.pidbox"
+    heard = [
+        client.publish(topic, junk)
+        for junk in (
+            *(b"\x80\x04no json", b"[]", b"5", b"null", b"[" * 100_000, b"{}"),
+            NO_BASE64,
+        )
+        * 2
+    ]
+    assert heard == [1] * 14, "the worker listens"
+    batch = box.submit("one", "two")
+    box.wait_states(batch, succeeded=2)
+    celery = (sys.executable, "-m", "celery", "-A", "helix_jobs.jobs.celery_app")
+    refused = box.run(*celery, "control", "rate_limit", "helix.run_job", "1/h")
+    assert "does not take rate_limit" in refused.stdout + refused.stderr
+    refused = box.run(*celery, "control", "add_consumer", "evil")
+    assert "one queue" in refused.stdout + refused.stderr
+    assert "pong" in box.run(*celery, "inspect", "ping").stdout
+    batch = box.submit("three")
+    box.wait_states(batch, succeeded=1)
+    worker.send(signal.SIGTERM)
+    assert worker.wait() == 0
+    wait_until(lambda: "no command" in worker.log, worker.log)
+    assert "Traceback" not in worker.log
+    assert "ended unexpectedly" not in worker.log

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from helix_jobs.jobs.rejections import Rejections
+
+
+@pytest.fixture
+def counted() -> list[int]:
+    return []
+
+
+def test_the_first_is_said_at_once_and_the_rest_together(counted: list[int], caplog: pytest.LogCaptureFixture) -> None:
+    rejections = Rejections(counted.append)
+    with caplog.at_level(logging.WARNING):
+        rejections.note("none of ours")
+        for _ in range(1000):
+            rejections.note("none of ours", 3)
+        rejections.note("no message")
+        assert [record.message for record in caplog.records] == [
+            "dropped 1 message from the broker that no worker takes: 1 none of ours"
+        ]
+        rejections.close()
+    assert caplog.records[1].message == (
+        "dropped 3,001 messages from the broker that no worker takes: 3,000 none of ours, 1 no message"
+    )
+    assert sum(counted) == 3002
+    rejections.close()
+    assert len(caplog.records) == 2, "nothing is said twice"
+
+
+def test_each_minute_says_what_came_in_it(counted: list[int], caplog: pytest.LogCaptureFixture) -> None:
+    rejections = Rejections(counted.append, interval=0.05)
+    with caplog.at_level(logging.WARNING):
+        rejections.note("a")
+        rejections.note("b")
+        first = rejections._timer
+        assert first is not None
+        first.join(10)
+        second = rejections._timer
+        assert second is not None, "b was said, and another minute began"
+        second.join(10)
+        assert rejections._timer is None, "nothing came in it"
+        rejections.note("c")
+        rejections.close()
+    assert [record.message[-3:] for record in caplog.records] == ["1 a", "1 b", "1 c"]
