@@ -7,7 +7,7 @@ per sequence, and DirectML has no kernel for it at all.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -17,11 +17,6 @@ if TYPE_CHECKING:
     from helix_jobs.engine.kv_cache import PagedKVCache
     from helix_jobs.engine.native.kernels import NativeKernels
     from helix_jobs.engine.step_layout import AttentionGroup, StepLayout
-
-
-# Up to so many new tokens a sequence is attended for directly by compiled kernels. Trade-off: beyond, reading the cache
-# once for many queries by dense products pays for gathering it.
-MAX_DIRECT_QUERIES: Final = 17
 
 
 class AttentionClock:
@@ -100,9 +95,10 @@ def attend_natively(  # noqa: PLR0917  (as above)
     layout: StepLayout,
     native: NativeKernels,
 ) -> torch.Tensor:
-    """``attend`` with compiled kernels: few queries a sequence are solved straight from the cache, nothing is gathered.
+    """``attend`` with compiled kernels: every query is solved straight from the cache, nothing is gathered.
 
-    Long prompt chunks are still solved as dense groups: there the matrix products of torch are faster.
+    A query's result is a function of its own sequence alone, bit for bit: how a prompt is cut into chunks, what else is
+    in the step and how many tokens are verified together change nothing.
 
     Args:
         qkv: As for ``attend``.
@@ -124,33 +120,23 @@ def attend_natively(  # noqa: PLR0917  (as above)
         qkv.contiguous(), layout.positions, layout.write_rows, tables, cache.keys[index], cache.values[index],
         num_heads, num_kv_heads, head_dim,
     )  # fmt: skip
-    direct = layout.direct
-    if direct is None:
-        return _solve_groups(layout, queries.view(-1, num_heads, head_dim), cache, index, layer.scaling, native)
+    assert layout.direct is not None, "the layout was planned for compiled kernels"
     output = torch.empty_like(queries)
     native.paged_attention(
-        queries, cache.keys[index], cache.values[index], direct.slices, direct.blocks, output, num_heads, num_kv_heads,
-        cache.block_size, layer.scaling,
+        queries, cache.keys[index], cache.values[index], layout.direct.pieces, layout.direct.blocks, output, num_heads,
+        num_kv_heads, cache.block_size, layer.scaling,
     )  # fmt: skip
-    if layout.groups:
-        rest = _solve_groups(layout, queries.view(-1, num_heads, head_dim), cache, index, layer.scaling, native)
-        output.narrow(0, direct.num_tokens, len(rest)).copy_(rest)
     return output
 
 
-def _solve_groups(  # noqa: PLR0917  (as above)
-    layout: StepLayout,
-    queries: torch.Tensor,
-    cache: PagedKVCache,
-    index: int,
-    factor: float,
-    native: NativeKernels | None = None,
+def _solve_groups(
+    layout: StepLayout, queries: torch.Tensor, cache: PagedKVCache, index: int, factor: float
 ) -> torch.Tensor:
     """Solve every group; return the outputs of their tokens in packed order, ``[n, num_heads * head_dim]``."""
     if queries.dtype is torch.float16:
         # An unscaled product can leave float16's range; elsewhere scaling the fp32 scores rounds less.
         queries, factor = queries * factor, 1.0
-    outputs = [_solve(group, queries, cache, index, factor, native) for group in layout.groups]
+    outputs = [_solve(group, queries, cache, index, factor) for group in layout.groups]
     # [sum of n * q, num_heads * head_dim]
     output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     if layout.output_rows is not None:
@@ -158,13 +144,8 @@ def _solve_groups(  # noqa: PLR0917  (as above)
     return output
 
 
-def _solve(  # noqa: PLR0917  (as above)
-    group: AttentionGroup,
-    queries: torch.Tensor,
-    cache: PagedKVCache,
-    index: int,
-    scaling: float,
-    native: NativeKernels | None,
+def _solve(
+    group: AttentionGroup, queries: torch.Tensor, cache: PagedKVCache, index: int, scaling: float
 ) -> torch.Tensor:
     """Solve one group; return ``[n * q, num_heads * head_dim]``."""
     n, q, kv = group.num_rows, group.num_queries, cache.geometry.num_kv_heads
@@ -183,15 +164,11 @@ def _solve(  # noqa: PLR0917  (as above)
     if cache.is_on_directml:  # its products want their operands contiguous; elsewhere that is a copy for nothing
         grouped, keys = grouped.contiguous(), keys.contiguous()
     weights = torch.bmm(grouped, keys)
-    if native is not None and group.visible is not None:
-        native.masked_softmax(weights, group.visible, num_heads, scaling)
-    else:
-        assert group.mask is not None, "a layout is made for compiled kernels or for torch"
-        # One name for all of them: each goes as soon as the next is made, so that two at most are in memory.
-        weights = weights.float().mul_(scaling)
-        weights.view(n, num_heads, q, -1).add_(group.mask)
-        weights = torch.softmax(weights, dim=-1)
-        weights = weights.to(values.dtype)
+    # One name for all of them: each goes as soon as the next is made, so that two at most are in memory.
+    weights = weights.float().mul_(scaling)
+    weights.view(n, num_heads, q, -1).add_(group.mask)
+    weights = torch.softmax(weights, dim=-1)
+    weights = weights.to(values.dtype)
     # [n * kv, share * q, head_dim]
     output = torch.bmm(weights, values)
     return output.view(n, num_heads, q, head_dim).transpose(1, 2).reshape(n * q, num_heads * head_dim)

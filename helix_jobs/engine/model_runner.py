@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from helix_jobs.engine.attention import MAX_DIRECT_QUERIES, AttentionClock
+from helix_jobs.engine.attention import AttentionClock
 from helix_jobs.engine.decoder.decoder import padded_rows
 from helix_jobs.engine.kv_cache import PagedKVCache
 from helix_jobs.engine.step_layout import plan_step
@@ -41,7 +41,7 @@ class ModelRunner:
             self.cache.block_size,
             self._device,
             num_heads=self.decoder.num_heads,
-            max_direct_queries=0 if self.decoder.native is None else MAX_DIRECT_QUERIES,
+            is_native=self.decoder.native is not None,
         )
 
     def pack_tokens(self, layout: StepLayout, tokens: Sequence[Sequence[int]]) -> torch.Tensor:

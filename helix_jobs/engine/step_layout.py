@@ -1,8 +1,9 @@
 """StepLayout: how the tokens of one ragged step are packed, and which cache rows each of them reads and writes.
 
 Planned once a step with NumPy and used by every layer. Sequences are cut into *slices* (a sequence's new tokens of this
-step), slices are ordered so that those with like query and key lengths stand together, and each such *group* is one
-dense attention problem: no padding in the linear layers, little in attention.
+step). Compiled kernels attend for every slice straight from the cache. Without them slices are ordered so that those
+with like query and key lengths stand together, and each such *group* is one dense attention problem: no padding in the
+linear layers, little in attention.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 # Up to this many queries a slice forms groups of its exact length: decoding wastes nothing.
 _EXACT_QUERY_LENGTH: Final = 8
 _QUERY_BUCKET: Final = 32
+# Compiled kernels take so many queries of a slice at once: the scores of a longer piece would not stay in the caches.
+_DIRECT_QUERY_LENGTH: Final = 16
 # Longer prompt chunks are cut for attention, so that early queries do not pay for late keys.
 _MAX_QUERY_LENGTH: Final = 256
 # Groups with fewer blocks than this are not split any further: a call costs more than the padding.
@@ -66,8 +69,7 @@ class AttentionGroup:
         first_token: Where the group's queries start in the packed row, when they stand there densely.
         query_rows: ``[n * q]`` packed positions, when they do not.
         gather_rows: ``[n * num_kv_heads * num_blocks]`` rows of the cache's gather view.
-        mask: ``[n, 1, q, num_keys]`` additive fp32 mask; None for compiled kernels.
-        visible: ``[n, q]`` int32, how many of the first keys each query sees, for compiled kernels; else None.
+        mask: ``[n, 1, q, num_keys]`` additive fp32 mask.
     """
 
     num_rows: int
@@ -75,23 +77,20 @@ class AttentionGroup:
     first_token: int
     query_rows: torch.Tensor | None
     gather_rows: torch.Tensor
-    mask: torch.Tensor | None
-    visible: torch.Tensor | None
+    mask: torch.Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class DirectSlices:
-    """Slices that compiled kernels attend for straight from the cache. They come first in packed order.
+    """Slices, cut into short pieces, that compiled kernels attend for straight from the cache.
 
     Attributes:
-        slices: ``[num_slices, 4]`` int64: first token, number of tokens, start position, first entry in ``blocks``.
-        blocks: Their block tables one behind the other, int32.
-        num_tokens: Tokens of all of them.
+        pieces: ``[num_pieces, 4]`` int64: first token, number of tokens, start position, first entry in ``blocks``.
+        blocks: The slices' block tables one behind the other, int32.
     """
 
-    slices: torch.Tensor
+    pieces: torch.Tensor
     blocks: torch.Tensor
-    num_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +104,8 @@ class StepLayout:
         positions: ``[T]`` position of each token in its sequence.
         num_positions: All positions are below it.
         write_rows: ``[T * num_kv_heads]`` rows of the cache's token view, token-major.
-        direct: Slices that need no group, or None.
-        groups: Dense attention problems that cover every other token once.
+        direct: The whole step for compiled kernels, or None.
+        groups: Without compiled kernels: dense attention problems that cover every token once.
         output_rows: ``[T]`` where each of these tokens' attention output stands in the concatenated group outputs; None
             when the concatenation is already in packed order.
     """
@@ -139,7 +138,7 @@ def plan_step(
     device: torch.device,
     *,
     num_heads: int,
-    max_direct_queries: int = 0,
+    is_native: bool = False,
 ) -> StepLayout:
     """Pack slices and plan their attention.
 
@@ -149,18 +148,14 @@ def plan_step(
         block_size: Tokens a block.
         device: Where the index tensors go.
         num_heads: The model's query heads.
-        max_direct_queries: Slices of at most so many tokens form no group, but are attended for directly; above 0 for
-            compiled kernels only.
+        is_native: Compiled kernels attend: nothing is grouped, gathered or reordered.
     """
-    direct = [index for index, part in enumerate(slices) if part.num_tokens <= max_direct_queries]
-    pieces_by_key: dict[tuple[int, int], list[_Piece]] = {}
-    for piece in _cut(slices, num_heads, block_size):
-        if slices[piece.slice_index].num_tokens > max_direct_queries:
-            pieces_by_key.setdefault(_group_key(piece), []).append(piece)
-    grouped = [
-        group for key in sorted(pieces_by_key) for group in _split(pieces_by_key[key], num_heads, geometry, block_size)
-    ]
-    order = (*direct, *dict.fromkeys(piece.slice_index for pieces in grouped for piece in pieces))
+    grouped = [] if is_native else _grouped(slices, num_heads, geometry, block_size)
+    order = (
+        tuple(range(len(slices)))
+        if is_native
+        else tuple(dict.fromkeys(piece.slice_index for pieces in grouped for piece in pieces))
+    )
     offsets = [0] * len(slices)
     num_tokens = 0
     for index in order:
@@ -178,18 +173,14 @@ def plan_step(
     write_rows = (blocks[:, None] * geometry.num_kv_heads + heads) * block_size + (positions % block_size)[:, None]
 
     groups = []
-    num_direct = sum(slices[index].num_tokens for index in direct)
     output_rows = np.empty(num_tokens, dtype=np.int64)
     done = 0
     for pieces in grouped:
-        group, token_rows, places = _plan_group(
-            pieces, slices, offsets, tables, heads, block_size, device, native=max_direct_queries > 0
-        )
+        group, token_rows, places = _plan_group(pieces, slices, offsets, tables, heads, block_size, device)
         output_rows[token_rows] = done + places
         done += group.num_rows * group.num_queries
         groups.append(group)
-    output_rows = output_rows[num_direct:]
-    in_order = done == len(output_rows) and bool((output_rows == np.arange(done)).all())
+    in_order = is_native or (done == num_tokens and bool((output_rows == np.arange(done)).all()))
     return StepLayout(
         num_tokens=num_tokens,
         order=order,
@@ -197,22 +188,33 @@ def plan_step(
         positions=_upload(positions, device),
         num_positions=int(positions.max()) + 1,
         write_rows=_upload(write_rows.reshape(-1), device),
-        direct=_direct_slices(direct, slices, offsets, num_direct, block_size) if direct else None,
+        direct=_direct_slices(slices, offsets, block_size) if is_native else None,
         groups=tuple(groups),
         output_rows=None if in_order else _upload(output_rows, device),
     )
 
 
-def _direct_slices(
-    direct: Sequence[int], slices: Sequence[TokenSlice], offsets: Sequence[int], num_tokens: int, block_size: int
-) -> DirectSlices:
-    rows: list[tuple[int, int, int, int]] = []
+def _direct_slices(slices: Sequence[TokenSlice], offsets: Sequence[int], block_size: int) -> DirectSlices:
+    pieces: list[tuple[int, int, int, int]] = []
     blocks: list[int] = []
-    for index in direct:
-        part = slices[index]
-        rows.append((offsets[index], part.num_tokens, part.start, len(blocks)))
+    for first_token, part in zip(offsets, slices, strict=True):
+        for done in range(0, part.num_tokens, _DIRECT_QUERY_LENGTH):
+            num_tokens = min(_DIRECT_QUERY_LENGTH, part.num_tokens - done)
+            pieces.append((first_token + done, num_tokens, part.start + done, len(blocks)))
         blocks.extend(part.blocks[: _num_blocks(part.start + part.num_tokens, block_size)])
-    return DirectSlices(torch.tensor(rows, dtype=torch.int64), torch.tensor(blocks, dtype=torch.int32), num_tokens)
+    return DirectSlices(torch.tensor(pieces, dtype=torch.int64), torch.tensor(blocks, dtype=torch.int32))
+
+
+def _grouped(
+    slices: Sequence[TokenSlice], num_heads: int, geometry: CacheGeometry, block_size: int
+) -> list[list[_Piece]]:
+    """Pieces of like query and key lengths, together as far as memory allows."""
+    pieces_by_key: dict[tuple[int, int], list[_Piece]] = {}
+    for piece in _cut(slices, num_heads, block_size):
+        pieces_by_key.setdefault(_group_key(piece), []).append(piece)
+    return [
+        group for key in sorted(pieces_by_key) for group in _split(pieces_by_key[key], num_heads, geometry, block_size)
+    ]
 
 
 def _cut(slices: Sequence[TokenSlice], num_heads: int, block_size: int) -> list[_Piece]:
@@ -277,8 +279,6 @@ def _plan_group(  # noqa: PLR0917  (one call site; the step's arrays and its geo
     heads: IntArray,
     block_size: int,
     device: torch.device,
-    *,
-    native: bool,
 ) -> tuple[AttentionGroup, IntArray, IntArray]:
     """Plan one group; also return its tokens' packed positions and their places within the group's output."""
     counts = np.asarray([piece.num_queries for piece in pieces])
@@ -291,13 +291,8 @@ def _plan_group(  # noqa: PLR0917  (one call site; the step's arrays and its geo
     query_rows = firsts[:, None] + steps
     query_positions = starts[:, None] + steps
     keys = np.arange(num_blocks * block_size)
-    mask = visible = None
-    if native:
-        visible = torch.from_numpy((query_positions + 1).astype(np.int32))
-    else:
-        # [n, q, num_keys]
-        hidden = np.where(keys <= query_positions[:, :, None], np.float32(0.0), np.float32(_MASKED_SCORE))
-        mask = _upload(hidden, device).unsqueeze(1)
+    # [n, q, num_keys]
+    hidden = np.where(keys <= query_positions[:, :, None], np.float32(0.0), np.float32(_MASKED_SCORE))
     members = tables[[piece.slice_index for piece in pieces], :num_blocks]
     # [n, num_kv_heads, num_blocks]
     gather_rows = members[:, None, :] * len(heads) + heads[None, :, None]
@@ -313,8 +308,7 @@ def _plan_group(  # noqa: PLR0917  (one call site; the step's arrays and its geo
         # A view with an offset is a copy with a write-back on DirectML; there rows are always selected.
         query_rows=None if dense and device.type != DIRECTML_DEVICE_TYPE else _upload(flat_rows, device),
         gather_rows=_upload(gather_rows.reshape(-1), device),
-        mask=mask,
-        visible=visible,
+        mask=_upload(hidden, device).unsqueeze(1),
     )
     return group, flat_rows[places], places
 

@@ -102,7 +102,7 @@ class NativeInt8Decoder:
 
     def serves(self, layout: StepLayout) -> bool:
         """Whether it is the faster way through a step."""
-        return layout.num_tokens <= MAX_TOKENS and not layout.groups
+        return layout.num_tokens <= MAX_TOKENS
 
     def forward(
         self, hidden: torch.Tensor, layout: StepLayout, cache: PagedKVCache, clock: AttentionClock | None = None
@@ -120,14 +120,14 @@ class NativeInt8Decoder:
         """
         decoder, direct = self._decoder, layout.direct
         assert decoder.rotary is not None, "supports() asks for rotary positions"
-        assert direct is not None, "a step without groups is direct"
+        assert direct is not None, "the layout was planned for compiled kernels"
         if self._model is None or self._cache is not cache:
             self._model, self._cache = self._describe(cache), cache
         cos, sin = decoder.rotary.tables(layout.num_positions)
         seconds = ctypes.c_double(0.0)
         step = _Step(
-            layout.num_tokens, len(direct.slices), layout.positions.data_ptr(), layout.write_rows.data_ptr(),
-            direct.slices.data_ptr(), direct.blocks.data_ptr(), cos.data_ptr(), sin.data_ptr(),
+            layout.num_tokens, len(direct.pieces), layout.positions.data_ptr(), layout.write_rows.data_ptr(),
+            direct.pieces.data_ptr(), direct.blocks.data_ptr(), cos.data_ptr(), sin.data_ptr(),
             ctypes.pointer(seconds),
         )  # fmt: skip
         # [T, hidden_size]

@@ -68,59 +68,19 @@ void rotate_and_store(const T *qkv, const int64_t *positions, const int64_t *wri
 }
 
 template <typename T>
-void paged_attention(const T *queries, const T *keys, const T *values, const int64_t *slices, const int32_t *blocks,
-                   T *output, int64_t num_slices, int64_t heads, int64_t kv_heads, int64_t block_size, float scaling) {
+void paged_attention(const T *queries, const T *keys, const T *values, const int64_t *pieces, const int32_t *blocks,
+                   T *output, int64_t num_pieces, int64_t heads, int64_t kv_heads, int64_t block_size, float scaling) {
 #pragma omp parallel
     {
         std::vector<float> scratch;
 #pragma omp for schedule(dynamic, 1)
-        for (int64_t task = 0; task < num_slices * kv_heads; task++) {
+        for (int64_t task = 0; task < num_pieces * kv_heads; task++) {
             // first token, tokens, start position, first entry in blocks
-            const int64_t *slice = slices + task / kv_heads * 4;
-            int64_t offset = slice[0] * heads * kHeadDim;
-            attend_slice<T, T>(queries + offset, keys, values, blocks + slice[3], output + offset, slice[1],
-                                      slice[2], task % kv_heads, heads, kv_heads, block_size, scaling, scratch);
+            const int64_t *piece = pieces + task / kv_heads * 4;
+            int64_t offset = piece[0] * heads * kHeadDim;
+            attend_slice<T, T>(queries + offset, keys, values, blocks + piece[3], output + offset, piece[1],
+                                      piece[2], task % kv_heads, heads, kv_heads, block_size, scaling, scratch);
         }
-    }
-}
-
-// Scale scores, hide what a query must not see, and make attention weights of them, in place.
-template <typename T>
-void masked_softmax(T *scores, const int32_t *visible, int64_t slices, int64_t heads, int64_t queries, int64_t keys,
-                    float scaling) {
-#pragma omp parallel for schedule(static) if (slices * heads * queries * keys > kParallel)
-    for (int64_t row = 0; row < slices * heads * queries; row++) {
-        T *s = scores + row * keys;
-        int64_t seen = visible[row / (heads * queries) * queries + row % queries];
-        int64_t whole = seen / kLanes * kLanes;
-        // Scores are scaled as they are read: one more product is cheaper than one more pass.
-        vf highest = splat(-INFINITY), probe = {};
-        for (int64_t i = 0; i < whole; i += kLanes) {
-            vf v = load16(s + i);
-            highest = max16(highest, v);
-            probe += v * 0.0f;
-        }
-        float top = -INFINITY, rest = 0;
-        for (int i = 0; i < kLanes; i++) top = std::max(top, highest[i]);
-        float last[kLanes] = {};
-        if (whole < seen) store16(last, load_some(s + whole, seen - whole));
-        for (int64_t i = whole; i < seen; i++) {
-            top = std::max(top, last[i - whole]);
-            rest += last[i - whole] * 0.0f;
-        }
-        vf totals = {};
-        for (int64_t i = 0; i < whole; i += kLanes) totals += exp16((load16(s + i) - top) * scaling);
-        for (int64_t i = whole; i < seen; i++) {
-            last[i - whole] = exp16(splat((last[i - whole] - top) * scaling))[0];
-            rest += last[i - whole];
-        }
-        // exp16 makes a number of a NaN; what is not finite has to be seen.
-        float scale = 1.0f / (sum16(totals) + rest) + sum16(probe);
-        for (int64_t i = 0; i < whole; i += kLanes)
-            store16(s + i, exp16((load16(s + i) - top) * scaling) * scale);
-        for (int64_t i = whole; i < seen; i++) last[i - whole] *= scale;
-        if (whole < seen) store_some(s + whole, load16(last), seen - whole);
-        std::memset(s + seen, 0, (keys - seen) * sizeof(T));
     }
 }
 
@@ -179,15 +139,11 @@ void scale_rows(const float *product, const float *scales, const float *bias, co
         rotate_and_store(qkv, positions, write_rows, cos, sin, queries, keys, values, tokens, heads, kv_heads,       \
                          head_dim, rotary_dim);                                                                      \
     }                                                                                                                \
-    EXPORT void paged_attention_##NAME(const T *queries, const T *keys, const T *values, const int64_t *slices,     \
-                                       const int32_t *blocks, T *output, int64_t num_slices, int64_t heads,          \
+    EXPORT void paged_attention_##NAME(const T *queries, const T *keys, const T *values, const int64_t *pieces,     \
+                                       const int32_t *blocks, T *output, int64_t num_pieces, int64_t heads,          \
                                        int64_t kv_heads, int64_t block_size, float scaling) {                        \
-        paged_attention(queries, keys, values, slices, blocks, output, num_slices, heads, kv_heads, block_size,      \
+        paged_attention(queries, keys, values, pieces, blocks, output, num_pieces, heads, kv_heads, block_size,      \
                         scaling);                                                                                    \
-    }                                                                                                                \
-    EXPORT void masked_softmax_##NAME(T *scores, const int32_t *visible, int64_t slices, int64_t heads,             \
-                                      int64_t queries, int64_t keys, float scaling) {                                \
-        masked_softmax(scores, visible, slices, heads, queries, keys, scaling);                                      \
     }                                                                                                                \
     EXPORT void quantize_rows_##NAME(const T *x, uint8_t *y, float *scales, int64_t rows, int64_t size,             \
                                      float smallest, int32_t zero) {                                                 \

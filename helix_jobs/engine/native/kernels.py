@@ -26,7 +26,6 @@ _SIGNATURES: Final = {
     "gated_silu": (*[_POINTER] * 2, *[_SIZE] * 2),
     "rotate_and_store": (*[_POINTER] * 8, *[_SIZE] * 5),
     "paged_attention": (*[_POINTER] * 6, *[_SIZE] * 4, _FLOAT),
-    "masked_softmax": (*[_POINTER] * 2, *[_SIZE] * 4, _FLOAT),
     "quantize_rows": (*[_POINTER] * 3, *[_SIZE] * 2, _FLOAT, _INT),
     "scale_rows": (*[_POINTER] * 5, *[_SIZE] * 2),
 }
@@ -61,7 +60,6 @@ class NativeKernels:
         self._gated_silu = self._functions["gated_silu"]
         self._rotate_and_store = self._functions["rotate_and_store"]
         self._paged_attention = self._functions["paged_attention"]
-        self._masked_softmax = self._functions["masked_softmax"]
         self._quantize_rows = self._functions["quantize_rows"]
         self._scale_rows = self._functions["scale_rows"]
 
@@ -122,7 +120,7 @@ class NativeKernels:
         queries: torch.Tensor,
         keys: torch.Tensor,
         values: torch.Tensor,
-        slices: torch.Tensor,
+        pieces: torch.Tensor,
         blocks: torch.Tensor,
         output: torch.Tensor,
         num_heads: int,
@@ -130,38 +128,24 @@ class NativeKernels:
         block_size: int,
         scaling: float,
     ) -> None:
-        """Attend for whole slices, straight from the cache.
+        """Attend for slices, straight from the cache.
 
         Args:
             queries: ``[T, num_heads * head_dim]``, rotated.
             keys: A layer's pool.
             values: A layer's pool.
-            slices: ``[num_slices, 4]`` int64: first token, number of tokens, start position, first entry in ``blocks``.
+            pieces: ``[num_pieces, 4]`` int64: first token, number of tokens, start position, first entry in ``blocks``.
             blocks: Block tables one behind the other, int32.
-            output: ``[T, num_heads * head_dim]``; the slices' rows are written.
+            output: ``[T, num_heads * head_dim]``; the pieces' rows are written.
             num_heads: Query heads.
             num_kv_heads: Key-value heads.
             block_size: Tokens a block.
             scaling: Factor of the scores.
         """
         self._paged_attention(
-            queries.data_ptr(), keys.data_ptr(), values.data_ptr(), slices.data_ptr(), blocks.data_ptr(),
-            output.data_ptr(), len(slices), num_heads, num_kv_heads, block_size, scaling,
+            queries.data_ptr(), keys.data_ptr(), values.data_ptr(), pieces.data_ptr(), blocks.data_ptr(),
+            output.data_ptr(), len(pieces), num_heads, num_kv_heads, block_size, scaling,
         )  # fmt: skip
-
-    def masked_softmax(self, scores: torch.Tensor, visible: torch.Tensor, num_heads: int, scaling: float) -> None:
-        """Scale scores, hide what a query must not see, and make attention weights of them, in place.
-
-        Args:
-            scores: ``[n * num_kv_heads, share * q, num_keys]``
-            visible: ``[n, q]`` int32: how many of the first keys each query sees, at least one.
-            num_heads: Query heads, ``num_kv_heads * share``.
-            scaling: Factor of the scores, above 0.
-        """
-        slices, queries = visible.shape
-        self._masked_softmax(
-            scores.data_ptr(), visible.data_ptr(), slices, num_heads, queries, scores.shape[-1], scaling
-        )
 
     def quantize_rows(self, hidden: torch.Tensor, smallest: float, zero: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Round each row to whole numbers from -127 to 127, plus ``zero``.

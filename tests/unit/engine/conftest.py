@@ -1,7 +1,15 @@
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 import torch
+
+from helix_jobs.engine.native.build import build_library
+from helix_jobs.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.fixture(autouse=True)
@@ -11,3 +19,14 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def compiled_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where kernels for heads of 16 are compiled."""
+    made = tmp_path_factory.mktemp("native")
+    try:
+        build_library(made, 16)
+    except ConfigurationError as error:
+        pytest.skip(str(error))
+    return made

@@ -33,13 +33,8 @@ DTYPES = (torch.float32, torch.bfloat16)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("native")
-    try:
-        build_library(made, 16)
-    except ConfigurationError as error:
-        pytest.skip(str(error))
-    return made
+def folder(compiled_folder: Path) -> Path:
+    return compiled_folder
 
 
 @pytest.fixture(scope="module", params=DTYPES, ids=("float32", "bfloat16"))

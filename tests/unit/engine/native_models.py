@@ -1,0 +1,53 @@
+"""Tiny models that compute with compiled kernels, in both dtypes these kernels are for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tiny_models import CPU, EOS, copy_of, loaded, roughen, tiny_model
+
+from helix_jobs.engine.config import CacheConfig, EngineConfig, SpeculationConfig
+from helix_jobs.engine.decoder.families import build_decoder
+from helix_jobs.engine.decoder.int8_linear import quantize
+from helix_jobs.engine.engine import Engine
+from helix_jobs.engine.model_loader import LoadedModel, LoadedModels
+from helix_jobs.engine.model_runner import ModelRunner
+from helix_jobs.engine.native.kernels import load_kernels
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from helix_jobs.engine.decoder.decoder import Decoder
+
+DTYPES = (torch.float32, torch.bfloat16)
+HEAD_DIM = 16
+
+
+def compiled_decoder(folder: Path, dtype: torch.dtype, *, int8: bool = False) -> Decoder:
+    """A tiny Llama; ``int8`` gives its quantised copy."""
+    decoder = build_decoder(copy_of(roughen(tiny_model(head_dim=HEAD_DIM)).to(dtype), dtype))
+    return (quantize(decoder) if int8 else decoder).with_native(load_kernels(folder, dtype, CPU, HEAD_DIM))
+
+
+def compiled_runner(folder: Path, dtype: torch.dtype) -> ModelRunner:
+    return ModelRunner(compiled_decoder(folder, dtype), CacheConfig(num_blocks=120, block_size=4))
+
+
+def compiled_engine(
+    folder: Path, dtype: torch.dtype, *, speculation: SpeculationConfig, num_blocks: int = 400, **config: Any
+) -> Engine:
+    """The tiny Llama with its int8 copy as draft."""
+    template = loaded(tiny_model(head_dim=HEAD_DIM), None, (EOS,))
+    draft = LoadedModel("int8", compiled_decoder(folder, dtype, int8=True), is_int8=True)
+    models = LoadedModels(
+        LoadedModel("tiny", compiled_decoder(folder, dtype)),
+        draft if speculation.depth else None,
+        template.tokenizer,
+        template.eos_token_ids,
+        template.vocab_size,
+        template.max_context,
+    )
+    return Engine(
+        models, EngineConfig(speculation=speculation, **config), CacheConfig(num_blocks=num_blocks, block_size=4)
+    )

@@ -1,0 +1,96 @@
+"""The same answer in any company: a token's numbers do not depend on what else is computed with it, bit for bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from native_models import DTYPES, compiled_engine, compiled_runner
+from tiny_models import PROMPT, VOCAB_SIZE, request
+
+from helix_jobs.engine.config import SpeculationConfig
+from helix_jobs.engine.step_layout import TokenSlice
+
+NO_DRAFT = SpeculationConfig(depth=0, adaptive=False)
+DRAFTS = SpeculationConfig(depth=4, adaptive=False, lookup=True)
+
+
+def rows_of(runner, sequences, cuts):
+    """Last hidden states ``[tokens, hidden_size]`` of each sequence, computed in chunks that all run side by side.
+
+    Args:
+        runner: One model, whose cache is written from its first block on.
+        sequences: Token ids.
+        cuts: For each sequence how many tokens each of its chunks has.
+    """
+    block_size = runner.cache.block_size
+    blocks, free = [], 0
+    for tokens in sequences:
+        needed = -(-len(tokens) // block_size)
+        blocks.append(tuple(range(free, free + needed)))
+        free += needed
+    done = [0] * len(sequences)
+    parts = [[] for _ in sequences]
+    for step in range(max(map(len, cuts))):
+        active = [index for index, cut in enumerate(cuts) if step < len(cut)]
+        slices = [TokenSlice(cuts[index][step], done[index], blocks[index]) for index in active]
+        layout = runner.plan(slices)
+        chunks = [sequences[i][done[i] : done[i] + cuts[i][step]] for i in active]
+        hidden = runner.decoder.forward(runner.pack_tokens(layout, chunks), layout, runner.cache)
+        for place, index in enumerate(active):
+            parts[index].append(hidden[layout.offsets[place] : layout.offsets[place] + cuts[index][step]].clone())
+            done[index] += cuts[index][step]
+    return [torch.cat(part) for part in parts]
+
+
+@pytest.fixture(scope="module", params=DTYPES, ids=("float32", "bfloat16"))
+def runner(request, compiled_folder):
+    return compiled_runner(compiled_folder, request.param)
+
+
+@st.composite
+def cut_sequences(draw):
+    sequences = draw(
+        st.lists(st.lists(st.integers(0, VOCAB_SIZE - 1), min_size=1, max_size=70), min_size=1, max_size=5)
+    )
+    cuts = []
+    for tokens in sequences:
+        cut, left = [], len(tokens)
+        while left:
+            cut.append(draw(st.integers(1, left)))
+            left -= cut[-1]
+        cuts.append(cut)
+    return sequences, cuts
+
+
+@settings(max_examples=40, deadline=None)
+@given(cut_sequences())
+def test_a_prompts_numbers_do_not_depend_on_its_chunks_or_on_others(runner, made):
+    sequences, cuts = made
+    together = rows_of(runner, sequences, cuts)
+    for tokens, found in zip(sequences, together, strict=True):
+        (alone,) = rows_of(runner, [tokens], [[len(tokens)]])
+        assert torch.equal(found, alone)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=("float32", "bfloat16"))
+def test_outputs_are_the_same_alone_in_a_batch_with_drafts_and_after_preemption(compiled_folder, dtype):
+    prompts = [list(PROMPT), [7], list(range(2, 33)), [4] * 40, [5, 9, 11, 3] * 6, [*range(2, 33), 8, 9]]
+    requests = [request(str(index), prompt, max_tokens=24) for index, prompt in enumerate(prompts)]
+    outputs = {}
+    for name, settings_ in {
+        "alone": {"max_batch_size": 1, "speculation": NO_DRAFT},
+        "together": {"max_batch_size": 6, "speculation": NO_DRAFT},
+        "in small chunks": {"max_batch_size": 6, "speculation": NO_DRAFT, "token_budget": 7},
+        "with drafts": {"max_batch_size": 6, "speculation": DRAFTS, "token_budget": 20},
+        "alone with drafts": {"max_batch_size": 1, "speculation": DRAFTS},
+        "preempted": {"max_batch_size": 6, "speculation": DRAFTS, "num_blocks": 24},
+    }.items():
+        engine = compiled_engine(compiled_folder, dtype, **settings_)
+        outputs[name] = [result.output_token_ids for result in engine.generate(requests)]
+        if name == "preempted":
+            assert engine.counters().preemptions > 0
+        if "drafts" in name:
+            assert engine.counters().accepted_tokens > 0
+    assert all(found == outputs["alone"] for found in outputs.values()), outputs
