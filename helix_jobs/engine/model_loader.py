@@ -214,7 +214,7 @@ def load_models(
         check_vocabularies(target, target_source.tokenizer.get_vocab(), draft, draft_source.tokenizer.get_vocab())
     has_int8_copy = draft == INT8 and device.type == "cpu" and not is_int8
     check_device_memory(device, compute, target_source, draft_source, has_int8_copy=has_int8_copy)
-    prompts = PromptEncoder(target_source.tokenizer)
+    prompts = PromptEncoder(target_source.tokenizer, name=target)
     probe = prompts.probe()
 
     with explaining_shortage(device, "models were loaded", "use a smaller model, draft none, or a smaller dtype"):

@@ -12,22 +12,21 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import queue
-import signal
-import subprocess
 import threading
-import time
 import weakref
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-import psutil
-
+from helix_jobs.engine.bounded_process import (
+    BoundedProcess,
+    ProcessEndedError,
+    ProcessLimits,
+    RequestAtFaultError,
+)
 from helix_jobs.engine.chat_template import ContentForm, Probe
 from helix_jobs.errors import EngineError, InvalidRequestError, ModelError, PromptTooLongError
-from helix_jobs.python_child import import_path, python_command
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -38,10 +37,6 @@ logger = logging.getLogger(__name__)
 
 # A prompt waits so long for the process to be free before another one is started beside it.
 _PATIENCE: Final = 1.0
-# How often a process at work is looked at. Where it bounds itself, that is only the second line.
-_LOOK_EVERY: Final = 0.25
-# The longest answer: ids of a whole context. What is longer is no answer of ours.
-_MAX_ANSWER_BYTES: Final = 256 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,16 +48,14 @@ class PromptLimits:
     Attributes:
         seconds: Processor time, whatever its size; also for reading the tokenizer and trying the template.
         seconds_per_million_chars: Processor time on top, by the prompt's size.
-        memory_bytes: Memory beyond what the process has when it is idle.
-        wall_factor: Times the processor time that may pass on a clock: nothing here waits, but machines stall.
+        process: What its process may take beside that.
         processes: Processes at most; the second is there so that a long prompt does not hold up the others.
         bounds_itself: The process sets itself limits where its system has them. The worker watches it in any case.
     """
 
     seconds: float = 10.0
     seconds_per_million_chars: float = 60.0
-    memory_bytes: int = 2 * 1024**3
-    wall_factor: float = 20.0
+    process: ProcessLimits = field(default_factory=ProcessLimits)
     processes: int = 2
     bounds_itself: bool = True
 
@@ -80,16 +73,20 @@ class PromptEncoder:
     Args:
         tokenizer: A fast one, which has a ``tokenizer.json``.
         limits: What a prompt may take; None for the default.
+        name: What the person called the model.
 
     Raises:
         ModelError: The tokenizer is not a fast one.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, limits: PromptLimits | None = None) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, limits: PromptLimits | None = None, name: str = "served"
+    ) -> None:
+        self._name = name
         self._limits = limits or DEFAULT_LIMITS
-        self._setup = _describe(tokenizer, self._limits)
-        self._free: queue.LifoQueue[_Process] = queue.LifoQueue()
-        self._processes: set[_Process] = set()
+        self._setup = _describe(tokenizer, self._limits, name)
+        self._free: queue.LifoQueue[BoundedProcess] = queue.LifoQueue()
+        self._processes: set[BoundedProcess] = set()
         self._lock = threading.Lock()
         self._num_closed = 0
         weakref.finalize(self, _end, self._processes)
@@ -102,15 +99,17 @@ class PromptEncoder:
         """
         try:
             process = self._take()
-        except _ProcessEndedError as error:
+        except ProcessEndedError as error:
             raise ModelError(
-                f"the model's tokenizer or chat template cannot be used: trying them, the process {error}; use another "
-                "model, or put a sound chat template into its files"
+                f"model {self._name}: its tokenizer or chat template cannot be used: trying them, the process {error}; "
+                "use another model, or put a sound chat template into its files"
             ) from error
         self._free.put(process)
         ready = process.ready
         if ready["damage"]:
-            logger.warning("the chat template is damaged (%s); jobs with messages will fail", ready["damage"])
+            logger.warning(
+                "model %s: its chat template is damaged (%s); jobs with messages will fail", self._name, ready["damage"]
+            )
         if "forms" not in ready:
             return None
         return Probe(tuple(ContentForm(form) for form in ready["forms"]), ready["after_answer"])
@@ -162,18 +161,18 @@ class PromptEncoder:
         try:
             try:
                 answer = self._ask(line, seconds)
-            except _PromptAtFaultError:
+            except RequestAtFaultError:
                 raise
-            except _ProcessEndedError:  # by somebody, or by the system for want of memory: perhaps not for this prompt
+            except ProcessEndedError:  # by somebody, or by the system for want of memory: perhaps not for this prompt
                 if self._num_closed > num_closed:
                     raise
                 answer = self._ask(line, seconds)
-        except _PromptAtFaultError as error:
+        except RequestAtFaultError as error:
             raise InvalidRequestError(
                 "the model's chat template or tokenizer does not come to an end with this prompt: its process "
                 f"{error}; shorten it, or submit a prompt instead of messages"
             ) from error
-        except _ProcessEndedError as error:
+        except ProcessEndedError as error:
             raise EngineError(f"the process that tokenises prompts {error}; `retry` runs it again") from error
         if "refused" in answer:
             raise InvalidRequestError(answer["refused"])
@@ -188,14 +187,14 @@ class PromptEncoder:
         process = self._take()
         try:
             answer = process.ask(line, seconds)
-        except _ProcessEndedError:
+        except ProcessEndedError:
             with self._lock:
                 self._processes.discard(process)
             raise
         self._free.put(process)
         return answer
 
-    def _take(self) -> _Process:
+    def _take(self) -> BoundedProcess:
         """A process with nothing to do: the one used last, a new one, or, if there are enough, the next to be free."""
         while True:
             with self._lock:
@@ -210,161 +209,23 @@ class PromptEncoder:
             with self._lock:
                 if len(self._processes) >= self._limits.processes:
                     continue
-                process = _Process(self._limits)
+                process = BoundedProcess("helix_jobs.engine.prompt_process", self._limits.process)
                 self._processes.add(process)
             try:
-                process.start(self._setup)
-            except _ProcessEndedError:
+                process.start(self._setup, self._limits.seconds)
+            except ProcessEndedError:
                 with self._lock:
                     self._processes.discard(process)
                 raise
             return process
 
 
-class _ProcessEndedError(Exception):
-    """The process is gone; the text says how, as in "the process ..."."""
-
-
-class _PromptAtFaultError(_ProcessEndedError):
-    """It took more than a prompt may take, or crashed over it."""
-
-
-class _Process:
-    """One process, and a thread that writes to it and reads from it: pipes cannot be waited for on every system."""
-
-    def __init__(self, limits: PromptLimits) -> None:
-        self._limits = limits
-        self.ready: dict[str, Any] = {}
-        self._idle_bytes = 0
-        self._questions: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
-        self._process = subprocess.Popen(  # noqa: S603  (a fixed command line)
-            python_command("-m", "helix_jobs.engine.prompt_process"),
-            env={**os.environ, **import_path(), "TOKENIZERS_PARALLELISM": "false"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,  # a panic of the tokenizer may quote the prompt
-            start_new_session=True,  # Ctrl-C is for the worker
-        )
-        self._thread = threading.Thread(target=self._carry, name="helix-prompts", daemon=True)
-        self._thread.start()
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether it can be asked."""
-        return self._thread.is_alive() and self._process.poll() is None
-
-    def start(self, setup: bytes) -> None:
-        """Let it read the tokenizer and try the template.
-
-        Raises:
-            _ProcessEndedError: It did not get through.
-        """
-        self.ready = self.ask(setup, self._limits.seconds)
-        idle = self._usage()
-        self._idle_bytes = 0 if idle is None else idle.memory_bytes
-
-    def ask(self, line: bytes, seconds: float) -> dict[str, Any]:
-        """Send a line and wait for the answer.
-
-        Raises:
-            _ProcessEndedError: The process is gone.
-        """
-        began = time.monotonic()
-        first: _Usage | None = None
-        self._questions.put(line)
-        while True:
-            try:
-                answer = self._answers.get(timeout=_LOOK_EVERY)
-            except queue.Empty:
-                now = self._usage()
-                if now is None:
-                    continue  # it is ending; the thread will say so
-                first = first or now
-                used = _Usage(now.seconds - first.seconds, now.memory_bytes - self._idle_bytes)
-                excess = _excess(used, time.monotonic() - began, seconds, self._limits)
-                if excess:
-                    self.kill()
-                    raise _PromptAtFaultError(excess) from None
-                continue
-            if not answer.endswith(b"\n"):
-                raise self._epitaph(seconds)
-            parsed: dict[str, Any] = json.loads(answer)
-            return parsed
-
-    def kill(self) -> None:
-        """End it, whatever it does, and wait for that."""
-        with suppress(OSError):
-            self._process.kill()
-        self._questions.put(None)
-        self._thread.join()
-
-    def _carry(self) -> None:
-        stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin is not None
-        assert stdout is not None
-        with self._process, suppress(OSError):
-            while (line := self._questions.get()) is not None:
-                stdin.write(line)
-                stdin.flush()
-                answer = stdout.readline(_MAX_ANSWER_BYTES)
-                if not answer.endswith(b"\n"):
-                    break
-                self._answers.put(answer)
-            with suppress(OSError):
-                stdin.close()
-            self._process.kill()
-        self._answers.put(b"")
-
-    def _usage(self) -> _Usage | None:
-        try:
-            process = psutil.Process(self._process.pid)
-            times = process.cpu_times()
-            return _Usage(times.user + times.system, process.memory_info().rss)
-        except psutil.Error:
-            return None
-
-    def _epitaph(self, seconds: float) -> _ProcessEndedError:
-        code = self._process.wait()
-        name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        if name == "SIGPROF":
-            return _PromptAtFaultError(f"took more than {seconds:.0f} s of processor time")
-        if name in ("SIGABRT", "SIGSEGV", "SIGBUS", "SIGILL"):  # Rust aborts where memory ends
-            return _PromptAtFaultError(f"crashed ({name})")
-        return _ProcessEndedError(f"ended with {name}")
-
-
-@dataclass(frozen=True, slots=True)
-class _Usage:
-    """Processor time in seconds and resident memory in bytes."""
-
-    seconds: float
-    memory_bytes: int
-
-
-def _excess(used: _Usage, wall: float, seconds: float, limits: PromptLimits) -> str:
-    """What a process at work has taken too much of; empty while it has not."""
-    if used.seconds > seconds:
-        return f"took more than {seconds:.0f} s of processor time"
-    if used.memory_bytes > limits.memory_bytes:
-        return f"took more than {limits.memory_bytes / 1e9:.1f} GB of memory"
-    if wall > limits.wall_factor * seconds:
-        return f"did not answer for {wall:.0f} s"
-    return ""
-
-
-def _end(processes: set[_Process]) -> None:
-    with suppress(KeyError):  # empty, perhaps because another thread has taken the last
-        while True:
-            processes.pop().kill()
-
-
-def _describe(tokenizer: PreTrainedTokenizerBase, limits: PromptLimits) -> bytes:
+def _describe(tokenizer: PreTrainedTokenizerBase, limits: PromptLimits, name: str) -> bytes:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if not tokenizer.is_fast or backend is None:
         raise ModelError(
-            "the model's tokenizer is a program of its own (a slow tokenizer) and not served; convert it: load it with "
-            "transformers' AutoTokenizer and use_fast=True, and save it as tokenizer.json"
+            f"model {name}: its tokenizer is a program of its own (a slow tokenizer), which is not served; convert it: "
+            "load it with transformers' AutoTokenizer and use_fast=True, and save it as tokenizer.json"
         )
     setup = {
         "tokenizer": backend.to_str(),
@@ -373,7 +234,7 @@ def _describe(tokenizer: PreTrainedTokenizerBase, limits: PromptLimits) -> bytes
         "template": _template_of(tokenizer),
         "special_tokens": tokenizer.special_tokens_map,
         "seconds": limits.seconds if limits.bounds_itself else 0,
-        "memory_bytes": limits.memory_bytes if limits.bounds_itself else 0,
+        "memory_bytes": limits.process.memory_bytes if limits.bounds_itself else 0,
     }
     return json.dumps(setup, default=str).encode() + b"\n"
 
@@ -385,3 +246,9 @@ def _template_of(tokenizer: PreTrainedTokenizerBase) -> str | None:
         return str(tokenizer.get_chat_template())
     except ValueError:  # several by name, and none of them the default
         return None
+
+
+def _end(processes: set[BoundedProcess]) -> None:
+    with suppress(KeyError):  # empty, perhaps because another thread has taken the last
+        while True:
+            processes.pop().kill()

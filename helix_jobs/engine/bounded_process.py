@@ -1,0 +1,187 @@
+"""BoundedProcess: a Python process that answers line by line, and may take only so much of the machine for each."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final
+
+import psutil
+
+from helix_jobs.python_child import import_path, python_command
+
+# How often a process at work is looked at. Where it bounds itself, that is only the second line.
+_LOOK_EVERY: Final = 0.25
+# The longest answer: ids of a whole context. What is longer is no answer of ours.
+_MAX_ANSWER_BYTES: Final = 256 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessLimits:
+    """What a process may take.
+
+    Attributes:
+        memory_bytes: Memory beyond what it has when it is idle.
+        wall_factor: Times the processor time that may pass on a clock: nothing in it waits, but machines stall.
+    """
+
+    memory_bytes: int = 2 * 1024**3
+    wall_factor: float = 20.0
+
+
+class ProcessEndedError(Exception):
+    """The process is gone; the text says how, as in "the process ..."."""
+
+
+class RequestAtFaultError(ProcessEndedError):
+    """It took more than it may for what it was asked, or crashed over it."""
+
+
+class BoundedProcess:
+    """One process, and a thread that writes to it and reads from it: pipes cannot be waited for on every system.
+
+    Args:
+        module: What it runs; reads a line of JSON from standard input and answers with one.
+        limits: What it may take.
+
+    Attributes:
+        ready: Its answer to the setup.
+    """
+
+    def __init__(self, module: str, limits: ProcessLimits) -> None:
+        self._limits = limits
+        self.ready: dict[str, Any] = {}
+        self._idle_bytes = 0
+        self._questions: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+        self._process = subprocess.Popen(  # noqa: S603  (a fixed command line)
+            python_command("-m", module),
+            env=_environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,  # a library's panic may quote what it was asked
+            start_new_session=True,  # Ctrl-C is for the worker
+        )
+        self._thread = threading.Thread(target=self._carry, name="helix-process", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether it can be asked."""
+        return self._thread.is_alive() and self._process.poll() is None
+
+    def start(self, setup: bytes, seconds: float) -> None:
+        """Send the setup and wait for the answer.
+
+        Raises:
+            ProcessEndedError: It did not get through.
+        """
+        self.ready = self.ask(setup, seconds)
+        idle = self._usage()
+        self._idle_bytes = 0 if idle is None else idle.memory_bytes
+
+    def ask(self, line: bytes, seconds: float) -> dict[str, Any]:
+        """Send a line and wait for the answer.
+
+        Args:
+            line: JSON and a newline.
+            seconds: Processor time it may take.
+
+        Raises:
+            RequestAtFaultError: It took too much, and is gone.
+            ProcessEndedError: Somebody else has ended it.
+        """
+        began = time.monotonic()
+        first: Usage | None = None
+        self._questions.put(line)
+        while True:
+            try:
+                answer = self._answers.get(timeout=_LOOK_EVERY)
+            except queue.Empty:
+                now = self._usage()
+                if now is None:
+                    continue  # it is ending; the thread will say so
+                first = first or now
+                used = Usage(now.seconds - first.seconds, now.memory_bytes - self._idle_bytes)
+                excess = excess_of(used, time.monotonic() - began, seconds, self._limits)
+                if excess:
+                    self.kill()
+                    raise RequestAtFaultError(excess) from None
+                continue
+            if not answer.endswith(b"\n"):
+                raise self._epitaph(seconds)
+            parsed: dict[str, Any] = json.loads(answer)
+            return parsed
+
+    def kill(self) -> None:
+        """End it, whatever it does, and wait for that."""
+        with suppress(OSError):
+            self._process.kill()
+        self._questions.put(None)
+        self._thread.join()
+
+    def _carry(self) -> None:
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None
+        assert stdout is not None
+        with self._process, suppress(OSError):
+            while (line := self._questions.get()) is not None:
+                stdin.write(line)
+                stdin.flush()
+                answer = stdout.readline(_MAX_ANSWER_BYTES)
+                if not answer.endswith(b"\n"):
+                    break
+                self._answers.put(answer)
+            with suppress(OSError):
+                stdin.close()
+            self._process.kill()
+        self._answers.put(b"")
+
+    def _usage(self) -> Usage | None:
+        try:
+            process = psutil.Process(self._process.pid)
+            times = process.cpu_times()
+            return Usage(times.user + times.system, process.memory_info().rss)
+        except psutil.Error:
+            return None
+
+    def _epitaph(self, seconds: float) -> ProcessEndedError:
+        code = self._process.wait()
+        name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        if name == "SIGPROF":
+            return RequestAtFaultError(f"took more than {seconds:.3g} s of processor time")
+        if name in ("SIGABRT", "SIGSEGV", "SIGBUS", "SIGILL"):  # Rust aborts where memory ends
+            return RequestAtFaultError(f"crashed ({name})")
+        return ProcessEndedError(f"ended with {name}")
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Processor time in seconds and resident memory in bytes."""
+
+    seconds: float
+    memory_bytes: int
+
+
+def excess_of(used: Usage, wall: float, seconds: float, limits: ProcessLimits) -> str:
+    """What a process at work has taken too much of; empty while it has not."""
+    if used.seconds > seconds:
+        return f"took more than {seconds:.3g} s of processor time"
+    if used.memory_bytes > limits.memory_bytes:
+        return f"took more than {limits.memory_bytes / 1e9:.1f} GB of memory"
+    if wall > limits.wall_factor * seconds:
+        return f"did not answer for {wall:.0f} s"
+    return ""
+
+
+def _environment() -> dict[str, str]:
+    """Ours without Helix's settings, which hold passwords: a stranger's program may run in there."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("HELIX_")}
+    return {**kept, **import_path(), "TOKENIZERS_PARALLELISM": "false"}
