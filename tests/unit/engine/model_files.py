@@ -17,7 +17,7 @@ from helix_jobs.engine.architecture import rope_type
 from helix_jobs.engine.model_loader import LoadedModels, load_models
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 
 def save_checkpoint(folder: Path, model: Any = None, tok: Any = None, **save: Any) -> Path:
@@ -60,6 +60,10 @@ def write_gguf(
     settings: dict[str, Any] | None = None,
     *,
     pre: str = "gpt-2",
+    general: dict[str, Any] | None = None,
+    leave_out: Sequence[str] = (),
+    more: dict[str, torch.Tensor] | None = None,
+    quantized: gguf.GGMLQuantizationType | None = None,
     **overrides: Any,
 ) -> Any:
     """A model in float32, as llama.cpp converts it; returns the model.
@@ -69,6 +73,10 @@ def write_gguf(
         architecture: Of those in ``GGUF_ARCHITECTURES``.
         settings: Further ones, by their name after the architecture's.
         pre: How a byte-level vocabulary splits text into words.
+        general: Settings that are not the architecture's, by their whole name.
+        leave_out: Names of the architecture's settings that the file lacks.
+        more: Further tensors.
+        quantized: How the MLPs' matrices are stored.
         overrides: Of the model's configuration.
     """
     vocabulary = _sentence_pieces() if architecture == "phi3" else _byte_level_tokens()
@@ -92,9 +100,12 @@ def write_gguf(
         writer.add_layer_norm_rms_eps(config.rms_norm_eps)
         writer.add_rope_freq_base(10000.0)
         writer.add_rope_dimension_count(head_dim)
-    for key, value in (settings or {}).items():
-        add = writer.add_string if isinstance(value, str) else writer.add_uint32
-        add(f"{architecture}.{key}", value)
+    named = {f"{architecture}.{key}": value for key, value in (settings or {}).items()}
+    for key, value in {**named, **(general or {})}.items():
+        adds = {str: writer.add_string, bool: writer.add_bool, float: writer.add_float32, list: writer.add_array}
+        adds.get(type(value), writer.add_uint32)(key, value)
+    for key in leave_out:
+        del writer.kv_data[0][f"{architecture}.{key}"]
     _add_tokenizer(writer, vocabulary, pre)
     names = gguf.get_tensor_name_map(_GGUF_MODELS[architecture], config.num_hidden_layers)
     for name, weight in model.state_dict().items():
@@ -102,7 +113,13 @@ def write_gguf(
             continue
         theirs = names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert theirs is not None, name
-        writer.add_tensor(theirs, _gguf_weight(name, weight, config).contiguous().numpy().copy())
+        array = _gguf_weight(name, weight, config).contiguous().numpy().copy()
+        if quantized is not None and "ffn" in theirs and array.ndim > 1:
+            writer.add_tensor(theirs, gguf.quantize(array, quantized), raw_dtype=quantized)
+        else:
+            writer.add_tensor(theirs, array)
+    for name, weight in (more or {}).items():
+        writer.add_tensor(name, weight.numpy())
     if (factors := _rotary_factors(config)) is not None:
         writer.add_tensor("rope_freqs.weight", factors.numpy())
     writer.write_header_to_file()
