@@ -79,7 +79,7 @@ def build_gguf_tokenizer(name: str, architecture: str, vocabulary: Mapping[str, 
     ends = special.get("eos_token") if settings.get("add_eos_token", False) else None
     _surround(backend, begins, ends)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=False, **special)
-    tokenizer.chat_template = vocabulary.get("chat_template")
+    tokenizer.chat_template = _template(name, vocabulary.get("chat_template"))
     return tokenizer
 
 
@@ -120,6 +120,12 @@ def _damaged_choice(settings: Mapping[str, Any]) -> str | None:
         if not isinstance(settings.get(key, False), bool):
             return f"{key} is {settings[key]!r:.40}"
     return None if "model" in settings else "it does not say of which kind it is"
+
+
+def _template(name: str, template: object) -> str | None:
+    if template is not None and not isinstance(template, str):
+        raise ModelError(f"model {name}: the chat template of the GGUF file is no text; fetch it again")
+    return template
 
 
 def _byte_level(name: str, settings: Mapping[str, Any]) -> tuple[Tokenizer, bool]:

@@ -6,7 +6,7 @@ import logging
 from typing import TYPE_CHECKING
 
 from helix_jobs.engine.text import special_tokens
-from helix_jobs.errors import TokenizerMismatchError
+from helix_jobs.errors import ModelError, TokenizerMismatchError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,15 +42,21 @@ def check_vocabularies(target_name: str, target: Mapping[str, int], draft_name: 
 def end_token_ids(
     tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, generation: GenerationConfig | None
 ) -> frozenset[int]:
-    """Token ids that end any output: the generation config's, or else the config's, and the tokenizer's."""
-    ids: set[int] = set()
+    """Token ids that end any output: the generation config's, or else the config's, and the tokenizer's.
+
+    Raises:
+        ModelError: One of them is no number.
+    """
+    ids: list[object] = []
     sources = [getattr(generation, "eos_token_id", None), tokenizer.eos_token_id]
     if generation is None or generation.eos_token_id is None:
         sources.append(config.eos_token_id)
     for source in sources:
         if source is not None:
-            ids.update(source if isinstance(source, list | tuple) else [source])
-    return frozenset(int(token_id) for token_id in ids)
+            ids.extend(source if isinstance(source, list | tuple) else [source])
+    if strange := [token_id for token_id in ids if not isinstance(token_id, int)]:
+        raise ModelError(f"the model's files name {strange[0]!r:.40} as an end token (eos_token_id); correct that line")
+    return frozenset(token_id for token_id in ids if isinstance(token_id, int))
 
 
 def turn_end_ids(tokenizer: PreTrainedTokenizerBase, probe: Probe | None) -> frozenset[int]:

@@ -100,13 +100,13 @@ def write_gguf(
         writer.add_layer_norm_rms_eps(config.rms_norm_eps)
         writer.add_rope_freq_base(10000.0)
         writer.add_rope_dimension_count(head_dim)
+    _add_tokenizer(writer, vocabulary, pre)
     named = {f"{architecture}.{key}": value for key, value in (settings or {}).items()}
     for key, value in {**named, **(general or {})}.items():
         adds = {str: writer.add_string, bool: writer.add_bool, float: writer.add_float32, list: writer.add_array}
         adds.get(type(value), writer.add_uint32)(key, value)
     for key in leave_out:
         del writer.kv_data[0][f"{architecture}.{key}"]
-    _add_tokenizer(writer, vocabulary, pre)
     names = gguf.get_tensor_name_map(_GGUF_MODELS[architecture], config.num_hidden_layers)
     for name, weight in model.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
