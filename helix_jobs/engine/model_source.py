@@ -72,9 +72,14 @@ def open_source(name: str, home: Path, on_progress: Callable[[str], None]) -> Mo
             raise ModelError(f"model {name} needs a Python package that is not installed: {missing}") from error
         raise ModelNotFoundError(
             f"model {name}: its configuration or tokenizer cannot be read from {checkpoint.folder} "
-            f"({type(error).__name__}: {error}); fetch the model again, tokenizer files included"
+            f"({_words(error)}); fetch the model again, tokenizer files included"
         ) from error
     return ModelSource(checkpoint, config, tokenizer)
+
+
+def _words(error: Exception) -> str:
+    """What a library says, on one line; it may quote a whole file."""
+    return f"{type(error).__name__}: {' '.join(str(error).split()):.300}"
 
 
 def _num_layers(checkpoint: Checkpoint) -> object:
@@ -114,7 +119,7 @@ def read_weights(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
         raise
     except Exception as error:  # as above
         raise ModelError(
-            f"model {name}: the weights cannot be read ({type(error).__name__}: {error}); fetch the model again"
+            f"model {name}: the weights cannot be read ({_words(error)}); fetch the model again"
         ) from error
     model: PreTrainedModel = loaded[0]
     # The layout was right, so this is what transformers' own reader cannot map.
