@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from helix_jobs.settings import Settings
 
 SUBJECT = "database"
+LARGE_LOG_BYTES = 256 * 1024 * 1024
 _UPGRADE = "stop the workers that use it and run helix db upgrade"
 
 
@@ -53,6 +54,8 @@ def judge_state(state: DatabaseState, url: str) -> list[Verdict]:
         _judge_schema(state),
         _judge_writes(state),
     ]
+    if state.journal_mode == "wal":
+        verdicts.append(_judge_log(state.log_bytes))
     if state.journal_mode not in (None, "wal"):
         finding = f"SQLite's journal is {state.journal_mode!r} here instead of a write-ahead log"
         remedy = "move the file to a local disk, or use Postgres: readers and writers block each other"
@@ -60,6 +63,14 @@ def judge_state(state: DatabaseState, url: str) -> list[Verdict]:
     if state.skew_seconds is not None:
         verdicts.append(judge_skew(SUBJECT, state.skew_seconds))
     return verdicts
+
+
+def _judge_log(size: int) -> Verdict:
+    subject, finding = "database, log", f"a write-ahead log of {describe_bytes(size)}"
+    if size <= LARGE_LOG_BYTES:
+        return Verdict(subject, Level.OK, finding)
+    remedy = "a transaction that reads for long keeps it from being written back: end it, and the log is cut down"
+    return Verdict(subject, Level.WARNING, finding, remedy)
 
 
 def _judge_schema(state: DatabaseState) -> Verdict:

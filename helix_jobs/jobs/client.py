@@ -227,8 +227,9 @@ class HelixClient:
     ) -> Iterator[JobResult]:
         """Yield the results so far, page by page; also while the batch still runs.
 
-        Trade-off: all pages are one snapshot, so nothing is missed or seen twice, but the database keeps that snapshot
-        until the iterator is used up or closed.
+        Trade-off: each page is a snapshot of its own, so that a reader in a pager does not make the database keep all
+        that is written meanwhile. Of a batch that still runs, what ends meanwhile may be there or not, and a job
+        that is retried meanwhile may come twice.
 
         Args:
             batch_id: The batch.
@@ -244,18 +245,14 @@ class HelixClient:
         # Now, not at the first next(): a wrong id should be told where it is given.
         self.status(batch_id)
 
-        def pages() -> Iterator[JobResult]:
-            with self._database().read() as connection:
-                yield from store.iter_results(
-                    connection,
-                    batch_id,
-                    order=order,
-                    include_failed=include_failed,
-                    only_failed=only_failed,
-                    chunk=_RESULTS_PAGE,
-                )
-
-        return pages()
+        return store.iter_results(
+            self._database().read,
+            batch_id,
+            order=order,
+            include_failed=include_failed,
+            only_failed=only_failed,
+            chunk=_RESULTS_PAGE,
+        )
 
     def jobs(self, batch_id: str, *states: JobState) -> Iterator[JobSummary]:
         """Yield the ids of a batch's jobs with line, custom id and state; state by state as given, all if none is.
@@ -268,9 +265,8 @@ class HelixClient:
         self.status(batch_id)
 
         def pages() -> Iterator[JobSummary]:
-            with self._database().read() as connection:
-                for state in states or tuple(JobState):
-                    yield from store.iter_jobs(connection, batch_id, state)
+            for state in states or tuple(JobState):
+                yield from store.iter_jobs(self._database().read, batch_id, state)
 
         return pages()
 

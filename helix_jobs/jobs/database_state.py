@@ -30,6 +30,7 @@ class DatabaseState:
     Attributes:
         server: Name and version.
         size_bytes: What it takes on disk, a write-ahead log of SQLite's included.
+        log_bytes: Of these, SQLite's write-ahead log.
         revision: Of its schema; None while it is empty.
         journal_mode: SQLite's; None on Postgres.
         skew_seconds: How far its server's clock is ahead of this machine's; None on SQLite, which has none.
@@ -38,6 +39,7 @@ class DatabaseState:
 
     server: str
     size_bytes: int
+    log_bytes: int
     revision: str | None
     journal_mode: str | None
     skew_seconds: float | None
@@ -56,7 +58,8 @@ def read_database_state(database: Database) -> DatabaseState:
         if database.dialect == SQLITE:
             return DatabaseState(
                 server=f"SQLite {c.execute(text('SELECT sqlite_version()')).scalar_one()}",
-                size_bytes=_file_bytes(database),
+                size_bytes=_file_bytes(database, "", "-wal"),
+                log_bytes=_file_bytes(database, "-wal"),
                 revision=revision,
                 journal_mode=str(c.execute(text("PRAGMA journal_mode")).scalar_one()),
                 skew_seconds=None,
@@ -65,6 +68,7 @@ def read_database_state(database: Database) -> DatabaseState:
         return DatabaseState(
             server=f"PostgreSQL {c.execute(text('SHOW server_version')).scalar_one()}",
             size_bytes=int(c.execute(text("SELECT pg_database_size(current_database())")).scalar_one()),
+            log_bytes=0,
             revision=revision,
             journal_mode=None,
             skew_seconds=_skew(c),
@@ -110,9 +114,9 @@ def _skew(c: Connection) -> float:
     return theirs - (asked + time.time()) / 2
 
 
-def _file_bytes(database: Database) -> int:
+def _file_bytes(database: Database, *suffixes: str) -> int:
     file = database.sqlite_file
     if file is None:
         return 0
-    beside = (file, file.with_name(f"{file.name}-wal"))
+    beside = [file.with_name(f"{file.name}{suffix}") for suffix in suffixes]
     return sum(path.stat().st_size for path in beside if path.exists())

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from sqlalchemy import URL
 
 BUSY_TIMEOUT_SECONDS: Final = 10.0
+# What the write-ahead log is cut down to once it has been written back.
+LOG_LIMIT_BYTES: Final = 16 * 1024 * 1024
 _WAL_RETRY_SECONDS: Final = 0.01
 # Trade-off: synchronous=FULL costs an fsync for each commit; group commit shares it among up to 100 rows.
 _PRAGMAS: Final = (
@@ -19,6 +21,8 @@ _PRAGMAS: Final = (
     "PRAGMA foreign_keys=ON",
     "PRAGMA cache_size=-32768",
     "PRAGMA temp_store=MEMORY",
+    # A long reader makes the log grow, as it cannot be written back under it; without a limit it would keep that size.
+    f"PRAGMA journal_size_limit={LOG_LIMIT_BYTES}",
 )
 
 

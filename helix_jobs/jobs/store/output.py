@@ -14,9 +14,12 @@ from helix_jobs.jobs.states import JobState
 from helix_jobs.jobs.store.records import JobResult, JobSummary
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from sqlalchemy import Row
+
+    OpenRead = Callable[[], AbstractContextManager[Connection]]
 
 _UNREADABLE: Final = (
     "a stored row cannot be read ({}): someone changed it, or the disk is damaged; `helix db check` names it, "
@@ -61,7 +64,7 @@ _SUMMARY_COLUMNS: Final = (
 
 
 def iter_results(
-    c: Connection,
+    c: Connection | OpenRead,
     batch_id: str,
     *,
     order: Order = "line",
@@ -72,7 +75,9 @@ def iter_results(
     """Stream the batch's ended jobs; may be read while the batch runs.
 
     Args:
-        c: A connection kept open while the iterator is used. A read transaction gives one snapshot for all pages.
+        c: A connection kept open while the iterator is used, which gives one snapshot for all pages; or what opens a
+            read transaction, one for each page, so that whoever reads slowly keeps no snapshot. What ends meanwhile may
+            then be there or not, and a job that is retried meanwhile may come twice.
         batch_id: Whose.
         order: ``line``: as in the input. ``completion``: as they ended.
         include_failed: Failed and cancelled jobs too.
@@ -91,8 +96,10 @@ def iter_results(
     return _pages(c, query, order, chunk)
 
 
-def iter_jobs(c: Connection, batch_id: str, state: JobState, *, chunk: int = 1000) -> Iterator[JobSummary]:
+def iter_jobs(c: Connection | OpenRead, batch_id: str, state: JobState, *, chunk: int = 1000) -> Iterator[JobSummary]:
     """Stream the batch's jobs in ``state`` in the order of the input, without their requests and answers.
+
+    ``c`` as for ``iter_results``.
 
     Raises:
         NotFoundError: No such batch.
@@ -104,7 +111,7 @@ def iter_jobs(c: Connection, batch_id: str, state: JobState, *, chunk: int = 100
     def pages() -> Iterator[JobSummary]:
         last = 0
         while True:
-            rows = c.execute(query.where(jobs.c.line > last)).all()
+            rows = _rows(c, query.where(jobs.c.line > last))
             for row in rows:
                 yield JobSummary(**{**row._mapping, "state": state})  # noqa: SLF001  (SQLAlchemy's documented name)
             if len(rows) < chunk:
@@ -120,23 +127,23 @@ def get_job(c: Connection, job_id: int) -> JobResult:
     Raises:
         NotFoundError: No such job.
     """
-    rows = _readable(c, _QUERY.where(jobs.c.id == job_id))
+    rows = _rows(c, _QUERY.where(jobs.c.id == job_id))
     if not rows:
         raise NotFoundError(f"there is no job {job_id}; `helix status BATCH --jobs` lists job ids")
     return _job_result(rows[0])
 
 
-def _require_batch(c: Connection, batch_id: str) -> None:
-    if c.execute(select(batches.c.id).where(batches.c.id == batch_id)).first() is None:
+def _require_batch(c: Connection | OpenRead, batch_id: str) -> None:
+    if not _rows(c, select(batches.c.id).where(batches.c.id == batch_id)):
         raise NotFoundError(f"there is no batch {batch_id!r}; `helix list` shows the batches")
 
 
-def _pages(c: Connection, query: Select[Any], order: Order, chunk: int) -> Iterator[JobResult]:
+def _pages(c: Connection | OpenRead, query: Select[Any], order: Order, chunk: int) -> Iterator[JobResult]:
     by_line = order == "line"
     query = query.order_by(jobs.c.line) if by_line else query.order_by(jobs.c.finished_at, jobs.c.id)
     page = query
     while True:
-        rows = _readable(c, page)
+        rows = _rows(c, page)
         for row in rows:
             yield _job_result(row)
         if len(rows) < chunk:
@@ -148,12 +155,15 @@ def _pages(c: Connection, query: Select[Any], order: Order, chunk: int) -> Itera
             page = query.where(tuple_(jobs.c.finished_at, jobs.c.id) > tuple_(last.finished_at, last.job_id))
 
 
-def _readable(c: Connection, page: Select[Any]) -> Sequence[Row[*tuple[Any, ...]]]:
-    """The rows of a page.
+def _rows(c: Connection | OpenRead, page: Select[Any]) -> Sequence[Row[*tuple[Any, ...]]]:
+    """The rows of a page, in the transaction there is or in one of their own.
 
     Raises:
         UnreadableRowError: A value of one cannot be read as what it should be.
     """
+    if not isinstance(c, Connection):
+        with c() as own:
+            return _rows(own, page)
     try:
         return c.execute(page).all()
     except DBAPIError as error:
