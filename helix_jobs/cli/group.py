@@ -11,13 +11,17 @@ import json
 import logging
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 
 from helix_jobs import __version__
+from helix_jobs.cli.environment import misspelt_settings
 from helix_jobs.cli.interrupts import stoppable
+from helix_jobs.cli.streams import prepare_streams, require_output
+from helix_jobs.engine.sampling_params import SAMPLING_FIELDS
 from helix_jobs.errors import HelixError
 from helix_jobs.observability.logging import configure_logging
 from helix_jobs.redaction import redact
@@ -49,27 +53,55 @@ EXIT_CODES: Final = (
     "2 wrong usage or input, 3 broker or database unreachable, 130 interrupted."
 )
 INTERRUPTED: Final = 130
+_REMEDIES: Final = {
+    errno.ENOSPC: "; free some space there",
+    errno.EDQUOT: "; free some space there",
+    errno.EACCES: "; correct the permissions of it and of its directory, or name another place",
+    errno.EPERM: "; correct the permissions of it and of its directory, or name another place",
+    errno.EROFS: "; name another place",
+    errno.EMFILE: "; allow this process more open files (ulimit -n)",
+}
 CONTEXT_SETTINGS: Final = {"max_content_width": 100, "help_option_names": ["-h", "--help"]}
 
 
 class HelixCommand(click.Command):
-    """A command whose `HelixError` becomes one clear line on standard error and the error's exit code."""
+    """A command whose `HelixError` becomes one clear line on standard error and the error's exit code.
+
+    Attributes:
+        needs_output: Whether it is of no use without a standard output.
+    """
+
+    needs_output = True
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Refuse text that is not UTF-8 where it is given: no database and no stream could take it."""
+        rest = super().parse_args(ctx, args)
+        for parameter in self.params:
+            value = ctx.params.get(parameter.name or "")
+            texts = value if isinstance(value, tuple | list) else [value]
+            if not isinstance(parameter.type, click.Path) and any(map(_is_half_text, texts)):
+                raise click.BadParameter("holds bytes that are not UTF-8.", ctx, parameter)
+        return rest
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401  (click's signature)
         """Run the command; errors that are not Helix's own nor the system's keep their traceback, they are bugs."""
         try:
+            if self.needs_output:
+                require_output()
             with stoppable():
                 return super().invoke(ctx)
         except HelixError as error:
             fail(ctx, error, str(error), error.exit_code)
         except KeyboardInterrupt:
-            click.echo("\nInterrupted.", err=True)
+            with suppress(OSError):  # the terminal may be what has gone
+                click.echo("\nInterrupted.", err=True)
             ctx.exit(INTERRUPTED)
         except OSError as error:
             if error.errno == errno.EPIPE:  # the reader of our output has gone; click ends quietly
                 raise
             where = f": {error.filename}" if error.filename else ""
-            fail(ctx, error, f"{error.strerror or type(error).__name__}{where}", HelixError.exit_code)
+            remedy = _REMEDIES.get(error.errno or 0, "")
+            fail(ctx, error, f"{error.strerror or type(error).__name__}{where}{remedy}", HelixError.exit_code)
 
 
 class HelixGroup(click.Group):
@@ -123,10 +155,7 @@ def main(argv: Sequence[str] | None = None, *, command: str | None = None) -> No
         argv: Arguments without the program's name; None takes the process's own.
         command: Run this one command instead of the group; ``worker.py`` is ``worker`` alone.
     """
-    for stream in (sys.stdout, sys.stderr):
-        # A cp1252 or cp850 console cannot show every answer: show "?" for what it lacks rather than end in the middle.
-        if hasattr(stream, "reconfigure") and not stream.encoding.lower().startswith("utf"):
-            stream.reconfigure(errors="replace")
+    prepare_streams()
     target: click.Command | None = cli
     if command is not None:
         target = cli.get_command(click.Context(cli), command)
@@ -155,6 +184,8 @@ def settings_option(function: Callable[..., None]) -> Callable[..., None]:
         if log_level is not None:
             settings = dataclasses.replace(settings, log_level=log_level)
         configure_logging(log_level or default, settings.log_format)
+        for sentence in misspelt_settings(os.environ, {f"HELIX_{name.upper()}" for name in SAMPLING_FIELDS}):
+            logger.warning("%s", sentence)
         function(settings, *args, **kwargs)
 
     return command
@@ -171,7 +202,7 @@ def fail(ctx: click.Context, error: BaseException, message: str, exit_code: int,
     """Say what went wrong, on standard error for the person and with ``--json`` also on standard output, and exit."""
     message = redact(message)
     logger.debug("traceback of the error below", exc_info=error)
-    if ctx.params.get("as_json"):
+    if ctx.params.get("as_json") and sys.stdout is not None:
         body = {"type": type(error).__name__, "message": message, "exit_code": exit_code}
         echo_json({"error": {**body, **details}})
     print_error(message)
@@ -182,8 +213,11 @@ def print_error(message: str) -> None:
     """One line on standard error, in the form click gives usage errors."""
     from helix_jobs.cli.rendering import printable
 
-    click.secho("Error: ", fg="red", bold=True, nl=False, err=True)
-    click.echo(printable(message), err=True)
+    # click does not know https://no-color.org, which Rich obeys.
+    color = False if os.environ.get("NO_COLOR") else None
+    with suppress(OSError):  # where standard error has gone, the exit code still tells
+        click.secho("Error: ", fg="red", bold=True, nl=False, err=True, color=color)
+        click.echo(printable(message), err=True)
 
 
 def echo_json(value: object, *, one_line: bool = False) -> None:
@@ -191,7 +225,12 @@ def echo_json(value: object, *, one_line: bool = False) -> None:
     indent = 2 if sys.stdout.isatty() and not one_line else None
     # Escapes keep the output valid where the stream's encoding (cp1252) would lose characters.
     utf8 = (sys.stdout.encoding or "").lower().startswith("utf")
-    click.echo(json.dumps(value, ensure_ascii=not utf8, indent=indent))
+    text = json.dumps(value, ensure_ascii=not utf8, indent=indent)
+    if sys.stdout.isatty():
+        from helix_jobs.cli.rendering import escape_in_json
+
+        text = escape_in_json(text)
+    click.echo(text)
 
 
 def command_line(*arguments: str) -> str:
@@ -202,6 +241,11 @@ def command_line(*arguments: str) -> str:
             program, arguments = str(Path(program).with_name("worker.py")), arguments[1:]
         program = f"python {program}"
     return " ".join((program, *arguments))
+
+
+def _is_half_text(value: object) -> bool:
+    """Whether an argument held bytes that are not UTF-8, which Python keeps as halves of surrogate pairs."""
+    return isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def _could_be_a_file(argument: str) -> bool:

@@ -23,9 +23,9 @@ def cancel(settings: Settings, target: str, *, as_json: bool) -> None:
     submission did not finish is removed: none of its jobs was accepted. `status BATCH --jobs` lists jobs' numbers.
     """
     with open_client(settings) as client:
-        is_job = target.isdecimal()
+        is_job = target.isascii() and target.isdecimal()
         removed = not is_job and client.discard(target)
-        cancelled = 0 if removed else client.cancel(int(target) if is_job else target)
+        cancelled = 0 if removed else client.cancel(target)
     if as_json:
         echo_json({"id": target, "cancelled": cancelled, "removed": removed})
     elif removed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import unicodedata
 from typing import TYPE_CHECKING, Final
@@ -18,6 +19,9 @@ _MINUTE: Final = 60
 _HOUR: Final = 3600
 _DAY: Final = 86_400
 _TWO_DIGITS: Final = 10
+# Control, format, line and paragraph separator, half of a pair.
+_UNSEEN: Final = frozenset({"Cc", "Cf", "Zl", "Zp", "Cs"})
+_HARMLESS_IN_TEXT: Final = frozenset("\n\t\N{ZERO WIDTH JOINER}\N{ZERO WIDTH NON-JOINER}")
 
 
 def make_console(*, stderr: bool = False) -> Console:
@@ -53,21 +57,40 @@ def show(console: Console, renderable: RenderableType) -> None:
 
 
 def printable(text: str) -> str:
-    """Replace control characters, so that a model's output or a file's field cannot drive the terminal."""
+    """The text on one line of plain characters, so that no name and no library's words forge lines or drive terminals.
+
+    Line ends and tabs become blanks. Control, format (bidirectional, zero-width), separator and half characters are
+    shown as replaced.
+    """
+    return text if text.isprintable() else "".join(" " if c in "\n\t" else _replace(c) for c in text)
+
+
+def paragraphs(text: str) -> str:
+    """The same for a text of several lines, such as an answer. Joiners stay: emoji and some scripts need them."""
     if text.isprintable():
         return text
-    return "".join(
-        character
-        if character in "\n\t" or unicodedata.category(character) not in {"Cc", "Cs"}
-        else "\N{REPLACEMENT CHARACTER}"
-        for character in text
-    )
+    return "".join(c if c in _HARMLESS_IN_TEXT else _replace(c) for c in text)
+
+
+def escape_in_json(text: str) -> str:
+    """JSON for a terminal: the same characters as escapes, which mean the same to whoever copies it."""
+    if text.isascii() and "\x7f" not in text:
+        return text
+    return "".join(json.dumps(c)[1:-1] if c != "\n" and _is_unseen(c) else c for c in text).replace("\x7f", "\\u007f")
 
 
 def shorten(text: str, limit: int) -> str:
     """The text on one line, cut after ``limit`` characters with an ellipsis."""
-    flat = " ".join(printable(text[: 4 * limit]).split())
+    flat = " ".join(paragraphs(text[: 4 * limit]).split())
     return flat if len(flat) <= limit and len(text) <= 4 * limit else f"{flat[: limit - 1].rstrip()}…"
+
+
+def _replace(character: str) -> str:
+    return "\N{REPLACEMENT CHARACTER}" if _is_unseen(character) else character
+
+
+def _is_unseen(character: str) -> bool:
+    return unicodedata.category(character) in _UNSEEN
 
 
 def count(number: int, noun: str) -> str:

@@ -12,19 +12,20 @@ from typing import TYPE_CHECKING, Final, Literal
 import click
 
 from helix_jobs.cli.group import HelixCommand, command_line, echo_json, helix_options, open_client
-from helix_jobs.cli.rendering import count, make_console
+from helix_jobs.cli.rendering import count, escape_in_json, make_console, paragraphs, printable
 from helix_jobs.cli.views import print_answers
 from helix_jobs.jobs.states import JobState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+    from helix_jobs.jobs.export import ByteSink
     from helix_jobs.jobs.store import BatchStatus, JobResult
     from helix_jobs.settings import Settings
 
 # "text" is this module's; the others are the export's (a test holds them equal).
 FILE_FORMATS: Final = ("jsonl", "csv", "parquet", "openai")
-_SUFFIXES: Final = {".csv": "csv", ".parquet": "parquet"}
+_SUFFIXES: Final = {"": "jsonl", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
 _SHOWN: Final = 20
 
 
@@ -80,7 +81,7 @@ def results(
     if as_json:
         echo_json({"id": batch, "path": output, "format": chosen, "written": written})
     else:
-        click.echo(f"{count(written, 'result')} written to {output}", err=True)
+        click.echo(f"{count(written, 'result')} written to {printable(output)}", err=True)
         if not status.done:
             what = "The batch is still being submitted" if status.total is None else "The batch still runs"
             click.echo(f"{what}; there will be more.", err=True)
@@ -88,7 +89,13 @@ def results(
 
 def _default_format(output: str | None, *, as_json: bool) -> str:
     if output is not None:
-        return _SUFFIXES.get(Path(output).suffix.lower(), "jsonl")
+        suffix = Path(output).suffix.lower()
+        if suffix not in _SUFFIXES:
+            raise click.UsageError(
+                f"The name {printable(output)} says no format that Helix writes; name a .jsonl, .csv or .parquet file, "
+                "or give --format."
+            )
+        return _SUFFIXES[suffix]
     return "text" if sys.stdout.isatty() and not as_json else "jsonl"
 
 
@@ -97,16 +104,29 @@ def _write(rows: Iterator[JobResult], output: str | None, fmt: str) -> int:
 
     if output is not None:
         return export_results(rows, output, fmt)
-    stream = sys.stdout.buffer
+    stream: ByteSink = sys.stdout.buffer
+    if sys.stdout.isatty():
+        stream = _Terminal(paragraphs if fmt == "csv" else escape_in_json)
     try:
         written = export_results(rows, stream, fmt)
-        stream.flush()
+        sys.stdout.flush()
     except OSError as error:
         # Windows reports a reader that has gone as EINVAL.
         if os.name == "nt" and error.errno == errno.EINVAL:
             raise BrokenPipeError(errno.EPIPE, "the reader has gone") from error
         raise
     return written
+
+
+class _Terminal:
+    """Standard output where a person looks at it: what could drive the terminal is escaped or replaced."""
+
+    def __init__(self, harmless: Callable[[str], str]) -> None:
+        self._harmless = harmless
+
+    def write(self, data: bytes, /) -> None:
+        """Write whole characters, as every format but Parquet does."""
+        sys.stdout.write(self._harmless(data.decode()))
 
 
 def _show(status: BatchStatus, rows: Iterator[JobResult], *, failed: bool) -> None:

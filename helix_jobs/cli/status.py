@@ -105,7 +105,9 @@ def _explain_submitting(console: Console, batches: Sequence[BatchStatus]) -> Non
 
 
 @click.command("list", cls=HelixCommand)
-@click.option("--limit", type=click.IntRange(min=1), default=20, show_default=True, help="Newest batches to show.")
+@click.option(
+    "--limit", type=click.IntRange(1, 1_000_000), default=20, show_default=True, help="Newest batches to show."
+)
 @helix_options
 def list_batches(settings: Settings, limit: int, *, as_json: bool) -> None:
     """List batches, newest first."""

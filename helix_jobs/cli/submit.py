@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
@@ -15,6 +14,7 @@ from helix_jobs.cli.group import INTERRUPTED, HelixCommand, command_line, echo_j
 from helix_jobs.cli.progress import all_succeeded
 from helix_jobs.cli.rendering import count, is_interactive, make_console, percent, printable, show, working
 from helix_jobs.cli.sampling_options import sampling_options
+from helix_jobs.cli.streams import standard_input
 from helix_jobs.cli.views import bad_line_json, bad_lines_view, batch_json, print_answers
 from helix_jobs.errors import HelixError, InvalidInputError, UnreachableError
 from helix_jobs.jobs.states import JobState
@@ -54,6 +54,12 @@ def _parse_metadata(ctx: click.Context, parameter: click.Parameter, values: tupl
 )
 @click.option("--name", help="What to call the batch.")
 @click.option("--skip-invalid", is_flag=True, help="Enqueue the good lines; write the bad ones to FILE.invalid.jsonl.")
+@click.option(
+    "--rejects",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="Where --skip-invalid writes the bad lines instead.",
+)
 @click.option("--idempotency-key", metavar="KEY", help="Submitting the same file under the same key again is harmless.")
 @click.option(
     "--metadata", multiple=True, callback=_parse_metadata, metavar="KEY=VALUE", help="Store with the batch; repeatable."
@@ -70,6 +76,7 @@ def submit(
     local: bool,
     name: str | None,
     skip_invalid: bool,
+    rejects: str | None,
     idempotency_key: str | None,
     as_json: bool,
 ) -> None:
@@ -78,14 +85,17 @@ def submit(
     FILE holds one JSON object a line: {"prompt": "..."}, {"messages": [...]} or an OpenAI Batch line. If a line is
     bad, every bad line is listed and nothing is enqueued. The sampling options are defaults for lines that do not say.
     """
+    if rejects is not None and not skip_invalid:
+        raise click.UsageError("--rejects needs --skip-invalid.")
     console = make_console(stderr=True)
-    source = "standard input" if file == _STANDARD_INPUT else file
+    source = "standard input" if file == _STANDARD_INPUT else printable(file)
     options = {
         "name": name,
         "defaults": defaults,
         "idempotency_key": idempotency_key,
         "metadata": metadata or None,
         "skip_invalid": skip_invalid,
+        "rejects": (rejects or _place_for_bad_lines(file)) if skip_invalid else None,
     }
     with open_client(settings) as client:
         submission = _store(client, file, source, options, console, as_json=as_json)
@@ -115,18 +125,16 @@ def _store(
     client: HelixClient, file: str, source: str, options: dict[str, Any], console: Console, *, as_json: bool
 ) -> Submission:
     """Hand the lines to the client; report the bad ones."""
-    standard_input = file == _STANDARD_INPUT
-    if standard_input and sys.stdin.isatty():
+    stream = standard_input() if file == _STANDARD_INPUT else None
+    if stream is not None and stream.isatty():
         console.print("Reading prompts from the keyboard, one JSON object a line; end with Ctrl-D (Windows: Ctrl-Z).")
-    rejects = "stdin.invalid.jsonl" if standard_input else f"{file}.invalid.jsonl"
     reached = _Reached()
     try:
         with _reading(console, source) as on_progress:
             submission = client.submit(
-                sys.stdin.buffer if standard_input else Path(file),
+                Path(file) if stream is None else stream,
                 on_progress=on_progress,
                 on_stage=reached.note,
-                rejects=rejects if options["skip_invalid"] else None,
                 **options,
             )
     except InvalidInputError as error:
@@ -136,7 +144,9 @@ def _store(
     if submission.invalid_count:
         _print_bad_lines(submission.invalid, submission.invalid_count, console)
         skipped = count(submission.invalid_count, "bad line")
-        console.print(f"{skipped} skipped and written to {rejects}", style="yellow", soft_wrap=True)
+        console.print(
+            f"{skipped} skipped and written to {printable(options['rejects'])}", style="yellow", soft_wrap=True
+        )
     if not as_json:
         jobs = count(submission.total, "job")
         known = f"This idempotency key names a batch with these {jobs} already: {submission.batch_id}"
@@ -197,6 +207,13 @@ def _refuse(error: InvalidInputError, source: str, console: Console) -> NoReturn
         "Correct the file, or enqueue the other lines with --skip-invalid"
     )
     fail(ctx, error, message, error.exit_code, **details)
+
+
+def _place_for_bad_lines(file: str) -> str:
+    """Beside the input, or in the working directory where it lies in none: a pipe, a process substitution."""
+    if file == _STANDARD_INPUT:
+        return "stdin.invalid.jsonl"
+    return f"{file}.invalid.jsonl" if Path(file).is_file() else "input.invalid.jsonl"
 
 
 def _print_bad_lines(bad_lines: Sequence[BadLine], total: int, console: Console) -> None:
@@ -308,11 +325,9 @@ def _reading(console: Console, source: str) -> Iterator[Callable[[SubmitProgress
             else ""
         )
         bad = f", {progress.invalid:,} bad" if progress.invalid else ""
-        display.update(
-            f"Reading {printable(source)}: {count(progress.accepted + progress.invalid, 'line')}{bad}{share}"
-        )
+        display.update(f"Reading {source}: {count(progress.accepted + progress.invalid, 'line')}{bad}{share}")
 
-    with working(console, f"Reading {printable(source)}") as display:
+    with working(console, f"Reading {source}") as display:
         yield show
 
 

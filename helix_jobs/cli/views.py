@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from helix_jobs.cli.rendering import clock_time, count, duration, percent, printable, rate, shorten, show, timestamp
+from helix_jobs.cli.rendering import (
+    clock_time,
+    count,
+    duration,
+    paragraphs,
+    percent,
+    printable,
+    rate,
+    shorten,
+    show,
+    timestamp,
+)
 from helix_jobs.jobs.states import BatchState, JobState
 
 if TYPE_CHECKING:
@@ -85,7 +96,7 @@ def job_json(job: JobSummary) -> dict[str, Any]:
 def job_line(job: JobSummary) -> str:
     """One job on one line, in columns: a million of them are printed as they are read."""
     reason = f"  {job.error_code}" if job.error_code else ""
-    return f"{job.job_id:>9}  {job.line:>9}  {job.state:<9}  {shorten(job.custom_id or '-', 60)}{reason}"
+    return f"{job.job_id:>9}  {job.line:>9}  {job.state:<9}  {shorten(printable(job.custom_id or '-'), 60)}{reason}"
 
 
 JOB_HEADER: Final = f"{'JOB':>9}  {'LINE':>9}  {'STATE':<9}  CUSTOM_ID"
@@ -222,7 +233,7 @@ def bad_lines_view(bad_lines: Sequence[BadLine]) -> Table:
     table.add_column("REASON", overflow="fold")
     table.add_column("REMEDY", overflow="fold")
     for bad in bad_lines:
-        cells = (shorten(bad.field or "", 60), shorten(bad.reason, 300), shorten(bad.remedy, 300))
+        cells = (shorten(printable(bad.field or ""), 60), shorten(bad.reason, 300), shorten(bad.remedy, 300))
         table.add_row(f"{bad.line:,}", *(Text(cell) for cell in cells))
     return table
 
@@ -256,7 +267,7 @@ def prompt_text(request: object) -> str:
 
 def _shorten_answer(text: str) -> str:
     """A few lines and a few hundred characters; paragraphs stay paragraphs."""
-    lines = [line.rstrip() for line in printable(text.strip()).splitlines() if line.strip()]
+    lines = [line.rstrip() for line in paragraphs(text.strip()).splitlines() if line.strip()]
     kept = "\n".join(lines[:_SHOWN_LINES])
     if len(kept) > _SHOWN_ANSWER:
         return kept[: _SHOWN_ANSWER - 1].rstrip() + "…"

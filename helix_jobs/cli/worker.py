@@ -10,6 +10,7 @@ import click
 
 from helix_jobs.cli.group import CONTEXT_SETTINGS, HelixCommand, helix_options
 from helix_jobs.cli.rendering import make_console, printable, show
+from helix_jobs.cli.streams import discard_output
 from helix_jobs.cli.views import facts_view
 from helix_jobs.observability.logging import configure_logging
 from helix_jobs.settings import DTYPES, LOG_FORMATS, MAX_DEPTH
@@ -25,12 +26,23 @@ logger = logging.getLogger(__name__)
 
 def _read_depth(_context: click.Context, _option: click.Parameter, text: str | None) -> str | None:
     """Check it here, so that the error names the flag."""
-    if text is not None and text != "auto" and not (text.isdecimal() and int(text) <= MAX_DEPTH):
+    if text is not None and text != "auto" and not (text.isascii() and text.isdecimal() and int(text) <= MAX_DEPTH):
         raise click.BadParameter(f"{text!r}; give auto, or a whole number from 0 (off) to {MAX_DEPTH}")
     return text
 
 
-@click.command("worker", cls=HelixCommand, context_settings=CONTEXT_SETTINGS)
+class _WorkerCommand(HelixCommand):
+    """The worker's work is not what it prints: it runs with its standard output closed, too."""
+
+    needs_output = False
+
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401  (click's signature)
+        """Run the worker."""
+        discard_output()
+        return super().invoke(ctx)
+
+
+@click.command("worker", cls=_WorkerCommand, context_settings=CONTEXT_SETTINGS)
 @click.option("--target", "target_model", metavar="MODEL", help="Target model: hub id, directory, .gguf file, or demo.")
 @click.option(
     "--draft",

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal, Self
 
 from helix_jobs.engine.sampling_params import SamplingParams
-from helix_jobs.errors import HelixError, UnfinishedSubmissionError
+from helix_jobs.errors import HelixError, NotFoundError, UnfinishedSubmissionError
 from helix_jobs.jobs.batch_labels import checked_key, storable_metadata, storable_text
 from helix_jobs.jobs.sources import RejectsFile, open_source
 from helix_jobs.jobs.states import JobState
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# The largest number that both databases have.
+MAX_ID: Final = 2**63 - 1
 _PUBLISH_CHUNK: Final = 1000
 _FIRST_POLL: Final = 0.05
 # Nothing tells a submission that died from one that reads a slow pipe; this long without a line is worth a word.
@@ -96,7 +98,8 @@ class HelixClient:
                 finishes it if that submission was interrupted.
             metadata: Stored with the batch.
             skip_invalid: Enqueue the good lines although there are bad ones.
-            rejects: A path or binary stream that receives the bytes of bad lines; a path is made when there is one.
+            rejects: A path or binary stream that receives the bytes of bad lines; a path is made when there is one, and
+                replaced whole.
             on_invalid: Called with each bad line, as it is found.
             on_progress: Called about every thousand lines.
             on_stage: Told how much has become true, with the batch id, at each change: whoever interrupts this call
@@ -121,7 +124,7 @@ class HelixClient:
         now = datetime.now(UTC)
         with ExitStack() as stack:
             lines = stack.enter_context(open_source(source))
-            sink = stack.enter_context(RejectsFile(rejects)) if rejects is not None else None
+            sink = stack.enter_context(RejectsFile(rejects, source)) if rejects is not None else None
             publisher = self._reach_broker(stack)
             new = NewBatch(
                 id=new_batch_id(now),
@@ -170,7 +173,7 @@ class HelixClient:
         from helix_jobs.jobs import store
 
         with self._database().read() as connection:
-            return store.list_batches(connection, limit, offset)
+            return store.list_batches(connection, min(limit, MAX_ID), min(offset, MAX_ID))
 
     def wait(
         self,
@@ -298,10 +301,13 @@ class HelixClient:
         """
         from helix_jobs.jobs import bulk, store
 
-        if isinstance(target, int) or target.isdecimal():
-            job_id = int(target)
+        digits = str(target) if isinstance(target, int) or (target.isascii() and target.isdecimal()) else ""
+        if len(digits) > len(str(MAX_ID)) or int(digits or 0) > MAX_ID:
+            raise NotFoundError(f"there is no job {digits[:40]}; `helix status BATCH --jobs` lists job ids")
+        if digits:
+            job_id = int(digits)
             return self._database().transact(lambda connection: store.cancel_job(connection, job_id))
-        return bulk.cancel_batch(self._database(), target)
+        return bulk.cancel_batch(self._database(), str(target))
 
     def retry(self, batch_id: str) -> int:
         """Queue a batch's failed and cancelled jobs again and return how many. A worker publishes them.

@@ -1,7 +1,4 @@
-"""Results -> jsonl, csv, parquet or OpenAI Batch output, streamed.
-
-A file appears under its name only when it is whole: it is written beside it and renamed.
-"""
+"""Results -> jsonl, csv, parquet or OpenAI Batch output, streamed."""
 
 from __future__ import annotations
 
@@ -9,18 +6,16 @@ import csv
 import io
 import json
 import os
-import secrets
-from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from helix_jobs.errors import ConfigurationError
 from helix_jobs.jobs.openai_output import openai_line
+from helix_jobs.jobs.output_file import written_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
-    from typing import BinaryIO
+    from collections.abc import Callable, Iterable, Mapping
 
     from helix_jobs.jobs.store import JobResult
 
@@ -76,7 +71,7 @@ class ByteSink(Protocol):
         ...
 
 
-def export_results(results: Iterable[JobResult], destination: str | os.PathLike[str] | BinaryIO, fmt: str) -> int:
+def export_results(results: Iterable[JobResult], destination: str | os.PathLike[str] | ByteSink, fmt: str) -> int:
     """Write results in one of ``FORMATS`` and return how many.
 
     Args:
@@ -90,7 +85,7 @@ def export_results(results: Iterable[JobResult], destination: str | os.PathLike[
     write = _writer(fmt)
     if not isinstance(destination, str | os.PathLike):
         return write(results, destination)
-    with _replacing(Path(destination)) as stream:
+    with written_whole(Path(destination)) as stream:
         return write(results, stream)
 
 
@@ -185,29 +180,3 @@ def _write_lines(rows: Iterable[dict[str, Any]], stream: ByteSink) -> int:
     for count, row in enumerate(rows, start=1):  # noqa: B007  (counts)
         stream.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
     return count
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A temporary file beside ``path`` that takes its name when the block ends well and vanishes when it does not."""
-    path = path.resolve()
-    # A pipe or a device is written to, never replaced by a file of its name.
-    in_place = path.exists() and not path.is_file()
-    temporary = path if in_place else path.with_name(f".helix-{secrets.token_hex(8)}.tmp")
-    try:
-        stream = temporary.open("wb" if in_place else "xb")
-    except OSError as error:
-        raise ConfigurationError(f"{path} cannot be written: {error.strerror}; choose another place") from error
-    try:
-        with stream:
-            yield stream
-            if not in_place:
-                stream.flush()
-                os.fsync(stream.fileno())
-        if not in_place:
-            temporary.replace(path)
-    except BaseException:
-        if not in_place:
-            with suppress(OSError):
-                temporary.unlink()
-        raise

@@ -5,10 +5,12 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, Self, cast
 
-from helix_jobs.errors import InputError
+from helix_jobs.errors import ConfigurationError, InputError
+from helix_jobs.jobs.output_file import written_whole
 from helix_jobs.jobs.requests import read_lines, read_mappings
 
 if TYPE_CHECKING:
@@ -139,20 +141,33 @@ class _MappingSource:
 
 
 class RejectsFile:
-    """Receives the bytes of bad lines. A path is made, or emptied, when the first of them comes."""
+    """Receives the bytes of bad lines. A path's file is made when the first of them comes, and is there when all have.
 
-    def __init__(self, destination: str | os.PathLike[str] | BinaryIO) -> None:
+    Args:
+        destination: A path or a binary stream.
+        source: The input; a file that is the input itself is refused.
+    """
+
+    def __init__(self, destination: str | os.PathLike[str] | BinaryIO, source: object = None) -> None:
         self._path = Path(destination) if isinstance(destination, str | os.PathLike) else None
+        self._source = Path(source) if isinstance(source, str | os.PathLike) else None
         self._stream = None if isinstance(destination, str | os.PathLike) else destination
+        self._stack = ExitStack()
 
     def __enter__(self) -> Self:
+        if self._path is not None and self._source is not None:
+            with suppress(OSError):  # what cannot be looked at is not the input, which was opened
+                if self._path.samefile(self._source):
+                    raise InputError(f"{self._path} is the input itself; name another place for the bad lines")
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._path is not None and self._stream is not None:
-            self._stream.close()
+        if isinstance(error, InputError):
+            # The input is refused, and its bad lines are what a person wants to see.
+            kind, error, trace = None, None, None
+        self._stack.__exit__(kind, error, trace)
 
     def write(self, data: bytes, /) -> None:
         """Append bytes.
@@ -162,9 +177,11 @@ class RejectsFile:
         """
         try:
             if self._stream is None and self._path is not None:
-                self._stream = self._path.open("wb")
+                self._stream = self._stack.enter_context(written_whole(self._path, follow=False))
             if self._stream is not None:
                 self._stream.write(data)
+        except ConfigurationError as error:
+            raise InputError(f"the bad lines: {error}") from error
         except OSError as error:
             where = self._path or "the stream for bad lines"
             raise InputError(f"{where} cannot be written ({error.strerror}); name another place") from error

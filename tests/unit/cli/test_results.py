@@ -45,11 +45,21 @@ def test_completion_order(helix, submitted, prompts, finish):
 
 
 def test_the_format_follows_the_name_of_the_file(helix, batch, tmp_path):
-    for name in ("out.csv", "out.parquet", "out.jsonl", "out.txt"):
+    for name in ("out.csv", "out.parquet", "out.jsonl", "out.NDJSON", "out"):
         assert helix("results", batch, "-o", tmp_path / name).exit_code == 0
     assert [row["line"] for row in csv.DictReader(io.StringIO((tmp_path / "out.csv").read_text("utf-8")))] == ["1", "2"]
     assert pq.read_table(tmp_path / "out.parquet").column("line").to_pylist() == [1, 2]
-    assert (tmp_path / "out.txt").read_bytes() == (tmp_path / "out.jsonl").read_bytes()
+    for name in ("out.NDJSON", "out"):
+        assert (tmp_path / name).read_bytes() == (tmp_path / "out.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["a.csv.gz", "a.jsonl.zst", "a.tsv", "a.xlsx", "a.html", "a.json", "a.txt"])
+def test_a_name_that_says_no_known_format_is_refused_with_those_there_are(helix, batch, tmp_path, name):
+    result = helix("results", batch, "-o", tmp_path / name)
+    assert result.exit_code == 2
+    assert "says no format that Helix writes; name a .jsonl, .csv or .parquet file, or give --format" in result.stderr
+    assert not (tmp_path / name).exists()
+    assert helix("results", batch, "-o", tmp_path / name, "--format", "jsonl").exit_code == 0
 
 
 def test_a_file_leaves_standard_output_alone_and_is_counted(helix, batch, tmp_path):
