@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from helix_jobs.bench.workloads import build_requests, greedy
 from helix_jobs.engine.cache_size import choose_cache
-from helix_jobs.engine.config import DEFAULT_BLOCK_SIZE, MAX_SPECULATION_DEPTH, NO_DRAFT, EngineConfig
-from helix_jobs.engine.devices import free_memory
+from helix_jobs.engine.config import DEFAULT_BLOCK_SIZE, MAX_SPECULATION_DEPTH, NO_DRAFT, EngineConfig, defaults_for
+from helix_jobs.engine.devices import free_memory, total_memory
 from helix_jobs.engine.engine import Engine
 from helix_jobs.engine.load_engine import with_compiled_kernels, without_slow_int8
 from helix_jobs.engine.model_loader import describe_device, get_device, load_models
@@ -94,7 +94,11 @@ class ModelShelf:
     def engine(self, mode: Mode, batch_size: int, requests: Sequence[Request]) -> Engine:
         """A fresh engine whose cache holds a full batch of such requests (or what ``kv_cache_mb`` allows)."""
         models = self.models if mode.is_off else self._models[mode.draft_spec.model]
-        config = EngineConfig(max_batch_size=batch_size, speculation=mode.speculation_config())
+        config = EngineConfig(
+            max_batch_size=batch_size,
+            token_budget=defaults_for(self.device.type, total_memory(self.device)).token_budget,
+            speculation=mode.speculation_config(),
+        )
         decoders = [self.decoder]
         if models.draft is not None:
             decoders.append(models.draft.decoder)

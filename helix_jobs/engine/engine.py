@@ -269,7 +269,10 @@ class Engine:
         self._stop_watches.clear()
         self._codec.close()
         self.__dict__.pop("_step", None)
-        cleanup_memory(self._device)
+        try:
+            cleanup_memory(self._device)
+        except Exception:  # a device that is gone: its memory goes with the process
+            logger.warning("the device does not take its memory back", exc_info=True)
 
     def _advance(self) -> None:
         """Schedule and compute a step, or recover from it."""

@@ -231,8 +231,7 @@ def load_models(
             report(f"loading draft {draft}")
             loaded_draft = _draft(draft, _read(draft_source, compute, device).decoder)
         elif draft == INT8 and not is_int8:
-            report("making the int8 draft")
-            loaded_draft = _int8_copy(loaded_target)
+            loaded_draft = _int8_copy(loaded_target, report)
         elif draft == INT8:
             logger.warning(
                 "an int8 draft of an int8 target is the target itself; speculation with a draft model is off"
@@ -325,9 +324,10 @@ def _draft(name: str, decoder: Decoder) -> LoadedModel:
     return LoadedModel(name, quantize(decoder), is_int8=True)
 
 
-def _int8_copy(target: LoadedModel) -> LoadedModel | None:
+def _int8_copy(target: LoadedModel, report: Callable[[str], object]) -> LoadedModel | None:
     if target.decoder.device.type != "cpu":
         # Elsewhere the weights would be widened again at each step: such a draft costs more than its target.
         logger.warning("an int8 draft is only faster on a CPU; speculation with a draft model is off")
         return None
+    report("making the int8 draft")
     return LoadedModel(f"{target.name} (int8)", quantize(target.decoder), is_int8=True, is_copy=True)

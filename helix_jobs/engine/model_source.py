@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from helix_jobs.engine.architecture import check_architecture
 from helix_jobs.engine.checkpoint import Checkpoint, find_checkpoint
+from helix_jobs.engine.devices import is_out_of_memory
 from helix_jobs.engine.gguf_tokenizer import build_gguf_tokenizer
 from helix_jobs.engine.layout import check_layout
 from helix_jobs.engine.pretrained import TRANSFORMERS_MAJOR, pretrained_arguments, read_tokenizer, weight_arguments
@@ -118,6 +119,8 @@ def read_weights(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
     except HelixError:
         raise
     except Exception as error:  # as above
+        if is_out_of_memory(error):  # none of the file's faults
+            raise
         raise ModelError(
             f"model {name}: the weights cannot be read ({_words(error)}); fetch the model again"
         ) from error

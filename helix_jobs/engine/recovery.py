@@ -61,6 +61,7 @@ class Recovery:
         """
         self._clean_up()
         if is_out_of_memory(error) and self._scheduler.shrink_prompts(schedule):
+            logger.info("out of memory: prompts are computed in smaller pieces for a while")
             return
         active = self._scheduler.active
         if len(active) > 1:

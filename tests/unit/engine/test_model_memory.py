@@ -234,6 +234,16 @@ def test_weights_that_do_not_fit_are_a_sentence(tmp_path: Path, monkeypatch: pyt
         load_on(CPU, save_checkpoint(tmp_path / "m"))
 
 
+def test_a_host_without_memory_is_not_taken_for_a_damaged_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    folder = save_checkpoint(tmp_path / "m")
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", full)
+    with pytest.raises(InsufficientMemoryError, match="while models were loaded; use a smaller model"):
+        load_on(CPU, folder)
+
+
 @pytest.mark.parametrize("error", [OUT_OF_MEMORY, MemoryError("Unable to allocate 9 GiB")])
 def test_a_cache_that_does_not_fit_is_a_sentence(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def full(*_: object) -> None:

@@ -117,6 +117,15 @@ def test_blocks_that_cannot_be_cleared_break_the_engine(monkeypatch):
         engine.step()
 
 
+def test_an_engine_whose_device_died_can_be_closed(monkeypatch, caplog):
+    engine = tiny_engine()
+    engine.add_request(request("a", [1, 2, 3]))
+    monkeypatch.setattr("helix_jobs.engine.engine.cleanup_memory", dead)
+    engine.close()
+    assert not engine.has_unfinished()
+    assert "does not take its memory back" in caplog.text
+
+
 def test_a_device_without_a_byte_to_spare_is_not_taken_for_dead(monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
