@@ -185,10 +185,7 @@ class Box:
                 worker.send(signal.SIGKILL)
                 worker.process.wait()
         if self.settings.redis_url is None:
-            broker = EmbeddedBroker(self.settings.home)
-            if broker.is_running():
-                broker.adopt_orphan()
-                broker.stop()
+            EmbeddedBroker(self.settings.home).stop()
         if hasattr(self, "_database"):
             self._database.dispose()
 

@@ -12,7 +12,7 @@ from helix_jobs.errors import BrokerUnreachableError, ConfigurationError, HelixE
 from helix_jobs.jobs.broker import broker_url
 from helix_jobs.jobs.broker_state import BrokerState, read_broker_state
 from helix_jobs.jobs.database import Database, ensure_schema
-from helix_jobs.jobs.embedded_broker import EmbeddedBroker
+from helix_jobs.jobs.embedded_broker import EmbeddedBroker, Presence
 from helix_jobs.jobs.queue_names import QueueNames, read_queue_names
 from helix_jobs.redaction import redact
 from helix_jobs.redis_url import MEMORY_URL
@@ -64,8 +64,12 @@ def _check_embedded(settings: Settings) -> list[Verdict]:
     except ConfigurationError as error:
         return [failure(SUBJECT, error)]
     broker = EmbeddedBroker(settings.home)
-    if not broker.is_running():
+    presence = broker.presence()
+    if presence is Presence.ABSENT:
         return [Verdict(SUBJECT, Level.OK, "embedded, not running; a worker starts it")]
+    if presence is Presence.SILENT:
+        remedy = "a running worker replaces it after a minute; or stop the workers and start them again"
+        return [Verdict(SUBJECT, Level.FAILED, f"embedded, at {broker.socket_path}: does not answer", remedy)]
     return _check_server(settings, broker.url, embedded=True)
 
 

@@ -26,14 +26,16 @@ _MEETING_PLACES: Final = ("/run/lock", "/tmp")  # noqa: S108  (a directory in it
 
 
 class FileLock:
-    """An exclusive lock on a file. The file stays behind when it is released; only the lock counts.
+    """A lock on a file. The file stays behind when it is released; only the lock counts.
 
     Args:
         path: The file; made with mode 0600. Its directory must exist.
+        shared: Others may hold it, too, if theirs are shared. Not on Windows.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, shared: bool = False) -> None:
         self.path = path
+        self._shared = shared
         self._file: IO[str] | None = None
 
     @property
@@ -54,15 +56,16 @@ class FileLock:
             # Not inheritable by child processes, so the lock ends with this process alone.
             file = os.fdopen(private_descriptor(self.path, os.O_RDWR | os.O_CREAT), "r+", encoding="utf-8")
             try:
-                if not _lock(file, blocking=blocking):
+                if not _lock(file, blocking=blocking, shared=self._shared):
                     file.close()
                     return False
                 if not _is_at(file, self.path):  # removed between opening and locking it: others lock another file
                     file.close()
                     continue
-                file.truncate(0)
-                file.write(note)
-                file.flush()
+                if not self._shared:
+                    file.truncate(0)
+                    file.write(note)
+                    file.flush()
             except BaseException:
                 file.close()
                 raise
@@ -233,7 +236,7 @@ def _is_at(file: IO[str], path: Path) -> bool:
 
 if sys.platform == "win32":
 
-    def _lock(file: IO[str], *, blocking: bool) -> bool:
+    def _lock(file: IO[str], *, blocking: bool, shared: bool) -> bool:  # noqa: ARG001  (there are none here)
         import msvcrt
 
         # One byte far past the note: a locked range cannot be read by others. LK_LOCK gives up after ten seconds.
@@ -247,11 +250,11 @@ if sys.platform == "win32":
 
 else:
 
-    def _lock(file: IO[str], *, blocking: bool) -> bool:
+    def _lock(file: IO[str], *, blocking: bool, shared: bool) -> bool:
         import fcntl
 
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if blocking else fcntl.LOCK_NB))
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if blocking else fcntl.LOCK_NB))
         except BlockingIOError:
             return False
         return True

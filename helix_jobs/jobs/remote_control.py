@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 ANSWERED: Final = frozenset(
     {
         *("ping", "stats", "conf", "registered", "active_queues", "active", "reserved", "scheduled", "revoked"),
-        "enable_events",  # without it Flower sees no tasks
+        *("enable_events", "heartbeat"),  # without them Flower sees neither tasks nor that the worker lives
         *("revoke", "terminate", "shutdown"),
     }
 )

@@ -37,7 +37,7 @@ from helix_jobs.jobs.engine_choice import device_name, load_engine
 from helix_jobs.jobs.hard_exit import HardExit
 from helix_jobs.jobs.heartbeat import Heartbeat
 from helix_jobs.jobs.periodic import Periodic
-from helix_jobs.jobs.process_identity import here, is_gone, this_process
+from helix_jobs.jobs.process_identity import here, this_process
 from helix_jobs.jobs.reconciler import Reconciler
 from helix_jobs.jobs.result_writer import GroupCommitWriter
 from helix_jobs.jobs.rounds import Rounds
@@ -176,8 +176,8 @@ class _Worker:
             self._publisher.check_keys()
             self._publisher.probe()
         else:
-            self._embedded.start()
             self._stack.callback(self._leave_broker, self._embedded)
+            self._embedded.start()
         if self._settings.metrics_port is not None:
             from helix_jobs.observability.metrics import MetricsServer
 
@@ -242,8 +242,7 @@ class _Worker:
         for duty in duties:
             self._stack.callback(duty.stop)
         if self._embedded is not None:
-            # Its owner may have left and stopped it while the models were loading, when nobody knew of this worker.
-            self._embedded.start()
+            self._embedded.start()  # it may have died while the models were loading
         self._service.start()
         heartbeat.start()
         self._reconciler.reclaim_predecessors(here())
@@ -380,20 +379,11 @@ class _Worker:
         self._reconciler.wake()
 
     def _leave_broker(self, embedded: EmbeddedBroker) -> None:
-        """Stop the embedded broker unless another worker uses it; one that was killed does not."""
+        """Use the embedded broker no longer; the last of its users takes it down."""
         try:
-            with self._database.read() as c:
-                others = any(
-                    worker.id != self._worker_id and not is_gone(worker.identity, here())
-                    for worker in store.live_workers(c)
-                )
-        except HelixError:
-            others = False
-        if others:
-            embedded.disown()
-        else:
-            embedded.adopt_orphan()
             embedded.stop()
+        except HelixError as error:
+            logger.warning("the embedded broker is left to its keeper: %s", error)
 
     def _engine_hangs(self, why: str) -> None:
         """Called by the dead man's switch, which must not wait for the log."""

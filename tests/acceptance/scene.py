@@ -138,7 +138,4 @@ class Scene:
             self.worker.kill()
             self.worker.wait()
         if self.home.exists():
-            broker = EmbeddedBroker(self.home)
-            if broker.is_running():
-                broker.adopt_orphan()
-                broker.stop()
+            EmbeddedBroker(self.home).stop()

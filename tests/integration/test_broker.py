@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
 import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from worker_box import wait_until
 
 from helix_jobs.errors import BrokerUnreachableError, ConfigurationError
-from helix_jobs.jobs.broker import CeleryPublisher, EmbeddedBroker, QueueNames, broker_url, ping
-from helix_jobs.jobs.embedded_broker import MAX_SOCKET_PATH
+from helix_jobs.jobs.broker import CeleryPublisher, EmbeddedBroker, QueueNames, ping
 from helix_jobs.jobs.store import PublishableJob
-from helix_jobs.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,71 +31,6 @@ def publisher(empty_redis: str) -> Iterator[CeleryPublisher]:
     publisher = CeleryPublisher(empty_redis, NAMES)
     yield publisher
     publisher.close()
-
-
-def test_a_broker_is_started_once_reused_and_stopped(short_tmp: Path) -> None:
-    first, second = EmbeddedBroker(short_tmp), EmbeddedBroker(short_tmp)
-    assert not first.is_running()
-    assert not first.stop()
-    assert first.start()
-    try:
-        assert second.is_running()
-        assert not second.start(), "it runs already"
-        ping(first.url)
-        assert broker_url(Settings(home=short_tmp, redis_url=None, database_url="sqlite:///x")) == first.url
-        assert first.socket_path.stat().st_mode & 0o777 == 0o700
-        assert first.socket_path.parent.stat().st_mode & 0o777 == 0o700
-        assert first._client().config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
-        assert first._client().config_get("port") == {"port": "0"}, "nobody outside this machine can reach it"
-    finally:
-        assert first.stop()
-    assert not second.is_running()
-    with pytest.raises(BrokerUnreachableError, match="start it"):
-        ping(first.url)
-
-
-def test_a_stale_socket_is_replaced(short_tmp: Path) -> None:
-    broker = EmbeddedBroker(short_tmp)
-    broker.start()
-    broker._process.kill()
-    broker._process.wait()
-    assert broker.socket_path.exists()
-    assert not broker.is_running()
-    assert broker.start()
-    assert broker.stop()
-
-
-def test_a_long_home_gets_a_short_socket(short_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    home = short_tmp / ("long-" * 30)
-    home.mkdir()
-    broker = EmbeddedBroker(home)
-    path = broker.socket_path
-    monkeypatch.setattr("tempfile.tempdir", str(short_tmp))
-    assert broker.socket_path == path, "another shell, with another TMPDIR, must find it"
-    assert len(os.fsencode(broker.socket_path)) <= MAX_SOCKET_PATH
-    assert EmbeddedBroker(home).socket_path == broker.socket_path
-    assert broker.start()
-    assert broker.stop()
-
-
-def test_the_broker_of_a_killed_process_is_adopted(short_tmp: Path) -> None:
-    script = (
-        "import pathlib, sys, time\n"
-        "from helix_jobs.jobs.broker import EmbeddedBroker\n"
-        "EmbeddedBroker(pathlib.Path(sys.argv[1])).start()\n"
-        "time.sleep(600)\n"
-    )
-    owner = subprocess.Popen([sys.executable, "-c", script, str(short_tmp)])
-    broker = EmbeddedBroker(short_tmp)
-    wait_until(broker.is_running, "the broker does not start")
-    wait_until((short_tmp / "broker" / "owner").exists, "the owner is not noted")
-    assert not broker.start()
-    assert not broker.stop(), "its owner lives"
-    owner.send_signal(signal.SIGKILL)
-    owner.wait()
-    assert broker.is_running(), "it outlives its owner"
-    assert not broker.start()
-    assert broker.stop()
 
 
 def test_messages_carry_ids_and_lie_by_priority(publisher: CeleryPublisher) -> None:

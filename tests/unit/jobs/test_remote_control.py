@@ -145,7 +145,7 @@ def call(name: str, **arguments: Any) -> Any:
 
 def test_whatever_flower_asks_is_answered(said: list[str]) -> None:
     asked = {"stats", "active_queues", "registered", "scheduled", "active", "reserved", "revoked", "conf"}
-    assert asked | {"ping", "enable_events", "revoke", "shutdown"} <= ANSWERED <= Panel.data.keys()
+    assert asked | {"ping", "enable_events", "heartbeat", "revoke", "shutdown"} <= ANSWERED <= Panel.data.keys()
     assert call("ping") == {"ok": "pong"}
     assert said == []
 
