@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
 import os
 import signal
 import subprocess
 import sys
 import time
+
+if sys.platform != "win32":  # where there is no embedded broker
+    import fcntl
 
 LOOK_SECONDS = 1.0
 START_LOOKS = 30

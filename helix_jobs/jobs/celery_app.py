@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from celery import Celery
 from celery.signals import worker_init
 
+from helix_jobs.errors import HelixError
 from helix_jobs.jobs.broker import broker_url, read_queue_names, transport_options
 from helix_jobs.settings import USUAL_BATCH_SIZE, Settings
 
@@ -86,10 +87,18 @@ def _defaults() -> Mapping[str, Any]:
     """The last configuration that was given; for Celery's own commands and Flower the environment's.
 
     Raises:
-        HelixError: A setting is wrong, or the database, which knows the queue's name, does not answer.
+        SystemExit: A setting is wrong, or the database, which knows the queue's name, does not answer. Of all errors
+            Celery's command line shows only this one as a sentence.
     """
     if _given:
         return celery_settings(*_given[-1])
+    try:
+        return _from_environment()
+    except HelixError as error:
+        raise SystemExit(f"Error: {error}") from error
+
+
+def _from_environment() -> Mapping[str, Any]:
     from helix_jobs.jobs.database import Database, ensure_schema
 
     settings = Settings.from_environment()

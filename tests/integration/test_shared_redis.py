@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -116,6 +117,15 @@ def test_jobs_queued_by_the_version_without_ids_run_after_the_upgrade(boxes: lis
     wait_until(lambda: box.publisher().depth() == 0, "messages stay in the queue")
     assert {row.attempts for row in box.rows(batch)} == {1}
     assert redis.llen("helix\x06\x169") == waiting, "whose they are nobody can tell: left alone"
+
+
+def test_celerys_own_commands_say_what_is_wrong_in_a_sentence(boxes: list[Box]) -> None:
+    box = boxes[0]
+    box.settings = replace(box.settings, database_url="postgresql://127.0.0.1:1/helix")
+    asked = box.run(sys.executable, "-m", "celery", "-A", "helix_jobs.jobs.celery_app", "inspect", "ping")
+    assert asked.returncode == 1
+    assert asked.stderr.startswith("Error: database postgresql")
+    assert "Traceback" not in asked.stderr
 
 
 class OldNames:
