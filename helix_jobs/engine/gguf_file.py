@@ -34,6 +34,8 @@ _COUNTS: Final = (
 _NORM_EPSILONS: Final = {"gpt2": "attention.layer_norm_epsilon"}
 _RMS_EPSILON: Final = "attention.layer_norm_rms_epsilon"
 _FLOATS: Final = ("rope.freq_base", _RMS_EPSILON, "attention.layer_norm_epsilon")
+# Architectures that are served, but not out of a GGUF file.
+_SERVED_OTHERWISE: Final = ("gemma", "gptneox")
 # What changes nothing at these values, and means nothing while positions are not scaled.
 _NEUTRAL: Final[dict[str, tuple[object, ...]]] = {
     "expert_count": (0,),
@@ -143,10 +145,14 @@ def _check_kind(name: str, header: GgufHeader) -> None:
         raise _unread(name, f"the GGUF file holds no model but something of the type {kind!r:.40}")
     architecture = settings.get("general.architecture")
     if architecture not in GGUF_ARCHITECTURES:
-        raise _unread(
-            name,
-            f"a GGUF file of the architecture {architecture!r:.40} cannot be read in full (of GGUF, supported are "
-            f"{', '.join(GGUF_ARCHITECTURES)})",
+        what = f"a GGUF file of the architecture {architecture!r:.40}"
+        known = f"of GGUF, supported are {', '.join(GGUF_ARCHITECTURES)}"
+        if architecture in _SERVED_OTHERWISE:
+            raise _unread(name, f"{what} cannot be read in full ({known})")
+        raise UnsupportedArchitectureError(f"model {name}: {what} cannot be served; {known}")
+    if settings.get(f"{architecture}.expert_count", 0) != 0:
+        raise UnsupportedArchitectureError(
+            f"model {name} has experts ({architecture}.expert_count), which are not supported; choose a dense model"
         )
 
 

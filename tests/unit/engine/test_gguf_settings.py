@@ -27,7 +27,7 @@ def equal(path: Path, model: Any) -> bool:
         ({"rope.scaling.factor": 4.0}, r"the scaling of positions \(linear, 4.0\)"),
         ({"rope.scale_linear": 2.0}, r"the scaling of positions \(linear, 2.0\)"),
         ({"rope.scaling.type": "linear", "rope.scaling.factor": 2.0}, r"the scaling of positions \(linear\)"),
-        ({"expert_count": 8, "expert_used_count": 2}, r"the setting llama.expert_count \(8\)"),
+        ({"expert_used_count": 2}, r"the setting llama.expert_used_count \(2\)"),
         ({"attention.causal": False}, r"the setting llama.attention.causal \(False\)"),
         ({"attention.scale": 0.5}, "the setting llama.attention.scale"),
         ({"logit_scale": 0.25}, "the setting llama.logit_scale"),
@@ -43,6 +43,27 @@ def test_what_nobody_reads_is_refused(tmp_path: Path, settings: dict[str, Any], 
     write_gguf(tmp_path / "tiny.gguf", settings=settings)
     with pytest.raises(UnsupportedArchitectureError, match=f"{message}.*; use the model's safetensors"):
         load(tmp_path / "tiny.gguf")
+
+
+def test_experts_are_named(tmp_path: Path) -> None:
+    """A file of Mixtral calls itself llama."""
+    write_gguf(tmp_path / "tiny.gguf", settings={"expert_count": 8, "expert_used_count": 2})
+    with pytest.raises(UnsupportedArchitectureError, match=r"has experts .*not supported; choose a dense model"):
+        load(tmp_path / "tiny.gguf")
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3"])
+def test_the_base_of_the_rotary_frequencies(tmp_path: Path, architecture: str) -> None:
+    model = write_gguf(
+        tmp_path / "tiny.gguf",
+        architecture,
+        {"rope.freq_base": 500.0},
+        rope_parameters={"rope_type": "default", "rope_theta": 500.0},
+        rope_theta=500.0,
+    )
+    assert equal(tmp_path / "tiny.gguf", model)
+    model = write_gguf(tmp_path / "default.gguf", architecture, leave_out=("rope.freq_base",))
+    assert equal(tmp_path / "default.gguf", model)
 
 
 def test_what_changes_nothing_is_no_obstacle(tmp_path: Path) -> None:
