@@ -102,9 +102,8 @@ def _run(runner: ModelRunner, num_tokens: int, num_sequences: int) -> None:
         blocks = [*context, *range(index * own, (index + 1) * own)]
         slices.append(TokenSlice(min(each, rest), num_context * block_size, blocks))
         rest -= slices[-1].num_tokens
-    layout = runner.plan(slices)
-    tokens = runner.pack_tokens(layout, [[0] * part.num_tokens for part in slices])
-    logits = runner.forward(layout, tokens, range(layout.num_tokens))
+    plan = runner.plan(slices)
+    logits = runner.forward(plan, [[0] * part.num_tokens for part in slices], range(plan.num_tokens))
     assert logits is not None, "every row was asked for"
     logits.argmax(dim=-1).cpu()  # the barrier of asynchronous devices
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import torch
 
+from helix_jobs.engine.decoder.decoder import MAX_PADDING
 from helix_jobs.engine.devices import DIRECTML_DEVICE_TYPE
 
 if TYPE_CHECKING:
@@ -60,11 +61,13 @@ class PagedKVCache:
         self.geometry = geometry
         self.block_size = config.block_size
         self.num_blocks = config.num_blocks
-        shape = (config.num_blocks * geometry.num_kv_heads, config.block_size * geometry.head_dim)
-        # each: [num_blocks * num_kv_heads, block_size * head_dim]
+        self.is_on_directml = device.type == DIRECTML_DEVICE_TYPE
+        # Behind all others: blocks for the keys and values of tokens that only pad a step to one of few shapes.
+        spare = -(-MAX_PADDING // config.block_size) if self.is_on_directml else 0
+        shape = ((config.num_blocks + spare) * geometry.num_kv_heads, config.block_size * geometry.head_dim)
+        # each: [(num_blocks + spare) * num_kv_heads, block_size * head_dim]
         self.keys = [_zeros(shape, dtype, device) for _ in range(geometry.num_layers)]
         self.values = [_zeros(shape, dtype, device) for _ in range(geometry.num_layers)]
-        self.is_on_directml = device.type == DIRECTML_DEVICE_TYPE
         self._write_rows = row_writer(device.type)
 
     @property

@@ -101,12 +101,21 @@ def _write_rows(inputs: _Inputs) -> torch.Tensor:
     return pool
 
 
+def _mask(inputs: _Inputs) -> torch.Tensor:
+    visible = inputs.ids(4, 4, 4, 1, 5, 6, 9, 9, 9, 9, 9, 9).view(2, 1, 6, 1)
+    keys = torch.arange(9, dtype=torch.int64, device=inputs.device)
+    return (keys >= visible).float() * _MASKED
+
+
 def _softmax(inputs: _Inputs) -> torch.Tensor:
     scores = inputs.floats(2, 6, 9).float().mul_(3.0)
-    mask = torch.zeros((2, 1, 6, 9))
-    mask[0, :, :, 4:] = _MASKED
-    scores.view(2, 1, 6, 9).add_(mask.to(inputs.device))
+    scores.view(2, 1, 6, 9).add_(_mask(inputs))
     return torch.softmax(scores, dim=-1).to(inputs.dtype)
+
+
+def _parts(inputs: _Inputs) -> torch.Tensor:
+    first, second, third = inputs.ids(5, 1, 3, 0, 4, 2, 8).split((2, 4, 1))
+    return torch.cat((third, second.index_select(0, first.clamp(max=3)), second))
 
 
 def _maximum_of_nan(inputs: _Inputs) -> torch.Tensor:
@@ -158,7 +167,9 @@ _CHECKS: Final = (
     OperatorCheck(
         "bmm", "attention", lambda new: torch.bmm(new.floats(4, 6, 8), new.floats(4, 9, 8).transpose(1, 2).contiguous())
     ),
+    OperatorCheck("arange, ge", "the mask of attention", _mask),
     OperatorCheck("softmax", "attention, masked", _softmax),
+    OperatorCheck("split of ids", "takes apart what was brought in one copy", _parts),
     OperatorCheck(
         "index_select", "gathers the KV cache", lambda new: new.floats(12, 8).index_select(0, new.ids(7, 0, 7))
     ),

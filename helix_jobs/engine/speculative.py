@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from helix_jobs.engine.drafters.base import NO_DRAFT_TOKENS
 from helix_jobs.engine.random_numbers import Purpose, uniform
 from helix_jobs.engine.sampler import apply_penalties, processed_probs
 from helix_jobs.engine.step_layout import TokenSlice
@@ -17,7 +18,7 @@ from helix_jobs.engine.verification import SampledRow, Verdict, verify_greedy, v
 if TYPE_CHECKING:
     from collections.abc import Sequence as SequenceOf
 
-    from helix_jobs.engine.drafters.base import Proposal
+    from helix_jobs.engine.drafters.base import Draft, Proposal
     from helix_jobs.engine.model_runner import ModelRunner
     from helix_jobs.engine.scheduler import Schedule
     from helix_jobs.engine.sequence import Sequence
@@ -66,7 +67,28 @@ class _Emitter:
     sequence: Sequence
     draft_ids: tuple[int, ...]
     first_draft_row: int | None  # in the proposal's distributions, if they are needed
-    first_row: int  # in the step's logits; it has len(draft_ids) + 1 rows
+    first_row: int  # among the rows of its kind; it has len(draft_ids) + 1
+    is_greedy: bool  # the device finds its tokens; the rows of others are processed on the host
+
+
+@dataclass(frozen=True, slots=True)
+class _Scores:
+    """What the target says.
+
+    Attributes:
+        emitters: The decodes first.
+        logits: ``[num_greedy + num_processed + padding, vocab_size]``: the rows of greedy emitters, then of the others;
+            None when there are none.
+        num_greedy: Rows that the device decides.
+        num_processed: Rows that are processed on the host.
+        num_tokens: Tokens that the target computed.
+    """
+
+    emitters: list[_Emitter]
+    logits: torch.Tensor | None
+    num_greedy: int
+    num_processed: int
+    num_tokens: int
 
 
 class SpeculativeStep:
@@ -94,21 +116,21 @@ class SpeculativeStep:
         # Passes that measured costs, and a step that failed, have run on this clock as well.
         self._target.take_attention_seconds()
         drafted = time.perf_counter()
-        emitters, logits, num_tokens = self._score(schedule, speculation.proposal)
+        scores = self._score(schedule, speculation.proposal)
         scored = time.perf_counter()
-        verdicts = self._verify(emitters, logits, speculation.proposal.draft_probs)
-        emissions, not_finite = self._commit(schedule, emitters, verdicts)
+        verdicts = self._verify(scores, speculation.proposal.draft_probs)
+        emissions, not_finite = self._commit(schedule, scores.emitters, verdicts)
         # A step without logits is only started: an asynchronous device computes it while the next one is planned.
-        self._is_idle = logits is not None or self._target.is_synchronous
+        self._is_idle = scores.logits is not None or self._target.is_synchronous
         has_own_time = self._is_idle and (is_idle or speculation.has_waited)
         if self._learns:
             seconds = time.perf_counter() - started - speculation.draft_seconds
-            self._learn(schedule, speculation, verdicts, num_tokens, seconds if has_own_time else None)
+            self._learn(schedule, speculation, verdicts, scores.num_tokens, seconds if has_own_time else None)
         ended = time.perf_counter()
         return StepOutcome(
             emissions=emissions,
             not_finite=not_finite,
-            num_tokens=num_tokens,
+            num_tokens=scores.num_tokens,
             draft_seconds=drafted - started,
             target_seconds=scored - drafted,
             attention_seconds=self._target.take_attention_seconds(),
@@ -120,8 +142,8 @@ class SpeculativeStep:
         self._target.cache.clear(blocks)
         self._speculator.clear_blocks(blocks)
 
-    def _score(self, schedule: Schedule, proposal: Proposal) -> tuple[list[_Emitter], torch.Tensor | None, int]:
-        """One target pass over prompt chunks, last tokens and drafts; also return its number of tokens."""
+    def _score(self, schedule: Schedule, proposal: Proposal) -> _Scores:
+        """One target pass over prompt chunks, last tokens and drafts."""
         slices: list[TokenSlice] = []
         tokens: list[list[int]] = []
         for decode, draft in zip(schedule.decodes, proposal.drafts, strict=True):
@@ -133,39 +155,64 @@ class SpeculativeStep:
             start = sequence.num_computed
             slices.append(TokenSlice(prefill.num_tokens, start, sequence.table.blocks))
             tokens.append(sequence.token_ids[start : start + prefill.num_tokens])
-        layout = self._target.plan(slices)
+        plan = self._target.plan(slices)
         emitters: list[_Emitter] = []
-        rows: list[int] = []
-        for index, (decode, draft) in enumerate(zip(schedule.decodes, proposal.drafts, strict=True)):
-            emitters.append(_Emitter(decode.sequence, draft.token_ids, draft.first_row, len(rows)))
-            rows.extend(range(layout.offsets[index], layout.offsets[index] + slices[index].num_tokens))
-        for index, prefill in enumerate(schedule.prefills, start=len(schedule.decodes)):
-            if prefill.emits:
-                emitters.append(_Emitter(prefill.sequence, (), None, len(rows)))
-                rows.append(layout.offsets[index] + slices[index].num_tokens - 1)
-        logits = self._target.forward(layout, self._target.pack_tokens(layout, tokens), rows)
-        return emitters, logits, layout.num_tokens
+        greedy_rows: list[int] = []
+        processed_rows: list[int] = []
 
-    def _verify(
-        self, emitters: list[_Emitter], logits: torch.Tensor | None, draft_probs: torch.Tensor | None
-    ) -> list[Verdict | None]:
+        def emit(sequence: Sequence, draft: Draft, end: int) -> None:
+            is_greedy = sequence.params.is_greedy and not sequence.params.has_penalties
+            rows = greedy_rows if is_greedy else processed_rows
+            emitters.append(_Emitter(sequence, draft.token_ids, draft.first_row, len(rows), is_greedy))
+            rows.extend(range(end - 1 - len(draft.token_ids), end))
+
+        ends = [offset + part.num_tokens for offset, part in zip(plan.offsets, slices, strict=True)]
+        for decode, draft, end in zip(schedule.decodes, proposal.drafts, ends, strict=False):
+            emit(decode.sequence, draft, end)
+        for prefill, end in zip(schedule.prefills, ends[len(schedule.decodes) :], strict=True):
+            if prefill.emits:
+                emit(prefill.sequence, NO_DRAFT_TOKENS, end)
+        logits = self._target.forward(plan, tokens, greedy_rows + processed_rows)
+        return _Scores(emitters, logits, len(greedy_rows), len(processed_rows), plan.num_tokens)
+
+    def _verify(self, scores: _Scores, draft_probs: torch.Tensor | None) -> list[Verdict | None]:
         """Decide per emitter; None for a row whose logits are not finite."""
-        if logits is None:
+        if scores.logits is None:
             return []
-        if all(e.sequence.params.is_greedy and not e.sequence.params.has_penalties for e in emitters):
-            # One download of ids instead of logits. The maximum comes along: it is NaN if any logit of the row is.
-            best = logits.narrow(1, 0, self._vocab_size).max(dim=-1)
-            # [2, num_rows]: float32 holds any token id exactly (below 2 ** 24), and one download waits once
-            maxima, indices = torch.stack((best.values.float(), best.indices.float())).cpu()
-            ids: list[int] = indices.long().tolist()
-            finite = torch.isfinite(maxima).tolist()
-            verdicts = [
-                verify_greedy(ids[e.first_row : e.first_row + len(e.draft_ids) + 1], e.draft_ids) for e in emitters
-            ]
-            return [_if_finite(verdict, e, finite) for verdict, e in zip(verdicts, emitters, strict=True)]
-        # [num_rows, vocab_size]
-        host = logits.narrow(1, 0, self._vocab_size).float().cpu()
-        return self._verify_on_host(emitters, host, draft_probs)
+        maxima, ids, host = self._download(scores)
+        finite = torch.isfinite(maxima).tolist()
+        processed = [emitter for emitter in scores.emitters if not emitter.is_greedy]
+        processed_verdicts = iter(self._verify_on_host(processed, host, draft_probs) if processed else ())
+        verdicts: list[Verdict | None] = []
+        for emitter in scores.emitters:
+            if emitter.is_greedy:
+                rows = slice(emitter.first_row, emitter.first_row + len(emitter.draft_ids) + 1)
+                verdicts.append(_if_finite(verify_greedy(ids[rows], emitter.draft_ids), emitter, finite))
+            else:
+                verdicts.append(next(processed_verdicts))
+        return verdicts
+
+    def _download(self, scores: _Scores) -> tuple[torch.Tensor, list[int], torch.Tensor]:
+        """In one download: of greedy rows the maximum and its token, of the others the logits in float32.
+
+        The maximum is NaN if any logit of its row is. float32 holds any token id exactly (below 2 ** 24).
+        """
+        assert scores.logits is not None, "there is something to decide"
+        num_greedy, num_processed = scores.num_greedy, scores.num_processed
+        # [rows and padding, vocab_size]
+        logits = scores.logits.narrow(1, 0, self._vocab_size)
+        if num_greedy == 0:
+            return torch.empty(0), [], logits.float().cpu().narrow(0, 0, num_processed)
+        if num_processed == 0:
+            best = logits.max(dim=-1)
+            maxima, ids = torch.stack((best.values.float(), best.indices.float())).cpu()
+            return maxima, ids.long().tolist(), torch.empty(0)
+        padding = len(logits) - num_greedy - num_processed
+        greedy, processed, _ = logits.split((num_greedy, num_processed, padding))
+        best = greedy.max(dim=-1)
+        together = torch.cat((best.values.float(), best.indices.float(), processed.float().reshape(-1))).cpu()
+        maxima, ids, host = together.split((num_greedy, num_greedy, num_processed * self._vocab_size))
+        return maxima, ids.long().tolist(), host.view(num_processed, self._vocab_size)
 
     def _verify_on_host(
         self, emitters: list[_Emitter], host: torch.Tensor, draft_probs: torch.Tensor | None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from helix_jobs.engine.step_layout import MAX_GATHERED_ELEMENTS, MAX_GROUP_SCORES
+from helix_jobs.engine.step_plan import MAX_GATHERED_ELEMENTS, MAX_GROUP_SCORES
 
 if TYPE_CHECKING:
     from helix_jobs.engine.config import EngineConfig

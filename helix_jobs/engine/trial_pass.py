@@ -27,9 +27,8 @@ _STRIDE: Final = 7919
 def logits_are_finite(decoder: Decoder, tokenizer: PreTrainedTokenizerBase) -> bool:
     """Whether a pass over some 64 tokens yields neither NaN nor infinity. The cache it needs is gone afterwards."""
     runner = ModelRunner(decoder, CacheConfig(num_blocks=_NUM_TOKENS // _BLOCK_SIZE, block_size=_BLOCK_SIZE))
-    layout = runner.plan([TokenSlice(_NUM_TOKENS, 0, range(runner.cache.num_blocks))])
-    tokens = runner.pack_tokens(layout, [_token_ids(decoder, tokenizer)])
-    logits = runner.forward(layout, tokens, range(_NUM_TOKENS))
+    plan = runner.plan([TokenSlice(_NUM_TOKENS, 0, range(runner.cache.num_blocks))])
+    logits = runner.forward(plan, [_token_ids(decoder, tokenizer)], range(_NUM_TOKENS))
     assert logits is not None, "every row was asked for"
     return bool(torch.isfinite(logits.cpu()).all())
 

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 # Up to so many rows, multiples of so many.
 _ROW_MULTIPLES: Final = ((16, 1), (64, 4), (256, 16), (1024, 32))
 _LARGEST_MULTIPLE: Final = 128
+# ``padded_rows`` never adds more.
+MAX_PADDING: Final = _LARGEST_MULTIPLE - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import torch
 
@@ -15,9 +16,12 @@ from helix_jobs.engine.step_layout import TokenSlice
 if TYPE_CHECKING:
     from collections.abc import Sequence as SequenceOf
 
-    from helix_jobs.engine.model_runner import ModelRunner
+    from helix_jobs.engine.model_runner import ModelRunner, Pass, PlannedPass
     from helix_jobs.engine.scheduler import Prefill
     from helix_jobs.engine.sequence import Sequence
+
+# A score that no token wins with.
+_IMPOSSIBLE: Final = -1e30
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,18 @@ class ModelDrafts:
     passes: tuple[int, ...]
 
 
+class _Drafting:
+    """A sequence that drafts: how deep, and what it has so far."""
+
+    def __init__(self, sequence: Sequence, depth: int) -> None:
+        self.sequence = sequence
+        self.depth = depth
+        self.is_greedy = sequence.params.is_greedy and not sequence.params.has_penalties
+        self.token_ids: list[int] = []
+        # Of each drafted position, of sampled sequences only: ``[vocab_size]``.
+        self.probs: list[torch.Tensor] = []
+
+
 class DraftModelDrafter:
     """Drafts K tokens in K ragged passes of the draft model.
 
@@ -44,16 +60,17 @@ class DraftModelDrafter:
 
     Args:
         runner: The draft model.
-        vocab_size: The target's, to which draft logits are cut or padded.
+        vocab_size: The target's, to which draft logits are cut or, where they are sampled from, padded.
     """
 
     def __init__(self, runner: ModelRunner, vocab_size: int) -> None:
         self._runner = runner
         self._vocab_size = vocab_size
-        self._passes: list[int] = []
 
     def draft(self, depths: SequenceOf[tuple[Sequence, int]], prefills: SequenceOf[Prefill] = ()) -> ModelDrafts:
         """Draft for each sequence as many tokens as its depth says.
+
+        All passes are planned before the first one and brought to the device together.
 
         Args:
             depths: Sequences and their depths, each above 0.
@@ -62,15 +79,29 @@ class DraftModelDrafter:
         for sequence, _ in depths:
             # The last step's rejected drafts, or a step that failed half-way: only what precedes the last token counts.
             sequence.num_draft_computed = min(sequence.num_draft_computed, len(sequence) - 1)
-        self._passes = []
-        logits = self._first_pass(depths, prefills)
-        if logits is None:
-            return ModelDrafts((), None, tuple(self._passes))
-        if any(not s.params.is_greedy or s.params.has_penalties for s, _ in depths):
-            drafts, draft_probs = self._draft_on_host(depths, logits)
-        else:
-            drafts, draft_probs = [Draft(tuple(ids)) for ids in self._draft_on_device(depths, logits)], None
-        return ModelDrafts(tuple(drafts), draft_probs, tuple(self._passes))
+        drafting = [_Drafting(*one) for one in depths]
+        # Greedy ones first: the device finds their tokens, the logits of the others' rows come down.
+        ranked = sorted(drafting, key=lambda one: not one.is_greedy)
+        batches = [
+            [one for one in ranked if one.depth > position]
+            for position in range(max((one.depth for one in drafting), default=0))
+        ]
+        ends = [(one.sequence, len(one.sequence)) for one in ranked]
+        ends += [(p.sequence, p.sequence.num_computed + p.num_tokens) for p in prefills]
+        ends = [(sequence, end) for sequence, end in ends if end > sequence.num_draft_computed]
+        if not ends:
+            return ModelDrafts((), None, ())
+        planned = [self._plan_first(ends, len(drafting))]
+        for position, (previous, batch) in enumerate(itertools.pairwise(batches)):
+            planned.append(self._plan_next(previous, batch, position))
+        first, *following = self._runner.upload(planned)
+        logits = self._runner.run(first)
+        for sequence, end in ends:
+            sequence.num_draft_computed = sequence.table.mark_draft_filled(end)
+        if logits is not None:
+            self._extend(batches, following, logits)
+        drafts, draft_probs = _collect(drafting)
+        return ModelDrafts(drafts, draft_probs, tuple(one.plan.num_tokens for one in planned))
 
     def missing_tokens(self, sequence: Sequence) -> int:
         """Tokens before its last that the draft's cache does not hold yet."""
@@ -80,107 +111,88 @@ class DraftModelDrafter:
         """Set blocks of the draft's cache back to zero."""
         self._runner.cache.clear(blocks)
 
-    def _first_pass(
-        self, depths: SequenceOf[tuple[Sequence, int]], prefills: SequenceOf[Prefill]
-    ) -> torch.Tensor | None:
-        """Compute what the draft's cache misses; return logits ``[len(depths), vocab_size]``, None for no drafts."""
-        ends = [(sequence, len(sequence)) for sequence, _ in depths]
-        ends += [(p.sequence, p.sequence.num_computed + p.num_tokens) for p in prefills]
-        ends = [(sequence, end) for sequence, end in ends if end > sequence.num_draft_computed]
-        if not ends:
-            return None
+    def _plan_first(self, ends: SequenceOf[tuple[Sequence, int]], num_drafting: int) -> PlannedPass:
+        """Compute what the draft's cache misses. The first of the sequences are those that draft."""
         starts = _disjoint_starts(ends)
         slices = [
             TokenSlice(end - start, start, sequence.table.blocks)
             for (sequence, end), start in zip(ends, starts, strict=True)
         ]
-        layout = self._runner.plan(slices)
-        tokens = self._runner.pack_tokens(
-            layout,
-            [self._readable(s.token_ids[start:end]) for (s, end), start in zip(ends, starts, strict=True)],
-        )
+        plan = self._runner.plan(slices)
+        tokens = [self._readable(s.token_ids[start:end]) for (s, end), start in zip(ends, starts, strict=True)]
         # A decoding sequence always misses at least its last token, so the first slices are exactly the drafting ones.
-        rows = [layout.offsets[i] + slices[i].num_tokens - 1 for i in range(len(depths))]
-        self._passes.append(layout.num_tokens)
-        logits = self._runner.forward(layout, tokens, rows)
-        for sequence, end in ends:
-            sequence.num_draft_computed = sequence.table.mark_draft_filled(end)
-        return logits
+        rows = [plan.offsets[index] + slices[index].num_tokens - 1 for index in range(num_drafting)]
+        return self._runner.prepare(plan, tokens, rows)
 
-    def _next_pass(self, active: SequenceOf[Sequence], position: int, tokens: torch.Tensor) -> torch.Tensor:
-        """Feed each one's ``position``-th draft token, ``[len(active)]``; return its logits, a row each."""
-        slices = [TokenSlice(1, len(sequence) + position, sequence.table.blocks) for sequence in active]
-        layout = self._runner.plan(slices)
-        self._passes.append(layout.num_tokens)
-        logits = self._runner.forward(layout, self._runner.reorder(layout, tokens), layout.offsets)
-        assert logits is not None, "every row was asked for"
-        for sequence in active:
-            sequence.num_draft_computed = len(sequence) + position + 1
-        return logits
+    def _plan_next(self, previous: list[_Drafting], batch: list[_Drafting], position: int) -> PlannedPass:
+        """Read each one's ``position``-th draft token, which the pass before leaves on the device."""
+        slices = [TokenSlice(1, len(one.sequence) + position, one.sequence.table.blocks) for one in batch]
+        places = {id(one): place for place, one in enumerate(previous)}
+        return self._runner.continue_pass(self._runner.plan(slices), [places[id(one)] for one in batch])
 
-    def _draft_on_device(self, depths: SequenceOf[tuple[Sequence, int]], logits: torch.Tensor) -> list[list[int]]:
-        """All greedy: tokens stay on the device from pass to pass, and one download brings them all."""
-        # Longest first, so that the active ones of every pass are a prefix.
-        by_depth = sorted(range(len(depths)), key=lambda i: -depths[i][1])
-        ids = self._fit(logits).argmax(dim=-1)
-        if by_depth != list(range(len(depths))):
-            ids = ids.index_select(0, torch.tensor(by_depth, dtype=torch.int64).to(ids.device))
-        passes = [ids]
-        for position in range(depths[by_depth[0]][1] - 1):
-            active = [depths[i][0] for i in by_depth if depths[i][1] > position + 1]
-            ids = self._fit(self._next_pass(active, position, ids.narrow(0, 0, len(active)))).argmax(dim=-1)
-            passes.append(ids)
-        counts = [len(ids) for ids in passes]
-        downloaded = torch.cat(passes).cpu().split(counts)
-        columns: list[list[int]] = [ids.tolist() for ids in downloaded]
-        tokens: list[list[int]] = [[] for _ in depths]
-        for column in columns:
-            for place, token in enumerate(column):
-                tokens[by_depth[place]].append(token)
-        return tokens
-
-    def _draft_on_host(
-        self, depths: SequenceOf[tuple[Sequence, int]], logits: torch.Tensor
-    ) -> tuple[list[Draft], torch.Tensor | None]:
-        """Some sampled or penalised: logits come down each pass and are processed as the target's will be."""
-        tokens: list[list[int]] = [[] for _ in depths]
-        probs_rows: list[list[torch.Tensor]] = [[] for _ in depths]
-        active = list(range(len(depths)))
-        position = 0
-        while True:
-            host = _without_nan(self._fit(logits).float().cpu())
-            for place, index in enumerate(active):
-                sequence = depths[index][0]
-                if sequence.params.has_penalties:
-                    host[place] = apply_penalties(
-                        host[place],
-                        sequence.params,
-                        sequence.token_ids[: sequence.num_prompt_tokens],
-                        sequence.output_token_ids + tokens[index],
-                    )
-            ids = host.argmax(dim=-1).tolist()
-            sampled = [place for place, index in enumerate(active) if not depths[index][0].params.is_greedy]
-            if sampled:
-                sequences = [depths[active[place]][0] for place in sampled]
-                probs = processed_probs(host[sampled], [s.params for s in sequences])
-                numbers = [uniform(s.request.seed, len(s) + position, Purpose.DRAFT) for s in sequences]
-                for row, (place, token) in enumerate(zip(sampled, sample(probs, numbers), strict=True)):
-                    ids[place] = token
-                    probs_rows[active[place]].append(probs[row])
-            for place, index in enumerate(active):
-                tokens[index].append(ids[place])
-            kept = [place for place, index in enumerate(active) if depths[index][1] > position + 1]
-            if not kept:
+    def _extend(self, batches: list[list[_Drafting]], following: list[Pass], logits: torch.Tensor) -> None:
+        """Draft position after position; tokens of greedy sequences stay on the device until the last."""
+        found: list[torch.Tensor] = []
+        for position, batch in enumerate(batches):
+            greedy, others = self._choose(batch, position, logits)
+            if greedy is not None:
+                found.append(greedy)
+            if position == len(following):
                 break
-            active = [active[place] for place in kept]
-            fed = torch.tensor([ids[place] for place in kept], dtype=torch.int64).to(logits.device)
-            logits = self._next_pass([depths[index][0] for index in active], position, fed)
-            position += 1
-        drafts, flat = [], list[torch.Tensor]()
-        for ids_of_one, rows in zip(tokens, probs_rows, strict=True):
-            drafts.append(Draft(tuple(ids_of_one), len(flat) if rows else None))
-            flat.extend(rows)
-        return drafts, torch.stack(flat) if flat else None
+            parts = [] if greedy is None else [greedy]
+            if others:
+                parts.append(torch.tensor(others, dtype=torch.int64).to(logits.device))
+            made = self._runner.run(following[position], parts[0] if len(parts) == 1 else torch.cat(parts))
+            assert made is not None, "every row was asked for"
+            logits = made
+            for one in batches[position + 1]:
+                one.sequence.num_draft_computed = len(one.sequence) + position + 1
+        if not found:
+            return
+        counts = [len(tokens) for tokens in found]
+        # Greedy sequences may end before others do, and padding stands behind them.
+        for batch, ids in zip(batches, torch.cat(found).cpu().split(counts), strict=False):
+            for one, token in zip(batch, ids.tolist(), strict=False):
+                if one.is_greedy:
+                    one.token_ids.append(token)
+
+    def _choose(
+        self, batch: list[_Drafting], position: int, logits: torch.Tensor
+    ) -> tuple[torch.Tensor | None, list[int]]:
+        """Each one's next token: those of greedy sequences on the device, perhaps with padding; then the others'."""
+        num_greedy = sum(one.is_greedy for one in batch)
+        # Rows that the target's vocabulary lacks are cut; those that the draft's lacks can never be chosen.
+        logits = logits.narrow(1, 0, min(self._vocab_size, logits.shape[1]))
+        if num_greedy == len(batch):
+            return logits.argmax(dim=-1), []
+        greedy, processed, _ = logits.split((num_greedy, len(batch) - num_greedy, len(logits) - len(batch)))
+        others = self._process(batch[num_greedy:], position, processed.float().cpu())
+        return (greedy.argmax(dim=-1) if num_greedy else None), others
+
+    def _process(self, batch: list[_Drafting], position: int, host: torch.Tensor) -> list[int]:
+        """Tokens of sampled and penalised sequences, from logits processed as the target's will be."""
+        missing = self._vocab_size - host.shape[1]
+        if missing > 0:
+            host = torch.cat((host, torch.full((len(host), missing), _IMPOSSIBLE)), dim=1)
+        host = _without_nan(host)
+        for row, one in enumerate(batch):
+            sequence = one.sequence
+            if sequence.params.has_penalties:
+                prompt_ids = sequence.token_ids[: sequence.num_prompt_tokens]
+                output_ids = sequence.output_token_ids + one.token_ids
+                host[row] = apply_penalties(host[row], sequence.params, prompt_ids, output_ids)
+        ids: list[int] = host.argmax(dim=-1).tolist()
+        rows = [row for row, one in enumerate(batch) if not one.sequence.params.is_greedy]
+        if rows:
+            sequences = [batch[row].sequence for row in rows]
+            probs = processed_probs(host[rows], [s.params for s in sequences])
+            numbers = [uniform(s.request.seed, len(s) + position, Purpose.DRAFT) for s in sequences]
+            for place, (row, token) in enumerate(zip(rows, sample(probs, numbers), strict=True)):
+                ids[row] = token
+                batch[row].probs.append(probs[place])
+        for one, token in zip(batch, ids, strict=True):
+            one.token_ids.append(token)
+        return ids
 
     def _readable(self, token_ids: SequenceOf[int]) -> SequenceOf[int]:
         """Replace ids the target emits and the draft has no embedding for: padding rows, in practice."""
@@ -189,15 +201,15 @@ class DraftModelDrafter:
             return token_ids
         return [token_id if token_id < limit else 0 for token_id in token_ids]
 
-    def _fit(self, logits: torch.Tensor) -> torch.Tensor:
-        """Cut padded vocabulary rows, or pad missing ones with an impossible score: ``[n, target vocab_size]``."""
-        width = logits.shape[1]
-        if width == self._vocab_size:
-            return logits
-        if width > self._vocab_size:
-            return logits.narrow(1, 0, self._vocab_size)
-        filler = torch.full((logits.shape[0], self._vocab_size - width), -1e30, dtype=torch.float32)
-        return torch.cat([logits.float(), filler.to(logits.device)], dim=1)
+
+def _collect(drafting: list[_Drafting]) -> tuple[tuple[Draft, ...], torch.Tensor | None]:
+    """The drafts, and the distributions of those that were sampled, one behind the other."""
+    drafts: list[Draft] = []
+    probs: list[torch.Tensor] = []
+    for one in drafting:
+        drafts.append(Draft(tuple(one.token_ids), len(probs) if one.probs else None))
+        probs.extend(one.probs)
+    return tuple(drafts), torch.stack(probs) if probs else None
 
 
 def _disjoint_starts(ends: SequenceOf[tuple[Sequence, int]]) -> list[int]:

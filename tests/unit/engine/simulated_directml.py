@@ -64,6 +64,8 @@ class SimulatedDirectml(TorchDispatchMode):
         breaches: What broke the rules, each with the line of the package that did.
         operators: Names of the operators that ran on the device.
         downloads: How many tensors went to the CPU.
+        uploads: How many came from there.
+        shapes: Operators with the shapes of their inputs: each is compiled once.
     """
 
     def __init__(self) -> None:
@@ -71,6 +73,8 @@ class SimulatedDirectml(TorchDispatchMode):
         self.breaches: set[str] = set()
         self.operators: set[str] = set()
         self.downloads = 0
+        self.uploads = 0
+        self.shapes: set[tuple[object, ...]] = set()
 
     def __enter__(self) -> Self:
         # torch looks here for the backend's initialisation.
@@ -96,6 +100,9 @@ class SimulatedDirectml(TorchDispatchMode):
         result = func(*host_args, **host_kwargs)
         name = func._schema.name
         is_upload = goes_to_device and not inputs and base_name(name) == "_to_copy"
+        self.uploads += is_upload
+        if inputs:
+            self.shapes.add((base_name(name), *(tuple(one.shape) for one in inputs)))
         if not is_upload and len(inputs) < len(tensors):
             self._note([f"{base_name(name)} mixes tensors of host and device"])
         if not goes_to_device:

@@ -35,11 +35,12 @@ def rows_of(runner, sequences, cuts):
     for step in range(max(map(len, cuts))):
         active = [index for index, cut in enumerate(cuts) if step < len(cut)]
         slices = [TokenSlice(cuts[index][step], done[index], blocks[index]) for index in active]
-        layout = runner.plan(slices)
+        plan = runner.plan(slices)
         chunks = [sequences[i][done[i] : done[i] + cuts[i][step]] for i in active]
-        hidden = runner.decoder.forward(runner.pack_tokens(layout, chunks), layout, runner.cache)
+        (ready,) = runner.upload([runner.prepare(plan, chunks, [])])
+        hidden = runner.decoder.forward(ready.inputs, ready.layout, runner.cache)
         for place, index in enumerate(active):
-            parts[index].append(hidden[layout.offsets[place] : layout.offsets[place] + cuts[index][step]].clone())
+            parts[index].append(hidden[plan.offsets[place] : plan.offsets[place] + cuts[index][step]].clone())
             done[index] += cuts[index][step]
     return [torch.cat(part) for part in parts]
 

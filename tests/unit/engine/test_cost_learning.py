@@ -54,14 +54,14 @@ class Asynchronous(SimulatedDirectml):
 
 def queueing(runner: ModelRunner, clock: Clock, seconds: float) -> None:
     """Let each forward only start, and take so long a token, as long as ``FLAT`` of them at least."""
-    forward = runner.forward
+    run = runner.run
 
     def start(*args: Any) -> Any:
         clock.now += LAUNCH
-        clock.queued += seconds * max(FLAT, args[0].num_tokens)
-        return forward(*args)
+        clock.queued += seconds * max(FLAT, args[0].layout.num_tokens)
+        return run(*args)
 
-    runner.forward = start  # type: ignore[method-assign]
+    runner.run = start  # type: ignore[method-assign]
 
 
 def test_steps_that_only_start_teach_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

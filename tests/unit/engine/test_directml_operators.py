@@ -26,6 +26,7 @@ from helix_jobs.engine.kv_cache import PagedKVCache
 from helix_jobs.engine.model_loader import LoadedModel, LoadedModels, get_device, load_models
 from helix_jobs.engine.model_runner import ModelRunner
 from helix_jobs.engine.operator_checks import operator_checks, run_check
+from helix_jobs.engine.speculative import SpeculativeStep
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[3]
 DTYPES = [torch.float32, torch.float16]
+VERIFY = SpeculativeStep._verify_on_host
 
 
 @pytest.fixture
@@ -174,19 +176,79 @@ def test_logits_that_are_not_finite_are_cleared_within_the_rules(device: Simulat
     assert bool(torch.isfinite(pool.host).all())
 
 
-def test_a_step_downloads_once(device: SimulatedDirectml) -> None:
+GREEDY: dict[str, Any] = {}
+SAMPLED = {"temperature": 0.9}
+PENALISED = {"repetition_penalty": 1.3}
+
+
+@pytest.mark.parametrize(
+    ("params", "draft", "most"),
+    [
+        # A pass of the target brings all of its integers up and all of its verdicts down.
+        ([GREEDY] * 4, False, (1, 1)),
+        ([GREEDY, SAMPLED, GREEDY, PENALISED], False, (1, 1)),
+        # All passes of the draft model together do the same.
+        ([GREEDY] * 4, True, (2, 2)),
+        # Tokens of sampled drafts are chosen on the host, after each of three passes, and read by the next.
+        ([SAMPLED] * 4, True, (2 + 2, 1 + 3)),
+        ([GREEDY, SAMPLED, GREEDY, PENALISED], True, (2 + 2, 2 + 3)),
+    ],
+)
+def test_a_step_uploads_and_downloads_once(
+    device: SimulatedDirectml, params: list[dict[str, Any]], *, draft: bool, most: tuple[int, int]
+) -> None:
     target = loaded_on_device("target", tiny_model(seed=3), torch.float16)
-    plain = engine_of(target, None, SpeculationConfig(depth=0))
-    drafting = engine_of(
-        target, loaded_on_device("draft", tiny_model(seed=3), torch.float16), SpeculationConfig(depth=3, adaptive=False)
+    drafting = loaded_on_device("draft", draft_of(tiny_model(seed=3)), torch.float16) if draft else None
+    engine = engine_of(target, drafting, SpeculationConfig(depth=3 if draft else 0, adaptive=False), num_blocks=80)
+    engine.generate([request("first", [3, 4], max_tokens=3)])  # the rotary table is brought to the device
+    for i, extra in enumerate(params):
+        engine.add_request(request(str(i), [3 + i] * (4 + 9 * i), seed=i, max_tokens=12, ignore_eos=True, **extra))
+    while engine.has_unfinished():
+        before = device.uploads, device.downloads
+        engine.step()
+        assert device.uploads - before[0] <= most[0]
+        assert device.downloads - before[1] <= most[1]
+
+
+def test_rows_of_greedy_sequences_stay_on_the_device(
+    device: SimulatedDirectml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = loaded_on_device("target", tiny_model(seed=3), torch.float16)
+    engine = engine_of(target, None, SpeculationConfig(depth=0), num_blocks=80)
+    seen = []
+    monkeypatch.setattr(
+        SpeculativeStep,
+        "_verify_on_host",
+        lambda step, emitters, host, probs: seen.append(len(host)) or VERIFY(step, emitters, host, probs),
     )
-    for engine, most in ((plain, 1), (drafting, 2)):  # the second brings the tokens of all draft passes
-        for i in range(4):
-            engine.add_request(request(str(i), [3 + i, 4, 5], max_tokens=12, ignore_eos=True))
+    sampled = [request("s", [5], seed=1, max_tokens=9, ignore_eos=True, temperature=1.0)]
+    greedy = [request(str(i), [3 + i], max_tokens=9, ignore_eos=True) for i in range(5)]
+    engine.generate(greedy + sampled)
+    assert set(seen) == {1}
+
+
+@pytest.mark.parametrize(("depth", "share"), [(0, 0.0), (3, 1 / 3)])
+def test_shapes_repeat(device: SimulatedDirectml, depth: int, share: float) -> None:
+    """Each shape is compiled once: as sequences grow, and drafts are accepted or not, few new ones come."""
+    target = loaded_on_device("target", tiny_model(seed=3), torch.float16)
+    draft = loaded_on_device("draft", draft_of(tiny_model(seed=3)), torch.float16) if depth else None
+    engine = engine_of(target, draft, SpeculationConfig(depth=depth, adaptive=False), num_blocks=200)
+
+    def new_shapes(length: int) -> int:
+        """Of steps that only decode."""
+        for i in range(5):
+            engine.add_request(request(str(i), [3 + i] * (length + i), max_tokens=20, ignore_eos=True))
+        count = 0
         while engine.has_unfinished():
-            before = device.downloads
+            scheduler, before = engine._scheduler, len(device.shapes)
+            only_decodes = not scheduler.waiting and not any(s.num_prefill_tokens for s in scheduler.active)
             engine.step()
-            assert device.downloads - before <= most
+            count += only_decodes * (len(device.shapes) - before)
+        return count
+
+    first = new_shapes(2) + new_shapes(34)
+    # From 34 to 64 tokens a sequence has 9 to 16 blocks of 4, which count as 16.
+    assert sum(new_shapes(length) for length in (36, 38, 40)) <= share * first
 
 
 def test_a_bfloat16_checkpoint_is_loaded_onto_the_device(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 import torch
 from tiny_models import VOCAB_SIZE, request, tiny_model
@@ -16,7 +17,8 @@ from helix_jobs.engine.model_runner import ModelRunner
 from helix_jobs.engine.sequence import Sequence
 
 if TYPE_CHECKING:
-    from helix_jobs.engine.step_layout import StepLayout, TokenSlice
+    from helix_jobs.engine.step_layout import TokenSlice
+    from helix_jobs.engine.step_plan import StepPlan
 
 CACHE = CacheConfig(num_blocks=40, block_size=4)
 SHARED = [5, 9, 2, 30, 8, 8, 17, 3, 11, 4, 6, 21]
@@ -34,14 +36,14 @@ class Scene:
     def __init__(self, names: str) -> None:
         self.pool = BlockPool(CACHE.num_blocks, CACHE.block_size)
         runner = ModelRunner(build_decoder(tiny_model(seed=3)), CACHE)
-        self.layouts: list[StepLayout] = []
+        self.plans: list[StepPlan] = []
         self._plan, runner.plan = runner.plan, self._spy  # type: ignore[method-assign]
         self.drafter = DraftModelDrafter(runner, VOCAB_SIZE)
         self.sequences = {name: self._decoding(name) for name in names}
 
-    def _spy(self, slices: list[TokenSlice]) -> StepLayout:
-        self.layouts.append(self._plan(slices))
-        return self.layouts[-1]
+    def _spy(self, slices: list[TokenSlice]) -> StepPlan:
+        self.plans.append(self._plan(slices))
+        return self.plans[-1]
 
     def _decoding(self, name: str) -> Sequence:
         sequence = Sequence(request(name, PROMPTS[name], max_tokens=40), BlockTable(self.pool), frozenset(), 256)
@@ -66,12 +68,12 @@ def alone(name: str) -> tuple[int, ...]:
 def test_sequences_that_share_what_the_draft_misses_catch_up_together(order: str) -> None:
     scene = Scene("abcd")
     assert scene.draft(order) == {name: alone(name) for name in order}
-    rows = scene.layouts[0].write_rows
-    assert len(rows.unique()) == len(rows)
+    rows = scene.plans[0].write_rows
+    assert len(np.unique(rows)) == len(rows)
     # Every distinct block once: three shared ones, and each sequence's own rest.
     prompts = {name: [*PROMPTS[name], 20] for name in order}
     full_blocks = {tuple(ids[: end + 4]) for ids in prompts.values() for end in range(0, len(ids) // 4 * 4, 4)}
-    assert scene.layouts[0].num_tokens == 4 * len(full_blocks) + sum(len(ids) % 4 for ids in prompts.values())
+    assert scene.plans[0].num_tokens == 4 * len(full_blocks) + sum(len(ids) % 4 for ids in prompts.values())
 
 
 def test_what_another_has_filled_is_not_computed_again() -> None:
@@ -79,9 +81,9 @@ def test_what_another_has_filled_is_not_computed_again() -> None:
     assert scene.draft("a")["a"] == alone("a")
     for sequence in scene.sequences.values():
         sequence.settle()
-    scene.layouts.clear()
+    scene.plans.clear()
     assert scene.draft("cb") == {name: alone(name) for name in "bc"}
-    assert scene.layouts[0].num_tokens == sum(len(scene.sequences[name]) for name in "bc") - 12 - 8
+    assert scene.plans[0].num_tokens == sum(len(scene.sequences[name]) for name in "bc") - 12 - 8
 
 
 def test_one_that_misses_less_reads_what_one_that_misses_more_computes() -> None:
@@ -89,15 +91,15 @@ def test_one_that_misses_less_reads_what_one_that_misses_more_computes() -> None
     scene.sequences["b"].num_draft_computed = 6  # in the middle of the second block, whose rows are then computed anew
     assert scene.draft("ba")["a"] == alone("a")
     assert scene.sequences["b"].num_draft_computed >= 12
-    rows = scene.layouts[0].write_rows
-    assert len(rows.unique()) == len(rows)
+    rows = scene.plans[0].write_rows
+    assert len(np.unique(rows)) == len(rows)
 
 
 def test_a_pass_that_fails_leaves_nothing_marked() -> None:
     scene = Scene("ab")
-    forward = scene.drafter._runner.forward
-    scene.drafter._runner.forward = lambda *_: (_ for _ in ()).throw(RuntimeError("lost"))  # type: ignore[method-assign]
+    forward = scene.drafter._runner.run
+    scene.drafter._runner.run = lambda *_: (_ for _ in ()).throw(RuntimeError("lost"))  # type: ignore[method-assign]
     with pytest.raises(RuntimeError, match="lost"):
         scene.draft("ab")
-    scene.drafter._runner.forward = forward  # type: ignore[method-assign]
+    scene.drafter._runner.run = forward  # type: ignore[method-assign]
     assert scene.draft("ab") == {name: alone(name) for name in "ab"}

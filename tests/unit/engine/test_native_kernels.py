@@ -148,10 +148,10 @@ def test_a_ragged_step_over_a_filled_cache(kernels, name):
     for slices in steps:
         logits = []
         for runner in (plain, compiled):
-            layout = runner.plan(slices)
+            plan = runner.plan(slices)
             tokens = [[(3 * i + 5 * j) % 30 + 2 for j in range(part.num_tokens)] for i, part in enumerate(slices)]
-            rows = [layout.offsets[i] + j for i, part in enumerate(slices) for j in range(part.num_tokens)]
-            logits.append(runner.forward(layout, runner.pack_tokens(layout, tokens), rows))
+            rows = [plan.offsets[i] + j for i, part in enumerate(slices) for j in range(part.num_tokens)]
+            logits.append(runner.forward(plan, tokens, rows))
         apart, size = (logits[1] - logits[0]).float().abs(), logits[0].float().abs()
         assert apart.mean() < (1e-5 if dtype == torch.float32 else 0.1) * size.mean()
 
@@ -224,9 +224,9 @@ def test_an_int8_decoder_in_one_call_equals_its_layers_one_by_one(kernels, archi
     for slices in steps:
         outputs = []
         for runner in made:
-            layout = runner.plan(slices)
+            plan = runner.plan(slices)
             tokens = [[(3 * i + 5 * j) % 30 + 2 for j in range(part.num_tokens)] for i, part in enumerate(slices)]
-            outputs.append(runner.forward(layout, runner.pack_tokens(layout, tokens), range(layout.num_tokens)).float())
+            outputs.append(runner.forward(plan, tokens, range(plan.num_tokens)).float())
         # Roundings to 8 bits fall on either side here and there, and the layers hand on what that makes.
         apart, size = (outputs[1] - outputs[0]).abs().mean(), outputs[0].abs().mean()
         assert apart < (0.02 if dtype == torch.float32 else 0.15) * size
@@ -240,8 +240,8 @@ def test_an_int8_decoder_in_one_call_shows_what_is_not_finite(kernels):
         pytest.skip("this processor multiplies no bytes")
     decoder.embedding[7] = float("nan")
     runner = ModelRunner(decoder, CacheConfig(num_blocks=8, block_size=4))
-    layout = runner.plan([TokenSlice(1, 0, [0]), TokenSlice(1, 0, [1]), TokenSlice(2, 0, [2])])
-    logits = runner.forward(layout, torch.tensor([5, 7, 5, 7]), range(4))
+    plan = runner.plan([TokenSlice(1, 0, [0]), TokenSlice(1, 0, [1]), TokenSlice(2, 0, [2])])
+    logits = runner.forward(plan, [[5], [7], [5, 7]], range(4))
     assert torch.isfinite(logits.float()).all(dim=1).tolist() == [
         True,
         False,

@@ -10,7 +10,7 @@ from tiny_models import VOCAB_SIZE, copy_of, ragged_logits, reference_logits, ti
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from helix_jobs.engine import step_layout
+from helix_jobs.engine import step_plan
 from helix_jobs.engine.cache_size import choose_cache
 from helix_jobs.engine.config import CacheConfig, EngineConfig
 from helix_jobs.engine.decoder.families import build_decoder
@@ -45,9 +45,7 @@ def largest_of(slices: list[TokenSlice], num_blocks: int, **config: Any) -> int:
     decoder = build_decoder(tiny_model(num_hidden_layers=1, max_position_embeddings=1 << 15, **config))
     runner = ModelRunner(decoder, CacheConfig(num_blocks=num_blocks, block_size=16))
     with torch.no_grad(), LargestTensor() as largest:
-        layout = runner.plan(slices)
-        tokens = runner.pack_tokens(layout, [[1] * part.num_tokens for part in slices])
-        runner.forward(layout, tokens, [0])
+        runner.forward(runner.plan(slices), [[1] * part.num_tokens for part in slices], [0])
     return largest.num_bytes
 
 
@@ -66,8 +64,8 @@ def test_many_long_contexts_are_not_gathered_all_at_once() -> None:
     ("scores", "gathered"), [(1, 1 << 26), (200, 1 << 26), (3000, 1 << 26), (1 << 24, 1), (1 << 24, 1500), (900, 700)]
 )
 def test_dividing_groups_changes_no_value(monkeypatch: pytest.MonkeyPatch, scores: int, gathered: int) -> None:
-    monkeypatch.setattr(step_layout, "MAX_GROUP_SCORES", scores)
-    monkeypatch.setattr(step_layout, "MAX_GATHERED_ELEMENTS", gathered)
+    monkeypatch.setattr(step_plan, "MAX_GROUP_SCORES", scores)
+    monkeypatch.setattr(step_plan, "MAX_GATHERED_ELEMENTS", gathered)
     model = tiny_model(seed=3)
     generator = torch.Generator().manual_seed(4)
     prompts = [torch.randint(2, VOCAB_SIZE, (n,), generator=generator).tolist() for n in (1, 3, 90, 33, 3, 90, 64)]

@@ -181,11 +181,10 @@ def ragged_logits(decoder: Decoder, prompts: Sequence[Sequence[int]], chunk: int
     rows: list[list[torch.Tensor]] = [[] for _ in prompts]
     for start in range(0, max(map(len, prompts)), chunk):
         parts = [(i, list(prompt[start : start + chunk])) for i, prompt in enumerate(prompts) if len(prompt) > start]
-        layout = runner.plan([TokenSlice(len(tokens), start, tables[i]) for i, tokens in parts])
-        tokens = runner.pack_tokens(layout, [tokens for _, tokens in parts])
-        logits = runner.forward(layout, tokens, range(layout.num_tokens))
+        plan = runner.plan([TokenSlice(len(tokens), start, tables[i]) for i, tokens in parts])
+        logits = runner.forward(plan, [tokens for _, tokens in parts], range(plan.num_tokens))
         assert logits is not None
-        for (i, part), offset in zip(parts, layout.offsets, strict=True):
+        for (i, part), offset in zip(parts, plan.offsets, strict=True):
             rows[i].append(logits[offset : offset + len(part)])
     return [torch.cat(parts) for parts in rows]
 
