@@ -53,6 +53,9 @@ class BoundedProcess:
 
     Attributes:
         ready: Its answer to the setup.
+
+    Raises:
+        OSError, RuntimeError: The system has no process or thread left.
     """
 
     def __init__(self, module: str, limits: ProcessLimits) -> None:
@@ -70,7 +73,12 @@ class BoundedProcess:
             start_new_session=True,  # Ctrl-C is for the worker
         )
         self._thread = threading.Thread(target=self._carry, name="helix-process", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:
+            with self._process:
+                self._process.kill()
+            raise
 
     @property
     def is_alive(self) -> bool:

@@ -209,7 +209,10 @@ class PromptEncoder:
             with self._lock:
                 if len(self._processes) >= self._limits.processes:
                     continue
-                process = BoundedProcess("helix_jobs.engine.prompt_process", self._limits.process)
+                try:
+                    process = BoundedProcess("helix_jobs.engine.prompt_process", self._limits.process)
+                except (OSError, RuntimeError) as error:  # RuntimeError: no more threads
+                    raise ProcessEndedError(f"cannot be started ({error})") from error
                 self._processes.add(process)
             try:
                 process.start(self._setup, self._limits.seconds)

@@ -286,15 +286,15 @@ class WorkerService:
             request = to_engine_request(claim.id, claim.request)
             request = self._engine.encode(replace(request, request_id=engine_request_id(claim.id, claim.lease)))
         except RequestError as error:
-            return RequestFailed(error)
+            active.settle(RequestFailed(error))  # unless it was withdrawn meanwhile: then this may be why
         except Exception as error:
             logger.error(  # noqa: TRY400  (see without_text)
                 "a request could not be encoded", extra={"job_id": claim.id}, exc_info=without_text(error)
             )
-            return RequestFailed(
-                EngineError(f"{type(error).__name__} while encoding; the worker's log has the details")
-            )
-        self._engine_thread.submit(request, active.settle)
+            failure = EngineError(f"{type(error).__name__} while encoding; the worker's log has the details")
+            active.settle(RequestFailed(failure))
+        else:
+            self._engine_thread.submit(request, active.settle)
         return active.ending.result()
 
     def _persist(self, claim: ClaimedJob, decision: Decision) -> None:

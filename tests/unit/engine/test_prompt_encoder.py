@@ -6,6 +6,7 @@ import gc
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 
 import psutil
@@ -14,6 +15,7 @@ from tiny_models import VOCAB_SIZE, tokenizer
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from helix_jobs.engine import bounded_process
 from helix_jobs.engine.bounded_process import ProcessLimits
 from helix_jobs.engine.prompt_encoder import PromptEncoder, PromptLimits
 from helix_jobs.engine.text import TextCodec
@@ -166,7 +168,7 @@ def test_where_the_system_sets_no_limits_the_worker_watches(encoder):
 def test_a_process_that_somebody_stops_is_not_waited_for_for_ever(encoder):
     made = encoder(limits=replace(SHORT, process=ProcessLimits(wall_factor=1.0)))
     assert made.encode_prompt("hi")
-    (process,) = children()
+    (process,) = children(made)
     process.suspend()
     with pytest.raises(InvalidRequestError, match="did not answer for 1 s"):
         made.encode_prompt("hi")
@@ -176,28 +178,27 @@ def test_a_process_that_somebody_stops_is_not_waited_for_for_ever(encoder):
 def test_a_process_that_somebody_kills_is_replaced(encoder):
     made = encoder()
     before = made.encode_prompt("hi")
-    (first,) = children()
+    (first,) = children(made)
     first.kill()
     first.wait()
     assert made.encode_prompt("hi") == before
-    (second,) = children()
+    (second,) = children(made)
     assert second.pid != first.pid
 
 
 def test_a_process_that_is_killed_at_work_is_asked_again_and_then_given_up(encoder):
     made = encoder(with_template(LOOP), replace(SHORT, seconds=60.0))
-    known = {one.pid for one in children()}
     made.probe()
-    ended = []
+    ended = set()
 
     def kill_twice():
-        for _ in range(2):
-            while not (busy := [c for c in children() if c.pid not in known and c.cpu_times().user > 0.5]):
-                time.sleep(0.05)
-            known.update(c.pid for c in busy)
-            ended.extend(c.pid for c in busy)
-            for one in busy:
-                one.kill()
+        deadline = time.monotonic() + 100
+        while len(ended) < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
+            for process in children(made):
+                if process.pid not in ended and process.cpu_times().user > 0.5:
+                    process.kill()
+                    ended.add(process.pid)
 
     killer = threading.Thread(target=kill_twice)
     killer.start()
@@ -232,11 +233,11 @@ def test_threads_get_each_its_own_answer(encoder):
 def test_its_processes_end_with_it(encoder):
     made = encoder()
     made.encode_prompt("hi")
-    (process,) = children()
+    (process,) = children(made)
     made.close()
     assert not process.is_running()
     assert made.encode_prompt("hi")
-    (process,) = children()
+    (process,) = children(made)
     del made
     encoder.forget()
     gc.collect()
@@ -252,10 +253,24 @@ def test_a_tokenizer_that_is_a_program_is_refused():
         PromptEncoder(Slow())
 
 
+def test_a_machine_without_processes_fails_the_request_alone(encoder, monkeypatch):
+    made = encoder()
+
+    def exhausted(*_, **__):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(bounded_process.subprocess, "Popen", exhausted)
+        with pytest.raises(EngineError, match=r"cannot be started \(.*Resource temporarily unavailable"):
+            made.encode_prompt("hi")
+    assert made.encode_prompt("hi")
+
+
 def test_its_environment_holds_no_settings(encoder, monkeypatch):
     monkeypatch.setenv("HELIX_DATABASE_URL", "postgresql://helix:secret@db/helix")
-    encoder().encode_prompt("hi")
-    (process,) = children()
+    made = encoder()
+    made.encode_prompt("hi")
+    (process,) = children(made)
     assert not [name for name in process.environ() if name.startswith("HELIX_")]
 
 
@@ -273,6 +288,12 @@ def test_outputs_are_decoded_while_a_prompt_does_not_end(encoder):
             endless.result()
 
 
-def children():
-    """Processes of this test that encode prompts."""
-    return [p for p in psutil.Process().children() if "helix_jobs.engine.prompt_process" in p.cmdline()]
+def children(made):
+    """Living processes of this encoder; those of other tests may not have ended yet."""
+    found = []
+    for one in list(made._processes):
+        with suppress(psutil.NoSuchProcess):
+            process = psutil.Process(one._process.pid)
+            if process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found

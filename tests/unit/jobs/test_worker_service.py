@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from service_bench import Bench
 from sqlalchemy import select, update
 
+from helix_jobs.errors import EngineError
 from helix_jobs.jobs import store
 from helix_jobs.jobs.runs import counted
 from helix_jobs.jobs.schema import jobs, results
@@ -206,3 +207,24 @@ def test_log_lines_are_sentences(make_bench: Any, caplog: pytest.LogCaptureFixtu
     assert "stopping: no job is running" in messages
     assert counted(1, "job") == "1 job"
     assert counted(0, "job") == "0 jobs"
+
+
+def test_a_job_that_is_handed_back_while_it_is_encoded_is_queued_whatever_encoding_says(make_bench: Any) -> None:
+    """A worker that stops ends the process that encodes, too: no failure of the job."""
+    bench = make_bench()
+    (job,) = bench.add("a b c")
+    encoding, ended = threading.Event(), threading.Event()
+
+    def encode(_: Any) -> Any:
+        encoding.set()
+        ended.wait(20)
+        raise EngineError("the process that tokenises prompts ended with SIGKILL")
+
+    bench.engine.encode = encode
+    (running,) = bench.run(job)
+    assert encoding.wait(20)
+    bench.service.hand_back()
+    ended.set()
+    assert running.result(20)
+    row = bench.rows()[job]
+    assert (row.state, row.error_code) == ("queued", None)
