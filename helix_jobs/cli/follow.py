@@ -108,6 +108,9 @@ def print_summary(console: Console, status: BatchStatus) -> None:
     if status.counts[JobState.FAILED]:
         console.print(f"See why with: {command_line('results', status.id, '--failed')}", soft_wrap=True)
         console.print(f"Try the failed ones again with: {command_line('retry', status.id)}", soft_wrap=True)
+    if status.cut_off:
+        more = command_line("retry", status.id, "--cut", "--max-tokens", "N")
+        console.print(f"Take those that were cut off again with more room: {more}", soft_wrap=True)
 
 
 class _Follower:

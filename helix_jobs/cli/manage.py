@@ -8,6 +8,7 @@ import click
 
 from helix_jobs.cli.group import HelixCommand, command_line, echo_json, helix_options, open_client
 from helix_jobs.cli.rendering import count
+from helix_jobs.settings import MAX_NEW_TOKENS
 
 if TYPE_CHECKING:
     from helix_jobs.settings import Settings
@@ -38,10 +39,29 @@ def cancel(settings: Settings, target: str, *, as_json: bool) -> None:
 
 @click.command("retry", cls=HelixCommand, short_help="Queue failed and cancelled jobs again.")
 @click.argument("batch")
+@click.option("--cut", is_flag=True, help="Instead, submit those again that max_tokens cut, as a batch of their own.")
+@click.option("--max-tokens", type=click.IntRange(1, MAX_NEW_TOKENS), help="With --cut: their new limit.")
 @helix_options
-def retry(settings: Settings, batch: str, *, as_json: bool) -> None:
-    """Queue a batch's failed and cancelled jobs again; answers already there stay."""
+def retry(settings: Settings, batch: str, *, cut: bool, max_tokens: int | None, as_json: bool) -> None:
+    """Queue a batch's failed and cancelled jobs again; answers already there stay.
+
+    With --cut, the jobs whose answers ended at max_tokens are submitted as a new batch with a larger limit. The batch
+    must have ended. Doing it twice gives the same new batch.
+    """
+    if cut != (max_tokens is not None):
+        raise click.UsageError("--cut and --max-tokens belong together.")
     with open_client(settings) as client:
+        if max_tokens is not None:
+            from helix_jobs.jobs.cut_off import resubmit_cut
+
+            again = resubmit_cut(client, batch, max_tokens)
+            if as_json:
+                echo_json({"id": batch, "queued": again.total, "batch_id": again.batch_id})
+            else:
+                click.echo(again.batch_id)
+                watch = command_line("watch", again.batch_id)
+                click.echo(f"{count(again.total, 'job')} submitted again. Follow with: {watch}", err=True)
+            return
         queued = client.retry(batch)
     if as_json:
         echo_json({"id": batch, "queued": queued})

@@ -110,6 +110,8 @@ def progress_view(status: BatchStatus, pace: Pace, notice: str | None = None) ->
 def _details(status: BatchStatus, pace: Pace) -> list[str]:
     parts = [f"{status.counts[JobState.RUNNING]:,} running"]
     parts += [f"{status.counts[state]:,} {state}" for state in _NOT_SUCCEEDED if status.counts[state]]
+    if status.cut_off:
+        parts.append(f"{status.cut_off:,} cut off")
     if pace.tokens_per_second is not None:
         parts.append(f"{rate(pace.tokens_per_second)} tokens/s")
     if status.acceptance_rate is not None:
@@ -131,6 +133,8 @@ def summary_lines(status: BatchStatus) -> list[str]:
         if status.acceptance_rate is not None:
             figures.append(f"{percent(status.acceptance_rate)} of drafted tokens accepted")
         lines.append(", ".join(figures))
+    if status.cut_off:
+        lines.append(f"{count(status.cut_off, 'answer')} cut off by max_tokens or the context")
     if status.error_counts:
         lines.append(
             "errors: " + ", ".join(f"{code} {number:,}" for code, number in sorted(status.error_counts.items()))

@@ -59,6 +59,7 @@ def batch_json(status: BatchStatus) -> dict[str, Any]:
         "completion_tokens": status.completion_tokens,
         "draft_tokens": status.draft_tokens,
         "accepted_tokens": status.accepted_tokens,
+        "cut_off": status.cut_off,
         "acceptance_rate": status.acceptance_rate,
         "tokens_per_second": status.tokens_per_second,
         "errors": {str(code): number for code, number in sorted(status.error_counts.items())},
@@ -130,6 +131,8 @@ def batch_view(status: BatchStatus) -> Table:
     row("Jobs", _job_counts(status))
     for code, number in sorted(status.error_counts.items()):
         row("Errors", f"{code} {number:,}")
+    if status.cut_off:
+        row("Cut off", f"{count(status.cut_off, 'answer')} by max_tokens or the context")
     if status.completion_tokens:
         speed = "" if status.tokens_per_second is None else f", {rate(status.tokens_per_second)} tokens/s"
         shared = f" ({status.cached_prompt_tokens:,} shared)" if status.cached_prompt_tokens else ""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Dialect
 
 # The migration these tables stand at; a test holds it equal to Alembic's head, so commands need not import Alembic.
-SCHEMA_REVISION: Final = "0004"
+SCHEMA_REVISION: Final = "0005"
 
 NAMING_CONVENTION: Final = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -237,6 +237,8 @@ batch_counters = Table(
     _column("completion_tokens", BigInteger, server_default=text("0")),
     _column("draft_tokens", BigInteger, server_default=text("0")),
     _column("accepted_tokens", BigInteger, server_default=text("0")),
+    # Answers whose finish_reason is "length".
+    _column("cut_off", BigInteger, server_default=text("0")),
     # Earliest claim and latest end among the jobs counted in this row.
     _column("started_at", UTCDateTime, nullable=True),
     _column("finished_at", UTCDateTime, nullable=True),

@@ -10,7 +10,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import inspect, select, text
 from sqlalchemy.exc import IntegrityError
-from store_helpers import DIGEST, counts, must_take, new_jobs, now, register, status, stored_batch, succeed
+from store_helpers import DIGEST, counts, must_take, new_jobs, now, register, result_row, status, stored_batch, succeed
 
 from helix_jobs.errors import DatabaseUnreachableError, SchemaVersionError
 from helix_jobs.jobs import store
@@ -213,8 +213,9 @@ def test_each_database_is_an_installation_of_its_own(empty_database, tmp_path):
 
 
 def test_what_was_published_under_the_old_names_is_published_again(empty_database):
-    upgrade(empty_database, "0003")
+    upgrade(empty_database)
     _, ids = stored_batch(empty_database, 3)
+    downgrade(empty_database, "0003")
     with empty_database.write() as c:
         assert store.mark_published(c, ids[:2], now()) == 2
     for move in (upgrade, lambda database: downgrade(database, "0003")):
@@ -222,6 +223,24 @@ def test_what_was_published_under_the_old_names_is_published_again(empty_databas
         with empty_database.write() as c:
             assert [job.id for job in store.publishable(c, 10)] == ids
             store.mark_published(c, ids, now())
+
+
+def test_answers_that_were_cut_off_before_are_counted(empty_database):
+    upgrade(empty_database)
+    for worker in ("w1", "w2"):
+        register(empty_database, worker)
+    batch, ids = stored_batch(empty_database, 4)
+    for job_id, worker, reason in zip(ids, ("w1", "w2", "w2"), ("length", "length", "stop"), strict=False):
+        with empty_database.write() as c:
+            claimed = store.claim(c, job_id, worker_id=worker, now=now())
+            done = store.FinishedJob(claimed.id, claimed.lease, worker)
+            assert store.finish_succeeded(c, done, result_row(finish_reason=reason), now())
+    assert status(empty_database, batch).cut_off == 2
+    downgrade(empty_database, "0004")
+    assert upgrade(empty_database) == head_revision()
+    assert status(empty_database, batch).cut_off == 2
+    with empty_database.write() as c:
+        assert store.counters_agree(c, batch)
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):

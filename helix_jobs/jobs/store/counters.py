@@ -37,7 +37,11 @@ _SUMS: Final = (
     "completion_tokens",
     "draft_tokens",
     "accepted_tokens",
+    "cut_off",
 )
+# Of the sums, those that are columns of results.
+_OF_RESULTS: Final = tuple(name for name in _SUMS if name in results.c)
+_CUT_OFF: Final = func.coalesce(func.sum(case((results.c.finish_reason == "length", 1), else_=0)), 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +57,7 @@ class Share:
     completion_tokens: int = 0
     draft_tokens: int = 0
     accepted_tokens: int = 0
+    cut_off: int = 0
     started_at: datetime | None = None
     finished_at: datetime | None = None
 
@@ -136,7 +141,8 @@ def _count(c: Connection, batch_id: str, *, times: bool) -> list[Share]:
         select(
             outcome.label("outcome"),
             func.count().label("jobs"),
-            *(func.coalesce(func.sum(results.c[name]), 0).label(name) for name in _SUMS[1:]),
+            *(func.coalesce(func.sum(results.c[name]), 0).label(name) for name in _OF_RESULTS),
+            _CUT_OFF.label("cut_off"),
             *((func.min(jobs.c.claimed_at).label("started_at"),) if times else ()),
             *((func.max(jobs.c.finished_at).label("finished_at"),) if times else ()),
         )

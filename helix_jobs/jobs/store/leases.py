@@ -184,6 +184,7 @@ def finish_succeeded(c: Connection, job: FinishedJob, result: ResultRow, now: da
             completion_tokens=result.completion_tokens,
             draft_tokens=result.draft_tokens,
             accepted_tokens=result.accepted_tokens,
+            cut_off=int(result.finish_reason == "length"),
             started_at=row.claimed_at,
             finished_at=now,
         ),

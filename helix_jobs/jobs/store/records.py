@@ -190,6 +190,7 @@ class BatchStatus:
         started_at: The earliest claim of a job that ended or runs.
         finished_at: The latest end; None until every job is in a final state.
         read_at: When this was read, for rates of a batch still going.
+        cut_off: Succeeded jobs whose answer max_tokens or the context cut (finish reason ``length``).
     """
 
     id: str
@@ -209,6 +210,7 @@ class BatchStatus:
     started_at: datetime | None
     finished_at: datetime | None
     read_at: datetime
+    cut_off: int = 0
 
     @property
     def stored(self) -> int:

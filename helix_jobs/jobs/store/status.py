@@ -29,6 +29,7 @@ _OUTCOMES: Final = (
         func.sum(batch_counters.c.completion_tokens).label("completion_tokens"),
         func.sum(batch_counters.c.draft_tokens).label("draft_tokens"),
         func.sum(batch_counters.c.accepted_tokens).label("accepted_tokens"),
+        func.sum(batch_counters.c.cut_off).label("cut_off"),
         func.min(batch_counters.c.started_at).label("started_at"),
         func.max(batch_counters.c.finished_at).label("finished_at"),
     )
@@ -131,6 +132,7 @@ def _status(
         completion_tokens=sum(int(row.completion_tokens) for row in outcomes),
         draft_tokens=sum(int(row.draft_tokens) for row in outcomes),
         accepted_tokens=sum(int(row.accepted_tokens) for row in outcomes),
+        cut_off=sum(int(row.cut_off) for row in outcomes),
         started_at=min(started, default=None),
         finished_at=max(finished, default=None) if batch.total is not None and not unfinished else None,
         read_at=now,

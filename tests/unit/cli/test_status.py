@@ -13,7 +13,7 @@ from helix_jobs.jobs.client import HelixClient
 BATCH_KEYS = {
     *("id", "name", "source", "state", "created_at", "started_at", "finished_at", "cancelled_at", "total", "counts"),
     *("prompt_tokens", "cached_prompt_tokens", "completion_tokens", "draft_tokens", "accepted_tokens"),
-    *("acceptance_rate", "tokens_per_second", "errors"),
+    *("acceptance_rate", "tokens_per_second", "errors", "cut_off"),
 }
 
 

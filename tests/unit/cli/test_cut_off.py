@@ -1,0 +1,85 @@
+"""What max_tokens cut is said wherever a batch is summed up, and can be taken again with more room."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from sqlalchemy import select
+
+from helix_jobs.jobs import store
+from helix_jobs.jobs.client import HelixClient
+from helix_jobs.jobs.schema import jobs
+
+LINES = [
+    '{"prompt": "one", "custom_id": "a", "metadata": {"k": 1}, "priority": 3, "temperature": 0.5, "stop": ["x"]}',
+    '{"messages": [{"role": "user", "content": "two"}], "max_tokens": 10}',
+    '{"prompt": "three", "max_tokens": 64}',
+]
+
+
+@pytest.fixture
+def batch(helix, prompts, finish):
+    """Two answers that ended at their limit (256 and 10 tokens), one that stopped, one that the context cut."""
+    batch = helix("submit", prompts(lines=[*LINES, '{"prompt": "four"}'])).stdout.strip()
+    finish(batch, succeeded=1, finish_reason="length", completion_tokens=256)
+    finish(batch, succeeded=1, finish_reason="length", completion_tokens=10)
+    finish(batch, succeeded=1, completion_tokens=30)
+    finish(batch, succeeded=1, finish_reason="length", completion_tokens=20)
+    return batch
+
+
+def test_it_is_counted_and_said(helix, batch, database):
+    assert "Cut off  3 answers by max_tokens or the context" in helix("status", batch).stdout
+    assert json.loads(helix("status", batch, "--json").stdout)["cut_off"] == 3
+    told = helix("watch", batch).stdout
+    assert "3 answers cut off by max_tokens or the context" in told
+    assert f"retry {batch} --cut --max-tokens N" in told
+    with database.write() as c:
+        assert store.counters_agree(c, batch)
+        store.recount(c, batch)
+    assert json.loads(helix("status", batch, "--json").stdout)["cut_off"] == 3
+
+
+def test_a_batch_without_cut_answers_says_nothing_of_it(helix, submitted, finish):
+    batch = submitted(1)
+    finish(batch, succeeded=1)
+    assert "ut off" not in helix("status", batch).stdout + helix("watch", batch).stdout
+
+
+def test_those_that_a_smaller_limit_cut_are_taken_again_as_they_were(helix, batch, database):
+    result = helix("retry", batch, "--cut", "--max-tokens", 1000)
+    assert result.exit_code == 0
+    again = result.stdout.strip()
+    assert "2 jobs submitted again. Follow with: " in result.stderr
+    with database.read() as c:
+        rows = c.execute(select(jobs).where(jobs.c.batch_id == again).order_by(jobs.c.line)).all()
+    assert [(row.custom_id, row.priority) for row in rows] == [("a", 3), (None, 0)]
+    first, second = (row.request for row in rows)
+    assert (first["prompt"], first["metadata"]) == ("one", {"k": 1})
+    assert first["sampling"] == {"max_tokens": 1000, "temperature": 0.5, "stop": ["x"]}
+    assert second["messages"] == [{"role": "user", "content": "two"}]
+    assert second["sampling"] == {"max_tokens": 1000}
+    with HelixClient() as client:
+        assert len(list(client.results(batch))) == 4
+    assert helix("retry", batch, "--cut", "--max-tokens", 1000).stdout.strip() == again
+    value = json.loads(helix("retry", batch, "--cut", "--max-tokens", 1000, "--json").stdout)
+    assert value == {"id": batch, "queued": 2, "batch_id": again}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--cut", "--max-tokens", 10], "was cut off by a max_tokens below 10"),
+        (["--cut"], "--cut and --max-tokens belong together"),
+        (["--max-tokens", 10], "--cut and --max-tokens belong together"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(helix, batch, arguments, told):
+    result = helix("retry", batch, *arguments)
+    assert result.exit_code == 2
+    assert told in result.stderr
+
+
+def test_a_batch_that_runs_is_waited_for_first(helix, submitted):
+    assert "still runs; wait for its end" in helix("retry", submitted(2), "--cut", "--max-tokens", 999).stderr
