@@ -78,7 +78,13 @@ class Checkpoint:
     @property
     def is_uniform(self) -> bool:
         """Everything is stored in ``dtype``, so that reading in it rounds nothing and copies nothing."""
-        return self.gguf is None and len({tensor.kind for tensor in self.tensors.values()}) == 1
+        return self.gguf is None and len({one.kind for name, one in self.tensors.items() if not is_computed(name)}) == 1
+
+    def copied_weights(self, dtype: torch.dtype) -> int:
+        """Number of weights that reading in ``dtype`` copies: those stored in another form."""
+        if self.gguf is not None:
+            return self.parameters
+        return sum(tensor.elements for tensor in self.tensors.values() if _DTYPES.get(tensor.kind) is not dtype)
 
 
 def find_checkpoint(name: str, home: Path, on_progress: Callable[[str], None]) -> Checkpoint:

@@ -145,16 +145,17 @@ def _directml_adapter(device: torch.device) -> DirectmlAdapter | None:
 
 def _free_memory_of(backend: Any, device: torch.device) -> int:  # noqa: ANN401  (torch.cuda or torch.xpu)
     """What the driver has left, and what torch keeps of it without using it."""
-    in_use = backend.memory_allocated(device)
     total = int(backend.get_device_properties(device).total_memory)
+    in_use = 0
     try:
+        in_use = int(backend.memory_allocated(device))
         free = int(backend.mem_get_info(device)[0])
         if free > total:
             raise RuntimeError(f"{free} bytes of {total} are free")  # noqa: TRY301  (as wrong as an error)
-    except (RuntimeError, AttributeError):  # some ROCm stacks, and torch.xpu before 2.6
+    except (RuntimeError, AttributeError):  # some ROCm stacks, and torch.xpu of old releases
         logger.debug("%s does not say how much memory is free", device, exc_info=True)
-        return max(0, int(total * _SHARE_WITHOUT_A_WORD) - int(in_use))
-    return free + int(backend.memory_reserved(device)) - int(in_use)
+        return max(0, int(total * _SHARE_WITHOUT_A_WORD) - in_use)
+    return free + int(backend.memory_reserved(device)) - in_use
 
 
 def _free_host_memory() -> int:

@@ -64,12 +64,13 @@ def check_host_memory(source: ModelSource, dtype: torch.dtype) -> None:
         InsufficientMemoryError: The machine cannot hold what is on its way to the device.
     """
     checkpoint = source.checkpoint
-    if checkpoint.is_uniform:  # its file is mapped, and one tensor after the other is converted
-        needed = 2 * int(source.config.vocab_size) * int(source.config.hidden_size) * dtype.itemsize
-        remedy = "close other programs"
-    else:
-        needed = checkpoint.parameters * dtype.itemsize
-        remedy = "close other programs, use a smaller model, or its safetensors in one dtype, which are not held there"
+    # The file is mapped; its largest tensor is there as it is stored and converted.
+    needed = 2 * int(source.config.vocab_size) * int(source.config.hidden_size) * dtype.itemsize
+    remedy = "close other programs"
+    copied = 0 if checkpoint.is_uniform else checkpoint.copied_weights(dtype) * dtype.itemsize
+    if copied > needed:
+        needed = copied
+        remedy += ", use a smaller model, or its safetensors in one dtype, which are not held there"
     available = free_memory(_HOST)
     if available is not None and needed > available:
         raise InsufficientMemoryError(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from helix_jobs.engine.decoder import linear as linear_module
 from helix_jobs.engine.decoder.linear import DenseLinear
@@ -151,3 +154,23 @@ def test_the_attention_factor_scales_what_is_turned() -> None:
     heads, position = torch.randn(1, 2, 8), torch.tensor([3])
     plain, scaled = (t.rotate(heads, t.at(position, 4)) for t in (table(), table(scaling=1.5)))
     assert torch.allclose(scaled, 1.5 * plain)
+
+
+class Widenings(TorchDispatchMode):
+    """Counts conversions from one dtype to another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func._schema.name == "aten::_to_copy"
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_norm_without_a_fused_kernel_widens_its_weight_once() -> None:
+    norm = RmsNorm(torch.ones(8, dtype=torch.float16, device="meta"), 1e-5)
+    hidden = torch.ones(3, 8, dtype=torch.float16, device="meta")
+    with Widenings() as widenings:
+        norm(hidden)
+    assert widenings.count == 2  # the input, and the result back

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from model_files import save_checkpoint, write_gguf
+from safetensors.torch import load_file, save_file
 from simulated_directml import DIRECTML, DirectmlTensor, SimulatedDirectml
 from tiny_models import CPU, copy_of, loaded, request, tiny_model
 from torch.utils._pytree import tree_leaves
@@ -129,6 +130,12 @@ def test_a_driver_that_cannot_tell_what_is_free_is_not_believed(
 ) -> None:
     _cuda(monkeypatch, free=free, total=24_000, reserved=3_000, allocated=2_000)
     assert devices.free_memory(CUDA) == int(24_000 * 0.7) - 2_000
+
+
+def test_an_old_release_that_counts_nothing_has_a_share_of_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    _cuda(monkeypatch, free=1, total=24_000, reserved=0, allocated=0)
+    monkeypatch.delattr(torch.cuda, "memory_allocated")
+    assert devices.free_memory(CUDA) == int(24_000 * 0.7)
 
 
 # The host
@@ -269,8 +276,24 @@ def test_other_faults_are_left_as_they_are() -> None:
         raise RuntimeError("device removed")
 
 
-def test_checkpoints_know_whether_they_are_uniform(tmp_path: Path) -> None:
+def test_checkpoints_know_what_reading_them_copies(tmp_path: Path) -> None:
     model = copy_of(tiny_model(), torch.bfloat16)
-    assert checkpoint.find_checkpoint(str(save_checkpoint(tmp_path / "a", model)), tmp_path, print).is_uniform
+    uniform = checkpoint.find_checkpoint(str(save_checkpoint(tmp_path / "a", model)), tmp_path, print)
+    assert uniform.is_uniform
+    assert uniform.copied_weights(torch.float16) == uniform.parameters
     model.model.norm = model.model.norm.float()
-    assert not checkpoint.find_checkpoint(str(save_checkpoint(tmp_path / "b", model)), tmp_path, print).is_uniform
+    mixed = checkpoint.find_checkpoint(str(save_checkpoint(tmp_path / "b", model)), tmp_path, print)
+    assert not mixed.is_uniform
+    assert mixed.copied_weights(torch.bfloat16) == 48
+    write_gguf(tmp_path / "m.gguf")
+    quantised = checkpoint.find_checkpoint(str(tmp_path / "m.gguf"), tmp_path, print)
+    assert quantised.copied_weights(torch.float32) == quantised.parameters
+
+
+def test_buffers_that_nobody_reads_do_not_count(tmp_path: Path) -> None:
+    """Older releases stored the rotary frequencies in float32 beside bfloat16 weights."""
+    folder = save_checkpoint(tmp_path, copy_of(tiny_model(), torch.bfloat16))
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(4)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    assert checkpoint.find_checkpoint(str(folder), tmp_path, print).is_uniform
