@@ -7,11 +7,11 @@ import os
 import socket
 import warnings
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from celery.app import trace
 from celery.exceptions import CPendingDeprecationWarning, Reject
-from celery.platforms import EX_FAILURE, EX_OK
+from celery.platforms import EX_OK
 from celery.worker import WorkController, state
 
 from helix_jobs.jobs import celery_app, remote_control
@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from helix_jobs.jobs.queue_names import QueueNames
     from helix_jobs.settings import Settings
 
-# What Celery's controller leaves in ``exitcode`` when its loop ended by an error.
-CONSUMER_FAILED: Final = EX_FAILURE
-
 
 class Consumer(WorkController):  # type: ignore[misc]  # celery has no types
     """A controller that runs on any thread."""
@@ -32,6 +29,14 @@ class Consumer(WorkController):  # type: ignore[misc]  # celery has no types
     def on_init_blueprint(self) -> None:
         """Do for this process what ``celery worker`` does first."""
         trace.setup_worker_optimizations(self.app, self.hostname)
+
+    @property
+    def was_asked_to_stop(self) -> bool:
+        """Whether its end was somebody's wish: ``stop_consuming``, or a shutdown by remote control.
+
+        Celery leaves another code when its loop ended by an error, and none when there were no more descriptors.
+        """
+        return bool(self.exitcode == EX_OK)
 
     def reconnect(self) -> None:
         """Have Celery drop its connection to the broker and make another, from any thread; running jobs go on."""

@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING, Final
 
 from helix_jobs.errors import DatabaseReplacedError
 from helix_jobs.jobs import store
+from helix_jobs.jobs.process_identity import this_process
 from helix_jobs.jobs.rounds import Rounds
+from helix_jobs.jobs.store import NewWorker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from helix_jobs.engine.protocol import EngineInfo
     from helix_jobs.jobs.database import Database
-    from helix_jobs.jobs.store import NewWorker
     from helix_jobs.jobs.worker_service import WorkerService
 
 logger = logging.getLogger(__name__)
@@ -25,6 +27,23 @@ logger = logging.getLogger(__name__)
 BEAT_SECONDS: Final = 5.0
 # How soon a cancelled job stops taking up a slot.
 CHECK_SECONDS: Final = 1.0
+
+
+def worker_row(worker_id: str, hostname: str, info: EngineInfo) -> NewWorker:
+    """The row of the worker that this process is."""
+    identity = this_process()
+    return NewWorker(
+        id=worker_id,
+        hostname=hostname,
+        pid=identity.pid,
+        boot_id=identity.boot_id,
+        pid_namespace=identity.pid_namespace,
+        process_started=identity.started,
+        device=info.device,
+        target_model=info.target_model,
+        draft_model=info.draft_model,
+        slots=info.max_batch_size,
+    )
 
 
 @dataclass(frozen=True, slots=True)

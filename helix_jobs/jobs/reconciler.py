@@ -9,6 +9,7 @@ It does four things, each decided by a pure function and persisted by one method
    has been empty for 30 s and jobs still count as published, their marks are taken off. So they are when a worker is
    lost: what it had taken ahead is stranded with it, nobody can say which messages those were, and a busy broker may
    not be empty for days. Trade-off: up to a window of duplicates for each lost worker, for jobs that do not wait.
+   On a busy broker an exact comparison every few minutes finds single lost messages (``audit``).
    What a lost worker had been delivered stays in the broker's ``unacked``; it is dropped when no job can need it.
 
 4. **Finish cancels.** A cancel whose command was killed half-way leaves queued jobs in a cancelled batch, which nobody
@@ -29,8 +30,10 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from helix_jobs.errors import HelixError
 from helix_jobs.jobs import bulk, store
+from helix_jobs.jobs.audit import AUDIT_SECONDS, Audit
 from helix_jobs.jobs.process_identity import is_gone
 from helix_jobs.jobs.rounds import Rounds
+from helix_jobs.jobs.unfinished_cancels import CancelSeen, watch_cancels
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -69,6 +72,7 @@ class ReconcilerConfig:
         unseen: Seconds the broker must have been empty before published jobs count as lost messages.
         own_silence: Seconds without a new heartbeat of this worker's own after which others are not judged: then it
             is the database that takes no writes.
+        audit: Seconds between looks for messages that were lost while the broker is busy.
     """
 
     interval: float = 1.0
@@ -76,6 +80,7 @@ class ReconcilerConfig:
     window: int = 10_000
     unseen: float = 30.0
     own_silence: float = 10.0
+    audit: float = AUDIT_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,24 +152,6 @@ def judge_empty_broker(
     return previous or EmptyBroker(now, latest_published_at)
 
 
-@dataclass(frozen=True, slots=True)
-class CancelSeen:
-    """How many jobs a cancel has not come to, and since when (monotonic) it has been as many."""
-
-    left: int
-    since: float
-
-
-def watch_cancels(
-    previous: Mapping[store.Change, CancelSeen], unfinished: Mapping[store.Change, int], now: float
-) -> dict[store.Change, CancelSeen]:
-    """Add one look at the cancels under way."""
-    return {
-        change: previous[change] if change in previous and previous[change].left == left else CancelSeen(left, now)
-        for change, left in unfinished.items()
-    }
-
-
 @dataclass(slots=True)
 class ReconcilerCounters:
     """What was done since the start."""
@@ -191,6 +178,7 @@ class Reconciler:
         config: ReconcilerConfig | None = None,
         clock: Callable[[], float] = time.monotonic,
         rounds: Rounds | None = None,
+        known_ids: Callable[[], set[int] | None] = lambda: None,
     ) -> None:
         """Prepare.
 
@@ -201,6 +189,7 @@ class Reconciler:
             config: Timing and window.
             clock: Monotonic seconds.
             rounds: Where the thread notes that it comes round.
+            known_ids: Which job ids the broker holds, waiting or delivered; None if that cannot be said.
         """
         self.counters = ReconcilerCounters()
         self._database = database
@@ -209,6 +198,8 @@ class Reconciler:
         self._config = config or ReconcilerConfig()
         self._clock = clock
         self._rounds = rounds or Rounds()
+        self._known_ids = known_ids
+        self._audit = Audit(self._config.audit, clock)
         self._came_round: Callable[[], None] = lambda: None
         self._observations: dict[str, Observation] = {}
         self._observed_at: float | None = None
@@ -265,6 +256,9 @@ class Reconciler:
         self._publish(publish_room(depth, self._config.window))
         self._came_round()
         self._republish(depth)
+        if self._audit.is_due:
+            self._came_round()
+            self._find_lost()
 
     def _run(self) -> None:
         with self._rounds.watched("reconciler") as self._came_round:
@@ -376,6 +370,15 @@ class Reconciler:
             self.counters.republished += count
             # Usually a worker holds them already, waiting for a slot; only the database could tell, and need not.
             logger.info("the broker is empty and %d jobs still wait: their messages are sent again, to be safe", count)
+
+    def _find_lost(self) -> None:
+        with self._database.read() as connection:
+            published = store.published_queued(connection)
+        lost = self._audit.look(published, self._known_ids() if published else set())
+        if lost:
+            self._database.transact(lambda connection: store.unmark_published(connection, lost))
+            self.counters.republished += len(lost)
+            logger.warning("the messages of %d jobs were lost on the way and are sent again", len(lost))
 
     def _forget_stranded(self) -> None:
         """Drop the messages of lost workers, which nobody will acknowledge, once every job they may name has ended."""

@@ -15,11 +15,13 @@ import time
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final
 
 from helix_jobs.errors import HelixError
 from helix_jobs.jobs import dead_man, engine_thread, store
+from helix_jobs.jobs.audit import read_known_ids
 from helix_jobs.jobs.banner import WorkerBanner
 from helix_jobs.jobs.broker import (
     CeleryPublisher,
@@ -35,14 +37,15 @@ from helix_jobs.jobs.dead_man import DeadMansSwitch, Limit
 from helix_jobs.jobs.device_lock import DeviceLock
 from helix_jobs.jobs.engine_choice import device_name, load_engine
 from helix_jobs.jobs.hard_exit import HardExit
-from helix_jobs.jobs.heartbeat import Heartbeat
+from helix_jobs.jobs.heartbeat import Heartbeat, worker_row
 from helix_jobs.jobs.periodic import Periodic
-from helix_jobs.jobs.process_identity import here, this_process
+from helix_jobs.jobs.process_identity import here
 from helix_jobs.jobs.reconciler import Reconciler
 from helix_jobs.jobs.result_writer import GroupCommitWriter
 from helix_jobs.jobs.rounds import Rounds
+from helix_jobs.jobs.shared_broker import clear_stranded, leave_broker
 from helix_jobs.jobs.stop_button import StopButton, StopRequest, install_signals
-from helix_jobs.jobs.store import NewWorker
+from helix_jobs.jobs.thread_limit import check_threads
 from helix_jobs.jobs.watchdog import Watchdog
 from helix_jobs.jobs.worker_figures import QueueReader, worker_figures
 from helix_jobs.jobs.worker_service import WorkerService
@@ -76,7 +79,9 @@ HARD_EXIT_SECONDS: Final = 30.0
 HAND_BACK_SECONDS: Final = 5.0
 BROKER_CHECK_SECONDS: Final = 2.0
 LOCK_CHECK_SECONDS: Final = 60.0
+POSTPONED_SECONDS: Final = 5.0
 MAX_CONSUMER_FAILURES: Final = 5
+CONSUMER_PAUSE_SECONDS: Final = 1.0
 
 
 def run_worker(
@@ -170,13 +175,19 @@ class _Worker:
         self._names = read_queue_names(self._database)
         self._publisher = CeleryPublisher(broker_url(self._settings), self._names)
         self._stack.callback(self._publisher.close)
-        self._reconciler = Reconciler(self._database, self._publisher, worker_id=self._worker_id, rounds=self._rounds)
+        self._reconciler = Reconciler(
+            self._database,
+            self._publisher,
+            worker_id=self._worker_id,
+            rounds=self._rounds,
+            known_ids=partial(read_known_ids, self._publisher),
+        )
         if self._embedded is None:
             ping(self._publisher.url)
             self._publisher.check_keys()
             self._publisher.probe()
         else:
-            self._stack.callback(self._leave_broker, self._embedded)
+            self._stack.callback(leave_broker, self._embedded)
             self._embedded.start()
         if self._settings.metrics_port is not None:
             from helix_jobs.observability.metrics import MetricsServer
@@ -186,22 +197,12 @@ class _Worker:
         self._engine = load_engine(self._settings, on_progress)
         # As many threads as the batch has slots, also where the device chose their number.
         self._settings = replace(self._settings, max_batch_size=self._engine.info.max_batch_size)
+        check_threads(self._engine.info.max_batch_size)
 
     def start(self) -> WorkerBanner:
         """Start everything but Celery. It is undone in the order: reconciler, engine, writer, heartbeat."""
-        info, identity = self._engine.info, this_process()
-        row = NewWorker(
-            id=self._worker_id,
-            hostname=self._hostname,
-            pid=identity.pid,
-            boot_id=identity.boot_id,
-            pid_namespace=identity.pid_namespace,
-            process_started=identity.started,
-            device=info.device,
-            target_model=info.target_model,
-            draft_model=info.draft_model,
-            slots=info.max_batch_size,
-        )
+        info = self._engine.info
+        row = worker_row(self._worker_id, self._hostname, info)
         rounds = self._rounds
         switch = DeadMansSwitch(
             rounds,
@@ -230,7 +231,10 @@ class _Worker:
             rounds=rounds,
         )
         heartbeat = Heartbeat(self._database, row, self._service, rounds=rounds, on_replaced=self._break)
-        duties = [Periodic("helix-device-lock", self._lock.keep, LOCK_CHECK_SECONDS)]
+        duties = [
+            Periodic("helix-device-lock", self._lock.keep, LOCK_CHECK_SECONDS),
+            Periodic("helix-postponed-jobs", self._service.send_postponed, POSTPONED_SECONDS),
+        ]
         if self._embedded is not None:
             duties.append(Periodic("helix-embedded-broker", self._keep_broker, BROKER_CHECK_SECONDS))
         self._stack.callback(heartbeat.stop)
@@ -246,7 +250,7 @@ class _Worker:
         self._service.start()
         heartbeat.start()
         self._reconciler.reclaim_predecessors(here())
-        self._clear_stranded()
+        clear_stranded(self._database, self._publisher, self._worker_id)
         self._reconciler.start()
         self._watchdog.start()
         for duty in duties:
@@ -267,7 +271,7 @@ class _Worker:
     def consume(self) -> int:
         """Run Celery until the worker is told to stop; returns the exit code."""
         from helix_jobs.jobs import tasks
-        from helix_jobs.jobs.consumer import CONSUMER_FAILED, make_consumer, stop_consuming
+        from helix_jobs.jobs.consumer import make_consumer, stop_consuming
         from helix_jobs.jobs.vetted_transport import rejections
 
         supervisor = threading.Thread(
@@ -277,21 +281,26 @@ class _Worker:
         failures = 0
         try:
             while True:
-                self._consumer = consumer = make_consumer(self._settings, self._names, self._hostname)
-                if self._stopping:  # since the last one ended; making this one has cleared Celery's flag
-                    stop_consuming()
-                if not supervisor.is_alive():
-                    supervisor.start()
                 began = time.monotonic()
-                consumer.start()
-                if self._stopping or consumer.exitcode != CONSUMER_FAILED:
-                    break
+                try:
+                    self._consumer = consumer = make_consumer(self._settings, self._names, self._hostname)
+                    if self._stopping:  # since the last one ended; making this one has cleared Celery's flag
+                        stop_consuming()
+                    if not supervisor.is_alive():
+                        supervisor.start()
+                    consumer.start()
+                    if self._stopping or consumer.was_asked_to_stop:
+                        break
+                except Exception as error:  # noqa: BLE001  (no descriptors, no threads, no memory: it may pass)
+                    logger.critical("Celery's consumer cannot be started: %s", error)
                 # A message that is not even a message can end Celery's loop; the models stay loaded meanwhile.
                 failures = 1 if time.monotonic() - began > SOUND_CONSUMER_SECONDS else failures + 1
                 if failures > MAX_CONSUMER_FAILURES:
                     self._break(HelixError("Celery's consumer does not stay up"))
                     break
                 logger.error("Celery's consumer ended unexpectedly; starting it again")
+                # What it ran out of (descriptors, threads, memory) may be there again soon.
+                time.sleep(CONSUMER_PAUSE_SECONDS * (failures - 1))
                 self._service.resume()
         finally:
             if self._give_up_timer is not None:
@@ -365,25 +374,10 @@ class _Worker:
             except HelixError as error:
                 logger.warning("the leases are left to be reclaimed: %s", error)
 
-    def _clear_stranded(self) -> None:
-        """Start from the database alone if nobody else uses the broker: killed workers leave messages stranded."""
-        with self._database.read() as c:
-            others = [worker for worker in store.live_workers(c) if worker.id != self._worker_id]
-        if not others:
-            self._publisher.reset_queue()
-            self._republish()
-
     def _republish(self) -> None:
         """Have the reconciler send every message again."""
         self._database.transact(lambda c: store.republish_unseen(c, datetime.now(UTC)))
         self._reconciler.wake()
-
-    def _leave_broker(self, embedded: EmbeddedBroker) -> None:
-        """Use the embedded broker no longer; the last of its users takes it down."""
-        try:
-            embedded.stop()
-        except HelixError as error:
-            logger.warning("the embedded broker is left to its keeper: %s", error)
 
     def _engine_hangs(self, why: str) -> None:
         """Called by the dead man's switch, which must not wait for the log."""

@@ -26,6 +26,7 @@ class WorkerCounters:
             lost.
         rejected_messages: Messages that name no job: malformed, oversized, of another task, with more in them than a
             job id. Dropped.
+        postponed: Times a job at its last attempt waited in vain to run alone and was put off.
         void_messages: Messages whose job there was nothing to do for: it had ended, was cancelled or taken by another,
             or does not exist. Duplicates end here, and forged ids.
     """
@@ -35,6 +36,7 @@ class WorkerCounters:
     fenced: int = 0
     rejected_messages: int = 0
     void_messages: int = 0
+    postponed: int = 0
 
     @property
     def deliveries(self) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -20,7 +21,7 @@ from helix_jobs.jobs import store
 from helix_jobs.jobs.engine_thread import EngineThread, RequestFailed, without_text
 from helix_jobs.jobs.job_claims import JobClaims, Refusal
 from helix_jobs.jobs.job_endings import Fail, Leave, Succeed, Withdrawn, decide, outcome, refused_by_database
-from helix_jobs.jobs.job_gate import JobGate
+from helix_jobs.jobs.job_gate import Entry, JobGate
 from helix_jobs.jobs.requests import to_engine_request
 from helix_jobs.jobs.runs import DatabaseRunRecorder, counted
 from helix_jobs.jobs.states import JobState
@@ -106,6 +107,8 @@ class WorkerService:
         self._grace_timer: threading.Timer | None = None
         self._ended = threading.Condition(self._lock)
         self._gate = JobGate()
+        # Job id -> when its message is to be sent again, on the monotonic clock.
+        self._postponed: dict[int, float] = {}
         self._counters = WorkerCounters()
 
     @property
@@ -162,6 +165,16 @@ class WorkerService:
                 # The job may have been retried or reclaimed while its earlier run was still here; then that message
                 # was its only one. A job that has ended, or is someone else's, is not changed.
                 self._writer.submit(lambda c: store.unmark_published(c, [job_id]))
+
+    def send_postponed(self) -> None:
+        """Have the messages of jobs sent again that were put off and whose time has come. To be called now and then."""
+        now = time.monotonic()
+        with self._lock:
+            due = [job_id for job_id, moment in self._postponed.items() if moment <= now]
+            for job_id in due:
+                del self._postponed[job_id]
+        if due:
+            self._writer.submit(lambda c: store.unmark_published(c, due))
 
     def count_rejected(self, count: int = 1) -> None:
         """Note that messages were dropped because no worker takes them."""
@@ -253,8 +266,12 @@ class WorkerService:
     def _run(self, active: _ActiveJob) -> bool:
         """Claim, generate, finish: beside other jobs, or alone where need be. False: the job was not touched."""
         for alone in (False, True):
-            if not self._gate.enter(alone=alone):
+            entry = self._gate.enter(alone=alone)
+            if entry is Entry.CLOSED:
                 return False
+            if entry is Entry.TRY_LATER:
+                self._postpone(active.job_id)
+                return True
             try:
                 claim = self._claims.claim(active.job_id, alone=alone)
                 if claim is Refusal.NOTHING_TO_DO:
@@ -263,7 +280,7 @@ class WorkerService:
                 elif claim is Refusal.UNREADABLE:
                     self._count_outcome(Fail(InvalidRequestError.code, claim.value))
                 elif claim is Refusal.MUST_RUN_ALONE:
-                    logger.info("a job that died with its workers runs alone now", extra={"job_id": active.job_id})
+                    logger.info("a job that died with its workers waits to run alone", extra={"job_id": active.job_id})
                     continue
                 else:
                     self._serve(active, claim)
@@ -271,6 +288,18 @@ class WorkerService:
             finally:
                 self._gate.leave()
         return True
+
+    def _postpone(self, job_id: int) -> None:
+        """Leave a job in the queue for as long as the gate is for others; its message is sent again then."""
+        seconds = self._gate.seconds_for_others
+        self._count(postponed=1)
+        with self._lock:
+            self._postponed[job_id] = time.monotonic() + seconds
+        logger.warning(
+            "a job at its last attempt cannot run alone, as others do not end; it is tried again in %.0f s",
+            seconds,
+            extra={"job_id": job_id},
+        )
 
     def _serve(self, active: _ActiveJob, claim: ClaimedJob) -> None:
         with self._lock:

@@ -1,8 +1,9 @@
 """Metrics in Prometheus' text form, over HTTP, on a port that is off unless it is set.
 
 A scrape reads the worker's own figures from memory and the queue's from the database, there and then: nothing is
-polled. It runs on threads of the server's own, with a database connection of its own and a time limit, so that neither
-a scraper nor a database that hangs can hold up the worker; ``helix_database_up`` tells.
+polled. It runs on threads of the server's own, few of them (``scrape_server``), with a database connection of its own,
+a time limit and at most one question a second, so that neither scrapers nor a database that hangs can hold up the
+worker; ``helix_database_up`` tells.
 
 Trade-off: each worker of a database serves the queue's figures too, and each says the same; take ``max()`` of them, not
 ``sum()``. The alternative, an exporter of its own, would be one more process to keep alive.
@@ -13,6 +14,7 @@ from __future__ import annotations
 import errno
 import logging
 import threading
+import time
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 from helix_jobs import __version__
 from helix_jobs.errors import ConfigurationError
+from helix_jobs.observability.scrape_server import ScrapeServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -35,6 +38,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 DATABASE_SECONDS: Final = 5.0
+# How long the queue's figures serve whoever else asks.
+FRESH_SECONDS: Final = 1.0
 
 
 class Kind(StrEnum):
@@ -96,6 +101,11 @@ _WORKER: Final = (
     Metric("helix_worker_messages_total", Kind.COUNTER, "Messages delivered that name a job, repeated ones included."),
     Metric("helix_worker_void_messages_total", Kind.COUNTER, "Of these, with nothing to do: duplicates, ended jobs."),
     Metric("helix_worker_rejected_messages_total", Kind.COUNTER, "Messages dropped because they name no job."),
+    Metric(
+        "helix_worker_postponed_total",
+        Kind.COUNTER,
+        "Times a job at its last attempt waited in vain to run alone and was put off.",
+    ),
     Metric("helix_worker_fenced_total", Kind.COUNTER, "Endings dropped because the lease had moved on."),
     Metric("helix_worker_reclaimed_total", Kind.COUNTER, "Jobs this worker took from lost workers."),
     Metric("helix_worker_published_total", Kind.COUNTER, "Job ids this worker sent to the broker."),
@@ -161,6 +171,7 @@ def worker_samples(figures: WorkerFigures) -> dict[str, Samples]:
         "helix_worker_messages_total": _one(jobs.delivered),
         "helix_worker_void_messages_total": _one(jobs.void_messages),
         "helix_worker_rejected_messages_total": _one(jobs.rejected_messages),
+        "helix_worker_postponed_total": _one(jobs.postponed),
         "helix_worker_fenced_total": _one(jobs.fenced),
         "helix_worker_reclaimed_total": _one(figures.reclaimed),
         "helix_worker_published_total": _one(figures.published),
@@ -197,14 +208,14 @@ class MetricsServer:
     """
 
     def __init__(self, host: str, port: int) -> None:
-        from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
+        from prometheus_client import CollectorRegistry, ProcessCollector, make_wsgi_app
 
         self._collector = _Collector()
         registry = CollectorRegistry(auto_describe=False)
         ProcessCollector(registry=registry)
         registry.register(self._collector)
         try:
-            self._server, self._thread = start_http_server(port, host, registry)
+            self._server = ScrapeServer(host, port, make_wsgi_app(registry))
         except (OSError, UnicodeError) as error:
             raise ConfigurationError(_refusal(host, port, error)) from error
         self.port = int(self._server.server_port)
@@ -221,9 +232,7 @@ class MetricsServer:
 
     def close(self) -> None:
         """Stop serving."""
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        self._server.close()
 
 
 class _Collector:
@@ -246,13 +255,17 @@ class _Collector:
 
 
 class _Limited(Generic[T]):
-    """Calls a function on a thread of its own and waits so many seconds. While a call hangs, no other is begun."""
+    """Calls a function on a thread of its own and waits so many seconds. While a call hangs, no other is begun.
+
+    A value is shared with everybody who asks within ``FRESH_SECONDS``; an error is not.
+    """
 
     def __init__(self, function: Callable[[], T], seconds: float) -> None:
         self._function = function
         self._seconds = seconds
         self._lock = threading.Lock()
         self._call: Future[T] | None = None
+        self._done_at = 0.0
 
     def __call__(self) -> T:
         """The function's value, shared with others who ask meanwhile.
@@ -262,14 +275,19 @@ class _Limited(Generic[T]):
         """
         with self._lock:
             call = self._call
-            if call is None or call.done():
+            if call is None or (call.done() and not self._is_fresh(call)):
                 call = self._call = Future()
                 threading.Thread(target=self._run, args=(call,), name="helix-metrics", daemon=True).start()
         return call.result(self._seconds)
 
+    def _is_fresh(self, call: Future[T]) -> bool:
+        return call.exception() is None and time.monotonic() - self._done_at < FRESH_SECONDS
+
     def _run(self, call: Future[T]) -> None:
         try:
-            call.set_result(self._function())
+            value = self._function()
+            self._done_at = time.monotonic()
+            call.set_result(value)
         except BaseException as error:  # noqa: BLE001  (handed on to whoever waits)
             call.set_exception(error)
 

@@ -125,3 +125,23 @@ def test_sigterm_ends_a_worker_whose_database_is_locked(embedded_box: Box) -> No
     assert box.states(batch) == {"running": 5}
     box.start_worker()
     box.wait_states(batch, succeeded=5)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prlimit")
+def test_a_worker_without_descriptors_ends_for_its_supervisor(box: Box) -> None:
+    """Celery ends its loop as if it had been told to; a supervisor must not take that for somebody's wish."""
+    import resource
+
+    worker = box.start_worker(shutdown_grace="1")
+    resource.prlimit(worker.process.pid, resource.RLIMIT_NOFILE, (3, 4096))
+    publisher = box.publisher()
+    publisher.ask(lambda client: client.client_kill_filter(_type="normal", skipme=True))
+    publisher.close()
+    assert worker.wait() == 1, worker.log
+    assert "does not stay up" in worker.log, worker.log
+
+
+def test_a_shutdown_by_remote_control_is_somebodys_wish(box: Box) -> None:
+    worker = box.start_worker()
+    done = box.run(sys.executable, "-m", "celery", "-A", "helix_jobs.jobs.celery_app", "control", "shutdown")
+    assert worker.wait() == 0, (worker.log, done)

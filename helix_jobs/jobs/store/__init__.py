@@ -45,6 +45,7 @@ from helix_jobs.jobs.store.publishing import (
     latest_published_at,
     mark_published,
     publishable,
+    published_queued,
     republish_unseen,
     unmark_published,
 )
@@ -148,6 +149,7 @@ __all__ = [
     "new_batch_id",
     "next_lines",
     "publishable",
+    "published_queued",
     "queue_figures",
     "reclaim",
     "recount",

@@ -100,6 +100,12 @@ def count_published_queued(c: Connection) -> int:
     return c.execute(select(func.count()).select_from(jobs).where(_PUBLISHED_QUEUED)).scalar_one()
 
 
+def published_queued(c: Connection) -> dict[int, datetime]:
+    """Job id -> when it was published, of every queued job that should have a message; some 10,000 at most."""
+    rows = c.execute(select(jobs.c.id, jobs.c.published_at).where(_PUBLISHED_QUEUED))
+    return {int(row.id): row.published_at for row in rows}
+
+
 def latest_published_at(c: Connection) -> datetime | None:
     """The newest publication among the queued jobs; None if none is published."""
     return c.execute(select(func.max(jobs.c.published_at)).where(_PUBLISHED_QUEUED)).scalar_one_or_none()

@@ -57,7 +57,7 @@ def test_at_its_last_attempt_a_job_runs_alone(make_bench: Any) -> None:
     (running,) = bench.run(endless)
     bench.wait_running(endless)
     (last,) = bench.run(suspect)
-    while bench.service._gate._waiting_alone == 0:
+    while bench.service._gate.waiting_alone == 0:
         time.sleep(0.005)
     others = bench.run(third, twice_lost)
     time.sleep(0.05)
@@ -93,7 +93,7 @@ def test_a_job_that_waits_to_run_alone_goes_back_untouched_when_the_worker_stops
     bench.run(endless)
     bench.wait_running(endless)
     (last,) = bench.run(suspect)
-    while bench.service._gate._waiting_alone == 0:
+    while bench.service._gate.waiting_alone == 0:
         time.sleep(0.005)
     bench.service.begin_drain()
     assert last.result(20) is False

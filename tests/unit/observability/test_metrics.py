@@ -154,6 +154,20 @@ def test_a_hanging_database_is_a_metric_and_asked_once(server, monkeypatch):
     assert found["helix_jobs_queued"] == {(): 12}
 
 
+def test_many_scrapes_are_one_question_to_the_database(server, monkeypatch):
+    monkeypatch.setattr(metrics, "FRESH_SECONDS", 60.0)
+    calls = []
+
+    def read():
+        calls.append(1)
+        return QUEUE
+
+    server.show(worker, read)
+    for _ in range(3):
+        assert scrape(server)["helix_jobs_queued"] == {(): 12}
+    assert len(calls) == 1
+
+
 def test_a_port_in_use_is_said_with_the_remedy(server):
     with pytest.raises(ConfigurationError, match=rf"metrics port {server.port} on 127.0.0.1 is in use.*--metrics-port"):
         MetricsServer("127.0.0.1", server.port)

@@ -1,0 +1,43 @@
+"""What a worker does about a broker that it may share with others, when it begins and when it ends."""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from helix_jobs.errors import HelixError
+from helix_jobs.jobs import store
+
+if TYPE_CHECKING:
+    from helix_jobs.jobs.broker import CeleryPublisher
+    from helix_jobs.jobs.database import Database
+    from helix_jobs.jobs.embedded_broker import EmbeddedBroker
+
+logger = logging.getLogger(__name__)
+
+
+def clear_stranded(database: Database, publisher: CeleryPublisher, worker_id: str) -> None:
+    """Start from the database alone if nobody else uses the broker: killed workers leave messages stranded.
+
+    Args:
+        database: Says who lives; every message is to be sent again.
+        publisher: To the broker.
+        worker_id: This worker, which has not begun.
+
+    Raises:
+        UnreachableError: Database or broker do not answer.
+    """
+    with database.read() as c:
+        others = [worker for worker in store.live_workers(c) if worker.id != worker_id]
+    if not others:
+        publisher.reset_queue()
+        database.transact(lambda c: store.republish_unseen(c, datetime.now(UTC)))
+
+
+def leave_broker(embedded: EmbeddedBroker) -> None:
+    """Use the embedded broker no longer; the last of its users takes it down."""
+    try:
+        embedded.stop()
+    except (HelixError, OSError) as error:  # without descriptors, for example
+        logger.warning("the embedded broker is left to its keeper: %s", error)

@@ -1,0 +1,39 @@
+"""Whether this process may have the threads it will need, asked before it takes a job."""
+
+from __future__ import annotations
+
+import threading
+from typing import Final
+
+from helix_jobs.errors import ConfigurationError
+
+# Beside those of the slots: writer, heartbeat, reconciler, watchdog, the broker's client and so on.
+OWN_THREADS: Final = 16
+# Slots beyond these are taken to find their threads too: thousands would take long to try.
+MOST_TRIED: Final = 128
+
+
+def check_threads(slots: int) -> None:
+    """Start the threads a worker with so many slots needs, and let them end again.
+
+    Raises:
+        ConfigurationError: The system does not allow so many, or has no memory for their stacks.
+    """
+    wanted = OWN_THREADS + min(slots, MOST_TRIED)
+    release = threading.Event()
+    threads = []
+    try:
+        for _ in range(wanted):
+            thread = threading.Thread(target=release.wait, name="helix-trial", daemon=True)
+            thread.start()
+            threads.append(thread)
+    except (RuntimeError, MemoryError):
+        raise ConfigurationError(
+            f"this process may start {len(threads)} more threads, and a worker needs {wanted}: raise the limit of "
+            "processes (ulimit -u, TasksMax, a container's pids limit) or of memory (ulimit -v), or lower "
+            "--max-batch-size"
+        ) from None
+    finally:
+        release.set()
+        for thread in threads:
+            thread.join()
