@@ -5,6 +5,7 @@ Only safetensors and GGUF are ever opened: a pickle can run code.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
@@ -24,7 +25,7 @@ from helix_jobs.engine.tensor_names import is_computed
 from helix_jobs.errors import ModelNotFoundError, UnsupportedArchitectureError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 logger = logging.getLogger(__name__)
 
@@ -94,9 +95,10 @@ def find_checkpoint(name: str, home: Path, on_progress: Callable[[str], None]) -
         ModelNotFoundError: There is none, or none that may be opened.
         UnsupportedArchitectureError: A hub model the engine cannot serve; found before its weights are downloaded.
     """
-    if name == DEMO_MODEL:
-        return _from_directory(name, ensure_demo_model(home, on_progress))
-    return _from_path(name) or _from_directory(name, _download(name, on_progress))
+    with _files_of(name):
+        if name == DEMO_MODEL:
+            return _from_directory(name, ensure_demo_model(home, on_progress))
+        return _from_path(name) or _from_directory(name, _download(name, on_progress))
 
 
 def find_local_checkpoint(name: str, home: Path) -> Checkpoint | None:
@@ -105,14 +107,27 @@ def find_local_checkpoint(name: str, home: Path) -> Checkpoint | None:
     Raises:
         ModelNotFoundError, UnsupportedArchitectureError: As there; also if only a part of it was downloaded.
     """
-    if name == DEMO_MODEL:
-        folder = home / "models" / DEMO_DIRECTORY
-        return _from_directory(name, folder) if is_current(folder) else None
-    found = _from_path(name)
-    if found is None:
-        downloaded = _downloaded(name)
-        found = None if downloaded is None else _from_directory(name, downloaded)
-    return found
+    with _files_of(name):
+        if name == DEMO_MODEL:
+            folder = home / "models" / DEMO_DIRECTORY
+            return _from_directory(name, folder) if is_current(folder) else None
+        found = _from_path(name)
+        if found is None:
+            downloaded = _downloaded(name)
+            found = None if downloaded is None else _from_directory(name, downloaded)
+        return found
+
+
+@contextlib.contextmanager
+def _files_of(name: str) -> Iterator[None]:
+    """Say it of the model when its files cannot be opened: no right to, a name too long, a disk that is full."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise ModelNotFoundError(
+            f"model {name:.200} cannot be opened ({reason}); check the path and its rights"
+        ) from error
 
 
 def _from_path(name: str) -> Checkpoint | None:
@@ -229,7 +244,8 @@ def _download(name: str, on_progress: Callable[[str], None]) -> Path:
     try:
         on_progress(f"looking up {name} on the hub")
         folder = fetch(_DESCRIPTION_FILES)
-        check_model_type(name, folder)
+        config = check_model_type(name, folder)
+        check_not_quantized(name, folder, config, {}, ())  # as far as these files tell, before gigabytes come
         on_progress(f"downloading {name} from the hub")
         return fetch([*_DESCRIPTION_FILES, "*.safetensors"])
     except GatedRepoError as error:

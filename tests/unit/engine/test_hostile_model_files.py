@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import struct
@@ -13,7 +14,8 @@ from typing import Any
 import pytest
 from model_files import edit_config, load, save_checkpoint, write_gguf
 
-from helix_jobs.errors import ModelError
+from helix_jobs.engine import checkpoint
+from helix_jobs.errors import ModelError, ModelNotFoundError
 
 DEEP = "[" * 100_000 + "]" * 100_000
 TENSOR = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
@@ -127,6 +129,37 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path, name: str) -> None:
 def test_numbers_in_config_json(tmp_path: Path, changes: dict[str, Any]) -> None:
     """Some releases of transformers take some of these; none may end in anything but a model or a ModelError."""
     folder = edit_config(save_checkpoint(tmp_path), **changes)
+    try:
+        load(folder)
+    except ModelError as error:
+        assert "Traceback" not in str(error)  # noqa: PT017  (loading is as good)
+
+
+@pytest.mark.parametrize("name", ["a" * 5_000, "/" + "a" * 5_000, "a/" * 3_000 + "m.gguf", "a" * 5_000 + ".gguf"])
+def test_a_name_no_file_can_have(name: str) -> None:
+    with pytest.raises(ModelNotFoundError):
+        load(name)
+
+
+def test_files_that_may_not_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    folder = save_checkpoint(tmp_path)
+    monkeypatch.setattr(checkpoint, "read_safetensors_header", refuse)
+    with pytest.raises(
+        ModelNotFoundError, match=r"cannot be opened \(Permission denied\); check the path and its rights"
+    ):
+        load(folder)
+
+
+@pytest.mark.parametrize("token_id", [10**9, 2**31, 2**63, -1])
+def test_an_added_token_far_beyond_the_vocabulary(tmp_path: Path, token_id: int) -> None:
+    folder = save_checkpoint(tmp_path)
+    path = folder / "tokenizer_config.json"
+    added = {str(token_id): {"content": "<far>", "special": True, "normalized": False}}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "added_tokens_decoder": added}))
+    (folder / "added_tokens.json").write_text(json.dumps({"<farther>": token_id}))
     try:
         load(folder)
     except ModelError as error:

@@ -248,6 +248,17 @@ def test_an_unsupported_hub_model_is_refused_before_its_weights_come(hub: _Hub) 
     assert "model.safetensors" not in hub.downloaded
 
 
+@pytest.mark.parametrize("announced_by", ["config.json", "hf_quant_config.json"])
+def test_a_quantised_hub_model_is_refused_before_its_weights_come(hub: _Hub, announced_by: str) -> None:
+    if announced_by == "config.json":
+        edit_config(hub.repository, quantization={"bits": 4})
+    else:
+        (hub.repository / announced_by).write_text("{}")
+    with pytest.raises(UnsupportedArchitectureError, match=f"is quantised with .*{announced_by}"):
+        load("someone/tiny")
+    assert "model.safetensors" not in hub.downloaded
+
+
 def test_progress_is_told_in_order(tmp_path: Path) -> None:
     folder = str(save_checkpoint(tmp_path))
     told: list[str] = []
