@@ -71,12 +71,12 @@ class Database:
         calls: The calls to a Postgres server that are out. SQLite's end by themselves, with the disk's answer.
     """
 
-    def __init__(self, url: str, statement_seconds: float = STATEMENT_SECONDS) -> None:
+    def __init__(self, url: str, statement_seconds: float | None = None) -> None:
         """Prepare the engines; nothing is connected yet.
 
         Args:
             url: Where to.
-            statement_seconds: What a statement may take on Postgres.
+            statement_seconds: What a statement may take on Postgres, by default ``STATEMENT_SECONDS``.
 
         Raises:
             ConfigurationError: The URL is malformed, or names a database other processes could not share.
@@ -88,7 +88,7 @@ class Database:
                 "HELIX_DATABASE_URL is malformed; use sqlite:///FILE or postgresql://USER@HOST/NAME"
             ) from None
         self.calls = CallsInFlight()
-        self._statement_seconds = statement_seconds
+        self._statement_seconds = STATEMENT_SECONDS if statement_seconds is None else statement_seconds
         self.dialect: str = self.url.get_backend_name()
         self.url_redacted: str = (
             f"sqlite:///{self.url.database}"

@@ -103,12 +103,12 @@ def _freezer() -> Callable[[], None]:
     open_transactions = 0
 
     @contextmanager
-    def counted(self: Database, engine: Any) -> Iterator[Any]:
+    def counted(self: Database, *arguments: Any, **options: Any) -> Iterator[Any]:
         nonlocal open_transactions
         with changed:
             open_transactions += 1
         try:
-            with original(self, engine) as connection:
+            with original(self, *arguments, **options) as connection:
                 yield connection
         finally:
             with changed:

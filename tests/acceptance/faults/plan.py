@@ -30,10 +30,22 @@ class Times:
     unseen: float
     own_silence: float
     idle_transaction: float
+    statement: float
+    answer_margin: float
 
 
 REAL_SILENCE = 30.0
-QUICK_TIMES = Times(beat=0.2, check=0.1, interval=0.1, silence=2.0, unseen=1.0, own_silence=1.2, idle_transaction=1.2)
+QUICK_TIMES = Times(
+    beat=0.2,
+    check=0.1,
+    interval=0.1,
+    silence=2.0,
+    unseen=1.0,
+    own_silence=1.2,
+    idle_transaction=1.2,
+    statement=5.0,
+    answer_margin=0.5,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,11 +110,14 @@ class Plan:
 
 
 def _set_times(times: Times) -> None:
-    from helix_jobs.jobs import heartbeat, postgres_engine, worker
+    from helix_jobs.jobs import database, heartbeat, postgres_engine, worker
     from helix_jobs.jobs.reconciler import Reconciler, ReconcilerConfig
 
     heartbeat.BEAT_SECONDS, heartbeat.CHECK_SECONDS = times.beat, times.check  # type: ignore[misc]
     postgres_engine.IDLE_TRANSACTION_SECONDS = times.idle_transaction  # type: ignore[misc]
+    database.STATEMENT_SECONDS = times.statement  # type: ignore[misc]
+    postgres_engine.ANSWER_MARGIN_SECONDS = postgres_engine.PING_SECONDS = times.answer_margin  # type: ignore[misc]
+    postgres_engine.BoundedConnection.answer_seconds = times.answer_margin
     config = ReconcilerConfig(
         interval=times.interval, silence=times.silence, unseen=times.unseen, own_silence=times.own_silence
     )

@@ -45,16 +45,27 @@ def bench(postgres_database, admin):
 
 
 @contextmanager
-def read_only(admin, _):
-    """What a failover to a standby looks like: the server takes connections and no writes."""
-    name = admin.info.dbname
-    others = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s AND pid <> pg_backend_pid()"
-    admin.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
-    admin.execute(others, (name,))
+def refusing(admin, sqlstate, *tables):
+    """Every write to these tables is refused with this code."""
+    admin.execute(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS "
+        f"$$ BEGIN RAISE EXCEPTION 'the server says no' USING ERRCODE = '{sqlstate}'; END $$"
+    )
+    for table in tables:
+        admin.execute(f"CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON {table} EXECUTE FUNCTION refuse()")
     yield
-    admin.execute("SET default_transaction_read_only = off")
-    admin.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
-    admin.execute(others, (name,))
+    admin.execute("DROP FUNCTION refuse CASCADE")
+
+
+@contextmanager
+def read_only(admin, _):
+    """What a failover to a standby looks like: connections end, the server takes new ones and no writes."""
+    with refusing(admin, "25006", "jobs", "results", "runs"):
+        admin.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        yield
 
 
 @contextmanager
@@ -71,28 +82,12 @@ def revoked_grant(admin, role):
     admin.execute(f"GRANT INSERT ON results TO {role}")
 
 
-@contextmanager
 def internal_error(admin, _):
-    admin.execute(
-        "CREATE FUNCTION damaged() RETURNS trigger LANGUAGE plpgsql AS "
-        "$$ BEGIN RAISE EXCEPTION 'invalid page' USING ERRCODE = 'XX001'; END $$"
-    )
-    admin.execute("CREATE TRIGGER damaged BEFORE INSERT ON results EXECUTE FUNCTION damaged()")
-    yield
-    admin.execute("DROP TRIGGER damaged ON results")
-    admin.execute("DROP FUNCTION damaged")
+    return refusing(admin, "XX001", "results")
 
 
-@contextmanager
 def statement_timeout(admin, _):
-    admin.execute(
-        "CREATE FUNCTION cancelled() RETURNS trigger LANGUAGE plpgsql AS "
-        "$$ BEGIN RAISE EXCEPTION 'canceling statement' USING ERRCODE = '57014'; END $$"
-    )
-    admin.execute("CREATE TRIGGER cancelled BEFORE INSERT ON results EXECUTE FUNCTION cancelled()")
-    yield
-    admin.execute("DROP TRIGGER cancelled ON results")
-    admin.execute("DROP FUNCTION cancelled")
+    return refusing(admin, "57014", "results")
 
 
 @pytest.mark.parametrize("fault", [read_only, renamed_table, revoked_grant, internal_error, statement_timeout])

@@ -1,0 +1,151 @@
+"""Postgres answers, and says no; or its connections go dead without a word. Both cost time, and no answer."""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import psycopg
+from progress import ended, wait_ended
+from scenario import Outcome, Size, scenario
+from sqlalchemy import make_url
+from tcp_proxy import TcpProxy
+from worker_box import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
+
+    from installation import Installation
+    from oracle import Accepted
+    from worker_box import WorkerProcess
+
+POSTGRES_ONLY = ("postgres",)
+# What the server lets in by TCP; made for the purpose.
+USER = "helix_by_tcp"
+SETTLE_SECONDS = 0.5
+
+
+@contextmanager
+def _admin(installation: Installation) -> Iterator[psycopg.Connection]:
+    with psycopg.connect(installation.settings.database_url.replace("+psycopg", ""), autocommit=True) as connection:
+        yield connection
+
+
+def _begin(installation: Installation, size: Size, **environment: str) -> tuple[Accepted, WorkerProcess]:
+    step_seconds = 0.02 if installation.fork_server is not None else 0.25
+    batch = installation.accept(size.jobs)
+    worker = installation.start(fake_step_seconds=str(step_seconds), **environment)
+    wait_ended(installation, batch, 4)
+    return batch, worker
+
+
+def _resumed(installation: Installation, worker: WorkerProcess, batch: Accepted) -> float:
+    """Wait until one more job has ended; returns how long it took."""
+    before, began = ended(installation, batch), time.monotonic()
+    wait_ended(installation, batch, before + 1)
+    assert worker.process.poll() is None, worker.log
+    return time.monotonic() - began
+
+
+@contextmanager
+def _refusing(admin: psycopg.Connection, sqlstate: str, *tables: str) -> Iterator[None]:
+    """Every write to these tables is refused with this code."""
+    admin.execute(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS "
+        f"$$ BEGIN RAISE EXCEPTION 'the server says no' USING ERRCODE = '{sqlstate}'; END $$"
+    )
+    for table in tables:
+        admin.execute(f"CREATE TRIGGER refuse BEFORE INSERT OR UPDATE OR DELETE ON {table} EXECUTE FUNCTION refuse()")
+    try:
+        yield
+    finally:
+        admin.execute("DROP FUNCTION refuse CASCADE")
+
+
+@contextmanager
+def _read_only(admin: psycopg.Connection) -> Iterator[None]:
+    """As after a failover to a standby: every connection is ended, and new ones take no writes."""
+    with _refusing(admin, "25006", "jobs", "results", "runs", "workers"):
+        admin.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+        yield
+
+
+@contextmanager
+def _renamed(admin: psycopg.Connection) -> Iterator[None]:
+    admin.execute("ALTER TABLE results RENAME TO elsewhere")
+    try:
+        yield
+    finally:
+        admin.execute("ALTER TABLE elsewhere RENAME TO results")
+
+
+def _damaged(admin: psycopg.Connection) -> AbstractContextManager[None]:
+    """Each INSERT meets a page that cannot be read."""
+    return _refusing(admin, "XX001", "results")
+
+
+@scenario(
+    "Postgres says no: read-only, table gone, damaged",
+    quick=Size(jobs=150, faults=3),
+    full=Size(jobs=1_200, faults=6),
+    databases=POSTGRES_ONLY,
+    quick_on=POSTGRES_ONLY,
+)
+def says_no(installation: Installation, size: Size) -> Outcome:
+    """In turn. Good jobs must not fail for it, and nothing is acknowledged meanwhile."""
+    seconds = 0.5 if installation.fork_server is not None else 8.0
+    batch, worker = _begin(installation, size)
+    recoveries = []
+    for fault in range(size.faults):
+        with _admin(installation) as admin, (_read_only, _renamed, _damaged)[fault % 3](admin):
+            wait_until(
+                lambda n=fault: worker.log.count("writes wait, nothing new is claimed") > n,  # type: ignore[misc]
+                lambda: f"nothing was refused: {worker.log}",
+            )
+            time.sleep(SETTLE_SECONDS)
+            delivered = installation.redis.unacked_jobs()
+            time.sleep(seconds)
+            assert delivered.keys() <= installation.redis.unacked_jobs().keys(), "acknowledged without a commit"
+        recoveries.append(_resumed(installation, worker, batch))
+    installation.wait_done(batch, timeout=installation.patience + size.jobs / 4)
+    broken = ("a good job failed",) if installation.states(batch.batch_id).keys() != {"succeeded"} else ()
+    return Outcome(accepted=[batch], faults=size.faults, recoveries=recoveries, broken=broken)
+
+
+@scenario(
+    "half-open connections to Postgres",
+    quick=Size(jobs=100, faults=1),
+    full=Size(jobs=600, faults=2),
+    databases=POSTGRES_ONLY,
+    quick_on=POSTGRES_ONLY,
+)
+def half_open(installation: Installation, size: Size) -> Outcome:
+    """Every connection of the worker goes dead, and neither end is told; new ones work."""
+    with _admin(installation) as admin:
+        admin.execute(f"DROP ROLE IF EXISTS {USER}")
+        admin.execute(f"CREATE ROLE {USER} SUPERUSER LOGIN PASSWORD 'helix'")
+        port, host = admin.info.port, admin.info.host
+    installation.stack.callback(_drop_role, installation)
+    proxy = TcpProxy(port)
+    installation.stack.callback(proxy.close)
+    assert host is not None
+    url = make_url(installation.settings.database_url).set(
+        username=USER, password="helix", host="127.0.0.1", port=proxy.port
+    )
+    batch, worker = _begin(installation, size, database_url=url.render_as_string(hide_password=False))
+    recoveries, connections = [], 0
+    for _ in range(size.faults):
+        connections += proxy.go_dead()
+        recoveries.append(_resumed(installation, worker, batch))
+    installation.wait_done(batch, timeout=installation.patience + size.jobs / 4)
+    return Outcome(accepted=[batch], faults=size.faults, recoveries=recoveries, note=f"{connections} connections")
+
+
+def _drop_role(installation: Installation) -> None:
+    with _admin(installation) as admin:
+        admin.execute(f"DROP ROLE {USER}")
