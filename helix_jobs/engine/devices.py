@@ -191,7 +191,7 @@ def cleanup_memory(device: torch.device) -> None:
 
 def check_alive(device: torch.device) -> None:
     """Compute next to nothing on the device and wait for it; raises whatever the device does if it cannot."""
-    torch.ones(2, device=device).add(1.0).cpu()
+    torch.zeros(2, device=device).add(1.0).cpu()
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -6,11 +6,12 @@ import random
 
 import pytest
 import torch
+from simulated_directml import DIRECTML, SimulatedDirectml
 from tiny_models import VOCAB_SIZE, reference_greedy, request, tiny_engine, tiny_model
 
 from helix_jobs.engine import recovery
 from helix_jobs.engine.back_off import BackOff
-from helix_jobs.engine.devices import is_out_of_memory
+from helix_jobs.engine.devices import check_alive, is_out_of_memory
 from helix_jobs.engine.request import FinishReason
 from helix_jobs.engine.speculative import SpeculativeStep
 from helix_jobs.errors import EngineBrokenError, OutOfMemoryError
@@ -115,6 +116,13 @@ def test_blocks_that_cannot_be_cleared_break_the_engine(monkeypatch):
     engine.add_request(request("a", [3, 30, 4]))
     with pytest.raises(EngineBrokenError, match="cannot be cleared"):
         engine.step()
+
+
+def test_asking_a_device_whether_it_is_alive_keeps_to_directml_s_rules():
+    with SimulatedDirectml() as device:
+        check_alive(DIRECTML)
+    assert device.downloads == 1
+    assert not device.breaches
 
 
 def test_an_engine_whose_device_died_can_be_closed(monkeypatch, caplog):
