@@ -18,6 +18,7 @@ from urllib.parse import quote
 from helix_jobs.errors import BrokerUnreachableError, ConfigurationError
 from helix_jobs.jobs.device_lock import FileLock, private_directory
 from helix_jobs.private_files import make_private_directory, open_private, require_own_directory
+from helix_jobs.python_child import python_command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -228,7 +229,7 @@ class EmbeddedBroker:
         log = self._directory / "broker.log"
         command = [
             # The keeper needs nothing but the standard library, and no directory of anybody's on its path.
-            *(sys.executable, "-I", "-S", str(Path(__file__).with_name("broker_keeper.py"))),
+            *python_command("-I", "-S", str(Path(__file__).with_name("broker_keeper.py"))),
             *(str(self._use.path), str(self._directory / "start.lock"), str(socket_path), str(UNUSED_SECONDS)),
             str(_server_binary()),
             *("--port", "0", "--unixsocket", str(socket_path), "--unixsocketperm", "700"),

@@ -81,10 +81,12 @@ def box_with_redis(short_tmp: Path) -> Iterator[tuple[Box, int]]:
     server = EmbeddedBroker(short_tmp / "server")
     (short_tmp / "server").mkdir()
     server.start()
-    assert server._process is not None
-    yield make_box(short_tmp / "home", short_tmp, redis_url=server.url, database_url=None), server._process.pid
-    os.kill(server._process.pid, signal.SIGKILL)
-    server._process.wait()
+    client = server._client()
+    pid = client.info("server")["process_id"]
+    client.close()
+    yield make_box(short_tmp / "home", short_tmp, redis_url=server.url, database_url=None), pid
+    os.kill(pid, signal.SIGCONT)
+    assert server.stop()
 
 
 @pytest.mark.redis
