@@ -45,12 +45,16 @@ NOT_RUN = {
     ("Monitoring", "Flower is no part of Helix"),
     ("Security", "asks a service on the internet"),
     ("Development", ".ci/run does the same"),
+    ("Development", "needs a GPU"),
     ("Development", "downloads an older torch"),
     ("Development", "takes an hour"),
 }
 SERVICES = "Redis, Postgres, Docker"
 # Options of other programs, or of the tests, that README names.
-FOREIGN_OPTIONS = {"--address", "--port", "--check", "--disable-pip", "--no-deps", "--faults-table", "--soak-minutes"}
+FOREIGN_OPTIONS = {
+    *("--address", "--port", "--check", "--disable-pip", "--no-deps", "--faults-table", "--soak-minutes"),
+    *("--out", "--only", "--tiny"),
+}
 
 
 def sh_commands(section: str) -> list[str]:
