@@ -15,7 +15,7 @@ from celery.platforms import EX_OK
 from celery.worker import WorkController, state
 
 from helix_jobs.jobs import celery_app, remote_control
-from helix_jobs.jobs.patient_consumer import unless_refused
+from helix_jobs.jobs.patient_consumer import WHO_LOG_REFUSALS, unless_refused
 from helix_jobs.jobs.vetted_transport import rejections
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def make_consumer(settings: Settings, names: QueueNames, hostname: str) -> Consu
     state.should_stop = state.should_terminate = None
     # It recommends cancelling running jobs when the broker goes away; the fence makes that unnecessary.
     warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
-    for name in ("celery.worker.consumer.consumer", "kombu.transport.redis"):
+    for name in WHO_LOG_REFUSALS:
         logging.getLogger(name).addFilter(unless_refused)
     logging.getLogger("celery.worker.request").addFilter(_without_traceback)
     logging.getLogger("celery.app.trace").addFilter(_no_rejection)

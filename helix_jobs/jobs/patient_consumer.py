@@ -24,6 +24,12 @@ LONGEST_PAUSE_SECONDS: Final = 10.0
 # After this long without a refusal the next one is news.
 FORGET_SECONDS: Final = 60.0
 _SLICE_SECONDS: Final = 0.2
+# Loggers of Celery and kombu that say each refusal, some of them with a traceback.
+WHO_LOG_REFUSALS: Final = (
+    "celery.worker.consumer.consumer",
+    "kombu.transport.redis",
+    *("kombu.asynchronous.hub", "kombu.asynchronous.timer"),  # what is done every few seconds
+)
 # What redis-py puts before the server's own words.
 _PIPELINE: Final = re.compile(r"^Command # .* of pipeline caused error: ", re.DOTALL)
 
