@@ -17,6 +17,8 @@ from helix_jobs.jobs import process_identity
 FENCE = "fence"
 RECONCILER = "reconciler"
 SOLITUDE = "solitude"
+ANSWERS = "answers"
+CLOSING = "closing"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +34,7 @@ class Times:
     idle_transaction: float
     statement: float
     answer_margin: float
+    audit: float
 
 
 REAL_SILENCE = 30.0
@@ -45,6 +48,7 @@ QUICK_TIMES = Times(
     idle_transaction=1.2,
     statement=5.0,
     answer_margin=0.5,
+    audit=1.0,
 )
 
 
@@ -62,8 +66,10 @@ class Plan:
     broker_options: Added to the broker transport's options.
     clock_file: A file with the seconds by which the process's wall clock is off.
     max_step_seconds: In place of the product's: how long a step of the engine may take; 0 keeps it.
-    without: Protections taken away, to show that the scenarios notice: ``fence``, ``reconciler``,
-        ``solitude``.
+    answer_seconds: In place of the product's: what a statement may take; other limits on silence of the database
+        become shorter with it. 0 keeps them.
+    without: Protections taken away, to show that the scenarios notice: ``fence``, ``reconciler``, ``solitude``,
+        ``answers`` (the limit on how long an answer is waited for), ``closing`` (of calls that are out for too long).
     """
 
     die_at: str = ""
@@ -74,6 +80,7 @@ class Plan:
     broker_options: dict[str, Any] = field(default_factory=dict)
     clock_file: str = ""
     max_step_seconds: float = 0.0
+    answer_seconds: float = 0.0
     without: tuple[str, ...] = ()
 
     def to_json(self) -> str:
@@ -97,14 +104,12 @@ class Plan:
             wall_clock.set_by(Path(self.clock_file))
         if self.max_step_seconds:
             _set_max_step(self.max_step_seconds)
+        if self.answer_seconds:
+            _set_answers(self.answer_seconds)
         if self.broker_options:
             _add_broker_options(self.broker_options)
-        if FENCE in self.without:
-            _remove_fence()
-        if RECONCILER in self.without:
-            _remove_reconciler()
-        if SOLITUDE in self.without:
-            _remove_solitude()
+        for protection in self.without:
+            _REMOVALS[protection]()
         if self.die_at or self.freeze_at:
             install(self.die_at or self.freeze_at, self.after, freeze=bool(self.freeze_at))
 
@@ -119,7 +124,11 @@ def _set_times(times: Times) -> None:
     postgres_engine.ANSWER_MARGIN_SECONDS = postgres_engine.PING_SECONDS = times.answer_margin  # type: ignore[misc]
     postgres_engine.BoundedConnection.answer_seconds = times.answer_margin
     config = ReconcilerConfig(
-        interval=times.interval, silence=times.silence, unseen=times.unseen, own_silence=times.own_silence
+        interval=times.interval,
+        silence=times.silence,
+        unseen=times.unseen,
+        own_silence=times.own_silence,
+        audit=times.audit,
     )
     worker.Reconciler = functools.partial(Reconciler, config=config)  # type: ignore[assignment,misc]
 
@@ -128,6 +137,30 @@ def _set_max_step(seconds: float) -> None:
     from helix_jobs.jobs import worker
 
     worker.MAX_STEP_SECONDS = seconds  # type: ignore[misc]
+
+
+def _set_answers(seconds: float) -> None:
+    from helix_jobs.jobs import database, dead_man, postgres_engine, result_writer
+
+    database.STATEMENT_SECONDS = seconds  # type: ignore[misc]
+    postgres_engine.PING_SECONDS = postgres_engine.BoundedConnection.answer_seconds = seconds  # type: ignore[misc]
+    postgres_engine.ANSWER_MARGIN_SECONDS = 0.5  # type: ignore[misc]
+    result_writer.IDLE_SECONDS = seconds  # type: ignore[misc]
+    dead_man.CLOSE_SECONDS, dead_man.END_SECONDS = 2 * seconds, 8 * seconds  # type: ignore[misc]
+
+
+def _remove_answer_limits() -> None:
+    """The client waits for an answer for as long as the connection stands."""
+    from helix_jobs.jobs import postgres_engine
+
+    postgres_engine._until = lambda gen, _deadline: gen
+
+
+def _remove_closing() -> None:
+    """Whatever waits for an answer goes on waiting."""
+    from helix_jobs.jobs.calls_in_flight import CallsInFlight
+
+    CallsInFlight.close_overdue = lambda _self, _seconds: 0  # type: ignore[method-assign]
 
 
 def _add_broker_options(options: dict[str, Any]) -> None:
@@ -183,3 +216,12 @@ def _remove_reconciler() -> None:
         def wake(self) -> None: ...
 
     worker.Reconciler = NoReconciler  # type: ignore[assignment,misc]
+
+
+_REMOVALS = {
+    FENCE: _remove_fence,
+    RECONCILER: _remove_reconciler,
+    SOLITUDE: _remove_solitude,
+    ANSWERS: _remove_answer_limits,
+    CLOSING: _remove_closing,
+}

@@ -29,7 +29,9 @@ def wait_ended(installation: Installation, batch: Accepted, count: int) -> None:
     wait_until(lambda: ended(installation, batch) >= count, f"{count} jobs do not end", installation.patience)
 
 
-def wait_resumed(installation: Installation, worker: WorkerProcess, since: datetime | None = None) -> float:
+def wait_resumed(
+    installation: Installation, worker: WorkerProcess, since: datetime | None = None, patience: float = RESUME_SECONDS
+) -> float:
     """Wait until a job is claimed after ``since``, by default now; returns how many seconds that took.
 
     What a worker had been delivered before does not count once it is used up: a claim needs a message.
@@ -42,6 +44,6 @@ def wait_resumed(installation: Installation, worker: WorkerProcess, since: datet
             latest = c.execute(select(func.max(jobs.c.claimed_at))).scalar_one()
         return latest is not None and latest > moment
 
-    wait_until(claimed, lambda: f"the worker does not resume: {worker.log}", RESUME_SECONDS)
+    wait_until(claimed, lambda: f"the worker does not resume: {worker.log}", patience)
     assert worker.process.poll() is None, worker.log
     return time.monotonic() - began

@@ -5,13 +5,18 @@ Clients keep what they submit although Redis is away: the worker publishes it la
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from typing import TYPE_CHECKING
 
 from progress import ended, wait_ended, wait_resumed
 from scenario import Outcome, Size, scenario
+from sqlalchemy import select
 from tcp_proxy import TcpProxy
+
+from helix_jobs.jobs.message_vetting import job_id_of_message
+from helix_jobs.jobs.schema import jobs
 
 if TYPE_CHECKING:
     from installation import Installation
@@ -22,6 +27,8 @@ AWAY_SECONDS = 60.0
 OUTAGE_SECONDS = 3.0
 # Until what had been delivered before is used up.
 USED_UP_SECONDS = 5.0
+# Two looks of the audit and what is before the job in the queue then.
+LOST_SECONDS = 600.0
 
 
 def _begin(installation: Installation, size: Size, **where: str) -> tuple[Accepted, WorkerProcess]:
@@ -105,3 +112,49 @@ def half_open(installation: Installation, size: Size) -> Outcome:
         time.sleep(USED_UP_SECONDS)
         recoveries.append(wait_resumed(installation, worker))
     return _end(installation, batch, size.faults, recoveries, note=f"{connections} connections")
+
+
+@scenario(
+    "a message lost on a busy broker",
+    quick=Size(jobs=150, faults=1),
+    quick_on=("sqlite",),
+    full=Size(jobs=2_000, faults=1),
+)
+def lost_one(installation: Installation, size: Size) -> Outcome:
+    """One id vanishes from a queue that never runs dry: an empty queue is not what shows it."""
+    batch, worker = _begin(installation, size)
+    job_id = _take_newest(installation)
+    began = time.monotonic()
+    batches, least = [batch], size.jobs
+    while job_id not in _ended_jobs(installation):
+        waiting = _waiting(installation)
+        least = min(least, waiting)
+        if waiting < size.jobs // 2:
+            batches.append(installation.accept(size.jobs // 2))
+        assert time.monotonic() - began < LOST_SECONDS, f"job {job_id} does not run: {worker.log}"
+        time.sleep(0.1)
+    recovery = time.monotonic() - began
+    broken = () if least else ("the queue ran dry",)
+    if "were lost on the way" not in worker.log:
+        broken = (*broken, "the loss was not noticed")
+    installation.wait_done(*batches, timeout=installation.patience + sum(len(b.prompts) for b in batches) / 4)
+    return Outcome(accepted=batches, faults=1, recoveries=[recovery], note="never empty", broken=broken)
+
+
+def _take_newest(installation: Installation) -> int:
+    """Take the message away that would be delivered last; the id of its job."""
+    with installation.redis.client() as client:
+        raw = next(raw for key in installation.names.lists[::-1] if (raw := client.lpop(key)) is not None)
+    job_id = job_id_of_message(json.loads(raw), installation.names.queue)
+    assert job_id is not None
+    return job_id
+
+
+def _waiting(installation: Installation) -> int:
+    with installation.redis.client() as client:
+        return sum(int(client.llen(key)) for key in installation.names.lists)
+
+
+def _ended_jobs(installation: Installation) -> set[int]:
+    with installation._read() as c:
+        return set(c.execute(select(jobs.c.id).where(jobs.c.finished_at.is_not(None))).scalars())
