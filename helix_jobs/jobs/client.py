@@ -287,7 +287,7 @@ class HelixClient:
         """
         from helix_jobs.jobs import store
 
-        return self._database().transact(lambda connection: store.delete_batch(connection, batch_id))
+        return self._database().transact(lambda c: store.delete_batch(c, batch_id), unlimited=True)
 
     def cancel(self, target: str | int) -> int:
         """Cancel a batch (``b-...``) or one job (its number) and return how many jobs that stopped.

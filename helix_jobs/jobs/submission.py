@@ -320,7 +320,7 @@ class _BatchWriter:
         self._storing = False
         self._chunk.clear()
         if not self._batch.reused:
-            self._database.transact(lambda connection: store.delete_batch(connection, self._batch.id))
+            self._database.transact(lambda c: store.delete_batch(c, self._batch.id), unlimited=True)
 
     def abandon_quietly(self) -> None:
         """The same on the way out of an error, which must stay the one that is seen."""

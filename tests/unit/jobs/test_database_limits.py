@@ -9,13 +9,17 @@ import time
 import psycopg
 import pytest
 from sqlalchemy import text
+from store_helpers import stored_batch
 from tcp_proxy import TcpProxy
 
+from helix_jobs import HelixClient
 from helix_jobs.errors import DatabaseUnreachableError
+from helix_jobs.jobs import database as database_module
 from helix_jobs.jobs import postgres_engine
 from helix_jobs.jobs.calls_in_flight import CallsInFlight
 from helix_jobs.jobs.database import Database
 from helix_jobs.jobs.result_writer import GroupCommitWriter
+from helix_jobs.settings import Settings
 
 
 @pytest.fixture
@@ -112,6 +116,29 @@ def test_work_without_a_limit_is_not_cut_off(through_proxy):
         assert through_proxy.calls.oldest_seconds() == 0.0
     with through_proxy.write() as c:
         assert c.execute(text("SHOW statement_timeout")).scalar_one() == "1s"
+
+
+def test_the_removal_of_a_large_submission_is_not_cut_off(postgres_database, monkeypatch, tmp_path):
+    monkeypatch.setattr(database_module, "STATEMENT_SECONDS", 0.3)
+    monkeypatch.setattr(postgres_engine, "ANSWER_MARGIN_SECONDS", 0.2)
+    url = postgres_database.url.render_as_string(hide_password=False)
+    batches = [stored_batch(postgres_database, 3, seal=False)[0] for _ in range(2)]
+    with postgres_database.write() as c:
+        c.execute(
+            text(
+                "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS "
+                "$$ BEGIN PERFORM pg_sleep(0.3); RETURN OLD; END $$"
+            )
+        )
+        c.execute(text("CREATE TRIGGER slow BEFORE DELETE ON jobs FOR EACH ROW EXECUTE FUNCTION slow()"))
+    try:
+        with HelixClient(Settings(home=tmp_path, redis_url=None, database_url=url)) as client:
+            assert client.discard(batches[0])
+            assert client.cancel(batches[1]) == 0
+            assert client.list() == []
+    finally:
+        with postgres_database.write() as c:
+            c.execute(text("DROP FUNCTION slow CASCADE"))
 
 
 def test_limits_end_with_their_transaction(through_proxy):
