@@ -6,6 +6,8 @@ import os
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from sqlalchemy.exc import DBAPIError
+
 from helix_jobs.doctor.clock import judge_skew
 from helix_jobs.doctor.disk import check_room, describe_bytes, existing, file_system, is_network
 from helix_jobs.doctor.leases import judge_leases
@@ -113,6 +115,10 @@ def _check_file(file: Path) -> list[Verdict]:
 
 
 def _check_leases(database: Database) -> list[Verdict]:
-    with database.read() as c:
-        holders, waiting = store.lease_holders(c), store.backlog(c)
+    try:
+        with database.read() as c:
+            holders, waiting = store.lease_holders(c), store.backlog(c)
+    except (ValueError, TypeError, DBAPIError) as error:  # what a row holds; its text stays out
+        finding = f"a stored row cannot be read ({type(error).__name__})"
+        return [Verdict("leases", Level.FAILED, finding, "run helix db check --repair")]
     return judge_leases(holders, waiting=waiting, now=datetime.now(UTC), here=here())

@@ -259,7 +259,9 @@ def reclaim(c: Connection, worker_id: str, now: datetime, *, heartbeat: datetime
         heartbeat: The last heartbeat seen. If the worker has sent another one since, nothing happens and None is
             returned. Without it the worker is taken at its word to be dead.
     """
-    worker = c.execute(select(workers.c.heartbeat_at).where(workers.c.id == worker_id).with_for_update()).first()
+    # Its time is read only where it matters: that of a row that cannot be read is not.
+    seen = workers.c.id if heartbeat is None else workers.c.heartbeat_at
+    worker = c.execute(select(seen).where(workers.c.id == worker_id).with_for_update()).first()
     if heartbeat is not None and worker is not None and worker.heartbeat_at != heartbeat:
         return None
     held = jobs.c.worker_id == worker_id

@@ -6,17 +6,22 @@ the times here are never compared with anybody's clock.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import Connection, bindparam, insert, or_, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DBAPIError
 
+from helix_jobs.jobs.database_errors import unreachable_reason
 from helix_jobs.jobs.schema import jobs, runs, workers
 from helix_jobs.jobs.store.records import NewWorker, RunTotals, Worker
 
 if TYPE_CHECKING:
     from datetime import datetime
+
+    from sqlalchemy import ColumnElement
 
 _REGISTER: Final[dict[str, Any]] = {"sqlite": sqlite.insert(workers), "postgresql": postgresql.insert(workers)}
 _HEARTBEAT: Final = (
@@ -46,8 +51,7 @@ def stop_worker(c: Connection, worker_id: str, now: datetime) -> None:
 
 def live_workers(c: Connection) -> list[Worker]:
     """Workers that neither stopped nor were declared lost, oldest first."""
-    rows = c.execute(select(workers).where(workers.c.stopped_at.is_(None)).order_by(workers.c.started_at))
-    return [Worker(**row._mapping) for row in rows]  # noqa: SLF001  (SQLAlchemy's documented name)
+    return _readable_workers(c, workers.c.stopped_at.is_(None))
 
 
 def watched_workers(c: Connection) -> list[Worker]:
@@ -56,8 +60,7 @@ def watched_workers(c: Connection) -> list[Worker]:
     The latter: a worker declared lost that woke up and claimed before it noticed.
     """
     holding = select(jobs.c.worker_id).where(_IS_RUNNING, jobs.c.worker_id.is_not(None))
-    rows = c.execute(select(workers).where(or_(workers.c.stopped_at.is_(None), workers.c.id.in_(holding))))
-    return [Worker(**row._mapping) for row in rows]  # noqa: SLF001  (SQLAlchemy's documented name)
+    return _readable_workers(c, or_(workers.c.stopped_at.is_(None), workers.c.id.in_(holding)))
 
 
 def worker_heartbeats(c: Connection) -> dict[str, datetime | None]:
@@ -67,6 +70,28 @@ def worker_heartbeats(c: Connection) -> dict[str, datetime | None]:
         if worker_id is not None:
             found.setdefault(worker_id, None)
     return found
+
+
+def _readable_workers(c: Connection, which: ColumnElement[bool]) -> list[Worker]:
+    """These workers, oldest first, without those whose rows cannot be read: for one of them nobody else is to wait.
+
+    One that lives writes over what is unreadable with its next heartbeat.
+    """
+    try:
+        return _workers(c, which)
+    except (DBAPIError, ValueError, TypeError) as error:
+        if isinstance(error, DBAPIError) and unreachable_reason(error) is not None:
+            raise
+    found = []
+    for worker_id in c.execute(select(workers.c.id).where(which).order_by(workers.c.started_at)).scalars().all():
+        with suppress(ValueError, TypeError, DBAPIError):
+            found += _workers(c, workers.c.id == worker_id)
+    return found
+
+
+def _workers(c: Connection, which: ColumnElement[bool]) -> list[Worker]:
+    rows = c.execute(select(workers).where(which).order_by(workers.c.started_at))
+    return [Worker(**row._mapping) for row in rows]  # noqa: SLF001  (SQLAlchemy's documented name)
 
 
 def start_run(c: Connection, worker_id: str, now: datetime) -> int:

@@ -7,10 +7,12 @@ import logging
 import pytest
 from celery.exceptions import Reject
 from sqlalchemy import text
-from store_helpers import check_counters
+from store_helpers import check_counters, counts, must_take, now, register, stored_batch
 
-from helix_jobs.jobs import tasks
+from helix_jobs.doctor.database import check_database
+from helix_jobs.jobs import store, tasks
 from helix_jobs.jobs.schema import jobs
+from helix_jobs.settings import Settings, sqlite_url
 
 MANY_DIGITS = '{"prompt": "p", "seed": ' + "9" * 10_000 + "}"
 
@@ -67,6 +69,29 @@ def test_they_may_come_again_after_a_retry(make_bench):
     assert bench.rows()[job_id].state == "succeeded"
 
 
+def test_a_worker_whose_row_cannot_be_read_holds_up_nobody(sqlite_database, tmp_path):
+    """Its leases are taken as those of one without a row, and every other duty is done."""
+    database = sqlite_database
+    batch_id, ids = stored_batch(database, 3)
+    register(database, "damaged", "alive")
+    must_take(database, ids[0], "damaged")
+    with database.write() as c:
+        c.execute(text("UPDATE workers SET heartbeat_at = 'yesterday' WHERE id = 'damaged'"))
+    with database.read() as c:
+        assert [worker.id for worker in store.live_workers(c)] == ["alive"]
+        assert store.worker_heartbeats(c)["damaged"] is None
+    found = check_database(Settings(home=tmp_path, redis_url=None, database_url=sqlite_url(database.sqlite_file)))
+    assert next(verdict for verdict in found if verdict.subject == "leases").remedy == "run helix db check --repair"
+    with database.write() as c:
+        assert store.reclaim(c, "damaged", now()) == store.Reclaimed(requeued=1)
+    assert counts(database, batch_id) == {"queued": 3}
+    with database.write() as c:
+        c.execute(text("UPDATE workers SET stopped_at = NULL WHERE id = 'damaged'"))
+        assert store.heartbeat(c, "damaged", now())
+    with database.read() as c:
+        assert {worker.id for worker in store.live_workers(c)} == {"alive", "damaged"}
+
+
 class BrokenService:
     def __init__(self, error):
         self.error = error
@@ -76,7 +101,8 @@ class BrokenService:
 
 
 @pytest.mark.parametrize("error", [ValueError("a very private prompt"), KeyError("x"), RecursionError()])
-def test_no_exception_acknowledges_a_message(monkeypatch, caplog, error):
+def test_no_exception_acknowledges_a_message(monkeypatch, tmp_path, caplog, error):
+    monkeypatch.setenv("HELIX_HOME", str(tmp_path))  # where Celery's settings are read from
     monkeypatch.setattr(tasks, "UNEXPECTED_SECONDS", 0.0)
     tasks.bind_service(BrokenService(error))
     try:
