@@ -63,6 +63,8 @@ class TcpProxy:
             self._selector.register(end, selectors.EVENT_READ)
 
     def _forward(self, source: socket.socket) -> None:
+        if source not in self._peers:  # its peer ended in the same round
+            return
         target = self._peers[source]
         try:
             data = source.recv(65_536)
