@@ -19,6 +19,7 @@ from helix_jobs.engine.gguf_tokenizer import build_gguf_tokenizer
 from helix_jobs.engine.layout import check_layout
 from helix_jobs.engine.pretrained import TRANSFORMERS_MAJOR, pretrained_arguments, read_tokenizer, weight_arguments
 from helix_jobs.engine.tensor_names import HEAD, canonical, check_layers, is_computed
+from helix_jobs.engine.token_ids import check_token_ids
 from helix_jobs.errors import HelixError, ModelError, ModelNotFoundError
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ def open_source(name: str, home: Path, on_progress: Callable[[str], None]) -> Mo
     """
     checkpoint = find_checkpoint(name, home, on_progress)
     check_layers(name, _num_layers(checkpoint), checkpoint.tensors)
+    if checkpoint.gguf is None:
+        check_token_ids(name, checkpoint.folder)
     try:
         with pretrained_arguments(checkpoint.folder, checkpoint.gguf_file) as (folder, arguments):
             config = AutoConfig.from_pretrained(folder, **arguments)
