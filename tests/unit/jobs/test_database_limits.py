@@ -34,17 +34,15 @@ def proxy(postgres_database):
 @pytest.fixture
 def through_proxy(postgres_database, proxy):
     """The database, reached by TCP through the proxy; a statement may take 1 s, and the client waits 0.5 s more."""
-    url = postgres_database.url.set(host="127.0.0.1", port=proxy.port, username="helix", password="helix")
+    role = f"{postgres_database.url.database}_tcp"
+    url = postgres_database.url.set(host="127.0.0.1", port=proxy.port, username=role, password="helix")
     with postgres_database.write() as c:
-        c.execute(
-            text(
-                "DO $$ BEGIN CREATE ROLE helix SUPERUSER LOGIN PASSWORD 'helix'; "
-                "EXCEPTION WHEN duplicate_object THEN NULL; END $$"
-            )
-        )
+        c.execute(text(f"CREATE ROLE {role} SUPERUSER LOGIN PASSWORD 'helix'"))
     database = Database(url.render_as_string(hide_password=False), statement_seconds=1.0)
     yield database
     database.dispose()
+    with postgres_database.write() as c:
+        c.execute(text(f"DROP ROLE {role}"))
 
 
 @pytest.fixture(autouse=True)
