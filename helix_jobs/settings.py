@@ -29,6 +29,7 @@ MAX_DEPTH: Final = 16
 # Batch slots where neither a setting nor the device says otherwise.
 USUAL_BATCH_SIZE: Final = 32
 COMPILE_CHOICES: Final = ("auto", "on", "off")
+REPRODUCIBLE_CHOICES: Final = ("auto", "on")
 ENGINES: Final = ("helix", "fake")
 MAX_NEW_TOKENS: Final = 131_072
 # Any of these in a directory says that it has been a HELIX_HOME before.
@@ -49,6 +50,8 @@ class Settings:
         device: HELIX_DEVICE; None picks the first available (DirectML, CUDA/ROCm, XPU, MPS, CPU).
         dtype: HELIX_DTYPE; ``auto`` takes the best the device has for the checkpoint, ``int8`` quantises the target.
         compile: HELIX_COMPILE; ``auto`` compiles CPU kernels where there is a C++ compiler, ``on`` insists.
+        reproducible: HELIX_REPRODUCIBLE; ``auto`` makes answers independent of what runs beside them where that costs
+            next to nothing, ``on`` at any price.
         max_batch_size: HELIX_MAX_BATCH_SIZE; sequences that run at once, None for what the device serves best.
         token_budget: HELIX_TOKEN_BUDGET; prompt tokens a step computes at most, None for what the device serves best.
         speculation_depth: HELIX_SPECULATION_DEPTH; None (``auto``) chooses each step, a number is a fixed K, 0 off.
@@ -74,6 +77,7 @@ class Settings:
     device: str | None = None
     dtype: str = "auto"
     compile: str = "auto"
+    reproducible: str = "auto"
     max_batch_size: int | None = None
     token_budget: int | None = None
     speculation_depth: int | None = None
@@ -108,6 +112,7 @@ class Settings:
             device=values.get("HELIX_DEVICE"),
             dtype=_choice(values, "HELIX_DTYPE", DTYPES, "auto"),
             compile=_choice(values, "HELIX_COMPILE", COMPILE_CHOICES, "auto"),
+            reproducible=_choice(values, "HELIX_REPRODUCIBLE", REPRODUCIBLE_CHOICES, "auto"),
             max_batch_size=_integer(values, "HELIX_MAX_BATCH_SIZE", None, 1, 4096),
             token_budget=_integer(values, "HELIX_TOKEN_BUDGET", None, 16, 1_048_576),
             speculation_depth=_depth(values),

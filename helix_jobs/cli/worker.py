@@ -64,6 +64,13 @@ class _WorkerCommand(HelixCommand):
     help="CPU kernels compiled on this machine; default: where there is a C++ compiler.",
 )
 @click.option(
+    "--reproducible",
+    is_flag=True,
+    default=None,
+    callback=lambda _context, _option, value: "on" if value else None,
+    help="The same answers in any company at any price; default: where that costs next to nothing.",
+)
+@click.option(
     "--max-batch-size", type=click.IntRange(1, 4096), help="Sequences that run at once; default: what the device likes."
 )
 @click.option(

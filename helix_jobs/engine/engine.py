@@ -107,6 +107,7 @@ class Engine:
             device=describe_device(models.device),
             dtype=models.target.dtype_name,
             overflows_float16=models.target.overflowed,
+            is_reproducible=models.target.is_reproducible,
             kernels="torch" if models.target.decoder.native is None else "compiled",
             speculation_depth=None if config.speculation.is_adaptive else config.speculation.ceiling,
             max_batch_size=config.max_batch_size,

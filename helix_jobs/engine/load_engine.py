@@ -16,6 +16,7 @@ from helix_jobs.engine.devices import describe_device, resolve_dtype
 from helix_jobs.engine.engine import Engine
 from helix_jobs.engine.model_loader import INT8, get_device, load_models
 from helix_jobs.engine.native.kernels import load_kernels
+from helix_jobs.engine.reproducible import make_reproducible
 from helix_jobs.engine.self_check import check_device
 from helix_jobs.engine.sizing import batch_limits, cache_config
 from helix_jobs.errors import ConfigurationError
@@ -53,6 +54,7 @@ def load_engine(settings: Settings, on_progress: Callable[[str], None] | None = 
     )
     models = with_compiled_kernels(models, settings.compile, settings.home / "native", on_progress)
     models = without_slow_int8(models, on_progress)
+    models = make_reproducible(models, settings.reproducible, profiles, on_progress)
     limits = batch_limits(models, settings)
     config = EngineConfig(
         max_batch_size=limits.max_batch_size,
@@ -146,6 +148,7 @@ def _identity(models: LoadedModels, config: EngineConfig) -> dict[str, str]:
         "threads": str(torch.get_num_threads()),
         "torch": torch.__version__,
         "kernels": "torch" if models.target.decoder.native is None else "compiled",
+        "reproducible": str(models.target.is_reproducible),
         "max_batch_size": str(config.max_batch_size),
         "max_depth": str(config.speculation.max_depth),
     }

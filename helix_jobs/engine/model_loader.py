@@ -69,6 +69,7 @@ class LoadedModel:
         is_int8: Its linear layers are int8; ``decoder.dtype`` is that of its activations.
         is_copy: It is the target itself, quantised.
         overflowed: It was to run in float16, and its weights or activations do not fit into that.
+        is_reproducible: Its answers do not depend on what is computed beside them.
     """
 
     name: str
@@ -76,6 +77,7 @@ class LoadedModel:
     is_int8: bool = False
     is_copy: bool = False
     overflowed: bool = False
+    is_reproducible: bool = False
 
     @property
     def dtype_name(self) -> str:

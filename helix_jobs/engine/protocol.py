@@ -21,6 +21,7 @@ class EngineInfo:
         device: In words.
         dtype: Of the target's weights and activations; ``int8`` when its weights are quantised.
         overflows_float16: ``dtype`` is float32 because the target does not fit float16's range.
+        is_reproducible: A request's answer does not depend on what is computed beside it.
         kernels: Who computes: ``compiled`` (for this machine) or ``torch``.
         speculation_depth: The fixed K of every step, 0 for no speculation, None when it is chosen each step.
         max_batch_size: Sequences that run at once.
@@ -42,6 +43,7 @@ class EngineInfo:
     block_size: int
     kv_cache_bytes: int
     overflows_float16: bool = False
+    is_reproducible: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

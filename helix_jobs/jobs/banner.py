@@ -31,6 +31,7 @@ class WorkerBanner:
             ("draft", _draft(info)),
             ("depth", _depth(info)),
             ("kernels", info.kernels),
+            ("answers", _answers(info)),
             ("slots", f"{info.max_batch_size}, up to {info.max_model_len} tokens each"),
             ("KV cache", cache),
             ("broker", self.broker),
@@ -46,6 +47,12 @@ def _dtype(info: EngineInfo) -> str:
     if info.dtype == "int8":
         return "int8 (the target itself is quantised; results say int8)"
     return info.dtype
+
+
+def _answers(info: EngineInfo) -> str:
+    if info.is_reproducible:
+        return "the same in any company"
+    return "may depend on what runs beside them, in near-ties"
 
 
 def _draft(info: EngineInfo) -> str:

@@ -9,8 +9,12 @@ from typing import TYPE_CHECKING, Final, Protocol
 import torch
 from torch.nn import functional
 
+from helix_jobs.engine.decoder.row_tiles import ANY_ROWS
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from helix_jobs.engine.decoder.row_tiles import RowTiles
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +56,7 @@ class DenseLinear:
         self._weight = weight
         self._bias = bias
         self._is_packed = False
+        self._tiles = ANY_ROWS
         self._nbytes = weight.nbytes + (0 if bias is None else bias.nbytes)
 
     @property
@@ -81,8 +86,17 @@ class DenseLinear:
             bias = torch.cat([zero if one is None else one for one, zero in zip(biases, zeros, strict=True)])
         return cls(torch.cat(list(weights)), bias)
 
+    def use_tiles(self, tiles: RowTiles) -> None:
+        """Compute in these numbers of rows from now on."""
+        self._tiles = tiles
+
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """See ``Linear``."""
+        if self._tiles is not ANY_ROWS:
+            return self._tiles.apply(self._product, hidden)
+        return self._product(hidden)
+
+    def _product(self, hidden: torch.Tensor) -> torch.Tensor:
         if self._is_packed:
             product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(  # noqa: SLF001  (what Inductor calls too)
                 hidden, self._weight, self._bias, "none", [], ""
@@ -92,6 +106,11 @@ class DenseLinear:
 
     def add_to(self, residual: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         """See ``Linear``."""
+        if self._tiles is not ANY_ROWS:
+            return self._tiles.apply(self._sum, residual, hidden)
+        return self._sum(residual, hidden)
+
+    def _sum(self, residual: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         if self._is_packed:
             total: torch.Tensor = torch.ops.mkldnn._linear_pointwise.binary(  # noqa: SLF001  (as above)
                 hidden, residual, self._weight, self._bias, "add"

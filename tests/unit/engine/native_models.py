@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -34,20 +35,25 @@ def compiled_runner(folder: Path, dtype: torch.dtype) -> ModelRunner:
     return ModelRunner(compiled_decoder(folder, dtype), CacheConfig(num_blocks=120, block_size=4))
 
 
-def compiled_engine(
-    folder: Path, dtype: torch.dtype, *, speculation: SpeculationConfig, num_blocks: int = 400, **config: Any
-) -> Engine:
-    """The tiny Llama with its int8 copy as draft."""
+def compiled_models(folder: Path, dtype: torch.dtype, *, int8: bool = False) -> LoadedModels:
+    """The tiny Llama with its int8 copy as draft; ``int8`` makes the target int8 too."""
     template = loaded(tiny_model(head_dim=HEAD_DIM), None, (EOS,))
-    draft = LoadedModel("int8", compiled_decoder(folder, dtype, int8=True), is_int8=True)
-    models = LoadedModels(
-        LoadedModel("tiny", compiled_decoder(folder, dtype)),
-        draft if speculation.depth else None,
+    return LoadedModels(
+        LoadedModel("tiny", compiled_decoder(folder, dtype, int8=int8), is_int8=int8),
+        LoadedModel("int8", compiled_decoder(folder, dtype, int8=True), is_int8=True, is_copy=True),
         template.tokenizer,
         template.eos_token_ids,
         template.vocab_size,
         template.max_context,
     )
+
+
+def compiled_engine(
+    models: LoadedModels, *, speculation: SpeculationConfig, num_blocks: int = 400, **config: Any
+) -> Engine:
+    """An engine over such models; a depth of 0 leaves the draft out."""
     return Engine(
-        models, EngineConfig(speculation=speculation, **config), CacheConfig(num_blocks=num_blocks, block_size=4)
+        models if speculation.depth else replace(models, draft=None),
+        EngineConfig(speculation=speculation, **config),
+        CacheConfig(num_blocks=num_blocks, block_size=4),
     )

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native_models import DTYPES, compiled_engine, compiled_runner
+from native_models import DTYPES, compiled_engine, compiled_models, compiled_runner
 from tiny_models import PROMPT, VOCAB_SIZE, request
 
 from helix_jobs.engine.config import SpeculationConfig
@@ -79,6 +79,7 @@ def test_a_prompts_numbers_do_not_depend_on_its_chunks_or_on_others(runner, made
 def test_outputs_are_the_same_alone_in_a_batch_with_drafts_and_after_preemption(compiled_folder, dtype):
     prompts = [list(PROMPT), [7], list(range(2, 33)), [4] * 40, [5, 9, 11, 3] * 6, [*range(2, 33), 8, 9]]
     requests = [request(str(index), prompt, max_tokens=24) for index, prompt in enumerate(prompts)]
+    models = compiled_models(compiled_folder, dtype)
     outputs = {}
     for name, settings_ in {
         "alone": {"max_batch_size": 1, "speculation": NO_DRAFT},
@@ -88,7 +89,7 @@ def test_outputs_are_the_same_alone_in_a_batch_with_drafts_and_after_preemption(
         "alone with drafts": {"max_batch_size": 1, "speculation": DRAFTS},
         "preempted": {"max_batch_size": 6, "speculation": DRAFTS, "num_blocks": 24},
     }.items():
-        engine = compiled_engine(compiled_folder, dtype, **settings_)
+        engine = compiled_engine(models, **settings_)
         outputs[name] = [result.output_token_ids for result in engine.generate(requests)]
         if name == "preempted":
             assert engine.counters().preemptions > 0
