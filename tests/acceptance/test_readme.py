@@ -54,6 +54,7 @@ SERVICES = "Redis, Postgres, Docker"
 FOREIGN_OPTIONS = {
     *("--address", "--port", "--check", "--disable-pip", "--no-deps", "--faults-table", "--soak-minutes"),
     *("--out", "--only", "--tiny"),
+    *("--merge", "--scale"),
 }
 
 
@@ -140,12 +141,15 @@ def test_the_defaults_of_settings_are_told_right():
     assert told.pop("HELIX_HOME") == f"`{defaults.home.relative_to(Path.cwd())}`"
     assert told.pop("HELIX_DATABASE_URL") == "SQLite `helix.db` under `HELIX_HOME`"
     assert defaults.database_url == f"sqlite:///{defaults.home / 'helix.db'}"
+    assert told.pop("HELIX_LOCK_DIR") == "`/run/lock/helix-UID`, or under `/tmp` where that is not writable"
+    assert defaults.lock_dir is None
     assert told.pop("HELIX_SPECULATION_DEPTH") == "`auto`"
     assert defaults.speculation_depth is None
     for name, default in told.items():
         value = getattr(defaults, name.removeprefix("HELIX_").lower())
         assert default == ("none" if value is None else f"`{value:g}`" if isinstance(value, float) else f"`{value}`")
-    assert {*told, "HELIX_HOME", "HELIX_DATABASE_URL", "HELIX_SPECULATION_DEPTH"} == set(defaults.to_environment())
+    apart = {"HELIX_HOME", "HELIX_DATABASE_URL", "HELIX_LOCK_DIR", "HELIX_SPECULATION_DEPTH"}
+    assert told.keys() | apart == set(defaults.to_environment())
 
 
 def test_every_field_of_a_line_is_told_with_its_default():
