@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -32,7 +33,7 @@ class Reference:
     runners_up: list[int]
 
     def difference(self, output: Sequence[int]) -> Difference | None:
-        """Where another output first departs from this one."""
+        """Where another output first departs from this one; the size of a step is not known here."""
         if list(output) == self.token_ids:
             return None
         pairs = zip(output, self.token_ids, strict=False)
@@ -45,11 +46,24 @@ class Reference:
 
 @dataclass(frozen=True)
 class Difference:
-    """``gap``: between the reference's first and second logit there. ``is_runner_up``: the second was emitted."""
+    """Where two outputs part.
+
+    Attributes:
+        position: Of the first token that differs.
+        gap: Between the reference's first and second logit there.
+        is_runner_up: The second was emitted.
+        step: From the first logit to the next number of its type.
+    """
 
     position: int
     gap: float
     is_runner_up: bool
+    step: float = math.nan
+
+    @property
+    def gap_in_steps(self) -> float:
+        """0 for equal logits, 1 for neighbours."""
+        return self.gap / self.step
 
 
 class ReferenceOutputs:
@@ -91,7 +105,17 @@ class ReferenceOutputs:
         if self._dtype in CERTAIN_GAP and self._confirms(prompt_ids, output, CERTAIN_GAP[self._dtype]):
             self._confirmed.add(key)
             return None
-        return self._of(prompt_ids).difference(output)
+        reference = self._of(prompt_ids)
+        found = reference.difference(output)
+        if found is None:
+            return None
+        return replace(found, step=self._step([*prompt_ids, *reference.token_ids[: found.position]]))
+
+    @torch.no_grad()
+    def _step(self, token_ids: Sequence[int]) -> float:
+        """How far apart numbers of the type are near the best logit behind these tokens."""
+        best = self._loaded()(torch.tensor([token_ids]), logits_to_keep=1).logits.float().max().item()
+        return float(2.0 ** math.floor(math.log2(abs(best))) * torch.finfo(getattr(torch, self._dtype)).eps)
 
     def _of(self, prompt_ids: Sequence[int]) -> Reference:
         """The reference of one encoded prompt."""

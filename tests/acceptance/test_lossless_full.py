@@ -2,8 +2,8 @@
 
 In float32 token for token. In bfloat16 neighbouring logits are often equal or one rounding apart, and which of them
 comes first depends on the shapes that were multiplied: transformers differs from itself as much when its prompts are
-computed in one pass instead of step by step. The bound of 99 % is not reached there (see docs/performance.md); all
-differences are listed, and each must be such a near-tie.
+computed in one pass instead of step by step. So there every output that differs must differ first at a near-tie, which
+is shown; and where products round alike in any number of rows, all outputs equal Helix' own in any company.
 
 A command of its own: ``python -m pytest -m slow -s tests/acceptance/test_lossless_full.py``. Most of the first run's
 time is transformers'; outputs that it made token by token are kept in pytest's cache directory.
@@ -23,6 +23,7 @@ from helix_jobs.engine.demo_model import ensure_demo_model
 from helix_jobs.engine.engine import Engine
 from helix_jobs.engine.load_engine import with_compiled_kernels
 from helix_jobs.engine.model_loader import load_models
+from helix_jobs.engine.reproducible import make_reproducible
 from helix_jobs.engine.request import Request
 from helix_jobs.engine.sampling_params import SamplingParams
 
@@ -35,9 +36,17 @@ SPECULATIONS = {
     "adaptive": SpeculationConfig(lookup=True),
     "fixed": SpeculationConfig(lookup=True, adaptive=False, depth=4),
 }
-# Near 32, where this model's best logits lie, bfloat16 has steps of 0.125 and 0.25.
-NEAR_TIE = 0.5
-EQUAL_SHARE = {"float32": 1.0, "bfloat16": 0.99}
+# Two logits so many steps of their type apart, or less, are a near-tie.
+NEAR_TIE_STEPS = 2.0
+# Batch size, speculation, token budget, and one of how many prompts is run: alone a fifth of them, to save time.
+COMPANIES = {
+    "batch 32": (32, SpeculationConfig(depth=0, adaptive=False), 1024, 1),
+    "batch 32, drafts": (32, SPECULATIONS["fixed"], 1024, 1),
+    "batch 32, adaptive": (32, SPECULATIONS["adaptive"], 1024, 1),
+    "batch 7, drafts, small chunks": (7, SPECULATIONS["fixed"], 100, 1),
+    "alone": (1, SpeculationConfig(depth=0, adaptive=False), 1024, 5),
+    "alone, drafts": (1, SPECULATIONS["fixed"], 1024, 5),
+}
 
 
 def requests():
@@ -79,8 +88,8 @@ def test_480_first_turns_equal_transformers(pytestconfig, demo_home, tmp_path, d
         if found is not None:
             differences.append(found)
             report.append(
-                f"prompt {result.request_id}: differs at token {found.position}, top-2 logit gap {found.gap:.4f}, "
-                f"{'the runner-up' if found.is_runner_up else 'another token'} instead"
+                f"prompt {result.request_id}: differs at token {found.position}, top-2 logit gap {found.gap:.4f} or "
+                f"{found.gap_in_steps:.1f} steps, {'the runner-up' if found.is_runner_up else 'another token'} instead"
             )
     num_equal = len(results) - len(differences)
     report.append(
@@ -90,5 +99,25 @@ def test_480_first_turns_equal_transformers(pytestconfig, demo_home, tmp_path, d
     print("", *report, sep="\n")  # noqa: T201  (what the command is run for)
     assert all(result.error is None for result in results)
     assert counters.accepted_tokens > 0
-    assert all(one.gap <= NEAR_TIE and one.is_runner_up for one in differences)
-    assert num_equal >= EQUAL_SHARE[dtype] * len(results)
+    if dtype == "float32":
+        assert not differences
+    assert all(one.gap_in_steps <= NEAR_TIE_STEPS and one.is_runner_up for one in differences)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_480_first_turns_are_the_same_in_any_company(demo_home, tmp_path, dtype):
+    models = load_models("demo", "int8", device=torch.device("cpu"), dtype=dtype, home=demo_home)
+    models = make_reproducible(with_compiled_kernels(models, "auto", tmp_path), "auto", tmp_path, print)
+    if not models.target.is_reproducible:
+        pytest.skip("no compiled kernels, or this processor's products depend on the number of rows")
+    outputs = {}
+    for name, (batch, speculation, budget, every) in COMPANIES.items():
+        config = EngineConfig(max_batch_size=batch, speculation=speculation, token_budget=budget)
+        engine = Engine(models, config, CacheConfig(num_blocks=1500))
+        results = engine.generate([engine.encode(request) for request in list(requests())[::every]])
+        assert all(result.error is None for result in results)
+        outputs[name] = {result.request_id: result.output_token_ids for result in results}
+        first = outputs["batch 32"]
+        num_equal = sum(first[key] == found for key, found in outputs[name].items())
+        print(f"{dtype}, {name}: {num_equal} of {len(results)} equal")  # noqa: T201  (what the command is run for)
+    assert all(outputs["batch 32"][key] == found for one in outputs.values() for key, found in one.items())

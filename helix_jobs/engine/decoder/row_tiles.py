@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -151,8 +152,8 @@ def slowdown(product: Product, tiles: RowTiles, in_features: int, dtype: torch.d
         # In turns, and the least of each: what else the machine does slows either.
         tiled, whole = [], []
         for _ in range(_TIMED_RUNS):
-            whole.append(_seconds(lambda part=part: product(part)))
-            tiled.append(_seconds(lambda part=part: tiles.apply(product, part)))
+            whole.append(_seconds(partial(product, part)))
+            tiled.append(_seconds(partial(tiles.apply, product, part)))
         worst = max(worst, min(tiled) / min(whole))
     return worst
 
