@@ -25,6 +25,7 @@ _ROWS = pytest.StashKey[list[Row]]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--faults-table", metavar="FILE", help="write the table of fault scenarios as Markdown")
     parser.addoption("--soak-minutes", type=float, default=30.0, metavar="N", help="how long the soak goes on")
+    parser.addoption("--chaos-minutes", type=float, default=10.0, metavar="N", help="how long the chaos proxies go on")
 
 
 def pytest_configure(config: pytest.Config) -> None:

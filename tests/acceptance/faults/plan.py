@@ -167,7 +167,7 @@ def _add_broker_options(options: dict[str, Any]) -> None:
     from helix_jobs.jobs import broker, celery_app
 
     original = broker.transport_options
-    broker.transport_options = celery_app.transport_options = lambda url: original(url) | options
+    broker.transport_options = celery_app.transport_options = lambda url, names: original(url, names) | options
 
 
 def _remove_fence() -> None:

@@ -1,4 +1,4 @@
-"""Postgres answers, and says no; or its connections go dead without a word. Both cost time, and no answer."""
+"""Postgres answers, and says no. That costs time, and no answer."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 import psycopg
 from progress import ended, wait_ended
 from scenario import Outcome, Size, scenario
-from sqlalchemy import make_url
-from tcp_proxy import TcpProxy
 from worker_box import wait_until
 
 if TYPE_CHECKING:
@@ -22,8 +20,6 @@ if TYPE_CHECKING:
     from worker_box import WorkerProcess
 
 POSTGRES_ONLY = ("postgres",)
-# What the server lets in by TCP; made for the purpose.
-USER = "helix_by_tcp"
 SETTLE_SECONDS = 0.5
 
 
@@ -115,37 +111,3 @@ def says_no(installation: Installation, size: Size) -> Outcome:
     installation.wait_done(batch, timeout=installation.patience + size.jobs / 4)
     broken = ("a good job failed",) if installation.states(batch.batch_id).keys() != {"succeeded"} else ()
     return Outcome(accepted=[batch], faults=size.faults, recoveries=recoveries, broken=broken)
-
-
-@scenario(
-    "half-open connections to Postgres",
-    quick=Size(jobs=100, faults=1),
-    full=Size(jobs=600, faults=2),
-    databases=POSTGRES_ONLY,
-    quick_on=POSTGRES_ONLY,
-)
-def half_open(installation: Installation, size: Size) -> Outcome:
-    """Every connection of the worker goes dead, and neither end is told; new ones work."""
-    with _admin(installation) as admin:
-        admin.execute(f"DROP ROLE IF EXISTS {USER}")
-        admin.execute(f"CREATE ROLE {USER} SUPERUSER LOGIN PASSWORD 'helix'")
-        port, host = admin.info.port, admin.info.host
-    installation.stack.callback(_drop_role, installation)
-    proxy = TcpProxy(port)
-    installation.stack.callback(proxy.close)
-    assert host is not None
-    url = make_url(installation.settings.database_url).set(
-        username=USER, password="helix", host="127.0.0.1", port=proxy.port
-    )
-    batch, worker = _begin(installation, size, database_url=url.render_as_string(hide_password=False))
-    recoveries, connections = [], 0
-    for _ in range(size.faults):
-        connections += proxy.go_dead()
-        recoveries.append(_resumed(installation, worker, batch))
-    installation.wait_done(batch, timeout=installation.patience + size.jobs / 4)
-    return Outcome(accepted=[batch], faults=size.faults, recoveries=recoveries, note=f"{connections} connections")
-
-
-def _drop_role(installation: Installation) -> None:
-    with _admin(installation) as admin:
-        admin.execute(f"DROP ROLE {USER}")
