@@ -23,6 +23,7 @@ from helix_jobs.cli.interrupts import stoppable
 from helix_jobs.cli.streams import prepare_streams, require_output
 from helix_jobs.engine.sampling_params import SAMPLING_FIELDS
 from helix_jobs.errors import HelixError
+from helix_jobs.json_line import json_line
 from helix_jobs.observability.logging import configure_logging
 from helix_jobs.redaction import redact
 from helix_jobs.settings import LOG_LEVELS, Settings
@@ -225,7 +226,7 @@ def echo_json(value: object, *, one_line: bool = False) -> None:
     indent = 2 if sys.stdout.isatty() and not one_line else None
     # Escapes keep the output valid where the stream's encoding (cp1252) would lose characters.
     utf8 = (sys.stdout.encoding or "").lower().startswith("utf")
-    text = json.dumps(value, ensure_ascii=not utf8, indent=indent)
+    text = json.dumps(value, indent=indent, ensure_ascii=not utf8) if indent or not utf8 else json_line(value)
     if sys.stdout.isatty():
         from helix_jobs.cli.rendering import escape_in_json
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from helix_jobs.errors import ConfigurationError
 from helix_jobs.jobs.openai_output import openai_line
 from helix_jobs.jobs.output_file import written_whole
+from helix_jobs.json_line import json_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -178,5 +179,5 @@ def _flat_row(result: JobResult) -> dict[str, Any]:
 def _write_lines(rows: Iterable[dict[str, Any]], stream: ByteSink) -> int:
     count = 0
     for count, row in enumerate(rows, start=1):  # noqa: B007  (counts)
-        stream.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+        stream.write(json_line(row).encode() + b"\n")
     return count

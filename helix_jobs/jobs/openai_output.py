@@ -31,12 +31,13 @@ def openai_line(result: JobResult) -> dict[str, Any]:
     """Build the output line of one finished job.
 
     A reader has to judge on both ``error`` and ``response.status_code``. A job without a ``custom_id`` gets
-    ``line-<number>``, because OpenAI's readers join on that field.
+    ``<batch id>-line-<number>``, because OpenAI's readers join on that field. The batch's id came into being after
+    its lines, so none of them can have taken that name.
     """
     code = result.error_code or ErrorCode.ENGINE_ERROR
     line: dict[str, Any] = {
         "id": f"batch_req_{result.job_id}",
-        "custom_id": result.custom_id if result.custom_id is not None else f"line-{result.line}",
+        "custom_id": result.custom_id if result.custom_id is not None else f"{result.batch_id}-line-{result.line}",
         "response": None,
         "error": None,
     }

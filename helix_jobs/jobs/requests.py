@@ -99,7 +99,7 @@ def read_lines(
 ) -> Iterator[JobRequest | BadLine]:
     """Read JSONL from a binary stream: one ``JobRequest`` or ``BadLine`` for each line that is not blank.
 
-    At most one line (4 MiB) is held. A byte order mark at the start, CRLF and a missing last newline are tolerated.
+    At most one line (4 MiB) is held. A byte order mark on a line, CRLF and a missing last newline are tolerated.
 
     Args:
         stream: The lines, UTF-8.
@@ -191,9 +191,8 @@ def _split(stream: LineSource, rejects: RejectSink | None) -> Iterator[_RawLine]
     while piece := stream.readline(limit):
         number += 1
         ended = piece.endswith(b"\n")
-        data = piece.removesuffix(b"\n").removesuffix(b"\r")
-        if number == 1:
-            data = data.removeprefix(_BOM)
+        # A mark may stand on any line: files that have one were put together.
+        data = piece.removesuffix(b"\n").removesuffix(b"\r").removeprefix(_BOM)
         if len(data) <= MAX_LINE_BYTES:
             if data.strip():
                 yield _RawLine(number, data)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, Self, cast
 
 from helix_jobs.errors import ConfigurationError, InputError
+from helix_jobs.jobs.file_formats import open_lines
 from helix_jobs.jobs.output_file import written_whole
 from helix_jobs.jobs.requests import read_lines, read_mappings
 
@@ -96,10 +97,11 @@ class _StreamSource:
         """Yield the lines.
 
         Raises:
-            InputError: Reading fails.
+            InputError: Reading fails, or the stream does not hold lines of JSON at all.
         """
         try:
-            yield from read_lines(self._stream, defaults, batch_id=batch_id, rejects=rejects, limits=limits)
+            lines = open_lines(self._stream, self.name if self._owned else None)
+            yield from read_lines(lines, defaults, batch_id=batch_id, rejects=rejects, limits=limits)
         except OSError as error:
             raise InputError(f"{self.name or 'the input'} cannot be read ({error.strerror})") from error
 

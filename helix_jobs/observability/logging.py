@@ -10,7 +10,6 @@ put into their messages: whoever logs a URL redacts it first.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import sys
@@ -18,6 +17,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from helix_jobs.errors import ConfigurationError
+from helix_jobs.json_line import json_line
 from helix_jobs.redaction import redact
 from helix_jobs.settings import LOG_FORMATS, LOG_LEVELS
 
@@ -68,7 +68,7 @@ class JsonFormatter(logging.Formatter):
         trouble = _trouble(self, record)
         if trouble:
             entry["exception"] = redact(trouble)
-        return json.dumps(entry, ensure_ascii=False)
+        return json_line(entry)
 
 
 def extra_fields(record: logging.LogRecord) -> Mapping[str, Any]:

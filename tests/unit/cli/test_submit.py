@@ -109,11 +109,11 @@ def test_bad_lines_are_listed_and_nothing_is_enqueued(helix, prompts):
 
 
 def test_twenty_bad_lines_are_shown_and_the_rest_counted_and_json_has_all(helix, prompts):
-    path = prompts(lines=["nonsense"] * 33)
+    path = prompts(lines=['{"prompt": "a"}', *["nonsense"] * 33])
     assert "... and 13 more" in helix("submit", path).stderr
     error = json.loads(helix("submit", path, "--json").stdout)["error"]
     assert (error["type"], error["exit_code"], error["count"]) == ("InvalidInputError", 2, 33)
-    assert [bad["line"] for bad in error["invalid"]] == list(range(1, 34))
+    assert [bad["line"] for bad in error["invalid"]] == list(range(2, 35))
     assert set(error["invalid"][0]) == {"line", "field", "reason", "remedy"}
 
 

@@ -131,11 +131,30 @@ def test_parquet_keeps_its_types_when_no_row_has_a_value():
         assert pq.read_schema(io.BytesIO(data)).equals(expected)
 
 
+@pytest.mark.parametrize("fmt", ["jsonl", "openai"])
+def test_a_json_line_has_one_end_whoever_looks_for_it(fmt: str):
+    text = "a\x0bb\x0cc\x1cd\x1de\x1ef\x85g\u2028h\u2029i \N{GRINNING FACE}"
+    written = export(fmt, [replace(CHAT, output_text=text)]).decode()
+    (line,) = written.splitlines()
+    assert "\N{GRINNING FACE}" in line
+    assert text in (json.loads(line).get("output_text"), find_texts(json.loads(line)))
+
+
+def find_texts(line: dict) -> str | None:
+    return line["response"]["body"]["choices"][0]["message"]["content"] if "response" in line else None
+
+
+def test_an_id_that_is_made_up_is_no_other_lines():
+    """Whatever a person called their lines: the batch had no id yet."""
+    lines = [replace(SUCCEEDED, line=1, custom_id=None), replace(SUCCEEDED, line=2, custom_id="line-1")]
+    assert [openai_line(line)["custom_id"] for line in lines] == ["b-1-line-1", "line-1"]
+
+
 def test_openai_success_follows_the_batch_output_shape():
     line = json.loads(export("openai", [CHAT]))
     assert line == {
         "id": "batch_req_8",
-        "custom_id": "line-4",
+        "custom_id": "b-1-line-4",
         "response": {
             "status_code": 200,
             "request_id": "req_8",

@@ -56,8 +56,7 @@ def check_invariants(data: bytes) -> None:
         assert (request.prompt is None) != (request.messages is None)
     assert numbers == sorted(set(numbers))
     # Each line is either accepted or rejected, never both or neither.
-    pieces = data.split(b"\n")
-    lines = [piece for piece in [pieces[0].removeprefix(b"\xef\xbb\xbf"), *pieces[1:]] if piece.strip()]
+    lines = [piece for piece in data.split(b"\n") if piece.removeprefix(b"\xef\xbb\xbf").strip()]
     assert len(numbers) == len(lines)
 
 

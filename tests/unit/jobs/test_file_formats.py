@@ -1,0 +1,188 @@
+"""Files that hold no lines of JSON: packed ones are read, others named with the command that converts them."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import shutil
+import subprocess
+import tracemalloc
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from request_lines import BATCH, GREEDY
+
+from helix_jobs.errors import BadLine, InputError
+from helix_jobs.jobs.file_formats import open_lines
+from helix_jobs.jobs.requests import JobRequest, read_lines
+
+LINES = b'{"prompt": "one"}\n{"prompt": "two"}\n'
+BOM = b"\xef\xbb\xbf"
+
+
+def prompts(data: bytes) -> list[str | BadLine]:
+    items = read_lines(open_lines(io.BytesIO(data)), GREEDY, batch_id=BATCH)
+    return [item.request["prompt"] if isinstance(item, JobRequest) else item for item in items]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        LINES,
+        gzip.compress(LINES),
+        gzip.compress(LINES[:18]) + gzip.compress(LINES[18:]),
+        gzip.compress(LINES.replace(b"\n", b"\r")),
+        BOM + LINES[:18] + BOM + LINES[18:],
+        LINES.replace(b"\n", b"\r"),
+        LINES.replace(b"\n", b"\r\r"),
+        LINES.replace(b"\n", b"\r\n"),
+        LINES.replace(b"\n", b"\r", 1),
+        BOM + LINES.replace(b"\n", b"\r"),
+        b"\n \n" + LINES,
+    ],
+)
+def test_lines_are_read_however_they_are_packed_or_ended(data):
+    assert prompts(data) == ["one", "two"]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 65_535, 65_536, 65_537, 200_000])
+def test_carriage_returns_at_the_seams_of_pieces_end_one_line(size):
+    data = b'{"prompt": "one"}\r' + b" " * size + b'\r\n{"prompt": "two"}\r\n'
+    items = list(read_lines(open_lines(io.BytesIO(data)), GREEDY, batch_id=BATCH))
+    assert [item.line for item in items] == [1, 3]
+
+
+@pytest.mark.parametrize(
+    ("data", "what", "command"),
+    [
+        (b"PAR1" + bytes(40), "Parquet", "read_parquet"),
+        (b"\x28\xb5\x2f\xfd" + bytes(40), "compressed with zstd", "zstd -dc FILE"),
+        (b"BZh9" + bytes(40), "compressed with bzip2", "bzip2 -dc FILE"),
+        (b"\xfd7zXZ\0" + bytes(40), "compressed with xz", "xz -dc FILE"),
+        (b"PK\x03\x04" + bytes(40), "a ZIP archive or an Excel workbook", "unzip -p FILE"),
+        (b"SQLite format 3\0" + bytes(40), "an SQLite database", "sqlite3 FILE"),
+        (b"ARROW1\0\0" + bytes(40), "Arrow (Feather)", "read_feather"),
+        (b"%PDF-1.7\n" + bytes(40), "a PDF document", "pdftotext FILE -"),
+        (LINES.decode().encode("utf-16"), "UTF-16 text", "iconv -f UTF-16 -t UTF-8 FILE"),
+        (LINES.decode().encode("utf-16-le"), "UTF-16 text", "iconv -f UTF-16LE -t UTF-8"),
+        (LINES.decode().encode("utf-16-be"), "UTF-16 text", "iconv -f UTF-16BE -t UTF-8"),
+        (b'id,prompt\n1,"Name a river"\n', "CSV", "pandas.read_csv"),
+        (BOM + b'"id","prompt"\r\n1,"Name a river"\r\n', "CSV", "pandas.read_csv"),
+        (b"prompt\nName a river\n", "CSV", "pandas.read_csv"),
+        (b"id\tprompt\n1\tName a river\n", "tab-separated values", "\\t"),
+        (b"id;prompt\n1;Name a river\n", "CSV with semicolons", "sep="),
+        (b"- prompt: Name a river\n- prompt: b\n", "YAML", "yq -o=json -I=0 '.[]' FILE"),
+        (b"---\nprompt: Name a river\n", "YAML", "yq"),
+        (b"prompt: Name a river\nmax_tokens: 4\n", "YAML", "yq"),
+        (b"Name a river.\nName another, please.\n", "plain text", "jq -Rc '{prompt: .}' FILE"),
+        (b'[\n  {\n    "prompt": "a b"\n  }\n]', "one JSON document over several lines", "jq -c '.[]' FILE"),
+        (b'[{"prompt": "a b"},\n{"prompt": "c"}]', "one JSON document over several lines", "jq -c '.[]' FILE"),
+        (b'{\n  "prompt": "a b"\n}\n{\n  "prompt": "c"\n}\n', "JSON spread over several lines", "jq -c '.' FILE"),
+        (b'{"prompt": "a b",\n"max_tokens": 4}\n', "JSON spread over several lines", "jq -c '.' FILE"),
+        (b'{\n "messages": [\n  {"role"', "JSON spread over several lines", "jq -c '.' FILE"),
+        (b'{\n "requests": [\n  {"role"', "JSON spread over several lines", "jq -c '.requests[]' FILE"),
+        (gzip.compress(gzip.compress(LINES)), "compressed twice", "gunzip -c FILE | gunzip -c"),
+    ],
+)  # fmt: skip
+def test_another_format_is_one_sentence_with_the_command(data, what, command):
+    with pytest.raises(InputError) as told:
+        prompts(data)
+    message = str(told.value)
+    assert message.startswith(f"the input is {what}, not one JSON object a line; submit it with: ")
+    assert command in message
+    assert " | helix submit -" in message
+    assert "PANDAS" not in message
+    assert message.isprintable()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"hello",
+        b'hello, world\n{"prompt": "a"}',
+        b'{"prompt": "a"\n{"prompt": "b"}\n',
+        b'{"prompt": "a",}\n{"prompt": "b"}\n',
+        b'["a"]\n{"prompt": "b"}\n',
+        b'{"prompt": "a\0\0b"}\n',
+        b'{"prompt": ' + b"[" * 10_000 + b"\n",
+        b'{"prompt": "' + b"x" * 100_000 + b'"}\n',
+        b'{"prompt": "a", "metadata": {"k": "' + b"x" * 100_000 + b"\n",
+        b"",
+        b"\n" * 1000,
+    ],
+)
+def test_a_file_of_lines_is_judged_line_by_line(data):
+    prompts(data)
+
+
+def test_the_name_stands_in_the_command_as_a_shell_reads_it():
+    with pytest.raises(InputError) as told:
+        open_lines(io.BytesIO(b"id,prompt\n1,a\n"), "it's a file.csv")
+    message = str(told.value)
+    assert message.startswith("it's a file.csv is CSV")
+    command = message.partition("submit it with: ")[2].partition(" | helix submit -")[0]
+    assert shutil.which("bash")
+    arguments = subprocess.run(
+        ["bash", "-c", f'show() {{ printf "%s\\n" "$@"; }}; {command.replace("python", "show", 1)}'],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    assert arguments[0] == "-c"
+    compile(arguments[1], "command", "exec")
+    assert arguments[2:] == ["it's a file.csv"]
+
+
+@pytest.mark.skipif(not shutil.which("jq"), reason="jq is not installed")
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps([{"prompt": "one"}, {"prompt": "two"}], indent=2),
+        '{\n"prompt": "one"\n}\n{"prompt":\n"two"}\n',
+        json.dumps({"requests": [{"prompt": "one"}, {"prompt": "two"}]}, indent=1),
+        "one\ntwo\n",
+    ],
+)
+def test_the_command_prints_lines_that_are_taken(tmp_path, text):
+    path = tmp_path / "prompts.jsonl"
+    path.write_text(text)
+    with path.open("rb") as stream, pytest.raises(InputError) as told:
+        open_lines(stream, str(path))
+    command = str(told.value).partition("with: ")[2].partition(" | helix submit -")[0]
+    printed = subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True, capture_output=True).stdout
+    assert prompts(printed) == ["one", "two"]
+    assert path.read_text() == text
+
+
+@pytest.mark.parametrize("damage", [lambda packed: packed[:-9], lambda packed: packed + b"tail", lambda p: p[:11]])
+def test_damaged_gzip_is_one_sentence(damage):
+    with pytest.raises(InputError, match="damaged or cut short"):
+        prompts(damage(gzip.compress(LINES * 100)))
+
+
+def test_a_small_file_that_unpacks_to_a_large_line_is_never_held():
+    packed = gzip.compress(b'{"prompt": "' + b"x" * (64 * 1024 * 1024) + b'"}\n' + LINES)
+    tracemalloc.start()
+    try:
+        too_long, *rest = prompts(packed)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert isinstance(too_long, BadLine)
+    assert rest == ["one", "two"]
+    assert peak < 16 * 1024 * 1024
+
+
+@given(st.binary(max_size=200) | st.text(alphabet='{}[]",:\r\n\t ab1-', max_size=60).map(str.encode))
+@settings(max_examples=400, deadline=None)
+def test_no_bytes_crash_the_recogniser(data):
+    """What is taken is the same bytes, with other ends of lines at most."""
+    for packed in (data, gzip.compress(data)):
+        try:
+            lines = open_lines(io.BytesIO(packed))
+        except InputError:
+            continue
+        read = b"".join(iter(lambda lines=lines: lines.readline(7), b""))
+        assert read.replace(b"\n", b"") == data.replace(b"\r", b"").replace(b"\n", b"") or read == data
