@@ -3,7 +3,8 @@
 Only what the data itself is to blame for belongs to a row: SQLSTATE classes 22 (data exceptions) and 23 (integrity
 constraints), and SQLite's TOOBIG, MISMATCH and CONSTRAINT. A job may fail for it. Everything else is the database's
 trouble (a standby that takes no writes, a revoked grant, a table that is not there, a damaged page, a full disk), and
-it is waited for: no answer is thrown away because a server said no.
+it is waited for: no answer is thrown away because a server said no. Nor is a row to blame where this machine has no
+memory or no descriptors left (``MACHINES_OWN``).
 
 Trade-off: a statement that is wrong for good makes a worker wait for good, loudly. That costs time until a person
 looks; the other way round costs answers.
@@ -20,6 +21,7 @@ from helix_jobs.redaction import redact
 if TYPE_CHECKING:
     from sqlalchemy.exc import DBAPIError
 
+MACHINES_OWN: Final = (MemoryError, OSError)
 _ROWS_OWN_SQLITE: Final = (sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_CONSTRAINT)
 _ROWS_OWN_SQLSTATE: Final = ("22", "23")
 # Serialization failure and deadlock: the transaction lost a race and may simply be run again.

@@ -90,11 +90,13 @@ class EmbeddedBroker:
         return self.presence() is Presence.ANSWERS
 
     def presence(self) -> Presence:
-        """Ask the server for an answer, for at most five seconds.
+        """Ask the server for an answer, for at most five seconds. On Windows there is none.
 
         Raises:
             ConfigurationError: The socket's directory is a link or another user's.
         """
+        if sys.platform == "win32":
+            return Presence.ABSENT
         require_own_directory(self._directory)
         try:
             with socket.socket(socket.AF_UNIX) as connection:

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from helix_jobs.jobs.dead_man import say, where_threads_stand
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class HardExit:
@@ -24,6 +29,20 @@ class HardExit:
             timer = threading.Timer(seconds, os._exit, (code,))
             timer.daemon = True
             timer.start()
+
+    @contextmanager
+    def unless_within(self, seconds: float, code: int) -> Iterator[None]:
+        """End the process if the block has not ended in so many seconds."""
+        timer = threading.Timer(seconds, os._exit, (code,))
+        timer.daemon = True
+        if self._is_allowed:
+            timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            if timer.is_alive():
+                timer.join()  # one that wakes while the interpreter ends aborts it, where no descriptor is left
 
     def now(self, why: str, code: int) -> None:
         """Say why, and where every thread stands, and end."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from helix_jobs.errors import HelixError
 from helix_jobs.jobs import store
+from helix_jobs.jobs.database_errors import MACHINES_OWN
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -50,6 +51,10 @@ class JobClaims:
         Args:
             job_id: Which.
             alone: Whether it would run alone, and so may use its last attempt.
+
+        Raises:
+            HelixError: The writer is closed.
+            MemoryError: This machine is at its limits, and so is ``OSError``; nothing was changed.
         """
         now = datetime.now(UTC)
 
@@ -62,7 +67,7 @@ class JobClaims:
         for _ in range(CLAIM_ATTEMPTS):
             try:
                 return self._writer.submit(claim).result()
-            except HelixError:
+            except (HelixError, *MACHINES_OWN):
                 raise
             except Exception as error:  # noqa: BLE001  (whatever is in the row)
                 reason = type(error).__name__

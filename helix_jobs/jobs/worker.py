@@ -127,7 +127,10 @@ def run_worker(
             logger.info("ready: %s", ", ".join(f"{label} {value}" for label, value in banner.lines()))
         else:
             on_ready(banner)
-        return worker.consume()
+        exit_code = worker.consume()
+        with worker.hard_exit.unless_within(HARD_EXIT_SECONDS, exit_code):
+            stack.close()
+        return exit_code
 
 
 class _Worker:
@@ -137,7 +140,7 @@ class _Worker:
         self._settings = settings
         self._button = button
         self._stack = stack
-        self._hard_exit = HardExit(is_allowed=may_exit)
+        self.hard_exit = HardExit(is_allowed=may_exit)
         self._hostname = socket.gethostname()
         self._worker_id = f"{self._hostname[:40]}-{os.getpid()}-{token_hex(3)}"
         self._database = Database(settings.database_url)
@@ -302,6 +305,8 @@ class _Worker:
                 # What it ran out of (descriptors, threads, memory) may be there again soon.
                 time.sleep(CONSUMER_PAUSE_SECONDS * (failures - 1))
                 self._service.resume()
+                if self._stopping:  # asked for in that pause, and undone just now
+                    self._service.begin_drain()
         finally:
             if self._give_up_timer is not None:
                 self._give_up_timer.cancel()
@@ -318,7 +323,7 @@ class _Worker:
             if request is StopRequest.BROKEN:
                 self._stopping = True
                 self._service.abandon()
-                self._hard_exit.after(HARD_EXIT_SECONDS, EXIT_FAILED)
+                self.hard_exit.after(HARD_EXIT_SECONDS, EXIT_FAILED)
             elif not self._stopping:
                 self._stopping = True
                 self._service.begin_drain()
@@ -326,7 +331,7 @@ class _Worker:
             elif request is StopRequest.INTERRUPT and not self._interrupted:
                 self._interrupted = True
                 self._service.hand_back()
-                self._hard_exit.after(INTERRUPT_SECONDS, EXIT_INTERRUPTED)
+                self.hard_exit.after(INTERRUPT_SECONDS, EXIT_INTERRUPTED)
             stop_consuming()
 
     def _give_up_after(self, seconds: float) -> None:
@@ -336,7 +341,7 @@ class _Worker:
             self._gave_up = True
             logger.error("the database takes no writes; stopping without it, the next worker takes over what is leased")
             # Twice: every part may be in a call to the database that takes ten seconds to fail.
-            self._hard_exit.after(2 * HARD_EXIT_SECONDS, EXIT_FAILED)
+            self.hard_exit.after(2 * HARD_EXIT_SECONDS, EXIT_FAILED)
             self._writer.close(WRITER_SECONDS)
 
         self._give_up_timer = threading.Timer(seconds, give_up)
@@ -364,7 +369,7 @@ class _Worker:
         logger.critical("this worker cannot go on and stops: %s", why)
         self._button.press(StopRequest.GRACEFUL)
         # Celery's loop may be what hangs.
-        self._hard_exit.after(self._settings.shutdown_grace + HAND_BACK_SECONDS + HARD_EXIT_SECONDS, EXIT_FAILED)
+        self.hard_exit.after(self._settings.shutdown_grace + HAND_BACK_SECONDS + HARD_EXIT_SECONDS, EXIT_FAILED)
 
     def _count_attempts(self) -> None:
         """After a break: the jobs in the engine may be the reason, so unlike a hand-back their attempt counts."""
@@ -374,11 +379,6 @@ class _Worker:
             except HelixError as error:
                 logger.warning("the leases are left to be reclaimed: %s", error)
 
-    def _republish(self) -> None:
-        """Have the reconciler send every message again."""
-        self._database.transact(lambda c: store.republish_unseen(c, datetime.now(UTC)))
-        self._reconciler.wake()
-
     def _engine_hangs(self, why: str) -> None:
         """Called by the dead man's switch, which must not wait for the log."""
         error = HelixError(f"{why}: an engine step takes too long, the device hangs")
@@ -386,11 +386,12 @@ class _Worker:
 
     def _end_at_once(self, why: str) -> None:
         """Called by the dead man's switch: some part hangs for good, so nothing can be ended in order."""
-        self._hard_exit.now(why, EXIT_FAILED)
+        self.hard_exit.now(why, EXIT_FAILED)
         self._button.press(StopRequest.BROKEN)
 
     def _keep_broker(self) -> None:
-        """Bring the embedded broker back if it went away: nobody else would."""
+        """Bring the embedded broker back if it went away, and have every message sent again: nobody else would."""
         if self._embedded is not None and not self._embedded.is_running() and self._embedded.start():
             logger.warning("the embedded broker had gone and was started again")
-            self._republish()
+            self._database.transact(lambda c: store.republish_unseen(c, datetime.now(UTC)))
+            self._reconciler.wake()

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -18,10 +17,12 @@ from typing import TYPE_CHECKING
 
 from helix_jobs.errors import EngineError, HelixError, InvalidRequestError, RequestError
 from helix_jobs.jobs import store
+from helix_jobs.jobs.database_errors import MACHINES_OWN
 from helix_jobs.jobs.engine_thread import EngineThread, RequestFailed, without_text
 from helix_jobs.jobs.job_claims import JobClaims, Refusal
 from helix_jobs.jobs.job_endings import Fail, Leave, Succeed, Withdrawn, decide, outcome, refused_by_database
 from helix_jobs.jobs.job_gate import Entry, JobGate
+from helix_jobs.jobs.postponed_jobs import PostponedJobs
 from helix_jobs.jobs.requests import to_engine_request
 from helix_jobs.jobs.runs import DatabaseRunRecorder, counted
 from helix_jobs.jobs.states import JobState
@@ -107,8 +108,7 @@ class WorkerService:
         self._grace_timer: threading.Timer | None = None
         self._ended = threading.Condition(self._lock)
         self._gate = JobGate()
-        # Job id -> when its message is to be sent again, on the monotonic clock.
-        self._postponed: dict[int, float] = {}
+        self._postponed = PostponedJobs()
         self._counters = WorkerCounters()
 
     @property
@@ -168,12 +168,7 @@ class WorkerService:
 
     def send_postponed(self) -> None:
         """Have the messages of jobs sent again that were put off and whose time has come. To be called now and then."""
-        now = time.monotonic()
-        with self._lock:
-            due = [job_id for job_id, moment in self._postponed.items() if moment <= now]
-            for job_id in due:
-                del self._postponed[job_id]
-        if due:
+        if due := self._postponed.take_due():
             self._writer.submit(lambda c: store.unmark_published(c, due))
 
     def count_rejected(self, count: int = 1) -> None:
@@ -292,9 +287,9 @@ class WorkerService:
     def _postpone(self, job_id: int) -> None:
         """Leave a job in the queue for as long as the gate is for others; its message is sent again then."""
         seconds = self._gate.seconds_for_others
+        if not self._postponed.put_off(job_id, seconds):
+            return  # the reconciler has sent its message meanwhile, as another worker may have room for it
         self._count(postponed=1)
-        with self._lock:
-            self._postponed[job_id] = time.monotonic() + seconds
         logger.warning(
             "a job at its last attempt cannot run alone, as others do not end; it is tried again in %.0f s",
             seconds,
@@ -345,8 +340,8 @@ class WorkerService:
                 )
         try:
             matched = written.result()
-        except HelixError:
-            raise  # the database is away for good; the lease stays and is reclaimed
+        except (HelixError, *MACHINES_OWN):
+            raise  # nothing is wrong with the answer: the lease stays, and is handed back or reclaimed
         except Exception as error:
             if decision == (refused := refused_by_database(error)):
                 raise

@@ -8,12 +8,15 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from worker_box import prompts, wait_until
+from worker_box import WorkerProcess, prompts, wait_until
 
+from helix_jobs.jobs import consumer, tasks, worker
 from helix_jobs.jobs.broker import EmbeddedBroker
+from helix_jobs.jobs.worker_service import WorkerService
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from worker_box import Box
 
@@ -125,6 +128,50 @@ def test_sigterm_ends_a_worker_whose_database_is_locked(embedded_box: Box) -> No
     assert box.states(batch) == {"running": 5}
     box.start_worker()
     box.wait_states(batch, succeeded=5)
+
+
+def test_an_idle_worker_ends_in_time_whatever_its_database_does(embedded_box: Box) -> None:
+    """No job waits for the database, but the heartbeat and the worker's last word do."""
+    script = (
+        "import sys\n"
+        "from helix_jobs.jobs import sqlite_engine, worker\n"
+        "from helix_jobs.settings import Settings\n"
+        "sqlite_engine.BUSY_TIMEOUT_SECONDS, worker.HARD_EXIT_SECONDS = 600.0, 1.0\n"
+        "sys.exit(worker.run_worker(Settings.from_environment()))\n"
+    )
+    box = embedded_box
+    log_path = box.new_log()
+    with log_path.open("wb") as log:
+        process = subprocess.Popen([sys.executable, "-c", script], env=box.environment, stdout=log, stderr=log)
+    idle = box.adopt(WorkerProcess(process, log_path), ready=False)
+    box.wait_states(box.submit(*prompts(4)), succeeded=4)
+    database = box.database()
+    with database.write():
+        idle.send(signal.SIGTERM)
+        assert idle.wait() == 0, idle.log
+    database.dispose()
+
+
+def test_a_stop_between_two_consumers_stays_a_stop(
+    services_box: Box, short_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Celery's loop has ended by itself twice; SIGTERM comes in the pause before it is started again."""
+    button, slots = worker.StopButton(), []
+
+    class Broken:
+        was_asked_to_stop = False
+
+        def start(self) -> None:
+            service = tasks.bound_service()
+            assert isinstance(service, WorkerService)
+            slots.append(service.idle_slots)
+            if len(slots) == 2:
+                button.press()
+
+    monkeypatch.setattr(consumer, "make_consumer", lambda *_: Broken())
+    monkeypatch.setattr("tempfile.tempdir", str(short_tmp))
+    assert worker.run_worker(services_box.settings, stop=button, handle_signals=False) == 0
+    assert slots == [4, 4, 0], "it went on taking jobs"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="prlimit")

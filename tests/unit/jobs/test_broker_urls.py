@@ -10,7 +10,7 @@ import pytest
 from helix_jobs.errors import ConfigurationError
 from helix_jobs.jobs.broker import QueueNames, broker_url, message_priority, transport_options
 from helix_jobs.jobs.celery_app import celery_settings, concurrency
-from helix_jobs.jobs.embedded_broker import EmbeddedBroker, socket_url
+from helix_jobs.jobs.embedded_broker import EmbeddedBroker, Presence, socket_url
 from helix_jobs.jobs.message_vetting import job_id_of
 from helix_jobs.settings import Settings
 
@@ -36,6 +36,13 @@ def test_windows_has_no_embedded_broker(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("sys.platform", "win32")
     with pytest.raises(ConfigurationError, match="HELIX_REDIS_URL"):
         broker_url(settings(None))
+
+
+def test_on_windows_no_embedded_broker_is_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Who submits there asks first whether one runs; Python has no unix sockets on Windows."""
+    monkeypatch.setattr("sys.platform", "win32")
+    monkeypatch.delattr("socket.AF_UNIX", raising=False)
+    assert EmbeddedBroker(tmp_path).presence() is Presence.ABSENT
 
 
 def test_priorities_turn_round_and_stay_in_range() -> None:

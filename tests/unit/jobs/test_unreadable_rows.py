@@ -57,6 +57,46 @@ def test_each_kind_fails_alone_and_is_readable_from_then_on(make_bench, caplog):
     assert len(caplog.records) == len(kinds), "one line each"
 
 
+@pytest.mark.parametrize("error", [MemoryError(), OSError(24, "Too many open files")])
+def test_a_machine_at_its_limits_is_no_unreadable_row(make_bench, monkeypatch, error):
+    """The job stays as it is; its message is kept by whoever called."""
+    bench = make_bench()
+    (job,) = bench.add("a b c")
+
+    def claim(*_args, **_kwargs):
+        raise error
+
+    monkeypatch.setattr(store, "claim", claim)
+    with pytest.raises(type(error)):
+        bench.run(job)[0].result(20)
+    assert (bench.rows()[job].state, bench.rows()[job].attempts) == ("queued", 0)
+    monkeypatch.undo()
+    assert bench.run(job)[0].result(20) is True
+    assert bench.rows()[job].state == "succeeded"
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(24, "Too many open files")])
+def test_a_machine_at_its_limits_fails_no_answer(make_bench, monkeypatch, error):
+    """The lease that nobody works on is handed back by the heartbeat, and the job runs again."""
+    bench = make_bench()
+    (job,) = bench.add("a b c")
+
+    def finish(*_args, **_kwargs):
+        raise error
+
+    monkeypatch.setattr(store, "finish_succeeded", finish)
+    with pytest.raises(type(error)):
+        bench.run(job)[0].result(20)
+    assert bench.rows()[job].state == "running"
+    monkeypatch.undo()
+    for _ in range(2):
+        bench.heartbeat.check_leases()
+    bench.writer.submit(lambda _: None).result(20)
+    assert (bench.rows()[job].state, bench.rows()[job].attempts) == ("queued", 0)
+    assert bench.run(job)[0].result(20) is True
+    assert bench.rows()[job].state == "succeeded"
+
+
 def test_they_may_come_again_after_a_retry(make_bench):
     bench = make_bench()
     (job_id,) = bench.add("a b c")

@@ -100,6 +100,23 @@ def test_a_job_that_waits_to_run_alone_goes_back_untouched_when_the_worker_stops
     assert (bench.rows()[suspect].state, bench.rows()[suspect].attempts) == ("queued", 2)
 
 
+def test_a_job_that_is_put_off_is_told_once_however_often_its_message_comes(
+    make_bench: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Reconciler and audit send its message again and again, for a worker that may have room for it."""
+    bench = make_bench(hang="endless")
+    endless, suspect = bench.add("endless", "a b c")
+    with bench.database.write() as c:
+        c.execute(update(jobs).where(jobs.c.id == suspect).values(attempts=2))
+    bench.run(endless)
+    bench.wait_running(endless)
+    bench.service._gate._others_until = float("inf")
+    assert [bench.run(suspect)[0].result(20) for _ in range(3)] == [True] * 3
+    assert bench.service.counters.postponed == 1
+    assert sum("cannot run alone" in record.getMessage() for record in caplog.records) == 1
+    assert (bench.rows()[suspect].state, bench.rows()[suspect].attempts) == ("queued", 2)
+
+
 def test_what_there_is_nothing_to_do_for_is_counted(make_bench: Any) -> None:
     bench = make_bench()
     (job,) = bench.add("a b c")
