@@ -34,9 +34,9 @@ QUICK = ChaosConfig(
     end_seconds=60.0,
 )
 FULL = ChaosConfig(
-    broker=Weather(latency=0.05, latest=0.3, reset=0.003, cut=0.003, half_open=0.001),
-    database=Weather(latency=0.05, latest=0.3, reset=0.002, cut=0.002, half_open=0.0002),
-    batch=200,
+    broker=Weather(latency=0.05, latest=0.1, reset=0.003, cut=0.003, half_open=0.001),
+    database=Weather(latency=0.05, latest=0.1, reset=0.002, cut=0.002, half_open=0.0002),
+    batch=100,
     step_seconds=0.05,
     answer_seconds=0.0,
     end_seconds=300.0,
