@@ -103,7 +103,11 @@ class FakeEngine:
         self._step_seconds = step_seconds
         self._depth = depth
         self._faults = faults or FakeFaults()
-        self._executions = executions
+        # Opened here, so that a process without descriptors still counts; for appending, so that lines of several
+        # processes do not tear. The process's end closes it.
+        self._executions = (
+            None if executions is None else os.open(executions, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        )
         self._sleep = sleep
         self._sequences: dict[str, _Sequence] = {}
         self._ended: list[GenerationResult] = []
@@ -236,9 +240,7 @@ class FakeEngine:
         sequence.admitted = time.monotonic()
         self._last_prompt = words
         if self._executions is not None:
-            # Opened for appending, so that lines of several processes do not tear.
-            with self._executions.open("a", encoding="ascii") as file:
-                file.write(f"{sequence.request.request_id}\n")
+            os.write(self._executions, f"{sequence.request.request_id}\n".encode("ascii"))
         self._count(prompt_tokens=num_tokens, cached_prompt_tokens=sequence.cached_prompt_tokens)
 
     def _misbehave(self, prompt: str) -> None:

@@ -17,7 +17,7 @@ _USER = "postgres"
 
 
 class PgBouncer:
-    """Runs until ``stop``; a client has a server connection for one transaction at a time.
+    """Runs from the beginning until ``stop``; a client has a server connection for one transaction at a time.
 
     Args:
         port: Of a Postgres on this machine that lets the user helix in.
@@ -28,7 +28,7 @@ class PgBouncer:
         program = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin")
         if program is None:
             missing_service("no pgbouncer (Debian's package pgbouncer)")
-        user = _USER if os.geteuid() == 0 else None
+        self._user = _USER if os.geteuid() == 0 else None
         self._folder = Path(tempfile.mkdtemp(prefix="hxpgb-"))
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -36,6 +36,7 @@ class PgBouncer:
         users = self._folder / "users"
         users.write_text('"helix" ""\n')
         configuration = self._folder / "pgbouncer.ini"
+        self._command = (program, str(configuration))
         configuration.write_text(
             f"[databases]\n* = host=127.0.0.1 port={port} user=helix\n"
             f"[pgbouncer]\nlisten_addr=127.0.0.1\nlisten_port={self.port}\nunix_socket_dir=\n"
@@ -43,19 +44,28 @@ class PgBouncer:
             # As releases before 1.21 are, and as later ones were set up by whoever did not touch it.
             "max_client_conn=200\nserver_reset_query=\n"
         )
-        if user is not None:
+        if self._user is not None:
             for path in (self._folder, users, configuration):
-                shutil.chown(path, user)
+                shutil.chown(path, self._user)
         self._log = (self._folder / "log").open("wb")
-        self._process = subprocess.Popen([program, str(configuration)], user=user, stdout=self._log, stderr=self._log)
-        self._wait()
+        self.start()
 
     def url(self, database: str) -> str:
         return f"postgresql+psycopg://helix@127.0.0.1:{self.port}/{database}"
 
-    def stop(self) -> None:
+    def start(self) -> None:
+        """Start it, also again after ``kill``, and wait until it takes connections."""
+        self._process = subprocess.Popen(self._command, user=self._user, stdout=self._log, stderr=self._log)
+        self._wait()
+
+    def kill(self) -> None:
+        """End it; every connection through it is gone."""
         self._process.kill()
         self._process.wait()
+
+    def stop(self) -> None:
+        """End it for good."""
+        self.kill()
         self._log.close()
         shutil.rmtree(self._folder)
 

@@ -68,6 +68,7 @@ class Plan:
     max_step_seconds: In place of the product's: how long a step of the engine may take; 0 keeps it.
     answer_seconds: In place of the product's: what a statement may take; other limits on silence of the database
         become shorter with it. 0 keeps them.
+    solitude_seconds: In place of the product's: how long a job at its last attempt waits to run alone; 0 keeps it.
     without: Protections taken away, to show that the scenarios notice: ``fence``, ``reconciler``, ``solitude``,
         ``answers`` (the limit on how long an answer is waited for), ``closing`` (of calls that are out for too long).
     """
@@ -81,6 +82,7 @@ class Plan:
     clock_file: str = ""
     max_step_seconds: float = 0.0
     answer_seconds: float = 0.0
+    solitude_seconds: float = 0.0
     without: tuple[str, ...] = ()
 
     def to_json(self) -> str:
@@ -106,6 +108,8 @@ class Plan:
             _set_max_step(self.max_step_seconds)
         if self.answer_seconds:
             _set_answers(self.answer_seconds)
+        if self.solitude_seconds:
+            _set_solitude(self.solitude_seconds)
         if self.broker_options:
             _add_broker_options(self.broker_options)
         for protection in self.without:
@@ -137,6 +141,13 @@ def _set_max_step(seconds: float) -> None:
     from helix_jobs.jobs import worker
 
     worker.MAX_STEP_SECONDS = seconds  # type: ignore[misc]
+
+
+def _set_solitude(seconds: float) -> None:
+    from helix_jobs.jobs import job_gate, worker
+
+    job_gate.PATIENCE_SECONDS = seconds  # type: ignore[misc]
+    worker.POSTPONED_SECONDS = seconds / 2  # type: ignore[misc]
 
 
 def _set_answers(seconds: float) -> None:

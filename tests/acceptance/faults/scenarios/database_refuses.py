@@ -85,10 +85,15 @@ def _damaged(admin: psycopg.Connection) -> AbstractContextManager[None]:
     return _refusing(admin, "XX001", "results")
 
 
+def _withdrawn(admin: psycopg.Connection) -> AbstractContextManager[None]:
+    """A right is gone; nothing else tells this from a real REVOKE, which a superuser would not notice."""
+    return _refusing(admin, "42501", "results")
+
+
 @scenario(
-    "Postgres says no: read-only, table gone, damaged",
-    quick=Size(jobs=150, faults=3),
-    full=Size(jobs=1_200, faults=6),
+    "Postgres says no: read-only, table gone, right withdrawn, damaged",
+    quick=Size(jobs=200, faults=4),
+    full=Size(jobs=1_600, faults=8),
     databases=POSTGRES_ONLY,
     quick_on=POSTGRES_ONLY,
 )
@@ -98,7 +103,7 @@ def says_no(installation: Installation, size: Size) -> Outcome:
     batch, worker = _begin(installation, size)
     recoveries = []
     for fault in range(size.faults):
-        with _admin(installation) as admin, (_read_only, _renamed, _damaged)[fault % 3](admin):
+        with _admin(installation) as admin, (_read_only, _renamed, _withdrawn, _damaged)[fault % 4](admin):
             wait_until(
                 lambda n=fault: worker.log.count("writes wait, nothing new is claimed") > n,  # type: ignore[misc]
                 lambda: f"nothing was refused: {worker.log}",

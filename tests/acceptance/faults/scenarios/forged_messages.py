@@ -90,8 +90,9 @@ def forged(installation: Installation, size: Size) -> Outcome:
         for junk in itertools.islice(_junk(queue), size.faults):
             client.lpush(queue, junk)
         client.lpush(queue, b'"' + b"x" * OVERSIZED_BYTES + b'"', _message(queue, body="x" * OVERSIZED_BYTES))
-        client.publish(f"/0.{queue}.pidbox", b"[]")
-    forged = size.faults + 3
+        for broadcast in itertools.islice(_junk(queue), size.faults // 20):
+            client.publish(f"/0.{queue}.pidbox", broadcast)
+    forged = size.faults + size.faults // 20 + 2
     publisher = installation.publisher()
     known = [row.id for row in installation.rows(batch.batch_id)]
     publisher.publish([PublishableJob(job_id, 0) for job_id in (*known, 2**40, 2**62, 2**63 - 1)])

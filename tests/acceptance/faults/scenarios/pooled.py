@@ -1,0 +1,52 @@
+"""Postgres behind PgBouncer in transaction mode, which dies and comes back, as a worker does."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import TYPE_CHECKING
+
+from pgbouncer import PgBouncer
+from progress import ended, wait_ended, wait_resumed
+from scenario import Outcome, Size, scenario
+from scenarios.database_trouble import _use_cluster
+
+if TYPE_CHECKING:
+    from installation import Installation
+
+
+@scenario(
+    "PgBouncer in transaction mode, killed and started again",
+    quick=Size(jobs=100, faults=2),
+    quick_on=("postgres",),
+    full=Size(jobs=4_000, faults=8),
+    databases=("postgres",),
+)
+def pooled(installation: Installation, size: Size) -> Outcome:
+    """Two workers, a client and the oracle share three sessions; pooler and worker are killed in turn."""
+    cluster = _use_cluster(installation)
+    pooler = PgBouncer(cluster.port)
+    installation.stack.callback(pooler.stop)
+    installation.settings = dataclasses.replace(installation.settings, database_url=pooler.url("postgres"))
+    step = "0.05" if installation.fork_server is not None else "0.1"
+    batch = installation.accept(size.jobs)
+    lasting, victim = (installation.start(host=host, fake_step_seconds=step) for host in ("lasting", "other"))
+    recoveries = []
+    for fault in range(size.faults):
+        wait_ended(installation, batch, ended(installation, batch) + size.jobs // (4 * size.faults))
+        if fault % 2:
+            victim.kill()
+            victim = installation.start(host=f"other-{fault}", fake_step_seconds=step)
+            continue
+        pooler.kill()
+        time.sleep(0.5)
+        pooler.start()
+        recoveries.append(wait_resumed(installation, lasting))
+    assert ended(installation, batch) < size.jobs, "the jobs were done before the last fault"
+    installation.wait_done(batch, timeout=installation.patience + size.jobs / 4)
+    broken = tuple(
+        f"its statements were mixed up: {worker.log}"
+        for worker in installation.started
+        if "prepared statement" in worker.log
+    )
+    return Outcome(accepted=[batch], faults=size.faults, recoveries=recoveries, broken=broken)
