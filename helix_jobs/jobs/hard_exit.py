@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from helix_jobs.jobs.dead_man import say, where_threads_stand
@@ -36,7 +36,8 @@ class HardExit:
         timer = threading.Timer(seconds, os._exit, (code,))
         timer.daemon = True
         if self._is_allowed:
-            timer.start()
+            with suppress(RuntimeError):  # no thread is left: what would be cut off is not
+                timer.start()
         try:
             yield
         finally:

@@ -16,7 +16,7 @@ from helix_jobs.jobs.rounds import Rounds
 from helix_jobs.jobs.store import NewWorker
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from helix_jobs.engine.protocol import EngineInfo
     from helix_jobs.jobs.database import Database
@@ -73,13 +73,12 @@ def compare_leases(
 
 
 class Heartbeat:
-    """Beats every five seconds, compares leases every second, and runs the worker's own checks.
+    """Beats every five seconds and compares leases every second.
 
     Args:
         database: Written to directly: a writer that is stuck must not make this worker look dead.
         worker: This worker's row, entered by ``start``.
         service: Whose leases are compared.
-        checks: Called once a second; they must wait for nothing.
         on_replaced: Called when the database is no longer the one this worker began with. Nothing it did could count.
         rounds: Where the thread notes that it comes round.
     """
@@ -89,7 +88,6 @@ class Heartbeat:
         database: Database,
         worker: NewWorker,
         service: WorkerService,
-        checks: Sequence[Callable[[], None]] = (),
         *,
         rounds: Rounds | None = None,
         on_replaced: Callable[[DatabaseReplacedError], None] = lambda _: None,
@@ -97,7 +95,6 @@ class Heartbeat:
         self._database = database
         self._worker = worker
         self._service = service
-        self._checks = checks
         self._rounds = rounds or Rounds()
         self._on_replaced = on_replaced
         self._installation: str | None = None
@@ -175,14 +172,5 @@ class Heartbeat:
                     self.check_leases()
                 except DatabaseReplacedError as error:
                     self._on_replaced(error)
-                except Exception as error:  # noqa: BLE001  (whatever the database does, the next beat tries again)
+                except Exception as error:  # noqa: BLE001  (without this thread the worker looks dead)
                     logger.warning("heartbeat failed, trying again: %s", error)
-                self._check()
-
-    def _check(self) -> None:
-        for check in self._checks:
-            try:
-                check()
-            except Exception:
-                # Without this thread the worker looks dead, and its jobs go to others again and again.
-                logger.exception("a check failed, trying again")

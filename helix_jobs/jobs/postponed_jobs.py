@@ -22,6 +22,12 @@ class PostponedJobs:
         self._lock = threading.Lock()
         self._until: dict[int, float] = {}
 
+    @property
+    def ids(self) -> frozenset[int]:
+        """Those whose time has not been taken note of yet."""
+        with self._lock:
+            return frozenset(self._until)
+
     def put_off(self, job_id: int, seconds: float) -> bool:
         """Leave a job for so long. False: it was left before, and its time has not come."""
         with self._lock:

@@ -56,7 +56,7 @@ class Look:
     Attributes:
         deliveries: Messages of any kind that were delivered to this worker since its start.
         idle_slots: Batch slots without a job; 0 also while the worker stops.
-        backlog: Jobs that wait in the database.
+        backlog: Jobs that wait in the database, without those that this worker itself keeps waiting.
         messages: Ids that wait in the broker; None when it does not answer.
     """
 
@@ -128,6 +128,10 @@ class Supplied(Protocol):
     @property
     def idle_slots(self) -> int:
         """Batch slots without a job; 0 while the worker stops."""
+
+    @property
+    def kept_waiting(self) -> int:
+        """Jobs that wait in this worker; no message of theirs is missing here."""
 
 
 class Watchdog:
@@ -210,7 +214,7 @@ class Watchdog:
         if look.idle_slots == 0:
             return look
         with self._database.read() as c:
-            backlog = store.backlog(c)
+            backlog = max(0, store.backlog(c) - self._service.kept_waiting)
             # Counters may say what the rows do not, after changes by hand; no worker is to end for that.
             look = replace(look, backlog=backlog if backlog and store.any_waits(c) else 0)
         if look.backlog == 0:

@@ -320,18 +320,21 @@ class _Worker:
     def _supervise(self, stop_consuming: Callable[[], None]) -> None:
         """Act on stop requests until the consumer has ended."""
         while (request := self._button.requests.get()) is not None:
-            if request is StopRequest.BROKEN:
-                self._stopping = True
-                self._service.abandon()
-                self.hard_exit.after(HARD_EXIT_SECONDS, EXIT_FAILED)
-            elif not self._stopping:
-                self._stopping = True
-                self._service.begin_drain()
-                self._give_up_after(self._settings.shutdown_grace + HAND_BACK_SECONDS)
-            elif request is StopRequest.INTERRUPT and not self._interrupted:
-                self._interrupted = True
+            try:
+                if request is StopRequest.BROKEN:
+                    self._stopping = True
+                    self._service.abandon()
+                    self.hard_exit.after(HARD_EXIT_SECONDS, EXIT_FAILED)
+                elif not self._stopping:
+                    self._stopping = True
+                    self._service.begin_drain()
+                    self._give_up_after(self._settings.shutdown_grace + HAND_BACK_SECONDS)
+                elif request is StopRequest.INTERRUPT and not self._interrupted:
+                    self._interrupted = True
+                    self._service.hand_back()
+                    self.hard_exit.after(INTERRUPT_SECONDS, EXIT_INTERRUPTED)
+            except RuntimeError:  # no thread is left for a timer, and nothing else would end the grace time
                 self._service.hand_back()
-                self.hard_exit.after(INTERRUPT_SECONDS, EXIT_INTERRUPTED)
             stop_consuming()
 
     def _give_up_after(self, seconds: float) -> None:

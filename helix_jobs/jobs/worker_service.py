@@ -122,6 +122,12 @@ class WorkerService:
         return 0 if self._draining else max(0, self._engine.info.max_batch_size - len(self._active))
 
     @property
+    def kept_waiting(self) -> int:
+        """Jobs that wait here: to be claimed, to run alone, or put off."""
+        here = {job_id for job_id, lease in self.leases().items() if lease is None}
+        return len(here | self._postponed.ids)
+
+    @property
     def counters(self) -> WorkerCounters:
         """What came, ended, was refused or lost since the start."""
         return self._counters
@@ -391,5 +397,4 @@ class WorkerService:
 
     def _count(self, **more: int) -> None:
         with self._lock:
-            now = {name: getattr(self._counters, name) + count for name, count in more.items()}
-            self._counters = replace(self._counters, **now)
+            self._counters = replace(self._counters, **{n: getattr(self._counters, n) + more[n] for n in more})

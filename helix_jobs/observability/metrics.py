@@ -276,8 +276,9 @@ class _Limited(Generic[T]):
         with self._lock:
             call = self._call
             if call is None or (call.done() and not self._is_fresh(call)):
-                call = self._call = Future()
+                call = Future()
                 threading.Thread(target=self._run, args=(call,), name="helix-metrics", daemon=True).start()
+                self._call = call  # only now: without a thread nobody would ever set its value
         return call.result(self._seconds)
 
     def _is_fresh(self, call: Future[T]) -> bool:

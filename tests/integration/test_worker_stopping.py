@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -172,6 +174,32 @@ def test_a_stop_between_two_consumers_stays_a_stop(
     monkeypatch.setattr("tempfile.tempdir", str(short_tmp))
     assert worker.run_worker(services_box.settings, stop=button, handle_signals=False) == 0
     assert slots == [4, 4, 0], "it went on taking jobs"
+
+
+def test_a_stop_without_a_thread_for_its_timers_hands_back_at_once(
+    services_box: Box, short_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing could end the grace time."""
+    monkeypatch.setattr("tempfile.tempdir", str(short_tmp))
+    monkeypatch.setenv("HELIX_FAKE_HANG", "endless")
+    button, codes = worker.StopButton(), []
+    settings = replace(services_box.settings, shutdown_grace=3600.0)
+
+    def run() -> None:
+        codes.append(worker.run_worker(settings, stop=button, handle_signals=False))
+
+    def refuse(_timer: threading.Timer) -> None:
+        raise RuntimeError("can't start new thread")
+
+    batch = services_box.submit("endless story")
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    services_box.wait_states(batch, running=1)
+    monkeypatch.setattr(threading.Timer, "start", refuse)
+    button.press()
+    thread.join(30)
+    assert codes == [0]
+    assert services_box.states(batch) == {"queued": 1}
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="prlimit")

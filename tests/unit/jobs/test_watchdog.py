@@ -72,6 +72,7 @@ class Scene:
 
     deliveries: int = 0
     idle: int = 1
+    kept: int = 0
     away: bool = False
     asked: int = 0
     now: float = 0.0
@@ -79,6 +80,7 @@ class Scene:
 
     counters = property(lambda self: WorkerCounters(delivered=self.deliveries))
     idle_slots = property(lambda self: self.idle)
+    kept_waiting = property(lambda self: self.kept)
 
     def depth(self) -> int:
         self.asked += 1
@@ -120,6 +122,18 @@ def test_it_says_so_reconnects_and_then_gives_up(database, caplog):
     assert f"{said} for 20 s; connecting" in caplog.text
     scene.look(watchdog, 4)
     assert scene.done == ["reconnect", f"{said} for 20 s after connecting anew"]
+
+
+def test_jobs_that_wait_in_this_worker_are_no_missing_deliveries(database):
+    """One that waits to run alone, or is put off, has no message that could come; another worker may get its next."""
+    stored_batch(database, 3)
+    scene = Scene(kept=3)
+    watchdog = scene.watchdog(database)
+    scene.look(watchdog, 20)
+    assert scene.done == []
+    scene.kept = 2
+    scene.look(watchdog, 5)
+    assert scene.done == ["reconnect"]
 
 
 def test_a_process_that_stood_still_is_not_blamed(database):

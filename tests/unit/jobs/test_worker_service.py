@@ -95,6 +95,7 @@ def test_a_job_that_waits_to_run_alone_goes_back_untouched_when_the_worker_stops
     (last,) = bench.run(suspect)
     while bench.service._gate.waiting_alone == 0:
         time.sleep(0.005)
+    assert bench.service.kept_waiting == 1
     bench.service.begin_drain()
     assert last.result(20) is False
     assert (bench.rows()[suspect].state, bench.rows()[suspect].attempts) == ("queued", 2)
@@ -113,6 +114,7 @@ def test_a_job_that_is_put_off_is_told_once_however_often_its_message_comes(
     bench.service._gate._others_until = float("inf")
     assert [bench.run(suspect)[0].result(20) for _ in range(3)] == [True] * 3
     assert bench.service.counters.postponed == 1
+    assert bench.service.kept_waiting == 1
     assert sum("cannot run alone" in record.getMessage() for record in caplog.records) == 1
     assert (bench.rows()[suspect].state, bench.rows()[suspect].attempts) == ("queued", 2)
 

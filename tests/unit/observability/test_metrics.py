@@ -194,3 +194,16 @@ def test_names_follow_prometheus_conventions():
         assert metric.name.endswith("_total") == (metric.kind is Kind.COUNTER), metric.name
         assert metric.meaning.endswith("."), metric.name
         assert not re.search(r"_(ms|milliseconds|minutes|percent|kb|mb)(_|$)", metric.name), "base units only"
+
+
+def test_a_machine_without_threads_is_asked_again_when_it_has_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    limited = metrics._Limited(lambda: 7, 5.0)
+
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError):
+            limited()
+    assert limited() == 7
