@@ -37,7 +37,7 @@ Messages say what is wrong, where, and the remedy. They never carry a prompt or 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 
@@ -72,12 +72,19 @@ class BadLine:
         field: The field at fault, or ``(line)`` when the line as a whole is.
         reason: What is wrong with it.
         remedy: What is accepted instead.
+        others: What else is wrong with the line, each of the same form and without others of its own.
     """
 
     line: int
     field: str
     reason: str
     remedy: str
+    others: tuple[BadLine, ...] = ()
+
+    @property
+    def faults(self) -> tuple[BadLine, ...]:
+        """All that is wrong with the line, one by one."""
+        return (replace(self, others=()), *self.others) if self.others else (self,)
 
     def __str__(self) -> str:
         return f"line {self.line}: {self.field}: {self.reason}; {self.remedy}"
@@ -205,6 +212,14 @@ class InvalidFieldError(InvalidRequestError):
         self.field = field
         self.reason = reason
         self.remedy = remedy
+
+
+class InvalidFieldsError(InvalidFieldError):
+    """Several fields of one line are wrong: ``faults``, of which it says the first."""
+
+    def __init__(self, faults: tuple[InvalidFieldError, ...]) -> None:
+        super().__init__(faults[0].field, faults[0].reason, faults[0].remedy)
+        self.faults = faults
 
 
 class PromptTooLongError(RequestError):

@@ -15,7 +15,7 @@ from helix_jobs.cli.progress import all_succeeded
 from helix_jobs.cli.rendering import count, is_interactive, make_console, percent, printable, show, working
 from helix_jobs.cli.sampling_options import sampling_options
 from helix_jobs.cli.streams import standard_input
-from helix_jobs.cli.views import bad_line_json, bad_lines_view, batch_json, print_answers
+from helix_jobs.cli.views import alike, bad_line_json, bad_lines_view, batch_json, print_answers
 from helix_jobs.errors import HelixError, InvalidInputError, UnreachableError
 from helix_jobs.jobs.states import JobState
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from helix_jobs.jobs.submission import Submission, SubmitProgress, SubmitStage
     from helix_jobs.settings import Settings
 
-_LISTED_BAD_LINES: Final = 20
+_LISTED_FAULTS: Final = 20
 _SHOWN_ANSWERS: Final = 10
 _STANDARD_INPUT: Final = "-"
 
@@ -201,7 +201,10 @@ def _refuse(error: InvalidInputError, source: str, console: Console) -> NoReturn
     """List the bad lines and exit: nothing was enqueued."""
     ctx = click.get_current_context()
     _print_bad_lines(error.bad_lines, error.count, console)
-    details = {"count": error.count, "invalid": [bad_line_json(bad) for bad in error.bad_lines]}
+    details = {
+        "count": error.count,
+        "invalid": [bad_line_json(fault) for bad in error.bad_lines for fault in bad.faults],
+    }
     message = (
         f"{count(error.count, 'line')} of {source} cannot be accepted; nothing was enqueued. "
         "Correct the file, or enqueue the other lines with --skip-invalid"
@@ -217,9 +220,13 @@ def _place_for_bad_lines(file: str) -> str:
 
 
 def _print_bad_lines(bad_lines: Sequence[BadLine], total: int, console: Console) -> None:
-    show(console, bad_lines_view(bad_lines[:_LISTED_BAD_LINES]))
-    if total > _LISTED_BAD_LINES:
-        console.print(f"... and {total - _LISTED_BAD_LINES:,} more")
+    faults = alike(bad_lines)
+    shown = faults[:_LISTED_FAULTS]
+    show(console, bad_lines_view(shown))
+    more = len(faults) - len(shown)
+    unread = f" in the first {len(bad_lines):,} of {total:,} bad lines" if total > len(bad_lines) else ""
+    if more or unread:
+        console.print(f"... and {count(more, 'fault')} more{unread}" if more else f"These are the faults{unread}.")
 
 
 def _hint(client: HelixClient, submission: Submission, console: Console) -> None:
@@ -338,6 +345,6 @@ def submission_json(submission: Submission) -> dict[str, Any]:
         "total": submission.total,
         "reused": submission.reused,
         "published": submission.published,
-        "invalid": [bad_line_json(bad) for bad in submission.invalid],
+        "invalid": [bad_line_json(fault) for bad in submission.invalid for fault in bad.faults],
         "invalid_count": submission.invalid_count,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Final
 
 from helix_jobs.cli.rendering import (
@@ -39,6 +40,9 @@ _SHOWN_PROMPT: Final = 100
 _SHOWN_ANSWER: Final = 280
 _SHOWN_LINES: Final = 5
 _WIDE: Final = 76
+# A kind of fault is shown line by line up to so many lines.
+_MAX_ALIKE: Final = 20
+_NUMBERS: Final = re.compile(r"\d+")
 
 
 def batch_json(status: BatchStatus) -> dict[str, Any]:
@@ -225,8 +229,23 @@ def facts_view(facts: Iterable[tuple[str, str]]) -> Table:
     return table
 
 
-def bad_lines_view(bad_lines: Sequence[BadLine]) -> Table:
-    """Line, field, reason and remedy of each bad line."""
+def alike(bad_lines: Sequence[BadLine]) -> list[tuple[BadLine, int]]:
+    """Every fault with the number of lines it stands for: one, or all of its kind where there are too many of it."""
+    kinds: dict[tuple[str, str, str], list[BadLine]] = {}
+    for bad in bad_lines:
+        for fault in bad.faults:
+            kind = (_NUMBERS.sub("#", fault.field), _NUMBERS.sub("#", fault.reason), fault.remedy)
+            kinds.setdefault(kind, []).append(fault)
+    found = [
+        (fault, 1 if len(faults) <= _MAX_ALIKE else len(faults))
+        for faults in kinds.values()
+        for fault in (faults if len(faults) <= _MAX_ALIKE else faults[:1])
+    ]
+    return sorted(found, key=lambda item: item[0].line)
+
+
+def bad_lines_view(faults: Sequence[tuple[BadLine, int]]) -> Table:
+    """Line, field, reason and remedy of each fault, and how many lines it stands for if these are many."""
     from rich.table import Table
     from rich.text import Text
 
@@ -235,8 +254,9 @@ def bad_lines_view(bad_lines: Sequence[BadLine]) -> Table:
     table.add_column("FIELD", overflow="fold")
     table.add_column("REASON", overflow="fold")
     table.add_column("REMEDY", overflow="fold")
-    for bad in bad_lines:
-        cells = (shorten(printable(bad.field or ""), 60), shorten(bad.reason, 300), shorten(bad.remedy, 300))
+    for bad, lines in faults:
+        many = "" if lines == 1 else f" (and so in {lines - 1:,} more lines)"
+        cells = (shorten(printable(bad.field or ""), 60), shorten(bad.reason, 300) + many, shorten(bad.remedy, 300))
         table.add_row(f"{bad.line:,}", *(Text(cell) for cell in cells))
     return table
 

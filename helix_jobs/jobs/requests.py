@@ -9,16 +9,18 @@ import json
 import re
 import sqlite3
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 
 from helix_jobs.engine.request import Request
 from helix_jobs.engine.sampling_params import SamplingParams
-from helix_jobs.errors import BadLine, InvalidFieldError
+from helix_jobs.errors import BadLine, InvalidFieldError, InvalidFieldsError
 from helix_jobs.jobs.chat_fields import check_chat_template_kwargs
 from helix_jobs.jobs.limits import NO_LIMITS, Limits
-from helix_jobs.jobs.request_forms import WHOLE_LINE, check_messages, check_prompt, kind, parse_line_object
+from helix_jobs.jobs.line_faults import WHOLE_LINE, kind
+from helix_jobs.jobs.request_forms import parse_line_object
+from helix_jobs.jobs.request_texts import check_messages, check_prompt
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -176,12 +178,18 @@ def _read(
                 # The splitter has already passed on a line that was too long to hold.
                 if rejects is not None and raw.data:
                     rejects.write(raw.data + b"\n")
-                yield BadLine(raw.number, error.field or '""', _cut(error.reason), error.remedy)
+                first, *others = _bad_lines(raw.number, error)
+                yield replace(first, others=tuple(others)) if others else first
                 continue
             request = parsed.request
             user_seed = request["sampling"].get("seed")
             request["seed"] = derive_seed(batch_id, raw.number) if user_seed is None else user_seed
             yield JobRequest(raw.number, parsed.custom_id, request, parsed.priority, len(raw.data))
+
+
+def _bad_lines(number: int, error: InvalidFieldError) -> list[BadLine]:
+    faults = error.faults if isinstance(error, InvalidFieldsError) else (error,)
+    return [BadLine(number, fault.field or '""', _cut(fault.reason), fault.remedy) for fault in faults]
 
 
 def _split(stream: LineSource, rejects: RejectSink | None) -> Iterator[_RawLine]:

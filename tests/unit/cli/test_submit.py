@@ -108,13 +108,32 @@ def test_bad_lines_are_listed_and_nothing_is_enqueued(helix, prompts):
     assert json.loads(helix("list", "--json").stdout) == []
 
 
-def test_twenty_bad_lines_are_shown_and_the_rest_counted_and_json_has_all(helix, prompts):
-    path = prompts(lines=['{"prompt": "a"}', *["nonsense"] * 33])
-    assert "... and 13 more" in helix("submit", path).stderr
+def test_many_faults_of_a_kind_are_one_row_with_a_count_and_json_has_all(helix, prompts):
+    lines = ['{"prompt": "a"}', *["nonsense"] * 33, '{"promt": "b"}']
+    path = prompts(lines=lines)
+    _, *rows, error = helix("submit", path).stderr.splitlines()
+    assert [row.split()[:2] for row in rows] == [["2", "(line)"], ["35", "promt"]]
+    assert "(and so in 32 more lines)" in rows[0]
+    assert error.startswith("Error: 34 lines of ")
     error = json.loads(helix("submit", path, "--json").stdout)["error"]
-    assert (error["type"], error["exit_code"], error["count"]) == ("InvalidInputError", 2, 33)
-    assert [bad["line"] for bad in error["invalid"]] == list(range(2, 35))
+    assert (error["type"], error["exit_code"], error["count"]) == ("InvalidInputError", 2, 34)
+    assert [bad["line"] for bad in error["invalid"]] == list(range(2, 36))
     assert set(error["invalid"][0]) == {"line", "field", "reason", "remedy"}
+
+
+def test_twenty_faults_are_shown_and_the_rest_counted(helix, prompts):
+    path = prompts(lines=[json.dumps({"prompt": "a", f"zz{'x' * number}": 1}) for number in range(33)])
+    assert "... and 13 faults more" in helix("submit", path).stderr
+
+
+def test_all_faults_of_a_line_are_rows_of_it(helix, prompts):
+    path = prompts(lines=['{"prompt": "", "max_token": 3, "top_p": 2, "temperature": "hot"}'])
+    _, *rows, error = helix("submit", path).stderr.splitlines()
+    fields = ["max_token", "prompt", "top_p", "temperature"]
+    assert [row.split()[:2] for row in rows] == [["1", field] for field in fields]
+    assert error.startswith("Error: 1 line of ")
+    found = json.loads(helix("submit", path, "--json").stdout)["error"]["invalid"]
+    assert [bad["field"] for bad in found] == fields
 
 
 def test_skip_invalid_enqueues_the_good_lines_and_writes_the_bad_ones(helix, prompts):

@@ -38,7 +38,7 @@ def openai(**body):
     [
         ({"prompt": "x" * 21}, "prompt", "has 21 characters", "at most 20, or raise HELIX_MAX_PROMPT_CHARS"),
         (
-            {"messages": [HELLO, {"role": "assistant", "content": "y" * 16}]},
+            {"messages": [HELLO, {"role": "user", "content": "y" * 16}]},
             "messages",
             "has 21 characters",
             "at most 20, or raise HELIX_MAX_PROMPT_CHARS",

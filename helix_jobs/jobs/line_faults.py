@@ -1,0 +1,75 @@
+"""All that is wrong with one line, found in one reading."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, TypeVar, TypeVarTuple, Unpack, cast
+
+from helix_jobs.errors import InvalidFieldError, InvalidFieldsError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+WHOLE_LINE: Final = "(line)"
+
+_Arguments = TypeVarTuple("_Arguments")
+_Value = TypeVar("_Value")
+# More than a person reads; a line may hold a hundred thousand of them.
+_MAX_FAULTS: Final = 20
+_KINDS: Final[Mapping[type, str]] = {
+    type(None): "null",
+    bool: "a boolean",
+    int: "a number",
+    float: "a number",
+    str: "a string",
+    list: "a list",
+    dict: "an object",
+}
+
+
+class Faults:
+    """Collects the faults of a line, so that a person meets all of them at once."""
+
+    __slots__ = ("_found",)
+
+    def __init__(self) -> None:
+        self._found: list[InvalidFieldError] = []
+
+    def __bool__(self) -> bool:
+        """Whether there is any."""
+        return bool(self._found)
+
+    def of(self, check: Callable[[Unpack[_Arguments]], _Value], /, *args: *_Arguments) -> _Value:
+        """Return what a check returns. One that refuses is noted; what is returned then goes nowhere: see `settle`."""
+        try:
+            return check(*args)
+        except InvalidFieldError as error:
+            self.add(error)
+            return cast("_Value", None)
+
+    def add(self, error: InvalidFieldError) -> None:
+        """Note one, or all that an inner check has found."""
+        if len(self._found) < _MAX_FAULTS:
+            self._found += error.faults if isinstance(error, InvalidFieldsError) else (error,)
+
+    def settle(self) -> None:
+        """Go on if there are none.
+
+        Raises:
+            InvalidFieldError: The one there is.
+            InvalidFieldsError: All of them.
+        """
+        if len(self._found) > 1:
+            raise InvalidFieldsError(tuple(self._found[:_MAX_FAULTS]))
+        if self._found:
+            raise self._found[0]
+
+
+def kind(value: object) -> str:
+    """Name a JSON type the way the person who wrote the file would."""
+    return _KINDS.get(type(value), type(value).__name__)
+
+
+def short(text: str) -> str:
+    """A name from the file as it may stand in a message: one line, cut."""
+    cut = text if len(text) <= 40 else text[:37] + "..."  # noqa: PLR2004  (room in a table)
+    return cut if cut.isprintable() and cut else ascii(cut)
