@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -53,9 +54,11 @@ class Rejections:
 
     def _say(self) -> None:
         self._log()
-        self._timer = threading.Timer(self._interval, self._minute_over)
-        self._timer.daemon = True
-        self._timer.start()
+        timer = threading.Timer(self._interval, self._minute_over)
+        timer.daemon = True
+        with suppress(RuntimeError):  # no thread is left: then the next one is said at once
+            timer.start()
+            self._timer = timer
 
     def _minute_over(self) -> None:
         with self._lock:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from datetime import UTC, datetime
+from subprocess import SubprocessError
 from typing import TYPE_CHECKING
 
 from helix_jobs.errors import HelixError
@@ -39,5 +40,5 @@ def leave_broker(embedded: EmbeddedBroker) -> None:
     """Use the embedded broker no longer; the last of its users takes it down."""
     try:
         embedded.stop()
-    except (HelixError, OSError) as error:  # without descriptors, for example
+    except (HelixError, OSError, SubprocessError) as error:  # no descriptors, or a keeper that takes its time
         logger.warning("the embedded broker is left to its keeper: %s", error)

@@ -20,6 +20,7 @@ from helix_jobs.jobs import embedded_broker
 from helix_jobs.jobs.broker import broker_url, ping
 from helix_jobs.jobs.device_lock import FileLock
 from helix_jobs.jobs.embedded_broker import MAX_SOCKET_PATH, EmbeddedBroker, Presence
+from helix_jobs.jobs.shared_broker import leave_broker
 from helix_jobs.settings import Settings
 
 if TYPE_CHECKING:
@@ -220,3 +221,14 @@ def test_who_holds_the_start_lock_for_ever_is_named(
                 use()
     monkeypatch.setattr(embedded_broker, "START_SECONDS", 5.0)
     assert broker.stop()
+
+
+def test_a_keeper_that_takes_its_time_does_not_spoil_its_workers_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def hang(_broker: EmbeddedBroker) -> bool:
+        raise subprocess.TimeoutExpired("keeper", 15.0)
+
+    monkeypatch.setattr(EmbeddedBroker, "stop", hang)
+    leave_broker(EmbeddedBroker(tmp_path))
+    assert "left to its keeper" in caplog.text

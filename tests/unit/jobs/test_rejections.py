@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 
 import pytest
 
@@ -46,3 +47,20 @@ def test_each_minute_says_what_came_in_it(counted: list[int], caplog: pytest.Log
         rejections.note("c")
         rejections.close()
     assert [record.message[-3:] for record in caplog.records] == ["1 a", "1 b", "1 c"]
+
+
+def test_without_a_thread_for_the_minute_nothing_ends_and_later_ones_are_said(
+    counted: list[int], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever notes a rejection is Celery's loop, which must not end for it."""
+
+    def refuse(_timer: threading.Timer) -> None:
+        raise RuntimeError("can't start new thread")
+
+    rejections = Rejections(counted.append)
+    with caplog.at_level(logging.WARNING), monkeypatch.context() as patch:
+        patch.setattr(threading.Timer, "start", refuse)
+        rejections.note("a")
+    rejections.note("b")
+    rejections.close()
+    assert [record.message[-3:] for record in caplog.records] == ["1 a", "1 b"]
