@@ -9,6 +9,7 @@
     │   ├── InvalidInputError       one or more bad lines (carries them all)
     │   └── IdempotencyConflictError  the key was used with different content
     ├── NotFoundError               no such batch or job
+    ├── NotEndedError               a batch that waits or runs cannot be removed
     ├── UnreadableRowError          a stored row cannot be read as what it should hold
     ├── UnfinishedSubmissionError   the batch's lines are not all stored, and nobody goes on
     ├── UnreachableError            a service does not answer
@@ -108,6 +109,12 @@ class IdempotencyConflictError(InputError):
 
 class NotFoundError(HelixError):
     """No batch or job has this id."""
+
+    exit_code = 2
+
+
+class NotEndedError(HelixError):
+    """Jobs of the batch wait or run, or it is still being submitted."""
 
     exit_code = 2
 

@@ -11,6 +11,7 @@ import errno
 import os
 import stat
 import sys
+from contextlib import suppress
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final, cast
 
@@ -82,6 +83,12 @@ def write_private(path: Path, content: bytes) -> None:
 def touch_private(path: Path) -> None:
     """Make an empty file with mode 0600; one that is there is left alone. Errors as for `open_private`."""
     os.close(private_descriptor(path, os.O_WRONLY | os.O_CREAT))
+
+
+def note_use(path: Path) -> None:
+    """Set a file's time to now: `helix purge` goes by when a file was last used, and not every disk notes reading."""
+    with suppress(OSError):  # a home that may only be read
+        os.utime(path)
 
 
 def make_private_directory(path: Path) -> Path:

@@ -44,6 +44,7 @@ _COMMANDS: Final = {
     "results": "helix_jobs.cli.results:results",
     "cancel": "helix_jobs.cli.manage:cancel",
     "retry": "helix_jobs.cli.manage:retry",
+    "purge": "helix_jobs.cli.purge:purge",
     "worker": "helix_jobs.cli.worker:worker",
     "db": "helix_jobs.cli.admin:db",
     "doctor": "helix_jobs.cli.doctor:doctor",

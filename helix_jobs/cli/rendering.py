@@ -93,9 +93,17 @@ def _is_unseen(character: str) -> bool:
     return unicodedata.category(character) in _UNSEEN
 
 
-def count(number: int, noun: str) -> str:
+def count(number: int, noun: str, plural: str | None = None) -> str:
     """``1 job``, ``1,024 jobs``."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+
+def data_size(size: int) -> str:
+    """``812 bytes``, ``12.0 kB``, ``3.4 MB``, in steps of 1,024."""
+    for unit, step in (("GB", 1 << 30), ("MB", 1 << 20), ("kB", 1 << 10)):
+        if size >= step:
+            return f"{size / step:.1f} {unit}"
+    return count(size, "byte")
 
 
 def percent(part: float) -> str:

@@ -8,7 +8,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from helix_jobs.errors import ConfigurationError
-from helix_jobs.private_files import make_private_directory, read_private, write_private
+from helix_jobs.private_files import make_private_directory, note_use, read_private, write_private
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,12 +33,14 @@ class KeptFile:
     def read(self) -> Any:  # noqa: ANN401  (JSON is what somebody wrote)
         """The content; None when there is none or it cannot be read. Whether it makes sense is the caller's to see."""
         try:
-            return json.loads(read_private(self._path))
+            content = json.loads(read_private(self._path))
         except FileNotFoundError:
             return None
         except (OSError, ValueError, RecursionError, ConfigurationError) as error:
             logger.warning("ignoring the damaged file %s (%s); it is made again", self._path, error)
             return None
+        note_use(self._path)
+        return content
 
     def write(self, content: object) -> None:
         """Keep the content. What cannot be written is only found out again at the next start."""

@@ -25,6 +25,7 @@ if sys.platform != "win32":  # where there is no embedded broker
 
 LOOK_SECONDS = 1.0
 START_LOOKS = 30
+LOG_BYTES = 8 * 1024 * 1024
 _PR_SET_PDEATHSIG = 1
 
 
@@ -48,6 +49,7 @@ def main(users_lock: str, start_lock: str, socket: str, unused_seconds: float, c
         looks += 1
         with contextlib.suppress(subprocess.TimeoutExpired):
             return server.wait(LOOK_SECONDS)
+        _cut_log()
         there = _identity(socket)
         identity = identity or there
         if _identity(directory) != home or there != identity or (identity is None and looks > START_LOOKS):
@@ -62,6 +64,13 @@ def main(users_lock: str, start_lock: str, socket: str, unused_seconds: float, c
                     with contextlib.suppress(OSError):
                         os.unlink(socket)  # noqa: PTH108  (pathlib costs memory)
                     return _end(server)
+
+
+def _cut_log() -> None:
+    """Empty the log once it has grown too large: what an embedded broker has to say is said anew, or not worth it."""
+    with contextlib.suppress(OSError):
+        if os.fstat(1).st_size > LOG_BYTES:  # nothing but a file has a size
+            os.ftruncate(1, 0)
 
 
 def _end(server: subprocess.Popen[bytes]) -> int:

@@ -24,11 +24,13 @@ from helix_jobs.settings import Settings
 if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from datetime import timedelta
     from types import TracebackType
 
     from helix_jobs.errors import BadLine
     from helix_jobs.jobs.broker import CeleryPublisher
     from helix_jobs.jobs.database import Database
+    from helix_jobs.jobs.purge import Purged
     from helix_jobs.jobs.store import BatchStatus, JobResult, JobSummary, Worker
     from helix_jobs.jobs.submission import Submission, SubmitProgress, SubmitStage, Tally
 
@@ -319,6 +321,17 @@ class HelixClient:
         from helix_jobs.jobs import bulk
 
         return bulk.retry_batch(self._database(), batch_id)
+
+    def purge(self, *batch_ids: str, older_than: timedelta | None = None) -> Purged:
+        """Remove ended batches for good: these, and those that ended longer ago; returns what is gone.
+
+        Raises:
+            NotFoundError: No such batch.
+            NotEndedError: One of those given waits or runs; nothing was removed.
+        """
+        from helix_jobs.jobs.purge import plan_purge, purge
+
+        return purge(self._database(), plan_purge(self._database(), older_than=older_than, batch_ids=batch_ids))
 
     def live_workers(self) -> Sequence[Worker]:
         """Return the workers that have neither stopped nor been declared lost."""

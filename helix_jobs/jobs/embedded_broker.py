@@ -17,7 +17,8 @@ from urllib.parse import quote
 
 from helix_jobs.errors import BrokerUnreachableError, ConfigurationError
 from helix_jobs.jobs.device_lock import FileLock, private_directory
-from helix_jobs.private_files import make_private_directory, open_private, require_own_directory
+from helix_jobs.log_file import open_log
+from helix_jobs.private_files import make_private_directory, require_own_directory
 from helix_jobs.python_child import python_command
 
 if TYPE_CHECKING:
@@ -238,7 +239,7 @@ class EmbeddedBroker:
             *("--dir", str(self._directory), "--save", "", "--appendonly", "no"),
             *("--maxmemory-policy", "noeviction", "--daemonize", "no"),
         ]
-        with open_private(log, "ab") as output:
+        with open_log(log) as output:
             # A session of its own: Ctrl-C in the worker's terminal must not take the broker away while jobs drain.
             process = subprocess.Popen(  # noqa: S603  (our own programs, no shell)
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True

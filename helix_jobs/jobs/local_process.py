@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from helix_jobs.errors import HelixError
 from helix_jobs.jobs.local_users import LocalUsers
-from helix_jobs.private_files import open_private
+from helix_jobs.jobs.periodic import Periodic
+from helix_jobs.log_file import cut_log, open_log
 from helix_jobs.python_child import import_path, python_command
 
 if TYPE_CHECKING:
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 STOP_SECONDS: Final = 15.0
+# Under HELIX_HOME.
+LOG_NAME: Final = "worker.log"
+_LOG_SECONDS: Final = 30.0
 
 Event = dict[str, Any]
 
@@ -40,7 +44,7 @@ class LocalProcess:
 
     def __init__(self, settings: Settings, log_path: Path, emit: Callable[[Event], None]) -> None:
         self._patience = settings.shutdown_grace + STOP_SECONDS
-        with open_private(log_path, "ab") as log:
+        with open_log(log_path) as log:
             self._process = subprocess.Popen(  # noqa: S603  (our own module, no shell)
                 python_command("-m", "helix_jobs.jobs.local_process"),
                 env={**os.environ, **import_path(), **settings.to_environment()},
@@ -157,8 +161,11 @@ def main() -> int:
     settings = Settings.from_environment()
     configure_logging(settings.log_level, settings.log_format)
     button = StopButton()
-    users = LocalUsers(settings.make_home())
+    home = settings.make_home()
+    users = LocalUsers(home)
     users.worker.acquire(blocking=True)
+    log = home / LOG_NAME
+    Periodic("helix-log", lambda: cut_log(log, sys.stderr.fileno()), _LOG_SECONDS).start()
 
     def emit(event: Event) -> None:
         try:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Self
 from helix_jobs import errors
 from helix_jobs.errors import DatabaseUnreachableError, DeviceInUseError, HelixError
 from helix_jobs.jobs.liveness import seems_alive
-from helix_jobs.jobs.local_process import STOP_SECONDS, LocalProcess, LocalThread
+from helix_jobs.jobs.local_process import LOG_NAME, STOP_SECONDS, LocalProcess, LocalThread
 from helix_jobs.jobs.local_users import LocalUsers
 from helix_jobs.redis_url import MEMORY_URL
 
@@ -129,7 +129,7 @@ class LocalWorker:
         if in_memory or (sys.platform == "win32" and self._settings.redis_url is None):
             self._worker = LocalThread(replace(self._settings, redis_url=MEMORY_URL), self._events.put)
         else:
-            self.log_path = self._settings.make_home() / "worker.log"
+            self.log_path = self._settings.make_home() / LOG_NAME
             self._worker = LocalProcess(self._settings, self.log_path, self._events.put)
         self.started = True
 

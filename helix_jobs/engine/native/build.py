@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from helix_jobs.errors import ConfigurationError
-from helix_jobs.private_files import PRIVATE_DIRECTORY, is_own_program, make_private_directory
+from helix_jobs.private_files import PRIVATE_DIRECTORY, is_own_program, make_private_directory, note_use
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +58,7 @@ def build_library(folder: Path, head_dim: int) -> Path:
     library = folder / f"kernels-{_digest(compiler, flags)}.so"
     make_private_directory(folder)
     if is_own_program(library):
+        note_use(library)
         return library
     if library.exists():
         # Its code would run in this process: whoever could write the file could have put anything into it.

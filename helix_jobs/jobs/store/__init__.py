@@ -2,8 +2,8 @@
 
 Functions take a ``Connection`` first; the caller owns the transaction (``Database.write()`` or ``.read()``). Times come
 in as aware UTC datetimes. One noun a module: ``submission``, ``publishing``, ``leases``, ``workers``, ``control``,
-``status``, ``figures``, ``output``, ``installation``; ``records`` holds what they take and return, ``counters`` what
-keeps status cheap.
+``status``, ``figures``, ``output``, ``purging``, ``installation``; ``records`` holds what they take and return,
+``counters`` what keeps status cheap.
 """
 
 from __future__ import annotations
@@ -48,6 +48,19 @@ from helix_jobs.jobs.store.publishing import (
     published_queued,
     republish_unseen,
     unmark_published,
+)
+from helix_jobs.jobs.store.purging import (
+    Content,
+    EndedBatch,
+    begin_purge,
+    end_purge,
+    ended_batches,
+    half_purged,
+    last_line,
+    measure_lines,
+    purge_lines,
+    purge_runs,
+    purge_workers,
 )
 from helix_jobs.jobs.store.readable import UnreadableValue, make_readable, unreadable_page
 from helix_jobs.jobs.store.records import (
@@ -94,6 +107,8 @@ __all__ = [
     "BatchStatus",
     "Change",
     "ClaimedJob",
+    "Content",
+    "EndedBatch",
     "FinishedJob",
     "Impossible",
     "JobResult",
@@ -116,6 +131,7 @@ __all__ = [
     "batch_ids",
     "batch_status",
     "begin_cancel",
+    "begin_purge",
     "begin_retry",
     "cancel_batch",
     "cancel_job",
@@ -127,12 +143,15 @@ __all__ = [
     "create_batch",
     "delete_batch",
     "deliveries_are_moot",
+    "end_purge",
+    "ended_batches",
     "fail_unreadable",
     "find_by_idempotency_key",
     "finish_failed",
     "finish_run",
     "finish_succeeded",
     "get_job",
+    "half_purged",
     "heartbeat",
     "held_leases",
     "insert_jobs",
@@ -140,16 +159,21 @@ __all__ = [
     "is_sealed",
     "iter_jobs",
     "iter_results",
+    "last_line",
     "latest_published_at",
     "lease_holders",
     "list_batches",
     "live_workers",
     "make_readable",
     "mark_published",
+    "measure_lines",
     "new_batch_id",
     "next_lines",
     "publishable",
     "published_queued",
+    "purge_lines",
+    "purge_runs",
+    "purge_workers",
     "queue_figures",
     "reclaim",
     "recount",

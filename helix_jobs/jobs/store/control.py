@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from sqlalchemy import Connection, and_, case, delete, func, select, text, update
 
 from helix_jobs.errors import NotFoundError, UnfinishedSubmissionError
-from helix_jobs.jobs.schema import batch_counters, batches, jobs
+from helix_jobs.jobs.schema import BATCH_IS_THERE, batch_counters, batches, jobs
 from helix_jobs.jobs.states import JobState
 from helix_jobs.jobs.store import counters
 
@@ -204,13 +204,20 @@ def resolve(c: Connection, name: str | int) -> str | int:
             raise NotFoundError(f"there is no job {typed}; `helix status BATCH --jobs` lists job ids")
         return int(found)
     if typed == "last":
-        newest = select(batches.c.id).order_by(batches.c.created_at.desc(), batches.c.id.desc()).limit(1)
+        newest = (
+            select(batches.c.id)
+            .where(BATCH_IS_THERE)
+            .order_by(batches.c.created_at.desc(), batches.c.id.desc())
+            .limit(1)
+        )
         matches = list(c.execute(newest).scalars())
     else:
-        matches = list(c.execute(select(batches.c.id).where(batches.c.id == typed)).scalars())
+        matches = list(c.execute(select(batches.c.id).where(batches.c.id == typed, BATCH_IS_THERE)).scalars())
     if not matches and typed:
         starts = batches.c.id.startswith(typed, autoescape=True)
-        matches = list(c.execute(select(batches.c.id).where(starts).order_by(batches.c.id).limit(2)).scalars())
+        matches = list(
+            c.execute(select(batches.c.id).where(starts, BATCH_IS_THERE).order_by(batches.c.id).limit(2)).scalars()
+        )
     if len(matches) != 1:
         what = f"more than one batch starts with {typed!r}" if matches else f"there is no batch {typed!r}"
         raise NotFoundError(f"{what}; `helix list` shows the batches")
@@ -230,7 +237,7 @@ def _lock_batch(c: Connection, batch_id: str) -> bool:
 
     Returns whether the batch is sealed.
     """
-    query = select(batches.c.total).where(batches.c.id == batch_id).with_for_update(key_share=True)
+    query = select(batches.c.total).where(batches.c.id == batch_id, BATCH_IS_THERE).with_for_update(key_share=True)
     row = c.execute(query).first()
     if row is None:
         raise NotFoundError(f"there is no batch {batch_id!r}; `helix list` shows the batches")

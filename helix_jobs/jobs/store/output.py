@@ -9,7 +9,7 @@ from sqlalchemy.exc import DBAPIError
 
 from helix_jobs.errors import NotFoundError, UnreadableRowError
 from helix_jobs.jobs.database_errors import unreachable_reason
-from helix_jobs.jobs.schema import batches, jobs, results
+from helix_jobs.jobs.schema import BATCH_IS_THERE, batches, jobs, results
 from helix_jobs.jobs.states import JobState
 from helix_jobs.jobs.store.records import JobResult, JobSummary
 
@@ -85,7 +85,7 @@ def iter_results(
         chunk: Rows held at once.
 
     Raises:
-        NotFoundError: No such batch.
+        NotFoundError: No such batch; at a later page, that somebody has removed it meanwhile.
     """
     _require_batch(c, batch_id)
     query = _QUERY.where(jobs.c.batch_id == batch_id, _ENDED).limit(chunk)
@@ -93,7 +93,7 @@ def iter_results(
         query = query.where(_UNSUCCESSFUL)
     elif not include_failed:
         query = query.where(jobs.c.state == JobState.SUCCEEDED.value)
-    return _pages(c, query, order, chunk)
+    return _pages(c, batch_id, query, order, chunk)
 
 
 def iter_jobs(c: Connection | OpenRead, batch_id: str, state: JobState, *, chunk: int = 1000) -> Iterator[JobSummary]:
@@ -111,7 +111,7 @@ def iter_jobs(c: Connection | OpenRead, batch_id: str, state: JobState, *, chunk
     def pages() -> Iterator[JobSummary]:
         last = 0
         while True:
-            rows = _rows(c, query.where(jobs.c.line > last))
+            rows = _page(c, batch_id, query.where(jobs.c.line > last))
             for row in rows:
                 yield JobSummary(**{**row._mapping, "state": state})  # noqa: SLF001  (SQLAlchemy's documented name)
             if len(rows) < chunk:
@@ -134,16 +134,18 @@ def get_job(c: Connection, job_id: int) -> JobResult:
 
 
 def _require_batch(c: Connection | OpenRead, batch_id: str) -> None:
-    if not _rows(c, select(batches.c.id).where(batches.c.id == batch_id)):
+    if not _rows(c, select(batches.c.id).where(batches.c.id == batch_id, BATCH_IS_THERE)):
         raise NotFoundError(f"there is no batch {batch_id!r}; `helix list` shows the batches")
 
 
-def _pages(c: Connection | OpenRead, query: Select[Any], order: Order, chunk: int) -> Iterator[JobResult]:
+def _pages(
+    c: Connection | OpenRead, batch_id: str, query: Select[Any], order: Order, chunk: int
+) -> Iterator[JobResult]:
     by_line = order == "line"
     query = query.order_by(jobs.c.line) if by_line else query.order_by(jobs.c.finished_at, jobs.c.id)
     page = query
     while True:
-        rows = _rows(c, page)
+        rows = _page(c, batch_id, page)
         for row in rows:
             yield _job_result(row)
         if len(rows) < chunk:
@@ -153,6 +155,23 @@ def _pages(c: Connection | OpenRead, query: Select[Any], order: Order, chunk: in
             page = query.where(jobs.c.line > last.line)
         else:
             page = query.where(tuple_(jobs.c.finished_at, jobs.c.id) > tuple_(last.finished_at, last.job_id))
+
+
+def _page(c: Connection | OpenRead, batch_id: str, page: Select[Any]) -> Sequence[Row[*tuple[Any, ...]]]:
+    """The rows of a page. A batch that is purged between two pages must not look like one that is shorter.
+
+    Raises:
+        NotFoundError: It has been purged.
+    """
+    if isinstance(c, Connection):
+        return _rows(c, page)
+    with c() as own:
+        rows = _rows(own, page)
+        try:
+            _require_batch(own, batch_id)
+        except NotFoundError:
+            raise NotFoundError(f"batch {batch_id} was removed while it was read; what came is not all of it") from None
+        return rows
 
 
 def _rows(c: Connection | OpenRead, page: Select[Any]) -> Sequence[Row[*tuple[Any, ...]]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import BindParameter, Connection, bindparam, func, select, text
 
 from helix_jobs.errors import NotFoundError
-from helix_jobs.jobs.schema import batch_counters, batches, jobs
+from helix_jobs.jobs.schema import BATCH_IS_THERE, batch_counters, batches, jobs
 from helix_jobs.jobs.states import JobState, derive_batch_state
 from helix_jobs.jobs.store import counters
 from helix_jobs.jobs.store.records import BatchStatus
@@ -53,7 +53,7 @@ _BATCHES: Final = select(
     batches.c.created_at,
     batches.c.cancelled_at,
     batches.c.total,
-)
+).where(BATCH_IS_THERE)
 
 
 def batch_status(c: Connection, batch_id: str) -> BatchStatus:
@@ -70,7 +70,7 @@ def batch_status(c: Connection, batch_id: str) -> BatchStatus:
 
 def batch_ids(c: Connection) -> list[str]:
     """Every batch's id, sealed or not."""
-    return list(c.execute(select(batches.c.id).order_by(batches.c.id)).scalars())
+    return list(c.execute(select(batches.c.id).where(BATCH_IS_THERE).order_by(batches.c.id)).scalars())
 
 
 def list_batches(c: Connection, limit: int = 20, offset: int = 0) -> list[BatchStatus]:

@@ -13,7 +13,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
 from helix_jobs.errors import IdempotencyConflictError, NotFoundError
-from helix_jobs.jobs.schema import batches, jobs
+from helix_jobs.jobs.schema import BATCH_IS_THERE, batches, jobs
 from helix_jobs.jobs.store import counters
 from helix_jobs.jobs.store.records import NewBatch, NewJob, StoredBatch
 
@@ -109,7 +109,8 @@ def insert_jobs(c: Connection, batch_id: str, new_jobs: Sequence[NewJob], queued
     if not new_jobs:
         return 0
     # A shared lock: the batch is neither sealed nor deleted while lines are added to it.
-    batch = c.execute(select(batches.c.total).where(batches.c.id == batch_id).with_for_update(read=True)).first()
+    there = select(batches.c.total).where(batches.c.id == batch_id, BATCH_IS_THERE)
+    batch = c.execute(there.with_for_update(read=True)).first()
     if batch is None:
         raise NotFoundError(f"batch {batch_id} no longer exists; submit again")
     insert = _insert_postgres if c.dialect.name == "postgresql" else _insert_sqlite
@@ -141,7 +142,7 @@ def seal_batch(c: Connection, batch_id: str, total: int, content_digest: str) ->
     # Locked first: a cancel waits for the seal and cancels the jobs, or the seal finds the batch gone.
     row = c.execute(
         select(batches.c.total, batches.c.content_digest)
-        .where(batches.c.id == batch_id)
+        .where(batches.c.id == batch_id, BATCH_IS_THERE)
         .with_for_update(key_share=True)
     ).first()
     if row is None:
@@ -169,8 +170,8 @@ def is_sealed(c: Connection, batch_id: str) -> bool:
 
 def delete_batch(c: Connection, batch_id: str) -> bool:
     """Delete an unsealed batch with its jobs; a sealed one is left alone and False returned."""
-    deleted = c.execute(delete(batches).where(batches.c.id == batch_id, batches.c.total.is_(None)))
-    return deleted.rowcount > 0
+    unsealed = (batches.c.total.is_(None), BATCH_IS_THERE)
+    return c.execute(delete(batches).where(batches.c.id == batch_id, *unsealed)).rowcount > 0
 
 
 def _insert_sqlite(c: Connection, batch_id: str, new_jobs: Sequence[NewJob], queued_at: datetime) -> int:

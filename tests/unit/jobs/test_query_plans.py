@@ -11,6 +11,15 @@ from store_helpers import must_take, now, register, stored_batch
 from helix_jobs.jobs import store
 from helix_jobs.jobs.states import JobState
 
+ENDED = {
+    "name": None,
+    "total": 3,
+    "stored": 3,
+    "succeeded": 0,
+    "failed": 1,
+    "cancelled": 0,
+    "ended_at": now(),
+}
 POLLED = {
     "batch_status": (store.batch_status, {"ix_jobs_running"}),
     "list_batches": (lambda c, _: store.list_batches(c), {"ix_jobs_running"}),
@@ -32,6 +41,22 @@ POLLED = {
         lambda c, batch_id: store.next_lines(c, batch_id, {JobState.FAILED}, 0, 2),
         {"sqlite_autoindex_jobs_2"},
     ),
+    # The newest line of an unfinished submission.
+    "ended_batches": (lambda c, _: store.ended_batches(c), {"sqlite_autoindex_jobs_2"}),
+    "begin_purge": (
+        lambda c, batch_id: store.begin_purge(c, store.EndedBatch(id=batch_id, **ENDED), now()),
+        {"sqlite_autoindex_jobs_2", "ix_jobs_running", "ix_jobs_published", "ix_jobs_unpublished"},
+    ),
+    "purge_lines": (
+        # As if the purge had begun: its lines are looked for only then.
+        lambda c, batch_id: (
+            c.execute(text("UPDATE batches SET total = NULL, cancelled_at = created_at")),
+            store.last_line(c, batch_id, 0, 2),
+            store.purge_lines(c, batch_id, 0, 2),
+        ),
+        {"sqlite_autoindex_jobs_2"},
+    ),
+    "purge_workers": (lambda c, _: store.purge_workers(c, now(), 10), {"ix_jobs_running"}),
     "by completion": (
         lambda c, batch_id: list(store.iter_results(c, batch_id, order="completion")),
         {"ix_jobs_completion"},
@@ -80,3 +105,21 @@ def test_a_lane_is_read_in_order_from_its_index_on_postgres(postgres_database):
             {"batch": batch_id},
         ).scalars()
         assert "ix_jobs_unpublished" in "\n".join(plan)
+
+
+def test_a_run_is_removed_without_a_walk_over_all_results(sqlite_database):
+    """Whoever removes a run looks for its results; the index also serves the foreign key's own check."""
+    statements = []
+
+    def note(_connection, _cursor, statement, parameters, _context, _many):
+        statements.append((statement, parameters))
+
+    event.listen(sqlite_database._writer, "before_cursor_execute", note)
+    with sqlite_database.write() as c:
+        store.purge_runs(c, now(), 10)
+    (found,) = [entry for entry in statements if entry[0].startswith("DELETE FROM runs")]
+    with sqlite_database.read() as c:
+        plan = c.connection.driver_connection.execute(f"EXPLAIN QUERY PLAN {found[0]}", found[1]).fetchall()
+    lines = [row[3] for row in plan if "results" in row[3]]
+    assert lines
+    assert all("ix_results_run_id" in line for line in lines), lines

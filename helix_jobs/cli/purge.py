@@ -1,0 +1,206 @@
+"""``purge``: remove for good what nobody needs any more."""
+
+from __future__ import annotations
+
+import re
+import sys
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from helix_jobs.cli.group import INTERRUPTED, HelixCommand, command_line, echo_json, helix_options
+from helix_jobs.cli.rendering import clock_time, count, data_size, printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from helix_jobs.jobs.database import Database
+    from helix_jobs.jobs.home_files import HomeFile
+    from helix_jobs.jobs.purge import Purged, PurgePlan
+    from helix_jobs.settings import Settings
+
+# Those of ``jobs.purge.Outcome`` (a test holds them equal), which would import the database.
+STATES: Final = ("succeeded", "failed", "cancelled", "unfinished")
+_UNITS: Final = {"h": "hours", "d": "days", "w": "weeks"}
+_SHOWN: Final = 20
+_WORTH_A_VACUUM: Final = 64 << 20
+
+
+class _Age(click.ParamType[timedelta]):
+    """``12h``, ``30d``, ``8w``."""
+
+    name = "age"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:  # noqa: ANN401  (click's signature)
+        """Read a number and its unit."""
+        match = re.fullmatch(r"(\d{1,5})([hdw])", str(value))
+        if match is None:
+            self.fail("give a number of hours, days or weeks, such as 12h, 30d or 8w.", param, ctx)
+        return timedelta(**{_UNITS[match[2]]: int(match[1])})
+
+
+@click.command("purge", cls=HelixCommand, short_help="Remove old batches and files for good.")
+@click.argument("batches", metavar="[BATCH]...", nargs=-1)
+@click.option("--older-than", metavar="AGE", type=_Age(), help="What ended longer ago: 12h, 30d, 8w; 0d is all of it.")
+@click.option(
+    "--state",
+    "states",
+    type=click.Choice(STATES),
+    multiple=True,
+    help="With --older-than, only batches of which all jobs succeeded, a job failed, a job was cancelled, or whose "
+    "submission did not finish; repeatable.",
+)
+@click.option("--dry-run", is_flag=True, help="Say what would be removed, and remove nothing.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask, on a terminal either.")
+@click.option("--vacuum", is_flag=True, help="Then rewrite an older version's SQLite file; stop its workers first.")
+@helix_options
+def purge(
+    settings: Settings,
+    batches: tuple[str, ...],
+    older_than: timedelta | None,
+    states: tuple[str, ...],
+    *,
+    dry_run: bool,
+    yes: bool,
+    vacuum: bool,
+    as_json: bool,
+) -> None:
+    """Remove ended batches for good, with their prompts, answers and idempotency keys.
+
+    Name batches, or give an age. With an age alone, rows of stopped workers and files under HELIX_HOME (logs, compiled
+    kernels, profiles, what a broker left) that are as old go too. What waits or runs is never touched. Interrupted, it
+    is finished by the next purge.
+    """
+    if states and older_than is None:
+        raise click.UsageError("--state belongs to --older-than.")
+    if not batches and older_than is None:
+        raise click.UsageError("Say what to remove: --older-than AGE, such as 30d, or batches by their ids.")
+    from helix_jobs.jobs.home_files import home_files, old_files, remove_files
+    from helix_jobs.jobs.purge import Outcome, measure, plan_purge
+    from helix_jobs.jobs.purge import purge as purge_database
+    from helix_jobs.jobs.sqlite_space import rewrite
+
+    with _database(settings) as database:
+        plan = plan_purge(database, older_than=older_than, batch_ids=batches, only=[Outcome(state) for state in states])
+        files = [] if plan.before is None else old_files(home_files(settings.home), plan.before)
+        if not dry_run and not yes and _someone_types():
+            _show(plan, files)
+            if not click.confirm("Remove this for good?", err=True):
+                click.echo("Nothing is removed.", err=True)
+                return
+        report = _Report(dry_run=dry_run)
+        try:
+            if dry_run:
+                report.purged, report.files = measure(database, plan), files
+            else:
+                purge_database(database, plan, report.note)
+                report.files = remove_files(files)
+                report.rewritten = rewrite(database) if vacuum else 0
+                report.look_at(database)
+        except KeyboardInterrupt:
+            report.interrupted = True
+        report.show(plan, as_json=as_json)
+    if report.interrupted:
+        click.get_current_context().exit(INTERRUPTED)
+
+
+@dataclass
+class _Report:
+    """What was removed so far, in words or JSON."""
+
+    dry_run: bool
+    purged: Purged | None = None
+    files: list[HomeFile] = field(default_factory=list)
+    rewritten: int = 0
+    kept: int = 0
+    interrupted: bool = False
+
+    def note(self, purged: Purged) -> None:
+        """Keep what is gone by now."""
+        self.purged = purged
+
+    def look_at(self, database: Database) -> None:
+        """See what SQLite's file keeps although it is free."""
+        from helix_jobs.jobs.sqlite_space import free_room
+
+        if database.sqlite_file is not None:
+            with database.read() as c:
+                self.kept = free_room(c).bytes
+
+    def show(self, plan: PurgePlan, *, as_json: bool) -> None:
+        """Print it."""
+        from helix_jobs.jobs.purge import Purged
+
+        purged = self.purged or Purged()
+        purged = replace(purged, given_back=purged.given_back + self.rewritten)
+        if as_json:
+            echo_json(
+                {
+                    "dry_run": self.dry_run,
+                    "interrupted": self.interrupted,
+                    "batch_ids": [*plan.begun, *(batch.id for batch in plan.batches)],
+                    **asdict(purged),
+                    "files": [str(file.path) for file in self.files],
+                    "file_bytes": sum(file.bytes for file in self.files),
+                    "kept_free_bytes": self.kept,
+                }
+            )
+            return
+        if self.interrupted:
+            click.echo("Interrupted; the next purge removes the rest of what was begun.", err=True)
+        what = "Would be removed" if self.dry_run else "Removed"
+        click.echo(
+            f"{what}: {count(purged.batches, 'batch', 'batches')} with {count(purged.jobs, 'job')} and "
+            f"{count(purged.results, 'answer')} ({data_size(purged.bytes)} of text)."
+        )
+        if purged.runs or purged.workers:
+            rows = f"{count(purged.runs, 'run')} and {count(purged.workers, 'stopped worker')}"
+            click.echo(f"{what}: the rows of {rows}.")
+        if self.files:
+            size = data_size(sum(file.bytes for file in self.files))
+            click.echo(f"{what}: {count(len(self.files), 'file')} under HELIX_HOME ({size}).")
+        if purged.given_back:
+            click.echo(f"The database's file is {data_size(purged.given_back)} smaller.")
+        if self.kept >= _WORTH_A_VACUUM:
+            again = command_line("purge", "--older-than", "30d", "--vacuum")
+            click.echo(
+                f"The database's file keeps {data_size(self.kept)} free for new batches. To give it back once: {again}",
+                err=True,
+            )
+
+
+def _show(plan: PurgePlan, files: list[HomeFile]) -> None:
+    """What is about to be removed, for whoever is asked."""
+    for batch in plan.batches[:_SHOWN]:
+        named = f" {printable(batch.name)}" if batch.name else ""
+        jobs = count(batch.stored, "job")
+        click.echo(f"  {batch.id}{named}: {jobs}, ended {clock_time(batch.ended_at)}", err=True)
+    if len(plan.batches) > _SHOWN:
+        click.echo(f"  and {len(plan.batches) - _SHOWN:,} more batches", err=True)
+    if plan.begun:
+        click.echo(f"  what an interrupted purge left of {count(len(plan.begun), 'batch', 'batches')}", err=True)
+    if plan.before is not None:
+        size = data_size(sum(file.bytes for file in files))
+        rest = f"{count(len(files), 'file')} under HELIX_HOME ({size}), and old rows of stopped workers"
+        click.echo(f"  {rest}", err=True)
+
+
+def _someone_types() -> bool:
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
+@contextmanager
+def _database(settings: Settings) -> Iterator[Database]:
+    """The database, its schema checked; one that is not there yet is made."""
+    from helix_jobs.jobs.database import Database, ensure_schema
+
+    settings.make_home()
+    database = Database(settings.database_url)
+    try:
+        ensure_schema(database)
+        yield database
+    finally:
+        database.dispose()
