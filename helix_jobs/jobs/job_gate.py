@@ -120,7 +120,7 @@ class JobGate:
                 if left <= 0:
                     self._others_until = self._clock() + PAUSE_FACTOR * self._patience
                     self._patience *= 2
-                    self._changed.notify_all()
+                    self._changed.notify_all()  # the others that wait to run alone
                     return False
                 self._changed.wait(left)
             if self._inside or self._closed:
@@ -132,6 +132,8 @@ class JobGate:
             self._waiting_alone -= 1
             if not self._waiting_alone:
                 self._waited_since = None
+                # Those who woke before this one waited on for it.
+                self._changed.notify_all()
 
     def _set_closed(self, *, closed: bool) -> None:
         with self._changed:

@@ -3,10 +3,16 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
+import pytest
 from worker_box import wait_until
 
 from helix_jobs.jobs.job_gate import PAUSE_FACTOR, Entry, JobGate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 class Clock:
@@ -78,15 +84,55 @@ def test_a_closed_gate_sends_everybody_away_until_it_opens_again() -> None:
     assert gate.enter(alone=True) is Entry.ENTERED
 
 
-def test_one_alone_waits_for_a_job_that_does_not_end_only_for_so_long() -> None:
-    gate = JobGate(patience=0.1)
+@contextmanager
+def threads(gate: JobGate) -> Iterator[ThreadPoolExecutor]:
+    """Threads that wait at a gate; a failing test leaves none of them there."""
+    with ThreadPoolExecutor(8) as pool:
+        try:
+            yield pool
+        finally:
+            gate.close()
+
+
+@pytest.mark.parametrize("num_alone", [1, 2, 5])
+def test_one_alone_waits_for_a_job_that_does_not_end_only_for_so_long(num_alone: int) -> None:
+    # Who wakes first when the patience is over is chance: each order has its turn.
+    for _ in range(10):
+        gate = JobGate(patience=0.05)
+        gate.enter(alone=False)
+        with threads(gate) as pool:
+            lone = [pool.submit(gate.enter, alone=True) for _ in range(num_alone)]
+            wait_until(lambda gate=gate: gate.waiting_alone or gate.seconds_for_others, "nobody waits")
+            other = pool.submit(gate.enter, alone=False)
+            assert [one.result(20) for one in lone] == [Entry.TRY_LATER] * num_alone
+            assert other.result(20) is Entry.ENTERED
+
+
+def test_others_have_the_worker_for_a_while_after_a_wait_in_vain() -> None:
+    clock = Clock()
+    gate = JobGate(patience=1.0, clock=clock)
     gate.enter(alone=False)
-    with ThreadPoolExecutor(4) as pool:
-        lone = [pool.submit(gate.enter, alone=True) for _ in range(2)]
-        other = pool.submit(gate.enter, alone=False)
-        assert [one.result(20) for one in lone] == [Entry.TRY_LATER] * 2
-        assert other.result(20) is Entry.ENTERED
-    assert gate.enter(alone=True) is Entry.TRY_LATER, "others have the worker for a while"
+    with threads(gate) as pool:
+        lone = pool.submit(gate.enter, alone=True)
+        wait_until(lambda: gate.waiting_alone, "it does not wait")
+        clock.now += 1.5
+        assert lone.result(20) is Entry.TRY_LATER
+        assert gate.enter(alone=True) is Entry.TRY_LATER
+        clock.now += PAUSE_FACTOR
+        gate.leave()
+        assert gate.enter(alone=True) is Entry.ENTERED
+
+
+def test_whoever_waited_for_one_alone_is_let_in_when_that_one_does_not_end() -> None:
+    gate = JobGate(patience=0.2)
+    gate.enter(alone=False)
+    with threads(gate) as pool:
+        lone = pool.submit(gate.enter, alone=True)
+        wait_until(lambda: gate.waiting_alone, "it does not wait")
+        others = [pool.submit(gate.enter, alone=False) for _ in range(3)]
+        gate.leave()
+        assert lone.result(20) is Entry.ENTERED
+        assert [other.result(20) for other in others] == [Entry.ENTERED] * 3
 
 
 def test_each_time_it_waits_in_vain_it_is_more_patient_and_others_have_longer() -> None:
