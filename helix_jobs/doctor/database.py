@@ -10,6 +10,7 @@ from sqlalchemy.exc import DBAPIError
 
 from helix_jobs.doctor.clock import judge_skew
 from helix_jobs.doctor.disk import check_room, describe_bytes, existing, file_system, is_network
+from helix_jobs.doctor.housekeeping import check_ended
 from helix_jobs.doctor.leases import judge_leases
 from helix_jobs.doctor.verdict import Level, Verdict, failure
 from helix_jobs.errors import ConfigurationError, DatabaseUnreachableError, SchemaVersionError
@@ -42,7 +43,9 @@ def check_database(settings: Settings) -> list[Verdict]:
             return [_judge_absent(file), *around]
         state = read_database_state(database)
         verdicts = [*judge_state(state, database.url_redacted), *around]
-        return verdicts + (_check_leases(database) if state.revision == head_revision() else [])
+        if state.revision != head_revision():
+            return verdicts
+        return verdicts + check_ended(database, state.size_bytes) + _check_leases(database)
     except (ConfigurationError, DatabaseUnreachableError, SchemaVersionError) as error:
         return [failure(SUBJECT, error), *around]
     finally:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from helix_jobs.doctor.clock import judge_skew
 from helix_jobs.doctor.disk import check_room, existing
+from helix_jobs.doctor.housekeeping import check_files
 from helix_jobs.doctor.verdict import Level, Verdict
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ def check_home(settings: Settings) -> list[Verdict]:
     verdicts = [verdict, check_room("home, disk", home)]
     if verdict.level is not Level.FAILED and home.is_dir():
         verdicts.append(judge_skew("files", _file_skew(home)))
+        verdicts += check_files(settings)
     return verdicts
 
 

@@ -45,8 +45,9 @@ def sqlite_engine(url: URL, begin: str, **options: Any) -> Engine:  # noqa: ANN4
     @event.listens_for(engine, "connect")
     def _on_connect(connection: Any, _record: object) -> None:  # noqa: ANN401  (a DBAPI connection)
         cursor = connection.cursor()
-        # Of effect in a new file alone, and before anything else is written to it: see sqlite_space.py.
-        cursor.execute("PRAGMA auto_vacuum=INCREMENTAL")
+        # Before anything else is written to a new file: see sqlite_space.py. In another it would wait for a writer.
+        if cursor.execute("PRAGMA page_count").fetchone() == (0,):
+            cursor.execute("PRAGMA auto_vacuum=INCREMENTAL")
         _enter_wal(cursor)
         for pragma in _PRAGMAS:
             cursor.execute(pragma)

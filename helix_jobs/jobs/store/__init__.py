@@ -61,6 +61,7 @@ from helix_jobs.jobs.store.purging import (
     purge_lines,
     purge_runs,
     purge_workers,
+    stored_jobs,
 )
 from helix_jobs.jobs.store.readable import UnreadableValue, make_readable, unreadable_page
 from helix_jobs.jobs.store.records import (
@@ -187,6 +188,7 @@ __all__ = [
     "seal_batch",
     "start_run",
     "stop_worker",
+    "stored_jobs",
     "unfinished_cancels",
     "unfinished_submission",
     "unmark_published",

@@ -132,6 +132,14 @@ def half_purged(c: Connection) -> list[str]:
     return list(c.execute(select(batches.c.id).where(not_(BATCH_IS_THERE)).order_by(batches.c.id)).scalars())
 
 
+def stored_jobs(c: Connection) -> int:
+    """All jobs there are, read from counters."""
+    stored = select(func.coalesce(func.sum(batch_counters.c.jobs), 0)).where(
+        batch_counters.c.outcome == counters.STORED
+    )
+    return int(c.execute(stored).scalar_one())
+
+
 def begin_purge(c: Connection, batch: EndedBatch, now: datetime) -> bool:
     """Take a batch out of everybody's sight; False, and nothing done, if it is no longer as it was seen.
 

@@ -1,0 +1,69 @@
+"""What could be removed: batches long ended, free room in SQLite's file, logs, kernels, profiles and leftovers."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Final
+
+from helix_jobs.doctor.disk import describe_bytes
+from helix_jobs.doctor.verdict import Level, Verdict, failure
+from helix_jobs.errors import ConfigurationError
+from helix_jobs.jobs import store
+from helix_jobs.jobs.database import SQLITE
+from helix_jobs.jobs.home_files import FileKind, bytes_by_kind, home_files
+from helix_jobs.jobs.purge import plan_purge
+from helix_jobs.jobs.sqlite_space import free_room
+
+if TYPE_CHECKING:
+    from helix_jobs.jobs.database import Database
+    from helix_jobs.settings import Settings
+
+OLD: Final = timedelta(days=30)
+# Below these nobody needs to look.
+LARGE_DATABASE_BYTES: Final = 1 << 30
+LARGE_FILES_BYTES: Final = 512 << 20
+_REMEDY: Final = "helix purge --older-than 30d"
+
+
+def check_ended(database: Database, size_bytes: int) -> list[Verdict]:
+    """How much of the database belongs to batches that ended long ago, and what is free in it."""
+    plan = plan_purge(database, older_than=OLD)
+    with database.read() as c:
+        stored = store.stored_jobs(c)
+        free = free_room(c).bytes if database.dialect == SQLITE else 0
+    jobs = sum(batch.stored for batch in plan.batches)
+    share = int(size_bytes * jobs / stored) if stored else 0
+    finding = f"{len(plan.batches):,} ended more than {OLD.days} days ago, {jobs:,} jobs, about {describe_bytes(share)}"
+    if plan.begun:
+        finding += f"; an interrupted purge left a part of {len(plan.begun):,}"
+    if free:
+        finding += f"; {describe_bytes(free)} of the file are free"
+    if share >= LARGE_DATABASE_BYTES or plan.begun:
+        return [Verdict("old batches", Level.WARNING, finding, _REMEDY)]
+    if free >= LARGE_DATABASE_BYTES:
+        return [Verdict("old batches", Level.WARNING, finding, f"{_REMEDY} --vacuum, with no worker running")]
+    return [Verdict("old batches", Level.OK, finding)]
+
+
+def check_files(settings: Settings) -> list[Verdict]:
+    """How much Helix's own files beside database and models take."""
+    try:
+        files = home_files(settings.home)
+    except ConfigurationError as error:
+        return [failure("home, files", error)]
+    sizes = bytes_by_kind(files)
+    parts = [f"{_WORDS[kind]} {describe_bytes(sizes.get(kind, 0))}" for kind in FileKind]
+    old = sum(file.bytes for file in files if file.used_at < datetime.now(UTC) - OLD)
+    finding = f"{', '.join(parts)}; not used for {OLD.days} days: {describe_bytes(old)}"
+    if sum(sizes.values()) >= LARGE_FILES_BYTES:
+        return [Verdict("home, files", Level.WARNING, finding, _REMEDY)]
+    return [Verdict("home, files", Level.OK, finding)]
+
+
+_WORDS: Final = {
+    FileKind.LOG: "logs",
+    FileKind.KERNEL: "compiled kernels",
+    FileKind.PROFILE: "profiles",
+    FileKind.BROKER: "a stopped broker's",
+    FileKind.LEFTOVER: "leftovers",
+}
