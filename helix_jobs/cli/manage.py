@@ -56,11 +56,14 @@ def retry(settings: Settings, batch: str, *, cut: bool, max_tokens: int | None, 
 
             again = resubmit_cut(client, batch, max_tokens)
             if as_json:
-                echo_json({"id": batch, "queued": again.total, "batch_id": again.batch_id})
+                echo_json({"id": batch, "queued": again.total, "batch_id": again.batch_id, "reused": again.reused})
             else:
                 click.echo(again.batch_id)
                 watch = command_line("watch", again.batch_id)
-                click.echo(f"{count(again.total, 'job')} submitted again. Follow with: {watch}", err=True)
+                jobs = count(again.total, "job")
+                before = f"{jobs} {'was' if again.total == 1 else 'were'} submitted again before, as this batch"
+                done = before if again.reused else f"{jobs} submitted again"
+                click.echo(f"{done}. Follow with: {watch}", err=True)
             return
         queued = client.retry(batch)
     if as_json:

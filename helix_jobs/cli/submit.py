@@ -246,16 +246,15 @@ def _run_locally(
 
     Without ``keep`` the batch is cancelled if no worker can be started.
     """
-    from helix_jobs.jobs.local_worker import LocalWorker
-
-    _tell_backlog(client, batch_id, console)
     step = _Step(console)
-    worker = LocalWorker(settings, on_progress=step.show)
     with ExitStack() as stack:
         # Undone in reverse: stop the worker, which says so, then clear the line.
         stack.callback(step.clear)
         try:
-            stack.enter_context(worker)
+            from helix_jobs.jobs.local_worker import LocalWorker
+
+            _tell_backlog(client, batch_id, console)
+            worker = stack.enter_context(LocalWorker(settings, on_progress=step.show))
         except (HelixError, KeyboardInterrupt):
             step.clear()
             if not keep:

@@ -48,6 +48,8 @@ _SIGNATURES: Final[Mapping[bytes, tuple[str, str]]] = {
     b"%PDF-": ("a PDF document", "pdftotext FILE - | jq -Rsc '{prompt: .}'"),
 }
 _UTF16_MARKS: Final = (b"\xff\xfe", b"\xfe\xff")
+# Control characters that no text holds; it may hold tabs, form feeds and the escapes of colours.
+_NO_TEXT: Final = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 _HEADER_CELL: Final = re.compile(r'"?[A-Za-z_][\w .-]{0,63}"?')
 _YAML_LINE: Final = re.compile(r"---\s*$|%YAML|(?:- )?[A-Za-z_][\w-]*:(?:\s|$)|- \S")
 _COLUMNS: Final = frozenset({"prompt", "text", "question", "input", "instruction"})
@@ -84,6 +86,8 @@ def open_lines(stream: LineSource, name: str | None = None) -> LineSource:
     if text and not _is_whole_json(text):
         second = stream.readline(_LOOK) if line.endswith(b"\n") else b""
         again = _Again([*taken, second], stream)
+        if not text.startswith(("{", "[")) and _NO_TEXT.search(line + second):
+            raise InputError(f"{_shown(name) or 'the input'} is no text; give a file with one JSON object a line")
         _refuse_other_text(text, second.decode(errors="replace").strip(), name)
     return again
 
@@ -94,7 +98,7 @@ def _refuse_other_bytes(first: bytes, name: str | None) -> None:
             raise _not_lines(what, command, name)
     # UTF-16 of ASCII characters is every other byte NUL, with or without a mark.
     nul = b"\0\0"
-    if first.startswith(_UTF16_MARKS) or nul in (first[0:4:2], first[1:4:2]):
+    if first.startswith(_UTF16_MARKS) or (first[0:4:2] == nul) != (first[1:4:2] == nul):
         kind = "UTF-16" if first.startswith(_UTF16_MARKS) else "UTF-16BE" if first[:1] == b"\0" else "UTF-16LE"
         raise _not_lines("UTF-16 text", f"iconv -f {kind} -t UTF-8 FILE", name)
 
@@ -126,12 +130,16 @@ def _refuse_other_text(first: str, second: str, name: str | None) -> None:
 
 
 def _not_lines(what: str, command: str, name: str | None, note: str | None = None) -> InputError:
-    shown = name if name is not None and name.isprintable() else None
+    shown = _shown(name)
     command = _PANDAS.sub(lambda found: _pandas(found[1]), command)
     filled = command.replace("FILE", "FILE" if shown is None else shlex.quote(shown))
     # Into a pipe: a file that the command wrote might be the one it reads.
     message = f"{shown or 'the input'} is {what}, not one JSON object a line; submit it with: {filled} | helix submit -"
     return InputError(message if note is None else f"{message} ({note})")
+
+
+def _shown(name: str | None) -> str | None:
+    return name if name is not None and name.isprintable() else None
 
 
 def _pandas(reader: str) -> str:

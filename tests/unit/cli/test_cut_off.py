@@ -62,9 +62,11 @@ def test_those_that_a_smaller_limit_cut_are_taken_again_as_they_were(helix, batc
     assert second["sampling"] == {"max_tokens": 1000}
     with HelixClient() as client:
         assert len(list(client.results(batch))) == 4
-    assert helix("retry", batch, "--cut", "--max-tokens", 1000).stdout.strip() == again
+    twice = helix("retry", batch, "--cut", "--max-tokens", 1000)
+    assert twice.stdout.strip() == again
+    assert "2 jobs were submitted again before, as this batch. Follow with: " in twice.stderr
     value = json.loads(helix("retry", batch, "--cut", "--max-tokens", 1000, "--json").stdout)
-    assert value == {"id": batch, "queued": 2, "batch_id": again}
+    assert value == {"id": batch, "queued": 2, "batch_id": again, "reused": True}
 
 
 @pytest.mark.parametrize(

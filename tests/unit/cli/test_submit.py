@@ -237,6 +237,20 @@ def test_local_cancels_the_batch_when_no_worker_can_be_started(helix, prompts, m
     assert batch["state"] == "cancelled"
 
 
+def test_local_cancels_the_batch_when_it_is_interrupted_before_it_looks_for_a_worker(helix, prompts, monkeypatch):
+    """Else a batch stays queued of which the command's end says nothing."""
+
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(HelixClient, "backlog", interrupted)
+    result = helix("submit", prompts(2), "--local")
+    (batch,) = json.loads(helix("list", "--json").stdout)
+    assert result.exit_code == 130
+    assert f"No worker was started; batch {batch['id']} is cancelled." in result.stderr
+    assert batch["state"] == "cancelled"
+
+
 def test_local_says_that_other_batches_wait_too(helix, prompts, submitted, monkeypatch):
     """Else a backlog that is worked on first looks like a worker that stands still."""
     monkeypatch.setenv("HELIX_ENGINE", "fake")

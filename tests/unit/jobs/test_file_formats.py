@@ -100,6 +100,22 @@ def test_another_format_is_one_sentence_with_the_command(data, what, command):
 @pytest.mark.parametrize(
     "data",
     [
+        b"\x7fELF\x02\x01\x01" + bytes(60) + b"\n\0\0",
+        b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",
+        b"prompts.jsonl" + bytes(87) + b'0000644\0{"prompt": "a"}\n',
+        bytes(1000),
+    ],
+    ids=["program", "image", "tar", "zeros"],
+)
+def test_what_is_no_text_is_not_called_text(data):
+    with pytest.raises(InputError) as told:
+        prompts(data)
+    assert str(told.value) == "the input is no text; give a file with one JSON object a line"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
         b"hello",
         b'hello, world\n{"prompt": "a"}',
         b'{"prompt": "a"\n{"prompt": "b"}\n',
