@@ -18,7 +18,7 @@ from test_prompt_encoder import ENDLESS, SHORT, with_template
 from helix_jobs.engine.prompt_encoder import PromptEncoder
 from helix_jobs.errors import EngineError, InvalidRequestError, ModelError, PromptTooLongError
 
-SAMPLES = (CHATML, ESCAPING, FOLDING, PARTS, STRICT_PARTS, THINKING, TRIMMING, *ENDLESS.values())
+SAMPLES = (CHATML, ESCAPING, FOLDING, PARTS, STRICT_PARTS, THINKING, TRIMMING) * 4 + tuple(ENDLESS.values())
 PIECES = (
     *("{% for m in messages %}", "{% endfor %}", "{% if m %}", "{% else %}", "{% endif %}", "{{ m.content }}"),
     *("{{ m }}", "{{ messages }}", "{{ messages[-1]['content'] * 9 }}", "{{ self }}", "{{ loop.index }}", "{#", "#}"),
@@ -55,8 +55,8 @@ SECONDS = 120.0
 
 def make_template(dice: random.Random) -> str:
     """A sample with pieces put in and cut out, or pieces alone."""
-    text = dice.choice(SAMPLES) if dice.random() < 0.6 else ""
-    for _ in range(dice.choice((0, 0, 1, 1, 2, 8))):
+    text = dice.choice(SAMPLES) if dice.random() < 0.8 else ""
+    for _ in range(dice.choice((0, 0, 0, 1, 1, 2, 8))):
         at = dice.randrange(len(text) + 1)
         if dice.random() < 0.7:
             # Mostly between two tags, where it can be read.
@@ -69,7 +69,7 @@ def make_template(dice: random.Random) -> str:
 
 
 def make_messages(dice: random.Random) -> list[dict[str, Any]]:
-    roles = ("system", "user", "assistant", "tool", "")
+    roles = ("system", "user", "user", "user", "assistant", "tool", "")
     return [{"role": dice.choice(roles), "content": dice.choice(CONTENTS)} for _ in range(dice.randrange(1, 5))]
 
 
