@@ -134,7 +134,10 @@ class ChaosProxy:
             return
         connection = _Connection(dice, (near, far))
         self._connections.append(connection)
-        await asyncio.gather(self._forward(connection, near_reader, far), self._forward(connection, far_reader, near))
+        with suppress(asyncio.CancelledError):  # the proxy's end; asyncio would log it
+            await asyncio.gather(
+                self._forward(connection, near_reader, far), self._forward(connection, far_reader, near)
+            )
 
     async def _forward(
         self, connection: _Connection, source: asyncio.StreamReader, target: asyncio.StreamWriter
