@@ -60,15 +60,16 @@ def end_token_ids(
 
 
 def turn_end_ids(tokenizer: PreTrainedTokenizerBase, probe: Probe | None) -> frozenset[int]:
-    """Token ids that end an answer to messages: the special token the template writes right after an assistant's words.
+    """Token ids that end an answer to messages: the special token the template writes next after an assistant's words.
 
-    Whatever it is called. A plain prompt has no turns: a base model that comes with a template goes on past this token,
-    as with transformers.
+    Whatever it is called, and whatever white space stands before it. A plain prompt has no turns: a base model that
+    comes with a template goes on past this token, as with transformers.
     """
     if probe is None:
         return frozenset()
     if probe.after_answer is None:
         logger.warning("the chat template cannot render an assistant turn; its end token is unknown")
         return frozenset()
-    ends = [pair for pair in special_tokens(tokenizer).items() if probe.after_answer.startswith(pair[0])]
+    after = probe.after_answer.lstrip()
+    ends = [pair for pair in special_tokens(tokenizer).items() if after.startswith(pair[0])]
     return frozenset([max(ends, key=lambda pair: len(pair[0]))[1]] if ends else [])

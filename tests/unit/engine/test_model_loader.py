@@ -151,12 +151,14 @@ def test_the_draft_may_be_another_directory_with_a_wider_embedding(tmp_path: Pat
     assert models.vocab_size == VOCAB_SIZE
 
 
+@pytest.mark.parametrize("space", ["", " ", "\n"])  # Llama 2 writes a space there
 def test_end_tokens_come_from_generation_config_and_tokenizer_the_end_of_a_turn_from_the_chat_template(
-    tmp_path: Path,
+    tmp_path: Path, space: str
 ) -> None:
     model, tok = tiny_model(), tokenizer()
     tok.add_tokens(["<end-of-turn>"], special_tokens=True)
-    tok.chat_template = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}<end-of-turn>\n{% endfor %}"
+    turn = "[{{ m['role'] }}]{{ m['content'] + '" + space + "<end-of-turn>' }}"
+    tok.chat_template = "{% for m in messages %}" + turn + "{% endfor %}"
     model.generation_config.eos_token_id = [5, 7]
     models = load(save_checkpoint(tmp_path, model, tok))
     assert models.eos_token_ids == {EOS, 5, 7}
