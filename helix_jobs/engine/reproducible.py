@@ -12,6 +12,7 @@ from helix_jobs.engine.decoder.linear import DenseLinear
 from helix_jobs.engine.decoder.row_tiles import ANY_ROWS, RowTiles, candidates, rounding_classes, slowdown
 from helix_jobs.engine.devices import describe_device
 from helix_jobs.engine.kept_file import KeptFile
+from helix_jobs.engine.native.build import processor_features
 from helix_jobs.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -108,6 +109,7 @@ def _trials(models: LoadedModels, linears: list[DenseLinear], folder: Path) -> d
     by_shape = {(linear.out_features, linear.in_features): linear for linear in linears}
     identity = {
         "device": describe_device(models.device),
+        "processor": processor_features(),
         "dtype": str(decoder.dtype),
         "threads": str(torch.get_num_threads()),
         "torch": torch.__version__,

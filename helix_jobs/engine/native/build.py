@@ -98,12 +98,12 @@ def _remedy() -> str:
 def _digest(compiler: str, flags: tuple[str, ...]) -> str:
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=30, check=False).stdout  # noqa: S603  (as above)
     texts = [path.read_text(encoding="utf-8") for path in (*SOURCES, *_HEADERS)]
-    parts = (*texts, *flags, compiler, version, platform.machine(), _processor())
+    parts = (*texts, *flags, compiler, version, platform.machine(), processor_features())
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
-def _processor() -> str:
-    """What -march=native means here: a home directory may be shared by different machines."""
+def processor_features() -> str:
+    """What ``-march=native`` means here: different machines may share a home directory."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -152,6 +152,14 @@ def test_a_trial_is_made_once_for_a_machine(compiled_folder, tmp_path, monkeypat
     assert again.target.is_reproducible == first.target.is_reproducible
 
 
+def test_a_home_that_moves_to_another_processor_is_tried_again(compiled_folder, tmp_path, monkeypatch):
+    models = compiled_models(compiled_folder, torch.float32)
+    make_reproducible(models, "on", tmp_path)
+    monkeypatch.setattr("helix_jobs.engine.reproducible.processor_features", lambda: "flags: another processor's")
+    make_reproducible(models, "on", tmp_path)
+    assert len(list(tmp_path.glob("products-*.json"))) == 2
+
+
 @pytest.mark.parametrize(
     "content", ["", "5", "[]", '[{"least": 2}]', '[{"least": "a", "most": null, "slowdown": 1.0}]', "[" * 5000]
 )
