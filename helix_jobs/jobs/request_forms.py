@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from helix_jobs.errors import InvalidFieldError
 from helix_jobs.jobs.chat_fields import check_chat_template_kwargs
+from helix_jobs.jobs.foreign_forms import MARKS, translate, translate_responses
 from helix_jobs.jobs.limits import NO_LIMITS, Limits
 from helix_jobs.jobs.line_faults import WHOLE_LINE, Faults, kind, short
 from helix_jobs.jobs.request_fields import BODY_FIELDS, NATIVE_FIELDS, OPENAI_FIELDS, refuse_unknown, refuse_unsupported
@@ -64,6 +65,18 @@ def parse_line_object(values: object, defaults: SamplingParams, limits: Limits =
         if isinstance(values, list):
             remedy += "; an array becomes lines with: jq -c '.[]'"
         raise InvalidFieldError(WHOLE_LINE, f"is {kind(values)}, not an object", remedy)
+    foreign = None if values.keys().isdisjoint(MARKS) else translate(values)
+    if foreign is None and "url" in values and values["url"] not in ENDPOINTS:
+        foreign = translate_responses(values)
+    if foreign is None:
+        return _own_line(values, defaults, limits)
+    try:
+        return _own_line(foreign.values, defaults, limits)
+    except InvalidFieldError as error:
+        raise foreign.renamed(error) from error
+
+
+def _own_line(values: dict[str, Any], defaults: SamplingParams, limits: Limits) -> ParsedLine:
     if "body" in values or "url" in values or "method" in values:
         parsed = _openai_line(values, defaults)
         limits.check_request(parsed.request, "body.")

@@ -119,7 +119,7 @@ def test_what_would_change_the_answer_is_refused(body: dict, field: str):
         ({"method": None}, "method"),
         ({"url": 5}, "url"),
         ({"url": ["/v1/completions"]}, "url"),
-        ({"url": "/v1/responses"}, "url"),
+        ({"url": "/v1/responses"}, "body.messages"),
         ({"url": "/v1/embeddings"}, "url"),
         ({"body": None}, "body"),
         ({"body": "x"}, "body"),
