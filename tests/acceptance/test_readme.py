@@ -54,7 +54,7 @@ SERVICES = "Redis, Postgres, Docker"
 FOREIGN_OPTIONS = {
     *("--address", "--port", "--check", "--disable-pip", "--no-deps", "--faults-table", "--soak-minutes"),
     *("--out", "--only", "--tiny"),
-    *("--merge", "--scale"),
+    *("--merge", "--scale", "--chaos-minutes", "--minutes"),
 }
 
 
