@@ -168,7 +168,8 @@ def refuse_unknown(values: Mapping[str, Any], known: frozenset[str], faults: Fau
 
 def refuse_unsupported(values: Mapping[str, Any], faults: Faults, prefix: str = "") -> None:
     """Note every field that asks for what Helix does not do."""
-    if values.keys().isdisjoint(_NEUTRAL):
+    # Its keys, not the mapping: isdisjoint goes through the smaller of two sets, but through all of any other thing.
+    if values.keys().isdisjoint(_NEUTRAL.keys()):
         return
     for name in values:
         if name in _NEUTRAL and not _asks_for_nothing(values[name], _NEUTRAL[name]):

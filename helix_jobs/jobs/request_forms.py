@@ -23,13 +23,13 @@ from helix_jobs.jobs.foreign_forms import MARKS, translate, translate_responses
 from helix_jobs.jobs.limits import NO_LIMITS, Limits
 from helix_jobs.jobs.line_faults import WHOLE_LINE, Faults, kind, short
 from helix_jobs.jobs.request_fields import BODY_FIELDS, NATIVE_FIELDS, OPENAI_FIELDS, refuse_unknown, refuse_unsupported
-from helix_jobs.jobs.request_sampling import read_sampling, whole
+from helix_jobs.jobs.request_sampling import whole
 from helix_jobs.jobs.request_texts import check_messages, check_prompt
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from helix_jobs.engine.sampling_params import SamplingParams
+    from helix_jobs.jobs.request_sampling import SamplingReader
 
 CHAT_ENDPOINT: Final = "/v1/chat/completions"
 COMPLETION_ENDPOINT: Final = "/v1/completions"
@@ -54,7 +54,7 @@ class ParsedLine:
     request: dict[str, Any]
 
 
-def parse_line_object(values: object, defaults: SamplingParams, limits: Limits = NO_LIMITS) -> ParsedLine:
+def parse_line_object(values: object, sampling: SamplingReader, limits: Limits = NO_LIMITS) -> ParsedLine:
     """Turn one line's parsed JSON into a stored request within the limits.
 
     Raises:
@@ -69,33 +69,33 @@ def parse_line_object(values: object, defaults: SamplingParams, limits: Limits =
     if foreign is None and "url" in values and values["url"] not in ENDPOINTS:
         foreign = translate_responses(values)
     if foreign is None:
-        return _own_line(values, defaults, limits)
+        return _own_line(values, sampling, limits)
     try:
-        return _own_line(foreign.values, defaults, limits)
+        return _own_line(foreign.values, sampling, limits)
     except InvalidFieldError as error:
         raise foreign.renamed(error) from error
 
 
-def _own_line(values: dict[str, Any], defaults: SamplingParams, limits: Limits) -> ParsedLine:
+def _own_line(values: dict[str, Any], sampling: SamplingReader, limits: Limits) -> ParsedLine:
     if "body" in values or "url" in values or "method" in values:
-        parsed = _openai_line(values, defaults)
+        parsed = _openai_line(values, sampling)
         limits.check_request(parsed.request, "body.")
     else:
-        parsed = _native_line(values, defaults)
+        parsed = _native_line(values, sampling)
         limits.check_request(parsed.request)
     return parsed
 
 
-def _native_line(values: dict[str, Any], defaults: SamplingParams) -> ParsedLine:
+def _native_line(values: dict[str, Any], sampling: SamplingReader) -> ParsedLine:
     faults = Faults()
     refuse_unknown(values, NATIVE_FIELDS, faults)
     refuse_unsupported(values, faults)
-    request = _request(values, defaults, faults)
+    request = _request(values, sampling, faults)
     request["metadata"] = faults.of(_metadata, values["metadata"]) if "metadata" in values else {}
     return _settled(values, request, faults)
 
 
-def _openai_line(values: dict[str, Any], defaults: SamplingParams) -> ParsedLine:
+def _openai_line(values: dict[str, Any], sampling: SamplingReader) -> ParsedLine:
     faults = Faults()
     if not values.keys() <= OPENAI_FIELDS:
         refuse_unknown(values, NATIVE_FIELDS | OPENAI_FIELDS, faults)
@@ -112,7 +112,7 @@ def _openai_line(values: dict[str, Any], defaults: SamplingParams) -> ParsedLine
     url = faults.of(_endpoint, values, body)
     refuse_unknown(body, BODY_FIELDS, faults, "body.")
     refuse_unsupported(body, faults, "body.")
-    request = _request(body, defaults, faults, "body.", url)
+    request = _request(body, sampling, faults, "body.", url)
     # OpenAI's own place for metadata is the body; ours, beside it, wins.
     inner = faults.of(_metadata, body.get("metadata"), "body.")
     outer = faults.of(_metadata, values.get("metadata"))
@@ -139,7 +139,7 @@ def _endpoint(values: Mapping[str, Any], body: Mapping[str, Any]) -> str:
 
 
 def _request(
-    values: Mapping[str, Any], defaults: SamplingParams, faults: Faults, prefix: str = "", url: str | None = None
+    values: Mapping[str, Any], sampling: SamplingReader, faults: Faults, prefix: str = "", url: str | None = None
 ) -> dict[str, Any]:
     """What is asked, and how it is sampled; faults are noted."""
     misspelt = bool(faults)
@@ -150,7 +150,7 @@ def _request(
         # A question whose name is misspelt is not missing as well.
         if not (misspelt and error.reason == _MISSING):
             faults.add(error)
-    request["sampling"] = faults.of(read_sampling, values, defaults, prefix)
+    request["sampling"] = faults.of(sampling.read, values, prefix)
     model = values.get("model")
     if model is not None:
         if not isinstance(model, str):

@@ -28,37 +28,53 @@ _NUMBER: Final = re.compile(r"-?(?:0|[1-9]\d{0,19})(?:\.\d{1,20})?(?:[eE][+-]?\d
 _EXACT_FLOAT: Final = 2**53
 
 
-def read_sampling(values: Mapping[str, Any], defaults: SamplingParams, prefix: str = "") -> dict[str, Any]:
-    """Return the stored form of the sampling fields among ``values``; missing fields and nulls take ``defaults``.
+class SamplingReader:
+    """Reads the sampling fields of lines that all take the same defaults.
 
-    A whole number may be spelt as a float (``64.0``) and any number as a text (``"0.7"``), as tables and converters
-    write them. ``max_tokens`` -1 is as many as there can be, ``top_k`` -1 is off.
-
-    Raises:
-        InvalidFieldError: A field is wrong.
-        InvalidFieldsError: Several are.
+    Args:
+        defaults: What missing fields and nulls take.
     """
-    given = {name: value for name, value in values.items() if name in SAMPLING_FIELDS and value is not None}
-    if values.get("max_completion_tokens") is not None:
-        given["max_tokens"] = _one_max_tokens(values, prefix)
-    if not given:
-        return defaults.to_dict()
-    try:
-        if any(isinstance(value, list | dict) for value in given.values()):
-            return _check(given, defaults)
-        # The types belong to the key: 1, 1.0 and True are equal in Python, and not in JSON.
-        key = tuple((name, type(value), value) for name, value in given.items())
-        types = tuple([type(getattr(defaults, name)) for name in SAMPLING_FIELDS])
-        return dict(_check_scalars(key, defaults, types))
-    except InvalidFieldError:
-        faults = Faults()
-        for name, value in given.items():
-            try:
-                _check({name: value}, defaults)
-            except InvalidFieldError as error:
-                faults.add(InvalidFieldError(prefix + error.field, error.reason, error.remedy))
-        faults.settle()
-        raise
+
+    def __init__(self, defaults: SamplingParams) -> None:
+        self._defaults = defaults
+        self._stored_defaults = defaults.to_dict()
+        # Most lines of a file ask for the same; checking that once makes reading a file faster by a fifth.
+        self._check_once = lru_cache(maxsize=256)(self._check_scalars)
+
+    def read(self, values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+        """Return the stored form of the sampling fields among ``values``.
+
+        A whole number may be spelt as a float (``64.0``) and any number as a text (``"0.7"``), as tables and converters
+        write them. ``max_tokens`` -1 is as many as there can be, ``top_k`` -1 is off.
+
+        Raises:
+            InvalidFieldError: A field is wrong.
+            InvalidFieldsError: Several are.
+        """
+        given = {name: value for name, value in values.items() if name in SAMPLING_FIELDS and value is not None}
+        if values.get("max_completion_tokens") is not None:
+            given["max_tokens"] = _one_max_tokens(values, prefix)
+        if not given:
+            return dict(self._stored_defaults)
+        try:
+            if any(isinstance(value, list | dict) for value in given.values()):
+                return _check(given, self._defaults)
+            # The types belong to the key: 1, 1.0 and True are equal in Python, and not in JSON.
+            return dict(self._check_once(tuple([(name, type(value), value) for name, value in given.items()])))
+        except InvalidFieldError:
+            if values.get("max_completion_tokens") is not None:
+                _refuse_max_completion_tokens(given["max_tokens"], prefix)
+            faults = Faults()
+            for name, value in given.items():
+                try:
+                    _check({name: value}, self._defaults)
+                except InvalidFieldError as error:
+                    faults.add(InvalidFieldError(prefix + error.field, error.reason, error.remedy))
+            faults.settle()
+            raise
+
+    def _check_scalars(self, given: tuple[tuple[str, type, Any], ...]) -> dict[str, Any]:
+        return _check({name: value for name, _, value in given}, self._defaults)
 
 
 def whole(value: object) -> object:
@@ -72,16 +88,6 @@ def whole(value: object) -> object:
 def _check(given: Mapping[str, Any], defaults: SamplingParams) -> dict[str, Any]:
     plain = {name: _plain(name, value) for name, value in given.items()}
     return SamplingParams.from_mapping(plain, defaults).to_dict()
-
-
-@lru_cache(maxsize=256)
-def _check_scalars(
-    given: tuple[tuple[str, type, Any], ...],
-    defaults: SamplingParams,
-    _types: tuple[type, ...],
-) -> dict[str, Any]:
-    """Most lines of a file ask for the same; checking that once makes reading a file faster by a fifth."""
-    return _check({name: value for name, _, value in given}, defaults)
 
 
 def _plain(name: str, value: object) -> object:
@@ -104,8 +110,12 @@ def _one_max_tokens(values: Mapping[str, Any], prefix: str) -> object:
     new, old = whole(values["max_completion_tokens"]), whole(values.get("max_tokens"))
     if old is not None and old != new:
         raise InvalidFieldError(f"{prefix}max_tokens", "differs from max_completion_tokens", "give one of the two")
+    return new
+
+
+def _refuse_max_completion_tokens(value: object, prefix: str) -> None:
+    """Refuse a number by the name it stands by, if it is that one that is wrong."""
     try:
-        _check({"max_tokens": new}, SamplingParams())
+        _check({"max_tokens": value}, SamplingParams())
     except InvalidFieldError as error:
         raise InvalidFieldError(f"{prefix}max_completion_tokens", error.reason, error.remedy) from error
-    return new

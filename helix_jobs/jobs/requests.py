@@ -20,6 +20,7 @@ from helix_jobs.jobs.chat_fields import check_chat_template_kwargs
 from helix_jobs.jobs.limits import NO_LIMITS, Limits
 from helix_jobs.jobs.line_faults import WHOLE_LINE, kind
 from helix_jobs.jobs.request_forms import parse_line_object
+from helix_jobs.jobs.request_sampling import SamplingReader
 from helix_jobs.jobs.request_texts import check_messages, check_prompt
 
 if TYPE_CHECKING:
@@ -166,12 +167,13 @@ class _RawLine:
 def _read(
     lines: Iterable[_RawLine], defaults: SamplingParams, batch_id: str, rejects: RejectSink | None, limits: Limits
 ) -> Iterator[JobRequest | BadLine]:
+    sampling = SamplingReader(defaults)
     with closing(_CustomIds()) as custom_ids:
         for raw in lines:
             try:
                 if raw.refusal is not None:
                     raise raw.refusal
-                parsed = parse_line_object(_decode(raw.data, first=raw.number == 1), defaults, limits)
+                parsed = parse_line_object(_decode(raw.data, first=raw.number == 1), sampling, limits)
                 if parsed.custom_id is not None:
                     custom_ids.add(parsed.custom_id, raw.number)
             except InvalidFieldError as error:
