@@ -20,6 +20,7 @@
     ├── DatabaseReplacedError       another database stands where this process's stood
     ├── SchemaVersionError          the database's schema is not this version's
     ├── EngineBrokenError           the engine cannot go on; the worker ends and its jobs are reclaimed
+    ├── ExhaustedError              descriptors, memory or threads are gone; the worker ends, its jobs are handed back
     ├── ModelError                  the models cannot be served
     │   ├── ModelNotFoundError
     │   ├── TokenizerMismatchError
@@ -175,6 +176,10 @@ class SchemaVersionError(HelixError):
 
 class EngineBrokenError(HelixError):
     """Step after step fails, whatever is in the batch: the device or the engine is at fault, not the requests."""
+
+
+class ExhaustedError(HelixError):
+    """The system gives this process no more descriptors, memory or threads; no request is to blame."""
 
 
 class ModelError(HelixError):

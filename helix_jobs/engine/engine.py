@@ -202,6 +202,7 @@ class Engine:
         Raises:
             EngineBrokenError: The device is at fault: it computes no more, or one request after the other fails alone
                 and nothing passes. The requests stay unfinished.
+            OSError: The machine is exhausted (see ``exhaustion``). The requests stay unfinished.
         """
         if self._fault is not None:
             fault, self._fault = self._fault, None

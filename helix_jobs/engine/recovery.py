@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from helix_jobs.engine.devices import check_alive, cleanup_memory, is_out_of_memory
 from helix_jobs.engine.request import RequestState
 from helix_jobs.errors import EngineBrokenError, EngineError, OutOfMemoryError, RequestError
+from helix_jobs.exhaustion import is_exhaustion
 
 if TYPE_CHECKING:
     import torch
@@ -58,7 +59,10 @@ class Recovery:
         Raises:
             EngineBrokenError: The device does not compute any more, or one request after the other fails alone and
                 nothing passes. The requests stay unfinished.
+            OSError: ``error``, where it says that the machine is exhausted; fewer requests would not help.
         """
+        if is_exhaustion(error):
+            raise error
         self._clean_up()
         if is_out_of_memory(error) and self._scheduler.shrink_prompts(schedule):
             logger.info("out of memory: prompts are computed in smaller pieces for a while")

@@ -10,7 +10,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 from helix_jobs.engine.request import FinishReason
-from helix_jobs.errors import DeadlineError, EngineBrokenError, EngineError, HelixError, RequestError
+from helix_jobs.errors import (
+    DeadlineError,
+    EngineBrokenError,
+    EngineError,
+    ExhaustedError,
+    HelixError,
+    RequestError,
+)
+from helix_jobs.exhaustion import explain_exhaustion, is_exhaustion
 from helix_jobs.jobs.rounds import Rounds
 
 if TYPE_CHECKING:
@@ -95,7 +103,8 @@ class EngineThread:
     Args:
         engine: Driven by this thread alone, apart from ``encode``.
         recorder: Told where runs begin and end.
-        on_broken: Called from this thread when it ends without having been asked to.
+        on_broken: Called from this thread when it ends without having been asked to. With ``ExhaustedError`` no request
+            is to blame, and all of them are to be handed back.
         rounds: Where the thread notes that it comes round: between two steps.
         job_timeout: Seconds of steps a request may take part in; then it is aborted and has failed. Waiting, for a slot
             or after being set back, does not count. None: as many as it takes.
@@ -179,8 +188,12 @@ class EngineThread:
                     if self._engine.has_unfinished():
                         self._step()
                     self._cut_run()
-        except BaseException as error:  # noqa: BLE001  (whatever it is, the worker must learn that the engine is gone)
-            self._on_broken(error if isinstance(error, HelixError) else without_text(error))
+        except BaseException as error:  # whatever it is, the worker must learn that the engine is gone
+            if is_exhaustion(error):
+                logger.error("the engine met a limit of the system", exc_info=without_text(error))  # noqa: TRY400
+                self._on_broken(ExhaustedError(explain_exhaustion(error)))
+            else:
+                self._on_broken(error if isinstance(error, HelixError) else without_text(error))
         finally:
             if self._run is not None:
                 self._end_run()
@@ -216,6 +229,8 @@ class EngineThread:
         except RequestError as error:
             message.settle(RequestFailed(error))
         except Exception as error:
+            if is_exhaustion(error):
+                raise
             logger.error(  # noqa: TRY400  (see without_text)
                 "the engine refused a request",
                 extra={"job_id": message.request.request_id},
@@ -233,7 +248,9 @@ class EngineThread:
             results = self._engine.step()
         except EngineBrokenError:
             raise  # its own verdict: what is in the engine is left to be reclaimed
-        except Exception as error:  # noqa: BLE001  (anything at all may come out of a device)
+        except Exception as error:
+            if is_exhaustion(error):
+                raise
             self._step_failed(error)
             return
         finally:

@@ -8,7 +8,8 @@ either, the process is beyond repair from inside, and ends for its supervisor to
 The database says whether jobs wait, as it is the truth. A healthy worker is never in drought for a window: messages
 that were lost, or that another worker has prefetched and cannot begin, are published again after half a window (see
 ``reconciler``). Nor does a broker that is away make a drought: Celery reconnects to it for as long as it takes, and a
-new process could do no better.
+new process could do no better. Where this process may open no more descriptors, it cannot be told from one that is
+away, and nothing can be connected anew: then one window is enough, and the end names the limit.
 
 Trade-off: a thread and a broker connection of its own, for a look every few seconds; on the heartbeat's thread a
 broker that does not answer would make the worker look dead.
@@ -25,6 +26,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Final, Protocol
 
 from helix_jobs.errors import HelixError, UnreachableError
+from helix_jobs.exhaustion import explain_exhaustion, missing_descriptor
 from helix_jobs.jobs import store
 from helix_jobs.jobs.rounds import Rounds
 from helix_jobs.jobs.runs import counted
@@ -56,19 +58,22 @@ class Look:
     Attributes:
         deliveries: Messages of any kind that were delivered to this worker since its start.
         idle_slots: Batch slots without a job; 0 also while the worker stops.
-        backlog: Jobs that wait in the database, without those that this worker itself keeps waiting.
-        messages: Ids that wait in the broker; None when it does not answer.
+        backlog: Jobs that wait in the database, without those that this worker itself keeps waiting; None when it
+            cannot be asked for want of descriptors.
+        messages: Ids that wait in the broker; None when it does not answer, or was not asked.
+        shortage: Why this process can open no descriptor; empty when it can.
     """
 
     deliveries: int
     idle_slots: int
-    backlog: int = 0
+    backlog: int | None = 0
     messages: int | None = None
+    shortage: str = ""
 
     @property
     def is_drought(self) -> bool:
         """Whether something should be delivered any moment."""
-        return self.idle_slots > 0 and self.backlog > 0 and self.messages is not None
+        return self.idle_slots > 0 and self.backlog != 0 and (self.messages is not None or bool(self.shortage))
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +108,7 @@ def judge(previous: Drought | None, look: Look, *, elapsed: float, window: float
     drought = replace(previous, seconds=previous.seconds + elapsed)
     if drought.seconds < window:
         return drought, Action.NONE
-    if drought.reconnected:
+    if drought.reconnected or look.shortage:
         return drought, Action.GIVE_UP
     return Drought(look.deliveries, reconnected=True), Action.RECONNECT
 
@@ -205,7 +210,8 @@ class Watchdog:
             self._reconnect()
         elif action is Action.GIVE_UP:
             self._stop.set()
-            self._give_up(f"{self._describe(look)} after connecting anew")
+            described = self._describe(look)
+            self._give_up(f"{look.shortage}; {described}" if look.shortage else f"{described} after connecting anew")
         return action
 
     def _look(self) -> Look:
@@ -213,23 +219,32 @@ class Watchdog:
         look = Look(deliveries=self._service.counters.deliveries, idle_slots=self._service.idle_slots)
         if look.idle_slots == 0:
             return look
-        with self._database.read() as c:
-            backlog = max(0, store.backlog(c) - self._service.kept_waiting)
-            # Counters may say what the rows do not, after changes by hand; no worker is to end for that.
-            look = replace(look, backlog=backlog if backlog and store.any_waits(c) else 0)
-        if look.backlog == 0:
+        missing = missing_descriptor()
+        if missing is not None:
+            look = replace(look, shortage=explain_exhaustion(missing))
+        try:
+            look = replace(look, backlog=self._backlog())
+        except HelixError:
+            if missing is None:
+                raise
+            look = replace(look, backlog=None)
+        if look.backlog == 0 or missing is not None:
             return look
         try:
             return replace(look, messages=self._broker.depth())
         except UnreachableError:
             return look
 
+    def _backlog(self) -> int:
+        with self._database.read() as c:
+            backlog = max(0, store.backlog(c) - self._service.kept_waiting)
+            # Counters may say what the rows do not, after changes by hand; no worker is to end for that.
+            return backlog if backlog and store.any_waits(c) else 0
+
     def _describe(self, look: Look) -> str:
-        ids = counted(look.messages or 0, "id")
-        return (
-            f"{counted(look.backlog, 'job')} waiting in the database ({ids} in the broker), "
-            f"{counted(look.idle_slots, 'slot')} idle, and nothing was delivered for {self._window:.0f} s"
-        )
+        ids = "" if look.messages is None else f" ({counted(look.messages, 'id')} in the broker)"
+        jobs = "" if look.backlog is None else f"{counted(look.backlog, 'job')} waiting in the database{ids}, "
+        return f"{jobs}{counted(look.idle_slots, 'slot')} idle, and nothing was delivered for {self._window:.0f} s"
 
     def _main(self) -> None:
         with self._rounds.watched("watchdog") as came_round, closing(self._broker):

@@ -19,7 +19,7 @@ from functools import partial
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final
 
-from helix_jobs.errors import HelixError
+from helix_jobs.errors import ExhaustedError, HelixError
 from helix_jobs.jobs import dead_man, engine_thread, store
 from helix_jobs.jobs.audit import read_known_ids
 from helix_jobs.jobs.banner import WorkerBanner
@@ -154,10 +154,7 @@ class _Worker:
         self._writer: GroupCommitWriter
         self._metrics: MetricsServer | None = None
         self._watchdog: Watchdog
-        self._stopping = False
-        self._interrupted = False
-        self._broken = False
-        self._gave_up = False
+        self._stopping = self._interrupted = self._broken = self._gave_up = False
         self._give_up_timer: threading.Timer | None = None
         self._consumer: Consumer | None = None
         self._rounds = Rounds()
@@ -353,7 +350,10 @@ class _Worker:
 
     def _break(self, error: BaseException) -> None:
         """The worker cannot go on; stop it for a supervisor to start another."""
-        if not self._broken:
+        if isinstance(error, ExhaustedError):
+            self._service.hand_back()
+            self._leave_for_supervisor(str(error))
+        elif not self._broken:
             self._broken = True
             # What Helix raises says it all; of anything else the place matters.
             trace = None if isinstance(error, HelixError) else error
@@ -367,7 +367,7 @@ class _Worker:
         self._reconciler.wake()
 
     def _leave_for_supervisor(self, why: str) -> None:
-        """Nothing is delivered any more; finish what runs and end with a failure, for a supervisor to start another."""
+        """No job comes or runs any more; finish what runs and end with a failure, for a supervisor to start another."""
         self._gave_up = True
         logger.critical("this worker cannot go on and stops: %s", why)
         self._button.press(StopRequest.GRACEFUL)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from worker_box import WorkerProcess, prompts, wait_until
 from helix_jobs.jobs import consumer, tasks, worker
 from helix_jobs.jobs.broker import EmbeddedBroker
 from helix_jobs.jobs.worker_service import WorkerService
+from helix_jobs.testing import FakeEngine
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -200,6 +202,30 @@ def test_a_stop_without_a_thread_for_its_timers_hands_back_at_once(
     thread.join(30)
     assert codes == [0]
     assert services_box.states(batch) == {"queued": 1}
+
+
+def test_an_exhausted_machine_costs_no_job_an_attempt(
+    services_box: Box, short_tmp: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A step meets the limit of descriptors; the worker ends for its supervisor, and at once."""
+
+    def refuse(_engine: FakeEngine) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr("tempfile.tempdir", str(short_tmp))
+    monkeypatch.setattr(FakeEngine, "step", refuse)
+    settings = replace(services_box.settings, shutdown_grace=3600.0)
+    batch = services_box.submit(*prompts(6))
+    codes: list[int] = []
+    thread = threading.Thread(
+        target=lambda: codes.append(worker.run_worker(settings, handle_signals=False)), daemon=True
+    )
+    thread.start()
+    thread.join(30)
+    assert codes == [1]
+    assert services_box.states(batch) == {"queued": 6}
+    assert {row.attempts for row in services_box.rows(batch)} == {0}
+    assert "LimitNOFILE" in caplog.text
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="prlimit")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 
 import pytest
@@ -88,6 +89,20 @@ def test_a_dead_device_breaks_the_engine_at_once_and_fails_nobody(monkeypatch, p
     with pytest.raises(
         EngineBrokenError, match=r"no longer computes \(RuntimeError: CUDA error: an illegal memory acc"
     ):
+        engine.step()
+    assert engine._step.failures == 1
+    assert len(engine._scheduler.waiting) + len(engine._scheduler.running) == 8
+
+
+def test_an_exhausted_machine_is_nobody_s_fault(monkeypatch):
+    """It is not looked for in halves of the batch, nor taken for a dead device, whose trial needs descriptors too."""
+    engine = tiny_engine(max_batch_size=8)
+    for i, prompt in enumerate(prompts(8)):
+        engine.add_request(request(str(i), prompt, max_tokens=40, ignore_eos=True))
+    engine.step()
+    engine._step = FailingStep(engine._step, lambda _: True, OSError(errno.EMFILE, "Too many open files"))
+    monkeypatch.setattr(recovery, "check_alive", dead)
+    with pytest.raises(OSError, match="Too many open files"):
         engine.step()
     assert engine._step.failures == 1
     assert len(engine._scheduler.waiting) + len(engine._scheduler.running) == 8

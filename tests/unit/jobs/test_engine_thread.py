@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import queue
 import time
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from worker_box import wait_until
 
 from helix_jobs.engine.request import FinishReason, Request
 from helix_jobs.engine.sampling_params import SamplingParams
-from helix_jobs.errors import EngineBrokenError, InvalidRequestError
+from helix_jobs.errors import EngineBrokenError, ExhaustedError, InvalidRequestError
 from helix_jobs.jobs.engine_thread import LOOP, EngineThread, Generated, RequestFailed, Run
 from helix_jobs.jobs.rounds import Rounds
 from helix_jobs.testing import FakeEngine, FakeFaults
@@ -108,6 +109,35 @@ def test_three_failing_steps_in_a_row_end_it(bench: Bench) -> None:
     bench.submit("bad 3", "boom")
     assert isinstance(bench.broken.get(timeout=20), EngineBrokenError)
     assert bench.endings.empty(), "the last ones are left to be reclaimed"
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN])
+@pytest.mark.parametrize("call", ["step", "add_request"])
+def test_an_exhausted_machine_fails_no_request(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, call: str, number: int
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(number, "the prompt's text")
+
+    monkeypatch.setattr(bench.engine, call, refuse)
+    bench.submit("x")
+    bench.submit("y")
+    bench.thread.start()
+    error = bench.broken.get(timeout=20)
+    assert isinstance(error, ExhaustedError)
+    assert "limit" in str(error) or "fs.file-max" in str(error)
+    assert "the prompt's text" not in str(error)
+    assert bench.endings.empty(), "both are left to be handed back"
+
+
+def test_another_system_error_is_the_step_s_own(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise OSError(errno.EIO, "a disk")
+
+    monkeypatch.setattr(bench.engine, "step", refuse)
+    bench.submit("x")
+    bench.thread.start()
+    assert isinstance(bench.collect(1)["x"], RequestFailed)
 
 
 def test_progress_between_failures_forgives_them(bench: Bench) -> None:

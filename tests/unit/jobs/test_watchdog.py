@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -64,6 +65,19 @@ def test_a_standstill_is_no_drought():
     """The caller passes in at most two intervals for a gap; without that a stopped process would give up at once."""
     assert acted(follow(DRY, (DRY, 59.0))) == []
     assert judge(Drought(7, 59.0), DRY, elapsed=0.0, window=60.0) == (Drought(7, 59.0), Action.NONE)
+
+
+@pytest.mark.parametrize("unknown", [{}, {"messages": None}, {"messages": None, "backlog": None}], ids=repr)
+def test_without_descriptors_one_window_is_enough(unknown):
+    """Nothing could be connected anew. Neither broker nor database need answer for that."""
+    exhausted = replace(DRY, shortage="no descriptors", **unknown)
+    assert acted(follow(*[exhausted] * 7)) == [(6, Action.GIVE_UP)]
+
+
+@pytest.mark.parametrize("relief", [{"deliveries": 8}, {"idle_slots": 0}, {"backlog": 0}], ids=repr)
+def test_a_worker_at_its_limit_that_lacks_nothing_goes_on(relief):
+    exhausted = replace(DRY, shortage="no descriptors", messages=None)
+    assert acted(follow(*[exhausted] * 6, replace(exhausted, **relief), *[exhausted] * 6)) == []
 
 
 @dataclass
@@ -164,6 +178,41 @@ def test_while_the_broker_is_away_nothing_is_done(database):
     scene.away = False
     scene.look(watchdog, 5)
     assert scene.done == ["reconnect"]
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+@pytest.mark.parametrize("database_answers", [True, False])
+def test_without_descriptors_it_names_the_limit_and_gives_up(database, monkeypatch, number, database_answers):
+    """Its own probe fails for the same reason; that is no broker that is away."""
+    stored_batch(database, 3)
+    scene = Scene(away=True)
+    watchdog = scene.watchdog(database)
+    shortage: OSError | None = OSError(number, "Too many open files")
+    monkeypatch.setattr("helix_jobs.jobs.watchdog.missing_descriptor", lambda: shortage)
+    if not database_answers:
+        monkeypatch.setattr("helix_jobs.jobs.watchdog.store.backlog", _away)
+    scene.look(watchdog, 4)
+    assert scene.done == []
+    scene.look(watchdog, 1)
+    (why,) = scene.done
+    assert ("ulimit -n" in why and "LimitNOFILE" in why) is (number == errno.EMFILE)
+    assert "1 slot idle, and nothing was delivered for 20 s" in why
+    assert scene.asked == 0
+
+
+def test_descriptors_that_come_back_in_time_end_nobody(database, monkeypatch):
+    stored_batch(database, 3)
+    scene = Scene(away=True)
+    watchdog = scene.watchdog(database)
+    monkeypatch.setattr("helix_jobs.jobs.watchdog.missing_descriptor", lambda: OSError(errno.EMFILE, "x"))
+    scene.look(watchdog, 4)
+    monkeypatch.undo()
+    scene.look(watchdog, 20)
+    assert scene.done == []
+
+
+def _away(_):
+    raise DatabaseUnreachableError("away")
 
 
 @pytest.mark.parametrize("error", [DatabaseUnreachableError("away"), ZeroDivisionError("a bug")], ids=repr)
