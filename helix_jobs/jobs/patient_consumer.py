@@ -27,6 +27,7 @@ _SLICE_SECONDS: Final = 0.2
 # Loggers of Celery and kombu that say each refusal, some of them with a traceback.
 WHO_LOG_REFUSALS: Final = (
     "celery.worker.consumer.consumer",
+    "celery.worker.loops",  # an acknowledgement that is refused while the loop is put away
     "kombu.transport.redis",
     *("kombu.asynchronous.hub", "kombu.asynchronous.timer"),  # what is done every few seconds
 )

@@ -98,11 +98,11 @@ def test_who_came_while_the_file_was_gone_is_noticed(tmp_path: Path) -> None:
 def test_a_file_removed_before_it_was_locked_is_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, original, calls = tmp_path / "lock", device_lock._lock, []
 
-    def sweep_first(file: IO[str], *, blocking: bool) -> bool:
+    def sweep_first(file: IO[str], **how: bool) -> bool:
         calls.append(1)
         if len(calls) == 1:
             path.unlink()
-        return original(file, blocking=blocking)
+        return original(file, **how)
 
     monkeypatch.setattr(device_lock, "_lock", sweep_first)
     lock = FileLock(path)
