@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
-import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -170,14 +170,33 @@ def test_modules_of_the_working_directory_are_not_run(embedded_box: Box, short_t
     assert "my own project" not in done.stderr
 
 
-def test_in_memory_everything_runs_in_this_process(embedded_box: Box) -> None:
+# In a process of its own: one that has run a worker over another broker before runs no second one over this.
+IN_MEMORY = """
+import sys, threading
+from helix_jobs.jobs.local_worker import LocalWorker
+from helix_jobs.settings import Settings
+
+with LocalWorker(Settings.from_environment()) as local:
+    assert local.started
+    assert local.log_path is None
+    sys.stdin.read()
+assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("helix")]
+"""
+
+
+def test_in_memory_everything_runs_in_one_process(embedded_box: Box) -> None:
     """What ``--local`` does on Windows without a Redis."""
     box = embedded_box
-    settings = replace(box.settings, redis_url="memory://")
+    environment = replace(box.settings, redis_url="memory://").to_environment()
     batch = box.submit(*[f"word {i}" for i in range(40)])
-    with LocalWorker(settings) as local:
-        assert local.started
-        assert local.log_path is None
+    child = subprocess.Popen(
+        [sys.executable, "-P", "-c", IN_MEMORY], env={**os.environ, **environment}, stdin=subprocess.PIPE
+    )
+    try:
         box.wait_states(batch, succeeded=40)
-    assert not EmbeddedBroker(box.settings.home).is_running()
-    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("helix")] == []
+        assert not EmbeddedBroker(box.settings.home).is_running()
+        child.communicate(timeout=60)
+    finally:
+        child.kill()
+        child.wait()
+    assert child.returncode == 0
