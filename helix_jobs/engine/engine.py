@@ -248,10 +248,6 @@ class Engine:
         """What steps cost by now; None where nothing depends on it."""
         return self._speculator.cost_profile()
 
-    def speculation_summary(self) -> dict[str, object]:
-        """What depths were chosen and why, and the costs that decided. JSON-ready; empty with a fixed depth."""
-        return self._speculator.summary()
-
     def check_integrity(self) -> None:
         """Verify that the block pool and the sequences agree; with nothing unfinished, that every block is free.
 

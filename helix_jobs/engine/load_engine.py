@@ -15,6 +15,7 @@ from helix_jobs.engine.decoder.int8_linear import dequantize, is_fast
 from helix_jobs.engine.devices import describe_device, resolve_dtype
 from helix_jobs.engine.engine import Engine
 from helix_jobs.engine.model_loader import INT8, get_device, load_models
+from helix_jobs.engine.native.build import processor_features
 from helix_jobs.engine.native.kernels import load_kernels
 from helix_jobs.engine.reproducible import make_reproducible
 from helix_jobs.engine.self_check import check_device
@@ -143,6 +144,7 @@ def _identity(models: LoadedModels, config: EngineConfig) -> dict[str, str]:
     """What a cost profile holds for."""
     return {
         "device": describe_device(models.device),
+        "processor": processor_features(),
         "target": f"{models.target.name} {models.target.dtype_name}",
         "draft": "none" if models.draft is None else f"{models.draft.name} {models.draft.dtype_name}",
         "threads": str(torch.get_num_threads()),

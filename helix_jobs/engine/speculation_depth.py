@@ -179,18 +179,12 @@ class DepthController:
         self._trial: _Trial | None = None
         self._step = 0
         self._reasons: Counter[str] = Counter()
-        self._num_candidates = 0
-        self._num_model = 0
-        self._num_lookup = 0
 
     def choose(self, candidates: Sequence[DraftCandidate], prefill_tokens: int = 0) -> DepthDecision:
         """Depths for the decoding sequences of the next step, beside ``prefill_tokens`` tokens of prompt chunks."""
         self._step += 1
         decision = self._decide(candidates, prefill_tokens)
         self._reasons[str(decision.reason)] += 1
-        self._num_candidates += len(candidates)
-        self._num_model += sum(decision.model_depths)
-        self._num_lookup += sum(decision.lookup_depths)
         return decision
 
     def observe_acceptance(self, request_id: str, drafted: int, accepted: int) -> None:
@@ -226,25 +220,6 @@ class DepthController:
     def reasons(self) -> dict[str, int]:
         """How many steps were decided for which ``DepthReason``."""
         return dict(self._reasons)
-
-    def summary(self) -> dict[str, object]:
-        """What was chosen since the start and why, and what it rests on now. JSON-ready.
-
-        Depths are means over decoding sequences and steps; costs are ``[tokens, seconds]``.
-        """
-        profile = self.costs.profile()
-        candidates = max(1, self._num_candidates)
-        return {
-            "steps": self._step,
-            "reasons": dict(sorted(self._reasons.items())),
-            "mean_depth": (self._num_model + self._num_lookup) / candidates,
-            "mean_model_depth": self._num_model / candidates,
-            "mean_lookup_depth": self._num_lookup / candidates,
-            "model_acceptance": self._acceptance.rate if self._acceptance.trials else None,
-            "output_tokens": self._output_tokens,
-            "target_seconds": [list(point) for point in profile.target],
-            "draft_seconds": [list(point) for point in profile.draft],
-        }
 
     def _decide(self, candidates: Sequence[DraftCandidate], prefill_tokens: int) -> DepthDecision:
         if not any(candidate.ceiling > 0 for candidate in candidates):

@@ -182,10 +182,6 @@ class Speculator:
         if self._model is not None:
             self._model.clear_blocks(blocks)
 
-    def summary(self) -> dict[str, object]:
-        """What the depth controller chose and why; empty with a fixed depth."""
-        return {} if self._controller is None else self._controller.summary()
-
     def _ceiling(self, decode: Decode) -> int:
         """An adaptive depth depends on the company, and a sampled output on the depth: a seed asks for neither."""
         params = decode.sequence.params

@@ -24,8 +24,8 @@ struct Model {
 };
 
 struct Step {
-    int64_t tokens, num_slices;
-    const int64_t *positions, *write_rows, *slices;
+    int64_t tokens, num_pieces;
+    const int64_t *positions, *write_rows, *pieces;
     const int32_t *blocks;
     const void *cos, *sin;
     double *attention_seconds;  // raised by the time spent in attention
@@ -100,11 +100,11 @@ void run_layers(const Model &model, const Step &step, float *hidden) {
             double began = thread == 0 ? seconds() : 0;
             T *keys = static_cast<T *>(layer.keys), *values = static_cast<T *>(layer.values);
 #pragma omp for schedule(dynamic, 1)
-            for (int64_t task = 0; task < step.num_slices * kv_heads; task++) {
+            for (int64_t task = 0; task < step.num_pieces * kv_heads; task++) {
                 // first token, tokens, start position, first entry in blocks
-                const int64_t *slice = step.slices + task / kv_heads * 4;
+                const int64_t *piece = step.pieces + task / kv_heads * 4;
                 int64_t kv = task % kv_heads, share = heads / kv_heads;
-                for (int64_t t = slice[0]; t < slice[0] + slice[1]; t++) {
+                for (int64_t t = piece[0]; t < piece[0] + piece[1]; t++) {
                     float *row = qkv.data() + t * width;
                     const T *c = cos + step.positions[t] * model.rotary_dim;
                     const T *s = sin + step.positions[t] * model.rotary_dim;
@@ -123,9 +123,9 @@ void run_layers(const Model &model, const Step &step, float *hidden) {
                         store16(values + place + i, load16(v + i));
                     }
                 }
-                int64_t offset = slice[0] * heads * head_dim;
-                attend_slice<float, T>(queries.data() + offset, keys, values, step.blocks + slice[3],
-                                                 attended.data() + offset, slice[1], slice[2], kv, heads, kv_heads,
+                int64_t offset = piece[0] * heads * head_dim;
+                attend_slice<float, T>(queries.data() + offset, keys, values, step.blocks + piece[3],
+                                                 attended.data() + offset, piece[1], piece[2], kv, heads, kv_heads,
                                                  model.block_size, layer.scaling, scratch);
             }  // all wait here
             if (thread == 0) *step.attention_seconds += seconds() - began;

@@ -59,8 +59,8 @@ class _Model(ctypes.Structure):
 class _Step(ctypes.Structure):
     _fields_ = (
         ("tokens", _SIZE),
-        ("num_slices", _SIZE),
-        *((name, _POINTER) for name in ("positions", "write_rows", "slices", "blocks", "cos", "sin")),
+        ("num_pieces", _SIZE),
+        *((name, _POINTER) for name in ("positions", "write_rows", "pieces", "blocks", "cos", "sin")),
         ("attention_seconds", ctypes.POINTER(ctypes.c_double)),
     )
 
