@@ -4,7 +4,7 @@
 
 #include <type_traits>
 
-#include "lanes.h"
+#include "tiles.h"
 
 #if defined(__AVX512BF16__) && defined(__AVX512BW__)
 #include <immintrin.h>
@@ -118,14 +118,148 @@ inline void in_order(float *sums) {
 }
 #endif
 
+// Scores of one row become weights in their place, unscaled and zero behind the last visible key. Returns what their
+// products are to be multiplied with; NaN if a score was not finite.
+template <typename Weight>
+inline float softmax_row(float *s, int64_t visible, int64_t padded, float scaling) {
+    Weight *w = reinterpret_cast<Weight *>(s);
+    for (int64_t key = visible; key < padded; key++) s[key] = -INFINITY;
+    vf highest = load16(s), probe = {};
+    for (int64_t key = 0; key < visible; key += kLanes) {
+        vf v = load16(s + key);
+        highest = max16(highest, v);
+        // Not finite times zero is NaN, but for the minus infinities put there above.
+        probe += (v == -INFINITY ? vf{} : v) * 0.0f;
+    }
+    float top = highest[0];
+    for (int i = 1; i < kLanes; i++) top = std::max(top, highest[i]);
+    vf totals = {};
+    for (int64_t key = 0; key < padded; key += kLanes) {
+        vf v = load16(s + key);
+        vf e = v == -INFINITY ? vf{} : exp16((v - top) * scaling);
+        store16(w + key, e);
+        totals += e;
+    }
+    // exp16 makes a number of a NaN; what is not finite has to be seen.
+    return 1.0f / sum16(totals) + sum16(probe);
+}
+
+// A slice's keys or values of one head, block by block.
+template <typename T>
+struct PagedRows {
+    const T *pool;
+    const int32_t *blocks;
+    int64_t length, head, kv_heads, block_size;
+
+    // Call `body(first key, keys of the block, its rows)`. Blocks lie anywhere in memory, so no processor foresees the
+    // next one: it is asked for while this one is worked on.
+    template <typename Body>
+    void each(Body body) const {
+        int64_t size = block_size * kHeadDim;
+        auto block_at = [&](int64_t block) { return pool + (blocks[block] * kv_heads + head) * size; };
+        for (int64_t first = 0, block = 0; first < length; first += block_size, block++) {
+            if (first + 2 * block_size < length) {
+                const char *next = reinterpret_cast<const char *>(block_at(block + 2));
+                for (int64_t i = 0; i < static_cast<int64_t>(size * sizeof(T)); i += 64) __builtin_prefetch(next + i);
+            }
+            body(first, std::min(block_size, length - first), block_at(block));
+        }
+    }
+};
+
+#if HAS_TILES
+constexpr bool kFitsTiles = kHeadDim % (2 * kTile) == 0;
+// So many keys' values are packed at once: sums go through memory once for all of them.
+constexpr int64_t kPackedKeys = 64;
+
+// `attend_slice` in matrix tiles. Blocks are whole tiles of keys.
+inline void attend_in_tiles(const bf16 *queries, const PagedRows<bf16> &keys, const PagedRows<bf16> &values,
+                            bf16 *output, int64_t num_new, int64_t start, int64_t heads, float scaling,
+                            std::vector<float> &scratch, Tiles &tiles) {
+    constexpr int64_t kValueTile = kTile * kHeadDim;  // packed elements of sixteen keys
+    int64_t share = heads / keys.kv_heads, rows = num_new * share, length = keys.length;
+    int64_t padded = (length + kTile - 1) / kTile * kTile;
+    // Rows a power of two apart would share few places of the first cache.
+    int64_t pitch = padded % 256 == 0 ? padded + kTile : padded;
+    // Fewer queries than a tile has rows take a smaller tile; more are padded to whole ones.
+    int64_t tile_rows = std::min(rows, kTile), num_rows = (rows + tile_rows - 1) / tile_rows * tile_rows;
+    scratch.resize(num_rows * (pitch + kHeadDim + kHeadDim / 2 + 1) + kPackedKeys * kHeadDim / 2 + kTile);
+    uintptr_t begin = reinterpret_cast<uintptr_t>(scratch.data());
+    float *scores = scratch.data() + (64 - begin % 64) % 64 / sizeof(float);  // [num_rows, pitch]; then the weights
+    float *sums = scores + num_rows * pitch;                                  // [num_rows, head_dim]
+    bf16 *packed = reinterpret_cast<bf16 *>(sums + num_rows * kHeadDim);      // of kPackedKeys
+    bf16 *own = packed + kPackedKeys * kHeadDim;                              // [num_rows, head_dim]: queries
+    float *scales = reinterpret_cast<float *>(own + num_rows * kHeadDim);     // [num_rows]
+    const bf16 *weights = reinterpret_cast<const bf16 *>(scores);
+    int64_t weight_pitch = 2 * pitch;
+    auto place = [&](int64_t row) { return ((row / share) * heads + keys.head * share + row % share) * kHeadDim; };
+    for (int64_t row = 0; row < rows; row++)
+        std::memcpy(own + row * kHeadDim, queries + place(row), kHeadDim * sizeof(bf16));
+    std::memset(own + rows * kHeadDim, 0, (num_rows - rows) * kHeadDim * sizeof(bf16));
+    std::memset(sums, 0, num_rows * kHeadDim * sizeof(float));
+
+    tiles.for_scores(tile_rows);
+    keys.each([&](int64_t first, int64_t count, const bf16 *k) {
+        for (int64_t key = 0; key < count; key += kTile) {
+            pack_keys<kHeadDim>(k + key * kHeadDim, packed);
+            for (int64_t row = 0; row < num_rows; row += tile_rows)
+                tile_scores<kHeadDim>(own + row * kHeadDim, packed, scores + row * pitch + first + key, pitch);
+        }
+    });
+    for (int64_t row = 0; row < rows; row++)
+        scales[row] = softmax_row<bf16>(scores + row * pitch, start + row / share + 1, padded, scaling);
+
+    tiles.for_values(tile_rows);
+    int64_t done = 0, ready = 0;  // keys whose values are in the sums, and packed behind them
+    auto add = [&] {
+        for (int64_t row = 0; row < num_rows; row += tile_rows)
+            for (int64_t i = 0; i < kHeadDim; i += 4 * kTile) {
+                auto add_some = [&](auto count) {
+                    tile_values<decltype(count)::value>(weights + row * weight_pitch + done, weight_pitch,
+                                                        packed + i * kTile, kValueTile, ready,
+                                                        sums + row * kHeadDim + i, kHeadDim);
+                };
+                if (kHeadDim - i >= 4 * kTile)
+                    add_some(std::integral_constant<int, 4>{});
+                else
+                    add_some(std::integral_constant<int, 2>{});
+            }
+        done += ready;
+        ready = 0;
+    };
+    values.each([&](int64_t, int64_t count, const bf16 *v) {
+        for (int64_t key = 0; key < count; key += kTile) {
+            pack_values<kHeadDim>(v + key * kHeadDim, count - key, packed + ready * kHeadDim);
+            ready += kTile;
+            if (ready == kPackedKeys) add();
+        }
+    });
+    if (ready != 0) add();
+    for (int64_t row = 0; row < rows; row++) {
+        in_order(sums + row * kHeadDim);
+        for (int64_t i = 0; i < kHeadDim; i += kLanes)
+            store16(output + place(row) + i, load16(sums + row * kHeadDim + i) * scales[row]);
+    }
+}
+#endif
+
 // One slice's queries of one key-value head, straight from the cache's blocks.
 template <typename Q, typename T>
 void attend_slice(const Q *queries, const T *keys, const T *values, const int32_t *blocks, Q *output, int64_t num_new,
                   int64_t start, int64_t head, int64_t heads, int64_t kv_heads, int64_t block_size, float scaling,
-                  std::vector<float> &scratch) {
+                  std::vector<float> &scratch, [[maybe_unused]] Tiles *tiles) {
     constexpr int64_t head_dim = kHeadDim;
     typedef std::conditional_t<kInPairs<T>, bf16, float> Weight;
     int64_t share = heads / kv_heads, rows = num_new * share, length = start + num_new;
+    PagedRows<T> paged_keys{keys, blocks, length, head, kv_heads, block_size};
+    PagedRows<T> paged_values{values, blocks, length, head, kv_heads, block_size};
+#if HAS_TILES
+    if constexpr (std::is_same_v<Q, bf16> && std::is_same_v<T, bf16> && kFitsTiles) {
+        if (tiles != nullptr && Tiles::is_allowed() && block_size % kTile == 0)
+            return attend_in_tiles(queries, paged_keys, paged_values, output, num_new, start, heads, scaling, scratch,
+                                   *tiles);
+    }
+#endif
     int64_t padded = (length + kLanes - 1) / kLanes * kLanes;
     scratch.resize(rows * (padded + head_dim + 1));
     float *scores = scratch.data();         // [rows, padded]; then the weights, from each row's begin on
@@ -135,23 +269,10 @@ void attend_slice(const Q *queries, const T *keys, const T *values, const int32_
     const Weight *weights = reinterpret_cast<const Weight *>(scores);
     auto place = [&](int64_t row) { return ((row / share) * heads + head * share + row % share) * head_dim; };
     std::memset(sums, 0, rows * head_dim * sizeof(float));
-    // Call `body(first key, keys of the block, its rows)` block by block. Blocks lie anywhere in memory, so no processor
-    // foresees the next one: it is asked for while this one is worked on.
-    auto over_blocks = [&](const T *pool, auto body) {
-        int64_t size = block_size * head_dim;
-        auto block_at = [&](int64_t block) { return pool + (blocks[block] * kv_heads + head) * size; };
-        for (int64_t first = 0, block = 0; first < length; first += block_size, block++) {
-            if (first + 2 * block_size < length) {
-                const char *next = reinterpret_cast<const char *>(block_at(block + 2));
-                for (int64_t i = 0; i < static_cast<int64_t>(size * sizeof(T)); i += 64) __builtin_prefetch(next + i);
-            }
-            body(first, std::min(block_size, length - first), block_at(block));
-        }
-    };
-    // Whole vectors of keys may reach behind the last one, into what nobody has written: masked below. They must not
-    // reach behind the row.
+    // Whole vectors of keys may reach behind the last one, into what nobody has written: masked by the softmax. They
+    // must not reach behind the row.
     bool is_whole = block_size % kLanes == 0;
-    over_blocks(keys, [&](int64_t first, int64_t count, const T *k) {
+    paged_keys.each([&](int64_t first, int64_t count, const T *k) {
         int64_t key = 0;
         for (; is_whole && key < count; key += kLanes)
             for (int64_t row = 0; row < rows; row++)
@@ -161,31 +282,9 @@ void attend_slice(const Q *queries, const T *keys, const T *values, const int32_
             for (int64_t row = 0; row < rows; row++)
                 scores[row * padded + first + key] = sum16(lane_products(queries + place(row), k + key * head_dim));
     });
-    for (int64_t row = 0; row < rows; row++) {
-        float *s = scores + row * padded;
-        Weight *w = reinterpret_cast<Weight *>(s);
-        int64_t visible = start + row / share + 1;
-        for (int64_t key = visible; key < padded; key++) s[key] = -INFINITY;
-        vf highest = load16(s), probe = {};
-        for (int64_t key = 0; key < visible; key += kLanes) {
-            vf v = load16(s + key);
-            highest = max16(highest, v);
-            // Not finite times zero is NaN, but for the minus infinities put there above.
-            probe += (v == -INFINITY ? vf{} : v) * 0.0f;
-        }
-        float top = highest[0];
-        for (int i = 1; i < kLanes; i++) top = std::max(top, highest[i]);
-        vf totals = {};
-        for (int64_t key = 0; key < padded; key += kLanes) {
-            vf v = load16(s + key);
-            vf e = v == -INFINITY ? vf{} : exp16((v - top) * scaling);
-            store16(w + key, e);
-            totals += e;
-        }
-        // exp16 makes a number of a NaN; what is not finite has to be seen.
-        scales[row] = 1.0f / sum16(totals) + sum16(probe);
-    }
-    over_blocks(values, [&](int64_t first, int64_t count, const T *v) {
+    for (int64_t row = 0; row < rows; row++)
+        scales[row] = softmax_row<Weight>(scores + row * padded, start + row / share + 1, padded, scaling);
+    paged_values.each([&](int64_t first, int64_t count, const T *v) {
         auto add = [&](int64_t row, auto together) {
             constexpr int kRows = decltype(together)::value;
             add_values<T, kRows>(weights + row * stride + first, stride, v, count, sums + row * head_dim);

@@ -125,8 +125,8 @@ void run_layers(const Model &model, const Step &step, float *hidden) {
                 }
                 int64_t offset = piece[0] * heads * head_dim;
                 attend_slice<float, T>(queries.data() + offset, keys, values, step.blocks + piece[3],
-                                                 attended.data() + offset, piece[1], piece[2], kv, heads, kv_heads,
-                                                 model.block_size, layer.scaling, scratch);
+                                       attended.data() + offset, piece[1], piece[2], kv, heads, kv_heads,
+                                       model.block_size, layer.scaling, scratch, nullptr);
             }  // all wait here
             if (thread == 0) *step.attention_seconds += seconds() - began;
             rounded.round(attended.data(), tokens, heads * head_dim);

@@ -73,13 +73,14 @@ void paged_attention(const T *queries, const T *keys, const T *values, const int
 #pragma omp parallel
     {
         std::vector<float> scratch;
+        Tiles tiles;
 #pragma omp for schedule(dynamic, 1)
         for (int64_t task = 0; task < num_pieces * kv_heads; task++) {
             // first token, tokens, start position, first entry in blocks
             const int64_t *piece = pieces + task / kv_heads * 4;
             int64_t offset = piece[0] * heads * kHeadDim;
             attend_slice<T, T>(queries + offset, keys, values, blocks + piece[3], output + offset, piece[1],
-                                      piece[2], task % kv_heads, heads, kv_heads, block_size, scaling, scratch);
+                               piece[2], task % kv_heads, heads, kv_heads, block_size, scaling, scratch, &tiles);
         }
     }
 }
