@@ -30,6 +30,8 @@ _SPECIAL_TOKENS: Final = {
     "unk_token": "unknown_token_id",
     "pad_token": "padding_token_id",
 }
+# Beside the template's own: what ends a turn, and what ends a message that waits for a tool.
+_TURN_ENDS: Final = ("eot_token_id", "eom_token_id")
 # What is read here, and what changes no token: names of further special tokens, and what other programs kept.
 _READ: Final = frozenset(
     {
@@ -83,6 +85,16 @@ def build_gguf_tokenizer(name: str, architecture: str, vocabulary: Mapping[str, 
     return tokenizer
 
 
+def gguf_turn_end_ids(vocabulary: Mapping[str, Any]) -> frozenset[int]:
+    """Token ids that a file names as ends of a turn.
+
+    Args:
+        vocabulary: The file's settings after ``tokenizer.``, of which a tokenizer was built.
+    """
+    ids = (vocabulary.get(f"ggml.{key}") for key in _TURN_ENDS)
+    return frozenset(token_id for token_id in ids if token_id is not None)
+
+
 def _unknown(name: str, what: str) -> UnsupportedArchitectureError:
     return UnsupportedArchitectureError(
         f"model {name}: {what} cannot be read from a GGUF file; use the model's safetensors, or a newer GGUF file of it"
@@ -112,7 +124,7 @@ def _damaged_list(settings: Mapping[str, Any]) -> str | None:
 
 
 def _damaged_choice(settings: Mapping[str, Any]) -> str | None:
-    for key in _SPECIAL_TOKENS.values():
+    for key in (*_SPECIAL_TOKENS.values(), *_TURN_ENDS):
         token_id = settings.get(key)
         if token_id is not None and not (type(token_id) is int and 0 <= token_id < len(settings["tokens"])):
             return f"{key} is {token_id!r:.40}"

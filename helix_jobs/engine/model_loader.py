@@ -245,7 +245,7 @@ def load_models(
         eos_token_ids=end_token_ids(target_source.tokenizer, target_source.config, read.generation_config),
         vocab_size=min(loaded_target.decoder.vocab_size, int(target_source.config.vocab_size)),
         max_context=_max_context(target_source),
-        turn_end_ids=turn_end_ids(target_source.tokenizer, probe),
+        turn_end_ids=turn_end_ids(target_source.tokenizer, probe) | target_source.turn_end_ids,
         prompts=prompts,
     )
 

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from helix_jobs.engine.architecture import check_architecture
 from helix_jobs.engine.checkpoint import Checkpoint, find_checkpoint
 from helix_jobs.engine.devices import is_out_of_memory
-from helix_jobs.engine.gguf_tokenizer import build_gguf_tokenizer
+from helix_jobs.engine.gguf_tokenizer import build_gguf_tokenizer, gguf_turn_end_ids
 from helix_jobs.engine.layout import check_layout
 from helix_jobs.engine.pretrained import TRANSFORMERS_MAJOR, pretrained_arguments, read_tokenizer, weight_arguments
 from helix_jobs.engine.tensor_names import HEAD, canonical, check_layers, is_computed
@@ -38,11 +38,19 @@ _LAYER_COUNTS: Final = ("num_hidden_layers", "n_layer")
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """Everything of a model but its weights."""
+    """Everything of a model but its weights.
+
+    Attributes:
+        checkpoint: Its files.
+        config: Its configuration, complete.
+        tokenizer: A fast one.
+        turn_end_ids: Tokens that a GGUF file names as ends of a turn, whatever its chat template writes.
+    """
 
     checkpoint: Checkpoint
     config: PretrainedConfig
     tokenizer: PreTrainedTokenizerBase
+    turn_end_ids: frozenset[int] = frozenset()
 
 
 def open_source(name: str, home: Path, on_progress: Callable[[str], None]) -> ModelSource:
@@ -78,7 +86,8 @@ def open_source(name: str, home: Path, on_progress: Callable[[str], None]) -> Mo
             f"model {name}: its configuration or tokenizer cannot be read from {checkpoint.folder} "
             f"({_words(error)}); fetch the model again, tokenizer files included"
         ) from error
-    return ModelSource(checkpoint, config, tokenizer)
+    named = frozenset[int]() if checkpoint.gguf is None else gguf_turn_end_ids(checkpoint.gguf.vocabulary)
+    return ModelSource(checkpoint, config, tokenizer, named)
 
 
 def _words(error: Exception) -> str:

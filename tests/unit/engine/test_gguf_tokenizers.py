@@ -137,6 +137,24 @@ SEED_CODER = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
+# As the tokenizer.json of DeepSeek LLM and V2 Lite has it; of the scripts with capitals these are enough for the texts.
+DEEPSEEK = pre_tokenizers.Sequence(
+    [
+        *(
+            pre_tokenizers.Split(Regex(pattern), "isolated")
+            for pattern in (
+                r"[\r\n]",
+                r"\s?[\p{Latin}\p{Cyrillic}]+",
+                "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+",
+                r"\s+$",
+                "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+",
+            )
+        ),
+        pre_tokenizers.Digits(individual_digits=True),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ]
+)
+
 
 @pytest.mark.parametrize(
     ("pre", "reference", "begins"),
@@ -149,6 +167,7 @@ SEED_CODER = (
         ("dbrx", split(LLAMA_3), False),
         ("qwen2", split(LLAMA_3.replace("{1,3}", "")), False),
         ("seed-coder", split(SEED_CODER), False),
+        ("deepseek-llm", DEEPSEEK, False),
     ],
 )
 def test_a_byte_level_vocabulary(pre: str, reference: pre_tokenizers.PreTokenizer, *, begins: bool) -> None:
@@ -171,6 +190,12 @@ def test_the_names_that_transformers_knows_mean_the_same() -> None:
 @pytest.mark.parametrize(
     ("pre", "text", "words"),
     [
+        ("deepseek-llm", "x = 12;\n\ny  ", ["x", " =", " ", "1", "2", ";", "\n", "\n", "y", "  "]),
+        (
+            "deepseek-llm",
+            "\u00d7  12 (\u0410\u03a9\u10d0)",
+            ["\u00d7  ", "1", "2", " (", "\u0410\u03a9", "\u10d0", ")"],
+        ),
         ("deepseek-coder", "x = 12;\n\ny", ["x", " = ", "1", "2", ";", "\n", "\n", "y"]),
         ("deepseek-coder", "if (a) 日本", ["if", " (", "a", ")", " ", "日本"]),
         ("deepseek-v3", "12345 don't\n\n日本a", ["123", "45", " don", "'t", "\n\n", "日本", "a"]),
@@ -220,7 +245,7 @@ def test_a_word_that_is_a_token_is_one_where_merges_do_not_reach_it() -> None:
     assert last not in build_gguf_tokenizer("m", "llama", settings)("zqzqz")["input_ids"]
 
 
-@pytest.mark.parametrize("pre", [None, "default", "deepseek-llm", "made-up", 7, ["gpt-2"]])
+@pytest.mark.parametrize("pre", [None, "default", "made-up", 7, ["gpt-2"]])
 def test_an_unknown_split_is_refused(pre: Any) -> None:
     settings = vocabulary(byte_level(DIGITS), "gpt2", pre=pre)
     if pre is None:
@@ -256,12 +281,23 @@ def test_what_nobody_reads_is_refused(settings: dict[str, Any], message: str) ->
         {"merges": ["a b c"]},
         {"eos_token_id": 10**6},
         {"bos_token_id": "a"},
+        {"eot_token_id": 10**6},
+        {"eom_token_id": [1]},
         {"add_bos_token": 3},
     ],
 )
 def test_a_damaged_vocabulary(settings: dict[str, Any]) -> None:
     with pytest.raises(ModelError, match="the vocabulary of the GGUF file is damaged"):
         build_gguf_tokenizer("m", "llama", vocabulary(byte_level(DIGITS), "gpt2", pre="smollm", **settings))
+
+
+def test_the_ends_of_turns_that_a_file_names_end_answers_to_messages(tmp_path: Path) -> None:
+    """Llama 3.1's end of a message to a tool stands in no answer that its template renders."""
+    named = {"tokenizer.ggml.eot_token_id": 40, "tokenizer.ggml.eom_token_id": 41}
+    for general, ids in (({}, {1}), (named, {1, 40, 41})):
+        write_gguf(tmp_path / "tiny.gguf", general=general)
+        models = load(tmp_path / "tiny.gguf")
+        assert (models.eos_token_ids, models.turn_end_ids) == ({1}, ids)
 
 
 def test_the_split_of_a_file_is_honoured(tmp_path: Path) -> None:
