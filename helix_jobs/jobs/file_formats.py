@@ -11,43 +11,73 @@ import json
 import re
 import shlex
 import zlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, Final, cast
 
 from helix_jobs.errors import InputError
+from helix_jobs.jobs.text_encoding import narrow_encoding, wide_encoding
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from helix_jobs.jobs.requests import LineSource
 
 # Enough for the first two lines of whatever a person looks at in an editor; longer lines are judged by their beginning.
 _LOOK: Final = 64 * 1024
 _PIECE: Final = 64 * 1024
+# Of a file of text this much is looked at for its encoding.
+_ENCODING_LOOK: Final = 16 * 1024 * 1024
 _GZIP: Final = b"\x1f\x8b\x08"
 _BOM: Final = b"\xef\xbb\xbf"
-_PANDAS: Final = re.compile(r"PANDAS\(([^)]*)\)")
 
 _MAX_BLANK_LINES: Final = 100
-# First bytes -> what the file is, and the command that prints lines of JSON of it, FILE and PANDAS filled in.
-_SIGNATURES: Final[Mapping[bytes, tuple[str, str]]] = {
-    b"\x28\xb5\x2f\xfd": ("compressed with zstd", "zstd -dc FILE"),
-    b"BZh": ("compressed with bzip2", "bzip2 -dc FILE"),
-    b"\xfd7zXZ\0": ("compressed with xz", "xz -dc FILE"),
-    b"\x04\x22\x4d\x18": ("compressed with lz4", "lz4 -dc FILE"),
-    b"PAR1": ("Parquet", "PANDAS(read_parquet)"),
-    b"ARROW1": ("Arrow (Feather)", "PANDAS(read_feather)"),
-    b"PK\x03\x04": (
+
+
+@dataclass(frozen=True, slots=True)
+class _Other:
+    """What a file is that holds no lines of JSON.
+
+    Attributes:
+        what: How a sentence names it.
+        command: Prints lines of JSON of it, or something nearer to them, FILE for its name.
+        note: What the command does, or wants, besides.
+    """
+
+    what: str
+    command: str
+    note: str = ""
+
+
+def _pandas(function: str, options: str = "") -> str:
+    code = f'import pandas, sys; print(pandas.{function}(sys.argv[1]{options}).to_json(orient="records", lines=True))'
+    return f"python -c {shlex.quote(code)} FILE"
+
+
+# Two programs are called yq, and their options differ.
+_FROM_YAML: Final = (
+    "import json, sys, yaml; "
+    'print(*(json.dumps(line) for part in yaml.safe_load_all(open(sys.argv[1], "rb")) '
+    'for line in (part if isinstance(part, list) else [part])), sep="\\n")'
+)
+# First bytes -> what the file is.
+_SIGNATURES: Final[Mapping[bytes, _Other]] = {
+    b"\x28\xb5\x2f\xfd": _Other("compressed with zstd", "zstd -dc FILE"),
+    b"BZh": _Other("compressed with bzip2", "bzip2 -dc FILE"),
+    b"\xfd7zXZ\0": _Other("compressed with xz", "xz -dc FILE"),
+    b"\x04\x22\x4d\x18": _Other("compressed with lz4", "lz4 -dc FILE"),
+    b"PAR1": _Other("Parquet", _pandas("read_parquet")),
+    b"ARROW1": _Other("Arrow (Feather)", _pandas("read_feather")),
+    b"PK\x03\x04": _Other(
         "a ZIP archive or an Excel workbook",
-        "unzip -p FILE (a workbook: PANDAS(read_excel))",
+        f"unzip -p FILE (a workbook: {_pandas('read_excel')})",
     ),
-    b"7z\xbc\xaf\x27\x1c": ("a 7z archive", "7z x -so FILE"),
-    b"SQLite format 3\0": (
+    b"7z\xbc\xaf\x27\x1c": _Other("a 7z archive", "7z x -so FILE"),
+    b"SQLite format 3\0": _Other(
         "an SQLite database",
         "sqlite3 FILE \"SELECT json_object('prompt', COLUMN) FROM TABLE\"",
     ),
-    b"%PDF-": ("a PDF document", "pdftotext FILE - | jq -Rsc '{prompt: .}'"),
+    b"%PDF-": _Other("a PDF document", "pdftotext FILE - | jq -Rsc '{prompt: .}'"),
 }
-_UTF16_MARKS: Final = (b"\xff\xfe", b"\xfe\xff")
 # Control characters that no text holds; it may hold tabs, form feeds and the escapes of colours.
 _NO_TEXT: Final = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 _HEADER_CELL: Final = re.compile(r'"?[A-Za-z_][\w .-]{0,63}"?')
@@ -72,13 +102,14 @@ def open_lines(stream: LineSource, name: str | None = None) -> LineSource:
     first = stream.readline(_LOOK)
     if first.startswith(_GZIP):
         if isinstance(stream, _Gzip):
-            raise _not_lines("compressed twice", "gunzip -c FILE | gunzip -c", name)
+            raise _not_lines(_Other("compressed twice", "gunzip -c FILE | gunzip -c"), name)
         return open_lines(_Gzip(_Again([first], stream)), name)
     taken = [first]
     while taken[-1] and len(taken) < _MAX_BLANK_LINES and not taken[-1].removeprefix(_BOM).strip():
         taken.append(stream.readline(_LOOK))
     line = taken[-1]
-    _refuse_other_bytes(line, name)
+    if (other := _other_bytes(line)) is not None:
+        raise _not_lines(other, name)
     again = _Again(taken, stream)
     if _has_carriage_returns(line):
         return _CarriageReturns(again)
@@ -88,65 +119,90 @@ def open_lines(stream: LineSource, name: str | None = None) -> LineSource:
         again = _Again([*taken, second], stream)
         if not text.startswith(("{", "[")) and _NO_TEXT.search(line + second):
             raise InputError(f"{_shown(name) or 'the input'} is no text; give a file with one JSON object a line")
-        _refuse_other_text(text, second.decode(errors="replace").strip(), name)
+        if (other := _other_text(text, second.decode(errors="replace").strip())) is not None:
+            # Lines beyond ASCII may come late; only a file is here as a whole already.
+            more = b"" if name is None else b"".join(_beginning(stream, _ENCODING_LOOK))
+            is_whole = name is not None and not stream.readline(1)
+            raise _not_lines(_with_encoding(other, line + second + more, is_whole=is_whole), name)
     return again
 
 
-def _refuse_other_bytes(first: bytes, name: str | None) -> None:
-    for signature, (what, command) in _SIGNATURES.items():
+def _other_bytes(first: bytes) -> _Other | None:
+    for signature, other in _SIGNATURES.items():
         if first.startswith(signature):
-            raise _not_lines(what, command, name)
-    # UTF-16 of ASCII characters is every other byte NUL, with or without a mark.
-    nul = b"\0\0"
-    if first.startswith(_UTF16_MARKS) or (first[0:4:2] == nul) != (first[1:4:2] == nul):
-        kind = "UTF-16" if first.startswith(_UTF16_MARKS) else "UTF-16BE" if first[:1] == b"\0" else "UTF-16LE"
-        raise _not_lines("UTF-16 text", f"iconv -f {kind} -t UTF-8 FILE", name)
+            return other
+    encoding = wide_encoding(first)
+    return None if encoding is None else _Other(f"{encoding.what} text", encoding.command, encoding.note)
 
 
-def _refuse_other_text(first: str, second: str, name: str | None) -> None:
+def _other_text(first: str, second: str) -> _Other | None:
     """Judge a first line that is no JSON by itself, with the line after it."""
-    if first.startswith("[") and not first.startswith("[]"):
-        if _ends_too_early(first) or _ends_too_early(first.rstrip(",")):
-            raise _not_lines("one JSON document over several lines", "jq -c '.[]' FILE", name)
-        return
+    if first.startswith("[]"):
+        return None
+    if first.startswith("["):
+        is_cut = _ends_too_early(first) or _ends_too_early(first.rstrip(","))
+        return _Other("one JSON document over several lines", "jq -c '.[]' FILE") if is_cut else None
     if first.startswith("{"):
-        if _ends_too_early(first) and second and not second.startswith("{"):
-            wrapped = _LIST_MEMBER.match(first.removeprefix("{").strip() or second)
-            inside = f".{wrapped[1]}[]" if wrapped and wrapped[1] not in _OWN_LISTS else "."
-            raise _not_lines("JSON spread over several lines", f"jq -c '{inside}' FILE", name)
-        return
+        return _object_over_lines(first, second)
+    return _columns(first, second) or _free_text(first, second)
+
+
+def _object_over_lines(first: str, second: str) -> _Other | None:
+    if not _ends_too_early(first) or not second or second.startswith("{"):
+        return None
+    wrapped = _LIST_MEMBER.match(first.removeprefix("{").strip() or second)
+    inside = f".{wrapped[1]}[]" if wrapped and wrapped[1] not in _OWN_LISTS else "."
+    return _Other("JSON spread over several lines", f"jq -c '{inside}' FILE")
+
+
+def _columns(first: str, second: str) -> _Other | None:
     for separator, what in ((",", "CSV"), ("\t", "tab-separated values"), (";", "CSV with semicolons")):
         cells = first.split(separator)
         if len(cells) > 1 and separator in second and all(_HEADER_CELL.fullmatch(cell.strip()) for cell in cells):
             option = "" if separator == "," else f", sep={json.dumps(separator)}"
-            raise _not_lines(what, f"PANDAS(read_csv{option})", name, _COLUMN_OF_PROMPTS)
+            return _Other(what, _pandas("read_csv", option), _COLUMN_OF_PROMPTS)
+    return None
+
+
+def _free_text(first: str, second: str) -> _Other | None:
     if not second or second.startswith(("{", "[")):
-        return
+        return None
     if first.strip('"') in _COLUMNS:
-        raise _not_lines("CSV", "PANDAS(read_csv)", name, _COLUMN_OF_PROMPTS)
+        return _Other("CSV", _pandas("read_csv"), _COLUMN_OF_PROMPTS)
     if _YAML_LINE.match(first):
-        raise _not_lines("YAML", "yq -o=json -I=0 '.[]' FILE", name)
-    raise _not_lines("plain text", "jq -Rc '{prompt: .}' FILE", name, "each line becomes a prompt")
+        return _Other("YAML", f"python -c {shlex.quote(_FROM_YAML)} FILE")
+    return _Other("plain text", "jq -Rc '{prompt: .}' FILE", "each line becomes a prompt")
 
 
-def _not_lines(what: str, command: str, name: str | None, note: str | None = None) -> InputError:
+def _with_encoding(other: _Other, data: bytes, *, is_whole: bool) -> _Other:
+    """A text with its encoding, where that is not UTF-8: the programs of the commands read no other."""
+    encoding = narrow_encoding(data, is_whole=is_whole)
+    if encoding is None:
+        return other
+    return _Other(
+        f"{other.what} in {encoding.what}",
+        f"{encoding.command} | {other.command.replace('FILE', '/dev/stdin')}",
+        "; ".join(filter(None, (other.note, encoding.note))),
+    )
+
+
+def _beginning(stream: LineSource, size: int) -> Iterator[bytes]:
+    """What comes next, ``size`` bytes at most."""
+    while size and (piece := stream.readline(min(size, _PIECE))):
+        size -= len(piece)
+        yield piece
+
+
+def _not_lines(other: _Other, name: str | None) -> InputError:
     shown = _shown(name)
-    command = _PANDAS.sub(lambda found: _pandas(found[1]), command)
-    filled = command.replace("FILE", "FILE" if shown is None else shlex.quote(shown))
+    command = other.command.replace("FILE", "FILE" if shown is None else shlex.quote(shown))
     # Into a pipe: a file that the command wrote might be the one it reads.
-    message = f"{shown or 'the input'} is {what}, not one JSON object a line; submit it with: {filled} | helix submit -"
-    return InputError(message if note is None else f"{message} ({note})")
+    message = f"{shown or 'the input'} is {other.what}, not one JSON object a line; submit it with: {command}"
+    return InputError(f"{message} | helix submit -{other.note and f' ({other.note})'}")
 
 
 def _shown(name: str | None) -> str | None:
     return name if name is not None and name.isprintable() else None
-
-
-def _pandas(reader: str) -> str:
-    function, _, options = reader.partition(",")
-    read = f"pandas.{function}(sys.argv[1]{',' if options else ''}{options})"
-    code = f'import pandas, sys; print({read}.to_json(orient="records", lines=True))'
-    return f"python -c {shlex.quote(code)} FILE"
 
 
 def _is_whole_json(text: str) -> bool:

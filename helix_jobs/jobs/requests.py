@@ -22,6 +22,7 @@ from helix_jobs.jobs.line_faults import WHOLE_LINE, kind
 from helix_jobs.jobs.request_forms import parse_line_object
 from helix_jobs.jobs.request_sampling import SamplingReader
 from helix_jobs.jobs.request_texts import check_messages, check_prompt
+from helix_jobs.jobs.text_encoding import narrow_encoding
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -276,7 +277,10 @@ def _decode(data: bytes, *, first: bool) -> object:
     try:
         values = _DECODER.decode(data.decode())
     except UnicodeDecodeError as error:
-        raise InvalidFieldError(WHOLE_LINE, f"is not UTF-8 at byte {error.start + 1}", "save it as UTF-8") from error
+        encoding = narrow_encoding(data)
+        assert encoding is not None, "it did not decode"
+        remedy = f"it looks like {encoding.what}; if all of the file is: {encoding.command} | helix submit -"
+        raise InvalidFieldError(WHOLE_LINE, f"is not UTF-8 at byte {error.start + 1}", remedy) from error
     except json.JSONDecodeError as error:
         reason = f"is not JSON: {error.msg} at character {error.pos + 1}"
         raise InvalidFieldError(WHOLE_LINE, reason, "write one JSON object on one line") from error

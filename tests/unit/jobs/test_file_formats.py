@@ -5,9 +5,12 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import shutil
 import subprocess
+import sys
 import tracemalloc
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -78,9 +81,9 @@ def test_carriage_returns_at_the_seams_of_pieces_end_one_line(size):
         (b"prompt\nName a river\n", "CSV", "pandas.read_csv"),
         (b"id\tprompt\n1\tName a river\n", "tab-separated values", "\\t"),
         (b"id;prompt\n1;Name a river\n", "CSV with semicolons", "sep="),
-        (b"- prompt: Name a river\n- prompt: b\n", "YAML", "yq -o=json -I=0 '.[]' FILE"),
-        (b"---\nprompt: Name a river\n", "YAML", "yq"),
-        (b"prompt: Name a river\nmax_tokens: 4\n", "YAML", "yq"),
+        (b"- prompt: Name a river\n- prompt: b\n", "YAML", "yaml.safe_load_all"),
+        (b"---\nprompt: Name a river\n", "YAML", "yaml.safe_load_all"),
+        (b"prompt: Name a river\nmax_tokens: 4\n", "YAML", "yaml.safe_load_all"),
         (b"Name a river.\nName another, please.\n", "plain text", "jq -Rc '{prompt: .}' FILE"),
         (b'[\n  {\n    "prompt": "a b"\n  }\n]', "one JSON document over several lines", "jq -c '.[]' FILE"),
         (b'[{"prompt": "a b"},\n{"prompt": "c"}]', "one JSON document over several lines", "jq -c '.[]' FILE"),
@@ -100,6 +103,78 @@ def test_another_format_is_one_sentence_with_the_command(data, what, command):
     assert " | helix submit -" in message
     assert "PANDAS" not in message
     assert message.isprintable()
+
+
+GERMAN = "Grüße, wie heißt der Fluß?\nUnd „dieser“?\n"
+RUSSIAN = "Как называется эта река?\nИ эта?\n"
+
+
+@pytest.mark.skipif(not shutil.which("jq") or not shutil.which("iconv"), reason="jq or iconv is not installed")
+@pytest.mark.parametrize(
+    ("data", "what", "texts"),
+    [
+        (GERMAN.encode("cp1252"), "plain text in WINDOWS-1252", GERMAN.splitlines()),
+        (GERMAN.replace("„", "").replace("“", "").encode("latin-1"), "plain text in WINDOWS-1252", None),
+        ((("Name a river.\n" * 9000) + GERMAN).encode("cp1252"), "plain text in WINDOWS-1252", None),
+        (RUSSIAN.encode("cp1251"), "plain text in another encoding than UTF-8", None),
+        ("川の名前は?\n次は?\n".encode("shift_jis"), "plain text in another encoding than UTF-8", None),
+        (GERMAN.encode() + b"na\xefve\n", "plain text in damaged UTF-8", [*GERMAN.splitlines(), "nave"]),
+        (GERMAN.encode("utf-16"), "UTF-16 text", None),
+        (GERMAN.encode("utf-32"), "UTF-32 text", None),
+        (GERMAN.encode(), "plain text", GERMAN.splitlines()),
+    ],
+)
+def test_text_in_another_encoding_is_converted_by_the_command(tmp_path, data, what, texts):
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(data)
+    with path.open("rb") as stream, pytest.raises(InputError) as told:
+        open_lines(stream, str(path))
+    assert str(told.value).startswith(f"{path} is {what}, not one JSON object a line; submit it with: ")
+    if texts is not None:
+        assert prompts(printed_by(str(told.value))) == texts
+
+
+def test_csv_in_another_encoding_is_converted_before_it_is_read():
+    with pytest.raises(InputError, match=r"CSV in WINDOWS-1252.*iconv .* FILE \| python -c .* /dev/stdin \| helix"):
+        prompts("id,prompt\n1,Wie heißt er?\n".encode("latin-1"))
+
+
+@pytest.mark.parametrize(
+    ("line", "command"),
+    [
+        ("heißt".encode("cp1252"), "iconv -f WINDOWS-1252 -t UTF-8 FILE"),
+        ("называется".encode("cp1251"), "iconv -f ENCODING -t UTF-8 FILE"),
+        ("heißt".encode() + b"\xff", "iconv -c -f UTF-8 -t UTF-8 FILE"),
+    ],
+)
+def test_a_line_in_another_encoding_names_the_command(line, command):
+    good, bad = prompts(LINES[:18] + b'{"prompt": "' + line + b'"}\n')
+    assert good == "one"
+    assert isinstance(bad, BadLine)
+    assert f"{command} | helix submit -" in bad.remedy
+
+
+@pytest.mark.parametrize(
+    ("tool", "options"),
+    [("zstd", "-qc"), ("bzip2", "-c"), ("xz", "-c"), ("lz4", "-c"), ("iconv", "-f UTF-8 -t UTF-16")],
+)
+def test_the_command_unpacks(tmp_path, tool, options):
+    if not shutil.which(tool):
+        pytest.skip(f"{tool} is not installed")
+    path = tmp_path / "its lines.jsonl"
+    path.write_bytes(subprocess.run([tool, *options.split()], input=LINES, capture_output=True, check=True).stdout)
+    with path.open("rb") as stream, pytest.raises(InputError) as told:
+        open_lines(stream, str(path))
+    assert prompts(printed_by(str(told.value))) == ["one", "two"]
+
+
+def printed_by(message: str) -> bytes:
+    """What the command of a message prints."""
+    command = message.partition("with: ")[2].partition(" | helix submit -")[0]
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    return subprocess.run(
+        ["bash", "-c", command], check=True, capture_output=True, env={**os.environ, "PATH": path}
+    ).stdout
 
 
 @pytest.mark.parametrize(
@@ -164,6 +239,8 @@ def test_the_name_stands_in_the_command_as_a_shell_reads_it():
         '{\n"prompt": "one"\n}\n{"prompt":\n"two"}\n',
         json.dumps({"requests": [{"prompt": "one"}, {"prompt": "two"}]}, indent=1),
         "one\ntwo\n",
+        "- prompt: one\n- prompt: two\n  max_tokens: 4\n",
+        "prompt: one\nmax_tokens: 4\n---\nprompt: two\n",
     ],
 )
 def test_the_command_prints_lines_that_are_taken(tmp_path, text):
@@ -171,9 +248,7 @@ def test_the_command_prints_lines_that_are_taken(tmp_path, text):
     path.write_text(text)
     with path.open("rb") as stream, pytest.raises(InputError) as told:
         open_lines(stream, str(path))
-    command = str(told.value).partition("with: ")[2].partition(" | helix submit -")[0]
-    printed = subprocess.run(["bash", "-c", command], cwd=tmp_path, check=True, capture_output=True).stdout
-    assert prompts(printed) == ["one", "two"]
+    assert prompts(printed_by(str(told.value))) == ["one", "two"]
     assert path.read_text() == text
 
 

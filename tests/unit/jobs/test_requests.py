@@ -85,6 +85,7 @@ def test_emoji_escaped_as_a_surrogate_pair_are_text():
         (b'{"prompt": "a", "prompt": "b"}', "prompt", "is given twice"),
         (b'{"prompt": "a", "metadata": {"": 1, "": 2}}', '""', "is given twice"),
         (b'{"prompt": "\xff"}', "(line)", "is not UTF-8 at byte 13"),
+        (b'{"prompt": "caf\xe9"}', "(line)", "is not UTF-8 at byte 16"),
         (b'{"prompt": "\xed\xa0\x80"}', "(line)", "is not UTF-8 at byte 13"),
         (b'{"prompt": "a\\u0000b"}', "prompt", "holds a NUL character"),
         (b'{"prompt": "a\\uD800b"}', "prompt", "holds half of a surrogate pair"),
