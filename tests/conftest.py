@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import signal
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -23,7 +24,28 @@ if TYPE_CHECKING:
 # Compiling for every HELIX_HOME of a test would take most of its time; what is about compiled kernels asks for them.
 os.environ.setdefault("HELIX_COMPILE", "off")
 
+# OpenMP's threads wait for each other in a loop. Where two processes share the processors, each thread that waits so
+# holds up the one it waits for, of its own process or the other: two runs of the demo model side by side took 75
+# seconds each, 4 with threads that sleep. Read when torch is loaded, here and in every child.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 DEFAULT_POSTGRES_URL = "postgresql:///postgres"
+
+
+def _heed_signals() -> None:
+    """Let processes that tests start begin with the usual signals, whoever started the tests.
+
+    A shell that is not interactive starts what runs in the background with SIGINT and SIGQUIT ignored, nohup does so
+    with SIGHUP. Children inherit that, and what is to be interrupted would go on. Children of a process with a handler
+    of its own begin with the default, so here a handler does nothing in the place of ignoring.
+    """
+    for name in ("SIGINT", "SIGQUIT", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has the first alone
+        if number is not None and signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
+
+
+_heed_signals()
 
 
 @pytest.fixture(autouse=True)
