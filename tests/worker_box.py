@@ -82,11 +82,12 @@ class WorkerProcess:
 
 @dataclass
 class Box:
-    """One Helix installation: a home, a database, a broker, and the workers a test starts."""
+    """One Helix installation: a home, a database, a broker, and the workers and other processes a test starts."""
 
     settings: Settings
     temporary: Path
     started: list[WorkerProcess] = field(default_factory=list)
+    _spawned: list[subprocess.Popen[str]] = field(default_factory=list)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -127,6 +128,16 @@ class Box:
         if ready:
             worker.wait_ready()
         return worker
+
+    def spawn(self, *command: str, **options: Any) -> subprocess.Popen[str]:
+        """Start a command in this box's environment; whatever a test that fails leaves of it ends with this box.
+
+        Else a later test is told of a process that runs and of pipes that were not closed, when they are collected.
+        """
+        environment = self.environment | options.pop("env", {})
+        process = subprocess.Popen(command, env=environment, text=True, **options)
+        self._spawned.append(process)
+        return process
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:
         """Run a command in this box's environment."""
@@ -180,6 +191,9 @@ class Box:
         return self._database
 
     def close(self) -> None:
+        for process in self._spawned:
+            with process:
+                process.kill()
         for worker in self.started:
             if worker.process.poll() is None:
                 worker.send(signal.SIGKILL)

@@ -42,12 +42,11 @@ def submit_local(box: Box, prompt: str) -> subprocess.Popen[str]:
     """A ``submit --local`` of one prompt, in a process of its own."""
     path = box.temporary / f"{prompt}.jsonl"
     path.write_text(f'{{"prompt": "{prompt}"}}\n', encoding="utf-8")
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "submit.py"), str(path), "--local"],
-        env=box.environment | {"HELIX_FAKE_HANG": "endless"},
+    return box.spawn(
+        *(sys.executable, str(ROOT / "submit.py"), str(path), "--local"),
+        env={"HELIX_FAKE_HANG": "endless"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
     )
 
 

@@ -118,7 +118,7 @@ def test_it_stops_when_its_parent_is_killed(embedded_box: Box) -> None:
         "with LocalWorker(Settings.from_environment()):\n"
         "    time.sleep(600)\n"
     )
-    parent = subprocess.Popen([sys.executable, "-c", script], env=box.environment)
+    parent = box.spawn(sys.executable, "-c", script)
     wait_until(lambda: worker_is_live(box.settings), "no worker")
     parent.send_signal(signal.SIGKILL)
     parent.wait()

@@ -39,13 +39,11 @@ class Submit:
     """A ``submit`` in a process of its own that reads a pipe, line by line as the test writes them."""
 
     def __init__(self, box: Box, *options: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, str(ROOT / "submit.py"), "submit", "-", *options],
-            env=box.environment,
+        self.process = box.spawn(
+            *(sys.executable, str(ROOT / "submit.py"), "submit", "-", *options),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            text=True,
         )
 
     def write(self, number: int) -> None:

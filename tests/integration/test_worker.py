@@ -259,9 +259,7 @@ def test_a_worker_can_be_stopped_while_it_loads(embedded_box: Box, number: signa
         "worker.load_engine = lambda *_: (print('loading', flush=True), time.sleep(600))\n"
         "sys.exit(worker.run_worker(Settings.from_environment()))\n"
     )
-    loading = subprocess.Popen(
-        [sys.executable, "-c", script], env=embedded_box.environment, stdout=subprocess.PIPE, text=True
-    )
+    loading = embedded_box.spawn(sys.executable, "-c", script, stdout=subprocess.PIPE)
     assert loading.stdout is not None
     assert loading.stdout.readline() == "loading\n"
     assert EmbeddedBroker(embedded_box.settings.home).is_running()
