@@ -5,7 +5,9 @@ import json
 import pytest
 from sqlalchemy import select
 
+from helix_jobs.errors import HelixError
 from helix_jobs.jobs.client import HelixClient
+from helix_jobs.jobs.local_worker import LocalWorker
 from helix_jobs.jobs.schema import batches, jobs
 
 
@@ -253,8 +255,12 @@ def test_local_cancels_the_batch_when_it_is_interrupted_before_it_looks_for_a_wo
 
 def test_local_says_that_other_batches_wait_too(helix, prompts, submitted, monkeypatch):
     """Else a backlog that is worked on first looks like a worker that stands still."""
-    monkeypatch.setenv("HELIX_ENGINE", "fake")
-    monkeypatch.setenv("HELIX_REDIS_URL", "memory://")
+
+    def nobody(self):
+        raise HelixError("no worker")
+
+    # It is said before one is looked for; a real one would take seconds to answer this backlog.
+    monkeypatch.setattr(LocalWorker, "__enter__", nobody)
     told = "of other batches wait too"
     assert told not in helix("submit", prompts(2), "--local").stderr
     submitted(3)
