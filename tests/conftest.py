@@ -13,7 +13,7 @@ import pytest
 from services import missing_service
 from sqlalchemy import make_url, text
 
-from helix_jobs.errors import ModelNotFoundError
+from helix_jobs.errors import ConfigurationError, ModelNotFoundError
 from helix_jobs.jobs.database import Database, ensure_schema, upgrade
 from helix_jobs.jobs.schema import metadata
 
@@ -154,3 +154,16 @@ def demo_home(pytestconfig: pytest.Config) -> Path:
     except ModelNotFoundError as error:
         missing_service(f"no demo model ({error})")
     return home
+
+
+@pytest.fixture(scope="session")
+def demo_kernels(demo_home: Path) -> Path:
+    """The demo model's compiled kernels in its home, kept as well; an empty folder where there is no compiler."""
+    from helix_jobs.engine.native.build import build_library
+
+    folder = demo_home / "native"
+    try:
+        build_library(folder, 64)
+    except ConfigurationError:
+        folder.mkdir(mode=0o700, exist_ok=True)
+    return folder

@@ -20,7 +20,8 @@ from helix_jobs.settings import Settings
 if TYPE_CHECKING:
     from pathlib import Path
 
-PATIENCE = 180.0
+# For what hangs: on a busy machine a command here may well take a minute or two.
+PATIENCE = 600.0
 
 
 def is_worker(command: str) -> bool:

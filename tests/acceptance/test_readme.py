@@ -262,11 +262,12 @@ def test_the_newcomers_command_is_the_quick_start():
 
 
 @pytest.mark.parametrize("section", [section for section in SHELL_SECTIONS if section != SERVICES])
-def test_commands_run(section, scene, finished_home, demo_home):
+def test_commands_run(section, scene, finished_home, demo_home, demo_kernels):
     if section != "Quick start":
         shutil.copytree(finished_home, scene.home, ignore=shutil.ignore_patterns("*.sock", "*.lock"))
-        # For helix bench; made once for all tests.
+        # For helix bench; made once for all tests. Kernels in a folder that is a link are not loaded.
         (scene.home / "models").symlink_to(demo_home / "models")
+        shutil.copytree(demo_kernels, scene.home / "native")
     type_all(scene, section)
 
 
