@@ -37,10 +37,13 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from helix_jobs import HelixClient
+from helix_jobs.jobs import submission
 from helix_jobs.settings import Settings
 
+submission.CHUNK_ROWS = 100
+
 def doomed():
-    for number in range(2600):
+    for number in range(260):
         if number == int(sys.argv[3]):
             os.kill(os.getpid(), signal.SIGKILL)
         yield {"prompt": f"prompt {number}", "custom_id": f"id-{number}"}
@@ -53,8 +56,11 @@ HelixClient(Settings(home=Path(sys.argv[1]), redis_url=None, database_url=sys.ar
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
-@pytest.mark.parametrize("killed_at", [0, 1000, 1001, 2600])
-def test_a_killed_submission_is_finished_by_the_next(client: HelixClient, helix: Settings, killed_at: int):
+@pytest.mark.parametrize("killed_at", [0, 100, 101, 260])
+def test_a_killed_submission_is_finished_by_the_next(
+    client: HelixClient, helix: Settings, killed_at: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("helix_jobs.jobs.submission.CHUNK_ROWS", 100)
     client.list()
     killed = subprocess.run(
         [sys.executable, "-c", KILLED, str(helix.home), helix.database_url, str(killed_at)],
@@ -65,13 +71,13 @@ def test_a_killed_submission_is_finished_by_the_next(client: HelixClient, helix:
     assert killed.returncode == -9
     left = client.list()
     assert [(status.state, status.total, status.stored) for status in left] == [
-        (BatchState.SUBMITTING, None, killed_at // 1000 * 1000)
+        (BatchState.SUBMITTING, None, killed_at // 100 * 100)
     ]
     assert work(helix) == 0  # nothing of it can run yet
-    submission = client.submit(prompts(2600), idempotency_key="k")
-    assert (submission.batch_id, submission.total, submission.reused) == (left[0].id, 2600, False)
-    assert [row.line for row in rows(helix)] == list(range(1, 2601))
-    assert work(helix) == 2600
+    submission = client.submit(prompts(260), idempotency_key="k")
+    assert (submission.batch_id, submission.total, submission.reused) == (left[0].id, 260, False)
+    assert [row.line for row in rows(helix)] == list(range(1, 261))
+    assert work(helix) == 260
 
 
 def test_a_batch_removed_meanwhile_is_told(client: HelixClient, helix: Settings):

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
 
 import helix_jobs
 from helix_jobs.engine.decoder.families import build_decoder
@@ -21,7 +20,7 @@ from helix_jobs.engine.devices import DIRECTML_DEVICE_TYPE
 from helix_jobs.engine.operator_rules import base_name, breaches
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from helix_jobs.engine.decoder.decoder import Decoder
 
@@ -88,7 +87,7 @@ class SimulatedDirectml(TorchDispatchMode):
         self, func: Any, _types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        tensors = [one for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)]
+        tensors = list(_tensors((args, tuple(kwargs.values()))))
         inputs = [tensor for tensor in tensors if isinstance(tensor, DirectmlTensor)]
         device = kwargs.get("device")
         goes_to_device = torch.device(device).type == DIRECTML_DEVICE_TYPE if device is not None else bool(inputs)
@@ -96,8 +95,8 @@ class SimulatedDirectml(TorchDispatchMode):
             return func(*args, **kwargs)
         if device is not None:
             kwargs = {**kwargs, "device": torch.device("cpu")}
-        host_args, host_kwargs = tree_map_only(DirectmlTensor, lambda one: one.host, (tuple(args), kwargs))
-        result = func(*host_args, **host_kwargs)
+        host_kwargs = {name: _changed(value, _host_of) for name, value in kwargs.items()}
+        result = func(*_changed(args, _host_of), **host_kwargs)
         name = func._schema.name
         is_upload = goes_to_device and not inputs and base_name(name) == "_to_copy"
         self.uploads += is_upload
@@ -117,8 +116,8 @@ class SimulatedDirectml(TorchDispatchMode):
             self.downloads += 1
             self._note([f"{base_name(name)} waits for the device"])
             return result
-        wrapped = written[0] if written else tree_map_only(torch.Tensor, DirectmlTensor, result)
-        outputs = [one for one in tree_leaves(wrapped) if isinstance(one, DirectmlTensor)]
+        wrapped = written[0] if written else _changed(result, DirectmlTensor)
+        outputs = [one for one in _tensors(wrapped) if isinstance(one, DirectmlTensor)]
         self._note(breaches(name, _hosts(inputs), _hosts(written), _hosts(outputs)))
         return wrapped
 
@@ -132,6 +131,29 @@ class SimulatedDirectml(TorchDispatchMode):
     def _note(self, found: list[str]) -> None:
         if found:
             self.breaches |= {f"{one} ({_caller()})" for one in found}
+
+
+# torch's own functions for trees take most of a test's time: operators nest lists and tuples alone.
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    """The tensors in an argument or a result, in order."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _tensors(one)
+
+
+def _changed(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """The same with each tensor changed."""
+    if isinstance(value, torch.Tensor):
+        return change(value)
+    if isinstance(value, list | tuple):
+        return type(value)([_changed(one, change) for one in value])
+    return value
+
+
+def _host_of(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.host if isinstance(tensor, DirectmlTensor) else tensor
 
 
 def _hosts(tensors: Sequence[DirectmlTensor]) -> list[torch.Tensor]:
