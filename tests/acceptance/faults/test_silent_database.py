@@ -35,7 +35,8 @@ def test_where_that_does_not_help_it_ends_the_process_for_its_supervisor(make: C
     installation.without = (ANSWERS, CLOSING)
     proxy, url = begin(installation)
     batch = installation.accept(60)
-    worker = installation.start(Plan(answer_seconds=ANSWER_SECONDS), fake_step_seconds="0.05", database_url=url)
+    # Half of it: there is nothing that must come before the end.
+    worker = installation.start(Plan(answer_seconds=ANSWER_SECONDS / 2), fake_step_seconds="0.05", database_url=url)
     wait_ended(installation, batch, 4)
     proxy.go_dead()
     assert worker.wait() == 1, worker.log
