@@ -7,50 +7,16 @@ import time
 from datetime import timedelta
 
 import pytest
-from sqlalchemy import bindparam, func, select, text
-from store_helpers import new_jobs, now, register, stored_batch
+from ended_batches import ended_batch_of
+from sqlalchemy import func, select
+from store_helpers import new_jobs, now, register
 
 from helix_jobs.jobs import store
 from helix_jobs.jobs.database_check import check_rows
 from helix_jobs.jobs.purge import plan_purge, purge
-from helix_jobs.jobs.schema import UTCDateTime, jobs
+from helix_jobs.jobs.schema import jobs
 
 JOBS = 1_000_000
-_INSERT_JOBS = {
-    "sqlite": """
-        WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < :n)
-        INSERT INTO jobs (batch_id, line, custom_id, request, state, attempts, lease, queued_at, claimed_at,
-                          finished_at)
-        SELECT :b, i, 'c' || i, :request, 'succeeded', 1, 1, :now, :now, :now FROM n
-    """,
-    "postgresql": """
-        INSERT INTO jobs (batch_id, line, custom_id, request, state, attempts, lease, queued_at, claimed_at,
-                          finished_at)
-        SELECT :b, i, 'c' || i, CAST(:request AS json), 'succeeded', 1, 1, :now, :now, :now
-        FROM generate_series(1, :n) AS g(i)
-    """,
-}
-
-
-def ended_batch_of(database, count: int) -> str:
-    """A batch of jobs that all succeeded, with 300 bytes of prompt and 900 of answer each."""
-    batch_id, _ = stored_batch(database, 1)
-    values = {"b": batch_id, "n": count, "now": now(), "request": f'{{"prompt": "{"p" * 300}"}}'}
-    with database.write(unlimited=True) as c:
-        c.execute(text("DELETE FROM jobs WHERE batch_id = :b"), values)
-        c.execute(text(_INSERT_JOBS[database.dialect]).bindparams(bindparam("now", type_=UTCDateTime)), values)
-        c.execute(
-            text(
-                "INSERT INTO results (job_id, output_text, finish_reason, prompt_tokens, cached_prompt_tokens,"
-                " completion_tokens, queue_seconds, decode_seconds, total_seconds, draft_tokens, accepted_tokens,"
-                " target_model, device, dtype, worker_id, created_at) SELECT id, :answer, 'stop', 5, 1, 7, 1, 1, 1, 8,"
-                " 6, 'target', 'cpu', 'float32', 'w1', :now FROM jobs WHERE batch_id = :b"
-            ).bindparams(bindparam("now", type_=UTCDateTime)),
-            values | {"answer": "a" * 900},
-        )
-        c.execute(text("UPDATE batches SET total = :n WHERE id = :b"), values)
-        store.recount(c, batch_id)
-    return batch_id
 
 
 class Neighbour(threading.Thread):

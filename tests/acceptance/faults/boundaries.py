@@ -54,16 +54,30 @@ SUBMISSION = {
     ),
 }
 
+# What a purge alone passes.
+PURGE = {
+    "hiding": Boundary("a batch is out of sight, not committed", _STORE, "begin_purge", after=True, inside=True),
+    "hidden": Boundary("a batch is out of sight, nothing of it is removed", _STORE, "last_line"),
+    "removing": Boundary("lines are removed, not committed", _STORE, "purge_lines", after=True, inside=True),
+    "removed": Boundary("lines are removed, SQLite's file is not cut", "helix_jobs.jobs.purge", "give_back"),
+    "ending": Boundary("a batch's row is removed, not committed", _STORE, "end_purge", after=True, inside=True),
+    "forgetting": Boundary("runs are removed, not committed", _STORE, "purge_runs", after=True, inside=True),
+    "forgotten": Boundary("workers are removed, not committed", _STORE, "purge_workers", after=True, inside=True),
+}
 
-def install(name: str, passing: int, *, freeze: bool = False) -> None:
-    """Have this process die, or freeze, when it passes the boundary for the ``passing``-th time."""
-    boundary = (BOUNDARIES | SUBMISSION)[name]
+
+def install(name: str, passing: int, *, freeze: bool = False, late: float = 0.0) -> None:
+    """Have this process die, or freeze, when it passes the boundary for the ``passing``-th time.
+
+    With ``late`` it dies so many seconds after that, wherever it is then.
+    """
+    boundary = (BOUNDARIES | SUBMISSION | PURGE)[name]
     module, _, attribute = boundary.owner.partition(":")
     owner: Any = importlib.import_module(module)
     if attribute:
         owner = getattr(owner, attribute)
     original = getattr(owner, boundary.function)
-    stop = _die if not freeze else _freeze if boundary.inside else _freezer()
+    stop = _dier(late) if not freeze else _freeze if boundary.inside else _freezer()
     lock, passed = threading.Lock(), 0
 
     def passes() -> None:
@@ -88,6 +102,10 @@ def install(name: str, passing: int, *, freeze: bool = False) -> None:
 
 def _die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _dier(late: float) -> Callable[[], None]:
+    return (lambda: threading.Timer(late, _die).start()) if late else _die
 
 
 def _freeze() -> None:

@@ -23,12 +23,14 @@ from plan import Plan
 
 _IMPORTED = (
     "alembic.command",
+    "helix_jobs.cli.purge",
     "helix_jobs.cli.submit",
     "helix_jobs.cli.worker",
     "helix_jobs.jobs.client",
     "helix_jobs.jobs.consumer",
     "helix_jobs.jobs.migration",
     "helix_jobs.jobs.pool",
+    "helix_jobs.jobs.purge",
     "helix_jobs.jobs.tasks",
     "helix_jobs.jobs.worker",
     "helix_jobs.observability.logging",

@@ -60,6 +60,7 @@ class Plan:
     freeze_at: A boundary at which it sends itself SIGSTOP, while no thread of it has a transaction open, unless the
         boundary lies in one.
     after: At which passing of the boundary.
+    late: Seconds from there to the death; meanwhile the process goes on.
     hostname: What the process takes for its host's name and for the id of its boot; a worker of another host cannot be
         taken for a predecessor.
     times: Shorter leases; None keeps the product's.
@@ -68,6 +69,7 @@ class Plan:
     max_step_seconds: In place of the product's: how long a step of the engine may take; 0 keeps it.
     answer_seconds: In place of the product's: what a statement may take; other limits on silence of the database
         become shorter with it. 0 keeps them.
+    purge_rows: In place of the product's: jobs that a purge removes in a step; 0 keeps it.
     solitude_seconds: In place of the product's: how long a job at its last attempt waits to run alone; 0 keeps it.
     without: Protections taken away, to show that the scenarios notice: ``fence``, ``reconciler``, ``solitude``,
         ``answers`` (the limit on how long an answer is waited for), ``closing`` (of calls that are out for too long).
@@ -76,6 +78,7 @@ class Plan:
     die_at: str = ""
     freeze_at: str = ""
     after: int = 1
+    late: float = 0.0
     hostname: str = ""
     times: Times | None = None
     broker_options: dict[str, Any] = field(default_factory=dict)
@@ -83,6 +86,7 @@ class Plan:
     max_step_seconds: float = 0.0
     answer_seconds: float = 0.0
     solitude_seconds: float = 0.0
+    purge_rows: int = 0
     without: tuple[str, ...] = ()
 
     def to_json(self) -> str:
@@ -104,18 +108,20 @@ class Plan:
             _set_times(self.times)
         if self.clock_file:
             wall_clock.set_by(Path(self.clock_file))
-        if self.max_step_seconds:
-            _set_max_step(self.max_step_seconds)
-        if self.answer_seconds:
-            _set_answers(self.answer_seconds)
-        if self.solitude_seconds:
-            _set_solitude(self.solitude_seconds)
+        for value, change in (
+            (self.max_step_seconds, _set_max_step),
+            (self.answer_seconds, _set_answers),
+            (self.solitude_seconds, _set_solitude),
+            (self.purge_rows, _set_purge_rows),
+        ):
+            if value:
+                change(value)
         if self.broker_options:
             _add_broker_options(self.broker_options)
         for protection in self.without:
             _REMOVALS[protection]()
         if self.die_at or self.freeze_at:
-            install(self.die_at or self.freeze_at, self.after, freeze=bool(self.freeze_at))
+            install(self.die_at or self.freeze_at, self.after, freeze=bool(self.freeze_at), late=self.late)
 
 
 def _set_times(times: Times) -> None:
@@ -148,6 +154,12 @@ def _set_solitude(seconds: float) -> None:
 
     job_gate.PATIENCE_SECONDS = seconds  # type: ignore[misc]
     worker.POSTPONED_SECONDS = seconds / 2  # type: ignore[misc]
+
+
+def _set_purge_rows(rows: float) -> None:
+    from helix_jobs.jobs import purge
+
+    purge.ROWS = int(rows)  # type: ignore[misc]
 
 
 def _set_answers(seconds: float) -> None:
