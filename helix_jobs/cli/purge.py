@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import re
 import sys
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from helix_jobs.cli.group import INTERRUPTED, HelixCommand, command_line, echo_json, helix_options
+from helix_jobs.cli.group import INTERRUPTED, HelixCommand, command_line, echo_json, helix_options, open_client
 from helix_jobs.cli.rendering import clock_time, count, data_size, printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from pathlib import Path
 
-    from helix_jobs.jobs.database import Database
     from helix_jobs.jobs.home_files import HomeFile
     from helix_jobs.jobs.purge import Purged, PurgePlan
     from helix_jobs.settings import Settings
@@ -78,74 +76,82 @@ def purge(
         raise click.UsageError("--state belongs to --older-than.")
     if not batches and older_than is None:
         raise click.UsageError("Say what to remove: --older-than AGE, such as 30d, or batches by their ids.")
-    from helix_jobs.jobs.home_files import home_files, old_files, remove_files
-    from helix_jobs.jobs.purge import Outcome, measure, plan_purge
-    from helix_jobs.jobs.purge import purge as purge_database
-    from helix_jobs.jobs.sqlite_space import rewrite
-
-    with _database(settings) as database:
-        plan = plan_purge(database, older_than=older_than, batch_ids=batches, only=[Outcome(state) for state in states])
-        files = [] if plan.before is None else old_files(home_files(settings.home), plan.before)
-        if not dry_run and not yes and _someone_types():
-            _show(plan, files)
-            if not click.confirm("Remove this for good?", err=True):
-                click.echo("Nothing is removed.", err=True)
-                return
-        report = _Report(dry_run=dry_run)
+    report = _Report(home=settings.home, dry_run=dry_run, asks=not dry_run and not yes and _someone_types())
+    with open_client(settings) as client:
         try:
-            if dry_run:
-                report.purged, report.files = measure(database, plan), files
-            else:
-                purge_database(database, plan, report.note)
-                report.files = remove_files(files)
-                report.rewritten = rewrite(database) if vacuum else 0
-                report.look_at(database)
+            report.purged = client.purge(
+                *batches,
+                older_than=older_than,
+                only=states,
+                dry_run=dry_run,
+                vacuum=vacuum,
+                agree=report.agree,
+                on_step=report.note,
+            )
+            report.remove_files()
         except KeyboardInterrupt:
+            if dry_run or report.plan is None:
+                raise
             report.interrupted = True
-        report.show(plan, as_json=as_json)
+    if report.declined:
+        click.echo("Nothing is removed.", err=True)
+        return
+    report.show(as_json=as_json)
     if report.interrupted:
         click.get_current_context().exit(INTERRUPTED)
 
 
 @dataclass
 class _Report:
-    """What was removed so far, in words or JSON."""
+    """What is to be removed, whether it may be, and what was removed so far."""
 
+    home: Path
     dry_run: bool
+    asks: bool
+    plan: PurgePlan | None = None
+    declined: bool = False
     purged: Purged | None = None
+    old_files: list[HomeFile] = field(default_factory=list)
     files: list[HomeFile] = field(default_factory=list)
-    rewritten: int = 0
-    kept: int = 0
     interrupted: bool = False
+
+    def agree(self, plan: PurgePlan) -> bool:
+        """Keep the plan, find the files that belong to it, and ask whoever types."""
+        from helix_jobs.jobs.home_files import home_files, old_files
+
+        self.plan = plan
+        self.old_files = [] if plan.before is None else old_files(home_files(self.home), plan.before)
+        if self.asks:
+            _show(plan, self.old_files)
+            self.declined = not click.confirm("Remove this for good?", err=True)
+        return not self.declined
 
     def note(self, purged: Purged) -> None:
         """Keep what is gone by now."""
         self.purged = purged
 
-    def look_at(self, database: Database) -> None:
-        """See what SQLite's file keeps although it is free."""
-        from helix_jobs.jobs.sqlite_space import free_room
+    def remove_files(self) -> None:
+        """Remove the files that belong to the plan, if it was agreed to."""
+        from helix_jobs.jobs.home_files import remove_files
 
-        if database.sqlite_file is not None:
-            with database.read() as c:
-                self.kept = free_room(c).bytes
+        if not self.declined:
+            self.files = self.old_files if self.dry_run else remove_files(self.old_files)
 
-    def show(self, plan: PurgePlan, *, as_json: bool) -> None:
-        """Print it."""
+    def show(self, *, as_json: bool) -> None:
+        """Print it, in words or JSON."""
         from helix_jobs.jobs.purge import Purged
 
+        assert self.plan is not None, "nothing is shown before something was planned"
         purged = self.purged or Purged()
-        purged = replace(purged, given_back=purged.given_back + self.rewritten)
         if as_json:
             echo_json(
                 {
                     "dry_run": self.dry_run,
                     "interrupted": self.interrupted,
-                    "batch_ids": [*plan.begun, *(batch.id for batch in plan.batches)],
+                    "batch_ids": [*self.plan.begun, *(batch.id for batch in self.plan.batches)],
                     **asdict(purged),
                     "files": [str(file.path) for file in self.files],
                     "file_bytes": sum(file.bytes for file in self.files),
-                    "kept_free_bytes": self.kept,
                 }
             )
             return
@@ -164,10 +170,11 @@ class _Report:
             click.echo(f"{what}: {count(len(self.files), 'file')} under HELIX_HOME ({size}).")
         if purged.given_back:
             click.echo(f"The database's file is {data_size(purged.given_back)} smaller.")
-        if self.kept >= _WORTH_A_VACUUM:
+        if purged.kept_free_bytes >= _WORTH_A_VACUUM:
             again = command_line("purge", "--older-than", "30d", "--vacuum")
             click.echo(
-                f"The database's file keeps {data_size(self.kept)} free for new batches. To give it back once: {again}",
+                f"The database's file keeps {data_size(purged.kept_free_bytes)} free for new batches. To give it back "
+                f"once: {again}",
                 err=True,
             )
 
@@ -190,17 +197,3 @@ def _show(plan: PurgePlan, files: list[HomeFile]) -> None:
 
 def _someone_types() -> bool:
     return sys.stdin is not None and sys.stdin.isatty()
-
-
-@contextmanager
-def _database(settings: Settings) -> Iterator[Database]:
-    """The database, its schema checked; one that is not there yet is made."""
-    from helix_jobs.jobs.database import Database, ensure_schema
-
-    settings.make_home()
-    database = Database(settings.database_url)
-    try:
-        ensure_schema(database)
-        yield database
-    finally:
-        database.dispose()

@@ -1,4 +1,4 @@
-"""HelixClient: submit, status, wait, results, cancel, retry. The public Python interface.
+"""HelixClient: submit, status, wait, results, cancel, retry, purge. The public Python interface.
 
 Imports neither torch nor, before it is needed, SQLAlchemy and Celery.
 """
@@ -14,23 +14,21 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal, Self
 
 from helix_jobs.engine.sampling_params import SamplingParams
-from helix_jobs.errors import HelixError, NotFoundError, UnfinishedSubmissionError
+from helix_jobs.errors import NotFoundError, UnfinishedSubmissionError
 from helix_jobs.jobs.batch_labels import checked_key, storable_metadata, storable_text
 from helix_jobs.jobs.sources import RejectsFile, open_source
 from helix_jobs.jobs.states import JobState
-from helix_jobs.redis_url import MEMORY_URL
 from helix_jobs.settings import Settings
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
     from datetime import timedelta
     from types import TracebackType
 
     from helix_jobs.errors import BadLine
-    from helix_jobs.jobs.broker import CeleryPublisher
     from helix_jobs.jobs.database import Database
-    from helix_jobs.jobs.purge import Purged
+    from helix_jobs.jobs.purge import Outcome, Purged, PurgePlan
     from helix_jobs.jobs.store import BatchStatus, JobResult, JobSummary, Worker
     from helix_jobs.jobs.submission import Submission, SubmitProgress, SubmitStage, Tally
 
@@ -38,7 +36,6 @@ logger = logging.getLogger(__name__)
 
 # The largest number that both databases have.
 MAX_ID: Final = 2**63 - 1
-_PUBLISH_CHUNK: Final = 1000
 _FIRST_POLL: Final = 0.05
 # Nothing tells a submission that died from one that reads a slow pipe; this long without a line is worth a word.
 _SUBMITTER_SILENT: Final = 30.0
@@ -117,6 +114,7 @@ class HelixClient:
             UncertainSubmissionError: It stopped answering over the last step: the batch is stored whole or not at all.
             SchemaVersionError: The database's schema is not this version's.
         """
+        from helix_jobs.jobs.handover import reach_broker
         from helix_jobs.jobs.limits import Limits
         from helix_jobs.jobs.store import NewBatch, new_batch_id
         from helix_jobs.jobs.submission import SubmitProgress, Tally, submit_lines
@@ -127,7 +125,9 @@ class HelixClient:
         with ExitStack() as stack:
             lines = stack.enter_context(open_source(source))
             sink = stack.enter_context(RejectsFile(rejects, source)) if rejects is not None else None
-            publisher = self._reach_broker(stack)
+            handover = reach_broker(self.settings, self._database)
+            if handover is not None:
+                stack.callback(handover.close)
             new = NewBatch(
                 id=new_batch_id(now),
                 name=None if name is None else storable_text("name", name),
@@ -157,7 +157,7 @@ class HelixClient:
                 on_progress=report,
                 on_stage=on_stage,
             )
-            return submission if publisher is None else replace(submission, published=self._publish(publisher))
+            return submission if handover is None else replace(submission, published=handover.publish())
 
     def status(self, batch_id: str) -> BatchStatus:
         """Return counts, tokens and times of a batch.
@@ -322,16 +322,43 @@ class HelixClient:
 
         return bulk.retry_batch(self._database(), batch_id)
 
-    def purge(self, *batch_ids: str, older_than: timedelta | None = None) -> Purged:
-        """Remove ended batches for good: these, and those that ended longer ago; returns what is gone.
+    def purge(
+        self,
+        *batch_ids: str,
+        older_than: timedelta | None = None,
+        only: Collection[Outcome | str] = (),
+        dry_run: bool = False,
+        vacuum: bool = False,
+        agree: Callable[[PurgePlan], bool] = lambda _plan: True,
+        on_step: Callable[[Purged], None] = lambda _so_far: None,
+    ) -> Purged:
+        """Remove ended batches for good, with their prompts, answers and idempotency keys; returns what is gone.
+
+        What waits or runs stays, and so do files. Interrupted, it is finished by the next purge, whatever that is for.
+
+        Args:
+            batch_ids: These.
+            older_than: And those that ended longer ago; without ``only`` the rows of workers that stopped, too.
+            only: Of those of that age, the ones of which one of this is true: ``succeeded`` (every job), ``failed`` or
+                ``cancelled`` (a job), ``unfinished`` (the submission).
+            dry_run: Return what would go, and remove nothing.
+            vacuum: Then rewrite an older version's SQLite file, which cannot be cut down in steps; no worker may run.
+            agree: Shown what was found; nothing is removed unless it says True.
+            on_step: Told what is gone so far, after each commit.
 
         Raises:
             NotFoundError: No such batch.
             NotEndedError: One of those given waits or runs; nothing was removed.
+            DatabaseUnreachableError: The database does not answer, or is in use and cannot be rewritten.
         """
-        from helix_jobs.jobs.purge import plan_purge, purge
+        from helix_jobs.jobs.purge import Outcome, Purged, measure, plan_purge, purge
 
-        return purge(self._database(), plan_purge(self._database(), older_than=older_than, batch_ids=batch_ids))
+        database = self._database()
+        outcomes = [Outcome(outcome) for outcome in only]
+        plan = plan_purge(database, older_than=older_than, batch_ids=batch_ids, only=outcomes)
+        if not agree(plan):
+            return Purged()
+        return measure(database, plan) if dry_run else purge(database, plan, on_step, vacuum=vacuum)
 
     def live_workers(self) -> Sequence[Worker]:
         """Return the workers that have neither stopped nor been declared lost."""
@@ -356,45 +383,3 @@ class HelixClient:
                     raise
                 self._opened = database
             return self._opened
-
-    def _reach_broker(self, stack: ExitStack) -> CeleryPublisher | None:
-        """A publisher to a broker that answers; None when there is none outside a worker, which will publish.
-
-        Raises:
-            BrokerUnreachableError: HELIX_REDIS_URL is set and does not answer.
-        """
-        from helix_jobs.jobs.broker import CeleryPublisher, EmbeddedBroker, broker_url, ping, read_queue_names
-
-        if self.settings.redis_url == MEMORY_URL:  # it would end with this process; each worker publishes into its own
-            return None
-        if self.settings.redis_url is not None:
-            ping(broker_url(self.settings))
-        else:
-            self.settings.check_home()
-            if not EmbeddedBroker(self.settings.home).is_running():
-                return None
-        publisher = CeleryPublisher(broker_url(self.settings), read_queue_names(self._database()))
-        stack.callback(publisher.close)
-        return publisher
-
-    def _publish(self, publisher: CeleryPublisher) -> int:
-        """Fill the broker up to the window. The batch is stored, so nothing here may fail the submission."""
-        from helix_jobs.jobs import store
-        from helix_jobs.jobs.reconciler import ReconcilerConfig
-
-        published = 0
-        try:
-            room = ReconcilerConfig().window - publisher.depth()
-            while published < room:
-                with self._database().read() as connection:
-                    jobs = store.publishable(connection, min(room - published, _PUBLISH_CHUNK))
-                if not jobs:
-                    break
-                # Published first: a crash in between sends a message twice, which is harmless; never not at all.
-                publisher.publish(jobs)
-                ids = [job.id for job in jobs]
-                self._database().transact(lambda c, ids=ids: store.mark_published(c, ids, datetime.now(UTC)))  # type: ignore[misc]
-                published += len(jobs)
-        except HelixError as error:
-            logger.warning("the batch is stored, but not all of it was published; a worker will do that: %s", error)
-        return published

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from helix_jobs.errors import NotEndedError, NotFoundError
 from helix_jobs.jobs import store
-from helix_jobs.jobs.sqlite_space import give_back
+from helix_jobs.jobs.sqlite_space import free_room, give_back, rewrite
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
@@ -47,6 +47,7 @@ class Purged:
         runs: Rows of runs that no result is left of.
         workers: Rows of workers that stopped and have no run left.
         given_back: Bytes by which SQLite's file has become smaller.
+        kept_free_bytes: What of that file is free and stays in it; told at the end.
     """
 
     batches: int = 0
@@ -56,6 +57,7 @@ class Purged:
     runs: int = 0
     workers: int = 0
     given_back: int = 0
+    kept_free_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,13 +140,24 @@ def measure(database: Database, plan: PurgePlan) -> Purged:
     return found
 
 
-def purge(database: Database, plan: PurgePlan, on_step: Callable[[Purged], None] = lambda _: None) -> Purged:
+def purge(
+    database: Database,
+    plan: PurgePlan,
+    on_step: Callable[[Purged], None] = lambda _: None,
+    *,
+    vacuum: bool = False,
+) -> Purged:
     """Remove what the plan names, as far as it is still as it was; returns what was removed.
 
-    ``on_step`` is called with what is gone so far, after each commit.
+    Args:
+        database: Where.
+        plan: What.
+        on_step: Told what is gone so far, after each commit.
+        vacuum: Then rewrite SQLite's file (``sqlite_space.rewrite``).
 
     Raises:
-        DatabaseUnreachableError: The database does not answer; what was removed stays so.
+        DatabaseUnreachableError: The database does not answer, or others use it and it cannot be rewritten; what was
+            removed stays so.
     """
     done = Purged()
     for batch_id in (*plan.begun, *_begin(database, plan.batches)):
@@ -167,6 +180,12 @@ def purge(database: Database, plan: PurgePlan, on_step: Callable[[Purged], None]
         while count := database.transact(lambda c: store.purge_workers(c, before, ROWS)):
             done = replace(done, workers=done.workers + count)
     done = replace(done, given_back=done.given_back + give_back(database))
+    on_step(done)
+    if vacuum:
+        done = replace(done, given_back=done.given_back + rewrite(database))
+    if database.sqlite_file is not None:
+        with database.read() as c:
+            done = replace(done, kept_free_bytes=free_room(c).bytes)
     on_step(done)
     return done
 

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import threading
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,14 +15,18 @@ from client_helpers import prompts, rows, work
 from worker_box import ROOT
 
 from helix_jobs import HelixClient
-from helix_jobs.errors import NotFoundError
+from helix_jobs.errors import NotEndedError, NotFoundError
 from helix_jobs.jobs.export import export_results
+from helix_jobs.jobs.purge import Purged
 from helix_jobs.jobs.states import BatchState, JobState
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from helix_jobs.jobs.purge import PurgePlan
     from helix_jobs.settings import Settings
+
+NO_TIME = timedelta(0)
 
 
 def test_jobs_are_found_without_sql(client: HelixClient, helix: Settings):
@@ -41,6 +45,32 @@ def test_jobs_are_found_without_sql(client: HelixClient, helix: Settings):
     assert [result.line for result in client.results(batch_id, only_failed=True)] == [2]
     with pytest.raises(NotFoundError, match="b-nope"):
         client.jobs("b-nope")
+
+
+def test_what_has_ended_is_purged(client: HelixClient, helix: Settings):
+    first, second = (client.submit(prompts(3)).batch_id for _ in range(2))
+    work(helix, fail_lines=frozenset({2}), limit=6)
+    with pytest.raises(ValueError, match="broken"):
+        client.purge(older_than=NO_TIME, only=["broken"])
+    seen: list[PurgePlan] = []
+    assert client.purge(first, agree=lambda plan: bool(seen.append(plan))) == Purged()
+    assert [batch.id for batch in seen[0].batches] == [first]
+    said = client.purge(first, dry_run=True)
+    assert (said.batches, said.jobs, said.results) == (1, 3, 2)
+    assert client.status(first).done
+    steps: list[Purged] = []
+    done = client.purge(first, on_step=steps.append)
+    assert (done.batches, done.jobs, done.bytes) == (1, 3, said.bytes)
+    assert steps[-1] == done
+    with pytest.raises(NotFoundError):
+        client.purge(first)
+    waiting = client.submit(prompts(2)).batch_id
+    with pytest.raises(NotEndedError):
+        client.purge(second, waiting)
+    assert client.purge(older_than=timedelta(hours=1)).batches == 0
+    assert client.purge(older_than=NO_TIME, only=["succeeded"]).batches == 0
+    assert client.purge(older_than=NO_TIME, only=["failed"]).jobs == 3
+    assert [status.id for status in client.list()] == [waiting]
 
 
 def test_wait_returns_at_the_end_and_reports_on_the_way(client: HelixClient, helix: Settings):

@@ -16,7 +16,7 @@ from worker_box import wait_until
 
 from helix_jobs.doctor.broker import check_broker
 from helix_jobs.errors import BrokerUnreachableError
-from helix_jobs.jobs import embedded_broker
+from helix_jobs.jobs import broker_keeper, embedded_broker
 from helix_jobs.jobs.broker import broker_url, ping
 from helix_jobs.jobs.device_lock import FileLock
 from helix_jobs.jobs.embedded_broker import MAX_SOCKET_PATH, EmbeddedBroker, Presence
@@ -165,6 +165,22 @@ def test_it_ends_when_its_directory_is_deleted(short_tmp: Path, broker: Embedded
     wait_until(lambda: gone(short_tmp), "it runs in a directory that is no more")
     assert broker.start(), "and comes back if it is wanted"
     assert broker.stop()
+
+
+def test_a_log_that_has_grown_too_large_is_emptied_and_written_on(short_tmp: Path, broker: EmbeddedBroker) -> None:
+    log = short_tmp / "broker" / "broker.log"
+    os.truncate(log, broker_keeper.LOG_BYTES)
+    time.sleep(2.5 * broker_keeper.LOOK_SECONDS)
+    assert log.stat().st_size == broker_keeper.LOG_BYTES, "it has room yet"
+    os.truncate(log, broker_keeper.LOG_BYTES + 1)
+    wait_until(lambda: log.stat().st_size == 0, "it grows for ever")
+    client = broker._client()
+    client.config_set("loglevel", "verbose")
+    client.close()
+    wait_until(lambda: log.stat().st_size > 0, "the server writes no more")
+    assert b"\0" not in log.read_bytes(), "the server goes on where it was, not at the new beginning"
+    assert log.stat().st_mode & 0o777 == 0o600
+    assert broker.is_running()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="no such signal elsewhere")

@@ -13,8 +13,10 @@ import pytest
 from worker_box import ROOT, make_box, wait_until
 
 from helix_jobs.errors import BrokerUnreachableError, DeviceInUseError, HelixError
+from helix_jobs.jobs import local_process
 from helix_jobs.jobs.broker import EmbeddedBroker
 from helix_jobs.jobs.local_worker import LocalWorker, worker_is_live
+from helix_jobs.log_file import LOG_BYTES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,6 +48,34 @@ def test_a_worker_is_started_reports_and_is_stopped(embedded_box: Box) -> None:
     assert not EmbeddedBroker(box.settings.home).is_running()
     assert local.log_path is not None
     assert "run of" in local.log_path.read_text(encoding="utf-8")
+
+
+# It looks at its log as often as no test would wait for.
+IMPATIENT = """
+from helix_jobs.jobs import local_process
+local_process._LOG_SECONDS = 0.1
+raise SystemExit(local_process.main())
+"""
+
+
+def test_its_log_is_cut_while_it_works(embedded_box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local_process, "python_command", lambda *_: [sys.executable, "-P", "-c", IMPATIENT])
+    box = embedded_box
+    with LocalWorker(box.settings) as local:
+        box.wait_states(box.submit("before"), succeeded=1)
+        log = local.log_path
+        assert log is not None
+        with log.open("ab") as stream:
+            stream.truncate(LOG_BYTES)
+            stream.write(b"the last line\n")
+        wait_until(lambda: log.stat().st_size < LOG_BYTES, "it grows for ever")
+        kept = log.with_name("worker.log.1")
+        assert b"the last line\n" in kept.read_bytes()
+        assert kept.stat().st_size == LOG_BYTES
+        box.wait_states(box.submit("after"), succeeded=1)
+    after = log.read_bytes()
+    assert b"run of" in after
+    assert b"\0" not in after, "it goes on where it was, not at the new beginning"
 
 
 def test_an_interrupt_hands_running_jobs_back(embedded_box: Box, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,7 +31,7 @@ _STORE = "helix_jobs.jobs.store"
 _SERVICE = "helix_jobs.jobs.worker_service:WorkerService"
 
 BOUNDARIES = {
-    "stored": Boundary("the batch is stored, nothing is published", "helix_jobs.jobs.client:HelixClient", "_publish"),
+    "stored": Boundary("the batch is stored, nothing is published", "helix_jobs.jobs.handover:Handover", "publish"),
     "published": Boundary("messages are published, the jobs are not marked", _STORE, "mark_published", inside=True),
     "popped": Boundary("a message is popped and not in unacked", _QOS, "append"),
     "delivered": Boundary("a message is in unacked, its job is not claimed", _QOS, "append", after=True),

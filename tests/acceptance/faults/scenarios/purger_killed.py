@@ -77,7 +77,8 @@ def killed(installation: Installation, size: Size) -> Outcome:
     for command in (("db", "check"), ("purge", "--older-than", "1d", "--yes")):
         process = installation.start_submit(Plan(), *command)
         assert process.wait() == 0, process.log
-    return Outcome(accepted=[kept, *submitted], faults=faults, broken=tuple(broken))
+    note = f"beside them {size.jobs:,} jobs purged"
+    return Outcome(accepted=[kept, *submitted], faults=faults, broken=tuple(broken), note=note)
 
 
 @contextmanager
