@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import secrets
@@ -46,6 +47,15 @@ def _heed_signals() -> None:
 
 
 _heed_signals()
+
+
+def pytest_collection_finish() -> None:
+    """Engines that close have garbage collected; what was imported for the tests is not looked through each time.
+
+    With torch and transformers that took most of a second, several times in many tests.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
