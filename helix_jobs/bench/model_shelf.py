@@ -12,6 +12,7 @@ from helix_jobs.engine.devices import free_memory, total_memory
 from helix_jobs.engine.engine import Engine
 from helix_jobs.engine.load_engine import with_compiled_kernels, without_slow_int8
 from helix_jobs.engine.model_loader import describe_device, get_device, load_models
+from helix_jobs.engine.reproducible import make_reproducible
 from helix_jobs.engine.text import TextCodec
 from helix_jobs.errors import InputError
 
@@ -46,10 +47,14 @@ class ModelShelf:
             loaded = load_models(
                 plan.target, draft, device=device, dtype=plan.dtype, home=plan.home, on_progress=on_progress
             )
-            # All modes share the first target, so that they differ in nothing but the draft.
-            loaded = replace(loaded, target=self.models.target) if self._models else loaded
             loaded = with_compiled_kernels(loaded, plan.compile, plan.home / "native", on_progress)
-            self._models[draft] = without_slow_int8(loaded, on_progress)
+            loaded = without_slow_int8(loaded, on_progress)
+            # All modes share the first target, so that they differ in nothing but the draft.
+            self._models[draft] = (
+                replace(loaded, target=self.models.target)
+                if self._models
+                else make_reproducible(loaded, plan.reproducible, plan.home / "profiles", on_progress)
+            )
         # What steps cost is measured by the first engine of a kind, in its warm-up; the others are told.
         self._costs: dict[tuple[Mode, int], CostProfile] = {}
         self._codec = TextCodec(self.models.tokenizer, self.models.vocab_size, self.models.prompts)

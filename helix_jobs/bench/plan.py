@@ -29,6 +29,7 @@ class BenchPlan:
         device: Device name, or None for the first available.
         home: HELIX_HOME, where the demo model is kept.
         compile: ``auto``, ``on`` or ``off``, see ``with_compiled_kernels``.
+        reproducible: ``auto`` or ``on``, see ``make_reproducible``.
         kv_cache_mb: Limit of keys and values; None fits the workload.
         peers: Pairs of a peer's name and its interpreter.
         sample: Number of requests, or None.
@@ -48,6 +49,7 @@ class BenchPlan:
     device: str | None
     home: Path
     compile: str = "auto"
+    reproducible: str = "auto"
     kv_cache_mb: int | None = None
     peers: tuple[tuple[str, str], ...] = ()
     sample: int | None = None

@@ -222,6 +222,7 @@ def _plan(
     options["target"] = options["target"] or settings.target_model
     options["dtype"] = options["dtype"] or settings.dtype
     compile_kernels = options.pop("compile_kernels")
+    options["reproducible"] = settings.reproducible
     options["compile"] = settings.compile if compile_kernels is None else "on" if compile_kernels else "off"
     options["device"] = options["device"] or settings.device
     options["kv_cache_mb"] = options["kv_cache_mb"] or settings.kv_cache_mb

@@ -121,6 +121,20 @@ class Decoder:
             products += (layer.qkv, layer.attention_out, layer.mlp_in, layer.mlp_out)
         return [*products, self.head]
 
+    def with_linears(self, change: Callable[[Linear], Linear]) -> Decoder:
+        """The same model with every linear layer, output head included, as ``change`` makes it."""
+        layers = tuple(
+            replace(
+                layer,
+                qkv=change(layer.qkv),
+                attention_out=change(layer.attention_out),
+                mlp_in=change(layer.mlp_in),
+                mlp_out=change(layer.mlp_out),
+            )
+            for layer in self.layers
+        )
+        return replace(self, layers=layers, head=change(self.head))
+
     def with_native(self, native: NativeKernels) -> Decoder:
         """The same model, computing with compiled kernels where there is one. To be called before ``pack``."""
         assert native.head_dim == self.geometry.head_dim, "kernels are compiled for one size of heads"

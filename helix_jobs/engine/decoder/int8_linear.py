@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import functools
 import logging
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -25,8 +24,6 @@ from helix_jobs.engine.native.int8_matrix import Int8Matrix
 from helix_jobs.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from helix_jobs.engine.decoder.decoder import Decoder
     from helix_jobs.engine.decoder.linear import Linear
     from helix_jobs.engine.native.kernels import NativeKernels
@@ -207,31 +204,17 @@ def quantize(decoder: Decoder) -> Decoder:
     if decoder.device.type != "cpu":
         # Elsewhere int8 products exist for certain shapes only; widened weights would cost more than they save.
         raise ConfigurationError(f"int8 layers run on a CPU only, not on {decoder.device.type}; use dtype auto")
-    return _with_linears(decoder, _quantized)
+    return decoder.with_linears(_quantized)
 
 
 def dequantize(decoder: Decoder) -> Decoder:
     """Return a decoder with what ``quantize`` rounded in layers of ``decoder.dtype`` again."""
-    return _with_linears(decoder, lambda linear: _dense(linear, decoder.dtype))
+    return decoder.with_linears(lambda linear: _dense(linear, decoder.dtype))
 
 
 def is_fast(decoder: Decoder) -> bool:
     """Whether this processor multiplies the decoder's int8 layers fast, with the kernels it computes with."""
     return all(linear.is_fast for linear in decoder.linears() if isinstance(linear, Int8Linear))
-
-
-def _with_linears(decoder: Decoder, change: Callable[[Linear], Linear]) -> Decoder:
-    layers = tuple(
-        replace(
-            layer,
-            qkv=change(layer.qkv),
-            attention_out=change(layer.attention_out),
-            mlp_in=change(layer.mlp_in),
-            mlp_out=change(layer.mlp_out),
-        )
-        for layer in decoder.layers
-    )
-    return replace(decoder, layers=layers, head=change(decoder.head))
 
 
 def _quantized(linear: Linear) -> Linear:

@@ -19,7 +19,7 @@ from helix_jobs.private_files import PRIVATE_DIRECTORY, is_own_program, make_pri
 logger = logging.getLogger(__name__)
 
 _FOLDER: Final = Path(__file__).parent
-SOURCES: Final = tuple(_FOLDER / f"{name}.cpp" for name in ("kernels", "int8_linear", "int8_decoder"))
+SOURCES: Final = tuple(_FOLDER / f"{name}.cpp" for name in ("kernels", "tiled_linear", "int8_linear", "int8_decoder"))
 _HEADERS: Final = tuple(_FOLDER / f"{name}.h" for name in ("lanes", "tiles", "attention", "bytes"))
 _COMPILERS: Final = ("c++", "g++", "clang++")
 # No -ffast-math: linked into a library it changes how the whole process treats subnormal numbers. What vectorisation

@@ -32,6 +32,7 @@ _SIGNATURES: Final = {
 
 
 _LANES: Final = 16
+_BLOCK_OUTPUTS: Final = 32
 
 
 class NativeKernels:
@@ -51,6 +52,14 @@ class NativeKernels:
         self._int8_linear = getattr(library, f"int8_linear_{_NAMES[dtype]}")
         self._int8_linear.argtypes = (*[_POINTER] * 4, _SIZE)
         self._int8_linear.restype = None
+        # Whether the processor multiplies tiles of this dtype, and this process may use them.
+        self.has_tiles = dtype is torch.bfloat16 and bool(library.has_tiles())
+        self._pack_tiles = library.pack_tiles
+        self._pack_tiles.argtypes = (*[_POINTER] * 2, *[_SIZE] * 2)
+        self._pack_tiles.restype = None
+        self._tiled_linear = library.tiled_linear_bfloat16
+        self._tiled_linear.argtypes = (*[_POINTER] * 5, *[_SIZE] * 3)
+        self._tiled_linear.restype = None
         for name, signature in _SIGNATURES.items():
             function = getattr(library, f"{name}_{_NAMES[dtype]}")
             function.argtypes = signature
@@ -70,6 +79,46 @@ class NativeKernels:
         size = hidden.shape[-1]
         rows = hidden.numel() // size
         self._rms_norm(hidden.data_ptr(), weight.data_ptr(), result.data_ptr(), rows, size, eps)
+        return result
+
+    def pack_tiles(self, weight: torch.Tensor) -> torch.Tensor:
+        """A bfloat16 weight ``[out_features, in_features]`` as ``tiled_linear`` reads it; where ``has_tiles``.
+
+        ``in_features`` is a multiple of 32.
+        """
+        weight = weight.contiguous()
+        out_features, in_features = weight.shape
+        # [out_features rounded up to 32, in_features], in another order
+        packed = weight.new_empty((-(-out_features // _BLOCK_OUTPUTS) * _BLOCK_OUTPUTS, in_features))
+        self._pack_tiles(weight.data_ptr(), packed.data_ptr(), in_features, out_features)
+        return packed
+
+    def tiled_linear(
+        self,
+        hidden: torch.Tensor,
+        packed: torch.Tensor,
+        out_features: int,
+        bias: torch.Tensor | None,
+        residual: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """``hidden @ weight.T + bias + residual``, rounded once; each row is the same bits in any number of rows.
+
+        Args:
+            hidden: ``[T, in_features]``
+            packed: From ``pack_tiles``.
+            out_features: Of the weight.
+            bias: ``[out_features]``
+            residual: ``[T, out_features]``
+        """
+        hidden = hidden.contiguous()
+        if residual is not None:
+            residual = residual.contiguous()
+        rows, in_features = hidden.shape
+        result = hidden.new_empty((rows, out_features))
+        self._tiled_linear(
+            hidden.data_ptr(), packed.data_ptr(), None if bias is None else bias.data_ptr(),
+            None if residual is None else residual.data_ptr(), result.data_ptr(), rows, in_features, out_features,
+        )  # fmt: skip
         return result
 
     def gated_silu(self, inner: torch.Tensor) -> torch.Tensor:

@@ -55,6 +55,18 @@ class Tiles {
         return allowed;
     }
 
+    // Layers: 0 and 1 are [rows, 16 outputs], 2 and 3 [more rows, 16 outputs], 4 and 5 [rows or more, 32 inputs], 6 and 7
+    // [16 pairs of inputs, 16 outputs].
+    void for_layer(int64_t rows, int64_t more) {
+        TileShapes shapes;
+        for (int i = 0; i < 8; i++) {
+            bool is_more = i == 2 || i == 3 || i == 5;
+            shapes.rows[i] = static_cast<uint8_t>(i > 5 ? kTile : is_more ? std::max<int64_t>(1, more) : rows);
+            shapes.row_bytes[i] = kTile * 4;
+        }
+        load(shapes);
+    }
+
     // Scores: 0 to 3 are [queries, keys], 4 is [queries, 32 elements], 5 is [16 pairs of elements, keys].
     void for_scores(int64_t queries) { configure(queries, kTile * 4, kTile); }
 
@@ -68,6 +80,9 @@ class Tiles {
             shapes.rows[i] = static_cast<uint8_t>(i < 5 ? queries : depth);
             shapes.row_bytes[i] = static_cast<uint16_t>(i == 4 ? operand_bytes : kTile * 4);
         }
+        load(shapes);
+    }
+    static void load(const TileShapes &shapes) {
         order_memory();
         _tile_loadconfig(&shapes);
     }

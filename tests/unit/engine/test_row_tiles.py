@@ -8,15 +8,18 @@ from dataclasses import replace
 import pytest
 import torch
 from native_models import DTYPES, compiled_engine, compiled_models
-from tiny_models import CPU, request, tiny_model
 from tiny_models import loaded as loaded_models
+from tiny_models import request, tiny_model
 
 from helix_jobs.engine.config import SpeculationConfig
 from helix_jobs.engine.decoder.linear import DenseLinear
-from helix_jobs.engine.decoder.row_tiles import ANY_ROWS, TRIED_ROWS, RowTiles, candidates, rounding_classes
+from helix_jobs.engine.decoder.rounding import TRIED_ROWS, cancelling_operands, rounding_classes
+from helix_jobs.engine.decoder.row_tiles import ANY_ROWS, RowTiles, candidates
+from helix_jobs.engine.product_trials import TIMED_ROWS, ShapeTrial, slowdown
 from helix_jobs.engine.reproducible import ACCEPTED_SLOWDOWN, make_reproducible
 from helix_jobs.errors import ConfigurationError
 
+ROWS = torch.randn((3, 40), generator=torch.Generator().manual_seed(3))
 WEIGHT = torch.randn((24, 40), generator=torch.Generator().manual_seed(2))
 NO_DRAFT = SpeculationConfig(depth=0, adaptive=False)
 DRAFTS = SpeculationConfig(depth=4, adaptive=False, lookup=True)
@@ -39,14 +42,36 @@ def by_place(rows):
 
 @pytest.mark.parametrize("limit", [3, 4, 20, 33, 129, 256, 10_000])
 def test_a_trial_finds_where_the_rounding_changes(limit):
-    classes = rounding_classes(rounding_at(limit), 40, torch.float32, CPU)
+    classes = rounding_classes(rounding_at(limit), ROWS)
     assert classes == tuple(0 if count < limit else 1 for count in TRIED_ROWS)
 
 
 def test_a_product_that_rounds_by_the_place_of_a_row_is_found():
-    classes = rounding_classes(by_place, 40, torch.float32, CPU)
+    classes = rounding_classes(by_place, ROWS)
     assert None in classes
     assert all(name is None for count, name in zip(TRIED_ROWS, classes, strict=True) if count > 9)
+
+
+def in_order(weight, order):
+    """A product that sums its inputs in float32 one by one, in this order."""
+
+    def product(rows):
+        total = torch.zeros((len(rows), len(weight)))
+        for column in order:
+            total += rows[:, column, None].float() * weight[:, column].float()
+        return total.to(rows.dtype)
+
+    return product
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=("float32", "bfloat16"))
+def test_the_trials_operands_show_any_other_order_of_summation(dtype):
+    weight, rows = cancelling_operands(70, 513, dtype)
+    assert weight.shape == (70, 513)
+    usual = in_order(weight, range(513))(rows)
+    for other in (reversed(range(513)), [*range(256, 513), *range(256)], [*range(0, 513, 2), *range(1, 513, 2)]):
+        found = in_order(weight, list(other))(rows)
+        assert (found != usual).float().mean() > 0.3, "many results change, not one in ten thousand"
 
 
 @pytest.mark.parametrize(
@@ -127,14 +152,26 @@ def test_an_int8_target_becomes_independent_when_asked(compiled_folder, tmp_path
     assert outputs(sure, max_batch_size=8, speculation=DRAFTS) == alone
 
 
+def test_the_cost_is_that_of_the_whole_model_in_its_worst_mix():
+    kept = ShapeTrial(ANY_ROWS, seconds=(1.0,) * 5, plain_seconds=(1.0,) * 5)
+    slow_alone = ShapeTrial(
+        RowTiles(least=36), seconds=tuple(3.0 if rows == 2 else 1.0 for rows in TIMED_ROWS), plain_seconds=(1.0,) * 5
+    )
+    faster = ShapeTrial(None, has_matrix_tiles=True, seconds=(0.5,) * 5, plain_seconds=(1.0,) * 5)
+    assert slowdown({(8, 8): kept}, {(8, 8): 4}) == 1.0
+    assert slowdown({(8, 8): kept, (9, 9): slow_alone}, {(8, 8): 3, (9, 9): 1}) == pytest.approx(1.5)
+    assert slowdown({(8, 8): kept, (9, 9): faster}, {(8, 8): 3, (9, 9): 1}) == 1.0
+
+
 @pytest.mark.usefixtures("kernels_change_at_six_rows")
 def test_what_costs_too_much_has_to_be_asked_for(compiled_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("helix_jobs.engine.reproducible.slowdown", lambda *_: ACCEPTED_SLOWDOWN + 0.3)
     said: list[str] = []
     models = compiled_models(compiled_folder, torch.float32)
     assert not make_reproducible(models, "auto", tmp_path, said.append).target.is_reproducible
-    assert len(said) == 1
-    assert said[0].endswith("--reproducible makes them independent, with products that take up to 1.35 times as long")
+    assert len(said) == 2
+    assert said[0].startswith("trying which numbers of rows")
+    assert said[1].endswith("--reproducible makes them independent, with products that take up to 1.35 times as long")
     assert make_reproducible(models, "on", tmp_path, said.append).target.is_reproducible
 
 
@@ -147,7 +184,7 @@ def test_a_trial_is_made_once_for_a_machine(compiled_folder, tmp_path, monkeypat
     def refuse(*_):
         pytest.fail("tried again")
 
-    monkeypatch.setattr("helix_jobs.engine.reproducible.rounding_classes", refuse)
+    monkeypatch.setattr("helix_jobs.engine.product_trials.rounding_classes", refuse)
     again = make_reproducible(models, "on", tmp_path)
     assert again.target.is_reproducible == first.target.is_reproducible
 
@@ -155,13 +192,23 @@ def test_a_trial_is_made_once_for_a_machine(compiled_folder, tmp_path, monkeypat
 def test_a_home_that_moves_to_another_processor_is_tried_again(compiled_folder, tmp_path, monkeypatch):
     models = compiled_models(compiled_folder, torch.float32)
     make_reproducible(models, "on", tmp_path)
-    monkeypatch.setattr("helix_jobs.engine.reproducible.processor_features", lambda: "flags: another processor's")
+    monkeypatch.setattr("helix_jobs.engine.product_trials.processor_features", lambda: "flags: another processor's")
     make_reproducible(models, "on", tmp_path)
     assert len(list(tmp_path.glob("products-*.json"))) == 2
 
 
 @pytest.mark.parametrize(
-    "content", ["", "5", "[]", '[{"least": 2}]', '[{"least": "a", "most": null, "slowdown": 1.0}]', "[" * 5000]
+    "content",
+    [
+        "",
+        "5",
+        "[]",
+        '[{"least": 2}]',
+        '[{"least": "a", "most": null, "matrix": false, "seconds": [0,0,0,0,0], "plain": [0,0,0,0,0]}]',
+        '[{"least": 2, "most": null, "matrix": 5, "seconds": [0,0,0,0,0], "plain": [0,0,0,0,0]}]',
+        '[{"least": 2, "most": null, "matrix": false, "seconds": [0], "plain": [0]}]',
+        "[" * 5000,
+    ],
 )
 def test_a_damaged_file_is_made_again(compiled_folder, tmp_path, content):
     models = compiled_models(compiled_folder, torch.float32)
@@ -174,7 +221,7 @@ def test_a_damaged_file_is_made_again(compiled_folder, tmp_path, content):
 
 
 def test_products_that_round_by_place_are_refused_when_asked_for(compiled_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("helix_jobs.engine.reproducible.rounding_classes", lambda *_: (None,) * len(TRIED_ROWS))
+    monkeypatch.setattr("helix_jobs.engine.product_trials.rounding_classes", lambda *given: (None,) * len(given[2]))
     models = compiled_models(compiled_folder, torch.float32)
     assert not make_reproducible(models, "auto", tmp_path).target.is_reproducible
     with pytest.raises(ConfigurationError, match=r"--reproducible cannot be had here: .* place of a row"):
