@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import random
+import tempfile
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,9 +14,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from helix_jobs.engine.config import CacheConfig, EngineConfig, SpeculationConfig
 from helix_jobs.engine.decoder.families import build_decoder
-from helix_jobs.engine.devices import cleanup_memory
 from helix_jobs.engine.engine import Engine
 from helix_jobs.engine.model_loader import LoadedModel, LoadedModels
+from helix_jobs.engine.reproducible import make_reproducible
 from helix_jobs.engine.request import Request
 from helix_jobs.engine.sampling_params import SamplingParams
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from helix_jobs.engine.request import GenerationResult
 
 MAX_CONTEXT = 1 << 17
+# What was found out about products, for as long as the check runs.
+_TRIALS = tempfile.TemporaryDirectory(prefix="helix-device-check-")
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,13 @@ class Shape:
     head_dim: int
     vocab: int
     tied: bool = True
+
+    @property
+    def num_parameters(self) -> int:
+        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        attention = self.hidden * 2 * (queries + keys)
+        layer = attention + 3 * self.hidden * self.intermediate + 2 * self.hidden
+        return self.layers * layer + self.hidden + (1 if self.tied else 2) * self.vocab * self.hidden
 
     def config(self) -> Any:
         return AutoConfig.for_model(
@@ -93,6 +103,7 @@ def make(shape: Shape, dtype: torch.dtype, device: torch.device, *, noise: float
         model = AutoModelForCausalLM.from_config(shape.config(), dtype=dtype, attn_implementation="eager")
     model.to_empty(device=device)
     model.tie_weights()
+    assert sum(one.numel() for one in model.parameters()) == shape.num_parameters, "the shape says how large it is"
     generator = torch.Generator(device=device if device.type in ("cpu", "cuda") else "cpu").manual_seed(7)
 
     # So wide that layers change what comes in, whatever their size, and outputs do not go in circles.
@@ -144,6 +155,8 @@ def engine_of(
         vocab_size=vocab_size,
         max_context=MAX_CONTEXT,
     )
+    # Where a worker's engine would promise equal answers in any company, so does this one.
+    both = make_reproducible(both, "auto", Path(_TRIALS.name))
     return Engine(
         both, EngineConfig(max_batch_size=max_batch_size, speculation=speculation), CacheConfig(num_blocks=num_blocks)
     )
@@ -187,8 +200,3 @@ def reference(model: Any, texts: list[list[int]], max_tokens: int) -> list[tuple
             ids = best.indices[:1].view(1, 1)
         made.append((tuple(tokens), gaps))
     return made
-
-
-def release(device: torch.device) -> None:
-    gc.collect()
-    cleanup_memory(device)
