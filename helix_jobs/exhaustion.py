@@ -3,7 +3,9 @@
 No request is to blame for that. Who meets it hands its work back, and another process, later, goes on with it.
 
 Trade-off: a request that itself exhausted the machine would come again and again, as its attempts do not count. No step
-opens files or starts threads for a request's sake, and memory that it asks for in vain is no ``OSError``.
+opens files or starts threads for a request's sake. Memory is another matter, as a request may ask for too much of it:
+a ``MemoryError`` is no exhaustion but a shortage, and after one attempts count, so that a job that alone causes it is
+found: at its last attempt it runs alone.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from typing import Final, TypeGuard
+from typing import Final
 
 _SHORTAGES: Final = {
     errno.EMFILE: "this process may open no more descriptors{limit}; raise the limit (ulimit -n, LimitNOFILE of a "
@@ -23,14 +25,32 @@ _SHORTAGES: Final = {
 }
 
 
-def is_exhaustion(error: BaseException) -> TypeGuard[OSError]:
+# All that Python says where the system refuses a thread.
+_NO_THREAD: Final = "can't start new thread"
+
+
+def is_exhaustion(error: BaseException) -> bool:
     """Whether the system refused for want of descriptors, memory, threads or processes."""
+    if isinstance(error, RuntimeError):
+        return str(error) == _NO_THREAD
     return isinstance(error, OSError) and error.errno in _SHORTAGES
 
 
-def explain_exhaustion(error: OSError) -> str:
-    """Say what is missing and how to come by it; ``error`` is one that ``is_exhaustion`` knows."""
-    return _SHORTAGES[error.errno or errno.EMFILE].format(limit=_descriptor_limit())
+def is_shortage(error: BaseException) -> bool:
+    """Whether anything that the machine gives was missing; memory alone may be the fault of who asked for it."""
+    return isinstance(error, MemoryError) or is_exhaustion(error)
+
+
+def explain_exhaustion(error: BaseException) -> str:
+    """Say what is missing and how to come by it; ``error`` is one that ``is_shortage`` knows."""
+    match error:
+        case MemoryError():
+            number = errno.ENOMEM
+        case OSError(errno=int(number)):
+            pass
+        case _:
+            number = errno.EAGAIN
+    return _SHORTAGES[number].format(limit=_descriptor_limit())
 
 
 def missing_descriptor() -> OSError | None:

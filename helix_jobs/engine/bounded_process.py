@@ -113,11 +113,10 @@ class BoundedProcess:
             try:
                 answer = self._answers.get(timeout=_LOOK_EVERY)
             except queue.Empty:
-                now = self._usage()
-                if now is None:
-                    continue  # it is ending; the thread will say so
-                first = first or now
-                used = Usage(now.seconds - first.seconds, now.memory_bytes - self._idle_bytes)
+                used, now = Usage(0.0, 0), self._usage()
+                if now is not None:
+                    first = first or now
+                    used = Usage(now.seconds - first.seconds, now.memory_bytes - self._idle_bytes)
                 excess = excess_of(used, time.monotonic() - began, seconds, self._limits)
                 if excess:
                     self.kill()
@@ -153,11 +152,12 @@ class BoundedProcess:
         self._answers.put(b"")
 
     def _usage(self) -> Usage | None:
+        """None where it cannot be said: it is ending, and the thread will say so, or no descriptor is left to look."""
         try:
             process = psutil.Process(self._process.pid)
             times = process.cpu_times()
             return Usage(times.user + times.system, process.memory_info().rss)
-        except psutil.Error:
+        except (psutil.Error, OSError):
             return None
 
     def _epitaph(self, seconds: float) -> ProcessEndedError:

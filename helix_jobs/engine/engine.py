@@ -11,9 +11,10 @@ from helix_jobs.engine.block_table import BlockPool, BlockTable
 from helix_jobs.engine.config import LOOKUP_DRAFT, SpeculationConfig
 from helix_jobs.engine.devices import cleanup_memory, describe_device, explaining_shortage
 from helix_jobs.engine.model_runner import ModelRunner
+from helix_jobs.engine.output_text import apply_stop_strings, text_of
 from helix_jobs.engine.protocol import EngineInfo
 from helix_jobs.engine.recovery import Recovery
-from helix_jobs.engine.request import FinishReason, RequestState
+from helix_jobs.engine.request import RequestState
 from helix_jobs.engine.scheduler import Scheduler
 from helix_jobs.engine.sequence import Sequence
 from helix_jobs.engine.speculation_depth import COPY_ACCEPTANCE, DEFAULT_ACCEPTANCE
@@ -304,7 +305,7 @@ class Engine:
             num_new = len(emission.token_ids)
             watch = self._stop_watches.get(emission.sequence.request_id)
             if watch is not None and num_new:
-                num_new -= _apply_stop_strings(emission.sequence, watch, num_new)
+                num_new -= apply_stop_strings(emission.sequence, watch, num_new)
             statistics.completion_tokens += num_new
             statistics.draft_tokens += emission.num_drafted
             statistics.accepted_tokens += emission.num_accepted
@@ -341,7 +342,7 @@ class Engine:
             del self._sequences[sequence.request_id]
             self._stop_watches.pop(sequence.request_id, None)
             self._forget(sequence)
-            results.append(sequence.result(self._text_of(sequence)))
+            results.append(sequence.result(text_of(sequence, self._codec)))
         if results and not self._sequences:
             try:
                 self.check_integrity()
@@ -356,36 +357,6 @@ class Engine:
             self._speculator.forget(sequence)
         except Exception:  # drafts only affect speed
             logger.exception("the drafters learn nothing from request %s", sequence.request_id)
-
-    def _text_of(self, sequence: Sequence) -> str:
-        if sequence.stopped_text is not None:
-            return sequence.stopped_text
-        try:
-            request = sequence.request
-            # An answer is a text of its own; what follows a plain prompt goes on from it.
-            context = None if request.is_chat else self._codec.context(request.prompt_token_ids or ())
-            return self._codec.decode(sequence.output_token_ids, context)
-        except Exception as error:
-            logger.exception("the output of request %s cannot be decoded", sequence.request_id)
-            sequence.fail(EngineError(f"the output cannot be decoded: {type(error).__name__}"))
-            return ""
-
-
-def _apply_stop_strings(sequence: Sequence, watch: StopStringWatch, num_new: int) -> int:
-    """End the sequence where a stop string does; return how many of its new tokens went."""
-    try:
-        found = watch.find(sequence.output_token_ids, num_new)
-    except Exception as error:
-        logger.exception("the output of request %s cannot be decoded", sequence.request_id)
-        sequence.fail(EngineError(f"the output cannot be decoded: {type(error).__name__}"))
-        return 0
-    if found is None:
-        return 0
-    num_tokens, sequence.stopped_text = found
-    num_dropped = sequence.num_output_tokens - num_tokens
-    sequence.truncate_output(num_tokens)
-    sequence.finish(FinishReason.STOP)
-    return num_dropped
 
 
 def _describe_draft(draft: LoadedModel | None, speculation: SpeculationConfig) -> str | None:

@@ -26,7 +26,8 @@ from helix_jobs.engine.bounded_process import (
     RequestAtFaultError,
 )
 from helix_jobs.engine.chat_template import ContentForm, Probe
-from helix_jobs.errors import EngineError, InvalidRequestError, ModelError, PromptTooLongError
+from helix_jobs.errors import EngineError, ExhaustedError, InvalidRequestError, ModelError, PromptTooLongError
+from helix_jobs.exhaustion import explain_exhaustion, is_shortage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -95,6 +96,7 @@ class PromptEncoder:
         """What the chat template was seen to do; None without one.
 
         Raises:
+            ExhaustedError: The system gives no process.
             ModelError: Template or tokenizer do not get through a first try within the limits.
         """
         try:
@@ -104,6 +106,10 @@ class PromptEncoder:
                 f"model {self._name}: its tokenizer or chat template cannot be used: trying them, the process {error}; "
                 "use another model, or put a sound chat template into its files"
             ) from error
+        except (OSError, RuntimeError, MemoryError) as error:
+            if not is_shortage(error):
+                raise
+            raise ExhaustedError(explain_exhaustion(error)) from error
         self._free.put(process)
         ready = process.ready
         if ready["damage"]:
@@ -125,6 +131,7 @@ class PromptEncoder:
             InvalidRequestError: The tokenizer fails on it, or it exceeds the limits.
             PromptTooLongError: It has more than ``most`` tokens.
             EngineError: The process was ended from outside, twice.
+            OSError, RuntimeError, MemoryError: The system gives no process (see ``exhaustion``).
         """
         return self._encode({"prompt": prompt, "most": most}, len(prompt))
 
@@ -143,6 +150,7 @@ class PromptEncoder:
                 limits.
             PromptTooLongError: The prompt has more than ``most`` tokens.
             EngineError: The process was ended from outside, twice.
+            OSError, RuntimeError, MemoryError: The system gives no process (see ``exhaustion``).
         """
         plain = [dict(message) for message in messages]
         num_chars = sum(len(message["content"]) for message in plain)
@@ -187,9 +195,8 @@ class PromptEncoder:
         process = self._take()
         try:
             answer = process.ask(line, seconds)
-        except ProcessEndedError:
-            with self._lock:
-                self._processes.discard(process)
+        except Exception:
+            self._drop(process)
             raise
         self._free.put(process)
         return answer
@@ -211,16 +218,24 @@ class PromptEncoder:
                     continue
                 try:
                     process = BoundedProcess("helix_jobs.engine.prompt_process", self._limits.process)
-                except (OSError, RuntimeError) as error:  # RuntimeError: no more threads
-                    raise ProcessEndedError(f"cannot be started ({error})") from error
+                except (OSError, RuntimeError, MemoryError) as error:
+                    if not is_shortage(error):
+                        raise ProcessEndedError(f"cannot be started ({error})") from error
+                    if self._processes:
+                        continue  # the next to be free will do
+                    raise
                 self._processes.add(process)
             try:
                 process.start(self._setup, self._limits.seconds)
-            except ProcessEndedError:
-                with self._lock:
-                    self._processes.discard(process)
+            except Exception:
+                self._drop(process)
                 raise
             return process
+
+    def _drop(self, process: BoundedProcess) -> None:
+        with self._lock:
+            self._processes.discard(process)
+        process.kill()
 
 
 def _describe(tokenizer: PreTrainedTokenizerBase, limits: PromptLimits, name: str) -> bytes:

@@ -18,7 +18,7 @@ from helix_jobs.errors import (
     HelixError,
     RequestError,
 )
-from helix_jobs.exhaustion import explain_exhaustion, is_exhaustion
+from helix_jobs.exhaustion import explain_exhaustion, is_exhaustion, is_shortage
 from helix_jobs.jobs.rounds import Rounds
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class EngineThread:
         engine: Driven by this thread alone, apart from ``encode``.
         recorder: Told where runs begin and end.
         on_broken: Called from this thread when it ends without having been asked to. With ``ExhaustedError`` no request
-            is to blame, and all of them are to be handed back.
+            is to blame, and all of them are to be handed back; with any other error their attempts count.
         rounds: Where the thread notes that it comes round: between two steps.
         job_timeout: Seconds of steps a request may take part in; then it is aborted and has failed. Waiting, for a slot
             or after being set back, does not count. None: as many as it takes.
@@ -192,6 +192,9 @@ class EngineThread:
             if is_exhaustion(error):
                 logger.error("the engine met a limit of the system", exc_info=without_text(error))  # noqa: TRY400
                 self._on_broken(ExhaustedError(explain_exhaustion(error)))
+            elif isinstance(error, MemoryError):
+                logger.error("the engine got no memory", exc_info=without_text(error))  # noqa: TRY400
+                self._on_broken(EngineBrokenError(explain_exhaustion(error)))
             else:
                 self._on_broken(error if isinstance(error, HelixError) else without_text(error))
         finally:
@@ -229,7 +232,7 @@ class EngineThread:
         except RequestError as error:
             message.settle(RequestFailed(error))
         except Exception as error:
-            if is_exhaustion(error):
+            if is_shortage(error):
                 raise
             logger.error(  # noqa: TRY400  (see without_text)
                 "the engine refused a request",
@@ -249,7 +252,7 @@ class EngineThread:
         except EngineBrokenError:
             raise  # its own verdict: what is in the engine is left to be reclaimed
         except Exception as error:
-            if is_exhaustion(error):
+            if is_shortage(error):
                 raise
             self._step_failed(error)
             return

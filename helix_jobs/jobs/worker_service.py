@@ -15,15 +15,15 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from helix_jobs.errors import EngineError, HelixError, InvalidRequestError, RequestError
+from helix_jobs.errors import EngineBrokenError, ExhaustedError, HelixError, InvalidRequestError, RequestError
 from helix_jobs.jobs import store
 from helix_jobs.jobs.database_errors import MACHINES_OWN
-from helix_jobs.jobs.engine_thread import EngineThread, RequestFailed, without_text
+from helix_jobs.jobs.engine_thread import EngineThread, RequestFailed
 from helix_jobs.jobs.job_claims import JobClaims, Refusal
 from helix_jobs.jobs.job_endings import Fail, Leave, Succeed, Withdrawn, decide, outcome, refused_by_database
 from helix_jobs.jobs.job_gate import Entry, JobGate
 from helix_jobs.jobs.postponed_jobs import PostponedJobs
-from helix_jobs.jobs.requests import to_engine_request
+from helix_jobs.jobs.request_encoder import RequestEncoder, engine_request_id
 from helix_jobs.jobs.runs import DatabaseRunRecorder, counted
 from helix_jobs.jobs.states import JobState
 from helix_jobs.jobs.store import FinishedJob
@@ -60,11 +60,6 @@ class _ActiveJob:
             logger.debug("job had ended already", extra={"job_id": self.job_id})
 
 
-def engine_request_id(job_id: int, lease: int) -> str:
-    """Name a request inside the engine: a job that comes back while its aborted self lingers is another request."""
-    return f"{job_id}.{lease}"
-
-
 class WorkerService:
     """Runs jobs on one engine. Thread-safe.
 
@@ -74,7 +69,7 @@ class WorkerService:
         writer: The group commit writer.
         worker_id: This worker's row.
         grace: Seconds between ``begin_drain`` and handing back what is unfinished.
-        on_broken: Called when the engine cannot go on.
+        on_broken: Called when the engine cannot go on, or no request can be encoded. Withdraws every job.
         job_timeout: Seconds a job may run in the engine; None for as long as it takes.
         rounds: Where the engine's thread notes that it comes round.
     """
@@ -96,6 +91,8 @@ class WorkerService:
         self._engine = engine
         self._writer = writer
         self._claims = JobClaims(writer, worker_id)
+        self._encoder = RequestEncoder(engine)
+        self._on_broken = on_broken
         self._grace = grace
         self._engine_thread = EngineThread(
             engine, DatabaseRunRecorder(writer, worker_id), on_broken, job_timeout=job_timeout, rounds=rounds
@@ -313,18 +310,14 @@ class WorkerService:
 
     def _generate(self, active: _ActiveJob, claim: ClaimedJob) -> Ending:
         try:
-            request = to_engine_request(claim.id, claim.request)
-            request = self._engine.encode(replace(request, request_id=engine_request_id(claim.id, claim.lease)))
+            request = self._encoder.encode(claim, active.ending)
         except RequestError as error:
             active.settle(RequestFailed(error))  # unless it was withdrawn meanwhile: then this may be why
-        except Exception as error:
-            logger.error(  # noqa: TRY400  (see without_text)
-                "a request could not be encoded", extra={"job_id": claim.id}, exc_info=without_text(error)
-            )
-            failure = EngineError(f"{type(error).__name__} while encoding; the worker's log has the details")
-            active.settle(RequestFailed(failure))
+        except (ExhaustedError, EngineBrokenError) as error:
+            self._on_broken(error)  # who withdraws this job with all others
         else:
-            self._engine_thread.submit(request, active.settle)
+            if request is not None:
+                self._engine_thread.submit(request, active.settle)
         return active.ending.result()
 
     def _persist(self, claim: ClaimedJob, decision: Decision) -> None:

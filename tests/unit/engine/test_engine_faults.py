@@ -348,3 +348,17 @@ def test_a_lost_block_is_found_and_taken_back(caplog):
     assert result.error is None
     assert "lost its integrity" in caplog.text
     engine.check_integrity()
+
+
+@pytest.mark.parametrize("shortage", [MemoryError(), OSError(24, "Too many open files")], ids=repr)
+@pytest.mark.parametrize("stop", [(), ("x",)], ids=["at the end", "at a stop string"])
+def test_an_output_that_the_machine_cannot_decode_fails_nobody(monkeypatch, stop, shortage):
+    engine = tiny_engine(max_batch_size=2)
+    asked = request("a", [5, 6, 7], max_tokens=4, ignore_eos=True, stop=stop)
+
+    def refuse(*_):
+        raise shortage
+
+    monkeypatch.setattr(engine._codec, "decode", refuse)
+    with pytest.raises(type(shortage)):
+        engine.generate([asked])

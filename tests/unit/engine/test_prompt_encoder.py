@@ -19,7 +19,7 @@ from helix_jobs.engine import bounded_process
 from helix_jobs.engine.bounded_process import ProcessLimits
 from helix_jobs.engine.prompt_encoder import PromptEncoder, PromptLimits
 from helix_jobs.engine.text import TextCodec
-from helix_jobs.errors import EngineError, InvalidRequestError, ModelError, PromptTooLongError
+from helix_jobs.errors import EngineError, ExhaustedError, InvalidRequestError, ModelError, PromptTooLongError
 
 # Far more than an honest prompt of these tests needs, and soon over for one that would need for ever.
 SHORT = PromptLimits(seconds=0.5, process=ProcessLimits(memory_bytes=512 * 1024**2, wall_factor=120))
@@ -255,17 +255,72 @@ def test_a_tokenizer_that_is_a_program_is_refused():
         PromptEncoder(Slow())
 
 
-def test_a_machine_without_processes_fails_the_request_alone(encoder, monkeypatch):
+@pytest.mark.parametrize(
+    "refusal",
+    [BlockingIOError(11, "Resource temporarily unavailable"), OSError(24, "Too many open files"), MemoryError()],
+    ids=repr,
+)
+def test_a_machine_without_processes_is_not_the_request_s_fault(encoder, monkeypatch, refusal):
     made = encoder()
 
     def exhausted(*_, **__):
-        raise BlockingIOError(11, "Resource temporarily unavailable")
+        raise refusal
 
     with monkeypatch.context() as patched:
         patched.setattr(bounded_process.subprocess, "Popen", exhausted)
-        with pytest.raises(EngineError, match=r"cannot be started \(.*Resource temporarily unavailable"):
+        with pytest.raises(type(refusal)):
+            made.encode_prompt("hi")
+        if not isinstance(refusal, MemoryError):
+            with pytest.raises(ExhaustedError, match="raise the limit"):
+                made.probe()
+    assert made.encode_prompt("hi")
+
+
+def test_a_process_without_a_thread_to_talk_to_it_is_not_the_request_s_fault(encoder, monkeypatch):
+    made = encoder()
+
+    def exhausted(_):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(bounded_process.threading.Thread, "start", exhausted)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
             made.encode_prompt("hi")
     assert made.encode_prompt("hi")
+
+
+def test_where_a_second_process_cannot_be_started_the_first_is_waited_for(encoder, monkeypatch):
+    made = encoder(with_template(LOOP), replace(SHORT, seconds=5.0))
+    made.probe()
+
+    def exhausted(*_, **__):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr("helix_jobs.engine.prompt_encoder._PATIENCE", 0.05)
+    (process,) = made._processes
+    taken = made._take()
+    assert taken is process
+    with ThreadPoolExecutor(1) as pool, monkeypatch.context() as patched:
+        tried = threading.Event()
+        patched.setattr(bounded_process.subprocess, "Popen", lambda *_, **__: (tried.set(), exhausted()))
+        waiting = pool.submit(made.encode_messages, QUESTION, {})
+        assert tried.wait(20)
+        assert not waiting.done()
+        made._free.put(taken)
+        assert waiting.result(20)
+
+
+def test_a_process_that_cannot_be_looked_at_is_at_work_all_the_same(encoder, monkeypatch):
+    """Its figures are files, and no descriptor is left to read them."""
+    made = encoder(with_template(LOOP), replace(SHORT, seconds=0.7))
+    made.probe()
+
+    def exhausted(_):
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(bounded_process.psutil, "Process", exhausted)
+    with pytest.raises(InvalidRequestError, match=FAILURE):
+        made.encode_messages([{"role": "user", "content": "loop"}], {})
 
 
 def test_its_environment_holds_no_settings(encoder, monkeypatch):

@@ -130,6 +130,31 @@ def test_an_exhausted_machine_fails_no_request(
     assert bench.endings.empty(), "both are left to be handed back"
 
 
+@pytest.mark.parametrize("call", ["step", "add_request"])
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [(RuntimeError("can't start new thread"), ExhaustedError), (MemoryError("the prompt's text"), EngineBrokenError)],
+    ids=["threads", "memory"],
+)
+def test_without_threads_or_memory_no_request_fails(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, call: str, error: Exception, kind: type[Exception]
+) -> None:
+    """Where memory is missing, attempts count: a job that alone causes it is found when it runs alone."""
+
+    def refuse(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(bench.engine, call, refuse)
+    bench.submit("x")
+    bench.submit("y")
+    bench.thread.start()
+    broken = bench.broken.get(timeout=20)
+    assert type(broken) is kind
+    assert "limit" in str(broken)
+    assert "the prompt's text" not in str(broken)
+    assert bench.endings.empty()
+
+
 def test_another_system_error_is_the_step_s_own(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse() -> None:
         raise OSError(errno.EIO, "a disk")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import threading
 import time
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from service_bench import Bench
 from sqlalchemy import select, update
 
-from helix_jobs.errors import EngineError
+from helix_jobs.errors import EngineError, ExhaustedError
 from helix_jobs.jobs import store
 from helix_jobs.jobs.runs import counted
 from helix_jobs.jobs.schema import jobs, results
@@ -247,3 +248,25 @@ def test_a_job_that_is_handed_back_while_it_is_encoded_is_queued_whatever_encodi
     assert running.result(20)
     row = bench.rows()[job]
     assert (row.state, row.error_code) == ("queued", None)
+
+
+def test_a_job_that_meets_the_limit_of_descriptors_is_handed_back(make_bench: Any) -> None:
+    """While it is encoded: no failure of the job, and no attempt."""
+    bench = make_bench()
+    (job,) = bench.add("a b c")
+    bench.service._encoder._patience = bench.service._encoder._pause = 0.0
+
+    def encode(_: Any) -> Any:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    def end(error: BaseException) -> None:
+        bench.broken.append(error)
+        bench.service.hand_back()
+
+    bench.engine.encode = encode
+    bench.service._on_broken = end
+    (running,) = bench.run(job)
+    assert running.result(20)
+    row = bench.rows()[job]
+    assert (row.state, row.error_code, row.attempts) == ("queued", None, 0)
+    assert [type(error) for error in bench.broken] == [ExhaustedError]
