@@ -62,6 +62,15 @@ def missing_descriptor() -> OSError | None:
     return None
 
 
+def explain_missing_descriptor() -> str:
+    """Why nothing can be opened now, for whoever was told something else; empty where a descriptor can be had.
+
+    Servers, files and libraries have their own words for it: "cannot be opened", "does not answer".
+    """
+    missing = missing_descriptor()
+    return "" if missing is None else explain_exhaustion(missing)
+
+
 def _descriptor_limit() -> str:
     if sys.platform == "win32":
         return ""

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from helix_jobs.errors import BrokerUnreachableError, ConfigurationError
+from helix_jobs.exhaustion import explain_missing_descriptor
 from helix_jobs.redaction import redact
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ def broker_errors(url: str) -> Iterator[None]:
             raise BrokerUnreachableError(
                 f"the broker at {redact(url)} refuses: {reason}; correct HELIX_REDIS_URL or the broker's settings"
             ) from error
+        if missing := explain_missing_descriptor():
+            raise BrokerUnreachableError(f"the broker at {redact(url)} cannot be reached: {missing}") from error
         raise BrokerUnreachableError(
             f"the broker at {redact(url)} does not answer: {reason}; "
             "start it, or correct HELIX_REDIS_URL (unset, the worker runs a broker of its own)"

@@ -16,6 +16,7 @@ import sqlite3
 from typing import TYPE_CHECKING, Final
 
 from helix_jobs.errors import DatabaseRefusedError, DatabaseUnreachableError
+from helix_jobs.exhaustion import explain_missing_descriptor
 from helix_jobs.redaction import redact
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 MACHINES_OWN: Final = (MemoryError, OSError)
 _ROWS_OWN_SQLITE: Final = (sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_CONSTRAINT)
 _ROWS_OWN_SQLSTATE: Final = ("22", "23")
+# Where something could not be opened: the file, its log, a temporary one.
+_OPENS_SQLITE: Final = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR)
 # Serialization failure and deadlock: the transaction lost a race and may simply be run again.
 _LOST_RACE: Final = ("40001", "40P01")
 # A table, column or right; a feature; a role or password; a database; a schema.
@@ -71,6 +74,8 @@ def unreachable_reason(error: DBAPIError) -> str | None:
     if sqlstate is None:
         if type(original).__name__ in _DRIVERS_COMPLAINTS:
             return None
+        if missing := explain_missing_descriptor():
+            return f"cannot be reached: {missing}"
         return f"does not answer: {first_line}; check HELIX_DATABASE_URL and that the server runs"
     if sqlstate in _LOST_RACE or sqlstate.startswith(_ROWS_OWN_SQLSTATE):
         return None
@@ -103,5 +108,7 @@ def _sqlite_reason(error: sqlite3.Error) -> str | None:
     code = getattr(error, "sqlite_errorcode", None)
     if code is None or code & 0xFF in _ROWS_OWN_SQLITE:
         return None
+    if code & 0xFF in _OPENS_SQLITE and (missing := explain_missing_descriptor()):
+        return f"cannot be opened: {missing}"
     known = _SQLITE_TROUBLE.get(code & 0xFF)
     return known or f"refused: {(str(error).splitlines() or [type(error).__name__])[0]}; {_SQLITE_ELSE}"

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
-from helix_jobs.errors import BrokerUnreachableError, ConfigurationError
+from helix_jobs.errors import BrokerUnreachableError, ConfigurationError, ExhaustedError
+from helix_jobs.exhaustion import explain_exhaustion, is_exhaustion
 from helix_jobs.jobs.device_lock import FileLock, private_directory
 from helix_jobs.log_file import open_log
 from helix_jobs.private_files import make_private_directory, require_own_directory
@@ -95,6 +96,7 @@ class EmbeddedBroker:
 
         Raises:
             ConfigurationError: The socket's directory is a link or another user's.
+            ExhaustedError: This process can open nothing to ask it through.
         """
         if sys.platform == "win32":
             return Presence.ABSENT
@@ -107,8 +109,10 @@ class EmbeddedBroker:
                 answers = connection.recv(64).startswith(b"+PONG")
         except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
             return Presence.ABSENT
-        except OSError:  # no answer, or too many wait for one
-            return Presence.SILENT
+        except OSError as error:
+            if is_exhaustion(error):
+                raise ExhaustedError(explain_exhaustion(error)) from error
+            return Presence.SILENT  # no answer, or too many wait for one
         return Presence.ANSWERS if answers else Presence.SILENT
 
     @staticmethod
@@ -129,6 +133,7 @@ class EmbeddedBroker:
         Raises:
             BrokerUnreachableError: It does not come up, or does not answer for now.
             ConfigurationError: This system has no embedded broker.
+            ExhaustedError: As for ``presence``.
         """
         make_private_directory(self._directory)
         deadline = time.monotonic() + START_SECONDS

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from helix_jobs.errors import DatabaseReplacedError
 from helix_jobs.jobs import store
+from helix_jobs.jobs.complaint import Complaint
 from helix_jobs.jobs.process_identity import this_process
 from helix_jobs.jobs.rounds import Rounds
 from helix_jobs.jobs.store import NewWorker
@@ -162,6 +163,7 @@ class Heartbeat:
 
     def _main(self) -> None:
         next_beat = time.monotonic() + BEAT_SECONDS
+        complaint = Complaint(logger)
         with self._rounds.watched("heartbeat") as came_round:
             while not self._stop.wait(CHECK_SECONDS):
                 came_round()
@@ -173,4 +175,6 @@ class Heartbeat:
                 except DatabaseReplacedError as error:
                     self._on_replaced(error)
                 except Exception as error:  # noqa: BLE001  (without this thread the worker looks dead)
-                    logger.warning("heartbeat failed, trying again: %s", error)
+                    complaint.say(f"heartbeat failed, trying again: {error}")
+                else:
+                    complaint.end("the heartbeat goes on")

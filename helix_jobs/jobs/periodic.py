@@ -7,6 +7,8 @@ import threading
 from typing import TYPE_CHECKING
 
 from helix_jobs.errors import HelixError
+from helix_jobs.exhaustion import explain_exhaustion, is_shortage
+from helix_jobs.jobs.complaint import Complaint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -15,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 class Periodic:
-    """Calls a function until it is stopped. Errors are logged, and the next call tries again.
+    """Calls a function until it is stopped. Errors are logged, each once, and the next call tries again.
 
     Args:
         name: Of the thread.
@@ -26,6 +28,7 @@ class Periodic:
     def __init__(self, name: str, function: Callable[[], object], interval: float) -> None:
         self._function = function
         self._interval = interval
+        self._complaint = Complaint(logger)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
 
@@ -43,7 +46,16 @@ class Periodic:
         while not self._stop.wait(self._interval):
             try:
                 self._function()
-            except HelixError as error:
-                logger.warning("%s: %s; trying again", self._thread.name, error)
-            except Exception:
-                logger.exception("%s: unexpected error, trying again", self._thread.name)
+            except Exception as error:  # noqa: BLE001  (nobody else would do the duty)
+                self._complain(error)
+            else:
+                self._complaint.end(f"{self._thread.name}: it works again")
+
+    def _complain(self, error: Exception) -> None:
+        who = self._thread.name
+        if isinstance(error, HelixError):
+            self._complaint.say(f"{who}: {error}; trying again")
+        elif is_shortage(error):
+            self._complaint.say(f"{who}: {explain_exhaustion(error)}; trying again")
+        else:
+            self._complaint.say(f"{who}: unexpected error ({type(error).__name__}), trying again", error)

@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from helix_jobs.errors import HelixError
 from helix_jobs.jobs import bulk, store
 from helix_jobs.jobs.audit import AUDIT_SECONDS, Audit
+from helix_jobs.jobs.complaint import Complaint
 from helix_jobs.jobs.process_identity import is_gone
 from helix_jobs.jobs.rounds import Rounds
 from helix_jobs.jobs.unfinished_cancels import CancelSeen, watch_cancels
@@ -265,22 +266,20 @@ class Reconciler:
             self._tick_until_stopped()
 
     def _tick_until_stopped(self) -> None:
-        pause, said = self._config.interval, ""
+        pause, complaint = self._config.interval, Complaint(logger)
         while not self._stop.is_set():
             self._came_round()
             try:
                 self.tick()
-                pause, said = self._config.interval, ""
+                pause = self._config.interval
+                complaint.end()
             except HelixError as error:
                 self.counters.errors += 1
-                level = logging.DEBUG if str(error) == said else logging.WARNING
-                said = str(error)
-                logger.log(level, "reconciler: %s; it tries again until that is mended", error)
+                complaint.say(f"reconciler: {error}; it tries again until that is mended")
                 pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
-            except Exception:
-                # This thread must outlive whatever a broker client may raise: without it lost jobs stay lost.
+            except Exception as error:  # noqa: BLE001  (without this thread lost jobs stay lost)
                 self.counters.errors += 1
-                logger.exception("reconciler: unexpected error; trying again in %.0f s", pause)
+                complaint.say(f"reconciler: unexpected error ({type(error).__name__}); trying again", error)
                 pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
             self._wake.wait(pause)
             self._wake.clear()

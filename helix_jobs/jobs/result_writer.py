@@ -52,16 +52,19 @@ class WriteTrouble:
     Attributes:
         waiting: Writes of the group that is tried again; 0 while there is no trouble.
         retries: Failed tries since the start.
+        reason: What the database said last; empty while there is no trouble.
     """
 
     waiting: int = 0
     retries: int = 0
+    reason: str = ""
     _since: float = 0.0
     _said_at: float = 0.0
 
     def note(self, waiting: int, error: DatabaseUnreachableError) -> None:
         """A group of ``waiting`` writes was not taken; it is kept and tried again."""
         now = time.monotonic()
+        self.reason = str(error)
         if not self.waiting:
             self._since = now
         if not self.waiting or now - self._said_at >= _REMINDER_SECONDS:
@@ -73,7 +76,7 @@ class WriteTrouble:
     def end(self) -> None:
         """The database answers again."""
         if self.waiting:
-            self.waiting = 0
+            self.waiting, self.reason = 0, ""
             seconds = time.monotonic() - self._since
             logger.warning("the database takes writes again, after %.1f s; none was lost", seconds)
 
@@ -125,6 +128,11 @@ class GroupCommitWriter:
     def waiting(self) -> int:
         """Writes that are kept because the database takes none; 0 while it takes them."""
         return self._trouble.waiting + self._operations.qsize() if self._trouble.waiting else 0
+
+    @property
+    def trouble(self) -> str:
+        """Why the database takes no writes, as it said last; empty while it takes them, or says nothing."""
+        return self._trouble.reason
 
     @property
     def retries(self) -> int:

@@ -9,7 +9,8 @@ The database says whether jobs wait, as it is the truth. A healthy worker is nev
 that were lost, or that another worker has prefetched and cannot begin, are published again after half a window (see
 ``reconciler``). Nor does a broker that is away make a drought: Celery reconnects to it for as long as it takes, and a
 new process could do no better. Where this process may open no more descriptors, it cannot be told from one that is
-away, and nothing can be connected anew: then one window is enough, and the end names the limit.
+away, and nothing can be connected anew: then one window is enough, and the end names the limit. So it is where no slot
+is idle, but each of its jobs waits for a descriptor, to be claimed or written down, and the engine has nothing to do.
 
 Trade-off: a thread and a broker connection of its own, for a look every few seconds; on the heartbeat's thread a
 broker that does not answer would make the worker look dead.
@@ -28,6 +29,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from helix_jobs.errors import HelixError, UnreachableError
 from helix_jobs.exhaustion import explain_exhaustion, missing_descriptor
 from helix_jobs.jobs import store
+from helix_jobs.jobs.complaint import Complaint
 from helix_jobs.jobs.rounds import Rounds
 from helix_jobs.jobs.runs import counted
 
@@ -58,6 +60,7 @@ class Look:
     Attributes:
         deliveries: Messages of any kind that were delivered to this worker since its start.
         idle_slots: Batch slots without a job; 0 also while the worker stops.
+        stalled: Jobs in slots of which the engine computes none.
         backlog: Jobs that wait in the database, without those that this worker itself keeps waiting; None when it
             cannot be asked for want of descriptors.
         messages: Ids that wait in the broker; None when it does not answer, or was not asked.
@@ -66,13 +69,16 @@ class Look:
 
     deliveries: int
     idle_slots: int
+    stalled: int = 0
     backlog: int | None = 0
     messages: int | None = None
     shortage: str = ""
 
     @property
     def is_drought(self) -> bool:
-        """Whether something should be delivered any moment."""
+        """Whether something should be delivered any moment, or what was delivered cannot go on."""
+        if self.shortage and self.stalled:
+            return True
         return self.idle_slots > 0 and self.backlog != 0 and (self.messages is not None or bool(self.shortage))
 
 
@@ -133,6 +139,10 @@ class Supplied(Protocol):
     @property
     def idle_slots(self) -> int:
         """Batch slots without a job; 0 while the worker stops."""
+
+    @property
+    def stalled(self) -> int:
+        """Jobs here, if the engine has none of them to compute; 0 while the worker stops."""
 
     @property
     def kept_waiting(self) -> int:
@@ -216,12 +226,15 @@ class Watchdog:
 
     def _look(self) -> Look:
         """Ask for little while all is well: the database only about idle slots, the broker only about a backlog."""
-        look = Look(deliveries=self._service.counters.deliveries, idle_slots=self._service.idle_slots)
-        if look.idle_slots == 0:
+        service = self._service
+        look = Look(deliveries=service.counters.deliveries, idle_slots=service.idle_slots, stalled=service.stalled)
+        if look.idle_slots == 0 and not look.stalled:
             return look
         missing = missing_descriptor()
         if missing is not None:
             look = replace(look, shortage=explain_exhaustion(missing))
+        if look.idle_slots == 0:
+            return look
         try:
             look = replace(look, backlog=self._backlog())
         except HelixError:
@@ -242,11 +255,15 @@ class Watchdog:
             return backlog if backlog and store.any_waits(c) else 0
 
     def _describe(self, look: Look) -> str:
+        if look.shortage and look.stalled:
+            jobs = counted(look.stalled, "job")
+            return f"{jobs} here cannot be claimed, begun or written down, none is computed, for {self._window:.0f} s"
         ids = "" if look.messages is None else f" ({counted(look.messages, 'id')} in the broker)"
         jobs = "" if look.backlog is None else f"{counted(look.backlog, 'job')} waiting in the database{ids}, "
         return f"{jobs}{counted(look.idle_slots, 'slot')} idle, and nothing was delivered for {self._window:.0f} s"
 
     def _main(self) -> None:
+        complaint = Complaint(logger)
         with self._rounds.watched("watchdog") as came_round, closing(self._broker):
             while not self._stop.wait(self._interval):
                 came_round()
@@ -256,5 +273,7 @@ class Watchdog:
                     # Nothing can be claimed without a database, so nothing is missed either.
                     self._drought = None
                     logger.debug("watchdog: %s", error)
-                except Exception:
-                    logger.exception("watchdog: unexpected error, trying again")
+                except Exception as error:  # noqa: BLE001  (nobody else would notice what this thread notices)
+                    complaint.say(f"watchdog: unexpected error ({type(error).__name__}), trying again", error)
+                else:
+                    complaint.end()

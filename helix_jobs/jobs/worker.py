@@ -19,8 +19,8 @@ from functools import partial
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final
 
-from helix_jobs.errors import ExhaustedError, HelixError
-from helix_jobs.jobs import dead_man, engine_thread, store
+from helix_jobs.errors import HelixError
+from helix_jobs.jobs import dead_man, engine_thread, store, worker_ending
 from helix_jobs.jobs.audit import read_known_ids
 from helix_jobs.jobs.banner import WorkerBanner
 from helix_jobs.jobs.broker import (
@@ -36,7 +36,6 @@ from helix_jobs.jobs.database import Database, ensure_schema
 from helix_jobs.jobs.dead_man import DeadMansSwitch, Limit
 from helix_jobs.jobs.device_lock import DeviceLock
 from helix_jobs.jobs.engine_choice import device_name, load_engine
-from helix_jobs.jobs.hard_exit import HardExit
 from helix_jobs.jobs.heartbeat import Heartbeat, worker_row
 from helix_jobs.jobs.periodic import Periodic
 from helix_jobs.jobs.process_identity import here
@@ -47,6 +46,7 @@ from helix_jobs.jobs.shared_broker import clear_stranded, leave_broker
 from helix_jobs.jobs.stop_button import StopButton, StopRequest, install_signals
 from helix_jobs.jobs.thread_limit import check_threads
 from helix_jobs.jobs.watchdog import Watchdog
+from helix_jobs.jobs.worker_ending import EXIT_INTERRUPTED, WorkerEnding
 from helix_jobs.jobs.worker_figures import QueueReader, worker_figures
 from helix_jobs.jobs.worker_service import WorkerService
 from helix_jobs.redaction import redact
@@ -63,20 +63,11 @@ __all__ = ["StopButton", "StopRequest", "run_worker"]
 
 logger = logging.getLogger(__name__)
 
-EXIT_OK: Final = 0
-EXIT_FAILED: Final = 1
-EXIT_INTERRUPTED: Final = 130
-
-WRITER_SECONDS: Final = 10.0
 ENGINE_SECONDS: Final = 10.0
-INTERRUPT_SECONDS: Final = 8.0
 # A step this long is no slow step. The longest honest one, a full prompt chunk on an old CPU, takes seconds.
 MAX_STEP_SECONDS: Final = 900.0
 # A consumer that lasted this long was sound; its end is counted as the first one.
 SOUND_CONSUMER_SECONDS: Final = 60.0
-HARD_EXIT_SECONDS: Final = 30.0
-# After the grace time: how long jobs may take to write down their hand-back before the writer gives up.
-HAND_BACK_SECONDS: Final = 5.0
 BROKER_CHECK_SECONDS: Final = 2.0
 LOCK_CHECK_SECONDS: Final = 60.0
 POSTPONED_SECONDS: Final = 5.0
@@ -128,7 +119,7 @@ def run_worker(
         else:
             on_ready(banner)
         exit_code = worker.consume()
-        with worker.hard_exit.unless_within(HARD_EXIT_SECONDS, exit_code):
+        with worker.ending.hard_exit.unless_within(worker_ending.HARD_EXIT_SECONDS, exit_code):
             stack.close()
         return exit_code
 
@@ -138,9 +129,8 @@ class _Worker:
 
     def __init__(self, settings: Settings, button: StopButton, stack: ExitStack, *, may_exit: bool) -> None:
         self._settings = settings
-        self._button = button
         self._stack = stack
-        self.hard_exit = HardExit(is_allowed=may_exit)
+        self.ending = WorkerEnding(button, settings.shutdown_grace, may_exit=may_exit)
         self._hostname = socket.gethostname()
         self._worker_id = f"{self._hostname[:40]}-{os.getpid()}-{token_hex(3)}"
         self._database = Database(settings.database_url)
@@ -154,8 +144,6 @@ class _Worker:
         self._writer: GroupCommitWriter
         self._metrics: MetricsServer | None = None
         self._watchdog: Watchdog
-        self._stopping = self._interrupted = self._broken = self._gave_up = False
-        self._give_up_timer: threading.Timer | None = None
         self._consumer: Consumer | None = None
         self._rounds = Rounds()
 
@@ -207,8 +195,8 @@ class _Worker:
         switch = DeadMansSwitch(
             rounds,
             [self._database.calls],
-            limit=Limit(dead_man.END_SECONDS, self._end_at_once),
-            limits={engine_thread.LOOP: Limit(MAX_STEP_SECONDS, self._engine_hangs)},
+            limit=Limit(dead_man.END_SECONDS, self.ending.at_once),
+            limits={engine_thread.LOOP: Limit(MAX_STEP_SECONDS, self.ending.engine_hangs)},
         )
         self._stack.callback(switch.stop)
         self._writer = writer = GroupCommitWriter(self._database, rounds=rounds)
@@ -218,19 +206,20 @@ class _Worker:
             writer,
             worker_id=self._worker_id,
             grace=self._settings.shutdown_grace,
-            on_broken=self._break,
+            on_broken=self.ending.break_down,
             job_timeout=self._settings.job_timeout,
             rounds=rounds,
         )
+        self.ending.bind(self._service, writer)
         self._watchdog = Watchdog(
             self._database,
             ProbingPublisher(self._publisher.url, self._names),
             self._service,
             reconnect=self._reconnect,
-            give_up=self._leave_for_supervisor,
+            give_up=self.ending.leave_for_supervisor,
             rounds=rounds,
         )
-        heartbeat = Heartbeat(self._database, row, self._service, rounds=rounds, on_replaced=self._break)
+        heartbeat = Heartbeat(self._database, row, self._service, rounds=rounds, on_replaced=self.ending.break_down)
         duties = [
             Periodic("helix-device-lock", self._lock.keep, LOCK_CHECK_SECONDS),
             Periodic("helix-postponed-jobs", self._service.send_postponed, POSTPONED_SECONDS),
@@ -239,8 +228,8 @@ class _Worker:
             duties.append(Periodic("helix-embedded-broker", self._keep_broker, BROKER_CHECK_SECONDS))
         self._stack.callback(heartbeat.stop)
         self._stack.callback(self._count_attempts)
-        self._stack.callback(lambda: writer.close(WRITER_SECONDS))
-        self._stack.callback(lambda: self._service.stop(1.0 if self._interrupted else ENGINE_SECONDS))
+        self._stack.callback(lambda: writer.close(worker_ending.WRITER_SECONDS))
+        self._stack.callback(lambda: self._service.stop(1.0 if self.ending.is_interrupted else ENGINE_SECONDS))
         self._stack.callback(self._reconciler.stop)
         self._stack.callback(self._watchdog.stop)
         for duty in duties:
@@ -275,7 +264,7 @@ class _Worker:
         from helix_jobs.jobs.vetted_transport import rejections
 
         supervisor = threading.Thread(
-            target=self._supervise, args=(stop_consuming,), name="helix-supervisor", daemon=True
+            target=self.ending.supervise, args=(stop_consuming,), name="helix-supervisor", daemon=True
         )
         tasks.bind_service(self._service)
         failures = 0
@@ -284,81 +273,31 @@ class _Worker:
                 began = time.monotonic()
                 try:
                     self._consumer = consumer = make_consumer(self._settings, self._names, self._hostname)
-                    if self._stopping:  # since the last one ended; making this one has cleared Celery's flag
+                    if self.ending.is_stopping:  # since the last one ended; making this one has cleared Celery's flag
                         stop_consuming()
                     if not supervisor.is_alive():
                         supervisor.start()
                     consumer.start()
-                    if self._stopping or consumer.was_asked_to_stop:
+                    if self.ending.is_stopping or consumer.was_asked_to_stop:
                         break
                 except Exception as error:  # noqa: BLE001  (no descriptors, no threads, no memory: it may pass)
                     logger.critical("Celery's consumer cannot be started: %s", error)
                 # A message that is not even a message can end Celery's loop; the models stay loaded meanwhile.
                 failures = 1 if time.monotonic() - began > SOUND_CONSUMER_SECONDS else failures + 1
                 if failures > MAX_CONSUMER_FAILURES:
-                    self._break(HelixError("Celery's consumer does not stay up"))
+                    self.ending.break_down(HelixError("Celery's consumer does not stay up"))
                     break
                 logger.error("Celery's consumer ended unexpectedly; starting it again")
                 # What it ran out of (descriptors, threads, memory) may be there again soon.
                 time.sleep(CONSUMER_PAUSE_SECONDS * (failures - 1))
                 self._service.resume()
-                if self._stopping:  # asked for in that pause, and undone just now
+                if self.ending.is_stopping:  # asked for in that pause, and undone just now
                     self._service.begin_drain()
         finally:
-            if self._give_up_timer is not None:
-                self._give_up_timer.cancel()
             rejections.close()
             tasks.bind_service(None)
-            self._button.requests.put(None)
-        if self._broken or self._gave_up:
-            return EXIT_FAILED
-        return EXIT_INTERRUPTED if self._interrupted else EXIT_OK
-
-    def _supervise(self, stop_consuming: Callable[[], None]) -> None:
-        """Act on stop requests until the consumer has ended."""
-        while (request := self._button.requests.get()) is not None:
-            try:
-                if request is StopRequest.BROKEN:
-                    self._stopping = True
-                    self._service.abandon()
-                    self.hard_exit.after(HARD_EXIT_SECONDS, EXIT_FAILED)
-                elif not self._stopping:
-                    self._stopping = True
-                    self._service.begin_drain()
-                    self._give_up_after(self._settings.shutdown_grace + HAND_BACK_SECONDS)
-                elif request is StopRequest.INTERRUPT and not self._interrupted:
-                    self._interrupted = True
-                    self._service.hand_back()
-                    self.hard_exit.after(INTERRUPT_SECONDS, EXIT_INTERRUPTED)
-            except RuntimeError:  # no thread is left for a timer, and nothing else would end the grace time
-                self._service.hand_back()
-            stop_consuming()
-
-    def _give_up_after(self, seconds: float) -> None:
-        """Make sure a stop ends although the database takes no writes; jobs wait for their hand-back for ever."""
-
-        def give_up() -> None:
-            self._gave_up = True
-            logger.error("the database takes no writes; stopping without it, the next worker takes over what is leased")
-            # Twice: every part may be in a call to the database that takes ten seconds to fail.
-            self.hard_exit.after(2 * HARD_EXIT_SECONDS, EXIT_FAILED)
-            self._writer.close(WRITER_SECONDS)
-
-        self._give_up_timer = threading.Timer(seconds, give_up)
-        self._give_up_timer.daemon = True
-        self._give_up_timer.start()
-
-    def _break(self, error: BaseException) -> None:
-        """The worker cannot go on; stop it for a supervisor to start another."""
-        if isinstance(error, ExhaustedError):
-            self._service.hand_back()
-            self._leave_for_supervisor(str(error))
-        elif not self._broken:
-            self._broken = True
-            # What Helix raises says it all; of anything else the place matters.
-            trace = None if isinstance(error, HelixError) else error
-            logger.critical("this worker cannot go on and stops: %s", error, exc_info=trace)
-            self._button.press(StopRequest.BROKEN)
+            self.ending.consumer_ended()
+        return self.ending.exit_code
 
     def _reconnect(self) -> None:
         """Have Celery connect to the broker anew; running jobs go on."""
@@ -366,31 +305,13 @@ class _Worker:
             self._consumer.reconnect()
         self._reconciler.wake()
 
-    def _leave_for_supervisor(self, why: str) -> None:
-        """No job comes or runs any more; finish what runs and end with a failure, for a supervisor to start another."""
-        self._gave_up = True
-        logger.critical("this worker cannot go on and stops: %s", why)
-        self._button.press(StopRequest.GRACEFUL)
-        # Celery's loop may be what hangs.
-        self.hard_exit.after(self._settings.shutdown_grace + HAND_BACK_SECONDS + HARD_EXIT_SECONDS, EXIT_FAILED)
-
     def _count_attempts(self) -> None:
         """After a break: the jobs in the engine may be the reason, so unlike a hand-back their attempt counts."""
-        if self._broken:
+        if self.ending.is_broken:
             try:
                 self._database.transact(lambda c: store.reclaim(c, self._worker_id, datetime.now(UTC)))
             except HelixError as error:
                 logger.warning("the leases are left to be reclaimed: %s", error)
-
-    def _engine_hangs(self, why: str) -> None:
-        """Called by the dead man's switch, which must not wait for the log."""
-        error = HelixError(f"{why}: an engine step takes too long, the device hangs")
-        threading.Thread(target=self._break, args=(error,), name="helix-break", daemon=True).start()
-
-    def _end_at_once(self, why: str) -> None:
-        """Called by the dead man's switch: some part hangs for good, so nothing can be ended in order."""
-        self.hard_exit.now(why, EXIT_FAILED)
-        self._button.press(StopRequest.BROKEN)
 
     def _keep_broker(self) -> None:
         """Bring the embedded broker back if it went away, and have every message sent again: nobody else would."""

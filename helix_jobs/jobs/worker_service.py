@@ -119,6 +119,11 @@ class WorkerService:
         return 0 if self._draining else max(0, self._engine.info.max_batch_size - len(self._active))
 
     @property
+    def stalled(self) -> int:
+        """Jobs being worked on, if the engine has none of them to compute; 0 while no more are taken."""
+        return 0 if self._draining or self._engine_thread.request_count else len(self._active)
+
+    @property
     def kept_waiting(self) -> int:
         """Jobs that wait here: to be claimed, to run alone, or put off."""
         here = {job_id for job_id, lease in self.leases().items() if lease is None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -15,7 +16,7 @@ import pytest
 from worker_box import wait_until
 
 from helix_jobs.doctor.broker import check_broker
-from helix_jobs.errors import BrokerUnreachableError
+from helix_jobs.errors import BrokerUnreachableError, ExhaustedError
 from helix_jobs.jobs import broker_keeper, embedded_broker
 from helix_jobs.jobs.broker import broker_url, ping
 from helix_jobs.jobs.device_lock import FileLock
@@ -248,3 +249,18 @@ def test_a_keeper_that_takes_its_time_does_not_spoil_its_workers_end(
     monkeypatch.setattr(EmbeddedBroker, "stop", hang)
     leave_broker(EmbeddedBroker(tmp_path))
     assert "left to its keeper" in caplog.text
+
+
+def test_a_process_without_descriptors_does_not_take_it_for_silent(
+    broker: EmbeddedBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise it would be replaced after a minute, while others use it."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(embedded_broker.socket, "socket", refuse)
+        with pytest.raises(ExhaustedError, match="LimitNOFILE"):
+            broker.is_running()
+    assert broker.is_running()

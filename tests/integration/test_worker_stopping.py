@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from quick_worker import start_quick_worker
 from worker_box import WorkerProcess, prompts, wait_until
 
 from helix_jobs.jobs import consumer, tasks, worker
@@ -108,9 +109,10 @@ def test_a_second_interrupt_is_immediate(embedded_box: Box, trouble: str) -> Non
 def test_sigterm_ends_a_worker_whose_database_is_locked(embedded_box: Box) -> None:
     script = (
         "import sys\n"
-        "from helix_jobs.jobs import sqlite_engine, worker\n"
+        "from helix_jobs.jobs import sqlite_engine, worker, worker_ending\n"
         "from helix_jobs.settings import Settings\n"
-        "sqlite_engine.BUSY_TIMEOUT_SECONDS = worker.WRITER_SECONDS = worker.HAND_BACK_SECONDS = 0.5\n"
+        "sqlite_engine.BUSY_TIMEOUT_SECONDS = 0.5\n"
+        "worker_ending.WRITER_SECONDS = worker_ending.HAND_BACK_SECONDS = 0.5\n"
         "sys.exit(worker.run_worker(Settings.from_environment()))\n"
     )
     box = embedded_box
@@ -138,9 +140,9 @@ def test_an_idle_worker_ends_in_time_whatever_its_database_does(embedded_box: Bo
     """No job waits for the database, but the heartbeat and the worker's last word do."""
     script = (
         "import sys\n"
-        "from helix_jobs.jobs import sqlite_engine, worker\n"
+        "from helix_jobs.jobs import sqlite_engine, worker, worker_ending\n"
         "from helix_jobs.settings import Settings\n"
-        "sqlite_engine.BUSY_TIMEOUT_SECONDS, worker.HARD_EXIT_SECONDS = 600.0, 1.0\n"
+        "sqlite_engine.BUSY_TIMEOUT_SECONDS, worker_ending.HARD_EXIT_SECONDS = 600.0, 1.0\n"
         "sys.exit(worker.run_worker(Settings.from_environment()))\n"
     )
     box = embedded_box
@@ -240,6 +242,30 @@ def test_a_worker_without_descriptors_ends_for_its_supervisor(box: Box) -> None:
     publisher.close()
     assert worker.wait() == 1, worker.log
     assert "does not stay up" in worker.log, worker.log
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prlimit")
+def test_a_worker_whose_every_job_waits_for_descriptors_ends_for_its_supervisor(services_box: Box) -> None:
+    """Its connections to the database are cut and cannot be replaced; the broker still delivers to it."""
+    import resource
+
+    box = services_box
+    worker = start_quick_worker(box, window=1.0, HELIX_SHUTDOWN_GRACE="0")
+    resource.prlimit(worker.process.pid, resource.RLIMIT_NOFILE, (3, 4096))
+    database = box.database()
+    with database.write() as c:
+        c.exec_driver_sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+    database.dispose()
+    batch = box.submit(*prompts(4))
+    assert worker.wait() == 1, worker.log
+    assert "LimitNOFILE" in worker.log
+    assert "Traceback" not in worker.log
+    assert "takes no writes" not in worker.log
+    box.start_worker()
+    box.wait_states(batch, succeeded=4)
 
 
 def test_a_shutdown_by_remote_control_is_somebodys_wish(box: Box) -> None:

@@ -14,7 +14,7 @@ import yaml
 from click.testing import CliRunner
 
 from helix_jobs.cli.group import cli
-from helix_jobs.jobs import worker as run
+from helix_jobs.jobs import worker_ending as run
 from helix_jobs.settings import Settings
 
 COMPOSE = Path(__file__).parents[2] / "docker-compose.yml"

@@ -13,7 +13,7 @@ import click
 import pytest
 
 from helix_jobs.cli.group import cli
-from helix_jobs.jobs import worker
+from helix_jobs.jobs import worker_ending
 from helix_jobs.settings import Settings
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -55,14 +55,14 @@ def test_what_it_starts_exists(unit):
 def test_it_restarts_by_exit_code(unit):
     service = unit["Service"]
     assert (service["Restart"], service["RestartPreventExitStatus"]) == ("on-failure", "2")
-    assert service["SuccessExitStatus"] == str(worker.EXIT_INTERRUPTED)
+    assert service["SuccessExitStatus"] == str(worker_ending.EXIT_INTERRUPTED)
     assert service["KillMode"] == "mixed", "the embedded broker must outlive the draining"
 
 
 def test_it_waits_longer_than_stopping_takes(unit):
     grace = Settings.from_environment({}).shutdown_grace
     assert f"HELIX_SHUTDOWN_GRACE={grace:.0f}" in unit["Service"]["Environment"]
-    longest = grace + worker.HAND_BACK_SECONDS + worker.HARD_EXIT_SECONDS
+    longest = grace + worker_ending.HAND_BACK_SECONDS + worker_ending.HARD_EXIT_SECONDS
     assert float(unit["Service"]["TimeoutStopSec"]) > longest
     assert f"Give it {unit['Service']['TimeoutStopSec']} s" in TEXT
 

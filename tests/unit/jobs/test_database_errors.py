@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 
+import psycopg
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from helix_jobs.errors import ConfigurationError, DatabaseUnreachableError
+from helix_jobs import exhaustion
+from helix_jobs.errors import BrokerUnreachableError, ConfigurationError, DatabaseUnreachableError
+from helix_jobs.jobs.broker_errors import broker_errors
 from helix_jobs.jobs.database import Database
+from helix_jobs.jobs.database_errors import unreachable_reason
 
 DATABASES_OWN = ("25006", "42P01", "42501", "42703", "XX001", "XX000", "26000", "42P05", "08P01", "0A000", "53100")
 DATABASES_OWN += ("57014", "57P01", "58030", "40003", "55P03", "25P02", "3F000", "P0001", "F0000", "HV000")
@@ -92,3 +97,22 @@ def test_unknown_connection_options_are_named_with_what_to_do(option, remedy):
 def test_sqlite_takes_no_options(tmp_path, option):
     with pytest.raises(ConfigurationError, match=r"takes no options.*%3F"):
         Database(f"sqlite:///{tmp_path}/x.db?{option}")
+
+
+def test_without_descriptors_the_limit_is_named_and_not_the_file(monkeypatch):
+    monkeypatch.setattr(exhaustion, "missing_descriptor", lambda: OSError(errno.EMFILE, "x"))
+    error = sqlite3.OperationalError("unable to open database file")
+    error.sqlite_errorcode = sqlite3.SQLITE_CANTOPEN
+    reason = unreachable_reason(DBAPIError("", {}, error))
+    assert reason is not None
+    assert "LimitNOFILE" in reason
+    assert "folder" not in reason
+
+
+def test_without_descriptors_the_limit_is_named_and_not_the_server(monkeypatch):
+    monkeypatch.setattr(exhaustion, "missing_descriptor", lambda: OSError(errno.EMFILE, "x"))
+    reason = unreachable_reason(DBAPIError("", {}, psycopg.OperationalError("could not create socket")))
+    assert reason is not None
+    assert "LimitNOFILE" in reason
+    with pytest.raises(BrokerUnreachableError, match="LimitNOFILE"), broker_errors("redis://h:1/0"):
+        raise OSError(errno.EMFILE, "Too many open files")

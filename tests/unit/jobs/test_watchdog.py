@@ -87,6 +87,7 @@ class Scene:
     deliveries: int = 0
     idle: int = 1
     kept: int = 0
+    stuck: int = 0
     away: bool = False
     asked: int = 0
     now: float = 0.0
@@ -95,6 +96,7 @@ class Scene:
     counters = property(lambda self: WorkerCounters(delivered=self.deliveries))
     idle_slots = property(lambda self: self.idle)
     kept_waiting = property(lambda self: self.kept)
+    stalled = property(lambda self: self.stuck)
 
     def depth(self) -> int:
         self.asked += 1
@@ -198,6 +200,35 @@ def test_without_descriptors_it_names_the_limit_and_gives_up(database, monkeypat
     assert ("ulimit -n" in why and "LimitNOFILE" in why) is (number == errno.EMFILE)
     assert "1 slot idle, and nothing was delivered for 20 s" in why
     assert scene.asked == 0
+
+
+@pytest.mark.parametrize("idle", [0, 2])
+def test_a_worker_whose_every_job_waits_for_descriptors_gives_up(database, monkeypatch, idle):
+    """No slot need be idle, and no other job need wait: those that it has cannot be claimed or written down."""
+    scene = Scene(idle=idle, stuck=4, away=True)
+    watchdog = scene.watchdog(database)
+    monkeypatch.setattr("helix_jobs.jobs.watchdog.missing_descriptor", lambda: OSError(errno.EMFILE, "x"))
+    scene.look(watchdog, 4)
+    assert scene.done == []
+    scene.look(watchdog, 1)
+    (why,) = scene.done
+    assert "LimitNOFILE" in why
+    assert "4 jobs here cannot be claimed, begun or written down" in why
+
+
+def test_jobs_that_are_computed_or_lack_nothing_go_on(database, monkeypatch):
+    scene = Scene(idle=0, stuck=4)
+    watchdog = scene.watchdog(database)
+    scene.look(watchdog, 20)
+    monkeypatch.setattr("helix_jobs.jobs.watchdog.missing_descriptor", lambda: OSError(errno.EMFILE, "x"))
+    scene.look(watchdog, 4)
+    scene.stuck = 0
+    scene.look(watchdog, 4)
+    scene.stuck = 4
+    scene.look(watchdog, 4)
+    scene.deliveries += 1
+    scene.look(watchdog, 4)
+    assert scene.done == []
 
 
 def test_descriptors_that_come_back_in_time_end_nobody(database, monkeypatch):
