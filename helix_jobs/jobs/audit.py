@@ -15,6 +15,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from helix_jobs.jobs.message_vetting import job_id_of_message
+from helix_jobs.jobs.rounds import come_round
 from helix_jobs.redis_url import MEMORY_URL
 
 if TYPE_CHECKING:
@@ -108,14 +109,18 @@ def _waiting(client: Any, key: str) -> Iterator[Any]:  # noqa: ANN401
     """From the newest to the oldest: what comes in meanwhile shifts the others towards what is still to be read."""
     start = 0
     while page := client.lrange(key, start, start + _PAGE - 1):
+        come_round()
         yield from page
         start += _PAGE
 
 
 def _delivered(client: Any, key: str) -> Iterator[Any]:  # noqa: ANN401
     """Each value is a list of the message, its exchange and its routing key."""
-    for _, value in client.hscan_iter(key, count=_PAGE):
-        yield value
+    cursor = None
+    while cursor != 0:
+        cursor, page = client.hscan(key, cursor or 0, count=_PAGE)
+        come_round()
+        yield from page.values()
 
 
 def _job_id(text: bytes | str, queue: str) -> int | None:

@@ -17,6 +17,7 @@ from helix_jobs.errors import BrokerUnreachableError, ConfigurationError
 from helix_jobs.jobs.broker_errors import broker_errors
 from helix_jobs.jobs.embedded_broker import EmbeddedBroker, socket_url
 from helix_jobs.jobs.queue_names import PRIORITIES, QueueNames, read_queue_names
+from helix_jobs.jobs.rounds import come_round
 from helix_jobs.redaction import redact
 from helix_jobs.redis_url import MEMORY_URL, checked_redis_url
 
@@ -181,6 +182,7 @@ class CeleryPublisher:
             return
         with self._lock:
             for attempt in range(1, PUBLISH_ATTEMPTS + 1):
+                come_round()
                 try:
                     with self._reset_on_error(), broker_errors(self.url):
                         self._publish(jobs)
@@ -204,7 +206,7 @@ class CeleryPublisher:
             self.names.unacked: b"hash",
             self.names.unacked_index: b"zset",
         }
-        found = self.ask(lambda client: [client.type(key) for key in kinds])
+        found = self.ask(lambda client: [_answered(client.type(key)) for key in kinds])
         for (key, kind), there in zip(kinds.items(), found, strict=True):
             if there not in (b"none", kind):
                 raise ConfigurationError(
@@ -223,13 +225,13 @@ class CeleryPublisher:
         key = f"{self.names.queue}.probe.{secrets.token_hex(4)}"
 
         def deliver(client: Any) -> None:  # noqa: ANN401  (redis-py's)
-            client.lpush(key, "probe")
-            client.expire(key, PROBE_SECONDS)
-            client.brpop([key], timeout=1)
-            client.zadd(key, {"probe": 0})
-            client.delete(key)
-            client.hset(key, "probe", "")
-            client.delete(key)
+            _answered(client.lpush(key, "probe"))
+            _answered(client.expire(key, PROBE_SECONDS))
+            _answered(client.brpop([key], timeout=1))
+            _answered(client.zadd(key, {"probe": 0}))
+            _answered(client.delete(key))
+            _answered(client.hset(key, "probe", ""))
+            _answered(client.delete(key))
 
         self.ask(deliver)
 
@@ -271,12 +273,12 @@ class CeleryPublisher:
             return 0
         with self._lock, self._reset_on_error(), broker_errors(self.url):
             client = self._open_channel().client
-            tags = client.hkeys(self.names.unacked) or client.zrange(self.names.unacked_index, 0, -1)
+            tags = _answered(client.hkeys(self.names.unacked)) or client.zrange(self.names.unacked_index, 0, -1)
         if not tags or not are_moot():
             return 0
         with self._lock, self._reset_on_error(), broker_errors(self.url):
             client = self._open_channel().client
-            client.zrem(self.names.unacked_index, *tags)
+            _answered(client.zrem(self.names.unacked_index, *tags))
             return int(client.hdel(self.names.unacked, *tags))
 
     def close(self) -> None:
@@ -311,6 +313,7 @@ class CeleryPublisher:
             self._connection = Connection(self.url, transport_options=transport_options(self.url, self.names))
             self._connection.ensure_connection(max_retries=1, interval_start=0, timeout=CONNECT_TIMEOUT)
             self._channel = self._connection.channel()
+            come_round()
         return self._channel
 
     @contextmanager
@@ -327,6 +330,12 @@ class CeleryPublisher:
         if connection is not None:
             with suppress(Exception):
                 connection.release()
+
+
+def _answered(answer: T) -> T:
+    """Note that an answer came, so that many slow ones are no silence."""
+    come_round()
+    return answer
 
 
 class ProbingPublisher(CeleryPublisher):

@@ -58,6 +58,8 @@ TRANSACTION_ATTEMPTS: Final = 8
 # What a statement may take on Postgres, lock waits included, before the server cancels it. The client itself waits a
 # little longer and closes a connection on which no answer comes.
 STATEMENT_SECONDS: Final = 45.0
+# How long a thread waits for a connection while all are in use.
+POOL_SECONDS: Final = 30.0
 
 
 class Database:
@@ -246,4 +248,9 @@ def _dumps(value: object) -> str:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
-_OPTIONS: Final[dict[str, Any]] = {"json_serializer": _dumps, "pool_size": 4, "max_overflow": 28}
+_OPTIONS: Final[dict[str, Any]] = {
+    "json_serializer": _dumps,
+    "pool_size": 4,
+    "max_overflow": 28,
+    "pool_timeout": POOL_SECONDS,
+}

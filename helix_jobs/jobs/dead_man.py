@@ -9,7 +9,9 @@ start a new one; what it held is reclaimed.
 The thread that does this touches memory only. It reads no file, asks no service, takes no lock that a waiting thread
 may hold, and does not even log by itself. Long honest work is no silence: the models are loaded before it starts, an
 engine step has a longer limit, and time in which this thread did not run either (the machine suspended, the process
-stopped, the processor taken away) is not counted.
+stopped, the processor taken away) is not counted. A round that asks database or broker for many answers is none
+either, however slow each of them is: each counts as a round (``rounds.come_round``), and each has a limit far below
+this one.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from sqlalchemy import create_engine, event
 
 from helix_jobs.errors import ConfigurationError
 from helix_jobs.jobs.calls_in_flight import CallsInFlight
+from helix_jobs.jobs.rounds import come_round
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -71,6 +72,8 @@ class BoundedConnection(psycopg.Connection[Any]):
         except TimeoutError:
             self.close()
             raise psycopg.OperationalError(f"no answer for {limit:.0f} s; the connection was closed") from None
+        finally:
+            come_round()
 
 
 def _until(gen: Generator[Any, Any, Any], deadline: float) -> Generator[Any, Any, Any]:
@@ -121,6 +124,7 @@ def postgres_engine(url: URL, calls: CallsInFlight, **options: Any) -> Engine:  
     @event.listens_for(engine, "do_connect")
     def _connect(_dialect: object, _record: object, arguments: Any, options: Any) -> BoundedConnection:  # noqa: ANN401  (SQLAlchemy's)
         connection = BoundedConnection.connect(*arguments, **options)
+        come_round()
         connection.calls = calls
         try:
             _check_encoding(connection)

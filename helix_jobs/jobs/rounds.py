@@ -1,12 +1,33 @@
-"""Rounds: when each loop of a worker last came round. Memory alone: to note it and to read it waits for nothing."""
+"""Rounds: when each loop of a worker last came round. Memory alone: to note it and to read it waits for nothing.
+
+A round may take many answers, of a database or a broker, and each of them its time. Every single one has a limit, their
+sum has none. So whoever waits for answers notes for the loop it works for, whichever that is, that one has come
+(``come_round``): what counts as silence is a single wait.
+"""
 
 from __future__ import annotations
 
+import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+
+
+class _Here(threading.local):
+    """What notes that the loop of this thread comes round; None on a thread without a loop that is watched."""
+
+    note: Callable[[], None] | None = None
+
+
+_here = _Here()
+
+
+def come_round() -> None:
+    """Note that the loop of this thread, if it has one, got an answer it waited for, a refusal included."""
+    if _here.note is not None:
+        _here.note()
 
 
 class Rounds:
@@ -30,7 +51,9 @@ class Rounds:
             self._counts[name] = self._counts.get(name, 0) + 1
 
         came_round()
+        _here.note = came_round
         yield came_round
+        _here.note = None
         del self._counts[name]
 
     def counts(self) -> Mapping[str, int]:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import Connection, Engine, create_engine, event
 
+from helix_jobs.jobs.rounds import come_round
+
 if TYPE_CHECKING:
     from sqlalchemy import URL
 
@@ -53,9 +55,15 @@ def sqlite_engine(url: URL, begin: str, **options: Any) -> Engine:  # noqa: ANN4
             cursor.execute(pragma)
         cursor.close()
 
+        come_round()
+
     @event.listens_for(engine, "begin")
     def _on_begin(connection: Connection) -> None:
         connection.exec_driver_sql(begin)
+
+    @event.listens_for(engine, "after_cursor_execute")
+    def _on_answer(*_: object) -> None:
+        come_round()
 
     return engine
 

@@ -5,12 +5,20 @@ from __future__ import annotations
 import logging
 import threading
 from contextlib import ExitStack, suppress
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from sqlalchemy import event
 
+from helix_jobs.errors import DatabaseUnreachableError
+from helix_jobs.jobs import heartbeat, postgres_engine, reconciler, result_writer, sqlite_engine, watchdog
+from helix_jobs.jobs.broker import CONNECT_TIMEOUT, SOCKET_TIMEOUT, ProbingPublisher, QueueNames
+from helix_jobs.jobs.database import POOL_SECONDS, STATEMENT_SECONDS, TRANSACTION_ATTEMPTS
 from helix_jobs.jobs.dead_man import (
     CLOSE_SECONDS,
     END_SECONDS,
+    LOOK_SECONDS,
     DeadMansSwitch,
     Limit,
     Silence,
@@ -18,7 +26,12 @@ from helix_jobs.jobs.dead_man import (
     say,
     where_threads_stand,
 )
-from helix_jobs.jobs.rounds import Rounds
+from helix_jobs.jobs.rounds import Rounds, come_round
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from helix_jobs.jobs.database import Database
 
 
 class Calls:
@@ -151,3 +164,94 @@ def test_where_threads_stand_names_them_and_shows_no_value() -> None:
     (line,) = [line for line in found.splitlines() if line.startswith("helix-writer")]
     assert "wait_for_good (test_dead_man.py:" in line
     assert "the prompt" not in found
+
+
+class SlowRedis:
+    """Answers each command at the last moment."""
+
+    def __init__(self, bench: Bench) -> None:
+        self._bench = bench
+        self.client = self
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def command(*_: object, **__: object) -> Any:
+            self._bench.pass_by(SOCKET_TIMEOUT - 0.1, looks=5)
+            return {"type": b"none", "queue_declare": SimpleNamespace(message_count=5)}.get(name)
+
+        return command
+
+
+def test_a_broker_that_is_slow_with_every_answer_is_no_silence(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The watchdog's probe asks two dozen things in a row."""
+    publisher = ProbingPublisher("redis://127.0.0.1:1/0", QueueNames("test"))
+    monkeypatch.setattr(publisher, "_open_channel", lambda: SlowRedis(bench))
+    with bench.rounds.watched("watchdog"):
+        assert [publisher.depth() for _ in range(2)] == [5, 5]
+    assert bench.now > END_SECONDS
+    assert bench.ended == []
+
+
+def test_a_database_that_is_slow_with_every_answer_is_no_silence(bench: Bench, make_bench: Any) -> None:
+    """A round of the heartbeat, and one in which it must enter its row again, take a dozen statements."""
+    service = make_bench()
+    engine = service.database._writer
+    seconds = STATEMENT_SECONDS + postgres_engine.ANSWER_MARGIN_SECONDS - 1.0
+    engines = {engine, service.database._reader} if service.database.dialect == "sqlite" else {engine}
+
+    def slow(*_: object) -> None:
+        if threading.current_thread() is threading.main_thread():
+            bench.pass_by(seconds, looks=60)
+
+    with ExitStack() as stack:
+        for one in engines:
+            event.listen(one, "before_cursor_execute", slow)
+            stack.callback(event.remove, one, "before_cursor_execute", slow)
+        with bench.rounds.watched("heartbeat"):
+            service.heartbeat.beat()
+            service.heartbeat._register()
+            service.heartbeat.check_leases()
+    assert bench.now > END_SECONDS
+    assert bench.ended == []
+
+
+def test_no_single_wait_is_longer_than_the_switch_is_patient() -> None:
+    """Between two notes of a loop lies one of these. Each is the longest sum of limits with no answer in between."""
+    hosts = 2  # a name may stand for an IPv6 address and an IPv4 one
+    handshake = 6  # protocol, user, database, two names of the library, a sign of life
+    waits = {
+        "a connection out of the pool, none idle, and its sign of life": POOL_SECONDS + postgres_engine.PING_SECONDS,
+        "a connection to Postgres": hosts * postgres_engine.CONNECT_TIMEOUT_SECONDS,
+        "an answer of Postgres": STATEMENT_SECONDS + postgres_engine.ANSWER_MARGIN_SECONDS,
+        "a connection to SQLite, and its lock": POOL_SECONDS + 3 * sqlite_engine.BUSY_TIMEOUT_SECONDS,
+        "a transaction that lost a race": sum(0.02 * 2**n for n in range(TRANSACTION_ATTEMPTS)),
+        "a connection to the broker": hosts * CONNECT_TIMEOUT + handshake * SOCKET_TIMEOUT,
+        "an answer of the broker": SOCKET_TIMEOUT + 1.0,
+        "an idle writer": result_writer.IDLE_SECONDS,
+        "a reconciler that failed": reconciler._LONGEST_PAUSE_SECONDS,
+        "an idle heartbeat": heartbeat.BEAT_SECONDS,
+        "an idle watchdog": watchdog.LOOK_SECONDS,
+    }
+    # A loop may pause before it waits.
+    pause = max(seconds for wait, seconds in waits.items() if wait.startswith(("an idle", "a reconciler")))
+    assert {wait: seconds for wait, seconds in waits.items() if pause + seconds > END_SECONDS - 10 * LOOK_SECONDS} == {}
+
+
+def test_each_answer_of_a_database_is_a_round(database: Database) -> None:
+    rounds = Rounds()
+    with rounds.watched("writer"), database.write() as c:
+        before = rounds.counts()["writer"]
+        for _ in range(3):
+            c.exec_driver_sql("SELECT 1")
+        assert rounds.counts()["writer"] >= before + 3
+    come_round()
+    assert rounds.counts() == {}, "it is nobody's"
+
+
+@pytest.mark.postgres
+def test_a_refusal_is_an_answer(postgres_database: Database) -> None:
+    rounds = Rounds()
+    with rounds.watched("writer"):
+        with suppress(DatabaseUnreachableError), postgres_database.write() as c:
+            before = rounds.counts()["writer"]
+            c.exec_driver_sql("SELECT 1 FROM nowhere")
+        assert rounds.counts()["writer"] > before
