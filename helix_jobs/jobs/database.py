@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from sqlalchemy import Connection, Engine, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.pool import NullPool
 
 from helix_jobs.errors import ConfigurationError, DatabaseUnreachableError
 from helix_jobs.jobs.calls_in_flight import CallsInFlight
@@ -100,6 +101,7 @@ class Database:
         self._file: SQLiteFile | None = None
         self._writer: Engine
         self._reader: Engine
+        self._anew: Engine
         if self.dialect == SQLITE:
             if not self.url.database or self.url.database == ":memory:":
                 raise ConfigurationError(
@@ -113,12 +115,14 @@ class Database:
             self._file = SQLiteFile(Path(self.url.database))
             self._writer = sqlite_engine(self.url, "BEGIN IMMEDIATE", **_OPTIONS)
             self._reader = sqlite_engine(self.url, "BEGIN", **_OPTIONS)
+            self._anew = sqlite_engine(self.url, "BEGIN", poolclass=NullPool)
         elif self.dialect == POSTGRES:
             from helix_jobs.jobs.postgres_engine import postgres_engine
 
             self._writer = postgres_engine(self.url, self.calls, pool_pre_ping=True, **_OPTIONS)
             # The same pool; only the transactions differ. Counts and rows read together belong together.
             self._reader = self._writer.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+            self._anew = self._reader
         else:
             raise ConfigurationError(
                 f"HELIX_DATABASE_URL has the scheme {self.url.drivername!r}; use sqlite:/// or postgresql://"
@@ -163,6 +167,16 @@ class Database:
         """
         # It locks nobody out, and what streams results waits for whoever reads them: it may stand idle.
         with self._transaction(self._reader, self._limit(unlimited=unlimited), idle=0.0) as connection:
+            yield connection
+
+    @contextmanager
+    def read_anew(self) -> Iterator[Connection]:
+        """As ``read``, of what is stored now: SQLite's other connections have pages in memory, and trust them.
+
+        Raises:
+            DatabaseUnreachableError: The database does not answer, or refuses.
+        """
+        with self._transaction(self._anew, self._statement_seconds, idle=0.0) as connection:
             yield connection
 
     def transact(self, function: Callable[[Connection], T], *, unlimited: bool = False) -> T:
@@ -222,7 +236,7 @@ class Database:
                     if self.dialect == POSTGRES and not connection.invalidated and unreachable_reason(error):
                         connection.invalidate(error)
                     raise
-                if self._file is not None:
+                if self._file is not None and engine is not self._anew:  # whose connection does not stay open
                     self._file.note()
         except PoolTimeoutError as error:
             raise DatabaseUnreachableError(f"database {self.url_redacted}: all connections are in use") from error

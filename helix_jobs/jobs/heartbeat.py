@@ -80,6 +80,8 @@ class Heartbeat:
         database: Written to directly: a writer that is stuck must not make this worker look dead.
         worker: This worker's row, entered by ``start``.
         service: Whose leases are compared.
+        installation: The id that the database had when this worker connected, and its queue is named after; None for
+            what the first look finds.
         on_replaced: Called when the database is no longer the one this worker began with. Nothing it did could count.
         rounds: Where the thread notes that it comes round.
     """
@@ -91,6 +93,7 @@ class Heartbeat:
         service: WorkerService,
         *,
         rounds: Rounds | None = None,
+        installation: str | None = None,
         on_replaced: Callable[[DatabaseReplacedError], None] = lambda _: None,
     ) -> None:
         self._database = database
@@ -98,7 +101,7 @@ class Heartbeat:
         self._service = service
         self._rounds = rounds or Rounds()
         self._on_replaced = on_replaced
-        self._installation: str | None = None
+        self._installation = installation
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._main, name="helix-heartbeat", daemon=True)
         self._unknown: frozenset[tuple[int, int]] = frozenset()
@@ -108,6 +111,7 @@ class Heartbeat:
 
         Raises:
             DatabaseUnreachableError: The row could not be written.
+            DatabaseReplacedError: Another database has this name since the worker connected.
         """
         self._register()
         self._thread.start()
@@ -139,10 +143,11 @@ class Heartbeat:
         """Write the heartbeat; come back under the same name if others had given this worker up.
 
         Raises:
-            DatabaseReplacedError: The server has another database under this name.
+            DatabaseReplacedError: The server has another database under this name, or SQLite's file has one in it.
         """
-        with self._database.write() as c:
+        with self._database.read_anew() as c:
             self._compare(store.installation_id(c))
+        with self._database.write() as c:
             alive = store.heartbeat(c, self._worker.id, datetime.now(UTC))
         if not alive:
             logger.warning("this worker had been declared lost; its jobs went to others, it goes on with new ones")

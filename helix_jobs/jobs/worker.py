@@ -219,7 +219,14 @@ class _Worker:
             give_up=self.ending.leave_for_supervisor,
             rounds=rounds,
         )
-        heartbeat = Heartbeat(self._database, row, self._service, rounds=rounds, on_replaced=self.ending.break_down)
+        heartbeat = Heartbeat(
+            self._database,
+            row,
+            self._service,
+            rounds=rounds,
+            installation=self._names.installation,
+            on_replaced=self.ending.break_down,
+        )
         duties = [
             Periodic("helix-device-lock", self._lock.keep, LOCK_CHECK_SECONDS),
             Periodic("helix-postponed-jobs", self._service.send_postponed, POSTPONED_SECONDS),

@@ -37,6 +37,15 @@ def without_log(file: Path) -> None:
     file.with_name(f"{file.name}-wal").unlink()
 
 
+def overwritten(file: Path) -> None:
+    """As ``cp other.db helix.db`` does it: the same file by name and inode, with another database in it."""
+    other = file.with_name("other.db")
+    database = Database(f"sqlite:///{other}")
+    ensure_schema(database)
+    database.dispose()
+    shutil.copyfile(other, file)
+
+
 EXCHANGES = [removed, restored_over, without_log]
 
 
@@ -58,6 +67,8 @@ def test_what_may_happen_to_a_file_is_no_exchange(sqlite_database: Database) -> 
     file = sqlite_database.sqlite_file
     assert file is not None
     url = f"sqlite:///{file}"
+    with sqlite_database.read_anew():
+        pass
     for _ in range(3):
         other = Database(url)
         with other.write() as c:
@@ -71,7 +82,7 @@ def test_what_may_happen_to_a_file_is_no_exchange(sqlite_database: Database) -> 
         c.execute(text("UPDATE batches SET name = name"))
 
 
-@pytest.mark.parametrize("exchange", [removed, restored_over])
+@pytest.mark.parametrize("exchange", [removed, restored_over, overwritten])
 def test_a_worker_ends_for_its_supervisor(embedded_box: Box, exchange: Callable[[Path], None]) -> None:
     box = embedded_box
     batch = box.submit(*["endless story"] * 3)
@@ -85,7 +96,8 @@ def test_a_worker_ends_for_its_supervisor(embedded_box: Box, exchange: Callable[
         ensure_schema(fresh)
         fresh.dispose()
     assert worker.wait() == 1
-    assert "helix.db was " in worker.log
+    what = "another database has taken its place" if exchange is overwritten else "helix.db was "
+    assert what in worker.log
     assert "this worker cannot go on and stops: database sqlite" in worker.log
     assert "Traceback" not in worker.log
 

@@ -5,17 +5,16 @@ from __future__ import annotations
 import threading
 import time
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pytest
 from service_bench import WORKER
 from sqlalchemy import select
 
+from helix_jobs.errors import DatabaseReplacedError
 from helix_jobs.jobs import heartbeat, store
 from helix_jobs.jobs.heartbeat import Heartbeat, LeaseCheck, compare_leases
 from helix_jobs.jobs.schema import workers
-
-if TYPE_CHECKING:
-    import pytest
 
 
 def test_leases_are_compared_without_false_alarms() -> None:
@@ -78,6 +77,16 @@ def test_a_message_that_meets_its_jobs_earlier_run_is_not_lost(make_bench: Any) 
     bench.writer.submit(lambda _: None).result(20)
     row = bench.rows()[job]
     assert (row.state, row.published_at) == ("queued", None), "nobody would publish it before the broker is empty"
+
+
+def test_a_database_that_was_exchanged_before_the_worker_entered_its_row_is_noticed(make_bench: Any) -> None:
+    """It has connected, and named its queue after what it found; then the models were loaded for minutes."""
+    bench = make_bench()
+    with bench.database.read() as c:
+        found = store.installation_id(c)
+    Heartbeat(bench.database, WORKER, bench.service, installation=found)._register()
+    with pytest.raises(DatabaseReplacedError, match="another database has taken its place"):
+        Heartbeat(bench.database, WORKER, bench.service, installation="other").start()
 
 
 def test_the_heartbeat_outlives_whatever_is_raised(make_bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
