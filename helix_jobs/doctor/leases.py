@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from helix_jobs.doctor.verdict import Level, Verdict
-from helix_jobs.jobs.process_identity import is_gone
+from helix_jobs.jobs.liveness import why_dead
 from helix_jobs.jobs.runs import counted
 
 if TYPE_CHECKING:
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from helix_jobs.jobs.process_identity import Here
     from helix_jobs.jobs.store import LeaseHolder
 
-# A worker writes a heartbeat every 5 s and is given up after 30; clocks of two machines may differ by a little.
-_SILENT_SECONDS: Final = 40.0
 _START_ONE: Final = "start a worker: it takes over the jobs of dead workers of its own host at once, others after 30 s"
 
 
@@ -54,7 +52,4 @@ def _why_dead(holder: LeaseHolder, *, now: datetime, here: Here) -> str | None:
         return "which nobody knows"
     if not holder.is_live:
         return "which has stopped"
-    if holder.identity is not None and is_gone(holder.identity, here):
-        return "whose process is gone"
-    silent = (now - holder.heartbeat_at).total_seconds()
-    return f"silent for {silent:,.0f} s" if silent > _SILENT_SECONDS else None
+    return why_dead(holder.heartbeat_at, holder.identity, now=now, here=here)

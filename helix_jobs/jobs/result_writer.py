@@ -200,7 +200,14 @@ class GroupCommitWriter:
                 pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
             except Exception as error:  # noqa: BLE001  (whatever it is, it belongs to one operation)
                 self._trouble.end()
-                self._write_alone(group, error)
+                if len(group) > 1:
+                    for operation in group:
+                        self._write([operation])
+                elif isinstance(error, DBAPIError) and lost_race(error):
+                    time.sleep(_FIRST_PAUSE_SECONDS)  # nothing was wrong with it but its timing
+                    continue
+                else:
+                    group[0].future.set_exception(error)
                 return
             else:
                 self._trouble.end()
@@ -212,17 +219,6 @@ class GroupCommitWriter:
         value = operation.function(connection)
         self._came_round()
         return value
-
-    def _write_alone(self, group: Sequence[_Operation], error: Exception) -> None:
-        if len(group) > 1:
-            for operation in group:
-                self._write([operation])
-        elif isinstance(error, DBAPIError) and lost_race(error):
-            # Nothing was wrong with it but its timing.
-            time.sleep(_FIRST_PAUSE_SECONDS)
-            self._write(group)
-        else:
-            group[0].future.set_exception(error)
 
 
 def _unwatched() -> None:

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import sqlite3
+import sys
 import threading
 from concurrent.futures import wait
 
 import pytest
 from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 from store_helpers import counts, ended, must_take, now, register, result_row, stored_batch
 
 from helix_jobs.errors import DatabaseUnreachableError, HelixError
-from helix_jobs.jobs import sqlite_engine, store
+from helix_jobs.jobs import result_writer, sqlite_engine, store
 from helix_jobs.jobs.database import Database
 from helix_jobs.jobs.result_writer import GroupCommitWriter
 
@@ -161,3 +163,22 @@ def test_a_cancelled_operation_is_not_run(sqlite_database):
     gate.set()
     assert writer.close()
     assert _workers(sqlite_database) == set()
+
+
+def test_races_that_are_lost_again_and_again_are_run_again_and_again(sqlite_database, monkeypatch):
+    """More often than a thread may nest calls."""
+
+    class DeadlockError(Exception):
+        sqlstate = "40P01"
+
+    races = iter(range(sys.getrecursionlimit() + 1))
+
+    def lose(_):
+        if next(races, None) is not None:
+            raise DBAPIError("", {}, DeadlockError())
+        return "won"
+
+    monkeypatch.setattr(result_writer, "_FIRST_PAUSE_SECONDS", 0.0)
+    writer = GroupCommitWriter(sqlite_database)
+    assert writer.submit(lose).result(60) == "won"
+    assert writer.close(20)
