@@ -5,10 +5,11 @@ It does four things, each decided by a pure function and persisted by one method
 1. **Judge.** A worker whose heartbeat value has not changed for 30 s is lost; its leases are reclaimed. Silence is
    measured on this process's monotonic clock, tick by tick (``observe``); clocks of two machines are never compared.
 2. **Publish.** Keep up to a window of messages with the broker, most urgent first.
-3. **Republish.** Messages get lost (a broker restarts empty, a client dies between pop and record). When the broker
-   has been empty for 30 s and jobs still count as published, their marks are taken off. So they are when a worker is
-   lost: what it had taken ahead is stranded with it, nobody can say which messages those were, and a busy broker may
-   not be empty for days. Trade-off: up to a window of duplicates for each lost worker, for jobs that do not wait.
+3. **Republish** (``lost_messages``). Messages get lost (a broker restarts empty, a client dies between pop and
+   record). When the broker has been empty for 30 s and jobs still count as published, their marks are taken off. So
+   they are when a worker is lost: what it had taken ahead is stranded with it, nobody can say which messages those
+   were, and a busy broker may not be empty for days. Trade-off: up to a window of duplicates for each lost worker, for
+   jobs that do not wait.
    On a busy broker an exact comparison every few minutes finds single lost messages (``audit``).
    What a lost worker had been delivered stays in the broker's ``unacked``; it is dropped when no job can need it.
 
@@ -25,13 +26,14 @@ import logging
 import threading
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Protocol
 
 from helix_jobs.errors import HelixError
 from helix_jobs.jobs import bulk, store
-from helix_jobs.jobs.audit import AUDIT_SECONDS, Audit
+from helix_jobs.jobs.audit import AUDIT_SECONDS
 from helix_jobs.jobs.complaint import Complaint
+from helix_jobs.jobs.lost_messages import LostMessages
 from helix_jobs.jobs.process_identity import is_gone
 from helix_jobs.jobs.rounds import Rounds
 from helix_jobs.jobs.unfinished_cancels import CancelSeen, watch_cancels
@@ -92,14 +94,6 @@ class Observation:
     silent_seconds: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class EmptyBroker:
-    """Since when (monotonic) the broker has been seen empty, and the newest publication at that moment."""
-
-    since: float
-    latest_published_at: datetime
-
-
 def observe(
     previous: Mapping[str, Observation], heartbeats: Mapping[str, datetime | None], elapsed: float
 ) -> dict[str, Observation]:
@@ -142,15 +136,6 @@ def publish_room(depth: int, window: int) -> int:
     """How many more messages the broker should get; none for less than a tenth of the window, unless it runs dry."""
     room = max(0, window - depth)
     return room if depth == 0 or room * 10 >= window else 0
-
-
-def judge_empty_broker(
-    previous: EmptyBroker | None, *, depth: int, latest_published_at: datetime | None, now: float
-) -> EmptyBroker | None:
-    """Follow how long the broker has been empty while jobs count as published; None while that is not so."""
-    if depth > 0 or latest_published_at is None:
-        return None
-    return previous or EmptyBroker(now, latest_published_at)
 
 
 @dataclass(slots=True)
@@ -199,12 +184,12 @@ class Reconciler:
         self._config = config or ReconcilerConfig()
         self._clock = clock
         self._rounds = rounds or Rounds()
-        self._known_ids = known_ids
-        self._audit = Audit(self._config.audit, clock)
+        self._lost = LostMessages(
+            database, publisher, known_ids, unseen=self._config.unseen, audit=self._config.audit, clock=clock
+        )
         self._came_round: Callable[[], None] = lambda: None
         self._observations: dict[str, Observation] = {}
         self._observed_at: float | None = None
-        self._empty: EmptyBroker | None = None
         self._cancels: dict[store.Change, CancelSeen] = {}
         self._stop = threading.Event()
         self._wake = threading.Event()
@@ -256,10 +241,7 @@ class Reconciler:
         depth = self._publisher.depth()
         self._publish(publish_room(depth, self._config.window))
         self._came_round()
-        self._republish(depth)
-        if self._audit.is_due:
-            self._came_round()
-            self._find_lost()
+        self.counters.republished += self._lost.look(depth)
 
     def _run(self) -> None:
         with self._rounds.watched("reconciler") as self._came_round:
@@ -349,42 +331,3 @@ class Reconciler:
 
     def _mark(self, ids: Sequence[int]) -> None:
         self._database.transact(lambda connection: store.mark_published(connection, ids, datetime.now(UTC)))
-
-    def _republish(self, depth: int) -> None:
-        latest = None
-        if depth == 0:
-            with self._database.read() as connection:
-                latest = store.latest_published_at(connection)
-            if latest is None:
-                self._forget_stranded()
-        now = self._clock()
-        self._empty = judge_empty_broker(self._empty, depth=depth, latest_published_at=latest, now=now)
-        if self._empty is None or now - self._empty.since < self._config.unseen:
-            return
-        # Only what was published when the emptiness began; the bound is exclusive.
-        before = self._empty.latest_published_at + timedelta(microseconds=1)
-        count = self._database.transact(lambda connection: store.republish_unseen(connection, before))
-        self._empty = None
-        if count:
-            self.counters.republished += count
-            # Usually a worker holds them already, waiting for a slot; only the database could tell, and need not.
-            logger.info("the broker is empty and %d jobs still wait: their messages are sent again, to be safe", count)
-
-    def _find_lost(self) -> None:
-        with self._database.read() as connection:
-            published = store.published_queued(connection)
-        lost = self._audit.look(published, self._known_ids() if published else set())
-        if lost:
-            self._database.transact(lambda connection: store.unmark_published(connection, lost))
-            self.counters.republished += len(lost)
-            logger.warning("the messages of %d jobs were lost on the way and are sent again", len(lost))
-
-    def _forget_stranded(self) -> None:
-        """Drop the messages of lost workers, which nobody will acknowledge, once every job they may name has ended."""
-        count = self._publisher.forget_delivered(self._deliveries_are_moot)
-        if count:
-            logger.info("dropped %d messages that lost workers had not acknowledged; their jobs have ended", count)
-
-    def _deliveries_are_moot(self) -> bool:
-        with self._database.read() as connection:
-            return store.deliveries_are_moot(connection)

@@ -47,7 +47,9 @@ from helix_jobs.jobs.store.publishing import (
     publishable,
     published_queued,
     republish_unseen,
+    unmark_missing,
     unmark_published,
+    unmark_unreadable,
 )
 from helix_jobs.jobs.store.purging import (
     Content,
@@ -191,7 +193,9 @@ __all__ = [
     "stored_jobs",
     "unfinished_cancels",
     "unfinished_submission",
+    "unmark_missing",
     "unmark_published",
+    "unmark_unreadable",
     "unreadable_page",
     "watched_workers",
     "worker_heartbeats",

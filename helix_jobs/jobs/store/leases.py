@@ -59,10 +59,10 @@ _CLAIM: Final = (
     .returning(*_CLAIMED)
 )
 # attempts counts claims whose end never came: a release takes its own back, a retry starts anew.
-_LAST_ATTEMPT: Final = and_(jobs.c.attempts > 0, jobs.c.attempts + 1 >= jobs.c.max_attempts)
-_CLAIM_UNLESS_LAST: Final = _CLAIM.where(not_(_LAST_ATTEMPT))
+AT_LAST_ATTEMPT: Final = and_(jobs.c.attempts > 0, jobs.c.attempts + 1 >= jobs.c.max_attempts)
+_CLAIM_UNLESS_LAST: Final = _CLAIM.where(not_(AT_LAST_ATTEMPT))
 _AWAITS_LAST: Final[Select[Any]] = select(literal_column("1")).where(
-    jobs.c.id == bindparam("job_id"), jobs.c.state == JobState.QUEUED.value, _LAST_ATTEMPT
+    jobs.c.id == bindparam("job_id"), jobs.c.state == JobState.QUEUED.value, AT_LAST_ATTEMPT
 )
 _CLAIMED_BEFORE: Final = select(*_CLAIMED).where(
     jobs.c.id == bindparam("job_id"),

@@ -11,6 +11,8 @@ from sqlalchemy import BigInteger, Integer, String, bindparam, case, exists, fun
 
 from helix_jobs.jobs.schema import UTCDateTime, batch_counters, batches, jobs
 from helix_jobs.jobs.store import counters
+from helix_jobs.jobs.store.leases import AT_LAST_ATTEMPT
+from helix_jobs.jobs.store.readable import unreadable_reason
 from helix_jobs.jobs.store.records import PublishableJob
 
 if TYPE_CHECKING:
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 # Literal conditions: SQLite takes a partial index only for a query that repeats its condition word for word.
 _PUBLISHED_QUEUED: Final = text("state = 'queued' AND published_at IS NOT NULL")
 _RUNNING: Final = text("state = 'running'")
+
+# Parameters of one statement; SQLite takes 32,766.
+_CHUNK: Final = 5_000
 
 # A lane is one priority of one sealed batch that has something to publish. A scalar subquery with LIMIT 1 and not
 # EXISTS: planners may turn the latter into a join over every waiting job.
@@ -86,6 +91,27 @@ def unmark_published(c: Connection, ids: Sequence[int]) -> int:
     if not ids:
         return 0
     return c.execute(_MARK[c.dialect.name], {"ids": _id_list(c, ids), "now": None}).rowcount
+
+
+def unmark_missing(c: Connection, ids: Sequence[int]) -> int:
+    """Note that the broker does not have these messages; returns how many are of jobs at their last attempt.
+
+    A worker may have put such a job off, as it could not run alone there, and then its message is missing rightly.
+    """
+    wanted = [jobs.c.id.in_(ids[start : start + _CHUNK]) for start in range(0, len(ids), _CHUNK)]
+    at_last = sum(
+        c.execute(select(func.count()).select_from(jobs).where(_PUBLISHED_QUEUED, AT_LAST_ATTEMPT, some)).scalar_one()
+        for some in wanted
+    )
+    unmark_published(c, ids)
+    return at_last
+
+
+def unmark_unreadable(c: Connection) -> int:
+    """Take the marks off queued jobs that are no times: somebody's hand left them. Returns how many."""
+    query = select(jobs.c.published_at)
+    ids = c.execute(select(jobs.c.id).where(_PUBLISHED_QUEUED)).scalars().all()
+    return unmark_published(c, [job_id for job_id in ids if unreadable_reason(c, query.where(jobs.c.id == job_id))])
 
 
 def republish_unseen(c: Connection, published_before: datetime) -> int:

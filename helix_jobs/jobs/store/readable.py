@@ -63,7 +63,11 @@ def unreadable_page(c: Connection, table: Table, after: _Key | None) -> tuple[li
     if not page:
         return [], None
     whole = select(table).where(_between(keys, page[0], page[-1]))
-    found = [] if _read(c, whole) is None else [value for key in page for value in _unreadable_row(c, table, key)]
+    found = (
+        []
+        if unreadable_reason(c, whole) is None
+        else [value for key in page for value in _unreadable_row(c, table, key)]
+    )
     return found, page[-1] if len(page) == PAGE_ROWS else None
 
 
@@ -83,12 +87,12 @@ def make_readable(c: Connection, value: UnreadableValue) -> None:
 
 def _unreadable_row(c: Connection, table: Table, key: _Key) -> Iterator[UnreadableValue]:
     for column in table.columns:
-        reason = _read(c, select(column).where(_is(table, key)))
+        reason = unreadable_reason(c, select(column).where(_is(table, key)))
         if reason is not None:
             yield UnreadableValue(table, key, column, reason)
 
 
-def _read(c: Connection, query: Any) -> str | None:  # noqa: ANN401  (selects of any row)
+def unreadable_reason(c: Connection, query: Any) -> str | None:  # noqa: ANN401  (selects of any row)
     """None if every value can be fetched, else the kind of error."""
     try:
         for row in c.execute(query):

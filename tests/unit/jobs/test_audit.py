@@ -7,12 +7,15 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
-from store_helpers import stored_batch
+from sqlalchemy import update
+from store_helpers import now, stored_batch
 
 from helix_jobs.jobs import store
 from helix_jobs.jobs.audit import Audit, missing, read_known_ids
 from helix_jobs.jobs.broker import CeleryPublisher, EmbeddedBroker, QueueNames
+from helix_jobs.jobs.database_check import check_rows
 from helix_jobs.jobs.reconciler import Reconciler, ReconcilerConfig
+from helix_jobs.jobs.schema import jobs
 from helix_jobs.jobs.store import PublishableJob
 
 if TYPE_CHECKING:
@@ -61,31 +64,31 @@ def test_ids_are_read_wherever_the_broker_has_them(tmp_path: Path) -> None:
         broker.stop()
 
 
+class Busy:
+    """A broker that is never empty, and loses what a test takes out of it."""
+
+    def __init__(self) -> None:
+        self.messages: list[int] = []
+        self.least = 1
+
+    def depth(self) -> int:
+        return max(self.least, len(self.messages))
+
+    def publish(self, jobs) -> None:
+        self.messages += [job.id for job in jobs]
+
+    def forget_delivered(self, are_moot) -> int:  # noqa: ARG002
+        return 0
+
+    def reconciler(self, database: Database) -> Reconciler:
+        config = ReconcilerConfig(window=10, audit=0.0, unseen=0.0)
+        return Reconciler(database, self, config=config, known_ids=lambda: set(self.messages))
+
+
 def test_a_busy_brokers_lost_message_is_sent_again(database: Database) -> None:
     _, ids = stored_batch(database, 3)
-
-    class Busy:
-        """Never empty, and one message is lost on the way."""
-
-        def __init__(self) -> None:
-            self.messages: list[int] = []
-
-        def depth(self) -> int:
-            return max(1, len(self.messages))
-
-        def publish(self, jobs) -> None:
-            self.messages += [job.id for job in jobs]
-
-        def forget_delivered(self, are_moot) -> int:  # noqa: ARG002
-            return 0
-
     broker = Busy()
-    reconciler = Reconciler(
-        database,
-        broker,
-        config=ReconcilerConfig(window=10, audit=0.0),
-        known_ids=lambda: set(broker.messages),
-    )
+    reconciler = broker.reconciler(database)
     reconciler.tick()
     broker.messages.remove(ids[1])
     reconciler.tick()
@@ -96,3 +99,56 @@ def test_a_busy_brokers_lost_message_is_sent_again(database: Database) -> None:
     assert reconciler.counters.republished == 1
     with database.read() as c:
         assert set(store.published_queued(c)) == set(ids)
+
+
+def test_a_job_that_was_put_off_is_not_called_lost(database: Database, caplog: pytest.LogCaptureFixture) -> None:
+    """At its last attempt it waits to run alone. Its message goes out again, for a worker that has room."""
+    caplog.set_level("INFO", logger="helix_jobs")
+    _, ids = stored_batch(database, 3)
+    with database.write() as c:
+        c.execute(update(jobs).where(jobs.c.id == ids[0]).values(attempts=2))
+    broker = Busy()
+    reconciler = broker.reconciler(database)
+    reconciler.tick()
+    broker.messages = broker.messages[2:]
+    for _ in range(3):
+        reconciler.tick()
+    assert sorted(broker.messages) == sorted(ids)
+    assert reconciler.counters.republished == 1
+    assert "the messages of 1 job were lost on the way" in caplog.text
+    assert "1 job at the last attempt without a message, put off until it can run alone" in caplog.text
+
+
+@pytest.mark.parametrize("least", [0, 1], ids=["empty", "busy"])
+@pytest.mark.parametrize("garbage", ["yesterday", "", "2999-13-45 99:00:00", "12"])
+def test_a_mark_that_is_no_time_costs_its_job_alone(
+    sqlite_database: Database, caplog: pytest.LogCaptureFixture, garbage: str, least: int
+) -> None:
+    """Somebody changed a row by hand; the messages of the others are found all the same."""
+    _, ids = stored_batch(sqlite_database, 3)
+    broker = Busy()
+    broker.least = least
+    reconciler = broker.reconciler(sqlite_database)
+    reconciler.tick()
+    with sqlite_database.write() as c:
+        c.exec_driver_sql("UPDATE jobs SET published_at = ? WHERE id = ?", (garbage, ids[0]))
+    broker.messages.clear()
+    for _ in range(4):
+        reconciler.tick()
+    assert set(broker.messages) == set(ids)
+    # An empty broker is asked about the newest alone.
+    assert ("1 job cannot be read as published" in caplog.text) is (least == 1 or garbage > "2")
+    with sqlite_database.read() as c:
+        assert set(store.published_queued(c)) == set(ids)
+
+
+def test_a_mark_that_is_no_time_is_put_right_by_the_check(sqlite_database: Database) -> None:
+    _, ids = stored_batch(sqlite_database, 2)
+    with sqlite_database.write() as c:
+        store.mark_published(c, ids, now())
+        c.exec_driver_sql("UPDATE jobs SET published_at = 'yesterday' WHERE id = ?", (ids[0],))
+    (finding,) = check_rows(sqlite_database, repair=True)
+    assert finding.what == "values of jobs.published_at that cannot be read"
+    assert check_rows(sqlite_database, repair=False) == []
+    with sqlite_database.read() as c:
+        assert set(store.published_queued(c)) == {ids[1]}

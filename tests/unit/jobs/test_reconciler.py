@@ -11,15 +11,14 @@ from store_helpers import counts, must_take, now, register, stored_batch, succee
 
 from helix_jobs.errors import BrokerUnreachableError
 from helix_jobs.jobs import store
+from helix_jobs.jobs.lost_messages import EmptyBroker, judge_empty_broker
 from helix_jobs.jobs.process import process_exists
 from helix_jobs.jobs.process_identity import Here
 from helix_jobs.jobs.reconciler import (
-    EmptyBroker,
     Observation,
     Reconciler,
     ReconcilerConfig,
     dead_predecessors,
-    judge_empty_broker,
     lost_workers,
     observe,
     publish_room,
