@@ -26,6 +26,9 @@ LOOK_AHEAD_SHARE: Final = 4
 MIN_LOOK_AHEAD: Final = 2
 
 
+# What a Celery application makes of its configuration once, when it is first asked for: queues, and the mailbox. A second
+# worker of this process would wait at the queue of the first one's installation.
+_MADE_ONCE: Final = ("amqp", "control", "events")
 _given: Final[list[tuple[Settings, QueueNames]]] = []
 
 
@@ -80,6 +83,8 @@ def configure(settings: Settings, names: QueueNames) -> Celery:
         os.environ.pop(name, None)
     _given.append((settings, names))
     app.conf.update(celery_settings(settings, names))
+    for made in _MADE_ONCE:
+        app.__dict__.pop(made, None)
     return app
 
 

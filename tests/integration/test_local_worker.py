@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -13,7 +13,7 @@ import pytest
 from worker_box import ROOT, make_box, wait_until
 
 from helix_jobs.errors import BrokerUnreachableError, DeviceInUseError, HelixError
-from helix_jobs.jobs import local_process
+from helix_jobs.jobs import local_process, worker
 from helix_jobs.jobs.broker import EmbeddedBroker
 from helix_jobs.jobs.local_worker import LocalWorker, worker_is_live
 from helix_jobs.log_file import LOG_BYTES
@@ -52,7 +52,7 @@ def test_a_worker_is_started_reports_and_is_stopped(embedded_box: Box) -> None:
 
 # It looks at its log as often as no test would wait for.
 IMPATIENT = """
-from helix_jobs.jobs import local_process
+from helix_jobs.jobs import local_process, worker
 local_process._LOG_SECONDS = 0.1
 raise SystemExit(local_process.main())
 """
@@ -200,33 +200,39 @@ def test_modules_of_the_working_directory_are_not_run(embedded_box: Box, short_t
     assert "my own project" not in done.stderr
 
 
-# In a process of its own: one that has run a worker over another broker before runs no second one over this.
-IN_MEMORY = """
-import sys, threading
-from helix_jobs.jobs.local_worker import LocalWorker
-from helix_jobs.settings import Settings
-
-with LocalWorker(Settings.from_environment()) as local:
-    assert local.started
-    assert local.log_path is None
-    sys.stdin.read()
-assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("helix")]
-"""
-
-
-def test_in_memory_everything_runs_in_one_process(embedded_box: Box) -> None:
+def test_in_memory_everything_runs_in_this_process(embedded_box: Box) -> None:
     """What ``--local`` does on Windows without a Redis."""
     box = embedded_box
-    environment = replace(box.settings, redis_url="memory://").to_environment()
+    settings = replace(box.settings, redis_url="memory://")
     batch = box.submit(*[f"word {i}" for i in range(40)])
-    child = subprocess.Popen(
-        [sys.executable, "-P", "-c", IN_MEMORY], env={**os.environ, **environment}, stdin=subprocess.PIPE
-    )
-    try:
+    with LocalWorker(settings) as local:
+        assert local.started
+        assert local.log_path is None
         box.wait_states(batch, succeeded=40)
-        assert not EmbeddedBroker(box.settings.home).is_running()
-        child.communicate(timeout=60)
-    finally:
-        child.kill()
-        child.wait()
-    assert child.returncode == 0
+    assert not EmbeddedBroker(box.settings.home).is_running()
+    assert [thread.name for thread in threading.enumerate() if thread.name.startswith("helix")] == []
+
+
+def test_a_process_may_run_workers_of_several_installations_one_after_the_other(
+    embedded_box: Box, short_tmp: Path
+) -> None:
+    """Each has a queue of its own name, and may have a broker of its own kind."""
+    other = make_box(short_tmp / "other", short_tmp, redis_url="memory://", database_url=None)
+    batches = [box.submit("a b c") for box in (embedded_box, other)]
+    button, ready, codes = worker.StopButton(), threading.Event(), []
+
+    def run() -> None:
+        codes.append(
+            worker.run_worker(embedded_box.settings, stop=button, on_ready=lambda _: ready.set(), handle_signals=False)
+        )
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert ready.wait(30)
+    embedded_box.wait_states(batches[0], succeeded=1)
+    button.press()
+    thread.join(30)
+    assert codes == [0]
+    with LocalWorker(other.settings):
+        other.wait_states(batches[1], succeeded=1)
+    other.close()
