@@ -26,8 +26,8 @@ LOOK_AHEAD_SHARE: Final = 4
 MIN_LOOK_AHEAD: Final = 2
 
 
-# What a Celery application makes of its configuration once, when it is first asked for: queues, and the mailbox. A second
-# worker of this process would wait at the queue of the first one's installation.
+# What a Celery application makes of its configuration once, when it is first asked for: queues, and the mailbox. A
+# second worker of this process would wait at the queue of the first one's installation.
 _MADE_ONCE: Final = ("amqp", "control", "events")
 _given: Final[list[tuple[Settings, QueueNames]]] = []
 

@@ -10,7 +10,7 @@ import hashlib
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 BLOCK_MESSAGES: Final = 500
 BLOCK_BYTES: Final = 1_000_000
@@ -32,31 +32,43 @@ for i = 1, tonumber(ARGV[1]) do
 end
 return found
 """
-# ARGV: digests of messages, the next one first. Drops from the end while they fit.
+# ARGV: digests of messages, the next one first. Drops from the end while they fit; the first may have been popped.
 _DROP: Final = """
-for i, digest in ipairs(ARGV) do
-    local text = redis.call('LINDEX', KEYS[1], -1)
-    if not text or redis.sha1hex(text) ~= digest then return i - 1 end
-    redis.call('RPOP', KEYS[1])
+local dropped = 0
+local text = redis.call('LINDEX', KEYS[1], -1)
+for _, digest in ipairs(ARGV) do
+    if not text then break end
+    if redis.sha1hex(text) == digest then
+        redis.call('RPOP', KEYS[1])
+        dropped = dropped + 1
+        text = redis.call('LINDEX', KEYS[1], -1)
+    elseif dropped > 0 then
+        break
+    end
 end
-return #ARGV
+return dropped
 """
 
 
-def sweep(client: Any, keys: Sequence[str], is_ours: Callable[[bytes], bool]) -> int:  # noqa: ANN401  (redis-py's)
+def sweep(
+    client: Any,  # noqa: ANN401  (redis-py's)
+    keys: Sequence[str],
+    are_ours: Callable[[Sequence[bytes]], Iterable[bool]],
+) -> int:
     """Drop the junk that is next in line in each of these lists, at most a block of each; returns how much it was.
 
     Args:
         client: A Redis client.
         keys: Lists, popped from the right.
-        is_ours: Whether a message is one of ours; one that is longer than any of ours is not asked about.
+        are_ours: Which messages of a block are to be kept, read as far as it is needed. Empty texts stand for those
+            that are longer than any of ours; they are not kept.
     """
     dropped = 0
     for key in keys:
         found = client.eval(_LOOK, 1, key, BLOCK_MESSAGES, BLOCK_BYTES, MAX_MESSAGE_BYTES)
         junk = []
-        for text, digest in found:
-            if not digest and is_ours(text):
+        for (text, digest), ours in zip(found, are_ours([text for text, _ in found]), strict=True):
+            if ours and not digest:
                 break
             junk.append(digest or hashlib.sha1(text, usedforsecurity=False).hexdigest())
         if junk:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from functools import partial
 from queue import Empty
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from celery.worker.control import Panel
 from redis.exceptions import ResponseError
@@ -19,6 +19,9 @@ from helix_jobs.jobs.message_vetting import is_envelope, job_id_of_message
 from helix_jobs.jobs.queue_names import QueueNames, is_job_queue
 from helix_jobs.jobs.rejections import Rejections
 from helix_jobs.jobs.remote_control import is_command
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
 _MAILBOX: Final = ".pidbox"
 
@@ -63,7 +66,7 @@ class VettedChannel(redis_transport.Channel):
             with self.conn_or_acquire() as client:
                 for queue in queues:
                     keys = QueueNames.of_queue(queue).lists
-                    dropped = sweep(client, keys, partial(_is_ours, queue))
+                    dropped = sweep(client, keys, partial(_are_ours, queue))
                     if dropped:
                         rejections.note("none of ours", dropped)
         except ResponseError:
@@ -124,8 +127,8 @@ def _text(value: bytes | str) -> str:
     return value.decode(errors="replace") if isinstance(value, bytes) else value
 
 
-def _is_ours(queue: str, text: bytes) -> bool:
-    return job_id_of_message(_parsed(text), queue) is not None
+def _are_ours(queue: str, texts: Sequence[bytes]) -> Iterator[bool]:
+    return (job_id_of_message(_parsed(text), queue) is not None for text in texts)
 
 
 def _is_command(text: bytes, queue: str) -> bool:

@@ -20,7 +20,7 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Final
 
 from helix_jobs.errors import HelixError
-from helix_jobs.jobs import dead_man, engine_thread, store, worker_ending
+from helix_jobs.jobs import dead_man, engine_thread, moot_messages, store, worker_ending
 from helix_jobs.jobs.audit import read_known_ids
 from helix_jobs.jobs.banner import WorkerBanner
 from helix_jobs.jobs.broker import (
@@ -37,6 +37,7 @@ from helix_jobs.jobs.dead_man import DeadMansSwitch, Limit
 from helix_jobs.jobs.device_lock import DeviceLock
 from helix_jobs.jobs.engine_choice import device_name, load_engine
 from helix_jobs.jobs.heartbeat import Heartbeat, worker_row
+from helix_jobs.jobs.moot_messages import MootMessages
 from helix_jobs.jobs.periodic import Periodic
 from helix_jobs.jobs.process_identity import here
 from helix_jobs.jobs.reconciler import Reconciler
@@ -227,7 +228,14 @@ class _Worker:
             installation=self._names.installation,
             on_replaced=self.ending.break_down,
         )
+        moot = MootMessages(
+            self._database,
+            CeleryPublisher(self._publisher.url, self._names),
+            lambda: self._service.counters.void_messages,
+        )
+        self._stack.callback(moot.close)
         duties = [
+            Periodic("helix-moot-messages", moot.look, moot_messages.LOOK_SECONDS),
             Periodic("helix-device-lock", self._lock.keep, LOCK_CHECK_SECONDS),
             Periodic("helix-postponed-jobs", self._service.send_postponed, POSTPONED_SECONDS),
         ]

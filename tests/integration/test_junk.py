@@ -9,12 +9,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 from redis import Redis
+from sqlalchemy import update
 from worker_box import Box, make_box, wait_until
 
+from helix_jobs.jobs.audit import read_known_ids
 from helix_jobs.jobs.junk_sweep import BLOCK_MESSAGES, MAX_MESSAGE_BYTES, sweep
+from helix_jobs.jobs.moot_messages import MANY, MootMessages
+from helix_jobs.jobs.schema import jobs
+from helix_jobs.jobs.store import PublishableJob
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 pytestmark = [
@@ -42,33 +47,44 @@ def box(short_tmp: Path, empty_redis: str) -> Iterator[Box]:
     made.close()
 
 
-def is_ours(text: bytes) -> bool:
-    return text.startswith(b"ours")
+def are_ours(texts: Sequence[bytes]) -> Iterator[bool]:
+    return (text.startswith(b"ours") for text in texts)
 
 
 def test_the_junk_in_front_is_dropped_and_nothing_else(client: Redis) -> None:
     client.rpush("list", "junk behind", "ours 2", "ours 1", "junk 3", "junk 2", "x" * (MAX_MESSAGE_BYTES + 1), "junk 1")
-    assert sweep(client, ["list", "no such list"], is_ours) == 4
+    assert sweep(client, ["list", "no such list"], are_ours) == 4
     assert client.lrange("list", 0, -1) == [b"junk behind", b"ours 2", b"ours 1"]
-    assert sweep(client, ["list"], is_ours) == 0
+    assert sweep(client, ["list"], are_ours) == 0
 
 
 def test_a_block_at_a_time(client: Redis) -> None:
     client.rpush("list", *["junk"] * (BLOCK_MESSAGES + 7))
-    assert [sweep(client, ["list"], is_ours) for _ in range(3)] == [BLOCK_MESSAGES, 7, 0]
+    assert [sweep(client, ["list"], are_ours) for _ in range(3)] == [BLOCK_MESSAGES, 7, 0]
 
 
 def test_what_came_meanwhile_is_not_dropped(client: Redis) -> None:
     client.rpush("list", "junk 2", "junk 1")
 
-    def look(text: bytes) -> bool:
-        if text == b"junk 2":
-            client.rpop("list")  # another worker takes one, and somebody puts one back
-            client.rpush("list", "ours")
-        return False
+    def look(texts: Sequence[bytes]) -> list[bool]:
+        client.rpop("list")  # another worker takes one, and somebody puts one back
+        client.rpush("list", "ours")
+        return [False] * len(texts)
 
     assert sweep(client, ["list"], look) == 0
     assert client.lrange("list", 0, -1) == [b"junk 2", b"ours"]
+
+
+def test_what_was_popped_meanwhile_keeps_nothing_behind_it(client: Redis) -> None:
+    """The worker goes on taking messages while the block is looked up."""
+    client.rpush("list", "ours", "junk 4", "junk 3", "junk 2", "junk 1")
+
+    def look(texts: Sequence[bytes]) -> Iterator[bool]:
+        client.rpop("list", 2)
+        return are_ours(texts)
+
+    assert sweep(client, ["list"], look) == 2
+    assert client.lrange("list", 0, -1) == [b"ours"]
 
 
 def test_a_flood_is_dropped_in_blocks_and_said_in_a_few_lines(box: Box, client: Redis) -> None:
@@ -88,6 +104,45 @@ def test_a_flood_is_dropped_in_blocks_and_said_in_a_few_lines(box: Box, client: 
     said = re.findall(r"dropped ([\d,]+) messages? from the broker", worker.log)
     assert sum(int(count.replace(",", "")) for count in said) == JUNK
     assert len(said) < 5
+    assert "Traceback" not in worker.log
+
+
+def test_messages_of_jobs_that_do_not_wait_are_dropped_in_blocks(box: Box, client: Redis) -> None:
+    """Forged ids, and duplicates of jobs that have ended; what waits behind them is kept."""
+    ended, waiting = box.submit("one"), box.submit("two", "three")
+    database, publisher = box.database(), box.publisher()
+    with database.write() as c:
+        c.execute(update(jobs).where(jobs.c.batch_id == ended).values(state="succeeded"))
+    ids = [row.id for row in box.rows(waiting)]
+    client.flushall()
+    publisher.publish([PublishableJob(10**6 + n, 5) for n in range(3 * BLOCK_MESSAGES)])
+    publisher.publish([PublishableJob(box.rows(ended)[0].id, 5), PublishableJob(ids[0], 5), PublishableJob(10**7, 5)])
+    publisher.publish([PublishableJob(10**8, 9), PublishableJob(ids[1], 9)])
+    void = iter([0, MANY - 1, 2 * MANY, 3 * MANY + 1])
+    moot = MootMessages(database, publisher, lambda: next(void))
+    assert [moot.look() for _ in range(2)] == [0, 0], "a few are no reason to look"
+    assert moot.look() == 3 * BLOCK_MESSAGES + 2
+    assert publisher.depth() == 3
+    assert moot.look() == 0
+    assert read_known_ids(publisher) == {*ids, 10**7}
+    moot.close()
+    database.dispose()
+
+
+def test_forged_ids_do_not_hold_up_the_jobs_behind(box: Box, client: Redis) -> None:
+    worker = box.start_worker()
+    worker.send(signal.SIGSTOP)
+    publisher = box.publisher()
+    publisher.publish([PublishableJob(10**6 + n, 5) for n in range(JUNK)])
+    publisher.close()
+    batch = box.submit(*[f"job {n}" for n in range(10)])
+    client.config_resetstat()
+    worker.send(signal.SIGCONT)
+    box.wait_states(batch, succeeded=10)
+    assert client.info("commandstats")["cmdstat_brpop"]["calls"] < JUNK, "they were popped one by one"
+    worker.send(signal.SIGTERM)
+    assert worker.wait() == 0
+    assert "of jobs that do not wait, or do not exist" in worker.log
     assert "Traceback" not in worker.log
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from sqlalchemy import BigInteger, Integer, String, bindparam, case, exists, func, or_, select, text, update
 
 from helix_jobs.jobs.schema import UTCDateTime, batch_counters, batches, jobs
+from helix_jobs.jobs.states import JobState
 from helix_jobs.jobs.store import counters
 from helix_jobs.jobs.store.leases import AT_LAST_ATTEMPT
 from helix_jobs.jobs.store.readable import unreadable_reason
@@ -130,6 +131,11 @@ def published_queued(c: Connection) -> dict[int, datetime]:
     """Job id -> when it was published, of every queued job that should have a message; some 10,000 at most."""
     rows = c.execute(select(jobs.c.id, jobs.c.published_at).where(_PUBLISHED_QUEUED))
     return {int(row.id): row.published_at for row in rows}
+
+
+def queued_among(c: Connection, ids: Sequence[int]) -> set[int]:
+    """Which of these jobs are queued; some hundred ids."""
+    return set(c.execute(select(jobs.c.id).where(jobs.c.id.in_(ids), jobs.c.state == JobState.QUEUED.value)).scalars())
 
 
 def latest_published_at(c: Connection) -> datetime | None:
