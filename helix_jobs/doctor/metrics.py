@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import socket
 import urllib.request
 from typing import TYPE_CHECKING, Final
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 SUBJECT: Final = "metrics port"
 # What a worker serves once its models are loaded.
 _SERVED: Final = b"helix_worker_info"
+_ANSWER_SECONDS: Final = 5.0
 
 
 def check_metrics(settings: Settings) -> list[Verdict]:
@@ -42,7 +44,8 @@ def _serves_helix(host: str, port: int) -> bool:
     try:
         # A proxy of the environment's has no business with this machine's own ports.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(f"http://{address}:{port}/metrics", timeout=5) as answer:
+        with opener.open(f"http://{address}:{port}/metrics", timeout=_ANSWER_SECONDS) as answer:
             return _SERVED in answer.read(1 << 20)
-    except (OSError, ValueError):
+    # Who listens may speak another protocol, and a host may be no name at all.
+    except (OSError, ValueError, http.client.HTTPException):
         return False

@@ -8,6 +8,7 @@ import socket
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -134,15 +135,32 @@ def test_a_servers_settings_are_read(short_home):
 # metrics port
 
 
-def test_the_metrics_port(settings):
+def test_the_metrics_port(settings, monkeypatch):
+    monkeypatch.setattr("helix_jobs.doctor.metrics._ANSWER_SECONDS", 0.1)
     assert only(check_metrics(settings), "metrics port").finding.startswith("off")
     with socket.create_server(("127.0.0.1", 0)) as other:
         taken = dataclasses.replace(settings, metrics_port=other.getsockname()[1])
         found = only(check_metrics(taken), "metrics port")
         assert (found.level, "cannot be used" in found.finding) == (FAILED, True)
     assert only(check_metrics(taken), "metrics port").finding.endswith("free for a worker")
-    nowhere = dataclasses.replace(taken, metrics_host="no-such-host.invalid")
+    nowhere = dataclasses.replace(taken, metrics_host="no such host")
     assert only(check_metrics(nowhere), "metrics port").level is FAILED
+
+
+def test_the_metrics_port_of_a_program_that_speaks_no_http(settings):
+    with socket.create_server(("127.0.0.1", 0)) as other, ThreadPoolExecutor(1) as pool:
+
+        def greet():
+            caller, _ = other.accept()
+            with caller:
+                caller.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
+                caller.recv(65_536)
+
+        greeted = pool.submit(greet)
+        taken = dataclasses.replace(settings, metrics_port=other.getsockname()[1])
+        found = only(check_metrics(taken), "metrics port")
+        greeted.result()
+    assert (found.level, "cannot be used" in found.finding) == (FAILED, True)
 
 
 def test_the_metrics_port_of_a_worker(settings):
