@@ -163,7 +163,11 @@ def main(argv: Sequence[str] | None = None, *, command: str | None = None) -> No
         target = cli.get_command(click.Context(cli), command)
     if target is None:
         raise LookupError(f"no command is named {command!r}")
-    target.main(args=None if argv is None else list(argv))
+    try:
+        target.main(args=None if argv is None else list(argv))
+    except HelixError as error:  # outside any command: its help finds no room
+        print_error(str(error))
+        raise SystemExit(error.exit_code) from error
     raise SystemExit(0)  # unreachable: click's standalone mode always exits
 
 

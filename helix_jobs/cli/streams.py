@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import sys
 from contextlib import suppress
-from typing import BinaryIO, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from helix_jobs.errors import ConfigurationError, InputError
+from helix_jobs.jobs.output_file import cannot_be_written
 
 
 def prepare_streams() -> None:
@@ -28,6 +31,8 @@ def prepare_streams() -> None:
         # A cp1252 or cp850 console cannot show every answer: show "?" for what it lacks rather than end in the middle.
         if hasattr(stream, "reconfigure") and not (stream.encoding or "").lower().startswith("utf"):
             stream.reconfigure(errors="replace")
+    sys.stdout = _watched(sys.stdout, is_needed=True)
+    sys.stderr = _watched(sys.stderr, is_needed=False)
 
 
 def require_output() -> None:
@@ -41,9 +46,64 @@ def require_output() -> None:
 
 
 def discard_output() -> None:
-    """Let what is printed go nowhere if standard output is closed."""
+    """Let what is printed go nowhere if standard output is closed or takes no more."""
     if sys.stdout is None:  # type: ignore[unreachable,unused-ignore]
         sys.stdout = _nowhere()  # type: ignore[unreachable,unused-ignore]
+    elif isinstance(raw := getattr(getattr(sys.stdout, "buffer", None), "raw", None), _Watched):
+        raw.is_needed = False
+
+
+class _Watched(io.FileIO):
+    """A standard stream behind which the disk may be full.
+
+    The first write that fails is one sentence with one exit code, like that of a file the person named, or nothing
+    where the stream is not needed. What comes later is dropped: Python writes what is left once more as it ends.
+
+    Args:
+        descriptor: 1 or 2.
+        is_needed: Whether the command is of no use without it.
+    """
+
+    def __init__(self, descriptor: int, *, is_needed: bool) -> None:
+        super().__init__(descriptor, "wb", closefd=False)
+        self.is_needed = is_needed
+        self._is_lost = False
+
+    def write(self, data: Any, /) -> int:  # noqa: ANN401  (a buffer, which Python 3.11 has no name for)
+        """Write what the system takes of it.
+
+        Raises:
+            ConfigurationError: It takes no more.
+            BrokenPipeError: The reader has gone.
+        """
+        if self._is_lost:
+            return memoryview(data).nbytes
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise
+            self._is_lost = True
+            if self.is_needed:
+                raise cannot_be_written("standard output", error) from error
+            return memoryview(data).nbytes
+
+
+def _watched(stream: TextIO, *, is_needed: bool) -> TextIO:
+    """The process's own stream, watched; another one as it is."""
+    own = (sys.__stdout__, sys.__stderr__)
+    # A Windows console is no file.
+    if sys.platform == "win32" or stream is None or stream not in own or not isinstance(stream, io.TextIOWrapper):
+        return stream
+    stream.flush()
+    return io.TextIOWrapper(
+        io.BufferedWriter(_Watched(stream.fileno(), is_needed=is_needed)),
+        encoding=stream.encoding,
+        errors=stream.errors,
+        newline="\n",
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
 
 
 def _nowhere() -> TextIO:

@@ -68,7 +68,7 @@ def written_whole(path: Path, *, follow: bool = True) -> Iterator[BinaryIO]:
             raise
         raise ConfigurationError(f"{path} is a loop of symbolic links; choose another place") from error
     except OSError as error:
-        raise ConfigurationError(f"{path} cannot be written: {error.strerror or error}; {_remedy(error)}") from error
+        raise cannot_be_written(path, error) from error
 
 
 def _own_descriptor(path: Path) -> int | None:
@@ -128,6 +128,11 @@ def _keep_permissions(descriptor: int, before: os.stat_result) -> None:
         except PermissionError:
             mode &= ~_GROUP  # it is another group's file now
     os.fchmod(descriptor, mode)
+
+
+def cannot_be_written(what: object, error: OSError) -> ConfigurationError:
+    """The same error, whichever way a person named the place."""
+    return ConfigurationError(f"{what} cannot be written: {error.strerror or error}; {_remedy(error)}")
 
 
 def _remedy(error: OSError) -> str:

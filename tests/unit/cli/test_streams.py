@@ -54,6 +54,32 @@ def test_what_was_closed_is_not_given_to_the_database(tmp_path):
     assert "1 queued" in done.stdout or "0/1" in done.stdout
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")  # noqa: PTH110  (a device)
+def test_an_output_that_takes_no_more_is_one_fault_with_one_code(tmp_path):
+    (tmp_path / "one.jsonl").write_text('{"prompt": "x"}\n')
+    made = shell(tmp_path, "batch=$($HELIX submit one.jsonl 2> words) && $HELIX cancel $batch && echo $batch")
+    batch = made.stdout.split()[-1]
+    results = f"$HELIX results {batch} --failed"
+    lines = [f"{results} -o /dev/full --format jsonl", f"{results} -o /dev/stdout --format csv > /dev/full"]
+    lines += [f"{results} > /dev/full", "$HELIX list --json > /dev/full", "$HELIX --help > /dev/full"]
+    lines += ["$HELIX results --help > /dev/full", "$HELIX status > /dev/full"]
+    for line in lines:
+        done = shell(tmp_path, line)
+        (told,) = done.stderr.splitlines()
+        assert (done.returncode, done.stdout) == (2, ""), line
+        assert told.startswith("Error: ")
+        assert "cannot be written: No space left on device; free some space there, or choose another place" in told
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")  # noqa: PTH110  (a device)
+def test_words_that_find_no_room_do_not_end_a_command(tmp_path):
+    (tmp_path / "one.jsonl").write_text('{"prompt": "x"}\n')
+    done = shell(tmp_path, "$HELIX submit one.jsonl 2> /dev/full && $HELIX list 2> /dev/full")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "1 queued" in done.stdout or "0/1" in done.stdout
+    assert shell(tmp_path, "$HELIX status b-nope 2> /dev/full").returncode == 2
+
+
 def test_no_color_is_obeyed(monkeypatch, capsys):
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.setattr("click.utils.should_strip_ansi", lambda _stream, color: color is False)
