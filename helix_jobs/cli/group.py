@@ -94,9 +94,10 @@ class HelixCommand(click.Command):
                 return super().invoke(ctx)
         except HelixError as error:
             fail(ctx, error, str(error), error.exit_code)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
             with suppress(OSError):  # the terminal may be what has gone
                 click.echo("\nInterrupted.", err=True)
+            print_notes(error)
             ctx.exit(INTERRUPTED)
         except OSError as error:
             if error.errno == errno.EPIPE:  # the reader of our output has gone; click ends quietly
@@ -104,6 +105,12 @@ class HelixCommand(click.Command):
             where = f": {error.filename}" if error.filename else ""
             remedy = _REMEDIES.get(error.errno or 0, "")
             fail(ctx, error, f"{error.strerror or type(error).__name__}{where}{remedy}", HelixError.exit_code)
+
+
+def print_notes(error: BaseException) -> None:
+    """Say what failed besides, behind the error itself."""
+    for note in getattr(error, "__notes__", ()):
+        print_error(redact(note))
 
 
 class HelixGroup(click.Group):
@@ -212,6 +219,7 @@ def fail(ctx: click.Context, error: BaseException, message: str, exit_code: int,
         body = {"type": type(error).__name__, "message": message, "exit_code": exit_code}
         echo_json({"error": {**body, **details}})
     print_error(message)
+    print_notes(error)
     ctx.exit(exit_code)
 
 

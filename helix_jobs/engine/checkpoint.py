@@ -19,6 +19,7 @@ import torch
 from helix_jobs.engine.architecture import check_model_type
 from helix_jobs.engine.demo_model import DEMO_DIRECTORY, DEMO_MODEL, ensure_demo_model, is_current
 from helix_jobs.engine.gguf_file import GgufFile, read_gguf
+from helix_jobs.engine.model_words import subject
 from helix_jobs.engine.quantized_checkpoint import check_not_quantized
 from helix_jobs.engine.stored_tensor import StoredTensor, read_safetensors_header
 from helix_jobs.engine.tensor_names import is_computed
@@ -158,7 +159,7 @@ def _from_directory(name: str, folder: Path) -> Checkpoint:
     if (folder / "adapter_config.json").exists():
         # Where peft is installed, transformers would load another model: the one that the adapter was made for.
         raise UnsupportedArchitectureError(
-            f"model {name}: {folder} has an adapter beside its weights (adapter_config.json), which would not be "
+            f"{subject(name, folder)} has an adapter beside its weights (adapter_config.json), which would not be "
             "applied; merge it into them (merge_and_unload of peft), or remove it if it is merged already"
         )
     tensors: dict[str, StoredTensor] = {}
@@ -173,16 +174,16 @@ def _not_a_model(name: str, folder: Path) -> ModelNotFoundError:
     """What to do instead with a directory that has no config.json."""
     if (folder / "adapter_config.json").exists():
         return ModelNotFoundError(
-            f"model {name}: {folder} is an adapter; merge it into its base model (merge_and_unload of peft)"
+            f"{subject(name, folder)} is an adapter; merge it into its base model (merge_and_unload of peft)"
         )
     gguf = _gguf_files(folder)
     if len(gguf) == 1:
         return ModelNotFoundError(f"model {name}: name the GGUF file itself: {gguf[0]}")
     if gguf:
         return ModelNotFoundError(
-            f"model {name}: {folder} has {len(gguf)} GGUF files; name the one you want, such as {gguf[0]}"
+            f"{subject(name, folder)} has {len(gguf)} GGUF files; name the one you want, such as {gguf[0]}"
         )
-    return ModelNotFoundError(f"model {name}: {folder} has no config.json; give a transformers model directory")
+    return ModelNotFoundError(f"{subject(name, folder)} has no config.json; give a transformers model directory")
 
 
 def _gguf_files(folder: Path) -> list[Path]:
@@ -198,28 +199,28 @@ def _safetensors_files(name: str, folder: Path) -> list[Path]:
         try:
             shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-            raise ModelNotFoundError(f"model {name}: {index} is damaged; fetch the model again") from error
+            raise ModelNotFoundError(f"{subject(name, index)} is damaged; fetch the model again") from error
         # transformers joins these names to the folder and opens what is there, pickles included.
         if strange := [shard for shard in shards if not _is_shard_name(shard)]:
             raise ModelNotFoundError(
-                f"model {name}: {index} names {strange[0]!r:.100}, and weights are read only from .safetensors files "
+                f"{subject(name, index)} names {strange[0]!r:.100}, and weights are read only from .safetensors files "
                 "beside it (a pickle can run code when opened); convert the model to safetensors"
             )
         files = [folder / shard for shard in shards]
         if missing := [file.name for file in files if not file.is_file()]:
             raise ModelNotFoundError(
-                f"model {name}: {folder} lacks {len(missing)} of {len(files)} weight files (first {missing[0]}); "
+                f"{subject(name, folder)} lacks {len(missing)} of {len(files)} weight files (first {missing[0]}); "
                 "fetch the model again"
             )
         return files
     if any(next(folder.glob(pattern), None) for pattern in _PICKLES):
         raise ModelNotFoundError(
-            f"model {name}: {folder} has its weights only as pickles, which can run code when opened; "
+            f"{subject(name, folder)} has its weights only as pickles, which can run code when opened; "
             "convert them to safetensors (save_pretrained of current transformers writes it)"
         )
     if gguf := _gguf_files(folder):
-        raise ModelNotFoundError(f"model {name}: {folder} has no safetensors; name the GGUF file itself: {gguf[0]}")
-    raise ModelNotFoundError(f"model {name}: {folder} has no model.safetensors; give a directory with weights")
+        raise ModelNotFoundError(f"{subject(name, folder)} has no safetensors; name the GGUF file itself: {gguf[0]}")
+    raise ModelNotFoundError(f"{subject(name, folder)} has no model.safetensors; give a directory with weights")
 
 
 def _is_shard_name(shard: object) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Final
 
+from helix_jobs.engine.model_words import subject
 from helix_jobs.errors import ModelError, ModelNotFoundError
 
 if TYPE_CHECKING:
@@ -42,11 +43,11 @@ def check_description_files(name: str, folder: Path) -> None:
     for pattern, limit in _LIMITS.items():
         for path in folder.glob(pattern):
             if not path.is_file():
-                raise ModelError(f"model {name}: {path} is not a regular file; fetch the model again")
+                raise ModelError(f"{subject(name, path)} is not a regular file; fetch the model again")
             size = path.stat().st_size
             if size > limit:
                 raise ModelError(
-                    f"model {name}: {path} has {size / _MEGABYTE:.0f} MB, and no such file has more than "
+                    f"{subject(name, path)} has {size / _MEGABYTE:.0f} MB, and no such file has more than "
                     f"{limit // _MEGABYTE} MB; fetch the model again"
                 )
 
@@ -65,7 +66,7 @@ def read_config(name: str, folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ModelError(f"model {name}: {path} is not JSON; fetch the model again") from error
+        raise ModelError(f"{subject(name, path)} is not JSON; fetch the model again") from error
     if not isinstance(config, dict):
-        raise ModelError(f"model {name}: {path} is not a JSON object; fetch the model again")
+        raise ModelError(f"{subject(name, path)} is not a JSON object; fetch the model again")
     return config

@@ -17,6 +17,7 @@ from helix_jobs.engine.checkpoint import Checkpoint, find_checkpoint
 from helix_jobs.engine.devices import is_out_of_memory
 from helix_jobs.engine.gguf_tokenizer import build_gguf_tokenizer, gguf_turn_end_ids
 from helix_jobs.engine.layout import check_layout
+from helix_jobs.engine.model_words import subject
 from helix_jobs.engine.pretrained import TRANSFORMERS_MAJOR, pretrained_arguments, read_tokenizer, weight_arguments
 from helix_jobs.engine.tensor_names import HEAD, canonical, check_layers, is_computed
 from helix_jobs.engine.token_ids import check_token_ids
@@ -83,7 +84,7 @@ def open_source(name: str, home: Path, on_progress: Callable[[str], None]) -> Mo
             missing = " ".join(str(error).split())
             raise ModelError(f"model {name} needs a Python package that is not installed: {missing}") from error
         raise ModelNotFoundError(
-            f"model {name}: its configuration or tokenizer cannot be read from {checkpoint.folder} "
+            f"{subject(name, checkpoint.folder)} has a configuration or a tokenizer that cannot be read "
             f"({_words(error)}); fetch the model again, tokenizer files included"
         ) from error
     named = frozenset[int]() if checkpoint.gguf is None else gguf_turn_end_ids(checkpoint.gguf.vocabulary)

@@ -11,6 +11,7 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from helix_jobs.engine.model_words import subject
 from helix_jobs.errors import ModelError
 
 if TYPE_CHECKING:
@@ -66,9 +67,9 @@ def read_safetensors_header(name: str, file: Path) -> dict[str, StoredTensor]:
                 end = max(end, stop)
     # RecursionError: lists in lists in lists.
     except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
-        raise ModelError(f"model {name}: {file} is not a safetensors file; fetch the model again") from error
+        raise ModelError(f"{subject(name, file)} is not a safetensors file; fetch the model again") from error
     if size < 8 + length + end:
-        raise ModelError(f"model {name}: {file} is cut short; fetch the model again")
+        raise ModelError(f"{subject(name, file)} is cut short; fetch the model again")
     return tensors
 
 
@@ -95,4 +96,4 @@ def refuse_lfs_pointer(name: str, file: Path) -> None:
     """
     with file.open("rb") as stream:
         if stream.read(len(_LFS_POINTER)) == _LFS_POINTER:
-            raise ModelError(f"model {name}: {file} is a Git LFS pointer, not the file itself; run git lfs pull there")
+            raise ModelError(f"{subject(name, file)} is a Git LFS pointer, not the file itself; run git lfs pull there")

@@ -81,8 +81,8 @@ class LocalWorker:
                 # On Windows a wait without an end cannot be interrupted by Ctrl-C.
                 with suppress(queue.Empty):
                     self._handle(self._events.get(timeout=POLL_SECONDS))
-        except BaseException:
-            self._leave(now=True)
+        except BaseException as error:
+            self._leave_after(error)
             raise
         self._entering = False
         return self
@@ -91,7 +91,10 @@ class LocalWorker:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         # After an interrupt nobody wants to wait for the jobs in hand: they go back to the queue.
-        self._leave(now=error is not None)
+        if error is None:
+            self._leave(now=False)
+        else:
+            self._leave_after(error)
 
     def check(self) -> str | None:
         """Look whether a worker is there, and start one if not; for whoever waits for its work.
@@ -192,6 +195,13 @@ class LocalWorker:
             return _any_alive(self._opened)
         except DatabaseUnreachableError:
             return True
+
+    def _leave_after(self, error: BaseException) -> None:
+        """Leave behind an error: where that fails too, the first one is what a person has to see first."""
+        try:
+            self._leave(now=True)
+        except (HelixError, OSError) as second:
+            error.add_note(f"stopping the worker failed too: {second}")
 
     def _leave(self, *, now: bool) -> None:
         worker, self._worker = self._worker, None

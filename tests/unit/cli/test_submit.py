@@ -5,7 +5,7 @@ import json
 import pytest
 from sqlalchemy import select
 
-from helix_jobs.errors import HelixError
+from helix_jobs.errors import DatabaseUnreachableError, HelixError
 from helix_jobs.jobs.client import HelixClient
 from helix_jobs.jobs.local_worker import LocalWorker
 from helix_jobs.jobs.schema import batches, jobs
@@ -251,6 +251,32 @@ def test_local_cancels_the_batch_when_it_is_interrupted_before_it_looks_for_a_wo
     assert result.exit_code == 130
     assert f"No worker was started; batch {batch['id']} is cancelled." in result.stderr
     assert batch["state"] == "cancelled"
+
+
+@pytest.mark.parametrize(
+    ("first", "code", "told"),
+    [
+        (DatabaseUnreachableError("the disk has gone; put it back"), 3, "Error: the disk has gone; put it back"),
+        (KeyboardInterrupt(), 130, "Interrupted."),
+    ],
+)
+def test_local_tells_the_first_error_first_where_stopping_the_worker_fails_too(
+    helix, prompts, monkeypatch, *, first, code, told
+):
+    def follow(*_, **__):
+        raise first
+
+    def leave(*_, **__):
+        raise HelixError("the worker does not stop; see worker.log")
+
+    monkeypatch.setattr(LocalWorker, "__enter__", lambda self: self)
+    monkeypatch.setattr(LocalWorker, "_leave", leave)
+    monkeypatch.setattr("helix_jobs.cli.submit.follow_for_person", follow)
+    result = helix("submit", prompts(2), "--local")
+    assert result.exit_code == code
+    *_, one, other = result.stderr.strip().splitlines()
+    assert one == told
+    assert other.removeprefix("Error: ") == "stopping the worker failed too: the worker does not stop; see worker.log"
 
 
 def test_local_says_that_other_batches_wait_too(helix, prompts, submitted, monkeypatch):

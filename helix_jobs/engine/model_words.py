@@ -1,0 +1,27 @@
+"""How a message names a model and a file of it: each once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def subject(name: str, path: Path) -> str:
+    """What a sentence about a model's directory or file begins with.
+
+    Args:
+        name: What the person called the model: a path, a hub id or ``demo``.
+        path: The directory or file that the sentence is about.
+
+    Returns:
+        ``model NAME`` where the name is that path, ``model NAME: config.json`` for a file in it, and else the model
+        with the whole path.
+    """
+    try:
+        own = Path(name).expanduser()
+    except RuntimeError:  # no such user: it is no path
+        own = Path(name)
+    if path == own:
+        return f"model {name}"
+    if own in path.parents:
+        return f"model {name}: {path.relative_to(own)}"
+    return f"model {name}: {path}"
