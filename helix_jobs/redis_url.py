@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import Final
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from helix_jobs.errors import ConfigurationError
 from helix_jobs.redaction import redact
@@ -13,6 +13,11 @@ MEMORY_URL: Final = "memory://"
 SERVERS: Final = ("redis", "rediss")
 SOCKET: Final = "redis+socket"
 _ACCEPTED: Final = "use redis://, rediss:// (TLS) or redis+socket:// (a unix socket)"
+# What kombu takes behind a question mark; anything else it takes for an argument of its own.
+_OPTIONS: Final = {
+    "rediss": frozenset({"ssl_ca_certs", "ssl_cert_reqs", "ssl_certfile", "ssl_check_hostname", "ssl_keyfile"}),
+    SOCKET: frozenset({"virtual_host"}),
+}
 _HOST: Final = re.compile(r"(?P<host>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:]+\])(:(?P<port>[0-9]{1,5}))?/?")
 
 
@@ -40,6 +45,12 @@ def checked_redis_url(url: str) -> str:
             f"HELIX_REDIS_URL {redact(url)} has no proper host and port; write redis://HOST:PORT/NUMBER "
             "(in a password / is %2F, @ is %40)"
         ) from None
+    allowed = _OPTIONS.get(scheme.lower(), frozenset())
+    if strange := [name for name, _ in parse_qsl(parts.query, keep_blank_values=True) if name not in allowed]:
+        what = f"the options {', '.join(sorted(allowed))}" if allowed else "no options"
+        raise ConfigurationError(
+            f"HELIX_REDIS_URL {redact(url)} has the option {strange[0]!r:.60}; a {scheme.lower()}:// URL takes {what}"
+        )
     if scheme.lower() == SOCKET:
         if len(parts.path) < len("/s"):
             raise ConfigurationError(

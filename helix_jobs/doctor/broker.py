@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
 
 from helix_jobs.doctor.clock import judge_skew
 from helix_jobs.doctor.disk import describe_bytes
@@ -13,9 +15,10 @@ from helix_jobs.jobs.broker import broker_url
 from helix_jobs.jobs.broker_state import BrokerState, read_broker_state
 from helix_jobs.jobs.database import Database, ensure_schema
 from helix_jobs.jobs.embedded_broker import EmbeddedBroker, Presence
+from helix_jobs.jobs.older_keys import removal
 from helix_jobs.jobs.queue_names import QueueNames, read_queue_names
 from helix_jobs.redaction import redact
-from helix_jobs.redis_url import MEMORY_URL
+from helix_jobs.redis_url import MEMORY_URL, SOCKET
 
 if TYPE_CHECKING:
     from helix_jobs.settings import Settings
@@ -52,6 +55,7 @@ def judge_state(state: BrokerState, url: str, *, embedded: bool) -> list[Verdict
         _judge_memory(state),
         _judge_disk(state, embedded=embedded),
         judge_skew(SUBJECT, state.skew_seconds),
+        *_judge_older_keys(state, url),
     ]
 
 
@@ -102,6 +106,17 @@ def _judge_memory(state: BrokerState) -> Verdict:
     if state.maxmemory and state.used_memory > 0.9 * state.maxmemory:
         return Verdict("broker, memory", Level.WARNING, finding, "raise maxmemory: a full broker takes no more ids")
     return Verdict("broker, memory", Level.OK, finding)
+
+
+def _judge_older_keys(state: BrokerState, url: str) -> list[Verdict]:
+    keys = state.older_keys
+    if not keys:
+        return []
+    named = ", ".join(f"{ascii(key.name)[1:-1]} ({key.messages:,} ids, {describe_bytes(key.bytes)})" for key in keys)
+    parts = urlsplit(url)
+    where = f"-s {shlex.quote(unquote(parts.path))}" if parts.scheme == SOCKET else f"-u {shlex.quote(redact(url))}"
+    remedy = f"if no worker of that version runs any more: {removal(keys, where)}"
+    return [Verdict("broker, old keys", Level.WARNING, f"left by a Helix before installation ids: {named}", remedy)]
 
 
 def _judge_disk(state: BrokerState, *, embedded: bool) -> Verdict:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from helix_jobs.errors import BrokerUnreachableError, ConfigurationError
 from helix_jobs.exhaustion import explain_missing_descriptor
@@ -11,6 +11,10 @@ from helix_jobs.redaction import redact
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+# What kombu raises for a URL with an unknown scheme, a malformed port or an unknown option.
+_NO_URL: Final = (ValueError, KeyError, TypeError, ImportError)
 
 
 @contextmanager
@@ -34,11 +38,23 @@ def broker_errors(url: str) -> Iterator[None]:
             f"the broker at {redact(url)} does not answer: {reason}; "
             "start it, or correct HELIX_REDIS_URL (unset, the worker runs a broker of its own)"
         ) from error
-    except (ValueError, KeyError, TypeError, ImportError) as error:
-        # What kombu makes of a URL with an unknown scheme or a malformed port; ``broker_url`` lets none through.
+    except _NO_URL as error:
+        if _fault_of(url) is None:  # our own options, or a bug: nothing that a person could correct
+            raise
         raise ConfigurationError(
             f"HELIX_REDIS_URL {redact(url)} is no broker URL ({redact(str(error))}); use redis://, rediss:// or redis+socket://"
         ) from error
+
+
+def _fault_of(url: str) -> Exception | None:
+    """What kombu says of the URL alone; ``broker_url`` lets none through that it does not take."""
+    from kombu.connection import Connection
+
+    try:
+        Connection(url).get_transport_cls()
+    except _NO_URL as error:
+        return error
+    return None
 
 
 def is_refusal(cause: BaseException) -> bool:

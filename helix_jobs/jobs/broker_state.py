@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from helix_jobs.jobs.broker import CeleryPublisher, QueueNames
+from helix_jobs.jobs.older_keys import OlderKey, find_older_keys
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,6 +28,7 @@ class BrokerState:
         appends: Whether it writes an append-only file.
         is_saving: False when its last attempt to write to disk failed.
         skew_seconds: How far its clock is ahead of this machine's.
+        older_keys: What a Helix before installation ids left there.
     """
 
     server: str
@@ -39,6 +41,7 @@ class BrokerState:
     appends: bool
     is_saving: bool
     skew_seconds: float
+    older_keys: tuple[OlderKey, ...] = ()
 
 
 def read_broker_state(url: str, names: QueueNames | None) -> BrokerState:
@@ -77,6 +80,7 @@ def _read(client: Any, names: QueueNames | None, messages: int) -> BrokerState: 
         appends=bool(info.get("aof_enabled", 0)),
         is_saving=all(info.get(name, "ok") == "ok" for name in ("aof_last_write_status", "rdb_last_bgsave_status")),
         skew_seconds=skew,
+        older_keys=find_older_keys(client),
     )
 
 

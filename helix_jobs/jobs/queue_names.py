@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 # kombu's Redis transport keeps one list for each priority: the queue's name, or that with these bytes and the number.
 PRIORITIES: Final = tuple(range(10))
-_PRIORITY_MARK: Final = "\x06\x16"
+PRIORITY_MARK: Final = "\x06\x16"
 _QUEUE: Final = re.compile(r"helix\.[0-9a-z]{1,32}")
 
 
@@ -42,7 +42,7 @@ class QueueNames:
     @property
     def lists(self) -> tuple[str, ...]:
         """The keys of the queue, the one that is emptied first before the others."""
-        return tuple(f"{self.queue}{_PRIORITY_MARK}{step}" if step else self.queue for step in PRIORITIES)
+        return tuple(f"{self.queue}{PRIORITY_MARK}{step}" if step else self.queue for step in PRIORITIES)
 
     @property
     def unacked(self) -> str:

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import signal
+import subprocess
 import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 from redis import Redis
+from redis.exceptions import NoPermissionError
 from store_helpers import now
 from worker_box import Box, make_box, wait_until
 
+from helix_jobs.doctor.broker import check_broker
 from helix_jobs.errors import BrokerUnreachableError, ConfigurationError
 from helix_jobs.jobs.broker import CeleryPublisher
 from helix_jobs.jobs.database import downgrade, upgrade
+from helix_jobs.jobs.older_keys import find_older_keys
 from helix_jobs.jobs.store import PublishableJob, mark_published
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from helix_jobs.doctor.verdict import Verdict
 
 pytestmark = [
     pytest.mark.redis,
@@ -119,6 +127,41 @@ def test_jobs_queued_by_the_version_without_ids_run_after_the_upgrade(boxes: lis
     assert redis.llen("helix\x06\x169") == waiting, "whose they are nobody can tell: left alone"
 
 
+def test_doctor_lists_what_a_version_without_ids_left_with_the_command_that_removes_it(
+    boxes: list[Box], redis: Redis
+) -> None:
+    box = boxes[0]
+    box.submit("one")
+    redis.rpush("helix\x06\x163", "theirs")
+    redis.hset("helix.unacked", "tag", "theirs")
+    assert "broker, old keys" not in told(box)
+    old = CeleryPublisher(box.settings.redis_url or "", OldNames())
+    old.publish([PublishableJob(job_id, 0) for job_id in range(1, 31)])
+    old.close()
+    redis.delete("helix.unacked")
+    redis.hset("helix.unacked", "tag", json.dumps([{"headers": {"task": "helix.run_job"}}, "", "helix"]))
+    redis.zadd("helix.unacked_index", {"tag": 1.0})
+    found = told(box)["broker, old keys"]
+    assert "helix\\x06\\x169 (30 ids, " in found.finding
+    assert "helix.unacked (1 ids, " in found.finding
+    assert "x163" not in found.finding
+    if shutil.which("redis-cli"):
+        command = found.remedy.partition("any more: ")[2]
+        assert subprocess.run(["/bin/sh", "-c", command], capture_output=True, text=True, check=True).stdout == "3\n"
+        assert {key for key in redis.keys("helix*") if not key.startswith(box.names.queue.encode())} == {
+            b"helix\x06\x163"
+        }
+        assert "broker, old keys" not in told(box)
+
+
+def test_doctor_says_nothing_of_keys_that_it_may_not_look_at() -> None:
+    class Refusing:
+        def type(self, _key: str) -> bytes:
+            raise NoPermissionError("this user has no permissions to access one of the keys")
+
+    assert find_older_keys(Refusing()) == ()
+
+
 def test_celerys_own_commands_say_what_is_wrong_in_a_sentence(boxes: list[Box]) -> None:
     box = boxes[0]
     box.settings = replace(box.settings, database_url="postgresql://127.0.0.1:1/helix")
@@ -133,3 +176,8 @@ class OldNames:
 
     queue = "helix"
     unacked, unacked_index, unacked_mutex = "helix.unacked", "helix.unacked_index", "helix.unacked_mutex"
+
+
+def told(box: Box) -> dict[str, Verdict]:
+    """What doctor says of the broker."""
+    return {verdict.subject: verdict for verdict in check_broker(box.settings)}

@@ -19,7 +19,7 @@ from helix_jobs.settings import Settings
     [
         "redis://localhost",
         "redis://localhost:6379",
-        "redis://:s%2F@[::1]:6379/15?socket_timeout=3",
+        "redis://:s%2F@[::1]:6379/15",
         "rediss://helix:pw@redis.example:6380/0?ssl_ca_certs=/etc/ca.pem",
         "redis+socket:///run/redis.sock",
         "redis+socket://helix:pw@/run/redis.sock?virtual_host=2",
@@ -57,6 +57,9 @@ def test_a_schemes_case_does_not_matter():
         ("redis://:s3cret@host/first", "database's number"),
         ("redis://:half/s3cret@host:6379/0", "/ is %2F"),
         ("redis:///run/redis.sock", "redis+socket:///absolute/path.sock"),
+        ("redis://host/0?socket_timeout=3", "has the option 'socket_timeout'; a redis:// URL takes no options"),
+        ("redis+socket:///run/s?db=3", "has the option 'db'; a redis+socket:// URL takes the options virtual_host"),
+        ("rediss://host/0?ssl_ca=x", "takes the options ssl_ca_certs, ssl_cert_reqs, ssl_certfile"),
         ("redis+socket://", "redis+socket:///absolute/path.sock"),
         ("redis+socket://run.sock", "names no socket"),
     ],

@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from kombu.connection import Connection
 
 from helix_jobs.errors import ConfigurationError
 from helix_jobs.jobs.broker import QueueNames, broker_url, message_priority, transport_options
+from helix_jobs.jobs.broker_errors import broker_errors
 from helix_jobs.jobs.celery_app import celery_settings, concurrency
 from helix_jobs.jobs.embedded_broker import EmbeddedBroker, Presence, socket_url
 from helix_jobs.jobs.message_vetting import job_id_of
@@ -92,3 +94,23 @@ def test_importing_the_application_reads_no_environment_and_sets_up_no_logging()
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
     assert logging.getLogger("celery").level == logging.NOTSET
+
+
+@pytest.mark.parametrize(
+    ("url", "error"),
+    [
+        ("redis://h/0", TypeError("_init_params() got an unexpected keyword argument 'nonsense'")),
+        ("redis+socket:///run/s", ValueError("max_connections must be a positive integer")),
+        ("memory://", KeyError("fanout")),
+    ],
+)
+def test_a_fault_of_our_own_is_not_blamed_on_the_url(url: str, error: Exception) -> None:
+    with pytest.raises(type(error)) as caught, broker_errors(url):
+        raise error
+    assert caught.value is error
+
+
+@pytest.mark.parametrize("url", ["redis://h:port/0", "nosuch://h", "redis://h/0?nonsense=1"])
+def test_a_url_that_is_none_is_told_as_such(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="is no broker URL"), broker_errors(url):
+        Connection(url, transport_options={}).connect()
