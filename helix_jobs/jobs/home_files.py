@@ -56,7 +56,7 @@ def home_files(home: Path) -> list[HomeFile]:
         ConfigurationError: A folder of the home is a link or another user's.
     """
     found = [*_in(home, {"worker.log*": FileKind.LOG, ".*.partial": FileKind.LEFTOVER})]
-    kernels = {"kernels-*.so": FileKind.KERNEL, "tmp*": FileKind.LEFTOVER, ".*.partial": FileKind.LEFTOVER}
+    kernels = {"kernels-*": FileKind.KERNEL, "tmp*": FileKind.LEFTOVER, ".*.partial": FileKind.LEFTOVER}
     found += _in(home / "native", kernels)
     found += _in(home / "profiles", {"*.json": FileKind.PROFILE, ".*.partial": FileKind.LEFTOVER})
     # A server that runs needs its socket, however old that is.

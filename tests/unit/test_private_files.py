@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
+import shutil
 import stat
 import sys
+import tarfile
 
 import pytest
 
@@ -200,21 +203,70 @@ def give_away(path):
     os.chown(path, STRANGER, STRANGER)
 
 
-@pytest.mark.parametrize("taint", [write_for_all, pytest.param(give_away, marks=as_root)])
-def test_kernels_that_others_could_write_are_compiled_anew(tmp_path, taint, monkeypatch):
-    compiler = tmp_path / "c++"
-    compiler.write_text(
-        '#!/bin/sh\nfor last; do [ "$previous" = -o ] && echo compiled > "$last"; previous=$last; done\n:\n'
+@pytest.fixture
+def compiler(tmp_path, monkeypatch):
+    """A compiler whose every run makes another library."""
+    script = tmp_path / "c++"
+    script.write_text(
+        '#!/bin/sh\nfor last; do [ "$previous" = -o ] && echo compiled $$ > "$last"; previous=$last; done\n:\n'
     )
-    compiler.chmod(0o755)
-    monkeypatch.setenv("CXX", str(compiler))
+    script.chmod(0o755)
+    monkeypatch.setenv("CXX", str(script))
+
+
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.parametrize("taint", [write_for_all, pytest.param(give_away, marks=as_root)])
+def test_kernels_that_others_could_write_are_compiled_anew(tmp_path, taint):
     library = build_library(tmp_path / "native", 64)
     assert mode(library) == 0o700
-    library.write_text("kept")
-    assert build_library(tmp_path / "native", 64).read_text() == "kept"
+    first = library.read_text()
+    for _ in range(3):
+        assert build_library(tmp_path / "native", 64).read_text() == first
     taint(library)
-    assert build_library(tmp_path / "native", 64).read_text() == "compiled\n"
+    assert build_library(tmp_path / "native", 64).read_text() != first
     assert is_own_program(library)
+
+
+def copied(home, place):
+    shutil.copytree(home, place)
+
+
+def unpacked(home, place):
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        tar.add(home, "home")
+    archive.seek(0)
+    with tarfile.open(fileobj=archive) as tar:
+        tar.extractall(place.parent, filter="fully_trusted")  # noqa: S202  (made above)
+    (place.parent / "home").rename(place)
+
+
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.parametrize("bring", [copied, unpacked])
+def test_kernels_that_came_with_a_copied_home_are_compiled_anew(tmp_path, bring, caplog):
+    """They belong to this user, as everything does that this user unpacks, and anybody may have put code into them."""
+    home, copy = tmp_path / "home", tmp_path / "copy"
+    build_library(home / "native", 64)
+    bring(home, copy)
+    (there,) = (copy / "native").glob("*.so")
+    there.write_text("a stranger's")
+    there.chmod(0o700)
+    assert is_own_program(there)
+    assert build_library(copy / "native", 64) == there
+    assert there.read_text().startswith("compiled ")
+    assert "was not made here" in caplog.text
+    assert build_library(home / "native", 64).exists()
+
+
+@pytest.mark.usefixtures("compiler")
+def test_a_seal_of_another_library_does_not_count(tmp_path):
+    library = build_library(tmp_path / "native", 64)
+    first = library.read_text()
+    other = library.with_name("other")
+    other.write_text(first)
+    other.chmod(0o700)
+    other.replace(library)
+    assert build_library(tmp_path / "native", 64).read_text() != first
 
 
 def test_logs_are_private(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 import logging
 import os
 import platform
@@ -10,11 +11,19 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from helix_jobs.errors import ConfigurationError
-from helix_jobs.private_files import PRIVATE_DIRECTORY, is_own_program, make_private_directory, note_use
+from helix_jobs.private_files import (
+    PRIVATE_DIRECTORY,
+    is_own_program,
+    make_private_directory,
+    note_use,
+    read_private,
+    write_private,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -57,12 +66,14 @@ def build_library(folder: Path, head_dim: int) -> Path:
     flags = (*_FLAGS, f"-DHEAD_DIM={head_dim}")
     library = folder / f"kernels-{_digest(compiler, flags)}.so"
     make_private_directory(folder)
-    if is_own_program(library):
+    if is_own_program(library) and _is_sealed(library):
         note_use(library)
+        with suppress(OSError):  # as there
+            _seal(library)  # the time of use is a change, too
         return library
     if library.exists():
         # Its code would run in this process: whoever could write the file could have put anything into it.
-        logger.warning("%s was or could have been written by another user; it is compiled anew", library)
+        logger.warning("%s was not made here, or could have been written by another user; it is compiled anew", library)
     # In a folder of its own and moved into place: two workers may compile at once, and a killed one leaves nothing.
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         partial = Path(scratch) / library.name
@@ -77,7 +88,35 @@ def build_library(folder: Path, head_dim: int) -> Path:
             raise ConfigurationError(f"{compiler} cannot compile the kernels ({last}); {_remedy()}")
         partial.chmod(PRIVATE_DIRECTORY)  # a compiler goes by the umask
         partial.replace(library)
+    _seal(library)
     return library
+
+
+def _seal(library: Path) -> None:
+    """Note that the library was made here, by what no copy of the directory has."""
+    write_private(_seal_of(library), _mark(library))
+
+
+def _is_sealed(library: Path) -> bool:
+    """Whether this user made the library where it stands.
+
+    Whose a file is says nothing of where it comes from: what an archive brings belongs to who unpacks it. But the time
+    at which its entry in the file system changed last is the system's to set, and nobody can know it before.
+    Trade-off: a home that was copied or restored, or whose modes were changed, compiles its kernels once more.
+    """
+    try:
+        return hmac.compare_digest(read_private(_seal_of(library)), _mark(library))
+    except (OSError, ConfigurationError):
+        return False
+
+
+def _seal_of(library: Path) -> Path:
+    return library.with_suffix(".seal")
+
+
+def _mark(library: Path) -> bytes:
+    status = library.lstat()
+    return f"{status.st_ino} {status.st_size} {status.st_ctime_ns}\n".encode()
 
 
 def _find_compiler() -> str:

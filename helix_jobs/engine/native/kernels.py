@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import logging
-import time
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -17,7 +15,6 @@ if TYPE_CHECKING:
 
     from helix_jobs.engine.native.int8_matrix import Int8Matrix
 
-logger = logging.getLogger(__name__)
 
 _NAMES: Final = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _POINTER, _SIZE, _FLOAT, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int32
@@ -258,12 +255,10 @@ def load_kernels(folder: Path, dtype: torch.dtype, device: torch.device, head_di
         )
     if head_dim % _LANES != 0:
         raise ConfigurationError(f"compiled kernels are for heads of a multiple of {_LANES}, not of {head_dim}")
-    started = time.perf_counter()
     path = build_library(folder, head_dim)
     try:
         library = ctypes.CDLL(str(path))
         kernels = NativeKernels(library, dtype, head_dim)
     except (OSError, AttributeError) as error:
         raise ConfigurationError(f"the compiled kernels cannot be loaded ({error}); go on with --no-compile") from error
-    logger.info("compiled kernels are ready after %.1f s", time.perf_counter() - started)
     return kernels

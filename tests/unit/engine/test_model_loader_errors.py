@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,6 +15,7 @@ from tiny_models import CPU, tiny_model, tokenizer
 from helix_jobs.engine import model_loader, model_memory, model_source
 from helix_jobs.engine.architecture import kv_bytes_per_token
 from helix_jobs.engine.model_loader import load_models
+from helix_jobs.engine.model_words import subject
 from helix_jobs.errors import (
     ConfigurationError,
     InsufficientMemoryError,
@@ -23,7 +25,7 @@ from helix_jobs.errors import (
 )
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable
 
 
 def test_no_such_directory(tmp_path: Path) -> None:
@@ -52,6 +54,44 @@ def test_a_gguf_file_with_other_content(tmp_path: Path, content: bytes, message:
 def test_a_directory_without_a_model(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError, match=r"has no config.json; give a transformers model directory"):
         load(tmp_path)
+
+
+def without_config(folder: Path) -> None:
+    (folder / "config.json").unlink()
+
+
+def with_damaged_weights(folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"x")
+
+
+def with_damaged_config(folder: Path) -> None:
+    (folder / "config.json").write_text("[")
+
+
+def without_tokenizer(folder: Path) -> None:
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+
+
+def with_pickles(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+@pytest.mark.parametrize(
+    "damage", [without_config, with_damaged_weights, with_damaged_config, without_tokenizer, with_pickles]
+)
+def test_a_message_has_the_path_once(tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    folder = save_checkpoint(tmp_path / "m")
+    damage(folder)
+    with pytest.raises(ModelError) as told:
+        load(folder)
+    assert str(told.value).count(str(folder)) == 1
+
+
+def test_a_model_of_the_hub_is_named_with_the_place_of_its_files() -> None:
+    assert subject("org/name", Path("/cache/x/config.json")) == "model org/name: /cache/x/config.json"
+    assert subject("/m", Path("/m/sub/config.json")) == "model /m: sub/config.json"
+    assert subject("~nobody-here/m", Path("/m")) == "model ~nobody-here/m: /m"
 
 
 def test_weights_only_as_a_pickle_are_refused(tmp_path: Path) -> None:

@@ -286,6 +286,14 @@ def test_the_library_is_compiled_once(folder, monkeypatch):
     assert first in folder.iterdir()
 
 
+def test_the_engine_alone_says_when_its_kernels_are_ready(folder, caplog):
+    build_library(folder, 16)
+    caplog.set_level("INFO")
+    for dtype in DTYPES:
+        load_kernels(folder, dtype, CPU, 16)
+    assert caplog.messages == []
+
+
 def test_no_compiler_is_a_clear_error(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
