@@ -28,6 +28,8 @@ _DRAFT_TOKENS: Final = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128, 512)
 # Whatever the batch, a draft catches up on whole prompts, and target steps carry prompt chunks.
 _LARGEST: Final = 512
 _REPEATS: Final = 2
+# Passes that are measured together where a step waits once for all of them.
+_CHAINED: Final = 4
 # A point that takes longer is measured once.
 _LONGEST_SECONDS: Final = 1.5
 
@@ -52,14 +54,22 @@ def measure_costs(
         _measure(target, [n for n in _TARGET_TOKENS if n <= most or n == _LARGEST], max_batch_size),
         None
         if draft is None
-        else _measure(draft, [n for n in _DRAFT_TOKENS if n <= most or n == _LARGEST], max_batch_size),
+        else _measure(
+            draft,
+            [n for n in _DRAFT_TOKENS if n <= most or n == _LARGEST],
+            max_batch_size,
+            num_passes=_CHAINED if draft.has_dear_waits else 1,
+        ),
     )
     logger.info("measured what steps cost in %.1f s", time.perf_counter() - started)
     return profile
 
 
 @torch.no_grad()
-def _measure(runner: ModelRunner, counts: Sequence[int], max_batch_size: int) -> dict[int, float]:
+def _measure(
+    runner: ModelRunner, counts: Sequence[int], max_batch_size: int, *, num_passes: int = 1
+) -> dict[int, float]:
+    """Seconds of one pass by its tokens, of so many that are waited for together."""
     seconds: dict[int, float] = {}
     block_size, num_blocks = runner.cache.block_size, runner.cache.num_blocks
     for count in counts:
@@ -67,12 +77,12 @@ def _measure(runner: ModelRunner, counts: Sequence[int], max_batch_size: int) ->
         if num_sequences * _blocks_written(count, num_sequences, block_size) > num_blocks:
             break
         # Not measured: what a device loads and compiles at the first sight of a shape is no cost of later steps.
-        _run(runner, count, num_sequences)
+        _run(runner, count, num_sequences, num_passes)
         times: list[float] = []
         while len(times) < _REPEATS and max(times, default=0.0) <= _LONGEST_SECONDS:
             started = time.perf_counter()
-            _run(runner, count, num_sequences)
-            times.append(time.perf_counter() - started)
+            _run(runner, count, num_sequences, num_passes)
+            times.append((time.perf_counter() - started) / num_passes)
         seconds[count] = max(1e-6, min(times))
         if seconds[count] > _LONGEST_SECONDS:
             break
@@ -84,8 +94,8 @@ def _blocks_written(num_tokens: int, num_sequences: int, block_size: int) -> int
     return -(-num_tokens // (num_sequences * block_size))
 
 
-def _run(runner: ModelRunner, num_tokens: int, num_sequences: int) -> None:
-    """One greedy pass over ``num_tokens`` tokens of ``num_sequences`` sequences."""
+def _run(runner: ModelRunner, num_tokens: int, num_sequences: int, num_passes: int) -> None:
+    """Greedy passes over the same ``num_tokens`` tokens of ``num_sequences`` sequences."""
     block_size, num_blocks = runner.cache.block_size, runner.cache.num_blocks
     each = -(-num_tokens // num_sequences)
     own = _blocks_written(num_tokens, num_sequences, block_size)
@@ -103,9 +113,13 @@ def _run(runner: ModelRunner, num_tokens: int, num_sequences: int) -> None:
         slices.append(TokenSlice(min(each, rest), num_context * block_size, blocks))
         rest -= slices[-1].num_tokens
     plan = runner.plan(slices)
-    logits = runner.forward(plan, [[0] * part.num_tokens for part in slices], range(plan.num_tokens))
-    assert logits is not None, "every row was asked for"
-    logits.argmax(dim=-1).cpu()  # the barrier of asynchronous devices
+    planned = runner.prepare(plan, [[0] * part.num_tokens for part in slices], range(plan.num_tokens))
+    found = []
+    for ready in runner.upload([planned] * num_passes):
+        logits = runner.run(ready)
+        assert logits is not None, "every row was asked for"
+        found.append(logits.argmax(dim=-1))
+    found[-1].cpu()  # the barrier of asynchronous devices
 
 
 class CostProfileFile:

@@ -86,6 +86,20 @@ def _computes_bfloat16(device: torch.device) -> bool:
     return True
 
 
+def compiles_each_shape(device: torch.device) -> bool:
+    """Whether operators are compiled for each new shape of their inputs: steps are padded to few sizes there."""
+    return device.type == DIRECTML_DEVICE_TYPE
+
+
+def has_dear_waits(device: torch.device) -> bool:
+    """Whether a copy to or from the device costs so much that a step should have one of each, whatever else it takes.
+
+    Each copy waits there until the device has worked off all it was given, and it has nothing to do until it is given
+    more: torch-directml knows no streams, and a copy can take tens of milliseconds.
+    """
+    return device.type == DIRECTML_DEVICE_TYPE
+
+
 def free_memory(device: torch.device) -> int | None:
     """Return the bytes that can still be allocated on the device; None where nobody can tell (DirectML)."""
     if device.type == "cpu":

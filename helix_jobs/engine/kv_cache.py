@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from helix_jobs.engine.decoder.decoder import MAX_PADDING
-from helix_jobs.engine.devices import DIRECTML_DEVICE_TYPE
+from helix_jobs.engine.devices import DIRECTML_DEVICE_TYPE, compiles_each_shape
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -63,7 +63,8 @@ class PagedKVCache:
         self.num_blocks = config.num_blocks
         self.is_on_directml = device.type == DIRECTML_DEVICE_TYPE
         # Behind all others: blocks for the keys and values of tokens that only pad a step to one of few shapes.
-        spare = -(-MAX_PADDING // config.block_size) if self.is_on_directml else 0
+        self.spare_block = config.num_blocks if compiles_each_shape(device) else None
+        spare = 0 if self.spare_block is None else -(-MAX_PADDING // config.block_size)
         shape = ((config.num_blocks + spare) * geometry.num_kv_heads, config.block_size * geometry.head_dim)
         # each: [(num_blocks + spare) * num_kv_heads, block_size * head_dim]
         self.keys = [_zeros(shape, dtype, device) for _ in range(geometry.num_layers)]

@@ -1,4 +1,4 @@
-"""What engine code may ask of a DirectML device: operators, dtypes, ranks, writes.
+"""What engine code may ask of a DirectML device: operators, dtypes, sizes, ranks, writes.
 
 The DirectML backend of torch lacks many kernels. Some calls it refuses, others it silently carries out on the CPU, a
 download and an upload each time, and a few it computes wrong. So the engine keeps to what is known to work. The names
@@ -70,6 +70,8 @@ def breaches(
     if name not in ALLOWED_OPERATORS | DOUBTFUL_OPERATORS:
         found.append(f"{name} has no kernel")
     found += [f"{name} of {dtype}" for dtype in {t.dtype for t in (*inputs, *outputs)} if dtype not in DTYPES]
+    if any(tensor.numel() == 0 for tensor in (*inputs, *outputs)):
+        found.append(f"{name} of a tensor without elements")
     if any(tensor.dim() > MAX_RANK for tensor in (*inputs, *outputs)):
         found.append(f"{name} of more than {MAX_RANK} dimensions")
     for tensor in written:

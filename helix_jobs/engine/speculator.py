@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from helix_jobs.engine.cost_profile import measure_costs
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence as SequenceOf
 
     from helix_jobs.engine.config import EngineConfig
-    from helix_jobs.engine.drafters.draft_model import ModelDrafts
+    from helix_jobs.engine.drafters.awaited_drafts import AwaitedDrafts
     from helix_jobs.engine.drafters.lookup import LookupMatch
     from helix_jobs.engine.model_runner import ModelRunner
     from helix_jobs.engine.scheduler import Decode, Prefill, Schedule
@@ -38,14 +38,16 @@ class Speculation:
     Attributes:
         proposal: For verification.
         matches: One per decode: the lookup its draft was taken from, ``NO_MATCH`` for a model's draft or none.
-        draft_seconds: Time of the draft model's passes.
+        draft_seconds: Time of the draft model's passes, if they ran.
         has_waited: Whether drafts came down from the device, which then has nothing left to do.
+        awaited: The draft model's passes, if they are to run with the target's; then the proposal lacks their tokens.
     """
 
     proposal: Proposal
     matches: tuple[LookupMatch, ...]
-    draft_seconds: float
-    has_waited: bool
+    draft_seconds: float = 0.0
+    has_waited: bool = False
+    awaited: AwaitedDrafts | None = None
 
 
 class Speculator:
@@ -141,13 +143,36 @@ class Speculator:
             Draft(match.token_ids[:depth]) if depth else NO_DRAFT_TOKENS
             for match, depth in zip(matches, lookup_depths, strict=True)
         ]
-        made, seconds = self._run_model(decodes, model_depths, prefills, drafts)
-        if made is None:
-            return Speculation(Proposal(tuple(drafts)), tuple(matches), 0.0, has_waited=False)
+        places = [place for place, depth in enumerate(model_depths) if depth > 0]
+        if self._model is None or not (places or prefills):
+            return Speculation(Proposal(tuple(drafts)), tuple(matches))
+        asked = [(decodes[place].sequence, model_depths[place]) for place in places]
+        if self._model.has_dear_waits:
+            for place in places:
+                drafts[place] = Draft((), num_awaited=model_depths[place])
+            awaited = self._model.draft_on_device(asked, prefills)
+            return Speculation(Proposal(tuple(drafts)), tuple(matches), awaited=awaited)
+        started = time.perf_counter()
+        made = self._model.draft(asked, prefills)
+        seconds = time.perf_counter() - started
+        for place, draft in zip(places, made.drafts, strict=True):
+            drafts[place] = draft
         has_waited = bool(made.drafts)
         if self._costs is not None and has_waited and is_idle:
             self._costs.observe_draft(made.passes, seconds)
         return Speculation(Proposal(tuple(drafts), made.draft_probs), tuple(matches), seconds, has_waited)
+
+    def receive(self, speculation: Speculation, token_ids: SequenceOf[int]) -> Speculation:
+        """Put awaited drafts in their places.
+
+        Args:
+            speculation: The step's, with passes that are awaited.
+            token_ids: What they left on the device.
+        """
+        assert speculation.awaited is not None, "there is something to receive"
+        made = iter(speculation.awaited.receive(token_ids))
+        drafts = tuple(next(made) if draft.num_awaited else draft for draft in speculation.proposal.drafts)
+        return replace(speculation, proposal=Proposal(drafts))
 
     def learn(self, schedule: Schedule, speculation: Speculation, num_accepted: SequenceOf[int | None]) -> None:
         """Learn from the verdicts: per decode the accepted draft tokens, None where there was no verdict."""
@@ -160,10 +185,22 @@ class Speculator:
             elif self._controller is not None:
                 self._controller.observe_acceptance(decode.sequence.request_id, len(draft.token_ids), accepted)
 
-    def learn_cost(self, num_tokens: int, num_decodes: int, seconds: float) -> None:
-        """Learn what a step of the target took, drafting excluded, with ``num_tokens`` packed tokens."""
-        if self._costs is not None:
+    def learn_cost(self, speculation: Speculation, num_tokens: int, num_decodes: int, seconds: float) -> None:
+        """Learn what a step took.
+
+        Args:
+            speculation: Its drafts.
+            num_tokens: Packed tokens of the target's pass.
+            num_decodes: Sequences that decoded.
+            seconds: Its time, that of drafting excluded unless the drafts were awaited.
+        """
+        if self._costs is None:
+            return
+        if speculation.awaited is None:
             self._costs.observe_target(num_tokens, seconds, sequences=num_decodes)
+        else:
+            passes = [one.plan.num_tokens for one in speculation.awaited.passes]
+            self._costs.observe_together(num_tokens, passes, seconds, sequences=num_decodes)
 
     def forget(self, sequence: Sequence) -> None:
         """A sequence has ended: keep what others can use of it."""
@@ -204,21 +241,3 @@ class Speculator:
             catch_up_tokens=0 if self._model is None else self._model.missing_tokens(sequence),
             remaining_tokens=max(1, sequence.max_len - len(sequence)),
         )
-
-    def _run_model(
-        self,
-        decodes: SequenceOf[Decode],
-        depths: SequenceOf[int],
-        prefills: SequenceOf[Prefill],
-        drafts: list[Draft],
-    ) -> tuple[ModelDrafts | None, float]:
-        """Put the model's drafts in their places; return what it made and the time that took."""
-        places = [place for place, depth in enumerate(depths) if depth > 0]
-        if self._model is None or not (places or prefills):
-            return None, 0.0
-        started = time.perf_counter()
-        made = self._model.draft([(decodes[place].sequence, depths[place]) for place in places], prefills)
-        seconds = time.perf_counter() - started
-        for place, draft in zip(places, made.drafts, strict=True):
-            drafts[place] = draft
-        return made, seconds

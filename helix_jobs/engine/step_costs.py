@@ -232,8 +232,7 @@ class StepCosts:
         surprise = _surprise(seconds, self.target_seconds(tokens, sequences))
         if surprise is None:
             return
-        self._log_speed += _SPEED_GAIN * surprise
-        self._factor = math.exp(self._log_speed)
+        self._follow_speed(surprise)
         self._target.correct({tokens: 1.0}, surprise)
 
     def observe_draft(self, passes: Iterable[int], seconds: float) -> None:
@@ -255,6 +254,33 @@ class StepCosts:
         self._draft_seconds_spent += seconds
         self._draft.correct({tokens: part / total for tokens, part in expected.items()}, surprise)
 
+    def observe_together(self, tokens: int, passes: Iterable[int], seconds: float, *, sequences: int = 0) -> None:
+        """Learn from one step whose draft passes nobody could time apart from the target's.
+
+        The surprise is shared out as the time was expected to be. Trade-off: where one of them was wrong, the sum
+        becomes right at once and the parts only with steps that draft less; timing them apart would take another wait.
+
+        Args:
+            tokens: Packed tokens of the target's pass.
+            passes: Those of each pass of the draft model.
+            seconds: What all of them took together.
+            sequences: Sequences that decoded.
+        """
+        if self._draft is None:
+            return
+        expected: dict[int, float] = {}
+        for count in passes:
+            expected[count] = expected.get(count, 0.0) + self.draft_seconds(count)
+        target, draft = self.target_seconds(tokens, sequences), sum(expected.values())
+        surprise = _surprise(seconds, target + draft)
+        if surprise is None:
+            return
+        share = draft / (target + draft)
+        self._draft_seconds_spent += share * seconds
+        self._follow_speed((1 - share) * surprise)
+        self._target.correct({tokens: 1.0}, (1 - share) * surprise)
+        self._draft.correct({count: part / draft for count, part in expected.items()}, share * surprise)
+
     def profile(self) -> CostProfile:
         """The present costs, speed included."""
         return CostProfile(
@@ -264,6 +290,10 @@ class StepCosts:
             ),
             sequence_seconds=self._factor * self._sequence_seconds,
         )
+
+    def _follow_speed(self, surprise: float) -> None:
+        self._log_speed += _SPEED_GAIN * surprise
+        self._factor = math.exp(self._log_speed)
 
 
 def _surprise(seconds: float, expected: float) -> float | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import torch
 
-from helix_jobs.engine.decoder.decoder import padded_rows
+from helix_jobs.engine.shape_sizes import largest_query_size, largest_row_size, query_size, row_size, token_size
 from helix_jobs.engine.step_layout import AttentionGroup, DirectSlices, StepLayout
 
 if TYPE_CHECKING:
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
     IntArray = NDArray[np.int64]
 
-# Up to this many queries a slice forms groups of its exact length: decoding wastes nothing.
-_EXACT_QUERY_LENGTH: Final = 8
+# Up to this many queries a slice is short: it forms groups of its exact length, and decoding wastes nothing; or, where
+# shapes are to repeat, one group with all other short ones.
+_SHORT_QUERY_LENGTH: Final = 8
 _QUERY_BUCKET: Final = 32
 # Compiled kernels take so many queries of a slice at once: the scores of a longer piece would not stay in the caches.
 _DIRECT_QUERY_LENGTH: Final = 16
@@ -140,6 +141,7 @@ def plan_step(
     num_heads: int,
     is_native: bool = False,
     spare_block: int | None = None,
+    least_tokens: int = 0,
 ) -> StepPlan:
     """Pack slices and plan their attention.
 
@@ -152,9 +154,10 @@ def plan_step(
         spare_block: First of the cache's blocks that padding is written to. Given where shapes are to repeat, because
             the device compiles each (DirectML): then tokens, and the rows, queries and keys of groups, are padded to
             one of few sizes.
+        least_tokens: With a spare block, pad to so many tokens at least; no more than ``SMALL_STEP``.
     """
     repeats = spare_block is not None
-    grouped = [] if is_native else _grouped(slices, num_heads, geometry, block_size)
+    grouped = [] if is_native else _grouped(slices, num_heads, geometry, block_size, repeats=repeats)
     order = (
         tuple(range(len(slices)))
         if is_native
@@ -176,7 +179,7 @@ def plan_step(
     num_positions = int(positions.max()) + 1
     slots = positions % block_size
     if spare_block is not None:
-        padding = np.arange(padded_rows(num_tokens) - num_tokens, dtype=np.int64)
+        padding = np.arange(token_size(max(num_tokens, least_tokens)) - num_tokens, dtype=np.int64)
         positions = np.concatenate((positions, np.zeros_like(padding)))
         blocks = np.concatenate((blocks, spare_block + padding // block_size))
         slots = np.concatenate((slots, padding % block_size))
@@ -219,25 +222,28 @@ def _direct_slices(slices: Sequence[TokenSlice], offsets: Sequence[int], block_s
 
 
 def _grouped(
-    slices: Sequence[TokenSlice], num_heads: int, geometry: CacheGeometry, block_size: int
+    slices: Sequence[TokenSlice], num_heads: int, geometry: CacheGeometry, block_size: int, *, repeats: bool
 ) -> list[tuple[tuple[int, int], list[_Piece]]]:
-    """Pieces of like query and key lengths, together as far as memory allows, with what the lengths are alike in."""
+    """Pieces of like query and key lengths, together as far as memory allows, and their queries and blocks at most."""
     pieces_by_key: dict[tuple[int, int], list[_Piece]] = {}
     for index, part in enumerate(slices):
-        for piece in _cut(index, part, num_heads, block_size):
-            pieces_by_key.setdefault(_group_key(piece), []).append(piece)
-    return [
-        (key, group)
-        for key in sorted(pieces_by_key)
-        for group in _split(pieces_by_key[key], key, num_heads, geometry, block_size)
-    ]
+        for piece in _cut(index, part, num_heads, block_size, repeats=repeats):
+            pieces_by_key.setdefault(_group_key(piece, repeats=repeats), []).append(piece)
+    grouped = []
+    for key in sorted(pieces_by_key):
+        pieces = pieces_by_key[key]
+        shape = (query_size(max(piece.num_queries for piece in pieces)), key[1]) if repeats else key
+        grouped += [(shape, group) for group in _split(pieces, shape, num_heads, geometry, block_size, repeats=repeats)]
+    return grouped
 
 
-def _cut(index: int, part: TokenSlice, num_heads: int, block_size: int) -> Iterator[_Piece]:
+def _cut(index: int, part: TokenSlice, num_heads: int, block_size: int, *, repeats: bool) -> Iterator[_Piece]:
     """Cut a slice into pieces, each short enough that its scores alone are no more than a group may have."""
     most_keys = _block_bucket(_num_blocks(part.start + part.num_tokens, block_size)) * block_size
     longest = min(_MAX_QUERY_LENGTH, max(1, MAX_GROUP_SCORES // (num_heads * most_keys)))
-    if longest > _QUERY_BUCKET:
+    if repeats:
+        longest = largest_query_size(longest)
+    elif longest > _QUERY_BUCKET:
         longest -= longest % _QUERY_BUCKET
     for offset in range(0, part.num_tokens, longest):
         num_queries = min(longest, part.num_tokens - offset)
@@ -245,13 +251,21 @@ def _cut(index: int, part: TokenSlice, num_heads: int, block_size: int) -> Itera
 
 
 def _split(
-    pieces: list[_Piece], key: tuple[int, int], num_heads: int, geometry: CacheGeometry, block_size: int
+    pieces: list[_Piece],
+    shape: tuple[int, int],
+    num_heads: int,
+    geometry: CacheGeometry,
+    block_size: int,
+    *,
+    repeats: bool,
 ) -> Iterator[list[_Piece]]:
-    """Divide pieces of like lengths, ``key``, into groups that are bounded in memory."""
-    num_queries, num_keys = key[0], key[1] * block_size
+    """Divide pieces of like lengths into groups that are bounded in memory, the padding of their rows included."""
+    num_queries, num_keys = shape[0], shape[1] * block_size
     by_scores = MAX_GROUP_SCORES // (num_heads * num_queries * num_keys)
     by_gathered = MAX_GATHERED_ELEMENTS // (geometry.num_kv_heads * geometry.head_dim * num_keys)
     most = max(1, min(by_scores, by_gathered))
+    if repeats:
+        most = largest_row_size(most)
     for start in range(0, len(pieces), most):
         yield pieces[start : start + most]
 
@@ -260,10 +274,17 @@ def _num_blocks(num_tokens: int, block_size: int) -> int:
     return -(-num_tokens // block_size)
 
 
-def _group_key(piece: _Piece) -> tuple[int, int]:
-    """Like query lengths and like key lengths: bucketed, so that groups are few and padding is bounded by a half."""
+def _group_key(piece: _Piece, *, repeats: bool) -> tuple[int, int]:
+    """Like query lengths and like key lengths: bucketed, so that groups are few and padding is bounded by a half.
+
+    Where shapes are to repeat, short pieces are alike whatever their lengths, which drafts and chunks mix anew each
+    step. Trade-off: one that verifies nothing is padded to as many queries as the deepest draft, up to eight; a group
+    of its own would cost ten operators in each layer and reads the same keys.
+    """
     queries = piece.num_queries
-    if queries > _EXACT_QUERY_LENGTH:
+    if repeats:
+        queries = 1 if queries <= _SHORT_QUERY_LENGTH else query_size(queries)
+    elif queries > _SHORT_QUERY_LENGTH:
         queries = -(-queries // _QUERY_BUCKET) * _QUERY_BUCKET
     return queries, _block_bucket(piece.num_blocks)
 
@@ -303,7 +324,7 @@ def _plan_group(  # noqa: PLR0917  (one call site; the step's arrays and its geo
     if shape is None:
         num_queries, num_blocks, num_rows = int(counts.max()), max(p.num_blocks for p in pieces), len(pieces)
     else:
-        (num_queries, num_blocks), num_rows = shape, _row_bucket(len(pieces))
+        (num_queries, num_blocks), num_rows = shape, row_size(len(pieces))
     firsts = np.asarray([offsets[piece.slice_index] + piece.offset for piece in pieces])
     starts = np.asarray([slices[piece.slice_index].start + piece.offset for piece in pieces])
     # [n, q]; padding repeats the last query and the last slice, and its output is never read
@@ -330,9 +351,3 @@ def _plan_group(  # noqa: PLR0917  (one call site; the step's arrays and its geo
         visible=visible.reshape(-1),
     )
     return group, flat_rows[places], places
-
-
-def _row_bucket(num_rows: int) -> int:
-    """The next of 1, 2, 3, 4, 6, 8, 12, 16, 24...: at most a third of the rows is padding."""
-    power = 1 << (num_rows - 1).bit_length()
-    return power * 3 // 4 if num_rows <= power * 3 // 4 and power >= 4 else power  # noqa: PLR2004

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from helix_jobs.engine.devices import compiles_each_shape
+from helix_jobs.engine.shape_sizes import power_size
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -26,8 +29,12 @@ def upload(arrays: Sequence[IntArray], device: torch.device) -> list[torch.Tenso
     """
     if device.type == "cpu":
         return [torch.from_numpy(array) for array in arrays]
+    lengths = [len(array) for array in arrays]
+    padding = power_size(sum(lengths)) - sum(lengths) if compiles_each_shape(device) else 0
+    if padding:
+        arrays, lengths = [*arrays, np.zeros(padding, dtype=np.int64)], [*lengths, padding]
     together = torch.from_numpy(np.concatenate(arrays))
     is_pinned = device.type == "cuda"
     if is_pinned:
         together = together.pin_memory()
-    return list(together.to(device, non_blocking=is_pinned).split([len(array) for array in arrays]))
+    return list(together.to(device, non_blocking=is_pinned).split(lengths))

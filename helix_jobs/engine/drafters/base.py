@@ -20,10 +20,17 @@ class Draft:
         token_ids: At most as many as the decode's depth.
         first_row: Its first row in the proposal's ``draft_probs``; None when its tokens were proposed with certainty (a
             greedy draft, or one that was looked up).
+        num_awaited: Tokens that are on the device, see ``AwaitedDrafts``; ``token_ids`` is empty until they come down.
     """
 
     token_ids: tuple[int, ...]
     first_row: int | None = None
+    num_awaited: int = 0
+
+    @property
+    def depth(self) -> int:
+        """How many tokens are to be verified."""
+        return len(self.token_ids) + self.num_awaited
 
 
 NO_DRAFT_TOKENS: Final = Draft(())

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
+from helix_jobs.engine.drafters.awaited_drafts import AwaitedDrafts
 from helix_jobs.engine.drafters.base import Draft
 from helix_jobs.engine.random_numbers import Purpose, uniform
 from helix_jobs.engine.sampler import apply_penalties, processed_probs, sample
+from helix_jobs.engine.shape_sizes import SMALL_STEP
 from helix_jobs.engine.step_layout import TokenSlice
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from collections.abc import Sequence as SequenceOf
 
     from helix_jobs.engine.model_runner import ModelRunner, Pass, PlannedPass
@@ -39,7 +42,7 @@ class ModelDrafts:
     passes: tuple[int, ...]
 
 
-class _Drafting:
+class Drafting:
     """A sequence that drafts: how deep, and what it has so far."""
 
     def __init__(self, sequence: Sequence, depth: int) -> None:
@@ -49,6 +52,23 @@ class _Drafting:
         self.token_ids: list[int] = []
         # Of each drafted position, of sampled sequences only: ``[vocab_size]``.
         self.probs: list[torch.Tensor] = []
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedDrafts:
+    """All passes of one step, planned before the first of them runs.
+
+    Attributes:
+        drafting: The sequences that draft, as they were asked for.
+        batches: Of each drafted position, those of them that are as deep, in the order of their tokens.
+        ends: All sequences that the first pass catches up on, and where it leaves each.
+        passes: One a drafted position; the first one catches up, and may do nothing else.
+    """
+
+    drafting: tuple[Drafting, ...]
+    batches: tuple[list[Drafting], ...]
+    ends: tuple[tuple[Sequence, int], ...]
+    passes: tuple[PlannedPass, ...]
 
 
 class DraftModelDrafter:
@@ -67,6 +87,11 @@ class DraftModelDrafter:
         self._runner = runner
         self._vocab_size = vocab_size
 
+    @property
+    def has_dear_waits(self) -> bool:
+        """Whether drafts are to stay on the device: ``draft_on_device`` then, not ``draft``."""
+        return self._runner.has_dear_waits
+
     def draft(self, depths: SequenceOf[tuple[Sequence, int]], prefills: SequenceOf[Prefill] = ()) -> ModelDrafts:
         """Draft for each sequence as many tokens as its depth says.
 
@@ -76,32 +101,26 @@ class DraftModelDrafter:
             depths: Sequences and their depths, each above 0.
             prefills: Prompt chunks to keep up with. A sequence that is not kept up with is caught up when it drafts.
         """
-        for sequence, _ in depths:
-            # The last step's rejected drafts, or a step that failed half-way: only what precedes the last token counts.
-            sequence.num_draft_computed = min(sequence.num_draft_computed, len(sequence) - 1)
-        drafting = [_Drafting(*one) for one in depths]
         # Greedy ones first: the device finds their tokens, the logits of the others' rows come down.
-        ranked = sorted(drafting, key=lambda one: not one.is_greedy)
-        batches = [
-            [one for one in ranked if one.depth > position]
-            for position in range(max((one.depth for one in drafting), default=0))
-        ]
-        ends = [(one.sequence, len(one.sequence)) for one in ranked]
-        ends += [(p.sequence, p.sequence.num_computed + p.num_tokens) for p in prefills]
-        ends = [(sequence, end) for sequence, end in ends if end > sequence.num_draft_computed]
-        if not ends:
+        planned = self._plan(depths, prefills, rank=lambda one: not one.is_greedy)
+        if planned is None:
             return ModelDrafts((), None, ())
-        planned = [self._plan_first(ends, len(drafting))]
-        for position, (previous, batch) in enumerate(itertools.pairwise(batches)):
-            planned.append(self._plan_next(previous, batch, position))
-        first, *following = self._runner.upload(planned)
+        first, *following = self._runner.upload(planned.passes)
         logits = self._runner.run(first)
-        for sequence, end in ends:
+        for sequence, end in planned.ends:
             sequence.num_draft_computed = sequence.table.mark_draft_filled(end)
         if logits is not None:
-            self._extend(batches, following, logits)
-        drafts, draft_probs = _collect(drafting)
-        return ModelDrafts(drafts, draft_probs, tuple(one.plan.num_tokens for one in planned))
+            self._extend(planned.batches, following, logits)
+        drafts, draft_probs = _collect(planned.drafting)
+        return ModelDrafts(drafts, draft_probs, tuple(one.plan.num_tokens for one in planned.passes))
+
+    def draft_on_device(
+        self, depths: SequenceOf[tuple[Sequence, int]], prefills: SequenceOf[Prefill] = ()
+    ) -> AwaitedDrafts | None:
+        """Plan what ``draft`` does for a step that waits once; None if there is nothing to compute."""
+        # Passes of one size, so that shapes repeat whatever the depths: small steps are no faster with less in them.
+        planned = self._plan(depths, prefills, rank=lambda one: -one.depth, least_tokens=min(len(depths), SMALL_STEP))
+        return None if planned is None else AwaitedDrafts(self._runner, planned, self._vocab_size)
 
     def missing_tokens(self, sequence: Sequence) -> int:
         """Tokens before its last that the draft's cache does not hold yet."""
@@ -110,6 +129,34 @@ class DraftModelDrafter:
     def clear_blocks(self, blocks: SequenceOf[int]) -> None:
         """Set blocks of the draft's cache back to zero."""
         self._runner.cache.clear(blocks)
+
+    def _plan(
+        self,
+        depths: SequenceOf[tuple[Sequence, int]],
+        prefills: SequenceOf[Prefill],
+        *,
+        rank: Callable[[Drafting], int],
+        least_tokens: int = 0,
+    ) -> PlannedDrafts | None:
+        """Plan every pass; ``rank`` orders the tokens of each. None if there is nothing to compute."""
+        for sequence, _ in depths:
+            # The last step's rejected drafts, or a step that failed half-way: only what precedes the last token counts.
+            sequence.num_draft_computed = min(sequence.num_draft_computed, len(sequence) - 1)
+        drafting = [Drafting(*one) for one in depths]
+        ranked = sorted(drafting, key=rank)
+        batches = [
+            [one for one in ranked if one.depth > position]
+            for position in range(max((one.depth for one in drafting), default=0))
+        ]
+        ends = [(one.sequence, len(one.sequence)) for one in ranked]
+        ends += [(p.sequence, p.sequence.num_computed + p.num_tokens) for p in prefills]
+        ends = [(sequence, end) for sequence, end in ends if end > sequence.num_draft_computed]
+        if not ends:
+            return None
+        passes = [self._plan_first(ends, len(drafting))]
+        for position, (previous, batch) in enumerate(itertools.pairwise(batches)):
+            passes.append(self._plan_next(previous, batch, position, least_tokens))
+        return PlannedDrafts(tuple(drafting), tuple(batches), tuple(ends), tuple(passes))
 
     def _plan_first(self, ends: SequenceOf[tuple[Sequence, int]], num_drafting: int) -> PlannedPass:
         """Compute what the draft's cache misses. The first of the sequences are those that draft."""
@@ -124,13 +171,16 @@ class DraftModelDrafter:
         rows = [plan.offsets[index] + slices[index].num_tokens - 1 for index in range(num_drafting)]
         return self._runner.prepare(plan, tokens, rows)
 
-    def _plan_next(self, previous: list[_Drafting], batch: list[_Drafting], position: int) -> PlannedPass:
+    def _plan_next(
+        self, previous: list[Drafting], batch: list[Drafting], position: int, least_tokens: int
+    ) -> PlannedPass:
         """Read each one's ``position``-th draft token, which the pass before leaves on the device."""
         slices = [TokenSlice(1, len(one.sequence) + position, one.sequence.table.blocks) for one in batch]
         places = {id(one): place for place, one in enumerate(previous)}
-        return self._runner.continue_pass(self._runner.plan(slices), [places[id(one)] for one in batch])
+        plan = self._runner.plan(slices, least_tokens)
+        return self._runner.continue_pass(plan, [places[id(one)] for one in batch], least_tokens)
 
-    def _extend(self, batches: list[list[_Drafting]], following: list[Pass], logits: torch.Tensor) -> None:
+    def _extend(self, batches: SequenceOf[list[Drafting]], following: list[Pass], logits: torch.Tensor) -> None:
         """Draft position after position; tokens of greedy sequences stay on the device until the last."""
         found: list[torch.Tensor] = []
         for position, batch in enumerate(batches):
@@ -157,7 +207,7 @@ class DraftModelDrafter:
                     one.token_ids.append(token)
 
     def _choose(
-        self, batch: list[_Drafting], position: int, logits: torch.Tensor
+        self, batch: list[Drafting], position: int, logits: torch.Tensor
     ) -> tuple[torch.Tensor | None, list[int]]:
         """Each one's next token: those of greedy sequences on the device, perhaps with padding; then the others'."""
         num_greedy = sum(one.is_greedy for one in batch)
@@ -169,7 +219,7 @@ class DraftModelDrafter:
         others = self._process(batch[num_greedy:], position, processed.float().cpu())
         return (greedy.argmax(dim=-1) if num_greedy else None), others
 
-    def _process(self, batch: list[_Drafting], position: int, host: torch.Tensor) -> list[int]:
+    def _process(self, batch: list[Drafting], position: int, host: torch.Tensor) -> list[int]:
         """Tokens of sampled and penalised sequences, from logits processed as the target's will be."""
         missing = self._vocab_size - host.shape[1]
         if missing > 0:
@@ -202,7 +252,7 @@ class DraftModelDrafter:
         return [token_id if token_id < limit else 0 for token_id in token_ids]
 
 
-def _collect(drafting: list[_Drafting]) -> tuple[tuple[Draft, ...], torch.Tensor | None]:
+def _collect(drafting: SequenceOf[Drafting]) -> tuple[tuple[Draft, ...], torch.Tensor | None]:
     """The drafts, and the distributions of those that were sampled, one behind the other."""
     drafts: list[Draft] = []
     probs: list[torch.Tensor] = []

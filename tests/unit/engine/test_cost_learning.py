@@ -20,6 +20,7 @@ from helix_jobs.engine.step_costs import CostProfile
 LAUNCH = 1e-5
 TOKEN = 1e-3
 FLAT = 16
+CACHE = CacheConfig(num_blocks=100, block_size=16)
 
 
 class Clock:
@@ -42,12 +43,13 @@ class Asynchronous(SimulatedDirectml):
     """A device on which time passes in downloads only, when it works off what was queued."""
 
     clock: Clock
+    wait = 0.0
 
     def __torch_dispatch__(self, *call: Any) -> Any:
         before = self.downloads
         result = super().__torch_dispatch__(*call)
         if self.downloads > before:
-            self.clock.now += self.clock.queued
+            self.clock.now += self.clock.queued + self.wait
             self.clock.queued = 0.0
         return result
 
@@ -64,10 +66,53 @@ def queueing(runner: ModelRunner, clock: Clock, seconds: float) -> None:
     runner.run = start  # type: ignore[method-assign]
 
 
+def profile_of(draft_share: float) -> CostProfile:
+    """What ``queueing`` makes steps take, with a draft that costs so much of its target."""
+    points = ((1, FLAT * TOKEN), (FLAT, FLAT * TOKEN), (512, 512 * TOKEN))
+    return CostProfile(target=points, draft=tuple((tokens, seconds * draft_share) for tokens, seconds in points))
+
+
+@pytest.mark.parametrize("assumed", [1 / 10, 1 / 50, 1 / 250])
+def test_drafts_that_are_awaited_teach_what_they_cost(monkeypatch: pytest.MonkeyPatch, assumed: float) -> None:
+    """Nobody times them apart from the target's pass, and the profile is wrong by a factor of five."""
+    clock = Clock(monkeypatch, speculative, speculator)
+    with Asynchronous() as device:
+        device.clock = clock
+        target, draft = (loaded_on_device(name, tiny_model(seed=3), torch.float32) for name in ("target", "draft"))
+        engine = engine_of(target, draft, SpeculationConfig(), num_blocks=400, costs=profile_of(assumed))
+        queueing(engine._step._target, clock, TOKEN)
+        queueing(engine._speculator._model._runner, clock, TOKEN / 50)
+        prompts = [[3 + i % 20 for i in range(start, start + 20)] for start in range(8)]
+        results = engine.generate([request(str(i), p, max_tokens=100, ignore_eos=True) for i, p in enumerate(prompts)])
+    assert sum(result.draft_tokens for result in results) > 200
+    learned = engine.cost_profile()
+    assert learned is not None
+    for tokens, seconds in profile_of(1 / 50).target:
+        assert dict(learned.target)[tokens] == pytest.approx(seconds, rel=0.15)
+    # What a step with a draft costs is known, and what one without does: that is what depths are chosen by.
+    whole = {tokens: seconds + 4 * dict(learned.draft)[1] for tokens, seconds in learned.target}
+    assert whole[FLAT] == pytest.approx(FLAT * TOKEN * (1 + 4 / 50), rel=0.15)
+    assert engine._speculator._costs.draft_seconds_spent > 0
+
+
+def test_draft_passes_are_measured_without_a_wait_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch, cost_profile)
+    with Asynchronous() as device:
+        device.clock, device.wait = clock, 1.0
+        target, draft = (
+            ModelRunner(loaded_on_device(name, tiny_model(seed=3), torch.float32).decoder, CACHE)
+            for name in ("target", "draft")
+        )
+        queueing(target, clock, TOKEN)
+        queueing(draft, clock, TOKEN / 50)
+        profile = measure_costs(target, draft, max_batch_size=2, max_depth=1)
+    assert dict(profile.target)[1] == pytest.approx(1.0 + FLAT * TOKEN, rel=0.01)
+    assert dict(profile.draft)[1] == pytest.approx(1.0 / 4 + FLAT * TOKEN / 50, rel=0.01)
+
+
 def test_steps_that_only_start_teach_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch, speculative, speculator)
-    points = ((1, FLAT * TOKEN), (FLAT, FLAT * TOKEN), (512, 512 * TOKEN))
-    true = CostProfile(target=points, draft=tuple((tokens, seconds / 50) for tokens, seconds in points))
+    true = profile_of(1 / 50)
     with Asynchronous() as device:
         device.clock = clock
         target, draft = (loaded_on_device(name, tiny_model(seed=3), torch.float32) for name in ("target", "draft"))
@@ -86,15 +131,16 @@ def test_steps_that_only_start_teach_nothing(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_cold_start_is_not_what_steps_cost(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch, cost_profile)
-    runner = ModelRunner(build_decoder(tiny_model(seed=3)), CacheConfig(num_blocks=100, block_size=16))
-    forward, seen = runner.forward, set[int]()
+    runner = ModelRunner(build_decoder(tiny_model(seed=3)), CACHE)
+    run, seen = runner.run, set[int]()
 
-    def forward_that_loads(*args: Any) -> Any:
-        clock.now += TOKEN if args[0].num_tokens in seen else 2.0
-        seen.add(args[0].num_tokens)
-        return forward(*args)
+    def run_that_loads(*args: Any) -> Any:
+        num_tokens = args[0].layout.num_tokens
+        clock.now += TOKEN if num_tokens in seen else 2.0
+        seen.add(num_tokens)
+        return run(*args)
 
-    runner.forward = forward_that_loads  # type: ignore[method-assign]
+    runner.run = run_that_loads  # type: ignore[method-assign]
     profile = measure_costs(runner, None, max_batch_size=8, max_depth=3)
     assert len(profile.target) > 5
     assert all(seconds == pytest.approx(TOKEN) for _, seconds in profile.target[:6])
@@ -102,14 +148,14 @@ def test_a_cold_start_is_not_what_steps_cost(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_machine_that_is_slow_indeed_is_not_measured_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch, cost_profile)
-    runner = ModelRunner(build_decoder(tiny_model(seed=3)), CacheConfig(num_blocks=100, block_size=16))
-    forward, passes = runner.forward, []
+    runner = ModelRunner(build_decoder(tiny_model(seed=3)), CACHE)
+    run, passes = runner.run, []
 
     def slow(*args: Any) -> Any:
         clock.now += 2.0
-        passes.append(args[0].num_tokens)
-        return forward(*args)
+        passes.append(args[0].layout.num_tokens)
+        return run(*args)
 
-    runner.forward = slow  # type: ignore[method-assign]
+    runner.run = slow  # type: ignore[method-assign]
     assert measure_costs(runner, None, max_batch_size=8, max_depth=3).target == ((1, 2.0),)
     assert passes == [1, 1]

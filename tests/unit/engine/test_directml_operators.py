@@ -26,7 +26,6 @@ from helix_jobs.engine.kv_cache import PagedKVCache
 from helix_jobs.engine.model_loader import LoadedModel, LoadedModels, get_device, load_models
 from helix_jobs.engine.model_runner import ModelRunner
 from helix_jobs.engine.operator_checks import operator_checks, run_check
-from helix_jobs.engine.speculative import SpeculativeStep
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[3]
 DTYPES = [torch.float32, torch.float16]
-VERIFY = SpeculativeStep._verify_on_host
 
 
 @pytest.fixture
@@ -136,7 +134,11 @@ def test_a_whole_generation_keeps_to_the_rules(
     assert device.operators <= tried_by_doctor()
     if dtype is torch.float32:
         host = engine_of(loaded_on_host("target", model, dtype), loaded_on_host("draft", draft, dtype), speculation)
-        assert outputs == finished(host.generate(work()))
+        expected = finished(host.generate(work()))
+        # Sampled sequences draft otherwise here: their outputs have the same distribution and are others.
+        greedy = [index for index, one in enumerate(work()) if one.sampling_params.is_greedy]
+        assert len(greedy) == len(outputs) - 1
+        assert [outputs[index] for index in greedy] == [expected[index] for index in greedy]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -174,81 +176,6 @@ def test_logits_that_are_not_finite_are_cleared_within_the_rules(device: Simulat
         results += engine.step()
     assert len(finished(results)) == len(requests)
     assert bool(torch.isfinite(pool.host).all())
-
-
-GREEDY: dict[str, Any] = {}
-SAMPLED = {"temperature": 0.9}
-PENALISED = {"repetition_penalty": 1.3}
-
-
-@pytest.mark.parametrize(
-    ("params", "draft", "most"),
-    [
-        # A pass of the target brings all of its integers up and all of its verdicts down.
-        ([GREEDY] * 4, False, (1, 1)),
-        ([GREEDY, SAMPLED, GREEDY, PENALISED], False, (1, 1)),
-        # All passes of the draft model together do the same.
-        ([GREEDY] * 4, True, (2, 2)),
-        # Tokens of sampled drafts are chosen on the host, after each of three passes, and read by the next.
-        ([SAMPLED] * 4, True, (2 + 2, 1 + 3)),
-        ([GREEDY, SAMPLED, GREEDY, PENALISED], True, (2 + 2, 2 + 3)),
-    ],
-)
-def test_a_step_uploads_and_downloads_once(
-    device: SimulatedDirectml, params: list[dict[str, Any]], *, draft: bool, most: tuple[int, int]
-) -> None:
-    target = loaded_on_device("target", tiny_model(seed=3), torch.float16)
-    drafting = loaded_on_device("draft", draft_of(tiny_model(seed=3)), torch.float16) if draft else None
-    engine = engine_of(target, drafting, SpeculationConfig(depth=3 if draft else 0, adaptive=False), num_blocks=80)
-    engine.generate([request("first", [3, 4], max_tokens=3)])  # the rotary table is brought to the device
-    for i, extra in enumerate(params):
-        engine.add_request(request(str(i), [3 + i] * (4 + 9 * i), seed=i, max_tokens=12, ignore_eos=True, **extra))
-    while engine.has_unfinished():
-        before = device.uploads, device.downloads
-        engine.step()
-        assert device.uploads - before[0] <= most[0]
-        assert device.downloads - before[1] <= most[1]
-
-
-def test_rows_of_greedy_sequences_stay_on_the_device(
-    device: SimulatedDirectml, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    target = loaded_on_device("target", tiny_model(seed=3), torch.float16)
-    engine = engine_of(target, None, SpeculationConfig(depth=0), num_blocks=80)
-    seen = []
-    monkeypatch.setattr(
-        SpeculativeStep,
-        "_verify_on_host",
-        lambda step, emitters, host, probs: seen.append(len(host)) or VERIFY(step, emitters, host, probs),
-    )
-    sampled = [request("s", [5], seed=1, max_tokens=9, ignore_eos=True, temperature=1.0)]
-    greedy = [request(str(i), [3 + i], max_tokens=9, ignore_eos=True) for i in range(5)]
-    engine.generate(greedy + sampled)
-    assert set(seen) == {1}
-
-
-@pytest.mark.parametrize(("depth", "share"), [(0, 0.0), (3, 1 / 3)])
-def test_shapes_repeat(device: SimulatedDirectml, depth: int, share: float) -> None:
-    """Each shape is compiled once: as sequences grow, and drafts are accepted or not, few new ones come."""
-    target = loaded_on_device("target", tiny_model(seed=3), torch.float16)
-    draft = loaded_on_device("draft", draft_of(tiny_model(seed=3)), torch.float16) if depth else None
-    engine = engine_of(target, draft, SpeculationConfig(depth=depth, adaptive=False), num_blocks=200)
-
-    def new_shapes(length: int) -> int:
-        """Of steps that only decode."""
-        for i in range(5):
-            engine.add_request(request(str(i), [3 + i] * (length + i), max_tokens=20, ignore_eos=True))
-        count = 0
-        while engine.has_unfinished():
-            scheduler, before = engine._scheduler, len(device.shapes)
-            only_decodes = not scheduler.waiting and not any(s.num_prefill_tokens for s in scheduler.active)
-            engine.step()
-            count += only_decodes * (len(device.shapes) - before)
-        return count
-
-    first = new_shapes(2) + new_shapes(34)
-    # From 34 to 64 tokens a sequence has 9 to 16 blocks of 4, which count as 16.
-    assert sum(new_shapes(length) for length in (36, 38, 40)) <= share * first
 
 
 def test_a_bfloat16_checkpoint_is_loaded_onto_the_device(
@@ -309,6 +236,7 @@ def rows(*values: int) -> torch.Tensor:
         (lambda: on_device(5).narrow(0, 1, 2).mul_(2.0), "writes into a view with an offset"),
         (lambda: on_device(5, dtype=torch.bool).logical_not_(), "changes booleans in place"),
         (lambda: torch.bmm(on_device(2, 3, 4), on_device(2, 5, 4).transpose(1, 2)), "bmm of a tensor that is not"),
+        (lambda: on_device(3, 2).split((3, 0)), "split_with_sizes of a tensor without elements"),
         (lambda: on_device(4, 3).t().mean(dim=-1), "mean of a tensor that is not"),
         (lambda: on_device(3) + torch.zeros(3), "mixes tensors of host and device"),
         (lambda: on_device(1).item(), "waits for the device"),
@@ -337,9 +265,8 @@ def test_all_of_it_on_the_releases_that_torch_directml_pins(tmp_path: Path) -> N
     python = tmp_path / "venv" / ("Scripts" if sys.platform == "win32" else "bin") / "python"
     install = ("-m", "pip", "install", "--quiet", "torch==2.4.1", "transformers>=4.57,<4.58", f"{ROOT}[test]")
     subprocess.run([python, *install], check=True)
-    tests = [
-        ROOT / "tests" / "unit" / "engine" / name for name in ("test_directml_operators.py", "test_draft_model.py")
-    ]
+    folder = ROOT / "tests" / "unit" / "engine"
+    tests = [folder / name for name in ("test_directml_operators.py", "test_directml_steps.py", "test_draft_model.py")]
     subprocess.run(
         [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests],
         check=True,

@@ -157,6 +157,24 @@ def test_engine_s_samples_follow_the_target(small_vocabulary, case, draft):
         )
 
 
+@pytest.mark.parametrize("draft", ["same", "other"])
+@pytest.mark.parametrize("case", ["temperature", "all", "penalties"])
+def test_samples_follow_the_target_where_drafts_stay_on_the_device(small_vocabulary, case, draft):
+    """Sampled sequences draft with certainty there; what they emit has the target's distribution all the same."""
+    params = CASES[case]
+    prompt = [1, 2, 3, 4]
+    engine = tiny_engine(small_vocabulary, draft, eos=(), depth=2, max_batch_size=64, num_blocks=600)
+    for runner in (engine._step._target, engine._speculator._model._runner):
+        runner.has_dear_waits = True
+    results = engine.generate(request(str(i), prompt, seed=i, max_tokens=3, **params) for i in range(1500))
+    assert 0 < engine.counters().accepted_tokens < engine.counters().draft_tokens
+    counts = np.zeros((VOCAB, VOCAB))
+    for result in results:
+        counts[result.output_token_ids[0], result.output_token_ids[1]] += 1
+    joint = exact_joint(small_vocabulary, prompt, SamplingParams(**params))
+    assert g_test(counts.reshape(-1), joint.reshape(-1)) > SIGNIFICANT
+
+
 def next_probs(model, prompts, num_prompt, params):
     """The target's own processed distribution after each prompt, by transformers' own forward and our formulas."""
     logits = model(torch.tensor(prompts)).logits[:, -1].float()

@@ -1,0 +1,58 @@
+"""The few sizes that steps are padded to on a device that compiles each shape.
+
+Trade-off: up to a half of the rows in the smallest steps is padding, a third in small ones, a fifth in large ones. Such
+a device spends a small step on reading weights and on starting operators, which padding adds nothing to, and a shape
+that it has not seen costs it far more.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# Up to so many rows the sizes are powers of two; then 1 and 1.5 times such.
+_FEW_ROWS: Final = 8
+# Up to so many tokens the sizes are those of rows: a product of few rows takes as long as reading its weights.
+SMALL_STEP: Final = 64
+# Up to so many tokens four sizes double; then multiples, of which padding is less (``decoder.MAX_PADDING``).
+_MEDIUM_STEP: Final = 512
+_LARGE_MULTIPLE: Final = 128
+# Up to so many queries the sizes are powers of two; then multiples.
+_FEW_QUERIES: Final = 16
+_QUERY_MULTIPLE: Final = 32
+
+
+def power_size(count: int) -> int:
+    """The next power of two."""
+    return 1 << (count - 1).bit_length()
+
+
+def row_size(count: int) -> int:
+    """Rows of a group: the next of 1, 2, 4, 8, 12, 16, 24, 32..."""
+    power = power_size(count)
+    return power * 3 // 4 if _FEW_ROWS < count <= power * 3 // 4 else power
+
+
+def largest_row_size(limit: int) -> int:
+    """The last of these sizes that is no more than ``limit``, at least 1."""
+    power = 1 << (limit.bit_length() - 1)
+    return power * 3 // 2 if power >= _FEW_ROWS and limit >= power * 3 // 2 else power
+
+
+def token_size(count: int) -> int:
+    """Tokens of a step, and rows of logits. Each is a size that ``padded_rows`` leaves as it is."""
+    if count <= SMALL_STEP:
+        return max(2, row_size(count))
+    step = power_size(count) // 8 if count <= _MEDIUM_STEP else _LARGE_MULTIPLE
+    return -(-count // step) * step
+
+
+def query_size(count: int) -> int:
+    """Queries of a slice: the next power of two, or multiple of 32."""
+    return power_size(count) if count <= _FEW_QUERIES else -(-count // _QUERY_MULTIPLE) * _QUERY_MULTIPLE
+
+
+def largest_query_size(limit: int) -> int:
+    """The last of these sizes that is no more than ``limit``, at least 1."""
+    if limit < _QUERY_MULTIPLE:
+        return min(_FEW_QUERIES, 1 << (limit.bit_length() - 1))
+    return limit - limit % _QUERY_MULTIPLE
