@@ -41,8 +41,8 @@ class Scene:
         self.drafter = DraftModelDrafter(runner, VOCAB_SIZE)
         self.sequences = {name: self._decoding(name) for name in names}
 
-    def _spy(self, slices: list[TokenSlice]) -> StepPlan:
-        self.plans.append(self._plan(slices))
+    def _spy(self, slices: list[TokenSlice], least_tokens: int = 0) -> StepPlan:
+        self.plans.append(self._plan(slices, least_tokens))
         return self.plans[-1]
 
     def _decoding(self, name: str) -> Sequence:
