@@ -157,8 +157,10 @@ def test_engine_s_samples_follow_the_target(small_vocabulary, case, draft):
         )
 
 
-@pytest.mark.parametrize("draft", ["same", "other"])
-@pytest.mark.parametrize("case", ["temperature", "all", "penalties"])
+@pytest.mark.parametrize(
+    ("case", "draft"),
+    [("temperature", "same"), ("temperature", "other"), ("penalties", "same"), ("penalties", "other"), ("all", "same")],
+)
 def test_samples_follow_the_target_where_drafts_stay_on_the_device(small_vocabulary, case, draft):
     """Sampled sequences draft with certainty there; what they emit has the target's distribution all the same."""
     params = CASES[case]
