@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+from transformers.models.llama import modeling_llama  # noqa: F401  (before garbage is looked for, which it makes slow)
 
 from helix_jobs.engine.config import CacheConfig, EngineConfig, SpeculationConfig
 from helix_jobs.engine.decoder.families import build_decoder
@@ -51,9 +52,8 @@ class Shape:
         layer = attention + 3 * self.hidden * self.intermediate + 2 * self.hidden
         return self.layers * layer + self.hidden + (1 if self.tied else 2) * self.vocab * self.hidden
 
-    def config(self) -> Any:
-        return AutoConfig.for_model(
-            "llama",
+    def config(self) -> LlamaConfig:
+        return LlamaConfig(
             vocab_size=self.vocab,
             hidden_size=self.hidden,
             intermediate_size=self.intermediate,
