@@ -40,11 +40,13 @@ MIXES: Final = {
 }
 TIMED_ROWS: Final = tuple(sorted({rows for mix in MIXES.values() for rows in mix}))
 _TIMED_RUNS: Final = 5
+# A larger output head is tried with so many of its outputs: its weights would fill the memory beside the model's.
+_MOST_OUTPUTS: Final = 1 << 16
 # Of a prompt only the last token's logits are asked for.
 _LOGIT_ROWS: Final = 128
 # A product that takes longer is timed once.
 _LONG_SECONDS: Final = 0.2
-# No more are computed at once in a trial: a large output head sees few rows.
+# No more products are computed at once in a trial: a large output head sees few rows.
 _MOST_PRODUCTS: Final = 1 << 36
 
 
@@ -189,9 +191,12 @@ class _Probe:
     """A layer of one shape with weights of its own."""
 
     def __init__(self, shape: Shape, decoder: Decoder, *, has_bias: bool) -> None:
-        weight, distinct = cancelling_operands(*shape, decoder.dtype)
+        num_outputs = min(shape[0], _MOST_OUTPUTS)
+        self._share = num_outputs / shape[0]
+        self._is_head = shape == shape_of(decoder.head)
+        weight, distinct = cancelling_operands(num_outputs, shape[1], decoder.dtype)
         weight = weight.to(decoder.device)
-        bias = weight.new_zeros(shape[0]) if has_bias else None
+        bias = weight.new_zeros(num_outputs) if has_bias else None
         self.distinct = distinct.to(decoder.device)
         self.packed = DenseLinear(weight, bias)
         self.packed.pack()
@@ -215,11 +220,10 @@ class _Probe:
         elif way.tiles is not None and not way.changes_nothing:
             product = partial(way.tiles.apply, self.packed)
         rows = self.distinct.repeat(-(-max(TIMED_ROWS) // len(self.distinct)), 1)
-        is_head = self.packed.out_features == self._decoder.head.out_features
-        pairs = [
-            _least_seconds(product, self.packed, rows[: _LOGIT_ROWS if is_head and count > _LOGIT_ROWS else count])
-            for count in TIMED_ROWS
-        ]
+        pairs = []
+        for count in TIMED_ROWS:
+            part = rows[: min(count, _LOGIT_ROWS) if self._is_head else count]
+            pairs.append([seconds / self._share for seconds in _least_seconds(product, self.packed, part)])
         return ShapeTrial(way.tiles, way.has_matrix_tiles, *(tuple(side) for side in zip(*pairs, strict=True)))
 
 
