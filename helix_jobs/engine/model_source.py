@@ -20,6 +20,7 @@ from helix_jobs.engine.layout import check_layout
 from helix_jobs.engine.model_words import subject
 from helix_jobs.engine.pretrained import TRANSFORMERS_MAJOR, pretrained_arguments, read_tokenizer, weight_arguments
 from helix_jobs.engine.tensor_names import HEAD, canonical, check_layers, is_computed
+from helix_jobs.engine.text_decoder import check_decoder
 from helix_jobs.engine.token_ids import check_token_ids
 from helix_jobs.errors import HelixError, ModelError, ModelNotFoundError
 
@@ -77,6 +78,7 @@ def open_source(name: str, home: Path, on_progress: Callable[[str], None]) -> Mo
                 if checkpoint.gguf is None
                 else build_gguf_tokenizer(name, checkpoint.gguf.architecture, checkpoint.gguf.vocabulary)
             )
+            check_decoder(name, tokenizer)
     except HelixError:
         raise
     except Exception as error:  # its readers raise anything over a damaged file
