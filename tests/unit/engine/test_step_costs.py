@@ -52,6 +52,44 @@ def test_a_point_in_use_is_not_outvoted_by_points_that_are_not():
     assert known.draft_seconds(8) == pytest.approx(0.008, rel=0.1)  # more tokens never cost less
 
 
+DRAFT = {1: 0.002, 16: 0.002, 64: 0.004}
+
+
+def together(known, seconds, passes=(8, 4, 4, 4), tokens=20):
+    """Expected seconds of a step, before it took so many."""
+    expected = known.target_seconds(tokens) + sum(map(known.draft_seconds, passes))
+    known.observe_together(tokens, passes, seconds)
+    return expected
+
+
+def test_steps_as_expected_change_neither_curve():
+    known = costs(draft=DRAFT)
+    target, draft = known.target_seconds(20), known.draft_seconds(4)
+    for _ in range(100):
+        together(known, target + sum(map(known.draft_seconds, (8, 4, 4, 4))))
+    assert known.target_seconds(20) == pytest.approx(target, rel=1e-3)
+    assert known.draft_seconds(4) == pytest.approx(draft, rel=1e-3)
+    assert known.draft_seconds_spent == pytest.approx(100 * 4 * draft, rel=1e-3)
+
+
+@pytest.mark.parametrize("factor", [0.5, 2.0, 4.0])
+def test_the_sum_of_steps_that_await_their_drafts_becomes_right(factor):
+    known = costs(draft=DRAFT)
+    actual = factor * (known.target_seconds(20) + sum(map(known.draft_seconds, (8, 4, 4, 4))))
+    for _ in range(200):
+        together(known, actual)
+    assert together(known, actual) == pytest.approx(actual, rel=0.1)
+
+
+def test_steps_without_drafts_tell_the_parts_apart():
+    known = costs(draft=DRAFT)
+    for _ in range(400):  # the target takes as long as was measured, the draft three times as long
+        together(known, 0.0134 + 4 * 0.006)
+        known.observe_target(20, 0.0134)
+    assert known.target_seconds(20) == pytest.approx(0.0134, rel=0.25)
+    assert known.draft_seconds(4) == pytest.approx(0.006, rel=0.25)
+
+
 @given(
     st.dictionaries(st.integers(1, 2000), st.floats(1e-5, 10), min_size=1, max_size=12),
     st.lists(st.tuples(st.integers(1, 4000), st.floats(1e-6, 100))),
