@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 # no gap that makes a choice certain: every output is compared with one that transformers made token by token.
 CERTAIN_GAP = {"float32": 1e-2}
 
+# Two logits so many steps of their type apart, or less, are a near-tie whatever float32 says.
+NEAR_TIE_STEPS = 2.0
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -53,17 +56,30 @@ class Difference:
         gap: Between the reference's first and second logit there.
         is_runner_up: The second was emitted.
         step: From the first logit to the next number of its type.
+        exact_gap: How far apart float32's logits of the two tokens are. Known where the gap is more than a few steps.
+        error: By how much the type's logits there depart from float32's, at most. Known where ``exact_gap`` is.
     """
 
     position: int
     gap: float
     is_runner_up: bool
     step: float = math.nan
+    exact_gap: float = math.nan
+    error: float = math.nan
 
     @property
     def gap_in_steps(self) -> float:
         """0 for equal logits, 1 for neighbours."""
         return self.gap / self.step
+
+    @property
+    def is_near_tie(self) -> bool:
+        """Either token is a right choice within the type's precision.
+
+        Small logits have small steps, and the rounding of the layers beneath them is many of those: then float32 says
+        whether the two are closer than the type's own error.
+        """
+        return self.gap_in_steps <= NEAR_TIE_STEPS or self.exact_gap <= self.error
 
 
 class ReferenceOutputs:
@@ -78,6 +94,7 @@ class ReferenceOutputs:
         self._eos = sorted(eos_token_ids)
         self._max_tokens = max_tokens
         self._model = None
+        self._exact = None
         digest = hashlib.sha256()
         for file in (*sorted(model.glob("*.safetensors")), model / "config.json"):
             with file.open("rb") as stream:
@@ -109,7 +126,24 @@ class ReferenceOutputs:
         found = reference.difference(output)
         if found is None:
             return None
-        return replace(found, step=self._step([*prompt_ids, *reference.token_ids[: found.position]]))
+        before = [*prompt_ids, *reference.token_ids[: found.position]]
+        found = replace(found, step=self._step(before))
+        if found.gap_in_steps <= NEAR_TIE_STEPS or self._dtype == "float32":
+            return found
+        sides = (output[found.position :], reference.token_ids[found.position :])
+        return self._judged(found, before, [side[:1] or self._eos for side in sides])
+
+    @torch.no_grad()
+    def _judged(self, found: Difference, before: Sequence[int], choices: Sequence[Sequence[int]]) -> Difference:
+        """What float32 says of two choices; each is one token, or any of those that end an output."""
+        if self._exact is None:
+            self._exact = AutoModelForCausalLM.from_pretrained(self._source, dtype=torch.float32).eval()
+        ids = torch.tensor([before])
+        # [vocab_size]
+        exact = self._exact(ids, logits_to_keep=1).logits[0, -1]
+        rounded = self._loaded()(ids, logits_to_keep=1).logits[0, -1].float()
+        ours, theirs = (exact[list(choice)].max().item() for choice in choices)
+        return replace(found, exact_gap=abs(ours - theirs), error=(rounded - exact).abs().max().item())
 
     @torch.no_grad()
     def _step(self, token_ids: Sequence[int]) -> float:
