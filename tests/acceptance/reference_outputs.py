@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # no gap that makes a choice certain: every output is compared with one that transformers made token by token.
 CERTAIN_GAP = {"float32": 1e-2}
 
-# Two logits so many steps of their type apart, or less, are a near-tie whatever float32 says.
+# Two logits so many steps of their type apart, or less, are a near-tie.
 NEAR_TIE_STEPS = 2.0
 
 
@@ -71,15 +71,6 @@ class Difference:
     def gap_in_steps(self) -> float:
         """0 for equal logits, 1 for neighbours."""
         return self.gap / self.step
-
-    @property
-    def is_near_tie(self) -> bool:
-        """Either token is a right choice within the type's precision.
-
-        Small logits have small steps, and the rounding of the layers beneath them is many of those: then float32 says
-        whether the two are closer than the type's own error.
-        """
-        return self.gap_in_steps <= NEAR_TIE_STEPS or self.exact_gap <= self.error
 
 
 class ReferenceOutputs:

@@ -62,12 +62,9 @@ def references(pytestconfig, demo_home):
     [SpeculationConfig(depth=4, adaptive=False), SpeculationConfig(lookup=True)],
     ids=["fixed-depth", "adaptive-with-lookup"],
 )
-def test_spec_bench_prompts_equal_transformers(demo_home, requests, references, speculation, compiled):
+def test_24_spec_bench_prompts_equal_transformers(demo_home, requests, references, speculation, compiled):
     models = load(demo_home, "int8")
-    if not compiled:
-        # Several times slower: one prompt of each category, still more than fit into the batch at once.
-        requests = requests[::2]
-    else:
+    if compiled:
         try:
             models = with_compiled_kernels(models, "on", demo_home / "native")
         except ConfigurationError as error:
