@@ -9,11 +9,13 @@ from __future__ import annotations
 import logging
 import re
 import time
-from typing import Final
+from typing import Any, Final
 
+from celery.exceptions import WorkerTerminate
 from celery.worker.consumer import Consumer
 from celery.worker.state import maybe_shutdown
 
+from helix_jobs.exhaustion import explain_missing_descriptor
 from helix_jobs.jobs.broker_errors import is_refusal
 from helix_jobs.redaction import redact
 
@@ -41,6 +43,24 @@ class PatientConsumer(Consumer):  # type: ignore[misc]  # celery has no types
     _said = ""
     _pause = FIRST_PAUSE_SECONDS
     _refused_at = float("-inf")
+
+    def ensure_connected(self, conn: Any) -> Any:  # noqa: ANN401  (kombu has no types)
+        """Wait for a broker that is away for as long as it takes, but end where no descriptor is left to reach it.
+
+        So Celery ends once it is connected; it would try its first connection for ever.
+        """
+
+        def say_or_end(error: Exception, seconds: float) -> None:
+            if missing := explain_missing_descriptor():
+                logger.critical("the broker cannot be reached: %s", missing)
+                raise WorkerTerminate(1) from error
+            if not is_refusal(error):
+                uri, reason = redact(conn.as_uri()), redact(str(error)).rstrip(". ")
+                logger.error("the broker at %s does not answer: %s; trying again in %.0f s", uri, reason, seconds)
+
+        conn.ensure_connection(say_or_end, self.app.conf.broker_connection_max_retries, callback=maybe_shutdown)
+        self.first_connection_attempt = False
+        return conn
 
     def on_connection_error_before_connected(self, exc: Exception) -> None:  # noqa: D102  (Celery's hook)
         self._wait(exc)

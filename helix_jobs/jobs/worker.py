@@ -275,28 +275,20 @@ class _Worker:
     def consume(self) -> int:
         """Run Celery until the worker is told to stop; returns the exit code."""
         from helix_jobs.jobs import tasks
-        from helix_jobs.jobs.consumer import make_consumer, stop_consuming
+        from helix_jobs.jobs.consumer import stop_consuming
         from helix_jobs.jobs.vetted_transport import rejections
 
         supervisor = threading.Thread(
             target=self.ending.supervise, args=(stop_consuming,), name="helix-supervisor", daemon=True
         )
         tasks.bind_service(self._service)
+        supervisor.start()
         failures = 0
         try:
             while True:
                 began = time.monotonic()
-                try:
-                    self._consumer = consumer = make_consumer(self._settings, self._names, self._hostname)
-                    if self.ending.is_stopping:  # since the last one ended; making this one has cleared Celery's flag
-                        stop_consuming()
-                    if not supervisor.is_alive():
-                        supervisor.start()
-                    consumer.start()
-                    if self.ending.is_stopping or consumer.was_asked_to_stop:
-                        break
-                except Exception as error:  # noqa: BLE001  (no descriptors, no threads, no memory: it may pass)
-                    logger.critical("Celery's consumer cannot be started: %s", error)
+                if self._consume_once():
+                    break
                 # A message that is not even a message can end Celery's loop; the models stay loaded meanwhile.
                 failures = 1 if time.monotonic() - began > SOUND_CONSUMER_SECONDS else failures + 1
                 if failures > MAX_CONSUMER_FAILURES:
@@ -313,6 +305,20 @@ class _Worker:
             tasks.bind_service(None)
             self.ending.consumer_ended()
         return self.ending.exit_code
+
+    def _consume_once(self) -> bool:
+        """Run one consumer of Celery's to its end; return whether somebody wished that end."""
+        from helix_jobs.jobs.consumer import make_consumer, stop_consuming
+
+        try:
+            self._consumer = consumer = make_consumer(self._settings, self._names, self._hostname)
+            if self.ending.is_stopping:  # since the last one ended; making this one has cleared Celery's flag
+                stop_consuming()
+            consumer.start()
+        except Exception as error:  # noqa: BLE001  (no descriptors, no threads, no memory: it may pass)
+            logger.critical("Celery's consumer cannot be started: %s", error)
+            return self.ending.is_stopping
+        return self.ending.is_stopping or consumer.was_asked_to_stop
 
     def _reconnect(self) -> None:
         """Have Celery connect to the broker anew; running jobs go on."""

@@ -10,6 +10,7 @@ import threading
 from typing import TYPE_CHECKING, Final
 
 from helix_jobs.errors import ExhaustedError, HelixError
+from helix_jobs.exhaustion import explain_missing_descriptor
 from helix_jobs.jobs.hard_exit import HardExit
 from helix_jobs.jobs.stop_button import StopRequest
 
@@ -135,7 +136,7 @@ class WorkerEnding:
 
         def give_up() -> None:
             self._gave_up = True
-            why = self._writer.trouble or "it takes no writes"
+            why = self._writer.trouble or explain_missing_descriptor() or "it takes no writes"
             logger.error("stopping without the database; the next worker takes over what is leased: %s", why)
             # Twice: every part may be in a call to the database that takes ten seconds to fail.
             self.hard_exit.after(2 * HARD_EXIT_SECONDS, EXIT_FAILED)

@@ -20,6 +20,7 @@ from helix_jobs.jobs.watchdog import Watchdog
 worker.Watchdog = functools.partial(Watchdog, window={window}, interval=0.2)
 worker.Reconciler = functools.partial(Reconciler, config=ReconcilerConfig(interval=0.2, unseen=0.5))
 remote_control.ANSWERED |= {answered!r}
+{before}
 sys.argv[0] = "worker.py"
 from helix_jobs.cli import main
 main(command="worker")
@@ -27,13 +28,16 @@ main(command="worker")
 
 
 def start_quick_worker(
-    box: Box, window: float, answered: frozenset[str] = frozenset(), **environment: str
+    box: Box, window: float, answered: frozenset[str] = frozenset(), before: str = "", **environment: str
 ) -> WorkerProcess:
-    """Start one whose watchdog acts after ``window`` seconds, and which answers these commands of Celery's as well."""
+    """Start one whose watchdog acts after ``window`` seconds, and which answers these commands of Celery's as well.
+
+    ``before`` is Python that its process runs before anything of the worker does.
+    """
     log_path = box.temporary / f"worker-{len(box.started)}.log"
     with log_path.open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", QUICK_WORKER.format(window=window, answered=answered)],
+            [sys.executable, "-W", "error", "-c", QUICK_WORKER.format(window=window, answered=answered, before=before)],
             cwd=box.temporary,
             env=box.environment | environment | {"PYTHONPATH": str(ROOT)},
             stdout=log,

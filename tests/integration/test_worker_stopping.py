@@ -27,6 +27,24 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 
+# The limit falls when Celery has its event loop, and is about to connect for the first time.
+OUT_OF_DESCRIPTORS = """
+import resource
+from helix_jobs.jobs.patient_consumer import PatientConsumer
+connect = PatientConsumer.connect
+def connect_without(self):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, 4096))
+    return connect(self)
+PatientConsumer.connect = connect_without
+"""
+NO_CONSUMER = """
+import errno
+from helix_jobs.jobs import consumer
+def make_consumer(*_):
+    raise OSError(errno.EMFILE, "Too many open files")
+consumer.make_consumer = make_consumer
+"""
+
 
 @pytest.fixture
 def inherit_hangup() -> Iterator[Callable[[signal.Handlers], object]]:
@@ -236,6 +254,7 @@ def test_a_worker_without_descriptors_ends_for_its_supervisor(box: Box) -> None:
     import resource
 
     worker = box.start_worker(shutdown_grace="1")
+    box.wait_states(box.submit(*prompts(1)), succeeded=1)  # Celery is connected
     resource.prlimit(worker.process.pid, resource.RLIMIT_NOFILE, (3, 4096))
     publisher = box.publisher()
     publisher.ask(lambda client: client.client_kill_filter(_type="normal", skipme=True))
@@ -245,12 +264,29 @@ def test_a_worker_without_descriptors_ends_for_its_supervisor(box: Box) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="prlimit")
+def test_a_worker_that_runs_out_of_descriptors_before_it_is_connected_ends_for_its_supervisor(box: Box) -> None:
+    worker = start_quick_worker(box, window=60.0, before=OUT_OF_DESCRIPTORS)
+    assert worker.wait() == 1, worker.log
+    assert "the broker cannot be reached: this process may open no more descriptors" in worker.log, worker.log
+    assert "does not stay up" in worker.log, worker.log
+
+
+def test_a_stop_is_heard_while_no_consumer_can_be_made(box: Box) -> None:
+    """Nothing runs then, so nothing is waited for, and the end is the wish of who asked for it."""
+    worker = start_quick_worker(box, window=60.0, before=NO_CONSUMER)
+    worker.send(signal.SIGTERM)
+    assert worker.wait() == 0, worker.log
+    assert "does not stay up" not in worker.log, worker.log
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prlimit")
 def test_a_worker_whose_every_job_waits_for_descriptors_ends_for_its_supervisor(services_box: Box) -> None:
     """Its connections to the database are cut and cannot be replaced; the broker still delivers to it."""
     import resource
 
     box = services_box
     worker = start_quick_worker(box, window=1.0, HELIX_SHUTDOWN_GRACE="0")
+    box.wait_states(box.submit(*prompts(1)), succeeded=1)  # Celery is connected
     resource.prlimit(worker.process.pid, resource.RLIMIT_NOFILE, (3, 4096))
     database = box.database()
     with database.write() as c:
