@@ -12,6 +12,7 @@ import sys
 import time
 from typing import Any
 
+from template_grammar import TemplateGrammar
 from test_chat_template import CHATML, ESCAPING, FOLDING, PARTS, STRICT_PARTS, THINKING, TRIMMING
 from test_prompt_encoder import ENDLESS, SHORT, with_template
 
@@ -54,7 +55,9 @@ SECONDS = 120.0
 
 
 def make_template(dice: random.Random) -> str:
-    """A sample with pieces put in and cut out, or pieces alone."""
+    """One composed from a grammar, a sample with pieces put in and cut out, or pieces alone."""
+    if dice.random() < 0.5:
+        return TemplateGrammar(dice, tame=dice.random() < 0.3).template()
     text = dice.choice(SAMPLES) if dice.random() < 0.8 else ""
     for _ in range(dice.choice((0, 0, 0, 1, 1, 2, 8))):
         at = dice.randrange(len(text) + 1)
