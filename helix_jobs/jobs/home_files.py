@@ -15,6 +15,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
 from helix_jobs.jobs.embedded_broker import EmbeddedBroker, Presence
+from helix_jobs.jobs.local_users import LocalUsers
 from helix_jobs.private_files import require_own_directory
 
 if TYPE_CHECKING:
@@ -50,12 +51,15 @@ class HomeFile:
 
 
 def home_files(home: Path) -> list[HomeFile]:
-    """What is there, in no order. Links are not followed, and files of other names are nobody's to remove.
+    """What nobody uses, in no order. Links are not followed, and files of other names are nobody's to remove.
 
     Raises:
         ConfigurationError: A folder of the home is a link or another user's.
     """
-    found = [*_in(home, {"worker.log*": FileKind.LOG, ".*.partial": FileKind.LEFTOVER})]
+    # A local worker that runs goes on writing to its log, whatever became of the name.
+    is_written = (home / "local").is_dir() and LocalUsers(home).is_worker_there()
+    logs = "worker.log.*" if is_written else "worker.log*"
+    found = [*_in(home, {logs: FileKind.LOG, ".*.partial": FileKind.LEFTOVER})]
     kernels = {"kernels-*": FileKind.KERNEL, "tmp*": FileKind.LEFTOVER, ".*.partial": FileKind.LEFTOVER}
     found += _in(home / "native", kernels)
     found += _in(home / "profiles", {"*.json": FileKind.PROFILE, ".*.partial": FileKind.LEFTOVER})

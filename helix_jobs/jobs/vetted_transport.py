@@ -75,7 +75,7 @@ class VettedChannel(redis_transport.Channel):
 
     def _handle_message(self, client: Any, response: Any) -> Any:  # noqa: ANN401  (kombu's signature)
         payload = super()._handle_message(client, response)  # type: ignore[no-untyped-call]
-        if str(_text(payload["type"])).endswith("message") and payload["data"]:
+        if str(_text(payload["type"])).endswith("message"):
             # As kombu reads it: /DATABASE.EXCHANGE, or with /KEY behind it.
             exchange = _text(payload["channel"]).partition(".")[2].partition("/")[0]
             queue = self._fanout_to_queue.get(exchange)

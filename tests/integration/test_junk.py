@@ -153,12 +153,12 @@ def test_broadcasts_that_are_no_commands_do_not_end_the_loop(box: Box, client: R
     heard = [
         client.publish(topic, junk)
         for junk in (
-            *(b"\x80\x04no json", b"[]", b"5", b"null", b"[" * 100_000, b"{}"),
+            *(b"\x80\x04no json", b"[]", b"5", b"null", b"[" * 100_000, b"{}", b""),
             NO_BASE64,
         )
         * 2
     ]
-    assert heard == [1] * 14, "the worker listens"
+    assert heard == [1] * 16, "the worker listens"
     batch = box.submit("one", "two")
     box.wait_states(batch, succeeded=2)
     celery = (sys.executable, "-m", "celery", "-A", "helix_jobs.jobs.celery_app")
@@ -171,6 +171,7 @@ def test_broadcasts_that_are_no_commands_do_not_end_the_loop(box: Box, client: R
     box.wait_states(batch, succeeded=1)
     worker.send(signal.SIGTERM)
     assert worker.wait() == 0
-    wait_until(lambda: "no command" in worker.log, worker.log)
+    counted = re.findall(r"([\d,]+) broadcasts that are no command", worker.log)
+    assert sum(int(count) for count in counted) == 16, worker.log
     assert "Traceback" not in worker.log
     assert "ended unexpectedly" not in worker.log

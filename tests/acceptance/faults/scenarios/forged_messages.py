@@ -77,7 +77,11 @@ def _junk(queue: str) -> Iterator[bytes]:
     )
 
 
-@scenario("malformed, oversized, unknown and forged messages", full=Size(jobs=2_000, faults=4_000))
+@scenario(
+    "malformed, oversized, unknown and forged messages",
+    quick=Size(jobs=60, faults=100),
+    full=Size(jobs=2_000, faults=4_000),
+)
 def forged(installation: Installation, size: Size) -> Outcome:
     """Into the queue of a working worker; well-formed ones name jobs that wait, run, have ended or do not exist."""
     batch = installation.accept(size.jobs)
