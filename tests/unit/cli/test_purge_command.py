@@ -10,6 +10,7 @@ import pytest
 
 from helix_jobs.cli import purge as command
 from helix_jobs.jobs import purge as rows
+from helix_jobs.jobs.local_users import LocalUsers
 from helix_jobs.jobs.purge import Outcome, Purged
 from helix_jobs.settings import Settings
 
@@ -140,6 +141,20 @@ def test_old_files_go_with_an_age_alone(helix, ended):
     assert [name for name in names if (home / name).exists()] == []
     assert all((home / name).exists() for name in (*kept, "native/kernels-new.so"))
     assert helix("status", batch).exit_code == 0
+
+
+def test_the_log_of_a_local_worker_that_runs_is_kept(helix, ended):
+    home = Settings.from_environment().make_home()
+    ended(1)
+    for name in ("worker.log", "worker.log.1"):
+        (home / name).write_bytes(b"x")
+    worker = LocalUsers(home).worker
+    assert worker.acquire()
+    helix("purge", "--older-than", "0d", "--yes")
+    assert [path.name for path in home.glob("worker.log*")] == ["worker.log"]
+    worker.release()
+    helix("purge", "--older-than", "0d", "--yes")
+    assert not [*home.glob("worker.log*")]
 
 
 def test_links_under_the_home_are_not_followed(helix, tmp_path):
