@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from helix_jobs.engine.config import DEFAULT_BLOCK_SIZE
+from helix_jobs.engine.devices import compiles_each_shape
+from helix_jobs.engine.shape_sizes import power_size, query_size, row_size
 from helix_jobs.engine.step_plan import MAX_GATHERED_ELEMENTS, MAX_GROUP_SCORES
 
 if TYPE_CHECKING:
@@ -38,9 +41,27 @@ def step_bytes(decoder: Decoder, config: EngineConfig, max_keys: int) -> int:
     scores = max(MAX_GROUP_SCORES, decoder.num_heads * max_keys) * 2 * _FLOAT32_BYTES
     one_sequence = geometry.num_kv_heads * geometry.head_dim * max_keys
     gathered = min(max(MAX_GATHERED_ELEMENTS, one_sequence), config.max_batch_size * one_sequence) * 2 * itemsize
+    repeats = compiles_each_shape(decoder.device)
     # One a step for all layers.
-    masks = num_tokens * max_keys * _FLOAT32_BYTES
+    masks = mask_elements(config, max_keys, repeats=repeats) * _FLOAT32_BYTES
     attended = 2 * num_tokens * decoder.num_heads * geometry.head_dim * itemsize
     # Rows of sampled sequences are widened before they are downloaded.
     logits = num_rows * decoder.vocab_size * (itemsize + _FLOAT32_BYTES)
     return max(layer, scores + gathered + attended) + masks + logits
+
+
+def mask_elements(config: EngineConfig, max_keys: int, *, repeats: bool) -> int:
+    """Elements that the masks of that step have together.
+
+    Args:
+        config: Bounds the step.
+        max_keys: Most tokens of one sequence that the cache can hold.
+        repeats: Groups are padded so that their shapes repeat, as in ``plan_step``.
+    """
+    queries = 1 + config.speculation.ceiling
+    if not repeats:
+        return (config.token_budget + config.max_batch_size * queries) * max_keys
+    num_blocks = -(-max_keys // DEFAULT_BLOCK_SIZE)
+    chunk = query_size(config.token_budget)
+    verified = row_size(config.max_batch_size) * query_size(queries)
+    return (chunk + verified) * power_size(num_blocks) * DEFAULT_BLOCK_SIZE

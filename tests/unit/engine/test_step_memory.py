@@ -12,11 +12,13 @@ from torch.utils._pytree import tree_leaves
 
 from helix_jobs.engine import step_plan
 from helix_jobs.engine.cache_size import choose_cache
-from helix_jobs.engine.config import CacheConfig, EngineConfig
+from helix_jobs.engine.config import DEFAULT_BLOCK_SIZE, CacheConfig, EngineConfig, SpeculationConfig
 from helix_jobs.engine.decoder.families import build_decoder
+from helix_jobs.engine.kv_cache import CacheGeometry
 from helix_jobs.engine.model_runner import ModelRunner
 from helix_jobs.engine.step_layout import TokenSlice
-from helix_jobs.engine.step_memory import step_bytes
+from helix_jobs.engine.step_memory import mask_elements, step_bytes
+from helix_jobs.engine.step_plan import plan_step
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -82,6 +84,27 @@ def test_larger_steps_are_reckoned_larger(limits: dict[str, int]) -> None:
     decoder = build_decoder(tiny_model())
     assert step_bytes(decoder, config_of(**limits), 256) > step_bytes(decoder, config_of(), 256)
     assert step_bytes(decoder, config_of(), 1 << 22) > step_bytes(decoder, config_of(), 1 << 20)
+
+
+@pytest.mark.parametrize("repeats", [False, True])
+@pytest.mark.parametrize(("batch", "budget", "max_keys"), [(5, 100, 300), (32, 512, 1024), (200, 1024, 5000)])
+@pytest.mark.parametrize("ceiling", [0, 4, 9])
+def test_the_largest_steps_masks_are_reckoned(
+    batch: int, budget: int, max_keys: int, ceiling: int, repeats: bool
+) -> None:
+    config = config_of(
+        max_batch_size=batch, token_budget=budget, speculation=SpeculationConfig(depth=ceiling, adaptive=False)
+    )
+    blocks = range(-(-max_keys // DEFAULT_BLOCK_SIZE))
+    decodes = [TokenSlice(1 + ceiling, max_keys - 1 - ceiling, blocks)] * batch
+    prompts = [TokenSlice(budget, max_keys - budget, blocks)] if budget < max_keys else []
+    geometry = CacheGeometry(num_layers=1, num_kv_heads=2, head_dim=8)
+    spare = len(blocks) if repeats else None
+    plan = plan_step([*decodes, *prompts], geometry, DEFAULT_BLOCK_SIZE, num_heads=4, spare_block=spare)
+    held = sum(group.num_rows * group.num_queries * group.num_keys for group in plan.groups)
+    reckoned = mask_elements(config, max_keys, repeats=repeats)
+    # Not in every case the same: a prompt's last piece is padded, and its first ones do not see every key.
+    assert 0.5 * reckoned <= held <= 1.1 * reckoned
 
 
 @pytest.mark.parametrize(
