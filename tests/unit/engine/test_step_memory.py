@@ -90,7 +90,7 @@ def test_larger_steps_are_reckoned_larger(limits: dict[str, int]) -> None:
 @pytest.mark.parametrize(("batch", "budget", "max_keys"), [(5, 100, 300), (32, 512, 1024), (200, 1024, 5000)])
 @pytest.mark.parametrize("ceiling", [0, 4, 9])
 def test_the_largest_steps_masks_are_reckoned(
-    batch: int, budget: int, max_keys: int, ceiling: int, repeats: bool
+    batch: int, budget: int, max_keys: int, ceiling: int, *, repeats: bool
 ) -> None:
     config = config_of(
         max_batch_size=batch, token_budget=budget, speculation=SpeculationConfig(depth=ceiling, adaptive=False)
