@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeGuard
 
 from helix_jobs.errors import InvalidFieldError
 from helix_jobs.jobs.chat_fields import check_last_role
@@ -85,10 +85,18 @@ def _content(message: Mapping[str, Any], field: str) -> str:
         raise InvalidFieldError(field, _absent_or_kind(message, "content"), "give a string or a list of text parts")
     texts: list[str] = []
     for index, part in enumerate(content):
-        if not isinstance(part, dict) or part.get("type") not in _TEXT_PARTS or not isinstance(part.get("text"), str):
+        if not _is_text_part(part):
             raise InvalidFieldError(f"{field}[{index}]", "is no text part", 'give {"type": "text", "text": "..."}')
         texts.append(part["text"])
     return "\n".join(texts)
+
+
+def _is_text_part(part: object) -> TypeGuard[dict[str, Any]]:
+    if not isinstance(part, dict):
+        return False
+    # A list or an object in its place has no hash, so that a set cannot be asked for it.
+    kind_of_part = part.get("type")
+    return isinstance(kind_of_part, str) and kind_of_part in _TEXT_PARTS and isinstance(part.get("text"), str)
 
 
 def _absent_or_kind(values: Mapping[str, Any], name: str) -> str:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
+from misplaced_values import misplaced
 from test_message_vetting import MESSAGE, QUEUE
 from test_requests_fuzz import check_invariants, json_values, objects
 
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
 
 EXAMPLES = 300
 GOOD_MESSAGE = json.dumps(MESSAGE).encode()
-LINES = st.lists(objects | json_values, min_size=1, max_size=4).map(lambda values: [json.dumps(v) for v in values])
+LINES = st.lists(objects | json_values | misplaced, min_size=1, max_size=4).map(
+    lambda values: [json.dumps(value) for value in values]
+)
 DAMAGES = st.lists(st.tuples(st.integers(0, 1 << 16), st.integers(0, 9), st.binary(max_size=5)), max_size=4)
 
 
@@ -58,7 +61,7 @@ def vet(text: bytes) -> None:
 FUZZERS: tuple[tuple[Any, Callable[[Any], None]], ...] = (
     (st.binary(max_size=2_000), check_invariants),
     (st.tuples(LINES, DAMAGES).map(lambda made: damage("\n".join(made[0]).encode(), made[1])), check_invariants),
-    (json_values | objects, read_stored),
+    (json_values | objects | misplaced, read_stored),
     (DAMAGES.map(lambda damages: damage(GOOD_MESSAGE, damages)), vet),
     ((json_values | objects).map(lambda value: json.dumps(value).encode()), vet),
 )

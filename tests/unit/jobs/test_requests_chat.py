@@ -82,6 +82,12 @@ def test_a_last_message_of_the_assistant_is_refused_until_it_is_continued(conten
         to_engine_request(7, {"seed": 1, "messages": messages})
 
 
+@pytest.mark.parametrize("kind", [["text"], {"text": "text"}, None, 1, "image_url"])
+def test_a_part_is_of_text_by_a_type_that_is_one_of_its_names(kind):
+    messages = [{"role": "user", "content": [{"type": kind, "text": "hi"}]}]
+    assert bad({"messages": messages}) == ("messages[0].content[0]", "is no text part")
+
+
 def test_flags_of_continuing_are_taken_where_they_ask_for_nothing():
     assert read_one(openai(continue_final_message=False, add_generation_prompt=True)).request["messages"] == QUESTION
     item = read_one(openai(continue_final_message=True))
