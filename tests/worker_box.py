@@ -15,7 +15,7 @@ from sqlalchemy import func, select
 
 from helix_jobs import HelixClient
 from helix_jobs.jobs.broker import CeleryPublisher, EmbeddedBroker, QueueNames, broker_url, read_queue_names
-from helix_jobs.jobs.database import Database
+from helix_jobs.jobs.database import Database, ensure_schema
 from helix_jobs.jobs.schema import jobs, results, workers
 from helix_jobs.settings import Settings
 
@@ -176,6 +176,7 @@ class Box:
 
     @property
     def names(self) -> QueueNames:
+        ensure_schema(self._opened())  # whoever comes first makes the database
         return read_queue_names(self._opened())
 
     def publisher(self) -> CeleryPublisher:
