@@ -169,10 +169,13 @@ class Engine:
                     "one new token included; raise HELIX_KV_CACHE_MB or shorten the prompt"
                 )
             )
-        self._sequences[request.request_id] = sequence
+        watch: StopStringWatch | None = None
         if error is None and (stop := request.sampling_params.stop):
             context = self._codec.context(request.prompt_token_ids or ())
             watch = StopStringWatch(self._codec, stop, context, is_chat=request.is_chat)
+        # From here on nothing can fail: a sequence that is known here and waits nowhere would never end.
+        self._sequences[request.request_id] = sequence
+        if watch is not None:
             self._stop_watches[request.request_id] = watch
         self._scheduler.add(sequence)
 

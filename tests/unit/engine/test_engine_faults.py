@@ -66,6 +66,23 @@ def test_requests_that_cannot_be_encoded_fail_alone(fields, reason):
     assert good.completion_tokens > 0
 
 
+def test_a_request_that_fails_while_it_is_added_leaves_nothing_behind(monkeypatch):
+    engine = tiny_engine()
+    asked = Request(request_id="a", seed=1, prompt="abc", sampling_params=SamplingParams(max_tokens=5, stop=("zz",)))
+
+    def fail(*_):
+        raise UnicodeError("the tokenizer cannot decode it")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(engine._codec, "context", fail)
+        with pytest.raises(UnicodeError):
+            engine.add_request(asked)
+    assert not engine.has_unfinished()
+    (again,) = engine.generate([asked])
+    assert again.error is None
+    engine.check_integrity()
+
+
 def test_messages_go_through_the_chat_template():
     engine = tiny_engine()
     chat = engine.encode(text_request("a", messages=({"role": "user", "content": "hi"},)))
