@@ -46,6 +46,7 @@ _FLAGS: Final = (
 )
 # A quarter of a minute on a quiet machine; this is for one that is anything but.
 _TIMEOUT_SECONDS: Final = 600
+_VERSION_SECONDS: Final = 30
 
 
 def build_library(folder: Path, head_dim: int) -> Path:
@@ -78,10 +79,7 @@ def build_library(folder: Path, head_dim: int) -> Path:
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         partial = Path(scratch) / library.name
         command = [compiler, *flags, "-o", str(partial), *map(str, SOURCES)]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_SECONDS, check=False)  # noqa: S603  (the user's compiler, our source)
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise ConfigurationError(f"{compiler} cannot compile the kernels ({error}); {_remedy()}") from error
+        done = _run(command, _TIMEOUT_SECONDS)
         if done.returncode != 0:
             logger.debug("%s said: %s", compiler, done.stderr)
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
@@ -134,8 +132,22 @@ def _remedy() -> str:
     return "install g++ or clang++, or go on without: --no-compile (HELIX_COMPILE=off)"
 
 
+def _run(command: list[str], seconds: float) -> subprocess.CompletedProcess[str]:
+    """Have the compiler do something.
+
+    Raises:
+        ConfigurationError: It cannot be run: it is another machine's, say, or it does not end.
+    """
+    try:
+        return subprocess.run(  # noqa: S603  (the user's compiler, our source)
+            command, capture_output=True, text=True, errors="replace", timeout=seconds, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ConfigurationError(f"{command[0]} cannot compile the kernels ({error}); {_remedy()}") from error
+
+
 def _digest(compiler: str, flags: tuple[str, ...]) -> str:
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=30, check=False).stdout  # noqa: S603  (as above)
+    version = _run([compiler, "--version"], _VERSION_SECONDS).stdout
     texts = [path.read_text(encoding="utf-8") for path in (*SOURCES, *_HEADERS)]
     parts = (*texts, *flags, compiler, version, platform.machine(), processor_features())
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

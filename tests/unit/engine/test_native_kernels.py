@@ -311,6 +311,16 @@ def test_a_failing_compiler_is_a_clear_error_and_leaves_nothing(tmp_path, monkey
     assert not list((tmp_path / "native").iterdir())
 
 
+@pytest.mark.parametrize("program", [b"\x7fELF of another machine", b"#!/bin/sh\nprintf 'b\\374se' >&2; exit 1\n"])
+def test_a_compiler_that_cannot_run_or_says_what_is_no_utf8_is_a_clear_error(tmp_path, monkeypatch, program):
+    compiler = tmp_path / "mycc"
+    compiler.write_bytes(program)
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    with pytest.raises(ConfigurationError, match=r"cannot compile the kernels .*--no-compile"):
+        build_library(tmp_path / "native", 64)
+
+
 @pytest.mark.parametrize(("dtype", "device"), [(torch.float16, "cpu"), (torch.bfloat16, "meta")])
 def test_other_dtypes_and_devices_are_refused(tmp_path, dtype, device):
     with pytest.raises(ConfigurationError, match="float32 and bfloat16 on the CPU"):
