@@ -26,7 +26,8 @@ def load(job: dict[str, Any]) -> Peer:
 class Peer:
     """Continuous batching over ``max_num_seqs`` sequences.
 
-    The pipeline takes one limit for all: limits that differ are those of the longest, and the outputs are cut.
+    The pipeline takes one limit for all. Were limits that differ those of the longest, its time would hold tokens that
+    nobody asked for, so such a round is refused.
     """
 
     def __init__(self, job: dict[str, Any]) -> None:
@@ -49,6 +50,8 @@ class Peer:
 
     def generate(self, round_: dict[str, Any]) -> list[list[int]]:
         """Token ids of every output."""
+        if len(set(zip(round_["max_tokens"], round_["ignore_eos"], strict=True))) > 1:
+            raise ValueError("OpenVINO's pipeline takes one limit for all; give every prompt the same max_tokens")
         prompts: list[list[int]] = round_["prompts"]
         width = max(len(prompt) for prompt in prompts)
         # [num_prompts, width]; the padding is dropped again by the pipeline
@@ -59,8 +62,8 @@ class Peer:
             mask[row, width - len(prompt) :] = 1
         config = openvino_genai.GenerationConfig()
         config.do_sample = False
-        config.max_new_tokens = max(round_["max_tokens"])
-        config.ignore_eos = all(round_["ignore_eos"])
+        config.max_new_tokens = round_["max_tokens"][0]
+        config.ignore_eos = round_["ignore_eos"][0]
         if not config.ignore_eos:
             config.stop_token_ids = set(round_["stop_token_ids"])
             config.eos_token_id = round_["stop_token_ids"][0]

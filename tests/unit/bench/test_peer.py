@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import sys
 import time
+import types
 
 import psutil
 import pytest
@@ -134,3 +136,16 @@ def test_peers_import_nothing_of_helix(module):
     source = (PEERS_FOLDER / module).read_text(encoding="utf-8")
     assert "helix_jobs" not in source
     compile(source, module, "exec")
+
+
+def test_openvino_is_not_timed_over_tokens_that_nobody_asked_for(monkeypatch):
+    for name in ("openvino", "openvino_genai", "numpy"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    spec = importlib.util.spec_from_file_location("openvino_peer", PEERS_FOLDER / "openvino_peer.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    peer = object.__new__(module.Peer)
+    for max_tokens, ignore_eos in (([8, 9], [True, True]), ([8, 8], [True, False])):
+        round_ = {"prompts": [[1], [2]], "max_tokens": max_tokens, "ignore_eos": ignore_eos, "stop_token_ids": [0]}
+        with pytest.raises(ValueError, match="the same max_tokens"):
+            peer.generate(round_)
