@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from helix_jobs.errors import BadLine
     from helix_jobs.jobs.database import Database
     from helix_jobs.jobs.purge import Outcome, Purged, PurgePlan
+    from helix_jobs.jobs.requests import JobRequest
     from helix_jobs.jobs.store import BatchStatus, JobResult, JobSummary, Worker
     from helix_jobs.jobs.submission import Submission, SubmitProgress, SubmitStage, Tally
 
@@ -106,7 +107,8 @@ class HelixClient:
 
         Raises:
             InvalidInputError: There are bad lines; it carries the first 10,000.
-            InputError: There is no such file, or it holds no lines, or more than HELIX_MAX_JOBS_PER_BATCH.
+            InputError: There is no such file, or it holds no lines, or more than HELIX_MAX_JOBS_PER_BATCH; or the bad
+                lines cannot be written.
             IdempotencyConflictError: The key names a batch with different content.
             BrokerUnreachableError: HELIX_REDIS_URL is set and does not answer; nothing was stored.
             DatabaseUnreachableError: The database does not answer; a Postgres that did before is asked again for a
@@ -138,6 +140,12 @@ class HelixClient:
                 idempotency_key=checked_key(idempotency_key),
             )
 
+            def read(batch_id: str) -> Iterator[JobRequest | BadLine]:
+                yield from lines.read(defaults, batch_id, sink, limits)
+                # Before the jobs come into being: after that an error would hide that they run.
+                if sink is not None:
+                    sink.finish()
+
             def report(tally: Tally) -> None:
                 if on_progress is not None:
                     done, size = lines.position()
@@ -150,7 +158,7 @@ class HelixClient:
             submission = submit_lines(
                 self._database(),
                 new,
-                lambda batch_id: lines.read(defaults, batch_id, sink, limits),
+                read,
                 skip_invalid=skip_invalid,
                 limits=limits,
                 tally=Tally(on_invalid=on_invalid),

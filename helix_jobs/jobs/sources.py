@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, Self, cast
 
@@ -166,10 +166,16 @@ class RejectsFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(error, InputError):
+        if error is None:
+            self.finish()
+        elif isinstance(error, InputError):
             # The input is refused, and its bad lines are what a person wants to see.
-            kind, error, trace = None, None, None
-        self._stack.__exit__(kind, error, trace)
+            try:
+                self.finish()
+            except InputError as besides:
+                error.add_note(str(besides))
+        else:
+            self._give_up()
 
     def write(self, data: bytes, /) -> None:
         """Append bytes.
@@ -177,13 +183,42 @@ class RejectsFile:
         Raises:
             InputError: They cannot be written.
         """
-        try:
+        with self._named_in_errors():
             if self._stream is None and self._path is not None:
                 self._stream = self._stack.enter_context(written_whole(self._path, follow=False))
             if self._stream is not None:
                 self._stream.write(data)
+
+    def finish(self) -> None:
+        """Write what is buffered and put the file in its place, while the batch can still be given up if that fails.
+
+        Trade-off: a batch that fails later, when it is sealed, leaves the file there too; it does no harm, while jobs
+        that run behind an error message would be submitted twice.
+
+        Raises:
+            InputError: The bad lines cannot be written.
+        """
+        with self._named_in_errors():
+            if self._path is None and self._stream is not None:
+                self._stream.flush()
+            self._stack.close()
+
+    def _give_up(self) -> None:
+        """Leave what stood in the path's place."""
+        # Not the error that is on its way: if it came from the system, it would be taken for one of this file.
+        given_up = InputError("the bad lines are given up")
+        with suppress(ConfigurationError, OSError):
+            self._stack.__exit__(InputError, given_up, None)
+        self._stream = None
+
+    @contextmanager
+    def _named_in_errors(self) -> Iterator[None]:
+        try:
+            yield
         except ConfigurationError as error:
+            self._give_up()
             raise InputError(f"the bad lines: {error}") from error
         except OSError as error:
+            self._give_up()
             where = self._path or "the stream for bad lines"
             raise InputError(f"{where} cannot be written ({error.strerror}); name another place") from error

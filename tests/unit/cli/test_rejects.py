@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from worker_box import ROOT
+
+from helix_jobs.jobs import store
 
 GOOD, BAD = '{"prompt": "fine"}', '{"prompt": ""}'
 
@@ -70,6 +74,54 @@ def test_a_place_that_cannot_be_written_is_named_and_nothing_is_stored(helix, mi
     assert "nowhere/x cannot be written" in result.stderr
     assert "choose another place" in result.stderr
     assert "No batches" in helix("list").stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux's device that is full")
+def test_a_place_that_is_full_only_at_its_end_leaves_nothing_stored(helix, mixed):
+    result = helix("submit", mixed, "--skip-invalid", "--rejects", "/dev/full")
+    assert result.exit_code == 2
+    assert "the bad lines: /dev/full cannot be written: No space left on device; free some space" in result.stderr
+    assert (result.stdout, result.stderr.count("stored")) == ("", 0)
+    assert "No batches" in helix("list").stderr
+
+
+def test_a_name_that_is_refused_at_the_end_leaves_nothing_stored(helix, mixed, tmp_path, monkeypatch):
+    def refuse(path, target):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path), None, str(target))
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    result = helix("submit", mixed, "--skip-invalid")
+    assert result.exit_code == 2
+    assert "prompts.jsonl.invalid.jsonl cannot be written: Permission denied; correct the permissions" in result.stderr
+    assert "No batches" in helix("list").stderr
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == [mixed.name]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes of POSIX")
+def test_a_reader_that_has_gone_leaves_nothing_stored(helix, mixed):
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        result = helix("submit", mixed, "--skip-invalid", "--rejects", f"/dev/fd/{writer}")
+    finally:
+        os.close(writer)
+    assert result.exit_code == 2
+    assert f"/dev/fd/{writer} cannot be written (Broken pipe); name another place" in result.stderr
+    assert "No batches" in helix("list").stderr
+
+
+def test_the_bad_lines_are_in_their_place_before_the_jobs_come_into_being(helix, mixed, tmp_path, monkeypatch):
+    seal_batch = store.seal_batch
+
+    def see(*arguments):
+        place = tmp_path / "prompts.jsonl.invalid.jsonl"
+        seen.append(place.read_text() if place.exists() else None)
+        seal_batch(*arguments)
+
+    seen = []
+    monkeypatch.setattr(store, "seal_batch", see)
+    assert helix("submit", mixed, "--skip-invalid").exit_code == 0
+    assert seen == [f"{BAD}\n"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="process substitution")
