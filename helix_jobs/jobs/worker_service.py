@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import logging
 import threading
-from concurrent.futures import Future, InvalidStateError
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from helix_jobs.errors import EngineBrokenError, ExhaustedError, HelixError, InvalidRequestError, RequestError
 from helix_jobs.jobs import store
+from helix_jobs.jobs.active_job import ActiveJob
 from helix_jobs.jobs.database_errors import MACHINES_OWN
 from helix_jobs.jobs.engine_thread import EngineThread, RequestFailed
 from helix_jobs.jobs.job_claims import JobClaims, Refusal
@@ -40,24 +40,6 @@ if TYPE_CHECKING:
     from helix_jobs.jobs.store import ClaimedJob
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(eq=False, slots=True)
-class _ActiveJob:
-    """A job a thread of this process works on; ``claim`` is None while the claim is under way."""
-
-    job_id: int
-    claim: ClaimedJob | None = None
-    ending: Future[Ending] = field(default_factory=Future)
-    # Another message for the job came meanwhile and was acknowledged.
-    called_again: bool = False
-
-    def settle(self, ending: Ending) -> None:
-        """Say how it ends; the first word counts."""
-        try:
-            self.ending.set_result(ending)
-        except InvalidStateError:
-            logger.debug("job had ended already", extra={"job_id": self.job_id})
 
 
 class WorkerService:
@@ -99,7 +81,7 @@ class WorkerService:
         )
         # Signal handlers never come here (see worker.py), so a plain lock will do.
         self._lock = threading.Lock()
-        self._active: dict[int, _ActiveJob] = {}
+        self._active: dict[int, ActiveJob] = {}
         self._draining = False
         self._given_up: Withdrawn | None = None
         self._grace_timer: threading.Timer | None = None
@@ -161,7 +143,7 @@ class WorkerService:
             if running is not None:
                 running.called_again = True
                 return True
-            active = self._active[job_id] = _ActiveJob(job_id)
+            active = self._active[job_id] = ActiveJob(job_id)
         try:
             return self._run(active)
         finally:
@@ -186,8 +168,8 @@ class WorkerService:
     def abort_job(self, job_id: int) -> None:
         """Stop generating for this job, if it runs here. Unless it is cancelled as well, it returns to the queue."""
         active = self._active.get(job_id)
-        if active is not None and active.claim is not None:
-            self._engine_thread.abort(engine_request_id(job_id, active.claim.lease))
+        if active is not None:
+            self._withdraw(active, Withdrawn.HANDED_BACK)
 
     def cancel_job(self, job_id: int) -> None:
         """Cancel the job in the database, from a thread of its own: Celery's loop must not wait for a database."""
@@ -266,7 +248,7 @@ class WorkerService:
             self._engine.close()
         return stopped
 
-    def _run(self, active: _ActiveJob) -> bool:
+    def _run(self, active: ActiveJob) -> bool:
         """Claim, generate, finish: beside other jobs, or alone where need be. False: the job was not touched."""
         for alone in (False, True):
             entry = self._gate.enter(alone=alone)
@@ -304,7 +286,7 @@ class WorkerService:
             extra={"job_id": job_id},
         )
 
-    def _serve(self, active: _ActiveJob, claim: ClaimedJob) -> None:
+    def _serve(self, active: ActiveJob, claim: ClaimedJob) -> None:
         with self._lock:
             active.claim = claim
             given_up = self._given_up
@@ -313,7 +295,7 @@ class WorkerService:
         ending = given_up or self._generate(active, claim)
         self._persist(claim, decide(ending, info=self._engine.info, waited_seconds=waited))
 
-    def _generate(self, active: _ActiveJob, claim: ClaimedJob) -> Ending:
+    def _generate(self, active: ActiveJob, claim: ClaimedJob) -> Ending:
         try:
             request = self._encoder.encode(claim, active.ending)
         except RequestError as error:
@@ -323,6 +305,8 @@ class WorkerService:
         else:
             if request is not None:
                 self._engine_thread.submit(request, active.settle)
+                if active.ending.done():  # it was withdrawn before the engine had it: that abort met nothing
+                    self._engine_thread.abort(request.request_id)
         return active.ending.result()
 
     def _persist(self, claim: ClaimedJob, decision: Decision) -> None:
@@ -370,11 +354,14 @@ class WorkerService:
         for job in jobs:
             self._withdraw(job, why)
 
-    def _withdraw(self, active: _ActiveJob, why: Withdrawn) -> None:
-        """End a job without waiting for the engine, which may be in the middle of a long step, or hang."""
+    def _withdraw(self, active: ActiveJob, why: Withdrawn) -> None:
+        """End a job without waiting for the engine, which may be in the middle of a long step, or hang.
+
+        The ending comes first: a request submitted before it is aborted here, one submitted after it by ``_generate``.
+        """
+        active.settle(why)
         if active.claim is not None:
             self._engine_thread.abort(engine_request_id(active.job_id, active.claim.lease))
-        active.settle(why)
 
     def _cancel(self, job_id: int) -> None:
         try:

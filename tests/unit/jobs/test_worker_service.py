@@ -8,8 +8,10 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from service_bench import Bench
 from sqlalchemy import select, update
+from worker_box import wait_until
 
 from helix_jobs.errors import EngineError, ExhaustedError
 from helix_jobs.jobs import store
@@ -18,8 +20,6 @@ from helix_jobs.jobs.schema import jobs, results
 from helix_jobs.jobs.worker_counters import WORKER_OUTCOMES, WorkerCounters
 
 if TYPE_CHECKING:
-    import pytest
-
     from helix_jobs.jobs.database import Database
 
 
@@ -266,6 +266,81 @@ def test_a_job_that_is_handed_back_while_it_is_encoded_is_queued_whatever_encodi
     assert running.result(20)
     row = bench.rows()[job]
     assert (row.state, row.error_code) == ("queued", None)
+
+
+def test_a_job_that_is_cancelled_while_it_is_encoded_is_not_computed(make_bench: Any) -> None:
+    bench = make_bench(hang="endless")
+    cancelled, next_one = bench.add("endless", "a b c")
+    encode, encoding, go_on = bench.engine.encode, threading.Event(), threading.Event()
+
+    def encode_slowly(request: Any) -> Any:
+        encoding.set()
+        go_on.wait(20)
+        return encode(request)
+
+    bench.engine.encode = encode_slowly
+    (running,) = bench.run(cancelled)
+    assert encoding.wait(20)
+    bench.database.transact(lambda c: store.cancel_job(c, cancelled))
+    bench.heartbeat.check_leases()
+    go_on.set()
+    assert running.result(20)
+    assert bench.service.run_job(next_one)
+    assert bench.service.engine.request_count == 0
+    assert bench.rows()[cancelled].state == "cancelled"
+
+
+def test_a_job_that_is_withdrawn_as_it_comes_to_the_engine_is_not_computed(make_bench: Any) -> None:
+    """The abort stands in the engine's inbox when the request comes there, behind it."""
+    bench = make_bench(hang="endless")
+    withdrawn, next_one = bench.add("endless", "a b c")
+    engine = bench.service.engine
+    submit, abort, aborted = engine.submit, engine.abort, threading.Event()
+
+    def submit_late(request: Any, settle: Any) -> None:
+        threading.Thread(target=bench.service.hand_back).start()
+        assert aborted.wait(20)
+        submit(request, settle)
+
+    def abort_early(request_id: str) -> None:
+        abort(request_id)
+        aborted.set()
+        time.sleep(0.05)
+
+    engine.submit, engine.abort = submit_late, abort_early
+    (running,) = bench.run(withdrawn)
+    assert running.result(20)
+    engine.submit, engine.abort = submit, abort
+    bench.service.resume()
+    assert bench.service.run_job(next_one)
+    assert engine.request_count == 0
+    assert (bench.rows()[withdrawn].state, bench.rows()[withdrawn].attempts) == ("queued", 0)
+
+
+@pytest.mark.parametrize("moment", ["claimed", "encoded"])
+def test_a_job_that_is_terminated_before_the_engine_has_it_is_not_computed(make_bench: Any, moment: str) -> None:
+    """Celery's ``terminate``: the job returns to the queue."""
+    bench = make_bench(hang="endless")
+    (job,) = bench.add("endless")
+    encode, held = bench.engine.encode, threading.Event()
+
+    def encode_slowly(request: Any) -> Any:
+        held.wait(20)
+        return encode(request)
+
+    if moment == "claimed":
+        bench.writer.submit(lambda _: held.wait(20))
+    else:
+        bench.engine.encode = encode_slowly
+    (running,) = bench.run(job)
+    if moment == "encoded":
+        bench.wait_running(job)
+    else:
+        wait_until(lambda: bench.service.active_count, "it is not taken")
+    bench.service.abort_job(job)
+    held.set()
+    assert running.result(20)
+    assert (bench.rows()[job].state, bench.rows()[job].attempts) == ("queued", 0)
 
 
 def test_a_job_that_meets_the_limit_of_descriptors_is_handed_back(make_bench: Any) -> None:
