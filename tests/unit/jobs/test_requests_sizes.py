@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 import tracemalloc
 
@@ -10,7 +11,7 @@ import pytest
 from request_lines import BATCH, GREEDY, read, read_one
 
 from helix_jobs.errors import BadLine
-from helix_jobs.jobs.requests import MAX_LINE_BYTES, JobRequest, read_lines
+from helix_jobs.jobs.requests import MAX_LINE_BYTES, JobRequest, read_lines, read_mappings
 
 
 def test_the_limit_counts_the_line_without_its_end():
@@ -25,6 +26,27 @@ def test_the_limit_counts_the_line_without_its_end():
         assert items[1] == BadLine(2, "(line)", "is longer than 4 MiB", "split it or shorten the prompt")
     assert isinstance(read_one(at), JobRequest)
     assert isinstance(read_one(over), BadLine)
+
+
+@pytest.mark.parametrize("letter", ["x", "ж", "語", "😀", "\n", "\x7f"])
+def test_a_mapping_is_as_long_as_the_same_line_of_a_file(letter: str):
+    def line(size: int) -> dict[str, str]:
+        room = size - len('{"prompt":""}')
+        count, rest = divmod(room, len(json.dumps(letter, ensure_ascii=False).encode()) - 2)
+        return {"prompt": letter * count + "x" * rest}
+
+    at, over = line(MAX_LINE_BYTES), line(MAX_LINE_BYTES + 1)
+    items = list(read_mappings([at, over, {"prompt": "a"}], GREEDY, batch_id=BATCH))
+    assert [type(item) for item in items] == [JobRequest, BadLine, JobRequest]
+    assert items[0].request["prompt"] == at["prompt"]
+    assert items[1] == BadLine(2, "(line)", "is longer than 4 MiB", "split it or shorten the prompt")
+    as_file = [json.dumps(item, ensure_ascii=False, separators=(",", ":")).encode() for item in (at, over)]
+    assert [type(read_one(data)) for data in as_file] == [JobRequest, BadLine]
+
+
+def test_half_of_a_surrogate_pair_in_a_long_mapping_is_named():
+    (item,) = read_mappings([{"prompt": "ж" * 1_000_000 + "\ud800"}], GREEDY, batch_id=BATCH)
+    assert item == BadLine(1, "prompt", "holds half of a surrogate pair", "remove it")
 
 
 class _Endless(io.RawIOBase):
