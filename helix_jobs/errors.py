@@ -4,7 +4,8 @@
 
     HelixError
     ├── ConfigurationError          a setting or flag is wrong
-    │   └── DeviceInUseError        another worker holds this device on this host
+    │   ├── DeviceInUseError        another worker holds this device on this host
+    │   └── HomeInUseError          another local worker runs under this HELIX_HOME
     ├── InputError                  the prompts file is wrong
     │   ├── InvalidInputError       one or more bad lines (carries them all)
     │   └── IdempotencyConflictError  the key was used with different content
@@ -57,6 +58,10 @@ class ConfigurationError(HelixError):
 
 class DeviceInUseError(ConfigurationError):
     """Another worker already holds this device on this host."""
+
+
+class HomeInUseError(ConfigurationError):
+    """Another local worker, which commands with ``--local`` share, already runs under this HELIX_HOME."""
 
 
 class InputError(HelixError):

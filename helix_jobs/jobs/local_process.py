@@ -17,7 +17,7 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
-from helix_jobs.errors import HelixError
+from helix_jobs.errors import HelixError, HomeInUseError
 from helix_jobs.jobs.local_users import LocalUsers
 from helix_jobs.jobs.periodic import Periodic
 from helix_jobs.log_file import cut_log, open_log
@@ -127,13 +127,17 @@ def _run_reporting(settings: Settings, button: Any, emit: Callable[[Event], None
             handle_signals=handle_signals,
         )
     except HelixError as error:
-        emit({"event": "error", "kind": type(error).__name__, "message": str(error)})
+        emit(_as_event(error))
         return error.exit_code
     except Exception as error:
         logger.exception("the worker failed")
         # Only its kind: an error of a library may quote anything.
         emit({"event": "error", "kind": "HelixError", "message": f"the worker failed: {type(error).__name__}"})
         return 1
+
+
+def _as_event(error: HelixError) -> Event:
+    return {"event": "error", "kind": type(error).__name__, "message": str(error)}
 
 
 def _detached() -> dict[str, Any]:
@@ -163,17 +167,14 @@ def main() -> int:
     button = StopButton()
     home = settings.make_home()
     users = LocalUsers(home)
-    users.worker.acquire(blocking=True)
+    # It does not block: a worker of another database holds the lock until the last command under this home leaves, and
+    # the parent of this child is one of them.
+    if not users.worker.acquire():
+        error = HomeInUseError(f"another local worker already runs under {home}; end the commands that use it")
+        _report(_as_event(error))
+        return error.exit_code
     log = home / LOG_NAME
     Periodic("helix-log", lambda: cut_log(log, sys.stderr.fileno()), _LOG_SECONDS).start()
-
-    def emit(event: Event) -> None:
-        try:
-            sys.stdout.write(f"{json.dumps(event)}\n")
-            sys.stdout.flush()
-        except OSError:
-            # The parent has gone; another command may still use this worker. What is in the buffer must go somewhere.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def watch() -> None:
         presses = 1
@@ -188,7 +189,17 @@ def main() -> int:
             _thread.interrupt_main()
 
     threading.Thread(target=watch, name="helix-parent", daemon=True).start()
-    return _run_reporting(settings, button, emit, handle_signals=True)
+    return _run_reporting(settings, button, _report, handle_signals=True)
+
+
+def _report(event: Event) -> None:
+    """Tell the parent, as one line."""
+    try:
+        sys.stdout.write(f"{json.dumps(event)}\n")
+        sys.stdout.flush()
+    except OSError:
+        # The parent has gone; another command may still use this worker. What is in the buffer must go somewhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Self
 
 from helix_jobs import errors
-from helix_jobs.errors import DatabaseUnreachableError, DeviceInUseError, HelixError
+from helix_jobs.errors import DatabaseUnreachableError, DeviceInUseError, HelixError, HomeInUseError
 from helix_jobs.jobs.liveness import seems_alive
 from helix_jobs.jobs.local_process import LOG_NAME, STOP_SECONDS, LocalProcess, LocalThread
 from helix_jobs.jobs.local_users import LocalUsers
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS: Final = 0.5
-# A worker of this database that loads its models holds the device before it has a row. Others have rows elsewhere.
+# A worker of this database that loads its models holds device and home before it has a row; one that the machine's
+# sleep has kept from its heartbeat soon has a row of now again. Others have rows elsewhere.
 DEVICE_PATIENCE: Final = 120.0
 _DEVICE_RETRY_SECONDS: Final = 5.0
 # A job that kills its worker does so three times before it is given up.
@@ -62,9 +63,9 @@ class LocalWorker:
         # What is being done about the worker that is not there; None while one is.
         self._doing: str | None = "looking for a worker"
         self._deaths = 0
-        # The child was told that the device is taken, so its end is no death.
+        # The child was told that the device or the home is taken, so its end is no death.
         self._refused = False
-        self._device_taken_at: float | None = None
+        self._taken_at: float | None = None
         self._not_before = 0.0
         self._told: str | None = None
         self._entering = True
@@ -115,7 +116,7 @@ class LocalWorker:
 
     def _find_or_start(self) -> None:
         if self._one_is_there():
-            self._doing, self._device_taken_at = None, None
+            self._doing, self._taken_at = None, None
             self._users.starter.release()
         elif time.monotonic() < self._not_before:
             return
@@ -143,14 +144,14 @@ class LocalWorker:
             if self._entering:
                 self._tell(self._doing)
         elif name == "ready":
-            self._doing, self._device_taken_at = None, None
+            self._doing, self._taken_at = None, None
             self._users.starter.release()
         elif name == "error":
             error = _error(str(event.get("kind")), str(event.get("message")))
-            if not isinstance(error, DeviceInUseError):
+            if not isinstance(error, DeviceInUseError | HomeInUseError):
                 raise error
             self._refused = True
-            self._wait_for_device(error)
+            self._wait_for_other(error)
         elif name == "ended":
             self._bury()
             if not self._refused:
@@ -174,16 +175,18 @@ class LocalWorker:
         self._doing = f"the worker ended by itself (exit code {code}{where}); starting it again"
         logger.warning("%s", self._doing)
 
-    def _wait_for_device(self, error: DeviceInUseError) -> None:
-        """Another worker has the device: one of this database that is about to be ready, or a stranger."""
+    def _wait_for_other(self, error: DeviceInUseError | HomeInUseError) -> None:
+        """Another worker has device or home: one of this database that is about to be ready, or a stranger."""
+        holder, remedy = "worker that holds the device", "HELIX_DEVICE to another device"
+        if isinstance(error, HomeInUseError):
+            holder = f"local worker that already runs under {self._settings.home}"
+            remedy = "HELIX_HOME to another directory"
         now = time.monotonic()
-        self._device_taken_at = now if self._device_taken_at is None else self._device_taken_at
-        if now - self._device_taken_at >= DEVICE_PATIENCE:
+        self._taken_at = now if self._taken_at is None else self._taken_at
+        if now - self._taken_at >= DEVICE_PATIENCE:
             what = str(error).partition(";")[0]
-            raise DeviceInUseError(
-                f"{what} and does not serve this database; stop it, or set HELIX_DEVICE to another device"
-            ) from error
-        self._doing = "waiting for the worker that holds the device"
+            raise type(error)(f"{what} and does not serve this database; stop it, or set {remedy}") from error
+        self._doing = f"waiting for the {holder}"
         self._not_before = now + _DEVICE_RETRY_SECONDS
 
     def _one_is_there(self) -> bool:

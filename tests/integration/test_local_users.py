@@ -18,6 +18,7 @@ from worker_box import ROOT, wait_until
 
 from helix_jobs.cli.follow import worker_notice
 from helix_jobs.cli.group import cli
+from helix_jobs.errors import HomeInUseError
 from helix_jobs.jobs import store
 from helix_jobs.jobs.embedded_broker import EmbeddedBroker
 from helix_jobs.jobs.local_worker import LocalWorker, worker_is_live
@@ -104,6 +105,36 @@ def test_a_worker_that_still_loads_is_waited_for(embedded_box: Box, monkeypatch:
     with LocalWorker(box.settings, on_progress=told.append):
         batch = box.submit("answered")
         box.wait_states(batch, succeeded=1)
+
+
+def test_a_worker_of_another_database_under_the_same_home_is_told_of(
+    embedded_box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lives for as long as any command uses that home, so nobody may wait for its end without an end."""
+    box = embedded_box
+    monkeypatch.setattr("helix_jobs.jobs.local_worker.DEVICE_PATIENCE", 0.0)
+    other = replace(box.settings, database_url=f"sqlite:///{box.settings.home / 'other.db'}")
+    with (
+        LocalWorker(box.settings),
+        pytest.raises(HomeInUseError, match="does not serve this database; stop it, or set HELIX_HOME"),
+    ):
+        LocalWorker(other).__enter__()
+    assert_nothing_is_left(box)
+
+
+def test_a_local_worker_that_only_looked_dead_is_used(embedded_box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a machine has slept its heartbeat is old, and a second worker must not wait for its end."""
+    box = embedded_box
+    monkeypatch.setattr("helix_jobs.jobs.local_worker._DEVICE_RETRY_SECONDS", 0.1)
+    looks = iter([False, False])  # before and after it may start one
+    told: list[str] = []
+    with LocalWorker(box.settings), monkeypatch.context() as patch:
+        patch.setattr("helix_jobs.jobs.local_worker._any_alive", lambda _: next(looks, True))
+        with LocalWorker(box.settings, on_progress=told.append):
+            assert f"waiting for the local worker that already runs under {box.settings.home}" in told
+            box.wait_states(box.submit("answered"), succeeded=1)
+        assert len(box.worker_rows()) == 1
+    assert_nothing_is_left(box)
 
 
 @pytest.fixture
