@@ -46,7 +46,7 @@ def retry(settings: Settings, batch: str, *, cut: bool, max_tokens: int | None, 
     """Queue a batch's failed and cancelled jobs again; answers already there stay.
 
     With --cut, the jobs whose answers ended at max_tokens are submitted as a new batch with a larger limit. The batch
-    must have ended. Doing it twice gives the same new batch.
+    must have ended. Doing it twice gives the same new batch, unless jobs that were retried have been cut since.
     """
     if cut != (max_tokens is not None):
         raise click.UsageError("--cut and --max-tokens belong together.")

@@ -6,7 +6,8 @@ another batch. To queue the same jobs again would throw answers away before ther
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, Final
 
 from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.errors import InputError
@@ -18,11 +19,18 @@ if TYPE_CHECKING:
     from helix_jobs.jobs.store import JobResult
     from helix_jobs.jobs.submission import Submission
 
+_DEFAULT_LIMIT: Final = SamplingParams().max_tokens
+_QUESTION: Final = ("prompt", "messages", "chat_template_kwargs")
+
 
 def resubmit_cut(client: HelixClient, batch_id: str, max_tokens: int) -> Submission:
     """Store the jobs of a batch that ended at a smaller ``max_tokens`` as a new batch with this one.
 
-    Doing it twice gives the same batch. Answers that the model's context cut are left alone: no limit helps them.
+    Doing it twice gives the same batch, unless jobs that were retried have been cut since. Answers that the model's
+    context cut are left alone: no limit helps them.
+
+    Trade-off: the batch that has those cut since has the earlier ones too, and takes them a second time. In return a
+    batch always holds all that was cut when it was made, and what became of another one plays no part in it.
 
     Raises:
         NotFoundError: No such batch.
@@ -31,25 +39,31 @@ def resubmit_cut(client: HelixClient, batch_id: str, max_tokens: int) -> Submiss
     status = client.status(batch_id)
     if not status.done:
         raise InputError(f"batch {batch_id} still runs; wait for its end (helix watch {batch_id})")
-    if next(cut_lines(client.results(batch_id), max_tokens), None) is None:
+    jobs, chosen = blake2b(digest_size=16), False
+    for result in _cut(client.results(batch_id), max_tokens):
+        jobs.update(b"%d\n" % result.job_id)
+        chosen = True
+    if not chosen:
         raise InputError(f"no answer of batch {batch_id} was cut off by a max_tokens below {max_tokens}")
     return client.submit(
-        cut_lines(client.results(batch_id), max_tokens),
+        (_line(result, max_tokens) for result in _cut(client.results(batch_id), max_tokens)),
         name=f"{status.name or batch_id}, cut off",
-        idempotency_key=f"{batch_id} cut off, max_tokens {max_tokens}",
+        idempotency_key=f"{batch_id} cut off, max_tokens {max_tokens}, jobs {jobs.hexdigest()}",
         metadata={"retry_of": batch_id},
     )
 
 
-def cut_lines(results: Iterator[JobResult], max_tokens: int) -> Iterator[dict[str, Any]]:
-    """The lines of those jobs, as a person would write them, with the new limit."""
-    default = SamplingParams().max_tokens
+def _cut(results: Iterator[JobResult], max_tokens: int) -> Iterator[JobResult]:
+    """Those of them that a smaller limit cut."""
     for result in results:
-        sampling = dict(result.request.get("sampling", {}))
-        limit = sampling.get("max_tokens", default)
-        if result.finish_reason != "length" or limit >= max_tokens or (result.completion_tokens or 0) < limit:
-            continue
-        own = {"custom_id": result.custom_id, "metadata": result.request.get("metadata"), "priority": result.priority}
-        kept = ("prompt", "messages", "chat_template_kwargs")
-        asked = {name: result.request[name] for name in kept if name in result.request}
-        yield {name: value for name, value in own.items() if value} | asked | sampling | {"max_tokens": max_tokens}
+        limit = result.request.get("sampling", {}).get("max_tokens", _DEFAULT_LIMIT)
+        if result.finish_reason == "length" and limit < max_tokens and (result.completion_tokens or 0) >= limit:
+            yield result
+
+
+def _line(result: JobResult, max_tokens: int) -> dict[str, Any]:
+    """Its job's line, as a person would write it, with the new limit."""
+    own = {"custom_id": result.custom_id, "metadata": result.request.get("metadata"), "priority": result.priority}
+    asked = {name: result.request[name] for name in _QUESTION if name in result.request}
+    given = {name: value for name, value in own.items() if value}
+    return {**given, **asked, **result.request.get("sampling", {}), "max_tokens": max_tokens}

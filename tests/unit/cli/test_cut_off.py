@@ -69,6 +69,21 @@ def test_those_that_a_smaller_limit_cut_are_taken_again_as_they_were(helix, batc
     assert value == {"id": batch, "queued": 2, "batch_id": again, "reused": True}
 
 
+def test_those_that_were_cut_since_come_with_the_earlier_ones_in_another_batch(helix, prompts, finish):
+    batch = helix("submit", prompts(2)).stdout.strip()
+    finish(batch, succeeded=1, finish_reason="length", completion_tokens=256)
+    finish(batch, failed=1)
+    before = helix("retry", batch, "--cut", "--max-tokens", 1000)
+    assert "1 job submitted again" in before.stderr
+    helix("cancel", before.stdout.strip())
+    helix("retry", batch)
+    finish(batch, succeeded=1, finish_reason="length", completion_tokens=256)
+    since = helix("retry", batch, "--cut", "--max-tokens", 1000)
+    assert "2 jobs submitted again" in since.stderr
+    assert since.stdout != before.stdout
+    assert helix("retry", batch, "--cut", "--max-tokens", 1000).stdout == since.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
