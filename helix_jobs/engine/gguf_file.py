@@ -26,9 +26,13 @@ if TYPE_CHECKING:
 _ROTARY_FACTORS: Final = "rope_freqs.weight"
 # Without any of these transformers would take what one checkpoint of the family has.
 _NEEDED: Final = ("block_count", "context_length", "embedding_length", "feed_forward_length", "attention.head_count")
+# Without it every head has keys and values of its own.
+_KEY_HEADS: Final = "attention.head_count_kv"
+# Its converter permutes the rows of queries and keys, and transformers reverses that only in files with _KEY_HEADS.
+_PERMUTED: Final = "llama"
 _COUNTS: Final = (
     *_NEEDED,
-    *("attention.head_count_kv", "attention.key_length", "attention.value_length", "rope.dimension_count"),
+    *(_KEY_HEADS, "attention.key_length", "attention.value_length", "rope.dimension_count"),
     *("attention.sliding_window", "vocab_size"),
 )
 _NORM_EPSILONS: Final = {"gpt2": "attention.layer_norm_epsilon"}
@@ -68,6 +72,7 @@ class GgufFile:
         sliding_window: The attention window, or None.
         head_dim: Width of a head.
         num_kv_heads: Heads that keys and values have.
+        is_left_permuted: Queries and keys stand in llama.cpp's order, and transformers' reader leaves them so.
     """
 
     architecture: str
@@ -78,6 +83,7 @@ class GgufFile:
     sliding_window: int | None
     head_dim: int
     num_kv_heads: int
+    is_left_permuted: bool
 
 
 def read_gguf(name: str, path: Path) -> GgufFile:
@@ -123,7 +129,8 @@ def read_gguf(name: str, path: Path) -> GgufFile:
         rotary_factors=factors,
         sliding_window=window,
         head_dim=head_dim,
-        num_kv_heads=settings.get("attention.head_count_kv") or heads,
+        num_kv_heads=settings.get(_KEY_HEADS, heads),
+        is_left_permuted=architecture == _PERMUTED and _KEY_HEADS not in settings,
     )
 
 
@@ -165,7 +172,7 @@ def _check_settings(name: str, architecture: str, settings: Mapping[str, Any]) -
         value = settings.get(key, 1)
         if isinstance(value, list):
             raise _unread(name, f"the setting {key}, one for each layer, cannot be read from a GGUF file")
-        may_be_zero = key not in _NEEDED
+        may_be_zero = key not in (*_NEEDED, _KEY_HEADS)
         if type(value) is not int or not (0 < value < 2**31 or (may_be_zero and value == 0)):
             raise ModelError(f"model {name}: the GGUF file says {key} {value!r:.40}; fetch it again")
     for key in _FLOATS:

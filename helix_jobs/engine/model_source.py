@@ -151,7 +151,22 @@ def read_weights(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
     if checkpoint.gguf is not None and checkpoint.gguf.rotary_factors is not None:
         rotary: Any = model.base_model.rotary_emb  # its class is the architecture's
         rotary.inv_freq.div_(checkpoint.gguf.rotary_factors)
+    if checkpoint.gguf is not None and checkpoint.gguf.is_left_permuted:
+        _reverse_permutation(model)
     return model
+
+
+def _reverse_permutation(model: PreTrainedModel) -> None:
+    """Give the rows of queries and keys transformers' order; in llama.cpp's each rotated pair stands together.
+
+    Trade-off: transformers' reader does the same once it knows the number of key heads, but it takes that number from
+    the file alone. To do it here takes a copy of one weight at a time, and nothing of transformers is replaced.
+    """
+    base: Any = model.base_model  # its class is the architecture's
+    for layer in base.layers:
+        for weight in (layer.self_attn.q_proj.weight, layer.self_attn.k_proj.weight):
+            pairs = weight.data.view(-1, model.config.head_dim // 2, 2, weight.shape[1])
+            weight.data = pairs.transpose(1, 2).reshape(weight.shape)
 
 
 def _check_tied_head(checkpoint: Checkpoint) -> None:

@@ -89,9 +89,24 @@ def test_heads_may_be_wider_than_their_share(tmp_path: Path, architecture: str) 
     assert equal(tmp_path / "tiny.gguf", model)
 
 
-def test_every_head_has_its_own_keys_unless_the_file_says_otherwise(tmp_path: Path) -> None:
-    model = write_gguf(tmp_path / "tiny.gguf", "qwen2", leave_out=("attention.head_count_kv",), num_key_value_heads=6)
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "phi3"])
+def test_every_head_has_its_own_keys_unless_the_file_says_otherwise(tmp_path: Path, architecture: str) -> None:
+    """llama.cpp permutes Llama's queries and keys, and transformers reorders them only by a number in the file."""
+    left_out = ("attention.head_count_kv",)
+    model = write_gguf(tmp_path / "tiny.gguf", architecture, leave_out=left_out, num_key_value_heads=6)
     assert equal(tmp_path / "tiny.gguf", model)
+
+
+@pytest.mark.parametrize("key", ["rope.dimension_count", "attention.key_length", "vocab_size"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "phi3"])
+def test_what_follows_from_other_settings_may_be_missing(tmp_path: Path, architecture: str, key: str) -> None:
+    assert equal(tmp_path / "tiny.gguf", write_gguf(tmp_path / "tiny.gguf", architecture, leave_out=(key,)))
+
+
+def test_no_heads_of_keys_are_none(tmp_path: Path) -> None:
+    write_gguf(tmp_path / "tiny.gguf", settings={"attention.head_count_kv": 0})
+    with pytest.raises(ModelError, match=r"the GGUF file says attention.head_count_kv 0; fetch it again"):
+        load(tmp_path / "tiny.gguf")
 
 
 @pytest.mark.parametrize("key", ["context_length", "block_count", "attention.layer_norm_rms_epsilon"])
