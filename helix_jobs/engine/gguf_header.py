@@ -2,6 +2,10 @@
 
 The reader of the ``gguf`` package believes what a header says: an array of 2^40 numbers keeps it busy for hours. Here
 every length is held against the bytes that are left, so reading takes no longer than the header is long.
+
+transformers runs that reader over the same header afterwards. It makes an object of 0.7 kB, in 10 microseconds,
+of every number of an array, so a few megabytes would cost it gigabytes. Therefore a header is refused, too, that holds
+more of anything than the headers of models do.
 """
 
 from __future__ import annotations
@@ -23,7 +27,14 @@ if TYPE_CHECKING:
 _MAGIC: Final = b"GGUF"
 _VERSIONS: Final = (2, 3)
 # The largest vocabularies in use make headers of 15 MB.
-_HEADER_LIMIT: Final = 200_000_000
+_HEADER_LIMIT: Final = 64_000_000
+# The longest strings in use are chat templates of some 30 kB.
+_STRING_LIMIT: Final = 4_000_000
+# A vocabulary of 262,144 tokens with scores, types and 514,000 merges takes 2.1 million objects: a number of an array
+# is one, a string of an array two, its length and its text.
+_OBJECT_LIMIT: Final = 2_500_000
+# Of settings and of tensors each. Models have some hundred settings and some thousand tensors.
+_ENTRY_LIMIT: Final = 65_536
 _STRING: Final = 8
 _ARRAY: Final = 9
 # The other types of values, by their number in the format.
@@ -88,12 +99,32 @@ class _Cursor:
     def __init__(self, stream: BinaryIO, limit: int) -> None:
         self._stream = stream
         self._left = limit - len(_MAGIC)
+        self._objects = 0
         self.position = len(_MAGIC)
 
     def expect(self, count: int, width: int) -> None:
         """Refuse ``count`` things of at least ``width`` bytes each if they cannot all be there."""
         if count * width > self._left:
             raise ValueError("a length in its header exceeds the file")
+
+    def expect_entries(self, count: int, width: int, what: str) -> None:
+        """Refuse a table of more rows than can be there, or than models have."""
+        self.expect(count, width)
+        if count > _ENTRY_LIMIT:
+            raise ValueError(f"its header has {count:,} {what}, and no model has more than {_ENTRY_LIMIT:,}")
+
+    def expect_elements(self, count: int, width: int, objects: int) -> None:
+        """Refuse an array that cannot be there, or with which the header's arrays hold more than those of models.
+
+        Args:
+            count: How many elements it has.
+            width: The least bytes of one.
+            objects: How many objects the gguf package's reader makes of one.
+        """
+        self.expect(count, width)
+        self._objects += count * objects
+        if self._objects > _OBJECT_LIMIT:
+            raise ValueError("its header has arrays longer than any model's")
 
     def take(self, count: int) -> bytes:
         self.expect(count, 1)
@@ -109,7 +140,11 @@ class _Cursor:
         return value
 
     def string(self) -> str:
-        return self.take(self.scalar("Q")).decode("utf-8")
+        length = self.scalar("Q")
+        self.expect(length, 1)
+        if length > _STRING_LIMIT:
+            raise ValueError(f"its header has a text of {length:,} bytes, and no model has one over {_STRING_LIMIT:,}")
+        return self.take(length).decode("utf-8")
 
     def value(self, kind: int) -> Any:  # noqa: ANN401  (GGUF metadata is what the file says)
         if kind == _STRING:
@@ -118,13 +153,14 @@ class _Cursor:
             return self.scalar(_SCALARS[kind])
         kind, count = self.scalar("I"), self.scalar("Q")
         if kind == _STRING:
-            self.expect(count, 8)
+            self.expect_elements(count, 8, 2)
             return [self.string() for _ in range(count)]
         if kind == _ARRAY:
             raise ValueError("it has an array of arrays")
         code = _SCALARS[kind]
-        self.expect(count, struct.calcsize("<" + code))
-        return list(struct.unpack(f"<{count}{code}", self.take(count * struct.calcsize("<" + code))))
+        width = struct.calcsize("<" + code)
+        self.expect_elements(count, width, 1)
+        return list(struct.unpack(f"<{count}{code}", self.take(count * width)))
 
 
 def _read(cursor: _Cursor, path: Path) -> tuple[GgufHeader, int]:
@@ -133,14 +169,14 @@ def _read(cursor: _Cursor, path: Path) -> tuple[GgufHeader, int]:
     if version not in _VERSIONS:
         raise ValueError(f"its version {version} is none of {', '.join(map(str, _VERSIONS))}")
     num_tensors, num_settings = cursor.scalar("Q"), cursor.scalar("Q")
-    cursor.expect(num_settings, 13)
+    cursor.expect_entries(num_settings, 13, "settings")
     settings: dict[str, Any] = {}
     for _ in range(num_settings):
         key = cursor.string()
         if key in settings:
             raise ValueError(f"it has {key:.100} twice")
         settings[key] = cursor.value(cursor.scalar("I"))
-    cursor.expect(num_tensors, 24)
+    cursor.expect_entries(num_tensors, 24, "tensors")
     tensors: dict[str, StoredTensor] = {}
     offsets: dict[str, int] = {}
     sizes: dict[str, int] = {}

@@ -15,6 +15,7 @@ import pytest
 from model_files import edit_config, load, save_checkpoint, write_gguf
 
 from helix_jobs.engine import checkpoint
+from helix_jobs.engine.gguf_header import read_gguf_header
 from helix_jobs.errors import ModelError, ModelNotFoundError
 
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -232,6 +233,40 @@ def test_a_gguf_header(tmp_path: Path, settings: bytes, count: int) -> None:
     gguf(tmp_path / "m.gguf", settings, count)
     with pytest.raises(ModelError, match=r"the GGUF file is damaged|the architecture None"):
         load(tmp_path / "m.gguf")
+
+
+def array(key: str, kind: int, count: int, element: bytes) -> bytes:
+    return setting(key, 9, struct.pack("<IQ", kind, count) + element * count)
+
+
+# Each takes the gguf package's reader gigabytes or a minute.
+@pytest.mark.parametrize(
+    ("settings", "num_settings", "num_tensors", "message"),
+    [
+        (array("a", 0, 3_000_000, b"\0"), 1, 0, "arrays longer than any model's"),
+        (array("a", 0, 2_000_000, b"\0") + array("b", 7, 2_000_000, b"\0"), 2, 0, "arrays longer than any model's"),
+        (array("a", 8, 1_300_000, b"\0" * 8), 1, 0, "arrays longer than any model's"),
+        (setting("a", 8, struct.pack("<Q", 5_000_000) + b"a" * 5_000_000), 1, 0, "a text of 5,000,000 bytes"),
+        (b"\0" * 2_000_000, 70_000, 0, "70,000 settings"),
+        (b"\0" * 2_000_000, 0, 70_000, "70,000 tensors"),
+    ],
+    ids=["numbers", "numbers-together", "strings", "text", "settings", "tensors"],
+)
+def test_a_gguf_header_that_holds_more_than_any(
+    tmp_path: Path, settings: bytes, num_settings: int, num_tensors: int, message: str
+) -> None:
+    gguf(tmp_path / "m.gguf", settings, num_settings, num_tensors)
+    with pytest.raises(ModelError, match=f"the GGUF file is damaged .its header has {message}"):
+        load(tmp_path / "m.gguf")
+
+
+def test_a_gguf_header_of_the_largest_vocabulary(tmp_path: Path) -> None:
+    """262,144 tokens with scores and types, and 514,000 merges; numbers stand for strings, two for each."""
+    lengths = {"tokens": 2 * 262_144, "scores": 262_144, "types": 262_144, "merges": 2 * 514_000}
+    settings = b"".join(array(key, 0, length, b"\0") for key, length in lengths.items())
+    gguf(tmp_path / "m.gguf", settings, len(lengths))
+    header = read_gguf_header("m", tmp_path / "m.gguf")
+    assert {key: len(value) for key, value in header.settings.items()} == lengths
 
 
 @pytest.mark.parametrize(
