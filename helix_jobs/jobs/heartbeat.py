@@ -15,6 +15,7 @@ from helix_jobs.jobs.complaint import Complaint
 from helix_jobs.jobs.process_identity import this_process
 from helix_jobs.jobs.rounds import Rounds
 from helix_jobs.jobs.store import NewWorker
+from helix_jobs.jobs.stranded_messages import StrandedMessages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -84,6 +85,7 @@ class Heartbeat:
             what the first look finds.
         on_replaced: Called when the database is no longer the one this worker began with. Nothing it did could count.
         rounds: Where the thread notes that it comes round.
+        stranded: What could not be given back to the broker.
     """
 
     def __init__(
@@ -95,11 +97,13 @@ class Heartbeat:
         rounds: Rounds | None = None,
         installation: str | None = None,
         on_replaced: Callable[[DatabaseReplacedError], None] = lambda _: None,
+        stranded: StrandedMessages | None = None,
     ) -> None:
         self._database = database
         self._worker = worker
         self._service = service
         self._rounds = rounds or Rounds()
+        self._stranded = stranded or StrandedMessages()
         self._on_replaced = on_replaced
         self._installation = installation
         self._stop = threading.Event()
@@ -122,8 +126,10 @@ class Heartbeat:
         if self._thread.is_alive():
             self._thread.join()
         try:
-            with self._database.write() as c:
-                store.stop_worker(c, self._worker.id, datetime.now(UTC))
+            # In one transaction: of a worker that has stopped nobody takes the marks off.
+            self._stranded.send_again(
+                self._database, lambda c: store.stop_worker(c, self._worker.id, datetime.now(UTC))
+            )
         except Exception as error:  # noqa: BLE001  (the reconciler of the next worker will find out by itself)
             logger.warning("the worker's end could not be recorded: %s", error)
 

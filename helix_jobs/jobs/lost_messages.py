@@ -1,9 +1,10 @@
 """LostMessages: jobs that should have a message and have none. Their messages are sent again.
 
-Two ways show it. A broker that has been empty for half a minute while jobs count as published has lost theirs: all
-marks are taken off. On a busy broker an exact comparison does (``audit``). Why a message is missing, ids do not say. A
-job at its last attempt has none, too, while a worker has put it off, as it could not run alone there; its message is
-sent again for another worker, which may have room, and it does not count as lost.
+Three ways show it. A connection of this worker's own could not give back what it had been delivered
+(``stranded_messages``). A broker that has been empty for half a minute while jobs count as published has lost theirs:
+all marks are taken off. On a busy broker an exact comparison does (``audit``). Why a message is missing, ids do not
+say. A job at its last attempt has none, too, while a worker has put it off, as it could not run alone there; its
+message is sent again for another worker, which may have room, and it does not count as lost.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from helix_jobs.jobs.database import Database
+    from helix_jobs.jobs.stranded_messages import StrandedMessages
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +64,7 @@ class LostMessages:
         database: The truth.
         broker: Where deliveries of lost workers are dropped.
         known_ids: Which job ids the broker holds, waiting or delivered; None if that cannot be said.
+        stranded: What this worker could not give back to the broker.
         unseen: Seconds the broker must have been empty before published jobs count as lost messages.
         audit: Seconds between looks while the broker is busy.
         clock: Monotonic seconds.
@@ -72,6 +75,7 @@ class LostMessages:
         database: Database,
         broker: Deliveries,
         known_ids: Callable[[], set[int] | None],
+        stranded: StrandedMessages,
         *,
         unseen: float,
         audit: float = AUDIT_SECONDS,
@@ -80,6 +84,7 @@ class LostMessages:
         self._database = database
         self._broker = broker
         self._known_ids = known_ids
+        self._stranded = stranded
         self._unseen = unseen
         self._clock = clock
         self._audit = Audit(audit, clock)
@@ -97,7 +102,15 @@ class LostMessages:
         Raises:
             UnreachableError: Broker or database do not answer.
         """
-        return self._look_at_empty(depth) + (self._compare() if self._audit.is_due else 0)
+        return self._send_stranded() + self._look_at_empty(depth) + (self._compare() if self._audit.is_due else 0)
+
+    def _send_stranded(self) -> int:
+        if not self._stranded.ids:
+            return 0
+        count = self._stranded.send_again(self._database)
+        if count:
+            logger.warning("the broker took no messages back of %s: they are sent again", counted(count, "job"))
+        return count
 
     def _look_at_empty(self, depth: int) -> int:
         latest = None

@@ -36,6 +36,7 @@ from helix_jobs.jobs.complaint import Complaint
 from helix_jobs.jobs.lost_messages import LostMessages
 from helix_jobs.jobs.process_identity import is_gone
 from helix_jobs.jobs.rounds import Rounds
+from helix_jobs.jobs.stranded_messages import StrandedMessages
 from helix_jobs.jobs.unfinished_cancels import CancelSeen, watch_cancels
 
 if TYPE_CHECKING:
@@ -165,6 +166,7 @@ class Reconciler:
         clock: Callable[[], float] = time.monotonic,
         rounds: Rounds | None = None,
         known_ids: Callable[[], set[int] | None] = lambda: None,
+        stranded: StrandedMessages | None = None,
     ) -> None:
         """Prepare.
 
@@ -176,6 +178,7 @@ class Reconciler:
             clock: Monotonic seconds.
             rounds: Where the thread notes that it comes round.
             known_ids: Which job ids the broker holds, waiting or delivered; None if that cannot be said.
+            stranded: What this worker could not give back to the broker.
         """
         self.counters = ReconcilerCounters()
         self._database = database
@@ -185,7 +188,13 @@ class Reconciler:
         self._clock = clock
         self._rounds = rounds or Rounds()
         self._lost = LostMessages(
-            database, publisher, known_ids, unseen=self._config.unseen, audit=self._config.audit, clock=clock
+            database,
+            publisher,
+            known_ids,
+            stranded or StrandedMessages(),
+            unseen=self._config.unseen,
+            audit=self._config.audit,
+            clock=clock,
         )
         self._came_round: Callable[[], None] = lambda: None
         self._observations: dict[str, Observation] = {}

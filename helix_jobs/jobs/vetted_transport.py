@@ -14,6 +14,7 @@ from celery.worker.control import Panel
 from redis.exceptions import ResponseError
 
 from helix_jobs.jobs import redis_transport, tasks
+from helix_jobs.jobs.deliveries import Deliveries
 from helix_jobs.jobs.junk_sweep import sweep
 from helix_jobs.jobs.message_vetting import is_envelope, job_id_of_message
 from helix_jobs.jobs.queue_names import QueueNames, is_job_queue
@@ -36,9 +37,18 @@ rejections: Final = Rejections(_count)
 
 
 class VettedChannel(redis_transport.Channel):
-    """Drops what cannot be decoded, and the junk behind it."""
+    """Drops what cannot be decoded, and the junk behind it; notes what it cannot give back."""
 
+    QoS = Deliveries
     may_sweep = True
+
+    def close(self) -> None:
+        """Close the channel and give back what is not acknowledged, or note what the broker did not take back."""
+        try:
+            super().close()  # type: ignore[no-untyped-call]  # kombu's
+        finally:
+            if self._qos is not None:
+                self._qos.note_held()
 
     def _brpop_read(self, **options: Any) -> Any:  # noqa: ANN401  (kombu's signature)
         transport = self.connection

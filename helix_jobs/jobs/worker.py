@@ -45,6 +45,7 @@ from helix_jobs.jobs.result_writer import GroupCommitWriter
 from helix_jobs.jobs.rounds import Rounds
 from helix_jobs.jobs.shared_broker import clear_stranded, leave_broker
 from helix_jobs.jobs.stop_button import StopButton, StopRequest, install_signals
+from helix_jobs.jobs.stranded_messages import stranded
 from helix_jobs.jobs.thread_limit import check_threads
 from helix_jobs.jobs.watchdog import Watchdog
 from helix_jobs.jobs.worker_ending import EXIT_INTERRUPTED, WorkerEnding
@@ -170,6 +171,7 @@ class _Worker:
             worker_id=self._worker_id,
             rounds=self._rounds,
             known_ids=partial(read_known_ids, self._publisher),
+            stranded=stranded,
         )
         if self._embedded is None:
             ping(self._publisher.url)
@@ -227,6 +229,7 @@ class _Worker:
             rounds=rounds,
             installation=self._names.installation,
             on_replaced=self.ending.break_down,
+            stranded=stranded,
         )
         moot = MootMessages(
             self._database,
@@ -330,7 +333,8 @@ class _Worker:
         """After a break: the jobs in the engine may be the reason, so unlike a hand-back their attempt counts."""
         if self.ending.is_broken:
             try:
-                self._database.transact(lambda c: store.reclaim(c, self._worker_id, datetime.now(UTC)))
+                # A reclaimed worker counts as stopped, so both are one transaction, as at an orderly end.
+                stranded.send_again(self._database, lambda c: store.reclaim(c, self._worker_id, datetime.now(UTC)))
             except HelixError as error:
                 logger.warning("the leases are left to be reclaimed: %s", error)
 

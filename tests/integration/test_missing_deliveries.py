@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 import socket
 import sys
 import threading
@@ -15,7 +16,7 @@ from quick_worker import start_quick_worker
 from redis import Redis
 from worker_box import wait_until
 
-from helix_jobs.jobs.celery_app import celery_settings
+from helix_jobs.jobs.celery_app import celery_settings, concurrency
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,6 +28,10 @@ pytestmark = [
     pytest.mark.redis,
     pytest.mark.skipif(sys.platform == "win32", reason="no embedded server on Windows"),
 ]
+
+# Of a worker with one slot: its threads, and two messages for each.
+RUNNING = concurrency(1)
+PREFETCHED = 2 * RUNNING
 
 
 def stop_consuming(box: Box) -> None:
@@ -92,17 +97,54 @@ def test_a_broker_that_is_away_is_no_reason_to_leave(services_box: Box) -> None:
         assert box.states(batch) == {"queued": 5}
 
 
+def test_what_a_stopping_worker_could_not_give_back_is_sent_again(services_box: Box) -> None:
+    """The broker falls silent before the stop. What the worker had been delivered stays there unacknowledged."""
+    box = services_box
+    # It waits for each answer that does not come, one after the other, and that is no reason to give up the stop.
+    quick = (
+        "from helix_jobs.jobs import broker, worker_ending\n"
+        "broker.SOCKET_TIMEOUT = broker.CONNECT_TIMEOUT = 0.5\n"
+        "worker_ending.HAND_BACK_SECONDS = 60.0\n"
+    )
+    with half_open_proxy(box.settings.redis_url or "") as proxy:
+        environment = {"HELIX_FAKE_HANG": "endless", "HELIX_SHUTDOWN_GRACE": "0", "HELIX_REDIS_URL": proxy.url}
+        environment["HELIX_MAX_BATCH_SIZE"] = "1"
+        worker = start_quick_worker(box, 60, before=quick, **environment)
+        batch = box.submit(*["endless story"] * 20)
+        publisher = box.publisher()
+        unacked = box.names.unacked
+        wait_until(
+            lambda: (
+                publisher.ask(lambda client: client.hlen(unacked)) == PREFETCHED
+                and box.states(batch).get("running") == RUNNING
+            ),
+            "it does not take ahead",
+        )
+        proxy.frozen.set()
+        worker.send(signal.SIGTERM)
+        assert worker.wait() == 0, worker.log
+    assert box.states(batch) == {"queued": 20}
+    assert [row.stopped_at is not None for row in box.worker_rows()] == [True], "an orderly end"
+    waiting = publisher.ask(lambda client: sum(client.llen(key) for key in box.names.lists))
+    assert publisher.ask(lambda client: client.hlen(unacked)) == PREFETCHED, "nothing was given back"
+    publisher.close()
+    marked = sum(row.published_at is not None for row in box.rows(batch))
+    assert marked == waiting == 20 - PREFETCHED, "a mark without a message that waits, or off for no need"
+
+
 class Proxy:
     """Stands between a worker and its broker.
 
     While ``swallow_deliveries`` is set, a connection that asks for messages (BRPOP of the queue) hears nothing any
     more, and what it says is not passed on, as behind a firewall that has forgotten it; every other connection works.
+    While ``frozen`` is set no connection passes anything on.
     """
 
     def __init__(self, server: str) -> None:
         self.server = server
         self.swallow_deliveries = threading.Event()
         self.swallowed = threading.Event()
+        self.frozen = threading.Event()
         self._connections: list[socket.socket] = []
         with socket.create_server(("127.0.0.1", 0)) as probe:
             self.port = probe.getsockname()[1]
@@ -138,7 +180,7 @@ class Proxy:
                 if b"BRPOP" in data and b".probe." not in data and self.swallow_deliveries.is_set():
                     silent.set()
                     self.swallowed.set()
-                if not silent.is_set():
+                if not silent.is_set() and not self.frozen.is_set():
                     target.sendall(data)
         except OSError:
             pass

@@ -23,6 +23,7 @@ from helix_jobs.jobs.reconciler import (
     observe,
     publish_room,
 )
+from helix_jobs.jobs.stranded_messages import StrandedMessages
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 LATER = NOON + timedelta(seconds=5)
@@ -249,6 +250,39 @@ def test_lost_messages_are_sent_again_after_the_broker_was_empty_long_enough(dat
     _tick(reconciler, clock, database, 2)
     assert broker.messages == ids
     assert reconciler.counters.republished == 3
+
+
+def test_messages_that_could_not_be_given_back_are_sent_again_though_the_broker_is_busy(database):
+    register(database, "me")
+    _, ids = stored_batch(database, 3)
+    broker, clock, stranded = Broker(), Clock(), StrandedMessages()
+    reconciler = Reconciler(database, broker, worker_id="me", clock=clock, stranded=stranded)
+    reconciler.tick()
+    del broker.messages[:2]
+    must_take(database, ids[0], "me")
+    stranded.note(ids[:2])
+    reconciler.tick()
+    assert stranded.ids == frozenset()
+    assert reconciler.counters.republished == 1, "the other one runs"
+    broker.messages.clear()
+    reconciler.tick()
+    assert broker.messages == [ids[1]]
+
+
+def test_what_is_stranded_is_forgotten_with_the_commit_alone(database):
+    _, ids = stored_batch(database, 1)
+    stranded = StrandedMessages()
+    stranded.note(ids)
+    with database.write() as c:
+        store.mark_published(c, ids, now())
+
+    def fail(_):
+        raise RuntimeError("what is done beside it fails")
+
+    with pytest.raises(RuntimeError):
+        stranded.send_again(database, fail)
+    assert stranded.ids == frozenset(ids)
+    assert stranded.send_again(database) == 1
 
 
 def test_messages_that_are_still_there_are_not_sent_again(database):
