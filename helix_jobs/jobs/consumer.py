@@ -19,12 +19,20 @@ from helix_jobs.jobs.patient_consumer import WHO_LOG_REFUSALS, unless_refused
 from helix_jobs.jobs.vetted_transport import rejections
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from helix_jobs.jobs.queue_names import QueueNames
     from helix_jobs.settings import Settings
 
 
 class Consumer(WorkController):  # type: ignore[misc]  # celery has no types
-    """A controller that runs on any thread."""
+    """A controller that runs on any thread.
+
+    Attributes:
+        on_wish: Called when its end is somebody's wish, before running jobs are waited for.
+    """
+
+    on_wish: Callable[[], None] = staticmethod(lambda: None)
 
     def on_init_blueprint(self) -> None:
         """Do for this process what ``celery worker`` does first."""
@@ -37,6 +45,12 @@ class Consumer(WorkController):  # type: ignore[misc]  # celery has no types
         Celery leaves another code when its loop ended by an error, and none when there were no more descriptors.
         """
         return bool(self.exitcode == EX_OK)
+
+    def stop(self, in_sighandler: bool = False, exitcode: int | None = None) -> None:  # noqa: FBT001, FBT002  (Celery's signature)
+        """End, as Celery does, but say first whether somebody wished it: only then is there a time to end in."""
+        if exitcode == EX_OK:
+            self.on_wish()
+        super().stop(in_sighandler, exitcode)
 
     def reconnect(self) -> None:
         """Have Celery drop its connection to the broker and make another, from any thread; running jobs go on."""
@@ -59,10 +73,16 @@ class Consumer(WorkController):  # type: ignore[misc]  # celery has no types
                 sock.shutdown(socket.SHUT_RDWR)
 
 
-def make_consumer(settings: Settings, names: QueueNames, hostname: str) -> Consumer:
-    """Build a consumer; its ``start`` blocks until ``stop_consuming``.
+def make_consumer(settings: Settings, names: QueueNames, hostname: str, on_wish: Callable[[], None]) -> Consumer:
+    """Build a consumer; its ``start`` blocks until ``stop_consuming`` or a shutdown by remote control.
 
     The node is named after this process, as two workers of one host must not answer to one name.
+
+    Args:
+        settings: Of the worker.
+        names: Of its queue.
+        hostname: Of this machine.
+        on_wish: Called when its end is somebody's wish, before running jobs are waited for.
     """
     state.should_stop = state.should_terminate = None
     # It recommends cancelling running jobs when the broker goes away; the fence makes that unnecessary.
@@ -74,7 +94,9 @@ def make_consumer(settings: Settings, names: QueueNames, hostname: str) -> Consu
     remote_control.restrict(rejections.note)
     app = celery_app.configure(settings, names)
     # Mingle and gossip tell other workers' clocks and revoked tasks, at the price of a second at each start.
-    return Consumer(app=app, hostname=f"helix-{os.getpid()}@{hostname}", without_mingle=True, without_gossip=True)
+    consumer = Consumer(app=app, hostname=f"helix-{os.getpid()}@{hostname}", without_mingle=True, without_gossip=True)
+    consumer.on_wish = on_wish
+    return consumer
 
 
 def stop_consuming() -> None:

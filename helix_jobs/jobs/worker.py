@@ -314,7 +314,7 @@ class _Worker:
         from helix_jobs.jobs.consumer import make_consumer, stop_consuming
 
         try:
-            self._consumer = consumer = make_consumer(self._settings, self._names, self._hostname)
+            self._consumer = consumer = make_consumer(self._settings, self._names, self._hostname, self.ending.stop)
             if self.ending.is_stopping:  # since the last one ended; making this one has cleared Celery's flag
                 stop_consuming()
             consumer.start()

@@ -85,6 +85,10 @@ class WorkerEnding:
             self._timer.cancel()
         self._button.requests.put(None)
 
+    def stop(self) -> None:
+        """Somebody wishes it, by whatever way; finish what finishes within the grace time. May be called again."""
+        self._button.press(StopRequest.GRACEFUL)
+
     def break_down(self, error: BaseException) -> None:
         """The worker cannot go on; stop it for a supervisor to start another."""
         if isinstance(error, ExhaustedError):
@@ -103,7 +107,7 @@ class WorkerEnding:
             return  # each job that met the same limit says so
         self._gave_up = True
         logger.critical("this worker cannot go on and stops: %s", why)
-        self._button.press(StopRequest.GRACEFUL)
+        self.stop()
         # Celery's loop may be what hangs.
         self.hard_exit.after(self._grace + HAND_BACK_SECONDS + HARD_EXIT_SECONDS, EXIT_FAILED)
 

@@ -54,6 +54,10 @@ def inherit_hangup() -> Iterator[Callable[[signal.Handlers], object]]:
     signal.signal(signal.SIGHUP, before)
 
 
+def shut_down_by_remote_control(box: Box) -> subprocess.CompletedProcess[str]:
+    return box.run(sys.executable, "-m", "celery", "-A", "helix_jobs.jobs.celery_app", "control", "shutdown")
+
+
 def test_a_closed_terminal_stops_a_worker_and_its_broker(
     embedded_box: Box, inherit_hangup: Callable[[signal.Handlers], object]
 ) -> None:
@@ -124,7 +128,8 @@ def test_a_second_interrupt_is_immediate(embedded_box: Box, trouble: str) -> Non
     assert not EmbeddedBroker(box.settings.home).is_running()
 
 
-def test_sigterm_ends_a_worker_whose_database_is_locked(embedded_box: Box) -> None:
+@pytest.mark.parametrize("wish", ["SIGTERM", "remote control"])
+def test_a_stop_ends_a_worker_whose_database_is_locked(embedded_box: Box, wish: str) -> None:
     script = (
         "import sys\n"
         "from helix_jobs.jobs import sqlite_engine, worker, worker_ending\n"
@@ -142,7 +147,10 @@ def test_sigterm_ends_a_worker_whose_database_is_locked(embedded_box: Box) -> No
         box.wait_states(batch, running=5)
         database = box.database()
         with database.write():
-            worker.send_signal(signal.SIGTERM)
+            if wish == "SIGTERM":
+                worker.send_signal(signal.SIGTERM)
+            else:
+                shut_down_by_remote_control(box)
             try:
                 _, log = worker.communicate(timeout=45)
             finally:
@@ -306,5 +314,5 @@ def test_a_worker_whose_every_job_waits_for_descriptors_ends_for_its_supervisor(
 
 def test_a_shutdown_by_remote_control_is_somebodys_wish(box: Box) -> None:
     worker = box.start_worker()
-    done = box.run(sys.executable, "-m", "celery", "-A", "helix_jobs.jobs.celery_app", "control", "shutdown")
+    done = shut_down_by_remote_control(box)
     assert worker.wait() == 0, (worker.log, done)
