@@ -177,7 +177,8 @@ class EngineThread:
     def stop(self, timeout: float) -> bool:
         """Ask the thread to end after the step under way; False if that takes longer than ``timeout`` seconds."""
         self._inbox.put(_Stop())
-        self._thread.join(timeout)
+        if self._thread.is_alive():
+            self._thread.join(timeout)
         return not self._thread.is_alive()
 
     def _main(self) -> None:

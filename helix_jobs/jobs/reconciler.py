@@ -202,7 +202,7 @@ class Reconciler:
         self._cancels: dict[store.Change, CancelSeen] = {}
         self._stop = threading.Event()
         self._wake = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._thread = threading.Thread(target=self._run, name="helix-reconciler", daemon=True)
 
     def reclaim_predecessors(self, here: Here) -> int:
         """At start: take the leases of workers whose process is gone at once. Returns how many jobs were taken.
@@ -220,17 +220,15 @@ class Reconciler:
 
     def start(self) -> None:
         """Start the thread."""
-        self._thread = threading.Thread(target=self._run, name="helix-reconciler", daemon=True)
         self._thread.start()
 
     def stop(self, timeout: float | None = 10.0) -> bool:
         """Ask the thread to end and wait for it; returns whether it has ended."""
         self._stop.set()
         self._wake.set()
-        if self._thread is not None:
+        if self._thread.is_alive():
             self._thread.join(timeout)
-            return not self._thread.is_alive()
-        return True
+        return not self._thread.is_alive()
 
     def wake(self) -> None:
         """Have the next tick now, because the broker came back or runs dry."""

@@ -12,13 +12,17 @@ import pytest
 from sqlalchemy import func, select
 from worker_box import ROOT, prompts, wait_until
 
+from helix_jobs.errors import BrokerUnreachableError
 from helix_jobs.jobs.broker import EmbeddedBroker
 from helix_jobs.jobs.device_lock import FileLock
 from helix_jobs.jobs.schema import results, runs
 from helix_jobs.jobs.store import PublishableJob
+from helix_jobs.jobs.worker import run_worker
 from helix_jobs.testing import fake_output
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from worker_box import Box
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
@@ -234,6 +238,24 @@ def test_a_worker_that_shares_the_device_keeps_its_jobs_when_others_come_and_go(
     assert sharing.wait() == 0, sharing.log
     box.wait_states(batch, succeeded=4)
     assert {(row.attempts, row.lease) for row in box.rows(batch)} == {(1, 2)}
+
+
+def test_a_broker_that_dies_while_the_models_load_and_stays_away_is_the_error(
+    embedded_box: Box, short_tmp: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing that was prepared has begun then."""
+    starts = iter([EmbeddedBroker.start])
+
+    def start_once(broker: EmbeddedBroker) -> bool:
+        for start in starts:
+            return start(broker)
+        raise BrokerUnreachableError("the embedded broker cannot be started")
+
+    monkeypatch.setattr("tempfile.tempdir", str(short_tmp))
+    monkeypatch.setattr(EmbeddedBroker, "start", start_once)
+    with pytest.raises(BrokerUnreachableError):
+        run_worker(embedded_box.settings, handle_signals=False)
+    assert not EmbeddedBroker(embedded_box.settings.home).is_running()
 
 
 def test_a_worker_that_cannot_start_says_why(embedded_box: Box, short_tmp: object) -> None:

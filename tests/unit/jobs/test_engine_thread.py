@@ -63,6 +63,11 @@ def bench() -> Iterator[Bench]:
     assert bench.thread.stop(20)
 
 
+def test_a_thread_that_was_never_started_is_stopped() -> None:
+    """Where a worker's start fails halfway, what it has not begun is undone too."""
+    assert Bench(FakeEngine()).thread.stop(20)
+
+
 def test_requests_added_before_and_while_it_runs_all_end(bench: Bench) -> None:
     for number in range(10):
         bench.submit(f"early {number}")

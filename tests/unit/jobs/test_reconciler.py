@@ -355,3 +355,14 @@ def test_the_thread_outlives_errors(sqlite_database):
     assert reconciler.stop()
     assert broker.messages == ids
     assert reconciler.counters.errors == 2
+
+
+def test_a_reconciler_for_which_there_is_no_thread_is_stopped(sqlite_database, monkeypatch):
+    def refuse(_thread):
+        raise RuntimeError("can't start new thread")
+
+    reconciler = Reconciler(sqlite_database, Broker())
+    monkeypatch.setattr("threading.Thread.start", refuse)
+    with pytest.raises(RuntimeError, match="new thread"):
+        reconciler.start()
+    assert reconciler.stop()
