@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import logging
 import time
+from concurrent.futures import Future
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
+from helix_jobs.errors import HelixError
 from helix_jobs.jobs import store
 from helix_jobs.jobs.engine_thread import Run
 from helix_jobs.jobs.store import RunTotals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from concurrent.futures import Future
 
     from sqlalchemy import Connection
 
@@ -40,11 +41,19 @@ class Writer(Protocol):
     """What is needed of the group commit writer."""
 
     def submit(self, function: Callable[[Connection], T], /) -> Future[T]:
-        """Run ``function`` in a transaction that is committed when the future resolves."""
+        """Run ``function`` in a transaction that is committed when the future resolves.
+
+        Raises:
+            HelixError: The writer is closed.
+        """
 
 
 class DatabaseRunRecorder:
-    """Writes runs through the group commit writer, so that the engine's thread never waits for the database."""
+    """Writes runs through the group commit writer, so that the engine's thread never waits for the database.
+
+    A step that outlasts the worker's stop finds the writer closed. Its run stands in the log alone: no job can be
+    finished any more, and nothing is wrong with the engine.
+    """
 
     def __init__(self, writer: Writer, worker_id: str) -> None:
         self._writer = writer
@@ -63,7 +72,7 @@ class DatabaseRunRecorder:
                 run.row_id = None
                 logger.warning("a run could not be recorded; its results stand without it")
 
-        self._writer.submit(insert).add_done_callback(check)
+        self._submit(insert).add_done_callback(check)
         return run
 
     def end(self, run: Run, counters: EngineCounters, *, jobs_finished: int, idle_seconds: float) -> None:
@@ -76,8 +85,16 @@ class DatabaseRunRecorder:
             if run.row_id is not None:
                 store.finish_run(c, run.row_id, totals, ended)
 
-        self._writer.submit(update)
+        self._submit(update)
         log_run(run.row_id, totals, seconds)
+
+    def _submit(self, function: Callable[[Connection], None]) -> Future[None]:
+        try:
+            return self._writer.submit(function)
+        except HelixError as error:
+            refused: Future[None] = Future()
+            refused.set_exception(error)
+            return refused
 
 
 def counted(number: int, noun: str) -> str:

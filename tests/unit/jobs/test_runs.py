@@ -5,14 +5,26 @@ from __future__ import annotations
 import io
 import json
 import logging
+from typing import TYPE_CHECKING
 
 import pytest
 
 from helix_jobs.engine.protocol import EngineCounters
 from helix_jobs.engine.speculation_depth import DepthReason
-from helix_jobs.jobs.runs import REASON_WORDS, describe_drafting, describe_reasons, log_run, run_totals
+from helix_jobs.jobs.result_writer import GroupCommitWriter
+from helix_jobs.jobs.runs import (
+    REASON_WORDS,
+    DatabaseRunRecorder,
+    describe_drafting,
+    describe_reasons,
+    log_run,
+    run_totals,
+)
 from helix_jobs.jobs.store import RunTotals
 from helix_jobs.observability.logging import configure_logging
+
+if TYPE_CHECKING:
+    from helix_jobs.jobs.database import Database
 
 
 def totals_of(before: EngineCounters, after: EngineCounters) -> RunTotals:
@@ -109,3 +121,17 @@ def test_a_runs_log_line_carries_its_figures(caplog: pytest.LogCaptureFixture) -
     assert record.getMessage().startswith("run of 2.0 s: 1 job, 10 tokens, ")
     assert record.figures["run_id"] == 3
     assert (record.figures["jobs_finished"], record.figures["acceptance_rate"]) == (1, 0.75)
+
+
+def test_a_run_that_begins_and_ends_after_the_writer_was_closed_is_logged_alone(
+    sqlite_database: Database, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The engine's step under way has outlasted the time that a stop gives it."""
+    caplog.set_level(logging.INFO, logger="helix_jobs")
+    writer = GroupCommitWriter(sqlite_database)
+    assert writer.close(20)
+    recorder = DatabaseRunRecorder(writer, "me")
+    run = recorder.begin(EngineCounters())
+    recorder.end(run, EngineCounters(steps=1), jobs_finished=0, idle_seconds=0.0)
+    assert run.row_id is None
+    assert [record.getMessage()[:7] for record in caplog.records] == ["a run c", "run of "]
