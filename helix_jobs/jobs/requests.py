@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import sqlite3
 from contextlib import closing
 from dataclasses import dataclass, replace
 from hashlib import blake2b
@@ -17,6 +16,7 @@ from helix_jobs.engine.request import Request
 from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.errors import BadLine, InvalidFieldError, InvalidFieldsError
 from helix_jobs.jobs.chat_fields import check_chat_template_kwargs
+from helix_jobs.jobs.custom_ids import CustomIds
 from helix_jobs.jobs.limits import NO_LIMITS, Limits
 from helix_jobs.jobs.line_faults import WHOLE_LINE, kind
 from helix_jobs.jobs.request_forms import parse_line_object
@@ -169,7 +169,7 @@ def _read(
     lines: Iterable[_RawLine], defaults: SamplingParams, batch_id: str, rejects: RejectSink | None, limits: Limits
 ) -> Iterator[JobRequest | BadLine]:
     sampling = SamplingReader(defaults)
-    with closing(_CustomIds()) as custom_ids:
+    with closing(CustomIds()) as custom_ids:
         for raw in lines:
             try:
                 if raw.refusal is not None:
@@ -327,34 +327,3 @@ def _cut(text: str, limit: int = 200) -> str:
     """A text from the file as it may stand in a message: printable, cut."""
     cut = text if len(text) <= limit else text[: limit - 3] + "..."
     return cut if cut.isprintable() else ascii(cut)[1:-1]
-
-
-class _CustomIds:
-    """The set of custom_ids seen so far, with the line of each.
-
-    Trade-off: a private temporary SQLite table instead of a Python set costs about two microseconds a line, and keeps
-    memory flat at a million of them (SQLite spills it to a file that vanishes when it is closed).
-    """
-
-    def __init__(self) -> None:
-        # The empty name is SQLite's own temporary database; it has no other reader and needs no durability.
-        self._connection = sqlite3.connect("", isolation_level=None, check_same_thread=False)
-        self._connection.execute("PRAGMA journal_mode = OFF")
-        self._connection.execute("PRAGMA cache_size = -16384")
-        self._connection.execute("CREATE TABLE seen (id TEXT PRIMARY KEY, line INTEGER) WITHOUT ROWID")
-        self._connection.execute("BEGIN")
-
-    def add(self, custom_id: str, line: int) -> None:
-        """Remember the id.
-
-        Raises:
-            InvalidFieldError: It was there; the reason names the line.
-        """
-        if self._connection.execute("INSERT OR IGNORE INTO seen VALUES (?, ?)", (custom_id, line)).rowcount:
-            return
-        (first,) = self._connection.execute("SELECT line FROM seen WHERE id = ?", (custom_id,)).fetchone()
-        raise InvalidFieldError("custom_id", f"is the one of line {first}", "give each line its own")
-
-    def close(self) -> None:
-        """Forget them all."""
-        self._connection.close()
