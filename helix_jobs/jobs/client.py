@@ -38,8 +38,6 @@ logger = logging.getLogger(__name__)
 # The largest number that both databases have.
 MAX_ID: Final = 2**63 - 1
 _FIRST_POLL: Final = 0.05
-# Nothing tells a submission that died from one that reads a slow pipe; this long without a line is worth a word.
-_SUBMITTER_SILENT: Final = 30.0
 # Rows held while results are read: few, because one may carry a prompt of 4 MiB.
 _RESULTS_PAGE: Final = 250
 
@@ -208,6 +206,7 @@ class HelixClient:
             UnfinishedSubmissionError: It is still being submitted, and for half a minute no line was added.
         """
         from helix_jobs.jobs import store
+        from helix_jobs.jobs.liveness import SUBMITTER_SILENT_SECONDS
         from helix_jobs.jobs.outage import outlast
 
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -222,7 +221,7 @@ class HelixClient:
                 now = time.monotonic()
                 if status.stored != stored:
                     stored, grew_at = status.stored, now
-                elif now - grew_at >= _SUBMITTER_SILENT:
+                elif now - grew_at >= SUBMITTER_SILENT_SECONDS:
                     raise UnfinishedSubmissionError(store.unfinished_submission(batch_id))
             left = None if deadline is None else deadline - time.monotonic()
             if status.done or (left is not None and left <= 0):

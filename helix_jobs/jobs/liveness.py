@@ -1,4 +1,7 @@
-"""Whether a worker's row means a worker: for commands, which cannot watch a heartbeat for half a minute first."""
+"""Whether a worker's row means a worker: for commands, which cannot watch a heartbeat for half a minute first.
+
+And how long a submission may say nothing before it is taken for dead.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,8 @@ if TYPE_CHECKING:
 
 # A worker whose heartbeat is older loses its jobs, too.
 SILENT_SECONDS: Final = 30.0
+# Nothing tells a submission that died from one that reads a slow pipe; this long without a line is worth a word.
+SUBMITTER_SILENT_SECONDS: Final = 30.0
 
 
 def why_dead(heartbeat_at: datetime, identity: ProcessIdentity | None, *, now: datetime, here: Here) -> str | None:

@@ -10,23 +10,24 @@ and the server's files keep their size. SQLite's file is cut down by ``sqlite_sp
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
 from helix_jobs.errors import NotEndedError, NotFoundError
 from helix_jobs.jobs import store
+from helix_jobs.jobs.liveness import SUBMITTER_SILENT_SECONDS
 from helix_jobs.jobs.sqlite_space import free_room, give_back, rewrite
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
-    from datetime import timedelta
 
     from sqlalchemy import Connection
 
     from helix_jobs.jobs.database import Database
 
 ROWS: Final = 5000
+_SUBMITTER_SILENT: Final = timedelta(seconds=SUBMITTER_SILENT_SECONDS)
 
 
 class Outcome(StrEnum):
@@ -95,8 +96,9 @@ def plan_purge(
 
     Args:
         database: Where.
-        older_than: Batches that ended (of an unfinished submission: grew) longer ago. Without ``only`` also the rows of
-            runs and workers that did.
+        older_than: Batches that ended (of an unfinished submission: grew) longer ago. A submission that grew within the
+            last half minute may go on, and stays whatever the age. Without ``only`` also the rows of runs and workers
+            that ended longer ago.
         batch_ids: These batches.
         only: Of the batches of that age, those with one of these outcomes.
         now: The moment that ages are counted from.
@@ -117,13 +119,20 @@ def plan_purge(
             if batch_id not in ended or ended[batch_id].total is None:
                 raise NotEndedError(f"batch {batch_id} has not ended; wait for it, or end it: helix cancel {batch_id}")
             chosen.append(ended[batch_id])
-    before = None if older_than is None else (now or datetime.now(UTC)) - older_than
-    if before is not None:
-        # Without an age whatever has ended is meant, also by a worker's clock that is ahead.
-        old = [batch for batch in ended.values() if not older_than or batch.ended_at < before]
-        old = [batch for batch in old if batch not in chosen]
+    before = None
+    if older_than is not None:
+        now = now or datetime.now(UTC)
+        before = now - older_than
+        old = [batch for batch in ended.values() if batch not in chosen and _is_old(batch, older_than, now)]
         chosen += [batch for batch in old if not only or outcomes(batch) & set(only)]
     return PurgePlan(batches=tuple(chosen), begun=begun, before=None if only else before)
+
+
+def _is_old(batch: store.EndedBatch, older_than: timedelta, now: datetime) -> bool:
+    if batch.total is None:
+        return batch.ended_at < now - max(older_than, _SUBMITTER_SILENT)
+    # Without an age whatever has ended is meant, also by a worker's clock that is ahead.
+    return not older_than or batch.ended_at < now - older_than
 
 
 def measure(database: Database, plan: PurgePlan) -> Purged:

@@ -132,7 +132,7 @@ def test_waiting_for_a_submission_that_died_ends_with_what_to_do(
     client: HelixClient, unfinished: str, monkeypatch: pytest.MonkeyPatch
 ):
     assert not client.wait(unfinished, timeout=0.1, poll=0.01).done
-    monkeypatch.setattr("helix_jobs.jobs.client._SUBMITTER_SILENT", 0.05)
+    monkeypatch.setattr("helix_jobs.jobs.liveness.SUBMITTER_SILENT_SECONDS", 0.05)
     with pytest.raises(UnfinishedSubmissionError, match=r"same idempotency key.*helix cancel"):
         client.wait(unfinished, timeout=30, poll=0.01)
     with pytest.raises(UnfinishedSubmissionError):
@@ -144,7 +144,7 @@ def test_waiting_for_a_submission_that_goes_on_goes_on(
     client: HelixClient, helix: Settings, unfinished: str, monkeypatch: pytest.MonkeyPatch
 ):
     """Without any patience at all: a line comes before each look."""
-    monkeypatch.setattr("helix_jobs.jobs.client._SUBMITTER_SILENT", 0.0)
+    monkeypatch.setattr("helix_jobs.jobs.liveness.SUBMITTER_SILENT_SECONDS", 0.0)
     with HelixClient(helix) as submitter:
 
         def go_on(status: BatchStatus) -> None:

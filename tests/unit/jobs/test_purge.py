@@ -11,11 +11,13 @@ from store_helpers import counts, fail, must_take, new_jobs, now, register, stor
 from helix_jobs.errors import IdempotencyConflictError, NotEndedError, NotFoundError
 from helix_jobs.jobs import bulk, purge, store
 from helix_jobs.jobs.database_check import check_rows
+from helix_jobs.jobs.liveness import SUBMITTER_SILENT_SECONDS
 from helix_jobs.jobs.purge import Outcome, Purged, plan_purge
 from helix_jobs.jobs.schema import batch_counters, batches, jobs, results, runs, workers
 
 NOTHING = timedelta(0)
 DAY = timedelta(days=1)
+SUBMITTER_SILENT = timedelta(seconds=SUBMITTER_SILENT_SECONDS)
 
 
 @pytest.fixture(autouse=True)
@@ -99,12 +101,14 @@ def test_only_what_is_old_enough_goes(database):
 )
 def test_by_outcome(sqlite_database, only, expected):
     database = sqlite_database
+    half, _ = stored_batch(database, 3, seal=False)
+    age(database, half, SUBMITTER_SILENT)
     named = {
         ended_batch(database, 3): "good",
         ended_batch(database, 3, failed=1): "bad",
         ended_batch(database, 3, cancelled=1): "stopped",
         ended_batch(database, 3, failed=1, cancelled=1): "both",
-        stored_batch(database, 3, seal=False)[0]: "half",
+        half: "half",
         stored_batch(database, 3)[0]: "waits",
     }
     plan = plan_purge(database, older_than=NOTHING, only=only)
@@ -228,6 +232,17 @@ def test_a_submission_that_grows_is_not_old_and_one_that_does_not_is(database):
     assert purge.purge(database, plan).batches == 0
     age(database, batch_id, 2 * DAY)
     assert purge.purge(database, plan_purge(database, older_than=DAY)).jobs == 6
+
+
+@pytest.mark.parametrize("older_than", [NOTHING, -DAY, timedelta(seconds=1)])
+@pytest.mark.parametrize("lines", [0, 4])
+def test_a_submission_that_pauses_loses_nothing_whatever_the_age(database, older_than, lines):
+    """Somebody may still feed the pipe that it reads."""
+    batch_id, _ = stored_batch(database, lines, seal=False)
+    age(database, batch_id, SUBMITTER_SILENT - timedelta(seconds=10))
+    assert plan_purge(database, older_than=older_than).batches == ()
+    age(database, batch_id, SUBMITTER_SILENT)
+    assert [batch.id for batch in plan_purge(database, older_than=older_than).batches] == [batch_id]
 
 
 def test_whoever_reads_results_meanwhile_is_told(database):
