@@ -17,11 +17,13 @@ from helix_jobs.engine.checkpoint import Checkpoint, find_checkpoint
 from helix_jobs.engine.devices import is_out_of_memory
 from helix_jobs.engine.gguf_tokenizer import build_gguf_tokenizer, gguf_turn_end_ids
 from helix_jobs.engine.layout import check_layout
+from helix_jobs.engine.library_panics import panics_as_errors
 from helix_jobs.engine.model_words import subject
 from helix_jobs.engine.pretrained import TRANSFORMERS_MAJOR, pretrained_arguments, read_tokenizer, weight_arguments
 from helix_jobs.engine.tensor_names import HEAD, canonical, check_layers, is_computed
 from helix_jobs.engine.text_decoder import check_decoder
 from helix_jobs.engine.token_ids import check_token_ids
+from helix_jobs.engine.tokenizer_trial import try_tokenizer
 from helix_jobs.errors import HelixError, ModelError, ModelNotFoundError
 
 if TYPE_CHECKING:
@@ -62,13 +64,18 @@ def open_source(name: str, home: Path, on_progress: Callable[[str], None]) -> Mo
         ModelNotFoundError: No such model, or it lacks its configuration or tokenizer.
         UnsupportedArchitectureError: The engine would not compute it exactly.
         ModelError: Its files are damaged.
+        ExhaustedError: The system gives no process to try its tokenizer in.
     """
     checkpoint = find_checkpoint(name, home, on_progress)
     check_layers(name, _num_layers(checkpoint), checkpoint.tensors)
     if checkpoint.gguf is None:
         check_token_ids(name, checkpoint.folder)
+        try_tokenizer(name, checkpoint.folder)
     try:
-        with pretrained_arguments(checkpoint.folder, checkpoint.gguf_file) as (folder, arguments):
+        with (
+            panics_as_errors(),
+            pretrained_arguments(checkpoint.folder, checkpoint.gguf_file) as (folder, arguments),
+        ):
             config = AutoConfig.from_pretrained(folder, **arguments)
             _complete(config, checkpoint)
             check_architecture(name, config)
@@ -120,7 +127,10 @@ def read_weights(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
     try:
         if source.config.tie_word_embeddings and checkpoint.gguf is None:
             _check_tied_head(checkpoint)
-        with pretrained_arguments(checkpoint.folder, checkpoint.gguf_file) as (folder, arguments):
+        with (
+            panics_as_errors(),
+            pretrained_arguments(checkpoint.folder, checkpoint.gguf_file) as (folder, arguments),
+        ):
             # A pair with output_loading_info, which transformers' annotations do not know.
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder,

@@ -2,24 +2,25 @@
 
 ``PromptEncoder`` runs ``python -m helix_jobs.engine.prompt_process``. It reads one JSON object a line from standard
 input, the setup first, and answers each with one line. It imports neither torch nor transformers, so that it starts in
-a tenth of a second and takes some 30 MB beside the tokenizer.
-
-It bounds itself where the system can: a timer of processor time ends it in the middle of any C code, and a limit of its
-address space turns too large an allocation into a MemoryError. Where there are none (Windows), the parent watches.
+a tenth of a second and takes some 30 MB beside the tokenizer. ``bounded_child`` says how it bounds itself.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import signal
-import sys
-from contextlib import suppress
 from dataclasses import asdict
-from typing import IO, Any
+from typing import Any
 
 from tokenizers import Tokenizer
 
+from helix_jobs.engine.bounded_child import (
+    bound_memory,
+    bound_time,
+    leave_signals_to_the_parent,
+    private_streams,
+    send,
+)
 from helix_jobs.engine.chat_template import ChatTemplate, RefusedMessagesError
 
 Answer = dict[str, Any]
@@ -100,53 +101,20 @@ class PromptWorker:
 
 def main() -> None:
     """Answer until standard input ends."""
-    requests, answers = _private_streams()
-    if hasattr(signal, "SIGTERM"):
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a supervisor's goes to all; the parent says when it is over
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    requests, answers = private_streams()
+    leave_signals_to_the_parent()
     setup = json.loads(requests.readline())
-    _bound_time(setup["seconds"])
-    _bound_memory(setup["memory_bytes"])
+    bound_time(setup["seconds"])
+    bound_memory(setup["memory_bytes"])
     worker = PromptWorker(setup)
-    _bound_time(0)
-    _bound_memory(setup["memory_bytes"])
-    _send(answers, worker.ready())
+    bound_time(0)
+    bound_memory(setup["memory_bytes"])
+    send(answers, worker.ready())
     for line in requests:
         request = json.loads(line)
-        _bound_time(request["seconds"])
-        _send(answers, worker.answer(request))
-        _bound_time(0)
-
-
-def _private_streams() -> tuple[IO[bytes], IO[bytes]]:
-    """Standard input and output for ourselves: what a library prints must not get between the answers."""
-    requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    return requests, answers
-
-
-def _send(answers: IO[bytes], answer: Answer) -> None:
-    answers.write(json.dumps(answer).encode() + b"\n")
-    answers.flush()
-
-
-def _bound_time(seconds: float) -> None:
-    """Let the system end this process after so much processor time; 0 takes the bound away."""
-    if sys.platform != "win32":
-        signal.setitimer(signal.ITIMER_PROF, seconds)
-
-
-def _bound_memory(more_bytes: int) -> None:
-    """Let allocations fail when the process has grown by so much from now on; 0 sets no bound."""
-    if sys.platform == "linux" and more_bytes:
-        import resource
-
-        with open("/proc/self/statm", "rb") as statm:  # noqa: PTH123  (no file, but the kernel's answer)
-            now = int(statm.read().split()[0]) * resource.getpagesize()
-        with suppress(ValueError, OSError):  # a lower limit is set already
-            resource.setrlimit(resource.RLIMIT_AS, (now + more_bytes, resource.RLIM_INFINITY))
-        with suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        bound_time(request["seconds"])
+        send(answers, worker.answer(request))
+        bound_time(0)
 
 
 if __name__ == "__main__":

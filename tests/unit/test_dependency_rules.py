@@ -16,6 +16,7 @@ import helix_jobs
 PACKAGE = Path(helix_jobs.__file__).parent
 TORCH_FREE = {"sampling_params", "request", "protocol", "config", "stats", "stop_strings"}
 TORCH_FREE |= {"prefix_cache", "block_table", "sequence", "admission", "scheduler"}
+TORCH_FREE |= {"bounded_child", "library_panics", "tokenizer_process", "tokenizer_trial"}
 TORCH_FREE |= {"bounded_process", "byte_tokens", "chat_template", "prompt_encoder", "prompt_process", "text"}
 TORCH_FREE |= {"step_costs", "draft_acceptance", "depth_plan", "speculation_depth"}
 # What jobs may import of the engine anywhere; the rest only worker_service and engine_choice.

@@ -154,58 +154,6 @@ def test_files_that_may_not_be_opened(tmp_path: Path, monkeypatch: pytest.Monkey
         load(folder)
 
 
-@pytest.mark.parametrize("token_id", [10**9, 2**31, 2**63, -1])
-@pytest.mark.parametrize("place", ["vocab", "added_tokens", "added_tokens_decoder", "added_tokens.json"])
-def test_a_token_far_beyond_the_vocabulary(tmp_path: Path, place: str, token_id: int) -> None:
-    folder = save_checkpoint(tmp_path)
-    path = folder / ("tokenizer_config.json" if place == "added_tokens_decoder" else "tokenizer.json")
-    document = json.loads(path.read_text())
-    token = {"id": token_id, "content": "<far>", "special": True, "normalized": False}
-    token |= dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
-    if place == "vocab":
-        document["model"]["vocab"]["a"] = token_id
-    elif place == "added_tokens":
-        document["added_tokens"].append(token)
-    elif place == "added_tokens_decoder":
-        document["added_tokens_decoder"] = {str(token_id): {"content": "<far>"}}
-    else:
-        (folder / place).write_text(json.dumps({"<far>": token_id}))
-    path.write_text(json.dumps(document))
-    with pytest.raises(ModelError, match=f"its tokenizer has the token id {token_id} among"):
-        load(folder)
-
-
-REPLACE = {"type": "Replace", "pattern": {"String": "a"}, "content": "a"}
-
-
-@pytest.mark.parametrize(
-    ("decoder", "message"),
-    [
-        (REPLACE | {"pattern": {"Regex": "(a+)+b"}}, "decodes by a regular expression"),
-        (REPLACE | {"content": "aaaa"}, "decodes by replacing a text with a longer one"),
-        ({"type": "Sequence", "decoders": [{"type": "Fuse"}, REPLACE | {"content": "aa"}]}, "with a longer one"),
-        ({"type": "Sequence", "decoders": [REPLACE] * 17}, "decodes in more than 16 steps"),
-    ],
-)
-def test_a_tokenizer_whose_decoding_is_not_bounded_is_refused(tmp_path: Path, decoder: dict, message: str) -> None:
-    folder = save_checkpoint(tmp_path)
-    path = folder / "tokenizer.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"decoder": decoder}))
-    with pytest.raises(ModelError, match=f"its tokenizer .*{message}, which is not served"):
-        load(folder)
-
-
-def test_a_token_as_long_as_a_book_is_refused(tmp_path: Path) -> None:
-    folder = save_checkpoint(tmp_path)
-    path = folder / "tokenizer.json"
-    document = json.loads(path.read_text())
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
-    document["added_tokens"].append({"id": 5, "content": "z" * 20_000} | flags)
-    path.write_text(json.dumps(document))
-    with pytest.raises(ModelError, match="has a token of 20,000 characters, which is not served"):
-        load(folder)
-
-
 def gguf(path: Path, settings: bytes, num_settings: int = 1, num_tensors: int = 0) -> None:
     path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, num_tensors, num_settings) + settings)
 

@@ -1,0 +1,169 @@
+"""Hostile tokenizers: a ModelError, in bounded time and memory, and never the end of the worker."""
+
+from __future__ import annotations
+
+import errno
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from model_files import load, save_checkpoint, write_gguf
+from tokenizers import Tokenizer
+
+from helix_jobs.engine import bounded_process, model_source
+from helix_jobs.engine.bounded_process import ProcessLimits
+from helix_jobs.engine.prompt_encoder import PromptLimits
+from helix_jobs.engine.tokenizer_trial import try_tokenizer
+from helix_jobs.errors import ExhaustedError, ModelError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+# Soon over, and far more than the tokenizers here need.
+SHORT = PromptLimits(seconds=2.0, process=ProcessLimits(memory_bytes=256 * 1024**2, wall_factor=120))
+REPLACE = {"type": "Replace", "pattern": {"String": "a"}, "content": "a"}
+
+
+def edit_tokenizer(folder: Path, **changes: Any) -> Path:
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return folder
+
+
+def merging(prefix: str, right: str) -> dict[str, Any]:
+    vocabulary = {"a": 0, right: 1, "a" + right.removeprefix(prefix): 2}
+    return {"type": "BPE", "vocab": vocabulary, "merges": [["a", right]], "continuing_subword_prefix": prefix}
+
+
+CHARSMAP = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+GROWING = {"type": "Sequence", "normalizers": [REPLACE | {"content": "a" * 200}] * 5}
+FLAGS = dict.fromkeys(("single_word", "lstrip", "rstrip", "special"), False)
+
+
+@pytest.mark.parametrize("token_id", [10**9, 2**31, 2**63, -1])
+@pytest.mark.parametrize("place", ["vocab", "added_tokens", "added_tokens_decoder", "added_tokens.json"])
+def test_a_token_far_beyond_the_vocabulary(tmp_path: Path, place: str, token_id: int) -> None:
+    folder = save_checkpoint(tmp_path)
+    path = folder / ("tokenizer_config.json" if place == "added_tokens_decoder" else "tokenizer.json")
+    document = json.loads(path.read_text())
+    token = {"id": token_id, "content": "<far>", "special": True, "normalized": False}
+    token |= dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
+    if place == "vocab":
+        document["model"]["vocab"]["a"] = token_id
+    elif place == "added_tokens":
+        document["added_tokens"].append(token)
+    elif place == "added_tokens_decoder":
+        document["added_tokens_decoder"] = {str(token_id): {"content": "<far>"}}
+    else:
+        (folder / place).write_text(json.dumps({"<far>": token_id}))
+    path.write_text(json.dumps(document))
+    with pytest.raises(ModelError, match=f"its tokenizer has the token id {token_id} among"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"normalizer": CHARSMAP}, r"makes the tokenizers library panic \(Precompiled"),
+        ({"model": merging("####", "b")}, r"makes the tokenizers library panic \("),
+        ({"model": merging("#", "éé")}, r"the process that tried (crashed|ended)"),
+    ],
+    ids=["charsmap", "panic", "abort"],
+)
+def test_a_tokenizer_that_cannot_be_read_without_a_panic(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    """Some panics end the process that reads it, so it is not the worker's that does."""
+    folder = edit_tokenizer(save_checkpoint(tmp_path), **changes)
+    with pytest.raises(ModelError, match=message):
+        load(folder)
+
+
+@pytest.mark.parametrize("place", ["tokenizer.json", "added_tokens_decoder", "added_tokens.json", "bos_token"])
+def test_an_added_token_that_grows_while_it_is_read(tmp_path: Path, place: str) -> None:
+    """The normalizer makes 320 thousand million characters of it."""
+    folder = edit_tokenizer(save_checkpoint(tmp_path), normalizer=GROWING)
+    size = len(json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"])
+    token = FLAGS | {"content": "aaa", "normalized": True}
+    if place == "tokenizer.json":
+        edit_tokenizer(folder, added_tokens=[token | {"id": size}])
+    elif place == "added_tokens.json":
+        (folder / place).write_text(json.dumps({"aaa": size}))
+    else:
+        path = folder / "tokenizer_config.json"
+        named = {place: token | {"__type": "AddedToken"}} if place == "bos_token" else {place: {str(size): token}}
+        path.write_text(json.dumps(json.loads(path.read_text()) | named))
+    with pytest.raises(ModelError, match=r"the process that tried (took|crashed|ended)|needs too much memory"):
+        try_tokenizer("m", folder, SHORT)
+
+
+def test_a_tokenizer_of_another_name_is_not_read_untried(tmp_path: Path) -> None:
+    """transformers would take it in place of the other."""
+    folder = save_checkpoint(tmp_path)
+    sound = json.loads((folder / "tokenizer.json").read_text())
+    (folder / "tokenizer.4.0.json").write_text(json.dumps(sound | {"normalizer": CHARSMAP}))
+    path = folder / "tokenizer_config.json"
+    names = {"fast_tokenizer_files": ["tokenizer.json", "tokenizer.4.0.json"]}
+    path.write_text(json.dumps(json.loads(path.read_text()) | names))
+    with pytest.raises(ModelError, match=r"names other files than tokenizer.json \(fast_tokenizer_files\); remove"):
+        load(folder)
+
+
+@pytest.mark.parametrize("kind", ["directory", "gguf"])
+def test_a_panic_in_the_worker_is_a_model_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """The second line: what only transformers' way of reading brings about."""
+    folder = edit_tokenizer(save_checkpoint(tmp_path), normalizer=CHARSMAP)
+    monkeypatch.setattr(model_source, "try_tokenizer", lambda *_: None)
+    if kind == "gguf":
+        write_gguf(tmp_path / "m.gguf")
+        text = (folder / "tokenizer.json").read_text()
+        monkeypatch.setattr(model_source, "build_gguf_tokenizer", lambda *_: Tokenizer.from_str(text))
+    with pytest.raises(ModelError, match=r"a tokenizer that cannot be read \(LibraryPanicError: Precompiled"):
+        load(tmp_path / "m.gguf" if kind == "gguf" else folder)
+
+
+def test_a_machine_without_processes_is_not_the_tokenizer_s_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def exhausted(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    folder = save_checkpoint(tmp_path)
+    monkeypatch.setattr(bounded_process.subprocess, "Popen", exhausted)
+    with pytest.raises(ExhaustedError, match="raise the limit"):
+        load(folder)
+
+
+def test_files_beside_a_sound_tokenizer_are_not_its_fault(tmp_path: Path) -> None:
+    """Nor does the trial leave a trace in any of them."""
+    folder = save_checkpoint(tmp_path)
+    (folder / "added_tokens.json").write_text("[" * 100_000)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    try_tokenizer("m", folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("decoder", "message"),
+    [
+        (REPLACE | {"pattern": {"Regex": "(a+)+b"}}, "decodes by a regular expression"),
+        (REPLACE | {"content": "aaaa"}, "decodes by replacing a text with a longer one"),
+        ({"type": "Sequence", "decoders": [{"type": "Fuse"}, REPLACE | {"content": "aa"}]}, "with a longer one"),
+        ({"type": "Sequence", "decoders": [REPLACE] * 17}, "decodes in more than 16 steps"),
+    ],
+)
+def test_a_tokenizer_whose_decoding_is_not_bounded_is_refused(tmp_path: Path, decoder: dict, message: str) -> None:
+    folder = save_checkpoint(tmp_path)
+    path = folder / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"decoder": decoder}))
+    with pytest.raises(ModelError, match=f"its tokenizer .*{message}, which is not served"):
+        load(folder)
+
+
+def test_a_token_as_long_as_a_book_is_refused(tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path)
+    path = folder / "tokenizer.json"
+    document = json.loads(path.read_text())
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    document["added_tokens"].append({"id": 5, "content": "z" * 20_000} | flags)
+    path.write_text(json.dumps(document))
+    with pytest.raises(ModelError, match="has a token of 20,000 characters, which is not served"):
+        load(folder)
