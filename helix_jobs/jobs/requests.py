@@ -197,7 +197,8 @@ def _bad_lines(number: int, error: InvalidFieldError) -> list[BadLine]:
 
 def _split(stream: LineSource, rejects: RejectSink | None) -> Iterator[_RawLine]:
     """Cut the stream into lines; the tail of a line over the limit is passed through to ``rejects``, never held."""
-    limit = MAX_LINE_BYTES + len(b"\r\n")
+    # A piece that is cut is over the limit then, whatever part of it does not count.
+    limit = len(_BOM) + MAX_LINE_BYTES + len(b"\r\n")
     number = 0
     while piece := stream.readline(limit):
         number += 1

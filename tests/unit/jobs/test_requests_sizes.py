@@ -28,6 +28,19 @@ def test_the_limit_counts_the_line_without_its_end():
     assert isinstance(read_one(over), BadLine)
 
 
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"], ids=["LF", "CRLF"])
+@pytest.mark.parametrize("size", [MAX_LINE_BYTES - 4, MAX_LINE_BYTES - 1, MAX_LINE_BYTES, MAX_LINE_BYTES + 1])
+def test_a_mark_before_a_long_line_counts_neither_as_its_bytes_nor_as_a_line(size: int, end: bytes):
+    mark, good = b"\xef\xbb\xbf", b'{"prompt": "a"}'
+    line = b'{"prompt": "' + b"x" * (size - 14) + b'"}'
+    rejects = io.BytesIO()
+    items = read(end.join([mark + line, mark + line, good]), rejects=rejects)
+    fits = size <= MAX_LINE_BYTES
+    kind = JobRequest if fits else BadLine
+    assert [(type(item), item.line) for item in items] == [(kind, 1), (kind, 2), (JobRequest, 3)]
+    assert rejects.getvalue() == (b"" if fits else (mark + line + end) * 2)
+
+
 @pytest.mark.parametrize("letter", ["x", "ж", "語", "😀", "\n", "\x7f"])
 def test_a_mapping_is_as_long_as_the_same_line_of_a_file(letter: str):
     def line(size: int) -> dict[str, str]:
