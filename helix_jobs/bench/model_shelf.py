@@ -12,7 +12,7 @@ from helix_jobs.engine.devices import free_memory, total_memory
 from helix_jobs.engine.engine import Engine
 from helix_jobs.engine.load_engine import with_compiled_kernels, without_slow_int8
 from helix_jobs.engine.model_loader import describe_device, get_device, load_models
-from helix_jobs.engine.reproducible import make_reproducible
+from helix_jobs.engine.reproducible import make_draft_reproducible, make_reproducible
 from helix_jobs.engine.text import TextCodec
 from helix_jobs.errors import InputError
 
@@ -55,6 +55,13 @@ class ModelShelf:
                 if self._models
                 else make_reproducible(loaded, plan.reproducible, plan.home / "profiles", on_progress)
             )
+        # With a fixed depth the draft, too, has to compute the same in any company. The weights are shared.
+        fixed = {mode.draft_spec.model for mode in plan.modes if not mode.speculation_config().adaptive}
+        self._models_of_fixed_depth = {
+            draft: make_draft_reproducible(loaded, plan.reproducible, plan.home / "profiles", on_progress)
+            for draft, loaded in self._models.items()
+            if draft in fixed
+        }
         # What steps cost is measured by the first engine of a kind, in its warm-up; the others are told.
         self._costs: dict[tuple[Mode, int], CostProfile] = {}
         self._codec = TextCodec(self.models.tokenizer, self.models.vocab_size, self.models.prompts)
@@ -98,7 +105,8 @@ class ModelShelf:
 
     def engine(self, mode: Mode, batch_size: int, requests: Sequence[Request]) -> Engine:
         """A fresh engine whose cache holds a full batch of such requests (or what ``kv_cache_mb`` allows)."""
-        models = self.models if mode.is_off else self._models[mode.draft_spec.model]
+        by_draft = self._models if mode.speculation_config().adaptive else self._models_of_fixed_depth
+        models = self.models if mode.is_off else by_draft[mode.draft_spec.model]
         config = EngineConfig(
             max_batch_size=batch_size,
             token_budget=defaults_for(self.device.type, total_memory(self.device)).token_budget,

@@ -102,13 +102,14 @@ class Engine:
         self._recovery = Recovery(self._scheduler, models.device)
         # Raised by the next step: results that were there first have to be handed over.
         self._fault: Exception | None = None
+        drafting = models.draft if draft is not None else None
         self._info = EngineInfo(
             target_model=models.target.name,
-            draft_model=_describe_draft(models.draft if draft is not None else None, config.speculation),
+            draft_model=_describe_draft(drafting, config.speculation),
             device=describe_device(models.device),
             dtype=models.target.dtype_name,
             overflows_float16=models.target.overflowed,
-            is_reproducible=models.target.is_reproducible,
+            is_reproducible=_is_reproducible(models.target, drafting, config.speculation),
             kernels="torch" if models.target.decoder.native is None else "compiled",
             speculation_depth=None if config.speculation.is_adaptive else config.speculation.ceiling,
             max_batch_size=config.max_batch_size,
@@ -366,3 +367,8 @@ def _describe_draft(draft: LoadedModel | None, speculation: SpeculationConfig) -
     """What drafts, as results name it."""
     parts = [LOOKUP_DRAFT] if speculation.lookup and speculation.is_on else []
     return " + ".join([*parts, *([draft.name] if draft is not None else [])]) or None
+
+
+def _is_reproducible(target: LoadedModel, draft: LoadedModel | None, speculation: SpeculationConfig) -> bool:
+    """Whether answers are the same in any company; of a fixed depth, sampled ones rest on the draft's numbers too."""
+    return target.is_reproducible and (speculation.is_adaptive or draft is None or draft.is_reproducible)

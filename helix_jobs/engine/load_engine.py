@@ -17,7 +17,7 @@ from helix_jobs.engine.engine import Engine
 from helix_jobs.engine.model_loader import INT8, get_device, load_models
 from helix_jobs.engine.native.build import processor_features
 from helix_jobs.engine.native.kernels import load_kernels
-from helix_jobs.engine.reproducible import make_reproducible
+from helix_jobs.engine.reproducible import make_draft_reproducible, make_reproducible
 from helix_jobs.engine.self_check import check_device
 from helix_jobs.engine.sizing import batch_limits, cache_config
 from helix_jobs.errors import ConfigurationError
@@ -56,6 +56,8 @@ def load_engine(settings: Settings, on_progress: Callable[[str], None] | None = 
     models = with_compiled_kernels(models, settings.compile, settings.home / "native", on_progress)
     models = without_slow_int8(models, on_progress)
     models = make_reproducible(models, settings.reproducible, profiles, on_progress)
+    if settings.speculation_depth is not None:
+        models = make_draft_reproducible(models, settings.reproducible, profiles, on_progress)
     limits = batch_limits(models, settings)
     config = EngineConfig(
         max_batch_size=limits.max_batch_size,

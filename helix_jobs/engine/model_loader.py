@@ -69,7 +69,7 @@ class LoadedModel:
         is_int8: Its linear layers are int8; ``decoder.dtype`` is that of its activations.
         is_copy: It is the target itself, quantised.
         overflowed: It was to run in float16, and its weights or activations do not fit into that.
-        is_reproducible: Its answers do not depend on what is computed beside them.
+        is_reproducible: What it computes for a sequence does not depend on what is computed beside it.
     """
 
     name: str

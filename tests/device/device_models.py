@@ -17,7 +17,7 @@ from helix_jobs.engine.config import CacheConfig, EngineConfig, SpeculationConfi
 from helix_jobs.engine.decoder.families import build_decoder
 from helix_jobs.engine.engine import Engine
 from helix_jobs.engine.model_loader import LoadedModel, LoadedModels
-from helix_jobs.engine.reproducible import make_reproducible
+from helix_jobs.engine.reproducible import make_draft_reproducible, make_reproducible
 from helix_jobs.engine.request import Request
 from helix_jobs.engine.sampling_params import SamplingParams
 
@@ -157,6 +157,8 @@ def engine_of(
     )
     # Where a worker's engine would promise equal answers in any company, so does this one.
     both = make_reproducible(both, "auto", Path(_TRIALS.name))
+    if not speculation.is_adaptive:
+        both = make_draft_reproducible(both, "auto", Path(_TRIALS.name))
     return Engine(
         both, EngineConfig(max_batch_size=max_batch_size, speculation=speculation), CacheConfig(num_blocks=num_blocks)
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,6 +12,7 @@ from native_models import DTYPES, compiled_engine, compiled_models, compiled_run
 from tiny_models import PROMPT, VOCAB_SIZE, request
 
 from helix_jobs.engine.config import SpeculationConfig
+from helix_jobs.engine.reproducible import make_draft_reproducible, make_reproducible
 from helix_jobs.engine.step_layout import TokenSlice
 
 NO_DRAFT = SpeculationConfig(depth=0, adaptive=False)
@@ -96,3 +99,27 @@ def test_outputs_are_the_same_alone_in_a_batch_with_drafts_and_after_preemption(
         if "drafts" in name:
             assert engine.counters().accepted_tokens > 0
     assert all(found == outputs["alone"] for found in outputs.values()), outputs
+
+
+@pytest.mark.parametrize("drafts", [DRAFTS, replace(DRAFTS, lookup=False)], ids=("lookup and int8", "int8"))
+def test_sampled_answers_of_a_fixed_depth_are_the_same_alone_and_in_a_batch(compiled_folder, tmp_path, drafts):
+    models = make_reproducible(compiled_models(compiled_folder, torch.bfloat16), "on", tmp_path)
+    requests = [
+        request(str(i), [(7 * i + 3 * j) % 31 + 2 for j in range(9)], seed=i, max_tokens=24, temperature=1.0)
+        for i in range(12)
+    ]
+
+    def answers(given, batch_size):
+        engine = compiled_engine(given, speculation=drafts, max_batch_size=batch_size)
+        found = [result.output_token_ids for result in engine.generate(requests)]
+        assert 0 < engine.counters().accepted_tokens < engine.counters().draft_tokens
+        return found, engine.info.is_reproducible
+
+    alone, is_promised = answers(models, 1)
+    if models.draft.decoder.small_steps is not None:
+        assert answers(models, 12)[0] != alone, "the control: a draft as it is loaded depends on company"
+    assert not is_promised
+    made = make_draft_reproducible(models, "on", tmp_path)
+    alone, is_promised = answers(made, 1)
+    assert is_promised
+    assert answers(made, 12) == answers(made, 5) == (alone, True)

@@ -13,12 +13,30 @@ from test_directml_adapter import GIB, RADEON, registry
 from tiny_models import copy_of, request, tiny_model
 
 from helix_jobs.engine.load_engine import load_engine
+from helix_jobs.engine.native.kernels import load_kernels
 from helix_jobs.settings import Settings
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import pytest
+
+
+def test_a_fixed_depth_asks_the_draft_for_the_same_numbers_in_any_company(
+    tmp_path: Path, compiled_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save_checkpoint(tmp_path / "model", copy_of(tiny_model(head_dim=16), torch.bfloat16))
+    variables = {"HOME": tmp_path / "home", "TARGET_MODEL": folder, "DRAFT_MODEL": "int8", "SPECULATION_DEPTH": 4}
+    variables |= {"DEVICE": "cpu", "DTYPE": "bfloat16", "COMPILE": "on", "REPRODUCIBLE": "on", "KV_CACHE_MB": 1}
+    settings = Settings.from_environment({f"HELIX_{name}": str(value) for name, value in variables.items()})
+    settings.make_home()
+    monkeypatch.setattr(
+        "helix_jobs.engine.load_engine.load_kernels", lambda _, *rest: load_kernels(compiled_folder, *rest)
+    )
+    engine = load_engine(settings)
+    assert engine.info.draft_model == f"{folder} (int8)"
+    assert engine.info.is_reproducible
+    engine.close()
 
 
 def test_a_worker_starts_on_directml_and_starts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
