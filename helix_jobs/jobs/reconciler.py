@@ -42,6 +42,8 @@ from helix_jobs.jobs.unfinished_cancels import CancelSeen, watch_cancels
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from sqlalchemy import Connection
+
     from helix_jobs.jobs.database import Database
     from helix_jobs.jobs.process_identity import Here
     from helix_jobs.jobs.store import PublishableJob, Reclaimed, Worker
@@ -286,11 +288,15 @@ class Reconciler:
             self._reclaim(worker_id, observation.heartbeat, f"silent for {observation.silent_seconds:.0f} s")
 
     def _reclaim(self, worker_id: str, heartbeat: datetime | None, why: str) -> int:
-        taken: Reclaimed | None = self._database.transact(
-            lambda connection: store.reclaim(connection, worker_id, datetime.now(UTC), heartbeat=heartbeat)
-        )
+        def take(c: Connection) -> tuple[Reclaimed | None, int]:
+            # One transaction: its worker counts as stopped from then on, so nobody would do the second part later.
+            reclaimed = store.reclaim(c, worker_id, datetime.now(UTC), heartbeat=heartbeat)
+            return reclaimed, 0 if reclaimed is None else store.republish_all(c)
+
+        taken, republished = self._database.transact(take)
         if taken is None:
             return 0
+        self.counters.republished += republished
         self.counters.requeued += taken.requeued
         self.counters.failed += taken.failed
         logger.warning(
@@ -299,9 +305,6 @@ class Reconciler:
             why,
             taken.requeued,
             taken.failed,
-        )
-        self.counters.republished += self._database.transact(
-            lambda connection: store.republish_unseen(connection, datetime.now(UTC))
         )
         return taken.requeued + taken.failed
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from datetime import UTC, datetime
 from subprocess import SubprocessError
 from typing import TYPE_CHECKING
 
@@ -33,7 +32,23 @@ def clear_stranded(database: Database, publisher: CeleryPublisher, worker_id: st
         others = [worker for worker in store.live_workers(c) if worker.id != worker_id]
     if not others:
         publisher.reset_queue()
-        database.transact(lambda c: store.republish_unseen(c, datetime.now(UTC)))
+        database.transact(store.republish_all)
+
+
+def revive_broker(database: Database, embedded: EmbeddedBroker) -> bool:
+    """Start the embedded broker again if it went away, and have every message sent again: nobody else would.
+
+    Returns:
+        Whether it had gone.
+
+    Raises:
+        HelixError: It cannot be started, or the database does not answer.
+    """
+    if embedded.is_running() or not embedded.start():
+        return False
+    logger.warning("the embedded broker had gone and was started again")
+    database.transact(store.republish_all)
+    return True
 
 
 def leave_broker(embedded: EmbeddedBroker) -> None:

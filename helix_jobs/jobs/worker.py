@@ -43,7 +43,7 @@ from helix_jobs.jobs.process_identity import here
 from helix_jobs.jobs.reconciler import Reconciler
 from helix_jobs.jobs.result_writer import GroupCommitWriter
 from helix_jobs.jobs.rounds import Rounds
-from helix_jobs.jobs.shared_broker import clear_stranded, leave_broker
+from helix_jobs.jobs.shared_broker import clear_stranded, leave_broker, revive_broker
 from helix_jobs.jobs.stop_button import StopButton, StopRequest, install_signals
 from helix_jobs.jobs.stranded_messages import stranded
 from helix_jobs.jobs.thread_limit import check_threads
@@ -339,8 +339,5 @@ class _Worker:
                 logger.warning("the leases are left to be reclaimed: %s", error)
 
     def _keep_broker(self) -> None:
-        """Bring the embedded broker back if it went away, and have every message sent again: nobody else would."""
-        if self._embedded is not None and not self._embedded.is_running() and self._embedded.start():
-            logger.warning("the embedded broker had gone and was started again")
-            self._database.transact(lambda c: store.republish_unseen(c, datetime.now(UTC)))
+        if self._embedded is not None and revive_broker(self._database, self._embedded):
             self._reconciler.wake()

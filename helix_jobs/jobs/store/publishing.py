@@ -122,6 +122,14 @@ def republish_unseen(c: Connection, published_before: datetime) -> int:
     ).rowcount
 
 
+def republish_all(c: Connection) -> int:
+    """Take the mark off every queued job: nobody can say whose messages are there. Returns how many.
+
+    Whoever published them may have a clock that is ahead, so no time bounds it.
+    """
+    return c.execute(update(jobs).where(_PUBLISHED_QUEUED).values(published_at=None)).rowcount
+
+
 def count_published_queued(c: Connection) -> int:
     """Queued jobs that should have a message with the broker or in a worker's look-ahead."""
     return c.execute(select(func.count()).select_from(jobs).where(_PUBLISHED_QUEUED)).scalar_one()

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from store_helpers import counts, must_take, now, register, stored_batch, succeed, worker
 
-from helix_jobs.errors import BrokerUnreachableError
+from helix_jobs.errors import BrokerUnreachableError, DatabaseUnreachableError
 from helix_jobs.jobs import store
 from helix_jobs.jobs.lost_messages import EmptyBroker, judge_empty_broker
 from helix_jobs.jobs.process import process_exists
@@ -23,6 +23,7 @@ from helix_jobs.jobs.reconciler import (
     observe,
     publish_room,
 )
+from helix_jobs.jobs.shared_broker import clear_stranded, revive_broker
 from helix_jobs.jobs.stranded_messages import StrandedMessages
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -48,11 +49,25 @@ class Broker:
             raise BrokerUnreachableError("the broker is away")
         self.messages.extend(job.id for job in jobs)
 
+    def reset_queue(self):
+        self.messages.clear()
+        self.unacked.clear()
+
     def forget_delivered(self, are_moot):
         if self.unacked and are_moot():
             self.unacked.clear()
             return 1
         return 0
+
+
+class Restarted:
+    """An embedded broker that had gone."""
+
+    def is_running(self):
+        return False
+
+    def start(self):
+        return True
 
 
 class Clock:
@@ -193,6 +208,54 @@ def test_messages_a_lost_worker_had_taken_are_sent_again_though_the_broker_is_ne
     assert ids[0] in broker.messages
     assert ids[1] in broker.messages
     assert reconciler.counters.requeued == 1
+
+
+@pytest.mark.parametrize("way", ["a worker is lost", "a worker begins alone", "the embedded broker is started again"])
+def test_marks_of_a_clock_that_is_ahead_are_taken_off_as_well(database, way):
+    register(database, "me", "silent")
+    _, ids = stored_batch(database, 5)
+    with database.write() as c:
+        store.mark_published(c, ids, now() + timedelta(minutes=5))
+    broker, clock = Broker(), Clock()
+    reconciler = _reconciler(database, broker, clock)
+    if way == "a worker is lost":
+        broker.messages.append(0)
+        _tick(reconciler, clock, database, 32)
+        assert reconciler.counters.republished == 5
+    elif way == "a worker begins alone":
+        with database.write() as c:
+            store.stop_worker(c, "silent", now())
+        clear_stranded(database, broker, "me")
+    else:
+        assert revive_broker(database, Restarted())
+    if way != "a worker is lost":
+        broker.messages.append(0)
+    reconciler.tick()
+    assert broker.messages == [0, *ids]
+
+
+def test_a_worker_is_not_given_up_without_its_messages_being_sent_again(database, monkeypatch):
+    """Else nobody would think of them again: the worker counts as stopped."""
+    register(database, "me", "silent")
+    _, ids = stored_batch(database, 3)
+    broker, clock = Broker(), Clock()
+    reconciler = _reconciler(database, broker, clock)
+    reconciler.tick()
+    del broker.messages[:2]
+    must_take(database, ids[0], "silent")
+
+    def fail(_):
+        raise DatabaseUnreachableError("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "republish_all", fail)
+        with pytest.raises(DatabaseUnreachableError):
+            _tick(reconciler, clock, database, 32)
+    with database.read() as c:
+        assert [worker.id for worker in store.live_workers(c)] == ["me", "silent"]
+        assert store.held_leases(c, "silent") == {ids[0]: 1}
+    _tick(reconciler, clock, database, 32)
+    assert set(ids[:2]) <= set(broker.messages)
 
 
 def test_time_nobody_watched_is_no_silence(database):

@@ -67,6 +67,10 @@ def test_marked_jobs_are_not_published_again_until_they_seem_lost(database):
     with database.write() as c:
         assert store.unmark_published(c, ids[2:3]) == 1
     assert len(_publishable(database)) == 4
+    with database.write() as c:
+        store.mark_published(c, ids[:3], moment + timedelta(days=1))
+        assert store.republish_all(c) == 3
+    assert len(_publishable(database)) == 4
 
 
 def test_a_late_mark_does_not_touch_a_claimed_job(database):
