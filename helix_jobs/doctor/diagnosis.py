@@ -16,6 +16,8 @@ from helix_jobs.redaction import redact
 from helix_jobs.settings import Settings
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from helix_jobs.engine.operator_checks import OperatorVerdict
 
 _Check = Callable[[Settings], list[Verdict]]
@@ -41,9 +43,9 @@ class Diagnosis:
 
 def diagnose(settings: Settings) -> Diagnosis:
     """Run every check. Without a torch that can be imported, nothing is said of devices and models."""
-    services: tuple[_Check, ...] = (check_home, check_database, check_broker, check_metrics)
+    services = {"home": check_home, "database": check_database, "broker": check_broker, "metrics port": check_metrics}
     software = check_software(settings)
-    around = [verdict for check in services for verdict in check(settings)]
+    around = _run(services, settings)
     operators: tuple[OperatorVerdict, ...] = ()
     engine: list[Verdict] = []
     if all(verdict.level is not Level.FAILED for verdict in software):
@@ -53,11 +55,25 @@ def diagnose(settings: Settings) -> Diagnosis:
         from helix_jobs.doctor.operators import judge_operators, try_operators
 
         # Add a check here; what it returns is shown as it is.
-        checks: tuple[_Check, ...] = (check_devices, check_kernels, check_models)
-        engine = [verdict for check in checks for verdict in check(settings)]
+        checks = {"devices": check_devices, "compiled kernels": check_kernels, "models": check_models}
+        engine = _run(checks, settings)
         operators = try_operators(settings)
         engine += judge_operators(operators)
     return Diagnosis(tuple(_redacted(verdict) for verdict in (*software, *engine, *around)), operators)
+
+
+def _run(checks: Mapping[str, _Check], settings: Settings) -> list[Verdict]:
+    """Run checks by their subjects. What the system refuses to one, unforeseen, keeps none of the others away."""
+    verdicts = []
+    for subject, check in checks.items():
+        try:
+            verdicts += check(settings)
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            finding = f"cannot be examined: {where}{error.strerror or error}"
+            remedy = "correct what the system says, and run helix doctor again"
+            verdicts.append(Verdict(subject, Level.FAILED, finding, remedy))
+    return verdicts
 
 
 def _redacted(verdict: Verdict) -> Verdict:

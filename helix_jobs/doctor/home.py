@@ -27,7 +27,7 @@ def check_home(settings: Settings) -> list[Verdict]:
     verdict = _judge_directory(home)
     verdicts = [verdict, check_room("home, disk", home)]
     if verdict.level is not Level.FAILED and home.is_dir():
-        verdicts.append(judge_skew("files", _file_skew(home)))
+        verdicts.append(_check_writing(home))
         verdicts += check_files(settings)
     return verdicts
 
@@ -66,9 +66,17 @@ def _judge_privacy(home: Path) -> Verdict:
     return Verdict(SUBJECT, Level.OK, f"{home}, mode {mode:04o}")
 
 
-def _file_skew(home: Path) -> float:
-    """How far the file system's clock is ahead; another one than this machine's where the files lie elsewhere."""
-    with tempfile.TemporaryFile(dir=home) as file:
-        file.write(b"x")
-        file.flush()
-        return os.fstat(file.fileno()).st_mtime - time.time()
+def _check_writing(home: Path) -> Verdict:
+    """Write a file, and see how far the file system's clock is ahead.
+
+    It is another clock than this machine's where the files lie elsewhere.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=home) as file:
+            file.write(b"x")
+            file.flush()
+            skew = os.fstat(file.fileno()).st_mtime - time.time()
+    except OSError as error:
+        finding = f"files cannot be written in {home}: {error.strerror or error}"
+        return Verdict("home, writes", Level.FAILED, finding, "free some space or inodes there, or set HELIX_HOME")
+    return judge_skew("files", skew)

@@ -51,6 +51,9 @@ def check_files(settings: Settings) -> list[Verdict]:
         files = home_files(settings.home)
     except ConfigurationError as error:
         return [failure("home, files", error)]
+    except OSError as error:
+        finding = f"cannot be looked at: {error.filename or settings.home}: {error.strerror or error}"
+        return [Verdict("home, files", Level.FAILED, finding, "correct the owner and permissions of what lies there")]
     sizes = bytes_by_kind(files)
     parts = [f"{_WORDS[kind]} {describe_bytes(sizes.get(kind, 0))}" for kind in FileKind]
     old = sum(file.bytes for file in files if file.used_at < datetime.now(UTC) - OLD)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import sys
 import warnings
 
@@ -207,3 +208,15 @@ def test_no_verdict_holds_a_password(bare_machine, settings):
     assert "does not answer" in found["database"].finding
     assert "127.0.0.1:1" in found["broker"].finding
     assert not [verdict for verdict in diagnosis.verdicts if "s3cret" in f"{verdict.finding}{verdict.remedy}"]
+
+
+def test_what_the_system_refuses_to_one_check_keeps_no_other_away(settings, monkeypatch):
+    def refused(_):
+        raise PermissionError(errno.EACCES, "Permission denied", "/somewhere/helix.db")
+
+    monkeypatch.setattr(software, "_installed", lambda _: None)
+    monkeypatch.setattr("helix_jobs.doctor.diagnosis.check_database", refused)
+    found = by_subject(diagnose(settings))
+    assert found["database"].level is Level.FAILED
+    assert found["database"].finding == "cannot be examined: /somewhere/helix.db: Permission denied"
+    assert {"home", "broker", "metrics port"} <= set(found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import sys
 from collections import namedtuple
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 from verdicts import FAILED, OK, WARNING, levels, only
 
-from helix_jobs.doctor import disk, home
+from helix_jobs.doctor import disk, home, housekeeping
 from helix_jobs.doctor import models as doctor_models
 from helix_jobs.doctor.disk import check_room, describe_bytes, is_network, judge_room
 from helix_jobs.doctor.home import check_home
@@ -47,6 +48,31 @@ def test_a_home_that_is_a_file_or_cannot_be_written(settings, monkeypatch):
     assert "cannot be made" in only(check_home(settings), "home").finding
     settings.home.mkdir()
     assert "may not be read or written" in only(check_home(settings), "home").finding
+
+
+def test_a_disk_that_takes_no_file_ends_no_other_check(settings, monkeypatch):
+    def full(**_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    settings.make_home()
+    monkeypatch.setattr(home.tempfile, "TemporaryFile", full)
+    verdicts = check_home(settings)
+    found = only(verdicts, "home, writes")
+    assert (found.level, "cannot be written" in found.finding) == (FAILED, True)
+    assert found.finding.endswith("No space left on device")
+    assert {"home", "home, disk", "home, files"} <= set(levels(verdicts))
+
+
+def test_files_that_cannot_be_looked_at_end_no_other_check(settings, monkeypatch):
+    def forbidden(_):
+        raise PermissionError(errno.EACCES, "Permission denied", "/somewhere/native")
+
+    settings.make_home()
+    monkeypatch.setattr(housekeeping, "home_files", forbidden)
+    verdicts = check_home(settings)
+    found = only(verdicts, "home, files")
+    assert (found.level, found.finding) == (FAILED, "cannot be looked at: /somewhere/native: Permission denied")
+    assert only(verdicts, "clock, files").level is OK
 
 
 @pytest.mark.parametrize(("free", "level"), [(100 << 20, FAILED), (1 << 30, WARNING), (2 << 30, OK), (1 << 40, OK)])
