@@ -60,5 +60,8 @@ def text_of(sequence: Sequence, codec: TextCodec) -> str:
 
 
 def _fail(sequence: Sequence, error: Exception) -> None:
-    logger.error("the output of request %s cannot be decoded", sequence.request_id, exc_info=error)
-    sequence.fail(EngineError(f"the output cannot be decoded: {type(error).__name__}"))
+    kind = type(error).__name__
+    # A library's words may quote the answer: the log has the error's kind and traceback alone.
+    logged = EngineError(kind).with_traceback(error.__traceback__)
+    logger.error("the output of request %s cannot be decoded", sequence.request_id, exc_info=logged)
+    sequence.fail(EngineError(f"the output cannot be decoded: {kind}"))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from helix_jobs.engine.byte_tokens import ByteTokens
+from helix_jobs.engine.library_panics import panics_as_errors
 from helix_jobs.engine.prompt_encoder import PromptEncoder
 from helix_jobs.errors import InvalidRequestError
 
@@ -121,13 +122,17 @@ class TextCodec:
             token_ids: The tokens.
             context: What stands before them. Tokenizers that begin a text with a space (SentencePiece's) take the
                 first one away again, which is right for a text and wrong for its continuation.
+
+        Raises:
+            LibraryPanicError: The tokenizer panics over them.
         """
         if context is not None and context.token_ids:
             whole = self.decode([*context.token_ids, *token_ids])
             if whole.startswith(context.text):
                 return whole[len(context.text) :]
         kept = self._bytes.without_open(token_ids)
-        text = self._tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        with panics_as_errors():
+            text = self._tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         assert isinstance(text, str), "one sequence decodes to one string"
         if text.endswith(_REPLACEMENT) and self._bytes.writes_open and self._bytes.num_open(token_ids):
             return text.removesuffix(_REPLACEMENT)

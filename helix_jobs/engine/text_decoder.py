@@ -1,8 +1,9 @@
 """Which decoders of a tokenizer are served: those whose time and memory grow with the text and no faster.
 
 The engine thread decodes, token by token, and a tokenizer.json is a stranger's work. A pattern may take for ever, or
-end in a panic of the library. A replacement longer than what it replaces multiplies the text at each step. No model in
-use needs either.
+end in a panic of the library, and so may cutting signs off the end of a token that has none. A replacement longer than
+what it replaces multiplies the text at each step, and so does one of nothing at all, which stands between any two
+characters. No model in use needs any of them.
 """
 
 from __future__ import annotations
@@ -56,16 +57,24 @@ def decoder_fault(description: dict[str, Any]) -> str | None:
     for count, step in enumerate(_steps(description), 1):
         if count > _MOST_STEPS:
             return f"decodes in more than {_MOST_STEPS} steps"
-        kind = step.get("type")
-        if kind == "Replace":
-            pattern = step["pattern"].get("String")
-            if pattern is None:
-                return "decodes by a regular expression"
-            if len(step["content"]) > len(pattern):
-                return "decodes by replacing a text with a longer one"
-        elif kind not in _KNOWN:
-            return f"decodes by {kind!r:.40}"
+        if (fault := _step_fault(step)) is not None:
+            return fault
     return None
+
+
+def _step_fault(step: dict[str, Any]) -> str | None:
+    match step:
+        case {"type": "Replace", "pattern": {"String": pattern}, "content": content}:
+            return "decodes by replacing a text with a longer one" if len(content) > len(pattern) else None
+        case {"type": "Replace"}:
+            return "decodes by a regular expression"
+        case {"type": "Strip", "stop": stop} if stop:
+            return "decodes by cutting off the end of each token"
+        case {"type": "BPEDecoder", "suffix": ""} | {"type": "CTC", "word_delimiter_token": ""}:
+            return "decodes by replacing an empty text"
+        case {"type": kind} if kind in _KNOWN:
+            return None
+    return f"decodes by {step.get('type')!r:.40}"
 
 
 def _steps(description: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import errno
 import json
+import random
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from model_files import load, save_checkpoint, write_gguf
-from tokenizers import Tokenizer
+from tiny_models import request, tiny_engine
+from tokenizers import Tokenizer, decoders, models
 
 from helix_jobs.engine import bounded_process, model_source
 from helix_jobs.engine.bounded_process import ProcessLimits
 from helix_jobs.engine.prompt_encoder import PromptLimits
+from helix_jobs.engine.text_decoder import decoder_fault
 from helix_jobs.engine.tokenizer_trial import try_tokenizer
-from helix_jobs.errors import ExhaustedError, ModelError
+from helix_jobs.errors import EngineError, ExhaustedError, ModelError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,6 +38,8 @@ def merging(prefix: str, right: str) -> dict[str, Any]:
     return {"type": "BPE", "vocab": vocabulary, "merges": [["a", right]], "continuing_subword_prefix": prefix}
 
 
+STRIP = {"type": "Strip", "content": " "}
+CTC = {"type": "CTC", "pad_token": "", "word_delimiter_token": "|", "cleanup": True}
 CHARSMAP = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
 GROWING = {"type": "Sequence", "normalizers": [REPLACE | {"content": "a" * 200}] * 5}
 FLAGS = dict.fromkeys(("single_word", "lstrip", "rstrip", "special"), False)
@@ -147,6 +152,11 @@ def test_files_beside_a_sound_tokenizer_are_not_its_fault(tmp_path: Path) -> Non
         (REPLACE | {"pattern": {"Regex": "(a+)+b"}}, "decodes by a regular expression"),
         (REPLACE | {"content": "aaaa"}, "decodes by replacing a text with a longer one"),
         ({"type": "Sequence", "decoders": [{"type": "Fuse"}, REPLACE | {"content": "aa"}]}, "with a longer one"),
+        (STRIP | {"start": 0, "stop": 64}, "decodes by cutting off the end of each token"),
+        (STRIP | {"start": 1, "stop": 1}, "decodes by cutting off the end of each token"),
+        ({"type": "BPEDecoder", "suffix": ""}, "decodes by replacing an empty text"),
+        (CTC | {"word_delimiter_token": ""}, "decodes by replacing an empty text"),
+        ({"type": "Sequence", "decoders": [{"type": "Fuse"}, CTC | {"word_delimiter_token": ""}]}, "an empty text"),
         ({"type": "Sequence", "decoders": [REPLACE] * 17}, "decodes in more than 16 steps"),
     ],
 )
@@ -156,6 +166,66 @@ def test_a_tokenizer_whose_decoding_is_not_bounded_is_refused(tmp_path: Path, de
     path.write_text(json.dumps(json.loads(path.read_text()) | {"decoder": decoder}))
     with pytest.raises(ModelError, match=f"its tokenizer .*{message}, which is not served"):
         load(folder)
+
+
+# SentencePiece's, as Llama 2 and Phi-3 have it; then what CTC, CLIP, BERT and XLM-R models have.
+SOUND_DECODERS = [
+    [
+        *(REPLACE | {"pattern": {"String": "\u2581"}}, {"type": "ByteFallback"}, {"type": "Fuse"}),
+        STRIP | {"start": 1, "stop": 0},
+    ],
+    [CTC, {"type": "BPEDecoder", "suffix": "</w>"}, {"type": "WordPiece", "prefix": "##", "cleanup": True}],
+    [{"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": True}],
+]
+
+
+@pytest.mark.parametrize("steps", SOUND_DECODERS, ids=["SentencePiece", "suffixes", "Metaspace"])
+def test_a_decoder_that_models_in_use_have_is_served(steps: list[dict[str, Any]]) -> None:
+    assert decoder_fault({"type": "Sequence", "decoders": steps}) is None
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_what_is_served_decodes_anything_to_a_text_no_longer_than_its_tokens(seed: int) -> None:
+    """Any order of steps; WordPiece writes a space before each token, at each of at most 16 steps."""
+    dice = random.Random(seed)
+    steps = [step for steps in SOUND_DECODERS for step in steps] + [
+        *({"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": True}, REPLACE),
+        *(REPLACE | {"pattern": {"String": ""}, "content": ""}, STRIP | {"start": 2**40, "stop": 0}),
+        *({"type": "WordPiece", "prefix": "", "cleanup": False}, {"type": "BPEDecoder", "suffix": " "}),
+    ]
+    decoder = {"type": "Sequence", "decoders": dice.choices(steps, k=dice.randrange(1, 17))}
+    assert decoder_fault(decoder) is None
+    vocabulary = {"<unk>": 0, "": 1, " ": 2, "a": 3, "\u2581a": 4, "<0xE4>": 5, "\u0120\u20ac": 6, "|": 7, "</w>": 8}
+    made = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>")).to_str()
+    backend = Tokenizer.from_str(json.dumps(json.loads(made) | {"decoder": decoder}))
+    for count in (0, 1, 2, 50):
+        token_ids = dice.choices(range(len(vocabulary)), k=count)
+        text = backend.decode(token_ids)
+        assert len(text) <= sum(len(token) for token in vocabulary) * count + 16 * count
+
+
+@pytest.mark.parametrize("stop", [(), ("zz",)], ids=["at the end", "at a stop string"])
+def test_a_panic_over_an_output_fails_that_request_alone(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, stop: tuple[str, ...]
+) -> None:
+    """The log has the panic's kind, not its words: they may quote the answer."""
+    backend = Tokenizer(models.WordLevel({" ": 0}, unk_token=" "))
+    backend.decoder = decoders.Strip(" ", 0, 64)
+    engine = tiny_engine()
+
+    def decode(token_ids: list[int], **_: object) -> str:
+        return "the prompt" if token_ids == [7] else backend.decode([0])
+
+    with monkeypatch.context() as patched:
+        patched.setattr(engine._codec._tokenizer, "decode", decode)
+        (bad,) = engine.generate([request("bad", [5, 6, 7], max_tokens=4, ignore_eos=True, stop=stop)])
+    assert isinstance(bad.error, EngineError)
+    assert str(bad.error) == "the output cannot be decoded: LibraryPanicError"
+    assert "the output of request bad cannot be decoded" in caplog.text
+    assert "out of bounds" not in caplog.text
+    (good,) = engine.generate([request("good", [5, 6, 7], max_tokens=4, ignore_eos=True, stop=stop)])
+    assert good.error is None
+    engine.check_integrity()
 
 
 def test_a_token_as_long_as_a_book_is_refused(tmp_path: Path) -> None:
