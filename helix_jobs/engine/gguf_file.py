@@ -208,8 +208,8 @@ def _check_types(name: str, tensors: Mapping[str, StoredTensor]) -> None:
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
 
     for kind in {tensor.kind for tensor in tensors.values()} - set(_PLAIN):
-        number = GGMLQuantizationType[kind]
         try:
+            number = GGMLQuantizationType[kind]
             dequantize(np.zeros((1, GGML_QUANT_SIZES[number][1]), dtype=np.uint8), number)
-        except NotImplementedError as error:
+        except (KeyError, NotImplementedError) as error:  # KeyError: it does not know the type at all
             raise _unread(name, f"weights stored as {kind} cannot be read from a GGUF file") from error

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 import numpy as np
 
 from helix_jobs.engine.stored_tensor import StoredTensor, refuse_lfs_pointer
-from helix_jobs.errors import ModelError
+from helix_jobs.errors import ModelError, UnsupportedArchitectureError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,6 +41,8 @@ _ARRAY: Final = 9
 _SCALARS: Final = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _LARGEST_DIMENSION: Final = 2**40
 _DIMENSIONS: Final = 4
+# The format has three versions and some forty types, and gets new ones. A larger number is none of them but damage.
+_LARGEST_NUMBER: Final = 255
 _ALIGNMENT_KEY: Final = "general.alignment"
 _ALIGNMENT: Final = 32
 
@@ -78,6 +80,7 @@ def read_gguf_header(name: str, path: Path) -> GgufHeader:
 
     Raises:
         ModelError: It is not GGUF, or damaged, or not whole.
+        UnsupportedArchitectureError: It is of a version of the format that is not read.
     """
     refuse_lfs_pointer(name, path)
     size = path.stat().st_size
@@ -85,7 +88,7 @@ def read_gguf_header(name: str, path: Path) -> GgufHeader:
         if stream.read(len(_MAGIC)) != _MAGIC:
             raise ModelError(f"model {name}: not a GGUF file; fetch it again")
         try:
-            header, end = _read(_Cursor(stream, min(size, _HEADER_LIMIT)), path)
+            header, end = _read(name, _Cursor(stream, min(size, _HEADER_LIMIT)), path)
         except (ValueError, KeyError, TypeError, struct.error, OverflowError) as error:
             raise ModelError(f"model {name}: the GGUF file is damaged ({error}); fetch it again") from error
     if end > size:
@@ -163,11 +166,16 @@ class _Cursor:
         return list(struct.unpack(f"<{count}{code}", self.take(count * width)))
 
 
-def _read(cursor: _Cursor, path: Path) -> tuple[GgufHeader, int]:
+def _read(name: str, cursor: _Cursor, path: Path) -> tuple[GgufHeader, int]:
     """The header, and where the last tensor ends."""
     version = cursor.scalar("I")
+    if version > _LARGEST_NUMBER:
+        raise ValueError(f"its version is {version}")
     if version not in _VERSIONS:
-        raise ValueError(f"its version {version} is none of {', '.join(map(str, _VERSIONS))}")
+        raise UnsupportedArchitectureError(
+            f"model {name}: version {version} of the GGUF format cannot be read (supported are "
+            f"{', '.join(map(str, _VERSIONS))}); use the model's safetensors or a GGUF file of another version"
+        )
     num_tensors, num_settings = cursor.scalar("Q"), cursor.scalar("Q")
     cursor.expect_entries(num_settings, 13, "settings")
     settings: dict[str, Any] = {}
@@ -195,16 +203,27 @@ def _read(cursor: _Cursor, path: Path) -> tuple[GgufHeader, int]:
 
 
 def _entry(cursor: _Cursor) -> tuple[StoredTensor, int, int]:
-    """One row of the table: what it is, its bytes, and where they begin after the header."""
+    """One row of the table: what it is, its bytes, and where they begin after the header.
+
+    A type that the installed gguf package does not know is named by its number. How many bytes such a tensor takes
+    nobody can tell here, so none are looked for.
+    """
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     dimensions = cursor.scalar("I")
     if not 0 < dimensions <= _DIMENSIONS:
         raise ValueError(f"a tensor has {dimensions} dimensions")
     lengths = [cursor.scalar("Q") for _ in range(dimensions)]
-    kind, offset = GGMLQuantizationType(cursor.scalar("I")), cursor.scalar("Q")
-    block, width = GGML_QUANT_SIZES[kind]
+    number, offset = cursor.scalar("I"), cursor.scalar("Q")
+    if number > _LARGEST_NUMBER:
+        raise ValueError(f"a tensor has the type {number}")
+    try:
+        known = GGMLQuantizationType(number)
+    except ValueError:
+        kind, block, width = f"type {number}", 1, 0
+    else:
+        kind, (block, width) = known.name, GGML_QUANT_SIZES[known]
     if any(not 0 < length < _LARGEST_DIMENSION for length in lengths) or lengths[0] % block:
         raise ValueError(f"a tensor has the shape {lengths}")
     # The format has the innermost length first.
-    return StoredTensor(kind.name, tuple(reversed(lengths))), math.prod(lengths) // block * width, offset
+    return StoredTensor(kind, tuple(reversed(lengths))), math.prod(lengths) // block * width, offset

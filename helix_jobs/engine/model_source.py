@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 import transformers
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
 from helix_jobs.engine.architecture import check_architecture
 from helix_jobs.engine.checkpoint import Checkpoint, find_checkpoint
@@ -76,7 +76,7 @@ def open_source(name: str, home: Path, on_progress: Callable[[str], None]) -> Mo
             panics_as_errors(),
             pretrained_arguments(checkpoint.folder, checkpoint.gguf_file) as (folder, arguments),
         ):
-            config = AutoConfig.from_pretrained(folder, **arguments)
+            config = _read_config(checkpoint, folder, arguments)
             _complete(config, checkpoint)
             check_architecture(name, config)
             check_layout(name, config, checkpoint.tensors, is_gguf=checkpoint.gguf is not None)
@@ -98,6 +98,22 @@ def open_source(name: str, home: Path, on_progress: Callable[[str], None]) -> Mo
         ) from error
     named = frozenset[int]() if checkpoint.gguf is None else gguf_turn_end_ids(checkpoint.gguf.vocabulary)
     return ModelSource(checkpoint, config, tokenizer, named)
+
+
+def _read_config(checkpoint: Checkpoint, folder: str, arguments: dict[str, Any]) -> PretrainedConfig:
+    """Read a configuration as transformers understands it, but a GGUF file's as that of the architecture it states.
+
+    transformers alone would take a llama file whose ``general.name`` is ``mistral`` for another architecture, give it a
+    window that it has not, and find no names for its weights.
+    """
+    config: PretrainedConfig
+    if checkpoint.gguf is None:
+        config = AutoConfig.from_pretrained(folder, **arguments)
+    else:
+        architecture = checkpoint.gguf.architecture
+        # transformers 4 would otherwise keep its reader's name of the architecture in the configuration of this one.
+        config = CONFIG_MAPPING[architecture].from_pretrained(folder, model_type=architecture, **arguments)
+    return config
 
 
 def _words(error: Exception) -> str:

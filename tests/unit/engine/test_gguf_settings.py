@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from typing import TYPE_CHECKING, Any
 
 import gguf
@@ -174,6 +175,40 @@ def test_a_type_of_blocks_that_cannot_be_taken_apart(tmp_path: Path, monkeypatch
     monkeypatch.setattr(gguf, "dequantize", refuse)
     with pytest.raises(UnsupportedArchitectureError, match="weights stored as Q8_0 cannot be read"):
         load(tmp_path / "tiny.gguf")
+
+
+@pytest.mark.parametrize("number", [31, 36, 45, 255])
+def test_a_type_of_blocks_that_the_gguf_package_does_not_know(tmp_path: Path, number: int) -> None:
+    """Such as those that llama.cpp wrote for some processors in 2024, or will write next year."""
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path)
+    content, tensor = path.read_bytes(), b"blk.0.ffn_down.weight"
+    place = content.index(tensor) + len(tensor) + struct.calcsize("<IQQ")
+    path.write_bytes(content[:place] + struct.pack("<I", number) + content[place + 4 :])
+    message = f"weights stored as type {number} cannot be read from a GGUF file; use the model's safetensors"
+    with pytest.raises(UnsupportedArchitectureError, match=message):
+        load(path)
+
+
+@pytest.mark.parametrize("version", [1, 4])
+def test_another_version_of_the_format(tmp_path: Path, version: int) -> None:
+    path = tmp_path / "tiny.gguf"
+    write_gguf(path)
+    content = path.read_bytes()
+    path.write_bytes(content[:4] + struct.pack("<I", version) + content[8:])
+    message = (
+        f"version {version} of the GGUF format cannot be read .supported are 2, 3.; use the model's safetensors or"
+    )
+    with pytest.raises(UnsupportedArchitectureError, match=message):
+        load(path)
+
+
+@pytest.mark.parametrize("name", ["mistral", "Mistral", "llama", "t5", ""])
+def test_a_files_name_is_no_architecture(tmp_path: Path, name: str) -> None:
+    """transformers would make a Mistral of the first, whose window of 4,096 tokens no file states."""
+    model = write_gguf(tmp_path / "tiny.gguf", general={"general.name": name}, max_position_embeddings=5_000)
+    assert equal(tmp_path / "tiny.gguf", model)
+    assert load(tmp_path / "tiny.gguf").max_context == 5_000
 
 
 def test_a_pointer_of_git_lfs(tmp_path: Path) -> None:
