@@ -3,13 +3,17 @@
 Encoding may need another process, and with it descriptors, a thread and memory. No job fails for the want of them: its
 request waits, and is tried again. Where that lasts, the worker ends for its supervisor, and its jobs are handed back.
 Memory that only one request does not get, while others do, is that request's fault.
+
+A job may end while its request is encoded: it is cancelled, or handed back by a worker that stops. Whoever waits for
+the request is told at once, however long the tokenizer takes.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 import time
-from concurrent.futures import wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,7 +25,6 @@ from helix_jobs.jobs.requests import to_engine_request
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from concurrent.futures import Future
 
     from helix_jobs.engine.protocol import EngineProtocol
     from helix_jobs.engine.request import Request
@@ -65,7 +68,7 @@ class RequestEncoder:
         self._complaint = Complaint(logger)
 
     def encode(self, claim: ClaimedJob, ending: Future[Any]) -> Request | None:
-        """Encode a claimed job's request, or return None if the job has ended while it waited.
+        """Encode a claimed job's request, or return None as soon as the job has ended.
 
         Args:
             claim: The job.
@@ -77,9 +80,13 @@ class RequestEncoder:
             EngineBrokenError: It has lacked memory for too long, which may be this job's doing: attempts count.
         """
         began: float | None = None
-        while True:
+        while not ending.done():
             try:
-                request = self._encode(claim)
+                encoding = self._begin(claim)
+                wait([encoding, ending], return_when=FIRST_COMPLETED)
+                if ending.done():
+                    break
+                request = encoding.result()
             except Exception as error:
                 if not is_shortage(error):
                     raise
@@ -92,8 +99,25 @@ class RequestEncoder:
                 self._passed_at = self._clock()
                 self._complaint.end("requests are encoded again")
                 return request
-            if wait([ending], self._pause).done:
-                return None
+            wait([ending], self._pause)
+        return None
+
+    def _begin(self, claim: ClaimedJob) -> Future[Request]:
+        """Encode on a thread of its own, which is left behind when the job ends: no tokenizer can be interrupted.
+
+        Trade-off: a thread is started for each prompt; in return neither a cancelled job nor a worker's stop waits for
+        a tokenizer.
+        """
+        encoding: Future[Request] = Future()
+
+        def run() -> None:
+            try:
+                encoding.set_result(self._encode(claim))
+            except BaseException as error:  # noqa: BLE001  (it is raised where the request is waited for)
+                encoding.set_exception(error)
+
+        threading.Thread(target=run, name="helix-encode", daemon=True).start()
+        return encoding
 
     def _encode(self, claim: ClaimedJob) -> Request:
         try:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import logging
 import threading
+from concurrent.futures import wait
 from typing import TYPE_CHECKING, Final
 
 from helix_jobs.errors import ExhaustedError, HelixError
 from helix_jobs.exhaustion import explain_missing_descriptor
 from helix_jobs.jobs.hard_exit import HardExit
+from helix_jobs.jobs.runs import counted
 from helix_jobs.jobs.stop_button import StopRequest
 
 if TYPE_CHECKING:
@@ -137,15 +139,29 @@ class WorkerEnding:
 
     def _give_up_after(self, seconds: float) -> None:
         """Make sure a stop ends although the database takes no writes; jobs wait for their hand-back for ever."""
-
-        def give_up() -> None:
-            self._gave_up = True
-            why = self._writer.trouble or explain_missing_descriptor() or "it takes no writes"
-            logger.error("stopping without the database; the next worker takes over what is leased: %s", why)
-            # Twice: every part may be in a call to the database that takes ten seconds to fail.
-            self.hard_exit.after(2 * HARD_EXIT_SECONDS, EXIT_FAILED)
-            self._writer.close(WRITER_SECONDS)
-
-        self._timer = threading.Timer(seconds, give_up)
+        self._timer = threading.Timer(seconds, self._give_up)
         self._timer.daemon = True
         self._timer.start()
+
+    def _give_up(self) -> None:
+        """Stop without the database if that is what does not answer; whatever else is waited for may still come."""
+        # Twice: every part may be in a call to the database that takes ten seconds to fail.
+        self.hard_exit.after(2 * HARD_EXIT_SECONDS, EXIT_FAILED)
+        why = self._writer.trouble or explain_missing_descriptor() or self._try_database()
+        if why:
+            self._gave_up = True
+            logger.error("stopping without the database; the next worker takes over what is leased: %s", why)
+            self._writer.close(WRITER_SECONDS)
+        elif jobs := self._service.active_count:
+            logger.warning("the stop still waits for %s to be handed back", counted(jobs, "job"))
+        else:
+            logger.warning("no job is left, and the stop still waits for Celery's consumer to end")
+
+    def _try_database(self) -> str:
+        """Why the database takes no writes: it may hang without a word; empty where it takes one."""
+        try:
+            written = self._writer.submit(lambda _: None)
+        except HelixError:
+            return ""  # the writer is closed, so the worker has ended meanwhile
+        wait([written], HAND_BACK_SECONDS)
+        return "" if written.done() and written.exception() is None else "it takes no writes"

@@ -37,6 +37,11 @@ def connect_without(self):
     return connect(self)
 PatientConsumer.connect = connect_without
 """
+ENDLESS_TOKENIZER = """
+import time
+from helix_jobs.testing import FakeEngine
+FakeEngine.encode = lambda *_: time.sleep(3600)
+"""
 NO_CONSUMER = """
 import errno
 from helix_jobs.jobs import consumer
@@ -160,6 +165,25 @@ def test_a_stop_ends_a_worker_whose_database_is_locked(embedded_box: Box, wish: 
     assert box.states(batch) == {"running": 5}
     box.start_worker()
     box.wait_states(batch, succeeded=5)
+
+
+@pytest.mark.parametrize(
+    ("grace", "numbers", "code"),
+    [("0", [signal.SIGTERM], 0), ("3600", [signal.SIGINT] * 2, 130)],
+    ids=["once", "twice"],
+)
+def test_a_stop_waits_for_no_tokenizer(box: Box, grace: str, numbers: list[int], code: int) -> None:
+    """The database takes the hand-back, and no job loses an attempt."""
+    batch = box.submit(*prompts(3))
+    worker = start_quick_worker(box, window=60.0, before=ENDLESS_TOKENIZER, HELIX_SHUTDOWN_GRACE=grace)
+    box.wait_states(batch, running=3)
+    for number in numbers:
+        worker.send(number)
+        wait_until(lambda: " s to finish" in worker.log, "the stop is not noticed")
+    assert worker.wait() == code, worker.log
+    assert [(row.state, row.attempts) for row in box.rows(batch)] == [("queued", 0)] * 3
+    assert "database" not in worker.log.partition("stopping")[2]
+    assert "CRITICAL" not in worker.log
 
 
 def test_an_idle_worker_ends_in_time_whatever_its_database_does(embedded_box: Box) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import threading
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -94,12 +95,44 @@ def test_memory_that_one_request_alone_does_not_get_is_its_own_fault() -> None:
         encoder.encode(claim(1), Future())
 
 
-def test_a_job_that_is_withdrawn_meanwhile_is_not_waited_for() -> None:
+def test_a_job_that_is_withdrawn_while_it_waits_is_not_tried_again() -> None:
     machine = Machine({"1.1": [NO_DESCRIPTOR]})
+    ending: Future[Any] = Future()
+    original = machine.encode
+
+    def encode(request: Request) -> Request:
+        try:
+            return original(request)
+        finally:
+            ending.set_result("handed back")
+
+    machine.encode = encode  # type: ignore[method-assign]
+    assert machine.encoder().encode(claim(1), ending) is None
+    assert machine.tries == ["1.1"]
+
+
+def test_a_job_that_has_ended_before_is_not_encoded() -> None:
+    machine = Machine({})
     ending: Future[Any] = Future()
     ending.set_result("handed back")
     assert machine.encoder().encode(claim(1), ending) is None
-    assert machine.tries == ["1.1"]
+    assert machine.tries == []
+
+
+def test_a_job_that_is_withdrawn_waits_for_no_tokenizer() -> None:
+    machine = Machine({})
+    ending: Future[Any] = Future()
+    go_on = threading.Event()
+
+    def encode(_: Request) -> Request:
+        ending.set_result("handed back")
+        assert go_on.wait(20)
+        raise EngineError("the process that tokenises prompts ended with SIGKILL")
+
+    machine.encode = encode  # type: ignore[method-assign]
+    assert machine.encoder().encode(claim(1), ending) is None
+    assert not go_on.is_set()
+    go_on.set()
 
 
 @pytest.mark.parametrize(
