@@ -157,7 +157,7 @@ class PromptEncoder:
         return self._encode({"messages": plain, "arguments": dict(arguments), "most": most}, num_chars)
 
     def close(self) -> None:
-        """End the processes, and with them the prompts at work. A later prompt starts another."""
+        """End the processes, and with them the prompts at work or waiting for one. A later prompt starts another."""
         self._num_closed += 1
         _end(self._processes)
 
@@ -202,7 +202,12 @@ class PromptEncoder:
         return answer
 
     def _take(self) -> BoundedProcess:
-        """A process with nothing to do: the one used last, a new one, or, if there are enough, the next to be free."""
+        """A process with nothing to do: the one used last, a new one, or, if there are enough, the next to be free.
+
+        Raises:
+            ProcessEndedError: It cannot be started, or the encoder was closed meanwhile.
+        """
+        num_closed = self._num_closed
         while True:
             with self._lock:
                 patience = _PATIENCE if self._processes else 0.0
@@ -214,6 +219,8 @@ class PromptEncoder:
                     self._processes.discard(process)
                 continue
             with self._lock:
+                if self._num_closed > num_closed:
+                    raise ProcessEndedError("was closed")
                 if len(self._processes) >= self._limits.processes:
                     continue
                 try:

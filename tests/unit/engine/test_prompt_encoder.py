@@ -14,8 +14,9 @@ import pytest
 from tiny_models import VOCAB_SIZE, tokenizer
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
+from worker_box import wait_until
 
-from helix_jobs.engine import bounded_process
+from helix_jobs.engine import bounded_process, prompt_encoder
 from helix_jobs.engine.bounded_process import ProcessLimits
 from helix_jobs.engine.prompt_encoder import PromptEncoder, PromptLimits
 from helix_jobs.engine.text import TextCodec
@@ -244,6 +245,30 @@ def test_its_processes_end_with_it(encoder):
     encoder.forget()
     gc.collect()
     process.wait(10)
+
+
+def test_a_prompt_that_waits_for_a_process_ends_with_it_too(encoder, monkeypatch):
+    """Else a worker that ends would start another process for a prompt of nobody's."""
+    monkeypatch.setattr(prompt_encoder, "_PATIENCE", 0.05)
+    made = encoder(with_template(LOOP), replace(SHORT, seconds=20.0, processes=1))
+    made.probe()
+    get, waiting = made._free.get, threading.Event()
+
+    def get_late(timeout):
+        waiting.set()
+        return get(timeout=timeout)
+
+    with ThreadPoolExecutor(2) as pool:
+        endless = pool.submit(made.encode_messages, [{"role": "user", "content": "loop"}], {})
+        wait_until(made._free.empty, "the process is not taken")
+        made._free.get = get_late
+        other = pool.submit(made.encode_prompt, "hi")
+        assert waiting.wait(20)
+        made.close()
+        for one in (endless, other):
+            with pytest.raises(EngineError, match="the process that tokenises prompts"):
+                one.result(20)
+    assert not made._processes
 
 
 def test_a_tokenizer_that_is_a_program_is_refused():
