@@ -237,16 +237,25 @@ class Reconciler:
         self._wake.set()
 
     def tick(self) -> None:
-        """Do the duties once.
+        """Do the duties once; an error of one of them, such as a row that cannot be read, keeps no other from it.
 
         Raises:
-            HelixError: Broker or database do not answer; the duties before it are done.
+            HelixError: Broker or database do not answer, which every duty needs; the duties before it are done.
+            Exception: The first error of another kind, when all duties were tried.
         """
-        self._came_round()
-        self._judge()
-        self._came_round()
-        self._finish_cancels()
-        self._came_round()
+        errors: list[Exception] = []
+        for duty in (self._judge, self._finish_cancels, self._supply):
+            self._came_round()
+            try:
+                duty()
+            except HelixError:
+                raise
+            except Exception as error:  # noqa: BLE001  (raised below)
+                errors.append(error)
+        if errors:
+            raise errors[0]
+
+    def _supply(self) -> None:
         depth = self._publisher.depth()
         self._publish(publish_room(depth, self._config.window))
         self._came_round()

@@ -15,6 +15,7 @@ from helix_jobs.errors import NotFoundError, UnfinishedSubmissionError
 from helix_jobs.jobs.schema import BATCH_IS_THERE, batch_counters, batches, jobs
 from helix_jobs.jobs.states import JobState
 from helix_jobs.jobs.store import counters
+from helix_jobs.jobs.store.readable import readable_rows
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -86,17 +87,20 @@ def cancel_lines(c: Connection, change: Change, after: int, last: int) -> int | 
 
 
 def unfinished_cancels(c: Connection) -> dict[Change, int]:
-    """Cancelled batches of which jobs are still queued or running, and how many: someone is at it, or was killed."""
+    """Cancelled batches of which jobs are still queued or running, and how many: someone is at it, or was killed.
+
+    One whose time of cancelling cannot be read is left out; ``helix db check`` names it.
+    """
     signed = case((batch_counters.c.outcome == counters.STORED, batch_counters.c.jobs), else_=-batch_counters.c.jobs)
     left = func.sum(signed)
-    rows = c.execute(
+    query = (
         select(batches.c.id, batches.c.cancelled_at, left.label("left"))
         .join_from(batch_counters, batches)
         .where(batches.c.cancelled_at.is_not(None), batches.c.total.is_not(None))
         .group_by(batches.c.id, batches.c.cancelled_at)
         .having(left > 0)
     )
-    return {Change(row.id, row.cancelled_at): int(row.left) for row in rows}
+    return {Change(row.id, row.cancelled_at): int(row.left) for row in readable_rows(c, query, batches.c.id)}
 
 
 def cancel_job(c: Connection, job_id: int, *, now: datetime | None = None) -> int:

@@ -18,10 +18,11 @@ from sqlalchemy import and_, bindparam, case, exists, insert, literal_column, no
 from helix_jobs.jobs.schema import batches, jobs, results, workers
 from helix_jobs.jobs.states import ErrorCode, JobState
 from helix_jobs.jobs.store import counters
+from helix_jobs.jobs.store.readable import readable_rows
 from helix_jobs.jobs.store.records import ClaimedJob, FinishedJob, Reclaimed, ResultRow
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
 
     from sqlalchemy import Connection, Row, Select
@@ -265,23 +266,27 @@ def reclaim(c: Connection, worker_id: str, now: datetime, *, heartbeat: datetime
     if heartbeat is not None and worker is not None and worker.heartbeat_at != heartbeat:
         return None
     held = jobs.c.worker_id == worker_id
+    is_capped = jobs.c.attempts >= jobs.c.max_attempts
+    # A time that cannot be read keeps no other lease from being taken.
+    began = readable_rows(c, select(jobs.c.id, jobs.c.claimed_at).where(_IS_RUNNING, held, is_capped), jobs.c.id)
     failed = c.execute(
         update(jobs)
-        .where(_IS_RUNNING, held, jobs.c.attempts >= jobs.c.max_attempts)
+        .where(_IS_RUNNING, held, is_capped)
         .values(
             state=JobState.FAILED.value,
             finished_at=now,
             error_code=ErrorCode.WORKER_LOST.value,
             error_message="the worker was lost each time this job ran; look at the worker's log, then retry by hand",
         )
-        .returning(jobs.c.batch_id, jobs.c.claimed_at)
+        .returning(jobs.c.id, jobs.c.batch_id)
     ).all()
     requeued = c.execute(
         update(jobs)
         .where(_IS_RUNNING, held)
         .values(state=JobState.QUEUED.value, published_at=None, claimed_at=None, worker_id=None, queued_at=now)
     ).rowcount
-    counters.add(c, *_lost_shares(failed, worker_id, now))
+    claimed = {row.id: row.claimed_at for row in began if row.claimed_at is not None}
+    counters.add(c, *_lost_shares(failed, claimed, worker_id, now))
     c.execute(update(workers).where(workers.c.id == worker_id, workers.c.stopped_at.is_(None)).values(stopped_at=now))
     return Reclaimed(requeued=requeued, failed=len(failed))
 
@@ -311,18 +316,20 @@ def _finished_before(c: Connection, parameters: dict[str, Any]) -> bool:
     return c.execute(_FINISHED_BEFORE, {key: parameters[key] for key in keys}).first() is not None
 
 
-def _lost_shares(failed: Sequence[Row[*tuple[Any, ...]]], worker_id: str, now: datetime) -> list[counters.Share]:
-    per_batch: dict[str, list[datetime]] = {}
+def _lost_shares(
+    failed: Sequence[Row[*tuple[Any, ...]]], claimed: Mapping[int, datetime], worker_id: str, now: datetime
+) -> list[counters.Share]:
+    per_batch: dict[str, list[int]] = {}
     for row in failed:
-        per_batch.setdefault(row.batch_id, []).append(row.claimed_at)
+        per_batch.setdefault(row.batch_id, []).append(row.id)
     return [
         counters.Share(
             batch_id=batch_id,
             writer=worker_id,
             outcome=ErrorCode.WORKER_LOST.value,
-            jobs=len(claimed),
-            started_at=min(claimed),
+            jobs=len(ids),
+            started_at=min((claimed[job_id] for job_id in ids if job_id in claimed), default=None),
             finished_at=now,
         )
-        for batch_id, claimed in per_batch.items()
+        for batch_id, ids in per_batch.items()
     ]

@@ -20,7 +20,7 @@ from helix_jobs.jobs.schema import UTCDateTime
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from sqlalchemy import Column, ColumnElement, Connection, Row, Table
+    from sqlalchemy import Column, ColumnElement, Connection, Row, Select, Table
 
 PAGE_ROWS: Final = 500
 
@@ -69,6 +69,24 @@ def unreadable_page(c: Connection, table: Table, after: _Key | None) -> tuple[li
         else [value for key in page for value in _unreadable_row(c, table, key)]
     )
     return found, page[-1] if len(page) == PAGE_ROWS else None
+
+
+def readable_rows(c: Connection, query: Select[Any], key: Column[Any]) -> list[Row[Any]]:
+    """The rows of a query without those that cannot be read: for one of them nobody is to wait who asks for all.
+
+    Args:
+        c: A transaction.
+        query: Of a few rows, as each is read by itself once one of them cannot be.
+        key: A column of the query's tables that tells its rows apart, and can be read.
+    """
+    try:
+        return list(c.execute(query))
+    except (DBAPIError, ValueError, TypeError) as error:
+        if isinstance(error, DBAPIError) and unreachable_reason(error) is not None:
+            raise
+    keys = c.execute(query.with_only_columns(key, maintain_column_froms=True)).scalars().all()
+    single = [query.where(key == one) for one in keys]
+    return [row for one in single if unreadable_reason(c, one) is None for row in c.execute(one)]
 
 
 def make_readable(c: Connection, value: UnreadableValue) -> None:

@@ -6,16 +6,14 @@ the times here are never compared with anybody's clock.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import Connection, bindparam, insert, or_, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DBAPIError
 
-from helix_jobs.jobs.database_errors import unreachable_reason
 from helix_jobs.jobs.schema import jobs, runs, workers
+from helix_jobs.jobs.store.readable import readable_rows
 from helix_jobs.jobs.store.records import NewWorker, RunTotals, Worker
 
 if TYPE_CHECKING:
@@ -77,20 +75,7 @@ def _readable_workers(c: Connection, which: ColumnElement[bool]) -> list[Worker]
 
     One that lives writes over what is unreadable with its next heartbeat.
     """
-    try:
-        return _workers(c, which)
-    except (DBAPIError, ValueError, TypeError) as error:
-        if isinstance(error, DBAPIError) and unreachable_reason(error) is not None:
-            raise
-    found = []
-    for worker_id in c.execute(select(workers.c.id).where(which).order_by(workers.c.started_at)).scalars().all():
-        with suppress(ValueError, TypeError, DBAPIError):
-            found += _workers(c, workers.c.id == worker_id)
-    return found
-
-
-def _workers(c: Connection, which: ColumnElement[bool]) -> list[Worker]:
-    rows = c.execute(select(workers).where(which).order_by(workers.c.started_at))
+    rows = readable_rows(c, select(workers).where(which).order_by(workers.c.started_at), workers.c.id)
     return [Worker(**row._mapping) for row in rows]  # noqa: SLF001  (SQLAlchemy's documented name)
 
 

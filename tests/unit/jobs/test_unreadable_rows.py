@@ -10,7 +10,9 @@ from sqlalchemy import text
 from store_helpers import check_counters, counts, must_take, now, register, stored_batch
 
 from helix_jobs.doctor.database import check_database
-from helix_jobs.jobs import store, tasks
+from helix_jobs.jobs import bulk, store, tasks
+from helix_jobs.jobs.database_check import check_rows
+from helix_jobs.jobs.reconciler import Reconciler
 from helix_jobs.jobs.schema import jobs
 from helix_jobs.settings import Settings, sqlite_url
 
@@ -130,6 +132,72 @@ def test_a_worker_whose_row_cannot_be_read_holds_up_nobody(sqlite_database, tmp_
         assert store.heartbeat(c, "damaged", now())
     with database.read() as c:
         assert {worker.id for worker in store.live_workers(c)} == {"alive", "damaged"}
+
+
+class OpenBroker:
+    """Takes every message."""
+
+    def __init__(self):
+        self.messages = []
+
+    def depth(self):
+        return len(self.messages)
+
+    def publish(self, published):
+        self.messages += [job.id for job in published]
+
+    def forget_delivered(self, _are_moot):
+        return 0
+
+
+def test_a_cancel_whose_time_cannot_be_read_holds_up_nobody(sqlite_database):
+    """Every batch waits for the reconciler's looks at the cancels, and a retry looks, too."""
+    database = sqlite_database
+    damaged, _ = stored_batch(database, 2)
+    other, _ = stored_batch(database, 1)
+    cancelled, _ = stored_batch(database, 1)
+    _, ids = stored_batch(database, 3)
+    with database.write() as c:
+        c.execute(text("UPDATE batches SET cancelled_at = strftime('%s', 'now') WHERE id = :id"), {"id": damaged})
+        begun = store.begin_cancel(c, cancelled)
+        store.cancel_batch(c, other)
+    broker = OpenBroker()
+    Reconciler(database, broker).tick()
+    assert broker.messages == ids
+    with database.read() as c:
+        assert store.unfinished_cancels(c) == {begun: 1}
+    assert bulk.retry_batch(database, other) == 1
+    assert "values of batches.cancelled_at that cannot be read" in {
+        finding.what for finding in check_rows(database, repair=False)
+    }
+
+
+def test_a_claim_whose_time_cannot_be_read_keeps_its_workers_other_jobs_from_nobody(sqlite_database):
+    database = sqlite_database
+    batch_id, ids = stored_batch(database, 3)
+    register(database, "lost")
+    for job_id in ids:
+        must_take(database, job_id, "lost")
+    with database.write() as c:
+        c.execute(text("UPDATE jobs SET attempts = max_attempts WHERE id != :id"), {"id": ids[2]})
+        c.execute(text("UPDATE jobs SET claimed_at = 'yesterday' WHERE id = :id"), {"id": ids[0]})
+    with database.write() as c:
+        assert store.reclaim(c, "lost", now()) == store.Reclaimed(requeued=1, failed=2)
+    assert counts(database, batch_id) == {"failed": 2, "queued": 1}
+
+
+@pytest.mark.parametrize("duty", ["worker_heartbeats", "unfinished_cancels"])
+def test_a_duty_that_fails_keeps_the_reconciler_from_no_other(sqlite_database, monkeypatch, duty):
+    _, ids = stored_batch(sqlite_database, 3)
+    broker = OpenBroker()
+
+    def fail(_):
+        raise ValueError("not yet known")
+
+    monkeypatch.setattr(store, duty, fail)
+    with pytest.raises(ValueError, match="not yet known"):
+        Reconciler(sqlite_database, broker).tick()
+    assert broker.messages == ids
 
 
 class BrokenService:
