@@ -123,6 +123,7 @@ def _answer(
     handler: Callable[..., Any],
     on_reject: Callable[[str], None],
     state: object,
+    /,  # whoever broadcasts chooses the arguments' names
     **arguments: object,
 ) -> Any:  # noqa: ANN401
     """Call Celery's handler; arguments it does not take are an answer, not a traceback in the log."""
@@ -133,7 +134,7 @@ def _answer(
         return {"error": f"{name} failed: {type(error).__name__}"}
 
 
-def _refuse(name: str, on_reject: Callable[[str], None], state: object, **_: object) -> dict[str, str]:  # noqa: ARG001
+def _refuse(name: str, on_reject: Callable[[str], None], state: object, /, **_: object) -> dict[str, str]:  # noqa: ARG001
     on_reject(f"remote control ({name})")
     remedy = _REMEDIES.get(name, f"it answers {', '.join(sorted(ANSWERED))}")
     return {"error": f"a Helix worker does not take {name}: {remedy}"}

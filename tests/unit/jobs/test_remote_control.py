@@ -139,8 +139,8 @@ def said() -> Iterator[list[str]]:
     Panel.data.update(before)
 
 
-def call(name: str, **arguments: Any) -> Any:
-    return Panel.data[name](None, **arguments)
+def call(command: str, /, **arguments: Any) -> Any:
+    return Panel.data[command](None, **arguments)
 
 
 def test_whatever_flower_asks_is_answered(said: list[str]) -> None:
@@ -179,3 +179,14 @@ def test_every_command_is_either_answered_or_refused(said: list[str]) -> None:
 def test_arguments_it_does_not_take_are_an_answer(name: str, arguments: dict[str, Any], said: list[str]) -> None:
     assert call(name, **arguments) == {"error": f"{name} failed: TypeError"}
     assert said == [f"remote control ({name} with arguments it does not take)"]
+
+
+@pytest.mark.parametrize("name", ["name", "handler", "on_reject", "state", "arguments", "self"])
+def test_no_argument_of_a_broadcast_is_taken_for_one_of_the_workers_own(name: str, said: list[str]) -> None:
+    assert known(broadcast(BODY | {"method": "enable_events", "arguments": {name: "x"}}))
+    assert call("enable_events", **{name: "x"}) == {"error": "enable_events failed: TypeError"}
+    assert "does not take pool_grow" in call("pool_grow", **{name: "x"})["error"]
+    assert said == [
+        "remote control (enable_events with arguments it does not take)",
+        "remote control (pool_grow)",
+    ]
