@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from helix_jobs.doctor.disk import describe_bytes
 from helix_jobs.doctor.verdict import Level, Verdict, failure
-from helix_jobs.errors import ConfigurationError
+from helix_jobs.errors import ConfigurationError, UnreadableRowError
 from helix_jobs.jobs import store
 from helix_jobs.jobs.database import SQLITE
 from helix_jobs.jobs.home_files import FileKind, bytes_by_kind, home_files
@@ -27,7 +27,10 @@ _REMEDY: Final = "helix purge --older-than 30d"
 
 def check_ended(database: Database, size_bytes: int) -> list[Verdict]:
     """How much of the database belongs to batches that ended long ago, and what is free in it."""
-    plan = plan_purge(database, older_than=OLD)
+    try:
+        plan = plan_purge(database, older_than=OLD)
+    except UnreadableRowError as error:
+        return [failure("old batches", error)]
     with database.read() as c:
         stored = store.stored_jobs(c)
         free = free_room(c).bytes if database.dialect == SQLITE else 0

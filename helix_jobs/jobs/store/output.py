@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from sqlalchemy import Connection, Select, select, text, tuple_
-from sqlalchemy.exc import DBAPIError
 
-from helix_jobs.errors import NotFoundError, UnreadableRowError
-from helix_jobs.jobs.database_errors import unreachable_reason
+from helix_jobs.errors import NotFoundError
 from helix_jobs.jobs.schema import BATCH_IS_THERE, batches, jobs, results
 from helix_jobs.jobs.states import JobState
+from helix_jobs.jobs.store.readable import fetch_all
 from helix_jobs.jobs.store.records import JobResult, JobSummary
 
 if TYPE_CHECKING:
@@ -20,11 +19,6 @@ if TYPE_CHECKING:
     from sqlalchemy import Row
 
     OpenRead = Callable[[], AbstractContextManager[Connection]]
-
-_UNREADABLE: Final = (
-    "a stored row cannot be read ({}): someone changed it, or the disk is damaged; `helix db check` names it, "
-    "`helix db check --repair` makes it readable"
-)
 
 Order = Literal["line", "completion"]
 
@@ -183,17 +177,13 @@ def _rows(c: Connection | OpenRead, page: Select[Any]) -> Sequence[Row[*tuple[An
     if not isinstance(c, Connection):
         with c() as own:
             return _rows(own, page)
-    try:
-        return c.execute(page).all()
-    except DBAPIError as error:
-        if unreachable_reason(error) is not None:
-            raise
-        raise UnreadableRowError(_UNREADABLE.format(type(error.orig).__name__)) from None
-    except (ValueError, TypeError, RecursionError) as error:
-        raise UnreadableRowError(_UNREADABLE.format(type(error).__name__)) from None
+    return fetch_all(c, page)
 
 
 def _job_result(row: Row[*tuple[Any, ...]]) -> JobResult:
     values = dict(row._mapping)  # noqa: SLF001  (SQLAlchemy's documented name)
     values["state"] = JobState(values["state"])
+    if not isinstance(values["request"], dict):
+        # Somebody's hand wrote JSON that is no object; whoever reads results looks for its fields.
+        values["request"] = {}
     return JobResult(**values)

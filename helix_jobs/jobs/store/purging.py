@@ -16,6 +16,7 @@ from sqlalchemy import Integer, String, and_, bindparam, case, delete, func, not
 from helix_jobs.jobs.schema import BATCH_IS_THERE, UTCDateTime, batch_counters, batches, jobs, results, runs, workers
 from helix_jobs.jobs.states import JobState
 from helix_jobs.jobs.store import counters
+from helix_jobs.jobs.store.readable import fetch_all
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -123,8 +124,12 @@ class Content:
 
 
 def ended_batches(c: Connection) -> list[EndedBatch]:
-    """Every batch that has ended or whose submission has not finished, oldest first. Read from counters."""
-    return [_ended(row) for row in c.execute(_BATCHES)]
+    """Every batch that has ended or whose submission has not finished, oldest first. Read from counters.
+
+    Raises:
+        UnreadableRowError: A value of one cannot be read.
+    """
+    return [_ended(row) for row in fetch_all(c, _BATCHES)]
 
 
 def half_purged(c: Connection) -> list[str]:
@@ -146,7 +151,7 @@ def begin_purge(c: Connection, batch: EndedBatch, now: datetime) -> bool:
     From this commit on its idempotency key is free.
     """
     c.execute(select(batches.c.id).where(batches.c.id == batch.id).with_for_update())
-    row = c.execute(_BATCHES.where(batches.c.id == batch.id)).first()
+    row = next(iter(fetch_all(c, _BATCHES.where(batches.c.id == batch.id))), None)
     # A submission's waiting lines are no jobs yet.
     waits = batch.total is not None and c.execute(_RUNNABLE, {"batch": batch.id}).scalar_one()
     if row is None or _ended(row) != batch or waits:

@@ -1,7 +1,8 @@
 """Which stored values cannot be read, and making them readable: what somebody's hand or a damaged disk left.
 
 A value is unreadable when fetching it as its column's type raises: JSON that is none, nested too deep or with a number
-of ten thousand digits, text that is no UTF-8, a time that is none. It says nothing about whether the value is sensible.
+of ten thousand digits, text that is no UTF-8, a time that is none. So is JSON that is no object: every column of JSON
+holds one. It says nothing about whether the value is sensible.
 """
 
 from __future__ import annotations
@@ -14,15 +15,21 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import JSON, LargeBinary, cast, null, select, tuple_, type_coerce, update
 from sqlalchemy.exc import DBAPIError
 
+from helix_jobs.errors import UnreadableRowError
 from helix_jobs.jobs.database_errors import unreachable_reason
 from helix_jobs.jobs.schema import UTCDateTime
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
 
     from sqlalchemy import Column, ColumnElement, Connection, Row, Select, Table
 
 PAGE_ROWS: Final = 500
+_NO_OBJECT: Final = "no JSON object"
+_UNREADABLE: Final = (
+    "a stored row cannot be read ({}): someone changed it, or the disk is damaged; `helix db check` names it, "
+    "`helix db check --repair` makes it readable"
+)
 
 _Key = tuple[Any, ...]
 
@@ -42,6 +49,24 @@ class UnreadableValue:
     key: _Key
     column: Column[Any]
     reason: str
+
+
+def fetch_all(
+    c: Connection, query: Select[*tuple[Any, ...]], parameters: Mapping[str, Any] | None = None
+) -> Sequence[Row[*tuple[Any, ...]]]:
+    """Every row of a query.
+
+    Raises:
+        UnreadableRowError: A value of one cannot be read as what it should be.
+    """
+    try:
+        return c.execute(query, parameters).all()
+    except DBAPIError as error:
+        if unreachable_reason(error) is not None:
+            raise
+        raise UnreadableRowError(_UNREADABLE.format(type(error.orig).__name__)) from None
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UnreadableRowError(_UNREADABLE.format(type(error).__name__)) from None
 
 
 def unreadable_page(c: Connection, table: Table, after: _Key | None) -> tuple[list[UnreadableValue], _Key | None]:
@@ -92,14 +117,14 @@ def readable_rows(c: Connection, query: Select[Any], key: Column[Any]) -> list[R
 def make_readable(c: Connection, value: UnreadableValue) -> None:
     """Put something readable in the value's place.
 
-    Text keeps what can be read of it. JSON that is none becomes ``{}``: a job's request is then refused for what it
-    lacks. A time becomes now, or NULL where it may be.
+    Text keeps what can be read of it. JSON that is no object becomes ``{}``: a job's request is then refused for what
+    it lacks. A time becomes now, or NULL where it may be.
     """
     column = value.column
     new: Any = None if column.nullable else datetime.now(UTC)
     if not isinstance(column.type, UTCDateTime):
         text = _raw_text(c, value)
-        new = _json_or_nothing(text) if isinstance(column.type, JSON) else text
+        new = _object_or_nothing(text) if isinstance(column.type, JSON) else text
     c.execute(update(value.table).where(_is(value.table, value.key)).values({column: null() if new is None else new}))
 
 
@@ -113,8 +138,10 @@ def _unreadable_row(c: Connection, table: Table, key: _Key) -> Iterator[Unreadab
 def unreadable_reason(c: Connection, query: Any) -> str | None:  # noqa: ANN401  (selects of any row)
     """None if every value can be fetched, else the kind of error."""
     try:
+        columns = list(query.selected_columns)
         for row in c.execute(query):
-            _touch(row)
+            if not all(map(_is_object_where_due, columns, row)):
+                return _NO_OBJECT
     except DBAPIError as error:
         if unreachable_reason(error) is not None:
             raise
@@ -124,8 +151,10 @@ def unreadable_reason(c: Connection, query: Any) -> str | None:  # noqa: ANN401 
     return None
 
 
-def _touch(row: Row[Any]) -> None:
-    tuple(row)
+def _is_object_where_due(column: ColumnElement[Any], value: object) -> bool:
+    if not isinstance(column.type, JSON) or isinstance(value, dict):
+        return True
+    return value is None and bool(getattr(column, "nullable", True))
 
 
 def _raw_text(c: Connection, value: UnreadableValue) -> str:
@@ -137,11 +166,12 @@ def _raw_text(c: Connection, value: UnreadableValue) -> str:
     return "{}"  # Postgres lets nothing else in that is unreadable than JSON
 
 
-def _json_or_nothing(text: str) -> Any:  # noqa: ANN401  (any JSON)
+def _object_or_nothing(text: str) -> dict[str, Any]:
     try:
-        return json.loads(text)
+        found = json.loads(text)
     except (ValueError, RecursionError):
         return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _is(table: Table, key: _Key) -> ColumnElement[bool]:

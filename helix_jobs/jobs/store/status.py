@@ -11,6 +11,7 @@ from helix_jobs.errors import NotFoundError
 from helix_jobs.jobs.schema import BATCH_IS_THERE, batch_counters, batches, jobs
 from helix_jobs.jobs.states import JobState, derive_batch_state
 from helix_jobs.jobs.store import counters
+from helix_jobs.jobs.store.readable import fetch_all
 from helix_jobs.jobs.store.records import BatchStatus
 
 if TYPE_CHECKING:
@@ -61,8 +62,9 @@ def batch_status(c: Connection, batch_id: str) -> BatchStatus:
 
     Raises:
         NotFoundError: No such batch.
+        UnreadableRowError: A value of it cannot be read.
     """
-    rows = c.execute(_BATCHES.where(batches.c.id == batch_id)).all()
+    rows = fetch_all(c, _BATCHES.where(batches.c.id == batch_id))
     if not rows:
         raise NotFoundError(f"there is no batch {batch_id!r}; `helix list` shows the batches")
     return _statuses(c, rows)[0]
@@ -74,18 +76,22 @@ def batch_ids(c: Connection) -> list[str]:
 
 
 def list_batches(c: Connection, limit: int = 20, offset: int = 0) -> list[BatchStatus]:
-    """Batches, newest first."""
+    """Batches, newest first.
+
+    Raises:
+        UnreadableRowError: A value of one cannot be read.
+    """
     newest = _BATCHES.order_by(batches.c.created_at.desc(), batches.c.id.desc()).limit(limit).offset(offset)
-    return _statuses(c, c.execute(newest).all())
+    return _statuses(c, fetch_all(c, newest))
 
 
 def _statuses(c: Connection, rows: Sequence[Row[*tuple[Any, ...]]]) -> list[BatchStatus]:
     counters.flush(c)
     ids = {"ids": [row.id for row in rows]}
     outcomes: dict[str, list[Row[*tuple[Any, ...]]]] = {}
-    for row in c.execute(_OUTCOMES, ids):
+    for row in fetch_all(c, _OUTCOMES, ids):
         outcomes.setdefault(row.batch_id, []).append(row)
-    running = {row.batch_id: row for row in c.execute(_RUNNING, ids)}
+    running = {row.batch_id: row for row in fetch_all(c, _RUNNING, ids)}
     now = datetime.now(UTC)
     return [_status(row, outcomes.get(row.id, []), running.get(row.id), now) for row in rows]
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import logging
+from datetime import timedelta
 
 import pytest
 from celery.exceptions import Reject
 from sqlalchemy import text
-from store_helpers import check_counters, counts, must_take, now, register, stored_batch
+from store_helpers import check_counters, counts, must_take, now, register, stored_batch, succeed
 
 from helix_jobs.doctor.database import check_database
+from helix_jobs.doctor.verdict import Level
+from helix_jobs.errors import UnreadableRowError
 from helix_jobs.jobs import bulk, store, tasks
 from helix_jobs.jobs.database_check import check_rows
+from helix_jobs.jobs.export import result_row
+from helix_jobs.jobs.purge import plan_purge, purge
 from helix_jobs.jobs.reconciler import Reconciler
 from helix_jobs.jobs.schema import jobs
 from helix_jobs.settings import Settings, sqlite_url
@@ -198,6 +203,49 @@ def test_a_duty_that_fails_keeps_the_reconciler_from_no_other(sqlite_database, m
     with pytest.raises(ValueError, match="not yet known"):
         Reconciler(sqlite_database, broker).tick()
     assert broker.messages == ids
+
+
+@pytest.mark.parametrize(
+    ("table", "column"),
+    [("batches", "created_at"), ("batch_counters", "started_at"), ("batch_counters", "finished_at")],
+)
+def test_a_batch_whose_times_are_none_is_named_by_whoever_reads_it(sqlite_database, tmp_path, table, column):
+    database = sqlite_database
+    register(database, "w1")
+    batch_id, ids = stored_batch(database, 1)
+    assert succeed(database, must_take(database, ids[0]))
+    plan = plan_purge(database, older_than=timedelta(0))
+    with database.write() as c:
+        c.execute(text(f"UPDATE {table} SET {column} = 'yesterday'"))  # noqa: S608  (constants)
+    with database.read() as c:
+        for read in (store.list_batches, lambda c: store.batch_status(c, batch_id)):
+            with pytest.raises(UnreadableRowError, match=r"\(ValueError\).*helix db check"):
+                read(c)
+    if column != "started_at":  # which no purge asks for
+        for purging in (lambda: plan_purge(database, older_than=timedelta(0)), lambda: purge(database, plan)):
+            with pytest.raises(UnreadableRowError, match="helix db check"):
+                purging()
+        settings = Settings(home=tmp_path, redis_url=None, database_url=sqlite_url(database.sqlite_file))
+        found = next(verdict for verdict in check_database(settings) if verdict.subject == "old batches")
+        assert (found.level, "helix db check --repair" in found.remedy) == (Level.FAILED, True)
+    assert check_rows(database, repair=True)
+    with database.read() as c:
+        assert [status.id for status in store.list_batches(c)] == [batch_id]
+
+
+@pytest.mark.parametrize("value", ["[]", "7", "null", '"text"'])
+def test_a_request_that_is_json_and_no_object_is_empty_and_named(database, value):
+    batch_id, ids = stored_batch(database, 2)
+    bulk.cancel_batch(database, batch_id)
+    damage(database, f"UPDATE jobs SET request = '{value}' WHERE id = :id", ids[0])  # noqa: S608  (constants)
+    with database.read() as c:
+        damaged, sound = store.iter_results(c, batch_id, include_failed=True)
+    assert (damaged.request, result_row(damaged)["prompt"]) == ({}, None)
+    assert sound.request["prompt"]
+    (found,) = check_rows(database, repair=False)
+    assert found.examples == (str(ids[0]),)
+    assert check_rows(database, repair=True)
+    assert check_rows(database, repair=False) == []
 
 
 class BrokenService:
