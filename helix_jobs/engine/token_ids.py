@@ -45,8 +45,16 @@ def _ids(folder: Path) -> Iterator[int]:
     for mapping in (vocabulary, _object(folder / "vocab.json"), _object(folder / "added_tokens.json")):
         found += mapping.values() if isinstance(mapping, dict) else []
     decoder = _object(folder / "tokenizer_config.json").get("added_tokens_decoder")
-    found += [int(key) for key in decoder if key.lstrip("-").isdecimal()] if isinstance(decoder, dict) else []
+    found += map(_number, decoder) if isinstance(decoder, dict) else []
     yield from (token_id for token_id in found if isinstance(token_id, int))
+
+
+def _number(key: str) -> int | None:
+    """The id that transformers takes a key for; None where it refuses the file over it: too many digits, or none."""
+    try:
+        return int(key)
+    except ValueError:
+        return None
 
 
 def _object(path: Path) -> dict[str, Any]:

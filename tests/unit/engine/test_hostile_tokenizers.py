@@ -66,6 +66,27 @@ def test_a_token_far_beyond_the_vocabulary(tmp_path: Path, place: str, token_id:
         load(folder)
 
 
+def name_id(folder: Path, key: str) -> Path:
+    path = folder / "tokenizer_config.json"
+    named = {"added_tokens_decoder": {key: {"content": "<odd>", "special": True}}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | named))
+    return folder
+
+
+@pytest.mark.parametrize("key", ["--5", "-", "", "9" * 5_000, "x"])
+def test_an_added_token_whose_id_is_no_number(tmp_path: Path, key: str) -> None:
+    """Python's own error over it would be a traceback; transformers has its words."""
+    with pytest.raises(ModelError, match="a tokenizer that cannot be read"):
+        load(name_id(save_checkpoint(tmp_path), key))
+
+
+@pytest.mark.parametrize("key", ["1_000_000_000", " 1000000000", "\u0661" * 10, "9" * 40])
+def test_an_added_token_whose_id_is_written_oddly(tmp_path: Path, key: str) -> None:
+    """What transformers takes for a number is one."""
+    with pytest.raises(ModelError, match="its tokenizer has the token id"):
+        load(name_id(save_checkpoint(tmp_path), key))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
