@@ -237,7 +237,7 @@ def _from_gguf(name: str, path: Path) -> Checkpoint:
 
 def _download(name: str, on_progress: Callable[[str], None]) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
     def fetch(patterns: list[str]) -> Path:
         return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=["*/*"]))
@@ -249,6 +249,8 @@ def _download(name: str, on_progress: Callable[[str], None]) -> Path:
         check_not_quantized(name, folder, config, {}, ())  # as far as these files tell, before gigabytes come
         on_progress(f"downloading {name} from the hub")
         return fetch([*_DESCRIPTION_FILES, "*.safetensors"])
+    except HFValidationError as error:
+        raise _no_name(name) from error
     except GatedRepoError as error:
         raise ModelNotFoundError(
             f"model {name} needs its licence accepted on the hub; do so and set HF_TOKEN"
@@ -265,9 +267,16 @@ def _download(name: str, on_progress: Callable[[str], None]) -> Path:
 def _downloaded(name: str) -> Path | None:
     """Where the hub's library keeps this model on this machine."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(name, local_files_only=True))
+    except HFValidationError as error:
+        raise _no_name(name) from error
     except LocalEntryNotFoundError:
         return None
+
+
+def _no_name(name: str) -> ModelNotFoundError:
+    """The hub refuses more names than ``_HUB_ID`` does, such as those with two hyphens side by side."""
+    return ModelNotFoundError(f"model {name:.200} is no directory here and no name on the hub; check the name")

@@ -121,7 +121,11 @@ def test_models_that_are_not(settings, monkeypatch, tmp_path):
     assert (draft.level, "nobody/no-such-model is not on this machine" in draft.finding) == (WARNING, True)
     assert not settings.home.exists()
     (tmp_path / "model").mkdir()
-    for name, words in (("./nowhere", "does not exist"), (str(tmp_path / "model"), "no config.json")):
+    for name, words in (
+        ("./nowhere", "does not exist"),
+        (str(tmp_path / "model"), "no config.json"),
+        ("models--Qwen--Qwen2.5-0.5B", "no name on the hub"),
+    ):
         found = only(check_models(dataclasses.replace(settings, target_model=name)), "target model")
         assert (found.level, words in found.finding) == (FAILED, True)
     assert only(check_models(dataclasses.replace(settings, draft_model="lookup+")), "draft model").level is FAILED

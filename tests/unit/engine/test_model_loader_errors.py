@@ -14,6 +14,7 @@ from tiny_models import CPU, tiny_model, tokenizer
 
 from helix_jobs.engine import model_loader, model_memory, model_source
 from helix_jobs.engine.architecture import kv_bytes_per_token
+from helix_jobs.engine.checkpoint import find_local_checkpoint
 from helix_jobs.engine.model_loader import load_models
 from helix_jobs.engine.model_words import subject
 from helix_jobs.errors import (
@@ -86,6 +87,15 @@ def test_a_message_has_the_path_once(tmp_path: Path, damage: Callable[[Path], No
     with pytest.raises(ModelError) as told:
         load(folder)
     assert str(told.value).count(str(folder)) == 1
+
+
+@pytest.mark.parametrize("name", ["models--Qwen--Qwen2.5-0.5B", "a..b", "a-", "a/b.git", "x" * 120])
+def test_a_name_that_the_hub_gives_to_no_model(tmp_path: Path, name: str) -> None:
+    """The first is that of a directory in the hub library's cache, without its path."""
+    with pytest.raises(ModelNotFoundError, match="is no directory here and no name on the hub; check the name"):
+        find_local_checkpoint(name, tmp_path)
+    with pytest.raises(ModelNotFoundError, match="is no directory here and no name on the hub; check the name"):
+        load(name)
 
 
 def test_a_model_of_the_hub_is_named_with_the_place_of_its_files() -> None:
