@@ -179,7 +179,7 @@ class Decoder:
             # A draft may be asked past its own context, where any guess will do; a target never is.
             positions = layout.positions.clamp(max=len(self.position_embedding) - 1)
             hidden = hidden + functional.embedding(positions, self.position_embedding)
-        if self.small_steps is not None and self.small_steps.serves(layout):
+        if self.small_steps is not None and self.small_steps.serves(layout, cache):
             return self.small_steps.forward(hidden, layout, cache, clock)
         tables = None if self.rotary is None else self.rotary.tables(layout.num_positions)
         rotation = None

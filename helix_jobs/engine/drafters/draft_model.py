@@ -267,7 +267,8 @@ def _disjoint_starts(ends: SequenceOf[tuple[Sequence, int]]) -> list[int]:
 
     Sequences may share blocks that the draft has not filled. The one that misses most computes them; the others begin
     behind them and read them in the same pass, for a layer writes the keys and values of every slice before any query
-    is attended for. What a block is shared for ends before a sequence's last token, so no slice is left empty.
+    is attended for; code that does not is given no such pass, see ``NativeInt8Decoder.serves``. What a block is shared
+    for ends before a sequence's last token, so no slice is left empty.
 
     Args:
         ends: Sequences, and where their slices end.

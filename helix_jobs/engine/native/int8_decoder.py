@@ -100,9 +100,15 @@ class NativeInt8Decoder:
             and len({norm.eps for norm in norms if isinstance(norm, RmsNorm)}) == 1
         )
 
-    def serves(self, layout: StepLayout) -> bool:
-        """Whether it is the faster way through a step."""
-        return layout.num_tokens <= MAX_TOKENS
+    @staticmethod
+    def serves(layout: StepLayout, cache: PagedKVCache) -> bool:
+        """Whether it is the faster way through a step, and a right one.
+
+        The compiled code attends for a slice as soon as it has written that slice's keys and values. Slices that read
+        what another slice writes in the same step, as the draft model's may, share a whole block and have a token each
+        behind it: no step of at most a block's tokens holds them.
+        """
+        return layout.num_tokens <= min(MAX_TOKENS, cache.block_size)
 
     def forward(
         self, hidden: torch.Tensor, layout: StepLayout, cache: PagedKVCache, clock: AttentionClock | None = None

@@ -233,6 +233,19 @@ def test_an_int8_decoder_in_one_call_equals_its_layers_one_by_one(kernels, archi
         assert all(runner.take_attention_seconds() > 0 for runner in made)
 
 
+def test_a_slice_reads_rows_that_another_one_writes_in_the_same_small_step(kernels):
+    native, dtype = kernels
+    decoder = quantize(build_decoder(tiny_model(head_dim=16).to(dtype))).with_native(native)
+    runner = ModelRunner(decoder, CacheConfig(num_blocks=8, block_size=4))
+    for pool in (*runner.cache.keys, *runner.cache.values):
+        pool.fill_(float("nan"))
+    # The reader comes first: code that writes and attends slice by slice has not written what it reads.
+    plan = runner.plan([TokenSlice(1, 4, [0, 2]), TokenSlice(5, 0, [0, 1])])
+    logits = runner.forward(plan, [[9], [5, 7, 3, 8, 9]], [plan.offsets[0], plan.offsets[1] + 4])
+    assert torch.isfinite(logits).all()
+    torch.testing.assert_close(logits[0], logits[1])
+
+
 def test_an_int8_decoder_in_one_call_shows_what_is_not_finite(kernels):
     native, dtype = kernels
     decoder = quantize(build_decoder(tiny_model(head_dim=16).to(dtype))).with_native(native)
