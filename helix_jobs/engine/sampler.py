@@ -121,4 +121,6 @@ def _keep_top_p(probs: torch.Tensor, top_ps: torch.Tensor) -> torch.Tensor:
 
 
 def _renormalise(probs: torch.Tensor) -> torch.Tensor:
-    return probs / probs.sum(dim=1, keepdim=True)
+    """Divide each row by its total, which is added up in one order: torch's sum cuts a lone long row up for threads."""
+    totals = probs.cumsum(dim=1, dtype=torch.float64)[:, -1:]
+    return probs / totals.to(probs.dtype)

@@ -71,6 +71,25 @@ def test_a_neighbour_s_parameters_change_no_bit():
     assert torch.equal(processed_probs(logits, odd)[1], alone[0])
 
 
+@pytest.fixture
+def two_threads():
+    """Of several threads torch sums a lone row in parts."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.parametrize("fields", [{}, {"top_k": 40_000}, {"top_p": 0.99}, {"min_p": 1e-6}])
+def test_a_row_alone_equals_the_row_among_others(fields):
+    logits = torch.randn(8, 49_152, generator=torch.Generator().manual_seed(1)) * 2
+    params = SamplingParams(temperature=0.9, **fields)
+    together = processed_probs(logits, [params] * 8)
+    alone = torch.cat([processed_probs(row[None], [params]) for row in logits])
+    assert torch.equal(alone, together)
+
+
 @pytest.mark.parametrize("fields", [{"temperature": 1e-50}, {"temperature": 9e-5}, {"repetition_penalty": 1e-40}])
 def test_parameters_that_fp32_cannot_hold_are_refused(fields):
     with pytest.raises(InvalidSamplingParamsError, match="give"):
