@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import stat
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -104,10 +105,12 @@ def _in(folder: Path, kinds: dict[str, FileKind]) -> Iterator[HomeFile]:
     require_own_directory(folder)
     for path in folder.iterdir():
         kind = next((kind for pattern, kind in kinds.items() if path.match(pattern)), None)
-        status = path.lstat()
-        is_scratch = kind is FileKind.LEFTOVER and stat.S_ISDIR(status.st_mode)
-        plain = stat.S_ISREG(status.st_mode) or stat.S_ISSOCK(status.st_mode) or is_scratch
-        if kind is None or path.name in _LOCKS or not plain:
+        if kind is None or path.name in _LOCKS:
             continue
-        size = sum(inner.lstat().st_size for inner in path.rglob("*")) if is_scratch else status.st_size
-        yield HomeFile(path, kind, size, datetime.fromtimestamp(status.st_mtime, UTC))
+        # A worker that runs renames and removes its files between the listing and the look at one.
+        with suppress(FileNotFoundError):
+            status = path.lstat()
+            is_scratch = kind is FileKind.LEFTOVER and stat.S_ISDIR(status.st_mode)
+            if stat.S_ISREG(status.st_mode) or stat.S_ISSOCK(status.st_mode) or is_scratch:
+                size = sum(inner.lstat().st_size for inner in path.rglob("*")) if is_scratch else status.st_size
+                yield HomeFile(path, kind, size, datetime.fromtimestamp(status.st_mtime, UTC))

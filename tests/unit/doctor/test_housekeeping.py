@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from sqlalchemy import update
@@ -11,6 +12,7 @@ from verdicts import OK, WARNING, only
 
 from helix_jobs.doctor import housekeeping
 from helix_jobs.doctor.housekeeping import check_ended, check_files
+from helix_jobs.jobs.home_files import home_files
 from helix_jobs.jobs.schema import batch_counters
 
 
@@ -49,3 +51,19 @@ def test_files_are_counted_by_kind(settings, monkeypatch):
     assert "compiled kernels 3 MB" in found.finding
     monkeypatch.setattr(housekeeping, "LARGE_FILES_BYTES", 1 << 20)
     assert only(check_files(settings), "home, files").remedy == "helix purge --older-than 30d"
+
+
+def test_files_that_go_while_they_are_looked_at_are_left_out(settings, monkeypatch):
+    """A worker that runs renames its half-written files."""
+    settings.make_home()
+    for name in (".a.partial", ".b.partial"):
+        (settings.home / name).write_bytes(b"x")
+    listed = Path.iterdir
+
+    def renamed_meanwhile(folder):
+        found = list(listed(folder))
+        (settings.home / ".a.partial").unlink(missing_ok=True)
+        return iter(found)
+
+    monkeypatch.setattr(Path, "iterdir", renamed_meanwhile)
+    assert [file.path.name for file in home_files(settings.home)] == [".b.partial"]
