@@ -124,12 +124,15 @@ class LostMessages:
             return 0
         # Only what was published when the emptiness began; the bound is exclusive.
         before = self._empty.latest_published_at + timedelta(microseconds=1)
-        count = self._database.transact(lambda connection: store.republish_unseen(connection, before))
+        at_last, lost = self._database.transact(
+            lambda c: (store.republish_last_attempts(c, before), store.republish_unseen(c, before))
+        )
+        count = at_last + lost
         self._empty = None
         if count:
             # Usually a worker holds them already, waiting for a slot; only the database could tell, and need not.
             logger.info("the broker is empty and %d jobs still wait: their messages are sent again, to be safe", count)
-        return count
+        return lost
 
     def _compare(self) -> int:
         published = self._read(store.published_queued)

@@ -122,6 +122,15 @@ def republish_unseen(c: Connection, published_before: datetime) -> int:
     ).rowcount
 
 
+def republish_last_attempts(c: Connection, published_before: datetime) -> int:
+    """Do what ``republish_unseen`` does for jobs at their last attempt alone, which a worker may have put off."""
+    return c.execute(
+        update(jobs)
+        .where(_PUBLISHED_QUEUED, jobs.c.published_at < published_before, AT_LAST_ATTEMPT)
+        .values(published_at=None)
+    ).rowcount
+
+
 def republish_all(c: Connection) -> int:
     """Take the mark off every queued job: nobody can say whose messages are there. Returns how many.
 

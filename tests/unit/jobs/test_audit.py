@@ -119,6 +119,23 @@ def test_a_job_that_was_put_off_is_not_called_lost(database: Database, caplog: p
     assert "1 job at the last attempt without a message, put off until it can run alone" in caplog.text
 
 
+def test_a_job_that_was_put_off_is_not_counted_as_lost_by_an_empty_broker_either(database: Database) -> None:
+    """Else one such job on an idle service raises the figure every half minute."""
+    _, ids = stored_batch(database, 2)
+    with database.write() as c:
+        c.execute(update(jobs).where(jobs.c.id == ids[0]).values(attempts=2))
+    broker = Busy()
+    broker.least = 0
+    clock = [0.0]
+    reconciler = Reconciler(database, broker, clock=lambda: clock[0])
+    reconciler.tick()
+    broker.messages.clear()
+    for clock[0] in (1.0, 40.0, 41.0):
+        reconciler.tick()
+    assert sorted(broker.messages) == sorted(ids), "both are sent again"
+    assert reconciler.counters.republished == 1
+
+
 @pytest.mark.parametrize("least", [0, 1], ids=["empty", "busy"])
 @pytest.mark.parametrize("garbage", ["yesterday", "", "2999-13-45 99:00:00", "12"])
 def test_a_mark_that_is_no_time_costs_its_job_alone(

@@ -27,6 +27,7 @@ POLLED = {
     "count_published_queued": (lambda c, _: store.count_published_queued(c), {"ix_jobs_published"}),
     "latest_published_at": (lambda c, _: store.latest_published_at(c), {"ix_jobs_published"}),
     "republish_all": (lambda c, _: store.republish_all(c), {"ix_jobs_published"}),
+    "republish_last_attempts": (lambda c, _: store.republish_last_attempts(c, now()), {"ix_jobs_published"}),
     "republish_unseen": (lambda c, _: store.republish_unseen(c, now()), {"ix_jobs_published"}),
     "backlog": (lambda c, _: store.backlog(c), {"ix_jobs_running"}),
     "queue_figures": (
