@@ -22,6 +22,7 @@ from helix_jobs.engine.bounded_child import (
     send,
 )
 from helix_jobs.engine.chat_template import ChatTemplate, RefusedMessagesError
+from helix_jobs.engine.library_panics import panics_as_errors
 
 Answer = dict[str, Any]
 
@@ -64,7 +65,8 @@ class PromptWorker:
             ``ids``, or only their ``count`` when there are more than ``most``; or ``refused``: why there are none.
         """
         try:
-            ids = self._prompt(request["prompt"]) if "prompt" in request else self._chat(request)
+            with panics_as_errors():
+                ids = self._prompt(request["prompt"]) if "prompt" in request else self._chat(request)
         except RefusedMessagesError as error:
             return {"refused": str(error)}
         except MemoryError:

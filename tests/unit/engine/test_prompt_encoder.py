@@ -155,6 +155,20 @@ def test_a_tokenizer_that_takes_all_memory_fails_the_request_alone(encoder):
     assert made.encode_prompt("b")
 
 
+def test_a_tokenizer_that_panics_over_a_prompt_fails_the_request_alone(encoder):
+    """Its process goes on: the next prompt waits for no other."""
+    tok = tokenizer()
+    tok.backend_tokenizer.normalizer = normalizers.Precompiled(bytes([4, *[0] * 8]))
+    made = encoder(tok)
+    made.probe()
+    before = children(made)
+    with pytest.raises(InvalidRequestError, match=r"tokenizer fails on the prompt \(LibraryPanicError\); change it"):
+        made.encode_prompt("secret")
+    with pytest.raises(InvalidRequestError, match=r"tokenizer fails on the prompt \(LibraryPanicError\); change it"):
+        made.encode_messages(QUESTION, {})
+    assert children(made) == before
+
+
 def test_where_the_system_sets_no_limits_the_worker_watches(encoder):
     """As on Windows: the process does not bound itself."""
     grow = "{% if messages[0].content == 'grow' %}" + ENDLESS["doubling"] + "{% endif %}"
