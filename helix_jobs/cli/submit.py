@@ -255,12 +255,15 @@ def _run_locally(
 
             _tell_backlog(client, batch_id, console)
             worker = stack.enter_context(LocalWorker(settings, on_progress=step.show))
-        except (HelixError, KeyboardInterrupt):
+        except (HelixError, OSError, KeyboardInterrupt):
             step.clear()
-            if not keep:
-                # Whoever mends the cause types the same line again, and means these jobs once.
+            # Whoever mends the cause types the same line again, and means these jobs once.
+            if keep:
+                became = f"batch {batch_id} is stored, and the same command again goes on with it"
+            else:
                 client.cancel(batch_id)
-                console.print(f"\nNo worker was started; batch {batch_id} is cancelled.", soft_wrap=True)
+                became = f"batch {batch_id} is cancelled"
+            console.print(f"\nNo worker was started; {became}.", soft_wrap=True)
             raise
         step.clear()
         final = follow_for_person(client, batch_id, console, worker=worker)

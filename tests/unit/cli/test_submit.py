@@ -254,6 +254,25 @@ def test_local_cancels_the_batch_when_it_is_interrupted_before_it_looks_for_a_wo
 
 
 @pytest.mark.parametrize(
+    ("key", "became"),
+    [
+        ((), ("cancelled", "is cancelled.")),
+        (("--idempotency-key", "k"), ("queued", "is stored, and the same command again goes on with it.")),
+    ],
+)
+def test_local_says_what_became_of_the_batch_when_its_log_cannot_be_written(helix, prompts, monkeypatch, key, became):
+    def unusable(self):
+        raise PermissionError(13, "Permission denied", "worker.log")
+
+    monkeypatch.setattr(LocalWorker, "check", unusable)
+    result = helix("submit", prompts(2), "--local", *key)
+    (batch,) = json.loads(helix("list", "--json").stdout)
+    assert result.exit_code != 0
+    assert f"No worker was started; batch {batch['id']} {became[1]}" in result.stderr
+    assert batch["state"] == became[0]
+
+
+@pytest.mark.parametrize(
     ("first", "code", "told"),
     [
         (DatabaseUnreachableError("the disk has gone; put it back"), 3, "Error: the disk has gone; put it back"),
