@@ -193,41 +193,6 @@ def next_lines(c: Connection, batch_id: str, states: Collection[JobState], after
     return last
 
 
-def resolve(c: Connection, name: str | int) -> str | int:
-    """Turn what a person typed into a job id (int) or a batch id (str).
-
-    A number is a job. ``last`` is the newest batch; any other text is a batch id or the unambiguous start of one.
-
-    Raises:
-        NotFoundError: Nothing, or more than one batch, has this name.
-    """
-    typed = str(name).strip()
-    if typed.isdecimal():
-        found = c.execute(select(jobs.c.id).where(jobs.c.id == int(typed))).scalar_one_or_none()
-        if found is None:
-            raise NotFoundError(f"there is no job {typed}; `helix status BATCH --jobs` lists job ids")
-        return int(found)
-    if typed == "last":
-        newest = (
-            select(batches.c.id)
-            .where(BATCH_IS_THERE)
-            .order_by(batches.c.created_at.desc(), batches.c.id.desc())
-            .limit(1)
-        )
-        matches = list(c.execute(newest).scalars())
-    else:
-        matches = list(c.execute(select(batches.c.id).where(batches.c.id == typed, BATCH_IS_THERE)).scalars())
-    if not matches and typed:
-        starts = batches.c.id.startswith(typed, autoescape=True)
-        matches = list(
-            c.execute(select(batches.c.id).where(starts, BATCH_IS_THERE).order_by(batches.c.id).limit(2)).scalars()
-        )
-    if len(matches) != 1:
-        what = f"more than one batch starts with {typed!r}" if matches else f"there is no batch {typed!r}"
-        raise NotFoundError(f"{what}; `helix list` shows the batches")
-    return str(matches[0])
-
-
 def unfinished_submission(batch_id: str) -> str:
     """What a person should know about a batch that nobody goes on to submit."""
     return (

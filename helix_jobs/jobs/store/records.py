@@ -34,7 +34,6 @@ class StoredBatch:
     total: int | None
     content_digest: str | None
     reused: bool
-    cancelled: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

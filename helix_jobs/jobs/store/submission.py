@@ -54,9 +54,7 @@ def new_batch_id(now: datetime) -> str:
 def find_by_idempotency_key(c: Connection, key: str) -> StoredBatch | None:
     """The batch stored under this key, if any."""
     row = c.execute(
-        select(batches.c.id, batches.c.total, batches.c.content_digest, batches.c.cancelled_at).where(
-            batches.c.idempotency_key == key
-        )
+        select(batches.c.id, batches.c.total, batches.c.content_digest).where(batches.c.idempotency_key == key)
     ).first()
     if row is None:
         return None
@@ -65,7 +63,6 @@ def find_by_idempotency_key(c: Connection, key: str) -> StoredBatch | None:
         total=row.total,
         content_digest=row.content_digest,
         reused=True,
-        cancelled=row.cancelled_at is not None,
     )
 
 

@@ -192,7 +192,7 @@ def test_a_half_removed_batch_is_gone_for_everybody(database):
     with database.read() as c:
         assert (store.list_batches(c), store.batch_ids(c), store.backlog(c)) == ([], [], 0)
         assert store.publishable(c, 10) == []
-        for read in (store.batch_status, store.resolve, store.iter_results):
+        for read in (store.batch_status, store.iter_results):
             with pytest.raises(NotFoundError):
                 read(c, batch_id)
     for change in (bulk.cancel_batch, bulk.retry_batch):

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from datetime import timedelta
-
 import pytest
 from store_helpers import counts, fail, must_take, now, register, status, stored_batch, succeed, take
 
@@ -87,21 +85,6 @@ def test_unknown_names_are_refused(database):
             store.iter_jobs(c, "b-none", JobState.QUEUED)
         with pytest.raises(NotFoundError, match="no job 77; `helix status BATCH --jobs`"):
             store.cancel_job(c, 77)
-
-
-def test_names_resolve_to_jobs_and_batches(database):
-    first, ids = stored_batch(database, 1)
-    second, _ = stored_batch(database, 1)
-    with database.write() as c:
-        store.create_batch(c, store.NewBatch(id="b-19990101-abcdef", created_at=now() - timedelta(days=1)))
-    with database.read() as c:
-        assert store.resolve(c, str(ids[0])) == ids[0]
-        assert store.resolve(c, first) == first
-        assert store.resolve(c, "last") == second
-        assert store.resolve(c, "b-1999") == "b-19990101-abcdef"
-        for unknown in ("999999", "b-", "", "%", "nothing"):
-            with pytest.raises(NotFoundError):
-                store.resolve(c, unknown)
 
 
 def test_recount_says_what_the_counters_said(database, mixed):
