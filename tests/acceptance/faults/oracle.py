@@ -159,10 +159,10 @@ class _Batch:
 
 def _broker_leftovers(installation: Installation) -> list[str]:
     """Give the living worker time to take what is left, then say what it left."""
-    publisher = installation.publisher()
+    publisher, names = installation.publisher(), installation.names
     deadline = time.monotonic() + BROKER_SECONDS
     while True:
-        depth, unacked = publisher.depth(), installation.redis.unacked()
+        depth, unacked = publisher.depth(), installation.redis.unacked(names)
         if depth == unacked == 0 or time.monotonic() > deadline:
             break
         time.sleep(0.05)

@@ -20,6 +20,8 @@ from helix_jobs.jobs.message_vetting import job_id_of_message
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from helix_jobs.jobs.queue_names import QueueNames
+
 
 class RedisServer:
     """On a TCP port of its own, which it keeps over restarts. Without persistence unless asked for.
@@ -83,12 +85,10 @@ class RedisServer:
         assert self._process is not None
         self._process.send_signal(signal.SIGCONT)
 
-    def unacked(self) -> int:
-        """Messages delivered and not acknowledged; the set and its index are counted together."""
+    def unacked(self, names: QueueNames) -> int:
+        """An installation's messages that were delivered and not acknowledged: the set, or its index if it has more."""
         with self.client() as client:
-            kept = [client.hlen(key) for key in client.scan_iter("helix.*.unacked")]
-            noted = [client.zcard(key) for key in client.scan_iter("helix.*.unacked_index")]
-            return max([0, *kept, *noted])
+            return max(int(client.hlen(names.unacked)), int(client.zcard(names.unacked_index)))
 
     def unacked_jobs(self) -> dict[str, int | None]:
         """Delivery tag -> job id of the messages that are delivered and not acknowledged."""

@@ -25,7 +25,11 @@ COUNTS = text("SELECT batch_id, outcome, sum(jobs) FROM batch_counters GROUP BY 
 
 @scenario("a migration under queued jobs", full=Size(jobs=2_000, faults=3))
 def migrated(installation: Installation, size: Size) -> Outcome:
-    """Down to the first version and up again, one at a time; then a worker finishes the jobs."""
+    """Down to the first version and up again, one at a time; then a worker finishes the jobs.
+
+    The way up gives the database a new installation id, and with it a queue of another name: what the dead worker left
+    behind in the old one is nobody's, and every job is published anew.
+    """
     batch = installation.accept(size.jobs)
     worker = installation.start(fake_step_seconds="0.01")
     wait_ended(installation, batch, size.jobs // 10)
