@@ -30,9 +30,9 @@ from helix_jobs.engine.devices import (
 from helix_jobs.engine.model_memory import check_device_memory, check_host_memory
 from helix_jobs.engine.model_source import ModelSource, open_source, read_weights
 from helix_jobs.engine.prompt_encoder import PromptEncoder
-from helix_jobs.engine.trial_pass import logits_are_finite
+from helix_jobs.engine.trial_pass import TRIAL_TEXT, logits_are_finite
 from helix_jobs.engine.vocabulary import check_vocabularies, end_token_ids, turn_end_ids
-from helix_jobs.errors import ConfigurationError, InsufficientMemoryError
+from helix_jobs.errors import ConfigurationError, InsufficientMemoryError, ModelError, RequestError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -221,7 +221,7 @@ def load_models(
 
     with explaining_shortage(device, "models were loaded", "use a smaller model, draft none, or a smaller dtype"):
         report(f"loading target {target}")
-        read = _read(target_source, compute, device)
+        read = _read(target_source, compute, device, prompts)
         loaded_target = LoadedModel(
             target,
             quantize(read.decoder) if is_int8 else read.decoder,
@@ -231,7 +231,7 @@ def load_models(
         loaded_draft = None
         if draft_source is not None:
             report(f"loading draft {draft}")
-            loaded_draft = _draft(draft, _read(draft_source, compute, device).decoder)
+            loaded_draft = _draft(draft, _read(draft_source, compute, device, prompts).decoder)
         elif draft == INT8 and not is_int8:
             loaded_draft = _int8_copy(loaded_target, report)
         elif draft == INT8:
@@ -270,16 +270,20 @@ class _Read:
     overflowed: bool = False
 
 
-def _read(source: ModelSource, dtype: torch.dtype, device: torch.device) -> _Read:
+def _read(source: ModelSource, dtype: torch.dtype, device: torch.device, prompts: PromptEncoder) -> _Read:
     """Read a model; in float32 if its weights, or its activations over a fixed text, do not fit into float16.
 
-    Many models that were trained in bfloat16 overflow float16 within a layer or two, whatever they are asked.
+    Many models that were trained in bfloat16 overflow float16 within a layer or two, whatever they are asked. The text
+    is tokenised by ``prompts``, within its limits; a draft has the target's vocabulary.
+
+    Raises:
+        ModelError: The tokenizer fails on the text.
     """
     if dtype != torch.float16:
         return _build(source, dtype, device)
     with contextlib.suppress(Float16OverflowError):
         read = _build(source, dtype, device)
-        if logits_are_finite(read.decoder, source.tokenizer):
+        if logits_are_finite(read.decoder, _trial_ids(source.checkpoint.name, prompts)):
             return read
         del read
     cleanup_memory(device)
@@ -290,6 +294,13 @@ def _read(source: ModelSource, dtype: torch.dtype, device: torch.device) -> _Rea
     except InsufficientMemoryError as error:
         raise InsufficientMemoryError(f"model {name} does not fit float16's range, and in float32 {error}") from error
     return replace(_build(source, torch.float32, device), overflowed=True)
+
+
+def _trial_ids(name: str, prompts: PromptEncoder) -> tuple[int, ...]:
+    try:
+        return prompts.encode_prompt(TRIAL_TEXT)
+    except RequestError as error:
+        raise ModelError(f"model {name}: its tokenizer fails on a plain text ({error}); use another model") from error
 
 
 def _build(source: ModelSource, dtype: torch.dtype, device: torch.device) -> _Read:

@@ -146,6 +146,16 @@ def test_a_panic_in_the_worker_is_a_model_error(tmp_path: Path, monkeypatch: pyt
         load(tmp_path / "m.gguf" if kind == "gguf" else folder)
 
 
+def test_a_tokenizer_that_panics_over_the_text_of_the_trial_pass(tmp_path: Path) -> None:
+    """Before float16 is used a fixed text is tokenised, as prompts are: not by the worker. All others are emptied."""
+    emptied = REPLACE | {"pattern": {"Regex": "^(?!Question)[^\\x00]*"}, "content": ""}
+    panicking = {"type": "Precompiled", "precompiled_charsmap": "BAAAAAAAAAAA"}
+    normalizer = {"type": "Sequence", "normalizers": [emptied, panicking]}
+    folder = edit_tokenizer(save_checkpoint(tmp_path), normalizer=normalizer)
+    with pytest.raises(ModelError, match=r"its tokenizer fails on a plain text \(.*LibraryPanicError"):
+        load(folder, dtype="float16")
+
+
 def test_a_machine_without_processes_is_not_the_tokenizer_s_fault(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
