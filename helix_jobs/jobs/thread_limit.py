@@ -9,6 +9,8 @@ from helix_jobs.errors import ConfigurationError
 
 # Beside those of the slots: writer, heartbeat, reconciler, watchdog, the broker's client and so on.
 OWN_THREADS: Final = 16
+# One runs a slot's job, and another encodes its prompt.
+THREADS_PER_SLOT: Final = 2
 # Slots beyond these are taken to find their threads too: thousands would take long to try.
 MOST_TRIED: Final = 128
 
@@ -19,7 +21,7 @@ def check_threads(slots: int) -> None:
     Raises:
         ConfigurationError: The system does not allow so many, or has no memory for their stacks.
     """
-    wanted = OWN_THREADS + min(slots, MOST_TRIED)
+    wanted = OWN_THREADS + THREADS_PER_SLOT * min(slots, MOST_TRIED)
     release = threading.Event()
     threads = []
     try:

@@ -30,5 +30,5 @@ except ConfigurationError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
-    assert "a worker needs 48" in done.stdout
+    assert "a worker needs 80" in done.stdout
     assert "ulimit -v" in done.stdout
