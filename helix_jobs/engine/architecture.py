@@ -62,6 +62,12 @@ _ROPE_TYPES: Final = ("default", "linear", "llama3", "yarn", "longrope")
 _BATCH_DEPENDENT_ROPE: Final = "dynamic"
 # The same, but only once a position leaves the original context; within it the frequencies are constant.
 _LONG_ROPE: Final = "longrope"
+# What scales positions: a number or a list of numbers, each greater than zero. Only some scalings have each of them.
+_ROPE_NUMBERS: Final = (
+    *("factor", "low_freq_factor", "high_freq_factor", "attention_factor", "beta_fast", "beta_slow"),
+    *("partial_rotary_factor", "short_factor", "long_factor"),
+)
+_ORIGINAL_CONTEXT: Final = "original_max_position_embeddings"
 # Whose attention honours a window: on every layer, or on those that ``layer_types`` names. Elsewhere it has no effect.
 _WINDOW_ON_EVERY_LAYER: Final = frozenset({"mistral", "phi3"})
 _WINDOW_BY_LAYER: Final = frozenset({"qwen2", "qwen3"})
@@ -141,10 +147,15 @@ def _check_numbers(name: str, config: PretrainedConfig) -> None:
         value = getattr(config, key, None)
         if type(value) is not int or not 0 < value < _LARGEST_COUNT:
             raise ModelError(f"model {name}: its configuration says {key} {value!r:.40}; fetch the model again")
-    for key in ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "rope_theta"):
+    for key in ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon"):
         value = getattr(config, key, None)
         if value is not None and not (isinstance(value, int | float) and 0 <= value < math.inf):
             raise ModelError(f"model {name}: its configuration says {key} {value!r:.40}; fetch the model again")
+    window = sliding_window(config)
+    if window is not None and window < 1:
+        raise ModelError(f"model {name}: its configuration says sliding_window {window}; fetch the model again")
+    if config.model_type != "gpt2":
+        _check_rope_numbers(name, config)
     if config.model_type in _WITHOUT_SHARED_HEADS:
         heads = config.num_attention_heads
         for key, value in (("num_key_value_heads", heads), ("head_dim", config.hidden_size // heads)):
@@ -153,6 +164,30 @@ def _check_numbers(name: str, config: PretrainedConfig) -> None:
                     f"model {name}: config.json says {key} {getattr(config, key)!r:.40}, and a {config.model_type} "
                     "model has no such setting; remove that line, or correct model_type"
                 )
+
+
+def _check_rope_numbers(name: str, config: PretrainedConfig) -> None:
+    """Refuse numbers whose cosines would be no numbers, and a context that would hold no token.
+
+    The numbers of a scaling count only where positions are scaled.
+    """
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    if head_dim % 2:
+        raise ModelError(
+            f"model {name}: its configuration says heads of an odd width, {head_dim}; fetch the model again"
+        )
+    parameters = _rope_parameters(config)
+    numbers = {"rope_theta": parameters.get("rope_theta", getattr(config, "rope_theta", None))}
+    if rope_type(config) != "default":
+        numbers |= {key: parameters.get(key) for key in _ROPE_NUMBERS}
+        # It may stand in either place.
+        numbers[_ORIGINAL_CONTEXT] = [parameters.get(_ORIGINAL_CONTEXT), getattr(config, _ORIGINAL_CONTEXT, None)]
+    for key, value in numbers.items():
+        for number in value if isinstance(value, list) else [value]:
+            if number is None:
+                continue
+            if type(number) not in (int, float) or not 0 < number < math.inf:
+                raise ModelError(f"model {name}: its configuration says {key} {number!r:.40}; fetch the model again")
 
 
 def _refusal(name: str, model_type: object) -> str:
@@ -181,10 +216,8 @@ def context_limits(config: PretrainedConfig) -> dict[str, int]:
     if window is not None:
         limits["sliding window"] = window
     if rope_type(config) == _LONG_ROPE:
-        original = _rope_parameters(config).get("original_max_position_embeddings")
-        limits["original context"] = int(
-            original or getattr(config, "original_max_position_embeddings", None) or length
-        )
+        original = _rope_parameters(config).get(_ORIGINAL_CONTEXT)
+        limits["original context"] = int(original or getattr(config, _ORIGINAL_CONTEXT, None) or length)
     return limits
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,9 +15,10 @@ from helix_jobs.engine.architecture import SUPPORTED_MODEL_TYPES, check_architec
 from helix_jobs.engine.config import CacheConfig, EngineConfig
 from helix_jobs.engine.decoder.activations import ACTIVATIONS
 from helix_jobs.engine.engine import Engine
+from helix_jobs.engine.pretrained import TRANSFORMERS_MAJOR
 from helix_jobs.engine.request import FinishReason, Request
 from helix_jobs.engine.sampling_params import SamplingParams
-from helix_jobs.errors import PromptTooLongError, UnsupportedArchitectureError
+from helix_jobs.errors import ModelError, PromptTooLongError, UnsupportedArchitectureError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -169,6 +171,47 @@ def test_long_rotary_scaling_is_served_up_to_where_it_sets_in(tmp_path: Path, ca
     assert context_limits(model.config) == {"positions": 256, "sliding window": 128, "original context": 64}
     assert load(save_checkpoint(tmp_path, model)).max_context == 64
     assert "serves 64 of its 256 tokens of context: its original context ends there" in caplog.text
+
+
+LONGROPE = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "rope_theta": 10000.0}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+    "rope_theta": 10000.0,
+}
+QWEN_WINDOW = {"use_sliding_window": True, "layer_types": ["sliding_attention"] * 2}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes", "message"),
+    [
+        *((family, {"sliding_window": value}, "sliding_window") for family in ("mistral", "phi3") for value in (0, -5)),
+        *(("qwen2", {**QWEN_WINDOW, "sliding_window": value}, "sliding_window") for value in (0, -5)),
+        *(
+            ("phi3", {"original_max_position_embeddings": value, "rope_parameters": LONGROPE}, "original_max_position")
+            for value in (0, -5)
+        ),
+        *(("llama", {"rope_parameters": {**LLAMA3, "rope_theta": x}}, "rope_theta") for x in (0.0, -1.0, math.nan)),
+        *(("llama", {"rope_parameters": {**LLAMA3, "factor": x}}, "factor") for x in (0.0, -8.0, math.nan, math.inf)),
+        *(("llama", {"rope_parameters": {**LLAMA3, "low_freq_factor": x}}, "low_freq") for x in (-1.0, math.nan, True)),
+        ("llama", {"rope_parameters": {**LLAMA3, "original_max_position_embeddings": 0}}, "original_max_position"),
+        ("phi3", {"rope_parameters": {**LONGROPE, "short_factor": [1.0, 1.0, 0.0, 1.0]}}, "short_factor"),
+        ("llama", {"head_dim": 7}, "heads of an odd width, 7"),
+    ],
+)
+def test_a_number_that_no_rotation_and_no_window_has(architecture: str, changes: dict[str, Any], message: str) -> None:
+    config = tiny_config(architecture)
+    for key, value in changes.items():
+        setattr(config, "rope_scaling" if key == "rope_parameters" and TRANSFORMERS_MAJOR < 5 else key, value)
+    with pytest.raises(ModelError, match=f"its configuration says {message}"):
+        check_architecture("m", config)
+
+
+def test_a_window_that_is_turned_off_may_be_any_number() -> None:
+    check_architecture("m", tiny_config("qwen2", use_sliding_window=False, sliding_window=0))
 
 
 @pytest.mark.parametrize(
