@@ -29,6 +29,15 @@ ACTIVATIONS: Final[dict[str, Callable[[torch.Tensor], torch.Tensor]]] = {
     "relu": functional.relu,
 }
 
+# Those that compiled kernels have, by their names there. torch cuts a tensor up for its threads wherever that makes
+# equal parts, and computes what is left of a part's last vector by another function, which rounds otherwise: a row's
+# result depends on how many there are. Only ReLU, which rounds nothing, needs no kernel.
+COMPILED_ACTIVATIONS: Final[dict[Callable[[torch.Tensor], torch.Tensor], str]] = {
+    functional.silu: "silu",
+    functional.gelu: "gelu",
+    _tanh_gelu: "tanh_gelu",
+}
+
 
 def activation_name(config: PretrainedConfig) -> str:
     """What the configuration calls the activation; a key of ``ACTIVATIONS`` if it is supported.

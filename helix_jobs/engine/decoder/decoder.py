@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional
 
 from helix_jobs.engine.attention import attend, attend_natively
+from helix_jobs.engine.decoder.activations import COMPILED_ACTIVATIONS
 from helix_jobs.engine.decoder.int8_linear import Int8Linear
 from helix_jobs.engine.decoder.norms import RmsNorm
 from helix_jobs.engine.native.int8_decoder import NativeInt8Decoder
@@ -215,10 +216,11 @@ class Decoder:
     def _expand(self, layer: DecoderLayer, hidden: torch.Tensor) -> torch.Tensor:
         """The MLP up to its activation, ``[T, intermediate_size]``."""
         inner = layer.mlp_in(layer.mlp_norm(hidden))
+        compiled = COMPILED_ACTIVATIONS.get(self.activation)
+        if self.native is not None and compiled is not None:
+            return self.native.activate(compiled, inner, is_gated=self.is_gated)
         if not self.is_gated:
             return self.activation(inner)
-        if self.native is not None and self.activation is functional.silu:
-            return self.native.gated_silu(inner)
         gate, up = inner.chunk(2, dim=-1)
         return self.activation(gate) * up
 

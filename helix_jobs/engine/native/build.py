@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 _FOLDER: Final = Path(__file__).parent
 SOURCES: Final = tuple(_FOLDER / f"{name}.cpp" for name in ("kernels", "tiled_linear", "int8_linear", "int8_decoder"))
-_HEADERS: Final = tuple(_FOLDER / f"{name}.h" for name in ("lanes", "tiles", "attention", "bytes"))
+_HEADERS: Final = tuple(_FOLDER / f"{name}.h" for name in ("lanes", "activations", "tiles", "attention", "bytes"))
 _COMPILERS: Final = ("c++", "g++", "clang++")
 # No -ffast-math: linked into a library it changes how the whole process treats subnormal numbers. What vectorisation
 # needs of it is named singly, and NaN stays NaN.

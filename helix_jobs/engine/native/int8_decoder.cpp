@@ -7,6 +7,7 @@
 
 #include <chrono>
 
+#include "activations.h"
 #include "attention.h"
 #include "bytes.h"
 
@@ -150,7 +151,7 @@ void run_layers(const Model &model, const Step &step, float *hidden) {
                 const float *u = ups.data() + t * (last - first);
                 for_lanes(last - first, [&](int64_t i, int64_t n) {
                     vf g = load_some(out + i, n);
-                    store_some(out + i, g / (1.0f + exp16(-g)) * load_some(u + i, n), n);
+                    store_some(out + i, silu16(g) * load_some(u + i, n), n);
                 });
             }
 #pragma omp barrier

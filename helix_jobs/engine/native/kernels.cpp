@@ -3,6 +3,7 @@
 // Every kernel has a counterpart in torch operators that defines what it computes; the tests compare the two.
 // Sums, rotations and attention weights are float32 whatever the storage type.
 
+#include "activations.h"
 #include "attention.h"
 
 namespace {
@@ -25,16 +26,17 @@ void rms_norm(const T *x, const T *weight, T *y, int64_t rows, int64_t size, flo
     }
 }
 
-template <typename T>
-void gated_silu(const T *x, T *y, int64_t rows, int64_t size) {
+// The activation of each row; of a gated one the row's first half is the gate, by which the second is multiplied.
+template <typename T, typename Activation>
+void activate(const T *x, T *y, int64_t rows, int64_t size, bool is_gated, Activation activation) {
 #pragma omp parallel for schedule(static) if (rows * size > kParallel)
     for (int64_t row = 0; row < rows; row++) {
-        const T *gate = x + row * 2 * size;
-        const T *up = gate + size;
+        const T *in = x + row * (is_gated ? 2 * size : size);
         T *out = y + row * size;
         for_lanes(size, [&](int64_t i, int64_t n) {
-            vf g = load_some(gate + i, n);
-            store_some(out + i, g / (1.0f + exp16(-g)) * load_some(up + i, n), n);
+            vf v = activation(load_some(in + i, n));
+            if (is_gated) v *= load_some(in + size + i, n);
+            store_some(out + i, v, n);
         });
     }
 }
@@ -133,7 +135,15 @@ void scale_rows(const float *product, const float *scales, const float *bias, co
     EXPORT void rms_norm_##NAME(const T *x, const T *weight, T *y, int64_t rows, int64_t size, float eps) {         \
         rms_norm(x, weight, y, rows, size, eps);                                                                     \
     }                                                                                                                \
-    EXPORT void gated_silu_##NAME(const T *x, T *y, int64_t rows, int64_t size) { gated_silu(x, y, rows, size); }   \
+    EXPORT void silu_##NAME(const T *x, T *y, int64_t rows, int64_t size, int32_t is_gated) {                        \
+        activate(x, y, rows, size, is_gated != 0, silu16);                                                           \
+    }                                                                                                                \
+    EXPORT void gelu_##NAME(const T *x, T *y, int64_t rows, int64_t size, int32_t is_gated) {                        \
+        activate(x, y, rows, size, is_gated != 0, gelu16);                                                           \
+    }                                                                                                                \
+    EXPORT void tanh_gelu_##NAME(const T *x, T *y, int64_t rows, int64_t size, int32_t is_gated) {                   \
+        activate(x, y, rows, size, is_gated != 0, tanh_gelu16);                                                      \
+    }                                                                                                                \
     EXPORT void rotate_and_store_##NAME(const T *qkv, const int64_t *positions, const int64_t *write_rows,          \
                                         const T *cos, const T *sin, T *queries, T *keys, T *values, int64_t tokens,  \
                                         int64_t heads, int64_t kv_heads, int64_t head_dim, int64_t rotary_dim) {     \

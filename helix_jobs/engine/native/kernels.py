@@ -20,7 +20,7 @@ _NAMES: Final = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _POINTER, _SIZE, _FLOAT, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int32
 _SIGNATURES: Final = {
     "rms_norm": (*[_POINTER] * 3, *[_SIZE] * 2, _FLOAT),
-    "gated_silu": (*[_POINTER] * 2, *[_SIZE] * 2),
+    **dict.fromkeys(("silu", "gelu", "tanh_gelu"), (*[_POINTER] * 2, *[_SIZE] * 2, _INT)),
     "rotate_and_store": (*[_POINTER] * 8, *[_SIZE] * 5),
     "paged_attention": (*[_POINTER] * 6, *[_SIZE] * 4, _FLOAT),
     "quantize_rows": (*[_POINTER] * 3, *[_SIZE] * 2, _FLOAT, _INT),
@@ -63,7 +63,6 @@ class NativeKernels:
             function.restype = None
             self._functions[name] = function
         self._rms_norm = self._functions["rms_norm"]
-        self._gated_silu = self._functions["gated_silu"]
         self._rotate_and_store = self._functions["rotate_and_store"]
         self._paged_attention = self._functions["paged_attention"]
         self._quantize_rows = self._functions["quantize_rows"]
@@ -118,11 +117,19 @@ class NativeKernels:
         )  # fmt: skip
         return result
 
-    def gated_silu(self, inner: torch.Tensor) -> torch.Tensor:
-        """``silu(gate) * up`` of ``[T, gate and up]``."""
+    def activate(self, name: str, inner: torch.Tensor, *, is_gated: bool) -> torch.Tensor:
+        """The activation of ``[T, size]``, or ``activation(gate) * up`` of ``[T, gate and up]``.
+
+        Args:
+            name: ``silu``, ``gelu`` or ``tanh_gelu``.
+            inner: What it is applied to.
+            is_gated: Which of both.
+        """
+        inner = inner.contiguous()
         rows, width = inner.shape
-        result = inner.new_empty((rows, width // 2))
-        self._gated_silu(inner.data_ptr(), result.data_ptr(), rows, width // 2)
+        size = width // 2 if is_gated else width
+        result = inner.new_empty((rows, size))
+        self._functions[name](inner.data_ptr(), result.data_ptr(), rows, size, is_gated)
         return result
 
     def rotate_and_store(  # noqa: PLR0917  (one call site, once a layer)

@@ -25,9 +25,12 @@ DTYPES = (torch.float32, torch.bfloat16)
 HEAD_DIM = 16
 
 
-def compiled_decoder(folder: Path, dtype: torch.dtype, *, int8: bool = False) -> Decoder:
-    """A tiny Llama; ``int8`` gives its quantised copy."""
-    decoder = build_decoder(copy_of(roughen(tiny_model(head_dim=HEAD_DIM)).to(dtype), dtype))
+def compiled_decoder(
+    folder: Path, dtype: torch.dtype, *, int8: bool = False, architecture: str = "llama", **overrides: Any
+) -> Decoder:
+    """A tiny Llama, or another architecture; ``int8`` gives its quantised copy."""
+    model = tiny_model(architecture, head_dim=HEAD_DIM, **overrides)
+    decoder = build_decoder(copy_of(roughen(model).to(dtype), dtype))
     return (quantize(decoder) if int8 else decoder).with_native(load_kernels(folder, dtype, CPU, HEAD_DIM))
 
 

@@ -8,15 +8,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native_models import DTYPES, compiled_engine, compiled_models, compiled_runner
+from native_models import DTYPES, compiled_decoder, compiled_engine, compiled_models, compiled_runner
 from tiny_models import PROMPT, VOCAB_SIZE, request
 
-from helix_jobs.engine.config import SpeculationConfig
+from helix_jobs.engine.config import CacheConfig, SpeculationConfig
+from helix_jobs.engine.model_loader import LoadedModel
+from helix_jobs.engine.model_runner import ModelRunner
 from helix_jobs.engine.reproducible import make_draft_reproducible, make_reproducible
 from helix_jobs.engine.step_layout import TokenSlice
 
 NO_DRAFT = SpeculationConfig(depth=0, adaptive=False)
 DRAFTS = SpeculationConfig(depth=4, adaptive=False, lookup=True)
+# Of 16, where hidden size and number decide.
+HEADS = {"num_attention_heads": 3, "num_key_value_heads": 3}
 
 
 def rows_of(runner, sequences, cuts):
@@ -76,6 +80,42 @@ def test_a_prompts_numbers_do_not_depend_on_its_chunks_or_on_others(runner, made
     for tokens, found in zip(sequences, together, strict=True):
         (alone,) = rows_of(runner, [tokens], [[len(tokens)]])
         assert torch.equal(found, alone)
+
+
+@pytest.fixture
+def three_threads():
+    """What three threads share is cut up anywhere."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("three_threads")
+@pytest.mark.parametrize("dtype", DTYPES, ids=("float32", "bfloat16"))
+@pytest.mark.parametrize(
+    ("architecture", "overrides"),
+    [
+        ("gemma", {"intermediate_size": 4096}),
+        ("gpt2", {"n_inner": 4096, **HEADS}),
+        ("gpt_neox", {"intermediate_size": 4096, **HEADS}),
+        ("gpt_neox", {"intermediate_size": 4096, **HEADS, "hidden_act": "silu"}),
+        ("llama", {"intermediate_size": 4096, "hidden_act": "gelu"}),
+        ("llama", {"intermediate_size": 4096, "hidden_act": "relu"}),
+    ],
+    ids=("gemma", "gpt2", "gpt_neox", "silu without a gate", "gelu with a gate", "relu"),
+)
+def test_activations_do_not_depend_on_others(compiled_folder, tmp_path, architecture, overrides, dtype):
+    decoder = compiled_decoder(compiled_folder, dtype, architecture=architecture, num_hidden_layers=1, **overrides)
+    models = replace(compiled_models(compiled_folder, dtype), target=LoadedModel("wide", decoder))
+    models = make_reproducible(models, "on", tmp_path)
+    runner = ModelRunner(models.target.decoder, CacheConfig(num_blocks=20, block_size=4))
+    sequences = [[(5 * i + 3 * j) % VOCAB_SIZE for j in range(4)] for i in range(16)]
+    alone = [rows_of(runner, [tokens], [[4]])[0] for tokens in sequences]
+    assert all(torch.isfinite(rows).all() for rows in alone)
+    for count in range(2, 17):
+        together = rows_of(runner, sequences[:count], [[4]] * count)
+        assert all(map(torch.equal, together, alone)), count
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=("float32", "bfloat16"))

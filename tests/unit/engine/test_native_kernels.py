@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 from tiny_models import CPU, as_loaded, copy_of, loaded, reference_greedy, request, roughen, tiny_model
-from torch.nn import functional
 
 from helix_jobs.engine.config import CacheConfig, EngineConfig, SpeculationConfig
+from helix_jobs.engine.decoder.activations import COMPILED_ACTIVATIONS
 from helix_jobs.engine.decoder.families import build_decoder
 from helix_jobs.engine.decoder.int8_linear import Int8Linear, quantize
 from helix_jobs.engine.decoder.linear import DenseLinear
@@ -54,13 +54,32 @@ def test_rms_norm(kernels, size):
     torch.testing.assert_close(native.rms_norm(hidden, weight, 1e-5), plain(hidden), **tolerance(dtype))
 
 
+@pytest.mark.parametrize("activation", COMPILED_ACTIVATIONS, ids=COMPILED_ACTIVATIONS.values())
 @pytest.mark.parametrize("size", [1, 17, 80, 1536])
-def test_gated_silu(kernels, size):
+def test_activations(kernels, activation, size):
     native, dtype = kernels
+    name = COMPILED_ACTIVATIONS[activation]
     inner = (torch.randn(7, 2 * size) * 8).to(dtype)
     inner[0, 0], inner[1, 0] = 300.0, -300.0
     gate, up = inner.chunk(2, dim=-1)
-    torch.testing.assert_close(native.gated_silu(inner), functional.silu(gate) * up, **tolerance(dtype))
+    torch.testing.assert_close(native.activate(name, inner, is_gated=True), activation(gate) * up, **tolerance(dtype))
+    torch.testing.assert_close(native.activate(name, inner, is_gated=False), activation(inner), **tolerance(dtype))
+
+
+@pytest.mark.parametrize("activation", COMPILED_ACTIVATIONS, ids=COMPILED_ACTIVATIONS.values())
+def test_activations_are_as_exact_as_float32_allows(folder, activation):
+    native = load_kernels(folder, torch.float32, CPU, 16)
+    inner = torch.linspace(-12, 12, 100_001)[None]
+    found = native.activate(COMPILED_ACTIVATIONS[activation], inner, is_gated=False).double()
+    exact = activation(inner.double())
+    assert ((found - exact).abs() <= 3e-7 * inner.abs().clamp(min=1e-3)).all()
+
+
+@pytest.mark.parametrize("name", COMPILED_ACTIVATIONS.values())
+def test_an_activation_shows_what_is_not_finite(kernels, name):
+    native, dtype = kernels
+    inner = torch.tensor([[float("nan"), float("inf"), 1.0, -1.0]], dtype=dtype)
+    assert torch.isfinite(native.activate(name, inner, is_gated=False)).tolist() == [[False, False, True, True]]
 
 
 @pytest.mark.parametrize("bias", [False, True])
