@@ -67,15 +67,23 @@ def stopped(installation: Installation, size: Size) -> Outcome:
     recoveries = []
     for _ in range(size.faults):
         wait_ended(installation, batch, ended(installation, batch) + 4)
-        with installation._read() as c:
-            query = "SELECT pid FROM pg_stat_activity WHERE state = 'idle' AND datname = current_database()"
-            pids = list(c.execute(text(query)).scalars())
+        pids = _idle(installation)
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
             installation.stack.callback(_continue, pid)
+        # One may have begun a transaction before the signal came.
+        for pid in pids - _idle(installation):
+            _continue(pid)
         recoveries.append(wait_resumed(installation, worker, patience=120.0))
     installation.wait_done(batch, timeout=installation.patience + size.jobs / 4)
     return Outcome(accepted=[batch], faults=size.faults, recoveries=recoveries)
+
+
+def _idle(installation: Installation) -> set[int]:
+    """The processes of this database that are in no transaction."""
+    query = "SELECT pid FROM pg_stat_activity WHERE state = 'idle' AND datname = current_database()"
+    with installation._read() as c:
+        return set(c.execute(text(query)).scalars())
 
 
 def _continue(pid: int) -> None:
