@@ -27,6 +27,7 @@ void rms_norm(const T *x, const T *weight, T *y, int64_t rows, int64_t size, flo
 }
 
 // The activation of each row; of a gated one the row's first half is the gate, by which the second is multiplied.
+// `activation` is a lambda, for a pointer to a function would be called for each vector.
 template <typename T, typename Activation>
 void activate(const T *x, T *y, int64_t rows, int64_t size, bool is_gated, Activation activation) {
 #pragma omp parallel for schedule(static) if (rows * size > kParallel)
@@ -136,13 +137,13 @@ void scale_rows(const float *product, const float *scales, const float *bias, co
         rms_norm(x, weight, y, rows, size, eps);                                                                     \
     }                                                                                                                \
     EXPORT void silu_##NAME(const T *x, T *y, int64_t rows, int64_t size, int32_t is_gated) {                        \
-        activate(x, y, rows, size, is_gated != 0, silu16);                                                           \
+        activate(x, y, rows, size, is_gated != 0, [](vf v) { return silu16(v); });                                   \
     }                                                                                                                \
     EXPORT void gelu_##NAME(const T *x, T *y, int64_t rows, int64_t size, int32_t is_gated) {                        \
-        activate(x, y, rows, size, is_gated != 0, gelu16);                                                           \
+        activate(x, y, rows, size, is_gated != 0, [](vf v) { return gelu16(v); });                                   \
     }                                                                                                                \
     EXPORT void tanh_gelu_##NAME(const T *x, T *y, int64_t rows, int64_t size, int32_t is_gated) {                   \
-        activate(x, y, rows, size, is_gated != 0, tanh_gelu16);                                                      \
+        activate(x, y, rows, size, is_gated != 0, [](vf v) { return tanh_gelu16(v); });                              \
     }                                                                                                                \
     EXPORT void rotate_and_store_##NAME(const T *qkv, const int64_t *positions, const int64_t *write_rows,          \
                                         const T *cos, const T *sin, T *queries, T *keys, T *values, int64_t tokens,  \
