@@ -61,8 +61,9 @@ def make_draft_reproducible(
     How a sampled line uses its random numbers depends on what is drafted and with which probabilities. With an adaptive
     depth that is of no account: a line with a seed of its own is not drafted at all, and the others promise nothing.
 
-    Trade-off: an int8 draft gives up its compiled call for small steps, which rounds in other places than the layers
-    one by one, and takes nearly twice as long for a token or two. A line that is drawn once more must be the same.
+    Trade-off: an int8 draft has to give up its compiled call for small steps, which rounds in other places than the
+    layers one by one, and then takes nearly twice as long for a token or two. That is more than a twentieth, so it has
+    to be asked for, as with an int8 target; greedy answers are the same without it.
 
     Args:
         models: From ``make_reproducible``; unchanged where their target does not compute the same in any company.
@@ -73,9 +74,16 @@ def make_draft_reproducible(
     Raises:
         ConfigurationError: As there.
     """
+    report = on_progress or logger.info
     if models.draft is None or not models.target.is_reproducible:
         return models
-    return replace(models, draft=_made_reproducible(models.draft, when, folder, on_progress or logger.info))
+    if models.draft.decoder.small_steps is not None and when == "auto":
+        report(
+            "sampled answers of a fixed depth may depend on what runs beside them; --reproducible makes them "
+            "independent, with a draft that takes up to twice as long in small steps"
+        )
+        return models
+    return replace(models, draft=_made_reproducible(models.draft, when, folder, report))
 
 
 def _made_reproducible(model: LoadedModel, when: str, folder: Path, report: Callable[[str], None]) -> LoadedModel:

@@ -163,3 +163,17 @@ def test_sampled_answers_of_a_fixed_depth_are_the_same_alone_and_in_a_batch(comp
     alone, is_promised = answers(made, 1)
     assert is_promised
     assert answers(made, 12) == answers(made, 5) == (alone, True)
+
+
+def test_an_int8_draft_gives_up_its_small_steps_only_when_asked(compiled_folder, tmp_path):
+    models = make_reproducible(compiled_models(compiled_folder, torch.bfloat16), "on", tmp_path)
+    if models.draft.decoder.small_steps is None:
+        pytest.skip("the processor has no int8 instructions that they need")
+    said = []
+    kept = make_draft_reproducible(models, "auto", tmp_path, said.append)
+    assert kept.draft.decoder.small_steps is not None
+    assert not compiled_engine(kept, speculation=DRAFTS, max_batch_size=1).info.is_reproducible
+    assert "--reproducible makes them independent" in said[0]
+    made = make_draft_reproducible(models, "on", tmp_path)
+    assert made.draft.decoder.small_steps is None
+    assert compiled_engine(made, speculation=DRAFTS, max_batch_size=1).info.is_reproducible
