@@ -170,12 +170,15 @@ class QueueSession:
         )
 
     def _cancel(self, installation: Installation, client: HelixClient, path: Path) -> CancelFigures:
+        # Workers that start at the same time send some ids twice; what is left of that is no part of this figure.
+        _wait_until_empty(installation)
         batch_id, _ = self._submit(installation, path)
         began = time.monotonic()
         answer, _, _ = self._client_process(installation, "cancel", batch_id)
-        while client.status(batch_id).counts[JobState.RUNNING] or installation.publisher.depth():
+        while client.status(batch_id).counts[JobState.RUNNING]:
             installation.check_workers()
             time.sleep(_POLL_SECONDS)
+        _wait_until_empty(installation)
         return CancelFigures(
             jobs=int(answer["jobs"]), seconds=float(answer["seconds"]), settled_seconds=time.monotonic() - began
         )
@@ -281,6 +284,13 @@ def _celery_alone(installation: Installation) -> CeleryFigures:
         drained_per_second=drained / seconds,
         cpu_ms_per_job=1000 * cpu / drained,
     )
+
+
+def _wait_until_empty(installation: Installation) -> None:
+    """Return when no message waits in the broker or is delivered and not acknowledged."""
+    while installation.publisher.depth():
+        installation.check_workers()
+        time.sleep(_POLL_SECONDS)
 
 
 def _when_depth(installation: Installation, process: Any, log: Path, depth: int) -> float:  # noqa: ANN401  (a Popen)

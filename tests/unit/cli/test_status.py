@@ -251,7 +251,7 @@ def unfinished(helix, database):
 
 
 def test_a_submission_that_died_is_told_with_the_remedy(helix, unfinished, monkeypatch):
-    monkeypatch.setattr("helix_jobs.jobs.client._SUBMITTER_SILENT", 0.0)
+    monkeypatch.setattr("helix_jobs.jobs.liveness.SUBMITTER_SILENT_SECONDS", 0.0)
     told = helix("status", unfinished).stdout
     assert f"{unfinished}  submitting" in told
     assert "2 stored so far, none accepted yet" in told
