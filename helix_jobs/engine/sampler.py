@@ -121,6 +121,10 @@ def _keep_top_p(probs: torch.Tensor, top_ps: torch.Tensor) -> torch.Tensor:
 
 
 def _renormalise(probs: torch.Tensor) -> torch.Tensor:
-    """Divide each row by its total, which is added up in one order: torch's sum cuts a lone long row up for threads."""
-    totals = probs.cumsum(dim=1, dtype=torch.float64)[:, -1:]
-    return probs / totals.to(probs.dtype)
+    """Divide each row by its total.
+
+    torch's sum cuts a lone long row up for its threads, and adds up each of several rows in one order; a lone row is
+    given to it twice, so that its total is the one that it has among others.
+    """
+    rows = probs if len(probs) != 1 else probs.expand(2, -1)
+    return probs / rows.sum(dim=1, keepdim=True)[: len(probs)]
