@@ -67,6 +67,7 @@ _ROPE_NUMBERS: Final = (
     *("factor", "low_freq_factor", "high_freq_factor", "attention_factor", "beta_fast", "beta_slow"),
     *("partial_rotary_factor", "short_factor", "long_factor"),
 )
+_PARTIAL_ROTATION: Final = ("partial_rotary_factor", "rotary_pct")
 _ORIGINAL_CONTEXT: Final = "original_max_position_embeddings"
 # Whose attention honours a window: on every layer, or on those that ``layer_types`` names. Elsewhere it has no effect.
 _WINDOW_ON_EVERY_LAYER: Final = frozenset({"mistral", "phi3"})
@@ -171,12 +172,14 @@ def _check_rope_numbers(name: str, config: PretrainedConfig) -> None:
 
     The numbers of a scaling count only where positions are scaled.
     """
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    if head_dim % 2:
-        raise ModelError(
-            f"model {name}: its configuration says heads of an odd width, {head_dim}; fetch the model again"
-        )
     parameters = _rope_parameters(config)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    factors = (parameters.get(key, getattr(config, key, None)) for key in _PARTIAL_ROTATION)
+    factor = next((one for one in factors if isinstance(one, int | float) and 0 < one <= 1), 1)
+    rotated = int(head_dim * factor)
+    if rotated % 2:
+        what = "heads of an odd width" if rotated == head_dim else "that of each head an odd width is rotated"
+        raise ModelError(f"model {name}: its configuration says {what}, {rotated}; fetch the model again")
     numbers = {"rope_theta": parameters.get("rope_theta", getattr(config, "rope_theta", None))}
     if rope_type(config) != "default":
         numbers |= {key: parameters.get(key) for key in _ROPE_NUMBERS}

@@ -210,6 +210,20 @@ def test_a_number_that_no_rotation_and_no_window_has(architecture: str, changes:
         check_architecture("m", config)
 
 
+@pytest.mark.parametrize(("factor", "rotated"), [(0.4, 6), (0.2, 3)])
+def test_of_heads_that_are_rotated_in_part_that_part_is_even(factor: float, rotated: int) -> None:
+    config = tiny_config("gpt_neox", hidden_size=90, num_attention_heads=6, head_dim=15)
+    for key in ("partial_rotary_factor", "rotary_pct"):
+        setattr(config, key, factor)
+    if TRANSFORMERS_MAJOR >= 5:
+        config.rope_parameters = {**config.rope_parameters, "partial_rotary_factor": factor}
+    if rotated % 2 == 0:
+        check_architecture("m", config)
+        return
+    with pytest.raises(ModelError, match=f"an odd width is rotated, {rotated}"):
+        check_architecture("m", config)
+
+
 def test_a_window_that_is_turned_off_may_be_any_number() -> None:
     check_architecture("m", tiny_config("qwen2", use_sliding_window=False, sliding_window=0))
 
