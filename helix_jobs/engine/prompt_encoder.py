@@ -158,8 +158,11 @@ class PromptEncoder:
 
     def close(self) -> None:
         """End the processes, and with them the prompts at work or waiting for one. A later prompt starts another."""
-        self._num_closed += 1
-        _end(self._processes)
+        with self._lock:  # one that is being started is among them, or is not started any more
+            self._num_closed += 1
+            doomed = set(self._processes)
+            self._processes.clear()
+        _end(doomed)
 
     def _encode(self, request: dict[str, Any], num_chars: int) -> tuple[int, ...]:
         seconds = self._limits.seconds_for(num_chars)
