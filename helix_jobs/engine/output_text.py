@@ -61,7 +61,8 @@ def text_of(sequence: Sequence, codec: TextCodec) -> str:
 
 def _fail(sequence: Sequence, error: Exception) -> None:
     kind = type(error).__name__
-    # A library's words may quote the answer: the log has the error's kind and traceback alone.
+    # A library's words may quote the answer: this record has the error's kind and traceback alone. What a library
+    # itself writes to standard error as it panics is not ours to keep back.
     logged = EngineError(kind).with_traceback(error.__traceback__)
     logger.error("the output of request %s cannot be decoded", sequence.request_id, exc_info=logged)
     sequence.fail(EngineError(f"the output cannot be decoded: {kind}"))

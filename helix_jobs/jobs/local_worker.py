@@ -177,15 +177,15 @@ class LocalWorker:
 
     def _wait_for_other(self, error: DeviceInUseError | HomeInUseError) -> None:
         """Another worker has device or home: one of this database that is about to be ready, or a stranger."""
-        holder, remedy = "worker that holds the device", "HELIX_DEVICE to another device"
+        holder, remedy = "worker that holds the device", "stop it, or set HELIX_DEVICE to another device"
         if isinstance(error, HomeInUseError):
             holder = f"local worker that already runs under {self._settings.home}"
-            remedy = "HELIX_HOME to another directory"
+            remedy = "wait if it still loads its models, end the commands that use it, or set HELIX_HOME to another one"
         now = time.monotonic()
         self._taken_at = now if self._taken_at is None else self._taken_at
         if now - self._taken_at >= DEVICE_PATIENCE:
             what = str(error).partition(";")[0]
-            raise type(error)(f"{what} and does not serve this database; stop it, or set {remedy}") from error
+            raise type(error)(f"{what} and does not serve this database; {remedy}") from error
         self._doing = f"waiting for the {holder}"
         self._not_before = now + _DEVICE_RETRY_SECONDS
 

@@ -51,7 +51,10 @@ class Peer:
     def generate(self, round_: dict[str, Any]) -> list[list[int]]:
         """Token ids of every output."""
         if len(set(zip(round_["max_tokens"], round_["ignore_eos"], strict=True))) > 1:
-            raise ValueError("OpenVINO's pipeline takes one limit for all; give every prompt the same max_tokens")
+            raise ValueError(
+                "OpenVINO's pipeline takes one limit for all; give every prompt the same max_tokens, and room for it "
+                "in the model's context"
+            )
         prompts: list[list[int]] = round_["prompts"]
         width = max(len(prompt) for prompt in prompts)
         # [num_prompts, width]; the padding is dropped again by the pipeline

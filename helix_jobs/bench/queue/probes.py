@@ -32,7 +32,7 @@ class Samples:
 
     Attributes:
         resident: Per process, resident bytes in the order of time.
-        depth: Most messages waiting or delivered and not acknowledged.
+        depth: Most messages that waited in the broker.
         broker_bytes: Most memory the broker used.
     """
 

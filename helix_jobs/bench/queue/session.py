@@ -287,7 +287,7 @@ def _celery_alone(installation: Installation) -> CeleryFigures:
 
 
 def _wait_until_empty(installation: Installation) -> None:
-    """Return when no message waits in the broker or is delivered and not acknowledged."""
+    """Return when no message waits in the broker."""
     while installation.publisher.depth():
         installation.check_workers()
         time.sleep(_POLL_SECONDS)

@@ -239,7 +239,7 @@ def test_what_is_served_decodes_anything_to_a_text_no_longer_than_its_tokens(see
 def test_a_panic_over_an_output_fails_that_request_alone(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, stop: tuple[str, ...]
 ) -> None:
-    """The log has the panic's kind, not its words: they may quote the answer."""
+    """Helix' own record has the panic's kind, not its words: they may quote the answer."""
     backend = Tokenizer(models.WordLevel({" ": 0}, unk_token=" "))
     backend.decoder = decoders.Strip(" ", 0, 64)
     engine = tiny_engine()
