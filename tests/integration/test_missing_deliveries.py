@@ -103,14 +103,15 @@ def test_what_a_stopping_worker_could_not_give_back_is_sent_again(services_box: 
     # It waits for each answer that does not come, one after the other, and that is no reason to give up the stop.
     quick = (
         "from helix_jobs.jobs import broker, worker_ending\n"
-        "broker.SOCKET_TIMEOUT = broker.CONNECT_TIMEOUT = 0.5\n"
+        "broker.SOCKET_TIMEOUT = broker.CONNECT_TIMEOUT = 1.5\n"
         "worker_ending.HAND_BACK_SECONDS = 60.0\n"
     )
     with half_open_proxy(box.settings.redis_url or "") as proxy:
         environment = {"HELIX_FAKE_HANG": "endless", "HELIX_SHUTDOWN_GRACE": "0", "HELIX_REDIS_URL": proxy.url}
         environment["HELIX_MAX_BATCH_SIZE"] = "1"
-        worker = start_quick_worker(box, 60, before=quick, **environment)
+        # Submitted before: the worker alone publishes, so that each id is sent once.
         batch = box.submit(*["endless story"] * 20)
+        worker = start_quick_worker(box, 60, before=quick, **environment)
         publisher = box.publisher()
         unacked = box.names.unacked
         wait_until(

@@ -53,10 +53,16 @@ def stop(writer: GroupCommitWriter, active_count: int) -> WorkerEnding:
 
 @pytest.mark.parametrize(("jobs", "said"), [(2, "2 jobs"), (0, "Celery's consumer")])
 def test_a_stop_with_a_sound_database_says_what_it_waits_for_and_closes_no_writer(
-    writer: GroupCommitWriter, caplog: pytest.LogCaptureFixture, jobs: int, said: str
+    writer: GroupCommitWriter,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    jobs: int,
+    said: str,
 ) -> None:
+    monkeypatch.setattr(worker_ending, "HAND_BACK_SECONDS", 20.0)  # also how long the database may take for a write
     caplog.set_level(logging.INFO, logger="helix_jobs")
     ending = stop(writer, jobs)
+    ending._give_up()  # what the timer would call
     wait_until(lambda: said in caplog.text, lambda: caplog.text)
     ending.consumer_ended()
     assert "database" not in caplog.text
