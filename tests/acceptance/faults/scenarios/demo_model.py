@@ -13,7 +13,8 @@ from worker_box import wait_until
 if TYPE_CHECKING:
     from installation import Installation
 
-MAX_TOKENS = 48
+# Long enough for two deaths: the second time, all of the answers are looked up.
+LENGTH = {"max_tokens": 256, "ignore_eos": True}
 
 
 @scenario("demo model killed in mid-answer", full=Size(jobs=24, faults=2))
@@ -26,12 +27,12 @@ def demo_model(installation: Installation, size: Size) -> Outcome:
     installation.use_demo_model()
     prompts = tuple(f"Write three sentences about the number {n}." for n in range(size.jobs // 2))
     worker = installation.start()
-    undisturbed = installation.submit(*prompts, max_tokens=MAX_TOKENS)
+    undisturbed = installation.submit(*prompts, **LENGTH)
     installation.wait_done(Accepted(undisturbed, prompts))
     with installation.client() as client:
         answers = dict(zip(prompts, (result.output_text or "" for result in client.results(undisturbed)), strict=True))
     batches = [Accepted(undisturbed, prompts, answers.__getitem__)]
-    batches.append(Accepted(installation.submit(*prompts, max_tokens=MAX_TOKENS), prompts, answers.__getitem__))
+    batches.append(Accepted(installation.submit(*prompts, **LENGTH), prompts, answers.__getitem__))
     recoveries = []
     for _ in range(size.faults):
         wait_until(lambda worker=worker: installation.held_by(worker), lambda worker=worker: worker.log)
