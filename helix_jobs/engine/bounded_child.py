@@ -14,14 +14,28 @@ from contextlib import suppress
 from typing import IO, Any
 
 
-def private_streams() -> tuple[IO[bytes], IO[bytes]]:
+def begin() -> tuple[dict[str, Any], IO[bytes], IO[bytes]]:
+    """Read the setup, the first line, and bind this process by its ``seconds`` and ``memory_bytes``.
+
+    Returns:
+        The setup, the stream of the requests behind it, and the one for the answers.
+    """
+    requests, answers = _private_streams()
+    _leave_signals_to_the_parent()
+    setup: dict[str, Any] = json.loads(requests.readline())
+    bound_time(setup["seconds"])
+    bound_memory(setup["memory_bytes"])
+    return setup, requests, answers
+
+
+def _private_streams() -> tuple[IO[bytes], IO[bytes]]:
     """Standard input and output for ourselves: what a library prints must not get between the answers."""
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     return requests, answers
 
 
-def leave_signals_to_the_parent() -> None:
+def _leave_signals_to_the_parent() -> None:
     """Ignore what a supervisor or Ctrl-C sends to all processes; the parent says when it is over."""
     if hasattr(signal, "SIGTERM"):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -14,13 +14,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from helix_jobs.engine.bounded_child import (
-    bound_memory,
-    bound_time,
-    leave_signals_to_the_parent,
-    private_streams,
-    send,
-)
+from helix_jobs.engine.bounded_child import begin, bound_memory, bound_time, send
 from helix_jobs.engine.chat_template import ChatTemplate, RefusedMessagesError
 from helix_jobs.engine.library_panics import panics_as_errors
 
@@ -103,11 +97,7 @@ class PromptWorker:
 
 def main() -> None:
     """Answer until standard input ends."""
-    requests, answers = private_streams()
-    leave_signals_to_the_parent()
-    setup = json.loads(requests.readline())
-    bound_time(setup["seconds"])
-    bound_memory(setup["memory_bytes"])
+    setup, requests, answers = begin()
     worker = PromptWorker(setup)
     bound_time(0)
     bound_memory(setup["memory_bytes"])

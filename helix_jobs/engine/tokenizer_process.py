@@ -14,13 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tokenizers import AddedToken, Tokenizer
 
-from helix_jobs.engine.bounded_child import (
-    bound_memory,
-    bound_time,
-    leave_signals_to_the_parent,
-    private_streams,
-    send,
-)
+from helix_jobs.engine.bounded_child import begin, send
 from helix_jobs.engine.library_panics import LibraryPanicError, panics_as_errors
 
 if TYPE_CHECKING:
@@ -88,11 +82,7 @@ def _texts(document: dict[str, Any]) -> Iterator[str]:
 
 def main() -> None:
     """Answer once."""
-    requests, answers = private_streams()
-    leave_signals_to_the_parent()
-    setup = json.loads(requests.readline())
-    bound_time(setup["seconds"])
-    bound_memory(setup["memory_bytes"])
+    setup, _, answers = begin()
     send(answers, {"fault": fault_of(Path(setup["folder"]))})
 
 

@@ -2,8 +2,8 @@
 
 The library panics, aborts or grows without end over some files, and whoever reads them goes down with it.
 
-Trade-off: the tokenizer is read once more, and a process is started for it: some 0.3 s of processor time for a
-vocabulary of 49,152 tokens. In return a hostile file costs a message, not the worker.
+Trade-off: the tokenizer is read once more, and a process is started for it: 0.1 s of processor time for SmolLM2's
+49,152 tokens, 0.3 s for Qwen2.5's 151,936 (Zen 4). In return a hostile file costs a message, not the worker.
 """
 
 from __future__ import annotations
