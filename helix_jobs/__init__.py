@@ -8,8 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from helix_jobs.client.client import HelixClient
     from helix_jobs.engine.sampling_params import SamplingParams
-    from helix_jobs.jobs.client import HelixClient
 
 __all__ = ["HelixClient", "SamplingParams", "__version__"]
 __version__ = "0.1.0"
@@ -18,7 +18,7 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:  # noqa: ANN401  (module attribute hook: PEP 562)
     """Import the public names on first use, so that ``import helix_jobs.errors`` stays instant."""
     if name == "HelixClient":
-        from helix_jobs.jobs.client import HelixClient
+        from helix_jobs.client.client import HelixClient
 
         return HelixClient
     if name == "SamplingParams":

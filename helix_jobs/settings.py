@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from urllib.parse import quote
 
 from helix_jobs.errors import ConfigurationError
-from helix_jobs.private_files import PRIVATE_DIRECTORY, is_open_to_others, require_own_directory
+from helix_jobs.files import PRIVATE_DIRECTORY, is_open_to_others, require_own_directory
 from helix_jobs.redis_url import checked_redis_url
 
 if TYPE_CHECKING:

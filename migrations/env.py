@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from alembic import context
 
-from helix_jobs.jobs.schema import metadata
+from helix_jobs.storage.schema import metadata
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -24,8 +24,8 @@ def _main() -> None:
     if connection is not None:
         _run(connection)
         return
-    from helix_jobs.jobs.database import Database
     from helix_jobs.settings import Settings
+    from helix_jobs.storage.database import Database
 
     with Database(Settings.from_environment().database_url).write() as own_connection:
         _run(own_connection)

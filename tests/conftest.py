@@ -15,8 +15,8 @@ from services import missing_service
 from sqlalchemy import make_url, text
 
 from helix_jobs.errors import ConfigurationError, ModelNotFoundError
-from helix_jobs.jobs.database import Database, ensure_schema, upgrade
-from helix_jobs.jobs.schema import metadata
+from helix_jobs.storage.database import Database, ensure_schema, upgrade
+from helix_jobs.storage.schema import metadata
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -157,7 +157,7 @@ def empty_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[D
 @pytest.fixture(scope="session")
 def demo_home(pytestconfig: pytest.Config) -> Path:
     """A HELIX_HOME that holds the demo model, kept between runs of the tests."""
-    from helix_jobs.engine.demo_model import ensure_demo_model  # torch, only where it is needed
+    from helix_jobs.engine.loading.demo_model import ensure_demo_model  # torch, only where it is needed
 
     cache = pytestconfig.cache
     assert cache is not None
@@ -172,7 +172,7 @@ def demo_home(pytestconfig: pytest.Config) -> Path:
 @pytest.fixture(scope="session")
 def demo_kernels(demo_home: Path) -> Path:
     """The demo model's compiled kernels in its home, kept as well; an empty folder where there is no compiler."""
-    from helix_jobs.engine.native.build import build_library
+    from helix_jobs.engine.kernels.cpu.build import build_library
 
     folder = demo_home / "native"
     try:

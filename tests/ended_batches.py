@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Final
 from sqlalchemy import bindparam, text, update
 from store_helpers import now, stored_batch
 
-from helix_jobs.jobs import store
-from helix_jobs.jobs.schema import UTCDateTime, batches
+from helix_jobs.storage import store
+from helix_jobs.storage.schema import UTCDateTime, batches
 
 if TYPE_CHECKING:
-    from helix_jobs.jobs.database import Database
+    from helix_jobs.storage.database import Database
 
 _INSERT_JOBS: Final = {
     "sqlite": """

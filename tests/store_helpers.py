@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import func, select
 
-from helix_jobs.jobs import store
-from helix_jobs.jobs.schema import jobs, results
-from helix_jobs.jobs.states import JobState
+from helix_jobs.storage import store
+from helix_jobs.storage.schema import jobs, results
+from helix_jobs.storage.states import JobState
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-    from helix_jobs.jobs.database import Database
+    from helix_jobs.storage.database import Database
 
 DIGEST = "d" * 64
 

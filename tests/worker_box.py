@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import func, select
 
 from helix_jobs import HelixClient
-from helix_jobs.jobs.broker import CeleryPublisher, EmbeddedBroker, QueueNames, broker_url, read_queue_names
-from helix_jobs.jobs.database import Database, ensure_schema
-from helix_jobs.jobs.schema import jobs, results, workers
+from helix_jobs.broker.publisher import CeleryPublisher, EmbeddedBroker, QueueNames, broker_url, read_queue_names
 from helix_jobs.settings import Settings
+from helix_jobs.storage.database import Database, ensure_schema
+from helix_jobs.storage.schema import jobs, results, workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable

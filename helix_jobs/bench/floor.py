@@ -14,7 +14,7 @@ import torch
 from helix_jobs.bench.percentiles import median
 
 if TYPE_CHECKING:
-    from helix_jobs.engine.decoder.decoder import Decoder
+    from helix_jobs.engine.model.decoder import Decoder
 
 _WARM_UPS: Final = 2
 _REPEATS: Final = 7

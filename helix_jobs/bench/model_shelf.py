@@ -6,14 +6,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from helix_jobs.bench.workloads import build_requests, greedy
-from helix_jobs.engine.cache_size import choose_cache
 from helix_jobs.engine.config import DEFAULT_BLOCK_SIZE, MAX_SPECULATION_DEPTH, NO_DRAFT, EngineConfig, defaults_for
-from helix_jobs.engine.devices import free_memory, total_memory
+from helix_jobs.engine.devices.devices import free_memory, total_memory
 from helix_jobs.engine.engine import Engine
-from helix_jobs.engine.load_engine import with_compiled_kernels, without_slow_int8
-from helix_jobs.engine.model_loader import describe_device, get_device, load_models
-from helix_jobs.engine.reproducible import make_draft_reproducible, make_reproducible
-from helix_jobs.engine.text import TextCodec
+from helix_jobs.engine.loading.cache_size import choose_cache
+from helix_jobs.engine.loading.load_engine import with_compiled_kernels, without_slow_int8
+from helix_jobs.engine.loading.model_loader import describe_device, get_device, load_models
+from helix_jobs.engine.loading.reproducible import make_draft_reproducible, make_reproducible
+from helix_jobs.engine.text.codec import TextCodec
 from helix_jobs.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
     from helix_jobs.bench.modes import Mode
     from helix_jobs.bench.plan import BenchPlan
-    from helix_jobs.engine.decoder.decoder import Decoder
-    from helix_jobs.engine.model_loader import LoadedModels
+    from helix_jobs.engine.loading.model_loader import LoadedModels
+    from helix_jobs.engine.model.decoder import Decoder
     from helix_jobs.engine.request import Request
-    from helix_jobs.engine.step_costs import CostProfile
+    from helix_jobs.engine.speculation.depth.costs import CostProfile
 
 
 class ModelShelf:

@@ -8,9 +8,9 @@ import torch
 
 from helix_jobs.bench.model_shelf import longest
 from helix_jobs.bench.peer import NEEDS_DRAFT, READS_GGUF, PeerError, PeerJob, PeerProcess, peer_command
-from helix_jobs.engine.checkpoint import find_checkpoint
 from helix_jobs.engine.config import NO_DRAFT
-from helix_jobs.engine.model_loader import INT8
+from helix_jobs.engine.loading.checkpoint import find_checkpoint
+from helix_jobs.engine.loading.model_loader import INT8
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from helix_jobs.bench.model_shelf import ModelShelf
     from helix_jobs.bench.plan import BenchPlan
-    from helix_jobs.engine.checkpoint import Checkpoint
+    from helix_jobs.engine.loading.checkpoint import Checkpoint
     from helix_jobs.engine.request import Request
 
 _NO_MODELS = frozenset({INT8, NO_DRAFT})

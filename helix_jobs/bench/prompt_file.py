@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.errors import BadLine, InvalidInputError
-from helix_jobs.jobs.requests import read_lines, to_engine_request
+from helix_jobs.intake.lines import read_lines, to_engine_request
 
 if TYPE_CHECKING:
     from pathlib import Path

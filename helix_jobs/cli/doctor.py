@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from helix_jobs.cli.console import make_console, printable, show
 from helix_jobs.cli.group import CONTEXT_SETTINGS, HelixCommand, echo_json, helix_options
-from helix_jobs.cli.rendering import make_console, printable, show
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from helix_jobs.doctor.verdict import Verdict
-    from helix_jobs.engine.operator_checks import OperatorVerdict
+    from helix_jobs.engine.devices.operator_checks import OperatorVerdict
     from helix_jobs.settings import Settings
 
 _STYLES: Final = {

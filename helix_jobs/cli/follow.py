@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from helix_jobs.cli.console import is_interactive, printable
 from helix_jobs.cli.group import INTERRUPTED, command_line, echo_json
 from helix_jobs.cli.progress import PaceMeter, progress_line, progress_view, submitting_notice, summary_lines
-from helix_jobs.cli.rendering import is_interactive, printable
 from helix_jobs.errors import DatabaseUnreachableError
-from helix_jobs.jobs.states import JobState
+from helix_jobs.storage.states import JobState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from rich.console import Console
 
-    from helix_jobs.jobs.client import HelixClient
-    from helix_jobs.jobs.local_worker import LocalWorker
-    from helix_jobs.jobs.store import BatchStatus, Worker
+    from helix_jobs.client.client import HelixClient
+    from helix_jobs.client.local_worker import LocalWorker
+    from helix_jobs.storage.store import BatchStatus, Worker
 
 _PLAIN_INTERVAL: Final = 10.0
 # A log that stands still longer looks like a program that hangs.
@@ -31,7 +31,7 @@ _REFRESH_PER_SECOND: Final = 4
 
 def worker_notice(status: BatchStatus, workers: Sequence[Worker]) -> str | None:
     """A word about what the batch lacks to move on: the end of its submission, or a worker."""
-    from helix_jobs.jobs.liveness import seems_alive
+    from helix_jobs.storage.liveness import seems_alive
 
     if status.total is None:
         return submitting_notice(command_line("cancel", status.id))

@@ -31,7 +31,7 @@ from helix_jobs.settings import LOG_LEVELS, Settings
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from helix_jobs.jobs.client import HelixClient
+    from helix_jobs.client.client import HelixClient
 
 logger = logging.getLogger(__name__)
 
@@ -42,13 +42,13 @@ _COMMANDS: Final = {
     "list": "helix_jobs.cli.status:list_batches",
     "watch": "helix_jobs.cli.status:watch",
     "results": "helix_jobs.cli.results:results",
-    "cancel": "helix_jobs.cli.manage:cancel",
-    "retry": "helix_jobs.cli.manage:retry",
+    "cancel": "helix_jobs.cli.cancel:cancel",
+    "retry": "helix_jobs.cli.cancel:retry",
     "purge": "helix_jobs.cli.purge:purge",
     "worker": "helix_jobs.cli.worker:worker",
-    "db": "helix_jobs.cli.admin:db",
+    "db": "helix_jobs.cli.db:db",
     "doctor": "helix_jobs.cli.doctor:doctor",
-    "bench": "helix_jobs.cli.bench:bench",
+    "bench": "helix_jobs.cli.bench.command:bench",
 }
 EXIT_CODES: Final = (
     "Exit codes: 0 fine, 1 a job did not succeed (with --wait, --local and watch) or doctor found a fault, "
@@ -206,7 +206,7 @@ def settings_option(function: Callable[..., None]) -> Callable[..., None]:
 
 def open_client(settings: Settings) -> HelixClient:
     """The client, imported late: SQLAlchemy and Celery are only paid for by commands that run."""
-    from helix_jobs.jobs.client import HelixClient
+    from helix_jobs.client.client import HelixClient
 
     return HelixClient(settings)
 
@@ -225,7 +225,7 @@ def fail(ctx: click.Context, error: BaseException, message: str, exit_code: int,
 
 def print_error(message: str) -> None:
     """One line on standard error, in the form click gives usage errors."""
-    from helix_jobs.cli.rendering import printable
+    from helix_jobs.cli.console import printable
 
     # click does not know https://no-color.org, which Rich obeys.
     color = False if os.environ.get("NO_COLOR") else None
@@ -241,7 +241,7 @@ def echo_json(value: object, *, one_line: bool = False) -> None:
     utf8 = (sys.stdout.encoding or "").lower().startswith("utf")
     text = json.dumps(value, indent=indent, ensure_ascii=not utf8) if indent or not utf8 else json_line(value)
     if sys.stdout.isatty():
-        from helix_jobs.cli.rendering import escape_in_json
+        from helix_jobs.cli.console import escape_in_json
 
         text = escape_in_json(text)
     click.echo(text)

@@ -6,13 +6,13 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from helix_jobs.cli.rendering import count, duration, percent, printable, rate
-from helix_jobs.jobs.states import JobState
+from helix_jobs.cli.console import count, duration, percent, printable, rate
+from helix_jobs.storage.states import JobState
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from helix_jobs.jobs.store import BatchStatus
+    from helix_jobs.storage.store import BatchStatus
 
 _NOT_SUCCEEDED: Final = (JobState.FAILED, JobState.CANCELLED)
 _WINDOW_SECONDS: Final = 60.0

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from helix_jobs.cli.console import clock_time, count, data_size, printable
 from helix_jobs.cli.group import INTERRUPTED, HelixCommand, command_line, echo_json, helix_options, open_client
-from helix_jobs.cli.rendering import clock_time, count, data_size, printable
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from helix_jobs.jobs.home_files import HomeFile
-    from helix_jobs.jobs.purge import Purged, PurgePlan
+    from helix_jobs.client.home_files import HomeFile
+    from helix_jobs.client.purge import Purged, PurgePlan
     from helix_jobs.settings import Settings
 
 # Those of ``jobs.purge.Outcome`` (a test holds them equal), which would import the database.
@@ -117,7 +117,7 @@ class _Report:
 
     def agree(self, plan: PurgePlan) -> bool:
         """Keep the plan, find the files that belong to it, and ask whoever types."""
-        from helix_jobs.jobs.home_files import home_files, old_files
+        from helix_jobs.client.home_files import home_files, old_files
 
         self.plan = plan
         self.old_files = [] if plan.before is None else old_files(home_files(self.home), plan.before)
@@ -132,14 +132,14 @@ class _Report:
 
     def remove_files(self) -> None:
         """Remove the files that belong to the plan, if it was agreed to."""
-        from helix_jobs.jobs.home_files import remove_files
+        from helix_jobs.client.home_files import remove_files
 
         if not self.declined:
             self.files = self.old_files if self.dry_run else remove_files(self.old_files)
 
     def show(self, *, as_json: bool) -> None:
         """Print it, in words or JSON."""
-        from helix_jobs.jobs.purge import Purged
+        from helix_jobs.client.purge import Purged
 
         assert self.plan is not None, "nothing is shown before something was planned"
         purged = self.purged or Purged()

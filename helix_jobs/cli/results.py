@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import click
 
+from helix_jobs.cli.console import count, escape_in_json, make_console, paragraphs, printable
 from helix_jobs.cli.group import HelixCommand, command_line, echo_json, helix_options, open_client
-from helix_jobs.cli.rendering import count, escape_in_json, make_console, paragraphs, printable
 from helix_jobs.cli.views import print_answers
-from helix_jobs.jobs.states import JobState
+from helix_jobs.storage.states import JobState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from helix_jobs.jobs.export import ByteSink
-    from helix_jobs.jobs.store import BatchStatus, JobResult
+    from helix_jobs.results.export import ByteSink
     from helix_jobs.settings import Settings
+    from helix_jobs.storage.store import BatchStatus, JobResult
 
 # "text" is this module's; the others are the export's (a test holds them equal).
 FILE_FORMATS: Final = ("jsonl", "csv", "parquet", "openai")
@@ -100,7 +100,7 @@ def _default_format(output: str | None, *, as_json: bool) -> str:
 
 
 def _write(rows: Iterator[JobResult], output: str | None, fmt: str) -> int:
-    from helix_jobs.jobs.export import export_results
+    from helix_jobs.results.export import export_results
 
     if output is not None:
         return export_results(rows, output, fmt)

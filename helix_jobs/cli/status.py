@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from helix_jobs.cli.group import HelixCommand, command_line, echo_json, helix_options, open_client
-from helix_jobs.jobs.states import JobState
+from helix_jobs.storage.states import JobState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from rich.console import Console
 
-    from helix_jobs.jobs.store import BatchStatus, JobSummary
     from helix_jobs.settings import Settings
+    from helix_jobs.storage.store import BatchStatus, JobSummary
 
 _OVERVIEW: Final = 5
 _LISTED_JOBS: Final = 50
@@ -36,8 +36,8 @@ def status(settings: Settings, batch: str | None, *, jobs: bool, as_json: bool) 
     """
     if jobs and batch is None:
         raise click.UsageError("--jobs needs a BATCH.")
+    from helix_jobs.cli.console import make_console, show
     from helix_jobs.cli.follow import worker_notice
-    from helix_jobs.cli.rendering import make_console, show
     from helix_jobs.cli.views import batch_json, batch_view, batches_view, job_json, worker_json, worker_line
 
     with open_client(settings) as client:
@@ -111,7 +111,7 @@ def _explain_submitting(console: Console, batches: Sequence[BatchStatus]) -> Non
 @helix_options
 def list_batches(settings: Settings, limit: int, *, as_json: bool) -> None:
     """List batches, newest first."""
-    from helix_jobs.cli.rendering import make_console, show
+    from helix_jobs.cli.console import make_console, show
     from helix_jobs.cli.views import batch_json, batches_view
 
     with open_client(settings) as client:
@@ -134,9 +134,9 @@ def watch(settings: Settings, batch: str, *, as_json: bool) -> None:
 
     With --json, a status object a line at each change. Exit code 1 if a job did not succeed.
     """
+    from helix_jobs.cli.console import make_console
     from helix_jobs.cli.follow import follow_as_json, follow_for_person, print_summary
     from helix_jobs.cli.progress import all_succeeded
-    from helix_jobs.cli.rendering import make_console
 
     with open_client(settings) as client:
         if as_json:

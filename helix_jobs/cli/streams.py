@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any, BinaryIO, TextIO
 
 from helix_jobs.errors import ConfigurationError, InputError
-from helix_jobs.jobs.output_file import cannot_be_written
+from helix_jobs.output_file import cannot_be_written
 
 
 def prepare_streams() -> None:

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 
+from helix_jobs.cli.console import count, is_interactive, make_console, percent, printable, show, working
 from helix_jobs.cli.follow import follow_for_person, print_summary, worker_notice
 from helix_jobs.cli.group import INTERRUPTED, HelixCommand, command_line, echo_json, fail, helix_options, open_client
+from helix_jobs.cli.options import sampling_options
 from helix_jobs.cli.progress import all_succeeded
-from helix_jobs.cli.rendering import count, is_interactive, make_console, percent, printable, show, working
-from helix_jobs.cli.sampling_options import sampling_options
 from helix_jobs.cli.streams import standard_input
 from helix_jobs.cli.views import alike, bad_line_json, bad_lines_view, batch_json, print_answers
 from helix_jobs.errors import HelixError, InvalidInputError, UnreachableError
-from helix_jobs.jobs.states import JobState
+from helix_jobs.storage.states import JobState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.status import Status
 
+    from helix_jobs.client.client import HelixClient
+    from helix_jobs.client.submission import Submission, SubmitProgress, SubmitStage
     from helix_jobs.engine.sampling_params import SamplingParams
     from helix_jobs.errors import BadLine
-    from helix_jobs.jobs.client import HelixClient
-    from helix_jobs.jobs.store import BatchStatus
-    from helix_jobs.jobs.submission import Submission, SubmitProgress, SubmitStage
     from helix_jobs.settings import Settings
+    from helix_jobs.storage.store import BatchStatus
 
 _LISTED_FAULTS: Final = 20
 _SHOWN_ANSWERS: Final = 10
@@ -168,7 +168,7 @@ class _Reached:
 
     def tell_interrupted(self, console: Console, *, as_json: bool) -> NoReturn:
         """Say what has become of the batch, print its id if it may exist, and exit."""
-        from helix_jobs.jobs.submission import SubmitStage
+        from helix_jobs.client.submission import SubmitStage
 
         batch_id = self._batch_id
         if self._stage is SubmitStage.STORED:
@@ -251,7 +251,7 @@ def _run_locally(
         # Undone in reverse: stop the worker, which says so, then clear the line.
         stack.callback(step.clear)
         try:
-            from helix_jobs.jobs.local_worker import LocalWorker
+            from helix_jobs.client.local_worker import LocalWorker
 
             _tell_backlog(client, batch_id, console)
             worker = stack.enter_context(LocalWorker(settings, on_progress=step.show))

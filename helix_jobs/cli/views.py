@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-from helix_jobs.cli.rendering import (
+from helix_jobs.cli.console import (
     clock_time,
     count,
     duration,
@@ -17,7 +17,7 @@ from helix_jobs.cli.rendering import (
     show,
     timestamp,
 )
-from helix_jobs.jobs.states import BatchState, JobState
+from helix_jobs.storage.states import BatchState, JobState
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from helix_jobs.errors import BadLine
-    from helix_jobs.jobs.store import BatchStatus, JobResult, JobSummary, Worker
+    from helix_jobs.storage.store import BatchStatus, JobResult, JobSummary, Worker
 
 _STATE_STYLES: Final = {
     BatchState.SUBMITTING: "dim",
@@ -210,7 +210,7 @@ def worker_line(worker: Worker) -> str:
     """One worker on one line."""
     draft = f" with draft {worker.draft_model}" if worker.draft_model else ""
     where = f"{worker.device} on {worker.hostname} (pid {worker.pid})"
-    from helix_jobs.jobs.liveness import seems_alive, silence
+    from helix_jobs.storage.liveness import seems_alive, silence
 
     silent = "" if seems_alive(worker) else f"; silent for {duration(silence(worker))}, probably lost"
     return printable(f"{worker.target_model}{draft}, {where}, {count(worker.slots, 'slot')}{silent}")

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from helix_jobs.cli.console import make_console, printable, show
 from helix_jobs.cli.group import CONTEXT_SETTINGS, HelixCommand, helix_options
-from helix_jobs.cli.rendering import make_console, printable, show
 from helix_jobs.cli.streams import discard_output
 from helix_jobs.cli.views import facts_view
 from helix_jobs.observability.logging import configure_logging
@@ -18,8 +18,8 @@ from helix_jobs.settings import DTYPES, LOG_FORMATS, MAX_DEPTH
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from helix_jobs.jobs.banner import WorkerBanner
     from helix_jobs.settings import Settings
+    from helix_jobs.worker.banner import WorkerBanner
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +127,7 @@ def worker(settings: Settings, *, allow_shared_device: bool, as_json: bool, **ov
         logger.info(starting)
     else:
         _print_step(console, starting)
-    from helix_jobs.jobs.worker import run_worker
+    from helix_jobs.worker.process import run_worker
 
     if effective.log_format == "json":
         exit_code = run_worker(effective, allow_shared_device=allow_shared_device)

@@ -7,18 +7,18 @@ import sys
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
+from helix_jobs.broker.embedded import EmbeddedBroker, Presence
+from helix_jobs.broker.older_keys import removal
+from helix_jobs.broker.publisher import broker_url
+from helix_jobs.broker.queue_names import QueueNames, read_queue_names
+from helix_jobs.doctor.broker_state import BrokerState, read_broker_state
 from helix_jobs.doctor.clock import judge_skew
 from helix_jobs.doctor.disk import describe_bytes
 from helix_jobs.doctor.verdict import Level, Verdict, failure
 from helix_jobs.errors import BrokerUnreachableError, ConfigurationError, HelixError
-from helix_jobs.jobs.broker import broker_url
-from helix_jobs.jobs.broker_state import BrokerState, read_broker_state
-from helix_jobs.jobs.database import Database, ensure_schema
-from helix_jobs.jobs.embedded_broker import EmbeddedBroker, Presence
-from helix_jobs.jobs.older_keys import removal
-from helix_jobs.jobs.queue_names import QueueNames, read_queue_names
 from helix_jobs.redaction import redact
 from helix_jobs.redis_url import MEMORY_URL, SOCKET
+from helix_jobs.storage.database import Database, ensure_schema
 
 if TYPE_CHECKING:
     from helix_jobs.settings import Settings

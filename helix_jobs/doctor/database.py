@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 from sqlalchemy.exc import DBAPIError
 
 from helix_jobs.doctor.clock import judge_skew
+from helix_jobs.doctor.database_state import DatabaseState, read_database_state
 from helix_jobs.doctor.disk import check_room, describe_bytes, existing, file_system, is_network
 from helix_jobs.doctor.housekeeping import check_ended
 from helix_jobs.doctor.leases import judge_leases
 from helix_jobs.doctor.verdict import Level, Verdict, failure
 from helix_jobs.errors import ConfigurationError, DatabaseUnreachableError, SchemaVersionError
-from helix_jobs.jobs import store
-from helix_jobs.jobs.database import Database
-from helix_jobs.jobs.database_state import DatabaseState, read_database_state
-from helix_jobs.jobs.migration import head_revision
-from helix_jobs.jobs.process_identity import here
+from helix_jobs.storage import store
+from helix_jobs.storage.database import Database
+from helix_jobs.storage.migration import head_revision
+from helix_jobs.storage.process_identity import here
 
 if TYPE_CHECKING:
     from pathlib import Path

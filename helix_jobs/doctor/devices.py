@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from helix_jobs.doctor.verdict import Level, Verdict
-from helix_jobs.engine.devices import DIRECTML_DEVICE_TYPE, resolve_dtype
-from helix_jobs.engine.model_loader import available_devices, describe_device, directml_absence, get_device
-from helix_jobs.engine.native.kernels import load_kernels
+from helix_jobs.engine.devices.devices import DIRECTML_DEVICE_TYPE, resolve_dtype
+from helix_jobs.engine.kernels.cpu.kernels import load_kernels
+from helix_jobs.engine.loading.model_loader import available_devices, describe_device, directml_absence, get_device
 from helix_jobs.errors import ConfigurationError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from helix_jobs.doctor.broker import check_broker
 from helix_jobs.doctor.database import check_database
 from helix_jobs.doctor.home import check_home
-from helix_jobs.doctor.metrics import check_metrics
+from helix_jobs.doctor.metrics_port import check_metrics
 from helix_jobs.doctor.software import check_software
 from helix_jobs.doctor.verdict import Level, Verdict
 from helix_jobs.redaction import redact
@@ -18,7 +18,7 @@ from helix_jobs.settings import Settings
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from helix_jobs.engine.operator_checks import OperatorVerdict
+    from helix_jobs.engine.devices.operator_checks import OperatorVerdict
 
 _Check = Callable[[Settings], list[Verdict]]
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
+from helix_jobs.client.home_files import FileKind, bytes_by_kind, home_files
+from helix_jobs.client.purge import plan_purge
 from helix_jobs.doctor.disk import describe_bytes
 from helix_jobs.doctor.verdict import Level, Verdict, failure
 from helix_jobs.errors import ConfigurationError, UnreadableRowError
-from helix_jobs.jobs import store
-from helix_jobs.jobs.database import SQLITE
-from helix_jobs.jobs.home_files import FileKind, bytes_by_kind, home_files
-from helix_jobs.jobs.purge import plan_purge
-from helix_jobs.jobs.sqlite_space import free_room
+from helix_jobs.storage import store
+from helix_jobs.storage.database import SQLITE
+from helix_jobs.storage.sqlite_space import free_room
 
 if TYPE_CHECKING:
-    from helix_jobs.jobs.database import Database
     from helix_jobs.settings import Settings
+    from helix_jobs.storage.database import Database
 
 OLD: Final = timedelta(days=30)
 # Below these nobody needs to look.

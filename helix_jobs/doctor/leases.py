@@ -5,15 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from helix_jobs.doctor.verdict import Level, Verdict
-from helix_jobs.jobs.liveness import why_dead
-from helix_jobs.jobs.runs import counted
+from helix_jobs.storage.liveness import why_dead
+from helix_jobs.worker.runs import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
-    from helix_jobs.jobs.process_identity import Here
-    from helix_jobs.jobs.store import LeaseHolder
+    from helix_jobs.storage.process_identity import Here
+    from helix_jobs.storage.store import LeaseHolder
 
 _START_ONE: Final = "start a worker: it takes over the jobs of dead workers of its own host at once, others after 30 s"
 

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from helix_jobs.doctor.disk import describe_bytes
 from helix_jobs.doctor.verdict import Level, Verdict, failure
-from helix_jobs.engine.checkpoint import Checkpoint, find_local_checkpoint
 from helix_jobs.engine.config import DraftSpec
-from helix_jobs.engine.demo_model import DEMO_MODEL
+from helix_jobs.engine.loading.checkpoint import Checkpoint, find_local_checkpoint
+from helix_jobs.engine.loading.demo_model import DEMO_MODEL
 from helix_jobs.errors import HelixError
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from helix_jobs.doctor.verdict import Level, Verdict
-from helix_jobs.engine.devices import resolve_dtype
-from helix_jobs.engine.model_loader import get_device
-from helix_jobs.engine.operator_checks import OperatorStatus, OperatorVerdict, operator_checks, run_check
+from helix_jobs.engine.devices.devices import resolve_dtype
+from helix_jobs.engine.devices.operator_checks import OperatorStatus, OperatorVerdict, operator_checks, run_check
+from helix_jobs.engine.loading.model_loader import get_device
 from helix_jobs.errors import ConfigurationError
 
 if TYPE_CHECKING:

@@ -7,22 +7,22 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from helix_jobs.engine.block_table import BlockPool, BlockTable
 from helix_jobs.engine.config import LOOKUP_DRAFT, SpeculationConfig
-from helix_jobs.engine.devices import cleanup_memory, describe_device, explaining_shortage
-from helix_jobs.engine.model_runner import ModelRunner
-from helix_jobs.engine.output_text import apply_stop_strings, text_of
+from helix_jobs.engine.devices.devices import cleanup_memory, describe_device, explaining_shortage
+from helix_jobs.engine.model.runner import ModelRunner
 from helix_jobs.engine.protocol import EngineInfo
 from helix_jobs.engine.recovery import Recovery
 from helix_jobs.engine.request import RequestState
-from helix_jobs.engine.scheduler import Scheduler
-from helix_jobs.engine.sequence import Sequence
-from helix_jobs.engine.speculation_depth import COPY_ACCEPTANCE, DEFAULT_ACCEPTANCE
-from helix_jobs.engine.speculative import SpeculativeStep
-from helix_jobs.engine.speculator import Speculator
+from helix_jobs.engine.schedule.block_table import BlockPool, BlockTable
+from helix_jobs.engine.schedule.scheduler import Scheduler
+from helix_jobs.engine.schedule.sequence import Sequence
+from helix_jobs.engine.speculation.depth.controller import COPY_ACCEPTANCE, DEFAULT_ACCEPTANCE
+from helix_jobs.engine.speculation.speculative import SpeculativeStep
+from helix_jobs.engine.speculation.speculator import Speculator
 from helix_jobs.engine.stats import StepStatistics
-from helix_jobs.engine.stop_strings import StopStringWatch
-from helix_jobs.engine.text import TextCodec
+from helix_jobs.engine.text.codec import TextCodec
+from helix_jobs.engine.text.output import apply_stop_strings, text_of
+from helix_jobs.engine.text.stop_strings import StopStringWatch
 from helix_jobs.errors import (
     EngineBrokenError,
     EngineError,
@@ -37,12 +37,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence as SequenceOf
 
     from helix_jobs.engine.config import CacheConfig, EngineConfig
-    from helix_jobs.engine.model_loader import LoadedModel, LoadedModels
+    from helix_jobs.engine.loading.model_loader import LoadedModel, LoadedModels
     from helix_jobs.engine.protocol import EngineCounters
     from helix_jobs.engine.request import GenerationResult, Request
-    from helix_jobs.engine.scheduler import Schedule
-    from helix_jobs.engine.speculative import Emission, StepOutcome
-    from helix_jobs.engine.step_costs import CostProfile
+    from helix_jobs.engine.schedule.scheduler import Schedule
+    from helix_jobs.engine.speculation.depth.costs import CostProfile
+    from helix_jobs.engine.speculation.speculative import Emission, StepOutcome
 
 logger = logging.getLogger(__name__)
 

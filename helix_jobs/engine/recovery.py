@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Final
 
-from helix_jobs.engine.devices import check_alive, cleanup_memory, is_out_of_memory
+from helix_jobs.engine.devices.devices import check_alive, cleanup_memory, is_out_of_memory
 from helix_jobs.engine.request import RequestState
 from helix_jobs.errors import EngineBrokenError, EngineError, OutOfMemoryError, RequestError
 from helix_jobs.exhaustion import is_exhaustion
@@ -13,8 +13,8 @@ from helix_jobs.exhaustion import is_exhaustion
 if TYPE_CHECKING:
     import torch
 
-    from helix_jobs.engine.scheduler import Schedule, Scheduler
-    from helix_jobs.engine.sequence import Sequence
+    from helix_jobs.engine.schedule.scheduler import Schedule, Scheduler
+    from helix_jobs.engine.schedule.sequence import Sequence
 
 logger = logging.getLogger(__name__)
 

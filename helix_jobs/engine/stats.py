@@ -10,7 +10,7 @@ from helix_jobs.engine.protocol import EngineCounters
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from helix_jobs.engine.speculative import StepOutcome
+    from helix_jobs.engine.speculation.speculative import StepOutcome
 
 
 @dataclass(slots=True)

@@ -16,9 +16,9 @@ import sys
 import psutil
 from tiny_models import VOCAB_SIZE, tiny_engine, tiny_model
 
-from helix_jobs.engine.drafters.lookup import LookupDrafter
 from helix_jobs.engine.request import Request
 from helix_jobs.engine.sampling_params import SamplingParams
+from helix_jobs.engine.speculation.drafters.lookup import LookupDrafter
 
 WAITING = 48
 

@@ -8,8 +8,8 @@ from sqlalchemy import func, select
 from store_helpers import result_row
 from store_model import Job
 
-from helix_jobs.jobs import store
-from helix_jobs.jobs.schema import batch_counters, jobs, results
+from helix_jobs.storage import store
+from helix_jobs.storage.schema import batch_counters, jobs, results
 
 if TYPE_CHECKING:
     from datetime import datetime

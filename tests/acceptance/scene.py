@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from readme_text import ROOT
 
 from helix_jobs import HelixClient
-from helix_jobs.jobs.broker import EmbeddedBroker
+from helix_jobs.broker.publisher import EmbeddedBroker
 from helix_jobs.settings import Settings
 
 if TYPE_CHECKING:

@@ -19,15 +19,15 @@ from store_helpers import DIGEST, worker
 from store_model import Claim, Job, StoreModel
 
 from helix_jobs.errors import HelixError
-from helix_jobs.jobs import store
-from helix_jobs.jobs.schema import batches, jobs, workers
+from helix_jobs.storage import store
+from helix_jobs.storage.schema import batches, jobs, workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sqlalchemy import Connection
 
-    from helix_jobs.jobs.database import Database
+    from helix_jobs.storage.database import Database
 
 START: Final = datetime(2026, 1, 1, tzinfo=UTC)
 # "rolled back": the transaction fails once before it succeeds. "unanswered": it is committed, nobody learns of it, and

@@ -19,11 +19,11 @@ import torch
 from reference_outputs import NEAR_TIE_STEPS, ReferenceOutputs
 
 from helix_jobs.engine.config import CacheConfig, EngineConfig, SpeculationConfig
-from helix_jobs.engine.demo_model import ensure_demo_model
 from helix_jobs.engine.engine import Engine
-from helix_jobs.engine.load_engine import with_compiled_kernels
-from helix_jobs.engine.model_loader import load_models
-from helix_jobs.engine.reproducible import make_reproducible
+from helix_jobs.engine.loading.demo_model import ensure_demo_model
+from helix_jobs.engine.loading.load_engine import with_compiled_kernels
+from helix_jobs.engine.loading.model_loader import load_models
+from helix_jobs.engine.loading.reproducible import make_reproducible
 from helix_jobs.engine.request import Request
 from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.errors import ConfigurationError

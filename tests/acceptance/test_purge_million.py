@@ -11,10 +11,10 @@ from ended_batches import ended_batch_of
 from sqlalchemy import func, select
 from store_helpers import new_jobs, now, register
 
-from helix_jobs.jobs import store
-from helix_jobs.jobs.database_check import check_rows
-from helix_jobs.jobs.purge import plan_purge, purge
-from helix_jobs.jobs.schema import jobs
+from helix_jobs.client.purge import plan_purge, purge
+from helix_jobs.storage import store
+from helix_jobs.storage.check import check_rows
+from helix_jobs.storage.schema import jobs
 
 JOBS = 1_000_000
 

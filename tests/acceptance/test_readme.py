@@ -19,17 +19,17 @@ from readme_text import BLOCKS, ROOT, SECTIONS, TEXT, code_words, names_option, 
 from scene import Scene, is_worker
 
 from helix_jobs import errors
+from helix_jobs.broker.embedded import EmbeddedBroker
 from helix_jobs.cli.group import cli
-from helix_jobs.engine.native import build
+from helix_jobs.engine.fake_engine import FakeFaults
+from helix_jobs.engine.kernels.cpu import build
 from helix_jobs.engine.sampling_params import SAMPLING_FIELDS, SamplingParams
-from helix_jobs.jobs.embedded_broker import EmbeddedBroker
-from helix_jobs.jobs.export import COLUMNS
-from helix_jobs.jobs.requests import JobRequest, read_lines
-from helix_jobs.jobs.schema import metadata
-from helix_jobs.jobs.states import BatchState, ErrorCode, JobState
-from helix_jobs.observability.metrics import METRICS
+from helix_jobs.intake.lines import JobRequest, read_lines
+from helix_jobs.results.export import COLUMNS
 from helix_jobs.settings import Settings
-from helix_jobs.testing import FakeFaults
+from helix_jobs.storage.schema import metadata
+from helix_jobs.storage.states import BatchState, ErrorCode, JobState
+from helix_jobs.worker.metrics import METRICS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

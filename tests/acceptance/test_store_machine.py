@@ -8,8 +8,8 @@ from hypothesis.stateful import run_state_machine_as_test
 from sqlalchemy import text
 from store_machine import StoreMachine
 
-from helix_jobs.jobs.schema import jobs
-from helix_jobs.jobs.store import control, leases, publishing
+from helix_jobs.storage import control, leases, publishing
+from helix_jobs.storage.schema import jobs
 
 QUICK = settings(
     max_examples=10, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True

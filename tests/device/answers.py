@@ -8,13 +8,13 @@ import torch
 from device_models import engine_of, loaded, make, outputs, prompts, reference, requests, separate
 
 from helix_jobs.engine.config import SpeculationConfig
-from helix_jobs.engine.operator_checks import OperatorStatus, operator_checks, run_check
+from helix_jobs.engine.devices.operator_checks import OperatorStatus, operator_checks, run_check
 
 if TYPE_CHECKING:
     from device_models import Shape
     from section import Check, Report
 
-    from helix_jobs.engine.model_loader import LoadedModel
+    from helix_jobs.engine.loading.model_loader import LoadedModel
     from helix_jobs.engine.request import Request
 
 OFF = SpeculationConfig(depth=0)

@@ -29,8 +29,8 @@ import speed
 import torch
 from section import Check
 
-from helix_jobs.engine.devices import prepare_device
-from helix_jobs.engine.model_loader import get_device
+from helix_jobs.engine.devices.devices import prepare_device
+from helix_jobs.engine.loading.model_loader import get_device
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

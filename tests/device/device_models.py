@@ -14,10 +14,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerF
 from transformers.models.llama import modeling_llama  # noqa: F401  (before garbage is looked for, which it makes slow)
 
 from helix_jobs.engine.config import CacheConfig, EngineConfig, SpeculationConfig
-from helix_jobs.engine.decoder.families import build_decoder
 from helix_jobs.engine.engine import Engine
-from helix_jobs.engine.model_loader import LoadedModel, LoadedModels
-from helix_jobs.engine.reproducible import make_draft_reproducible, make_reproducible
+from helix_jobs.engine.loading.model_loader import LoadedModel, LoadedModels
+from helix_jobs.engine.loading.reproducible import make_draft_reproducible, make_reproducible
+from helix_jobs.engine.model.families import build_decoder
 from helix_jobs.engine.request import Request
 from helix_jobs.engine.sampling_params import SamplingParams
 

@@ -11,15 +11,15 @@ import torch
 from device_models import loaded, make
 
 from helix_jobs.engine.config import CacheConfig
-from helix_jobs.engine.devices import free_memory
-from helix_jobs.engine.model_runner import ModelRunner
-from helix_jobs.engine.step_layout import TokenSlice
+from helix_jobs.engine.devices.devices import free_memory
+from helix_jobs.engine.model.runner import ModelRunner
+from helix_jobs.engine.model.step_layout import TokenSlice
 
 if TYPE_CHECKING:
     from device_models import Shape
     from section import Check, Report
 
-    from helix_jobs.engine.decoder.decoder import Decoder
+    from helix_jobs.engine.model.decoder import Decoder
 
 BLOCK = 16
 _WARM, _STEPS = 10, 30

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from device_models import REAL, TINY, Shape, Shapes
 
-from helix_jobs.engine.devices import cleanup_memory, free_memory
+from helix_jobs.engine.devices.devices import cleanup_memory, free_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -26,23 +26,23 @@ from passes import (
 )
 from section import LeftOutError
 
-from helix_jobs.engine.cache_size import choose_cache
 from helix_jobs.engine.config import CacheConfig, EngineConfig
-from helix_jobs.engine.cost_profile import measure_costs
-from helix_jobs.engine.decoder.families import build_decoder
-from helix_jobs.engine.decoder.placement import Placement
-from helix_jobs.engine.depth_plan import DraftCandidate, accepted_tokens
-from helix_jobs.engine.devices import cleanup_memory, describe_device, free_memory
-from helix_jobs.engine.model_runner import ModelRunner
-from helix_jobs.engine.speculation_depth import DepthController
-from helix_jobs.engine.step_costs import StepCosts
-from helix_jobs.engine.step_memory import step_bytes
+from helix_jobs.engine.devices.devices import cleanup_memory, describe_device, free_memory
+from helix_jobs.engine.loading.cache_size import choose_cache
+from helix_jobs.engine.model.families import build_decoder
+from helix_jobs.engine.model.placement import Placement
+from helix_jobs.engine.model.runner import ModelRunner
+from helix_jobs.engine.model.step_memory import step_bytes
+from helix_jobs.engine.speculation.depth.controller import DepthController
+from helix_jobs.engine.speculation.depth.costs import StepCosts
+from helix_jobs.engine.speculation.depth.plan import DraftCandidate, accepted_tokens
+from helix_jobs.engine.speculation.depth.profile import measure_costs
 
 if TYPE_CHECKING:
     from device_models import Shape
     from section import Check, Report
 
-    from helix_jobs.engine.step_costs import CostProfile
+    from helix_jobs.engine.speculation.depth.costs import CostProfile
 
 
 def environment(check: Check, report: Report) -> None:

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 from sqlalchemy import func, select
 from store_helpers import result_row
 
-from helix_jobs.jobs import store
-from helix_jobs.jobs.database import Database
-from helix_jobs.jobs.schema import batches, jobs
-from helix_jobs.jobs.store import FinishedJob, NewWorker
+from helix_jobs.storage import store
+from helix_jobs.storage.database import Database
+from helix_jobs.storage.schema import batches, jobs
+from helix_jobs.storage.store import FinishedJob, NewWorker
 
 if TYPE_CHECKING:
     from helix_jobs.settings import Settings

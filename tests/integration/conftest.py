@@ -13,13 +13,13 @@ import pytest
 from worker_box import Box, flush, make_box
 
 from helix_jobs import HelixClient
-from helix_jobs.jobs.broker import EmbeddedBroker, ping
+from helix_jobs.broker.publisher import EmbeddedBroker, ping
 from helix_jobs.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from helix_jobs.jobs.database import Database
+    from helix_jobs.storage.database import Database
 
 
 @pytest.fixture(scope="session")

@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 # A real worker in every respect but how long it waits.
 QUICK_WORKER = """
 import functools, sys
-from helix_jobs.jobs import remote_control, worker
-from helix_jobs.jobs.reconciler import Reconciler, ReconcilerConfig
-from helix_jobs.jobs.watchdog import Watchdog
+from helix_jobs.broker.celery import remote_control
+from helix_jobs.worker import process as worker
+from helix_jobs.worker.reconciler import Reconciler, ReconcilerConfig
+from helix_jobs.worker.watchdog import Watchdog
 worker.Watchdog = functools.partial(Watchdog, window={window}, interval=0.2)
 worker.Reconciler = functools.partial(Reconciler, config=ReconcilerConfig(interval=0.2, unseen=0.5))
 remote_control.ANSWERED |= {answered!r}

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from helix_jobs.broker.publisher import CeleryPublisher, EmbeddedBroker, QueueNames, ping
 from helix_jobs.errors import BrokerUnreachableError, ConfigurationError
-from helix_jobs.jobs.broker import CeleryPublisher, EmbeddedBroker, QueueNames, ping
-from helix_jobs.jobs.store import PublishableJob
+from helix_jobs.storage.store import PublishableJob
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,15 +15,15 @@ from client_helpers import prompts, rows, work
 from worker_box import ROOT
 
 from helix_jobs import HelixClient
+from helix_jobs.client.purge import Purged
 from helix_jobs.errors import NotEndedError, NotFoundError
-from helix_jobs.jobs.export import export_results
-from helix_jobs.jobs.purge import Purged
-from helix_jobs.jobs.states import BatchState, JobState
+from helix_jobs.results.export import export_results
+from helix_jobs.storage.states import BatchState, JobState
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from helix_jobs.jobs.purge import PurgePlan
+    from helix_jobs.client.purge import PurgePlan
     from helix_jobs.settings import Settings
 
 NO_TIME = timedelta(0)

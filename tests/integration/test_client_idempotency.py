@@ -50,7 +50,7 @@ def test_the_key_of_an_interrupted_submission_of_other_content_is_a_conflict(
         yield from prompts(5)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("helix_jobs.jobs.submission.CHUNK_ROWS", 5)
+    monkeypatch.setattr("helix_jobs.client.submission.CHUNK_ROWS", 5)
     with pytest.raises(KeyboardInterrupt):
         client.submit(interrupted(), idempotency_key="k")
     check_conflict(client, helix, change)

@@ -11,12 +11,12 @@ import pytest
 from client_helpers import batch_count, lines, prompts, rows
 
 from helix_jobs import HelixClient, SamplingParams
+from helix_jobs.broker.publisher import CeleryPublisher, EmbeddedBroker, read_queue_names
 from helix_jobs.errors import BadLine, BrokerUnreachableError, InputError, InvalidInputError
-from helix_jobs.jobs.broker import CeleryPublisher, EmbeddedBroker, read_queue_names
-from helix_jobs.jobs.database import Database
-from helix_jobs.jobs.requests import derive_seed
-from helix_jobs.jobs.states import BatchState
+from helix_jobs.intake.lines import derive_seed
 from helix_jobs.settings import Settings
+from helix_jobs.storage.database import Database
+from helix_jobs.storage.states import BatchState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

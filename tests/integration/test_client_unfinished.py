@@ -14,13 +14,13 @@ from worker_box import ROOT
 
 from helix_jobs import HelixClient
 from helix_jobs.errors import InputError, UnfinishedSubmissionError
-from helix_jobs.jobs import store
-from helix_jobs.jobs.database import Database
-from helix_jobs.jobs.states import BatchState, JobState
+from helix_jobs.storage import store
+from helix_jobs.storage.database import Database
+from helix_jobs.storage.states import BatchState, JobState
 
 if TYPE_CHECKING:
-    from helix_jobs.jobs.store import BatchStatus
     from helix_jobs.settings import Settings
+    from helix_jobs.storage.store import BatchStatus
 
 
 def test_an_interrupted_submission_without_a_key_leaves_nothing(client: HelixClient, helix: Settings):
@@ -37,7 +37,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from helix_jobs import HelixClient
-from helix_jobs.jobs import submission
+from helix_jobs.client import submission
 from helix_jobs.settings import Settings
 
 submission.CHUNK_ROWS = 100
@@ -60,7 +60,7 @@ HelixClient(Settings(home=Path(sys.argv[1]), redis_url=None, database_url=sys.ar
 def test_a_killed_submission_is_finished_by_the_next(
     client: HelixClient, helix: Settings, killed_at: int, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("helix_jobs.jobs.submission.CHUNK_ROWS", 100)
+    monkeypatch.setattr("helix_jobs.client.submission.CHUNK_ROWS", 100)
     client.list()
     killed = subprocess.run(
         [sys.executable, "-c", KILLED, str(helix.home), helix.database_url, str(killed_at)],
@@ -122,7 +122,7 @@ def unfinished(client: HelixClient, monkeypatch: pytest.MonkeyPatch) -> str:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("helix_jobs.jobs.submission.CHUNK_ROWS", 5)
+        patch.setattr("helix_jobs.client.submission.CHUNK_ROWS", 5)
         with pytest.raises(KeyboardInterrupt):
             client.submit(dies(), idempotency_key="k")
     return client.list()[0].id
@@ -132,7 +132,7 @@ def test_waiting_for_a_submission_that_died_ends_with_what_to_do(
     client: HelixClient, unfinished: str, monkeypatch: pytest.MonkeyPatch
 ):
     assert not client.wait(unfinished, timeout=0.1, poll=0.01).done
-    monkeypatch.setattr("helix_jobs.jobs.liveness.SUBMITTER_SILENT_SECONDS", 0.05)
+    monkeypatch.setattr("helix_jobs.storage.liveness.SUBMITTER_SILENT_SECONDS", 0.05)
     with pytest.raises(UnfinishedSubmissionError, match=r"same idempotency key.*helix cancel"):
         client.wait(unfinished, timeout=30, poll=0.01)
     with pytest.raises(UnfinishedSubmissionError):
@@ -144,7 +144,7 @@ def test_waiting_for_a_submission_that_goes_on_goes_on(
     client: HelixClient, helix: Settings, unfinished: str, monkeypatch: pytest.MonkeyPatch
 ):
     """Without any patience at all: a line comes before each look."""
-    monkeypatch.setattr("helix_jobs.jobs.liveness.SUBMITTER_SILENT_SECONDS", 0.0)
+    monkeypatch.setattr("helix_jobs.storage.liveness.SUBMITTER_SILENT_SECONDS", 0.0)
     with HelixClient(helix) as submitter:
 
         def go_on(status: BatchStatus) -> None:

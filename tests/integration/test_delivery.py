@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 from worker_box import flush, wait_until
 
-from helix_jobs.jobs import worker
-from helix_jobs.jobs.reconciler import Reconciler, ReconcilerConfig
+from helix_jobs.worker import process as worker
+from helix_jobs.worker.reconciler import Reconciler, ReconcilerConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,14 +15,15 @@ import psutil
 import pytest
 from worker_box import wait_until
 
+from helix_jobs.broker import embedded as embedded_broker
+from helix_jobs.broker import keeper as broker_keeper
+from helix_jobs.broker.embedded import MAX_SOCKET_PATH, EmbeddedBroker, Presence
+from helix_jobs.broker.publisher import broker_url, ping
 from helix_jobs.doctor.broker import check_broker
 from helix_jobs.errors import BrokerUnreachableError, ExhaustedError
-from helix_jobs.jobs import broker_keeper, embedded_broker
-from helix_jobs.jobs.broker import broker_url, ping
-from helix_jobs.jobs.device_lock import FileLock
-from helix_jobs.jobs.embedded_broker import MAX_SOCKET_PATH, EmbeddedBroker, Presence
-from helix_jobs.jobs.shared_broker import leave_broker
+from helix_jobs.locks import FileLock
 from helix_jobs.settings import Settings
+from helix_jobs.worker.shared_broker import leave_broker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,7 +33,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="no embedded bro
 
 USER = (
     "import pathlib, sys, time\n"
-    "from helix_jobs.jobs.broker import EmbeddedBroker\n"
+    "from helix_jobs.broker.publisher import EmbeddedBroker\n"
     "broker = EmbeddedBroker(pathlib.Path(sys.argv[1]))\n"
     "broker.start()\n"
     "print('uses it', flush=True)\n"

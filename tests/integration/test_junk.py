@@ -12,11 +12,11 @@ from redis import Redis
 from sqlalchemy import update
 from worker_box import Box, make_box, wait_until
 
-from helix_jobs.jobs.audit import read_known_ids
-from helix_jobs.jobs.junk_sweep import BLOCK_MESSAGES, MAX_MESSAGE_BYTES, sweep
-from helix_jobs.jobs.moot_messages import MANY, MootMessages
-from helix_jobs.jobs.schema import jobs
-from helix_jobs.jobs.store import PublishableJob
+from helix_jobs.broker.junk_sweep import BLOCK_MESSAGES, MAX_MESSAGE_BYTES, sweep
+from helix_jobs.storage.schema import jobs
+from helix_jobs.storage.store import PublishableJob
+from helix_jobs.worker.audit import read_known_ids
+from helix_jobs.worker.moot_messages import MANY, MootMessages
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -161,7 +161,7 @@ def test_broadcasts_that_are_no_commands_do_not_end_the_loop(box: Box, client: R
     assert heard == [1] * 16, "the worker listens"
     batch = box.submit("one", "two")
     box.wait_states(batch, succeeded=2)
-    celery = (sys.executable, "-m", "celery", "-A", "helix_jobs.jobs.celery_app")
+    celery = (sys.executable, "-m", "celery", "-A", "helix_jobs.broker.celery.app")
     refused = box.run(*celery, "control", "rate_limit", "helix.run_job", "1/h")
     assert "does not take rate_limit" in refused.stdout + refused.stderr
     refused = box.run(*celery, "control", "add_consumer", "evil")

@@ -16,14 +16,14 @@ import pytest
 from sqlalchemy import update
 from worker_box import ROOT, wait_until
 
+from helix_jobs.broker.embedded import EmbeddedBroker
 from helix_jobs.cli.follow import worker_notice
 from helix_jobs.cli.group import cli
+from helix_jobs.client.local_worker import LocalWorker, worker_is_live
 from helix_jobs.errors import HomeInUseError
-from helix_jobs.jobs import store
-from helix_jobs.jobs.embedded_broker import EmbeddedBroker
-from helix_jobs.jobs.local_worker import LocalWorker, worker_is_live
-from helix_jobs.jobs.process_identity import this_process
-from helix_jobs.jobs.schema import workers
+from helix_jobs.storage import store
+from helix_jobs.storage.process_identity import this_process
+from helix_jobs.storage.schema import workers
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -99,7 +99,7 @@ def test_a_worker_that_is_killed_is_replaced_by_whoever_waits(embedded_box: Box)
 def test_a_worker_that_still_loads_is_waited_for(embedded_box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     """A plain worker of the same database has the device but no row yet."""
     box = embedded_box
-    monkeypatch.setattr("helix_jobs.jobs.local_worker._DEVICE_RETRY_SECONDS", 0.1)
+    monkeypatch.setattr("helix_jobs.client.local_worker._DEVICE_RETRY_SECONDS", 0.1)
     threading.Timer(0.5, lambda: box.start_worker(ready=False)).start()
     told: list[str] = []
     with LocalWorker(box.settings, on_progress=told.append):
@@ -112,7 +112,7 @@ def test_a_worker_of_another_database_under_the_same_home_is_told_of(
 ) -> None:
     """It lives for as long as any command uses that home, so nobody may wait for its end without an end."""
     box = embedded_box
-    monkeypatch.setattr("helix_jobs.jobs.local_worker.DEVICE_PATIENCE", 0.0)
+    monkeypatch.setattr("helix_jobs.client.local_worker.DEVICE_PATIENCE", 0.0)
     other = replace(box.settings, database_url=f"sqlite:///{box.settings.home / 'other.db'}")
     with (
         LocalWorker(box.settings),
@@ -128,11 +128,11 @@ def test_a_worker_of_another_database_under_the_same_home_is_told_of(
 def test_a_local_worker_that_only_looked_dead_is_used(embedded_box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a machine has slept its heartbeat is old, and a second worker must not wait for its end."""
     box = embedded_box
-    monkeypatch.setattr("helix_jobs.jobs.local_worker._DEVICE_RETRY_SECONDS", 0.1)
+    monkeypatch.setattr("helix_jobs.client.local_worker._DEVICE_RETRY_SECONDS", 0.1)
     looks = iter([False, False])  # before and after it may start one
     told: list[str] = []
     with LocalWorker(box.settings), monkeypatch.context() as patch:
-        patch.setattr("helix_jobs.jobs.local_worker._any_alive", lambda _: next(looks, True))
+        patch.setattr("helix_jobs.client.local_worker._any_alive", lambda _: next(looks, True))
         with LocalWorker(box.settings, on_progress=told.append):
             assert f"waiting for the local worker that already runs under {box.settings.home}" in told
             box.wait_states(box.submit("answered"), succeeded=1)

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 import pytest
 from worker_box import ROOT, make_box, wait_until
 
+from helix_jobs.broker.publisher import EmbeddedBroker
+from helix_jobs.client import local_process
+from helix_jobs.client.local_worker import LocalWorker, worker_is_live
 from helix_jobs.errors import BrokerUnreachableError, DeviceInUseError, HelixError
-from helix_jobs.jobs import local_process, worker
-from helix_jobs.jobs.broker import EmbeddedBroker
-from helix_jobs.jobs.local_worker import LocalWorker, worker_is_live
-from helix_jobs.log_file import LOG_BYTES
+from helix_jobs.observability.log_file import LOG_BYTES
+from helix_jobs.worker import process as worker
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -52,7 +53,8 @@ def test_a_worker_is_started_reports_and_is_stopped(embedded_box: Box) -> None:
 
 # It looks at its log as often as no test would wait for.
 IMPATIENT = """
-from helix_jobs.jobs import local_process, worker
+from helix_jobs.client import local_process
+from helix_jobs.worker import process as worker
 local_process._LOG_SECONDS = 0.1
 raise SystemExit(local_process.main())
 """
@@ -97,7 +99,7 @@ def test_its_errors_are_raised_here(embedded_box: Box, monkeypatch: pytest.Monke
     with pytest.raises(BrokerUnreachableError, match=r"127\.0\.0\.1:1"):
         LocalWorker(replace(box.settings, redis_url="redis://127.0.0.1:1/0")).__enter__()
     # Another home, the same device.
-    monkeypatch.setattr("helix_jobs.jobs.local_worker.DEVICE_PATIENCE", 0.0)
+    monkeypatch.setattr("helix_jobs.client.local_worker.DEVICE_PATIENCE", 0.0)
     other = make_box(box.temporary / "other", box.temporary, redis_url=None, database_url=None)
     with (
         LocalWorker(other.settings),
@@ -125,7 +127,7 @@ def test_a_worker_that_dies_is_started_again(embedded_box: Box, monkeypatch: pyt
 def test_one_that_dies_again_and_again_is_given_up(embedded_box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     box = embedded_box
     monkeypatch.setenv("HELIX_FAKE_DIE", "poison")
-    monkeypatch.setattr("helix_jobs.jobs.local_worker.MAX_DEATHS", 2)
+    monkeypatch.setattr("helix_jobs.client.local_worker.MAX_DEATHS", 2)
     with LocalWorker(box.settings) as local:
         box.submit("poison")
 
@@ -143,7 +145,7 @@ def test_it_stops_when_its_parent_is_killed(embedded_box: Box) -> None:
     box = embedded_box
     script = (
         "import time\n"
-        "from helix_jobs.jobs.local_worker import LocalWorker\n"
+        "from helix_jobs.client.local_worker import LocalWorker\n"
         "from helix_jobs.settings import Settings\n"
         "with LocalWorker(Settings.from_environment()):\n"
         "    time.sleep(600)\n"
@@ -161,7 +163,7 @@ def test_a_checkout_that_is_not_installed_serves_any_directory(embedded_box: Box
     box = embedded_box
     script = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
-        "from helix_jobs.jobs.local_worker import LocalWorker\n"
+        "from helix_jobs.client.local_worker import LocalWorker\n"
         "from helix_jobs.settings import Settings\n"
         "with LocalWorker(Settings.from_environment()) as local:\n"
         "    print(local.started)\n"

@@ -16,7 +16,7 @@ from quick_worker import start_quick_worker
 from redis import Redis
 from worker_box import wait_until
 
-from helix_jobs.jobs.celery_app import celery_settings, concurrency
+from helix_jobs.broker.celery.app import celery_settings, concurrency
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -102,7 +102,8 @@ def test_what_a_stopping_worker_could_not_give_back_is_sent_again(services_box: 
     box = services_box
     # It waits for each answer that does not come, one after the other, and that is no reason to give up the stop.
     quick = (
-        "from helix_jobs.jobs import broker, worker_ending\n"
+        "from helix_jobs.broker import publisher as broker\n"
+        "from helix_jobs.worker import ending as worker_ending\n"
         "broker.SOCKET_TIMEOUT = broker.CONNECT_TIMEOUT = 1.5\n"
         "worker_ending.HAND_BACK_SECONDS = 60.0\n"
     )

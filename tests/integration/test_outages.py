@@ -11,15 +11,15 @@ from cutting_proxy import CuttingProxy
 
 from helix_jobs import HelixClient
 from helix_jobs.errors import DatabaseUnreachableError
-from helix_jobs.jobs.outage import outlast
 from helix_jobs.settings import Settings
+from helix_jobs.storage.outage import outlast
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from helix_jobs.jobs.database import Database
-    from helix_jobs.jobs.store import BatchStatus
+    from helix_jobs.storage.database import Database
+    from helix_jobs.storage.store import BatchStatus
 
 AWAY_SECONDS = 0.6
 

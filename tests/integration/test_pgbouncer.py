@@ -13,7 +13,7 @@ from postgres_cluster import PostgresCluster
 from sqlalchemy import text
 from worker_box import Box, make_box
 
-from helix_jobs.jobs.database import Database
+from helix_jobs.storage.database import Database
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from helix_jobs.jobs.broker import QueueNames, transport_options
-from helix_jobs.jobs.celery_app import app
-from helix_jobs.jobs.redis_transport import Channel
+from helix_jobs.broker.celery.app import app
+from helix_jobs.broker.celery.transport import Channel
+from helix_jobs.broker.publisher import QueueNames, transport_options
 
 if TYPE_CHECKING:
     from celery import Celery

@@ -14,8 +14,8 @@ from redis.exceptions import NoPermissionError, RedisError
 from services import missing_service
 from worker_box import make_box, wait_until
 
+from helix_jobs.broker.embedded import _server_binary
 from helix_jobs.doctor.broker import check_broker
-from helix_jobs.jobs.embedded_broker import _server_binary
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,7 +62,7 @@ def test_it_may_do_what_helix_does_and_no_more(server: Path, short_tmp: Path) ->
     try:
         worker = box.start_worker()
         box.wait_states(box.submit("one", "two"), succeeded=2)
-        asked = box.run(sys.executable, "-m", "celery", "-A", "helix_jobs.jobs.celery_app", "inspect", "ping")
+        asked = box.run(sys.executable, "-m", "celery", "-A", "helix_jobs.broker.celery.app", "inspect", "ping")
         assert "pong" in asked.stdout, asked.stdout + asked.stderr
         verdict, *others = check_broker(box.settings)
         assert box.names.queue in verdict.finding, others

@@ -11,11 +11,11 @@ from quick_worker import start_quick_worker
 from redis import Redis
 from worker_box import make_box, wait_until
 
+from helix_jobs.broker.embedded import EmbeddedBroker
+from helix_jobs.broker.publisher import ProbingPublisher
 from helix_jobs.doctor.broker import check_broker
 from helix_jobs.doctor.verdict import Level
 from helix_jobs.errors import HelixError
-from helix_jobs.jobs.broker import ProbingPublisher
-from helix_jobs.jobs.embedded_broker import EmbeddedBroker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -16,12 +16,12 @@ from redis.exceptions import NoPermissionError
 from store_helpers import now
 from worker_box import Box, make_box, wait_until
 
+from helix_jobs.broker.older_keys import find_older_keys
+from helix_jobs.broker.publisher import CeleryPublisher
 from helix_jobs.doctor.broker import check_broker
 from helix_jobs.errors import BrokerUnreachableError, ConfigurationError
-from helix_jobs.jobs.broker import CeleryPublisher
-from helix_jobs.jobs.database import downgrade, upgrade
-from helix_jobs.jobs.older_keys import find_older_keys
-from helix_jobs.jobs.store import PublishableJob, mark_published
+from helix_jobs.storage.database import downgrade, upgrade
+from helix_jobs.storage.store import PublishableJob, mark_published
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,7 +60,7 @@ def test_two_installations_do_not_take_each_others_ids(boxes: list[Box], redis: 
         box.wait_states(batch, succeeded=40)
     assert boxes[0].names != boxes[1].names
     for worker, box in zip(workers, boxes, strict=True):
-        answers = box.run(sys.executable, "-m", "celery", "-A", "helix_jobs.jobs.celery_app", "inspect", "ping")
+        answers = box.run(sys.executable, "-m", "celery", "-A", "helix_jobs.broker.celery.app", "inspect", "ping")
         assert answers.stdout.count("pong") == 1, answers.stdout + answers.stderr
         worker.send(signal.SIGTERM)
         assert worker.wait() == 0, worker.log
@@ -165,7 +165,7 @@ def test_doctor_says_nothing_of_keys_that_it_may_not_look_at() -> None:
 def test_celerys_own_commands_say_what_is_wrong_in_a_sentence(boxes: list[Box]) -> None:
     box = boxes[0]
     box.settings = replace(box.settings, database_url="postgresql://127.0.0.1:1/helix")
-    asked = box.run(sys.executable, "-m", "celery", "-A", "helix_jobs.jobs.celery_app", "inspect", "ping")
+    asked = box.run(sys.executable, "-m", "celery", "-A", "helix_jobs.broker.celery.app", "inspect", "ping")
     assert asked.returncode == 1
     assert asked.stderr.startswith("Error: database postgresql")
     assert "Traceback" not in asked.stderr

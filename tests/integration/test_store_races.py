@@ -26,9 +26,9 @@ from store_helpers import (
 )
 
 from helix_jobs.errors import IdempotencyConflictError, NotFoundError
-from helix_jobs.jobs import store
-from helix_jobs.jobs.result_writer import GroupCommitWriter
-from helix_jobs.jobs.schema import jobs, results
+from helix_jobs.storage import store
+from helix_jobs.storage.group_commit import GroupCommitWriter
+from helix_jobs.storage.schema import jobs, results
 
 
 def _together(*functions):

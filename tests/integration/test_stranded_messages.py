@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from helix_jobs.jobs import deliveries
-from helix_jobs.jobs.broker import CeleryPublisher, QueueNames, transport_options
-from helix_jobs.jobs.celery_app import app
-from helix_jobs.jobs.stranded_messages import StrandedMessages
+from helix_jobs.broker.celery import deliveries
+from helix_jobs.broker.celery.app import app
+from helix_jobs.broker.publisher import CeleryPublisher, QueueNames, transport_options
+from helix_jobs.worker.stranded_messages import StrandedMessages
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

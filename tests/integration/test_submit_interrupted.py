@@ -16,12 +16,12 @@ from cutting_proxy import CuttingProxy
 from worker_box import ROOT, make_box, wait_until
 
 from helix_jobs import HelixClient
+from helix_jobs.broker.embedded import EmbeddedBroker
+from helix_jobs.client.submission import SubmitStage
 from helix_jobs.errors import UncertainSubmissionError
-from helix_jobs.jobs.embedded_broker import EmbeddedBroker
-from helix_jobs.jobs.outage import outlast
-from helix_jobs.jobs.states import BatchState
-from helix_jobs.jobs.submission import SubmitStage
 from helix_jobs.settings import Settings
+from helix_jobs.storage.outage import outlast
+from helix_jobs.storage.states import BatchState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from worker_box import Box
 
-    from helix_jobs.jobs.database import Database
+    from helix_jobs.storage.database import Database
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
@@ -146,7 +146,7 @@ def test_a_database_gone_over_the_seal_is_no_denial(
     behind_a_proxy, helix: Settings, key: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings, _ = behind_a_proxy
-    monkeypatch.setattr("helix_jobs.jobs.submission.outlast", functools.partial(outlast, seconds=0.3))
+    monkeypatch.setattr("helix_jobs.client.submission.outlast", functools.partial(outlast, seconds=0.3))
     stages: list[tuple[SubmitStage, str]] = []
     with HelixClient(settings) as client, pytest.raises(UncertainSubmissionError) as raised:
         client.submit(prompts(50), idempotency_key=key, on_stage=lambda *stage: stages.append(stage))
@@ -168,7 +168,7 @@ def test_a_database_gone_over_the_seal_is_no_denial(
 def test_an_interrupt_over_the_seal_asks_what_came_of_it(
     client: HelixClient, monkeypatch: pytest.MonkeyPatch, key: str | None, *, sealed: bool
 ) -> None:
-    from helix_jobs.jobs import store
+    from helix_jobs.storage import store
 
     seal_batch = store.seal_batch
     stages: list[tuple[SubmitStage, str]] = []
@@ -179,7 +179,7 @@ def test_an_interrupt_over_the_seal_asks_what_came_of_it(
             c.commit()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("helix_jobs.jobs.store.seal_batch", interrupted)
+    monkeypatch.setattr("helix_jobs.storage.store.seal_batch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         client.submit(prompts(50), idempotency_key=key, on_stage=lambda *stage: stages.append(stage))
     found = client.list()

@@ -16,10 +16,10 @@ from readme_acl import acl_words
 from redis import Redis
 from worker_box import make_box
 
+from helix_jobs.broker.embedded import EmbeddedBroker
+from helix_jobs.broker.publisher import CeleryPublisher, QueueNames, ping, verifying_url
 from helix_jobs.errors import BrokerUnreachableError
-from helix_jobs.jobs.broker import CeleryPublisher, QueueNames, ping, verifying_url
-from helix_jobs.jobs.embedded_broker import EmbeddedBroker
-from helix_jobs.jobs.store import PublishableJob
+from helix_jobs.storage.store import PublishableJob
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -12,13 +12,13 @@ import pytest
 from sqlalchemy import func, select
 from worker_box import ROOT, prompts, wait_until
 
+from helix_jobs.broker.publisher import EmbeddedBroker
+from helix_jobs.engine.fake_engine import fake_output
 from helix_jobs.errors import BrokerUnreachableError
-from helix_jobs.jobs.broker import EmbeddedBroker
-from helix_jobs.jobs.device_lock import FileLock
-from helix_jobs.jobs.schema import results, runs
-from helix_jobs.jobs.store import PublishableJob
-from helix_jobs.jobs.worker import run_worker
-from helix_jobs.testing import fake_output
+from helix_jobs.locks import FileLock
+from helix_jobs.storage.schema import results, runs
+from helix_jobs.storage.store import PublishableJob
+from helix_jobs.worker.process import run_worker
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -177,7 +177,7 @@ def test_celery_inspects_a_running_worker(box: Box) -> None:
     box.start_worker(fake_hang="endless")
     batch = box.submit("endless story")
     box.wait_states(batch, running=1)
-    celery = [sys.executable, "-m", "celery", "-A", "helix_jobs.jobs.celery_app"]
+    celery = [sys.executable, "-m", "celery", "-A", "helix_jobs.broker.celery.app"]
 
     ping = box.run(*celery, "inspect", "ping")
     assert ping.returncode == 0, ping.stderr
@@ -198,7 +198,7 @@ def test_celery_inspects_a_running_worker(box: Box) -> None:
 
 
 def test_celery_worker_is_refused(embedded_box: Box) -> None:
-    bare = embedded_box.run(sys.executable, "-m", "celery", "-A", "helix_jobs.jobs.celery_app", "worker")
+    bare = embedded_box.run(sys.executable, "-m", "celery", "-A", "helix_jobs.broker.celery.app", "worker")
     assert bare.returncode != 0
     assert "python worker.py" in bare.stderr
 
@@ -276,7 +276,7 @@ def test_a_worker_that_cannot_start_says_why(embedded_box: Box, short_tmp: objec
 def test_a_worker_can_be_stopped_while_it_loads(embedded_box: Box, number: signal.Signals) -> None:
     script = (
         "import sys, time\n"
-        "from helix_jobs.jobs import worker\n"
+        "from helix_jobs.worker import process as worker\n"
         "from helix_jobs.settings import Settings\n"
         "worker.load_engine = lambda *_: (print('loading', flush=True), time.sleep(600))\n"
         "sys.exit(worker.run_worker(Settings.from_environment()))\n"
@@ -296,7 +296,7 @@ def test_the_embedded_broker_may_go_while_a_worker_loads(embedded_box: Box) -> N
     """Its owner stops it when it leaves, as it cannot know of a worker that has not entered its row yet."""
     script = (
         "import sys\n"
-        "from helix_jobs.jobs import worker\n"
+        "from helix_jobs.worker import process as worker\n"
         "from helix_jobs.settings import Settings\n"
         "load = worker.load_engine\n"
         "wait = lambda: (print('loading', flush=True), sys.stdin.readline())\n"

@@ -14,10 +14,12 @@ import pytest
 from quick_worker import start_quick_worker
 from worker_box import WorkerProcess, prompts, wait_until
 
-from helix_jobs.jobs import consumer, tasks, worker
-from helix_jobs.jobs.broker import EmbeddedBroker
-from helix_jobs.jobs.worker_service import WorkerService
-from helix_jobs.testing import FakeEngine
+from helix_jobs.broker.celery import consumer
+from helix_jobs.broker.celery import task as tasks
+from helix_jobs.broker.publisher import EmbeddedBroker
+from helix_jobs.engine.fake_engine import FakeEngine
+from helix_jobs.worker import process as worker
+from helix_jobs.worker.service import WorkerService
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -30,7 +32,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSI
 # The limit falls when Celery has its event loop, and is about to connect for the first time.
 OUT_OF_DESCRIPTORS = """
 import resource
-from helix_jobs.jobs.patient_consumer import PatientConsumer
+from helix_jobs.broker.celery.patient_consumer import PatientConsumer
 connect = PatientConsumer.connect
 def connect_without(self):
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, 4096))
@@ -39,12 +41,12 @@ PatientConsumer.connect = connect_without
 """
 ENDLESS_TOKENIZER = """
 import time
-from helix_jobs.testing import FakeEngine
+from helix_jobs.engine.fake_engine import FakeEngine
 FakeEngine.encode = lambda *_: time.sleep(3600)
 """
 NO_CONSUMER = """
 import errno
-from helix_jobs.jobs import consumer
+from helix_jobs.broker.celery import consumer
 def make_consumer(*_):
     raise OSError(errno.EMFILE, "Too many open files")
 consumer.make_consumer = make_consumer
@@ -60,7 +62,7 @@ def inherit_hangup() -> Iterator[Callable[[signal.Handlers], object]]:
 
 
 def shut_down_by_remote_control(box: Box) -> subprocess.CompletedProcess[str]:
-    return box.run(sys.executable, "-m", "celery", "-A", "helix_jobs.jobs.celery_app", "control", "shutdown")
+    return box.run(sys.executable, "-m", "celery", "-A", "helix_jobs.broker.celery.app", "control", "shutdown")
 
 
 def test_a_closed_terminal_stops_a_worker_and_its_broker(
@@ -137,7 +139,8 @@ def test_a_second_interrupt_is_immediate(embedded_box: Box, trouble: str) -> Non
 def test_a_stop_ends_a_worker_whose_database_is_locked(embedded_box: Box, wish: str) -> None:
     script = (
         "import sys\n"
-        "from helix_jobs.jobs import sqlite_engine, worker, worker_ending\n"
+        "from helix_jobs.storage import sqlite_engine\n"
+        "from helix_jobs.worker import ending as worker_ending, process as worker\n"
         "from helix_jobs.settings import Settings\n"
         "sqlite_engine.BUSY_TIMEOUT_SECONDS = 0.5\n"
         "worker_ending.WRITER_SECONDS = worker_ending.HAND_BACK_SECONDS = 0.5\n"
@@ -190,7 +193,8 @@ def test_an_idle_worker_ends_in_time_whatever_its_database_does(embedded_box: Bo
     """No job waits for the database, but the heartbeat and the worker's last word do."""
     script = (
         "import sys\n"
-        "from helix_jobs.jobs import sqlite_engine, worker, worker_ending\n"
+        "from helix_jobs.storage import sqlite_engine\n"
+        "from helix_jobs.worker import ending as worker_ending, process as worker\n"
         "from helix_jobs.settings import Settings\n"
         "sqlite_engine.BUSY_TIMEOUT_SECONDS, worker_ending.HARD_EXIT_SECONDS = 600.0, 1.0\n"
         "sys.exit(worker.run_worker(Settings.from_environment()))\n"

@@ -12,9 +12,10 @@ from sqlalchemy import inspect, select, text
 from sqlalchemy.exc import IntegrityError
 from store_helpers import DIGEST, counts, must_take, new_jobs, now, register, result_row, status, stored_batch, succeed
 
+from helix_jobs.broker.queue_names import QueueNames, is_job_queue, read_queue_names
 from helix_jobs.errors import DatabaseUnreachableError, SchemaVersionError
-from helix_jobs.jobs import store
-from helix_jobs.jobs.database import (
+from helix_jobs.storage import store
+from helix_jobs.storage.database import (
     Database,
     current_revision,
     downgrade,
@@ -22,10 +23,9 @@ from helix_jobs.jobs.database import (
     head_revision,
     upgrade,
 )
-from helix_jobs.jobs.migration import alembic_config
-from helix_jobs.jobs.process_identity import ProcessIdentity
-from helix_jobs.jobs.queue_names import QueueNames, is_job_queue, read_queue_names
-from helix_jobs.jobs.schema import metadata, runs
+from helix_jobs.storage.migration import alembic_config
+from helix_jobs.storage.process_identity import ProcessIdentity
+from helix_jobs.storage.schema import metadata, runs
 
 # What revision 0001 wrote, in its own columns.
 _OLD_ROWS = """
@@ -166,8 +166,8 @@ def test_an_older_schema_is_refused_with_the_command_and_a_newer_one_names_the_r
 
 _RACER = """
 import sys
-from helix_jobs.jobs import store
-from helix_jobs.jobs.database import Database, current_revision, ensure_schema
+from helix_jobs.storage import store
+from helix_jobs.storage.database import Database, current_revision, ensure_schema
 database = Database(sys.argv[1])
 sys.stdin.readline()
 ensure_schema(database, migrate=True)

@@ -14,8 +14,8 @@ import yaml
 from click.testing import CliRunner
 
 from helix_jobs.cli.group import cli
-from helix_jobs.jobs import worker_ending as run
 from helix_jobs.settings import Settings
+from helix_jobs.worker import ending as run
 
 COMPOSE = Path(__file__).parents[2] / "docker-compose.yml"
 
@@ -110,7 +110,7 @@ def test_redis_keeps_what_it_is_given(compose: dict[str, Any]) -> None:
 def test_the_redis_command_is_understood(compose: dict[str, Any], tmp_path: Path) -> None:
     server = shutil.which("redis-server")
     if server is None:
-        from helix_jobs.jobs.embedded_broker import _server_binary
+        from helix_jobs.broker.embedded import _server_binary
 
         if sys.platform == "win32":
             pytest.skip("no server to ask")

@@ -21,7 +21,7 @@ TORCH_FREE |= {"bounded_process", "byte_tokens", "chat_template", "prompt_encode
 TORCH_FREE |= {"step_costs", "draft_acceptance", "depth_plan", "speculation_depth"}
 # What jobs may import of the engine anywhere; the rest only worker_service and engine_choice.
 SHARED = {f"helix_jobs.engine.{name}" for name in ("sampling_params", "request", "protocol")}
-ENGINE_USERS = {"helix_jobs.jobs.worker_service", "helix_jobs.jobs.engine_choice"}
+ENGINE_USERS = {"helix_jobs.worker.service", "helix_jobs.engine.open_engine"}
 MODEL_LIBRARIES = {"torch", "transformers", "accelerate", "safetensors", "gguf", "torch_directml"}
 
 
@@ -68,7 +68,7 @@ IMPORTS = all_imports()
 
 
 def part(module: str) -> str:
-    """``helix_jobs.engine.sampler`` -> ``engine``."""
+    """``helix_jobs.engine.sampling.sampler`` -> ``engine``."""
     pieces = module.split(".")
     return pieces[1] if pieces[0] == "helix_jobs" and len(pieces) > 1 else ""
 
@@ -96,20 +96,20 @@ if TYPE_CHECKING:
 else:
     import json
 def late():
-    from helix_jobs.jobs import store
+    from helix_jobs.storage import leases
     from . import sibling
     from ..engine import sampler
 """
     assert imports_of(source, "helix_jobs.cli") == {
-        *("os.path", "json", "helix_jobs.jobs", "helix_jobs.jobs.store"),
-        *("helix_jobs.cli", "helix_jobs.cli.sibling", "helix_jobs.engine", "helix_jobs.engine.sampler"),
+        *("os.path", "json", "helix_jobs.storage", "helix_jobs.storage.leases"),
+        *("helix_jobs.cli", "helix_jobs.cli.sibling", "helix_jobs.engine", "helix_jobs.engine.sampling.sampler"),
     }
 
 
 def test_the_package_was_found():
     parts = {part(module) for module in IMPORTS}
     assert {"cli", "jobs", "engine", "observability", "errors", "settings"} <= parts
-    assert "helix_jobs.jobs.store" in IMPORTS["helix_jobs.jobs.client"]
+    assert "helix_jobs.storage.store" in IMPORTS["helix_jobs.client.client"]
 
 
 def test_the_engine_knows_nothing_of_jobs():
@@ -142,7 +142,7 @@ def test_a_bench_stands_on_the_engine_and_only_commands_know_it():
         if importer.startswith("helix_jobs.bench.queue"):
             return False  # has a rule of its own
         # It reads the same lines as submit, and needs nothing else of the queue.
-        queue = part(found) == "jobs" and found not in {"helix_jobs.jobs", "helix_jobs.jobs.requests"}
+        queue = part(found) == "jobs" and found not in {"helix_jobs.jobs", "helix_jobs.intake.lines"}
         return (
             queue or part(found) in {"cli", "observability"} or root(found) in {"celery", "sqlalchemy", "click", "rich"}
         )
@@ -194,8 +194,12 @@ def test_inside_the_engine_nothing_looks_back_at_the_scheduler():
     def forbidden(importer: str, found: str) -> bool:
         name = importer.removeprefix("helix_jobs.engine.")
         below = name in lower or name.startswith("drafters")
-        upper = {"helix_jobs.engine.scheduler", "helix_jobs.engine.engine", "helix_jobs.engine.speculative"}
-        return (below and found in upper) or (name == "block_table" and found == "helix_jobs.engine.kv_cache")
+        upper = {
+            "helix_jobs.engine.schedule.scheduler",
+            "helix_jobs.engine.engine",
+            "helix_jobs.engine.speculation.speculative",
+        }
+        return (below and found in upper) or (name == "block_table" and found == "helix_jobs.engine.model.kv_cache")
 
     assert not breaches("engine", forbidden)
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from helix_jobs.engine.fake_engine import FakeEngine, FakeFaults, fake_output
 from helix_jobs.engine.request import FinishReason, GenerationResult, Request
 from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.errors import EngineError, PromptTooLongError
-from helix_jobs.testing import FakeEngine, FakeFaults, fake_output
 
 if TYPE_CHECKING:
     from helix_jobs.engine.protocol import EngineProtocol
@@ -143,5 +143,5 @@ def test_executions_are_counted_in_a_file(tmp_path):
 
 
 def test_it_needs_no_torch() -> None:
-    script = "import sys, helix_jobs.testing; sys.exit('torch' in sys.modules)"
+    script = "import sys, helix_jobs.engine.fake_engine; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

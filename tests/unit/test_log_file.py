@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from helix_jobs import log_file
 from helix_jobs.errors import ConfigurationError
-from helix_jobs.log_file import cut_log, open_log
+from helix_jobs.observability import log_file
+from helix_jobs.observability.log_file import cut_log, open_log
 
 
 @pytest.fixture(autouse=True)

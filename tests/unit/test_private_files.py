@@ -11,16 +11,16 @@ import tarfile
 
 import pytest
 
+from helix_jobs.broker.embedded import EmbeddedBroker
 from helix_jobs.doctor.home import check_home
 from helix_jobs.doctor.verdict import Level
-from helix_jobs.engine.demo_model import ensure_demo_model
-from helix_jobs.engine.native.build import build_library
+from helix_jobs.engine.kernels.cpu.build import build_library
+from helix_jobs.engine.loading.demo_model import ensure_demo_model
 from helix_jobs.errors import ConfigurationError
-from helix_jobs.jobs.database import Database, ensure_schema
-from helix_jobs.jobs.device_lock import FileLock
-from helix_jobs.jobs.embedded_broker import EmbeddedBroker
-from helix_jobs.private_files import is_own_program, open_private, read_private, touch_private, write_private
+from helix_jobs.files import is_own_program, open_private, read_private, touch_private, write_private
+from helix_jobs.locks import FileLock
 from helix_jobs.settings import Settings
+from helix_jobs.storage.database import Database, ensure_schema
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="modes say nothing there")
 as_root = pytest.mark.skipif(

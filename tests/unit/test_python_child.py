@@ -14,7 +14,7 @@ from helix_jobs.python_child import python_command
 PACKAGE = Path(helix_jobs.__file__).parent
 # The one place that makes such command lines; and the option that offers this interpreter as a peer's, whose script is
 # named by its path and so brings its own folder only.
-MAY_NAME_IT = {"python_child.py", "cli/bench_options.py"}
+MAY_NAME_IT = {"python_child.py", "cli/bench/options.py"}
 
 
 def names_of(source: str) -> set[str]:

@@ -13,8 +13,8 @@ import click
 import pytest
 
 from helix_jobs.cli.group import cli
-from helix_jobs.jobs import worker_ending
 from helix_jobs.settings import Settings
+from helix_jobs.worker import ending as worker_ending
 
 DOCS = Path(__file__).parents[2] / "docs"
 UNIT = DOCS / "helix-worker.service"

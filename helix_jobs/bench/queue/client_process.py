@@ -11,13 +11,13 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from helix_jobs.jobs.client import HelixClient
-from helix_jobs.jobs.export import export_results
+from helix_jobs.client.client import HelixClient
+from helix_jobs.results.export import export_results
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from helix_jobs.jobs.submission import SubmitProgress
+    from helix_jobs.client.submission import SubmitProgress
 
 
 def submit(client: HelixClient, path: str) -> dict[str, Any]:

@@ -16,12 +16,12 @@ from redis import Redis
 from sqlalchemy import create_engine, make_url, text
 from sqlalchemy.exc import DBAPIError
 
+from helix_jobs.broker.publisher import CeleryPublisher, EmbeddedBroker, read_queue_names
+from helix_jobs.client.client import HelixClient
 from helix_jobs.errors import ConfigurationError, DatabaseUnreachableError, HelixError
-from helix_jobs.jobs.broker import CeleryPublisher, EmbeddedBroker, read_queue_names
-from helix_jobs.jobs.client import HelixClient
-from helix_jobs.jobs.database import Database, unreachable_reason, upgrade
 from helix_jobs.python_child import import_path, python_command
 from helix_jobs.settings import Settings, normalize_database_url, sqlite_url
+from helix_jobs.storage.database import Database, unreachable_reason, upgrade
 
 if TYPE_CHECKING:
     from types import TracebackType

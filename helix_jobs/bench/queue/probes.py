@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from helix_jobs.bench.queue.installation import Installation
-    from helix_jobs.jobs.client import HelixClient
+    from helix_jobs.client.client import HelixClient
 
 SAMPLE_SECONDS: Final = 0.1
 # Until then a process still imports and warms its caches.

@@ -29,15 +29,15 @@ from helix_jobs.bench.queue.report import (
     SubmitFigures,
 )
 from helix_jobs.errors import HelixError
-from helix_jobs.jobs.schema import runs
-from helix_jobs.jobs.states import JobState
+from helix_jobs.storage.schema import runs
+from helix_jobs.storage.states import JobState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from helix_jobs.bench.queue.plan import QueuePlan
-    from helix_jobs.jobs.client import HelixClient
+    from helix_jobs.client.client import HelixClient
 
 _POLL_SECONDS: Final = 0.2
 _CELERY_JOBS: Final = 20_000

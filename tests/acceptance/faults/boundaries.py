@@ -27,17 +27,17 @@ class Boundary:
 
 
 _QOS = "kombu.transport.redis:QoS"
-_STORE = "helix_jobs.jobs.store"
-_SERVICE = "helix_jobs.jobs.worker_service:WorkerService"
+_STORE = "helix_jobs.storage.store"
+_SERVICE = "helix_jobs.worker.service:WorkerService"
 
 BOUNDARIES = {
-    "stored": Boundary("the batch is stored, nothing is published", "helix_jobs.jobs.handover:Handover", "publish"),
+    "stored": Boundary("the batch is stored, nothing is published", "helix_jobs.client.handover:Handover", "publish"),
     "published": Boundary("messages are published, the jobs are not marked", _STORE, "mark_published", inside=True),
     "popped": Boundary("a message is popped and not in unacked", _QOS, "append"),
     "delivered": Boundary("a message is in unacked, its job is not claimed", _QOS, "append", after=True),
     "claiming": Boundary("a claim is written, not committed", _STORE, "claim", after=True, inside=True),
     "claimed": Boundary("a claim is committed, nothing is generated", _SERVICE, "_generate"),
-    "generating": Boundary("in the middle of an engine step", "helix_jobs.testing:FakeEngine", "_advance"),
+    "generating": Boundary("in the middle of an engine step", "helix_jobs.engine.fake_engine:FakeEngine", "_advance"),
     "generated": Boundary("a job is generated, nothing is written", _SERVICE, "_persist"),
     "finishing": Boundary("a result is written, not committed", _STORE, "finish_succeeded", after=True, inside=True),
     "committed": Boundary("a result is committed, its message not acknowledged", _QOS, "ack"),
@@ -50,7 +50,7 @@ SUBMISSION = {
     "sealing": Boundary("every line is stored, the batch is not sealed", _STORE, "seal_batch"),
     "sealed": Boundary("the seal is written, not committed", _STORE, "seal_batch", after=True),
     "publishing": Boundary(
-        "a chunk of messages is about to be sent", "helix_jobs.jobs.broker:CeleryPublisher", "publish"
+        "a chunk of messages is about to be sent", "helix_jobs.broker.publisher:CeleryPublisher", "publish"
     ),
 }
 
@@ -59,7 +59,7 @@ PURGE = {
     "hiding": Boundary("a batch is out of sight, not committed", _STORE, "begin_purge", after=True, inside=True),
     "hidden": Boundary("a batch is out of sight, nothing of it is removed", _STORE, "last_line"),
     "removing": Boundary("lines are removed, not committed", _STORE, "purge_lines", after=True, inside=True),
-    "removed": Boundary("lines are removed, SQLite's file is not cut", "helix_jobs.jobs.purge", "give_back"),
+    "removed": Boundary("lines are removed, SQLite's file is not cut", "helix_jobs.client.purge", "give_back"),
     "ending": Boundary("a batch's row is removed, not committed", _STORE, "end_purge", after=True, inside=True),
     "forgetting": Boundary("runs are removed, not committed", _STORE, "purge_runs", after=True, inside=True),
     "forgotten": Boundary("workers are removed, not committed", _STORE, "purge_workers", after=True, inside=True),
@@ -114,7 +114,7 @@ def _freeze() -> None:
 
 def _freezer() -> Callable[[], None]:
     """What stops this process while none of its threads has a transaction open, which would lock the others out."""
-    from helix_jobs.jobs.database import Database
+    from helix_jobs.storage.database import Database
 
     original = Database._transaction
     changed = threading.Condition()

@@ -17,7 +17,7 @@ from table import Row, markdown
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from helix_jobs.jobs.database import Database
+    from helix_jobs.storage.database import Database
 
 _ROWS = pytest.StashKey[list[Row]]()
 

@@ -15,8 +15,8 @@ from plan import QUICK_TIMES, REAL_SILENCE, Plan, Times
 from sqlalchemy import and_, func, select
 from worker_box import ROOT, Box, WorkerProcess, wait_until
 
-from helix_jobs.jobs.schema import jobs, workers
 from helix_jobs.settings import Settings
+from helix_jobs.storage.schema import jobs, workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable

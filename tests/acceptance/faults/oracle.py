@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import select
 
-from helix_jobs.jobs.schema import jobs, results
-from helix_jobs.jobs.states import FINAL_STATES
-from helix_jobs.testing import fake_output
+from helix_jobs.engine.fake_engine import fake_output
+from helix_jobs.storage.schema import jobs, results
+from helix_jobs.storage.states import FINAL_STATES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -12,7 +12,7 @@ from typing import Any
 import wall_clock
 from boundaries import install
 
-from helix_jobs.jobs import process_identity
+from helix_jobs.storage import process_identity
 
 FENCE = "fence"
 RECONCILER = "reconciler"
@@ -125,8 +125,10 @@ class Plan:
 
 
 def _set_times(times: Times) -> None:
-    from helix_jobs.jobs import database, heartbeat, postgres_engine, worker
-    from helix_jobs.jobs.reconciler import Reconciler, ReconcilerConfig
+    from helix_jobs.storage import database, postgres_engine
+    from helix_jobs.worker import heartbeat
+    from helix_jobs.worker import process as worker
+    from helix_jobs.worker.reconciler import Reconciler, ReconcilerConfig
 
     heartbeat.BEAT_SECONDS, heartbeat.CHECK_SECONDS = times.beat, times.check  # type: ignore[misc]
     postgres_engine.IDLE_TRANSACTION_SECONDS = times.idle_transaction  # type: ignore[misc]
@@ -144,26 +146,29 @@ def _set_times(times: Times) -> None:
 
 
 def _set_max_step(seconds: float) -> None:
-    from helix_jobs.jobs import worker
+    from helix_jobs.worker import process as worker
 
     worker.MAX_STEP_SECONDS = seconds  # type: ignore[misc]
 
 
 def _set_solitude(seconds: float) -> None:
-    from helix_jobs.jobs import job_gate, worker
+    from helix_jobs.worker import gate as job_gate
+    from helix_jobs.worker import process as worker
 
     job_gate.PATIENCE_SECONDS = seconds  # type: ignore[misc]
     worker.POSTPONED_SECONDS = seconds / 2  # type: ignore[misc]
 
 
 def _set_purge_rows(rows: float) -> None:
-    from helix_jobs.jobs import purge
+    from helix_jobs.client import purge
 
     purge.ROWS = int(rows)  # type: ignore[misc]
 
 
 def _set_answers(seconds: float) -> None:
-    from helix_jobs.jobs import database, dead_man, postgres_engine, result_writer
+    from helix_jobs.storage import database, postgres_engine
+    from helix_jobs.storage import group_commit as result_writer
+    from helix_jobs.worker import dead_man
 
     database.STATEMENT_SECONDS = seconds  # type: ignore[misc]
     postgres_engine.PING_SECONDS = postgres_engine.BoundedConnection.answer_seconds = seconds  # type: ignore[misc]
@@ -174,20 +179,21 @@ def _set_answers(seconds: float) -> None:
 
 def _remove_answer_limits() -> None:
     """The client waits for an answer for as long as the connection stands."""
-    from helix_jobs.jobs import postgres_engine
+    from helix_jobs.storage import postgres_engine
 
     postgres_engine._until = lambda gen, _deadline: gen
 
 
 def _remove_closing() -> None:
     """Whatever waits for an answer goes on waiting."""
-    from helix_jobs.jobs.calls_in_flight import CallsInFlight
+    from helix_jobs.storage.calls_in_flight import CallsInFlight
 
     CallsInFlight.close_overdue = lambda _self, _seconds: 0  # type: ignore[method-assign]
 
 
 def _add_broker_options(options: dict[str, Any]) -> None:
-    from helix_jobs.jobs import broker, celery_app
+    from helix_jobs.broker import publisher as broker
+    from helix_jobs.broker.celery import app as celery_app
 
     original = broker.transport_options
     broker.transport_options = celery_app.transport_options = lambda url, names: original(url, names) | options
@@ -197,8 +203,8 @@ def _remove_fence() -> None:
     """A result is written whoever holds the job by now."""
     from sqlalchemy import bindparam, update
 
-    from helix_jobs.jobs.schema import jobs
-    from helix_jobs.jobs.store import leases
+    from helix_jobs.storage import leases
+    from helix_jobs.storage.schema import jobs
 
     leases._FINISH = (  # type: ignore[misc]
         update(jobs)
@@ -215,13 +221,13 @@ def _remove_fence() -> None:
 
 def _remove_solitude() -> None:
     """A last attempt runs beside others, as every other does."""
-    from helix_jobs.jobs.store import leases
+    from helix_jobs.storage import leases
 
     leases._CLAIM_UNLESS_LAST = leases._CLAIM  # type: ignore[misc]
 
 
 def _remove_reconciler() -> None:
-    from helix_jobs.jobs import worker
+    from helix_jobs.worker import process as worker
 
     class NoReconciler:
         """Neither reclaims nor publishes."""

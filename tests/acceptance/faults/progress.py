@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import func, select
 from worker_box import wait_until
 
-from helix_jobs.jobs.schema import jobs
+from helix_jobs.storage.schema import jobs
 
 if TYPE_CHECKING:
     from installation import Installation

@@ -14,13 +14,13 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 from worker_box import wait_until
 
-from helix_jobs.jobs.embedded_broker import _server_binary
-from helix_jobs.jobs.message_vetting import job_id_of_message
+from helix_jobs.broker.embedded import _server_binary
+from helix_jobs.broker.messages import job_id_of_message
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from helix_jobs.jobs.queue_names import QueueNames
+    from helix_jobs.broker.queue_names import QueueNames
 
 
 class RedisServer:

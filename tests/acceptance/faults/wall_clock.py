@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 # Whose modules may hold a name of their own for the clock.
 _USERS = ("helix_jobs", "celery", "kombu", "redis", "vine", "billiard")
-_IMPORTED = ("consumer", "tasks", "vetted_transport", "worker", "worker_service", "client")
+_IMPORTED = (
+    *("broker.celery.consumer", "broker.celery.task", "broker.celery.vetted_transport"),
+    *("worker.process", "worker.service", "client.client"),
+)
 _LOOK_SECONDS = 0.05
 
 
@@ -21,7 +24,7 @@ def set_by(file: Path) -> None:
     """From now on ``datetime.now`` and ``time.time`` of this process follow the file. Monotonic clocks do not."""
     # Only names that are there can be replaced; the class itself belongs to others as well, who subclass it.
     for name in _IMPORTED:
-        importlib.import_module(f"helix_jobs.jobs.{name}")
+        importlib.import_module(f"helix_jobs.{name}")
     real_time, real_datetime = time.time, dt.datetime
     seen: list[float] = [0.0, 0.0]
 

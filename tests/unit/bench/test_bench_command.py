@@ -13,7 +13,7 @@ from model_files import save_checkpoint
 from tiny_models import tiny_model
 
 from helix_jobs.bench import session
-from helix_jobs.cli.bench_options import peer_interpreters
+from helix_jobs.cli.bench.options import peer_interpreters
 from helix_jobs.cli.group import cli
 from helix_jobs.errors import EngineBrokenError
 

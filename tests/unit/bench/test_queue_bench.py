@@ -14,9 +14,9 @@ from helix_jobs.bench.queue.probes import Samples
 from helix_jobs.bench.queue.report import Memory
 from helix_jobs.bench.queue.session import slowest_tenth
 from helix_jobs.cli.group import cli
+from helix_jobs.engine.fake_engine import FakeEngine
 from helix_jobs.engine.sampling_params import SamplingParams
-from helix_jobs.jobs.requests import JobRequest, read_lines, to_engine_request
-from helix_jobs.testing import FakeEngine
+from helix_jobs.intake.lines import JobRequest, read_lines, to_engine_request
 
 
 def run(*arguments: str):

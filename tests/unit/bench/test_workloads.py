@@ -11,7 +11,7 @@ from helix_jobs.bench import prompts
 from helix_jobs.bench.prompt_file import read_prompts
 from helix_jobs.bench.workloads import WORKLOADS, WorkloadOptions, build_requests, greedy
 from helix_jobs.engine.sampling_params import SamplingParams
-from helix_jobs.engine.text import TextCodec
+from helix_jobs.engine.text.codec import TextCodec
 from helix_jobs.errors import ConfigurationError, InputError, InvalidInputError, InvalidRequestError
 
 ENCODE = TextCodec(tokenizer(), VOCAB_SIZE).encode

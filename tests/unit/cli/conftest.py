@@ -9,9 +9,9 @@ import pytest
 from click.testing import CliRunner
 
 from helix_jobs.cli.group import cli
-from helix_jobs.jobs import store
-from helix_jobs.jobs.database import Database
 from helix_jobs.settings import Settings
+from helix_jobs.storage import store
+from helix_jobs.storage.database import Database
 
 METRICS = {
     "finish_reason": "stop",

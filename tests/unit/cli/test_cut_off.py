@@ -7,9 +7,9 @@ import json
 import pytest
 from sqlalchemy import select
 
-from helix_jobs.jobs import store
-from helix_jobs.jobs.client import HelixClient
-from helix_jobs.jobs.schema import jobs
+from helix_jobs.client.client import HelixClient
+from helix_jobs.storage import store
+from helix_jobs.storage.schema import jobs
 
 LINES = [
     '{"prompt": "one", "custom_id": "a", "metadata": {"k": 1}, "priority": 3, "temperature": 0.5, "stop": ["x"]}',

@@ -6,7 +6,7 @@ import pytest
 
 from helix_jobs.doctor import diagnosis
 from helix_jobs.doctor.verdict import Level, Verdict
-from helix_jobs.engine.operator_checks import OperatorStatus, OperatorVerdict
+from helix_jobs.engine.devices.operator_checks import OperatorStatus, OperatorVerdict
 
 OK = Verdict("torch", Level.OK, "9.9")
 BAD = Verdict("device in use", Level.FAILED, "no such \x1b[31mdevice", "buy one")

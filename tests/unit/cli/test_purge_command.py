@@ -9,9 +9,9 @@ import time
 import pytest
 
 from helix_jobs.cli import purge as command
-from helix_jobs.jobs import purge as rows
-from helix_jobs.jobs.local_users import LocalUsers
-from helix_jobs.jobs.purge import Outcome, Purged
+from helix_jobs.client import purge as rows
+from helix_jobs.client.local_users import LocalUsers
+from helix_jobs.client.purge import Outcome, Purged
 from helix_jobs.settings import Settings
 
 

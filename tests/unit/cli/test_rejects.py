@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from worker_box import ROOT
 
-from helix_jobs.jobs import store
+from helix_jobs.storage import store
 
 GOOD, BAD = '{"prompt": "fine"}', '{"prompt": ""}'
 

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from helix_jobs.cli.results import FILE_FORMATS
-from helix_jobs.jobs.export import FORMATS
+from helix_jobs.results.export import FORMATS
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import click
 import pytest
 
 from helix_jobs.cli.follow import follow_for_person
-from helix_jobs.jobs import store
-from helix_jobs.jobs.client import HelixClient
+from helix_jobs.client.client import HelixClient
+from helix_jobs.storage import store
 
 BATCH_KEYS = {
     *("id", "name", "source", "state", "created_at", "started_at", "finished_at", "cancelled_at", "total", "counts"),
@@ -251,7 +251,7 @@ def unfinished(helix, database):
 
 
 def test_a_submission_that_died_is_told_with_the_remedy(helix, unfinished, monkeypatch):
-    monkeypatch.setattr("helix_jobs.jobs.liveness.SUBMITTER_SILENT_SECONDS", 0.0)
+    monkeypatch.setattr("helix_jobs.storage.liveness.SUBMITTER_SILENT_SECONDS", 0.0)
     told = helix("status", unfinished).stdout
     assert f"{unfinished}  submitting" in told
     assert "2 stored so far, none accepted yet" in told

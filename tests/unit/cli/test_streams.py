@@ -122,7 +122,7 @@ def test_a_refusal_of_the_system_comes_with_file_and_remedy(helix, monkeypatch):
     def refused(*_, **__):
         raise PermissionError(13, "Permission denied", "/srv/helix.db")
 
-    monkeypatch.setattr("helix_jobs.jobs.client.HelixClient.list", refused)
+    monkeypatch.setattr("helix_jobs.client.client.HelixClient.list", refused)
     told = helix("list").stderr
     assert told.startswith("Error: Permission denied: /srv/helix.db; correct the permissions")
 

@@ -5,10 +5,10 @@ import json
 import pytest
 from sqlalchemy import select
 
+from helix_jobs.client.client import HelixClient
+from helix_jobs.client.local_worker import LocalWorker
 from helix_jobs.errors import DatabaseUnreachableError, HelixError
-from helix_jobs.jobs.client import HelixClient
-from helix_jobs.jobs.local_worker import LocalWorker
-from helix_jobs.jobs.schema import batches, jobs
+from helix_jobs.storage.schema import batches, jobs
 
 
 def requests_of(database, batch):

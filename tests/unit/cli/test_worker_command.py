@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from helix_jobs.jobs import worker as worker_module
+from helix_jobs.worker import process as worker_module
 
 
 @pytest.fixture

@@ -15,10 +15,10 @@ from verdicts import FAILED, OK, WARNING, levels, only
 from helix_jobs.doctor import leases
 from helix_jobs.doctor.database import check_database
 from helix_jobs.doctor.leases import judge_leases
-from helix_jobs.jobs.database import Database, ensure_schema
-from helix_jobs.jobs.process_identity import Here, ProcessIdentity
-from helix_jobs.jobs.schema import workers
-from helix_jobs.jobs.store import LeaseHolder
+from helix_jobs.storage.database import Database, ensure_schema
+from helix_jobs.storage.process_identity import Here, ProcessIdentity
+from helix_jobs.storage.schema import workers
+from helix_jobs.storage.store import LeaseHolder
 
 # database
 
@@ -70,7 +70,7 @@ def test_an_empty_database(empty_database, settings):
 
 
 def test_a_locked_sqlite_database_takes_no_writes(sqlite_database, settings, monkeypatch):
-    monkeypatch.setattr("helix_jobs.jobs.sqlite_engine.BUSY_TIMEOUT_SECONDS", 0.1)
+    monkeypatch.setattr("helix_jobs.storage.sqlite_engine.BUSY_TIMEOUT_SECONDS", 0.1)
     url = sqlite_database.url.render_as_string(hide_password=False)
     with sqlite_database.write():
         found = only(check_database(dataclasses.replace(settings, database_url=url)), "database, writes")

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 from verdicts import FAILED, OK, WARNING, levels, only
 
+from helix_jobs.broker.embedded import EmbeddedBroker
 from helix_jobs.doctor.broker import check_broker, judge_state
+from helix_jobs.doctor.broker_state import BrokerState, QueueNames, read_broker_state
 from helix_jobs.doctor.clock import judge_skew
-from helix_jobs.doctor.metrics import check_metrics
-from helix_jobs.jobs.broker_state import BrokerState, QueueNames, read_broker_state
-from helix_jobs.jobs.embedded_broker import EmbeddedBroker
-from helix_jobs.observability.metrics import MetricsServer
+from helix_jobs.doctor.metrics_port import check_metrics
+from helix_jobs.worker.metrics import MetricsServer
 
 # clock
 
@@ -136,7 +136,7 @@ def test_a_servers_settings_are_read(short_home):
 
 
 def test_the_metrics_port(settings, monkeypatch):
-    monkeypatch.setattr("helix_jobs.doctor.metrics._ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr("helix_jobs.doctor.metrics_port._ANSWER_SECONDS", 0.1)
     assert only(check_metrics(settings), "metrics port").finding.startswith("off")
     with socket.create_server(("127.0.0.1", 0)) as other:
         taken = dataclasses.replace(settings, metrics_port=other.getsockname()[1])

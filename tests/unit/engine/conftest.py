@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from helix_jobs.engine.native.build import build_library
+from helix_jobs.engine.kernels.cpu.build import build_library
 from helix_jobs.errors import ConfigurationError
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from helix_jobs.engine.speculation_depth import DepthController, DraftCandidate
-from helix_jobs.engine.step_costs import CostProfile, StepCosts
+from helix_jobs.engine.speculation.depth.controller import DepthController, DraftCandidate
+from helix_jobs.engine.speculation.depth.costs import CostProfile, StepCosts
 
 if TYPE_CHECKING:
     from collections.abc import Callable

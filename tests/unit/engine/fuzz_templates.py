@@ -16,7 +16,7 @@ from template_grammar import TemplateGrammar
 from test_chat_template import CHATML, ESCAPING, FOLDING, PARTS, STRICT_PARTS, THINKING, TRIMMING
 from test_prompt_encoder import ENDLESS, SHORT, with_template
 
-from helix_jobs.engine.prompt_encoder import PromptEncoder
+from helix_jobs.engine.text.prompt_encoder import PromptEncoder
 from helix_jobs.errors import EngineError, InvalidRequestError, ModelError, PromptTooLongError
 
 SAMPLES = (CHATML, ESCAPING, FOLDING, PARTS, STRICT_PARTS, THINKING, TRIMMING) * 4 + tuple(ENDLESS.values())

@@ -9,17 +9,17 @@ import torch
 from tiny_models import CPU, EOS, copy_of, loaded, roughen, tiny_model
 
 from helix_jobs.engine.config import CacheConfig, EngineConfig, SpeculationConfig
-from helix_jobs.engine.decoder.families import build_decoder
-from helix_jobs.engine.decoder.int8_linear import quantize
 from helix_jobs.engine.engine import Engine
-from helix_jobs.engine.model_loader import LoadedModel, LoadedModels
-from helix_jobs.engine.model_runner import ModelRunner
-from helix_jobs.engine.native.kernels import load_kernels
+from helix_jobs.engine.kernels.cpu.kernels import load_kernels
+from helix_jobs.engine.loading.model_loader import LoadedModel, LoadedModels
+from helix_jobs.engine.model.families import build_decoder
+from helix_jobs.engine.model.runner import ModelRunner
+from helix_jobs.engine.weights.int8_linear import quantize
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from helix_jobs.engine.decoder.decoder import Decoder
+    from helix_jobs.engine.model.decoder import Decoder
 
 DTYPES = (torch.float32, torch.bfloat16)
 HEAD_DIM = 16

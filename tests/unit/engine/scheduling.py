@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from helix_jobs.engine.block_table import BlockPool, BlockTable
 from helix_jobs.engine.config import EngineConfig, SpeculationConfig
 from helix_jobs.engine.request import Request
 from helix_jobs.engine.sampling_params import SamplingParams
-from helix_jobs.engine.scheduler import Scheduler
-from helix_jobs.engine.sequence import Sequence
+from helix_jobs.engine.schedule.block_table import BlockPool, BlockTable
+from helix_jobs.engine.schedule.scheduler import Scheduler
+from helix_jobs.engine.schedule.sequence import Sequence
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from helix_jobs.engine.scheduler import Schedule
+    from helix_jobs.engine.schedule.scheduler import Schedule
 
 
 def make(num_blocks=100, block_size=4, depth=2, **config):

@@ -15,9 +15,9 @@ from helix_jobs.errors import EngineError
 if TYPE_CHECKING:
     from collections.abc import Sequence as SequenceOf
 
-    from helix_jobs.engine.block_table import BlockPool
-    from helix_jobs.engine.scheduler import Decode, Prefill, Schedule, Scheduler
-    from helix_jobs.engine.sequence import Sequence
+    from helix_jobs.engine.schedule.block_table import BlockPool
+    from helix_jobs.engine.schedule.scheduler import Decode, Prefill, Schedule, Scheduler
+    from helix_jobs.engine.schedule.sequence import Sequence
 
 VOCAB_SIZE = 40
 STOP = 0

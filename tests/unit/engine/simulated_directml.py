@@ -14,15 +14,15 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import helix_jobs
-from helix_jobs.engine.decoder.families import build_decoder
-from helix_jobs.engine.decoder.placement import Placement
-from helix_jobs.engine.devices import DIRECTML_DEVICE_TYPE
+from helix_jobs.engine.devices.devices import DIRECTML_DEVICE_TYPE
+from helix_jobs.engine.model.families import build_decoder
+from helix_jobs.engine.model.placement import Placement
 from helix_jobs.engine.operator_rules import base_name, breaches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from helix_jobs.engine.decoder.decoder import Decoder
+    from helix_jobs.engine.model.decoder import Decoder
 
 DIRECTML = torch.device(DIRECTML_DEVICE_TYPE, 0)
 PACKAGE = Path(helix_jobs.__file__).parent

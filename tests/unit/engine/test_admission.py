@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from scheduling import add, admitted, carry_out, make, sequence_of
 
-from helix_jobs.engine import admission
-from helix_jobs.engine.admission import MAX_DEFERRED, MAX_OVERTAKEN, Candidate, choose
+from helix_jobs.engine.schedule import admission
+from helix_jobs.engine.schedule.admission import MAX_DEFERRED, MAX_OVERTAKEN, Candidate, choose
 
 
 def candidate(pool, name, num_tokens=10, num_cached=0, next_prefix=None):
@@ -126,7 +126,7 @@ def carry_out_all(scheduler, _):
 
 
 def test_a_request_beyond_the_look_ahead_overtakes_nobody(monkeypatch):
-    monkeypatch.setattr("helix_jobs.engine.scheduler.LOOK_AHEAD", 2)
+    monkeypatch.setattr("helix_jobs.engine.schedule.scheduler.LOOK_AHEAD", 2)
     scheduler, pool = make(max_batch_size=1, depth=0)
     carry_out_all(scheduler, add(scheduler, pool, "first", 20, max_tokens=3, shared=16))
     for name in "abc":

@@ -11,11 +11,11 @@ from model_files import edit_config, load, save_checkpoint
 from tiny_models import VOCAB_SIZE, reference_logits, request, tiny_config, tiny_model
 from transformers.activations import ACT2FN
 
-from helix_jobs.engine.architecture import SUPPORTED_MODEL_TYPES, check_architecture, context_limits
 from helix_jobs.engine.config import CacheConfig, EngineConfig
-from helix_jobs.engine.decoder.activations import ACTIVATIONS
 from helix_jobs.engine.engine import Engine
-from helix_jobs.engine.pretrained import TRANSFORMERS_MAJOR
+from helix_jobs.engine.loading.pretrained import TRANSFORMERS_MAJOR
+from helix_jobs.engine.model.activations import ACTIVATIONS
+from helix_jobs.engine.model.architecture import SUPPORTED_MODEL_TYPES, check_architecture, context_limits
 from helix_jobs.engine.request import FinishReason, Request
 from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.errors import ModelError, PromptTooLongError, UnsupportedArchitectureError

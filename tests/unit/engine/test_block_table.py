@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from helix_jobs.engine.block_table import BlockPool, BlockTable
+from helix_jobs.engine.schedule.block_table import BlockPool, BlockTable
 
 TOKENS = list(range(100, 120))
 

@@ -6,8 +6,8 @@ import jinja2
 import pytest
 from tiny_models import tokenizer
 
-from helix_jobs.engine import chat_template
-from helix_jobs.engine.chat_template import ChatTemplate, ContentForm, RefusedMessagesError
+from helix_jobs.engine.text.chat_template import ChatTemplate, ContentForm, RefusedMessagesError
+from helix_jobs.engine.text.codec import chat_template
 
 # In the manner of public models. Each begins and ends a turn in its own way, and does something with the text.
 CHATML = (

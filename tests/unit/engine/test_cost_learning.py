@@ -10,12 +10,13 @@ from simulated_directml import SimulatedDirectml
 from test_directml_operators import engine_of, loaded_on_device
 from tiny_models import request, tiny_model
 
-from helix_jobs.engine import cost_profile, speculative, speculator
 from helix_jobs.engine.config import CacheConfig, SpeculationConfig
-from helix_jobs.engine.cost_profile import measure_costs
-from helix_jobs.engine.decoder.families import build_decoder
-from helix_jobs.engine.model_runner import ModelRunner
-from helix_jobs.engine.step_costs import CostProfile
+from helix_jobs.engine.model.families import build_decoder
+from helix_jobs.engine.model.runner import ModelRunner
+from helix_jobs.engine.speculation import speculative, speculator
+from helix_jobs.engine.speculation.depth import profile as cost_profile
+from helix_jobs.engine.speculation.depth.costs import CostProfile
+from helix_jobs.engine.speculation.depth.profile import measure_costs
 
 LAUNCH = 1e-5
 TOKEN = 1e-3

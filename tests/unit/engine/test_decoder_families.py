@@ -23,10 +23,10 @@ from tiny_models import (
     tiny_model,
 )
 
-from helix_jobs.engine.architecture import SUPPORTED_MODEL_TYPES
-from helix_jobs.engine.decoder.families import build_decoder
-from helix_jobs.engine.decoder.int8_linear import quantize
-from helix_jobs.engine.model_loader import LoadedModel
+from helix_jobs.engine.loading.model_loader import LoadedModel
+from helix_jobs.engine.model.architecture import SUPPORTED_MODEL_TYPES
+from helix_jobs.engine.model.families import build_decoder
+from helix_jobs.engine.weights.int8_linear import quantize
 
 if TYPE_CHECKING:
     from pathlib import Path

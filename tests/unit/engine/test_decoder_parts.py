@@ -9,10 +9,10 @@ import torch
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from helix_jobs.engine.decoder import linear as linear_module
-from helix_jobs.engine.decoder.linear import DenseLinear
-from helix_jobs.engine.decoder.norms import LayerNorm, RmsNorm
-from helix_jobs.engine.decoder.rotary import RotaryTable
+from helix_jobs.engine.model.norms import LayerNorm, RmsNorm
+from helix_jobs.engine.model.rotary import RotaryTable
+from helix_jobs.engine.weights import linear as linear_module
+from helix_jobs.engine.weights.linear import DenseLinear
 
 CPU = torch.device("cpu")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

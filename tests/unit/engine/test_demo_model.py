@@ -14,9 +14,9 @@ import torch
 from model_files import load, write_gguf
 from tiny_models import decoder_logits, reference_logits
 
-from helix_jobs.engine import demo_model
-from helix_jobs.engine.checkpoint import find_local_checkpoint
-from helix_jobs.engine.demo_model import DEMO_DIRECTORY, ensure_demo_model
+from helix_jobs.engine.loading import demo_model
+from helix_jobs.engine.loading.checkpoint import find_local_checkpoint
+from helix_jobs.engine.loading.demo_model import DEMO_DIRECTORY, ensure_demo_model
 from helix_jobs.errors import ModelError, ModelNotFoundError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from decode_simulation import line, measured
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helix_jobs.engine.depth_plan import (
+from helix_jobs.engine.speculation.depth.plan import (
     DraftCandidate,
     ModelPlanner,
     StepTimes,

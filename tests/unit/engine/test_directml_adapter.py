@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from helix_jobs.engine import devices
-from helix_jobs.engine.directml_adapter import DirectmlAdapter, find_adapter
+from helix_jobs.engine.devices.devices import devices
+from helix_jobs.engine.devices.directml_adapter import DirectmlAdapter, find_adapter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -19,19 +19,19 @@ from simulated_directml import DIRECTML, DirectmlTensor, SimulatedDirectml, buil
 from tiny_models import ARCHITECTURES, VOCAB_SIZE, copy_of, request, tiny_model, tokenizer
 
 from helix_jobs.engine.config import CacheConfig, EngineConfig, SpeculationConfig
-from helix_jobs.engine.cost_profile import measure_costs
-from helix_jobs.engine.decoder.families import build_decoder
+from helix_jobs.engine.devices.operator_checks import operator_checks, run_check
 from helix_jobs.engine.engine import Engine
-from helix_jobs.engine.kv_cache import PagedKVCache
-from helix_jobs.engine.model_loader import LoadedModel, LoadedModels, get_device, load_models
-from helix_jobs.engine.model_runner import ModelRunner
-from helix_jobs.engine.operator_checks import operator_checks, run_check
+from helix_jobs.engine.loading.model_loader import LoadedModel, LoadedModels, get_device, load_models
+from helix_jobs.engine.model.families import build_decoder
+from helix_jobs.engine.model.kv_cache import PagedKVCache
+from helix_jobs.engine.model.runner import ModelRunner
+from helix_jobs.engine.speculation.depth.profile import measure_costs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from helix_jobs.engine.request import GenerationResult, Request
-    from helix_jobs.engine.step_costs import CostProfile
+    from helix_jobs.engine.speculation.depth.costs import CostProfile
 
 ROOT = Path(__file__).parents[3]
 DTYPES = [torch.float32, torch.float16]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helix_jobs.engine.draft_acceptance import RunningAcceptance
+from helix_jobs.engine.speculation.depth.acceptance import RunningAcceptance
 
 
 def new(horizon=10_000, prior_rate=0.5, prior_trials=1.0):

@@ -9,16 +9,16 @@ import pytest
 import torch
 from tiny_models import VOCAB_SIZE, request, tiny_model
 
-from helix_jobs.engine.block_table import BlockPool, BlockTable
 from helix_jobs.engine.config import CacheConfig
-from helix_jobs.engine.decoder.families import build_decoder
-from helix_jobs.engine.drafters.draft_model import DraftModelDrafter
-from helix_jobs.engine.model_runner import ModelRunner
-from helix_jobs.engine.sequence import Sequence
+from helix_jobs.engine.model.families import build_decoder
+from helix_jobs.engine.model.runner import ModelRunner
+from helix_jobs.engine.schedule.block_table import BlockPool, BlockTable
+from helix_jobs.engine.schedule.sequence import Sequence
+from helix_jobs.engine.speculation.drafters.draft_model import DraftModelDrafter
 
 if TYPE_CHECKING:
-    from helix_jobs.engine.step_layout import TokenSlice
-    from helix_jobs.engine.step_plan import StepPlan
+    from helix_jobs.engine.model.step_layout import TokenSlice
+    from helix_jobs.engine.model.step_plan import StepPlan
 
 CACHE = CacheConfig(num_blocks=40, block_size=4)
 SHARED = [5, 9, 2, 30, 8, 8, 17, 3, 11, 4, 6, 21]

@@ -14,8 +14,8 @@ from helix_jobs.engine.config import CacheConfig, EngineConfig, SpeculationConfi
 from helix_jobs.engine.engine import Engine
 from helix_jobs.engine.request import FinishReason, Request
 from helix_jobs.engine.sampling_params import SamplingParams
-from helix_jobs.engine.speculation_depth import DepthController, DepthDecision
-from helix_jobs.engine.step_costs import CostProfile
+from helix_jobs.engine.speculation.depth.controller import DepthController, DepthDecision
+from helix_jobs.engine.speculation.depth.costs import CostProfile
 from helix_jobs.errors import OutOfMemoryError
 
 MODEL = tiny_model(seed=3)

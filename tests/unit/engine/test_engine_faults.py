@@ -11,7 +11,7 @@ from tiny_models import VOCAB_SIZE, as_loaded, reference_greedy, request, tiny_e
 
 from helix_jobs.engine.request import FinishReason, Request
 from helix_jobs.engine.sampling_params import SamplingParams
-from helix_jobs.engine.speculative import SpeculativeStep
+from helix_jobs.engine.speculation.speculative import SpeculativeStep
 from helix_jobs.errors import EngineBrokenError, EngineError, InvalidRequestError, OutOfMemoryError, PromptTooLongError
 
 

@@ -63,7 +63,7 @@ def test_equals_transformers_with_small_caches_and_chunked_prefill(served, num_b
 
 def test_a_small_pool_preempts_and_changes_nothing(served, caplog):
     model, prompts, _, _ = served
-    caplog.set_level("DEBUG", logger="helix_jobs.engine.scheduler")
+    caplog.set_level("DEBUG", logger="helix_jobs.engine.schedule.scheduler")
     requests = [request(str(i), p, max_tokens=50, ignore_eos=True) for i, p in enumerate(prompts[:10])]
     roomy = tiny_engine(model, "int8").generate(requests)
     assert "preempted" not in caplog.text

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tiny_models import VOCAB_SIZE, reference_greedy, request, tiny_engine, tiny_model
 
 from helix_jobs.engine.request import FinishReason
-from helix_jobs.engine.speculative import SpeculativeStep
+from helix_jobs.engine.speculation.speculative import SpeculativeStep
 from helix_jobs.errors import EngineError, OutOfMemoryError
 
 MODEL = tiny_model(seed=3)

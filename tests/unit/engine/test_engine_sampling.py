@@ -11,11 +11,11 @@ import torch
 from scipy.stats import power_divergence
 from tiny_models import request, tiny_engine, tiny_model
 
-from helix_jobs.engine import verification
-from helix_jobs.engine.random_numbers import Purpose, uniform
-from helix_jobs.engine.sampler import apply_penalties, processed_probs
+from helix_jobs.engine.sampling import verification
+from helix_jobs.engine.sampling.random_numbers import Purpose, uniform
+from helix_jobs.engine.sampling.sampler import apply_penalties, processed_probs
+from helix_jobs.engine.sampling.verification import SampledRow, verify_sampled
 from helix_jobs.engine.sampling_params import SamplingParams
-from helix_jobs.engine.verification import SampledRow, verify_sampled
 
 VOCAB = 9
 SIGNIFICANT = 1e-3

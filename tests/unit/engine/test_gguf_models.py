@@ -9,8 +9,8 @@ import torch
 from model_files import load, write_gguf
 from tiny_models import decoder_logits, reference_logits
 
-from helix_jobs.engine.gguf_names import GGUF_ARCHITECTURES
-from helix_jobs.engine.pretrained import TRANSFORMERS_MAJOR
+from helix_jobs.engine.loading.gguf_names import GGUF_ARCHITECTURES
+from helix_jobs.engine.loading.pretrained import TRANSFORMERS_MAJOR
 from helix_jobs.errors import UnsupportedArchitectureError
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ import pytest
 from model_files import load, write_gguf
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from helix_jobs.engine.gguf_splits import WORD_SPLITS
-from helix_jobs.engine.gguf_tokenizer import build_gguf_tokenizer
-from helix_jobs.engine.pretrained import TRANSFORMERS_MAJOR
+from helix_jobs.engine.loading.gguf_splits import WORD_SPLITS
+from helix_jobs.engine.loading.gguf_tokenizer import build_gguf_tokenizer
+from helix_jobs.engine.loading.pretrained import TRANSFORMERS_MAJOR
 from helix_jobs.errors import ModelError, UnsupportedArchitectureError
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from model_files import edit_config, load, save_checkpoint, write_gguf
 
-from helix_jobs.engine import checkpoint
-from helix_jobs.engine.gguf_header import read_gguf_header
+from helix_jobs.engine.loading import checkpoint
+from helix_jobs.engine.loading.gguf_header import read_gguf_header
 from helix_jobs.errors import ModelError, ModelNotFoundError
 
 DEEP = "[" * 100_000 + "]" * 100_000

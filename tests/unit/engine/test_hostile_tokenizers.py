@@ -12,11 +12,12 @@ from model_files import load, save_checkpoint, write_gguf
 from tiny_models import request, tiny_engine
 from tokenizers import Tokenizer, decoders, models
 
-from helix_jobs.engine import bounded_process, model_source
-from helix_jobs.engine.bounded_process import ProcessLimits
-from helix_jobs.engine.prompt_encoder import PromptLimits
-from helix_jobs.engine.text_decoder import decoder_fault
-from helix_jobs.engine.tokenizer_trial import try_tokenizer
+from helix_jobs.engine.loading import model_source
+from helix_jobs.engine.loading.tokenizer_trial import try_tokenizer
+from helix_jobs.engine.text.bounded_process import ProcessLimits
+from helix_jobs.engine.text.codec import bounded_process
+from helix_jobs.engine.text.decoders import decoder_fault
+from helix_jobs.engine.text.prompt_encoder import PromptLimits
 from helix_jobs.errors import EngineError, ExhaustedError, ModelError
 
 if TYPE_CHECKING:

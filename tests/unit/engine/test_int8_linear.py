@@ -7,14 +7,14 @@ import pytest
 import torch
 from tiny_models import ARCHITECTURES, copy_of, decoder_logits, tiny_model
 
-from helix_jobs.engine.decoder import int8_linear
-from helix_jobs.engine.decoder.families import build_decoder
-from helix_jobs.engine.decoder.int8_linear import Int8Linear, dequantize, quantize, quantize_rows
-from helix_jobs.engine.decoder.linear import DenseLinear
+from helix_jobs.engine.model.families import build_decoder
+from helix_jobs.engine.weights import int8_linear
+from helix_jobs.engine.weights.int8_linear import Int8Linear, dequantize, quantize, quantize_rows
+from helix_jobs.engine.weights.linear import DenseLinear
 from helix_jobs.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from helix_jobs.engine.decoder.decoder import Decoder
+    from helix_jobs.engine.model.decoder import Decoder
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

@@ -12,8 +12,8 @@ from simulated_directml import DIRECTML, SimulatedDirectml
 from test_directml_adapter import GIB, RADEON, registry
 from tiny_models import copy_of, request, tiny_model
 
-from helix_jobs.engine.load_engine import load_engine
-from helix_jobs.engine.native.kernels import load_kernels
+from helix_jobs.engine.kernels.cpu.kernels import load_kernels
+from helix_jobs.engine.loading.load_engine import load_engine
 from helix_jobs.settings import Settings
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def test_a_fixed_depth_asks_the_draft_for_the_same_numbers_in_any_company(
     settings = Settings.from_environment({f"HELIX_{name}": str(value) for name, value in variables.items()})
     settings.make_home()
     monkeypatch.setattr(
-        "helix_jobs.engine.load_engine.load_kernels", lambda _, *rest: load_kernels(compiled_folder, *rest)
+        "helix_jobs.engine.loading.load_engine.load_kernels", lambda _, *rest: load_kernels(compiled_folder, *rest)
     )
     engine = load_engine(settings)
     assert engine.info.draft_model == f"{folder} (int8)"

@@ -7,14 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_lookup_index import naive_find
 
-from helix_jobs.engine.block_table import BlockPool, BlockTable
-from helix_jobs.engine.drafters.lookup import NO_MATCH, LookupDrafter
-from helix_jobs.engine.drafters.match_calibrator import MatchCalibrator
-from helix_jobs.engine.drafters.ngram_index import MAX_MATCH, MIN_MATCH
-from helix_jobs.engine.drafters.output_corpus import END_OF_OUTPUT
 from helix_jobs.engine.request import Request
 from helix_jobs.engine.sampling_params import SamplingParams
-from helix_jobs.engine.sequence import Sequence
+from helix_jobs.engine.schedule.block_table import BlockPool, BlockTable
+from helix_jobs.engine.schedule.sequence import Sequence
+from helix_jobs.engine.speculation.drafters.lookup import NO_MATCH, LookupDrafter
+from helix_jobs.engine.speculation.drafters.match_calibrator import MatchCalibrator
+from helix_jobs.engine.speculation.drafters.ngram_index import MAX_MATCH, MIN_MATCH
+from helix_jobs.engine.speculation.drafters.output_corpus import END_OF_OUTPUT
 
 POOL = BlockPool(1, 16)
 texts = st.lists(st.integers(0, 2), min_size=1, max_size=40)

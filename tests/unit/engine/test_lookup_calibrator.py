@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helix_jobs.engine.drafters.match_calibrator import MatchCalibrator
-from helix_jobs.engine.drafters.ngram_index import MAX_MATCH, MIN_MATCH
+from helix_jobs.engine.speculation.drafters.match_calibrator import MatchCalibrator
+from helix_jobs.engine.speculation.drafters.ngram_index import MAX_MATCH, MIN_MATCH
 
 RATES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helix_jobs.engine.drafters.ngram_index import MAX_MATCH, MAX_OCCURRENCES, MIN_MATCH, NgramIndex
-from helix_jobs.engine.drafters.output_corpus import END_OF_OUTPUT, OutputCorpus
+from helix_jobs.engine.speculation.drafters.ngram_index import MAX_MATCH, MAX_OCCURRENCES, MIN_MATCH, NgramIndex
+from helix_jobs.engine.speculation.drafters.output_corpus import END_OF_OUTPUT, OutputCorpus
 
 texts = st.lists(st.integers(0, 2), max_size=60)
 

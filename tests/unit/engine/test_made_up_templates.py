@@ -12,7 +12,7 @@ import pytest
 from template_grammar import TemplateGrammar
 from tiny_models import tokenizer
 
-from helix_jobs.engine.chat_template import ChatTemplate, ContentForm, RefusedMessagesError
+from helix_jobs.engine.text.chat_template import ChatTemplate, ContentForm, RefusedMessagesError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

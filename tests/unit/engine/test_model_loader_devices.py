@@ -10,9 +10,8 @@ import psutil
 import pytest
 import torch
 
-from helix_jobs.engine import devices
-from helix_jobs.engine.devices import free_memory
-from helix_jobs.engine.model_loader import cleanup_memory, describe_device, get_device, resolve_dtype
+from helix_jobs.engine.devices.devices import devices, free_memory
+from helix_jobs.engine.loading.model_loader import cleanup_memory, describe_device, get_device, resolve_dtype
 from helix_jobs.errors import ConfigurationError
 
 if TYPE_CHECKING:

@@ -12,11 +12,11 @@ from model_files import edit_config, load, save_checkpoint, write_gguf
 from safetensors.torch import load_file, save_file
 from tiny_models import CPU, tiny_model, tokenizer
 
-from helix_jobs.engine import model_loader, model_memory, model_source
-from helix_jobs.engine.architecture import kv_bytes_per_token
-from helix_jobs.engine.checkpoint import find_local_checkpoint
-from helix_jobs.engine.model_loader import load_models
-from helix_jobs.engine.model_words import subject
+from helix_jobs.engine.loading import model_loader, model_memory, model_source
+from helix_jobs.engine.loading.checkpoint import find_local_checkpoint
+from helix_jobs.engine.loading.model_loader import load_models
+from helix_jobs.engine.model.architecture import kv_bytes_per_token
+from helix_jobs.engine.model.model_words import subject
 from helix_jobs.errors import (
     ConfigurationError,
     InsufficientMemoryError,

@@ -12,10 +12,12 @@ from simulated_directml import DIRECTML, DirectmlTensor, SimulatedDirectml
 from tiny_models import CPU, copy_of, loaded, request, tiny_model
 from torch.utils._pytree import tree_leaves
 
-from helix_jobs.engine import checkpoint, devices, kv_cache, model_loader, model_memory
 from helix_jobs.engine.config import CacheConfig, EngineConfig, SpeculationConfig
+from helix_jobs.engine.devices.devices import devices
 from helix_jobs.engine.engine import Engine
-from helix_jobs.engine.model_loader import LoadedModels, load_models
+from helix_jobs.engine.loading import checkpoint, model_loader, model_memory
+from helix_jobs.engine.loading.model_loader import LoadedModels, load_models
+from helix_jobs.engine.model import kv_cache
 from helix_jobs.errors import InsufficientMemoryError, ModelError
 
 if TYPE_CHECKING:
@@ -265,7 +267,7 @@ def test_costs_that_cannot_be_measured_for_want_of_memory_are_a_sentence(monkeyp
     def full(*_: object, **__: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("helix_jobs.engine.speculator.measure_costs", full)
+    monkeypatch.setattr("helix_jobs.engine.speculation.speculator.measure_costs", full)
     config = EngineConfig(speculation=SpeculationConfig(adaptive=True, lookup=True))
     with pytest.raises(InsufficientMemoryError, match="while the cost of steps was measured; lower HELIX_KV"):
         Engine(loaded(tiny_model()), config, CacheConfig(num_blocks=80))

@@ -11,19 +11,19 @@ import torch
 from tiny_models import CPU, as_loaded, copy_of, loaded, reference_greedy, request, roughen, tiny_model
 
 from helix_jobs.engine.config import CacheConfig, EngineConfig, SpeculationConfig
-from helix_jobs.engine.decoder.activations import COMPILED_ACTIVATIONS
-from helix_jobs.engine.decoder.families import build_decoder
-from helix_jobs.engine.decoder.int8_linear import Int8Linear, quantize
-from helix_jobs.engine.decoder.linear import DenseLinear
-from helix_jobs.engine.decoder.norms import RmsNorm
 from helix_jobs.engine.engine import Engine
-from helix_jobs.engine.model_loader import LoadedModel
-from helix_jobs.engine.model_runner import ModelRunner
-from helix_jobs.engine.native import build
-from helix_jobs.engine.native.build import build_library
-from helix_jobs.engine.native.int8_matrix import Int8Matrix
-from helix_jobs.engine.native.kernels import NativeKernels, load_kernels
-from helix_jobs.engine.step_layout import TokenSlice
+from helix_jobs.engine.kernels.cpu import build
+from helix_jobs.engine.kernels.cpu.build import build_library
+from helix_jobs.engine.kernels.cpu.int8_matrix import Int8Matrix
+from helix_jobs.engine.kernels.cpu.kernels import NativeKernels, load_kernels
+from helix_jobs.engine.loading.model_loader import LoadedModel
+from helix_jobs.engine.model.activations import COMPILED_ACTIVATIONS
+from helix_jobs.engine.model.families import build_decoder
+from helix_jobs.engine.model.norms import RmsNorm
+from helix_jobs.engine.model.runner import ModelRunner
+from helix_jobs.engine.model.step_layout import TokenSlice
+from helix_jobs.engine.weights.int8_linear import Int8Linear, quantize
+from helix_jobs.engine.weights.linear import DenseLinear
 from helix_jobs.errors import ConfigurationError
 
 if TYPE_CHECKING:

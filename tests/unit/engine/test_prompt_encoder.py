@@ -16,10 +16,9 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 from worker_box import wait_until
 
-from helix_jobs.engine import bounded_process, prompt_encoder
-from helix_jobs.engine.bounded_process import ProcessLimits
-from helix_jobs.engine.prompt_encoder import PromptEncoder, PromptLimits
-from helix_jobs.engine.text import TextCodec
+from helix_jobs.engine.text.bounded_process import ProcessLimits
+from helix_jobs.engine.text.codec import TextCodec, bounded_process, prompt_encoder
+from helix_jobs.engine.text.prompt_encoder import PromptEncoder, PromptLimits
 from helix_jobs.errors import EngineError, ExhaustedError, InvalidRequestError, ModelError, PromptTooLongError
 
 # Far more than an honest prompt of these tests needs, and soon over for one that would need for ever.
@@ -335,7 +334,7 @@ def test_where_a_second_process_cannot_be_started_the_first_is_waited_for(encode
     def exhausted(*_, **__):
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr("helix_jobs.engine.prompt_encoder._PATIENCE", 0.05)
+    monkeypatch.setattr("helix_jobs.engine.text.prompt_encoder._PATIENCE", 0.05)
     (process,) = made._processes
     taken = made._take()
     assert taken is process

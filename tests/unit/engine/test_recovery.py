@@ -11,10 +11,10 @@ from simulated_directml import DIRECTML, SimulatedDirectml
 from tiny_models import VOCAB_SIZE, reference_greedy, request, tiny_engine, tiny_model
 
 from helix_jobs.engine import recovery
-from helix_jobs.engine.back_off import BackOff
-from helix_jobs.engine.devices import check_alive, is_out_of_memory
+from helix_jobs.engine.devices.devices import check_alive, is_out_of_memory
 from helix_jobs.engine.request import FinishReason
-from helix_jobs.engine.speculative import SpeculativeStep
+from helix_jobs.engine.schedule.back_off import BackOff
+from helix_jobs.engine.speculation.speculative import SpeculativeStep
 from helix_jobs.errors import EngineBrokenError, OutOfMemoryError
 
 OUT_OF_MEMORY = RuntimeError("Could not allocate tensor with 99 bytes")

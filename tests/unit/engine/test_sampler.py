@@ -12,8 +12,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from helix_jobs.engine.random_numbers import Purpose, uniform
-from helix_jobs.engine.sampler import apply_penalties, processed_probs, sample
+from helix_jobs.engine.sampling.random_numbers import Purpose, uniform
+from helix_jobs.engine.sampling.sampler import apply_penalties, processed_probs, sample
 from helix_jobs.engine.sampling_params import InvalidSamplingParamsError, SamplingParams
 
 

@@ -9,7 +9,7 @@ from scheduling import add, carry_out, make, sequence_of
 
 from helix_jobs.engine.config import EngineConfig, SpeculationConfig
 from helix_jobs.engine.request import FinishReason, RequestState
-from helix_jobs.engine.scheduler import Scheduler
+from helix_jobs.engine.schedule.scheduler import Scheduler
 from helix_jobs.errors import EngineError, OutOfMemoryError
 
 

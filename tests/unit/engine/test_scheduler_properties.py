@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from scheduling import make, sequence_of
 from scripted_target import STOP, VOCAB_SIZE, ScriptedTarget, sequential
 
-from helix_jobs.engine import admission
 from helix_jobs.engine.request import FinishReason
+from helix_jobs.engine.schedule import admission
 from helix_jobs.errors import EngineError, OutOfMemoryError
 
 MAX_STEPS = 4000

@@ -12,8 +12,9 @@ import torch
 from simulated_directml import DIRECTML, DirectmlTensor, SimulatedDirectml
 from tiny_models import CPU
 
-from helix_jobs.engine import devices, load_engine
-from helix_jobs.engine.self_check import check_device
+from helix_jobs.engine.devices.devices import devices
+from helix_jobs.engine.devices.self_check import check_device
+from helix_jobs.engine.loading import load_engine
 from helix_jobs.errors import ConfigurationError
 from helix_jobs.settings import Settings
 
@@ -64,7 +65,7 @@ def test_a_sound_device_is_tried_once(tmp_path: Path) -> None:
 def test_another_driver_is_tried_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     for driver in ("1.0", "2.0", "1.0"):
-        monkeypatch.setattr("helix_jobs.engine.self_check.driver_version", lambda _, driver=driver: driver)
+        monkeypatch.setattr("helix_jobs.engine.devices.self_check.driver_version", lambda _, driver=driver: driver)
         with SimulatedDirectml():
             check_device(DIRECTML, torch.float16, tmp_path, told.append)
     assert len(told) == 2

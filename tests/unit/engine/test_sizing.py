@@ -8,9 +8,9 @@ import pytest
 import torch
 from tiny_models import loaded, tiny_model
 
-from helix_jobs.engine import sizing
-from helix_jobs.engine.cache_size import cache_bytes_beside
 from helix_jobs.engine.config import BatchLimits, EngineConfig, SpeculationConfig, defaults_for
+from helix_jobs.engine.loading import sizing
+from helix_jobs.engine.loading.cache_size import cache_bytes_beside
 from helix_jobs.settings import Settings
 
 GIB = 1 << 30

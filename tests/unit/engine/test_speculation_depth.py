@@ -7,7 +7,7 @@ from decode_simulation import MAX_DEPTH, Job, World, line, measured, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helix_jobs.engine.speculation_depth import (
+from helix_jobs.engine.speculation.depth.controller import (
     CATCH_UP_TOKENS,
     EXPLORATION_SHARE,
     DepthController,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helix_jobs.engine.step_costs import CostCurve, CostProfile, StepCosts
+from helix_jobs.engine.speculation.depth.costs import CostCurve, CostProfile, StepCosts
 
 IDENTITY = {"device": "cpu", "target": "demo", "threads": "2"}
 FLAT_THEN_LINEAR = {1: 0.010, 8: 0.010, 16: 0.012, 64: 0.030}

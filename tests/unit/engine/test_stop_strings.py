@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from tiny_models import ALPHABET, VOCAB_SIZE, request, tiny_engine, tiny_model, tokenizer
 
 from helix_jobs.engine.request import FinishReason
-from helix_jobs.engine.stop_strings import StopStringWatch
-from helix_jobs.engine.text import TextCodec
+from helix_jobs.engine.text.codec import TextCodec
+from helix_jobs.engine.text.stop_strings import StopStringWatch
 
 
 def encode(text):

@@ -17,8 +17,8 @@ from helix_jobs.engine.config import CacheConfig, EngineConfig, SpeculationConfi
 from helix_jobs.engine.engine import Engine
 from helix_jobs.engine.request import FinishReason, Request
 from helix_jobs.engine.sampling_params import SamplingParams
-from helix_jobs.engine.stop_strings import StopStringWatch
-from helix_jobs.engine.text import Context, TextCodec
+from helix_jobs.engine.text.codec import Context, TextCodec
+from helix_jobs.engine.text.stop_strings import StopStringWatch
 from helix_jobs.errors import InvalidRequestError
 
 TEXTS = ["the quick brown fox jumps over the lazy dog", "hello world this is a small text", "one two three"] * 20

@@ -12,21 +12,21 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from helix_jobs.engine.config import CacheConfig, EngineConfig, SpeculationConfig
-from helix_jobs.engine.decoder.families import build_decoder
-from helix_jobs.engine.decoder.int8_linear import quantize
 from helix_jobs.engine.engine import Engine
-from helix_jobs.engine.model_loader import LoadedModel, LoadedModels
-from helix_jobs.engine.model_runner import ModelRunner
+from helix_jobs.engine.loading.model_loader import LoadedModel, LoadedModels
+from helix_jobs.engine.model.families import build_decoder
+from helix_jobs.engine.model.runner import ModelRunner
+from helix_jobs.engine.model.step_layout import TokenSlice
 from helix_jobs.engine.request import Request
 from helix_jobs.engine.sampling_params import SamplingParams
-from helix_jobs.engine.step_layout import TokenSlice
+from helix_jobs.engine.weights.int8_linear import quantize
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from transformers import PreTrainedModel
 
-    from helix_jobs.engine.decoder.decoder import Decoder
+    from helix_jobs.engine.model.decoder import Decoder
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "phi3", "gpt2", "gpt_neox")
 ALPHABET = string.ascii_lowercase + " .,!?<>"

@@ -10,7 +10,7 @@ from service_bench import Bench
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from helix_jobs.jobs.database import Database
+    from helix_jobs.storage.database import Database
 
 
 @pytest.fixture

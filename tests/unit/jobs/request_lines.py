@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING
 
 from helix_jobs.engine.sampling_params import SamplingParams
-from helix_jobs.jobs.requests import JobRequest, read_lines
+from helix_jobs.intake.lines import JobRequest, read_lines
 
 if TYPE_CHECKING:
     from helix_jobs.errors import BadLine

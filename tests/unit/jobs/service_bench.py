@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import select
 
-from helix_jobs.jobs import store
-from helix_jobs.jobs.heartbeat import Heartbeat
-from helix_jobs.jobs.result_writer import GroupCommitWriter
-from helix_jobs.jobs.schema import jobs, results
-from helix_jobs.jobs.store import NewBatch, NewJob, NewWorker
-from helix_jobs.jobs.worker_service import WorkerService
-from helix_jobs.testing import FakeEngine, FakeFaults
+from helix_jobs.engine.fake_engine import FakeEngine, FakeFaults
+from helix_jobs.storage import store
+from helix_jobs.storage.group_commit import GroupCommitWriter
+from helix_jobs.storage.schema import jobs, results
+from helix_jobs.storage.store import NewBatch, NewJob, NewWorker
+from helix_jobs.worker.heartbeat import Heartbeat
+from helix_jobs.worker.service import WorkerService
 
 if TYPE_CHECKING:
-    from helix_jobs.jobs.database import Database
+    from helix_jobs.storage.database import Database
 
 WORKER = NewWorker(id="me", hostname="h", pid=1, device="fake", target_model="fake-target", draft_model=None, slots=4)
 

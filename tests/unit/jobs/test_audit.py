@@ -10,18 +10,18 @@ import pytest
 from sqlalchemy import update
 from store_helpers import now, stored_batch
 
-from helix_jobs.jobs import store
-from helix_jobs.jobs.audit import Audit, missing, read_known_ids
-from helix_jobs.jobs.broker import CeleryPublisher, EmbeddedBroker, QueueNames
-from helix_jobs.jobs.database_check import check_rows
-from helix_jobs.jobs.reconciler import Reconciler, ReconcilerConfig
-from helix_jobs.jobs.schema import jobs
-from helix_jobs.jobs.store import PublishableJob
+from helix_jobs.broker.publisher import CeleryPublisher, EmbeddedBroker, QueueNames
+from helix_jobs.storage import store
+from helix_jobs.storage.check import check_rows
+from helix_jobs.storage.schema import jobs
+from helix_jobs.storage.store import PublishableJob
+from helix_jobs.worker.audit import Audit, missing, read_known_ids
+from helix_jobs.worker.reconciler import Reconciler, ReconcilerConfig
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from helix_jobs.jobs.database import Database
+    from helix_jobs.storage.database import Database
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 

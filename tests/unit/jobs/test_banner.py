@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from helix_jobs.jobs.banner import WorkerBanner
-from helix_jobs.testing import FakeEngine
+from helix_jobs.engine.fake_engine import FakeEngine
+from helix_jobs.worker.banner import WorkerBanner
 
 INFO = replace(
     FakeEngine().info, target_model="demo", draft_model="lookup + demo (int8)", dtype="bfloat16", kernels="compiled"

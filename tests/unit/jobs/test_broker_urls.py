@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from kombu.connection import Connection
 
+from helix_jobs.broker.celery.app import celery_settings, concurrency
+from helix_jobs.broker.embedded import EmbeddedBroker, Presence, socket_url
+from helix_jobs.broker.faults import broker_errors
+from helix_jobs.broker.messages import job_id_of
+from helix_jobs.broker.publisher import QueueNames, broker_url, message_priority, transport_options
 from helix_jobs.errors import ConfigurationError
-from helix_jobs.jobs.broker import QueueNames, broker_url, message_priority, transport_options
-from helix_jobs.jobs.broker_errors import broker_errors
-from helix_jobs.jobs.celery_app import celery_settings, concurrency
-from helix_jobs.jobs.embedded_broker import EmbeddedBroker, Presence, socket_url
-from helix_jobs.jobs.message_vetting import job_id_of
 from helix_jobs.settings import Settings
 
 NAMES = QueueNames("one")
@@ -78,7 +78,7 @@ def test_arguments_that_do() -> None:
 def test_publishing_needs_no_celery_and_no_torch() -> None:
     script = (
         "import sys\n"
-        "from helix_jobs.jobs.broker import CeleryPublisher, QueueNames\n"
+        "from helix_jobs.broker.publisher import CeleryPublisher, QueueNames\n"
         "CeleryPublisher('memory://', QueueNames('one')).depth()\n"
         "sys.exit(bool({'celery', 'torch'} & set(sys.modules)))\n"
     )
@@ -89,7 +89,7 @@ def test_importing_the_application_reads_no_environment_and_sets_up_no_logging()
     script = (
         "import logging, os\n"
         "os.environ['HELIX_DATABASE_URL'] = 'nonsense'\n"
-        "from helix_jobs.jobs.celery_app import app\n"
+        "from helix_jobs.broker.celery.app import app\n"
         "assert not logging.getLogger().handlers\n"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0

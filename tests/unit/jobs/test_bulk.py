@@ -6,8 +6,9 @@ import pytest
 from store_helpers import counts, fail, must_take, register, status, stored_batch, succeed, take
 
 from helix_jobs.errors import NotFoundError, UnfinishedSubmissionError
-from helix_jobs.jobs import bulk, store
-from helix_jobs.jobs.reconciler import CancelSeen, Reconciler, ReconcilerConfig, watch_cancels
+from helix_jobs.storage import batch_changes as bulk
+from helix_jobs.storage import store
+from helix_jobs.worker.reconciler import CancelSeen, Reconciler, ReconcilerConfig, watch_cancels
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import pytest
 from request_lines import BATCH, GREEDY
 
 from helix_jobs.errors import ConfigurationError
-from helix_jobs.jobs.requests import JobRequest, read_lines
+from helix_jobs.intake.lines import JobRequest, read_lines
 
 
 class Full(sqlite3.Connection):

@@ -9,8 +9,8 @@ from sqlalchemy.exc import DBAPIError
 from store_helpers import now, stored_batch, worker
 
 from helix_jobs.errors import ConfigurationError, DatabaseUnreachableError
-from helix_jobs.jobs import postgres_engine, sqlite_engine, store
-from helix_jobs.jobs.database import Database
+from helix_jobs.storage import postgres_engine, sqlite_engine, store
+from helix_jobs.storage.database import Database
 
 
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "mysql://host/name", "no url at all"])

@@ -13,11 +13,11 @@ from store_helpers import check_counters, counts, must_take, now, register, stor
 
 from helix_jobs.cli.group import cli
 from helix_jobs.errors import UnreadableRowError
-from helix_jobs.jobs import store
-from helix_jobs.jobs.database_check import check_rows
-from helix_jobs.jobs.schema import batches, jobs, results
-from helix_jobs.jobs.watchdog import Action, Watchdog
-from helix_jobs.jobs.worker_counters import WorkerCounters
+from helix_jobs.storage import store
+from helix_jobs.storage.check import check_rows
+from helix_jobs.storage.schema import batches, jobs, results
+from helix_jobs.worker.counters import WorkerCounters
+from helix_jobs.worker.watchdog import Action, Watchdog
 
 MANY_DIGITS = '{"prompt": "p", "seed": ' + "9" * 10_000 + "}"
 
@@ -218,7 +218,7 @@ def test_what_sqlite_lets_in(sqlite_database):
 
 
 def test_many_rows_are_looked_through_page_by_page(database, monkeypatch):
-    monkeypatch.setattr("helix_jobs.jobs.store.readable.PAGE_ROWS", 3)
+    monkeypatch.setattr("helix_jobs.storage.readable.PAGE_ROWS", 3)
     _, ids = stored_batch(database, 10)
     cast = "CAST(:bad AS json)" if database.dialect == "postgresql" else ":bad"
     run(database, f"UPDATE jobs SET request = {cast} WHERE id IN (:a, :b)", bad=MANY_DIGITS, a=ids[0], b=ids[9])  # noqa: S608

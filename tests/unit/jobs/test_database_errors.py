@@ -11,10 +11,10 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from helix_jobs import exhaustion
+from helix_jobs.broker.faults import broker_errors
 from helix_jobs.errors import BrokerUnreachableError, ConfigurationError, DatabaseUnreachableError
-from helix_jobs.jobs.broker_errors import broker_errors
-from helix_jobs.jobs.database import Database
-from helix_jobs.jobs.database_errors import unreachable_reason
+from helix_jobs.storage.database import Database
+from helix_jobs.storage.faults import unreachable_reason
 
 DATABASES_OWN = ("25006", "42P01", "42501", "42703", "XX001", "XX000", "26000", "42P05", "08P01", "0A000", "53100")
 DATABASES_OWN += ("57014", "57P01", "58030", "40003", "55P03", "25P02", "3F000", "P0001", "F0000", "HV000")

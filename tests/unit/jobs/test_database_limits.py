@@ -14,12 +14,12 @@ from tcp_proxy import TcpProxy
 
 from helix_jobs import HelixClient
 from helix_jobs.errors import DatabaseUnreachableError
-from helix_jobs.jobs import database as database_module
-from helix_jobs.jobs import postgres_engine
-from helix_jobs.jobs.calls_in_flight import CallsInFlight
-from helix_jobs.jobs.database import Database
-from helix_jobs.jobs.result_writer import GroupCommitWriter
 from helix_jobs.settings import Settings
+from helix_jobs.storage import database as database_module
+from helix_jobs.storage import postgres_engine
+from helix_jobs.storage.calls_in_flight import CallsInFlight
+from helix_jobs.storage.database import Database
+from helix_jobs.storage.group_commit import GroupCommitWriter
 
 
 @pytest.fixture

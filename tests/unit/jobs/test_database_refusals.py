@@ -12,7 +12,7 @@ from service_bench import Bench
 from sqlalchemy import make_url
 from worker_box import wait_until
 
-from helix_jobs.jobs.database import Database
+from helix_jobs.storage.database import Database
 
 pytestmark = pytest.mark.postgres
 

@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import event
 
+from helix_jobs.broker.publisher import CONNECT_TIMEOUT, SOCKET_TIMEOUT, ProbingPublisher, QueueNames
 from helix_jobs.errors import DatabaseUnreachableError
-from helix_jobs.jobs import heartbeat, postgres_engine, reconciler, result_writer, sqlite_engine, watchdog
-from helix_jobs.jobs.broker import CONNECT_TIMEOUT, SOCKET_TIMEOUT, ProbingPublisher, QueueNames
-from helix_jobs.jobs.database import POOL_SECONDS, STATEMENT_SECONDS, TRANSACTION_ATTEMPTS
-from helix_jobs.jobs.dead_man import (
+from helix_jobs.observability.rounds import Rounds, come_round
+from helix_jobs.storage import group_commit as result_writer
+from helix_jobs.storage import postgres_engine, sqlite_engine
+from helix_jobs.storage.database import POOL_SECONDS, STATEMENT_SECONDS, TRANSACTION_ATTEMPTS
+from helix_jobs.worker import heartbeat, reconciler, watchdog
+from helix_jobs.worker.dead_man import (
     CLOSE_SECONDS,
     END_SECONDS,
     LOOK_SECONDS,
@@ -26,12 +29,11 @@ from helix_jobs.jobs.dead_man import (
     say,
     where_threads_stand,
 )
-from helix_jobs.jobs.rounds import Rounds, come_round
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from helix_jobs.jobs.database import Database
+    from helix_jobs.storage.database import Database
 
 
 class Calls:
@@ -137,7 +139,7 @@ def test_silence_is_of_one_round() -> None:
 
 
 def test_a_log_that_hangs_holds_nobody_up(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr("helix_jobs.jobs.dead_man.SAY_SECONDS", 0.05)
+    monkeypatch.setattr("helix_jobs.worker.dead_man.SAY_SECONDS", 0.05)
     say("heard")
     assert "heard" in caplog.text
     with ExitStack() as stack:

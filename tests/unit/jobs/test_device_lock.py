@@ -7,9 +7,9 @@ from typing import IO, TYPE_CHECKING
 
 import pytest
 
+from helix_jobs import locks as device_lock
 from helix_jobs.errors import ConfigurationError, DeviceInUseError
-from helix_jobs.jobs import device_lock
-from helix_jobs.jobs.device_lock import DeviceLock, FileLock, private_directory
+from helix_jobs.locks import DeviceLock, FileLock, private_directory
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -126,7 +126,7 @@ def test_shells_with_other_temporary_directories_and_names_meet(monkeypatch: pyt
 def test_the_lock_dies_with_its_process(tmp_path: Path) -> None:
     script = (
         "import pathlib, sys\n"
-        "from helix_jobs.jobs.device_lock import FileLock\n"
+        "from helix_jobs.locks import FileLock\n"
         "lock = FileLock(pathlib.Path(sys.argv[1]))\n"
         "assert lock.acquire(note='me')\n"
         "print('held', flush=True)\n"

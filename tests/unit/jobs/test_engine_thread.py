@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import pytest
 from worker_box import wait_until
 
+from helix_jobs.engine.fake_engine import FakeEngine, FakeFaults
 from helix_jobs.engine.request import FinishReason, Request
 from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.errors import EngineBrokenError, ExhaustedError, InvalidRequestError
-from helix_jobs.jobs.engine_thread import LOOP, EngineThread, Generated, RequestFailed, Run
-from helix_jobs.jobs.rounds import Rounds
-from helix_jobs.testing import FakeEngine, FakeFaults
+from helix_jobs.observability.rounds import Rounds
+from helix_jobs.worker.engine_thread import LOOP, EngineThread, Generated, RequestFailed, Run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -228,7 +228,7 @@ def test_waiting_for_a_slot_is_not_running() -> None:
     for number in range(8):
         bench.submit(f"x {number}", "a b c")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("helix_jobs.jobs.engine_thread.time", clock)
+        patch.setattr("helix_jobs.worker.engine_thread.time", clock)
         bench.thread.start()
         endings = bench.collect(8)
         assert all(isinstance(ending, Generated) for ending in endings.values())
@@ -244,7 +244,7 @@ def test_a_standstill_is_nobodys_running_time() -> None:
     bench = Bench(engine, job_timeout=60)
     bench.submit("x", "a b c")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("helix_jobs.jobs.engine_thread.time", clock)
+        patch.setattr("helix_jobs.worker.engine_thread.time", clock)
         bench.thread.start()
         assert isinstance(bench.collect(1)["x"], Generated)
         assert bench.thread.stop(20)

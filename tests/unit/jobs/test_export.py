@@ -17,10 +17,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from helix_jobs.errors import ConfigurationError
-from helix_jobs.jobs.export import COLUMNS, FORMATS, export_results, result_row
-from helix_jobs.jobs.openai_output import openai_line
-from helix_jobs.jobs.states import JobState
-from helix_jobs.jobs.store import JobResult
+from helix_jobs.results.export import COLUMNS, FORMATS, export_results, result_row
+from helix_jobs.results.openai import openai_line
+from helix_jobs.storage.states import JobState
+from helix_jobs.storage.store import JobResult
 
 if TYPE_CHECKING:
     from pathlib import Path

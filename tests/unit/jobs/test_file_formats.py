@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from request_lines import BATCH, GREEDY
 
 from helix_jobs.errors import BadLine, InputError
-from helix_jobs.jobs.file_formats import open_lines
-from helix_jobs.jobs.requests import JobRequest, read_lines
+from helix_jobs.intake.file_formats import open_lines
+from helix_jobs.intake.lines import JobRequest, read_lines
 
 LINES = b'{"prompt": "one"}\n{"prompt": "two"}\n'
 BOM = b"\xef\xbb\xbf"

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
+from helix_jobs.engine.fake_engine import FakeEngine
 from helix_jobs.engine.protocol import EngineCounters
 from helix_jobs.engine.request import FinishReason, GenerationResult
 from helix_jobs.errors import EngineError, PromptTooLongError
-from helix_jobs.jobs.engine_thread import Generated, RequestFailed, Run
-from helix_jobs.jobs.job_endings import Fail, Leave, Succeed, Withdrawn, decide
-from helix_jobs.testing import FakeEngine
+from helix_jobs.worker.engine_thread import Generated, RequestFailed, Run
+from helix_jobs.worker.job_endings import Fail, Leave, Succeed, Withdrawn, decide
 
 RESULT = GenerationResult(
     request_id="1.1",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from worker_box import wait_until
 
-from helix_jobs.jobs.job_gate import PAUSE_FACTOR, Entry, JobGate
+from helix_jobs.worker.gate import PAUSE_FACTOR, Entry, JobGate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

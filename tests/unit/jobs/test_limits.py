@@ -11,8 +11,8 @@ import pytest
 from helix_jobs import HelixClient
 from helix_jobs.engine.sampling_params import MAX_NEW_TOKENS, SamplingParams
 from helix_jobs.errors import BadLine, ConfigurationError, InputError, InvalidInputError
-from helix_jobs.jobs.limits import MAX_MESSAGES, MAX_METADATA_CHARS, Limits
-from helix_jobs.jobs.requests import read_lines
+from helix_jobs.intake.limits import MAX_MESSAGES, MAX_METADATA_CHARS, Limits
+from helix_jobs.intake.lines import read_lines
 from helix_jobs.settings import MAX_NEW_TOKENS as SETTINGS_MAX_NEW_TOKENS
 from helix_jobs.settings import Settings
 

@@ -8,10 +8,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from helix_jobs.doctor.leases import judge_leases
-from helix_jobs.jobs import liveness
-from helix_jobs.jobs.liveness import SILENT_SECONDS, seems_alive, why_dead
-from helix_jobs.jobs.process_identity import Here, ProcessIdentity
-from helix_jobs.jobs.store import LeaseHolder, Worker
+from helix_jobs.storage import liveness
+from helix_jobs.storage.liveness import SILENT_SECONDS, seems_alive, why_dead
+from helix_jobs.storage.process_identity import Here, ProcessIdentity
+from helix_jobs.storage.store import LeaseHolder, Worker
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 THERE = ProcessIdentity(pid=7, boot_id="here", started="1")

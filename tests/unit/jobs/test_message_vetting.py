@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helix_jobs.jobs.broker import CeleryPublisher, QueueNames
-from helix_jobs.jobs.message_vetting import MAX_BODY_CHARS, is_envelope, job_id_of, job_id_of_message
-from helix_jobs.jobs.store import PublishableJob
+from helix_jobs.broker.messages import MAX_BODY_CHARS, is_envelope, job_id_of, job_id_of_message
+from helix_jobs.broker.publisher import CeleryPublisher, QueueNames
+from helix_jobs.storage.store import PublishableJob
 
 if TYPE_CHECKING:
     from collections.abc import Callable

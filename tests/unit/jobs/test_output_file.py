@@ -12,7 +12,7 @@ import threading
 import pytest
 
 from helix_jobs.errors import ConfigurationError
-from helix_jobs.jobs.output_file import written_whole
+from helix_jobs.output_file import written_whole
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="modes, owners, links and pipes of POSIX")
 
@@ -62,7 +62,7 @@ def test_a_loop_of_links_is_named(tmp_path):
 
 
 def test_a_pipe_that_nobody_reads_is_given_up(tmp_path, monkeypatch):
-    monkeypatch.setattr("helix_jobs.jobs.output_file.PIPE_PATIENCE", 0.1)
+    monkeypatch.setattr("helix_jobs.output_file.PIPE_PATIENCE", 0.1)
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(ConfigurationError, match="nobody reads that pipe: start its reader first"):
         write(tmp_path / "pipe")
@@ -82,7 +82,7 @@ def test_a_pipe_whose_reader_comes_a_moment_later_is_written(tmp_path):
 SCRIPT = """
 import sys
 from pathlib import Path
-from helix_jobs.jobs.output_file import written_whole
+from helix_jobs.output_file import written_whole
 with written_whole(Path(sys.argv[1])) as stream:
     stream.write(b"new")
 """

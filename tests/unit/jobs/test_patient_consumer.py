@@ -10,7 +10,7 @@ from kombu.asynchronous.timer import Entry, Timer
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ReadOnlyError, ResponseError
 
-from helix_jobs.jobs.patient_consumer import WHO_LOG_REFUSALS, unless_refused
+from helix_jobs.broker.celery.patient_consumer import WHO_LOG_REFUSALS, unless_refused
 
 
 def record(*args: object, raised: Exception | None = None) -> logging.LogRecord:

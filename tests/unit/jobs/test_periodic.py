@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from helix_jobs.errors import BrokerUnreachableError
-from helix_jobs.jobs.periodic import Periodic
+from helix_jobs.periodic import Periodic
 
 
 def test_it_goes_on_whatever_a_call_raises(caplog: pytest.LogCaptureFixture) -> None:

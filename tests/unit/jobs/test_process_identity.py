@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from helix_jobs.jobs.process_identity import UNKNOWN_START, Here, ProcessIdentity, here, is_gone, this_process
+from helix_jobs.storage.process_identity import UNKNOWN_START, Here, ProcessIdentity, here, is_gone, this_process
 
 HERE = Here(boot_id="boot", pid_namespace="ns", started={1: "100", 7: UNKNOWN_START}.get)
 WORKER = ProcessIdentity(pid=1, boot_id="boot", pid_namespace="ns", started="100")
@@ -74,7 +74,7 @@ def test_a_child_is_gone_when_it_has_ended_whether_or_not_anybody_waited_for_it(
 @pytest.mark.skipif(sys.platform != "linux", reason="namespaces of Linux")
 def test_the_first_process_of_another_namespace_is_nobody_that_can_be_judged() -> None:
     script = (
-        "from helix_jobs.jobs.process_identity import this_process\n"
+        "from helix_jobs.storage.process_identity import this_process\n"
         "import dataclasses, json; print(json.dumps(dataclasses.asdict(this_process())))\n"
     )
     unshare = ["unshare", "--pid", "--fork", "--mount-proc"]

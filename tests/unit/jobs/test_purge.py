@@ -8,12 +8,14 @@ import pytest
 from sqlalchemy import func, select, update
 from store_helpers import counts, fail, must_take, new_jobs, now, register, stored_batch, succeed, take
 
+from helix_jobs.client import purge
+from helix_jobs.client.purge import Outcome, Purged, plan_purge
 from helix_jobs.errors import IdempotencyConflictError, NotEndedError, NotFoundError
-from helix_jobs.jobs import bulk, purge, store
-from helix_jobs.jobs.database_check import check_rows
-from helix_jobs.jobs.liveness import SUBMITTER_SILENT_SECONDS
-from helix_jobs.jobs.purge import Outcome, Purged, plan_purge
-from helix_jobs.jobs.schema import batch_counters, batches, jobs, results, runs, workers
+from helix_jobs.storage import batch_changes as bulk
+from helix_jobs.storage import store
+from helix_jobs.storage.check import check_rows
+from helix_jobs.storage.liveness import SUBMITTER_SILENT_SECONDS
+from helix_jobs.storage.schema import batch_counters, batches, jobs, results, runs, workers
 
 NOTHING = timedelta(0)
 DAY = timedelta(days=1)

@@ -8,8 +8,8 @@ import pytest
 from sqlalchemy import event, text
 from store_helpers import must_take, now, register, stored_batch
 
-from helix_jobs.jobs import store
-from helix_jobs.jobs.states import JobState
+from helix_jobs.storage import store
+from helix_jobs.storage.states import JobState
 
 ENDED = {
     "name": None,

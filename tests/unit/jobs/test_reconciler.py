@@ -7,14 +7,14 @@ import pytest
 from store_helpers import counts, must_take, now, register, stored_batch, succeed, worker
 
 from helix_jobs.errors import BrokerUnreachableError, DatabaseUnreachableError
-from helix_jobs.jobs import store
-from helix_jobs.jobs.process_identity import Here
-from helix_jobs.jobs.reconciler import (
+from helix_jobs.storage import store
+from helix_jobs.storage.process_identity import Here
+from helix_jobs.worker.reconciler import (
     Reconciler,
     ReconcilerConfig,
 )
-from helix_jobs.jobs.shared_broker import clear_stranded, revive_broker
-from helix_jobs.jobs.stranded_messages import StrandedMessages
+from helix_jobs.worker.shared_broker import clear_stranded, revive_broker
+from helix_jobs.worker.stranded_messages import StrandedMessages
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 LATER = NOON + timedelta(seconds=5)

@@ -11,11 +11,11 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from store_helpers import worker
 
-from helix_jobs.jobs import store
-from helix_jobs.jobs.lost_messages import EmptyBroker, judge_empty_broker
-from helix_jobs.jobs.process import process_exists
-from helix_jobs.jobs.process_identity import Here
-from helix_jobs.jobs.reconciler import (
+from helix_jobs.storage import store
+from helix_jobs.storage.process import process_exists
+from helix_jobs.storage.process_identity import Here
+from helix_jobs.worker.lost_messages import EmptyBroker, judge_empty_broker
+from helix_jobs.worker.reconciler import (
     Observation,
     ReconcilerConfig,
     dead_predecessors,

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from helix_jobs.jobs.rejections import Rejections
+from helix_jobs.broker.celery.rejections import Rejections
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from helix_jobs.errors import InputError
-from helix_jobs.jobs.sources import RejectsFile
+from helix_jobs.intake.sources import RejectsFile
 
 FULL = Path("/dev/full")
 needs_full = pytest.mark.skipif(not FULL.exists(), reason="Linux's device that is full")

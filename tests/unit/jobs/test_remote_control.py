@@ -12,8 +12,8 @@ from celery.worker.control import Panel
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helix_jobs.jobs import remote_control
-from helix_jobs.jobs.remote_control import ANSWERED, MAX_BODY_CHARS, is_command
+from helix_jobs.broker.celery import remote_control
+from helix_jobs.broker.celery.remote_control import ANSWERED, MAX_BODY_CHARS, is_command
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

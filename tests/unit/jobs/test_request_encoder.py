@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from helix_jobs.errors import EngineBrokenError, EngineError, ExhaustedError, InvalidRequestError, OutOfMemoryError
-from helix_jobs.jobs.request_encoder import RequestEncoder
-from helix_jobs.jobs.store import ClaimedJob
+from helix_jobs.storage.store import ClaimedJob
+from helix_jobs.worker.request_encoder import RequestEncoder
 
 if TYPE_CHECKING:
     from helix_jobs.engine.request import Request

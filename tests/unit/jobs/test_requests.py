@@ -11,7 +11,7 @@ from request_lines import BATCH, GREEDY, read, read_one
 
 from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.errors import BadLine
-from helix_jobs.jobs.requests import MAX_LINE_BYTES, JobRequest, derive_seed, read_lines, read_mappings
+from helix_jobs.intake.lines import MAX_LINE_BYTES, JobRequest, derive_seed, read_lines, read_mappings
 
 
 def bad(data: bytes | dict) -> tuple[str, str]:

@@ -11,8 +11,8 @@ from request_lines import read_one
 
 from helix_jobs.engine.sampling_params import MAX_NEW_TOKENS, SAMPLING_FIELDS
 from helix_jobs.errors import BadLine
-from helix_jobs.jobs.request_fields import BODY_FIELDS
-from helix_jobs.jobs.requests import JobRequest
+from helix_jobs.intake.fields import BODY_FIELDS
+from helix_jobs.intake.lines import JobRequest
 
 CHAT = {"messages": [{"role": "user", "content": "Name a river"}]}
 

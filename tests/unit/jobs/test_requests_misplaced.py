@@ -9,7 +9,7 @@ from misplaced_values import GOOD_LINES, with_strangers
 from request_lines import read_one
 from test_requests_fuzz import check_invariants
 
-from helix_jobs.jobs.requests import JobRequest
+from helix_jobs.intake.lines import JobRequest
 
 
 @pytest.mark.parametrize("line", GOOD_LINES, ids=[" ".join(line)[:40] for line in GOOD_LINES])

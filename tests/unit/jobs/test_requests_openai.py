@@ -9,7 +9,7 @@ import pytest
 
 from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.errors import BadLine
-from helix_jobs.jobs.requests import read_lines
+from helix_jobs.intake.lines import read_lines
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"

@@ -11,7 +11,7 @@ import pytest
 from request_lines import BATCH, GREEDY, read, read_one
 
 from helix_jobs.errors import BadLine
-from helix_jobs.jobs.requests import MAX_LINE_BYTES, JobRequest, read_lines, read_mappings
+from helix_jobs.intake.lines import MAX_LINE_BYTES, JobRequest, read_lines, read_mappings
 
 
 def test_the_limit_counts_the_line_without_its_end():

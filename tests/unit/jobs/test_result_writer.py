@@ -11,9 +11,10 @@ from sqlalchemy.exc import DBAPIError
 from store_helpers import counts, ended, must_take, now, register, result_row, stored_batch
 
 from helix_jobs.errors import DatabaseUnreachableError, HelixError
-from helix_jobs.jobs import result_writer, sqlite_engine, store
-from helix_jobs.jobs.database import Database
-from helix_jobs.jobs.result_writer import GroupCommitWriter
+from helix_jobs.storage import group_commit as result_writer
+from helix_jobs.storage import sqlite_engine, store
+from helix_jobs.storage.database import Database
+from helix_jobs.storage.group_commit import GroupCommitWriter
 
 
 def _insert(worker_id):

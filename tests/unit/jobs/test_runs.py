@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from helix_jobs.engine.protocol import EngineCounters
-from helix_jobs.engine.speculation_depth import DepthReason
-from helix_jobs.jobs.result_writer import GroupCommitWriter
-from helix_jobs.jobs.runs import (
+from helix_jobs.engine.speculation.depth.controller import DepthReason
+from helix_jobs.observability.logging import configure_logging
+from helix_jobs.storage.group_commit import GroupCommitWriter
+from helix_jobs.storage.store import RunTotals
+from helix_jobs.worker.runs import (
     REASON_WORDS,
     DatabaseRunRecorder,
     describe_drafting,
@@ -20,11 +22,9 @@ from helix_jobs.jobs.runs import (
     log_run,
     run_totals,
 )
-from helix_jobs.jobs.store import RunTotals
-from helix_jobs.observability.logging import configure_logging
 
 if TYPE_CHECKING:
-    from helix_jobs.jobs.database import Database
+    from helix_jobs.storage.database import Database
 
 
 def totals_of(before: EngineCounters, after: EngineCounters) -> RunTotals:

@@ -8,10 +8,10 @@ from sqlalchemy import text
 from store_helpers import must_take, register, stored_batch, succeed
 
 from helix_jobs import HelixClient
+from helix_jobs.client import client as client_module
 from helix_jobs.doctor import database as doctor
-from helix_jobs.jobs import client as client_module
-from helix_jobs.jobs import sqlite_engine, store
 from helix_jobs.settings import Settings, sqlite_url
+from helix_jobs.storage import sqlite_engine, store
 
 
 def answered(database, count):

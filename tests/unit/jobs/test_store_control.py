@@ -4,8 +4,8 @@ import pytest
 from store_helpers import counts, fail, must_take, now, register, status, stored_batch, succeed, take
 
 from helix_jobs.errors import NotFoundError
-from helix_jobs.jobs import store
-from helix_jobs.jobs.states import JobState
+from helix_jobs.storage import store
+from helix_jobs.storage.states import JobState
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ from datetime import timedelta
 from sqlalchemy import select, update
 from store_helpers import fail, must_take, now, register, stored_batch, succeed
 
-from helix_jobs.jobs import store
-from helix_jobs.jobs.schema import jobs, workers
-from helix_jobs.jobs.states import OUTCOMES
+from helix_jobs.storage import store
+from helix_jobs.storage.schema import jobs, workers
+from helix_jobs.storage.states import OUTCOMES
 
 
 def figures(database):

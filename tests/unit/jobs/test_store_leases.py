@@ -22,8 +22,8 @@ from store_helpers import (
 )
 
 from helix_jobs.errors import NotFoundError
-from helix_jobs.jobs import store
-from helix_jobs.jobs.schema import runs
+from helix_jobs.storage import store
+from helix_jobs.storage.schema import runs
 
 
 @pytest.fixture

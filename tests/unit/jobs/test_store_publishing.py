@@ -4,7 +4,7 @@ from datetime import timedelta
 
 from store_helpers import must_take, now, register, stored_batch
 
-from helix_jobs.jobs import store
+from helix_jobs.storage import store
 
 
 def _publishable(database, limit=100):

@@ -8,8 +8,8 @@ from sqlalchemy import func, select
 from store_helpers import DIGEST, counts, new_jobs, now, stored_batch, take
 
 from helix_jobs.errors import IdempotencyConflictError, NotFoundError, UnfinishedSubmissionError
-from helix_jobs.jobs import store
-from helix_jobs.jobs.schema import batch_counters, batches, jobs
+from helix_jobs.storage import store
+from helix_jobs.storage.schema import batch_counters, batches, jobs
 
 
 def test_a_batch_keeps_its_lines_as_they_were(database):

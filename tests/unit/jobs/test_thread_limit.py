@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from helix_jobs.jobs.thread_limit import check_threads
+from helix_jobs.worker.thread_limit import check_threads
 
 
 def test_a_process_that_may_have_them_keeps_none() -> None:
@@ -20,7 +20,7 @@ def test_a_process_without_memory_for_their_stacks_is_told_what_to_raise() -> No
     script = """
 import pathlib, resource
 from helix_jobs.errors import ConfigurationError
-from helix_jobs.jobs.thread_limit import check_threads
+from helix_jobs.worker.thread_limit import check_threads
 pages = int(pathlib.Path("/proc/self/statm").read_text().split()[0])
 most = pages * resource.getpagesize() + (80 << 20)
 resource.setrlimit(resource.RLIMIT_AS, (most, most))

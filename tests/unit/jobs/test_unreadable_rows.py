@@ -10,16 +10,18 @@ from celery.exceptions import Reject
 from sqlalchemy import text
 from store_helpers import check_counters, counts, must_take, now, register, stored_batch, succeed
 
+from helix_jobs.broker.celery import task as tasks
+from helix_jobs.client.purge import plan_purge, purge
 from helix_jobs.doctor.database import check_database
 from helix_jobs.doctor.verdict import Level
 from helix_jobs.errors import UnreadableRowError
-from helix_jobs.jobs import bulk, store, tasks
-from helix_jobs.jobs.database_check import check_rows
-from helix_jobs.jobs.export import result_row
-from helix_jobs.jobs.purge import plan_purge, purge
-from helix_jobs.jobs.reconciler import Reconciler
-from helix_jobs.jobs.schema import jobs
+from helix_jobs.results.export import result_row
 from helix_jobs.settings import Settings, sqlite_url
+from helix_jobs.storage import batch_changes as bulk
+from helix_jobs.storage import store
+from helix_jobs.storage.check import check_rows
+from helix_jobs.storage.schema import jobs
+from helix_jobs.worker.reconciler import Reconciler
 
 MANY_DIGITS = '{"prompt": "p", "seed": ' + "9" * 10_000 + "}"
 

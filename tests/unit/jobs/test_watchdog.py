@@ -9,8 +9,8 @@ import pytest
 from store_helpers import stored_batch
 
 from helix_jobs.errors import BrokerUnreachableError, DatabaseUnreachableError
-from helix_jobs.jobs.watchdog import Action, Drought, Look, Watchdog, judge
-from helix_jobs.jobs.worker_counters import WorkerCounters
+from helix_jobs.worker.counters import WorkerCounters
+from helix_jobs.worker.watchdog import Action, Drought, Look, Watchdog, judge
 
 DRY = Look(deliveries=7, idle_slots=2, backlog=100, messages=50)
 
@@ -190,9 +190,9 @@ def test_without_descriptors_it_names_the_limit_and_gives_up(database, monkeypat
     scene = Scene(away=True)
     watchdog = scene.watchdog(database)
     shortage: OSError | None = OSError(number, "Too many open files")
-    monkeypatch.setattr("helix_jobs.jobs.watchdog.missing_descriptor", lambda: shortage)
+    monkeypatch.setattr("helix_jobs.worker.watchdog.missing_descriptor", lambda: shortage)
     if not database_answers:
-        monkeypatch.setattr("helix_jobs.jobs.watchdog.store.backlog", _away)
+        monkeypatch.setattr("helix_jobs.worker.watchdog.store.backlog", _away)
     scene.look(watchdog, 4)
     assert scene.done == []
     scene.look(watchdog, 1)
@@ -207,7 +207,7 @@ def test_a_worker_whose_every_job_waits_for_descriptors_gives_up(database, monke
     """No slot need be idle, and no other job need wait: those that it has cannot be claimed or written down."""
     scene = Scene(idle=idle, stuck=4, away=True)
     watchdog = scene.watchdog(database)
-    monkeypatch.setattr("helix_jobs.jobs.watchdog.missing_descriptor", lambda: OSError(errno.EMFILE, "x"))
+    monkeypatch.setattr("helix_jobs.worker.watchdog.missing_descriptor", lambda: OSError(errno.EMFILE, "x"))
     scene.look(watchdog, 4)
     assert scene.done == []
     scene.look(watchdog, 1)
@@ -220,7 +220,7 @@ def test_jobs_that_are_computed_or_lack_nothing_go_on(database, monkeypatch):
     scene = Scene(idle=0, stuck=4)
     watchdog = scene.watchdog(database)
     scene.look(watchdog, 20)
-    monkeypatch.setattr("helix_jobs.jobs.watchdog.missing_descriptor", lambda: OSError(errno.EMFILE, "x"))
+    monkeypatch.setattr("helix_jobs.worker.watchdog.missing_descriptor", lambda: OSError(errno.EMFILE, "x"))
     scene.look(watchdog, 4)
     scene.stuck = 0
     scene.look(watchdog, 4)
@@ -235,7 +235,7 @@ def test_descriptors_that_come_back_in_time_end_nobody(database, monkeypatch):
     stored_batch(database, 3)
     scene = Scene(away=True)
     watchdog = scene.watchdog(database)
-    monkeypatch.setattr("helix_jobs.jobs.watchdog.missing_descriptor", lambda: OSError(errno.EMFILE, "x"))
+    monkeypatch.setattr("helix_jobs.worker.watchdog.missing_descriptor", lambda: OSError(errno.EMFILE, "x"))
     scene.look(watchdog, 4)
     monkeypatch.undo()
     scene.look(watchdog, 20)
@@ -253,7 +253,7 @@ def test_a_database_that_is_away_ends_neither_the_thread_nor_the_worker(sqlite_d
 
     scene = Scene()
     watchdog = scene.watchdog(sqlite_database)
-    monkeypatch.setattr("helix_jobs.jobs.watchdog.store.backlog", backlog)
+    monkeypatch.setattr("helix_jobs.worker.watchdog.store.backlog", backlog)
     watchdog._interval = 0.01
     watchdog.start()
     while watchdog._thread.is_alive() and scene.now < 0.3:

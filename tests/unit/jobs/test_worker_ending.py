@@ -10,15 +10,15 @@ import pytest
 from worker_box import wait_until
 
 from helix_jobs.errors import HelixError
-from helix_jobs.jobs import worker_ending
-from helix_jobs.jobs.result_writer import GroupCommitWriter
-from helix_jobs.jobs.stop_button import StopButton
-from helix_jobs.jobs.worker_ending import WorkerEnding
+from helix_jobs.storage.group_commit import GroupCommitWriter
+from helix_jobs.worker import ending as worker_ending
+from helix_jobs.worker.ending import WorkerEnding
+from helix_jobs.worker.stop_button import StopButton
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from helix_jobs.jobs.database import Database
+    from helix_jobs.storage.database import Database
 
 
 class Service:

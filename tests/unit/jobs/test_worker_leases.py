@@ -12,9 +12,10 @@ from service_bench import WORKER
 from sqlalchemy import select
 
 from helix_jobs.errors import DatabaseReplacedError
-from helix_jobs.jobs import heartbeat, store
-from helix_jobs.jobs.heartbeat import Heartbeat, LeaseCheck, compare_leases
-from helix_jobs.jobs.schema import workers
+from helix_jobs.storage import store
+from helix_jobs.storage.schema import workers
+from helix_jobs.worker import heartbeat
+from helix_jobs.worker.heartbeat import Heartbeat, LeaseCheck, compare_leases
 
 
 def test_leases_are_compared_without_false_alarms() -> None:

@@ -14,13 +14,13 @@ from sqlalchemy import select, update
 from worker_box import wait_until
 
 from helix_jobs.errors import EngineError, ExhaustedError
-from helix_jobs.jobs import store
-from helix_jobs.jobs.runs import counted
-from helix_jobs.jobs.schema import jobs, results
-from helix_jobs.jobs.worker_counters import WORKER_OUTCOMES, WorkerCounters
+from helix_jobs.storage import store
+from helix_jobs.storage.schema import jobs, results
+from helix_jobs.worker.counters import WORKER_OUTCOMES, WorkerCounters
+from helix_jobs.worker.runs import counted
 
 if TYPE_CHECKING:
-    from helix_jobs.jobs.database import Database
+    from helix_jobs.storage.database import Database
 
 
 def test_every_end_is_written(make_bench: Any) -> None:

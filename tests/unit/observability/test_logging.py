@@ -24,23 +24,23 @@ def log_of(name: str) -> logging.Logger:
 
 def test_text_has_time_level_module_message_and_extras(stream):
     configure_logging("info", "text", stream)
-    log_of("jobs.worker").info("run %d ended", 7, extra={"tokens_per_second": 42.5, "worker_id": None})
+    log_of("worker.process").info("run %d ended", 7, extra={"tokens_per_second": 42.5, "worker_id": None})
     line = stream.getvalue()
     datetime.strptime(line[:19], "%Y-%m-%d %H:%M:%S")  # noqa: DTZ007  (the local time's own text)
-    assert line[19:] == " INFO    jobs.worker: run 7 ended  tokens_per_second=42.5\n"
+    assert line[19:] == " INFO    worker.process: run 7 ended  tokens_per_second=42.5\n"
 
 
 def test_json_is_one_object_a_line_with_extras_that_replace_nothing(stream):
     configure_logging("info", "json", stream)
-    log_of("jobs").warning(
+    log_of("worker").warning(
         "two\nlines", extra={"batch_id": "b-1", "level": "loud", "where": {"a": 1}, "odd": float("nan")}
     )
     try:
         int("no")
     except ValueError:
-        log_of("jobs").exception("failed")
+        log_of("worker").exception("failed")
     first, second = (json.loads(line) for line in stream.getvalue().splitlines())
-    assert (first["level"], first["logger"], first["message"]) == ("warning", "helix_jobs.jobs", "two\nlines")
+    assert (first["level"], first["logger"], first["message"]) == ("warning", "helix_jobs.worker", "two\nlines")
     assert (first["batch_id"], first["where"], first["odd"]) == ("b-1", {"a": 1}, "nan")
     assert datetime.fromisoformat(first["time"]).utcoffset().total_seconds() == 0
     assert second["exception"].startswith("Traceback")
@@ -68,7 +68,7 @@ def test_migrations_speak_at_debug_only(stream, level, shown):
 
 def test_level_holds_for_helix_and_libraries_are_quieter(stream):
     configure_logging("info", "text", stream)
-    log_of("jobs").debug("hidden")
+    log_of("worker").debug("hidden")
     logging.getLogger("sqlalchemy").info("hidden")
     logging.getLogger("sqlalchemy").warning("shown")
     assert [line.split()[-1] for line in stream.getvalue().splitlines()] == ["shown"]

@@ -13,15 +13,15 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from helix_jobs.engine.fake_engine import FakeEngine
 from helix_jobs.engine.protocol import EngineCounters
 from helix_jobs.errors import ConfigurationError, DatabaseUnreachableError
-from helix_jobs.jobs.states import OUTCOMES
-from helix_jobs.jobs.store import QueueFigures
-from helix_jobs.jobs.worker_counters import WorkerCounters
-from helix_jobs.jobs.worker_figures import WorkerFigures
-from helix_jobs.observability import metrics
-from helix_jobs.observability.metrics import METRICS, Kind, MetricsServer
-from helix_jobs.testing import FakeEngine
+from helix_jobs.storage.states import OUTCOMES
+from helix_jobs.storage.store import QueueFigures
+from helix_jobs.worker import metrics
+from helix_jobs.worker.counters import WorkerCounters
+from helix_jobs.worker.figures import WorkerFigures
+from helix_jobs.worker.metrics import METRICS, Kind, MetricsServer
 
 NOW = datetime.now(UTC)
 QUEUE = QueueFigures(

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from helix_jobs.observability import scrape_server
-from helix_jobs.observability.scrape_server import MAX_CONNECTIONS, ScrapeServer
+from helix_jobs.worker import scrape_server
+from helix_jobs.worker.scrape_server import MAX_CONNECTIONS, ScrapeServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from installation import Installation
     from worker_box import WorkerProcess
 
-    from helix_jobs.jobs.broker import CeleryPublisher
+    from helix_jobs.broker.publisher import CeleryPublisher
 
 # A client crosses these, a worker the others, ``published`` both.
 OF_THE_CLIENT = ("stored", "published")

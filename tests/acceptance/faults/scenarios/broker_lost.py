@@ -15,8 +15,8 @@ from scenario import Outcome, Size, scenario
 from sqlalchemy import select
 from tcp_proxy import TcpProxy
 
-from helix_jobs.jobs.message_vetting import job_id_of_message
-from helix_jobs.jobs.schema import jobs
+from helix_jobs.broker.messages import job_id_of_message
+from helix_jobs.storage.schema import jobs
 
 if TYPE_CHECKING:
     from installation import Installation

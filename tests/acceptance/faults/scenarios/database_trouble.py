@@ -18,8 +18,8 @@ from scenario import Outcome, Size, scenario
 from sqlalchemy import select
 from worker_box import wait_until
 
-from helix_jobs.jobs.database import upgrade
-from helix_jobs.jobs.schema import jobs
+from helix_jobs.storage.database import upgrade
+from helix_jobs.storage.schema import jobs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,7 +14,7 @@ from progress import wait_ended
 from scenario import Outcome, Size, scenario
 from worker_box import wait_until
 
-from helix_jobs.jobs.store import PublishableJob
+from helix_jobs.storage.store import PublishableJob
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,7 +10,7 @@ from scenario import Outcome, Size, scenario
 from sqlalchemy import func, select, update
 from worker_box import wait_until
 
-from helix_jobs.jobs.schema import jobs
+from helix_jobs.storage.schema import jobs
 
 if TYPE_CHECKING:
     from installation import Installation

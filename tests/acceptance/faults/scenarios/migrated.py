@@ -9,13 +9,13 @@ from progress import wait_ended
 from scenario import Outcome, Size, scenario
 from sqlalchemy import text
 
-from helix_jobs.jobs.database import current_revision, downgrade, upgrade
-from helix_jobs.jobs.migration import alembic_config
+from helix_jobs.storage.database import current_revision, downgrade, upgrade
+from helix_jobs.storage.migration import alembic_config
 
 if TYPE_CHECKING:
     from installation import Installation
 
-    from helix_jobs.jobs.database import Database
+    from helix_jobs.storage.database import Database
 
 # What every version of the tables has, and no migration may change.
 JOBS = text("SELECT id, batch_id, line, state, priority, attempts, lease, worker_id FROM jobs ORDER BY id")

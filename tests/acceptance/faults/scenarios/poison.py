@@ -14,7 +14,7 @@ from plan import Plan
 from scenario import Outcome, Size, scenario
 from worker_box import wait_until
 
-from helix_jobs.testing import fake_output
+from helix_jobs.engine.fake_engine import fake_output
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -19,12 +19,12 @@ from scenario import Outcome, Size, scenario
 from sqlalchemy import func, select
 from store_helpers import now, worker
 
+from helix_jobs.client.purge import plan_purge, purge
 from helix_jobs.errors import NotFoundError
-from helix_jobs.jobs import store
-from helix_jobs.jobs.database_check import check_rows
-from helix_jobs.jobs.purge import plan_purge, purge
-from helix_jobs.jobs.schema import jobs, results, workers
-from helix_jobs.jobs.states import JobState
+from helix_jobs.storage import store
+from helix_jobs.storage.check import check_rows
+from helix_jobs.storage.schema import jobs, results, workers
+from helix_jobs.storage.states import JobState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

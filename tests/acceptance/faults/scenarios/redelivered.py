@@ -8,7 +8,7 @@ from plan import Plan
 from scenario import Outcome, Size, scenario
 from worker_box import wait_until
 
-from helix_jobs.jobs.store import PublishableJob
+from helix_jobs.storage.store import PublishableJob
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -11,7 +11,7 @@ from celery import Celery
 from scenario import Outcome, Size, scenario
 from worker_box import wait_until
 
-from helix_jobs.jobs.broker import QueueNames, transport_options
+from helix_jobs.broker.publisher import QueueNames, transport_options
 
 if TYPE_CHECKING:
     from installation import Installation

@@ -1,0 +1,56 @@
+"""Deliveries: what kombu's Redis transport remembers of a channel's messages until they are acknowledged.
+
+It notes each job whose message it could not give back, for nobody else knows of it (``stranded_messages``).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from kombu.transport import redis
+
+from helix_jobs.broker.messages import job_id_of_message
+from helix_jobs.broker.queue_names import is_job_queue
+from helix_jobs.worker.stranded_messages import stranded
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+class Deliveries(redis.QoS):
+    """Hands what it cannot give back to ``stranded``."""
+
+    def append(self, message: Any, delivery_tag: str) -> None:  # noqa: ANN401  (kombu's message)
+        """Record a delivery. Where the answer is lost the server may have recorded it, and nobody here remembers it."""
+        try:
+            super().append(message, delivery_tag)  # type: ignore[no-untyped-call]  # kombu's
+        except BaseException:
+            _note([message])
+            raise
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:  # noqa: FBT001, FBT002  (kombu's signature)
+        """Give a message back, or drop it. Celery logs that it failed, and goes on."""
+        try:
+            super().reject(delivery_tag, requeue=requeue)  # type: ignore[no-untyped-call]  # kombu's
+        except BaseException:
+            if requeue:
+                _note(self._held([delivery_tag]))
+            raise
+
+    def note_held(self) -> None:
+        """Note what was delivered and is neither acknowledged nor given back: its channel is closed."""
+        _note(self._held(list(self._delivered)))
+
+    def _held(self, tags: Iterable[str]) -> list[Any]:
+        messages = (self._delivered.get(tag) for tag in tags if tag not in self._dirty)
+        return [message for message in messages if message is not None]
+
+
+def _note(messages: Iterable[Any]) -> None:
+    found = (_job_id(message) for message in messages)
+    stranded.note(job_id for job_id in found if job_id is not None)
+
+
+def _job_id(message: Any) -> int | None:  # noqa: ANN401  (kombu's message)
+    queue = str(message.delivery_info["routing_key"])
+    return job_id_of_message(message._raw, queue) if is_job_queue(queue) else None  # noqa: SLF001  (as kombu's own QoS)

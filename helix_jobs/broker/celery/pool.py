@@ -1,0 +1,91 @@
+"""TaskPool: Celery's threads pool, which can also stop a running job."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, Final
+
+from celery.concurrency.base import apply_target
+from celery.concurrency.thread import ApplyResult as ThreadResult
+from celery.concurrency.thread import TaskPool as ThreadPool
+
+from helix_jobs.broker.celery import task
+from helix_jobs.broker.messages import job_id_of
+from helix_jobs.errors import ConfigurationError
+
+_REQUEST_ARGUMENT: Final = 2  # (type, id, request, body, content type, content encoding)
+
+
+class ApplyResult(ThreadResult):  # type: ignore[misc]  # celery has no types
+    """The pending call. Celery terminates this too, after the job itself."""
+
+    def terminate(self, signal: int | None = None) -> None:
+        """Do nothing: ``TaskPool.terminate_job`` has aborted the job."""
+
+
+class TaskPool(ThreadPool):  # type: ignore[misc]
+    """One thread for each batch slot, each waiting for the engine.
+
+    Celery terminates a task by the process id it was accepted with. All threads share a process, so every call is
+    given a number of its own instead, by which ``terminate_job`` finds the job.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401  (Celery's signature)
+        super().__init__(*args, **kwargs)
+        self._numbers = itertools.count(1)
+        self._jobs: dict[int, int] = {}
+
+    def on_apply(  # noqa: D102  (Celery's hook)
+        self,
+        target: Any,  # noqa: ANN401
+        args: Any = None,  # noqa: ANN401
+        kwargs: Any = None,  # noqa: ANN401
+        callback: Any = None,  # noqa: ANN401
+        accept_callback: Any = None,  # noqa: ANN401
+        **_: Any,  # noqa: ANN401
+    ) -> ApplyResult:
+        number = next(self._numbers)
+        request = args[_REQUEST_ARGUMENT] if args and len(args) > _REQUEST_ARGUMENT else None
+        job_id = job_id_of(request.get("args")) if isinstance(request, dict) else None
+        if job_id is not None:
+            self._jobs[number] = job_id
+        future = self.executor.submit(apply_target, target, args, kwargs, callback, accept_callback, pid=number)
+        future.add_done_callback(lambda _: self._jobs.pop(number, None))
+        return ApplyResult(future)
+
+    def terminate_job(self, pid: int, signal: int | None = None) -> None:  # noqa: ARG002  (Celery's signature)
+        """Abort the job that runs under this number."""
+        job_id = self._jobs.get(pid)
+        service = task.bound_service()
+        if job_id is not None and service is not None:
+            service.abort_job(job_id)
+
+    def grow(self, n: int = 1) -> None:
+        """Refuse what Celery's remote control and Flower offer: the threads belong to the batch slots.
+
+        Raises:
+            ConfigurationError: Always.
+        """
+        raise ConfigurationError(
+            f"a worker's slots are fixed when its models are loaded, so its pool cannot change by {n}; start it again "
+            "with another --max-batch-size"
+        )
+
+    def shrink(self, n: int = 1) -> None:
+        """Refuse as ``grow`` does.
+
+        Raises:
+            ConfigurationError: Always.
+        """
+        self.grow(-n)
+
+    def on_stop(self) -> None:
+        """Wait for the running jobs, but not beyond the grace time, however the shutdown was asked for."""
+        service = task.bound_service()
+        if service is not None:
+            service.begin_drain()
+        super().on_stop()
+
+    def on_terminate(self) -> None:
+        """A cold shutdown waits no less: the threads end as soon as their jobs are handed back."""
+        self.on_stop()

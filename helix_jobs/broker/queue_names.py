@@ -1,0 +1,83 @@
+"""QueueNames: what the queue and its keys are called in Redis, so that several installations can share one.
+
+An *installation* is one database. Its id is made once, with the tables, and stands in every name: another installation
+on the same Redis, or another program, has no key, queue or broadcast in common with it.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from helix_jobs.storage.database import Database
+
+# kombu's Redis transport keeps one list for each priority: the queue's name, or that with these bytes and the number.
+PRIORITIES: Final = tuple(range(10))
+PRIORITY_MARK: Final = "\x06\x16"
+_QUEUE: Final = re.compile(r"helix\.[0-9a-z]{1,32}")
+
+
+@dataclass(frozen=True, slots=True)
+class QueueNames:
+    """The names of one installation.
+
+    Attributes:
+        installation: Its id, lower-case letters and digits.
+    """
+
+    installation: str
+
+    @classmethod
+    def of_queue(cls, queue: str) -> QueueNames:
+        """The names of the installation whose queue is called so."""
+        return cls(queue.removeprefix("helix."))
+
+    @property
+    def queue(self) -> str:
+        """The queue that carries job ids; also what remote control's exchange is named after."""
+        return f"helix.{self.installation}"
+
+    @property
+    def lists(self) -> tuple[str, ...]:
+        """The keys of the queue, the one that is emptied first before the others."""
+        return tuple(f"{self.queue}{PRIORITY_MARK}{step}" if step else self.queue for step in PRIORITIES)
+
+    @property
+    def unacked(self) -> str:
+        """The hash of messages that are delivered and not acknowledged."""
+        return f"{self.queue}.unacked"
+
+    @property
+    def unacked_index(self) -> str:
+        """The sorted set that says since when."""
+        return f"{self.queue}.unacked_index"
+
+    @property
+    def unacked_mutex(self) -> str:
+        """What one consumer at a time holds while it looks for messages nobody acknowledged."""
+        return f"{self.queue}.unacked_mutex"
+
+    @property
+    def events(self) -> str:
+        """The exchange of Celery's events, which Flower listens to."""
+        return f"{self.queue}.events"
+
+
+def is_job_queue(name: str) -> bool:
+    """Whether a queue of this name carries jobs of some installation; those of remote control do not."""
+    return _QUEUE.fullmatch(name) is not None
+
+
+def read_queue_names(database: Database) -> QueueNames:
+    """Return the names of the installation that this database is.
+
+    Raises:
+        DatabaseUnreachableError: The database does not answer.
+        SchemaVersionError: Somebody removed the installation's id.
+    """
+    from helix_jobs.storage import store
+
+    with database.read() as c:
+        return QueueNames(store.installation_id(c))

@@ -1,0 +1,1 @@
+"""``helix bench`` on the command line: its options, and what it found as tables."""

@@ -1,0 +1,392 @@
+"""HelixClient: submit, status, wait, results, cancel, retry, purge. The public Python interface.
+
+Imports neither torch nor, before it is needed, SQLAlchemy and Celery.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from contextlib import ExitStack
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal, Self
+
+from helix_jobs.client.batch_labels import checked_key, storable_metadata, storable_text
+from helix_jobs.engine.sampling_params import SamplingParams
+from helix_jobs.errors import NotFoundError, UnfinishedSubmissionError
+from helix_jobs.intake.sources import RejectsFile, open_source
+from helix_jobs.settings import Settings
+from helix_jobs.storage.states import JobState
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+    from datetime import timedelta
+    from types import TracebackType
+
+    from helix_jobs.client.purge import Outcome, Purged, PurgePlan
+    from helix_jobs.client.submission import Submission, SubmitProgress, SubmitStage, Tally
+    from helix_jobs.errors import BadLine
+    from helix_jobs.intake.lines import JobRequest
+    from helix_jobs.storage.database import Database
+    from helix_jobs.storage.store import BatchStatus, JobResult, JobSummary, Worker
+
+logger = logging.getLogger(__name__)
+
+# The largest number that both databases have.
+MAX_ID: Final = 2**63 - 1
+_FIRST_POLL: Final = 0.05
+# Rows held while results are read: few, because one may carry a prompt of 4 MiB.
+_RESULTS_PAGE: Final = 250
+
+
+class HelixClient:
+    """A person's side of Helix: talks to the database and, when it submits, to the broker.
+
+    A context manager; also usable without, ``close()`` then frees the connections. Methods may be called from several
+    threads.
+
+    Args:
+        settings: What the ``HELIX_*`` environment says, if not given.
+    """
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        self.settings = Settings.from_environment() if settings is None else settings
+        self._opened: Database | None = None
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the connections. The client opens them again when it is used again."""
+        with self._lock:
+            opened, self._opened = self._opened, None
+        if opened is not None:
+            opened.dispose()
+
+    def submit(
+        self,
+        source: str | os.PathLike[str] | BinaryIO | Iterable[Mapping[str, Any]],
+        *,
+        name: str | None = None,
+        defaults: SamplingParams | None = None,
+        idempotency_key: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        skip_invalid: bool = False,
+        rejects: str | os.PathLike[str] | BinaryIO | None = None,
+        on_invalid: Callable[[BadLine], None] | None = None,
+        on_progress: Callable[[SubmitProgress], None] | None = None,
+        on_stage: Callable[[SubmitStage, str], None] = lambda _stage, _batch_id: None,
+    ) -> Submission:
+        """Validate every line, store the batch and hand its first jobs to the broker. All of it or nothing.
+
+        Args:
+            source: A JSONL file's path, a binary stream of JSONL, or mappings of the accepted line forms.
+            name: What a person calls the batch.
+            defaults: Sampling fields of lines that do not give them.
+            idempotency_key: Submitting the same content under the same key again returns the batch it made, and
+                finishes it if that submission was interrupted.
+            metadata: Stored with the batch.
+            skip_invalid: Enqueue the good lines although there are bad ones.
+            rejects: A path or binary stream that receives the bytes of bad lines; a path is made when there is one, and
+                replaced whole.
+            on_invalid: Called with each bad line, as it is found.
+            on_progress: Called about every thousand lines.
+            on_stage: Told how much has become true, with the batch id, at each change: whoever interrupts this call
+                knows from the last one whether the jobs run.
+
+        Raises:
+            InvalidInputError: There are bad lines; it carries the first 10,000.
+            InputError: There is no such file, or it holds no lines, or more than HELIX_MAX_JOBS_PER_BATCH; or the bad
+                lines cannot be written.
+            IdempotencyConflictError: The key names a batch with different content.
+            BrokerUnreachableError: HELIX_REDIS_URL is set and does not answer; nothing was stored.
+            DatabaseUnreachableError: The database does not answer; a Postgres that did before is asked again for a
+                minute.
+            UncertainSubmissionError: It stopped answering over the last step: the batch is stored whole or not at all.
+            SchemaVersionError: The database's schema is not this version's.
+        """
+        from helix_jobs.client.handover import reach_broker
+        from helix_jobs.client.submission import SubmitProgress, Tally, submit_lines
+        from helix_jobs.intake.limits import Limits
+        from helix_jobs.storage.store import NewBatch, new_batch_id
+
+        defaults = SamplingParams() if defaults is None else defaults
+        limits = Limits.of(self.settings)
+        now = datetime.now(UTC)
+        with ExitStack() as stack:
+            lines = stack.enter_context(open_source(source))
+            sink = stack.enter_context(RejectsFile(rejects, source)) if rejects is not None else None
+            handover = reach_broker(self.settings, self._database)
+            if handover is not None:
+                stack.callback(handover.close)
+            new = NewBatch(
+                id=new_batch_id(now),
+                name=None if name is None else storable_text("name", name),
+                source=lines.name,
+                created_at=now,
+                defaults=defaults.to_dict(),
+                metadata=storable_metadata(metadata),
+                idempotency_key=checked_key(idempotency_key),
+            )
+
+            def read(batch_id: str) -> Iterator[JobRequest | BadLine]:
+                yield from lines.read(defaults, batch_id, sink, limits)
+                # Before the jobs come into being: after that an error would hide that they run.
+                if sink is not None:
+                    sink.finish()
+
+            def report(tally: Tally) -> None:
+                if on_progress is not None:
+                    done, size = lines.position()
+                    on_progress(
+                        SubmitProgress(
+                            accepted=tally.accepted, invalid=tally.invalid, bytes_read=done, bytes_total=size
+                        )
+                    )
+
+            submission = submit_lines(
+                self._database(),
+                new,
+                read,
+                skip_invalid=skip_invalid,
+                limits=limits,
+                tally=Tally(on_invalid=on_invalid),
+                on_progress=report,
+                on_stage=on_stage,
+            )
+            return submission if handover is None else replace(submission, published=handover.publish())
+
+    def status(self, batch_id: str) -> BatchStatus:
+        """Return counts, tokens and times of a batch.
+
+        Raises:
+            NotFoundError: No such batch.
+        """
+        from helix_jobs.storage import store
+
+        with self._database().read() as connection:
+            return store.batch_status(connection, batch_id)
+
+    def list(self, limit: int = 20, offset: int = 0) -> Sequence[BatchStatus]:
+        """Return the newest batches first."""
+        from helix_jobs.storage import store
+
+        with self._database().read() as connection:
+            return store.list_batches(connection, min(limit, MAX_ID), min(offset, MAX_ID))
+
+    def wait(
+        self,
+        batch_id: str,
+        timeout: float | None = None,
+        poll: float = 1.0,
+        on_update: Callable[[BatchStatus], None] | None = None,
+    ) -> BatchStatus:
+        """Return the batch's status when every job has ended, or after ``timeout`` seconds (``done`` says which).
+
+        Args:
+            batch_id: The batch.
+            timeout: Seconds; None waits for ever.
+            poll: Seconds between looks; the first ones are quicker, for batches that are soon done.
+            on_update: Called with each status, the last one included.
+
+        A Postgres that goes away between two looks is asked again for a minute.
+
+        Raises:
+            NotFoundError: No such batch.
+            DatabaseUnreachableError: The database does not answer.
+            UnfinishedSubmissionError: It is still being submitted, and for half a minute no line was added.
+        """
+        from helix_jobs.storage import store
+        from helix_jobs.storage.liveness import SUBMITTER_SILENT_SECONDS
+        from helix_jobs.storage.outage import outlast
+
+        deadline = None if timeout is None else time.monotonic() + timeout
+        pause = min(_FIRST_POLL, poll)
+        stored, grew_at = -1, 0.0
+        database = self._database()
+        while True:
+            status = outlast(database, lambda: self.status(batch_id))
+            if on_update is not None:
+                on_update(status)
+            if status.total is None:
+                now = time.monotonic()
+                if status.stored != stored:
+                    stored, grew_at = status.stored, now
+                elif now - grew_at >= SUBMITTER_SILENT_SECONDS:
+                    raise UnfinishedSubmissionError(store.unfinished_submission(batch_id))
+            left = None if deadline is None else deadline - time.monotonic()
+            if status.done or (left is not None and left <= 0):
+                return status
+            time.sleep(pause if left is None else min(pause, left))
+            pause = min(pause * 2, poll)
+
+    def results(
+        self,
+        batch_id: str,
+        *,
+        include_failed: bool = False,
+        only_failed: bool = False,
+        order: Literal["line", "completion"] = "line",
+    ) -> Iterator[JobResult]:
+        """Yield the results so far, page by page; also while the batch still runs.
+
+        Trade-off: each page is a snapshot of its own, so that a reader in a pager does not make the database keep all
+        that is written meanwhile. Of a batch that still runs, what ends meanwhile may be there or not, and a job
+        that is retried meanwhile may come twice.
+
+        Args:
+            batch_id: The batch.
+            include_failed: Failed and cancelled jobs too.
+            only_failed: Nothing but failed and cancelled jobs.
+            order: ``line`` (as in the input) or ``completion``.
+
+        Raises:
+            NotFoundError: No such batch.
+        """
+        from helix_jobs.storage import store
+
+        # Now, not at the first next(): a wrong id should be told where it is given.
+        self.status(batch_id)
+
+        return store.iter_results(
+            self._database().read,
+            batch_id,
+            order=order,
+            include_failed=include_failed,
+            only_failed=only_failed,
+            chunk=_RESULTS_PAGE,
+        )
+
+    def jobs(self, batch_id: str, *states: JobState) -> Iterator[JobSummary]:
+        """Yield the ids of a batch's jobs with line, custom id and state; state by state as given, all if none is.
+
+        Raises:
+            NotFoundError: No such batch.
+        """
+        from helix_jobs.storage import store
+
+        self.status(batch_id)
+
+        def pages() -> Iterator[JobSummary]:
+            for state in states or tuple(JobState):
+                yield from store.iter_jobs(self._database().read, batch_id, state)
+
+        return pages()
+
+    def backlog(self) -> int:
+        """Return how many jobs wait, over all batches."""
+        from helix_jobs.storage import store
+
+        with self._database().read() as connection:
+            return store.backlog(connection)
+
+    def discard(self, batch_id: str) -> bool:
+        """Delete a batch whose submission has not finished; False, and nothing done, if there is no such batch.
+
+        None of its jobs was accepted. A submission that is still at it fails with an InputError.
+        """
+        from helix_jobs.storage import store
+
+        return self._database().transact(lambda c: store.delete_batch(c, batch_id), unlimited=True)
+
+    def cancel(self, target: str | int) -> int:
+        """Cancel a batch (``b-...``) or one job (its number) and return how many jobs that stopped.
+
+        A batch's cancel takes effect at once; its rows follow in steps, at some 10,000 a second. Interrupted, it is
+        completed by a worker, or by cancelling again. A batch whose submission has not finished is deleted, as by
+        ``discard``; that counts as no job.
+
+        Raises:
+            NotFoundError: No such batch or job.
+        """
+        from helix_jobs.storage import batch_changes, store
+
+        digits = str(target) if isinstance(target, int) or (target.isascii() and target.isdecimal()) else ""
+        if len(digits) > len(str(MAX_ID)) or int(digits or 0) > MAX_ID:
+            raise NotFoundError(f"there is no job {digits[:40]}; `helix status BATCH --jobs` lists job ids")
+        if digits:
+            job_id = int(digits)
+            return self._database().transact(lambda connection: store.cancel_job(connection, job_id))
+        return batch_changes.cancel_batch(self._database(), str(target))
+
+    def retry(self, batch_id: str) -> int:
+        """Queue a batch's failed and cancelled jobs again and return how many. A worker publishes them.
+
+        Raises:
+            NotFoundError: No such batch.
+            UnfinishedSubmissionError: Its submission has not finished.
+        """
+        from helix_jobs.storage import batch_changes
+
+        return batch_changes.retry_batch(self._database(), batch_id)
+
+    def purge(
+        self,
+        *batch_ids: str,
+        older_than: timedelta | None = None,
+        only: Collection[Outcome | str] = (),
+        dry_run: bool = False,
+        vacuum: bool = False,
+        agree: Callable[[PurgePlan], bool] = lambda _plan: True,
+        on_step: Callable[[Purged], None] = lambda _so_far: None,
+    ) -> Purged:
+        """Remove ended batches for good, with their prompts, answers and idempotency keys; returns what is gone.
+
+        What waits or runs stays, and so do files. Interrupted, it is finished by the next purge, whatever that is for.
+
+        Args:
+            batch_ids: These.
+            older_than: And those that ended longer ago; without ``only`` the rows of workers that stopped, too.
+            only: Of those of that age, the ones of which one of this is true: ``succeeded`` (every job), ``failed`` or
+                ``cancelled`` (a job), ``unfinished`` (the submission).
+            dry_run: Return what would go, and remove nothing.
+            vacuum: Then rewrite an older version's SQLite file, which cannot be cut down in steps; no worker may run.
+            agree: Shown what was found; nothing is removed unless it says True.
+            on_step: Told what is gone so far, after each commit.
+
+        Raises:
+            NotFoundError: No such batch.
+            NotEndedError: One of those given waits or runs; nothing was removed.
+            DatabaseUnreachableError: The database does not answer, or is in use and cannot be rewritten.
+        """
+        from helix_jobs.client.purge import Outcome, Purged, measure, plan_purge, purge
+
+        database = self._database()
+        outcomes = [Outcome(outcome) for outcome in only]
+        plan = plan_purge(database, older_than=older_than, batch_ids=batch_ids, only=outcomes)
+        if not agree(plan):
+            return Purged()
+        return measure(database, plan) if dry_run else purge(database, plan, on_step, vacuum=vacuum)
+
+    def live_workers(self) -> Sequence[Worker]:
+        """Return the workers that have neither stopped nor been declared lost."""
+        from helix_jobs.storage import store
+
+        with self._database().read() as connection:
+            return store.live_workers(connection)
+
+    def _database(self) -> Database:
+        """The database, its schema checked at the first use."""
+        from helix_jobs.storage.database import Database, ensure_schema
+
+        with self._lock:
+            if self._opened is None:
+                database = Database(self.settings.database_url)
+                if database.sqlite_file is not None and self.settings.home in database.sqlite_file.parents:
+                    self.settings.make_home()
+                try:
+                    ensure_schema(database)
+                except BaseException:
+                    database.dispose()
+                    raise
+                self._opened = database
+            return self._opened

@@ -1,0 +1,69 @@
+"""Jobs whose answers max_tokens cut, taken again with more room, as a batch of their own.
+
+Trade-off: the cut answers stay what they were, the one result of their jobs, and the longer ones stand beside them in
+another batch. To queue the same jobs again would throw answers away before there are better ones.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Any, Final
+
+from helix_jobs.engine.sampling_params import SamplingParams
+from helix_jobs.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from helix_jobs.client.client import HelixClient
+    from helix_jobs.client.submission import Submission
+    from helix_jobs.storage.store import JobResult
+
+_DEFAULT_LIMIT: Final = SamplingParams().max_tokens
+_QUESTION: Final = ("prompt", "messages", "chat_template_kwargs")
+
+
+def resubmit_cut(client: HelixClient, batch_id: str, max_tokens: int) -> Submission:
+    """Store the jobs of a batch that ended at a smaller ``max_tokens`` as a new batch with this one.
+
+    Doing it twice gives the same batch, unless jobs that were retried have been cut since. Answers that the model's
+    context cut are left alone: no limit helps them.
+
+    Trade-off: the batch that has those cut since has the earlier ones too, and takes them a second time. In return a
+    batch always holds all that was cut when it was made, and what became of another one plays no part in it.
+
+    Raises:
+        NotFoundError: No such batch.
+        InputError: It still runs, or has no such job.
+    """
+    status = client.status(batch_id)
+    if not status.done:
+        raise InputError(f"batch {batch_id} still runs; wait for its end (helix watch {batch_id})")
+    jobs, chosen = blake2b(digest_size=16), False
+    for result in _cut(client.results(batch_id), max_tokens):
+        jobs.update(b"%d\n" % result.job_id)
+        chosen = True
+    if not chosen:
+        raise InputError(f"no answer of batch {batch_id} was cut off by a max_tokens below {max_tokens}")
+    return client.submit(
+        (_line(result, max_tokens) for result in _cut(client.results(batch_id), max_tokens)),
+        name=f"{status.name or batch_id}, cut off",
+        idempotency_key=f"{batch_id} cut off, max_tokens {max_tokens}, jobs {jobs.hexdigest()}",
+        metadata={"retry_of": batch_id},
+    )
+
+
+def _cut(results: Iterator[JobResult], max_tokens: int) -> Iterator[JobResult]:
+    """Those of them that a smaller limit cut."""
+    for result in results:
+        limit = result.request.get("sampling", {}).get("max_tokens", _DEFAULT_LIMIT)
+        if result.finish_reason == "length" and limit < max_tokens and (result.completion_tokens or 0) >= limit:
+            yield result
+
+
+def _line(result: JobResult, max_tokens: int) -> dict[str, Any]:
+    """Its job's line, as a person would write it, with the new limit."""
+    own = {"custom_id": result.custom_id, "metadata": result.request.get("metadata"), "priority": result.priority}
+    asked = {name: result.request[name] for name in _QUESTION if name in result.request}
+    given = {name: value for name, value in own.items() if value}
+    return {**given, **asked, **result.request.get("sampling", {}), "max_tokens": max_tokens}

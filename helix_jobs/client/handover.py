@@ -1,0 +1,80 @@
+"""Handover: a client hands jobs that are stored to the broker, so that a worker that waits has them at once."""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+from helix_jobs.broker.publisher import CeleryPublisher, EmbeddedBroker, broker_url, ping, read_queue_names
+from helix_jobs.errors import HelixError
+from helix_jobs.redis_url import MEMORY_URL
+from helix_jobs.storage import store
+from helix_jobs.worker.reconciler import ReconcilerConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from helix_jobs.settings import Settings
+    from helix_jobs.storage.database import Database
+
+logger = logging.getLogger(__name__)
+
+_CHUNK: Final = 1000
+
+
+class Handover:
+    """A connection to the broker of a client that submits.
+
+    Trade-off: workers publish too, and would publish what is left alone here, up to some seconds later. Doing it twice
+    is harmless, so nothing that goes wrong here may fail a submission.
+    """
+
+    def __init__(self, database: Database, publisher: CeleryPublisher) -> None:
+        self._database = database
+        self._publisher = publisher
+
+    def publish(self) -> int:
+        """Fill the broker up to its window with what waits; returns how many jobs that was. No HelixError is raised."""
+        published = 0
+        try:
+            room = ReconcilerConfig().window - self._publisher.depth()
+            while published < room:
+                with self._database.read() as connection:
+                    jobs = store.publishable(connection, min(room - published, _CHUNK))
+                if not jobs:
+                    break
+                # Published first: a crash in between sends a message twice, which is harmless; never not at all.
+                self._publisher.publish(jobs)
+                ids = [job.id for job in jobs]
+                self._database.transact(lambda c, ids=ids: store.mark_published(c, ids, datetime.now(UTC)))  # type: ignore[misc]
+                published += len(jobs)
+        except HelixError as error:
+            logger.warning("the batch is stored, but not all of it was published; a worker will do that: %s", error)
+        return published
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._publisher.close()
+
+
+def reach_broker(settings: Settings, database: Callable[[], Database]) -> Handover | None:
+    """Reach a broker that answers; None when there is none outside a worker, which will publish.
+
+    Args:
+        settings: Where the broker is.
+        database: Opens the database. Called when the broker answers: without one, nothing is to be made.
+
+    Raises:
+        BrokerUnreachableError: HELIX_REDIS_URL is set and does not answer.
+    """
+    if settings.redis_url == MEMORY_URL:  # it would end with this process; each worker publishes into its own
+        return None
+    if settings.redis_url is not None:
+        ping(broker_url(settings))
+    else:
+        settings.check_home()
+        if not EmbeddedBroker(settings.home).is_running():
+            return None
+    opened = database()
+    return Handover(opened, CeleryPublisher(broker_url(settings), read_queue_names(opened)))

@@ -1,0 +1,274 @@
+"""LocalWorker: the worker behind ``submit --local``: started if none runs, stopped by the last command that uses it."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import sys
+import time
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final, Self
+
+from helix_jobs import errors
+from helix_jobs.client.local_process import LOG_NAME, STOP_SECONDS, LocalProcess, LocalThread
+from helix_jobs.client.local_users import LocalUsers
+from helix_jobs.errors import DatabaseUnreachableError, DeviceInUseError, HelixError, HomeInUseError
+from helix_jobs.redis_url import MEMORY_URL
+from helix_jobs.storage.liveness import seems_alive
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+    from types import TracebackType
+
+    from helix_jobs.client.local_process import Event
+    from helix_jobs.settings import Settings
+    from helix_jobs.storage.database import Database
+
+logger = logging.getLogger(__name__)
+
+POLL_SECONDS: Final = 0.5
+# A worker of this database that loads its models holds device and home before it has a row; one that the machine's
+# sleep has kept from its heartbeat soon has a row of now again. Others have rows elsewhere.
+DEVICE_PATIENCE: Final = 120.0
+_DEVICE_RETRY_SECONDS: Final = 5.0
+# A job that kills its worker does so three times before it is given up.
+MAX_DEATHS: Final = 5
+
+
+class LocalWorker:
+    """Makes sure a worker runs while the ``with`` block does.
+
+    Entering it returns when a worker is ready. One that runs already is used. Of several commands that start at the
+    same moment one starts a worker and all use it; the last one that leaves stops it. A worker that was not started
+    this way is left alone.
+
+    Args:
+        settings: The effective settings.
+        on_progress: Told in one line what is being done, on entering and on leaving; called on the calling thread.
+
+    Attributes:
+        started: Whether a worker was started here.
+        log_path: Its log; None where it shares this process, or none was started.
+    """
+
+    def __init__(self, settings: Settings, *, on_progress: Callable[[str], None] | None = None) -> None:
+        self._settings = settings
+        self._on_progress = on_progress or (lambda _: None)
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        self._worker: LocalProcess | LocalThread | None = None
+        self._users = LocalUsers(settings.make_home())
+        self._opened: Database | None = None
+        # What is being done about the worker that is not there; None while one is.
+        self._doing: str | None = "looking for a worker"
+        self._deaths = 0
+        # The child was told that the device or the home is taken, so its end is no death.
+        self._refused = False
+        self._taken_at: float | None = None
+        self._not_before = 0.0
+        self._told: str | None = None
+        self._entering = True
+        self.started = False
+        self.log_path: Path | None = None
+
+    def __enter__(self) -> Self:
+        try:
+            while not self._users.enter():
+                self._tell("waiting for the worker that is stopping")
+                time.sleep(POLL_SECONDS)
+            while (doing := self.check()) is not None:
+                self._tell(doing)
+                # On Windows a wait without an end cannot be interrupted by Ctrl-C.
+                with suppress(queue.Empty):
+                    self._handle(self._events.get(timeout=POLL_SECONDS))
+        except BaseException as error:
+            self._leave_after(error)
+            raise
+        self._entering = False
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # After an interrupt nobody wants to wait for the jobs in hand: they go back to the queue.
+        if error is None:
+            self._leave(now=False)
+        else:
+            self._leave_after(error)
+
+    def check(self) -> str | None:
+        """Look whether a worker is there, and start one if not; for whoever waits for its work.
+
+        Returns:
+            What is being done about it, in one line; None while a worker is there.
+
+        Raises:
+            HelixError: No worker can be started, or it ends by itself again and again; the message says where its log
+                is.
+        """
+        with suppress(queue.Empty):
+            while True:
+                self._handle(self._events.get_nowait())
+        if self._worker is None:
+            self._find_or_start()
+        return self._doing
+
+    def _find_or_start(self) -> None:
+        if self._one_is_there():
+            self._doing, self._taken_at = None, None
+            self._users.starter.release()
+        elif time.monotonic() < self._not_before:
+            return
+        elif not self._users.starter.acquire():
+            self._doing = "waiting for the worker that another command starts"
+        elif self._one_is_there():  # the other command was faster
+            self._find_or_start()
+        else:
+            self._start()
+
+    def _start(self) -> None:
+        self._doing = self._doing if self._deaths else "starting a worker"
+        in_memory = self._settings.redis_url == MEMORY_URL
+        if in_memory or (sys.platform == "win32" and self._settings.redis_url is None):
+            self._worker = LocalThread(replace(self._settings, redis_url=MEMORY_URL), self._events.put)
+        else:
+            self.log_path = self._settings.make_home() / LOG_NAME
+            self._worker = LocalProcess(self._settings, self.log_path, self._events.put)
+        self.started = True
+
+    def _handle(self, event: Event) -> None:
+        name = str(event.get("event"))
+        if name == "progress":
+            self._doing = str(event.get("message"))
+            if self._entering:
+                self._tell(self._doing)
+        elif name == "ready":
+            self._doing, self._taken_at = None, None
+            self._users.starter.release()
+        elif name == "error":
+            error = _error(str(event.get("kind")), str(event.get("message")))
+            if not isinstance(error, DeviceInUseError | HomeInUseError):
+                raise error
+            self._refused = True
+            self._wait_for_other(error)
+        elif name == "ended":
+            self._bury()
+            if not self._refused:
+                self._mourn(event.get("code"))
+            self._refused = False
+
+    def _bury(self) -> None:
+        """Free what is left of a worker that has ended."""
+        worker, self._worker = self._worker, None
+        if worker is not None:
+            worker.leave(now=False)
+            worker.wait_stopped()
+
+    def _mourn(self, code: object) -> None:
+        """A worker that ended by itself is started again, unless that has not helped before."""
+        self._users.starter.release()
+        self._deaths += 1
+        where = "" if self.log_path is None else f"; see {self.log_path}"
+        if self._deaths >= MAX_DEATHS:
+            raise HelixError(f"the local worker ended by itself {self._deaths} times (exit code {code}){where}")
+        self._doing = f"the worker ended by itself (exit code {code}{where}); starting it again"
+        logger.warning("%s", self._doing)
+
+    def _wait_for_other(self, error: DeviceInUseError | HomeInUseError) -> None:
+        """Another worker has device or home: one of this database that is about to be ready, or a stranger."""
+        holder, remedy = "worker that holds the device", "stop it, or set HELIX_DEVICE to another device"
+        if isinstance(error, HomeInUseError):
+            holder = f"local worker that already runs under {self._settings.home}"
+            remedy = "wait if it still loads its models, end the commands that use it, or set HELIX_HOME to another one"
+        now = time.monotonic()
+        self._taken_at = now if self._taken_at is None else self._taken_at
+        if now - self._taken_at >= DEVICE_PATIENCE:
+            what = str(error).partition(";")[0]
+            raise type(error)(f"{what} and does not serve this database; {remedy}") from error
+        self._doing = f"waiting for the {holder}"
+        self._not_before = now + _DEVICE_RETRY_SECONDS
+
+    def _one_is_there(self) -> bool:
+        """A worker that serves this database; also while the database is away, for then nobody can tell."""
+        if self._opened is None:
+            self._opened = _open(self._settings)
+            return _any_alive(self._opened)
+        try:
+            return _any_alive(self._opened)
+        except DatabaseUnreachableError:
+            return True
+
+    def _leave_after(self, error: BaseException) -> None:
+        """Leave behind an error: where that fails too, the first one is what a person has to see first."""
+        try:
+            self._leave(now=True)
+        except (HelixError, OSError) as second:
+            error.add_note(f"stopping the worker failed too: {second}")
+
+    def _leave(self, *, now: bool) -> None:
+        worker, self._worker = self._worker, None
+        self._users.starter.release()
+        alone = self._users.leave()
+        if worker is not None:
+            if alone:
+                self._tell("stopping the worker")
+            worker.leave(now=now)
+            if alone or isinstance(worker, LocalThread):
+                worker.wait_stopped()
+        elif alone and not now and self._users.is_worker_there():
+            self._wait_for_another_commands_worker()
+        if self._opened is not None:
+            self._opened.dispose()
+
+    def _wait_for_another_commands_worker(self) -> None:
+        self._tell("stopping the worker")
+        deadline = time.monotonic() + self._settings.shutdown_grace + STOP_SECONDS
+        while self._users.is_worker_there() and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
+
+    def _tell(self, line: str) -> None:
+        if line != self._told:
+            self._on_progress(line)
+        self._told = line
+
+
+def worker_is_live(settings: Settings) -> bool:
+    """Whether some worker serves this database, as far as can be told at once.
+
+    Raises:
+        DatabaseUnreachableError: The database does not answer.
+    """
+    database = _open(settings)
+    try:
+        return _any_alive(database)
+    finally:
+        database.dispose()
+
+
+def _open(settings: Settings) -> Database:
+    from helix_jobs.storage.database import Database, ensure_schema
+
+    database = Database(settings.database_url)
+    try:
+        ensure_schema(database)
+    except BaseException:
+        database.dispose()
+        raise
+    return database
+
+
+def _any_alive(database: Database) -> bool:
+    from helix_jobs.storage import store
+
+    with database.read() as c:
+        return any(seems_alive(worker) for worker in store.live_workers(c))
+
+
+def _error(kind: str, message: str) -> HelixError:
+    """Rebuild the child's error, so that the command ends with the exit code the child's error has."""
+    found = getattr(errors, kind, None)
+    if isinstance(found, type) and issubclass(found, HelixError):
+        with suppress(TypeError):
+            return found(message)
+    return HelixError(message)

@@ -1,0 +1,122 @@
+"""DatabaseState: what the database says about itself, asked without changing anything in it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+
+from helix_jobs.errors import DatabaseUnreachableError
+from helix_jobs.storage.database import POSTGRES, SQLITE
+from helix_jobs.storage.migration import current_revision
+from helix_jobs.storage.schema import metadata
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from helix_jobs.storage.database import Database
+
+# Asks for the right to write and takes the lock, and changes no row.
+_WRITE_NOTHING = text("UPDATE batches SET name = name WHERE 1 = 0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatabaseState:
+    """One look at the database.
+
+    Attributes:
+        server: Name and version.
+        size_bytes: What it takes on disk, a write-ahead log of SQLite's included.
+        log_bytes: Of these, SQLite's write-ahead log.
+        revision: Of its schema; None while it is empty.
+        journal_mode: SQLite's; None on Postgres.
+        skew_seconds: How far its server's clock is ahead of this machine's; None on SQLite, which has none.
+        refusal: Why it takes no writes, and after a semicolon the remedy; None if it takes them.
+    """
+
+    server: str
+    size_bytes: int
+    log_bytes: int
+    revision: str | None
+    journal_mode: str | None
+    skew_seconds: float | None
+    refusal: str | None
+
+
+def read_database_state(database: Database) -> DatabaseState:
+    """Ask the database. A SQLite file must be there already, or it would be made by asking.
+
+    Raises:
+        DatabaseUnreachableError: It does not answer.
+    """
+    revision = current_revision(database)
+    refusal = _refusal(database, empty=revision is None)
+    with database.read() as c:
+        if database.dialect == SQLITE:
+            return DatabaseState(
+                server=f"SQLite {c.execute(text('SELECT sqlite_version()')).scalar_one()}",
+                size_bytes=_file_bytes(database, "", "-wal"),
+                log_bytes=_file_bytes(database, "-wal"),
+                revision=revision,
+                journal_mode=str(c.execute(text("PRAGMA journal_mode")).scalar_one()),
+                skew_seconds=None,
+                refusal=refusal,
+            )
+        return DatabaseState(
+            server=f"PostgreSQL {c.execute(text('SHOW server_version')).scalar_one()}",
+            size_bytes=int(c.execute(text("SELECT pg_database_size(current_database())")).scalar_one()),
+            log_bytes=0,
+            revision=revision,
+            journal_mode=None,
+            skew_seconds=_skew(c),
+            refusal=refusal,
+        )
+
+
+def _refusal(database: Database, *, empty: bool) -> str | None:
+    try:
+        with database.write() as c:
+            if database.dialect == POSTGRES and (lacking := _lacking_right(c, empty=empty)) is not None:
+                return lacking
+            if not empty:
+                c.execute(_WRITE_NOTHING)
+    except DatabaseUnreachableError as error:
+        return str(error)
+    except DBAPIError as error:
+        return (str(error.orig).strip().splitlines() or [type(error).__name__])[0]
+    return None
+
+
+def _lacking_right(c: Connection, *, empty: bool) -> str | None:
+    """What this role may not do on Postgres: make tables in an empty schema, or use each table in four ways."""
+    role, schema = c.execute(text("SELECT current_user, current_schema()")).one()
+    if schema is None:
+        return "search_path names no schema that is there; create it, or correct search_path in HELIX_DATABASE_URL"
+    if empty:
+        may = c.execute(text("SELECT has_schema_privilege(current_schema(), 'CREATE')")).scalar_one()
+        remedy = f"GRANT CREATE ON SCHEMA {schema} TO {role}, or make it the database's owner"
+        return None if may else f"the role {role} may not create tables in the schema {schema}; {remedy}"
+    for table in (*metadata.tables, "alembic_version"):
+        for right in ("SELECT", "INSERT", "UPDATE", "DELETE") if table in metadata.tables else ("SELECT",):
+            asked = {"table": table, "right": right}
+            if c.execute(text("SELECT has_table_privilege(to_regclass(:table), :right)"), asked).scalar_one() is False:
+                remedy = f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} TO {role}"
+                return f"the role {role} lacks the right to {right} on the table {table}; {remedy}"
+    return None
+
+
+def _skew(c: Connection) -> float:
+    asked = time.time()
+    theirs = float(c.execute(text("SELECT extract(epoch FROM clock_timestamp())")).scalar_one())
+    return theirs - (asked + time.time()) / 2
+
+
+def _file_bytes(database: Database, *suffixes: str) -> int:
+    file = database.sqlite_file
+    if file is None:
+        return 0
+    beside = [file.with_name(f"{file.name}{suffix}") for suffix in suffixes]
+    return sum(path.stat().st_size for path in beside if path.exists())

@@ -1,0 +1,1 @@
+"""Attention: queries against the paged cache of keys and values."""

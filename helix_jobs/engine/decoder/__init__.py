@@ -1,1 +1,0 @@
-"""The forward pass: one decoder for all supported families, with fused projections and packed weights."""

@@ -1,0 +1,162 @@
+"""Compile the kernels once per machine, compiler and source, and keep the library."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from helix_jobs.errors import ConfigurationError
+from helix_jobs.files import (
+    PRIVATE_DIRECTORY,
+    is_own_program,
+    make_private_directory,
+    note_use,
+    read_private,
+    write_private,
+)
+
+logger = logging.getLogger(__name__)
+
+_FOLDER: Final = Path(__file__).parent
+SOURCES: Final = tuple(_FOLDER / f"{name}.cpp" for name in ("kernels", "tiled_linear", "int8_linear", "int8_decoder"))
+_HEADERS: Final = tuple(_FOLDER / f"{name}.h" for name in ("lanes", "activations", "tiles", "attention", "bytes"))
+_COMPILERS: Final = ("c++", "g++", "clang++")
+# No -ffast-math: linked into a library it changes how the whole process treats subnormal numbers. What vectorisation
+# needs of it is named singly, and NaN stays NaN.
+_FLAGS: Final = (
+    "-O3",
+    "-march=native",
+    "-std=c++17",
+    "-fopenmp",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fvisibility=hidden",
+    "-fPIC",
+    "-shared",
+)
+# A quarter of a minute on a quiet machine; this is for one that is anything but.
+_TIMEOUT_SECONDS: Final = 600
+_VERSION_SECONDS: Final = 30
+
+
+def build_library(folder: Path, head_dim: int) -> Path:
+    """Return the compiled library, compiling it if ``folder`` does not hold it yet.
+
+    The file's name carries a digest of everything it depends on: another source, compiler, processor or system compiles
+    anew.
+
+    Args:
+        folder: Keeps the libraries.
+        head_dim: Size of the heads that it is for; their loops are unrolled.
+
+    Raises:
+        ConfigurationError: There is no compiler, or it fails; the message says what to install. Or the folder is a link
+            or another user's.
+    """
+    compiler = _find_compiler()
+    flags = (*_FLAGS, f"-DHEAD_DIM={head_dim}")
+    library = folder / f"kernels-{_digest(compiler, flags)}.so"
+    make_private_directory(folder)
+    if is_own_program(library) and _is_sealed(library):
+        note_use(library)
+        with suppress(OSError):  # as there
+            _seal(library)  # the time of use is a change, too
+        return library
+    if library.exists():
+        # Its code would run in this process: whoever could write the file could have put anything into it.
+        logger.warning("%s was not made here, or could have been written by another user; it is compiled anew", library)
+    # In a folder of its own and moved into place: two workers may compile at once, and a killed one leaves nothing.
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        partial = Path(scratch) / library.name
+        command = [compiler, *flags, "-o", str(partial), *map(str, SOURCES)]
+        done = _run(command, _TIMEOUT_SECONDS)
+        if done.returncode != 0:
+            logger.debug("%s said: %s", compiler, done.stderr)
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise ConfigurationError(f"{compiler} cannot compile the kernels ({last}); {_remedy()}")
+        partial.chmod(PRIVATE_DIRECTORY)  # a compiler goes by the umask
+        partial.replace(library)
+    _seal(library)
+    return library
+
+
+def _seal(library: Path) -> None:
+    """Note that the library was made here, by what no copy of the directory has."""
+    write_private(_seal_of(library), _mark(library))
+
+
+def _is_sealed(library: Path) -> bool:
+    """Whether this user made the library where it stands.
+
+    Whose a file is says nothing of where it comes from: what an archive brings belongs to who unpacks it. But the time
+    at which its entry in the file system changed last is the system's to set, and nobody can know it before.
+    Trade-off: a home that was copied or restored, or whose modes were changed, compiles its kernels once more.
+    """
+    try:
+        return hmac.compare_digest(read_private(_seal_of(library)), _mark(library))
+    except (OSError, ConfigurationError):
+        return False
+
+
+def _seal_of(library: Path) -> Path:
+    return library.with_suffix(".seal")
+
+
+def _mark(library: Path) -> bytes:
+    status = library.lstat()
+    return f"{status.st_ino} {status.st_size} {status.st_ctime_ns}\n".encode()
+
+
+def _find_compiler() -> str:
+    """CXX names it as for any build; else the first of the usual ones."""
+    if sys.platform == "win32":
+        raise ConfigurationError(f"compiled kernels are not available on Windows; {_remedy()}")
+    for name in (os.environ.get("CXX", ""), *_COMPILERS):
+        found = shutil.which(name) if name else None
+        if found is not None:
+            return found
+    raise ConfigurationError(f"there is no C++ compiler ({', '.join(_COMPILERS)}); {_remedy()}")
+
+
+def _remedy() -> str:
+    return "install g++ or clang++, or go on without: --no-compile (HELIX_COMPILE=off)"
+
+
+def _run(command: list[str], seconds: float) -> subprocess.CompletedProcess[str]:
+    """Have the compiler do something.
+
+    Raises:
+        ConfigurationError: It cannot be run: it is another machine's, say, or it does not end.
+    """
+    try:
+        return subprocess.run(  # noqa: S603  (the user's compiler, our source)
+            command, capture_output=True, text=True, errors="replace", timeout=seconds, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ConfigurationError(f"{command[0]} cannot compile the kernels ({error}); {_remedy()}") from error
+
+
+def _digest(compiler: str, flags: tuple[str, ...]) -> str:
+    version = _run([compiler, "--version"], _VERSION_SECONDS).stdout
+    texts = [path.read_text(encoding="utf-8") for path in (*SOURCES, *_HEADERS)]
+    parts = (*texts, *flags, compiler, version, platform.machine(), processor_features())
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def processor_features() -> str:
+    """What ``-march=native`` means here: different machines may share a home directory."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")

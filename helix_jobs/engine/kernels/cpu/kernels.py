@@ -1,0 +1,271 @@
+"""NativeKernels: the compiled kernels as functions of tensors."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+from helix_jobs.engine.kernels.cpu.build import build_library
+from helix_jobs.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from helix_jobs.engine.kernels.cpu.int8_matrix import Int8Matrix
+
+
+_NAMES: Final = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+_POINTER, _SIZE, _FLOAT, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int32
+_SIGNATURES: Final = {
+    "rms_norm": (*[_POINTER] * 3, *[_SIZE] * 2, _FLOAT),
+    **dict.fromkeys(("silu", "gelu", "tanh_gelu"), (*[_POINTER] * 2, *[_SIZE] * 2, _INT)),
+    "rotate_and_store": (*[_POINTER] * 8, *[_SIZE] * 5),
+    "paged_attention": (*[_POINTER] * 6, *[_SIZE] * 4, _FLOAT),
+    "quantize_rows": (*[_POINTER] * 3, *[_SIZE] * 2, _FLOAT, _INT),
+    "scale_rows": (*[_POINTER] * 5, *[_SIZE] * 2),
+}
+
+
+_LANES: Final = 16
+_BLOCK_OUTPUTS: Final = 32
+
+
+class NativeKernels:
+    """One library, for tensors of one dtype on the CPU and heads of one size.
+
+    Every tensor handed in is contiguous; every kernel writes a tensor of its own and keeps no pointer.
+    """
+
+    def __init__(self, library: ctypes.CDLL, dtype: torch.dtype, head_dim: int) -> None:
+        self.head_dim = head_dim
+        self._functions: dict[str, Any] = {}
+        # All layers of an int8 decoder in one call, see ``NativeInt8Decoder``; and whether that is fast here.
+        self.int8_layers = getattr(library, f"int8_layers_{_NAMES[dtype]}")
+        self.int8_layers.argtypes = (_POINTER, _POINTER, _POINTER)
+        self.int8_layers.restype = None
+        self.has_byte_products = bool(library.has_byte_products())
+        self._int8_linear = getattr(library, f"int8_linear_{_NAMES[dtype]}")
+        self._int8_linear.argtypes = (*[_POINTER] * 4, _SIZE)
+        self._int8_linear.restype = None
+        # Whether the processor multiplies tiles of this dtype, and this process may use them.
+        self.has_tiles = dtype is torch.bfloat16 and bool(library.has_tiles())
+        self._pack_tiles = library.pack_tiles
+        self._pack_tiles.argtypes = (*[_POINTER] * 2, *[_SIZE] * 2)
+        self._pack_tiles.restype = None
+        self._tiled_linear = library.tiled_linear_bfloat16
+        self._tiled_linear.argtypes = (*[_POINTER] * 5, *[_SIZE] * 3)
+        self._tiled_linear.restype = None
+        for name, signature in _SIGNATURES.items():
+            function = getattr(library, f"{name}_{_NAMES[dtype]}")
+            function.argtypes = signature
+            function.restype = None
+            self._functions[name] = function
+        self._rms_norm = self._functions["rms_norm"]
+        self._rotate_and_store = self._functions["rotate_and_store"]
+        self._paged_attention = self._functions["paged_attention"]
+        self._quantize_rows = self._functions["quantize_rows"]
+        self._scale_rows = self._functions["scale_rows"]
+
+    def rms_norm(self, hidden: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+        """``hidden / rms(hidden) * weight`` over the last dimension."""
+        hidden = hidden.contiguous()
+        result = torch.empty_like(hidden)
+        size = hidden.shape[-1]
+        rows = hidden.numel() // size
+        self._rms_norm(hidden.data_ptr(), weight.data_ptr(), result.data_ptr(), rows, size, eps)
+        return result
+
+    def pack_tiles(self, weight: torch.Tensor) -> torch.Tensor:
+        """A bfloat16 weight ``[out_features, in_features]`` as ``tiled_linear`` reads it; where ``has_tiles``.
+
+        ``in_features`` is a multiple of 32.
+        """
+        weight = weight.contiguous()
+        out_features, in_features = weight.shape
+        # [out_features rounded up to 32, in_features], in another order
+        packed = weight.new_empty((-(-out_features // _BLOCK_OUTPUTS) * _BLOCK_OUTPUTS, in_features))
+        self._pack_tiles(weight.data_ptr(), packed.data_ptr(), in_features, out_features)
+        return packed
+
+    def tiled_linear(
+        self,
+        hidden: torch.Tensor,
+        packed: torch.Tensor,
+        out_features: int,
+        bias: torch.Tensor | None,
+        residual: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """``hidden @ weight.T + bias + residual``, rounded once; each row is the same bits in any number of rows.
+
+        Args:
+            hidden: ``[T, in_features]``
+            packed: From ``pack_tiles``.
+            out_features: Of the weight.
+            bias: ``[out_features]``
+            residual: ``[T, out_features]``
+        """
+        hidden = hidden.contiguous()
+        if residual is not None:
+            residual = residual.contiguous()
+        rows, in_features = hidden.shape
+        result = hidden.new_empty((rows, out_features))
+        self._tiled_linear(
+            hidden.data_ptr(), packed.data_ptr(), None if bias is None else bias.data_ptr(),
+            None if residual is None else residual.data_ptr(), result.data_ptr(), rows, in_features, out_features,
+        )  # fmt: skip
+        return result
+
+    def activate(self, name: str, inner: torch.Tensor, *, is_gated: bool) -> torch.Tensor:
+        """The activation of ``[T, size]``, or ``activation(gate) * up`` of ``[T, gate and up]``.
+
+        Args:
+            name: ``silu``, ``gelu`` or ``tanh_gelu``.
+            inner: What it is applied to.
+            is_gated: Which of both.
+        """
+        inner = inner.contiguous()
+        rows, width = inner.shape
+        size = width // 2 if is_gated else width
+        result = inner.new_empty((rows, size))
+        self._functions[name](inner.data_ptr(), result.data_ptr(), rows, size, is_gated)
+        return result
+
+    def rotate_and_store(  # noqa: PLR0917  (one call site, once a layer)
+        self,
+        qkv: torch.Tensor,
+        positions: torch.Tensor,
+        write_rows: torch.Tensor,
+        tables: tuple[torch.Tensor, torch.Tensor] | None,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+    ) -> torch.Tensor:
+        """Rotate queries and keys; write keys and values to the pools; return queries ``[T, num_heads * head_dim]``.
+
+        Args:
+            qkv: ``[T, (num_heads + 2 * num_kv_heads) * head_dim]``
+            positions: ``[T]`` int64.
+            write_rows: ``[T * num_kv_heads]`` rows of the pools' token view.
+            tables: Cosines and signed sines by position, each ``[positions, 1, rotary_dim]``; None rotates nothing.
+            keys: A layer's pool.
+            values: A layer's pool.
+            num_heads: Query heads.
+            num_kv_heads: Key-value heads.
+            head_dim: Of each.
+        """
+        num_tokens = qkv.shape[0]
+        queries = qkv.new_empty((num_tokens, num_heads * head_dim))
+        cos, sin, rotary_dim = (None, None, 0)
+        if tables is not None:
+            cos, sin, rotary_dim = tables[0].data_ptr(), tables[1].data_ptr(), tables[0].shape[-1]
+        self._rotate_and_store(
+            qkv.data_ptr(), positions.data_ptr(), write_rows.data_ptr(), cos, sin, queries.data_ptr(), keys.data_ptr(),
+            values.data_ptr(), num_tokens, num_heads, num_kv_heads, head_dim, rotary_dim,
+        )  # fmt: skip
+        return queries
+
+    def paged_attention(  # noqa: PLR0917  (as above)
+        self,
+        queries: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        pieces: torch.Tensor,
+        blocks: torch.Tensor,
+        output: torch.Tensor,
+        num_heads: int,
+        num_kv_heads: int,
+        block_size: int,
+        scaling: float,
+    ) -> None:
+        """Attend for slices, straight from the cache.
+
+        Args:
+            queries: ``[T, num_heads * head_dim]``, rotated.
+            keys: A layer's pool.
+            values: A layer's pool.
+            pieces: ``[num_pieces, 4]`` int64: first token, number of tokens, start position, first entry in ``blocks``.
+            blocks: Block tables one behind the other, int32.
+            output: ``[T, num_heads * head_dim]``; the pieces' rows are written.
+            num_heads: Query heads.
+            num_kv_heads: Key-value heads.
+            block_size: Tokens a block.
+            scaling: Factor of the scores.
+        """
+        self._paged_attention(
+            queries.data_ptr(), keys.data_ptr(), values.data_ptr(), pieces.data_ptr(), blocks.data_ptr(),
+            output.data_ptr(), len(pieces), num_heads, num_kv_heads, block_size, scaling,
+        )  # fmt: skip
+
+    def quantize_rows(self, hidden: torch.Tensor, smallest: float, zero: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Round each row to whole numbers from -127 to 127, plus ``zero``.
+
+        Returns:
+            ``[T, size]`` uint8 and the float32 scale of each row, ``[T]``.
+        """
+        hidden = hidden.contiguous()
+        rows, size = hidden.shape
+        rounded = torch.empty((rows, size), dtype=torch.uint8)
+        scales = torch.empty(rows, dtype=torch.float32)
+        self._quantize_rows(
+            hidden.data_ptr(), rounded.data_ptr(), scales.data_ptr(), rows, size, smallest, zero
+        )  # fmt: skip
+        return rounded, scales
+
+    def scale_rows(
+        self,
+        product: torch.Tensor,
+        scales: torch.Tensor,
+        bias: torch.Tensor | None,
+        residual: torch.Tensor | None,
+        dtype: torch.dtype,
+    ) -> torch.Tensor:
+        """``product * scales + bias + residual``, ``[T, size]``, from float32 to ``dtype``, the kernels' own."""
+        rows, size = product.shape
+        result = torch.empty((rows, size), dtype=dtype)
+        self._scale_rows(
+            product.data_ptr(), scales.data_ptr(), None if bias is None else bias.data_ptr(),
+            None if residual is None else residual.data_ptr(), result.data_ptr(), rows, size,
+        )  # fmt: skip
+        return result
+
+    def int8_linear(self, hidden: torch.Tensor, matrix: Int8Matrix, residual: torch.Tensor | None) -> torch.Tensor:
+        """``hidden @ weight.T + bias + residual``, ``[T, rows]``, each row of ``hidden`` rounded to whole numbers.
+
+        Args:
+            hidden: ``[T, columns]``.
+            matrix: The weight.
+            residual: ``[T, rows]``, or None.
+        """
+        hidden = hidden.contiguous()
+        result = hidden.new_empty((hidden.shape[0], matrix.struct.rows))
+        self._int8_linear(
+            hidden.data_ptr(), ctypes.byref(matrix.struct), None if residual is None else residual.data_ptr(),
+            result.data_ptr(), hidden.shape[0],
+        )  # fmt: skip
+        return result
+
+
+def load_kernels(folder: Path, dtype: torch.dtype, device: torch.device, head_dim: int) -> NativeKernels:
+    """Compile the kernels if need be, and load them.
+
+    Raises:
+        ConfigurationError: Not for this device, dtype or size of heads, or they cannot be compiled or loaded here.
+    """
+    if device.type != "cpu" or dtype not in _NAMES:
+        name = str(dtype).removeprefix("torch.")
+        raise ConfigurationError(
+            f"compiled kernels are for float32 and bfloat16 on the CPU, not {name} on {device.type}"
+        )
+    if head_dim % _LANES != 0:
+        raise ConfigurationError(f"compiled kernels are for heads of a multiple of {_LANES}, not of {head_dim}")
+    path = build_library(folder, head_dim)
+    try:
+        library = ctypes.CDLL(str(path))
+        kernels = NativeKernels(library, dtype, head_dim)
+    except (OSError, AttributeError) as error:
+        raise ConfigurationError(f"the compiled kernels cannot be loaded ({error}); go on with --no-compile") from error
+    return kernels

@@ -1,0 +1,282 @@
+"""Checkpoint: where a model's files are and what their headers say, before any weight is read.
+
+Only safetensors and GGUF are ever opened: a pickle can run code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+
+from helix_jobs.engine.loading.demo_model import DEMO_DIRECTORY, DEMO_MODEL, ensure_demo_model, is_current
+from helix_jobs.engine.loading.gguf_file import GgufFile, read_gguf
+from helix_jobs.engine.loading.quantized_checkpoint import check_not_quantized
+from helix_jobs.engine.loading.stored_tensor import StoredTensor, read_safetensors_header
+from helix_jobs.engine.loading.tensor_names import is_computed
+from helix_jobs.engine.model.architecture import check_model_type
+from helix_jobs.engine.model.model_words import subject
+from helix_jobs.errors import ModelNotFoundError, UnsupportedArchitectureError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+logger = logging.getLogger(__name__)
+
+
+_HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+_PICKLES: Final = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_DESCRIPTION_FILES: Final = ["*.json", "*.jinja", "*.model", "*.txt"]
+_DTYPES: Final = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """Model files found on this machine.
+
+    Attributes:
+        name: What the person called it.
+        folder: The directory with the files.
+        gguf_file: The file's name inside ``folder`` when the weights are GGUF, else None.
+        files: The files with its weights.
+        tensors: What they hold, by the names that transformers gives them.
+        settings: What config.json says, unread by transformers; empty for a GGUF file.
+        gguf: What the GGUF file says, or None.
+    """
+
+    name: str
+    folder: Path
+    gguf_file: str | None
+    files: tuple[Path, ...]
+    tensors: Mapping[str, StoredTensor]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    gguf: GgufFile | None = None
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights stored."""
+        return sum(tensor.elements for tensor in self.tensors.values())
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """What most of the weights are stored in; None when quantised (GGUF)."""
+        sizes: Counter[str] = Counter()
+        for tensor in self.tensors.values():
+            sizes[tensor.kind] += tensor.elements
+        return _DTYPES.get(max(sizes, key=lambda kind: sizes[kind])) if sizes else None
+
+    @property
+    def is_uniform(self) -> bool:
+        """Everything is stored in ``dtype``, so that reading in it rounds nothing and copies nothing."""
+        return self.gguf is None and len({one.kind for name, one in self.tensors.items() if not is_computed(name)}) == 1
+
+    def copied_weights(self, dtype: torch.dtype) -> int:
+        """Number of weights that reading in ``dtype`` copies: those stored in another form."""
+        if self.gguf is not None:
+            return self.parameters
+        return sum(tensor.elements for tensor in self.tensors.values() if _DTYPES.get(tensor.kind) is not dtype)
+
+
+def find_checkpoint(name: str, home: Path, on_progress: Callable[[str], None]) -> Checkpoint:
+    """Find a model by its name: ``demo``, a ``.gguf`` file, a directory or a hub id (downloaded on first use).
+
+    Raises:
+        ModelNotFoundError: There is none, or none that may be opened.
+        UnsupportedArchitectureError: A hub model the engine cannot serve; found before its weights are downloaded.
+    """
+    with _files_of(name):
+        if name == DEMO_MODEL:
+            return _from_directory(name, ensure_demo_model(home, on_progress))
+        return _from_path(name) or _from_directory(name, _download(name, on_progress))
+
+
+def find_local_checkpoint(name: str, home: Path) -> Checkpoint | None:
+    """Find a model as ``find_checkpoint`` does, without the network; None where it would have to be downloaded.
+
+    Raises:
+        ModelNotFoundError, UnsupportedArchitectureError: As there; also if only a part of it was downloaded.
+    """
+    with _files_of(name):
+        if name == DEMO_MODEL:
+            folder = home / "models" / DEMO_DIRECTORY
+            return _from_directory(name, folder) if is_current(folder) else None
+        found = _from_path(name)
+        if found is None:
+            downloaded = _downloaded(name)
+            found = None if downloaded is None else _from_directory(name, downloaded)
+        return found
+
+
+@contextlib.contextmanager
+def _files_of(name: str) -> Iterator[None]:
+    """Say it of the model when its files cannot be opened: no right to, a name too long, a disk that is full."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise ModelNotFoundError(
+            f"model {name:.200} cannot be opened ({reason}); check the path and its rights"
+        ) from error
+
+
+def _from_path(name: str) -> Checkpoint | None:
+    """The model in this file or directory; None if the name is a hub id."""
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError as error:  # no such user
+        raise ModelNotFoundError(f"model {name}: no such home directory is known; give a full path") from error
+    if path.is_dir():
+        return _from_directory(name, path)
+    if path.suffix.lower() == ".gguf":
+        return _from_gguf(name, path)
+    if path.is_file():
+        if any(path.match(pattern) for pattern in _PICKLES):
+            raise ModelNotFoundError(
+                f"model {name} is a pickle, which can run code when opened; give a directory with safetensors"
+            )
+        raise ModelNotFoundError(f"model {name} is a file that is not GGUF; give its directory or a .gguf file")
+    if not _HUB_ID.fullmatch(name) or name.startswith("."):
+        raise ModelNotFoundError(f"model directory {name} does not exist; check the path")
+    return None
+
+
+def _from_directory(name: str, folder: Path) -> Checkpoint:
+    if not (folder / "config.json").is_file():
+        raise _not_a_model(name, folder)
+    config = check_model_type(name, folder)
+    if (folder / "adapter_config.json").exists():
+        # Where peft is installed, transformers would load another model: the one that the adapter was made for.
+        raise UnsupportedArchitectureError(
+            f"{subject(name, folder)} has an adapter beside its weights (adapter_config.json), which would not be "
+            "applied; merge it into them (merge_and_unload of peft), or remove it if it is merged already"
+        )
+    tensors: dict[str, StoredTensor] = {}
+    files = _safetensors_files(name, folder)
+    for file in files:
+        tensors.update(read_safetensors_header(name, file))
+    check_not_quantized(name, folder, config, tensors, filter(is_computed, tensors))
+    return Checkpoint(name, folder, None, tuple(files), tensors, config)
+
+
+def _not_a_model(name: str, folder: Path) -> ModelNotFoundError:
+    """What to do instead with a directory that has no config.json."""
+    if (folder / "adapter_config.json").exists():
+        return ModelNotFoundError(
+            f"{subject(name, folder)} is an adapter; merge it into its base model (merge_and_unload of peft)"
+        )
+    gguf = _gguf_files(folder)
+    if len(gguf) == 1:
+        return ModelNotFoundError(f"model {name}: name the GGUF file itself: {gguf[0]}")
+    if gguf:
+        return ModelNotFoundError(
+            f"{subject(name, folder)} has {len(gguf)} GGUF files; name the one you want, such as {gguf[0]}"
+        )
+    return ModelNotFoundError(f"{subject(name, folder)} has no config.json; give a transformers model directory")
+
+
+def _gguf_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() == ".gguf")
+
+
+def _safetensors_files(name: str, folder: Path) -> list[Path]:
+    single = folder / "model.safetensors"
+    if single.is_file():  # transformers prefers it to an index, too
+        return [single]
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+            raise ModelNotFoundError(f"{subject(name, index)} is damaged; fetch the model again") from error
+        # transformers joins these names to the folder and opens what is there, pickles included.
+        if strange := [shard for shard in shards if not _is_shard_name(shard)]:
+            raise ModelNotFoundError(
+                f"{subject(name, index)} names {strange[0]!r:.100}, and weights are read only from .safetensors files "
+                "beside it (a pickle can run code when opened); convert the model to safetensors"
+            )
+        files = [folder / shard for shard in shards]
+        if missing := [file.name for file in files if not file.is_file()]:
+            raise ModelNotFoundError(
+                f"{subject(name, folder)} lacks {len(missing)} of {len(files)} weight files (first {missing[0]}); "
+                "fetch the model again"
+            )
+        return files
+    if any(next(folder.glob(pattern), None) for pattern in _PICKLES):
+        raise ModelNotFoundError(
+            f"{subject(name, folder)} has its weights only as pickles, which can run code when opened; "
+            "convert them to safetensors (save_pretrained of current transformers writes it)"
+        )
+    if gguf := _gguf_files(folder):
+        raise ModelNotFoundError(f"{subject(name, folder)} has no safetensors; name the GGUF file itself: {gguf[0]}")
+    raise ModelNotFoundError(f"{subject(name, folder)} has no model.safetensors; give a directory with weights")
+
+
+def _is_shard_name(shard: object) -> bool:
+    """Whether it is the plain name of a safetensors file: no path, nothing else that transformers would open."""
+    return isinstance(shard, str) and re.fullmatch(r"[\w.-]+\.safetensors", shard, re.ASCII) is not None
+
+
+def _from_gguf(name: str, path: Path) -> Checkpoint:
+    if not path.is_file():
+        raise ModelNotFoundError(f"model file {name} does not exist; check the path")
+    gguf = read_gguf(name, path)
+    return Checkpoint(name, path.parent, path.name, (path,), gguf.tensors, gguf=gguf)
+
+
+def _download(name: str, on_progress: Callable[[str], None]) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+
+    def fetch(patterns: list[str]) -> Path:
+        return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=["*/*"]))
+
+    try:
+        on_progress(f"looking up {name} on the hub")
+        folder = fetch(_DESCRIPTION_FILES)
+        config = check_model_type(name, folder)
+        check_not_quantized(name, folder, config, {}, ())  # as far as these files tell, before gigabytes come
+        on_progress(f"downloading {name} from the hub")
+        return fetch([*_DESCRIPTION_FILES, "*.safetensors"])
+    except HFValidationError as error:
+        raise _no_name(name) from error
+    except GatedRepoError as error:
+        raise ModelNotFoundError(
+            f"model {name} needs its licence accepted on the hub; do so and set HF_TOKEN"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise ModelNotFoundError(f"model {name} is no directory here and not on the hub; check the name") from error
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ModelNotFoundError(
+            f"model {name} is no directory here and could not be fetched from the hub ({type(error).__name__}); "
+            "check the name and the network, or give a directory"
+        ) from error
+
+
+def _downloaded(name: str) -> Path | None:
+    """Where the hub's library keeps this model on this machine."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except HFValidationError as error:
+        raise _no_name(name) from error
+    except LocalEntryNotFoundError:
+        return None
+
+
+def _no_name(name: str) -> ModelNotFoundError:
+    """The hub refuses more names than ``_HUB_ID`` does, such as those with two hyphens side by side."""
+    return ModelNotFoundError(f"model {name:.200} is no directory here and no name on the hub; check the name")

@@ -1,0 +1,96 @@
+"""What GGUF files call the tensors of each architecture, and what transformers calls them.
+
+Only names that transformers' reader maps are here: a tensor under any other name would fall under the table.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from helix_jobs.engine.loading.stored_tensor import StoredTensor
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_BLOCK: Final = re.compile(r"blk\.(\d{1,9})\.(.+)")
+
+
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """Module names of one architecture, without ``.weight`` and ``.bias``.
+
+    Attributes:
+        outer: Outside the layers.
+        layers: What transformers calls the list of layers.
+        inner: Inside a layer.
+        transposed: Modules whose weights transformers keeps the other way round.
+    """
+
+    outer: Mapping[str, str]
+    layers: str
+    inner: Mapping[str, str]
+    transposed: frozenset[str] = frozenset()
+
+
+_OUTER: Final = {"token_embd": "embed_tokens", "output_norm": "norm", "output": "lm_head"}
+_NORMS: Final = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
+_LLAMA: Final = {
+    **_NORMS,
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_ARCHITECTURES: Final = {
+    "llama": _Names(_OUTER, "layers", _LLAMA),
+    "qwen2": _Names(_OUTER, "layers", _LLAMA),
+    "qwen3": _Names(_OUTER, "layers", {**_LLAMA, "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}),
+    "phi3": _Names(
+        _OUTER,
+        "layers",
+        {
+            **_NORMS,
+            "attn_qkv": "self_attn.qkv_proj",
+            "attn_output": "self_attn.o_proj",
+            "ffn_up": "mlp.gate_up_proj",
+            "ffn_down": "mlp.down_proj",
+        },
+    ),
+    "gpt2": _Names(
+        {"token_embd": "wte", "position_embd": "wpe", "output_norm": "ln_f", "output": "lm_head"},
+        "h",
+        {
+            "attn_norm": "ln_1",
+            "attn_qkv": "attn.c_attn",
+            "attn_output": "attn.c_proj",
+            "ffn_norm": "ln_2",
+            "ffn_up": "mlp.c_fc",
+            "ffn_down": "mlp.c_proj",
+        },
+        frozenset({"attn_qkv", "attn_output", "ffn_up", "ffn_down"}),
+    ),
+}
+GGUF_ARCHITECTURES: Final = tuple(_ARCHITECTURES)
+
+
+def transformers_tensors(architecture: str, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """Return the tensors under the names and in the shapes that transformers gives them; unknown names stay."""
+    names = _ARCHITECTURES[architecture]
+    renamed = {}
+    for tensor, stored in tensors.items():
+        module, _, kind = tensor.rpartition(".")
+        block = _BLOCK.fullmatch(module)
+        theirs = names.inner.get(block[2]) if block else names.outer.get(module)
+        if theirs is None or kind not in ("weight", "bias"):
+            renamed[tensor] = stored
+            continue
+        if block and block[2] in names.transposed and kind == "weight":
+            stored = StoredTensor(stored.kind, stored.shape[::-1])  # noqa: PLW2901  (the same tensor, seen otherwise)
+        prefix = f"{names.layers}.{block[1]}." if block else ""
+        renamed[f"{prefix}{theirs}.{kind}"] = stored
+    return renamed

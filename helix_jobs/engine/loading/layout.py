@@ -1,0 +1,108 @@
+"""The layout of a checkpoint: what a configuration needs, held against what the files have, before any weight is read.
+
+What a file holds and nobody reads is a refusal: the model was trained with it, and without it writes fluent text that
+is not its own. So is what is missing, because transformers makes it up, and what has another shape.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from helix_jobs.engine.loading.quantized_checkpoint import is_part_of_quantized
+from helix_jobs.engine.loading.tensor_names import HEAD, canonical, is_computed
+from helix_jobs.errors import ModelError, UnsupportedArchitectureError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from transformers import PretrainedConfig
+
+    from helix_jobs.engine.loading.stored_tensor import StoredTensor
+
+
+def check_layout(
+    name: str, config: PretrainedConfig, tensors: Mapping[str, StoredTensor], *, is_gguf: bool = False
+) -> None:
+    """Refuse files that do not hold exactly what this configuration needs.
+
+    Args:
+        name: What the person called the model.
+        config: Of a served architecture; its number of layers has passed ``check_layers``.
+        tensors: What the files hold, under transformers' names.
+        is_gguf: They come out of a GGUF file, where transformers reads what is on its list.
+
+    Raises:
+        ModelError: Something is missing or of another shape.
+        UnsupportedArchitectureError: There is something that nobody would read.
+    """
+    needed = _needed(name, config)
+    there: dict[str, StoredTensor] = {}
+    unread = []
+    for tensor, stored in tensors.items():
+        short = canonical(tensor)
+        if short in needed and short not in there:
+            there[short] = stored
+        elif not is_computed(tensor):
+            unread.append(tensor)
+    if unread:
+        raise _unread(name, sorted(unread), is_gguf=is_gguf)
+    missing = sorted(needed.keys() - there.keys() - ({HEAD} if config.tie_word_embeddings else set()))
+    first = needed[missing[0]].name if missing else ""
+    if missing == [HEAD]:
+        raise ModelError(
+            f"model {name} lacks its output head ({HEAD}); if the model uses its embedding as head, set "
+            '"tie_word_embeddings": true in config.json, else fetch the model again'
+        )
+    if missing:
+        raise ModelError(f"model {name} lacks {len(missing)} weights (first {first}); fetch the model again")
+    for tensor, stored in there.items():
+        wanted = needed[tensor]
+        if stored.shape != wanted.shape:
+            raise ModelError(
+                f"model {name}: the weight {wanted.name} has the shape {list(stored.shape)} and its configuration says "
+                f"{list(wanted.shape)}; fetch the model again, configuration and weights together"
+            )
+
+
+class _Needed(NamedTuple):
+    """A weight of the model that a configuration describes."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+def _needed(name: str, config: PretrainedConfig) -> dict[str, _Needed]:
+    """Each weight that transformers would read, by its canonical name; nothing is allocated for it."""
+    try:
+        with torch.device("meta"):
+            model: Any = AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation="eager")
+        return {
+            canonical(tensor): _Needed(tensor, tuple(weight.shape)) for tensor, weight in model.state_dict().items()
+        }
+    except Exception as error:  # numbers that do not go together fail anywhere in there
+        raise ModelError(
+            f"model {name}: its configuration describes no model that can be built ({type(error).__name__}: "
+            f"{' '.join(str(error).split()):.200}); fetch the model again"
+        ) from error
+
+
+def _unread(name: str, tensors: list[str], *, is_gguf: bool) -> UnsupportedArchitectureError:
+    count, first = len(tensors), tensors[0]
+    if is_gguf:
+        return UnsupportedArchitectureError(
+            f"model {name}: {count} of its weights (first {first:.200}) cannot be read from a GGUF file of this "
+            "architecture; use the model's safetensors"
+        )
+    scales = [tensor for tensor in tensors if is_part_of_quantized(tensor)]
+    if scales:
+        return UnsupportedArchitectureError(
+            f"model {name} is quantised (it has the tensor {scales[0]:.200}); use the model's original weights"
+        )
+    return UnsupportedArchitectureError(
+        f"model {name} has {count} weights that its architecture does not use (first {first:.200}), so its answers "
+        "would not be its own; its config.json may be another model's or name the wrong architecture"
+    )

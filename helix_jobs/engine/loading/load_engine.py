@@ -1,0 +1,158 @@
+"""load_engine: from settings to a running engine."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from helix_jobs.engine.config import NO_DRAFT, DraftSpec, EngineConfig, SpeculationConfig
+from helix_jobs.engine.devices.devices import describe_device, resolve_dtype
+from helix_jobs.engine.devices.self_check import check_device
+from helix_jobs.engine.engine import Engine
+from helix_jobs.engine.kernels.cpu.build import processor_features
+from helix_jobs.engine.kernels.cpu.kernels import load_kernels
+from helix_jobs.engine.loading.model_loader import INT8, get_device, load_models
+from helix_jobs.engine.loading.reproducible import make_draft_reproducible, make_reproducible
+from helix_jobs.engine.loading.sizing import batch_limits, cache_config
+from helix_jobs.engine.speculation.depth.profile import CostProfileFile
+from helix_jobs.engine.weights.int8_linear import dequantize, is_fast
+from helix_jobs.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from helix_jobs.engine.loading.model_loader import LoadedModel, LoadedModels
+    from helix_jobs.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+def load_engine(settings: Settings, on_progress: Callable[[str], None] | None = None) -> Engine:
+    """Load the models that the settings name and build the engine around them.
+
+    Raises:
+        ConfigurationError: The device, the dtype or the draft is not to be had, or the device computes wrong.
+        ModelError: The models cannot be served here; the subclasses say why.
+    """
+    device = get_device(settings.device)
+    draft = DraftSpec.parse(settings.draft_model)
+    profiles = settings.home / "profiles"
+    usual_dtype = resolve_dtype("auto" if settings.dtype == INT8 else settings.dtype, device, None)
+    check_device(device, usual_dtype, profiles, on_progress)
+    is_off = settings.speculation_depth == 0
+    models = load_models(
+        settings.target_model,
+        NO_DRAFT if is_off else draft.model,
+        device=device,
+        dtype=settings.dtype,
+        home=settings.home,
+        on_progress=on_progress,
+    )
+    models = with_compiled_kernels(models, settings.compile, settings.home / "native", on_progress)
+    models = without_slow_int8(models, on_progress)
+    models = make_reproducible(models, settings.reproducible, profiles, on_progress)
+    if settings.speculation_depth is not None:
+        models = make_draft_reproducible(models, settings.reproducible, profiles, on_progress)
+    limits = batch_limits(models, settings)
+    config = EngineConfig(
+        max_batch_size=limits.max_batch_size,
+        token_budget=limits.token_budget,
+        speculation=speculation_config(settings.speculation_depth, draft),
+    )
+    cache = cache_config(models, config, settings.kv_cache_mb)
+    if not (config.speculation.adaptive and config.speculation.is_on and (models.draft or draft.lookup)):
+        return Engine(models, config, cache)
+    file = CostProfileFile(profiles, _identity(models, config))
+    kept = file.read()
+    if kept is None and on_progress is not None:
+        on_progress("measuring what steps cost here, once for these models")
+    engine = Engine(models, config, cache, kept)
+    measured = engine.cost_profile()
+    if kept is None and measured is not None:
+        file.write(measured)
+    return engine
+
+
+def with_compiled_kernels(
+    models: LoadedModels, when: str, folder: Path, on_progress: Callable[[str], None] | None = None
+) -> LoadedModels:
+    """Let the models compute with kernels compiled for this machine.
+
+    Args:
+        models: Loaded and packed.
+        when: ``on``, ``off``, or ``auto``: where it can be done.
+        folder: Keeps the compiled library.
+        on_progress: Told in one line what came of it.
+
+    Raises:
+        ConfigurationError: ``on``, and they are not for this device or dtype or cannot be compiled.
+    """
+    report = on_progress or logger.info
+    device = models.device
+    if when == "off":
+        return models
+    started = time.perf_counter()
+    try:
+        target = _computing_natively(models.target, folder)
+        draft = None if models.draft is None else _computing_natively(models.draft, folder)
+    except ConfigurationError as error:
+        if when == "on":
+            raise
+        if device.type == "cpu":
+            report(f"going on without compiled kernels: {error}")
+        return models
+    report(f"compiled kernels ready after {time.perf_counter() - started:.1f} s")
+    return replace(models, target=target, draft=draft)
+
+
+def without_slow_int8(models: LoadedModels, on_progress: Callable[[str], None] | None = None) -> LoadedModels:
+    """Let no draft compute in int8 where that is slow: on a processor without VNNI, without kernels compiled for AVX2.
+
+    torch's own int8 product is a plain loop there: a copy of the target would cost many times what the target does, so
+    there is none; another draft model is widened to the dtype of its activations.
+    """
+    draft = models.draft
+    if draft is None or not draft.is_int8 or is_fast(draft.decoder):
+        return models
+    report = on_progress or logger.info
+    if draft.is_copy:
+        report("going on without the int8 draft: without VNNI or compiled kernels it is slower than its target here")
+        return replace(models, draft=None)
+    report(f"draft {draft.name} computes in {str(draft.decoder.dtype).removeprefix('torch.')}: int8 is slow here")
+    return replace(models, draft=replace(draft, decoder=dequantize(draft.decoder), is_int8=False))
+
+
+def _computing_natively(model: LoadedModel, folder: Path) -> LoadedModel:
+    decoder = model.decoder
+    if decoder.native is not None:
+        return model
+    kernels = load_kernels(folder, decoder.dtype, decoder.device, decoder.geometry.head_dim)
+    return replace(model, decoder=decoder.with_native(kernels))
+
+
+def speculation_config(depth: int | None, draft: DraftSpec) -> SpeculationConfig:
+    """From the setting: None is adaptive, a number the fixed depth, 0 off."""
+    if depth is None:
+        return SpeculationConfig(lookup=draft.lookup)
+    return SpeculationConfig(depth=depth, adaptive=False, lookup=draft.lookup and depth > 0)
+
+
+def _identity(models: LoadedModels, config: EngineConfig) -> dict[str, str]:
+    """What a cost profile holds for."""
+    return {
+        "device": describe_device(models.device),
+        "processor": processor_features(),
+        "target": f"{models.target.name} {models.target.dtype_name}",
+        "draft": "none" if models.draft is None else f"{models.draft.name} {models.draft.dtype_name}",
+        "threads": str(torch.get_num_threads()),
+        "torch": torch.__version__,
+        "kernels": "torch" if models.target.decoder.native is None else "compiled",
+        "reproducible": str(models.target.is_reproducible),
+        "max_batch_size": str(config.max_batch_size),
+        "max_depth": str(config.speculation.max_depth),
+    }

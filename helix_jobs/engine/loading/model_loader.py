@@ -1,0 +1,346 @@
+"""Choose the device and load target and draft: the only place that turns model names into models.
+
+Every check that can be made without reading a weight comes first: architecture, vocabulary, memory. Weights are read
+on the CPU and then moved, one finished tensor after the other (DirectML knows no other way).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+import torch
+
+from helix_jobs.engine.config import NO_DRAFT
+from helix_jobs.engine.devices.devices import (
+    DIRECTML_DEVICE_TYPE,
+    cleanup_memory,
+    describe_device,
+    explaining_shortage,
+    import_directml,
+    prepare_device,
+    resolve_dtype,
+)
+from helix_jobs.engine.loading.model_memory import check_device_memory, check_host_memory
+from helix_jobs.engine.loading.model_source import ModelSource, open_source, read_weights
+from helix_jobs.engine.loading.trial_pass import TRIAL_TEXT, logits_are_finite
+from helix_jobs.engine.loading.vocabulary import check_vocabularies, end_token_ids, turn_end_ids
+from helix_jobs.engine.model.architecture import context_limits
+from helix_jobs.engine.model.families import build_decoder
+from helix_jobs.engine.model.placement import Float16OverflowError, Placement
+from helix_jobs.engine.text.prompt_encoder import PromptEncoder
+from helix_jobs.engine.weights.int8_linear import quantize
+from helix_jobs.errors import ConfigurationError, InsufficientMemoryError, ModelError, RequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+    from helix_jobs.engine.model.decoder import Decoder
+
+__all__ = [
+    "LoadedModel",
+    "LoadedModels",
+    "available_devices",
+    "cleanup_memory",
+    "describe_device",
+    "directml_absence",
+    "get_device",
+    "load_models",
+    "resolve_dtype",
+]
+
+logger = logging.getLogger(__name__)
+
+INT8: Final = "int8"  # as a draft, an int8 copy of the target; as a dtype, an int8 target
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """One model in memory, on its device.
+
+    Attributes:
+        name: What the person called it.
+        decoder: The model. Its dtype may differ from what was asked when float16 would have overflowed.
+        is_int8: Its linear layers are int8; ``decoder.dtype`` is that of its activations.
+        is_copy: It is the target itself, quantised.
+        overflowed: It was to run in float16, and its weights or activations do not fit into that.
+        is_reproducible: What it computes for a sequence does not depend on what is computed beside it.
+    """
+
+    name: str
+    decoder: Decoder
+    is_int8: bool = False
+    is_copy: bool = False
+    overflowed: bool = False
+    is_reproducible: bool = False
+
+    @property
+    def dtype_name(self) -> str:
+        """``int8``, or the dtype of weights and activations."""
+        return "int8" if self.is_int8 else str(self.decoder.dtype).removeprefix("torch.")
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModels:
+    """Target and draft, ready to serve.
+
+    Attributes:
+        target: Whose answers are given.
+        draft: What proposes them; None when the draft is ``none``.
+        tokenizer: The target's; its vocabulary is the draft's too.
+        eos_token_ids: Tokens that end an output.
+        turn_end_ids: Tokens that, beside these, end an answer to messages.
+        vocab_size: Token ids the target may emit; its head can have more rows, as padding.
+        max_context: Positions the target was made for, prompt and output together.
+        prompts: Encodes prompts, its processes started; None leaves that to whoever needs one.
+    """
+
+    target: LoadedModel
+    draft: LoadedModel | None
+    tokenizer: PreTrainedTokenizerBase
+    eos_token_ids: frozenset[int]
+    vocab_size: int
+    max_context: int
+    turn_end_ids: frozenset[int] = frozenset()
+    prompts: PromptEncoder | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where both models are."""
+        return self.target.decoder.device
+
+
+def get_device(name: str | None = None) -> torch.device:
+    """Return the device to run on: torch-directml, CUDA/ROCm, XPU, MPS, CPU, the first that is there; or the named one.
+
+    Args:
+        name: None or ``auto`` for the first available; else ``directml``, ``cuda``, ``rocm``, ``xpu``, ``mps`` or
+            ``cpu``, with an index where there are several (``cuda:1``).
+
+    Raises:
+        ConfigurationError: The name is unknown or there is no such device; the message lists what there is.
+    """
+    if name is None or name == "auto":
+        return next(device for kind in _DEVICE_ORDER if (device := _device(kind, 0)) is not None)
+    kind, _, index = name.lower().partition(":")
+    kind = _DEVICE_ALIASES.get(kind, kind)
+    if kind not in _DEVICE_ORDER or not (index.isdecimal() or index == ""):
+        raise ConfigurationError(f"device {name!r} is unknown; use auto, {', '.join(_DEVICE_ORDER)} (or cuda:1)")
+    device = _device(kind, int(index or 0))
+    if device is None:
+        there = [kind for kind in _DEVICE_ORDER if _device(kind, 0) is not None]
+        raise ConfigurationError(f"device {name!r} is not available{_why_not(kind)}; there is {', '.join(there)}")
+    return device
+
+
+def available_devices() -> tuple[torch.device, ...]:
+    """Every device there is, in the order in which ``get_device`` prefers them."""
+    found = []
+    for kind in _DEVICE_ORDER:
+        index = 0
+        while (device := _device(kind, index)) is not None:
+            found.append(device)
+            index += 1
+    return tuple(found)
+
+
+def directml_absence() -> str:
+    """Why there is no DirectML device; empty when there is one."""
+    return import_directml()[1]
+
+
+_DEVICE_ORDER: Final = ("directml", "cuda", "xpu", "mps", "cpu")
+_DEVICE_ALIASES: Final = {"dml": "directml", DIRECTML_DEVICE_TYPE: "directml", "rocm": "cuda", "hip": "cuda"}
+
+
+def _device(kind: str, index: int) -> torch.device | None:
+    """The device of this kind and index, or None when the machine has none."""
+    if kind == "cpu":
+        return torch.device("cpu") if index == 0 else None
+    if kind == "directml":
+        module, _ = import_directml()
+        if module is None or index >= module.device_count():
+            return None
+        device: torch.device = module.device(index)
+        return device
+    if kind == "mps":
+        return torch.device("mps") if index == 0 and torch.backends.mps.is_available() else None
+    backend = torch.cuda if kind == "cuda" else torch.xpu
+    return torch.device(kind, index) if backend.is_available() and index < backend.device_count() else None
+
+
+def _why_not(kind: str) -> str:
+    reason = import_directml()[1] if kind == "directml" else ""
+    return f": {reason}" if reason else ""
+
+
+def load_models(
+    target: str,
+    draft: str,
+    *,
+    device: torch.device,
+    dtype: str,
+    home: Path,
+    on_progress: Callable[[str], None] | None = None,
+) -> LoadedModels:
+    """Load target and draft onto the device.
+
+    Args:
+        target: A hub id, a directory, a ``.gguf`` file, or ``demo``.
+        draft: Any of these, ``int8`` (an int8 copy of the target) or ``none``.
+        device: From ``get_device``.
+        dtype: A name for ``resolve_dtype``, or ``int8``; the draft's activations have the target's.
+        home: HELIX_HOME; the demo model is kept under it.
+        on_progress: Told in one line what is being done.
+
+    Raises:
+        ModelNotFoundError: No such model, or only a pickle of it.
+        UnsupportedArchitectureError: The engine would not compute it exactly.
+        TokenizerMismatchError: Target and draft do not share a vocabulary.
+        InsufficientMemoryError: The device cannot hold the weights and the smallest useful cache.
+        ModelError: The files are damaged or incomplete.
+        ConfigurationError: The dtype is unknown or not for this device.
+    """
+    report = on_progress or logger.info
+    is_int8 = dtype == INT8
+    prepare_device(device)
+    target_source = open_source(target, home, report)
+    draft_source = None if draft in (INT8, NO_DRAFT) else open_source(draft, home, report)
+    compute = resolve_dtype("auto" if is_int8 else dtype, device, target_source.checkpoint.dtype)
+    if draft_source is not None:
+        check_vocabularies(target, target_source.tokenizer.get_vocab(), draft, draft_source.tokenizer.get_vocab())
+    has_int8_copy = draft == INT8 and device.type == "cpu" and not is_int8
+    check_device_memory(device, compute, target_source, draft_source, has_int8_copy=has_int8_copy)
+    prompts = PromptEncoder(target_source.tokenizer, name=target)
+    probe = prompts.probe()
+
+    with explaining_shortage(device, "models were loaded", "use a smaller model, draft none, or a smaller dtype"):
+        report(f"loading target {target}")
+        read = _read(target_source, compute, device, prompts)
+        loaded_target = LoadedModel(
+            target,
+            quantize(read.decoder) if is_int8 else read.decoder,
+            is_int8=is_int8,
+            overflowed=read.overflowed,
+        )
+        loaded_draft = None
+        if draft_source is not None:
+            report(f"loading draft {draft}")
+            loaded_draft = _draft(draft, _read(draft_source, compute, device, prompts).decoder)
+        elif draft == INT8 and not is_int8:
+            loaded_draft = _int8_copy(loaded_target, report)
+        elif draft == INT8:
+            logger.warning(
+                "an int8 draft of an int8 target is the target itself; speculation with a draft model is off"
+            )
+    return LoadedModels(
+        target=loaded_target,
+        draft=loaded_draft,
+        tokenizer=target_source.tokenizer,
+        eos_token_ids=end_token_ids(target_source.tokenizer, target_source.config, read.generation_config),
+        vocab_size=min(loaded_target.decoder.vocab_size, int(target_source.config.vocab_size)),
+        max_context=_max_context(target_source),
+        turn_end_ids=turn_end_ids(target_source.tokenizer, probe) | target_source.turn_end_ids,
+        prompts=prompts,
+    )
+
+
+def _max_context(target: ModelSource) -> int:
+    limits = context_limits(target.config)
+    reason = min(limits, key=lambda key: limits[key])  # of equals the first, which needs no word
+    if reason != "positions":
+        logger.info(
+            "model %s serves %d of its %d tokens of context: its %s ends there",
+            target.checkpoint.name, limits[reason], limits["positions"], reason,
+        )  # fmt: skip
+    return limits[reason]
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A model out of its files; ``overflowed`` is that of ``LoadedModel``."""
+
+    decoder: Decoder
+    generation_config: GenerationConfig | None
+    overflowed: bool = False
+
+
+def _read(source: ModelSource, dtype: torch.dtype, device: torch.device, prompts: PromptEncoder) -> _Read:
+    """Read a model; in float32 if its weights, or its activations over a fixed text, do not fit into float16.
+
+    Many models that were trained in bfloat16 overflow float16 within a layer or two, whatever they are asked. The text
+    is tokenised by ``prompts``, within its limits; a draft has the target's vocabulary.
+
+    Raises:
+        ModelError: The tokenizer fails on the text.
+    """
+    if dtype != torch.float16:
+        return _build(source, dtype, device)
+    with contextlib.suppress(Float16OverflowError):
+        read = _build(source, dtype, device)
+        if logits_are_finite(read.decoder, _trial_ids(source.checkpoint.name, prompts)):
+            return read
+        del read
+    cleanup_memory(device)
+    name = source.checkpoint.name
+    logger.warning("model %s does not fit float16's range; it runs in float32, which takes twice the memory", name)
+    try:
+        check_device_memory(device, torch.float32, source, None, has_int8_copy=False)
+    except InsufficientMemoryError as error:
+        raise InsufficientMemoryError(f"model {name} does not fit float16's range, and in float32 {error}") from error
+    return replace(_build(source, torch.float32, device), overflowed=True)
+
+
+def _trial_ids(name: str, prompts: PromptEncoder) -> tuple[int, ...]:
+    try:
+        return prompts.encode_prompt(TRIAL_TEXT)
+    except RequestError as error:
+        raise ModelError(f"model {name}: its tokenizer fails on a plain text ({error}); use another model") from error
+
+
+def _build(source: ModelSource, dtype: torch.dtype, device: torch.device) -> _Read:
+    """Read the weights onto the CPU, and bring each to the device in ``dtype`` as the decoder is made of them.
+
+    Where everything is stored in one dtype it is read in that one: transformers then hands out views of the mapped
+    file, and no second copy of the model is ever in memory.
+
+    Raises:
+        Float16OverflowError: A weight lies beyond float16's range.
+    """
+    checkpoint = source.checkpoint
+    if device.type not in ("cpu", "mps"):  # theirs is the same memory
+        check_host_memory(source, dtype)
+    stored = checkpoint.dtype if checkpoint.is_uniform else None
+    model = read_weights(source, stored or dtype)
+    generation_config = model.generation_config
+    placement = Placement(
+        dtype=dtype,
+        device=device,
+        checks_range=dtype == torch.float16 and checkpoint.dtype != torch.float16,
+    )
+    decoder = build_decoder(model, placement)
+    del model
+    if device.type != "cpu":
+        cleanup_memory(device)
+    return _Read(decoder, generation_config)
+
+
+def _draft(name: str, decoder: Decoder) -> LoadedModel:
+    """A draft only affects speed, so it is quantised wherever that is faster."""
+    if decoder.device.type != "cpu":
+        return LoadedModel(name, decoder)
+    return LoadedModel(name, quantize(decoder), is_int8=True)
+
+
+def _int8_copy(target: LoadedModel, report: Callable[[str], object]) -> LoadedModel | None:
+    if target.decoder.device.type != "cpu":
+        # Elsewhere the weights would be widened again at each step: such a draft costs more than its target.
+        logger.warning("an int8 draft is only faster on a CPU; speculation with a draft model is off")
+        return None
+    report("making the int8 draft")
+    return LoadedModel(f"{target.name} (int8)", quantize(target.decoder), is_int8=True, is_copy=True)

@@ -1,0 +1,257 @@
+"""ModelSource: a checkpoint whose configuration and tokenizer are read, and whose weights can be."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+import transformers
+from safetensors import safe_open
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
+
+from helix_jobs.engine.devices.devices import is_out_of_memory
+from helix_jobs.engine.loading.checkpoint import Checkpoint, find_checkpoint
+from helix_jobs.engine.loading.gguf_tokenizer import build_gguf_tokenizer, gguf_turn_end_ids
+from helix_jobs.engine.loading.layout import check_layout
+from helix_jobs.engine.loading.pretrained import (
+    TRANSFORMERS_MAJOR,
+    pretrained_arguments,
+    read_tokenizer,
+    weight_arguments,
+)
+from helix_jobs.engine.loading.tensor_names import HEAD, canonical, check_layers, is_computed
+from helix_jobs.engine.loading.token_ids import check_token_ids
+from helix_jobs.engine.loading.tokenizer_trial import try_tokenizer
+from helix_jobs.engine.model.architecture import check_architecture
+from helix_jobs.engine.model.model_words import subject
+from helix_jobs.engine.text.decoders import check_decoder
+from helix_jobs.engine.text.library_panics import panics_as_errors
+from helix_jobs.errors import HelixError, ModelError, ModelNotFoundError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+_NOT_READ: Final = ("missing_keys", "unexpected_keys")
+_EMBEDDINGS: Final = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
+# How the families call their number of layers in config.json.
+_LAYER_COUNTS: Final = ("num_hidden_layers", "n_layer")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """Everything of a model but its weights.
+
+    Attributes:
+        checkpoint: Its files.
+        config: Its configuration, complete.
+        tokenizer: A fast one.
+        turn_end_ids: Tokens that a GGUF file names as ends of a turn, whatever its chat template writes.
+    """
+
+    checkpoint: Checkpoint
+    config: PretrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    turn_end_ids: frozenset[int] = frozenset()
+
+
+def open_source(name: str, home: Path, on_progress: Callable[[str], None]) -> ModelSource:
+    """Find a model and read its small parts.
+
+    Raises:
+        ModelNotFoundError: No such model, or it lacks its configuration or tokenizer.
+        UnsupportedArchitectureError: The engine would not compute it exactly.
+        ModelError: Its files are damaged.
+        ExhaustedError: The system gives no process to try its tokenizer in.
+    """
+    checkpoint = find_checkpoint(name, home, on_progress)
+    check_layers(name, _num_layers(checkpoint), checkpoint.tensors)
+    if checkpoint.gguf is None:
+        check_token_ids(name, checkpoint.folder)
+        try_tokenizer(name, checkpoint.folder)
+    try:
+        with (
+            panics_as_errors(),
+            pretrained_arguments(checkpoint.folder, checkpoint.gguf_file) as (folder, arguments),
+        ):
+            config = _read_config(checkpoint, folder, arguments)
+            _complete(config, checkpoint)
+            check_architecture(name, config)
+            check_layout(name, config, checkpoint.tensors, is_gguf=checkpoint.gguf is not None)
+            tokenizer = (
+                read_tokenizer(folder, arguments)
+                if checkpoint.gguf is None
+                else build_gguf_tokenizer(name, checkpoint.gguf.architecture, checkpoint.gguf.vocabulary)
+            )
+            check_decoder(name, tokenizer)
+    except HelixError:
+        raise
+    except Exception as error:  # its readers raise anything over a damaged file
+        if isinstance(error, ImportError) and _has_tokenizer(checkpoint):  # protobuf, for the tokenizers of some files
+            missing = " ".join(str(error).split())
+            raise ModelError(f"model {name} needs a Python package that is not installed: {missing}") from error
+        raise ModelNotFoundError(
+            f"{subject(name, checkpoint.folder)} has a configuration or a tokenizer that cannot be read "
+            f"({_words(error)}); fetch the model again, tokenizer files included"
+        ) from error
+    named = frozenset[int]() if checkpoint.gguf is None else gguf_turn_end_ids(checkpoint.gguf.vocabulary)
+    return ModelSource(checkpoint, config, tokenizer, named)
+
+
+def _read_config(checkpoint: Checkpoint, folder: str, arguments: dict[str, Any]) -> PretrainedConfig:
+    """Read a configuration as transformers understands it, but a GGUF file's as that of the architecture it states.
+
+    transformers alone would take a llama file whose ``general.name`` is ``mistral`` for another architecture, give it a
+    window that it has not, and find no names for its weights.
+    """
+    config: PretrainedConfig
+    if checkpoint.gguf is None:
+        config = AutoConfig.from_pretrained(folder, **arguments)
+    else:
+        architecture = checkpoint.gguf.architecture
+        # transformers 4 would otherwise keep its reader's name of the architecture in the configuration of this one.
+        config = CONFIG_MAPPING[architecture].from_pretrained(folder, model_type=architecture, **arguments)
+    return config
+
+
+def _words(error: Exception) -> str:
+    """What a library says, on one line; it may quote a whole file."""
+    return f"{type(error).__name__}: {' '.join(str(error).split()):.300}"
+
+
+def _num_layers(checkpoint: Checkpoint) -> object:
+    """What the configuration says, before transformers builds lists of that length."""
+    if checkpoint.gguf is not None:
+        return checkpoint.gguf.num_layers
+    return next((checkpoint.settings[key] for key in _LAYER_COUNTS if key in checkpoint.settings), None)
+
+
+def _has_tokenizer(checkpoint: Checkpoint) -> bool:
+    return checkpoint.gguf_file is not None or next(checkpoint.folder.glob("tokenizer*"), None) is not None
+
+
+def read_weights(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
+    """Read the weights onto the CPU in ``dtype``.
+
+    Raises:
+        ModelError: The files are damaged, or weights are missing (transformers alone would make them up).
+    """
+    checkpoint = source.checkpoint
+    name = checkpoint.name
+    try:
+        if source.config.tie_word_embeddings and checkpoint.gguf is None:
+            _check_tied_head(checkpoint)
+        with (
+            panics_as_errors(),
+            pretrained_arguments(checkpoint.folder, checkpoint.gguf_file) as (folder, arguments),
+        ):
+            # A pair with output_loading_info, which transformers' annotations do not know.
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                folder,
+                config=source.config,
+                dtype=dtype,
+                attn_implementation="eager",  # never called; the others would check what this machine has
+                output_loading_info=True,
+                **arguments,
+                **weight_arguments(checkpoint.gguf_file),
+            )
+    except HelixError:
+        raise
+    except Exception as error:  # as above
+        if is_out_of_memory(error):  # none of the file's faults
+            raise
+        raise ModelError(
+            f"model {name}: the weights cannot be read ({_words(error)}); fetch the model again"
+        ) from error
+    model: PreTrainedModel = loaded[0]
+    # The layout was right, so this is what transformers' own reader cannot map.
+    failed = {kind: sorted(key for key in loaded[1][kind] if not is_computed(key)) for kind in _NOT_READ}
+    for kind, keys in failed.items():
+        if keys:
+            raise ModelError(
+                f"model {name}: transformers {transformers.__version__} does not read all of its weights "
+                f"({kind.replace('_', ' ')}: {len(keys)}, first {keys[0]}); use another form of the model"
+            )
+    if checkpoint.gguf is not None and checkpoint.gguf.rotary_factors is not None:
+        rotary: Any = model.base_model.rotary_emb  # its class is the architecture's
+        rotary.inv_freq.div_(checkpoint.gguf.rotary_factors)
+    if checkpoint.gguf is not None and checkpoint.gguf.is_left_permuted:
+        _reverse_permutation(model)
+    return model
+
+
+def _reverse_permutation(model: PreTrainedModel) -> None:
+    """Give the rows of queries and keys transformers' order; in llama.cpp's each rotated pair stands together.
+
+    Trade-off: transformers' reader does the same once it knows the number of key heads, but it takes that number from
+    the file alone. To do it here takes a copy of one weight at a time, and nothing of transformers is replaced.
+    """
+    base: Any = model.base_model  # its class is the architecture's
+    for layer in base.layers:
+        for weight in (layer.self_attn.q_proj.weight, layer.self_attn.k_proj.weight):
+            pairs = weight.data.view(-1, model.config.head_dim // 2, 2, weight.shape[1])
+            weight.data = pairs.transpose(1, 2).reshape(weight.shape)
+
+
+def _check_tied_head(checkpoint: Checkpoint) -> None:
+    """Refuse an output head of its own in the files of a model whose configuration says that its embedding is its head.
+
+    Raises:
+        ModelError: It differs from the embedding. Releases of transformers disagree on which of the two counts then.
+    """
+    stored: dict[str, torch.Tensor] = {}
+    if not any(canonical(tensor) == HEAD for tensor in checkpoint.tensors):
+        return
+    for file in checkpoint.files:
+        with safe_open(file, framework="pt") as opened:
+            names = {tensor: canonical(tensor) for tensor in opened.keys()}  # noqa: SIM118  (it is no mapping)
+            stored.update(
+                {short: opened.get_tensor(tensor) for tensor, short in names.items() if short in (HEAD, *_EMBEDDINGS)}
+            )
+    head = stored.pop(HEAD)
+    if not all(torch.equal(head, embedding) for embedding in stored.values()):
+        raise ModelError(
+            f"model {checkpoint.name} has an output head ({HEAD}) that differs from its embedding, but config.json "
+            'says that the embedding is the head; if it belongs to the model, set "tie_word_embeddings": false there'
+        )
+
+
+def _complete(config: PretrainedConfig, checkpoint: Checkpoint) -> None:
+    """Put into a configuration what transformers' readers left out of it."""
+    gguf = checkpoint.gguf
+    if gguf is None:
+        _translate_rope(config, checkpoint.folder)
+        return
+    if config.model_type == "phi3":
+        config.sliding_window = gguf.sliding_window
+    if config.model_type != "gpt2":
+        config.head_dim, config.num_key_value_heads = gguf.head_dim, gguf.num_kv_heads
+    if config.model_type == "gpt2":  # read, but under names that the model does not look at
+        config.n_positions, config.n_inner = config.n_ctx, config.feed_forward_length
+
+
+def _translate_rope(config: PretrainedConfig, folder: Path) -> None:
+    """Give transformers 4 the rotary settings of a config.json that 5 wrote; it would silently take its defaults."""
+    if TRANSFORMERS_MAJOR >= 5:  # noqa: PLR2004  (a version)
+        return
+    parameters = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("rope_parameters")
+    if not isinstance(parameters, dict):
+        return
+    scaling = dict(parameters)
+    if "rope_theta" in parameters:
+        config.rope_theta = scaling.pop("rope_theta")
+    if "partial_rotary_factor" in parameters:
+        config.partial_rotary_factor = scaling.pop("partial_rotary_factor")
+        config.rotary_pct = config.partial_rotary_factor  # GPT-NeoX's name of it
+    if scaling.get("rope_type", "default") != "default":
+        config.rope_scaling = scaling
+    original = parameters.get("original_max_position_embeddings")
+    if original is not None and scaling.get("rope_type") == "longrope":
+        config.original_max_position_embeddings = original

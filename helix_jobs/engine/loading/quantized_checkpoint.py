@@ -1,0 +1,80 @@
+"""Checkpoints whose weights were quantised for another program: recognised whatever announces it, and refused by name.
+
+Their tensors are numbers that mean something only together with scales. Whoever reads the numbers alone gets noise.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+from helix_jobs.errors import UnsupportedArchitectureError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+    from helix_jobs.engine.loading.stored_tensor import StoredTensor
+
+# Where tools say so beside config.json.
+_FILES: Final = {
+    "hf_quant_config.json": "ModelOpt",
+    "quantize_config.json": "GPTQ",
+    "quant_config.json": "AWQ",
+}
+# Where they say so in config.json. MLX's key is ``quantization``.
+_CONFIG_KEYS: Final = {
+    "quantization_config": "quantization_config",
+    "compression_config": "compressed-tensors",
+    "quantization": "MLX",
+}
+# How they call what goes with the numbers: GPTQ and AWQ, bitsandbytes, FP8 and int8, compressed-tensors, MLX.
+_PARTS: Final = re.compile(
+    r"\.(qweight|qzeros|scales|g_idx|SCB|weight_format|absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..*"
+    r"|weight\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..*)"
+    r"|(weight|input|output|activation|[qkv])_?(scale|scale_inv|scale_2|global_scale|zero_point|packed|shape|g_idx)"
+    r"|scale|scale_inv|zero_point|biases)"
+)
+FLOAT_KINDS: Final = frozenset({"F64", "F32", "F16", "BF16"})
+_REMEDY: Final = "use the original weights or a .gguf file"
+
+
+def check_not_quantized(
+    name: str, folder: Path, config: Mapping[str, Any], tensors: Mapping[str, StoredTensor], harmless: Iterable[str]
+) -> None:
+    """Refuse a directory whose weights are not plain floating-point numbers.
+
+    Args:
+        name: What the person called the model.
+        folder: The model's directory.
+        config: Its config.json.
+        tensors: What its files hold.
+        harmless: Tensors that nobody needs, of whatever type.
+
+    Raises:
+        UnsupportedArchitectureError: The message says by what the weights are quantised, and where that stands.
+    """
+    for key, method in _CONFIG_KEYS.items():
+        if settings := config.get(key):
+            said = settings.get("quant_method", settings.get("method")) if isinstance(settings, dict) else None
+            raise _refusal(name, str(said or method), f"{key} in config.json")
+    for file, method in _FILES.items():
+        if (folder / file).exists():
+            raise _refusal(name, method, file)
+    unneeded = set(harmless)
+    for tensor, stored in tensors.items():
+        if stored.kind not in FLOAT_KINDS and tensor not in unneeded:
+            raise _refusal(name, f"a method that stores {stored.kind}", f"the tensor {tensor}")
+    for tensor in tensors:
+        if is_part_of_quantized(tensor):
+            raise _refusal(name, "a method that config.json does not name", f"the tensor {tensor}")
+
+
+def is_part_of_quantized(tensor: str) -> bool:
+    """Whether a tensor of this name goes with quantised numbers, such as their scales."""
+    found = _PARTS.search(tensor)
+    return found is not None and found.end() == len(tensor)
+
+
+def _refusal(name: str, method: str, place: str) -> UnsupportedArchitectureError:
+    return UnsupportedArchitectureError(f"model {name} is quantised with {method:.100} ({place:.200}); {_REMEDY}")

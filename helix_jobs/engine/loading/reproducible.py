@@ -1,0 +1,139 @@
+"""Reproducible models: a target and a draft that compute the same whatever is computed beside, where it can be had."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from helix_jobs.engine.devices.devices import describe_device
+from helix_jobs.engine.weights.linear import DenseLinear
+from helix_jobs.engine.weights.product_trials import count_products, shape_of, slowdown, try_products
+from helix_jobs.engine.weights.row_tiles import ANY_ROWS
+from helix_jobs.engine.weights.tiled_linear import TiledLinear
+from helix_jobs.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from helix_jobs.engine.loading.model_loader import LoadedModel, LoadedModels
+    from helix_jobs.engine.model.decoder import Decoder
+    from helix_jobs.engine.weights.linear import Linear
+    from helix_jobs.engine.weights.product_trials import Shape, ShapeTrial
+
+logger = logging.getLogger(__name__)
+
+# Independence is worth so much time to everybody; more has to be asked for.
+ACCEPTED_SLOWDOWN: Final = 1.05
+_GO_ON: Final = "go on without it"
+
+
+def make_reproducible(
+    models: LoadedModels, when: str, folder: Path, on_progress: Callable[[str], None] | None = None
+) -> LoadedModels:
+    """Let the target's products round alike in any number of rows; the result says whether its answers do.
+
+    A trial finds out for each shape of product, once for this machine, which numbers of rows give each row the same
+    bits. Where they differ, products are computed in the processor's matrix tiles by code of our own, or in numbers of
+    rows that agree, whichever is faster. Compiled attention needs no such help; torch's cannot be helped.
+
+    Args:
+        models: Loaded and not packed yet; computing with compiled kernels where there are any.
+        when: ``auto``: where it costs at most a twentieth; ``on``: at any price.
+        folder: Keeps what the trials found.
+        on_progress: Told in one line what is missing.
+
+    Raises:
+        ConfigurationError: ``on``, and it cannot be had; the message says why.
+    """
+    if models.target.decoder.small_steps is not None and when == "auto":
+        return models  # the small steps of an int8 target would take longer
+    target = _made_reproducible(models.target, when, folder, on_progress or logger.info)
+    return replace(models, target=target) if target.is_reproducible else models
+
+
+def make_draft_reproducible(
+    models: LoadedModels, when: str, folder: Path, on_progress: Callable[[str], None] | None = None
+) -> LoadedModels:
+    """The same for the draft model, of a fixed depth: sampled answers then depend on the draft's numbers too.
+
+    How a sampled line uses its random numbers depends on what is drafted and with which probabilities. With an adaptive
+    depth that is of no account: a line with a seed of its own is not drafted at all, and the others promise nothing.
+
+    Trade-off: an int8 draft has to give up its compiled call for small steps, which rounds in other places than the
+    layers one by one, and then takes nearly twice as long for a token or two. That is more than a twentieth, so it has
+    to be asked for, as with an int8 target; greedy answers are the same without it.
+
+    Args:
+        models: From ``make_reproducible``; unchanged where their target does not compute the same in any company.
+        when: As there.
+        folder: As there.
+        on_progress: As there.
+
+    Raises:
+        ConfigurationError: As there.
+    """
+    report = on_progress or logger.info
+    if models.draft is None or not models.target.is_reproducible:
+        return models
+    if models.draft.decoder.small_steps is not None and when == "auto":
+        report(
+            "sampled answers of a fixed depth may depend on what runs beside them; --reproducible makes them "
+            "independent, with a draft that takes up to twice as long in small steps"
+        )
+        return models
+    return replace(models, draft=_made_reproducible(models.draft, when, folder, report))
+
+
+def _made_reproducible(model: LoadedModel, when: str, folder: Path, report: Callable[[str], None]) -> LoadedModel:
+    """The model, changed where that helps."""
+    reason = _obstacle(model.decoder)
+    if reason is not None:
+        if when == "on":
+            raise ConfigurationError(f"--reproducible cannot be had here: {reason}")
+        return model
+    trials = try_products(model.decoder, folder, report)
+    if not all(trial.is_possible for trial in trials.values()):
+        if when == "on":
+            raise ConfigurationError(
+                "--reproducible cannot be had here: this processor's products round by the place of a row, however "
+                f"many there are; {_GO_ON}"
+            )
+        return model
+    cost = slowdown(trials, count_products(model.decoder))
+    if when == "auto" and cost > ACCEPTED_SLOWDOWN:
+        report(
+            f"answers may depend on what runs beside them; --reproducible makes them independent, with products that "
+            f"take up to {cost:.2f} times as long"
+        )
+        return model
+    if cost > 1.0:
+        report(f"products round alike in any number of rows, and take up to {cost:.2f} times as long")
+    return replace(model, decoder=_changed(model.decoder, trials), is_reproducible=True)
+
+
+def _changed(decoder: Decoder, trials: Mapping[Shape, ShapeTrial]) -> Decoder:
+    """The decoder with its dense layers computed as the trials say."""
+
+    def change(linear: Linear) -> Linear:
+        if not isinstance(linear, DenseLinear):
+            return linear
+        trial = trials[shape_of(linear)]
+        if trial.has_matrix_tiles:
+            assert decoder.native is not None, "compiled kernels multiply in matrix tiles"
+            return TiledLinear(linear, decoder.native)
+        linear.use_tiles(trial.tiles or ANY_ROWS)
+        return linear
+
+    # Small steps of int8 layers in one call round in other places than large ones.
+    return replace(decoder.with_linears(change), small_steps=None)
+
+
+def _obstacle(decoder: Decoder) -> str | None:
+    """Why nothing would help; None where something may."""
+    if decoder.device.type != "cpu":
+        return f"it is for the CPU, and the device is {describe_device(decoder.device)}; {_GO_ON}"
+    if decoder.native is None:
+        return "without compiled kernels attention rounds by what is computed beside it; install a C++ compiler (g++)"
+    return None

@@ -1,0 +1,77 @@
+"""How much models that are loaded can run at once on their device: batch slots, prompt tokens a step, KV blocks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from helix_jobs.engine.config import DEFAULT_BLOCK_SIZE, BatchLimits, defaults_for
+from helix_jobs.engine.devices.devices import free_memory, total_memory
+from helix_jobs.engine.loading.cache_size import cache_bytes_beside, choose_cache
+from helix_jobs.engine.model.step_memory import step_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from helix_jobs.engine.config import CacheConfig, EngineConfig
+    from helix_jobs.engine.loading.model_loader import LoadedModels
+    from helix_jobs.engine.model.decoder import Decoder
+    from helix_jobs.settings import Settings
+
+
+def cache_config(models: LoadedModels, config: EngineConfig, kv_cache_mb: int | None) -> CacheConfig:
+    """Size the block pool for these models on their device.
+
+    Raises:
+        InsufficientMemoryError: Not even one sequence of a few blocks fits.
+    """
+    decoders = _decoders(models)
+    device = models.device
+    free_bytes = free_memory(device)
+    block_bytes = _block_bytes(decoders)
+    max_keys = models.max_context
+    if free_bytes is not None:
+        max_keys = min(max_keys, max(1, free_bytes // block_bytes) * DEFAULT_BLOCK_SIZE)
+    largest_step = max(step_bytes(one, config, max_keys) for one in decoders)
+    return choose_cache(
+        block_bytes=block_bytes,
+        kv_cache_mb=kv_cache_mb,
+        free_bytes=free_bytes,
+        unknown_bytes=cache_bytes_beside(
+            largest_step
+            + sum(one.embedding.nbytes + sum(linear.nbytes for linear in one.linears()) for one in decoders),
+            total_memory(device) if free_bytes is None else None,
+            token_bytes=block_bytes // DEFAULT_BLOCK_SIZE,
+            max_batch_size=config.max_batch_size,
+        ),
+        on_host=device.type in ("cpu", "mps"),
+        max_batch_size=config.max_batch_size,
+        max_model_len=models.max_context,
+        depth=config.speculation.ceiling,
+        step_bytes=largest_step,
+    )
+
+
+def batch_limits(models: LoadedModels, settings: Settings) -> BatchLimits:
+    """Batch slots and token budget: as set, or what serves best on this device with these models in it."""
+    cache_bytes = None if settings.kv_cache_mb is None else settings.kv_cache_mb * 1_000_000
+    if cache_bytes is None:
+        cache_bytes = free_memory(models.device)
+    token_bytes = _block_bytes(_decoders(models)) // DEFAULT_BLOCK_SIZE
+    usual = defaults_for(
+        models.device.type,
+        total_memory(models.device),
+        cache_tokens=None if cache_bytes is None else cache_bytes // token_bytes,
+    )
+    return BatchLimits(
+        max_batch_size=settings.max_batch_size or usual.max_batch_size,
+        token_budget=settings.token_budget or usual.token_budget,
+    )
+
+
+def _decoders(models: LoadedModels) -> list[Decoder]:
+    return [one.decoder for one in (models.target, models.draft) if one is not None]
+
+
+def _block_bytes(decoders: Sequence[Decoder]) -> int:
+    """Bytes of one block over all layers of all models."""
+    return sum(one.geometry.block_bytes(DEFAULT_BLOCK_SIZE, one.dtype) for one in decoders)

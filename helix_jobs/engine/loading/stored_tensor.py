@@ -1,0 +1,99 @@
+"""StoredTensor: what a model file's header says of one tensor; and what is read of a folder's safetensors headers.
+
+A header is somebody else's text: whatever it holds, it is a StoredTensor for each name, or a ModelError.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from helix_jobs.engine.model.model_words import subject
+from helix_jobs.errors import ModelError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_HEADER_LIMIT: Final = 100_000_000  # safetensors' own limit
+# Bytes of one element, by the names that safetensors gives its types.
+_ELEMENT_BYTES: Final = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1}
+_LARGEST: Final = 2**63
+_DIMENSIONS: Final = 16
+_LFS_POINTER: Final = b"version https://git-lfs"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """One tensor of a file.
+
+    Attributes:
+        kind: Its type as the file format calls it: ``BF16``, ``F8_E4M3``, ``Q4_K``.
+        shape: Its lengths, outermost first, as torch has them.
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+
+    @property
+    def elements(self) -> int:
+        """How many numbers it holds."""
+        return math.prod(self.shape)
+
+
+def read_safetensors_header(name: str, file: Path) -> dict[str, StoredTensor]:
+    """Read what a safetensors file holds, by name, without its tensors.
+
+    Args:
+        name: What the person called the model.
+        file: An existing file.
+
+    Raises:
+        ModelError: It is no safetensors file, or not a whole one.
+    """
+    refuse_lfs_pointer(name, file)
+    size = file.stat().st_size
+    try:
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            # A header that claims to be longer is cut, and no JSON.
+            header = json.loads(stream.read(min(length, _HEADER_LIMIT)))
+        end, tensors = 0, {}
+        for key, value in header.items():
+            if key != "__metadata__":
+                tensors[key], stop = _entry(value)
+                end = max(end, stop)
+    # RecursionError: lists in lists in lists.
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+        raise ModelError(f"{subject(name, file)} is not a safetensors file; fetch the model again") from error
+    if size < 8 + length + end:
+        raise ModelError(f"{subject(name, file)} is cut short; fetch the model again")
+    return tensors
+
+
+def _entry(value: Any) -> tuple[StoredTensor, int]:  # noqa: ANN401  (JSON of a stranger)
+    """One entry of the header and where its bytes end; raises ValueError and its like if it is none."""
+    kind, shape, (start, stop) = value["dtype"], value["shape"], value["data_offsets"]
+    if not isinstance(kind, str) or not isinstance(shape, list) or len(shape) > _DIMENSIONS:
+        raise TypeError("a type is a name, a shape a short list")
+    counts = [*shape, start, stop]
+    if any(type(count) is not int or not 0 <= count < _LARGEST for count in counts) or stop < start:
+        raise ValueError("lengths and offsets are whole numbers")
+    tensor = StoredTensor(kind, tuple(shape))
+    element = _ELEMENT_BYTES.get(kind)
+    if element is not None and tensor.elements * element != stop - start:
+        raise ValueError("the shape does not fill the bytes")
+    return tensor, stop
+
+
+def refuse_lfs_pointer(name: str, file: Path) -> None:
+    """Refuse the small text that a clone without Git LFS has in a large file's place.
+
+    Raises:
+        ModelError: It is one.
+    """
+    with file.open("rb") as stream:
+        if stream.read(len(_LFS_POINTER)) == _LFS_POINTER:
+            raise ModelError(f"{subject(name, file)} is a Git LFS pointer, not the file itself; run git lfs pull there")

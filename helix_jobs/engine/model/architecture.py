@@ -1,0 +1,255 @@
+"""Which architectures the engine serves exactly, decided from the configuration alone.
+
+An allow-list: a model that computes attention in any other way (sliding windows, soft caps, sinks, latent or linear
+attention) would still produce fluent text here, only not its own.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Final
+
+from helix_jobs.engine.model.activations import ACTIVATIONS, activation_name
+from helix_jobs.engine.model.description_files import read_config
+from helix_jobs.errors import ModelError, UnsupportedArchitectureError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from transformers import PretrainedConfig
+
+SUPPORTED_MODEL_TYPES: Final = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "gemma": "GemmaForCausalLM",
+    "phi3": "Phi3ForCausalLM",
+    "gpt2": "GPT2LMHeadModel",
+    "gpt_neox": "GPTNeoXForCausalLM",
+}
+_SUPPORTED: Final = f"supported are {', '.join(SUPPORTED_MODEL_TYPES)} with full attention"
+# Why not, for those that people ask for most. The others are refused without a reason.
+_UNSUPPORTED_PROPERTIES: Final = {
+    "deepseek_v2": "latent attention and experts",
+    "deepseek_v3": "latent attention and experts",
+    "falcon_h1": "layers of recurrent state",
+    "falcon_mamba": "recurrent state instead of attention",
+    "gemma2": "soft-capped scores and sliding windows",
+    "gemma3": "sliding windows and images",
+    "gemma3_text": "sliding windows",
+    "gemma3n": "sliding windows and shared keys",
+    "gpt_oss": "attention sinks, sliding windows and experts",
+    "jamba": "layers of recurrent state and experts",
+    "llama4": "chunked attention and experts",
+    "llama4_text": "chunked attention and experts",
+    "mamba": "recurrent state instead of attention",
+    "mamba2": "recurrent state instead of attention",
+    "minimax": "linear attention and experts",
+    "mixtral": "experts",
+    "phimoe": "experts",
+    "qwen2_moe": "experts",
+    "qwen2_vl": "images",
+    "qwen2_5_vl": "images",
+    "qwen3_moe": "experts",
+    "qwen3_next": "linear attention and experts",
+    "rwkv": "recurrent state instead of attention",
+    "t5": "an encoder",
+}
+# These recompute nothing while they run: a token's rotation depends on its position alone.
+_ROPE_TYPES: Final = ("default", "linear", "llama3", "yarn", "longrope")
+# It recomputes its frequencies from the longest position of a batch, so a token would depend on its neighbours.
+_BATCH_DEPENDENT_ROPE: Final = "dynamic"
+# The same, but only once a position leaves the original context; within it the frequencies are constant.
+_LONG_ROPE: Final = "longrope"
+# What scales positions: a number or a list of numbers, each greater than zero. Only some scalings have each of them.
+_ROPE_NUMBERS: Final = (
+    *("factor", "low_freq_factor", "high_freq_factor", "attention_factor", "beta_fast", "beta_slow"),
+    *("partial_rotary_factor", "short_factor", "long_factor"),
+)
+_PARTIAL_ROTATION: Final = ("partial_rotary_factor", "rotary_pct")
+_ORIGINAL_CONTEXT: Final = "original_max_position_embeddings"
+# Whose attention honours a window: on every layer, or on those that ``layer_types`` names. Elsewhere it has no effect.
+_WINDOW_ON_EVERY_LAYER: Final = frozenset({"mistral", "phi3"})
+_WINDOW_BY_LAYER: Final = frozenset({"qwen2", "qwen3"})
+_SLIDING: Final = "sliding_attention"
+# Every head has keys and values of its own, and the width that remains when the hidden size is shared out.
+_WITHOUT_SHARED_HEADS: Final = frozenset({"gpt2", "gpt_neox"})
+# More than any model has of anything that is counted.
+_LARGEST_COUNT: Final = 2**31
+
+
+def check_model_type(name: str, folder: Path) -> dict[str, Any]:
+    """Refuse a model directory by its ``config.json``, before transformers interprets it; return what stands there.
+
+    Raises:
+        ModelNotFoundError: There is no ``config.json``.
+        ModelError: It is damaged, or another of the files beside it is larger than any such file.
+        UnsupportedArchitectureError: The model type is not on the list.
+    """
+    config = read_config(name, folder)
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or model_type not in SUPPORTED_MODEL_TYPES:
+        raise UnsupportedArchitectureError(_refusal(name, model_type))
+    if config.get("transformers_weights") is not None:
+        raise UnsupportedArchitectureError(
+            f"model {name}: its config.json names a weight file of its own (transformers_weights); weights are read "
+            "from model.safetensors or the files of its index: rename the file and remove that line"
+        )
+    return config
+
+
+def check_architecture(name: str, config: PretrainedConfig) -> None:
+    """Refuse a configuration the engine would not compute exactly.
+
+    Raises:
+        UnsupportedArchitectureError: The message says which property and what is supported.
+    """
+    if config.model_type not in SUPPORTED_MODEL_TYPES:
+        raise UnsupportedArchitectureError(_refusal(name, config.model_type))
+    expected = SUPPORTED_MODEL_TYPES[config.model_type]
+    if config.architectures and expected not in config.architectures:
+        raise UnsupportedArchitectureError(
+            f"model {name} is a {config.architectures[0]}, which does not generate text; it must be a {expected}"
+        )
+    quantization = getattr(config, "quantization_config", None)
+    if quantization is not None:
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else type(quantization).__name__
+        raise UnsupportedArchitectureError(
+            f"model {name} is quantised with {method}; use the original weights or a .gguf file"
+        )
+    _check_rope(name, rope_type(config))
+    activation = activation_name(config)
+    if activation not in ACTIVATIONS:
+        raise UnsupportedArchitectureError(
+            f"model {name} has the activation {activation!r}; supported are {', '.join(ACTIVATIONS)}"
+        )
+    if getattr(config, "use_bidirectional_attention", None) or not getattr(config, "is_causal", True):
+        raise UnsupportedArchitectureError(f"model {name} attends in both directions; supported is causal attention")
+    if getattr(config, "add_cross_attention", False) or config.is_encoder_decoder:
+        raise UnsupportedArchitectureError(f"model {name} attends to an encoder; supported are decoders alone")
+    if getattr(config, "pruned_heads", None):
+        raise UnsupportedArchitectureError(f"model {name} has pruned heads; supported are models with all of them")
+    _check_numbers(name, config)
+    if config.model_type in _WINDOW_BY_LAYER:
+        unknown = sorted({*(config.layer_types or ())} - {"full_attention", _SLIDING})
+        if unknown:
+            raise UnsupportedArchitectureError(
+                f"model {name} has layers of type {unknown[0]!r}; supported are full_attention and {_SLIDING}"
+            )
+
+
+def _check_numbers(name: str, config: PretrainedConfig) -> None:
+    """Refuse numbers no model can have, and those that a family without them carries along but does not mean."""
+    counts = ["num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size", "max_position_embeddings"]
+    optional = ["num_key_value_heads", "head_dim"]
+    counts += [key for key in optional if getattr(config, key, None) is not None]
+    for key in counts:
+        value = getattr(config, key, None)
+        if type(value) is not int or not 0 < value < _LARGEST_COUNT:
+            raise ModelError(f"model {name}: its configuration says {key} {value!r:.40}; fetch the model again")
+    for key in ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon"):
+        value = getattr(config, key, None)
+        if value is not None and not (isinstance(value, int | float) and 0 <= value < math.inf):
+            raise ModelError(f"model {name}: its configuration says {key} {value!r:.40}; fetch the model again")
+    window = sliding_window(config)
+    if window is not None and window < 1:
+        raise ModelError(f"model {name}: its configuration says sliding_window {window}; fetch the model again")
+    if config.model_type != "gpt2":
+        _check_rope_numbers(name, config)
+    if config.model_type in _WITHOUT_SHARED_HEADS:
+        heads = config.num_attention_heads
+        for key, value in (("num_key_value_heads", heads), ("head_dim", config.hidden_size // heads)):
+            if getattr(config, key, None) not in (None, value):
+                raise UnsupportedArchitectureError(
+                    f"model {name}: config.json says {key} {getattr(config, key)!r:.40}, and a {config.model_type} "
+                    "model has no such setting; remove that line, or correct model_type"
+                )
+
+
+def _check_rope_numbers(name: str, config: PretrainedConfig) -> None:
+    """Refuse numbers whose cosines would be no numbers, and a context that would hold no token.
+
+    The numbers of a scaling count only where positions are scaled.
+    """
+    parameters = _rope_parameters(config)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    factors = (parameters.get(key, getattr(config, key, None)) for key in _PARTIAL_ROTATION)
+    factor = next((one for one in factors if isinstance(one, int | float) and 0 < one <= 1), 1)
+    rotated = int(head_dim * factor)
+    if rotated % 2:
+        what = "heads of an odd width" if rotated == head_dim else "that of each head an odd width is rotated"
+        raise ModelError(f"model {name}: its configuration says {what}, {rotated}; fetch the model again")
+    numbers = {"rope_theta": parameters.get("rope_theta", getattr(config, "rope_theta", None))}
+    if rope_type(config) != "default":
+        numbers |= {key: parameters.get(key) for key in _ROPE_NUMBERS}
+        # It may stand in either place.
+        numbers[_ORIGINAL_CONTEXT] = [parameters.get(_ORIGINAL_CONTEXT), getattr(config, _ORIGINAL_CONTEXT, None)]
+    for key, value in numbers.items():
+        for number in value if isinstance(value, list) else [value]:
+            if number is None:
+                continue
+            if type(number) not in (int, float) or not 0 < number < math.inf:
+                raise ModelError(f"model {name}: its configuration says {key} {number!r:.40}; fetch the model again")
+
+
+def _refusal(name: str, model_type: object) -> str:
+    reason = _UNSUPPORTED_PROPERTIES.get(model_type) if isinstance(model_type, str) else None
+    return f"model {name} has the architecture {model_type!r}{f' ({reason})' if reason else ''}; {_SUPPORTED}"
+
+
+def _check_rope(name: str, rope: str) -> None:
+    if rope in _ROPE_TYPES:
+        return
+    reason = ", which depends on the other sequences of a batch" if rope == _BATCH_DEPENDENT_ROPE else ""
+    raise UnsupportedArchitectureError(
+        f"model {name} scales its positions with {rope!r}{reason}; supported are {', '.join(_ROPE_TYPES)}"
+    )
+
+
+def context_limits(config: PretrainedConfig) -> dict[str, int]:
+    """What limits the context, each in tokens of prompt and output together; it ends at the smallest.
+
+    A sliding window hides nothing from sequences that fit into it, and long-context rotary scaling does not set in
+    before the original context ends: such a model is served up to there.
+    """
+    length = int(config.max_position_embeddings)
+    limits = {"positions": length}
+    window = sliding_window(config)
+    if window is not None:
+        limits["sliding window"] = window
+    if rope_type(config) == _LONG_ROPE:
+        original = _rope_parameters(config).get(_ORIGINAL_CONTEXT)
+        limits["original context"] = int(original or getattr(config, _ORIGINAL_CONTEXT, None) or length)
+    return limits
+
+
+def sliding_window(config: PretrainedConfig) -> int | None:
+    """The window some layer really uses, or None. Qwen carries one that ``use_sliding_window`` turns off."""
+    window = getattr(config, "sliding_window", None)
+    if window is None:
+        return None
+    if config.model_type in _WINDOW_ON_EVERY_LAYER:
+        return int(window)
+    if config.model_type in _WINDOW_BY_LAYER and config.use_sliding_window and _SLIDING in (config.layer_types or ()):
+        return int(window)
+    return None
+
+
+def rope_type(config: PretrainedConfig) -> str:
+    """The rotary scaling's name."""
+    parameters = _rope_parameters(config)
+    return str(parameters.get("rope_type", parameters.get("type", "default")))
+
+
+def _rope_parameters(config: PretrainedConfig) -> dict[str, Any]:
+    """Transformers 5 keeps them in ``rope_parameters``, 4 in ``rope_scaling``."""
+    return getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+
+
+def kv_bytes_per_token(config: PretrainedConfig, itemsize: int) -> int:
+    """Bytes of keys and values one token takes in all layers."""
+    heads = config.num_attention_heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return int(2 * config.num_hidden_layers * kv_heads * head_dim * itemsize)

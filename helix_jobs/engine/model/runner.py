@@ -1,0 +1,207 @@
+"""ModelRunner: one decoder with its paged cache; the only caller of a model's forward."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from helix_jobs.engine.attention.dense import AttentionClock
+from helix_jobs.engine.devices.devices import compiles_each_shape, has_dear_waits
+from helix_jobs.engine.model.decoder import padded_rows
+from helix_jobs.engine.model.kv_cache import PagedKVCache
+from helix_jobs.engine.model.shape_sizes import token_size
+from helix_jobs.engine.model.step_plan import plan_step
+from helix_jobs.engine.model.upload import upload
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from helix_jobs.engine.config import CacheConfig
+    from helix_jobs.engine.model.decoder import Decoder
+    from helix_jobs.engine.model.step_layout import StepLayout, TokenSlice
+    from helix_jobs.engine.model.step_plan import StepPlan
+
+    IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedPass:
+    """One forward, planned on the host.
+
+    Attributes:
+        plan: Its tokens' layout.
+        inputs: ``[T]`` token ids in packed order; or, of a pass that continues others, which token each of its own is:
+            of those in ``known``, and behind them of those that the others leave on the device.
+        known: ``[T]`` tokens that the host knows, of a pass that continues others and has any.
+        logit_rows: Packed positions whose logits are wanted, padded by repeating the last; None for none.
+        takes_first_rows: Whether they are 0, 1, 2...
+    """
+
+    plan: StepPlan
+    inputs: IntArray
+    known: IntArray | None
+    logit_rows: IntArray | None
+    takes_first_rows: bool
+
+    def arrays(self) -> list[IntArray]:
+        """What the device needs."""
+        given = (array for array in (self.known, self.logit_rows) if array is not None)
+        return [*self.plan.arrays(), self.inputs, *given]
+
+    def on_device(self, uploaded: Iterator[torch.Tensor]) -> Pass:
+        """Make the pass, given ``arrays`` on the device."""
+        return Pass(
+            self.plan.on_device(uploaded),
+            next(uploaded),
+            None if self.known is None else next(uploaded),
+            None if self.logit_rows is None else next(uploaded),
+            takes_first_rows=self.takes_first_rows,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One forward, ready to run: a ``PlannedPass`` on the device."""
+
+    layout: StepLayout
+    inputs: torch.Tensor
+    known: torch.Tensor | None
+    logit_rows: torch.Tensor | None
+    takes_first_rows: bool
+
+
+class ModelRunner:
+    """Packed tokens in, logits of chosen rows out."""
+
+    def __init__(self, decoder: Decoder, cache_config: CacheConfig) -> None:
+        decoder.pack()
+        self.decoder = decoder
+        self._device = decoder.device
+        self.vocab_size = decoder.vocab_size
+        self.num_embeddings = decoder.num_embeddings
+        self.cache = PagedKVCache(decoder.geometry, cache_config, decoder.dtype, decoder.device)
+        # Whether an operator has ended when it returns. Elsewhere timing one would need a barrier after it.
+        self.is_synchronous = decoder.device.type == "cpu"
+        self.has_dear_waits = has_dear_waits(decoder.device)
+        self._padded_rows = token_size if compiles_each_shape(decoder.device) else padded_rows
+        self._clock = AttentionClock() if self.is_synchronous else None
+
+    def plan(self, slices: Sequence[TokenSlice], least_tokens: int = 0) -> StepPlan:
+        """Pack slices for this model's cache. See ``plan_step``."""
+        return plan_step(
+            slices,
+            self.cache.geometry,
+            self.cache.block_size,
+            num_heads=self.decoder.num_heads,
+            is_native=self.decoder.native is not None,
+            spare_block=self.cache.spare_block,
+            least_tokens=least_tokens,
+        )
+
+    def prepare(self, plan: StepPlan, tokens: Sequence[Sequence[int]], logit_rows: Sequence[int]) -> PlannedPass:
+        """A pass over tokens that the host knows.
+
+        Args:
+            plan: From ``plan``.
+            tokens: Those of each input slice.
+            logit_rows: Packed positions whose logits are wanted.
+        """
+        packed = [token for index in plan.order for token in tokens[index]]
+        return self._planned(plan, packed, logit_rows)
+
+    def prepare_behind(
+        self,
+        plan: StepPlan,
+        tokens: Sequence[Sequence[int]],
+        sources: Sequence[Sequence[int]],
+        logit_rows: Sequence[int],
+    ) -> PlannedPass:
+        """A pass over tokens of which the host knows those that each slice begins with; others leave the rest.
+
+        Args:
+            plan: From ``plan``.
+            tokens: The known ones of each input slice.
+            sources: Which of the tokens that other passes leave on the device stand behind them.
+            logit_rows: Packed positions whose logits are wanted.
+        """
+        num_inputs = len(plan.positions)
+        known: list[int] = []
+        inputs: list[int] = []
+        for index in plan.order:
+            inputs += range(len(known), len(known) + len(tokens[index]))
+            inputs += (num_inputs + source for source in sources[index])
+            known += [*tokens[index], *[0] * len(sources[index])]
+        known += [0] * (num_inputs - len(known))
+        return self._planned(plan, inputs, logit_rows, known)
+
+    def continue_pass(self, plan: StepPlan, sources: Sequence[int], least_rows: int = 0) -> PlannedPass:
+        """A pass over one token a slice which another pass leaves on the device. Its logits come in the slices' order.
+
+        Args:
+            plan: From ``plan``.
+            sources: For each input slice, which of the other's tokens is its own.
+            least_rows: Pad logits to so many at least.
+        """
+        packed = [sources[index] for index in plan.order]
+        rows = [*plan.offsets, *plan.offsets[-1:] * (least_rows - len(plan.offsets))]
+        return self._planned(plan, packed, rows)
+
+    def upload(self, passes: Sequence[PlannedPass]) -> list[Pass]:
+        """Bring passes to the device in one copy, those of other models that compute there included."""
+        uploaded = iter(upload([array for one in passes for array in one.arrays()], self._device))
+        return [one.on_device(uploaded) for one in passes]
+
+    def take_attention_seconds(self) -> float:
+        """Time spent in attention since the last call; 0.0 where it cannot be told."""
+        return 0.0 if self._clock is None else self._clock.take()
+
+    def forward(
+        self, plan: StepPlan, tokens: Sequence[Sequence[int]], logit_rows: Sequence[int]
+    ) -> torch.Tensor | None:
+        """Run a pass over tokens that the host knows. See ``prepare`` and ``run``."""
+        (ready,) = self.upload([self.prepare(plan, tokens, logit_rows)])
+        return self.run(ready)
+
+    def run(self, ready: Pass, tokens: torch.Tensor | None = None) -> torch.Tensor | None:
+        """Run the model over one packed step and write its keys and values.
+
+        Args:
+            ready: From ``upload``.
+            tokens: What other passes left, for one that continues them.
+
+        Returns:
+            ``[number of logit rows and padding, vocab_size]`` on the device, the last row repeated; or None when no row
+            is wanted.
+        """
+        if tokens is None:
+            tokens = ready.inputs
+        else:
+            given = tokens if ready.known is None else torch.cat((ready.known, tokens))
+            tokens = given.index_select(0, ready.inputs)
+        # [T, hidden_size], and padding
+        hidden = self.decoder.forward(tokens, ready.layout, self.cache, self._clock)
+        rows = ready.logit_rows
+        if rows is None:
+            return None
+        if not (ready.takes_first_rows and len(rows) == hidden.shape[0]):
+            hidden = hidden.index_select(0, rows)
+        return self.decoder.logits(hidden)
+
+    def _planned(
+        self, plan: StepPlan, packed: Sequence[int], logit_rows: Sequence[int], known: Sequence[int] | None = None
+    ) -> PlannedPass:
+        """Pad inputs with zeros to what the plan does, and rows to what the head's product is asked for."""
+        padding = len(plan.positions) - len(packed)
+        inputs = np.asarray([*packed, *[0] * padding] if padding else packed, dtype=np.int64)
+        given = None if known is None else np.asarray(known, dtype=np.int64)
+        if not logit_rows:
+            return PlannedPass(plan, inputs, given, None, takes_first_rows=False)
+        count = len(logit_rows)
+        rows = [*logit_rows, *[logit_rows[-1]] * (self._padded_rows(count) - count)]
+        takes_first_rows = rows == list(range(len(rows)))
+        return PlannedPass(plan, inputs, given, np.asarray(rows, dtype=np.int64), takes_first_rows=takes_first_rows)

@@ -1,0 +1,67 @@
+"""What one step may need beside the weights and the cache: the memory that sizing the cache has to leave free."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from helix_jobs.engine.config import DEFAULT_BLOCK_SIZE
+from helix_jobs.engine.devices.devices import compiles_each_shape
+from helix_jobs.engine.model.shape_sizes import power_size, query_size, row_size
+from helix_jobs.engine.model.step_plan import MAX_GATHERED_ELEMENTS, MAX_GROUP_SCORES
+
+if TYPE_CHECKING:
+    from helix_jobs.engine.config import EngineConfig
+    from helix_jobs.engine.model.decoder import Decoder
+
+_FLOAT32_BYTES: Final = 4
+# Hidden states alive at once in a layer: the residual, the normalised input, and one more beside the widest product.
+_HIDDEN_COPIES: Final = 3
+
+
+def step_bytes(decoder: Decoder, config: EngineConfig, max_keys: int) -> int:
+    """Bytes that the largest step of a model has in memory at once, weights and cache aside.
+
+    The largest step computes a whole token budget of prompts beside a full batch that drafts to its ceiling, all of it
+    with the longest context. Few steps come near it.
+
+    Args:
+        decoder: The model.
+        config: Bounds the step.
+        max_keys: Most tokens of one sequence that the cache can hold.
+    """
+    geometry, itemsize = decoder.geometry, decoder.dtype.itemsize
+    queries = 1 + config.speculation.ceiling
+    num_rows = config.max_batch_size * queries
+    num_tokens = config.token_budget + num_rows
+    # The widest product of a layer stands beside what the activation makes of it.
+    widest = max(linear.out_features for layer in decoder.layers for linear in (layer.qkv, layer.mlp_in))
+    hidden_size = decoder.embedding.shape[1]
+    layer = num_tokens * (_HIDDEN_COPIES * hidden_size + 2 * widest) * itemsize
+    # The softmax reads one copy of the scores and writes another. One query is not divided, however many its keys.
+    scores = max(MAX_GROUP_SCORES, decoder.num_heads * max_keys) * 2 * _FLOAT32_BYTES
+    one_sequence = geometry.num_kv_heads * geometry.head_dim * max_keys
+    gathered = min(max(MAX_GATHERED_ELEMENTS, one_sequence), config.max_batch_size * one_sequence) * 2 * itemsize
+    repeats = compiles_each_shape(decoder.device)
+    # One a step for all layers.
+    masks = mask_elements(config, max_keys, repeats=repeats) * _FLOAT32_BYTES
+    attended = 2 * num_tokens * decoder.num_heads * geometry.head_dim * itemsize
+    # Rows of sampled sequences are widened before they are downloaded.
+    logits = num_rows * decoder.vocab_size * (itemsize + _FLOAT32_BYTES)
+    return max(layer, scores + gathered + attended) + masks + logits
+
+
+def mask_elements(config: EngineConfig, max_keys: int, *, repeats: bool) -> int:
+    """Elements that the masks of that step have together.
+
+    Args:
+        config: Bounds the step.
+        max_keys: Most tokens of one sequence that the cache can hold.
+        repeats: Groups are padded so that their shapes repeat, as in ``plan_step``.
+    """
+    queries = 1 + config.speculation.ceiling
+    if not repeats:
+        return (config.token_budget + config.max_batch_size * queries) * max_keys
+    num_blocks = -(-max_keys // DEFAULT_BLOCK_SIZE)
+    chunk = query_size(config.token_budget)
+    verified = row_size(config.max_batch_size) * query_size(queries)
+    return (chunk + verified) * power_size(num_blocks) * DEFAULT_BLOCK_SIZE

@@ -1,0 +1,45 @@
+"""Which engine a worker runs: the real one, or the fake one of ``testing.py`` where the settings ask for it.
+
+Either is imported only when it is chosen: torch takes seconds.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from helix_jobs.settings import USUAL_BATCH_SIZE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from helix_jobs.engine.protocol import EngineProtocol
+    from helix_jobs.settings import Settings
+
+
+def load_engine(settings: Settings, on_progress: Callable[[str], None] | None = None) -> EngineProtocol:
+    """Build the engine the settings name.
+
+    Raises:
+        ConfigurationError: The device or the dtype is not to be had.
+        ModelError: The models cannot be served here; the subclasses say why.
+    """
+    if settings.engine == "fake":
+        from helix_jobs.engine.fake_engine import FakeEngine
+
+        return FakeEngine.from_environment(max_batch_size=settings.max_batch_size or USUAL_BATCH_SIZE)
+    from helix_jobs.engine.loading.load_engine import load_engine as load
+
+    return load(settings, on_progress)
+
+
+def device_name(settings: Settings) -> str:
+    """Name the device the engine will run on, before any model is read.
+
+    Raises:
+        ConfigurationError: There is no such device.
+    """
+    if settings.engine == "fake":
+        return "fake"
+    from helix_jobs.engine.loading.model_loader import get_device
+
+    return str(get_device(settings.device))

@@ -1,0 +1,306 @@
+"""Scheduler: which sequences take part in the next step, with how many tokens. No torch."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Final
+
+from helix_jobs.engine.request import FinishReason, RequestState
+from helix_jobs.engine.schedule.admission import LOOK_AHEAD, Candidate, choose
+from helix_jobs.engine.schedule.back_off import BackOff
+from helix_jobs.errors import OutOfMemoryError
+
+if TYPE_CHECKING:
+    from helix_jobs.engine.config import EngineConfig
+    from helix_jobs.engine.schedule.block_table import BlockPool
+    from helix_jobs.engine.schedule.sequence import Sequence
+
+logger = logging.getLogger(__name__)
+
+# Fewer prompt tokens a step than these save no memory worth speaking of.
+_FEWEST_PROMPT_TOKENS: Final = 64
+# Trade-off: blocks kept free for each running sequence leave a slot empty now and then, and save preemptions, each of
+# which computes a whole sequence again.
+_SPARE_BLOCKS: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Decode:
+    """One sequence verifies at most ``depth`` draft tokens behind its last token."""
+
+    sequence: Sequence
+    depth: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prefill:
+    """One sequence computes its next ``num_tokens`` known tokens; ``emits`` when the last of them yields a token."""
+
+    sequence: Sequence
+    num_tokens: int
+    emits: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """One step. Every sequence in it has the blocks that the step will write."""
+
+    decodes: tuple[Decode, ...]
+    prefills: tuple[Prefill, ...]
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences in the step."""
+        return len(self.decodes) + len(self.prefills)
+
+
+class Scheduler:
+    """First come, first served within the bounds of ``admission``, with continuous batching.
+
+    Running sequences come first, oldest first; each gets the blocks for its tokens before the step, if need be by
+    preempting the youngest running one. What is left of the batch slots and of the token budget admits waiting ones,
+    which begin with the blocks of their prefix that are cached. The depth allocated for is never trimmed to fit the
+    batch: it is a function of the sequence alone, so that its random numbers are used the same way in any company.
+
+    Attributes:
+        waiting: Queue of sequences without blocks.
+        running: Sequences that take part in steps, oldest first.
+        cached_prompt_tokens: Prompt tokens shared instead of computed at first admissions, in total.
+        preemptions: How often a running sequence lost its blocks and was queued again, in total.
+    """
+
+    def __init__(self, config: EngineConfig, pool: BlockPool) -> None:
+        # What steps may hold at present: both shrink after failed steps and grow back with good ones.
+        self._prompt_tokens = BackOff(config.token_budget, minimum=_FEWEST_PROMPT_TOKENS)
+        self._slots = BackOff(config.max_batch_size)
+        self._max_batch_size = config.max_batch_size
+        self._depth = config.speculation.ceiling
+        self._pool = pool
+        self._some_waiting_ended = False
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self.cached_prompt_tokens = 0
+        self.preemptions = 0
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a sequence; one that has already ended leaves through ``drop_finished``."""
+        self.waiting.append(sequence)
+        self._some_waiting_ended |= sequence.state is RequestState.FINISHED
+
+    def abort(self, sequence: Sequence) -> None:
+        """End a sequence, waiting or running, with what it has."""
+        self._some_waiting_ended |= sequence.state is RequestState.WAITING
+        sequence.finish(FinishReason.ABORTED)
+
+    def has_unfinished(self) -> bool:
+        """Whether any sequence waits or runs."""
+        return bool(self.waiting or self.running)
+
+    @property
+    def batch_limit(self) -> int:
+        """Sequences that may run at present."""
+        return self._slots.value
+
+    @property
+    def active(self) -> list[Sequence]:
+        """Running sequences that have not ended, oldest first."""
+        return [sequence for sequence in self.running if sequence.state is not RequestState.FINISHED]
+
+    def schedule(self) -> Schedule:
+        """Choose the next step and allocate its blocks. Sequences that can never fit are failed here, alone."""
+        decodes: list[Decode] = []
+        prefills: list[Prefill] = []
+        budget = self._prompt_tokens.value
+        for sequence in self.running:
+            sequence.settle()
+        index = 0
+        while index < len(self.running):
+            sequence = self.running[index]
+            planned = self._plan(sequence, budget)
+            if planned is None or sequence.state is RequestState.FINISHED:
+                index += 1
+                continue
+            if not self._make_room(sequence, planned):
+                continue  # preempted or failed: look again at what stands here now
+            if isinstance(planned, Prefill):
+                prefills.append(planned)
+                budget -= planned.num_tokens
+            else:
+                decodes.append(planned)
+            index += 1
+        self._admit(decodes, prefills, budget)
+        return Schedule(tuple(decodes), tuple(prefills))
+
+    def preempt_youngest(self, count: int) -> None:
+        """Send the ``count`` youngest running sequences back to the head of the queue, in their order."""
+        for sequence in self.active[::-1][:count]:
+            self.preempt(sequence)
+
+    def drop_finished(self) -> list[Sequence]:
+        """Remove ended sequences, free their blocks and return them."""
+        finished = [s for s in self.running if s.state is RequestState.FINISHED]
+        if finished:
+            self.running = [s for s in self.running if s.state is not RequestState.FINISHED]
+        if self._some_waiting_ended:
+            self._some_waiting_ended = False
+            finished += [s for s in self.waiting if s.state is RequestState.FINISHED]
+            self.waiting = deque(s for s in self.waiting if s.state is not RequestState.FINISHED)
+        for sequence in finished:
+            sequence.settle()
+            sequence.reset_cache()
+        return finished
+
+    def shrink(self) -> None:
+        """Halve the batch after a failed step and preempt what no longer fits."""
+        num_active = len(self.active)
+        self._slots.lower(num_active // 2)
+        self.preempt_youngest(num_active - self.batch_limit)
+
+    def shrink_prompts(self, schedule: Schedule) -> bool:
+        """Allow the next steps half the prompt tokens of this one, which failed; False if they were few anyway."""
+        num_tokens = sum(prefill.num_tokens for prefill in schedule.prefills)
+        if num_tokens <= self._prompt_tokens.minimum:
+            return False
+        self._prompt_tokens.lower(num_tokens // 2)
+        return True
+
+    def step_passed(self) -> None:
+        """After enough good steps in a row allow more again, up to what is configured."""
+        self._slots.passed()
+        self._prompt_tokens.passed()
+
+    def _plan(self, sequence: Sequence, budget: int) -> Decode | Prefill | None:
+        """What this sequence would do in the step, or None when no budget is left for its prompt."""
+        remaining = sequence.num_prefill_tokens
+        if remaining == 0:
+            return Decode(sequence, sequence.max_depth(self._depth))
+        num_tokens = min(remaining, budget)
+        if num_tokens == 0:
+            return None
+        return Prefill(sequence, num_tokens, emits=num_tokens == remaining and sequence.num_output_tokens == 0)
+
+    def _make_room(self, sequence: Sequence, planned: Decode | Prefill) -> bool:
+        """Allocate the step's blocks, preempting younger sequences; False when ``sequence`` had to go itself."""
+        length = _length_after(planned)
+        while sequence.table.missing_blocks(length) > self._pool.num_free:
+            youngest = self.running[-1]
+            if youngest is not sequence:
+                self.preempt(youngest)
+                continue
+            if len(self.running) > 1:
+                self.preempt(sequence)
+            else:
+                self._fail_too_large(sequence, length)
+            return False
+        _allocate(sequence, length)
+        return True
+
+    def _admit(self, decodes: list[Decode], prefills: list[Prefill], budget: int) -> None:
+        """Start waiting sequences while slots, budget and blocks last."""
+        if not self.waiting or len(self.running) >= self.batch_limit or budget <= 0:
+            return
+        if self.running and _SPARE_BLOCKS * len(self.running) >= self._pool.num_free:
+            return  # nobody has room, as everybody needs a block of its own: spare the look at the queue
+        candidates = self._candidates()
+        computing = {prefix for sequence in self.running for prefix in sequence.table.unfrozen_prefixes}
+        while candidates and len(self.running) < self.batch_limit and budget > 0:
+            chosen = choose(candidates, computing, prefills[0].sequence.num_prefill_tokens if prefills else None)
+            if chosen is None:
+                for candidate in candidates:
+                    candidate.sequence.num_deferred += 1
+                return
+            sequence = chosen.sequence
+            blocks = sequence.cached_blocks()  # anew: admissions of this step may have evicted some
+            if self.running and not self._has_room(sequence, blocks):
+                return
+            for candidate in candidates[: candidates.index(chosen)]:
+                candidate.sequence.num_overtaken += 1
+            candidates.remove(chosen)
+            self.waiting.remove(sequence)
+            self.running.append(sequence)
+            sequence.share(blocks)
+            planned = self._plan(sequence, budget)
+            assert planned is not None, "the budget is not used up"
+            length = _length_after(planned)
+            if sequence.table.missing_blocks(length) > self._pool.num_free:
+                self._fail_too_large(sequence, length)  # leaves through drop_finished, as every ended sequence does
+                sequence.reset_cache()
+                continue
+            _allocate(sequence, length)
+            computing.update(sequence.table.unfrozen_prefixes)
+            self._note_admitted(sequence)
+            if isinstance(planned, Prefill):
+                prefills.append(planned)
+                budget -= planned.num_tokens
+            else:  # preempted before, and all it had computed was still cached
+                decodes.append(planned)
+
+    def _candidates(self) -> list[Candidate]:
+        """The waiting sequences within the look-ahead, in order."""
+        candidates = []
+        for sequence in islice(self.waiting, LOOK_AHEAD * self._max_batch_size):
+            if sequence.state is RequestState.FINISHED:
+                self._some_waiting_ended = True
+            else:
+                candidates.append(Candidate.of(sequence))
+        return candidates
+
+    def _has_room(self, sequence: Sequence, shared: list[int]) -> bool:
+        """Whether its whole known text and the first speculation fit, or it would be preempted at once."""
+        wanted = self._pool.blocks_for(len(sequence) + 1 + self._depth) - self._pool.num_held(shared)
+        return wanted + _SPARE_BLOCKS * len(self.running) <= self._pool.num_free
+
+    def _note_admitted(self, sequence: Sequence) -> None:
+        sequence.state = RequestState.RUNNING
+        if sequence.admitted_at is None:
+            sequence.admitted_at = time.monotonic()
+            sequence.cached_prompt_tokens = sequence.num_computed
+            self.cached_prompt_tokens += sequence.num_computed
+
+    def set_aside(self, sequence: Sequence, *, discard: bool = False) -> None:
+        """Take a running sequence out, its blocks freed; ``add`` brings it back.
+
+        Args:
+            sequence: The sequence.
+            discard: Its blocks are not to be trusted: nobody may share them, itself included.
+        """
+        self.running.remove(sequence)
+        sequence.reset_cache(discard=discard)
+        sequence.state = RequestState.WAITING
+
+    def preempt(self, sequence: Sequence, *, discard: bool = False) -> None:
+        """Free a running sequence's blocks and send it back to the head of the queue, to be recomputed.
+
+        What of its blocks is still cached when it comes back need not be; ``discard`` is that of ``set_aside``.
+        """
+        self.set_aside(sequence, discard=discard)
+        self.waiting.appendleft(sequence)
+        self.preemptions += 1
+        logger.debug("preempted request %s at %d tokens", sequence.request_id, len(sequence))
+
+    def _fail_too_large(self, sequence: Sequence, length: int) -> None:
+        capacity = self._pool.num_blocks * self._pool.block_size
+        sequence.fail(
+            OutOfMemoryError(
+                f"the request reached {length} tokens and the KV cache holds {capacity}; "
+                "raise HELIX_KV_CACHE_MB or lower max_tokens"
+            )
+        )
+
+
+def _length_after(planned: Decode | Prefill) -> int:
+    """Tokens whose keys and values the cache holds once the step has written."""
+    if isinstance(planned, Prefill):
+        return planned.sequence.num_computed + planned.num_tokens
+    return len(planned.sequence) + planned.depth
+
+
+def _allocate(sequence: Sequence, length: int) -> None:
+    """Make room for ``length`` tokens behind what is shared."""
+    table = sequence.table
+    assert sequence.num_computed >= table.num_frozen * table.block_size, "the target never writes a shared block"
+    table.grow(length)

@@ -1,0 +1,192 @@
+"""Sequence: a request while the engine holds it."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from helix_jobs.engine.request import FinishReason, GenerationResult, RequestState
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence as SequenceOf
+
+    from helix_jobs.engine.request import Request
+    from helix_jobs.engine.schedule.block_table import BlockTable
+    from helix_jobs.errors import RequestError
+
+
+class Sequence:
+    """Tokens, cache positions and timings of one request.
+
+    ``token_ids`` is prompt plus accepted output: nothing unverified ever enters it. ``num_computed`` counts the leading
+    tokens whose keys and values stand in the target's cache, ``num_draft_computed`` those in the draft's, and
+    ``num_verified`` those that finite logits have rested on: only they are shared with others. A decoding sequence has
+    exactly one token not yet computed: its last.
+    """
+
+    def __init__(self, request: Request, table: BlockTable, stop_token_ids: frozenset[int], max_len: int) -> None:
+        assert request.prompt_token_ids, "requests are encoded before they are queued"
+        self.request = request
+        self.params = request.sampling_params
+        self.request_id = request.request_id
+        self.stop_token_ids = stop_token_ids
+        self.table = table
+        self.token_ids: list[int] = list(request.prompt_token_ids)
+        self.num_prompt_tokens = len(self.token_ids)
+        # Where the output must end: its own limit or the model's context, whichever comes first.
+        self.max_len = min(max_len, self.num_prompt_tokens + self.params.max_tokens)
+        self.num_computed = 0
+        self.num_draft_computed = 0
+        self.num_verified = 0
+        self.state = RequestState.WAITING
+        self.finish_reason: FinishReason | None = None
+        self.error: RequestError | None = None
+        # Set when a stop string ended the output: the text up to it.
+        self.stopped_text: str | None = None
+
+        # Its logits were not finite, and it is computed again from clean blocks and without a draft.
+        self.was_recomputed = False
+        # How often a step of it alone failed, and how many steps of the engine had passed at the last time.
+        self.lone_failures = 0
+        self.failed_alone_at: int | None = None
+
+        # What the scheduler owes a request that waits, see ``admission``.
+        self.num_overtaken = 0
+        self.num_deferred = 0
+
+        self.cached_prompt_tokens = 0
+        self.draft_tokens = 0
+        self.accepted_tokens = 0
+        self.target_steps = 0
+        self.added_at = time.monotonic()
+        self.admitted_at: float | None = None
+        self.first_token_at: float | None = None
+        self.last_token_at: float | None = None
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def output_token_ids(self) -> list[int]:
+        """The accepted output so far."""
+        return self.token_ids[self.num_prompt_tokens :]
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Length of the output so far."""
+        return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_prefill_tokens(self) -> int:
+        """Tokens still to be computed before this sequence decodes.
+
+        A fresh prompt is computed whole and its last position yields the first output token. A preempted sequence stops
+        one short of its end, so that it decodes on from the very state it was preempted in: depth and random numbers
+        per position stay the same, and so does the output.
+        """
+        end = len(self.token_ids) if self.num_output_tokens == 0 else len(self.token_ids) - 1
+        return max(0, end - self.num_computed)
+
+    def max_depth(self, depth: int) -> int:
+        """Draft tokens that can still be of use and have room: the target's own token always comes on top.
+
+        Depends on nothing but the sequence and constants, see ``Scheduler``.
+        """
+        if self.was_recomputed:  # a drafted token's NaN reaches the rows before it through its masked key
+            return 0
+        length = len(self.token_ids)
+        return max(0, min(depth, self.max_len - length - 1, self.table.pool_capacity - length))
+
+    def commit(self, token_ids: SequenceOf[int], now: float) -> list[int]:
+        """Append verified tokens until one ends the output; stop tokens are checked before they are appended.
+
+        Returns:
+            The tokens that were appended.
+        """
+        appended: list[int] = []
+        for token_id in token_ids:
+            if token_id in self.stop_token_ids:
+                self.finish(FinishReason.STOP)
+                break
+            self.token_ids.append(token_id)
+            appended.append(token_id)
+            if len(self.token_ids) >= self.max_len:
+                self.finish(FinishReason.LENGTH)
+                break
+        # The tokens emitted here come from finite logits over every key before them.
+        self.num_verified = len(self.token_ids) - 1
+        self.target_steps += 1
+        if appended:
+            self.first_token_at = self.first_token_at or now
+            self.last_token_at = now
+        return appended
+
+    def truncate_output(self, num_output_tokens: int) -> None:
+        """Forget output tokens past ``num_output_tokens``: a stop string ended earlier."""
+        del self.token_ids[self.num_prompt_tokens + num_output_tokens :]
+
+    def finish(self, reason: FinishReason) -> None:
+        """End with a reason."""
+        self.state = RequestState.FINISHED
+        self.finish_reason = reason
+
+    def fail(self, error: RequestError) -> None:
+        """End with an error of this request alone."""
+        self.state = RequestState.FINISHED
+        self.finish_reason = None
+        self.error = error
+
+    def cached_blocks(self) -> list[int]:
+        """Cached blocks this waiting sequence could begin with. At least its last known token is always computed."""
+        if self.was_recomputed:  # from clean blocks, whatever it was that spoiled the others
+            return []
+        return self.table.cached_blocks(self.token_ids, len(self.token_ids) - 1)
+
+    def share(self, blocks: SequenceOf[int]) -> None:
+        """Begin with what ``cached_blocks`` found instead of computing it."""
+        self.table.share(blocks)
+        self.num_computed = self.table.capacity
+        self.num_draft_computed = self.table.mark_draft_filled(0)
+
+    def settle(self) -> None:
+        """Between two steps: open verified full blocks to be shared, and forget the draft's rows of rejected tokens.
+
+        Trade-off: a long prompt can be shared when its last chunk has yielded finite logits, not chunk by chunk; in
+        return a NaN never spreads through the prefix cache.
+        """
+        length = len(self.token_ids)
+        self.table.freeze(self.token_ids, min(self.num_verified, length))
+        self.num_draft_computed = self.table.mark_draft_filled(max(0, min(self.num_draft_computed, length - 1)))
+
+    def reset_cache(self, *, discard: bool = False) -> None:
+        """Give the blocks back and forget what was computed: preemption by recompute, or the end.
+
+        Args:
+            discard: What was computed is not to be trusted: nobody may share it any more.
+        """
+        self.table.release(discard=discard)
+        self.num_computed = 0
+        self.num_draft_computed = 0
+        self.num_verified = 0
+
+    def result(self, output_text: str) -> GenerationResult:
+        """The immutable end of this request."""
+        now = time.monotonic()
+        admitted = now if self.admitted_at is None else self.admitted_at
+        first, last = self.first_token_at, self.last_token_at
+        return GenerationResult(
+            request_id=self.request_id,
+            output_text=output_text,
+            output_token_ids=tuple(self.output_token_ids),
+            finish_reason=self.finish_reason,
+            error=self.error,
+            prompt_tokens=self.num_prompt_tokens,
+            cached_prompt_tokens=self.cached_prompt_tokens,
+            queue_seconds=admitted - self.added_at,
+            ttft_seconds=None if first is None else first - admitted,
+            decode_seconds=0.0 if first is None or last is None else last - first,
+            total_seconds=now - admitted,
+            draft_tokens=self.draft_tokens,
+            accepted_tokens=self.accepted_tokens,
+            target_steps=self.target_steps,
+        )

@@ -1,0 +1,1 @@
+"""Speculation: the step that drafts, verifies, commits and rolls back; and how deep to draft."""

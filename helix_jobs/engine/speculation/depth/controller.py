@@ -1,0 +1,354 @@
+"""DepthController: chooses each step how many tokens each sequence drafts, and from which source. No torch.
+
+What may decide is a sequence's history, its company and measured times; never the token drafted at a position, see
+``drafters/base.py``.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections import Counter
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import accumulate
+from typing import TYPE_CHECKING, Final
+
+from helix_jobs.engine.config import DEFAULT_SPECULATION_DEPTH
+from helix_jobs.engine.speculation.depth.acceptance import RunningAcceptance
+from helix_jobs.engine.speculation.depth.plan import (
+    DepthPlan,
+    DraftCandidate,
+    ModelPlanner,
+    StepTimes,
+    can_pay,
+    plan_lookup,
+    plan_none,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from helix_jobs.engine.speculation.depth.costs import StepCosts
+
+__all__ = ["DepthController", "DepthDecision", "DepthReason", "DraftCandidate"]
+
+DEFAULT_ACCEPTANCE: Final = 0.7
+# An int8 copy of its target: what SmolLM2-135M's agreed on was 0.92 of greedy tokens.
+COPY_ACCEPTANCE: Final = 0.9
+
+# Expected gain before the draft model is switched on, and before it stays on; lookup costs so little that it needs only
+# the latter. Trade-off: a wider margin forgoes small gains, a narrower one lets noise in the measured costs switch on
+# what is a loss.
+_MARGIN_ON: Final = 0.03
+_MARGIN_STAY: Final = 0.01
+# With the draft model off, steps for which that stands unless the batch shrinks: costs move slowly, and planning for a
+# large batch is not free.
+_HOLD_STEPS: Final = 8
+
+# Running acceptance, in trials: what all sequences show together, and what one shows.
+_HORIZON: Final = 512
+_SEQUENCE_HORIZON: Final = 48
+_PRIOR_TRIALS: Final = 4
+# Steps without a draft after which a sequence's own record has lost 63 % of its weight against that of all.
+_RECORD_STEPS: Final = 100
+# Under so many trials of all sequences the acceptance is a guess: drafts stay short and few sequences are caught up.
+_MEASURED_TRIALS: Final = 16
+
+# Tokens the draft model catches up on in one step; a single sequence may need more and is not cut. Trade-off: more
+# switches a batch on in fewer steps (a few drafting sequences of many pay for nearly whole draft passes), each of which
+# keeps all sequences waiting longer.
+CATCH_UP_TOKENS: Final = 4096
+_UNMEASURED_CATCH_UP_TOKENS: Final = 256
+# What outputs are taken to run to before any has ended, as if so many had; and how many the mean looks back on.
+_OUTPUT_TOKENS: Final = 96.0
+_OUTPUT_PRIOR: Final = 2
+_OUTPUT_HORIZON: Final = 64
+
+# Share of the time that may go into finding out whether poor acceptance or high costs have become better.
+EXPLORATION_SHARE: Final = 0.005
+_EXPLORED_SEQUENCES: Final = 4
+_EXPLORED_DEPTH: Final = 3
+# Exploration on credit begins once so many plain steps are saved up, if it seems to cost no more than so many. It ends
+# after so many steps, or when the draft model has taken the time of so many plain ones: the first step catches up and
+# teaches little, those behind it are cheap.
+_TRIAL_SAVINGS: Final = 4
+_TRIAL_LIMIT: Final = 64
+_TRIAL_STEPS: Final = 16
+_TRIAL_LOAN: Final = 8
+# The past weighs as so many trials once exploration asks anew.
+_EXPLORED_TRIALS: Final = 24.0
+
+
+class DepthReason(StrEnum):
+    """Why a step drafts as it does."""
+
+    NOTHING = "off:nothing"  # no sequence may be drafted, or there is no proposal and no model
+    COST = "off:cost"  # the model would not pay even if every token were accepted
+    ACCEPTANCE = "off:acceptance"  # it would, but not at the acceptance and the catch-up there are
+    LOOKUP = "lookup"
+    MODEL = "model"
+    MIXED = "mixed"
+    EXPLORE = "explore"  # the model does not pay, and a few sequences try whether that still holds
+
+
+@dataclass(frozen=True, slots=True)
+class DepthDecision:
+    """Depths of one step, one per candidate; a candidate uses one source at most.
+
+    Attributes:
+        model_depths: Tokens to draft with the model.
+        lookup_depths: Tokens to take from the lookup proposal.
+        reason: A ``DepthReason``.
+        expected_speedup: Expected goodput of the plan over that of depth 0.
+    """
+
+    model_depths: tuple[int, ...]
+    lookup_depths: tuple[int, ...]
+    reason: str
+    expected_speedup: float
+
+
+@dataclass(slots=True)
+class _Record:
+    """A sequence's own acceptance of the draft model, and the step it was last seen in."""
+
+    acceptance: RunningAcceptance
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Hold:
+    """The draft model stays off until ``until``, in steps of at least this size and of the same kind."""
+
+    reason: DepthReason
+    until: int
+    num_sequences: int
+    has_prefill: bool
+
+    def covers(self, step: int, num_sequences: int, prefill_tokens: int) -> bool:
+        return step < self.until and num_sequences >= self.num_sequences and (prefill_tokens > 0) == self.has_prefill
+
+
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """Exploration on credit: its last step, and the draft model's time at its beginning and at most at its end."""
+
+    until: int
+    spent_before: float
+    spent_at_most: float
+
+    def is_over(self, step: int, spent: float) -> bool:
+        return step >= self.until or spent >= self.spent_at_most
+
+
+class DepthController:
+    """Maximises expected goodput step by step; depth 0 is always a candidate and wins ties.
+
+    Deterministic: no clock and no random numbers, so the same observations lead to the same depths.
+
+    The draft model is run only when the plan says so, and then first computes what it has missed (*catch-up*). That is
+    an investment, charged in equal parts to the steps the sequence is still expected to take: outputs as long as those
+    that ended lately, and never longer than its limit allows. When the model is off, because it is too seldom right or
+    because it costs too much, *exploration* asks again with a few sequences: it saves up ``EXPLORATION_SHARE`` of the
+    time spent and acts once that covers the whole cost of asking. Costs that were measured in a bad moment would hardly
+    ever be covered: high ones are tried on credit, for a few steps, and what that really took is saved up afterwards.
+
+    Args:
+        costs: Of this machine; refined by the caller as steps run.
+        max_depth: Most tokens the draft model drafts in a row, 0 to 16.
+        has_model: Whether there is a draft model; lookup needs none.
+        initial_acceptance: The draft model's acceptance before any was measured.
+    """
+
+    def __init__(
+        self, costs: StepCosts, *, max_depth: int, has_model: bool, initial_acceptance: float = DEFAULT_ACCEPTANCE
+    ) -> None:
+        assert costs.has_draft or not has_model, "a draft model is profiled before it is used"
+        self.costs = costs
+        self._max_depth = max_depth
+        self._has_model = has_model and max_depth > 0
+        self._acceptance = RunningAcceptance(_HORIZON, initial_acceptance, _PRIOR_TRIALS)
+        self._records: dict[str, _Record] = {}
+        self._output_tokens = _OUTPUT_TOKENS
+        self._num_outputs = 0
+        self._is_drafting = False
+        self._hold: _Hold | None = None
+        # Seconds saved up for exploration; below 0 what exploration on credit still owes.
+        self._credit = 0.0
+        self._trial: _Trial | None = None
+        self._step = 0
+        self._reasons: Counter[str] = Counter()
+
+    def choose(self, candidates: Sequence[DraftCandidate], prefill_tokens: int = 0) -> DepthDecision:
+        """Depths for the decoding sequences of the next step, beside ``prefill_tokens`` tokens of prompt chunks."""
+        self._step += 1
+        decision = self._decide(candidates, prefill_tokens)
+        self._reasons[str(decision.reason)] += 1
+        return decision
+
+    def observe_acceptance(self, request_id: str, drafted: int, accepted: int) -> None:
+        """Count what verification made of one sequence's ``drafted`` tokens of the draft model (not of lookup)."""
+        if drafted <= 0:
+            return
+        self._acceptance.observe(drafted, accepted)
+        record = self._records.get(request_id)
+        if record is None:
+            own = RunningAcceptance(_SEQUENCE_HORIZON, self._acceptance.rate, _PRIOR_TRIALS)
+            record = self._records[request_id] = _Record(own, self._step)
+        record.acceptance.observe(drafted, accepted)
+        record.step = self._step
+
+    def acceptance_of(self, request_id: str) -> float | None:
+        """A sequence's running acceptance, drawn towards that of all by its age; None if it never drafted."""
+        record = self._records.get(request_id)
+        if record is None:
+            return None
+        weight = math.exp((record.step - self._step) / _RECORD_STEPS)
+        return record.acceptance.rate_towards(self._acceptance.rate, weight)
+
+    def observe_output(self, num_tokens: int) -> None:
+        """Count the length of an output that ended, whatever drafted it."""
+        self._num_outputs = min(self._num_outputs + 1, _OUTPUT_HORIZON)
+        self._output_tokens += (num_tokens - self._output_tokens) / (self._num_outputs + _OUTPUT_PRIOR)
+
+    def forget(self, request_id: str) -> None:
+        """The sequence has ended. Unknown ids are ignored; a preempted one comes back and keeps its record."""
+        self._records.pop(request_id, None)
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """How many steps were decided for which ``DepthReason``."""
+        return dict(self._reasons)
+
+    def _decide(self, candidates: Sequence[DraftCandidate], prefill_tokens: int) -> DepthDecision:
+        if not any(candidate.ceiling > 0 for candidate in candidates):
+            zeros = (0,) * len(candidates)
+            return DepthDecision(zeros, zeros, DepthReason.NOTHING.value, 1.0)
+        times = StepTimes(self.costs, len(candidates), prefill_tokens)
+        plain = plan_none(candidates, times)
+        base = plan_lookup(candidates, times)
+        if base.goodput < (1 + _MARGIN_STAY) * plain.goodput:
+            base = plain
+        plan, reason, speedup = base, DepthReason.NOTHING, base.goodput / plain.goodput
+        if self._has_model:
+            plan, reason, speedup = self._consider_model(candidates, prefill_tokens, times, base)
+            speedup *= base.goodput / plain.goodput
+        if reason is not DepthReason.EXPLORE:
+            uses_model, uses_lookup = any(plan.model_depths), any(plan.lookup_depths)
+            if uses_model:
+                reason = DepthReason.MIXED if uses_lookup else DepthReason.MODEL
+            elif uses_lookup:
+                reason = DepthReason.LOOKUP
+        return DepthDecision(plan.model_depths, plan.lookup_depths, reason.value, speedup)
+
+    def _consider_model(
+        self, candidates: Sequence[DraftCandidate], prefill_tokens: int, times: StepTimes, base: DepthPlan
+    ) -> tuple[DepthPlan, DepthReason, float]:
+        """The plan to carry out, why the model is off if it is, and the expected gain over ``base``."""
+        if self._hold is not None and self._hold.covers(self._step, len(candidates), prefill_tokens):
+            self._save_up(times)
+            return base, self._hold.reason, 1.0
+        required = 1 + (_MARGIN_STAY if self._is_drafting else _MARGIN_ON)
+        reason = DepthReason.COST
+        if can_pay(len(candidates), self._max_depth, times, required):
+            reason = DepthReason.ACCEPTANCE
+            planner = self._planner(candidates, times, base)
+            measured = self._acceptance.trials >= _MEASURED_TRIALS
+            plan = planner.plan(self._max_depth if measured else min(self._max_depth, DEFAULT_SPECULATION_DEPTH))
+            if plan is not base and plan.goodput >= required * base.goodput:
+                # What the step's catch-up leaves of the plan must pay as well, or be the first try.
+                budget = CATCH_UP_TOKENS if measured else _UNMEASURED_CATCH_UP_TOKENS
+                plan = _within_catch_up(candidates, plan, planner, budget)
+                if not measured or plan.goodput >= required * base.goodput:
+                    self._is_drafting, self._hold = True, None
+                    return plan, DepthReason.MODEL, plan.goodput / base.goodput
+        self._is_drafting = False
+        self._save_up(times)
+        explored = self._explore(candidates, times, base, required, reason)
+        if explored is not None:
+            self._hold = None
+            return explored, DepthReason.EXPLORE, explored.goodput / base.goodput
+        self._hold = _Hold(reason, self._step + _HOLD_STEPS, len(candidates), prefill_tokens > 0)
+        return base, reason, 1.0
+
+    def _planner(
+        self,
+        candidates: Sequence[DraftCandidate],
+        times: StepTimes,
+        base: DepthPlan,
+        acceptance: float | None = None,
+    ) -> ModelPlanner:
+        """At each one's own acceptance, or at the one given."""
+        everyone = self._acceptance.rate
+        # A token past the end of an output is worth nothing, however right: the chance that each is not the last.
+        survival = 1.0 - 1.0 / max(2.0, self._output_tokens)
+        rates = [
+            survival
+            * (
+                acceptance
+                if acceptance is not None
+                else candidate.model_acceptance
+                if candidate.model_acceptance is not None
+                else everyone
+            )
+            for candidate in candidates
+        ]
+        lifetimes = [min(self._output_tokens, candidate.remaining_tokens) for candidate in candidates]
+        return ModelPlanner(candidates, times, rates, lifetimes, base)
+
+    def _save_up(self, times: StepTimes) -> None:
+        if self._trial is not None and self._trial.is_over(self._step, self.costs.draft_seconds_spent):
+            self._credit -= self.costs.draft_seconds_spent - self._trial.spent_before
+            self._trial = None
+        self._credit += EXPLORATION_SHARE * times.plain
+
+    def _explore(
+        self,
+        candidates: Sequence[DraftCandidate],
+        times: StepTimes,
+        base: DepthPlan,
+        required: float,
+        reason: DepthReason,
+    ) -> DepthPlan | None:
+        """A plan in which a few sequences draft, once its cost is saved up; its gain is not counted on."""
+        able = [index for index, candidate in enumerate(candidates) if candidate.ceiling > 0]
+        able.sort(key=lambda index: (base.lookup_depths[index] > 0, candidates[index].catch_up_tokens))
+        depths = {
+            index: min(_EXPLORED_DEPTH, self._max_depth, candidates[index].ceiling)
+            for index in able[:_EXPLORED_SEQUENCES]
+        }
+        verification = times.verify(sum(depths.values())) - times.plain
+        drafting = times.catch_up(sum(candidates[index].catch_up_tokens for index in depths))
+        drafting += max(depths.values()) * times.draft(len(depths))
+        cost = verification + drafting
+        if self._trial is None:
+            if min(cost, _TRIAL_SAVINGS * times.plain) > self._credit or cost > _TRIAL_LIMIT * times.plain:
+                return None
+            if reason is DepthReason.ACCEPTANCE:
+                optimist = self._planner(candidates, times, base, acceptance=1.0)
+                best = optimist.plan(self._max_depth)
+                if best is base or best.goodput < required * base.goodput:
+                    return None
+                self._acceptance.fade(_EXPLORED_TRIALS)
+            if cost <= self._credit:
+                self._credit = 0.0
+            else:
+                spent = self.costs.draft_seconds_spent
+                self._trial = _Trial(self._step + _TRIAL_STEPS, spent, spent + _TRIAL_LOAN * times.plain)
+        if self._trial is not None:
+            self._credit -= verification
+        return self._planner(candidates, times, base).evaluate(depths)
+
+
+def _within_catch_up(
+    candidates: Sequence[DraftCandidate], plan: DepthPlan, planner: ModelPlanner, budget: int
+) -> DepthPlan:
+    """The part of a plan that needs at most ``budget`` catch-up tokens, or the one sequence that misses least."""
+    drafting = [index for index, depth in enumerate(plan.model_depths) if depth]
+    drafting.sort(key=lambda index: candidates[index].catch_up_tokens)
+    spent = list(accumulate(candidates[index].catch_up_tokens for index in drafting))
+    fitting = max(1, bisect_right(spent, budget))
+    if fitting == len(drafting):
+        return plan
+    return planner.evaluate({index: plan.model_depths[index] for index in drafting[:fitting]})

@@ -1,0 +1,277 @@
+"""How deep each sequence of a step should draft, and from which source: pure functions. No torch.
+
+The figure to maximise is *goodput* (Liu et al., "Optimizing Speculative Decoding for Serving Large Language Models
+Using Goodput", arXiv 2406.14066): expected emitted tokens over expected seconds. A sequence whose draft tokens are
+accepted with probability ``a`` each emits ``1 + a + a^2 + ... + a^K`` tokens from K of them (Leviathan et al., "Fast
+Inference from Transformers via Speculative Decoding", ICML 2023). A whole batch differs from one sequence in that
+drafted tokens share the step: up to some token count they ride along for nothing, past it each costs its full price.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
+from operator import mul
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from helix_jobs.engine.speculation.depth.costs import StepCosts
+
+_RATE_STEPS: Final = 128
+# What a catch-up must promise in return for each second. Trade-off: above 1, small gains are forgone; at 1, it would be
+# lost whenever the sequence ends early or its company changes and speculation with it.
+_CATCH_UP_PREMIUM: Final = 1.5
+# Depths and counts of sequences that are tried; between them goodput changes little.
+_DEPTHS: Final = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
+_COUNTS: Final = frozenset((1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256))
+
+
+@dataclass(frozen=True, slots=True)
+class DraftCandidate:
+    """One decoding sequence of the step, as far as its depth depends on it.
+
+    Attributes:
+        ceiling: Most draft tokens it may verify; 0 when it may not be drafted.
+        lookup_confidence: Acceptance of each token of its lookup proposal, given that those before it are accepted; ()
+            without a match.
+        model_acceptance: Its own running acceptance of the draft model; None without data, which takes that of all.
+        catch_up_tokens: Tokens, its last one aside, that the draft model must compute before it can draft.
+        remaining_tokens: Most tokens it may still emit.
+    """
+
+    ceiling: int
+    lookup_confidence: tuple[float, ...] = ()
+    model_acceptance: float | None = None
+    catch_up_tokens: int = 0
+    remaining_tokens: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class DepthPlan:
+    """Depths, one per candidate (one source each at most), and what they promise.
+
+    Attributes:
+        model_depths: Tokens from the draft model.
+        lookup_depths: Tokens from lookup.
+        tokens: Expected emitted tokens of the step.
+        seconds: Expected seconds they take, see ``StepTimes``.
+    """
+
+    model_depths: tuple[int, ...]
+    lookup_depths: tuple[int, ...]
+    tokens: float
+    seconds: float
+
+    @property
+    def goodput(self) -> float:
+        """Tokens a second."""
+        return self.tokens / self.seconds
+
+
+class StepTimes:
+    """Seconds of one step as a function of what it drafts.
+
+    Prompt chunks in the step have to be computed anyway. They shift where on the cost curve drafted tokens land, and
+    their own time is left out: with it in the denominator, every draft would look cheap beside it, although each second
+    it takes is a second later for all that follows.
+    """
+
+    def __init__(self, costs: StepCosts, num_sequences: int, prefill_tokens: int) -> None:
+        self._costs = costs
+        self._packed = num_sequences + prefill_tokens
+        self._sequences = num_sequences
+        self.plain = costs.target_seconds(num_sequences, num_sequences)
+        self._offset = self.plain - costs.target_seconds(self._packed, num_sequences)
+
+    def verify(self, draft_tokens: int) -> float:
+        """The target's seconds for the decoding sequences and so many draft tokens."""
+        return self._offset + self._costs.target_seconds(self._packed + draft_tokens, self._sequences)
+
+    def draft(self, sequences: int) -> float:
+        """One pass of the draft model over one token of each of ``sequences``."""
+        return self._costs.draft_seconds(sequences)
+
+    def catch_up(self, tokens: int) -> float:
+        """What computing ``tokens`` tokens more adds to the draft model's first pass."""
+        return self._costs.draft_seconds(1 + tokens) - self._costs.draft_seconds(1) if tokens > 0 else 0.0
+
+
+@lru_cache
+def _depths(max_depth: int) -> tuple[int, ...]:
+    """Depths to try, ``max_depth`` itself always among them."""
+    return (*(depth for depth in _DEPTHS if depth < max_depth), max_depth)
+
+
+@lru_cache(maxsize=_RATE_STEPS + 1)
+def _geometric(step: int) -> tuple[float, ...]:
+    """Expected accepted tokens of 0, 1, 2... drafted ones at acceptance ``step / _RATE_STEPS``."""
+    rate = step / _RATE_STEPS
+    return (0.0, *accumulate(rate**position for position in range(1, _DEPTHS[-1] + 1)))
+
+
+def accepted_tokens(acceptance: float) -> tuple[float, ...]:
+    """Expected accepted tokens of 0..16 drafted ones, at an acceptance rounded to 1/128."""
+    return _geometric(round(min(1.0, max(0.0, acceptance)) * _RATE_STEPS))
+
+
+def plan_none(candidates: Sequence[DraftCandidate], times: StepTimes) -> DepthPlan:
+    """Plain decoding."""
+    zeros = (0,) * len(candidates)
+    return DepthPlan(zeros, zeros, float(len(candidates)), times.plain)
+
+
+def plan_lookup(candidates: Sequence[DraftCandidate], times: StepTimes) -> DepthPlan:
+    """Lookup alone: token by token in order of the chance that it is accepted, as many as goodput gains from."""
+    # (chance that the token is accepted, candidate), best first. A candidate's own chances never rise, so whichever
+    # prefix is taken holds the first tokens of each proposal; among equals only their number matters.
+    chances: list[tuple[float, int]] = []
+    for index, candidate in enumerate(candidates):
+        reach = accumulate(candidate.lookup_confidence[: candidate.ceiling], mul)
+        chances.extend((chance, index) for chance in reach if chance > 0.0)
+    plain = plan_none(candidates, times)
+    if not chances:
+        return plain
+    chances.sort(key=lambda pair: -pair[0])
+    totals = list(accumulate((chance for chance, _ in chances), initial=plain.tokens))
+    # Every count while they are few; then in strides of 1/16.
+    counts, count = [0], 1
+    while count < len(chances):
+        counts.append(count)
+        count += 1 + count // 16
+    counts.append(len(chances))
+    best = max(counts, key=lambda count: (totals[count] / times.verify(count), -count))
+    depths = [0] * len(candidates)
+    for _, index in chances[:best]:
+        depths[index] += 1
+    return DepthPlan(plain.model_depths, tuple(depths), totals[best], times.verify(best))
+
+
+def can_pay(num_sequences: int, max_depth: int, times: StepTimes, required: float) -> bool:
+    """Whether drafting with the model could raise goodput ``required``-fold if every draft token were accepted."""
+    plain = num_sequences / times.plain
+    counts = [count for count in _COUNTS if count < num_sequences]
+    return any(
+        (num_sequences + count * depth) / (times.verify(count * depth) + depth * times.draft(count)) >= required * plain
+        for count in (*counts, num_sequences)
+        for depth in _depths(max_depth)
+    )
+
+
+class ModelPlanner:
+    """Plans the draft model's depths on top of a lookup plan.
+
+    Sequences differ in acceptance, catch-up and what lookup already offers them, and share the draft's passes.
+    Trade-off: one depth for the best n of them is searched over a grid of depths and n, then trimmed sequence by
+    sequence. That can miss the best ragged plan by a little, and is cheap enough to run between two steps.
+
+    Args:
+        candidates: Of the step.
+        times: Of the step.
+        acceptance: One rate per candidate.
+        lifetimes: Tokens each candidate is expected to emit still: what a catch-up has to earn itself back in.
+        base: The lookup plan. A candidate drafts from the model instead where that promises more.
+    """
+
+    def __init__(
+        self,
+        candidates: Sequence[DraftCandidate],
+        times: StepTimes,
+        acceptance: Sequence[float],
+        lifetimes: Sequence[float],
+        base: DepthPlan,
+    ) -> None:
+        self._candidates = candidates
+        self._times = times
+        self._accepted = [accepted_tokens(rate) for rate in acceptance]
+        self._lifetimes = lifetimes
+        self._base = base
+        self._catch_up = [times.catch_up(candidate.catch_up_tokens) for candidate in candidates]
+        self._lookup_gain = [
+            sum(accumulate(candidate.lookup_confidence[:depth], mul)) if depth else 0.0
+            for candidate, depth in zip(candidates, base.lookup_depths, strict=True)
+        ]
+
+    def plan(self, max_depth: int) -> DepthPlan:
+        """The best plan found; its model depths are all 0 if nothing beats the base."""
+        best, best_goodput = None, self._base.goodput
+        for depth in _depths(max_depth):
+            chosen, goodput = self._best_count(depth)
+            if goodput > best_goodput:
+                best, best_goodput = (depth, chosen), goodput
+        if best is None:
+            return self._base
+        depth, chosen = best
+        depths = {index: min(depth, self._candidates[index].ceiling) for index in chosen}
+        plan = self.evaluate(depths)
+        trimmed = self.evaluate(self._trim(depths, plan))
+        plan = max(plan, trimmed, key=lambda plan: plan.goodput)
+        return plan if plan.goodput > self._base.goodput else self._base
+
+    def evaluate(self, depths: dict[int, int]) -> DepthPlan:
+        """What the model's ``depths`` (candidate -> depth above 0) promise, the others drafting as in the base."""
+        model = [0] * len(self._candidates)
+        lookup = list(self._base.lookup_depths)
+        tokens, seconds = self._base.tokens, 0.0
+        for index, depth in depths.items():
+            model[index], lookup[index] = depth, 0
+            tokens += self._accepted[index][depth] - self._lookup_gain[index]
+            seconds += self._charge(index, depth)
+        for position in range(max(depths.values(), default=0)):
+            seconds += self._times.draft(sum(depth > position for depth in depths.values()))
+        seconds += self._times.verify(sum(model) + sum(lookup))
+        return DepthPlan(tuple(model), tuple(lookup), tokens, seconds)
+
+    def _best_count(self, depth: int) -> tuple[list[int], float]:
+        """Candidates for which one common ``depth`` is best, and the goodput it promises."""
+        base = self._base
+        # (gain of tokens net of what the catch-up costs, candidate, gain, charge, tokens to verify)
+        offers: list[tuple[float, int, float, float, int]] = []
+        for index, candidate in enumerate(self._candidates):
+            own = min(depth, candidate.ceiling)
+            gain = self._accepted[index][own] - self._lookup_gain[index]
+            charge = self._charge(index, own)
+            net = gain - charge * base.goodput
+            if own and net > 0.0:
+                offers.append((net, index, gain, charge, own - base.lookup_depths[index]))
+        offers.sort(key=lambda offer: (-offer[0], offer[1]))
+        best_count, best_goodput = 0, 0.0
+        tokens, charges, to_verify = base.tokens, 0.0, sum(base.lookup_depths)
+        for count, (_, _, gain, charge, extra) in enumerate(offers, start=1):
+            tokens += gain
+            charges += charge
+            to_verify += extra
+            if count in _COUNTS or count == len(offers):
+                # Every pass as wide as the first: ceilings differ only near a sequence's end.
+                seconds = self._times.verify(to_verify) + depth * self._times.draft(count) + charges
+                if tokens / seconds > best_goodput:
+                    best_count, best_goodput = count, tokens / seconds
+        return [offer[1] for offer in offers[:best_count]], best_goodput
+
+    def _trim(self, depths: dict[int, int], plan: DepthPlan) -> dict[int, int]:
+        """Cut each sequence's depth where its next token is worth less than what it adds to the step."""
+        count = len(depths)
+        drafted = sum(plan.model_depths) + sum(plan.lookup_depths)
+        # Marginal seconds of one token, measured over what the cut could remove.
+        verify = (self._times.verify(drafted) - self._times.verify(drafted - count)) / count
+        half = count // 2
+        draft = (self._times.draft(count) - self._times.draft(half)) / (count - half) if half else 0.0
+        worth = plan.goodput * (verify + draft)
+        trimmed = {}
+        for index, depth in depths.items():
+            accepted = self._accepted[index]
+            own = depth
+            while own and accepted[own] - accepted[own - 1] < worth:
+                own -= 1
+            if own and accepted[own] > self._lookup_gain[index]:
+                trimmed[index] = own
+        return trimmed
+
+    def _charge(self, index: int, depth: int) -> float:
+        """This step's share of a catch-up: spread over the steps that the sequence is expected to take still."""
+        seconds = self._catch_up[index]
+        if seconds == 0.0:
+            return 0.0
+        return _CATCH_UP_PREMIUM * seconds / max(1.0, self._lifetimes[index] / (1.0 + self._accepted[index][depth]))

@@ -1,0 +1,144 @@
+"""What a step costs on this machine: a short measurement when the engine starts, kept in a file for the next start."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import TYPE_CHECKING, Final
+
+import torch
+
+from helix_jobs.engine.devices.kept_file import KeptFile
+from helix_jobs.engine.model.step_layout import TokenSlice
+from helix_jobs.engine.speculation.depth.costs import CostProfile
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from helix_jobs.engine.model.runner import ModelRunner
+
+logger = logging.getLogger(__name__)
+
+# Tokens in the cache of each measured sequence: about the middle of a short job.
+_CONTEXT: Final = 128
+# Drafting is decided among decoding steps; a prompt chunk's cost only has to be known where one rides along.
+_TARGET_TOKENS: Final = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512)
+_DRAFT_TOKENS: Final = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128, 512)
+# Whatever the batch, a draft catches up on whole prompts, and target steps carry prompt chunks.
+_LARGEST: Final = 512
+_REPEATS: Final = 2
+# Passes that are measured together where a step waits once for all of them.
+_CHAINED: Final = 4
+# A point that takes longer is measured once.
+_LONGEST_SECONDS: Final = 1.5
+
+
+def measure_costs(
+    target: ModelRunner, draft: ModelRunner | None, *, max_batch_size: int, max_depth: int
+) -> CostProfile:
+    """Time passes of target and draft over made-up decodes, before any request is there.
+
+    Blocks of the caches are written, none is taken. A sequence that drafts brings several tokens with it, so token
+    counts above the batch size are measured with several a sequence.
+
+    Args:
+        target: The target.
+        draft: The draft model, if there is one.
+        max_batch_size: Sequences at most.
+        max_depth: Draft tokens a sequence at most.
+    """
+    started = time.perf_counter()
+    most = max_batch_size * (1 + max_depth)
+    profile = CostProfile.from_measurements(
+        _measure(target, [n for n in _TARGET_TOKENS if n <= most or n == _LARGEST], max_batch_size),
+        None
+        if draft is None
+        else _measure(
+            draft,
+            [n for n in _DRAFT_TOKENS if n <= most or n == _LARGEST],
+            max_batch_size,
+            num_passes=_CHAINED if draft.has_dear_waits else 1,
+        ),
+    )
+    logger.info("measured what steps cost in %.1f s", time.perf_counter() - started)
+    return profile
+
+
+@torch.no_grad()
+def _measure(
+    runner: ModelRunner, counts: Sequence[int], max_batch_size: int, *, num_passes: int = 1
+) -> dict[int, float]:
+    """Seconds of one pass by its tokens, of so many that are waited for together."""
+    seconds: dict[int, float] = {}
+    block_size, num_blocks = runner.cache.block_size, runner.cache.num_blocks
+    for count in counts:
+        num_sequences = min(count, max_batch_size, num_blocks)
+        if num_sequences * _blocks_written(count, num_sequences, block_size) > num_blocks:
+            break
+        # Not measured: what a device loads and compiles at the first sight of a shape is no cost of later steps.
+        _run(runner, count, num_sequences, num_passes)
+        times: list[float] = []
+        while len(times) < _REPEATS and max(times, default=0.0) <= _LONGEST_SECONDS:
+            started = time.perf_counter()
+            _run(runner, count, num_sequences, num_passes)
+            times.append((time.perf_counter() - started) / num_passes)
+        seconds[count] = max(1e-6, min(times))
+        if seconds[count] > _LONGEST_SECONDS:
+            break
+    return seconds
+
+
+def _blocks_written(num_tokens: int, num_sequences: int, block_size: int) -> int:
+    """Blocks of its own that each sequence needs for its share of the tokens."""
+    return -(-num_tokens // (num_sequences * block_size))
+
+
+def _run(runner: ModelRunner, num_tokens: int, num_sequences: int, num_passes: int) -> None:
+    """Greedy passes over the same ``num_tokens`` tokens of ``num_sequences`` sequences."""
+    block_size, num_blocks = runner.cache.block_size, runner.cache.num_blocks
+    each = -(-num_tokens // num_sequences)
+    own = _blocks_written(num_tokens, num_sequences, block_size)
+    # Behind the blocks that are written: sequences whose contexts do not fit beside one another share them.
+    first_context = num_sequences * own
+    num_context = min(_CONTEXT // block_size, num_blocks - first_context)
+    slices: list[TokenSlice] = []
+    rest = num_tokens
+    while rest > 0:
+        index = len(slices)
+        context = [
+            first_context + (index * num_context + place) % (num_blocks - first_context) for place in range(num_context)
+        ]
+        blocks = [*context, *range(index * own, (index + 1) * own)]
+        slices.append(TokenSlice(min(each, rest), num_context * block_size, blocks))
+        rest -= slices[-1].num_tokens
+    plan = runner.plan(slices)
+    planned = runner.prepare(plan, [[0] * part.num_tokens for part in slices], range(plan.num_tokens))
+    found = []
+    for ready in runner.upload([planned] * num_passes):
+        logits = runner.run(ready)
+        assert logits is not None, "every row was asked for"
+        found.append(logits.argmax(dim=-1))
+    found[-1].cpu()  # the barrier of asynchronous devices
+
+
+class CostProfileFile:
+    """Where the profile of one device, pair of models, dtype, torch release and number of threads is kept.
+
+    Args:
+        folder: Holds a file for each identity.
+        identity: What the figures hold for.
+    """
+
+    def __init__(self, folder: Path, identity: dict[str, str]) -> None:
+        self._identity = identity
+        self._file = KeptFile(folder, "costs", identity)
+
+    def read(self) -> CostProfile | None:
+        """The kept profile; None when there is none or it cannot be used."""
+        data = self._file.read()
+        return None if data is None else CostProfile.from_dict(data, self._identity)
+
+    def write(self, profile: CostProfile) -> None:
+        """Keep a profile. One that cannot be written is only measured again at the next start."""
+        self._file.write(profile.to_dict(self._identity))

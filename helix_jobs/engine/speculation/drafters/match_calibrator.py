@@ -1,0 +1,61 @@
+"""MatchCalibrator: how often a token copied behind a match of some length is right, learned while running. No torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from helix_jobs.engine.speculation.drafters.ngram_index import MAX_MATCH
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# Match length from which a bucket begins.
+_BUCKETS: Final = (0, 3, 4, 5, 7, 9, 13)
+_BUCKET_OF_LENGTH: Final = tuple(max(b for b, low in enumerate(_BUCKETS) if low <= n) for n in range(MAX_MATCH + 1))
+# Trade-off: a larger step follows a change of workload sooner and is noisier.
+_STEP: Final = 1 / 64
+# A rate of exactly 0 or 1 would claim to know.
+_LOWEST, _HIGHEST = 0.01, 0.99
+
+
+class MatchCalibrator:
+    """Turns a match and the votes of its occurrences into a probability of acceptance.
+
+    The *rate* of a match length is the probability that the one token seen behind such a match is accepted. Every
+    further occurrence is a trial that agreed or did not: with the rate as a prior worth one trial (of 0.5 to 100 the
+    weight that predicted best) the probability is the posterior mean of a Beta distribution.
+
+    Args:
+        rates: One for each bucket of match lengths, to begin with.
+    """
+
+    def __init__(self, rates: Sequence[float]) -> None:
+        assert len(rates) == len(_BUCKETS), "a rate for every bucket"
+        self._rates = list(rates)
+
+    def confidence(self, match_length: int, num_agreeing: int, num_occurrences: int) -> float:
+        """Probability that a token is accepted which ``num_agreeing`` of ``num_occurrences`` occurrences vote for."""
+        rate = self._rates[_BUCKET_OF_LENGTH[min(match_length, MAX_MATCH)]]
+        return (rate + num_agreeing - 1) / num_occurrences
+
+    def confidences(self, match_length: int, votes: Sequence[tuple[int, int]]) -> tuple[float, ...]:
+        """``confidence`` for each token of a proposal: an accepted one lengthens the match for the next."""
+        return tuple(self.confidence(length, *vote) for length, vote in enumerate(votes, start=match_length))
+
+    def observe(self, match_length: int, predicted: Sequence[float], num_accepted: int) -> None:
+        """Learn from one verified proposal.
+
+        Verification stops at the first rejection: the tokens behind it were never tried and teach nothing. The rate
+        moves by what the prediction was wrong, which for a lone occurrence is an exponentially weighted mean of the
+        outcomes, and for contested ones charges the votes with their own part.
+
+        Args:
+            match_length: Tokens of context that matched.
+            predicted: The confidence of each proposed token that was verified.
+            num_accepted: How many of them were accepted.
+        """
+        for position, confidence in enumerate(predicted[: num_accepted + 1]):
+            bucket = _BUCKET_OF_LENGTH[min(match_length + position, MAX_MATCH)]
+            outcome = 1.0 if position < num_accepted else 0.0
+            rate = self._rates[bucket] + _STEP * (outcome - confidence)
+            self._rates[bucket] = min(_HIGHEST, max(_LOWEST, rate))

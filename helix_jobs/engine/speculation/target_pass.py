@@ -1,0 +1,195 @@
+"""TargetPass: the target's packed pass over a whole schedule, and the one download of what it says."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from helix_jobs.engine.model.shape_sizes import token_size
+from helix_jobs.engine.model.step_layout import TokenSlice
+from helix_jobs.engine.speculation.drafters.protocol import NO_DRAFT_TOKENS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence as SequenceOf
+
+    from helix_jobs.engine.model.runner import ModelRunner
+    from helix_jobs.engine.model.step_plan import StepPlan
+    from helix_jobs.engine.schedule.scheduler import Schedule
+    from helix_jobs.engine.schedule.sequence import Sequence
+    from helix_jobs.engine.speculation.drafters.awaited_drafts import AwaitedDrafts
+    from helix_jobs.engine.speculation.drafters.protocol import Draft
+
+
+@dataclass(slots=True)
+class Emitter:
+    """A sequence whose logits this step yields: a decode, or a prefill that ends a fresh prompt."""
+
+    sequence: Sequence
+    draft: Draft
+    first_row: int  # among the rows of its kind; it has draft.depth + 1
+    is_greedy: bool  # the device finds its tokens; the rows of others are processed on the host
+
+    @property
+    def rows(self) -> range:
+        """Its rows among those of its kind."""
+        return range(self.first_row, self.first_row + self.draft.depth + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What the target says, on the device.
+
+    Attributes:
+        emitters: The decodes first.
+        logits: ``[num_greedy + num_processed + padding, vocab_size]``: the rows of greedy emitters, then of the others;
+            where waits are dear the other way round. None when there are none.
+        num_greedy: Rows that the device decides.
+        num_processed: Rows that are processed on the host.
+        num_tokens: Tokens that the target computed.
+        draft_ids: What the draft model left there, or None.
+    """
+
+    emitters: list[Emitter]
+    logits: torch.Tensor | None
+    num_greedy: int
+    num_processed: int
+    num_tokens: int
+    draft_ids: torch.Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """What came down of them.
+
+    Attributes:
+        maxima: Of each greedy row; NaN if any logit of its row is.
+        ids: Of each greedy row the token that has it.
+        processed: ``[num_processed, vocab_size]`` logits of the other rows in float32.
+        draft_ids: Of the scores; empty when there are none.
+    """
+
+    maxima: torch.Tensor
+    ids: list[int]
+    processed: torch.Tensor
+    draft_ids: list[int]
+
+
+class TargetPass:
+    """Scores prompt chunks, last tokens and drafts in one pass.
+
+    Args:
+        target: The target.
+        vocab_size: To which its logits are cut.
+    """
+
+    def __init__(self, target: ModelRunner, vocab_size: int) -> None:
+        self._target = target
+        self._vocab_size = vocab_size
+
+    def score(self, schedule: Schedule, drafts: SequenceOf[Draft], awaited: AwaitedDrafts | None) -> Scores:
+        """Start the pass, and before it the draft model's where its drafts are awaited.
+
+        Args:
+            schedule: The step.
+            drafts: One a decode.
+            awaited: The draft model's part of the step, if it is not done.
+        """
+        slices: list[TokenSlice] = []
+        tokens: list[list[int]] = []
+        for decode, draft in zip(schedule.decodes, drafts, strict=True):
+            sequence = decode.sequence
+            slices.append(TokenSlice(1 + draft.depth, len(sequence) - 1, sequence.table.blocks))
+            tokens.append([sequence.token_ids[-1], *draft.token_ids])
+        for prefill in schedule.prefills:
+            sequence = prefill.sequence
+            start = sequence.num_computed
+            slices.append(TokenSlice(prefill.num_tokens, start, sequence.table.blocks))
+            tokens.append(sequence.token_ids[start : start + prefill.num_tokens])
+        plan = self._target.plan(slices)
+        emitters: list[Emitter] = []
+        greedy_rows: list[int] = []
+        processed_rows: list[int] = []
+
+        def emit(sequence: Sequence, draft: Draft, end: int) -> None:
+            is_greedy = sequence.params.is_greedy and not sequence.params.has_penalties
+            rows = greedy_rows if is_greedy else processed_rows
+            emitters.append(Emitter(sequence, draft, len(rows), is_greedy))
+            rows.extend(range(end - 1 - draft.depth, end))
+
+        ends = [offset + part.num_tokens for offset, part in zip(plan.offsets, slices, strict=True)]
+        for decode, draft, end in zip(schedule.decodes, drafts, ends, strict=False):
+            emit(decode.sequence, draft, end)
+        for prefill, end in zip(schedule.prefills, ends[len(schedule.decodes) :], strict=True):
+            if prefill.emits:
+                emit(prefill.sequence, NO_DRAFT_TOKENS, end)
+        rows = processed_rows + greedy_rows if self._target.has_dear_waits else greedy_rows + processed_rows
+        if awaited is None:
+            logits, draft_ids = self._target.forward(plan, tokens, rows), None
+        else:
+            logits, draft_ids = self._run_behind(awaited, drafts, plan, tokens, rows)
+        return Scores(emitters, logits, len(greedy_rows), len(processed_rows), plan.num_tokens, draft_ids)
+
+    def download(self, scores: Scores) -> Download:
+        """Wait for the device, once, and bring down what verification needs."""
+        assert scores.logits is not None, "there is something to decide"
+        num_greedy, num_processed = scores.num_greedy, scores.num_processed
+        # [rows and padding, vocab_size]
+        logits = scores.logits.narrow(1, 0, self._vocab_size)
+        if self._target.has_dear_waits:
+            return self._download_together(scores, logits)
+        if num_greedy == 0:
+            return Download(torch.empty(0), [], logits.float().cpu().narrow(0, 0, num_processed), [])
+        if num_processed == 0:
+            best = logits.max(dim=-1)
+            # float32 holds any token id exactly (below 2 ** 24).
+            maxima, ids = torch.stack((best.values.float(), best.indices.float())).cpu()
+            return Download(maxima, ids.long().tolist(), torch.empty(0), [])
+        padding = len(logits) - num_greedy - num_processed
+        greedy, processed, _ = logits.split((num_greedy, num_processed, padding))
+        best = greedy.max(dim=-1)
+        together = torch.cat((best.values.float(), best.indices.float(), processed.float().reshape(-1))).cpu()
+        maxima, ids, host = together.split((num_greedy, num_greedy, num_processed * self._vocab_size))
+        return Download(maxima, ids.long().tolist(), host.view(num_processed, self._vocab_size), [])
+
+    def _run_behind(
+        self,
+        awaited: AwaitedDrafts,
+        drafts: SequenceOf[Draft],
+        plan: StepPlan,
+        tokens: list[list[int]],
+        rows: list[int],
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Bring all passes of the step to the device in one copy, and start them; return logits and draft tokens."""
+        sources: list[list[int]] = [[] for _ in tokens]
+        drafting = [place for place, draft in enumerate(drafts) if draft.num_awaited]
+        for place, own in zip(drafting, awaited.sources, strict=True):
+            sources[place] = own
+        planned = (
+            self._target.prepare_behind(plan, tokens, sources, rows)
+            if drafting
+            else self._target.prepare(plan, tokens, rows)
+        )
+        *passes, last = self._target.upload([*awaited.passes, planned])
+        draft_ids = awaited.run(passes)
+        return self._target.run(last, draft_ids), draft_ids
+
+    def _download_together(self, scores: Scores, logits: torch.Tensor) -> Download:
+        """Everything in one copy, whatever is in the step, and nothing of a shape that few steps have.
+
+        So the maximum is found of every row, and rows for the host come with padding.
+        """
+        best = logits.max(dim=-1)
+        parts = [best.values.float(), best.indices.float()]
+        if scores.draft_ids is not None:
+            parts.append(scores.draft_ids.float())
+        if scores.num_processed:
+            # A view without an offset: these rows are the first.
+            padded = logits.narrow(0, 0, min(token_size(scores.num_processed), len(logits)))
+            parts.append(padded.float().reshape(-1))
+        maxima, ids, *others = torch.cat(parts).cpu().split([len(part) for part in parts])
+        draft_ids = [] if scores.draft_ids is None else others.pop(0).long().tolist()
+        processed = others[0].view(-1, self._vocab_size) if others else torch.empty(0, self._vocab_size)
+        first, end = scores.num_processed, scores.num_processed + scores.num_greedy
+        return Download(maxima[first:end], ids[first:end].long().tolist(), processed[: scores.num_processed], draft_ids)

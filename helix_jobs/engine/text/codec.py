@@ -1,0 +1,159 @@
+"""TextCodec: prompts to token ids, and token ids to text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from helix_jobs.engine.text.byte_tokens import ByteTokens
+from helix_jobs.engine.text.library_panics import panics_as_errors
+from helix_jobs.engine.text.prompt_encoder import PromptEncoder
+from helix_jobs.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transformers import PreTrainedTokenizerBase
+
+    from helix_jobs.engine.request import Request
+
+_REPLACEMENT: Final = "\ufffd"
+# Prompt tokens before an output that are looked at for one with a text; vLLM looks at as many.
+_MAX_CONTEXT_TOKENS: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """The end of a prompt: what an output's text goes on from.
+
+    Attributes:
+        token_ids: Its last tokens; empty where they have no text.
+        text: Their text.
+    """
+
+    token_ids: tuple[int, ...] = ()
+    text: str = ""
+
+
+class TextCodec:
+    """Encodes requests and decodes outputs.
+
+    Encoding is done in other processes (see ``PromptEncoder``) and is thread-safe; decoding is the engine thread's.
+
+    Args:
+        tokenizer: A fast one.
+        vocab_size: Token ids the model knows.
+        prompts: Encodes; None starts one of its own when it is needed.
+        max_prompt_tokens: Longer prompts are refused; None for any.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        vocab_size: int,
+        prompts: PromptEncoder | None = None,
+        max_prompt_tokens: int | None = None,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._vocab_size = vocab_size
+        self._prompts = prompts or PromptEncoder(tokenizer)
+        self._max_prompt_tokens = max_prompt_tokens
+        self._special_tokens = special_tokens(tokenizer)
+        self._bytes = ByteTokens(tokenizer.backend_tokenizer, frozenset(self._special_tokens.values()))
+
+    def encode(self, request: Request) -> tuple[int, ...]:
+        """Token ids of a request's prompt.
+
+        Raises:
+            InvalidRequestError: There is no single prompt, the model's template or tokenizer does not take it (see
+                ``PromptEncoder``), it is empty, or a stop text can never be found.
+            PromptTooLongError: It has more tokens than the codec was made for.
+            EngineError: The process that tokenises was ended from outside.
+        """
+        given = [request.prompt is not None, request.messages is not None, request.prompt_token_ids is not None]
+        if sum(given) != 1:
+            raise InvalidRequestError("a request needs exactly one of prompt, messages and prompt_token_ids")
+        self.stop_token_ids(request.sampling_params.stop)
+        if request.prompt_token_ids is not None:
+            ids = request.prompt_token_ids
+        elif request.prompt is not None:
+            ids = self._prompts.encode_prompt(request.prompt, self._max_prompt_tokens)
+        elif request.messages:
+            arguments = request.chat_template_kwargs or {}
+            ids = self._prompts.encode_messages(request.messages, arguments, self._max_prompt_tokens)
+        else:
+            raise InvalidRequestError("messages is empty; give at least one message")
+        if not ids:
+            raise InvalidRequestError("the prompt has no tokens; give it some text")
+        if any(not 0 <= token_id < self._vocab_size for token_id in ids):
+            raise InvalidRequestError(
+                f"the prompt has a token id outside the model's vocabulary (0 to {self._vocab_size - 1}); "
+                "leave that token out, or use the tokenizer that belongs to the model"
+            )
+        return ids
+
+    def stop_token_ids(self, stop: Sequence[str]) -> frozenset[int]:
+        """Ids of the stop texts that are special tokens: those never stand in an output's text.
+
+        Raises:
+            InvalidRequestError: A stop text holds a special token among other text.
+        """
+        for text in stop:
+            for token, token_id in self._special_tokens.items():
+                if token in text and token != text and text not in self._special_tokens:
+                    raise InvalidRequestError(
+                        f"stop: {text!r} holds the special token {token}, which never stands in an answer's text; give "
+                        f"{token} alone, or its id {token_id} in stop_token_ids"
+                    )
+        return frozenset(self._special_tokens[text] for text in stop if text in self._special_tokens)
+
+    def context(self, prompt_ids: Sequence[int]) -> Context:
+        """The end of a prompt, from the start of a character on."""
+        for count in range(1, min(_MAX_CONTEXT_TOKENS, len(prompt_ids)) + 1):
+            token_ids = tuple(prompt_ids[-count:])
+            if not self._bytes.continues(token_ids[0]) and (text := self.decode(token_ids)):
+                return Context(token_ids, text)
+        return Context()
+
+    def decode(self, token_ids: Sequence[int], context: Context | None = None) -> str:
+        """Text of tokens, special tokens left out, and left out what begins a character at the end.
+
+        Args:
+            token_ids: The tokens.
+            context: What stands before them. Tokenizers that begin a text with a space (SentencePiece's) take the
+                first one away again, which is right for a text and wrong for its continuation.
+
+        Raises:
+            LibraryPanicError: The tokenizer panics over them.
+        """
+        if context is not None and context.token_ids:
+            whole = self.decode([*context.token_ids, *token_ids])
+            if whole.startswith(context.text):
+                return whole[len(context.text) :]
+        kept = self._bytes.without_open(token_ids)
+        with panics_as_errors():
+            text = self._tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        assert isinstance(text, str), "one sequence decodes to one string"
+        if text.endswith(_REPLACEMENT) and self._bytes.writes_open and self._bytes.num_open(token_ids):
+            return text.removesuffix(_REPLACEMENT)
+        return text
+
+    def window(self, token_ids: Sequence[int], length: int) -> Sequence[int]:
+        """The last ``length`` tokens, or some more: it does not begin inside a character."""
+        start = max(0, len(token_ids) - length)
+        while start and self._bytes.continues(token_ids[start]):
+            start -= 1
+        return token_ids[start:]
+
+    def close(self) -> None:
+        """End the processes that encode."""
+        self._prompts.close()
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """Text and id of the tokens that are no text: those marked special, white space never counted."""
+    return {
+        str(token.content): int(token_id)
+        for token_id, token in tokenizer.added_tokens_decoder.items()
+        if token.special and token.content.strip()
+    }

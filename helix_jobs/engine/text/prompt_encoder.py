@@ -1,0 +1,282 @@
+"""PromptEncoder: prompts and messages to token ids, in processes of their own with limits.
+
+A chat template is a program out of a stranger's file, a tokenizer is full of his patterns, and what either does with an
+unlucky prompt may take hours or all memory, in C code that no thread can stop. So both run in ``prompt_process``. The
+decoding of outputs, and with it the engine's thread, waits for neither.
+
+Trade-off: one process more, of 30 MB beside its tokenizer, and some 0.2 ms a prompt for the way there and back; in
+return tokenising holds neither the worker's interpreter lock nor its processor.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import queue
+import threading
+import weakref
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from helix_jobs.engine.text.bounded_process import (
+    BoundedProcess,
+    ProcessEndedError,
+    ProcessLimits,
+    RequestAtFaultError,
+)
+from helix_jobs.engine.text.chat_template import ContentForm, Probe
+from helix_jobs.errors import EngineError, ExhaustedError, InvalidRequestError, ModelError, PromptTooLongError
+from helix_jobs.exhaustion import explain_exhaustion, is_shortage
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+# A prompt waits so long for the process to be free before another one is started beside it.
+_PATIENCE: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptLimits:
+    """What a prompt may take.
+
+    A million characters take one to ten seconds with honest tokenizers, ten thousand messages less than one.
+
+    Attributes:
+        seconds: Processor time, whatever its size; also for reading the tokenizer and trying the template.
+        seconds_per_million_chars: Processor time on top, by the prompt's size.
+        process: What its process may take beside that.
+        processes: Processes at most; the second is there so that a long prompt does not hold up the others.
+        bounds_itself: The process sets itself limits where its system has them. The worker watches it in any case.
+    """
+
+    seconds: float = 10.0
+    seconds_per_million_chars: float = 60.0
+    process: ProcessLimits = field(default_factory=ProcessLimits)
+    processes: int = 2
+    bounds_itself: bool = True
+
+    def seconds_for(self, num_chars: int) -> float:
+        """Processor time for a prompt of this size."""
+        return self.seconds + self.seconds_per_million_chars * num_chars / 1e6
+
+
+DEFAULT_LIMITS: Final = PromptLimits()
+
+
+class PromptEncoder:
+    """Encodes prompts of one model. Thread-safe; processes are started when they are needed.
+
+    Args:
+        tokenizer: A fast one, which has a ``tokenizer.json``.
+        limits: What a prompt may take; None for the default.
+        name: What the person called the model.
+
+    Raises:
+        ModelError: The tokenizer is not a fast one.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, limits: PromptLimits | None = None, name: str = "served"
+    ) -> None:
+        self._name = name
+        self._limits = limits or DEFAULT_LIMITS
+        self._setup = _describe(tokenizer, self._limits, name)
+        self._free: queue.LifoQueue[BoundedProcess] = queue.LifoQueue()
+        self._processes: set[BoundedProcess] = set()
+        self._lock = threading.Lock()
+        self._num_closed = 0
+        weakref.finalize(self, _end, self._processes)
+
+    def probe(self) -> Probe | None:
+        """What the chat template was seen to do; None without one.
+
+        Raises:
+            ExhaustedError: The system gives no process.
+            ModelError: Template or tokenizer do not get through a first try within the limits.
+        """
+        try:
+            process = self._take()
+        except ProcessEndedError as error:
+            raise ModelError(
+                f"model {self._name}: its tokenizer or chat template cannot be used: trying them, the process {error}; "
+                "use another model, or put a sound chat template into its files"
+            ) from error
+        except (OSError, RuntimeError, MemoryError) as error:
+            if not is_shortage(error):
+                raise
+            raise ExhaustedError(explain_exhaustion(error)) from error
+        self._free.put(process)
+        ready = process.ready
+        if ready["damage"]:
+            logger.warning(
+                "model %s: its chat template is damaged (%s); jobs with messages will fail", self._name, ready["damage"]
+            )
+        if "forms" not in ready:
+            return None
+        return Probe(tuple(ContentForm(form) for form in ready["forms"]), ready["after_answer"])
+
+    def encode_prompt(self, prompt: str, most: int | None = None) -> tuple[int, ...]:
+        """Token ids of a plain prompt, the tokenizer's special tokens added.
+
+        Args:
+            prompt: The text.
+            most: More ids than this are of no use.
+
+        Raises:
+            InvalidRequestError: The tokenizer fails on it, or it exceeds the limits.
+            PromptTooLongError: It has more than ``most`` tokens.
+            EngineError: The process was ended from outside, twice.
+            OSError, RuntimeError, MemoryError: The system gives no process (see ``exhaustion``).
+        """
+        return self._encode({"prompt": prompt, "most": most}, len(prompt))
+
+    def encode_messages(
+        self, messages: Sequence[Mapping[str, str]], arguments: Mapping[str, Any], most: int | None = None
+    ) -> tuple[int, ...]:
+        """Token ids of messages, rendered with the model's chat template.
+
+        Args:
+            messages: Role and content, name if given.
+            arguments: The request's own arguments for the template.
+            most: More ids than this are of no use.
+
+        Raises:
+            InvalidRequestError: There is no template, it refuses the messages or leaves one out, or it exceeds the
+                limits.
+            PromptTooLongError: The prompt has more than ``most`` tokens.
+            EngineError: The process was ended from outside, twice.
+            OSError, RuntimeError, MemoryError: The system gives no process (see ``exhaustion``).
+        """
+        plain = [dict(message) for message in messages]
+        num_chars = sum(len(message["content"]) for message in plain)
+        return self._encode({"messages": plain, "arguments": dict(arguments), "most": most}, num_chars)
+
+    def close(self) -> None:
+        """End the processes, and with them the prompts at work or waiting for one. A later prompt starts another."""
+        with self._lock:  # one that is being started is among them, or is not started any more
+            self._num_closed += 1
+            doomed = set(self._processes)
+            self._processes.clear()
+        _end(doomed)
+
+    def _encode(self, request: dict[str, Any], num_chars: int) -> tuple[int, ...]:
+        seconds = self._limits.seconds_for(num_chars)
+        own_seconds = seconds if self._limits.bounds_itself else 0
+        line = json.dumps({**request, "seconds": own_seconds}).encode() + b"\n"
+        num_closed = self._num_closed
+        try:
+            try:
+                answer = self._ask(line, seconds)
+            except RequestAtFaultError:
+                raise
+            except ProcessEndedError:  # by somebody, or by the system for want of memory: perhaps not for this prompt
+                if self._num_closed > num_closed:
+                    raise
+                answer = self._ask(line, seconds)
+        except RequestAtFaultError as error:
+            raise InvalidRequestError(
+                "the model's chat template or tokenizer does not come to an end with this prompt: its process "
+                f"{error}; shorten it, or submit a prompt instead of messages"
+            ) from error
+        except ProcessEndedError as error:
+            raise EngineError(f"the process that tokenises prompts {error}; `retry` runs it again") from error
+        if "refused" in answer:
+            raise InvalidRequestError(answer["refused"])
+        if "count" in answer:
+            raise PromptTooLongError(
+                f"the prompt has {answer['count']} tokens and the context holds {(request['most'] or 0) + 1}, "
+                "one new token included; shorten the prompt"
+            )
+        return tuple(answer["ids"])
+
+    def _ask(self, line: bytes, seconds: float) -> dict[str, Any]:
+        process = self._take()
+        try:
+            answer = process.ask(line, seconds)
+        except Exception:
+            self._drop(process)
+            raise
+        self._free.put(process)
+        return answer
+
+    def _take(self) -> BoundedProcess:
+        """A process with nothing to do: the one used last, a new one, or, if there are enough, the next to be free.
+
+        Raises:
+            ProcessEndedError: It cannot be started, or the encoder was closed meanwhile.
+        """
+        num_closed = self._num_closed
+        while True:
+            with self._lock:
+                patience = _PATIENCE if self._processes else 0.0
+            with suppress(queue.Empty):
+                process = self._free.get(timeout=patience) if patience else self._free.get_nowait()
+                if process.is_alive:
+                    return process
+                with self._lock:
+                    self._processes.discard(process)
+                continue
+            with self._lock:
+                if self._num_closed > num_closed:
+                    raise ProcessEndedError("was closed")
+                if len(self._processes) >= self._limits.processes:
+                    continue
+                try:
+                    process = BoundedProcess("helix_jobs.engine.text.prompt_process", self._limits.process)
+                except (OSError, RuntimeError, MemoryError) as error:
+                    if not is_shortage(error):
+                        raise ProcessEndedError(f"cannot be started ({error})") from error
+                    if self._processes:
+                        continue  # the next to be free will do
+                    raise
+                self._processes.add(process)
+            try:
+                process.start(self._setup, self._limits.seconds)
+            except Exception:
+                self._drop(process)
+                raise
+            return process
+
+    def _drop(self, process: BoundedProcess) -> None:
+        with self._lock:
+            self._processes.discard(process)
+        process.kill()
+
+
+def _describe(tokenizer: PreTrainedTokenizerBase, limits: PromptLimits, name: str) -> bytes:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if not tokenizer.is_fast or backend is None:
+        raise ModelError(
+            f"model {name}: its tokenizer is a program of its own (a slow tokenizer), which is not served; convert it: "
+            "load it with transformers' AutoTokenizer and use_fast=True, and save it as tokenizer.json"
+        )
+    setup = {
+        "tokenizer": backend.to_str(),
+        "split_special_tokens": bool(getattr(tokenizer, "split_special_tokens", False)),
+        "bos_token": tokenizer.bos_token,
+        "template": _template_of(tokenizer),
+        "special_tokens": tokenizer.special_tokens_map,
+        "seconds": limits.seconds if limits.bounds_itself else 0,
+        "memory_bytes": limits.process.memory_bytes if limits.bounds_itself else 0,
+    }
+    return json.dumps(setup, default=str).encode() + b"\n"
+
+
+def _template_of(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    if not tokenizer.chat_template:
+        return None
+    try:
+        return str(tokenizer.get_chat_template())
+    except ValueError:  # several by name, and none of them the default
+        return None
+
+
+def _end(processes: set[BoundedProcess]) -> None:
+    with suppress(KeyError):  # empty, perhaps because another thread has taken the last
+        while True:
+            processes.pop().kill()

@@ -1,0 +1,114 @@
+"""The process in which prompts are rendered and tokenised: a template and a tokenizer are strangers' work.
+
+``PromptEncoder`` runs ``python -m helix_jobs.engine.text.prompt_process``. It reads one JSON object a line from
+standard input, the setup first, and answers each with one line. It imports neither torch nor transformers, so that it
+starts in a tenth of a second and takes some 30 MB beside the tokenizer. ``bounded_child`` says how it bounds itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from helix_jobs.engine.text.bounded_child import begin, bound_memory, bound_time, send
+from helix_jobs.engine.text.chat_template import ChatTemplate, RefusedMessagesError
+from helix_jobs.engine.text.library_panics import panics_as_errors
+
+Answer = dict[str, Any]
+
+
+class PromptWorker:
+    """Answers requests of one model, one after the other.
+
+    Args:
+        setup: ``tokenizer`` (its JSON), ``split_special_tokens``, ``bos_token``, ``template`` (None without one) and
+            ``special_tokens`` for the template.
+    """
+
+    def __init__(self, setup: dict[str, Any]) -> None:
+        self._tokenizer = Tokenizer.from_str(setup["tokenizer"])
+        # A file may ask for them; a prompt is neither cut nor filled up.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._tokenizer.encode_special_tokens = setup["split_special_tokens"]
+        self._bos_token: str | None = setup["bos_token"]
+        self._bos_id = None if self._bos_token is None else self._tokenizer.token_to_id(self._bos_token)
+        self._template: ChatTemplate | None = None
+        self._damage = ""
+        if setup["template"] is not None:
+            try:
+                self._template = ChatTemplate(setup["template"], setup["special_tokens"])
+            except Exception as error:  # noqa: BLE001  (plain prompts are served without it)
+                self._damage = type(error).__name__
+
+    def ready(self) -> Answer:
+        """The answer to the setup."""
+        return {"damage": self._damage, **({} if self._template is None else asdict(self._template.probe))}
+
+    def answer(self, request: dict[str, Any]) -> Answer:
+        """Token ids of a prompt.
+
+        Args:
+            request: ``prompt``, or ``messages`` and ``arguments``; and ``most``: how many ids are of use.
+
+        Returns:
+            ``ids``, or only their ``count`` when there are more than ``most``; or ``refused``: why there are none.
+        """
+        try:
+            with panics_as_errors():
+                ids = self._prompt(request["prompt"]) if "prompt" in request else self._chat(request)
+        except RefusedMessagesError as error:
+            return {"refused": str(error)}
+        except MemoryError:
+            return {"refused": "the prompt needs too much memory to be tokenised; shorten it"}
+        except Exception as error:  # noqa: BLE001  (a tokenizer's errors may quote the prompt: its kind alone)
+            return {"refused": f"the model's tokenizer fails on the prompt ({type(error).__name__}); change it"}
+        most = request["most"]
+        return {"ids": ids} if most is None or len(ids) <= most else {"count": len(ids)}
+
+    def _prompt(self, text: str) -> list[int]:
+        ids = self._tokenize(text, add_special_tokens=True)
+        # A prompt that begins with the BOS token's text brings its own: two of them are another prompt.
+        if self._bos_token and text.startswith(self._bos_token) and ids[:2] == [self._bos_id] * 2:
+            return ids[1:]
+        return ids
+
+    def _chat(self, request: dict[str, Any]) -> list[int]:
+        if self._template is None:
+            raise RefusedMessagesError(
+                f"the model's chat template is damaged ({self._damage}); submit a prompt instead of messages"
+                if self._damage
+                else "the model has no chat template; submit a prompt instead of messages"
+            )
+        return self._tokenize(
+            self._template.render(request["messages"], request["arguments"]), add_special_tokens=False
+        )
+
+    def _tokenize(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        # The batch of one is the only way without offsets, which cost more than the ids.
+        (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        ids: list[int] = encoding.ids
+        return ids
+
+
+def main() -> None:
+    """Answer until standard input ends."""
+    setup, requests, answers = begin()
+    worker = PromptWorker(setup)
+    bound_time(0)
+    bound_memory(setup["memory_bytes"])
+    send(answers, worker.ready())
+    for line in requests:
+        request = json.loads(line)
+        bound_time(request["seconds"])
+        send(answers, worker.answer(request))
+        bound_time(0)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    main()

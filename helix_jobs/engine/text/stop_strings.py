@@ -1,0 +1,68 @@
+"""StopStringWatch: looks for the stop texts of a request in its growing output."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from helix_jobs.engine.text.codec import Context, TextCodec
+
+
+class StopStringWatch:
+    """Looks for stop strings in a growing output; they may straddle tokens.
+
+    Each look decodes only a window of the last tokens, long enough for the longest stop string: a token adds at least
+    one byte, a character has at most four, and where special tokens add nothing the window grows. A hit is then
+    confirmed on the whole text.
+
+    Args:
+        codec: Decodes.
+        stop: The texts.
+        context: What stands before the output.
+        is_chat: The output is an answer of its own: the space that begins its text does not belong to it.
+    """
+
+    def __init__(
+        self, codec: TextCodec, stop: Sequence[str], context: Context | None = None, *, is_chat: bool = False
+    ) -> None:
+        self._codec = codec
+        self._stop = tuple(stop)
+        self._context = context
+        self._is_chat = is_chat
+        self._longest = max(len(text) for text in self._stop)
+        # Four tokens a character at worst, and a character cut at each edge of the window.
+        self._window = 4 * self._longest + 8
+
+    def find(self, output_ids: Sequence[int], num_new: int) -> tuple[int, str] | None:
+        """Look for the first stop string that the last ``num_new`` tokens complete.
+
+        Returns:
+            The number of tokens up to and including the one that completes it, and the text before it; or None.
+        """
+        window = self._window + num_new
+        tail = self._tail(output_ids, window)
+        while len(tail) < self._longest + num_new and window < len(output_ids):
+            window *= 2
+            tail = self._tail(output_ids, window)
+        if not any(text in tail for text in self._stop):
+            return None
+        for count in range(len(output_ids) - num_new + 1, len(output_ids) + 1):
+            text = self._codec.decode(output_ids[:count], self._context)
+            places = [place for place in (text.find(stop) for stop in self._stop) if place >= 0]
+            if places:
+                return count, self._shown(text[: min(places)], text, output_ids[:count])
+        return None
+
+    def _tail(self, output_ids: Sequence[int], window: int) -> str:
+        if window >= len(output_ids):
+            return self._codec.decode(output_ids, self._context)
+        return self._codec.decode(self._codec.window(output_ids, window))
+
+    def _shown(self, before: str, text: str, output_ids: Sequence[int]) -> str:
+        """What stands before the stop string, as the answer shows it."""
+        if not self._is_chat:
+            return before
+        alone = self._codec.decode(output_ids)
+        return before[len(text) - len(alone) :] if text.endswith(alone) else before

@@ -1,0 +1,227 @@
+"""Int8Linear: a linear layer over int8 weights; and the int8 copy of a whole decoder.
+
+Weights are quantised once, symmetrically, one scale per output row. Activations are quantised on the fly,
+symmetrically, one scale per token. Their product is summed exactly in int32, so a token's result does not depend on
+which other tokens share the batch: a drafter's proposals stay reproducible.
+
+The product itself is, where the CPU has AVX512-VNNI, oneDNN's over weights laid out once; with AVX2 alone, a compiled
+kernel's; else ``torch._int_mm``, which is slow on a CPU. Sums are the same bit for bit.
+
+Trade-off: rounding activations too costs accuracy a weight-only kernel would keep, but an int8 product is faster than
+a bf16 one on a CPU, and a draft only affects speed.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from typing import TYPE_CHECKING, Final
+
+import torch
+
+from helix_jobs.engine.kernels.cpu.int8_matrix import Int8Matrix
+from helix_jobs.engine.weights.linear import DenseLinear
+from helix_jobs.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from helix_jobs.engine.kernels.cpu.kernels import NativeKernels
+    from helix_jobs.engine.model.decoder import Decoder
+    from helix_jobs.engine.weights.linear import Linear
+
+logger = logging.getLogger(__name__)
+
+_LEVELS: Final = 127
+_ZERO: Final = 128  # where unsigned bytes put the zero of signed ones
+_SMALLEST_SCALE: Final = 1e-12  # keeps an all-zero row from dividing by zero
+
+
+class Int8Linear:
+    """A linear layer with int8 weights, one float32 scale per output row, and float32 bias (satisfies ``Linear``)."""
+
+    def __init__(self, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None) -> None:
+        self.out_features, self.in_features = weight.shape
+        # [out_features, in_features], or oneDNN's own layout of it
+        self._weight = weight
+        # [out_features]
+        self._scale = scale
+        self._bias = bias
+        self._zeros: torch.Tensor | None = None  # zero points, once packed
+        self._native: NativeKernels | None = None
+        self._matrix: Int8Matrix | None = None  # the weight for the compiled kernel, once packed
+
+    @property
+    def rows(self) -> torch.Tensor | None:
+        """``[out_features, in_features]`` int8; None once packed."""
+        return None if self._zeros is not None else self._weight
+
+    @property
+    def scale(self) -> torch.Tensor:
+        """``[out_features]`` float32."""
+        return self._scale
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        """``[out_features]`` float32."""
+        return self._bias
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of weight, scales and bias."""
+        vectors = 1 if self._bias is None else 2
+        return self.out_features * (self.in_features + vectors * self._scale.itemsize)
+
+    @classmethod
+    def from_dense(cls, dense: DenseLinear) -> Int8Linear:
+        """Quantise a layer that is not packed. Nothing is shared with it."""
+        weight, scale = quantize_rows(dense.weight)
+        bias = None if dense.bias is None else dense.bias.to(torch.float32, copy=True)
+        return cls(weight, scale.squeeze(1), bias)
+
+    @property
+    def is_fast(self) -> bool:
+        """Whether this CPU has a fast product for it, with the kernels it was given."""
+        return _packs_exactly() or (self._native is not None and self._native.has_byte_products)
+
+    def to_dense(self, dtype: torch.dtype) -> DenseLinear:
+        """The rounded weights as a dense layer. Not once packed."""
+        assert self._zeros is None, "a packed weight cannot be read back"
+        weight = (self._weight.float() * self._scale.unsqueeze(1)).to(dtype)
+        return DenseLinear(weight, None if self._bias is None else self._bias.to(dtype))
+
+    def pack(self) -> None:
+        """Lay the weights out for this CPU, where that is exact; the layer then has to stay on the CPU."""
+        if self._zeros is not None or self._weight.device.type != "cpu":
+            return
+        if _packs_exactly():
+            self._weight, self._zeros = _pack(self._weight)
+        elif self._native is not None and self._native.has_byte_products:
+            self._matrix = Int8Matrix.of(self._weight, self._scale, self._bias)
+
+    def use(self, native: NativeKernels) -> None:
+        """Quantise activations and scale products with compiled kernels from now on, once packed."""
+        self._native = native
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        """See ``Linear``."""
+        if self._native is not None and self._zeros is not None:
+            return self._native_product(self._native, self._zeros, hidden, None)
+        if self._native is not None and self._matrix is not None:
+            return self._native.int8_linear(hidden, self._matrix, None)
+        return self._product(hidden).to(hidden.dtype)
+
+    def add_to(self, residual: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """See ``Linear``."""
+        if self._native is not None and self._zeros is not None:
+            return self._native_product(self._native, self._zeros, hidden, residual)
+        if self._native is not None and self._matrix is not None:
+            return self._native.int8_linear(hidden, self._matrix, residual)
+        return self._product(hidden).add_(residual).to(residual.dtype)
+
+    def _native_product(
+        self, native: NativeKernels, zeros: torch.Tensor, hidden: torch.Tensor, residual: torch.Tensor | None
+    ) -> torch.Tensor:
+        rows, row_scale = native.quantize_rows(hidden, _SMALLEST_SCALE, _ZERO)
+        product = _unsigned_product(rows, self._weight, zeros, self._scale)
+        return native.scale_rows(product, row_scale, self._bias, residual, hidden.dtype)
+
+    def _product(self, hidden: torch.Tensor) -> torch.Tensor:
+        """``[T, out_features]`` float32."""
+        # [T, in_features], [T, 1]
+        rows, row_scale = _round_rows(hidden)
+        if self._zeros is not None:
+            product = _packed_product(rows, self._weight, self._zeros, self._scale)
+        else:
+            product = torch._int_mm(rows.to(torch.int8), self._weight.t()).float().mul_(self._scale)  # noqa: SLF001
+        product.mul_(row_scale)
+        if self._bias is not None:
+            product.add_(self._bias)
+        return product
+
+
+def quantize_rows(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Quantise each row of ``[rows, columns]`` to int8; return it with its float32 scales ``[rows, 1]``."""
+    rounded, scale = _round_rows(values)
+    return rounded.to(torch.int8), scale
+
+
+def _round_rows(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """``quantize_rows`` with the whole numbers still in a float32 tensor of their own."""
+    exact = values.float()
+    scale = exact.abs().amax(dim=1, keepdim=True).clamp_(min=_SMALLEST_SCALE).div_(_LEVELS)
+    # Not divided in place: float() of a float32 tensor is that tensor.
+    return exact.div(scale).round_(), scale
+
+
+def _pack(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The packed weight, and the zero points oneDNN wants beside it."""
+    packed: torch.Tensor = torch.ops.onednn.qlinear_prepack(weight, None)
+    return packed, torch.zeros(len(weight), dtype=torch.int64)
+
+
+def _packed_product(rows: torch.Tensor, packed: torch.Tensor, zeros: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """``rows @ weight.T * scale`` in float32. Consumes ``rows``: whole numbers from -127 to 127, as floats."""
+    return _unsigned_product(rows.add_(_ZERO).to(torch.uint8), packed, zeros, scale)
+
+
+def _unsigned_product(
+    unsigned: torch.Tensor, packed: torch.Tensor, zeros: torch.Tensor, scale: torch.Tensor
+) -> torch.Tensor:
+    """The same for whole numbers shifted by ``_ZERO``."""
+    product: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
+        unsigned, 1.0, _ZERO, packed, scale, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+    )
+    return product
+
+
+@functools.cache
+def _packs_exactly() -> bool:
+    """Whether packed products are fast and exact here: decided by the CPU's instructions and by one trial.
+
+    Without VNNI oneDNN adds pairs of products in 16 bits, which overflows, or falls back to a loop.
+    """
+    has_vnni = getattr(torch.cpu, "_is_vnni_supported", None) or getattr(torch.cpu, "_is_avx512_vnni_supported", None)
+    if has_vnni is None or not has_vnni():
+        return False
+    # [4, 64] and [32, 64]: the largest products of both signs
+    rows = torch.where(torch.arange(256).view(4, 64) % 3 == 0, -127.0, 127.0)
+    weight = torch.where(torch.arange(2048).view(32, 64) % 5 == 0, -127, 127).to(torch.int8)
+    expected = (rows.double() @ weight.double().t()).float()
+    try:
+        return torch.equal(_packed_product(rows, *_pack(weight), torch.ones(32)), expected)
+    except (RuntimeError, TypeError, AttributeError):  # operators of another torch release
+        logger.debug("packed int8 products are not available", exc_info=True)
+        return False
+
+
+def quantize(decoder: Decoder) -> Decoder:
+    """Return a decoder whose linear layers, output head included, are int8; embeddings and norms are the original's.
+
+    The original must not be packed yet, and is not changed.
+
+    Raises:
+        ConfigurationError: The device has no int8 product that serves any batch.
+    """
+    if decoder.device.type != "cpu":
+        # Elsewhere int8 products exist for certain shapes only; widened weights would cost more than they save.
+        raise ConfigurationError(f"int8 layers run on a CPU only, not on {decoder.device.type}; use dtype auto")
+    return decoder.with_linears(_quantized)
+
+
+def dequantize(decoder: Decoder) -> Decoder:
+    """Return a decoder with what ``quantize`` rounded in layers of ``decoder.dtype`` again."""
+    return decoder.with_linears(lambda linear: _dense(linear, decoder.dtype))
+
+
+def is_fast(decoder: Decoder) -> bool:
+    """Whether this processor multiplies the decoder's int8 layers fast, with the kernels it computes with."""
+    return all(linear.is_fast for linear in decoder.linears() if isinstance(linear, Int8Linear))
+
+
+def _quantized(linear: Linear) -> Linear:
+    assert isinstance(linear, DenseLinear), "only a dense model is quantised"
+    return Int8Linear.from_dense(linear)
+
+
+def _dense(linear: Linear, dtype: torch.dtype) -> Linear:
+    assert isinstance(linear, Int8Linear), "only an int8 model is widened"
+    return linear.to_dense(dtype)

@@ -1,0 +1,195 @@
+"""The names a line may hold, those of other programs that ask for nothing, and what to do about the rest."""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING, Any, Final
+
+from helix_jobs.engine.sampling_params import SAMPLING_FIELDS
+from helix_jobs.errors import InvalidFieldError
+from helix_jobs.intake.line_faults import short
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from helix_jobs.intake.line_faults import Faults
+
+COMMON_FIELDS: Final = frozenset({"custom_id", "priority", "metadata"})
+OPENAI_FIELDS: Final = COMMON_FIELDS | {"method", "url", "body"}
+_QUESTION_FIELDS: Final = frozenset({"prompt", "messages", "chat_template_kwargs"})
+# Fields that say nothing about the answer's text; accepted, and all but the model not stored.
+_HARMLESS: Final = frozenset(
+    {
+        "model",
+        "metadata",
+        "user",
+        "store",
+        "service_tier",
+        "stream_options",
+        "parallel_tool_calls",
+        "prompt_cache_key",
+        "safety_identifier",
+        "request_id",
+        "rid",
+        "cache_salt",
+        "cache_prompt",
+        "id_slot",
+        "timings_per_token",
+    }
+)
+# Fields of OpenAI, vLLM, SGLang and llama.cpp that would change the answer in a way Helix does not offer, with the
+# values that, like null, ask for nothing.
+_NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
+    # OpenAI
+    "n": (1,),
+    "best_of": (1,),
+    "stream": (False,),
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "logit_bias": ({}, []),
+    "echo": (False,),
+    "suffix": ("",),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "audio": (),
+    "prediction": (),
+    "reasoning_effort": (),
+    "verbosity": (),
+    "web_search_options": (),
+    # vLLM
+    "add_generation_prompt": (True,),
+    "add_special_tokens": (),
+    "allowed_token_ids": (),
+    "bad_words": ([],),
+    "chat_template": (),
+    "continue_final_message": (False,),
+    "detokenize": (True,),
+    "documents": ([],),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "include_reasoning": (True,),
+    "include_stop_str_in_output": (False,),
+    "length_penalty": (1,),
+    "logits_processors": ([],),
+    "min_tokens": (0,),
+    "prompt_logprobs": (),
+    "return_token_ids": (False,),
+    "return_tokens_as_token_ids": (False,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "structured_outputs": (),
+    "truncate_prompt_tokens": (),
+    "use_beam_search": (False,),
+    # SGLang
+    "ebnf": (),
+    "json_schema": (),
+    "lora_path": (),
+    "min_new_tokens": (0,),
+    "no_stop_trim": (False,),
+    "regex": (),
+    "stop_regex": (),
+    # llama.cpp
+    "dry_multiplier": (0,),
+    "dynatemp_range": (0,),
+    "grammar": ("",),
+    "image_data": ([],),
+    "mirostat": (0,),
+    "n_keep": (0,),
+    "n_probs": (0,),
+    "return_tokens": (False,),
+    "t_max_predict_ms": (0,),
+    "tfs_z": (1,),
+    "typical_p": (1,),
+    "xtc_probability": (0,),
+    # transformers
+    "early_stopping": (False,),
+    "num_beams": (1,),
+    "num_return_sequences": (1,),
+}
+BODY_FIELDS: Final = SAMPLING_FIELDS | _HARMLESS | frozenset(_NEUTRAL) | _QUESTION_FIELDS | {"max_completion_tokens"}
+NATIVE_FIELDS: Final = COMMON_FIELDS | BODY_FIELDS
+# What a typing error can have meant.
+_OWN_FIELDS: Final = COMMON_FIELDS | SAMPLING_FIELDS | _QUESTION_FIELDS
+_BY_SPELLING: Final[Mapping[str, str]] = {name.replace("_", ""): name for name in sorted(_OWN_FIELDS)}
+# As much alike as max_token and max_tokens; min_tokens and max_tokens, which mean opposite things, are not.
+_ALIKE: Final = 0.85
+# What other programs call our fields, and fields that mean something elsewhere.
+_HINTS: Final[Mapping[str, str]] = {
+    "max_new_tokens": "use max_tokens",
+    "maxOutputTokens": "use max_tokens",
+    "max_output_tokens": "use max_tokens",
+    "max_length": "use max_tokens (it counts new tokens only)",
+    "num_predict": "use max_tokens",
+    "n_predict": "use max_tokens",
+    "repeat_penalty": "use repetition_penalty",
+    "text": "use prompt",
+    "input": "use prompt or messages",
+    "question": "use prompt or messages",
+    "conversations": "use messages with role and content",
+    "id": "use custom_id",
+    "key": "use custom_id",
+    "stop_sequences": "use stop",
+    "stopSequences": "use stop",
+    "do_sample": "remove it; temperature 0 is greedy",
+    "n": "remove it; write one line per answer wanted",
+    "best_of": "remove it; one answer is made for a line",
+    "add_generation_prompt": "remove it; an answer is a turn of its own",
+    "continue_final_message": "remove it; to have a beginning continued, submit it as a prompt",
+    "enable_thinking": 'use chat_template_kwargs, as in {"enable_thinking": false}',
+    "reasoning_effort": "remove it, or give chat_template_kwargs if the model's template reads it",
+}
+# What stands beside a body and not in it.
+_BESIDE_BODY: Final[Mapping[str, str]] = {
+    "custom_id": "move it beside body",
+    "priority": "move it beside body, as 0 to 9, where higher runs first",
+}
+
+
+def refuse_unknown(values: Mapping[str, Any], known: frozenset[str], faults: Faults, prefix: str = "") -> None:
+    """Note every field that is not known, with what was probably meant."""
+    if values.keys() <= known:
+        return
+    for name in values:
+        if name in known:
+            continue
+        if prefix and name in _BESIDE_BODY:
+            # vLLM's own priority, where lower runs first; 0 is everybody's default.
+            if values[name] not in (None, 0):
+                faults.add(InvalidFieldError(f"{prefix}{name}", "does not stand in body", _BESIDE_BODY[name]))
+        else:
+            faults.add(InvalidFieldError(f"{prefix}{short(name)}", "is not a known field", _remedy(name, values)))
+
+
+def refuse_unsupported(values: Mapping[str, Any], faults: Faults, prefix: str = "") -> None:
+    """Note every field that asks for what Helix does not do."""
+    # Its keys, not the mapping: isdisjoint goes through the smaller of two sets, but through all of any other thing.
+    if values.keys().isdisjoint(_NEUTRAL.keys()):
+        return
+    for name in values:
+        if name in _NEUTRAL and not _asks_for_nothing(values[name], _NEUTRAL[name]):
+            reason = "asks for something Helix does not do"
+            faults.add(InvalidFieldError(f"{prefix}{name}", reason, _HINTS.get(name, "remove it")))
+
+
+def _asks_for_nothing(value: object, neutral: tuple[Any, ...]) -> bool:
+    # True == 1 and False == 0 in Python, not in JSON, where 1 and 1.0 are the same.
+    return value is None or any(
+        value == other and isinstance(value, bool) == isinstance(other, bool) for other in neutral
+    )
+
+
+def _remedy(name: str, values: Mapping[str, Any]) -> str:
+    if name in _HINTS:
+        return _HINTS[name]
+    value = values[name]
+    if name.isidentifier() and isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+        return f"if it holds the requests, make lines of them with: jq -c '.{name}[]'"
+    spelling = name[:64].lower().replace("_", "").replace("-", "")
+    near = difflib.get_close_matches(spelling, _BY_SPELLING, n=1, cutoff=_ALIKE)
+    return f"did you mean {_BY_SPELLING[near[0]]}?" if near else "remove it"

@@ -1,0 +1,307 @@
+"""What a file is, by its first bytes: lines of JSON, packed lines, or something else, which is refused by its name.
+
+Without this, a file that holds no lines of JSON at all is reported line by line, and each report misleads.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import re
+import shlex
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, BinaryIO, Final, cast
+
+from helix_jobs.errors import InputError
+from helix_jobs.intake.text_encoding import narrow_encoding, wide_encoding
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from helix_jobs.intake.lines import LineSource
+
+# Enough for the first two lines of whatever a person looks at in an editor; longer lines are judged by their beginning.
+_LOOK: Final = 64 * 1024
+_PIECE: Final = 64 * 1024
+# Of a file of text this much is looked at for its encoding.
+_ENCODING_LOOK: Final = 16 * 1024 * 1024
+_GZIP: Final = b"\x1f\x8b\x08"
+_BOM: Final = b"\xef\xbb\xbf"
+
+_MAX_BLANK_LINES: Final = 100
+
+
+@dataclass(frozen=True, slots=True)
+class _Other:
+    """What a file is that holds no lines of JSON.
+
+    Attributes:
+        what: How a sentence names it.
+        command: Prints lines of JSON of it, or something nearer to them, FILE for its name.
+        note: What the command does, or wants, besides.
+    """
+
+    what: str
+    command: str
+    note: str = ""
+
+
+def _pandas(function: str, options: str = "") -> str:
+    code = f'import pandas, sys; print(pandas.{function}(sys.argv[1]{options}).to_json(orient="records", lines=True))'
+    return f"python -c {shlex.quote(code)} FILE"
+
+
+# Two programs are called yq, and their options differ.
+_FROM_YAML: Final = (
+    "import json, sys, yaml; "
+    'print(*(json.dumps(line) for part in yaml.safe_load_all(open(sys.argv[1], "rb")) '
+    'for line in (part if isinstance(part, list) else [part])), sep="\\n")'
+)
+# First bytes -> what the file is.
+_SIGNATURES: Final[Mapping[bytes, _Other]] = {
+    b"\x28\xb5\x2f\xfd": _Other("compressed with zstd", "zstd -dc FILE"),
+    b"BZh": _Other("compressed with bzip2", "bzip2 -dc FILE"),
+    b"\xfd7zXZ\0": _Other("compressed with xz", "xz -dc FILE"),
+    b"\x04\x22\x4d\x18": _Other("compressed with lz4", "lz4 -dc FILE"),
+    b"PAR1": _Other("Parquet", _pandas("read_parquet")),
+    b"ARROW1": _Other("Arrow (Feather)", _pandas("read_feather")),
+    b"PK\x03\x04": _Other(
+        "a ZIP archive or an Excel workbook",
+        f"unzip -p FILE (a workbook: {_pandas('read_excel')})",
+    ),
+    b"7z\xbc\xaf\x27\x1c": _Other("a 7z archive", "7z x -so FILE"),
+    b"SQLite format 3\0": _Other(
+        "an SQLite database",
+        "sqlite3 FILE \"SELECT json_object('prompt', COLUMN) FROM TABLE\"",
+    ),
+    b"%PDF-": _Other("a PDF document", "pdftotext FILE - | jq -Rsc '{prompt: .}'"),
+}
+# Control characters that no text holds; it may hold tabs, form feeds and the escapes of colours.
+_NO_TEXT: Final = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
+_HEADER_CELL: Final = re.compile(r'"?[A-Za-z_][\w .-]{0,63}"?')
+_YAML_LINE: Final = re.compile(r"---\s*$|%YAML|(?:- )?[A-Za-z_][\w-]*:(?:\s|$)|- \S")
+_COLUMNS: Final = frozenset({"prompt", "text", "question", "input", "instruction"})
+_COLUMN_OF_PROMPTS: Final = "the column of prompts has to be called prompt"
+_LIST_MEMBER: Final = re.compile(r'"([A-Za-z_]\w*)"\s*:\s*\[')
+# Lists that belong to one request, so an object that holds one is a request and not a wrapper of many.
+_OWN_LISTS: Final = frozenset({"messages", "stop", "contents", "conversations", "input", "system", "parts"})
+
+
+def open_lines(stream: LineSource, name: str | None = None) -> LineSource:
+    """Return the stream's lines of JSON: unpacked if it is gzip, with ends if these are carriage returns.
+
+    Args:
+        stream: The bytes, from their beginning.
+        name: The path, for the command in a message; None for standard input and other streams.
+
+    Raises:
+        InputError: The file holds something else; names it and the command that converts it.
+    """
+    first = stream.readline(_LOOK)
+    if first.startswith(_GZIP):
+        if isinstance(stream, _Gzip):
+            raise _not_lines(_Other("compressed twice", "gunzip -c FILE | gunzip -c"), name)
+        return open_lines(_Gzip(_Again([first], stream)), name)
+    taken = [first]
+    while taken[-1] and len(taken) < _MAX_BLANK_LINES and not taken[-1].removeprefix(_BOM).strip():
+        taken.append(stream.readline(_LOOK))
+    line = taken[-1]
+    if (other := _other_bytes(line)) is not None:
+        raise _not_lines(other, name)
+    again = _Again(taken, stream)
+    if _has_carriage_returns(line):
+        return _CarriageReturns(again)
+    text = line.removeprefix(_BOM).decode(errors="replace").strip()
+    if text and not _is_whole_json(text):
+        second = stream.readline(_LOOK) if line.endswith(b"\n") else b""
+        again = _Again([*taken, second], stream)
+        if not text.startswith(("{", "[")) and _NO_TEXT.search(line + second):
+            raise InputError(f"{_shown(name) or 'the input'} is no text; give a file with one JSON object a line")
+        if (other := _other_text(text, second.decode(errors="replace").strip())) is not None:
+            # Lines beyond ASCII may come late; only a file is here as a whole already.
+            more = b"" if name is None else b"".join(_beginning(stream, _ENCODING_LOOK))
+            is_whole = name is not None and not stream.readline(1)
+            raise _not_lines(_with_encoding(other, line + second + more, is_whole=is_whole), name)
+    return again
+
+
+def _other_bytes(first: bytes) -> _Other | None:
+    for signature, other in _SIGNATURES.items():
+        if first.startswith(signature):
+            return other
+    encoding = wide_encoding(first)
+    return None if encoding is None else _Other(f"{encoding.what} text", encoding.command, encoding.note)
+
+
+def _other_text(first: str, second: str) -> _Other | None:
+    """Judge a first line that is no JSON by itself, with the line after it."""
+    if first.startswith("[]"):
+        return None
+    if first.startswith("["):
+        is_cut = _ends_too_early(first) or _ends_too_early(first.rstrip(","))
+        return _Other("one JSON document over several lines", "jq -c '.[]' FILE") if is_cut else None
+    if first.startswith("{"):
+        return _object_over_lines(first, second)
+    return _columns(first, second) or _free_text(first, second)
+
+
+def _object_over_lines(first: str, second: str) -> _Other | None:
+    if not _ends_too_early(first) or not second or second.startswith("{"):
+        return None
+    wrapped = _LIST_MEMBER.match(first.removeprefix("{").strip() or second)
+    inside = f".{wrapped[1]}[]" if wrapped and wrapped[1] not in _OWN_LISTS else "."
+    return _Other("JSON spread over several lines", f"jq -c '{inside}' FILE")
+
+
+def _columns(first: str, second: str) -> _Other | None:
+    for separator, what in ((",", "CSV"), ("\t", "tab-separated values"), (";", "CSV with semicolons")):
+        cells = first.split(separator)
+        if len(cells) > 1 and separator in second and all(_HEADER_CELL.fullmatch(cell.strip()) for cell in cells):
+            option = "" if separator == "," else f", sep={json.dumps(separator)}"
+            return _Other(what, _pandas("read_csv", option), _COLUMN_OF_PROMPTS)
+    return None
+
+
+def _free_text(first: str, second: str) -> _Other | None:
+    if not second or second.startswith(("{", "[")):
+        return None
+    if first.strip('"') in _COLUMNS:
+        return _Other("CSV", _pandas("read_csv"), _COLUMN_OF_PROMPTS)
+    if _YAML_LINE.match(first):
+        return _Other("YAML", f"python -c {shlex.quote(_FROM_YAML)} FILE")
+    return _Other("plain text", "jq -Rc '{prompt: .}' FILE", "each line becomes a prompt")
+
+
+def _with_encoding(other: _Other, data: bytes, *, is_whole: bool) -> _Other:
+    """A text with its encoding, where that is not UTF-8: the programs of the commands read no other."""
+    encoding = narrow_encoding(data, is_whole=is_whole)
+    if encoding is None:
+        return other
+    return _Other(
+        f"{other.what} in {encoding.what}",
+        f"{encoding.command} | {other.command.replace('FILE', '/dev/stdin')}",
+        "; ".join(filter(None, (other.note, encoding.note))),
+    )
+
+
+def _beginning(stream: LineSource, size: int) -> Iterator[bytes]:
+    """What comes next, ``size`` bytes at most."""
+    while size and (piece := stream.readline(min(size, _PIECE))):
+        size -= len(piece)
+        yield piece
+
+
+def _not_lines(other: _Other, name: str | None) -> InputError:
+    shown = _shown(name)
+    command = other.command.replace("FILE", "FILE" if shown is None else shlex.quote(shown))
+    # Into a pipe: a file that the command wrote might be the one it reads.
+    message = f"{shown or 'the input'} is {other.what}, not one JSON object a line; submit it with: {command}"
+    return InputError(f"{message} | helix submit -{other.note and f' ({other.note})'}")
+
+
+def _shown(name: str | None) -> str | None:
+    return name if name is not None and name.isprintable() else None
+
+
+def _is_whole_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _ends_too_early(text: str) -> bool:
+    """Whether a text is the beginning of JSON and no more: right up to its last character."""
+    try:
+        json.loads(text)
+    except json.JSONDecodeError as error:
+        return error.pos >= len(text.rstrip()) or not text[error.pos :].strip(" ,")
+    except (ValueError, RecursionError):
+        return False
+    return False
+
+
+def _has_carriage_returns(first: bytes) -> bool:
+    """Whether the lines end with CR alone: what stands before the first CR is an object of its own."""
+    line, end, rest = first.partition(b"\r")
+    return bool(end) and rest not in (b"", b"\n") and _is_whole_json(line.removeprefix(_BOM).decode(errors="replace"))
+
+
+class _Again:
+    """A stream of which the beginning was read, read from its beginning."""
+
+    def __init__(self, taken: list[bytes], stream: LineSource) -> None:
+        self._taken = io.BytesIO(b"".join(taken))
+        self._left = True
+        self._stream = stream
+
+    def readline(self, limit: int, /) -> bytes:
+        """Return the next line with its end, or at most ``limit`` bytes of it."""
+        if not self._left:
+            return self._stream.readline(limit)
+        piece = self._taken.readline(limit)
+        if not piece.endswith(b"\n") and len(piece) < limit:
+            self._left = False
+            piece += self._stream.readline(limit - len(piece))
+        return piece
+
+
+class _CarriageReturns:
+    """A stream whose lines end with CR, CRLF or LF, with LF at their ends."""
+
+    def __init__(self, stream: LineSource) -> None:
+        self._stream = stream
+        self._held = io.BytesIO()
+
+    def readline(self, limit: int, /) -> bytes:
+        """Return the next line with its end, or at most ``limit`` bytes of it."""
+        line = self._held.readline(limit)
+        while not line.endswith(b"\n") and len(line) < limit:
+            piece = self._stream.readline(_PIECE)
+            if not piece:
+                break
+            if piece.endswith(b"\r"):
+                piece += self._stream.readline(1)
+            self._held = io.BytesIO(piece.replace(b"\r\n", b"\n").replace(b"\r", b"\n"))
+            line += self._held.readline(limit - len(line))
+        return line
+
+
+class _Gzip:
+    """Lines of a gzip file, unpacked as they are read: what is packed in little is never held at its full size."""
+
+    def __init__(self, packed: LineSource) -> None:
+        self._stream = io.BufferedReader(gzip.GzipFile(fileobj=cast("BinaryIO", _Readable(packed)), mode="rb"))
+
+    def readline(self, limit: int, /) -> bytes:
+        """Return the next line with its end, or at most ``limit`` bytes of it.
+
+        Raises:
+            InputError: The file is damaged.
+        """
+        try:
+            return self._stream.readline(limit)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise InputError(
+                "the input is compressed with gzip and is damaged or cut short; make it again, or see how far "
+                "`gunzip -c` gets"
+            ) from error
+
+
+class _Readable:
+    """A source of lines as the binary file that ``gzip`` reads."""
+
+    def __init__(self, stream: LineSource) -> None:
+        self._stream = stream
+
+    def read(self, size: int = _PIECE) -> bytes:
+        """Return at most ``size`` bytes; none at the end."""
+        # Packed bytes have a line's end every 256 bytes or so: a piece for each would be slow to unpack.
+        pieces, left = [], size
+        while left > size // 2 and (piece := self._stream.readline(left)):
+            pieces.append(piece)
+            left -= len(piece)
+        return b"".join(pieces)

@@ -1,0 +1,266 @@
+"""Lines of other providers' batches -> our own forms: Anthropic, Gemini, OpenAI's Responses, ShareGPT.
+
+Only what means the same here is taken; any other field is refused by its own path, never ignored.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from helix_jobs.errors import InvalidFieldError, InvalidFieldsError
+from helix_jobs.intake.line_faults import Faults, kind, short
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+# A field beside which a line is one of these forms.
+MARKS: Final = frozenset({"params", "request", "conversations", "instruction"})
+_RESPONSES_URL: Final = re.compile(r"(?:https?://[^/?#\s]+)?(?:/[\w.-]+)*/responses/?")
+_MESSAGE: Final = re.compile(r"((?:body\.)?messages)(?:\[(\d+)\](.*))?", re.DOTALL)
+_ALPACA: Final = (
+    'jq -c \'{messages: [{role: "user", content: ([.instruction, .input // empty] | map(select(. != "")) | '
+    'join("\\n\\n"))}]}\''
+)
+_GEMINI_SAMPLING: Final[Mapping[str, str]] = {
+    "temperature": "temperature",
+    "topp": "top_p",
+    "topk": "top_k",
+    "maxoutputtokens": "max_tokens",
+    "stopsequences": "stop",
+    "seed": "seed",
+    "presencepenalty": "presence_penalty",
+    "frequencypenalty": "frequency_penalty",
+}
+_GEMINI_ROLES: Final[Mapping[str, str]] = {"user": "user", "model": "assistant"}
+_SHAREGPT_ROLES: Final[Mapping[str, str]] = {
+    "system": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "assistant": "assistant",
+}
+_ENVELOPE: Final = ("custom_id", "priority", "metadata")
+
+
+@dataclass(slots=True)
+class ForeignLine:
+    """A line in one of our own forms, and what its fields are called where it comes from.
+
+    Attributes:
+        values: The line in our form.
+        names: Our field -> theirs.
+        system: Where the first message comes from, if that is no message there.
+    """
+
+    values: dict[str, Any]
+    names: dict[str, str] = field(default_factory=dict)
+    system: str | None = None
+
+    def renamed(self, error: InvalidFieldError) -> InvalidFieldError:
+        """The same fault by the name that stands in the person's file."""
+        if isinstance(error, InvalidFieldsError):
+            return InvalidFieldsError(tuple(self.renamed(fault) for fault in error.faults))
+        return InvalidFieldError(self._path(error.field), error.reason, error.remedy)
+
+    def _path(self, name: str) -> str:
+        message = _MESSAGE.fullmatch(name)
+        if message is None:
+            return self.names.get(name, name)
+        theirs = self.names.get(message[1], message[1])
+        if message[2] is None:
+            return theirs
+        index = int(message[2]) - (self.system is not None)
+        return f"{theirs}[{index}]{message[3]}" if index >= 0 else str(self.system)
+
+
+def translate(values: Mapping[str, Any]) -> ForeignLine | None:
+    """Return the line in our own form if it is of a foreign one.
+
+    Raises:
+        InvalidFieldError: It is, and holds something that has no meaning here.
+    """
+    if isinstance(values.get("params"), dict):
+        return _anthropic(values, values["params"])
+    if isinstance(values.get("request"), dict):
+        return _gemini(values, values["request"])
+    if isinstance(values.get("conversations"), list):
+        return _sharegpt(values)
+    if isinstance(values.get("instruction"), str) and values.keys().isdisjoint({"prompt", "messages", "body"}):
+        raise InvalidFieldError("instruction", "is Alpaca's form, which has no prompt", f"make lines with: {_ALPACA}")
+    return None
+
+
+def translate_responses(values: Mapping[str, Any]) -> ForeignLine | None:
+    """The same for an OpenAI Batch line to ``/v1/responses``, whose answer is a chat completion here."""
+    url, body = values.get("url"), values.get("body")
+    if not (isinstance(url, str) and isinstance(body, dict) and _RESPONSES_URL.fullmatch(url)):
+        return None
+    faults = Faults()
+    neutral: dict[str, tuple[Any, ...]] = {
+        "text": ({"format": {"type": "text"}}, {}),
+        "truncation": ("disabled",),
+        "reasoning": ({},),
+        "include": ([],),
+        "background": (False,),
+        "previous_response_id": (),
+    }
+    ours = {
+        name: value
+        for name, value in body.items()
+        if name not in ("input", "instructions", "max_output_tokens", *neutral)
+    }
+    for name in ("messages", "prompt"):
+        if ours.get(name) is not None:
+            faults.add(InvalidFieldError(f"body.{name}", "does not belong to /v1/responses", "give input"))
+    _refuse_asking(body, neutral, "body.", faults)
+    messages = body.get("input")
+    if isinstance(messages, str):
+        messages = [{"role": "user", "content": messages}]
+    elif isinstance(messages, list):
+        messages = [
+            {name: value for name, value in item.items() if (name, value) != ("type", "message")}
+            if isinstance(item, dict)
+            else item
+            for item in messages
+        ]
+    system = _with_system(ours, messages, body.get("instructions"), "body.instructions")
+    _move(body, ours, {"max_output_tokens": "max_tokens"})
+    faults.settle()
+    names = {"body.messages": "body.input", "body.max_tokens": "body.max_output_tokens"}
+    return ForeignLine({**values, "url": "/v1/chat/completions", "body": ours}, names, system)
+
+
+def _anthropic(values: Mapping[str, Any], params: Mapping[str, Any]) -> ForeignLine:
+    faults = Faults()
+    ours: dict[str, Any] = _envelope(values, {"params"}, faults)
+    same = ("model", "max_tokens", "temperature", "top_p", "top_k")
+    neutral: dict[str, tuple[Any, ...]] = {
+        "stream": (False,),
+        "thinking": ({"type": "disabled"},),
+        "tools": ([],),
+        "tool_choice": ({"type": "none"}, {"type": "auto"}),
+    }
+    known = {*same, *neutral, "messages", "system", "stop_sequences", "metadata", "service_tier"}
+    _refuse_others(params, known, "params.", faults)
+    _refuse_asking(params, neutral, "params.", faults)
+    _move(params, ours, {**{name: name for name in same}, "stop_sequences": "stop"})
+    system = _with_system(ours, params.get("messages"), params.get("system"), "params.system")
+    faults.settle()
+    names = {name: f"params.{name}" for name in (*same, "messages")} | {"stop": "params.stop_sequences"}
+    return ForeignLine(ours, {**names, "prompt": "params.messages"}, system)
+
+
+def _gemini(values: Mapping[str, Any], request: Mapping[str, Any]) -> ForeignLine:
+    faults = Faults()
+    ours: dict[str, Any] = _envelope(values, {"request", "key"}, faults)
+    if values.get("key") is not None:
+        ours.setdefault("custom_id", values["key"])
+    config_name = "generation_config" if "generation_config" in request else "generationConfig"
+    system_name = "system_instruction" if "system_instruction" in request else "systemInstruction"
+    neutral: dict[str, tuple[Any, ...]] = {"tools": ([],), "safetySettings": ([],), "safety_settings": ([],)}
+    _refuse_others(request, {config_name, system_name, "contents", "model", *neutral}, "request.", faults)
+    _refuse_asking(request, neutral, "request.", faults)
+    names = {"custom_id": "key", "messages": "request.contents", "prompt": "request.contents"}
+    _move(request, ours, {"model": "model"})
+    config = request.get(config_name) or {}
+    if not isinstance(config, dict):
+        faults.add(InvalidFieldError(f"request.{config_name}", f"is {kind(config)}", "give an object"))
+        config = {}
+    for name, value in config.items():
+        path, plain = f"request.{config_name}.{short(name)}", name.replace("_", "").lower()
+        if plain in _GEMINI_SAMPLING:
+            ours[_GEMINI_SAMPLING[plain]], names[_GEMINI_SAMPLING[plain]] = value, path
+        elif value is not None and (plain, value) not in (("candidatecount", 1), ("responsemimetype", "text/plain")):
+            faults.add(InvalidFieldError(path, "asks for something Helix does not do", "remove it"))
+    contents, messages = request.get("contents"), []
+    if not isinstance(contents, list):
+        reason = f"is {kind(contents)}" if "contents" in request else "is missing"
+        faults.add(InvalidFieldError("request.contents", reason, 'give [{"role": "user", "parts": [{"text": "..."}]}]'))
+        contents = []
+    for index, content in enumerate(contents):
+        path = f"request.contents[{index}]"
+        role = content.get("role", "user") if isinstance(content, dict) else None
+        if not isinstance(role, str) or role not in _GEMINI_ROLES:
+            faults.add(InvalidFieldError(f"{path}.role", "is neither user nor model", "give one of the two"))
+            continue
+        messages.append({"role": _GEMINI_ROLES[role], "content": faults.of(_gemini_text, content, path)})
+    instruction = request.get(system_name)
+    text = None if instruction is None else faults.of(_gemini_text, instruction, f"request.{system_name}")
+    system = _with_system(ours, messages, text, f"request.{system_name}")
+    faults.settle()
+    return ForeignLine(ours, names, system)
+
+
+def _gemini_text(content: object, path: str) -> str:
+    parts = content.get("parts") if isinstance(content, dict) else None
+    if not isinstance(parts, list) or not parts:
+        raise InvalidFieldError(f"{path}.parts", "is no list of parts", 'give [{"text": "..."}]')
+    for index, part in enumerate(parts):
+        if not isinstance(part, dict) or part.keys() != {"text"} or not isinstance(part["text"], str):
+            raise InvalidFieldError(f"{path}.parts[{index}]", "is no text part", 'give {"text": "..."}')
+    return "\n".join(part["text"] for part in parts)
+
+
+def _sharegpt(values: Mapping[str, Any]) -> ForeignLine:
+    faults = Faults()
+    ours = {name: value for name, value in values.items() if name not in ("conversations", "id")}
+    if ours.get("messages") is not None or ours.get("prompt") is not None:
+        raise InvalidFieldError("conversations", "stands beside a prompt or messages", "give one of them")
+    if values.get("id") is not None:
+        ours.setdefault("custom_id", values["id"])
+    messages: list[Any] = []
+    for index, turn in enumerate(values["conversations"]):
+        path = f"conversations[{index}]"
+        if isinstance(turn, dict) and "from" not in turn:
+            messages.append(turn)
+            continue
+        speaker = turn.get("from") if isinstance(turn, dict) else None
+        if not isinstance(speaker, str) or speaker not in _SHAREGPT_ROLES:
+            remedy = f"give one of {', '.join(_SHAREGPT_ROLES)}"
+            faults.add(InvalidFieldError(f"{path}.from", "is none of the speakers that a chat has", remedy))
+            continue
+        _refuse_others(turn, {"from", "value"}, f"{path}.", faults)
+        messages.append({"role": _SHAREGPT_ROLES[speaker], "content": turn.get("value")})
+    if messages and isinstance(messages[-1], dict) and messages[-1].get("role") == "assistant":
+        remedy = "take its answer away with: jq -c 'del(.conversations[-1])'"
+        faults.add(InvalidFieldError("conversations", "ends with the assistant's turn", remedy))
+    faults.settle()
+    ours["messages"] = messages
+    return ForeignLine(ours, {"messages": "conversations", "custom_id": "custom_id" if "custom_id" in values else "id"})
+
+
+def _envelope(values: Mapping[str, Any], marks: Iterable[str], faults: Faults) -> dict[str, Any]:
+    _refuse_others(values, {*_ENVELOPE, *marks}, "", faults)
+    return {name: values[name] for name in _ENVELOPE if name in values}
+
+
+def _with_system(ours: dict[str, Any], messages: object, system: object, name: str) -> str | None:
+    """Put the messages in, a system text that stands beside them in front; return ``name`` if there is one."""
+    if system is None or system in ("", []) or not isinstance(messages, list):
+        ours["messages"] = messages
+        return None
+    ours["messages"] = [{"role": "system", "content": system}, *messages]
+    return name
+
+
+def _move(theirs: Mapping[str, Any], ours: dict[str, Any], names: Mapping[str, str]) -> None:
+    ours.update({new: theirs[old] for old, new in names.items() if old in theirs})
+
+
+def _refuse_others(values: Mapping[str, Any], known: Iterable[str], prefix: str, faults: Faults) -> None:
+    names = frozenset(known)
+    for name, value in values.items():
+        if name not in names and value is not None:
+            faults.add(InvalidFieldError(f"{prefix}{short(name)}", "is not a field that is taken here", "remove it"))
+
+
+def _refuse_asking(
+    values: Mapping[str, Any], neutral: Mapping[str, tuple[Any, ...]], prefix: str, faults: Faults
+) -> None:
+    for name, nothing in neutral.items():
+        value = values.get(name)
+        if value is not None and not any(type(value) is type(other) and value == other for other in nothing):
+            faults.add(InvalidFieldError(f"{prefix}{name}", "asks for something Helix does not do", "remove it"))

@@ -1,0 +1,242 @@
+"""The accepted line forms -> the request that is stored. Pure functions over parsed JSON.
+
+1. ``{"prompt": "..."}``: the text as it is, no chat template.
+2. ``{"messages": [...]}``: chat messages, rendered with the model's chat template.
+3. An OpenAI Batch line: ``custom_id``, ``method``, ``url``, ``body``.
+
+Forms 1 and 2 take sampling fields beside the prompt, form 3 inside ``body``; all take ``custom_id``, ``priority`` and
+``metadata`` beside it.
+
+Trade-off: a field that is not known is refused, not ignored. That makes a person edit a file now and then, but a
+misspelt ``max_token`` never costs a night of wrong answers.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from helix_jobs.errors import InvalidFieldError
+from helix_jobs.intake.chat_fields import check_chat_template_kwargs
+from helix_jobs.intake.fields import BODY_FIELDS, NATIVE_FIELDS, OPENAI_FIELDS, refuse_unknown, refuse_unsupported
+from helix_jobs.intake.foreign_forms import MARKS, translate, translate_responses
+from helix_jobs.intake.limits import NO_LIMITS, Limits
+from helix_jobs.intake.line_faults import WHOLE_LINE, Faults, kind, short
+from helix_jobs.intake.sampling_fields import whole
+from helix_jobs.intake.texts import check_messages, check_prompt
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from helix_jobs.intake.sampling_fields import SamplingReader
+
+CHAT_ENDPOINT: Final = "/v1/chat/completions"
+COMPLETION_ENDPOINT: Final = "/v1/completions"
+ENDPOINTS: Final = (CHAT_ENDPOINT, COMPLETION_ENDPOINT)
+
+# Postgres indexes custom_id in a B-tree, whose rows end at 2,704 bytes; 512 characters are at most 2,048.
+MAX_CUSTOM_ID_CHARS: Final = 512
+MAX_METADATA_DEPTH: Final = 32
+MAX_PRIORITY: Final = 9
+_MISSING: Final = "is missing"
+# A whole address, Azure's path without a version or with its deployment, a slash at the end.
+_CHAT_URL: Final = re.compile(r"(?:https?://[^/?#\s]+)?(?:/[\w.-]+)*/chat/completions/?(?:\?[^\s#]*)?")
+_COMPLETION_URL: Final = re.compile(r"(?:https?://[^/?#\s]+)?(?:/(?!chat/)[\w.-]+)*/completions/?(?:\?[^\s#]*)?")
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedLine:
+    """One accepted line. ``request`` is what ``jobs.request`` stores, but for a derived seed."""
+
+    custom_id: str | None
+    priority: int
+    request: dict[str, Any]
+
+
+def parse_line_object(values: object, sampling: SamplingReader, limits: Limits = NO_LIMITS) -> ParsedLine:
+    """Turn one line's parsed JSON into a stored request within the limits.
+
+    Raises:
+        InvalidFieldError: Names the field, the reason and the remedy.
+    """
+    if not isinstance(values, dict):
+        remedy = 'give one object a line, such as {"prompt": "..."}'
+        if isinstance(values, list):
+            remedy += "; an array becomes lines with: jq -c '.[]'"
+        raise InvalidFieldError(WHOLE_LINE, f"is {kind(values)}, not an object", remedy)
+    foreign = None if values.keys().isdisjoint(MARKS) else translate(values)
+    if foreign is None and "url" in values and values["url"] not in ENDPOINTS:
+        foreign = translate_responses(values)
+    if foreign is None:
+        return _own_line(values, sampling, limits)
+    try:
+        return _own_line(foreign.values, sampling, limits)
+    except InvalidFieldError as error:
+        raise foreign.renamed(error) from error
+
+
+def _own_line(values: dict[str, Any], sampling: SamplingReader, limits: Limits) -> ParsedLine:
+    if "body" in values or "url" in values or "method" in values:
+        parsed = _openai_line(values, sampling)
+        limits.check_request(parsed.request, "body.")
+    else:
+        parsed = _native_line(values, sampling)
+        limits.check_request(parsed.request)
+    return parsed
+
+
+def _native_line(values: dict[str, Any], sampling: SamplingReader) -> ParsedLine:
+    faults = Faults()
+    refuse_unknown(values, NATIVE_FIELDS, faults)
+    refuse_unsupported(values, faults)
+    request = _request(values, sampling, faults)
+    request["metadata"] = faults.of(_metadata, values["metadata"]) if "metadata" in values else {}
+    return _settled(values, request, faults)
+
+
+def _openai_line(values: dict[str, Any], sampling: SamplingReader) -> ParsedLine:
+    faults = Faults()
+    if not values.keys() <= OPENAI_FIELDS:
+        refuse_unknown(values, NATIVE_FIELDS | OPENAI_FIELDS, faults)
+        for name in values:
+            if name in BODY_FIELDS and name not in OPENAI_FIELDS:
+                faults.add(InvalidFieldError(name, "stands beside body", "move it into body"))
+    if values.get("method", "POST") != "POST":
+        faults.add(InvalidFieldError("method", "is not POST", 'give "POST"'))
+    body = values.get("body")
+    if not isinstance(body, dict):
+        faults.of(_endpoint, values, {"messages": []})
+        faults.add(InvalidFieldError("body", _absent_or_kind(values, "body"), "give the request as an object"))
+        return _settled(values, {}, faults)
+    url = faults.of(_endpoint, values, body)
+    refuse_unknown(body, BODY_FIELDS, faults, "body.")
+    refuse_unsupported(body, faults, "body.")
+    request = _request(body, sampling, faults, "body.", url)
+    # OpenAI's own place for metadata is the body; ours, beside it, wins.
+    inner = faults.of(_metadata, body.get("metadata"), "body.")
+    outer = faults.of(_metadata, values.get("metadata"))
+    if not faults:
+        request["metadata"] = {**inner, **outer}
+        request["endpoint"] = url
+    return _settled(values, request, faults)
+
+
+def _endpoint(values: Mapping[str, Any], body: Mapping[str, Any]) -> str:
+    """The endpoint a line names, or the one its body can only be for: Mistral's and Together's lines name none."""
+    url = values.get("url")
+    if url in ENDPOINTS:
+        return str(url)
+    if url is None:
+        return COMPLETION_ENDPOINT if "prompt" in body and "messages" not in body else CHAT_ENDPOINT
+    if isinstance(url, str):
+        if _CHAT_URL.fullmatch(url):
+            return CHAT_ENDPOINT
+        if _COMPLETION_URL.fullmatch(url):
+            return COMPLETION_ENDPOINT
+    reason = f"is {short(url)}" if isinstance(url, str) else f"is {kind(url)}"
+    raise InvalidFieldError("url", reason, f"give {' or '.join(ENDPOINTS)}")
+
+
+def _request(
+    values: Mapping[str, Any], sampling: SamplingReader, faults: Faults, prefix: str = "", url: str | None = None
+) -> dict[str, Any]:
+    """What is asked, and how it is sampled; faults are noted."""
+    misspelt = bool(faults)
+    try:
+        request = _question(values, prefix, url)
+    except InvalidFieldError as error:
+        request = {}
+        # A question whose name is misspelt is not missing as well.
+        if not (misspelt and error.reason == _MISSING):
+            faults.add(error)
+    request["sampling"] = faults.of(sampling.read, values, prefix)
+    model = values.get("model")
+    if model is not None:
+        if not isinstance(model, str):
+            faults.add(InvalidFieldError(f"{prefix}model", f"is {kind(model)}", "give a string or remove it"))
+        request["model"] = model
+    return request
+
+
+def _settled(values: Mapping[str, Any], request: dict[str, Any], faults: Faults) -> ParsedLine:
+    custom_id = faults.of(_custom_id, values) if "custom_id" in values else None
+    priority = faults.of(_priority, values) if "priority" in values else 0
+    faults.settle()
+    return ParsedLine(custom_id, priority, request)
+
+
+def _question(values: Mapping[str, Any], prefix: str = "", url: str | None = None) -> dict[str, Any]:
+    """The prompt or the messages, whichever is given."""
+    prompt, messages = values.get("prompt"), values.get("messages")
+    if url is not None:
+        wanted, other = ("messages", "prompt") if url == CHAT_ENDPOINT else ("prompt", "messages")
+        if values.get(other) is not None:
+            raise InvalidFieldError(f"{prefix}{other}", f"does not belong to {url}", f"give {wanted}")
+        if values.get(wanted) is None:
+            raise InvalidFieldError(f"{prefix}{wanted}", _MISSING, f"{url} needs {wanted}")
+    if prompt is not None and messages is not None:
+        raise InvalidFieldError(f"{prefix}messages", "stands beside prompt", "give one of the two")
+    arguments = check_chat_template_kwargs(values.get("chat_template_kwargs"), f"{prefix}chat_template_kwargs")
+    if prompt is not None:
+        if arguments:
+            remedy = "remove it, or give messages: a prompt goes through no chat template"
+            raise InvalidFieldError(f"{prefix}chat_template_kwargs", "stands beside prompt", remedy)
+        return {"prompt": check_prompt(prompt, prefix)}
+    if messages is not None:
+        checked = check_messages(messages, prefix)
+        return {"messages": checked, "chat_template_kwargs": arguments} if arguments else {"messages": checked}
+    if "prompt" in values or "messages" in values:
+        name = "prompt" if "prompt" in values else "messages"
+        raise InvalidFieldError(prefix + name, "is null", "give a text or messages")
+    raise InvalidFieldError(
+        f"{prefix}prompt", _MISSING, "give prompt, messages, or an OpenAI Batch line (custom_id, method, url, body)"
+    )
+
+
+def _custom_id(values: Mapping[str, Any]) -> str | None:
+    custom_id = values.get("custom_id")
+    if custom_id is None:
+        return None
+    remedy = f"give a string of 1 to {MAX_CUSTOM_ID_CHARS} characters or remove it"
+    if type(custom_id) is int:
+        custom_id = str(custom_id)
+    if not isinstance(custom_id, str):
+        raise InvalidFieldError("custom_id", f"is {kind(custom_id)}", remedy)
+    if not 1 <= len(custom_id) <= MAX_CUSTOM_ID_CHARS:
+        raise InvalidFieldError("custom_id", f"has {len(custom_id)} characters", remedy)
+    return custom_id
+
+
+def _priority(values: Mapping[str, Any]) -> int:
+    priority = whole(values.get("priority"))
+    if priority is None:
+        return 0
+    remedy = f"give an integer from 0 to {MAX_PRIORITY}; higher runs first"
+    if isinstance(priority, bool) or not isinstance(priority, int):
+        raise InvalidFieldError("priority", f"is {kind(priority)}", remedy)
+    if not 0 <= priority <= MAX_PRIORITY:
+        raise InvalidFieldError("priority", "is out of range", remedy)
+    return priority
+
+
+def _metadata(value: object, prefix: str = "") -> dict[str, Any]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise InvalidFieldError(f"{prefix}metadata", f"is {kind(value)}", "give an object")
+    level: list[Any] = [value]
+    for _ in range(MAX_METADATA_DEPTH):
+        level = [
+            item
+            for container in level
+            for item in (container.values() if isinstance(container, dict) else container)
+            if isinstance(item, dict | list)
+        ]
+        if not level:
+            return value
+    raise InvalidFieldError(f"{prefix}metadata", "is nested too deeply", f"give at most {MAX_METADATA_DEPTH} levels")
+
+
+def _absent_or_kind(values: Mapping[str, Any], name: str) -> str:
+    return f"is {kind(values[name])}" if name in values else "is missing"

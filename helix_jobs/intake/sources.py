@@ -1,0 +1,224 @@
+"""What a person hands over as input, opened as lines; and where bad lines go."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, Self, cast
+
+from helix_jobs.errors import ConfigurationError, InputError
+from helix_jobs.intake.file_formats import open_lines
+from helix_jobs.intake.lines import read_lines, read_mappings
+from helix_jobs.output_file import written_whole
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+
+    from helix_jobs.engine.sampling_params import SamplingParams
+    from helix_jobs.errors import BadLine
+    from helix_jobs.intake.limits import Limits
+    from helix_jobs.intake.lines import JobRequest, RejectSink
+
+
+class Source(Protocol):
+    """An input whose lines can be read once."""
+
+    @property
+    def name(self) -> str | None:
+        """What ``batches.source`` stores."""
+
+    def read(
+        self, defaults: SamplingParams, batch_id: str, rejects: RejectSink | None, limits: Limits
+    ) -> Iterator[JobRequest | BadLine]:
+        """Yield the lines in order."""
+
+    def position(self) -> tuple[int | None, int | None]:
+        """Bytes read and bytes there are, as far as known."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def open_source(source: str | os.PathLike[str] | BinaryIO | Iterable[Mapping[str, Any]]) -> Source:
+    """Open a path, a binary stream or mappings for reading.
+
+    Raises:
+        InputError: The file cannot be opened, or the source is none of these.
+    """
+    if isinstance(source, str | os.PathLike):
+        path = Path(source)
+        try:
+            stream: BinaryIO = path.open("rb")
+        except OSError as error:
+            reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+            raise InputError(f"{path} {reason}; name a JSONL file of prompts") from error
+        # A file name need not be UTF-8, the column is.
+        return _StreamSource(stream, os.fsencode(path).decode(errors="replace"), owned=True)
+    if isinstance(cast("object", source), io.TextIOBase):
+        raise InputError('the stream gives text, not bytes; open the file with mode "rb"')
+    if hasattr(source, "readline"):
+        stream = cast("BinaryIO", source)
+        name = getattr(stream, "name", None)
+        return _StreamSource(stream, name if isinstance(name, str) else None, owned=False)
+    if isinstance(source, bytes | bytearray | Mapping) or not isinstance(source, Iterable):
+        raise InputError(
+            f"the input is a {type(source).__name__}; give a path, a binary stream, or an iterable of mappings"
+        )
+    return _MappingSource(source)
+
+
+class _StreamSource:
+    """JSONL bytes."""
+
+    def __init__(self, stream: BinaryIO, name: str | None, *, owned: bool) -> None:
+        self.name = name
+        self._stream = stream
+        self._owned = owned
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._owned:
+            self._stream.close()
+
+    def read(
+        self, defaults: SamplingParams, batch_id: str, rejects: RejectSink | None, limits: Limits
+    ) -> Iterator[JobRequest | BadLine]:
+        """Yield the lines.
+
+        Raises:
+            InputError: Reading fails, or the stream does not hold lines of JSON at all.
+        """
+        try:
+            lines = open_lines(self._stream, self.name if self._owned else None)
+            yield from read_lines(lines, defaults, batch_id=batch_id, rejects=rejects, limits=limits)
+        except OSError as error:
+            raise InputError(f"{self.name or 'the input'} cannot be read ({error.strerror})") from error
+
+    def position(self) -> tuple[int | None, int | None]:
+        """Known for files opened here."""
+        if not self._owned:
+            return None, None
+        try:
+            return self._stream.tell(), os.fstat(self._stream.fileno()).st_size or None
+        except OSError:  # a named pipe
+            return None, None
+
+
+class _MappingSource:
+    """Parsed lines from Python."""
+
+    name = None
+
+    def __init__(self, items: Iterable[Mapping[str, Any]]) -> None:
+        self._items = items
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing to close."""
+
+    def read(
+        self, defaults: SamplingParams, batch_id: str, rejects: RejectSink | None, limits: Limits
+    ) -> Iterator[JobRequest | BadLine]:
+        """Yield the lines."""
+        yield from read_mappings(self._items, defaults, batch_id=batch_id, rejects=rejects, limits=limits)
+
+    def position(self) -> tuple[int | None, int | None]:
+        """Unknown."""
+        return None, None
+
+
+class RejectsFile:
+    """Receives the bytes of bad lines. A path's file is made when the first of them comes, and is there when all have.
+
+    Args:
+        destination: A path or a binary stream.
+        source: The input; a file that is the input itself is refused.
+    """
+
+    def __init__(self, destination: str | os.PathLike[str] | BinaryIO, source: object = None) -> None:
+        self._path = Path(destination) if isinstance(destination, str | os.PathLike) else None
+        self._source = Path(source) if isinstance(source, str | os.PathLike) else None
+        self._stream = None if isinstance(destination, str | os.PathLike) else destination
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        if self._path is not None and self._source is not None:
+            with suppress(OSError):  # what cannot be looked at is not the input, which was opened
+                if self._path.samefile(self._source):
+                    raise InputError(f"{self._path} is the input itself; name another place for the bad lines")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.finish()
+        elif isinstance(error, InputError):
+            # The input is refused, and its bad lines are what a person wants to see.
+            try:
+                self.finish()
+            except InputError as besides:
+                error.add_note(str(besides))
+        else:
+            self._give_up()
+
+    def write(self, data: bytes, /) -> None:
+        """Append bytes.
+
+        Raises:
+            InputError: They cannot be written.
+        """
+        with self._named_in_errors():
+            if self._stream is None and self._path is not None:
+                self._stream = self._stack.enter_context(written_whole(self._path, follow=False))
+            if self._stream is not None:
+                self._stream.write(data)
+
+    def finish(self) -> None:
+        """Write what is buffered and put the file in its place, while the batch can still be given up if that fails.
+
+        Trade-off: a batch that fails later, when it is sealed, leaves the file there too; it does no harm, while jobs
+        that run behind an error message would be submitted twice.
+
+        Raises:
+            InputError: The bad lines cannot be written.
+        """
+        with self._named_in_errors():
+            if self._path is None and self._stream is not None:
+                self._stream.flush()
+            self._stack.close()
+
+    def _give_up(self) -> None:
+        """Leave what stood in the path's place."""
+        # Not the error that is on its way: if it came from the system, it would be taken for one of this file.
+        given_up = InputError("the bad lines are given up")
+        with suppress(ConfigurationError, OSError):
+            self._stack.__exit__(InputError, given_up, None)
+        self._stream = None
+
+    @contextmanager
+    def _named_in_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except ConfigurationError as error:
+            self._give_up()
+            raise InputError(f"the bad lines: {error}") from error
+        except OSError as error:
+            self._give_up()
+            where = self._path or "the stream for bad lines"
+            raise InputError(f"{where} cannot be written ({error.strerror}); name another place") from error

@@ -1,0 +1,103 @@
+"""What is asked: a prompt or chat messages, checked and brought into their stored form."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, TypeGuard
+
+from helix_jobs.errors import InvalidFieldError
+from helix_jobs.intake.chat_fields import check_last_role
+from helix_jobs.intake.line_faults import Faults, kind, short
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_ROLES: Final = ("system", "developer", "user", "assistant")
+_MESSAGE_FIELDS: Final = frozenset({"role", "content", "name"})
+# OpenAI's two APIs call the same thing by two names; the third is an answer of the second one, sent back.
+_TEXT_PARTS: Final = frozenset({"text", "input_text", "output_text"})
+
+
+def check_prompt(prompt: object, prefix: str = "") -> str:
+    """Return the prompt if it is a text with something in it.
+
+    Raises:
+        InvalidFieldError: It is not.
+    """
+    field = f"{prefix}prompt"
+    if isinstance(prompt, list):
+        raise InvalidFieldError(field, "is a list", "give one string; write one line per prompt")
+    if not isinstance(prompt, str):
+        raise InvalidFieldError(field, f"is {kind(prompt)}", "give a string")
+    if not prompt.strip():
+        raise InvalidFieldError(field, "is empty", "give a text to continue")
+    return prompt
+
+
+def check_messages(messages: object, prefix: str = "") -> list[dict[str, str]]:
+    """Return the messages in their stored form: role, content as one string, name if given.
+
+    Content parts are joined by a newline, as vLLM does for templates that take text. ``developer`` becomes ``system``,
+    the name the chat templates of open models know it by.
+
+    Raises:
+        InvalidFieldError: A message is malformed, all are empty, or the last is the assistant's.
+    """
+    field = f"{prefix}messages"
+    if not isinstance(messages, list):
+        raise InvalidFieldError(
+            field, f"is {kind(messages)}", 'give a list such as [{"role": "user", "content": "..."}]'
+        )
+    faults = Faults()
+    plain = [faults.of(_message, message, f"{field}[{index}]") for index, message in enumerate(messages)]
+    faults.settle()
+    if not any(message["content"].strip() for message in plain):
+        raise InvalidFieldError(field, "is empty", "give at least one message with a text")
+    check_last_role(plain[-1]["role"], f"{field}[{len(plain) - 1}].role")
+    return plain
+
+
+def _message(message: object, field: str) -> dict[str, str]:
+    if not isinstance(message, dict):
+        raise InvalidFieldError(
+            field, f"is {kind(message)}", 'give an object such as {"role": "user", "content": "..."}'
+        )
+    for name, value in message.items():
+        # Messages copied from an OpenAI answer carry refusal: null, annotations: [] and the like.
+        if name not in _MESSAGE_FIELDS and value not in (None, [], {}):
+            raise InvalidFieldError(f"{field}.{short(name)}", "is not supported", "give role, content and name only")
+    role, name = message.get("role"), message.get("name")
+    if not isinstance(role, str) or role not in _ROLES:
+        reason = f"is {short(role)}" if isinstance(role, str) else _absent_or_kind(message, "role")
+        raise InvalidFieldError(f"{field}.role", reason, f"give one of {', '.join(_ROLES)}")
+    plain = {"role": "system" if role == "developer" else role, "content": _content(message, f"{field}.content")}
+    if name is not None:
+        if not isinstance(name, str):
+            raise InvalidFieldError(f"{field}.name", f"is {kind(name)}", "give a string or remove it")
+        plain["name"] = name
+    return plain
+
+
+def _content(message: Mapping[str, Any], field: str) -> str:
+    content = message.get("content")
+    if isinstance(content, str):
+        return content
+    if not isinstance(content, list):
+        raise InvalidFieldError(field, _absent_or_kind(message, "content"), "give a string or a list of text parts")
+    texts: list[str] = []
+    for index, part in enumerate(content):
+        if not _is_text_part(part):
+            raise InvalidFieldError(f"{field}[{index}]", "is no text part", 'give {"type": "text", "text": "..."}')
+        texts.append(part["text"])
+    return "\n".join(texts)
+
+
+def _is_text_part(part: object) -> TypeGuard[dict[str, Any]]:
+    if not isinstance(part, dict):
+        return False
+    # A list or an object in its place has no hash, so that a set cannot be asked for it.
+    kind_of_part = part.get("type")
+    return isinstance(kind_of_part, str) and kind_of_part in _TEXT_PARTS and isinstance(part.get("text"), str)
+
+
+def _absent_or_kind(values: Mapping[str, Any], name: str) -> str:
+    return f"is {kind(values[name])}" if name in values else "is missing"

@@ -1,1 +1,0 @@
-"""Jobs: input lines, the tables, the queue, the worker and the client. Only ``worker_service`` imports the engine."""

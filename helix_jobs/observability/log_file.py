@@ -1,0 +1,59 @@
+"""Log files of processes that write to an inherited descriptor: bounded, private, and with one predecessor kept.
+
+Handlers of Python's own would not see what libraries and children print, so the file itself is looked at: when it is
+opened, and now and then while a process writes to it. Such a file is copied and then emptied instead of renamed, as
+its writers, children included, hold descriptors of it; they append, so they go on at its new beginning. Trade-off: what
+is written between the copy and the cut is lost.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final
+
+from helix_jobs.files import open_private, write_private
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from typing import BinaryIO
+
+LOG_BYTES: Final = 8 * 1024 * 1024
+
+
+def open_log(path: Path) -> BinaryIO:
+    """Open a log to append to; one that has reached its bound becomes ``NAME.1`` first, in the place of the last such.
+
+    Raises:
+        ConfigurationError: It is a symbolic link, no plain file, or another user's.
+        OSError: It cannot be opened.
+    """
+    log = open_private(path, "ab")
+    if os.fstat(log.fileno()).st_size < LOG_BYTES:
+        return log
+    log.close()
+    path.replace(_predecessor(path))
+    return open_private(path, "ab")
+
+
+def cut_log(path: Path, descriptor: int) -> bool:
+    """Keep the end of a log that has reached its bound as ``NAME.1`` and empty it; True if that was done.
+
+    Args:
+        path: Its name.
+        descriptor: What this process writes to it by. Whatever is no file of this name is left alone.
+    """
+    try:
+        status = os.fstat(descriptor)
+        if status.st_size < LOG_BYTES or not os.path.samestat(status, path.lstat()):
+            return False
+        with open_private(path, "rb") as stream:
+            stream.seek(-LOG_BYTES, os.SEEK_END)
+            write_private(_predecessor(path), stream.read())
+        os.ftruncate(descriptor, 0)
+    except OSError:  # a full disk, or Windows
+        return False
+    return True
+
+
+def _predecessor(path: Path) -> Path:
+    return path.with_name(f"{path.name}.1")

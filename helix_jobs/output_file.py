@@ -1,0 +1,145 @@
+"""Writing a file that a person named: whole or not at all, and never through what happens to stand in its place.
+
+What is written goes to a new file beside it, which takes the name at the end. So a reader never sees half of it, and a
+failure leaves what was there. A pipe or a device has no such name to take: it is written to as it is.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import secrets
+import stat
+import sys
+import time
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Final
+
+from helix_jobs.errors import ConfigurationError
+from helix_jobs.files import PRIVATE_FILE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+    from typing import BinaryIO
+
+# A pipe's reader may be started a moment later.
+PIPE_PATIENCE: Final = 5.0
+_OWN_DESCRIPTOR: Final = re.compile(r"/(?:dev/fd|proc/self/fd)/(\d+)")
+_STANDARD_STREAMS: Final = {"/dev/stdout": 1, "/dev/stderr": 2}
+_NEW_FILE: Final = 0o666
+# Of a file that is replaced; not setuid and the like.
+_PERMISSIONS: Final = 0o777
+_GROUP: Final = 0o070
+
+
+@contextmanager
+def written_whole(path: Path, *, follow: bool = True) -> Iterator[BinaryIO]:
+    """A binary stream for the new content of ``path``, which appears there when the block ends well.
+
+    The mode and, as far as this user may set it, the owner of a file that
+    is replaced are kept. Trade-off: other hard links of it keep the old content; to write into the file itself would
+    leave half of it behind a failure.
+
+    Args:
+        path: Where to.
+        follow: A link leads to the file to replace; otherwise the link itself is replaced, for a path that a person has
+            not typed.
+
+    Raises:
+        ConfigurationError: It cannot be written; the message names the path and a remedy.
+    """
+    try:
+        own = _own_descriptor(path)
+        if own is not None:
+            with os.fdopen(os.dup(own), "wb") as stream:
+                yield stream
+        elif path.exists() and not path.is_file():
+            with _open_in_place(path) as stream:
+                yield stream
+        else:
+            with _replaced(path.resolve() if follow else path) as stream:
+                yield stream
+    except BrokenPipeError:
+        raise  # the reader of a pipe has gone; the caller ends quietly
+    except RuntimeError as error:  # pathlib's, over a loop
+        if "loop" not in str(error).lower():
+            raise
+        raise ConfigurationError(f"{path} is a loop of symbolic links; choose another place") from error
+    except OSError as error:
+        raise cannot_be_written(path, error) from error
+
+
+def _own_descriptor(path: Path) -> int | None:
+    """The descriptor of this process that the path is a name of: opening it anew would empty a file behind it."""
+    if str(path) in _STANDARD_STREAMS:
+        return _STANDARD_STREAMS[str(path)]
+    found = _OWN_DESCRIPTOR.fullmatch(str(path))
+    return None if found is None else int(found.group(1))
+
+
+def _open_in_place(path: Path) -> BinaryIO:
+    if not path.is_fifo() or sys.platform == "win32":
+        return path.open("wb")
+    deadline = time.monotonic() + PIPE_PATIENCE
+    while True:
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno != errno.ENXIO or time.monotonic() >= deadline:
+                raise
+            time.sleep(0.05)
+        else:
+            os.set_blocking(descriptor, True)
+            return os.fdopen(descriptor, "wb")
+
+
+@contextmanager
+def _replaced(path: Path) -> Iterator[BinaryIO]:
+    before = path.stat() if path.exists() and not path.is_symlink() else None
+    temporary = path.with_name(f".helix-{secrets.token_hex(8)}.tmp")
+    # Closed to others until it is as closed as the one it replaces.
+    mode = _NEW_FILE if before is None else PRIVATE_FILE
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), mode)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            yield stream
+            stream.flush()
+            if before is not None:
+                _keep_permissions(stream.fileno(), before)
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def _keep_permissions(descriptor: int, before: os.stat_result) -> None:
+    if sys.platform == "win32":
+        return
+    mode = stat.S_IMODE(before.st_mode) & _PERMISSIONS
+    try:
+        os.fchown(descriptor, before.st_uid, before.st_gid)
+    except PermissionError:
+        try:
+            os.fchown(descriptor, -1, before.st_gid)
+        except PermissionError:
+            mode &= ~_GROUP  # it is another group's file now
+    os.fchmod(descriptor, mode)
+
+
+def cannot_be_written(what: object, error: OSError) -> ConfigurationError:
+    """The same error, whichever way a person named the place."""
+    return ConfigurationError(f"{what} cannot be written: {error.strerror or error}; {_remedy(error)}")
+
+
+def _remedy(error: OSError) -> str:
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return "free some space there, or choose another place"
+    if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
+        return "correct the permissions, or choose another place"
+    if error.errno == errno.ENXIO:
+        return "nobody reads that pipe: start its reader first"
+    return "choose another place"

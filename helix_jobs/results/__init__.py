@@ -1,0 +1,1 @@
+"""Results: what comes out: files of answers, and OpenAI's output lines."""

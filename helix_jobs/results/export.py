@@ -1,0 +1,183 @@
+"""Results -> jsonl, csv, parquet or OpenAI Batch output, streamed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from helix_jobs.errors import ConfigurationError
+from helix_jobs.json_line import json_line
+from helix_jobs.output_file import written_whole
+from helix_jobs.results.openai import openai_line
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from helix_jobs.storage.store import JobResult
+
+FORMATS: Final = ("jsonl", "csv", "parquet", "openai")
+
+# Columns in the order of the file, with their Parquet type. messages and metadata are JSON text outside jsonl.
+# Trade-off: the prompt stands beside its answer, which doubles a file of long prompts, but the file is then a data set
+# of its own that needs no join with the input.
+COLUMNS: Final[Mapping[str, str]] = {
+    "job_id": "int64",
+    "batch_id": "string",
+    "line": "int64",
+    "custom_id": "string",
+    "state": "string",
+    "attempts": "int64",
+    "prompt": "string",
+    "messages": "string",
+    "output_text": "string",
+    "finish_reason": "string",
+    "error_code": "string",
+    "error_message": "string",
+    "prompt_tokens": "int64",
+    "cached_prompt_tokens": "int64",
+    "completion_tokens": "int64",
+    "queue_seconds": "double",
+    "ttft_seconds": "double",
+    "decode_seconds": "double",
+    "total_seconds": "double",
+    "tokens_per_second": "double",
+    "draft_tokens": "int64",
+    "accepted_tokens": "int64",
+    "acceptance_rate": "double",
+    "mean_acceptance_length": "double",
+    "target_model": "string",
+    "draft_model": "string",
+    "device": "string",
+    "dtype": "string",
+    "worker_id": "string",
+    "queued_at": "timestamp",
+    "finished_at": "timestamp",
+    "metadata": "string",
+}
+_FROM_REQUEST: Final = frozenset({"prompt", "messages", "metadata"})
+_TIMES: Final = ("queued_at", "finished_at")
+_ROW_GROUP: Final = 1000
+
+
+class ByteSink(Protocol):
+    """A binary stream to write to."""
+
+    def write(self, data: bytes, /) -> object:
+        """Append bytes."""
+        ...
+
+
+def export_results(results: Iterable[JobResult], destination: str | os.PathLike[str] | ByteSink, fmt: str) -> int:
+    """Write results in one of ``FORMATS`` and return how many.
+
+    Args:
+        results: Taken one by one (Parquet: 1,000 at a time), never all in memory.
+        destination: A path, replaced when the file is whole and left alone when anything fails; or a binary stream.
+        fmt: ``jsonl``, ``csv``, ``parquet`` or ``openai``.
+
+    Raises:
+        ConfigurationError: The format is unknown, needs pyarrow which is not installed, or the path cannot be written.
+    """
+    write = _writer(fmt)
+    if not isinstance(destination, str | os.PathLike):
+        return write(results, destination)
+    with written_whole(Path(destination)) as stream:
+        return write(results, stream)
+
+
+def result_row(result: JobResult) -> dict[str, Any]:
+    """One result as plain JSON values under the names of ``COLUMNS``."""
+    request = result.request
+    row = {name: request.get(name) if name in _FROM_REQUEST else getattr(result, name) for name in COLUMNS}
+    row["state"] = str(result.state)
+    row["queued_at"] = result.queued_at.isoformat()
+    row["finished_at"] = None if result.finished_at is None else result.finished_at.isoformat()
+    return row
+
+
+def write_jsonl(results: Iterable[JobResult], stream: ByteSink) -> int:
+    """One object a line, UTF-8, the columns of ``COLUMNS``; messages and metadata as JSON."""
+    return _write_lines((result_row(result) for result in results), stream)
+
+
+def write_openai(results: Iterable[JobResult], stream: ByteSink) -> int:
+    """OpenAI Batch output lines; failed and cancelled jobs in OpenAI's two error shapes."""
+    return _write_lines((openai_line(result) for result in results), stream)
+
+
+def write_csv(results: Iterable[JobResult], stream: ByteSink) -> int:
+    """RFC 4180 in UTF-8 with a header; absent values are empty.
+
+    Trade-off: cells are written as they are. A spreadsheet may read one that starts with ``=`` as a formula, but a
+    reader that is no spreadsheet gets the model's own text.
+    """
+    # csv writes text; the buffer is emptied row by row, so that one row is held.
+    buffer = io.StringIO(newline="")
+    writer = csv.writer(buffer)
+    count = 0
+
+    def flush() -> None:
+        stream.write(buffer.getvalue().encode())
+        buffer.seek(0)
+        buffer.truncate()
+
+    writer.writerow(COLUMNS)
+    for count, result in enumerate(results, start=1):  # noqa: B007  (counts)
+        writer.writerow(_flat_row(result).values())
+        flush()
+    flush()
+    return count
+
+
+def write_parquet(results: Iterable[JobResult], stream: ByteSink) -> int:
+    """Zstandard-compressed Parquet, one row group a thousand rows; messages and metadata as JSON text.
+
+    Raises:
+        ConfigurationError: pyarrow is not installed.
+    """
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise ConfigurationError(
+            'Parquet needs pyarrow, which is not installed; take jsonl, or run pip install -e ".[parquet]" in the clone'
+        ) from error
+    kinds = {"int64": pa.int64(), "double": pa.float64(), "string": pa.string(), "timestamp": pa.timestamp("us", "UTC")}
+    schema = pa.schema([(name, kinds[kind]) for name, kind in COLUMNS.items()])
+    count = 0
+    rows = iter(results)
+    with pq.ParquetWriter(pa.PythonFile(stream, mode="w"), schema, compression="zstd") as writer:
+        while group := [
+            {**_flat_row(result), **{name: getattr(result, name) for name in _TIMES}}
+            for result in islice(rows, _ROW_GROUP)
+        ]:
+            writer.write_table(pa.Table.from_pylist(group, schema=schema))
+            count += len(group)
+    return count
+
+
+def _writer(fmt: str) -> Callable[[Iterable[JobResult], ByteSink], int]:
+    writers = {"jsonl": write_jsonl, "csv": write_csv, "parquet": write_parquet, "openai": write_openai}
+    if fmt not in writers:
+        raise ConfigurationError(f"the format {fmt!r} is unknown; use one of {', '.join(FORMATS)}")
+    return writers[fmt]
+
+
+def _flat_row(result: JobResult) -> dict[str, Any]:
+    row = result_row(result)
+    for name in ("messages", "metadata"):
+        # An empty metadata is no metadata: an empty cell rather than {}.
+        row[name] = json.dumps(row[name], ensure_ascii=False) if row[name] else None
+    return row
+
+
+def _write_lines(rows: Iterable[dict[str, Any]], stream: ByteSink) -> int:
+    count = 0
+    for count, row in enumerate(rows, start=1):  # noqa: B007  (counts)
+        stream.write(json_line(row).encode() + b"\n")
+    return count

@@ -1,0 +1,90 @@
+"""One result as a line of an OpenAI Batch output or error file.
+
+Source: the type definitions of openai-python (``batch_request_output``, ``chat_completion``, ``completion``).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from helix_jobs.intake.forms import CHAT_ENDPOINT, COMPLETION_ENDPOINT
+from helix_jobs.storage.states import ErrorCode, JobState
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from helix_jobs.storage.store import JobResult
+
+# A request OpenAI would have rejected: an HTTP status with an error body, and ``error`` null. With OpenAI's code.
+_REJECTED: Final[Mapping[str, str]] = {
+    ErrorCode.INVALID_REQUEST: "invalid_request",
+    ErrorCode.PROMPT_TOO_LONG: "context_length_exceeded",
+}
+# A request that got no answer: ``response`` null and ``error`` set. OpenAI's code where it has one, ours where not.
+_UNANSWERED: Final[Mapping[str, str]] = {ErrorCode.DEADLINE: "batch_expired"}
+_BAD_REQUEST: Final = 400
+_OK: Final = 200
+
+
+def openai_line(result: JobResult) -> dict[str, Any]:
+    """Build the output line of one finished job.
+
+    A reader has to judge on both ``error`` and ``response.status_code``. A job without a ``custom_id`` gets
+    ``<batch id>-line-<number>``, because OpenAI's readers join on that field. The batch's id came into being after
+    its lines, so none of them can have taken that name.
+    """
+    code = result.error_code or ErrorCode.ENGINE_ERROR
+    line: dict[str, Any] = {
+        "id": f"batch_req_{result.job_id}",
+        "custom_id": result.custom_id if result.custom_id is not None else f"{result.batch_id}-line-{result.line}",
+        "response": None,
+        "error": None,
+    }
+    if result.state == JobState.SUCCEEDED:
+        line["response"] = _response(result, _OK, _body(result))
+    elif result.state == JobState.CANCELLED:
+        line["error"] = {"code": "batch_cancelled", "message": "This request was cancelled before it was answered."}
+    elif rejected := _REJECTED.get(code):
+        error = {"message": result.error_message, "type": "invalid_request_error", "param": None, "code": rejected}
+        line["response"] = _response(result, _BAD_REQUEST, {"error": error})
+    else:
+        line["error"] = {"code": _UNANSWERED.get(code, str(code)), "message": result.error_message}
+    return line
+
+
+def _response(result: JobResult, status_code: int, body: dict[str, Any]) -> dict[str, Any]:
+    return {"status_code": status_code, "request_id": f"req_{result.job_id}", "body": body}
+
+
+def _body(result: JobResult) -> dict[str, Any]:
+    if _endpoint(result.request) == CHAT_ENDPOINT:
+        identifier, kind = f"chatcmpl-{result.job_id}", "chat.completion"
+        answer: dict[str, Any] = {"message": {"role": "assistant", "content": result.output_text, "refusal": None}}
+    else:
+        identifier, kind = f"cmpl-{result.job_id}", "text_completion"
+        answer = {"text": result.output_text}
+    prompt_tokens, completion_tokens = result.prompt_tokens or 0, result.completion_tokens or 0
+    return {
+        "id": identifier,
+        "object": kind,
+        "created": _epoch(result.finished_at),
+        # The model that answered, which need not be the one the line asked for.
+        "model": result.target_model,
+        "choices": [{"index": 0, **answer, "logprobs": None, "finish_reason": result.finish_reason}],
+        "usage": {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": completion_tokens,
+            "total_tokens": prompt_tokens + completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": result.cached_prompt_tokens or 0},
+        },
+    }
+
+
+def _endpoint(request: Mapping[str, Any]) -> str:
+    """The endpoint the line named, or the one its form amounts to."""
+    return request.get("endpoint") or (CHAT_ENDPOINT if "messages" in request else COMPLETION_ENDPOINT)
+
+
+def _epoch(moment: datetime | None) -> int:
+    return 0 if moment is None else int(moment.timestamp())

@@ -1,0 +1,1 @@
+"""Storage: the results database: its tables, its migrations, and every SQL statement."""

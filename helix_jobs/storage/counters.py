@@ -1,0 +1,156 @@
+"""batch_counters: sums that let status read a few rows instead of counting a million.
+
+Invariant: summed over writers, ``stored`` is the number of the batch's jobs, and each other outcome is the number of
+its jobs that stand in that final state. It holds because whoever stores jobs or moves one into or out of a final state
+calls ``add`` in the same transaction. Shares are summed up on the connection and written once, right before the commit
+(``Database`` calls ``flush`` and ``discard``): a hundred jobs finished in one transaction cost one counter update, and
+counter rows are locked last and briefly. ``recount`` states it as SQL; tests compare the two after every operation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import case, delete, func, select
+from sqlalchemy.dialects import postgresql, sqlite
+
+from helix_jobs.storage.schema import batch_counters, jobs, results
+from helix_jobs.storage.states import JobState
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from sqlalchemy import ColumnElement, Connection
+
+# Writers that are no worker.
+SUBMITTER: Final = "submitter"
+PERSON: Final = "person"
+
+STORED: Final = "stored"
+# Where a connection keeps its shares until the commit.
+_PENDING: Final = "helix_batch_counters"
+_SUMS: Final = (
+    "jobs",
+    "prompt_tokens",
+    "cached_prompt_tokens",
+    "completion_tokens",
+    "draft_tokens",
+    "accepted_tokens",
+    "cut_off",
+)
+# Of the sums, those that are columns of results.
+_OF_RESULTS: Final = tuple(name for name in _SUMS if name in results.c)
+_CUT_OFF: Final = func.coalesce(func.sum(case((results.c.finish_reason == "length", 1), else_=0)), 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """What one transaction adds to a batch's counters under one outcome."""
+
+    batch_id: str
+    writer: str
+    outcome: str
+    jobs: int
+    prompt_tokens: int = 0
+    cached_prompt_tokens: int = 0
+    completion_tokens: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
+    cut_off: int = 0
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+
+
+def _upsert(insert: Any) -> Any:  # noqa: ANN401  (the two dialects' inserts share no type)
+    statement = insert(batch_counters)
+    old, new = batch_counters.c, statement.excluded
+    # A comparison with NULL is not true, so `else` also serves the side that has no time yet.
+    changes: dict[str, ColumnElement[Any]] = {name: old[name] + new[name] for name in _SUMS}
+    changes["started_at"] = case(
+        (new.started_at < old.started_at, new.started_at), else_=func.coalesce(old.started_at, new.started_at)
+    )
+    changes["finished_at"] = case(
+        (new.finished_at > old.finished_at, new.finished_at), else_=func.coalesce(old.finished_at, new.finished_at)
+    )
+    return statement.on_conflict_do_update(index_elements=["batch_id", "writer", "outcome"], set_=changes)
+
+
+_UPSERT: Final = {"sqlite": _upsert(sqlite.insert), "postgresql": _upsert(postgresql.insert)}
+
+
+def add(c: Connection, *shares: Share) -> None:
+    """Add to the counters in this transaction."""
+    pending: dict[tuple[str, str, str], Share] = c.info.setdefault(_PENDING, {})
+    for share in shares:
+        key = (share.batch_id, share.writer, share.outcome)
+        pending[key] = _merge(pending[key], share) if key in pending else share
+
+
+def flush(c: Connection) -> None:
+    """Write what was added; before the commit, and before anybody reads counters in the same transaction."""
+    pending: dict[tuple[str, str, str], Share] = c.info.pop(_PENDING, {})
+    # Sorted: of two transactions that meet in the same rows one waits, instead of each for the other.
+    for key in sorted(pending):
+        c.execute(_UPSERT[c.dialect.name], asdict(pending[key]))
+
+
+def discard(c: Connection) -> None:
+    """Forget what was added; the transaction was rolled back."""
+    c.info.pop(_PENDING, None)
+
+
+def _merge(old: Share, new: Share) -> Share:
+    started = [moment for moment in (old.started_at, new.started_at) if moment is not None]
+    finished = [moment for moment in (old.finished_at, new.finished_at) if moment is not None]
+    return replace(
+        old,
+        **{name: getattr(old, name) + getattr(new, name) for name in _SUMS},
+        started_at=min(started, default=None),
+        finished_at=max(finished, default=None),
+    )
+
+
+def recount(c: Connection, batch_id: str) -> None:
+    """Rebuild a batch's counters from its jobs, after rows were changed by hand; costs a scan of the batch."""
+    flush(c)
+    shares = _count(c, batch_id, times=True)
+    c.execute(delete(batch_counters).where(batch_counters.c.batch_id == batch_id))
+    add(c, *shares)
+
+
+def counters_agree(c: Connection, batch_id: str) -> bool:
+    """Whether the batch's counters say what its jobs say; costs a scan of the batch."""
+    flush(c)
+    sums = [func.sum(batch_counters.c[name]).label(name) for name in _SUMS]
+    query = select(batch_counters.c.outcome, *sums).where(batch_counters.c.batch_id == batch_id)
+    kept = {
+        row.outcome: tuple(int(getattr(row, name)) for name in _SUMS)
+        for row in c.execute(query.group_by(batch_counters.c.outcome))
+    }
+    counted = {
+        share.outcome: tuple(int(getattr(share, name)) for name in _SUMS) for share in _count(c, batch_id, times=False)
+    }
+    return {k: v for k, v in kept.items() if any(v)} == {k: v for k, v in counted.items() if any(v)}
+
+
+def _count(c: Connection, batch_id: str, *, times: bool) -> list[Share]:
+    stored = c.execute(select(func.count()).select_from(jobs).where(jobs.c.batch_id == batch_id)).scalar_one()
+    outcome = case((jobs.c.state == JobState.FAILED.value, jobs.c.error_code), else_=jobs.c.state)
+    rows = c.execute(
+        select(
+            outcome.label("outcome"),
+            func.count().label("jobs"),
+            *(func.coalesce(func.sum(results.c[name]), 0).label(name) for name in _OF_RESULTS),
+            _CUT_OFF.label("cut_off"),
+            *((func.min(jobs.c.claimed_at).label("started_at"),) if times else ()),
+            *((func.max(jobs.c.finished_at).label("finished_at"),) if times else ()),
+        )
+        .select_from(jobs.outerjoin(results, results.c.job_id == jobs.c.id))
+        .where(jobs.c.batch_id == batch_id, jobs.c.finished_at.is_not(None))
+        .group_by(outcome)
+    )
+    return [
+        Share(batch_id=batch_id, writer=SUBMITTER, outcome=STORED, jobs=stored),
+        *(Share(batch_id=batch_id, writer=PERSON, **row._mapping) for row in rows),  # noqa: SLF001  (SQLAlchemy's documented name)
+    ]

@@ -1,0 +1,270 @@
+"""Database: connections and transactions on SQLite and Postgres.
+
+SQLite: WAL, foreign keys on, ``synchronous=FULL`` (a message is acknowledged on the strength of the commit), and two
+engines: writers begin IMMEDIATE, readers deferred. A deferred transaction that turns into a writer can fail at once
+and ignore the busy timeout, so no transaction here ever turns. Postgres: psycopg 3; readers get one snapshot for
+their whole transaction. Both kinds of connection have a module of their own (``sqlite_engine``, ``postgres_engine``).
+
+Which schema a database stands at, and moving it, is ``migration.py``; its names are importable from here.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from sqlalchemy import Connection, Engine, make_url, text
+from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.pool import NullPool
+
+from helix_jobs.errors import ConfigurationError, DatabaseUnreachableError
+from helix_jobs.redaction import redact
+from helix_jobs.storage import counters
+from helix_jobs.storage.calls_in_flight import CallsInFlight
+from helix_jobs.storage.faults import describe_trouble, lost_race, unreachable_reason
+from helix_jobs.storage.migration import current_revision, downgrade, ensure_schema, head_revision, upgrade
+from helix_jobs.storage.sqlite_engine import sqlite_engine
+from helix_jobs.storage.sqlite_file import SQLiteFile
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from sqlalchemy import URL
+
+__all__ = [
+    "POSTGRES",
+    "SQLITE",
+    "Database",
+    "current_revision",
+    "downgrade",
+    "ensure_schema",
+    "head_revision",
+    "lost_race",
+    "unreachable_reason",
+    "upgrade",
+]
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+SQLITE: Final = "sqlite"
+POSTGRES: Final = "postgresql"
+TRANSACTION_ATTEMPTS: Final = 8
+# What a statement may take on Postgres, lock waits included, before the server cancels it. The client itself waits a
+# little longer and closes a connection on which no answer comes.
+STATEMENT_SECONDS: Final = 45.0
+# How long a thread waits for a connection while all are in use.
+POOL_SECONDS: Final = 30.0
+
+
+class Database:
+    """One database, usable from any thread of this process.
+
+    Connections are opened on first use. Errors are raised without statement parameters, which hold prompts.
+
+    Attributes:
+        dialect: ``sqlite`` or ``postgresql``.
+        url_redacted: The URL as it may be shown and logged.
+        calls: The calls to a Postgres server that are out. SQLite's end by themselves, with the disk's answer.
+    """
+
+    def __init__(self, url: str, statement_seconds: float | None = None) -> None:
+        """Prepare the engines; nothing is connected yet.
+
+        Args:
+            url: Where to.
+            statement_seconds: What a statement may take on Postgres, by default ``STATEMENT_SECONDS``.
+
+        Raises:
+            ConfigurationError: The URL is malformed, or names a database other processes could not share.
+        """
+        try:
+            self.url: URL = make_url(url)
+        except (ArgumentError, ValueError):  # the latter for a port that is no number
+            raise ConfigurationError(
+                "HELIX_DATABASE_URL is malformed; use sqlite:///FILE or postgresql://USER@HOST/NAME"
+            ) from None
+        self.calls = CallsInFlight()
+        self._statement_seconds = STATEMENT_SECONDS if statement_seconds is None else statement_seconds
+        self.dialect: str = self.url.get_backend_name()
+        self.url_redacted: str = (
+            f"sqlite:///{self.url.database}"
+            if self.dialect == SQLITE
+            else redact(self.url.render_as_string(hide_password=True))
+        )
+        self._file: SQLiteFile | None = None
+        self._writer: Engine
+        self._reader: Engine
+        self._anew: Engine
+        if self.dialect == SQLITE:
+            if not self.url.database or self.url.database == ":memory:":
+                raise ConfigurationError(
+                    "HELIX_DATABASE_URL names an in-memory SQLite database, which nobody else can see; name a file"
+                )
+            if self.url.query:
+                raise ConfigurationError(
+                    "HELIX_DATABASE_URL has options (from ? on), and SQLite takes no options here; name the file "
+                    "alone, with %3F for a ? in its name"
+                )
+            self._file = SQLiteFile(Path(self.url.database))
+            self._writer = sqlite_engine(self.url, "BEGIN IMMEDIATE", **_OPTIONS)
+            self._reader = sqlite_engine(self.url, "BEGIN", **_OPTIONS)
+            self._anew = sqlite_engine(self.url, "BEGIN", poolclass=NullPool)
+        elif self.dialect == POSTGRES:
+            from helix_jobs.storage.postgres_engine import postgres_engine
+
+            self._writer = postgres_engine(self.url, self.calls, pool_pre_ping=True, **_OPTIONS)
+            # The same pool; only the transactions differ. Counts and rows read together belong together.
+            self._reader = self._writer.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+            self._anew = self._reader
+        else:
+            raise ConfigurationError(
+                f"HELIX_DATABASE_URL has the scheme {self.url.drivername!r}; use sqlite:/// or postgresql://"
+            )
+
+    @property
+    def sqlite_file(self) -> Path | None:
+        """The database file; None on Postgres."""
+        return Path(self.url.database) if self.dialect == SQLITE and self.url.database else None
+
+    @contextmanager
+    def write(self, *, unlimited: bool = False) -> Iterator[Connection]:
+        """A write transaction: committed when the block ends, rolled back when it raises.
+
+        Args:
+            unlimited: On Postgres a statement may take as long as it needs, for work on a million rows.
+
+        Raises:
+            DatabaseReplacedError: Another file has taken the place of SQLite's.
+            DatabaseUnreachableError: The database does not answer, or refuses for a reason that is not the data's: a
+                lock held too long, a full disk, a server that takes no writes, a missing right or table. When it comes
+                out of the commit itself, the transaction may nevertheless have been committed.
+        """
+        with self._transaction(self._writer, self._limit(unlimited=unlimited), idle=None) as connection:
+            try:
+                yield connection
+                counters.flush(connection)
+            finally:
+                # A lost connection takes what was kept on it along.
+                if not connection.invalidated:
+                    counters.discard(connection)
+
+    @contextmanager
+    def read(self, *, unlimited: bool = False) -> Iterator[Connection]:
+        """A read transaction: one snapshot, never blocked by writers.
+
+        Args:
+            unlimited: As for ``write``; each page of a stream is a statement of its own.
+
+        Raises:
+            DatabaseUnreachableError: The database does not answer, or refuses.
+        """
+        # It locks nobody out, and what streams results waits for whoever reads them: it may stand idle.
+        with self._transaction(self._reader, self._limit(unlimited=unlimited), idle=0.0) as connection:
+            yield connection
+
+    @contextmanager
+    def read_anew(self) -> Iterator[Connection]:
+        """As ``read``, of what is stored now: SQLite's other connections have pages in memory, and trust them.
+
+        Raises:
+            DatabaseUnreachableError: The database does not answer, or refuses.
+        """
+        with self._transaction(self._anew, self._statement_seconds, idle=0.0) as connection:
+            yield connection
+
+    def transact(self, function: Callable[[Connection], T], *, unlimited: bool = False) -> T:
+        """Run ``function`` in a write transaction, again if Postgres made it lose a deadlock to another one.
+
+        Updates of many rows (cancel, retry, delete, reclaim) belong here: they lock rows in their own order while
+        workers lock them in theirs. ``function`` must do nothing but work on its connection.
+        ``unlimited``: see ``write``.
+
+        Raises:
+            DatabaseUnreachableError: As from ``write``, or the race was lost too often.
+        """
+        for attempt in range(TRANSACTION_ATTEMPTS):
+            try:
+                with self.write(unlimited=unlimited) as connection:
+                    return function(connection)
+            except DBAPIError as error:
+                if not lost_race(error):
+                    raise
+                logger.debug("transaction lost a race, attempt %d of %d", attempt + 1, TRANSACTION_ATTEMPTS)
+                time.sleep(0.02 * 2**attempt)
+        raise DatabaseUnreachableError(
+            f"database {self.url_redacted}: the transaction lost {TRANSACTION_ATTEMPTS} races in a row; try again"
+        )
+
+    def ping(self) -> None:
+        """Ask the database for an answer.
+
+        Raises:
+            DatabaseUnreachableError: It gave none.
+        """
+        with self.read() as connection:
+            connection.execute(text("SELECT 1"))
+
+    def dispose(self) -> None:
+        """Close all idle connections. The database can still be used afterwards."""
+        self._writer.dispose()
+        self._reader.dispose()
+        if self._file is not None:
+            self._file.forget_log()
+
+    def _limit(self, *, unlimited: bool) -> float | None:
+        return None if unlimited else self._statement_seconds
+
+    @contextmanager
+    def _transaction(self, engine: Engine, limit: float | None, *, idle: float | None) -> Iterator[Connection]:
+        if self._file is not None:
+            self._file.check()
+        try:
+            with engine.begin() as connection:
+                if self.dialect == POSTGRES:
+                    _bound(connection, limit, idle)
+                try:
+                    yield connection
+                except DBAPIError as error:
+                    # The next try connects anew: after a failover the old connections lead to what is now a standby.
+                    if self.dialect == POSTGRES and not connection.invalidated and unreachable_reason(error):
+                        connection.invalidate(error)
+                    raise
+                if self._file is not None and engine is not self._anew:  # whose connection does not stay open
+                    self._file.note()
+        except PoolTimeoutError as error:
+            raise DatabaseUnreachableError(f"database {self.url_redacted}: all connections are in use") from error
+        except DBAPIError as error:
+            trouble = describe_trouble(self.url_redacted, error)
+            if trouble is None:
+                raise
+            # The driver's own error quotes host and user at most; hide_parameters keeps prompts out of SQLAlchemy's.
+            raise trouble from error
+
+
+def _bound(connection: Connection, limit: float | None, idle: float | None) -> None:
+    """Set the time limits of a transaction on Postgres; ``idle`` None is what a writer may stand still for."""
+    from helix_jobs.storage import postgres_engine
+
+    postgres_engine.limit_answers(connection.connection.driver_connection, limit)
+    idle = postgres_engine.IDLE_TRANSACTION_SECONDS if idle is None else idle
+    connection.exec_driver_sql(postgres_engine.transaction_settings(limit, idle))
+
+
+def _dumps(value: object) -> str:
+    """Compact, and text as it is: escaping would triple the size of most of the world's prompts."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+
+
+_OPTIONS: Final[dict[str, Any]] = {
+    "json_serializer": _dumps,
+    "pool_size": 4,
+    "max_overflow": 28,
+    "pool_timeout": POOL_SECONDS,
+}

@@ -1,0 +1,166 @@
+"""Rows that the protocol never writes, and what is made of them. Each is a condition in SQL and its repair.
+
+The order matters: a repair may bring a row under a later condition.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from sqlalchemy import bindparam, text
+
+from helix_jobs.storage.schema import UTCDateTime
+from helix_jobs.storage.states import FINAL_STATES, ErrorCode, JobState
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from sqlalchemy import Connection
+
+
+@dataclass(frozen=True, slots=True)
+class Impossible:
+    """A kind of row that cannot be.
+
+    Attributes:
+        what: In words, for a person.
+        table: Where it stands.
+        key: The column that names such a row.
+        where: The condition.
+        repair: What is made of it, before ``WHERE``.
+        done: The repair in words.
+    """
+
+    what: str
+    table: str
+    key: str
+    where: str
+    repair: str
+    done: str
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(f"'{name}'" for name in sorted(names))
+
+
+_STATES: Final = _listed([state.value for state in JobState])
+_FINAL: Final = _listed([state.value for state in FINAL_STATES])
+_CODES: Final = _listed([code.value for code in ErrorCode])
+_HAS_RESULT: Final = "EXISTS (SELECT 1 FROM results r WHERE r.job_id = jobs.id)"
+_LARGEST_LEASE: Final = 2_000_000_000
+_FAIL: Final = (
+    "UPDATE jobs SET state = 'failed', error_code = 'engine_error', "
+    "error_message = 'its row was not as a worker leaves it; helix db check repaired it, retry it by hand', "
+    "finished_at = COALESCE(finished_at, :now), published_at = NULL"
+)
+
+IMPOSSIBLE: Final = (
+    Impossible(
+        "jobs of no batch",
+        "jobs",
+        "id",
+        "NOT EXISTS (SELECT 1 FROM batches b WHERE b.id = jobs.batch_id)",
+        "DELETE FROM jobs",
+        "removed",
+    ),
+    Impossible("jobs in no known state", "jobs", "id", f"state NOT IN ({_STATES})", _FAIL, "failed"),
+    Impossible(
+        "jobs that succeeded and have no result row",
+        "jobs",
+        "id",
+        f"state = 'succeeded' AND NOT {_HAS_RESULT}",
+        _FAIL,
+        "failed",
+    ),
+    Impossible(
+        "result rows of jobs that did not succeed",
+        "results",
+        "job_id",
+        "NOT EXISTS (SELECT 1 FROM jobs j WHERE j.id = results.job_id AND j.state = 'succeeded')",
+        "DELETE FROM results",
+        "removed",
+    ),
+    Impossible(
+        "failed jobs without a known error code",
+        "jobs",
+        "id",
+        f"state = 'failed' AND (error_code IS NULL OR error_code NOT IN ({_CODES}))",
+        "UPDATE jobs SET error_code = 'engine_error'",
+        "given engine_error",
+    ),
+    Impossible(
+        "jobs with an error code that did not fail",
+        "jobs",
+        "id",
+        "state <> 'failed' AND error_code IS NOT NULL",
+        "UPDATE jobs SET error_code = NULL, error_message = NULL",
+        "taken off",
+    ),
+    Impossible(
+        "ended jobs without an end",
+        "jobs",
+        "id",
+        f"state IN ({_FINAL}) AND finished_at IS NULL",
+        "UPDATE jobs SET finished_at = :now",
+        "given one",
+    ),
+    Impossible(
+        "jobs with an end that have not ended",
+        "jobs",
+        "id",
+        "state IN ('queued', 'running') AND finished_at IS NOT NULL",
+        "UPDATE jobs SET finished_at = NULL",
+        "taken off",
+    ),
+    Impossible(
+        "jobs whose lease cannot be raised",
+        "jobs",
+        "id",
+        f"NOT (lease BETWEEN 0 AND {_LARGEST_LEASE})",
+        "UPDATE jobs SET lease = 0",
+        "set to 0",
+    ),
+    Impossible(
+        "jobs with impossible attempts",
+        "jobs",
+        "id",
+        "NOT (attempts BETWEEN 0 AND 1000000 AND max_attempts BETWEEN 1 AND 1000000)",
+        "UPDATE jobs SET attempts = 0, max_attempts = 3",
+        "set anew",
+    ),
+    Impossible(
+        "running jobs that no worker holds",
+        "jobs",
+        "id",
+        "state = 'running' AND (worker_id IS NULL OR NOT EXISTS "
+        "(SELECT 1 FROM workers w WHERE w.id = jobs.worker_id AND w.stopped_at IS NULL))",
+        "UPDATE jobs SET state = 'queued', worker_id = NULL, claimed_at = NULL, published_at = NULL, queued_at = :now",
+        "queued again",
+    ),
+    Impossible(
+        "counters of no batch",
+        "batch_counters",
+        "batch_id",
+        "NOT EXISTS (SELECT 1 FROM batches b WHERE b.id = batch_counters.batch_id)",
+        "DELETE FROM batch_counters",
+        "removed",
+    ),
+)
+
+
+def count_impossible(c: Connection, kind: Impossible) -> tuple[int, list[str]]:
+    """How many such rows there are, and the keys of the first five."""
+    count = c.execute(text(f"SELECT count(*) FROM {kind.table} WHERE {kind.where}")).scalar_one()  # noqa: S608  (our own words)
+    if not count:
+        return 0, []
+    query = f"SELECT {kind.key} FROM {kind.table} WHERE {kind.where} ORDER BY {kind.key} LIMIT 5"  # noqa: S608
+    return int(count), [str(key) for key in c.execute(text(query)).scalars()]
+
+
+def repair_impossible(c: Connection, kind: Impossible, now: datetime) -> None:
+    """Make of all such rows what is made of them."""
+    statement = text(f"{kind.repair} WHERE {kind.where}")
+    if ":now" in kind.repair:
+        statement = statement.bindparams(bindparam("now", now, type_=UTCDateTime))
+    c.execute(statement)

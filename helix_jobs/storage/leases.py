@@ -1,0 +1,335 @@
+"""Claim, finish, release, reclaim: the protocol that gives every job exactly one result.
+
+The invariant: a job's ``lease`` is raised by every claim, and every write of a worker carries the lease of its own
+claim (``WHERE state = 'running' AND lease = :mine``). So at most one claim's write can ever match, however late the
+others come. A write that matches nothing is *fenced*: counted and dropped by the worker.
+
+Functions may run twice when a commit's answer was lost: claim and finish recognise their own earlier write by
+the same ``now``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import and_, bindparam, case, exists, insert, literal_column, not_, select, text, update
+
+from helix_jobs.storage import counters
+from helix_jobs.storage.readable import readable_rows
+from helix_jobs.storage.records import ClaimedJob, FinishedJob, Reclaimed, ResultRow
+from helix_jobs.storage.schema import batches, jobs, results, workers
+from helix_jobs.storage.states import ErrorCode, JobState
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+
+    from sqlalchemy import Connection, Row, Select
+
+MAX_ERROR_MESSAGE_CHARS: Final = 2000
+
+# Spelled literally: SQLite takes the partial index only for the literal condition.
+_IS_RUNNING: Final = text("state = 'running'")
+
+_CLAIMED: Final = (
+    jobs.c.id,
+    jobs.c.batch_id,
+    jobs.c.line,
+    jobs.c.request,
+    jobs.c.lease,
+    jobs.c.attempts,
+    jobs.c.queued_at,
+    jobs.c.claimed_at,
+)
+_CLAIM: Final = (
+    update(jobs)
+    .where(
+        jobs.c.id == bindparam("job_id"),
+        jobs.c.state == JobState.QUEUED.value,
+        exists().where(batches.c.id == jobs.c.batch_id, batches.c.total.is_not(None), batches.c.cancelled_at.is_(None)),
+    )
+    .values(
+        state=JobState.RUNNING.value,
+        worker_id=bindparam("claimer"),
+        lease=jobs.c.lease + 1,
+        # Counted here and not at the end: a job that kills its worker must run out of attempts.
+        attempts=jobs.c.attempts + 1,
+        claimed_at=bindparam("now"),
+    )
+    .returning(*_CLAIMED)
+)
+# attempts counts claims whose end never came: a release takes its own back, a retry starts anew.
+AT_LAST_ATTEMPT: Final = and_(jobs.c.attempts > 0, jobs.c.attempts + 1 >= jobs.c.max_attempts)
+_CLAIM_UNLESS_LAST: Final = _CLAIM.where(not_(AT_LAST_ATTEMPT))
+_AWAITS_LAST: Final[Select[Any]] = select(literal_column("1")).where(
+    jobs.c.id == bindparam("job_id"), jobs.c.state == JobState.QUEUED.value, AT_LAST_ATTEMPT
+)
+_CLAIMED_BEFORE: Final = select(*_CLAIMED).where(
+    jobs.c.id == bindparam("job_id"),
+    jobs.c.state == JobState.RUNNING.value,
+    jobs.c.worker_id == bindparam("claimer"),
+    jobs.c.claimed_at == bindparam("now"),
+)
+# The fence: what a write must meet to be the current holder's.
+_FENCE: Final = (
+    jobs.c.id == bindparam("job_id"),
+    jobs.c.state == JobState.RUNNING.value,
+    jobs.c.lease == bindparam("held"),
+    jobs.c.worker_id == bindparam("holder"),
+)
+_FINISH: Final = (
+    update(jobs)
+    .where(*_FENCE)
+    .values(
+        state=bindparam("new_state"),
+        finished_at=bindparam("now"),
+        error_code=bindparam("code"),
+        error_message=bindparam("message"),
+    )
+    .returning(jobs.c.batch_id, jobs.c.claimed_at)
+)
+_FINISHED_BEFORE: Final[Select[Any]] = select(literal_column("1")).where(
+    jobs.c.id == bindparam("job_id"),
+    jobs.c.state == bindparam("new_state"),
+    jobs.c.lease == bindparam("held"),
+    jobs.c.worker_id == bindparam("holder"),
+    # A reclaim at the attempt cap leaves lease and worker as they were: only the moment tells its failure from ours.
+    jobs.c.finished_at == bindparam("now"),
+)
+_RELEASE: Final = (
+    update(jobs)
+    .where(*_FENCE)
+    .values(
+        state=JobState.QUEUED.value,
+        published_at=None,
+        claimed_at=None,
+        worker_id=None,
+        # An orderly hand-back is no failure of the job.
+        attempts=jobs.c.attempts - 1,
+        queued_at=bindparam("now"),
+    )
+)
+_LARGEST_LEASE: Final = 2_000_000_000
+_FAIL_UNREADABLE: Final = (
+    update(jobs)
+    .where(jobs.c.id == bindparam("job_id"), jobs.c.state == JobState.QUEUED.value)
+    .values(
+        state=JobState.FAILED.value,
+        request={},
+        queued_at=bindparam("now"),
+        published_at=None,
+        claimed_at=None,
+        finished_at=bindparam("now"),
+        worker_id=None,
+        lease=case((jobs.c.lease.between(0, _LARGEST_LEASE), jobs.c.lease), else_=0),
+        error_code=ErrorCode.INVALID_REQUEST.value,
+        error_message=bindparam("message"),
+    )
+    .returning(jobs.c.batch_id)
+)
+_HELD: Final = select(jobs.c.id, jobs.c.lease).where(_IS_RUNNING, jobs.c.worker_id == bindparam("holder"))
+_RESULT_FIELDS: Final = tuple(field.name for field in fields(ResultRow))
+_INSERT_RESULT: Final = insert(results)
+
+
+def claim(
+    c: Connection, job_id: int, *, worker_id: str, now: datetime, spare_last_attempt: bool = False
+) -> ClaimedJob | None:
+    """Take a queued job: one compare-and-set. None: it is done, cancelled, unsealed or someone else's.
+
+    A second call with the same ``now`` returns the same claim, so it may be repeated after an uncertain commit.
+
+    Args:
+        c: A write transaction.
+        job_id: The job.
+        worker_id: Who takes it.
+        now: The time written.
+        spare_last_attempt: Leave it if this would be its last attempt and the earlier ones died with their workers;
+            ``awaits_last_attempt`` tells.
+
+    Raises:
+        Exception: What is stored cannot be read, as whoever reads it says; nothing is changed. ``fail_unreadable``.
+    """
+    parameters = {"job_id": job_id, "claimer": worker_id, "now": now}
+    statement = _CLAIM_UNLESS_LAST if spare_last_attempt else _CLAIM
+    row = c.execute(statement, parameters).first() or c.execute(_CLAIMED_BEFORE, parameters).first()
+    if row is not None and not isinstance(row.lease, int):  # SQLite goes on in floating point beyond 64 bits
+        raise ValueError("the lease's number cannot be raised")
+    return None if row is None else ClaimedJob(**row._mapping)  # noqa: SLF001  (SQLAlchemy's documented name)
+
+
+def awaits_last_attempt(c: Connection, job_id: int) -> bool:
+    """Whether the job is queued and has one attempt left, after earlier ones died with their workers."""
+    return c.execute(_AWAITS_LAST, {"job_id": job_id}).first() is not None
+
+
+def finish_succeeded(c: Connection, job: FinishedJob, result: ResultRow, now: datetime) -> bool:
+    """Write the result row and the final state. False: fenced, nothing was written."""
+    parameters = _finish_parameters(job, JobState.SUCCEEDED, now)
+    row = c.execute(_FINISH, parameters).first()
+    if row is None:
+        return _finished_before(c, parameters)
+    values = {name: getattr(result, name) for name in _RESULT_FIELDS}
+    values["output_text"] = storable(result.output_text)
+    c.execute(_INSERT_RESULT, {**values, "job_id": job.job_id, "worker_id": job.worker_id, "created_at": now})
+    counters.add(
+        c,
+        counters.Share(
+            batch_id=row.batch_id,
+            writer=job.worker_id,
+            outcome=JobState.SUCCEEDED.value,
+            jobs=1,
+            prompt_tokens=result.prompt_tokens,
+            cached_prompt_tokens=result.cached_prompt_tokens,
+            completion_tokens=result.completion_tokens,
+            draft_tokens=result.draft_tokens,
+            accepted_tokens=result.accepted_tokens,
+            cut_off=int(result.finish_reason == "length"),
+            started_at=row.claimed_at,
+            finished_at=now,
+        ),
+    )
+    return True
+
+
+def finish_failed(c: Connection, job: FinishedJob, code: str, message: str, now: datetime) -> bool:
+    """Write the failure and the final state. False: fenced, nothing was written."""
+    parameters = _finish_parameters(job, JobState.FAILED, now, code, message)
+    row = c.execute(_FINISH, parameters).first()
+    if row is None:
+        return _finished_before(c, parameters)
+    counters.add(
+        c,
+        counters.Share(
+            batch_id=row.batch_id,
+            writer=job.worker_id,
+            outcome=ErrorCode(code).value,
+            jobs=1,
+            started_at=row.claimed_at,
+            finished_at=now,
+        ),
+    )
+    return True
+
+
+def release(c: Connection, job_id: int, lease: int, worker_id: str, now: datetime) -> bool:
+    """Hand a claimed job back to the queue without counting the attempt. False: fenced."""
+    return c.execute(_RELEASE, {"job_id": job_id, "held": lease, "holder": worker_id, "now": now}).rowcount > 0
+
+
+def fail_unreadable(c: Connection, job_id: int, reason: str, now: datetime) -> bool:
+    """Fail a queued job whose row cannot be read: by its number alone, and so that it can be read from then on.
+
+    The request, which nobody can use, gives way to an empty one. False: it no longer waits.
+    """
+    message = f"the stored job cannot be read ({reason}), someone changed its row; submit the line again"
+    row = c.execute(_FAIL_UNREADABLE, {"job_id": job_id, "now": now, "message": message}).first()
+    if row is None:
+        return False
+    counters.add(
+        c,
+        counters.Share(
+            batch_id=row.batch_id,
+            writer=counters.PERSON,
+            outcome=ErrorCode.INVALID_REQUEST.value,
+            jobs=1,
+            finished_at=now,
+        ),
+    )
+    return True
+
+
+def held_leases(c: Connection, worker_id: str) -> dict[int, int]:
+    """Job id -> lease of what the database says this worker runs.
+
+    What the worker runs beyond this was cancelled or taken away: abort it.
+    """
+    return {int(row.id): int(row.lease) for row in c.execute(_HELD, {"holder": worker_id})}
+
+
+def reclaim(c: Connection, worker_id: str, now: datetime, *, heartbeat: datetime | None = None) -> Reclaimed | None:
+    """Take every job from a lost worker and mark it stopped.
+
+    Jobs with attempts left go back to the queue; the others fail with ``worker_lost`` and can be retried by hand.
+
+    Args:
+        c: A write transaction.
+        worker_id: Who is lost.
+        now: The time written.
+        heartbeat: The last heartbeat seen. If the worker has sent another one since, nothing happens and None is
+            returned. Without it the worker is taken at its word to be dead.
+    """
+    # Its time is read only where it matters: that of a row that cannot be read is not.
+    seen = workers.c.id if heartbeat is None else workers.c.heartbeat_at
+    worker = c.execute(select(seen).where(workers.c.id == worker_id).with_for_update()).first()
+    if heartbeat is not None and worker is not None and worker.heartbeat_at != heartbeat:
+        return None
+    held = jobs.c.worker_id == worker_id
+    is_capped = jobs.c.attempts >= jobs.c.max_attempts
+    # A time that cannot be read keeps no other lease from being taken.
+    began = readable_rows(c, select(jobs.c.id, jobs.c.claimed_at).where(_IS_RUNNING, held, is_capped), jobs.c.id)
+    failed = c.execute(
+        update(jobs)
+        .where(_IS_RUNNING, held, is_capped)
+        .values(
+            state=JobState.FAILED.value,
+            finished_at=now,
+            error_code=ErrorCode.WORKER_LOST.value,
+            error_message="the worker was lost each time this job ran; look at the worker's log, then retry by hand",
+        )
+        .returning(jobs.c.id, jobs.c.batch_id)
+    ).all()
+    requeued = c.execute(
+        update(jobs)
+        .where(_IS_RUNNING, held)
+        .values(state=JobState.QUEUED.value, published_at=None, claimed_at=None, worker_id=None, queued_at=now)
+    ).rowcount
+    claimed = {row.id: row.claimed_at for row in began if row.claimed_at is not None}
+    counters.add(c, *_lost_shares(failed, claimed, worker_id, now))
+    c.execute(update(workers).where(workers.c.id == worker_id, workers.c.stopped_at.is_(None)).values(stopped_at=now))
+    return Reclaimed(requeued=requeued, failed=len(failed))
+
+
+def storable(value: str) -> str:
+    """The text without what Postgres cannot hold (NUL) and UTF-8 cannot spell (lone surrogates)."""
+    return value.replace("\x00", "\ufffd").encode("utf-8", "replace").decode("utf-8")
+
+
+def _finish_parameters(
+    job: FinishedJob, state: JobState, now: datetime, code: str | None = None, message: str | None = None
+) -> dict[str, Any]:
+    return {
+        "job_id": job.job_id,
+        "held": job.lease,
+        "holder": job.worker_id,
+        "new_state": state.value,
+        "now": now,
+        "code": None if code is None else ErrorCode(code).value,
+        "message": None if message is None else storable(message)[:MAX_ERROR_MESSAGE_CHARS],
+    }
+
+
+def _finished_before(c: Connection, parameters: dict[str, Any]) -> bool:
+    """Whether this very write is already there, because a commit's answer was lost and the caller repeats it."""
+    keys = ("job_id", "new_state", "held", "holder", "now")
+    return c.execute(_FINISHED_BEFORE, {key: parameters[key] for key in keys}).first() is not None
+
+
+def _lost_shares(
+    failed: Sequence[Row[*tuple[Any, ...]]], claimed: Mapping[int, datetime], worker_id: str, now: datetime
+) -> list[counters.Share]:
+    per_batch: dict[str, list[int]] = {}
+    for row in failed:
+        per_batch.setdefault(row.batch_id, []).append(row.id)
+    return [
+        counters.Share(
+            batch_id=batch_id,
+            writer=worker_id,
+            outcome=ErrorCode.WORKER_LOST.value,
+            jobs=len(ids),
+            started_at=min((claimed[job_id] for job_id in ids if job_id in claimed), default=None),
+            finished_at=now,
+        )
+        for batch_id, ids in per_batch.items()
+    ]

@@ -1,0 +1,238 @@
+"""Which schema a database stands at, and moving it. Alembic is imported only when something moves."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from sqlalchemy import Connection, Engine, NullPool, bindparam, create_engine, event, inspect, text
+from sqlalchemy.exc import DBAPIError
+
+import helix_jobs
+from helix_jobs.errors import DatabaseUnreachableError, SchemaVersionError
+from helix_jobs.files import touch_private
+from helix_jobs.storage.faults import describe_trouble
+from helix_jobs.storage.schema import SCHEMA_REVISION, metadata
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from alembic.config import Config
+
+    from helix_jobs.storage.database import Database
+
+logger = logging.getLogger(__name__)
+
+# Any constant nobody else uses: "helixdb" in ASCII.
+ADVISORY_LOCK_KEY: Final = 0x68656C69786462
+_MIGRATION_LOCK_TIMEOUT_SECONDS: Final = 120.0
+# What the table jobs has had since the first revision, and no other program's has.
+_COLUMNS_OF_JOBS: Final = ("batch_id", "line", "request", "lease", "max_attempts")
+_OWN_COLUMNS: Final = {
+    "sqlite": text("SELECT name FROM pragma_table_info('jobs') WHERE name IN :columns").bindparams(
+        bindparam("columns", expanding=True)
+    ),
+    # By search_path, as every other statement finds the table.
+    "postgresql": text(
+        "SELECT attname FROM pg_attribute WHERE attrelid = to_regclass('jobs') AND NOT attisdropped "
+        "AND attname IN :columns"
+    ).bindparams(bindparam("columns", expanding=True)),
+}
+_ANOTHER_PLACE: Final = {
+    "sqlite": "name another file in HELIX_DATABASE_URL",
+    "postgresql": "name another database in HELIX_DATABASE_URL, or a schema of Helix's own in this one: CREATE SCHEMA "
+    "helix, then add ?options=-csearch_path%3Dhelix to the URL",
+}
+
+
+def head_revision() -> str:
+    """The revision this version of Helix works with."""
+    return SCHEMA_REVISION
+
+
+def current_revision(database: Database) -> str | None:
+    """The revision the database stands at; None if it holds no Helix tables.
+
+    Raises:
+        DatabaseUnreachableError: The database does not answer.
+        SchemaVersionError: It holds another program's tables.
+    """
+    with database.read() as connection:
+        return _read_revision(connection, database)
+
+
+def ensure_schema(database: Database, *, migrate: bool | None = None) -> None:
+    """Make sure the database's schema is this version's.
+
+    An empty SQLite database (or no file at all) is migrated here, at first use. Everything else is left to the
+    person: a shared Postgres is not altered behind its owner's back, and a database an older version wrote may have
+    an older worker still running on it.
+
+    Args:
+        database: What to look at.
+        migrate: True upgrades whatever stands there, False never does, None decides as above.
+
+    Raises:
+        SchemaVersionError: Empty on Postgres, behind, or ahead of this version; the message names the command.
+        DatabaseUnreachableError: The database does not answer.
+    """
+    file = database.sqlite_file
+    if file is not None and not file.exists():
+        if migrate is False:
+            raise SchemaVersionError(f"there is no database at {file}; run `helix db upgrade`")
+        part = "folder"
+        try:
+            file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            part = "file"
+            # SQLite itself would go by the umask; its -wal and -shm files take the mode of the database.
+            touch_private(file)
+        except OSError as error:
+            raise DatabaseUnreachableError(
+                f"database {database.url_redacted}: its {part} cannot be made ({error.strerror}); name another"
+            ) from error
+    revision = current_revision(database)
+    if revision == SCHEMA_REVISION:
+        return
+    # Revisions are numbered with leading zeros, so text sorts like numbers.
+    if revision is not None and revision > SCHEMA_REVISION:
+        raise SchemaVersionError(
+            f"database {database.url_redacted} stands at schema {revision}, newer than this Helix ({SCHEMA_REVISION}); "
+            "update Helix, or name another database in HELIX_DATABASE_URL"
+        )
+    if migrate or (migrate is None and revision is None and file is not None):
+        upgrade(database)
+        return
+    state = "is empty" if revision is None else f"stands at schema {revision}, older than {SCHEMA_REVISION}"
+    raise SchemaVersionError(
+        f"database {database.url_redacted} {state}; stop the workers that use it and run `helix db upgrade`"
+    )
+
+
+def upgrade(database: Database, revision: str = "head") -> str | None:
+    """Move the schema up in one transaction and return the revision reached; nothing to do is fine.
+
+    Two processes may call this at once on either database: the second waits and then finds nothing to do.
+
+    Raises:
+        DatabaseUnreachableError: The database does not answer or is locked for two minutes.
+    """
+
+    def command(config: Config) -> None:
+        from alembic import command as alembic_command
+
+        alembic_command.upgrade(config, revision)
+
+    return _migrate(database, command)
+
+
+def downgrade(database: Database, revision: str) -> str | None:
+    """Move the schema down to ``revision`` (``base`` removes every table) and return the revision reached.
+
+    Raises:
+        DatabaseUnreachableError: The database does not answer or is locked for two minutes.
+    """
+
+    def command(config: Config) -> None:
+        from alembic import command as alembic_command
+
+        alembic_command.downgrade(config, revision)
+
+    return _migrate(database, command)
+
+
+def migrations_folder() -> Path:
+    """Where the scripts lie: inside an installed wheel, beside the package in a checkout."""
+    package = Path(helix_jobs.__file__).parent
+    installed = package / "_migrations"
+    return installed if installed.is_dir() else package.parent / "migrations"
+
+
+def alembic_config(connection: Connection | None = None) -> Config:
+    """Alembic's configuration without an ini file; ``env.py`` works on ``connection`` if one is given."""
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(migrations_folder()).replace("%", "%%"))
+    if connection is not None:
+        config.attributes["connection"] = connection
+    return config
+
+
+def _read_revision(connection: Connection, database: Database) -> str | None:
+    """The revision, if the tables are Helix's; None if there are none.
+
+    Raises:
+        SchemaVersionError: They are another program's: a revision's number alone says little, as each program that uses
+            Alembic counts for itself.
+    """
+    names = connection.execute(_OWN_COLUMNS[connection.dialect.name], {"columns": _COLUMNS_OF_JOBS}).scalars().all()
+    ours = len(names) == len(_COLUMNS_OF_JOBS)
+    revision = None
+    if inspect(connection).has_table("alembic_version"):
+        revision = connection.execute(text("SELECT version_num FROM alembic_version")).scalar()
+    if revision is None and not any(inspect(connection).has_table(name) for name in metadata.tables):
+        return None
+    if revision is None or not ours:
+        raise SchemaVersionError(
+            f"database {database.url_redacted} holds tables of another program; {_ANOTHER_PLACE[database.dialect]}"
+        )
+    return str(revision)
+
+
+def _migrate(database: Database, command: Callable[[Config], None]) -> str | None:
+    engine = _migration_engine(database)
+    try:
+        with engine.begin() as connection, warnings.catch_warnings():
+            # Alembic warns that SQLite reflection of expressions is partial; the scripts name what they change.
+            warnings.filterwarnings("ignore", module="alembic")
+            if connection.dialect.name == "postgresql":
+                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK_KEY})
+            before = _read_revision(connection, database)
+            command(alembic_config(connection))
+            if connection.dialect.name == "sqlite" and connection.execute(text("PRAGMA foreign_key_check")).first():
+                raise SchemaVersionError(
+                    f"database {database.url_redacted}: the migration would leave rows without their parents; "
+                    "nothing was changed. Keep a copy of the file and report this"
+                )
+            after = _read_revision(connection, database)
+    except DBAPIError as error:
+        trouble = describe_trouble(database.url_redacted, error)
+        if trouble is None:
+            raise
+        raise trouble from error
+    finally:
+        engine.dispose()
+    if before != after:
+        logger.info("database %s: schema %s -> %s", database.url_redacted, before or "empty", after or "empty")
+    return after
+
+
+def _migration_engine(database: Database) -> Engine:
+    """An engine of its own: with foreign keys on, SQLite's table rebuild would cascade the drop of the old table."""
+    if database.dialect != "sqlite":
+        from helix_jobs.storage.postgres_engine import limit_answers, postgres_engine
+
+        unbounded = postgres_engine(database.url, database.calls, poolclass=NullPool)
+        # A migration of a million rows takes its time, and a person is there who sees it.
+        event.listen(unbounded, "connect", lambda connection, _record: limit_answers(connection, None))
+        return unbounded
+    engine = create_engine(
+        database.url,
+        poolclass=NullPool,
+        hide_parameters=True,
+        connect_args={"timeout": _MIGRATION_LOCK_TIMEOUT_SECONDS, "isolation_level": None},
+    )
+
+    @event.listens_for(engine, "connect")
+    def _on_connect(connection, _record) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001  (DBAPI objects)
+        connection.execute("PRAGMA foreign_keys=OFF")
+        connection.execute("PRAGMA synchronous=FULL")
+
+    @event.listens_for(engine, "begin")
+    def _on_begin(connection: Connection) -> None:
+        # The write lock is taken before the version is read: of two processes on an empty file one migrates.
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine

@@ -1,0 +1,180 @@
+"""Connections to Postgres: checked once when they are made, and no answer waited for without an end.
+
+Nothing of a session is relied upon from one transaction to the next, so PgBouncer may stand between in transaction
+mode: no prepared statements, no ``SET`` outside a transaction, no session locks, no temporary tables, and no startup
+options that a pooler refuses.
+
+**Time limits.** Each transaction tells the server how long a statement may take (``set_config(..., true)``, which ends
+with the transaction). A server that is gone without a word cannot keep that promise, so the client has a limit of its
+own, a little longer: ``BoundedConnection`` closes itself when an answer stays out, and the call fails like any lost
+connection.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import psycopg
+from psycopg import conninfo
+from sqlalchemy import create_engine, event
+
+from helix_jobs.errors import ConfigurationError
+from helix_jobs.observability.rounds import come_round
+from helix_jobs.storage.calls_in_flight import CallsInFlight
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+    from sqlalchemy import URL, Engine
+
+CONNECT_TIMEOUT_SECONDS: Final = 10
+# How much longer than the server may take the client waits for an answer, the server's "cancelled" included.
+ANSWER_MARGIN_SECONDS: Final = 15.0
+# A connection that has been idle is asked for a sign of life before it is used.
+PING_SECONDS: Final = 10.0
+# A process that is stopped or suspended in the middle of a write would lock every other worker out of its rows for as
+# long as it stands. Shorter than a lease, so that the rows are free when they are reclaimed.
+IDLE_TRANSACTION_SECONDS: Final = 20.0
+
+# What other programs' URLs carry, and what becomes of it here.
+_HINTS: Final = {
+    "pgbouncer": "leave it out: Helix works behind PgBouncer as it is",
+    "schema": "name a schema with options=-csearch_path%3DSCHEMA",
+    "currentschema": "name a schema with options=-csearch_path%3DSCHEMA",
+    "prepare_threshold": "leave it out: Helix prepares no statements",
+    "connection_limit": "leave it out",
+    "ssl": "write sslmode=require, or verify-full",
+}
+
+
+class BoundedConnection(psycopg.Connection[Any]):
+    """A connection that waits for each answer only so long, and notes the calls that are out.
+
+    Attributes:
+        answer_seconds: What an answer may take; None for as long as it needs.
+        calls: Where the calls are noted.
+    """
+
+    answer_seconds: float | None = PING_SECONDS
+    calls: CallsInFlight = CallsInFlight()
+
+    def wait(self, gen: Generator[Any, Any, Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  (psycopg's signature differs between releases)
+        """Wait as psycopg does, up to ``answer_seconds``.
+
+        Raises:
+            psycopg.OperationalError: No answer; the connection is closed.
+        """
+        limit = self.answer_seconds
+        try:
+            with self.calls.note(self.pgconn.socket, limit):
+                return super().wait(gen if limit is None else _until(gen, time.monotonic() + limit), *args, **kwargs)
+        except TimeoutError:
+            self.close()
+            raise psycopg.OperationalError(f"no answer for {limit:.0f} s; the connection was closed") from None
+        finally:
+            come_round()
+
+
+def _until(gen: Generator[Any, Any, Any], deadline: float) -> Generator[Any, Any, Any]:
+    """The generator, ended by TimeoutError when nothing has come by ``deadline``; psycopg sends it 0 every 0.1 s."""
+    ready = None
+    try:
+        while True:
+            wanted = gen.send(ready)
+            ready = yield wanted
+            if not ready and time.monotonic() >= deadline:
+                gen.close()
+                raise TimeoutError
+    except StopIteration as end:
+        return end.value
+
+
+def postgres_engine(url: URL, calls: CallsInFlight, **options: Any) -> Engine:  # noqa: ANN401  (create_engine's own)
+    """An engine whose connections are bounded and checked.
+
+    Args:
+        url: Where to.
+        calls: Where calls are noted while they are out.
+        options: More of ``create_engine``'s.
+
+    Raises:
+        ConfigurationError: The URL has an option that libpq does not know.
+    """
+    check_options(url)
+    engine = create_engine(
+        url,
+        connect_args={
+            "connect_timeout": CONNECT_TIMEOUT_SECONDS,
+            "application_name": "helix",
+            # Whatever PGCLIENTENCODING says.
+            "client_encoding": "utf8",
+            # Their names would collide between the clients of a pooler, and one would run another's statement.
+            "prepare_threshold": None,
+            # A half-open connection shows within about a minute instead of two hours.
+            "keepalives_idle": 20,
+            "keepalives_interval": 10,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 30_000,
+        },
+        hide_parameters=True,
+        **options,
+    )
+
+    @event.listens_for(engine, "do_connect")
+    def _connect(_dialect: object, _record: object, arguments: Any, options: Any) -> BoundedConnection:  # noqa: ANN401  (SQLAlchemy's)
+        connection = BoundedConnection.connect(*arguments, **options)
+        come_round()
+        connection.calls = calls
+        try:
+            _check_encoding(connection)
+        except ConfigurationError:
+            connection.close()
+            raise
+        return connection
+
+    @event.listens_for(engine, "checkin")
+    def _on_checkin(connection: Any, _record: object) -> None:  # noqa: ANN401  (a DBAPI connection, or None)
+        if connection is not None:
+            connection.answer_seconds = PING_SECONDS
+
+    return engine
+
+
+def limit_answers(connection: Any, seconds: float | None) -> None:  # noqa: ANN401  (a DBAPI connection)
+    """Have the client wait for each answer on this connection as long as the server may take, and a little more."""
+    connection.answer_seconds = None if seconds is None else seconds + ANSWER_MARGIN_SECONDS
+
+
+def transaction_settings(statement_seconds: float | None, idle_seconds: float) -> str:
+    """SQL that sets the time limits of the transaction it stands in, and of nothing else. 0 is none."""
+    statement, idle = (round(1000 * (seconds or 0.0)) for seconds in (statement_seconds, idle_seconds))
+    return (
+        f"SELECT set_config('statement_timeout', '{statement}', true), "
+        f"set_config('idle_in_transaction_session_timeout', '{idle}', true)"
+    )
+
+
+def check_options(url: URL) -> None:
+    """Refuse an option that libpq does not know, before anything connects.
+
+    Raises:
+        ConfigurationError: Names it and what to do instead.
+    """
+    for name, value in url.query.items():
+        try:
+            conninfo.make_conninfo("", **{name: value if isinstance(value, str) else value[-1]})
+        except psycopg.ProgrammingError:
+            hint = _HINTS.get(name.lower(), "the options are libpq's, such as sslmode=require")
+            raise ConfigurationError(f"HELIX_DATABASE_URL has the unknown option {name!r}; {hint}") from None
+
+
+def _check_encoding(connection: BoundedConnection) -> None:
+    known: Callable[[bytes], bytes | None] = connection.pgconn.parameter_status
+    encoding = (known(b"server_encoding") or b"UTF8").decode("ascii", "replace")
+    if encoding != "UTF8":
+        name = connection.info.dbname
+        raise ConfigurationError(
+            f"the Postgres database {name!r} has the encoding {encoding}, which cannot hold every text; name one made "
+            f"with CREATE DATABASE NAME ENCODING 'UTF8' TEMPLATE template0 in HELIX_DATABASE_URL"
+        )

@@ -1,0 +1,209 @@
+"""Which jobs the broker should carry. Messages are hints: a duplicate is harmless, a lost one is sent again."""
+
+from __future__ import annotations
+
+import heapq
+import json
+from itertools import groupby, islice
+from typing import TYPE_CHECKING, Final
+
+from sqlalchemy import BigInteger, Integer, String, bindparam, case, exists, func, or_, select, text, update
+
+from helix_jobs.storage import counters
+from helix_jobs.storage.leases import AT_LAST_ATTEMPT
+from helix_jobs.storage.readable import unreadable_reason
+from helix_jobs.storage.records import PublishableJob
+from helix_jobs.storage.schema import UTCDateTime, batch_counters, batches, jobs
+from helix_jobs.storage.states import JobState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from datetime import datetime
+
+    from sqlalchemy import Connection
+
+# Literal conditions: SQLite takes a partial index only for a query that repeats its condition word for word.
+_PUBLISHED_QUEUED: Final = text("state = 'queued' AND published_at IS NOT NULL")
+_RUNNING: Final = text("state = 'running'")
+
+# Parameters of one statement; SQLite takes 32,766.
+_CHUNK: Final = 5_000
+
+# A lane is one priority of one sealed batch that has something to publish. A scalar subquery with LIMIT 1 and not
+# EXISTS: planners may turn the latter into a join over every waiting job.
+_LANES: Final = text("""
+    WITH priorities (priority) AS (VALUES (9), (8), (7), (6), (5), (4), (3), (2), (1), (0)),
+    waiting AS (
+        SELECT b.id FROM batches b
+        WHERE b.total IS NOT NULL AND b.cancelled_at IS NULL
+          AND (SELECT 1 FROM jobs j WHERE j.batch_id = b.id AND j.state = 'queued' AND j.published_at IS NULL
+               LIMIT 1) IS NOT NULL
+    )
+    SELECT w.id AS batch_id, p.priority FROM waiting w CROSS JOIN priorities p
+    WHERE (SELECT 1 FROM jobs j WHERE j.batch_id = w.id AND j.priority = p.priority AND j.state = 'queued'
+           AND j.published_at IS NULL LIMIT 1) IS NOT NULL
+    ORDER BY p.priority DESC, w.id
+""").columns(batch_id=String, priority=Integer)
+_LANE_PAGE: Final = text("""
+    SELECT id FROM jobs
+    WHERE batch_id = :batch_id AND priority = :priority AND state = 'queued' AND published_at IS NULL AND id > :after
+    ORDER BY id LIMIT :limit
+""").columns(id=BigInteger)
+
+_NOW: Final = bindparam("now", type_=UTCDateTime)
+# Postgres: a row another transaction holds is being claimed and needs no mark; waiting for it could deadlock.
+_MARK: Final = {
+    "sqlite": text("""
+        UPDATE jobs SET published_at = :now
+        WHERE id IN (SELECT value FROM json_each(:ids)) AND state = 'queued'
+    """).bindparams(_NOW),
+    "postgresql": text("""
+        UPDATE jobs SET published_at = :now
+        WHERE id IN (SELECT id FROM jobs WHERE id = ANY(CAST(:ids AS bigint[])) AND state = 'queued'
+                     FOR UPDATE SKIP LOCKED)
+    """).bindparams(_NOW),
+}
+
+
+def publishable(c: Connection, limit: int) -> list[PublishableJob]:
+    """Queued jobs of sealed batches without a message, highest priority first, then oldest; at most ``limit``."""
+    found: list[PublishableJob] = []
+    lanes = c.execute(_LANES).all()
+    for priority, group in groupby(lanes, key=lambda lane: int(lane.priority)):
+        wanted = limit - len(found)
+        if wanted <= 0:
+            break
+        names = [str(lane.batch_id) for lane in group]
+        page = max(64, -(-wanted // len(names)))
+        ids = heapq.merge(*(_lane(c, batch_id, priority, min(page, wanted)) for batch_id in names))
+        found.extend(PublishableJob(job_id, priority) for job_id in islice(ids, wanted))
+    return found
+
+
+def mark_published(c: Connection, ids: Sequence[int], now: datetime) -> int:
+    """Note that messages for these jobs are with the broker; jobs claimed meanwhile are left alone."""
+    if not ids:
+        return 0
+    return c.execute(_MARK[c.dialect.name], {"ids": _id_list(c, ids), "now": now}).rowcount
+
+
+def unmark_published(c: Connection, ids: Sequence[int]) -> int:
+    """Note that the broker did not take these messages."""
+    if not ids:
+        return 0
+    return c.execute(_MARK[c.dialect.name], {"ids": _id_list(c, ids), "now": None}).rowcount
+
+
+def unmark_missing(c: Connection, ids: Sequence[int]) -> int:
+    """Note that the broker does not have these messages; returns how many are of jobs at their last attempt.
+
+    A worker may have put such a job off, as it could not run alone there, and then its message is missing rightly.
+    """
+    wanted = [jobs.c.id.in_(ids[start : start + _CHUNK]) for start in range(0, len(ids), _CHUNK)]
+    at_last = sum(
+        c.execute(select(func.count()).select_from(jobs).where(_PUBLISHED_QUEUED, AT_LAST_ATTEMPT, some)).scalar_one()
+        for some in wanted
+    )
+    unmark_published(c, ids)
+    return at_last
+
+
+def unmark_unreadable(c: Connection) -> int:
+    """Take the marks off queued jobs that are no times: somebody's hand left them. Returns how many."""
+    query = select(jobs.c.published_at)
+    ids = c.execute(select(jobs.c.id).where(_PUBLISHED_QUEUED)).scalars().all()
+    return unmark_published(c, [job_id for job_id in ids if unreadable_reason(c, query.where(jobs.c.id == job_id))])
+
+
+def republish_unseen(c: Connection, published_before: datetime) -> int:
+    """Take the mark off queued jobs published before then: their messages seem lost. Returns how many."""
+    return c.execute(
+        update(jobs).where(_PUBLISHED_QUEUED, jobs.c.published_at < published_before).values(published_at=None)
+    ).rowcount
+
+
+def republish_last_attempts(c: Connection, published_before: datetime) -> int:
+    """Do what ``republish_unseen`` does for jobs at their last attempt alone, which a worker may have put off."""
+    return c.execute(
+        update(jobs)
+        .where(_PUBLISHED_QUEUED, jobs.c.published_at < published_before, AT_LAST_ATTEMPT)
+        .values(published_at=None)
+    ).rowcount
+
+
+def republish_all(c: Connection) -> int:
+    """Take the mark off every queued job: nobody can say whose messages are there. Returns how many.
+
+    Whoever published them may have a clock that is ahead, so no time bounds it.
+    """
+    return c.execute(update(jobs).where(_PUBLISHED_QUEUED).values(published_at=None)).rowcount
+
+
+def count_published_queued(c: Connection) -> int:
+    """Queued jobs that should have a message with the broker or in a worker's look-ahead."""
+    return c.execute(select(func.count()).select_from(jobs).where(_PUBLISHED_QUEUED)).scalar_one()
+
+
+def published_queued(c: Connection) -> dict[int, datetime]:
+    """Job id -> when it was published, of every queued job that should have a message; some 10,000 at most."""
+    rows = c.execute(select(jobs.c.id, jobs.c.published_at).where(_PUBLISHED_QUEUED))
+    return {int(row.id): row.published_at for row in rows}
+
+
+def queued_among(c: Connection, ids: Sequence[int]) -> set[int]:
+    """Which of these jobs are queued; some hundred ids."""
+    return set(c.execute(select(jobs.c.id).where(jobs.c.id.in_(ids), jobs.c.state == JobState.QUEUED.value)).scalars())
+
+
+def latest_published_at(c: Connection) -> datetime | None:
+    """The newest publication among the queued jobs; None if none is published."""
+    return c.execute(select(func.max(jobs.c.published_at)).where(_PUBLISHED_QUEUED)).scalar_one_or_none()
+
+
+def deliveries_are_moot(c: Connection) -> bool:
+    """Whether no job is left that a message delivered by now may be about: none runs, none waits with a message.
+
+    A job that comes to wait later gets a message of its own.
+    """
+    running, waiting = (exists(select(jobs.c.id).where(condition)) for condition in (_RUNNING, _PUBLISHED_QUEUED))
+    return not c.execute(select(or_(running, waiting))).scalar_one()
+
+
+def backlog(c: Connection) -> int:
+    """Jobs of sealed batches that wait, published or not. Read from counters: cheap at any size."""
+    counters.flush(c)
+    signed = case((batch_counters.c.outcome == counters.STORED, batch_counters.c.jobs), else_=-batch_counters.c.jobs)
+    sealed = batches.c.total.is_not(None)
+    unfinished = c.execute(
+        select(func.coalesce(func.sum(signed), 0)).join_from(batch_counters, batches).where(sealed)
+    ).scalar_one()
+    running = c.execute(select(func.count()).select_from(jobs).where(_RUNNING)).scalar_one()
+    return max(0, int(unfinished) - running)
+
+
+def any_waits(c: Connection) -> bool:
+    """Whether a job waits that a worker may take, by the rows: changes by hand leave the counters as they were."""
+    takable = exists().where(
+        batches.c.id == jobs.c.batch_id, batches.c.total.is_not(None), batches.c.cancelled_at.is_(None)
+    )
+    published = select(jobs.c.id).where(_PUBLISHED_QUEUED, takable).limit(1)
+    return c.execute(published).first() is not None or bool(publishable(c, 1))
+
+
+def _lane(c: Connection, batch_id: str, priority: int, page: int) -> Iterator[int]:
+    after = 0
+    while True:
+        ids = (
+            c.execute(_LANE_PAGE, {"batch_id": batch_id, "priority": priority, "after": after, "limit": page})
+            .scalars()
+            .all()
+        )
+        yield from ids
+        if len(ids) < page:
+            return
+        after = ids[-1]
+
+
+def _id_list(c: Connection, ids: Sequence[int]) -> str | list[int]:
+    """Many ids as one parameter: a JSON array on SQLite, an array on Postgres."""
+    return json.dumps(list(ids)) if c.dialect.name == "sqlite" else list(ids)

@@ -1,0 +1,185 @@
+"""Which stored values cannot be read, and making them readable: what somebody's hand or a damaged disk left.
+
+A value is unreadable when fetching it as its column's type raises: JSON that is none, nested too deep or with a number
+of ten thousand digits, text that is no UTF-8, a time that is none. So is JSON that is no object: every column of JSON
+holds one. It says nothing about whether the value is sensible.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import JSON, LargeBinary, cast, null, select, tuple_, type_coerce, update
+from sqlalchemy.exc import DBAPIError
+
+from helix_jobs.errors import UnreadableRowError
+from helix_jobs.storage.faults import unreachable_reason
+from helix_jobs.storage.schema import UTCDateTime
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from sqlalchemy import Column, ColumnElement, Connection, Row, Select, Table
+
+PAGE_ROWS: Final = 500
+_NO_OBJECT: Final = "no JSON object"
+_UNREADABLE: Final = (
+    "a stored row cannot be read ({}): someone changed it, or the disk is damaged; `helix db check` names it, "
+    "`helix db check --repair` makes it readable"
+)
+
+_Key = tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class UnreadableValue:
+    """One value of one row.
+
+    Attributes:
+        table: Where.
+        key: The row's primary key.
+        column: Which value.
+        reason: The kind of error, without its text, which quotes the value.
+    """
+
+    table: Table
+    key: _Key
+    column: Column[Any]
+    reason: str
+
+
+def fetch_all(
+    c: Connection, query: Select[*tuple[Any, ...]], parameters: Mapping[str, Any] | None = None
+) -> Sequence[Row[*tuple[Any, ...]]]:
+    """Every row of a query.
+
+    Raises:
+        UnreadableRowError: A value of one cannot be read as what it should be.
+    """
+    try:
+        return c.execute(query, parameters).all()
+    except DBAPIError as error:
+        if unreachable_reason(error) is not None:
+            raise
+        raise UnreadableRowError(_UNREADABLE.format(type(error.orig).__name__)) from None
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UnreadableRowError(_UNREADABLE.format(type(error).__name__)) from None
+
+
+def unreadable_page(c: Connection, table: Table, after: _Key | None) -> tuple[list[UnreadableValue], _Key | None]:
+    """Read a page of rows and name the values that cannot be read.
+
+    Args:
+        c: A read transaction.
+        table: Which.
+        after: The last key of the page before; None for the first page.
+
+    Returns:
+        The values, and the last key of this page; None when it was the last one.
+    """
+    keys = list(table.primary_key.columns)
+    query = select(*keys).order_by(*keys).limit(PAGE_ROWS)
+    if after is not None:
+        query = query.where(tuple_(*keys) > tuple_(*after) if len(keys) > 1 else keys[0] > after[0])
+    page = [tuple(row) for row in c.execute(query)]
+    if not page:
+        return [], None
+    whole = select(table).where(_between(keys, page[0], page[-1]))
+    found = (
+        []
+        if unreadable_reason(c, whole) is None
+        else [value for key in page for value in _unreadable_row(c, table, key)]
+    )
+    return found, page[-1] if len(page) == PAGE_ROWS else None
+
+
+def readable_rows(c: Connection, query: Select[Any], key: Column[Any]) -> list[Row[Any]]:
+    """The rows of a query without those that cannot be read: for one of them nobody is to wait who asks for all.
+
+    Args:
+        c: A transaction.
+        query: Of a few rows, as each is read by itself once one of them cannot be.
+        key: A column of the query's tables that tells its rows apart, and can be read.
+    """
+    try:
+        return list(c.execute(query))
+    except (DBAPIError, ValueError, TypeError) as error:
+        if isinstance(error, DBAPIError) and unreachable_reason(error) is not None:
+            raise
+    keys = c.execute(query.with_only_columns(key, maintain_column_froms=True)).scalars().all()
+    single = [query.where(key == one) for one in keys]
+    return [row for one in single if unreadable_reason(c, one) is None for row in c.execute(one)]
+
+
+def make_readable(c: Connection, value: UnreadableValue) -> None:
+    """Put something readable in the value's place.
+
+    Text keeps what can be read of it. JSON that is no object becomes ``{}``: a job's request is then refused for what
+    it lacks. A time becomes now, or NULL where it may be.
+    """
+    column = value.column
+    new: Any = None if column.nullable else datetime.now(UTC)
+    if not isinstance(column.type, UTCDateTime):
+        text = _raw_text(c, value)
+        new = _object_or_nothing(text) if isinstance(column.type, JSON) else text
+    c.execute(update(value.table).where(_is(value.table, value.key)).values({column: null() if new is None else new}))
+
+
+def _unreadable_row(c: Connection, table: Table, key: _Key) -> Iterator[UnreadableValue]:
+    for column in table.columns:
+        reason = unreadable_reason(c, select(column).where(_is(table, key)))
+        if reason is not None:
+            yield UnreadableValue(table, key, column, reason)
+
+
+def unreadable_reason(c: Connection, query: Any) -> str | None:  # noqa: ANN401  (selects of any row)
+    """None if every value can be fetched, else the kind of error."""
+    try:
+        columns = list(query.selected_columns)
+        for row in c.execute(query):
+            if not all(map(_is_object_where_due, columns, row)):
+                return _NO_OBJECT
+    except DBAPIError as error:
+        if unreachable_reason(error) is not None:
+            raise
+        return type(error.orig).__name__
+    except Exception as error:  # noqa: BLE001  (whatever reads a value may raise what it likes)
+        return type(error).__name__
+    return None
+
+
+def _is_object_where_due(column: ColumnElement[Any], value: object) -> bool:
+    if not isinstance(column.type, JSON) or isinstance(value, dict):
+        return True
+    return value is None and bool(getattr(column, "nullable", True))
+
+
+def _raw_text(c: Connection, value: UnreadableValue) -> str:
+    """The value as text, with what is no UTF-8 replaced."""
+    if c.dialect.name == "sqlite":
+        raw: ColumnElement[Any] = type_coerce(cast(value.column, LargeBinary), LargeBinary)
+        found = c.execute(select(raw).where(_is(value.table, value.key))).scalar_one()
+        return bytes(found).decode("utf-8", "replace").replace("\x00", "\ufffd")
+    return "{}"  # Postgres lets nothing else in that is unreadable than JSON
+
+
+def _object_or_nothing(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _is(table: Table, key: _Key) -> ColumnElement[bool]:
+    keys = list(table.primary_key.columns)
+    return tuple_(*keys) == tuple_(*key) if len(keys) > 1 else keys[0] == key[0]
+
+
+def _between(keys: list[Column[Any]], first: _Key, last: _Key) -> ColumnElement[bool]:
+    if len(keys) == 1:
+        return keys[0].between(first[0], last[0])
+    return (tuple_(*keys) >= tuple_(*first)) & (tuple_(*keys) <= tuple_(*last))

@@ -1,0 +1,346 @@
+"""What the store's functions take and return: frozen values, no SQL."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from helix_jobs.storage.process_identity import ProcessIdentity
+from helix_jobs.storage.states import FINAL_STATES, BatchState, JobState
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewBatch:
+    """A batch about to be stored, still without jobs."""
+
+    id: str
+    created_at: datetime
+    name: str | None = None
+    source: str | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    idempotency_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredBatch:
+    """A stored batch as its submitter sees it. ``total`` None: unsealed, its jobs are not published yet."""
+
+    id: str
+    total: int | None
+    content_digest: str | None
+    reused: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewJob:
+    """One accepted line. ``request`` is JSON-ready; ``priority`` is 0 to 9, higher first."""
+
+    line: int
+    custom_id: str | None
+    request: Mapping[str, Any]
+    priority: int = 0
+    max_attempts: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class PublishableJob:
+    """A job whose message is to be sent."""
+
+    id: int
+    priority: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClaimedJob:
+    """A job this worker holds.
+
+    Attributes:
+        lease: The fence. Each claim raises it by one; a finish or release must carry the number its claim got, so a
+            worker that was written off and came back cannot write over its successor.
+        attempts: Claims so far, this one included.
+    """
+
+    id: int
+    batch_id: str
+    line: int
+    request: Mapping[str, Any]
+    lease: int
+    attempts: int
+    queued_at: datetime
+    claimed_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedJob:
+    """Who finishes which job under which lease."""
+
+    job_id: int
+    lease: int
+    worker_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResultRow:
+    """A success, as stored in ``results`` beside job id, worker id and creation time."""
+
+    output_text: str
+    finish_reason: str
+    prompt_tokens: int
+    cached_prompt_tokens: int
+    completion_tokens: int
+    queue_seconds: float
+    ttft_seconds: float | None
+    decode_seconds: float
+    total_seconds: float
+    tokens_per_second: float | None
+    draft_tokens: int
+    accepted_tokens: int
+    acceptance_rate: float | None
+    mean_acceptance_length: float | None
+    target_model: str
+    draft_model: str | None
+    device: str
+    dtype: str
+    run_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewWorker:
+    """A worker about to take its first message.
+
+    Attributes:
+        boot_id: This and the next two: see ``identity``.
+    """
+
+    id: str
+    hostname: str
+    pid: int
+    device: str
+    target_model: str
+    draft_model: str | None
+    slots: int
+    boot_id: str | None = None
+    pid_namespace: str | None = None
+    process_started: str | None = None
+
+    @property
+    def identity(self) -> ProcessIdentity:
+        """Which process it is."""
+        return ProcessIdentity(
+            pid=self.pid, boot_id=self.boot_id, pid_namespace=self.pid_namespace, started=self.process_started
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Worker(NewWorker):
+    """A row of ``workers``."""
+
+    started_at: datetime
+    heartbeat_at: datetime
+    stopped_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunTotals:
+    """What one run did, written when it closes."""
+
+    steps: int = 0
+    jobs_finished: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
+    mean_batch_size: float | None = None
+    mean_depth: float | None = None
+    peak_blocks: int | None = None
+    tokens_per_second: float | None = None
+    cached_prompt_tokens: int = 0
+    preemptions: int = 0
+    depth_reasons: Mapping[str, int] = field(default_factory=dict)
+    schedule_seconds: float = 0.0
+    draft_seconds: float = 0.0
+    target_seconds: float = 0.0
+    attention_seconds: float | None = None
+    verify_seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Reclaimed:
+    """What became of a lost worker's leases."""
+
+    requeued: int = 0
+    failed: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchStatus:
+    """A batch at one moment.
+
+    Attributes:
+        total: Jobs of the batch; None while it is being submitted.
+        counts: Jobs per state, every state present.
+        error_counts: Failed jobs per error code.
+        cached_prompt_tokens: The part of ``prompt_tokens`` that was shared with other jobs instead of computed.
+        started_at: The earliest claim of a job that ended or runs.
+        finished_at: The latest end; None until every job is in a final state.
+        read_at: When this was read, for rates of a batch still going.
+        cut_off: Succeeded jobs whose answer max_tokens or the context cut (finish reason ``length``).
+    """
+
+    id: str
+    name: str | None
+    source: str | None
+    created_at: datetime
+    cancelled_at: datetime | None
+    total: int | None
+    state: BatchState
+    counts: Mapping[JobState, int]
+    error_counts: Mapping[str, int]
+    prompt_tokens: int
+    cached_prompt_tokens: int
+    completion_tokens: int
+    draft_tokens: int
+    accepted_tokens: int
+    started_at: datetime | None
+    finished_at: datetime | None
+    read_at: datetime
+    cut_off: int = 0
+
+    @property
+    def stored(self) -> int:
+        """Jobs stored so far; equals ``total`` once the batch is sealed."""
+        return sum(self.counts.values())
+
+    @property
+    def finished(self) -> int:
+        """Jobs in a final state."""
+        return sum(self.counts[state] for state in FINAL_STATES)
+
+    @property
+    def processed(self) -> int:
+        """Jobs that a worker brought to an end: with an answer or an error. Cancelled ones are finished, not this."""
+        return self.counts[JobState.SUCCEEDED] + self.counts[JobState.FAILED]
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to do: sealed, and every job in a final state."""
+        return self.state in (BatchState.DONE, BatchState.CANCELLED)
+
+    @property
+    def acceptance_rate(self) -> float | None:
+        """Accepted / drafted over the succeeded jobs; None when nothing was drafted."""
+        return self.accepted_tokens / self.draft_tokens if self.draft_tokens else None
+
+    @property
+    def elapsed_seconds(self) -> float | None:
+        """From the first claim to the end, or to now; None before the first claim."""
+        if self.started_at is None:
+            return None
+        return max(0.0, ((self.finished_at or self.read_at) - self.started_at).total_seconds())
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Completion tokens of succeeded jobs over the elapsed time."""
+        elapsed = self.elapsed_seconds
+        return self.completion_tokens / elapsed if elapsed else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobSummary:
+    """A job without its request and its answer: enough to find and name it."""
+
+    job_id: int
+    line: int
+    custom_id: str | None
+    state: JobState
+    priority: int
+    attempts: int
+    error_code: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobResult:
+    """A job with its result; every metric is None unless the job succeeded."""
+
+    job_id: int
+    batch_id: str
+    line: int
+    custom_id: str | None
+    state: JobState
+    priority: int
+    attempts: int
+    request: Mapping[str, Any]
+    queued_at: datetime
+    claimed_at: datetime | None
+    finished_at: datetime | None
+    error_code: str | None
+    error_message: str | None
+    output_text: str | None
+    finish_reason: str | None
+    prompt_tokens: int | None
+    cached_prompt_tokens: int | None
+    completion_tokens: int | None
+    queue_seconds: float | None
+    ttft_seconds: float | None
+    decode_seconds: float | None
+    total_seconds: float | None
+    tokens_per_second: float | None
+    draft_tokens: int | None
+    accepted_tokens: int | None
+    acceptance_rate: float | None
+    mean_acceptance_length: float | None
+    target_model: str | None
+    draft_model: str | None
+    device: str | None
+    dtype: str | None
+    worker_id: str | None
+    run_id: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LeaseHolder:
+    """A worker that lives or holds leases. Of one without a row nothing but its id is known.
+
+    Attributes:
+        identity: Which process it is.
+        is_live: It neither stopped nor was it declared lost.
+        leases: Jobs that run there.
+        claimed_at: When the oldest of them was claimed.
+    """
+
+    worker_id: str
+    hostname: str | None = None
+    pid: int | None = None
+    identity: ProcessIdentity | None = None
+    heartbeat_at: datetime | None = None
+    is_live: bool = False
+    leases: int = 0
+    claimed_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueFigures:
+    """How the whole queue stands; jobs of batches that are still being submitted are not in it.
+
+    Attributes:
+        queued: Jobs that wait.
+        running: Jobs under a lease.
+        ended: Outcome (``OUTCOMES``) -> jobs that stand in it.
+        oldest_queued_at: Since when the oldest waiting job waits; None when none waits.
+        oldest_claimed_at: Since when the oldest running job runs.
+        oldest_heartbeat_at: The oldest last heartbeat of a worker that lives or holds leases.
+        live_workers: Workers that neither stopped nor were declared lost.
+    """
+
+    queued: int
+    running: int
+    ended: Mapping[str, int]
+    oldest_queued_at: datetime | None
+    oldest_claimed_at: datetime | None
+    oldest_heartbeat_at: datetime | None
+    live_workers: int

@@ -1,0 +1,189 @@
+"""Reading results as a stream: pages by key, so a million rows never stand in memory at once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from sqlalchemy import Connection, Select, select, text, tuple_
+
+from helix_jobs.errors import NotFoundError
+from helix_jobs.storage.readable import fetch_all
+from helix_jobs.storage.records import JobResult, JobSummary
+from helix_jobs.storage.schema import BATCH_IS_THERE, batches, jobs, results
+from helix_jobs.storage.states import JobState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
+
+    from sqlalchemy import Row
+
+    OpenRead = Callable[[], AbstractContextManager[Connection]]
+
+Order = Literal["line", "completion"]
+
+_JOB_COLUMNS: Final = (
+    jobs.c.id.label("job_id"),
+    jobs.c.batch_id,
+    jobs.c.line,
+    jobs.c.custom_id,
+    jobs.c.state,
+    jobs.c.priority,
+    jobs.c.attempts,
+    jobs.c.request,
+    jobs.c.queued_at,
+    jobs.c.claimed_at,
+    jobs.c.finished_at,
+    jobs.c.error_code,
+    jobs.c.error_message,
+)
+_RESULT_COLUMNS: Final = tuple(
+    column for column in results.c if column.name not in ("job_id", "created_at", "worker_id")
+)
+_QUERY: Final = select(*_JOB_COLUMNS, *_RESULT_COLUMNS, jobs.c.worker_id).select_from(
+    jobs.outerjoin(results, results.c.job_id == jobs.c.id)
+)
+# The partial index in completion order holds ended jobs only.
+_ENDED: Final = text("jobs.finished_at IS NOT NULL")
+_UNSUCCESSFUL: Final = text("jobs.state IN ('failed', 'cancelled')")
+_SUMMARY_COLUMNS: Final = (
+    jobs.c.id.label("job_id"),
+    jobs.c.line,
+    jobs.c.custom_id,
+    jobs.c.state,
+    jobs.c.priority,
+    jobs.c.attempts,
+    jobs.c.error_code,
+)
+
+
+def iter_results(
+    c: Connection | OpenRead,
+    batch_id: str,
+    *,
+    order: Order = "line",
+    include_failed: bool = False,
+    only_failed: bool = False,
+    chunk: int = 1000,
+) -> Iterator[JobResult]:
+    """Stream the batch's ended jobs; may be read while the batch runs.
+
+    Args:
+        c: A connection kept open while the iterator is used, which gives one snapshot for all pages; or what opens a
+            read transaction, one for each page, so that whoever reads slowly keeps no snapshot. What ends meanwhile may
+            then be there or not, and a job that is retried meanwhile may come twice.
+        batch_id: Whose.
+        order: ``line``: as in the input. ``completion``: as they ended.
+        include_failed: Failed and cancelled jobs too.
+        only_failed: Nothing but failed and cancelled jobs.
+        chunk: Rows held at once.
+
+    Raises:
+        NotFoundError: No such batch; at a later page, that somebody has removed it meanwhile.
+    """
+    _require_batch(c, batch_id)
+    query = _QUERY.where(jobs.c.batch_id == batch_id, _ENDED).limit(chunk)
+    if only_failed:
+        query = query.where(_UNSUCCESSFUL)
+    elif not include_failed:
+        query = query.where(jobs.c.state == JobState.SUCCEEDED.value)
+    return _pages(c, batch_id, query, order, chunk)
+
+
+def iter_jobs(c: Connection | OpenRead, batch_id: str, state: JobState, *, chunk: int = 1000) -> Iterator[JobSummary]:
+    """Stream the batch's jobs in ``state`` in the order of the input, without their requests and answers.
+
+    ``c`` as for ``iter_results``.
+
+    Raises:
+        NotFoundError: No such batch.
+    """
+    _require_batch(c, batch_id)
+    query = select(*_SUMMARY_COLUMNS).where(jobs.c.batch_id == batch_id, jobs.c.state == state.value)
+    query = query.order_by(jobs.c.line).limit(chunk)
+
+    def pages() -> Iterator[JobSummary]:
+        last = 0
+        while True:
+            rows = _page(c, batch_id, query.where(jobs.c.line > last))
+            for row in rows:
+                yield JobSummary(**{**row._mapping, "state": state})  # noqa: SLF001  (SQLAlchemy's documented name)
+            if len(rows) < chunk:
+                return
+            last = rows[-1].line
+
+    return pages()
+
+
+def get_job(c: Connection, job_id: int) -> JobResult:
+    """One job with its result, in whatever state.
+
+    Raises:
+        NotFoundError: No such job.
+    """
+    rows = _rows(c, _QUERY.where(jobs.c.id == job_id))
+    if not rows:
+        raise NotFoundError(f"there is no job {job_id}; `helix status BATCH --jobs` lists job ids")
+    return _job_result(rows[0])
+
+
+def _require_batch(c: Connection | OpenRead, batch_id: str) -> None:
+    if not _rows(c, select(batches.c.id).where(batches.c.id == batch_id, BATCH_IS_THERE)):
+        raise NotFoundError(f"there is no batch {batch_id!r}; `helix list` shows the batches")
+
+
+def _pages(
+    c: Connection | OpenRead, batch_id: str, query: Select[Any], order: Order, chunk: int
+) -> Iterator[JobResult]:
+    by_line = order == "line"
+    query = query.order_by(jobs.c.line) if by_line else query.order_by(jobs.c.finished_at, jobs.c.id)
+    page = query
+    while True:
+        rows = _page(c, batch_id, page)
+        for row in rows:
+            yield _job_result(row)
+        if len(rows) < chunk:
+            return
+        last = rows[-1]
+        if by_line:
+            page = query.where(jobs.c.line > last.line)
+        else:
+            page = query.where(tuple_(jobs.c.finished_at, jobs.c.id) > tuple_(last.finished_at, last.job_id))
+
+
+def _page(c: Connection | OpenRead, batch_id: str, page: Select[Any]) -> Sequence[Row[*tuple[Any, ...]]]:
+    """The rows of a page. A batch that is purged between two pages must not look like one that is shorter.
+
+    Raises:
+        NotFoundError: It has been purged.
+    """
+    if isinstance(c, Connection):
+        return _rows(c, page)
+    with c() as own:
+        rows = _rows(own, page)
+        try:
+            _require_batch(own, batch_id)
+        except NotFoundError:
+            raise NotFoundError(f"batch {batch_id} was removed while it was read; what came is not all of it") from None
+        return rows
+
+
+def _rows(c: Connection | OpenRead, page: Select[Any]) -> Sequence[Row[*tuple[Any, ...]]]:
+    """The rows of a page, in the transaction there is or in one of their own.
+
+    Raises:
+        UnreadableRowError: A value of one cannot be read as what it should be.
+    """
+    if not isinstance(c, Connection):
+        with c() as own:
+            return _rows(own, page)
+    return fetch_all(c, page)
+
+
+def _job_result(row: Row[*tuple[Any, ...]]) -> JobResult:
+    values = dict(row._mapping)  # noqa: SLF001  (SQLAlchemy's documented name)
+    values["state"] = JobState(values["state"])
+    if not isinstance(values["request"], dict):
+        # Somebody's hand wrote JSON that is no object; whoever reads results looks for its fields.
+        values["request"] = {}
+    return JobResult(**values)

@@ -1,0 +1,89 @@
+"""Workers and their runs.
+
+Whether a worker lives is judged by its heartbeat *changing*, on the judge's own monotonic clock (``reconciler.py``);
+the times here are never compared with anybody's clock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Final
+
+from sqlalchemy import Connection, bindparam, insert, or_, select, text, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from helix_jobs.storage.readable import readable_rows
+from helix_jobs.storage.records import NewWorker, RunTotals, Worker
+from helix_jobs.storage.schema import jobs, runs, workers
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from sqlalchemy import ColumnElement
+
+_REGISTER: Final[dict[str, Any]] = {"sqlite": sqlite.insert(workers), "postgresql": postgresql.insert(workers)}
+_HEARTBEAT: Final = (
+    update(workers)
+    .where(workers.c.id == bindparam("worker"), workers.c.stopped_at.is_(None))
+    .values(heartbeat_at=bindparam("now"))
+)
+_IS_RUNNING: Final = text("state = 'running'")
+
+
+def register_worker(c: Connection, worker: NewWorker, now: datetime) -> None:
+    """Enter a worker, or revive one that was declared lost and is not."""
+    values = {**asdict(worker), "started_at": now, "heartbeat_at": now, "stopped_at": None}
+    statement = _REGISTER[c.dialect.name].values(values)
+    c.execute(statement.on_conflict_do_update(index_elements=["id"], set_={"heartbeat_at": now, "stopped_at": None}))
+
+
+def heartbeat(c: Connection, worker_id: str, now: datetime) -> bool:
+    """Note that the worker lives. False: it was declared lost (its leases are gone); it must register again."""
+    return c.execute(_HEARTBEAT, {"worker": worker_id, "now": now}).rowcount > 0
+
+
+def stop_worker(c: Connection, worker_id: str, now: datetime) -> None:
+    """Note an orderly end."""
+    c.execute(update(workers).where(workers.c.id == worker_id, workers.c.stopped_at.is_(None)).values(stopped_at=now))
+
+
+def live_workers(c: Connection) -> list[Worker]:
+    """Workers that neither stopped nor were declared lost, oldest first."""
+    return _readable_workers(c, workers.c.stopped_at.is_(None))
+
+
+def watched_workers(c: Connection) -> list[Worker]:
+    """Workers to judge: those not stopped, and stopped ones that hold leases all the same.
+
+    The latter: a worker declared lost that woke up and claimed before it noticed.
+    """
+    holding = select(jobs.c.worker_id).where(_IS_RUNNING, jobs.c.worker_id.is_not(None))
+    return _readable_workers(c, or_(workers.c.stopped_at.is_(None), workers.c.id.in_(holding)))
+
+
+def worker_heartbeats(c: Connection) -> dict[str, datetime | None]:
+    """Id -> heartbeat of every worker to judge; None for an id that holds leases and has no row."""
+    found: dict[str, datetime | None] = {worker.id: worker.heartbeat_at for worker in watched_workers(c)}
+    for worker_id in c.execute(select(jobs.c.worker_id).where(_IS_RUNNING).distinct()).scalars():
+        if worker_id is not None:
+            found.setdefault(worker_id, None)
+    return found
+
+
+def _readable_workers(c: Connection, which: ColumnElement[bool]) -> list[Worker]:
+    """These workers, oldest first, without those whose rows cannot be read: for one of them nobody else is to wait.
+
+    One that lives writes over what is unreadable with its next heartbeat.
+    """
+    rows = readable_rows(c, select(workers).where(which).order_by(workers.c.started_at), workers.c.id)
+    return [Worker(**row._mapping) for row in rows]  # noqa: SLF001  (SQLAlchemy's documented name)
+
+
+def start_run(c: Connection, worker_id: str, now: datetime) -> int:
+    """Open a run and return its id."""
+    return int(c.execute(insert(runs).values(worker_id=worker_id, started_at=now).returning(runs.c.id)).scalar_one())
+
+
+def finish_run(c: Connection, run_id: int, totals: RunTotals, now: datetime) -> None:
+    """Close a run with what it did."""
+    c.execute(update(runs).where(runs.c.id == run_id).values(**asdict(totals), finished_at=now))

@@ -1,0 +1,76 @@
+"""JobClaims: taking a job from the database, or learning why not."""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime
+from enum import Enum
+from typing import TYPE_CHECKING, Final
+
+from helix_jobs.errors import HelixError
+from helix_jobs.storage import store
+from helix_jobs.storage.faults import MACHINES_OWN
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from helix_jobs.storage.store import ClaimedJob
+    from helix_jobs.worker.runs import Writer
+
+logger = logging.getLogger(__name__)
+
+# How often a claim is tried that fails for what is in the row; twice is no accident.
+CLAIM_ATTEMPTS: Final = 2
+
+
+class Refusal(Enum):
+    """Why a job was not claimed."""
+
+    NOTHING_TO_DO = "it ended, was cancelled, is someone else's, or does not exist"
+    MUST_RUN_ALONE = "this would be its last attempt"
+    UNREADABLE = "its row cannot be read; it failed for that"
+
+
+class JobClaims:
+    """Claims jobs for one worker.
+
+    Args:
+        writer: The group commit writer. While the database takes no writes, claims wait in it.
+        worker_id: Who claims.
+    """
+
+    def __init__(self, writer: Writer, worker_id: str) -> None:
+        self._writer = writer
+        self._worker_id = worker_id
+
+    def claim(self, job_id: int, *, alone: bool) -> ClaimedJob | Refusal:
+        """Take the job; one whose row cannot be read is failed by its number alone.
+
+        Without that its message would come again and again, and the job would never end.
+
+        Args:
+            job_id: Which.
+            alone: Whether it would run alone, and so may use its last attempt.
+
+        Raises:
+            HelixError: The writer is closed.
+            MemoryError: This machine is at its limits, and so is ``OSError``; nothing was changed.
+        """
+        now = datetime.now(UTC)
+
+        def claim(c: Connection) -> ClaimedJob | Refusal:
+            claimed = store.claim(c, job_id, worker_id=self._worker_id, now=now, spare_last_attempt=not alone)
+            if claimed is None and not alone and store.awaits_last_attempt(c, job_id):
+                return Refusal.MUST_RUN_ALONE
+            return claimed or Refusal.NOTHING_TO_DO
+
+        for _ in range(CLAIM_ATTEMPTS):
+            try:
+                return self._writer.submit(claim).result()
+            except (HelixError, *MACHINES_OWN):
+                raise
+            except Exception as error:  # noqa: BLE001  (whatever is in the row)
+                reason = type(error).__name__
+        logger.error("a stored job cannot be read (%s); it fails alone", reason, extra={"job_id": job_id})
+        failed = self._writer.submit(lambda c: store.fail_unreadable(c, job_id, reason, now)).result()
+        return Refusal.UNREADABLE if failed else Refusal.NOTHING_TO_DO

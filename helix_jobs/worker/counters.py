@@ -1,0 +1,44 @@
+"""WorkerCounters: what a worker was given, brought to an end, refused or lost since it started."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from helix_jobs.storage.states import ErrorCode, JobState
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+# What a worker can bring a job to: cancelling is others' business, and ``worker_lost`` what is said of a dead one.
+WORKER_OUTCOMES: Final = (JobState.SUCCEEDED.value, *(c.value for c in ErrorCode if c is not ErrorCode.WORKER_LOST))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerCounters:
+    """A snapshot; every count only grows.
+
+    Attributes:
+        delivered: Messages that name a job, repeated ones included.
+        outcomes: Outcome -> jobs this worker brought to it.
+        fenced: Writes the database refused because the lease had moved on, and endings that came after their lease was
+            lost.
+        rejected_messages: Messages that name no job: malformed, oversized, of another task, with more in them than a
+            job id. Dropped.
+        postponed: Times a job at its last attempt waited in vain to run alone and was put off.
+        void_messages: Messages whose job there was nothing to do for: it had ended, was cancelled or taken by another,
+            or does not exist. Duplicates end here, and forged ids.
+    """
+
+    delivered: int = 0
+    outcomes: Mapping[str, int] = field(default_factory=lambda: dict.fromkeys(WORKER_OUTCOMES, 0))
+    fenced: int = 0
+    rejected_messages: int = 0
+    void_messages: int = 0
+    postponed: int = 0
+
+    @property
+    def deliveries(self) -> int:
+        """Whatever came from the broker, jobs or not: while it grows, the connection delivers."""
+        return self.delivered + self.rejected_messages

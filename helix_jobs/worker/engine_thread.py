@@ -1,0 +1,346 @@
+"""EngineThread: the one thread that drives the engine. Everyone else leaves requests and aborts in its inbox."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Protocol
+
+from helix_jobs.engine.request import FinishReason
+from helix_jobs.errors import (
+    DeadlineError,
+    EngineBrokenError,
+    EngineError,
+    ExhaustedError,
+    HelixError,
+    RequestError,
+)
+from helix_jobs.exhaustion import explain_exhaustion, is_exhaustion, is_shortage
+from helix_jobs.observability.rounds import Rounds
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from helix_jobs.engine.protocol import EngineCounters, EngineProtocol
+    from helix_jobs.engine.request import GenerationResult, Request
+
+logger = logging.getLogger(__name__)
+
+MAX_FAILED_STEPS: Final = 3
+RUN_SECONDS: Final = 60.0
+# Between a finished batch and the next claims lies one group commit; that is no end of a run.
+LINGER_SECONDS: Final = 0.5
+# How often the thread comes round although there is nothing to do.
+IDLE_SECONDS: Final = 10.0
+# Its name among the loops that are watched.
+LOOP: Final = "engine"
+# No more of a step counts towards a job's deadline: when a device, the process or the machine stands still for a while,
+# that is no job's fault. Trade-off: where every step takes longer than this, deadlines come late.
+LONGEST_COUNTED_STEP: Final = 10.0
+
+
+@dataclass(slots=True)
+class Run:
+    """One batched speculative run under way: a stretch in which the engine is busy, cut at a minute.
+
+    Attributes:
+        counters: The engine's totals when it began.
+        began: Monotonic time.
+        row_id: Its row; None until that is written, and for good if that failed.
+    """
+
+    counters: EngineCounters
+    began: float
+    row_id: int | None = None
+
+
+class RunRecorder(Protocol):
+    """Writes runs down; called by the engine thread alone and never waits."""
+
+    def begin(self, counters: EngineCounters) -> Run:
+        """A run begins with these totals."""
+
+    def end(self, run: Run, counters: EngineCounters, *, jobs_finished: int, idle_seconds: float) -> None:
+        """A run has ended, ``idle_seconds`` ago."""
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """The engine has ended a request in this run."""
+
+    result: GenerationResult
+    run: Run
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFailed:
+    """The engine could not serve a request."""
+
+    error: RequestError
+
+
+@dataclass(frozen=True, slots=True)
+class _Add:
+    request: Request
+    settle: Callable[[Generated | RequestFailed], object]
+
+
+@dataclass(frozen=True, slots=True)
+class _Abort:
+    request_id: str
+
+
+class _Stop:
+    """The last thing in the inbox."""
+
+
+class EngineThread:
+    """Adds and aborts requests between steps, steps while there is work, and settles what ends.
+
+    Args:
+        engine: Driven by this thread alone, apart from ``encode``.
+        recorder: Told where runs begin and end.
+        on_broken: Called from this thread when it ends without having been asked to. With ``ExhaustedError`` no request
+            is to blame, and all of them are to be handed back; with any other error their attempts count.
+        rounds: Where the thread notes that it comes round: between two steps.
+        job_timeout: Seconds of steps a request may take part in; then it is aborted and has failed. Waiting, for a slot
+            or after being set back, does not count. None: as many as it takes.
+    """
+
+    def __init__(
+        self,
+        engine: EngineProtocol,
+        recorder: RunRecorder,
+        on_broken: Callable[[BaseException], None],
+        *,
+        job_timeout: float | None = None,
+        rounds: Rounds | None = None,
+    ) -> None:
+        self._engine = engine
+        self._rounds = rounds or Rounds()
+        self._recorder = recorder
+        self._on_broken = on_broken
+        self._job_timeout = job_timeout
+        self._inbox: queue.SimpleQueue[_Add | _Abort | _Stop] = queue.SimpleQueue()
+        self._settlers: dict[str, Callable[[Generated | RequestFailed], object]] = {}
+        self._thread = threading.Thread(target=self._main, name="helix-engine", daemon=True)
+        # Request id -> seconds of steps so far; kept only where there is a deadline.
+        self._ran: dict[str, float] = {}
+        self._failed_steps = 0
+        self._completion_tokens = 0
+        self._counters = engine.counters()
+        self._idle_seconds = 0.0
+        self._idle_since: float | None = None
+        self._run: Run | None = None
+        self._busy_at = 0.0
+        self._jobs_finished = 0
+
+    @property
+    def counters(self) -> EngineCounters:
+        """The engine's totals after its latest step."""
+        return self._counters
+
+    @property
+    def request_count(self) -> int:
+        """Requests in the engine, running or waiting for a slot."""
+        return len(self._settlers)
+
+    @property
+    def idle_seconds(self) -> float:
+        """How long the engine has had nothing to do since the start."""
+        since, total = self._idle_since, self._idle_seconds
+        return total if since is None else total + time.monotonic() - since
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Completion tokens over the time of the run under way; 0 when there is none."""
+        run, now = self._run, time.monotonic()
+        if run is None or now <= run.began:
+            return 0.0
+        return (self._counters.completion_tokens - run.counters.completion_tokens) / (now - run.began)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def submit(self, request: Request, settle: Callable[[Generated | RequestFailed], object]) -> None:
+        """Queue an encoded request; ``settle`` is called once with its end, from the engine's thread."""
+        self._inbox.put(_Add(request, settle))
+
+    def abort(self, request_id: str) -> None:
+        """End a request early; unknown ids are ignored."""
+        self._inbox.put(_Abort(request_id))
+
+    def stop(self, timeout: float) -> bool:
+        """Ask the thread to end after the step under way; False if that takes longer than ``timeout`` seconds."""
+        self._inbox.put(_Stop())
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _main(self) -> None:
+        try:
+            with self._rounds.watched(LOOP) as came_round:
+                while self._take_in():
+                    came_round()
+                    if self._engine.has_unfinished():
+                        self._step()
+                    self._cut_run()
+        except BaseException as error:  # whatever it is, the worker must learn that the engine is gone
+            if is_exhaustion(error):
+                logger.error("the engine met a limit of the system", exc_info=without_text(error))  # noqa: TRY400
+                self._on_broken(ExhaustedError(explain_exhaustion(error)))
+            elif isinstance(error, MemoryError):
+                logger.error("the engine got no memory", exc_info=without_text(error))  # noqa: TRY400
+                self._on_broken(EngineBrokenError(explain_exhaustion(error)))
+            else:
+                self._on_broken(error if isinstance(error, HelixError) else without_text(error))
+        finally:
+            if self._run is not None:
+                self._end_run()
+
+    def _take_in(self) -> bool:
+        """Empty the inbox, waiting only if the engine has nothing to do; False when told to stop."""
+        wait = not self._engine.has_unfinished()
+        while True:
+            try:
+                message = self._receive() if wait else self._inbox.get_nowait()
+            except queue.Empty:
+                return True
+            wait = False
+            if isinstance(message, _Stop):
+                return False
+            if isinstance(message, _Abort):
+                self._engine.abort(message.request_id)
+            else:
+                self._add(message)
+
+    def _receive(self) -> _Add | _Abort | _Stop:
+        """Wait for a message for a while, while a run is open only for as long as it may linger. It is idle time."""
+        self._idle_since = began = time.monotonic()
+        try:
+            return self._inbox.get(timeout=LINGER_SECONDS if self._run is not None else IDLE_SECONDS)
+        finally:
+            self._idle_since = None
+            self._idle_seconds += time.monotonic() - began
+
+    def _add(self, message: _Add) -> None:
+        try:
+            self._engine.add_request(message.request)
+        except RequestError as error:
+            message.settle(RequestFailed(error))
+        except Exception as error:
+            if is_shortage(error):
+                raise
+            logger.error(  # noqa: TRY400  (see without_text)
+                "the engine refused a request",
+                extra={"job_id": message.request.request_id},
+                exc_info=without_text(error),
+            )
+            message.settle(RequestFailed(_engine_error(error)))
+        else:
+            self._settlers[message.request.request_id] = message.settle
+
+    def _step(self) -> None:
+        now = time.monotonic()
+        if self._run is None:
+            self._run, self._jobs_finished = self._recorder.begin(self._engine.counters()), 0
+        try:
+            results = self._engine.step()
+        except EngineBrokenError:
+            raise  # its own verdict: what is in the engine is left to be reclaimed
+        except Exception as error:
+            if is_shortage(error):
+                raise
+            self._step_failed(error)
+            return
+        finally:
+            self._busy_at = time.monotonic()
+        ended = sum(result.finish_reason is not FinishReason.ABORTED for result in results)
+        self._counters = self._engine.counters()
+        completion_tokens = self._counters.completion_tokens
+        if ended or completion_tokens > self._completion_tokens:
+            # A step that only clears away what the failed one left behind proves nothing.
+            self._failed_steps = 0
+        self._completion_tokens = completion_tokens
+        self._jobs_finished += ended
+        for result in results:
+            self._ran.pop(result.request_id, None)
+            settle = self._settlers.pop(result.request_id, None)
+            if settle is not None:
+                settle(Generated(result, self._run))
+        self._enforce_deadline(self._busy_at - now)
+
+    def _enforce_deadline(self, step_seconds: float) -> None:
+        """Count a step to the requests that were in it and end those that have had their time.
+
+        A step that does not return at all is not a request's failure but the device's: see ``dead_man``.
+        """
+        if self._job_timeout is None:
+            return
+        for request_id in self._engine.running():
+            ran = self._ran[request_id] = self._ran.get(request_id, 0.0) + min(step_seconds, LONGEST_COUNTED_STEP)
+            settle = self._settlers.pop(request_id, None) if ran > self._job_timeout else None
+            if settle is not None:
+                self._engine.abort(request_id)
+                settle(
+                    RequestFailed(
+                        DeadlineError(
+                            f"it ran for {ran:.0f} s and a job may run for {self._job_timeout:g} s; raise "
+                            "HELIX_JOB_TIMEOUT or lower max_tokens, then `retry` runs it again"
+                        )
+                    )
+                )
+
+    def _step_failed(self, error: Exception) -> None:
+        """Fail what is in the engine, as nobody can say which request it was, and go on with the others.
+
+        Trade-off: failing them all loses good requests to a bad neighbour (``retry`` runs them again); handing them
+        back would let one poisonous request take its neighbours down three times over.
+
+        Raises:
+            EngineBrokenError: Step after step fails. What is in the engine then is left to be reclaimed.
+        """
+        self._failed_steps += 1
+        logger.error(
+            "an engine step failed; %d requests end with engine_error",
+            len(self._settlers),
+            exc_info=without_text(error),
+        )
+        if self._failed_steps >= MAX_FAILED_STEPS:
+            raise EngineBrokenError(f"{MAX_FAILED_STEPS} engine steps in a row failed; see the log") from without_text(
+                error
+            )
+        settlers, self._settlers = self._settlers, {}
+        self._ran.clear()
+        for request_id, settle in settlers.items():
+            self._engine.abort(request_id)
+            settle(RequestFailed(_engine_error(error)))
+
+    def _cut_run(self) -> None:
+        if self._run is None:
+            return
+        idle = not self._engine.has_unfinished() and time.monotonic() - self._busy_at >= LINGER_SECONDS
+        if idle or time.monotonic() - self._run.began >= RUN_SECONDS:
+            self._end_run()
+
+    def _end_run(self) -> None:
+        run, self._run = self._run, None
+        if run is not None:
+            idle_seconds = max(0.0, time.monotonic() - self._busy_at)
+            self._recorder.end(
+                run, self._engine.counters(), jobs_finished=self._jobs_finished, idle_seconds=idle_seconds
+            )
+
+
+def without_text(error: BaseException) -> EngineError:
+    """The error's kind and traceback, for a log: a library's message may quote the prompt."""
+    return EngineError(type(error).__name__).with_traceback(error.__traceback__)
+
+
+def _engine_error(error: Exception) -> EngineError:
+    """Name the kind only: a library's message may quote the prompt."""
+    return EngineError(f"{type(error).__name__} in the engine; the worker's log has the details, `retry` runs it again")

@@ -1,0 +1,98 @@
+"""WorkerFigures: what a worker process counts, for monitoring; and the queue's figures beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from helix_jobs.storage import store
+from helix_jobs.storage.database import Database
+
+if TYPE_CHECKING:
+    from helix_jobs.engine.protocol import EngineCounters, EngineInfo
+    from helix_jobs.storage.group_commit import GroupCommitWriter
+    from helix_jobs.storage.store import QueueFigures
+    from helix_jobs.worker.counters import WorkerCounters
+    from helix_jobs.worker.reconciler import Reconciler
+    from helix_jobs.worker.service import WorkerService
+    from helix_jobs.worker.watchdog import Watchdog
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerFigures:
+    """One worker at one moment; totals count from its start.
+
+    Attributes:
+        worker_id: Its row.
+        engine: What it runs.
+        counters: The engine's totals.
+        slots_used: Batch slots with a request.
+        tokens_per_second: Of the run under way, 0 when idle.
+        idle_seconds: How long the engine had nothing to do.
+        jobs: What became of messages and jobs.
+        published: Job ids sent to the broker.
+        republished: Jobs whose ids were sent again, as their messages seemed lost.
+        reclaimed: Jobs taken from lost workers.
+        reconciler_errors: Ticks that failed.
+        reconnections: How often the watchdog had the consumer connect anew.
+        writes_waiting: Writes kept because the database takes none.
+        write_retries: How often writes were tried again.
+    """
+
+    worker_id: str
+    engine: EngineInfo
+    counters: EngineCounters
+    slots_used: int
+    tokens_per_second: float
+    idle_seconds: float
+    jobs: WorkerCounters
+    published: int
+    republished: int
+    reclaimed: int
+    reconciler_errors: int
+    reconnections: int
+    writes_waiting: int = 0
+    write_retries: int = 0
+
+
+def worker_figures(
+    service: WorkerService, reconciler: Reconciler, watchdog: Watchdog, writer: GroupCommitWriter
+) -> WorkerFigures:
+    """Read them off the worker's parts, from any thread and from memory."""
+    engine, tidied = service.engine, reconciler.counters
+    return WorkerFigures(
+        worker_id=service.worker_id,
+        engine=service.info,
+        counters=engine.counters,
+        slots_used=min(engine.request_count, service.info.max_batch_size),
+        tokens_per_second=engine.tokens_per_second,
+        idle_seconds=engine.idle_seconds,
+        jobs=service.counters,
+        published=tidied.published,
+        republished=tidied.republished,
+        reclaimed=tidied.requeued + tidied.failed,
+        reconciler_errors=tidied.errors,
+        reconnections=watchdog.reconnections,
+        writes_waiting=writer.waiting,
+        write_retries=writer.retries,
+    )
+
+
+class QueueReader:
+    """Reads the queue's figures through database connections of its own, so that it takes none of the worker's."""
+
+    def __init__(self, database_url: str) -> None:
+        self._database = Database(database_url)
+
+    def __call__(self) -> QueueFigures:
+        """Ask the database.
+
+        Raises:
+            DatabaseUnreachableError: It does not answer.
+        """
+        with self._database.read() as c:
+            return store.queue_figures(c)
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        self._database.dispose()

@@ -1,0 +1,191 @@
+"""Heartbeat: says that this worker lives, and notices what it has lost. Independent of the engine's loop."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+from helix_jobs.complaint import Complaint
+from helix_jobs.errors import DatabaseReplacedError
+from helix_jobs.observability.rounds import Rounds
+from helix_jobs.storage import store
+from helix_jobs.storage.process_identity import this_process
+from helix_jobs.storage.store import NewWorker
+from helix_jobs.worker.stranded_messages import StrandedMessages
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from helix_jobs.engine.protocol import EngineInfo
+    from helix_jobs.storage.database import Database
+    from helix_jobs.worker.service import WorkerService
+
+logger = logging.getLogger(__name__)
+
+BEAT_SECONDS: Final = 5.0
+# How soon a cancelled job stops taking up a slot.
+CHECK_SECONDS: Final = 1.0
+
+
+def worker_row(worker_id: str, hostname: str, info: EngineInfo) -> NewWorker:
+    """The row of the worker that this process is."""
+    identity = this_process()
+    return NewWorker(
+        id=worker_id,
+        hostname=hostname,
+        pid=identity.pid,
+        boot_id=identity.boot_id,
+        pid_namespace=identity.pid_namespace,
+        process_started=identity.started,
+        device=info.device,
+        target_model=info.target_model,
+        draft_model=info.draft_model,
+        slots=info.max_batch_size,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseCheck:
+    """What is wrong between the jobs that run here and the leases the database knows."""
+
+    lost: tuple[tuple[int, int], ...]
+    orphaned: tuple[tuple[int, int], ...]
+
+
+def compare_leases(
+    before: Mapping[int, int | None], held: Mapping[int, int], after: Mapping[int, int | None]
+) -> LeaseCheck:
+    """Compare what ran here before and after the database was asked with what it answered.
+
+    A job that was only just claimed is missing in ``before``, one that has just finished is missing in ``after``;
+    neither is news.
+
+    Args:
+        before: Job id -> lease here (None: claim under way), read before the database.
+        held: Job id -> lease in the database.
+        after: The same as ``before``, read after the database.
+    """
+    lost = tuple((job_id, lease) for job_id, lease in before.items() if lease is not None and held.get(job_id) != lease)
+    orphaned = tuple((job_id, lease) for job_id, lease in held.items() if job_id not in before and job_id not in after)
+    return LeaseCheck(lost, orphaned)
+
+
+class Heartbeat:
+    """Beats every five seconds and compares leases every second.
+
+    Args:
+        database: Written to directly: a writer that is stuck must not make this worker look dead.
+        worker: This worker's row, entered by ``start``.
+        service: Whose leases are compared.
+        installation: The id that the database had when this worker connected, and its queue is named after; None for
+            what the first look finds.
+        on_replaced: Called when the database is no longer the one this worker began with. Nothing it did could count.
+        rounds: Where the thread notes that it comes round.
+        stranded: What could not be given back to the broker.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        worker: NewWorker,
+        service: WorkerService,
+        *,
+        rounds: Rounds | None = None,
+        installation: str | None = None,
+        on_replaced: Callable[[DatabaseReplacedError], None] = lambda _: None,
+        stranded: StrandedMessages | None = None,
+    ) -> None:
+        self._database = database
+        self._worker = worker
+        self._service = service
+        self._rounds = rounds or Rounds()
+        self._stranded = stranded or StrandedMessages()
+        self._on_replaced = on_replaced
+        self._installation = installation
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._main, name="helix-heartbeat", daemon=True)
+        self._unknown: frozenset[tuple[int, int]] = frozenset()
+
+    def start(self) -> None:
+        """Enter the worker's row and begin to beat.
+
+        Raises:
+            DatabaseUnreachableError: The row could not be written.
+            DatabaseReplacedError: Another database has this name since the worker connected.
+        """
+        self._register()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread and note an orderly end; quiet if the database is away."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        try:
+            # In one transaction: of a worker that has stopped nobody takes the marks off.
+            self._stranded.send_again(
+                self._database, lambda c: store.stop_worker(c, self._worker.id, datetime.now(UTC))
+            )
+        except Exception as error:  # noqa: BLE001  (the reconciler of the next worker will find out by itself)
+            logger.warning("the worker's end could not be recorded: %s", error)
+
+    def check_leases(self) -> None:
+        """Drop what was lost and hand back what is unknown here twice in a row."""
+        before = self._service.leases()
+        with self._database.read() as c:
+            held = store.held_leases(c, self._worker.id)
+        check = compare_leases(before, held, self._service.leases())
+        for job_id, lease in check.lost:
+            self._service.drop_lost(job_id, lease)
+        for job_id, lease in self._unknown.intersection(check.orphaned):
+            self._service.release_orphan(job_id, lease)
+        self._unknown = frozenset(check.orphaned) - self._unknown
+
+    def beat(self) -> None:
+        """Write the heartbeat; come back under the same name if others had given this worker up.
+
+        Raises:
+            DatabaseReplacedError: The server has another database under this name, or SQLite's file has one in it.
+        """
+        with self._database.read_anew() as c:
+            self._compare(store.installation_id(c))
+        with self._database.write() as c:
+            alive = store.heartbeat(c, self._worker.id, datetime.now(UTC))
+        if not alive:
+            logger.warning("this worker had been declared lost; its jobs went to others, it goes on with new ones")
+            self._register()
+
+    def _compare(self, found: str) -> None:
+        noted = self._installation = self._installation or found
+        if found != noted:
+            raise DatabaseReplacedError(
+                f"database {self._database.url_redacted}: another database has taken its place while this worker ran; "
+                "start the worker again"
+            )
+
+    def _register(self) -> None:
+        with self._database.write() as c:
+            self._compare(store.installation_id(c))
+            store.register_worker(c, self._worker, datetime.now(UTC))
+
+    def _main(self) -> None:
+        next_beat = time.monotonic() + BEAT_SECONDS
+        complaint = Complaint(logger)
+        with self._rounds.watched("heartbeat") as came_round:
+            while not self._stop.wait(CHECK_SECONDS):
+                came_round()
+                try:
+                    if time.monotonic() >= next_beat:
+                        next_beat = time.monotonic() + BEAT_SECONDS
+                        self.beat()
+                    self.check_leases()
+                except DatabaseReplacedError as error:
+                    self._on_replaced(error)
+                except Exception as error:  # noqa: BLE001  (without this thread the worker looks dead)
+                    complaint.say(f"heartbeat failed, trying again: {error}")
+                else:
+                    complaint.end("the heartbeat goes on")

@@ -1,0 +1,344 @@
+"""run_worker: everything a worker process is, from the device lock to the exit code.
+
+Order matters. What can be refused cheaply is refused first (device, database, broker), then the models are loaded, and
+only then does Celery take its first message.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import socket
+import threading
+import time
+from contextlib import ExitStack
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+from secrets import token_hex
+from typing import TYPE_CHECKING, Final
+
+from helix_jobs.broker.publisher import (
+    CeleryPublisher,
+    EmbeddedBroker,
+    ProbingPublisher,
+    QueueNames,
+    broker_url,
+    ping,
+    read_queue_names,
+)
+from helix_jobs.engine.open_engine import device_name, load_engine
+from helix_jobs.errors import HelixError
+from helix_jobs.locks import DeviceLock
+from helix_jobs.observability.rounds import Rounds
+from helix_jobs.periodic import Periodic
+from helix_jobs.redaction import redact
+from helix_jobs.storage import store
+from helix_jobs.storage.database import Database, ensure_schema
+from helix_jobs.storage.group_commit import GroupCommitWriter
+from helix_jobs.storage.process_identity import here
+from helix_jobs.worker import dead_man, ending, engine_thread, moot_messages
+from helix_jobs.worker.audit import read_known_ids
+from helix_jobs.worker.banner import WorkerBanner
+from helix_jobs.worker.dead_man import DeadMansSwitch, Limit
+from helix_jobs.worker.ending import EXIT_INTERRUPTED, WorkerEnding
+from helix_jobs.worker.figures import QueueReader, worker_figures
+from helix_jobs.worker.heartbeat import Heartbeat, worker_row
+from helix_jobs.worker.moot_messages import MootMessages
+from helix_jobs.worker.reconciler import Reconciler
+from helix_jobs.worker.service import WorkerService
+from helix_jobs.worker.shared_broker import clear_stranded, leave_broker, revive_broker
+from helix_jobs.worker.stop_button import StopButton, StopRequest, install_signals
+from helix_jobs.worker.stranded_messages import stranded
+from helix_jobs.worker.thread_limit import check_threads
+from helix_jobs.worker.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from helix_jobs.broker.celery.consumer import Consumer
+    from helix_jobs.engine.protocol import EngineProtocol
+    from helix_jobs.settings import Settings
+    from helix_jobs.worker.metrics import MetricsServer
+
+__all__ = ["StopButton", "StopRequest", "run_worker"]
+
+logger = logging.getLogger(__name__)
+
+ENGINE_SECONDS: Final = 10.0
+# A step this long is no slow step. The longest honest one, a full prompt chunk on an old CPU, takes seconds.
+MAX_STEP_SECONDS: Final = 900.0
+# A consumer that lasted this long was sound; its end is counted as the first one.
+SOUND_CONSUMER_SECONDS: Final = 60.0
+BROKER_CHECK_SECONDS: Final = 2.0
+LOCK_CHECK_SECONDS: Final = 60.0
+POSTPONED_SECONDS: Final = 5.0
+MAX_CONSUMER_FAILURES: Final = 5
+CONSUMER_PAUSE_SECONDS: Final = 1.0
+
+
+def run_worker(
+    settings: Settings,
+    *,
+    allow_shared_device: bool = False,
+    on_progress: Callable[[str], None] | None = None,
+    on_ready: Callable[[WorkerBanner], None] | None = None,
+    stop: StopButton | None = None,
+    handle_signals: bool = True,
+) -> int:
+    """Run a worker until it is told to stop; return the process's exit code.
+
+    SIGTERM, or Ctrl-C once: take no more jobs, finish what finishes within HELIX_SHUTDOWN_GRACE, hand the rest back to
+    the queue, exit 0. Ctrl-C twice: hand everything back now, exit 130. A broken engine, or a broker that delivers
+    nothing: exit 1, for a supervisor to start a new process.
+
+    Args:
+        settings: The effective settings, flags included.
+        allow_shared_device: Run even if another worker holds the device.
+        on_progress: Told in one line what is being done until the worker is ready.
+        on_ready: Told once, before the first message is taken; by default the banner is logged.
+        stop: Another way to stop the worker than signals.
+        handle_signals: False when this is not the main thread; then a second interrupt ends this function, not the
+            process.
+
+    Raises:
+        HelixError: The worker cannot start; nothing was taken from the queue.
+    """
+    button = stop or StopButton()
+    with ExitStack() as stack:
+        if handle_signals:
+            install_signals(button, stack)
+        try:
+            worker = _Worker(settings, button, stack, may_exit=handle_signals)
+            worker.prepare(allow_shared_device=allow_shared_device, on_progress=on_progress)
+            button.armed = True
+        except KeyboardInterrupt:
+            logger.info("stopped before the worker was ready")
+            return EXIT_INTERRUPTED
+        banner = worker.start()
+        if on_ready is None:
+            logger.info("ready: %s", ", ".join(f"{label} {value}" for label, value in banner.lines()))
+        else:
+            on_ready(banner)
+        exit_code = worker.consume()
+        with worker.ending.hard_exit.unless_within(ending.HARD_EXIT_SECONDS, exit_code):
+            stack.close()
+        return exit_code
+
+
+class _Worker:
+    """The parts of a running worker. What is to be undone is pushed on ``stack`` when it is done."""
+
+    def __init__(self, settings: Settings, button: StopButton, stack: ExitStack, *, may_exit: bool) -> None:
+        self._settings = settings
+        self._stack = stack
+        self.ending = WorkerEnding(button, settings.shutdown_grace, may_exit=may_exit)
+        self._hostname = socket.gethostname()
+        self._worker_id = f"{self._hostname[:40]}-{os.getpid()}-{token_hex(3)}"
+        self._database = Database(settings.database_url)
+        self._embedded = None if settings.redis_url is not None else EmbeddedBroker(settings.home)
+        self._names: QueueNames
+        self._publisher: CeleryPublisher
+        self._reconciler: Reconciler
+        self._lock: DeviceLock
+        self._engine: EngineProtocol
+        self._service: WorkerService
+        self._writer: GroupCommitWriter
+        self._metrics: MetricsServer | None = None
+        self._watchdog: Watchdog
+        self._consumer: Consumer | None = None
+        self._rounds = Rounds()
+
+    def prepare(self, *, allow_shared_device: bool, on_progress: Callable[[str], None] | None) -> None:
+        """Check what can be checked, then load the models."""
+        # Before any thread exists: two threads that enter Celery's and kombu's circular imports at different ends
+        # break each other.
+        importlib.import_module("helix_jobs.broker.celery.consumer")
+        importlib.import_module("helix_jobs.broker.celery.task")
+        importlib.import_module("helix_jobs.broker.celery.vetted_transport")
+        self._settings.make_home()
+        self._lock = DeviceLock(device_name(self._settings), self._settings.lock_dir)
+        self._lock.acquire(allow_shared=allow_shared_device)
+        self._stack.callback(self._lock.release)
+        self._stack.callback(self._database.dispose)
+        ensure_schema(self._database)
+        self._names = read_queue_names(self._database)
+        self._publisher = CeleryPublisher(broker_url(self._settings), self._names)
+        self._stack.callback(self._publisher.close)
+        self._reconciler = Reconciler(
+            self._database,
+            self._publisher,
+            worker_id=self._worker_id,
+            rounds=self._rounds,
+            known_ids=partial(read_known_ids, self._publisher),
+            stranded=stranded,
+        )
+        if self._embedded is None:
+            ping(self._publisher.url)
+            self._publisher.check_keys()
+            self._publisher.probe()
+        else:
+            self._stack.callback(leave_broker, self._embedded)
+            self._embedded.start()
+        if self._settings.metrics_port is not None:
+            from helix_jobs.worker.metrics import MetricsServer
+
+            self._metrics = MetricsServer(self._settings.metrics_host, self._settings.metrics_port)
+            self._stack.callback(self._metrics.close)
+        self._engine = load_engine(self._settings, on_progress)
+        # As many threads as the batch has slots, also where the device chose their number.
+        self._settings = replace(self._settings, max_batch_size=self._engine.info.max_batch_size)
+        check_threads(self._engine.info.max_batch_size)
+
+    def start(self) -> WorkerBanner:
+        """Start everything but Celery. It is undone in the order: reconciler, engine, writer, heartbeat."""
+        info = self._engine.info
+        row = worker_row(self._worker_id, self._hostname, info)
+        rounds = self._rounds
+        switch = DeadMansSwitch(
+            rounds,
+            [self._database.calls],
+            limit=Limit(dead_man.END_SECONDS, self.ending.at_once),
+            limits={engine_thread.LOOP: Limit(MAX_STEP_SECONDS, self.ending.engine_hangs)},
+        )
+        self._stack.callback(switch.stop)
+        self._writer = writer = GroupCommitWriter(self._database, rounds=rounds)
+        self._service = WorkerService(
+            self._database,
+            self._engine,
+            writer,
+            worker_id=self._worker_id,
+            grace=self._settings.shutdown_grace,
+            on_broken=self.ending.break_down,
+            job_timeout=self._settings.job_timeout,
+            rounds=rounds,
+        )
+        self.ending.bind(self._service, writer)
+        self._watchdog = Watchdog(
+            self._database,
+            ProbingPublisher(self._publisher.url, self._names),
+            self._service,
+            reconnect=self._reconnect,
+            give_up=self.ending.leave_for_supervisor,
+            rounds=rounds,
+        )
+        heartbeat = Heartbeat(
+            self._database,
+            row,
+            self._service,
+            rounds=rounds,
+            installation=self._names.installation,
+            on_replaced=self.ending.break_down,
+            stranded=stranded,
+        )
+        moot = MootMessages(
+            self._database,
+            CeleryPublisher(self._publisher.url, self._names),
+            lambda: self._service.counters.void_messages,
+        )
+        self._stack.callback(moot.close)
+        duties = [
+            Periodic("helix-moot-messages", moot.look, moot_messages.LOOK_SECONDS),
+            Periodic("helix-device-lock", self._lock.keep, LOCK_CHECK_SECONDS),
+            Periodic("helix-postponed-jobs", self._service.send_postponed, POSTPONED_SECONDS),
+        ]
+        if self._embedded is not None:
+            duties.append(Periodic("helix-embedded-broker", self._keep_broker, BROKER_CHECK_SECONDS))
+        self._stack.callback(heartbeat.stop)
+        self._stack.callback(self._count_attempts)
+        self._stack.callback(lambda: writer.close(ending.WRITER_SECONDS))
+        self._stack.callback(lambda: self._service.stop(1.0 if self.ending.is_interrupted else ENGINE_SECONDS))
+        self._stack.callback(self._reconciler.stop)
+        self._stack.callback(self._watchdog.stop)
+        for duty in duties:
+            self._stack.callback(duty.stop)
+        if self._embedded is not None:
+            self._embedded.start()  # it may have died while the models were loading
+        self._service.start()
+        heartbeat.start()
+        self._reconciler.reclaim_predecessors(here())
+        clear_stranded(self._database, self._publisher, self._worker_id)
+        self._reconciler.start()
+        self._watchdog.start()
+        for duty in duties:
+            duty.start()
+        switch.start()
+        if self._metrics is not None:
+            queue = QueueReader(self._settings.database_url)
+            self._stack.callback(queue.close)
+            self._metrics.show(lambda: worker_figures(self._service, self._reconciler, self._watchdog, writer), queue)
+        return WorkerBanner(
+            worker_id=self._worker_id,
+            engine=info,
+            broker=f"embedded, {self._embedded.socket_path}" if self._embedded else redact(self._publisher.url),
+            database=self._database.url_redacted,
+            metrics=None if self._metrics is None else self._metrics.url,
+        )
+
+    def consume(self) -> int:
+        """Run Celery until the worker is told to stop; returns the exit code."""
+        from helix_jobs.broker.celery import task
+        from helix_jobs.broker.celery.consumer import stop_consuming
+        from helix_jobs.broker.celery.vetted_transport import rejections
+
+        supervisor = threading.Thread(
+            target=self.ending.supervise, args=(stop_consuming,), name="helix-supervisor", daemon=True
+        )
+        task.bind_service(self._service)
+        supervisor.start()
+        failures = 0
+        try:
+            while True:
+                began = time.monotonic()
+                if self._consume_once():
+                    break
+                # A message that is not even a message can end Celery's loop; the models stay loaded meanwhile.
+                failures = 1 if time.monotonic() - began > SOUND_CONSUMER_SECONDS else failures + 1
+                if failures > MAX_CONSUMER_FAILURES:
+                    self.ending.break_down(HelixError("Celery's consumer does not stay up"))
+                    break
+                logger.error("Celery's consumer ended unexpectedly; starting it again")
+                # What it ran out of (descriptors, threads, memory) may be there again soon.
+                time.sleep(CONSUMER_PAUSE_SECONDS * (failures - 1))
+                self._service.resume()
+                if self.ending.is_stopping:  # asked for in that pause, and undone just now
+                    self._service.begin_drain()
+        finally:
+            rejections.close()
+            task.bind_service(None)
+            self.ending.consumer_ended()
+        return self.ending.exit_code
+
+    def _consume_once(self) -> bool:
+        """Run one consumer of Celery's to its end; return whether somebody wished that end."""
+        from helix_jobs.broker.celery.consumer import make_consumer, stop_consuming
+
+        try:
+            self._consumer = consumer = make_consumer(self._settings, self._names, self._hostname, self.ending.stop)
+            if self.ending.is_stopping:  # since the last one ended; making this one has cleared Celery's flag
+                stop_consuming()
+            consumer.start()
+        except Exception as error:  # noqa: BLE001  (no descriptors, no threads, no memory: it may pass)
+            logger.critical("Celery's consumer cannot be started: %s", error)
+            return self.ending.is_stopping
+        return self.ending.is_stopping or consumer.was_asked_to_stop
+
+    def _reconnect(self) -> None:
+        """Have Celery connect to the broker anew; running jobs go on."""
+        if self._consumer is not None:
+            self._consumer.reconnect()
+        self._reconciler.wake()
+
+    def _count_attempts(self) -> None:
+        """After a break: the jobs in the engine may be the reason, so unlike a hand-back their attempt counts."""
+        if self.ending.is_broken:
+            try:
+                # A reclaimed worker counts as stopped, so both are one transaction, as at an orderly end.
+                stranded.send_again(self._database, lambda c: store.reclaim(c, self._worker_id, datetime.now(UTC)))
+            except HelixError as error:
+                logger.warning("the leases are left to be reclaimed: %s", error)
+
+    def _keep_broker(self) -> None:
+        if self._embedded is not None and revive_broker(self._database, self._embedded):
+            self._reconciler.wake()

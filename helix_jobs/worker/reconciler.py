@@ -1,0 +1,352 @@
+"""Reconciler: brings broker and leases back in line with the database, about once a second.
+
+It does four things, each decided by a pure function and persisted by one method:
+
+1. **Judge.** A worker whose heartbeat value has not changed for 30 s is lost; its leases are reclaimed. Silence is
+   measured on this process's monotonic clock, tick by tick (``observe``); clocks of two machines are never compared.
+2. **Publish.** Keep up to a window of messages with the broker, most urgent first.
+3. **Republish** (``lost_messages``). Messages get lost (a broker restarts empty, a client dies between pop and
+   record). When the broker has been empty for 30 s and jobs still count as published, their marks are taken off. So
+   they are when a worker is lost: what it had taken ahead is stranded with it, nobody can say which messages those
+   were, and a busy broker may not be empty for days. Trade-off: up to a window of duplicates for each lost worker, for
+   jobs that do not wait.
+   On a busy broker an exact comparison every few minutes finds single lost messages (``audit``).
+   What a lost worker had been delivered stays in the broker's ``unacked``; it is dropped when no job can need it.
+
+4. **Finish cancels.** A cancel whose command was killed half-way leaves queued jobs in a cancelled batch, which nobody
+   would ever claim. When their number has not changed for 30 s they are cancelled here.
+
+Every worker runs one. Two at once only cost duplicates: reclaiming checks the heartbeat inside its transaction, and a
+second message for a job finds it claimed. Trade-off: no leader to elect and lose, for now and then a wasted message.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final, Protocol
+
+from helix_jobs.complaint import Complaint
+from helix_jobs.errors import HelixError
+from helix_jobs.observability.rounds import Rounds
+from helix_jobs.storage import batch_changes, store
+from helix_jobs.storage.process_identity import is_gone
+from helix_jobs.worker.audit import AUDIT_SECONDS
+from helix_jobs.worker.lost_messages import LostMessages
+from helix_jobs.worker.stranded_messages import StrandedMessages
+from helix_jobs.worker.unfinished_cancels import CancelSeen, watch_cancels
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from sqlalchemy import Connection
+
+    from helix_jobs.storage.database import Database
+    from helix_jobs.storage.process_identity import Here
+    from helix_jobs.storage.store import PublishableJob, Reclaimed, Worker
+
+logger = logging.getLogger(__name__)
+
+PUBLISH_CHUNK: Final = 500
+_LONGEST_PAUSE_SECONDS: Final = 10.0
+
+
+class Publisher(Protocol):
+    """The broker as the reconciler sees it."""
+
+    def depth(self) -> int:
+        """Messages that wait in the broker."""
+
+    def publish(self, jobs: Sequence[PublishableJob], /) -> None:
+        """Send one message for each job; when it returns, the broker has them all."""
+
+    def forget_delivered(self, are_moot: Callable[[], bool], /) -> int:
+        """Drop what is delivered and not acknowledged if, asked after it was listed, ``are_moot`` agrees; how many."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReconcilerConfig:
+    """Timing and window.
+
+    Attributes:
+        interval: Seconds between ticks.
+        silence: Seconds without a new heartbeat after which a worker is lost.
+        window: Messages the broker is kept filled up to.
+        unseen: Seconds the broker must have been empty before published jobs count as lost messages.
+        own_silence: Seconds without a new heartbeat of this worker's own after which others are not judged: then it
+            is the database that takes no writes.
+        audit: Seconds between looks for messages that were lost while the broker is busy.
+    """
+
+    interval: float = 1.0
+    silence: float = 30.0
+    window: int = 10_000
+    unseen: float = 30.0
+    own_silence: float = 10.0
+    audit: float = AUDIT_SECONDS
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """A worker's last seen heartbeat and for how long it has been seen unchanged."""
+
+    heartbeat: datetime | None
+    silent_seconds: float = 0.0
+
+
+def observe(
+    previous: Mapping[str, Observation], heartbeats: Mapping[str, datetime | None], elapsed: float
+) -> dict[str, Observation]:
+    """Add one look at the heartbeats.
+
+    Args:
+        previous: What was known.
+        heartbeats: What the database says now.
+        elapsed: Seconds since the previous look that count as watched. Time nobody watched (this process stopped, the
+            database away) must not be passed in: a worker could not be seen living in it.
+    """
+    return {
+        worker_id: Observation(heartbeat, previous[worker_id].silent_seconds + elapsed)
+        if worker_id in previous and previous[worker_id].heartbeat == heartbeat
+        else Observation(heartbeat)
+        for worker_id, heartbeat in heartbeats.items()
+    }
+
+
+def lost_workers(
+    observations: Mapping[str, Observation], config: ReconcilerConfig, own_id: str | None = None
+) -> list[str]:
+    """Who is to be reclaimed: silent too long, while this worker's own heartbeats get through."""
+    own = observations.get(own_id) if own_id is not None else None
+    if own is not None and own.silent_seconds > config.own_silence:
+        return []
+    return sorted(
+        worker_id
+        for worker_id, observation in observations.items()
+        if worker_id != own_id and observation.silent_seconds >= config.silence
+    )
+
+
+def dead_predecessors(workers: Sequence[Worker], *, own_id: str | None, here: Here) -> list[str]:
+    """Whose process is certainly gone: at start there is no need to wait for their silence."""
+    return sorted(worker.id for worker in workers if worker.id != own_id and is_gone(worker.identity, here))
+
+
+def publish_room(depth: int, window: int) -> int:
+    """How many more messages the broker should get; none for less than a tenth of the window, unless it runs dry."""
+    room = max(0, window - depth)
+    return room if depth == 0 or room * 10 >= window else 0
+
+
+@dataclass(slots=True)
+class ReconcilerCounters:
+    """What was done since the start."""
+
+    published: int = 0
+    requeued: int = 0
+    failed: int = 0
+    republished: int = 0
+    errors: int = 0
+
+
+class Reconciler:
+    """Runs the duties on a thread; errors of broker and database are logged and tried again.
+
+    ``tick`` may be called directly instead of ``start``.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        publisher: Publisher,
+        *,
+        worker_id: str | None = None,
+        config: ReconcilerConfig | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        rounds: Rounds | None = None,
+        known_ids: Callable[[], set[int] | None] = lambda: None,
+        stranded: StrandedMessages | None = None,
+    ) -> None:
+        """Prepare.
+
+        Args:
+            database: The truth.
+            publisher: The broker.
+            worker_id: The worker this belongs to; never judged itself.
+            config: Timing and window.
+            clock: Monotonic seconds.
+            rounds: Where the thread notes that it comes round.
+            known_ids: Which job ids the broker holds, waiting or delivered; None if that cannot be said.
+            stranded: What this worker could not give back to the broker.
+        """
+        self.counters = ReconcilerCounters()
+        self._database = database
+        self._publisher = publisher
+        self._worker_id = worker_id
+        self._config = config or ReconcilerConfig()
+        self._clock = clock
+        self._rounds = rounds or Rounds()
+        self._lost = LostMessages(
+            database,
+            publisher,
+            known_ids,
+            stranded or StrandedMessages(),
+            unseen=self._config.unseen,
+            audit=self._config.audit,
+            clock=clock,
+        )
+        self._came_round: Callable[[], None] = lambda: None
+        self._observations: dict[str, Observation] = {}
+        self._observed_at: float | None = None
+        self._cancels: dict[store.Change, CancelSeen] = {}
+        self._stop = threading.Event()
+        self._wake = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="helix-reconciler", daemon=True)
+
+    def reclaim_predecessors(self, here: Here) -> int:
+        """At start: take the leases of workers whose process is gone at once. Returns how many jobs were taken.
+
+        Args:
+            here: Which processes can be seen from here.
+
+        Raises:
+            DatabaseUnreachableError: The database does not answer.
+        """
+        with self._database.read() as connection:
+            watched = store.watched_workers(connection)
+        dead = dead_predecessors(watched, own_id=self._worker_id, here=here)
+        return sum(self._reclaim(worker_id, None, "its process is gone") for worker_id in dead)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self, timeout: float | None = 10.0) -> bool:
+        """Ask the thread to end and wait for it; returns whether it has ended."""
+        self._stop.set()
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def wake(self) -> None:
+        """Have the next tick now, because the broker came back or runs dry."""
+        self._wake.set()
+
+    def tick(self) -> None:
+        """Do the duties once; an error of one of them, such as a row that cannot be read, keeps no other from it.
+
+        Raises:
+            HelixError: Broker or database do not answer, which every duty needs; the duties before it are done.
+            Exception: The first error of another kind, when all duties were tried.
+        """
+        errors: list[Exception] = []
+        for duty in (self._judge, self._finish_cancels, self._supply):
+            self._came_round()
+            try:
+                duty()
+            except HelixError:
+                raise
+            except Exception as error:  # noqa: BLE001  (raised below)
+                errors.append(error)
+        if errors:
+            raise errors[0]
+
+    def _supply(self) -> None:
+        depth = self._publisher.depth()
+        self._publish(publish_room(depth, self._config.window))
+        self._came_round()
+        self.counters.republished += self._lost.look(depth)
+
+    def _run(self) -> None:
+        with self._rounds.watched("reconciler") as self._came_round:
+            self._tick_until_stopped()
+
+    def _tick_until_stopped(self) -> None:
+        pause, complaint = self._config.interval, Complaint(logger)
+        while not self._stop.is_set():
+            self._came_round()
+            try:
+                self.tick()
+                pause = self._config.interval
+                complaint.end()
+            except HelixError as error:
+                self.counters.errors += 1
+                complaint.say(f"reconciler: {error}; it tries again until that is mended")
+                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+            except Exception as error:  # noqa: BLE001  (without this thread lost jobs stay lost)
+                self.counters.errors += 1
+                complaint.say(f"reconciler: unexpected error ({type(error).__name__}); trying again", error)
+                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+            self._wake.wait(pause)
+            self._wake.clear()
+
+    def _judge(self) -> None:
+        with self._database.read() as connection:
+            heartbeats = store.worker_heartbeats(connection)
+        now = self._clock()
+        # A gap longer than two ticks was not watched: this process stood still or the database was away.
+        elapsed = 0.0 if self._observed_at is None else min(now - self._observed_at, 2 * self._config.interval)
+        self._observed_at = now
+        self._observations = observe(self._observations, heartbeats, elapsed)
+        for worker_id in lost_workers(self._observations, self._config, self._worker_id):
+            observation = self._observations.pop(worker_id)
+            self._reclaim(worker_id, observation.heartbeat, f"silent for {observation.silent_seconds:.0f} s")
+
+    def _reclaim(self, worker_id: str, heartbeat: datetime | None, why: str) -> int:
+        def take(c: Connection) -> tuple[Reclaimed | None, int]:
+            # One transaction: its worker counts as stopped from then on, so nobody would do the second part later.
+            reclaimed = store.reclaim(c, worker_id, datetime.now(UTC), heartbeat=heartbeat)
+            return reclaimed, 0 if reclaimed is None else store.republish_all(c)
+
+        taken, republished = self._database.transact(take)
+        if taken is None:
+            return 0
+        self.counters.republished += republished
+        self.counters.requeued += taken.requeued
+        self.counters.failed += taken.failed
+        logger.warning(
+            "worker %s is lost (%s): %d jobs queued again, %d failed at their attempt cap",
+            worker_id,
+            why,
+            taken.requeued,
+            taken.failed,
+        )
+        return taken.requeued + taken.failed
+
+    def _finish_cancels(self) -> None:
+        with self._database.read() as connection:
+            unfinished = store.unfinished_cancels(connection)
+        now = self._clock()
+        self._cancels = watch_cancels(self._cancels, unfinished, now)
+        for change, seen in list(self._cancels.items()):
+            if now - seen.since >= self._config.unseen:
+                count = batch_changes.finish_cancel(
+                    self._database,
+                    change,
+                    lambda: not self._stop.is_set() and self._clock() - now < self._config.interval,
+                )
+                # As nobody else is at it, the next tick goes on at once.
+                self._cancels[change] = CancelSeen(seen.left - count, seen.since)
+                if count:
+                    logger.info("an interrupted cancel of batch %s goes on: %d jobs", change.batch_id, count)
+
+    def _publish(self, room: int) -> None:
+        while room > 0 and not self._stop.is_set():
+            self._came_round()
+            with self._database.read() as connection:
+                jobs = store.publishable(connection, min(room, PUBLISH_CHUNK))
+            if not jobs:
+                return
+            # Publish, then mark: dying in between costs a duplicate message; the other order would lose one.
+            self._publisher.publish(jobs)
+            ids = [job.id for job in jobs]
+            self._mark(ids)
+            self.counters.published += len(jobs)
+            room -= len(jobs)
+
+    def _mark(self, ids: Sequence[int]) -> None:
+        self._database.transact(lambda connection: store.mark_published(connection, ids, datetime.now(UTC)))

@@ -1,0 +1,29 @@
+"""Cancels whose command was interrupted half-way, as a reconciler sees them from look to look."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from helix_jobs.storage.store import Change
+
+
+@dataclass(frozen=True, slots=True)
+class CancelSeen:
+    """How many jobs a cancel has not come to, and since when (monotonic) it has been as many."""
+
+    left: int
+    since: float
+
+
+def watch_cancels(
+    previous: Mapping[Change, CancelSeen], unfinished: Mapping[Change, int], now: float
+) -> dict[Change, CancelSeen]:
+    """Add one look at the cancels under way."""
+    return {
+        change: previous[change] if change in previous and previous[change].left == left else CancelSeen(left, now)
+        for change, left in unfinished.items()
+    }

@@ -1,0 +1,279 @@
+"""Watchdog: notices that jobs wait, slots are idle and nothing is delivered, and what is to be done about it.
+
+A broker connection can be dead without knowing it, and a consumer can stop asking for messages. Neither raises an
+error, so only the missing deliveries tell. A worker in *drought* (see ``Look.is_drought``) for a whole window takes its
+consumer's connection down, which makes Celery connect anew while running jobs go on. If another window brings nothing
+either, the process is beyond repair from inside, and ends for its supervisor to start a new one.
+
+The database says whether jobs wait, as it is the truth. A healthy worker is never in drought for a window: messages
+that were lost, or that another worker has prefetched and cannot begin, are published again after half a window (see
+``reconciler``). Nor does a broker that is away make a drought: Celery reconnects to it for as long as it takes, and a
+new process could do no better. Where this process may open no more descriptors, it cannot be told from one that is
+away, and nothing can be connected anew: then one window is enough, and the end names the limit. So it is where no slot
+is idle, but each of its jobs waits for a descriptor, to be claimed or written down, and the engine has nothing to do.
+
+Trade-off: a thread and a broker connection of its own, for a look every few seconds; on the heartbeat's thread a
+broker that does not answer would make the worker look dead.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from contextlib import closing
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import TYPE_CHECKING, Final, Protocol
+
+from helix_jobs.complaint import Complaint
+from helix_jobs.errors import HelixError, UnreachableError
+from helix_jobs.exhaustion import explain_exhaustion, missing_descriptor
+from helix_jobs.observability.rounds import Rounds
+from helix_jobs.storage import store
+from helix_jobs.worker.runs import counted
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from helix_jobs.storage.database import Database
+    from helix_jobs.worker.counters import WorkerCounters
+
+logger = logging.getLogger(__name__)
+
+WINDOW_SECONDS: Final = 60.0
+LOOK_SECONDS: Final = 5.0
+
+
+class Action(Enum):
+    """What a look leads to."""
+
+    NONE = "none"
+    RECONNECT = "reconnect"
+    GIVE_UP = "give up"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """The worker's supply of jobs at one moment.
+
+    Attributes:
+        deliveries: Messages of any kind that were delivered to this worker since its start.
+        idle_slots: Batch slots without a job; 0 also while the worker stops.
+        stalled: Jobs in slots of which the engine computes none.
+        backlog: Jobs that wait in the database, without those that this worker itself keeps waiting; None when it
+            cannot be asked for want of descriptors.
+        messages: Ids that wait in the broker; None when it does not answer, or was not asked.
+        shortage: Why this process can open no descriptor; empty when it can.
+    """
+
+    deliveries: int
+    idle_slots: int
+    stalled: int = 0
+    backlog: int | None = 0
+    messages: int | None = None
+    shortage: str = ""
+
+    @property
+    def is_drought(self) -> bool:
+        """Whether something should be delivered any moment, or what was delivered cannot go on."""
+        if self.shortage and self.stalled:
+            return True
+        return self.idle_slots > 0 and self.backlog != 0 and (self.messages is not None or bool(self.shortage))
+
+
+@dataclass(frozen=True, slots=True)
+class Drought:
+    """What lasts.
+
+    Attributes:
+        deliveries: Those before it.
+        seconds: For how long it has been watched since it began, or since the reconnection.
+        reconnected: Whether the consumer's connection was taken down in it.
+    """
+
+    deliveries: int
+    seconds: float = 0.0
+    reconnected: bool = False
+
+
+def judge(previous: Drought | None, look: Look, *, elapsed: float, window: float) -> tuple[Drought | None, Action]:
+    """Add one look to what was known and say what is to be done.
+
+    Args:
+        previous: The drought so far; None when there was none.
+        look: The supply now.
+        elapsed: Seconds since the previous look that count as watched; time in which this process stood still must not
+            be passed in.
+        window: Seconds without a delivery that a drought may last before something is done.
+    """
+    if not look.is_drought:
+        return None, Action.NONE
+    if previous is None or previous.deliveries != look.deliveries:
+        return Drought(look.deliveries), Action.NONE
+    drought = replace(previous, seconds=previous.seconds + elapsed)
+    if drought.seconds < window:
+        return drought, Action.NONE
+    if drought.reconnected or look.shortage:
+        return drought, Action.GIVE_UP
+    return Drought(look.deliveries, reconnected=True), Action.RECONNECT
+
+
+class Broker(Protocol):
+    """The broker as the watchdog sees it, through a connection of its own."""
+
+    def depth(self) -> int:
+        """Messages that wait."""
+
+    def close(self) -> None:
+        """Close the connection."""
+
+
+class Supplied(Protocol):
+    """The worker's service as the watchdog sees it."""
+
+    @property
+    def counters(self) -> WorkerCounters:
+        """Among them the deliveries since the start."""
+
+    @property
+    def idle_slots(self) -> int:
+        """Batch slots without a job; 0 while the worker stops."""
+
+    @property
+    def stalled(self) -> int:
+        """Jobs here, if the engine has none of them to compute; 0 while the worker stops."""
+
+    @property
+    def kept_waiting(self) -> int:
+        """Jobs that wait in this worker; no message of theirs is missing here."""
+
+
+class Watchdog:
+    """Looks every few seconds, on a thread of its own, and acts.
+
+    Args:
+        database: Says how many jobs wait.
+        broker: Says whether it answers.
+        service: Says what was delivered and how many slots are idle.
+        reconnect: Takes the consumer's connection down so that it connects anew; returns at once.
+        give_up: Ends the worker; told why. Called once.
+        window: Seconds a drought may last before something is done.
+        interval: Seconds between looks.
+        clock: Monotonic seconds.
+        rounds: Where the thread notes that it comes round.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        broker: Broker,
+        service: Supplied,
+        *,
+        reconnect: Callable[[], None],
+        give_up: Callable[[str], None],
+        window: float = WINDOW_SECONDS,
+        interval: float = LOOK_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+        rounds: Rounds | None = None,
+    ) -> None:
+        self.reconnections = 0
+        self._database = database
+        self._broker = broker
+        self._service = service
+        self._reconnect = reconnect
+        self._give_up = give_up
+        self._window = window
+        self._interval = interval
+        self._clock = clock
+        self._rounds = rounds or Rounds()
+        self._drought: Drought | None = None
+        self._looked_at: float | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._main, name="helix-watchdog", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self, timeout: float = 1.0) -> None:
+        """Ask the thread to end; it may still be waiting for a broker that does not answer."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+
+    def check(self) -> Action:
+        """Look once and act on it.
+
+        Raises:
+            HelixError: The database does not answer.
+        """
+        look = self._look()
+        now = self._clock()
+        # A longer gap was not watched: the process stood still, or the database or the broker took its time.
+        elapsed = 0.0 if self._looked_at is None else min(now - self._looked_at, 2 * self._interval)
+        self._looked_at = now
+        self._drought, action = judge(self._drought, look, elapsed=elapsed, window=self._window)
+        if action is Action.RECONNECT:
+            self.reconnections += 1
+            logger.warning("%s; connecting to the broker anew", self._describe(look))
+            self._reconnect()
+        elif action is Action.GIVE_UP:
+            self._stop.set()
+            described = self._describe(look)
+            self._give_up(f"{look.shortage}; {described}" if look.shortage else f"{described} after connecting anew")
+        return action
+
+    def _look(self) -> Look:
+        """Ask for little while all is well: the database only about idle slots, the broker only about a backlog."""
+        service = self._service
+        look = Look(deliveries=service.counters.deliveries, idle_slots=service.idle_slots, stalled=service.stalled)
+        if look.idle_slots == 0 and not look.stalled:
+            return look
+        missing = missing_descriptor()
+        if missing is not None:
+            look = replace(look, shortage=explain_exhaustion(missing))
+        if look.idle_slots == 0:
+            return look
+        try:
+            look = replace(look, backlog=self._backlog())
+        except HelixError:
+            if missing is None:
+                raise
+            look = replace(look, backlog=None)
+        if look.backlog == 0 or missing is not None:
+            return look
+        try:
+            return replace(look, messages=self._broker.depth())
+        except UnreachableError:
+            return look
+
+    def _backlog(self) -> int:
+        with self._database.read() as c:
+            backlog = max(0, store.backlog(c) - self._service.kept_waiting)
+            # Counters may say what the rows do not, after changes by hand; no worker is to end for that.
+            return backlog if backlog and store.any_waits(c) else 0
+
+    def _describe(self, look: Look) -> str:
+        if look.shortage and look.stalled:
+            jobs = counted(look.stalled, "job")
+            return f"{jobs} here cannot be claimed, begun or written down, none is computed, for {self._window:.0f} s"
+        ids = "" if look.messages is None else f" ({counted(look.messages, 'id')} in the broker)"
+        jobs = "" if look.backlog is None else f"{counted(look.backlog, 'job')} waiting in the database{ids}, "
+        return f"{jobs}{counted(look.idle_slots, 'slot')} idle, and nothing was delivered for {self._window:.0f} s"
+
+    def _main(self) -> None:
+        complaint = Complaint(logger)
+        with self._rounds.watched("watchdog") as came_round, closing(self._broker):
+            while not self._stop.wait(self._interval):
+                came_round()
+                try:
+                    self.check()
+                except HelixError as error:
+                    # Nothing can be claimed without a database, so nothing is missed either.
+                    self._drought = None
+                    logger.debug("watchdog: %s", error)
+                except Exception as error:  # noqa: BLE001  (nobody else would notice what this thread notices)
+                    complaint.say(f"watchdog: unexpected error ({type(error).__name__}), trying again", error)
+                else:
+                    complaint.end()
