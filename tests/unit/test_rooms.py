@@ -1,0 +1,221 @@
+"""Rooms, and the arrows between them: which room may import which. Late and type-checking imports count as well."""
+
+from __future__ import annotations
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import helix_jobs
+
+PACKAGE = Path(helix_jobs.__file__).parent
+
+# Modules at the root, which every room may import, and what they may import of each other.
+FOUNDATIONS = {
+    "complaint": set(),
+    "errors": set(),
+    "exhaustion": set(),
+    "files": {"errors"},
+    "json_line": set(),
+    "locks": {"errors", "files"},
+    "output_file": {"errors", "files"},
+    "periodic": {"complaint", "errors", "exhaustion"},
+    "python_child": set(),
+    "redaction": set(),
+    "redis_url": {"errors", "redaction"},
+    "settings": {"errors", "files", "redis_url"},
+    "helix_jobs": {"client", "values"},  # the public names, imported when they are first used
+    "__main__": {"cli"},
+}
+# What a request is and what an engine answers to. Everybody may name these; no other module of the engine's own floor.
+ENGINE_VALUES = {"config", "protocol", "request", "sampling_params"}
+# Room -> rooms it may import. "engine" is the floor between the engine's rooms, "values" the four modules above.
+ARROWS = {
+    "observability": set(),
+    "storage": {"observability"},
+    "broker": {"observability", "storage"},
+    "intake": {"values"},
+    "results": {"intake", "storage"},
+    "client": {"broker", "intake", "observability", "storage", "values"},
+    "worker": {"broker", "engine", "intake", "observability", "storage", "values"},
+    "doctor": {"broker", "client", "engine.devices", "engine.kernels", "engine.loading", "storage", "values", "worker"},
+    "bench": {
+        *("broker", "client", "engine", "intake", "results", "storage", "values"),
+        *("engine.devices", "engine.loading", "engine.model", "engine.speculation", "engine.text"),
+    },
+    "cli": {"bench", "client", "doctor", "engine.devices", "observability", "results", "storage", "values", "worker"},
+}
+ARROWS |= {
+    "values": set(),
+    "engine.devices": set(),
+    "engine.schedule": {"values"},
+    "engine.sampling": {"values"},
+    "engine.text": {"engine.schedule", "values"},
+    "engine.attention": set(),
+    "engine.kernels": set(),
+    "engine.weights": {"engine.devices"},
+    "engine.model": {"engine.devices", "values"},
+    "engine.speculation": {"engine.devices", "engine.model", "engine.sampling", "engine.schedule", "values"},
+    "engine.loading": {
+        *("engine.devices", "engine.kernels", "engine.model", "engine.speculation", "engine.text", "engine.weights"),
+        *("engine", "values"),
+    },
+    "engine": {
+        *("engine.devices", "engine.model", "engine.schedule", "engine.speculation", "engine.text", "values"),
+    },
+}
+# Arrows that are there and are to go: they run against the others. Nothing is added here.
+GOING = {
+    ("storage", "helix_jobs"),
+    ("worker", "helix_jobs"),
+    ("bench", "helix_jobs"),
+    ("cli", "helix_jobs"),
+    ("broker", "worker"),
+    ("client", "worker"),
+    ("engine", "engine.loading"),
+    ("engine.devices", "engine.model"),
+    ("engine.attention", "engine.kernels"),
+    ("engine.attention", "engine.model"),
+    ("engine.kernels", "engine.attention"),
+    ("engine.kernels", "engine.model"),
+    ("engine.kernels", "engine.weights"),
+    ("engine.model", "engine.attention"),
+    ("engine.model", "engine.kernels"),
+    ("engine.model", "engine.weights"),
+    ("engine.weights", "engine.kernels"),
+    ("engine.weights", "engine.model"),
+}
+# Libraries that only these rooms import, wherever in a module; "engine" stands for all of the engine's rooms.
+LIBRARIES = {
+    "torch": {"bench", "doctor", "engine"},
+    "transformers": {"bench", "engine"},
+    "safetensors": {"engine"},
+    "gguf": {"engine"},
+    "numpy": {"bench", "engine"},
+    "sqlalchemy": {"bench", "client", "doctor", "storage", "worker"},
+    "alembic": {"storage"},
+    "psycopg": {"storage"},
+    "celery": {"bench", "broker", "observability"},
+    "kombu": {"broker"},
+    "redis": {"bench", "broker", "worker"},
+    "click": {"cli"},
+    "rich": {"cli"},
+}
+
+
+def modules() -> dict[str, Path]:
+    """Module name -> its file."""
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = ("helix_jobs", *path.relative_to(PACKAGE).with_suffix("").parts)
+        if "_migrations" not in parts:
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = modules()
+
+
+def room_of(module: str) -> str:
+    """``helix_jobs.engine.model.decoder`` -> ``engine.model``; a module at the root -> its own name."""
+    parts = module.split(".")[1:]
+    if MODULES[module].name != "__init__.py" and len(parts) > 1:
+        last = parts.pop()
+        if parts == ["engine"] and last in ENGINE_VALUES:
+            return "values"
+    if parts[:1] == ["engine"]:
+        return ".".join(parts[:2])
+    return parts[0] if parts else "helix_jobs"
+
+
+def imported_by(module: str) -> set[str]:
+    """Modules of Helix that a module imports: anywhere in it, also for types alone."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{module} imports relatively; this test reads absolute names"
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                found.update(
+                    {whole, node.module or ""} & MODULES.keys() - ({node.module} if whole in MODULES else set())
+                )
+        elif isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+    return found & MODULES.keys()
+
+
+def libraries_of(module: str) -> set[str]:
+    """Top-level names of what a module imports, also for types alone."""
+    found = set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            found.add((node.module or "").split(".")[0])
+        elif isinstance(node, ast.Import):
+            found.update(alias.name.split(".")[0] for alias in node.names)
+    return found
+
+
+IMPORTS = {module: imported_by(module) for module in MODULES}
+IMPORTED_LIBRARIES = {module: libraries_of(module) for module in MODULES}
+
+
+def room_or_floor(module: str) -> str:
+    """As ``room_of``, with one name for all rooms of the engine."""
+    return "engine" if module.startswith("helix_jobs.engine") else room_of(module)
+
+
+def arrows() -> dict[tuple[str, str], str]:
+    """From room and to room -> one import that makes the arrow."""
+    return {
+        (room_of(module), room_of(found)): f"{module} imports {found}"
+        for module, imports in IMPORTS.items()
+        for found in imports
+        if room_of(module) != room_of(found)
+    }
+
+
+TABLE = {(room, other) for room, others in (FOUNDATIONS | ARROWS).items() for other in others}
+EVERYBODYS = FOUNDATIONS.keys() - {"helix_jobs", "__main__"}
+
+
+def test_every_room_stands_in_the_table():
+    assert {room_of(module) for module in MODULES} == {*FOUNDATIONS, *ARROWS}
+
+
+def test_a_room_imports_what_the_table_allows():
+    allowed = TABLE | GOING | {(room, foundation) for room in ARROWS for foundation in EVERYBODYS}
+    assert not {arrow: why for arrow, why in arrows().items() if arrow not in allowed}
+
+
+def test_every_arrow_of_the_table_is_there():
+    assert not (TABLE | GOING) - arrows().keys()
+
+
+def test_arrows_run_one_way():
+    TopologicalSorter(FOUNDATIONS | ARROWS).prepare()  # raises CycleError, which names the circle
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_a_library_is_imported_only_where_it_belongs(library):
+    users = {room_of(module).split(".")[0] for module in MODULES if library in IMPORTED_LIBRARIES[module]}
+    assert users == LIBRARIES[library]
+
+
+def test_a_bench_of_the_queue_needs_no_engine():
+    queue = {module for module in MODULES if module.startswith("helix_jobs.bench.queue")}
+    shared = {"helix_jobs.bench.percentiles", "helix_jobs.bench.processor"}
+    assert queue
+    for module in queue:
+        assert not IMPORTED_LIBRARIES[module] & {"torch", "transformers", "numpy"}
+        assert not [
+            found for found in IMPORTS[module] - queue - shared if room_of(found).startswith(("bench", "engine"))
+        ]
+
+
+def test_peers_know_nothing_of_helix():
+    """Other interpreters run them."""
+    peers = {module for module in MODULES if module.startswith("helix_jobs.bench.peers.")}
+    assert peers
+    assert not set().union(*(IMPORTS[module] for module in peers))
