@@ -11,7 +11,7 @@ import secrets
 import sys
 import threading
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from helix_jobs.broker.embedded import EmbeddedBroker, socket_url
 from helix_jobs.broker.faults import broker_errors
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from kombu.connection import Connection
 
     from helix_jobs.settings import Settings
+    from helix_jobs.storage.records import PublishableJob
 
 __all__ = [
     "TASK_NAME",
@@ -53,18 +54,6 @@ SOCKET_TIMEOUT: Final = 5.0
 PUBLISH_ATTEMPTS: Final = 3
 PUBLISH_BATCH: Final = 500
 PROBE_SECONDS: Final = 10
-
-
-class Publishable(Protocol):
-    """A job whose id may be published: what the store's ``PublishableJob`` is."""
-
-    @property
-    def id(self) -> int:
-        """The job's id."""
-
-    @property
-    def priority(self) -> int:
-        """0 to 9, higher first."""
 
 
 def broker_url(settings: Settings) -> str:
@@ -172,7 +161,7 @@ class CeleryPublisher:
         with self._lock, self._reset_on_error(), broker_errors(self.url):
             return int(self._open_channel().queue_declare(queue=self.names.queue).message_count)
 
-    def publish(self, jobs: Sequence[Publishable]) -> None:
+    def publish(self, jobs: Sequence[PublishableJob]) -> None:
         """Send one message a job. After an error some may have been sent: sending them again is harmless.
 
         Raises:
@@ -286,7 +275,7 @@ class CeleryPublisher:
         with self._lock:
             self._disconnect()
 
-    def _publish(self, jobs: Sequence[Publishable]) -> None:
+    def _publish(self, jobs: Sequence[PublishableJob]) -> None:
         from kombu.messaging import Producer
 
         producer = Producer(self._open_channel(), auto_declare=False)

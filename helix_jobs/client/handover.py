@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
+from helix_jobs.broker.fill import WINDOW, fill_broker
 from helix_jobs.broker.publisher import CeleryPublisher, EmbeddedBroker, broker_url, ping, read_queue_names
 from helix_jobs.errors import HelixError
 from helix_jobs.redis_url import MEMORY_URL
-from helix_jobs.storage import store
-from helix_jobs.worker.reconciler import ReconcilerConfig
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,17 +36,8 @@ class Handover:
         """Fill the broker up to its window with what waits; returns how many jobs that was. No HelixError is raised."""
         published = 0
         try:
-            room = ReconcilerConfig().window - self._publisher.depth()
-            while published < room:
-                with self._database.read() as connection:
-                    jobs = store.publishable(connection, min(room - published, _CHUNK))
-                if not jobs:
-                    break
-                # Published first: a crash in between sends a message twice, which is harmless; never not at all.
-                self._publisher.publish(jobs)
-                ids = [job.id for job in jobs]
-                self._database.transact(lambda c, ids=ids: store.mark_published(c, ids, datetime.now(UTC)))  # type: ignore[misc]
-                published += len(jobs)
+            for count in fill_broker(self._database, self._publisher, WINDOW - self._publisher.depth(), _CHUNK):
+                published += count
         except HelixError as error:
             logger.warning("the batch is stored, but not all of it was published; a worker will do that: %s", error)
         return published

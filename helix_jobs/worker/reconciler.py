@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Protocol
 
+from helix_jobs.broker.fill import WINDOW, Publisher, fill_broker
 from helix_jobs.complaint import Complaint
 from helix_jobs.errors import HelixError
 from helix_jobs.observability.rounds import Rounds
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 
     from helix_jobs.storage.database import Database
     from helix_jobs.storage.process_identity import Here
-    from helix_jobs.storage.store import PublishableJob, Reclaimed, Worker
+    from helix_jobs.storage.store import Reclaimed, Worker
 
 logger = logging.getLogger(__name__)
 
@@ -54,14 +55,11 @@ PUBLISH_CHUNK: Final = 500
 _LONGEST_PAUSE_SECONDS: Final = 10.0
 
 
-class Publisher(Protocol):
+class Broker(Publisher, Protocol):
     """The broker as the reconciler sees it."""
 
     def depth(self) -> int:
         """Messages that wait in the broker."""
-
-    def publish(self, jobs: Sequence[PublishableJob], /) -> None:
-        """Send one message for each job; when it returns, the broker has them all."""
 
     def forget_delivered(self, are_moot: Callable[[], bool], /) -> int:
         """Drop what is delivered and not acknowledged if, asked after it was listed, ``are_moot`` agrees; how many."""
@@ -83,7 +81,7 @@ class ReconcilerConfig:
 
     interval: float = 1.0
     silence: float = 30.0
-    window: int = 10_000
+    window: int = WINDOW
     unseen: float = 30.0
     own_silence: float = 10.0
     audit: float = AUDIT_SECONDS
@@ -161,7 +159,7 @@ class Reconciler:
     def __init__(
         self,
         database: Database,
-        publisher: Publisher,
+        publisher: Broker,
         *,
         worker_id: str | None = None,
         config: ReconcilerConfig | None = None,
@@ -335,18 +333,7 @@ class Reconciler:
                     logger.info("an interrupted cancel of batch %s goes on: %d jobs", change.batch_id, count)
 
     def _publish(self, room: int) -> None:
-        while room > 0 and not self._stop.is_set():
+        chunks = fill_broker(self._database, self._publisher, room, PUBLISH_CHUNK)
+        while not self._stop.is_set() and (published := next(chunks, 0)):
+            self.counters.published += published
             self._came_round()
-            with self._database.read() as connection:
-                jobs = store.publishable(connection, min(room, PUBLISH_CHUNK))
-            if not jobs:
-                return
-            # Publish, then mark: dying in between costs a duplicate message; the other order would lose one.
-            self._publisher.publish(jobs)
-            ids = [job.id for job in jobs]
-            self._mark(ids)
-            self.counters.published += len(jobs)
-            room -= len(jobs)
-
-    def _mark(self, ids: Sequence[int]) -> None:
-        self._database.transact(lambda connection: store.mark_published(connection, ids, datetime.now(UTC)))

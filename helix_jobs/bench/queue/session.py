@@ -29,6 +29,7 @@ from helix_jobs.bench.queue.report import (
     SubmitFigures,
 )
 from helix_jobs.errors import HelixError
+from helix_jobs.storage.records import PublishableJob
 from helix_jobs.storage.schema import runs
 from helix_jobs.storage.states import JobState
 
@@ -251,16 +252,10 @@ def _engine_use(installation: Installation) -> EngineUse | None:
     return EngineUse(idle_share=max(0.0, 1 - busy / whole), mean_batch_size=sequence_steps / steps)
 
 
-@dataclass(frozen=True, slots=True)
-class _EmptyJob:
-    id: int
-    priority: int = 0
-
-
 def _celery_alone(installation: Installation) -> CeleryFigures:
     """Publish, then drain with one worker; what is left is forgotten."""
     publisher = installation.publisher
-    jobs = [_EmptyJob(number) for number in range(1, _CELERY_JOBS + 1)]
+    jobs = [PublishableJob(number, priority=0) for number in range(1, _CELERY_JOBS + 1)]
     began = time.perf_counter()
     for start in range(0, len(jobs), _CELERY_PUBLISH):
         publisher.publish(jobs[start : start + _CELERY_PUBLISH])
