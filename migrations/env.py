@@ -26,8 +26,9 @@ def _main() -> None:
         return
     from helix_jobs.settings import Settings
     from helix_jobs.storage.database import Database
+    from helix_jobs.storage.migration import migration_transaction
 
-    with Database(Settings.from_environment().database_url).write() as own_connection:
+    with migration_transaction(Database(Settings.from_environment().database_url)) as own_connection:
         _run(own_connection)
 
 

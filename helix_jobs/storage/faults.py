@@ -57,6 +57,7 @@ _REMEDIES: Final = {
     "42P01": "the tables are not this version's, or not in this schema: look at `helix db current` and `helix doctor`",
     "42703": "the tables are not this version's: look at `helix db current` and `helix doctor`",
     "42P07": "the schema holds tables of those names already: name another database in HELIX_DATABASE_URL",
+    "55P03": "another transaction holds the lock: try again when it has ended (pg_stat_activity and pg_locks name it)",
     "57014": "it took too long or was cancelled: look at what the server is busy with, and try again",
     "53100": "free some space on the server",
     "XX": "the server's data may be damaged: look at its log, and restore a backup if it says so",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import time
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -14,10 +16,18 @@ import helix_jobs
 from helix_jobs.errors import DatabaseUnreachableError, SchemaVersionError
 from helix_jobs.files import touch_private
 from helix_jobs.storage.faults import describe_trouble
+from helix_jobs.storage.migration_locks import (
+    DEFAULT_PATIENCE,
+    LockPatience,
+    TablesHeldError,
+    describe_holders,
+    limit_waits,
+    lock_tables,
+)
 from helix_jobs.storage.schema import SCHEMA_REVISION, metadata
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from alembic.config import Config
 
@@ -110,13 +120,19 @@ def ensure_schema(database: Database, *, migrate: bool | None = None) -> None:
     )
 
 
-def upgrade(database: Database, revision: str = "head") -> str | None:
+def upgrade(database: Database, revision: str = "head", patience: LockPatience = DEFAULT_PATIENCE) -> str | None:
     """Move the schema up in one transaction and return the revision reached; nothing to do is fine.
 
     Two processes may call this at once on either database: the second waits and then finds nothing to do.
 
+    Args:
+        database: What to move.
+        revision: Where to.
+        patience: How long to wait on Postgres while other transactions hold the tables. SQLite is waited for for two
+            minutes, and lets everybody else read meanwhile.
+
     Raises:
-        DatabaseUnreachableError: The database does not answer or is locked for two minutes.
+        DatabaseUnreachableError: The database does not answer, or others hold it; nothing was changed.
     """
 
     def command(config: Config) -> None:
@@ -124,14 +140,19 @@ def upgrade(database: Database, revision: str = "head") -> str | None:
 
         alembic_command.upgrade(config, revision)
 
-    return _migrate(database, command)
+    return _migrate(database, command, SCHEMA_REVISION if revision == "head" else revision, patience)
 
 
-def downgrade(database: Database, revision: str) -> str | None:
+def downgrade(database: Database, revision: str, patience: LockPatience = DEFAULT_PATIENCE) -> str | None:
     """Move the schema down to ``revision`` (``base`` removes every table) and return the revision reached.
 
+    Args:
+        database: What to move.
+        revision: Where to.
+        patience: As for ``upgrade``.
+
     Raises:
-        DatabaseUnreachableError: The database does not answer or is locked for two minutes.
+        DatabaseUnreachableError: The database does not answer, or others hold it; nothing was changed.
     """
 
     def command(config: Config) -> None:
@@ -139,7 +160,32 @@ def downgrade(database: Database, revision: str) -> str | None:
 
         alembic_command.downgrade(config, revision)
 
-    return _migrate(database, command)
+    return _migrate(database, command, None if revision == "base" else revision, patience)
+
+
+@contextmanager
+def migration_transaction(database: Database, patience: LockPatience = DEFAULT_PATIENCE) -> Iterator[Connection]:
+    """A transaction in which tables may be altered, and no two of which run at once.
+
+    Raises:
+        DatabaseUnreachableError: The database does not answer, or is locked.
+    """
+    engine = _migration_engine(database)
+    try:
+        with engine.begin() as connection:
+            if connection.dialect.name == "postgresql":
+                # Waited for without an end, as nobody queues behind it: another migration may build an index.
+                limit_waits(connection, 0.0)
+                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK_KEY})
+                limit_waits(connection, patience.wait_seconds)
+            yield connection
+    except DBAPIError as error:
+        trouble = describe_trouble(database.url_redacted, error)
+        if trouble is None:
+            raise
+        raise trouble from error
+    finally:
+        engine.dispose()
 
 
 def migrations_folder() -> Path:
@@ -181,29 +227,44 @@ def _read_revision(connection: Connection, database: Database) -> str | None:
     return str(revision)
 
 
-def _migrate(database: Database, command: Callable[[Config], None]) -> str | None:
-    engine = _migration_engine(database)
-    try:
-        with engine.begin() as connection, warnings.catch_warnings():
-            # Alembic warns that SQLite reflection of expressions is partial; the scripts name what they change.
-            warnings.filterwarnings("ignore", module="alembic")
-            if connection.dialect.name == "postgresql":
-                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK_KEY})
-            before = _read_revision(connection, database)
-            command(alembic_config(connection))
-            if connection.dialect.name == "sqlite" and connection.execute(text("PRAGMA foreign_key_check")).first():
-                raise SchemaVersionError(
-                    f"database {database.url_redacted}: the migration would leave rows without their parents; "
-                    "nothing was changed. Keep a copy of the file and report this"
-                )
-            after = _read_revision(connection, database)
-    except DBAPIError as error:
-        trouble = describe_trouble(database.url_redacted, error)
-        if trouble is None:
-            raise
-        raise trouble from error
-    finally:
-        engine.dispose()
+def _migrate(
+    database: Database, command: Callable[[Config], None], target: str | None, patience: LockPatience
+) -> str | None:
+    """Attempt the migration until its tables come free."""
+    attempt = 1
+    while True:
+        try:
+            return _migrate_once(database, command, target, patience)
+        except TablesHeldError as error:
+            with database.read() as connection:
+                holders = describe_holders(connection)
+            if attempt == patience.attempts:
+                raise DatabaseUnreachableError(
+                    f"database {database.url_redacted} was not migrated, and nothing was changed: {holders}"
+                ) from error
+            logger.warning("database %s waits to be migrated: %s", database.url_redacted, holders)
+            time.sleep(patience.pause_seconds)
+            attempt += 1
+
+
+def _migrate_once(
+    database: Database, command: Callable[[Config], None], target: str | None, patience: LockPatience
+) -> str | None:
+    with migration_transaction(database, patience) as connection, warnings.catch_warnings():
+        # Alembic warns that SQLite reflection of expressions is partial; the scripts name what they change.
+        warnings.filterwarnings("ignore", module="alembic")
+        before = _read_revision(connection, database)
+        if before == target:
+            return before
+        if connection.dialect.name == "postgresql":
+            lock_tables(connection, patience.wait_seconds)
+        command(alembic_config(connection))
+        if connection.dialect.name == "sqlite" and connection.execute(text("PRAGMA foreign_key_check")).first():
+            raise SchemaVersionError(
+                f"database {database.url_redacted}: the migration would leave rows without their parents; "
+                "nothing was changed. Keep a copy of the file and report this"
+            )
+        after = _read_revision(connection, database)
     if before != after:
         logger.info("database %s: schema %s -> %s", database.url_redacted, before or "empty", after or "empty")
     return after

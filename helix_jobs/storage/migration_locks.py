@@ -1,0 +1,133 @@
+"""The locks of a migration on Postgres: how long it waits for them, and who holds them.
+
+An ALTER that waits for its lock makes every later statement on that table wait behind it, for as long as the oldest
+transaction on the table lasts. So a migration takes the locks of all tables in its first statement, before anything is
+changed, and that statement has a short limit. When the limit is reached the transaction ends, everybody who queued
+behind it goes on, and after a pause the next attempt begins.
+
+Trade-off: only waiting has a limit, work has none. An index over a million rows takes as long as it takes, and the
+workers wait for it. A limit on work would have to be longer than the longest build on the slowest disk, and would
+protect nobody below that. Nor is a table locked only when its turn comes, which would let readers read the other
+tables for a little longer: a migration that already holds one table would keep its users waiting while it waits for
+the next, and could fail after its work.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
+
+from helix_jobs.redaction import redact
+from helix_jobs.storage.schema import metadata
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+# A migration that was suspended would lock everybody out of every table; the server ends it instead.
+_IDLE_SECONDS: Final = 20.0
+# Alembic's own table is read and written by every migration.
+_TABLES: Final = ("alembic_version", *(table.name for table in metadata.sorted_tables))
+# Lock timeout, statement timeout, deadlock.
+_HELD: Final = ("55P03", "57014", "40P01")
+_EXISTING: Final = text(
+    "SELECT name FROM unnest(CAST(:names AS text[])) WITH ORDINALITY AS wanted (name, place) "
+    "WHERE to_regclass(name) IS NOT NULL ORDER BY place"
+).bindparams(names=list(_TABLES))
+_HOLDERS: Final = text(
+    "SELECT pid, application_name, state, extract(epoch FROM now() - min(xact_start)) AS seconds "
+    "FROM pg_locks JOIN pg_stat_activity USING (pid) "
+    # Numbers of relations repeat in other databases, most of all in copies.
+    "WHERE granted AND pid <> pg_backend_pid() "
+    "AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) "
+    "AND relation IN (SELECT to_regclass(unnest(CAST(:names AS text[])))) "
+    "GROUP BY pid, application_name, state ORDER BY seconds DESC NULLS LAST"
+).bindparams(names=list(_TABLES))
+
+
+@dataclass(frozen=True, slots=True)
+class LockPatience:
+    """How often, and for how long each time, a migration waits for its locks.
+
+    Attributes:
+        wait_seconds: One attempt. Above Postgres' ``deadlock_timeout`` (1 s), at which a waiting lock ends an
+            autovacuum; far below a lease, as heartbeats may queue behind it.
+        attempts: How many.
+        pause_seconds: Between two attempts, for those who queued behind the last one.
+    """
+
+    wait_seconds: float = 3.0
+    attempts: int = 5
+    pause_seconds: float = 2.0
+
+
+DEFAULT_PATIENCE: Final = LockPatience()
+
+
+class TablesHeldError(Exception):
+    """Other transactions held at least one table for the whole attempt."""
+
+
+def limit_waits(connection: Connection, seconds: float) -> None:
+    """Limit each wait for a lock in this transaction (0 is no limit), and how long it may stand still.
+
+    Work has no limit.
+    """
+    # Said even where it is Postgres' default: a role or a database may have another.
+    connection.execute(
+        text(
+            "SELECT set_config('statement_timeout', '0', true), set_config('lock_timeout', :wait, true), "
+            "set_config('idle_in_transaction_session_timeout', :idle, true)"
+        ),
+        {"wait": _milliseconds(seconds), "idle": _milliseconds(_IDLE_SECONDS)},
+    )
+
+
+def lock_tables(connection: Connection, seconds: float) -> None:
+    """Lock every table of Helix that is there, all of them within ``seconds``.
+
+    Raises:
+        TablesHeldError: Not all came free in time; the transaction has to end.
+    """
+    names = connection.execute(_EXISTING).scalars().all()
+    if not names:
+        return
+    try:
+        # The limit on a lock holds for each table anew, the limit on the statement for all together.
+        _limit_statement(connection, seconds)
+        connection.exec_driver_sql(f"LOCK TABLE {', '.join(names)} IN ACCESS EXCLUSIVE MODE")
+        _limit_statement(connection, 0.0)
+    except DBAPIError as error:
+        if getattr(error.orig, "sqlstate", None) not in _HELD:
+            raise
+        raise TablesHeldError from error
+
+
+def describe_holders(connection: Connection) -> str:
+    """Say which transactions hold the tables now, the oldest by name, and what to do about it."""
+    holders = connection.execute(_HOLDERS).all()
+    if not holders:
+        return "a transaction held its tables; it has ended since, or is a prepared one (pg_prepared_xacts); try again"
+    oldest = holders[0]
+    # Of other roles' sessions the server tells a role without pg_read_all_stats the name alone.
+    facts = [
+        redact(oldest.application_name),
+        oldest.state,
+        None if oldest.seconds is None else f"{oldest.seconds:.0f} s",
+    ]
+    known = ", ".join(fact for fact in facts if fact)
+    others = f", and {len(holders) - 1} more" if len(holders) > 1 else ""
+    return (
+        f"a transaction holds its tables: pid {oldest.pid}{f' ({known})' if known else ''}{others}; try again when it "
+        f"has ended, or end it on the server: SELECT pg_terminate_backend({oldest.pid})"
+    )
+
+
+def _limit_statement(connection: Connection, seconds: float) -> None:
+    connection.execute(text("SELECT set_config('statement_timeout', :limit, true)"), {"limit": _milliseconds(seconds)})
+
+
+def _milliseconds(seconds: float) -> str:
+    return str(round(1000 * seconds))
