@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from helix_jobs.bench.modes import Mode
     from helix_jobs.bench.plan import BenchPlan
-    from helix_jobs.engine.loading.model_loader import LoadedModels
+    from helix_jobs.engine.loaded_models import LoadedModels
     from helix_jobs.engine.model.decoder import Decoder
     from helix_jobs.engine.request import Request
     from helix_jobs.engine.speculation.depth.costs import CostProfile

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence as SequenceOf
 
     from helix_jobs.engine.config import CacheConfig, EngineConfig
-    from helix_jobs.engine.loading.model_loader import LoadedModel, LoadedModels
+    from helix_jobs.engine.loaded_models import LoadedModel, LoadedModels
     from helix_jobs.engine.protocol import EngineCounters
     from helix_jobs.engine.request import GenerationResult, Request
     from helix_jobs.engine.schedule.scheduler import Schedule

@@ -28,7 +28,7 @@ from helix_jobs.broker.publisher import (
     ping,
     read_queue_names,
 )
-from helix_jobs.engine.open_engine import device_name, load_engine
+from helix_jobs.engine.loading.open_engine import device_name, load_engine
 from helix_jobs.errors import HelixError
 from helix_jobs.locks import DeviceLock
 from helix_jobs.observability.rounds import Rounds

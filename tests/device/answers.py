@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from device_models import Shape
     from section import Check, Report
 
-    from helix_jobs.engine.loading.model_loader import LoadedModel
+    from helix_jobs.engine.loaded_models import LoadedModel
     from helix_jobs.engine.request import Request
 
 OFF = SpeculationConfig(depth=0)

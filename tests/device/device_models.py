@@ -15,7 +15,7 @@ from transformers.models.llama import modeling_llama  # noqa: F401  (before garb
 
 from helix_jobs.engine.config import CacheConfig, EngineConfig, SpeculationConfig
 from helix_jobs.engine.engine import Engine
-from helix_jobs.engine.loading.model_loader import LoadedModel, LoadedModels
+from helix_jobs.engine.loaded_models import LoadedModel, LoadedModels
 from helix_jobs.engine.loading.reproducible import make_draft_reproducible, make_reproducible
 from helix_jobs.engine.model.families import build_decoder
 from helix_jobs.engine.request import Request

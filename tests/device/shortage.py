@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from device_models import Shape
     from section import Check, Report
 
-    from helix_jobs.engine.loading.model_loader import LoadedModel
+    from helix_jobs.engine.loaded_models import LoadedModel
 
 # Steps under a shortage that lasts, and how many may fail in their second half: each trial that failed has to make the
 # next one rarer. Tried as often as at first, six would fail.

@@ -39,7 +39,7 @@ ARROWS = {
     "intake": {"values"},
     "results": {"intake", "storage"},
     "client": {"broker", "intake", "observability", "storage", "values"},
-    "worker": {"broker", "engine", "intake", "observability", "storage", "values"},
+    "worker": {"broker", "engine.loading", "intake", "observability", "storage", "values"},
     "doctor": {"broker", "client", "engine.devices", "engine.kernels", "engine.loading", "storage", "values", "worker"},
     "bench": {
         *("broker", "client", "engine", "intake", "results", "storage", "values"),
@@ -74,7 +74,6 @@ GOING = {
     ("cli", "helix_jobs"),
     ("broker", "worker"),
     ("client", "worker"),
-    ("engine", "engine.loading"),
     ("engine.devices", "engine.model"),
     ("engine.attention", "engine.kernels"),
     ("engine.attention", "engine.model"),
@@ -190,7 +189,8 @@ def test_a_room_imports_what_the_table_allows():
 
 
 def test_every_arrow_of_the_table_is_there():
-    assert not (TABLE | GOING) - arrows().keys()
+    gone = (TABLE | GOING) - arrows().keys()
+    assert not gone
 
 
 def test_arrows_run_one_way():

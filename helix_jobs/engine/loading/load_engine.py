@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from helix_jobs.engine.loading.model_loader import LoadedModel, LoadedModels
+    from helix_jobs.engine.loaded_models import LoadedModel, LoadedModels
     from helix_jobs.settings import Settings
 
 logger = logging.getLogger(__name__)

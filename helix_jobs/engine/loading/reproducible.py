@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from helix_jobs.engine.loading.model_loader import LoadedModel, LoadedModels
+    from helix_jobs.engine.loaded_models import LoadedModel, LoadedModels
     from helix_jobs.engine.model.decoder import Decoder
     from helix_jobs.engine.weights.linear import Linear
     from helix_jobs.engine.weights.product_trials import Shape, ShapeTrial

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from helix_jobs.engine.config import CacheConfig, EngineConfig
-    from helix_jobs.engine.loading.model_loader import LoadedModels
+    from helix_jobs.engine.loaded_models import LoadedModels
     from helix_jobs.engine.model.decoder import Decoder
     from helix_jobs.settings import Settings
 

@@ -13,11 +13,13 @@ from tiny_models import CPU, roughen, tiny_model, tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from helix_jobs.engine.loading.model_loader import LoadedModels, load_models
+from helix_jobs.engine.loading.model_loader import load_models
 from helix_jobs.engine.model.architecture import rope_type
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from helix_jobs.engine.loaded_models import LoadedModels
 
 
 def save_checkpoint(folder: Path, model: Any = None, tok: Any = None, **save: Any) -> Path:

@@ -11,7 +11,7 @@ from tiny_models import CPU, EOS, copy_of, loaded, roughen, tiny_model
 from helix_jobs.engine.config import CacheConfig, EngineConfig, SpeculationConfig
 from helix_jobs.engine.engine import Engine
 from helix_jobs.engine.kernels.cpu.kernels import load_kernels
-from helix_jobs.engine.loading.model_loader import LoadedModel, LoadedModels
+from helix_jobs.engine.loaded_models import LoadedModel, LoadedModels
 from helix_jobs.engine.model.families import build_decoder
 from helix_jobs.engine.model.runner import ModelRunner
 from helix_jobs.engine.weights.int8_linear import quantize

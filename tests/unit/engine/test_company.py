@@ -12,7 +12,7 @@ from native_models import DTYPES, compiled_decoder, compiled_engine, compiled_mo
 from tiny_models import PROMPT, VOCAB_SIZE, request
 
 from helix_jobs.engine.config import CacheConfig, SpeculationConfig
-from helix_jobs.engine.loading.model_loader import LoadedModel
+from helix_jobs.engine.loaded_models import LoadedModel
 from helix_jobs.engine.loading.reproducible import make_draft_reproducible, make_reproducible
 from helix_jobs.engine.model.runner import ModelRunner
 from helix_jobs.engine.model.step_layout import TokenSlice

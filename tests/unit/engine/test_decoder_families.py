@@ -23,7 +23,7 @@ from tiny_models import (
     tiny_model,
 )
 
-from helix_jobs.engine.loading.model_loader import LoadedModel
+from helix_jobs.engine.loaded_models import LoadedModel
 from helix_jobs.engine.model.architecture import SUPPORTED_MODEL_TYPES
 from helix_jobs.engine.model.families import build_decoder
 from helix_jobs.engine.weights.int8_linear import quantize

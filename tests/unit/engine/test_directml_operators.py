@@ -21,7 +21,8 @@ from tiny_models import ARCHITECTURES, VOCAB_SIZE, copy_of, request, tiny_model,
 from helix_jobs.engine.config import CacheConfig, EngineConfig, SpeculationConfig
 from helix_jobs.engine.devices.operator_checks import operator_checks, run_check
 from helix_jobs.engine.engine import Engine
-from helix_jobs.engine.loading.model_loader import LoadedModel, LoadedModels, get_device, load_models
+from helix_jobs.engine.loaded_models import LoadedModel, LoadedModels
+from helix_jobs.engine.loading.model_loader import get_device, load_models
 from helix_jobs.engine.model.families import build_decoder
 from helix_jobs.engine.model.kv_cache import PagedKVCache
 from helix_jobs.engine.model.runner import ModelRunner

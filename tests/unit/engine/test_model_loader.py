@@ -21,8 +21,9 @@ from tiny_models import (
 )
 from tokenizers import AddedToken
 
+from helix_jobs.engine.loaded_models import LoadedModel, LoadedModels
 from helix_jobs.engine.loading import model_loader
-from helix_jobs.engine.loading.model_loader import LoadedModel, LoadedModels, load_models
+from helix_jobs.engine.loading.model_loader import load_models
 from helix_jobs.engine.model.families import build_decoder
 from helix_jobs.engine.text.codec import prompt_encoder
 from helix_jobs.engine.text.prompt_encoder import PromptLimits

@@ -16,12 +16,14 @@ from helix_jobs.engine.config import CacheConfig, EngineConfig, SpeculationConfi
 from helix_jobs.engine.devices.devices import devices
 from helix_jobs.engine.engine import Engine
 from helix_jobs.engine.loading import checkpoint, model_loader, model_memory
-from helix_jobs.engine.loading.model_loader import LoadedModels, load_models
+from helix_jobs.engine.loading.model_loader import load_models
 from helix_jobs.engine.model import kv_cache
 from helix_jobs.errors import InsufficientMemoryError, ModelError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from helix_jobs.engine.loaded_models import LoadedModels
 
 CUDA = torch.device("cuda", 0)
 OUT_OF_MEMORY = RuntimeError("Could not allocate tensor with 99 bytes. There is not enough GPU video memory available!")

@@ -16,7 +16,7 @@ from helix_jobs.engine.kernels.cpu import build
 from helix_jobs.engine.kernels.cpu.build import build_library
 from helix_jobs.engine.kernels.cpu.int8_matrix import Int8Matrix
 from helix_jobs.engine.kernels.cpu.kernels import NativeKernels, load_kernels
-from helix_jobs.engine.loading.model_loader import LoadedModel
+from helix_jobs.engine.loaded_models import LoadedModel
 from helix_jobs.engine.model.activations import COMPILED_ACTIVATIONS
 from helix_jobs.engine.model.families import build_decoder
 from helix_jobs.engine.model.norms import RmsNorm

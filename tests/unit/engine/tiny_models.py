@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 
 from helix_jobs.engine.config import CacheConfig, EngineConfig, SpeculationConfig
 from helix_jobs.engine.engine import Engine
-from helix_jobs.engine.loading.model_loader import LoadedModel, LoadedModels
+from helix_jobs.engine.loaded_models import LoadedModel, LoadedModels
 from helix_jobs.engine.model.families import build_decoder
 from helix_jobs.engine.model.runner import ModelRunner
 from helix_jobs.engine.model.step_layout import TokenSlice
