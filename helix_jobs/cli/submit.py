@@ -252,9 +252,10 @@ def _run_locally(
         stack.callback(step.clear)
         try:
             from helix_jobs.client.local_worker import LocalWorker
+            from helix_jobs.worker.child import WorkerThread
 
             _tell_backlog(client, batch_id, console)
-            worker = stack.enter_context(LocalWorker(settings, on_progress=step.show))
+            worker = stack.enter_context(LocalWorker(settings, WorkerThread, on_progress=step.show))
         except (HelixError, OSError, KeyboardInterrupt):
             step.clear()
             # Whoever mends the cause types the same line again, and means these jobs once.

@@ -16,8 +16,8 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
 from helix_jobs.broker.embedded import EmbeddedBroker, Presence
-from helix_jobs.client.local_users import LocalUsers
 from helix_jobs.files import require_own_directory
+from helix_jobs.local_users import LOG_NAME, LocalUsers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -59,7 +59,7 @@ def home_files(home: Path) -> list[HomeFile]:
     """
     # A local worker that runs goes on writing to its log, whatever became of the name.
     is_written = (home / "local").is_dir() and LocalUsers(home).is_worker_there()
-    logs = "worker.log.*" if is_written else "worker.log*"
+    logs = f"{LOG_NAME}.*" if is_written else f"{LOG_NAME}*"
     found = [*_in(home, {logs: FileKind.LOG, ".*.partial": FileKind.LEFTOVER})]
     kernels = {"kernels-*": FileKind.KERNEL, "tmp*": FileKind.LEFTOVER, ".*.partial": FileKind.LEFTOVER}
     found += _in(home / "native", kernels)

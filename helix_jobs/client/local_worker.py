@@ -11,9 +11,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final, Self
 
 from helix_jobs import errors
-from helix_jobs.client.local_process import LOG_NAME, STOP_SECONDS, LocalProcess, LocalThread
-from helix_jobs.client.local_users import LocalUsers
+from helix_jobs.client.local_process import STOP_SECONDS, LocalProcess
 from helix_jobs.errors import DatabaseUnreachableError, DeviceInUseError, HelixError, HomeInUseError
+from helix_jobs.local_users import LOG_NAME, LocalUsers
 from helix_jobs.redis_url import MEMORY_URL
 from helix_jobs.storage.liveness import seems_alive
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from helix_jobs.client.local_process import Event
+    from helix_jobs.client.local_process import Event, StartedWorker
     from helix_jobs.settings import Settings
     from helix_jobs.storage.database import Database
 
@@ -46,6 +46,8 @@ class LocalWorker:
 
     Args:
         settings: The effective settings.
+        start_thread: Starts a worker on a thread of this process, for a broker that lives in its memory: the class
+            ``WorkerThread`` of the worker, of which a client knows nothing.
         on_progress: Told in one line what is being done, on entering and on leaving; called on the calling thread.
 
     Attributes:
@@ -53,11 +55,20 @@ class LocalWorker:
         log_path: Its log; None where it shares this process, or none was started.
     """
 
-    def __init__(self, settings: Settings, *, on_progress: Callable[[str], None] | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        start_thread: Callable[[Settings, Callable[[Event], None]], StartedWorker],
+        *,
+        on_progress: Callable[[str], None] | None = None,
+    ) -> None:
         self._settings = settings
+        self._start_thread = start_thread
+        # Windows has no embedded broker.
+        self._in_memory = settings.redis_url == MEMORY_URL or (sys.platform == "win32" and settings.redis_url is None)
         self._on_progress = on_progress or (lambda _: None)
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self._worker: LocalProcess | LocalThread | None = None
+        self._worker: StartedWorker | None = None
         self._users = LocalUsers(settings.make_home())
         self._opened: Database | None = None
         # What is being done about the worker that is not there; None while one is.
@@ -129,9 +140,8 @@ class LocalWorker:
 
     def _start(self) -> None:
         self._doing = self._doing if self._deaths else "starting a worker"
-        in_memory = self._settings.redis_url == MEMORY_URL
-        if in_memory or (sys.platform == "win32" and self._settings.redis_url is None):
-            self._worker = LocalThread(replace(self._settings, redis_url=MEMORY_URL), self._events.put)
+        if self._in_memory:
+            self._worker = self._start_thread(replace(self._settings, redis_url=MEMORY_URL), self._events.put)
         else:
             self.log_path = self._settings.make_home() / LOG_NAME
             self._worker = LocalProcess(self._settings, self.log_path, self._events.put)
@@ -214,7 +224,7 @@ class LocalWorker:
             if alone:
                 self._tell("stopping the worker")
             worker.leave(now=now)
-            if alone or isinstance(worker, LocalThread):
+            if alone or self._in_memory:
                 worker.wait_stopped()
         elif alone and not now and self._users.is_worker_there():
             self._wait_for_another_commands_worker()

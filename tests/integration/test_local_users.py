@@ -24,6 +24,7 @@ from helix_jobs.errors import HomeInUseError
 from helix_jobs.storage import store
 from helix_jobs.storage.process_identity import this_process
 from helix_jobs.storage.schema import workers
+from helix_jobs.worker.child import WorkerThread
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -72,7 +73,7 @@ def test_the_one_that_started_the_worker_may_leave_first(embedded_box: Box, numb
     box.settings = replace(box.settings, shutdown_grace=1.0)
     first = submit_local(box, "endless story")
     wait_until(lambda: worker_is_live(box.settings), "no worker")
-    with LocalWorker(box.settings) as second:
+    with LocalWorker(box.settings, WorkerThread) as second:
         assert not second.started
         first.send_signal(number)
         first.communicate(timeout=60)
@@ -86,7 +87,7 @@ def test_a_worker_that_is_killed_is_replaced_by_whoever_waits(embedded_box: Box)
     box = embedded_box
     first = submit_local(box, "endless story")
     wait_until(lambda: worker_is_live(box.settings), "no worker")
-    with LocalWorker(box.settings) as second:
+    with LocalWorker(box.settings, WorkerThread) as second:
         os.kill(first.pid, signal.SIGKILL)
         first.communicate()
         os.kill(box.worker_rows()[0].pid, signal.SIGKILL)
@@ -102,7 +103,7 @@ def test_a_worker_that_still_loads_is_waited_for(embedded_box: Box, monkeypatch:
     monkeypatch.setattr("helix_jobs.client.local_worker._DEVICE_RETRY_SECONDS", 0.1)
     threading.Timer(0.5, lambda: box.start_worker(ready=False)).start()
     told: list[str] = []
-    with LocalWorker(box.settings, on_progress=told.append):
+    with LocalWorker(box.settings, WorkerThread, on_progress=told.append):
         batch = box.submit("answered")
         box.wait_states(batch, succeeded=1)
 
@@ -115,13 +116,13 @@ def test_a_worker_of_another_database_under_the_same_home_is_told_of(
     monkeypatch.setattr("helix_jobs.client.local_worker.DEVICE_PATIENCE", 0.0)
     other = replace(box.settings, database_url=f"sqlite:///{box.settings.home / 'other.db'}")
     with (
-        LocalWorker(box.settings),
+        LocalWorker(box.settings, WorkerThread),
         pytest.raises(
             HomeInUseError,
             match="does not serve this database; wait if it still loads its models",
         ),
     ):
-        LocalWorker(other).__enter__()
+        LocalWorker(other, WorkerThread).__enter__()
     assert_nothing_is_left(box)
 
 
@@ -131,9 +132,9 @@ def test_a_local_worker_that_only_looked_dead_is_used(embedded_box: Box, monkeyp
     monkeypatch.setattr("helix_jobs.client.local_worker._DEVICE_RETRY_SECONDS", 0.1)
     looks = iter([False, False])  # before and after it may start one
     told: list[str] = []
-    with LocalWorker(box.settings), monkeypatch.context() as patch:
+    with LocalWorker(box.settings, WorkerThread), monkeypatch.context() as patch:
         patch.setattr("helix_jobs.client.local_worker._any_alive", lambda _: next(looks, True))
-        with LocalWorker(box.settings, on_progress=told.append):
+        with LocalWorker(box.settings, WorkerThread, on_progress=told.append):
             assert f"waiting for the local worker that already runs under {box.settings.home}" in told
             box.wait_states(box.submit("answered"), succeeded=1)
         assert len(box.worker_rows()) == 1
@@ -160,7 +161,7 @@ def test_an_old_heartbeat_is_no_worker(leftover: Box) -> None:
     with leftover.database().write() as c:
         c.execute(update(workers).values(heartbeat_at=datetime.now(UTC) - timedelta(days=20)))
     assert not worker_is_live(leftover.settings)
-    with LocalWorker(leftover.settings) as local:
+    with LocalWorker(leftover.settings, WorkerThread) as local:
         assert local.started
 
 

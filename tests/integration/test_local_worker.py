@@ -18,6 +18,7 @@ from helix_jobs.client.local_worker import LocalWorker, worker_is_live
 from helix_jobs.errors import BrokerUnreachableError, DeviceInUseError, HelixError
 from helix_jobs.observability.log_file import LOG_BYTES
 from helix_jobs.worker import process as worker
+from helix_jobs.worker.child import WorkerThread
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -37,11 +38,11 @@ def own_locks(short_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_worker_is_started_reports_and_is_stopped(embedded_box: Box) -> None:
     box = embedded_box
     batch = box.submit(*[f"word {i}" for i in range(40)])
-    with LocalWorker(box.settings) as local:
+    with LocalWorker(box.settings, WorkerThread) as local:
         assert local.started
         box.wait_states(batch, succeeded=40)
         local.check()
-        with LocalWorker(box.settings) as second:
+        with LocalWorker(box.settings, WorkerThread) as second:
             assert not second.started, "one runs already"
         batch = box.submit("still there")
         box.wait_states(batch, succeeded=1)
@@ -53,17 +54,16 @@ def test_a_worker_is_started_reports_and_is_stopped(embedded_box: Box) -> None:
 
 # It looks at its log as often as no test would wait for.
 IMPATIENT = """
-from helix_jobs.client import local_process
-from helix_jobs.worker import process as worker
-local_process._LOG_SECONDS = 0.1
-raise SystemExit(local_process.main())
+from helix_jobs.worker import child
+child._LOG_SECONDS = 0.1
+raise SystemExit(child.main())
 """
 
 
 def test_its_log_is_cut_while_it_works(embedded_box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local_process, "python_command", lambda *_: [sys.executable, "-P", "-c", IMPATIENT])
     box = embedded_box
-    with LocalWorker(box.settings) as local:
+    with LocalWorker(box.settings, WorkerThread) as local:
         box.wait_states(box.submit("before"), succeeded=1)
         log = local.log_path
         assert log is not None
@@ -86,7 +86,7 @@ def test_an_interrupt_hands_running_jobs_back(embedded_box: Box, monkeypatch: py
     batch = box.submit("endless story")
     with (  # noqa: PT012  (the interrupt comes out of the block, like a person's)
         pytest.raises(KeyboardInterrupt),
-        LocalWorker(replace(box.settings, shutdown_grace=3600.0)),
+        LocalWorker(replace(box.settings, shutdown_grace=3600.0), WorkerThread),
     ):
         box.wait_states(batch, running=1)
         raise KeyboardInterrupt
@@ -97,15 +97,15 @@ def test_an_interrupt_hands_running_jobs_back(embedded_box: Box, monkeypatch: py
 def test_its_errors_are_raised_here(embedded_box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
     box = embedded_box
     with pytest.raises(BrokerUnreachableError, match=r"127\.0\.0\.1:1"):
-        LocalWorker(replace(box.settings, redis_url="redis://127.0.0.1:1/0")).__enter__()
+        LocalWorker(replace(box.settings, redis_url="redis://127.0.0.1:1/0"), WorkerThread).__enter__()
     # Another home, the same device.
     monkeypatch.setattr("helix_jobs.client.local_worker.DEVICE_PATIENCE", 0.0)
     other = make_box(box.temporary / "other", box.temporary, redis_url=None, database_url=None)
     with (
-        LocalWorker(other.settings),
+        LocalWorker(other.settings, WorkerThread),
         pytest.raises(DeviceInUseError, match="does not serve this database; stop it, or set HELIX_DEVICE"),
     ):
-        LocalWorker(box.settings).__enter__()
+        LocalWorker(box.settings, WorkerThread).__enter__()
 
 
 def test_a_worker_that_dies_is_started_again(embedded_box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +113,7 @@ def test_a_worker_that_dies_is_started_again(embedded_box: Box, monkeypatch: pyt
     monkeypatch.setenv("HELIX_FAKE_DIE", "poison")
     batch = box.submit("poison", "fine")
     doings = set()
-    with LocalWorker(box.settings) as local:
+    with LocalWorker(box.settings, WorkerThread) as local:
 
         def ended() -> bool:
             doings.add(local.check())
@@ -128,7 +128,7 @@ def test_one_that_dies_again_and_again_is_given_up(embedded_box: Box, monkeypatc
     box = embedded_box
     monkeypatch.setenv("HELIX_FAKE_DIE", "poison")
     monkeypatch.setattr("helix_jobs.client.local_worker.MAX_DEATHS", 2)
-    with LocalWorker(box.settings) as local:
+    with LocalWorker(box.settings, WorkerThread) as local:
         box.submit("poison")
 
         def given_up() -> bool:
@@ -147,7 +147,8 @@ def test_it_stops_when_its_parent_is_killed(embedded_box: Box) -> None:
         "import time\n"
         "from helix_jobs.client.local_worker import LocalWorker\n"
         "from helix_jobs.settings import Settings\n"
-        "with LocalWorker(Settings.from_environment()):\n"
+        "from helix_jobs.worker.child import WorkerThread\n"
+        "with LocalWorker(Settings.from_environment(), WorkerThread):\n"
         "    time.sleep(600)\n"
     )
     parent = box.spawn(sys.executable, "-c", script)
@@ -165,7 +166,8 @@ def test_a_checkout_that_is_not_installed_serves_any_directory(embedded_box: Box
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
         "from helix_jobs.client.local_worker import LocalWorker\n"
         "from helix_jobs.settings import Settings\n"
-        "with LocalWorker(Settings.from_environment()) as local:\n"
+        "from helix_jobs.worker.child import WorkerThread\n"
+        "with LocalWorker(Settings.from_environment(), WorkerThread) as local:\n"
         "    print(local.started)\n"
     )
     clean = {name: value for name, value in box.environment.items() if name != "PYTHONPATH"}
@@ -207,7 +209,7 @@ def test_in_memory_everything_runs_in_this_process(embedded_box: Box) -> None:
     box = embedded_box
     settings = replace(box.settings, redis_url="memory://")
     batch = box.submit(*[f"word {i}" for i in range(40)])
-    with LocalWorker(settings) as local:
+    with LocalWorker(settings, WorkerThread) as local:
         assert local.started
         assert local.log_path is None
         box.wait_states(batch, succeeded=40)
@@ -235,6 +237,6 @@ def test_a_process_may_run_workers_of_several_installations_one_after_the_other(
     button.press()
     thread.join(30)
     assert codes == [0]
-    with LocalWorker(other.settings):
+    with LocalWorker(other.settings, WorkerThread):
         other.wait_states(batches[1], succeeded=1)
     other.close()

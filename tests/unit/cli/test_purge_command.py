@@ -10,8 +10,8 @@ import pytest
 
 from helix_jobs.cli import purge as command
 from helix_jobs.client import purge as rows
-from helix_jobs.client.local_users import LocalUsers
 from helix_jobs.client.purge import Outcome, Purged
+from helix_jobs.local_users import LocalUsers
 from helix_jobs.settings import Settings
 
 

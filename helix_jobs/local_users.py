@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 POLL_SECONDS: Final = 0.2
+# The log of the worker that they use, under HELIX_HOME.
+LOG_NAME: Final = "worker.log"
 
 
 class LocalUsers:

@@ -1,0 +1,137 @@
+"""Worker child: the worker behind ``submit --local``, run as a child process or on a thread of the command.
+
+The child is controlled through its pipes, which works the same on every system: it reports on its standard output, one
+JSON object a line. When its standard input ends, because its parent is done or was killed, it stops as soon as no other
+command uses it.
+"""
+
+from __future__ import annotations
+
+import _thread
+import json
+import logging
+import os
+import sys
+import threading
+from typing import TYPE_CHECKING, Any, Final
+
+from helix_jobs.errors import HelixError, HomeInUseError
+from helix_jobs.local_users import LOG_NAME, LocalUsers
+from helix_jobs.observability.log_file import cut_log
+from helix_jobs.periodic import Periodic
+from helix_jobs.settings import Settings
+from helix_jobs.worker.stop_button import StopButton, StopRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+logger = logging.getLogger(__name__)
+
+_LOG_SECONDS: Final = 30.0
+
+Event = dict[str, Any]
+
+
+class WorkerThread:
+    """A worker on a thread of this process, for a broker that lives in its memory.
+
+    Args:
+        settings: The effective settings.
+        emit: Told of progress, readiness, errors and the end; called on the worker's thread.
+    """
+
+    def __init__(self, settings: Settings, emit: Callable[[Event], None]) -> None:
+        self._button = StopButton()
+        self._thread = threading.Thread(target=self._run, args=(settings, emit), name="helix-local-worker", daemon=True)
+        self._thread.start()
+
+    def leave(self, *, now: bool) -> None:
+        """Press the button; nobody else uses a worker of this process."""
+        for _ in range(2 if now else 1):
+            self._button.press(StopRequest.INTERRUPT)
+
+    def wait_stopped(self) -> None:
+        """Wait until it has stopped."""
+        self._thread.join()
+
+    def _run(self, settings: Settings, emit: Callable[[Event], None]) -> None:
+        code = _run_reporting(settings, self._button, emit, handle_signals=False)
+        emit({"event": "ended", "code": code})
+
+
+def main() -> int:
+    """Run a worker until standard input has ended and no command uses it; return the exit code."""
+    from helix_jobs.observability.logging import configure_logging
+
+    settings = Settings.from_environment()
+    configure_logging(settings.log_level, settings.log_format)
+    button = StopButton()
+    home = settings.make_home()
+    users = LocalUsers(home)
+    # It does not block: a worker of another database holds the lock until the last command under this home leaves, and
+    # the parent of this child is one of them.
+    if not users.worker.acquire():
+        error = HomeInUseError(f"another local worker already runs under {home}; end the commands that use it")
+        _report(_as_event(error))
+        return error.exit_code
+    log = home / LOG_NAME
+    Periodic("helix-log", lambda: cut_log(log, sys.stderr.fileno()), _LOG_SECONDS).start()
+    threading.Thread(target=_watch_parent, args=(users, button), name="helix-parent", daemon=True).start()
+    return _run_reporting(settings, button, _report, handle_signals=True)
+
+
+def _watch_parent(users: LocalUsers, button: StopButton) -> None:
+    """Press the button when the parent has closed standard input and no other command uses this worker."""
+    presses = 1
+    for line in sys.stdin:
+        if line.strip() == "now":
+            presses = 2
+    users.close_behind_the_last()
+    for _ in range(presses):
+        button.press(StopRequest.INTERRUPT)
+    if not button.armed:
+        # Nobody reads the button while the models load.
+        _thread.interrupt_main()
+
+
+def _run_reporting(
+    settings: Settings, button: StopButton, emit: Callable[[Event], None], *, handle_signals: bool
+) -> int:
+    """Run a worker; report progress, readiness and errors as events."""
+    # Late: a command that starts a child process needs nothing of what a worker consists of.
+    from helix_jobs.worker.process import run_worker
+
+    try:
+        return run_worker(
+            settings,
+            on_progress=lambda line: emit({"event": "progress", "message": line}),
+            on_ready=lambda _: emit({"event": "ready"}),
+            stop=button,
+            handle_signals=handle_signals,
+        )
+    except HelixError as error:
+        emit(_as_event(error))
+        return error.exit_code
+    except Exception as error:
+        logger.exception("the worker failed")
+        # Only its kind: an error of a library may quote anything.
+        emit({"event": "error", "kind": "HelixError", "message": f"the worker failed: {type(error).__name__}"})
+        return 1
+
+
+def _as_event(error: HelixError) -> Event:
+    return {"event": "error", "kind": type(error).__name__, "message": str(error)}
+
+
+def _report(event: Event) -> None:
+    """Tell the parent, as one line."""
+    try:
+        sys.stdout.write(f"{json.dumps(event)}\n")
+        sys.stdout.flush()
+    except OSError:
+        # The parent has gone; another command may still use this worker. What is in the buffer must go somewhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
