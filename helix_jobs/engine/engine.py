@@ -297,6 +297,7 @@ class Engine:
             return
         self._account(schedule, outcome)
         self._quarantine(outcome.not_finite)
+        self._step.learn(outcome)
         self._recovery.recall_suspects()
 
     def _account(self, schedule: Schedule, outcome: StepOutcome) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence as SequenceOf
 
     from helix_jobs.engine.model.runner import ModelRunner
-    from helix_jobs.engine.schedule.scheduler import Schedule
+    from helix_jobs.engine.schedule.scheduler import Decode, Schedule
     from helix_jobs.engine.schedule.sequence import Sequence
     from helix_jobs.engine.speculation.speculator import Speculation, Speculator
     from helix_jobs.engine.speculation.target_pass import Download, Emitter
@@ -37,6 +37,25 @@ class Emission:
 
 
 @dataclass(frozen=True, slots=True)
+class Lesson:
+    """What the drafters and the depth controller can learn from a step.
+
+    Attributes:
+        decodes: The sequences that decoded.
+        speculation: Their drafts.
+        num_accepted: One per decode: the accepted draft tokens, None without a verdict.
+        num_tokens: Tokens the target computed.
+        seconds: What the step took; None where that is not known, as the device was busy with another.
+    """
+
+    decodes: tuple[Decode, ...]
+    speculation: Speculation
+    num_accepted: tuple[int | None, ...]
+    num_tokens: int
+    seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class StepOutcome:
     """What a step did.
 
@@ -49,6 +68,7 @@ class StepOutcome:
         target_seconds: Time of the target's pass. Where the device works asynchronously, up to its start only.
         attention_seconds: The part of it spent in attention.
         verify_seconds: Time of verification and commit, and of waiting for an asynchronous device.
+        lesson: For ``SpeculativeStep.learn``.
     """
 
     emissions: tuple[Emission, ...]
@@ -58,6 +78,7 @@ class StepOutcome:
     target_seconds: float
     attention_seconds: float
     verify_seconds: float
+    lesson: Lesson
 
 
 class SpeculativeStep:
@@ -97,10 +118,16 @@ class SpeculativeStep:
         # A step without logits is only started: an asynchronous device computes it while the next one is planned.
         self._is_idle = scores.logits is not None or self._target.is_synchronous
         has_own_time = self._is_idle and (is_idle or speculation.has_waited)
-        if self._learns:
-            seconds = time.perf_counter() - started - speculation.draft_seconds
-            self._learn(schedule, speculation, verdicts, scores.num_tokens, seconds if has_own_time else None)
         ended = time.perf_counter()
+        # The decodes are the first emitters.
+        decided = verdicts[: len(schedule.decodes)]
+        lesson = Lesson(
+            decodes=schedule.decodes,
+            speculation=speculation,
+            num_accepted=tuple(None if verdict is None else verdict.num_accepted for verdict in decided),
+            num_tokens=scores.num_tokens,
+            seconds=ended - started - speculation.draft_seconds if has_own_time else None,
+        )
         return StepOutcome(
             emissions=emissions,
             not_finite=not_finite,
@@ -109,7 +136,22 @@ class SpeculativeStep:
             target_seconds=scored - drafted,
             attention_seconds=self._target.take_attention_seconds(),
             verify_seconds=ended - scored,
+            lesson=lesson,
         )
+
+    def learn(self, outcome: StepOutcome) -> None:
+        """Learn costs and acceptance from a step whose outcome has been dealt with.
+
+        Learning only affects speed. The step is committed by now, so a failure is logged, and nothing is learned from
+        then on.
+        """
+        if not self._learns:
+            return
+        try:
+            self._speculator.learn(outcome.lesson)
+        except Exception:
+            logger.exception("learning from a step failed; costs and acceptance stay as they are")
+            self._learns = False
 
     def clear_blocks(self, blocks: SequenceOf[int]) -> None:
         """Set cache blocks of target and draft back to zero."""
@@ -166,28 +208,6 @@ class SpeculativeStep:
         for position, row in enumerate(emitter.rows):
             seen = [*output_ids, *emitter.draft.token_ids[:position]]
             host[row] = apply_penalties(host[row], sequence.params, prompt_ids, seen)
-
-    def _learn(
-        self,
-        schedule: Schedule,
-        speculation: Speculation,
-        verdicts: list[Verdict | None],
-        num_tokens: int,
-        seconds: float | None,
-    ) -> None:
-        """Learn from a step that took ``seconds``, or nobody knows. The decodes are the first emitters.
-
-        The step is committed by now, so a fault in here is none of the step: it ends the learning.
-        """
-        decided = verdicts[: len(schedule.decodes)]
-        accepted = [None if verdict is None else verdict.num_accepted for verdict in decided]
-        try:
-            self._speculator.learn(schedule, speculation, accepted)
-            if seconds is not None:
-                self._speculator.learn_cost(speculation, num_tokens, len(schedule.decodes), seconds)
-        except Exception:
-            logger.exception("learning from a step failed; costs and acceptance stay as they are")
-            self._learns = False
 
     def _commit(
         self, schedule: Schedule, emitters: list[Emitter], verdicts: list[Verdict | None]

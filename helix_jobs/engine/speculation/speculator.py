@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from helix_jobs.engine.speculation.depth.costs import CostProfile
     from helix_jobs.engine.speculation.drafters.awaited_drafts import AwaitedDrafts
     from helix_jobs.engine.speculation.drafters.lookup import LookupMatch
+    from helix_jobs.engine.speculation.speculative import Lesson
 
 # With a fixed depth a looked-up draft replaces the model's from so many matching tokens on. Not its confidence decides:
 # that is learned from the company, and a seeded output must not depend on it.
@@ -174,33 +175,19 @@ class Speculator:
         drafts = tuple(next(made) if draft.num_awaited else draft for draft in speculation.proposal.drafts)
         return replace(speculation, proposal=Proposal(drafts))
 
-    def learn(self, schedule: Schedule, speculation: Speculation, num_accepted: SequenceOf[int | None]) -> None:
-        """Learn from the verdicts: per decode the accepted draft tokens, None where there was no verdict."""
-        triples = zip(schedule.decodes, speculation.proposal.drafts, speculation.matches, strict=True)
-        for (decode, draft, match), accepted in zip(triples, num_accepted, strict=True):
+    def learn(self, lesson: Lesson) -> None:
+        """Learn what verification made of a step's drafts and, where it is known, what the step took."""
+        speculation = lesson.speculation
+        drafted = zip(lesson.decodes, speculation.proposal.drafts, speculation.matches, strict=True)
+        for (decode, draft, match), accepted in zip(drafted, lesson.num_accepted, strict=True):
             if accepted is None or not draft.token_ids:
                 continue
             if match is not NO_MATCH and self._lookup is not None:
                 self._lookup.observe(decode.sequence, match, len(draft.token_ids), accepted)
             elif self._controller is not None:
                 self._controller.observe_acceptance(decode.sequence.request_id, len(draft.token_ids), accepted)
-
-    def learn_cost(self, speculation: Speculation, num_tokens: int, num_decodes: int, seconds: float) -> None:
-        """Learn what a step took.
-
-        Args:
-            speculation: Its drafts.
-            num_tokens: Packed tokens of the target's pass.
-            num_decodes: Sequences that decoded.
-            seconds: Its time, that of drafting excluded unless the drafts were awaited.
-        """
-        if self._costs is None:
-            return
-        if speculation.awaited is None:
-            self._costs.observe_target(num_tokens, seconds, sequences=num_decodes)
-        else:
-            passes = [one.plan.num_tokens for one in speculation.awaited.passes]
-            self._costs.observe_together(num_tokens, passes, seconds, sequences=num_decodes)
+        if self._costs is not None and lesson.seconds is not None:
+            self._learn_cost(self._costs, lesson, lesson.seconds)
 
     def forget(self, sequence: Sequence) -> None:
         """A sequence has ended: keep what others can use of it."""
@@ -218,6 +205,15 @@ class Speculator:
         """Set cache blocks of the draft model back to zero."""
         if self._model is not None:
             self._model.clear_blocks(blocks)
+
+    @staticmethod
+    def _learn_cost(costs: StepCosts, lesson: Lesson, seconds: float) -> None:
+        awaited = lesson.speculation.awaited
+        if awaited is None:
+            costs.observe_target(lesson.num_tokens, seconds, sequences=len(lesson.decodes))
+        else:
+            passes = [one.plan.num_tokens for one in awaited.passes]
+            costs.observe_together(lesson.num_tokens, passes, seconds, sequences=len(lesson.decodes))
 
     def _ceiling(self, decode: Decode) -> int:
         """An adaptive depth depends on the company, and a sampled output on the depth: a seed asks for neither."""

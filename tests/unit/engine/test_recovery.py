@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import random
 
 import pytest
 import torch
 from simulated_directml import DIRECTML, SimulatedDirectml
-from tiny_models import VOCAB_SIZE, reference_greedy, request, tiny_engine, tiny_model
+from tiny_models import VOCAB_SIZE, loaded, reference_greedy, request, tiny_engine, tiny_model
 
 from helix_jobs.engine import recovery
+from helix_jobs.engine.config import CacheConfig, EngineConfig
 from helix_jobs.engine.devices.devices import check_alive, is_out_of_memory
+from helix_jobs.engine.engine import Engine
 from helix_jobs.engine.request import FinishReason
 from helix_jobs.engine.schedule.back_off import BackOff
+from helix_jobs.engine.speculation.depth.costs import CostProfile
 from helix_jobs.engine.speculation.speculative import SpeculativeStep
 from helix_jobs.errors import EngineBrokenError, OutOfMemoryError
 
@@ -258,6 +262,54 @@ def test_a_fault_in_learning_is_no_fault_of_the_step(monkeypatch, caplog):
     assert stop not in result.output_text
     assert engine.counters().completion_tokens == result.completion_tokens
     assert caplog.text.count("learning from a step failed") == 1
+
+
+def test_a_step_s_outcome_is_dealt_with_before_anything_is_learned_from_it(monkeypatch):
+    """So that no failure there can make a committed step look failed, whatever it raises and wherever."""
+    engine = tiny_engine(draft="same")
+    learn, seen = engine._speculator.learn, []
+
+    def watched(*args):
+        counters = engine.counters()
+        emitted = sum(len(emission.token_ids) for emission in engine.emitted)
+        seen.append((counters.steps, counters.completion_tokens, emitted))
+        learn(*args)
+
+    monkeypatch.setattr(engine._speculator, "learn", watched)
+    (result,) = engine.generate([request("a", [3, 4], max_tokens=12, ignore_eos=True)])
+    assert [steps for steps, _, _ in seen] == list(range(1, engine.counters().steps + 1))
+    totals = list(itertools.accumulate(emitted for _, _, emitted in seen))
+    assert [tokens for _, tokens, _ in seen] == totals
+    assert totals[-1] == result.completion_tokens
+
+
+@pytest.mark.parametrize("part", ["observe_target", "observe_acceptance"])
+def test_a_run_goes_on_without_what_its_learning_failed_on(monkeypatch, caplog, part):
+    model = tiny_model(seed=3)
+    texts = prompts(9)
+    engine = Engine(
+        loaded(model, "same"),
+        EngineConfig(max_batch_size=4),
+        CacheConfig(num_blocks=400, block_size=4),
+        CostProfile(target=((1, 0.01), (512, 0.011)), draft=((1, 0.0001), (512, 0.0002))),
+    )
+    failures = []
+
+    def fail(*_, **__):
+        failures.append(part)
+        raise MemoryError
+
+    owner = engine._speculator._costs if part == "observe_target" else engine._speculator._controller
+    monkeypatch.setattr(owner, part, fail)
+    results = engine.generate(request(str(i), p, max_tokens=12) for i, p in enumerate(texts))
+    assert [r.output_token_ids for r in results] == [reference_greedy(model, p, 12) for p in texts]
+    counters = engine.counters()
+    assert counters.completion_tokens == sum(r.completion_tokens for r in results)
+    assert counters.preemptions == 0
+    assert counters.draft_tokens > 0
+    assert len(failures) == 1
+    assert caplog.text.count("learning from a step failed") == 1
+    engine.check_integrity()
 
 
 def test_a_fault_in_forgetting_loses_no_result(monkeypatch):
