@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 from helix_jobs.storage import store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-
-    from sqlalchemy import Connection
 
     from helix_jobs.storage.database import Database
     from helix_jobs.storage.records import PublishableJob
@@ -54,10 +51,10 @@ def fill_broker(database: Database, publisher: Publisher, room: int, chunk: int)
             return
         # Publish, then mark: dying in between costs a duplicate message; the other order would lose one.
         publisher.publish(jobs)
-        database.transact(partial(_mark, [job.id for job in jobs]))
+        _mark(database, [job.id for job in jobs])
         room -= len(jobs)
         yield len(jobs)
 
 
-def _mark(ids: Sequence[int], connection: Connection) -> int:
-    return store.mark_published(connection, ids, datetime.now(UTC))
+def _mark(database: Database, ids: Sequence[int]) -> None:
+    database.transact(lambda connection: store.mark_published(connection, ids, datetime.now(UTC)))
