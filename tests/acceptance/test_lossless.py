@@ -15,9 +15,9 @@ from helix_jobs.engine.engine import Engine
 from helix_jobs.engine.loading.demo_model import ensure_demo_model
 from helix_jobs.engine.loading.load_engine import with_compiled_kernels
 from helix_jobs.engine.loading.model_loader import load_models
+from helix_jobs.engine.model.quantize import dequantize, is_fast
 from helix_jobs.engine.request import Request
 from helix_jobs.engine.sampling_params import SamplingParams
-from helix_jobs.engine.weights.int8_linear import dequantize, is_fast
 from helix_jobs.errors import ConfigurationError
 
 pytestmark = pytest.mark.demo

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import torch
 from device_models import loaded, make
 
+from helix_jobs.engine.attention.step_layout import TokenSlice
 from helix_jobs.engine.config import CacheConfig
 from helix_jobs.engine.devices.devices import free_memory
 from helix_jobs.engine.model.runner import ModelRunner
-from helix_jobs.engine.model.step_layout import TokenSlice
 
 if TYPE_CHECKING:
     from device_models import Shape

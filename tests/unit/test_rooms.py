@@ -54,14 +54,16 @@ ARROWS |= {
     "engine.schedule": {"values"},
     "engine.sampling": {"values"},
     "engine.text": {"engine.schedule", "values"},
-    "engine.attention": set(),
+    "engine.attention": {"engine.devices", "values"},
     "engine.kernels": set(),
-    "engine.weights": {"engine.devices"},
+    "engine.weights": set(),
     "engine.model": {"engine.devices", "values"},
-    "engine.speculation": {"engine.devices", "engine.model", "engine.sampling", "engine.schedule", "values"},
+    "engine.speculation": {
+        *("engine.attention", "engine.devices", "engine.model", "engine.sampling", "engine.schedule", "values"),
+    },
     "engine.loading": {
-        *("engine.devices", "engine.kernels", "engine.model", "engine.speculation", "engine.text", "engine.weights"),
-        *("engine", "values"),
+        *("engine.attention", "engine.devices", "engine.kernels", "engine.model", "engine.speculation", "engine.text"),
+        *("engine.weights", "engine", "values"),
     },
     "engine": {
         *("engine.devices", "engine.model", "engine.schedule", "engine.speculation", "engine.text", "values"),
@@ -74,7 +76,6 @@ GOING = {
     ("bench", "helix_jobs"),
     ("cli", "helix_jobs"),
     ("broker", "worker"),
-    ("engine.devices", "engine.model"),
     ("engine.attention", "engine.kernels"),
     ("engine.attention", "engine.model"),
     ("engine.kernels", "engine.attention"),
@@ -84,7 +85,6 @@ GOING = {
     ("engine.model", "engine.kernels"),
     ("engine.model", "engine.weights"),
     ("engine.weights", "engine.kernels"),
-    ("engine.weights", "engine.model"),
 }
 # Libraries that only these rooms import, wherever in a module; "engine" stands for all of the engine's rooms.
 LIBRARIES = {

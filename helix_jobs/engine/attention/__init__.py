@@ -1,1 +1,1 @@
-"""Attention: queries against the paged cache of keys and values."""
+"""Attention: how the tokens of a step are packed, the paged cache of keys and values, and who attends to it."""

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
+    from helix_jobs.engine.attention.kv_cache import PagedKVCache
+    from helix_jobs.engine.attention.rotary import RotaryTable, Rotation
+    from helix_jobs.engine.attention.step_layout import AttentionGroup, StepLayout
     from helix_jobs.engine.kernels.cpu.kernels import NativeKernels
     from helix_jobs.engine.model.decoder import DecoderLayer
-    from helix_jobs.engine.model.kv_cache import PagedKVCache
-    from helix_jobs.engine.model.rotary import RotaryTable, Rotation
-    from helix_jobs.engine.model.step_layout import AttentionGroup, StepLayout
 
 
 class AttentionClock:

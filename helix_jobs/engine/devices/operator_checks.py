@@ -16,7 +16,7 @@ import torch
 from torch.nn import functional
 
 from helix_jobs.engine.devices.devices import DIRECTML_DEVICE_TYPE
-from helix_jobs.engine.model.kv_cache import row_writer
+from helix_jobs.engine.devices.row_writer import row_writer
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -18,8 +18,8 @@ from helix_jobs.engine.kernels.cpu.kernels import load_kernels
 from helix_jobs.engine.loading.model_loader import INT8, get_device, load_models
 from helix_jobs.engine.loading.reproducible import make_draft_reproducible, make_reproducible
 from helix_jobs.engine.loading.sizing import batch_limits, cache_config
+from helix_jobs.engine.model.quantize import dequantize, is_fast
 from helix_jobs.engine.speculation.depth.profile import CostProfileFile
-from helix_jobs.engine.weights.int8_linear import dequantize, is_fast
 from helix_jobs.errors import ConfigurationError
 
 if TYPE_CHECKING:

@@ -31,8 +31,8 @@ from helix_jobs.engine.loading.vocabulary import check_vocabularies, end_token_i
 from helix_jobs.engine.model.architecture import context_limits
 from helix_jobs.engine.model.families import build_decoder
 from helix_jobs.engine.model.placement import Float16OverflowError, Placement
+from helix_jobs.engine.model.quantize import quantize
 from helix_jobs.engine.text.prompt_encoder import PromptEncoder
-from helix_jobs.engine.weights.int8_linear import quantize
 from helix_jobs.errors import ConfigurationError, InsufficientMemoryError, ModelError, RequestError
 
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from helix_jobs.engine.devices.devices import describe_device
+from helix_jobs.engine.kernels.cpu.tiled_linear import TiledLinear
+from helix_jobs.engine.loading.product_trials import count_products, shape_of, slowdown, try_products
 from helix_jobs.engine.weights.linear import DenseLinear
-from helix_jobs.engine.weights.product_trials import count_products, shape_of, slowdown, try_products
 from helix_jobs.engine.weights.row_tiles import ANY_ROWS
-from helix_jobs.engine.weights.tiled_linear import TiledLinear
 from helix_jobs.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from helix_jobs.engine.loaded_models import LoadedModel, LoadedModels
+    from helix_jobs.engine.loading.product_trials import Shape, ShapeTrial
     from helix_jobs.engine.model.decoder import Decoder
     from helix_jobs.engine.weights.linear import Linear
-    from helix_jobs.engine.weights.product_trials import Shape, ShapeTrial
 
 logger = logging.getLogger(__name__)
 

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
+from helix_jobs.engine.attention.step_layout import TokenSlice
 from helix_jobs.engine.config import CacheConfig
 from helix_jobs.engine.model.runner import ModelRunner
-from helix_jobs.engine.model.step_layout import TokenSlice
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -1,1 +1,1 @@
-"""Model: one decoder for all supported families, the layout of a step, and the paged cache of keys and values."""
+"""Model: one decoder for all supported families, its layers, and the runner that plans and runs its passes."""

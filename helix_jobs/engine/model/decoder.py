@@ -8,12 +8,13 @@ work on padding, and no operator that a device lacks.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import torch
 from torch.nn import functional
 
 from helix_jobs.engine.attention.dense import attend, attend_natively
+from helix_jobs.engine.devices.shape_sizes import padded_rows
 from helix_jobs.engine.kernels.cpu.int8_decoder import NativeInt8Decoder
 from helix_jobs.engine.model.activations import COMPILED_ACTIVATIONS
 from helix_jobs.engine.model.norms import RmsNorm
@@ -23,19 +24,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from helix_jobs.engine.attention.dense import AttentionClock
+    from helix_jobs.engine.attention.kv_cache import CacheGeometry, PagedKVCache
+    from helix_jobs.engine.attention.rotary import RotaryTable
+    from helix_jobs.engine.attention.step_layout import StepLayout
     from helix_jobs.engine.kernels.cpu.kernels import NativeKernels
-    from helix_jobs.engine.model.kv_cache import CacheGeometry, PagedKVCache
     from helix_jobs.engine.model.norms import Norm
-    from helix_jobs.engine.model.rotary import RotaryTable
-    from helix_jobs.engine.model.step_layout import StepLayout
     from helix_jobs.engine.weights.linear import Linear
-
-
-# Up to so many rows, multiples of so many.
-_ROW_MULTIPLES: Final = ((16, 1), (64, 4), (256, 16), (1024, 32))
-_LARGEST_MULTIPLE: Final = 128
-# ``padded_rows`` never adds more.
-MAX_PADDING: Final = _LARGEST_MULTIPLE - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,24 +217,6 @@ class Decoder:
             return self.activation(inner)
         gate, up = inner.chunk(2, dim=-1)
         return self.activation(gate) * up
-
-
-def padded_rows(num_rows: int) -> int:
-    """The number of rows that matrix products are asked for when ``num_rows`` are wanted.
-
-    Kernels are made and kept by shape: on a CPU each number of rows costs oneDNN some milliseconds at first sight and
-    megabytes for good, on DirectML even more. Trade-off: up to a fifth of the rows may be padding in small steps, less
-    in large ones; in return there are some eighty shapes, not thousands.
-
-    One row alone is never multiplied: matrix times vector is another kernel, which rounds otherwise, and an answer in
-    bfloat16 would depend on whether others were in the batch.
-    """
-    if num_rows == 1:
-        return 2
-    for limit, multiple in _ROW_MULTIPLES:
-        if num_rows <= limit:
-            return -(-num_rows // multiple) * multiple
-    return -(-num_rows // _LARGEST_MULTIPLE) * _LARGEST_MULTIPLE
 
 
 def _pad(rows: torch.Tensor, count: int) -> torch.Tensor:

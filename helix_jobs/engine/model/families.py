@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import nn
 
+from helix_jobs.engine.attention.kv_cache import CacheGeometry
+from helix_jobs.engine.attention.rotary import RotaryTable
 from helix_jobs.engine.model.activations import ACTIVATIONS, activation_name
 from helix_jobs.engine.model.decoder import Decoder, DecoderLayer
-from helix_jobs.engine.model.kv_cache import CacheGeometry
 from helix_jobs.engine.model.norms import LayerNorm, RmsNorm
 from helix_jobs.engine.model.placement import Placement
-from helix_jobs.engine.model.rotary import RotaryTable
 from helix_jobs.engine.weights.linear import DenseLinear
 
 if TYPE_CHECKING:

@@ -9,11 +9,10 @@ import numpy as np
 import torch
 
 from helix_jobs.engine.attention.dense import AttentionClock
+from helix_jobs.engine.attention.kv_cache import PagedKVCache
+from helix_jobs.engine.attention.step_plan import plan_step
 from helix_jobs.engine.devices.devices import compiles_each_shape, has_dear_waits
-from helix_jobs.engine.model.decoder import padded_rows
-from helix_jobs.engine.model.kv_cache import PagedKVCache
-from helix_jobs.engine.model.shape_sizes import token_size
-from helix_jobs.engine.model.step_plan import plan_step
+from helix_jobs.engine.devices.shape_sizes import padded_rows, token_size
 from helix_jobs.engine.model.upload import upload
 
 if TYPE_CHECKING:
@@ -21,10 +20,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from helix_jobs.engine.attention.step_layout import StepLayout, TokenSlice
+    from helix_jobs.engine.attention.step_plan import StepPlan
     from helix_jobs.engine.config import CacheConfig
     from helix_jobs.engine.model.decoder import Decoder
-    from helix_jobs.engine.model.step_layout import StepLayout, TokenSlice
-    from helix_jobs.engine.model.step_plan import StepPlan
 
     IntArray = NDArray[np.int64]
 

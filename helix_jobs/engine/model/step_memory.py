@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from helix_jobs.engine.attention.step_plan import MAX_GATHERED_ELEMENTS, MAX_GROUP_SCORES
 from helix_jobs.engine.config import DEFAULT_BLOCK_SIZE
 from helix_jobs.engine.devices.devices import compiles_each_shape
-from helix_jobs.engine.model.shape_sizes import power_size, query_size, row_size
-from helix_jobs.engine.model.step_plan import MAX_GATHERED_ELEMENTS, MAX_GROUP_SCORES
+from helix_jobs.engine.devices.shape_sizes import power_size, query_size, row_size
 
 if TYPE_CHECKING:
     from helix_jobs.engine.config import EngineConfig

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from helix_jobs.engine.devices.devices import compiles_each_shape
-from helix_jobs.engine.model.shape_sizes import power_size
+from helix_jobs.engine.devices.shape_sizes import power_size
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from helix_jobs.engine.model.shape_sizes import token_size
-from helix_jobs.engine.model.step_layout import TokenSlice
+from helix_jobs.engine.attention.step_layout import TokenSlice
+from helix_jobs.engine.devices.shape_sizes import token_size
 from helix_jobs.engine.speculation.drafters.protocol import NO_DRAFT_TOKENS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence as SequenceOf
 
+    from helix_jobs.engine.attention.step_plan import StepPlan
     from helix_jobs.engine.model.runner import ModelRunner
-    from helix_jobs.engine.model.step_plan import StepPlan
     from helix_jobs.engine.schedule.scheduler import Schedule
     from helix_jobs.engine.schedule.sequence import Sequence
     from helix_jobs.engine.speculation.drafters.awaited_drafts import AwaitedDrafts

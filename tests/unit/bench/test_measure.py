@@ -14,9 +14,9 @@ from helix_jobs.bench.floor import matrix_product_floor
 from helix_jobs.bench.machine import Machine, peak_device_memory
 from helix_jobs.bench.measure import measure
 from helix_jobs.engine.model.families import build_decoder
+from helix_jobs.engine.model.quantize import quantize
 from helix_jobs.engine.protocol import EngineCounters
 from helix_jobs.engine.request import FinishReason, GenerationResult
-from helix_jobs.engine.weights.int8_linear import quantize
 
 CPU = torch.device("cpu")
 PROMPTS = [[5, 9, 2, 7, 3], [4, 4, 8], [11, 3, 6, 2, 9, 10, 5, 12], [7, 8]]

@@ -13,8 +13,8 @@ from helix_jobs.engine.engine import Engine
 from helix_jobs.engine.kernels.cpu.kernels import load_kernels
 from helix_jobs.engine.loaded_models import LoadedModel, LoadedModels
 from helix_jobs.engine.model.families import build_decoder
+from helix_jobs.engine.model.quantize import quantize
 from helix_jobs.engine.model.runner import ModelRunner
-from helix_jobs.engine.weights.int8_linear import quantize
 
 if TYPE_CHECKING:
     from pathlib import Path

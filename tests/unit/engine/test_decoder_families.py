@@ -26,7 +26,7 @@ from tiny_models import (
 from helix_jobs.engine.loaded_models import LoadedModel
 from helix_jobs.engine.model.architecture import SUPPORTED_MODEL_TYPES
 from helix_jobs.engine.model.families import build_decoder
-from helix_jobs.engine.weights.int8_linear import quantize
+from helix_jobs.engine.model.quantize import quantize
 
 if TYPE_CHECKING:
     from pathlib import Path

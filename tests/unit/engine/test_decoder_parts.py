@@ -9,8 +9,8 @@ import torch
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from helix_jobs.engine.attention.rotary import RotaryTable
 from helix_jobs.engine.model.norms import LayerNorm, RmsNorm
-from helix_jobs.engine.model.rotary import RotaryTable
 from helix_jobs.engine.weights import linear as linear_module
 from helix_jobs.engine.weights.linear import DenseLinear
 

@@ -18,13 +18,13 @@ from model_files import save_checkpoint
 from simulated_directml import DIRECTML, DirectmlTensor, SimulatedDirectml, built_on_device
 from tiny_models import ARCHITECTURES, VOCAB_SIZE, copy_of, request, tiny_model, tokenizer
 
+from helix_jobs.engine.attention.kv_cache import PagedKVCache
 from helix_jobs.engine.config import CacheConfig, EngineConfig, SpeculationConfig
 from helix_jobs.engine.devices.operator_checks import operator_checks, run_check
 from helix_jobs.engine.engine import Engine
 from helix_jobs.engine.loaded_models import LoadedModel, LoadedModels
 from helix_jobs.engine.loading.model_loader import get_device, load_models
 from helix_jobs.engine.model.families import build_decoder
-from helix_jobs.engine.model.kv_cache import PagedKVCache
 from helix_jobs.engine.model.runner import ModelRunner
 from helix_jobs.engine.speculation.depth.profile import measure_costs
 

@@ -10,13 +10,19 @@ from simulated_directml import SimulatedDirectml
 from test_directml_operators import draft_of, engine_of, loaded_on_device, loaded_on_host
 from tiny_models import request, tiny_model
 
+from helix_jobs.engine.attention import step_plan
+from helix_jobs.engine.attention.kv_cache import CacheGeometry
+from helix_jobs.engine.attention.step_layout import TokenSlice
+from helix_jobs.engine.attention.step_plan import plan_step
 from helix_jobs.engine.config import SpeculationConfig
-from helix_jobs.engine.model import step_plan
-from helix_jobs.engine.model.decoder import padded_rows
-from helix_jobs.engine.model.kv_cache import CacheGeometry
-from helix_jobs.engine.model.shape_sizes import largest_query_size, largest_row_size, query_size, row_size, token_size
-from helix_jobs.engine.model.step_layout import TokenSlice
-from helix_jobs.engine.model.step_plan import plan_step
+from helix_jobs.engine.devices.shape_sizes import (
+    largest_query_size,
+    largest_row_size,
+    padded_rows,
+    query_size,
+    row_size,
+    token_size,
+)
 from helix_jobs.engine.speculation.speculative import SpeculativeStep
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from helix_jobs.engine.schedule.sequence import Sequence
 from helix_jobs.engine.speculation.drafters.draft_model import DraftModelDrafter
 
 if TYPE_CHECKING:
-    from helix_jobs.engine.model.step_layout import TokenSlice
-    from helix_jobs.engine.model.step_plan import StepPlan
+    from helix_jobs.engine.attention.step_layout import TokenSlice
+    from helix_jobs.engine.attention.step_plan import StepPlan
 
 CACHE = CacheConfig(num_blocks=40, block_size=4)
 SHARED = [5, 9, 2, 30, 8, 8, 17, 3, 11, 4, 6, 21]

@@ -8,8 +8,9 @@ import torch
 from tiny_models import ARCHITECTURES, copy_of, decoder_logits, tiny_model
 
 from helix_jobs.engine.model.families import build_decoder
+from helix_jobs.engine.model.quantize import dequantize, quantize
 from helix_jobs.engine.weights import int8_linear
-from helix_jobs.engine.weights.int8_linear import Int8Linear, dequantize, quantize, quantize_rows
+from helix_jobs.engine.weights.int8_linear import Int8Linear, quantize_rows
 from helix_jobs.engine.weights.linear import DenseLinear
 from helix_jobs.errors import ConfigurationError
 

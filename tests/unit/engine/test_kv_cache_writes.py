@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from helix_jobs.engine.model.kv_cache import row_writer
+from helix_jobs.engine.devices.row_writer import row_writer
 
 
 class Operators(TorchDispatchMode):

@@ -12,12 +12,12 @@ from simulated_directml import DIRECTML, DirectmlTensor, SimulatedDirectml
 from tiny_models import CPU, copy_of, loaded, request, tiny_model
 from torch.utils._pytree import tree_leaves
 
+from helix_jobs.engine.attention import kv_cache
 from helix_jobs.engine.config import CacheConfig, EngineConfig, SpeculationConfig
 from helix_jobs.engine.devices.devices import devices
 from helix_jobs.engine.engine import Engine
 from helix_jobs.engine.loading import checkpoint, model_loader, model_memory
 from helix_jobs.engine.loading.model_loader import load_models
-from helix_jobs.engine.model import kv_cache
 from helix_jobs.errors import InsufficientMemoryError, ModelError
 
 if TYPE_CHECKING:

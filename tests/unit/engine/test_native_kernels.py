@@ -10,6 +10,7 @@ import pytest
 import torch
 from tiny_models import CPU, as_loaded, copy_of, loaded, reference_greedy, request, roughen, tiny_model
 
+from helix_jobs.engine.attention.step_layout import TokenSlice
 from helix_jobs.engine.config import CacheConfig, EngineConfig, SpeculationConfig
 from helix_jobs.engine.engine import Engine
 from helix_jobs.engine.kernels.cpu import build
@@ -20,9 +21,9 @@ from helix_jobs.engine.loaded_models import LoadedModel
 from helix_jobs.engine.model.activations import COMPILED_ACTIVATIONS
 from helix_jobs.engine.model.families import build_decoder
 from helix_jobs.engine.model.norms import RmsNorm
+from helix_jobs.engine.model.quantize import quantize
 from helix_jobs.engine.model.runner import ModelRunner
-from helix_jobs.engine.model.step_layout import TokenSlice
-from helix_jobs.engine.weights.int8_linear import Int8Linear, quantize
+from helix_jobs.engine.weights.int8_linear import Int8Linear
 from helix_jobs.engine.weights.linear import DenseLinear
 from helix_jobs.errors import ConfigurationError
 

@@ -12,9 +12,9 @@ from tiny_models import loaded as loaded_models
 from tiny_models import request, tiny_model
 
 from helix_jobs.engine.config import SpeculationConfig
+from helix_jobs.engine.loading.product_trials import TIMED_ROWS, ShapeTrial, slowdown
 from helix_jobs.engine.loading.reproducible import ACCEPTED_SLOWDOWN, make_reproducible
 from helix_jobs.engine.weights.linear import DenseLinear
-from helix_jobs.engine.weights.product_trials import TIMED_ROWS, ShapeTrial, slowdown
 from helix_jobs.engine.weights.rounding import TRIED_ROWS, cancelling_operands, rounding_classes
 from helix_jobs.engine.weights.row_tiles import ANY_ROWS, RowTiles, candidates
 from helix_jobs.errors import ConfigurationError
@@ -184,7 +184,7 @@ def test_a_trial_is_made_once_for_a_machine(compiled_folder, tmp_path, monkeypat
     def refuse(*_):
         pytest.fail("tried again")
 
-    monkeypatch.setattr("helix_jobs.engine.weights.product_trials.rounding_classes", refuse)
+    monkeypatch.setattr("helix_jobs.engine.loading.product_trials.rounding_classes", refuse)
     again = make_reproducible(models, "on", tmp_path)
     assert again.target.is_reproducible == first.target.is_reproducible
 
@@ -193,7 +193,7 @@ def test_a_home_that_moves_to_another_processor_is_tried_again(compiled_folder, 
     models = compiled_models(compiled_folder, torch.float32)
     make_reproducible(models, "on", tmp_path)
     monkeypatch.setattr(
-        "helix_jobs.engine.weights.product_trials.processor_features", lambda: "flags: another processor's"
+        "helix_jobs.engine.loading.product_trials.processor_features", lambda: "flags: another processor's"
     )
     make_reproducible(models, "on", tmp_path)
     assert len(list(tmp_path.glob("products-*.json"))) == 2
@@ -224,7 +224,7 @@ def test_a_damaged_file_is_made_again(compiled_folder, tmp_path, content):
 
 def test_products_that_round_by_place_are_refused_when_asked_for(compiled_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "helix_jobs.engine.weights.product_trials.rounding_classes", lambda *given: (None,) * len(given[2])
+        "helix_jobs.engine.loading.product_trials.rounding_classes", lambda *given: (None,) * len(given[2])
     )
     models = compiled_models(compiled_folder, torch.float32)
     assert not make_reproducible(models, "auto", tmp_path).target.is_reproducible

@@ -10,8 +10,9 @@ from tiny_models import copy_of, loaded, tiny_model
 from helix_jobs.engine.loaded_models import LoadedModel
 from helix_jobs.engine.loading.load_engine import without_slow_int8
 from helix_jobs.engine.model.families import build_decoder
+from helix_jobs.engine.model.quantize import quantize
 from helix_jobs.engine.weights import int8_linear
-from helix_jobs.engine.weights.int8_linear import Int8Linear, quantize
+from helix_jobs.engine.weights.int8_linear import Int8Linear
 
 
 def with_int8_draft(*, is_copy):

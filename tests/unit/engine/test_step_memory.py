@@ -10,15 +10,15 @@ from tiny_models import VOCAB_SIZE, copy_of, ragged_logits, reference_logits, ti
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from helix_jobs.engine.attention import step_plan
+from helix_jobs.engine.attention.kv_cache import CacheGeometry
+from helix_jobs.engine.attention.step_layout import TokenSlice
+from helix_jobs.engine.attention.step_plan import plan_step
 from helix_jobs.engine.config import DEFAULT_BLOCK_SIZE, CacheConfig, EngineConfig, SpeculationConfig
 from helix_jobs.engine.loading.cache_size import choose_cache
-from helix_jobs.engine.model import step_plan
 from helix_jobs.engine.model.families import build_decoder
-from helix_jobs.engine.model.kv_cache import CacheGeometry
 from helix_jobs.engine.model.runner import ModelRunner
-from helix_jobs.engine.model.step_layout import TokenSlice
 from helix_jobs.engine.model.step_memory import mask_elements, step_bytes
-from helix_jobs.engine.model.step_plan import plan_step
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,9 +6,9 @@ import pytest
 import torch
 from native_models import compiled_models
 
+from helix_jobs.engine.kernels.cpu.tiled_linear import TiledLinear
 from helix_jobs.engine.weights.linear import DenseLinear
 from helix_jobs.engine.weights.rounding import cancelling_operands, rounding_classes
-from helix_jobs.engine.weights.tiled_linear import TiledLinear
 
 COUNTS = (1, 2, 3, 7, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 191, 192, 193, 250)
 

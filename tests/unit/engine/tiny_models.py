@@ -11,15 +11,15 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from helix_jobs.engine.attention.step_layout import TokenSlice
 from helix_jobs.engine.config import CacheConfig, EngineConfig, SpeculationConfig
 from helix_jobs.engine.engine import Engine
 from helix_jobs.engine.loaded_models import LoadedModel, LoadedModels
 from helix_jobs.engine.model.families import build_decoder
+from helix_jobs.engine.model.quantize import quantize
 from helix_jobs.engine.model.runner import ModelRunner
-from helix_jobs.engine.model.step_layout import TokenSlice
 from helix_jobs.engine.request import Request
 from helix_jobs.engine.sampling_params import SamplingParams
-from helix_jobs.engine.weights.int8_linear import quantize
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -14,10 +14,10 @@ from helix_jobs.engine.weights.int8_linear import Int8Linear
 
 if TYPE_CHECKING:
     from helix_jobs.engine.attention.dense import AttentionClock
+    from helix_jobs.engine.attention.kv_cache import PagedKVCache
+    from helix_jobs.engine.attention.step_layout import StepLayout
     from helix_jobs.engine.kernels.cpu.kernels import NativeKernels
     from helix_jobs.engine.model.decoder import Decoder
-    from helix_jobs.engine.model.kv_cache import PagedKVCache
-    from helix_jobs.engine.model.step_layout import StepLayout
     from helix_jobs.engine.weights.linear import Linear
 
 # Trade-off: past so many tokens oneDNN's products, which reuse each weight for many tokens, are worth the calls between

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
+from helix_jobs.engine.attention.step_layout import TokenSlice
 from helix_jobs.engine.devices.kept_file import KeptFile
-from helix_jobs.engine.model.step_layout import TokenSlice
 from helix_jobs.engine.speculation.depth.costs import CostProfile
 
 if TYPE_CHECKING:

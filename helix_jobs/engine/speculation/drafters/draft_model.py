@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
-from helix_jobs.engine.model.shape_sizes import SMALL_STEP
-from helix_jobs.engine.model.step_layout import TokenSlice
+from helix_jobs.engine.attention.step_layout import TokenSlice
+from helix_jobs.engine.devices.shape_sizes import SMALL_STEP
 from helix_jobs.engine.sampling.random_numbers import Purpose, uniform
 from helix_jobs.engine.sampling.sampler import apply_penalties, processed_probs, sample
 from helix_jobs.engine.speculation.drafters.awaited_drafts import AwaitedDrafts

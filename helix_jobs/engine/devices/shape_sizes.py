@@ -1,8 +1,8 @@
-"""The few sizes that steps are padded to on a device that compiles each shape.
+"""The few sizes that steps are padded to: of matrix products everywhere, of all else on a device that compiles shapes.
 
-Trade-off: up to a half of the rows in the smallest steps is padding, a third in small ones, a fifth in large ones. Such
-a device spends a small step on reading weights and on starting operators, which padding adds nothing to, and a shape
-that it has not seen costs it far more.
+Trade-off, on such a device: up to a half of the rows in the smallest steps is padding, a third in small ones, a fifth
+in large ones. It spends a small step on reading weights and on starting operators, which padding adds nothing to, and a
+shape that it has not seen costs it far more.
 """
 
 from __future__ import annotations
@@ -13,9 +13,13 @@ from typing import Final
 _FEW_ROWS: Final = 8
 # Up to so many tokens the sizes are those of rows: a product of few rows takes as long as reading its weights.
 SMALL_STEP: Final = 64
-# Up to so many tokens four sizes double; then multiples, of which padding is less (``decoder.MAX_PADDING``).
+# Up to so many tokens four sizes double; then multiples, of which padding is less (``MAX_PADDING``).
 _MEDIUM_STEP: Final = 512
 _LARGE_MULTIPLE: Final = 128
+# Neither ``token_size`` nor ``padded_rows`` adds more.
+MAX_PADDING: Final = _LARGE_MULTIPLE - 1
+# Rows of a product: up to so many, multiples of so many; then of ``_LARGE_MULTIPLE``.
+_ROW_MULTIPLES: Final = ((16, 1), (64, 4), (256, 16), (1024, 32))
 # Up to so many queries the sizes are powers of two; then multiples.
 _FEW_QUERIES: Final = 16
 _QUERY_MULTIPLE: Final = 32
@@ -56,3 +60,21 @@ def largest_query_size(limit: int) -> int:
     if limit < _QUERY_MULTIPLE:
         return min(_FEW_QUERIES, 1 << (limit.bit_length() - 1))
     return limit - limit % _QUERY_MULTIPLE
+
+
+def padded_rows(num_rows: int) -> int:
+    """The number of rows that matrix products are asked for when ``num_rows`` are wanted.
+
+    Kernels are made and kept by shape: on a CPU each number of rows costs oneDNN some milliseconds at first sight and
+    megabytes for good, on DirectML even more. Trade-off: up to a fifth of the rows may be padding in small steps, less
+    in large ones; in return there are some eighty shapes, not thousands.
+
+    One row alone is never multiplied: matrix times vector is another kernel, which rounds otherwise, and an answer in
+    bfloat16 would depend on whether others were in the batch.
+    """
+    if num_rows == 1:
+        return 2
+    for limit, multiple in _ROW_MULTIPLES:
+        if num_rows <= limit:
+            return -(-num_rows // multiple) * multiple
+    return -(-num_rows // _LARGE_MULTIPLE) * _LARGE_MULTIPLE

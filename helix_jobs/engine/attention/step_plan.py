@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import torch
 
-from helix_jobs.engine.model.shape_sizes import largest_query_size, largest_row_size, query_size, row_size, token_size
-from helix_jobs.engine.model.step_layout import AttentionGroup, DirectSlices, StepLayout
+from helix_jobs.engine.attention.step_layout import AttentionGroup, DirectSlices, StepLayout
+from helix_jobs.engine.devices.shape_sizes import largest_query_size, largest_row_size, query_size, row_size, token_size
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
-    from helix_jobs.engine.model.kv_cache import CacheGeometry
-    from helix_jobs.engine.model.step_layout import TokenSlice
+    from helix_jobs.engine.attention.kv_cache import CacheGeometry
+    from helix_jobs.engine.attention.step_layout import TokenSlice
 
     IntArray = NDArray[np.int64]
 

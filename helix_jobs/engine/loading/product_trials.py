@@ -14,10 +14,10 @@ import torch
 from helix_jobs.engine.devices.devices import describe_device
 from helix_jobs.engine.devices.kept_file import KeptFile
 from helix_jobs.engine.kernels.cpu.build import processor_features
+from helix_jobs.engine.kernels.cpu.tiled_linear import TiledLinear
 from helix_jobs.engine.weights.linear import DenseLinear
 from helix_jobs.engine.weights.rounding import TRIED_ROWS, cancelling_operands, rounding_classes
 from helix_jobs.engine.weights.row_tiles import ANY_ROWS, RowTiles, candidates
-from helix_jobs.engine.weights.tiled_linear import TiledLinear
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -9,16 +9,15 @@ import numpy as np
 import torch
 
 from helix_jobs.engine.devices.devices import DIRECTML_DEVICE_TYPE, compiles_each_shape
-from helix_jobs.engine.model.decoder import MAX_PADDING
+from helix_jobs.engine.devices.row_writer import row_writer
+from helix_jobs.engine.devices.shape_sizes import MAX_PADDING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from transformers import PretrainedConfig
 
     from helix_jobs.engine.config import CacheConfig
-
-    RowWriter = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]
 
 # Blocks cleared at once: what clears memory must not need much of it.
 _CLEAR_CHUNK: Final = 64
@@ -120,27 +119,6 @@ class PagedKVCache:
         keys = self.keys[layer].index_select(0, rows).view(num_heads, -1, head_dim)
         values = self.values[layer].index_select(0, rows).view(num_heads, -1, head_dim)
         return keys, values
-
-
-def row_writer(device_type: str) -> RowWriter:
-    """How rows ``[n]``, each at most once, of a pool ``[rows, size]`` are set to ``[n, size]`` on such a device."""
-    if device_type == DIRECTML_DEVICE_TYPE:
-        return _scatter_rows
-    return _put_rows if device_type == "mps" else _copy_rows
-
-
-def _scatter_rows(pool: torch.Tensor, rows: torch.Tensor, new: torch.Tensor) -> None:
-    """DirectML has no ``index_copy`` kernel; its scatter needs unique rows, which these are."""
-    pool.scatter_(0, rows.unsqueeze(1).expand_as(new), new)
-
-
-def _put_rows(pool: torch.Tensor, rows: torch.Tensor, new: torch.Tensor) -> None:
-    """MPS has an ``index_copy`` kernel since torch 2.8 only, and until 2.13 it visits every element of the pool."""
-    pool.index_put_((rows,), new)
-
-
-def _copy_rows(pool: torch.Tensor, rows: torch.Tensor, new: torch.Tensor) -> None:
-    pool.index_copy_(0, rows, new)
 
 
 def _zeros(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
