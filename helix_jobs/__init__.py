@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from helix_jobs._version import __version__
+
 if TYPE_CHECKING:
     from helix_jobs.client.client import HelixClient
     from helix_jobs.engine.sampling_params import SamplingParams
 
 __all__ = ["HelixClient", "SamplingParams", "__version__"]
-__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401  (module attribute hook: PEP 562)

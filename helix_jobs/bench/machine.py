@@ -13,7 +13,7 @@ from typing import Final
 import psutil
 import torch
 
-from helix_jobs import __version__
+from helix_jobs._version import __version__
 from helix_jobs.bench.processor import cpu_name
 
 _PROC: Final = Path("/proc")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 
-from helix_jobs import __version__
+from helix_jobs._version import __version__
 from helix_jobs.cli.environment import misspelt_settings
 from helix_jobs.cli.interrupts import stoppable
 from helix_jobs.cli.streams import prepare_streams, require_output

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Final
 from sqlalchemy import Connection, Engine, NullPool, bindparam, create_engine, event, inspect, text
 from sqlalchemy.exc import DBAPIError
 
-import helix_jobs
 from helix_jobs.errors import DatabaseUnreachableError, SchemaVersionError
 from helix_jobs.files import touch_private
 from helix_jobs.storage.faults import describe_trouble
@@ -190,7 +189,7 @@ def migration_transaction(database: Database, patience: LockPatience = DEFAULT_P
 
 def migrations_folder() -> Path:
     """Where the scripts lie: inside an installed wheel, beside the package in a checkout."""
-    package = Path(helix_jobs.__file__).parent
+    package = Path(__file__).parents[1]
     installed = package / "_migrations"
     return installed if installed.is_dir() else package.parent / "migrations"
 

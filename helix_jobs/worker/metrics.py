@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
-from helix_jobs import __version__
+from helix_jobs._version import __version__
 from helix_jobs.errors import ConfigurationError
 from helix_jobs.worker.scrape_server import ScrapeServer
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import psutil
 from sqlalchemy import select, text
 
-from helix_jobs import __version__
+from helix_jobs._version import __version__
 from helix_jobs.bench.processor import cpu_name
 from helix_jobs.bench.queue.installation import Installation, tail
 from helix_jobs.bench.queue.probes import Sampler, Samples, broker_bytes, cpu_seconds, read_latencies
