@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Final
 from helix_jobs.errors import HelixError, HomeInUseError
 from helix_jobs.local_users import LOG_NAME, LocalUsers
 from helix_jobs.observability.log_file import cut_log
-from helix_jobs.periodic import Periodic
 from helix_jobs.settings import Settings
+from helix_jobs.worker.periodic import Periodic
 from helix_jobs.worker.stop_button import StopButton, StopRequest
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def main() -> int:
         _report(_as_event(error))
         return error.exit_code
     log = home / LOG_NAME
-    Periodic("helix-log", lambda: cut_log(log, sys.stderr.fileno()), _LOG_SECONDS).start()
+    Periodic("log", lambda: cut_log(log, sys.stderr.fileno()), _LOG_SECONDS).start()
     threading.Thread(target=_watch_parent, args=(users, button), name="helix-parent", daemon=True).start()
     return _run_reporting(settings, button, _report, handle_signals=True)
 

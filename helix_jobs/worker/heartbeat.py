@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
-from helix_jobs.complaint import Complaint
 from helix_jobs.errors import DatabaseReplacedError
-from helix_jobs.observability.rounds import Rounds
 from helix_jobs.storage import store
 from helix_jobs.storage.process_identity import this_process
 from helix_jobs.storage.store import NewWorker
+from helix_jobs.worker.periodic import Periodic
 from helix_jobs.worker.stranded_messages import StrandedMessages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from helix_jobs.engine.protocol import EngineInfo
+    from helix_jobs.observability.rounds import Rounds
     from helix_jobs.storage.database import Database
     from helix_jobs.worker.service import WorkerService
 
@@ -102,12 +101,11 @@ class Heartbeat:
         self._database = database
         self._worker = worker
         self._service = service
-        self._rounds = rounds or Rounds()
         self._stranded = stranded or StrandedMessages()
         self._on_replaced = on_replaced
         self._installation = installation
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._main, name="helix-heartbeat", daemon=True)
+        self._next_beat = 0.0
+        self._periodic = Periodic("heartbeat", self._beat_and_check, CHECK_SECONDS, rounds=rounds)
         self._unknown: frozenset[tuple[int, int]] = frozenset()
 
     def start(self) -> None:
@@ -118,13 +116,12 @@ class Heartbeat:
             DatabaseReplacedError: Another database has this name since the worker connected.
         """
         self._register()
-        self._thread.start()
+        self._next_beat = time.monotonic() + BEAT_SECONDS
+        self._periodic.start()
 
     def stop(self) -> None:
         """End the thread and note an orderly end; quiet if the database is away."""
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join()
+        self._periodic.stop(None)
         try:
             # In one transaction: of a worker that has stopped nobody takes the marks off.
             self._stranded.send_again(
@@ -172,20 +169,12 @@ class Heartbeat:
             self._compare(store.installation_id(c))
             store.register_worker(c, self._worker, datetime.now(UTC))
 
-    def _main(self) -> None:
-        next_beat = time.monotonic() + BEAT_SECONDS
-        complaint = Complaint(logger)
-        with self._rounds.watched("heartbeat") as came_round:
-            while not self._stop.wait(CHECK_SECONDS):
-                came_round()
-                try:
-                    if time.monotonic() >= next_beat:
-                        next_beat = time.monotonic() + BEAT_SECONDS
-                        self.beat()
-                    self.check_leases()
-                except DatabaseReplacedError as error:
-                    self._on_replaced(error)
-                except Exception as error:  # noqa: BLE001  (without this thread the worker looks dead)
-                    complaint.say(f"heartbeat failed, trying again: {error}")
-                else:
-                    complaint.end("the heartbeat goes on")
+    def _beat_and_check(self) -> None:
+        try:
+            if time.monotonic() >= self._next_beat:
+                self._next_beat = time.monotonic() + BEAT_SECONDS
+                self.beat()
+            self.check_leases()
+        except DatabaseReplacedError as error:
+            self._periodic.cease()
+            self._on_replaced(error)

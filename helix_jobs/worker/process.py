@@ -32,7 +32,6 @@ from helix_jobs.engine.loading.open_engine import device_name, load_engine
 from helix_jobs.errors import HelixError
 from helix_jobs.locks import DeviceLock
 from helix_jobs.observability.rounds import Rounds
-from helix_jobs.periodic import Periodic
 from helix_jobs.redaction import redact
 from helix_jobs.storage import store
 from helix_jobs.storage.database import Database, ensure_schema
@@ -46,6 +45,7 @@ from helix_jobs.worker.ending import EXIT_INTERRUPTED, WorkerEnding
 from helix_jobs.worker.figures import QueueReader, worker_figures
 from helix_jobs.worker.heartbeat import Heartbeat, worker_row
 from helix_jobs.worker.moot_messages import MootMessages
+from helix_jobs.worker.periodic import Periodic
 from helix_jobs.worker.reconciler import Reconciler
 from helix_jobs.worker.service import WorkerService
 from helix_jobs.worker.shared_broker import clear_stranded, leave_broker, revive_broker
@@ -239,12 +239,12 @@ class _Worker:
         )
         self._stack.callback(moot.close)
         duties = [
-            Periodic("helix-moot-messages", moot.look, moot_messages.LOOK_SECONDS),
-            Periodic("helix-device-lock", self._lock.keep, LOCK_CHECK_SECONDS),
-            Periodic("helix-postponed-jobs", self._service.send_postponed, POSTPONED_SECONDS),
+            Periodic("moot-messages", moot.look, moot_messages.LOOK_SECONDS),
+            Periodic("device-lock", self._lock.keep, LOCK_CHECK_SECONDS),
+            Periodic("postponed-jobs", self._service.send_postponed, POSTPONED_SECONDS),
         ]
         if self._embedded is not None:
-            duties.append(Periodic("helix-embedded-broker", self._keep_broker, BROKER_CHECK_SECONDS))
+            duties.append(Periodic("embedded-broker", self._keep_broker, BROKER_CHECK_SECONDS))
         self._stack.callback(heartbeat.stop)
         self._stack.callback(self._count_attempts)
         self._stack.callback(lambda: writer.close(ending.WRITER_SECONDS))

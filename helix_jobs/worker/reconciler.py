@@ -1,9 +1,9 @@
 """Reconciler: brings broker and leases back in line with the database, about once a second.
 
-It does four things, each decided by a pure function and persisted by one method:
+It does four things, each decided by a pure function (``judgement``) and persisted by one method:
 
 1. **Judge.** A worker whose heartbeat value has not changed for 30 s is lost; its leases are reclaimed. Silence is
-   measured on this process's monotonic clock, tick by tick (``observe``); clocks of two machines are never compared.
+   measured on this process's monotonic clock, tick by tick (``judgement.observe``).
 2. **Publish.** Keep up to a window of messages with the broker, most urgent first.
 3. **Republish** (``lost_messages``). Messages get lost (a broker restarts empty, a client dies between pop and
    record). When the broker has been empty for 30 s and jobs still count as published, their marks are taken off. So
@@ -23,36 +23,45 @@ second message for a job finds it claimed. Trade-off: no leader to elect and los
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Protocol
 
 from helix_jobs.broker.fill import WINDOW, Publisher, fill_broker
-from helix_jobs.complaint import Complaint
 from helix_jobs.errors import HelixError
-from helix_jobs.observability.rounds import Rounds
+from helix_jobs.observability.rounds import come_round
 from helix_jobs.storage import batch_changes, store
-from helix_jobs.storage.process_identity import is_gone
 from helix_jobs.worker.audit import AUDIT_SECONDS
+from helix_jobs.worker.judgement import (
+    Observation,
+    dead_predecessors,
+    lost_workers,
+    observe,
+    publish_room,
+)
 from helix_jobs.worker.lost_messages import LostMessages
+from helix_jobs.worker.periodic import Periodic
 from helix_jobs.worker.stranded_messages import StrandedMessages
 from helix_jobs.worker.unfinished_cancels import CancelSeen, watch_cancels
+from helix_jobs.worker.watched_time import WatchedTime
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable
 
     from sqlalchemy import Connection
 
+    from helix_jobs.observability.rounds import Rounds
     from helix_jobs.storage.database import Database
     from helix_jobs.storage.process_identity import Here
-    from helix_jobs.storage.store import Reclaimed, Worker
+    from helix_jobs.storage.store import Reclaimed
 
 logger = logging.getLogger(__name__)
 
 PUBLISH_CHUNK: Final = 500
-_LONGEST_PAUSE_SECONDS: Final = 10.0
+LONGEST_PAUSE_SECONDS: Final = 10.0
+# Workers that a supervisor started together would otherwise publish the same jobs at the same moment, again and again.
+JITTER: Final = 0.1
 
 
 class Broker(Publisher, Protocol):
@@ -85,58 +94,6 @@ class ReconcilerConfig:
     unseen: float = 30.0
     own_silence: float = 10.0
     audit: float = AUDIT_SECONDS
-
-
-@dataclass(frozen=True, slots=True)
-class Observation:
-    """A worker's last seen heartbeat and for how long it has been seen unchanged."""
-
-    heartbeat: datetime | None
-    silent_seconds: float = 0.0
-
-
-def observe(
-    previous: Mapping[str, Observation], heartbeats: Mapping[str, datetime | None], elapsed: float
-) -> dict[str, Observation]:
-    """Add one look at the heartbeats.
-
-    Args:
-        previous: What was known.
-        heartbeats: What the database says now.
-        elapsed: Seconds since the previous look that count as watched. Time nobody watched (this process stopped, the
-            database away) must not be passed in: a worker could not be seen living in it.
-    """
-    return {
-        worker_id: Observation(heartbeat, previous[worker_id].silent_seconds + elapsed)
-        if worker_id in previous and previous[worker_id].heartbeat == heartbeat
-        else Observation(heartbeat)
-        for worker_id, heartbeat in heartbeats.items()
-    }
-
-
-def lost_workers(
-    observations: Mapping[str, Observation], config: ReconcilerConfig, own_id: str | None = None
-) -> list[str]:
-    """Who is to be reclaimed: silent too long, while this worker's own heartbeats get through."""
-    own = observations.get(own_id) if own_id is not None else None
-    if own is not None and own.silent_seconds > config.own_silence:
-        return []
-    return sorted(
-        worker_id
-        for worker_id, observation in observations.items()
-        if worker_id != own_id and observation.silent_seconds >= config.silence
-    )
-
-
-def dead_predecessors(workers: Sequence[Worker], *, own_id: str | None, here: Here) -> list[str]:
-    """Whose process is certainly gone: at start there is no need to wait for their silence."""
-    return sorted(worker.id for worker in workers if worker.id != own_id and is_gone(worker.identity, here))
-
-
-def publish_room(depth: int, window: int) -> int:
-    """How many more messages the broker should get; none for less than a tenth of the window, unless it runs dry."""
-    room = max(0, window - depth)
-    return room if depth == 0 or room * 10 >= window else 0
 
 
 @dataclass(slots=True)
@@ -186,7 +143,6 @@ class Reconciler:
         self._worker_id = worker_id
         self._config = config or ReconcilerConfig()
         self._clock = clock
-        self._rounds = rounds or Rounds()
         self._lost = LostMessages(
             database,
             publisher,
@@ -196,13 +152,18 @@ class Reconciler:
             audit=self._config.audit,
             clock=clock,
         )
-        self._came_round: Callable[[], None] = lambda: None
         self._observations: dict[str, Observation] = {}
-        self._observed_at: float | None = None
+        self._watched = WatchedTime(self._config.interval, clock)
         self._cancels: dict[store.Change, CancelSeen] = {}
-        self._stop = threading.Event()
-        self._wake = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="helix-reconciler", daemon=True)
+        self._periodic = Periodic(
+            "reconciler",
+            self._tick_and_count,
+            self._config.interval,
+            longest=LONGEST_PAUSE_SECONDS,
+            jitter=JITTER,
+            at_once=True,
+            rounds=rounds,
+        )
 
     def reclaim_predecessors(self, here: Here) -> int:
         """At start: take the leases of workers whose process is gone at once. Returns how many jobs were taken.
@@ -220,19 +181,15 @@ class Reconciler:
 
     def start(self) -> None:
         """Start the thread."""
-        self._thread.start()
+        self._periodic.start()
 
     def stop(self, timeout: float | None = 10.0) -> bool:
         """Ask the thread to end and wait for it; returns whether it has ended."""
-        self._stop.set()
-        self._wake.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout)
-        return not self._thread.is_alive()
+        return self._periodic.stop(timeout)
 
     def wake(self) -> None:
         """Have the next tick now, because the broker came back or runs dry."""
-        self._wake.set()
+        self._periodic.wake()
 
     def tick(self) -> None:
         """Do the duties once; an error of one of them, such as a row that cannot be read, keeps no other from it.
@@ -243,7 +200,7 @@ class Reconciler:
         """
         errors: list[Exception] = []
         for duty in (self._judge, self._finish_cancels, self._supply):
-            self._came_round()
+            come_round()
             try:
                 duty()
             except HelixError:
@@ -256,41 +213,24 @@ class Reconciler:
     def _supply(self) -> None:
         depth = self._publisher.depth()
         self._publish(publish_room(depth, self._config.window))
-        self._came_round()
+        come_round()
         self.counters.republished += self._lost.look(depth)
 
-    def _run(self) -> None:
-        with self._rounds.watched("reconciler") as self._came_round:
-            self._tick_until_stopped()
-
-    def _tick_until_stopped(self) -> None:
-        pause, complaint = self._config.interval, Complaint(logger)
-        while not self._stop.is_set():
-            self._came_round()
-            try:
-                self.tick()
-                pause = self._config.interval
-                complaint.end()
-            except HelixError as error:
-                self.counters.errors += 1
-                complaint.say(f"reconciler: {error}; it tries again until that is mended")
-                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
-            except Exception as error:  # noqa: BLE001  (without this thread lost jobs stay lost)
-                self.counters.errors += 1
-                complaint.say(f"reconciler: unexpected error ({type(error).__name__}); trying again", error)
-                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
-            self._wake.wait(pause)
-            self._wake.clear()
+    def _tick_and_count(self) -> None:
+        try:
+            self.tick()
+        except Exception:
+            self.counters.errors += 1
+            raise
 
     def _judge(self) -> None:
         with self._database.read() as connection:
             heartbeats = store.worker_heartbeats(connection)
-        now = self._clock()
-        # A gap longer than two ticks was not watched: this process stood still or the database was away.
-        elapsed = 0.0 if self._observed_at is None else min(now - self._observed_at, 2 * self._config.interval)
-        self._observed_at = now
-        self._observations = observe(self._observations, heartbeats, elapsed)
-        for worker_id in lost_workers(self._observations, self._config, self._worker_id):
+        self._observations = observe(self._observations, heartbeats, self._watched.look())
+        config = self._config
+        for worker_id in lost_workers(
+            self._observations, self._worker_id, silence=config.silence, own_silence=config.own_silence
+        ):
             observation = self._observations.pop(worker_id)
             self._reclaim(worker_id, observation.heartbeat, f"silent for {observation.silent_seconds:.0f} s")
 
@@ -325,7 +265,7 @@ class Reconciler:
                 count = batch_changes.finish_cancel(
                     self._database,
                     change,
-                    lambda: not self._stop.is_set() and self._clock() - now < self._config.interval,
+                    lambda: not self._periodic.is_stopped and self._clock() - now < self._config.interval,
                 )
                 # As nobody else is at it, the next tick goes on at once.
                 self._cancels[change] = CancelSeen(seen.left - count, seen.since)
@@ -334,6 +274,6 @@ class Reconciler:
 
     def _publish(self, room: int) -> None:
         chunks = fill_broker(self._database, self._publisher, room, PUBLISH_CHUNK)
-        while not self._stop.is_set() and (published := next(chunks, 0)):
+        while not self._periodic.is_stopped and (published := next(chunks, 0)):
             self.counters.published += published
-            self._came_round()
+            come_round()

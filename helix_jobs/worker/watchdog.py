@@ -19,23 +19,22 @@ broker that does not answer would make the worker look dead.
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from contextlib import closing
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Final, Protocol
 
-from helix_jobs.complaint import Complaint
 from helix_jobs.errors import HelixError, UnreachableError
 from helix_jobs.exhaustion import explain_exhaustion, missing_descriptor
-from helix_jobs.observability.rounds import Rounds
 from helix_jobs.storage import store
+from helix_jobs.worker.periodic import Periodic
 from helix_jobs.worker.runs import counted
+from helix_jobs.worker.watched_time import WatchedTime
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from helix_jobs.observability.rounds import Rounds
     from helix_jobs.storage.database import Database
     from helix_jobs.worker.counters import WorkerCounters
 
@@ -184,23 +183,17 @@ class Watchdog:
         self._reconnect = reconnect
         self._give_up = give_up
         self._window = window
-        self._interval = interval
-        self._clock = clock
-        self._rounds = rounds or Rounds()
+        self._watched = WatchedTime(interval, clock)
         self._drought: Drought | None = None
-        self._looked_at: float | None = None
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._main, name="helix-watchdog", daemon=True)
+        self._periodic = Periodic("watchdog", self._check_if_possible, interval, rounds=rounds, at_end=broker.close)
 
     def start(self) -> None:
         """Start the thread."""
-        self._thread.start()
+        self._periodic.start()
 
-    def stop(self, timeout: float = 1.0) -> None:
-        """Ask the thread to end; it may still be waiting for a broker that does not answer."""
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout)
+    def stop(self, timeout: float = 1.0) -> bool:
+        """Ask the thread to end; returns whether it has, as it may still wait for a broker that does not answer."""
+        return self._periodic.stop(timeout)
 
     def check(self) -> Action:
         """Look once and act on it.
@@ -209,17 +202,13 @@ class Watchdog:
             HelixError: The database does not answer.
         """
         look = self._look()
-        now = self._clock()
-        # A longer gap was not watched: the process stood still, or the database or the broker took its time.
-        elapsed = 0.0 if self._looked_at is None else min(now - self._looked_at, 2 * self._interval)
-        self._looked_at = now
-        self._drought, action = judge(self._drought, look, elapsed=elapsed, window=self._window)
+        self._drought, action = judge(self._drought, look, elapsed=self._watched.look(), window=self._window)
         if action is Action.RECONNECT:
             self.reconnections += 1
             logger.warning("%s; connecting to the broker anew", self._describe(look))
             self._reconnect()
         elif action is Action.GIVE_UP:
-            self._stop.set()
+            self._periodic.cease()
             described = self._describe(look)
             self._give_up(f"{look.shortage}; {described}" if look.shortage else f"{described} after connecting anew")
         return action
@@ -262,18 +251,10 @@ class Watchdog:
         jobs = "" if look.backlog is None else f"{counted(look.backlog, 'job')} waiting in the database{ids}, "
         return f"{jobs}{counted(look.idle_slots, 'slot')} idle, and nothing was delivered for {self._window:.0f} s"
 
-    def _main(self) -> None:
-        complaint = Complaint(logger)
-        with self._rounds.watched("watchdog") as came_round, closing(self._broker):
-            while not self._stop.wait(self._interval):
-                came_round()
-                try:
-                    self.check()
-                except HelixError as error:
-                    # Nothing can be claimed without a database, so nothing is missed either.
-                    self._drought = None
-                    logger.debug("watchdog: %s", error)
-                except Exception as error:  # noqa: BLE001  (nobody else would notice what this thread notices)
-                    complaint.say(f"watchdog: unexpected error ({type(error).__name__}), trying again", error)
-                else:
-                    complaint.end()
+    def _check_if_possible(self) -> None:
+        try:
+            self.check()
+        except HelixError as error:
+            # Nothing can be claimed without a database, so nothing is missed either.
+            self._drought = None
+            logger.debug("watchdog: %s", error)

@@ -15,7 +15,6 @@ PACKAGE = Path(helix_jobs.__file__).parent
 # Modules at the root, which every room may import, and what they may import of each other.
 FOUNDATIONS = {
     "_version": set(),
-    "complaint": set(),
     "errors": set(),
     "exhaustion": set(),
     "files": {"errors"},
@@ -23,7 +22,6 @@ FOUNDATIONS = {
     "local_users": {"files", "locks"},
     "locks": {"errors", "files"},
     "output_file": {"errors", "files"},
-    "periodic": {"complaint", "errors", "exhaustion"},
     "python_child": set(),
     "redaction": set(),
     "redis_url": {"errors", "redaction"},

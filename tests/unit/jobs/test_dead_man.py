@@ -229,7 +229,7 @@ def test_no_single_wait_is_longer_than_the_switch_is_patient() -> None:
         "a connection to the broker": hosts * CONNECT_TIMEOUT + handshake * SOCKET_TIMEOUT,
         "an answer of the broker": SOCKET_TIMEOUT + 1.0,
         "an idle writer": result_writer.IDLE_SECONDS,
-        "a reconciler that failed": reconciler._LONGEST_PAUSE_SECONDS,
+        "a reconciler that failed": reconciler.LONGEST_PAUSE_SECONDS,
         "an idle heartbeat": heartbeat.BEAT_SECONDS,
         "an idle watchdog": watchdog.LOOK_SECONDS,
     }

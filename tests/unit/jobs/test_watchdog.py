@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import threading
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -107,7 +108,7 @@ class Scene:
     def close(self) -> None:
         self.done.append("closed")
 
-    def watchdog(self, database) -> Watchdog:
+    def watchdog(self, database, interval: float = 5.0) -> Watchdog:
         return Watchdog(
             database,
             self,
@@ -115,7 +116,7 @@ class Scene:
             reconnect=lambda: self.done.append("reconnect"),
             give_up=self.done.append,
             window=20.0,
-            interval=5.0,
+            interval=interval,
             clock=lambda: self.now,
         )
 
@@ -248,18 +249,18 @@ def _away(_):
 
 @pytest.mark.parametrize("error", [DatabaseUnreachableError("away"), ZeroDivisionError("a bug")], ids=repr)
 def test_a_database_that_is_away_ends_neither_the_thread_nor_the_worker(sqlite_database, monkeypatch, error):
+    asked, asked_often = [], threading.Event()
+
     def backlog(_):
+        asked.append(1)
+        if len(asked) > 10:
+            asked_often.set()
         raise error
 
     scene = Scene()
-    watchdog = scene.watchdog(sqlite_database)
+    watchdog = scene.watchdog(sqlite_database, interval=0.001)
     monkeypatch.setattr("helix_jobs.worker.watchdog.store.backlog", backlog)
-    watchdog._interval = 0.01
     watchdog.start()
-    while watchdog._thread.is_alive() and scene.now < 0.3:
-        scene.now += 0.1
-        watchdog._thread.join(0.1)
-    assert watchdog._thread.is_alive()
-    watchdog.stop(10)
-    assert not watchdog._thread.is_alive()
+    assert asked_often.wait(20), "the thread has ended"
+    assert watchdog.stop(10)
     assert scene.done == ["closed"]
