@@ -15,7 +15,8 @@ from services import missing_service
 from sqlalchemy import make_url, text
 
 from helix_jobs.errors import ConfigurationError, ModelNotFoundError
-from helix_jobs.storage.database import Database, ensure_schema, upgrade
+from helix_jobs.storage.database import Database
+from helix_jobs.storage.migration import ensure_schema, upgrade
 from helix_jobs.storage.schema import metadata
 
 if TYPE_CHECKING:

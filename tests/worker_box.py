@@ -16,7 +16,8 @@ from sqlalchemy import func, select
 from helix_jobs import HelixClient
 from helix_jobs.broker.publisher import CeleryPublisher, EmbeddedBroker, QueueNames, broker_url, read_queue_names
 from helix_jobs.settings import Settings
-from helix_jobs.storage.database import Database, ensure_schema
+from helix_jobs.storage.database import Database
+from helix_jobs.storage.migration import ensure_schema
 from helix_jobs.storage.schema import jobs, results, workers
 
 if TYPE_CHECKING:

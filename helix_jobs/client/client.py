@@ -376,7 +376,8 @@ class HelixClient:
 
     def _database(self) -> Database:
         """The database, its schema checked at the first use."""
-        from helix_jobs.storage.database import Database, ensure_schema
+        from helix_jobs.storage.database import Database
+        from helix_jobs.storage.migration import ensure_schema
 
         with self._lock:
             if self._opened is None:

@@ -257,7 +257,8 @@ def worker_is_live(settings: Settings) -> bool:
 
 
 def _open(settings: Settings) -> Database:
-    from helix_jobs.storage.database import Database, ensure_schema
+    from helix_jobs.storage.database import Database
+    from helix_jobs.storage.migration import ensure_schema
 
     database = Database(settings.database_url)
     try:

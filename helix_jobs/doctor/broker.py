@@ -18,7 +18,8 @@ from helix_jobs.doctor.verdict import Level, Verdict, failure
 from helix_jobs.errors import BrokerUnreachableError, ConfigurationError, HelixError
 from helix_jobs.redaction import redact
 from helix_jobs.redis_url import MEMORY_URL, SOCKET
-from helix_jobs.storage.database import Database, ensure_schema
+from helix_jobs.storage.database import Database
+from helix_jobs.storage.migration import ensure_schema
 
 if TYPE_CHECKING:
     from helix_jobs.settings import Settings

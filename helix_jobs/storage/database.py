@@ -5,7 +5,7 @@ engines: writers begin IMMEDIATE, readers deferred. A deferred transaction that 
 and ignore the busy timeout, so no transaction here ever turns. Postgres: psycopg 3; readers get one snapshot for
 their whole transaction. Both kinds of connection have a module of their own (``sqlite_engine``, ``postgres_engine``).
 
-Which schema a database stands at, and moving it, is ``migration.py``; its names are importable from here.
+Which schema a database stands at, and moving it, is ``migration.py``; whose fault an error is, ``faults.py``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from helix_jobs.redaction import redact
 from helix_jobs.storage import counters
 from helix_jobs.storage.calls_in_flight import CallsInFlight
 from helix_jobs.storage.faults import describe_trouble, lost_race, unreachable_reason
-from helix_jobs.storage.migration import current_revision, downgrade, ensure_schema, head_revision, upgrade
 from helix_jobs.storage.sqlite_engine import sqlite_engine
 from helix_jobs.storage.sqlite_file import SQLiteFile
 
@@ -35,19 +34,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from sqlalchemy import URL
-
-__all__ = [
-    "POSTGRES",
-    "SQLITE",
-    "Database",
-    "current_revision",
-    "downgrade",
-    "ensure_schema",
-    "head_revision",
-    "lost_race",
-    "unreachable_reason",
-    "upgrade",
-]
 
 logger = logging.getLogger(__name__)
 

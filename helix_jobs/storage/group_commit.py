@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError
 
 from helix_jobs.errors import DatabaseUnreachableError, HelixError
 from helix_jobs.observability.rounds import Rounds
-from helix_jobs.storage.database import lost_race
+from helix_jobs.storage.faults import lost_race
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -34,8 +34,9 @@ from helix_jobs.locks import DeviceLock
 from helix_jobs.observability.rounds import Rounds
 from helix_jobs.redaction import redact
 from helix_jobs.storage import store
-from helix_jobs.storage.database import Database, ensure_schema
+from helix_jobs.storage.database import Database
 from helix_jobs.storage.group_commit import GroupCommitWriter
+from helix_jobs.storage.migration import ensure_schema
 from helix_jobs.storage.process_identity import here
 from helix_jobs.worker import dead_man, ending, engine_thread, moot_messages
 from helix_jobs.worker.audit import read_known_ids

@@ -11,7 +11,8 @@ from sqlalchemy import text
 from worker_box import wait_until
 
 from helix_jobs.errors import DatabaseReplacedError
-from helix_jobs.storage.database import Database, ensure_schema
+from helix_jobs.storage.database import Database
+from helix_jobs.storage.migration import ensure_schema
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -20,7 +20,7 @@ from helix_jobs.broker.older_keys import find_older_keys
 from helix_jobs.broker.publisher import CeleryPublisher
 from helix_jobs.doctor.broker import check_broker
 from helix_jobs.errors import BrokerUnreachableError, ConfigurationError
-from helix_jobs.storage.database import downgrade, upgrade
+from helix_jobs.storage.migration import downgrade, upgrade
 from helix_jobs.storage.store import PublishableJob, mark_published
 
 if TYPE_CHECKING:

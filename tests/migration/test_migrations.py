@@ -15,15 +15,15 @@ from store_helpers import DIGEST, counts, must_take, new_jobs, now, register, re
 from helix_jobs.broker.queue_names import QueueNames, is_job_queue, read_queue_names
 from helix_jobs.errors import DatabaseUnreachableError, SchemaVersionError
 from helix_jobs.storage import store
-from helix_jobs.storage.database import (
-    Database,
+from helix_jobs.storage.database import Database
+from helix_jobs.storage.migration import (
+    alembic_config,
     current_revision,
     downgrade,
     ensure_schema,
     head_revision,
     upgrade,
 )
-from helix_jobs.storage.migration import alembic_config
 from helix_jobs.storage.process_identity import ProcessIdentity
 from helix_jobs.storage.schema import metadata, runs
 
@@ -167,7 +167,8 @@ def test_an_older_schema_is_refused_with_the_command_and_a_newer_one_names_the_r
 _RACER = """
 import sys
 from helix_jobs.storage import store
-from helix_jobs.storage.database import Database, current_revision, ensure_schema
+from helix_jobs.storage.database import Database
+from helix_jobs.storage.migration import current_revision, ensure_schema
 database = Database(sys.argv[1])
 sys.stdin.readline()
 ensure_schema(database, migrate=True)

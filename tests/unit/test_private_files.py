@@ -20,7 +20,8 @@ from helix_jobs.errors import ConfigurationError
 from helix_jobs.files import is_own_program, open_private, read_private, touch_private, write_private
 from helix_jobs.locks import FileLock
 from helix_jobs.settings import Settings
-from helix_jobs.storage.database import Database, ensure_schema
+from helix_jobs.storage.database import Database
+from helix_jobs.storage.migration import ensure_schema
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="modes say nothing there")
 as_root = pytest.mark.skipif(

@@ -21,7 +21,9 @@ from helix_jobs.client.client import HelixClient
 from helix_jobs.errors import ConfigurationError, DatabaseUnreachableError, HelixError
 from helix_jobs.python_child import import_path, python_command
 from helix_jobs.settings import Settings, normalize_database_url, sqlite_url
-from helix_jobs.storage.database import Database, unreachable_reason, upgrade
+from helix_jobs.storage.database import Database
+from helix_jobs.storage.faults import unreachable_reason
+from helix_jobs.storage.migration import upgrade
 
 if TYPE_CHECKING:
     from types import TracebackType

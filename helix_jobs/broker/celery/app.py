@@ -104,7 +104,8 @@ def _defaults() -> Mapping[str, Any]:
 
 
 def _from_environment() -> Mapping[str, Any]:
-    from helix_jobs.storage.database import Database, ensure_schema
+    from helix_jobs.storage.database import Database
+    from helix_jobs.storage.migration import ensure_schema
 
     settings = Settings.from_environment()
     database = Database(settings.database_url)

@@ -15,7 +15,8 @@ from verdicts import FAILED, OK, WARNING, levels, only
 from helix_jobs.doctor import leases
 from helix_jobs.doctor.database import check_database
 from helix_jobs.doctor.leases import judge_leases
-from helix_jobs.storage.database import Database, ensure_schema
+from helix_jobs.storage.database import Database
+from helix_jobs.storage.migration import ensure_schema
 from helix_jobs.storage.process_identity import Here, ProcessIdentity
 from helix_jobs.storage.schema import workers
 from helix_jobs.storage.store import LeaseHolder

@@ -18,7 +18,7 @@ from scenario import Outcome, Size, scenario
 from sqlalchemy import select
 from worker_box import wait_until
 
-from helix_jobs.storage.database import upgrade
+from helix_jobs.storage.migration import upgrade
 from helix_jobs.storage.schema import jobs
 
 if TYPE_CHECKING:

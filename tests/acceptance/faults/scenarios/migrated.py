@@ -9,8 +9,7 @@ from progress import wait_ended
 from scenario import Outcome, Size, scenario
 from sqlalchemy import text
 
-from helix_jobs.storage.database import current_revision, downgrade, upgrade
-from helix_jobs.storage.migration import alembic_config
+from helix_jobs.storage.migration import alembic_config, current_revision, downgrade, upgrade
 
 if TYPE_CHECKING:
     from installation import Installation
