@@ -1,4 +1,4 @@
-"""A clone in which a person types README's commands: real commands, workers and broker, the fake engine."""
+"""A clone in which a person types the pages' commands: real commands, workers and broker, the fake engine."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def is_worker(command: str) -> bool:
 
 @dataclass
 class Scene:
-    """One clone. HELIX_HOME is not set, so everything lies in its ``.helix``, as README says."""
+    """One clone. HELIX_HOME is not set, so everything lies in its ``.helix``, as docs/settings.md says."""
 
     directory: Path
     environment: dict[str, str] = field(init=False)
@@ -78,7 +78,7 @@ class Scene:
         return Settings.from_environment({**self.environment, "HELIX_HOME": str(self.home)})
 
     def type(self, command: str) -> subprocess.CompletedProcess[str] | None:
-        """Run one command line as README has it; a worker goes on in the background until the next one comes."""
+        """Run one command line as its page has it; a worker goes on in the background until the next one comes."""
         if "BATCH" in command:
             with HelixClient(self.settings) as client:
                 command = command.replace("BATCH", client.list(1)[0].id)

@@ -1,4 +1,4 @@
-"""README's Redis user, on the oldest server that Debian has and on the newest Valkey."""
+"""docs/security.md's Redis user, on the oldest server that Debian has and on the newest Valkey."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def answers(client: Redis) -> bool:
 
 @pytest.fixture(params=["redis-server", "valkey"])
 def server(request: pytest.FixtureRequest, short_tmp: Path) -> Iterator[Path]:
-    """A server's socket; its user helix is README's."""
+    """A server's socket; its user helix is the one of docs/security.md."""
     binary = shutil.which("redis-server") if request.param == "redis-server" else str(_server_binary())
     if binary is None:
         missing_service("no redis-server on the path")

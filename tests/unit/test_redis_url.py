@@ -1,4 +1,4 @@
-"""HELIX_REDIS_URL: the three schemes README names, and a sentence with the remedy for everything else."""
+"""HELIX_REDIS_URL: the three schemes docs/settings.md names, and a sentence with the remedy for everything else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bench of the queue: what it asks for, and how it sums up. That it runs is README's test and the one below."""
+"""The bench of the queue: what it asks for, and how it sums up. That it runs, test_readme and the test below show."""
 
 from __future__ import annotations
 
