@@ -58,7 +58,7 @@ FOREIGN_OPTIONS = {
     *("--address", "--port", "--check", "--disable-pip", "--no-deps", "--faults-table", "--soak-minutes"),
     *("--out", "--only", "--tiny"),
     *("--merge", "--scale", "--chaos-minutes", "--minutes"),
-    *("--system", "--shell", "--now"),
+    *("--system", "--shell", "--now", "--strict"),
 }
 
 
