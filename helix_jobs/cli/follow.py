@@ -29,13 +29,13 @@ _PLAIN_SILENCE: Final = 30.0
 _REFRESH_PER_SECOND: Final = 4
 
 
-def worker_notice(status: BatchStatus, workers: Sequence[Worker]) -> str | None:
+def worker_notice(status: BatchStatus, workers: Sequence[Worker], lease: float) -> str | None:
     """A word about what the batch lacks to move on: the end of its submission, or a worker."""
     from helix_jobs.storage.liveness import seems_alive
 
     if status.total is None:
         return submitting_notice(command_line("cancel", status.id))
-    if status.done or any(seems_alive(worker) for worker in workers):
+    if status.done or any(seems_alive(worker, lease) for worker in workers):
         return None
     trouble = "The worker does not respond." if workers else "No worker is running."
     return f"{trouble} Start one with: {command_line('worker')}"
@@ -164,7 +164,7 @@ class _Follower:
         if self._worker is not None:
             return self._worker_doing
         try:
-            return worker_notice(status, list(self._client.live_workers()))
+            return worker_notice(status, list(self._client.live_workers()), self._client.timing.lease)
         except DatabaseUnreachableError:
             return None  # the next look outlasts it or ends the command
 

@@ -27,6 +27,7 @@ from helix_jobs.json_line import json_line
 from helix_jobs.observability.logging import configure_logging
 from helix_jobs.redaction import redact
 from helix_jobs.settings import LOG_LEVELS, Settings
+from helix_jobs.timing import DEFAULT_TIMING, Timing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -157,12 +158,13 @@ def cli() -> None:
     """
 
 
-def main(argv: Sequence[str] | None = None, *, command: str | None = None) -> NoReturn:
+def main(argv: Sequence[str] | None = None, *, command: str | None = None, timing: Timing = DEFAULT_TIMING) -> NoReturn:
     """Run the command line and exit.
 
     Args:
         argv: Arguments without the program's name; None takes the process's own.
         command: Run this one command instead of the group; ``worker.py`` is ``worker`` alone.
+        timing: How long everything may take.
     """
     prepare_streams()
     target: click.Command | None = cli
@@ -171,7 +173,7 @@ def main(argv: Sequence[str] | None = None, *, command: str | None = None) -> No
     if target is None:
         raise LookupError(f"no command is named {command!r}")
     try:
-        target.main(args=None if argv is None else list(argv))
+        target.main(args=None if argv is None else list(argv), obj=timing)
     except HelixError as error:  # outside any command: its help finds no room
         print_error(str(error))
         raise SystemExit(error.exit_code) from error
@@ -208,7 +210,12 @@ def open_client(settings: Settings) -> HelixClient:
     """The client, imported late: SQLAlchemy and Celery are only paid for by commands that run."""
     from helix_jobs.client.client import HelixClient
 
-    return HelixClient(settings)
+    return HelixClient(settings, timing=current_timing())
+
+
+def current_timing() -> Timing:
+    """The timing this command line was started with; see ``main``."""
+    return click.get_current_context().find_object(Timing) or DEFAULT_TIMING
 
 
 def fail(ctx: click.Context, error: BaseException, message: str, exit_code: int, **details: object) -> NoReturn:

@@ -234,7 +234,7 @@ def _hint(client: HelixClient, submission: Submission, console: Console) -> None
     console.print(f"Follow it with: {command_line('watch', submission.batch_id)}", soft_wrap=True)
     # The batch is stored; a database that goes away now must not make the command look as if it were not.
     with suppress(UnreachableError):
-        notice = worker_notice(client.status(submission.batch_id), list(client.live_workers()))
+        notice = worker_notice(client.status(submission.batch_id), list(client.live_workers()), client.timing.lease)
         if notice:
             console.print(notice, soft_wrap=True, style="yellow")
 

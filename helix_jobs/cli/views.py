@@ -206,13 +206,13 @@ def batches_view(batches: Sequence[BatchStatus], width: int) -> Table:
     return table
 
 
-def worker_line(worker: Worker) -> str:
-    """One worker on one line."""
+def worker_line(worker: Worker, lease: float) -> str:
+    """One worker on one line, and whether it is silent for longer than a lease."""
     draft = f" with draft {worker.draft_model}" if worker.draft_model else ""
     where = f"{worker.device} on {worker.hostname} (pid {worker.pid})"
     from helix_jobs.storage.liveness import seems_alive, silence
 
-    silent = "" if seems_alive(worker) else f"; silent for {duration(silence(worker))}, probably lost"
+    silent = "" if seems_alive(worker, lease) else f"; silent for {duration(silence(worker))}, probably lost"
     return printable(f"{worker.target_model}{draft}, {where}, {count(worker.slots, 'slot')}{silent}")
 
 

@@ -19,6 +19,7 @@ from helix_jobs.errors import NotFoundError, UnfinishedSubmissionError
 from helix_jobs.intake.sources import RejectsFile, open_source
 from helix_jobs.settings import Settings
 from helix_jobs.storage.states import JobState
+from helix_jobs.timing import DEFAULT_TIMING, Timing
 
 if TYPE_CHECKING:
     import os
@@ -50,10 +51,12 @@ class HelixClient:
 
     Args:
         settings: What the ``HELIX_*`` environment says, if not given.
+        timing: How long the database may take, and what counts as silence.
     """
 
-    def __init__(self, settings: Settings | None = None) -> None:
+    def __init__(self, settings: Settings | None = None, *, timing: Timing = DEFAULT_TIMING) -> None:
         self.settings = Settings.from_environment() if settings is None else settings
+        self.timing = timing
         self._opened: Database | None = None
         self._lock = threading.Lock()
 
@@ -206,7 +209,6 @@ class HelixClient:
             UnfinishedSubmissionError: It is still being submitted, and for half a minute no line was added.
         """
         from helix_jobs.storage import store
-        from helix_jobs.storage.liveness import SUBMITTER_SILENT_SECONDS
         from helix_jobs.storage.outage import outlast
 
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -221,7 +223,7 @@ class HelixClient:
                 now = time.monotonic()
                 if status.stored != stored:
                     stored, grew_at = status.stored, now
-                elif now - grew_at >= SUBMITTER_SILENT_SECONDS:
+                elif now - grew_at >= self.timing.submitter_silence:
                     raise UnfinishedSubmissionError(store.unfinished_submission(batch_id))
             left = None if deadline is None else deadline - time.monotonic()
             if status.done or (left is not None and left <= 0):
@@ -381,7 +383,7 @@ class HelixClient:
 
         with self._lock:
             if self._opened is None:
-                database = Database(self.settings.database_url)
+                database = Database(self.settings.database_url, self.timing)
                 if database.sqlite_file is not None and self.settings.home in database.sqlite_file.parents:
                     self.settings.make_home()
                 try:

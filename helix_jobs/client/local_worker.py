@@ -273,7 +273,7 @@ def _any_alive(database: Database) -> bool:
     from helix_jobs.storage import store
 
     with database.read() as c:
-        return any(seems_alive(worker) for worker in store.live_workers(c))
+        return any(seems_alive(worker, database.timing.lease) for worker in store.live_workers(c))
 
 
 def _error(kind: str, message: str) -> HelixError:

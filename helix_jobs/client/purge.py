@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Final
 
 from helix_jobs.errors import NotEndedError, NotFoundError
 from helix_jobs.storage import store
-from helix_jobs.storage.liveness import SUBMITTER_SILENT_SECONDS
 from helix_jobs.storage.sqlite_space import free_room, give_back, rewrite
 
 if TYPE_CHECKING:
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     from helix_jobs.storage.database import Database
 
 ROWS: Final = 5000
-_SUBMITTER_SILENT: Final = timedelta(seconds=SUBMITTER_SILENT_SECONDS)
 
 
 class Outcome(StrEnum):
@@ -123,14 +121,16 @@ def plan_purge(
     if older_than is not None:
         now = now or datetime.now(UTC)
         before = now - older_than
-        old = [batch for batch in ended.values() if batch not in chosen and _is_old(batch, older_than, now)]
+        spared = timedelta(seconds=database.timing.submitter_silence)
+        old = [batch for batch in ended.values() if batch not in chosen and _is_old(batch, older_than, spared, now)]
         chosen += [batch for batch in old if not only or outcomes(batch) & set(only)]
     return PurgePlan(batches=tuple(chosen), begun=begun, before=None if only else before)
 
 
-def _is_old(batch: store.EndedBatch, older_than: timedelta, now: datetime) -> bool:
+def _is_old(batch: store.EndedBatch, older_than: timedelta, spared: timedelta, now: datetime) -> bool:
+    """Whether it ended long enough ago; a submission that grew within ``spared`` may go on."""
     if batch.total is None:
-        return batch.ended_at < now - max(older_than, _SUBMITTER_SILENT)
+        return batch.ended_at < now - max(older_than, spared)
     # Without an age whatever has ended is meant, also by a worker's clock that is ahead.
     return not older_than or batch.ended_at < now - older_than
 

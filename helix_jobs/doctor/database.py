@@ -124,4 +124,4 @@ def _check_leases(database: Database) -> list[Verdict]:
     except (ValueError, TypeError, DBAPIError) as error:  # what a row holds; its text stays out
         finding = f"a stored row cannot be read ({type(error).__name__})"
         return [Verdict("leases", Level.FAILED, finding, "run helix db check --repair")]
-    return judge_leases(holders, waiting=waiting, now=datetime.now(UTC), here=here())
+    return judge_leases(holders, waiting=waiting, now=datetime.now(UTC), here=here(), lease=database.timing.lease)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from helix_jobs.doctor.verdict import Level, Verdict
 from helix_jobs.storage.liveness import why_dead
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from helix_jobs.storage.process_identity import Here
     from helix_jobs.storage.store import LeaseHolder
 
-_START_ONE: Final = "start a worker: it takes over the jobs of dead workers of its own host at once, others after 30 s"
-
 
 def judge_leases(
     holders: Sequence[LeaseHolder],
@@ -24,6 +22,7 @@ def judge_leases(
     waiting: int,
     now: datetime,
     here: Here,
+    lease: float,
 ) -> list[Verdict]:
     """Tell living workers from dead ones that still hold jobs.
 
@@ -32,10 +31,10 @@ def judge_leases(
         waiting: Jobs that wait.
         now: By the clock the heartbeats were written by, more or less.
         here: Which processes can be seen from here.
+        lease: Seconds without a heartbeat after which a worker is lost.
     """
-    dead = {
-        holder.worker_id: reason for holder in holders if (reason := _why_dead(holder, now=now, here=here)) is not None
-    }
+    reasons = {holder.worker_id: _why_dead(holder, now=now, here=here, lease=lease) for holder in holders}
+    dead = {worker_id: reason for worker_id, reason in reasons.items() if reason is not None}
     living = [holder for holder in holders if holder.worker_id not in dead]
     held = sum(holder.leases for holder in living)
     verdicts = [Verdict("workers", Level.OK, f"{len(living)} alive, {counted(held, 'job')} running, {waiting} waiting")]
@@ -43,13 +42,16 @@ def judge_leases(
     if not stale:
         return [*verdicts, Verdict("leases", Level.OK, "none of a dead worker")]
     finding = "; ".join(f"{holder.leases} of {holder.worker_id}, {dead[holder.worker_id]}" for holder in stale)
-    remedy = "the running workers take these jobs over within half a minute" if living else _START_ONE
+    remedy = f"the running workers take these jobs over within {lease:.0f} s"
+    if not living:
+        own = "it takes over the jobs of dead workers of its own host at once"
+        remedy = f"start a worker: {own}, others after {lease:.0f} s"
     return [*verdicts, Verdict("leases", Level.WARNING, finding, remedy)]
 
 
-def _why_dead(holder: LeaseHolder, *, now: datetime, here: Here) -> str | None:
+def _why_dead(holder: LeaseHolder, *, now: datetime, here: Here, lease: float) -> str | None:
     if holder.heartbeat_at is None:
         return "which nobody knows"
     if not holder.is_live:
         return "which has stopped"
-    return why_dead(holder.heartbeat_at, holder.identity, now=now, here=here)
+    return why_dead(holder.heartbeat_at, holder.identity, now=now, here=here, lease=lease)

@@ -29,6 +29,7 @@ from helix_jobs.storage.calls_in_flight import CallsInFlight
 from helix_jobs.storage.faults import describe_trouble, lost_race, unreachable_reason
 from helix_jobs.storage.sqlite_engine import sqlite_engine
 from helix_jobs.storage.sqlite_file import SQLiteFile
+from helix_jobs.timing import DEFAULT_TIMING, Timing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -42,11 +43,6 @@ T = TypeVar("T")
 SQLITE: Final = "sqlite"
 POSTGRES: Final = "postgresql"
 TRANSACTION_ATTEMPTS: Final = 8
-# What a statement may take on Postgres, lock waits included, before the server cancels it. The client itself waits a
-# little longer and closes a connection on which no answer comes.
-STATEMENT_SECONDS: Final = 45.0
-# How long a thread waits for a connection while all are in use.
-POOL_SECONDS: Final = 30.0
 
 
 class Database:
@@ -57,15 +53,16 @@ class Database:
     Attributes:
         dialect: ``sqlite`` or ``postgresql``.
         url_redacted: The URL as it may be shown and logged.
+        timing: How long a statement, an answer and a connection may take.
         calls: The calls to a Postgres server that are out. SQLite's end by themselves, with the disk's answer.
     """
 
-    def __init__(self, url: str, statement_seconds: float | None = None) -> None:
+    def __init__(self, url: str, timing: Timing = DEFAULT_TIMING) -> None:
         """Prepare the engines; nothing is connected yet.
 
         Args:
             url: Where to.
-            statement_seconds: What a statement may take on Postgres, by default ``STATEMENT_SECONDS``.
+            timing: How long a statement, an answer and a connection may take.
 
         Raises:
             ConfigurationError: The URL is malformed, or names a database other processes could not share.
@@ -77,13 +74,14 @@ class Database:
                 "HELIX_DATABASE_URL is malformed; use sqlite:///FILE or postgresql://USER@HOST/NAME"
             ) from None
         self.calls = CallsInFlight()
-        self._statement_seconds = STATEMENT_SECONDS if statement_seconds is None else statement_seconds
+        self.timing = timing
         self.dialect: str = self.url.get_backend_name()
         self.url_redacted: str = (
             f"sqlite:///{self.url.database}"
             if self.dialect == SQLITE
             else redact(self.url.render_as_string(hide_password=True))
         )
+        options = _OPTIONS | {"pool_timeout": timing.free_connection}
         self._file: SQLiteFile | None = None
         self._writer: Engine
         self._reader: Engine
@@ -99,13 +97,13 @@ class Database:
                     "alone, with %3F for a ? in its name"
                 )
             self._file = SQLiteFile(Path(self.url.database))
-            self._writer = sqlite_engine(self.url, "BEGIN IMMEDIATE", **_OPTIONS)
-            self._reader = sqlite_engine(self.url, "BEGIN", **_OPTIONS)
+            self._writer = sqlite_engine(self.url, "BEGIN IMMEDIATE", **options)
+            self._reader = sqlite_engine(self.url, "BEGIN", **options)
             self._anew = sqlite_engine(self.url, "BEGIN", poolclass=NullPool)
         elif self.dialect == POSTGRES:
             from helix_jobs.storage.postgres_engine import postgres_engine
 
-            self._writer = postgres_engine(self.url, self.calls, pool_pre_ping=True, **_OPTIONS)
+            self._writer = postgres_engine(self.url, self.calls, timing, pool_pre_ping=True, **options)
             # The same pool; only the transactions differ. Counts and rows read together belong together.
             self._reader = self._writer.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
             self._anew = self._reader
@@ -132,7 +130,9 @@ class Database:
                 lock held too long, a full disk, a server that takes no writes, a missing right or table. When it comes
                 out of the commit itself, the transaction may nevertheless have been committed.
         """
-        with self._transaction(self._writer, self._limit(unlimited=unlimited), idle=None) as connection:
+        with self._transaction(
+            self._writer, self._limit(unlimited=unlimited), idle=self.timing.idle_transaction
+        ) as connection:
             try:
                 yield connection
                 counters.flush(connection)
@@ -162,7 +162,7 @@ class Database:
         Raises:
             DatabaseUnreachableError: The database does not answer, or refuses.
         """
-        with self._transaction(self._anew, self._statement_seconds, idle=0.0) as connection:
+        with self._transaction(self._anew, self.timing.statement, idle=0.0) as connection:
             yield connection
 
     def transact(self, function: Callable[[Connection], T], *, unlimited: bool = False) -> T:
@@ -205,16 +205,16 @@ class Database:
             self._file.forget_log()
 
     def _limit(self, *, unlimited: bool) -> float | None:
-        return None if unlimited else self._statement_seconds
+        return None if unlimited else self.timing.statement
 
     @contextmanager
-    def _transaction(self, engine: Engine, limit: float | None, *, idle: float | None) -> Iterator[Connection]:
+    def _transaction(self, engine: Engine, limit: float | None, *, idle: float) -> Iterator[Connection]:
         if self._file is not None:
             self._file.check()
         try:
             with engine.begin() as connection:
                 if self.dialect == POSTGRES:
-                    _bound(connection, limit, idle)
+                    self._bound(connection, limit, idle)
                 try:
                     yield connection
                 except DBAPIError as error:
@@ -233,14 +233,13 @@ class Database:
             # The driver's own error quotes host and user at most; hide_parameters keeps prompts out of SQLAlchemy's.
             raise trouble from error
 
+    def _bound(self, connection: Connection, limit: float | None, idle: float) -> None:
+        """Set the time limits of a transaction on Postgres: the server's, and the client's, a little longer."""
+        from helix_jobs.storage import postgres_engine
 
-def _bound(connection: Connection, limit: float | None, idle: float | None) -> None:
-    """Set the time limits of a transaction on Postgres; ``idle`` None is what a writer may stand still for."""
-    from helix_jobs.storage import postgres_engine
-
-    postgres_engine.limit_answers(connection.connection.driver_connection, limit)
-    idle = postgres_engine.IDLE_TRANSACTION_SECONDS if idle is None else idle
-    connection.exec_driver_sql(postgres_engine.transaction_settings(limit, idle))
+        answer = None if limit is None else limit + self.timing.answer_margin
+        postgres_engine.limit_answers(connection.connection.driver_connection, answer)
+        connection.exec_driver_sql(postgres_engine.transaction_settings(limit, idle))
 
 
 def _dumps(value: object) -> str:
@@ -252,5 +251,4 @@ _OPTIONS: Final[dict[str, Any]] = {
     "json_serializer": _dumps,
     "pool_size": 4,
     "max_overflow": 28,
-    "pool_timeout": POOL_SECONDS,
 }

@@ -31,8 +31,6 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# How often the thread comes round although there is nothing to write.
-IDLE_SECONDS: Final = 10.0
 _FIRST_PAUSE_SECONDS: Final = 0.05
 _LONGEST_PAUSE_SECONDS: Final = 2.0
 # While writes wait, the log says so when it begins and then once in so many seconds.
@@ -170,9 +168,10 @@ class GroupCommitWriter:
         """Wait for an operation, then for company; the flag says that the end mark was met."""
         group: list[_Operation] = []
         deadline: float | None = None
+        idle = self._database.timing.idle_writer
         while len(group) < self._max_rows:
             try:
-                remaining = IDLE_SECONDS if deadline is None else max(0.0, deadline - time.monotonic())
+                remaining = idle if deadline is None else max(0.0, deadline - time.monotonic())
                 operation = self._operations.get(timeout=remaining)
             except queue.Empty:
                 break

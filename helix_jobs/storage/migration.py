@@ -274,7 +274,7 @@ def _migration_engine(database: Database) -> Engine:
     if database.dialect != "sqlite":
         from helix_jobs.storage.postgres_engine import limit_answers, postgres_engine
 
-        unbounded = postgres_engine(database.url, database.calls, poolclass=NullPool)
+        unbounded = postgres_engine(database.url, database.calls, database.timing, poolclass=NullPool)
         # A migration of a million rows takes its time, and a person is there who sees it.
         event.listen(unbounded, "connect", lambda connection, _record: limit_answers(connection, None))
         return unbounded

@@ -22,20 +22,16 @@ from sqlalchemy import create_engine, event
 from helix_jobs.errors import ConfigurationError
 from helix_jobs.observability.rounds import come_round
 from helix_jobs.storage.calls_in_flight import CallsInFlight
+from helix_jobs.timing import DEFAULT_TIMING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
     from sqlalchemy import URL, Engine
 
+    from helix_jobs.timing import Timing
+
 CONNECT_TIMEOUT_SECONDS: Final = 10
-# How much longer than the server may take the client waits for an answer, the server's "cancelled" included.
-ANSWER_MARGIN_SECONDS: Final = 15.0
-# A connection that has been idle is asked for a sign of life before it is used.
-PING_SECONDS: Final = 10.0
-# A process that is stopped or suspended in the middle of a write would lock every other worker out of its rows for as
-# long as it stands. Shorter than a lease, so that the rows are free when they are reclaimed.
-IDLE_TRANSACTION_SECONDS: Final = 20.0
 
 # What other programs' URLs carry, and what becomes of it here.
 _HINTS: Final = {
@@ -56,7 +52,7 @@ class BoundedConnection(psycopg.Connection[Any]):
         calls: Where the calls are noted.
     """
 
-    answer_seconds: float | None = PING_SECONDS
+    answer_seconds: float | None = DEFAULT_TIMING.sign_of_life
     calls: CallsInFlight = CallsInFlight()
 
     def wait(self, gen: Generator[Any, Any, Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  (psycopg's signature differs between releases)
@@ -90,12 +86,13 @@ def _until(gen: Generator[Any, Any, Any], deadline: float) -> Generator[Any, Any
         return end.value
 
 
-def postgres_engine(url: URL, calls: CallsInFlight, **options: Any) -> Engine:  # noqa: ANN401  (create_engine's own)
+def postgres_engine(url: URL, calls: CallsInFlight, timing: Timing, **options: Any) -> Engine:  # noqa: ANN401  (create_engine's own)
     """An engine whose connections are bounded and checked.
 
     Args:
         url: Where to.
         calls: Where calls are noted while they are out.
+        timing: How long a connection may take to answer before it is used.
         options: More of ``create_engine``'s.
 
     Raises:
@@ -126,6 +123,7 @@ def postgres_engine(url: URL, calls: CallsInFlight, **options: Any) -> Engine:  
         connection = BoundedConnection.connect(*arguments, **options)
         come_round()
         connection.calls = calls
+        connection.answer_seconds = timing.sign_of_life
         try:
             _check_encoding(connection)
         except ConfigurationError:
@@ -136,14 +134,14 @@ def postgres_engine(url: URL, calls: CallsInFlight, **options: Any) -> Engine:  
     @event.listens_for(engine, "checkin")
     def _on_checkin(connection: Any, _record: object) -> None:  # noqa: ANN401  (a DBAPI connection, or None)
         if connection is not None:
-            connection.answer_seconds = PING_SECONDS
+            connection.answer_seconds = timing.sign_of_life
 
     return engine
 
 
 def limit_answers(connection: Any, seconds: float | None) -> None:  # noqa: ANN401  (a DBAPI connection)
-    """Have the client wait for each answer on this connection as long as the server may take, and a little more."""
-    connection.answer_seconds = None if seconds is None else seconds + ANSWER_MARGIN_SECONDS
+    """Have the client wait for each answer on this connection only so long; None for as long as it needs."""
+    connection.answer_seconds = seconds
 
 
 def transaction_settings(statement_seconds: float | None, idle_seconds: float) -> str:

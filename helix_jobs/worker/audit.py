@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from helix_jobs.broker.publisher import CeleryPublisher
 
-AUDIT_SECONDS: Final = 120.0
 # Messages read at a time, and in all: somebody may have put millions there, and then nothing can be said.
 _PAGE: Final = 1_000
 MOST_MESSAGES: Final = 100_000
@@ -56,7 +55,7 @@ class Audit:
         clock: Monotonic seconds.
     """
 
-    def __init__(self, interval: float = AUDIT_SECONDS, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, interval: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._interval = interval
         self._clock = clock
         self._looked_at = clock()

@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LOOK_SECONDS: Final = 1.0
-CLOSE_SECONDS: Final = 60.0
-END_SECONDS: Final = 120.0
 # How long a last word may take to get into the log.
 SAY_SECONDS: Final = 2.0
 _FRAMES: Final = 6
@@ -82,6 +80,7 @@ class DeadMansSwitch:
     Args:
         rounds: Of the loops.
         calls: The calls that can be closed.
+        close: Seconds after which they are.
         limit: Of every loop.
         limits: Of loops that have another one.
         clock: Monotonic seconds.
@@ -92,12 +91,14 @@ class DeadMansSwitch:
         rounds: Rounds,
         calls: Sequence[CallsInFlight],
         *,
+        close: float,
         limit: Limit,
         limits: Mapping[str, Limit],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._rounds = rounds
         self._calls = calls
+        self._close = close
         self._limit = limit
         self._limits = limits
         self._clock = clock
@@ -128,10 +129,10 @@ class DeadMansSwitch:
         # Calls are timed by the clock alone: after a gap, give them the time to be answered that they had before it.
         self._watched = 0.0 if elapsed < gap else self._watched + elapsed
         self._silences = observe(self._silences, self._rounds.counts(), elapsed)
-        if self._watched >= CLOSE_SECONDS:
-            closed = sum(calls.close_overdue(CLOSE_SECONDS) for calls in self._calls)
+        if self._watched >= self._close:
+            closed = sum(calls.close_overdue(self._close) for calls in self._calls)
             if closed:
-                say(f"closed {closed} connections to the database: no answer for {CLOSE_SECONDS:.0f} s")
+                say(f"closed {closed} connections to the database: no answer for {self._close:.0f} s")
         for name, silence in self._silences.items():
             limit = self._limits.get(name, self._limit)
             if silence.seconds >= limit.seconds:

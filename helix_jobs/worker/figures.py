@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from helix_jobs.storage import store
 from helix_jobs.storage.database import Database
+from helix_jobs.timing import DEFAULT_TIMING, Timing
 
 if TYPE_CHECKING:
     from helix_jobs.engine.protocol import EngineCounters, EngineInfo
@@ -81,8 +82,8 @@ def worker_figures(
 class QueueReader:
     """Reads the queue's figures through database connections of its own, so that it takes none of the worker's."""
 
-    def __init__(self, database_url: str) -> None:
-        self._database = Database(database_url)
+    def __init__(self, database_url: str, timing: Timing = DEFAULT_TIMING) -> None:
+        self._database = Database(database_url, timing)
 
     def __call__(self) -> QueueFigures:
         """Ask the database.

@@ -8,12 +8,13 @@ from enum import Enum
 from math import inf
 from typing import TYPE_CHECKING, Final
 
+from helix_jobs.timing import DEFAULT_TIMING
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# How long one that is to run alone keeps others waiting, the first time; and for how many times as long they have the
-# worker to themselves afterwards. Each time it waits in vain the time doubles: jobs of any length end within it.
-PATIENCE_SECONDS: Final = 300.0
+# How many times as long as one that is to run alone kept others waiting they have the worker to themselves afterwards.
+# Each time it waits in vain the time doubles: jobs of any length end within it.
 PAUSE_FACTOR: Final = 4.0
 
 
@@ -45,8 +46,8 @@ class JobGate:
         clock: Monotonic seconds.
     """
 
-    def __init__(self, patience: float | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._first_patience = PATIENCE_SECONDS if patience is None else patience
+    def __init__(self, patience: float = DEFAULT_TIMING.solitude, clock: Callable[[], float] = time.monotonic) -> None:
+        self._first_patience = patience
         self._patience = self._first_patience
         self._clock = clock
         self._changed = threading.Condition()

@@ -6,12 +6,13 @@ import logging
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from helix_jobs.errors import DatabaseReplacedError
 from helix_jobs.storage import store
 from helix_jobs.storage.process_identity import this_process
 from helix_jobs.storage.store import NewWorker
+from helix_jobs.timing import DEFAULT_TIMING, Timing
 from helix_jobs.worker.periodic import Periodic
 from helix_jobs.worker.stranded_messages import StrandedMessages
 
@@ -24,10 +25,6 @@ if TYPE_CHECKING:
     from helix_jobs.worker.service import WorkerService
 
 logger = logging.getLogger(__name__)
-
-BEAT_SECONDS: Final = 5.0
-# How soon a cancelled job stops taking up a slot.
-CHECK_SECONDS: Final = 1.0
 
 
 def worker_row(worker_id: str, hostname: str, info: EngineInfo) -> NewWorker:
@@ -74,7 +71,7 @@ def compare_leases(
 
 
 class Heartbeat:
-    """Beats every five seconds and compares leases every second.
+    """Beats, and compares leases more often than that.
 
     Args:
         database: Written to directly: a writer that is stuck must not make this worker look dead.
@@ -83,6 +80,7 @@ class Heartbeat:
         installation: The id that the database had when this worker connected, and its queue is named after; None for
             what the first look finds.
         on_replaced: Called when the database is no longer the one this worker began with. Nothing it did could count.
+        timing: How often.
         rounds: Where the thread notes that it comes round.
         stranded: What could not be given back to the broker.
     """
@@ -93,6 +91,7 @@ class Heartbeat:
         worker: NewWorker,
         service: WorkerService,
         *,
+        timing: Timing = DEFAULT_TIMING,
         rounds: Rounds | None = None,
         installation: str | None = None,
         on_replaced: Callable[[DatabaseReplacedError], None] = lambda _: None,
@@ -104,8 +103,9 @@ class Heartbeat:
         self._stranded = stranded or StrandedMessages()
         self._on_replaced = on_replaced
         self._installation = installation
+        self._interval = timing.heartbeat
         self._next_beat = 0.0
-        self._periodic = Periodic("heartbeat", self._beat_and_check, CHECK_SECONDS, rounds=rounds)
+        self._periodic = Periodic("heartbeat", self._beat_and_check, timing.lease_check, rounds=rounds)
         self._unknown: frozenset[tuple[int, int]] = frozenset()
 
     def start(self) -> None:
@@ -116,7 +116,7 @@ class Heartbeat:
             DatabaseReplacedError: Another database has this name since the worker connected.
         """
         self._register()
-        self._next_beat = time.monotonic() + BEAT_SECONDS
+        self._next_beat = time.monotonic() + self._interval
         self._periodic.start()
 
     def stop(self) -> None:
@@ -172,7 +172,7 @@ class Heartbeat:
     def _beat_and_check(self) -> None:
         try:
             if time.monotonic() >= self._next_beat:
-                self._next_beat = time.monotonic() + BEAT_SECONDS
+                self._next_beat = time.monotonic() + self._interval
                 self.beat()
             self.check_leases()
         except DatabaseReplacedError as error:

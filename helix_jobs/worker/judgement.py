@@ -47,14 +47,14 @@ def observe(
 
 
 def lost_workers(
-    observations: Mapping[str, Observation], own_id: str | None, *, silence: float, own_silence: float
+    observations: Mapping[str, Observation], own_id: str | None, *, lease: float, own_silence: float
 ) -> list[str]:
-    """Who is to be reclaimed: silent for ``silence`` seconds, while this worker's own heartbeats get through.
+    """Who is to be reclaimed: silent for a ``lease``, while this worker's own heartbeats get through.
 
     Args:
         observations: Of every worker.
         own_id: This worker, which is never lost; None if it has no row.
-        silence: Seconds without a new heartbeat after which a worker is lost.
+        lease: Seconds without a new heartbeat after which a worker is lost.
         own_silence: Seconds without a new heartbeat of this worker's own after which nobody is: then it is the database
             that takes no writes.
     """
@@ -64,7 +64,7 @@ def lost_workers(
     return sorted(
         worker_id
         for worker_id, observation in observations.items()
-        if worker_id != own_id and observation.silent_seconds >= silence
+        if worker_id != own_id and observation.silent_seconds >= lease
     )
 
 

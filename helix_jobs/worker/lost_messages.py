@@ -16,7 +16,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from helix_jobs.storage import store
-from helix_jobs.worker.audit import AUDIT_SECONDS, Audit
+from helix_jobs.worker.audit import Audit
 from helix_jobs.worker.runs import counted
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class LostMessages:
         stranded: StrandedMessages,
         *,
         unseen: float,
-        audit: float = AUDIT_SECONDS,
+        audit: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._database = database

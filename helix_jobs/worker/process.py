@@ -38,7 +38,8 @@ from helix_jobs.storage.database import Database
 from helix_jobs.storage.group_commit import GroupCommitWriter
 from helix_jobs.storage.migration import ensure_schema
 from helix_jobs.storage.process_identity import here
-from helix_jobs.worker import dead_man, ending, engine_thread, moot_messages
+from helix_jobs.timing import DEFAULT_TIMING, Timing
+from helix_jobs.worker import ending, engine_thread, moot_messages
 from helix_jobs.worker.audit import read_known_ids
 from helix_jobs.worker.banner import WorkerBanner
 from helix_jobs.worker.dead_man import DeadMansSwitch, Limit
@@ -68,13 +69,10 @@ __all__ = ["StopButton", "StopRequest", "run_worker"]
 logger = logging.getLogger(__name__)
 
 ENGINE_SECONDS: Final = 10.0
-# A step this long is no slow step. The longest honest one, a full prompt chunk on an old CPU, takes seconds.
-MAX_STEP_SECONDS: Final = 900.0
 # A consumer that lasted this long was sound; its end is counted as the first one.
 SOUND_CONSUMER_SECONDS: Final = 60.0
 BROKER_CHECK_SECONDS: Final = 2.0
 LOCK_CHECK_SECONDS: Final = 60.0
-POSTPONED_SECONDS: Final = 5.0
 MAX_CONSUMER_FAILURES: Final = 5
 CONSUMER_PAUSE_SECONDS: Final = 1.0
 
@@ -82,6 +80,7 @@ CONSUMER_PAUSE_SECONDS: Final = 1.0
 def run_worker(
     settings: Settings,
     *,
+    timing: Timing = DEFAULT_TIMING,
     allow_shared_device: bool = False,
     on_progress: Callable[[str], None] | None = None,
     on_ready: Callable[[WorkerBanner], None] | None = None,
@@ -96,6 +95,7 @@ def run_worker(
 
     Args:
         settings: The effective settings, flags included.
+        timing: How long everything may take.
         allow_shared_device: Run even if another worker holds the device.
         on_progress: Told in one line what is being done until the worker is ready.
         on_ready: Told once, before the first message is taken; by default the banner is logged.
@@ -111,7 +111,7 @@ def run_worker(
         if handle_signals:
             install_signals(button, stack)
         try:
-            worker = _Worker(settings, button, stack, may_exit=handle_signals)
+            worker = _Worker(settings, timing, button, stack, may_exit=handle_signals)
             worker.prepare(allow_shared_device=allow_shared_device, on_progress=on_progress)
             button.armed = True
         except KeyboardInterrupt:
@@ -131,13 +131,16 @@ def run_worker(
 class _Worker:
     """The parts of a running worker. What is to be undone is pushed on ``stack`` when it is done."""
 
-    def __init__(self, settings: Settings, button: StopButton, stack: ExitStack, *, may_exit: bool) -> None:
+    def __init__(
+        self, settings: Settings, timing: Timing, button: StopButton, stack: ExitStack, *, may_exit: bool
+    ) -> None:
         self._settings = settings
+        self._timing = timing
         self._stack = stack
         self.ending = WorkerEnding(button, settings.shutdown_grace, may_exit=may_exit)
         self._hostname = socket.gethostname()
         self._worker_id = f"{self._hostname[:40]}-{os.getpid()}-{token_hex(3)}"
-        self._database = Database(settings.database_url)
+        self._database = Database(settings.database_url, timing)
         self._embedded = None if settings.redis_url is not None else EmbeddedBroker(settings.home)
         self._names: QueueNames
         self._publisher: CeleryPublisher
@@ -171,6 +174,7 @@ class _Worker:
             self._database,
             self._publisher,
             worker_id=self._worker_id,
+            timing=self._timing,
             rounds=self._rounds,
             known_ids=partial(read_known_ids, self._publisher),
             stranded=stranded,
@@ -200,8 +204,9 @@ class _Worker:
         switch = DeadMansSwitch(
             rounds,
             [self._database.calls],
-            limit=Limit(dead_man.END_SECONDS, self.ending.at_once),
-            limits={engine_thread.LOOP: Limit(MAX_STEP_SECONDS, self.ending.engine_hangs)},
+            close=self._timing.close_call,
+            limit=Limit(self._timing.end_process, self.ending.at_once),
+            limits={engine_thread.LOOP: Limit(self._timing.longest_step, self.ending.engine_hangs)},
         )
         self._stack.callback(switch.stop)
         self._writer = writer = GroupCommitWriter(self._database, rounds=rounds)
@@ -213,6 +218,7 @@ class _Worker:
             grace=self._settings.shutdown_grace,
             on_broken=self.ending.break_down,
             job_timeout=self._settings.job_timeout,
+            solitude=self._timing.solitude,
             rounds=rounds,
         )
         self.ending.bind(self._service, writer)
@@ -222,12 +228,15 @@ class _Worker:
             self._service,
             reconnect=self._reconnect,
             give_up=self.ending.leave_for_supervisor,
+            window=self._timing.watchdog_window,
+            interval=self._timing.watchdog_look,
             rounds=rounds,
         )
         heartbeat = Heartbeat(
             self._database,
             row,
             self._service,
+            timing=self._timing,
             rounds=rounds,
             installation=self._names.installation,
             on_replaced=self.ending.break_down,
@@ -242,7 +251,7 @@ class _Worker:
         duties = [
             Periodic("moot-messages", moot.look, moot_messages.LOOK_SECONDS),
             Periodic("device-lock", self._lock.keep, LOCK_CHECK_SECONDS),
-            Periodic("postponed-jobs", self._service.send_postponed, POSTPONED_SECONDS),
+            Periodic("postponed-jobs", self._service.send_postponed, self._timing.postponed),
         ]
         if self._embedded is not None:
             duties.append(Periodic("embedded-broker", self._keep_broker, BROKER_CHECK_SECONDS))
@@ -266,7 +275,7 @@ class _Worker:
             duty.start()
         switch.start()
         if self._metrics is not None:
-            queue = QueueReader(self._settings.database_url)
+            queue = QueueReader(self._settings.database_url, self._timing)
             self._stack.callback(queue.close)
             self._metrics.show(lambda: worker_figures(self._service, self._reconciler, self._watchdog, writer), queue)
         return WorkerBanner(

@@ -32,7 +32,7 @@ from helix_jobs.broker.fill import WINDOW, Publisher, fill_broker
 from helix_jobs.errors import HelixError
 from helix_jobs.observability.rounds import come_round
 from helix_jobs.storage import batch_changes, store
-from helix_jobs.worker.audit import AUDIT_SECONDS
+from helix_jobs.timing import DEFAULT_TIMING, Timing
 from helix_jobs.worker.judgement import (
     Observation,
     dead_predecessors,
@@ -74,28 +74,6 @@ class Broker(Publisher, Protocol):
         """Drop what is delivered and not acknowledged if, asked after it was listed, ``are_moot`` agrees; how many."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReconcilerConfig:
-    """Timing and window.
-
-    Attributes:
-        interval: Seconds between ticks.
-        silence: Seconds without a new heartbeat after which a worker is lost.
-        window: Messages the broker is kept filled up to.
-        unseen: Seconds the broker must have been empty before published jobs count as lost messages.
-        own_silence: Seconds without a new heartbeat of this worker's own after which others are not judged: then it
-            is the database that takes no writes.
-        audit: Seconds between looks for messages that were lost while the broker is busy.
-    """
-
-    interval: float = 1.0
-    silence: float = 30.0
-    window: int = WINDOW
-    unseen: float = 30.0
-    own_silence: float = 10.0
-    audit: float = AUDIT_SECONDS
-
-
 @dataclass(slots=True)
 class ReconcilerCounters:
     """What was done since the start."""
@@ -119,7 +97,8 @@ class Reconciler:
         publisher: Broker,
         *,
         worker_id: str | None = None,
-        config: ReconcilerConfig | None = None,
+        timing: Timing = DEFAULT_TIMING,
+        window: int = WINDOW,
         clock: Callable[[], float] = time.monotonic,
         rounds: Rounds | None = None,
         known_ids: Callable[[], set[int] | None] = lambda: None,
@@ -131,7 +110,8 @@ class Reconciler:
             database: The truth.
             publisher: The broker.
             worker_id: The worker this belongs to; never judged itself.
-            config: Timing and window.
+            timing: When to do what.
+            window: Messages the broker is kept filled up to.
             clock: Monotonic seconds.
             rounds: Where the thread notes that it comes round.
             known_ids: Which job ids the broker holds, waiting or delivered; None if that cannot be said.
@@ -141,24 +121,25 @@ class Reconciler:
         self._database = database
         self._publisher = publisher
         self._worker_id = worker_id
-        self._config = config or ReconcilerConfig()
+        self._timing = timing
+        self._window = window
         self._clock = clock
         self._lost = LostMessages(
             database,
             publisher,
             known_ids,
             stranded or StrandedMessages(),
-            unseen=self._config.unseen,
-            audit=self._config.audit,
+            unseen=timing.republish,
+            audit=timing.audit,
             clock=clock,
         )
         self._observations: dict[str, Observation] = {}
-        self._watched = WatchedTime(self._config.interval, clock)
+        self._watched = WatchedTime(timing.reconcile, clock)
         self._cancels: dict[store.Change, CancelSeen] = {}
         self._periodic = Periodic(
             "reconciler",
             self._tick_and_count,
-            self._config.interval,
+            timing.reconcile,
             longest=LONGEST_PAUSE_SECONDS,
             jitter=JITTER,
             at_once=True,
@@ -212,7 +193,7 @@ class Reconciler:
 
     def _supply(self) -> None:
         depth = self._publisher.depth()
-        self._publish(publish_room(depth, self._config.window))
+        self._publish(publish_room(depth, self._window))
         come_round()
         self.counters.republished += self._lost.look(depth)
 
@@ -227,9 +208,9 @@ class Reconciler:
         with self._database.read() as connection:
             heartbeats = store.worker_heartbeats(connection)
         self._observations = observe(self._observations, heartbeats, self._watched.look())
-        config = self._config
+        timing = self._timing
         for worker_id in lost_workers(
-            self._observations, self._worker_id, silence=config.silence, own_silence=config.own_silence
+            self._observations, self._worker_id, lease=timing.lease, own_silence=timing.own_silence
         ):
             observation = self._observations.pop(worker_id)
             self._reclaim(worker_id, observation.heartbeat, f"silent for {observation.silent_seconds:.0f} s")
@@ -261,11 +242,11 @@ class Reconciler:
         now = self._clock()
         self._cancels = watch_cancels(self._cancels, unfinished, now)
         for change, seen in list(self._cancels.items()):
-            if now - seen.since >= self._config.unseen:
+            if now - seen.since >= self._timing.republish:
                 count = batch_changes.finish_cancel(
                     self._database,
                     change,
-                    lambda: not self._periodic.is_stopped and self._clock() - now < self._config.interval,
+                    lambda: not self._periodic.is_stopped and self._clock() - now < self._timing.reconcile,
                 )
                 # As nobody else is at it, the next tick goes on at once.
                 self._cancels[change] = CancelSeen(seen.left - count, seen.since)

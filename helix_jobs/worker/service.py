@@ -19,6 +19,7 @@ from helix_jobs.storage import store
 from helix_jobs.storage.faults import MACHINES_OWN
 from helix_jobs.storage.states import JobState
 from helix_jobs.storage.store import FinishedJob
+from helix_jobs.timing import DEFAULT_TIMING
 from helix_jobs.worker.active_job import ActiveJob
 from helix_jobs.worker.claims import JobClaims, Refusal
 from helix_jobs.worker.counters import WorkerCounters
@@ -66,6 +67,7 @@ class WorkerService:
         grace: float,
         on_broken: Callable[[BaseException], None],
         job_timeout: float | None = None,
+        solitude: float = DEFAULT_TIMING.solitude,
         rounds: Rounds | None = None,
     ) -> None:
         self.worker_id = worker_id
@@ -86,7 +88,7 @@ class WorkerService:
         self._given_up: Withdrawn | None = None
         self._grace_timer: threading.Timer | None = None
         self._ended = threading.Condition(self._lock)
-        self._gate = JobGate()
+        self._gate = JobGate(solitude)
         self._postponed = PostponedJobs()
         self._counters = WorkerCounters()
 

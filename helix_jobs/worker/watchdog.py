@@ -22,11 +22,12 @@ import logging
 import time
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from helix_jobs.errors import HelixError, UnreachableError
 from helix_jobs.exhaustion import explain_exhaustion, missing_descriptor
 from helix_jobs.storage import store
+from helix_jobs.timing import DEFAULT_TIMING
 from helix_jobs.worker.periodic import Periodic
 from helix_jobs.worker.runs import counted
 from helix_jobs.worker.watched_time import WatchedTime
@@ -39,9 +40,6 @@ if TYPE_CHECKING:
     from helix_jobs.worker.counters import WorkerCounters
 
 logger = logging.getLogger(__name__)
-
-WINDOW_SECONDS: Final = 60.0
-LOOK_SECONDS: Final = 5.0
 
 
 class Action(Enum):
@@ -171,8 +169,8 @@ class Watchdog:
         *,
         reconnect: Callable[[], None],
         give_up: Callable[[str], None],
-        window: float = WINDOW_SECONDS,
-        interval: float = LOOK_SECONDS,
+        window: float = DEFAULT_TIMING.watchdog_window,
+        interval: float = DEFAULT_TIMING.watchdog_look,
         clock: Callable[[], float] = time.monotonic,
         rounds: Rounds | None = None,
     ) -> None:

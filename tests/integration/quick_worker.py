@@ -13,18 +13,16 @@ if TYPE_CHECKING:
 
 # A real worker in every respect but how long it waits.
 QUICK_WORKER = """
-import functools, sys
+import sys
 from helix_jobs.broker.celery import remote_control
-from helix_jobs.worker import process as worker
-from helix_jobs.worker.reconciler import Reconciler, ReconcilerConfig
-from helix_jobs.worker.watchdog import Watchdog
-worker.Watchdog = functools.partial(Watchdog, window={window}, interval=0.2)
-worker.Reconciler = functools.partial(Reconciler, config=ReconcilerConfig(interval=0.2, unseen=0.5))
+from helix_jobs.timing import Timing
 remote_control.ANSWERED |= {answered!r}
 {before}
 sys.argv[0] = "worker.py"
 from helix_jobs.cli import main
-main(command="worker")
+window = {window}
+timing = Timing(reconcile=0.2, republish=min(0.5, window / 2), watchdog_window=window, watchdog_look=0.2)
+main(command="worker", timing=timing)
 """
 
 

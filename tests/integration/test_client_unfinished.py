@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -128,11 +129,9 @@ def unfinished(client: HelixClient, monkeypatch: pytest.MonkeyPatch) -> str:
     return client.list()[0].id
 
 
-def test_waiting_for_a_submission_that_died_ends_with_what_to_do(
-    client: HelixClient, unfinished: str, monkeypatch: pytest.MonkeyPatch
-):
+def test_waiting_for_a_submission_that_died_ends_with_what_to_do(client: HelixClient, unfinished: str):
     assert not client.wait(unfinished, timeout=0.1, poll=0.01).done
-    monkeypatch.setattr("helix_jobs.storage.liveness.SUBMITTER_SILENT_SECONDS", 0.05)
+    client.timing = replace(client.timing, submitter_silence=0.05)
     with pytest.raises(UnfinishedSubmissionError, match=r"same idempotency key.*helix cancel"):
         client.wait(unfinished, timeout=30, poll=0.01)
     with pytest.raises(UnfinishedSubmissionError):
@@ -140,11 +139,9 @@ def test_waiting_for_a_submission_that_died_ends_with_what_to_do(
     assert client.submit(prompts(5), idempotency_key="k").batch_id == unfinished
 
 
-def test_waiting_for_a_submission_that_goes_on_goes_on(
-    client: HelixClient, helix: Settings, unfinished: str, monkeypatch: pytest.MonkeyPatch
-):
+def test_waiting_for_a_submission_that_goes_on_goes_on(client: HelixClient, helix: Settings, unfinished: str):
     """Without any patience at all: a line comes before each look."""
-    monkeypatch.setattr("helix_jobs.storage.liveness.SUBMITTER_SILENT_SECONDS", 0.0)
+    client.timing = replace(client.timing, submitter_silence=0.0)
     with HelixClient(helix) as submitter:
 
         def go_on(status: BatchStatus) -> None:

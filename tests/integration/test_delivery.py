@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import sys
 import threading
@@ -11,8 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 from worker_box import flush, wait_until
 
+from helix_jobs.timing import Timing
 from helix_jobs.worker import process as worker
-from helix_jobs.worker.reconciler import Reconciler, ReconcilerConfig
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,15 +29,16 @@ pytestmark = [
 @pytest.fixture
 def quick_worker(services_box: Box, short_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Box]:
     """A worker on a thread of this process whose reconciler waits for a second, not for half a minute."""
-    config = ReconcilerConfig(interval=0.2, unseen=1.0)
-    monkeypatch.setattr(worker, "Reconciler", functools.partial(Reconciler, config=config))
+    timing = Timing(reconcile=0.2, republish=1.0)
     monkeypatch.setattr("tempfile.tempdir", str(short_tmp))
     monkeypatch.setenv("HELIX_FAKE_STEP_SECONDS", "0.03")
     button, ready, codes = worker.StopButton(), threading.Event(), []
 
     def run() -> None:
         codes.append(
-            worker.run_worker(services_box.settings, stop=button, on_ready=lambda _: ready.set(), handle_signals=False)
+            worker.run_worker(
+                services_box.settings, timing=timing, stop=button, on_ready=lambda _: ready.set(), handle_signals=False
+            )
         )
 
     thread = threading.Thread(target=run)

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from fork_server import LAUNCHER, PATIENCE
 from oracle import Accepted
-from plan import QUICK_TIMES, REAL_SILENCE, Plan, Times
+from plan import QUICK_TIMING, Plan
 from sqlalchemy import and_, func, select
 from worker_box import ROOT, Box, WorkerProcess, wait_until
 
 from helix_jobs.settings import Settings
 from helix_jobs.storage.schema import jobs, workers
+from helix_jobs.timing import DEFAULT_TIMING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
     from fork_server import ForkServer
     from redis_server import RedisServer
+
+    from helix_jobs.timing import Timing
 
 
 @dataclass
@@ -42,7 +45,7 @@ class Installation(Box):
 
     redis: RedisServer = field(kw_only=True)
     fork_server: ForkServer | None = field(kw_only=True, default=None)
-    times: Times | None = field(kw_only=True, default=None)
+    timing: Timing = field(kw_only=True, default=DEFAULT_TIMING)
     without: tuple[str, ...] = field(kw_only=True, default=())
     patience: float = field(kw_only=True, default=0.0)
     stack: ExitStack = field(kw_only=True, default_factory=ExitStack)
@@ -62,7 +65,7 @@ class Installation(Box):
     @property
     def lease_seconds(self) -> float:
         """How long a silent worker keeps its leases."""
-        return REAL_SILENCE if self.times is None else self.times.silence
+        return self.timing.lease
 
     @property
     def executions_file(self) -> Path:
@@ -74,7 +77,7 @@ class Installation(Box):
         """Start a worker under a plan.
 
         Args:
-            plan: By default nothing but this installation's times.
+            plan: By default nothing but this installation's timing.
             arguments: Of ``worker.py``.
             ready: Wait until it takes jobs.
             host: The host it believes to run on: nobody there sees this host's processes and locks.
@@ -86,7 +89,7 @@ class Installation(Box):
             there.mkdir(exist_ok=True)
             variables["TMPDIR"] = str(there)
             variables["HELIX_LOCK_DIR"] = str(there / "locks")
-        plan = dataclasses.replace(plan or Plan(), hostname=host, times=self.times, without=self.without)
+        plan = dataclasses.replace(plan or Plan(), hostname=host, timing=self.timing, without=self.without)
         log = self.new_log()
         process = self._spawn(plan, "worker", list(arguments), variables, log)
         return self.adopt(WorkerProcess(process, log), ready=ready)
@@ -183,9 +186,9 @@ def make_installation(
         engine="fake",
         lock_dir=directory / "locks",
     )
-    times = None if fork_server is None else QUICK_TIMES
+    timing = DEFAULT_TIMING if fork_server is None else QUICK_TIMING
     return Installation(
-        settings, directory, redis=redis, fork_server=fork_server, times=times, find_demo_home=find_demo_home
+        settings, directory, redis=redis, fork_server=fork_server, timing=timing, find_demo_home=find_demo_home
     )
 
 

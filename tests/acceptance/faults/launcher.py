@@ -49,7 +49,7 @@ def run(plan: Plan, command: str, arguments: list[str]) -> None:
 
     plan.apply()
     sys.argv = [f"{command}.py", *arguments]
-    main(command="worker" if command == "worker" else None)
+    main(command="worker" if command == "worker" else None, timing=plan.effective_timing())
 
 
 def serve() -> dict[str, Any]:

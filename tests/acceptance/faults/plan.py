@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import socket
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import wall_clock
 from boundaries import install
 
 from helix_jobs.storage import process_identity
+from helix_jobs.timing import DEFAULT_TIMING, Timing
 
 FENCE = "fence"
 RECONCILER = "reconciler"
@@ -21,33 +21,18 @@ ANSWERS = "answers"
 CLOSING = "closing"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Times:
-    """Seconds, in place of the product's: ``silence`` is the length of a lease."""
-
-    beat: float
-    check: float
-    interval: float
-    silence: float
-    unseen: float
-    own_silence: float
-    idle_transaction: float
-    statement: float
-    answer_margin: float
-    audit: float
-
-
-REAL_SILENCE = 30.0
-QUICK_TIMES = Times(
-    beat=0.2,
-    check=0.1,
-    interval=0.1,
-    silence=2.0,
-    unseen=1.0,
+# Shorter leases, and shorter whatever has to be shorter than they are.
+QUICK_TIMING = Timing(
+    heartbeat=0.2,
+    lease_check=0.1,
+    reconcile=0.1,
+    lease=2.0,
+    republish=1.0,
     own_silence=1.2,
     idle_transaction=1.2,
     statement=5.0,
     answer_margin=0.5,
+    sign_of_life=0.5,
     audit=1.0,
 )
 
@@ -63,14 +48,14 @@ class Plan:
     late: Seconds from there to the death; meanwhile the process goes on.
     hostname: What the process takes for its host's name and for the id of its boot; a worker of another host cannot be
         taken for a predecessor.
-    times: Shorter leases; None keeps the product's.
+    timing: The product's, or a quicker one.
     broker_options: Added to the broker transport's options.
     clock_file: A file with the seconds by which the process's wall clock is off.
-    max_step_seconds: In place of the product's: how long a step of the engine may take; 0 keeps it.
-    answer_seconds: In place of the product's: what a statement may take; other limits on silence of the database
+    max_step_seconds: In place of that timing's: how long a step of the engine may take; 0 keeps it.
+    answer_seconds: In place of that timing's: what a statement may take; other limits on silence of the database
         become shorter with it. 0 keeps them.
+    solitude_seconds: In place of that timing's: how long a job at its last attempt waits to run alone; 0 keeps it.
     purge_rows: In place of the product's: jobs that a purge removes in a step; 0 keeps it.
-    solitude_seconds: In place of the product's: how long a job at its last attempt waits to run alone; 0 keeps it.
     without: Protections taken away, to show that the scenarios notice: ``fence``, ``reconciler``, ``solitude``,
         ``answers`` (the limit on how long an answer is waited for), ``closing`` (of calls that are out for too long).
     """
@@ -80,7 +65,7 @@ class Plan:
     after: int = 1
     late: float = 0.0
     hostname: str = ""
-    times: Times | None = None
+    timing: Timing = DEFAULT_TIMING
     broker_options: dict[str, Any] = field(default_factory=dict)
     clock_file: str = ""
     max_step_seconds: float = 0.0
@@ -95,27 +80,39 @@ class Plan:
     @classmethod
     def from_json(cls, text: str) -> Plan:
         values = json.loads(text)
-        times = values.pop("times")
-        without = tuple(values.pop("without"))
-        return cls(**values, without=without, times=None if times is None else Times(**times))
+        timing, without = Timing(**values.pop("timing")), tuple(values.pop("without"))
+        return cls(**values, without=without, timing=timing)
+
+    def effective_timing(self) -> Timing:
+        """The timing that the process is started with."""
+        timing = self.timing
+        if self.max_step_seconds:
+            timing = replace(timing, longest_step=self.max_step_seconds)
+        if self.solitude_seconds:
+            timing = replace(timing, solitude=self.solitude_seconds, postponed=self.solitude_seconds / 2)
+        if self.answer_seconds:
+            seconds = self.answer_seconds
+            timing = replace(
+                timing,
+                statement=seconds,
+                sign_of_life=seconds,
+                idle_writer=seconds,
+                answer_margin=0.5,
+                free_connection=2 * seconds,
+                close_call=2 * seconds,
+                end_process=8 * seconds,
+            )
+        return timing
 
     def apply(self) -> None:
         """Patch this process."""
         if self.hostname:
             socket.gethostname = lambda: self.hostname
             process_identity._boot_id = lambda: self.hostname
-        if self.times is not None:
-            _set_times(self.times)
         if self.clock_file:
             wall_clock.set_by(Path(self.clock_file))
-        for value, change in (
-            (self.max_step_seconds, _set_max_step),
-            (self.answer_seconds, _set_answers),
-            (self.solitude_seconds, _set_solitude),
-            (self.purge_rows, _set_purge_rows),
-        ):
-            if value:
-                change(value)
+        if self.purge_rows:
+            _set_purge_rows(self.purge_rows)
         if self.broker_options:
             _add_broker_options(self.broker_options)
         for protection in self.without:
@@ -124,57 +121,10 @@ class Plan:
             install(self.die_at or self.freeze_at, self.after, freeze=bool(self.freeze_at), late=self.late)
 
 
-def _set_times(times: Times) -> None:
-    from helix_jobs.storage import database, postgres_engine
-    from helix_jobs.worker import heartbeat
-    from helix_jobs.worker import process as worker
-    from helix_jobs.worker.reconciler import Reconciler, ReconcilerConfig
-
-    heartbeat.BEAT_SECONDS, heartbeat.CHECK_SECONDS = times.beat, times.check  # type: ignore[misc]
-    postgres_engine.IDLE_TRANSACTION_SECONDS = times.idle_transaction  # type: ignore[misc]
-    database.STATEMENT_SECONDS = times.statement  # type: ignore[misc]
-    postgres_engine.ANSWER_MARGIN_SECONDS = postgres_engine.PING_SECONDS = times.answer_margin  # type: ignore[misc]
-    postgres_engine.BoundedConnection.answer_seconds = times.answer_margin
-    config = ReconcilerConfig(
-        interval=times.interval,
-        silence=times.silence,
-        unseen=times.unseen,
-        own_silence=times.own_silence,
-        audit=times.audit,
-    )
-    worker.Reconciler = functools.partial(Reconciler, config=config)  # type: ignore[assignment,misc]
-
-
-def _set_max_step(seconds: float) -> None:
-    from helix_jobs.worker import process as worker
-
-    worker.MAX_STEP_SECONDS = seconds  # type: ignore[misc]
-
-
-def _set_solitude(seconds: float) -> None:
-    from helix_jobs.worker import gate as job_gate
-    from helix_jobs.worker import process as worker
-
-    job_gate.PATIENCE_SECONDS = seconds  # type: ignore[misc]
-    worker.POSTPONED_SECONDS = seconds / 2  # type: ignore[misc]
-
-
-def _set_purge_rows(rows: float) -> None:
+def _set_purge_rows(rows: int) -> None:
     from helix_jobs.client import purge
 
-    purge.ROWS = int(rows)  # type: ignore[misc]
-
-
-def _set_answers(seconds: float) -> None:
-    from helix_jobs.storage import database, postgres_engine
-    from helix_jobs.storage import group_commit as result_writer
-    from helix_jobs.worker import dead_man
-
-    database.STATEMENT_SECONDS = seconds  # type: ignore[misc]
-    postgres_engine.PING_SECONDS = postgres_engine.BoundedConnection.answer_seconds = seconds  # type: ignore[misc]
-    postgres_engine.ANSWER_MARGIN_SECONDS = 0.5  # type: ignore[misc]
-    result_writer.IDLE_SECONDS = seconds  # type: ignore[misc]
-    dead_man.CLOSE_SECONDS, dead_man.END_SECONDS = 2 * seconds, 8 * seconds  # type: ignore[misc]
+    purge.ROWS = rows  # type: ignore[misc]
 
 
 def _remove_answer_limits() -> None:

@@ -46,8 +46,10 @@ def _clean_environment(monkeypatch, tmp_path):
 def helix():
     """``helix("list", "--json")`` runs a command; exceptions that are bugs are raised here."""
 
-    def run(*args, stdin=None, env=None):
-        return CliRunner().invoke(cli, [str(arg) for arg in args], input=stdin, env=env, catch_exceptions=False)
+    def run(*args, stdin=None, env=None, timing=None):
+        return CliRunner().invoke(
+            cli, [str(arg) for arg in args], input=stdin, env=env, catch_exceptions=False, obj=timing
+        )
 
     return run
 

@@ -9,6 +9,7 @@ import pytest
 from helix_jobs.cli.follow import follow_for_person
 from helix_jobs.client.client import HelixClient
 from helix_jobs.storage import store
+from helix_jobs.timing import Timing
 
 BATCH_KEYS = {
     *("id", "name", "source", "state", "created_at", "started_at", "finished_at", "cancelled_at", "total", "counts"),
@@ -250,8 +251,7 @@ def unfinished(helix, database):
     return new.id
 
 
-def test_a_submission_that_died_is_told_with_the_remedy(helix, unfinished, monkeypatch):
-    monkeypatch.setattr("helix_jobs.storage.liveness.SUBMITTER_SILENT_SECONDS", 0.0)
+def test_a_submission_that_died_is_told_with_the_remedy(helix, unfinished):
     told = helix("status", unfinished).stdout
     assert f"{unfinished}  submitting" in told
     assert "2 stored so far, none accepted yet" in told
@@ -261,7 +261,7 @@ def test_a_submission_that_died_is_told_with_the_remedy(helix, unfinished, monke
     for listing in (helix("list"), helix("status")):
         assert f"status {unfinished}" in listing.stdout
     assert "status b-" not in helix("list", "--json").stdout
-    watched = helix("watch", unfinished)
+    watched = helix("watch", unfinished, timing=Timing(submitter_silence=0.0))
     assert watched.exit_code == 2
     assert "2 lines stored, still being submitted. " in watched.stdout
     assert "same idempotency key" in watched.stderr

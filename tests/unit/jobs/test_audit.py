@@ -15,8 +15,9 @@ from helix_jobs.storage import store
 from helix_jobs.storage.check import check_rows
 from helix_jobs.storage.schema import jobs
 from helix_jobs.storage.store import PublishableJob
+from helix_jobs.timing import Timing
 from helix_jobs.worker.audit import Audit, missing, read_known_ids
-from helix_jobs.worker.reconciler import Reconciler, ReconcilerConfig
+from helix_jobs.worker.reconciler import Reconciler
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -81,8 +82,8 @@ class Busy:
         return 0
 
     def reconciler(self, database: Database) -> Reconciler:
-        config = ReconcilerConfig(window=10, audit=0.0, unseen=0.0)
-        return Reconciler(database, self, config=config, known_ids=lambda: set(self.messages))
+        timing = Timing(audit=0.0, republish=0.0)
+        return Reconciler(database, self, timing=timing, window=10, known_ids=lambda: set(self.messages))
 
 
 def test_a_busy_brokers_lost_message_is_sent_again(database: Database) -> None:

@@ -8,7 +8,8 @@ from store_helpers import counts, fail, must_take, register, status, stored_batc
 from helix_jobs.errors import NotFoundError, UnfinishedSubmissionError
 from helix_jobs.storage import batch_changes as bulk
 from helix_jobs.storage import store
-from helix_jobs.worker.reconciler import CancelSeen, Reconciler, ReconcilerConfig, watch_cancels
+from helix_jobs.timing import Timing
+from helix_jobs.worker.reconciler import CancelSeen, Reconciler, watch_cancels
 
 
 @pytest.fixture(autouse=True)
@@ -107,7 +108,7 @@ def test_a_worker_finishes_a_cancel_nobody_goes_on_with(database, mixed):
     batch_id, _ = mixed
     interrupted_cancel(database, batch_id, 5)
     clock = [0.0]
-    reconciler = Reconciler(database, NoBroker(), config=ReconcilerConfig(unseen=30.0), clock=lambda: clock[0])
+    reconciler = Reconciler(database, NoBroker(), timing=Timing(republish=30.0), clock=lambda: clock[0])
     reconciler.tick()
     clock[0] = 29.0
     reconciler.tick()
@@ -122,7 +123,7 @@ def test_a_worker_finishes_a_large_cancel_between_its_other_duties(database, mix
     interrupted_cancel(database, batch_id, 2)
     readings = iter(float(second) for second in range(1000))
     reconciler = Reconciler(
-        database, NoBroker(), config=ReconcilerConfig(interval=2.0, unseen=5.0), clock=lambda: next(readings)
+        database, NoBroker(), timing=Timing(reconcile=2.0, republish=5.0), clock=lambda: next(readings)
     )
     left = []
     for _ in range(20):

@@ -9,8 +9,9 @@ from sqlalchemy.exc import DBAPIError
 from store_helpers import now, stored_batch, worker
 
 from helix_jobs.errors import ConfigurationError, DatabaseUnreachableError
-from helix_jobs.storage import postgres_engine, sqlite_engine, store
+from helix_jobs.storage import sqlite_engine, store
 from helix_jobs.storage.database import Database
+from helix_jobs.timing import Timing
 
 
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "mysql://host/name", "no url at all"])
@@ -124,10 +125,10 @@ def test_a_connection_the_server_ended_is_reported_and_replaced(postgres_databas
 
 
 @pytest.mark.postgres
-def test_a_writer_that_stands_still_does_not_keep_its_locks(postgres_database, monkeypatch):
-    monkeypatch.setattr(postgres_engine, "IDLE_TRANSACTION_SECONDS", 0.3)
+def test_a_writer_that_stands_still_does_not_keep_its_locks(postgres_database):
     written: list[bool] = []
-    frozen, other = (Database(postgres_database.url.render_as_string(hide_password=False)) for _ in range(2))
+    url, timing = postgres_database.url.render_as_string(hide_password=False), Timing(idle_transaction=0.3)
+    frozen, other = (Database(url, timing) for _ in range(2))
     with postgres_database.write() as c:
         store.register_worker(c, worker("w"), now())
     with frozen.read() as reader:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
+from dataclasses import replace
 
 import psycopg
 import pytest
@@ -15,11 +16,12 @@ from tcp_proxy import TcpProxy
 from helix_jobs import HelixClient
 from helix_jobs.errors import DatabaseUnreachableError
 from helix_jobs.settings import Settings
-from helix_jobs.storage import database as database_module
-from helix_jobs.storage import postgres_engine
 from helix_jobs.storage.calls_in_flight import CallsInFlight
 from helix_jobs.storage.database import Database
 from helix_jobs.storage.group_commit import GroupCommitWriter
+from helix_jobs.timing import Timing
+
+QUICK = Timing(statement=1.0, answer_margin=0.5, sign_of_life=0.3)
 
 
 @pytest.fixture
@@ -38,18 +40,11 @@ def through_proxy(postgres_database, proxy):
     url = postgres_database.url.set(host="127.0.0.1", port=proxy.port, username=role, password="helix")
     with postgres_database.write() as c:
         c.execute(text(f"CREATE ROLE {role} SUPERUSER LOGIN PASSWORD 'helix'"))
-    database = Database(url.render_as_string(hide_password=False), statement_seconds=1.0)
+    database = Database(url.render_as_string(hide_password=False), QUICK)
     yield database
     database.dispose()
     with postgres_database.write() as c:
         c.execute(text(f"DROP ROLE {role}"))
-
-
-@pytest.fixture(autouse=True)
-def _quick(monkeypatch):
-    monkeypatch.setattr(postgres_engine, "PING_SECONDS", 0.3)
-    monkeypatch.setattr(postgres_engine.BoundedConnection, "answer_seconds", 0.3)
-    monkeypatch.setattr(postgres_engine, "ANSWER_MARGIN_SECONDS", 0.5)
 
 
 pytestmark = pytest.mark.postgres
@@ -116,9 +111,8 @@ def test_work_without_a_limit_is_not_cut_off(through_proxy):
         assert c.execute(text("SHOW statement_timeout")).scalar_one() == "1s"
 
 
-def test_the_removal_of_a_large_submission_is_not_cut_off(postgres_database, monkeypatch, tmp_path):
-    monkeypatch.setattr(database_module, "STATEMENT_SECONDS", 0.3)
-    monkeypatch.setattr(postgres_engine, "ANSWER_MARGIN_SECONDS", 0.2)
+def test_the_removal_of_a_large_submission_is_not_cut_off(postgres_database, tmp_path):
+    timing = replace(QUICK, statement=0.3, answer_margin=0.2)
     url = postgres_database.url.render_as_string(hide_password=False)
     batches = [stored_batch(postgres_database, 3, seal=False)[0] for _ in range(2)]
     with postgres_database.write() as c:
@@ -130,7 +124,7 @@ def test_the_removal_of_a_large_submission_is_not_cut_off(postgres_database, mon
         )
         c.execute(text("CREATE TRIGGER slow BEFORE DELETE ON jobs FOR EACH ROW EXECUTE FUNCTION slow()"))
     try:
-        with HelixClient(Settings(home=tmp_path, redis_url=None, database_url=url)) as client:
+        with HelixClient(Settings(home=tmp_path, redis_url=None, database_url=url), timing=timing) as client:
             assert client.discard(batches[0])
             assert client.cancel(batches[1]) == 0
             assert client.list() == []
@@ -184,7 +178,7 @@ def test_the_sockets_of_overdue_calls_are_shut_and_others_left_alone():
 
 
 def test_a_thread_that_waits_gets_an_error_when_its_call_is_ended(through_proxy, proxy):
-    through_proxy._statement_seconds = 30.0
+    through_proxy.timing = replace(QUICK, statement=30.0)
     errors = []
 
     def ask():

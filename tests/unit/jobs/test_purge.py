@@ -14,12 +14,12 @@ from helix_jobs.errors import IdempotencyConflictError, NotEndedError, NotFoundE
 from helix_jobs.storage import batch_changes as bulk
 from helix_jobs.storage import store
 from helix_jobs.storage.check import check_rows
-from helix_jobs.storage.liveness import SUBMITTER_SILENT_SECONDS
 from helix_jobs.storage.schema import batch_counters, batches, jobs, results, runs, workers
+from helix_jobs.timing import Timing
 
 NOTHING = timedelta(0)
 DAY = timedelta(days=1)
-SUBMITTER_SILENT = timedelta(seconds=SUBMITTER_SILENT_SECONDS)
+SUBMITTER_SILENT = timedelta(seconds=Timing().submitter_silence)
 
 
 @pytest.fixture(autouse=True)

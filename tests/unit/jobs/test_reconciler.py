@@ -9,16 +9,15 @@ from store_helpers import counts, must_take, now, register, stored_batch, succee
 from helix_jobs.errors import BrokerUnreachableError, DatabaseUnreachableError
 from helix_jobs.storage import store
 from helix_jobs.storage.process_identity import Here
+from helix_jobs.timing import Timing
 from helix_jobs.worker.reconciler import (
     Reconciler,
-    ReconcilerConfig,
 )
 from helix_jobs.worker.shared_broker import clear_stranded, revive_broker
 from helix_jobs.worker.stranded_messages import StrandedMessages
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 LATER = NOON + timedelta(seconds=5)
-CONFIG = ReconcilerConfig()
 
 
 class Broker:
@@ -70,8 +69,8 @@ class Clock:
         return self.seconds
 
 
-def _reconciler(database, broker, clock, **config):
-    return Reconciler(database, broker, worker_id="me", config=ReconcilerConfig(**config), clock=clock)
+def _reconciler(database, broker, clock, window=10_000):
+    return Reconciler(database, broker, worker_id="me", window=window, clock=clock)
 
 
 def _tick(reconciler, clock, database, seconds, *, beating=("me",)):
@@ -321,7 +320,7 @@ def test_the_thread_outlives_errors(sqlite_database):
 
     calls, done = [], threading.Event()
     broker = Moody()
-    reconciler = Reconciler(sqlite_database, broker, config=ReconcilerConfig(interval=0.01))
+    reconciler = Reconciler(sqlite_database, broker, timing=Timing(reconcile=0.01))
     reconciler.start()
     assert done.wait(10)
     assert reconciler.stop()

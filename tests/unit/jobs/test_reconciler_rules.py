@@ -13,6 +13,7 @@ from store_helpers import worker
 from helix_jobs.storage import store
 from helix_jobs.storage.process import process_exists
 from helix_jobs.storage.process_identity import Here
+from helix_jobs.timing import DEFAULT_TIMING as TIMING
 from helix_jobs.worker.judgement import (
     Observation,
     dead_predecessors,
@@ -21,11 +22,9 @@ from helix_jobs.worker.judgement import (
     publish_room,
 )
 from helix_jobs.worker.lost_messages import EmptyBroker, judge_empty_broker
-from helix_jobs.worker.reconciler import ReconcilerConfig
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 LATER = NOON + timedelta(seconds=5)
-CONFIG = ReconcilerConfig()
 
 
 def _watch(looks):
@@ -57,11 +56,11 @@ def test_silence_adds_up_only_while_the_heartbeat_stays_the_same():
 )
 def test_who_is_lost(silences, lost):
     observations = {worker_id: Observation(NOON, silent) for worker_id, silent in silences.items()}
-    assert lost_workers(observations, "me", silence=CONFIG.silence, own_silence=CONFIG.own_silence) == lost
+    assert lost_workers(observations, "me", lease=TIMING.lease, own_silence=TIMING.own_silence) == lost
 
 
 def test_a_worker_never_declares_itself_lost():
-    assert lost_workers({"me": Observation(NOON, 99.0)}, "me", silence=CONFIG.silence, own_silence=1000.0) == []
+    assert lost_workers({"me": Observation(NOON, 99.0)}, "me", lease=TIMING.lease, own_silence=1000.0) == []
 
 
 def _row(worker_id, **changes):

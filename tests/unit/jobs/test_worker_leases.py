@@ -14,7 +14,7 @@ from sqlalchemy import select
 from helix_jobs.errors import DatabaseReplacedError
 from helix_jobs.storage import store
 from helix_jobs.storage.schema import workers
-from helix_jobs.worker import heartbeat
+from helix_jobs.timing import Timing
 from helix_jobs.worker.heartbeat import Heartbeat, LeaseCheck, compare_leases
 
 
@@ -92,7 +92,6 @@ def test_a_database_that_was_exchanged_before_the_worker_entered_its_row_is_noti
 
 def test_the_heartbeat_outlives_whatever_is_raised(make_bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     bench = make_bench()
-    monkeypatch.setattr(heartbeat, "CHECK_SECONDS", 0.01)
     calls: list[None] = []
     twice = threading.Event()
 
@@ -102,7 +101,7 @@ def test_the_heartbeat_outlives_whatever_is_raised(make_bench: Any, monkeypatch:
             twice.set()
         raise OSError("no space left on device")
 
-    beating = Heartbeat(bench.database, WORKER, bench.service)
+    beating = Heartbeat(bench.database, WORKER, bench.service, timing=Timing(lease_check=0.01))
     monkeypatch.setattr(beating, "check_leases", check)
     beating.start()
     assert twice.wait(20)

@@ -32,7 +32,7 @@ def _start(installation: Installation, number: int) -> WorkerProcess:
         "HELIX_FAKE_STEP_SECONDS": "0.05",
         "HELIX_FAKE_EXECUTIONS": str(installation.executions_file),
     }
-    plan = Plan(times=installation.times)
+    plan = Plan(timing=installation.timing)
     launcher = ROOT / "tests" / "acceptance" / "faults" / "launcher.py"
     with log.open("wb") as output:
         process = subprocess.Popen(

@@ -9,6 +9,7 @@ from scenario import Outcome, Size, scenario
 from worker_box import wait_until
 
 from helix_jobs.storage.store import PublishableJob
+from helix_jobs.timing import DEFAULT_TIMING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 )
 def three_times(installation: Installation, size: Size) -> Outcome:
     """Two workers share the copies: the same job comes to both at once."""
-    installation.times = None  # no lease need end
+    installation.timing = DEFAULT_TIMING  # no lease need end
     workers = [installation.start(host=f"host-{n}") for n in range(2)]
     batch = installation.accept(size.jobs)
     publisher = installation.publisher()
@@ -49,7 +50,7 @@ def three_times(installation: Installation, size: Size) -> Outcome:
 )
 def short_visibility(installation: Installation, size: Size) -> Outcome:
     """Redis takes every running job's message for abandoned and delivers it again."""
-    installation.times = None
+    installation.timing = DEFAULT_TIMING
     plan = Plan(broker_options={"visibility_timeout": 0.2, "unacked_restore_interval": 0.2})
     installation.start(plan, fake_step_seconds="0.4")
     batch = installation.accept(size.jobs, words=8)  # two steps

@@ -12,6 +12,7 @@ from scenario import Outcome, Size, scenario
 from worker_box import wait_until
 
 from helix_jobs.broker.publisher import QueueNames, transport_options
+from helix_jobs.timing import DEFAULT_TIMING
 
 if TYPE_CHECKING:
     from installation import Installation
@@ -32,7 +33,7 @@ LEAVE_SECONDS = 8.0
 )
 def stopped(installation: Installation, size: Size) -> Outcome:
     """Each batch has a job that never ends, which must be handed back, and many that would go on for long."""
-    installation.times = None  # no lease need end
+    installation.timing = DEFAULT_TIMING  # no lease need end
     share = size.jobs // size.faults
     grace = 1 if installation.fork_server is not None else 5
     accepted, exits, broken = [], [], []
