@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.errors import BadLine, InvalidInputError
-from helix_jobs.intake.lines import read_lines, to_engine_request
+from helix_jobs.intake.lines import LineReader
+from helix_jobs.intake.stored_requests import to_engine_request
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,10 +30,11 @@ def read_prompts(path: Path, max_tokens: int) -> list[Request]:
     source = io.BytesIO(b"".join(_first_turn(line) for line in path.read_bytes().splitlines(keepends=True)))
     requests: list[Request] = []
     bad: list[BadLine] = []
-    for line in read_lines(source, SamplingParams(max_tokens=max_tokens), batch_id="bench"):
+    for line in LineReader(SamplingParams(max_tokens=max_tokens)).read(source):
         if isinstance(line, BadLine):
             bad.append(line)
         else:
+            line.seed_from("bench")
             requests.append(to_engine_request(line.line, line.request))
     if bad:
         shown = "; ".join(str(line) for line in bad[:_SHOWN])

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from helix_jobs.errors import InputError, InvalidFieldError
-from helix_jobs.intake.lines import refuse_unstorable
+from helix_jobs.intake.strict_json import refuse_unstorable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

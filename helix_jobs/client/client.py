@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal, Self
@@ -23,14 +23,14 @@ from helix_jobs.timing import DEFAULT_TIMING, Timing
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
     from datetime import timedelta
     from types import TracebackType
 
     from helix_jobs.client.purge import Outcome, Purged, PurgePlan
     from helix_jobs.client.submission import Submission, SubmitProgress, SubmitStage, Tally
     from helix_jobs.errors import BadLine
-    from helix_jobs.intake.lines import JobRequest
+    from helix_jobs.new_job import NewJob
     from helix_jobs.storage.database import Database
     from helix_jobs.storage.store import BatchStatus, JobResult, JobSummary, Worker
 
@@ -120,6 +120,7 @@ class HelixClient:
         from helix_jobs.client.handover import reach_broker
         from helix_jobs.client.submission import SubmitProgress, Tally, submit_lines
         from helix_jobs.intake.limits import Limits
+        from helix_jobs.intake.lines import LineReader
         from helix_jobs.storage.store import NewBatch, new_batch_id
 
         defaults = SamplingParams() if defaults is None else defaults
@@ -141,11 +142,13 @@ class HelixClient:
                 idempotency_key=checked_key(idempotency_key),
             )
 
-            def read(batch_id: str) -> Iterator[JobRequest | BadLine]:
-                yield from lines.read(defaults, batch_id, sink, limits)
+            def read() -> Generator[NewJob | BadLine, None, None]:
+                yield from lines.read(LineReader(defaults, limits, sink))
                 # Before the jobs come into being: after that an error would hide that they run.
                 if sink is not None:
                     sink.finish()
+
+            jobs = stack.enter_context(closing(read()))
 
             def report(tally: Tally) -> None:
                 if on_progress is not None:
@@ -159,7 +162,7 @@ class HelixClient:
             submission = submit_lines(
                 self._database(),
                 new,
-                read,
+                jobs,
                 skip_invalid=skip_invalid,
                 limits=limits,
                 tally=Tally(on_invalid=on_invalid),

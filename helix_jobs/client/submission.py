@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from helix_jobs.intake.lines import JobRequest
+    from helix_jobs.new_job import NewJob
     from helix_jobs.storage.database import Database
 
 logger = logging.getLogger(__name__)
@@ -118,7 +118,7 @@ class Tally:
 def submit_lines(
     database: Database,
     new: store.NewBatch,
-    read: Callable[[str], Iterable[JobRequest | BadLine]],
+    lines: Iterable[NewJob | BadLine],
     *,
     skip_invalid: bool,
     limits: Limits = NO_LIMITS,
@@ -131,7 +131,7 @@ def submit_lines(
     Args:
         database: Where to.
         new: The batch to create.
-        read: Given the batch id, yields the lines in order.
+        lines: The lines in order, read once the batch is there.
         skip_invalid: Store the good lines although there are bad ones.
         limits: How many lines there may be.
         tally: Receives the counts.
@@ -150,7 +150,7 @@ def submit_lines(
     on_stage(SubmitStage.READING, batch.id)
     writer = _BatchWriter(database, batch, new.idempotency_key)
     try:
-        for count, item in enumerate(read(batch.id), start=1):
+        for count, item in enumerate(lines, start=1):
             if isinstance(item, BadLine):
                 tally.refuse(item)
                 if not skip_invalid:
@@ -262,25 +262,24 @@ class _BatchWriter:
         self._batch = batch
         self._key = key
         self._storing = batch.total is None
-        self._chunk: list[store.NewJob] = []
+        self._chunk: list[NewJob] = []
         self._chunk_bytes = 0
         self._digest = sha256()
 
-    def add(self, item: JobRequest) -> None:
+    def add(self, job: NewJob) -> None:
         """Take one line; every now and then a chunk of them is stored.
 
         Raises:
             IdempotencyConflictError: An interrupted submission with this key left other lines.
             InputError: Someone removed the batch meanwhile.
         """
-        content = [item.line, item.custom_id, item.priority, item.request]
+        job.seed_from(self._batch.id)
+        content = [job.line, job.custom_id, job.priority, job.request]
         self._digest.update(_CANONICAL.encode(content).encode() + b"\n")
         if not self._storing:
             return
-        self._chunk.append(
-            store.NewJob(line=item.line, custom_id=item.custom_id, request=item.request, priority=item.priority)
-        )
-        self._chunk_bytes += item.size
+        self._chunk.append(job)
+        self._chunk_bytes += job.size
         if len(self._chunk) >= CHUNK_ROWS or self._chunk_bytes >= CHUNK_BYTES:
             self.flush()
 

@@ -20,7 +20,7 @@ from helix_jobs.intake.text_encoding import narrow_encoding, wide_encoding
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from helix_jobs.intake.lines import LineSource
+    from helix_jobs.intake.raw_lines import LineSource
 
 # Enough for the first two lines of whatever a person looks at in an editor; longer lines are judged by their beginning.
 _LOOK: Final = 64 * 1024

@@ -14,21 +14,21 @@ misspelt ``max_token`` never costs a night of wrong answers.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from helix_jobs.errors import InvalidFieldError
 from helix_jobs.intake.chat_fields import check_chat_template_kwargs
 from helix_jobs.intake.fields import BODY_FIELDS, NATIVE_FIELDS, OPENAI_FIELDS, refuse_unknown, refuse_unsupported
 from helix_jobs.intake.foreign_forms import MARKS, translate, translate_responses
-from helix_jobs.intake.limits import NO_LIMITS, Limits
 from helix_jobs.intake.line_faults import WHOLE_LINE, Faults, kind, short
 from helix_jobs.intake.sampling_fields import whole
 from helix_jobs.intake.texts import check_messages, check_prompt
+from helix_jobs.new_job import NewJob
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from helix_jobs.intake.limits import Limits
     from helix_jobs.intake.sampling_fields import SamplingReader
 
 CHAT_ENDPOINT: Final = "/v1/chat/completions"
@@ -45,17 +45,15 @@ _CHAT_URL: Final = re.compile(r"(?:https?://[^/?#\s]+)?(?:/[\w.-]+)*/chat/comple
 _COMPLETION_URL: Final = re.compile(r"(?:https?://[^/?#\s]+)?(?:/(?!chat/)[\w.-]+)*/completions/?(?:\?[^\s#]*)?")
 
 
-@dataclass(frozen=True, slots=True)
-class ParsedLine:
-    """One accepted line. ``request`` is what ``jobs.request`` stores, but for a derived seed."""
+def parse_job(values: object, sampling: SamplingReader, limits: Limits, *, line: int, size: int) -> NewJob:
+    """Turn one line's parsed JSON into a job within the limits.
 
-    custom_id: str | None
-    priority: int
-    request: dict[str, Any]
-
-
-def parse_line_object(values: object, sampling: SamplingReader, limits: Limits = NO_LIMITS) -> ParsedLine:
-    """Turn one line's parsed JSON into a stored request within the limits.
+    Args:
+        values: What the line says.
+        sampling: Reads its sampling fields.
+        limits: How large its request may be.
+        line: Its number.
+        size: Its bytes.
 
     Raises:
         InvalidFieldError: Names the field, the reason and the remedy.
@@ -68,35 +66,33 @@ def parse_line_object(values: object, sampling: SamplingReader, limits: Limits =
     foreign = None if values.keys().isdisjoint(MARKS) else translate(values)
     if foreign is None and "url" in values and values["url"] not in ENDPOINTS:
         foreign = translate_responses(values)
-    if foreign is None:
-        return _own_line(values, sampling, limits)
-    try:
-        return _own_line(foreign.values, sampling, limits)
-    except InvalidFieldError as error:
-        raise foreign.renamed(error) from error
-
-
-def _own_line(values: dict[str, Any], sampling: SamplingReader, limits: Limits) -> ParsedLine:
-    if "body" in values or "url" in values or "method" in values:
-        parsed = _openai_line(values, sampling)
-        limits.check_request(parsed.request, "body.")
-    else:
-        parsed = _native_line(values, sampling)
-        limits.check_request(parsed.request)
-    return parsed
-
-
-def _native_line(values: dict[str, Any], sampling: SamplingReader) -> ParsedLine:
+    own = values if foreign is None else foreign.values
     faults = Faults()
+    is_openai = "body" in own or "url" in own or "method" in own
+    try:
+        request = _openai_request(own, sampling, faults) if is_openai else _native_request(own, sampling, faults)
+        custom_id = faults.of(_custom_id, own) if "custom_id" in own else None
+        priority = faults.of(_priority, own) if "priority" in own else 0
+        faults.settle()
+        limits.check_request(request, "body." if is_openai else "")
+    except InvalidFieldError as error:
+        if foreign is None:
+            raise
+        raise foreign.renamed(error) from error
+    if (seed := request["sampling"].get("seed")) is not None:
+        request["seed"] = seed
+    return NewJob(line=line, custom_id=custom_id, request=request, priority=priority, size=size)
+
+
+def _native_request(values: dict[str, Any], sampling: SamplingReader, faults: Faults) -> dict[str, Any]:
     refuse_unknown(values, NATIVE_FIELDS, faults)
     refuse_unsupported(values, faults)
     request = _request(values, sampling, faults)
     request["metadata"] = faults.of(_metadata, values["metadata"]) if "metadata" in values else {}
-    return _settled(values, request, faults)
+    return request
 
 
-def _openai_line(values: dict[str, Any], sampling: SamplingReader) -> ParsedLine:
-    faults = Faults()
+def _openai_request(values: dict[str, Any], sampling: SamplingReader, faults: Faults) -> dict[str, Any]:
     if not values.keys() <= OPENAI_FIELDS:
         refuse_unknown(values, NATIVE_FIELDS | OPENAI_FIELDS, faults)
         for name in values:
@@ -108,7 +104,7 @@ def _openai_line(values: dict[str, Any], sampling: SamplingReader) -> ParsedLine
     if not isinstance(body, dict):
         faults.of(_endpoint, values, {"messages": []})
         faults.add(InvalidFieldError("body", _absent_or_kind(values, "body"), "give the request as an object"))
-        return _settled(values, {}, faults)
+        return {}
     url = faults.of(_endpoint, values, body)
     refuse_unknown(body, BODY_FIELDS, faults, "body.")
     refuse_unsupported(body, faults, "body.")
@@ -119,7 +115,7 @@ def _openai_line(values: dict[str, Any], sampling: SamplingReader) -> ParsedLine
     if not faults:
         request["metadata"] = {**inner, **outer}
         request["endpoint"] = url
-    return _settled(values, request, faults)
+    return request
 
 
 def _endpoint(values: Mapping[str, Any], body: Mapping[str, Any]) -> str:
@@ -157,13 +153,6 @@ def _request(
             faults.add(InvalidFieldError(f"{prefix}model", f"is {kind(model)}", "give a string or remove it"))
         request["model"] = model
     return request
-
-
-def _settled(values: Mapping[str, Any], request: dict[str, Any], faults: Faults) -> ParsedLine:
-    custom_id = faults.of(_custom_id, values) if "custom_id" in values else None
-    priority = faults.of(_priority, values) if "priority" in values else 0
-    faults.settle()
-    return ParsedLine(custom_id, priority, request)
 
 
 def _question(values: Mapping[str, Any], prefix: str = "", url: str | None = None) -> dict[str, Any]:

@@ -73,3 +73,9 @@ def short(text: str) -> str:
     """A name from the file as it may stand in a message: one line, cut."""
     cut = text if len(text) <= 40 else text[:37] + "..."  # noqa: PLR2004  (room in a table)
     return cut if cut.isprintable() and cut else ascii(cut)
+
+
+def cut(text: str, limit: int = 200) -> str:
+    """A text from the file as it may stand in a message: printable, cut."""
+    shown = text if len(text) <= limit else text[: limit - 3] + "..."
+    return shown if shown.isprintable() else ascii(shown)[1:-1]

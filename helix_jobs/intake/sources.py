@@ -11,17 +11,15 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, Self, cast
 
 from helix_jobs.errors import ConfigurationError, InputError
 from helix_jobs.intake.file_formats import open_lines
-from helix_jobs.intake.lines import read_lines, read_mappings
 from helix_jobs.output_file import written_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import TracebackType
 
-    from helix_jobs.engine.sampling_params import SamplingParams
     from helix_jobs.errors import BadLine
-    from helix_jobs.intake.limits import Limits
-    from helix_jobs.intake.lines import JobRequest, RejectSink
+    from helix_jobs.intake.lines import LineReader
+    from helix_jobs.new_job import NewJob
 
 
 class Source(Protocol):
@@ -31,9 +29,7 @@ class Source(Protocol):
     def name(self) -> str | None:
         """What ``batches.source`` stores."""
 
-    def read(
-        self, defaults: SamplingParams, batch_id: str, rejects: RejectSink | None, limits: Limits
-    ) -> Iterator[JobRequest | BadLine]:
+    def read(self, reader: LineReader) -> Iterator[NewJob | BadLine]:
         """Yield the lines in order."""
 
     def position(self) -> tuple[int | None, int | None]:
@@ -91,9 +87,7 @@ class _StreamSource:
         if self._owned:
             self._stream.close()
 
-    def read(
-        self, defaults: SamplingParams, batch_id: str, rejects: RejectSink | None, limits: Limits
-    ) -> Iterator[JobRequest | BadLine]:
+    def read(self, reader: LineReader) -> Iterator[NewJob | BadLine]:
         """Yield the lines.
 
         Raises:
@@ -101,7 +95,7 @@ class _StreamSource:
         """
         try:
             lines = open_lines(self._stream, self.name if self._owned else None)
-            yield from read_lines(lines, defaults, batch_id=batch_id, rejects=rejects, limits=limits)
+            yield from reader.read(lines)
         except OSError as error:
             raise InputError(f"{self.name or 'the input'} cannot be read ({error.strerror})") from error
 
@@ -131,11 +125,9 @@ class _MappingSource:
     ) -> None:
         """Nothing to close."""
 
-    def read(
-        self, defaults: SamplingParams, batch_id: str, rejects: RejectSink | None, limits: Limits
-    ) -> Iterator[JobRequest | BadLine]:
+    def read(self, reader: LineReader) -> Iterator[NewJob | BadLine]:
         """Yield the lines."""
-        yield from read_mappings(self._items, defaults, batch_id=batch_id, rejects=rejects, limits=limits)
+        return reader.read_mappings(self._items)
 
     def position(self) -> tuple[int | None, int | None]:
         """Unknown."""

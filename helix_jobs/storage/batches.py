@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 
 from helix_jobs.errors import IdempotencyConflictError, NotFoundError
 from helix_jobs.storage import counters
-from helix_jobs.storage.records import NewBatch, NewJob, StoredBatch
+from helix_jobs.storage.records import NewBatch, StoredBatch
 from helix_jobs.storage.schema import BATCH_IS_THERE, batches, jobs
 
 if TYPE_CHECKING:
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from sqlalchemy import Connection
+
+    from helix_jobs.new_job import NewJob
 
 _INSERT_BATCH: Final[dict[str, Any]] = {
     "sqlite": sqlite.insert(batches).on_conflict_do_nothing(index_elements=["idempotency_key"]),

@@ -36,17 +36,6 @@ class StoredBatch:
     reused: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewJob:
-    """One accepted line. ``request`` is JSON-ready; ``priority`` is 0 to 9, higher first."""
-
-    line: int
-    custom_id: str | None
-    request: Mapping[str, Any]
-    priority: int = 0
-    max_attempts: int = 3
-
-
 @dataclass(frozen=True, slots=True)
 class PublishableJob:
     """A job whose message is to be sent."""

@@ -8,6 +8,7 @@ in as aware UTC datetimes. One noun a module: ``submission``, ``publishing``, ``
 
 from __future__ import annotations
 
+from helix_jobs.new_job import NewJob
 from helix_jobs.storage.batches import (
     create_batch,
     delete_batch,
@@ -84,7 +85,6 @@ from helix_jobs.storage.records import (
     JobSummary,
     LeaseHolder,
     NewBatch,
-    NewJob,
     NewWorker,
     PublishableJob,
     QueueFigures,

@@ -23,7 +23,8 @@ from helix_jobs.cli.group import cli
 from helix_jobs.engine.fake_engine import FakeFaults
 from helix_jobs.engine.kernels.cpu import build
 from helix_jobs.engine.sampling_params import SAMPLING_FIELDS, SamplingParams
-from helix_jobs.intake.lines import JobRequest, read_lines
+from helix_jobs.intake.lines import LineReader
+from helix_jobs.new_job import NewJob
 from helix_jobs.results.export import COLUMNS
 from helix_jobs.settings import Settings
 from helix_jobs.storage.schema import metadata
@@ -188,9 +189,9 @@ def test_every_field_of_a_line_is_told_with_its_default():
 
 def test_the_example_lines_are_accepted():
     (block,) = [block for block in BLOCKS if block.language == "jsonl"]
-    lines = list(read_lines(io.BytesIO(block.text.encode()), SamplingParams(), batch_id="b"))
+    lines = list(LineReader(SamplingParams()).read(io.BytesIO(block.text.encode())))
     assert len(lines) == 3
-    assert all(isinstance(line, JobRequest) for line in lines), lines
+    assert all(isinstance(line, NewJob) for line in lines), lines
 
 
 def test_every_table_and_column_is_described():

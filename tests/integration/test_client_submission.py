@@ -13,7 +13,7 @@ from client_helpers import batch_count, lines, prompts, rows
 from helix_jobs import HelixClient, SamplingParams
 from helix_jobs.broker.publisher import CeleryPublisher, EmbeddedBroker, read_queue_names
 from helix_jobs.errors import BadLine, BrokerUnreachableError, InputError, InvalidInputError
-from helix_jobs.intake.lines import derive_seed
+from helix_jobs.new_job import derive_seed
 from helix_jobs.settings import Settings
 from helix_jobs.storage.database import Database
 from helix_jobs.storage.states import BatchState

@@ -21,6 +21,7 @@ FOUNDATIONS = {
     "json_line": set(),
     "local_users": {"files", "locks"},
     "locks": {"errors", "files"},
+    "new_job": set(),
     "output_file": {"errors", "files"},
     "python_child": set(),
     "redaction": set(),

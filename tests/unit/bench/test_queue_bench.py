@@ -16,17 +16,21 @@ from helix_jobs.bench.queue.session import slowest_tenth
 from helix_jobs.cli.group import cli
 from helix_jobs.engine.fake_engine import FakeEngine
 from helix_jobs.engine.sampling_params import SamplingParams
-from helix_jobs.intake.lines import JobRequest, read_lines, to_engine_request
+from helix_jobs.intake.lines import LineReader
+from helix_jobs.intake.stored_requests import to_engine_request
+from helix_jobs.new_job import NewJob
 
 
 def run(*arguments: str):
     return CliRunner().invoke(cli, ["bench", "queue", *arguments])
 
 
-def accepted(plan: QueuePlan) -> list[JobRequest]:
-    lines = list(read_lines(io.BytesIO(b"".join(plan.lines())), SamplingParams(), batch_id="b"))
-    good = [line for line in lines if isinstance(line, JobRequest)]
+def accepted(plan: QueuePlan) -> list[NewJob]:
+    lines = list(LineReader(SamplingParams()).read(io.BytesIO(b"".join(plan.lines()))))
+    good = [line for line in lines if isinstance(line, NewJob)]
     assert len(good) == len(lines) == plan.jobs
+    for job in good:
+        job.seed_from("b")
     return good
 
 

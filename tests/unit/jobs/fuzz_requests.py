@@ -21,7 +21,7 @@ from test_requests_fuzz import check_invariants, json_values, objects
 from helix_jobs.broker.celery.remote_control import is_command
 from helix_jobs.broker.messages import MAX_JOB_ID, job_id_of_message
 from helix_jobs.errors import InvalidRequestError
-from helix_jobs.intake.lines import to_engine_request
+from helix_jobs.intake.stored_requests import to_engine_request
 
 if TYPE_CHECKING:
     from collections.abc import Callable

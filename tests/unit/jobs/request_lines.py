@@ -7,7 +7,8 @@ import json
 from typing import TYPE_CHECKING
 
 from helix_jobs.engine.sampling_params import SamplingParams
-from helix_jobs.intake.lines import JobRequest, read_lines
+from helix_jobs.intake.lines import LineReader
+from helix_jobs.new_job import NewJob
 
 if TYPE_CHECKING:
     from helix_jobs.errors import BadLine
@@ -17,9 +18,13 @@ BATCH = "b-20260101-abcdef"
 
 
 def read(data: bytes, defaults: SamplingParams = GREEDY, rejects: io.BytesIO | None = None):
-    return list(read_lines(io.BytesIO(data), defaults, batch_id=BATCH, rejects=rejects))
+    items = list(LineReader(defaults, rejects=rejects).read(io.BytesIO(data)))
+    for item in items:
+        if isinstance(item, NewJob):
+            item.seed_from(BATCH)
+    return items
 
 
-def read_one(data: bytes | dict) -> JobRequest | BadLine:
+def read_one(data: bytes | dict) -> NewJob | BadLine:
     (item,) = read(data if isinstance(data, bytes) else json.dumps(data).encode())
     return item

@@ -7,10 +7,11 @@ import json
 import sqlite3
 
 import pytest
-from request_lines import BATCH, GREEDY
+from request_lines import GREEDY
 
 from helix_jobs.errors import ConfigurationError
-from helix_jobs.intake.lines import JobRequest, read_lines
+from helix_jobs.intake.lines import LineReader
+from helix_jobs.new_job import NewJob
 
 
 class Full(sqlite3.Connection):
@@ -26,8 +27,8 @@ def test_ids_that_find_no_room_are_told_with_the_remedy(monkeypatch):
     connect = sqlite3.connect
     monkeypatch.setattr(sqlite3, "connect", lambda *args, **options: connect(*args, **options, factory=Full))
     lines = [json.dumps({"prompt": "a", "custom_id": f"{number:0500}"}) for number in range(100)]
-    items = read_lines(io.BytesIO("\n".join(lines).encode()), GREEDY, batch_id=BATCH)
-    assert isinstance(next(items), JobRequest)
+    items = LineReader(GREEDY).read(io.BytesIO("\n".join(lines).encode()))
+    assert isinstance(next(items), NewJob)
     with pytest.raises(ConfigurationError, match=r"^line \d+: custom_id: the ids so far cannot be kept") as caught:
         list(items)
     assert "(database or disk is full); free some space where temporary files are, or name a" in str(caught.value)

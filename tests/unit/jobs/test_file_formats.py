@@ -15,11 +15,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from request_lines import BATCH, GREEDY
+from request_lines import GREEDY
 
 from helix_jobs.errors import BadLine, InputError
 from helix_jobs.intake.file_formats import open_lines
-from helix_jobs.intake.lines import JobRequest, read_lines
+from helix_jobs.intake.lines import LineReader
+from helix_jobs.new_job import NewJob
 
 LINES = b'{"prompt": "one"}\n{"prompt": "two"}\n'
 BOM = b"\xef\xbb\xbf"
@@ -31,8 +32,8 @@ def gzipped(data: bytes) -> bytes:
 
 
 def prompts(data: bytes) -> list[str | BadLine]:
-    items = read_lines(open_lines(io.BytesIO(data)), GREEDY, batch_id=BATCH)
-    return [item.request["prompt"] if isinstance(item, JobRequest) else item for item in items]
+    items = LineReader(GREEDY).read(open_lines(io.BytesIO(data)))
+    return [item.request["prompt"] if isinstance(item, NewJob) else item for item in items]
 
 
 @pytest.mark.parametrize(
@@ -58,7 +59,7 @@ def test_lines_are_read_however_they_are_packed_or_ended(data):
 @pytest.mark.parametrize("size", [1, 2, 3, 65_535, 65_536, 65_537, 200_000])
 def test_carriage_returns_at_the_seams_of_pieces_end_one_line(size):
     data = b'{"prompt": "one"}\r' + b" " * size + b'\r\n{"prompt": "two"}\r\n'
-    items = list(read_lines(open_lines(io.BytesIO(data)), GREEDY, batch_id=BATCH))
+    items = list(LineReader(GREEDY).read(open_lines(io.BytesIO(data))))
     assert [item.line for item in items] == [1, 3]
 
 

@@ -12,7 +12,7 @@ from helix_jobs import HelixClient
 from helix_jobs.engine.sampling_params import MAX_NEW_TOKENS, SamplingParams
 from helix_jobs.errors import BadLine, ConfigurationError, InputError, InvalidInputError
 from helix_jobs.intake.limits import MAX_MESSAGES, MAX_METADATA_CHARS, Limits
-from helix_jobs.intake.lines import read_lines
+from helix_jobs.intake.lines import LineReader
 from helix_jobs.settings import MAX_NEW_TOKENS as SETTINGS_MAX_NEW_TOKENS
 from helix_jobs.settings import Settings
 
@@ -25,7 +25,7 @@ HELLO = {"role": "user", "content": "hello"}
 
 def read(values, limits=LIMITS):
     data = json.dumps(values).encode()
-    (item,) = read_lines(io.BytesIO(data), SamplingParams(), batch_id="b", limits=limits)
+    (item,) = LineReader(SamplingParams(), limits=limits).read(io.BytesIO(data))
     return item
 
 

@@ -11,7 +11,9 @@ from request_lines import BATCH, GREEDY, read, read_one
 
 from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.errors import BadLine
-from helix_jobs.intake.lines import MAX_LINE_BYTES, JobRequest, derive_seed, read_lines, read_mappings
+from helix_jobs.intake.lines import LineReader
+from helix_jobs.intake.raw_lines import MAX_LINE_BYTES
+from helix_jobs.new_job import NewJob, derive_seed
 
 
 def bad(data: bytes | dict) -> tuple[str, str]:
@@ -25,7 +27,7 @@ def test_a_prompt_line_becomes_a_request():
     item = read_one(
         {"prompt": "Hello", "max_tokens": 5, "stop": "x", "custom_id": "a", "priority": 3, "metadata": {"k": [1]}}
     )
-    assert item == JobRequest(
+    assert item == NewJob(
         line=1,
         custom_id="a",
         request={
@@ -209,21 +211,21 @@ def test_the_second_use_of_a_custom_id_is_bad_and_names_the_first():
         b'{"prompt": "c", "custom_id": "x"}',
     ]
     items = read(b"\n".join(lines))
-    assert [type(item) for item in items] == [JobRequest, JobRequest, BadLine]
+    assert [type(item) for item in items] == [NewJob, NewJob, BadLine]
     assert items[2] == BadLine(3, "custom_id", "is the one of line 1", "give each line its own")
 
 
 def test_ten_thousand_duplicates_are_each_traced_to_their_first_line():
     lines = [b'{"prompt": "a", "custom_id": "id-%d"}' % number for number in range(10_000)]
     items = read(b"\n".join([*lines, *lines[::-1]]))
-    assert all(isinstance(item, JobRequest) for item in items[:10_000])
+    assert all(isinstance(item, NewJob) for item in items[:10_000])
     reasons = [item.reason for item in items[10_000:]]
     assert reasons == [f"is the one of line {number}" for number in range(10_000, 0, -1)]
 
 
 def test_a_bad_line_does_not_use_up_its_custom_id():
     items = read(b'{"prompt": "", "custom_id": "x"}\n{"prompt": "b", "custom_id": "x"}')
-    assert [type(item) for item in items] == [BadLine, JobRequest]
+    assert [type(item) for item in items] == [BadLine, NewJob]
 
 
 def test_rejects_receive_bad_lines_byte_for_byte():
@@ -245,7 +247,7 @@ def test_mappings_follow_the_same_rules():
         yield {"prompt": "x" * MAX_LINE_BYTES}
         yield {"prompt": "c", "stop": ("y",)}
 
-    items = list(read_mappings(generate(), GREEDY, batch_id=BATCH))
+    items = list(LineReader(GREEDY).read_mappings(generate()))
     assert [(item.line, item.field) for item in items if isinstance(item, BadLine)] == [
         (2, "custom_id"),
         (3, "(line)"),
@@ -253,24 +255,24 @@ def test_mappings_follow_the_same_rules():
         (5, "(line)"),
         (6, "(line)"),
     ]
-    assert [item.request["prompt"] for item in items if isinstance(item, JobRequest)] == ["a", "c"]
+    assert [item.request["prompt"] for item in items if isinstance(item, NewJob)] == ["a", "c"]
     assert items[-1].request["sampling"] == {"stop": ["y"]}
 
 
 def test_the_example_file_is_accepted_whole():
     path = Path(__file__).parents[3] / "examples" / "prompts.jsonl"
     with path.open("rb") as stream:
-        items = list(read_lines(stream, GREEDY, batch_id=BATCH))
+        items = list(LineReader(GREEDY).read(stream))
     assert len(items) >= 8
-    assert all(isinstance(item, JobRequest) and item.custom_id for item in items), items
+    assert all(isinstance(item, NewJob) and item.custom_id for item in items), items
     assert {"prompt", "messages"} <= {name for item in items for name in item.request}
     assert any("endpoint" in item.request for item in items)
 
 
 def test_equal_numbers_of_other_types_are_not_taken_for_each_other():
     def sampling(text: str, defaults: SamplingParams) -> str:
-        (line,) = read_lines(io.BytesIO(text.encode()), defaults, batch_id="b")
-        assert isinstance(line, JobRequest)
+        (line,) = LineReader(defaults).read(io.BytesIO(text.encode()))
+        assert isinstance(line, NewJob)
         return json.dumps(line.request["sampling"], sort_keys=True)
 
     for text in ("2", "2.0", "2"):
@@ -279,14 +281,14 @@ def test_equal_numbers_of_other_types_are_not_taken_for_each_other():
     for default, text in ((2, "2"), (2.0, "2.0")):
         line = '{"prompt": "x", "max_tokens": 3}'
         assert sampling(line, SamplingParams(temperature=default)) == f'{{"max_tokens": 3, "temperature": {text}}}'
-    (bad,) = read_lines(io.BytesIO(b'{"prompt": "x", "max_tokens": true}'), SamplingParams(), batch_id="b")
+    (bad,) = LineReader(SamplingParams()).read(io.BytesIO(b'{"prompt": "x", "max_tokens": true}'))
     assert isinstance(bad, BadLine)
     sampling('{"prompt": "x", "max_tokens": 1}', SamplingParams())
-    (bad,) = read_lines(io.BytesIO(b'{"prompt": "x", "max_tokens": true}'), SamplingParams(), batch_id="b")
+    (bad,) = LineReader(SamplingParams()).read(io.BytesIO(b'{"prompt": "x", "max_tokens": true}'))
     assert isinstance(bad, BadLine)
 
 
 def test_lines_do_not_share_what_they_ask_for():
-    lines = list(read_lines(io.BytesIO(b'{"prompt": "x", "top_k": 3}\n' * 2), SamplingParams(), batch_id="b"))
-    assert all(isinstance(line, JobRequest) for line in lines)
+    lines = list(LineReader(SamplingParams()).read(io.BytesIO(b'{"prompt": "x", "top_k": 3}\n' * 2)))
+    assert all(isinstance(line, NewJob) for line in lines)
     assert lines[0].request["sampling"] is not lines[1].request["sampling"]  # type: ignore[union-attr]

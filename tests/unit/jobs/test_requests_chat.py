@@ -6,7 +6,7 @@ import pytest
 from request_lines import read_one
 
 from helix_jobs.errors import InvalidFieldError
-from helix_jobs.intake.lines import to_engine_request
+from helix_jobs.intake.stored_requests import to_engine_request
 
 QUESTION = [{"role": "user", "content": "Name a river"}]
 

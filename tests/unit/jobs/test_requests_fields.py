@@ -12,7 +12,7 @@ from request_lines import read_one
 from helix_jobs.engine.sampling_params import MAX_NEW_TOKENS, SAMPLING_FIELDS
 from helix_jobs.errors import BadLine
 from helix_jobs.intake.fields import BODY_FIELDS
-from helix_jobs.intake.lines import JobRequest
+from helix_jobs.new_job import NewJob
 
 CHAT = {"messages": [{"role": "user", "content": "Name a river"}]}
 
@@ -69,7 +69,7 @@ def test_more_faults_than_anybody_reads_are_cut():
 def test_what_asks_for_nothing_is_taken_in_every_form(nothing):
     for values in (body(**nothing), {**CHAT, **nothing}, {"prompt": "a", **nothing}):
         item = read_one(values)
-        assert isinstance(item, JobRequest), item
+        assert isinstance(item, NewJob), item
         assert item.request["sampling"] == {}
 
 
@@ -98,7 +98,7 @@ def test_a_model_beside_the_messages_is_stored_as_in_a_body():
 
 
 def test_a_priority_in_the_body_is_told_where_it_belongs():
-    assert isinstance(read_one(body(priority=0)), JobRequest)
+    assert isinstance(read_one(body(priority=0)), NewJob)
     item = read_one(body(priority=3))
     assert (item.field, item.remedy) == ("body.priority", "move it beside body, as 0 to 9, where higher runs first")
 

@@ -12,7 +12,7 @@ from request_lines import read
 
 from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.errors import BadLine, InvalidRequestError
-from helix_jobs.intake.lines import to_engine_request
+from helix_jobs.intake.stored_requests import to_engine_request
 
 json_values = st.recursive(
     st.none()

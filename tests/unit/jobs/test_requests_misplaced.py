@@ -9,11 +9,11 @@ from misplaced_values import GOOD_LINES, with_strangers
 from request_lines import read_one
 from test_requests_fuzz import check_invariants
 
-from helix_jobs.intake.lines import JobRequest
+from helix_jobs.new_job import NewJob
 
 
 @pytest.mark.parametrize("line", GOOD_LINES, ids=[" ".join(line)[:40] for line in GOOD_LINES])
 def test_no_value_in_a_wrong_place_crashes_the_reader(line):
-    assert isinstance(read_one(line), JobRequest)
+    assert isinstance(read_one(line), NewJob)
     for changed in with_strangers(line):
         check_invariants(json.dumps(changed).encode())

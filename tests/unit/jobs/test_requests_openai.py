@@ -9,7 +9,7 @@ import pytest
 
 from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.errors import BadLine
-from helix_jobs.intake.lines import read_lines
+from helix_jobs.intake.lines import LineReader
 
 CHAT = "/v1/chat/completions"
 TEXT = "/v1/completions"
@@ -21,7 +21,7 @@ def line(url: str = CHAT, /, outer: dict | None = None, **body: object) -> dict:
 
 
 def read_one(values: dict):
-    (item,) = read_lines(io.BytesIO(json.dumps(values).encode()), SamplingParams(), batch_id="b")
+    (item,) = LineReader(SamplingParams()).read(io.BytesIO(json.dumps(values).encode()))
     return item
 
 

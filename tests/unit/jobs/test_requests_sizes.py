@@ -8,10 +8,12 @@ import sys
 import tracemalloc
 
 import pytest
-from request_lines import BATCH, GREEDY, read, read_one
+from request_lines import GREEDY, read, read_one
 
 from helix_jobs.errors import BadLine
-from helix_jobs.intake.lines import MAX_LINE_BYTES, JobRequest, read_lines, read_mappings
+from helix_jobs.intake.lines import LineReader
+from helix_jobs.intake.raw_lines import MAX_LINE_BYTES
+from helix_jobs.new_job import NewJob
 
 
 def test_the_limit_counts_the_line_without_its_end():
@@ -22,9 +24,9 @@ def test_the_limit_counts_the_line_without_its_end():
     good = b'{"prompt": "a"}'
     for end in (b"\n", b"\r\n"):
         items = read(end.join([at, over, good]))
-        assert [type(item) for item in items] == [JobRequest, BadLine, JobRequest]
+        assert [type(item) for item in items] == [NewJob, BadLine, NewJob]
         assert items[1] == BadLine(2, "(line)", "is longer than 4 MiB", "split it or shorten the prompt")
-    assert isinstance(read_one(at), JobRequest)
+    assert isinstance(read_one(at), NewJob)
     assert isinstance(read_one(over), BadLine)
 
 
@@ -36,8 +38,8 @@ def test_a_mark_before_a_long_line_counts_neither_as_its_bytes_nor_as_a_line(siz
     rejects = io.BytesIO()
     items = read(end.join([mark + line, mark + line, good]), rejects=rejects)
     fits = size <= MAX_LINE_BYTES
-    kind = JobRequest if fits else BadLine
-    assert [(type(item), item.line) for item in items] == [(kind, 1), (kind, 2), (JobRequest, 3)]
+    kind = NewJob if fits else BadLine
+    assert [(type(item), item.line) for item in items] == [(kind, 1), (kind, 2), (NewJob, 3)]
     assert rejects.getvalue() == (b"" if fits else (mark + line + end) * 2)
 
 
@@ -49,16 +51,16 @@ def test_a_mapping_is_as_long_as_the_same_line_of_a_file(letter: str):
         return {"prompt": letter * count + "x" * rest}
 
     at, over = line(MAX_LINE_BYTES), line(MAX_LINE_BYTES + 1)
-    items = list(read_mappings([at, over, {"prompt": "a"}], GREEDY, batch_id=BATCH))
-    assert [type(item) for item in items] == [JobRequest, BadLine, JobRequest]
+    items = list(LineReader(GREEDY).read_mappings([at, over, {"prompt": "a"}]))
+    assert [type(item) for item in items] == [NewJob, BadLine, NewJob]
     assert items[0].request["prompt"] == at["prompt"]
     assert items[1] == BadLine(2, "(line)", "is longer than 4 MiB", "split it or shorten the prompt")
     as_file = [json.dumps(item, ensure_ascii=False, separators=(",", ":")).encode() for item in (at, over)]
-    assert [type(read_one(data)) for data in as_file] == [JobRequest, BadLine]
+    assert [type(read_one(data)) for data in as_file] == [NewJob, BadLine]
 
 
 def test_half_of_a_surrogate_pair_in_a_long_mapping_is_named():
-    (item,) = read_mappings([{"prompt": "ж" * 1_000_000 + "\ud800"}], GREEDY, batch_id=BATCH)
+    (item,) = LineReader(GREEDY).read_mappings([{"prompt": "ж" * 1_000_000 + "\ud800"}])
     assert item == BadLine(1, "prompt", "holds half of a surrogate pair", "remove it")
 
 
@@ -80,11 +82,11 @@ class _Endless(io.RawIOBase):
 def test_a_huge_line_is_skipped_without_being_held():
     tracemalloc.start()
     try:
-        items = list(read_lines(_Endless(256 * 1024 * 1024), GREEDY, batch_id=BATCH))
+        items = list(LineReader(GREEDY).read(_Endless(256 * 1024 * 1024)))
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert [(type(item), item.line) for item in items] == [(BadLine, 1), (JobRequest, 2)]
+    assert [(type(item), item.line) for item in items] == [(BadLine, 1), (NewJob, 2)]
     assert peak < 3 * MAX_LINE_BYTES
 
 
@@ -101,8 +103,8 @@ class _ManyLines:
 @pytest.mark.parametrize("count", [20_000, pytest.param(200_000, marks=pytest.mark.slow)])
 def test_memory_stays_flat_over_many_lines_with_custom_ids(count: int):
     blocks = []
-    for number, item in enumerate(read_lines(_ManyLines(count), GREEDY, batch_id=BATCH), start=1):
-        assert isinstance(item, JobRequest)
+    for number, item in enumerate(LineReader(GREEDY).read(_ManyLines(count)), start=1):
+        assert isinstance(item, NewJob)
         if number in (1000, count):
             blocks.append(sys.getallocatedblocks())
     # One object kept for each line would be 19,000 blocks.

@@ -1,0 +1,41 @@
+"""What the database holds of a line -> the engine's request."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from helix_jobs.engine.request import Request
+from helix_jobs.engine.sampling_params import SamplingParams
+from helix_jobs.errors import InvalidFieldError
+from helix_jobs.intake.chat_fields import check_chat_template_kwargs
+from helix_jobs.intake.line_faults import kind
+from helix_jobs.intake.texts import check_messages, check_prompt
+
+_SEED_LOW: Final = -(2**63)
+_SEED_HIGH: Final = 2**64 - 1
+
+
+def to_engine_request(job_id: int, stored: object) -> Request:
+    """Turn what the database holds into the engine's request, trusting nothing.
+
+    Raises:
+        InvalidRequestError: The stored request is malformed.
+    """
+    if not isinstance(stored, dict):
+        raise InvalidFieldError("request", f"is {kind(stored)}, not an object", "submit the line again")
+    seed, sampling = stored.get("seed"), stored.get("sampling", {})
+    if isinstance(seed, bool) or not isinstance(seed, int) or not _SEED_LOW <= seed <= _SEED_HIGH:
+        raise InvalidFieldError("seed", "is no 64-bit integer", "submit the line again")
+    if not isinstance(sampling, dict):
+        raise InvalidFieldError("sampling", f"is {kind(sampling)}, not an object", "submit the line again")
+    prompt, messages = stored.get("prompt"), stored.get("messages")
+    if (prompt is None) == (messages is None):
+        raise InvalidFieldError("request", "does not hold one of prompt and messages", "submit the line again")
+    return Request(
+        request_id=str(job_id),
+        sampling_params=SamplingParams.from_mapping(sampling),
+        seed=seed,
+        prompt=None if prompt is None else check_prompt(prompt),
+        messages=None if messages is None else tuple(check_messages(messages)),
+        chat_template_kwargs=check_chat_template_kwargs(stored.get("chat_template_kwargs"), "chat_template_kwargs"),
+    )
