@@ -8,7 +8,7 @@ from itertools import pairwise
 from xml.etree import ElementTree as ET
 
 import pytest
-from readme_text import PAGES, ROOT, Page
+from readme_text import PAGES, ROOT, Page, code_words
 
 README_LINES = 170
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -78,3 +78,29 @@ def test_lists_inside_lists_are_indented_by_four(page):
 
 def test_the_drawing_is_well_formed():
     ET.parse(ROOT / "docs" / "flow.svg")  # noqa: S314  (our own file)
+
+
+# What the map of the code says of the code
+
+_CODE_LINK = re.compile(r"\[`([^`]+)`\]\((\.\./[^)#]+)\)")
+_ARCHITECTURE = PAGES["architecture"]
+
+
+def test_every_room_is_on_the_map():
+    package = ROOT / "helix_jobs"
+    inner = {"bench/peers", "bench/queue", "cli/bench", "engine/kernels/cpu"}  # told with the room they stand in
+    rooms = {path.parent.relative_to(package).as_posix() for path in package.rglob("__init__.py")} - {"."} - inner
+    assert {name for row in _ARCHITECTURE.rows("Rooms") for name, _ in _CODE_LINK.findall(row[0])} == rooms
+    assert inner <= set(code_words(_ARCHITECTURE.sections["Rooms"]))
+
+
+def test_every_file_and_name_on_the_map_is_there():
+    """A path leads to that file, a room to its ``__init__``, any other name to the file that defines it."""
+    for name, target in _CODE_LINK.findall(_ARCHITECTURE.text):
+        if name.endswith(".py"):
+            assert target.endswith(f"/{name}"), target
+        elif target.endswith("__init__.py"):
+            assert target == f"../helix_jobs/{name}/__init__.py"
+        else:
+            text = (_ARCHITECTURE.path.parent / target).read_text(encoding="utf-8")
+            assert re.search(rf"\b(?:class|def) {name.rsplit('.', 1)[-1]}\b", text), f"{name}: {target}"
