@@ -20,13 +20,14 @@ import click
 from helix_jobs._version import __version__
 from helix_jobs.cli.environment import misspelt_settings
 from helix_jobs.cli.interrupts import stoppable
+from helix_jobs.cli.setting_options import setting_options
 from helix_jobs.cli.streams import prepare_streams, require_output
 from helix_jobs.engine.sampling_params import SAMPLING_FIELDS
 from helix_jobs.errors import HelixError
 from helix_jobs.json_line import json_line
 from helix_jobs.observability.logging import configure_logging
 from helix_jobs.redaction import redact
-from helix_jobs.settings import LOG_LEVELS, Settings
+from helix_jobs.settings import Settings
 from helix_jobs.timing import DEFAULT_TIMING, Timing
 
 if TYPE_CHECKING:
@@ -190,7 +191,7 @@ def helix_options(function: Callable[..., None]) -> Callable[..., None]:
 def settings_option(function: Callable[..., None]) -> Callable[..., None]:
     """Give a command ``--log-level``, logging and the settings as first argument."""
 
-    @click.option("--log-level", type=click.Choice(LOG_LEVELS), help="What to log; debug shows tracebacks of errors.")
+    @setting_options("log_level")
     @functools.wraps(function)
     def command(*args: Any, log_level: str | None, **kwargs: Any) -> None:  # noqa: ANN401  (passes click's arguments on)
         settings = Settings.from_environment()

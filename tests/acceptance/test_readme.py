@@ -26,13 +26,16 @@ from helix_jobs.engine.sampling_params import SAMPLING_FIELDS, SamplingParams
 from helix_jobs.intake.lines import LineReader
 from helix_jobs.new_job import NewJob
 from helix_jobs.results.export import COLUMNS
-from helix_jobs.settings import Settings
+from helix_jobs.setting import Choice, WholeNumber
+from helix_jobs.settings import SETTINGS, Settings
 from helix_jobs.storage.schema import metadata
 from helix_jobs.storage.states import BatchState, ErrorCode, JobState
 from helix_jobs.worker.metrics import METRICS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from helix_jobs.setting import Setting
 
 # Run by .ci/run, because they make an environment or run these tests.
 INSTALLATION = ("python -m pip install ", "python -m pytest")
@@ -170,11 +173,28 @@ def test_the_defaults_of_settings_are_told_right():
     assert defaults.lock_dir is None
     assert told.pop("HELIX_SPECULATION_DEPTH") == "`auto`"
     assert defaults.speculation_depth is None
+    by_variable = {setting.variable: setting for setting in SETTINGS.values()}
     for name, default in told.items():
-        value = getattr(defaults, name.removeprefix("HELIX_").lower())
+        value = by_variable[name].default
         assert default == ("none" if value is None else f"`{value:g}`" if isinstance(value, float) else f"`{value}`")
     apart = {"HELIX_HOME", "HELIX_DATABASE_URL", "HELIX_LOCK_DIR", "HELIX_SPECULATION_DEPTH"}
-    assert told.keys() | apart == set(defaults.to_environment())
+    assert told.keys() | apart == by_variable.keys()
+
+
+@pytest.mark.parametrize("setting", SETTINGS.values(), ids=SETTINGS)
+def test_what_a_setting_takes_is_told_right(setting: Setting):
+    told = {
+        code_words(name)[0]: f"{default} {meaning}" for name, default, meaning in PAGES["settings"].rows("Settings")
+    }
+    words = told[setting.variable]
+    if isinstance(setting.kind, Choice):
+        assert set(setting.kind.words) <= set(code_words(words))
+    if isinstance(setting.kind, WholeNumber):
+        low, high = str(setting.kind.low), str(setting.kind.high)
+        assert set(re.findall(r"(\d+)(?: \(off\))? to (\d+)", words)) <= {(low, high)}
+        assert set(re.findall(r"up to (\d+)", words)) <= {high}
+    if setting.option and "`--" in words:
+        assert set(re.findall(r"--[a-z-]+", words)) == set(setting.option.split("/"))
 
 
 def test_every_field_of_a_line_is_told_with_its_default():

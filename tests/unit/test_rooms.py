@@ -26,7 +26,8 @@ FOUNDATIONS = {
     "python_child": set(),
     "redaction": set(),
     "redis_url": {"errors", "redaction"},
-    "settings": {"errors", "files", "redis_url"},
+    "setting": {"errors"},
+    "settings": {"errors", "files", "redis_url", "setting"},
     "timing": {"errors"},
     "helix_jobs": {"_version", "client", "values"},  # the public names, imported when they are first used
     "__main__": {"cli"},

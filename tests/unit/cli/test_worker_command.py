@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from helix_jobs.settings import SETTINGS
 from helix_jobs.worker import process as worker_module
 
 
@@ -57,3 +58,18 @@ def test_an_unknown_dtype_is_refused(helix):
     result = helix("worker", "--dtype", "int4")
     assert result.exit_code == 2
     assert "int8" in result.output
+
+
+@pytest.mark.parametrize("name", ["max_batch_size", "token_budget", "kv_cache_mb", "job_timeout", "metrics_port"])
+def test_an_option_takes_what_its_variable_takes(effective, helix, name):
+    setting = SETTINGS[name]
+    flag, kind = setting.option, setting.kind
+    for value in (kind.low, kind.high):
+        assert getattr(effective(flag, value), name) == getattr(effective(**{setting.variable: str(value)}), name)
+    for value in (kind.low - 1, kind.high + 1):
+        assert helix("worker", flag, value).exit_code == 2
+
+
+def test_a_grace_time_by_option_may_have_decimals(effective):
+    assert effective("--shutdown-grace", "0.5", HELIX_SHUTDOWN_GRACE="7").shutdown_grace == 0.5
+    assert effective("--reproducible").reproducible == "on"

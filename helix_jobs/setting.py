@@ -1,0 +1,147 @@
+"""Setting: what is declared once about an environment variable: how it is read, its option and what both say.
+
+The declaration stands beside the field of ``Settings`` it belongs to, as the field's metadata. Reading the environment,
+the worker's options and their help, and the test of the documentation's table all follow from it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, Field, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from helix_jobs.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+_KEY: Final = "setting"
+
+
+class Kind(Protocol):
+    """How a setting is read."""
+
+    def read(self, variable: str, text: str) -> object:
+        """The value that a text of this variable means.
+
+        Raises:
+            ConfigurationError: It means none; the message names the variable and what is accepted.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Any text, unless ``check`` refuses it or spells it another way."""
+
+    check: Callable[[str], str] = str
+
+    def read(self, variable: str, text: str) -> str:  # noqa: ARG002  (a check names the variable itself)
+        """The text as it is to be used."""
+        return self.check(text)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One of a few words, in any case of letters."""
+
+    words: tuple[str, ...]
+
+    def read(self, variable: str, text: str) -> str:
+        """The word in small letters."""
+        if text.lower() not in self.words:
+            raise ConfigurationError(f"{variable} is {text.lower()!r}; use one of {', '.join(self.words)}")
+        return text.lower()
+
+
+@dataclass(frozen=True, slots=True)
+class WholeNumber:
+    """A whole number from ``low`` to ``high``.
+
+    Attributes:
+        low: The smallest.
+        high: The largest.
+        none: A word that means None; empty where there is none.
+        is_float: The field is a float, and an option may have decimals.
+    """
+
+    low: int
+    high: int
+    none: str = ""
+    is_float: bool = False
+
+    def read(self, variable: str, text: str) -> float | None:
+        """The number, or None."""
+        if self.none and text.lower() == self.none:
+            return None
+        try:
+            value = int(text)
+        except ValueError:
+            value = self.low - 1
+        if not self.low <= value <= self.high:
+            word = f", or {self.none}" if self.none else ""
+            raise ConfigurationError(
+                f"{variable} is {text!r}; give a whole number from {self.low} to {self.high}{word}"
+            )
+        return float(value) if self.is_float else value
+
+
+@dataclass(frozen=True, slots=True)
+class Directory:
+    """An absolute path; ``~`` and ``~user`` are home directories."""
+
+    def read(self, variable: str, text: str) -> Path:
+        """The path."""
+        try:
+            return Path(text).expanduser().absolute()
+        except RuntimeError as error:  # no such user, or nobody knows this one's home directory
+            raise ConfigurationError(
+                f"{variable} is {text!r}, and no such home directory is known; give a full path"
+            ) from error
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """A variable of the environment, and the option that goes before it.
+
+    Attributes:
+        kind: How its text is read.
+        help: What it is for; the option's help where there is an option.
+        option: ``--device``; with ``/`` also the name of the opposite, as in ``--compile/--no-compile``. Empty for a
+            setting without an option.
+        metavar: How the help calls the option's value.
+        name: The field's name.
+        default: The field's value where the variable is absent; None also for a field that has no fixed one.
+    """
+
+    kind: Kind
+    help: str
+    option: str = ""
+    metavar: str | None = None
+    name: str = ""
+    default: Any = None
+
+    @property
+    def variable(self) -> str:
+        """``HELIX_DEVICE``."""
+        return f"HELIX_{self.name.upper()}"
+
+    def read(self, text: str) -> object:
+        """The value that a text of the variable means.
+
+        Raises:
+            ConfigurationError: It means none; the message names the variable and what is accepted.
+        """
+        return self.kind.read(self.variable, text)
+
+
+def declared(kind: Kind, help: str, option: str = "", metavar: str | None = None) -> dict[str, Setting]:  # noqa: A002  (what click calls it)
+    """A field's metadata, which declare a setting."""
+    return {_KEY: Setting(kind=kind, help=help, option=option, metavar=metavar)}
+
+
+def settings_of(fields: Iterable[Field[Any]]) -> dict[str, Setting]:
+    """Field's name -> what it declares, complete with the field's name and default."""
+    return {
+        one.name: replace(one.metadata[_KEY], name=one.name, default=None if one.default is MISSING else one.default)
+        for one in fields
+    }
