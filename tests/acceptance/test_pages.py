@@ -11,6 +11,7 @@ import pytest
 from readme_text import PAGES, ROOT, Page, code_words
 
 README_LINES = 170
+OTHERS = [Page(ROOT / "CHANGELOG.md"), Page(ROOT / "CONTRIBUTING.md")]
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
@@ -50,6 +51,7 @@ def test_headings_have_one_anchor_each_the_same_in_both_places(page):
     assert len(set(anchors(page))) == len(titles)
 
 
+@pytest.mark.parametrize("page", [*PAGES.values(), *OTHERS], ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
     for target in _LINK.findall(page.prose):
         if target.startswith("https://"):
@@ -61,6 +63,12 @@ def test_links_lead_somewhere(page):
         if anchor:
             assert path in {other.path for other in PAGES.values()}, f"{target}: anchors are known of pages only"
             assert anchor in anchors(Page(path)), target
+
+
+@pytest.mark.parametrize("page", [*PAGES.values(), *OTHERS], ids=lambda page: page.name)
+def test_files_that_a_text_names_are_there(page):
+    for name in re.findall(r"(?<![\w/.])(?:tests|docs|examples|helix_jobs)/[\w/.-]*\w", page.text):
+        assert (ROOT / name).exists(), name
 
 
 def test_lists_and_tables_begin_after_an_empty_line(page):
