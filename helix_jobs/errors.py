@@ -261,3 +261,8 @@ class EngineError(RequestError):
     """The engine failed on this request."""
 
     code = "engine_error"
+
+
+def without_text(error: BaseException) -> EngineError:
+    """The error's kind and traceback, for a log: a library's message may quote the prompt."""
+    return EngineError(type(error).__name__).with_traceback(error.__traceback__)

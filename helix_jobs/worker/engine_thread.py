@@ -17,6 +17,7 @@ from helix_jobs.errors import (
     ExhaustedError,
     HelixError,
     RequestError,
+    without_text,
 )
 from helix_jobs.exhaustion import explain_exhaustion, is_exhaustion, is_shortage
 from helix_jobs.observability.rounds import Rounds
@@ -334,11 +335,6 @@ class EngineThread:
             self._recorder.end(
                 run, self._engine.counters(), jobs_finished=self._jobs_finished, idle_seconds=idle_seconds
             )
-
-
-def without_text(error: BaseException) -> EngineError:
-    """The error's kind and traceback, for a log: a library's message may quote the prompt."""
-    return EngineError(type(error).__name__).with_traceback(error.__traceback__)
 
 
 def _engine_error(error: Exception) -> EngineError:

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from helix_jobs.broker.stranded_messages import StrandedMessages
 from helix_jobs.errors import DatabaseReplacedError
 from helix_jobs.storage import store
 from helix_jobs.storage.process_identity import this_process
 from helix_jobs.storage.store import NewWorker
 from helix_jobs.timing import DEFAULT_TIMING, Timing
 from helix_jobs.worker.periodic import Periodic
-from helix_jobs.worker.stranded_messages import StrandedMessages
+from helix_jobs.worker.stranded_messages import send_again
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -124,8 +125,8 @@ class Heartbeat:
         self._periodic.stop(None)
         try:
             # In one transaction: of a worker that has stopped nobody takes the marks off.
-            self._stranded.send_again(
-                self._database, lambda c: store.stop_worker(c, self._worker.id, datetime.now(UTC))
+            send_again(
+                self._stranded, self._database, lambda c: store.stop_worker(c, self._worker.id, datetime.now(UTC))
             )
         except Exception as error:  # noqa: BLE001  (the reconciler of the next worker will find out by itself)
             logger.warning("the worker's end could not be recorded: %s", error)

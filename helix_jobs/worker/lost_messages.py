@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 from helix_jobs.storage import store
 from helix_jobs.worker.audit import Audit
 from helix_jobs.worker.runs import counted
+from helix_jobs.worker.stranded_messages import send_again
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
+    from helix_jobs.broker.stranded_messages import StrandedMessages
     from helix_jobs.storage.database import Database
-    from helix_jobs.worker.stranded_messages import StrandedMessages
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +108,7 @@ class LostMessages:
     def _send_stranded(self) -> int:
         if not self._stranded.ids:
             return 0
-        count = self._stranded.send_again(self._database)
+        count = send_again(self._stranded, self._database)
         if count:
             logger.warning("the broker took no messages back of %s: they are sent again", counted(count, "job"))
         return count

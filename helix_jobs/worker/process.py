@@ -28,6 +28,7 @@ from helix_jobs.broker.publisher import (
     ping,
     read_queue_names,
 )
+from helix_jobs.broker.stranded_messages import stranded
 from helix_jobs.engine.loading.open_engine import device_name, load_engine
 from helix_jobs.errors import HelixError
 from helix_jobs.locks import DeviceLock
@@ -52,7 +53,7 @@ from helix_jobs.worker.reconciler import Reconciler
 from helix_jobs.worker.service import WorkerService
 from helix_jobs.worker.shared_broker import clear_stranded, leave_broker, revive_broker
 from helix_jobs.worker.stop_button import StopButton, StopRequest, install_signals
-from helix_jobs.worker.stranded_messages import stranded
+from helix_jobs.worker.stranded_messages import send_again
 from helix_jobs.worker.thread_limit import check_threads
 from helix_jobs.worker.watchdog import Watchdog
 
@@ -160,7 +161,7 @@ class _Worker:
         # break each other.
         importlib.import_module("helix_jobs.broker.celery.consumer")
         importlib.import_module("helix_jobs.broker.celery.task")
-        importlib.import_module("helix_jobs.broker.celery.vetted_transport")
+        importlib.import_module("helix_jobs.broker.celery.transport")
         self._settings.make_home()
         self._lock = DeviceLock(device_name(self._settings), self._settings.lock_dir)
         self._lock.acquire(allow_shared=allow_shared_device)
@@ -288,14 +289,14 @@ class _Worker:
 
     def consume(self) -> int:
         """Run Celery until the worker is told to stop; returns the exit code."""
-        from helix_jobs.broker.celery import task
         from helix_jobs.broker.celery.consumer import stop_consuming
-        from helix_jobs.broker.celery.vetted_transport import rejections
+        from helix_jobs.broker.celery.service import bind_service
+        from helix_jobs.broker.celery.transport import rejections
 
         supervisor = threading.Thread(
             target=self.ending.supervise, args=(stop_consuming,), name="helix-supervisor", daemon=True
         )
-        task.bind_service(self._service)
+        bind_service(self._service)
         supervisor.start()
         failures = 0
         try:
@@ -316,7 +317,7 @@ class _Worker:
                     self._service.begin_drain()
         finally:
             rejections.close()
-            task.bind_service(None)
+            bind_service(None)
             self.ending.consumer_ended()
         return self.ending.exit_code
 
@@ -345,7 +346,7 @@ class _Worker:
         if self.ending.is_broken:
             try:
                 # A reclaimed worker counts as stopped, so both are one transaction, as at an orderly end.
-                stranded.send_again(self._database, lambda c: store.reclaim(c, self._worker_id, datetime.now(UTC)))
+                send_again(stranded, self._database, lambda c: store.reclaim(c, self._worker_id, datetime.now(UTC)))
             except HelixError as error:
                 logger.warning("the leases are left to be reclaimed: %s", error)
 

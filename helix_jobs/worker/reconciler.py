@@ -29,6 +29,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Protocol
 
 from helix_jobs.broker.fill import WINDOW, Publisher, fill_broker
+from helix_jobs.broker.stranded_messages import StrandedMessages
 from helix_jobs.errors import HelixError
 from helix_jobs.observability.rounds import come_round
 from helix_jobs.storage import batch_changes, store
@@ -42,7 +43,6 @@ from helix_jobs.worker.judgement import (
 )
 from helix_jobs.worker.lost_messages import LostMessages
 from helix_jobs.worker.periodic import Periodic
-from helix_jobs.worker.stranded_messages import StrandedMessages
 from helix_jobs.worker.unfinished_cancels import CancelSeen, watch_cancels
 from helix_jobs.worker.watched_time import WatchedTime
 

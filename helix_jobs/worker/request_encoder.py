@@ -17,11 +17,17 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
-from helix_jobs.errors import EngineBrokenError, EngineError, ExhaustedError, OutOfMemoryError, RequestError
+from helix_jobs.errors import (
+    EngineBrokenError,
+    EngineError,
+    ExhaustedError,
+    OutOfMemoryError,
+    RequestError,
+    without_text,
+)
 from helix_jobs.exhaustion import explain_exhaustion, is_shortage
 from helix_jobs.intake.stored_requests import to_engine_request
 from helix_jobs.worker.complaint import Complaint
-from helix_jobs.worker.engine_thread import without_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,9 +1,6 @@
-"""StrandedMessages: jobs whose messages this worker was delivered and could not give back to the broker.
+"""A worker takes the marks off the jobs whose messages it could not give back, so that these are sent again.
 
-A connection that breaks, or a worker that stops, gives back what it has not begun. Where the broker does not answer
-just then, those messages stay among the unacknowledged: no worker is asked for them, and as they are still there they
-do not count as lost. Only the worker that held them knows which they are. It takes the marks off their jobs, so that
-their messages are sent again.
+Of a worker that dies, every mark is taken off.
 
 Trade-off: a broker that has taken a message back without its answer getting through carries it twice; a duplicate
 finds nothing to do. A stop over a sound connection costs none, which taking off every mark at each stop would.
@@ -11,61 +8,41 @@ finds nothing to do. A stop over a sound connection costs none, which taking off
 
 from __future__ import annotations
 
-import threading
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from helix_jobs.storage import store
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from sqlalchemy import Connection
 
+    from helix_jobs.broker.stranded_messages import StrandedMessages
     from helix_jobs.storage.database import Database
 
 
-class StrandedMessages:
-    """Remembers them until their jobs' marks are off. Of a worker that dies, every mark is taken off. Thread-safe."""
+def send_again(
+    stranded: StrandedMessages, database: Database, beside: Callable[[Connection], object] = lambda _: None
+) -> int:
+    """Take the marks off those that still wait, and forget all once that is committed.
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._ids: set[int] = set()
+    Args:
+        stranded: The jobs.
+        database: Where the marks are.
+        beside: What is done before in the same transaction.
 
-    @property
-    def ids(self) -> frozenset[int]:
-        """Jobs whose messages are to be sent again."""
-        with self._lock:
-            return frozenset(self._ids)
+    Returns:
+        How many jobs still waited.
 
-    def note(self, job_ids: Iterable[int]) -> None:
-        """Remember jobs whose messages could not be given back."""
-        with self._lock:
-            self._ids.update(job_ids)
+    Raises:
+        DatabaseUnreachableError: The database does not answer; nothing was forgotten.
+    """
+    ids = stranded.ids
 
-    def send_again(self, database: Database, beside: Callable[[Connection], object] = lambda _: None) -> int:
-        """Take the marks off those that still wait, and forget all once that is committed.
+    def change(c: Connection) -> int:
+        beside(c)
+        return store.unmark_published(c, sorted(ids))
 
-        Args:
-            database: Where the marks are.
-            beside: What is done before in the same transaction.
-
-        Returns:
-            How many jobs still waited.
-
-        Raises:
-            DatabaseUnreachableError: The database does not answer; nothing was forgotten.
-        """
-        ids = self.ids
-
-        def change(c: Connection) -> int:
-            beside(c)
-            return store.unmark_published(c, sorted(ids))
-
-        count = database.transact(change)
-        with self._lock:
-            self._ids -= ids
-        return count
-
-
-# kombu makes a worker's connections, and takes no argument for them.
-stranded: Final = StrandedMessages()
+    count = database.transact(change)
+    stranded.forget(ids)
+    return count

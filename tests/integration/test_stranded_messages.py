@@ -12,7 +12,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from helix_jobs.broker.celery import deliveries
 from helix_jobs.broker.celery.app import app
 from helix_jobs.broker.publisher import CeleryPublisher, QueueNames, transport_options
-from helix_jobs.worker.stranded_messages import StrandedMessages
+from helix_jobs.broker.stranded_messages import StrandedMessages
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,7 +15,7 @@ from quick_worker import start_quick_worker
 from worker_box import WorkerProcess, prompts, wait_until
 
 from helix_jobs.broker.celery import consumer
-from helix_jobs.broker.celery import task as tasks
+from helix_jobs.broker.celery.service import bound_service
 from helix_jobs.broker.publisher import EmbeddedBroker
 from helix_jobs.engine.fake_engine import FakeEngine
 from helix_jobs.worker import process as worker
@@ -222,7 +222,7 @@ def test_a_stop_between_two_consumers_stays_a_stop(
         was_asked_to_stop = False
 
         def start(self) -> None:
-            service = tasks.bound_service()
+            service = bound_service()
             assert isinstance(service, WorkerService)
             slots.append(service.idle_slots)
             if len(slots) == 2:

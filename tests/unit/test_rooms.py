@@ -73,7 +73,6 @@ ARROWS |= {
 }
 # Arrows that are there and are to go: they run against the others. Nothing is added here.
 GOING = {
-    ("broker", "worker"),
     ("engine.attention", "engine.kernels"),
     ("engine.attention", "engine.model"),
     ("engine.kernels", "engine.attention"),

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from celery import Celery
 
-from helix_jobs.broker.celery import task
 from helix_jobs.broker.celery.app import celery_settings
 from helix_jobs.broker.celery.consumer import Consumer
+from helix_jobs.broker.celery.service import bind_service
 from helix_jobs.broker.publisher import TASK_NAME, QueueNames, read_queue_names
 from helix_jobs.settings import Settings
 from helix_jobs.storage.database import Database
@@ -47,7 +47,7 @@ class _Nobody:
 
 
 if __name__ == "__main__":
-    task.bind_service(_Nobody())
+    bind_service(_Nobody())
     settings = Settings.from_environment()
     database = Database(settings.database_url)
     app = make_app(settings, read_queue_names(database))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from celery import Celery
 from celery.signals import worker_init
 
+from helix_jobs.broker.celery.service import bound_service
 from helix_jobs.broker.publisher import broker_url, read_queue_names, transport_options
 from helix_jobs.errors import HelixError
 from helix_jobs.settings import USUAL_BATCH_SIZE, Settings
@@ -119,13 +120,11 @@ def _from_environment() -> Mapping[str, Any]:
 @worker_init.connect(weak=False)  # type: ignore[untyped-decorator]
 def _refuse_bare_worker(**_: object) -> None:
     """A worker without models would take messages and could not serve them."""
-    from helix_jobs.broker.celery import task
-
-    if task.bound_service() is None:
+    if bound_service() is None:
         # Celery logs what its receivers raise and goes on; only this ends the process.
         raise SystemExit("start the worker with `python worker.py`, which loads the models; not with celery")
 
 
-app = Celery("helix", amqp="helix_jobs.broker.celery.vetted_transport:AMQP")
+app = Celery("helix", amqp="helix_jobs.broker.celery.transport:AMQP")
 # Read when the first command needs it, so that importing this module reads no environment.
 app.add_defaults(_defaults)

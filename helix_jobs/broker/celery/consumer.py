@@ -17,7 +17,7 @@ from celery.worker import WorkController, state
 from helix_jobs.broker.celery import remote_control
 from helix_jobs.broker.celery.app import configure
 from helix_jobs.broker.celery.patient_consumer import WHO_LOG_REFUSALS, unless_refused
-from helix_jobs.broker.celery.vetted_transport import rejections
+from helix_jobs.broker.celery.transport import rejections
 
 if TYPE_CHECKING:
     from collections.abc import Callable

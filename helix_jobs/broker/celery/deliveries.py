@@ -11,7 +11,7 @@ from kombu.transport import redis
 
 from helix_jobs.broker.messages import job_id_of_message
 from helix_jobs.broker.queue_names import is_job_queue
-from helix_jobs.worker.stranded_messages import stranded
+from helix_jobs.broker.stranded_messages import stranded
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

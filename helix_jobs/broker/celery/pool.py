@@ -9,7 +9,7 @@ from celery.concurrency.base import apply_target
 from celery.concurrency.thread import ApplyResult as ThreadResult
 from celery.concurrency.thread import TaskPool as ThreadPool
 
-from helix_jobs.broker.celery import task
+from helix_jobs.broker.celery.service import bound_service
 from helix_jobs.broker.messages import job_id_of
 from helix_jobs.errors import ConfigurationError
 
@@ -56,7 +56,7 @@ class TaskPool(ThreadPool):  # type: ignore[misc]
     def terminate_job(self, pid: int, signal: int | None = None) -> None:  # noqa: ARG002  (Celery's signature)
         """Abort the job that runs under this number."""
         job_id = self._jobs.get(pid)
-        service = task.bound_service()
+        service = bound_service()
         if job_id is not None and service is not None:
             service.abort_job(job_id)
 
@@ -81,7 +81,7 @@ class TaskPool(ThreadPool):  # type: ignore[misc]
 
     def on_stop(self) -> None:
         """Wait for the running jobs, but not beyond the grace time, however the shutdown was asked for."""
-        service = task.bound_service()
+        service = bound_service()
         if service is not None:
             service.begin_drain()
         super().on_stop()

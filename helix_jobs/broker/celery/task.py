@@ -4,53 +4,20 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from celery.exceptions import Reject
 from celery.signals import task_revoked
 
 from helix_jobs.broker.celery.app import app
+from helix_jobs.broker.celery.service import bound_service
 from helix_jobs.broker.messages import job_id_of
 from helix_jobs.broker.publisher import TASK_NAME
-from helix_jobs.errors import HelixError
-from helix_jobs.worker.engine_thread import without_text
+from helix_jobs.errors import HelixError, without_text
 
 logger = logging.getLogger(__name__)
 
 UNEXPECTED_SECONDS: Final = 1.0
-
-
-class JobService(Protocol):
-    """What the task, the pool and the signals need of the worker's service."""
-
-    def run_job(self, job_id: int) -> bool:
-        """Bring a job to its end. False: the worker is stopping and the message belongs to another one."""
-
-    def abort_job(self, job_id: int) -> None:
-        """Stop generating for this job, if it runs here."""
-
-    def cancel_job(self, job_id: int) -> None:
-        """Cancel the job in the database."""
-
-    def count_rejected(self, count: int) -> None:
-        """Note that messages were dropped because no worker takes them."""
-
-    def begin_drain(self) -> None:
-        """Take no further jobs; hand back what is unfinished when the grace time is over."""
-
-
-_service: JobService | None = None
-
-
-def bind_service(service: JobService | None) -> None:
-    """Say who runs the jobs of this process. Celery finds tasks by import, so the service cannot be an argument."""
-    global _service  # noqa: PLW0603
-    _service = service
-
-
-def bound_service() -> JobService | None:
-    """Who runs the jobs of this process; None outside a worker."""
-    return _service
 
 
 @app.task(name=TASK_NAME, bind=True)  # type: ignore[untyped-decorator]
@@ -60,8 +27,9 @@ def run_job(self: Any, *args: object, **kwargs: object) -> None:  # noqa: ANN401
     if job_id is None or kwargs:
         logger.warning("dropped a message that names no job", extra={"message_id": str(self.request.id)[:64]})
         return
+    service = bound_service()
     try:
-        done = _service is not None and _service.run_job(job_id)
+        done = service is not None and service.run_job(job_id)
     except HelixError as error:
         # Nothing was committed, so nothing is acknowledged; the lease is reclaimed.
         logger.warning("a job is left to be reclaimed: %s", error, extra={"job_id": job_id})
@@ -83,5 +51,6 @@ def run_job(self: Any, *args: object, **kwargs: object) -> None:  # noqa: ANN401
 def _cancel_revoked(request: Any = None, *, expired: bool = False, **_: object) -> None:  # noqa: ANN401
     """``celery control revoke`` drops the message; without this the reconciler would publish the job again."""
     job_id = job_id_of(getattr(request, "args", None))
-    if _service is not None and job_id is not None and not expired:
-        _service.cancel_job(job_id)
+    service = bound_service()
+    if service is not None and job_id is not None and not expired:
+        service.cancel_job(job_id)

@@ -1,21 +1,56 @@
-"""kombu's Redis transport with one client a channel.
+"""Transport: kombu's Redis transport, which hands over Helix's own messages and readable commands only.
 
-kombu builds a redis-py client for every message it receives and for every one it acknowledges, which takes about an
-eighth of a busy worker's time. A client is only a handle on the channel's pool and may be used by any thread.
+Without it a text that is no JSON ends Celery's loop, and whoever can write to Redis ends the worker with a few of them.
+
+It keeps one client a channel. kombu builds a redis-py client for every message it receives and for every one it
+acknowledges, which takes about an eighth of a busy worker's time. A client is only a handle on the channel's pool and
+may be used by any thread.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import json
+from functools import partial
+from queue import Empty
+from typing import TYPE_CHECKING, Any, Final
 
 from celery.app import amqp
+from celery.worker.control import Panel
 from kombu.connection import Connection as KombuConnection
 from kombu.transport import redis
+from redis.exceptions import ResponseError
+
+from helix_jobs.broker.celery.deliveries import Deliveries
+from helix_jobs.broker.celery.rejections import Rejections
+from helix_jobs.broker.celery.remote_control import is_command
+from helix_jobs.broker.celery.service import bound_service
+from helix_jobs.broker.junk_sweep import sweep
+from helix_jobs.broker.messages import is_envelope, job_id_of_message
+from helix_jobs.broker.queue_names import QueueNames, is_job_queue
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+_MAILBOX: Final = ".pidbox"
+
+
+def _count(messages: int) -> None:
+    service = bound_service()
+    if service is not None:
+        service.count_rejected(messages)
+
+
+rejections: Final = Rejections(_count)
 
 
 class Channel(redis.Channel):
-    """A channel that keeps its client as long as its pool is the same."""
+    """Drops what cannot be decoded, and the junk behind it; notes what it cannot give back.
 
+    It keeps its client as long as its pool is the same.
+    """
+
+    QoS = Deliveries
+    may_sweep = True
     _kept: Any = None
 
     def _create_client(self, asynchronous: bool = False) -> Any:  # noqa: ANN401, FBT001, FBT002  (kombu's signature)
@@ -27,11 +62,80 @@ class Channel(redis.Channel):
             kept = self._kept = super()._create_client()  # type: ignore[no-untyped-call]  # kombu's
         return kept
 
+    def close(self) -> None:
+        """Close the channel and give back what is not acknowledged, or note what the broker did not take back."""
+        try:
+            super().close()  # type: ignore[no-untyped-call]  # kombu's
+        finally:
+            if self._qos is not None:
+                self._qos.note_held()
+
+    def _brpop_read(self, **options: Any) -> Any:  # noqa: ANN401  (kombu's signature)
+        transport = self.connection
+        transport.decoded = transport.dropped = False
+        try:
+            read = super()._brpop_read(**options)  # type: ignore[no-untyped-call]  # kombu has few types
+        except (Empty, *transport.connection_errors, *transport.channel_errors):
+            raise
+        except Exception as error:
+            if transport.decoded:
+                raise
+            rejections.note(f"undecodable ({type(error).__name__})")
+            transport.dropped = True
+            read = True
+        if transport.dropped:
+            self._sweep()
+        return read
+
+    def _sweep(self) -> None:
+        """Where one message was junk more may follow."""
+        if not self.may_sweep:
+            return
+        queues = [queue for queue in self.active_queues if is_job_queue(queue)]
+        try:
+            with self.conn_or_acquire() as client:
+                for queue in queues:
+                    keys = QueueNames.of_queue(queue).lists
+                    dropped = sweep(client, keys, partial(_are_ours, queue))
+                    if dropped:
+                        rejections.note("none of ours", dropped)
+        except ResponseError:
+            # A server, or a user, without scripts: junk is popped one by one.
+            self.may_sweep = False
+
+    def _handle_message(self, client: Any, response: Any) -> Any:  # noqa: ANN401  (kombu's signature)
+        payload = super()._handle_message(client, response)  # type: ignore[no-untyped-call]
+        if str(_text(payload["type"])).endswith("message"):
+            # As kombu reads it: /DATABASE.EXCHANGE, or with /KEY behind it.
+            exchange = _text(payload["channel"]).partition(".")[2].partition("/")[0]
+            queue = self._fanout_to_queue.get(exchange)
+            if queue is None or (queue.endswith(_MAILBOX) and not _is_command(payload["data"], queue)):
+                rejections.note("broadcasts that are no command")
+                payload["data"] = None  # kombu takes it for an empty one
+        return payload
+
 
 class Transport(redis.Transport):
-    """Redis with that channel."""
+    """Drops what is decoded and is none of ours, before anything is noted of it.
+
+    Attributes:
+        decoded: The message being read has been decoded; errors from here on are not its own.
+        dropped: It was none of ours.
+    """
 
     Channel = Channel
+    decoded = False
+    dropped = False
+
+    def _deliver(self, message: Any, queue: str) -> None:  # noqa: ANN401  (parsed JSON)
+        self.decoded = True
+        if is_job_queue(queue) and job_id_of_message(message, queue) is None:
+            self.dropped = True
+            rejections.note("none of ours")
+        elif not is_envelope(message):
+            rejections.note("no message")
+        else:
+            super()._deliver(message, queue)  # type: ignore[no-untyped-call]
 
 
 class Connection(KombuConnection):
@@ -47,3 +151,22 @@ class AMQP(amqp.AMQP):  # type: ignore[misc]  # celery has no types
     """What the Celery application makes its connections with."""
 
     Connection = Connection
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else value
+
+
+def _are_ours(queue: str, texts: Sequence[bytes]) -> Iterator[bool]:
+    return (job_id_of_message(_parsed(text), queue) is not None for text in texts)
+
+
+def _is_command(text: bytes, queue: str) -> bool:
+    return is_command(_parsed(text), queue, Panel.data)
+
+
+def _parsed(text: bytes) -> Any:  # noqa: ANN401  (parsed JSON)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None

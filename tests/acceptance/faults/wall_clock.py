@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 # Whose modules may hold a name of their own for the clock.
 _USERS = ("helix_jobs", "celery", "kombu", "redis", "vine", "billiard")
 _IMPORTED = (
-    *("broker.celery.consumer", "broker.celery.task", "broker.celery.vetted_transport"),
+    *("broker.celery.consumer", "broker.celery.task", "broker.celery.transport"),
     *("worker.process", "worker.service", "client.client"),
 )
 _LOOK_SECONDS = 0.05

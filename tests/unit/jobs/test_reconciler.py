@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from store_helpers import counts, must_take, now, register, stored_batch, succeed, worker
 
+from helix_jobs.broker.stranded_messages import StrandedMessages
 from helix_jobs.errors import BrokerUnreachableError, DatabaseUnreachableError
 from helix_jobs.storage import store
 from helix_jobs.storage.process_identity import Here
@@ -14,7 +15,7 @@ from helix_jobs.worker.reconciler import (
     Reconciler,
 )
 from helix_jobs.worker.shared_broker import clear_stranded, revive_broker
-from helix_jobs.worker.stranded_messages import StrandedMessages
+from helix_jobs.worker.stranded_messages import send_again
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 LATER = NOON + timedelta(seconds=5)
@@ -251,9 +252,9 @@ def test_what_is_stranded_is_forgotten_with_the_commit_alone(database):
         raise RuntimeError("what is done beside it fails")
 
     with pytest.raises(RuntimeError):
-        stranded.send_again(database, fail)
+        send_again(stranded, database, fail)
     assert stranded.ids == frozenset(ids)
-    assert stranded.send_again(database) == 1
+    assert send_again(stranded, database) == 1
 
 
 def test_messages_that_are_still_there_are_not_sent_again(database):

@@ -11,6 +11,7 @@ from sqlalchemy import text
 from store_helpers import check_counters, counts, must_take, now, register, stored_batch, succeed
 
 from helix_jobs.broker.celery import task as tasks
+from helix_jobs.broker.celery.service import bind_service
 from helix_jobs.client.purge import plan_purge, purge
 from helix_jobs.doctor.database import check_database
 from helix_jobs.doctor.verdict import Level
@@ -262,12 +263,12 @@ class BrokenService:
 def test_no_exception_acknowledges_a_message(monkeypatch, tmp_path, caplog, error):
     monkeypatch.setenv("HELIX_HOME", str(tmp_path))  # where Celery's settings are read from
     monkeypatch.setattr(tasks, "UNEXPECTED_SECONDS", 0.0)
-    tasks.bind_service(BrokenService(error))
+    bind_service(BrokenService(error))
     try:
         with pytest.raises(Reject) as caught:
             tasks.run_job.run(7)
     finally:
-        tasks.bind_service(None)
+        bind_service(None)
     assert caught.value.requeue is True
     assert "its message stays" in caplog.text
     assert "private" not in caplog.text
