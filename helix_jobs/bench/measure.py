@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from helix_jobs.engine.engine import Engine
     from helix_jobs.engine.protocol import EngineCounters
-    from helix_jobs.engine.request import GenerationResult, Request
+    from helix_jobs.engine.request import EncodedRequest, GenerationResult
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +126,7 @@ class _Step:
     drafted: int
 
 
-def measure(engine: Engine, requests: Sequence[Request], device: torch.device) -> Run:
+def measure(engine: Engine, requests: Sequence[EncodedRequest], device: torch.device) -> Run:
     """Run encoded requests to their end. The engine must be idle."""
     reset_peak_memory(device)
     watch = _EmissionWatch()

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from helix_jobs.bench.plan import BenchPlan
     from helix_jobs.engine.loaded_models import LoadedModels
     from helix_jobs.engine.model.decoder import Decoder
-    from helix_jobs.engine.request import Request
+    from helix_jobs.engine.request import EncodedRequest, Request
     from helix_jobs.engine.speculation.depth.costs import CostProfile
 
 
@@ -91,7 +91,7 @@ class ModelShelf:
         """What the target computes in."""
         return self.models.target.dtype_name
 
-    def requests(self, batch_size: int, variant: str) -> tuple[Request, ...]:
+    def requests(self, batch_size: int, variant: str) -> tuple[EncodedRequest, ...]:
         """The workload's encoded requests; greedy when peers answer them too.
 
         Raises:
@@ -103,7 +103,7 @@ class ModelShelf:
             made = tuple(greedy(request) for request in made)
         return tuple(_within(request, context) for request in made)
 
-    def engine(self, mode: Mode, batch_size: int, requests: Sequence[Request]) -> Engine:
+    def engine(self, mode: Mode, batch_size: int, requests: Sequence[EncodedRequest]) -> Engine:
         """A fresh engine whose cache holds a full batch of such requests (or what ``kv_cache_mb`` allows)."""
         by_draft = self._models if mode.speculation_config().adaptive else self._models_of_fixed_depth
         models = self.models if mode.is_off else by_draft[mode.draft_spec.model]
@@ -130,7 +130,7 @@ class ModelShelf:
             self._costs.setdefault((mode, batch_size), measured)
         return engine
 
-    def kv_cache_bytes(self, batch_size: int, requests: Sequence[Request]) -> int:
+    def kv_cache_bytes(self, batch_size: int, requests: Sequence[EncodedRequest]) -> int:
         """Keys and values of a full batch of such requests."""
         geometry, dtype = self.decoder.geometry, self.decoder.dtype
         blocks = batch_size * -(-longest(requests) // DEFAULT_BLOCK_SIZE)
@@ -143,14 +143,14 @@ class ModelShelf:
         return self._codec.encode(request)
 
 
-def longest(requests: Sequence[Request]) -> int:
+def longest(requests: Sequence[EncodedRequest]) -> int:
     """Prompt plus output tokens of the longest of them."""
-    return max(len(request.prompt_token_ids or ()) + request.sampling_params.max_tokens for request in requests)
+    return max(len(request.prompt_token_ids) + request.sampling_params.max_tokens for request in requests)
 
 
-def _within(request: Request, context: int) -> Request:
+def _within(request: EncodedRequest, context: int) -> EncodedRequest:
     """The request with a limit that its context has room for, as the engine would end it."""
-    length = len(request.prompt_token_ids or ())
+    length = len(request.prompt_token_ids)
     if length >= context:
         raise InputError(
             f"request {request.request_id} of the workload has {length} tokens and the model's context holds "

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
 
-    from helix_jobs.engine.request import Request
+    from helix_jobs.engine.request import EncodedRequest
 
 PEERS_FOLDER: Final = Path(__file__).with_name("peers")
 # Name -> module in peers/
@@ -157,7 +157,7 @@ class PeerProcess:
         return PeerInfo(str(answer["version"]), dict(answer["settings"]), float(answer["load_seconds"]))
 
     def run(
-        self, requests: Sequence[Request], stop_token_ids: Sequence[int], timeout: float = _ROUND_SECONDS
+        self, requests: Sequence[EncodedRequest], stop_token_ids: Sequence[int], timeout: float = _ROUND_SECONDS
     ) -> PeerRun:
         """Let it answer encoded requests greedily; blocks until it has.
 
@@ -167,7 +167,7 @@ class PeerProcess:
         params = [request.sampling_params for request in requests]
         answer = self._ask(
             {
-                "prompts": [list(request.prompt_token_ids or ()) for request in requests],
+                "prompts": [list(request.prompt_token_ids) for request in requests],
                 "max_tokens": [one.max_tokens for one in params],
                 "ignore_eos": [one.ignore_eos for one in params],
                 "stop_token_ids": list(stop_token_ids),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from helix_jobs.bench.model_shelf import ModelShelf
     from helix_jobs.bench.plan import BenchPlan
     from helix_jobs.engine.loading.checkpoint import Checkpoint
-    from helix_jobs.engine.request import Request
+    from helix_jobs.engine.request import EncodedRequest
 
 _NO_MODELS = frozenset({INT8, NO_DRAFT})
 
@@ -31,7 +31,7 @@ def start_peer(
     shelf: ModelShelf,
     *,
     batch_size: int,
-    requests: Sequence[Request],
+    requests: Sequence[EncodedRequest],
     on_progress: Callable[[str], None],
 ) -> tuple[PeerProcess, PeerJob]:
     """Start a peer's process; it has still to load the job that comes with it.

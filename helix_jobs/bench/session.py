@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from helix_jobs.bench.peer import PeerInfo, PeerProcess, PeerRun
     from helix_jobs.bench.plan import BenchPlan
     from helix_jobs.bench.report import Case
-    from helix_jobs.engine.request import Request
+    from helix_jobs.engine.request import EncodedRequest
 
 _WARM_UP_TOKENS: Final = 16
 # Threads of the side that has just finished go on spinning for a moment.
@@ -117,7 +117,7 @@ class BenchSession:
         )
 
     def _start(
-        self, name: str, python: str, batch_size: int, requests: Sequence[Request], stack: ExitStack
+        self, name: str, python: str, batch_size: int, requests: Sequence[EncodedRequest], stack: ExitStack
     ) -> _PeerState:
         self._progress(f"loading {name} for batches of {batch_size}")
         state = _PeerState()
@@ -138,7 +138,7 @@ class BenchSession:
         return state
 
     def _measure(
-        self, batch_size: int, variant: str, requests: tuple[Request, ...], started: dict[str, _PeerState]
+        self, batch_size: int, variant: str, requests: tuple[EncodedRequest, ...], started: dict[str, _PeerState]
     ) -> None:
         cases = self._plan.cases(batch_size, variant)
         peers = {name: replace(state) for name, state in started.items()}
@@ -162,7 +162,12 @@ class BenchSession:
                 self._run_peer(name, state, requests, f"{turn}: {name}")
 
     def _run_case(
-        self, case: Case, requests: Sequence[Request], workload: Sequence[Request], *, is_warm_up: bool = False
+        self,
+        case: Case,
+        requests: Sequence[EncodedRequest],
+        workload: Sequence[EncodedRequest],
+        *,
+        is_warm_up: bool = False,
     ) -> None:
         """Run requests through an engine that is made for the whole workload."""
         state = self._cases[case]
@@ -183,7 +188,13 @@ class BenchSession:
             state.floors.append(matrix_product_floor(self._shelf.decoder, step.num_tokens))
 
     def _run_peer(
-        self, name: str, state: _PeerState, requests: Sequence[Request], message: str, *, is_warm_up: bool = False
+        self,
+        name: str,
+        state: _PeerState,
+        requests: Sequence[EncodedRequest],
+        message: str,
+        *,
+        is_warm_up: bool = False,
     ) -> None:
         if state.process is None or state.error is not None:
             return
@@ -253,7 +264,7 @@ def _compare(
     return Comparison(case, against, ratios, equal)
 
 
-def _shortened(request: Request) -> Request:
+def _shortened(request: EncodedRequest) -> EncodedRequest:
     params = request.sampling_params
     return replace(request, sampling_params=replace(params, max_tokens=min(params.max_tokens, _WARM_UP_TOKENS)))
 

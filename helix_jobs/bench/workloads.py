@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from helix_jobs.bench import prompts
 from helix_jobs.bench.prompt_file import read_prompts
-from helix_jobs.engine.request import Request
+from helix_jobs.engine.request import EncodedRequest, Request
 from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.errors import ConfigurationError, InputError, RequestError
 
@@ -76,7 +76,9 @@ class Workload:
     ignore_eos: bool = False
 
 
-def build_requests(workload: Workload, options: WorkloadOptions, variant: str, encode: Encode) -> tuple[Request, ...]:
+def build_requests(
+    workload: Workload, options: WorkloadOptions, variant: str, encode: Encode
+) -> tuple[EncodedRequest, ...]:
     """The encoded requests of a workload, in a fixed order and numbered from 0.
 
     Raises:
@@ -100,7 +102,7 @@ def build_requests(workload: Workload, options: WorkloadOptions, variant: str, e
     return tuple(_encoded(number, request, encode) for number, request in enumerate(made))
 
 
-def greedy(request: Request) -> Request:
+def greedy(request: EncodedRequest) -> EncodedRequest:
     """The request as every peer can run it: greedy, ended by the model's end tokens or the limit alone."""
     params = request.sampling_params
     plain = SamplingParams(max_tokens=params.max_tokens, ignore_eos=params.ignore_eos)
@@ -119,12 +121,13 @@ def _with_limit(request: Request, max_tokens: int) -> Request:
     return replace(request, sampling_params=replace(request.sampling_params, max_tokens=max_tokens))
 
 
-def _encoded(number: int, request: Request, encode: Encode) -> Request:
+def _encoded(number: int, request: Request, encode: Encode) -> EncodedRequest:
     try:
         ids = encode(request)
     except RequestError as error:
         raise ConfigurationError(f"request {number} of the workload: {error}") from error
-    return replace(request, request_id=str(number), prompt=None, messages=None, prompt_token_ids=ids)
+    params, seed = request.sampling_params, request.seed
+    return EncodedRequest(request_id=str(number), prompt_token_ids=ids, sampling_params=params, seed=seed)
 
 
 def _plain(*, prompt: str | None = None, prompt_token_ids: tuple[int, ...] | None = None) -> Request:

@@ -12,7 +12,7 @@ from helix_jobs.engine.devices.devices import cleanup_memory, describe_device, e
 from helix_jobs.engine.model.runner import ModelRunner
 from helix_jobs.engine.protocol import EngineInfo
 from helix_jobs.engine.recovery import Recovery
-from helix_jobs.engine.request import RequestState
+from helix_jobs.engine.request import EncodedRequest, GenerationResult, Request, RequestState
 from helix_jobs.engine.schedule.block_table import BlockPool, BlockTable
 from helix_jobs.engine.schedule.scheduler import Scheduler
 from helix_jobs.engine.schedule.sequence import Sequence
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from helix_jobs.engine.config import CacheConfig, EngineConfig
     from helix_jobs.engine.loaded_models import LoadedModel, LoadedModels
     from helix_jobs.engine.protocol import EngineCounters
-    from helix_jobs.engine.request import GenerationResult, Request
     from helix_jobs.engine.schedule.scheduler import Schedule
     from helix_jobs.engine.speculation.depth.costs import CostProfile
     from helix_jobs.engine.speculation.speculative import Emission, StepOutcome
@@ -124,7 +123,7 @@ class Engine:
         """What was loaded where."""
         return self._info
 
-    def encode(self, request: Request) -> Request:
+    def encode(self, request: Request) -> EncodedRequest:
         """Tokenise a request's prompt. Thread-safe.
 
         Raises:
@@ -137,11 +136,16 @@ class Engine:
                 f"the prompt has {len(ids)} tokens and the context holds {self._info.max_model_len}, "
                 "one new token included; shorten the prompt"
             )
-        is_chat = request.is_chat or request.messages is not None
-        return replace(request, prompt=None, messages=None, prompt_token_ids=ids, is_chat=is_chat)
+        return EncodedRequest(
+            request_id=request.request_id,
+            prompt_token_ids=ids,
+            sampling_params=request.sampling_params,
+            seed=request.seed,
+            is_chat=request.messages is not None,
+        )
 
-    def add_request(self, request: Request) -> None:
-        """Queue a request, encoding it first if it is not. Its end, good or bad, comes out of ``step``.
+    def add_request(self, request: EncodedRequest) -> None:
+        """Queue a request. Its end, good or bad, comes out of ``step``.
 
         Raises:
             InvalidRequestError: The request id is already in the engine.
@@ -150,20 +154,8 @@ class Engine:
             raise InvalidRequestError(
                 f"request {request.request_id} is already in the engine; finish or abort it first"
             )
-        error: RequestError | None = None
-        stop_ids: frozenset[int] = frozenset()
-        try:
-            request = self.encode(request)
-            stop_ids = self._stop_ids(request)
-        except RequestError as refused:
-            error = refused
-            request = replace(request, prompt=None, messages=None, prompt_token_ids=(0,))
-        sequence = Sequence(request, BlockTable(self._pool), stop_ids, self._info.max_model_len)
-        if error is not None:
-            sequence.num_prompt_tokens = 0
-            sequence.token_ids.clear()
-            sequence.fail(error)
-        elif len(sequence) >= sequence.table.pool_capacity:
+        sequence = Sequence(request, BlockTable(self._pool), self._stop_ids(request), self._info.max_model_len)
+        if len(sequence) >= sequence.table.pool_capacity:
             sequence.fail(
                 OutOfMemoryError(
                     f"the prompt has {len(sequence)} tokens and the KV cache holds {sequence.table.pool_capacity}, "
@@ -171,8 +163,8 @@ class Engine:
                 )
             )
         watch: StopStringWatch | None = None
-        if error is None and (stop := request.sampling_params.stop):
-            context = self._codec.context(request.prompt_token_ids or ())
+        if stop := request.sampling_params.stop:
+            context = self._codec.context(request.prompt_token_ids)
             watch = StopStringWatch(self._codec, stop, context, is_chat=request.is_chat)
         # From here on nothing can fail: a sequence that is known here and waits nowhere would never end.
         self._sequences[request.request_id] = sequence
@@ -180,7 +172,7 @@ class Engine:
             self._stop_watches[request.request_id] = watch
         self._scheduler.add(sequence)
 
-    def _stop_ids(self, request: Request) -> frozenset[int]:
+    def _stop_ids(self, request: EncodedRequest) -> frozenset[int]:
         params = request.sampling_params
         ids = frozenset(params.stop_token_ids) | self._codec.stop_token_ids(params.stop)
         if params.ignore_eos:
@@ -224,13 +216,18 @@ class Engine:
             return ended
         return ended + self._collect()
 
-    def generate(self, requests: Iterable[Request]) -> list[GenerationResult]:
+    def generate(self, requests: Iterable[Request | EncodedRequest]) -> list[GenerationResult]:
         """Run requests to their end; results in the order of the requests."""
         order = []
+        results: dict[str, GenerationResult] = {}
         for request in requests:
             order.append(request.request_id)
-            self.add_request(request)
-        results: dict[str, GenerationResult] = {}
+            try:
+                encoded = self.encode(request) if isinstance(request, Request) else request
+            except RequestError as error:
+                results[request.request_id] = GenerationResult.refused(request.request_id, error)
+            else:
+                self.add_request(encoded)
         while self.has_unfinished():
             results.update((result.request_id, result) for result in self.step())
         return [results[request_id] for request_id in order]

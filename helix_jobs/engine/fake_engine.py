@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from helix_jobs.engine.protocol import EngineCounters, EngineInfo
-from helix_jobs.engine.request import FinishReason, GenerationResult, Request
+from helix_jobs.engine.request import EncodedRequest, FinishReason, GenerationResult, Request
 from helix_jobs.errors import EngineError, PromptTooLongError
 
 if TYPE_CHECKING:
@@ -54,11 +54,18 @@ def fake_output(prompt: str, max_tokens: int, *, ignore_eos: bool = False) -> tu
     return " ".join(words[i % len(words)] for i in range(count)), reason
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _EncodedText(EncodedRequest):
+    """Its text as well: the output is made of it."""
+
+    text: str
+
+
 @dataclass(slots=True)
 class _Sequence:
     """One request inside the fake engine."""
 
-    request: Request
+    request: EncodedRequest
     prompt: str
     words: tuple[str, ...]
     reason: FinishReason
@@ -145,22 +152,29 @@ class FakeEngine:
         """A made-up device named ``fake``."""
         return self._info
 
-    def encode(self, request: Request) -> Request:
+    def encode(self, request: Request) -> EncodedRequest:
         """Give every word a token id; thread-safe, as it keeps nothing.
 
         Raises:
             PromptTooLongError: Prompt and one new token exceed ``max_model_len``.
         """
-        words = _text(request).split()
+        text = _text(request)
+        words = text.split()
         if len(words) >= self._info.max_model_len:
             raise PromptTooLongError(
                 f"the prompt has {len(words)} tokens and the context holds {self._info.max_model_len}; shorten it"
             )
-        return replace(request, prompt_token_ids=tuple(range(len(words))))
+        return _EncodedText(
+            request_id=request.request_id,
+            prompt_token_ids=tuple(range(len(words))),
+            sampling_params=request.sampling_params,
+            seed=request.seed,
+            text=text,
+        )
 
-    def add_request(self, request: Request) -> None:
+    def add_request(self, request: EncodedRequest) -> None:
         """Queue an encoded request."""
-        prompt = _text(request)
+        prompt = request.text if isinstance(request, _EncodedText) else _spelt(request.prompt_token_ids)
         params = request.sampling_params
         output, reason = fake_output(prompt, params.max_tokens, ignore_eos=params.ignore_eos)
         self._sequences[request.request_id] = _Sequence(
@@ -234,7 +248,7 @@ class FakeEngine:
     def _admit(self, sequence: _Sequence) -> None:
         words = sequence.prompt.split()
         same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(words, self._last_prompt, strict=False)))
-        num_tokens = len(sequence.request.prompt_token_ids or ())
+        num_tokens = len(sequence.request.prompt_token_ids)
         # As in the real engine, the last prompt token is always computed: its logits are needed.
         sequence.cached_prompt_tokens = min(same, max(0, num_tokens - 1)) // _TOKENS_PER_BLOCK * _TOKENS_PER_BLOCK
         sequence.admitted = time.monotonic()
@@ -276,7 +290,7 @@ class FakeEngine:
             output_token_ids=tuple(range(sequence.emitted)),
             finish_reason=reason,
             error=EngineError("the fake engine was told to fail this request") if reason is None else None,
-            prompt_tokens=len(sequence.request.prompt_token_ids or ()),
+            prompt_tokens=len(sequence.request.prompt_token_ids),
             cached_prompt_tokens=sequence.cached_prompt_tokens,
             queue_seconds=admitted - sequence.added,
             ttft_seconds=None if first is None else first - admitted,
@@ -296,7 +310,11 @@ class FakeEngine:
 def _text(request: Request) -> str:
     if request.messages is not None:
         return " ".join(message["content"] for message in request.messages)
-    return request.prompt or " ".join(str(token) for token in request.prompt_token_ids or ())
+    return request.prompt or _spelt(request.prompt_token_ids or ())
+
+
+def _spelt(token_ids: tuple[int, ...]) -> str:
+    return " ".join(map(str, token_ids))
 
 
 def _matches(text: str, prompt: str) -> bool:

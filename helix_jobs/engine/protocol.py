@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-    from helix_jobs.engine.request import GenerationResult, Request
+    from helix_jobs.engine.request import EncodedRequest, GenerationResult, Request
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,14 +94,14 @@ class EngineProtocol(Protocol):
     def info(self) -> EngineInfo:
         """What was loaded where."""
 
-    def encode(self, request: Request) -> Request:
-        """Return the request with ``prompt_token_ids`` set. Thread-safe.
+    def encode(self, request: Request) -> EncodedRequest:
+        """Return the request with its prompt as tokens. Thread-safe.
 
         Raises:
             RequestError: The prompt cannot be rendered or does not fit the context.
         """
 
-    def add_request(self, request: Request) -> None:
+    def add_request(self, request: EncodedRequest) -> None:
         """Queue an encoded request; a request that cannot be served comes out of ``step`` with its error."""
 
     def step(self) -> list[GenerationResult]:

@@ -1,4 +1,4 @@
-"""Request, RequestState, FinishReason and GenerationResult: what goes into the engine and what comes out."""
+"""Request, EncodedRequest, RequestState, FinishReason and GenerationResult: what goes into the engine and comes out."""
 
 from __future__ import annotations
 
@@ -39,9 +39,7 @@ class Request:
         prompt: Plain text, encoded with the tokenizer's special tokens.
         messages: Chat messages, rendered with the model's chat template.
         chat_template_kwargs: Further arguments for the chat template, such as Qwen3's ``enable_thinking``.
-        prompt_token_ids: An already encoded prompt.
-        is_chat: The encoded prompt was messages: the answer is a turn of its own, which ends with the template's
-            end-of-turn token and begins without a space.
+        prompt_token_ids: Tokens of the model instead of a text.
         sampling_params: How to sample.
         seed: Root of this request's random numbers; the same (seed, position) draws the same number in any batch.
     """
@@ -53,6 +51,25 @@ class Request:
     messages: tuple[Mapping[str, str], ...] | None = None
     chat_template_kwargs: Mapping[str, Any] | None = None
     prompt_token_ids: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedRequest:
+    """A request as the engine computes it. ``encode`` makes it from a ``Request`` and checks the tokens, once.
+
+    Attributes:
+        request_id: Unique among the requests the engine holds.
+        prompt_token_ids: One or more tokens of the model's vocabulary.
+        sampling_params: As of the request.
+        seed: As of the request.
+        is_chat: The prompt was messages: the answer is a turn of its own, which ends with the template's end-of-turn
+            token and begins without a space.
+    """
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    sampling_params: SamplingParams
+    seed: int
     is_chat: bool = False
 
 
@@ -94,6 +111,26 @@ class GenerationResult:
     draft_tokens: int
     accepted_tokens: int
     target_steps: int
+
+    @classmethod
+    def refused(cls, request_id: str, error: RequestError) -> GenerationResult:
+        """The end of a request that never was in the engine."""
+        return cls(
+            request_id=request_id,
+            output_text="",
+            output_token_ids=(),
+            finish_reason=None,
+            error=error,
+            prompt_tokens=0,
+            cached_prompt_tokens=0,
+            queue_seconds=0.0,
+            ttft_seconds=None,
+            decode_seconds=0.0,
+            total_seconds=0.0,
+            draft_tokens=0,
+            accepted_tokens=0,
+            target_steps=0,
+        )
 
     @property
     def completion_tokens(self) -> int:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from helix_jobs.engine.protocol import EngineCounters, EngineProtocol
-    from helix_jobs.engine.request import GenerationResult, Request
+    from helix_jobs.engine.request import EncodedRequest, GenerationResult
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class RequestFailed:
 
 @dataclass(frozen=True, slots=True)
 class _Add:
-    request: Request
+    request: EncodedRequest
     settle: Callable[[Generated | RequestFailed], object]
 
 
@@ -167,7 +167,7 @@ class EngineThread:
         """Start the thread."""
         self._thread.start()
 
-    def submit(self, request: Request, settle: Callable[[Generated | RequestFailed], object]) -> None:
+    def submit(self, request: EncodedRequest, settle: Callable[[Generated | RequestFailed], object]) -> None:
         """Queue an encoded request; ``settle`` is called once with its end, from the engine's thread."""
         self._inbox.put(_Add(request, settle))
 

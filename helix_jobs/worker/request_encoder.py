@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from helix_jobs.engine.protocol import EngineProtocol
-    from helix_jobs.engine.request import Request
+    from helix_jobs.engine.request import EncodedRequest
     from helix_jobs.storage.store import ClaimedJob
 
 logger = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ class RequestEncoder:
         self._passed_at = clock()
         self._complaint = Complaint(logger)
 
-    def encode(self, claim: ClaimedJob, ending: Future[Any]) -> Request | None:
+    def encode(self, claim: ClaimedJob, ending: Future[Any]) -> EncodedRequest | None:
         """Encode a claimed job's request, or return None as soon as the job has ended.
 
         Args:
@@ -108,13 +108,13 @@ class RequestEncoder:
             wait([ending], self._pause)
         return None
 
-    def _begin(self, claim: ClaimedJob) -> Future[Request]:
+    def _begin(self, claim: ClaimedJob) -> Future[EncodedRequest]:
         """Encode on a thread of its own, which is left behind when the job ends: no tokenizer can be interrupted.
 
         Trade-off: a thread is started for each prompt; in return neither a cancelled job nor a worker's stop waits for
         a tokenizer.
         """
-        encoding: Future[Request] = Future()
+        encoding: Future[EncodedRequest] = Future()
 
         def run() -> None:
             try:
@@ -125,7 +125,7 @@ class RequestEncoder:
         threading.Thread(target=run, name="helix-encode", daemon=True).start()
         return encoding
 
-    def _encode(self, claim: ClaimedJob) -> Request:
+    def _encode(self, claim: ClaimedJob) -> EncodedRequest:
         try:
             request = to_engine_request(claim.id, claim.request)
             return self._engine.encode(replace(request, request_id=engine_request_id(claim.id, claim.lease)))

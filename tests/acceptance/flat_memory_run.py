@@ -52,7 +52,7 @@ def serve(engine, arriving, count):
     while ended < count:
         batch = list(itertools.islice(arriving, min(WAITING, count - ended)))
         for one in batch:
-            engine.add_request(one)
+            engine.add_request(engine.encode(one))
         while engine.has_unfinished():
             ended += len(engine.step())
             for one in batch[::9]:

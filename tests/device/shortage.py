@@ -63,7 +63,7 @@ def _last(check: Check, report: Report, shape: Shape, target: LoadedModel, texts
     count = len(texts)
     engine = engine_of(target, None, OFF, max_batch_size=count)
     for request in requests([text[:40] for text in texts], _STEPS):
-        engine.add_request(request)
+        engine.add_request(engine.encode(request))
     counts: list[int] = []
     with _little_memory(check, shape, count) as faults:
         for _ in range(_STEPS):

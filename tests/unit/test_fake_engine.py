@@ -114,9 +114,9 @@ def test_faults() -> None:
     assert ended["bad"].finish_reason is None
     assert ended["good"].finish_reason is FinishReason.STOP
 
-    engine.add_request(request("endless", "endless"))
+    engine.add_request(engine.encode(request("endless", "endless")))
     assert [engine.step() for _ in range(10)] == [[]] * 10
-    engine.add_request(request("boom", "boom"))
+    engine.add_request(engine.encode(request("boom", "boom")))
     with pytest.raises(RuntimeError, match="told to crash"):
         engine.step()
 

@@ -10,7 +10,7 @@ from helix_jobs.engine.request import FinishReason, GenerationResult, RequestSta
 if TYPE_CHECKING:
     from collections.abc import Sequence as SequenceOf
 
-    from helix_jobs.engine.request import Request
+    from helix_jobs.engine.request import EncodedRequest
     from helix_jobs.engine.schedule.block_table import BlockTable
     from helix_jobs.errors import RequestError
 
@@ -24,8 +24,9 @@ class Sequence:
     exactly one token not yet computed: its last.
     """
 
-    def __init__(self, request: Request, table: BlockTable, stop_token_ids: frozenset[int], max_len: int) -> None:
-        assert request.prompt_token_ids, "requests are encoded before they are queued"
+    def __init__(
+        self, request: EncodedRequest, table: BlockTable, stop_token_ids: frozenset[int], max_len: int
+    ) -> None:
         self.request = request
         self.params = request.sampling_params
         self.request_id = request.request_id

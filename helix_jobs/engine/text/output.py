@@ -50,7 +50,7 @@ def text_of(sequence: Sequence, codec: TextCodec) -> str:
     try:
         request = sequence.request
         # An answer is a text of its own; what follows a plain prompt goes on from it.
-        context = None if request.is_chat else codec.context(request.prompt_token_ids or ())
+        context = None if request.is_chat else codec.context(request.prompt_token_ids)
         return codec.decode(sequence.output_token_ids, context)
     except Exception as error:
         if is_shortage(error):

@@ -10,7 +10,7 @@ import psutil
 import pytest
 
 from helix_jobs.bench.peer import PEERS, PEERS_FOLDER, PeerError, PeerJob, PeerProcess, peer_command
-from helix_jobs.engine.request import Request
+from helix_jobs.engine.request import EncodedRequest
 from helix_jobs.engine.sampling_params import SamplingParams
 
 JOB = PeerJob(
@@ -25,7 +25,8 @@ def start():
 def asked(*prompts, max_tokens=8, ignore_eos=False):
     params = SamplingParams(max_tokens=max_tokens, ignore_eos=ignore_eos)
     return [
-        Request(request_id=str(i), sampling_params=params, seed=0, prompt_token_ids=p) for i, p in enumerate(prompts)
+        EncodedRequest(request_id=str(i), sampling_params=params, seed=0, prompt_token_ids=p)
+        for i, p in enumerate(prompts)
     ]
 
 

@@ -10,6 +10,7 @@ from tiny_models import VOCAB_SIZE, tokenizer
 from helix_jobs.bench import prompts
 from helix_jobs.bench.prompt_file import read_prompts
 from helix_jobs.bench.workloads import WORKLOADS, WorkloadOptions, build_requests, greedy
+from helix_jobs.engine.request import EncodedRequest, Request
 from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.engine.text.codec import TextCodec
 from helix_jobs.errors import ConfigurationError, InputError, InvalidInputError, InvalidRequestError
@@ -29,7 +30,7 @@ def test_requests_are_the_same_each_time_and_all_different(name):
     assert made == build(name, sample=6, prompt_tokens=200)
     assert [request.request_id for request in made] == [str(i) for i in range(6)]
     assert len({request.prompt_token_ids for request in made}) == 6
-    assert all(request.prompt is None and request.messages is None for request in made)
+    assert all(isinstance(request, EncodedRequest) for request in made)
 
 
 @pytest.mark.parametrize("name", [name for name in WORKLOADS if name != "decode"])
@@ -72,9 +73,10 @@ def test_bulk_samples_as_the_seed_says():
     seven, eight = (build("bulk", sample=10, seed=seed) for seed in (7, 8))
     assert seven != eight
     asked = [prompts.task(i) for i in random.Random(7).sample(range(prompts.NUM_TASKS), 10)]
+    params = SamplingParams()
     texts = [
-        ENCODE(replace(r, prompt_token_ids=None, messages=({"role": "user", "content": t},)))
-        for r, t in zip(seven, asked, strict=True)
+        ENCODE(Request(request_id="", sampling_params=params, seed=0, messages=({"role": "user", "content": task},)))
+        for task in asked
     ]
     assert [request.prompt_token_ids for request in seven] == texts
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from helix_jobs.engine.config import EngineConfig, SpeculationConfig
-from helix_jobs.engine.request import Request
+from helix_jobs.engine.request import EncodedRequest
 from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.engine.schedule.block_table import BlockPool, BlockTable
 from helix_jobs.engine.schedule.scheduler import Scheduler
@@ -25,7 +25,7 @@ def make(num_blocks=100, block_size=4, depth=2, **config):
 
 def sequence_of(pool: BlockPool, name: str, prompt: Iterable[int], max_tokens: int = 8) -> Sequence:
     params = SamplingParams(max_tokens=max_tokens)
-    made = Request(request_id=name, prompt_token_ids=tuple(prompt), seed=0, sampling_params=params)
+    made = EncodedRequest(request_id=name, prompt_token_ids=tuple(prompt), seed=0, sampling_params=params)
     return Sequence(made, BlockTable(pool), frozenset(), 10_000)
 
 

@@ -76,7 +76,7 @@ def test_a_request_that_fails_while_it_is_added_leaves_nothing_behind(monkeypatc
     with monkeypatch.context() as patched:
         patched.setattr(engine._codec, "context", fail)
         with pytest.raises(UnicodeError):
-            engine.add_request(asked)
+            engine.add_request(engine.encode(asked))
     assert not engine.has_unfinished()
     (again,) = engine.generate([asked])
     assert again.error is None

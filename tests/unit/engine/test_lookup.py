@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_lookup_index import naive_find
 
-from helix_jobs.engine.request import Request
+from helix_jobs.engine.request import EncodedRequest
 from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.engine.schedule.block_table import BlockPool, BlockTable
 from helix_jobs.engine.schedule.sequence import Sequence
@@ -25,7 +25,7 @@ FLOOR = 0.15
 def sequence(prompt, output=(), name="a", temperature=0.0):
     params = SamplingParams(max_tokens=10_000, temperature=temperature)
     made = Sequence(
-        Request(request_id=name, sampling_params=params, seed=1, prompt_token_ids=tuple(prompt)),
+        EncodedRequest(request_id=name, sampling_params=params, seed=1, prompt_token_ids=tuple(prompt)),
         BlockTable(POOL),
         frozenset(),
         100_000,

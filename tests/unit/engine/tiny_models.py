@@ -18,7 +18,7 @@ from helix_jobs.engine.loaded_models import LoadedModel, LoadedModels
 from helix_jobs.engine.model.families import build_decoder
 from helix_jobs.engine.model.quantize import quantize
 from helix_jobs.engine.model.runner import ModelRunner
-from helix_jobs.engine.request import Request
+from helix_jobs.engine.request import EncodedRequest
 from helix_jobs.engine.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -146,8 +146,8 @@ def tiny_engine(
     )
 
 
-def request(name: str, prompt_ids: Sequence[int], seed: int = 0, **params: Any) -> Request:
-    return Request(
+def request(name: str, prompt_ids: Sequence[int], seed: int = 0, **params: Any) -> EncodedRequest:
+    return EncodedRequest(
         request_id=name, prompt_token_ids=tuple(prompt_ids), seed=seed, sampling_params=SamplingParams(**params)
     )
 
