@@ -20,7 +20,7 @@ from helix_jobs.local_users import LOG_NAME, LocalUsers
 from helix_jobs.observability.log_file import cut_log
 from helix_jobs.settings import Settings
 from helix_jobs.worker.periodic import Periodic
-from helix_jobs.worker.stop_button import StopButton, StopRequest
+from helix_jobs.worker.stop_requests import StopRequests
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,21 +41,21 @@ class WorkerThread:
     """
 
     def __init__(self, settings: Settings, emit: Callable[[Event], None]) -> None:
-        self._button = StopButton()
+        self._requests = StopRequests()
         self._thread = threading.Thread(target=self._run, args=(settings, emit), name="helix-local-worker", daemon=True)
         self._thread.start()
 
     def leave(self, *, now: bool) -> None:
-        """Press the button; nobody else uses a worker of this process."""
+        """Ask it to stop; nobody else uses a worker of this process."""
         for _ in range(2 if now else 1):
-            self._button.press(StopRequest.INTERRUPT)
+            self._requests.request_stop(interrupt=True)
 
     def wait_stopped(self) -> None:
         """Wait until it has stopped."""
         self._thread.join()
 
     def _run(self, settings: Settings, emit: Callable[[Event], None]) -> None:
-        code = _run_reporting(settings, self._button, emit, handle_signals=False)
+        code = _run_reporting(settings, self._requests, emit, handle_signals=False)
         emit({"event": "ended", "code": code})
 
 
@@ -65,7 +65,7 @@ def main() -> int:
 
     settings = Settings.from_environment()
     configure_logging(settings.log_level, settings.log_format)
-    button = StopButton()
+    requests = StopRequests()
     home = settings.make_home()
     users = LocalUsers(home)
     # It does not block: a worker of another database holds the lock until the last command under this home leaves, and
@@ -76,26 +76,26 @@ def main() -> int:
         return error.exit_code
     log = home / LOG_NAME
     Periodic("log", lambda: cut_log(log, sys.stderr.fileno()), _LOG_SECONDS).start()
-    threading.Thread(target=_watch_parent, args=(users, button), name="helix-parent", daemon=True).start()
-    return _run_reporting(settings, button, _report, handle_signals=True)
+    threading.Thread(target=_watch_parent, args=(users, requests), name="helix-parent", daemon=True).start()
+    return _run_reporting(settings, requests, _report, handle_signals=True)
 
 
-def _watch_parent(users: LocalUsers, button: StopButton) -> None:
-    """Press the button when the parent has closed standard input and no other command uses this worker."""
-    presses = 1
+def _watch_parent(users: LocalUsers, requests: StopRequests) -> None:
+    """Ask for a stop when the parent has closed standard input and no other command uses this worker."""
+    times = 1
     for line in sys.stdin:
         if line.strip() == "now":
-            presses = 2
+            times = 2  # the second interrupt ends it at once
     users.close_behind_the_last()
-    for _ in range(presses):
-        button.press(StopRequest.INTERRUPT)
-    if not button.armed:
-        # Nobody reads the button while the models load.
+    for _ in range(times):
+        requests.request_stop(interrupt=True)
+    if not requests.armed:
+        # Nobody reads the requests while the models load.
         _thread.interrupt_main()
 
 
 def _run_reporting(
-    settings: Settings, button: StopButton, emit: Callable[[Event], None], *, handle_signals: bool
+    settings: Settings, requests: StopRequests, emit: Callable[[Event], None], *, handle_signals: bool
 ) -> int:
     """Run a worker; report progress, readiness and errors as events."""
     # Late: a command that starts a child process needs nothing of what a worker consists of.
@@ -106,7 +106,7 @@ def _run_reporting(
             settings,
             on_progress=lambda line: emit({"event": "progress", "message": line}),
             on_ready=lambda _: emit({"event": "ready"}),
-            stop=button,
+            stop=requests,
             handle_signals=handle_signals,
         )
     except HelixError as error:

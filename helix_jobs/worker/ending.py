@@ -1,4 +1,4 @@
-"""WorkerEnding: why and how a worker ends. Who asks, who finds it broken, what is waited for, and the exit code.
+"""WorkerEnding: carries out how a worker ends. What follows from which event is said by ``shutdown.react``.
 
 Nothing here waits without an end: each way out sets a time after which the process ends, whatever hangs.
 """
@@ -14,20 +14,16 @@ from helix_jobs.errors import ExhaustedError, HelixError
 from helix_jobs.exhaustion import explain_missing_descriptor
 from helix_jobs.worker.hard_exit import HardExit
 from helix_jobs.worker.runs import counted
-from helix_jobs.worker.stop_button import StopRequest
+from helix_jobs.worker.shutdown import EXIT_FAILED, EXIT_INTERRUPTED, Action, Event, Shutdown, react
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from helix_jobs.storage.group_commit import GroupCommitWriter
     from helix_jobs.worker.service import WorkerService
-    from helix_jobs.worker.stop_button import StopButton
+    from helix_jobs.worker.stop_requests import StopRequests
 
 logger = logging.getLogger(__name__)
-
-EXIT_OK: Final = 0
-EXIT_FAILED: Final = 1
-EXIT_INTERRUPTED: Final = 130
 
 INTERRUPT_SECONDS: Final = 8.0
 HARD_EXIT_SECONDS: Final = 30.0
@@ -37,27 +33,27 @@ HAND_BACK_SECONDS: Final = 5.0
 
 
 class WorkerEnding:
-    """One worker's end.
+    """One worker's end. Events come from any thread, and actions are done by one: the one that calls ``supervise``.
 
     Args:
-        button: What is asked of the worker, by signals and others.
+        requests: What is asked of the worker, by signals and others.
         grace: Seconds that running jobs have to finish.
         may_exit: Whether the process is the worker's own.
 
     Attributes:
         hard_exit: The way out that waits for nobody.
-        is_stopping: It was asked for, by whomever.
-        is_interrupted: By Ctrl-C, twice.
-        is_broken: The engine cannot go on, and what it worked on may be why.
     """
 
-    def __init__(self, button: StopButton, grace: float, *, may_exit: bool) -> None:
+    def __init__(self, requests: StopRequests, grace: float, *, may_exit: bool) -> None:
         self.hard_exit = HardExit(is_allowed=may_exit)
-        self.is_stopping = self.is_interrupted = self.is_broken = False
-        self._button = button
+        self._requests = requests
+        self._orders = requests.orders
         self._grace = grace
-        self._gave_up = False
-        self._timer: threading.Timer | None = None
+        self._state = Shutdown()
+        # Held for the reaction alone, and never by a signal handler.
+        self._lock = threading.Lock()
+        self._deadline: threading.Timer | None = None
+        self._stop_consuming: Callable[[], None]
         self._service: WorkerService
         self._writer: GroupCommitWriter
 
@@ -66,52 +62,37 @@ class WorkerEnding:
         self._service, self._writer = service, writer
 
     @property
-    def exit_code(self) -> int:
-        """What the process is to end with, when its consumer has ended."""
-        if self.is_broken or self._gave_up:
-            return EXIT_FAILED
-        return EXIT_INTERRUPTED if self.is_interrupted else EXIT_OK
+    def state(self) -> Shutdown:
+        """How far it has come."""
+        return self._state
 
     def supervise(self, stop_consuming: Callable[[], None]) -> None:
-        """Act on stop requests until the consumer has ended; on a thread of its own."""
-        while (request := self._button.requests.get()) is not None:
-            try:
-                self._act(request)
-            except RuntimeError:  # no thread is left for a timer, and nothing else would end the grace time
-                self._service.hand_back()
-            stop_consuming()
+        """See to every order until the consumer has ended; on a thread of its own."""
+        self._stop_consuming = stop_consuming
+        while (order := self._orders.get()) is not None:
+            if isinstance(order, Event):
+                self._see_to(order)
+            else:
+                self._perform(order)
 
     def consumer_ended(self) -> None:
         """The consumer is done; what is to be written was written, or never will be."""
-        if self._timer is not None:
-            self._timer.cancel()
-        self._button.requests.put(None)
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._orders.put(None)
 
     def stop(self) -> None:
         """Somebody wishes it, by whatever way; finish what finishes within the grace time. May be called again."""
-        self._button.press(StopRequest.GRACEFUL)
+        self._requests.request_stop()
 
     def break_down(self, error: BaseException) -> None:
         """The worker cannot go on; stop it for a supervisor to start another."""
-        if isinstance(error, ExhaustedError):
-            self._service.hand_back()
-            self.leave_for_supervisor(str(error))
-        elif not self.is_broken:
-            self.is_broken = True
-            # What Helix raises says it all; of anything else the place matters.
-            trace = None if isinstance(error, HelixError) else error
-            logger.critical("this worker cannot go on and stops: %s", error, exc_info=trace)
-            self._button.press(StopRequest.BROKEN)
+        event = Event.EXHAUSTED if isinstance(error, ExhaustedError) else Event.BROKEN
+        self._fail(event, error)
 
     def leave_for_supervisor(self, why: str) -> None:
         """No job comes or runs any more; finish what runs and end with a failure, for a supervisor to start another."""
-        if self._gave_up:
-            return  # each job that met the same limit says so
-        self._gave_up = True
-        logger.critical("this worker cannot go on and stops: %s", why)
-        self.stop()
-        # Celery's loop may be what hangs.
-        self.hard_exit.after(self._grace + HAND_BACK_SECONDS + HARD_EXIT_SECONDS, EXIT_FAILED)
+        self._fail(Event.UNSUPPLIED, why)
 
     def engine_hangs(self, why: str) -> None:
         """Called by the dead man's switch, which must not wait for the log."""
@@ -121,37 +102,78 @@ class WorkerEnding:
     def at_once(self, why: str) -> None:
         """Called by the dead man's switch: some part hangs for good, so nothing can be ended in order."""
         self.hard_exit.now(why, EXIT_FAILED)
-        self._button.press(StopRequest.BROKEN)
+        self._orders.put(Event.BROKEN)
 
-    def _act(self, request: StopRequest) -> None:
-        if request is StopRequest.BROKEN:
-            self.is_stopping = True
-            self._service.abandon()
-            self.hard_exit.after(HARD_EXIT_SECONDS, EXIT_FAILED)
-        elif not self.is_stopping:
-            self.is_stopping = True
-            self._service.begin_drain()
-            self._give_up_after(self._grace + HAND_BACK_SECONDS)
-        elif request is StopRequest.INTERRUPT and not self.is_interrupted:
-            self.is_interrupted = True
-            self._service.hand_back()
-            self.hard_exit.after(INTERRUPT_SECONDS, EXIT_INTERRUPTED)
+    def overdue(self) -> None:
+        """The stop lasts longer than grace time and hand-back. For the timer that waits for this."""
+        self._see_to(Event.OVERDUE)
 
-    def _give_up_after(self, seconds: float) -> None:
-        """Make sure a stop ends although the database takes no writes; jobs wait for their hand-back for ever."""
-        self._timer = threading.Timer(seconds, self._give_up)
-        self._timer.daemon = True
-        self._timer.start()
+    def _fail(self, event: Event, why: BaseException | str) -> None:
+        """React to a failure, and say so if it is news: each job that met the same limit tells of it."""
+        before, after, actions = self._react(event)
+        if (before.is_broken, before.gave_up) != (after.is_broken, after.gave_up):
+            # What Helix raises says it all; of anything else the place matters.
+            trace = None if isinstance(why, HelixError | str) else why
+            logger.critical("this worker cannot go on and stops: %s", why, exc_info=trace)
+        self._orders.put(actions)
 
-    def _give_up(self) -> None:
+    def _react(self, event: Event) -> tuple[Shutdown, Shutdown, tuple[Action, ...]]:
+        """Move on; return the state before, the state after and what is to be done."""
+        with self._lock:
+            before = self._state
+            self._state, actions = react(before, event)
+            return before, self._state, actions
+
+    def _see_to(self, event: Event) -> None:
+        *_, actions = self._react(event)
+        self._perform(actions)
+
+    def _perform(self, actions: tuple[Action, ...]) -> None:
+        for action in actions:
+            try:
+                self._do(action)
+            except RuntimeError:  # no thread is left for a timer
+                self._see_to(Event.NO_THREAD)
+
+    def _do(self, action: Action) -> None:
+        match action:
+            case Action.DRAIN:
+                self._service.begin_drain()
+            case Action.HAND_BACK:
+                self._service.hand_back()
+            case Action.ABANDON:
+                self._service.abandon()
+            case Action.STOP_CONSUMING:
+                self._stop_consuming()
+            case Action.SET_DEADLINE:
+                self._deadline = threading.Timer(self._grace + HAND_BACK_SECONDS, self.overdue)
+                self._deadline.daemon = True
+                self._deadline.start()
+            case Action.FIND_CAUSE:
+                self._find_cause()
+            case Action.CLOSE_WRITER:
+                self._writer.close(WRITER_SECONDS)
+            case limit:
+                self.hard_exit.after(*self._limit(limit))
+
+    def _limit(self, action: Action) -> tuple[float, int]:
+        """After how many seconds the process ends, and its exit code."""
+        match action:
+            case Action.LIMIT_INTERRUPTED:
+                return INTERRUPT_SECONDS, EXIT_INTERRUPTED
+            case Action.LIMIT_UNSUPPLIED:  # Celery's loop may be what hangs
+                return self._grace + HAND_BACK_SECONDS + HARD_EXIT_SECONDS, EXIT_FAILED
+            case Action.LIMIT_OVERDUE:  # every part may be in a call to the database that takes ten seconds to fail
+                return 2 * HARD_EXIT_SECONDS, EXIT_FAILED
+            case _:
+                return HARD_EXIT_SECONDS, EXIT_FAILED
+
+    def _find_cause(self) -> None:
         """Stop without the database if that is what does not answer; whatever else is waited for may still come."""
-        # Twice: every part may be in a call to the database that takes ten seconds to fail.
-        self.hard_exit.after(2 * HARD_EXIT_SECONDS, EXIT_FAILED)
         why = self._writer.trouble or explain_missing_descriptor() or self._try_database()
         if why:
-            self._gave_up = True
             logger.error("stopping without the database; the next worker takes over what is leased: %s", why)
-            self._writer.close(WRITER_SECONDS)
+            self._see_to(Event.NO_DATABASE)
         elif jobs := self._service.active_count:
             logger.warning("the stop still waits for %s to be handed back", counted(jobs, "job"))
         else:

@@ -44,7 +44,7 @@ from helix_jobs.worker import ending, engine_thread, moot_messages
 from helix_jobs.worker.audit import read_known_ids
 from helix_jobs.worker.banner import WorkerBanner
 from helix_jobs.worker.dead_man import DeadMansSwitch, Limit
-from helix_jobs.worker.ending import EXIT_INTERRUPTED, WorkerEnding
+from helix_jobs.worker.ending import WorkerEnding
 from helix_jobs.worker.figures import QueueReader, worker_figures
 from helix_jobs.worker.heartbeat import Heartbeat, worker_row
 from helix_jobs.worker.moot_messages import MootMessages
@@ -52,7 +52,8 @@ from helix_jobs.worker.periodic import Periodic
 from helix_jobs.worker.reconciler import Reconciler
 from helix_jobs.worker.service import WorkerService
 from helix_jobs.worker.shared_broker import clear_stranded, leave_broker, revive_broker
-from helix_jobs.worker.stop_button import StopButton, StopRequest, install_signals
+from helix_jobs.worker.shutdown import EXIT_INTERRUPTED
+from helix_jobs.worker.stop_requests import StopRequests, install_signals
 from helix_jobs.worker.stranded_messages import send_again
 from helix_jobs.worker.thread_limit import check_threads
 from helix_jobs.worker.watchdog import Watchdog
@@ -65,7 +66,7 @@ if TYPE_CHECKING:
     from helix_jobs.settings import Settings
     from helix_jobs.worker.metrics import MetricsServer
 
-__all__ = ["StopButton", "StopRequest", "run_worker"]
+__all__ = ["StopRequests", "run_worker"]
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ def run_worker(
     allow_shared_device: bool = False,
     on_progress: Callable[[str], None] | None = None,
     on_ready: Callable[[WorkerBanner], None] | None = None,
-    stop: StopButton | None = None,
+    stop: StopRequests | None = None,
     handle_signals: bool = True,
 ) -> int:
     """Run a worker until it is told to stop; return the process's exit code.
@@ -107,14 +108,14 @@ def run_worker(
     Raises:
         HelixError: The worker cannot start; nothing was taken from the queue.
     """
-    button = stop or StopButton()
+    requests = stop or StopRequests()
     with ExitStack() as stack:
         if handle_signals:
-            install_signals(button, stack)
+            install_signals(requests, stack)
         try:
-            worker = _Worker(settings, timing, button, stack, may_exit=handle_signals)
+            worker = _Worker(settings, timing, requests, stack, may_exit=handle_signals)
             worker.prepare(allow_shared_device=allow_shared_device, on_progress=on_progress)
-            button.armed = True
+            requests.armed = True
         except KeyboardInterrupt:
             logger.info("stopped before the worker was ready")
             return EXIT_INTERRUPTED
@@ -133,12 +134,12 @@ class _Worker:
     """The parts of a running worker. What is to be undone is pushed on ``stack`` when it is done."""
 
     def __init__(
-        self, settings: Settings, timing: Timing, button: StopButton, stack: ExitStack, *, may_exit: bool
+        self, settings: Settings, timing: Timing, requests: StopRequests, stack: ExitStack, *, may_exit: bool
     ) -> None:
         self._settings = settings
         self._timing = timing
         self._stack = stack
-        self.ending = WorkerEnding(button, settings.shutdown_grace, may_exit=may_exit)
+        self.ending = WorkerEnding(requests, settings.shutdown_grace, may_exit=may_exit)
         self._hostname = socket.gethostname()
         self._worker_id = f"{self._hostname[:40]}-{os.getpid()}-{token_hex(3)}"
         self._database = Database(settings.database_url, timing)
@@ -259,7 +260,7 @@ class _Worker:
         self._stack.callback(heartbeat.stop)
         self._stack.callback(self._count_attempts)
         self._stack.callback(lambda: writer.close(ending.WRITER_SECONDS))
-        self._stack.callback(lambda: self._service.stop(1.0 if self.ending.is_interrupted else ENGINE_SECONDS))
+        self._stack.callback(lambda: self._service.stop(1.0 if self.ending.state.is_interrupted else ENGINE_SECONDS))
         self._stack.callback(self._reconciler.stop)
         self._stack.callback(self._watchdog.stop)
         for duty in duties:
@@ -313,13 +314,13 @@ class _Worker:
                 # What it ran out of (descriptors, threads, memory) may be there again soon.
                 time.sleep(CONSUMER_PAUSE_SECONDS * (failures - 1))
                 self._service.resume()
-                if self.ending.is_stopping:  # asked for in that pause, and undone just now
+                if self.ending.state.is_stopping:  # asked for in that pause, and undone just now
                     self._service.begin_drain()
         finally:
             rejections.close()
             bind_service(None)
             self.ending.consumer_ended()
-        return self.ending.exit_code
+        return self.ending.state.exit_code
 
     def _consume_once(self) -> bool:
         """Run one consumer of Celery's to its end; return whether somebody wished that end."""
@@ -327,13 +328,13 @@ class _Worker:
 
         try:
             self._consumer = consumer = make_consumer(self._settings, self._names, self._hostname, self.ending.stop)
-            if self.ending.is_stopping:  # since the last one ended; making this one has cleared Celery's flag
+            if self.ending.state.is_stopping:  # since the last one ended; making this one has cleared Celery's flag
                 stop_consuming()
             consumer.start()
         except Exception as error:  # noqa: BLE001  (no descriptors, no threads, no memory: it may pass)
             logger.critical("Celery's consumer cannot be started: %s", error)
-            return self.ending.is_stopping
-        return self.ending.is_stopping or consumer.was_asked_to_stop
+            return self.ending.state.is_stopping
+        return self.ending.state.is_stopping or consumer.was_asked_to_stop
 
     def _reconnect(self) -> None:
         """Have Celery connect to the broker anew; running jobs go on."""
@@ -343,7 +344,7 @@ class _Worker:
 
     def _count_attempts(self) -> None:
         """After a break: the jobs in the engine may be the reason, so unlike a hand-back their attempt counts."""
-        if self.ending.is_broken:
+        if self.ending.state.is_broken:
             try:
                 # A reclaimed worker counts as stopped, so both are one transaction, as at an orderly end.
                 send_again(stranded, self._database, lambda c: store.reclaim(c, self._worker_id, datetime.now(UTC)))

@@ -32,12 +32,12 @@ def quick_worker(services_box: Box, short_tmp: Path, monkeypatch: pytest.MonkeyP
     timing = Timing(reconcile=0.2, republish=1.0)
     monkeypatch.setattr("tempfile.tempdir", str(short_tmp))
     monkeypatch.setenv("HELIX_FAKE_STEP_SECONDS", "0.03")
-    button, ready, codes = worker.StopButton(), threading.Event(), []
+    stop, ready, codes = worker.StopRequests(), threading.Event(), []
 
     def run() -> None:
         codes.append(
             worker.run_worker(
-                services_box.settings, timing=timing, stop=button, on_ready=lambda _: ready.set(), handle_signals=False
+                services_box.settings, timing=timing, stop=stop, on_ready=lambda _: ready.set(), handle_signals=False
             )
         )
 
@@ -45,7 +45,7 @@ def quick_worker(services_box: Box, short_tmp: Path, monkeypatch: pytest.MonkeyP
     thread.start()
     assert ready.wait(30)
     yield services_box
-    button.press()
+    stop.request_stop()
     thread.join(30)
     assert codes == [0]
 

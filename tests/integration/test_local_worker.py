@@ -223,18 +223,18 @@ def test_a_process_may_run_workers_of_several_installations_one_after_the_other(
     """Each has a queue of its own name, and may have a broker of its own kind."""
     other = make_box(short_tmp / "other", short_tmp, redis_url="memory://", database_url=None)
     batches = [box.submit("a b c") for box in (embedded_box, other)]
-    button, ready, codes = worker.StopButton(), threading.Event(), []
+    stop, ready, codes = worker.StopRequests(), threading.Event(), []
 
     def run() -> None:
         codes.append(
-            worker.run_worker(embedded_box.settings, stop=button, on_ready=lambda _: ready.set(), handle_signals=False)
+            worker.run_worker(embedded_box.settings, stop=stop, on_ready=lambda _: ready.set(), handle_signals=False)
         )
 
     thread = threading.Thread(target=run)
     thread.start()
     assert ready.wait(30)
     embedded_box.wait_states(batches[0], succeeded=1)
-    button.press()
+    stop.request_stop()
     thread.join(30)
     assert codes == [0]
     with LocalWorker(other.settings, WorkerThread):

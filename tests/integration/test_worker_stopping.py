@@ -216,7 +216,7 @@ def test_a_stop_between_two_consumers_stays_a_stop(
     services_box: Box, short_tmp: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Celery's loop has ended by itself twice; SIGTERM comes in the pause before it is started again."""
-    button, slots = worker.StopButton(), []
+    requests, slots = worker.StopRequests(), []
 
     class Broken:
         was_asked_to_stop = False
@@ -226,11 +226,11 @@ def test_a_stop_between_two_consumers_stays_a_stop(
             assert isinstance(service, WorkerService)
             slots.append(service.idle_slots)
             if len(slots) == 2:
-                button.press()
+                requests.request_stop()
 
     monkeypatch.setattr(consumer, "make_consumer", lambda *_: Broken())
     monkeypatch.setattr("tempfile.tempdir", str(short_tmp))
-    assert worker.run_worker(services_box.settings, stop=button, handle_signals=False) == 0
+    assert worker.run_worker(services_box.settings, stop=requests, handle_signals=False) == 0
     assert slots == [4, 4, 0], "it went on taking jobs"
 
 
@@ -240,11 +240,11 @@ def test_a_stop_without_a_thread_for_its_timers_hands_back_at_once(
     """Nothing could end the grace time."""
     monkeypatch.setattr("tempfile.tempdir", str(short_tmp))
     monkeypatch.setenv("HELIX_FAKE_HANG", "endless")
-    button, codes = worker.StopButton(), []
+    requests, codes = worker.StopRequests(), []
     settings = replace(services_box.settings, shutdown_grace=3600.0)
 
     def run() -> None:
-        codes.append(worker.run_worker(settings, stop=button, handle_signals=False))
+        codes.append(worker.run_worker(settings, stop=requests, handle_signals=False))
 
     def refuse(_timer: threading.Timer) -> None:
         raise RuntimeError("can't start new thread")
@@ -254,7 +254,7 @@ def test_a_stop_without_a_thread_for_its_timers_hands_back_at_once(
     thread.start()
     services_box.wait_states(batch, running=1)
     monkeypatch.setattr(threading.Timer, "start", refuse)
-    button.press()
+    requests.request_stop()
     thread.join(30)
     assert codes == [0]
     assert services_box.states(batch) == {"queued": 1}

@@ -15,6 +15,7 @@ import pytest
 from helix_jobs.cli.group import cli
 from helix_jobs.settings import Settings
 from helix_jobs.worker import ending as worker_ending
+from helix_jobs.worker.shutdown import EXIT_INTERRUPTED
 
 DOCS = Path(__file__).parents[2] / "docs"
 UNIT = DOCS / "helix-worker.service"
@@ -55,7 +56,7 @@ def test_what_it_starts_exists(unit):
 def test_it_restarts_by_exit_code(unit):
     service = unit["Service"]
     assert (service["Restart"], service["RestartPreventExitStatus"]) == ("on-failure", "2")
-    assert service["SuccessExitStatus"] == str(worker_ending.EXIT_INTERRUPTED)
+    assert service["SuccessExitStatus"] == str(EXIT_INTERRUPTED)
     assert service["KillMode"] == "mixed", "the embedded broker must outlive the draining"
 
 
