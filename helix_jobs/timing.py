@@ -49,7 +49,7 @@ _RULES: Final = (
         "lost messages are sent again before a worker that misses them connects anew",
         or_equal=True,
     ),
-    _Rule(("watchdog_look",), "watchdog_window", "a drought is seen more than once before anything is done"),
+    _Rule(("watchdog_look",), "watchdog_window", "a stall is seen more than once before anything is done"),
     _Rule(("postponed",), "solitude", "a job that was put off asks again before the next one's patience is over"),
 )
 

@@ -42,14 +42,14 @@ class Fail:
     message: str
 
 
-class Leave(Enum):
+class Unfinished(Enum):
     """Endings without a result."""
 
     RELEASE = "release"  # back to the queue, the attempt not counted
     DROP = "drop"  # someone else has it, or it was cancelled
 
 
-Decision = Succeed | Fail | Leave
+Decision = Succeed | Fail | Unfinished
 
 
 def decide(ending: Ending, *, info: EngineInfo, waited_seconds: float) -> Decision:
@@ -62,16 +62,16 @@ def decide(ending: Ending, *, info: EngineInfo, waited_seconds: float) -> Decisi
     """
     match ending:
         case Withdrawn.LEASE_LOST:
-            return Leave.DROP
+            return Unfinished.DROP
         case Withdrawn.HANDED_BACK:
-            return Leave.RELEASE
+            return Unfinished.RELEASE
         case RequestFailed(error):
             return Fail(error.code, str(error))
         case Generated(result, run):
             if result.error is not None:
                 return Fail(result.error.code, str(result.error))
             if result.finish_reason is None or result.finish_reason is FinishReason.ABORTED:
-                return Leave.RELEASE
+                return Unfinished.RELEASE
             seconds = result.total_seconds
             row = ResultRow(
                 output_text=result.output_text,

@@ -25,7 +25,7 @@ from helix_jobs.worker.claims import JobClaims, Refusal
 from helix_jobs.worker.counters import WorkerCounters
 from helix_jobs.worker.engine_thread import EngineThread, RequestFailed
 from helix_jobs.worker.gate import Entry, JobGate
-from helix_jobs.worker.job_endings import Fail, Leave, Succeed, Withdrawn, decide, outcome, refused_by_database
+from helix_jobs.worker.job_endings import Fail, Succeed, Unfinished, Withdrawn, decide, outcome, refused_by_database
 from helix_jobs.worker.postponed_jobs import PostponedJobs
 from helix_jobs.worker.request_encoder import RequestEncoder, engine_request_id
 from helix_jobs.worker.runs import DatabaseRunRecorder, counted
@@ -103,7 +103,7 @@ class WorkerService:
         return 0 if self._draining else max(0, self._engine.info.max_batch_size - len(self._active))
 
     @property
-    def stalled(self) -> int:
+    def stuck(self) -> int:
         """Jobs being worked on, if the engine has none of them to compute; 0 while no more are taken."""
         return 0 if self._draining or self._engine_thread.request_count else len(self._active)
 
@@ -316,10 +316,10 @@ class WorkerService:
         job = FinishedJob(claim.id, claim.lease, self.worker_id)
         now = datetime.now(UTC)
         match decision:
-            case Leave.DROP:
+            case Unfinished.DROP:
                 self._count_fenced(claim)
                 return
-            case Leave.RELEASE:
+            case Unfinished.RELEASE:
                 written = self._writer.submit(lambda c: store.release(c, claim.id, claim.lease, self.worker_id, now))
             case Fail(code, message):
                 written = self._writer.submit(lambda c: store.finish_failed(c, job, code, message, now))

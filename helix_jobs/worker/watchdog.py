@@ -1,18 +1,20 @@
-"""Watchdog: notices that jobs wait, slots are idle and nothing is delivered, and what is to be done about it.
+"""Watchdog: notices that jobs wait, slots are idle and nothing is delivered, and says what is to be done about it.
 
 A broker connection can be dead without knowing it, and a consumer can stop asking for messages. Neither raises an
-error, so only the missing deliveries tell. A worker in *drought* (see ``Look.is_drought``) for a whole window takes its
-consumer's connection down, which makes Celery connect anew while running jobs go on. If another window brings nothing
-either, the process is beyond repair from inside, and ends for its supervisor to start a new one.
+error, so only the missing deliveries tell. A worker in a *stall* (see ``Sample.is_stall``) for a whole window takes its
+consumer's connection down. Celery then connects anew, while running jobs go on. If another window brings nothing
+either, the process cannot be repaired from inside; it ends, and its supervisor starts a new one.
 
-The database says whether jobs wait, as it is the truth. A healthy worker is never in drought for a window: messages
-that were lost, or that another worker has prefetched and cannot begin, are published again after half a window (see
-``reconciler``). Nor does a broker that is away make a drought: Celery reconnects to it for as long as it takes, and a
-new process could do no better. Where this process may open no more descriptors, it cannot be told from one that is
-away, and nothing can be connected anew: then one window is enough, and the end names the limit. So it is where no slot
-is idle, but each of its jobs waits for a descriptor, to be claimed or written down, and the engine has nothing to do.
+Whether jobs wait is read from the database, as it is the truth. A healthy worker is never in a stall for a window: the
+reconciler publishes messages again after half a window if they were lost, or if another worker has prefetched them and
+cannot begin. A broker that is away makes no stall either: Celery reconnects to it for as long as it takes, and a new
+process could do no better.
 
-Trade-off: a thread and a broker connection of its own, for a look every few seconds; on the heartbeat's thread a
+A process that may open no more descriptors cannot tell that from a broker that is away, and can connect nothing anew.
+One window is then enough, and the end names the limit. The same holds where no slot is idle, but every job in the slots
+waits for a descriptor, to be claimed or written down, and the engine has nothing to do.
+
+Trade-off: a thread and a broker connection of its own, for one sample every few seconds; on the heartbeat's thread, a
 broker that does not answer would make the worker look dead.
 """
 
@@ -43,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 
 class Action(Enum):
-    """What a look leads to."""
+    """What a sample leads to."""
 
     NONE = "none"
     RECONNECT = "reconnect"
@@ -51,13 +53,13 @@ class Action(Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Look:
+class Sample:
     """The worker's supply of jobs at one moment.
 
     Attributes:
         deliveries: Messages of any kind that were delivered to this worker since its start.
         idle_slots: Batch slots without a job; 0 also while the worker stops.
-        stalled: Jobs in slots of which the engine computes none.
+        stuck: Jobs in slots of which the engine computes none.
         backlog: Jobs that wait in the database, without those that this worker itself keeps waiting; None when it
             cannot be asked for want of descriptors.
         messages: Ids that wait in the broker; None when it does not answer, or was not asked.
@@ -66,22 +68,22 @@ class Look:
 
     deliveries: int
     idle_slots: int
-    stalled: int = 0
+    stuck: int = 0
     backlog: int | None = 0
     messages: int | None = None
     shortage: str = ""
 
     @property
-    def is_drought(self) -> bool:
+    def is_stall(self) -> bool:
         """Whether something should be delivered any moment, or what was delivered cannot go on."""
-        if self.shortage and self.stalled:
+        if self.shortage and self.stuck:
             return True
         return self.idle_slots > 0 and self.backlog != 0 and (self.messages is not None or bool(self.shortage))
 
 
 @dataclass(frozen=True, slots=True)
-class Drought:
-    """What lasts.
+class Stall:
+    """A stall so far.
 
     Attributes:
         deliveries: Those before it.
@@ -94,26 +96,25 @@ class Drought:
     reconnected: bool = False
 
 
-def judge(previous: Drought | None, look: Look, *, elapsed: float, window: float) -> tuple[Drought | None, Action]:
-    """Add one look to what was known and say what is to be done.
+def judge(previous: Stall | None, sample: Sample, *, elapsed: float, window: float) -> tuple[Stall | None, Action]:
+    """Add one sample to what was known and say what is to be done.
 
     Args:
-        previous: The drought so far; None when there was none.
-        look: The supply now.
-        elapsed: Seconds since the previous look that count as watched; time in which this process stood still must not
-            be passed in.
-        window: Seconds without a delivery that a drought may last before something is done.
+        previous: The stall so far; None when there was none.
+        sample: The supply now.
+        elapsed: Seconds since the previous sample that were watched, without time in which this process stood still.
+        window: Seconds without a delivery that a stall may last before something is done.
     """
-    if not look.is_drought:
+    if not sample.is_stall:
         return None, Action.NONE
-    if previous is None or previous.deliveries != look.deliveries:
-        return Drought(look.deliveries), Action.NONE
-    drought = replace(previous, seconds=previous.seconds + elapsed)
-    if drought.seconds < window:
-        return drought, Action.NONE
-    if drought.reconnected or look.shortage:
-        return drought, Action.GIVE_UP
-    return Drought(look.deliveries, reconnected=True), Action.RECONNECT
+    if previous is None or previous.deliveries != sample.deliveries:
+        return Stall(sample.deliveries), Action.NONE
+    stall = replace(previous, seconds=previous.seconds + elapsed)
+    if stall.seconds < window:
+        return stall, Action.NONE
+    if stall.reconnected or sample.shortage:
+        return stall, Action.GIVE_UP
+    return Stall(sample.deliveries, reconnected=True), Action.RECONNECT
 
 
 class Broker(Protocol):
@@ -126,7 +127,7 @@ class Broker(Protocol):
         """Close the connection."""
 
 
-class Supplied(Protocol):
+class SupplyState(Protocol):
     """The worker's service as the watchdog sees it."""
 
     @property
@@ -138,7 +139,7 @@ class Supplied(Protocol):
         """Batch slots without a job; 0 while the worker stops."""
 
     @property
-    def stalled(self) -> int:
+    def stuck(self) -> int:
         """Jobs here, if the engine has none of them to compute; 0 while the worker stops."""
 
     @property
@@ -155,8 +156,8 @@ class Watchdog:
         service: Says what was delivered and how many slots are idle.
         reconnect: Takes the consumer's connection down so that it connects anew; returns at once.
         give_up: Ends the worker; told why. Called once.
-        window: Seconds a drought may last before something is done.
-        interval: Seconds between looks.
+        window: Seconds a stall may last before something is done.
+        interval: Seconds between samples.
         clock: Monotonic seconds.
         rounds: Where the thread notes that it comes round.
     """
@@ -165,7 +166,7 @@ class Watchdog:
         self,
         database: Database,
         broker: Broker,
-        service: Supplied,
+        service: SupplyState,
         *,
         reconnect: Callable[[], None],
         give_up: Callable[[str], None],
@@ -182,7 +183,7 @@ class Watchdog:
         self._give_up = give_up
         self._window = window
         self._watched = WatchedTime(interval, clock)
-        self._drought: Drought | None = None
+        self._stall: Stall | None = None
         self._periodic = Periodic("watchdog", self._check_if_possible, interval, rounds=rounds, at_end=broker.close)
 
     def start(self) -> None:
@@ -199,41 +200,43 @@ class Watchdog:
         Raises:
             HelixError: The database does not answer.
         """
-        look = self._look()
-        self._drought, action = judge(self._drought, look, elapsed=self._watched.look(), window=self._window)
+        sample = self._sample()
+        self._stall, action = judge(self._stall, sample, elapsed=self._watched.look(), window=self._window)
         if action is Action.RECONNECT:
             self.reconnections += 1
-            logger.warning("%s; connecting to the broker anew", self._describe(look))
+            logger.warning("%s; connecting to the broker anew", self._describe(sample))
             self._reconnect()
         elif action is Action.GIVE_UP:
             self._periodic.cease()
-            described = self._describe(look)
-            self._give_up(f"{look.shortage}; {described}" if look.shortage else f"{described} after connecting anew")
+            described = self._describe(sample)
+            self._give_up(
+                f"{sample.shortage}; {described}" if sample.shortage else f"{described} after connecting anew"
+            )
         return action
 
-    def _look(self) -> Look:
+    def _sample(self) -> Sample:
         """Ask for little while all is well: the database only about idle slots, the broker only about a backlog."""
         service = self._service
-        look = Look(deliveries=service.counters.deliveries, idle_slots=service.idle_slots, stalled=service.stalled)
-        if look.idle_slots == 0 and not look.stalled:
-            return look
+        sample = Sample(deliveries=service.counters.deliveries, idle_slots=service.idle_slots, stuck=service.stuck)
+        if sample.idle_slots == 0 and not sample.stuck:
+            return sample
         missing = missing_descriptor()
         if missing is not None:
-            look = replace(look, shortage=explain_exhaustion(missing))
-        if look.idle_slots == 0:
-            return look
+            sample = replace(sample, shortage=explain_exhaustion(missing))
+        if sample.idle_slots == 0:
+            return sample
         try:
-            look = replace(look, backlog=self._backlog())
+            sample = replace(sample, backlog=self._backlog())
         except HelixError:
             if missing is None:
                 raise
-            look = replace(look, backlog=None)
-        if look.backlog == 0 or missing is not None:
-            return look
+            sample = replace(sample, backlog=None)
+        if sample.backlog == 0 or missing is not None:
+            return sample
         try:
-            return replace(look, messages=self._broker.depth())
+            return replace(sample, messages=self._broker.depth())
         except UnreachableError:
-            return look
+            return sample
 
     def _backlog(self) -> int:
         with self._database.read() as c:
@@ -241,18 +244,18 @@ class Watchdog:
             # Counters may say what the rows do not, after changes by hand; no worker is to end for that.
             return backlog if backlog and store.any_waits(c) else 0
 
-    def _describe(self, look: Look) -> str:
-        if look.shortage and look.stalled:
-            jobs = counted(look.stalled, "job")
+    def _describe(self, sample: Sample) -> str:
+        if sample.shortage and sample.stuck:
+            jobs = counted(sample.stuck, "job")
             return f"{jobs} here cannot be claimed, begun or written down, none is computed, for {self._window:.0f} s"
-        ids = "" if look.messages is None else f" ({counted(look.messages, 'id')} in the broker)"
-        jobs = "" if look.backlog is None else f"{counted(look.backlog, 'job')} waiting in the database{ids}, "
-        return f"{jobs}{counted(look.idle_slots, 'slot')} idle, and nothing was delivered for {self._window:.0f} s"
+        ids = "" if sample.messages is None else f" ({counted(sample.messages, 'id')} in the broker)"
+        jobs = "" if sample.backlog is None else f"{counted(sample.backlog, 'job')} waiting in the database{ids}, "
+        return f"{jobs}{counted(sample.idle_slots, 'slot')} idle, and nothing was delivered for {self._window:.0f} s"
 
     def _check_if_possible(self) -> None:
         try:
             self.check()
         except HelixError as error:
             # Nothing can be claimed without a database, so nothing is missed either.
-            self._drought = None
+            self._stall = None
             logger.debug("watchdog: %s", error)

@@ -130,7 +130,7 @@ def test_no_worker_ends_for_what_counters_say(database):
     watchdog = Watchdog(
         database,
         SimpleNamespace(depth=lambda: 0, close=lambda: None),
-        SimpleNamespace(counters=WorkerCounters(), idle_slots=4, stalled=0, kept_waiting=0),
+        SimpleNamespace(counters=WorkerCounters(), idle_slots=4, stuck=0, kept_waiting=0),
         reconnect=lambda: acted.append("reconnect"),
         give_up=acted.append,
         window=0.0,

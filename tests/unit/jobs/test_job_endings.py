@@ -12,7 +12,7 @@ from helix_jobs.engine.protocol import EngineCounters
 from helix_jobs.engine.request import FinishReason, GenerationResult
 from helix_jobs.errors import EngineError, PromptTooLongError
 from helix_jobs.worker.engine_thread import Generated, RequestFailed, Run
-from helix_jobs.worker.job_endings import Fail, Leave, Succeed, Withdrawn, decide
+from helix_jobs.worker.job_endings import Fail, Succeed, Unfinished, Withdrawn, decide
 
 RESULT = GenerationResult(
     request_id="1.1",
@@ -36,10 +36,10 @@ RUN = Run(EngineCounters(), 0.0)
 @pytest.mark.parametrize(
     ("ending", "decision"),
     [
-        (Withdrawn.LEASE_LOST, Leave.DROP),
-        (Withdrawn.HANDED_BACK, Leave.RELEASE),
+        (Withdrawn.LEASE_LOST, Unfinished.DROP),
+        (Withdrawn.HANDED_BACK, Unfinished.RELEASE),
         (RequestFailed(PromptTooLongError("too long")), Fail("prompt_too_long", "too long")),
-        (Generated(replace(RESULT, finish_reason=FinishReason.ABORTED), RUN), Leave.RELEASE),
+        (Generated(replace(RESULT, finish_reason=FinishReason.ABORTED), RUN), Unfinished.RELEASE),
         (Generated(replace(RESULT, finish_reason=None, error=EngineError("x")), RUN), Fail("engine_error", "x")),
     ],
 )

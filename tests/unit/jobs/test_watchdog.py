@@ -11,17 +11,17 @@ from store_helpers import stored_batch
 
 from helix_jobs.errors import BrokerUnreachableError, DatabaseUnreachableError
 from helix_jobs.worker.counters import WorkerCounters
-from helix_jobs.worker.watchdog import Action, Drought, Look, Watchdog, judge
+from helix_jobs.worker.watchdog import Action, Sample, Stall, Watchdog, judge
 
-DRY = Look(deliveries=7, idle_slots=2, backlog=100, messages=50)
+DRY = Sample(deliveries=7, idle_slots=2, backlog=100, messages=50)
 
 
-def follow(*looks: Look | tuple[Look, float], window: float = 60.0) -> list[Action]:
-    """The actions that follow from looks ten seconds apart, or as far as they say."""
-    drought, actions = None, []
-    for entry in looks:
-        look, elapsed = entry if isinstance(entry, tuple) else (entry, 10.0)
-        drought, action = judge(drought, look, elapsed=elapsed, window=window)
+def follow(*samples: Sample | tuple[Sample, float], window: float = 60.0) -> list[Action]:
+    """The actions that follow from samples ten seconds apart, or as far as they say."""
+    stall, actions = None, []
+    for entry in samples:
+        sample, elapsed = entry if isinstance(entry, tuple) else (entry, 10.0)
+        stall, action = judge(stall, sample, elapsed=elapsed, window=window)
         actions.append(action)
     return actions
 
@@ -62,10 +62,10 @@ def test_relief_begins_the_count_anew(relief, before):
     assert actions[before + 2 + begun + 6] is Action.RECONNECT
 
 
-def test_a_standstill_is_no_drought():
+def test_a_standstill_is_no_stall():
     """The caller passes in at most two intervals for a gap; without that a stopped process would give up at once."""
     assert acted(follow(DRY, (DRY, 59.0))) == []
-    assert judge(Drought(7, 59.0), DRY, elapsed=0.0, window=60.0) == (Drought(7, 59.0), Action.NONE)
+    assert judge(Stall(7, 59.0), DRY, elapsed=0.0, window=60.0) == (Stall(7, 59.0), Action.NONE)
 
 
 @pytest.mark.parametrize("unknown", [{}, {"messages": None}, {"messages": None, "backlog": None}], ids=repr)
@@ -97,7 +97,6 @@ class Scene:
     counters = property(lambda self: WorkerCounters(delivered=self.deliveries))
     idle_slots = property(lambda self: self.idle)
     kept_waiting = property(lambda self: self.kept)
-    stalled = property(lambda self: self.stuck)
 
     def depth(self) -> int:
         self.asked += 1

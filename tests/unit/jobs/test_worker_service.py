@@ -39,22 +39,22 @@ def test_every_end_is_written(make_bench: Any) -> None:
     assert bench.service.active_count == 0
 
 
-def test_jobs_that_the_engine_computes_are_not_stalled(make_bench: Any) -> None:
+def test_jobs_that_the_engine_computes_are_not_stuck(make_bench: Any) -> None:
     bench = make_bench(hang="endless")
     endless, other = bench.add("endless", "a b c")
-    assert bench.service.stalled == 0
+    assert bench.service.stuck == 0
     held = threading.Event()
     bench.writer.submit(lambda _: held.wait(20))
     bench.run(endless, other)
     while bench.service.active_count < 2:
         time.sleep(0.005)
-    assert bench.service.stalled == 2
+    assert bench.service.stuck == 2
     held.set()
     bench.wait_running(endless)
-    while bench.service.stalled:
+    while bench.service.stuck:
         time.sleep(0.005)
     bench.service.begin_drain()
-    assert bench.service.stalled == 0
+    assert bench.service.stuck == 0
 
 
 def test_unknown_finished_and_doubled_ids_change_nothing(make_bench: Any) -> None:
