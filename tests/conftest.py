@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
-from services import missing_service
 from sqlalchemy import make_url, text
 
 from helix_jobs.errors import ConfigurationError, ModelNotFoundError
 from helix_jobs.storage.database import Database
 from helix_jobs.storage.migration import ensure_schema, upgrade
 from helix_jobs.storage.schema import metadata
+from tests.services import missing_service
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

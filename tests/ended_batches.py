@@ -6,10 +6,10 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import bindparam, text, update
-from store_helpers import now, stored_batch
 
 from helix_jobs.storage import store
 from helix_jobs.storage.schema import UTCDateTime, batches
+from tests.store_helpers import now, stored_batch
 
 if TYPE_CHECKING:
     from helix_jobs.storage.database import Database

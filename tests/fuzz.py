@@ -1,4 +1,4 @@
-"""Run every fuzzer in turn for some minutes: python tests/fuzz.py [--minutes 60] [--seed 0].
+"""Run every fuzzer in turn for some minutes: python -m tests.fuzz [--minutes 60] [--seed 0].
 
 Model files, chat templates, input lines, stored requests and messages. Each fuzzer is a process of its own, starts at
 another seed each time, and may take so long and no longer. Ends with 1 and the fuzzer's last lines at the first find.
@@ -14,16 +14,37 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from pathlib import Path
+from dataclasses import dataclass
 
-TESTS = Path(__file__).parent
-# Fuzzer, cases a turn, and the longest a turn may take.
-FUZZERS = (
-    ("unit/jobs/fuzz_requests.py", 10, 600.0),
-    ("unit/engine/fuzz_templates.py", 40, 1_800.0),
-    ("unit/engine/fuzz_model_files.py", 150, 1_800.0),
-)
 LAST_LINES = 60
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fuzzer:
+    """A program that makes up cases from a seed.
+
+    Attributes:
+        module: What is run, with the first seed and the number of cases.
+        count: Cases a turn.
+        seconds: The longest a turn may take.
+        in_folder: It wants an empty folder, named before the seed.
+    """
+
+    module: str
+    count: int
+    seconds: float
+    in_folder: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.module.rpartition(".")[2]
+
+
+FUZZERS = (
+    Fuzzer(module="tests.unit.intake.fuzz_requests", count=10, seconds=600.0),
+    Fuzzer(module="tests.unit.engine.text.fuzz_templates", count=40, seconds=1_800.0),
+    Fuzzer(module="tests.unit.engine.loading.fuzz_model_files", count=150, seconds=1_800.0, in_folder=True),
+)
 
 
 def run(minutes: float, seed: int) -> int:
@@ -31,37 +52,39 @@ def run(minutes: float, seed: int) -> int:
     end = time.monotonic() + 60 * minutes
     turns: Counter[str] = Counter()
     while time.monotonic() < end:
-        for name, count, seconds in FUZZERS:
+        for fuzzer in FUZZERS:
             # Seeds of two turns do not overlap; each turn of a fuzzer goes on where its last one ended.
-            first = seed + turns[name] * count
-            said, found = _turn(TESTS / name, first, count, seconds)
-            turns[name] += 1
-            print(f"{name}, from seed {first}: {said.splitlines()[-1] if said else 'nothing said'}", flush=True)
+            first = seed + turns[fuzzer.name] * fuzzer.count
+            said, found = _turn(fuzzer, first)
+            turns[fuzzer.name] += 1
+            print(f"{fuzzer.name}, from seed {first}: {said.splitlines()[-1] if said else 'nothing said'}", flush=True)
             if found:
                 print("\n".join(said.splitlines()[-LAST_LINES:]), flush=True)
                 return 1
             if time.monotonic() >= end:
                 break
-    print(", ".join(f"{name}: {turns[name] * count:,} cases" for name, count, _ in FUZZERS))
+    print(", ".join(f"{fuzzer.name}: {turns[fuzzer.name] * fuzzer.count:,} cases" for fuzzer in FUZZERS))
     return 0
 
 
-def _turn(fuzzer: Path, first: int, count: int, seconds: float) -> tuple[str, bool]:
+def _turn(fuzzer: Fuzzer, first: int) -> tuple[str, bool]:
     """What one turn said, and whether it found something."""
     with tempfile.TemporaryDirectory(prefix="hxfuzz-") as folder:
-        arguments = [folder] if "FOLDER" in fuzzer.read_text(encoding="utf-8").split("\n", 1)[0] else []
-        paths = os.pathsep.join([str(TESTS), str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
+        arguments = [folder] if fuzzer.in_folder else []
         try:
             done = subprocess.run(
-                [sys.executable, str(fuzzer), *arguments, str(first), str(count)],
-                env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+                [sys.executable, "-m", fuzzer.module, *arguments, str(first), str(fuzzer.count)],
+                env=os.environ | {"OMP_NUM_THREADS": "1"},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                timeout=seconds,
+                timeout=fuzzer.seconds,
                 check=False,
             )
         except subprocess.TimeoutExpired as error:
-            return f"{(error.stdout or b'').decode(errors='replace')}\nit hangs: {seconds:.0f} s were not enough", True
+            return (
+                f"{(error.stdout or b'').decode(errors='replace')}\nit hangs: {fuzzer.seconds:.0f} s were not enough",
+                True,
+            )
     return done.stdout.decode(errors="replace"), done.returncode != 0
 
 

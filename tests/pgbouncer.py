@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from services import missing_service
+from tests.services import missing_service
 
 # PgBouncer refuses to run as root.
 _USER = "postgres"

@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from services import missing_service
+from tests.services import missing_service
 
 # Postgres refuses to run as root.
 _USER = "postgres"

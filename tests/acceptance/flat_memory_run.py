@@ -14,11 +14,11 @@ import random
 import sys
 
 import psutil
-from tiny_models import VOCAB_SIZE, tiny_engine, tiny_model
 
 from helix_jobs.engine.request import Request
 from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.engine.speculation.drafters.lookup import LookupDrafter
+from tests.unit.engine.tiny_models import VOCAB_SIZE, tiny_engine, tiny_model
 
 WAITING = 48
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import func, select
-from store_helpers import result_row
-from store_model import Job
 
 from helix_jobs.storage import store
 from helix_jobs.storage.schema import batch_counters, jobs, results
+from tests.acceptance.store_model import Job
+from tests.store_helpers import result_row
 
 if TYPE_CHECKING:
     from datetime import datetime
 
     from sqlalchemy import Connection
-    from store_model import Claim
+
+    from tests.acceptance.store_model import Claim
 
 FINAL: Final = ("succeeded", "failed", "cancelled")
 JOBS: Final = select(

@@ -11,11 +11,10 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from readme_text import ROOT
-
 from helix_jobs import HelixClient
 from helix_jobs.broker.publisher import EmbeddedBroker
 from helix_jobs.settings import Settings
+from tests.acceptance.readme_text import ROOT
 
 if TYPE_CHECKING:
     from pathlib import Path

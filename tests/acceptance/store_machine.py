@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from made_up_jobs import COUNTED, FINAL, JOBS, answer_of, end_claim, new_job, recounted
 from sqlalchemy import delete, select
-from store_helpers import DIGEST, worker
-from store_model import Claim, Job, StoreModel
 
 from helix_jobs.errors import HelixError
 from helix_jobs.storage import store
 from helix_jobs.storage.schema import batches, jobs, workers
+from tests.acceptance.made_up_jobs import COUNTED, FINAL, JOBS, answer_of, end_claim, new_job, recounted
+from tests.acceptance.store_model import Claim, Job, StoreModel
+from tests.store_helpers import DIGEST, worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable

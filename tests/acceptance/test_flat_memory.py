@@ -11,12 +11,11 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-RUN = Path(__file__).parent / "flat_memory_run.py"
-ROOT = RUN.parents[2]
+from tests.worker_box import ROOT
+
 FEW_KERNELS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "16", "LRU_CACHE_CAPACITY": "16"}
 
 # Resident memory may grow by so much: a heap that holds the same still moves by some pages. It is less than what 400
@@ -28,10 +27,9 @@ MAX_OBJECTS = 200
 
 def gained(num_requests, *arguments):
     """What the last nine tenths of the requests left behind."""
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "unit" / "engine")])
     done = subprocess.run(
-        [sys.executable, str(RUN), str(num_requests), *arguments],
-        env={**os.environ, **FEW_KERNELS, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        [sys.executable, "-m", "tests.acceptance.flat_memory_run", str(num_requests), *arguments],
+        env={**os.environ, **FEW_KERNELS, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from reference_outputs import ReferenceOutputs
 
 from helix_jobs.engine.config import CacheConfig, EngineConfig, SpeculationConfig
 from helix_jobs.engine.engine import Engine
@@ -19,6 +18,7 @@ from helix_jobs.engine.model.quantize import dequantize, is_fast
 from helix_jobs.engine.request import Request
 from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.errors import ConfigurationError
+from tests.acceptance.reference_outputs import ReferenceOutputs
 
 pytestmark = pytest.mark.demo
 

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from reference_outputs import NEAR_TIE_STEPS, ReferenceOutputs
 
 from helix_jobs.engine.config import CacheConfig, EngineConfig, SpeculationConfig
 from helix_jobs.engine.engine import Engine
@@ -27,6 +26,7 @@ from helix_jobs.engine.loading.reproducible import make_reproducible
 from helix_jobs.engine.request import Request
 from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.errors import ConfigurationError
+from tests.acceptance.reference_outputs import NEAR_TIE_STEPS, ReferenceOutputs
 
 pytestmark = [pytest.mark.slow, pytest.mark.demo]
 

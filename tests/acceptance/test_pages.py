@@ -8,7 +8,8 @@ from itertools import pairwise
 from xml.etree import ElementTree as ET
 
 import pytest
-from readme_text import PAGES, ROOT, Page, code_words
+
+from tests.acceptance.readme_text import PAGES, ROOT, Page, code_words
 
 README_LINES = 170
 OTHERS = [Page(ROOT / "CHANGELOG.md"), Page(ROOT / "CONTRIBUTING.md")]

@@ -7,14 +7,14 @@ import time
 from datetime import timedelta
 
 import pytest
-from ended_batches import ended_batch_of
 from sqlalchemy import func, select
-from store_helpers import new_jobs, now, register
 
 from helix_jobs.client.purge import plan_purge, purge
 from helix_jobs.storage import store
 from helix_jobs.storage.check import check_rows
 from helix_jobs.storage.schema import jobs
+from tests.ended_batches import ended_batch_of
+from tests.store_helpers import new_jobs, now, register
 
 JOBS = 1_000_000
 

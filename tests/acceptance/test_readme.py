@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING
 import click
 import psycopg
 import pytest
-from readme_text import BLOCKS, PAGES, ROOT, TEXT, Block, code_words, names_option
-from scene import Scene, is_worker
 
 from helix_jobs import errors
 from helix_jobs.broker.embedded import EmbeddedBroker
@@ -31,6 +29,8 @@ from helix_jobs.settings import SETTINGS, Settings
 from helix_jobs.storage.schema import metadata
 from helix_jobs.storage.states import BatchState, ErrorCode, JobState
 from helix_jobs.worker.metrics import METRICS
+from tests.acceptance.readme_text import BLOCKS, PAGES, ROOT, TEXT, Block, code_words, names_option
+from tests.acceptance.scene import Scene, is_worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

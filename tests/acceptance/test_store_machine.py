@@ -6,10 +6,10 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 from sqlalchemy import text
-from store_machine import StoreMachine
 
 from helix_jobs.storage import control, leases, publishing
 from helix_jobs.storage.schema import jobs
+from tests.acceptance.store_machine import StoreMachine
 
 QUICK = settings(
     max_examples=10, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck), print_blob=True

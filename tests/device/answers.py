@@ -5,17 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from device_models import engine_of, loaded, make, outputs, prompts, reference, requests, separate
 
 from helix_jobs.engine.config import SpeculationConfig
 from helix_jobs.engine.devices.operator_checks import OperatorStatus, operator_checks, run_check
+from tests.device.device_models import engine_of, loaded, make, outputs, prompts, reference, requests, separate
 
 if TYPE_CHECKING:
-    from device_models import Shape
-    from section import Check, Report
-
     from helix_jobs.engine.loaded_models import LoadedModel
     from helix_jobs.engine.request import Request
+    from tests.device.device_models import Shape
+    from tests.device.section import Check, Report
 
 OFF = SpeculationConfig(depth=0)
 FIXED = SpeculationConfig(depth=4, adaptive=False)

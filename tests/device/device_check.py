@@ -1,6 +1,6 @@
 """What Helix does on a device, in six minutes and without a download: right or wrong, how fast, how far from the best.
 
-    python tests/device/device_check.py --out DIR
+    python -m tests.device.device_check --out DIR
 
 Models are made on the spot, with random weights in well-known shapes. Each section prints one line and appends its
 figures to DIR/gpu.jsonl; one that fails is shown and passed over, and what cannot be done says why. Nothing but torch,
@@ -21,16 +21,13 @@ from typing import TYPE_CHECKING
 
 # Users have the allocator's default, and only so its holes show.
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:False")
-sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]
 
-import answers
-import shortage
-import speed
 import torch
-from section import Check
 
 from helix_jobs.engine.devices.devices import prepare_device
 from helix_jobs.engine.loading.model_loader import get_device
+from tests.device import answers, shortage, speed
+from tests.device.section import Check
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,18 +8,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from device_models import loaded, make
 
 from helix_jobs.engine.attention.step_layout import TokenSlice
 from helix_jobs.engine.config import CacheConfig
 from helix_jobs.engine.devices.devices import free_memory
 from helix_jobs.engine.model.runner import ModelRunner
+from tests.device.device_models import loaded, make
 
 if TYPE_CHECKING:
-    from device_models import Shape
-    from section import Check, Report
-
     from helix_jobs.engine.model.decoder import Decoder
+    from tests.device.device_models import Shape
+    from tests.device.section import Check, Report
 
 BLOCK = 16
 _WARM, _STEPS = 10, 30

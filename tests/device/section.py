@@ -11,9 +11,8 @@ import traceback
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from device_models import REAL, TINY, Shape, Shapes
-
 from helix_jobs.engine.devices.devices import cleanup_memory, free_memory
+from tests.device.device_models import REAL, TINY, Shape, Shapes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -6,16 +6,16 @@ import contextlib
 from typing import TYPE_CHECKING
 
 import torch
-from answers import OFF, chosen_shape, equal
-from device_models import engine_of, loaded, make, outputs, prompts, requests
+
+from tests.device.answers import OFF, chosen_shape, equal
+from tests.device.device_models import engine_of, loaded, make, outputs, prompts, requests
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from device_models import Shape
-    from section import Check, Report
-
     from helix_jobs.engine.loaded_models import LoadedModel
+    from tests.device.device_models import Shape
+    from tests.device.section import Check, Report
 
 # Steps under a shortage that lasts, and how many may fail in their second half: each trial that failed has to make the
 # next one rarer. Tried as often as at first, six would fail.

@@ -7,8 +7,20 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import torch
-from device_models import MAX_CONTEXT, make
-from passes import (
+
+from helix_jobs.engine.config import CacheConfig, EngineConfig
+from helix_jobs.engine.devices.devices import cleanup_memory, describe_device, free_memory
+from helix_jobs.engine.loading.cache_size import choose_cache
+from helix_jobs.engine.model.families import build_decoder
+from helix_jobs.engine.model.placement import Placement
+from helix_jobs.engine.model.runner import ModelRunner
+from helix_jobs.engine.model.step_memory import step_bytes
+from helix_jobs.engine.speculation.depth.controller import DepthController
+from helix_jobs.engine.speculation.depth.costs import StepCosts
+from helix_jobs.engine.speculation.depth.plan import DraftCandidate, accepted_tokens
+from helix_jobs.engine.speculation.depth.profile import measure_costs
+from tests.device.device_models import MAX_CONTEXT, make
+from tests.device.passes import (
     BLOCK,
     allocated_bytes,
     count_groups,
@@ -24,25 +36,12 @@ from passes import (
     wait_for,
     weight_bytes,
 )
-from section import LeftOutError
-
-from helix_jobs.engine.config import CacheConfig, EngineConfig
-from helix_jobs.engine.devices.devices import cleanup_memory, describe_device, free_memory
-from helix_jobs.engine.loading.cache_size import choose_cache
-from helix_jobs.engine.model.families import build_decoder
-from helix_jobs.engine.model.placement import Placement
-from helix_jobs.engine.model.runner import ModelRunner
-from helix_jobs.engine.model.step_memory import step_bytes
-from helix_jobs.engine.speculation.depth.controller import DepthController
-from helix_jobs.engine.speculation.depth.costs import StepCosts
-from helix_jobs.engine.speculation.depth.plan import DraftCandidate, accepted_tokens
-from helix_jobs.engine.speculation.depth.profile import measure_costs
+from tests.device.section import LeftOutError
 
 if TYPE_CHECKING:
-    from device_models import Shape
-    from section import Check, Report
-
     from helix_jobs.engine.speculation.depth.costs import CostProfile
+    from tests.device.device_models import Shape
+    from tests.device.section import Check, Report
 
 
 def environment(check: Check, report: Report) -> None:

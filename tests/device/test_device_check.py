@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from answers import compare_with_itself
-from device_check import BUDGET, SECTIONS, deadlines
-from device_models import REAL
-from section import Check, LeftOutError, Report
 
-CHECK = Path(__file__).with_name("device_check.py")
+from tests.device.answers import compare_with_itself
+from tests.device.device_check import BUDGET, SECTIONS, deadlines
+from tests.device.device_models import REAL
+from tests.device.section import Check, LeftOutError, Report
+from tests.worker_box import ROOT
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CHECK = ("-m", "tests.device.device_check")
 NAMES = [
     "env", "operators", "memory", "exact fp32", "exact half", "sampled", "shortage", "decode", "counts", "prefill",
     "draft", "kernels", "graphs",
@@ -25,12 +31,13 @@ LONGEST_SUMMARY = 12_000
 
 def test_every_section_passes_on_very_small_models(tmp_path: Path) -> None:
     made = subprocess.run(
-        [sys.executable, str(CHECK), "--device", "cpu", "--tiny", "--budget", "900", "--out", str(tmp_path)],
+        [sys.executable, *CHECK, "--device", "cpu", "--tiny", "--budget", "900", "--out", str(tmp_path)],
         capture_output=True,
         text=True,
         timeout=900,
         check=False,
         cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     assert made.returncode == 0, made.stdout + made.stderr
     assert made.stdout.splitlines()[-1] == "FAILED: 0"
@@ -50,7 +57,7 @@ def read(file: Path) -> list[dict]:
 @pytest.fixture
 def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Check:
     """One whose sections hold no memory that would have to be looked for."""
-    monkeypatch.setattr("section.cleanup_memory", lambda _device: None)
+    monkeypatch.setattr("tests.device.section.cleanup_memory", lambda _device: None)
     return Check(torch.device("cpu"), tiny=True, file=tmp_path / "gpu.jsonl")
 
 
@@ -109,12 +116,12 @@ def test_a_model_that_does_not_fit_is_left_out_and_a_smaller_one_taken(
     check: Check, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     report = Report()
-    monkeypatch.setattr("section.free_memory", lambda _device: 12 * 10**9)
+    monkeypatch.setattr("tests.device.section.free_memory", lambda _device: 12 * 10**9)
     assert check.fitting(report, 2.5, REAL.large, REAL.one) is REAL.one
     assert report.left_out == ["Llama-3.1-8B: it takes 20.1 GB here, 12.0 are free"]
     with pytest.raises(LeftOutError):
         check.fitting(report, 30, REAL.large, REAL.one)
-    monkeypatch.setattr("section.free_memory", lambda _device: None)
+    monkeypatch.setattr("tests.device.section.free_memory", lambda _device: None)
     assert check.fitting(report, 30, REAL.large) is REAL.large
 
 

@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from sqlalchemy import func, select
-from store_helpers import result_row
 
 from helix_jobs.storage import store
 from helix_jobs.storage.database import Database
 from helix_jobs.storage.schema import batches, jobs
 from helix_jobs.storage.store import FinishedJob, NewWorker
+from tests.store_helpers import result_row
 
 if TYPE_CHECKING:
     from helix_jobs.settings import Settings

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from worker_box import Box, flush, make_box
 
 from helix_jobs import HelixClient
 from helix_jobs.broker.publisher import EmbeddedBroker, ping
 from helix_jobs.settings import Settings
+from tests.worker_box import Box, flush, make_box
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,10 +6,10 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from worker_box import ROOT, WorkerProcess
+from tests.worker_box import ROOT, WorkerProcess
 
 if TYPE_CHECKING:
-    from worker_box import Box
+    from tests.worker_box import Box
 
 # A real worker in every respect but how long it waits.
 QUICK_WORKER = """

@@ -11,14 +11,14 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
-from client_helpers import prompts, rows, work
-from worker_box import ROOT
 
 from helix_jobs import HelixClient
 from helix_jobs.client.purge import Purged
 from helix_jobs.errors import NotEndedError, NotFoundError
 from helix_jobs.results.export import export_results
 from helix_jobs.storage.states import BatchState, JobState
+from tests.integration.client_helpers import prompts, rows, work
+from tests.worker_box import ROOT
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,10 +7,10 @@ import threading
 from typing import TYPE_CHECKING
 
 import pytest
-from client_helpers import lines, prompts, rows
 
 from helix_jobs import HelixClient, SamplingParams
 from helix_jobs.errors import IdempotencyConflictError
+from tests.integration.client_helpers import lines, prompts, rows
 
 if TYPE_CHECKING:
     from helix_jobs.settings import Settings

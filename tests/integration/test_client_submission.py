@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
-from client_helpers import batch_count, lines, prompts, rows
 
 from helix_jobs import HelixClient, SamplingParams
 from helix_jobs.broker.publisher import CeleryPublisher, EmbeddedBroker, read_queue_names
@@ -17,6 +16,7 @@ from helix_jobs.new_job import derive_seed
 from helix_jobs.settings import Settings
 from helix_jobs.storage.database import Database
 from helix_jobs.storage.states import BatchState
+from tests.integration.client_helpers import batch_count, lines, prompts, rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

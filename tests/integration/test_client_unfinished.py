@@ -10,14 +10,14 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
-from client_helpers import batch_count, prompts, rows, work
-from worker_box import ROOT
 
 from helix_jobs import HelixClient
 from helix_jobs.errors import InputError, UnfinishedSubmissionError
 from helix_jobs.storage import store
 from helix_jobs.storage.database import Database
 from helix_jobs.storage.states import BatchState, JobState
+from tests.integration.client_helpers import batch_count, prompts, rows, work
+from tests.worker_box import ROOT
 
 if TYPE_CHECKING:
     from helix_jobs.settings import Settings

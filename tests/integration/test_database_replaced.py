@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 from sqlalchemy import text
-from worker_box import wait_until
 
 from helix_jobs.errors import DatabaseReplacedError
 from helix_jobs.storage.database import Database
 from helix_jobs.storage.migration import ensure_schema
+from tests.worker_box import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from worker_box import Box
+    from tests.worker_box import Box
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="a file in use cannot be replaced on Windows")
 

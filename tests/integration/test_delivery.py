@@ -8,16 +8,16 @@ import threading
 from typing import TYPE_CHECKING
 
 import pytest
-from worker_box import flush, wait_until
 
 from helix_jobs.timing import Timing
 from helix_jobs.worker import process as worker
+from tests.worker_box import flush, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from worker_box import Box
+    from tests.worker_box import Box
 
 pytestmark = [
     pytest.mark.postgres,

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import psutil
 import pytest
-from worker_box import wait_until
 
 from helix_jobs.broker import embedded as embedded_broker
 from helix_jobs.broker import keeper as broker_keeper
@@ -24,6 +23,7 @@ from helix_jobs.errors import BrokerUnreachableError, ExhaustedError
 from helix_jobs.locks import FileLock
 from helix_jobs.settings import Settings
 from helix_jobs.worker.shared_broker import leave_broker
+from tests.worker_box import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import click
 import pytest
 from sqlalchemy import update
-from worker_box import ROOT, wait_until
 
 from helix_jobs.broker.embedded import EmbeddedBroker
 from helix_jobs.cli.follow import worker_notice
@@ -25,11 +24,12 @@ from helix_jobs.storage import store
 from helix_jobs.storage.process_identity import this_process
 from helix_jobs.storage.schema import workers
 from helix_jobs.worker.child import WorkerThread
+from tests.worker_box import ROOT, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from worker_box import Box
+    from tests.worker_box import Box
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="shared locks of POSIX")
 

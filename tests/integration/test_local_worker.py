@@ -10,7 +10,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
-from worker_box import ROOT, make_box, wait_until
 
 from helix_jobs.broker.publisher import EmbeddedBroker
 from helix_jobs.client import local_process
@@ -19,11 +18,12 @@ from helix_jobs.errors import BrokerUnreachableError, DeviceInUseError, HelixErr
 from helix_jobs.observability.log_file import LOG_BYTES
 from helix_jobs.worker import process as worker
 from helix_jobs.worker.child import WorkerThread
+from tests.worker_box import ROOT, make_box, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from worker_box import Box
+    from tests.worker_box import Box
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 

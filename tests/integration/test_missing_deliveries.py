@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 from celery import Celery
-from quick_worker import start_quick_worker
 from redis import Redis
-from worker_box import wait_until
 
 from helix_jobs.broker.celery.app import celery_settings, concurrency
+from tests.integration.quick_worker import start_quick_worker
+from tests.worker_box import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from worker_box import Box
+    from tests.worker_box import Box
 
 pytestmark = [
     pytest.mark.postgres,

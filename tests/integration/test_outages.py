@@ -6,13 +6,13 @@ import threading
 from typing import TYPE_CHECKING
 
 import pytest
-from client_helpers import batch_count, prompts, rows, work
-from cutting_proxy import CuttingProxy
 
 from helix_jobs import HelixClient
 from helix_jobs.errors import DatabaseUnreachableError
 from helix_jobs.settings import Settings
 from helix_jobs.storage.outage import outlast
+from tests.integration.client_helpers import batch_count, prompts, rows, work
+from tests.integration.cutting_proxy import CuttingProxy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
-from pgbouncer import PgBouncer
-from postgres_cluster import PostgresCluster
 from sqlalchemy import text
-from worker_box import Box, make_box
 
 from helix_jobs.storage.database import Database
 from helix_jobs.timing import Timing
+from tests.pgbouncer import PgBouncer
+from tests.postgres_cluster import PostgresCluster
+from tests.worker_box import Box, make_box
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import psutil
 import psycopg
 import pytest
-from worker_box import wait_until
+
+from tests.worker_box import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet

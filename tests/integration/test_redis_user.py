@@ -8,14 +8,14 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from readme_acl import acl_words
 from redis import Redis
 from redis.exceptions import NoPermissionError, RedisError
-from services import missing_service
-from worker_box import make_box, wait_until
 
 from helix_jobs.broker.embedded import _server_binary
 from helix_jobs.doctor.broker import check_broker
+from tests.integration.readme_acl import acl_words
+from tests.services import missing_service
+from tests.worker_box import make_box, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

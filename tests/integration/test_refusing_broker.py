@@ -7,21 +7,21 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from quick_worker import start_quick_worker
 from redis import Redis
-from worker_box import make_box, wait_until
 
 from helix_jobs.broker.embedded import EmbeddedBroker
 from helix_jobs.broker.publisher import ProbingPublisher
 from helix_jobs.doctor.broker import check_broker
 from helix_jobs.doctor.verdict import Level
 from helix_jobs.errors import HelixError
+from tests.integration.quick_worker import start_quick_worker
+from tests.worker_box import make_box, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from worker_box import Box
+    from tests.worker_box import Box
 
 pytestmark = [
     pytest.mark.redis,

@@ -8,7 +8,8 @@ import subprocess
 import sys
 
 import pytest
-from worker_box import ROOT, make_box
+
+from tests.worker_box import ROOT, make_box
 
 MARK = "MARKEDs3cret"
 # Nothing listens on port 1, and no name ends in .invalid.

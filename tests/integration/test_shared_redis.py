@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING
 import pytest
 from redis import Redis
 from redis.exceptions import NoPermissionError
-from store_helpers import now
-from worker_box import Box, make_box, wait_until
 
 from helix_jobs.broker.older_keys import find_older_keys
 from helix_jobs.broker.publisher import CeleryPublisher
@@ -22,6 +20,8 @@ from helix_jobs.doctor.broker import check_broker
 from helix_jobs.errors import BrokerUnreachableError, ConfigurationError
 from helix_jobs.storage.migration import downgrade, upgrade
 from helix_jobs.storage.store import PublishableJob, mark_published
+from tests.store_helpers import now
+from tests.worker_box import Box, make_box, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

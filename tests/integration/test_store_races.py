@@ -9,7 +9,12 @@ from functools import partial
 
 import pytest
 from sqlalchemy import func, select
-from store_helpers import (
+
+from helix_jobs.errors import IdempotencyConflictError, NotFoundError
+from helix_jobs.storage import store
+from helix_jobs.storage.group_commit import GroupCommitWriter
+from helix_jobs.storage.schema import jobs, results
+from tests.store_helpers import (
     DIGEST,
     check_counters,
     counts,
@@ -24,11 +29,6 @@ from store_helpers import (
     succeed,
     take,
 )
-
-from helix_jobs.errors import IdempotencyConflictError, NotFoundError
-from helix_jobs.storage import store
-from helix_jobs.storage.group_commit import GroupCommitWriter
-from helix_jobs.storage.schema import jobs, results
 
 
 def _together(*functions):

@@ -11,9 +11,6 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from client_helpers import batch_count, prompts, rows
-from cutting_proxy import CuttingProxy
-from worker_box import ROOT, make_box, wait_until
 
 from helix_jobs import HelixClient
 from helix_jobs.broker.embedded import EmbeddedBroker
@@ -22,14 +19,16 @@ from helix_jobs.errors import UncertainSubmissionError
 from helix_jobs.settings import Settings
 from helix_jobs.storage.outage import outlast
 from helix_jobs.storage.states import BatchState
+from tests.integration.client_helpers import batch_count, prompts, rows
+from tests.integration.cutting_proxy import CuttingProxy
+from tests.worker_box import ROOT, make_box, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from worker_box import Box
-
     from helix_jobs.storage.database import Database
+    from tests.worker_box import Box
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
-from readme_acl import acl_words
 from redis import Redis
-from worker_box import make_box
 
 from helix_jobs.broker.embedded import EmbeddedBroker
 from helix_jobs.broker.publisher import CeleryPublisher, QueueNames, ping, verifying_url
 from helix_jobs.errors import BrokerUnreachableError
 from helix_jobs.storage.store import PublishableJob
+from tests.integration.readme_acl import acl_words
+from tests.worker_box import make_box
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

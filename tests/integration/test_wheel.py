@@ -14,10 +14,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from services import missing_service
 
 import helix_jobs
 from helix_jobs.storage.migration import head_revision
+from tests.services import missing_service
 
 ROOT = Path(__file__).parents[2]
 BIN = "Scripts" if os.name == "nt" else "bin"

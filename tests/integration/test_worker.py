@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 from sqlalchemy import func, select
-from worker_box import ROOT, prompts, wait_until
 
 from helix_jobs.broker.publisher import EmbeddedBroker
 from helix_jobs.engine.fake_engine import fake_output
@@ -19,11 +18,12 @@ from helix_jobs.locks import FileLock
 from helix_jobs.storage.schema import results, runs
 from helix_jobs.storage.store import PublishableJob
 from helix_jobs.worker.process import run_worker
+from tests.worker_box import ROOT, prompts, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from worker_box import Box
+    from tests.worker_box import Box
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 

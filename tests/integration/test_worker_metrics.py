@@ -11,10 +11,11 @@ import psycopg
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import make_url
-from worker_box import wait_until
+
+from tests.worker_box import wait_until
 
 if TYPE_CHECKING:
-    from worker_box import Box
+    from tests.worker_box import Box
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 

@@ -11,8 +11,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
-from quick_worker import start_quick_worker
-from worker_box import WorkerProcess, prompts, wait_until
 
 from helix_jobs.broker.celery import consumer
 from helix_jobs.broker.celery.service import bound_service
@@ -20,12 +18,14 @@ from helix_jobs.broker.publisher import EmbeddedBroker
 from helix_jobs.engine.fake_engine import FakeEngine
 from helix_jobs.worker import process as worker
 from helix_jobs.worker.service import WorkerService
+from tests.integration.quick_worker import start_quick_worker
+from tests.worker_box import WorkerProcess, prompts, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from worker_box import Box
+    from tests.worker_box import Box
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 

@@ -10,12 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 import psycopg
 import pytest
 from sqlalchemy import text
-from store_helpers import stored_batch
 
 from helix_jobs.errors import DatabaseUnreachableError
 from helix_jobs.storage.database import Database
 from helix_jobs.storage.migration import current_revision, downgrade, head_revision, upgrade
 from helix_jobs.storage.migration_locks import LockPatience
+from tests.store_helpers import stored_batch
 
 PATIENCE = LockPatience(wait_seconds=0.5, attempts=3, pause_seconds=0.2)
 

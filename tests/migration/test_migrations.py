@@ -10,7 +10,6 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import inspect, select, text
 from sqlalchemy.exc import IntegrityError
-from store_helpers import DIGEST, counts, must_take, new_jobs, now, register, result_row, status, stored_batch, succeed
 
 from helix_jobs.broker.queue_names import QueueNames, is_job_queue, read_queue_names
 from helix_jobs.errors import DatabaseUnreachableError, SchemaVersionError
@@ -26,6 +25,18 @@ from helix_jobs.storage.migration import (
 )
 from helix_jobs.storage.process_identity import ProcessIdentity
 from helix_jobs.storage.schema import metadata, runs
+from tests.store_helpers import (
+    DIGEST,
+    counts,
+    must_take,
+    new_jobs,
+    now,
+    register,
+    result_row,
+    status,
+    stored_batch,
+    succeed,
+)
 
 # What revision 0001 wrote, in its own columns.
 _OLD_ROWS = """

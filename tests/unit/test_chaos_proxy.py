@@ -9,7 +9,8 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
-from chaos_proxy import ChaosProxy, Fault, Weather
+
+from tests.chaos_proxy import ChaosProxy, Fault, Weather
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

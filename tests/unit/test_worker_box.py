@@ -6,7 +6,8 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from worker_box import make_box
+
+from tests.worker_box import make_box
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,18 +6,19 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from chaos_proxy import ChaosProxy, Fault, Weather
-from oracle import Accepted
-from plan import Plan
-from scenarios.database_trouble import _use_cluster
 from sqlalchemy import make_url
+
+from tests.acceptance.faults.oracle import Accepted
+from tests.acceptance.faults.plan import Plan
+from tests.acceptance.faults.scenarios.database_trouble import _use_cluster
+from tests.chaos_proxy import ChaosProxy, Fault, Weather
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from installation import Installation
-    from worker_box import WorkerProcess
+    from tests.acceptance.faults.installation import Installation
+    from tests.worker_box import WorkerProcess
 
 LOOK_SECONDS = 0.1
 # How much longer than asked for it goes on until each kind of fault has come: a busy machine sends few chunks.

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from fork_server import ForkServer
-from installation import Installation, make_installation
-from redis_server import RedisServer
-from table import Row, markdown
+
+from tests.acceptance.faults.fork_server import ForkServer
+from tests.acceptance.faults.installation import Installation, make_installation
+from tests.acceptance.faults.redis_server import RedisServer
+from tests.acceptance.faults.table import Row, markdown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -8,13 +8,16 @@ import queue
 import subprocess
 import sys
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from plan import Plan
+from tests.worker_box import ROOT
 
-LAUNCHER = Path(__file__).with_name("launcher.py")
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.acceptance.faults.plan import Plan
+
+LAUNCHER = ("-m", "tests.acceptance.faults.launcher")
 PATIENCE = 60.0
 
 
@@ -44,11 +47,14 @@ class ForkedProcess:
 
 
 class ForkServer:
-    """One ``launcher.py --serve``."""
+    """One launcher with ``--serve``."""
 
     def __init__(self) -> None:
         self._server = subprocess.Popen(
-            [sys.executable, str(LAUNCHER), "--serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [sys.executable, *LAUNCHER, "--serve"],
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
         )
         self._started: queue.SimpleQueue[ForkedProcess] = queue.SimpleQueue()
         self._children: dict[int, ForkedProcess] = {}

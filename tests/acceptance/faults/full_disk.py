@@ -6,7 +6,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from services import missing_service
+from tests.services import missing_service
 
 
 class SmallDisk:

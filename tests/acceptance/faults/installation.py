@@ -9,24 +9,23 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from fork_server import LAUNCHER, PATIENCE
-from oracle import Accepted
-from plan import QUICK_TIMING, Plan
 from sqlalchemy import and_, func, select
-from worker_box import ROOT, Box, WorkerProcess, wait_until
 
 from helix_jobs.settings import Settings
 from helix_jobs.storage.schema import jobs, workers
 from helix_jobs.timing import DEFAULT_TIMING
+from tests.acceptance.faults.fork_server import LAUNCHER, PATIENCE
+from tests.acceptance.faults.oracle import Accepted
+from tests.acceptance.faults.plan import QUICK_TIMING, Plan
+from tests.worker_box import ROOT, Box, WorkerProcess, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from fork_server import ForkServer
-    from redis_server import RedisServer
-
     from helix_jobs.timing import Timing
+    from tests.acceptance.faults.fork_server import ForkServer
+    from tests.acceptance.faults.redis_server import RedisServer
 
 
 @dataclass
@@ -108,14 +107,14 @@ class Installation(Box):
             return self.fork_server.start(
                 plan, command, arguments, environment=environment, directory=self.temporary, log=log
             )
-        program = [str(LAUNCHER), plan.to_json(), command]
+        program = [*LAUNCHER, plan.to_json(), command]
         if command == "worker" and plan == Plan():
             program = [str(ROOT / "worker.py")]
         with log.open("wb") as output:
             return subprocess.Popen(
                 [sys.executable, "-W", "error", *program, *arguments],
                 cwd=self.temporary,
-                env=environment,
+                env=environment | {"PYTHONPATH": str(ROOT)},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

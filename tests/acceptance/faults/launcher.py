@@ -1,9 +1,9 @@
 """Starts Helix's own command lines under a plan.
 
-``python launcher.py PLAN COMMAND ARGUMENT...`` is ``python worker.py ARGUMENT...`` (COMMAND ``worker``) or
-``python submit.py ARGUMENT...`` (``submit``) after PLAN was applied.
+``python -m tests.acceptance.faults.launcher PLAN COMMAND ARGUMENT...`` is ``python worker.py ARGUMENT...`` (COMMAND
+``worker``) or ``python submit.py ARGUMENT...`` (``submit``) after PLAN was applied.
 
-``python launcher.py --serve`` imports everything once and forks a process for each request on standard input: the
+With ``--serve`` in their place it imports everything once and forks a process for each request on standard input: the
 quick scenarios start many workers, whose imports would take most of their time.
 """
 
@@ -19,7 +19,7 @@ import tempfile
 import warnings
 from typing import Any
 
-from plan import Plan
+from tests.acceptance.faults.plan import Plan
 
 _IMPORTED = (
     "alembic.command",

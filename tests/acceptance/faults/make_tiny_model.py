@@ -1,4 +1,4 @@
-"""``make_tiny_model.py DIR`` writes a random Llama, one token a character, whose embedding of the letter z is NaN."""
+"""Write a random Llama, one token a character, the embedding of the letter z NaN: the argument is the folder."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from helix_jobs.storage.states import FINAL_STATES
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from installation import Installation
+    from tests.acceptance.faults.installation import Installation
 
 BROKER_SECONDS = 15.0
 # Between two readings of the clock in one process.

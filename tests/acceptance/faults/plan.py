@@ -8,11 +8,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import wall_clock
-from boundaries import install
-
 from helix_jobs.storage import process_identity
 from helix_jobs.timing import DEFAULT_TIMING, Timing
+from tests.acceptance.faults import wall_clock
+from tests.acceptance.faults.boundaries import install
 
 FENCE = "fence"
 RECONCILER = "reconciler"

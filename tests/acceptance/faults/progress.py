@@ -7,14 +7,14 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from sqlalchemy import func, select
-from worker_box import wait_until
 
 from helix_jobs.storage.schema import jobs
+from tests.worker_box import wait_until
 
 if TYPE_CHECKING:
-    from installation import Installation
-    from oracle import Accepted
-    from worker_box import WorkerProcess
+    from tests.acceptance.faults.installation import Installation
+    from tests.acceptance.faults.oracle import Accepted
+    from tests.worker_box import WorkerProcess
 
 RESUME_SECONDS = 60.0
 

@@ -12,10 +12,10 @@ from redis import Redis
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
-from worker_box import wait_until
 
 from helix_jobs.broker.embedded import _server_binary
 from helix_jobs.broker.messages import job_id_of_message
+from tests.worker_box import wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -5,14 +5,15 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from tests.acceptance.faults import scenarios
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from installation import Installation
-    from oracle import Accepted
+    from tests.acceptance.faults.installation import Installation
+    from tests.acceptance.faults.oracle import Accepted
 
 
 DATABASES = ("sqlite", "postgres")
@@ -90,7 +91,6 @@ def scenario(
 
 def all_scenarios() -> list[Scenario]:
     """Every scenario, in the order of their files' names."""
-    directory = Path(__file__).with_name("scenarios")
-    for module in sorted(pkgutil.iter_modules([str(directory)]), key=lambda module: module.name):
-        importlib.import_module(f"scenarios.{module.name}")
+    for module in sorted(pkgutil.iter_modules(scenarios.__path__), key=lambda module: module.name):
+        importlib.import_module(f"{scenarios.__name__}.{module.name}")
     return list(_registry)

@@ -10,8 +10,8 @@ from helix_jobs.bench.percentiles import percentile
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from oracle import Verdict
-    from scenario import Outcome
+    from tests.acceptance.faults.oracle import Verdict
+    from tests.acceptance.faults.scenario import Outcome
 
 _HEADS = (
     "Scenario",

@@ -10,16 +10,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from chaos import Chaos, ChaosConfig
-from chaos_proxy import Weather
-from oracle import Verdict, judge
-from scenario import Outcome
-from table import Row, markdown
+
+from tests.acceptance.faults.chaos import Chaos, ChaosConfig
+from tests.acceptance.faults.oracle import Verdict, judge
+from tests.acceptance.faults.scenario import Outcome
+from tests.acceptance.faults.table import Row, markdown
+from tests.chaos_proxy import Weather
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from installation import Installation
+    from tests.acceptance.faults.installation import Installation
 
 pytestmark = [pytest.mark.redis, pytest.mark.postgres]
 

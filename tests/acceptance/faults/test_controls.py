@@ -5,17 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from oracle import judge
-from plan import FENCE, RECONCILER, SOLITUDE
-from scenario import Size
-from scenarios.boundaries_crossed import IN_HAND, die_working
-from scenarios.late_write import late_write
-from scenarios.poison import kills
+
+from tests.acceptance.faults.oracle import judge
+from tests.acceptance.faults.plan import FENCE, RECONCILER, SOLITUDE
+from tests.acceptance.faults.scenario import Size
+from tests.acceptance.faults.scenarios.boundaries_crossed import IN_HAND, die_working
+from tests.acceptance.faults.scenarios.late_write import late_write
+from tests.acceptance.faults.scenarios.poison import kills
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from installation import Installation
+    from tests.acceptance.faults.installation import Installation
 
 pytestmark = pytest.mark.redis
 

@@ -11,14 +11,15 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from oracle import judge
-from scenario import Scenario, all_scenarios
-from table import Row, markdown
+
+from tests.acceptance.faults.oracle import judge
+from tests.acceptance.faults.scenario import Scenario, all_scenarios
+from tests.acceptance.faults.table import Row, markdown
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from installation import Installation
+    from tests.acceptance.faults.installation import Installation
 
 SCENARIOS = all_scenarios()
 

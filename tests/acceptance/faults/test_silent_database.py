@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from plan import ANSWERS, CLOSING, Plan
-from progress import wait_ended, wait_resumed
-from scenarios.silent_database import ANSWER_SECONDS, begin
+
+from tests.acceptance.faults.plan import ANSWERS, CLOSING, Plan
+from tests.acceptance.faults.progress import wait_ended, wait_resumed
+from tests.acceptance.faults.scenarios.silent_database import ANSWER_SECONDS, begin
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from installation import Installation
+    from tests.acceptance.faults.installation import Installation
 
 pytestmark = [pytest.mark.redis, pytest.mark.postgres]
 

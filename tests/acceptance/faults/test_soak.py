@@ -19,15 +19,16 @@ from typing import TYPE_CHECKING
 
 import psutil
 import pytest
-from oracle import Accepted, judge
 from sqlalchemy import text
-from worker_box import wait_until
+
+from tests.acceptance.faults.oracle import Accepted, judge
+from tests.worker_box import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from installation import Installation
-    from worker_box import WorkerProcess
+    from tests.acceptance.faults.installation import Installation
+    from tests.worker_box import WorkerProcess
 
 FAULT_SECONDS = 20.0
 LOOK_SECONDS = 5.0

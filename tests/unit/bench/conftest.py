@@ -1,15 +1,9 @@
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
 from helix_jobs.bench.peer import PEERS
-
-# Tiny models and their tokenizer are the engine tests' own.
-sys.path.append(str(Path(__file__).parents[1] / "engine"))
 
 
 @pytest.fixture(autouse=True)

@@ -9,13 +9,13 @@ from xml.etree import ElementTree as ET
 import jsonschema
 import pytest
 from click.testing import CliRunner
-from model_files import save_checkpoint
-from tiny_models import tiny_model
 
 from helix_jobs.bench import session
 from helix_jobs.cli.bench.options import peer_interpreters
 from helix_jobs.cli.group import cli
 from helix_jobs.errors import EngineBrokenError
+from tests.unit.engine.model_files import save_checkpoint
+from tests.unit.engine.tiny_models import tiny_model
 
 NUMBER = {"type": "number"}
 SHARE = {"type": ["number", "null"], "minimum": 0, "maximum": 1}

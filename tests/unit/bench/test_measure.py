@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_models import request, tiny_engine, tiny_model
 
 from helix_jobs.bench import measure as module
 from helix_jobs.bench.floor import matrix_product_floor
@@ -17,6 +16,7 @@ from helix_jobs.engine.model.families import build_decoder
 from helix_jobs.engine.model.quantize import quantize
 from helix_jobs.engine.protocol import EngineCounters
 from helix_jobs.engine.request import FinishReason, GenerationResult
+from tests.unit.engine.tiny_models import request, tiny_engine, tiny_model
 
 CPU = torch.device("cpu")
 PROMPTS = [[5, 9, 2, 7, 3], [4, 4, 8], [11, 3, 6, 2, 9, 10, 5, 12], [7, 8]]

@@ -5,7 +5,6 @@ import random
 from dataclasses import replace
 
 import pytest
-from tiny_models import VOCAB_SIZE, tokenizer
 
 from helix_jobs.bench import prompts
 from helix_jobs.bench.prompt_file import read_prompts
@@ -14,6 +13,7 @@ from helix_jobs.engine.request import EncodedRequest, Request
 from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.engine.text.codec import TextCodec
 from helix_jobs.errors import ConfigurationError, InputError, InvalidInputError, InvalidRequestError
+from tests.unit.engine.tiny_models import VOCAB_SIZE, tokenizer
 
 ENCODE = TextCodec(tokenizer(), VOCAB_SIZE).encode
 

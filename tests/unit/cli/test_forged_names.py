@@ -8,9 +8,9 @@ import subprocess
 import sys
 
 import pytest
-from worker_box import ROOT
 
 from helix_jobs.cli.console import escape_in_json, paragraphs, printable, shorten
+from tests.worker_box import ROOT
 
 FORGED = "b-20260101-aaaaaa  done  3/3"
 # A line end of every kind, a bidirectional override, zero-width characters, C0, C1, DEL.

@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from worker_box import ROOT
 
 from helix_jobs.storage import store
+from tests.worker_box import ROOT
 
 GOOD, BAD = '{"prompt": "fine"}', '{"prompt": ""}'
 

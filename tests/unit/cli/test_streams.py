@@ -8,10 +8,10 @@ import subprocess
 import sys
 
 import pytest
-from worker_box import ROOT
 
 from helix_jobs.cli.environment import misspelt_settings
 from helix_jobs.cli.group import print_error
+from tests.worker_box import ROOT
 
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="a POSIX shell")
 

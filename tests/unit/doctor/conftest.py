@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import sys
 import types
-from pathlib import Path
 
 import pytest
 import torch
 
 from helix_jobs.settings import Settings
-
-# The simulated device is the engine tests' own.
-sys.path.append(str(Path(__file__).parents[1] / "engine"))
 
 
 @pytest.fixture(autouse=True)

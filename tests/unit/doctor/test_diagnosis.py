@@ -8,16 +8,16 @@ import warnings
 import pytest
 import torch
 from packaging.version import Version
-from simulated_directml import DirectmlTensor, SimulatedDirectml
 
 from helix_jobs.doctor import devices, software
 from helix_jobs.doctor.diagnosis import diagnose
 from helix_jobs.doctor.operators import judge_operators, try_operators
 from helix_jobs.doctor.verdict import Level
 from helix_jobs.engine.devices.operator_checks import OperatorStatus
-from helix_jobs.engine.operator_rules import base_name
 from helix_jobs.errors import ConfigurationError
 from helix_jobs.settings import Settings
+from tests.unit.engine.devices.operator_rules import base_name
+from tests.unit.engine.devices.simulated_directml import DirectmlTensor, SimulatedDirectml
 
 
 @pytest.fixture

@@ -9,8 +9,6 @@ from datetime import timedelta
 import psycopg
 import pytest
 from sqlalchemy import make_url, text, update
-from store_helpers import must_take, now, register, stored_batch
-from verdicts import FAILED, OK, WARNING, levels, only
 
 from helix_jobs.doctor.database import check_database
 from helix_jobs.doctor.leases import judge_leases
@@ -19,6 +17,8 @@ from helix_jobs.storage.migration import ensure_schema
 from helix_jobs.storage.process_identity import Here, ProcessIdentity
 from helix_jobs.storage.schema import workers
 from helix_jobs.storage.store import LeaseHolder
+from tests.store_helpers import must_take, now, register, stored_batch
+from tests.unit.doctor.verdicts import FAILED, OK, WARNING, levels, only
 
 # database
 

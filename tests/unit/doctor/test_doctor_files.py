@@ -9,13 +9,13 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
-from verdicts import FAILED, OK, WARNING, levels, only
 
 from helix_jobs.doctor import disk, home, housekeeping
 from helix_jobs.doctor import models as doctor_models
 from helix_jobs.doctor.disk import check_room, describe_bytes, is_network, judge_room
 from helix_jobs.doctor.home import check_home
 from helix_jobs.doctor.models import check_models
+from tests.unit.doctor.verdicts import FAILED, OK, WARNING, levels, only
 
 # home and disk
 

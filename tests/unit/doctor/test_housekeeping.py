@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import update
-from store_helpers import must_take, register, stored_batch, succeed
-from verdicts import OK, WARNING, only
 
 from helix_jobs.client.home_files import home_files
 from helix_jobs.doctor import housekeeping
 from helix_jobs.doctor.housekeeping import check_ended, check_files
 from helix_jobs.storage.schema import batch_counters
+from tests.store_helpers import must_take, register, stored_batch, succeed
+from tests.unit.doctor.verdicts import OK, WARNING, only
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from verdicts import FAILED, OK, WARNING, levels, only
 
 from helix_jobs.broker.embedded import EmbeddedBroker
 from helix_jobs.doctor.broker import check_broker, judge_state
@@ -20,6 +19,8 @@ from helix_jobs.doctor.broker_state import BrokerState, QueueNames, read_broker_
 from helix_jobs.doctor.clock import judge_skew
 from helix_jobs.doctor.metrics_port import check_metrics
 from helix_jobs.worker.metrics import MetricsServer
+from tests.unit.doctor.verdicts import FAILED, OK, WARNING, levels, only
+from tests.unit.worker.served_figures import QUEUE, worker
 
 # clock
 
@@ -164,9 +165,6 @@ def test_the_metrics_port_of_a_program_that_speaks_no_http(settings):
 
 
 def test_the_metrics_port_of_a_worker(settings):
-    sys.path.append(str(Path(__file__).parents[1] / "observability"))
-    from test_metrics import QUEUE, worker
-
     server = MetricsServer("127.0.0.1", 0)
     try:
         server.show(worker, lambda: QUEUE)

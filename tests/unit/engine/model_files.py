@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import gguf
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import CPU, roughen, tiny_model, tokenizer
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from helix_jobs.engine.loading.model_loader import load_models
 from helix_jobs.engine.model.architecture import rope_type
+from tests.unit.engine.tiny_models import CPU, roughen, tiny_model, tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

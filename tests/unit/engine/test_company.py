@@ -8,14 +8,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native_models import DTYPES, compiled_decoder, compiled_engine, compiled_models, compiled_runner
-from tiny_models import PROMPT, VOCAB_SIZE, request
 
 from helix_jobs.engine.attention.step_layout import TokenSlice
 from helix_jobs.engine.config import CacheConfig, SpeculationConfig
 from helix_jobs.engine.loaded_models import LoadedModel
 from helix_jobs.engine.loading.reproducible import make_draft_reproducible, make_reproducible
 from helix_jobs.engine.model.runner import ModelRunner
+from tests.unit.engine.kernels.native_models import (
+    DTYPES,
+    compiled_decoder,
+    compiled_engine,
+    compiled_models,
+    compiled_runner,
+)
+from tests.unit.engine.tiny_models import PROMPT, VOCAB_SIZE, request
 
 NO_DRAFT = SpeculationConfig(depth=0, adaptive=False)
 DRAFTS = SpeculationConfig(depth=4, adaptive=False, lookup=True)

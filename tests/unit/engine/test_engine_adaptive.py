@@ -8,7 +8,6 @@ import random
 import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
-from tiny_models import VOCAB_SIZE, loaded, reference_greedy, request, tiny_model
 
 from helix_jobs.engine.config import CacheConfig, EngineConfig, SpeculationConfig
 from helix_jobs.engine.engine import Engine
@@ -17,6 +16,7 @@ from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.engine.speculation.depth.controller import DepthController, DepthDecision
 from helix_jobs.engine.speculation.depth.costs import CostProfile
 from helix_jobs.errors import OutOfMemoryError
+from tests.unit.engine.tiny_models import VOCAB_SIZE, loaded, reference_greedy, request, tiny_model
 
 MODEL = tiny_model(seed=3)
 SYSTEM = [random.Random(7).randrange(1, VOCAB_SIZE) for _ in range(40)]

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tiny_models import VOCAB_SIZE, as_loaded, reference_greedy, request, tiny_engine, tiny_model
 
 from helix_jobs.engine.request import FinishReason, Request
 from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.engine.speculation.speculative import SpeculativeStep
 from helix_jobs.errors import EngineBrokenError, EngineError, InvalidRequestError, OutOfMemoryError, PromptTooLongError
+from tests.unit.engine.tiny_models import VOCAB_SIZE, as_loaded, reference_greedy, request, tiny_engine, tiny_model
 
 
 def prompts(count=6, seed=4):

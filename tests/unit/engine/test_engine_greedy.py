@@ -5,7 +5,9 @@ from __future__ import annotations
 import random
 
 import pytest
-from tiny_models import (
+
+from helix_jobs.engine.request import FinishReason
+from tests.unit.engine.tiny_models import (
     ARCHITECTURES,
     VOCAB_SIZE,
     reference_greedy,
@@ -13,8 +15,6 @@ from tiny_models import (
     tiny_engine,
     tiny_model,
 )
-
-from helix_jobs.engine.request import FinishReason
 
 
 def ragged_prompts(seed, count=14):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from tiny_models import PROMPT, loaded, request, tiny_engine, tiny_model
 
 from helix_jobs.engine.config import CacheConfig, EngineConfig, SpeculationConfig
 from helix_jobs.engine.engine import Engine
+from tests.unit.engine.tiny_models import PROMPT, loaded, request, tiny_engine, tiny_model
 
 
 @pytest.mark.parametrize(

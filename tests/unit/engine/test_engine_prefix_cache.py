@@ -8,11 +8,11 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import VOCAB_SIZE, reference_greedy, request, tiny_engine, tiny_model
 
 from helix_jobs.engine.request import FinishReason
 from helix_jobs.engine.speculation.speculative import SpeculativeStep
 from helix_jobs.errors import EngineError, OutOfMemoryError
+from tests.unit.engine.tiny_models import VOCAB_SIZE, reference_greedy, request, tiny_engine, tiny_model
 
 MODEL = tiny_model(seed=3)
 SYSTEM = [random.Random(7).randrange(1, VOCAB_SIZE) for _ in range(40)]

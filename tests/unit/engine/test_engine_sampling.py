@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import power_divergence
-from tiny_models import request, tiny_engine, tiny_model
 
 from helix_jobs.engine.sampling import verification
 from helix_jobs.engine.sampling.random_numbers import Purpose, uniform
 from helix_jobs.engine.sampling.sampler import apply_penalties, processed_probs
 from helix_jobs.engine.sampling.verification import SampledRow, verify_sampled
 from helix_jobs.engine.sampling_params import SamplingParams
+from tests.unit.engine.tiny_models import request, tiny_engine, tiny_model
 
 VOCAB = 9
 SIGNIFICANT = 1e-3

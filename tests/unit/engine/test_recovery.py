@@ -8,8 +8,6 @@ import random
 
 import pytest
 import torch
-from simulated_directml import DIRECTML, SimulatedDirectml
-from tiny_models import VOCAB_SIZE, loaded, reference_greedy, request, tiny_engine, tiny_model
 
 from helix_jobs.engine import recovery
 from helix_jobs.engine.config import CacheConfig, EngineConfig
@@ -20,6 +18,8 @@ from helix_jobs.engine.schedule.back_off import BackOff
 from helix_jobs.engine.speculation.depth.costs import CostProfile
 from helix_jobs.engine.speculation.speculative import SpeculativeStep
 from helix_jobs.errors import EngineBrokenError, OutOfMemoryError
+from tests.unit.engine.devices.simulated_directml import DIRECTML, SimulatedDirectml
+from tests.unit.engine.tiny_models import VOCAB_SIZE, loaded, reference_greedy, request, tiny_engine, tiny_model
 
 OUT_OF_MEMORY = RuntimeError("Could not allocate tensor with 99 bytes")
 

@@ -8,17 +8,16 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
-from boundaries import BOUNDARIES
-from oracle import Accepted
-from plan import Plan
-from scenario import Outcome, Size, scenario
-from worker_box import wait_until
+from tests.acceptance.faults.boundaries import BOUNDARIES
+from tests.acceptance.faults.oracle import Accepted
+from tests.acceptance.faults.plan import Plan
+from tests.acceptance.faults.scenario import Outcome, Size, scenario
+from tests.worker_box import wait_until
 
 if TYPE_CHECKING:
-    from installation import Installation
-    from worker_box import WorkerProcess
-
     from helix_jobs.broker.publisher import CeleryPublisher
+    from tests.acceptance.faults.installation import Installation
+    from tests.worker_box import WorkerProcess
 
 # A client crosses these, a worker the others, ``published`` both.
 OF_THE_CLIENT = ("stored", "published")

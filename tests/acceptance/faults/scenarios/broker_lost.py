@@ -10,18 +10,18 @@ import random
 import time
 from typing import TYPE_CHECKING
 
-from progress import ended, wait_ended, wait_resumed
-from scenario import Outcome, Size, scenario
 from sqlalchemy import select
-from tcp_proxy import TcpProxy
 
 from helix_jobs.broker.messages import job_id_of_message
 from helix_jobs.storage.schema import jobs
+from tests.acceptance.faults.progress import ended, wait_ended, wait_resumed
+from tests.acceptance.faults.scenario import Outcome, Size, scenario
+from tests.tcp_proxy import TcpProxy
 
 if TYPE_CHECKING:
-    from installation import Installation
-    from oracle import Accepted
-    from worker_box import WorkerProcess
+    from tests.acceptance.faults.installation import Installation
+    from tests.acceptance.faults.oracle import Accepted
+    from tests.worker_box import WorkerProcess
 
 AWAY_SECONDS = 60.0
 OUTAGE_SECONDS = 3.0

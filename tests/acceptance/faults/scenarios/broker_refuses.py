@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Final
 
-from progress import ended, wait_ended, wait_resumed
-from scenario import Outcome, Size, scenario
-from worker_box import wait_until
+from tests.acceptance.faults.progress import ended, wait_ended, wait_resumed
+from tests.acceptance.faults.scenario import Outcome, Size, scenario
+from tests.worker_box import wait_until
 
 if TYPE_CHECKING:
-    from installation import Installation
+    from tests.acceptance.faults.installation import Installation
 
 # What is said to the server to break it, and to mend it.
 REFUSALS: Final = (

@@ -9,14 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from oracle import Accepted
-from scenario import Outcome, Size, scenario
-from worker_box import wait_until
+from tests.acceptance.faults.oracle import Accepted
+from tests.acceptance.faults.scenario import Outcome, Size, scenario
+from tests.worker_box import wait_until
 
 if TYPE_CHECKING:
-    from installation import Installation
-
     from helix_jobs import HelixClient
+    from tests.acceptance.faults.installation import Installation
 
 HANG = "never-ends"
 MAYBE_CANCELLED = frozenset({"cancelled"})

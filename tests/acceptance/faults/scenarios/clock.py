@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from plan import Plan
-from progress import ended, wait_ended
-from scenario import Outcome, Size, scenario
+from tests.acceptance.faults.plan import Plan
+from tests.acceptance.faults.progress import ended, wait_ended
+from tests.acceptance.faults.scenario import Outcome, Size, scenario
 
 if TYPE_CHECKING:
-    from installation import Installation
+    from tests.acceptance.faults.installation import Installation
 
 HOUR = 3600
 

@@ -7,13 +7,15 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from plan import Plan
-from progress import wait_ended
-from scenario import Outcome, Size, scenario
-from worker_box import ROOT, WorkerProcess
+
+from tests.acceptance.faults.fork_server import LAUNCHER
+from tests.acceptance.faults.plan import Plan
+from tests.acceptance.faults.progress import wait_ended
+from tests.acceptance.faults.scenario import Outcome, Size, scenario
+from tests.worker_box import ROOT, WorkerProcess
 
 if TYPE_CHECKING:
-    from installation import Installation
+    from tests.acceptance.faults.installation import Installation
 
 # What a container runtime gives a container, as far as it matters here.
 CONTAINER = ("unshare", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc")
@@ -29,14 +31,14 @@ def _start(installation: Installation, number: int) -> WorkerProcess:
     environment = installation.environment | {
         # A container sees no other's locks.
         "HELIX_LOCK_DIR": str(own),
+        "PYTHONPATH": str(ROOT),
         "HELIX_FAKE_STEP_SECONDS": "0.05",
         "HELIX_FAKE_EXECUTIONS": str(installation.executions_file),
     }
     plan = Plan(timing=installation.timing)
-    launcher = ROOT / "tests" / "acceptance" / "faults" / "launcher.py"
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [*CONTAINER, "sh", "-c", NAMED, "sh", sys.executable, str(launcher), plan.to_json(), "worker"],
+            [*CONTAINER, "sh", "-c", NAMED, "sh", sys.executable, *LAUNCHER, plan.to_json(), "worker"],
             cwd=installation.temporary,
             env=environment,
             stdin=subprocess.DEVNULL,

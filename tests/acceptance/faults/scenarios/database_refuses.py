@@ -7,17 +7,18 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import psycopg
-from progress import ended, wait_ended
-from scenario import Outcome, Size, scenario
-from worker_box import wait_until
+
+from tests.acceptance.faults.progress import ended, wait_ended
+from tests.acceptance.faults.scenario import Outcome, Size, scenario
+from tests.worker_box import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from contextlib import AbstractContextManager
 
-    from installation import Installation
-    from oracle import Accepted
-    from worker_box import WorkerProcess
+    from tests.acceptance.faults.installation import Installation
+    from tests.acceptance.faults.oracle import Accepted
+    from tests.worker_box import WorkerProcess
 
 POSTGRES_ONLY = ("postgres",)
 SETTLE_SECONDS = 0.5

@@ -11,23 +11,23 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import psycopg
-from full_disk import SmallDisk
-from postgres_cluster import PostgresCluster
-from progress import ended, wait_ended
-from scenario import Outcome, Size, scenario
 from sqlalchemy import select
-from worker_box import wait_until
 
 from helix_jobs.storage.migration import upgrade
 from helix_jobs.storage.schema import jobs
+from tests.acceptance.faults.full_disk import SmallDisk
+from tests.acceptance.faults.progress import ended, wait_ended
+from tests.acceptance.faults.scenario import Outcome, Size, scenario
+from tests.postgres_cluster import PostgresCluster
+from tests.worker_box import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from installation import Installation
-    from oracle import Accepted
-    from worker_box import WorkerProcess
+    from tests.acceptance.faults.installation import Installation
+    from tests.acceptance.faults.oracle import Accepted
+    from tests.worker_box import WorkerProcess
 
 # Until what was committed before has been acknowledged.
 SETTLE_SECONDS = 0.5

@@ -6,12 +6,12 @@ import random
 import time
 from typing import TYPE_CHECKING
 
-from oracle import Accepted
-from scenario import Outcome, Size, scenario
-from worker_box import wait_until
+from tests.acceptance.faults.oracle import Accepted
+from tests.acceptance.faults.scenario import Outcome, Size, scenario
+from tests.worker_box import wait_until
 
 if TYPE_CHECKING:
-    from installation import Installation
+    from tests.acceptance.faults.installation import Installation
 
 # Long enough for two deaths: the second time, all of the answers are looked up.
 LENGTH = {"max_tokens": 256, "ignore_eos": True}

@@ -9,17 +9,16 @@ import socket
 import urllib.request
 from typing import TYPE_CHECKING, Any
 
-from oracle import Accepted
-from progress import wait_ended
-from scenario import Outcome, Size, scenario
-from worker_box import wait_until
-
 from helix_jobs.storage.store import PublishableJob
+from tests.acceptance.faults.oracle import Accepted
+from tests.acceptance.faults.progress import wait_ended
+from tests.acceptance.faults.scenario import Outcome, Size, scenario
+from tests.worker_box import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from installation import Installation
+    from tests.acceptance.faults.installation import Installation
 
 OVERSIZED_BYTES = 8_000_000
 

@@ -11,15 +11,14 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from scenario import Outcome, Size, scenario
-from worker_box import wait_until
-
 from helix_jobs.bench.percentiles import percentile
+from tests.acceptance.faults.scenario import Outcome, Size, scenario
+from tests.worker_box import wait_until
 
 if TYPE_CHECKING:
-    from installation import Installation
-    from oracle import Accepted
-    from worker_box import WorkerProcess
+    from tests.acceptance.faults.installation import Installation
+    from tests.acceptance.faults.oracle import Accepted
+    from tests.worker_box import WorkerProcess
 
 STEP_SECONDS = "0.02"
 # Until a worker of a fresh interpreter takes jobs, and the scheduler of a busy machine is kind again.

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from oracle import Accepted
-from plan import Plan
-from scenario import Outcome, Size, scenario
 from sqlalchemy import func, select, update
-from worker_box import wait_until
 
 from helix_jobs.storage.schema import jobs
+from tests.acceptance.faults.oracle import Accepted
+from tests.acceptance.faults.plan import Plan
+from tests.acceptance.faults.scenario import Outcome, Size, scenario
+from tests.worker_box import wait_until
 
 if TYPE_CHECKING:
-    from installation import Installation
+    from tests.acceptance.faults.installation import Installation
 
 # In place of the product's five minutes.
 SOLITUDE_SECONDS = 20.0

@@ -8,13 +8,14 @@ import time
 from typing import TYPE_CHECKING
 
 import psutil
-from plan import Plan
-from scenario import Outcome, Size, scenario
-from worker_box import wait_until
+
+from tests.acceptance.faults.plan import Plan
+from tests.acceptance.faults.scenario import Outcome, Size, scenario
+from tests.worker_box import wait_until
 
 if TYPE_CHECKING:
-    from installation import Installation
-    from worker_box import WorkerProcess
+    from tests.acceptance.faults.installation import Installation
+    from tests.worker_box import WorkerProcess
 
 SLOW_STEP = "0.3"
 FENCED = "fenced: the lease has moved on"

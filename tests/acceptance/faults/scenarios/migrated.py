@@ -5,16 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from alembic.script import ScriptDirectory
-from progress import wait_ended
-from scenario import Outcome, Size, scenario
 from sqlalchemy import text
 
 from helix_jobs.storage.migration import alembic_config, current_revision, downgrade, upgrade
+from tests.acceptance.faults.progress import wait_ended
+from tests.acceptance.faults.scenario import Outcome, Size, scenario
 
 if TYPE_CHECKING:
-    from installation import Installation
-
     from helix_jobs.storage.database import Database
+    from tests.acceptance.faults.installation import Installation
 
 # What every version of the tables has, and no migration may change.
 JOBS = text("SELECT id, batch_id, line, state, priority, attempts, lease, worker_id FROM jobs ORDER BY id")

@@ -7,11 +7,12 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-from progress import ended, wait_ended, wait_resumed
-from scenario import Outcome, Size, scenario
+
+from tests.acceptance.faults.progress import ended, wait_ended, wait_resumed
+from tests.acceptance.faults.scenario import Outcome, Size, scenario
 
 if TYPE_CHECKING:
-    from installation import Installation
+    from tests.acceptance.faults.installation import Installation
 
 WITHOUT_SECONDS = 30.0
 STEP_SECONDS = "0.5"

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from oracle import Accepted
-from plan import Plan
-from scenario import Outcome, Size, scenario
-from worker_box import wait_until
-
 from helix_jobs.engine.fake_engine import fake_output
+from tests.acceptance.faults.oracle import Accepted
+from tests.acceptance.faults.plan import Plan
+from tests.acceptance.faults.scenario import Outcome, Size, scenario
+from tests.worker_box import ROOT, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from installation import Installation
+    from tests.acceptance.faults.installation import Installation
 
 DIED = 86
 POISON = "arsenic"
-MAKE_MODEL = Path(__file__).parents[1] / "make_tiny_model.py"
+MAKE_MODEL = ("-m", "tests.acceptance.faults.make_tiny_model")
 
 
 def _mixed(count: int, bad: Mapping[int, str], words: int = 8) -> tuple[str, ...]:
@@ -116,7 +115,8 @@ def stalls(installation: Installation, size: Size) -> Outcome:
 def breaks(installation: Installation, size: Size) -> Outcome:
     """The real engine with a tiny model, whose embedding of one letter is NaN, and prompts larger than the cache."""
     model = installation.temporary / "model"
-    subprocess.run([sys.executable, str(MAKE_MODEL), str(model)], check=True, timeout=120)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, *MAKE_MODEL, str(model)], env=environment, check=True, timeout=120)
     bad = _spread(size.jobs, size.faults, "z")
     prompts = [f"{letter} prompt" for letter in ("abcdefgh" * size.jobs)[: size.jobs]]
     codes = {}

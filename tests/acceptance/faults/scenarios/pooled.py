@@ -6,13 +6,13 @@ import dataclasses
 import time
 from typing import TYPE_CHECKING
 
-from pgbouncer import PgBouncer
-from progress import ended, wait_ended, wait_resumed
-from scenario import Outcome, Size, scenario
-from scenarios.database_trouble import _use_cluster
+from tests.acceptance.faults.progress import ended, wait_ended, wait_resumed
+from tests.acceptance.faults.scenario import Outcome, Size, scenario
+from tests.acceptance.faults.scenarios.database_trouble import _use_cluster
+from tests.pgbouncer import PgBouncer
 
 if TYPE_CHECKING:
-    from installation import Installation
+    from tests.acceptance.faults.installation import Installation
 
 
 @scenario(

@@ -13,11 +13,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from ended_batches import ended_batch_of
-from plan import Plan
-from scenario import Outcome, Size, scenario
 from sqlalchemy import func, select
-from store_helpers import now, worker
 
 from helix_jobs.client.purge import plan_purge, purge
 from helix_jobs.errors import NotFoundError
@@ -25,12 +21,16 @@ from helix_jobs.storage import store
 from helix_jobs.storage.check import check_rows
 from helix_jobs.storage.schema import jobs, results, workers
 from helix_jobs.storage.states import JobState
+from tests.acceptance.faults.plan import Plan
+from tests.acceptance.faults.scenario import Outcome, Size, scenario
+from tests.ended_batches import ended_batch_of
+from tests.store_helpers import now, worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from installation import Installation
-    from oracle import Accepted
+    from tests.acceptance.faults.installation import Installation
+    from tests.acceptance.faults.oracle import Accepted
 
 # Where it dies and at which passing: two batches go, each in two steps.
 AT_BOUNDARIES = (

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from plan import Plan
-from scenario import Outcome, Size, scenario
-from worker_box import wait_until
-
 from helix_jobs.storage.store import PublishableJob
 from helix_jobs.timing import DEFAULT_TIMING
+from tests.acceptance.faults.plan import Plan
+from tests.acceptance.faults.scenario import Outcome, Size, scenario
+from tests.worker_box import wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from installation import Installation
-    from oracle import Accepted
+    from tests.acceptance.faults.installation import Installation
+    from tests.acceptance.faults.oracle import Accepted
 
 
 @scenario(

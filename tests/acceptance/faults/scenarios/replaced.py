@@ -7,13 +7,13 @@ import time
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from progress import ended, wait_ended
-from scenario import Outcome, Size, scenario
+from tests.acceptance.faults.progress import ended, wait_ended
+from tests.acceptance.faults.scenario import Outcome, Size, scenario
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from installation import Installation
+    from tests.acceptance.faults.installation import Installation
 
 
 @scenario(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from oracle import judge
-from scenario import Outcome, Size, scenario
+from tests.acceptance.faults.oracle import judge
+from tests.acceptance.faults.scenario import Outcome, Size, scenario
 
 if TYPE_CHECKING:
-    from installation import Installation
+    from tests.acceptance.faults.installation import Installation
 
 
 @scenario(

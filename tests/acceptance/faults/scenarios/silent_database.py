@@ -10,15 +10,16 @@ import signal
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from plan import Plan
-from progress import ended, wait_ended, wait_resumed
-from scenario import Outcome, Size, scenario
-from scenarios.database_trouble import _use_cluster
 from sqlalchemy import make_url, text
-from tcp_proxy import TcpProxy
+
+from tests.acceptance.faults.plan import Plan
+from tests.acceptance.faults.progress import ended, wait_ended, wait_resumed
+from tests.acceptance.faults.scenario import Outcome, Size, scenario
+from tests.acceptance.faults.scenarios.database_trouble import _use_cluster
+from tests.tcp_proxy import TcpProxy
 
 if TYPE_CHECKING:
-    from installation import Installation
+    from tests.acceptance.faults.installation import Installation
 
 # In the quick form: what a statement may take, in place of the product's 45 s.
 ANSWER_SECONDS = 2.0

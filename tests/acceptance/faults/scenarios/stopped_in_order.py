@@ -8,15 +8,15 @@ import time
 from typing import TYPE_CHECKING
 
 from celery import Celery
-from scenario import Outcome, Size, scenario
-from worker_box import wait_until
 
 from helix_jobs.broker.publisher import QueueNames, transport_options
 from helix_jobs.timing import DEFAULT_TIMING
+from tests.acceptance.faults.scenario import Outcome, Size, scenario
+from tests.worker_box import wait_until
 
 if TYPE_CHECKING:
-    from installation import Installation
-    from worker_box import WorkerProcess
+    from tests.acceptance.faults.installation import Installation
+    from tests.worker_box import WorkerProcess
 
 WAYS = ("SIGTERM", "soft shutdown", "Ctrl-C", "Ctrl-C twice")
 # In the first prompt of every batch.

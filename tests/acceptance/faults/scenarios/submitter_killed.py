@@ -9,15 +9,15 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from oracle import Accepted
-from plan import Plan
-from scenario import Outcome, Size, scenario
-from worker_box import wait_until
+from tests.acceptance.faults.oracle import Accepted
+from tests.acceptance.faults.plan import Plan
+from tests.acceptance.faults.scenario import Outcome, Size, scenario
+from tests.worker_box import wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from installation import Installation
+    from tests.acceptance.faults.installation import Installation
 
 # Where it dies and at which passing: rows are stored a thousand at a time, and so are messages.
 DEATHS = (("inserting", 2), ("publishing", 2), ("inserting", 1), ("sealing", 1), ("sealed", 1), ("published", 2))

@@ -6,11 +6,11 @@ import dataclasses
 import sys
 from typing import TYPE_CHECKING, Final
 
-from progress import wait_ended
-from scenario import Outcome, Size, scenario
+from tests.acceptance.faults.progress import wait_ended
+from tests.acceptance.faults.scenario import Outcome, Size, scenario
 
 if TYPE_CHECKING:
-    from installation import Installation
+    from tests.acceptance.faults.installation import Installation
 
 _MANY_DIGITS: Final = '{"prompt": "p", "seed": ' + "9" * 10_000 + "}"
 # Assignments of an UPDATE; Postgres has types that keep the others out.

@@ -1,0 +1,181 @@
+"""A DirectML device made of CPU tensors: it computes everything and notes every breach of the rules.
+
+Its tensors say that they are on ``privateuseone``, so the engine takes the paths it takes on the real device.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import helix_jobs
+from helix_jobs.engine.devices.devices import DIRECTML_DEVICE_TYPE
+from helix_jobs.engine.model.families import build_decoder
+from helix_jobs.engine.model.placement import Placement
+from tests.unit.engine.devices.operator_rules import base_name, breaches
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from helix_jobs.engine.model.decoder import Decoder
+
+DIRECTML = torch.device(DIRECTML_DEVICE_TYPE, 0)
+PACKAGE = Path(helix_jobs.__file__).parent
+
+
+class DirectmlTensor(torch.Tensor):
+    """A tensor on the simulated device; ``host`` is what it is made of, views and all."""
+
+    host: torch.Tensor
+
+    @staticmethod
+    def __new__(cls, host: torch.Tensor) -> Self:
+        return torch.Tensor._make_wrapper_subclass(
+            cls,
+            host.shape,
+            strides=host.stride(),
+            storage_offset=host.storage_offset(),
+            dtype=host.dtype,
+            device=DIRECTML,
+        )
+
+    def __init__(self, host: torch.Tensor) -> None:
+        self.host = host
+
+    def contiguous(self, memory_format: torch.memory_format = torch.contiguous_format) -> torch.Tensor:
+        """torch's own asks for a device guard before it clones."""
+        return self if self.is_contiguous(memory_format=memory_format) else self.clone(memory_format=memory_format)
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise AssertionError(f"{func} runs outside the simulated device")
+
+
+class SimulatedDirectml(TorchDispatchMode):
+    """While entered, ``privateuseone`` exists.
+
+    Attributes:
+        breaches: What broke the rules, each with the line of the package that did.
+        operators: Names of the operators that ran on the device.
+        downloads: How many tensors went to the CPU.
+        uploads: How many came from there.
+        shapes: Operators with the shapes of their inputs: each is compiled once.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.breaches: set[str] = set()
+        self.operators: set[str] = set()
+        self.downloads = 0
+        self.uploads = 0
+        self.shapes: set[tuple[object, ...]] = set()
+
+    def __enter__(self) -> Self:
+        # torch looks here for the backend's initialisation.
+        backend = types.ModuleType(f"torch.{DIRECTML_DEVICE_TYPE}")
+        backend._lazy_init = lambda: None  # type: ignore[attr-defined]
+        sys.modules.setdefault(backend.__name__, backend)
+        super().__enter__()
+        return self
+
+    def __torch_dispatch__(
+        self, func: Any, _types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        tensors = list(_tensors((args, tuple(kwargs.values()))))
+        inputs = [tensor for tensor in tensors if isinstance(tensor, DirectmlTensor)]
+        device = kwargs.get("device")
+        goes_to_device = torch.device(device).type == DIRECTML_DEVICE_TYPE if device is not None else bool(inputs)
+        if not inputs and not goes_to_device:
+            return func(*args, **kwargs)
+        if device is not None:
+            kwargs = {**kwargs, "device": torch.device("cpu")}
+        host_kwargs = {name: _changed(value, _host_of) for name, value in kwargs.items()}
+        result = func(*_changed(args, _host_of), **host_kwargs)
+        name = func._schema.name
+        is_upload = goes_to_device and not inputs and base_name(name) == "_to_copy"
+        self.uploads += is_upload
+        if inputs:
+            self.shapes.add((base_name(name), *(tuple(one.shape) for one in inputs)))
+        if not is_upload and len(inputs) < len(tensors):
+            self._note([f"{base_name(name)} mixes tensors of host and device"])
+        if not goes_to_device:
+            self.downloads += 1
+            self._note(breaches(name, _hosts(inputs), [], [result]))
+            return result
+        self.operators.add(base_name(name))
+        written = _written(func, args)
+        if base_name(name) == "scatter" and len(inputs) == 3:
+            self._check_unique(inputs[1].host)
+        if base_name(name) in {"_local_scalar_dense", "is_nonzero", "equal"}:
+            self.downloads += 1
+            self._note([f"{base_name(name)} waits for the device"])
+            return result
+        wrapped = written[0] if written else _changed(result, DirectmlTensor)
+        outputs = [one for one in _tensors(wrapped) if isinstance(one, DirectmlTensor)]
+        self._note(breaches(name, _hosts(inputs), _hosts(written), _hosts(outputs)))
+        return wrapped
+
+    def _check_unique(self, index: torch.Tensor) -> None:
+        rows = index.select(1, 0)
+        if len(rows.unique()) < len(rows):
+            self._note(["scatter writes a row twice"])
+        if not bool((index == rows.unsqueeze(1)).all()):
+            self._note(["scatter of less than whole rows"])
+
+    def _note(self, found: list[str]) -> None:
+        if found:
+            self.breaches |= {f"{one} ({_caller()})" for one in found}
+
+
+# torch's own functions for trees take most of a test's time: operators nest lists and tuples alone.
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    """The tensors in an argument or a result, in order."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for one in value:
+            yield from _tensors(one)
+
+
+def _changed(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """The same with each tensor changed."""
+    if isinstance(value, torch.Tensor):
+        return change(value)
+    if isinstance(value, list | tuple):
+        return type(value)([_changed(one, change) for one in value])
+    return value
+
+
+def _host_of(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.host if isinstance(tensor, DirectmlTensor) else tensor
+
+
+def _hosts(tensors: Sequence[DirectmlTensor]) -> list[torch.Tensor]:
+    return [tensor.host for tensor in tensors]
+
+
+def _written(func: Any, args: Sequence[Any]) -> list[DirectmlTensor]:
+    """The arguments that the operator changes, as its schema says."""
+    marked = zip(args, func._schema.arguments, strict=False)
+    return [one for one, argument in marked if argument.alias_info is not None and argument.alias_info.is_write]
+
+
+def _caller() -> str:
+    frame: types.FrameType | None = sys._getframe()
+    while frame is not None:
+        path = Path(frame.f_code.co_filename)
+        if path.is_relative_to(PACKAGE):
+            return f"{path.relative_to(PACKAGE).as_posix()}:{frame.f_lineno}"
+        frame = frame.f_back
+    return "a test"
+
+
+def built_on_device(model: Any) -> Decoder:
+    """As the loader does it: the model is taken apart on the host, and each finished tensor is moved."""
+    return build_decoder(model, Placement(dtype=model.dtype, device=DIRECTML))

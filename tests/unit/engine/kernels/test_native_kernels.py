@@ -1,0 +1,374 @@
+"""Compiled kernels against the torch operators that define them. Skipped without a compiler, except in CI's own run."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from helix_jobs.engine.attention.step_layout import TokenSlice
+from helix_jobs.engine.config import CacheConfig, EngineConfig, SpeculationConfig
+from helix_jobs.engine.engine import Engine
+from helix_jobs.engine.kernels.cpu import build
+from helix_jobs.engine.kernels.cpu.build import build_library
+from helix_jobs.engine.kernels.cpu.int8_matrix import Int8Matrix
+from helix_jobs.engine.kernels.cpu.kernels import NativeKernels, load_kernels
+from helix_jobs.engine.loaded_models import LoadedModel
+from helix_jobs.engine.model.activations import COMPILED_ACTIVATIONS
+from helix_jobs.engine.model.families import build_decoder
+from helix_jobs.engine.model.norms import RmsNorm
+from helix_jobs.engine.model.quantize import quantize
+from helix_jobs.engine.model.runner import ModelRunner
+from helix_jobs.engine.weights.int8_linear import Int8Linear
+from helix_jobs.engine.weights.linear import DenseLinear
+from helix_jobs.errors import ConfigurationError
+from tests.unit.engine.tiny_models import (
+    CPU,
+    as_loaded,
+    copy_of,
+    loaded,
+    reference_greedy,
+    request,
+    roughen,
+    tiny_model,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+DTYPES = (torch.float32, torch.bfloat16)
+
+
+@pytest.fixture(scope="module")
+def folder(compiled_folder: Path) -> Path:
+    return compiled_folder
+
+
+@pytest.fixture(scope="module", params=DTYPES, ids=("float32", "bfloat16"))
+def kernels(request, folder) -> tuple[NativeKernels, torch.dtype]:
+    return load_kernels(folder, request.param, CPU, 16), request.param
+
+
+def tolerance(dtype: torch.dtype) -> dict[str, float]:
+    return {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 1e-2, "atol": 1e-2}
+
+
+@pytest.mark.parametrize("size", [1, 15, 16, 48, 577])
+def test_rms_norm(kernels, size):
+    native, dtype = kernels
+    hidden, weight = torch.randn(5, 3, size).to(dtype), torch.randn(size).to(dtype)
+    plain = RmsNorm(weight, 1e-5)
+    torch.testing.assert_close(native.rms_norm(hidden, weight, 1e-5), plain(hidden), **tolerance(dtype))
+
+
+@pytest.mark.parametrize("activation", COMPILED_ACTIVATIONS, ids=COMPILED_ACTIVATIONS.values())
+@pytest.mark.parametrize("size", [1, 17, 80, 1536])
+def test_activations(kernels, activation, size):
+    native, dtype = kernels
+    name = COMPILED_ACTIVATIONS[activation]
+    inner = (torch.randn(7, 2 * size) * 8).to(dtype)
+    inner[0, 0], inner[1, 0] = 300.0, -300.0
+    gate, up = inner.chunk(2, dim=-1)
+    torch.testing.assert_close(native.activate(name, inner, is_gated=True), activation(gate) * up, **tolerance(dtype))
+    torch.testing.assert_close(native.activate(name, inner, is_gated=False), activation(inner), **tolerance(dtype))
+
+
+@pytest.mark.parametrize("activation", COMPILED_ACTIVATIONS, ids=COMPILED_ACTIVATIONS.values())
+def test_activations_are_as_exact_as_float32_allows(folder, activation):
+    native = load_kernels(folder, torch.float32, CPU, 16)
+    inner = torch.linspace(-12, 12, 100_001)[None]
+    found = native.activate(COMPILED_ACTIVATIONS[activation], inner, is_gated=False).double()
+    exact = activation(inner.double())
+    assert ((found - exact).abs() <= 3e-7 * inner.abs().clamp(min=1e-3)).all()
+
+
+@pytest.mark.parametrize("name", COMPILED_ACTIVATIONS.values())
+def test_an_activation_shows_what_is_not_finite(kernels, name):
+    native, dtype = kernels
+    inner = torch.tensor([[float("nan"), float("inf"), 1.0, -1.0]], dtype=dtype)
+    assert torch.isfinite(native.activate(name, inner, is_gated=False)).tolist() == [[False, False, True, True]]
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("inputs", "outputs", "rows"), [(64, 48, 1), (80, 33, 5), (1536, 576, 70)])
+def test_int8_products_follow_the_torch_ones(kernels, inputs, outputs, rows, bias):
+    native, dtype = kernels
+    weight = torch.randn(outputs, inputs).to(dtype)
+    dense = DenseLinear(weight, torch.randn(outputs).to(dtype) if bias else None)
+    plain, compiled = Int8Linear.from_dense(dense), Int8Linear.from_dense(dense)
+    compiled.use(native)
+    for layer in (plain, compiled):
+        layer.pack()
+    hidden, residual = torch.randn(rows, inputs).to(dtype), torch.randn(rows, outputs).to(dtype)
+    # A value that lies between two whole numbers may round either way, which one part in 127 of its row bounds.
+    slack = {"rtol": 2e-2, "atol": 0.02 * inputs**0.5}
+    torch.testing.assert_close(compiled(hidden), plain(hidden), **slack)
+    torch.testing.assert_close(compiled.add_to(residual, hidden), plain.add_to(residual, hidden), **slack)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5, 21, 70])
+@pytest.mark.parametrize(("inputs", "outputs"), [(16, 1), (1, 3), (33, 65), (1536, 31), (9000, 4)])
+def test_a_compiled_int8_product_is_exact_in_whole_numbers(kernels, inputs, outputs, rows):
+    native, dtype = kernels
+    if dtype != torch.float32:
+        pytest.skip("bfloat16 rounds what comes out")
+    torch.manual_seed(rows)
+    weight = torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8)
+    hidden = torch.randint(-127, 128, (rows, inputs)).float()
+    hidden[:, 0] = 127.0  # so that one step is worth 1
+    residual, bias = torch.randn(rows, outputs), torch.randn(outputs)
+    matrix = Int8Matrix.of(weight, torch.full((outputs,), 0.5), bias)
+    whole = (hidden.long() @ weight.long().t()).float() * 0.5
+    assert torch.equal(native.int8_linear(hidden, matrix, None), whole + bias)
+    assert torch.equal(native.int8_linear(hidden, matrix, residual), whole + bias + residual)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_stays_so(kernels, value):
+    native, dtype = kernels
+    hidden = torch.randn(3, 64).to(dtype)
+    hidden[1, 7] = value
+    dense = DenseLinear(torch.randn(32, 64).to(dtype), None)
+    layer = Int8Linear.from_dense(dense)
+    layer.use(native)
+    layer.pack()
+    finite = torch.isfinite(layer(hidden).float()).all(dim=1)
+    assert finite.tolist() == [True, False, True]
+    norm = native.rms_norm(hidden, torch.ones(64, dtype=dtype), 1e-5)
+    assert not torch.isfinite(norm[1].float()).all()
+    assert torch.isfinite(norm[0].float()).all()
+
+
+ARCHITECTURES = {
+    "llama": {"head_dim": 16},
+    "qwen2": {"head_dim": 16},
+    "qwen3": {"head_dim": 16},
+    "phi3": {"head_dim": 16, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+    "gemma": {"head_dim": 16},
+}
+
+
+def runners(native: NativeKernels, dtype: torch.dtype, name: str, **overrides) -> tuple[ModelRunner, ModelRunner]:
+    model = tiny_model(name, **overrides).to(dtype)
+    made = []
+    for kernels in (None, native):
+        decoder = build_decoder(copy_of(model).to(dtype))
+        decoder.pack()
+        if kernels is not None:
+            decoder = decoder.with_native(kernels)
+        made.append(ModelRunner(decoder, CacheConfig(num_blocks=60, block_size=4)))
+    return made[0], made[1]
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_ragged_step_over_a_filled_cache(kernels, name):
+    native, dtype = kernels
+    plain, compiled = runners(native, dtype, name, **ARCHITECTURES[name])
+    blocks = [list(range(i * 15, i * 15 + 15)) for i in range(4)]
+    lengths = (1, 7, 30, 37)
+    steps = [
+        [TokenSlice(length, 0, blocks[i]) for i, length in enumerate(lengths)],
+        [TokenSlice(new, lengths[i], blocks[i]) for i, new in enumerate((1, 5, 1, 19))],
+        [TokenSlice(new, (2, 12, 31, 56)[i], blocks[i]) for i, new in enumerate((3, 1, 17, 1))],
+    ]
+    for slices in steps:
+        logits = []
+        for runner in (plain, compiled):
+            plan = runner.plan(slices)
+            tokens = [[(3 * i + 5 * j) % 30 + 2 for j in range(part.num_tokens)] for i, part in enumerate(slices)]
+            rows = [plan.offsets[i] + j for i, part in enumerate(slices) for j in range(part.num_tokens)]
+            logits.append(runner.forward(plan, tokens, rows))
+        apart, size = (logits[1] - logits[0]).float().abs(), logits[0].float().abs()
+        assert apart.mean() < (1e-5 if dtype == torch.float32 else 0.1) * size.mean()
+
+
+@pytest.mark.parametrize("block_size", [4, 16, 24, 32])
+@pytest.mark.parametrize("head_dim", [16, 80, 128])
+@pytest.mark.parametrize("dtype", DTYPES, ids=("float32", "bfloat16"))
+def test_attention_equals_a_dense_one(folder, dtype, head_dim, block_size):
+    native = load_kernels(folder, dtype, CPU, head_dim)
+    heads, kv_heads, length, num_new = 6, 2, 29, 3
+    blocks = torch.randperm(10)[: -(-length // block_size)].tolist()
+    # What no token was written to may hold anything.
+    pools = [torch.full((10, kv_heads, block_size, head_dim), float("nan"), dtype=dtype) for _ in range(2)]
+    rows = [torch.randn(kv_heads, length, head_dim).to(dtype) for _ in range(2)]
+    for pool, written in zip(pools, rows, strict=True):
+        for place, block in enumerate(blocks):
+            part = written[:, place * block_size : (place + 1) * block_size]
+            pool[block, :, : part.shape[1]] = part
+    queries = torch.randn(num_new, heads * head_dim).to(dtype)
+    output = torch.empty_like(queries)
+    native.paged_attention(
+        queries, *(pool.view(-1, block_size * head_dim) for pool in pools),
+        torch.tensor([[0, num_new, length - num_new, 0]]), torch.tensor(blocks, dtype=torch.int32), output, heads,
+        kv_heads, block_size, head_dim**-0.5,
+    )  # fmt: skip
+    wanted = queries.float().view(num_new, heads, head_dim).transpose(0, 1).reshape(kv_heads, -1, head_dim)
+    scores = (wanted @ rows[0].float().transpose(1, 2) * head_dim**-0.5).view(heads, num_new, length)
+    for query in range(num_new):
+        scores[:, query, length - num_new + query + 1 :] = -float("inf")
+    weights = torch.softmax(scores, dim=-1).view(kv_heads, -1, length)
+    dense = (weights @ rows[1].float()).view(heads, num_new, head_dim).transpose(0, 1).reshape(num_new, -1)
+    torch.testing.assert_close(output.float(), dense, **tolerance(dtype))
+
+
+def test_a_poisoned_key_is_seen_by_those_who_attend_to_it_and_by_no_one_else(kernels):
+    native, dtype = kernels
+    pools = [torch.randn(4 * 2, 4 * 16).to(dtype) for _ in range(2)]
+    pools[0].view(4, 2, 4, 16)[1, 0, 2] = float("nan")
+    slices = torch.tensor([[0, 1, 5, 0], [1, 1, 6, 0], [2, 1, 7, 2]])
+    queries, blocks = torch.randn(3, 4 * 16).to(dtype), torch.tensor([0, 1, 2, 3], dtype=torch.int32)
+    output = torch.empty_like(queries)
+    native.paged_attention(queries, *pools, slices, blocks, output, 4, 2, 4, 0.25)
+    assert torch.isfinite(output.float()).all(dim=1).tolist() == [True, False, True]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "phi3"])
+def test_an_int8_decoder_in_one_call_equals_its_layers_one_by_one(kernels, architecture):
+    native, dtype = kernels
+    if not native.has_byte_products:
+        pytest.skip("this processor multiplies no bytes")
+    model = tiny_model(architecture, head_dim=16, **({"intermediate_size": 83} if architecture == "llama" else {}))
+    roughen(model)
+    made = []
+    for is_small in (False, True):
+        decoder = quantize(build_decoder(copy_of(model, dtype))).with_native(native)
+        assert decoder.small_steps is not None
+        made.append(
+            ModelRunner(
+                decoder if is_small else replace(decoder, small_steps=None), CacheConfig(num_blocks=60, block_size=4)
+            )
+        )
+    blocks = [list(range(i * 15, i * 15 + 15)) for i in range(4)]
+    prompts = (1, 7, 30, 37)
+    steps = [
+        [TokenSlice(length, 0, blocks[i]) for i, length in enumerate(prompts)],  # too long for one call
+        [TokenSlice(new, prompts[i], blocks[i]) for i, new in enumerate((1, 5, 1, 1))],
+        [TokenSlice(1, (2, 12, 31, 38)[i], blocks[i]) for i in range(4)],
+        [TokenSlice(1, 13, blocks[1])],
+    ]
+    for slices in steps:
+        outputs = []
+        for runner in made:
+            plan = runner.plan(slices)
+            tokens = [[(3 * i + 5 * j) % 30 + 2 for j in range(part.num_tokens)] for i, part in enumerate(slices)]
+            outputs.append(runner.forward(plan, tokens, range(plan.num_tokens)).float())
+        # Roundings to 8 bits fall on either side here and there, and the layers hand on what that makes.
+        apart, size = (outputs[1] - outputs[0]).abs().mean(), outputs[0].abs().mean()
+        assert apart < (0.02 if dtype == torch.float32 else 0.15) * size
+        assert all(runner.take_attention_seconds() > 0 for runner in made)
+
+
+def test_a_slice_reads_rows_that_another_one_writes_in_the_same_small_step(kernels):
+    native, dtype = kernels
+    decoder = quantize(build_decoder(tiny_model(head_dim=16).to(dtype))).with_native(native)
+    runner = ModelRunner(decoder, CacheConfig(num_blocks=8, block_size=4))
+    for pool in (*runner.cache.keys, *runner.cache.values):
+        pool.fill_(float("nan"))
+    # The reader comes first: code that writes and attends slice by slice has not written what it reads.
+    plan = runner.plan([TokenSlice(1, 4, [0, 2]), TokenSlice(5, 0, [0, 1])])
+    logits = runner.forward(plan, [[9], [5, 7, 3, 8, 9]], [plan.offsets[0], plan.offsets[1] + 4])
+    assert torch.isfinite(logits).all()
+    torch.testing.assert_close(logits[0], logits[1])
+
+
+def test_an_int8_decoder_in_one_call_shows_what_is_not_finite(kernels):
+    native, dtype = kernels
+    decoder = quantize(build_decoder(tiny_model(head_dim=16).to(dtype))).with_native(native)
+    if decoder.small_steps is None:
+        pytest.skip("this processor multiplies no bytes")
+    decoder.embedding[7] = float("nan")
+    runner = ModelRunner(decoder, CacheConfig(num_blocks=8, block_size=4))
+    plan = runner.plan([TokenSlice(1, 0, [0]), TokenSlice(1, 0, [1]), TokenSlice(2, 0, [2])])
+    logits = runner.forward(plan, [[5], [7], [5, 7]], range(4))
+    assert torch.isfinite(logits.float()).all(dim=1).tolist() == [
+        True,
+        False,
+        False,  # a masked key's NaN reaches the queries before it within a slice, as it does in torch
+        False,
+    ]
+
+
+@pytest.mark.parametrize("draft", ["none", "int8"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen3"])
+def test_greedy_equals_transformers(folder, architecture, draft):
+    model = tiny_model(architecture, head_dim=16)
+    native = load_kernels(folder, torch.float32, CPU, 16)
+    models = loaded(model, "none")
+    target = as_loaded("tiny", model)
+    target = LoadedModel("tiny", target.decoder.with_native(native))
+    drafting = None
+    if draft == "int8":
+        int8 = quantize(build_decoder(copy_of(model)))
+        drafting = LoadedModel("int8", int8.with_native(native), is_int8=True)
+    models = type(models)(target, drafting, models.tokenizer, models.eos_token_ids, models.vocab_size, 256)
+    engine = Engine(
+        models,
+        EngineConfig(max_batch_size=3, token_budget=9, speculation=SpeculationConfig(depth=4, adaptive=False)),
+        CacheConfig(num_blocks=60, block_size=4),
+    )
+    prompts = [[5, 9, 11], list(range(2, 33)), [7], [4, 4, 4, 4, 4, 4, 4]]
+    results = engine.generate([request(str(i), p, max_tokens=20) for i, p in enumerate(prompts)])
+    assert [r.output_token_ids for r in results] == [reference_greedy(model, p, 20) for p in prompts]
+
+
+def test_the_library_is_compiled_once(folder, monkeypatch):
+    first = build_library(folder, 16)
+
+    def refuse(command, **kwargs):
+        assert "--version" in command, "compiled again"
+        return subprocess_run(command, **kwargs)
+
+    subprocess_run = subprocess.run
+    monkeypatch.setattr(build.subprocess, "run", refuse)
+    assert build_library(folder, 16) == first
+    assert first in folder.iterdir()
+
+
+def test_the_engine_alone_says_when_its_kernels_are_ready(folder, caplog):
+    build_library(folder, 16)
+    caplog.set_level("INFO")
+    for dtype in DTYPES:
+        load_kernels(folder, dtype, CPU, 16)
+    assert caplog.messages == []
+
+
+def test_no_compiler_is_a_clear_error(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(ConfigurationError, match=r"no C\+\+ compiler.*--no-compile"):
+        build_library(tmp_path / "native", 64)
+
+
+def test_a_failing_compiler_is_a_clear_error_and_leaves_nothing(tmp_path, monkeypatch):
+    compiler = tmp_path / "mycc"
+    compiler.write_text("#!/bin/sh\n[ \"$1\" = --version ] && echo one && exit 0\necho 'bad source' >&2; exit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    with pytest.raises(ConfigurationError, match="bad source"):
+        build_library(tmp_path / "native", 64)
+    assert not list((tmp_path / "native").iterdir())
+
+
+@pytest.mark.parametrize("program", [b"\x7fELF of another machine", b"#!/bin/sh\nprintf 'b\\374se' >&2; exit 1\n"])
+def test_a_compiler_that_cannot_run_or_says_what_is_no_utf8_is_a_clear_error(tmp_path, monkeypatch, program):
+    compiler = tmp_path / "mycc"
+    compiler.write_bytes(program)
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    with pytest.raises(ConfigurationError, match=r"cannot compile the kernels .*--no-compile"):
+        build_library(tmp_path / "native", 64)
+
+
+@pytest.mark.parametrize(("dtype", "device"), [(torch.float16, "cpu"), (torch.bfloat16, "meta")])
+def test_other_dtypes_and_devices_are_refused(tmp_path, dtype, device):
+    with pytest.raises(ConfigurationError, match="float32 and bfloat16 on the CPU"):
+        load_kernels(tmp_path, dtype, torch.device(device), 64)
+
+
+def test_heads_that_are_no_whole_vectors_are_refused(tmp_path):
+    with pytest.raises(ConfigurationError, match="a multiple of 16, not of 40"):
+        load_kernels(tmp_path, torch.float32, CPU, 40)

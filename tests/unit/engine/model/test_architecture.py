@@ -1,0 +1,260 @@
+"""What the engine would not compute exactly is refused by name, or served up to where it would begin to differ."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from transformers.activations import ACT2FN
+
+from helix_jobs.engine.config import CacheConfig, EngineConfig
+from helix_jobs.engine.engine import Engine
+from helix_jobs.engine.loading.pretrained import TRANSFORMERS_MAJOR
+from helix_jobs.engine.model.activations import ACTIVATIONS
+from helix_jobs.engine.model.architecture import SUPPORTED_MODEL_TYPES, check_architecture, context_limits
+from helix_jobs.engine.request import FinishReason, Request
+from helix_jobs.engine.sampling_params import SamplingParams
+from helix_jobs.errors import ModelError, PromptTooLongError, UnsupportedArchitectureError
+from tests.unit.engine.model_files import edit_config, load, save_checkpoint
+from tests.unit.engine.tiny_models import VOCAB_SIZE, reference_logits, request, tiny_config, tiny_model
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.mark.parametrize(
+    ("model_type", "reason"),
+    [
+        ("gemma2", r" \(soft-capped scores and sliding windows\)"),
+        ("gemma3_text", r" \(sliding windows\)"),
+        ("gpt_oss", r" \(attention sinks, sliding windows and experts\)"),
+        ("deepseek_v3", r" \(latent attention and experts\)"),
+        ("mamba", r" \(recurrent state instead of attention\)"),
+        ("mixtral", r" \(experts\)"),
+        ("some_new_one", ""),
+        (None, ""),
+        (["llama"], ""),
+    ],
+)
+def test_an_architecture_outside_the_list(tmp_path: Path, model_type: object, reason: str) -> None:
+    folder = edit_config(save_checkpoint(tmp_path), model_type=model_type)
+    with pytest.raises(UnsupportedArchitectureError) as caught:
+        load(folder)
+    caught.match(rf"has the architecture .*{reason}; supported are {', '.join(SUPPORTED_MODEL_TYPES)} with full")
+
+
+def test_a_model_that_does_not_generate(tmp_path: Path) -> None:
+    folder = edit_config(save_checkpoint(tmp_path), architectures=["LlamaForSequenceClassification"])
+    with pytest.raises(UnsupportedArchitectureError, match="LlamaForSequenceClassification, which does not generate"):
+        load(folder)
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "fp8", "bitsandbytes", "compressed-tensors"])
+def test_quantised_weights_of_another_tool(tmp_path: Path, method: str) -> None:
+    folder = edit_config(save_checkpoint(tmp_path), quantization_config={"quant_method": method, "bits": 4})
+    message = rf"quantised with {method} \(quantization_config in config.json\); use the original weights or a .gguf"
+    with pytest.raises(UnsupportedArchitectureError, match=message):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes", "message"),
+    [
+        ("llama", {"hidden_act": "xielu"}, r"the activation 'xielu'; supported are silu, "),
+        ("gpt2", {"activation_function": "mish"}, r"the activation 'mish'; supported are silu, "),
+        ("gpt2", {"add_cross_attention": True}, "attends to an encoder; supported are decoders alone"),
+        ("gemma", {"use_bidirectional_attention": True}, "attends in both directions; supported is causal attention"),
+        (
+            "qwen3",
+            {"layer_types": ["full_attention", "chunked_attention"]},
+            "layers of type 'chunked_attention'; supported are full_attention and sliding_attention",
+        ),
+    ],
+)
+def test_a_setting_that_would_change_the_computation(
+    tmp_path: Path, architecture: str, changes: dict[str, Any], message: str
+) -> None:
+    folder = edit_config(save_checkpoint(tmp_path, tiny_model(architecture)), **changes)
+    with pytest.raises(UnsupportedArchitectureError, match=message):
+        load(folder)
+
+
+def test_positions_that_depend_on_the_batch(tmp_path: Path) -> None:
+    rope = {"rope_theta": 10000.0, "rope_type": "dynamic", "factor": 2.0}
+    folder = edit_config(save_checkpoint(tmp_path), rope_parameters=rope, rope_scaling=rope)
+    with pytest.raises(UnsupportedArchitectureError) as caught:
+        load(folder)
+    caught.match("'dynamic', which depends on the other sequences of a batch; supported are default, linear, llama3")
+
+
+def test_an_unknown_scaling_of_positions(tmp_path: Path) -> None:
+    rope = {"rope_theta": 10000.0, "rope_type": "mrope", "mrope_section": [1, 1, 2]}
+    folder = edit_config(save_checkpoint(tmp_path), rope_parameters=rope, rope_scaling=rope)
+    with pytest.raises(UnsupportedArchitectureError, match="scales its positions with 'mrope'; supported are default"):
+        load(folder)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_an_activations_name_means_what_transformers_means(name: str) -> None:
+    values = torch.linspace(-12, 12, 4001)
+    theirs = ACT2FN[name](values)
+    assert torch.allclose(ACTIVATIONS[name](values), theirs, atol=2e-6, rtol=2e-6)
+
+
+def test_the_activations_are_told_apart() -> None:
+    values = torch.linspace(-3, 3, 100)
+    exact, approximate = ACTIVATIONS["gelu"](values), ACTIVATIONS["gelu_new"](values)
+    assert (exact - approximate).abs().max() > 1e-4
+
+
+WINDOWS = [
+    ("mistral", {"sliding_window": 60}),
+    ("phi3", {"sliding_window": 60}),
+    # These two layer settings have no meaning for Mistral: every layer has the window.
+    ("mistral", {"sliding_window": 60, "use_sliding_window": False}),
+    ("qwen2", {"use_sliding_window": True, "sliding_window": 60, "max_window_layers": 1}),
+    ("qwen3", {"use_sliding_window": True, "sliding_window": 60, "max_window_layers": 0}),
+    ("qwen2", {"use_sliding_window": True, "sliding_window": 60, "layer_types": ["sliding_attention"] * 2}),
+]
+
+
+@pytest.mark.parametrize(("architecture", "settings"), WINDOWS)
+def test_a_windowed_model_is_served_up_to_its_window(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, architecture: str, settings: dict[str, Any]
+) -> None:
+    caplog.set_level("INFO", logger="helix_jobs")
+    model = tiny_model(architecture, seed=3, **settings)
+    models = load(save_checkpoint(tmp_path, model), "int8")
+    assert models.max_context == 60
+    assert "serves 60 of its 256 tokens of context: its sliding window ends there" in caplog.text
+    engine = Engine(models, EngineConfig(), CacheConfig(num_blocks=60, block_size=4))
+    prompts = [[(7 * i + n) % (VOCAB_SIZE - 1) + 1 for i in range(n)] for n in (20, 59)]
+    results = engine.generate(request(str(len(prompt)), prompt, max_tokens=99, ignore_eos=True) for prompt in prompts)
+    for prompt, result in zip(prompts, results, strict=True):
+        assert result.finish_reason is FinishReason.LENGTH
+        assert len(prompt) + result.completion_tokens == 60
+        logits = reference_logits(model, [*prompt, *result.output_token_ids])
+        assert result.output_token_ids == tuple(logits[len(prompt) - 1 : -1].argmax(dim=-1).tolist())
+    with pytest.raises(PromptTooLongError, match="the prompt has 60 tokens and the context holds 60"):
+        engine.encode(
+            Request(
+                request_id="long", prompt_token_ids=tuple(range(1, 31)) * 2, seed=0, sampling_params=SamplingParams()
+            )
+        )
+
+
+@pytest.mark.parametrize(
+    ("architecture", "settings"),
+    [
+        ("mistral", {"sliding_window": 256}),
+        ("mistral", {"sliding_window": 4096}),
+        ("llama", {"sliding_window": 60}),  # no module of it reads the setting
+        ("qwen2", {"use_sliding_window": False, "sliding_window": 60}),
+        ("qwen2", {"use_sliding_window": True, "sliding_window": 60, "max_window_layers": 2}),
+        ("qwen3", {"use_sliding_window": True, "sliding_window": 60, "layer_types": ["full_attention"] * 2}),
+    ],
+)
+def test_a_window_without_effect_is_no_limit(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, architecture: str, settings: dict[str, Any]
+) -> None:
+    caplog.set_level("INFO", logger="helix_jobs")
+    assert load(save_checkpoint(tmp_path, tiny_model(architecture, **settings))).max_context == 256
+    assert "ends there" not in caplog.text
+
+
+def test_long_rotary_scaling_is_served_up_to_where_it_sets_in(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="helix_jobs")
+    rope = {"type": "longrope", "short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [4.0, 5.0, 6.0, 7.0]}
+    model = tiny_model("phi3", original_max_position_embeddings=64, sliding_window=128, rope_scaling=rope)
+    assert context_limits(model.config) == {"positions": 256, "sliding window": 128, "original context": 64}
+    assert load(save_checkpoint(tmp_path, model)).max_context == 64
+    assert "serves 64 of its 256 tokens of context: its original context ends there" in caplog.text
+
+
+LONGROPE = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "rope_theta": 10000.0}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+    "rope_theta": 10000.0,
+}
+QWEN_WINDOW = {"use_sliding_window": True, "layer_types": ["sliding_attention"] * 2}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes", "message"),
+    [
+        *((family, {"sliding_window": value}, "sliding_window") for family in ("mistral", "phi3") for value in (0, -5)),
+        *(("qwen2", {**QWEN_WINDOW, "sliding_window": value}, "sliding_window") for value in (0, -5)),
+        *(
+            ("phi3", {"original_max_position_embeddings": value, "rope_parameters": LONGROPE}, "original_max_position")
+            for value in (0, -5)
+        ),
+        *(("llama", {"rope_parameters": {**LLAMA3, "rope_theta": x}}, "rope_theta") for x in (0.0, -1.0, math.nan)),
+        *(("llama", {"rope_parameters": {**LLAMA3, "factor": x}}, "factor") for x in (0.0, -8.0, math.nan, math.inf)),
+        *(("llama", {"rope_parameters": {**LLAMA3, "low_freq_factor": x}}, "low_freq") for x in (-1.0, math.nan, True)),
+        ("llama", {"rope_parameters": {**LLAMA3, "original_max_position_embeddings": 0}}, "original_max_position"),
+        ("phi3", {"rope_parameters": {**LONGROPE, "short_factor": [1.0, 1.0, 0.0, 1.0]}}, "short_factor"),
+        ("llama", {"head_dim": 7}, "heads of an odd width, 7"),
+    ],
+)
+def test_a_number_that_no_rotation_and_no_window_has(architecture: str, changes: dict[str, Any], message: str) -> None:
+    config = tiny_config(architecture)
+    for key, value in changes.items():
+        setattr(config, "rope_scaling" if key == "rope_parameters" and TRANSFORMERS_MAJOR < 5 else key, value)
+    with pytest.raises(ModelError, match=f"its configuration says {message}"):
+        check_architecture("m", config)
+
+
+@pytest.mark.parametrize(("factor", "rotated"), [(0.4, 6), (0.2, 3)])
+def test_of_heads_that_are_rotated_in_part_that_part_is_even(factor: float, rotated: int) -> None:
+    config = tiny_config("gpt_neox", hidden_size=90, num_attention_heads=6, head_dim=15)
+    for key in ("partial_rotary_factor", "rotary_pct"):
+        setattr(config, key, factor)
+    if TRANSFORMERS_MAJOR >= 5:
+        config.rope_parameters = {**config.rope_parameters, "partial_rotary_factor": factor}
+    if rotated % 2 == 0:
+        check_architecture("m", config)
+        return
+    with pytest.raises(ModelError, match=f"an odd width is rotated, {rotated}"):
+        check_architecture("m", config)
+
+
+def test_a_window_that_is_turned_off_may_be_any_number() -> None:
+    check_architecture("m", tiny_config("qwen2", use_sliding_window=False, sliding_window=0))
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture", "settings", "context"),
+    [
+        ("Mistral-7B-v0.1", "mistral", {"max_position_embeddings": 32768, "sliding_window": 4096}, 4096),
+        ("Mistral-7B-v0.3", "mistral", {"max_position_embeddings": 32768, "sliding_window": None}, 32768),
+        ("Phi-3-mini-4k", "phi3", {"max_position_embeddings": 4096, "sliding_window": 2047}, 2047),
+        (
+            "Phi-3.5-mini",
+            "phi3",
+            {
+                "max_position_embeddings": 131072,
+                "original_max_position_embeddings": 4096,
+                "sliding_window": 262144,
+                "rope_scaling": {"type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4},
+            },
+            4096,
+        ),
+        (
+            "Qwen2.5-7B",
+            "qwen2",
+            {"max_position_embeddings": 32768, "sliding_window": 131072, "use_sliding_window": False},
+            32768,
+        ),
+        ("gpt2", "gpt2", {"max_position_embeddings": 1024}, 1024),
+    ],
+)
+def test_how_far_known_models_are_served(name: str, architecture: str, settings: dict[str, Any], context: int) -> None:
+    config = tiny_config(architecture, **settings)
+    check_architecture(name, config)
+    assert min(context_limits(config).values()) == context

@@ -1,0 +1,25 @@
+"""JSON values that nobody would write: any at all, and objects with the fields of a request."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(st.characters())
+    | st.text(st.characters(codec=None)),
+    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=5), children, max_size=3),
+    max_leaves=8,
+)
+field_names = st.sampled_from(
+    ["prompt", "messages", "custom_id", "priority", "metadata", "seed", "stop", "temperature", "max_tokens", "top_k",
+     "stop_token_ids", "method", "url", "body", "n", "model", "role", "content", "max_completion_tokens"]
+)  # fmt: skip
+objects = st.recursive(
+    st.dictionaries(field_names, json_values | st.sampled_from(["POST", "/v1/completions", "/v1/chat/completions"])),
+    lambda inner: st.dictionaries(field_names, inner | st.lists(inner, max_size=2) | json_values),
+    max_leaves=6,
+)

@@ -1,0 +1,78 @@
+"""Good lines of every form, and the same lines with another value in one of their places."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from hypothesis import strategies as st
+
+from tests.unit.intake.made_up_values import json_values
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_PARTS: Final = [{"type": "text", "text": "Name a river"}]
+_CHAT: Final = [{"role": "system", "content": "Be brief"}, {"role": "user", "content": _PARTS, "name": "Ada"}]
+GOOD_LINES: Final[tuple[dict[str, Any], ...]] = (
+    {
+        "prompt": "a",
+        "custom_id": "p",
+        "priority": 3,
+        "metadata": {"k": ["v"]},
+        "model": "m",
+        "max_tokens": 8,
+        "temperature": 0.5,
+        "seed": 1,
+        "stop": ["x"],
+        "stop_token_ids": [1],
+        "ignore_eos": True,
+        "n": 1,
+        "response_format": {"type": "text"},
+        "modalities": ["text"],
+        "max_completion_tokens": 8,
+    },
+    {"messages": _CHAT, "chat_template_kwargs": {"enable_thinking": False, "names": ["a"]}},
+    {"custom_id": "o", "method": "POST", "url": "/v1/chat/completions", "body": {"messages": _CHAT, "metadata": {}}},
+    {"custom_id": "c", "url": "/v1/completions", "body": {"prompt": "a", "stop": "x"}},
+    {"custom_id": "r", "url": "/v1/responses", "body": {"input": _CHAT, "instructions": "Be brief", "reasoning": {}}},
+    {"custom_id": "a", "params": {"messages": _CHAT[1:], "system": _PARTS, "thinking": {"type": "disabled"}}},
+    {
+        "key": "g",
+        "request": {
+            "contents": [{"role": "user", "parts": [{"text": "Name a river"}]}],
+            "systemInstruction": {"parts": [{"text": "Be brief"}]},
+            "generationConfig": {"topK": 1, "candidateCount": 1, "responseMimeType": "text/plain"},
+        },
+    },
+    {"id": "s", "conversations": [{"from": "human", "value": "Name a river"}]},
+)
+# One of each type, and of those that hold others one that holds what was there and one that holds nothing.
+_STRANGERS: Final = (None, True, 2, 2.5, "", "x", [], {}, ["text"], [[]], {"type": "text"}, [{}])
+
+
+def with_strangers(line: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the line with each of some values in each of its places."""
+    for path in _places(line):
+        for stranger in _STRANGERS:
+            yield _replaced(line, path, stranger)
+
+
+def _places(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    if path:
+        yield path
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, item in inner:
+        yield from _places(item, (*path, name))
+
+
+def _replaced(value: Any, path: tuple[str | int, ...], new: object) -> Any:
+    if not path:
+        return new
+    changed = dict(value) if isinstance(value, dict) else list(value)
+    changed[path[0]] = _replaced(value[path[0]], path[1:], new)
+    return changed
+
+
+misplaced = st.sampled_from([(line, path) for line in GOOD_LINES for path in _places(line)]).flatmap(
+    lambda place: json_values.map(lambda value: _replaced(*place, value))
+)

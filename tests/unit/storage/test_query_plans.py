@@ -1,0 +1,127 @@
+"""What is polled each second must not walk a batch: SQLite tells how it would find the rows."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from sqlalchemy import event, text
+
+from helix_jobs.storage import store
+from helix_jobs.storage.states import JobState
+from tests.store_helpers import must_take, now, register, stored_batch
+
+ENDED = {
+    "name": None,
+    "total": 3,
+    "stored": 3,
+    "succeeded": 0,
+    "failed": 1,
+    "cancelled": 0,
+    "ended_at": now(),
+}
+POLLED = {
+    "batch_status": (store.batch_status, {"ix_jobs_running"}),
+    "list_batches": (lambda c, _: store.list_batches(c), {"ix_jobs_running"}),
+    "publishable": (lambda c, _: store.publishable(c, 10), {"ix_jobs_unpublished"}),
+    "count_published_queued": (lambda c, _: store.count_published_queued(c), {"ix_jobs_published"}),
+    "latest_published_at": (lambda c, _: store.latest_published_at(c), {"ix_jobs_published"}),
+    "republish_all": (lambda c, _: store.republish_all(c), {"ix_jobs_published"}),
+    "republish_last_attempts": (lambda c, _: store.republish_last_attempts(c, now()), {"ix_jobs_published"}),
+    "republish_unseen": (lambda c, _: store.republish_unseen(c, now()), {"ix_jobs_published"}),
+    "backlog": (lambda c, _: store.backlog(c), {"ix_jobs_running"}),
+    "queue_figures": (
+        lambda c, _: store.queue_figures(c),
+        {"ix_jobs_running", "ix_jobs_published", "ix_jobs_unpublished", "PRIMARY KEY"},
+    ),
+    "held_leases": (lambda c, _: store.held_leases(c, "w1"), {"ix_jobs_running"}),
+    "worker_heartbeats": (lambda c, _: store.worker_heartbeats(c), {"ix_jobs_running"}),
+    "reclaim": (lambda c, _: store.reclaim(c, "w1", now()), {"ix_jobs_running"}),
+    # By lines, some thousand at a time: the unique index over batch and line.
+    "retry_batch": (store.retry_batch, {"sqlite_autoindex_jobs_2"}),
+    "next_lines": (
+        lambda c, batch_id: store.next_lines(c, batch_id, {JobState.FAILED}, 0, 2),
+        {"sqlite_autoindex_jobs_2"},
+    ),
+    # The newest line of an unfinished submission.
+    "ended_batches": (lambda c, _: store.ended_batches(c), {"sqlite_autoindex_jobs_2"}),
+    "begin_purge": (
+        lambda c, batch_id: store.begin_purge(c, store.EndedBatch(id=batch_id, **ENDED), now()),
+        {"sqlite_autoindex_jobs_2", "ix_jobs_running", "ix_jobs_published", "ix_jobs_unpublished"},
+    ),
+    "purge_lines": (
+        # As if the purge had begun: its lines are looked for only then.
+        lambda c, batch_id: (
+            c.execute(text("UPDATE batches SET total = NULL, cancelled_at = created_at")),
+            store.last_line(c, batch_id, 0, 2),
+            store.purge_lines(c, batch_id, 0, 2),
+        ),
+        {"sqlite_autoindex_jobs_2"},
+    ),
+    "purge_workers": (lambda c, _: store.purge_workers(c, now(), 10), {"ix_jobs_running"}),
+    "by completion": (
+        lambda c, batch_id: list(store.iter_results(c, batch_id, order="completion")),
+        {"ix_jobs_completion"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", POLLED)
+def test_polled_queries_use_their_small_index(sqlite_database, name):
+    call, expected = POLLED[name]
+    register(sqlite_database, "w1")
+    batch_id, ids = stored_batch(sqlite_database, 3)
+    claimed = must_take(sqlite_database, ids[0])
+    with sqlite_database.write() as c:
+        store.finish_failed(c, store.FinishedJob(claimed.id, claimed.lease, "w1"), "deadline", "late", now())
+    statements = []
+
+    def note(_connection, _cursor, statement, parameters, _context, _many):
+        if re.search(r"\bjobs\b", statement) and not statement.startswith("EXPLAIN"):
+            statements.append((statement, parameters))
+
+    event.listen(sqlite_database._writer, "before_cursor_execute", note)
+    with sqlite_database.write() as c:
+        call(c, batch_id)
+    plans = []
+    with sqlite_database.read() as c:
+        for statement, parameters in statements:
+            plan = c.connection.driver_connection.execute(f"EXPLAIN QUERY PLAN {statement}", parameters)
+            plans += [row[3] for row in plan if re.search(r"\b(jobs|j)\b", row[3])]
+    assert plans
+    for plan in plans:
+        used = re.search(r"INDEX (\w+)|INTEGER (PRIMARY KEY)", plan)
+        assert used is not None, plan
+        assert (used[1] or used[2]) in expected, plan
+
+
+@pytest.mark.postgres
+def test_a_lane_is_read_in_order_from_its_index_on_postgres(postgres_database):
+    batch_id, _ = stored_batch(postgres_database, 2000)
+    with postgres_database.write() as c:
+        plan = c.execute(
+            text(
+                "EXPLAIN SELECT id FROM jobs WHERE batch_id = :batch AND priority = 0 AND state = 'queued' "
+                "AND published_at IS NULL AND id > 0 ORDER BY id LIMIT 10"
+            ),
+            {"batch": batch_id},
+        ).scalars()
+        assert "ix_jobs_unpublished" in "\n".join(plan)
+
+
+def test_a_run_is_removed_without_a_walk_over_all_results(sqlite_database):
+    """Whoever removes a run looks for its results; the index also serves the foreign key's own check."""
+    statements = []
+
+    def note(_connection, _cursor, statement, parameters, _context, _many):
+        statements.append((statement, parameters))
+
+    event.listen(sqlite_database._writer, "before_cursor_execute", note)
+    with sqlite_database.write() as c:
+        store.purge_runs(c, now(), 10)
+    (found,) = [entry for entry in statements if entry[0].startswith("DELETE FROM runs")]
+    with sqlite_database.read() as c:
+        plan = c.connection.driver_connection.execute(f"EXPLAIN QUERY PLAN {found[0]}", found[1]).fetchall()
+    lines = [row[3] for row in plan if "results" in row[3]]
+    assert lines
+    assert all("ix_results_run_id" in line for line in lines), lines

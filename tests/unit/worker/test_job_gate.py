@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from helix_jobs.worker.gate import PAUSE_FACTOR, Entry, JobGate
+from tests.worker_box import wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_jobs_run_side_by_side() -> None:
+    gate = JobGate()
+    assert [gate.enter(alone=False) for _ in range(5)] == [Entry.ENTERED] * 5
+
+
+def test_one_alone_waits_for_the_others_and_goes_before_those_that_come_later() -> None:
+    gate = JobGate()
+    order: list[str] = []
+
+    def run(name: str, *, alone: bool) -> None:
+        assert gate.enter(alone=alone) is Entry.ENTERED
+        order.append(name)
+        gate.leave()
+
+    gate.enter(alone=False)
+    with ThreadPoolExecutor(4) as pool:
+        lone = pool.submit(run, "alone", alone=True)
+        wait_until(lambda: gate.waiting_alone, "it does not wait")
+        later = [pool.submit(run, "later", alone=False) for _ in range(2)]
+        assert order == []
+        gate.leave()
+        for future in (lone, *later):
+            future.result(20)
+    assert order == ["alone", "later", "later"]
+
+
+def test_whatever_happens_nobody_runs_beside_one_alone() -> None:
+    gate = JobGate()
+    inside: list[bool] = []
+    worst: list[int] = []
+    lock = threading.Lock()
+
+    def run(number: int) -> None:
+        alone = number % 3 == 0
+        assert gate.enter(alone=alone) is Entry.ENTERED
+        with lock:
+            inside.append(alone)
+            worst.append(len(inside) if any(inside) else 1)
+        time.sleep(0.0005)
+        with lock:
+            inside.remove(alone)
+        gate.leave()
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(run, range(300)))
+    assert set(worst) == {1}
+
+
+def test_a_closed_gate_sends_everybody_away_until_it_opens_again() -> None:
+    gate = JobGate()
+    gate.enter(alone=False)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(gate.enter, alone=True)
+        gate.close()
+        assert waiting.result(20) is Entry.CLOSED
+    assert gate.enter(alone=False) is Entry.CLOSED
+    gate.leave()
+    gate.reopen()
+    assert gate.enter(alone=True) is Entry.ENTERED
+
+
+@contextmanager
+def threads(gate: JobGate) -> Iterator[ThreadPoolExecutor]:
+    """Threads that wait at a gate; a failing test leaves none of them there."""
+    with ThreadPoolExecutor(8) as pool:
+        try:
+            yield pool
+        finally:
+            gate.close()
+
+
+@pytest.mark.parametrize("num_alone", [1, 2, 5])
+def test_one_alone_waits_for_a_job_that_does_not_end_only_for_so_long(num_alone: int) -> None:
+    # Who wakes first when the patience is over is chance: each order has its turn.
+    for _ in range(10):
+        gate = JobGate(patience=0.05)
+        gate.enter(alone=False)
+        with threads(gate) as pool:
+            lone = [pool.submit(gate.enter, alone=True) for _ in range(num_alone)]
+            wait_until(lambda gate=gate: gate.waiting_alone or gate.seconds_for_others, "nobody waits")
+            other = pool.submit(gate.enter, alone=False)
+            assert [one.result(20) for one in lone] == [Entry.TRY_LATER] * num_alone
+            assert other.result(20) is Entry.ENTERED
+
+
+def test_others_have_the_worker_for_a_while_after_a_wait_in_vain() -> None:
+    clock = Clock()
+    gate = JobGate(patience=1.0, clock=clock)
+    gate.enter(alone=False)
+    with threads(gate) as pool:
+        lone = pool.submit(gate.enter, alone=True)
+        wait_until(lambda: gate.waiting_alone, "it does not wait")
+        clock.now += 1.5
+        assert lone.result(20) is Entry.TRY_LATER
+        assert gate.enter(alone=True) is Entry.TRY_LATER
+        clock.now += PAUSE_FACTOR
+        gate.leave()
+        assert gate.enter(alone=True) is Entry.ENTERED
+
+
+def test_whoever_waited_for_one_alone_is_let_in_when_that_one_does_not_end() -> None:
+    gate = JobGate(patience=0.2)
+    gate.enter(alone=False)
+    with threads(gate) as pool:
+        lone = pool.submit(gate.enter, alone=True)
+        wait_until(lambda: gate.waiting_alone, "it does not wait")
+        others = [pool.submit(gate.enter, alone=False) for _ in range(3)]
+        gate.leave()
+        assert lone.result(20) is Entry.ENTERED
+        assert [other.result(20) for other in others] == [Entry.ENTERED] * 3
+
+
+def test_each_time_it_waits_in_vain_it_is_more_patient_and_others_have_longer() -> None:
+    clock = Clock()
+    gate = JobGate(patience=0.01, clock=clock)
+    gate.enter(alone=False)
+    pauses = []
+    for _ in range(3):
+        with ThreadPoolExecutor(1) as pool:
+            lone = pool.submit(gate.enter, alone=True)
+            while not lone.done():
+                clock.now += 0.001
+                time.sleep(0.0001)
+            assert lone.result() is Entry.TRY_LATER
+        pauses.append(gate.seconds_for_others)
+        clock.now += pauses[-1]
+    assert [round(pause / PAUSE_FACTOR, 2) for pause in pauses] == [0.01, 0.02, 0.04]
+    gate.leave()
+    assert gate.enter(alone=True) is Entry.ENTERED
+
+
+def test_one_alone_that_does_not_end_lets_others_in_after_a_while() -> None:
+    gate = JobGate(patience=0.1)
+    assert gate.enter(alone=True) is Entry.ENTERED
+    assert gate.enter(alone=False) is Entry.ENTERED
