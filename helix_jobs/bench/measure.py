@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from helix_jobs.bench.machine import peak_device_memory, peak_memory, reset_peak_memory
 from helix_jobs.bench.percentiles import Percentiles, median
+from helix_jobs.token_counts import TokenCounts
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     import torch
 
@@ -118,21 +119,13 @@ class Run:
     outputs: tuple[tuple[int, ...], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Step:
-    seconds: float
-    sequences: int
-    decodes: int
-    drafted: int
-
-
 def measure(engine: Engine, requests: Sequence[EncodedRequest], device: torch.device) -> Run:
     """Run encoded requests to their end. The engine must be idle."""
     reset_peak_memory(device)
     watch = _EmissionWatch()
-    steps: list[_Step] = []
+    steps: list[tuple[float, EngineCounters]] = []
     results: dict[str, GenerationResult] = {}
-    before = last = engine.counters()
+    before = engine.counters()
     start = moment = time.perf_counter()
     for request in requests:
         engine.add_request(request)
@@ -141,13 +134,12 @@ def measure(engine: Engine, requests: Sequence[EncodedRequest], device: torch.de
         now = time.perf_counter()
         results.update((result.request_id, result) for result in ended)
         watch.step(engine, now)
-        counters = engine.counters()
-        steps.append(_step(now - moment, last, counters))
-        last, moment = counters, now
+        steps.append((now - moment, engine.counters()))
+        moment = now
     seconds = time.perf_counter() - start
     ordered = [results[request.request_id] for request in requests]
     return Run(
-        _measurement(seconds, results=ordered, before=before, after=last, steps=steps, gaps=watch.gaps, device=device),
+        _measurement(seconds, results=ordered, before=before, steps=steps, gaps=watch.gaps, device=device),
         tuple(result.output_token_ids for result in ordered),
     )
 
@@ -170,92 +162,80 @@ class _EmissionWatch:
             self._last[name] = now
 
 
-def _step(seconds: float, before: EngineCounters, after: EngineCounters) -> _Step:
-    return _Step(
-        seconds,
-        after.sequence_steps - before.sequence_steps,
-        after.decode_sequence_steps - before.decode_sequence_steps,
-        after.draft_tokens - before.draft_tokens,
-    )
-
-
 def _measurement(
     seconds: float,
     *,
     results: list[GenerationResult],
     before: EngineCounters,
-    after: EngineCounters,
-    steps: list[_Step],
+    steps: list[tuple[float, EngineCounters]],
     gaps: list[float],
     device: torch.device,
 ) -> Measurement:
     started = [result for result in results if result.ttft_seconds is not None]
-    prompt_tokens = sum(result.prompt_tokens for result in results)
-    output_tokens = sum(result.completion_tokens for result in results)
-    drafted = sum(result.draft_tokens for result in results)
+    tokens = sum((result.tokens for result in results), TokenCounts())
     target_steps = sum(result.target_steps for result in results)
-    num_steps = after.steps - before.steps
-    decodes = after.decode_sequence_steps - before.decode_sequence_steps
+    spent = (steps[-1][1] if steps else before) - before
+    decodes = spent.decode_sequence_steps
     return Measurement(
         seconds=seconds,
         requests=len(results),
         failed=sum(result.error is not None for result in results),
-        prompt_tokens=prompt_tokens,
-        output_tokens=output_tokens,
-        output_tokens_per_second=output_tokens / seconds,
-        prompt_tokens_per_second=prompt_tokens / seconds,
+        prompt_tokens=tokens.prompt_tokens,
+        output_tokens=tokens.completion_tokens,
+        output_tokens_per_second=tokens.completion_tokens / seconds,
+        prompt_tokens_per_second=tokens.prompt_tokens / seconds,
         ttft_from_submission=Percentiles.of([r.queue_seconds + (r.ttft_seconds or 0.0) for r in started]),
         ttft_from_admission=Percentiles.of([r.ttft_seconds or 0.0 for r in started]),
         inter_token=Percentiles.of(gaps),
-        draft_tokens=drafted,
-        acceptance_rate=sum(result.accepted_tokens for result in results) / drafted if drafted else None,
-        mean_depth=(after.draft_tokens - before.draft_tokens) / decodes if decodes else 0.0,
-        mean_acceptance_length=output_tokens / target_steps if target_steps else None,
-        steps=num_steps,
-        mean_batch_size=(after.sequence_steps - before.sequence_steps) / num_steps if num_steps else 0.0,
-        cached_prompt_tokens=after.cached_prompt_tokens - before.cached_prompt_tokens,
-        preemptions=after.preemptions - before.preemptions,
-        depth_reasons=_difference(before.depth_reasons, after.depth_reasons),
-        shares=_shares(seconds, before, after),
-        decode_step=_decode_step(steps),
+        draft_tokens=tokens.draft_tokens,
+        acceptance_rate=tokens.acceptance_rate,
+        mean_depth=spent.draft_tokens / decodes if decodes else 0.0,
+        mean_acceptance_length=tokens.completion_tokens / target_steps if target_steps else None,
+        steps=spent.steps,
+        mean_batch_size=spent.sequence_steps / spent.steps if spent.steps else 0.0,
+        cached_prompt_tokens=spent.cached_prompt_tokens,
+        preemptions=spent.preemptions,
+        depth_reasons=dict(spent.depth_reasons),
+        shares=_shares(seconds, spent),
+        decode_step=_decode_step(before, steps),
         peak_memory_bytes=peak_memory(),
         peak_device_bytes=peak_device_memory(device),
     )
 
 
-def _difference(before: Mapping[str, int], after: Mapping[str, int]) -> dict[str, int]:
-    counts = {reason: count - before.get(reason, 0) for reason, count in after.items()}
-    return {reason: count for reason, count in counts.items() if count}
-
-
-def _shares(seconds: float, before: EngineCounters, after: EngineCounters) -> StepShares | None:
-    schedule = (after.schedule_seconds - before.schedule_seconds) / seconds
-    draft = (after.draft_seconds - before.draft_seconds) / seconds
-    target = (after.target_seconds - before.target_seconds) / seconds
-    verify = (after.verify_seconds - before.verify_seconds) / seconds
-    if target == 0.0:
+def _shares(seconds: float, spent: EngineCounters) -> StepShares | None:
+    if spent.target_seconds == 0.0:
         return None
+    schedule, draft, target, verify = (
+        spent.schedule_seconds / seconds,
+        spent.draft_seconds / seconds,
+        spent.target_seconds / seconds,
+        spent.verify_seconds / seconds,
+    )
     return StepShares(
         schedule=schedule,
         draft=draft,
         target=target,
-        attention=(after.attention_seconds - before.attention_seconds) / seconds,
+        attention=spent.attention_seconds / seconds,
         verify=verify,
         other=max(0.0, 1.0 - schedule - draft - target - verify),
     )
 
 
-def _decode_step(steps: Sequence[_Step]) -> DecodeStep | None:
-    alike: dict[int, list[_Step]] = defaultdict(list)
-    for step in steps:
-        if step.decodes and step.decodes == step.sequences:
-            alike[step.decodes].append(step)
+def _decode_step(before: EngineCounters, steps: Sequence[tuple[float, EngineCounters]]) -> DecodeStep | None:
+    """Find the steps that decoded alone, by their batch size; ``steps`` are seconds and the counters after each."""
+    alike: dict[int, list[tuple[float, int]]] = defaultdict(list)
+    for seconds, after in steps:
+        step, before = after - before, after
+        decodes = step.decode_sequence_steps
+        if decodes and decodes == step.sequence_steps:
+            alike[decodes].append((seconds, decodes + step.draft_tokens))
     if not alike:
         return None
-    chosen = max(alike.values(), key=lambda group: sum(step.seconds for step in group))
+    num_sequences, chosen = max(alike.items(), key=lambda item: sum(seconds for seconds, _ in item[1]))
     return DecodeStep(
-        num_sequences=chosen[0].decodes,
-        num_tokens=round(median([step.decodes + step.drafted for step in chosen])),
-        seconds=median([step.seconds for step in chosen]),
+        num_sequences=num_sequences,
+        num_tokens=round(median([num_tokens for _, num_tokens in chosen])),
+        seconds=median([seconds for seconds, _ in chosen]),
         count=len(chosen),
     )

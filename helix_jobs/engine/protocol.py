@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Protocol, Self
+
+from helix_jobs.token_counts import TokenCounts
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -47,19 +49,17 @@ class EngineInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EngineCounters:
+class EngineCounters(TokenCounts):
     """Running totals since the engine was built; a run's figures are the difference of two snapshots.
+
+    ``prompt_tokens`` are those of admitted requests.
 
     Attributes:
         steps: Engine steps.
         sequence_steps: Sum over steps of the sequences in the step; divided by ``steps``, the mean batch size.
         decode_sequence_steps: The part of ``sequence_steps`` that decoded; ``draft_tokens`` over it is the mean depth.
-        prompt_tokens: Prompt tokens of admitted requests.
-        completion_tokens: Emitted tokens.
-        draft_tokens: Proposed tokens.
-        accepted_tokens: Proposed tokens that verification accepted.
-        peak_blocks: Most KV blocks of the target in use at once.
-        cached_prompt_tokens: The part of ``prompt_tokens`` whose keys and values were shared instead of computed.
+        peak_blocks: Most KV blocks of the target in use at once; a difference has the later peak, as none of its own is
+            kept.
         preemptions: How often a running sequence lost its blocks and was queued again.
         schedule_seconds: Time spent on choosing what steps compute.
         draft_seconds: On drafting, the choice of depths included.
@@ -72,12 +72,7 @@ class EngineCounters:
     steps: int = 0
     sequence_steps: int = 0
     decode_sequence_steps: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    draft_tokens: int = 0
-    accepted_tokens: int = 0
     peak_blocks: int = 0
-    cached_prompt_tokens: int = 0
     preemptions: int = 0
     schedule_seconds: float = 0.0
     draft_seconds: float = 0.0
@@ -85,6 +80,11 @@ class EngineCounters:
     attention_seconds: float = 0.0
     verify_seconds: float = 0.0
     depth_reasons: Mapping[str, int] = field(default_factory=dict)
+
+    def __sub__(self, earlier: Self) -> Self:
+        """What has been counted since ``earlier``."""
+        # Not super(): a class with slots is made anew, and super() knows the first one.
+        return replace(TokenCounts.__sub__(self, earlier), peak_blocks=self.peak_blocks)
 
 
 class EngineProtocol(Protocol):

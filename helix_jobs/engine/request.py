@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from helix_jobs.token_counts import TokenCounts
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
@@ -138,9 +140,20 @@ class GenerationResult:
         return len(self.output_token_ids)
 
     @property
+    def tokens(self) -> TokenCounts:
+        """All its tokens."""
+        return TokenCounts(
+            prompt_tokens=self.prompt_tokens,
+            cached_prompt_tokens=self.cached_prompt_tokens,
+            completion_tokens=self.completion_tokens,
+            draft_tokens=self.draft_tokens,
+            accepted_tokens=self.accepted_tokens,
+        )
+
+    @property
     def acceptance_rate(self) -> float | None:
         """Accepted / drafted; None when nothing was drafted."""
-        return self.accepted_tokens / self.draft_tokens if self.draft_tokens else None
+        return self.tokens.acceptance_rate
 
     @property
     def mean_acceptance_length(self) -> float | None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from helix_jobs.storage.process_identity import ProcessIdentity
 from helix_jobs.storage.states import FINAL_STATES, BatchState, JobState
+from helix_jobs.token_counts import TokenCounts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -135,20 +136,15 @@ class Worker(NewWorker):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunTotals:
+class RunTotals(TokenCounts):
     """What one run did, written when it closes."""
 
     steps: int = 0
     jobs_finished: int = 0
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    draft_tokens: int = 0
-    accepted_tokens: int = 0
     mean_batch_size: float | None = None
     mean_depth: float | None = None
     peak_blocks: int | None = None
     tokens_per_second: float | None = None
-    cached_prompt_tokens: int = 0
     preemptions: int = 0
     depth_reasons: Mapping[str, int] = field(default_factory=dict)
     schedule_seconds: float = 0.0
@@ -167,14 +163,13 @@ class Reclaimed:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BatchStatus:
-    """A batch at one moment.
+class BatchStatus(TokenCounts):
+    """A batch at one moment; its tokens are those of the succeeded jobs.
 
     Attributes:
         total: Jobs of the batch; None while it is being submitted.
         counts: Jobs per state, every state present.
         error_counts: Failed jobs per error code.
-        cached_prompt_tokens: The part of ``prompt_tokens`` that was shared with other jobs instead of computed.
         started_at: The earliest claim of a job that ended or runs.
         finished_at: The latest end; None until every job is in a final state.
         read_at: When this was read, for rates of a batch still going.
@@ -190,11 +185,6 @@ class BatchStatus:
     state: BatchState
     counts: Mapping[JobState, int]
     error_counts: Mapping[str, int]
-    prompt_tokens: int
-    cached_prompt_tokens: int
-    completion_tokens: int
-    draft_tokens: int
-    accepted_tokens: int
     started_at: datetime | None
     finished_at: datetime | None
     read_at: datetime
@@ -219,11 +209,6 @@ class BatchStatus:
     def done(self) -> bool:
         """Whether nothing is left to do: sealed, and every job in a final state."""
         return self.state in (BatchState.DONE, BatchState.CANCELLED)
-
-    @property
-    def acceptance_rate(self) -> float | None:
-        """Accepted / drafted over the succeeded jobs; None when nothing was drafted."""
-        return self.accepted_tokens / self.draft_tokens if self.draft_tokens else None
 
     @property
     def elapsed_seconds(self) -> float | None:

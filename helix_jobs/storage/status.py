@@ -13,6 +13,7 @@ from helix_jobs.storage.readable import fetch_all
 from helix_jobs.storage.records import BatchStatus
 from helix_jobs.storage.schema import BATCH_IS_THERE, batch_counters, batches, jobs
 from helix_jobs.storage.states import JobState, derive_batch_state
+from helix_jobs.token_counts import TokenCounts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -133,11 +134,7 @@ def _status(
         state=state,
         counts=counts,
         error_counts={code: count for code, count in sorted(jobs_by_outcome.items()) if count > 0},
-        prompt_tokens=sum(int(row.prompt_tokens) for row in outcomes),
-        cached_prompt_tokens=sum(int(row.cached_prompt_tokens) for row in outcomes),
-        completion_tokens=sum(int(row.completion_tokens) for row in outcomes),
-        draft_tokens=sum(int(row.draft_tokens) for row in outcomes),
-        accepted_tokens=sum(int(row.accepted_tokens) for row in outcomes),
+        **{name: sum(int(getattr(row, name)) for row in outcomes) for name in TokenCounts().tokens()},
         cut_off=sum(int(row.cut_off) for row in outcomes),
         started_at=min(started, default=None),
         finished_at=max(finished, default=None) if batch.total is not None and not unfinished else None,

@@ -187,7 +187,7 @@ def worker_samples(figures: WorkerFigures) -> dict[str, Samples]:
         "helix_engine_draft_tokens_total": _one(totals.draft_tokens),
         "helix_engine_accepted_tokens_total": _one(totals.accepted_tokens),
         "helix_engine_acceptance_ratio": _one(
-            totals.accepted_tokens / totals.draft_tokens if totals.draft_tokens else float("nan")
+            float("nan") if totals.acceptance_rate is None else totals.acceptance_rate
         ),
         "helix_engine_tokens_per_second": _one(figures.tokens_per_second),
         "helix_engine_preemptions_total": _one(totals.preemptions),

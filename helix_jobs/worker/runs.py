@@ -104,7 +104,7 @@ def counted(number: int, noun: str) -> str:
 
 def log_run(run_id: int | None, totals: RunTotals, seconds: float) -> None:
     """The run's one line: words for a person, and in JSON also its figures."""
-    accepted = totals.accepted_tokens / totals.draft_tokens if totals.draft_tokens else None
+    figures = {"run_id": run_id, "seconds": seconds, "acceptance_rate": totals.acceptance_rate, **asdict(totals)}
     logger.info(
         "run of %.1f s: %s, %s, %.1f tokens/s, mean batch %.1f; %s",
         seconds,
@@ -113,7 +113,7 @@ def log_run(run_id: int | None, totals: RunTotals, seconds: float) -> None:
         totals.tokens_per_second or 0.0,
         totals.mean_batch_size or 0.0,
         describe_drafting(totals),
-        extra={"figures": {"run_id": run_id, "seconds": seconds, "acceptance_rate": accepted, **asdict(totals)}},
+        extra={"figures": figures},
     )
 
 
@@ -123,8 +123,8 @@ def describe_drafting(totals: RunTotals) -> str:
     ``drafted 0.4 tokens a sequence and step, 62% accepted: lookup in 40 of 69 steps, off for cost in 29``. With a fixed
     depth there are no reasons.
     """
-    if totals.draft_tokens:
-        accepted = f"{totals.accepted_tokens / totals.draft_tokens:.0%} accepted"
+    if totals.acceptance_rate is not None:
+        accepted = f"{totals.acceptance_rate:.0%} accepted"
         drafted = f"drafted {totals.mean_depth or 0.0:.1f} tokens a sequence and step, {accepted}"
     else:
         drafted = "nothing drafted"
@@ -148,31 +148,21 @@ def run_totals(before: EngineCounters, after: EngineCounters, *, jobs_finished: 
     ``peak_blocks`` is the engine's peak so far: the engine keeps no peak of a single run. A run that computed has spent
     time in attention, so a difference of 0 means that the device cannot tell it apart, and is stored as None.
     """
-    steps = after.steps - before.steps
-    decode_steps = after.decode_sequence_steps - before.decode_sequence_steps
-    draft_tokens = after.draft_tokens - before.draft_tokens
-    completion_tokens = after.completion_tokens - before.completion_tokens
+    spent = after - before
+    decodes = spent.decode_sequence_steps
     return RunTotals(
-        steps=steps,
+        **spent.tokens(),
+        steps=spent.steps,
         jobs_finished=jobs_finished,
-        prompt_tokens=after.prompt_tokens - before.prompt_tokens,
-        cached_prompt_tokens=after.cached_prompt_tokens - before.cached_prompt_tokens,
-        completion_tokens=completion_tokens,
-        draft_tokens=draft_tokens,
-        accepted_tokens=after.accepted_tokens - before.accepted_tokens,
-        mean_batch_size=(after.sequence_steps - before.sequence_steps) / steps if steps else None,
-        mean_depth=draft_tokens / decode_steps if decode_steps else None,
-        peak_blocks=after.peak_blocks,
-        tokens_per_second=completion_tokens / seconds if seconds > 0 else None,
-        preemptions=after.preemptions - before.preemptions,
-        depth_reasons={
-            reason: number
-            for reason, total in after.depth_reasons.items()
-            if (number := total - before.depth_reasons.get(reason, 0))
-        },
-        schedule_seconds=after.schedule_seconds - before.schedule_seconds,
-        draft_seconds=after.draft_seconds - before.draft_seconds,
-        target_seconds=after.target_seconds - before.target_seconds,
-        attention_seconds=after.attention_seconds - before.attention_seconds or None,
-        verify_seconds=after.verify_seconds - before.verify_seconds,
+        mean_batch_size=spent.sequence_steps / spent.steps if spent.steps else None,
+        mean_depth=spent.draft_tokens / decodes if decodes else None,
+        peak_blocks=spent.peak_blocks,
+        tokens_per_second=spent.completion_tokens / seconds if seconds > 0 else None,
+        preemptions=spent.preemptions,
+        depth_reasons=spent.depth_reasons,
+        schedule_seconds=spent.schedule_seconds,
+        draft_seconds=spent.draft_seconds,
+        target_seconds=spent.target_seconds,
+        attention_seconds=spent.attention_seconds or None,
+        verify_seconds=spent.verify_seconds,
     )

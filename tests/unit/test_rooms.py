@@ -27,6 +27,7 @@ FOUNDATIONS = {
     "redaction": set(),
     "redis_url": {"errors", "redaction"},
     "setting": {"errors"},
+    "token_counts": set(),
     "settings": {"errors", "files", "redis_url", "setting"},
     "timing": {"errors"},
     "helix_jobs": {"_version", "client", "values"},  # the public names, imported when they are first used
