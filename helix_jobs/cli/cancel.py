@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from helix_jobs.cli.console import count
 from helix_jobs.cli.group import HelixCommand, command_line, echo_json, helix_options, open_client
 from helix_jobs.settings import MAX_NEW_TOKENS
+from helix_jobs.wording import counted
 
 if TYPE_CHECKING:
     from helix_jobs.settings import Settings
@@ -32,7 +32,7 @@ def cancel(settings: Settings, target: str, *, as_json: bool) -> None:
     elif removed:
         click.echo(f"Batch {target} is removed: its submission had not finished, so no job of it was accepted.")
     elif cancelled:
-        click.echo(f"{count(cancelled, 'job')} cancelled.")
+        click.echo(f"{counted(cancelled, 'job')} cancelled.")
     else:
         click.echo("Nothing to cancel: it had ended already.")
 
@@ -60,7 +60,7 @@ def retry(settings: Settings, batch: str, *, cut: bool, max_tokens: int | None, 
             else:
                 click.echo(again.batch_id)
                 watch = command_line("watch", again.batch_id)
-                jobs = count(again.total, "job")
+                jobs = counted(again.total, "job")
                 before = f"{jobs} {'was' if again.total == 1 else 'were'} submitted again before, as this batch"
                 done = before if again.reused else f"{jobs} submitted again"
                 click.echo(f"{done}. Follow with: {watch}", err=True)
@@ -69,6 +69,6 @@ def retry(settings: Settings, batch: str, *, cut: bool, max_tokens: int | None, 
     if as_json:
         echo_json({"id": batch, "queued": queued})
     elif queued:
-        click.echo(f"{count(queued, 'job')} queued again. Follow with: {command_line('watch', batch)}")
+        click.echo(f"{counted(queued, 'job')} queued again. Follow with: {command_line('watch', batch)}")
     else:
         click.echo("Nothing to retry: no job of this batch failed or was cancelled.")

@@ -1,4 +1,4 @@
-"""Consoles and words: how numbers, times and other people's text appear on a terminal. Pure except for the consoles."""
+"""Consoles, and how times and other people's text appear on a terminal. Pure except for the consoles."""
 
 from __future__ import annotations
 
@@ -15,10 +15,6 @@ if TYPE_CHECKING:
 
 # Wide enough that a table in a pipe is never cut; lines end where their text ends.
 _PIPE_WIDTH: Final = 10_000
-_MINUTE: Final = 60
-_HOUR: Final = 3600
-_DAY: Final = 86_400
-_TWO_DIGITS: Final = 10
 # Control, format, line and paragraph separator, half of a pair.
 _UNSEEN: Final = frozenset({"Cc", "Cf", "Zl", "Zp", "Cs"})
 _HARMLESS_IN_TEXT: Final = frozenset("\n\t\N{ZERO WIDTH JOINER}\N{ZERO WIDTH NON-JOINER}")
@@ -91,43 +87,6 @@ def _replace(character: str) -> str:
 
 def _is_unseen(character: str) -> bool:
     return unicodedata.category(character) in _UNSEEN
-
-
-def count(number: int, noun: str, plural: str | None = None) -> str:
-    """``1 job``, ``1,024 jobs``."""
-    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
-
-
-def data_size(size: int) -> str:
-    """``812 bytes``, ``12.0 kB``, ``3.4 MB``, in steps of 1,024."""
-    for unit, step in (("GB", 1 << 30), ("MB", 1 << 20), ("kB", 1 << 10)):
-        if size >= step:
-            return f"{size / step:.1f} {unit}"
-    return count(size, "byte")
-
-
-def percent(part: float) -> str:
-    """``71 %``; never rounded up to 100."""
-    return f"{min(int(part * 100 + 0.5), 99) if part < 1 else 100} %"
-
-
-def rate(per_second: float) -> str:
-    """``8.4``, ``172``, ``1,024``: three digits say enough."""
-    return f"{per_second:.1f}" if per_second < _TWO_DIGITS else f"{per_second:,.0f}"
-
-
-def duration(seconds: float) -> str:
-    """``0.4 s``, ``42 s``, ``3 min 05 s``, ``2 h 10 min``, ``3 d 4 h``."""
-    if seconds < _TWO_DIGITS:
-        return f"{max(seconds, 0.0):.1f} s"
-    whole = int(seconds + 0.5)
-    if whole < _MINUTE:
-        return f"{whole} s"
-    if whole < _HOUR:
-        return f"{whole // _MINUTE} min {whole % _MINUTE:02d} s"
-    if whole < _DAY:
-        return f"{whole // _HOUR} h {whole % _HOUR // _MINUTE:02d} min"
-    return f"{whole // _DAY} d {whole % _DAY // _HOUR} h"
 
 
 def clock_time(moment: datetime) -> str:

@@ -6,8 +6,9 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from helix_jobs.cli.console import count, duration, percent, printable, rate
+from helix_jobs.cli.console import printable
 from helix_jobs.storage.states import JobState
+from helix_jobs.wording import counted, duration, percent, rate
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -66,7 +67,7 @@ def all_succeeded(status: BatchStatus) -> bool:
 def progress_line(status: BatchStatus, pace: Pace) -> str:
     """One plain line: ``45 of 96 done, 8 running, 1 failed, 102 tokens/s, acceptance 71 %, about 1 min 02 s left``."""
     if status.total is None:
-        return f"{count(status.stored, 'line')} stored, still being submitted"
+        return f"{counted(status.stored, 'line')} stored, still being submitted"
     parts = [f"{status.processed:,} of {status.total:,} done", *_details(status, pace)]
     if pace.eta_seconds is not None and not status.done:
         parts.append(f"about {duration(pace.eta_seconds)} left")
@@ -125,16 +126,16 @@ def summary_lines(status: BatchStatus) -> list[str]:
     shown = [f"{counts[JobState.SUCCEEDED]:,} succeeded"]
     shown += [f"{counts[state]:,} {state}" for state in _NOT_SUCCEEDED if counts[state]]
     spent = "" if status.elapsed_seconds is None else f" in {duration(status.elapsed_seconds)}"
-    lines = [f"{count(status.total or 0, 'job')}: {', '.join(shown)}{spent}"]
+    lines = [f"{counted(status.total or 0, 'job')}: {', '.join(shown)}{spent}"]
     if status.completion_tokens:
-        figures = [count(status.completion_tokens, "token")]
+        figures = [counted(status.completion_tokens, "token")]
         if status.tokens_per_second is not None:
             figures.append(f"{rate(status.tokens_per_second)} tokens/s")
         if status.acceptance_rate is not None:
             figures.append(f"{percent(status.acceptance_rate)} of drafted tokens accepted")
         lines.append(", ".join(figures))
     if status.cut_off:
-        lines.append(f"{count(status.cut_off, 'answer')} cut off by max_tokens or the context")
+        lines.append(f"{counted(status.cut_off, 'answer')} cut off by max_tokens or the context")
     if status.error_counts:
         lines.append(
             "errors: " + ", ".join(f"{code} {number:,}" for code, number in sorted(status.error_counts.items()))

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from helix_jobs.cli.console import clock_time, count, data_size, printable
+from helix_jobs.cli.console import clock_time, printable
 from helix_jobs.cli.group import INTERRUPTED, HelixCommand, command_line, echo_json, helix_options, open_client
+from helix_jobs.wording import counted, data_size
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -159,15 +160,15 @@ class _Report:
             click.echo("Interrupted; the next purge removes the rest of what was begun.", err=True)
         what = "Would be removed" if self.dry_run else "Removed"
         click.echo(
-            f"{what}: {count(purged.batches, 'batch', 'batches')} with {count(purged.jobs, 'job')} and "
-            f"{count(purged.results, 'answer')} ({data_size(purged.bytes)} of text)."
+            f"{what}: {counted(purged.batches, 'batch', 'batches')} with {counted(purged.jobs, 'job')} and "
+            f"{counted(purged.results, 'answer')} ({data_size(purged.bytes)} of text)."
         )
         if purged.runs or purged.workers:
-            rows = f"{count(purged.runs, 'run')} and {count(purged.workers, 'stopped worker')}"
+            rows = f"{counted(purged.runs, 'run')} and {counted(purged.workers, 'stopped worker')}"
             click.echo(f"{what}: the rows of {rows}.")
         if self.files:
             size = data_size(sum(file.bytes for file in self.files))
-            click.echo(f"{what}: {count(len(self.files), 'file')} under HELIX_HOME ({size}).")
+            click.echo(f"{what}: {counted(len(self.files), 'file')} under HELIX_HOME ({size}).")
         if purged.given_back:
             click.echo(f"The database's file is {data_size(purged.given_back)} smaller.")
         if purged.kept_free_bytes >= _WORTH_A_VACUUM:
@@ -183,15 +184,15 @@ def _show(plan: PurgePlan, files: list[HomeFile]) -> None:
     """What is about to be removed, for whoever is asked."""
     for batch in plan.batches[:_SHOWN]:
         named = f" {printable(batch.name)}" if batch.name else ""
-        jobs = count(batch.stored, "job")
+        jobs = counted(batch.stored, "job")
         click.echo(f"  {batch.id}{named}: {jobs}, ended {clock_time(batch.ended_at)}", err=True)
     if len(plan.batches) > _SHOWN:
         click.echo(f"  and {len(plan.batches) - _SHOWN:,} more batches", err=True)
     if plan.begun:
-        click.echo(f"  what an interrupted purge left of {count(len(plan.begun), 'batch', 'batches')}", err=True)
+        click.echo(f"  what an interrupted purge left of {counted(len(plan.begun), 'batch', 'batches')}", err=True)
     if plan.before is not None:
         size = data_size(sum(file.bytes for file in files))
-        rest = f"{count(len(files), 'file')} under HELIX_HOME ({size}), and old rows of stopped workers"
+        rest = f"{counted(len(files), 'file')} under HELIX_HOME ({size}), and old rows of stopped workers"
         click.echo(f"  {rest}", err=True)
 
 

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import click
 
-from helix_jobs.cli.console import count, escape_in_json, make_console, paragraphs, printable
+from helix_jobs.cli.console import escape_in_json, make_console, paragraphs, printable
 from helix_jobs.cli.group import HelixCommand, command_line, echo_json, helix_options, open_client
 from helix_jobs.cli.views import print_answers
 from helix_jobs.storage.states import JobState
+from helix_jobs.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -81,7 +82,7 @@ def results(
     if as_json:
         echo_json({"id": batch, "path": output, "format": chosen, "written": written})
     else:
-        click.echo(f"{count(written, 'result')} written to {printable(output)}", err=True)
+        click.echo(f"{counted(written, 'result')} written to {printable(output)}", err=True)
         if not status.done:
             what = "The batch is still being submitted" if status.total is None else "The batch still runs"
             click.echo(f"{what}; there will be more.", err=True)
@@ -145,4 +146,4 @@ def _show(status: BatchStatus, rows: Iterator[JobResult], *, failed: bool) -> No
         console.print(f"{what}{'.' if status.done else ' so far.'}", soft_wrap=True)
     if unanswered and not failed:
         hint = command_line("results", status.id, "--failed")
-        console.print(f"{count(unanswered, 'job')} without an answer. See why with: {hint}", soft_wrap=True)
+        console.print(f"{counted(unanswered, 'job')} without an answer. See why with: {hint}", soft_wrap=True)

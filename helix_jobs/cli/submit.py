@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 
-from helix_jobs.cli.console import count, is_interactive, make_console, percent, printable, show, working
+from helix_jobs.cli.console import is_interactive, make_console, printable, show, working
 from helix_jobs.cli.follow import follow_for_person, print_summary, worker_notice
 from helix_jobs.cli.group import INTERRUPTED, HelixCommand, command_line, echo_json, fail, helix_options, open_client
 from helix_jobs.cli.options import sampling_options
@@ -18,6 +18,7 @@ from helix_jobs.cli.streams import standard_input
 from helix_jobs.cli.views import alike, bad_line_json, bad_lines_view, batch_json, print_answers
 from helix_jobs.errors import HelixError, InvalidInputError, UnreachableError
 from helix_jobs.storage.states import JobState
+from helix_jobs.wording import counted, percent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -143,12 +144,12 @@ def _store(
         reached.tell_interrupted(console, as_json=as_json)
     if submission.invalid_count:
         _print_bad_lines(submission.invalid, submission.invalid_count, console)
-        skipped = count(submission.invalid_count, "bad line")
+        skipped = counted(submission.invalid_count, "bad line")
         console.print(
             f"{skipped} skipped and written to {printable(options['rejects'])}", style="yellow", soft_wrap=True
         )
     if not as_json:
-        jobs = count(submission.total, "job")
+        jobs = counted(submission.total, "job")
         known = f"This idempotency key names a batch with these {jobs} already: {submission.batch_id}"
         stored = f"{jobs} from {source} stored as batch {submission.batch_id}"
         console.print(known if submission.reused else stored, soft_wrap=True)
@@ -206,7 +207,7 @@ def _refuse(error: InvalidInputError, source: str, console: Console) -> NoReturn
         "invalid": [bad_line_json(fault) for bad in error.bad_lines for fault in bad.faults],
     }
     message = (
-        f"{count(error.count, 'line')} of {source} cannot be accepted; nothing was enqueued. "
+        f"{counted(error.count, 'line')} of {source} cannot be accepted; nothing was enqueued. "
         "Correct the file, or enqueue the other lines with --skip-invalid"
     )
     fail(ctx, error, message, error.exit_code, **details)
@@ -226,7 +227,7 @@ def _print_bad_lines(bad_lines: Sequence[BadLine], total: int, console: Console)
     more = len(faults) - len(shown)
     unread = f" in the first {len(bad_lines):,} of {total:,} bad lines" if total > len(bad_lines) else ""
     if more or unread:
-        console.print(f"... and {count(more, 'fault')} more{unread}" if more else f"These are the faults{unread}.")
+        console.print(f"... and {counted(more, 'fault')} more{unread}" if more else f"These are the faults{unread}.")
 
 
 def _hint(client: HelixClient, submission: Submission, console: Console) -> None:
@@ -284,7 +285,8 @@ def _tell_backlog(client: HelixClient, batch_id: str, console: Console) -> None:
     if others > 0 and not status.done:
         wait = "waits" if others == 1 else "wait"
         console.print(
-            f"{count(others, 'job')} of other batches {wait} too; older and more urgent ones go first.", soft_wrap=True
+            f"{counted(others, 'job')} of other batches {wait} too; older and more urgent ones go first.",
+            soft_wrap=True,
         )
 
 
@@ -335,7 +337,7 @@ def _reading(console: Console, source: str) -> Iterator[Callable[[SubmitProgress
             else ""
         )
         bad = f", {progress.invalid:,} bad" if progress.invalid else ""
-        display.update(f"Reading {source}: {count(progress.accepted + progress.invalid, 'line')}{bad}{share}")
+        display.update(f"Reading {source}: {counted(progress.accepted + progress.invalid, 'line')}{bad}{share}")
 
     with working(console, f"Reading {source}") as display:
         yield show

@@ -5,19 +5,9 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-from helix_jobs.cli.console import (
-    clock_time,
-    count,
-    duration,
-    paragraphs,
-    percent,
-    printable,
-    rate,
-    shorten,
-    show,
-    timestamp,
-)
+from helix_jobs.cli.console import clock_time, paragraphs, printable, shorten, show, timestamp
 from helix_jobs.storage.states import BatchState, JobState
+from helix_jobs.wording import counted, duration, percent, rate
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -136,7 +126,7 @@ def batch_view(status: BatchStatus) -> Table:
     for code, number in sorted(status.error_counts.items()):
         row("Errors", f"{code} {number:,}")
     if status.cut_off:
-        row("Cut off", f"{count(status.cut_off, 'answer')} by max_tokens or the context")
+        row("Cut off", f"{counted(status.cut_off, 'answer')} by max_tokens or the context")
     if status.completion_tokens:
         speed = "" if status.tokens_per_second is None else f", {rate(status.tokens_per_second)} tokens/s"
         shared = f" ({status.cached_prompt_tokens:,} shared)" if status.cached_prompt_tokens else ""
@@ -213,7 +203,7 @@ def worker_line(worker: Worker, lease: float) -> str:
     from helix_jobs.storage.liveness import seems_alive, silence
 
     silent = "" if seems_alive(worker, lease) else f"; silent for {duration(silence(worker))}, probably lost"
-    return printable(f"{worker.target_model}{draft}, {where}, {count(worker.slots, 'slot')}{silent}")
+    return printable(f"{worker.target_model}{draft}, {where}, {counted(worker.slots, 'slot')}{silent}")
 
 
 def facts_view(facts: Iterable[tuple[str, str]]) -> Table:

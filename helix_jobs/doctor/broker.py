@@ -13,13 +13,13 @@ from helix_jobs.broker.publisher import broker_url
 from helix_jobs.broker.queue_names import QueueNames, read_queue_names
 from helix_jobs.doctor.broker_state import BrokerState, read_broker_state
 from helix_jobs.doctor.clock import judge_skew
-from helix_jobs.doctor.disk import describe_bytes
 from helix_jobs.doctor.verdict import Level, Verdict, failure
 from helix_jobs.errors import BrokerUnreachableError, ConfigurationError, HelixError
 from helix_jobs.redaction import redact
 from helix_jobs.redis_url import MEMORY_URL, SOCKET
 from helix_jobs.storage.database import Database
 from helix_jobs.storage.migration import ensure_schema
+from helix_jobs.wording import rough_size
 
 if TYPE_CHECKING:
     from helix_jobs.settings import Settings
@@ -99,8 +99,8 @@ def _queue_names(settings: Settings) -> QueueNames | None:
 
 
 def _judge_memory(state: BrokerState) -> Verdict:
-    limit = f"of {describe_bytes(state.maxmemory)}" if state.maxmemory else "without a limit"
-    finding = f"{describe_bytes(state.used_memory)} used {limit}, maxmemory-policy {state.policy}"
+    limit = f"of {rough_size(state.maxmemory)}" if state.maxmemory else "without a limit"
+    finding = f"{rough_size(state.used_memory)} used {limit}, maxmemory-policy {state.policy}"
     if state.policy != "noeviction":
         remedy = "set maxmemory-policy noeviction (CONFIG SET, and in its configuration): evicted ids stop the queue"
         return Verdict("broker, memory", Level.WARNING, finding, remedy)
@@ -113,7 +113,7 @@ def _judge_older_keys(state: BrokerState, url: str) -> list[Verdict]:
     keys = state.older_keys
     if not keys:
         return []
-    named = ", ".join(f"{ascii(key.name)[1:-1]} ({key.messages:,} ids, {describe_bytes(key.bytes)})" for key in keys)
+    named = ", ".join(f"{ascii(key.name)[1:-1]} ({key.messages:,} ids, {rough_size(key.bytes)})" for key in keys)
     parts = urlsplit(url)
     where = f"-s {shlex.quote(unquote(parts.path))}" if parts.scheme == SOCKET else f"-u {shlex.quote(redact(url))}"
     remedy = f"if no worker of that version runs any more: {removal(keys, where)}"

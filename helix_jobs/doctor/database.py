@@ -10,7 +10,7 @@ from sqlalchemy.exc import DBAPIError
 
 from helix_jobs.doctor.clock import judge_skew
 from helix_jobs.doctor.database_state import DatabaseState, read_database_state
-from helix_jobs.doctor.disk import check_room, describe_bytes, existing, file_system, is_network
+from helix_jobs.doctor.disk import check_room, existing, file_system, is_network
 from helix_jobs.doctor.housekeeping import check_ended
 from helix_jobs.doctor.leases import judge_leases
 from helix_jobs.doctor.verdict import Level, Verdict, failure
@@ -19,6 +19,7 @@ from helix_jobs.storage import store
 from helix_jobs.storage.database import Database
 from helix_jobs.storage.migration import head_revision
 from helix_jobs.storage.process_identity import here
+from helix_jobs.wording import rough_size
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,7 +56,7 @@ def check_database(settings: Settings) -> list[Verdict]:
 def judge_state(state: DatabaseState, url: str) -> list[Verdict]:
     """Judge what a database says about itself; ``url`` without its password."""
     verdicts = [
-        Verdict(SUBJECT, Level.OK, f"{state.server}, {describe_bytes(state.size_bytes)}, {url}"),
+        Verdict(SUBJECT, Level.OK, f"{state.server}, {rough_size(state.size_bytes)}, {url}"),
         _judge_schema(state),
         _judge_writes(state),
     ]
@@ -71,7 +72,7 @@ def judge_state(state: DatabaseState, url: str) -> list[Verdict]:
 
 
 def _judge_log(size: int) -> Verdict:
-    subject, finding = "database, log", f"a write-ahead log of {describe_bytes(size)}"
+    subject, finding = "database, log", f"a write-ahead log of {rough_size(size)}"
     if size <= LARGE_LOG_BYTES:
         return Verdict(subject, Level.OK, finding)
     remedy = "a transaction that reads for long keeps it from being written back: end it, and the log is cut down"

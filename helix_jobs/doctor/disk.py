@@ -9,6 +9,7 @@ from typing import Final
 import psutil
 
 from helix_jobs.doctor.verdict import Level, Verdict
+from helix_jobs.wording import rough_size
 
 # Below the first nothing can be relied on to be written; below the second a night's answers may fill it.
 _TOO_LITTLE: Final = 256 << 20
@@ -31,7 +32,7 @@ _NETWORK: Final = (
 
 def judge_room(subject: str, free: int, where: Path) -> Verdict:
     """Say whether ``free`` bytes are enough."""
-    finding = f"{describe_bytes(free)} free for {where}"
+    finding = f"{rough_size(free)} free for {where}"
     if free >= _LITTLE:
         return Verdict(subject, Level.OK, finding)
     level = Level.FAILED if free < _TOO_LITTLE else Level.WARNING
@@ -67,10 +68,3 @@ def file_system(path: Path) -> str | None:
 def is_network(kind: str | None) -> bool:
     """Whether a file system of this type is on another machine."""
     return kind is not None and kind.startswith(_NETWORK)
-
-
-def describe_bytes(count: int) -> str:
-    """``12 MB``, ``3.4 GB``."""
-    if count >= 1 << 30:
-        return f"{count / (1 << 30):.1f} GB"
-    return f"{count / (1 << 20):.0f} MB"

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Final
 
 from helix_jobs.client.home_files import FileKind, bytes_by_kind, home_files
 from helix_jobs.client.purge import plan_purge
-from helix_jobs.doctor.disk import describe_bytes
 from helix_jobs.doctor.verdict import Level, Verdict, failure
 from helix_jobs.errors import ConfigurationError, UnreadableRowError
 from helix_jobs.storage import store
 from helix_jobs.storage.database import SQLITE
 from helix_jobs.storage.sqlite_space import free_room
+from helix_jobs.wording import rough_size
 
 if TYPE_CHECKING:
     from helix_jobs.settings import Settings
@@ -36,11 +36,11 @@ def check_ended(database: Database, size_bytes: int) -> list[Verdict]:
         free = free_room(c).bytes if database.dialect == SQLITE else 0
     jobs = sum(batch.stored for batch in plan.batches)
     share = int(size_bytes * jobs / stored) if stored else 0
-    finding = f"{len(plan.batches):,} ended more than {OLD.days} days ago, {jobs:,} jobs, about {describe_bytes(share)}"
+    finding = f"{len(plan.batches):,} ended more than {OLD.days} days ago, {jobs:,} jobs, about {rough_size(share)}"
     if plan.begun:
         finding += f"; an interrupted purge left a part of {len(plan.begun):,}"
     if free:
-        finding += f"; {describe_bytes(free)} of the file are free"
+        finding += f"; {rough_size(free)} of the file are free"
     if share >= LARGE_DATABASE_BYTES or plan.begun:
         return [Verdict("old batches", Level.WARNING, finding, _REMEDY)]
     if free >= LARGE_DATABASE_BYTES:
@@ -58,9 +58,9 @@ def check_files(settings: Settings) -> list[Verdict]:
         finding = f"cannot be looked at: {error.filename or settings.home}: {error.strerror or error}"
         return [Verdict("home, files", Level.FAILED, finding, "correct the owner and permissions of what lies there")]
     sizes = bytes_by_kind(files)
-    parts = [f"{_WORDS[kind]} {describe_bytes(sizes.get(kind, 0))}" for kind in FileKind]
+    parts = [f"{_WORDS[kind]} {rough_size(sizes.get(kind, 0))}" for kind in FileKind]
     old = sum(file.bytes for file in files if file.used_at < datetime.now(UTC) - OLD)
-    finding = f"{', '.join(parts)}; not used for {OLD.days} days: {describe_bytes(old)}"
+    finding = f"{', '.join(parts)}; not used for {OLD.days} days: {rough_size(old)}"
     if sum(sizes.values()) >= LARGE_FILES_BYTES:
         return [Verdict("home, files", Level.WARNING, finding, _REMEDY)]
     return [Verdict("home, files", Level.OK, finding)]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from helix_jobs.doctor.verdict import Level, Verdict
 from helix_jobs.storage.liveness import why_dead
-from helix_jobs.worker.runs import counted
+from helix_jobs.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

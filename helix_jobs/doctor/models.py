@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from helix_jobs.doctor.disk import describe_bytes
 from helix_jobs.doctor.verdict import Level, Verdict, failure
 from helix_jobs.engine.config import DraftSpec
 from helix_jobs.engine.loading.checkpoint import Checkpoint, find_local_checkpoint
 from helix_jobs.engine.loading.demo_model import DEMO_MODEL
 from helix_jobs.errors import HelixError
+from helix_jobs.wording import rough_size
 
 if TYPE_CHECKING:
     from helix_jobs.settings import Settings
@@ -38,7 +38,7 @@ def _check(subject: str, name: str, settings: Settings) -> Verdict:
         return failure(subject, error)
     if found is not None:
         parameters = f"{found.parameters / 1e6:,.0f} million parameters"
-        finding = f"{name}: {parameters}, {describe_bytes(_size(found))} in {found.folder}"
+        finding = f"{name}: {parameters}, {rough_size(_size(found))} in {found.folder}"
         return Verdict(subject, Level.OK, finding)
     size = " (93 MB)" if name == DEMO_MODEL else ""
     finding = f"{name} is not on this machine; the first worker downloads it{size}"

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 from helix_jobs.errors import ExhaustedError, HelixError
 from helix_jobs.exhaustion import explain_missing_descriptor
+from helix_jobs.wording import counted
 from helix_jobs.worker.hard_exit import HardExit
-from helix_jobs.worker.runs import counted
 from helix_jobs.worker.shutdown import EXIT_FAILED, EXIT_INTERRUPTED, Action, Event, Shutdown, react
 
 if TYPE_CHECKING:

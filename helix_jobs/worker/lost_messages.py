@@ -16,8 +16,8 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from helix_jobs.storage import store
+from helix_jobs.wording import counted
 from helix_jobs.worker.audit import Audit
-from helix_jobs.worker.runs import counted
 from helix_jobs.worker.stranded_messages import send_again
 
 if TYPE_CHECKING:

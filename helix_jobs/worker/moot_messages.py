@@ -20,7 +20,7 @@ from helix_jobs.broker.junk_sweep import sweep
 from helix_jobs.broker.messages import job_id_of_message
 from helix_jobs.redis_url import MEMORY_URL
 from helix_jobs.storage import store
-from helix_jobs.worker.runs import counted
+from helix_jobs.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 from helix_jobs.errors import HelixError
 from helix_jobs.storage import store
 from helix_jobs.storage.store import RunTotals
+from helix_jobs.wording import counted
 from helix_jobs.worker.engine_thread import Run
 
 if TYPE_CHECKING:
@@ -95,11 +96,6 @@ class DatabaseRunRecorder:
             refused: Future[None] = Future()
             refused.set_exception(error)
             return refused
-
-
-def counted(number: int, noun: str) -> str:
-    """``1 job``, ``2 jobs``, as log lines say it."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def log_run(run_id: int | None, totals: RunTotals, seconds: float) -> None:

@@ -20,6 +20,7 @@ from helix_jobs.storage.faults import MACHINES_OWN
 from helix_jobs.storage.states import JobState
 from helix_jobs.storage.store import FinishedJob
 from helix_jobs.timing import DEFAULT_TIMING
+from helix_jobs.wording import counted
 from helix_jobs.worker.active_job import ActiveJob
 from helix_jobs.worker.claims import JobClaims, Refusal
 from helix_jobs.worker.counters import WorkerCounters
@@ -28,7 +29,7 @@ from helix_jobs.worker.gate import Entry, JobGate
 from helix_jobs.worker.job_endings import Fail, Succeed, Unfinished, Withdrawn, decide, outcome, refused_by_database
 from helix_jobs.worker.postponed_jobs import PostponedJobs
 from helix_jobs.worker.request_encoder import RequestEncoder, engine_request_id
-from helix_jobs.worker.runs import DatabaseRunRecorder, counted
+from helix_jobs.worker.runs import DatabaseRunRecorder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -30,8 +30,8 @@ from helix_jobs.errors import HelixError, UnreachableError
 from helix_jobs.exhaustion import explain_exhaustion, missing_descriptor
 from helix_jobs.storage import store
 from helix_jobs.timing import DEFAULT_TIMING
+from helix_jobs.wording import counted
 from helix_jobs.worker.periodic import Periodic
-from helix_jobs.worker.runs import counted
 from helix_jobs.worker.watched_time import WatchedTime
 
 if TYPE_CHECKING:

@@ -30,6 +30,7 @@ FOUNDATIONS = {
     "token_counts": set(),
     "settings": {"errors", "files", "redis_url", "setting"},
     "timing": {"errors"},
+    "wording": set(),
     "helix_jobs": {"_version", "client", "values"},  # the public names, imported when they are first used
     "__main__": {"cli"},
 }
@@ -44,7 +45,7 @@ ARROWS = {
     "results": {"intake", "storage"},
     "client": {"broker", "intake", "observability", "storage", "values"},
     "worker": {"broker", "engine.loading", "intake", "observability", "storage", "values"},
-    "doctor": {"broker", "client", "engine.devices", "engine.kernels", "engine.loading", "storage", "values", "worker"},
+    "doctor": {"broker", "client", "engine.devices", "engine.kernels", "engine.loading", "storage", "values"},
     "bench": {
         *("broker", "client", "engine", "intake", "results", "storage", "values"),
         *("engine.devices", "engine.loading", "engine.model", "engine.speculation", "engine.text"),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from helix_jobs.cli.console import count, duration, rate, show
+from helix_jobs.cli.console import show
+from helix_jobs.wording import counted, duration, rate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,11 +25,11 @@ def show_queue_report(console: Console, report: QueueReport) -> None:
 
     work = report.workload
     console.print(
-        f"queue: {count(work['jobs'], 'job')}, {count(work['workers'], 'worker')} of {work['batch_size']} slots, "
+        f"queue: {counted(work['jobs'], 'job')}, {counted(work['workers'], 'worker')} of {work['batch_size']} slots, "
         f"{report.database}, {report.broker}",
         soft_wrap=True,
     )
-    console.print(f"{report.host.cpu}, {count(report.host.logical_cores or 0, 'core')}", soft_wrap=True)
+    console.print(f"{report.host.cpu}, {counted(report.host.logical_cores or 0, 'core')}", soft_wrap=True)
     rows = list(_rows(report))
     if not rows:
         return
@@ -66,7 +67,7 @@ def _rows(report: QueueReport) -> Iterator[_Row]:
     if report.broker_use is not None:
         use = report.broker_use
         size = f"{use.peak_bytes / _MEGA:.1f} MB at most, {use.idle_bytes / _MEGA:.1f} MB without messages"
-        yield "broker", "", f"{count(use.peak_depth, 'message')} at most; {size}"
+        yield "broker", "", f"{counted(use.peak_depth, 'message')} at most; {size}"
 
 
 def _drain_rows(drain: DrainFigures, celery: CeleryFigures | None) -> Iterator[_Row]:

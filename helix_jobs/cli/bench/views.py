@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from helix_jobs.cli.console import count, percent, printable, rate, show
+from helix_jobs.cli.console import printable, show
+from helix_jobs.wording import counted, percent, rate
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,7 +36,9 @@ def show_report(console: Console, report: BenchReport) -> None:
     for one in cases:
         failed = sum(round_.failed for round_ in one.rounds)
         if failed:
-            console.print(f"{_where(one)}: {count(failed, 'request')} failed; the figures leave them out.", style="red")
+            console.print(
+                f"{_where(one)}: {counted(failed, 'request')} failed; the figures leave them out.", style="red"
+            )
     for peer in report.peers:
         if peer.error is not None:
             console.print(
@@ -50,12 +53,12 @@ def _heading(report: BenchReport) -> list[str]:
     runs = next((one.rounds[0] for one in report.cases if one.rounds), None)
     lines = [
         f"{report.workload['name']}: {report.target}, {report.dtype}, {report.device}",
-        f"{machine.cpu}, {count(machine.threads, 'thread')}, torch {machine.torch}",
+        f"{machine.cpu}, {counted(machine.threads, 'thread')}, torch {machine.torch}",
     ]
     if runs is not None:
         lines.append(
-            f"{count(runs.requests, 'request')}, {count(runs.prompt_tokens, 'prompt token')}; medians of "
-            f"{count(report.workload['repeat'], 'round')}"
+            f"{counted(runs.requests, 'request')}, {counted(runs.prompt_tokens, 'prompt token')}; medians of "
+            f"{counted(report.workload['repeat'], 'round')}"
         )
     return lines
 
@@ -106,7 +109,7 @@ def _time(cases: Sequence[CaseReport]) -> Table:
             _mode(one),
             str(one.case.batch_size),
             *parts,
-            _NONE if step is None else f"{step.seconds * _MILLI:.1f} ms, {count(step.num_tokens, 'token')}",
+            _NONE if step is None else f"{step.seconds * _MILLI:.1f} ms, {counted(step.num_tokens, 'token')}",
             _share(one.floor_share),
             f"{memory / _GIGA:.1f} GB",
         )

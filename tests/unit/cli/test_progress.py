@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from helix_jobs.cli.console import count, duration, percent, printable, rate, shorten
+from helix_jobs.cli.console import printable, shorten
 from helix_jobs.cli.progress import Pace, PaceMeter, all_succeeded, progress_line, progress_view, summary_lines
 from helix_jobs.cli.views import batches_view
 from helix_jobs.storage.states import BatchState, JobState
@@ -135,22 +135,6 @@ def test_batch_ids_and_counts_are_never_cut(width):
 @pytest.mark.parametrize(
     ("found", "expected"),
     [
-        (duration(0.04), "0.0 s"),
-        (duration(9.96), "10.0 s"),
-        (duration(42.4), "42 s"),
-        (duration(59.7), "1 min 00 s"),
-        (duration(185), "3 min 05 s"),
-        (duration(7800), "2 h 10 min"),
-        (duration(273_600), "3 d 4 h"),
-        (duration(-1), "0.0 s"),
-        (percent(0.0), "0 %"),
-        (percent(0.714), "71 %"),
-        (percent(0.9999), "99 %"),
-        (percent(1.0), "100 %"),
-        (rate(8.42), "8.4"),
-        (rate(1024.4), "1,024"),
-        (count(1, "job"), "1 job"),
-        (count(1024, "job"), "1,024 jobs"),
         (shorten("a\n b\tc", 10), "a b c"),
         (shorten("abcdefghij", 5), "abcd…"),
         (shorten("x" * 1000, 5), "xxxx…"),

@@ -12,9 +12,10 @@ import pytest
 
 from helix_jobs.doctor import disk, home, housekeeping
 from helix_jobs.doctor import models as doctor_models
-from helix_jobs.doctor.disk import check_room, describe_bytes, is_network, judge_room
+from helix_jobs.doctor.disk import check_room, is_network, judge_room
 from helix_jobs.doctor.home import check_home
 from helix_jobs.doctor.models import check_models
+from helix_jobs.wording import rough_size
 from tests.unit.doctor.verdicts import FAILED, OK, WARNING, levels, only
 
 # home and disk
@@ -79,7 +80,7 @@ def test_files_that_cannot_be_looked_at_end_no_other_check(settings, monkeypatch
 def test_room_on_a_disk(free, level):
     found = judge_room("home, disk", free, Path("/x"))
     assert found.level is level
-    assert describe_bytes(free) in found.finding
+    assert rough_size(free) in found.finding
     assert bool(found.remedy) is (level is not OK)
 
 

@@ -15,7 +15,6 @@ from helix_jobs.errors import EngineError, ExhaustedError
 from helix_jobs.storage import store
 from helix_jobs.storage.schema import jobs, results
 from helix_jobs.worker.counters import WORKER_OUTCOMES, WorkerCounters
-from helix_jobs.worker.runs import counted
 from tests.unit.worker.service_bench import Bench
 from tests.worker_box import wait_until
 
@@ -243,8 +242,6 @@ def test_log_lines_are_sentences(make_bench: Any, caplog: pytest.LogCaptureFixtu
         "job ended: failed",
     }
     assert "stopping: no job is running" in messages
-    assert counted(1, "job") == "1 job"
-    assert counted(0, "job") == "0 jobs"
 
 
 def test_a_job_that_is_handed_back_while_it_is_encoded_is_queued_whatever_encoding_says(make_bench: Any) -> None:

@@ -1,0 +1,40 @@
+"""How numbers, sizes, shares and spans of time are written."""
+
+from __future__ import annotations
+
+import pytest
+
+from helix_jobs.wording import counted, data_size, duration, percent, rate, rough_size
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (duration(0.04), "0.0 s"),
+        (duration(9.96), "10.0 s"),
+        (duration(42.4), "42 s"),
+        (duration(59.7), "1 min 00 s"),
+        (duration(185), "3 min 05 s"),
+        (duration(7800), "2 h 10 min"),
+        (duration(273_600), "3 d 4 h"),
+        (duration(-1), "0.0 s"),
+        (percent(0.0), "0 %"),
+        (percent(0.714), "71 %"),
+        (percent(0.9999), "99 %"),
+        (percent(1.0), "100 %"),
+        (rate(8.42), "8.4"),
+        (rate(1024.4), "1,024"),
+        (counted(1, "job"), "1 job"),
+        (counted(0, "job"), "0 jobs"),
+        (counted(1024, "job"), "1,024 jobs"),
+        (counted(2, "batch", "batches"), "2 batches"),
+        (data_size(1), "1 byte"),
+        (data_size(1023), "1,023 bytes"),
+        (data_size(5000), "4.9 kB"),
+        (data_size(3 << 29), "1.5 GB"),
+        (rough_size(600_000), "1 MB"),
+        (rough_size(1 << 30), "1.0 GB"),
+    ],
+)
+def test_words(found: str, expected: str) -> None:
+    assert found == expected
