@@ -109,7 +109,7 @@ class Engine:
             dtype=models.target.dtype_name,
             overflows_float16=models.target.overflowed,
             is_reproducible=_is_reproducible(models.target, drafting, config.speculation),
-            kernels="torch" if models.target.decoder.native is None else "compiled",
+            kernels=models.target.decoder.attention.kernels,
             speculation_depth=None if config.speculation.is_adaptive else config.speculation.ceiling,
             max_batch_size=config.max_batch_size,
             max_model_len=context,

@@ -89,7 +89,7 @@ def token_slices(runner: ModelRunner, slices: list[tuple[int, int]]) -> list[Tok
 
 def count_groups(runner: ModelRunner, slices: list[tuple[int, int]]) -> int:
     """Dense attention problems that each layer cuts a step into, one after the other."""
-    return len(runner.plan(token_slices(runner, slices)).groups)
+    return len(runner.plan(token_slices(runner, slices)).attention.groups)
 
 
 def prompt_chunks(lengths: list[int], budget: int) -> list[list[tuple[int, int]]]:

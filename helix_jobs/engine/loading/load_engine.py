@@ -15,6 +15,7 @@ from helix_jobs.engine.devices.self_check import check_device
 from helix_jobs.engine.engine import Engine
 from helix_jobs.engine.kernels.cpu.build import processor_features
 from helix_jobs.engine.kernels.cpu.kernels import load_kernels
+from helix_jobs.engine.kernels.cpu.native_decoder import native_of, with_native
 from helix_jobs.engine.loading.model_loader import INT8, get_device, load_models
 from helix_jobs.engine.loading.reproducible import make_draft_reproducible, make_reproducible
 from helix_jobs.engine.loading.sizing import batch_limits, cache_config
@@ -129,10 +130,10 @@ def without_slow_int8(models: LoadedModels, on_progress: Callable[[str], None] |
 
 def _computing_natively(model: LoadedModel, folder: Path) -> LoadedModel:
     decoder = model.decoder
-    if decoder.native is not None:
+    if native_of(decoder) is not None:
         return model
     kernels = load_kernels(folder, decoder.dtype, decoder.device, decoder.geometry.head_dim)
-    return replace(model, decoder=decoder.with_native(kernels))
+    return replace(model, decoder=with_native(decoder, kernels))
 
 
 def speculation_config(depth: int | None, draft: DraftSpec) -> SpeculationConfig:
@@ -151,7 +152,7 @@ def _identity(models: LoadedModels, config: EngineConfig) -> dict[str, str]:
         "draft": "none" if models.draft is None else f"{models.draft.name} {models.draft.dtype_name}",
         "threads": str(torch.get_num_threads()),
         "torch": torch.__version__,
-        "kernels": "torch" if models.target.decoder.native is None else "compiled",
+        "kernels": models.target.decoder.attention.kernels,
         "reproducible": str(models.target.is_reproducible),
         "max_batch_size": str(config.max_batch_size),
         "max_depth": str(config.speculation.max_depth),

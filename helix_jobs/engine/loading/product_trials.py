@@ -14,6 +14,7 @@ import torch
 from helix_jobs.engine.devices.devices import describe_device
 from helix_jobs.engine.devices.kept_file import KeptFile
 from helix_jobs.engine.kernels.cpu.build import processor_features
+from helix_jobs.engine.kernels.cpu.native_decoder import native_of
 from helix_jobs.engine.kernels.cpu.tiled_linear import TiledLinear
 from helix_jobs.engine.weights.linear import DenseLinear
 from helix_jobs.engine.weights.rounding import TRIED_ROWS, cancelling_operands, rounding_classes
@@ -141,13 +142,14 @@ def try_products(decoder: Decoder, folder: Path, report: Callable[[str], None]) 
         return {}
     has_bias = {shape_of(linear): linear.bias is not None for linear in linears}
     shapes = sorted(has_bias)
+    native = native_of(decoder)
     identity = {
         "device": describe_device(decoder.device),
         "processor": processor_features(),
         "dtype": str(decoder.dtype),
         "threads": str(torch.get_num_threads()),
         "torch": torch.__version__,
-        "tiles": str(decoder.native is not None and decoder.native.has_tiles),
+        "tiles": str(native is not None and native.has_tiles),
         "shapes": str(shapes),
     }
     file = KeptFile(folder, "products", identity)
@@ -207,7 +209,7 @@ class _Probe:
 
     def tiled(self) -> TiledLinear | None:
         """The layer in matrix tiles; None where there are none."""
-        native = self._decoder.native
+        native = native_of(self._decoder)
         if native is None or not TiledLinear.serves(self._dense.in_features, self._decoder.dtype, native):
             return None
         return TiledLinear(self._dense, native)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from helix_jobs.engine.devices.devices import describe_device
+from helix_jobs.engine.kernels.cpu.native_decoder import native_of
 from helix_jobs.engine.kernels.cpu.tiled_linear import TiledLinear
 from helix_jobs.engine.loading.product_trials import count_products, shape_of, slowdown, try_products
 from helix_jobs.engine.weights.linear import DenseLinear
@@ -115,14 +116,15 @@ def _made_reproducible(model: LoadedModel, when: str, folder: Path, report: Call
 
 def _changed(decoder: Decoder, trials: Mapping[Shape, ShapeTrial]) -> Decoder:
     """The decoder with its dense layers computed as the trials say."""
+    native = native_of(decoder)
 
     def change(linear: Linear) -> Linear:
         if not isinstance(linear, DenseLinear):
             return linear
         trial = trials[shape_of(linear)]
         if trial.has_matrix_tiles:
-            assert decoder.native is not None, "compiled kernels multiply in matrix tiles"
-            return TiledLinear(linear, decoder.native)
+            assert native is not None, "compiled kernels multiply in matrix tiles"
+            return TiledLinear(linear, native)
         linear.use_tiles(trial.tiles or ANY_ROWS)
         return linear
 
@@ -134,6 +136,6 @@ def _obstacle(decoder: Decoder) -> str | None:
     """Why nothing would help; None where something may."""
     if decoder.device.type != "cpu":
         return f"it is for the CPU, and the device is {describe_device(decoder.device)}; {_GO_ON}"
-    if decoder.native is None:
+    if not decoder.attention.is_independent:
         return "without compiled kernels attention rounds by what is computed beside it; install a C++ compiler (g++)"
     return None

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig
 
-_tanh_gelu: Final = partial(functional.gelu, approximate="tanh")
+tanh_gelu: Final = partial(functional.gelu, approximate="tanh")
 
 # Several names are one function written out in different ways: the results differ by rounding, the fused one is taken.
 ACTIVATIONS: Final[dict[str, Callable[[torch.Tensor], torch.Tensor]]] = {
@@ -21,21 +21,12 @@ ACTIVATIONS: Final[dict[str, Callable[[torch.Tensor], torch.Tensor]]] = {
     "swish": functional.silu,
     "gelu": functional.gelu,
     "gelu_python": functional.gelu,
-    "gelu_new": _tanh_gelu,
-    "gelu_fast": _tanh_gelu,
-    "gelu_accurate": _tanh_gelu,
-    "gelu_pytorch_tanh": _tanh_gelu,
-    "gelu_python_tanh": _tanh_gelu,
+    "gelu_new": tanh_gelu,
+    "gelu_fast": tanh_gelu,
+    "gelu_accurate": tanh_gelu,
+    "gelu_pytorch_tanh": tanh_gelu,
+    "gelu_python_tanh": tanh_gelu,
     "relu": functional.relu,
-}
-
-# Those that compiled kernels have, by their names there. torch cuts a tensor up for its threads wherever that makes
-# equal parts, and computes what is left of a part's last vector by another function, which rounds otherwise: a row's
-# result depends on how many there are. Only ReLU, which rounds nothing, needs no kernel.
-COMPILED_ACTIVATIONS: Final[dict[Callable[[torch.Tensor], torch.Tensor], str]] = {
-    functional.silu: "silu",
-    functional.gelu: "gelu",
-    _tanh_gelu: "tanh_gelu",
 }
 
 

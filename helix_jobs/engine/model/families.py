@@ -13,15 +13,20 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch import nn
 
+from helix_jobs.engine.attention.backend import AttentionSpec, LayerAttention
+from helix_jobs.engine.attention.dense import DenseAttention
 from helix_jobs.engine.attention.kv_cache import CacheGeometry
 from helix_jobs.engine.attention.rotary import RotaryTable
 from helix_jobs.engine.model.activations import ACTIVATIONS, activation_name
 from helix_jobs.engine.model.decoder import Decoder, DecoderLayer
+from helix_jobs.engine.model.feed_forward import GatedFeedForward, PlainFeedForward
 from helix_jobs.engine.model.norms import LayerNorm, RmsNorm
 from helix_jobs.engine.model.placement import Placement
 from helix_jobs.engine.weights.linear import DenseLinear
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from transformers import PreTrainedModel
 
 
@@ -48,44 +53,39 @@ def _gated(model: Any, place: Placement) -> Decoder:  # noqa: ANN401  (its modul
     geometry = CacheGeometry.of(config)
     is_gemma = config.model_type == "gemma"
     norm = partial(_rms_norm, place, offset=1.0 if is_gemma else 0.0, eps=config.rms_norm_eps)
-    layers = []
+    activation = ACTIVATIONS[activation_name(config)]
+    layers, attentions = [], []
     for index in range(len(base.layers)):
         layer = base.layers[index]
         attention, mlp = layer.self_attn, layer.mlp
         if hasattr(attention, "qkv_proj"):  # Phi-3 stores them stacked already
-            qkv, mlp_in = _linear(place, attention.qkv_proj), _linear(place, mlp.gate_up_proj)
+            qkv, gate_up = _linear(place, attention.qkv_proj), _linear(place, mlp.gate_up_proj)
         else:
             qkv = _linear(place, attention.q_proj, attention.k_proj, attention.v_proj)
-            mlp_in = _linear(place, mlp.gate_proj, mlp.up_proj)
-        has_head_norms = hasattr(attention, "q_norm")
+            gate_up = _linear(place, mlp.gate_proj, mlp.up_proj)
+        head_norms = (norm(attention.q_norm), norm(attention.k_norm)) if hasattr(attention, "q_norm") else ()
+        attentions.append(LayerAttention(float(attention.scaling), *head_norms))
         layers.append(
             DecoderLayer(
                 attention_norm=norm(layer.input_layernorm),
                 qkv=qkv,
-                query_norm=norm(attention.q_norm) if has_head_norms else None,
-                key_norm=norm(attention.k_norm) if has_head_norms else None,
                 attention_out=_linear(place, attention.o_proj),
-                mlp_norm=norm(layer.post_attention_layernorm),
-                mlp_in=mlp_in,
-                mlp_out=_linear(place, mlp.down_proj),
-                scaling=float(attention.scaling),
+                feed_forward_norm=norm(layer.post_attention_layernorm),
+                feed_forward=GatedFeedForward(gate_up, _linear(place, mlp.down_proj), activation),
             )
         )
         base.layers[index] = nn.Identity()
     embedding = place.take(base.embed_tokens.weight)
     scale = torch.tensor(config.hidden_size**0.5, dtype=embedding.dtype) if is_gemma else None
+    rotary = _rotary(base.rotary_emb, geometry.head_dim, embedding)
     return Decoder(
-        geometry=geometry,
-        num_heads=config.num_attention_heads,
+        attention=_attention(config, rotary, attentions),
         embedding=embedding,
         embedding_scale=None if scale is None else scale.to(embedding.device),
         position_embedding=None,
-        rotary=_rotary(base.rotary_emb, geometry.head_dim, embedding),
         layers=tuple(layers),
         final_norm=norm(base.norm),
         head=_head(place, model.lm_head, base.embed_tokens.weight, embedding),
-        activation=ACTIVATIONS[activation_name(config)],
-        is_gated=True,
         has_parallel_residual=False,
         dtype=embedding.dtype,
         device=embedding.device,
@@ -95,6 +95,7 @@ def _gated(model: Any, place: Placement) -> Decoder:  # noqa: ANN401  (its modul
 def _gpt2(model: Any, place: Placement) -> Decoder:  # noqa: ANN401  (as above)
     """GPT-2: layer norms, learned positions, transposed weights."""
     config, base = model.config, model.base_model
+    activation = ACTIVATIONS[activation_name(config)]
     layers = []
     for index in range(len(base.h)):
         layer = base.h[index]
@@ -102,29 +103,24 @@ def _gpt2(model: Any, place: Placement) -> Decoder:  # noqa: ANN401  (as above)
             DecoderLayer(
                 attention_norm=_layer_norm(place, layer.ln_1),
                 qkv=_transposed(place, layer.attn.c_attn),
-                query_norm=None,
-                key_norm=None,
                 attention_out=_transposed(place, layer.attn.c_proj),
-                mlp_norm=_layer_norm(place, layer.ln_2),
-                mlp_in=_transposed(place, layer.mlp.c_fc),
-                mlp_out=_transposed(place, layer.mlp.c_proj),
-                scaling=_gpt2_scaling(config, index),
+                feed_forward_norm=_layer_norm(place, layer.ln_2),
+                feed_forward=PlainFeedForward(
+                    _transposed(place, layer.mlp.c_fc), _transposed(place, layer.mlp.c_proj), activation
+                ),
             )
         )
         base.h[index] = nn.Identity()
     embedding = place.take(base.wte.weight)
+    attentions = [LayerAttention(_gpt2_scaling(config, index)) for index in range(len(layers))]
     return Decoder(
-        geometry=CacheGeometry.of(config),
-        num_heads=config.num_attention_heads,
+        attention=_attention(config, None, attentions),
         embedding=embedding,
         embedding_scale=None,
         position_embedding=place.take(base.wpe.weight),
-        rotary=None,
         layers=tuple(layers),
         final_norm=_layer_norm(place, base.ln_f),
         head=_head(place, model.lm_head, base.wte.weight, embedding),
-        activation=ACTIVATIONS[activation_name(config)],
-        is_gated=False,
         has_parallel_residual=False,
         dtype=embedding.dtype,
         device=embedding.device,
@@ -140,6 +136,7 @@ def _gpt_neox(model: Any, place: Placement) -> Decoder:  # noqa: ANN401  (as abo
     """GPT-NeoX (Pythia): layer norms, partly rotated heads, attention and MLP in parallel."""
     config, base = model.config, model.base_model
     geometry = CacheGeometry.of(config)
+    activation = ACTIVATIONS[activation_name(config)]
     layers = []
     for index in range(len(base.layers)):
         layer = base.layers[index]
@@ -147,29 +144,24 @@ def _gpt_neox(model: Any, place: Placement) -> Decoder:  # noqa: ANN401  (as abo
             DecoderLayer(
                 attention_norm=_layer_norm(place, layer.input_layernorm),
                 qkv=_regrouped(place, layer.attention.query_key_value, config.num_attention_heads, geometry.head_dim),
-                query_norm=None,
-                key_norm=None,
                 attention_out=_linear(place, layer.attention.dense),
-                mlp_norm=_layer_norm(place, layer.post_attention_layernorm),
-                mlp_in=_linear(place, layer.mlp.dense_h_to_4h),
-                mlp_out=_linear(place, layer.mlp.dense_4h_to_h),
-                scaling=geometry.head_dim**-0.5,
+                feed_forward_norm=_layer_norm(place, layer.post_attention_layernorm),
+                feed_forward=PlainFeedForward(
+                    _linear(place, layer.mlp.dense_h_to_4h), _linear(place, layer.mlp.dense_4h_to_h), activation
+                ),
             )
         )
         base.layers[index] = nn.Identity()
     embedding = place.take(base.embed_in.weight)
+    rotary = _rotary(base.rotary_emb, geometry.head_dim, embedding)
     return Decoder(
-        geometry=geometry,
-        num_heads=config.num_attention_heads,
+        attention=_attention(config, rotary, [LayerAttention(geometry.head_dim**-0.5)] * len(layers)),
         embedding=embedding,
         embedding_scale=None,
         position_embedding=None,
-        rotary=_rotary(base.rotary_emb, geometry.head_dim, embedding),
         layers=tuple(layers),
         final_norm=_layer_norm(place, base.final_layer_norm),
         head=_head(place, model.get_output_embeddings(), base.embed_in.weight, embedding),
-        activation=ACTIVATIONS[activation_name(config)],
-        is_gated=False,
         has_parallel_residual=bool(config.use_parallel_residual),
         dtype=embedding.dtype,
         device=embedding.device,
@@ -177,6 +169,17 @@ def _gpt_neox(model: Any, place: Placement) -> Decoder:  # noqa: ANN401  (as abo
 
 
 _FAMILIES: Final = {"gpt2": _gpt2, "gpt_neox": _gpt_neox}
+
+
+def _attention(config: Any, rotary: RotaryTable | None, layers: Sequence[LayerAttention]) -> DenseAttention:  # noqa: ANN401  (as above)
+    return DenseAttention(
+        AttentionSpec(
+            geometry=CacheGeometry.of(config),
+            num_heads=config.num_attention_heads,
+            rotary=rotary,
+            layers=tuple(layers),
+        )
+    )
 
 
 def _head(place: Placement, module: nn.Linear, tied_to: torch.Tensor, embedding: torch.Tensor) -> DenseLinear:

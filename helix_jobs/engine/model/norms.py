@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch.nn import functional
-
-if TYPE_CHECKING:
-    from helix_jobs.engine.kernels.cpu.kernels import NativeKernels
 
 
 class Norm(Protocol):
@@ -25,7 +22,6 @@ class RmsNorm:
         # [size]
         self.weight = weight
         self.eps = eps
-        self._native: NativeKernels | None = None
         # torch's own one goes through operators that DirectML lacks.
         self._is_fused = weight.device.type in ("cpu", "cuda")
         # Widened once, not in every call.
@@ -33,18 +29,11 @@ class RmsNorm:
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """See ``Norm``."""
-        if self._native is not None:
-            return self._native.rms_norm(hidden, self.weight, self.eps)
         if self._is_fused and hidden.dtype == self.weight.dtype:
             return functional.rms_norm(hidden, self.weight.shape, self.weight, self.eps)
         exact = hidden.contiguous().float()
         scale = torch.rsqrt((exact * exact).mean(dim=-1, keepdim=True) + self.eps)
         return (exact * scale * self._exact.float()).to(hidden.dtype)
-
-    def use(self, native: NativeKernels, dtype: torch.dtype) -> None:
-        """Compute with compiled kernels from now on, if they are for this weight."""
-        if self.weight.dtype == dtype and self.weight.is_contiguous():
-            self._native = native
 
 
 class LayerNorm:

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from helix_jobs.engine.attention.dense import AttentionClock
+from helix_jobs.engine.attention.clock import AttentionClock
 from helix_jobs.engine.attention.kv_cache import PagedKVCache
-from helix_jobs.engine.attention.step_plan import plan_step
 from helix_jobs.engine.devices.devices import compiles_each_shape, has_dear_waits
 from helix_jobs.engine.devices.shape_sizes import padded_rows, token_size
 from helix_jobs.engine.model.upload import upload
@@ -91,16 +90,8 @@ class ModelRunner:
         self._clock = AttentionClock() if self.is_synchronous else None
 
     def plan(self, slices: Sequence[TokenSlice], least_tokens: int = 0) -> StepPlan:
-        """Pack slices for this model's cache. See ``plan_step``."""
-        return plan_step(
-            slices,
-            self.cache.geometry,
-            self.cache.block_size,
-            num_heads=self.decoder.num_heads,
-            is_native=self.decoder.native is not None,
-            spare_block=self.cache.spare_block,
-            least_tokens=least_tokens,
-        )
+        """Pack slices for this model's cache. See ``AttentionBackend.plan``."""
+        return self.decoder.attention.plan(slices, self.cache, least_tokens)
 
     def prepare(self, plan: StepPlan, tokens: Sequence[Sequence[int]], logit_rows: Sequence[int]) -> PlannedPass:
         """A pass over tokens that the host knows.

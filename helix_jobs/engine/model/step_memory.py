@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from helix_jobs.engine.attention.step_plan import MAX_GATHERED_ELEMENTS, MAX_GROUP_SCORES
+from helix_jobs.engine.attention.groups import MAX_GATHERED_ELEMENTS, MAX_GROUP_SCORES
 from helix_jobs.engine.config import DEFAULT_BLOCK_SIZE
 from helix_jobs.engine.devices.devices import compiles_each_shape
 from helix_jobs.engine.devices.shape_sizes import power_size, query_size, row_size
@@ -30,21 +30,22 @@ def step_bytes(decoder: Decoder, config: EngineConfig, max_keys: int) -> int:
         max_keys: Most tokens of one sequence that the cache can hold.
     """
     geometry, itemsize = decoder.geometry, decoder.dtype.itemsize
+    num_heads = decoder.attention.spec.num_heads
     queries = 1 + config.speculation.ceiling
     num_rows = config.max_batch_size * queries
     num_tokens = config.token_budget + num_rows
     # The widest product of a layer stands beside what the activation makes of it.
-    widest = max(linear.out_features for layer in decoder.layers for linear in (layer.qkv, layer.mlp_in))
+    widest = max(linear.out_features for layer in decoder.layers for linear in layer.linears())
     hidden_size = decoder.embedding.shape[1]
     layer = num_tokens * (_HIDDEN_COPIES * hidden_size + 2 * widest) * itemsize
     # The softmax reads one copy of the scores and writes another. One query is not divided, however many its keys.
-    scores = max(MAX_GROUP_SCORES, decoder.num_heads * max_keys) * 2 * _FLOAT32_BYTES
+    scores = max(MAX_GROUP_SCORES, num_heads * max_keys) * 2 * _FLOAT32_BYTES
     one_sequence = geometry.num_kv_heads * geometry.head_dim * max_keys
     gathered = min(max(MAX_GATHERED_ELEMENTS, one_sequence), config.max_batch_size * one_sequence) * 2 * itemsize
     repeats = compiles_each_shape(decoder.device)
     # One a step for all layers.
-    masks = mask_elements(config, max_keys, repeats=repeats) * _FLOAT32_BYTES
-    attended = 2 * num_tokens * decoder.num_heads * geometry.head_dim * itemsize
+    masks = mask_elements(config, max_keys, repeats=repeats) * decoder.attention.mask_bytes
+    attended = 2 * num_tokens * num_heads * geometry.head_dim * itemsize
     # Rows of sampled sequences are widened before they are downloaded.
     logits = num_rows * decoder.vocab_size * (itemsize + _FLOAT32_BYTES)
     return max(layer, scores + gathered + attended) + masks + logits

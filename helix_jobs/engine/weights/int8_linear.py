@@ -15,21 +15,17 @@ from __future__ import annotations
 
 import functools
 import logging
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import torch
 
-from helix_jobs.engine.kernels.cpu.int8_matrix import Int8Matrix
 from helix_jobs.engine.weights.linear import DenseLinear
-
-if TYPE_CHECKING:
-    from helix_jobs.engine.kernels.cpu.kernels import NativeKernels
 
 logger = logging.getLogger(__name__)
 
 _LEVELS: Final = 127
-_ZERO: Final = 128  # where unsigned bytes put the zero of signed ones
-_SMALLEST_SCALE: Final = 1e-12  # keeps an all-zero row from dividing by zero
+ZERO_POINT: Final = 128  # where unsigned bytes put the zero of signed ones
+SMALLEST_SCALE: Final = 1e-12  # keeps an all-zero row from dividing by zero
 
 
 class Int8Linear:
@@ -43,8 +39,6 @@ class Int8Linear:
         self._scale = scale
         self._bias = bias
         self._zeros: torch.Tensor | None = None  # zero points, once packed
-        self._native: NativeKernels | None = None
-        self._matrix: Int8Matrix | None = None  # the weight for the compiled kernel, once packed
 
     @property
     def rows(self) -> torch.Tensor | None:
@@ -76,8 +70,8 @@ class Int8Linear:
 
     @property
     def is_fast(self) -> bool:
-        """Whether this CPU has a fast product for it, with the kernels it was given."""
-        return _packs_exactly() or (self._native is not None and self._native.has_byte_products)
+        """Whether this CPU has a fast product for it."""
+        return _packs_exactly()
 
     def to_dense(self, dtype: torch.dtype) -> DenseLinear:
         """The rounded weights as a dense layer. Not once packed."""
@@ -91,35 +85,14 @@ class Int8Linear:
             return
         if _packs_exactly():
             self._weight, self._zeros = _pack(self._weight)
-        elif self._native is not None and self._native.has_byte_products:
-            self._matrix = Int8Matrix.of(self._weight, self._scale, self._bias)
-
-    def use(self, native: NativeKernels) -> None:
-        """Quantise activations and scale products with compiled kernels from now on, once packed."""
-        self._native = native
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """See ``Linear``."""
-        if self._native is not None and self._zeros is not None:
-            return self._native_product(self._native, self._zeros, hidden, None)
-        if self._native is not None and self._matrix is not None:
-            return self._native.int8_linear(hidden, self._matrix, None)
         return self._product(hidden).to(hidden.dtype)
 
     def add_to(self, residual: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         """See ``Linear``."""
-        if self._native is not None and self._zeros is not None:
-            return self._native_product(self._native, self._zeros, hidden, residual)
-        if self._native is not None and self._matrix is not None:
-            return self._native.int8_linear(hidden, self._matrix, residual)
         return self._product(hidden).add_(residual).to(residual.dtype)
-
-    def _native_product(
-        self, native: NativeKernels, zeros: torch.Tensor, hidden: torch.Tensor, residual: torch.Tensor | None
-    ) -> torch.Tensor:
-        rows, row_scale = native.quantize_rows(hidden, _SMALLEST_SCALE, _ZERO)
-        product = _unsigned_product(rows, self._weight, zeros, self._scale)
-        return native.scale_rows(product, row_scale, self._bias, residual, hidden.dtype)
 
     def _product(self, hidden: torch.Tensor) -> torch.Tensor:
         """``[T, out_features]`` float32."""
@@ -144,7 +117,7 @@ def quantize_rows(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def _round_rows(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """``quantize_rows`` with the whole numbers still in a float32 tensor of their own."""
     exact = values.float()
-    scale = exact.abs().amax(dim=1, keepdim=True).clamp_(min=_SMALLEST_SCALE).div_(_LEVELS)
+    scale = exact.abs().amax(dim=1, keepdim=True).clamp_(min=SMALLEST_SCALE).div_(_LEVELS)
     # Not divided in place: float() of a float32 tensor is that tensor.
     return exact.div(scale).round_(), scale
 
@@ -157,15 +130,15 @@ def _pack(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _packed_product(rows: torch.Tensor, packed: torch.Tensor, zeros: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """``rows @ weight.T * scale`` in float32. Consumes ``rows``: whole numbers from -127 to 127, as floats."""
-    return _unsigned_product(rows.add_(_ZERO).to(torch.uint8), packed, zeros, scale)
+    return unsigned_product(rows.add_(ZERO_POINT).to(torch.uint8), packed, zeros, scale)
 
 
-def _unsigned_product(
+def unsigned_product(
     unsigned: torch.Tensor, packed: torch.Tensor, zeros: torch.Tensor, scale: torch.Tensor
 ) -> torch.Tensor:
-    """The same for whole numbers shifted by ``_ZERO``."""
+    """The same for whole numbers shifted by ``ZERO_POINT``."""
     product: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
-        unsigned, 1.0, _ZERO, packed, scale, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+        unsigned, 1.0, ZERO_POINT, packed, scale, zeros, None, 1.0, 0, torch.float32, "none", [], ""
     )
     return product
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from helix_jobs.engine.config import CacheConfig, EngineConfig, SpeculationConfig
-from helix_jobs.engine.engine import Engine
-from tests.unit.engine.tiny_models import PROMPT, loaded, request, tiny_engine, tiny_model
+from helix_jobs.engine.config import SpeculationConfig
+from tests.unit.engine.kernels.native_models import compiled_engine, compiled_models
+from tests.unit.engine.tiny_models import PROMPT, request, tiny_engine
 
 
 @pytest.mark.parametrize(
@@ -26,11 +27,10 @@ def test_the_depth_is_what_the_drafts_there_are_allow(config, draft, depth):
     assert (info.speculation_depth, info.kernels) == (depth, "torch")
 
 
-def test_compiled_kernels_are_named():
-    models = loaded(tiny_model(), None)
-    # Only whether there are any is looked at before a step.
-    object.__setattr__(models.target.decoder, "native", object())
-    engine = Engine(models, EngineConfig(speculation=SpeculationConfig(depth=0)), CacheConfig(num_blocks=8))
+def test_compiled_kernels_are_named(compiled_folder):
+    engine = compiled_engine(
+        compiled_models(compiled_folder, torch.float32), speculation=SpeculationConfig(depth=0), num_blocks=8
+    )
     assert engine.info.kernels == "compiled"
 
 

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch.nn import functional
 
+from helix_jobs.engine.kernels.cpu.attention import DirectSlices
 from helix_jobs.engine.kernels.cpu.int8_matrix import Int8Matrix, MatrixStruct
+from helix_jobs.engine.model.feed_forward import GatedFeedForward
 from helix_jobs.engine.model.norms import RmsNorm
 from helix_jobs.engine.weights.int8_linear import Int8Linear
 
 if TYPE_CHECKING:
-    from helix_jobs.engine.attention.dense import AttentionClock
+    from helix_jobs.engine.attention.clock import AttentionClock
     from helix_jobs.engine.attention.kv_cache import PagedKVCache
     from helix_jobs.engine.attention.step_layout import StepLayout
     from helix_jobs.engine.kernels.cpu.kernels import NativeKernels
@@ -66,7 +68,9 @@ class _Step(ctypes.Structure):
 
 
 class NativeInt8Decoder:
-    """The layers of one decoder, described to compiled code. ``supports`` says for which decoders there can be one.
+    """The layers of one decoder, described to compiled code (satisfies ``SmallSteps``).
+
+    ``supports`` says for which decoders there can be one.
 
     Holds the weights row by row, beside the packed ones that larger steps use where oneDNN has packed some. Trade-off:
     an int8 model takes its memory twice there, and a draft of a token or two costs what reading it once costs.
@@ -74,30 +78,31 @@ class NativeInt8Decoder:
 
     def __init__(self, decoder: Decoder, native: NativeKernels) -> None:
         self._decoder = decoder
+        self._spec = decoder.attention.spec
         self._run = native.int8_layers
         # Whatever compiled code has a pointer to.
         self._kept: list[torch.Tensor] = []
-        self._matrices = [
-            tuple(self._matrix(one) for one in (layer.qkv, layer.attention_out, layer.mlp_in, layer.mlp_out))
-            for layer in decoder.layers
-        ]
+        self._matrices = [tuple(self._matrix(one) for one in layer.linears()) for layer in decoder.layers]
         self._cache: PagedKVCache | None = None
         self._model: _Model | None = None
 
     @staticmethod
     def supports(decoder: Decoder, native: NativeKernels) -> bool:
         """Whether there is compiled code for such a model on this processor."""
-        norms = [norm for layer in decoder.layers for norm in (layer.attention_norm, layer.mlp_norm)]
-        norms += [norm for layer in decoder.layers for norm in (layer.query_norm, layer.key_norm) if norm is not None]
+        spec = decoder.attention.spec
+        norms = [norm for layer in decoder.layers for norm in (layer.attention_norm, layer.feed_forward_norm)]
+        head_norms = [norm for layer in spec.layers for norm in (layer.query_norm, layer.key_norm) if norm is not None]
         return (
             native.has_byte_products
-            and decoder.rotary is not None
-            and decoder.is_gated
+            and spec.rotary is not None
             and not decoder.has_parallel_residual
-            and decoder.activation is functional.silu
+            and all(
+                isinstance(layer.feed_forward, GatedFeedForward) and layer.feed_forward.activation is functional.silu
+                for layer in decoder.layers
+            )
             and all(isinstance(linear, Int8Linear) and linear.rows is not None for linear in decoder.linears())
-            and all(isinstance(norm, RmsNorm) and norm.weight.dtype == decoder.dtype for norm in norms)
-            and len({norm.eps for norm in norms if isinstance(norm, RmsNorm)}) == 1
+            and all(isinstance(norm, RmsNorm) and norm.weight.dtype == decoder.dtype for norm in (*norms, *head_norms))
+            and len({norm.eps for norm in (*norms, *head_norms) if isinstance(norm, RmsNorm)}) == 1
         )
 
     @staticmethod
@@ -124,12 +129,12 @@ class NativeInt8Decoder:
         Returns:
             ``[T, hidden_size]``, the last layer's output.
         """
-        decoder, direct = self._decoder, layout.direct
-        assert decoder.rotary is not None, "supports() asks for rotary positions"
-        assert direct is not None, "the layout was planned for compiled kernels"
+        rotary, direct = self._spec.rotary, layout.attention
+        assert rotary is not None, "supports() asks for rotary positions"
+        assert isinstance(direct, DirectSlices), "the step was planned for another backend"
         if self._model is None or self._cache is not cache:
             self._model, self._cache = self._describe(cache), cache
-        cos, sin = decoder.rotary.tables(layout.num_positions)
+        cos, sin = rotary.tables(layout.num_positions)
         seconds = ctypes.c_double(0.0)
         step = _Step(
             layout.num_tokens, len(direct.pieces), layout.positions.data_ptr(), layout.write_rows.data_ptr(),
@@ -144,22 +149,22 @@ class NativeInt8Decoder:
         return exact.to(hidden.dtype)
 
     def _describe(self, cache: PagedKVCache) -> _Model:
-        decoder, geometry = self._decoder, cache.geometry
+        decoder, spec = self._decoder, self._spec
         layers = (_Layer * len(decoder.layers))()
-        for index, (layer, matrices) in enumerate(zip(decoder.layers, self._matrices, strict=True)):
+        for index, (layer, own, matrices) in enumerate(zip(decoder.layers, spec.layers, self._matrices, strict=True)):
             norms = [
-                self._norm(one) for one in (layer.attention_norm, layer.query_norm, layer.key_norm, layer.mlp_norm)
+                self._norm(one) for one in (layer.attention_norm, own.query_norm, own.key_norm, layer.feed_forward_norm)
             ]
             layers[index] = _Layer(
-                *norms, *matrices, cache.keys[index].data_ptr(), cache.values[index].data_ptr(), layer.scaling
+                *norms, *matrices, cache.keys[index].data_ptr(), cache.values[index].data_ptr(), own.scaling
             )
-        assert decoder.rotary is not None, "supports() asks for rotary positions"
         first = decoder.layers[0]
+        assert spec.rotary is not None, "supports() asks for rotary positions"
         assert isinstance(first.attention_norm, RmsNorm), "supports() asks for RMS norms"
         return _Model(
-            ctypes.cast(layers, ctypes.POINTER(_Layer)), len(decoder.layers), first.qkv.in_features, decoder.num_heads,
-            geometry.num_kv_heads, decoder.rotary.rotary_dim, cache.block_size,
-            first.mlp_out.in_features, first.attention_norm.eps,
+            ctypes.cast(layers, ctypes.POINTER(_Layer)), len(decoder.layers), first.qkv.in_features, spec.num_heads,
+            spec.geometry.num_kv_heads, spec.rotary.rotary_dim, cache.block_size,
+            first.linears()[-1].in_features, first.attention_norm.eps,
         )  # fmt: skip
 
     def _norm(self, norm: Any) -> int | None:  # noqa: ANN401  (an RmsNorm or None, as supports() asks)

@@ -39,6 +39,7 @@ class NativeKernels:
     """
 
     def __init__(self, library: ctypes.CDLL, dtype: torch.dtype, head_dim: int) -> None:
+        self.dtype = dtype
         self.head_dim = head_dim
         self._functions: dict[str, Any] = {}
         # All layers of an int8 decoder in one call, see ``NativeInt8Decoder``; and whether that is fast here.
@@ -63,8 +64,9 @@ class NativeKernels:
             function.restype = None
             self._functions[name] = function
         self._rms_norm = self._functions["rms_norm"]
-        self._rotate_and_store = self._functions["rotate_and_store"]
-        self._paged_attention = self._functions["paged_attention"]
+        # As ``CompiledStep`` calls them, with pointers: what a step's layers share is then worked out once.
+        self.rotate_and_store = self._functions["rotate_and_store"]
+        self.paged_attention = self._functions["paged_attention"]
         self._quantize_rows = self._functions["quantize_rows"]
         self._scale_rows = self._functions["scale_rows"]
 
@@ -131,74 +133,6 @@ class NativeKernels:
         result = inner.new_empty((rows, size))
         self._functions[name](inner.data_ptr(), result.data_ptr(), rows, size, is_gated)
         return result
-
-    def rotate_and_store(  # noqa: PLR0917  (one call site, once a layer)
-        self,
-        qkv: torch.Tensor,
-        positions: torch.Tensor,
-        write_rows: torch.Tensor,
-        tables: tuple[torch.Tensor, torch.Tensor] | None,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        num_heads: int,
-        num_kv_heads: int,
-        head_dim: int,
-    ) -> torch.Tensor:
-        """Rotate queries and keys; write keys and values to the pools; return queries ``[T, num_heads * head_dim]``.
-
-        Args:
-            qkv: ``[T, (num_heads + 2 * num_kv_heads) * head_dim]``
-            positions: ``[T]`` int64.
-            write_rows: ``[T * num_kv_heads]`` rows of the pools' token view.
-            tables: Cosines and signed sines by position, each ``[positions, 1, rotary_dim]``; None rotates nothing.
-            keys: A layer's pool.
-            values: A layer's pool.
-            num_heads: Query heads.
-            num_kv_heads: Key-value heads.
-            head_dim: Of each.
-        """
-        num_tokens = qkv.shape[0]
-        queries = qkv.new_empty((num_tokens, num_heads * head_dim))
-        cos, sin, rotary_dim = (None, None, 0)
-        if tables is not None:
-            cos, sin, rotary_dim = tables[0].data_ptr(), tables[1].data_ptr(), tables[0].shape[-1]
-        self._rotate_and_store(
-            qkv.data_ptr(), positions.data_ptr(), write_rows.data_ptr(), cos, sin, queries.data_ptr(), keys.data_ptr(),
-            values.data_ptr(), num_tokens, num_heads, num_kv_heads, head_dim, rotary_dim,
-        )  # fmt: skip
-        return queries
-
-    def paged_attention(  # noqa: PLR0917  (as above)
-        self,
-        queries: torch.Tensor,
-        keys: torch.Tensor,
-        values: torch.Tensor,
-        pieces: torch.Tensor,
-        blocks: torch.Tensor,
-        output: torch.Tensor,
-        num_heads: int,
-        num_kv_heads: int,
-        block_size: int,
-        scaling: float,
-    ) -> None:
-        """Attend for slices, straight from the cache.
-
-        Args:
-            queries: ``[T, num_heads * head_dim]``, rotated.
-            keys: A layer's pool.
-            values: A layer's pool.
-            pieces: ``[num_pieces, 4]`` int64: first token, number of tokens, start position, first entry in ``blocks``.
-            blocks: Block tables one behind the other, int32.
-            output: ``[T, num_heads * head_dim]``; the pieces' rows are written.
-            num_heads: Query heads.
-            num_kv_heads: Key-value heads.
-            block_size: Tokens a block.
-            scaling: Factor of the scores.
-        """
-        self._paged_attention(
-            queries.data_ptr(), keys.data_ptr(), values.data_ptr(), pieces.data_ptr(), blocks.data_ptr(),
-            output.data_ptr(), len(pieces), num_heads, num_kv_heads, block_size, scaling,
-        )  # fmt: skip
 
     def quantize_rows(self, hidden: torch.Tensor, smallest: float, zero: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Round each row to whole numbers from -127 to 127, plus ``zero``.

@@ -10,6 +10,7 @@ import torch
 from helix_jobs.engine.config import CacheConfig, EngineConfig, SpeculationConfig
 from helix_jobs.engine.engine import Engine
 from helix_jobs.engine.kernels.cpu.kernels import load_kernels
+from helix_jobs.engine.kernels.cpu.native_decoder import with_native
 from helix_jobs.engine.loaded_models import LoadedModel, LoadedModels
 from helix_jobs.engine.model.families import build_decoder
 from helix_jobs.engine.model.quantize import quantize
@@ -31,7 +32,7 @@ def compiled_decoder(
     """A tiny Llama, or another architecture; ``int8`` gives its quantised copy."""
     model = tiny_model(architecture, head_dim=HEAD_DIM, **overrides)
     decoder = build_decoder(copy_of(roughen(model).to(dtype), dtype))
-    return (quantize(decoder) if int8 else decoder).with_native(load_kernels(folder, dtype, CPU, HEAD_DIM))
+    return with_native(quantize(decoder) if int8 else decoder, load_kernels(folder, dtype, CPU, HEAD_DIM))
 
 
 def compiled_runner(folder: Path, dtype: torch.dtype) -> ModelRunner:

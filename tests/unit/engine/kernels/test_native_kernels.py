@@ -9,15 +9,20 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
+from helix_jobs.engine.attention.backend import AttentionSpec, LayerAttention
+from helix_jobs.engine.attention.kv_cache import CacheGeometry, PagedKVCache
 from helix_jobs.engine.attention.step_layout import TokenSlice
 from helix_jobs.engine.config import CacheConfig, EngineConfig, SpeculationConfig
 from helix_jobs.engine.engine import Engine
 from helix_jobs.engine.kernels.cpu import build
+from helix_jobs.engine.kernels.cpu.attention import CompiledAttention
 from helix_jobs.engine.kernels.cpu.build import build_library
+from helix_jobs.engine.kernels.cpu.feed_forward import COMPILED_ACTIVATIONS
+from helix_jobs.engine.kernels.cpu.int8_linear import CompiledInt8Linear
 from helix_jobs.engine.kernels.cpu.int8_matrix import Int8Matrix
 from helix_jobs.engine.kernels.cpu.kernels import NativeKernels, load_kernels
+from helix_jobs.engine.kernels.cpu.native_decoder import with_native
 from helix_jobs.engine.loaded_models import LoadedModel
-from helix_jobs.engine.model.activations import COMPILED_ACTIVATIONS
 from helix_jobs.engine.model.families import build_decoder
 from helix_jobs.engine.model.norms import RmsNorm
 from helix_jobs.engine.model.quantize import quantize
@@ -98,8 +103,8 @@ def test_int8_products_follow_the_torch_ones(kernels, inputs, outputs, rows, bia
     native, dtype = kernels
     weight = torch.randn(outputs, inputs).to(dtype)
     dense = DenseLinear(weight, torch.randn(outputs).to(dtype) if bias else None)
-    plain, compiled = Int8Linear.from_dense(dense), Int8Linear.from_dense(dense)
-    compiled.use(native)
+    plain = Int8Linear.from_dense(dense)
+    compiled = CompiledInt8Linear(plain, native)
     for layer in (plain, compiled):
         layer.pack()
     hidden, residual = torch.randn(rows, inputs).to(dtype), torch.randn(rows, outputs).to(dtype)
@@ -132,8 +137,7 @@ def test_what_is_not_finite_stays_so(kernels, value):
     hidden = torch.randn(3, 64).to(dtype)
     hidden[1, 7] = value
     dense = DenseLinear(torch.randn(32, 64).to(dtype), None)
-    layer = Int8Linear.from_dense(dense)
-    layer.use(native)
+    layer = CompiledInt8Linear(Int8Linear.from_dense(dense), native)
     layer.pack()
     finite = torch.isfinite(layer(hidden).float()).all(dim=1)
     assert finite.tolist() == [True, False, True]
@@ -158,7 +162,7 @@ def runners(native: NativeKernels, dtype: torch.dtype, name: str, **overrides) -
         decoder = build_decoder(copy_of(model).to(dtype))
         decoder.pack()
         if kernels is not None:
-            decoder = decoder.with_native(kernels)
+            decoder = with_native(decoder, kernels)
         made.append(ModelRunner(decoder, CacheConfig(num_blocks=60, block_size=4)))
     return made[0], made[1]
 
@@ -192,20 +196,18 @@ def test_attention_equals_a_dense_one(folder, dtype, head_dim, block_size):
     native = load_kernels(folder, dtype, CPU, head_dim)
     heads, kv_heads, length, num_new = 6, 2, 29, 3
     blocks = torch.randperm(10)[: -(-length // block_size)].tolist()
-    # What no token was written to may hold anything.
-    pools = [torch.full((10, kv_heads, block_size, head_dim), float("nan"), dtype=dtype) for _ in range(2)]
     rows = [torch.randn(kv_heads, length, head_dim).to(dtype) for _ in range(2)]
-    for pool, written in zip(pools, rows, strict=True):
-        for place, block in enumerate(blocks):
-            part = written[:, place * block_size : (place + 1) * block_size]
-            pool[block, :, : part.shape[1]] = part
     queries = torch.randn(num_new, heads * head_dim).to(dtype)
-    output = torch.empty_like(queries)
-    native.paged_attention(
-        queries, *(pool.view(-1, block_size * head_dim) for pool in pools),
-        torch.tensor([[0, num_new, length - num_new, 0]]), torch.tensor(blocks, dtype=torch.int32), output, heads,
-        kv_heads, block_size, head_dim**-0.5,
-    )  # fmt: skip
+    attention, cache = attention_alone(native, heads, kv_heads, head_dim**-0.5, block_size)
+    # What no token was written to may hold anything; the new tokens' rows are written by the step itself.
+    for pool, written in zip((cache.keys[0], cache.values[0]), rows, strict=True):
+        pool.fill_(float("nan"))
+        blockwise = pool.view(-1, kv_heads, block_size, head_dim)
+        for place, block in enumerate(blocks):
+            part = written[:, place * block_size : min((place + 1) * block_size, length - num_new)]
+            blockwise[block, :, : part.shape[1]] = part
+    new = [part[:, length - num_new :].transpose(0, 1).reshape(num_new, -1) for part in rows]
+    output = attended(attention, cache, [TokenSlice(num_new, length - num_new, blocks)], queries, *new)
     wanted = queries.float().view(num_new, heads, head_dim).transpose(0, 1).reshape(kv_heads, -1, head_dim)
     scores = (wanted @ rows[0].float().transpose(1, 2) * head_dim**-0.5).view(heads, num_new, length)
     for query in range(num_new):
@@ -215,14 +217,33 @@ def test_attention_equals_a_dense_one(folder, dtype, head_dim, block_size):
     torch.testing.assert_close(output.float(), dense, **tolerance(dtype))
 
 
+def attention_alone(
+    native: NativeKernels, heads: int, kv_heads: int, scaling: float, block_size: int
+) -> tuple[CompiledAttention, PagedKVCache]:
+    """Of one layer that rotates nothing, and a cache of ten blocks."""
+    geometry = CacheGeometry(num_layers=1, num_kv_heads=kv_heads, head_dim=native.head_dim)
+    spec = AttentionSpec(geometry=geometry, num_heads=heads, rotary=None, layers=(LayerAttention(scaling),))
+    cache = PagedKVCache(geometry, CacheConfig(num_blocks=10, block_size=block_size), native.dtype, CPU)
+    return CompiledAttention(spec, native), cache
+
+
+def attended(
+    attention: CompiledAttention, cache: PagedKVCache, slices: list[TokenSlice], *qkv: torch.Tensor
+) -> torch.Tensor:
+    """What a step over these slices makes of queries, keys and values, ``[T, size]`` each."""
+    plan = attention.plan(slices, cache)
+    layout = plan.on_device(iter([torch.from_numpy(array) for array in plan.arrays()]))
+    return attention.begin(layout, cache).attend(0, torch.cat(qkv, dim=1))
+
+
 def test_a_poisoned_key_is_seen_by_those_who_attend_to_it_and_by_no_one_else(kernels):
     native, dtype = kernels
-    pools = [torch.randn(4 * 2, 4 * 16).to(dtype) for _ in range(2)]
-    pools[0].view(4, 2, 4, 16)[1, 0, 2] = float("nan")
-    slices = torch.tensor([[0, 1, 5, 0], [1, 1, 6, 0], [2, 1, 7, 2]])
-    queries, blocks = torch.randn(3, 4 * 16).to(dtype), torch.tensor([0, 1, 2, 3], dtype=torch.int32)
-    output = torch.empty_like(queries)
-    native.paged_attention(queries, *pools, slices, blocks, output, 4, 2, 4, 0.25)
+    attention, cache = attention_alone(native, 4, 2, 0.25, 4)
+    for pool in (cache.keys[0], cache.values[0]):
+        pool.copy_(torch.randn(pool.shape).to(dtype))
+    cache.keys[0].view(-1, 2, 4, 16)[1, 0, 2] = float("nan")
+    slices = [TokenSlice(1, start, blocks) for start, blocks in ((5, (0, 1)), (7, (0, 1)), (7, (2, 3)))]
+    output = attended(attention, cache, slices, *(torch.randn(3, size).to(dtype) for size in (64, 32, 32)))
     assert torch.isfinite(output.float()).all(dim=1).tolist() == [True, False, True]
 
 
@@ -235,7 +256,7 @@ def test_an_int8_decoder_in_one_call_equals_its_layers_one_by_one(kernels, archi
     roughen(model)
     made = []
     for is_small in (False, True):
-        decoder = quantize(build_decoder(copy_of(model, dtype))).with_native(native)
+        decoder = with_native(quantize(build_decoder(copy_of(model, dtype))), native)
         assert decoder.small_steps is not None
         made.append(
             ModelRunner(
@@ -264,7 +285,7 @@ def test_an_int8_decoder_in_one_call_equals_its_layers_one_by_one(kernels, archi
 
 def test_a_slice_reads_rows_that_another_one_writes_in_the_same_small_step(kernels):
     native, dtype = kernels
-    decoder = quantize(build_decoder(tiny_model(head_dim=16).to(dtype))).with_native(native)
+    decoder = with_native(quantize(build_decoder(tiny_model(head_dim=16).to(dtype))), native)
     runner = ModelRunner(decoder, CacheConfig(num_blocks=8, block_size=4))
     for pool in (*runner.cache.keys, *runner.cache.values):
         pool.fill_(float("nan"))
@@ -277,7 +298,7 @@ def test_a_slice_reads_rows_that_another_one_writes_in_the_same_small_step(kerne
 
 def test_an_int8_decoder_in_one_call_shows_what_is_not_finite(kernels):
     native, dtype = kernels
-    decoder = quantize(build_decoder(tiny_model(head_dim=16).to(dtype))).with_native(native)
+    decoder = with_native(quantize(build_decoder(tiny_model(head_dim=16).to(dtype))), native)
     if decoder.small_steps is None:
         pytest.skip("this processor multiplies no bytes")
     decoder.embedding[7] = float("nan")
@@ -299,11 +320,11 @@ def test_greedy_equals_transformers(folder, architecture, draft):
     native = load_kernels(folder, torch.float32, CPU, 16)
     models = loaded(model, "none")
     target = as_loaded("tiny", model)
-    target = LoadedModel("tiny", target.decoder.with_native(native))
+    target = LoadedModel("tiny", with_native(target.decoder, native))
     drafting = None
     if draft == "int8":
         int8 = quantize(build_decoder(copy_of(model)))
-        drafting = LoadedModel("int8", int8.with_native(native), is_int8=True)
+        drafting = LoadedModel("int8", with_native(int8, native), is_int8=True)
     models = type(models)(target, drafting, models.tokenizer, models.eos_token_ids, models.vocab_size, 256)
     engine = Engine(
         models,

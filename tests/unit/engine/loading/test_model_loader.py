@@ -204,7 +204,7 @@ def test_files_written_by_transformers_5_are_understood_by_either(tmp_path: Path
     (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "tokenizer_class": "TokenizersBackend"}))
     models = load(folder)
     expected = 1.0 / (123456.0 ** (torch.arange(0, 8, 2) / 8)) / 4
-    rotary = models.target.decoder.rotary
+    rotary = models.target.decoder.attention.spec.rotary
     assert rotary is not None
     cos, _ = rotary.tables(1)
     positions = torch.arange(len(cos), dtype=torch.float32)

@@ -9,10 +9,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from helix_jobs.engine.attention import step_plan
+from helix_jobs.engine.attention import groups
+from helix_jobs.engine.attention.groups import plan_groups
 from helix_jobs.engine.attention.kv_cache import CacheGeometry
 from helix_jobs.engine.attention.step_layout import TokenSlice
-from helix_jobs.engine.attention.step_plan import plan_step
 from helix_jobs.engine.config import DEFAULT_BLOCK_SIZE, CacheConfig, EngineConfig, SpeculationConfig
 from helix_jobs.engine.loading.cache_size import choose_cache
 from helix_jobs.engine.model.families import build_decoder
@@ -66,8 +66,8 @@ def test_many_long_contexts_are_not_gathered_all_at_once() -> None:
     ("scores", "gathered"), [(1, 1 << 26), (200, 1 << 26), (3000, 1 << 26), (1 << 24, 1), (1 << 24, 1500), (900, 700)]
 )
 def test_dividing_groups_changes_no_value(monkeypatch: pytest.MonkeyPatch, scores: int, gathered: int) -> None:
-    monkeypatch.setattr(step_plan, "MAX_GROUP_SCORES", scores)
-    monkeypatch.setattr(step_plan, "MAX_GATHERED_ELEMENTS", gathered)
+    monkeypatch.setattr(groups, "MAX_GROUP_SCORES", scores)
+    monkeypatch.setattr(groups, "MAX_GATHERED_ELEMENTS", gathered)
     model = tiny_model(seed=3)
     generator = torch.Generator().manual_seed(4)
     prompts = [torch.randint(2, VOCAB_SIZE, (n,), generator=generator).tolist() for n in (1, 3, 90, 33, 3, 90, 64)]
@@ -100,8 +100,8 @@ def test_the_largest_steps_masks_are_reckoned(
     prompts = [TokenSlice(budget, max_keys - budget, blocks)] if budget < max_keys else []
     geometry = CacheGeometry(num_layers=1, num_kv_heads=2, head_dim=8)
     spare = len(blocks) if repeats else None
-    plan = plan_step([*decodes, *prompts], geometry, DEFAULT_BLOCK_SIZE, num_heads=4, spare_block=spare)
-    held = sum(group.num_rows * group.num_queries * group.num_keys for group in plan.groups)
+    plan = plan_groups([*decodes, *prompts], geometry, DEFAULT_BLOCK_SIZE, num_heads=4, spare_block=spare)
+    held = sum(group.num_rows * group.num_queries * group.num_keys for group in plan.attention.groups)
     reckoned = mask_elements(config, max_keys, repeats=repeats)
     # Not in every case the same: a prompt's last piece is padded, and its first ones do not see every key.
     assert 0.5 * reckoned <= held <= 1.1 * reckoned

@@ -199,7 +199,7 @@ def test_embeddings_and_norms_are_shared_and_no_product_is() -> None:
     dense = _decoder("qwen2")
     quantised = quantize(dense)
     assert quantised.final_norm is dense.final_norm
-    assert quantised.rotary is dense.rotary
+    assert quantised.attention is dense.attention
     assert not set(map(id, quantised.linears())) & set(map(id, dense.linears()))
     biases = [linear._bias for linear in quantised.linears() if isinstance(linear, Int8Linear)]
     theirs = [linear.bias for linear in dense.linears() if isinstance(linear, DenseLinear)]

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from helix_jobs.engine.kernels.cpu.int8_linear import CompiledInt8Linear
 from helix_jobs.engine.loaded_models import LoadedModel
 from helix_jobs.engine.loading.load_engine import without_slow_int8
 from helix_jobs.engine.model.families import build_decoder
@@ -66,8 +67,8 @@ def test_compiled_kernels_make_it_fast():
     class Kernels:
         has_byte_products = True
 
-    for linear in models.draft.decoder.linears():
-        linear.use(Kernels())
+    decoder = models.draft.decoder.with_linears(lambda linear: CompiledInt8Linear(linear, Kernels()))
+    models = replace(models, draft=replace(models.draft, decoder=decoder))
     assert without_slow_int8(models, pytest.fail) is models
 
 

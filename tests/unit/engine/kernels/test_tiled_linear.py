@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from helix_jobs.engine.kernels.cpu.native_decoder import native_of
 from helix_jobs.engine.kernels.cpu.tiled_linear import TiledLinear
 from helix_jobs.engine.weights.linear import DenseLinear
 from helix_jobs.engine.weights.rounding import cancelling_operands, rounding_classes
@@ -15,7 +16,7 @@ COUNTS = (1, 2, 3, 7, 15, 16, 17, 31, 32, 33, 48, 63, 64, 65, 191, 192, 193, 250
 
 @pytest.fixture(scope="module")
 def native(compiled_folder):
-    native = compiled_models(compiled_folder, torch.bfloat16).target.decoder.native
+    native = native_of(compiled_models(compiled_folder, torch.bfloat16).target.decoder)
     assert native is not None
     if not native.has_tiles:
         pytest.skip("this processor has no matrix tiles (Intel AMX)")
@@ -23,7 +24,7 @@ def native(compiled_folder):
 
 
 def test_float32_has_no_tiles(compiled_folder):
-    native = compiled_models(compiled_folder, torch.float32).target.decoder.native
+    native = native_of(compiled_models(compiled_folder, torch.float32).target.decoder)
     assert native is not None
     assert not native.has_tiles
 

@@ -1,0 +1,292 @@
+"""Groups: a step's attention as a few dense problems, for backends that compute it with matrix products.
+
+Slices are ordered so that those with like query and key lengths stand together, and each such *group* is one dense
+problem: no padding in the linear layers, little in attention.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import torch
+
+from helix_jobs.engine.attention.step_plan import PackedSlices, block_bucket, num_blocks_of
+from helix_jobs.engine.devices.shape_sizes import largest_query_size, largest_row_size, query_size, row_size
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from helix_jobs.engine.attention.kv_cache import CacheGeometry
+    from helix_jobs.engine.attention.step_layout import TokenSlice
+    from helix_jobs.engine.attention.step_plan import StepPlan
+
+    IntArray = NDArray[np.int64]
+
+# Up to this many queries a slice is short: it forms groups of its exact length, and decoding wastes nothing; or, where
+# shapes are to repeat, one group with all other short ones.
+_SHORT_QUERY_LENGTH: Final = 8
+_QUERY_BUCKET: Final = 32
+# Longer prompt chunks are cut for attention, so that early queries do not pay for late keys.
+_MAX_QUERY_LENGTH: Final = 256
+# What one group holds in memory at once, whatever the prompts' lengths: so many scores, of which the softmax needs two
+# copies in float32 (128 MiB together), and so many elements of gathered keys and as many of values (256 MiB together in
+# half precision). ``step_memory`` reckons with both. Trade-off: larger groups mean fewer operator calls; these keep a
+# GPU busy for about as long as it takes to start the next group's operators.
+MAX_GROUP_SCORES: Final = 1 << 24
+MAX_GATHERED_ELEMENTS: Final = 1 << 26
+# Far below any score, yet finite: DirectML turns -inf into NaN.
+_MASKED_SCORE: Final = -1e30
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionGroup:
+    """Slices (or pieces of long ones) with like query and key lengths, as one dense problem.
+
+    Attributes:
+        num_rows: Number of slices, ``n`` below.
+        num_queries: Queries of each, padded to the longest, ``q`` below.
+        first_token: Where the group's queries start in the packed row, when they stand there densely.
+        query_rows: ``[n * q]`` packed positions, when they do not.
+        gather_rows: ``[n * num_kv_heads * num_blocks]`` rows of the cache's gather view.
+        mask: ``[n, 1, q, num_keys]`` additive fp32 mask.
+    """
+
+    num_rows: int
+    num_queries: int
+    first_token: int
+    query_rows: torch.Tensor | None
+    gather_rows: torch.Tensor
+    mask: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class GroupedSlices:
+    """A step's groups, on the device.
+
+    Attributes:
+        groups: Dense problems that cover every token once.
+        output_rows: ``[T]`` where each of these tokens' attention output stands in the concatenated group outputs; None
+            when the concatenation is already in packed order.
+    """
+
+    groups: tuple[AttentionGroup, ...]
+    output_rows: torch.Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class GroupPlan:
+    """An ``AttentionGroup`` to be.
+
+    Attributes:
+        num_rows: As in the group.
+        num_queries: As in the group.
+        num_keys: Keys gathered for each slice, padding included.
+        first_token: As in the group.
+        query_rows: As in the group.
+        gather_rows: As in the group.
+        visible: ``[n * q]`` how many of the first keys each query sees: the mask is made of it on the device.
+    """
+
+    num_rows: int
+    num_queries: int
+    num_keys: int
+    first_token: int
+    query_rows: IntArray | None
+    gather_rows: IntArray
+    visible: IntArray
+
+    def arrays(self) -> list[IntArray]:
+        """What the device needs."""
+        given = [] if self.query_rows is None else [self.query_rows]
+        return [*given, self.gather_rows, self.visible]
+
+    def on_device(self, uploaded: Iterator[torch.Tensor]) -> AttentionGroup:
+        """Make the group, given ``arrays`` on the device."""
+        query_rows = None if self.query_rows is None else next(uploaded)
+        gather_rows = next(uploaded)
+        visible = next(uploaded).view(self.num_rows, 1, self.num_queries, 1)
+        keys = torch.arange(self.num_keys, dtype=torch.int64, device=visible.device)
+        # [n, 1, q, num_keys]
+        mask = (keys >= visible).float() * _MASKED_SCORE
+        return AttentionGroup(self.num_rows, self.num_queries, self.first_token, query_rows, gather_rows, mask)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupedPlan:
+    """``GroupedSlices`` to be (satisfies ``AttentionPlan``)."""
+
+    groups: tuple[GroupPlan, ...]
+    output_rows: IntArray | None
+
+    def arrays(self) -> list[IntArray]:
+        """What the device needs."""
+        grouped = [array for group in self.groups for array in group.arrays()]
+        return [*grouped, *([] if self.output_rows is None else [self.output_rows])]
+
+    def on_device(self, uploaded: Iterator[torch.Tensor]) -> GroupedSlices:
+        """Make the groups, given ``arrays`` on the device."""
+        groups = tuple(group.on_device(uploaded) for group in self.groups)
+        return GroupedSlices(groups, None if self.output_rows is None else next(uploaded))
+
+
+@dataclass(slots=True)
+class _Piece:
+    """Consecutive queries of one slice, at most ``_MAX_QUERY_LENGTH``."""
+
+    slice_index: int
+    offset: int  # of its first query within the slice
+    num_queries: int
+    num_blocks: int  # blocks its last query sees
+
+
+def plan_groups(
+    slices: Sequence[TokenSlice],
+    geometry: CacheGeometry,
+    block_size: int,
+    *,
+    num_heads: int,
+    spare_block: int | None = None,
+    least_tokens: int = 0,
+) -> StepPlan:
+    """Pack slices and divide their attention into groups.
+
+    Args:
+        slices: New tokens per sequence, each with at least one token.
+        geometry: The model's key-value shape.
+        block_size: Tokens a block.
+        num_heads: The model's query heads.
+        spare_block: First of the cache's blocks that padding is written to. Given where shapes are to repeat, because
+            the device compiles each (DirectML): then tokens, and the rows, queries and keys of groups, are padded to
+            one of few sizes.
+        least_tokens: With a spare block, pad to so many tokens at least; no more than ``SMALL_STEP``.
+    """
+    repeats = spare_block is not None
+    grouped = _grouped(slices, num_heads, geometry, block_size, repeats=repeats)
+    order = tuple(dict.fromkeys(piece.slice_index for _, pieces in grouped for piece in pieces))
+    packed = PackedSlices.of(slices, order, geometry, block_size, spare_block=spare_block, least_tokens=least_tokens)
+    heads = np.arange(geometry.num_kv_heads, dtype=np.int64)
+    groups = []
+    # Padding takes any output.
+    output_rows = np.zeros(len(packed.positions), dtype=np.int64)
+    done = 0
+    for key, pieces in grouped:
+        shape = key if repeats else None
+        group, token_rows, places = _plan_group(pieces, slices, packed, heads, block_size, shape)
+        output_rows[token_rows] = done + places
+        done += group.num_rows * group.num_queries
+        groups.append(group)
+    in_order = not repeats and done == packed.num_tokens and bool((output_rows == np.arange(done)).all())
+    return packed.planned(GroupedPlan(tuple(groups), None if in_order else output_rows))
+
+
+def _grouped(
+    slices: Sequence[TokenSlice], num_heads: int, geometry: CacheGeometry, block_size: int, *, repeats: bool
+) -> list[tuple[tuple[int, int], list[_Piece]]]:
+    """Pieces of like query and key lengths, together as far as memory allows, and their queries and blocks at most."""
+    pieces_by_key: dict[tuple[int, int], list[_Piece]] = {}
+    for index, part in enumerate(slices):
+        for piece in _cut(index, part, num_heads, block_size, repeats=repeats):
+            pieces_by_key.setdefault(_group_key(piece, repeats=repeats), []).append(piece)
+    grouped = []
+    for key in sorted(pieces_by_key):
+        pieces = pieces_by_key[key]
+        shape = (query_size(max(piece.num_queries for piece in pieces)), key[1]) if repeats else key
+        grouped += [(shape, group) for group in _split(pieces, shape, num_heads, geometry, block_size, repeats=repeats)]
+    return grouped
+
+
+def _cut(index: int, part: TokenSlice, num_heads: int, block_size: int, *, repeats: bool) -> Iterator[_Piece]:
+    """Cut a slice into pieces, each short enough that its scores alone are no more than a group may have."""
+    most_keys = block_bucket(num_blocks_of(part.start + part.num_tokens, block_size)) * block_size
+    longest = min(_MAX_QUERY_LENGTH, max(1, MAX_GROUP_SCORES // (num_heads * most_keys)))
+    if repeats:
+        longest = largest_query_size(longest)
+    elif longest > _QUERY_BUCKET:
+        longest -= longest % _QUERY_BUCKET
+    for offset in range(0, part.num_tokens, longest):
+        num_queries = min(longest, part.num_tokens - offset)
+        yield _Piece(index, offset, num_queries, num_blocks_of(part.start + offset + num_queries, block_size))
+
+
+def _split(
+    pieces: list[_Piece],
+    shape: tuple[int, int],
+    num_heads: int,
+    geometry: CacheGeometry,
+    block_size: int,
+    *,
+    repeats: bool,
+) -> Iterator[list[_Piece]]:
+    """Divide pieces of like lengths into groups that are bounded in memory, the padding of their rows included."""
+    num_queries, num_keys = shape[0], shape[1] * block_size
+    by_scores = MAX_GROUP_SCORES // (num_heads * num_queries * num_keys)
+    by_gathered = MAX_GATHERED_ELEMENTS // (geometry.num_kv_heads * geometry.head_dim * num_keys)
+    most = max(1, min(by_scores, by_gathered))
+    if repeats:
+        most = largest_row_size(most)
+    for start in range(0, len(pieces), most):
+        yield pieces[start : start + most]
+
+
+def _group_key(piece: _Piece, *, repeats: bool) -> tuple[int, int]:
+    """Like query lengths and like key lengths: bucketed, so that groups are few and padding is bounded by a half.
+
+    Where shapes are to repeat, short pieces are alike whatever their lengths, which drafts and chunks mix anew each
+    step. Trade-off: one that verifies nothing is padded to as many queries as the deepest draft, up to eight; a group
+    of its own would cost ten operators in each layer and reads the same keys.
+    """
+    queries = piece.num_queries
+    if repeats:
+        queries = 1 if queries <= _SHORT_QUERY_LENGTH else query_size(queries)
+    elif queries > _SHORT_QUERY_LENGTH:
+        queries = -(-queries // _QUERY_BUCKET) * _QUERY_BUCKET
+    return queries, block_bucket(piece.num_blocks)
+
+
+def _plan_group(  # noqa: PLR0917  (one call site; the step's arrays and its geometry)
+    pieces: list[_Piece],
+    slices: Sequence[TokenSlice],
+    packed: PackedSlices,
+    heads: IntArray,
+    block_size: int,
+    shape: tuple[int, int] | None,
+) -> tuple[GroupPlan, IntArray, IntArray]:
+    """Plan one group; also return its tokens' packed positions and their places within the group's output.
+
+    ``shape``, queries and blocks, is what a group is padded to where shapes are to repeat, and its rows with it.
+    """
+    counts = np.asarray([piece.num_queries for piece in pieces])
+    if shape is None:
+        num_queries, num_blocks, num_rows = int(counts.max()), max(p.num_blocks for p in pieces), len(pieces)
+    else:
+        (num_queries, num_blocks), num_rows = shape, row_size(len(pieces))
+    firsts = np.asarray([packed.offsets[piece.slice_index] + piece.offset for piece in pieces])
+    starts = np.asarray([slices[piece.slice_index].start + piece.offset for piece in pieces])
+    # [n, q]; padding repeats the last query and the last slice, and its output is never read
+    steps = np.minimum(np.arange(num_queries)[None, :], counts[:, None] - 1)
+    members = packed.tables[[piece.slice_index for piece in pieces], :num_blocks]
+    given = np.minimum(np.arange(num_rows), len(pieces) - 1)
+    query_rows = (firsts[:, None] + steps)[given]
+    visible = (starts[:, None] + steps)[given] + 1
+    # [n, num_kv_heads, num_blocks]
+    gather_rows = members[given][:, None, :] * len(heads) + heads[None, :, None]
+
+    flat_rows = query_rows.reshape(-1)
+    dense = bool((flat_rows == np.arange(flat_rows[0], flat_rows[0] + flat_rows.size)).all())
+    real = np.arange(num_queries)[None, :] < counts[:, None]
+    places = np.flatnonzero(real.reshape(-1))
+    group = GroupPlan(
+        num_rows=num_rows,
+        num_queries=num_queries,
+        num_keys=num_blocks * block_size,
+        first_token=int(flat_rows[0]),
+        # A view with an offset is a copy with a write-back on DirectML; there rows are always selected.
+        query_rows=None if dense and shape is None else flat_rows,
+        gather_rows=gather_rows.reshape(-1),
+        visible=visible.reshape(-1),
+    )
+    return group, flat_rows[places], places

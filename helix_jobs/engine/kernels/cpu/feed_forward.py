@@ -1,0 +1,73 @@
+"""CompiledFeedForward: a feed-forward whose activation is compiled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+from torch.nn import functional
+
+from helix_jobs.engine.model.activations import tanh_gelu
+from helix_jobs.engine.model.feed_forward import GatedFeedForward, PlainFeedForward
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+
+    from helix_jobs.engine.kernels.cpu.kernels import NativeKernels
+    from helix_jobs.engine.model.feed_forward import FeedForward
+    from helix_jobs.engine.weights.linear import Linear
+
+# By their names in compiled code. torch cuts a tensor up for its threads wherever that makes equal parts, and computes
+# what is left of a part's last vector by another function, which rounds otherwise: a row's result depends on how many
+# there are. Only ReLU, which rounds nothing, needs no kernel.
+COMPILED_ACTIVATIONS: Final[dict[Callable[[torch.Tensor], torch.Tensor], str]] = {
+    functional.silu: "silu",
+    functional.gelu: "gelu",
+    tanh_gelu: "tanh_gelu",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledFeedForward:
+    """Satisfies ``FeedForward``.
+
+    Attributes:
+        inner: The linear layer before the activation: gate and up projection, or the up projection alone.
+        outer: Back to the hidden size.
+        activation: By its name in compiled code.
+        is_gated: The activation is that of a gate.
+        native: The kernels.
+    """
+
+    inner: Linear
+    outer: Linear
+    activation: str
+    is_gated: bool
+    native: NativeKernels
+
+    @classmethod
+    def of(cls, feed_forward: FeedForward, native: NativeKernels) -> FeedForward:
+        """The same feed-forward with a compiled activation, or itself where there is none."""
+        if not isinstance(feed_forward, GatedFeedForward | PlainFeedForward):
+            return feed_forward
+        name = COMPILED_ACTIVATIONS.get(feed_forward.activation)
+        if name is None:
+            return feed_forward
+        inner, outer = feed_forward.linears()
+        return cls(inner, outer, name, isinstance(feed_forward, GatedFeedForward), native)
+
+    def add_to(self, residual: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """See ``FeedForward``."""
+        return self.outer.add_to(
+            residual, self.native.activate(self.activation, self.inner(hidden), is_gated=self.is_gated)
+        )
+
+    def linears(self) -> tuple[Linear, ...]:
+        """See ``FeedForward``."""
+        return self.inner, self.outer
+
+    def with_linears(self, change: Callable[[Linear], Linear]) -> CompiledFeedForward:
+        """See ``FeedForward``."""
+        return replace(self, inner=change(self.inner), outer=change(self.outer))

@@ -1,0 +1,66 @@
+"""A decoder whose parts are compiled kernels, wherever there is one for a part."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
+
+from helix_jobs.engine.kernels.cpu.attention import CompiledAttention
+from helix_jobs.engine.kernels.cpu.feed_forward import CompiledFeedForward
+from helix_jobs.engine.kernels.cpu.int8_decoder import NativeInt8Decoder
+from helix_jobs.engine.kernels.cpu.int8_linear import CompiledInt8Linear
+from helix_jobs.engine.kernels.cpu.rms_norm import CompiledRmsNorm
+from helix_jobs.engine.model.norms import RmsNorm
+from helix_jobs.engine.weights.int8_linear import Int8Linear
+
+if TYPE_CHECKING:
+    import torch
+
+    from helix_jobs.engine.kernels.cpu.kernels import NativeKernels
+    from helix_jobs.engine.model.decoder import Decoder, DecoderLayer
+    from helix_jobs.engine.weights.linear import Linear
+
+AnyNorm = TypeVar("AnyNorm")
+
+
+def with_native(decoder: Decoder, native: NativeKernels) -> Decoder:
+    """The same model over the same weights, computing with compiled kernels. To be called before ``pack``."""
+    norm = partial(_norm, native, decoder.dtype)
+    spec = decoder.attention.spec
+    attentions = tuple(
+        replace(layer, query_norm=norm(layer.query_norm), key_norm=norm(layer.key_norm)) for layer in spec.layers
+    )
+
+    def changed(layer: DecoderLayer) -> DecoderLayer:
+        return replace(
+            layer,
+            attention_norm=norm(layer.attention_norm),
+            feed_forward_norm=norm(layer.feed_forward_norm),
+            feed_forward=CompiledFeedForward.of(layer.feed_forward, native),
+        )
+
+    compiled = replace(
+        decoder,
+        attention=CompiledAttention(replace(spec, layers=attentions), native),
+        layers=tuple(changed(layer) for layer in decoder.layers),
+        final_norm=norm(decoder.final_norm),
+        small_steps=NativeInt8Decoder(decoder, native) if NativeInt8Decoder.supports(decoder, native) else None,
+    )
+    return compiled.with_linears(partial(_linear, native))
+
+
+def native_of(decoder: Decoder) -> NativeKernels | None:
+    """The kernels it was given, if any."""
+    attention = decoder.attention
+    return attention.native if isinstance(attention, CompiledAttention) else None
+
+
+def _norm(native: NativeKernels, dtype: torch.dtype, norm: AnyNorm) -> AnyNorm | CompiledRmsNorm:
+    if isinstance(norm, RmsNorm) and CompiledRmsNorm.serves(norm, dtype):
+        return CompiledRmsNorm(norm, native)
+    return norm
+
+
+def _linear(native: NativeKernels, linear: Linear) -> Linear:
+    return CompiledInt8Linear(linear, native) if isinstance(linear, Int8Linear) else linear

@@ -1,0 +1,84 @@
+"""FeedForward: what a layer does to each token by itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+
+    from helix_jobs.engine.weights.linear import Linear
+
+    Activation = Callable[[torch.Tensor], torch.Tensor]
+
+
+class FeedForward(Protocol):
+    """Computes packed tokens ``[T, hidden_size]`` one by one."""
+
+    def add_to(self, residual: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """Return ``residual + self(hidden)``, each ``[T, hidden_size]``."""
+
+    def linears(self) -> tuple[Linear, ...]:
+        """Its matrix products, in order of execution."""
+
+    def with_linears(self, change: Callable[[Linear], Linear]) -> FeedForward:
+        """The same with every linear layer as ``change`` makes it."""
+
+
+@dataclass(frozen=True, slots=True)
+class GatedFeedForward:
+    """``down(activation(gate) * up)`` (satisfies ``FeedForward``).
+
+    Attributes:
+        gate_up: Gate and up projection in one product.
+        down: Back to the hidden size.
+        activation: Of the gate.
+    """
+
+    gate_up: Linear
+    down: Linear
+    activation: Activation
+
+    def add_to(self, residual: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """See ``FeedForward``."""
+        # each: [T, intermediate_size]
+        gate, up = self.gate_up(hidden).chunk(2, dim=-1)
+        return self.down.add_to(residual, self.activation(gate) * up)
+
+    def linears(self) -> tuple[Linear, ...]:
+        """See ``FeedForward``."""
+        return self.gate_up, self.down
+
+    def with_linears(self, change: Callable[[Linear], Linear]) -> GatedFeedForward:
+        """See ``FeedForward``."""
+        return replace(self, gate_up=change(self.gate_up), down=change(self.down))
+
+
+@dataclass(frozen=True, slots=True)
+class PlainFeedForward:
+    """``down(activation(up))`` (satisfies ``FeedForward``).
+
+    Attributes:
+        up: To the intermediate size.
+        down: Back to the hidden size.
+        activation: Between them.
+    """
+
+    up: Linear
+    down: Linear
+    activation: Activation
+
+    def add_to(self, residual: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """See ``FeedForward``."""
+        return self.down.add_to(residual, self.activation(self.up(hidden)))
+
+    def linears(self) -> tuple[Linear, ...]:
+        """See ``FeedForward``."""
+        return self.up, self.down
+
+    def with_linears(self, change: Callable[[Linear], Linear]) -> PlainFeedForward:
+        """See ``FeedForward``."""
+        return replace(self, up=change(self.up), down=change(self.down))
