@@ -9,6 +9,7 @@ from helix_jobs.bench.workloads import build_requests, greedy
 from helix_jobs.engine.config import DEFAULT_BLOCK_SIZE, MAX_SPECULATION_DEPTH, NO_DRAFT, EngineConfig, defaults_for
 from helix_jobs.engine.devices.devices import free_memory, total_memory
 from helix_jobs.engine.engine import Engine
+from helix_jobs.engine.loading.attention_trial import with_faster_attention
 from helix_jobs.engine.loading.cache_size import choose_cache
 from helix_jobs.engine.loading.load_engine import with_compiled_kernels, without_slow_int8
 from helix_jobs.engine.loading.model_loader import describe_device, get_device, load_models
@@ -49,6 +50,7 @@ class ModelShelf:
             )
             loaded = with_compiled_kernels(loaded, plan.compile, plan.home / "native", on_progress)
             loaded = without_slow_int8(loaded, on_progress)
+            loaded = with_faster_attention(loaded, plan.home / "profiles", on_progress)
             # All modes share the first target, so that they differ in nothing but the draft.
             self._models[draft] = (
                 replace(loaded, target=self.models.target)

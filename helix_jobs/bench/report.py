@@ -123,7 +123,7 @@ class BenchReport:
         machine: What it ran on.
         device: The device's name.
         dtype: What the target computed in.
-        kernels: ``compiled`` or ``torch``.
+        kernels: ``compiled``, ``torch`` or ``torch sdpa``.
         target: The target as it was spelt.
         drafts: The drafts likewise.
         workload: Its name and parameters.

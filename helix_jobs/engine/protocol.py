@@ -24,7 +24,7 @@ class EngineInfo:
         dtype: Of the target's weights and activations; ``int8`` when its weights are quantised.
         overflows_float16: ``dtype`` is float32 because the target does not fit float16's range.
         is_reproducible: A request's answer does not depend on what is computed beside it.
-        kernels: Who computes: ``compiled`` (for this machine) or ``torch``.
+        kernels: Who computes: ``compiled`` (for this machine), ``torch``, or ``torch sdpa`` (its fused attention).
         speculation_depth: The fixed K of every step, 0 for no speculation, None when it is chosen each step.
         max_batch_size: Sequences that run at once.
         max_model_len: Prompt plus output tokens of a request at most.

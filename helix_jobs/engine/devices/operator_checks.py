@@ -227,15 +227,15 @@ def _compare(check: OperatorCheck, device: torch.device, dtype: torch.dtype) -> 
         logger.debug("%s in %s failed on %s", check.operator, dtype, device, exc_info=True)
         first_line = (str(error).strip().splitlines() or [""])[0]
         return OperatorStatus.FAILS, f"{type(error).__name__}: {first_line}"
-    difference = _difference(got, expected)
-    if difference is not None:
-        return OperatorStatus.DIFFERS, difference
+    found = difference(got, expected)
+    if found is not None:
+        return OperatorStatus.DIFFERS, found
     if any(_FALLBACK_SIGN in str(warning.message) for warning in caught):
         return OperatorStatus.FALLS_BACK, "computed on the CPU"
     return OperatorStatus.OK, ""
 
 
-def _difference(got: torch.Tensor, expected: torch.Tensor) -> str | None:
+def difference(got: torch.Tensor, expected: torch.Tensor) -> str | None:
     """How two results differ beyond rounding, or None."""
     if got.shape != expected.shape or got.dtype != expected.dtype:
         return f"is {got.dtype} {list(got.shape)}, should be {expected.dtype} {list(expected.shape)}"

@@ -16,6 +16,7 @@ from helix_jobs.engine.engine import Engine
 from helix_jobs.engine.kernels.cpu.build import processor_features
 from helix_jobs.engine.kernels.cpu.kernels import load_kernels
 from helix_jobs.engine.kernels.cpu.native_decoder import native_of, with_native
+from helix_jobs.engine.loading.attention_trial import with_faster_attention
 from helix_jobs.engine.loading.model_loader import INT8, get_device, load_models
 from helix_jobs.engine.loading.reproducible import make_draft_reproducible, make_reproducible
 from helix_jobs.engine.loading.sizing import batch_limits, cache_config
@@ -56,6 +57,7 @@ def load_engine(settings: Settings, on_progress: Callable[[str], None] | None = 
     )
     models = with_compiled_kernels(models, settings.compile, settings.home / "native", on_progress)
     models = without_slow_int8(models, on_progress)
+    models = with_faster_attention(models, profiles, on_progress)
     models = make_reproducible(models, settings.reproducible, profiles, on_progress)
     if settings.speculation_depth is not None:
         models = make_draft_reproducible(models, settings.reproducible, profiles, on_progress)

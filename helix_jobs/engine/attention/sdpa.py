@@ -1,0 +1,74 @@
+"""SdpaAttention: the groups of a step by torch's scaled_dot_product_attention, fused where the device has a kernel."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from torch.nn import functional
+
+from helix_jobs.engine.attention.dense import DenseAttention, DenseStep
+
+if TYPE_CHECKING:
+    import torch
+
+    from helix_jobs.engine.attention.backend import AttentionSpec
+    from helix_jobs.engine.attention.groups import AttentionGroup
+    from helix_jobs.engine.attention.kv_cache import PagedKVCache
+    from helix_jobs.engine.attention.step_layout import StepLayout
+
+
+class SdpaAttention(DenseAttention):
+    """As ``DenseAttention``, with one operator in place of two products and a softmax: no scores are in memory.
+
+    The key-value heads stand where others have their query heads, and the query heads that share one are rows of it.
+    Trade-off: ``enable_gqa`` needs no such order, but with a mask it takes torch's unfused path.
+    """
+
+    kernels = "torch sdpa"
+
+    def begin(self, layout: StepLayout, cache: PagedKVCache) -> SdpaStep:
+        """See ``AttentionBackend``."""
+        return SdpaStep(self.spec, layout, cache)
+
+
+class SdpaStep(DenseStep):
+    """One step of it (satisfies ``AttentionStep``)."""
+
+    def __init__(self, spec: AttentionSpec, layout: StepLayout, cache: PagedKVCache) -> None:
+        super().__init__(spec, layout, cache)
+        self._dtype = cache.keys[0].dtype
+        self._share = spec.num_heads // spec.geometry.num_kv_heads
+        # The operator wants masks in the dtype of the queries. Those of single queries are small, and made once.
+        groups = (
+            replace(group, mask=group.mask.to(self._dtype)) if group.num_queries == 1 else group
+            for group in self._slices.groups
+        )
+        self._slices = replace(self._slices, groups=tuple(groups))
+
+    def _solve(self, layer: int, group: AttentionGroup, queries: torch.Tensor, scaling: float) -> torch.Tensor:
+        """Solve one group; return ``[n * q, num_heads * head_dim]``."""
+        n, q, kv, head_dim = group.num_rows, group.num_queries, self._spec.geometry.num_kv_heads, queries.shape[-1]
+        keys, values = self._cache.gather(layer, group.gather_rows, n * kv)
+        # [n, kv, share * q, head_dim]
+        output = functional.scaled_dot_product_attention(
+            self._queries_of(group, queries).view(n, kv, self._share * q, head_dim),
+            keys.view(n, kv, -1, head_dim),
+            values.view(n, kv, -1, head_dim),
+            attn_mask=self._mask(group),
+            scale=scaling,
+        )
+        # [n, kv, share, q, head_dim] -> [n, q, kv, share, head_dim]
+        by_token = output.unflatten(2, (self._share, q)).permute(0, 3, 1, 2, 4)
+        return by_token.reshape(n * q, self._spec.num_heads * head_dim)
+
+    def _mask(self, group: AttentionGroup) -> torch.Tensor:
+        """``[n, 1, share * q, num_keys]``, or ``[n, 1, 1, num_keys]`` for single queries, which broadcasts.
+
+        Made anew for each layer: those of all groups together would take as much memory as a full cache of prompts.
+        """
+        n, q = group.num_rows, group.num_queries
+        if q == 1:
+            return group.mask
+        mask = group.mask.expand(n, self._share, q, -1).to(self._dtype)
+        return mask.reshape(n, 1, self._share * q, -1)
