@@ -13,15 +13,18 @@ from helix_jobs.engine.sampling.random_numbers import Purpose, uniform
 from helix_jobs.engine.sampling.sampler import apply_penalties, processed_probs
 from helix_jobs.engine.sampling.verification import SampledRow, Verdict, verify_greedy, verify_sampled
 from helix_jobs.engine.speculation.target_pass import TargetPass
+from helix_jobs.engine.speculation.turn import turns_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence as SequenceOf
 
     from helix_jobs.engine.model.runner import ModelRunner
-    from helix_jobs.engine.schedule.scheduler import Decode, Schedule
+    from helix_jobs.engine.schedule.scheduler import Schedule
     from helix_jobs.engine.schedule.sequence import Sequence
-    from helix_jobs.engine.speculation.speculator import Speculation, Speculator
-    from helix_jobs.engine.speculation.target_pass import Download, Emitter
+    from helix_jobs.engine.speculation.drafters.protocol import Proposal
+    from helix_jobs.engine.speculation.speculator import Speculator
+    from helix_jobs.engine.speculation.target_pass import Download
+    from helix_jobs.engine.speculation.turn import Turn
 
 logger = logging.getLogger(__name__)
 
@@ -38,20 +41,20 @@ class Emission:
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """What the drafters and the depth controller can learn from a step.
+    """What there is to learn from a step.
 
     Attributes:
-        decodes: The sequences that decoded.
-        speculation: Their drafts.
-        num_accepted: One per decode: the accepted draft tokens, None without a verdict.
+        turns: Of its sequences, decided.
+        proposal: What drafting left.
         num_tokens: Tokens the target computed.
-        seconds: What the step took; None where that is not known, as the device was busy with another.
+        draft_seconds: What the draft model's passes took; None where the device had something else to do as well.
+        seconds: What the rest of the step took, awaited drafts included; None where that is not known either.
     """
 
-    decodes: tuple[Decode, ...]
-    speculation: Speculation
-    num_accepted: tuple[int | None, ...]
+    turns: SequenceOf[Turn]
+    proposal: Proposal
     num_tokens: int
+    draft_seconds: float | None
     seconds: float | None
 
 
@@ -102,31 +105,29 @@ class SpeculativeStep:
         """Compute one step and commit it, stop tokens honoured. Stop strings are the caller's."""
         is_idle, self._is_idle = self._is_idle, False
         started = time.perf_counter()
-        speculation = self._speculator.speculate(schedule, is_idle=is_idle)
+        turns = turns_of(schedule)
+        proposal = self._speculator.speculate(turns)
         # Passes that measured costs, and a step that failed, have run on this clock as well.
         self._target.take_attention_seconds()
         drafted = time.perf_counter()
-        scores = self._pass.score(schedule, speculation.proposal.drafts, speculation.awaited)
+        scores = self._pass.score(turns, proposal.awaited)
         scored = time.perf_counter()
         download = None if scores.logits is None else self._pass.download(scores)
-        if speculation.awaited is not None:
-            speculation = self._speculator.receive(speculation, [] if download is None else download.draft_ids)
-            for emitter, draft in zip(scores.emitters, speculation.proposal.drafts, strict=False):
-                emitter.draft = draft
-        verdicts = self._verify(scores.emitters, download, speculation.proposal.draft_probs)
-        emissions, not_finite = self._commit(schedule, scores.emitters, verdicts)
+        if proposal.awaited is not None:
+            proposal.awaited.receive([] if download is None else download.draft_ids)
+        if download is not None:
+            self._verify([turn for turn in turns if turn.emits], download, proposal.draft_probs)
+        emissions, not_finite = self._commit(turns)
         # A step without logits is only started: an asynchronous device computes it while the next one is planned.
         self._is_idle = scores.logits is not None or self._target.is_synchronous
-        has_own_time = self._is_idle and (is_idle or speculation.has_waited)
+        has_own_time = self._is_idle and (is_idle or proposal.has_waited)
         ended = time.perf_counter()
-        # The decodes are the first emitters.
-        decided = verdicts[: len(schedule.decodes)]
         lesson = Lesson(
-            decodes=schedule.decodes,
-            speculation=speculation,
-            num_accepted=tuple(None if verdict is None else verdict.num_accepted for verdict in decided),
+            turns=turns,
+            proposal=proposal,
             num_tokens=scores.num_tokens,
-            seconds=ended - started - speculation.draft_seconds if has_own_time else None,
+            draft_seconds=proposal.seconds if is_idle and proposal.has_waited else None,
+            seconds=ended - started - proposal.seconds if has_own_time else None,
         )
         return StepOutcome(
             emissions=emissions,
@@ -158,104 +159,93 @@ class SpeculativeStep:
         self._target.cache.clear(blocks)
         self._speculator.clear_blocks(blocks)
 
-    def _verify(
-        self, emitters: list[Emitter], download: Download | None, draft_probs: torch.Tensor | None
-    ) -> list[Verdict | None]:
-        """Decide per emitter; None for a row whose logits are not finite."""
-        if download is None:
-            return []
+    def _verify(self, turns: list[Turn], download: Download, draft_probs: torch.Tensor | None) -> None:
+        """Decide what each turn emits; nothing where logits are not finite."""
         finite = torch.isfinite(download.maxima).tolist()
-        processed = [emitter for emitter in emitters if not emitter.is_greedy]
-        processed_verdicts = iter(self._verify_on_host(processed, download.processed, draft_probs) if processed else ())
-        verdicts: list[Verdict | None] = []
-        for emitter in emitters:
-            if emitter.is_greedy:
-                ids = download.ids[emitter.rows.start : emitter.rows.stop]
-                verdicts.append(_if_finite(verify_greedy(ids, emitter.draft.token_ids), emitter, finite))
+        processed: list[Turn] = []
+        for turn in turns:
+            if turn.is_greedy:
+                ids = download.ids[turn.rows.start : turn.rows.stop]
+                _decide(turn, verify_greedy(ids, turn.draft.token_ids), finite)
             else:
-                verdicts.append(next(processed_verdicts))
-        return verdicts
+                processed.append(turn)
+        if processed:
+            self._verify_on_host(processed, download.processed, draft_probs)
 
-    def _verify_on_host(
-        self, emitters: list[Emitter], host: torch.Tensor, draft_probs: torch.Tensor | None
-    ) -> list[Verdict | None]:
+    def _verify_on_host(self, turns: list[Turn], host: torch.Tensor, draft_probs: torch.Tensor | None) -> None:
         # [num_rows, 1]
         row_is_finite = torch.isfinite(host.max(dim=1, keepdim=True).values)
         finite = row_is_finite[:, 0].tolist()
         host = torch.where(row_is_finite, host, 0.0)
-        verdicts: list[Verdict | None] = [None] * len(emitters)
-        sampled: list[int] = []
-        for index, emitter in enumerate(emitters):
-            params = emitter.sequence.params
+        sampled: list[Turn] = []
+        for turn in turns:
+            params = turn.sequence.params
             if params.has_penalties:
-                self._penalise(emitter, host)
+                _penalise(turn, host)
             if params.is_greedy:
-                ids = host[emitter.rows.start : emitter.rows.stop].argmax(dim=1).tolist()
-                verdicts[index] = verify_greedy(ids, emitter.draft.token_ids)
+                ids = host[turn.rows.start : turn.rows.stop].argmax(dim=1).tolist()
+                _decide(turn, verify_greedy(ids, turn.draft.token_ids), finite)
             else:
-                sampled.append(index)
+                sampled.append(turn)
         if sampled:
-            chosen = [emitters[index] for index in sampled]
-            for index, verdict in zip(sampled, _verify_sampled(chosen, host, draft_probs), strict=True):
-                verdicts[index] = verdict
-        return [_if_finite(verdict, e, finite) for verdict, e in zip(verdicts, emitters, strict=True)]
+            for turn, verdict in zip(sampled, _verify_sampled(sampled, host, draft_probs), strict=True):
+                _decide(turn, verdict, finite)
 
-    def _penalise(self, emitter: Emitter, host: torch.Tensor) -> None:
-        """Each position is penalised for the drafts before it as if they stood: they do, if it is ever reached."""
-        sequence = emitter.sequence
-        prompt_ids = sequence.token_ids[: sequence.num_prompt_tokens]
-        output_ids = sequence.output_token_ids
-        for position, row in enumerate(emitter.rows):
-            seen = [*output_ids, *emitter.draft.token_ids[:position]]
-            host[row] = apply_penalties(host[row], sequence.params, prompt_ids, seen)
-
-    def _commit(
-        self, schedule: Schedule, emitters: list[Emitter], verdicts: list[Verdict | None]
-    ) -> tuple[tuple[Emission, ...], tuple[Sequence, ...]]:
+    def _commit(self, turns: list[Turn]) -> tuple[tuple[Emission, ...], tuple[Sequence, ...]]:
         now = time.monotonic()
-        for prefill in schedule.prefills:
-            prefill.sequence.num_computed += prefill.num_tokens
         emissions: list[Emission] = []
         not_finite: list[Sequence] = []
-        for emitter, verdict in zip(emitters, verdicts, strict=True):
-            sequence = emitter.sequence
+        for turn in turns:
+            sequence, verdict = turn.sequence, turn.verdict
+            if not turn.is_decode:
+                sequence.num_computed = turn.end
+            if not turn.emits:
+                continue
             if verdict is None:
                 not_finite.append(sequence)
                 continue
-            sequence.draft_tokens += emitter.draft.depth
+            sequence.draft_tokens += turn.draft.depth
             sequence.accepted_tokens += verdict.num_accepted
             appended = sequence.commit(verdict.token_ids, now)
             # All but the last token have keys and values: the accepted drafts were computed as they were verified.
             sequence.num_computed = len(sequence) - 1
-            emissions.append(Emission(sequence, tuple(appended), emitter.draft.depth, verdict.num_accepted))
+            emissions.append(Emission(sequence, tuple(appended), turn.draft.depth, verdict.num_accepted))
         return tuple(emissions), tuple(not_finite)
 
 
-def _if_finite(verdict: Verdict | None, emitter: Emitter, finite: SequenceOf[bool]) -> Verdict | None:
+def _decide(turn: Turn, verdict: Verdict, finite: SequenceOf[bool]) -> None:
     """A verdict counts if every row it rests on was finite; rows behind a rejected draft token may be anything."""
-    if verdict is None:
-        return None
-    rows = finite[emitter.first_row : emitter.first_row + verdict.num_accepted + 1]
-    return verdict if all(rows) else None
+    if all(finite[turn.first_row : turn.first_row + verdict.num_accepted + 1]):
+        turn.verdict = verdict
 
 
-def _verify_sampled(emitters: list[Emitter], host: torch.Tensor, draft_probs: torch.Tensor | None) -> list[Verdict]:
+def _penalise(turn: Turn, host: torch.Tensor) -> None:
+    """Each position is penalised for the drafts before it as if they stood: they do, if it is ever reached."""
+    sequence = turn.sequence
+    prompt_ids = sequence.token_ids[: sequence.num_prompt_tokens]
+    output_ids = sequence.output_token_ids
+    for position, row in enumerate(turn.rows):
+        seen = [*output_ids, *turn.draft.token_ids[:position]]
+        host[row] = apply_penalties(host[row], sequence.params, prompt_ids, seen)
+
+
+def _verify_sampled(turns: list[Turn], host: torch.Tensor, draft_probs: torch.Tensor | None) -> list[Verdict]:
     """Process the sampled rows and verify them together."""
     picked: list[int] = []
     params = []
     rows = []
-    for emitter in emitters:
-        sequence, depth = emitter.sequence, emitter.draft.depth
+    for turn in turns:
+        sequence, draft = turn.sequence, turn.draft
         start, seed = len(sequence), sequence.request.seed
         rows.append(
             SampledRow(
-                draft_ids=emitter.draft.token_ids,
+                draft_ids=draft.token_ids,
                 first_row=len(picked),
-                first_draft_row=emitter.draft.first_row,
-                accept_uniforms=[uniform(seed, start + i, Purpose.ACCEPT) for i in range(depth)],
-                final_uniforms=[uniform(seed, start + i, Purpose.FINAL) for i in range(depth + 1)],
+                first_draft_row=draft.first_row,
+                accept_uniforms=[uniform(seed, start + i, Purpose.ACCEPT) for i in range(draft.depth)],
+                final_uniforms=[uniform(seed, start + i, Purpose.FINAL) for i in range(draft.depth + 1)],
             )
         )
-        picked.extend(emitter.rows)
-        params.extend([sequence.params] * (depth + 1))
+        picked.extend(turn.rows)
+        params.extend([sequence.params] * (draft.depth + 1))
     return verify_sampled(rows, processed_probs(host[picked], params), draft_probs)

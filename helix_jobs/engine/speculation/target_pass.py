@@ -1,4 +1,4 @@
-"""TargetPass: the target's packed pass over a whole schedule, and the one download of what it says."""
+"""TargetPass: the target's packed pass over a whole step, and the one download of what it says."""
 
 from __future__ import annotations
 
@@ -9,32 +9,14 @@ import torch
 
 from helix_jobs.engine.attention.step_layout import TokenSlice
 from helix_jobs.engine.devices.shape_sizes import token_size
-from helix_jobs.engine.speculation.drafters.protocol import NO_DRAFT_TOKENS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence as SequenceOf
 
     from helix_jobs.engine.attention.step_plan import StepPlan
     from helix_jobs.engine.model.runner import ModelRunner
-    from helix_jobs.engine.schedule.scheduler import Schedule
-    from helix_jobs.engine.schedule.sequence import Sequence
     from helix_jobs.engine.speculation.drafters.awaited_drafts import AwaitedDrafts
-    from helix_jobs.engine.speculation.drafters.protocol import Draft
-
-
-@dataclass(slots=True)
-class Emitter:
-    """A sequence whose logits this step yields: a decode, or a prefill that ends a fresh prompt."""
-
-    sequence: Sequence
-    draft: Draft
-    first_row: int  # among the rows of its kind; it has draft.depth + 1
-    is_greedy: bool  # the device finds its tokens; the rows of others are processed on the host
-
-    @property
-    def rows(self) -> range:
-        """Its rows among those of its kind."""
-        return range(self.first_row, self.first_row + self.draft.depth + 1)
+    from helix_jobs.engine.speculation.turn import Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +24,7 @@ class Scores:
     """What the target says, on the device.
 
     Attributes:
-        emitters: The decodes first.
-        logits: ``[num_greedy + num_processed + padding, vocab_size]``: the rows of greedy emitters, then of the others;
+        logits: ``[num_greedy + num_processed + padding, vocab_size]``: the rows of greedy turns, then of the others;
             where waits are dear the other way round. None when there are none.
         num_greedy: Rows that the device decides.
         num_processed: Rows that are processed on the host.
@@ -51,7 +32,6 @@ class Scores:
         draft_ids: What the draft model left there, or None.
     """
 
-    emitters: list[Emitter]
     logits: torch.Tensor | None
     num_greedy: int
     num_processed: int
@@ -88,48 +68,31 @@ class TargetPass:
         self._target = target
         self._vocab_size = vocab_size
 
-    def score(self, schedule: Schedule, drafts: SequenceOf[Draft], awaited: AwaitedDrafts | None) -> Scores:
-        """Start the pass, and before it the draft model's where its drafts are awaited.
-
-        Args:
-            schedule: The step.
-            drafts: One a decode.
-            awaited: The draft model's part of the step, if it is not done.
-        """
+    def score(self, turns: SequenceOf[Turn], awaited: AwaitedDrafts | None) -> Scores:
+        """Start the pass, and before it the draft model's where its drafts are awaited. Turns learn their rows."""
         slices: list[TokenSlice] = []
         tokens: list[list[int]] = []
-        for decode, draft in zip(schedule.decodes, drafts, strict=True):
-            sequence = decode.sequence
-            slices.append(TokenSlice(1 + draft.depth, len(sequence) - 1, sequence.table.blocks))
-            tokens.append([sequence.token_ids[-1], *draft.token_ids])
-        for prefill in schedule.prefills:
-            sequence = prefill.sequence
-            start = sequence.num_computed
-            slices.append(TokenSlice(prefill.num_tokens, start, sequence.table.blocks))
-            tokens.append(sequence.token_ids[start : start + prefill.num_tokens])
+        for turn in turns:
+            sequence, draft = turn.sequence, turn.draft
+            slices.append(TokenSlice(turn.num_known + draft.depth, turn.start, sequence.table.blocks))
+            tokens.append([*sequence.token_ids[turn.start : turn.end], *draft.token_ids])
         plan = self._target.plan(slices)
-        emitters: list[Emitter] = []
         greedy_rows: list[int] = []
         processed_rows: list[int] = []
-
-        def emit(sequence: Sequence, draft: Draft, end: int) -> None:
-            is_greedy = sequence.params.is_greedy and not sequence.params.has_penalties
-            rows = greedy_rows if is_greedy else processed_rows
-            emitters.append(Emitter(sequence, draft, len(rows), is_greedy))
-            rows.extend(range(end - 1 - draft.depth, end))
-
-        ends = [offset + part.num_tokens for offset, part in zip(plan.offsets, slices, strict=True)]
-        for decode, draft, end in zip(schedule.decodes, drafts, ends, strict=False):
-            emit(decode.sequence, draft, end)
-        for prefill, end in zip(schedule.prefills, ends[len(schedule.decodes) :], strict=True):
-            if prefill.emits:
-                emit(prefill.sequence, NO_DRAFT_TOKENS, end)
+        for turn, offset, part in zip(turns, plan.offsets, slices, strict=True):
+            if turn.emits:
+                rows = greedy_rows if turn.is_greedy else processed_rows
+                end = offset + part.num_tokens
+                turn.first_row = len(rows)
+                rows.extend(range(end - 1 - turn.draft.depth, end))
         rows = processed_rows + greedy_rows if self._target.has_dear_waits else greedy_rows + processed_rows
         if awaited is None:
             logits, draft_ids = self._target.forward(plan, tokens, rows), None
         else:
-            logits, draft_ids = self._run_behind(awaited, drafts, plan, tokens, rows)
-        return Scores(emitters, logits, len(greedy_rows), len(processed_rows), plan.num_tokens, draft_ids)
+            sources = awaited.sources
+            own = [sources.get(turn, []) for turn in turns]
+            logits, draft_ids = self._run_behind(awaited, own, plan, tokens, rows)
+        return Scores(logits, len(greedy_rows), len(processed_rows), plan.num_tokens, draft_ids)
 
     def download(self, scores: Scores) -> Download:
         """Wait for the device, once, and bring down what verification needs."""
@@ -156,19 +119,15 @@ class TargetPass:
     def _run_behind(
         self,
         awaited: AwaitedDrafts,
-        drafts: SequenceOf[Draft],
+        sources: list[list[int]],
         plan: StepPlan,
         tokens: list[list[int]],
         rows: list[int],
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """Bring all passes of the step to the device in one copy, and start them; return logits and draft tokens."""
-        sources: list[list[int]] = [[] for _ in tokens]
-        drafting = [place for place, draft in enumerate(drafts) if draft.num_awaited]
-        for place, own in zip(drafting, awaited.sources, strict=True):
-            sources[place] = own
         planned = (
             self._target.prepare_behind(plan, tokens, sources, rows)
-            if drafting
+            if any(sources)
             else self._target.prepare(plan, tokens, rows)
         )
         *passes, last = self._target.upload([*awaited.passes, planned])

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from helix_jobs.engine.model.runner import ModelRunner, Pass, PlannedPass
     from helix_jobs.engine.speculation.drafters.draft_model import PlannedDrafts
+    from helix_jobs.engine.speculation.turn import Turn
 
 
 class AwaitedDrafts:
@@ -45,16 +46,16 @@ class AwaitedDrafts:
         return self._planned.passes
 
     @property
-    def sources(self) -> list[list[int]]:
-        """For each sequence that drafts, which of the tokens that ``run`` leaves are its own."""
-        sources: dict[int, list[int]] = {id(one): [] for one in self._planned.drafting}
+    def sources(self) -> dict[Turn, list[int]]:
+        """For each turn that drafts, which of the tokens that ``run`` leaves are its own."""
+        sources: dict[Turn, list[int]] = {one.turn: [] for one in self._planned.drafting}
         first = 0
         for planned, batch in zip(self._planned.passes, self._planned.batches, strict=False):
             for place, one in enumerate(batch):
-                sources[id(one)].append(first + place)
+                sources[one.turn].append(first + place)
             assert planned.logit_rows is not None, "a pass in which sequences draft yields their logits"
             first += len(planned.logit_rows)
-        return [sources[id(one)] for one in self._planned.drafting]
+        return sources
 
     def run(self, passes: SequenceOf[Pass]) -> torch.Tensor | None:
         """Start all passes.
@@ -74,8 +75,8 @@ class AwaitedDrafts:
                 found.append(logits.narrow(1, 0, min(self._vocab_size, logits.shape[1])).argmax(dim=-1))
         return torch.cat(found) if found else None
 
-    def receive(self, token_ids: SequenceOf[int]) -> tuple[Draft, ...]:
-        """The drafts, in the order of the sequences that draft, and note what the draft's cache holds now.
+    def receive(self, token_ids: SequenceOf[int]) -> None:
+        """Give each turn its draft, and note what the draft's cache holds now.
 
         Only what came down was computed for certain: a step that failed before has changed nothing.
 
@@ -84,7 +85,7 @@ class AwaitedDrafts:
         """
         for sequence, end in self._planned.ends:
             sequence.num_draft_computed = sequence.table.mark_draft_filled(end)
-        for one in self._planned.drafting:
+        for turn, sources in self.sources.items():
             # The token drafted last is read by the target alone.
-            one.sequence.num_draft_computed = len(one.sequence) + one.depth - 1
-        return tuple(Draft(tuple(token_ids[source] for source in sources)) for sources in self.sources)
+            turn.sequence.num_draft_computed = len(turn.sequence) + turn.depth - 1
+            turn.draft = Draft(tuple(token_ids[source] for source in sources))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -13,42 +14,28 @@ from helix_jobs.engine.devices.shape_sizes import SMALL_STEP
 from helix_jobs.engine.sampling.random_numbers import Purpose, uniform
 from helix_jobs.engine.sampling.sampler import apply_penalties, processed_probs, sample
 from helix_jobs.engine.speculation.drafters.awaited_drafts import AwaitedDrafts
-from helix_jobs.engine.speculation.drafters.protocol import Draft
+from helix_jobs.engine.speculation.drafters.protocol import NOTHING_COMPUTED, Draft, Proposal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from collections.abc import Sequence as SequenceOf
 
     from helix_jobs.engine.model.runner import ModelRunner, Pass, PlannedPass
-    from helix_jobs.engine.schedule.scheduler import Prefill
     from helix_jobs.engine.schedule.sequence import Sequence
+    from helix_jobs.engine.speculation.turn import Turn
 
 # A score that no token wins with.
 _IMPOSSIBLE: Final = -1e30
 
 
-@dataclass(frozen=True, slots=True)
-class ModelDrafts:
-    """What the draft model proposed.
-
-    Attributes:
-        drafts: One per sequence that was asked for.
-        draft_probs: As in ``Proposal``.
-        passes: Tokens of each pass of the draft model.
-    """
-
-    drafts: tuple[Draft, ...]
-    draft_probs: torch.Tensor | None
-    passes: tuple[int, ...]
-
-
 class Drafting:
-    """A sequence that drafts: how deep, and what it has so far."""
+    """A turn that drafts, and what it has so far."""
 
-    def __init__(self, sequence: Sequence, depth: int) -> None:
-        self.sequence = sequence
-        self.depth = depth
-        self.is_greedy = sequence.params.is_greedy and not sequence.params.has_penalties
+    def __init__(self, turn: Turn) -> None:
+        self.turn = turn
+        self.sequence = turn.sequence
+        self.depth = turn.depth
+        self.is_greedy = turn.is_greedy
         self.token_ids: list[int] = []
         # Of each drafted position, of sampled sequences only: ``[vocab_size]``.
         self.probs: list[torch.Tensor] = []
@@ -59,7 +46,7 @@ class PlannedDrafts:
     """All passes of one step, planned before the first of them runs.
 
     Attributes:
-        drafting: The sequences that draft, as they were asked for.
+        drafting: The turns that draft, as they were asked for.
         batches: Of each drafted position, those of them that are as deep, in the order of their tokens.
         ends: All sequences that the first pass catches up on, and where it leaves each.
         passes: One a drafted position; the first one catches up, and may do nothing else.
@@ -87,40 +74,41 @@ class DraftModelDrafter:
         self._runner = runner
         self._vocab_size = vocab_size
 
-    @property
-    def has_dear_waits(self) -> bool:
-        """Whether drafts are to stay on the device: ``draft_on_device`` then, not ``draft``."""
-        return self._runner.has_dear_waits
-
-    def draft(self, depths: SequenceOf[tuple[Sequence, int]], prefills: SequenceOf[Prefill] = ()) -> ModelDrafts:
-        """Draft for each sequence as many tokens as its depth says.
+    def draft(self, turns: SequenceOf[Turn], prefills: SequenceOf[Turn] = ()) -> Proposal:
+        """Draft for each turn as many tokens as its depth says.
 
         All passes are planned before the first one and brought to the device together.
 
         Args:
-            depths: Sequences and their depths, each above 0.
+            turns: Decodes with a depth above 0.
             prefills: Prompt chunks to keep up with. A sequence that is not kept up with is caught up when it drafts.
         """
+        if self._runner.has_dear_waits:
+            return self._draft_on_device(turns, prefills)
+        started = time.perf_counter()
         # Greedy ones first: the device finds their tokens, the logits of the others' rows come down.
-        planned = self._plan(depths, prefills, rank=lambda one: not one.is_greedy)
+        planned = self._plan(turns, prefills, rank=lambda one: not one.is_greedy)
         if planned is None:
-            return ModelDrafts((), None, ())
+            return NOTHING_COMPUTED
         first, *following = self._runner.upload(planned.passes)
         logits = self._runner.run(first)
         for sequence, end in planned.ends:
             sequence.num_draft_computed = sequence.table.mark_draft_filled(end)
         if logits is not None:
             self._extend(planned.batches, following, logits)
-        drafts, draft_probs = _collect(planned.drafting)
-        return ModelDrafts(drafts, draft_probs, tuple(one.plan.num_tokens for one in planned.passes))
+        draft_probs = _hand_over(planned.drafting)
+        passes = tuple(one.plan.num_tokens for one in planned.passes)
+        return Proposal(draft_probs, passes, time.perf_counter() - started, has_waited=bool(turns))
 
-    def draft_on_device(
-        self, depths: SequenceOf[tuple[Sequence, int]], prefills: SequenceOf[Prefill] = ()
-    ) -> AwaitedDrafts | None:
-        """Plan what ``draft`` does for a step that waits once; None if there is nothing to compute."""
+    def _draft_on_device(self, turns: SequenceOf[Turn], prefills: SequenceOf[Turn]) -> Proposal:
+        """Plan what a step computes that waits once; nothing is computed before its target pass."""
         # Passes of one size, so that shapes repeat whatever the depths: small steps are no faster with less in them.
-        planned = self._plan(depths, prefills, rank=lambda one: -one.depth, least_tokens=min(len(depths), SMALL_STEP))
-        return None if planned is None else AwaitedDrafts(self._runner, planned, self._vocab_size)
+        planned = self._plan(turns, prefills, rank=lambda one: -one.depth, least_tokens=min(len(turns), SMALL_STEP))
+        if planned is None:
+            return NOTHING_COMPUTED
+        for turn in turns:
+            turn.draft = Draft((), num_awaited=turn.depth)
+        return Proposal(awaited=AwaitedDrafts(self._runner, planned, self._vocab_size))
 
     def missing_tokens(self, sequence: Sequence) -> int:
         """Tokens before its last that the draft's cache does not hold yet."""
@@ -132,24 +120,24 @@ class DraftModelDrafter:
 
     def _plan(
         self,
-        depths: SequenceOf[tuple[Sequence, int]],
-        prefills: SequenceOf[Prefill],
+        turns: SequenceOf[Turn],
+        prefills: SequenceOf[Turn],
         *,
         rank: Callable[[Drafting], int],
         least_tokens: int = 0,
     ) -> PlannedDrafts | None:
         """Plan every pass; ``rank`` orders the tokens of each. None if there is nothing to compute."""
-        for sequence, _ in depths:
+        for sequence in (turn.sequence for turn in turns):
             # The last step's rejected drafts, or a step that failed half-way: only what precedes the last token counts.
             sequence.num_draft_computed = min(sequence.num_draft_computed, len(sequence) - 1)
-        drafting = [Drafting(*one) for one in depths]
+        drafting = [Drafting(turn) for turn in turns]
         ranked = sorted(drafting, key=rank)
         batches = [
             [one for one in ranked if one.depth > position]
             for position in range(max((one.depth for one in drafting), default=0))
         ]
         ends = [(one.sequence, len(one.sequence)) for one in ranked]
-        ends += [(p.sequence, p.sequence.num_computed + p.num_tokens) for p in prefills]
+        ends += [(prefill.sequence, prefill.end) for prefill in prefills]
         ends = [(sequence, end) for sequence, end in ends if end > sequence.num_draft_computed]
         if not ends:
             return None
@@ -252,14 +240,13 @@ class DraftModelDrafter:
         return [token_id if token_id < limit else 0 for token_id in token_ids]
 
 
-def _collect(drafting: SequenceOf[Drafting]) -> tuple[tuple[Draft, ...], torch.Tensor | None]:
-    """The drafts, and the distributions of those that were sampled, one behind the other."""
-    drafts: list[Draft] = []
+def _hand_over(drafting: SequenceOf[Drafting]) -> torch.Tensor | None:
+    """Give each turn its draft; return the distributions of those that were sampled, one behind the other."""
     probs: list[torch.Tensor] = []
     for one in drafting:
-        drafts.append(Draft(tuple(one.token_ids), len(probs) if one.probs else None))
+        one.turn.draft = Draft(tuple(one.token_ids), len(probs) if one.probs else None)
         probs.extend(one.probs)
-    return tuple(drafts), torch.stack(probs) if probs else None
+    return torch.stack(probs) if probs else None
 
 
 def _disjoint_starts(ends: SequenceOf[tuple[Sequence, int]]) -> list[int]:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     import torch
 
+    from helix_jobs.engine.speculation.drafters.awaited_drafts import AwaitedDrafts
+
 
 @dataclass(frozen=True, slots=True)
 class Draft:
@@ -38,13 +40,22 @@ NO_DRAFT_TOKENS: Final = Draft(())
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """The drafts of one step.
+    """What drafting for a step left beside the drafts themselves, which stand in the turns.
 
     Attributes:
-        drafts: One per decode of the schedule.
         draft_probs: ``[num_rows, vocab_size]`` processed fp32 distributions that sampled draft tokens were drawn from;
             None when all were proposed with certainty.
+        passes: Tokens of each pass that the draft model has run.
+        seconds: Time of these passes.
+        has_waited: Whether drafts came down from the device, which then has nothing left to do.
+        awaited: The draft model's passes, if they are to run with the target's; then the drafts lack their tokens.
     """
 
-    drafts: tuple[Draft, ...]
     draft_probs: torch.Tensor | None = None
+    passes: tuple[int, ...] = ()
+    seconds: float = 0.0
+    has_waited: bool = False
+    awaited: AwaitedDrafts | None = None
+
+
+NOTHING_COMPUTED: Final = Proposal()

@@ -104,7 +104,7 @@ def test_rows_of_greedy_sequences_stay_on_the_device(
     monkeypatch.setattr(
         SpeculativeStep,
         "_verify_on_host",
-        lambda step, emitters, host, probs: seen.append(len(host)) or VERIFY(step, emitters, host, probs),
+        lambda step, turns, host, probs: seen.append(len(host)) or VERIFY(step, turns, host, probs),
     )
     sampled = [request("s", [5], seed=1, max_tokens=9, ignore_eos=True, temperature=1.0)]
     greedy = [request(str(i), [3 + i], max_tokens=9, ignore_eos=True) for i in range(5)]

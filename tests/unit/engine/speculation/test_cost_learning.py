@@ -10,10 +10,11 @@ import torch
 from helix_jobs.engine.config import CacheConfig, SpeculationConfig
 from helix_jobs.engine.model.families import build_decoder
 from helix_jobs.engine.model.runner import ModelRunner
-from helix_jobs.engine.speculation import speculative, speculator
+from helix_jobs.engine.speculation import speculative
 from helix_jobs.engine.speculation.depth import profile as cost_profile
 from helix_jobs.engine.speculation.depth.costs import CostProfile
 from helix_jobs.engine.speculation.depth.profile import measure_costs
+from helix_jobs.engine.speculation.drafters import draft_model
 from tests.unit.engine.devices.placed_models import engine_of, loaded_on_device
 from tests.unit.engine.devices.simulated_directml import SimulatedDirectml
 from tests.unit.engine.tiny_models import request, tiny_model
@@ -89,7 +90,7 @@ def test_draft_passes_are_measured_without_a_wait_each(monkeypatch: pytest.Monke
 
 
 def test_steps_that_only_start_teach_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock(monkeypatch, speculative, speculator)
+    clock = Clock(monkeypatch, speculative, draft_model)
     true = profile_of(1 / 50)
     with Asynchronous() as device:
         device.clock = clock

@@ -14,6 +14,7 @@ from helix_jobs.engine.model.runner import ModelRunner
 from helix_jobs.engine.schedule.block_table import BlockPool, BlockTable
 from helix_jobs.engine.schedule.sequence import Sequence
 from helix_jobs.engine.speculation.drafters.draft_model import DraftModelDrafter
+from helix_jobs.engine.speculation.turn import Turn
 from tests.unit.engine.tiny_models import VOCAB_SIZE, request, tiny_model
 
 if TYPE_CHECKING:
@@ -55,9 +56,13 @@ class Scene:
         return sequence
 
     def draft(self, names: str, depth: int = 4) -> dict[str, tuple[int, ...]]:
+        turns = {name: self._turn(name, depth) for name in names}
         with torch.no_grad():
-            made = self.drafter.draft([(self.sequences[name], depth) for name in names])
-        return {name: draft.token_ids for name, draft in zip(names, made.drafts, strict=True)}
+            self.drafter.draft([*turns.values()])
+        return {name: turn.draft.token_ids for name, turn in turns.items()}
+
+    def _turn(self, name: str, depth: int) -> Turn:
+        return Turn(self.sequences[name], num_known=1, is_decode=True, emits=True, is_greedy=True, depth=depth)
 
 
 def alone(name: str) -> tuple[int, ...]:

@@ -1,0 +1,92 @@
+"""Turn: one sequence's part of a step, from its schedule to its verdict. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from helix_jobs.engine.speculation.drafters.lookup import NO_MATCH
+from helix_jobs.engine.speculation.drafters.protocol import NO_DRAFT_TOKENS
+
+if TYPE_CHECKING:
+    from helix_jobs.engine.sampling.verification import Verdict
+    from helix_jobs.engine.schedule.scheduler import Schedule
+    from helix_jobs.engine.schedule.sequence import Sequence
+    from helix_jobs.engine.speculation.drafters.lookup import LookupMatch
+    from helix_jobs.engine.speculation.drafters.protocol import Draft
+
+
+@dataclass(slots=True, eq=False)
+class Turn:
+    """What one sequence does in a step. Each stage of the step reads what the stages before it have filled in.
+
+    Attributes:
+        sequence: The sequence.
+        num_known: Tokens to compute that are verified: the last one of a decode, the prompt chunk of a prefill.
+        is_decode: Whether the sequence may draft.
+        emits: Whether the step yields a token of it: it decodes, or its fresh prompt ends in this step.
+        is_greedy: Whether the device finds its tokens; the logits of the others are processed on the host.
+        ceiling: Draft tokens to verify at most.
+        depth: Draft tokens that the draft model is to compute.
+        match: The lookup that the draft is taken from; ``NO_MATCH`` for a draft of the model, or none.
+        draft: What is verified behind the known tokens.
+        first_row: The first of its rows of logits, among those that are decided where its own are.
+        verdict: What verification decided; None before, and where logits are not finite.
+    """
+
+    sequence: Sequence
+    num_known: int
+    is_decode: bool
+    emits: bool
+    is_greedy: bool
+    ceiling: int = 0
+    depth: int = 0
+    match: LookupMatch = NO_MATCH
+    draft: Draft = NO_DRAFT_TOKENS
+    first_row: int = 0
+    verdict: Verdict | None = None
+
+    @property
+    def start(self) -> int:
+        """Position of the first token to compute."""
+        return self.sequence.num_computed
+
+    @property
+    def end(self) -> int:
+        """Position behind the last known token: where drafts begin."""
+        return self.sequence.num_computed + self.num_known
+
+    @property
+    def rows(self) -> range:
+        """Its rows of logits: one for each draft token, and one more."""
+        return range(self.first_row, self.first_row + self.draft.depth + 1)
+
+
+def turns_of(schedule: Schedule) -> list[Turn]:
+    """One turn for each sequence of a step."""
+    decodes = [
+        Turn(
+            decode.sequence,
+            num_known=1,
+            is_decode=True,
+            emits=True,
+            is_greedy=_is_greedy(decode.sequence),
+            ceiling=decode.depth,
+        )
+        for decode in schedule.decodes
+    ]
+    prefills = [
+        Turn(
+            prefill.sequence,
+            num_known=prefill.num_tokens,
+            is_decode=False,
+            emits=prefill.emits,
+            is_greedy=_is_greedy(prefill.sequence),
+        )
+        for prefill in schedule.prefills
+    ]
+    return decodes + prefills
+
+
+def _is_greedy(sequence: Sequence) -> bool:
+    return sequence.params.is_greedy and not sequence.params.has_penalties
