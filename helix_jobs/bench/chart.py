@@ -1,10 +1,9 @@
-"""Charts of throughput over batch size: SVG written here, PNG where matplotlib is installed."""
+"""Charts of throughput over batch size, as SVG."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final
 from xml.sax.saxutils import escape
 
@@ -15,8 +14,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from helix_jobs.bench.report import BenchReport
-
-SUFFIXES: Final = (".svg", ".png")
 
 _WIDTH: Final = 760
 _HEIGHT: Final = 440
@@ -66,23 +63,15 @@ def check_chart_path(path: Path) -> None:
     """Refuse a file that could not be written when everything has been measured.
 
     Raises:
-        ConfigurationError: The suffix is unknown, or PNG is wanted and matplotlib is not installed.
+        ConfigurationError: It is no .svg file.
     """
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise ConfigurationError(f"{path} is neither .svg nor .png; use a .svg file")
-    if suffix == ".png" and find_spec("matplotlib") is None:
-        raise ConfigurationError(f"{path} needs matplotlib, which is not installed; use a .svg file")
+    if path.suffix.lower() != ".svg":
+        raise ConfigurationError(f"{path} is no .svg file; name one that ends with .svg")
 
 
 def write_chart(report: BenchReport, path: Path) -> None:
-    """Draw the report into a file of either kind."""
-    series = chart_series(report)
-    title, subtitle = _titles(report)
-    if path.suffix.lower() == ".png":
-        _write_png(series, title, subtitle, path)
-    else:
-        path.write_text(draw_svg(series, title, subtitle), encoding="utf-8")
+    """Draw the report into a file."""
+    path.write_text(draw_svg(chart_series(report), *_titles(report)), encoding="utf-8")
 
 
 def draw_svg(series: tuple[Series, ...], title: str, subtitle: str) -> str:
@@ -164,28 +153,3 @@ def _titles(report: BenchReport) -> tuple[str, str]:
 
 def _with(label: str, variant: str) -> str:
     return f"{label} ({variant})" if variant else label
-
-
-def _write_png(series: tuple[Series, ...], title: str, subtitle: str, path: Path) -> None:
-    from matplotlib.figure import Figure  # an option of the person's, not a dependency
-
-    figure = Figure(figsize=(_WIDTH / 100, _HEIGHT / 100), dpi=200, layout="constrained")
-    axes = figure.add_subplot()
-    sizes = [str(size) for size in sorted({size for line in series for size, _ in line.points})]
-    for number, line in enumerate(series):
-        axes.plot(
-            [sizes.index(str(size)) for size, _ in line.points],
-            [value for _, value in line.points],
-            "o--" if line.is_peer else "o-",
-            color=_COLOURS[number % len(_COLOURS)],
-            label=line.label,
-        )
-    axes.set_xticks(range(len(sizes)), sizes)
-    axes.set_ylim(bottom=0)
-    axes.grid(axis="y", color=_GRID)
-    axes.set_xlabel("batch size")
-    axes.set_ylabel(_UNIT)
-    axes.set_title(f"{title}\n{subtitle}", fontsize="medium", loc="left")
-    if series:
-        axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
-    figure.savefig(path)

@@ -34,9 +34,8 @@ PEERS: Final = {
     "assisted": "assisted_peer",
     "vllm": "vllm_peer",
     "openvino": "openvino_peer",
-    "llama.cpp": "llama_cpp_peer",
 }
-READS_GGUF: Final = frozenset({"openvino", "llama.cpp"})
+READS_GGUF: Final = frozenset({"openvino"})
 NEEDS_DRAFT: Final = frozenset({"assisted"})
 # Compiling takes minutes on a small machine; a round takes as long as the person asked for, but not for ever.
 _START_SECONDS: Final = 1800.0

@@ -98,7 +98,7 @@ def _bench_options(function: Callable[..., None]) -> Callable[..., None]:
             callback=comma_separated(read_peer),
             metavar="PEER,...",
             help="Run peers on the same token ids: transformers, assisted (transformers with the draft model), vllm, "
-            "openvino, llama.cpp. All sides then decode greedily.",
+            "openvino. All sides then decode greedily.",
         ),
         click.option(
             "--peer-python",
@@ -126,7 +126,7 @@ def _bench_options(function: Callable[..., None]) -> Callable[..., None]:
             "--chart",
             "chart_file",
             type=click.Path(dir_okay=False, path_type=Path),
-            help="Draw throughput over batch size into a .svg file, or a .png file where matplotlib is installed.",
+            help="Draw throughput over batch size into a .svg file.",
         ),
     )
     for option in reversed(options):
