@@ -51,7 +51,7 @@ class SdpaStep(DenseStep):
         n, q, kv, head_dim = group.num_rows, group.num_queries, self._spec.geometry.num_kv_heads, queries.shape[-1]
         keys, values = self._cache.gather(layer, group.gather_rows, n * kv)
         # [n, kv, share * q, head_dim]
-        output = functional.scaled_dot_product_attention(
+        output: torch.Tensor = functional.scaled_dot_product_attention(
             self._queries_of(group, queries).view(n, kv, self._share * q, head_dim),
             keys.view(n, kv, -1, head_dim),
             values.view(n, kv, -1, head_dim),
@@ -59,7 +59,7 @@ class SdpaStep(DenseStep):
             scale=scaling,
         )
         # [n, kv, share, q, head_dim] -> [n, q, kv, share, head_dim]
-        by_token = output.unflatten(2, (self._share, q)).permute(0, 3, 1, 2, 4)
+        by_token: torch.Tensor = output.unflatten(2, (self._share, q)).permute(0, 3, 1, 2, 4)
         return by_token.reshape(n * q, self._spec.num_heads * head_dim)
 
     def _mask(self, group: AttentionGroup) -> torch.Tensor:
