@@ -7,11 +7,10 @@ run one after the other as in a step, so weights stream from memory as they do t
 from __future__ import annotations
 
 import time
+from statistics import median
 from typing import TYPE_CHECKING, Final
 
 import torch
-
-from helix_jobs.bench.percentiles import median
 
 if TYPE_CHECKING:
     from helix_jobs.engine.model.decoder import Decoder

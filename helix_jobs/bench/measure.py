@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from dataclasses import dataclass
+from statistics import median
 from typing import TYPE_CHECKING
 
 from helix_jobs.bench.machine import peak_device_memory, peak_memory, reset_peak_memory
-from helix_jobs.bench.percentiles import Percentiles, median
+from helix_jobs.bench.percentiles import Percentiles
 from helix_jobs.token_counts import TokenCounts
 
 if TYPE_CHECKING:

@@ -27,13 +27,11 @@ class Percentiles:
 
 
 def percentile(ordered: Sequence[float], share: float) -> float:
-    """The value below which ``share`` (0 to 1) of the ascending values lie, interpolated linearly (NumPy's default)."""
+    """The value below which ``share`` (0 to 1) of the ascending values lie, interpolated linearly (NumPy's default).
+
+    Trade-off: ``statistics.quantiles`` would save these lines, but its rounding puts some of them outside the values.
+    """
     place = share * (len(ordered) - 1)
     below = int(place)
     above = min(below + 1, len(ordered) - 1)
     return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
-
-
-def median(values: Sequence[float]) -> float:
-    """The middle value. The values must not be empty."""
-    return percentile(sorted(values), 0.5)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from statistics import median
 from typing import TYPE_CHECKING, Any, Final
-
-from helix_jobs.bench.percentiles import median
 
 if TYPE_CHECKING:
     from helix_jobs.bench.machine import Machine

@@ -17,8 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from helix_jobs.storage.process import process_exists
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -84,7 +82,7 @@ def here() -> Here:
 
 def started(pid: int) -> str | None:
     """When a process of this namespace started; None if there is none, ``UNKNOWN_START`` if that cannot be told."""
-    if not process_exists(pid):
+    if not _exists(pid):
         return None
     found: str | None = UNKNOWN_START
     # macOS tells by a clock that can be set, so a number that is in use again is not recognised there.
@@ -93,6 +91,24 @@ def started(pid: int) -> str | None:
     elif sys.platform == "win32":
         found = _started_on_windows(pid)
     return found
+
+
+def _exists(pid: int) -> bool:
+    """Whether a process with this id runs on this host; True when in doubt."""
+    if pid <= 0:  # groups of processes, to the call below
+        return False
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.pid_exists(pid)
+    # Not psutil here: where /proc hides other users' processes from this one, it takes them for ended.
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it belongs to someone else
+        return True
+    return True
 
 
 def _started_on_linux(pid: int) -> str | None:

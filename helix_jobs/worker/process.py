@@ -31,7 +31,6 @@ from helix_jobs.broker.publisher import (
 from helix_jobs.broker.stranded_messages import stranded
 from helix_jobs.engine.loading.open_engine import device_name, load_engine
 from helix_jobs.errors import HelixError
-from helix_jobs.locks import DeviceLock
 from helix_jobs.observability.rounds import Rounds
 from helix_jobs.redaction import redact
 from helix_jobs.storage import store
@@ -44,6 +43,7 @@ from helix_jobs.worker import ending, engine_thread, moot_messages
 from helix_jobs.worker.audit import read_known_ids
 from helix_jobs.worker.banner import WorkerBanner
 from helix_jobs.worker.dead_man import DeadMansSwitch, Limit
+from helix_jobs.worker.device_lock import DeviceLock
 from helix_jobs.worker.ending import WorkerEnding
 from helix_jobs.worker.figures import QueueReader, worker_figures
 from helix_jobs.worker.heartbeat import Heartbeat, worker_row

@@ -3,11 +3,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helix_jobs.bench.percentiles import Percentiles, median, percentile
+from helix_jobs.bench.percentiles import Percentiles, percentile
 
 VALUES = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=50)
 
@@ -26,8 +25,3 @@ def test_percentiles_ascend_and_stay_inside(values):
 
 def test_of_nothing_there_are_none():
     assert Percentiles.of([]) is None
-
-
-@pytest.mark.parametrize(("values", "middle"), [([3], 3), ([4, 2], 3), ([9, 1, 5], 5)])
-def test_the_median_needs_no_order(values, middle):
-    assert median(values) == middle

@@ -12,7 +12,15 @@ from typing import Any
 
 import pytest
 
-from helix_jobs.storage.process_identity import UNKNOWN_START, Here, ProcessIdentity, here, is_gone, this_process
+from helix_jobs.storage.process_identity import (
+    UNKNOWN_START,
+    Here,
+    ProcessIdentity,
+    here,
+    is_gone,
+    started,
+    this_process,
+)
 
 HERE = Here(boot_id="boot", pid_namespace="ns", started={1: "100", 7: UNKNOWN_START}.get)
 WORKER = ProcessIdentity(pid=1, boot_id="boot", pid_namespace="ns", started="100")
@@ -90,3 +98,22 @@ def test_the_first_process_of_another_namespace_is_nobody_that_can_be_judged() -
     assert (there.pid, there.boot_id) == (1, mine.boot_id)
     assert there.pid_namespace != mine.pid_namespace
     assert not is_gone(there, here())
+
+
+def test_which_processes_there_are():
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    assert started(os.getpid())
+    assert started(1) is not None
+    assert [started(pid) for pid in (child.pid, 0, -1)] == [None] * 3
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no signals there")
+def test_a_process_that_may_not_be_looked_at_is_there(monkeypatch: pytest.MonkeyPatch):
+    """Another user's, where the system hides what belongs to others."""
+
+    def refuse(_pid: int, _signal: int) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "kill", refuse)
+    assert started(2**22 + 1) == UNKNOWN_START

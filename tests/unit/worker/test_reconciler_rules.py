@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from helix_jobs.storage import store
-from helix_jobs.storage.process import process_exists
 from helix_jobs.storage.process_identity import Here
 from helix_jobs.timing import DEFAULT_TIMING as TIMING
 from helix_jobs.worker.judgement import (
@@ -97,12 +93,3 @@ def test_emptiness_counts_from_its_beginning():
     assert judge_empty_broker(empty, depth=0, latest_published_at=LATER, now=9.0) == empty
     assert judge_empty_broker(empty, depth=1, latest_published_at=NOON, now=9.0) is None
     assert judge_empty_broker(empty, depth=0, latest_published_at=None, now=9.0) is None
-
-
-def test_process_exists():
-    child = subprocess.Popen([sys.executable, "-c", ""])
-    child.wait()
-    assert process_exists(os.getpid())
-    assert not process_exists(child.pid)
-    assert not process_exists(0)
-    assert process_exists(1)

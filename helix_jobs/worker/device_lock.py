@@ -1,0 +1,126 @@
+"""DeviceLock: one worker a device."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from secrets import token_hex
+from typing import TYPE_CHECKING
+
+from helix_jobs.errors import ConfigurationError, DeviceInUseError
+from helix_jobs.files import make_private_directory
+from helix_jobs.locks import FileLock, private_directory
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+
+class DeviceLock:
+    """Keeps a second worker of this user off a device of this host.
+
+    Two workers on one device would each size their caches from the same free memory. The locks lie where every process
+    of this user looks (see ``private_directory``), not under HELIX_HOME: two homes share one device all the same.
+    A worker that shares holds a file of its own instead, so that it is seen when the first one has left.
+
+    Trade-off: a file can be removed while it is locked, by whoever sweeps old ones, so it must be looked after
+    (``keep``); an abstract socket could not, but exists on Linux alone, and any user can take its name first.
+
+    Args:
+        device: The device's name as torch says it, or ``fake``.
+        directory: Where the lock files lie instead; made if it is not there. Containers that share a device share one.
+    """
+
+    def __init__(self, device: str, directory: Path | None = None) -> None:
+        self.device = device
+        self._directory = directory
+        self._lock: FileLock | None = None
+        self._sharing: FileLock | None = None
+        self._is_lost = False
+
+    def acquire(self, *, allow_shared: bool = False) -> None:
+        """Take the device.
+
+        Raises:
+            DeviceInUseError: Another worker holds it and ``allow_shared`` is off.
+        """
+        directory = self._make_directory()
+        slug = re.sub(r"[^A-Za-z0-9._-]", "_", self.device)
+        lock = FileLock(directory / f"device-{slug}.lock")
+        alone = lock.acquire(note=f"{os.getpid()}\n")
+        if alone and (allow_shared or not self._is_shared(lock.path)):
+            self._lock = lock
+        elif allow_shared:
+            logger.warning("device %s is shared with another worker", self.device)
+            self._sharing = FileLock(lock.path.with_suffix(f".shared-{os.getpid()}-{token_hex(2)}.lock"))
+            self._sharing.acquire()
+        else:
+            lock.release()
+            raise DeviceInUseError(
+                f"another worker on this host already runs on device {self.device}; stop it, choose another --device, "
+                "or pass --allow-shared-device"
+            )
+
+    def release(self) -> None:
+        """Let go; harmless if not held."""
+        if self._lock is not None:
+            self._lock.release()
+        if self._sharing is not None:
+            self._sharing.release()
+            self._sharing.path.unlink(missing_ok=True)
+
+    def keep(self) -> bool:
+        """Look after the lock's file, every now and then; one that is gone is made and locked again.
+
+        Returns:
+            Whether the device is still held. False: another worker has taken it while the file was gone.
+        """
+        lock = self._lock or self._sharing
+        if lock is None or not lock.held:
+            return False
+        if lock.is_in_place:
+            # Whatever removes old files goes by their times.
+            os.utime(lock.path)
+            return True
+        self._make_directory()
+        again = FileLock(lock.path)
+        if not again.acquire(note=f"{os.getpid()}\n"):
+            if not self._is_lost:
+                self._is_lost = True
+                logger.error(
+                    "the lock file of device %s was removed, and another worker runs on it by now; stop one of the two",
+                    self.device,
+                )
+            return False
+        self._is_lost = False
+        logger.warning("the lock file of device %s was removed by somebody and is made again", self.device)
+        lock.release()
+        if lock is self._lock:
+            self._lock = again
+        else:
+            self._sharing = again
+        return True
+
+    def _make_directory(self) -> Path:
+        if self._directory is None:
+            return private_directory("locks")
+        try:
+            return make_private_directory(self._directory)
+        except OSError as error:
+            raise ConfigurationError(f"HELIX_LOCK_DIR {self._directory} cannot be made ({error.strerror})") from error
+
+    def _is_shared(self, path: Path) -> bool:
+        """Whether another living worker shares the device; what killed ones have left is removed."""
+        shared = False
+        for left in path.parent.glob(f"{path.stem}.shared-*.lock"):
+            if self._sharing is not None and left == self._sharing.path:
+                continue
+            lock = FileLock(left)
+            if lock.acquire():
+                lock.release()
+                left.unlink(missing_ok=True)
+            else:
+                shared = True
+        return shared
