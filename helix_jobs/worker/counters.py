@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import threading
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from helix_jobs.storage.states import ErrorCode, JobState
@@ -42,3 +43,27 @@ class WorkerCounters:
     def deliveries(self) -> int:
         """Whatever came from the broker, jobs or not: while it grows, the connection delivers."""
         return self.delivered + self.rejected_messages
+
+
+class Counting:
+    """Counts as it goes on. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._so_far = WorkerCounters()
+
+    @property
+    def so_far(self) -> WorkerCounters:
+        """The counts now."""
+        return self._so_far
+
+    def add(self, **more: int) -> None:
+        """Raise counts, each by its name in ``WorkerCounters``."""
+        with self._lock:
+            self._so_far = replace(self._so_far, **{name: getattr(self._so_far, name) + more[name] for name in more})
+
+    def add_outcome(self, name: str) -> None:
+        """Count a job that was brought to this outcome."""
+        with self._lock:
+            outcomes = {**self._so_far.outcomes, name: self._so_far.outcomes.get(name, 0) + 1}
+            self._so_far = replace(self._so_far, outcomes=outcomes)

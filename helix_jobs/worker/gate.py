@@ -44,13 +44,21 @@ class JobGate:
     Args:
         patience: Seconds the first of them waits for the jobs that run.
         clock: Monotonic seconds.
+        wait: Waits for a change for so many seconds of that clock; None for as long as it takes.
     """
 
-    def __init__(self, patience: float = DEFAULT_TIMING.solitude, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        patience: float = DEFAULT_TIMING.solitude,
+        clock: Callable[[], float] = time.monotonic,
+        wait: Callable[[threading.Condition, float | None], object] = threading.Condition.wait,
+    ) -> None:
         self._first_patience = patience
         self._patience = self._first_patience
         self._clock = clock
         self._changed = threading.Condition()
+        self._wait = wait
+        self._waiting = 0
         self._inside = 0
         # Until when the one inside is to be alone.
         self._alone_until = 0.0
@@ -61,9 +69,10 @@ class JobGate:
         self._others_until = 0.0
 
     @property
-    def waiting_alone(self) -> int:
-        """How many keep others out and wait until nobody is inside."""
-        return self._waiting_alone
+    def waiting(self) -> int:
+        """How many wait to be let in, alone or beside others."""
+        with self._changed:
+            return self._waiting
 
     @property
     def seconds_for_others(self) -> float:
@@ -77,14 +86,13 @@ class JobGate:
         for so long, together.
         """
         with self._changed:
-            if alone:
-                if not self._wait_alone():
-                    return Entry.CLOSED if self._closed else Entry.TRY_LATER
-            else:
-                while not self._closed and (seconds := self._seconds_kept_out()):
-                    self._changed.wait(None if seconds == inf else seconds)
-            if self._closed:
-                return Entry.CLOSED
+            self._waiting += 1
+            try:
+                let_in = self._wait_alone() if alone else self._wait_beside()
+            finally:
+                self._waiting -= 1
+            if not let_in:
+                return Entry.CLOSED if self._closed else Entry.TRY_LATER
             self._inside += 1
             self._alone_until = self._clock() + self._first_patience if alone else 0.0
             return Entry.ENTERED
@@ -103,6 +111,12 @@ class JobGate:
     def reopen(self) -> None:
         """Let jobs in again."""
         self._set_closed(closed=False)
+
+    def _wait_beside(self) -> bool:
+        """Wait until nobody is, or waits to be, alone; False when the gate is closed."""
+        while not self._closed and (seconds := self._seconds_kept_out()):
+            self._wait(self._changed, None if seconds == inf else seconds)
+        return not self._closed
 
     def _seconds_kept_out(self) -> float:
         """How long those that run side by side must wait at most; endless while somebody waits alone."""
@@ -123,7 +137,7 @@ class JobGate:
                     self._patience *= 2
                     self._changed.notify_all()  # the others that wait to run alone
                     return False
-                self._changed.wait(left)
+                self._wait(self._changed, left)
             if self._inside or self._closed:
                 return False
             # The jobs inside have ended: whoever waits next waits for this one, and for others like it.

@@ -116,7 +116,7 @@ class Heartbeat:
             DatabaseUnreachableError: The row could not be written.
             DatabaseReplacedError: Another database has this name since the worker connected.
         """
-        self._register()
+        self.register()
         self._next_beat = time.monotonic() + self._interval
         self._periodic.start()
 
@@ -155,7 +155,7 @@ class Heartbeat:
             alive = store.heartbeat(c, self._worker.id, datetime.now(UTC))
         if not alive:
             logger.warning("this worker had been declared lost; its jobs went to others, it goes on with new ones")
-            self._register()
+            self.register()
 
     def _compare(self, found: str) -> None:
         noted = self._installation = self._installation or found
@@ -165,7 +165,13 @@ class Heartbeat:
                 "start the worker again"
             )
 
-    def _register(self) -> None:
+    def register(self) -> None:
+        """Enter the worker's row, or enter it anew.
+
+        Raises:
+            DatabaseUnreachableError: The row could not be written.
+            DatabaseReplacedError: Another database has this name since the worker connected.
+        """
         with self._database.write() as c:
             self._compare(store.installation_id(c))
             store.register_worker(c, self._worker, datetime.now(UTC))

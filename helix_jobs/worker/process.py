@@ -46,6 +46,7 @@ from helix_jobs.worker.dead_man import DeadMansSwitch, Limit
 from helix_jobs.worker.device_lock import DeviceLock
 from helix_jobs.worker.ending import WorkerEnding
 from helix_jobs.worker.figures import QueueReader, worker_figures
+from helix_jobs.worker.gate import JobGate
 from helix_jobs.worker.heartbeat import Heartbeat, worker_row
 from helix_jobs.worker.moot_messages import MootMessages
 from helix_jobs.worker.periodic import Periodic
@@ -220,7 +221,7 @@ class _Worker:
             grace=self._settings.shutdown_grace,
             on_broken=self.ending.break_down,
             job_timeout=self._settings.job_timeout,
-            solitude=self._timing.solitude,
+            gate=JobGate(self._timing.solitude),
             rounds=rounds,
         )
         self.ending.bind(self._service, writer)

@@ -2,34 +2,29 @@
 
 Each job has a Celery thread that waits here for its *ending*. Whoever knows first how a job ends settles it: the
 engine (generated or failed), the heartbeat (the lease is lost), or the shutdown (the job is handed back). What the
-ending means for the database is decided by a pure function and written in one place; every write carries the lease,
-so one that comes too late is fenced by the database, counted and dropped.
+ending means for the database is decided by a pure function (``job_endings``) and written in one place (``Settlement``).
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from helix_jobs.errors import EngineBrokenError, ExhaustedError, HelixError, InvalidRequestError, RequestError
 from helix_jobs.storage import store
-from helix_jobs.storage.faults import MACHINES_OWN
-from helix_jobs.storage.states import JobState
-from helix_jobs.storage.store import FinishedJob
-from helix_jobs.timing import DEFAULT_TIMING
 from helix_jobs.wording import counted
-from helix_jobs.worker.active_job import ActiveJob
+from helix_jobs.worker.active_jobs import ActiveJob, ActiveJobs, NotTaken
 from helix_jobs.worker.claims import JobClaims, Refusal
-from helix_jobs.worker.counters import WorkerCounters
+from helix_jobs.worker.counters import Counting
 from helix_jobs.worker.engine_thread import EngineThread, RequestFailed
 from helix_jobs.worker.gate import Entry, JobGate
-from helix_jobs.worker.job_endings import Fail, Succeed, Unfinished, Withdrawn, decide, outcome, refused_by_database
+from helix_jobs.worker.job_endings import Fail, Withdrawn, decide
 from helix_jobs.worker.postponed_jobs import PostponedJobs
 from helix_jobs.worker.request_encoder import RequestEncoder, engine_request_id
 from helix_jobs.worker.runs import DatabaseRunRecorder
+from helix_jobs.worker.settlement import Settlement
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -38,7 +33,8 @@ if TYPE_CHECKING:
     from helix_jobs.observability.rounds import Rounds
     from helix_jobs.storage.database import Database
     from helix_jobs.storage.store import ClaimedJob
-    from helix_jobs.worker.job_endings import Decision, Ending
+    from helix_jobs.worker.counters import WorkerCounters
+    from helix_jobs.worker.job_endings import Ending
     from helix_jobs.worker.runs import Writer
 
 logger = logging.getLogger(__name__)
@@ -55,6 +51,8 @@ class WorkerService:
         grace: Seconds between ``begin_drain`` and handing back what is unfinished.
         on_broken: Called when the engine cannot go on, or no request can be encoded. Withdraws every job.
         job_timeout: Seconds a job may run in the engine; None for as long as it takes.
+        gate: Where jobs pass before they are claimed.
+        encoder: Makes the engine's requests of what is stored.
         rounds: Where the engine's thread notes that it comes round.
     """
 
@@ -68,7 +66,8 @@ class WorkerService:
         grace: float,
         on_broken: Callable[[BaseException], None],
         job_timeout: float | None = None,
-        solitude: float = DEFAULT_TIMING.solitude,
+        gate: JobGate | None = None,
+        encoder: RequestEncoder | None = None,
         rounds: Rounds | None = None,
     ) -> None:
         self.worker_id = worker_id
@@ -76,37 +75,35 @@ class WorkerService:
         self._engine = engine
         self._writer = writer
         self._claims = JobClaims(writer, worker_id)
-        self._encoder = RequestEncoder(engine)
+        self._encoder = encoder or RequestEncoder(engine)
         self._on_broken = on_broken
         self._grace = grace
         self._engine_thread = EngineThread(
             engine, DatabaseRunRecorder(writer, worker_id), on_broken, job_timeout=job_timeout, rounds=rounds
         )
-        # Signal handlers never come here (see worker.py), so a plain lock will do.
-        self._lock = threading.Lock()
-        self._active: dict[int, ActiveJob] = {}
-        self._draining = False
-        self._given_up: Withdrawn | None = None
-        self._grace_timer: threading.Timer | None = None
-        self._ended = threading.Condition(self._lock)
-        self._gate = JobGate(solitude)
+        self._jobs = ActiveJobs()
+        self._gate = gate or JobGate()
         self._postponed = PostponedJobs()
-        self._counters = WorkerCounters()
+        self._counting = Counting()
+        self._settlement = Settlement(writer, worker_id, self._counting)
+        # Orders begin_drain, resume and stop, which change jobs, gate and timer together.
+        self._lock = threading.Lock()
+        self._grace_timer: threading.Timer | None = None
 
     @property
     def active_count(self) -> int:
         """Jobs being worked on."""
-        return len(self._active)
+        return len(self._jobs)
 
     @property
     def idle_slots(self) -> int:
         """Batch slots without a job; 0 while no more are taken."""
-        return 0 if self._draining else max(0, self._engine.info.max_batch_size - len(self._active))
+        return 0 if self._jobs.is_closed else max(0, self._engine.info.max_batch_size - len(self._jobs))
 
     @property
     def stuck(self) -> int:
         """Jobs being worked on, if the engine has none of them to compute; 0 while no more are taken."""
-        return 0 if self._draining or self._engine_thread.request_count else len(self._active)
+        return 0 if self._jobs.is_closed or self._engine_thread.request_count else len(self._jobs)
 
     @property
     def kept_waiting(self) -> int:
@@ -117,7 +114,7 @@ class WorkerService:
     @property
     def counters(self) -> WorkerCounters:
         """What came, ended, was refused or lost since the start."""
-        return self._counters
+        return self._counting.so_far
 
     @property
     def engine(self) -> EngineThread:
@@ -138,23 +135,14 @@ class WorkerService:
 
         False: the worker is stopping and has not touched the job; its message belongs to another worker.
         """
-        self._count(delivered=1)
-        with self._lock:
-            if self._draining:
-                return False
-            running = self._active.get(job_id)
-            if running is not None:
-                running.called_again = True
-                return True
-            active = self._active[job_id] = ActiveJob(job_id)
+        self._counting.add(delivered=1)
+        active = self._jobs.take(job_id)
+        if isinstance(active, NotTaken):
+            return active is NotTaken.ACTIVE
         try:
             return self._run(active)
         finally:
-            with self._lock:
-                del self._active[job_id]
-                called_again = active.called_again
-                self._ended.notify_all()
-            if called_again:
+            if self._jobs.drop(active):
                 # The job may have been retried or reclaimed while its earlier run was still here; then that message
                 # was its only one. A job that has ended, or is someone else's, is not changed.
                 self._writer.submit(lambda c: store.unmark_published(c, [job_id]))
@@ -166,11 +154,11 @@ class WorkerService:
 
     def count_rejected(self, count: int = 1) -> None:
         """Note that messages were dropped because no worker takes them."""
-        self._count(rejected_messages=count)
+        self._counting.add(rejected_messages=count)
 
     def abort_job(self, job_id: int) -> None:
         """Stop generating for this job, if it runs here. Unless it is cancelled as well, it returns to the queue."""
-        active = self._active.get(job_id)
+        active = self._jobs.get(job_id)
         if active is not None:
             self._withdraw(active, Withdrawn.HANDED_BACK)
 
@@ -180,12 +168,11 @@ class WorkerService:
 
     def leases(self) -> Mapping[int, int | None]:
         """Job id -> lease of what runs here; None while a claim is under way."""
-        with self._lock:
-            return {job_id: None if job.claim is None else job.claim.lease for job_id, job in self._active.items()}
+        return self._jobs.leases()
 
     def drop_lost(self, job_id: int, lease: int) -> None:
         """Stop working on a job whose lease is gone: cancelled, or given to another worker."""
-        active = self._active.get(job_id)
+        active = self._jobs.get(job_id)
         if active is not None and active.claim is not None and active.claim.lease == lease:
             logger.debug("lease lost", extra={"job_id": job_id})
             self._withdraw(active, Withdrawn.LEASE_LOST)
@@ -195,7 +182,7 @@ class WorkerService:
 
         After ``abandon`` they are all of this kind, and their attempts count.
         """
-        if self._given_up is Withdrawn.LEASE_LOST:
+        if self._jobs.given_up is Withdrawn.LEASE_LOST:
             return
         now = datetime.now(UTC)
         logger.warning("handing back a lease nobody here works on", extra={"job_id": job_id})
@@ -204,14 +191,13 @@ class WorkerService:
     def begin_drain(self) -> None:
         """Take no further jobs; after the grace time hand back what is unfinished. May be called again."""
         with self._lock:
-            if self._draining:
+            if not self._jobs.close():
                 return
-            self._draining = True
             self._gate.close()
             self._grace_timer = threading.Timer(self._grace, self.hand_back)
             self._grace_timer.daemon = True
             self._grace_timer.start()
-            running = len(self._active)
+            running = len(self._jobs)
         if running:
             have = "has" if running == 1 else "have"
             logger.info("stopping: %s %s %.0f s to finish", counted(running, "job"), have, self._grace)
@@ -223,7 +209,7 @@ class WorkerService:
         with self._lock:
             if self._grace_timer is not None:
                 self._grace_timer.cancel()
-            self._draining, self._given_up = False, None
+            self._jobs.reopen()
             self._gate.reopen()
 
     def hand_back(self) -> None:
@@ -236,13 +222,12 @@ class WorkerService:
 
     def wait_idle(self, timeout: float) -> bool:
         """Wait until no job is worked on; False after ``timeout`` seconds."""
-        with self._lock:
-            return self._ended.wait_for(lambda: not self._active, timeout)
+        return self._jobs.wait_until_none(timeout)
 
     def stop(self, timeout: float) -> bool:
         """End the engine's thread, after its step; False if that takes longer. For when no job runs."""
         with self._lock:
-            self._draining = True
+            self._jobs.close()
             self._gate.close()
             if self._grace_timer is not None:
                 self._grace_timer.cancel()
@@ -263,10 +248,10 @@ class WorkerService:
             try:
                 claim = self._claims.claim(active.job_id, alone=alone)
                 if claim is Refusal.NOTHING_TO_DO:
-                    self._count(void_messages=1)
+                    self._counting.add(void_messages=1)
                     logger.debug("nothing to do for this message", extra={"job_id": active.job_id})
                 elif claim is Refusal.UNREADABLE:
-                    self._count_outcome(Fail(InvalidRequestError.code, claim.value))
+                    self._settlement.count(Fail(InvalidRequestError.code, claim.value))
                 elif claim is Refusal.MUST_RUN_ALONE:
                     logger.info("a job that died with its workers waits to run alone", extra={"job_id": active.job_id})
                     continue
@@ -282,7 +267,7 @@ class WorkerService:
         seconds = self._gate.seconds_for_others
         if not self._postponed.put_off(job_id, seconds):
             return  # the reconciler has sent its message meanwhile, as another worker may have room for it
-        self._count(postponed=1)
+        self._counting.add(postponed=1)
         logger.warning(
             "a job at its last attempt cannot run alone, as others do not end; it is tried again in %.0f s",
             seconds,
@@ -290,13 +275,11 @@ class WorkerService:
         )
 
     def _serve(self, active: ActiveJob, claim: ClaimedJob) -> None:
-        with self._lock:
-            active.claim = claim
-            given_up = self._given_up
+        given_up = self._jobs.note_claim(active, claim)
         # Clocks of submitter and worker may differ; a negative wait helps nobody.
         waited = max(0.0, (claim.claimed_at - claim.queued_at).total_seconds())
         ending = given_up or self._generate(active, claim)
-        self._persist(claim, decide(ending, info=self._engine.info, waited_seconds=waited))
+        self._settlement.persist(claim, decide(ending, info=self._engine.info, waited_seconds=waited))
 
     def _generate(self, active: ActiveJob, claim: ClaimedJob) -> Ending:
         try:
@@ -312,46 +295,9 @@ class WorkerService:
                     self._engine_thread.abort(request.request_id)
         return active.ending.result()
 
-    def _persist(self, claim: ClaimedJob, decision: Decision) -> None:
-        """Write what was decided and wait for the commit."""
-        job = FinishedJob(claim.id, claim.lease, self.worker_id)
-        now = datetime.now(UTC)
-        match decision:
-            case Unfinished.DROP:
-                self._count_fenced(claim)
-                return
-            case Unfinished.RELEASE:
-                written = self._writer.submit(lambda c: store.release(c, claim.id, claim.lease, self.worker_id, now))
-            case Fail(code, message):
-                written = self._writer.submit(lambda c: store.finish_failed(c, job, code, message, now))
-            case Succeed(row, run):
-                # The run's id is known by the time this runs: its own insert stands before this in the writer.
-                written = self._writer.submit(
-                    lambda c: store.finish_succeeded(c, job, replace(row, run_id=run.row_id), now)
-                )
-        try:
-            matched = written.result()
-        except (HelixError, *MACHINES_OWN):
-            raise  # nothing is wrong with the answer: the lease stays, and is handed back or reclaimed
-        except Exception as error:
-            if decision == (refused := refused_by_database(error)):
-                raise
-            # Never the error's text: Postgres quotes the row.
-            logger.error("the database refused a result: %s", type(error).__name__, extra={"job_id": claim.id})  # noqa: TRY400
-            self._persist(claim, refused)
-            return
-        if matched:
-            self._count_outcome(decision)
-            logger.debug("job ended: %s", outcome(decision), extra={"job_id": claim.id, "batch_id": claim.batch_id})
-        else:
-            self._count_fenced(claim)
-
     def _give_up(self, why: Withdrawn) -> None:
-        with self._lock:
-            self._draining = True
-            self._gate.close()
-            self._given_up = why
-            jobs = [job for job in self._active.values() if job.claim is not None]
+        self._gate.close()
+        jobs = self._jobs.give_up(why)
         if jobs:
             logger.info("%s: %s", counted(len(jobs), "unfinished job"), why.value)
         for job in jobs:
@@ -371,18 +317,3 @@ class WorkerService:
             self._database.transact(lambda c: store.cancel_job(c, job_id))
         except HelixError as error:
             logger.warning("a revoked job could not be cancelled: %s", error, extra={"job_id": job_id})
-
-    def _count_outcome(self, decision: Decision) -> None:
-        if isinstance(decision, Succeed | Fail):
-            name = decision.code if isinstance(decision, Fail) else JobState.SUCCEEDED.value
-            with self._lock:
-                outcomes = {**self._counters.outcomes, name: self._counters.outcomes.get(name, 0) + 1}
-                self._counters = replace(self._counters, outcomes=outcomes)
-
-    def _count_fenced(self, claim: ClaimedJob) -> None:
-        self._count(fenced=1)
-        logger.debug("fenced: the lease has moved on", extra={"job_id": claim.id, "batch_id": claim.batch_id})
-
-    def _count(self, **more: int) -> None:
-        with self._lock:
-            self._counters = replace(self._counters, **{n: getattr(self._counters, n) + more[n] for n in more})

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 def make_bench(database: Database) -> Iterator[Any]:
     made: list[Bench] = []
 
-    def make(**faults: str) -> Bench:
-        made.append(Bench(database, **faults))
+    def make(**options: Any) -> Bench:
+        made.append(Bench(database, **options))
         return made[-1]
 
     yield make

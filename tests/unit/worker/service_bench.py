@@ -15,30 +15,72 @@ from helix_jobs.storage import store
 from helix_jobs.storage.group_commit import GroupCommitWriter
 from helix_jobs.storage.schema import jobs, results
 from helix_jobs.storage.store import NewBatch, NewJob, NewWorker
+from helix_jobs.worker.gate import JobGate
 from helix_jobs.worker.heartbeat import Heartbeat
+from helix_jobs.worker.request_encoder import RequestEncoder
 from helix_jobs.worker.service import WorkerService
 
 if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable
+
     from helix_jobs.storage.database import Database
 
 WORKER = NewWorker(id="me", hostname="h", pid=1, device="fake", target_model="fake-target", draft_model=None, slots=4)
 
 
-class Bench:
-    """A service over a database with some jobs."""
+class FakeTime:
+    """Monotonic seconds that pass when they are told to. Whoever waits on a condition for seconds waits for these."""
 
-    def __init__(self, database: Database, **faults: str) -> None:
+    def __init__(self) -> None:
+        self._now = 1000.0
+        self._conditions: set[threading.Condition] = set()
+
+    def __call__(self) -> float:
+        return self._now
+
+    def wait(self, condition: threading.Condition, _seconds: float | None) -> None:
+        """Wait until the condition is notified or time has passed; the waiter looks at the clock again by itself."""
+        self._conditions.add(condition)
+        assert condition.wait(20), "nobody lets time pass"
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass, and wake whoever waits for it."""
+        self._now += seconds
+        for condition in self._conditions.copy():
+            with condition:
+                condition.notify_all()
+
+
+class Bench:
+    """A service over a database with some jobs. Time at its gate passes when it is told to."""
+
+    def __init__(self, database: Database, *, encode_patience: float = 60.0, **faults: str) -> None:
         self.database = database
+        self.time = FakeTime()
+        self.gate = JobGate(300.0, self.time, self.time.wait)
         self.engine = FakeEngine(max_batch_size=4, faults=FakeFaults(**faults))
         self.writer = GroupCommitWriter(database)
         self.broken: list[BaseException] = []
+        self.when_broken: Callable[[], object] = lambda: None
         self.service = WorkerService(
-            database, self.engine, self.writer, worker_id="me", grace=30.0, on_broken=self.broken.append
+            database,
+            self.engine,
+            self.writer,
+            worker_id="me",
+            grace=30.0,
+            on_broken=self._on_broken,
+            gate=self.gate,
+            encoder=RequestEncoder(self.engine, patience=encode_patience, pause=min(1.0, encode_patience)),
         )
         self.heartbeat = Heartbeat(database, WORKER, self.service)
-        self.heartbeat._register()
+        self.heartbeat.register()
         self.service.start()
         self.pool = ThreadPoolExecutor(16)
+
+    def _on_broken(self, error: BaseException) -> None:
+        self.broken.append(error)
+        self.when_broken()
 
     def add(self, *prompts: str) -> list[int]:
         requests = [{"prompt": prompt, "sampling": {}, "seed": 1, "metadata": {}} for prompt in prompts]

@@ -209,7 +209,7 @@ def test_a_database_that_is_slow_with_every_answer_is_no_silence(bench: Bench, m
             stack.callback(event.remove, one, "before_cursor_execute", slow)
         with bench.rounds.watched("heartbeat"):
             service.heartbeat.beat()
-            service.heartbeat._register()
+            service.heartbeat.register()
             service.heartbeat.check_leases()
     assert bench.now > TIMING.end_process
     assert bench.ended == []

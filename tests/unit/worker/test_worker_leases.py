@@ -85,7 +85,7 @@ def test_a_database_that_was_exchanged_before_the_worker_entered_its_row_is_noti
     bench = make_bench()
     with bench.database.read() as c:
         found = store.installation_id(c)
-    Heartbeat(bench.database, WORKER, bench.service, installation=found)._register()
+    Heartbeat(bench.database, WORKER, bench.service, installation=found).register()
     with pytest.raises(DatabaseReplacedError, match="another database has taken its place"):
         Heartbeat(bench.database, WORKER, bench.service, installation="other").start()
 

@@ -45,13 +45,11 @@ def test_jobs_that_the_engine_computes_are_not_stuck(make_bench: Any) -> None:
     held = threading.Event()
     bench.writer.submit(lambda _: held.wait(20))
     bench.run(endless, other)
-    while bench.service.active_count < 2:
-        time.sleep(0.005)
+    wait_until(lambda: bench.service.active_count == 2, "they are not taken")
     assert bench.service.stuck == 2
     held.set()
     bench.wait_running(endless)
-    while bench.service.stuck:
-        time.sleep(0.005)
+    wait_until(lambda: not bench.service.stuck, "the engine has none of them")
     bench.service.begin_drain()
     assert bench.service.stuck == 0
 
@@ -75,10 +73,9 @@ def test_at_its_last_attempt_a_job_runs_alone(make_bench: Any) -> None:
     (running,) = bench.run(endless)
     bench.wait_running(endless)
     (last,) = bench.run(suspect)
-    while bench.service._gate.waiting_alone == 0:
-        time.sleep(0.005)
+    wait_until(lambda: bench.gate.waiting == 1, "it does not wait to run alone")
     others = bench.run(third, twice_lost)
-    time.sleep(0.05)
+    wait_until(lambda: bench.gate.waiting == 3, "they do not wait for it")
     assert {i: (row.state, row.attempts) for i, row in bench.rows().items()} == {
         endless: ("running", 1),
         suspect: ("queued", 2),
@@ -86,13 +83,10 @@ def test_at_its_last_attempt_a_job_runs_alone(make_bench: Any) -> None:
         twice_lost: ("queued", 2),
     }
     bench.database.transact(lambda c: store.cancel_job(c, endless))
-    for _ in range(400):
-        bench.heartbeat.check_leases()
-        if running.done():
-            break
-        time.sleep(0.01)
+    bench.heartbeat.check_leases()
+    assert running.result(20)
     bench.wait_running(suspect)
-    time.sleep(0.05)
+    assert bench.gate.waiting == 2
     assert [bench.rows()[i].state for i in (third, twice_lost)] == ["queued", "queued"]
     bench.engine.close()
     assert [future.result(20) for future in (last, *others)] == [True] * 3
@@ -111,8 +105,7 @@ def test_a_job_that_waits_to_run_alone_goes_back_untouched_when_the_worker_stops
     bench.run(endless)
     bench.wait_running(endless)
     (last,) = bench.run(suspect)
-    while bench.service._gate.waiting_alone == 0:
-        time.sleep(0.005)
+    wait_until(lambda: bench.gate.waiting == 1, "it does not wait to run alone")
     assert bench.service.kept_waiting == 1
     bench.service.begin_drain()
     assert last.result(20) is False
@@ -129,8 +122,11 @@ def test_a_job_that_is_put_off_is_told_once_however_often_its_message_comes(
         c.execute(update(jobs).where(jobs.c.id == suspect).values(attempts=2))
     bench.run(endless)
     bench.wait_running(endless)
-    bench.service._gate._others_until = float("inf")
-    assert [bench.run(suspect)[0].result(20) for _ in range(3)] == [True] * 3
+    (first,) = bench.run(suspect)
+    wait_until(lambda: bench.gate.waiting == 1, "it does not wait to run alone")
+    bench.time.advance(300.0)
+    assert first.result(20)
+    assert [bench.run(suspect)[0].result(20) for _ in range(2)] == [True] * 2
     assert bench.service.counters.postponed == 1
     assert bench.service.kept_waiting == 1
     assert sum("cannot run alone" in record.getMessage() for record in caplog.records) == 1
@@ -342,19 +338,14 @@ def test_a_job_that_is_terminated_before_the_engine_has_it_is_not_computed(make_
 
 def test_a_job_that_meets_the_limit_of_descriptors_is_handed_back(make_bench: Any) -> None:
     """While it is encoded: no failure of the job, and no attempt."""
-    bench = make_bench()
+    bench = make_bench(encode_patience=0.0)
     (job,) = bench.add("a b c")
-    bench.service._encoder._patience = bench.service._encoder._pause = 0.0
 
     def encode(_: Any) -> Any:
         raise OSError(errno.EMFILE, "Too many open files")
 
-    def end(error: BaseException) -> None:
-        bench.broken.append(error)
-        bench.service.hand_back()
-
     bench.engine.encode = encode
-    bench.service._on_broken = end
+    bench.when_broken = bench.service.hand_back
     (running,) = bench.run(job)
     assert running.result(20)
     row = bench.rows()[job]

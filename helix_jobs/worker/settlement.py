@@ -1,0 +1,87 @@
+"""Settlement: writes what was decided of a job, and waits for the commit."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from helix_jobs.errors import HelixError
+from helix_jobs.storage import store
+from helix_jobs.storage.faults import MACHINES_OWN
+from helix_jobs.storage.states import JobState
+from helix_jobs.storage.store import FinishedJob
+from helix_jobs.worker.job_endings import Fail, Succeed, Unfinished, outcome, refused_by_database
+
+if TYPE_CHECKING:
+    from helix_jobs.storage.store import ClaimedJob
+    from helix_jobs.worker.counters import Counting
+    from helix_jobs.worker.job_endings import Decision
+    from helix_jobs.worker.runs import Writer
+
+logger = logging.getLogger(__name__)
+
+
+class Settlement:
+    """The one place where a job's end is written. Thread-safe.
+
+    Every write carries the lease of its claim: one that comes too late is fenced by the database, counted and dropped.
+
+    Args:
+        writer: The group commit writer.
+        worker_id: This worker's row.
+        counting: Told of every outcome.
+    """
+
+    def __init__(self, writer: Writer, worker_id: str, counting: Counting) -> None:
+        self._writer = writer
+        self._worker_id = worker_id
+        self._counting = counting
+
+    def persist(self, claim: ClaimedJob, decision: Decision) -> None:
+        """Write what was decided.
+
+        Raises:
+            HelixError: The database takes no writes. The lease stays, and is handed back or reclaimed.
+        """
+        job = FinishedJob(claim.id, claim.lease, self._worker_id)
+        now = datetime.now(UTC)
+        match decision:
+            case Unfinished.DROP:
+                self._count_fenced(claim)
+                return
+            case Unfinished.RELEASE:
+                written = self._writer.submit(lambda c: store.release(c, claim.id, claim.lease, self._worker_id, now))
+            case Fail(code, message):
+                written = self._writer.submit(lambda c: store.finish_failed(c, job, code, message, now))
+            case Succeed(row, run):
+                # The run's id is known by the time this runs: its own insert stands before this in the writer.
+                written = self._writer.submit(
+                    lambda c: store.finish_succeeded(c, job, replace(row, run_id=run.row_id), now)
+                )
+        try:
+            matched = written.result()
+        except (HelixError, *MACHINES_OWN):
+            raise  # nothing is wrong with the answer
+        except Exception as error:
+            if decision == (refused := refused_by_database(error)):
+                raise
+            # Never the error's text: Postgres quotes the row.
+            logger.error("the database refused a result: %s", type(error).__name__, extra={"job_id": claim.id})  # noqa: TRY400
+            self.persist(claim, refused)
+            return
+        if matched:
+            self.count(decision)
+            logger.debug("job ended: %s", outcome(decision), extra={"job_id": claim.id, "batch_id": claim.batch_id})
+        else:
+            self._count_fenced(claim)
+
+    def count(self, decision: Decision) -> None:
+        """Count what a job was brought to, if it has ended."""
+        if isinstance(decision, Succeed | Fail):
+            self._counting.add_outcome(decision.code if isinstance(decision, Fail) else JobState.SUCCEEDED.value)
+
+    def _count_fenced(self, claim: ClaimedJob) -> None:
+        self._counting.add(fenced=1)
+        logger.debug("fenced: the lease has moved on", extra={"job_id": claim.id, "batch_id": claim.batch_id})
