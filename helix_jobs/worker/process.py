@@ -132,7 +132,7 @@ def run_worker(
 
 
 class _Worker:
-    """The parts of a running worker. What is to be undone is pushed on ``stack`` when it is done."""
+    """The parts of a running worker. Each step of its start pushes its own undo onto ``stack``."""
 
     def __init__(
         self, settings: Settings, timing: Timing, requests: StopRequests, stack: ExitStack, *, may_exit: bool

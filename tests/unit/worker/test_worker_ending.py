@@ -80,6 +80,14 @@ def test_a_stop_with_a_sound_database_says_what_it_waits_for_and_closes_no_write
     assert writer.submit(lambda _: 5).result(20) == 5
 
 
+def is_closed(writer: GroupCommitWriter) -> bool:
+    try:
+        writer.submit(lambda _: None)
+    except HelixError as error:
+        return "closed" in str(error)
+    return False
+
+
 def test_a_stop_with_a_database_that_hangs_without_a_word_goes_on_without_it(
     writer: GroupCommitWriter, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -87,22 +95,19 @@ def test_a_stop_with_a_database_that_hangs_without_a_word_goes_on_without_it(
     writer.submit(lambda _: answer.wait(20))
     ending = stop(writer, 1)
     wait_until(lambda: "stopping without the database" in caplog.text, lambda: caplog.text)
-    wait_until(writer._closing.is_set, "the writer is not closed")
-    with pytest.raises(HelixError, match="closed"):
-        writer.submit(lambda _: None)
+    wait_until(lambda: is_closed(writer), "the writer is not closed")
     answer.set()
     ending.consumer_ended()
     assert "it takes no writes" in caplog.text
     assert ending.state.exit_code == EXIT_FAILED
 
 
-def carry_out(service: Service, *events: Callable[[WorkerEnding, StopRequests], object]) -> tuple[WorkerEnding, int]:
+def carry_out(service: Any, *events: Callable[[WorkerEnding, StopRequests], object]) -> tuple[WorkerEnding, int]:
     """Have a worker end by these events; return its ending and how often its consumer was told to end."""
     requests, told = StopRequests(), []
     ending = WorkerEnding(requests, 0.0, may_exit=False)
-    any_service: Any = service
     no_writer: Any = None
-    ending.bind(any_service, no_writer)
+    ending.bind(service, no_writer)
     for happen in events:
         happen(ending, requests)
     ending.consumer_ended()
@@ -180,3 +185,32 @@ def test_a_worker_that_is_not_a_process_of_its_own_fails_where_one_would_end_at_
     assert service.asked == ["abandon"]
     assert ending.state.exit_code == EXIT_FAILED
     assert "the writer has not come round" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("events", "state", "attempts"),
+    [
+        ([interrupt, interrupt], "queued", 0),
+        ([exhaust], "queued", 0),
+        ([ask, exhaust, exhaust, interrupt], "queued", 0),
+        ([break_down], "running", 1),
+        ([break_down, interrupt, exhaust, ask], "running", 1),
+    ],
+)
+def test_whatever_happens_no_message_is_acknowledged_before_its_job_is_settled(
+    make_bench: Any, events: list[Any], state: str, attempts: int
+) -> None:
+    """Handed back, or leased still: of an abandoned job the reconciler takes the lease, and its attempt counts."""
+    bench = make_bench(hang="endless")
+    ids = bench.add("endless", "endless too")
+    running = bench.run(*ids)
+    bench.wait_running(*ids)
+    service = bench.service
+    _, told = carry_out(service, *events)
+    assert [future.result(20) for future in running] == [True, True]
+    for _ in range(3):
+        bench.heartbeat.check_leases()
+    bench.writer.submit(lambda _: None).result(20)
+    assert [(row.state, row.attempts) for row in bench.rows().values()] == [(state, attempts)] * 2
+    assert service.run_job(ids[0]) is False, "it takes no more"
+    assert told >= 1

@@ -108,6 +108,29 @@ def test_the_heartbeat_outlives_whatever_is_raised(make_bench: Any, monkeypatch:
     beating.stop()
 
 
+def test_a_heartbeat_over_another_database_says_so_once_and_ends(
+    make_bench: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = make_bench()
+    told: list[BaseException] = []
+    said = threading.Event()
+
+    def tell(error: BaseException) -> None:
+        told.append(error)
+        said.set()
+
+    beating = Heartbeat(
+        bench.database, WORKER, bench.service, timing=Timing(heartbeat=0.01, lease_check=0.01), on_replaced=tell
+    )
+    beating.start()
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "installation_id", lambda _: "another")
+        assert said.wait(20)
+    beating.stop()
+    assert [type(error) for error in told] == [DatabaseReplacedError]
+    assert "heartbeat" not in caplog.text
+
+
 def test_a_revived_worker_registers_again(make_bench: Any) -> None:
     bench = make_bench()
     with bench.database.write() as c:
