@@ -29,6 +29,7 @@ class Boundary:
 _QOS = "kombu.transport.redis:QoS"
 _STORE = "helix_jobs.storage.store"
 _SERVICE = "helix_jobs.worker.service:WorkerService"
+_SETTLEMENT = "helix_jobs.worker.settlement:Settlement"
 
 BOUNDARIES = {
     "stored": Boundary("the batch is stored, nothing is published", "helix_jobs.client.handover:Handover", "publish"),
@@ -38,9 +39,7 @@ BOUNDARIES = {
     "claiming": Boundary("a claim is written, not committed", _STORE, "claim", after=True, inside=True),
     "claimed": Boundary("a claim is committed, nothing is generated", _SERVICE, "_generate"),
     "generating": Boundary("in the middle of an engine step", "helix_jobs.engine.fake_engine:FakeEngine", "_advance"),
-    "generated": Boundary(
-        "a job is generated, nothing is written", "helix_jobs.worker.settlement:Settlement", "persist"
-    ),
+    "generated": Boundary("a job is generated, nothing is written", _SETTLEMENT, "persist"),
     "finishing": Boundary("a result is written, not committed", _STORE, "finish_succeeded", after=True, inside=True),
     "committed": Boundary("a result is committed, its message not acknowledged", _QOS, "ack"),
     "acknowledged": Boundary("a message is acknowledged", _QOS, "ack", after=True),
