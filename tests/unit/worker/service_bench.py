@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-import pytest
 from sqlalchemy import select
 
 from helix_jobs.engine.fake_engine import FakeEngine, FakeFaults
@@ -19,6 +17,7 @@ from helix_jobs.worker.gate import JobGate
 from helix_jobs.worker.heartbeat import Heartbeat
 from helix_jobs.worker.request_encoder import RequestEncoder
 from helix_jobs.worker.service import WorkerService
+from tests.worker_box import wait_until
 
 if TYPE_CHECKING:
     import threading
@@ -108,12 +107,7 @@ class Bench:
         return [self.pool.submit(self.service.run_job, job_id) for job_id in job_ids]
 
     def wait_running(self, *job_ids: int) -> None:
-        for _ in range(2000):
-            leases = self.service.leases()
-            if all(leases.get(job_id) for job_id in job_ids):
-                return
-            time.sleep(0.005)
-        pytest.fail("the jobs do not start")
+        wait_until(lambda: all(map(self.service.leases().get, job_ids)), "the jobs do not start")
 
     def close(self) -> None:
         self.service.hand_back()

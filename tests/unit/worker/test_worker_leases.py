@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,6 +15,7 @@ from helix_jobs.storage.schema import workers
 from helix_jobs.timing import Timing
 from helix_jobs.worker.heartbeat import Heartbeat, LeaseCheck, compare_leases
 from tests.unit.worker.service_bench import WORKER
+from tests.worker_box import wait_until
 
 
 def test_leases_are_compared_without_false_alarms() -> None:
@@ -35,11 +35,12 @@ def test_a_cancelled_job_is_dropped(make_bench: Any) -> None:
     bench.heartbeat.check_leases()
     assert not future.done()
     bench.service.cancel_job(job)
-    for _ in range(400):
+
+    def is_dropped() -> bool:
         bench.heartbeat.check_leases()
-        if future.done():
-            break
-        time.sleep(0.01)
+        return bool(future.done())
+
+    wait_until(is_dropped, "it goes on")
     assert future.result(20) is True
     assert bench.rows()[job].state == "cancelled"
     assert bench.service.counters.fenced == 1
