@@ -10,15 +10,14 @@ import contextlib
 import json
 import os
 import queue
-import subprocess
 import tempfile
-import threading
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import psutil
 
+from helix_jobs.child_process import ChildProcess
 from helix_jobs.errors import HelixError
 
 if TYPE_CHECKING:
@@ -121,11 +120,13 @@ class PeerProcess:
         self.name = name
         # A file instead of a pipe: nobody has to empty it while the peer computes.
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed by close())
+        self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         try:
-            self._process = subprocess.Popen(  # noqa: S603  (the interpreter is the caller's choice)
-                list(command),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
+            self._process = ChildProcess(
+                command,
+                name=f"peer-{name}",
+                on_line=self._lines.put,
+                on_end=lambda _: self._lines.put(None),
                 stderr=self._errors,
                 env={**os.environ, "OMP_NUM_THREADS": str(num_threads)},
             )
@@ -134,9 +135,6 @@ class PeerProcess:
             raise PeerError(
                 f"peer {name}: {command[0]} cannot be run ({error.strerror}); name its interpreter with --peer-python"
             ) from error
-        self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        self._reader = threading.Thread(target=self._read, name=f"peer-{name}", daemon=True)
-        self._reader.start()
 
     def __enter__(self) -> Self:
         return self
@@ -183,26 +181,18 @@ class PeerProcess:
         if self._errors.closed:
             return
         family = _family(self._process.pid)
-        assert self._process.stdin is not None, "opened as a pipe"
-        with contextlib.suppress(OSError):  # it may be gone already
-            self._process.stdin.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(_EXIT_SECONDS)
+        self._process.close_input()
+        self._process.wait(_EXIT_SECONDS)
         # What outlives its parent is no longer found as its child, hence the list from before.
         for process in family:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-        self._process.wait()
-        self._reader.join()
-        assert self._process.stdout is not None, "opened as a pipe"
-        self._process.stdout.close()
+        self._process.join()
         self._errors.close()
 
     def _ask(self, question: dict[str, Any], timeout: float) -> dict[str, Any]:
-        assert self._process.stdin is not None, "opened as a pipe"
         try:
-            self._process.stdin.write(json.dumps(question).encode() + b"\n")
-            self._process.stdin.flush()
+            self._process.send(json.dumps(question).encode() + b"\n")
         except OSError as error:
             raise self._ended() from error
         try:
@@ -219,9 +209,8 @@ class PeerProcess:
         return answer
 
     def _ended(self) -> PeerError:
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(_EXIT_SECONDS)
-        return PeerError(f"peer {self.name} ended with exit code {self._process.returncode}", self._tail())
+        code = self._process.wait(_EXIT_SECONDS)
+        return PeerError(f"peer {self.name} ended with exit code {code}", self._tail())
 
     def _tail(self) -> str:
         """The last lines of its standard error."""
@@ -229,12 +218,6 @@ class PeerProcess:
         self._errors.seek(max(0, size - _TAIL_BYTES))
         lines = self._errors.read().decode(errors="replace").splitlines()
         return "\n".join([line.rstrip() for line in lines if line.strip()][-_TAIL_LINES:])
-
-    def _read(self) -> None:
-        assert self._process.stdout is not None, "opened as a pipe"
-        for line in self._process.stdout:
-            self._lines.put(line)
-        self._lines.put(None)
 
 
 def peer_command(name: str, python: str) -> list[str]:

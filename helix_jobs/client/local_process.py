@@ -7,10 +7,10 @@ import logging
 import os
 import subprocess
 import sys
-import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from helix_jobs.child_process import ChildProcess
 from helix_jobs.observability.log_file import open_log
 from helix_jobs.python_child import import_path, python_command
 
@@ -42,48 +42,36 @@ class LocalProcess:
 
     def __init__(self, settings: Settings, log_path: Path, emit: Callable[[Event], None]) -> None:
         self._patience = settings.shutdown_grace + STOP_SECONDS
+        self._emit = emit
         with open_log(log_path) as log:
-            self._process = subprocess.Popen(  # noqa: S603  (our own module, no shell)
+            self._child = ChildProcess(
                 python_command("-m", "helix_jobs.worker.child"),
+                name="helix-local-worker",
+                on_line=self._hear,
+                on_end=lambda child: emit({"event": "ended", "code": child.wait()}),
                 env={**os.environ, **import_path(), **settings.to_environment()},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
                 stderr=log,
                 **_detached(),
             )
-        self._reader = threading.Thread(target=self._read, args=(emit,), name="helix-local-worker", daemon=True)
-        self._reader.start()
 
     def leave(self, *, now: bool) -> None:
         """Close the child's input: it stops when nobody uses it; with ``now`` it hands its jobs back then."""
-        stdin = self._process.stdin
-        if stdin is None:
-            return
-        with suppress(OSError):
-            if now:
-                stdin.write(b"now\n")
-                stdin.flush()
-        with suppress(OSError):
-            stdin.close()
+        if now:
+            with suppress(OSError, ValueError):  # it is gone, or was left before
+                self._child.send(b"now\n")
+        self._child.close_input()
 
     def wait_stopped(self) -> None:
         """Wait until it has stopped; kill it if it does not go."""
-        try:
-            self._process.wait(self._patience)
-        except subprocess.TimeoutExpired:
+        if self._child.wait(self._patience) is None:
             logger.warning("the local worker does not stop and is killed; its jobs are handed back later")
-            self._process.kill()
-            self._process.wait()
-        self._reader.join()
+            self._child.kill()
+        self._child.join()
 
-    def _read(self, emit: Callable[[Event], None]) -> None:
-        if self._process.stdout is not None:
-            with self._process.stdout as lines:
-                for line in lines:
-                    event = _parse(line)
-                    if event is not None:
-                        emit(event)
-        emit({"event": "ended", "code": self._process.wait()})
+    def _hear(self, line: bytes) -> None:
+        event = _parse(line)
+        if event is not None:
+            self._emit(event)
 
 
 def _detached() -> dict[str, Any]:

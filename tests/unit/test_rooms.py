@@ -14,6 +14,7 @@ PACKAGE = Path(helix_jobs.__file__).parent
 
 # Modules at the root, which every room may import, and what they may import of each other.
 FOUNDATIONS = {
+    "child_process": set(),
     "_version": set(),
     "errors": set(),
     "exhaustion": set(),
