@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import bindparam, text, update
 
-from helix_jobs.storage import store
+from helix_jobs.storage import counters
 from helix_jobs.storage.schema import UTCDateTime, batches
 from tests.store_helpers import now, stored_batch
 
@@ -47,5 +47,5 @@ def ended_batch_of(database: Database, count: int, *, age: timedelta = timedelta
         for statement in (_INSERT_JOBS[database.dialect], _INSERT_RESULTS):
             c.execute(text(statement).bindparams(bindparam("then", type_=UTCDateTime)), values)
         c.execute(update(batches).where(batches.c.id == batch_id).values(total=count, created_at=then))
-        store.recount(c, batch_id)
+        counters.recount(c, batch_id)
     return batch_id

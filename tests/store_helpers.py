@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import func, select
 
-from helix_jobs.storage import store
+from helix_jobs.new_job import NewJob
+from helix_jobs.storage import batches, leases, workers
+from helix_jobs.storage.records import BatchStatus, ClaimedJob, FinishedJob, NewBatch, NewWorker, ResultRow
 from helix_jobs.storage.schema import jobs, results
 from helix_jobs.storage.states import JobState
+from helix_jobs.storage.status import batch_status
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -24,9 +27,9 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-def new_jobs(count: int, *, priorities: tuple[int, ...] = (0,), **changes: Any) -> list[store.NewJob]:
+def new_jobs(count: int, *, priorities: tuple[int, ...] = (0,), **changes: Any) -> list[NewJob]:
     return [
-        store.NewJob(
+        NewJob(
             line=line,
             custom_id=f"c{line}",
             request={"prompt": f"Wörter {line}", "seed": 2**64 - line},
@@ -41,18 +44,18 @@ def stored_batch(
     database: Database, count: int = 3, *, seal: bool = True, key: str | None = None, **changes: Any
 ) -> tuple[str, list[int]]:
     """Store a batch; returns its id and its jobs' ids in line order."""
-    batch_id = store.new_batch_id(now())
+    batch_id = batches.new_batch_id(now())
     with database.write() as c:
-        store.create_batch(c, store.NewBatch(id=batch_id, created_at=now(), idempotency_key=key))
-        store.insert_jobs(c, batch_id, new_jobs(count, **changes), now())
+        batches.create_batch(c, NewBatch(id=batch_id, created_at=now(), idempotency_key=key))
+        batches.insert_jobs(c, batch_id, new_jobs(count, **changes), now())
         if seal:
-            store.seal_batch(c, batch_id, count, DIGEST)
+            batches.seal_batch(c, batch_id, count, DIGEST)
     with database.read() as c:
         ids = list(c.execute(select(jobs.c.id).where(jobs.c.batch_id == batch_id).order_by(jobs.c.line)).scalars())
     return batch_id, ids
 
 
-def worker(worker_id: str = "w1", **changes: Any) -> store.NewWorker:
+def worker(worker_id: str = "w1", **changes: Any) -> NewWorker:
     values: dict[str, Any] = {
         "id": worker_id,
         "hostname": "host",
@@ -62,31 +65,31 @@ def worker(worker_id: str = "w1", **changes: Any) -> store.NewWorker:
         "draft_model": None,
         "slots": 4,
     }
-    return store.NewWorker(**{**values, **changes})
+    return NewWorker(**{**values, **changes})
 
 
 def register(database: Database, *ids: str) -> None:
     with database.write() as c:
         for worker_id in ids:
-            store.register_worker(c, worker(worker_id), now())
+            workers.register_worker(c, worker(worker_id), now())
 
 
-def take(database: Database, job_id: int, worker_id: str = "w1") -> store.ClaimedJob | None:
+def take(database: Database, job_id: int, worker_id: str = "w1") -> ClaimedJob | None:
     with database.write() as c:
-        return store.claim(c, job_id, worker_id=worker_id, now=now())
+        return leases.claim(c, job_id, worker_id=worker_id, now=now())
 
 
-def must_take(database: Database, job_id: int, worker_id: str = "w1") -> store.ClaimedJob:
+def must_take(database: Database, job_id: int, worker_id: str = "w1") -> ClaimedJob:
     claimed = take(database, job_id, worker_id)
     assert claimed is not None
     return claimed
 
 
-def ended(claimed: store.ClaimedJob, worker_id: str = "w1") -> store.FinishedJob:
-    return store.FinishedJob(claimed.id, claimed.lease, worker_id)
+def ended(claimed: ClaimedJob, worker_id: str = "w1") -> FinishedJob:
+    return FinishedJob(claimed.id, claimed.lease, worker_id)
 
 
-def result_row(**changes: Any) -> store.ResultRow:
+def result_row(**changes: Any) -> ResultRow:
     values: dict[str, Any] = {
         "output_text": "an answer",
         "finish_reason": "stop",
@@ -107,23 +110,23 @@ def result_row(**changes: Any) -> store.ResultRow:
         "device": "cpu",
         "dtype": "float32",
     }
-    return store.ResultRow(**{**values, **changes})
+    return ResultRow(**{**values, **changes})
 
 
-def succeed(database: Database, claimed: store.ClaimedJob, worker_id: str = "w1", **changes: Any) -> bool:
+def succeed(database: Database, claimed: ClaimedJob, worker_id: str = "w1", **changes: Any) -> bool:
     with database.write() as c:
-        return store.finish_succeeded(c, ended(claimed, worker_id), result_row(**changes), now())
+        return leases.finish_succeeded(c, ended(claimed, worker_id), result_row(**changes), now())
 
 
-def fail(database: Database, claimed: store.ClaimedJob, worker_id: str = "w1", code: str = "engine_error") -> bool:
+def fail(database: Database, claimed: ClaimedJob, worker_id: str = "w1", code: str = "engine_error") -> bool:
     with database.write() as c:
-        return store.finish_failed(c, ended(claimed, worker_id), code, "it broke", now())
+        return leases.finish_failed(c, ended(claimed, worker_id), code, "it broke", now())
 
 
-def status(database: Database, batch_id: str) -> store.BatchStatus:
+def status(database: Database, batch_id: str) -> BatchStatus:
     with database.read() as c:
         check_counters(c, batch_id)
-        return store.batch_status(c, batch_id)
+        return batch_status(c, batch_id)
 
 
 def counts(database: Database, batch_id: str) -> dict[str, int]:
@@ -133,7 +136,7 @@ def counts(database: Database, batch_id: str) -> dict[str, int]:
 
 def check_counters(c: Connection, batch_id: str) -> None:
     """Counters and rows must say the same, and result rows must belong to succeeded jobs, one each."""
-    seen = store.batch_status(c, batch_id)
+    seen = batch_status(c, batch_id)
     rows = c.execute(select(jobs.c.state, jobs.c.error_code).where(jobs.c.batch_id == batch_id)).all()
     assert Counter(row.state for row in rows) == {s.value: n for s, n in seen.counts.items() if n}
     assert Counter(row.error_code for row in rows if row.state == "failed") == seen.error_counts

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Protocol
 
-from helix_jobs.storage import store
+from helix_jobs.storage import publishing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -46,7 +46,7 @@ def fill_broker(database: Database, publisher: Publisher, room: int, chunk: int)
     """
     while room > 0:
         with database.read() as connection:
-            jobs = store.publishable(connection, min(room, chunk))
+            jobs = publishing.publishable(connection, min(room, chunk))
         if not jobs:
             return
         # Publish, then mark: dying in between costs a duplicate message; the other order would lose one.
@@ -57,4 +57,4 @@ def fill_broker(database: Database, publisher: Publisher, room: int, chunk: int)
 
 
 def _mark(database: Database, ids: Sequence[int]) -> None:
-    database.transact(lambda connection: store.mark_published(connection, ids, datetime.now(UTC)))
+    database.transact(lambda connection: publishing.mark_published(connection, ids, datetime.now(UTC)))

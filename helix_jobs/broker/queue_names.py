@@ -77,7 +77,7 @@ def read_queue_names(database: Database) -> QueueNames:
         DatabaseUnreachableError: The database does not answer.
         SchemaVersionError: Somebody removed the installation's id.
     """
-    from helix_jobs.storage import store
+    from helix_jobs.storage.installation import installation_id
 
     with database.read() as c:
-        return QueueNames(store.installation_id(c))
+        return QueueNames(installation_id(c))

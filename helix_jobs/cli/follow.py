@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from helix_jobs.client.client import HelixClient
     from helix_jobs.client.local_worker import LocalWorker
-    from helix_jobs.storage.store import BatchStatus, Worker
+    from helix_jobs.storage.records import BatchStatus, Worker
 
 _PLAIN_INTERVAL: Final = 10.0
 # A log that stands still longer looks like a program that hangs.

@@ -13,7 +13,7 @@ from helix_jobs.wording import counted, duration, percent, rate
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from helix_jobs.storage.store import BatchStatus
+    from helix_jobs.storage.records import BatchStatus
 
 _NOT_SUCCEEDED: Final = (JobState.FAILED, JobState.CANCELLED)
 _WINDOW_SECONDS: Final = 60.0

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from helix_jobs.results.export import ByteSink
     from helix_jobs.settings import Settings
-    from helix_jobs.storage.store import BatchStatus, JobResult
+    from helix_jobs.storage.records import BatchStatus, JobResult
 
 # "text" is this module's; the others are the export's (a test holds them equal).
 FILE_FORMATS: Final = ("jsonl", "csv", "parquet", "openai")

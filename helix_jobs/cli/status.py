@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from helix_jobs.settings import Settings
-    from helix_jobs.storage.store import BatchStatus, JobSummary
+    from helix_jobs.storage.records import BatchStatus, JobSummary
 
 _OVERVIEW: Final = 5
 _LISTED_JOBS: Final = 50

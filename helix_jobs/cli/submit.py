@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from helix_jobs.engine.sampling_params import SamplingParams
     from helix_jobs.errors import BadLine
     from helix_jobs.settings import Settings
-    from helix_jobs.storage.store import BatchStatus
+    from helix_jobs.storage.records import BatchStatus
 
 _LISTED_FAULTS: Final = 20
 _SHOWN_ANSWERS: Final = 10

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from helix_jobs.errors import BadLine
-    from helix_jobs.storage.store import BatchStatus, JobResult, JobSummary, Worker
+    from helix_jobs.storage.records import BatchStatus, JobResult, JobSummary, Worker
 
 _STATE_STYLES: Final = {
     BatchState.SUBMITTING: "dim",

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from helix_jobs.errors import BadLine
     from helix_jobs.new_job import NewJob
     from helix_jobs.storage.database import Database
-    from helix_jobs.storage.store import BatchStatus, JobResult, JobSummary, Worker
+    from helix_jobs.storage.records import BatchStatus, JobResult, JobSummary, Worker
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +121,8 @@ class HelixClient:
         from helix_jobs.client.submission import SubmitProgress, Tally, submit_lines
         from helix_jobs.intake.limits import Limits
         from helix_jobs.intake.lines import LineReader
-        from helix_jobs.storage.store import NewBatch, new_batch_id
+        from helix_jobs.storage.batches import new_batch_id
+        from helix_jobs.storage.records import NewBatch
 
         defaults = SamplingParams() if defaults is None else defaults
         limits = Limits.of(self.settings)
@@ -177,17 +178,17 @@ class HelixClient:
         Raises:
             NotFoundError: No such batch.
         """
-        from helix_jobs.storage import store
+        from helix_jobs.storage.status import batch_status
 
         with self._database().read() as connection:
-            return store.batch_status(connection, batch_id)
+            return batch_status(connection, batch_id)
 
     def list(self, limit: int = 20, offset: int = 0) -> Sequence[BatchStatus]:
         """Return the newest batches first."""
-        from helix_jobs.storage import store
+        from helix_jobs.storage.status import list_batches
 
         with self._database().read() as connection:
-            return store.list_batches(connection, min(limit, MAX_ID), min(offset, MAX_ID))
+            return list_batches(connection, min(limit, MAX_ID), min(offset, MAX_ID))
 
     def wait(
         self,
@@ -211,7 +212,7 @@ class HelixClient:
             DatabaseUnreachableError: The database does not answer.
             UnfinishedSubmissionError: It is still being submitted, and for half a minute no line was added.
         """
-        from helix_jobs.storage import store
+        from helix_jobs.storage import control
         from helix_jobs.storage.outage import outlast
 
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -227,7 +228,7 @@ class HelixClient:
                 if status.stored != stored:
                     stored, grew_at = status.stored, now
                 elif now - grew_at >= self.timing.submitter_silence:
-                    raise UnfinishedSubmissionError(store.unfinished_submission(batch_id))
+                    raise UnfinishedSubmissionError(control.unfinished_submission(batch_id))
             left = None if deadline is None else deadline - time.monotonic()
             if status.done or (left is not None and left <= 0):
                 return status
@@ -257,12 +258,12 @@ class HelixClient:
         Raises:
             NotFoundError: No such batch.
         """
-        from helix_jobs.storage import store
+        from helix_jobs.storage import results
 
         # Now, not at the first next(): a wrong id should be told where it is given.
         self.status(batch_id)
 
-        return store.iter_results(
+        return results.iter_results(
             self._database().read,
             batch_id,
             order=order,
@@ -277,31 +278,31 @@ class HelixClient:
         Raises:
             NotFoundError: No such batch.
         """
-        from helix_jobs.storage import store
+        from helix_jobs.storage import results
 
         self.status(batch_id)
 
         def pages() -> Iterator[JobSummary]:
             for state in states or tuple(JobState):
-                yield from store.iter_jobs(self._database().read, batch_id, state)
+                yield from results.iter_jobs(self._database().read, batch_id, state)
 
         return pages()
 
     def backlog(self) -> int:
         """Return how many jobs wait, over all batches."""
-        from helix_jobs.storage import store
+        from helix_jobs.storage import publishing
 
         with self._database().read() as connection:
-            return store.backlog(connection)
+            return publishing.backlog(connection)
 
     def discard(self, batch_id: str) -> bool:
         """Delete a batch whose submission has not finished; False, and nothing done, if there is no such batch.
 
         None of its jobs was accepted. A submission that is still at it fails with an InputError.
         """
-        from helix_jobs.storage import store
+        from helix_jobs.storage import batches
 
-        return self._database().transact(lambda c: store.delete_batch(c, batch_id), unlimited=True)
+        return self._database().transact(lambda c: batches.delete_batch(c, batch_id), unlimited=True)
 
     def cancel(self, target: str | int) -> int:
         """Cancel a batch (``b-...``) or one job (its number) and return how many jobs that stopped.
@@ -313,14 +314,14 @@ class HelixClient:
         Raises:
             NotFoundError: No such batch or job.
         """
-        from helix_jobs.storage import batch_changes, store
+        from helix_jobs.storage import batch_changes, control
 
         digits = str(target) if isinstance(target, int) or (target.isascii() and target.isdecimal()) else ""
         if len(digits) > len(str(MAX_ID)) or int(digits or 0) > MAX_ID:
             raise NotFoundError(f"there is no job {digits[:40]}; `helix status BATCH --jobs` lists job ids")
         if digits:
             job_id = int(digits)
-            return self._database().transact(lambda connection: store.cancel_job(connection, job_id))
+            return self._database().transact(lambda connection: control.cancel_job(connection, job_id))
         return batch_changes.cancel_batch(self._database(), str(target))
 
     def retry(self, batch_id: str) -> int:
@@ -374,10 +375,10 @@ class HelixClient:
 
     def live_workers(self) -> Sequence[Worker]:
         """Return the workers that have neither stopped nor been declared lost."""
-        from helix_jobs.storage import store
+        from helix_jobs.storage import workers
 
         with self._database().read() as connection:
-            return store.live_workers(connection)
+            return workers.live_workers(connection)
 
     def _database(self) -> Database:
         """The database, its schema checked at the first use."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from helix_jobs.client.client import HelixClient
     from helix_jobs.client.submission import Submission
-    from helix_jobs.storage.store import JobResult
+    from helix_jobs.storage.records import JobResult
 
 _DEFAULT_LIMIT: Final = SamplingParams().max_tokens
 _QUESTION: Final = ("prompt", "messages", "chat_template_kwargs")

@@ -270,10 +270,10 @@ def _open(settings: Settings) -> Database:
 
 
 def _any_alive(database: Database) -> bool:
-    from helix_jobs.storage import store
+    from helix_jobs.storage import workers
 
     with database.read() as c:
-        return any(seems_alive(worker, database.timing.lease) for worker in store.live_workers(c))
+        return any(seems_alive(worker, database.timing.lease) for worker in workers.live_workers(c))
 
 
 def _error(kind: str, message: str) -> HelixError:

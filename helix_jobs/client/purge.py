@@ -1,7 +1,7 @@
 """Purge: removing ended batches for good, in steps, so that a million rows hold up no worker and no submission.
 
 What waits or runs is never touched. A purge that is killed half-way has already taken its batch out of sight
-(``store/purging.py``); the next one, whatever it is asked for, removes the rest.
+(``storage/purging.py``); the next one, whatever it is asked for, removes the rest.
 
 Trade-off: on Postgres each step's rows are only marked; autovacuum makes their room free for new ones some time later,
 and the server's files keep their size. SQLite's file is cut down by ``sqlite_space.py``.
@@ -15,7 +15,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
 from helix_jobs.errors import NotEndedError, NotFoundError
-from helix_jobs.storage import store
+from helix_jobs.storage import purging, status
 from helix_jobs.storage.sqlite_space import free_room, give_back, rewrite
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from helix_jobs.storage.database import Database
+    from helix_jobs.storage.purging import Content, EndedBatch
 
 ROWS: Final = 5000
 
@@ -69,12 +70,12 @@ class PurgePlan:
         before: Runs and workers that ended before this go too; None leaves them.
     """
 
-    batches: tuple[store.EndedBatch, ...]
+    batches: tuple[EndedBatch, ...]
     begun: tuple[str, ...]
     before: datetime | None
 
 
-def outcomes(batch: store.EndedBatch) -> frozenset[Outcome]:
+def outcomes(batch: EndedBatch) -> frozenset[Outcome]:
     """What became of the batch."""
     if batch.total is None:
         return frozenset({Outcome.UNFINISHED})
@@ -106,9 +107,9 @@ def plan_purge(
         NotEndedError: A given batch waits, runs or is being submitted.
     """
     with database.read(unlimited=True) as c:
-        ended = {batch.id: batch for batch in store.ended_batches(c)}
-        begun = tuple(store.half_purged(c))
-        known = set(store.batch_ids(c)) | set(begun)
+        ended = {batch.id: batch for batch in purging.ended_batches(c)}
+        begun = tuple(purging.half_purged(c))
+        known = set(status.batch_ids(c)) | set(begun)
     chosen = []
     for batch_id in dict.fromkeys(batch_ids):
         if batch_id not in known:
@@ -127,7 +128,7 @@ def plan_purge(
     return PurgePlan(batches=tuple(chosen), begun=begun, before=None if only else before)
 
 
-def _is_old(batch: store.EndedBatch, older_than: timedelta, spared: timedelta, now: datetime) -> bool:
+def _is_old(batch: EndedBatch, older_than: timedelta, spared: timedelta, now: datetime) -> bool:
     """Whether it ended long enough ago; a submission that grew within ``spared`` may go on."""
     if batch.total is None:
         return batch.ended_at < now - max(older_than, spared)
@@ -145,7 +146,7 @@ def measure(database: Database, plan: PurgePlan) -> Purged:
         found = replace(found, batches=found.batches + 1)
         for after, last in _steps(database, batch_id):
             with database.read() as c:
-                found = _add(found, store.measure_lines(c, batch_id, after, last))
+                found = _add(found, purging.measure_lines(c, batch_id, after, last))
     return found
 
 
@@ -172,21 +173,21 @@ def purge(
     for batch_id in (*plan.begun, *_begin(database, plan.batches)):
         for after, last in _steps(database, batch_id):
 
-            def remove(c: Connection, batch_id: str = batch_id, after: int = after, last: int = last) -> store.Content:
-                return store.purge_lines(c, batch_id, after, last)
+            def remove(c: Connection, batch_id: str = batch_id, after: int = after, last: int = last) -> Content:
+                return purging.purge_lines(c, batch_id, after, last)
 
             done = _add(done, database.transact(remove))
             on_step(done)
             # At once: the list of free pages stays short, and what is long to search is slow to give back.
             done = replace(done, given_back=done.given_back + give_back(database))
-        if database.transact(lambda c, batch_id=batch_id: store.end_purge(c, batch_id)):  # type: ignore[misc]
+        if database.transact(lambda c, batch_id=batch_id: purging.end_purge(c, batch_id)):  # type: ignore[misc]
             done = replace(done, batches=done.batches + 1)
             on_step(done)
     before = plan.before
     if before is not None:
-        while count := database.transact(lambda c: store.purge_runs(c, before, ROWS)):
+        while count := database.transact(lambda c: purging.purge_runs(c, before, ROWS)):
             done = replace(done, runs=done.runs + count)
-        while count := database.transact(lambda c: store.purge_workers(c, before, ROWS)):
+        while count := database.transact(lambda c: purging.purge_workers(c, before, ROWS)):
             done = replace(done, workers=done.workers + count)
     done = replace(done, given_back=done.given_back + give_back(database))
     on_step(done)
@@ -199,10 +200,10 @@ def purge(
     return done
 
 
-def _begin(database: Database, batches: Sequence[store.EndedBatch]) -> Iterator[str]:
+def _begin(database: Database, batches: Sequence[EndedBatch]) -> Iterator[str]:
     """Take one batch after the other out of sight; those that somebody has retried since are left alone."""
     for batch in batches:
-        if database.transact(lambda c, batch=batch: store.begin_purge(c, batch, datetime.now(UTC))):  # type: ignore[misc]
+        if database.transact(lambda c, batch=batch: purging.begin_purge(c, batch, datetime.now(UTC))):  # type: ignore[misc]
             yield batch.id
 
 
@@ -211,14 +212,14 @@ def _steps(database: Database, batch_id: str) -> Iterator[tuple[int, int]]:
     after = 0
     while True:
         with database.read() as c:
-            last = store.last_line(c, batch_id, after, ROWS)
+            last = purging.last_line(c, batch_id, after, ROWS)
         if last is None:
             return
         yield after, last
         after = last
 
 
-def _add(purged: Purged, content: store.Content) -> Purged:
+def _add(purged: Purged, content: Content) -> Purged:
     return replace(
         purged,
         jobs=purged.jobs + content.jobs,

@@ -30,7 +30,7 @@ from helix_jobs.errors import (
     UncertainSubmissionError,
 )
 from helix_jobs.intake.limits import NO_LIMITS, Limits
-from helix_jobs.storage import store
+from helix_jobs.storage import batches
 from helix_jobs.storage.outage import outlast
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from helix_jobs.new_job import NewJob
     from helix_jobs.storage.database import Database
+    from helix_jobs.storage.records import NewBatch, StoredBatch
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +118,7 @@ class Tally:
 
 def submit_lines(
     database: Database,
-    new: store.NewBatch,
+    new: NewBatch,
     lines: Iterable[NewJob | BadLine],
     *,
     skip_invalid: bool,
@@ -194,16 +195,16 @@ def _require_jobs(tally: Tally, *, skip_invalid: bool) -> None:
         raise InputError('the input holds no prompts; give one JSON object a line, such as {"prompt": "..."}')
 
 
-def _create(database: Database, new: store.NewBatch) -> store.StoredBatch:
+def _create(database: Database, new: NewBatch) -> StoredBatch:
     """Store the batch, also when the answer to a first try was lost: then it is removed first, unsealed as it is."""
     tries = 0
 
-    def create(connection: Connection) -> store.StoredBatch:
+    def create(connection: Connection) -> StoredBatch:
         if tries > 1 and new.idempotency_key is None:
-            store.delete_batch(connection, new.id)
-        return store.create_batch(connection, new)
+            batches.delete_batch(connection, new.id)
+        return batches.create_batch(connection, new)
 
-    def attempt() -> store.StoredBatch:
+    def attempt() -> StoredBatch:
         nonlocal tries
         tries += 1
         return database.transact(create)
@@ -257,7 +258,7 @@ def _has_sealed(writer: _BatchWriter, batch_id: str, on_stage: Callable[[SubmitS
 class _BatchWriter:
     """Stores accepted lines in one batch, or only compares them with what a sealed batch holds."""
 
-    def __init__(self, database: Database, batch: store.StoredBatch, key: str | None) -> None:
+    def __init__(self, database: Database, batch: StoredBatch, key: str | None) -> None:
         self._database = database
         self._batch = batch
         self._key = key
@@ -294,7 +295,7 @@ class _BatchWriter:
         """
         digest = self._digest.hexdigest()
         if self._storing:
-            self._transact(lambda c: store.seal_batch(c, self._batch.id, total, digest))
+            self._transact(lambda c: batches.seal_batch(c, self._batch.id, total, digest))
             return False
         if (self._batch.total, self._batch.content_digest) != (total, digest):
             raise IdempotencyConflictError(
@@ -305,7 +306,7 @@ class _BatchWriter:
 
     def is_sealed(self) -> bool:
         """Whether the batch is complete. A seal that is still on its way is waited for."""
-        return self._database.transact(lambda c: store.is_sealed(c, self._batch.id))
+        return self._database.transact(lambda c: batches.is_sealed(c, self._batch.id))
 
     def give_up(self) -> None:
         """Remove the batch, unless its idempotency key lets the next submission finish it."""
@@ -319,7 +320,7 @@ class _BatchWriter:
         self._storing = False
         self._chunk.clear()
         if not self._batch.reused:
-            self._database.transact(lambda c: store.delete_batch(c, self._batch.id), unlimited=True)
+            self._database.transact(lambda c: batches.delete_batch(c, self._batch.id), unlimited=True)
 
     def abandon_quietly(self) -> None:
         """The same on the way out of an error, which must stay the one that is seen."""
@@ -332,7 +333,7 @@ class _BatchWriter:
         """Store the lines taken so far; errors as from `add`."""
         if not self._chunk or not self._storing:
             return
-        self._transact(lambda c: store.insert_jobs(c, self._batch.id, self._chunk, datetime.now(UTC)))
+        self._transact(lambda c: batches.insert_jobs(c, self._batch.id, self._chunk, datetime.now(UTC)))
         self._chunk.clear()
         self._chunk_bytes = 0
 

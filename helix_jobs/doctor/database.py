@@ -15,7 +15,7 @@ from helix_jobs.doctor.housekeeping import check_ended
 from helix_jobs.doctor.leases import judge_leases
 from helix_jobs.doctor.verdict import Level, Verdict, failure
 from helix_jobs.errors import ConfigurationError, DatabaseUnreachableError, SchemaVersionError
-from helix_jobs.storage import store
+from helix_jobs.storage import publishing, queue_figures
 from helix_jobs.storage.database import Database
 from helix_jobs.storage.migration import head_revision
 from helix_jobs.storage.process_identity import here
@@ -121,7 +121,7 @@ def _check_file(file: Path) -> list[Verdict]:
 def _check_leases(database: Database) -> list[Verdict]:
     try:
         with database.read() as c:
-            holders, waiting = store.lease_holders(c), store.backlog(c)
+            holders, waiting = queue_figures.lease_holders(c), publishing.backlog(c)
     except (ValueError, TypeError, DBAPIError) as error:  # what a row holds; its text stays out
         finding = f"a stored row cannot be read ({type(error).__name__})"
         return [Verdict("leases", Level.FAILED, finding, "run helix db check --repair")]

@@ -9,7 +9,7 @@ from helix_jobs.client.home_files import FileKind, bytes_by_kind, home_files
 from helix_jobs.client.purge import plan_purge
 from helix_jobs.doctor.verdict import Level, Verdict, failure
 from helix_jobs.errors import ConfigurationError, UnreadableRowError
-from helix_jobs.storage import store
+from helix_jobs.storage import purging
 from helix_jobs.storage.database import SQLITE
 from helix_jobs.storage.sqlite_space import free_room
 from helix_jobs.wording import rough_size
@@ -32,7 +32,7 @@ def check_ended(database: Database, size_bytes: int) -> list[Verdict]:
     except UnreadableRowError as error:
         return [failure("old batches", error)]
     with database.read() as c:
-        stored = store.stored_jobs(c)
+        stored = purging.stored_jobs(c)
         free = free_room(c).bytes if database.dialect == SQLITE else 0
     jobs = sum(batch.stored for batch in plan.batches)
     share = int(size_bytes * jobs / stored) if stored else 0

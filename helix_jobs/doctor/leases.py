@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from helix_jobs.storage.process_identity import Here
-    from helix_jobs.storage.store import LeaseHolder
+    from helix_jobs.storage.records import LeaseHolder
 
 
 def judge_leases(

@@ -18,7 +18,7 @@ from helix_jobs.results.openai import openai_line
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from helix_jobs.storage.store import JobResult
+    from helix_jobs.storage.records import JobResult
 
 FORMATS: Final = ("jsonl", "csv", "parquet", "openai")
 

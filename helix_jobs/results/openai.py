@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
-    from helix_jobs.storage.store import JobResult
+    from helix_jobs.storage.records import JobResult
 
 # A request OpenAI would have rejected: an HTTP status with an error body, and ``error`` null. With OpenAI's code.
 _REJECTED: Final[Mapping[str, str]] = {

@@ -15,7 +15,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
-from helix_jobs.storage import store
+from helix_jobs.storage import control
 from helix_jobs.storage.states import RUNNABLE_STATES, JobState
 
 if TYPE_CHECKING:
@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
+    from helix_jobs.storage.control import Change
     from helix_jobs.storage.database import Database
 
-    _Step = Callable[[Connection, store.Change, int, int], int | None]
+    _Step = Callable[[Connection, Change, int, int], int | None]
 
 ROWS: Final = 5000
 _UNSUCCESSFUL: Final = (JobState.FAILED, JobState.CANCELLED)
@@ -34,51 +35,51 @@ _UNSUCCESSFUL: Final = (JobState.FAILED, JobState.CANCELLED)
 def cancel_batch(database: Database, batch_id: str) -> int:
     """Cancel every queued and running job of the batch; finished ones stay. Returns how many were cancelled.
 
-    See ``store.cancel_batch``.
+    See ``control.cancel_batch``.
 
     Raises:
         NotFoundError: No such batch.
     """
     # An unfinished submission is deleted here, a million rows in one statement.
-    begun = database.transact(lambda c: store.begin_cancel(c, batch_id), unlimited=True)
+    begun = database.transact(lambda c: control.begin_cancel(c, batch_id), unlimited=True)
     return 0 if begun is None else finish_cancel(database, begun)
 
 
-def finish_cancel(database: Database, begun: store.Change, keep_on: Callable[[], bool] = lambda: True) -> int:
+def finish_cancel(database: Database, begun: Change, keep_on: Callable[[], bool] = lambda: True) -> int:
     """Cancel what is left of a batch whose cancel has begun, as long as ``keep_on`` says so; returns how many."""
-    return _in_steps(database, begun, RUNNABLE_STATES, store.cancel_lines, keep_on)
+    return _in_steps(database, begun, RUNNABLE_STATES, control.cancel_lines, keep_on)
 
 
 def retry_batch(database: Database, batch_id: str) -> int:
     """Queue the failed and cancelled jobs of the batch again with fresh attempts; returns how many.
 
-    See ``store.retry_batch``.
+    See ``control.retry_batch``.
 
     Raises:
         NotFoundError: No such batch.
         UnfinishedSubmissionError: Its submission did not finish.
     """
     with database.read() as c:
-        interrupted = [change for change in store.unfinished_cancels(c) if change.batch_id == batch_id]
+        interrupted = [change for change in control.unfinished_cancels(c) if change.batch_id == batch_id]
     for change in interrupted:
         # Messages of jobs it has not come to may have been refused already; only a cancelled job is published anew.
         finish_cancel(database, change)
-    begun = database.transact(lambda c: store.begin_retry(c, batch_id))
+    begun = database.transact(lambda c: control.begin_retry(c, batch_id))
     now = datetime.now(UTC)
 
-    def step(c: Connection, change: store.Change, after: int, last: int) -> int | None:
-        return store.retry_lines(c, change, after, last, now=now)
+    def step(c: Connection, change: Change, after: int, last: int) -> int | None:
+        return control.retry_lines(c, change, after, last, now=now)
 
     return _in_steps(database, begun, _UNSUCCESSFUL, step, lambda: True)
 
 
 def _in_steps(
-    database: Database, begun: store.Change, states: Collection[JobState], step: _Step, keep_on: Callable[[], bool]
+    database: Database, begun: Change, states: Collection[JobState], step: _Step, keep_on: Callable[[], bool]
 ) -> int:
     changed, after = 0, 0
     while keep_on():
         with database.read() as c:
-            last = store.next_lines(c, begun.batch_id, states, after, ROWS)
+            last = control.next_lines(c, begun.batch_id, states, after, ROWS)
         if last is None:
             break
         count = database.transact(lambda c, after=after, last=last: step(c, begun, after, last))  # type: ignore[misc]

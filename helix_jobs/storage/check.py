@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import text
 
-from helix_jobs.storage import store
+from helix_jobs.storage import counters, impossible, readable, status
 from helix_jobs.storage.database import POSTGRES
+from helix_jobs.storage.impossible import IMPOSSIBLE
 from helix_jobs.storage.schema import metadata
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from helix_jobs.storage.database import Database
-    from helix_jobs.storage.store import UnreadableValue
+    from helix_jobs.storage.readable import UnreadableValue
 
 _EXAMPLES: Final = 5
 
@@ -72,7 +73,7 @@ def _check_readable(database: Database, *, repair: bool) -> list[Finding]:
         if len(shown) < _EXAMPLES:
             shown.append("/".join(map(str, value.key)))
         if repair:
-            database.transact(lambda c, value=value: store.make_readable(c, value), unlimited=True)  # type: ignore[misc]
+            database.transact(lambda c, value=value: readable.make_readable(c, value), unlimited=True)  # type: ignore[misc]
     done = "made readable" if repair else None
     return [
         Finding(
@@ -91,7 +92,7 @@ def _unreadable(database: Database) -> Iterator[UnreadableValue]:
         after: tuple[object, ...] | None = None
         while True:
             with database.read(unlimited=True) as c:
-                found, after = store.unreadable_page(c, table, after)
+                found, after = readable.unreadable_page(c, table, after)
             yield from found
             if after is None:
                 break
@@ -111,20 +112,20 @@ def _check_impossible(database: Database, *, repair: bool) -> list[Finding]:
 
 
 def _impossible(c: Connection, now: datetime | None) -> Iterator[Finding]:
-    for kind in store.IMPOSSIBLE:
-        count, examples = store.count_impossible(c, kind)
+    for kind in IMPOSSIBLE:
+        count, examples = impossible.count_impossible(c, kind)
         if count:
             if now is not None:
-                store.repair_impossible(c, kind, now)
+                impossible.repair_impossible(c, kind, now)
             done = None if now is None else kind.done
             yield Finding(what=kind.what, count=count, examples=tuple(examples), done=done)
 
 
 def _counters(c: Connection, *, repair: bool) -> list[Finding]:
-    wrong = [batch_id for batch_id in store.batch_ids(c) if not store.counters_agree(c, batch_id)]
+    wrong = [batch_id for batch_id in status.batch_ids(c) if not counters.counters_agree(c, batch_id)]
     if repair:
         for batch_id in wrong:
-            store.recount(c, batch_id)
+            counters.recount(c, batch_id)
     if not wrong:
         return []
     what = "batches whose counters differ from their jobs"

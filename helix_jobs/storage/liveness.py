@@ -9,7 +9,7 @@ from helix_jobs.storage.process_identity import here, is_gone
 
 if TYPE_CHECKING:
     from helix_jobs.storage.process_identity import Here, ProcessIdentity
-    from helix_jobs.storage.store import Worker
+    from helix_jobs.storage.records import Worker
 
 
 def why_dead(

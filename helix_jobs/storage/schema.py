@@ -101,7 +101,7 @@ batches = Table(
     Index("ix_batches_created_at", "created_at"),
 )
 
-# Not so: `helix purge` has begun to remove it, and to everybody else it is gone (store/purging.py).
+# Not so: `helix purge` has begun to remove it, and to everybody else it is gone (storage/purging.py).
 BATCH_IS_THERE: Final = or_(batches.c.total.is_not(None), batches.c.cancelled_at.is_(None))
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from helix_jobs.storage.store import ClaimedJob
+    from helix_jobs.storage.records import ClaimedJob
     from helix_jobs.worker.job_endings import Ending, Withdrawn
 
 logger = logging.getLogger(__name__)

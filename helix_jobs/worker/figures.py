@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from helix_jobs.storage import store
+from helix_jobs.storage import queue_figures
 from helix_jobs.storage.database import Database
 from helix_jobs.timing import DEFAULT_TIMING, Timing
 
 if TYPE_CHECKING:
     from helix_jobs.engine.protocol import EngineCounters, EngineInfo
     from helix_jobs.storage.group_commit import GroupCommitWriter
-    from helix_jobs.storage.store import QueueFigures
+    from helix_jobs.storage.records import QueueFigures
     from helix_jobs.worker.counters import WorkerCounters
     from helix_jobs.worker.reconciler import Reconciler
     from helix_jobs.worker.service import WorkerService
@@ -92,7 +92,7 @@ class QueueReader:
             DatabaseUnreachableError: It does not answer.
         """
         with self._database.read() as c:
-            return store.queue_figures(c)
+            return queue_figures.queue_figures(c)
 
     def close(self) -> None:
         """Close the idle connections."""

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from helix_jobs.broker.stranded_messages import StrandedMessages
 from helix_jobs.errors import DatabaseReplacedError
-from helix_jobs.storage import store
+from helix_jobs.storage import leases, workers
+from helix_jobs.storage.installation import installation_id
 from helix_jobs.storage.process_identity import this_process
-from helix_jobs.storage.store import NewWorker
+from helix_jobs.storage.records import NewWorker
 from helix_jobs.timing import DEFAULT_TIMING, Timing
 from helix_jobs.worker.periodic import Periodic
 from helix_jobs.worker.stranded_messages import send_again
@@ -126,7 +127,7 @@ class Heartbeat:
         try:
             # In one transaction: of a worker that has stopped nobody takes the marks off.
             send_again(
-                self._stranded, self._database, lambda c: store.stop_worker(c, self._worker.id, datetime.now(UTC))
+                self._stranded, self._database, lambda c: workers.stop_worker(c, self._worker.id, datetime.now(UTC))
             )
         except Exception as error:  # noqa: BLE001  (the reconciler of the next worker will find out by itself)
             logger.warning("the worker's end could not be recorded: %s", error)
@@ -135,7 +136,7 @@ class Heartbeat:
         """Drop what was lost and hand back what is unknown here twice in a row."""
         before = self._service.leases()
         with self._database.read() as c:
-            held = store.held_leases(c, self._worker.id)
+            held = leases.held_leases(c, self._worker.id)
         check = compare_leases(before, held, self._service.leases())
         for job_id, lease in check.lost:
             self._service.drop_lost(job_id, lease)
@@ -150,9 +151,9 @@ class Heartbeat:
             DatabaseReplacedError: The server has another database under this name, or SQLite's file has one in it.
         """
         with self._database.read_anew() as c:
-            self._compare(store.installation_id(c))
+            self._compare(installation_id(c))
         with self._database.write() as c:
-            alive = store.heartbeat(c, self._worker.id, datetime.now(UTC))
+            alive = workers.heartbeat(c, self._worker.id, datetime.now(UTC))
         if not alive:
             logger.warning("this worker had been declared lost; its jobs went to others, it goes on with new ones")
             self.register()
@@ -173,8 +174,8 @@ class Heartbeat:
             DatabaseReplacedError: Another database has this name since the worker connected.
         """
         with self._database.write() as c:
-            self._compare(store.installation_id(c))
-            store.register_worker(c, self._worker, datetime.now(UTC))
+            self._compare(installation_id(c))
+            workers.register_worker(c, self._worker, datetime.now(UTC))
 
     def _beat_and_check(self) -> None:
         try:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from helix_jobs.engine.request import FinishReason
 from helix_jobs.errors import EngineError
-from helix_jobs.storage.store import ResultRow
+from helix_jobs.storage.records import ResultRow
 from helix_jobs.worker.engine_thread import Generated, RequestFailed
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from helix_jobs.storage.process_identity import Here
-    from helix_jobs.storage.store import Worker
+    from helix_jobs.storage.records import Worker
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from helix_jobs.storage import store
+from helix_jobs.storage import publishing
 from helix_jobs.wording import counted
 from helix_jobs.worker.audit import Audit
 from helix_jobs.worker.stranded_messages import send_again
@@ -116,7 +116,7 @@ class LostMessages:
     def _look_at_empty(self, depth: int) -> int:
         latest = None
         if depth == 0:
-            latest = self._read(store.latest_published_at)
+            latest = self._read(publishing.latest_published_at)
             if latest is None:
                 self._forget_stranded()
         now = self._clock()
@@ -126,7 +126,7 @@ class LostMessages:
         # Only what was published when the emptiness began; the bound is exclusive.
         before = self._empty.latest_published_at + timedelta(microseconds=1)
         at_last, lost = self._database.transact(
-            lambda c: (store.republish_last_attempts(c, before), store.republish_unseen(c, before))
+            lambda c: (publishing.republish_last_attempts(c, before), publishing.republish_unseen(c, before))
         )
         count = at_last + lost
         self._empty = None
@@ -136,11 +136,11 @@ class LostMessages:
         return lost
 
     def _compare(self) -> int:
-        published = self._read(store.published_queued)
+        published = self._read(publishing.published_queued)
         missing = self._audit.look(published, self._known_ids() if published else set())
         if not missing:
             return 0
-        at_last = self._database.transact(lambda connection: store.unmark_missing(connection, missing))
+        at_last = self._database.transact(lambda connection: publishing.unmark_missing(connection, missing))
         lost = len(missing) - at_last
         if lost:
             logger.warning("the messages of %s were lost on the way and are sent again", counted(lost, "job"))
@@ -158,7 +158,7 @@ class LostMessages:
             with self._database.read() as connection:
                 return query(connection)
         except (ValueError, TypeError):
-            count = self._database.transact(store.unmark_unreadable)
+            count = self._database.transact(publishing.unmark_unreadable)
             logger.warning("%s cannot be read as published: their messages are sent again", counted(count, "job"))
         with self._database.read() as connection:
             return query(connection)
@@ -171,4 +171,4 @@ class LostMessages:
 
     def _deliveries_are_moot(self) -> bool:
         with self._database.read() as connection:
-            return store.deliveries_are_moot(connection)
+            return publishing.deliveries_are_moot(connection)

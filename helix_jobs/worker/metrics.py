@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from prometheus_client.core import Metric as Family
 
-    from helix_jobs.storage.store import QueueFigures
+    from helix_jobs.storage.records import QueueFigures
     from helix_jobs.worker.figures import WorkerFigures
 
 logger = logging.getLogger(__name__)

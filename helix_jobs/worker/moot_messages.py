@@ -19,7 +19,7 @@ from redis.exceptions import ResponseError
 from helix_jobs.broker.junk_sweep import sweep
 from helix_jobs.broker.messages import job_id_of_message
 from helix_jobs.redis_url import MEMORY_URL
-from helix_jobs.storage import store
+from helix_jobs.storage import publishing
 from helix_jobs.wording import counted
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class MootMessages:
     def _are_wanted(self, texts: Sequence[bytes]) -> list[bool]:
         ids = [_job_id(text, self._publisher.names.queue) for text in texts]
         with self._database.read() as c:
-            waiting = store.queued_among(c, [job_id for job_id in ids if job_id is not None])
+            waiting = publishing.queued_among(c, [job_id for job_id in ids if job_id is not None])
         return [job_id in waiting for job_id in ids]
 
 

@@ -32,7 +32,7 @@ from helix_jobs.broker.fill import WINDOW, Publisher, fill_broker
 from helix_jobs.broker.stranded_messages import StrandedMessages
 from helix_jobs.errors import HelixError
 from helix_jobs.observability.rounds import come_round
-from helix_jobs.storage import batch_changes, store
+from helix_jobs.storage import batch_changes, control, leases, publishing, workers
 from helix_jobs.timing import DEFAULT_TIMING, Timing
 from helix_jobs.worker.judgement import (
     Observation,
@@ -52,9 +52,10 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from helix_jobs.observability.rounds import Rounds
+    from helix_jobs.storage.control import Change
     from helix_jobs.storage.database import Database
     from helix_jobs.storage.process_identity import Here
-    from helix_jobs.storage.store import Reclaimed
+    from helix_jobs.storage.records import Reclaimed
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +136,7 @@ class Reconciler:
         )
         self._observations: dict[str, Observation] = {}
         self._watched = WatchedTime(timing.reconcile, clock)
-        self._cancels: dict[store.Change, CancelSeen] = {}
+        self._cancels: dict[Change, CancelSeen] = {}
         self._periodic = Periodic(
             "reconciler",
             self._tick_and_count,
@@ -156,7 +157,7 @@ class Reconciler:
             DatabaseUnreachableError: The database does not answer.
         """
         with self._database.read() as connection:
-            watched = store.watched_workers(connection)
+            watched = workers.watched_workers(connection)
         dead = dead_predecessors(watched, own_id=self._worker_id, here=here)
         return sum(self._reclaim(worker_id, None, "its process is gone") for worker_id in dead)
 
@@ -206,7 +207,7 @@ class Reconciler:
 
     def _judge(self) -> None:
         with self._database.read() as connection:
-            heartbeats = store.worker_heartbeats(connection)
+            heartbeats = workers.worker_heartbeats(connection)
         self._observations = observe(self._observations, heartbeats, self._watched.look())
         timing = self._timing
         for worker_id in lost_workers(
@@ -218,8 +219,8 @@ class Reconciler:
     def _reclaim(self, worker_id: str, heartbeat: datetime | None, why: str) -> int:
         def take(c: Connection) -> tuple[Reclaimed | None, int]:
             # One transaction: its worker counts as stopped from then on, so nobody would do the second part later.
-            reclaimed = store.reclaim(c, worker_id, datetime.now(UTC), heartbeat=heartbeat)
-            return reclaimed, 0 if reclaimed is None else store.republish_all(c)
+            reclaimed = leases.reclaim(c, worker_id, datetime.now(UTC), heartbeat=heartbeat)
+            return reclaimed, 0 if reclaimed is None else publishing.republish_all(c)
 
         taken, republished = self._database.transact(take)
         if taken is None:
@@ -238,7 +239,7 @@ class Reconciler:
 
     def _finish_cancels(self) -> None:
         with self._database.read() as connection:
-            unfinished = store.unfinished_cancels(connection)
+            unfinished = control.unfinished_cancels(connection)
         now = self._clock()
         self._cancels = watch_cancels(self._cancels, unfinished, now)
         for change, seen in list(self._cancels.items()):

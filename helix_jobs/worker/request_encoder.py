@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from helix_jobs.engine.protocol import EngineProtocol
     from helix_jobs.engine.request import EncodedRequest
-    from helix_jobs.storage.store import ClaimedJob
+    from helix_jobs.storage.records import ClaimedJob
 
 logger = logging.getLogger(__name__)
 

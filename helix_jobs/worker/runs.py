@@ -10,8 +10,8 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from helix_jobs.errors import HelixError
-from helix_jobs.storage import store
-from helix_jobs.storage.store import RunTotals
+from helix_jobs.storage import workers
+from helix_jobs.storage.records import RunTotals
 from helix_jobs.wording import counted
 from helix_jobs.worker.engine_thread import Run
 
@@ -66,7 +66,7 @@ class DatabaseRunRecorder:
         now = datetime.now(UTC)
 
         def insert(c: Connection) -> None:
-            run.row_id = store.start_run(c, self._worker_id, now)
+            run.row_id = workers.start_run(c, self._worker_id, now)
 
         def check(future: Future[None]) -> None:
             if future.cancelled() or future.exception() is not None:
@@ -84,7 +84,7 @@ class DatabaseRunRecorder:
 
         def update(c: Connection) -> None:
             if run.row_id is not None:
-                store.finish_run(c, run.row_id, totals, ended)
+                workers.finish_run(c, run.row_id, totals, ended)
 
         self._submit(update)
         log_run(run.row_id, totals, seconds)

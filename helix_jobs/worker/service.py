@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from helix_jobs.errors import EngineBrokenError, ExhaustedError, HelixError, InvalidRequestError, RequestError
-from helix_jobs.storage import store
+from helix_jobs.storage import control, leases, publishing
 from helix_jobs.wording import counted
 from helix_jobs.worker.active_jobs import ActiveJob, ActiveJobs, NotTaken
 from helix_jobs.worker.claims import JobClaims, Refusal
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from helix_jobs.engine.protocol import EngineInfo, EngineProtocol
     from helix_jobs.observability.rounds import Rounds
     from helix_jobs.storage.database import Database
-    from helix_jobs.storage.store import ClaimedJob
+    from helix_jobs.storage.records import ClaimedJob
     from helix_jobs.worker.counters import WorkerCounters
     from helix_jobs.worker.job_endings import Ending
     from helix_jobs.worker.runs import Writer
@@ -145,12 +145,12 @@ class WorkerService:
             if self._jobs.drop(active):
                 # The job may have been retried or reclaimed while its earlier run was still here; then that message
                 # was its only one. A job that has ended, or is someone else's, is not changed.
-                self._writer.submit(lambda c: store.unmark_published(c, [job_id]))
+                self._writer.submit(lambda c: publishing.unmark_published(c, [job_id]))
 
     def send_postponed(self) -> None:
         """Have the messages of jobs sent again that were put off and whose time has come. To be called now and then."""
         if due := self._postponed.take_due():
-            self._writer.submit(lambda c: store.unmark_published(c, due))
+            self._writer.submit(lambda c: publishing.unmark_published(c, due))
 
     def count_rejected(self, count: int = 1) -> None:
         """Note that messages were dropped because no worker takes them."""
@@ -186,7 +186,7 @@ class WorkerService:
             return
         now = datetime.now(UTC)
         logger.warning("handing back a lease nobody here works on", extra={"job_id": job_id})
-        self._writer.submit(lambda c: store.release(c, job_id, lease, self.worker_id, now))
+        self._writer.submit(lambda c: leases.release(c, job_id, lease, self.worker_id, now))
 
     def begin_drain(self) -> None:
         """Take no further jobs; after the grace time hand back what is unfinished. May be called again."""
@@ -314,6 +314,6 @@ class WorkerService:
 
     def _cancel(self, job_id: int) -> None:
         try:
-            self._database.transact(lambda c: store.cancel_job(c, job_id))
+            self._database.transact(lambda c: control.cancel_job(c, job_id))
         except HelixError as error:
             logger.warning("a revoked job could not be cancelled: %s", error, extra={"job_id": job_id})

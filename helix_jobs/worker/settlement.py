@@ -8,14 +8,14 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from helix_jobs.errors import HelixError
-from helix_jobs.storage import store
+from helix_jobs.storage import leases
 from helix_jobs.storage.faults import MACHINES_OWN
+from helix_jobs.storage.records import FinishedJob
 from helix_jobs.storage.states import JobState
-from helix_jobs.storage.store import FinishedJob
 from helix_jobs.worker.job_endings import Fail, Succeed, Unfinished, outcome, refused_by_database
 
 if TYPE_CHECKING:
-    from helix_jobs.storage.store import ClaimedJob
+    from helix_jobs.storage.records import ClaimedJob
     from helix_jobs.worker.counters import Counting
     from helix_jobs.worker.job_endings import Decision
     from helix_jobs.worker.runs import Writer
@@ -52,13 +52,13 @@ class Settlement:
                 self._count_fenced(claim)
                 return
             case Unfinished.RELEASE:
-                written = self._writer.submit(lambda c: store.release(c, claim.id, claim.lease, self._worker_id, now))
+                written = self._writer.submit(lambda c: leases.release(c, claim.id, claim.lease, self._worker_id, now))
             case Fail(code, message):
-                written = self._writer.submit(lambda c: store.finish_failed(c, job, code, message, now))
+                written = self._writer.submit(lambda c: leases.finish_failed(c, job, code, message, now))
             case Succeed(row, run):
                 # The run's id is known by the time this runs: its own insert stands before this in the writer.
                 written = self._writer.submit(
-                    lambda c: store.finish_succeeded(c, job, replace(row, run_id=run.row_id), now)
+                    lambda c: leases.finish_succeeded(c, job, replace(row, run_id=run.row_id), now)
                 )
         try:
             matched = written.result()

@@ -7,7 +7,7 @@ from subprocess import SubprocessError
 from typing import TYPE_CHECKING
 
 from helix_jobs.errors import HelixError
-from helix_jobs.storage import store
+from helix_jobs.storage import publishing, workers
 
 if TYPE_CHECKING:
     from helix_jobs.broker.embedded import EmbeddedBroker
@@ -29,10 +29,10 @@ def clear_stranded(database: Database, publisher: CeleryPublisher, worker_id: st
         UnreachableError: Database or broker do not answer.
     """
     with database.read() as c:
-        others = [worker for worker in store.live_workers(c) if worker.id != worker_id]
+        others = [worker for worker in workers.live_workers(c) if worker.id != worker_id]
     if not others:
         publisher.reset_queue()
-        database.transact(store.republish_all)
+        database.transact(publishing.republish_all)
 
 
 def revive_broker(database: Database, embedded: EmbeddedBroker) -> bool:
@@ -47,7 +47,7 @@ def revive_broker(database: Database, embedded: EmbeddedBroker) -> bool:
     if embedded.is_running() or not embedded.start():
         return False
     logger.warning("the embedded broker had gone and was started again")
-    database.transact(store.republish_all)
+    database.transact(publishing.republish_all)
     return True
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from helix_jobs.storage import store
+from helix_jobs.storage import publishing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,7 +41,7 @@ def send_again(
 
     def change(c: Connection) -> int:
         beside(c)
-        return store.unmark_published(c, sorted(ids))
+        return publishing.unmark_published(c, sorted(ids))
 
     count = database.transact(change)
     stranded.forget(ids)

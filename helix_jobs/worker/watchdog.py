@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from helix_jobs.errors import HelixError, UnreachableError
 from helix_jobs.exhaustion import explain_exhaustion, missing_descriptor
-from helix_jobs.storage import store
+from helix_jobs.storage import publishing
 from helix_jobs.timing import DEFAULT_TIMING
 from helix_jobs.wording import counted
 from helix_jobs.worker.periodic import Periodic
@@ -240,9 +240,9 @@ class Watchdog:
 
     def _backlog(self) -> int:
         with self._database.read() as c:
-            backlog = max(0, store.backlog(c) - self._service.kept_waiting)
+            backlog = max(0, publishing.backlog(c) - self._service.kept_waiting)
             # Counters may say what the rows do not, after changes by hand; no worker is to end for that.
-            return backlog if backlog and store.any_waits(c) else 0
+            return backlog if backlog and publishing.any_waits(c) else 0
 
     def _describe(self, sample: Sample) -> str:
         if sample.shortage and sample.stuck:

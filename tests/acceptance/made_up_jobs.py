@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import func, select
 
-from helix_jobs.storage import store
+from helix_jobs.new_job import NewJob
+from helix_jobs.storage import leases
+from helix_jobs.storage.records import FinishedJob
 from helix_jobs.storage.schema import batch_counters, jobs, results
 from tests.acceptance.store_model import Job
 from tests.store_helpers import result_row
@@ -30,8 +32,8 @@ COUNTED: Final = select(
 ).group_by(batch_counters.c.batch_id, batch_counters.c.outcome)
 
 
-def new_job(line: int) -> store.NewJob:
-    return store.NewJob(
+def new_job(line: int) -> NewJob:
+    return NewJob(
         line=line,
         custom_id=f"c{line}",
         request={"prompt": f"line {line}"},
@@ -47,11 +49,11 @@ def answer_of(claim: Claim) -> str:
 
 def end_claim(c: Connection, claim: Claim, end: str, code: str, now: datetime) -> bool:
     if end == "released":
-        return store.release(c, claim.job_id, claim.lease, claim.worker_id, now)
-    job = store.FinishedJob(claim.job_id, claim.lease, claim.worker_id)
+        return leases.release(c, claim.job_id, claim.lease, claim.worker_id, now)
+    job = FinishedJob(claim.job_id, claim.lease, claim.worker_id)
     if end == "failed":
-        return store.finish_failed(c, job, code, "it broke", now)
-    return store.finish_succeeded(c, job, result_row(output_text=answer_of(claim)), now)
+        return leases.finish_failed(c, job, code, "it broke", now)
+    return leases.finish_succeeded(c, job, result_row(output_text=answer_of(claim)), now)
 
 
 def recounted(rows: dict[int, Job]) -> dict[tuple[str, str], tuple[int, int]]:

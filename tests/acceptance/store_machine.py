@@ -16,8 +16,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from sqlalchemy import delete, select
 
 from helix_jobs.errors import HelixError
-from helix_jobs.storage import store
+from helix_jobs.storage import control, counters, leases, publishing
+from helix_jobs.storage.batches import create_batch, delete_batch, insert_jobs, seal_batch
+from helix_jobs.storage.records import NewBatch
 from helix_jobs.storage.schema import batches, jobs, workers
+from helix_jobs.storage.status import list_batches
+from helix_jobs.storage.workers import heartbeat, register_worker, stop_worker, worker_heartbeats
 from tests.acceptance.made_up_jobs import COUNTED, FINAL, JOBS, answer_of, end_claim, new_job, recounted
 from tests.acceptance.store_model import Claim, Job, StoreModel
 from tests.store_helpers import DIGEST, worker
@@ -75,10 +79,10 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(key=st.sampled_from([None, None, "k1"]), commit=COMMITS)
     def create(self, key: str | None, commit: str) -> None:
         now = self._now()
-        new = store.NewBatch(id=f"b-{len(self.batch_ids)}", created_at=now, idempotency_key=key)
+        new = NewBatch(id=f"b-{len(self.batch_ids)}", created_at=now, idempotency_key=key)
 
         def call(c: Connection) -> tuple[str, bool]:
-            stored = store.create_batch(c, new)
+            stored = create_batch(c, new)
             return stored.id, stored.reused
 
         # Without a key nothing tells a repeated call from another batch, and nobody repeats it.
@@ -92,7 +96,7 @@ class StoreMachine(RuleBasedStateMachine):
         lines = range(first, first + count)
         new, now = [new_job(line) for line in lines], self._now()
         self._both(
-            lambda c: store.insert_jobs(c, batch_id, new, now),
+            lambda c: insert_jobs(c, batch_id, new, now),
             lambda: self._insert(batch_id, lines, now),
             commit,
         )
@@ -118,13 +122,13 @@ class StoreMachine(RuleBasedStateMachine):
         batch_id = _pick(self.batch_ids, which)
         total = len(self.model.of(batch_id)) + wrong_by
         if discard:
-            self._both(lambda c: store.delete_batch(c, batch_id), lambda: self.model.delete_batch(batch_id), commit)
+            self._both(lambda c: delete_batch(c, batch_id), lambda: self.model.delete_batch(batch_id), commit)
         else:
             self._seal(batch_id, total, commit)
 
     def _seal(self, batch_id: str, total: int, commit: str) -> None:
         self._both(
-            lambda c: store.seal_batch(c, batch_id, total, DIGEST),
+            lambda c: seal_batch(c, batch_id, total, DIGEST),
             lambda: self.model.seal_batch(batch_id, total),
             commit,
         )
@@ -134,7 +138,7 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(limit=st.integers(1, 5))
     def send(self, limit: int) -> None:
         with self.database.read() as c:
-            self.sent = [job.id for job in store.publishable(c, limit)]
+            self.sent = [job.id for job in publishing.publishable(c, limit)]
 
     @precondition(lambda self: self.sent)
     @rule(way=st.sampled_from(["mark", "mark", "unmark", "republish"]), back=st.sampled_from([0, 4000]), commit=COMMITS)
@@ -143,9 +147,9 @@ class StoreMachine(RuleBasedStateMachine):
         before = now - timedelta(seconds=back)
         model = self.model
         calls = {
-            "mark": (lambda c: store.mark_published(c, ids, now), lambda: model.mark_published(ids, now)),
-            "unmark": (lambda c: store.unmark_published(c, ids), lambda: model.mark_published(ids, None)),
-            "republish": (lambda c: store.republish_unseen(c, before), lambda: model.republish_unseen(before)),
+            "mark": (lambda c: publishing.mark_published(c, ids, now), lambda: model.mark_published(ids, now)),
+            "unmark": (lambda c: publishing.unmark_published(c, ids), lambda: model.mark_published(ids, None)),
+            "republish": (lambda c: publishing.republish_unseen(c, before), lambda: model.republish_unseen(before)),
         }
         self._both(*calls[way], commit)
 
@@ -166,7 +170,7 @@ class StoreMachine(RuleBasedStateMachine):
         now = self._now()
 
         def call(c: Connection) -> tuple[int, int] | None:
-            claimed = store.claim(c, job_id, worker_id=name, now=now)
+            claimed = leases.claim(c, job_id, worker_id=name, now=now)
             return None if claimed is None else (claimed.lease, claimed.attempts)
 
         claimed = self._both(call, lambda: self.model.claim(job_id, name, now), commit)
@@ -212,11 +216,11 @@ class StoreMachine(RuleBasedStateMachine):
         model = self.model
         calls = {
             "register": (
-                lambda c: store.register_worker(c, worker(name), now),
+                lambda c: register_worker(c, worker(name), now),
                 lambda: model.register_worker(name, now),
             ),
-            "beat": (lambda c: store.heartbeat(c, name, now), lambda: model.heartbeat(name, now)),
-            "stop": (lambda c: store.stop_worker(c, name, now), lambda: model.stop_worker(name)),
+            "beat": (lambda c: heartbeat(c, name, now), lambda: model.heartbeat(name, now)),
+            "stop": (lambda c: stop_worker(c, name, now), lambda: model.stop_worker(name)),
         }
         self._both(*calls[act], commit)
         self.heartbeats.append(now)
@@ -242,7 +246,7 @@ class StoreMachine(RuleBasedStateMachine):
         seen = {"dead": None, "now": known and known.heartbeat, "before": _pick(self.heartbeats, which)}[judged]
         now = self._now()
         self._both(
-            lambda c: store.reclaim(c, name, now, heartbeat=seen),
+            lambda c: leases.reclaim(c, name, now, heartbeat=seen),
             lambda: self.model.reclaim(name, seen, now),
             commit,
         )
@@ -257,12 +261,12 @@ class StoreMachine(RuleBasedStateMachine):
             return
         batch_id, now = _pick(self.batch_ids, which), self._now()
         self._both(
-            lambda c: store.cancel_batch(c, batch_id, now=now), lambda: self.model.cancel_batch(batch_id, now), commit
+            lambda c: control.cancel_batch(c, batch_id, now=now), lambda: self.model.cancel_batch(batch_id, now), commit
         )
 
     def _cancel_job(self, job_id: int, commit: str) -> None:
         now = self._now()
-        self._both(lambda c: store.cancel_job(c, job_id, now=now), lambda: self.model.cancel_job(job_id, now), commit)
+        self._both(lambda c: control.cancel_job(c, job_id, now=now), lambda: self.model.cancel_job(job_id, now), commit)
 
     @precondition(lambda self: self.batch_ids)
     @rule(which=PICKS, commit=COMMITS)
@@ -272,7 +276,7 @@ class StoreMachine(RuleBasedStateMachine):
     def _retry(self, batch_id: str, commit: str) -> None:
         now = self._now()
         self._both(
-            lambda c: store.retry_batch(c, batch_id, now=now), lambda: self.model.retry_batch(batch_id, now), commit
+            lambda c: control.retry_batch(c, batch_id, now=now), lambda: self.model.retry_batch(batch_id, now), commit
         )
 
     @rule(seconds=st.sampled_from([0, 1, 31, 3600, -3600]))
@@ -282,7 +286,7 @@ class StoreMachine(RuleBasedStateMachine):
         if not seconds:
             with self.database.write() as c:
                 for batch_id in self.model.batches:
-                    store.recount(c, batch_id)
+                    counters.recount(c, batch_id)
 
     # -- what must hold
 
@@ -292,15 +296,15 @@ class StoreMachine(RuleBasedStateMachine):
         with self.database.read() as c:
             rows = {row.id: Job(**row._mapping) for row in c.execute(JOBS)}
             assert rows == model.jobs
-            assert [job.id for job in store.publishable(c, 1000)] == model.publishable()
-            assert store.worker_heartbeats(c) == model.worker_heartbeats()
+            assert [job.id for job in publishing.publishable(c, 1000)] == model.publishable()
+            assert worker_heartbeats(c) == model.worker_heartbeats()
             for name in NAMES:
                 held = {j.id: j.lease for j in rows.values() if j.state == "running" and j.worker_id == name}
-                assert store.held_leases(c, name) == held
+                assert leases.held_leases(c, name) == held
             counted = {(row.batch_id, row.outcome): (int(row.jobs), int(row.tokens)) for row in c.execute(COUNTED)}
             assert {key: sums for key, sums in counted.items() if sums != (0, 0)} == recounted(rows)
-            statuses = {status.id: status for status in store.list_batches(c, 1000)}
-            backlog = store.backlog(c)
+            statuses = {status.id: status for status in list_batches(c, 1000)}
+            backlog = publishing.backlog(c)
         assert {i: (s.total, s.cancelled_at is not None) for i, s in statuses.items()} == {
             batch_id: (batch.total, batch.cancelled) for batch_id, batch in model.batches.items()
         }

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from helix_jobs.errors import IdempotencyConflictError, NotFoundError, UnfinishedSubmissionError
-from helix_jobs.storage.store import Reclaimed
+from helix_jobs.storage.records import Reclaimed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -10,8 +10,9 @@ import pytest
 from sqlalchemy import func, select
 
 from helix_jobs.client.purge import plan_purge, purge
-from helix_jobs.storage import store
+from helix_jobs.storage import batches, leases, publishing, status
 from helix_jobs.storage.check import check_rows
+from helix_jobs.storage.records import NewBatch
 from helix_jobs.storage.schema import jobs
 from tests.ended_batches import ended_batch_of
 from tests.store_helpers import new_jobs, now, register
@@ -31,12 +32,12 @@ class Neighbour(threading.Thread):
 
     def run(self) -> None:
         while not self.stop.is_set():
-            batch_id = store.new_batch_id(now())
-            self._timed(lambda c, b=batch_id: store.create_batch(c, store.NewBatch(id=b, created_at=now())))
-            self._timed(lambda c, b=batch_id: store.insert_jobs(c, b, new_jobs(5), now()))
-            self._timed(lambda c, b=batch_id: store.seal_batch(c, b, 5, "d" * 64))
-            for job in self._timed(lambda c: store.publishable(c, 1)):
-                self._timed(lambda c, i=job.id: store.claim(c, i, worker_id="w1", now=now()))
+            batch_id = batches.new_batch_id(now())
+            self._timed(lambda c, b=batch_id: batches.create_batch(c, NewBatch(id=b, created_at=now())))
+            self._timed(lambda c, b=batch_id: batches.insert_jobs(c, b, new_jobs(5), now()))
+            self._timed(lambda c, b=batch_id: batches.seal_batch(c, b, 5, "d" * 64))
+            for job in self._timed(lambda c: publishing.publishable(c, 1)):
+                self._timed(lambda c, i=job.id: leases.claim(c, i, worker_id="w1", now=now()))
                 self.claimed += 1
             time.sleep(0.02)
 
@@ -90,7 +91,7 @@ def test_a_million_jobs_go_beside_a_writer(database, monkeypatch):
     with database.read() as c:
         states = c.execute(select(jobs.c.state, func.count().label("jobs")).group_by(jobs.c.state))
         left = {row.state: row.jobs for row in states}
-        assert batch_id not in store.batch_ids(c)
+        assert batch_id not in status.batch_ids(c)
     assert left["running"] == neighbour.claimed
     assert left.get("succeeded", 0) == 0
     assert [finding.what for finding in check_rows(database, repair=False)] == []

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import func, select
 
-from helix_jobs.storage import store
+from helix_jobs.storage import leases, publishing, workers
 from helix_jobs.storage.database import Database
+from helix_jobs.storage.records import FinishedJob, NewWorker
 from helix_jobs.storage.schema import batches, jobs
-from helix_jobs.storage.store import FinishedJob, NewWorker
 from tests.store_helpers import result_row
 
 if TYPE_CHECKING:
@@ -48,18 +48,18 @@ def work(helix: Settings, *, fail_lines: frozenset[int] = frozenset(), limit: in
     now = datetime.now(UTC)
     with database.write() as c:
         worker = NewWorker(id="w1", hostname="h", pid=1, device="cpu", target_model="t", draft_model=None, slots=1)
-        store.register_worker(c, worker, now)
+        workers.register_worker(c, worker, now)
         done = 0
-        for job in store.publishable(c, limit):
-            claimed = store.claim(c, job.id, worker_id="w1", now=now)
+        for job in publishing.publishable(c, limit):
+            claimed = leases.claim(c, job.id, worker_id="w1", now=now)
             if claimed is None:
                 continue
             finished = FinishedJob(claimed.id, claimed.lease, "w1")
             if claimed.line in fail_lines:
-                assert store.finish_failed(c, finished, "prompt_too_long", "too long", now)
+                assert leases.finish_failed(c, finished, "prompt_too_long", "too long", now)
             else:
                 text = f"answer to line {claimed.line}"
-                assert store.finish_succeeded(c, finished, result_row(output_text=text), now)
+                assert leases.finish_succeeded(c, finished, result_row(output_text=text), now)
             done += 1
     database.dispose()
     return done

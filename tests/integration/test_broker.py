@@ -10,7 +10,7 @@ import pytest
 
 from helix_jobs.broker.publisher import CeleryPublisher, EmbeddedBroker, QueueNames, ping
 from helix_jobs.errors import BrokerUnreachableError, ConfigurationError
-from helix_jobs.storage.store import PublishableJob
+from helix_jobs.storage.records import PublishableJob
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

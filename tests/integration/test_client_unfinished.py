@@ -13,7 +13,8 @@ import pytest
 
 from helix_jobs import HelixClient
 from helix_jobs.errors import InputError, UnfinishedSubmissionError
-from helix_jobs.storage import store
+from helix_jobs.new_job import NewJob
+from helix_jobs.storage import batches
 from helix_jobs.storage.database import Database
 from helix_jobs.storage.states import BatchState, JobState
 from tests.integration.client_helpers import batch_count, prompts, rows, work
@@ -21,7 +22,7 @@ from tests.worker_box import ROOT
 
 if TYPE_CHECKING:
     from helix_jobs.settings import Settings
-    from helix_jobs.storage.store import BatchStatus
+    from helix_jobs.storage.records import BatchStatus
 
 
 def test_an_interrupted_submission_without_a_key_leaves_nothing(client: HelixClient, helix: Settings):
@@ -86,7 +87,7 @@ def test_a_batch_removed_meanwhile_is_told(client: HelixClient, helix: Settings)
         yield from prompts(1001)
         database = Database(helix.database_url)
         with database.write() as c:
-            assert store.delete_batch(c, client.list()[0].id)
+            assert batches.delete_batch(c, client.list()[0].id)
         database.dispose()
         yield from prompts(0)
 
@@ -148,11 +149,11 @@ def test_waiting_for_a_submission_that_goes_on_goes_on(client: HelixClient, heli
             lines_now = status.stored + 1
             if status.total is None and lines_now < 12:
                 with submitter._database().write() as c:
-                    new = [store.NewJob(line=lines_now, custom_id=None, request={"prompt": "more"})]
-                    store.insert_jobs(c, unfinished, new, datetime.now(UTC))
+                    new = [NewJob(line=lines_now, custom_id=None, request={"prompt": "more"})]
+                    batches.insert_jobs(c, unfinished, new, datetime.now(UTC))
             elif status.total is None:
                 with submitter._database().write() as c:
-                    store.seal_batch(c, unfinished, status.stored, "digest")
+                    batches.seal_batch(c, unfinished, status.stored, "digest")
                 submitter.cancel(unfinished)
 
         final = client.wait(unfinished, poll=0.001, on_update=go_on)

@@ -12,8 +12,8 @@ from redis import Redis
 from sqlalchemy import update
 
 from helix_jobs.broker.junk_sweep import BLOCK_MESSAGES, MAX_MESSAGE_BYTES, sweep
+from helix_jobs.storage.records import PublishableJob
 from helix_jobs.storage.schema import jobs
-from helix_jobs.storage.store import PublishableJob
 from helix_jobs.worker.audit import read_known_ids
 from helix_jobs.worker.moot_messages import MANY, MootMessages
 from tests.worker_box import Box, make_box, wait_until

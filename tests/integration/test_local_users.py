@@ -20,9 +20,10 @@ from helix_jobs.cli.follow import worker_notice
 from helix_jobs.cli.group import cli
 from helix_jobs.client.local_worker import LocalWorker, worker_is_live
 from helix_jobs.errors import HomeInUseError
-from helix_jobs.storage import store
 from helix_jobs.storage.process_identity import this_process
+from helix_jobs.storage.records import NewWorker
 from helix_jobs.storage.schema import workers
+from helix_jobs.storage.workers import register_worker
 from helix_jobs.worker.child import WorkerThread
 from tests.worker_box import ROOT, wait_until
 
@@ -148,11 +149,11 @@ def leftover(embedded_box: Box) -> Box:
     box.submit("waits")
     identity = this_process()
     with box.database().write() as c:
-        new = store.NewWorker(
+        new = NewWorker(
             id="old", hostname="h", pid=identity.pid, device="fake", target_model="t", draft_model=None, slots=1,
             boot_id=identity.boot_id, pid_namespace=identity.pid_namespace, process_started=identity.started,
         )  # fmt: skip
-        store.register_worker(c, new, datetime.now(UTC))
+        register_worker(c, new, datetime.now(UTC))
     return box
 
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from helix_jobs.storage.database import Database
-    from helix_jobs.storage.store import BatchStatus
+    from helix_jobs.storage.records import BatchStatus
 
 AWAY_SECONDS = 0.6
 

@@ -19,7 +19,8 @@ from helix_jobs.broker.publisher import CeleryPublisher
 from helix_jobs.doctor.broker import check_broker
 from helix_jobs.errors import BrokerUnreachableError, ConfigurationError
 from helix_jobs.storage.migration import downgrade, upgrade
-from helix_jobs.storage.store import PublishableJob, mark_published
+from helix_jobs.storage.publishing import mark_published
+from helix_jobs.storage.records import PublishableJob
 from tests.store_helpers import now
 from tests.worker_box import Box, make_box, wait_until
 

@@ -11,8 +11,10 @@ import pytest
 from sqlalchemy import func, select
 
 from helix_jobs.errors import IdempotencyConflictError, NotFoundError
-from helix_jobs.storage import store
+from helix_jobs.storage import batches, control, leases, publishing
 from helix_jobs.storage.group_commit import GroupCommitWriter
+from helix_jobs.storage.records import NewBatch
+from helix_jobs.storage.results import get_job
 from helix_jobs.storage.schema import jobs, results
 from tests.store_helpers import (
     DIGEST,
@@ -62,7 +64,7 @@ def test_finish_and_reclaim_at_once(database):
         claimed = must_take(database, job_id)
 
         def reclaim():
-            return database.transact(lambda c: store.reclaim(c, "w1", now()))
+            return database.transact(lambda c: leases.reclaim(c, "w1", now()))
 
         written, reclaimed = _together(lambda claimed=claimed: succeed(database, claimed), reclaim)
         assert reclaimed.requeued == (0 if written else 1)
@@ -80,11 +82,13 @@ def test_finish_and_cancel_at_once(database):
         def finish(held=held):
             # In one transaction and in the order opposite to the cancel's, so that Postgres may see a deadlock.
             return database.transact(
-                lambda c: [store.finish_succeeded(c, ended(claimed), result_row(), now()) for claimed in reversed(held)]
+                lambda c: [
+                    leases.finish_succeeded(c, ended(claimed), result_row(), now()) for claimed in reversed(held)
+                ]
             )
 
         written, cancelled = _together(
-            finish, lambda batch_id=batch_id: database.transact(lambda c: store.cancel_batch(c, batch_id))
+            finish, lambda batch_id=batch_id: database.transact(lambda c: control.cancel_batch(c, batch_id))
         )
         assert cancelled == 3 - sum(written)
         assert status(database, batch_id).done
@@ -97,9 +101,9 @@ def test_release_and_cancel_at_once_leave_nothing_behind(database):
         claimed = must_take(database, ids[0])
 
         def release(claimed=claimed):
-            return database.transact(lambda c: store.release(c, claimed.id, claimed.lease, "w1", now()))
+            return database.transact(lambda c: leases.release(c, claimed.id, claimed.lease, "w1", now()))
 
-        _together(release, lambda batch_id=batch_id: database.transact(lambda c: store.cancel_batch(c, batch_id)))
+        _together(release, lambda batch_id=batch_id: database.transact(lambda c: control.cancel_batch(c, batch_id)))
         assert counts(database, batch_id) == {"cancelled": 2}
 
 
@@ -110,10 +114,10 @@ def test_claim_and_cancel_at_once(database):
 
         def claim(ids=ids):
             return database.transact(
-                lambda c: [store.claim(c, job_id, worker_id="w1", now=now()) for job_id in reversed(ids)]
+                lambda c: [leases.claim(c, job_id, worker_id="w1", now=now()) for job_id in reversed(ids)]
             )
 
-        _together(claim, lambda batch_id=batch_id: database.transact(lambda c: store.cancel_batch(c, batch_id)))
+        _together(claim, lambda batch_id=batch_id: database.transact(lambda c: control.cancel_batch(c, batch_id)))
         assert counts(database, batch_id) == {"cancelled": 3}
 
 
@@ -121,35 +125,35 @@ def test_mark_and_claim_at_once_do_not_wait_for_each_other(database):
     register(database, "w1")
     _, ids = stored_batch(database, 200)
     with database.read() as c:
-        waiting = [job.id for job in store.publishable(c, 200)]
+        waiting = [job.id for job in publishing.publishable(c, 200)]
 
     def claim():
         with database.write() as c:
-            return [store.claim(c, job_id, worker_id="w1", now=now()) for job_id in reversed(ids[::4])]
+            return [leases.claim(c, job_id, worker_id="w1", now=now()) for job_id in reversed(ids[::4])]
 
     def mark():
         with database.write() as c:
-            return store.mark_published(c, waiting, now())
+            return publishing.mark_published(c, waiting, now())
 
     claimed, marked = _together(claim, mark)
     assert None not in claimed
     with database.read() as c:
-        left = store.publishable(c, 200)
-        assert store.count_published_queued(c) + len(left) == 150
+        left = publishing.publishable(c, 200)
+        assert publishing.count_published_queued(c) + len(left) == 150
     assert marked >= 150 - len(left)
 
 
 def test_two_submitters_with_one_key_make_one_batch(database):
     def submit():
         with database.write() as c:
-            batch = store.create_batch(
-                c, store.NewBatch(id=store.new_batch_id(now()), created_at=now(), idempotency_key="night")
+            batch = batches.create_batch(
+                c, NewBatch(id=batches.new_batch_id(now()), created_at=now(), idempotency_key="night")
             )
         for start in range(0, 60, 20):
             with database.write() as c:
-                store.insert_jobs(c, batch.id, new_jobs(60)[start : start + 20], now())
+                batches.insert_jobs(c, batch.id, new_jobs(60)[start : start + 20], now())
         with database.write() as c:
-            store.seal_batch(c, batch.id, 60, DIGEST)
+            batches.seal_batch(c, batch.id, 60, DIGEST)
         return batch.id
 
     first, second = _together(submit, submit)
@@ -164,20 +168,20 @@ def test_a_seal_and_a_cancel_at_once_leave_no_queued_job(database):
 
         def seal(batch_id=batch_id):
             try:
-                database.transact(lambda c: store.seal_batch(c, batch_id, 3, DIGEST))
+                database.transact(lambda c: batches.seal_batch(c, batch_id, 3, DIGEST))
             except NotFoundError:
                 return False
             return True
 
         sealed, cancelled = _together(
-            seal, lambda batch_id=batch_id: database.transact(lambda c: store.cancel_batch(c, batch_id))
+            seal, lambda batch_id=batch_id: database.transact(lambda c: control.cancel_batch(c, batch_id))
         )
         assert cancelled == (3 if sealed else 0)
         if sealed:
             assert counts(database, batch_id) == {"cancelled": 3}
         else:
             with database.read() as c, pytest.raises(NotFoundError):
-                store.get_job(c, ids[0])
+                get_job(c, ids[0])
 
 
 def test_lines_added_while_their_batch_is_cancelled_go_with_it(database):
@@ -186,12 +190,12 @@ def test_lines_added_while_their_batch_is_cancelled_go_with_it(database):
 
         def insert(batch_id=batch_id):
             try:
-                database.transact(lambda c: store.insert_jobs(c, batch_id, new_jobs(200)[3:], now()))
+                database.transact(lambda c: batches.insert_jobs(c, batch_id, new_jobs(200)[3:], now()))
             except NotFoundError:
                 return False
             return True
 
-        _together(insert, lambda batch_id=batch_id: database.transact(lambda c: store.cancel_batch(c, batch_id)))
+        _together(insert, lambda batch_id=batch_id: database.transact(lambda c: control.cancel_batch(c, batch_id)))
         with database.read() as c:
             assert c.execute(select(func.count()).select_from(jobs)).scalar_one() == 0
 
@@ -201,14 +205,14 @@ def test_a_slower_submission_cannot_add_to_a_sealed_batch(database):
 
     def seal():
         try:
-            database.transact(lambda c: store.seal_batch(c, batch_id, 3, DIGEST))
+            database.transact(lambda c: batches.seal_batch(c, batch_id, 3, DIGEST))
         except IdempotencyConflictError:
             return False
         return True
 
     def insert():
         try:
-            database.transact(lambda c: store.insert_jobs(c, batch_id, new_jobs(4)[3:], now()))
+            database.transact(lambda c: batches.insert_jobs(c, batch_id, new_jobs(4)[3:], now()))
         except IdempotencyConflictError:
             return False
         return True
@@ -225,11 +229,11 @@ def test_retry_and_a_running_worker_at_once(database):
         done = []
         for claimed in held:
             with database.write() as c:
-                done.append(store.finish_failed(c, ended(claimed), "engine_error", "broke", now()))
+                done.append(leases.finish_failed(c, ended(claimed), "engine_error", "broke", now()))
         return done
 
     def retry():
-        return [database.transact(lambda c: store.retry_batch(c, batch_id)) for _ in range(10)]
+        return [database.transact(lambda c: control.retry_batch(c, batch_id)) for _ in range(10)]
 
     done, retried = _together(work, retry)
     assert all(done)
@@ -259,27 +263,27 @@ class _CarelessWorker:
 
     def _claim(self, job_id):
         moment = now()
-        return lambda c: store.claim(c, job_id, worker_id=self._name, now=moment)
+        return lambda c: leases.claim(c, job_id, worker_id=self._name, now=moment)
 
     def _end(self, claimed):
         dice = self._rng.random()
         if dice < 0.2:
             return None  # forgotten: the reclaimer will find it
         if dice < 0.4:
-            release = partial(store.release, job_id=claimed.id, lease=claimed.lease, worker_id=self._name, now=now())
+            release = partial(leases.release, job_id=claimed.id, lease=claimed.lease, worker_id=self._name, now=now())
             self._writer.submit(release)
             return None
         job = ended(claimed, self._name)
-        return self._writer.submit(lambda c: store.finish_succeeded(c, job, result_row(), now()))
+        return self._writer.submit(lambda c: leases.finish_succeeded(c, job, result_row(), now()))
 
 
 def _meddle(database, batch_id, ids, names, seed):
     rng = random.Random(seed)
     changes = (
-        lambda c: store.cancel_batch(c, batch_id),
-        lambda c: store.cancel_job(c, rng.choice(ids)),
-        lambda c: store.reclaim(c, rng.choice(names), now()),
-        lambda c: store.retry_batch(c, batch_id),
+        lambda c: control.cancel_batch(c, batch_id),
+        lambda c: control.cancel_job(c, rng.choice(ids)),
+        lambda c: leases.reclaim(c, rng.choice(names), now()),
+        lambda c: control.retry_batch(c, batch_id),
     )
     for _ in range(40):
         database.transact(rng.choice(changes))
@@ -305,7 +309,7 @@ def test_workers_that_die_and_people_who_change_their_minds_lose_nothing(databas
     with database.read() as c:
         assert sum(wrote) == c.execute(select(func.count()).select_from(results)).scalar_one()
     # Whatever state that left, a retry and a last worker complete the batch.
-    database.transact(lambda c: store.cancel_batch(c, batch_id))
-    database.transact(lambda c: store.retry_batch(c, batch_id))
+    database.transact(lambda c: control.cancel_batch(c, batch_id))
+    database.transact(lambda c: control.retry_batch(c, batch_id))
     assert all(succeed(database, claimed) for job_id in ids if (claimed := take(database, job_id)) is not None)
     assert counts(database, batch_id) == {"succeeded": 60}

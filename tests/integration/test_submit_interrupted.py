@@ -167,9 +167,9 @@ def test_a_database_gone_over_the_seal_is_no_denial(
 def test_an_interrupt_over_the_seal_asks_what_came_of_it(
     client: HelixClient, monkeypatch: pytest.MonkeyPatch, key: str | None, *, sealed: bool
 ) -> None:
-    from helix_jobs.storage import store
+    from helix_jobs.storage import batches
 
-    seal_batch = store.seal_batch
+    seal_batch = batches.seal_batch
     stages: list[tuple[SubmitStage, str]] = []
 
     def interrupted(c, *arguments):
@@ -178,7 +178,7 @@ def test_an_interrupt_over_the_seal_asks_what_came_of_it(
             c.commit()
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("helix_jobs.storage.store.seal_batch", interrupted)
+    monkeypatch.setattr("helix_jobs.storage.batches.seal_batch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         client.submit(prompts(50), idempotency_key=key, on_stage=lambda *stage: stages.append(stage))
     found = client.list()

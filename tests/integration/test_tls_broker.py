@@ -17,7 +17,7 @@ from redis import Redis
 from helix_jobs.broker.embedded import EmbeddedBroker
 from helix_jobs.broker.publisher import CeleryPublisher, QueueNames, ping, verifying_url
 from helix_jobs.errors import BrokerUnreachableError
-from helix_jobs.storage.store import PublishableJob
+from helix_jobs.storage.records import PublishableJob
 from tests.integration.readme_acl import acl_words
 from tests.worker_box import make_box
 

@@ -15,8 +15,8 @@ from helix_jobs.broker.publisher import EmbeddedBroker
 from helix_jobs.engine.fake_engine import fake_output
 from helix_jobs.errors import BrokerUnreachableError
 from helix_jobs.locks import FileLock
+from helix_jobs.storage.records import PublishableJob
 from helix_jobs.storage.schema import results, runs
-from helix_jobs.storage.store import PublishableJob
 from helix_jobs.worker.process import run_worker
 from tests.worker_box import ROOT, prompts, wait_until
 

@@ -13,7 +13,7 @@ from sqlalchemy.exc import IntegrityError
 
 from helix_jobs.broker.queue_names import QueueNames, is_job_queue, read_queue_names
 from helix_jobs.errors import DatabaseUnreachableError, SchemaVersionError
-from helix_jobs.storage import store
+from helix_jobs.storage import batches, counters, installation, leases, publishing, workers
 from helix_jobs.storage.database import Database
 from helix_jobs.storage.migration import (
     alembic_config,
@@ -24,7 +24,9 @@ from helix_jobs.storage.migration import (
     upgrade,
 )
 from helix_jobs.storage.process_identity import ProcessIdentity
+from helix_jobs.storage.records import FinishedJob, NewBatch
 from helix_jobs.storage.schema import metadata, runs
+from helix_jobs.storage.status import batch_status
 from tests.store_helpers import (
     DIGEST,
     counts,
@@ -93,7 +95,7 @@ def test_runs_of_an_older_version_keep_their_figures_and_say_what_they_do_not_kn
     with empty_database.write() as c:
         for statement in _OLD_ROWS.split(";"):
             c.execute(text(statement))
-        run_id = store.start_run(c, "w1", now())
+        run_id = workers.start_run(c, "w1", now())
         c.execute(text("UPDATE runs SET steps = 7, draft_tokens = 5"))
     assert upgrade(empty_database) == head_revision()
     with empty_database.read() as c:
@@ -101,9 +103,9 @@ def test_runs_of_an_older_version_keep_their_figures_and_say_what_they_do_not_kn
         assert (row.steps, row.draft_tokens, row.cached_prompt_tokens) == (7, 5, 0)
         assert (row.preemptions, row.depth_reasons, row.target_seconds, row.attention_seconds) == (None,) * 4
         # Nobody can say which process it was, so nobody takes it for gone.
-        assert [old.identity for old in store.live_workers(c)] == [ProcessIdentity(pid=4711)]
-        assert store.batch_status(c, "b-old").prompt_tokens == 9
-        assert store.batch_status(c, "b-old").cached_prompt_tokens == 0
+        assert [old.identity for old in workers.live_workers(c)] == [ProcessIdentity(pid=4711)]
+        assert batch_status(c, "b-old").prompt_tokens == 9
+        assert batch_status(c, "b-old").cached_prompt_tokens == 0
     assert downgrade(empty_database, "0001") == "0001"
     with empty_database.read() as c:
         assert tuple(c.execute(text("SELECT steps, draft_tokens FROM runs")).one()) == (7, 5)
@@ -138,7 +140,7 @@ def test_a_migration_that_fails_changes_nothing(empty_database):
     assert current_revision(empty_database) == head_revision()
     with empty_database.read() as c:
         assert c.execute(text("SELECT count(*) FROM jobs")).scalar_one() == 2
-        assert store.batch_status(c, batch_id).total == 2
+        assert batch_status(c, batch_id).total == 2
 
 
 def test_an_empty_sqlite_is_migrated_at_first_use(tmp_path):
@@ -177,14 +179,14 @@ def test_an_older_schema_is_refused_with_the_command_and_a_newer_one_names_the_r
 
 _RACER = """
 import sys
-from helix_jobs.storage import store
 from helix_jobs.storage.database import Database
+from helix_jobs.storage.installation import installation_id
 from helix_jobs.storage.migration import current_revision, ensure_schema
 database = Database(sys.argv[1])
 sys.stdin.readline()
 ensure_schema(database, migrate=True)
 with database.read() as c:
-    print(current_revision(database), store.installation_id(c))
+    print(current_revision(database), installation_id(c))
 """
 
 
@@ -197,7 +199,7 @@ def test_two_processes_may_migrate_an_empty_database_at_once(empty_database):
     with ThreadPoolExecutor(3) as pool:
         outputs = list(pool.map(lambda racer: racer.communicate("go\n", timeout=60)[0].strip(), racers))
     with empty_database.read() as c:
-        assert outputs == [f"{head_revision()} {store.installation_id(c)}"] * 3, "one id, made once"
+        assert outputs == [f"{head_revision()} {installation.installation_id(c)}"] * 3, "one id, made once"
     assert [racer.returncode for racer in racers] == [0, 0, 0]
     assert _differences(empty_database) == []
 
@@ -208,7 +210,7 @@ def test_each_database_is_an_installation_of_its_own(empty_database, tmp_path):
     for database in (empty_database, other, empty_database):
         upgrade(database)
         with database.read() as c:
-            ids.append(store.installation_id(c))
+            ids.append(installation.installation_id(c))
     assert ids[0] == ids[2] != ids[1]
     assert all(is_job_queue(QueueNames(each).queue) for each in ids)
     with pytest.raises(IntegrityError), other.write() as c:
@@ -229,12 +231,12 @@ def test_what_was_published_under_the_old_names_is_published_again(empty_databas
     _, ids = stored_batch(empty_database, 3)
     downgrade(empty_database, "0003")
     with empty_database.write() as c:
-        assert store.mark_published(c, ids[:2], now()) == 2
+        assert publishing.mark_published(c, ids[:2], now()) == 2
     for move in (upgrade, lambda database: downgrade(database, "0003")):
         move(empty_database)
         with empty_database.write() as c:
-            assert [job.id for job in store.publishable(c, 10)] == ids
-            store.mark_published(c, ids, now())
+            assert [job.id for job in publishing.publishable(c, 10)] == ids
+            publishing.mark_published(c, ids, now())
 
 
 def test_answers_that_were_cut_off_before_are_counted(empty_database):
@@ -244,15 +246,15 @@ def test_answers_that_were_cut_off_before_are_counted(empty_database):
     batch, ids = stored_batch(empty_database, 4)
     for job_id, worker, reason in zip(ids, ("w1", "w2", "w2"), ("length", "length", "stop"), strict=False):
         with empty_database.write() as c:
-            claimed = store.claim(c, job_id, worker_id=worker, now=now())
-            done = store.FinishedJob(claimed.id, claimed.lease, worker)
-            assert store.finish_succeeded(c, done, result_row(finish_reason=reason), now())
+            claimed = leases.claim(c, job_id, worker_id=worker, now=now())
+            done = FinishedJob(claimed.id, claimed.lease, worker)
+            assert leases.finish_succeeded(c, done, result_row(finish_reason=reason), now())
     assert status(empty_database, batch).cut_off == 2
     downgrade(empty_database, "0004")
     assert upgrade(empty_database) == head_revision()
     assert status(empty_database, batch).cut_off == 2
     with empty_database.write() as c:
-        assert store.counters_agree(c, batch)
+        assert counters.counters_agree(c, batch)
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
@@ -269,8 +271,8 @@ def test_alembic_itself_finds_the_configured_database(tmp_path, monkeypatch):
     database = Database(f"sqlite:///{tmp_path / 'own.db'}")
     assert current_revision(database) == head_revision()
     with database.write() as c:
-        store.create_batch(c, store.NewBatch(id="b-1", created_at=now()))
-        store.insert_jobs(c, "b-1", new_jobs(1), now())
-        store.seal_batch(c, "b-1", 1, DIGEST)
+        batches.create_batch(c, NewBatch(id="b-1", created_at=now()))
+        batches.insert_jobs(c, "b-1", new_jobs(1), now())
+        batches.seal_batch(c, "b-1", 1, DIGEST)
     assert status(database, "b-1").total == 1
     database.dispose()

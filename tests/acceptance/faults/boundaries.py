@@ -27,29 +27,34 @@ class Boundary:
 
 
 _QOS = "kombu.transport.redis:QoS"
-_STORE = "helix_jobs.storage.store"
+_BATCHES = "helix_jobs.storage.batches"
+_LEASES = "helix_jobs.storage.leases"
+_PUBLISHING = "helix_jobs.storage.publishing"
+_PURGING = "helix_jobs.storage.purging"
 _SERVICE = "helix_jobs.worker.service:WorkerService"
 _SETTLEMENT = "helix_jobs.worker.settlement:Settlement"
 
 BOUNDARIES = {
     "stored": Boundary("the batch is stored, nothing is published", "helix_jobs.client.handover:Handover", "publish"),
-    "published": Boundary("messages are published, the jobs are not marked", _STORE, "mark_published", inside=True),
+    "published": Boundary(
+        "messages are published, the jobs are not marked", _PUBLISHING, "mark_published", inside=True
+    ),
     "popped": Boundary("a message is popped and not in unacked", _QOS, "append"),
     "delivered": Boundary("a message is in unacked, its job is not claimed", _QOS, "append", after=True),
-    "claiming": Boundary("a claim is written, not committed", _STORE, "claim", after=True, inside=True),
+    "claiming": Boundary("a claim is written, not committed", _LEASES, "claim", after=True, inside=True),
     "claimed": Boundary("a claim is committed, nothing is generated", _SERVICE, "_generate"),
     "generating": Boundary("in the middle of an engine step", "helix_jobs.engine.fake_engine:FakeEngine", "_advance"),
     "generated": Boundary("a job is generated, nothing is written", _SETTLEMENT, "persist"),
-    "finishing": Boundary("a result is written, not committed", _STORE, "finish_succeeded", after=True, inside=True),
+    "finishing": Boundary("a result is written, not committed", _LEASES, "finish_succeeded", after=True, inside=True),
     "committed": Boundary("a result is committed, its message not acknowledged", _QOS, "ack"),
     "acknowledged": Boundary("a message is acknowledged", _QOS, "ack", after=True),
 }
 
 # What a submission alone passes.
 SUBMISSION = {
-    "inserting": Boundary("a chunk of lines is written, not committed", _STORE, "insert_jobs", after=True),
-    "sealing": Boundary("every line is stored, the batch is not sealed", _STORE, "seal_batch"),
-    "sealed": Boundary("the seal is written, not committed", _STORE, "seal_batch", after=True),
+    "inserting": Boundary("a chunk of lines is written, not committed", _BATCHES, "insert_jobs", after=True),
+    "sealing": Boundary("every line is stored, the batch is not sealed", _BATCHES, "seal_batch"),
+    "sealed": Boundary("the seal is written, not committed", _BATCHES, "seal_batch", after=True),
     "publishing": Boundary(
         "a chunk of messages is about to be sent", "helix_jobs.broker.publisher:CeleryPublisher", "publish"
     ),
@@ -57,13 +62,13 @@ SUBMISSION = {
 
 # What a purge alone passes.
 PURGE = {
-    "hiding": Boundary("a batch is out of sight, not committed", _STORE, "begin_purge", after=True, inside=True),
-    "hidden": Boundary("a batch is out of sight, nothing of it is removed", _STORE, "last_line"),
-    "removing": Boundary("lines are removed, not committed", _STORE, "purge_lines", after=True, inside=True),
+    "hiding": Boundary("a batch is out of sight, not committed", _PURGING, "begin_purge", after=True, inside=True),
+    "hidden": Boundary("a batch is out of sight, nothing of it is removed", _PURGING, "last_line"),
+    "removing": Boundary("lines are removed, not committed", _PURGING, "purge_lines", after=True, inside=True),
     "removed": Boundary("lines are removed, SQLite's file is not cut", "helix_jobs.client.purge", "give_back"),
-    "ending": Boundary("a batch's row is removed, not committed", _STORE, "end_purge", after=True, inside=True),
-    "forgetting": Boundary("runs are removed, not committed", _STORE, "purge_runs", after=True, inside=True),
-    "forgotten": Boundary("workers are removed, not committed", _STORE, "purge_workers", after=True, inside=True),
+    "ending": Boundary("a batch's row is removed, not committed", _PURGING, "end_purge", after=True, inside=True),
+    "forgetting": Boundary("runs are removed, not committed", _PURGING, "purge_runs", after=True, inside=True),
+    "forgotten": Boundary("workers are removed, not committed", _PURGING, "purge_workers", after=True, inside=True),
 }
 
 

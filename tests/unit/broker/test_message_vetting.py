@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from helix_jobs.broker.messages import MAX_BODY_CHARS, is_envelope, job_id_of, job_id_of_message
 from helix_jobs.broker.publisher import CeleryPublisher, QueueNames
-from helix_jobs.storage.store import PublishableJob
+from helix_jobs.storage.records import PublishableJob
 from tests.unit.broker.queued_message import MESSAGE, QUEUE, encode
 
 if TYPE_CHECKING:

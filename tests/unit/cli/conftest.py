@@ -10,8 +10,9 @@ from click.testing import CliRunner
 
 from helix_jobs.cli.group import cli
 from helix_jobs.settings import Settings
-from helix_jobs.storage import store
+from helix_jobs.storage import leases, publishing, workers
 from helix_jobs.storage.database import Database
+from helix_jobs.storage.records import FinishedJob, NewWorker, ResultRow
 
 METRICS = {
     "finish_reason": "stop",
@@ -93,25 +94,21 @@ def finish(database):
         with database.write() as c:
             worker = add_worker(c, now)
             for number in range(succeeded + failed):
-                (job,) = store.publishable(c, 1)
-                claimed = store.claim(c, job.id, worker_id=worker, now=now)
+                (job,) = publishing.publishable(c, 1)
+                claimed = leases.claim(c, job.id, worker_id=worker, now=now)
                 assert claimed.batch_id == batch
-                done = store.FinishedJob(job.id, claimed.lease, worker)
+                done = FinishedJob(job.id, claimed.lease, worker)
                 later = now + timedelta(seconds=number + 1)
                 if number < succeeded:
-                    assert store.finish_succeeded(
-                        c, done, store.ResultRow(output_text=text, **(METRICS | metrics)), later
-                    )
+                    assert leases.finish_succeeded(c, done, ResultRow(output_text=text, **(METRICS | metrics)), later)
                 else:
-                    assert store.finish_failed(c, done, "prompt_too_long", "too long by 5 tokens", later)
+                    assert leases.finish_failed(c, done, "prompt_too_long", "too long by 5 tokens", later)
 
     return run
 
 
 def add_worker(c, now, name="w1"):
-    if name not in {worker.id for worker in store.live_workers(c)}:
-        new = store.NewWorker(
-            id=name, hostname="box", pid=42, device="cpu", target_model="demo", draft_model="int8", slots=8
-        )
-        store.register_worker(c, new, now)
+    if name not in {worker.id for worker in workers.live_workers(c)}:
+        new = NewWorker(id=name, hostname="box", pid=42, device="cpu", target_model="demo", draft_model="int8", slots=8)
+        workers.register_worker(c, new, now)
     return name

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import select
 
 from helix_jobs.client.client import HelixClient
-from helix_jobs.storage import store
+from helix_jobs.storage import counters
 from helix_jobs.storage.schema import jobs
 
 LINES = [
@@ -36,8 +36,8 @@ def test_it_is_counted_and_said(helix, batch, database):
     assert "3 answers cut off by max_tokens or the context" in told
     assert f"retry {batch} --cut --max-tokens N" in told
     with database.write() as c:
-        assert store.counters_agree(c, batch)
-        store.recount(c, batch)
+        assert counters.counters_agree(c, batch)
+        counters.recount(c, batch)
     assert json.loads(helix("status", batch, "--json").stdout)["cut_off"] == 3
 
 

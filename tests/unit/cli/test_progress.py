@@ -12,8 +12,8 @@ from rich.console import Console
 from helix_jobs.cli.console import printable, shorten
 from helix_jobs.cli.progress import Pace, PaceMeter, all_succeeded, progress_line, progress_view, summary_lines
 from helix_jobs.cli.views import batches_view
+from helix_jobs.storage.records import BatchStatus
 from helix_jobs.storage.states import BatchState, JobState
-from helix_jobs.storage.store import BatchStatus
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 

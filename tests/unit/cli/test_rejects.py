@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from helix_jobs.storage import store
+from helix_jobs.storage import batches
 from tests.worker_box import ROOT
 
 GOOD, BAD = '{"prompt": "fine"}', '{"prompt": ""}'
@@ -111,7 +111,7 @@ def test_a_reader_that_has_gone_leaves_nothing_stored(helix, mixed):
 
 
 def test_the_bad_lines_are_in_their_place_before_the_jobs_come_into_being(helix, mixed, tmp_path, monkeypatch):
-    seal_batch = store.seal_batch
+    seal_batch = batches.seal_batch
 
     def see(*arguments):
         place = tmp_path / "prompts.jsonl.invalid.jsonl"
@@ -119,7 +119,7 @@ def test_the_bad_lines_are_in_their_place_before_the_jobs_come_into_being(helix,
         seal_batch(*arguments)
 
     seen = []
-    monkeypatch.setattr(store, "seal_batch", see)
+    monkeypatch.setattr(batches, "seal_batch", see)
     assert helix("submit", mixed, "--skip-invalid").exit_code == 0
     assert seen == [f"{BAD}\n"]
 

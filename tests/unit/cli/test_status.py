@@ -8,7 +8,10 @@ import pytest
 
 from helix_jobs.cli.follow import follow_for_person
 from helix_jobs.client.client import HelixClient
-from helix_jobs.storage import store
+from helix_jobs.new_job import NewJob
+from helix_jobs.storage import leases, publishing, workers
+from helix_jobs.storage.batches import create_batch, insert_jobs
+from helix_jobs.storage.records import NewBatch, NewWorker
 from helix_jobs.timing import Timing
 
 BATCH_KEYS = {
@@ -68,10 +71,8 @@ def test_a_worker_that_shows_no_life_is_said_to_be_lost(helix, submitted, databa
     batch = submitted(1)
     with database.write() as c:
         long_ago = datetime.now(UTC) - timedelta(minutes=5)
-        new = store.NewWorker(
-            id="w", hostname="box", pid=1, device="cpu", target_model="demo", draft_model=None, slots=1
-        )
-        store.register_worker(c, new, long_ago)
+        new = NewWorker(id="w", hostname="box", pid=1, device="cpu", target_model="demo", draft_model=None, slots=1)
+        workers.register_worker(c, new, long_ago)
     assert "silent for 5 min" in helix("status").stdout
     assert "The worker does not respond" in helix("status", batch).stdout
 
@@ -159,7 +160,7 @@ def test_a_local_worker_that_ends_ends_the_wait(helix, submitted):
 def test_cancel_a_job_then_the_batch_then_retry(helix, submitted, database):
     batch = submitted(3)
     with database.read() as c:
-        job = store.publishable(c, 1)[0].id
+        job = publishing.publishable(c, 1)[0].id
     assert helix("cancel", job).stdout == "1 job cancelled.\n"
     assert json.loads(helix("cancel", batch, "--json").stdout) == {"id": batch, "cancelled": 2, "removed": False}
     facts = helix("status", batch).stdout
@@ -206,8 +207,8 @@ def test_job_numbers_are_listed_for_cancel(helix, submitted, finish, database):
     batch = submitted(5)
     finish(batch, succeeded=1, failed=1)
     with database.write() as c:
-        third = store.publishable(c, 1)[0].id
-        store.claim(c, third, worker_id="w1", now=datetime.now(UTC))
+        third = publishing.publishable(c, 1)[0].id
+        leases.claim(c, third, worker_id="w1", now=datetime.now(UTC))
     lines = helix("status", batch, "--jobs").stdout.rpartition("\n\n")[2].splitlines()
     assert lines[0].split() == ["JOB", "LINE", "STATE", "CUSTOM_ID"]
     assert [line.split()[1:3] for line in lines[1:]] == [
@@ -244,10 +245,10 @@ def unfinished(helix, database):
     """A batch whose submission died after two lines."""
     helix("list")
     with database.write() as c:
-        new = store.NewBatch(id="b-20260101-abcdef", created_at=datetime.now(UTC), idempotency_key="k")
-        store.create_batch(c, new)
-        lines = [store.NewJob(line=line, custom_id=None, request={"prompt": "x"}) for line in (1, 2)]
-        store.insert_jobs(c, new.id, lines, datetime.now(UTC))
+        new = NewBatch(id="b-20260101-abcdef", created_at=datetime.now(UTC), idempotency_key="k")
+        create_batch(c, new)
+        lines = [NewJob(line=line, custom_id=None, request={"prompt": "x"}) for line in (1, 2)]
+        insert_jobs(c, new.id, lines, datetime.now(UTC))
     return new.id
 
 
@@ -321,11 +322,9 @@ def test_jobs_that_run_are_no_sign_of_a_worker(helix, submitted, database, monke
     batch = submitted(2)
     long_ago = datetime.now(UTC) - timedelta(days=1)
     with database.write() as c:
-        new = store.NewWorker(
-            id="w1", hostname="box", pid=42, device="cpu", target_model="demo", draft_model=None, slots=8
-        )
-        store.register_worker(c, new, long_ago)
-        assert store.claim(c, store.publishable(c, 1)[0].id, worker_id="w1", now=long_ago) is not None
+        new = NewWorker(id="w1", hostname="box", pid=42, device="cpu", target_model="demo", draft_model=None, slots=8)
+        workers.register_worker(c, new, long_ago)
+        assert leases.claim(c, publishing.publishable(c, 1)[0].id, worker_id="w1", now=long_ago) is not None
 
     def one_look(self, batch_id, on_update):
         found = self.status(batch_id)

@@ -11,9 +11,13 @@ from helix_jobs.client import purge
 from helix_jobs.client.purge import Outcome, Purged, plan_purge
 from helix_jobs.errors import IdempotencyConflictError, NotEndedError, NotFoundError
 from helix_jobs.storage import batch_changes as bulk
-from helix_jobs.storage import store
+from helix_jobs.storage import control, publishing, purging, status
+from helix_jobs.storage.batches import delete_batch, find_by_idempotency_key, insert_jobs, is_sealed, seal_batch
 from helix_jobs.storage.check import check_rows
+from helix_jobs.storage.records import RunTotals
+from helix_jobs.storage.results import iter_results
 from helix_jobs.storage.schema import batch_counters, batches, jobs, results, runs, workers
+from helix_jobs.storage.workers import finish_run, start_run, stop_worker
 from helix_jobs.timing import Timing
 from tests.store_helpers import counts, fail, must_take, new_jobs, now, register, stored_batch, succeed, take
 
@@ -62,7 +66,7 @@ def test_an_ended_batch_goes_with_all_that_is_its(database):
     assert (done.batches, done.jobs, done.results) == (1, 7, 4)
     assert done.bytes > 7 * len('{"prompt":"W"}')
     with database.read() as c:
-        assert store.batch_ids(c) == [kept]
+        assert status.batch_ids(c) == [kept]
     assert [rows(database, table) for table in (jobs, results)] == [4, 4]
     assert counts(database, kept) == {"succeeded": 4}
     assert check_rows(database, repair=False) == []
@@ -156,11 +160,11 @@ def test_a_retry_that_has_only_begun_ends_with_the_purge(database):
     batch_id = ended_batch(database, 4, failed=2)
     plan = plan_purge(database, older_than=NOTHING)
     with database.write() as c:
-        begun = store.begin_retry(c, batch_id)
+        begun = control.begin_retry(c, batch_id)
     with database.write() as c:
-        assert store.begin_purge(c, plan.batches[0], now())
+        assert purging.begin_purge(c, plan.batches[0], now())
     with database.write() as c:
-        assert store.retry_lines(c, begun, 0, 10) is None
+        assert control.retry_lines(c, begun, 0, 10) is None
 
 
 def interrupted(database, plan: purge.PurgePlan) -> None:
@@ -192,21 +196,21 @@ def test_a_half_removed_batch_is_gone_for_everybody(database):
     batch_id = ended_batch(database, failed=1, cancelled=1, key="k")
     interrupted(database, plan_purge(database, batch_ids=[batch_id]))
     with database.read() as c:
-        assert (store.list_batches(c), store.batch_ids(c), store.backlog(c)) == ([], [], 0)
-        assert store.publishable(c, 10) == []
-        for read in (store.batch_status, store.iter_results):
+        assert (status.list_batches(c), status.batch_ids(c), publishing.backlog(c)) == ([], [], 0)
+        assert publishing.publishable(c, 10) == []
+        for read in (status.batch_status, iter_results):
             with pytest.raises(NotFoundError):
                 read(c, batch_id)
     for change in (bulk.cancel_batch, bulk.retry_batch):
         with pytest.raises(NotFoundError):
             change(database, batch_id)
     with database.write() as c:
-        assert not store.delete_batch(c, batch_id)
-        assert not store.is_sealed(c, batch_id)
-        assert store.find_by_idempotency_key(c, "k") is None
+        assert not delete_batch(c, batch_id)
+        assert not is_sealed(c, batch_id)
+        assert find_by_idempotency_key(c, "k") is None
         for submit in (
-            lambda: store.insert_jobs(c, batch_id, new_jobs(2), now()),
-            lambda: store.seal_batch(c, batch_id, 2, "d" * 64),
+            lambda: insert_jobs(c, batch_id, new_jobs(2), now()),
+            lambda: seal_batch(c, batch_id, 2, "d" * 64),
         ):
             with pytest.raises((NotFoundError, IdempotencyConflictError), match="no longer exists"):
                 submit()
@@ -223,14 +227,14 @@ def test_a_submission_that_grows_is_not_old_and_one_that_does_not_is(database):
     batch_id, _ = stored_batch(database, 4, seal=False)
     age(database, batch_id, 2 * DAY)
     with database.write() as c:
-        store.insert_jobs(c, batch_id, new_jobs(5), now())
+        insert_jobs(c, batch_id, new_jobs(5), now())
     assert plan_purge(database, older_than=DAY).batches == ()
     with pytest.raises(NotEndedError):
         plan_purge(database, batch_ids=[batch_id])
     age(database, batch_id, 2 * DAY)
     plan = plan_purge(database, older_than=DAY)
     with database.write() as c:  # it goes on after all
-        store.insert_jobs(c, batch_id, new_jobs(6), now())
+        insert_jobs(c, batch_id, new_jobs(6), now())
     assert purge.purge(database, plan).batches == 0
     age(database, batch_id, 2 * DAY)
     assert purge.purge(database, plan_purge(database, older_than=DAY)).jobs == 6
@@ -249,7 +253,7 @@ def test_a_submission_that_pauses_loses_nothing_whatever_the_age(database, older
 
 def test_whoever_reads_results_meanwhile_is_told(database):
     batch_id = ended_batch(database, 6)
-    stream = store.iter_results(database.read, batch_id, chunk=2)
+    stream = iter_results(database.read, batch_id, chunk=2)
     assert next(stream).line == 1
     purge.purge(database, plan_purge(database, batch_ids=[batch_id]))
     with pytest.raises(NotFoundError, match="removed while it was read"):
@@ -259,19 +263,19 @@ def test_whoever_reads_results_meanwhile_is_told(database):
 def test_runs_and_workers_go_when_nothing_is_left_of_them(database):
     register(database, "old", "lost", "alive")
     with database.write() as c:
-        kept_run, gone_run = store.start_run(c, "old", now()), store.start_run(c, "lost", now())
-        store.start_run(c, "alive", now())
+        kept_run, gone_run = start_run(c, "old", now()), start_run(c, "lost", now())
+        start_run(c, "alive", now())
         for run_id in (kept_run, gone_run):
-            totals = store.RunTotals(jobs_finished=1)
-            store.finish_run(c, run_id, totals, now())
-        store.start_run(c, "lost", now())  # broken off
+            totals = RunTotals(jobs_finished=1)
+            finish_run(c, run_id, totals, now())
+        start_run(c, "lost", now())  # broken off
         for worker_id in ("old", "lost"):
-            store.stop_worker(c, worker_id, now())
+            stop_worker(c, worker_id, now())
     batch_id = ended_batch(database, 2)
     with database.write() as c:
         c.execute(update(results).values(run_id=kept_run))
     with database.write() as c:
-        store.stop_worker(c, "w1", now())
+        stop_worker(c, "w1", now())
     done = purge.purge(database, purge.PurgePlan(batches=(), begun=(), before=now()))
     assert (done.runs, done.workers) == (2, 2), "lost with both of its runs, and w1"
     assert rows(database, runs) == 2

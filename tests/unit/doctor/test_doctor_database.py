@@ -15,8 +15,8 @@ from helix_jobs.doctor.leases import judge_leases
 from helix_jobs.storage.database import Database
 from helix_jobs.storage.migration import ensure_schema
 from helix_jobs.storage.process_identity import Here, ProcessIdentity
+from helix_jobs.storage.records import LeaseHolder
 from helix_jobs.storage.schema import workers
-from helix_jobs.storage.store import LeaseHolder
 from tests.store_helpers import must_take, now, register, stored_batch
 from tests.unit.doctor.verdicts import FAILED, OK, WARNING, levels, only
 

@@ -19,8 +19,8 @@ import pytest
 from helix_jobs.errors import ConfigurationError
 from helix_jobs.results.export import COLUMNS, FORMATS, export_results, result_row
 from helix_jobs.results.openai import openai_line
+from helix_jobs.storage.records import JobResult
 from helix_jobs.storage.states import JobState
-from helix_jobs.storage.store import JobResult
 
 if TYPE_CHECKING:
     from pathlib import Path

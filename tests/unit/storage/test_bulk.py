@@ -6,7 +6,9 @@ import pytest
 
 from helix_jobs.errors import NotFoundError, UnfinishedSubmissionError
 from helix_jobs.storage import batch_changes as bulk
-from helix_jobs.storage import store
+from helix_jobs.storage import control, publishing
+from helix_jobs.storage.control import Change
+from helix_jobs.storage.status import batch_status
 from helix_jobs.timing import Timing
 from helix_jobs.worker.reconciler import CancelSeen, Reconciler, watch_cancels
 from tests.store_helpers import counts, fail, must_take, register, status, stored_batch, succeed, take
@@ -42,26 +44,26 @@ def test_retry_queues_what_did_not_succeed(database, mixed):
     assert bulk.retry_batch(database, batch_id) == 9
     assert counts(database, batch_id) == {"queued": 9, "succeeded": 1}
     with database.read() as c:
-        assert len(store.publishable(c, 100)) == 9
+        assert len(publishing.publishable(c, 100)) == 9
     assert bulk.retry_batch(database, batch_id) == 0
 
 
 def test_from_the_first_commit_on_nothing_of_it_starts(database, mixed):
     batch_id, ids = mixed
     with database.write() as c:
-        assert store.begin_cancel(c, batch_id) is not None
+        assert control.begin_cancel(c, batch_id) is not None
     assert take(database, ids[9]) is None
     with database.read() as c:
-        assert store.publishable(c, 100) == []
+        assert publishing.publishable(c, 100) == []
 
 
-def interrupted_cancel(database, batch_id: str, lines: int) -> store.Change:
+def interrupted_cancel(database, batch_id: str, lines: int) -> Change:
     """A cancel whose command died after some lines."""
     with database.write() as c:
-        begun = store.begin_cancel(c, batch_id)
+        begun = control.begin_cancel(c, batch_id)
     assert begun is not None
     with database.write() as c:
-        store.cancel_lines(c, begun, 0, lines)
+        control.cancel_lines(c, begun, 0, lines)
     return begun
 
 
@@ -77,11 +79,11 @@ def test_an_interrupted_cancel_does_not_hide_jobs_from_a_retry(database, mixed):
     """Their messages may have been refused while the batch was cancelled: every job must be published again."""
     batch_id, ids = mixed
     with database.write() as c:
-        store.mark_published(c, ids, store.batch_status(c, batch_id).read_at)
+        publishing.mark_published(c, ids, batch_status(c, batch_id).read_at)
     interrupted_cancel(database, batch_id, 5)
     assert bulk.retry_batch(database, batch_id) == 9
     with database.read() as c:
-        assert len(store.publishable(c, 100)) == 9
+        assert len(publishing.publishable(c, 100)) == 9
 
 
 def test_a_retry_ends_the_cancel_that_is_under_way(database, mixed):
@@ -96,11 +98,11 @@ def test_a_cancel_ends_the_retry_that_is_under_way(database, mixed):
     batch_id, _ = mixed
     bulk.cancel_batch(database, batch_id)
     with database.write() as c:
-        begun = store.begin_retry(c, batch_id)
-        assert store.retry_lines(c, begun, 0, 5) == 4
+        begun = control.begin_retry(c, batch_id)
+        assert control.retry_lines(c, begun, 0, 5) == 4
     bulk.cancel_batch(database, batch_id)
     with database.write() as c:
-        assert store.retry_lines(c, begun, 5, 10) is None
+        assert control.retry_lines(c, begun, 5, 10) is None
     assert counts(database, batch_id) == {"succeeded": 1, "cancelled": 9}
 
 
@@ -134,7 +136,7 @@ def test_a_worker_finishes_a_large_cancel_between_its_other_duties(database, mix
 
 
 def test_a_cancel_that_goes_on_is_left_alone():
-    change = store.Change("b", None)
+    change = Change("b", None)
     first = watch_cancels({}, {change: 10}, 0.0)
     assert first == {change: CancelSeen(10, 0.0)}
     assert watch_cancels(first, {change: 10}, 5.0) == first

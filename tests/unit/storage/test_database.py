@@ -8,7 +8,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from helix_jobs.errors import ConfigurationError, DatabaseUnreachableError
-from helix_jobs.storage import sqlite_engine, store
+from helix_jobs.storage import sqlite_engine, workers
 from helix_jobs.storage.database import Database
 from helix_jobs.timing import Timing
 from tests.store_helpers import now, stored_batch, worker
@@ -130,19 +130,19 @@ def test_a_writer_that_stands_still_does_not_keep_its_locks(postgres_database):
     url, timing = postgres_database.url.render_as_string(hide_password=False), Timing(idle_transaction=0.3)
     frozen, other = (Database(url, timing) for _ in range(2))
     with postgres_database.write() as c:
-        store.register_worker(c, worker("w"), now())
+        workers.register_worker(c, worker("w"), now())
     with frozen.read() as reader:
-        store.live_workers(reader)
+        workers.live_workers(reader)
         with pytest.raises(DatabaseUnreachableError), frozen.write() as c:  # noqa: PT012  (it must be open meanwhile)
-            store.stop_worker(c, "w", now())
+            workers.stop_worker(c, "w", now())
             with other.write() as d:
                 d.execute(text("SET LOCAL lock_timeout = '10s'"))
-                written.append(store.heartbeat(d, "w", now()))
-            store.stop_worker(c, "w", now())
+                written.append(workers.heartbeat(d, "w", now()))
+            workers.stop_worker(c, "w", now())
         assert written == [True]
-        assert store.live_workers(reader), "whoever only reads locks nobody out"
+        assert workers.live_workers(reader), "whoever only reads locks nobody out"
     with frozen.write() as c:
-        assert store.heartbeat(c, "w", now())
+        assert workers.heartbeat(c, "w", now())
     frozen.dispose()
     other.dispose()
 

@@ -12,8 +12,9 @@ from sqlalchemy import select, text
 
 from helix_jobs.cli.group import cli
 from helix_jobs.errors import UnreadableRowError
-from helix_jobs.storage import store
+from helix_jobs.storage import publishing, status, workers
 from helix_jobs.storage.check import check_rows
+from helix_jobs.storage.results import get_job, iter_results
 from helix_jobs.storage.schema import batches, jobs, results
 from helix_jobs.worker.counters import WorkerCounters
 from helix_jobs.worker.watchdog import Action, Watchdog
@@ -45,9 +46,9 @@ def found(database, *, repair=False):
 def assert_sound(database):
     assert check_rows(database, repair=False) == []
     with database.read() as c:
-        for batch_id in store.batch_ids(c):
+        for batch_id in status.batch_ids(c):
             check_counters(c, batch_id)
-            assert list(store.iter_results(c, batch_id, include_failed=True)) is not None
+            assert list(iter_results(c, batch_id, include_failed=True)) is not None
 
 
 def test_a_sound_database_is_left_alone(database, stored):
@@ -110,18 +111,18 @@ def test_counters_are_counted_anew(database, stored):
     batch_id, ids = stored
     run(database, "DELETE FROM jobs WHERE id IN (:a, :b)", a=ids[4], b=ids[5])
     with database.read() as c:
-        assert store.backlog(c) == 4, "the counters still speak of them"
-        assert store.any_waits(c)
+        assert publishing.backlog(c) == 4, "the counters still speak of them"
+        assert publishing.any_waits(c)
     run(database, "DELETE FROM jobs WHERE id IN (:a, :b)", a=ids[2], b=ids[3])
     with database.read() as c:
-        assert store.backlog(c) > 0
-        assert not store.any_waits(c), "no worker is to end for what counters say"
+        assert publishing.backlog(c) > 0
+        assert not publishing.any_waits(c), "no worker is to end for what counters say"
     what = "batches whose counters differ from their jobs"
     assert found(database)[what].examples == (batch_id,)
     assert found(database, repair=True)[what].done == "counted anew"
     assert_sound(database)
     with database.read() as c:
-        assert store.backlog(c) == 0
+        assert publishing.backlog(c) == 0
 
 
 def test_no_worker_ends_for_what_counters_say(database):
@@ -147,7 +148,7 @@ def test_leases_of_workers_that_are_gone_are_freed_and_others_kept(database, sto
     must_take(database, ids[2], "w2")
     must_take(database, ids[3], "nobody knows")
     with database.write() as c:
-        store.stop_worker(c, "w2", now())
+        workers.stop_worker(c, "w2", now())
     assert found(database, repair=True)["running jobs that no worker holds"].count == 2
     assert counts(database, batch_id) == {"queued": 4, "running": 1, "succeeded": 1}
     assert take(database, ids[2], "w3") is not None
@@ -206,7 +207,7 @@ def test_what_sqlite_lets_in(sqlite_database):
         "counters of no batch",
     } <= set(findings)
     assert "json" not in "".join(map(str, findings.values())).replace("no { json", "no { json!"), "no contents"
-    for reader in (lambda c: list(store.iter_results(c, batch_id)), lambda c: store.get_job(c, ids[2])):
+    for reader in (lambda c: list(iter_results(c, batch_id)), lambda c: get_job(c, ids[2])):
         with pytest.raises(UnreadableRowError, match="helix db check --repair"), sqlite_database.read() as c:
             reader(c)
     check_rows(sqlite_database, repair=True)

@@ -11,7 +11,7 @@ from helix_jobs.doctor.leases import judge_leases
 from helix_jobs.storage import liveness
 from helix_jobs.storage.liveness import seems_alive, why_dead
 from helix_jobs.storage.process_identity import Here, ProcessIdentity
-from helix_jobs.storage.store import LeaseHolder, Worker
+from helix_jobs.storage.records import LeaseHolder, Worker
 from helix_jobs.timing import Timing
 
 LEASE = Timing().lease

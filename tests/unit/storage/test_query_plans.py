@@ -7,7 +7,9 @@ import re
 import pytest
 from sqlalchemy import event, text
 
-from helix_jobs.storage import store
+from helix_jobs.storage import control, leases, publishing, purging, queue_figures, results, status, workers
+from helix_jobs.storage.purging import EndedBatch
+from helix_jobs.storage.records import FinishedJob
 from helix_jobs.storage.states import JobState
 from tests.store_helpers import must_take, now, register, stored_batch
 
@@ -21,46 +23,46 @@ ENDED = {
     "ended_at": now(),
 }
 POLLED = {
-    "batch_status": (store.batch_status, {"ix_jobs_running"}),
-    "list_batches": (lambda c, _: store.list_batches(c), {"ix_jobs_running"}),
-    "publishable": (lambda c, _: store.publishable(c, 10), {"ix_jobs_unpublished"}),
-    "count_published_queued": (lambda c, _: store.count_published_queued(c), {"ix_jobs_published"}),
-    "latest_published_at": (lambda c, _: store.latest_published_at(c), {"ix_jobs_published"}),
-    "republish_all": (lambda c, _: store.republish_all(c), {"ix_jobs_published"}),
-    "republish_last_attempts": (lambda c, _: store.republish_last_attempts(c, now()), {"ix_jobs_published"}),
-    "republish_unseen": (lambda c, _: store.republish_unseen(c, now()), {"ix_jobs_published"}),
-    "backlog": (lambda c, _: store.backlog(c), {"ix_jobs_running"}),
+    "batch_status": (status.batch_status, {"ix_jobs_running"}),
+    "list_batches": (lambda c, _: status.list_batches(c), {"ix_jobs_running"}),
+    "publishable": (lambda c, _: publishing.publishable(c, 10), {"ix_jobs_unpublished"}),
+    "count_published_queued": (lambda c, _: publishing.count_published_queued(c), {"ix_jobs_published"}),
+    "latest_published_at": (lambda c, _: publishing.latest_published_at(c), {"ix_jobs_published"}),
+    "republish_all": (lambda c, _: publishing.republish_all(c), {"ix_jobs_published"}),
+    "republish_last_attempts": (lambda c, _: publishing.republish_last_attempts(c, now()), {"ix_jobs_published"}),
+    "republish_unseen": (lambda c, _: publishing.republish_unseen(c, now()), {"ix_jobs_published"}),
+    "backlog": (lambda c, _: publishing.backlog(c), {"ix_jobs_running"}),
     "queue_figures": (
-        lambda c, _: store.queue_figures(c),
+        lambda c, _: queue_figures.queue_figures(c),
         {"ix_jobs_running", "ix_jobs_published", "ix_jobs_unpublished", "PRIMARY KEY"},
     ),
-    "held_leases": (lambda c, _: store.held_leases(c, "w1"), {"ix_jobs_running"}),
-    "worker_heartbeats": (lambda c, _: store.worker_heartbeats(c), {"ix_jobs_running"}),
-    "reclaim": (lambda c, _: store.reclaim(c, "w1", now()), {"ix_jobs_running"}),
+    "held_leases": (lambda c, _: leases.held_leases(c, "w1"), {"ix_jobs_running"}),
+    "worker_heartbeats": (lambda c, _: workers.worker_heartbeats(c), {"ix_jobs_running"}),
+    "reclaim": (lambda c, _: leases.reclaim(c, "w1", now()), {"ix_jobs_running"}),
     # By lines, some thousand at a time: the unique index over batch and line.
-    "retry_batch": (store.retry_batch, {"sqlite_autoindex_jobs_2"}),
+    "retry_batch": (control.retry_batch, {"sqlite_autoindex_jobs_2"}),
     "next_lines": (
-        lambda c, batch_id: store.next_lines(c, batch_id, {JobState.FAILED}, 0, 2),
+        lambda c, batch_id: control.next_lines(c, batch_id, {JobState.FAILED}, 0, 2),
         {"sqlite_autoindex_jobs_2"},
     ),
     # The newest line of an unfinished submission.
-    "ended_batches": (lambda c, _: store.ended_batches(c), {"sqlite_autoindex_jobs_2"}),
+    "ended_batches": (lambda c, _: purging.ended_batches(c), {"sqlite_autoindex_jobs_2"}),
     "begin_purge": (
-        lambda c, batch_id: store.begin_purge(c, store.EndedBatch(id=batch_id, **ENDED), now()),
+        lambda c, batch_id: purging.begin_purge(c, EndedBatch(id=batch_id, **ENDED), now()),
         {"sqlite_autoindex_jobs_2", "ix_jobs_running", "ix_jobs_published", "ix_jobs_unpublished"},
     ),
     "purge_lines": (
         # As if the purge had begun: its lines are looked for only then.
         lambda c, batch_id: (
             c.execute(text("UPDATE batches SET total = NULL, cancelled_at = created_at")),
-            store.last_line(c, batch_id, 0, 2),
-            store.purge_lines(c, batch_id, 0, 2),
+            purging.last_line(c, batch_id, 0, 2),
+            purging.purge_lines(c, batch_id, 0, 2),
         ),
         {"sqlite_autoindex_jobs_2"},
     ),
-    "purge_workers": (lambda c, _: store.purge_workers(c, now(), 10), {"ix_jobs_running"}),
+    "purge_workers": (lambda c, _: purging.purge_workers(c, now(), 10), {"ix_jobs_running"}),
     "by completion": (
-        lambda c, batch_id: list(store.iter_results(c, batch_id, order="completion")),
+        lambda c, batch_id: list(results.iter_results(c, batch_id, order="completion")),
         {"ix_jobs_completion"},
     ),
 }
@@ -73,7 +75,7 @@ def test_polled_queries_use_their_small_index(sqlite_database, name):
     batch_id, ids = stored_batch(sqlite_database, 3)
     claimed = must_take(sqlite_database, ids[0])
     with sqlite_database.write() as c:
-        store.finish_failed(c, store.FinishedJob(claimed.id, claimed.lease, "w1"), "deadline", "late", now())
+        leases.finish_failed(c, FinishedJob(claimed.id, claimed.lease, "w1"), "deadline", "late", now())
     statements = []
 
     def note(_connection, _cursor, statement, parameters, _context, _many):
@@ -118,7 +120,7 @@ def test_a_run_is_removed_without_a_walk_over_all_results(sqlite_database):
 
     event.listen(sqlite_database._writer, "before_cursor_execute", note)
     with sqlite_database.write() as c:
-        store.purge_runs(c, now(), 10)
+        purging.purge_runs(c, now(), 10)
     (found,) = [entry for entry in statements if entry[0].startswith("DELETE FROM runs")]
     with sqlite_database.read() as c:
         plan = c.connection.driver_connection.execute(f"EXPLAIN QUERY PLAN {found[0]}", found[1]).fetchall()

@@ -11,16 +11,17 @@ from sqlalchemy.exc import DBAPIError
 
 from helix_jobs.errors import DatabaseUnreachableError, HelixError
 from helix_jobs.storage import group_commit as result_writer
-from helix_jobs.storage import sqlite_engine, store
+from helix_jobs.storage import leases, sqlite_engine, workers
 from helix_jobs.storage.database import Database
 from helix_jobs.storage.group_commit import GroupCommitWriter
+from helix_jobs.storage.records import NewWorker
 from tests.store_helpers import counts, ended, must_take, now, register, result_row, stored_batch
 
 
 def _insert(worker_id):
-    return lambda c: store.register_worker(
+    return lambda c: workers.register_worker(
         c,
-        store.NewWorker(id=worker_id, hostname="h", pid=1, device="cpu", target_model="t", draft_model=None, slots=1),
+        NewWorker(id=worker_id, hostname="h", pid=1, device="cpu", target_model="t", draft_model=None, slots=1),
         now(),
     )
 
@@ -35,7 +36,7 @@ def _count_commits(database):
 
 def _workers(database):
     with database.read() as c:
-        return {worker.id for worker in store.live_workers(c)}
+        return {worker.id for worker in workers.live_workers(c)}
 
 
 def test_many_operations_share_few_commits(database):
@@ -90,7 +91,7 @@ def test_counters_survive_a_group_that_had_to_be_taken_apart(database):
     writer = GroupCommitWriter(database, max_delay=0.2)
 
     def finish(claimed, **changes):
-        return lambda c: store.finish_succeeded(c, ended(claimed), result_row(**changes), now())
+        return lambda c: leases.finish_succeeded(c, ended(claimed), result_row(**changes), now())
 
     futures = [
         writer.submit(finish(held[0])),

@@ -10,7 +10,7 @@ from helix_jobs import HelixClient
 from helix_jobs.client import client as client_module
 from helix_jobs.doctor import database as doctor
 from helix_jobs.settings import Settings, sqlite_url
-from helix_jobs.storage import sqlite_engine, store
+from helix_jobs.storage import results, sqlite_engine
 from tests.store_helpers import must_take, register, stored_batch, succeed
 
 
@@ -49,8 +49,8 @@ def test_pages_of_their_own_hold_what_one_snapshot_holds(database):
     batch_id = answered(database, 7)
     for order in ("line", "completion"):
         with database.read() as c:
-            at_once = list(store.iter_results(c, batch_id, order=order, chunk=2))
-        assert list(store.iter_results(database.read, batch_id, order=order, chunk=2)) == at_once
+            at_once = list(results.iter_results(c, batch_id, order=order, chunk=2))
+        assert list(results.iter_results(database.read, batch_id, order=order, chunk=2)) == at_once
         assert len(at_once) == 7
 
 

@@ -3,8 +3,10 @@ from __future__ import annotations
 import pytest
 
 from helix_jobs.errors import NotFoundError
-from helix_jobs.storage import store
+from helix_jobs.storage import control, counters, leases, publishing, results
+from helix_jobs.storage.records import FinishedJob
 from helix_jobs.storage.states import JobState
+from helix_jobs.storage.status import batch_status, list_batches
 from tests.store_helpers import counts, fail, must_take, now, register, status, stored_batch, succeed, take
 
 
@@ -17,13 +19,13 @@ def mixed(database):
     fail(database, must_take(database, ids[1]))
     running = must_take(database, ids[2])
     with database.write() as c:
-        store.mark_published(c, ids[3:4], now())
+        publishing.mark_published(c, ids[3:4], now())
     return batch_id, ids, running
 
 
 def test_cancel_ends_what_has_not_ended(database, mixed):
     batch_id, ids, running = mixed
-    assert database.transact(lambda c: store.cancel_batch(c, batch_id)) == 3
+    assert database.transact(lambda c: control.cancel_batch(c, batch_id)) == 3
     assert counts(database, batch_id) == {"succeeded": 1, "failed": 1, "cancelled": 3}
     seen = status(database, batch_id)
     assert seen.state == "cancelled"
@@ -32,16 +34,16 @@ def test_cancel_ends_what_has_not_ended(database, mixed):
     assert not succeed(database, running)
     assert take(database, ids[4]) is None
     with database.read() as c:
-        assert store.held_leases(c, "w1") == {}
-        assert store.publishable(c, 10) == []
-        assert store.count_published_queued(c) == 0
-    assert database.transact(lambda c: store.cancel_batch(c, batch_id)) == 0
+        assert leases.held_leases(c, "w1") == {}
+        assert publishing.publishable(c, 10) == []
+        assert publishing.count_published_queued(c) == 0
+    assert database.transact(lambda c: control.cancel_batch(c, batch_id)) == 0
 
 
 def test_retry_queues_what_did_not_succeed_and_keeps_the_fence(database, mixed):
     batch_id, ids, running = mixed
-    database.transact(lambda c: store.cancel_batch(c, batch_id))
-    assert database.transact(lambda c: store.retry_batch(c, batch_id)) == 4
+    database.transact(lambda c: control.cancel_batch(c, batch_id))
+    assert database.transact(lambda c: control.retry_batch(c, batch_id)) == 4
     assert counts(database, batch_id) == {"succeeded": 1, "queued": 4}
     seen = status(database, batch_id)
     assert (seen.cancelled_at, seen.error_counts, seen.finished_at) == (None, {}, None)
@@ -51,16 +53,16 @@ def test_retry_queues_what_did_not_succeed_and_keeps_the_fence(database, mixed):
     assert not succeed(database, running)
     assert succeed(database, again)
     with database.read() as c:
-        job = store.get_job(c, ids[1])
+        job = results.get_job(c, ids[1])
         assert (job.error_code, job.error_message, job.finished_at, job.attempts) == (None, None, None, 0)
-        assert [job.id for job in store.publishable(c, 10)] == [ids[1], ids[3], ids[4]]
-    assert database.transact(lambda c: store.retry_batch(c, batch_id)) == 0
+        assert [job.id for job in publishing.publishable(c, 10)] == [ids[1], ids[3], ids[4]]
+    assert database.transact(lambda c: control.retry_batch(c, batch_id)) == 0
 
 
 def test_retry_after_a_retry_still_counts_right(database, mixed):
     batch_id, ids, _ = mixed
     for _ in range(3):
-        database.transact(lambda c: store.retry_batch(c, batch_id))
+        database.transact(lambda c: control.retry_batch(c, batch_id))
         fail(database, must_take(database, ids[1]), code="out_of_memory")
         assert status(database, batch_id).error_counts == {"out_of_memory": 1}
 
@@ -68,9 +70,9 @@ def test_retry_after_a_retry_still_counts_right(database, mixed):
 def test_one_job_is_cancelled_alone(database, mixed):
     batch_id, ids, running = mixed
     with database.write() as c:
-        assert store.cancel_job(c, running.id) == 1
-        assert store.cancel_job(c, running.id) == 0
-        assert store.cancel_job(c, ids[0]) == 0
+        assert control.cancel_job(c, running.id) == 1
+        assert control.cancel_job(c, running.id) == 0
+        assert control.cancel_job(c, ids[0]) == 0
     assert not succeed(database, running)
     assert counts(database, batch_id) == {"succeeded": 1, "failed": 1, "cancelled": 1, "queued": 2}
     assert status(database, batch_id).state == "running"
@@ -78,21 +80,21 @@ def test_one_job_is_cancelled_alone(database, mixed):
 
 def test_unknown_names_are_refused(database):
     with database.write() as c:
-        for call in (store.cancel_batch, store.retry_batch, store.batch_status, store.iter_results):
+        for call in (control.cancel_batch, control.retry_batch, batch_status, results.iter_results):
             with pytest.raises(NotFoundError, match="b-none"):
                 call(c, "b-none")
         with pytest.raises(NotFoundError, match="b-none"):
-            store.iter_jobs(c, "b-none", JobState.QUEUED)
+            results.iter_jobs(c, "b-none", JobState.QUEUED)
         with pytest.raises(NotFoundError, match="no job 77; `helix status BATCH --jobs`"):
-            store.cancel_job(c, 77)
+            control.cancel_job(c, 77)
 
 
 def test_recount_says_what_the_counters_said(database, mixed):
     batch_id, _, _ = mixed
-    database.transact(lambda c: store.cancel_batch(c, batch_id))
+    database.transact(lambda c: control.cancel_batch(c, batch_id))
     before = status(database, batch_id)
     with database.write() as c:
-        store.recount(c, batch_id)
+        counters.recount(c, batch_id)
     after = status(database, batch_id)
     assert after.counts == before.counts
     assert after.error_counts == before.error_counts
@@ -102,8 +104,8 @@ def test_recount_says_what_the_counters_said(database, mixed):
 def test_batches_are_listed_newest_first(database):
     ids = [stored_batch(database, n)[0] for n in (1, 2, 3)]
     with database.read() as c:
-        assert [(row.id, row.total) for row in store.list_batches(c, 2)] == [(ids[2], 3), (ids[1], 2)]
-        assert [row.id for row in store.list_batches(c, 2, 2)] == [ids[0]]
+        assert [(row.id, row.total) for row in list_batches(c, 2)] == [(ids[2], 3), (ids[1], 2)]
+        assert [row.id for row in list_batches(c, 2, 2)] == [ids[0]]
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 100])
@@ -115,15 +117,15 @@ def test_results_stream_in_both_orders(database, chunk):
         claimed = must_take(database, ids[position])
         with database.write() as c:
             # The same moment for all: the id must break the tie, or pages would lose rows.
-            row = store.FinishedJob(claimed.id, claimed.lease, "w1")
-            store.finish_failed(c, row, "deadline", "late", moment)
+            row = FinishedJob(claimed.id, claimed.lease, "w1")
+            leases.finish_failed(c, row, "deadline", "late", moment)
     succeed(database, must_take(database, ids[1]))
     with database.write() as c:
-        store.cancel_job(c, ids[5], now=moment)
+        control.cancel_job(c, ids[5], now=moment)
 
     def lines(**options):
         with database.read() as c:
-            return [row.line for row in store.iter_results(c, batch_id, chunk=chunk, **options)]
+            return [row.line for row in results.iter_results(c, batch_id, chunk=chunk, **options)]
 
     assert lines() == [2]
     assert lines(include_failed=True) == [1, 2, 3, 5, 6]
@@ -134,7 +136,7 @@ def test_results_stream_in_both_orders(database, chunk):
 
     def summaries(state):
         with database.read() as c:
-            return [(job.job_id, job.line, job.custom_id) for job in store.iter_jobs(c, batch_id, state, chunk=chunk)]
+            return [(job.job_id, job.line, job.custom_id) for job in results.iter_jobs(c, batch_id, state, chunk=chunk)]
 
     assert summaries(JobState.FAILED) == [(ids[n], n + 1, f"c{n + 1}") for n in (0, 2, 4)]
     assert summaries(JobState.QUEUED) == [(ids[3], 4, "c4")]
@@ -148,14 +150,14 @@ def test_counters_of_a_rolled_back_transaction_are_forgotten(database):
 
     def finish_and_die():
         with database.write() as c:
-            store.finish_failed(c, store.FinishedJob(claimed.id, claimed.lease, "w1"), "deadline", "late", now())
+            leases.finish_failed(c, FinishedJob(claimed.id, claimed.lease, "w1"), "deadline", "late", now())
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
         finish_and_die()
     assert counts(database, batch_id) == {"queued": 1, "running": 1}
     with database.write() as c:
-        store.cancel_job(c, ids[1])
+        control.cancel_job(c, ids[1])
         # Read within the transaction that changed it.
-        assert store.batch_status(c, batch_id).counts["cancelled"] == 1
+        assert batch_status(c, batch_id).counts["cancelled"] == 1
     assert counts(database, batch_id) == {"cancelled": 1, "running": 1}

@@ -6,15 +6,16 @@ from datetime import timedelta
 
 from sqlalchemy import select, update
 
-from helix_jobs.storage import store
+from helix_jobs.storage import control, publishing, queue_figures
 from helix_jobs.storage.schema import jobs, workers
 from helix_jobs.storage.states import OUTCOMES
+from helix_jobs.storage.workers import stop_worker
 from tests.store_helpers import fail, must_take, now, register, stored_batch, succeed
 
 
 def figures(database):
     with database.read() as c:
-        return store.queue_figures(c)
+        return queue_figures.queue_figures(c)
 
 
 def set_queued_at(database, job_id, minutes):
@@ -42,12 +43,12 @@ def test_jobs_are_counted_by_what_became_of_them(database):
     fail(database, must_take(database, ids[2]), code="deadline")
     must_take(database, ids[3])
     with database.write() as c:
-        store.cancel_job(c, ids[4])
+        control.cancel_job(c, ids[4])
     found = figures(database)
     assert (found.queued, found.running) == (3, 1)
     assert found.ended == dict.fromkeys(OUTCOMES, 0) | {"succeeded": 1, "deadline": 2, "cancelled": 1}
     with database.write() as c:
-        store.retry_batch(c, batch)
+        control.retry_batch(c, batch)
     found = figures(database)
     assert (found.queued, found.ended["deadline"], found.ended["cancelled"]) == (6, 0, 0)
 
@@ -60,14 +61,14 @@ def test_the_oldest_waiting_job_is_found_published_or_not(database):
         set_queued_at(database, job_id, minutes=30)
     assert age_minutes(figures(database).oldest_queued_at) == 30
     with database.write() as c:
-        store.mark_published(c, old, now())
+        publishing.mark_published(c, old, now())
     assert age_minutes(figures(database).oldest_queued_at) == 30
     for job_id in old:
         must_take(database, job_id)
     assert age_minutes(figures(database).oldest_queued_at) == 0
     with database.write() as c:
         for job_id in young:
-            store.cancel_job(c, job_id)
+            control.cancel_job(c, job_id)
     assert figures(database).oldest_queued_at is None
 
 
@@ -81,7 +82,7 @@ def test_jobs_of_unsealed_and_cancelled_batches_do_not_wait(database):
     stored_batch(database, 2, seal=False)
     batch, _ = stored_batch(database, 2)
     with database.write() as c:
-        store.cancel_batch(c, batch)
+        control.cancel_batch(c, batch)
     assert figures(database).oldest_queued_at is None
 
 
@@ -96,10 +97,10 @@ def test_leases_and_heartbeats(database):
                 update(workers).where(workers.c.id == name).values(heartbeat_at=now() - timedelta(minutes=minutes))
             )
         for name in ("gone", "idle-gone"):
-            store.stop_worker(c, name, now())
+            stop_worker(c, name, now())
         c.execute(update(jobs).where(jobs.c.id == ids[3]).values(claimed_at=now() - timedelta(minutes=11)))
     with database.read() as c:
-        holders = {holder.worker_id: holder for holder in store.lease_holders(c)}
+        holders = {holder.worker_id: holder for holder in queue_figures.lease_holders(c)}
         claimed = c.execute(select(jobs.c.claimed_at).where(jobs.c.id == ids[3])).scalar_one()
     assert {name: (holder.leases, holder.is_live) for name, holder in holders.items()} == {
         "alive": (1, True),

@@ -8,7 +8,8 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 
 from helix_jobs.errors import NotFoundError
-from helix_jobs.storage import store
+from helix_jobs.storage import leases, publishing, results, workers
+from helix_jobs.storage.records import Reclaimed, RunTotals
 from helix_jobs.storage.schema import runs
 from tests.store_helpers import (
     counts,
@@ -45,18 +46,18 @@ def test_a_job_is_claimed_once(database):
     assert take(database, 999_999) is None
     assert counts(database, batch_id) == {"queued": 1, "running": 1}
     with database.read() as c:
-        assert store.held_leases(c, "w1") == {ids[0]: 1}
-        assert store.held_leases(c, "w2") == {}
+        assert leases.held_leases(c, "w1") == {ids[0]: 1}
+        assert leases.held_leases(c, "w2") == {}
 
 
 def test_a_claim_repeated_after_an_uncertain_commit_is_the_same_claim(database):
     _, ids = stored_batch(database, 1)
     moment = now()
     with database.write() as c:
-        first = store.claim(c, ids[0], worker_id="w1", now=moment)
+        first = leases.claim(c, ids[0], worker_id="w1", now=moment)
     with database.write() as c:
-        assert store.claim(c, ids[0], worker_id="w1", now=moment) == first
-        assert store.claim(c, ids[0], worker_id="w2", now=moment) is None
+        assert leases.claim(c, ids[0], worker_id="w1", now=moment) == first
+        assert leases.claim(c, ids[0], worker_id="w2", now=moment) is None
     assert first is not None
     assert first.attempts == 1
 
@@ -66,7 +67,7 @@ def test_success_writes_one_result_row_and_the_final_state(database):
     claimed = must_take(database, ids[0])
     assert succeed(database, claimed)
     with database.read() as c:
-        (result,) = store.iter_results(c, batch_id)
+        (result,) = results.iter_results(c, batch_id)
     assert (result.output_text, result.finish_reason, result.worker_id) == ("an answer", "stop", "w1")
     assert (result.prompt_tokens, result.completion_tokens, result.acceptance_rate) == (5, 7, 0.75)
     seen = status(database, batch_id)
@@ -82,8 +83,8 @@ def test_failure_writes_code_and_message(database):
     claimed = must_take(database, ids[0])
     assert fail(database, claimed, code="prompt_too_long")
     with database.read() as c:
-        job = store.get_job(c, ids[0])
-        assert list(store.iter_results(c, batch_id)) == []
+        job = results.get_job(c, ids[0])
+        assert list(results.iter_results(c, batch_id)) == []
     assert (job.state, job.error_code, job.error_message) == ("failed", "prompt_too_long", "it broke")
     assert status(database, batch_id).error_counts == {"prompt_too_long": 1}
 
@@ -94,8 +95,8 @@ def test_a_finish_repeated_after_an_uncertain_commit_is_not_fenced_and_not_doubl
     moment = now()
     for _ in range(2):
         with database.write() as c:
-            assert store.finish_succeeded(c, ended(good), result_row(), moment)
-            assert store.finish_failed(c, ended(bad), "engine_error", "it broke", moment)
+            assert leases.finish_succeeded(c, ended(good), result_row(), moment)
+            assert leases.finish_failed(c, ended(bad), "engine_error", "it broke", moment)
     assert not fail(database, good)
     assert counts(database, batch_id) == {"succeeded": 1, "failed": 1}
 
@@ -104,10 +105,10 @@ def test_a_failure_reported_after_the_attempt_cap_was_reached_is_fenced(database
     _, ids = stored_batch(database, 1, max_attempts=1)
     claimed = must_take(database, ids[0])
     with database.write() as c:
-        assert store.reclaim(c, "w1", now()) == store.Reclaimed(failed=1)
+        assert leases.reclaim(c, "w1", now()) == Reclaimed(failed=1)
     assert not fail(database, claimed)
     with database.read() as c:
-        assert store.get_job(c, ids[0]).error_code == "worker_lost"
+        assert results.get_job(c, ids[0]).error_code == "worker_lost"
 
 
 @pytest.mark.parametrize("late", ["succeed", "fail", "release"])
@@ -115,20 +116,20 @@ def test_a_late_write_after_a_reclaim_is_fenced(database, late):
     batch_id, ids = stored_batch(database, 1)
     old = must_take(database, ids[0], "w1")
     with database.write() as c:
-        assert store.reclaim(c, "w1", now()) == store.Reclaimed(requeued=1)
+        assert leases.reclaim(c, "w1", now()) == Reclaimed(requeued=1)
     new = must_take(database, ids[0], "w2")
     assert (new.lease, new.attempts) == (2, 2)
     with database.write() as c:
         if late == "succeed":
-            written = store.finish_succeeded(c, ended(old), result_row(output_text="stale"), now())
+            written = leases.finish_succeeded(c, ended(old), result_row(output_text="stale"), now())
         elif late == "fail":
-            written = store.finish_failed(c, ended(old), "engine_error", "stale", now())
+            written = leases.finish_failed(c, ended(old), "engine_error", "stale", now())
         else:
-            written = store.release(c, old.id, old.lease, "w1", now())
+            written = leases.release(c, old.id, old.lease, "w1", now())
     assert not written
     assert succeed(database, new, "w2")
     with database.read() as c:
-        assert [row.output_text for row in store.iter_results(c, batch_id)] == ["an answer"]
+        assert [row.output_text for row in results.iter_results(c, batch_id)] == ["an answer"]
     assert counts(database, batch_id) == {"succeeded": 1}
 
 
@@ -136,7 +137,7 @@ def test_a_late_write_is_fenced_even_if_the_same_worker_claimed_again(database):
     _, ids = stored_batch(database, 1)
     old = must_take(database, ids[0])
     with database.write() as c:
-        store.reclaim(c, "w1", now())
+        leases.reclaim(c, "w1", now())
     new = must_take(database, ids[0])
     assert not succeed(database, old)
     assert succeed(database, new)
@@ -147,8 +148,8 @@ def test_the_attempt_is_counted_at_the_claim_and_capped(database):
     for attempt in range(1, 4):
         assert must_take(database, ids[0]).attempts == attempt
         with database.write() as c:
-            reclaimed = store.reclaim(c, "w1", now())
-    assert reclaimed == store.Reclaimed(failed=1)
+            reclaimed = leases.reclaim(c, "w1", now())
+    assert reclaimed == Reclaimed(failed=1)
     assert status(database, batch_id).error_counts == {"worker_lost": 1}
     assert take(database, ids[0]) is None
 
@@ -157,9 +158,9 @@ def test_a_released_job_is_queued_unpublished_and_its_attempt_uncounted(database
     batch_id, ids = stored_batch(database, 1)
     claimed = must_take(database, ids[0])
     with database.write() as c:
-        store.mark_published(c, ids, now())
-        assert store.release(c, claimed.id, claimed.lease, "w1", now())
-        assert [job.id for job in store.publishable(c, 5)] == ids
+        publishing.mark_published(c, ids, now())
+        assert leases.release(c, claimed.id, claimed.lease, "w1", now())
+        assert [job.id for job in publishing.publishable(c, 5)] == ids
     assert counts(database, batch_id) == {"queued": 1}
     again = must_take(database, ids[0])
     assert (again.attempts, again.lease) == (1, 2)
@@ -170,41 +171,41 @@ def test_reclaim_spares_a_worker_that_has_beaten_since(database):
     must_take(database, ids[0])
     must_take(database, ids[1], "w2")
     with database.read() as c:
-        seen = store.worker_heartbeats(c)["w1"]
+        seen = workers.worker_heartbeats(c)["w1"]
     with database.write() as c:
-        assert store.heartbeat(c, "w1", now() + timedelta(seconds=5))
+        assert workers.heartbeat(c, "w1", now() + timedelta(seconds=5))
     with database.write() as c:
-        assert store.reclaim(c, "w1", now(), heartbeat=seen) is None
+        assert leases.reclaim(c, "w1", now(), heartbeat=seen) is None
     assert counts(database, batch_id) == {"running": 2}
     with database.read() as c:
-        seen = store.worker_heartbeats(c)["w1"]
+        seen = workers.worker_heartbeats(c)["w1"]
     with database.write() as c:
-        assert store.reclaim(c, "w1", now(), heartbeat=seen) == store.Reclaimed(requeued=1)
-        assert store.held_leases(c, "w2") == {ids[1]: 1}
-        assert not store.heartbeat(c, "w1", now())
-        assert [row.id for row in store.live_workers(c)] == ["w2"]
+        assert leases.reclaim(c, "w1", now(), heartbeat=seen) == Reclaimed(requeued=1)
+        assert leases.held_leases(c, "w2") == {ids[1]: 1}
+        assert not workers.heartbeat(c, "w1", now())
+        assert [row.id for row in workers.live_workers(c)] == ["w2"]
 
 
 def test_a_lost_worker_that_comes_back_registers_again(database):
     _, ids = stored_batch(database, 1)
     with database.write() as c:
-        store.reclaim(c, "w1", now())
-        assert "w1" not in store.worker_heartbeats(c)
+        leases.reclaim(c, "w1", now())
+        assert "w1" not in workers.worker_heartbeats(c)
     # It claimed before it noticed: it is judged again, although stopped.
     must_take(database, ids[0])
     with database.write() as c:
-        assert set(store.worker_heartbeats(c)) == {"w1", "w2"}
-        store.register_worker(c, worker("w1"), now())
-        assert store.heartbeat(c, "w1", now())
-        assert {row.id for row in store.live_workers(c)} == {"w1", "w2"}
+        assert set(workers.worker_heartbeats(c)) == {"w1", "w2"}
+        workers.register_worker(c, worker("w1"), now())
+        assert workers.heartbeat(c, "w1", now())
+        assert {row.id for row in workers.live_workers(c)} == {"w1", "w2"}
 
 
 def test_leases_of_a_worker_without_a_row_are_seen_and_reclaimed(database):
     _, ids = stored_batch(database, 1)
     must_take(database, ids[0], "ghost")
     with database.write() as c:
-        assert store.worker_heartbeats(c)["ghost"] is None
-        assert store.reclaim(c, "ghost", now()) == store.Reclaimed(requeued=1)
+        assert workers.worker_heartbeats(c)["ghost"] is None
+        assert leases.reclaim(c, "ghost", now()) == Reclaimed(requeued=1)
 
 
 def test_text_that_postgres_cannot_hold_is_stored_all_the_same(database):
@@ -212,9 +213,9 @@ def test_text_that_postgres_cannot_hold_is_stored_all_the_same(database):
     good, bad = must_take(database, ids[0]), must_take(database, ids[1])
     assert succeed(database, good, output_text="nul \x00 and \ud800 end")
     with database.write() as c:
-        assert store.finish_failed(c, ended(bad), "engine_error", "\x00" + "m" * 5000, now())
+        assert leases.finish_failed(c, ended(bad), "engine_error", "\x00" + "m" * 5000, now())
     with database.read() as c:
-        rows = list(store.iter_results(c, batch_id, include_failed=True))
+        rows = list(results.iter_results(c, batch_id, include_failed=True))
     assert rows[0].output_text == "nul \ufffd and ? end"
     assert len(rows[1].error_message) == 2000
 
@@ -223,7 +224,7 @@ def test_a_result_for_an_unknown_run_changes_nothing(database):
     batch_id, ids = stored_batch(database, 1)
     claimed = must_take(database, ids[0])
     with pytest.raises(IntegrityError), database.write() as c:
-        store.finish_succeeded(c, ended(claimed), result_row(run_id=12345), now())
+        leases.finish_succeeded(c, ended(claimed), result_row(run_id=12345), now())
     assert counts(database, batch_id) == {"running": 1}
 
 
@@ -231,9 +232,9 @@ def test_runs_are_recorded(database):
     batch_id, ids = stored_batch(database, 1)
     claimed = must_take(database, ids[0])
     with database.write() as c:
-        run_id = store.start_run(c, "w1", now())
-        unfinished = store.start_run(c, "w1", now())
-        totals = store.RunTotals(
+        run_id = workers.start_run(c, "w1", now())
+        unfinished = workers.start_run(c, "w1", now())
+        totals = RunTotals(
             steps=3,
             jobs_finished=1,
             mean_depth=2.5,
@@ -242,15 +243,15 @@ def test_runs_are_recorded(database):
             depth_reasons={"off:cost": 2, "lookup": 1},
             target_seconds=1.5,
         )
-        store.finish_run(c, run_id, totals, now())
+        workers.finish_run(c, run_id, totals, now())
         rows = {row.id: row for row in c.execute(select(runs))}
     assert all(getattr(rows[run_id], name) == value for name, value in asdict(totals).items())
     assert rows[unfinished].depth_reasons is rows[unfinished].target_seconds is None
     assert succeed(database, claimed, run_id=run_id)
     with database.read() as c:
-        assert next(store.iter_results(c, batch_id)).run_id == run_id
+        assert next(results.iter_results(c, batch_id)).run_id == run_id
         with pytest.raises(NotFoundError):
-            store.get_job(c, 999_999)
+            results.get_job(c, 999_999)
 
 
 def test_a_last_attempt_can_be_spared(database):
@@ -258,20 +259,20 @@ def test_a_last_attempt_can_be_spared(database):
     for _ in range(2):
         must_take(database, ids[0])
         with database.write() as c:
-            store.reclaim(c, "w1", now())
+            leases.reclaim(c, "w1", now())
     with database.write() as c:
-        assert store.claim(c, ids[0], worker_id="w1", now=now(), spare_last_attempt=True) is None
-        assert store.awaits_last_attempt(c, ids[0])
-        claimed = store.claim(c, ids[0], worker_id="w1", now=now())
+        assert leases.claim(c, ids[0], worker_id="w1", now=now(), spare_last_attempt=True) is None
+        assert leases.awaits_last_attempt(c, ids[0])
+        claimed = leases.claim(c, ids[0], worker_id="w1", now=now())
         assert claimed is not None
         assert claimed.attempts == 3
-        assert not store.awaits_last_attempt(c, ids[0]), "it runs"
-        assert not store.awaits_last_attempt(c, ids[1])
-        assert not store.awaits_last_attempt(c, 999_999)
-        assert store.claim(c, ids[1], worker_id="w1", now=now(), spare_last_attempt=True) is not None
+        assert not leases.awaits_last_attempt(c, ids[0]), "it runs"
+        assert not leases.awaits_last_attempt(c, ids[1])
+        assert not leases.awaits_last_attempt(c, 999_999)
+        assert leases.claim(c, ids[1], worker_id="w1", now=now(), spare_last_attempt=True) is not None
 
 
 def test_an_only_attempt_is_no_last_one(database):
     _, ids = stored_batch(database, 1, max_attempts=1)
     with database.write() as c:
-        assert store.claim(c, ids[0], worker_id="w1", now=now(), spare_last_attempt=True) is not None
+        assert leases.claim(c, ids[0], worker_id="w1", now=now(), spare_last_attempt=True) is not None

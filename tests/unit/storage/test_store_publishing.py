@@ -2,13 +2,15 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from helix_jobs.storage import store
+from helix_jobs.new_job import NewJob
+from helix_jobs.storage import control, leases, publishing
+from helix_jobs.storage.batches import insert_jobs, seal_batch
 from tests.store_helpers import must_take, now, register, stored_batch
 
 
 def _publishable(database, limit=100):
     with database.read() as c:
-        return [(job.id, job.priority) for job in store.publishable(c, limit)]
+        return [(job.id, job.priority) for job in publishing.publishable(c, limit)]
 
 
 def test_most_urgent_first_then_oldest_over_all_batches(database):
@@ -36,12 +38,12 @@ def test_pages_of_interleaved_batches_lose_nothing(database):
     batches = [stored_batch(database, 1, seal=False)[0] for _ in range(2)]
     for start in range(0, 400, 40):
         for batch_id in batches:
-            lines = [store.NewJob(line=start + i + 2, custom_id=None, request={"prompt": "x"}) for i in range(40)]
+            lines = [NewJob(line=start + i + 2, custom_id=None, request={"prompt": "x"}) for i in range(40)]
             with database.write() as c:
-                store.insert_jobs(c, batch_id, lines, now())
+                insert_jobs(c, batch_id, lines, now())
     with database.write() as c:
         for batch_id in batches:
-            store.seal_batch(c, batch_id, 401, "d")
+            seal_batch(c, batch_id, 401, "d")
     ids = [job_id for job_id, _ in _publishable(database, 1000)]
     assert len(ids) == 802
     assert ids == sorted(ids)
@@ -52,23 +54,23 @@ def test_marked_jobs_are_not_published_again_until_they_seem_lost(database):
     _, ids = stored_batch(database, 4)
     moment = now()
     with database.write() as c:
-        assert store.mark_published(c, ids[:2], moment) == 2
-        assert store.mark_published(c, ids[2:3], moment + timedelta(seconds=5)) == 1
-        assert store.mark_published(c, [], moment) == 0
+        assert publishing.mark_published(c, ids[:2], moment) == 2
+        assert publishing.mark_published(c, ids[2:3], moment + timedelta(seconds=5)) == 1
+        assert publishing.mark_published(c, [], moment) == 0
     assert _publishable(database) == [(ids[3], 0)]
     with database.read() as c:
-        assert store.count_published_queued(c) == 3
-        assert store.latest_published_at(c) == moment + timedelta(seconds=5)
-        assert store.backlog(c) == 4
+        assert publishing.count_published_queued(c) == 3
+        assert publishing.latest_published_at(c) == moment + timedelta(seconds=5)
+        assert publishing.backlog(c) == 4
     with database.write() as c:
-        assert store.republish_unseen(c, moment + timedelta(seconds=1)) == 2
+        assert publishing.republish_unseen(c, moment + timedelta(seconds=1)) == 2
     assert [job_id for job_id, _ in _publishable(database)] == [ids[0], ids[1], ids[3]]
     with database.write() as c:
-        assert store.unmark_published(c, ids[2:3]) == 1
+        assert publishing.unmark_published(c, ids[2:3]) == 1
     assert len(_publishable(database)) == 4
     with database.write() as c:
-        store.mark_published(c, ids[:3], moment + timedelta(days=1))
-        assert store.republish_all(c) == 3
+        publishing.mark_published(c, ids[:3], moment + timedelta(days=1))
+        assert publishing.republish_all(c) == 3
     assert len(_publishable(database)) == 4
 
 
@@ -77,10 +79,10 @@ def test_a_late_mark_does_not_touch_a_claimed_job(database):
     register(database, "w1")
     claimed = must_take(database, ids[0])
     with database.write() as c:
-        assert store.mark_published(c, ids, now()) == 1
+        assert publishing.mark_published(c, ids, now()) == 1
     with database.write() as c:
-        assert store.release(c, claimed.id, claimed.lease, "w1", now())
-        assert store.count_published_queued(c) == 1
+        assert leases.release(c, claimed.id, claimed.lease, "w1", now())
+        assert publishing.count_published_queued(c) == 1
     assert _publishable(database) == [(ids[0], 0)]
 
 
@@ -89,5 +91,5 @@ def test_backlog_counts_what_waits(database):
     register(database, "w1")
     must_take(database, ids[0])
     with database.write() as c:
-        store.cancel_job(c, ids[4])
-        assert store.backlog(c) == 3
+        control.cancel_job(c, ids[4])
+        assert publishing.backlog(c) == 3

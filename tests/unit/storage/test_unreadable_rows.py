@@ -18,9 +18,11 @@ from helix_jobs.errors import UnreadableRowError
 from helix_jobs.results.export import result_row
 from helix_jobs.settings import Settings, sqlite_url
 from helix_jobs.storage import batch_changes as bulk
-from helix_jobs.storage import store
+from helix_jobs.storage import control, leases, results, workers
 from helix_jobs.storage.check import check_rows
+from helix_jobs.storage.records import Reclaimed
 from helix_jobs.storage.schema import jobs
+from helix_jobs.storage.status import batch_status, list_batches
 from helix_jobs.worker.reconciler import Reconciler
 from tests.store_helpers import check_counters, counts, must_take, now, register, stored_batch, succeed
 
@@ -76,7 +78,7 @@ def test_a_machine_at_its_limits_is_no_unreadable_row(make_bench, monkeypatch, e
     def claim(*_args, **_kwargs):
         raise error
 
-    monkeypatch.setattr(store, "claim", claim)
+    monkeypatch.setattr(leases, "claim", claim)
     with pytest.raises(type(error)):
         bench.run(job)[0].result(20)
     assert (bench.rows()[job].state, bench.rows()[job].attempts) == ("queued", 0)
@@ -94,7 +96,7 @@ def test_a_machine_at_its_limits_fails_no_answer(make_bench, monkeypatch, error)
     def finish(*_args, **_kwargs):
         raise error
 
-    monkeypatch.setattr(store, "finish_succeeded", finish)
+    monkeypatch.setattr(leases, "finish_succeeded", finish)
     with pytest.raises(type(error)):
         bench.run(job)[0].result(20)
     assert bench.rows()[job].state == "running"
@@ -128,18 +130,18 @@ def test_a_worker_whose_row_cannot_be_read_holds_up_nobody(sqlite_database, tmp_
     with database.write() as c:
         c.execute(text("UPDATE workers SET heartbeat_at = 'yesterday' WHERE id = 'damaged'"))
     with database.read() as c:
-        assert [worker.id for worker in store.live_workers(c)] == ["alive"]
-        assert store.worker_heartbeats(c)["damaged"] is None
+        assert [worker.id for worker in workers.live_workers(c)] == ["alive"]
+        assert workers.worker_heartbeats(c)["damaged"] is None
     found = check_database(Settings(home=tmp_path, redis_url=None, database_url=sqlite_url(database.sqlite_file)))
     assert next(verdict for verdict in found if verdict.subject == "leases").remedy == "run helix db check --repair"
     with database.write() as c:
-        assert store.reclaim(c, "damaged", now()) == store.Reclaimed(requeued=1)
+        assert leases.reclaim(c, "damaged", now()) == Reclaimed(requeued=1)
     assert counts(database, batch_id) == {"queued": 3}
     with database.write() as c:
         c.execute(text("UPDATE workers SET stopped_at = NULL WHERE id = 'damaged'"))
-        assert store.heartbeat(c, "damaged", now())
+        assert workers.heartbeat(c, "damaged", now())
     with database.read() as c:
-        assert {worker.id for worker in store.live_workers(c)} == {"alive", "damaged"}
+        assert {worker.id for worker in workers.live_workers(c)} == {"alive", "damaged"}
 
 
 class OpenBroker:
@@ -167,13 +169,13 @@ def test_a_cancel_whose_time_cannot_be_read_holds_up_nobody(sqlite_database):
     _, ids = stored_batch(database, 3)
     with database.write() as c:
         c.execute(text("UPDATE batches SET cancelled_at = strftime('%s', 'now') WHERE id = :id"), {"id": damaged})
-        begun = store.begin_cancel(c, cancelled)
-        store.cancel_batch(c, other)
+        begun = control.begin_cancel(c, cancelled)
+        control.cancel_batch(c, other)
     broker = OpenBroker()
     Reconciler(database, broker).tick()
     assert broker.messages == ids
     with database.read() as c:
-        assert store.unfinished_cancels(c) == {begun: 1}
+        assert control.unfinished_cancels(c) == {begun: 1}
     assert bulk.retry_batch(database, other) == 1
     assert "values of batches.cancelled_at that cannot be read" in {
         finding.what for finding in check_rows(database, repair=False)
@@ -190,19 +192,19 @@ def test_a_claim_whose_time_cannot_be_read_keeps_its_workers_other_jobs_from_nob
         c.execute(text("UPDATE jobs SET attempts = max_attempts WHERE id != :id"), {"id": ids[2]})
         c.execute(text("UPDATE jobs SET claimed_at = 'yesterday' WHERE id = :id"), {"id": ids[0]})
     with database.write() as c:
-        assert store.reclaim(c, "lost", now()) == store.Reclaimed(requeued=1, failed=2)
+        assert leases.reclaim(c, "lost", now()) == Reclaimed(requeued=1, failed=2)
     assert counts(database, batch_id) == {"failed": 2, "queued": 1}
 
 
-@pytest.mark.parametrize("duty", ["worker_heartbeats", "unfinished_cancels"])
-def test_a_duty_that_fails_keeps_the_reconciler_from_no_other(sqlite_database, monkeypatch, duty):
+@pytest.mark.parametrize(("room", "duty"), [(workers, "worker_heartbeats"), (control, "unfinished_cancels")])
+def test_a_duty_that_fails_keeps_the_reconciler_from_no_other(sqlite_database, monkeypatch, room, duty):
     _, ids = stored_batch(sqlite_database, 3)
     broker = OpenBroker()
 
     def fail(_):
         raise ValueError("not yet known")
 
-    monkeypatch.setattr(store, duty, fail)
+    monkeypatch.setattr(room, duty, fail)
     with pytest.raises(ValueError, match="not yet known"):
         Reconciler(sqlite_database, broker).tick()
     assert broker.messages == ids
@@ -221,7 +223,7 @@ def test_a_batch_whose_times_are_none_is_named_by_whoever_reads_it(sqlite_databa
     with database.write() as c:
         c.execute(text(f"UPDATE {table} SET {column} = 'yesterday'"))  # noqa: S608  (constants)
     with database.read() as c:
-        for read in (store.list_batches, lambda c: store.batch_status(c, batch_id)):
+        for read in (list_batches, lambda c: batch_status(c, batch_id)):
             with pytest.raises(UnreadableRowError, match=r"\(ValueError\).*helix db check"):
                 read(c)
     if column != "started_at":  # which no purge asks for
@@ -233,7 +235,7 @@ def test_a_batch_whose_times_are_none_is_named_by_whoever_reads_it(sqlite_databa
         assert (found.level, "helix db check --repair" in found.remedy) == (Level.FAILED, True)
     assert check_rows(database, repair=True)
     with database.read() as c:
-        assert [status.id for status in store.list_batches(c)] == [batch_id]
+        assert [status.id for status in list_batches(c)] == [batch_id]
 
 
 @pytest.mark.parametrize("value", ["[]", "7", "null", '"text"'])
@@ -242,7 +244,7 @@ def test_a_request_that_is_json_and_no_object_is_empty_and_named(database, value
     bulk.cancel_batch(database, batch_id)
     damage(database, f"UPDATE jobs SET request = '{value}' WHERE id = :id", ids[0])  # noqa: S608  (constants)
     with database.read() as c:
-        damaged, sound = store.iter_results(c, batch_id, include_failed=True)
+        damaged, sound = results.iter_results(c, batch_id, include_failed=True)
     assert (damaged.request, result_row(damaged)["prompt"]) == ({}, None)
     assert sound.request["prompt"]
     (found,) = check_rows(database, repair=False)

@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 
 from helix_jobs.engine.fake_engine import FakeEngine
 from helix_jobs.engine.protocol import EngineCounters
+from helix_jobs.storage.records import QueueFigures
 from helix_jobs.storage.states import OUTCOMES
-from helix_jobs.storage.store import QueueFigures
 from helix_jobs.worker.counters import WorkerCounters
 from helix_jobs.worker.figures import WorkerFigures
 

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import select
 
 from helix_jobs.engine.fake_engine import FakeEngine, FakeFaults
-from helix_jobs.storage import store
+from helix_jobs.new_job import NewJob
+from helix_jobs.storage import batches
 from helix_jobs.storage.group_commit import GroupCommitWriter
+from helix_jobs.storage.records import NewBatch, NewWorker
 from helix_jobs.storage.schema import jobs, results
-from helix_jobs.storage.store import NewBatch, NewJob, NewWorker
 from helix_jobs.worker.gate import JobGate
 from helix_jobs.worker.heartbeat import Heartbeat
 from helix_jobs.worker.request_encoder import RequestEncoder
@@ -89,10 +90,10 @@ class Bench:
         now = datetime.now(UTC)
         with self.database.write() as c:
             name = f"b-{len(self.rows())}"
-            store.create_batch(c, NewBatch(id=name, created_at=now))
+            batches.create_batch(c, NewBatch(id=name, created_at=now))
             lines = [NewJob(line=n, custom_id=None, request=r) for n, r in enumerate(requests, 1)]
-            store.insert_jobs(c, name, lines, now)
-            store.seal_batch(c, name, len(requests), "digest")
+            batches.insert_jobs(c, name, lines, now)
+            batches.seal_batch(c, name, len(requests), "digest")
             return list(c.execute(select(jobs.c.id).where(jobs.c.batch_id == name).order_by(jobs.c.line)).scalars())
 
     def rows(self) -> dict[int, Any]:

@@ -10,10 +10,10 @@ import pytest
 from sqlalchemy import update
 
 from helix_jobs.broker.publisher import CeleryPublisher, EmbeddedBroker, QueueNames
-from helix_jobs.storage import store
+from helix_jobs.storage import publishing
 from helix_jobs.storage.check import check_rows
+from helix_jobs.storage.records import PublishableJob
 from helix_jobs.storage.schema import jobs
-from helix_jobs.storage.store import PublishableJob
 from helix_jobs.timing import Timing
 from helix_jobs.worker.audit import Audit, missing, read_known_ids
 from helix_jobs.worker.reconciler import Reconciler
@@ -99,7 +99,7 @@ def test_a_busy_brokers_lost_message_is_sent_again(database: Database) -> None:
     assert sorted(broker.messages) == sorted(ids)
     assert reconciler.counters.republished == 1
     with database.read() as c:
-        assert set(store.published_queued(c)) == set(ids)
+        assert set(publishing.published_queued(c)) == set(ids)
 
 
 def test_a_job_that_was_put_off_is_not_called_lost(database: Database, caplog: pytest.LogCaptureFixture) -> None:
@@ -157,16 +157,16 @@ def test_a_mark_that_is_no_time_costs_its_job_alone(
     # An empty broker is asked about the newest alone.
     assert ("1 job cannot be read as published" in caplog.text) is (least == 1 or garbage > "2")
     with sqlite_database.read() as c:
-        assert set(store.published_queued(c)) == set(ids)
+        assert set(publishing.published_queued(c)) == set(ids)
 
 
 def test_a_mark_that_is_no_time_is_put_right_by_the_check(sqlite_database: Database) -> None:
     _, ids = stored_batch(sqlite_database, 2)
     with sqlite_database.write() as c:
-        store.mark_published(c, ids, now())
+        publishing.mark_published(c, ids, now())
         c.exec_driver_sql("UPDATE jobs SET published_at = 'yesterday' WHERE id = ?", (ids[0],))
     (finding,) = check_rows(sqlite_database, repair=True)
     assert finding.what == "values of jobs.published_at that cannot be read"
     assert check_rows(sqlite_database, repair=False) == []
     with sqlite_database.read() as c:
-        assert set(store.published_queued(c)) == {ids[1]}
+        assert set(publishing.published_queued(c)) == {ids[1]}

@@ -7,7 +7,7 @@ import pytest
 
 from helix_jobs.broker.stranded_messages import StrandedMessages
 from helix_jobs.errors import BrokerUnreachableError, DatabaseUnreachableError
-from helix_jobs.storage import store
+from helix_jobs.storage import leases, publishing, workers
 from helix_jobs.storage.process_identity import Here
 from helix_jobs.timing import Timing
 from helix_jobs.worker.reconciler import (
@@ -80,7 +80,7 @@ def _tick(reconciler, clock, database, seconds, *, beating=("me",)):
         clock.seconds += 1.0
         with database.write() as c:
             for worker_id in beating:
-                store.heartbeat(c, worker_id, now())
+                workers.heartbeat(c, worker_id, now())
         reconciler.tick()
 
 
@@ -101,7 +101,7 @@ def test_a_silent_worker_loses_its_jobs_and_they_are_published_again(database):
     assert reconciler.counters.requeued == 1
     assert ids[0] in broker.messages
     with database.read() as c:
-        assert {row.id for row in store.live_workers(c)} == {"me", "alive"}
+        assert {row.id for row in workers.live_workers(c)} == {"me", "alive"}
 
 
 def test_messages_a_lost_worker_had_taken_are_sent_again_though_the_broker_is_never_empty(database):
@@ -124,7 +124,7 @@ def test_marks_of_a_clock_that_is_ahead_are_taken_off_as_well(database, way):
     register(database, "me", "silent")
     _, ids = stored_batch(database, 5)
     with database.write() as c:
-        store.mark_published(c, ids, now() + timedelta(minutes=5))
+        publishing.mark_published(c, ids, now() + timedelta(minutes=5))
     broker, clock = Broker(), Clock()
     reconciler = _reconciler(database, broker, clock)
     if way == "a worker is lost":
@@ -133,7 +133,7 @@ def test_marks_of_a_clock_that_is_ahead_are_taken_off_as_well(database, way):
         assert reconciler.counters.republished == 5
     elif way == "a worker begins alone":
         with database.write() as c:
-            store.stop_worker(c, "silent", now())
+            workers.stop_worker(c, "silent", now())
         clear_stranded(database, broker, "me")
     else:
         assert revive_broker(database, Restarted())
@@ -157,12 +157,12 @@ def test_a_worker_is_not_given_up_without_its_messages_being_sent_again(database
         raise DatabaseUnreachableError("away")
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "republish_all", fail)
+        patch.setattr(publishing, "republish_all", fail)
         with pytest.raises(DatabaseUnreachableError):
             _tick(reconciler, clock, database, 32)
     with database.read() as c:
-        assert [worker.id for worker in store.live_workers(c)] == ["me", "silent"]
-        assert store.held_leases(c, "silent") == {ids[0]: 1}
+        assert [worker.id for worker in workers.live_workers(c)] == ["me", "silent"]
+        assert leases.held_leases(c, "silent") == {ids[0]: 1}
     _tick(reconciler, clock, database, 32)
     assert set(ids[:2]) <= set(broker.messages)
 
@@ -177,7 +177,7 @@ def test_time_nobody_watched_is_no_silence(database):
     clock.seconds += 3600
     reconciler.tick()
     with database.read() as c:
-        assert store.held_leases(c, "other") == {ids[0]: 1}
+        assert leases.held_leases(c, "other") == {ids[0]: 1}
 
 
 def test_the_broker_is_kept_at_its_window_most_urgent_first(database):
@@ -203,7 +203,7 @@ def test_jobs_whose_publication_failed_are_published_when_the_broker_is_back(dat
     with pytest.raises(BrokerUnreachableError):
         reconciler.tick()
     with database.read() as c:
-        assert store.count_published_queued(c) == 0
+        assert publishing.count_published_queued(c) == 0
     broker.away = False
     reconciler.tick()
     assert broker.messages == ids
@@ -246,7 +246,7 @@ def test_what_is_stranded_is_forgotten_with_the_commit_alone(database):
     stranded = StrandedMessages()
     stranded.note(ids)
     with database.write() as c:
-        store.mark_published(c, ids, now())
+        publishing.mark_published(c, ids, now())
 
     def fail(_):
         raise RuntimeError("what is done beside it fails")
@@ -290,8 +290,8 @@ def test_predecessors_are_reclaimed_at_once(database):
     with database.write() as c:
         # The same number as this process, which started at another time; and one that nobody here can see.
         me = {"hostname": "host", "pid": os.getpid(), "boot_id": "b", "pid_namespace": "n"}
-        store.register_worker(c, worker("dead", **me, process_started="then"), now())
-        store.register_worker(c, worker("far", **me | {"boot_id": "another"}, process_started="then"), now())
+        workers.register_worker(c, worker("dead", **me, process_started="then"), now())
+        workers.register_worker(c, worker("far", **me | {"boot_id": "another"}, process_started="then"), now())
     must_take(database, ids[0], "dead")
     must_take(database, ids[1], "far")
     reconciler = _reconciler(database, Broker(), Clock())

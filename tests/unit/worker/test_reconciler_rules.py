@@ -6,8 +6,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from helix_jobs.storage import store
 from helix_jobs.storage.process_identity import Here
+from helix_jobs.storage.records import NewWorker, Worker
 from helix_jobs.timing import DEFAULT_TIMING as TIMING
 from helix_jobs.worker.judgement import (
     Observation,
@@ -61,8 +61,8 @@ def test_a_worker_never_declares_itself_lost():
 
 def _row(worker_id, **changes):
     new = worker(worker_id, **changes)
-    fields = {name: getattr(new, name) for name in store.NewWorker.__dataclass_fields__}
-    return store.Worker(**fields, started_at=NOON, heartbeat_at=NOON, stopped_at=None)
+    fields = {name: getattr(new, name) for name in NewWorker.__dataclass_fields__}
+    return Worker(**fields, started_at=NOON, heartbeat_at=NOON, stopped_at=None)
 
 
 def test_who_is_certainly_dead_at_my_start():

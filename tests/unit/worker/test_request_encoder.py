@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from helix_jobs.errors import EngineBrokenError, EngineError, ExhaustedError, InvalidRequestError, OutOfMemoryError
-from helix_jobs.storage.store import ClaimedJob
+from helix_jobs.storage.records import ClaimedJob
 from helix_jobs.worker.request_encoder import RequestEncoder
 
 if TYPE_CHECKING:

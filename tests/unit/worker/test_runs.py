@@ -13,7 +13,7 @@ from helix_jobs.engine.protocol import EngineCounters
 from helix_jobs.engine.speculation.depth.controller import DepthReason
 from helix_jobs.observability.logging import configure_logging
 from helix_jobs.storage.group_commit import GroupCommitWriter
-from helix_jobs.storage.store import RunTotals
+from helix_jobs.storage.records import RunTotals
 from helix_jobs.worker.runs import (
     REASON_WORDS,
     DatabaseRunRecorder,

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import select
 
 from helix_jobs.errors import DatabaseReplacedError
-from helix_jobs.storage import store
+from helix_jobs.storage import control, installation, leases, publishing
 from helix_jobs.storage.schema import workers
 from helix_jobs.timing import Timing
 from helix_jobs.worker.heartbeat import Heartbeat, LeaseCheck, compare_leases
@@ -54,8 +54,8 @@ def test_a_late_result_is_fenced(make_bench: Any) -> None:
     (future,) = bench.run(job)
     bench.wait_running(job)
     with bench.database.write() as c:
-        assert store.reclaim(c, "me", datetime.now(UTC)).requeued == 1
-        claim = store.claim(c, job, worker_id="other", now=datetime.now(UTC))
+        assert leases.reclaim(c, "me", datetime.now(UTC)).requeued == 1
+        claim = leases.claim(c, job, worker_id="other", now=datetime.now(UTC))
     bench.engine.close()
     assert future.result(20) is True
     row = bench.rows()[job]
@@ -70,9 +70,9 @@ def test_a_message_that_meets_its_jobs_earlier_run_is_not_lost(make_bench: Any) 
     (job,) = bench.add("endless")
     (future,) = bench.run(job)
     bench.wait_running(job)
-    bench.database.transact(lambda c: store.cancel_job(c, job))
-    bench.database.transact(lambda c: store.retry_batch(c, bench.rows()[job].batch_id))
-    bench.database.transact(lambda c: store.mark_published(c, [job], datetime.now(UTC)))
+    bench.database.transact(lambda c: control.cancel_job(c, job))
+    bench.database.transact(lambda c: control.retry_batch(c, bench.rows()[job].batch_id))
+    bench.database.transact(lambda c: publishing.mark_published(c, [job], datetime.now(UTC)))
     assert bench.service.run_job(job) is True
     bench.heartbeat.check_leases()
     assert future.result(20) is True
@@ -85,7 +85,7 @@ def test_a_database_that_was_exchanged_before_the_worker_entered_its_row_is_noti
     """It has connected, and named its queue after what it found; then the models were loaded for minutes."""
     bench = make_bench()
     with bench.database.read() as c:
-        found = store.installation_id(c)
+        found = installation.installation_id(c)
     Heartbeat(bench.database, WORKER, bench.service, installation=found).register()
     with pytest.raises(DatabaseReplacedError, match="another database has taken its place"):
         Heartbeat(bench.database, WORKER, bench.service, installation="other").start()
@@ -125,7 +125,7 @@ def test_a_heartbeat_over_another_database_says_so_once_and_ends(
     )
     beating.start()
     with monkeypatch.context() as patch:
-        patch.setattr(store, "installation_id", lambda _: "another")
+        patch.setattr(installation, "installation_id", lambda _: "another")
         assert said.wait(20)
     beating.stop()
     assert [type(error) for error in told] == [DatabaseReplacedError]
@@ -135,7 +135,7 @@ def test_a_heartbeat_over_another_database_says_so_once_and_ends(
 def test_a_revived_worker_registers_again(make_bench: Any) -> None:
     bench = make_bench()
     with bench.database.write() as c:
-        store.reclaim(c, "me", datetime.now(UTC))
+        leases.reclaim(c, "me", datetime.now(UTC))
     bench.heartbeat.beat()
     with bench.database.read() as c:
         assert c.execute(select(workers.c.stopped_at)).scalar_one() is None
@@ -145,7 +145,7 @@ def test_a_lease_nobody_works_on_is_handed_back(make_bench: Any) -> None:
     bench = make_bench()
     (job,) = bench.add("a b c")
     with bench.database.write() as c:
-        store.claim(c, job, worker_id="me", now=datetime.now(UTC))
+        leases.claim(c, job, worker_id="me", now=datetime.now(UTC))
     bench.heartbeat.check_leases()
     assert bench.rows()[job].state == "running", "once may be a claim that is just coming in"
     bench.heartbeat.check_leases()

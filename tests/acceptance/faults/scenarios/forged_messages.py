@@ -9,7 +9,7 @@ import socket
 import urllib.request
 from typing import TYPE_CHECKING, Any
 
-from helix_jobs.storage.store import PublishableJob
+from helix_jobs.storage.records import PublishableJob
 from tests.acceptance.faults.oracle import Accepted
 from tests.acceptance.faults.progress import wait_ended
 from tests.acceptance.faults.scenario import Outcome, Size, scenario

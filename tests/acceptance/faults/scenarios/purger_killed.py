@@ -17,10 +17,12 @@ from sqlalchemy import func, select
 
 from helix_jobs.client.purge import plan_purge, purge
 from helix_jobs.errors import NotFoundError
-from helix_jobs.storage import store
+from helix_jobs.storage import purging, status
 from helix_jobs.storage.check import check_rows
+from helix_jobs.storage.records import RunTotals
 from helix_jobs.storage.schema import jobs, results, workers
 from helix_jobs.storage.states import JobState
+from helix_jobs.storage.workers import finish_run, register_worker, start_run, stop_worker
 from tests.acceptance.faults.plan import Plan
 from tests.acceptance.faults.scenario import Outcome, Size, scenario
 from tests.ended_batches import ended_batch_of
@@ -109,10 +111,10 @@ class _Doomed:
         self._count = count
         then = now() - LONG_AGO
         with self._database.write() as c:
-            store.register_worker(c, worker("gone"), then)
-            run_id = store.start_run(c, "gone", then)
-            store.finish_run(c, run_id, store.RunTotals(), then)
-            store.stop_worker(c, "gone", then)
+            register_worker(c, worker("gone"), then)
+            run_id = start_run(c, "gone", then)
+            finish_run(c, run_id, RunTotals(), then)
+            stop_worker(c, "gone", then)
         self._ids = [ended_batch_of(self._database, count, age=LONG_AGO) for _ in range(2)]
 
     def look_and_purge(self) -> list[str]:
@@ -129,7 +131,7 @@ class _Doomed:
             broken.append("the next purge took what the dead one had not begun")
         with self._database.read() as c:
             left = set(c.execute(select(jobs.c.batch_id).where(jobs.c.batch_id.in_(self._ids)).distinct()).scalars())
-            if store.half_purged(c):
+            if purging.half_purged(c):
                 broken.append("the next purge left a batch half removed")
         if left != visible:
             broken.append(f"jobs are left of {left}, to be seen are {visible}")
@@ -143,7 +145,7 @@ class _Doomed:
 
     def _visible(self) -> set[str]:
         with self._database.read() as c:
-            return set(self._ids) & set(store.batch_ids(c))
+            return set(self._ids) & set(status.batch_ids(c))
 
     def _check(self, when: str) -> Iterator[str]:
         """Each batch is to be seen whole, or not at all."""
@@ -157,7 +159,7 @@ class _Doomed:
                 if answered != rows:
                     yield f"{when}: {answered} answers of {rows} jobs"
                 try:
-                    succeeded = store.batch_status(c, batch_id).counts[JobState.SUCCEEDED]
+                    succeeded = status.batch_status(c, batch_id).counts[JobState.SUCCEEDED]
                 except NotFoundError:
                     if batch_id in visible:
                         yield f"{when}: {batch_id} is listed and not found"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from helix_jobs.storage.store import PublishableJob
+from helix_jobs.storage.records import PublishableJob
 from helix_jobs.timing import DEFAULT_TIMING
 from tests.acceptance.faults.plan import Plan
 from tests.acceptance.faults.scenario import Outcome, Size, scenario
