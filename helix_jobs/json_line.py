@@ -1,4 +1,4 @@
-"""A value as JSON on one line, whoever looks for the line's end."""
+"""JSON text: for a line of its own, and for the database."""
 
 from __future__ import annotations
 
@@ -14,3 +14,8 @@ def json_line(value: object) -> str:
     """Return JSON text, UTF-8 characters as they are, in which nothing but its end can be taken for a line's end."""
     text = json.dumps(value, ensure_ascii=False)
     return text if text.isascii() else text.translate(_LINE_ENDS)
+
+
+def compact_json(value: object) -> str:
+    """Return JSON text without blanks, characters as they are: escapes would triple most of the world's prompts."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)

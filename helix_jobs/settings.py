@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
+from helix_jobs.bounds import MAX_BATCH_SIZE, MAX_NEW_TOKENS, MAX_SPECULATION_DEPTH
 from helix_jobs.errors import ConfigurationError
 from helix_jobs.files import PRIVATE_DIRECTORY, is_open_to_others, require_own_directory
 from helix_jobs.redis_url import checked_redis_url
@@ -24,10 +25,6 @@ logger = logging.getLogger(__name__)
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 LOG_FORMATS: Final = ("text", "json")
 DTYPES: Final = ("auto", "float32", "float16", "bfloat16", "int8")
-MAX_DEPTH: Final = 16
-# Batch slots where neither a setting nor the device says otherwise.
-USUAL_BATCH_SIZE: Final = 32
-MAX_NEW_TOKENS: Final = 131_072
 # Any of these in a directory says that it has been a HELIX_HOME before.
 _MARKS_OF_A_HOME: Final = frozenset({"helix.db", "broker", "worker.log"})
 
@@ -120,7 +117,7 @@ class Settings:
     max_batch_size: int | None = field(
         default=None,
         metadata=declared(
-            WholeNumber(1, 4096),
+            WholeNumber(1, MAX_BATCH_SIZE),
             "Sequences that run at once; default: what the device likes.",
             "--max-batch-size",
         ),
@@ -136,7 +133,7 @@ class Settings:
     speculation_depth: int | None = field(
         default=None,
         metadata=declared(
-            WholeNumber(0, MAX_DEPTH, none="auto"),
+            WholeNumber(0, MAX_SPECULATION_DEPTH, none="auto"),
             "Tokens drafted ahead: auto chooses each step by what pays, 0 to 16 is fixed, 0 turns speculation off.",
             "--speculation-depth",
             "auto|K",

@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from helix_jobs.bench.workloads import build_requests, greedy
-from helix_jobs.engine.config import DEFAULT_BLOCK_SIZE, MAX_SPECULATION_DEPTH, NO_DRAFT, EngineConfig, defaults_for
+from helix_jobs.bounds import MAX_SPECULATION_DEPTH
+from helix_jobs.engine.config import DEFAULT_BLOCK_SIZE, NO_DRAFT, EngineConfig, defaults_for
 from helix_jobs.engine.devices.devices import free_memory, total_memory
 from helix_jobs.engine.engine import Engine
 from helix_jobs.engine.loading.attention_trial import with_faster_attention

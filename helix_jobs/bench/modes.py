@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Final
 
-from helix_jobs.engine.config import MAX_SPECULATION_DEPTH, NO_DRAFT, DraftSpec, SpeculationConfig
+from helix_jobs.bounds import MAX_SPECULATION_DEPTH
+from helix_jobs.engine.config import NO_DRAFT, DraftSpec, SpeculationConfig
 from helix_jobs.errors import ConfigurationError
 
 if TYPE_CHECKING:

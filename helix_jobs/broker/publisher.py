@@ -13,6 +13,7 @@ import threading
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from helix_jobs.bounds import MAX_PRIORITY
 from helix_jobs.broker.embedded import EmbeddedBroker, socket_url
 from helix_jobs.broker.faults import broker_errors
 from helix_jobs.broker.queue_names import PRIORITIES, QueueNames, read_queue_names
@@ -48,7 +49,6 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 TASK_NAME: Final = "helix.run_job"
-MAX_PRIORITY: Final = 9
 CONNECT_TIMEOUT: Final = 5.0
 SOCKET_TIMEOUT: Final = 5.0
 PUBLISH_ATTEMPTS: Final = 3

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from helix_jobs.bounds import MAX_NEW_TOKENS
 from helix_jobs.cli.group import HelixCommand, command_line, echo_json, helix_options, open_client
-from helix_jobs.settings import MAX_NEW_TOKENS
 from helix_jobs.wording import counted
 
 if TYPE_CHECKING:

@@ -5,15 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final
 
+from helix_jobs.bounds import DEFAULT_MAX_BATCH_SIZE, MAX_SPECULATION_DEPTH
 from helix_jobs.errors import ConfigurationError
 
 # Trade-off: higher K means more speed-up potential but more wasted compute on a mismatch.
 DEFAULT_SPECULATION_DEPTH: Final = 4
 DEFAULT_MAX_DEPTH: Final = 8
-MAX_SPECULATION_DEPTH: Final = 16
 LOOKUP_DRAFT: Final = "lookup"
 NO_DRAFT: Final = "none"
-DEFAULT_MAX_BATCH_SIZE: Final = 32
 DEFAULT_BLOCK_SIZE: Final = 16
 DEFAULT_TOKEN_BUDGET: Final = 1024
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Final
 
+from helix_jobs.bounds import MAX_NEW_TOKENS
 from helix_jobs.errors import InvalidFieldError
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ MIN_TEMPERATURE: Final = 0.0001
 MAX_STOP_STRINGS: Final = 16
 MAX_STOP_STRING_CHARS: Final = 256
 MAX_STOP_TOKEN_IDS: Final = 64
-MAX_NEW_TOKENS: Final = 131_072
 
 
 class InvalidSamplingParamsError(InvalidFieldError):

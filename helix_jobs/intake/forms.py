@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final
 
+from helix_jobs.bounds import MAX_PRIORITY
 from helix_jobs.errors import InvalidFieldError
 from helix_jobs.intake.chat_fields import check_chat_template_kwargs
 from helix_jobs.intake.fields import BODY_FIELDS, NATIVE_FIELDS, OPENAI_FIELDS, refuse_unknown, refuse_unsupported
@@ -38,7 +39,6 @@ ENDPOINTS: Final = (CHAT_ENDPOINT, COMPLETION_ENDPOINT)
 # Postgres indexes custom_id in a B-tree, whose rows end at 2,704 bytes; 512 characters are at most 2,048.
 MAX_CUSTOM_ID_CHARS: Final = 512
 MAX_METADATA_DEPTH: Final = 32
-MAX_PRIORITY: Final = 9
 _MISSING: Final = "is missing"
 # A whole address, Azure's path without a version or with its deployment, a slash at the end.
 _CHAT_URL: Final = re.compile(r"(?:https?://[^/?#\s]+)?(?:/[\w.-]+)*/chat/completions/?(?:\?[^\s#]*)?")

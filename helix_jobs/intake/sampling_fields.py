@@ -7,7 +7,8 @@ import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
-from helix_jobs.engine.sampling_params import MAX_NEW_TOKENS, SAMPLING_FIELDS, SamplingParams
+from helix_jobs.bounds import MAX_NEW_TOKENS
+from helix_jobs.engine.sampling_params import SAMPLING_FIELDS, SamplingParams
 from helix_jobs.errors import InvalidFieldError
 from helix_jobs.intake.line_faults import Faults
 

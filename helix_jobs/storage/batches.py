@@ -13,6 +13,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
 from helix_jobs.errors import IdempotencyConflictError, NotFoundError
+from helix_jobs.json_line import compact_json
 from helix_jobs.storage import counters
 from helix_jobs.storage.records import NewBatch, StoredBatch
 from helix_jobs.storage.schema import BATCH_IS_THERE, batches, jobs
@@ -176,7 +177,7 @@ def delete_batch(c: Connection, batch_id: str) -> bool:
 def _insert_sqlite(c: Connection, batch_id: str, new_jobs: Sequence[NewJob], queued_at: datetime) -> int:
     stored_at = format(queued_at.astimezone(UTC), "%Y-%m-%d %H:%M:%S.%f")
     rows = [
-        (batch_id, job.line, job.custom_id, _dumps(job.request), job.priority, job.max_attempts, stored_at)
+        (batch_id, job.line, job.custom_id, compact_json(job.request), job.priority, job.max_attempts, stored_at)
         for job in new_jobs
     ]
     return c.exec_driver_sql(_INSERT_JOBS_SQLITE, rows).rowcount
@@ -193,16 +194,12 @@ def _insert_postgres(c: Connection, batch_id: str, new_jobs: Sequence[NewJob], q
         }
         for job in new_jobs
     ]
-    parameters = {"batch_id": batch_id, "queued_at": queued_at, "rows": _dumps(rows)}
+    parameters = {"batch_id": batch_id, "queued_at": queued_at, "rows": compact_json(rows)}
     return c.execute(_INSERT_JOBS_POSTGRES, parameters).rowcount
 
 
-def _dumps(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-
-
 def _check_same_content(c: Connection, batch_id: str, new_jobs: Sequence[NewJob]) -> None:
-    wanted = {job.line: (job.custom_id, json.loads(_dumps(job.request)), job.priority) for job in new_jobs}
+    wanted = {job.line: (job.custom_id, json.loads(compact_json(job.request)), job.priority) for job in new_jobs}
     query = select(jobs.c.line, jobs.c.custom_id, jobs.c.request, jobs.c.priority).where(
         jobs.c.batch_id == batch_id, jobs.c.line.in_(bindparam("lines", expanding=True))
     )

@@ -10,7 +10,6 @@ Which schema a database stands at, and moving it, is ``migration.py``; whose fau
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import NullPool
 
 from helix_jobs.errors import ConfigurationError, DatabaseUnreachableError
+from helix_jobs.json_line import compact_json
 from helix_jobs.redaction import redact
 from helix_jobs.storage import counters
 from helix_jobs.storage.calls_in_flight import CallsInFlight
@@ -242,13 +242,8 @@ class Database:
         connection.exec_driver_sql(postgres_engine.transaction_settings(limit, idle))
 
 
-def _dumps(value: object) -> str:
-    """Compact, and text as it is: escaping would triple the size of most of the world's prompts."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-
-
 _OPTIONS: Final[dict[str, Any]] = {
-    "json_serializer": _dumps,
+    "json_serializer": compact_json,
     "pool_size": 4,
     "max_overflow": 28,
 }

@@ -1,4 +1,4 @@
-"""JobState and the transitions the store allows; BatchState derived from counts."""
+"""JobState, and BatchState derived from counts."""
 
 from __future__ import annotations
 
@@ -21,17 +21,6 @@ class JobState(StrEnum):
 
 FINAL_STATES: Final = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
 RUNNABLE_STATES: Final = frozenset({JobState.QUEUED, JobState.RUNNING})
-
-TRANSITIONS: Final[Mapping[JobState, frozenset[JobState]]] = {
-    # claim; cancel; a row that cannot be read
-    JobState.QUEUED: frozenset({JobState.RUNNING, JobState.CANCELLED, JobState.FAILED}),
-    # finish; cancel; reclaim and hand-back
-    JobState.RUNNING: FINAL_STATES | {JobState.QUEUED},
-    JobState.SUCCEEDED: frozenset(),
-    # retry by hand
-    JobState.FAILED: frozenset({JobState.QUEUED}),
-    JobState.CANCELLED: frozenset({JobState.QUEUED}),
-}
 
 
 class ErrorCode(StrEnum):

@@ -54,7 +54,6 @@ class ActiveJobs:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._ended = threading.Condition(self._lock)
         self._jobs: dict[int, ActiveJob] = {}
         self._is_closed = False
         self._given_up: Withdrawn | None = None
@@ -103,7 +102,6 @@ class ActiveJobs:
         """End the work on a job; return whether it was called again."""
         with self._lock:
             del self._jobs[job.job_id]
-            self._ended.notify_all()
             return job.called_again
 
     def close(self) -> bool:
@@ -122,8 +120,3 @@ class ActiveJobs:
         with self._lock:
             self._is_closed, self._given_up = True, why
             return [job for job in self._jobs.values() if job.claim is not None]
-
-    def wait_until_none(self, timeout: float) -> bool:
-        """Wait until none is worked on; False after ``timeout`` seconds."""
-        with self._lock:
-            return self._ended.wait_for(lambda: not self._jobs, timeout)

@@ -220,10 +220,6 @@ class WorkerService:
         """Give up every job and write nothing: the engine broke on them, so the attempt counts (see ``reclaim``)."""
         self._give_up(Withdrawn.LEASE_LOST)
 
-    def wait_idle(self, timeout: float) -> bool:
-        """Wait until no job is worked on; False after ``timeout`` seconds."""
-        return self._jobs.wait_until_none(timeout)
-
     def stop(self, timeout: float) -> bool:
         """End the engine's thread, after its step; False if that takes longer. For when no job runs."""
         with self._lock:

@@ -16,6 +16,7 @@ PACKAGE = Path(helix_jobs.__file__).parent
 FOUNDATIONS = {
     "child_process": set(),
     "_version": set(),
+    "bounds": set(),
     "errors": set(),
     "exhaustion": set(),
     "files": {"errors"},
@@ -29,7 +30,7 @@ FOUNDATIONS = {
     "redis_url": {"errors", "redaction"},
     "setting": {"errors"},
     "token_counts": set(),
-    "settings": {"errors", "files", "redis_url", "setting"},
+    "settings": {"bounds", "errors", "files", "redis_url", "setting"},
     "timing": {"errors"},
     "wording": set(),
     "helix_jobs": {"_version", "client", "values"},  # the public names, imported when they are first used

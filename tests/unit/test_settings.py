@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from helix_jobs.engine.config import DEFAULT_MAX_BATCH_SIZE, MAX_SPECULATION_DEPTH, DraftSpec
+from helix_jobs.engine.config import DraftSpec
 from helix_jobs.errors import ConfigurationError
-from helix_jobs.settings import MAX_DEPTH, USUAL_BATCH_SIZE, Settings
+from helix_jobs.settings import Settings
 
 DEFAULTS = Settings.from_environment({})
 
@@ -38,11 +38,6 @@ def test_depths(text, depth):
 def test_other_depths_are_refused_with_what_is_accepted(text):
     with pytest.raises(ConfigurationError, match=r"HELIX_SPECULATION_DEPTH is .*from 0 to 16, or auto"):
         Settings.from_environment({"HELIX_SPECULATION_DEPTH": text})
-
-
-def test_settings_and_engine_agree_on_the_deepest_depth_and_the_usual_batch():
-    assert MAX_DEPTH == MAX_SPECULATION_DEPTH
-    assert USUAL_BATCH_SIZE == DEFAULT_MAX_BATCH_SIZE
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any, Final
 from celery import Celery
 from celery.signals import worker_init
 
+from helix_jobs.bounds import DEFAULT_MAX_BATCH_SIZE
 from helix_jobs.broker.celery.service import bound_service
 from helix_jobs.broker.publisher import broker_url, read_queue_names, transport_options
 from helix_jobs.errors import HelixError
-from helix_jobs.settings import USUAL_BATCH_SIZE, Settings
+from helix_jobs.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -58,7 +59,7 @@ def celery_settings(settings: Settings, names: QueueNames) -> Mapping[str, Any]:
         "event_exchange": names.events,
         "worker_pool": "helix_jobs.broker.celery.pool:TaskPool",
         # A worker without a setting puts in what its engine has chosen for the device.
-        "worker_concurrency": concurrency(settings.max_batch_size or USUAL_BATCH_SIZE),
+        "worker_concurrency": concurrency(settings.max_batch_size or DEFAULT_MAX_BATCH_SIZE),
         "worker_prefetch_multiplier": 2,
         "worker_enable_prefetch_count_reduction": False,
         "broker_connection_retry": True,

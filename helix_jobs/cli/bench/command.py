@@ -16,6 +16,7 @@ from helix_jobs.bench.chart import check_chart_path, write_chart
 from helix_jobs.bench.modes import all_modes, parse_speculation
 from helix_jobs.bench.plan import BenchPlan
 from helix_jobs.bench.workloads import WORKLOADS
+from helix_jobs.bounds import MAX_NEW_TOKENS
 from helix_jobs.cli.bench.options import (
     STANDARD_OUTPUT,
     check_json_file,
@@ -90,7 +91,9 @@ def _bench_options(function: Callable[..., None]) -> Callable[..., None]:
             metavar="N,...",
             help="Sequences that run at once; every size is measured.",
         ),
-        click.option("--max-tokens", type=click.IntRange(1, 131_072), help="New tokens of every request at most."),
+        click.option(
+            "--max-tokens", type=click.IntRange(1, MAX_NEW_TOKENS), help="New tokens of every request at most."
+        ),
         click.option("--repeat", type=click.IntRange(1, 1000), default=3, show_default=True, help="Rounds."),
         click.option(
             "--against",

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from helix_jobs.bench.peer import PEERS
+from helix_jobs.bounds import MAX_BATCH_SIZE
 from helix_jobs.cli.group import echo_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 STANDARD_OUTPUT: Final = "-"
-_LARGEST_BATCH: Final = 4096
 
 
 def json_option(function: Callable[..., None]) -> Callable[..., None]:
@@ -72,8 +72,8 @@ def read_batch_size(text: str) -> int:
     Raises:
         ValueError: It is no number from 1 to 4096.
     """
-    if not (text.isdecimal() and 1 <= int(text) <= _LARGEST_BATCH):
-        raise ValueError(f"{text!r} is no batch size; give numbers from 1 to {_LARGEST_BATCH}, such as 1,8,32")
+    if not (text.isdecimal() and 1 <= int(text) <= MAX_BATCH_SIZE):
+        raise ValueError(f"{text!r} is no batch size; give numbers from 1 to {MAX_BATCH_SIZE}, such as 1,8,32")
     return int(text)
 
 

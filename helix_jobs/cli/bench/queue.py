@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from helix_jobs.bounds import DEFAULT_MAX_BATCH_SIZE, MAX_BATCH_SIZE
 from helix_jobs.cli.bench.options import STANDARD_OUTPUT, check_json_file, json_option, write_json
 from helix_jobs.cli.group import CONTEXT_SETTINGS, INTERRUPTED, HelixCommand, settings_option
 from helix_jobs.errors import HelixError
@@ -52,7 +53,11 @@ def _terminated_like_interrupted() -> Iterator[None]:
 @click.option("--jobs", type=click.IntRange(1, 100_000_000), default=100_000, show_default=True, help="Jobs a batch.")
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="Worker processes.")
 @click.option(
-    "--batch-size", type=click.IntRange(1, 4096), default=32, show_default=True, help="Batch slots of each worker."
+    "--batch-size",
+    type=click.IntRange(1, MAX_BATCH_SIZE),
+    default=DEFAULT_MAX_BATCH_SIZE,
+    show_default=True,
+    help="Batch slots of each worker.",
 )
 @click.option(
     "--database",

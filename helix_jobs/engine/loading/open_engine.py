@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from helix_jobs.settings import USUAL_BATCH_SIZE
+from helix_jobs.bounds import DEFAULT_MAX_BATCH_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,7 +26,7 @@ def load_engine(settings: Settings, on_progress: Callable[[str], None] | None = 
     if settings.engine == "fake":
         from helix_jobs.engine.fake_engine import FakeEngine
 
-        return FakeEngine.from_environment(max_batch_size=settings.max_batch_size or USUAL_BATCH_SIZE)
+        return FakeEngine.from_environment(max_batch_size=settings.max_batch_size or DEFAULT_MAX_BATCH_SIZE)
     from helix_jobs.engine.loading.load_engine import load_engine as load
 
     return load(settings, on_progress)

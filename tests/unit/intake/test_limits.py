@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from helix_jobs import HelixClient
-from helix_jobs.engine.sampling_params import MAX_NEW_TOKENS, SamplingParams
+from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.errors import BadLine, ConfigurationError, InputError, InvalidInputError
 from helix_jobs.intake.limits import MAX_MESSAGES, MAX_METADATA_CHARS, Limits
 from helix_jobs.intake.lines import LineReader
-from helix_jobs.settings import MAX_NEW_TOKENS as SETTINGS_MAX_NEW_TOKENS
 from helix_jobs.settings import Settings
 
 if TYPE_CHECKING:
@@ -102,7 +101,6 @@ def test_a_batch_over_the_limit_stores_nothing_and_names_the_line(tmp_path):
 
 
 def test_the_limits_are_settings():
-    assert SETTINGS_MAX_NEW_TOKENS == MAX_NEW_TOKENS
     read = Settings.from_environment(
         {"HELIX_MAX_JOBS_PER_BATCH": "5", "HELIX_MAX_PROMPT_CHARS": "6", "HELIX_MAX_TOKENS_PER_JOB": "7"}
     )

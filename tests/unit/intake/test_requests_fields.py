@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helix_jobs.engine.sampling_params import MAX_NEW_TOKENS, SAMPLING_FIELDS
+from helix_jobs.bounds import MAX_NEW_TOKENS
+from helix_jobs.engine.sampling_params import SAMPLING_FIELDS
 from helix_jobs.errors import BadLine
 from helix_jobs.intake.fields import BODY_FIELDS
 from helix_jobs.new_job import NewJob

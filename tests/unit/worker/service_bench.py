@@ -113,7 +113,7 @@ class Bench:
     def close(self) -> None:
         self.service.hand_back()
         self.engine.close()
-        assert self.service.wait_idle(20)
+        wait_until(lambda: self.service.active_count == 0, "the jobs do not end", 20)
         self.pool.shutdown()
         assert self.service.stop(20)
         assert self.writer.close(20)
