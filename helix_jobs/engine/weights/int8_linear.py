@@ -4,8 +4,8 @@ Weights are quantised once, symmetrically, one scale per output row. Activations
 symmetrically, one scale per token. Their product is summed exactly in int32, so a token's result does not depend on
 which other tokens share the batch: a drafter's proposals stay reproducible.
 
-The product itself is, where the CPU has AVX512-VNNI, oneDNN's over weights laid out once; with AVX2 alone, a compiled
-kernel's; else ``torch._int_mm``, which is slow on a CPU. Sums are the same bit for bit.
+The product itself is, where the CPU has AVX512-VNNI, oneDNN's over weights laid out once; else ``torch._int_mm``, which
+is slow on a CPU. Compiled kernels have one for AVX2 alone (``CompiledInt8Linear``). Sums are the same bit for bit.
 
 Trade-off: rounding activations too costs accuracy a weight-only kernel would keep, but an int8 product is faster than
 a bf16 one on a CPU, and a draft only affects speed.

@@ -1,4 +1,4 @@
-"""How keys and values get into the pool on each kind of device."""
+"""How rows of a pool, the cache of keys and values for one, are written on each kind of device."""
 
 from __future__ import annotations
 
