@@ -153,7 +153,7 @@ def test_an_operator_that_fails_is_not_taken_and_not_tried_again(
 def test_a_trial_that_found_no_memory_is_repeated_at_the_next_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention_trial.SdpaAttention, "begin", failing(torch.OutOfMemoryError("out of memory")))
+    monkeypatch.setattr(attention_trial.SdpaAttention, "begin", failing(torch.cuda.OutOfMemoryError("out of memory")))
     assert not is_faster(build_decoder(tiny_model()), tmp_path, lambda _: None)
     assert not list(tmp_path.iterdir())
 
