@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 from helix_jobs.worker.active_jobs import ActiveJob, ActiveJobs, NotTaken
@@ -56,17 +55,6 @@ def test_what_is_given_up_ends_alike_also_where_a_claim_is_under_way() -> None:
     assert jobs.take(3) is NotTaken.CLOSED
     jobs.reopen()
     assert jobs.given_up is None
-
-
-def test_one_waits_until_none_is_worked_on() -> None:
-    jobs = ActiveJobs()
-    assert jobs.wait_until_none(0.0)
-    job = take(jobs, 1)
-    assert not jobs.wait_until_none(0.0)
-    ending = threading.Thread(target=jobs.drop, args=(job,))
-    ending.start()
-    assert jobs.wait_until_none(20.0)
-    ending.join()
 
 
 def test_the_first_word_about_an_end_counts() -> None:
