@@ -33,7 +33,10 @@ HAND_BACK_SECONDS: Final = 5.0
 
 
 class WorkerEnding:
-    """One worker's end. Events come from any thread, and actions are done by one: the one that calls ``supervise``.
+    """One worker's end.
+
+    Events come from any thread. The thread that calls ``supervise`` does what follows from them, in their order; only
+    the timer of the deadline does its own part, as it may wait for the database.
 
     Args:
         requests: What is asked of the worker, by signals and others.
