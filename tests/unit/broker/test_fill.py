@@ -6,7 +6,7 @@ import pytest
 
 from helix_jobs.broker.fill import fill_broker
 from helix_jobs.errors import BrokerUnreachableError
-from helix_jobs.storage import store
+from helix_jobs.storage import publishing
 from tests.store_helpers import stored_batch
 
 
@@ -25,7 +25,7 @@ class Publisher:
 
 def unpublished(database) -> list[int]:
     with database.read() as c:
-        return [job.id for job in store.publishable(c, 1000)]
+        return [job.id for job in publishing.publishable(c, 1000)]
 
 
 def test_it_publishes_in_chunks_until_the_room_is_used(database):
@@ -73,7 +73,7 @@ def test_a_job_is_marked_once_the_broker_has_its_message(database, monkeypatch):
     def die(*_):
         raise RuntimeError("killed")
 
-    monkeypatch.setattr(store, "mark_published", die)
+    monkeypatch.setattr(publishing, "mark_published", die)
     with pytest.raises(RuntimeError):
         list(fill_broker(database, publisher, 100, 2))
     assert publisher.chunks == [ids]
