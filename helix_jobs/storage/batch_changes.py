@@ -35,7 +35,8 @@ _UNSUCCESSFUL: Final = (JobState.FAILED, JobState.CANCELLED)
 def cancel_batch(database: Database, batch_id: str) -> int:
     """Cancel every queued and running job of the batch; finished ones stay. Returns how many were cancelled.
 
-    See ``control.cancel_batch``.
+    A running job's worker loses its lease: it aborts at its next heartbeat, and a result that comes earlier is fenced.
+    A batch that is not sealed is deleted: its jobs were never accepted. A submission still at it finds it gone.
 
     Raises:
         NotFoundError: No such batch.
@@ -53,7 +54,7 @@ def finish_cancel(database: Database, begun: Change, keep_on: Callable[[], bool]
 def retry_batch(database: Database, batch_id: str) -> int:
     """Queue the failed and cancelled jobs of the batch again with fresh attempts; returns how many.
 
-    See ``control.retry_batch``.
+    What succeeded stays as it is. The lease is not reset: a worker still busy with the earlier attempt stays fenced.
 
     Raises:
         NotFoundError: No such batch.

@@ -25,12 +25,11 @@ if TYPE_CHECKING:
 # One statement: a row that moves between the two states while the statement waits for its lock still matches.
 _CANCELLABLE: Final = text("state IN ('queued', 'running')")
 _UNSUCCESSFUL: Final = text("state IN ('failed', 'cancelled')")
-MAX_LINE: Final = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A cancel or retry of a batch that has begun and whose jobs follow, some lines at a time (``bulk.py``).
+    """A cancel or retry of a batch that has begun and whose jobs follow, some lines at a time (``batch_changes``).
 
     Attributes:
         batch_id: Which.
@@ -40,21 +39,6 @@ class Change:
 
     batch_id: str
     cancelled_at: datetime | None
-
-
-def cancel_batch(c: Connection, batch_id: str, *, now: datetime | None = None) -> int:
-    """Cancel every queued and running job of the batch; finished ones stay. Returns how many were cancelled.
-
-    A running job's worker loses its lease: it aborts at its next heartbeat, and a result that comes earlier is fenced.
-    A batch that is not sealed is deleted: its jobs were never accepted. A submission still at it finds it gone.
-
-    In one transaction; ``bulk.cancel_batch`` does the same in steps, for any number of jobs.
-
-    Raises:
-        NotFoundError: No such batch.
-    """
-    begun = begin_cancel(c, batch_id, now=now)
-    return 0 if begun is None else cancel_lines(c, begun, 0, MAX_LINE) or 0
 
 
 def begin_cancel(c: Connection, batch_id: str, *, now: datetime | None = None) -> Change | None:
@@ -116,20 +100,6 @@ def cancel_job(c: Connection, job_id: int, *, now: datetime | None = None) -> in
     cancelled = _cancel(c, jobs.c.id == job_id, moment)
     _count_cancelled(c, row.batch_id, cancelled, moment)
     return cancelled
-
-
-def retry_batch(c: Connection, batch_id: str, *, now: datetime | None = None) -> int:
-    """Queue the failed and cancelled jobs of the batch again with fresh attempts; returns how many.
-
-    What succeeded stays as it is. The lease is not reset: a worker still busy with the earlier attempt stays fenced.
-
-    In one transaction; ``bulk.retry_batch`` does the same in steps, for any number of jobs.
-
-    Raises:
-        NotFoundError: No such batch.
-        UnfinishedSubmissionError: Its submission did not finish, so there is nothing to try again.
-    """
-    return retry_lines(c, begin_retry(c, batch_id), 0, MAX_LINE, now=now) or 0
 
 
 def begin_retry(c: Connection, batch_id: str) -> Change:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from helix_jobs.storage.database import Database
 
+MAX_LINE: Final = 2**31 - 1
 START: Final = datetime(2026, 1, 1, tzinfo=UTC)
 # "rolled back": the transaction fails once before it succeeds. "unanswered": it is committed, nobody learns of it, and
 # so it is made again.
@@ -260,9 +261,7 @@ class StoreMachine(RuleBasedStateMachine):
             self._cancel_job(_pick(self.job_ids, which), commit)
             return
         batch_id, now = _pick(self.batch_ids, which), self._now()
-        self._both(
-            lambda c: control.cancel_batch(c, batch_id, now=now), lambda: self.model.cancel_batch(batch_id, now), commit
-        )
+        self._both(lambda c: _cancel_batch(c, batch_id, now), lambda: self.model.cancel_batch(batch_id, now), commit)
 
     def _cancel_job(self, job_id: int, commit: str) -> None:
         now = self._now()
@@ -276,7 +275,9 @@ class StoreMachine(RuleBasedStateMachine):
     def _retry(self, batch_id: str, commit: str) -> None:
         now = self._now()
         self._both(
-            lambda c: control.retry_batch(c, batch_id, now=now), lambda: self.model.retry_batch(batch_id, now), commit
+            lambda c: control.retry_lines(c, control.begin_retry(c, batch_id), 0, MAX_LINE, now=now) or 0,
+            lambda: self.model.retry_batch(batch_id, now),
+            commit,
         )
 
     @rule(seconds=st.sampled_from([0, 1, 31, 3600, -3600]))
@@ -357,6 +358,12 @@ def _outcome(call: Callable[[], Any]) -> Any:
         return call()
     except HelixError as error:
         return type(error)
+
+
+def _cancel_batch(c: Connection, batch_id: str, now: datetime) -> int:
+    """All of a batch in one transaction; the product does it in steps."""
+    begun = control.begin_cancel(c, batch_id, now=now)
+    return 0 if begun is None else control.cancel_lines(c, begun, 0, MAX_LINE) or 0
 
 
 def _pick(choices: list[Any], number: int) -> Any:

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import func, select
 
 from helix_jobs.errors import IdempotencyConflictError, NotFoundError
-from helix_jobs.storage import batches, control, leases, publishing
+from helix_jobs.storage import batch_changes, batches, control, leases, publishing
 from helix_jobs.storage.group_commit import GroupCommitWriter
 from helix_jobs.storage.records import NewBatch
 from helix_jobs.storage.results import get_job
@@ -87,9 +87,7 @@ def test_finish_and_cancel_at_once(database):
                 ]
             )
 
-        written, cancelled = _together(
-            finish, lambda batch_id=batch_id: database.transact(lambda c: control.cancel_batch(c, batch_id))
-        )
+        written, cancelled = _together(finish, lambda batch_id=batch_id: batch_changes.cancel_batch(database, batch_id))
         assert cancelled == 3 - sum(written)
         assert status(database, batch_id).done
 
@@ -103,7 +101,7 @@ def test_release_and_cancel_at_once_leave_nothing_behind(database):
         def release(claimed=claimed):
             return database.transact(lambda c: leases.release(c, claimed.id, claimed.lease, "w1", now()))
 
-        _together(release, lambda batch_id=batch_id: database.transact(lambda c: control.cancel_batch(c, batch_id)))
+        _together(release, lambda batch_id=batch_id: batch_changes.cancel_batch(database, batch_id))
         assert counts(database, batch_id) == {"cancelled": 2}
 
 
@@ -117,7 +115,7 @@ def test_claim_and_cancel_at_once(database):
                 lambda c: [leases.claim(c, job_id, worker_id="w1", now=now()) for job_id in reversed(ids)]
             )
 
-        _together(claim, lambda batch_id=batch_id: database.transact(lambda c: control.cancel_batch(c, batch_id)))
+        _together(claim, lambda batch_id=batch_id: batch_changes.cancel_batch(database, batch_id))
         assert counts(database, batch_id) == {"cancelled": 3}
 
 
@@ -173,9 +171,7 @@ def test_a_seal_and_a_cancel_at_once_leave_no_queued_job(database):
                 return False
             return True
 
-        sealed, cancelled = _together(
-            seal, lambda batch_id=batch_id: database.transact(lambda c: control.cancel_batch(c, batch_id))
-        )
+        sealed, cancelled = _together(seal, lambda batch_id=batch_id: batch_changes.cancel_batch(database, batch_id))
         assert cancelled == (3 if sealed else 0)
         if sealed:
             assert counts(database, batch_id) == {"cancelled": 3}
@@ -195,7 +191,7 @@ def test_lines_added_while_their_batch_is_cancelled_go_with_it(database):
                 return False
             return True
 
-        _together(insert, lambda batch_id=batch_id: database.transact(lambda c: control.cancel_batch(c, batch_id)))
+        _together(insert, lambda batch_id=batch_id: batch_changes.cancel_batch(database, batch_id))
         with database.read() as c:
             assert c.execute(select(func.count()).select_from(jobs)).scalar_one() == 0
 
@@ -233,7 +229,7 @@ def test_retry_and_a_running_worker_at_once(database):
         return done
 
     def retry():
-        return [database.transact(lambda c: control.retry_batch(c, batch_id)) for _ in range(10)]
+        return [batch_changes.retry_batch(database, batch_id) for _ in range(10)]
 
     done, retried = _together(work, retry)
     assert all(done)
@@ -280,13 +276,13 @@ class _CarelessWorker:
 def _meddle(database, batch_id, ids, names, seed):
     rng = random.Random(seed)
     changes = (
-        lambda c: control.cancel_batch(c, batch_id),
-        lambda c: control.cancel_job(c, rng.choice(ids)),
-        lambda c: leases.reclaim(c, rng.choice(names), now()),
-        lambda c: control.retry_batch(c, batch_id),
+        lambda: batch_changes.cancel_batch(database, batch_id),
+        lambda: database.transact(lambda c: control.cancel_job(c, rng.choice(ids))),
+        lambda: database.transact(lambda c: leases.reclaim(c, rng.choice(names), now())),
+        lambda: batch_changes.retry_batch(database, batch_id),
     )
     for _ in range(40):
-        database.transact(rng.choice(changes))
+        rng.choice(changes)()
         with database.read() as c:
             check_counters(c, batch_id)
 
@@ -309,7 +305,7 @@ def test_workers_that_die_and_people_who_change_their_minds_lose_nothing(databas
     with database.read() as c:
         assert sum(wrote) == c.execute(select(func.count()).select_from(results)).scalar_one()
     # Whatever state that left, a retry and a last worker complete the batch.
-    database.transact(lambda c: control.cancel_batch(c, batch_id))
-    database.transact(lambda c: control.retry_batch(c, batch_id))
+    batch_changes.cancel_batch(database, batch_id)
+    batch_changes.retry_batch(database, batch_id)
     assert all(succeed(database, claimed) for job_id in ids if (claimed := take(database, job_id)) is not None)
     assert counts(database, batch_id) == {"succeeded": 60}

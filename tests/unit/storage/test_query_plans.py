@@ -40,7 +40,10 @@ POLLED = {
     "worker_heartbeats": (lambda c, _: workers.worker_heartbeats(c), {"ix_jobs_running"}),
     "reclaim": (lambda c, _: leases.reclaim(c, "w1", now()), {"ix_jobs_running"}),
     # By lines, some thousand at a time: the unique index over batch and line.
-    "retry_batch": (control.retry_batch, {"sqlite_autoindex_jobs_2"}),
+    "retry_lines": (
+        lambda c, batch_id: control.retry_lines(c, control.begin_retry(c, batch_id), 0, 2),
+        {"sqlite_autoindex_jobs_2"},
+    ),
     "next_lines": (
         lambda c, batch_id: control.next_lines(c, batch_id, {JobState.FAILED}, 0, 2),
         {"sqlite_autoindex_jobs_2"},

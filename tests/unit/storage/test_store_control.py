@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from helix_jobs.errors import NotFoundError
-from helix_jobs.storage import control, counters, leases, publishing, results
+from helix_jobs.storage import batch_changes, control, counters, leases, publishing, results
 from helix_jobs.storage.records import FinishedJob
 from helix_jobs.storage.states import JobState
 from helix_jobs.storage.status import batch_status, list_batches
@@ -25,7 +25,7 @@ def mixed(database):
 
 def test_cancel_ends_what_has_not_ended(database, mixed):
     batch_id, ids, running = mixed
-    assert database.transact(lambda c: control.cancel_batch(c, batch_id)) == 3
+    assert batch_changes.cancel_batch(database, batch_id) == 3
     assert counts(database, batch_id) == {"succeeded": 1, "failed": 1, "cancelled": 3}
     seen = status(database, batch_id)
     assert seen.state == "cancelled"
@@ -37,13 +37,13 @@ def test_cancel_ends_what_has_not_ended(database, mixed):
         assert leases.held_leases(c, "w1") == {}
         assert publishing.publishable(c, 10) == []
         assert publishing.count_published_queued(c) == 0
-    assert database.transact(lambda c: control.cancel_batch(c, batch_id)) == 0
+    assert batch_changes.cancel_batch(database, batch_id) == 0
 
 
 def test_retry_queues_what_did_not_succeed_and_keeps_the_fence(database, mixed):
     batch_id, ids, running = mixed
-    database.transact(lambda c: control.cancel_batch(c, batch_id))
-    assert database.transact(lambda c: control.retry_batch(c, batch_id)) == 4
+    batch_changes.cancel_batch(database, batch_id)
+    assert batch_changes.retry_batch(database, batch_id) == 4
     assert counts(database, batch_id) == {"succeeded": 1, "queued": 4}
     seen = status(database, batch_id)
     assert (seen.cancelled_at, seen.error_counts, seen.finished_at) == (None, {}, None)
@@ -56,13 +56,13 @@ def test_retry_queues_what_did_not_succeed_and_keeps_the_fence(database, mixed):
         job = results.get_job(c, ids[1])
         assert (job.error_code, job.error_message, job.finished_at, job.attempts) == (None, None, None, 0)
         assert [job.id for job in publishing.publishable(c, 10)] == [ids[1], ids[3], ids[4]]
-    assert database.transact(lambda c: control.retry_batch(c, batch_id)) == 0
+    assert batch_changes.retry_batch(database, batch_id) == 0
 
 
 def test_retry_after_a_retry_still_counts_right(database, mixed):
     batch_id, ids, _ = mixed
     for _ in range(3):
-        database.transact(lambda c: control.retry_batch(c, batch_id))
+        batch_changes.retry_batch(database, batch_id)
         fail(database, must_take(database, ids[1]), code="out_of_memory")
         assert status(database, batch_id).error_counts == {"out_of_memory": 1}
 
@@ -79,8 +79,11 @@ def test_one_job_is_cancelled_alone(database, mixed):
 
 
 def test_unknown_names_are_refused(database):
+    for change in (batch_changes.cancel_batch, batch_changes.retry_batch):
+        with pytest.raises(NotFoundError, match="b-none"):
+            change(database, "b-none")
     with database.write() as c:
-        for call in (control.cancel_batch, control.retry_batch, batch_status, results.iter_results):
+        for call in (batch_status, results.iter_results):
             with pytest.raises(NotFoundError, match="b-none"):
                 call(c, "b-none")
         with pytest.raises(NotFoundError, match="b-none"):
@@ -91,7 +94,7 @@ def test_unknown_names_are_refused(database):
 
 def test_recount_says_what_the_counters_said(database, mixed):
     batch_id, _, _ = mixed
-    database.transact(lambda c: control.cancel_batch(c, batch_id))
+    batch_changes.cancel_batch(database, batch_id)
     before = status(database, batch_id)
     with database.write() as c:
         counters.recount(c, batch_id)

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from sqlalchemy import select, update
 
-from helix_jobs.storage import control, publishing, queue_figures
+from helix_jobs.storage import batch_changes, control, publishing, queue_figures
 from helix_jobs.storage.schema import jobs, workers
 from helix_jobs.storage.states import OUTCOMES
 from helix_jobs.storage.workers import stop_worker
@@ -47,8 +47,7 @@ def test_jobs_are_counted_by_what_became_of_them(database):
     found = figures(database)
     assert (found.queued, found.running) == (3, 1)
     assert found.ended == dict.fromkeys(OUTCOMES, 0) | {"succeeded": 1, "deadline": 2, "cancelled": 1}
-    with database.write() as c:
-        control.retry_batch(c, batch)
+    batch_changes.retry_batch(database, batch)
     found = figures(database)
     assert (found.queued, found.ended["deadline"], found.ended["cancelled"]) == (6, 0, 0)
 
@@ -81,8 +80,7 @@ def test_low_priorities_wait_longest(database):
 def test_jobs_of_unsealed_and_cancelled_batches_do_not_wait(database):
     stored_batch(database, 2, seal=False)
     batch, _ = stored_batch(database, 2)
-    with database.write() as c:
-        control.cancel_batch(c, batch)
+    batch_changes.cancel_batch(database, batch)
     assert figures(database).oldest_queued_at is None
 
 

@@ -170,7 +170,7 @@ def test_a_cancel_whose_time_cannot_be_read_holds_up_nobody(sqlite_database):
     with database.write() as c:
         c.execute(text("UPDATE batches SET cancelled_at = strftime('%s', 'now') WHERE id = :id"), {"id": damaged})
         begun = control.begin_cancel(c, cancelled)
-        control.cancel_batch(c, other)
+    bulk.cancel_batch(database, other)
     broker = OpenBroker()
     Reconciler(database, broker).tick()
     assert broker.messages == ids

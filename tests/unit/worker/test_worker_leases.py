@@ -10,9 +10,10 @@ import pytest
 from sqlalchemy import select
 
 from helix_jobs.errors import DatabaseReplacedError
-from helix_jobs.storage import control, installation, leases, publishing
+from helix_jobs.storage import batch_changes, control, installation, leases, publishing
 from helix_jobs.storage.schema import workers
 from helix_jobs.timing import Timing
+from helix_jobs.worker import heartbeat
 from helix_jobs.worker.heartbeat import Heartbeat, LeaseCheck, compare_leases
 from tests.unit.worker.service_bench import WORKER
 from tests.worker_box import wait_until
@@ -71,7 +72,7 @@ def test_a_message_that_meets_its_jobs_earlier_run_is_not_lost(make_bench: Any) 
     (future,) = bench.run(job)
     bench.wait_running(job)
     bench.database.transact(lambda c: control.cancel_job(c, job))
-    bench.database.transact(lambda c: control.retry_batch(c, bench.rows()[job].batch_id))
+    batch_changes.retry_batch(bench.database, bench.rows()[job].batch_id)
     bench.database.transact(lambda c: publishing.mark_published(c, [job], datetime.now(UTC)))
     assert bench.service.run_job(job) is True
     bench.heartbeat.check_leases()
@@ -125,7 +126,7 @@ def test_a_heartbeat_over_another_database_says_so_once_and_ends(
     )
     beating.start()
     with monkeypatch.context() as patch:
-        patch.setattr(installation, "installation_id", lambda _: "another")
+        patch.setattr(heartbeat, "installation_id", lambda _: "another")
         assert said.wait(20)
     beating.stop()
     assert [type(error) for error in told] == [DatabaseReplacedError]
