@@ -11,13 +11,14 @@ import errno
 import os
 import stat
 import sys
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final, cast
 
 from helix_jobs.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
     from typing import BinaryIO
 
@@ -70,13 +71,32 @@ def read_private(path: Path) -> bytes:
 
 def write_private(path: Path, content: bytes) -> None:
     """Put a file of this content in ``path``'s place, whole or not at all. What stood there is not opened."""
-    partial = path.with_name(f".{path.name}-{token_hex(4)}.partial")
+    with atomic_write(path, f".{path.name}-{token_hex(4)}.partial") as stream:
+        stream.write(content)
+
+
+@contextmanager
+def atomic_write(path: Path, partial: str, mode: int = PRIVATE_FILE) -> Iterator[BinaryIO]:
+    """A stream for a new file, which takes the name ``path`` when the block ends well; otherwise nothing is left of it.
+
+    Args:
+        path: Where to; what stood there is replaced and not opened.
+        partial: The file's name beside it until then; nothing of that name may be there.
+        mode: Of the file, before the umask.
+
+    Raises:
+        OSError: It cannot be made or take the name.
+    """
+    temporary = path.with_name(partial)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(temporary, flags, mode)
     try:
-        with open_private(partial, "xb") as stream:
-            stream.write(content)
-        partial.replace(path)
+        with os.fdopen(descriptor, "wb") as stream:
+            yield stream
+        temporary.replace(path)
     except BaseException:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise
 
 

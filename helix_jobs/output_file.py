@@ -13,11 +13,11 @@ import secrets
 import stat
 import sys
 import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from helix_jobs.errors import ConfigurationError
-from helix_jobs.files import PRIVATE_FILE
+from helix_jobs.files import PRIVATE_FILE, atomic_write
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -98,22 +98,14 @@ def _open_in_place(path: Path) -> BinaryIO:
 @contextmanager
 def _replaced(path: Path) -> Iterator[BinaryIO]:
     before = path.stat() if path.exists() and not path.is_symlink() else None
-    temporary = path.with_name(f".helix-{secrets.token_hex(8)}.tmp")
     # Closed to others until it is as closed as the one it replaces.
     mode = _NEW_FILE if before is None else PRIVATE_FILE
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), mode)
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            yield stream
-            stream.flush()
-            if before is not None:
-                _keep_permissions(stream.fileno(), before)
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            temporary.unlink()
-        raise
+    with atomic_write(path, f".helix-{secrets.token_hex(8)}.tmp", mode) as stream:
+        yield stream
+        stream.flush()
+        if before is not None:
+            _keep_permissions(stream.fileno(), before)
+        os.fsync(stream.fileno())
 
 
 def _keep_permissions(descriptor: int, before: os.stat_result) -> None:

@@ -17,7 +17,7 @@ from helix_jobs.doctor.verdict import Level
 from helix_jobs.engine.kernels.cpu.build import build_library
 from helix_jobs.engine.loading.demo_model import ensure_demo_model
 from helix_jobs.errors import ConfigurationError
-from helix_jobs.files import is_own_program, open_private, read_private, touch_private, write_private
+from helix_jobs.files import atomic_write, is_own_program, open_private, read_private, touch_private, write_private
 from helix_jobs.locks import FileLock
 from helix_jobs.settings import Settings
 from helix_jobs.storage.database import Database
@@ -288,3 +288,22 @@ def test_the_embedded_brokers_files_are_private(tmp_path_factory):
     assert (
         mode(broker.socket_path) == 0o700 if broker.socket_path.exists() else modes.get("broker.sock", 0o700) == 0o700
     )
+
+
+def test_a_write_that_fails_leaves_what_was_there_and_nothing_beside_it(tmp_path):
+    path = tmp_path / "kept"
+    path.write_bytes(b"old")
+    with pytest.raises(RuntimeError), atomic_write(path, "partial") as stream:  # noqa: PT012  (the block is what fails)
+        stream.write(b"half of the n")
+        raise RuntimeError
+    assert [(one.name, one.read_bytes()) for one in tmp_path.iterdir()] == [("kept", b"old")]
+    with atomic_write(path, "partial") as stream:
+        stream.write(b"new")
+    assert [(one.name, one.read_bytes()) for one in tmp_path.iterdir()] == [("kept", b"new")]
+
+
+def test_a_write_follows_no_link_that_waits_under_its_name(tmp_path):
+    (tmp_path / "partial").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(FileExistsError), atomic_write(tmp_path / "kept", "partial"):
+        pass
+    assert not (tmp_path / "elsewhere").exists()
