@@ -102,7 +102,7 @@ def test_a_terminal_is_asked(helix, ended):
 def test_an_interrupted_one_says_how_far_it_came(helix, ended, monkeypatch):
     monkeypatch.setattr(rows, "ROWS", 1)
     batch = ended(3)
-    real, calls = rows.store.purge_lines, []
+    real, calls = rows.purging.purge_lines, []
 
     def interrupt(*arguments):
         calls.append(arguments)
@@ -110,12 +110,12 @@ def test_an_interrupted_one_says_how_far_it_came(helix, ended, monkeypatch):
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(rows.store, "purge_lines", interrupt)
+    monkeypatch.setattr(rows.purging, "purge_lines", interrupt)
     result = helix("purge", batch, "--json")
     assert result.exit_code == 130
     said = json.loads(result.stdout)
     assert (said["interrupted"], said["jobs"], said["batches"]) == (True, 2, 0)
-    monkeypatch.setattr(rows.store, "purge_lines", real)
+    monkeypatch.setattr(rows.purging, "purge_lines", real)
     assert json.loads(helix("list", "--json").stdout) == []
     done = helix("purge", "--older-than", "9w")
     assert "Removed: 1 batch with 1 job" in done.stdout

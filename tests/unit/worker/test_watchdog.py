@@ -192,7 +192,7 @@ def test_without_descriptors_it_names_the_limit_and_gives_up(database, monkeypat
     shortage: OSError | None = OSError(number, "Too many open files")
     monkeypatch.setattr("helix_jobs.worker.watchdog.missing_descriptor", lambda: shortage)
     if not database_answers:
-        monkeypatch.setattr("helix_jobs.worker.watchdog.store.backlog", _away)
+        monkeypatch.setattr("helix_jobs.worker.watchdog.publishing.backlog", _away)
     scene.look(watchdog, 4)
     assert scene.done == []
     scene.look(watchdog, 1)
@@ -258,7 +258,7 @@ def test_a_database_that_is_away_ends_neither_the_thread_nor_the_worker(sqlite_d
 
     scene = Scene()
     watchdog = scene.watchdog(sqlite_database, interval=0.001)
-    monkeypatch.setattr("helix_jobs.worker.watchdog.store.backlog", backlog)
+    monkeypatch.setattr("helix_jobs.worker.watchdog.publishing.backlog", backlog)
     watchdog.start()
     assert asked_often.wait(20), "the thread has ended"
     assert watchdog.stop(10)
