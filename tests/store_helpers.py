@@ -6,7 +6,7 @@ from collections import Counter
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import func, select
+from sqlalchemy import func, select, text
 
 from helix_jobs.new_job import NewJob
 from helix_jobs.storage import batches, leases, workers
@@ -25,6 +25,12 @@ DIGEST = "d" * 64
 
 def now() -> datetime:
     return datetime.now(UTC)
+
+
+def ping(database: Database) -> None:
+    """Ask the database for an answer."""
+    with database.read() as connection:
+        connection.execute(text("SELECT 1"))
 
 
 def new_jobs(count: int, *, priorities: tuple[int, ...] = (0,), **changes: Any) -> list[NewJob]:

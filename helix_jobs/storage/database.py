@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from sqlalchemy import Connection, Engine, make_url, text
+from sqlalchemy import Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.pool import NullPool
@@ -187,15 +187,6 @@ class Database:
         raise DatabaseUnreachableError(
             f"database {self.url_redacted}: the transaction lost {TRANSACTION_ATTEMPTS} races in a row; try again"
         )
-
-    def ping(self) -> None:
-        """Ask the database for an answer.
-
-        Raises:
-            DatabaseUnreachableError: It gave none.
-        """
-        with self.read() as connection:
-            connection.execute(text("SELECT 1"))
 
     def dispose(self) -> None:
         """Close all idle connections. The database can still be used afterwards."""

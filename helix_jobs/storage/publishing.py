@@ -139,11 +139,6 @@ def republish_all(c: Connection) -> int:
     return c.execute(update(jobs).where(_PUBLISHED_QUEUED).values(published_at=None)).rowcount
 
 
-def count_published_queued(c: Connection) -> int:
-    """Queued jobs that should have a message with the broker or in a worker's look-ahead."""
-    return c.execute(select(func.count()).select_from(jobs).where(_PUBLISHED_QUEUED)).scalar_one()
-
-
 def published_queued(c: Connection) -> dict[int, datetime]:
     """Job id -> when it was published, of every queued job that should have a message; some 10,000 at most."""
     rows = c.execute(select(jobs.c.id, jobs.c.published_at).where(_PUBLISHED_QUEUED))

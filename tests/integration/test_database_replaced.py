@@ -12,6 +12,7 @@ from sqlalchemy import text
 from helix_jobs.errors import DatabaseReplacedError
 from helix_jobs.storage.database import Database
 from helix_jobs.storage.migration import ensure_schema
+from tests.store_helpers import ping
 from tests.worker_box import wait_until
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ EXCHANGES = [removed, restored_over, without_log]
 def test_a_process_notices_that_its_file_is_another(
     sqlite_database: Database, exchange: Callable[[Path], None]
 ) -> None:
-    sqlite_database.ping()
+    ping(sqlite_database)
     file = sqlite_database.sqlite_file
     assert file is not None
     exchange(file)
@@ -75,10 +76,10 @@ def test_what_may_happen_to_a_file_is_no_exchange(sqlite_database: Database) -> 
         with other.write() as c:
             c.execute(text("UPDATE batches SET name = name"))
         other.dispose()
-        sqlite_database.ping()
+        ping(sqlite_database)
     sqlite_database.dispose()
     assert not file.with_name(f"{file.name}-wal").exists()
-    sqlite_database.ping()
+    ping(sqlite_database)
     with sqlite_database.write() as c:
         c.execute(text("UPDATE batches SET name = name"))
 

@@ -11,7 +11,7 @@ from helix_jobs.errors import ConfigurationError, DatabaseUnreachableError
 from helix_jobs.storage import sqlite_engine, workers
 from helix_jobs.storage.database import Database
 from helix_jobs.timing import Timing
-from tests.store_helpers import now, stored_batch, worker
+from tests.store_helpers import now, ping, stored_batch, worker
 
 
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:", "mysql://host/name", "no url at all"])
@@ -24,7 +24,7 @@ def test_a_password_is_never_shown():
     database = Database("postgresql+psycopg://helix:s3cret@127.0.0.1:1/none?connect_timeout=1")
     assert "s3cret" not in database.url_redacted
     with pytest.raises(DatabaseUnreachableError) as caught:
-        database.ping()
+        ping(database)
     assert "s3cret" not in str(caught.value)
     assert "helix:***@127.0.0.1" in str(caught.value)
     assert "check HELIX_DATABASE_URL" in str(caught.value)
@@ -84,7 +84,7 @@ def test_a_locked_sqlite_is_reported_with_the_remedy(sqlite_database, monkeypatc
     blocker.execute("BEGIN IMMEDIATE")
     with pytest.raises(DatabaseUnreachableError, match="locked by another process"), impatient.write():
         pass
-    impatient.ping()
+    ping(impatient)
     blocker.close()
     with impatient.write():
         pass
@@ -95,7 +95,7 @@ def test_a_file_that_is_no_database_is_reported(tmp_path):
     path = tmp_path / "prompts.jsonl"
     path.write_text("{}\n" * 1000)
     with pytest.raises(DatabaseUnreachableError, match="not an SQLite database"):
-        Database(f"sqlite:///{path}").ping()
+        ping(Database(f"sqlite:///{path}"))
 
 
 @pytest.mark.postgres
@@ -121,7 +121,7 @@ def test_a_connection_the_server_ended_is_reported_and_replaced(postgres_databas
 
     with pytest.raises(DatabaseUnreachableError):
         lose_connection()
-    postgres_database.ping()
+    ping(postgres_database)
 
 
 @pytest.mark.postgres

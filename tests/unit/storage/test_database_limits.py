@@ -18,7 +18,7 @@ from helix_jobs.storage.calls_in_flight import CallsInFlight
 from helix_jobs.storage.database import Database
 from helix_jobs.storage.group_commit import GroupCommitWriter
 from helix_jobs.timing import Timing
-from tests.store_helpers import stored_batch
+from tests.store_helpers import ping, stored_batch
 from tests.tcp_proxy import TcpProxy
 
 QUICK = Timing(statement=1.0, answer_margin=0.5, sign_of_life=0.3)
@@ -55,14 +55,14 @@ def test_a_connection_that_goes_dead_in_mid_transaction_is_given_up(through_prox
         c.execute(text("SELECT 1"))
         assert proxy.go_dead() == 1
         c.execute(text("SELECT 1"))
-    through_proxy.ping()
+    ping(through_proxy)
 
 
 def test_a_commit_that_nobody_answers_is_given_up(through_proxy, proxy):
     with pytest.raises(DatabaseUnreachableError, match="no answer"), through_proxy.write() as c:  # noqa: PT012  (it dies before the commit)
         c.execute(text("SELECT 1"))
         proxy.go_dead()
-    through_proxy.ping()
+    ping(through_proxy)
 
 
 def test_idle_connections_that_went_dead_cost_one_ping(through_proxy, proxy):
@@ -78,8 +78,8 @@ def test_idle_connections_that_went_dead_cost_one_ping(through_proxy, proxy):
     for thread in threads:
         thread.join()
     assert proxy.go_dead() == 3
-    through_proxy.ping()
-    through_proxy.ping()
+    ping(through_proxy)
+    ping(through_proxy)
 
 
 def test_a_writer_goes_on_when_its_connection_goes_dead(through_proxy, proxy):
@@ -99,7 +99,7 @@ def test_a_writer_goes_on_when_its_connection_goes_dead(through_proxy, proxy):
 def test_the_server_cancels_what_takes_too_long_and_the_connection_lives(through_proxy):
     with pytest.raises(DatabaseUnreachableError, match="statement timeout"), through_proxy.write() as c:
         c.execute(text("SELECT pg_sleep(20)"))
-    through_proxy.ping()
+    ping(through_proxy)
 
 
 def test_work_without_a_limit_is_not_cut_off(through_proxy):
@@ -201,4 +201,4 @@ def test_a_thread_that_waits_gets_an_error_when_its_call_is_ended(through_proxy,
         time.sleep(0.05)
     thread.join(20)
     assert errors
-    through_proxy.ping()
+    ping(through_proxy)

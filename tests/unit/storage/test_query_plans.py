@@ -26,7 +26,7 @@ POLLED = {
     "batch_status": (status.batch_status, {"ix_jobs_running"}),
     "list_batches": (lambda c, _: status.list_batches(c), {"ix_jobs_running"}),
     "publishable": (lambda c, _: publishing.publishable(c, 10), {"ix_jobs_unpublished"}),
-    "count_published_queued": (lambda c, _: publishing.count_published_queued(c), {"ix_jobs_published"}),
+    "published_queued": (lambda c, _: len(publishing.published_queued(c)), {"ix_jobs_published"}),
     "latest_published_at": (lambda c, _: publishing.latest_published_at(c), {"ix_jobs_published"}),
     "republish_all": (lambda c, _: publishing.republish_all(c), {"ix_jobs_published"}),
     "republish_last_attempts": (lambda c, _: publishing.republish_last_attempts(c, now()), {"ix_jobs_published"}),

@@ -59,7 +59,7 @@ def test_marked_jobs_are_not_published_again_until_they_seem_lost(database):
         assert publishing.mark_published(c, [], moment) == 0
     assert _publishable(database) == [(ids[3], 0)]
     with database.read() as c:
-        assert publishing.count_published_queued(c) == 3
+        assert len(publishing.published_queued(c)) == 3
         assert publishing.latest_published_at(c) == moment + timedelta(seconds=5)
         assert publishing.backlog(c) == 4
     with database.write() as c:
@@ -82,7 +82,7 @@ def test_a_late_mark_does_not_touch_a_claimed_job(database):
         assert publishing.mark_published(c, ids, now()) == 1
     with database.write() as c:
         assert leases.release(c, claimed.id, claimed.lease, "w1", now())
-        assert publishing.count_published_queued(c) == 1
+        assert len(publishing.published_queued(c)) == 1
     assert _publishable(database) == [(ids[0], 0)]
 
 

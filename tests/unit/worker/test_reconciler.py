@@ -203,7 +203,7 @@ def test_jobs_whose_publication_failed_are_published_when_the_broker_is_back(dat
     with pytest.raises(BrokerUnreachableError):
         reconciler.tick()
     with database.read() as c:
-        assert publishing.count_published_queued(c) == 0
+        assert len(publishing.published_queued(c)) == 0
     broker.away = False
     reconciler.tick()
     assert broker.messages == ids
