@@ -7,7 +7,8 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Final
 
 from helix_jobs.bounds import MAX_SPECULATION_DEPTH
-from helix_jobs.engine.config import NO_DRAFT, DraftSpec, SpeculationConfig
+from helix_jobs.engine.config import NO_DRAFT, SpeculationConfig
+from helix_jobs.engine.loading.draft_spec import DraftSpec
 from helix_jobs.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -44,15 +45,15 @@ class Mode:
 
     @property
     def draft_spec(self) -> DraftSpec:
-        """The draft taken apart into lookup and model."""
+        """The draft taken apart into drafters and model."""
         return DraftSpec.parse(self.draft)
 
     def speculation_config(self) -> SpeculationConfig:
         """The engine's own words for it."""
-        lookup = self.draft_spec.lookup
+        drafters = self.draft_spec.drafters
         if self.speculation == AUTO:
-            return SpeculationConfig(adaptive=True, lookup=lookup)
-        return SpeculationConfig(depth=0 if self.is_off else int(self.speculation), adaptive=False, lookup=lookup)
+            return SpeculationConfig(adaptive=True, drafters=drafters)
+        return SpeculationConfig(depth=0 if self.is_off else int(self.speculation), adaptive=False, drafters=drafters)
 
 
 def short_draft(draft: str) -> str:

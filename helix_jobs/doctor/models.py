@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from helix_jobs.doctor.verdict import Level, Verdict, failure
-from helix_jobs.engine.config import DraftSpec
 from helix_jobs.engine.loading.checkpoint import Checkpoint, find_local_checkpoint
 from helix_jobs.engine.loading.demo_model import DEMO_MODEL
+from helix_jobs.engine.loading.draft_spec import DraftSpec
 from helix_jobs.errors import HelixError
 from helix_jobs.wording import rough_size
 

@@ -11,7 +11,6 @@ from helix_jobs.errors import ConfigurationError
 # Trade-off: higher K means more speed-up potential but more wasted compute on a mismatch.
 DEFAULT_SPECULATION_DEPTH: Final = 4
 DEFAULT_MAX_DEPTH: Final = 8
-LOOKUP_DRAFT: Final = "lookup"
 NO_DRAFT: Final = "none"
 DEFAULT_BLOCK_SIZE: Final = 16
 DEFAULT_TOKEN_BUDGET: Final = 1024
@@ -45,8 +44,8 @@ class SpeculationConfig:
         depth: K: where an adaptive depth starts, or the fixed depth of every step; 0 turns speculation off.
         adaptive: Choose the depth of each sequence in each step by what it costs and how often it is right.
         max_depth: Most draft tokens of a sequence when adaptive.
-        lookup: Look drafts up in the job's own text and in finished outputs, and ask the draft model only where that
-            finds no long match.
+        drafters: Names of those that find drafts, the preferred one first; the draft model is asked only where they
+            find none that promises as much.
 
     Trade-off: a higher ceiling gains more where drafts are nearly always right, and reserves more cache blocks.
     """
@@ -54,7 +53,7 @@ class SpeculationConfig:
     depth: int = DEFAULT_SPECULATION_DEPTH
     adaptive: bool = True
     max_depth: int = DEFAULT_MAX_DEPTH
-    lookup: bool = False
+    drafters: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, depth in (("speculation depth", self.depth), ("maximal speculation depth", self.max_depth)):
@@ -75,35 +74,6 @@ class SpeculationConfig:
     def ceiling(self) -> int:
         """Most draft tokens a sequence can have in any step."""
         return 0 if self.depth == 0 else self.max_depth if self.adaptive else self.depth
-
-
-@dataclass(frozen=True, slots=True)
-class DraftSpec:
-    """What drafts: ``lookup``, a model, both (``lookup+MODEL``), or nothing.
-
-    Attributes:
-        model: A model's name, ``int8`` for an int8 copy of the target, or ``none``.
-        lookup: Whether lookup drafts too.
-    """
-
-    model: str
-    lookup: bool
-
-    @classmethod
-    def parse(cls, text: str) -> DraftSpec:
-        """Read ``MODEL``, ``int8``, ``none``, ``lookup`` or ``lookup+MODEL``.
-
-        Raises:
-            ConfigurationError: Nothing follows the plus sign.
-        """
-        if text == LOOKUP_DRAFT:
-            return cls(NO_DRAFT, lookup=True)
-        if text.startswith(f"{LOOKUP_DRAFT}+"):
-            model = text.removeprefix(f"{LOOKUP_DRAFT}+")
-            if not model:
-                raise ConfigurationError(f"draft {text!r} names no model; give lookup, or lookup+int8, or lookup+MODEL")
-            return cls(model, lookup=True)
-        return cls(text, lookup=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from helix_jobs.engine.config import LOOKUP_DRAFT, SpeculationConfig
+from helix_jobs.engine.config import SpeculationConfig
 from helix_jobs.engine.devices.devices import cleanup_memory, describe_device, explaining_shortage
 from helix_jobs.engine.model.runner import ModelRunner
 from helix_jobs.engine.protocol import EngineInfo
@@ -363,8 +363,8 @@ class Engine:
 
 def _describe_draft(draft: LoadedModel | None, speculation: SpeculationConfig) -> str | None:
     """What drafts, as results name it."""
-    parts = [LOOKUP_DRAFT] if speculation.lookup and speculation.is_on else []
-    return " + ".join([*parts, *([draft.name] if draft is not None else [])]) or None
+    found = speculation.drafters if speculation.is_on else ()
+    return " + ".join([*found, *([draft.name] if draft is not None else [])]) or None
 
 
 def _is_reproducible(target: LoadedModel, draft: LoadedModel | None, speculation: SpeculationConfig) -> bool:

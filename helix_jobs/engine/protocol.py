@@ -66,7 +66,7 @@ class EngineCounters(TokenCounts):
         target_seconds: On the target's passes. Where the device works asynchronously, on starting them.
         attention_seconds: The part of ``target_seconds`` in attention; 0 where it cannot be told.
         verify_seconds: On sampling, verification and commit; on asynchronous devices, on waiting for them too.
-        depth_reasons: Steps for each reason the adaptive depth had, see ``DepthReason``.
+        depth_reasons: Steps for each reason the adaptive depth had, see ``Speculator.reasons``.
     """
 
     steps: int = 0

@@ -12,12 +12,14 @@ import itertools
 import json
 import random
 import sys
+from functools import partial
 
 import psutil
 
 from helix_jobs.engine.request import Request
 from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.engine.speculation.drafters.lookup import LookupDrafter
+from helix_jobs.engine.speculation.drafters.registry import FINDING
 from tests.unit.engine.tiny_models import VOCAB_SIZE, tiny_engine, tiny_model
 
 WAITING = 48
@@ -63,9 +65,10 @@ def serve(engine, arriving, count):
 
 def main(num_requests, *, leak):
     """Compare memory after the first tenth of the requests and after the last."""
-    engine = tiny_engine(tiny_model(seed=3), "int8", adaptive=True, lookup=True, num_blocks=120, max_batch_size=16)
     # Of what is bounded in Python, only these finished outputs would take more than a tenth to reach their bound.
-    engine._speculator._lookup = LookupDrafter(max_corpus_tokens=1024)
+    FINDING["lookup"] = partial(LookupDrafter, max_corpus_tokens=1024)
+    drafters = {"adaptive": True, "drafters": ["lookup"]}
+    engine = tiny_engine(tiny_model(seed=3), "int8", num_blocks=120, max_batch_size=16, **drafters)
     if leak:
         engine._speculator.forget = lambda _: None
     arriving = requests()

@@ -59,7 +59,7 @@ def references(pytestconfig, demo_home):
 @pytest.mark.parametrize("compiled", [False, True], ids=["torch", "compiled"])
 @pytest.mark.parametrize(
     "speculation",
-    [SpeculationConfig(depth=4, adaptive=False), SpeculationConfig(lookup=True)],
+    [SpeculationConfig(depth=4, adaptive=False), SpeculationConfig(drafters=("lookup",))],
     ids=["fixed-depth", "adaptive-with-lookup"],
 )
 def test_24_spec_bench_prompts_equal_transformers(demo_home, requests, references, speculation, compiled):

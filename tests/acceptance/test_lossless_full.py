@@ -34,8 +34,8 @@ MAX_TOKENS = 64
 PROMPTS = Path(__file__).parent.parent / "data" / "spec_bench.jsonl"
 # Beside the int8 copy: lookup. Adaptive depths may leave the copy out where it does not pay; a fixed one never does.
 SPECULATIONS = {
-    "adaptive": SpeculationConfig(lookup=True),
-    "fixed": SpeculationConfig(lookup=True, adaptive=False, depth=4),
+    "adaptive": SpeculationConfig(drafters=("lookup",)),
+    "fixed": SpeculationConfig(drafters=("lookup",), adaptive=False, depth=4),
 }
 # Batch size, speculation, token budget, and one of how many prompts is run: alone a fifth of them, to save time.
 COMPANIES = {

@@ -59,7 +59,7 @@ def exact_float32(check: Check, report: Report) -> None:
     modes = (
         ("off", None, OFF),
         ("fixed", draft, FIXED),
-        ("lookup", None, SpeculationConfig(lookup=True)),
+        ("lookup", None, SpeculationConfig(drafters=("lookup",))),
     )
     for name, drafting, speculation in modes:
         engine = engine_of(target, drafting, speculation)

@@ -260,9 +260,9 @@ def _chosen(profile: CostProfile, acceptance: float, batch: int) -> dict[int, tu
     """The depths that the controller chooses at these costs, by batch."""
     chosen = {}
     for count in (1, batch):
-        controller = DepthController(StepCosts(profile), max_depth=8, has_model=True, initial_acceptance=acceptance)
-        candidates = [DraftCandidate(ceiling=8, model_acceptance=acceptance, remaining_tokens=256)] * count
-        chosen[count] = tuple(sorted(set(controller.choose(candidates).model_depths)))
+        controller = DepthController(StepCosts(profile), max_depth=8, can_compute=True, initial_acceptance=acceptance)
+        candidates = [DraftCandidate(ceiling=8, acceptance=acceptance, remaining_tokens=256)] * count
+        chosen[count] = tuple(sorted(set(controller.choose(candidates).computed_depths)))
     return chosen
 
 

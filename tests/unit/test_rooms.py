@@ -47,7 +47,7 @@ ARROWS = {
     "results": {"intake", "storage"},
     "client": {"broker", "intake", "observability", "storage", "values"},
     "worker": {"broker", "engine.loading", "intake", "observability", "storage", "values"},
-    "doctor": {"broker", "client", "engine.devices", "engine.kernels", "engine.loading", "storage", "values"},
+    "doctor": {"broker", "client", "engine.devices", "engine.kernels", "engine.loading", "storage"},
     "bench": {
         *("broker", "client", "engine", "intake", "results", "storage", "values"),
         *("engine.devices", "engine.loading", "engine.model", "engine.speculation", "engine.text"),

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from helix_jobs.engine.config import DraftSpec
+from helix_jobs.engine.loading.draft_spec import DraftSpec
 from helix_jobs.errors import ConfigurationError
 from helix_jobs.settings import Settings
 
@@ -50,20 +50,20 @@ def test_choices(name, field, good):
 
 
 @pytest.mark.parametrize(
-    ("text", "model", "lookup"),
+    ("text", "model", "drafters"),
     [
-        ("lookup+int8", "int8", True),
-        ("lookup+Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-0.5B", True),
-        ("lookup", "none", True),
-        ("lookup+none", "none", True),
-        ("int8", "int8", False),
-        ("none", "none", False),
-        ("a/lookup+b", "a/lookup+b", False),
+        ("lookup+int8", "int8", ("lookup",)),
+        ("lookup+Qwen/Qwen2.5-0.5B", "Qwen/Qwen2.5-0.5B", ("lookup",)),
+        ("lookup", "none", ("lookup",)),
+        ("lookup+none", "none", ("lookup",)),
+        ("int8", "int8", ()),
+        ("none", "none", ()),
+        ("a/lookup+b", "a/lookup+b", ()),
     ],
 )
-def test_drafts(text, model, lookup):
+def test_drafts(text, model, drafters):
     settings = Settings.from_environment({"HELIX_DRAFT_MODEL": text})
-    assert DraftSpec.parse(settings.draft_model) == DraftSpec(model, lookup=lookup)
+    assert DraftSpec.parse(settings.draft_model) == DraftSpec(model, drafters)
 
 
 @pytest.mark.parametrize("depth", [None, 0, 7])

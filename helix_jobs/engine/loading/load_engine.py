@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from helix_jobs.engine.config import NO_DRAFT, DraftSpec, EngineConfig, SpeculationConfig
+from helix_jobs.engine.config import NO_DRAFT, EngineConfig, SpeculationConfig
 from helix_jobs.engine.devices.devices import describe_device, resolve_dtype
 from helix_jobs.engine.devices.self_check import check_device
 from helix_jobs.engine.engine import Engine
@@ -17,6 +17,7 @@ from helix_jobs.engine.kernels.cpu.build import processor_features
 from helix_jobs.engine.kernels.cpu.kernels import load_kernels
 from helix_jobs.engine.kernels.cpu.native_decoder import native_of, with_native
 from helix_jobs.engine.loading.attention_trial import with_faster_attention
+from helix_jobs.engine.loading.draft_spec import DraftSpec
 from helix_jobs.engine.loading.model_loader import INT8, get_device, load_models
 from helix_jobs.engine.loading.reproducible import make_draft_reproducible, make_reproducible
 from helix_jobs.engine.loading.sizing import batch_limits, cache_config
@@ -68,7 +69,7 @@ def load_engine(settings: Settings, on_progress: Callable[[str], None] | None = 
         speculation=speculation_config(settings.speculation_depth, draft),
     )
     cache = cache_config(models, config, settings.kv_cache_mb)
-    if not (config.speculation.adaptive and config.speculation.is_on and (models.draft or draft.lookup)):
+    if not (config.speculation.adaptive and config.speculation.is_on and (models.draft or draft.drafters)):
         return Engine(models, config, cache)
     file = CostProfileFile(profiles, _identity(models, config))
     kept = file.read()
@@ -141,8 +142,8 @@ def _computing_natively(model: LoadedModel, folder: Path) -> LoadedModel:
 def speculation_config(depth: int | None, draft: DraftSpec) -> SpeculationConfig:
     """From the setting: None is adaptive, a number the fixed depth, 0 off."""
     if depth is None:
-        return SpeculationConfig(lookup=draft.lookup)
-    return SpeculationConfig(depth=depth, adaptive=False, lookup=draft.lookup and depth > 0)
+        return SpeculationConfig(drafters=draft.drafters)
+    return SpeculationConfig(depth=depth, adaptive=False, drafters=draft.drafters if depth else ())
 
 
 def _identity(models: LoadedModels, config: EngineConfig) -> dict[str, str]:

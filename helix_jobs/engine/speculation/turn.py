@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from helix_jobs.engine.speculation.drafters.lookup import NO_MATCH
 from helix_jobs.engine.speculation.drafters.protocol import NO_DRAFT_TOKENS
 
 if TYPE_CHECKING:
     from helix_jobs.engine.sampling.verification import Verdict
     from helix_jobs.engine.schedule.scheduler import Schedule
     from helix_jobs.engine.schedule.sequence import Sequence
-    from helix_jobs.engine.speculation.drafters.lookup import LookupMatch
-    from helix_jobs.engine.speculation.drafters.protocol import Draft
+    from helix_jobs.engine.speculation.drafters.protocol import Draft, Drafter
 
 
 @dataclass(slots=True, eq=False)
@@ -27,8 +25,8 @@ class Turn:
         emits: Whether the step yields a token of it: it decodes, or its fresh prompt ends in this step.
         is_greedy: Whether the device finds its tokens; the logits of the others are processed on the host.
         ceiling: Draft tokens to verify at most.
-        depth: Draft tokens that the draft model is to compute.
-        match: The lookup that the draft is taken from; ``NO_MATCH`` for a draft of the model, or none.
+        depth: Draft tokens that a drafter is asked for.
+        drafter: Whose draft is verified; None without one.
         draft: What is verified behind the known tokens.
         first_row: The first of its rows of logits, among those that are decided where its own are.
         verdict: What verification decided; None before, and where logits are not finite.
@@ -41,7 +39,7 @@ class Turn:
     is_greedy: bool
     ceiling: int = 0
     depth: int = 0
-    match: LookupMatch = NO_MATCH
+    drafter: Drafter | None = None
     draft: Draft = NO_DRAFT_TOKENS
     first_row: int = 0
     verdict: Verdict | None = None

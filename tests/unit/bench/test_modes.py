@@ -37,8 +37,8 @@ def test_labels_leave_directories_out():
 
 def test_modes_are_told_to_the_engine_in_its_words():
     off = Mode("off").speculation_config()
-    assert (off.is_on, off.lookup) == (False, False)
+    assert (off.is_on, off.drafters) == (False, ())
     fixed = Mode("3", "int8").speculation_config()
-    assert (fixed.depth, fixed.adaptive, fixed.lookup) == (3, False, False)
+    assert (fixed.depth, fixed.adaptive, fixed.drafters) == (3, False, ())
     adaptive = Mode("auto", "lookup+int8").speculation_config()
-    assert (adaptive.adaptive, adaptive.lookup) == (True, True)
+    assert (adaptive.adaptive, adaptive.drafters) == (True, ("lookup",))

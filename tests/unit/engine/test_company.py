@@ -24,7 +24,7 @@ from tests.unit.engine.kernels.native_models import (
 from tests.unit.engine.tiny_models import PROMPT, VOCAB_SIZE, request
 
 NO_DRAFT = SpeculationConfig(depth=0, adaptive=False)
-DRAFTS = SpeculationConfig(depth=4, adaptive=False, lookup=True)
+DRAFTS = SpeculationConfig(depth=4, adaptive=False, drafters=("lookup",))
 # Of 16, where hidden size and number decide.
 HEADS = {"num_attention_heads": 3, "num_key_value_heads": 3}
 
@@ -147,7 +147,7 @@ def test_outputs_are_the_same_alone_in_a_batch_with_drafts_and_after_preemption(
     assert all(found == outputs["alone"] for found in outputs.values()), outputs
 
 
-@pytest.mark.parametrize("drafts", [DRAFTS, replace(DRAFTS, lookup=False)], ids=("lookup and int8", "int8"))
+@pytest.mark.parametrize("drafts", [DRAFTS, replace(DRAFTS, drafters=())], ids=("lookup and int8", "int8"))
 def test_sampled_answers_of_a_fixed_depth_are_the_same_alone_and_in_a_batch(compiled_folder, tmp_path, drafts):
     models = make_reproducible(compiled_models(compiled_folder, torch.bfloat16), "on", tmp_path)
     requests = [

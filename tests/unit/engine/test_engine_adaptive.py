@@ -38,10 +38,10 @@ class Whimsical(DepthController):
         model, lookup = [], []
         is_on = self.rng.random() < 0.6
         for candidate in candidates:
-            found = min(len(candidate.lookup_confidence), candidate.ceiling)
+            found = min(len(candidate.confidence), candidate.ceiling)
             source = self.rng.choice(["none", "model", "lookup"])
             model.append(
-                self.rng.randint(0, candidate.ceiling) if is_on and self._has_model and source == "model" else 0
+                self.rng.randint(0, candidate.ceiling) if is_on and self._can_compute and source == "model" else 0
             )
             lookup.append(self.rng.randint(0, found) if source == "lookup" else 0)
         return DepthDecision(tuple(model), tuple(lookup), "whim", 1.0)
@@ -51,7 +51,7 @@ def adaptive_engine(draft, controller, seed=0, *, num_blocks=400, block_size=4, 
     """Costs stay as given: what this machine measures would turn the draft model off for good."""
     engine = Engine(
         loaded(MODEL, draft),
-        EngineConfig(speculation=SpeculationConfig(lookup=True), **config),
+        EngineConfig(speculation=SpeculationConfig(drafters=("lookup",)), **config),
         CacheConfig(num_blocks=num_blocks, block_size=block_size),
         DEAR if controller == "dear" else CHEAP,
     )
@@ -85,8 +85,8 @@ def test_model_and_lookup_draft_and_change_nothing(draft, controller):
 
     def noted(*args):
         decision = choose(*args)
-        sources.update(["model"] if any(decision.model_depths) else [])
-        sources.update(["lookup"] if any(decision.lookup_depths) else [])
+        sources.update(["model"] if any(decision.computed_depths) else [])
+        sources.update(["lookup"] if any(decision.found_depths) else [])
         return decision
 
     engine._speculator._controller.choose = noted

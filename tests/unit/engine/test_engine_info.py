@@ -14,12 +14,12 @@ from tests.unit.engine.tiny_models import PROMPT, request, tiny_engine
     ("config", "draft", "depth"),
     [
         ({"adaptive": True}, "same", None),
-        ({"adaptive": True, "lookup": True}, None, None),
+        ({"adaptive": True, "drafters": ["lookup"]}, None, None),
         ({"adaptive": True}, None, 0),
         ({"depth": 3}, "same", 3),
-        ({"depth": 3, "lookup": True}, None, 3),
+        ({"depth": 3, "drafters": ["lookup"]}, None, 3),
         ({"depth": 3}, None, 0),
-        ({"depth": 0, "adaptive": True, "lookup": True}, "same", 0),
+        ({"depth": 0, "adaptive": True, "drafters": ["lookup"]}, "same", 0),
     ],
 )
 def test_the_depth_is_what_the_drafts_there_are_allow(config, draft, depth):

@@ -61,9 +61,9 @@ def test_a_draft_shares_its_part_of_the_prefix_too():
 def test_a_draft_that_starts_late_catches_up_on_shared_blocks(monkeypatch):
     """As with an adaptive depth: prompts are the target's alone, and the draft sees them when it is first asked."""
     engine = tiny_engine(MODEL, "same", max_batch_size=4)
-    model = engine._speculator._model
-    draft = model.draft
-    monkeypatch.setattr(model, "draft", lambda depths, *_: draft(depths))
+    model = engine._speculator._drafters.computing
+    propose = model.propose
+    monkeypatch.setattr(model, "propose", lambda turns, *_: propose(turns))
     prompts = prompts_with(40)
     results = run(engine, prompts, ignore_eos=True)
     assert [r.output_token_ids for r in results] == [answer(p, 10, eos=False) for p in prompts]
@@ -174,7 +174,7 @@ def test_any_history_equals_transformers_one_by_one(
     engine = tiny_engine(
         MODEL,
         draft,
-        lookup=lookup,
+        drafters=["lookup"] if lookup else [],
         num_blocks=num_blocks,
         block_size=block_size,
         depth=depth,

@@ -135,13 +135,13 @@ def tiny_engine(
     block_size: int = 4,
     depth: int = 4,
     adaptive: bool = False,
-    lookup: bool = False,
+    drafters: Sequence[str] = (),
     eos: Sequence[int] = (EOS,),
     **config: Any,
 ) -> Engine:
     return Engine(
         loaded(target if target is not None else tiny_model(), draft, eos),
-        EngineConfig(speculation=SpeculationConfig(depth=depth, adaptive=adaptive, lookup=lookup), **config),
+        EngineConfig(speculation=SpeculationConfig(depth=depth, adaptive=adaptive, drafters=tuple(drafters)), **config),
         CacheConfig(num_blocks=num_blocks, block_size=block_size),
     )
 

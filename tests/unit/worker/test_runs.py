@@ -11,6 +11,9 @@ import pytest
 
 from helix_jobs.engine.protocol import EngineCounters
 from helix_jobs.engine.speculation.depth.controller import DepthReason
+from helix_jobs.engine.speculation.drafters.draft_model import DraftModelDrafter
+from helix_jobs.engine.speculation.drafters.registry import FINDING
+from helix_jobs.engine.speculation.speculator import MIXED
 from helix_jobs.observability.logging import configure_logging
 from helix_jobs.storage.group_commit import GroupCommitWriter
 from helix_jobs.storage.records import RunTotals
@@ -78,8 +81,9 @@ def test_an_attention_time_that_nobody_measured_is_unknown_not_zero():
     assert totals.attention_seconds is None
 
 
-def test_every_reason_of_the_controller_has_words():
-    assert {reason.value for reason in DepthReason} == set(REASON_WORDS)
+def test_every_reason_of_a_step_has_words():
+    drafters = {*FINDING, DraftModelDrafter.name, MIXED}
+    assert {reason.value for reason in DepthReason if reason is not DepthReason.PAYS} | drafters == set(REASON_WORDS)
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,13 @@
-"""DepthController: chooses each step how many tokens each sequence drafts, and from which source. No torch.
+"""DepthController: chooses each step how many tokens each sequence drafts, found or computed ones. No torch.
 
 What may decide is a sequence's history, its company and measured times; never the token drafted at a position, see
-``drafters/base.py``.
+``drafters/protocol.py``.
 """
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections import Counter
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import accumulate
@@ -17,12 +16,12 @@ from typing import TYPE_CHECKING, Final
 from helix_jobs.engine.config import DEFAULT_SPECULATION_DEPTH
 from helix_jobs.engine.speculation.depth.acceptance import RunningAcceptance
 from helix_jobs.engine.speculation.depth.plan import (
+    ComputedPlanner,
     DepthPlan,
     DraftCandidate,
-    ModelPlanner,
     StepTimes,
     can_pay,
-    plan_lookup,
+    plan_found,
     plan_none,
 )
 
@@ -37,9 +36,9 @@ DEFAULT_ACCEPTANCE: Final = 0.7
 # An int8 copy of its target: what SmolLM2-135M's agreed on was 0.92 of greedy tokens.
 COPY_ACCEPTANCE: Final = 0.9
 
-# Expected gain before the draft model is switched on, and before it stays on; lookup costs so little that it needs only
-# the latter. Trade-off: a wider margin forgoes small gains, a narrower one lets noise in the measured costs switch on
-# what is a loss.
+# Expected gain before the draft model is switched on, and before it stays on; found drafts cost so little that they
+# need only the latter. Trade-off: a wider margin forgoes small gains, a narrower one lets noise in the measured costs
+# switch on what is a loss.
 _MARGIN_ON: Final = 0.03
 _MARGIN_STAY: Final = 0.01
 # With the draft model off, steps for which that stands unless the batch shrinks: costs move slowly, and planning for a
@@ -83,35 +82,33 @@ _EXPLORED_TRIALS: Final = 24.0
 class DepthReason(StrEnum):
     """Why a step drafts as it does."""
 
-    NOTHING = "off:nothing"  # no sequence may be drafted, or there is no proposal and no model
-    COST = "off:cost"  # the model would not pay even if every token were accepted
+    NOTHING = "off:nothing"  # no sequence may be drafted, or nothing was found and nothing computes
+    COST = "off:cost"  # computed drafts would not pay even if every token were accepted
     ACCEPTANCE = "off:acceptance"  # it would, but not at the acceptance and the catch-up there are
-    LOOKUP = "lookup"
-    MODEL = "model"
-    MIXED = "mixed"
-    EXPLORE = "explore"  # the model does not pay, and a few sequences try whether that still holds
+    PAYS = "pays"  # drafting pays; which drafts, the depths say
+    EXPLORE = "explore"  # computed drafts do not pay, and a few sequences try whether that still holds
 
 
 @dataclass(frozen=True, slots=True)
 class DepthDecision:
-    """Depths of one step, one per candidate; a candidate uses one source at most.
+    """Depths of one step, one per candidate; a candidate's draft is either found or computed.
 
     Attributes:
-        model_depths: Tokens to draft with the model.
-        lookup_depths: Tokens to take from the lookup proposal.
+        computed_depths: Draft tokens to compute.
+        found_depths: Draft tokens to take from what was found.
         reason: A ``DepthReason``.
         expected_speedup: Expected goodput of the plan over that of depth 0.
     """
 
-    model_depths: tuple[int, ...]
-    lookup_depths: tuple[int, ...]
+    computed_depths: tuple[int, ...]
+    found_depths: tuple[int, ...]
     reason: str
     expected_speedup: float
 
 
 @dataclass(slots=True)
 class _Record:
-    """A sequence's own acceptance of the draft model, and the step it was last seen in."""
+    """A sequence's own acceptance of computed drafts, and the step it was last seen in."""
 
     acceptance: RunningAcceptance
     step: int
@@ -157,17 +154,17 @@ class DepthController:
     Args:
         costs: Of this machine; refined by the caller as steps run.
         max_depth: Most tokens the draft model drafts in a row, 0 to 16.
-        has_model: Whether there is a draft model; lookup needs none.
+        can_compute: Whether a drafter computes drafts, at costs that are known.
         initial_acceptance: The draft model's acceptance before any was measured.
     """
 
     def __init__(
-        self, costs: StepCosts, *, max_depth: int, has_model: bool, initial_acceptance: float = DEFAULT_ACCEPTANCE
+        self, costs: StepCosts, *, max_depth: int, can_compute: bool, initial_acceptance: float = DEFAULT_ACCEPTANCE
     ) -> None:
-        assert costs.has_draft or not has_model, "a draft model is profiled before it is used"
+        assert costs.has_draft or not can_compute, "a draft model is profiled before it is used"
         self.costs = costs
         self._max_depth = max_depth
-        self._has_model = has_model and max_depth > 0
+        self._can_compute = can_compute and max_depth > 0
         self._acceptance = RunningAcceptance(_HORIZON, initial_acceptance, _PRIOR_TRIALS)
         self._records: dict[str, _Record] = {}
         self._output_tokens = _OUTPUT_TOKENS
@@ -178,17 +175,14 @@ class DepthController:
         self._credit = 0.0
         self._trial: _Trial | None = None
         self._step = 0
-        self._reasons: Counter[str] = Counter()
 
     def choose(self, candidates: Sequence[DraftCandidate], prefill_tokens: int = 0) -> DepthDecision:
         """Depths for the decoding sequences of the next step, beside ``prefill_tokens`` tokens of prompt chunks."""
         self._step += 1
-        decision = self._decide(candidates, prefill_tokens)
-        self._reasons[str(decision.reason)] += 1
-        return decision
+        return self._decide(candidates, prefill_tokens)
 
     def observe_acceptance(self, request_id: str, drafted: int, accepted: int) -> None:
-        """Count what verification made of one sequence's ``drafted`` tokens of the draft model (not of lookup)."""
+        """Count what verification made of one sequence's ``drafted`` computed draft tokens (found ones not)."""
         if drafted <= 0:
             return
         self._acceptance.observe(drafted, accepted)
@@ -216,33 +210,24 @@ class DepthController:
         """The sequence has ended. Unknown ids are ignored; a preempted one comes back and keeps its record."""
         self._records.pop(request_id, None)
 
-    @property
-    def reasons(self) -> dict[str, int]:
-        """How many steps were decided for which ``DepthReason``."""
-        return dict(self._reasons)
-
     def _decide(self, candidates: Sequence[DraftCandidate], prefill_tokens: int) -> DepthDecision:
         if not any(candidate.ceiling > 0 for candidate in candidates):
             zeros = (0,) * len(candidates)
             return DepthDecision(zeros, zeros, DepthReason.NOTHING.value, 1.0)
         times = StepTimes(self.costs, len(candidates), prefill_tokens)
         plain = plan_none(candidates, times)
-        base = plan_lookup(candidates, times)
+        base = plan_found(candidates, times)
         if base.goodput < (1 + _MARGIN_STAY) * plain.goodput:
             base = plain
         plan, reason, speedup = base, DepthReason.NOTHING, base.goodput / plain.goodput
-        if self._has_model:
-            plan, reason, speedup = self._consider_model(candidates, prefill_tokens, times, base)
+        if self._can_compute:
+            plan, reason, speedup = self._consider_computing(candidates, prefill_tokens, times, base)
             speedup *= base.goodput / plain.goodput
-        if reason is not DepthReason.EXPLORE:
-            uses_model, uses_lookup = any(plan.model_depths), any(plan.lookup_depths)
-            if uses_model:
-                reason = DepthReason.MIXED if uses_lookup else DepthReason.MODEL
-            elif uses_lookup:
-                reason = DepthReason.LOOKUP
-        return DepthDecision(plan.model_depths, plan.lookup_depths, reason.value, speedup)
+        if reason is not DepthReason.EXPLORE and (any(plan.computed_depths) or any(plan.found_depths)):
+            reason = DepthReason.PAYS
+        return DepthDecision(plan.computed_depths, plan.found_depths, reason.value, speedup)
 
-    def _consider_model(
+    def _consider_computing(
         self, candidates: Sequence[DraftCandidate], prefill_tokens: int, times: StepTimes, base: DepthPlan
     ) -> tuple[DepthPlan, DepthReason, float]:
         """The plan to carry out, why the model is off if it is, and the expected gain over ``base``."""
@@ -262,7 +247,7 @@ class DepthController:
                 plan = _within_catch_up(candidates, plan, planner, budget)
                 if not measured or plan.goodput >= required * base.goodput:
                     self._is_drafting, self._hold = True, None
-                    return plan, DepthReason.MODEL, plan.goodput / base.goodput
+                    return plan, DepthReason.PAYS, plan.goodput / base.goodput
         self._is_drafting = False
         self._save_up(times)
         explored = self._explore(candidates, times, base, required, reason)
@@ -278,7 +263,7 @@ class DepthController:
         times: StepTimes,
         base: DepthPlan,
         acceptance: float | None = None,
-    ) -> ModelPlanner:
+    ) -> ComputedPlanner:
         """At each one's own acceptance, or at the one given."""
         everyone = self._acceptance.rate
         # A token past the end of an output is worth nothing, however right: the chance that each is not the last.
@@ -288,14 +273,14 @@ class DepthController:
             * (
                 acceptance
                 if acceptance is not None
-                else candidate.model_acceptance
-                if candidate.model_acceptance is not None
+                else candidate.acceptance
+                if candidate.acceptance is not None
                 else everyone
             )
             for candidate in candidates
         ]
         lifetimes = [min(self._output_tokens, candidate.remaining_tokens) for candidate in candidates]
-        return ModelPlanner(candidates, times, rates, lifetimes, base)
+        return ComputedPlanner(candidates, times, rates, lifetimes, base)
 
     def _save_up(self, times: StepTimes) -> None:
         if self._trial is not None and self._trial.is_over(self._step, self.costs.draft_seconds_spent):
@@ -313,7 +298,7 @@ class DepthController:
     ) -> DepthPlan | None:
         """A plan in which a few sequences draft, once its cost is saved up; its gain is not counted on."""
         able = [index for index, candidate in enumerate(candidates) if candidate.ceiling > 0]
-        able.sort(key=lambda index: (base.lookup_depths[index] > 0, candidates[index].catch_up_tokens))
+        able.sort(key=lambda index: (base.found_depths[index] > 0, candidates[index].catch_up_tokens))
         depths = {
             index: min(_EXPLORED_DEPTH, self._max_depth, candidates[index].ceiling)
             for index in able[:_EXPLORED_SEQUENCES]
@@ -342,13 +327,13 @@ class DepthController:
 
 
 def _within_catch_up(
-    candidates: Sequence[DraftCandidate], plan: DepthPlan, planner: ModelPlanner, budget: int
+    candidates: Sequence[DraftCandidate], plan: DepthPlan, planner: ComputedPlanner, budget: int
 ) -> DepthPlan:
     """The part of a plan that needs at most ``budget`` catch-up tokens, or the one sequence that misses least."""
-    drafting = [index for index, depth in enumerate(plan.model_depths) if depth]
+    drafting = [index for index, depth in enumerate(plan.computed_depths) if depth]
     drafting.sort(key=lambda index: candidates[index].catch_up_tokens)
     spent = list(accumulate(candidates[index].catch_up_tokens for index in drafting))
     fitting = max(1, bisect_right(spent, budget))
     if fitting == len(drafting):
         return plan
-    return planner.evaluate({index: plan.model_depths[index] for index in drafting[:fitting]})
+    return planner.evaluate({index: plan.computed_depths[index] for index in drafting[:fitting]})

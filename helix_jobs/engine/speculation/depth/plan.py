@@ -35,16 +35,16 @@ class DraftCandidate:
 
     Attributes:
         ceiling: Most draft tokens it may verify; 0 when it may not be drafted.
-        lookup_confidence: Acceptance of each token of its lookup proposal, given that those before it are accepted; ()
-            without a match.
-        model_acceptance: Its own running acceptance of the draft model; None without data, which takes that of all.
-        catch_up_tokens: Tokens, its last one aside, that the draft model must compute before it can draft.
+        confidence: Acceptance of each token of the draft that was found for it, given that those before it are
+            accepted; () where none was found.
+        acceptance: Its own running acceptance of computed drafts; None without data, which takes that of all.
+        catch_up_tokens: Tokens, its last one aside, that must be computed for it before a draft can be.
         remaining_tokens: Most tokens it may still emit.
     """
 
     ceiling: int
-    lookup_confidence: tuple[float, ...] = ()
-    model_acceptance: float | None = None
+    confidence: tuple[float, ...] = ()
+    acceptance: float | None = None
     catch_up_tokens: int = 0
     remaining_tokens: int = 1
 
@@ -54,14 +54,14 @@ class DepthPlan:
     """Depths, one per candidate (one source each at most), and what they promise.
 
     Attributes:
-        model_depths: Tokens from the draft model.
-        lookup_depths: Tokens from lookup.
+        computed_depths: Draft tokens to compute.
+        found_depths: Draft tokens to take from what was found.
         tokens: Expected emitted tokens of the step.
         seconds: Expected seconds they take, see ``StepTimes``.
     """
 
-    model_depths: tuple[int, ...]
-    lookup_depths: tuple[int, ...]
+    computed_depths: tuple[int, ...]
+    found_depths: tuple[int, ...]
     tokens: float
     seconds: float
 
@@ -91,11 +91,11 @@ class StepTimes:
         return self._offset + self._costs.target_seconds(self._packed + draft_tokens, self._sequences)
 
     def draft(self, sequences: int) -> float:
-        """One pass of the draft model over one token of each of ``sequences``."""
+        """One pass that drafts, over one token of each of ``sequences``."""
         return self._costs.draft_seconds(sequences)
 
     def catch_up(self, tokens: int) -> float:
-        """What computing ``tokens`` tokens more adds to the draft model's first pass."""
+        """What computing ``tokens`` tokens more adds to the first of these passes."""
         return self._costs.draft_seconds(1 + tokens) - self._costs.draft_seconds(1) if tokens > 0 else 0.0
 
 
@@ -123,13 +123,13 @@ def plan_none(candidates: Sequence[DraftCandidate], times: StepTimes) -> DepthPl
     return DepthPlan(zeros, zeros, float(len(candidates)), times.plain)
 
 
-def plan_lookup(candidates: Sequence[DraftCandidate], times: StepTimes) -> DepthPlan:
-    """Lookup alone: token by token in order of the chance that it is accepted, as many as goodput gains from."""
+def plan_found(candidates: Sequence[DraftCandidate], times: StepTimes) -> DepthPlan:
+    """Found drafts alone: token by token in order of the chance that it is accepted, as many as goodput gains from."""
     # (chance that the token is accepted, candidate), best first. A candidate's own chances never rise, so whichever
     # prefix is taken holds the first tokens of each proposal; among equals only their number matters.
     chances: list[tuple[float, int]] = []
     for index, candidate in enumerate(candidates):
-        reach = accumulate(candidate.lookup_confidence[: candidate.ceiling], mul)
+        reach = accumulate(candidate.confidence[: candidate.ceiling], mul)
         chances.extend((chance, index) for chance in reach if chance > 0.0)
     plain = plan_none(candidates, times)
     if not chances:
@@ -146,11 +146,11 @@ def plan_lookup(candidates: Sequence[DraftCandidate], times: StepTimes) -> Depth
     depths = [0] * len(candidates)
     for _, index in chances[:best]:
         depths[index] += 1
-    return DepthPlan(plain.model_depths, tuple(depths), totals[best], times.verify(best))
+    return DepthPlan(plain.computed_depths, tuple(depths), totals[best], times.verify(best))
 
 
 def can_pay(num_sequences: int, max_depth: int, times: StepTimes, required: float) -> bool:
-    """Whether drafting with the model could raise goodput ``required``-fold if every draft token were accepted."""
+    """Whether computed drafts could raise goodput ``required``-fold if every draft token were accepted."""
     plain = num_sequences / times.plain
     counts = [count for count in _COUNTS if count < num_sequences]
     return any(
@@ -160,10 +160,10 @@ def can_pay(num_sequences: int, max_depth: int, times: StepTimes, required: floa
     )
 
 
-class ModelPlanner:
-    """Plans the draft model's depths on top of a lookup plan.
+class ComputedPlanner:
+    """Plans the depths of computed drafts on top of a plan of found ones.
 
-    Sequences differ in acceptance, catch-up and what lookup already offers them, and share the draft's passes.
+    Sequences differ in acceptance, catch-up and what was already found for them, and share the passes.
     Trade-off: one depth for the best n of them is searched over a grid of depths and n, then trimmed sequence by
     sequence. That can miss the best ragged plan by a little, and is cheap enough to run between two steps.
 
@@ -172,7 +172,7 @@ class ModelPlanner:
         times: Of the step.
         acceptance: One rate per candidate.
         lifetimes: Tokens each candidate is expected to emit still: what a catch-up has to earn itself back in.
-        base: The lookup plan. A candidate drafts from the model instead where that promises more.
+        base: The plan of found drafts. A candidate's draft is computed instead where that promises more.
     """
 
     def __init__(
@@ -189,13 +189,13 @@ class ModelPlanner:
         self._lifetimes = lifetimes
         self._base = base
         self._catch_up = [times.catch_up(candidate.catch_up_tokens) for candidate in candidates]
-        self._lookup_gain = [
-            sum(accumulate(candidate.lookup_confidence[:depth], mul)) if depth else 0.0
-            for candidate, depth in zip(candidates, base.lookup_depths, strict=True)
+        self._found_gain = [
+            sum(accumulate(candidate.confidence[:depth], mul)) if depth else 0.0
+            for candidate, depth in zip(candidates, base.found_depths, strict=True)
         ]
 
     def plan(self, max_depth: int) -> DepthPlan:
-        """The best plan found; its model depths are all 0 if nothing beats the base."""
+        """The best plan found; its computed depths are all 0 if nothing beats the base."""
         best, best_goodput = None, self._base.goodput
         for depth in _depths(max_depth):
             chosen, goodput = self._best_count(depth)
@@ -211,18 +211,18 @@ class ModelPlanner:
         return plan if plan.goodput > self._base.goodput else self._base
 
     def evaluate(self, depths: dict[int, int]) -> DepthPlan:
-        """What the model's ``depths`` (candidate -> depth above 0) promise, the others drafting as in the base."""
-        model = [0] * len(self._candidates)
-        lookup = list(self._base.lookup_depths)
+        """What computed drafts of ``depths`` (candidate -> depth above 0) promise; the others draft as in the base."""
+        computed = [0] * len(self._candidates)
+        found = list(self._base.found_depths)
         tokens, seconds = self._base.tokens, 0.0
         for index, depth in depths.items():
-            model[index], lookup[index] = depth, 0
-            tokens += self._accepted[index][depth] - self._lookup_gain[index]
+            computed[index], found[index] = depth, 0
+            tokens += self._accepted[index][depth] - self._found_gain[index]
             seconds += self._charge(index, depth)
         for position in range(max(depths.values(), default=0)):
             seconds += self._times.draft(sum(depth > position for depth in depths.values()))
-        seconds += self._times.verify(sum(model) + sum(lookup))
-        return DepthPlan(tuple(model), tuple(lookup), tokens, seconds)
+        seconds += self._times.verify(sum(computed) + sum(found))
+        return DepthPlan(tuple(computed), tuple(found), tokens, seconds)
 
     def _best_count(self, depth: int) -> tuple[list[int], float]:
         """Candidates for which one common ``depth`` is best, and the goodput it promises."""
@@ -231,14 +231,14 @@ class ModelPlanner:
         offers: list[tuple[float, int, float, float, int]] = []
         for index, candidate in enumerate(self._candidates):
             own = min(depth, candidate.ceiling)
-            gain = self._accepted[index][own] - self._lookup_gain[index]
+            gain = self._accepted[index][own] - self._found_gain[index]
             charge = self._charge(index, own)
             net = gain - charge * base.goodput
             if own and net > 0.0:
-                offers.append((net, index, gain, charge, own - base.lookup_depths[index]))
+                offers.append((net, index, gain, charge, own - base.found_depths[index]))
         offers.sort(key=lambda offer: (-offer[0], offer[1]))
         best_count, best_goodput = 0, 0.0
-        tokens, charges, to_verify = base.tokens, 0.0, sum(base.lookup_depths)
+        tokens, charges, to_verify = base.tokens, 0.0, sum(base.found_depths)
         for count, (_, _, gain, charge, extra) in enumerate(offers, start=1):
             tokens += gain
             charges += charge
@@ -253,7 +253,7 @@ class ModelPlanner:
     def _trim(self, depths: dict[int, int], plan: DepthPlan) -> dict[int, int]:
         """Cut each sequence's depth where its next token is worth less than what it adds to the step."""
         count = len(depths)
-        drafted = sum(plan.model_depths) + sum(plan.lookup_depths)
+        drafted = sum(plan.computed_depths) + sum(plan.found_depths)
         # Marginal seconds of one token, measured over what the cut could remove.
         verify = (self._times.verify(drafted) - self._times.verify(drafted - count)) / count
         half = count // 2
@@ -265,7 +265,7 @@ class ModelPlanner:
             own = depth
             while own and accepted[own] - accepted[own - 1] < worth:
                 own -= 1
-            if own and accepted[own] > self._lookup_gain[index]:
+            if own and accepted[own] > self._found_gain[index]:
                 trimmed[index] = own
         return trimmed
 

@@ -70,11 +70,13 @@ class DraftModelDrafter:
         vocab_size: The target's, to which draft logits are cut or, where they are sampled from, padded.
     """
 
+    name: Final = "model"
+
     def __init__(self, runner: ModelRunner, vocab_size: int) -> None:
         self._runner = runner
         self._vocab_size = vocab_size
 
-    def draft(self, turns: SequenceOf[Turn], prefills: SequenceOf[Turn] = ()) -> Proposal:
+    def propose(self, turns: SequenceOf[Turn], prefills: SequenceOf[Turn] = ()) -> Proposal:
         """Draft for each turn as many tokens as its depth says.
 
         All passes are planned before the first one and brought to the device together.
@@ -114,7 +116,13 @@ class DraftModelDrafter:
         """Tokens before its last that the draft's cache does not hold yet."""
         return max(0, len(sequence) - 1 - sequence.num_draft_computed)
 
-    def clear_blocks(self, blocks: SequenceOf[int]) -> None:
+    def observe(self, sequence: Sequence, num_drafted: int, num_accepted: int) -> None:
+        """A model learns nothing; how often it is right is for the choice of depths."""
+
+    def forget(self, sequence: Sequence) -> None:
+        """Everything of a sequence stands in the blocks that it gives back."""
+
+    def clear(self, blocks: SequenceOf[int]) -> None:
         """Set blocks of the draft's cache back to zero."""
         self._runner.cache.clear(blocks)
 

@@ -9,12 +9,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from helix_jobs.engine.request import FinishReason
 from helix_jobs.engine.speculation.drafters.match_calibrator import MatchCalibrator
 from helix_jobs.engine.speculation.drafters.ngram_index import MAX_MATCH, MIN_MATCH, NgramIndex
 from helix_jobs.engine.speculation.drafters.output_corpus import END_OF_OUTPUT, OutputCorpus
+from helix_jobs.engine.speculation.drafters.protocol import Draft
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence as SequenceOf
+
     from helix_jobs.engine.schedule.sequence import Sequence
+    from helix_jobs.engine.speculation.turn import Turn
 
 # Trade-off: a larger corpus remembers rarer outputs and older ones; an indexed token takes 100 to 200 bytes.
 DEFAULT_MAX_CORPUS_TOKENS: Final = 131_072
@@ -24,6 +29,9 @@ _PROMPT_CONTEXT: Final = 8
 # Less likely tokens are not proposed. Trade-off: each costs a row of the target pass and hardly ever saves one; a lower
 # floor would pay only where a row costs next to nothing. All rates below are above it: only votes end a proposal.
 _CONFIDENCE_FLOOR: Final = 0.15
+# With a fixed depth a match replaces a computed draft from so many tokens on. Match length decides, not confidence:
+# confidence is learned from other requests, and a seeded output must not depend on them.
+_TRUSTED_MATCH: Final = 4
 # Seen when greedy bf16 outputs of SmolLM2-135M-Instruct (45 Spec-Bench prompts: summarization, rag, extraction, qa,
 # math, coding; 22 jobs of three templates) were replayed one after the other: the share of lone continuations that were
 # right, of 1,501 tokens from own text and 181 from the corpus, here smoothed. Greedy outputs of so small a model repeat
@@ -66,15 +74,27 @@ class LookupDrafter:
         max_corpus_tokens: Bound of the corpus; 0 keeps none.
     """
 
+    name: Final = "lookup"
+
     def __init__(self, *, max_corpus_tokens: int = DEFAULT_MAX_CORPUS_TOKENS) -> None:
         self._corpus = OutputCorpus(max_corpus_tokens)
         self._indexes: dict[str, NgramIndex] = {}
+        # The latest of each sequence.
+        self._matches: dict[str, LookupMatch] = {}
         # Never told what was accepted; they decide where a proposal ends.
         self._own_prior = MatchCalibrator(_OWN_RATES)
         self._corpus_prior = MatchCalibrator(_CORPUS_RATES)
         self._greedy = MatchCalibrator(_OWN_RATES)
         self._sampled = MatchCalibrator(_OWN_RATES)
         self._greedy_corpus = MatchCalibrator(_CORPUS_RATES)
+
+    def propose(self, turns: SequenceOf[Turn]) -> None:
+        """Give each turn what it has found for it."""
+        for turn in turns:
+            match = self.match(turn.sequence, turn.depth)
+            if match is not NO_MATCH:
+                is_trusted = match.match_length >= _TRUSTED_MATCH
+                turn.draft = Draft(match.token_ids, confidence=match.confidence, is_trusted=is_trusted)
 
     def match(self, sequence: Sequence, limit: int) -> LookupMatch:
         """Propose up to ``limit`` tokens behind the sequence's last."""
@@ -94,22 +114,26 @@ class LookupDrafter:
         if not token_ids:
             return NO_MATCH
         calibrator = self._calibrator(sequence, from_corpus=from_corpus)
-        return LookupMatch(tuple(token_ids), length, calibrator.confidences(length, votes), from_corpus)
+        match = LookupMatch(tuple(token_ids), length, calibrator.confidences(length, votes), from_corpus)
+        self._matches[sequence.request_id] = match
+        return match
 
-    def observe(self, sequence: Sequence, match: LookupMatch, num_proposed: int, num_accepted: int) -> None:
-        """Learn how good a match was: its first ``num_proposed`` tokens were verified, ``num_accepted`` accepted."""
+    def observe(self, sequence: Sequence, num_drafted: int, num_accepted: int) -> None:
+        """Learn how good the sequence's latest match was."""
+        match = self._matches.get(sequence.request_id, NO_MATCH)
         calibrator = self._calibrator(sequence, from_corpus=match.from_corpus)
-        calibrator.observe(match.match_length, match.confidence[:num_proposed], num_accepted)
+        calibrator.observe(match.match_length, match.confidence[:num_drafted], num_accepted)
 
-    def forget(self, request_id: str) -> None:
-        """Drop a sequence's index, which is built again if it comes back. Unknown ids are ignored."""
-        self._indexes.pop(request_id, None)
-
-    def learn(self, sequence: Sequence) -> None:
-        """Take a finished sequence's output into the corpus, and forget the sequence."""
-        self.forget(sequence.request_id)
-        if sequence.num_output_tokens:
+    def forget(self, sequence: Sequence) -> None:
+        """Take a finished sequence's output into the corpus; of any other keep nothing."""
+        self._indexes.pop(sequence.request_id, None)
+        self._matches.pop(sequence.request_id, None)
+        is_finished = sequence.finish_reason in (FinishReason.STOP, FinishReason.LENGTH)
+        if is_finished and sequence.num_output_tokens:
             self._corpus.add(sequence.token_ids[max(0, sequence.num_prompt_tokens - _PROMPT_CONTEXT) :])
+
+    def clear(self, blocks: SequenceOf[int]) -> None:
+        """It has no cache."""
 
     @property
     def num_entries(self) -> int:

@@ -80,7 +80,7 @@ def test_a_whole_generation_keeps_to_the_rules(
 ) -> None:
     model = tiny_model(architecture, seed=3)
     draft = draft_of(model)
-    speculation = SpeculationConfig(depth=3, adaptive=False, lookup=True)
+    speculation = SpeculationConfig(depth=3, adaptive=False, drafters=("lookup",))
     engine = engine_of(loaded_on_device("target", model, dtype), loaded_on_device("draft", draft, dtype), speculation)
     outputs = finished(engine.generate(work()))
     counters = engine.counters()
@@ -101,7 +101,7 @@ def test_a_whole_generation_keeps_to_the_rules(
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_measuring_costs_and_adaptive_depths_keep_to_the_rules(device: SimulatedDirectml, dtype: torch.dtype) -> None:
     model = tiny_model(seed=3)
-    speculation = SpeculationConfig(adaptive=True, lookup=True, max_depth=3)
+    speculation = SpeculationConfig(adaptive=True, drafters=("lookup",), max_depth=3)
     engine = engine_of(
         loaded_on_device("target", model, dtype), loaded_on_device("draft", draft_of(model), dtype), speculation
     )

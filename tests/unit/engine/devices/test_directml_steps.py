@@ -50,7 +50,10 @@ def drafting_engine(*, draft: bool = True, depth: int = 3, lookup: bool = False,
     target = loaded_on_device("target", tiny_model(seed=3), torch.float32)
     model = loaded_on_device("draft", draft_of(tiny_model(seed=3)), torch.float32) if draft else None
     return engine_of(
-        target, model, SpeculationConfig(depth=depth, adaptive=False, lookup=lookup), num_blocks=num_blocks
+        target,
+        model,
+        SpeculationConfig(depth=depth, adaptive=False, drafters=("lookup",) if lookup else ()),
+        num_blocks=num_blocks,
     )
 
 
@@ -154,7 +157,7 @@ def test_a_step_that_fails_in_the_middle_is_repeated(
     }
     kind, is_due = due[where]
     owner, name = {
-        "draft": (engine._speculator._model._runner, "run"),
+        "draft": (engine._speculator._drafters.computing._runner, "run"),
         "target": (engine._step._target, "run"),
         "download": (engine._step._pass, "download"),
     }[kind]

@@ -270,7 +270,7 @@ def test_costs_that_cannot_be_measured_for_want_of_memory_are_a_sentence(monkeyp
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("helix_jobs.engine.speculation.speculator.measure_costs", full)
-    config = EngineConfig(speculation=SpeculationConfig(adaptive=True, lookup=True))
+    config = EngineConfig(speculation=SpeculationConfig(adaptive=True, drafters=("lookup",)))
     with pytest.raises(InsufficientMemoryError, match="while the cost of steps was measured; lower HELIX_KV"):
         Engine(loaded(tiny_model()), config, CacheConfig(num_blocks=80))
 

@@ -80,7 +80,7 @@ def run(world: World, jobs: list[Job], slots: int, depth: int | DepthController)
             depths, reason = tuple(min(depth, candidate.ceiling) for candidate in candidates), "fixed"
         else:
             decision = controller.choose(candidates, prefill)
-            depths, reason = decision.model_depths, decision.reason
+            depths, reason = decision.computed_depths, decision.reason
         passes = _passes(candidates, depths)
         tokens = len(decodes) + sum(depths) + prefill
         draft_seconds = sum(map(world.draft, passes)) * math.exp(rng.gauss(0, world.noise))
@@ -106,7 +106,7 @@ def _candidate(sequence: _Running, controller: DepthController | None) -> DraftC
     remaining = sequence.job.limit - sequence.emitted
     return DraftCandidate(
         ceiling=max(0, min(MAX_DEPTH, remaining - 1)),
-        model_acceptance=controller.acceptance_of(sequence.name) if controller else None,
+        acceptance=controller.acceptance_of(sequence.name) if controller else None,
         catch_up_tokens=max(0, sequence.job.prompt + sequence.emitted - 1 - sequence.drafted),
         remaining_tokens=remaining,
     )

@@ -97,7 +97,7 @@ def test_steps_that_only_start_teach_nothing(monkeypatch: pytest.MonkeyPatch) ->
         target, draft = (loaded_on_device(name, tiny_model(seed=3), torch.float32) for name in ("target", "draft"))
         engine = engine_of(target, draft, SpeculationConfig(), num_blocks=400, costs=true)
         queueing(engine._step._target, clock, TOKEN)
-        queueing(engine._speculator._model._runner, clock, TOKEN / 50)
+        queueing(engine._speculator._drafters.computing._runner, clock, TOKEN / 50)
         prompts = [[3 + i % 20 for i in range(start, start + 150)] for start in range(8)]
         results = engine.generate([request(str(i), p, max_tokens=12, ignore_eos=True) for i, p in enumerate(prompts)])
     assert sum(result.draft_tokens for result in results) > 20

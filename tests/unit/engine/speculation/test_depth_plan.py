@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helix_jobs.engine.speculation.depth.plan import (
+    ComputedPlanner,
     DraftCandidate,
-    ModelPlanner,
     StepTimes,
     accepted_tokens,
     can_pay,
-    plan_lookup,
+    plan_found,
     plan_none,
 )
 from tests.unit.engine.speculation.decode_simulation import line, measured
@@ -44,12 +44,12 @@ def test_prompt_chunks_move_drafts_along_the_curve_and_make_them_no_cheaper():
 
 def test_lookup_takes_what_is_free_and_drops_what_is_unlikely():
     candidates = [DraftCandidate(8, (0.9,) * 8), DraftCandidate(8), DraftCandidate(2, (0.9,) * 8)]
-    assert plan_lookup(candidates, times_of(3)).lookup_depths == (8, 0, 2)
+    assert plan_found(candidates, times_of(3)).found_depths == (8, 0, 2)
     compute_bound = times_of(3, target=line(0.0, 1, 0.001))
-    assert plan_lookup(candidates, compute_bound).lookup_depths == (0, 0, 0)
+    assert plan_found(candidates, compute_bound).found_depths == (0, 0, 0)
     # With a fixed cost beside it, the surest tokens pay and the others do not.
-    between = plan_lookup([DraftCandidate(8, (0.99, 0.99, 0.5, 0.5))], times_of(1, target=line(0.001, 1, 0.001)))
-    assert between.lookup_depths == (2,)
+    between = plan_found([DraftCandidate(8, (0.99, 0.99, 0.5, 0.5))], times_of(1, target=line(0.001, 1, 0.001)))
+    assert between.found_depths == (2,)
 
 
 @given(st.lists(st.lists(st.floats(0, 1), max_size=6), min_size=1, max_size=3), st.integers(1, 8))
@@ -58,14 +58,11 @@ def test_lookup_is_the_best_of_all_combinations(confidences, flat_until):
     candidates = [DraftCandidate(4, tuple(confidence)) for confidence in confidences]
     times = times_of(len(candidates), target=line(0.002, flat_until, 0.001))
     best = max(
-        (
-            len(candidates)
-            + sum(sum(accumulate(c.lookup_confidence[:d], mul)) for c, d in zip(candidates, depths, strict=True))
-        )
+        (len(candidates) + sum(sum(accumulate(c.confidence[:d], mul)) for c, d in zip(candidates, depths, strict=True)))
         / times.verify(sum(depths))
-        for depths in product(*(range(min(4, len(c.lookup_confidence)) + 1) for c in candidates))
+        for depths in product(*(range(min(4, len(c.confidence)) + 1) for c in candidates))
     )
-    assert plan_lookup(candidates, times).goodput == pytest.approx(best)
+    assert plan_found(candidates, times).goodput == pytest.approx(best)
 
 
 @st.composite
@@ -75,7 +72,7 @@ def batches(draw):
             st.builds(
                 DraftCandidate,
                 ceiling=st.integers(0, 4),
-                lookup_confidence=st.lists(st.floats(0.2, 1), max_size=4).map(tuple),
+                confidence=st.lists(st.floats(0.2, 1), max_size=4).map(tuple),
                 catch_up_tokens=st.sampled_from([0, 0, 1, 60]),
             ),
             min_size=1,
@@ -94,8 +91,8 @@ def batches(draw):
 @settings(max_examples=80, deadline=None)
 def test_the_model_plan_is_near_the_best_of_all_combinations(batch):
     candidates, rates, times = batch
-    base = plan_lookup(candidates, times)
-    planner = ModelPlanner(candidates, times, rates, [60.0] * len(candidates), base)
+    base = plan_found(candidates, times)
+    planner = ComputedPlanner(candidates, times, rates, [60.0] * len(candidates), base)
     plan = planner.plan(4)
     # Each sequence as in the lookup plan or by the model at any depth.
     best = max(
@@ -104,19 +101,19 @@ def test_the_model_plan_is_near_the_best_of_all_combinations(batch):
     )
     assert plan.goodput >= 0.93 * best
     assert plan.goodput >= base.goodput >= plan_none(candidates, times).goodput
-    for candidate, model, lookup in zip(candidates, plan.model_depths, plan.lookup_depths, strict=True):
+    for candidate, model, lookup in zip(candidates, plan.computed_depths, plan.found_depths, strict=True):
         assert model <= candidate.ceiling
-        assert lookup <= min(candidate.ceiling, len(candidate.lookup_confidence))
+        assert lookup <= min(candidate.ceiling, len(candidate.confidence))
         assert not (model and lookup)
 
 
 def test_a_plan_promises_what_its_depths_say():
     candidates = [DraftCandidate(4), DraftCandidate(4, (0.9, 0.8)), DraftCandidate(4)]
     times = times_of(3)
-    base = plan_lookup(candidates, times)
-    plan = ModelPlanner(candidates, times, [0.9, 0.1, 0.8], [60.0] * 3, base).evaluate({0: 3, 2: 1})
-    assert plan.model_depths == (3, 0, 1)
-    assert plan.lookup_depths == (0, 2, 0)
+    base = plan_found(candidates, times)
+    plan = ComputedPlanner(candidates, times, [0.9, 0.1, 0.8], [60.0] * 3, base).evaluate({0: 3, 2: 1})
+    assert plan.computed_depths == (3, 0, 1)
+    assert plan.found_depths == (0, 2, 0)
     expected = 3 + accepted_tokens(0.9)[3] + accepted_tokens(0.8)[1] + 0.9 + prod((0.9, 0.8))
     assert plan.tokens == pytest.approx(expected)
     assert plan.seconds == pytest.approx(times.verify(6) + times.draft(2) + 2 * times.draft(1))
@@ -125,8 +122,8 @@ def test_a_plan_promises_what_its_depths_say():
 def test_sequences_with_poor_acceptance_are_left_out():
     candidates = [DraftCandidate(8)] * 4
     times = times_of(4, target=line(0.004, 1, 0.002), draft=line(0.0002, 1, 0.00005))
-    planner = ModelPlanner(candidates, times, [0.95, 0.1, 0.95, 0.6], [60.0] * 4, plan_none(candidates, times))
-    depths = planner.plan(8).model_depths
+    planner = ComputedPlanner(candidates, times, [0.95, 0.1, 0.95, 0.6], [60.0] * 4, plan_none(candidates, times))
+    depths = planner.plan(8).computed_depths
     assert depths[0] == depths[2] > depths[3]
     assert depths[1] == 0
 
@@ -140,5 +137,5 @@ def test_perfect_acceptance_is_what_can_pay_is_judged_by():
 def test_a_limit_between_the_usual_depths_is_tried_too():
     candidates = [DraftCandidate(7)]
     times = times_of(1)
-    planner = ModelPlanner(candidates, times, [1.0], [60.0], plan_none(candidates, times))
-    assert planner.plan(7).model_depths == (7,)
+    planner = ComputedPlanner(candidates, times, [1.0], [60.0], plan_none(candidates, times))
+    assert planner.plan(7).computed_depths == (7,)

@@ -58,7 +58,7 @@ class Scene:
     def draft(self, names: str, depth: int = 4) -> dict[str, tuple[int, ...]]:
         turns = {name: self._turn(name, depth) for name in names}
         with torch.no_grad():
-            self.drafter.draft([*turns.values()])
+            self.drafter.propose([*turns.values()])
         return {name: turn.draft.token_ids for name, turn in turns.items()}
 
     def _turn(self, name: str, depth: int) -> Turn:

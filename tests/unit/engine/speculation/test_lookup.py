@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helix_jobs.engine.request import EncodedRequest
+from helix_jobs.engine.request import EncodedRequest, FinishReason
 from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.engine.schedule.block_table import BlockPool, BlockTable
 from helix_jobs.engine.schedule.sequence import Sequence
@@ -32,6 +32,11 @@ def sequence(prompt, output=(), name="a", temperature=0.0):
     )
     made.commit(list(output), 0.0)
     return made
+
+
+def finished(sequence):
+    sequence.finish(FinishReason.LENGTH)
+    return sequence
 
 
 def naive_proposal(text, followers, length, limit, prior):
@@ -64,7 +69,7 @@ def naive_match(own, corpus, limit):
 def test_proposes_what_a_naive_search_proposes(prompt, output, learned, limit):
     drafter = LookupDrafter()
     for number, (other_prompt, other_output) in enumerate(learned):
-        drafter.learn(sequence(other_prompt, other_output, name=str(number)))
+        drafter.forget(finished(sequence(other_prompt, other_output, name=str(number))))
     own = sequence(prompt, output)
     match = drafter.match(own, limit)
     assert match.token_ids == naive_match(own.token_ids, drafter._corpus.tokens, limit)
@@ -156,7 +161,7 @@ def test_a_longer_copy_makes_up_for_dissent():
 
 def test_finished_outputs_are_found_and_own_text_goes_before_them_at_equal_length():
     drafter = LookupDrafter()
-    drafter.learn(sequence([1], [5, 6, 7, 8], name="other"))
+    drafter.forget(finished(sequence([1], [5, 6, 7, 8], name="other")))
     match = drafter.match(sequence([3], [5, 6]), 4)
     assert (match.token_ids, match.from_corpus) == ((7, 8), True)
     equal = drafter.match(sequence([5, 6, 70, 3], [5, 6]), 1)
@@ -167,13 +172,13 @@ def test_finished_outputs_are_found_and_own_text_goes_before_them_at_equal_lengt
 
 def test_jobs_of_one_template_find_each_other_at_the_first_token():
     drafter = LookupDrafter()
-    drafter.learn(sequence([11, 12, 90, 91, 92], [40, 41, 42], name="other"))
+    drafter.forget(finished(sequence([11, 12, 90, 91, 92], [40, 41, 42], name="other")))
     assert drafter.match(sequence([21, 22, 90, 91, 92], [40]), 2).token_ids == (41, 42)
 
 
 def test_a_sampled_request_looks_at_its_own_text_only():
     drafter = LookupDrafter()
-    drafter.learn(sequence([1], [5, 6, 7, 8], name="other"))
+    drafter.forget(finished(sequence([1], [5, 6, 7, 8], name="other")))
     assert drafter.match(sequence([3], [5, 6], temperature=0.7), 4) is NO_MATCH
     assert drafter.match(sequence([5, 6, 70, 3], [5, 6], temperature=0.7), 1).token_ids == (70,)
 
@@ -185,8 +190,8 @@ def test_what_a_sampled_request_proposes_depends_on_nothing_but_its_text(prompt,
         other = sequence(other_prompt, other_output, name=str(number), temperature=0.7)
         match = drafter.match(other, 8)
         for _ in range(100):
-            drafter.observe(other, match, len(match.token_ids), min(num_accepted, len(match.token_ids)))
-        drafter.learn(other)
+            drafter.observe(other, len(match.token_ids), min(num_accepted, len(match.token_ids)))
+        drafter.forget(finished(other))
     alone = LookupDrafter().match(sequence(prompt, output, temperature=0.7), 8)
     in_company = drafter.match(sequence(prompt, output, temperature=0.7), 8)
     assert (in_company.token_ids, in_company.match_length) == (alone.token_ids, alone.match_length)
@@ -197,8 +202,8 @@ def test_what_is_learned_changes_the_confidence_and_not_the_tokens():
     greedy, sampled = sequence([1, 2, 3, 4, 1, 2]), sequence([1, 2, 3, 4, 1, 2], name="b", temperature=1.0)
     before = drafter.match(greedy, 3)
     for _ in range(500):
-        match = drafter.match(greedy, 3)
-        drafter.observe(greedy, match, 3, 0)
+        drafter.match(greedy, 3)
+        drafter.observe(greedy, 3, 0)
     after = drafter.match(greedy, 3)
     assert after.token_ids == before.token_ids
     assert after.confidence[0] < 0.05
@@ -214,7 +219,8 @@ def test_what_is_learned_does_not_move_the_floor(temperature):
     before = drafter.match(own, 2)
     assert before.confidence[0] < 0.2
     for _ in range(500):
-        drafter.observe(lone, drafter.match(lone, 1), 1, 0)
+        drafter.match(lone, 1)
+        drafter.observe(lone, 1, 0)
     after = drafter.match(own, 2)
     assert after.token_ids == before.token_ids == (90, 2)
     assert after.confidence[0] < FLOOR
@@ -224,7 +230,7 @@ def test_only_the_verified_part_of_a_proposal_teaches():
     drafter = LookupDrafter()
     own = sequence([1, 2, 3, 4, 1, 2])
     before = drafter.match(own, 3)
-    drafter.observe(own, before, 1, 1)
+    drafter.observe(own, 1, 1)
     after = drafter.match(own, 3)
     assert after.confidence[0] > before.confidence[0]
     assert after.confidence[1:] == before.confidence[1:]
@@ -237,7 +243,7 @@ def test_a_truncated_output_is_no_longer_found():
     own.truncate_output(2)
     assert drafter.match(own, 1) is NO_MATCH
     own.truncate_output(0)
-    drafter.learn(own)
+    drafter.forget(finished(own))
     assert drafter.num_entries == 0
 
 
@@ -246,17 +252,17 @@ def test_a_truncated_output_is_learned_as_it_stands():
     own = sequence([9], [1, 2, 3, 4])
     drafter.match(own, 1)
     own.truncate_output(3)
-    drafter.learn(own)
+    drafter.forget(finished(own))
     assert drafter.match(sequence([7], [1, 2], name="b"), 4).token_ids == (3,)
 
 
 def test_forgotten_sequences_hold_no_memory_and_come_back_the_same():
     drafter = LookupDrafter()
-    drafter.forget("unknown")
+    drafter.forget(sequence([1, 2], name="unknown"))
     own = sequence([1, 2, 3, 4, 1], [2])
     before = drafter.match(own, 3)
     assert drafter.num_entries > 0
-    drafter.forget("a")
+    drafter.forget(own)
     assert drafter.num_entries == 0
     assert drafter.match(own, 3) == before
 
@@ -280,7 +286,9 @@ def test_ten_thousand_outputs_stay_within_the_bound():
     drafter = LookupDrafter(max_corpus_tokens=2_000)
     draws = random.Random(1)
     for number in range(10_000):
-        drafter.learn(sequence([1, 2, 3], draws.choices(range(500), k=draws.randrange(12)), name=str(number)))
+        drafter.forget(
+            finished(sequence([1, 2, 3], draws.choices(range(500), k=draws.randrange(12)), name=str(number)))
+        )
         assert drafter.num_entries <= 4_000
     assert drafter.num_entries > 3_000, "the ring is used"
     assert drafter._corpus.num_outputs < 1_000
@@ -288,7 +296,7 @@ def test_ten_thousand_outputs_stay_within_the_bound():
 
 def test_without_a_corpus_own_text_still_serves():
     drafter = LookupDrafter(max_corpus_tokens=0)
-    drafter.learn(sequence([1], [5, 6, 7, 8], name="other"))
+    drafter.forget(finished(sequence([1], [5, 6, 7, 8], name="other")))
     assert drafter.match(sequence([3], [5, 6]), 4) is NO_MATCH
     assert drafter.match(sequence([5, 6, 7, 5], [6]), 1).token_ids == (7,)
 

@@ -10,7 +10,6 @@ from helix_jobs.engine.speculation.depth.controller import (
     CATCH_UP_TOKENS,
     EXPLORATION_SHARE,
     DepthController,
-    DepthReason,
     DraftCandidate,
 )
 from tests.unit.engine.speculation.decode_simulation import MAX_DEPTH, Job, World, line, measured, run
@@ -24,7 +23,7 @@ CHEAP_DRAFT = line(0.0005, 16, 0.00005)
 def controller_of(target=MEMORY_BOUND, draft=CHEAP_DRAFT, *, acceptance=0.8, trials=200, **more):
     """Trials: so often was a token drafted before, with this acceptance."""
     known = measured(target, draft)
-    controller = DepthController(known, **{"max_depth": MAX_DEPTH, "has_model": draft is not None} | more)
+    controller = DepthController(known, **{"max_depth": MAX_DEPTH, "can_compute": draft is not None} | more)
     for trial in range(trials):
         controller.observe_acceptance(f"before-{trial}", 1, int(trial % 10 < round(10 * acceptance)))
         controller.forget(f"before-{trial}")
@@ -44,19 +43,19 @@ def jobs_of(count, *, seed=5, output=(20, 128), prompt=(20, 300)):
 
 def learning(world, **more):
     """A controller whose profile is true and that knows nothing else."""
-    return DepthController(measured(world.target, world.draft), max_depth=MAX_DEPTH, has_model=True, **more)
+    return DepthController(measured(world.target, world.draft), max_depth=MAX_DEPTH, can_compute=True, **more)
 
 
 def test_deep_where_a_step_is_memory_bound():
     decision = controller_of().choose(batch(1))
-    assert decision.model_depths[0] >= 4
-    assert decision.lookup_depths == (0,)
-    assert decision.reason == "model"
+    assert decision.computed_depths[0] >= 4
+    assert decision.found_depths == (0,)
+    assert decision.reason == "pays"
     assert decision.expected_speedup > 2
 
 
 def test_better_acceptance_never_drafts_less():
-    depths = [controller_of(acceptance=rate / 10).choose(batch(1)).model_depths[0] for rate in range(11)]
+    depths = [controller_of(acceptance=rate / 10).choose(batch(1)).computed_depths[0] for rate in range(11)]
     assert depths == sorted(depths)
     assert depths[0] == 0
     assert depths[10] == MAX_DEPTH
@@ -64,61 +63,61 @@ def test_better_acceptance_never_drafts_less():
 
 def test_off_where_a_step_is_compute_bound():
     decision = controller_of(COMPUTE_BOUND, acceptance=1.0).choose(batch(4))
-    assert decision.model_depths == (0, 0, 0, 0)
+    assert decision.computed_depths == (0, 0, 0, 0)
     assert (decision.reason, decision.expected_speedup) == ("off:cost", 1.0)
 
 
 def test_off_in_a_full_batch_and_on_in_its_tail():
     controller = controller_of(line(0.002, 16, 0.001), line(0.004, 16, 0.0002))
-    assert not any(controller.choose(batch(64)).model_depths)
-    assert not any(controller.choose(batch(64)).model_depths)
-    assert all(controller.choose(batch(3)).model_depths)
+    assert not any(controller.choose(batch(64)).computed_depths)
+    assert not any(controller.choose(batch(64)).computed_depths)
+    assert all(controller.choose(batch(3)).computed_depths)
 
 
 def test_off_at_poor_acceptance():
     decision = controller_of(draft=line(0.005, 16, 0.0), acceptance=0.2).choose(batch(1))
-    assert decision.model_depths == (0,)
+    assert decision.computed_depths == (0,)
     assert decision.reason == "off:acceptance"
 
 
 def test_each_sequence_by_its_own_acceptance():
-    candidates = [DraftCandidate(8, model_acceptance=rate, remaining_tokens=200) for rate in (0.95, 0.02, 0.95, None)]
-    depths = controller_of(line(0.010, 1, 0.001), acceptance=0.5).choose(candidates).model_depths
+    candidates = [DraftCandidate(8, acceptance=rate, remaining_tokens=200) for rate in (0.95, 0.02, 0.95, None)]
+    depths = controller_of(line(0.010, 1, 0.001), acceptance=0.5).choose(candidates).computed_depths
     assert depths[0] == depths[2] > depths[3]
     assert depths[1] == 0
 
 
 def test_a_long_match_is_taken_from_lookup():
-    decision = controller_of().choose(batch(1, lookup_confidence=(0.99,) * 8))
-    assert decision.model_depths == (0,)
-    assert decision.lookup_depths == (8,)
-    assert decision.reason == "lookup"
+    decision = controller_of().choose(batch(1, confidence=(0.99,) * 8))
+    assert decision.computed_depths == (0,)
+    assert decision.found_depths == (8,)
+    assert decision.reason == "pays"
 
 
 def test_lookup_works_without_a_model():
     controller = controller_of(draft=None)
-    decision = controller.choose([*batch(1, lookup_confidence=(0.9, 0.9)), *batch(1)])
-    assert decision.lookup_depths == (2, 0)
-    assert decision.reason == "lookup"
+    decision = controller.choose([*batch(1, confidence=(0.9, 0.9)), *batch(1)])
+    assert decision.found_depths == (2, 0)
+    assert decision.reason == "pays"
     assert controller.choose(batch(2)).reason == "off:nothing"
 
 
 def test_lookup_and_model_side_by_side():
-    decision = controller_of().choose([*batch(1, lookup_confidence=(0.99,) * 4), *batch(1)])
-    assert decision.lookup_depths[0] == 4
-    assert decision.model_depths[0] == 0
-    assert decision.model_depths[1] > 0
-    assert decision.reason == "mixed"
+    decision = controller_of().choose([*batch(1, confidence=(0.99,) * 4), *batch(1)])
+    assert decision.found_depths[0] == 4
+    assert decision.computed_depths[0] == 0
+    assert decision.computed_depths[1] > 0
+    assert decision.reason == "pays"
 
 
 def test_ceilings_hold_and_nothing_is_drafted_where_nothing_may():
     controller = controller_of(acceptance=1.0)
     assert controller.choose([]).reason == "off:nothing"
-    assert controller.choose(batch(2, ceiling=0, lookup_confidence=(1.0,))).reason == "off:nothing"
-    candidates = [*batch(1, ceiling=0, lookup_confidence=(1.0,)), *batch(1, ceiling=2), *batch(1)]
+    assert controller.choose(batch(2, ceiling=0, confidence=(1.0,))).reason == "off:nothing"
+    candidates = [*batch(1, ceiling=0, confidence=(1.0,)), *batch(1, ceiling=2), *batch(1)]
     decision = controller.choose(candidates)
-    assert decision.model_depths[:2] == (0, 2)
-    assert decision.lookup_depths == (0, 0, 0)
+    assert decision.computed_depths[:2] == (0, 2)
+    assert decision.found_depths == (0, 0, 0)
 
 
 def test_no_depth_without_room_for_one():
@@ -129,16 +128,16 @@ def test_no_depth_without_room_for_one():
 def test_a_prompt_chunk_makes_drafts_no_better():
     # Alone the drafts ride along; beside a chunk that fills the step each costs its full price.
     controller = controller_of(line(0.002, 64, 0.001), line(0.004, 16, 0.0), acceptance=0.5)
-    assert any(controller.choose(batch(16)).model_depths)
+    assert any(controller.choose(batch(16)).computed_depths)
     controller = controller_of(line(0.002, 64, 0.001), line(0.030, 16, 0.0), acceptance=0.5)
-    assert not any(controller.choose(batch(32), prefill_tokens=512).model_depths)
+    assert not any(controller.choose(batch(32), prefill_tokens=512).computed_depths)
 
 
 def test_the_draft_model_catches_up_only_where_it_earns_that_back():
     def depths(catch_up_tokens, remaining_tokens):
         ceiling = min(MAX_DEPTH, remaining_tokens - 1)
         candidates = batch(1, ceiling=ceiling, catch_up_tokens=catch_up_tokens, remaining_tokens=remaining_tokens)
-        return controller_of(draft=line(0.0005, 8, 0.0002)).choose(candidates).model_depths[0]
+        return controller_of(draft=line(0.0005, 8, 0.0002)).choose(candidates).computed_depths[0]
 
     assert depths(400, 200) > 0
     assert depths(400, 2) == 0  # one draft token at most would come of it
@@ -148,26 +147,26 @@ def test_the_draft_model_catches_up_only_where_it_earns_that_back():
 
 def test_short_outputs_are_not_worth_a_long_catch_up():
     controller = controller_of(draft=line(0.0005, 8, 0.0002))
-    assert any(controller.choose(batch(1, catch_up_tokens=600)).model_depths)
+    assert any(controller.choose(batch(1, catch_up_tokens=600)).computed_depths)
     for _ in range(200):
         controller.observe_output(5)
-    assert not any(controller.choose(batch(1, catch_up_tokens=600)).model_depths)
+    assert not any(controller.choose(batch(1, catch_up_tokens=600)).computed_depths)
 
 
 def test_catching_up_is_spread_over_steps():
     controller = controller_of(line(0.1, 512, 0.0001), line(0.001, 512, 0.000001))
     candidates = batch(8, catch_up_tokens=CATCH_UP_TOKENS // 3)
-    drafting = [depth > 0 for depth in controller.choose(candidates).model_depths]
+    drafting = [depth > 0 for depth in controller.choose(candidates).computed_depths]
     assert sum(drafting) == 3
     alone = controller.choose(batch(1, catch_up_tokens=2 * CATCH_UP_TOKENS))
-    assert alone.model_depths[0] > 0
+    assert alone.computed_depths[0] > 0
 
 
 def test_an_unknown_draft_is_tried_on_few_sequences_first():
     controller = controller_of(line(0.002, 64, 0.001), trials=0)
     decision = controller.choose(batch(16, catch_up_tokens=200))
-    assert sum(depth > 0 for depth in decision.model_depths) == 1
-    assert max(decision.model_depths) <= 4
+    assert sum(depth > 0 for depth in decision.computed_depths) == 1
+    assert max(decision.computed_depths) <= 4
 
 
 def test_switching_on_takes_more_than_staying_on():
@@ -176,12 +175,12 @@ def test_switching_on_takes_more_than_staying_on():
         return controller_of(line(0.010, 64, 0.0), line(0.0061, 64, 0.0), acceptance=0.0, trials=0), rate
 
     controller, rate = controller_at(0.648)
-    edge = batch(1, model_acceptance=rate)
-    assert not any(controller.choose(edge).model_depths)
+    edge = batch(1, acceptance=rate)
+    assert not any(controller.choose(edge).computed_depths)
     controller, _ = controller_at(rate)
-    assert any(controller.choose(batch(1, model_acceptance=0.9)).model_depths)
-    assert any(controller.choose(edge).model_depths)
-    assert not any(controller.choose(batch(1, model_acceptance=0.5)).model_depths)
+    assert any(controller.choose(batch(1, acceptance=0.9)).computed_depths)
+    assert any(controller.choose(edge).computed_depths)
+    assert not any(controller.choose(batch(1, acceptance=0.5)).computed_depths)
 
 
 def test_a_sequence_is_known_by_its_record_until_it_ends():
@@ -208,11 +207,8 @@ def test_the_same_history_leads_to_the_same_depths():
 
 def test_the_reasons_say_why_depths_were_chosen():
     controller = controller_of()
-    controller.choose([])
-    controller.choose(batch(2))
-    controller.choose(batch(1, lookup_confidence=(0.99,) * 8))
-    assert controller.reasons == {"lookup": 1, "model": 1, "off:nothing": 1}
-    assert set(controller.reasons) <= set(DepthReason)
+    offered = [[], batch(2), batch(1, confidence=(0.99,) * 8)]
+    assert [controller.choose(one).reason for one in offered] == ["off:nothing", "pays", "pays"]
 
 
 # In simulated time, against plain decoding and every fixed depth in hindsight.
@@ -286,7 +282,7 @@ def test_a_draft_that_is_as_dear_as_it_seems_is_tried_within_the_share():
 def test_a_profile_that_slanders_the_draft_is_found_out(factor):
     true = World(MEMORY_BOUND, line(0.002, 16, 0.0002), lambda _step: 0.9)
     slandering = line(0.002 * factor, 16, 0.0002 * factor)
-    controller = DepthController(measured(MEMORY_BOUND, slandering), max_depth=MAX_DEPTH, has_model=True)
+    controller = DepthController(measured(MEMORY_BOUND, slandering), max_depth=MAX_DEPTH, can_compute=True)
     outcome = run(true, jobs_of(300, output=(100, 128)), 2, controller)
     assert not any(outcome.drafted[10:400])
     assert sum(outcome.drafted[-400:]) > 300
@@ -309,14 +305,14 @@ def test_it_lets_go_when_acceptance_falls():
 def test_a_profile_that_flatters_the_draft_is_seen_through():
     true = World(MEMORY_BOUND, line(0.014, 16, 0.0002), lambda _step: 0.7)
     flattering = line(0.004, 16, 0.00005)
-    controller = DepthController(measured(MEMORY_BOUND, flattering), max_depth=MAX_DEPTH, has_model=True)
+    controller = DepthController(measured(MEMORY_BOUND, flattering), max_depth=MAX_DEPTH, can_compute=True)
     jobs = jobs_of(60, output=(100, 128))
     assert run(true, jobs, 2, controller).seconds <= 1.05 * run(true, jobs, 2, 0).seconds
 
 
 def test_an_outlier_does_not_switch_speculation_off_for_good():
     controller = controller_of()
-    assert any(controller.choose(batch(1)).model_depths)
+    assert any(controller.choose(batch(1)).computed_depths)
     controller.costs.observe_draft([1, 1, 1, 1], 30.0)
     controller.costs.observe_target(9, 30.0, sequences=1)
-    assert any(controller.choose(batch(1)).model_depths)
+    assert any(controller.choose(batch(1)).computed_depths)

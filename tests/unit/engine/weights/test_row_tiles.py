@@ -22,7 +22,7 @@ from tests.unit.engine.tiny_models import request, tiny_model
 ROWS = torch.randn((3, 40), generator=torch.Generator().manual_seed(3))
 WEIGHT = torch.randn((24, 40), generator=torch.Generator().manual_seed(2))
 NO_DRAFT = SpeculationConfig(depth=0, adaptive=False)
-DRAFTS = SpeculationConfig(depth=4, adaptive=False, lookup=True)
+DRAFTS = SpeculationConfig(depth=4, adaptive=False, drafters=("lookup",))
 
 
 def rounding_at(limit):

@@ -1,0 +1,41 @@
+"""DraftSpec: what the setting for drafts names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from helix_jobs.engine.config import NO_DRAFT
+from helix_jobs.engine.speculation.drafters.registry import FINDING
+from helix_jobs.errors import ConfigurationError
+
+
+@dataclass(frozen=True, slots=True)
+class DraftSpec:
+    """What drafts: drafters that find drafts, a model, both (``lookup+MODEL``), or nothing.
+
+    Attributes:
+        model: A model's name, ``int8`` for an int8 copy of the target, or ``none``.
+        drafters: Names of the drafters that find drafts, the preferred one first.
+    """
+
+    model: str
+    drafters: tuple[str, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> DraftSpec:
+        """Read ``MODEL``, ``int8``, ``none``, or names of drafters with or without one of these behind them.
+
+        Raises:
+            ConfigurationError: Nothing follows a plus sign.
+        """
+        names: list[str] = []
+        rest = text
+        while (name := rest.partition("+")[0]) in FINDING and name not in names:
+            names.append(name)
+            if name == rest:
+                return cls(NO_DRAFT, tuple(names))
+            rest = rest.removeprefix(f"{name}+")
+        if names and not rest:
+            given = "+".join(names)
+            raise ConfigurationError(f"draft {text!r} names no model; give {given}, or {given}+int8, or {given}+MODEL")
+        return cls(rest, tuple(names))
