@@ -13,6 +13,7 @@ from helix_jobs.engine.model.runner import ModelRunner
 from helix_jobs.engine.protocol import EngineInfo
 from helix_jobs.engine.recovery import Recovery
 from helix_jobs.engine.request import EncodedRequest, GenerationResult, Request, RequestState
+from helix_jobs.engine.sampling.processors import processors_of
 from helix_jobs.engine.schedule.block_table import BlockPool, BlockTable
 from helix_jobs.engine.schedule.scheduler import Scheduler
 from helix_jobs.engine.schedule.sequence import Sequence
@@ -154,7 +155,9 @@ class Engine:
             raise InvalidRequestError(
                 f"request {request.request_id} is already in the engine; finish or abort it first"
             )
-        sequence = Sequence(request, BlockTable(self._pool), self._stop_ids(request), self._info.max_model_len)
+        processors = processors_of(request.sampling_params, request.prompt_token_ids)
+        stop_ids = self._stop_ids(request)
+        sequence = Sequence(request, BlockTable(self._pool), stop_ids, self._info.max_model_len, processors)
         if len(sequence) >= sequence.table.pool_capacity:
             sequence.fail(
                 OutOfMemoryError(

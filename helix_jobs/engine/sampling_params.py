@@ -87,11 +87,6 @@ class SamplingParams:
         """Temperature 0: the most likely token of the penalised logits, no random numbers."""
         return self.temperature == 0.0
 
-    @property
-    def has_penalties(self) -> bool:
-        """Whether logits depend on token counts."""
-        return self.presence_penalty != 0.0 or self.frequency_penalty != 0.0 or self.repetition_penalty != 1.0
-
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], defaults: SamplingParams | None = None) -> SamplingParams:
         """Build from parsed JSON; missing fields and nulls take ``defaults``.

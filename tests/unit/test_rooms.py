@@ -57,7 +57,7 @@ ARROWS = {
 ARROWS |= {
     "values": set(),
     "engine.devices": set(),
-    "engine.schedule": {"values"},
+    "engine.schedule": {"engine.sampling", "values"},
     "engine.sampling": {"values"},
     "engine.text": {"engine.schedule", "values"},
     "engine.attention": {"engine.devices", "values"},
@@ -72,7 +72,8 @@ ARROWS |= {
         *("engine.weights", "engine", "values"),
     },
     "engine": {
-        *("engine.devices", "engine.model", "engine.schedule", "engine.speculation", "engine.text", "values"),
+        *("engine.devices", "engine.model", "engine.sampling", "engine.schedule", "engine.speculation", "engine.text"),
+        "values",
     },
 }
 # Libraries that only these rooms import, wherever in a module; "engine" stands for all of the engine's rooms.

@@ -1,7 +1,8 @@
 """Logits -> processed probabilities -> token, as pure functions of CPU tensors.
 
-The *processed distribution* of a row is what is actually sampled from: penalties, temperature, top-k, top-p, min-p, in
-transformers' order. Target and draft rows go through the same processing. Everything is fp32; cumulative sums are fp64.
+The *processed distribution* of a row is what is actually sampled from: shaped logits (see ``processors``), then
+temperature, top-k, top-p, min-p, in transformers' order. Target and draft rows go through the same processing.
+Everything is fp32; cumulative sums are fp64.
 """
 
 from __future__ import annotations
@@ -19,42 +20,13 @@ if TYPE_CHECKING:
 _TOP_P_CANDIDATES: Final = 1024
 
 
-def apply_penalties(
-    logits: torch.Tensor, params: SamplingParams, prompt_ids: Sequence[int], output_ids: Sequence[int]
-) -> torch.Tensor:
-    """Penalise seen tokens.
-
-    Repetition penalty follows Keskar et al. 2019 (CTRL) as transformers applies it: over prompt and output. Presence
-    and frequency penalties follow OpenAI's definition: over the output.
-
-    Args:
-        logits: ``[vocab_size]`` fp32.
-        params: The request's.
-        prompt_ids: Prompt tokens.
-        output_ids: Output tokens so far, drafted ones before this position included.
-
-    Returns:
-        A new ``[vocab_size]`` tensor.
-    """
-    result = logits.clone()
-    if params.repetition_penalty != 1.0:
-        seen = torch.tensor(sorted({*prompt_ids, *output_ids}), dtype=torch.int64)
-        scores = result[seen]
-        penalty = params.repetition_penalty
-        result[seen] = torch.where(scores < 0, scores * penalty, scores / penalty)
-    if output_ids and (params.presence_penalty or params.frequency_penalty):
-        tokens, counts = torch.unique(torch.tensor(output_ids, dtype=torch.int64), return_counts=True)
-        result[tokens] -= params.presence_penalty + params.frequency_penalty * counts.to(result.dtype)
-    return result
-
-
 def processed_probs(logits: torch.Tensor, params: Sequence[SamplingParams]) -> torch.Tensor:
     """Turn logits of sampled rows into the distributions that are sampled from.
 
     Tokens exactly as likely as the last one that top-k or top-p keeps are kept as well.
 
     Args:
-        logits: ``[num_rows, vocab_size]`` fp32, penalties applied.
+        logits: ``[num_rows, vocab_size]`` fp32, shaped.
         params: One per row, each with a temperature above 0.
 
     Returns:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence as SequenceOf
 
     from helix_jobs.engine.request import EncodedRequest
+    from helix_jobs.engine.sampling.processors import LogitsProcessor
     from helix_jobs.engine.schedule.block_table import BlockTable
     from helix_jobs.errors import RequestError
 
@@ -22,15 +23,30 @@ class Sequence:
     tokens whose keys and values stand in the target's cache, ``num_draft_computed`` those in the draft's, and
     ``num_verified`` those that finite logits have rested on: only they are shared with others. A decoding sequence has
     exactly one token not yet computed: its last.
+
+    Args:
+        request: What it answers.
+        table: Its blocks.
+        stop_token_ids: Tokens that end the output.
+        max_len: Tokens at most, as far as the model goes.
+        processors: What shapes its logits.
     """
 
     def __init__(
-        self, request: EncodedRequest, table: BlockTable, stop_token_ids: frozenset[int], max_len: int
+        self,
+        request: EncodedRequest,
+        table: BlockTable,
+        stop_token_ids: frozenset[int],
+        max_len: int,
+        processors: tuple[LogitsProcessor, ...] = (),
     ) -> None:
         self.request = request
         self.params = request.sampling_params
         self.request_id = request.request_id
         self.stop_token_ids = stop_token_ids
+        self.processors = processors
+        # Whether each of its tokens is the one that the model itself finds most likely: nobody needs its logits then.
+        self.takes_argmax = self.params.is_greedy and all(one.keeps_argmax for one in processors)
         self.table = table
         self.token_ids: list[int] = list(request.prompt_token_ids)
         self.num_prompt_tokens = len(self.token_ids)

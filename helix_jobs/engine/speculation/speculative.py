@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from helix_jobs.engine.sampling.processors import shape_logits
 from helix_jobs.engine.sampling.random_numbers import Purpose, uniform
-from helix_jobs.engine.sampling.sampler import apply_penalties, processed_probs
+from helix_jobs.engine.sampling.sampler import processed_probs
 from helix_jobs.engine.sampling.verification import SampledRow, Verdict, verify_greedy, verify_sampled
 from helix_jobs.engine.speculation.target_pass import TargetPass
 from helix_jobs.engine.speculation.turn import turns_of
@@ -179,10 +180,9 @@ class SpeculativeStep:
         host = torch.where(row_is_finite, host, 0.0)
         sampled: list[Turn] = []
         for turn in turns:
-            params = turn.sequence.params
-            if params.has_penalties:
-                _penalise(turn, host)
-            if params.is_greedy:
+            if turn.sequence.processors:
+                _shape(turn, host)
+            if turn.sequence.params.is_greedy:
                 ids = host[turn.rows.start : turn.rows.stop].argmax(dim=1).tolist()
                 _decide(turn, verify_greedy(ids, turn.draft.token_ids), finite)
             else:
@@ -219,14 +219,11 @@ def _decide(turn: Turn, verdict: Verdict, finite: SequenceOf[bool]) -> None:
         turn.verdict = verdict
 
 
-def _penalise(turn: Turn, host: torch.Tensor) -> None:
-    """Each position is penalised for the drafts before it as if they stood: they do, if it is ever reached."""
-    sequence = turn.sequence
-    prompt_ids = sequence.token_ids[: sequence.num_prompt_tokens]
-    output_ids = sequence.output_token_ids
+def _shape(turn: Turn, host: torch.Tensor) -> None:
+    """Each position is shaped as if the drafts before it stood: they do, if it is ever reached."""
+    output_ids = turn.sequence.output_token_ids
     for position, row in enumerate(turn.rows):
-        seen = [*output_ids, *turn.draft.token_ids[:position]]
-        host[row] = apply_penalties(host[row], sequence.params, prompt_ids, seen)
+        shape_logits(host[row], turn.sequence.processors, [*output_ids, *turn.draft.token_ids[:position]])
 
 
 def _verify_sampled(turns: list[Turn], host: torch.Tensor, draft_probs: torch.Tensor | None) -> list[Verdict]:

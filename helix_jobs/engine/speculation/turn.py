@@ -23,7 +23,6 @@ class Turn:
         num_known: Tokens to compute that are verified: the last one of a decode, the prompt chunk of a prefill.
         is_decode: Whether the sequence may draft.
         emits: Whether the step yields a token of it: it decodes, or its fresh prompt ends in this step.
-        is_greedy: Whether the device finds its tokens; the logits of the others are processed on the host.
         ceiling: Draft tokens to verify at most.
         depth: Draft tokens that a drafter is asked for.
         drafter: Whose draft is verified; None without one.
@@ -36,13 +35,17 @@ class Turn:
     num_known: int
     is_decode: bool
     emits: bool
-    is_greedy: bool
     ceiling: int = 0
     depth: int = 0
     drafter: Drafter | None = None
     draft: Draft = NO_DRAFT_TOKENS
     first_row: int = 0
     verdict: Verdict | None = None
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the device finds its tokens; the logits of the others are processed on the host."""
+        return self.sequence.takes_argmax
 
     @property
     def start(self) -> int:
@@ -68,7 +71,6 @@ def turns_of(schedule: Schedule) -> list[Turn]:
             num_known=1,
             is_decode=True,
             emits=True,
-            is_greedy=_is_greedy(decode.sequence),
             ceiling=decode.depth,
         )
         for decode in schedule.decodes
@@ -79,12 +81,7 @@ def turns_of(schedule: Schedule) -> list[Turn]:
             num_known=prefill.num_tokens,
             is_decode=False,
             emits=prefill.emits,
-            is_greedy=_is_greedy(prefill.sequence),
         )
         for prefill in schedule.prefills
     ]
     return decodes + prefills
-
-
-def _is_greedy(sequence: Sequence) -> bool:
-    return sequence.params.is_greedy and not sequence.params.has_penalties

@@ -11,8 +11,9 @@ import torch
 from scipy.stats import power_divergence
 
 from helix_jobs.engine.sampling import verification
+from helix_jobs.engine.sampling.processors import processors_of, shape_logits
 from helix_jobs.engine.sampling.random_numbers import Purpose, uniform
-from helix_jobs.engine.sampling.sampler import apply_penalties, processed_probs
+from helix_jobs.engine.sampling.sampler import processed_probs
 from helix_jobs.engine.sampling.verification import SampledRow, verify_sampled
 from helix_jobs.engine.sampling_params import SamplingParams
 from tests.unit.engine.tiny_models import request, tiny_engine, tiny_model
@@ -180,10 +181,9 @@ def test_samples_follow_the_target_where_drafts_stay_on_the_device(small_vocabul
 def next_probs(model, prompts, num_prompt, params):
     """The target's own processed distribution after each prompt, by transformers' own forward and our formulas."""
     logits = model(torch.tensor(prompts)).logits[:, -1].float()
-    rows = [
-        apply_penalties(row, params, p[:num_prompt], p[num_prompt:]) for row, p in zip(logits, prompts, strict=True)
-    ]
-    return processed_probs(torch.stack(rows), [params] * len(prompts)).double().numpy()
+    for row, p in zip(logits, prompts, strict=True):
+        shape_logits(row, processors_of(params, p[:num_prompt]), p[num_prompt:])
+    return processed_probs(logits, [params] * len(prompts)).double().numpy()
 
 
 def exact_joint(model, prompt, params):

@@ -23,11 +23,11 @@ class AwaitedDrafts:
     together and brought to the device in one copy. The target reads the draft tokens where they were found; the host
     learns them with the verdicts.
 
-    Trade-off: nothing is processed on the host in between, so sampled and penalised sequences draft the token that the
-    draft model finds most likely, with certainty. Verification emits exactly the target's distribution whatever is
-    proposed, but accepts such a token with the probability that the target gives it, which is less often than one drawn
-    from a draft distribution like the target's. A wait for each drafted position would cost more than that gains: it
-    may take as long as a step.
+    Trade-off: nothing is processed on the host in between, so sampled sequences and those whose logits are shaped draft
+    the token that the draft model finds most likely, with certainty. Verification emits exactly the target's
+    distribution whatever is proposed, but accepts such a token with the probability that the target gives it, which is
+    less often than one drawn from a draft distribution like the target's. A wait for each drafted position would cost
+    more than that gains: it may take as long as a step.
 
     Args:
         runner: The draft model.

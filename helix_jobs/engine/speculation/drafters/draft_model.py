@@ -11,8 +11,9 @@ import torch
 
 from helix_jobs.engine.attention.step_layout import TokenSlice
 from helix_jobs.engine.devices.shape_sizes import SMALL_STEP
+from helix_jobs.engine.sampling.processors import shape_logits
 from helix_jobs.engine.sampling.random_numbers import Purpose, uniform
-from helix_jobs.engine.sampling.sampler import apply_penalties, processed_probs, sample
+from helix_jobs.engine.sampling.sampler import processed_probs, sample
 from helix_jobs.engine.speculation.drafters.awaited_drafts import AwaitedDrafts
 from helix_jobs.engine.speculation.drafters.protocol import NOTHING_COMPUTED, Draft, Proposal
 
@@ -35,7 +36,7 @@ class Drafting:
         self.turn = turn
         self.sequence = turn.sequence
         self.depth = turn.depth
-        self.is_greedy = turn.is_greedy
+        self.is_greedy = turn.sequence.takes_argmax
         self.token_ids: list[int] = []
         # Of each drafted position, of sampled sequences only: ``[vocab_size]``.
         self.probs: list[torch.Tensor] = []
@@ -216,17 +217,15 @@ class DraftModelDrafter:
         return (greedy.argmax(dim=-1) if num_greedy else None), others
 
     def _process(self, batch: list[Drafting], position: int, host: torch.Tensor) -> list[int]:
-        """Tokens of sampled and penalised sequences, from logits processed as the target's will be."""
+        """Tokens of sequences that the host decides, from logits shaped and processed as the target's will be."""
         missing = self._vocab_size - host.shape[1]
         if missing > 0:
             host = torch.cat((host, torch.full((len(host), missing), _IMPOSSIBLE)), dim=1)
         host = _without_nan(host)
         for row, one in enumerate(batch):
-            sequence = one.sequence
-            if sequence.params.has_penalties:
-                prompt_ids = sequence.token_ids[: sequence.num_prompt_tokens]
-                output_ids = sequence.output_token_ids + one.token_ids
-                host[row] = apply_penalties(host[row], sequence.params, prompt_ids, output_ids)
+            if one.sequence.processors:
+                output_ids = one.sequence.output_token_ids + one.token_ids
+                shape_logits(host[row], one.sequence.processors, output_ids)
         ids: list[int] = host.argmax(dim=-1).tolist()
         rows = [row for row, one in enumerate(batch) if not one.sequence.params.is_greedy]
         if rows:

@@ -6,14 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import (
     MinPLogitsWarper,
-    RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
 
+from helix_jobs.engine.sampling.processors import processors_of, shape_logits
 from helix_jobs.engine.sampling.random_numbers import Purpose, uniform
-from helix_jobs.engine.sampling.sampler import apply_penalties, processed_probs, sample
+from helix_jobs.engine.sampling.sampler import processed_probs, sample
 from helix_jobs.engine.sampling_params import InvalidSamplingParamsError, SamplingParams
 
 
@@ -100,26 +100,10 @@ def test_parameters_that_fp32_cannot_hold_are_refused(fields):
 def test_the_most_extreme_parameters_still_sample(fields):
     logits = torch.randn(50, generator=torch.Generator().manual_seed(3)) * 30
     params = SamplingParams(**fields)
-    probs = processed_probs(apply_penalties(logits, params, [1, 2], [3])[None], [params])
+    shape_logits(logits, processors_of(params, [1, 2]), [3])
+    probs = processed_probs(logits[None], [params])
     assert torch.isfinite(probs).all()
     assert 0 <= sample(probs, [0.999])[0] < 50
-
-
-def test_repetition_penalty_equals_transformers():
-    logits = torch.randn(40, generator=torch.Generator().manual_seed(1))
-    prompt, output = [1, 2, 2, 7], [7, 9]
-    expected = RepetitionPenaltyLogitsProcessor(1.6)(torch.tensor([prompt + output]), logits.clone()[None])[0]
-    before = logits.clone()
-    penalised = apply_penalties(logits, SamplingParams(repetition_penalty=1.6), prompt, output)
-    torch.testing.assert_close(penalised, expected)
-    torch.testing.assert_close(logits, before)
-
-
-def test_presence_and_frequency_count_the_output_alone():
-    params = SamplingParams(presence_penalty=0.5, frequency_penalty=0.25)
-    penalised = apply_penalties(torch.zeros(6), params, [0, 1], [1, 1, 3])
-    assert penalised.tolist() == [0.0, -1.0, 0.0, -0.75, 0.0, 0.0]
-    assert apply_penalties(torch.zeros(3), params, [0, 1], []).tolist() == [0.0, 0.0, 0.0]
 
 
 def test_sampling_inverts_the_cumulative_distribution():
