@@ -41,6 +41,7 @@ Messages say what is wrong, where, and the remedy. They never carry a prompt or 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from typing import ClassVar
 
 
@@ -209,16 +210,27 @@ class InsufficientMemoryError(ModelError):
     """The device cannot hold the models and the smallest useful KV cache."""
 
 
+class ErrorCode(StrEnum):
+    """Why a job failed, as stored in ``jobs.error_code``."""
+
+    INVALID_REQUEST = "invalid_request"
+    PROMPT_TOO_LONG = "prompt_too_long"
+    OUT_OF_MEMORY = "out_of_memory"
+    WORKER_LOST = "worker_lost"
+    DEADLINE = "deadline"
+    ENGINE_ERROR = "engine_error"
+
+
 class RequestError(HelixError):
     """One request cannot be served. ``code`` is stored as the job's ``error_code``."""
 
-    code: ClassVar[str] = "engine_error"
+    code: ClassVar[ErrorCode] = ErrorCode.ENGINE_ERROR
 
 
 class InvalidRequestError(RequestError):
     """The request is malformed for this model."""
 
-    code = "invalid_request"
+    code = ErrorCode.INVALID_REQUEST
 
 
 class InvalidFieldError(InvalidRequestError):
@@ -242,25 +254,25 @@ class InvalidFieldsError(InvalidFieldError):
 class PromptTooLongError(RequestError):
     """Prompt plus at least one new token exceed the model's context."""
 
-    code = "prompt_too_long"
+    code = ErrorCode.PROMPT_TOO_LONG
 
 
 class OutOfMemoryError(RequestError):
     """The request does not fit into memory even alone."""
 
-    code = "out_of_memory"
+    code = ErrorCode.OUT_OF_MEMORY
 
 
 class DeadlineError(RequestError):
     """The request ran longer than a job may."""
 
-    code = "deadline"
+    code = ErrorCode.DEADLINE
 
 
 class EngineError(RequestError):
     """The engine failed on this request."""
 
-    code = "engine_error"
+    code = ErrorCode.ENGINE_ERROR
 
 
 def without_text(error: BaseException) -> EngineError:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import func, select, text
 
 from helix_jobs.new_job import NewJob
-from helix_jobs.storage import batches, leases, workers
+from helix_jobs.storage import batches, claims, workers
 from helix_jobs.storage.records import BatchStatus, ClaimedJob, FinishedJob, NewBatch, NewWorker, ResultRow
 from helix_jobs.storage.schema import jobs, results
 from helix_jobs.storage.states import JobState
@@ -82,7 +82,7 @@ def register(database: Database, *ids: str) -> None:
 
 def take(database: Database, job_id: int, worker_id: str = "w1") -> ClaimedJob | None:
     with database.write() as c:
-        return leases.claim(c, job_id, worker_id=worker_id, now=now())
+        return claims.claim(c, job_id, worker_id=worker_id, now=now())
 
 
 def must_take(database: Database, job_id: int, worker_id: str = "w1") -> ClaimedJob:
@@ -121,12 +121,12 @@ def result_row(**changes: Any) -> ResultRow:
 
 def succeed(database: Database, claimed: ClaimedJob, worker_id: str = "w1", **changes: Any) -> bool:
     with database.write() as c:
-        return leases.finish_succeeded(c, ended(claimed, worker_id), result_row(**changes), now())
+        return claims.finish_succeeded(c, ended(claimed, worker_id), result_row(**changes), now())
 
 
 def fail(database: Database, claimed: ClaimedJob, worker_id: str = "w1", code: str = "engine_error") -> bool:
     with database.write() as c:
-        return leases.finish_failed(c, ended(claimed, worker_id), code, "it broke", now())
+        return claims.finish_failed(c, ended(claimed, worker_id), code, "it broke", now())
 
 
 def status(database: Database, batch_id: str) -> BatchStatus:

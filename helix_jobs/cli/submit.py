@@ -12,8 +12,8 @@ import click
 from helix_jobs.cli.console import is_interactive, make_console, printable, show, working
 from helix_jobs.cli.follow import follow_for_person, print_summary, worker_notice
 from helix_jobs.cli.group import INTERRUPTED, HelixCommand, command_line, echo_json, fail, helix_options, open_client
-from helix_jobs.cli.options import sampling_options
 from helix_jobs.cli.progress import all_succeeded
+from helix_jobs.cli.sampling_options import sampling_options
 from helix_jobs.cli.streams import standard_input
 from helix_jobs.cli.views import alike, bad_line_json, bad_lines_view, batch_json, print_answers
 from helix_jobs.errors import HelixError, InvalidInputError, UnreachableError

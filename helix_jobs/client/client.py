@@ -212,7 +212,7 @@ class HelixClient:
             DatabaseUnreachableError: The database does not answer.
             UnfinishedSubmissionError: It is still being submitted, and for half a minute no line was added.
         """
-        from helix_jobs.storage import control
+        from helix_jobs.storage import batch_changes
         from helix_jobs.storage.outage import outlast
 
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -228,7 +228,7 @@ class HelixClient:
                 if status.stored != stored:
                     stored, grew_at = status.stored, now
                 elif now - grew_at >= self.timing.submitter_silence:
-                    raise UnfinishedSubmissionError(control.unfinished_submission(batch_id))
+                    raise UnfinishedSubmissionError(batch_changes.unfinished_submission(batch_id))
             left = None if deadline is None else deadline - time.monotonic()
             if status.done or (left is not None and left <= 0):
                 return status
@@ -314,15 +314,15 @@ class HelixClient:
         Raises:
             NotFoundError: No such batch or job.
         """
-        from helix_jobs.storage import batch_changes, control
+        from helix_jobs.storage import batch_changes, changes_in_steps
 
         digits = str(target) if isinstance(target, int) or (target.isascii() and target.isdecimal()) else ""
         if len(digits) > len(str(MAX_ID)) or int(digits or 0) > MAX_ID:
             raise NotFoundError(f"there is no job {digits[:40]}; `helix status BATCH --jobs` lists job ids")
         if digits:
             job_id = int(digits)
-            return self._database().transact(lambda connection: control.cancel_job(connection, job_id))
-        return batch_changes.cancel_batch(self._database(), str(target))
+            return self._database().transact(lambda connection: batch_changes.cancel_job(connection, job_id))
+        return changes_in_steps.cancel_batch(self._database(), str(target))
 
     def retry(self, batch_id: str) -> int:
         """Queue a batch's failed and cancelled jobs again and return how many. A worker publishes them.
@@ -331,9 +331,9 @@ class HelixClient:
             NotFoundError: No such batch.
             UnfinishedSubmissionError: Its submission has not finished.
         """
-        from helix_jobs.storage import batch_changes
+        from helix_jobs.storage import changes_in_steps
 
-        return batch_changes.retry_batch(self._database(), batch_id)
+        return changes_in_steps.retry_batch(self._database(), batch_id)
 
     def purge(
         self,

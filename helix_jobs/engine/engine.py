@@ -13,7 +13,7 @@ from helix_jobs.engine.model.runner import ModelRunner
 from helix_jobs.engine.protocol import EngineInfo
 from helix_jobs.engine.recovery import Recovery
 from helix_jobs.engine.request import EncodedRequest, GenerationResult, Request, RequestState
-from helix_jobs.engine.sampling.processors import processors_of
+from helix_jobs.engine.sampling.logits_processors import processors_of
 from helix_jobs.engine.schedule.block_table import BlockPool, BlockTable
 from helix_jobs.engine.schedule.scheduler import Scheduler
 from helix_jobs.engine.schedule.sequence import Sequence
@@ -22,7 +22,7 @@ from helix_jobs.engine.speculation.speculative import SpeculativeStep
 from helix_jobs.engine.speculation.speculator import Speculator
 from helix_jobs.engine.stats import StepStatistics
 from helix_jobs.engine.text.codec import TextCodec
-from helix_jobs.engine.text.output import apply_stop_strings, text_of
+from helix_jobs.engine.text.final_text import apply_stop_strings, text_of
 from helix_jobs.engine.text.stop_strings import StopStringWatch
 from helix_jobs.errors import (
     EngineBrokenError,

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any, Final
 from helix_jobs.bounds import MAX_PRIORITY
 from helix_jobs.errors import InvalidFieldError
 from helix_jobs.intake.chat_fields import check_chat_template_kwargs
-from helix_jobs.intake.fields import BODY_FIELDS, NATIVE_FIELDS, OPENAI_FIELDS, refuse_unknown, refuse_unsupported
 from helix_jobs.intake.foreign_forms import MARKS, translate, translate_responses
+from helix_jobs.intake.known_fields import BODY_FIELDS, NATIVE_FIELDS, OPENAI_FIELDS, refuse_unknown, refuse_unsupported
 from helix_jobs.intake.line_faults import WHOLE_LINE, Faults, kind, short
 from helix_jobs.intake.sampling_fields import whole
 from helix_jobs.intake.texts import check_messages, check_prompt

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from helix_jobs.errors import ErrorCode
 from helix_jobs.intake.forms import CHAT_ENDPOINT, COMPLETION_ENDPOINT
-from helix_jobs.storage.states import ErrorCode, JobState
+from helix_jobs.storage.states import JobState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -1,90 +1,236 @@
-"""Cancel and retry of whole batches, in steps: a million rows take their time, and nobody is to wait for them.
+"""What a person does to stored work: cancel, retry, name it.
 
-A cancel takes effect with its first transaction: from then on no job of the batch is claimed, published or started.
-Its jobs follow in transactions of some thousand rows, so workers' writes, other commands and SQLite's one writer pass
-in between, and every commit leaves counters and rows in agreement. A command that is killed half-way is completed by a
-worker (``Reconciler``), or by the same command once more.
-
-Trade-off: on Postgres each row of a million costs its share of six indexes, which one UPDATE would not save either;
-deriving "cancelled" from the batch instead would be instant, and would have each query, and everyone's own SQL, know
-that a job's state is not always what its row says.
+These update many rows; run them through ``Database.transact`` (see there).
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
-from helix_jobs.storage import control
-from helix_jobs.storage.states import RUNNABLE_STATES, JobState
+from sqlalchemy import Connection, and_, case, delete, func, select, text, update
+
+from helix_jobs.errors import NotFoundError, UnfinishedSubmissionError
+from helix_jobs.storage import batch_counters as counters
+from helix_jobs.storage.readable import readable_rows
+from helix_jobs.storage.schema import BATCH_IS_THERE, batch_counters, batches, jobs
+from helix_jobs.storage.states import JobState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Collection
 
-    from sqlalchemy import Connection
+    from sqlalchemy import ColumnElement
 
-    from helix_jobs.storage.control import Change
-    from helix_jobs.storage.database import Database
-
-    _Step = Callable[[Connection, Change, int, int], int | None]
-
-ROWS: Final = 5000
-_UNSUCCESSFUL: Final = (JobState.FAILED, JobState.CANCELLED)
+# One statement: a row that moves between the two states while the statement waits for its lock still matches.
+_CANCELLABLE: Final = text("state IN ('queued', 'running')")
+_UNSUCCESSFUL: Final = text("state IN ('failed', 'cancelled')")
 
 
-def cancel_batch(database: Database, batch_id: str) -> int:
-    """Cancel every queued and running job of the batch; finished ones stay. Returns how many were cancelled.
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A cancel or retry of a batch that has begun and whose jobs follow, some lines at a time (``batch_changes``).
 
-    A running job's worker loses its lease: it aborts at its next heartbeat, and a result that comes earlier is fenced.
-    A batch that is not sealed is deleted: its jobs were never accepted. A submission still at it finds it gone.
+    Attributes:
+        batch_id: Which.
+        cancelled_at: What the batch says as long as this is the latest change: the moment of the cancel, None of a
+            retry. Another value means that somebody has changed his mind, and the rest is left to that change.
+    """
+
+    batch_id: str
+    cancelled_at: datetime | None
+
+
+def begin_cancel(c: Connection, batch_id: str, *, now: datetime | None = None) -> Change | None:
+    """Say that the batch is cancelled: from this commit on none of its jobs is claimed or published.
+
+    None: it was not sealed and has been deleted.
 
     Raises:
         NotFoundError: No such batch.
     """
-    # An unfinished submission is deleted here, a million rows in one statement.
-    begun = database.transact(lambda c: control.begin_cancel(c, batch_id), unlimited=True)
-    return 0 if begun is None else finish_cancel(database, begun)
+    moment = now or datetime.now(UTC)
+    if not _lock_batch(c, batch_id):
+        c.execute(delete(batches).where(batches.c.id == batch_id))
+        return None
+    c.execute(update(batches).where(batches.c.id == batch_id).values(cancelled_at=moment))
+    return Change(batch_id, moment)
 
 
-def finish_cancel(database: Database, begun: Change, keep_on: Callable[[], bool] = lambda: True) -> int:
-    """Cancel what is left of a batch whose cancel has begun, as long as ``keep_on`` says so; returns how many."""
-    return _in_steps(database, begun, RUNNABLE_STATES, control.cancel_lines, keep_on)
+def cancel_lines(c: Connection, change: Change, after: int, last: int) -> int | None:
+    """Cancel the queued and running jobs of these lines (``after`` < line <= ``last``); returns how many.
+
+    None: the batch was retried meanwhile.
+    """
+    if change.cancelled_at is None or not _stands(c, change):
+        return None
+    lines = and_(jobs.c.batch_id == change.batch_id, jobs.c.line > after, jobs.c.line <= last)
+    cancelled = _cancel(c, lines, change.cancelled_at)
+    _count_cancelled(c, change.batch_id, cancelled, change.cancelled_at)
+    return cancelled
 
 
-def retry_batch(database: Database, batch_id: str) -> int:
-    """Queue the failed and cancelled jobs of the batch again with fresh attempts; returns how many.
+def unfinished_cancels(c: Connection) -> dict[Change, int]:
+    """Cancelled batches of which jobs are still queued or running, and how many: someone is at it, or was killed.
 
-    What succeeded stays as it is. The lease is not reset: a worker still busy with the earlier attempt stays fenced.
+    One whose time of cancelling cannot be read is left out; ``helix db check`` names it.
+    """
+    signed = case((batch_counters.c.outcome == counters.STORED, batch_counters.c.jobs), else_=-batch_counters.c.jobs)
+    left = func.sum(signed)
+    query = (
+        select(batches.c.id, batches.c.cancelled_at, left.label("left"))
+        .join_from(batch_counters, batches)
+        .where(batches.c.cancelled_at.is_not(None), batches.c.total.is_not(None))
+        .group_by(batches.c.id, batches.c.cancelled_at)
+        .having(left > 0)
+    )
+    return {Change(row.id, row.cancelled_at): int(row.left) for row in readable_rows(c, query, batches.c.id)}
+
+
+def cancel_job(c: Connection, job_id: int, *, now: datetime | None = None) -> int:
+    """Cancel one queued or running job; returns 1, or 0 if it had already ended.
+
+    Raises:
+        NotFoundError: No such job.
+    """
+    moment = now or datetime.now(UTC)
+    row = c.execute(select(jobs.c.batch_id).where(jobs.c.id == job_id)).first()
+    if row is None:
+        raise NotFoundError(f"there is no job {job_id}; `helix status BATCH --jobs` lists job ids")
+    cancelled = _cancel(c, jobs.c.id == job_id, moment)
+    _count_cancelled(c, row.batch_id, cancelled, moment)
+    return cancelled
+
+
+def begin_retry(c: Connection, batch_id: str) -> Change:
+    """Say that the batch is not cancelled; jobs a cancel has not come to are left as they are.
 
     Raises:
         NotFoundError: No such batch.
-        UnfinishedSubmissionError: Its submission did not finish.
+        UnfinishedSubmissionError: Its submission did not finish, so there is nothing to try again.
     """
-    with database.read() as c:
-        interrupted = [change for change in control.unfinished_cancels(c) if change.batch_id == batch_id]
-    for change in interrupted:
-        # Messages of jobs it has not come to may have been refused already; only a cancelled job is published anew.
-        finish_cancel(database, change)
-    begun = database.transact(lambda c: control.begin_retry(c, batch_id))
-    now = datetime.now(UTC)
-
-    def step(c: Connection, change: Change, after: int, last: int) -> int | None:
-        return control.retry_lines(c, change, after, last, now=now)
-
-    return _in_steps(database, begun, _UNSUCCESSFUL, step, lambda: True)
+    if not _lock_batch(c, batch_id):
+        raise UnfinishedSubmissionError(unfinished_submission(batch_id))
+    c.execute(update(batches).where(batches.c.id == batch_id).values(cancelled_at=None))
+    return Change(batch_id, None)
 
 
-def _in_steps(
-    database: Database, begun: Change, states: Collection[JobState], step: _Step, keep_on: Callable[[], bool]
-) -> int:
-    changed, after = 0, 0
-    while keep_on():
-        with database.read() as c:
-            last = control.next_lines(c, begun.batch_id, states, after, ROWS)
-        if last is None:
-            break
-        count = database.transact(lambda c, after=after, last=last: step(c, begun, after, last))  # type: ignore[misc]
-        if count is None:  # someone has changed their mind
-            break
-        changed, after = changed + count, last
-    return changed
+def retry_lines(c: Connection, change: Change, after: int, last: int, *, now: datetime | None = None) -> int | None:
+    """Queue the failed and cancelled jobs of these lines (``after`` < line <= ``last``) again; returns how many.
+
+    None: the batch was cancelled meanwhile.
+    """
+    if not _stands(c, change):
+        return None
+    moment = now or datetime.now(UTC)
+    counters.flush(c)
+    totals = c.execute(
+        select(batch_counters.c.outcome, func.sum(batch_counters.c.jobs).label("jobs"))
+        .where(batch_counters.c.batch_id == change.batch_id)
+        .where(batch_counters.c.outcome.not_in([counters.STORED, JobState.SUCCEEDED.value]))
+        .group_by(batch_counters.c.outcome)
+    ).all()
+    lines = and_(jobs.c.batch_id == change.batch_id, jobs.c.line > after, jobs.c.line <= last)
+    # Outcome by outcome, so that each update's row count is exactly what it takes out of that counter, whatever
+    # workers fail meanwhile.
+    moved = {row.outcome: _requeue(c, lines, row.outcome, moment) for row in totals if row.jobs > 0}
+    counters.add(
+        c,
+        *(
+            counters.Share(batch_id=change.batch_id, writer=counters.PERSON, outcome=outcome, jobs=-count)
+            for outcome, count in moved.items()
+            if count
+        ),
+    )
+    return sum(moved.values())
+
+
+def next_lines(c: Connection, batch_id: str, states: Collection[JobState], after: int, count: int) -> int | None:
+    """The line up to which the next ``count`` jobs in one of these states stand; None if none is left.
+
+    Walks the batch in the order of its lines, so that a whole batch is read once, whatever the number of steps.
+    """
+    # Concatenation hides the small indexes over states, which would sort what is left at each step.
+    found = (
+        select(jobs.c.line)
+        .where(jobs.c.batch_id == batch_id, jobs.c.line > after)
+        .where(jobs.c.state.concat("").in_([state.value for state in states]))
+        .order_by(jobs.c.line)
+        .limit(count)
+        .subquery()
+    )
+    last: int | None = c.execute(select(func.max(found.c.line))).scalar_one()
+    return last
+
+
+def unfinished_submission(batch_id: str) -> str:
+    """What a person should know about a batch that nobody goes on to submit."""
+    return (
+        f"the submission of batch {batch_id} has not finished, so none of its jobs can run; if it was interrupted, "
+        f"submit the file again with the same idempotency key to finish it, or remove it: helix cancel {batch_id}"
+    )
+
+
+def _lock_batch(c: Connection, batch_id: str) -> bool:
+    """Make cancel, retry and seal of one batch wait for each other; workers are not concerned (NO KEY UPDATE).
+
+    Returns whether the batch is sealed.
+    """
+    query = select(batches.c.total).where(batches.c.id == batch_id, BATCH_IS_THERE).with_for_update(key_share=True)
+    row = c.execute(query).first()
+    if row is None:
+        raise NotFoundError(f"there is no batch {batch_id!r}; `helix list` shows the batches")
+    return row.total is not None
+
+
+def _stands(c: Connection, change: Change) -> bool:
+    """Whether nobody has changed the batch since; until the end of this transaction nobody will."""
+    query = select(batches.c.cancelled_at).where(batches.c.id == change.batch_id).with_for_update(key_share=True)
+    row = c.execute(query).first()
+    return row is not None and row.cancelled_at == change.cancelled_at
+
+
+def _cancel(c: Connection, which: ColumnElement[bool], moment: datetime) -> int:
+    statement = (
+        update(jobs)
+        .where(which, _CANCELLABLE)
+        .values(state=JobState.CANCELLED.value, finished_at=moment, error_code=None, error_message=None)
+    )
+    return c.execute(statement).rowcount
+
+
+def _requeue(c: Connection, lines: ColumnElement[bool], outcome: str, moment: datetime) -> int:
+    if outcome == JobState.CANCELLED.value:
+        which = jobs.c.state == JobState.CANCELLED.value
+    else:
+        which = and_(jobs.c.state == JobState.FAILED.value, jobs.c.error_code == outcome)
+    statement = (
+        update(jobs)
+        .where(lines, _UNSUCCESSFUL, which)
+        .values(
+            state=JobState.QUEUED.value,
+            attempts=0,
+            worker_id=None,
+            queued_at=moment,
+            published_at=None,
+            claimed_at=None,
+            finished_at=None,
+            error_code=None,
+            error_message=None,
+        )
+    )
+    return c.execute(statement).rowcount
+
+
+def _count_cancelled(c: Connection, batch_id: str, cancelled: int, moment: datetime) -> None:
+    if cancelled:
+        counters.add(
+            c,
+            counters.Share(
+                batch_id=batch_id,
+                writer=counters.PERSON,
+                outcome=JobState.CANCELLED.value,
+                jobs=cancelled,
+                finished_at=moment,
+            ),
+        )

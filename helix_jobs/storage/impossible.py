@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import bindparam, text
 
+from helix_jobs.errors import ErrorCode
 from helix_jobs.storage.schema import UTCDateTime
-from helix_jobs.storage.states import FINAL_STATES, ErrorCode, JobState
+from helix_jobs.storage.states import FINAL_STATES, JobState
 
 if TYPE_CHECKING:
     from datetime import datetime

@@ -5,6 +5,8 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
+from helix_jobs.errors import ErrorCode
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -21,17 +23,6 @@ class JobState(StrEnum):
 
 FINAL_STATES: Final = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED})
 RUNNABLE_STATES: Final = frozenset({JobState.QUEUED, JobState.RUNNING})
-
-
-class ErrorCode(StrEnum):
-    """Why a job failed, as stored in ``jobs.error_code``."""
-
-    INVALID_REQUEST = "invalid_request"
-    PROMPT_TOO_LONG = "prompt_too_long"
-    OUT_OF_MEMORY = "out_of_memory"
-    WORKER_LOST = "worker_lost"
-    DEADLINE = "deadline"
-    ENGINE_ERROR = "engine_error"
 
 
 # What becomes of a job: a final state, or for a failed one the reason.

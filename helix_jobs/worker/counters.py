@@ -6,7 +6,8 @@ import threading
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
-from helix_jobs.storage.states import ErrorCode, JobState
+from helix_jobs.errors import ErrorCode
+from helix_jobs.storage.states import JobState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

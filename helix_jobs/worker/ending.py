@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from helix_jobs.storage.group_commit import GroupCommitWriter
-    from helix_jobs.worker.service import WorkerService
+    from helix_jobs.worker.job_service import WorkerService
     from helix_jobs.worker.stop_requests import StopRequests
 
 logger = logging.getLogger(__name__)

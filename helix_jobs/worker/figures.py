@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from helix_jobs.storage.group_commit import GroupCommitWriter
     from helix_jobs.storage.records import QueueFigures
     from helix_jobs.worker.counters import WorkerCounters
+    from helix_jobs.worker.job_service import WorkerService
     from helix_jobs.worker.reconciler import Reconciler
-    from helix_jobs.worker.service import WorkerService
     from helix_jobs.worker.watchdog import Watchdog
 
 

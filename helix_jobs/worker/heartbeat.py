@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from helix_jobs.broker.stranded_messages import StrandedMessages
 from helix_jobs.errors import DatabaseReplacedError
-from helix_jobs.storage import leases, workers
+from helix_jobs.storage import claims, workers
 from helix_jobs.storage.installation import installation_id
 from helix_jobs.storage.process_identity import this_process
 from helix_jobs.storage.records import NewWorker
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from helix_jobs.engine.protocol import EngineInfo
     from helix_jobs.observability.rounds import Rounds
     from helix_jobs.storage.database import Database
-    from helix_jobs.worker.service import WorkerService
+    from helix_jobs.worker.job_service import WorkerService
 
 logger = logging.getLogger(__name__)
 
@@ -136,7 +136,7 @@ class Heartbeat:
         """Drop what was lost and hand back what is unknown here twice in a row."""
         before = self._service.leases()
         with self._database.read() as c:
-            held = leases.held_leases(c, self._worker.id)
+            held = claims.held_leases(c, self._worker.id)
         check = compare_leases(before, held, self._service.leases())
         for job_id, lease in check.lost:
             self._service.drop_lost(job_id, lease)

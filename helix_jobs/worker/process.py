@@ -33,7 +33,7 @@ from helix_jobs.engine.loading.open_engine import device_name, load_engine
 from helix_jobs.errors import HelixError
 from helix_jobs.observability.rounds import Rounds
 from helix_jobs.redaction import redact
-from helix_jobs.storage import leases
+from helix_jobs.storage import claims
 from helix_jobs.storage.database import Database
 from helix_jobs.storage.group_commit import GroupCommitWriter
 from helix_jobs.storage.migration import ensure_schema
@@ -48,10 +48,10 @@ from helix_jobs.worker.ending import WorkerEnding
 from helix_jobs.worker.figures import QueueReader, worker_figures
 from helix_jobs.worker.gate import JobGate
 from helix_jobs.worker.heartbeat import Heartbeat, worker_row
+from helix_jobs.worker.job_service import WorkerService
 from helix_jobs.worker.moot_messages import MootMessages
 from helix_jobs.worker.periodic import Periodic
 from helix_jobs.worker.reconciler import Reconciler
-from helix_jobs.worker.service import WorkerService
 from helix_jobs.worker.shared_broker import clear_stranded, leave_broker, revive_broker
 from helix_jobs.worker.shutdown import EXIT_INTERRUPTED
 from helix_jobs.worker.stop_requests import StopRequests, install_signals
@@ -348,7 +348,7 @@ class _Worker:
         if self.ending.state.is_broken:
             try:
                 # A reclaimed worker counts as stopped, so both are one transaction, as at an orderly end.
-                send_again(stranded, self._database, lambda c: leases.reclaim(c, self._worker_id, datetime.now(UTC)))
+                send_again(stranded, self._database, lambda c: claims.reclaim(c, self._worker_id, datetime.now(UTC)))
             except HelixError as error:
                 logger.warning("the leases are left to be reclaimed: %s", error)
 

@@ -32,16 +32,16 @@ from helix_jobs.broker.fill import WINDOW, Publisher, fill_broker
 from helix_jobs.broker.stranded_messages import StrandedMessages
 from helix_jobs.errors import HelixError
 from helix_jobs.observability.rounds import come_round
-from helix_jobs.storage import batch_changes, control, leases, publishing, workers
+from helix_jobs.storage import batch_changes, changes_in_steps, claims, publishing, workers
 from helix_jobs.timing import DEFAULT_TIMING, Timing
-from helix_jobs.worker.judgement import (
+from helix_jobs.worker.lost_messages import LostMessages
+from helix_jobs.worker.lost_workers import (
     Observation,
     dead_predecessors,
     lost_workers,
     observe,
     publish_room,
 )
-from helix_jobs.worker.lost_messages import LostMessages
 from helix_jobs.worker.periodic import Periodic
 from helix_jobs.worker.unfinished_cancels import CancelSeen, watch_cancels
 from helix_jobs.worker.watched_time import WatchedTime
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from helix_jobs.observability.rounds import Rounds
-    from helix_jobs.storage.control import Change
+    from helix_jobs.storage.batch_changes import Change
     from helix_jobs.storage.database import Database
     from helix_jobs.storage.process_identity import Here
     from helix_jobs.storage.records import Reclaimed
@@ -219,7 +219,7 @@ class Reconciler:
     def _reclaim(self, worker_id: str, heartbeat: datetime | None, why: str) -> int:
         def take(c: Connection) -> tuple[Reclaimed | None, int]:
             # One transaction: its worker counts as stopped from then on, so nobody would do the second part later.
-            reclaimed = leases.reclaim(c, worker_id, datetime.now(UTC), heartbeat=heartbeat)
+            reclaimed = claims.reclaim(c, worker_id, datetime.now(UTC), heartbeat=heartbeat)
             return reclaimed, 0 if reclaimed is None else publishing.republish_all(c)
 
         taken, republished = self._database.transact(take)
@@ -239,12 +239,12 @@ class Reconciler:
 
     def _finish_cancels(self) -> None:
         with self._database.read() as connection:
-            unfinished = control.unfinished_cancels(connection)
+            unfinished = batch_changes.unfinished_cancels(connection)
         now = self._clock()
         self._cancels = watch_cancels(self._cancels, unfinished, now)
         for change, seen in list(self._cancels.items()):
             if now - seen.since >= self._timing.republish:
-                count = batch_changes.finish_cancel(
+                count = changes_in_steps.finish_cancel(
                     self._database,
                     change,
                     lambda: not self._periodic.is_stopped and self._clock() - now < self._timing.reconcile,

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from helix_jobs.errors import HelixError
-from helix_jobs.storage import leases
+from helix_jobs.storage import claims
 from helix_jobs.storage.faults import MACHINES_OWN
 from helix_jobs.storage.records import FinishedJob
 from helix_jobs.storage.states import JobState
@@ -52,13 +52,13 @@ class Settlement:
                 self._count_fenced(claim)
                 return
             case Unfinished.RELEASE:
-                written = self._writer.submit(lambda c: leases.release(c, claim.id, claim.lease, self._worker_id, now))
+                written = self._writer.submit(lambda c: claims.release(c, claim.id, claim.lease, self._worker_id, now))
             case Fail(code, message):
-                written = self._writer.submit(lambda c: leases.finish_failed(c, job, code, message, now))
+                written = self._writer.submit(lambda c: claims.finish_failed(c, job, code, message, now))
             case Succeed(row, run):
                 # The run's id is known by the time this runs: its own insert stands before this in the writer.
                 written = self._writer.submit(
-                    lambda c: leases.finish_succeeded(c, job, replace(row, run_id=run.row_id), now)
+                    lambda c: claims.finish_succeeded(c, job, replace(row, run_id=run.row_id), now)
                 )
         try:
             matched = written.result()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from helix_jobs.storage.control import Change
+    from helix_jobs.storage.batch_changes import Change
 
 
 @dataclass(frozen=True, slots=True)

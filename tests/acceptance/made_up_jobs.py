@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from sqlalchemy import func, select
 
 from helix_jobs.new_job import NewJob
-from helix_jobs.storage import leases
+from helix_jobs.storage import claims
 from helix_jobs.storage.records import FinishedJob
 from helix_jobs.storage.schema import batch_counters, jobs, results
 from tests.acceptance.store_model import Job
@@ -49,11 +49,11 @@ def answer_of(claim: Claim) -> str:
 
 def end_claim(c: Connection, claim: Claim, end: str, code: str, now: datetime) -> bool:
     if end == "released":
-        return leases.release(c, claim.job_id, claim.lease, claim.worker_id, now)
+        return claims.release(c, claim.job_id, claim.lease, claim.worker_id, now)
     job = FinishedJob(claim.job_id, claim.lease, claim.worker_id)
     if end == "failed":
-        return leases.finish_failed(c, job, code, "it broke", now)
-    return leases.finish_succeeded(c, job, result_row(output_text=answer_of(claim)), now)
+        return claims.finish_failed(c, job, code, "it broke", now)
+    return claims.finish_succeeded(c, job, result_row(output_text=answer_of(claim)), now)
 
 
 def recounted(rows: dict[int, Job]) -> dict[tuple[str, str], tuple[int, int]]:

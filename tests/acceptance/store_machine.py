@@ -16,7 +16,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from sqlalchemy import delete, select
 
 from helix_jobs.errors import HelixError
-from helix_jobs.storage import control, counters, leases, publishing
+from helix_jobs.storage import batch_changes, claims, publishing
+from helix_jobs.storage import batch_counters as counters
 from helix_jobs.storage.batches import create_batch, delete_batch, insert_jobs, seal_batch
 from helix_jobs.storage.records import NewBatch
 from helix_jobs.storage.schema import batches, jobs, workers
@@ -171,7 +172,7 @@ class StoreMachine(RuleBasedStateMachine):
         now = self._now()
 
         def call(c: Connection) -> tuple[int, int] | None:
-            claimed = leases.claim(c, job_id, worker_id=name, now=now)
+            claimed = claims.claim(c, job_id, worker_id=name, now=now)
             return None if claimed is None else (claimed.lease, claimed.attempts)
 
         claimed = self._both(call, lambda: self.model.claim(job_id, name, now), commit)
@@ -247,7 +248,7 @@ class StoreMachine(RuleBasedStateMachine):
         seen = {"dead": None, "now": known and known.heartbeat, "before": _pick(self.heartbeats, which)}[judged]
         now = self._now()
         self._both(
-            lambda c: leases.reclaim(c, name, now, heartbeat=seen),
+            lambda c: claims.reclaim(c, name, now, heartbeat=seen),
             lambda: self.model.reclaim(name, seen, now),
             commit,
         )
@@ -265,7 +266,9 @@ class StoreMachine(RuleBasedStateMachine):
 
     def _cancel_job(self, job_id: int, commit: str) -> None:
         now = self._now()
-        self._both(lambda c: control.cancel_job(c, job_id, now=now), lambda: self.model.cancel_job(job_id, now), commit)
+        self._both(
+            lambda c: batch_changes.cancel_job(c, job_id, now=now), lambda: self.model.cancel_job(job_id, now), commit
+        )
 
     @precondition(lambda self: self.batch_ids)
     @rule(which=PICKS, commit=COMMITS)
@@ -275,7 +278,7 @@ class StoreMachine(RuleBasedStateMachine):
     def _retry(self, batch_id: str, commit: str) -> None:
         now = self._now()
         self._both(
-            lambda c: control.retry_lines(c, control.begin_retry(c, batch_id), 0, MAX_LINE, now=now) or 0,
+            lambda c: batch_changes.retry_lines(c, batch_changes.begin_retry(c, batch_id), 0, MAX_LINE, now=now) or 0,
             lambda: self.model.retry_batch(batch_id, now),
             commit,
         )
@@ -301,7 +304,7 @@ class StoreMachine(RuleBasedStateMachine):
             assert worker_heartbeats(c) == model.worker_heartbeats()
             for name in NAMES:
                 held = {j.id: j.lease for j in rows.values() if j.state == "running" and j.worker_id == name}
-                assert leases.held_leases(c, name) == held
+                assert claims.held_leases(c, name) == held
             counted = {(row.batch_id, row.outcome): (int(row.jobs), int(row.tokens)) for row in c.execute(COUNTED)}
             assert {key: sums for key, sums in counted.items() if sums != (0, 0)} == recounted(rows)
             statuses = {status.id: status for status in list_batches(c, 1000)}
@@ -362,8 +365,8 @@ def _outcome(call: Callable[[], Any]) -> Any:
 
 def _cancel_batch(c: Connection, batch_id: str, now: datetime) -> int:
     """All of a batch in one transaction; the product does it in steps."""
-    begun = control.begin_cancel(c, batch_id, now=now)
-    return 0 if begun is None else control.cancel_lines(c, begun, 0, MAX_LINE) or 0
+    begun = batch_changes.begin_cancel(c, batch_id, now=now)
+    return 0 if begun is None else batch_changes.cancel_lines(c, begun, 0, MAX_LINE) or 0
 
 
 def _pick(choices: list[Any], number: int) -> Any:

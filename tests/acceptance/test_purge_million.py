@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import func, select
 
 from helix_jobs.client.purge import plan_purge, purge
-from helix_jobs.storage import batches, leases, publishing, status
+from helix_jobs.storage import batches, claims, publishing, status
 from helix_jobs.storage.check import check_rows
 from helix_jobs.storage.records import NewBatch
 from helix_jobs.storage.schema import jobs
@@ -37,7 +37,7 @@ class Neighbour(threading.Thread):
             self._timed(lambda c, b=batch_id: batches.insert_jobs(c, b, new_jobs(5), now()))
             self._timed(lambda c, b=batch_id: batches.seal_batch(c, b, 5, "d" * 64))
             for job in self._timed(lambda c: publishing.publishable(c, 1)):
-                self._timed(lambda c, i=job.id: leases.claim(c, i, worker_id="w1", now=now()))
+                self._timed(lambda c, i=job.id: claims.claim(c, i, worker_id="w1", now=now()))
                 self.claimed += 1
             time.sleep(0.02)
 

@@ -21,13 +21,14 @@ from helix_jobs.cli.group import cli
 from helix_jobs.engine.fake_engine import FakeFaults
 from helix_jobs.engine.kernels.cpu import build
 from helix_jobs.engine.sampling_params import SAMPLING_FIELDS, SamplingParams
+from helix_jobs.errors import ErrorCode
 from helix_jobs.intake.lines import LineReader
 from helix_jobs.new_job import NewJob
 from helix_jobs.results.export import COLUMNS
 from helix_jobs.setting import Choice, WholeNumber
 from helix_jobs.settings import SETTINGS, Settings
 from helix_jobs.storage.schema import metadata
-from helix_jobs.storage.states import BatchState, ErrorCode, JobState
+from helix_jobs.storage.states import BatchState, JobState
 from helix_jobs.worker.metrics import METRICS
 from tests.acceptance.readme_text import BLOCKS, PAGES, ROOT, TEXT, Block, code_words, names_option
 from tests.acceptance.scene import Scene, is_worker

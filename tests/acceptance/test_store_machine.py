@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 from sqlalchemy import text
 
-from helix_jobs.storage import control, leases, publishing
+from helix_jobs.storage import batch_changes, claims, publishing
 from helix_jobs.storage.schema import jobs
 from tests.acceptance.store_machine import StoreMachine
 
@@ -40,23 +40,23 @@ def _without(statement, *columns):
 
 
 def _finish_without_fence(monkeypatch):
-    monkeypatch.setattr(leases, "_FINISH", _without(leases._FINISH, "jobs.lease", "jobs.worker_id"))
+    monkeypatch.setattr(claims, "_FINISH", _without(claims._FINISH, "jobs.lease", "jobs.worker_id"))
 
 
 def _release_without_fence(monkeypatch):
-    monkeypatch.setattr(leases, "_RELEASE", _without(leases._RELEASE, "jobs.lease", "jobs.worker_id"))
+    monkeypatch.setattr(claims, "_RELEASE", _without(claims._RELEASE, "jobs.lease", "jobs.worker_id"))
 
 
 def _claim_keeps_the_lease(monkeypatch):
-    monkeypatch.setattr(leases, "_CLAIM", leases._CLAIM.values(lease=jobs.c.lease))
+    monkeypatch.setattr(claims, "_CLAIM", claims._CLAIM.values(lease=jobs.c.lease))
 
 
 def _claim_of_what_runs(monkeypatch):
-    monkeypatch.setattr(leases, "_CLAIM", _without(leases._CLAIM, "jobs.state"))
+    monkeypatch.setattr(claims, "_CLAIM", _without(claims._CLAIM, "jobs.state"))
 
 
 def _cancel_is_not_counted(monkeypatch):
-    monkeypatch.setattr(control, "_count_cancelled", lambda *_: None)
+    monkeypatch.setattr(batch_changes, "_count_cancelled", lambda *_: None)
 
 
 def _mark_of_what_runs(monkeypatch):

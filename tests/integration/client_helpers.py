@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import func, select
 
-from helix_jobs.storage import leases, publishing, workers
+from helix_jobs.storage import claims, publishing, workers
 from helix_jobs.storage.database import Database
 from helix_jobs.storage.records import FinishedJob, NewWorker
 from helix_jobs.storage.schema import batches, jobs
@@ -51,15 +51,15 @@ def work(helix: Settings, *, fail_lines: frozenset[int] = frozenset(), limit: in
         workers.register_worker(c, worker, now)
         done = 0
         for job in publishing.publishable(c, limit):
-            claimed = leases.claim(c, job.id, worker_id="w1", now=now)
+            claimed = claims.claim(c, job.id, worker_id="w1", now=now)
             if claimed is None:
                 continue
             finished = FinishedJob(claimed.id, claimed.lease, "w1")
             if claimed.line in fail_lines:
-                assert leases.finish_failed(c, finished, "prompt_too_long", "too long", now)
+                assert claims.finish_failed(c, finished, "prompt_too_long", "too long", now)
             else:
                 text = f"answer to line {claimed.line}"
-                assert leases.finish_succeeded(c, finished, result_row(output_text=text), now)
+                assert claims.finish_succeeded(c, finished, result_row(output_text=text), now)
             done += 1
     database.dispose()
     return done

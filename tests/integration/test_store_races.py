@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import func, select
 
 from helix_jobs.errors import IdempotencyConflictError, NotFoundError
-from helix_jobs.storage import batch_changes, batches, control, leases, publishing
+from helix_jobs.storage import batch_changes, batches, changes_in_steps, claims, publishing
 from helix_jobs.storage.group_commit import GroupCommitWriter
 from helix_jobs.storage.records import NewBatch
 from helix_jobs.storage.results import get_job
@@ -64,7 +64,7 @@ def test_finish_and_reclaim_at_once(database):
         claimed = must_take(database, job_id)
 
         def reclaim():
-            return database.transact(lambda c: leases.reclaim(c, "w1", now()))
+            return database.transact(lambda c: claims.reclaim(c, "w1", now()))
 
         written, reclaimed = _together(lambda claimed=claimed: succeed(database, claimed), reclaim)
         assert reclaimed.requeued == (0 if written else 1)
@@ -83,11 +83,13 @@ def test_finish_and_cancel_at_once(database):
             # In one transaction and in the order opposite to the cancel's, so that Postgres may see a deadlock.
             return database.transact(
                 lambda c: [
-                    leases.finish_succeeded(c, ended(claimed), result_row(), now()) for claimed in reversed(held)
+                    claims.finish_succeeded(c, ended(claimed), result_row(), now()) for claimed in reversed(held)
                 ]
             )
 
-        written, cancelled = _together(finish, lambda batch_id=batch_id: batch_changes.cancel_batch(database, batch_id))
+        written, cancelled = _together(
+            finish, lambda batch_id=batch_id: changes_in_steps.cancel_batch(database, batch_id)
+        )
         assert cancelled == 3 - sum(written)
         assert status(database, batch_id).done
 
@@ -99,9 +101,9 @@ def test_release_and_cancel_at_once_leave_nothing_behind(database):
         claimed = must_take(database, ids[0])
 
         def release(claimed=claimed):
-            return database.transact(lambda c: leases.release(c, claimed.id, claimed.lease, "w1", now()))
+            return database.transact(lambda c: claims.release(c, claimed.id, claimed.lease, "w1", now()))
 
-        _together(release, lambda batch_id=batch_id: batch_changes.cancel_batch(database, batch_id))
+        _together(release, lambda batch_id=batch_id: changes_in_steps.cancel_batch(database, batch_id))
         assert counts(database, batch_id) == {"cancelled": 2}
 
 
@@ -112,10 +114,10 @@ def test_claim_and_cancel_at_once(database):
 
         def claim(ids=ids):
             return database.transact(
-                lambda c: [leases.claim(c, job_id, worker_id="w1", now=now()) for job_id in reversed(ids)]
+                lambda c: [claims.claim(c, job_id, worker_id="w1", now=now()) for job_id in reversed(ids)]
             )
 
-        _together(claim, lambda batch_id=batch_id: batch_changes.cancel_batch(database, batch_id))
+        _together(claim, lambda batch_id=batch_id: changes_in_steps.cancel_batch(database, batch_id))
         assert counts(database, batch_id) == {"cancelled": 3}
 
 
@@ -127,7 +129,7 @@ def test_mark_and_claim_at_once_do_not_wait_for_each_other(database):
 
     def claim():
         with database.write() as c:
-            return [leases.claim(c, job_id, worker_id="w1", now=now()) for job_id in reversed(ids[::4])]
+            return [claims.claim(c, job_id, worker_id="w1", now=now()) for job_id in reversed(ids[::4])]
 
     def mark():
         with database.write() as c:
@@ -171,7 +173,7 @@ def test_a_seal_and_a_cancel_at_once_leave_no_queued_job(database):
                 return False
             return True
 
-        sealed, cancelled = _together(seal, lambda batch_id=batch_id: batch_changes.cancel_batch(database, batch_id))
+        sealed, cancelled = _together(seal, lambda batch_id=batch_id: changes_in_steps.cancel_batch(database, batch_id))
         assert cancelled == (3 if sealed else 0)
         if sealed:
             assert counts(database, batch_id) == {"cancelled": 3}
@@ -191,7 +193,7 @@ def test_lines_added_while_their_batch_is_cancelled_go_with_it(database):
                 return False
             return True
 
-        _together(insert, lambda batch_id=batch_id: batch_changes.cancel_batch(database, batch_id))
+        _together(insert, lambda batch_id=batch_id: changes_in_steps.cancel_batch(database, batch_id))
         with database.read() as c:
             assert c.execute(select(func.count()).select_from(jobs)).scalar_one() == 0
 
@@ -225,11 +227,11 @@ def test_retry_and_a_running_worker_at_once(database):
         done = []
         for claimed in held:
             with database.write() as c:
-                done.append(leases.finish_failed(c, ended(claimed), "engine_error", "broke", now()))
+                done.append(claims.finish_failed(c, ended(claimed), "engine_error", "broke", now()))
         return done
 
     def retry():
-        return [batch_changes.retry_batch(database, batch_id) for _ in range(10)]
+        return [changes_in_steps.retry_batch(database, batch_id) for _ in range(10)]
 
     done, retried = _together(work, retry)
     assert all(done)
@@ -259,27 +261,27 @@ class _CarelessWorker:
 
     def _claim(self, job_id):
         moment = now()
-        return lambda c: leases.claim(c, job_id, worker_id=self._name, now=moment)
+        return lambda c: claims.claim(c, job_id, worker_id=self._name, now=moment)
 
     def _end(self, claimed):
         dice = self._rng.random()
         if dice < 0.2:
             return None  # forgotten: the reclaimer will find it
         if dice < 0.4:
-            release = partial(leases.release, job_id=claimed.id, lease=claimed.lease, worker_id=self._name, now=now())
+            release = partial(claims.release, job_id=claimed.id, lease=claimed.lease, worker_id=self._name, now=now())
             self._writer.submit(release)
             return None
         job = ended(claimed, self._name)
-        return self._writer.submit(lambda c: leases.finish_succeeded(c, job, result_row(), now()))
+        return self._writer.submit(lambda c: claims.finish_succeeded(c, job, result_row(), now()))
 
 
 def _meddle(database, batch_id, ids, names, seed):
     rng = random.Random(seed)
     changes = (
-        lambda: batch_changes.cancel_batch(database, batch_id),
-        lambda: database.transact(lambda c: control.cancel_job(c, rng.choice(ids))),
-        lambda: database.transact(lambda c: leases.reclaim(c, rng.choice(names), now())),
-        lambda: batch_changes.retry_batch(database, batch_id),
+        lambda: changes_in_steps.cancel_batch(database, batch_id),
+        lambda: database.transact(lambda c: batch_changes.cancel_job(c, rng.choice(ids))),
+        lambda: database.transact(lambda c: claims.reclaim(c, rng.choice(names), now())),
+        lambda: changes_in_steps.retry_batch(database, batch_id),
     )
     for _ in range(40):
         rng.choice(changes)()
@@ -305,7 +307,7 @@ def test_workers_that_die_and_people_who_change_their_minds_lose_nothing(databas
     with database.read() as c:
         assert sum(wrote) == c.execute(select(func.count()).select_from(results)).scalar_one()
     # Whatever state that left, a retry and a last worker complete the batch.
-    batch_changes.cancel_batch(database, batch_id)
-    batch_changes.retry_batch(database, batch_id)
+    changes_in_steps.cancel_batch(database, batch_id)
+    changes_in_steps.retry_batch(database, batch_id)
     assert all(succeed(database, claimed) for job_id in ids if (claimed := take(database, job_id)) is not None)
     assert counts(database, batch_id) == {"succeeded": 60}

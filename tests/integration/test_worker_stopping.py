@@ -17,7 +17,7 @@ from helix_jobs.broker.celery.service import bound_service
 from helix_jobs.broker.publisher import EmbeddedBroker
 from helix_jobs.engine.fake_engine import FakeEngine
 from helix_jobs.worker import process as worker
-from helix_jobs.worker.service import WorkerService
+from helix_jobs.worker.job_service import WorkerService
 from tests.integration.quick_worker import start_quick_worker
 from tests.worker_box import WorkerProcess, prompts, wait_until
 

@@ -13,7 +13,8 @@ from sqlalchemy.exc import IntegrityError
 
 from helix_jobs.broker.queue_names import QueueNames, is_job_queue, read_queue_names
 from helix_jobs.errors import DatabaseUnreachableError, SchemaVersionError
-from helix_jobs.storage import batches, counters, installation, leases, publishing, workers
+from helix_jobs.storage import batch_counters as counters
+from helix_jobs.storage import batches, claims, installation, publishing, workers
 from helix_jobs.storage.database import Database
 from helix_jobs.storage.migration import (
     alembic_config,
@@ -246,9 +247,9 @@ def test_answers_that_were_cut_off_before_are_counted(empty_database):
     batch, ids = stored_batch(empty_database, 4)
     for job_id, worker, reason in zip(ids, ("w1", "w2", "w2"), ("length", "length", "stop"), strict=False):
         with empty_database.write() as c:
-            claimed = leases.claim(c, job_id, worker_id=worker, now=now())
+            claimed = claims.claim(c, job_id, worker_id=worker, now=now())
             done = FinishedJob(claimed.id, claimed.lease, worker)
-            assert leases.finish_succeeded(c, done, result_row(finish_reason=reason), now())
+            assert claims.finish_succeeded(c, done, result_row(finish_reason=reason), now())
     assert status(empty_database, batch).cut_off == 2
     downgrade(empty_database, "0004")
     assert upgrade(empty_database) == head_revision()

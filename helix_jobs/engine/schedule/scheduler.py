@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from helix_jobs.engine.request import FinishReason, RequestState
 from helix_jobs.engine.schedule.admission import LOOK_AHEAD, Candidate, choose
-from helix_jobs.engine.schedule.back_off import BackOff
+from helix_jobs.engine.schedule.lowered_limit import BackOff
 from helix_jobs.errors import OutOfMemoryError
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence as SequenceOf
 
     from helix_jobs.engine.request import EncodedRequest
-    from helix_jobs.engine.sampling.processors import LogitsProcessor
+    from helix_jobs.engine.sampling.logits_processors import LogitsProcessor
     from helix_jobs.engine.schedule.block_table import BlockTable
     from helix_jobs.errors import RequestError
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from helix_jobs.engine.sampling.processors import shape_logits
+from helix_jobs.engine.sampling.logits_processors import shape_logits
 from helix_jobs.engine.sampling.random_numbers import Purpose, uniform
 from helix_jobs.engine.sampling.sampler import processed_probs
 from helix_jobs.engine.sampling.verification import SampledRow, Verdict, verify_greedy, verify_sampled

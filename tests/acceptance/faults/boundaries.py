@@ -28,10 +28,10 @@ class Boundary:
 
 _QOS = "kombu.transport.redis:QoS"
 _BATCHES = "helix_jobs.storage.batches"
-_LEASES = "helix_jobs.storage.leases"
+_LEASES = "helix_jobs.storage.claims"
 _PUBLISHING = "helix_jobs.storage.publishing"
 _PURGING = "helix_jobs.storage.purging"
-_SERVICE = "helix_jobs.worker.service:WorkerService"
+_SERVICE = "helix_jobs.worker.job_service:WorkerService"
 _SETTLEMENT = "helix_jobs.worker.settlement:Settlement"
 
 BOUNDARIES = {

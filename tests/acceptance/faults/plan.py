@@ -152,10 +152,10 @@ def _remove_fence() -> None:
     """A result is written whoever holds the job by now."""
     from sqlalchemy import bindparam, update
 
-    from helix_jobs.storage import leases
+    from helix_jobs.storage import claims
     from helix_jobs.storage.schema import jobs
 
-    leases._FINISH = (  # type: ignore[misc]
+    claims._FINISH = (  # type: ignore[misc]
         update(jobs)
         .where(jobs.c.id == bindparam("job_id"))
         .values(
@@ -170,9 +170,9 @@ def _remove_fence() -> None:
 
 def _remove_solitude() -> None:
     """A last attempt runs beside others, as every other does."""
-    from helix_jobs.storage import leases
+    from helix_jobs.storage import claims
 
-    leases._CLAIM_UNLESS_LAST = leases._CLAIM  # type: ignore[misc]
+    claims._CLAIM_UNLESS_LAST = claims._CLAIM  # type: ignore[misc]
 
 
 def _remove_reconciler() -> None:

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from helix_jobs.cli.group import cli
 from helix_jobs.settings import Settings
-from helix_jobs.storage import leases, publishing, workers
+from helix_jobs.storage import claims, publishing, workers
 from helix_jobs.storage.database import Database
 from helix_jobs.storage.records import FinishedJob, NewWorker, ResultRow
 
@@ -95,14 +95,14 @@ def finish(database):
             worker = add_worker(c, now)
             for number in range(succeeded + failed):
                 (job,) = publishing.publishable(c, 1)
-                claimed = leases.claim(c, job.id, worker_id=worker, now=now)
+                claimed = claims.claim(c, job.id, worker_id=worker, now=now)
                 assert claimed.batch_id == batch
                 done = FinishedJob(job.id, claimed.lease, worker)
                 later = now + timedelta(seconds=number + 1)
                 if number < succeeded:
-                    assert leases.finish_succeeded(c, done, ResultRow(output_text=text, **(METRICS | metrics)), later)
+                    assert claims.finish_succeeded(c, done, ResultRow(output_text=text, **(METRICS | metrics)), later)
                 else:
-                    assert leases.finish_failed(c, done, "prompt_too_long", "too long by 5 tokens", later)
+                    assert claims.finish_failed(c, done, "prompt_too_long", "too long by 5 tokens", later)
 
     return run
 

@@ -9,7 +9,7 @@ import pytest
 from helix_jobs.cli.follow import follow_for_person
 from helix_jobs.client.client import HelixClient
 from helix_jobs.new_job import NewJob
-from helix_jobs.storage import leases, publishing, workers
+from helix_jobs.storage import claims, publishing, workers
 from helix_jobs.storage.batches import create_batch, insert_jobs
 from helix_jobs.storage.records import NewBatch, NewWorker
 from helix_jobs.timing import Timing
@@ -208,7 +208,7 @@ def test_job_numbers_are_listed_for_cancel(helix, submitted, finish, database):
     finish(batch, succeeded=1, failed=1)
     with database.write() as c:
         third = publishing.publishable(c, 1)[0].id
-        leases.claim(c, third, worker_id="w1", now=datetime.now(UTC))
+        claims.claim(c, third, worker_id="w1", now=datetime.now(UTC))
     lines = helix("status", batch, "--jobs").stdout.rpartition("\n\n")[2].splitlines()
     assert lines[0].split() == ["JOB", "LINE", "STATE", "CUSTOM_ID"]
     assert [line.split()[1:3] for line in lines[1:]] == [
@@ -324,7 +324,7 @@ def test_jobs_that_run_are_no_sign_of_a_worker(helix, submitted, database, monke
     with database.write() as c:
         new = NewWorker(id="w1", hostname="box", pid=42, device="cpu", target_model="demo", draft_model=None, slots=8)
         workers.register_worker(c, new, long_ago)
-        assert leases.claim(c, publishing.publishable(c, 1)[0].id, worker_id="w1", now=long_ago) is not None
+        assert claims.claim(c, publishing.publishable(c, 1)[0].id, worker_id="w1", now=long_ago) is not None
 
     def one_look(self, batch_id, on_update):
         found = self.status(batch_id)

@@ -10,8 +10,8 @@ from sqlalchemy import func, select, update
 from helix_jobs.client import purge
 from helix_jobs.client.purge import Outcome, Purged, plan_purge
 from helix_jobs.errors import IdempotencyConflictError, NotEndedError, NotFoundError
-from helix_jobs.storage import batch_changes as bulk
-from helix_jobs.storage import control, publishing, purging, status
+from helix_jobs.storage import batch_changes, publishing, purging, status
+from helix_jobs.storage import changes_in_steps as bulk
 from helix_jobs.storage.batches import delete_batch, find_by_idempotency_key, insert_jobs, is_sealed, seal_batch
 from helix_jobs.storage.check import check_rows
 from helix_jobs.storage.records import RunTotals
@@ -160,11 +160,11 @@ def test_a_retry_that_has_only_begun_ends_with_the_purge(database):
     batch_id = ended_batch(database, 4, failed=2)
     plan = plan_purge(database, older_than=NOTHING)
     with database.write() as c:
-        begun = control.begin_retry(c, batch_id)
+        begun = batch_changes.begin_retry(c, batch_id)
     with database.write() as c:
         assert purging.begin_purge(c, plan.batches[0], now())
     with database.write() as c:
-        assert control.retry_lines(c, begun, 0, 10) is None
+        assert batch_changes.retry_lines(c, begun, 0, 10) is None
 
 
 def interrupted(database, plan: purge.PurgePlan) -> None:

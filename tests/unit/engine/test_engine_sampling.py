@@ -11,7 +11,7 @@ import torch
 from scipy.stats import power_divergence
 
 from helix_jobs.engine.sampling import verification
-from helix_jobs.engine.sampling.processors import processors_of, shape_logits
+from helix_jobs.engine.sampling.logits_processors import processors_of, shape_logits
 from helix_jobs.engine.sampling.random_numbers import Purpose, uniform
 from helix_jobs.engine.sampling.sampler import processed_probs
 from helix_jobs.engine.sampling.verification import SampledRow, verify_sampled

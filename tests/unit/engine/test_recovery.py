@@ -14,7 +14,7 @@ from helix_jobs.engine.config import CacheConfig, EngineConfig
 from helix_jobs.engine.devices.devices import check_alive, is_out_of_memory
 from helix_jobs.engine.engine import Engine
 from helix_jobs.engine.request import FinishReason
-from helix_jobs.engine.schedule.back_off import BackOff
+from helix_jobs.engine.schedule.lowered_limit import BackOff
 from helix_jobs.engine.speculation.depth.costs import CostProfile
 from helix_jobs.engine.speculation.speculative import SpeculativeStep
 from helix_jobs.errors import EngineBrokenError, OutOfMemoryError

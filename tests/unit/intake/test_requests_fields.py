@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from helix_jobs.bounds import MAX_NEW_TOKENS
 from helix_jobs.engine.sampling_params import SAMPLING_FIELDS
 from helix_jobs.errors import BadLine
-from helix_jobs.intake.fields import BODY_FIELDS
+from helix_jobs.intake.known_fields import BODY_FIELDS
 from helix_jobs.new_job import NewJob
 from tests.unit.intake.request_lines import read_one
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from helix_jobs.errors import NotFoundError, UnfinishedSubmissionError
-from helix_jobs.storage import batch_changes as bulk
-from helix_jobs.storage import control, publishing
-from helix_jobs.storage.control import Change
+from helix_jobs.storage import batch_changes, publishing
+from helix_jobs.storage import changes_in_steps as bulk
+from helix_jobs.storage.batch_changes import Change
 from helix_jobs.storage.status import batch_status
 from helix_jobs.timing import Timing
 from helix_jobs.worker.reconciler import CancelSeen, Reconciler, watch_cancels
@@ -51,7 +51,7 @@ def test_retry_queues_what_did_not_succeed(database, mixed):
 def test_from_the_first_commit_on_nothing_of_it_starts(database, mixed):
     batch_id, ids = mixed
     with database.write() as c:
-        assert control.begin_cancel(c, batch_id) is not None
+        assert batch_changes.begin_cancel(c, batch_id) is not None
     assert take(database, ids[9]) is None
     with database.read() as c:
         assert publishing.publishable(c, 100) == []
@@ -60,10 +60,10 @@ def test_from_the_first_commit_on_nothing_of_it_starts(database, mixed):
 def interrupted_cancel(database, batch_id: str, lines: int) -> Change:
     """A cancel whose command died after some lines."""
     with database.write() as c:
-        begun = control.begin_cancel(c, batch_id)
+        begun = batch_changes.begin_cancel(c, batch_id)
     assert begun is not None
     with database.write() as c:
-        control.cancel_lines(c, begun, 0, lines)
+        batch_changes.cancel_lines(c, begun, 0, lines)
     return begun
 
 
@@ -98,11 +98,11 @@ def test_a_cancel_ends_the_retry_that_is_under_way(database, mixed):
     batch_id, _ = mixed
     bulk.cancel_batch(database, batch_id)
     with database.write() as c:
-        begun = control.begin_retry(c, batch_id)
-        assert control.retry_lines(c, begun, 0, 5) == 4
+        begun = batch_changes.begin_retry(c, batch_id)
+        assert batch_changes.retry_lines(c, begun, 0, 5) == 4
     bulk.cancel_batch(database, batch_id)
     with database.write() as c:
-        assert control.retry_lines(c, begun, 5, 10) is None
+        assert batch_changes.retry_lines(c, begun, 5, 10) is None
     assert counts(database, batch_id) == {"succeeded": 1, "cancelled": 9}
 
 

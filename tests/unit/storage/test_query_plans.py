@@ -7,7 +7,7 @@ import re
 import pytest
 from sqlalchemy import event, text
 
-from helix_jobs.storage import control, leases, publishing, purging, queue_figures, results, status, workers
+from helix_jobs.storage import batch_changes, claims, publishing, purging, queue_figures, results, status, workers
 from helix_jobs.storage.purging import EndedBatch
 from helix_jobs.storage.records import FinishedJob
 from helix_jobs.storage.states import JobState
@@ -36,16 +36,16 @@ POLLED = {
         lambda c, _: queue_figures.queue_figures(c),
         {"ix_jobs_running", "ix_jobs_published", "ix_jobs_unpublished", "PRIMARY KEY"},
     ),
-    "held_leases": (lambda c, _: leases.held_leases(c, "w1"), {"ix_jobs_running"}),
+    "held_leases": (lambda c, _: claims.held_leases(c, "w1"), {"ix_jobs_running"}),
     "worker_heartbeats": (lambda c, _: workers.worker_heartbeats(c), {"ix_jobs_running"}),
-    "reclaim": (lambda c, _: leases.reclaim(c, "w1", now()), {"ix_jobs_running"}),
+    "reclaim": (lambda c, _: claims.reclaim(c, "w1", now()), {"ix_jobs_running"}),
     # By lines, some thousand at a time: the unique index over batch and line.
     "retry_lines": (
-        lambda c, batch_id: control.retry_lines(c, control.begin_retry(c, batch_id), 0, 2),
+        lambda c, batch_id: batch_changes.retry_lines(c, batch_changes.begin_retry(c, batch_id), 0, 2),
         {"sqlite_autoindex_jobs_2"},
     ),
     "next_lines": (
-        lambda c, batch_id: control.next_lines(c, batch_id, {JobState.FAILED}, 0, 2),
+        lambda c, batch_id: batch_changes.next_lines(c, batch_id, {JobState.FAILED}, 0, 2),
         {"sqlite_autoindex_jobs_2"},
     ),
     # The newest line of an unfinished submission.
@@ -78,7 +78,7 @@ def test_polled_queries_use_their_small_index(sqlite_database, name):
     batch_id, ids = stored_batch(sqlite_database, 3)
     claimed = must_take(sqlite_database, ids[0])
     with sqlite_database.write() as c:
-        leases.finish_failed(c, FinishedJob(claimed.id, claimed.lease, "w1"), "deadline", "late", now())
+        claims.finish_failed(c, FinishedJob(claimed.id, claimed.lease, "w1"), "deadline", "late", now())
     statements = []
 
     def note(_connection, _cursor, statement, parameters, _context, _many):

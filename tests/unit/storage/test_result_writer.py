@@ -10,8 +10,8 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from helix_jobs.errors import DatabaseUnreachableError, HelixError
+from helix_jobs.storage import claims, sqlite_engine, workers
 from helix_jobs.storage import group_commit as result_writer
-from helix_jobs.storage import leases, sqlite_engine, workers
 from helix_jobs.storage.database import Database
 from helix_jobs.storage.group_commit import GroupCommitWriter
 from helix_jobs.storage.records import NewWorker
@@ -91,7 +91,7 @@ def test_counters_survive_a_group_that_had_to_be_taken_apart(database):
     writer = GroupCommitWriter(database, max_delay=0.2)
 
     def finish(claimed, **changes):
-        return lambda c: leases.finish_succeeded(c, ended(claimed), result_row(**changes), now())
+        return lambda c: claims.finish_succeeded(c, ended(claimed), result_row(**changes), now())
 
     futures = [
         writer.submit(finish(held[0])),

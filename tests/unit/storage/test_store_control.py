@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from helix_jobs.errors import NotFoundError
-from helix_jobs.storage import batch_changes, control, counters, leases, publishing, results
+from helix_jobs.storage import batch_changes, changes_in_steps, claims, publishing, results
+from helix_jobs.storage import batch_counters as counters
 from helix_jobs.storage.records import FinishedJob
 from helix_jobs.storage.states import JobState
 from helix_jobs.storage.status import batch_status, list_batches
@@ -25,7 +26,7 @@ def mixed(database):
 
 def test_cancel_ends_what_has_not_ended(database, mixed):
     batch_id, ids, running = mixed
-    assert batch_changes.cancel_batch(database, batch_id) == 3
+    assert changes_in_steps.cancel_batch(database, batch_id) == 3
     assert counts(database, batch_id) == {"succeeded": 1, "failed": 1, "cancelled": 3}
     seen = status(database, batch_id)
     assert seen.state == "cancelled"
@@ -34,16 +35,16 @@ def test_cancel_ends_what_has_not_ended(database, mixed):
     assert not succeed(database, running)
     assert take(database, ids[4]) is None
     with database.read() as c:
-        assert leases.held_leases(c, "w1") == {}
+        assert claims.held_leases(c, "w1") == {}
         assert publishing.publishable(c, 10) == []
         assert len(publishing.published_queued(c)) == 0
-    assert batch_changes.cancel_batch(database, batch_id) == 0
+    assert changes_in_steps.cancel_batch(database, batch_id) == 0
 
 
 def test_retry_queues_what_did_not_succeed_and_keeps_the_fence(database, mixed):
     batch_id, ids, running = mixed
-    batch_changes.cancel_batch(database, batch_id)
-    assert batch_changes.retry_batch(database, batch_id) == 4
+    changes_in_steps.cancel_batch(database, batch_id)
+    assert changes_in_steps.retry_batch(database, batch_id) == 4
     assert counts(database, batch_id) == {"succeeded": 1, "queued": 4}
     seen = status(database, batch_id)
     assert (seen.cancelled_at, seen.error_counts, seen.finished_at) == (None, {}, None)
@@ -56,13 +57,13 @@ def test_retry_queues_what_did_not_succeed_and_keeps_the_fence(database, mixed):
         job = results.get_job(c, ids[1])
         assert (job.error_code, job.error_message, job.finished_at, job.attempts) == (None, None, None, 0)
         assert [job.id for job in publishing.publishable(c, 10)] == [ids[1], ids[3], ids[4]]
-    assert batch_changes.retry_batch(database, batch_id) == 0
+    assert changes_in_steps.retry_batch(database, batch_id) == 0
 
 
 def test_retry_after_a_retry_still_counts_right(database, mixed):
     batch_id, ids, _ = mixed
     for _ in range(3):
-        batch_changes.retry_batch(database, batch_id)
+        changes_in_steps.retry_batch(database, batch_id)
         fail(database, must_take(database, ids[1]), code="out_of_memory")
         assert status(database, batch_id).error_counts == {"out_of_memory": 1}
 
@@ -70,16 +71,16 @@ def test_retry_after_a_retry_still_counts_right(database, mixed):
 def test_one_job_is_cancelled_alone(database, mixed):
     batch_id, ids, running = mixed
     with database.write() as c:
-        assert control.cancel_job(c, running.id) == 1
-        assert control.cancel_job(c, running.id) == 0
-        assert control.cancel_job(c, ids[0]) == 0
+        assert batch_changes.cancel_job(c, running.id) == 1
+        assert batch_changes.cancel_job(c, running.id) == 0
+        assert batch_changes.cancel_job(c, ids[0]) == 0
     assert not succeed(database, running)
     assert counts(database, batch_id) == {"succeeded": 1, "failed": 1, "cancelled": 1, "queued": 2}
     assert status(database, batch_id).state == "running"
 
 
 def test_unknown_names_are_refused(database):
-    for change in (batch_changes.cancel_batch, batch_changes.retry_batch):
+    for change in (changes_in_steps.cancel_batch, changes_in_steps.retry_batch):
         with pytest.raises(NotFoundError, match="b-none"):
             change(database, "b-none")
     with database.write() as c:
@@ -89,12 +90,12 @@ def test_unknown_names_are_refused(database):
         with pytest.raises(NotFoundError, match="b-none"):
             results.iter_jobs(c, "b-none", JobState.QUEUED)
         with pytest.raises(NotFoundError, match="no job 77; `helix status BATCH --jobs`"):
-            control.cancel_job(c, 77)
+            batch_changes.cancel_job(c, 77)
 
 
 def test_recount_says_what_the_counters_said(database, mixed):
     batch_id, _, _ = mixed
-    batch_changes.cancel_batch(database, batch_id)
+    changes_in_steps.cancel_batch(database, batch_id)
     before = status(database, batch_id)
     with database.write() as c:
         counters.recount(c, batch_id)
@@ -121,10 +122,10 @@ def test_results_stream_in_both_orders(database, chunk):
         with database.write() as c:
             # The same moment for all: the id must break the tie, or pages would lose rows.
             row = FinishedJob(claimed.id, claimed.lease, "w1")
-            leases.finish_failed(c, row, "deadline", "late", moment)
+            claims.finish_failed(c, row, "deadline", "late", moment)
     succeed(database, must_take(database, ids[1]))
     with database.write() as c:
-        control.cancel_job(c, ids[5], now=moment)
+        batch_changes.cancel_job(c, ids[5], now=moment)
 
     def lines(**options):
         with database.read() as c:
@@ -153,14 +154,14 @@ def test_counters_of_a_rolled_back_transaction_are_forgotten(database):
 
     def finish_and_die():
         with database.write() as c:
-            leases.finish_failed(c, FinishedJob(claimed.id, claimed.lease, "w1"), "deadline", "late", now())
+            claims.finish_failed(c, FinishedJob(claimed.id, claimed.lease, "w1"), "deadline", "late", now())
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
         finish_and_die()
     assert counts(database, batch_id) == {"queued": 1, "running": 1}
     with database.write() as c:
-        control.cancel_job(c, ids[1])
+        batch_changes.cancel_job(c, ids[1])
         # Read within the transaction that changed it.
         assert batch_status(c, batch_id).counts["cancelled"] == 1
     assert counts(database, batch_id) == {"cancelled": 1, "running": 1}

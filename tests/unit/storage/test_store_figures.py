@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from sqlalchemy import select, update
 
-from helix_jobs.storage import batch_changes, control, publishing, queue_figures
+from helix_jobs.storage import batch_changes, changes_in_steps, publishing, queue_figures
 from helix_jobs.storage.schema import jobs, workers
 from helix_jobs.storage.states import OUTCOMES
 from helix_jobs.storage.workers import stop_worker
@@ -43,11 +43,11 @@ def test_jobs_are_counted_by_what_became_of_them(database):
     fail(database, must_take(database, ids[2]), code="deadline")
     must_take(database, ids[3])
     with database.write() as c:
-        control.cancel_job(c, ids[4])
+        batch_changes.cancel_job(c, ids[4])
     found = figures(database)
     assert (found.queued, found.running) == (3, 1)
     assert found.ended == dict.fromkeys(OUTCOMES, 0) | {"succeeded": 1, "deadline": 2, "cancelled": 1}
-    batch_changes.retry_batch(database, batch)
+    changes_in_steps.retry_batch(database, batch)
     found = figures(database)
     assert (found.queued, found.ended["deadline"], found.ended["cancelled"]) == (6, 0, 0)
 
@@ -67,7 +67,7 @@ def test_the_oldest_waiting_job_is_found_published_or_not(database):
     assert age_minutes(figures(database).oldest_queued_at) == 0
     with database.write() as c:
         for job_id in young:
-            control.cancel_job(c, job_id)
+            batch_changes.cancel_job(c, job_id)
     assert figures(database).oldest_queued_at is None
 
 
@@ -80,7 +80,7 @@ def test_low_priorities_wait_longest(database):
 def test_jobs_of_unsealed_and_cancelled_batches_do_not_wait(database):
     stored_batch(database, 2, seal=False)
     batch, _ = stored_batch(database, 2)
-    batch_changes.cancel_batch(database, batch)
+    changes_in_steps.cancel_batch(database, batch)
     assert figures(database).oldest_queued_at is None
 
 

@@ -8,7 +8,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 
 from helix_jobs.errors import NotFoundError
-from helix_jobs.storage import leases, publishing, results, workers
+from helix_jobs.storage import claims, publishing, results, workers
 from helix_jobs.storage.records import Reclaimed, RunTotals
 from helix_jobs.storage.schema import runs
 from tests.store_helpers import (
@@ -46,18 +46,18 @@ def test_a_job_is_claimed_once(database):
     assert take(database, 999_999) is None
     assert counts(database, batch_id) == {"queued": 1, "running": 1}
     with database.read() as c:
-        assert leases.held_leases(c, "w1") == {ids[0]: 1}
-        assert leases.held_leases(c, "w2") == {}
+        assert claims.held_leases(c, "w1") == {ids[0]: 1}
+        assert claims.held_leases(c, "w2") == {}
 
 
 def test_a_claim_repeated_after_an_uncertain_commit_is_the_same_claim(database):
     _, ids = stored_batch(database, 1)
     moment = now()
     with database.write() as c:
-        first = leases.claim(c, ids[0], worker_id="w1", now=moment)
+        first = claims.claim(c, ids[0], worker_id="w1", now=moment)
     with database.write() as c:
-        assert leases.claim(c, ids[0], worker_id="w1", now=moment) == first
-        assert leases.claim(c, ids[0], worker_id="w2", now=moment) is None
+        assert claims.claim(c, ids[0], worker_id="w1", now=moment) == first
+        assert claims.claim(c, ids[0], worker_id="w2", now=moment) is None
     assert first is not None
     assert first.attempts == 1
 
@@ -95,8 +95,8 @@ def test_a_finish_repeated_after_an_uncertain_commit_is_not_fenced_and_not_doubl
     moment = now()
     for _ in range(2):
         with database.write() as c:
-            assert leases.finish_succeeded(c, ended(good), result_row(), moment)
-            assert leases.finish_failed(c, ended(bad), "engine_error", "it broke", moment)
+            assert claims.finish_succeeded(c, ended(good), result_row(), moment)
+            assert claims.finish_failed(c, ended(bad), "engine_error", "it broke", moment)
     assert not fail(database, good)
     assert counts(database, batch_id) == {"succeeded": 1, "failed": 1}
 
@@ -105,7 +105,7 @@ def test_a_failure_reported_after_the_attempt_cap_was_reached_is_fenced(database
     _, ids = stored_batch(database, 1, max_attempts=1)
     claimed = must_take(database, ids[0])
     with database.write() as c:
-        assert leases.reclaim(c, "w1", now()) == Reclaimed(failed=1)
+        assert claims.reclaim(c, "w1", now()) == Reclaimed(failed=1)
     assert not fail(database, claimed)
     with database.read() as c:
         assert results.get_job(c, ids[0]).error_code == "worker_lost"
@@ -116,16 +116,16 @@ def test_a_late_write_after_a_reclaim_is_fenced(database, late):
     batch_id, ids = stored_batch(database, 1)
     old = must_take(database, ids[0], "w1")
     with database.write() as c:
-        assert leases.reclaim(c, "w1", now()) == Reclaimed(requeued=1)
+        assert claims.reclaim(c, "w1", now()) == Reclaimed(requeued=1)
     new = must_take(database, ids[0], "w2")
     assert (new.lease, new.attempts) == (2, 2)
     with database.write() as c:
         if late == "succeed":
-            written = leases.finish_succeeded(c, ended(old), result_row(output_text="stale"), now())
+            written = claims.finish_succeeded(c, ended(old), result_row(output_text="stale"), now())
         elif late == "fail":
-            written = leases.finish_failed(c, ended(old), "engine_error", "stale", now())
+            written = claims.finish_failed(c, ended(old), "engine_error", "stale", now())
         else:
-            written = leases.release(c, old.id, old.lease, "w1", now())
+            written = claims.release(c, old.id, old.lease, "w1", now())
     assert not written
     assert succeed(database, new, "w2")
     with database.read() as c:
@@ -137,7 +137,7 @@ def test_a_late_write_is_fenced_even_if_the_same_worker_claimed_again(database):
     _, ids = stored_batch(database, 1)
     old = must_take(database, ids[0])
     with database.write() as c:
-        leases.reclaim(c, "w1", now())
+        claims.reclaim(c, "w1", now())
     new = must_take(database, ids[0])
     assert not succeed(database, old)
     assert succeed(database, new)
@@ -148,7 +148,7 @@ def test_the_attempt_is_counted_at_the_claim_and_capped(database):
     for attempt in range(1, 4):
         assert must_take(database, ids[0]).attempts == attempt
         with database.write() as c:
-            reclaimed = leases.reclaim(c, "w1", now())
+            reclaimed = claims.reclaim(c, "w1", now())
     assert reclaimed == Reclaimed(failed=1)
     assert status(database, batch_id).error_counts == {"worker_lost": 1}
     assert take(database, ids[0]) is None
@@ -159,7 +159,7 @@ def test_a_released_job_is_queued_unpublished_and_its_attempt_uncounted(database
     claimed = must_take(database, ids[0])
     with database.write() as c:
         publishing.mark_published(c, ids, now())
-        assert leases.release(c, claimed.id, claimed.lease, "w1", now())
+        assert claims.release(c, claimed.id, claimed.lease, "w1", now())
         assert [job.id for job in publishing.publishable(c, 5)] == ids
     assert counts(database, batch_id) == {"queued": 1}
     again = must_take(database, ids[0])
@@ -175,13 +175,13 @@ def test_reclaim_spares_a_worker_that_has_beaten_since(database):
     with database.write() as c:
         assert workers.heartbeat(c, "w1", now() + timedelta(seconds=5))
     with database.write() as c:
-        assert leases.reclaim(c, "w1", now(), heartbeat=seen) is None
+        assert claims.reclaim(c, "w1", now(), heartbeat=seen) is None
     assert counts(database, batch_id) == {"running": 2}
     with database.read() as c:
         seen = workers.worker_heartbeats(c)["w1"]
     with database.write() as c:
-        assert leases.reclaim(c, "w1", now(), heartbeat=seen) == Reclaimed(requeued=1)
-        assert leases.held_leases(c, "w2") == {ids[1]: 1}
+        assert claims.reclaim(c, "w1", now(), heartbeat=seen) == Reclaimed(requeued=1)
+        assert claims.held_leases(c, "w2") == {ids[1]: 1}
         assert not workers.heartbeat(c, "w1", now())
         assert [row.id for row in workers.live_workers(c)] == ["w2"]
 
@@ -189,7 +189,7 @@ def test_reclaim_spares_a_worker_that_has_beaten_since(database):
 def test_a_lost_worker_that_comes_back_registers_again(database):
     _, ids = stored_batch(database, 1)
     with database.write() as c:
-        leases.reclaim(c, "w1", now())
+        claims.reclaim(c, "w1", now())
         assert "w1" not in workers.worker_heartbeats(c)
     # It claimed before it noticed: it is judged again, although stopped.
     must_take(database, ids[0])
@@ -205,7 +205,7 @@ def test_leases_of_a_worker_without_a_row_are_seen_and_reclaimed(database):
     must_take(database, ids[0], "ghost")
     with database.write() as c:
         assert workers.worker_heartbeats(c)["ghost"] is None
-        assert leases.reclaim(c, "ghost", now()) == Reclaimed(requeued=1)
+        assert claims.reclaim(c, "ghost", now()) == Reclaimed(requeued=1)
 
 
 def test_text_that_postgres_cannot_hold_is_stored_all_the_same(database):
@@ -213,7 +213,7 @@ def test_text_that_postgres_cannot_hold_is_stored_all_the_same(database):
     good, bad = must_take(database, ids[0]), must_take(database, ids[1])
     assert succeed(database, good, output_text="nul \x00 and \ud800 end")
     with database.write() as c:
-        assert leases.finish_failed(c, ended(bad), "engine_error", "\x00" + "m" * 5000, now())
+        assert claims.finish_failed(c, ended(bad), "engine_error", "\x00" + "m" * 5000, now())
     with database.read() as c:
         rows = list(results.iter_results(c, batch_id, include_failed=True))
     assert rows[0].output_text == "nul \ufffd and ? end"
@@ -224,7 +224,7 @@ def test_a_result_for_an_unknown_run_changes_nothing(database):
     batch_id, ids = stored_batch(database, 1)
     claimed = must_take(database, ids[0])
     with pytest.raises(IntegrityError), database.write() as c:
-        leases.finish_succeeded(c, ended(claimed), result_row(run_id=12345), now())
+        claims.finish_succeeded(c, ended(claimed), result_row(run_id=12345), now())
     assert counts(database, batch_id) == {"running": 1}
 
 
@@ -259,20 +259,20 @@ def test_a_last_attempt_can_be_spared(database):
     for _ in range(2):
         must_take(database, ids[0])
         with database.write() as c:
-            leases.reclaim(c, "w1", now())
+            claims.reclaim(c, "w1", now())
     with database.write() as c:
-        assert leases.claim(c, ids[0], worker_id="w1", now=now(), spare_last_attempt=True) is None
-        assert leases.awaits_last_attempt(c, ids[0])
-        claimed = leases.claim(c, ids[0], worker_id="w1", now=now())
+        assert claims.claim(c, ids[0], worker_id="w1", now=now(), spare_last_attempt=True) is None
+        assert claims.awaits_last_attempt(c, ids[0])
+        claimed = claims.claim(c, ids[0], worker_id="w1", now=now())
         assert claimed is not None
         assert claimed.attempts == 3
-        assert not leases.awaits_last_attempt(c, ids[0]), "it runs"
-        assert not leases.awaits_last_attempt(c, ids[1])
-        assert not leases.awaits_last_attempt(c, 999_999)
-        assert leases.claim(c, ids[1], worker_id="w1", now=now(), spare_last_attempt=True) is not None
+        assert not claims.awaits_last_attempt(c, ids[0]), "it runs"
+        assert not claims.awaits_last_attempt(c, ids[1])
+        assert not claims.awaits_last_attempt(c, 999_999)
+        assert claims.claim(c, ids[1], worker_id="w1", now=now(), spare_last_attempt=True) is not None
 
 
 def test_an_only_attempt_is_no_last_one(database):
     _, ids = stored_batch(database, 1, max_attempts=1)
     with database.write() as c:
-        assert leases.claim(c, ids[0], worker_id="w1", now=now(), spare_last_attempt=True) is not None
+        assert claims.claim(c, ids[0], worker_id="w1", now=now(), spare_last_attempt=True) is not None

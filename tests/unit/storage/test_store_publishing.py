@@ -3,7 +3,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 from helix_jobs.new_job import NewJob
-from helix_jobs.storage import control, leases, publishing
+from helix_jobs.storage import batch_changes, claims, publishing
 from helix_jobs.storage.batches import insert_jobs, seal_batch
 from tests.store_helpers import must_take, now, register, stored_batch
 
@@ -81,7 +81,7 @@ def test_a_late_mark_does_not_touch_a_claimed_job(database):
     with database.write() as c:
         assert publishing.mark_published(c, ids, now()) == 1
     with database.write() as c:
-        assert leases.release(c, claimed.id, claimed.lease, "w1", now())
+        assert claims.release(c, claimed.id, claimed.lease, "w1", now())
         assert len(publishing.published_queued(c)) == 1
     assert _publishable(database) == [(ids[0], 0)]
 
@@ -91,5 +91,5 @@ def test_backlog_counts_what_waits(database):
     register(database, "w1")
     must_take(database, ids[0])
     with database.write() as c:
-        control.cancel_job(c, ids[4])
+        batch_changes.cancel_job(c, ids[4])
         assert publishing.backlog(c) == 3

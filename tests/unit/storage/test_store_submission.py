@@ -7,7 +7,7 @@ import pytest
 from sqlalchemy import func, select
 
 from helix_jobs.errors import IdempotencyConflictError, NotFoundError, UnfinishedSubmissionError
-from helix_jobs.storage import batch_changes, publishing, results, status
+from helix_jobs.storage import changes_in_steps, publishing, results, status
 from helix_jobs.storage.batches import create_batch, delete_batch, insert_jobs, new_batch_id, seal_batch
 from helix_jobs.storage.records import NewBatch, StoredBatch
 from helix_jobs.storage.schema import batch_counters, batches, jobs
@@ -78,8 +78,8 @@ def test_jobs_of_an_unsealed_batch_are_invisible(database):
 def test_cancelling_a_batch_while_it_is_submitted_leaves_nothing_of_it(database):
     batch_id, _ = stored_batch(database, 2, seal=False)
     with pytest.raises(UnfinishedSubmissionError, match=f"helix cancel {batch_id}"):
-        batch_changes.retry_batch(database, batch_id)
-    assert batch_changes.cancel_batch(database, batch_id) == 0
+        changes_in_steps.retry_batch(database, batch_id)
+    assert changes_in_steps.cancel_batch(database, batch_id) == 0
     for go_on in (
         lambda c: insert_jobs(c, batch_id, new_jobs(4), now()),
         lambda c: seal_batch(c, batch_id, 2, DIGEST),

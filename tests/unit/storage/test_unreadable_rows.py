@@ -17,8 +17,8 @@ from helix_jobs.doctor.verdict import Level
 from helix_jobs.errors import UnreadableRowError
 from helix_jobs.results.export import result_row
 from helix_jobs.settings import Settings, sqlite_url
-from helix_jobs.storage import batch_changes as bulk
-from helix_jobs.storage import control, leases, results, workers
+from helix_jobs.storage import batch_changes, claims, results, workers
+from helix_jobs.storage import changes_in_steps as bulk
 from helix_jobs.storage.check import check_rows
 from helix_jobs.storage.records import Reclaimed
 from helix_jobs.storage.schema import jobs
@@ -78,7 +78,7 @@ def test_a_machine_at_its_limits_is_no_unreadable_row(make_bench, monkeypatch, e
     def claim(*_args, **_kwargs):
         raise error
 
-    monkeypatch.setattr(leases, "claim", claim)
+    monkeypatch.setattr(claims, "claim", claim)
     with pytest.raises(type(error)):
         bench.run(job)[0].result(20)
     assert (bench.rows()[job].state, bench.rows()[job].attempts) == ("queued", 0)
@@ -96,7 +96,7 @@ def test_a_machine_at_its_limits_fails_no_answer(make_bench, monkeypatch, error)
     def finish(*_args, **_kwargs):
         raise error
 
-    monkeypatch.setattr(leases, "finish_succeeded", finish)
+    monkeypatch.setattr(claims, "finish_succeeded", finish)
     with pytest.raises(type(error)):
         bench.run(job)[0].result(20)
     assert bench.rows()[job].state == "running"
@@ -135,7 +135,7 @@ def test_a_worker_whose_row_cannot_be_read_holds_up_nobody(sqlite_database, tmp_
     found = check_database(Settings(home=tmp_path, redis_url=None, database_url=sqlite_url(database.sqlite_file)))
     assert next(verdict for verdict in found if verdict.subject == "leases").remedy == "run helix db check --repair"
     with database.write() as c:
-        assert leases.reclaim(c, "damaged", now()) == Reclaimed(requeued=1)
+        assert claims.reclaim(c, "damaged", now()) == Reclaimed(requeued=1)
     assert counts(database, batch_id) == {"queued": 3}
     with database.write() as c:
         c.execute(text("UPDATE workers SET stopped_at = NULL WHERE id = 'damaged'"))
@@ -169,13 +169,13 @@ def test_a_cancel_whose_time_cannot_be_read_holds_up_nobody(sqlite_database):
     _, ids = stored_batch(database, 3)
     with database.write() as c:
         c.execute(text("UPDATE batches SET cancelled_at = strftime('%s', 'now') WHERE id = :id"), {"id": damaged})
-        begun = control.begin_cancel(c, cancelled)
+        begun = batch_changes.begin_cancel(c, cancelled)
     bulk.cancel_batch(database, other)
     broker = OpenBroker()
     Reconciler(database, broker).tick()
     assert broker.messages == ids
     with database.read() as c:
-        assert control.unfinished_cancels(c) == {begun: 1}
+        assert batch_changes.unfinished_cancels(c) == {begun: 1}
     assert bulk.retry_batch(database, other) == 1
     assert "values of batches.cancelled_at that cannot be read" in {
         finding.what for finding in check_rows(database, repair=False)
@@ -192,11 +192,11 @@ def test_a_claim_whose_time_cannot_be_read_keeps_its_workers_other_jobs_from_nob
         c.execute(text("UPDATE jobs SET attempts = max_attempts WHERE id != :id"), {"id": ids[2]})
         c.execute(text("UPDATE jobs SET claimed_at = 'yesterday' WHERE id = :id"), {"id": ids[0]})
     with database.write() as c:
-        assert leases.reclaim(c, "lost", now()) == Reclaimed(requeued=1, failed=2)
+        assert claims.reclaim(c, "lost", now()) == Reclaimed(requeued=1, failed=2)
     assert counts(database, batch_id) == {"failed": 2, "queued": 1}
 
 
-@pytest.mark.parametrize(("room", "duty"), [(workers, "worker_heartbeats"), (control, "unfinished_cancels")])
+@pytest.mark.parametrize(("room", "duty"), [(workers, "worker_heartbeats"), (batch_changes, "unfinished_cancels")])
 def test_a_duty_that_fails_keeps_the_reconciler_from_no_other(sqlite_database, monkeypatch, room, duty):
     _, ids = stored_batch(sqlite_database, 3)
     broker = OpenBroker()

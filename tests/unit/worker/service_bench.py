@@ -16,8 +16,8 @@ from helix_jobs.storage.records import NewBatch, NewWorker
 from helix_jobs.storage.schema import jobs, results
 from helix_jobs.worker.gate import JobGate
 from helix_jobs.worker.heartbeat import Heartbeat
+from helix_jobs.worker.job_service import WorkerService
 from helix_jobs.worker.request_encoder import RequestEncoder
-from helix_jobs.worker.service import WorkerService
 from tests.worker_box import wait_until
 
 if TYPE_CHECKING:

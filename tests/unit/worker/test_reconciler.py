@@ -7,7 +7,7 @@ import pytest
 
 from helix_jobs.broker.stranded_messages import StrandedMessages
 from helix_jobs.errors import BrokerUnreachableError, DatabaseUnreachableError
-from helix_jobs.storage import leases, publishing, workers
+from helix_jobs.storage import claims, publishing, workers
 from helix_jobs.storage.process_identity import Here
 from helix_jobs.timing import Timing
 from helix_jobs.worker.reconciler import (
@@ -162,7 +162,7 @@ def test_a_worker_is_not_given_up_without_its_messages_being_sent_again(database
             _tick(reconciler, clock, database, 32)
     with database.read() as c:
         assert [worker.id for worker in workers.live_workers(c)] == ["me", "silent"]
-        assert leases.held_leases(c, "silent") == {ids[0]: 1}
+        assert claims.held_leases(c, "silent") == {ids[0]: 1}
     _tick(reconciler, clock, database, 32)
     assert set(ids[:2]) <= set(broker.messages)
 
@@ -177,7 +177,7 @@ def test_time_nobody_watched_is_no_silence(database):
     clock.seconds += 3600
     reconciler.tick()
     with database.read() as c:
-        assert leases.held_leases(c, "other") == {ids[0]: 1}
+        assert claims.held_leases(c, "other") == {ids[0]: 1}
 
 
 def test_the_broker_is_kept_at_its_window_most_urgent_first(database):

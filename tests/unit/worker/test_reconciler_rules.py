@@ -9,14 +9,14 @@ import pytest
 from helix_jobs.storage.process_identity import Here
 from helix_jobs.storage.records import NewWorker, Worker
 from helix_jobs.timing import DEFAULT_TIMING as TIMING
-from helix_jobs.worker.judgement import (
+from helix_jobs.worker.lost_messages import EmptyBroker, judge_empty_broker
+from helix_jobs.worker.lost_workers import (
     Observation,
     dead_predecessors,
     lost_workers,
     observe,
     publish_room,
 )
-from helix_jobs.worker.lost_messages import EmptyBroker, judge_empty_broker
 from tests.store_helpers import worker
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)

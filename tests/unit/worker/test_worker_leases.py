@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import select
 
 from helix_jobs.errors import DatabaseReplacedError
-from helix_jobs.storage import batch_changes, control, installation, leases, publishing
+from helix_jobs.storage import batch_changes, changes_in_steps, claims, installation, publishing
 from helix_jobs.storage.schema import workers
 from helix_jobs.timing import Timing
 from helix_jobs.worker import heartbeat
@@ -55,8 +55,8 @@ def test_a_late_result_is_fenced(make_bench: Any) -> None:
     (future,) = bench.run(job)
     bench.wait_running(job)
     with bench.database.write() as c:
-        assert leases.reclaim(c, "me", datetime.now(UTC)).requeued == 1
-        claim = leases.claim(c, job, worker_id="other", now=datetime.now(UTC))
+        assert claims.reclaim(c, "me", datetime.now(UTC)).requeued == 1
+        claim = claims.claim(c, job, worker_id="other", now=datetime.now(UTC))
     bench.engine.close()
     assert future.result(20) is True
     row = bench.rows()[job]
@@ -71,8 +71,8 @@ def test_a_message_that_meets_its_jobs_earlier_run_is_not_lost(make_bench: Any) 
     (job,) = bench.add("endless")
     (future,) = bench.run(job)
     bench.wait_running(job)
-    bench.database.transact(lambda c: control.cancel_job(c, job))
-    batch_changes.retry_batch(bench.database, bench.rows()[job].batch_id)
+    bench.database.transact(lambda c: batch_changes.cancel_job(c, job))
+    changes_in_steps.retry_batch(bench.database, bench.rows()[job].batch_id)
     bench.database.transact(lambda c: publishing.mark_published(c, [job], datetime.now(UTC)))
     assert bench.service.run_job(job) is True
     bench.heartbeat.check_leases()
@@ -136,7 +136,7 @@ def test_a_heartbeat_over_another_database_says_so_once_and_ends(
 def test_a_revived_worker_registers_again(make_bench: Any) -> None:
     bench = make_bench()
     with bench.database.write() as c:
-        leases.reclaim(c, "me", datetime.now(UTC))
+        claims.reclaim(c, "me", datetime.now(UTC))
     bench.heartbeat.beat()
     with bench.database.read() as c:
         assert c.execute(select(workers.c.stopped_at)).scalar_one() is None
@@ -146,7 +146,7 @@ def test_a_lease_nobody_works_on_is_handed_back(make_bench: Any) -> None:
     bench = make_bench()
     (job,) = bench.add("a b c")
     with bench.database.write() as c:
-        leases.claim(c, job, worker_id="me", now=datetime.now(UTC))
+        claims.claim(c, job, worker_id="me", now=datetime.now(UTC))
     bench.heartbeat.check_leases()
     assert bench.rows()[job].state == "running", "once may be a claim that is just coming in"
     bench.heartbeat.check_leases()

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import select, update
 
 from helix_jobs.errors import EngineError, ExhaustedError
-from helix_jobs.storage import control
+from helix_jobs.storage import batch_changes
 from helix_jobs.storage.schema import jobs, results
 from helix_jobs.worker.counters import WORKER_OUTCOMES, WorkerCounters
 from tests.unit.worker.service_bench import Bench
@@ -82,7 +82,7 @@ def test_at_its_last_attempt_a_job_runs_alone(make_bench: Any) -> None:
         third: ("queued", 0),
         twice_lost: ("queued", 2),
     }
-    bench.database.transact(lambda c: control.cancel_job(c, endless))
+    bench.database.transact(lambda c: batch_changes.cancel_job(c, endless))
     bench.heartbeat.check_leases()
     assert running.result(20)
     bench.wait_running(suspect)
@@ -274,7 +274,7 @@ def test_a_job_that_is_cancelled_while_it_is_encoded_is_not_computed(make_bench:
     bench.engine.encode = encode_slowly
     (running,) = bench.run(cancelled)
     assert encoding.wait(20)
-    bench.database.transact(lambda c: control.cancel_job(c, cancelled))
+    bench.database.transact(lambda c: batch_changes.cancel_job(c, cancelled))
     bench.heartbeat.check_leases()
     go_on.set()
     assert running.result(20)

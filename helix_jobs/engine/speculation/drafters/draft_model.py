@@ -11,7 +11,7 @@ import torch
 
 from helix_jobs.engine.attention.step_layout import TokenSlice
 from helix_jobs.engine.devices.shape_sizes import SMALL_STEP
-from helix_jobs.engine.sampling.processors import shape_logits
+from helix_jobs.engine.sampling.logits_processors import shape_logits
 from helix_jobs.engine.sampling.random_numbers import Purpose, uniform
 from helix_jobs.engine.sampling.sampler import processed_probs, sample
 from helix_jobs.engine.speculation.drafters.awaited_drafts import AwaitedDrafts

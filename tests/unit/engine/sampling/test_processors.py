@@ -9,7 +9,7 @@ import torch
 from transformers import RepetitionPenaltyLogitsProcessor
 
 from helix_jobs.engine import engine as engine_module
-from helix_jobs.engine.sampling.processors import (
+from helix_jobs.engine.sampling.logits_processors import (
     PresenceFrequencyPenalty,
     RepetitionPenalty,
     processors_of,

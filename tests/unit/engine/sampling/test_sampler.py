@@ -11,7 +11,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from helix_jobs.engine.sampling.processors import processors_of, shape_logits
+from helix_jobs.engine.sampling.logits_processors import processors_of, shape_logits
 from helix_jobs.engine.sampling.random_numbers import Purpose, uniform
 from helix_jobs.engine.sampling.sampler import processed_probs, sample
 from helix_jobs.engine.sampling_params import InvalidSamplingParamsError, SamplingParams

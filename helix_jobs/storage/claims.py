@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import and_, bindparam, case, exists, insert, literal_column, not_, select, text, update
 
-from helix_jobs.storage import counters
+from helix_jobs.errors import ErrorCode
+from helix_jobs.storage import batch_counters as counters
 from helix_jobs.storage.readable import readable_rows
 from helix_jobs.storage.records import ClaimedJob, FinishedJob, Reclaimed, ResultRow
 from helix_jobs.storage.schema import batches, jobs, results, workers
-from helix_jobs.storage.states import ErrorCode, JobState
+from helix_jobs.storage.states import JobState
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

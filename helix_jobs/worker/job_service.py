@@ -13,18 +13,18 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from helix_jobs.errors import EngineBrokenError, ExhaustedError, HelixError, InvalidRequestError, RequestError
-from helix_jobs.storage import control, leases, publishing
+from helix_jobs.storage import batch_changes, claims, publishing
 from helix_jobs.wording import counted
 from helix_jobs.worker.active_jobs import ActiveJob, ActiveJobs, NotTaken
-from helix_jobs.worker.claims import JobClaims, Refusal
 from helix_jobs.worker.counters import Counting
 from helix_jobs.worker.engine_thread import EngineThread, RequestFailed
 from helix_jobs.worker.gate import Entry, JobGate
+from helix_jobs.worker.job_claims import JobClaims, Refusal
 from helix_jobs.worker.job_endings import Fail, Withdrawn, decide
-from helix_jobs.worker.postponed_jobs import PostponedJobs
 from helix_jobs.worker.request_encoder import RequestEncoder, engine_request_id
 from helix_jobs.worker.runs import DatabaseRunRecorder
 from helix_jobs.worker.settlement import Settlement
+from helix_jobs.worker.waiting_for_solitude import PostponedJobs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -186,7 +186,7 @@ class WorkerService:
             return
         now = datetime.now(UTC)
         logger.warning("handing back a lease nobody here works on", extra={"job_id": job_id})
-        self._writer.submit(lambda c: leases.release(c, job_id, lease, self.worker_id, now))
+        self._writer.submit(lambda c: claims.release(c, job_id, lease, self.worker_id, now))
 
     def begin_drain(self) -> None:
         """Take no further jobs; after the grace time hand back what is unfinished. May be called again."""
@@ -310,6 +310,6 @@ class WorkerService:
 
     def _cancel(self, job_id: int) -> None:
         try:
-            self._database.transact(lambda c: control.cancel_job(c, job_id))
+            self._database.transact(lambda c: batch_changes.cancel_job(c, job_id))
         except HelixError as error:
             logger.warning("a revoked job could not be cancelled: %s", error, extra={"job_id": job_id})

@@ -8,7 +8,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Final
 
 from helix_jobs.errors import HelixError
-from helix_jobs.storage import leases
+from helix_jobs.storage import claims
 from helix_jobs.storage.faults import MACHINES_OWN
 
 if TYPE_CHECKING:
@@ -59,8 +59,8 @@ class JobClaims:
         now = datetime.now(UTC)
 
         def claim(c: Connection) -> ClaimedJob | Refusal:
-            claimed = leases.claim(c, job_id, worker_id=self._worker_id, now=now, spare_last_attempt=not alone)
-            if claimed is None and not alone and leases.awaits_last_attempt(c, job_id):
+            claimed = claims.claim(c, job_id, worker_id=self._worker_id, now=now, spare_last_attempt=not alone)
+            if claimed is None and not alone and claims.awaits_last_attempt(c, job_id):
                 return Refusal.MUST_RUN_ALONE
             return claimed or Refusal.NOTHING_TO_DO
 
@@ -72,5 +72,5 @@ class JobClaims:
             except Exception as error:  # noqa: BLE001  (whatever is in the row)
                 reason = type(error).__name__
         logger.error("a stored job cannot be read (%s); it fails alone", reason, extra={"job_id": job_id})
-        failed = self._writer.submit(lambda c: leases.fail_unreadable(c, job_id, reason, now)).result()
+        failed = self._writer.submit(lambda c: claims.fail_unreadable(c, job_id, reason, now)).result()
         return Refusal.UNREADABLE if failed else Refusal.NOTHING_TO_DO
