@@ -133,10 +133,7 @@ class Engine:
         """
         ids = self._codec.encode(request)
         if len(ids) >= self._info.max_model_len:
-            raise PromptTooLongError(
-                f"the prompt has {len(ids)} tokens and the context holds {self._info.max_model_len}, "
-                "one new token included; shorten the prompt"
-            )
+            raise self._too_long(ids)
         return EncodedRequest(
             request_id=request.request_id,
             prompt_token_ids=ids,
@@ -158,7 +155,10 @@ class Engine:
         processors = processors_of(request.sampling_params, request.prompt_token_ids)
         stop_ids = self._stop_ids(request)
         sequence = Sequence(request, BlockTable(self._pool), stop_ids, self._info.max_model_len, processors)
-        if len(sequence) >= sequence.table.pool_capacity:
+        if len(sequence) >= self._info.max_model_len:
+            # ``encode`` lets none of these through; another engine, of a longer context, may have.
+            sequence.fail(self._too_long(request.prompt_token_ids))
+        elif len(sequence) >= sequence.table.pool_capacity:
             sequence.fail(
                 OutOfMemoryError(
                     f"the prompt has {len(sequence)} tokens and the KV cache holds {sequence.table.pool_capacity}, "
@@ -174,6 +174,12 @@ class Engine:
         if watch is not None:
             self._stop_watches[request.request_id] = watch
         self._scheduler.add(sequence)
+
+    def _too_long(self, prompt_ids: tuple[int, ...]) -> PromptTooLongError:
+        return PromptTooLongError(
+            f"the prompt has {len(prompt_ids)} tokens and the context holds {self._info.max_model_len}, "
+            "one new token included; shorten the prompt"
+        )
 
     def _stop_ids(self, request: EncodedRequest) -> frozenset[int]:
         params = request.sampling_params

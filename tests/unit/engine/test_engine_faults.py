@@ -87,8 +87,7 @@ def test_messages_go_through_the_chat_template():
     engine = tiny_engine()
     chat = engine.encode(text_request("a", messages=({"role": "user", "content": "hi"},)))
     assert chat.prompt_token_ids == engine.encode(text_request("b", prompt="u.hi!a.")).prompt_token_ids
-    assert chat.prompt is None
-    assert chat.messages is None
+    assert chat.is_chat
 
 
 def test_the_same_id_twice_is_refused():
