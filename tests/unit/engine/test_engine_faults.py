@@ -28,15 +28,14 @@ def test_too_long_prompts_fail_alone():
     model = tiny_model(seed=3)
     good = prompts(3)
     engine = tiny_engine(model, "same", max_model_len=64)
-    results = engine.generate(
-        [request("long", [5] * 64, max_tokens=4), *(request(str(i), p, max_tokens=6) for i, p in enumerate(good))]
-    )
+    long = text_request("long", prompt_token_ids=(5,) * 64)
+    results = engine.generate([long, *(request(str(i), p, max_tokens=6) for i, p in enumerate(good))])
     assert isinstance(results[0].error, PromptTooLongError)
     assert results[0].finish_reason is None
     assert "64 tokens" in str(results[0].error)
     assert [r.output_token_ids for r in results[1:]] == [reference_greedy(model, p, 6) for p in good]
     with pytest.raises(PromptTooLongError, match="shorten the prompt"):
-        engine.encode(request("long", [5] * 64))
+        engine.encode(long)
 
 
 def test_the_longest_prompt_that_fits_yields_one_token():
