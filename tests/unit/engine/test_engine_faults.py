@@ -29,11 +29,13 @@ def test_too_long_prompts_fail_alone():
     good = prompts(3)
     engine = tiny_engine(model, "same", max_model_len=64)
     long = text_request("long", prompt_token_ids=(5,) * 64)
-    results = engine.generate([long, *(request(str(i), p, max_tokens=6) for i, p in enumerate(good))])
-    assert isinstance(results[0].error, PromptTooLongError)
-    assert results[0].finish_reason is None
-    assert "64 tokens" in str(results[0].error)
-    assert [r.output_token_ids for r in results[1:]] == [reference_greedy(model, p, 6) for p in good]
+    encoded = request("encoded", [5] * 64, max_tokens=4)  # by an engine with a longer context
+    results = engine.generate([long, encoded, *(request(str(i), p, max_tokens=6) for i, p in enumerate(good))])
+    for result in results[:2]:
+        assert isinstance(result.error, PromptTooLongError)
+        assert result.finish_reason is None
+        assert "64 tokens" in str(result.error)
+    assert [r.output_token_ids for r in results[2:]] == [reference_greedy(model, p, 6) for p in good]
     with pytest.raises(PromptTooLongError, match="shorten the prompt"):
         engine.encode(long)
 
