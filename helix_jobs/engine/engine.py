@@ -50,17 +50,17 @@ logger = logging.getLogger(__name__)
 class Engine:
     """Continuously batched speculative decoding of requests (satisfies ``EngineProtocol``).
 
-    One thread drives it; ``encode`` alone may be called from others. Requests fail alone: a step that fails is repeated
-    with half the batch until it passes or the one request that breaks it is found.
+    One thread drives the engine; only ``encode`` may be called from other threads. Requests fail alone: the engine
+    repeats a failed step with half the batch until the step passes or the one request that breaks it is found.
 
     Args:
         models: From ``model_loader.load_models``.
         config: Batch limits and speculation.
         cache: Size of the block pool, shared by target and draft.
-        costs: What steps cost here; measured now when it is needed and not given.
+        costs: What steps cost on this machine; None measures it now if depths are adaptive.
 
     Attributes:
-        emitted: What the last step emitted, a stop string and what follows it still included.
+        emitted: What the last step emitted. A stop string and the text after it are still included.
 
     Raises:
         InsufficientMemoryError: The block pool, or a full step beside it, does not fit.
@@ -100,7 +100,7 @@ class Engine:
         self._sequences: dict[str, Sequence] = {}
         self._stop_watches: dict[str, StopStringWatch] = {}
         self._recovery = Recovery(self._scheduler, models.device)
-        # Raised by the next step: results that were there first have to be handed over.
+        # Raised by the next step, after this one has returned its results.
         self._fault: Exception | None = None
         drafting = models.draft if draft is not None else None
         self._info = EngineInfo(
@@ -143,7 +143,7 @@ class Engine:
         )
 
     def add_request(self, request: EncodedRequest) -> None:
-        """Queue a request. Its end, good or bad, comes out of ``step``.
+        """Queue a request. ``step`` returns its result or its error.
 
         Raises:
             InvalidRequestError: The request id is already in the engine.
@@ -156,7 +156,7 @@ class Engine:
         stop_ids = self._stop_ids(request)
         sequence = Sequence(request, BlockTable(self._pool), stop_ids, self._info.max_model_len, processors)
         if len(sequence) >= self._info.max_model_len:
-            # ``encode`` lets none of these through; another engine, of a longer context, may have.
+            # ``encode`` refuses such a prompt; another engine with a longer context may have encoded it.
             sequence.fail(self._too_long(request.prompt_token_ids))
         elif len(sequence) >= sequence.table.pool_capacity:
             sequence.fail(
@@ -169,7 +169,7 @@ class Engine:
         if stop := request.sampling_params.stop:
             context = self._codec.context(request.prompt_token_ids)
             watch = StopStringWatch(self._codec, stop, context, is_chat=request.is_chat)
-        # From here on nothing can fail: a sequence that is known here and waits nowhere would never end.
+        # Nothing below can fail: a sequence in ``_sequences`` that the scheduler does not know would never end.
         self._sequences[request.request_id] = sequence
         if watch is not None:
             self._stop_watches[request.request_id] = watch
@@ -189,7 +189,7 @@ class Engine:
         return ids | self._eos_token_ids | (self._turn_end_ids if request.is_chat else frozenset())
 
     def abort(self, request_id: str) -> None:
-        """End a request with what it has; the result comes out of the next ``step``."""
+        """End a request with its output so far; the next ``step`` returns the result."""
         sequence = self._sequences.get(request_id)
         if sequence is not None and sequence.state is not RequestState.FINISHED:
             self._scheduler.abort(sequence)
@@ -199,15 +199,15 @@ class Engine:
         return self._scheduler.has_unfinished() or self._recovery.has_suspects or self._fault is not None
 
     def step(self) -> list[GenerationResult]:
-        """Run one step of the batch and return what ended in it.
+        """Run one step of the batch and return the results of the requests that ended.
 
-        A step that fails (out of memory, a fault of a kernel) is repeated with fewer prompt tokens or half the batch. A
-        request that fails alone, and again after the engine has passed a step, ends with ``out_of_memory`` or
-        ``engine_error``.
+        A step that fails (out of memory, a kernel's fault) is repeated with fewer prompt tokens or half the batch. A
+        request ends with ``out_of_memory`` or ``engine_error`` if it fails alone, another step passes, and it fails
+        alone again.
 
         Raises:
-            EngineBrokenError: The device is at fault: it computes no more, or one request after the other fails alone
-                and nothing passes. The requests stay unfinished.
+            EngineBrokenError: The device is at fault: it no longer computes, or several requests in a row fail alone
+                and no step passes. The requests stay unfinished.
             OSError: The machine is exhausted (see ``exhaustion``). The requests stay unfinished.
         """
         if self._fault is not None:
@@ -226,7 +226,7 @@ class Engine:
         return ended + self._collect()
 
     def generate(self, requests: Iterable[Request | EncodedRequest]) -> list[GenerationResult]:
-        """Run requests to their end; results in the order of the requests."""
+        """Run requests to their end and return the results in the order of the requests."""
         order = []
         results: dict[str, GenerationResult] = {}
         for request in requests:
@@ -242,7 +242,7 @@ class Engine:
         return [results[request_id] for request_id in order]
 
     def running(self) -> list[str]:
-        """Ids of the requests in the batch: admitted, and neither ended nor set back to wait."""
+        """Ids of the requests in the batch: admitted, and neither ended nor preempted."""
         return [sequence.request_id for sequence in self._scheduler.active]
 
     def counters(self) -> EngineCounters:
@@ -256,11 +256,11 @@ class Engine:
         )
 
     def cost_profile(self) -> CostProfile | None:
-        """What steps cost by now; None where nothing depends on it."""
+        """What steps cost at present; None with a fixed depth, which does not depend on it."""
         return self._speculator.cost_profile()
 
     def check_integrity(self) -> None:
-        """Verify that the block pool and the sequences agree; with nothing unfinished, that every block is free.
+        """Verify that the block pool and the sequences agree. Without sequences, every block must be free.
 
         Raises:
             AssertionError: A bug in the engine.
@@ -268,7 +268,7 @@ class Engine:
         self._pool.check_integrity(sequence.table for sequence in self._sequences.values())
 
     def close(self) -> None:
-        """Drop every request and free the models and the caches. Safe to repeat; the engine is of no use afterwards."""
+        """Drop every request and free the models and the caches. Safe to repeat; the engine cannot be used again."""
         for sequence in self._sequences.values():
             self._scheduler.abort(sequence)
             sequence.reset_cache()
@@ -280,11 +280,11 @@ class Engine:
         self.__dict__.pop("_step", None)
         try:
             cleanup_memory(self._device)
-        except Exception:  # a device that is gone: its memory goes with the process
+        except Exception:  # the device is gone; its memory is freed when the process ends
             logger.warning("the device does not take its memory back", exc_info=True)
 
     def _advance(self) -> None:
-        """Schedule and compute a step, or recover from it."""
+        """Schedule and compute a step; recover if it fails."""
         self.emitted = ()
         started = time.perf_counter()
         schedule = self._scheduler.schedule()
@@ -296,7 +296,7 @@ class Engine:
             outcome = self._step.run(schedule)
         except Exception as error:
             logger.warning("a step of %d requests failed", schedule.num_sequences, exc_info=error)
-            # Its frames hold the step's tensors: they must go before memory is cleaned up.
+            # The traceback's frames hold the step's tensors; drop it before memory is cleaned up.
             failure = error.with_traceback(None)
         if failure is not None:
             self._recovery.recover(failure, schedule, self._statistics.steps)
@@ -307,7 +307,7 @@ class Engine:
         self._recovery.recall_suspects()
 
     def _account(self, schedule: Schedule, outcome: StepOutcome) -> None:
-        """After a step that passed: apply stop strings and count."""
+        """Apply stop strings and count tokens after a step that passed."""
         statistics = self._statistics
         statistics.add_step(schedule.num_sequences, len(schedule.decodes), outcome)
         self.emitted = outcome.emissions
@@ -325,10 +325,10 @@ class Engine:
         self._scheduler.step_passed()
 
     def _quarantine(self, sequences: SequenceOf[Sequence]) -> None:
-        """Logits were not finite: keep the damage from spreading through reused blocks.
+        """Keep NaN and infinity from spreading through reused blocks, after logits that were not finite.
 
-        The values may be the request's own, or stem from a block whose last owner left them there; computed again from
-        clean blocks they tell which, and only the former fails.
+        The request itself may have produced the values, or a block's previous owner may have left them there. Computing
+        the request again from clean blocks tells which: it fails only if the logits are not finite again.
         """
         remedy = "; start the worker with --dtype float32" if self._info.dtype == "float16" else ""
         for sequence in sequences:
@@ -347,7 +347,7 @@ class Engine:
             raise EngineBrokenError(f"cache blocks cannot be cleared ({type(fault).__name__}); see the log") from fault
 
     def _collect(self) -> list[GenerationResult]:
-        """Results of ended requests; their blocks are free afterwards."""
+        """Remove the requests that ended, free their blocks and return their results."""
         results = []
         for sequence in self._scheduler.drop_finished():
             del self._sequences[sequence.request_id]
@@ -358,7 +358,7 @@ class Engine:
             try:
                 self.check_integrity()
             except AssertionError:
-                # The results are right (they were verified token by token); what is lost is memory. Take it back.
+                # The results are right, as every token was verified. Only memory was lost: reclaim it.
                 logger.exception("the block pool lost its integrity; starting over with an empty one")
                 self._pool.reset()
         return results
@@ -366,16 +366,19 @@ class Engine:
     def _forget(self, sequence: Sequence) -> None:
         try:
             self._speculator.forget(sequence)
-        except Exception:  # drafts only affect speed
+        except Exception:  # drafts affect only speed
             logger.exception("the drafters learn nothing from request %s", sequence.request_id)
 
 
 def _describe_draft(draft: LoadedModel | None, speculation: SpeculationConfig) -> str | None:
-    """What drafts, as results name it."""
+    """The drafters, as results name them; None if nothing drafts."""
     found = speculation.drafters if speculation.is_on else ()
     return " + ".join([*found, *([draft.name] if draft is not None else [])]) or None
 
 
 def _is_reproducible(target: LoadedModel, draft: LoadedModel | None, speculation: SpeculationConfig) -> bool:
-    """Whether answers are the same in any company; of a fixed depth, sampled ones rest on the draft's numbers too."""
+    """Whether answers are the same whatever else is in the batch.
+
+    With a fixed depth, a sampled answer also depends on the draft model's probabilities.
+    """
     return target.is_reproducible and (speculation.is_adaptive or draft is None or draft.is_reproducible)

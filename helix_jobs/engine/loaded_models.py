@@ -1,4 +1,4 @@
-"""LoadedModel and LoadedModels: what loading hands to the engine."""
+"""LoadedModel and LoadedModels: the models that the loader hands to the engine."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class LoadedModel:
     """One model in memory, on its device.
 
     Attributes:
-        name: What the person called it.
-        decoder: The model. Its dtype may differ from what was asked when float16 would have overflowed.
-        is_int8: Its linear layers are int8; ``decoder.dtype`` is that of its activations.
-        is_copy: It is the target itself, quantised.
-        overflowed: It was to run in float16, and its weights or activations do not fit into that.
-        is_reproducible: What it computes for a sequence does not depend on what is computed beside it.
+        name: The model's name, as the user gave it.
+        decoder: The model. Its dtype is not the requested float16 where that would have overflowed.
+        is_int8: Its linear layers are int8; ``decoder.dtype`` is the dtype of its activations.
+        is_copy: This draft is the target itself, quantised.
+        overflowed: float16 was requested, and the weights or activations exceed its range.
+        is_reproducible: What the model computes for a sequence does not depend on the rest of the batch.
     """
 
     name: str
@@ -44,14 +44,14 @@ class LoadedModels:
     """Target and draft, ready to serve.
 
     Attributes:
-        target: Whose answers are given.
-        draft: What proposes them; None when the draft is ``none``.
-        tokenizer: The target's; its vocabulary is the draft's too.
+        target: The model whose answers are given.
+        draft: The model that drafts; None when the draft is ``none``.
+        tokenizer: The target's. The draft has the same vocabulary.
         eos_token_ids: Tokens that end an output.
-        turn_end_ids: Tokens that, beside these, end an answer to messages.
+        turn_end_ids: Further tokens that end an answer to chat messages.
         vocab_size: Token ids the target may emit; its head can have more rows, as padding.
         max_context: Positions the target was made for, prompt and output together.
-        prompts: Encodes prompts, its processes started; None leaves that to whoever needs one.
+        prompts: Encodes prompts, its processes already started; None lets the codec build its own.
     """
 
     target: LoadedModel

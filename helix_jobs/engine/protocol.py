@@ -1,4 +1,4 @@
-"""EngineProtocol: what a worker needs of an engine. The real one and the shipped fake both satisfy it."""
+"""EngineProtocol: what a worker needs from an engine. The real engine and the fake one both satisfy it."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class EngineInfo:
     """What was loaded where, for the banner, the ``workers`` row and every result row.
 
     Attributes:
-        target_model: As the person named it.
-        draft_model: What drafts, as results name it; None when nothing does.
-        device: In words.
+        target_model: The target's name, as the user gave it.
+        draft_model: The drafters, as results name them; None when nothing drafts.
+        device: The device, described in words.
         dtype: Of the target's weights and activations; ``int8`` when its weights are quantised.
         overflows_float16: ``dtype`` is float32 because the target does not fit float16's range.
-        is_reproducible: A request's answer does not depend on what is computed beside it.
-        kernels: Who computes: ``compiled`` (for this machine), ``torch``, or ``torch sdpa`` (its fused attention).
-        speculation_depth: The fixed K of every step, 0 for no speculation, None when it is chosen each step.
+        is_reproducible: A request's answer does not depend on the rest of the batch.
+        kernels: The kernels in use: ``compiled`` (for this machine), ``torch``, or ``torch sdpa`` (fused attention).
+        speculation_depth: The fixed K of every step; 0 for no speculation, None when each step chooses.
         max_batch_size: Sequences that run at once.
         max_model_len: Prompt plus output tokens of a request at most.
         num_blocks: KV blocks in the pool.
@@ -58,15 +58,14 @@ class EngineCounters(TokenCounts):
         steps: Engine steps.
         sequence_steps: Sum over steps of the sequences in the step; divided by ``steps``, the mean batch size.
         decode_sequence_steps: The part of ``sequence_steps`` that decoded; ``draft_tokens`` over it is the mean depth.
-        peak_blocks: Most KV blocks of the target in use at once; a difference has the later peak, as none of its own is
-            kept.
+        peak_blocks: Most KV blocks in use at once. The difference of two snapshots keeps the later peak.
         preemptions: How often a running sequence lost its blocks and was queued again.
-        schedule_seconds: Time spent on choosing what steps compute.
-        draft_seconds: On drafting, the choice of depths included.
-        target_seconds: On the target's passes. Where the device works asynchronously, on starting them.
-        attention_seconds: The part of ``target_seconds`` in attention; 0 where it cannot be told.
-        verify_seconds: On sampling, verification and commit; on asynchronous devices, on waiting for them too.
-        depth_reasons: Steps for each reason the adaptive depth had, see ``Speculator.reasons``.
+        schedule_seconds: Time spent on scheduling.
+        draft_seconds: Time spent on drafting, the choice of depths included.
+        target_seconds: Time of the target's passes. On an asynchronous device, the time to start them.
+        attention_seconds: The part of ``target_seconds`` in attention; 0 where it cannot be measured.
+        verify_seconds: Time of sampling, verification and commit. On an asynchronous device, the wait for it as well.
+        depth_reasons: Number of steps for each reason of the adaptive depth, see ``Speculator.reasons``.
     """
 
     steps: int = 0
@@ -82,13 +81,13 @@ class EngineCounters(TokenCounts):
     depth_reasons: Mapping[str, int] = field(default_factory=dict)
 
     def __sub__(self, earlier: Self) -> Self:
-        """What has been counted since ``earlier``."""
-        # Not super(): a class with slots is made anew, and super() knows the first one.
+        """The counts since ``earlier``."""
+        # Not super(): dataclass(slots=True) creates the class anew, and super() refers to the original class.
         return replace(TokenCounts.__sub__(self, earlier), peak_blocks=self.peak_blocks)
 
 
 class EngineProtocol(Protocol):
-    """One engine, driven by one thread; only ``encode`` may be called from others."""
+    """An engine driven by one thread; only ``encode`` may be called from other threads."""
 
     @property
     def info(self) -> EngineInfo:
@@ -102,19 +101,19 @@ class EngineProtocol(Protocol):
         """
 
     def add_request(self, request: EncodedRequest) -> None:
-        """Queue an encoded request; a request that cannot be served comes out of ``step`` with its error."""
+        """Queue an encoded request. If it cannot be served, ``step`` returns its error."""
 
     def step(self) -> list[GenerationResult]:
-        """Run one step of the batch and return what ended in it."""
+        """Run one step of the batch and return the results of the requests that ended."""
 
     def abort(self, request_id: str) -> None:
-        """End a request; its result (``aborted``) comes out of the next ``step``. Unknown ids are ignored."""
+        """End a request; the next ``step`` returns its result (``aborted``). Unknown ids are ignored."""
 
     def has_unfinished(self) -> bool:
         """Whether another ``step`` has work to do or results to return."""
 
     def running(self) -> Collection[str]:
-        """Ids of the requests in the batch: admitted, and neither ended nor set back to wait."""
+        """Ids of the requests in the batch: admitted, and neither ended nor preempted."""
 
     def counters(self) -> EngineCounters:
         """Totals since the engine was built."""

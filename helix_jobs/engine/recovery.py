@@ -1,4 +1,4 @@
-"""Recovery: what is done about a step that failed, so that requests fail alone and a dead device is found out."""
+"""Recovery: handles failed steps, so that requests fail alone and a dead device is detected."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# So many requests that fail alone with no good step between them speak against the device.
+# This many requests that fail alone, with no passed step in between, mean that the device is at fault.
 _MAX_SUSPECTS: Final = 3
-# A request with no others to compare it with is tried so often.
+# Attempts for a request that fails alone while no other request runs to compare it with.
 _MAX_LONE_FAILURES: Final = 3
 _LONGEST_QUOTE: Final = 200
 
@@ -28,38 +28,38 @@ _LONGEST_QUOTE: Final = 200
 class Recovery:
     """Frees memory after a failed step, makes the next one smaller, and finds the request that breaks steps.
 
-    A step that ran out of memory is repeated with fewer prompt tokens, which costs nothing, as long as it has many;
-    otherwise with half the batch, until it passes or the one request that breaks it is found. That one is put aside and
-    fails if it fails alone again after the engine has passed a step.
+    A step that ran out of memory is first repeated with fewer prompt tokens, which loses no work. Otherwise the batch
+    is halved until the step passes or the one request that breaks it is found. That request is set aside. It ends with
+    an error if it fails alone again after the engine has passed a step.
 
     Args:
-        scheduler: Of the engine.
-        device: What it computes on.
+        scheduler: The engine's scheduler.
+        device: The device it computes on.
     """
 
     def __init__(self, scheduler: Scheduler, device: torch.device) -> None:
         self._scheduler = scheduler
         self._device = device
-        # Requests that failed alone since a step last passed, with what will be said of them if they fail again.
+        # Requests that failed alone since a step last passed, each with its error should it fail again.
         self._suspects: list[tuple[Sequence, RequestError]] = []
 
     @property
     def has_suspects(self) -> bool:
-        """Whether requests were put aside and not tried again yet."""
+        """Whether requests were set aside and not tried again yet."""
         return bool(self._suspects)
 
     def recover(self, error: Exception, schedule: Schedule, steps_passed: int) -> None:
         """Prepare the next step after one that failed.
 
         Args:
-            error: What it raised, its traceback removed: the frames hold the step's tensors.
-            schedule: The step.
-            steps_passed: Good steps of the engine so far.
+            error: The exception, without its traceback, whose frames hold the step's tensors.
+            schedule: The failed step.
+            steps_passed: Steps of the engine that passed so far.
 
         Raises:
-            EngineBrokenError: The device does not compute any more, or one request after the other fails alone and
-                nothing passes. The requests stay unfinished.
-            OSError: ``error``, where it says that the machine is exhausted; fewer requests would not help.
+            EngineBrokenError: The device no longer computes, or several requests in a row fail alone and no step
+                passes. The requests stay unfinished.
+            OSError: ``error``, if the machine is exhausted: fewer requests would not help.
         """
         if is_exhaustion(error):
             raise error
@@ -85,7 +85,7 @@ class Recovery:
             raise EngineBrokenError(f"{_MAX_SUSPECTS} requests in a row failed alone, and nothing passed; see the log")
 
     def recall_suspects(self) -> None:
-        """Try requests that failed alone once more; with no others to compare with, only so often."""
+        """Queue the requests that failed alone again; those that failed too often end with their error."""
         for sequence, verdict in self._suspects:
             if sequence.lone_failures >= _MAX_LONE_FAILURES and sequence.state is not RequestState.FINISHED:
                 sequence.fail(verdict)
@@ -93,20 +93,20 @@ class Recovery:
         self._suspects.clear()
 
     def forget_suspects(self) -> None:
-        """Drop them; the engine is being closed."""
+        """Drop the requests set aside; the engine is being closed."""
         self._suspects.clear()
 
     def _clean_up(self) -> None:
-        """Free memory and see whether the device still computes.
+        """Free memory and check that the device still computes.
 
-        An illegal access, an uncorrectable memory error or a device that was suspended end a process' use of it: every
-        later call fails, whatever the request. Only another process can go on.
+        After an illegal access, an uncorrectable memory error or a suspension, every later call to the device fails in
+        this process, whatever the request. Only a new process can use the device again.
         """
         try:
             cleanup_memory(self._device)
             check_alive(self._device)
         except Exception as fault:
-            if is_out_of_memory(fault):  # somebody else has taken all of it; that passes
+            if is_out_of_memory(fault):  # another program has taken the memory; that passes
                 return
             first_line = (str(fault).splitlines() or [""])[0][:_LONGEST_QUOTE]
             raise EngineBrokenError(
@@ -116,7 +116,7 @@ class Recovery:
 
 
 def _verdict(error: Exception) -> RequestError:
-    """What to say of a request whose step raised ``error``."""
+    """The error of a request whose step, run alone, raised ``error``."""
     if is_out_of_memory(error):
         return OutOfMemoryError("the request does not fit into the device's memory even alone; shorten it")
     return EngineError(f"the engine failed on this request alone: {type(error).__name__}; the worker's log has more")

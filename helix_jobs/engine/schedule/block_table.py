@@ -2,12 +2,12 @@
 
 A *block* holds the keys and values of ``block_size`` consecutive tokens. A *block table* maps a sequence's logical
 blocks to physical ones. Tables share the blocks of equal prefixes: a block's *reference count* is the number of tables
-that hold it. The invariants, checked by ``BlockPool.check_integrity``: every block is either free, or idle in the
-prefix cache, or held by as many tables as its count says; and what more than one table can reach, or a later one could
-find in the prefix cache, nobody writes.
+that hold it. ``BlockPool.check_integrity`` checks the invariants: every block is either free, or idle in the prefix
+cache, or held by as many tables as its count says; and no table writes a block that another table holds or that the
+prefix cache could hand out.
 
-The terms and the idea are those of Kwon et al., "Efficient Memory Management for Large Language Model Serving with
-PagedAttention", SOSP 2023.
+Terms and idea: Kwon et al., "Efficient Memory Management for Large Language Model Serving with PagedAttention", SOSP
+2023.
 """
 
 from __future__ import annotations
@@ -24,30 +24,30 @@ if TYPE_CHECKING:
 
 
 class BlockPool:
-    """The physical blocks of one engine: who holds them, and what those that nobody holds could still be good for.
+    """The physical blocks of one engine: which are free, held by tables, or idle in the prefix cache.
 
-    Target and draft caches share the numbering: block ``b`` is a row of both, so that one allocation covers both models
-    and neither can run dry alone. The target's part of a shared block is always computed; the draft's need not be (its
-    model may not have run), so each block is marked once the draft has *filled* it. Trade-off: a drafter that holds
-    fewer tokens than the target leaves its part of the last block unused; a second allocator would save that and double
-    the ways to fail.
+    Target and draft caches share the numbering: block ``b`` is a row of both. One allocation covers both models, and
+    neither can run out alone. The target's part of a shared block is always computed. The draft's part may not be, as
+    the draft model may not have run, so each block is marked once the draft has *filled* it. Trade-off: a drafter that
+    holds fewer tokens than the target leaves its part of the last block unused; a second allocator would save that and
+    double the ways to fail.
     """
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.prefix_cache = PrefixCache(block_size)
-        # A stack: blocks freed last are reused first, while they are warm in the processor's caches.
+        # A stack: blocks freed last are reused first, while they are still in the processor's caches.
         self._free = list(range(num_blocks - 1, -1, -1))
         self._references = [0] * num_blocks
         self._draft_filled = bytearray(num_blocks)
-        # Blocks are handed out for the first time in ascending order: those below this one were in use before.
+        # Blocks are first handed out in ascending order: every block below this one has been in use.
         self._first_untouched = 0
         self.peak_used = 0
 
     @property
     def num_free(self) -> int:
-        """Blocks nobody holds, the idle ones of the prefix cache included."""
+        """Blocks no table holds, the idle ones of the prefix cache included."""
         return len(self._free) + self.prefix_cache.num_idle
 
     @property
@@ -60,7 +60,7 @@ class BlockPool:
         return -(-num_tokens // self.block_size)
 
     def num_held(self, blocks: Iterable[int]) -> int:
-        """How many of these blocks some table holds: sharing them takes nothing from ``num_free``."""
+        """How many of these blocks a table holds already: sharing those does not lower ``num_free``."""
         return sum(self._references[block] > 0 for block in blocks)
 
     def take(self, count: int) -> list[int]:
@@ -82,9 +82,9 @@ class BlockPool:
         self.peak_used = max(self.peak_used, self.num_used)
 
     def give_back(self, blocks: Sequence[int]) -> None:
-        """Take one table's hold off its blocks, given in logical order; cached ones nobody else holds become idle.
+        """Release one table's blocks, given in logical order. Cached blocks no other table holds become idle.
 
-        A sequence's last block is the first to be evicted: it is of use only together with those before it.
+        A sequence's last block is evicted first: it is useful only together with the blocks before it.
         """
         for block in reversed(blocks):
             self._references[block] -= 1
@@ -95,21 +95,21 @@ class BlockPool:
                     self._free.append(block)
 
     def reset(self) -> None:
-        """Make every block free again and forget what they hold, when no table is left."""
+        """Free every block and clear the prefix cache. Only when no table is left."""
         self.prefix_cache.clear()
         self._free = list(range(self.num_blocks - 1, -1, -1))
         self._references = [0] * self.num_blocks
 
     def used_free_blocks(self) -> list[int]:
-        """Free blocks that some sequence has written before, those of the prefix cache not among them."""
+        """Free blocks that a sequence has written before, without the idle ones of the prefix cache."""
         return [block for block in self._free if block < self._first_untouched]
 
     def is_draft_filled(self, block: int) -> bool:
-        """Whether the draft's cache, too, holds all tokens of the block."""
+        """Whether the draft's cache holds all tokens of the block as well."""
         return bool(self._draft_filled[block])
 
     def mark_draft_filled(self, block: int) -> None:
-        """The draft's cache holds all tokens of the block, and they are accepted ones."""
+        """Note that the draft's cache holds all tokens of the block, all accepted."""
         self._draft_filled[block] = True
 
     def check_integrity(self, tables: Iterable[BlockTable]) -> None:
@@ -134,20 +134,20 @@ class BlockPool:
         assert not any(block in self.prefix_cache for block in self._free), "a cached block is idle or held"
 
     def is_private(self, block: int) -> bool:
-        """Whether one table alone holds the block and nobody else can find it: it may be written."""
+        """Whether the block may be written: one table holds it, and the prefix cache does not."""
         return self._references[block] == 1 and block not in self.prefix_cache
 
 
 class BlockTable:
-    """The physical blocks of one sequence, in logical order. Rolling back is forgetting a length, so it keeps none.
+    """The physical blocks of one sequence, in logical order. The sequence keeps its length and rolls it back.
 
-    The leading blocks are *frozen*: full of accepted tokens, shared or open to be shared, and never written again. All
-    behind them belong to this table alone.
+    The leading blocks are *frozen*: full of accepted tokens, shared or ready to be shared, and never written again. All
+    blocks behind them belong to this table alone.
 
     Attributes:
         blocks: Physical block numbers.
-        prefixes: One for each leading full block that was asked about; they outlive the blocks, so that a preempted
-            sequence need not name its tokens again.
+        prefixes: One for each leading full block that was looked up. They outlive the blocks, so that a preempted
+            sequence need not be hashed again.
         num_frozen: How many leading blocks are frozen.
     """
 
@@ -156,7 +156,7 @@ class BlockTable:
         self.blocks: list[int] = []
         self.prefixes: list[Prefix] = []
         self.num_frozen = 0
-        self._num_verified = 0  # of the frozen blocks, those this sequence has itself seen work
+        self._num_verified = 0  # leading blocks from which this sequence itself computed finite logits
         self._num_draft_filled = 0
 
     @property
@@ -186,7 +186,7 @@ class BlockTable:
 
     def cached_blocks(self, token_ids: Sequence[int], num_tokens: int) -> list[int]:
         """The longest run of cached blocks that hold the first of ``token_ids``, at most ``num_tokens`` of them."""
-        # All full blocks are named at once: while this sequence computes them, others may want to wait for them.
+        # Look up all full blocks at once: other sequences may want to wait while this one computes them.
         self._pool.prefix_cache.extend(self.prefixes, token_ids, len(token_ids) // self._pool.block_size)
         found: list[int] = []
         for prefix in self.prefixes[: num_tokens // self._pool.block_size]:
@@ -197,7 +197,7 @@ class BlockTable:
 
     @property
     def unfrozen_prefixes(self) -> list[Prefix]:
-        """Prefixes this sequence is computing, or would have to compute: others may find them soon."""
+        """Prefixes this sequence is computing or has yet to compute: others may find them cached soon."""
         return self.prefixes[self.num_frozen :]
 
     def share(self, blocks: Sequence[int]) -> None:
@@ -209,7 +209,7 @@ class BlockTable:
         self.num_frozen = len(self.blocks)
 
     def freeze(self, token_ids: Sequence[int], num_tokens: int) -> None:
-        """Open the full blocks of the first ``num_tokens`` tokens, all accepted and computed, to be shared."""
+        """Let others share the full blocks of the first ``num_tokens`` tokens, all accepted and computed."""
         num_full = num_tokens // self._pool.block_size
         self._num_verified = max(self._num_verified, num_full)
         if num_full <= self.num_frozen:
@@ -223,7 +223,7 @@ class BlockTable:
         """Note that the draft's cache holds the first ``num_tokens`` tokens, all accepted.
 
         Returns:
-            How many it really holds: other sequences' drafts may have filled the shared blocks behind them.
+            How many tokens it really holds: other sequences may have filled the shared blocks that follow.
         """
         pool = self._pool
         num_full = num_tokens // pool.block_size
@@ -238,14 +238,14 @@ class BlockTable:
         """Give every block back. Safe to repeat.
 
         Args:
-            discard: Let none of them be found in the prefix cache any more: what they hold is not to be trusted.
+            discard: Do not trust the blocks' contents: remove them all from the prefix cache.
         """
         cache = self._pool.prefix_cache
         if discard:
             for block in self.blocks:
                 cache.forget(block)
         else:
-            # A twin that kept this table's block out of the cache may have been evicted since.
+            # The cache may have held a duplicate of a block and evicted it since: offer ours again.
             for prefix, block in zip(self.prefixes[: self._num_verified], self.blocks, strict=False):
                 cache.add(prefix, block)
         blocks, self.blocks = self.blocks, []

@@ -1,4 +1,4 @@
-"""Scheduler: which sequences take part in the next step, with how many tokens. No torch."""
+"""Scheduler: which sequences take part in the next step, and with how many tokens. No torch."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Fewer prompt tokens a step than these save no memory worth speaking of.
+# Fewer prompt tokens a step than this save too little memory to matter.
 _FEWEST_PROMPT_TOKENS: Final = 64
-# Trade-off: blocks kept free for each running sequence leave a slot empty now and then, and save preemptions, each of
-# which computes a whole sequence again.
+# Blocks kept free for each running sequence. Trade-off: they leave a slot empty now and then, but save preemptions,
+# each of which computes a whole sequence again.
 _SPARE_BLOCKS: Final = 2
 
 
@@ -38,7 +38,7 @@ class Decode:
 
 @dataclass(frozen=True, slots=True)
 class Prefill:
-    """One sequence computes its next ``num_tokens`` known tokens; ``emits`` when the last of them yields a token."""
+    """One sequence computes its next ``num_tokens`` known tokens; ``emits`` if the last of them yields a token."""
 
     sequence: Sequence
     num_tokens: int
@@ -47,7 +47,7 @@ class Prefill:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """One step. Every sequence in it has the blocks that the step will write."""
+    """One step. Every sequence in it already has the blocks that the step will write."""
 
     decodes: tuple[Decode, ...]
     prefills: tuple[Prefill, ...]
@@ -61,10 +61,10 @@ class Schedule:
 class Scheduler:
     """First come, first served within the bounds of ``admission``, with continuous batching.
 
-    Running sequences come first, oldest first; each gets the blocks for its tokens before the step, if need be by
-    preempting the youngest running one. What is left of the batch slots and of the token budget admits waiting ones,
-    which begin with the blocks of their prefix that are cached. The depth allocated for is never trimmed to fit the
-    batch: it is a function of the sequence alone, so that its random numbers are used the same way in any company.
+    Running sequences come first, oldest first. Each gets the blocks for its tokens before the step, if need be by
+    preempting the youngest running sequence. The remaining batch slots and token budget admit waiting sequences, which
+    begin with the cached blocks of their prefix. The depth that blocks are allocated for is never trimmed to fit the
+    batch: it depends on the sequence alone, so that its random numbers are used the same way in any batch.
 
     Attributes:
         waiting: Queue of sequences without blocks.
@@ -74,7 +74,7 @@ class Scheduler:
     """
 
     def __init__(self, config: EngineConfig, pool: BlockPool) -> None:
-        # What steps may hold at present: both shrink after failed steps and grow back with good ones.
+        # Present limits of a step: both shrink after failed steps and grow back as steps pass.
         self._prompt_tokens = BackOff(config.token_budget, minimum=_FEWEST_PROMPT_TOKENS)
         self._slots = BackOff(config.max_batch_size)
         self._max_batch_size = config.max_batch_size
@@ -87,12 +87,12 @@ class Scheduler:
         self.preemptions = 0
 
     def add(self, sequence: Sequence) -> None:
-        """Queue a sequence; one that has already ended leaves through ``drop_finished``."""
+        """Queue a sequence. If it has already ended, ``drop_finished`` returns it."""
         self.waiting.append(sequence)
         self._some_waiting_ended |= sequence.state is RequestState.FINISHED
 
     def abort(self, sequence: Sequence) -> None:
-        """End a sequence, waiting or running, with what it has."""
+        """End a waiting or running sequence with its output so far."""
         self._some_waiting_ended |= sequence.state is RequestState.WAITING
         sequence.finish(FinishReason.ABORTED)
 
@@ -111,7 +111,7 @@ class Scheduler:
         return [sequence for sequence in self.running if sequence.state is not RequestState.FINISHED]
 
     def schedule(self) -> Schedule:
-        """Choose the next step and allocate its blocks. Sequences that can never fit are failed here, alone."""
+        """Choose the next step and allocate its blocks. Sequences that can never fit fail here, each alone."""
         decodes: list[Decode] = []
         prefills: list[Prefill] = []
         budget = self._prompt_tokens.value
@@ -125,7 +125,7 @@ class Scheduler:
                 index += 1
                 continue
             if not self._make_room(sequence, planned):
-                continue  # preempted or failed: look again at what stands here now
+                continue  # preempted or failed: ``running`` has changed, so try this index again
             if isinstance(planned, Prefill):
                 prefills.append(planned)
                 budget -= planned.num_tokens
@@ -136,7 +136,7 @@ class Scheduler:
         return Schedule(tuple(decodes), tuple(prefills))
 
     def preempt_youngest(self, count: int) -> None:
-        """Send the ``count`` youngest running sequences back to the head of the queue, in their order."""
+        """Preempt the ``count`` youngest running sequences; they keep their order in the queue."""
         for sequence in self.active[::-1][:count]:
             self.preempt(sequence)
 
@@ -155,13 +155,13 @@ class Scheduler:
         return finished
 
     def shrink(self) -> None:
-        """Halve the batch after a failed step and preempt what no longer fits."""
+        """Halve the batch after a failed step and preempt the sequences that no longer fit."""
         num_active = len(self.active)
         self._slots.lower(num_active // 2)
         self.preempt_youngest(num_active - self.batch_limit)
 
     def shrink_prompts(self, schedule: Schedule) -> bool:
-        """Allow the next steps half the prompt tokens of this one, which failed; False if they were few anyway."""
+        """Allow the next steps half the prompt tokens of ``schedule``, which failed; False if they were few anyway."""
         num_tokens = sum(prefill.num_tokens for prefill in schedule.prefills)
         if num_tokens <= self._prompt_tokens.minimum:
             return False
@@ -169,12 +169,12 @@ class Scheduler:
         return True
 
     def step_passed(self) -> None:
-        """After enough good steps in a row allow more again, up to what is configured."""
+        """Count a passed step; enough of them in a row raise the limits again, up to the configured ones."""
         self._slots.passed()
         self._prompt_tokens.passed()
 
     def _plan(self, sequence: Sequence, budget: int) -> Decode | Prefill | None:
-        """What this sequence would do in the step, or None when no budget is left for its prompt."""
+        """What this sequence will do in the step; None if no budget is left for its prompt."""
         remaining = sequence.num_prefill_tokens
         if remaining == 0:
             return Decode(sequence, sequence.max_depth(self._depth))
@@ -184,7 +184,7 @@ class Scheduler:
         return Prefill(sequence, num_tokens, emits=num_tokens == remaining and sequence.num_output_tokens == 0)
 
     def _make_room(self, sequence: Sequence, planned: Decode | Prefill) -> bool:
-        """Allocate the step's blocks, preempting younger sequences; False when ``sequence`` had to go itself."""
+        """Allocate the sequence's blocks, preempting younger ones; False if it was itself preempted or failed."""
         length = _length_after(planned)
         while sequence.table.missing_blocks(length) > self._pool.num_free:
             youngest = self.running[-1]
@@ -204,7 +204,7 @@ class Scheduler:
         if not self.waiting or len(self.running) >= self.batch_limit or budget <= 0:
             return
         if self.running and _SPARE_BLOCKS * len(self.running) >= self._pool.num_free:
-            return  # nobody has room, as everybody needs a block of its own: spare the look at the queue
+            return  # every sequence needs a block of its own, so none fits: skip the queue
         candidates = self._candidates()
         computing = {prefix for sequence in self.running for prefix in sequence.table.unfrozen_prefixes}
         while candidates and len(self.running) < self.batch_limit and budget > 0:
@@ -214,7 +214,7 @@ class Scheduler:
                     candidate.sequence.num_deferred += 1
                 return
             sequence = chosen.sequence
-            blocks = sequence.cached_blocks()  # anew: admissions of this step may have evicted some
+            blocks = sequence.cached_blocks()  # again: admissions of this step may have evicted some
             if self.running and not self._has_room(sequence, blocks):
                 return
             for candidate in candidates[: candidates.index(chosen)]:
@@ -227,7 +227,7 @@ class Scheduler:
             assert planned is not None, "the budget is not used up"
             length = _length_after(planned)
             if sequence.table.missing_blocks(length) > self._pool.num_free:
-                self._fail_too_large(sequence, length)  # leaves through drop_finished, as every ended sequence does
+                self._fail_too_large(sequence, length)  # drop_finished returns it, as it does every ended sequence
                 sequence.reset_cache()
                 continue
             _allocate(sequence, length)
@@ -236,7 +236,7 @@ class Scheduler:
             if isinstance(planned, Prefill):
                 prefills.append(planned)
                 budget -= planned.num_tokens
-            else:  # preempted before, and all it had computed was still cached
+            else:  # it was preempted, and everything it had computed was still cached
                 decodes.append(planned)
 
     def _candidates(self) -> list[Candidate]:
@@ -250,7 +250,7 @@ class Scheduler:
         return candidates
 
     def _has_room(self, sequence: Sequence, shared: list[int]) -> bool:
-        """Whether its whole known text and the first speculation fit, or it would be preempted at once."""
+        """Whether all its known tokens and its first drafts fit; otherwise it would be preempted at once."""
         wanted = self._pool.blocks_for(len(sequence) + 1 + self._depth) - self._pool.num_held(shared)
         return wanted + _SPARE_BLOCKS * len(self.running) <= self._pool.num_free
 
@@ -262,11 +262,11 @@ class Scheduler:
             self.cached_prompt_tokens += sequence.num_computed
 
     def set_aside(self, sequence: Sequence, *, discard: bool = False) -> None:
-        """Take a running sequence out, its blocks freed; ``add`` brings it back.
+        """Remove a running sequence and free its blocks; ``add`` brings it back.
 
         Args:
             sequence: The sequence.
-            discard: Its blocks are not to be trusted: nobody may share them, itself included.
+            discard: Do not trust its blocks: no sequence may share them, itself included.
         """
         self.running.remove(sequence)
         sequence.reset_cache(discard=discard)
@@ -275,7 +275,7 @@ class Scheduler:
     def preempt(self, sequence: Sequence, *, discard: bool = False) -> None:
         """Free a running sequence's blocks and send it back to the head of the queue, to be recomputed.
 
-        What of its blocks is still cached when it comes back need not be; ``discard`` is that of ``set_aside``.
+        Blocks still in the prefix cache on its return are not recomputed. ``discard``: see ``set_aside``.
         """
         self.set_aside(sequence, discard=discard)
         self.waiting.appendleft(sequence)
@@ -293,14 +293,14 @@ class Scheduler:
 
 
 def _length_after(planned: Decode | Prefill) -> int:
-    """Tokens whose keys and values the cache holds once the step has written."""
+    """Tokens whose keys and values the cache holds after the step."""
     if isinstance(planned, Prefill):
         return planned.sequence.num_computed + planned.num_tokens
     return len(planned.sequence) + planned.depth
 
 
 def _allocate(sequence: Sequence, length: int) -> None:
-    """Make room for ``length`` tokens behind what is shared."""
+    """Make room for ``length`` tokens, the shared ones included."""
     table = sequence.table
     assert sequence.num_computed >= table.num_frozen * table.block_size, "the target never writes a shared block"
     table.grow(length)

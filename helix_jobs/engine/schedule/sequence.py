@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 class Sequence:
     """Tokens, cache positions and timings of one request.
 
-    ``token_ids`` is prompt plus accepted output: nothing unverified ever enters it. ``num_computed`` counts the leading
-    tokens whose keys and values stand in the target's cache, ``num_draft_computed`` those in the draft's, and
-    ``num_verified`` those that finite logits have rested on: only they are shared with others. A decoding sequence has
-    exactly one token not yet computed: its last.
+    ``token_ids`` is prompt plus accepted output; unverified tokens never enter it. ``num_computed`` counts the leading
+    tokens whose keys and values are in the target's cache, ``num_draft_computed`` those in the draft's cache.
+    ``num_verified`` counts the leading tokens from which finite logits were computed: only their blocks are shared with
+    other sequences. A decoding sequence has exactly one token not yet computed: its last.
 
     Args:
-        request: What it answers.
+        request: The request it answers.
         table: Its blocks.
         stop_token_ids: Tokens that end the output.
-        max_len: Tokens at most, as far as the model goes.
-        processors: What shapes its logits.
+        max_len: The model's limit on prompt plus output tokens.
+        processors: The processors of its logits.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Sequence:
         self.request_id = request.request_id
         self.stop_token_ids = stop_token_ids
         self.processors = processors
-        # Whether each of its tokens is the one that the model itself finds most likely: nobody needs its logits then.
+        # Whether each of its tokens is the argmax of the model's logits: the host then does not need the logits.
         self.takes_argmax = self.params.is_greedy and all(one.keeps_argmax for one in processors)
         self.table = table
         self.token_ids: list[int] = list(request.prompt_token_ids)
@@ -58,16 +58,16 @@ class Sequence:
         self.state = RequestState.WAITING
         self.finish_reason: FinishReason | None = None
         self.error: RequestError | None = None
-        # Set when a stop string ended the output: the text up to it.
+        # The text before the stop string that ended the output, if one did.
         self.stopped_text: str | None = None
 
-        # Its logits were not finite, and it is computed again from clean blocks and without a draft.
+        # Its logits were not finite, so it is computed again from clean blocks and without a draft.
         self.was_recomputed = False
-        # How often a step of it alone failed, and how many steps of the engine had passed at the last time.
+        # How often it failed alone in a step, and how many steps of the engine had passed at the last failure.
         self.lone_failures = 0
         self.failed_alone_at: int | None = None
 
-        # What the scheduler owes a request that waits, see ``admission``.
+        # How often it was passed over while it waited, see ``admission``.
         self.num_overtaken = 0
         self.num_deferred = 0
 
@@ -97,25 +97,25 @@ class Sequence:
     def num_prefill_tokens(self) -> int:
         """Tokens still to be computed before this sequence decodes.
 
-        A fresh prompt is computed whole and its last position yields the first output token. A preempted sequence stops
-        one short of its end, so that it decodes on from the very state it was preempted in: depth and random numbers
-        per position stay the same, and so does the output.
+        A fresh prompt is computed whole, and its last position yields the first output token. A preempted sequence is
+        computed up to its last token and then decodes on from the state in which it was preempted. Depth and random
+        numbers of each position stay the same, and so does the output.
         """
         end = len(self.token_ids) if self.num_output_tokens == 0 else len(self.token_ids) - 1
         return max(0, end - self.num_computed)
 
     def max_depth(self, depth: int) -> int:
-        """Draft tokens that can still be of use and have room: the target's own token always comes on top.
+        """Most draft tokens that can still be used and have room beside the target's own token.
 
-        Depends on nothing but the sequence and constants, see ``Scheduler``.
+        Depends only on the sequence and constants, see ``Scheduler``.
         """
-        if self.was_recomputed:  # a drafted token's NaN reaches the rows before it through its masked key
+        if self.was_recomputed:  # a draft token's NaN would reach the rows before it through its masked key
             return 0
         length = len(self.token_ids)
         return max(0, min(depth, self.max_len - length - 1, self.table.pool_capacity - length))
 
     def commit(self, token_ids: SequenceOf[int], now: float) -> list[int]:
-        """Append verified tokens until one ends the output; stop tokens are checked before they are appended.
+        """Append verified tokens until one ends the output; a stop token is not appended.
 
         Returns:
             The tokens that were appended.
@@ -130,7 +130,7 @@ class Sequence:
             if len(self.token_ids) >= self.max_len:
                 self.finish(FinishReason.LENGTH)
                 break
-        # The tokens emitted here come from finite logits over every key before them.
+        # The logits of these tokens are finite and attended to every key before them.
         self.num_verified = len(self.token_ids) - 1
         self.target_steps += 1
         if appended:
@@ -139,7 +139,7 @@ class Sequence:
         return appended
 
     def truncate_output(self, num_output_tokens: int) -> None:
-        """Forget output tokens past ``num_output_tokens``: a stop string ended earlier."""
+        """Forget output tokens past ``num_output_tokens``, where a stop string ended the output."""
         del self.token_ids[self.num_prompt_tokens + num_output_tokens :]
 
     def finish(self, reason: FinishReason) -> None:
@@ -155,20 +155,20 @@ class Sequence:
 
     def cached_blocks(self) -> list[int]:
         """Cached blocks this waiting sequence could begin with. At least its last known token is always computed."""
-        if self.was_recomputed:  # from clean blocks, whatever it was that spoiled the others
+        if self.was_recomputed:  # it must be computed from clean blocks only
             return []
         return self.table.cached_blocks(self.token_ids, len(self.token_ids) - 1)
 
     def share(self, blocks: SequenceOf[int]) -> None:
-        """Begin with what ``cached_blocks`` found instead of computing it."""
+        """Begin with the blocks that ``cached_blocks`` found instead of computing them."""
         self.table.share(blocks)
         self.num_computed = self.table.capacity
         self.num_draft_computed = self.table.mark_draft_filled(0)
 
     def settle(self) -> None:
-        """Between two steps: open verified full blocks to be shared, and forget the draft's rows of rejected tokens.
+        """Between two steps, share verified full blocks and forget the draft's cache rows of rejected tokens.
 
-        Trade-off: a long prompt can be shared when its last chunk has yielded finite logits, not chunk by chunk; in
+        Trade-off: a long prompt is shared only once its last chunk has yielded finite logits, not chunk by chunk; in
         return a NaN never spreads through the prefix cache.
         """
         length = len(self.token_ids)
@@ -176,10 +176,10 @@ class Sequence:
         self.num_draft_computed = self.table.mark_draft_filled(max(0, min(self.num_draft_computed, length - 1)))
 
     def reset_cache(self, *, discard: bool = False) -> None:
-        """Give the blocks back and forget what was computed: preemption by recompute, or the end.
+        """Give the blocks back and forget what was computed, on preemption or at the end.
 
         Args:
-            discard: What was computed is not to be trusted: nobody may share it any more.
+            discard: Do not trust the blocks: no sequence may share them any more.
         """
         self.table.release(discard=discard)
         self.num_computed = 0
@@ -187,7 +187,7 @@ class Sequence:
         self.num_verified = 0
 
     def result(self, output_text: str) -> GenerationResult:
-        """The immutable end of this request."""
+        """The immutable result of this request."""
         now = time.monotonic()
         admitted = now if self.admitted_at is None else self.admitted_at
         first, last = self.first_token_at, self.last_token_at
