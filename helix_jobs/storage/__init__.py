@@ -1,5 +1,6 @@
-"""Storage: the results database: its tables, its migrations, and every SQL statement.
+"""The results database: its tables, its migrations, and every SQL statement.
 
-Functions of SQL take a ``Connection`` first; the caller owns the transaction (``Database.write()`` or ``.read()``).
-Times come in as aware UTC datetimes. Modules are imported, not functions: ``leases.claim(connection, ...)``.
+Functions that run SQL take a ``Connection`` first; the caller owns the transaction (``Database.write()`` or
+``.read()``). Times come in as aware UTC datetimes. Callers import modules, not functions:
+``claims.claim(connection, ...)``.
 """

@@ -1,4 +1,4 @@
-"""What a person does to stored work: cancel, retry, name it.
+"""Changes a person makes to stored work: cancel and retry.
 
 These update many rows; run them through ``Database.transact`` (see there).
 """
@@ -29,12 +29,12 @@ _UNSUCCESSFUL: Final = text("state IN ('failed', 'cancelled')")
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A cancel or retry of a batch that has begun and whose jobs follow, some lines at a time (``batch_changes``).
+    """A cancel or retry that has begun: the batch is changed, its jobs follow some lines at a time.
 
     Attributes:
-        batch_id: Which.
-        cancelled_at: What the batch says as long as this is the latest change: the moment of the cancel, None of a
-            retry. Another value means that somebody has changed his mind, and the rest is left to that change.
+        batch_id: The batch.
+        cancelled_at: The batch's ``cancelled_at`` while this change is the latest: the moment of the cancel, None for
+            a retry. Any other value: a later cancel or retry has replaced this one; stop.
     """
 
     batch_id: str
@@ -42,9 +42,9 @@ class Change:
 
 
 def begin_cancel(c: Connection, batch_id: str, *, now: datetime | None = None) -> Change | None:
-    """Say that the batch is cancelled: from this commit on none of its jobs is claimed or published.
+    """Mark the batch cancelled: from this commit on none of its jobs is claimed or published.
 
-    None: it was not sealed and has been deleted.
+    Returns None if the batch was not sealed: then it has been deleted.
 
     Raises:
         NotFoundError: No such batch.
@@ -71,9 +71,9 @@ def cancel_lines(c: Connection, change: Change, after: int, last: int) -> int | 
 
 
 def unfinished_cancels(c: Connection) -> dict[Change, int]:
-    """Cancelled batches of which jobs are still queued or running, and how many: someone is at it, or was killed.
+    """Count the queued and running jobs of each cancelled batch: its cancel is under way, or was interrupted.
 
-    One whose time of cancelling cannot be read is left out; ``helix db check`` names it.
+    A batch whose ``cancelled_at`` cannot be read is left out; ``helix db check`` names it.
     """
     signed = case((batch_counters.c.outcome == counters.STORED, batch_counters.c.jobs), else_=-batch_counters.c.jobs)
     left = func.sum(signed)
@@ -103,11 +103,11 @@ def cancel_job(c: Connection, job_id: int, *, now: datetime | None = None) -> in
 
 
 def begin_retry(c: Connection, batch_id: str) -> Change:
-    """Say that the batch is not cancelled; jobs a cancel has not come to are left as they are.
+    """Mark the batch not cancelled; jobs that a cancel has not reached stay as they are.
 
     Raises:
         NotFoundError: No such batch.
-        UnfinishedSubmissionError: Its submission did not finish, so there is nothing to try again.
+        UnfinishedSubmissionError: The batch's submission did not finish, so there is nothing to retry.
     """
     if not _lock_batch(c, batch_id):
         raise UnfinishedSubmissionError(unfinished_submission(batch_id))
@@ -131,8 +131,8 @@ def retry_lines(c: Connection, change: Change, after: int, last: int, *, now: da
         .group_by(batch_counters.c.outcome)
     ).all()
     lines = and_(jobs.c.batch_id == change.batch_id, jobs.c.line > after, jobs.c.line <= last)
-    # Outcome by outcome, so that each update's row count is exactly what it takes out of that counter, whatever
-    # workers fail meanwhile.
+    # One update for each outcome: its row count is exactly what the outcome's counter loses, even while workers
+    # fail further jobs.
     moved = {row.outcome: _requeue(c, lines, row.outcome, moment) for row in totals if row.jobs > 0}
     counters.add(
         c,
@@ -146,11 +146,11 @@ def retry_lines(c: Connection, change: Change, after: int, last: int, *, now: da
 
 
 def next_lines(c: Connection, batch_id: str, states: Collection[JobState], after: int, count: int) -> int | None:
-    """The line up to which the next ``count`` jobs in one of these states stand; None if none is left.
+    """The line of the last of the next ``count`` jobs in one of these states; None if none is left.
 
-    Walks the batch in the order of its lines, so that a whole batch is read once, whatever the number of steps.
+    Walks the batch in the order of its lines, so that all steps together read it once.
     """
-    # Concatenation hides the small indexes over states, which would sort what is left at each step.
+    # Concatenation hides the small indexes over states: with one of them each step would sort all remaining rows.
     found = (
         select(jobs.c.line)
         .where(jobs.c.batch_id == batch_id, jobs.c.line > after)
@@ -164,7 +164,7 @@ def next_lines(c: Connection, batch_id: str, states: Collection[JobState], after
 
 
 def unfinished_submission(batch_id: str) -> str:
-    """What a person should know about a batch that nobody goes on to submit."""
+    """The message about a batch whose submission has stopped."""
     return (
         f"the submission of batch {batch_id} has not finished, so none of its jobs can run; if it was interrupted, "
         f"submit the file again with the same idempotency key to finish it, or remove it: helix cancel {batch_id}"
@@ -172,7 +172,7 @@ def unfinished_submission(batch_id: str) -> str:
 
 
 def _lock_batch(c: Connection, batch_id: str) -> bool:
-    """Make cancel, retry and seal of one batch wait for each other; workers are not concerned (NO KEY UPDATE).
+    """Make cancel, retry and seal of one batch wait for each other; workers do not wait (NO KEY UPDATE).
 
     Returns whether the batch is sealed.
     """
@@ -184,7 +184,7 @@ def _lock_batch(c: Connection, batch_id: str) -> bool:
 
 
 def _stands(c: Connection, change: Change) -> bool:
-    """Whether nobody has changed the batch since; until the end of this transaction nobody will."""
+    """Whether this change is still the latest; it stays so until the end of this transaction."""
     query = select(batches.c.cancelled_at).where(batches.c.id == change.batch_id).with_for_update(key_share=True)
     row = c.execute(query).first()
     return row is not None and row.cancelled_at == change.cancelled_at

@@ -1,10 +1,10 @@
 """batch_counters: sums that let status read a few rows instead of counting a million.
 
 Invariant: summed over writers, ``stored`` is the number of the batch's jobs, and each other outcome is the number of
-its jobs that stand in that final state. It holds because whoever stores jobs or moves one into or out of a final state
-calls ``add`` in the same transaction. Shares are summed up on the connection and written once, right before the commit
-(``Database`` calls ``flush`` and ``discard``): a hundred jobs finished in one transaction cost one counter update, and
-counter rows are locked last and briefly. ``recount`` states it as SQL; tests compare the two after every operation.
+its jobs in that final state. To keep it, code that stores jobs or moves one into or out of a final state calls ``add``
+in the same transaction. The connection sums the additions and writes them once, right before the commit (``Database``
+calls ``flush`` and ``discard``): a hundred jobs finished in one transaction cost one counter update, and counter rows
+are locked last and briefly. ``recount`` states the invariant as SQL; tests compare the two after every operation.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
     from sqlalchemy import ColumnElement, Connection
 
-# Writers that are no worker.
+# The writers that are not workers.
 SUBMITTER: Final = "submitter"
 PERSON: Final = "person"
 
 STORED: Final = "stored"
-# Where a connection keeps its shares until the commit.
+# The key in ``Connection.info`` of the additions that wait for the commit.
 _PENDING: Final = "helix_batch_counters"
 _SUMS: Final = (
     "jobs",
@@ -39,7 +39,7 @@ _SUMS: Final = (
     "accepted_tokens",
     "cut_off",
 )
-# Of the sums, those that are columns of results.
+# The sums that are also columns of results.
 _OF_RESULTS: Final = tuple(name for name in _SUMS if name in results.c)
 _CUT_OFF: Final = func.coalesce(func.sum(case((results.c.finish_reason == "length", 1), else_=0)), 0)
 
@@ -88,15 +88,15 @@ def add(c: Connection, *shares: Share) -> None:
 
 
 def flush(c: Connection) -> None:
-    """Write what was added; before the commit, and before anybody reads counters in the same transaction."""
+    """Write the additions: before the commit, and before counters are read in the same transaction."""
     pending: dict[tuple[str, str, str], Share] = c.info.pop(_PENDING, {})
-    # Sorted: of two transactions that meet in the same rows one waits, instead of each for the other.
+    # Sorted, so that two transactions which update the same rows do not deadlock.
     for key in sorted(pending):
         c.execute(_UPSERT[c.dialect.name], asdict(pending[key]))
 
 
 def discard(c: Connection) -> None:
-    """Forget what was added; the transaction was rolled back."""
+    """Forget the additions; the transaction was rolled back."""
     c.info.pop(_PENDING, None)
 
 
@@ -120,7 +120,7 @@ def recount(c: Connection, batch_id: str) -> None:
 
 
 def counters_agree(c: Connection, batch_id: str) -> bool:
-    """Whether the batch's counters say what its jobs say; costs a scan of the batch."""
+    """Whether the batch's counters agree with its jobs; costs a scan of the batch."""
     flush(c)
     sums = [func.sum(batch_counters.c[name]).label(name) for name in _SUMS]
     query = select(batch_counters.c.outcome, *sums).where(batch_counters.c.batch_id == batch_id)

@@ -30,15 +30,15 @@ _INSERT_BATCH: Final[dict[str, Any]] = {
     "sqlite": sqlite.insert(batches).on_conflict_do_nothing(index_elements=["idempotency_key"]),
     "postgresql": postgresql.insert(batches).on_conflict_do_nothing(index_elements=["idempotency_key"]),
 }
-# Written for the driver: a million lines go through here, and SQLAlchemy's handling of each value would cost a third.
+# Plain SQL for the driver: SQLAlchemy's handling of each value would cost a third of the time at a million lines.
 _INSERT_JOBS_SQLITE: Final = """
     INSERT INTO jobs (batch_id, line, custom_id, request, state, priority, max_attempts, queued_at)
     VALUES (?, ?, ?, ?, 'queued', ?, ?, ?)
     ON CONFLICT (batch_id, line) DO NOTHING
 """
-# No conflict target: a second submission of the same lines at the same moment may meet the index over custom_id first.
-# A chunk is one JSON value: as fast as COPY (30,000 rows/s where arrays reach 20,000), and unlike COPY it can skip
-# lines that are already stored.
+# No conflict target: a concurrent submission of the same lines may hit the index over custom_id first.
+# A chunk is one JSON value: as fast as COPY (30,000 rows/s; arrays reach 20,000), and unlike COPY it can skip lines
+# that are already stored.
 _INSERT_JOBS_POSTGRES: Final = text("""
     INSERT INTO jobs (batch_id, line, custom_id, request, state, priority, max_attempts, queued_at)
     SELECT :batch_id, line, custom_id, request, 'queued', priority, max_attempts, :queued_at
@@ -72,7 +72,7 @@ def find_by_idempotency_key(c: Connection, key: str) -> StoredBatch | None:
 def create_batch(c: Connection, batch: NewBatch) -> StoredBatch:
     """Store an unsealed batch, or return the one its idempotency key already names.
 
-    Of two submitters with the same key at the same moment one stores the batch and both get its id.
+    When two submitters use the same key at once, one stores the batch and both get its id.
     """
     inserted = c.execute(
         _INSERT_BATCH[c.dialect.name].returning(batches.c.id),
@@ -99,16 +99,16 @@ def create_batch(c: Connection, batch: NewBatch) -> StoredBatch:
 def insert_jobs(c: Connection, batch_id: str, new_jobs: Sequence[NewJob], queued_at: datetime) -> int:
     """Store a chunk of lines of an unsealed batch and return how many were new.
 
-    Lines that are already stored are left alone, so that a submission that died is simply run again.
+    Lines that are already stored are left alone, so an interrupted submission can simply be repeated.
 
     Raises:
         NotFoundError: The batch is gone.
-        IdempotencyConflictError: A stored line differs from the new one, or the batch is sealed without these lines:
-            not the same input.
+        IdempotencyConflictError: The input differs: a stored line is not the new one, or the batch is sealed without
+            these lines.
     """
     if not new_jobs:
         return 0
-    # A shared lock: the batch is neither sealed nor deleted while lines are added to it.
+    # A shared lock keeps the batch from being sealed or deleted while lines are added.
     there = select(batches.c.total).where(batches.c.id == batch_id, BATCH_IS_THERE)
     batch = c.execute(there.with_for_update(read=True)).first()
     if batch is None:
@@ -133,13 +133,13 @@ def insert_jobs(c: Connection, batch_id: str, new_jobs: Sequence[NewJob], queued
 
 
 def seal_batch(c: Connection, batch_id: str, total: int, content_digest: str) -> None:
-    """Declare the batch complete; from here on its jobs are published. Sealing twice alike is fine.
+    """Mark the batch complete; from here on its jobs are published. Sealing twice with the same content is fine.
 
     Raises:
         NotFoundError: The batch is gone.
-        IdempotencyConflictError: It is sealed with other content, or holds lines this input does not have.
+        IdempotencyConflictError: The batch is sealed with other content, or holds lines this input does not have.
     """
-    # Locked first: a cancel waits for the seal and cancels the jobs, or the seal finds the batch gone.
+    # Lock first: either a cancel waits for the seal and then cancels the jobs, or the seal finds the batch deleted.
     row = c.execute(
         select(batches.c.total, batches.c.content_digest)
         .where(batches.c.id == batch_id, BATCH_IS_THERE)
@@ -163,13 +163,13 @@ def seal_batch(c: Connection, batch_id: str, total: int, content_digest: str) ->
 
 
 def is_sealed(c: Connection, batch_id: str) -> bool:
-    """Whether the batch is complete, once nobody is at it any more: in a write transaction this waits for a seal."""
+    """Whether the batch is complete. In a write transaction this waits for a seal that is under way."""
     row = c.execute(select(batches.c.total).where(batches.c.id == batch_id).with_for_update()).first()
     return row is not None and row.total is not None
 
 
 def delete_batch(c: Connection, batch_id: str) -> bool:
-    """Delete an unsealed batch with its jobs; a sealed one is left alone and False returned."""
+    """Delete an unsealed batch with its jobs. Returns False, and deletes nothing, if it is sealed."""
     unsealed = (batches.c.total.is_(None), BATCH_IS_THERE)
     return c.execute(delete(batches).where(batches.c.id == batch_id, *unsealed)).rowcount > 0
 

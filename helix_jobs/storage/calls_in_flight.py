@@ -1,7 +1,7 @@
-"""CallsInFlight: which calls to the database are out, since when, and on which socket.
+"""CallsInFlight: which database calls wait for an answer, since when, and on which socket.
 
-The way out of a call that nobody answers and that its own time limit does not end either. It touches memory and
-sockets only, so that a thread which must never wait can use it.
+It can end a call that gets no answer and that its own time limit fails to end. It touches memory and sockets only, so
+that a thread which must never wait can use it.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Call:
 
     Attributes:
         began: Monotonic seconds.
-        descriptor: Of the connection's socket.
-        limit: Seconds it may take; None for one that may take as long as it needs.
+        descriptor: File descriptor of the connection's socket.
+        limit: Seconds the call may take; None for no limit.
     """
 
     began: float
@@ -33,7 +33,7 @@ class Call:
 
 
 class CallsInFlight:
-    """The calls of one ``Database``. Thread-safe; nothing here waits for I/O.
+    """The unanswered calls of one ``Database``. Thread-safe; no method waits for I/O.
 
     Args:
         clock: Monotonic seconds.
@@ -59,15 +59,15 @@ class CallsInFlight:
                 del self._calls[key]
 
     def oldest_seconds(self) -> float:
-        """For how long the oldest call with a limit has been out; 0 if there is none."""
+        """How long the oldest call with a limit has waited; 0 if there is none."""
         with self._lock:
             began = [call.began for call in self._calls.values() if call.limit is not None]
         return max(0.0, self._clock() - min(began)) if began else 0.0
 
     def close_overdue(self, seconds: float) -> int:
-        """Shut the sockets of calls that have been out for ``seconds``, or their own limit if that is longer.
+        """Shut the sockets of calls that have waited for ``seconds``, or for their own limit if that is longer.
 
-        The thread that waits gets an error at once, as from a lost connection. Calls without a limit are left alone.
+        The waiting thread gets an error at once, as from a lost connection. Calls without a limit are left alone.
 
         Returns:
             How many sockets were shut.
@@ -79,7 +79,7 @@ class CallsInFlight:
                 for call in self._calls.values()
                 if call.limit is not None and now - call.began >= max(seconds, call.limit)
             ]
-            # Under the lock: a call that has ended is no longer listed, so no descriptor was closed and given away.
+            # Under the lock: a listed call has not ended, so its descriptor cannot belong to another file by now.
             for call in overdue:
                 _shut(call.descriptor)
         return len(overdue)

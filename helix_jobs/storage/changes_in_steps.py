@@ -1,13 +1,13 @@
-"""Cancel and retry of whole batches, in steps: a million rows take their time, and nobody is to wait for them.
+"""Cancel and retry of whole batches, in steps: no other writer waits while a million rows change.
 
 A cancel takes effect with its first transaction: from then on no job of the batch is claimed, published or started.
-Its jobs follow in transactions of some thousand rows, so workers' writes, other commands and SQLite's one writer pass
-in between, and every commit leaves counters and rows in agreement. A command that is killed half-way is completed by a
-worker (``Reconciler``), or by the same command once more.
+Its jobs follow in transactions of some thousand rows. Workers and other commands write in between, and every commit
+leaves counters and rows in agreement. If a command is killed half-way, a worker (``Reconciler``) or a repetition of
+the command completes it.
 
-Trade-off: on Postgres each row of a million costs its share of six indexes, which one UPDATE would not save either;
-deriving "cancelled" from the batch instead would be instant, and would have each query, and everyone's own SQL, know
-that a job's state is not always what its row says.
+Trade-off: on Postgres each of a million rows updates six indexes, as it would in a single UPDATE. Deriving "cancelled"
+from the batch would be instant, but every query, and every user's own SQL, would have to know that a job's row does
+not always hold its state.
 """
 
 from __future__ import annotations
@@ -35,26 +35,26 @@ _UNSUCCESSFUL: Final = (JobState.FAILED, JobState.CANCELLED)
 def cancel_batch(database: Database, batch_id: str) -> int:
     """Cancel every queued and running job of the batch; finished ones stay. Returns how many were cancelled.
 
-    A running job's worker loses its lease: it aborts at its next heartbeat, and a result that comes earlier is fenced.
-    A batch that is not sealed is deleted: its jobs were never accepted. A submission still at it finds it gone.
+    The worker of a running job loses its lease: it aborts the job at its next heartbeat, and an earlier result is
+    fenced. A batch that is not sealed is deleted: its jobs were never accepted. A submission still running fails.
 
     Raises:
         NotFoundError: No such batch.
     """
-    # An unfinished submission is deleted here, a million rows in one statement.
+    # Unlimited: an unfinished submission is deleted here, up to a million rows in one statement.
     begun = database.transact(lambda c: batch_changes.begin_cancel(c, batch_id), unlimited=True)
     return 0 if begun is None else finish_cancel(database, begun)
 
 
 def finish_cancel(database: Database, begun: Change, keep_on: Callable[[], bool] = lambda: True) -> int:
-    """Cancel what is left of a batch whose cancel has begun, as long as ``keep_on`` says so; returns how many."""
+    """Cancel the remaining jobs of a batch whose cancel has begun, while ``keep_on`` is true; returns how many."""
     return _in_steps(database, begun, RUNNABLE_STATES, batch_changes.cancel_lines, keep_on)
 
 
 def retry_batch(database: Database, batch_id: str) -> int:
     """Queue the failed and cancelled jobs of the batch again with fresh attempts; returns how many.
 
-    What succeeded stays as it is. The lease is not reset: a worker still busy with the earlier attempt stays fenced.
+    Succeeded jobs stay as they are. Leases are not reset: a worker still busy with an earlier attempt stays fenced.
 
     Raises:
         NotFoundError: No such batch.
@@ -63,7 +63,8 @@ def retry_batch(database: Database, batch_id: str) -> int:
     with database.read() as c:
         interrupted = [change for change in batch_changes.unfinished_cancels(c) if change.batch_id == batch_id]
     for change in interrupted:
-        # Messages of jobs it has not come to may have been refused already; only a cancelled job is published anew.
+        # Workers may already have refused messages of jobs that the cancel has not reached. Only a cancelled job is
+        # published again, so finish the cancel first.
         finish_cancel(database, change)
     begun = database.transact(lambda c: batch_changes.begin_retry(c, batch_id))
     now = datetime.now(UTC)

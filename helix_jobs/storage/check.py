@@ -1,9 +1,9 @@
-"""Looking through a whole database for what the protocol never writes, and putting it right.
+"""Check a whole database for rows that the protocol never writes, and repair them.
 
-Hands, half restored backups and damaged disks leave rows that cannot be read, jobs that no worker holds, counters that
-differ from what they count. The worker lives with each of them; a batch may wait for ever.
+Edits by hand, half restored backups and damaged disks leave rows that cannot be read, running jobs that no worker
+holds, and wrong counters. The worker survives each of them, but a batch may wait for ever.
 
-Workers may go on meanwhile. Trade-off: while a repair is under way they wait for it, as nobody may write in between.
+Workers may run meanwhile. Trade-off: they wait during each repair, as no other write may come in between.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class Finding:
     """One kind of fault.
 
     Attributes:
-        what: In words.
-        count: How many.
+        what: The fault in words.
+        count: How many rows have it.
         examples: The keys of the first five.
-        done: What was made of them; None when nothing was changed.
+        done: The repair in words; None if nothing was changed.
     """
 
     what: str
@@ -54,12 +54,12 @@ class Finding:
 
 
 def check_rows(database: Database, *, repair: bool) -> list[Finding]:
-    """Look at every row, and with ``repair`` put right what is found; an empty list means that all is well.
+    """Check every row, and with ``repair`` correct what is wrong; an empty list means no faults.
 
-    It reads the whole database, a million jobs in minutes.
+    Reads the whole database: a million jobs take minutes.
 
     Raises:
-        DatabaseUnreachableError: The database does not answer; what was repaired before stays repaired.
+        DatabaseUnreachableError: The database does not answer; earlier repairs stay.
     """
     return [*_check_readable(database, repair=repair), *_check_impossible(database, repair=repair)]
 
@@ -88,7 +88,7 @@ def _check_readable(database: Database, *, repair: bool) -> list[Finding]:
 
 
 def _unreadable(database: Database) -> Iterator[UnreadableValue]:
-    """A transaction for each page: no long snapshot, and no lock."""
+    """Every unreadable value, with a transaction for each page: no long snapshot, and no lock."""
     for table in metadata.sorted_tables:
         after: tuple[object, ...] | None = None
         while True:

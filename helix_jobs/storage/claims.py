@@ -1,11 +1,11 @@
 """Claim, finish, release, reclaim: the protocol that gives every job exactly one result.
 
-The invariant: a job's ``lease`` is raised by every claim, and every write of a worker carries the lease of its own
-claim (``WHERE state = 'running' AND lease = :mine``). So at most one claim's write can ever match, however late the
-others come. A write that matches nothing is *fenced*: counted and dropped by the worker.
+The invariant: every claim raises the job's ``lease``, and every write of a worker carries the lease of its own claim
+(``WHERE state = 'running' AND lease = :mine``). So at most one claim's write can ever match, however late the others
+come. A write that matches no row is *fenced*: the worker counts and drops it.
 
-Functions may run twice when a commit's answer was lost: claim and finish recognise their own earlier write by
-the same ``now``.
+Functions may run twice when the answer to a commit was lost: claim and finish recognise their own earlier write by
+its ``now``.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 MAX_ERROR_MESSAGE_CHARS: Final = 2000
 
-# Spelled literally: SQLite takes the partial index only for the literal condition.
+# A literal condition: SQLite uses the partial index for no other.
 _IS_RUNNING: Final = text("state = 'running'")
 
 _CLAIMED: Final = (
@@ -54,13 +54,13 @@ _CLAIM: Final = (
         state=JobState.RUNNING.value,
         worker_id=bindparam("claimer"),
         lease=jobs.c.lease + 1,
-        # Counted here and not at the end: a job that kills its worker must run out of attempts.
+        # Count the attempt here, not at its end: a job that kills its worker must run out of attempts.
         attempts=jobs.c.attempts + 1,
         claimed_at=bindparam("now"),
     )
     .returning(*_CLAIMED)
 )
-# attempts counts claims whose end never came: a release takes its own back, a retry starts anew.
+# For a queued job, ``attempts`` counts the claims that never ended: a release takes its own back, a retry resets it.
 AT_LAST_ATTEMPT: Final = and_(jobs.c.attempts > 0, jobs.c.attempts + 1 >= jobs.c.max_attempts)
 _CLAIM_UNLESS_LAST: Final = _CLAIM.where(not_(AT_LAST_ATTEMPT))
 _AWAITS_LAST: Final[Select[Any]] = select(literal_column("1")).where(
@@ -72,7 +72,7 @@ _CLAIMED_BEFORE: Final = select(*_CLAIMED).where(
     jobs.c.worker_id == bindparam("claimer"),
     jobs.c.claimed_at == bindparam("now"),
 )
-# The fence: what a write must meet to be the current holder's.
+# The fence: the condition that only the current holder's write meets.
 _FENCE: Final = (
     jobs.c.id == bindparam("job_id"),
     jobs.c.state == JobState.RUNNING.value,
@@ -95,7 +95,7 @@ _FINISHED_BEFORE: Final[Select[Any]] = select(literal_column("1")).where(
     jobs.c.state == bindparam("new_state"),
     jobs.c.lease == bindparam("held"),
     jobs.c.worker_id == bindparam("holder"),
-    # A reclaim at the attempt cap leaves lease and worker as they were: only the moment tells its failure from ours.
+    # A reclaim at the attempt cap changes neither lease nor worker: only the time tells its failure from ours.
     jobs.c.finished_at == bindparam("now"),
 )
 _RELEASE: Final = (
@@ -106,7 +106,7 @@ _RELEASE: Final = (
         published_at=None,
         claimed_at=None,
         worker_id=None,
-        # An orderly hand-back is no failure of the job.
+        # Handing a job back in order is not a failed attempt.
         attempts=jobs.c.attempts - 1,
         queued_at=bindparam("now"),
     )
@@ -137,20 +137,20 @@ _INSERT_RESULT: Final = insert(results)
 def claim(
     c: Connection, job_id: int, *, worker_id: str, now: datetime, spare_last_attempt: bool = False
 ) -> ClaimedJob | None:
-    """Take a queued job: one compare-and-set. None: it is done, cancelled, unsealed or someone else's.
+    """Take a queued job: one compare-and-set. None: it is finished, cancelled, unsealed or held by another worker.
 
     A second call with the same ``now`` returns the same claim, so it may be repeated after an uncertain commit.
 
     Args:
         c: A write transaction.
         job_id: The job.
-        worker_id: Who takes it.
+        worker_id: The worker that takes it.
         now: The time written.
-        spare_last_attempt: Leave it if this would be its last attempt and the earlier ones died with their workers;
-            ``awaits_last_attempt`` tells.
+        spare_last_attempt: Leave the job if this would be its last attempt and the earlier ones died with their
+            workers; ``awaits_last_attempt`` tells whether that was the reason.
 
     Raises:
-        Exception: What is stored cannot be read, as whoever reads it says; nothing is changed. ``fail_unreadable``.
+        Exception: The stored row cannot be read; nothing is changed. Call ``fail_unreadable``.
     """
     parameters = {"job_id": job_id, "claimer": worker_id, "now": now}
     statement = _CLAIM_UNLESS_LAST if spare_last_attempt else _CLAIM
@@ -220,9 +220,9 @@ def release(c: Connection, job_id: int, lease: int, worker_id: str, now: datetim
 
 
 def fail_unreadable(c: Connection, job_id: int, reason: str, now: datetime) -> bool:
-    """Fail a queued job whose row cannot be read: by its number alone, and so that it can be read from then on.
+    """Fail a queued job whose row cannot be read, by its number alone, and make the row readable.
 
-    The request, which nobody can use, gives way to an empty one. False: it no longer waits.
+    An empty request replaces the unusable one. False: the job is no longer queued.
     """
     message = f"the stored job cannot be read ({reason}), someone changed its row; submit the line again"
     row = c.execute(_FAIL_UNREADABLE, {"job_id": job_id, "now": now, "message": message}).first()
@@ -242,9 +242,9 @@ def fail_unreadable(c: Connection, job_id: int, reason: str, now: datetime) -> b
 
 
 def held_leases(c: Connection, worker_id: str) -> dict[int, int]:
-    """Job id -> lease of what the database says this worker runs.
+    """Job id -> lease of every job that this worker runs according to the database.
 
-    What the worker runs beyond this was cancelled or taken away: abort it.
+    Any other job that the worker runs was cancelled or taken away: abort it.
     """
     return {int(row.id): int(row.lease) for row in c.execute(_HELD, {"holder": worker_id})}
 
@@ -256,19 +256,19 @@ def reclaim(c: Connection, worker_id: str, now: datetime, *, heartbeat: datetime
 
     Args:
         c: A write transaction.
-        worker_id: Who is lost.
+        worker_id: The lost worker.
         now: The time written.
         heartbeat: The last heartbeat seen. If the worker has sent another one since, nothing happens and None is
-            returned. Without it the worker is taken at its word to be dead.
+            returned. None: the worker is known to be dead, so its heartbeat is not compared.
     """
-    # Its time is read only where it matters: that of a row that cannot be read is not.
+    # Read the heartbeat only when it is compared: an unreadable one must not stop this reclaim.
     seen = workers.c.id if heartbeat is None else workers.c.heartbeat_at
     worker = c.execute(select(seen).where(workers.c.id == worker_id).with_for_update()).first()
     if heartbeat is not None and worker is not None and worker.heartbeat_at != heartbeat:
         return None
     held = jobs.c.worker_id == worker_id
     is_capped = jobs.c.attempts >= jobs.c.max_attempts
-    # A time that cannot be read keeps no other lease from being taken.
+    # One unreadable claim time must not keep the other leases from being taken.
     began = readable_rows(c, select(jobs.c.id, jobs.c.claimed_at).where(_IS_RUNNING, held, is_capped), jobs.c.id)
     failed = c.execute(
         update(jobs)
@@ -312,7 +312,7 @@ def _finish_parameters(
 
 
 def _finished_before(c: Connection, parameters: dict[str, Any]) -> bool:
-    """Whether this very write is already there, because a commit's answer was lost and the caller repeats it."""
+    """Whether this write is already stored: the answer to its commit was lost and the caller repeats it."""
     keys = ("job_id", "new_state", "held", "holder", "now")
     return c.execute(_FINISHED_BEFORE, {key: parameters[key] for key in keys}).first() is not None
 
