@@ -20,12 +20,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(eq=False, slots=True)
 class ActiveJob:
-    """A job that a thread of this process works on, and the place where whoever knows first says how it ends.
+    """A job that a thread of this process works on, and its ending, settled by whichever part knows it first.
 
     Attributes:
-        job_id: Of its row.
+        job_id: The id of its row.
         claim: None while the claim is under way.
-        ending: How it ends; the job's thread waits for it.
+        ending: How the job ends; its thread waits for this.
         called_again: Another message for the job came meanwhile and was acknowledged.
     """
 
@@ -35,7 +35,7 @@ class ActiveJob:
     called_again: bool = False
 
     def settle(self, ending: Ending) -> None:
-        """Say how it ends; the first word counts."""
+        """Say how the job ends; only the first call counts."""
         try:
             self.ending.set_result(ending)
         except InvalidStateError:
@@ -43,14 +43,14 @@ class ActiveJob:
 
 
 class NotTaken(Enum):
-    """Why a job is not taken."""
+    """Why this worker does not take a job."""
 
     CLOSED = "no more jobs are taken"
     ACTIVE = "a thread works on it already"
 
 
 class ActiveJobs:
-    """All of them, by their ids. Thread-safe; a signal handler never comes here, so a plain lock will do."""
+    """The active jobs by id. Thread-safe; no signal handler calls it, so a plain lock will do."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -59,17 +59,17 @@ class ActiveJobs:
         self._given_up: Withdrawn | None = None
 
     def __len__(self) -> int:
-        """How many."""
+        """How many jobs are active."""
         return len(self._jobs)
 
     @property
     def is_closed(self) -> bool:
-        """Whether no more are taken."""
+        """Whether no more jobs are taken."""
         return self._is_closed
 
     @property
     def given_up(self) -> Withdrawn | None:
-        """How all of them end, those included whose claim is still under way; None while each has its own end."""
+        """How all jobs end, also those whose claim is under way; None while each has its own ending."""
         return self._given_up
 
     def get(self, job_id: int) -> ActiveJob | None:
@@ -82,7 +82,7 @@ class ActiveJobs:
             return {job_id: None if job.claim is None else job.claim.lease for job_id, job in self._jobs.items()}
 
     def take(self, job_id: int) -> ActiveJob | NotTaken:
-        """Begin to work on a job. Whoever took it must ``drop`` it."""
+        """Begin to work on a job. The thread that took it must ``drop`` it."""
         with self._lock:
             if self._is_closed:
                 return NotTaken.CLOSED
@@ -93,19 +93,19 @@ class ActiveJobs:
             return job
 
     def note_claim(self, job: ActiveJob, claim: ClaimedJob) -> Withdrawn | None:
-        """Note that the job is claimed; return how it ends if all were given up meanwhile."""
+        """Note that the job is claimed; return its ending if all jobs were given up meanwhile."""
         with self._lock:
             job.claim = claim
             return self._given_up
 
     def drop(self, job: ActiveJob) -> bool:
-        """End the work on a job; return whether it was called again."""
+        """End the work on a job; return whether another message for it came meanwhile."""
         with self._lock:
             del self._jobs[job.job_id]
             return job.called_again
 
     def close(self) -> bool:
-        """Take no more; False if none were taken before."""
+        """Take no more jobs; False if it was closed already."""
         with self._lock:
             was_open, self._is_closed = not self._is_closed, True
             return was_open
@@ -116,7 +116,7 @@ class ActiveJobs:
             self._is_closed, self._given_up = False, None
 
     def give_up(self, why: Withdrawn) -> Sequence[ActiveJob]:
-        """Take no more and end all in this way; return those that are claimed, for somebody to withdraw them."""
+        """Take no more jobs and end all in this way; return the claimed ones, for the caller to withdraw."""
         with self._lock:
             self._is_closed, self._given_up = True, why
             return [job for job in self._jobs.values() if job.claim is not None]

@@ -1,4 +1,4 @@
-"""EngineThread: the one thread that drives the engine. Everyone else leaves requests and aborts in its inbox."""
+"""EngineThread: the one thread that drives the engine. Other threads put requests and aborts into its inbox."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ logger = logging.getLogger(__name__)
 
 MAX_FAILED_STEPS: Final = 3
 RUN_SECONDS: Final = 60.0
-# Between a finished batch and the next claims lies one group commit; that is no end of a run.
+# One group commit lies between a finished batch and the next claims; the run goes on across it.
 LINGER_SECONDS: Final = 0.5
-# How often the thread comes round although there is nothing to do.
+# The longest an idle thread waits before it comes round.
 IDLE_SECONDS: Final = 10.0
-# Its name among the loops that are watched.
+# The thread's name among the watched loops.
 LOOP: Final = "engine"
-# No more of a step counts towards a job's deadline: when a device, the process or the machine stands still for a while,
-# that is no job's fault. Trade-off: where every step takes longer than this, deadlines come late.
+# A step counts at most this many seconds towards a job's deadline, so that a suspended device, process or machine
+# expires no job. Trade-off: where every step takes longer than this, deadlines come late.
 LONGEST_COUNTED_STEP: Final = 10.0
 
 
@@ -59,7 +59,7 @@ class Run:
 
 
 class RunRecorder(Protocol):
-    """Writes runs down; called by the engine thread alone and never waits."""
+    """Records runs; called by the engine thread alone and never waits."""
 
     def begin(self, counters: EngineCounters) -> Run:
         """A run begins with these totals."""
@@ -95,20 +95,20 @@ class _Abort:
 
 
 class _Stop:
-    """The last thing in the inbox."""
+    """The last message in the inbox."""
 
 
 class EngineThread:
-    """Adds and aborts requests between steps, steps while there is work, and settles what ends.
+    """Adds and aborts requests between steps, steps while there is work, and settles the requests that end.
 
     Args:
         engine: Driven by this thread alone, apart from ``encode``.
         recorder: Told where runs begin and end.
-        on_broken: Called from this thread when it ends without having been asked to. With ``ExhaustedError`` no request
-            is to blame, and all of them are to be handed back; with any other error their attempts count.
-        rounds: Where the thread notes that it comes round: between two steps.
-        job_timeout: Seconds of steps a request may take part in; then it is aborted and has failed. Waiting, for a slot
-            or after being set back, does not count. None: as many as it takes.
+        on_broken: Called from this thread when it ends unasked. With ``ExhaustedError`` no request is to blame, and all
+            are handed back; with any other error their attempts count.
+        rounds: Counts this thread's rounds, one between two steps, for the dead man's switch.
+        job_timeout: Seconds of steps a request may take part in; then it is aborted and fails. Waiting for a slot, or
+            after a preemption, does not count. None: no limit.
     """
 
     def __init__(
@@ -128,7 +128,7 @@ class EngineThread:
         self._inbox: queue.SimpleQueue[_Add | _Abort | _Stop] = queue.SimpleQueue()
         self._settlers: dict[str, Callable[[Generated | RequestFailed], object]] = {}
         self._thread = threading.Thread(target=self._main, name="helix-engine", daemon=True)
-        # Request id -> seconds of steps so far; kept only where there is a deadline.
+        # Request id -> seconds of steps so far; kept only if there is a deadline.
         self._ran: dict[str, float] = {}
         self._failed_steps = 0
         self._completion_tokens = 0
@@ -168,7 +168,7 @@ class EngineThread:
         self._thread.start()
 
     def submit(self, request: EncodedRequest, settle: Callable[[Generated | RequestFailed], object]) -> None:
-        """Queue an encoded request; ``settle`` is called once with its end, from the engine's thread."""
+        """Queue an encoded request; the engine's thread calls ``settle`` once with the request's end."""
         self._inbox.put(_Add(request, settle))
 
     def abort(self, request_id: str) -> None:
@@ -190,7 +190,7 @@ class EngineThread:
                     if self._engine.has_unfinished():
                         self._step()
                     self._cut_run()
-        except BaseException as error:  # whatever it is, the worker must learn that the engine is gone
+        except BaseException as error:  # the worker must learn of any error that ends the engine
             if is_exhaustion(error):
                 logger.error("the engine met a limit of the system", exc_info=without_text(error))  # noqa: TRY400
                 self._on_broken(ExhaustedError(explain_exhaustion(error)))
@@ -220,7 +220,7 @@ class EngineThread:
                 self._add(message)
 
     def _receive(self) -> _Add | _Abort | _Stop:
-        """Wait for a message for a while, while a run is open only for as long as it may linger. It is idle time."""
+        """Wait for a message; with an open run at most as long as it may linger. The wait counts as idle time."""
         self._idle_since = began = time.monotonic()
         try:
             return self._inbox.get(timeout=LINGER_SECONDS if self._run is not None else IDLE_SECONDS)
@@ -252,7 +252,7 @@ class EngineThread:
         try:
             results = self._engine.step()
         except EngineBrokenError:
-            raise  # its own verdict: what is in the engine is left to be reclaimed
+            raise  # step after step has failed: the engine's requests are left to be reclaimed
         except Exception as error:
             if is_shortage(error):
                 raise
@@ -264,7 +264,7 @@ class EngineThread:
         self._counters = self._engine.counters()
         completion_tokens = self._counters.completion_tokens
         if ended or completion_tokens > self._completion_tokens:
-            # A step that only clears away what the failed one left behind proves nothing.
+            # Only progress resets the count: a step may merely clear up after the failed one.
             self._failed_steps = 0
         self._completion_tokens = completion_tokens
         self._jobs_finished += ended
@@ -276,9 +276,9 @@ class EngineThread:
         self._enforce_deadline(self._busy_at - now)
 
     def _enforce_deadline(self, step_seconds: float) -> None:
-        """Count a step to the requests that were in it and end those that have had their time.
+        """Add a step's seconds to each request that was in it, and end the requests whose time is up.
 
-        A step that does not return at all is not a request's failure but the device's: see ``dead_man``.
+        A step that never returns is the device's failure, not a request's: see ``dead_man``.
         """
         if self._job_timeout is None:
             return
@@ -297,13 +297,13 @@ class EngineThread:
                 )
 
     def _step_failed(self, error: Exception) -> None:
-        """Fail what is in the engine, as nobody can say which request it was, and go on with the others.
+        """Fail every request in the engine, as any of them may be the cause, and go on with later ones.
 
-        Trade-off: failing them all loses good requests to a bad neighbour (``retry`` runs them again); handing them
-        back would let one poisonous request take its neighbours down three times over.
+        Trade-off: failing them all loses good requests to a bad neighbour (``retry`` runs them again). Handing them
+        back would let one poisonous request fail its neighbours three times.
 
         Raises:
-            EngineBrokenError: Step after step fails. What is in the engine then is left to be reclaimed.
+            EngineBrokenError: Step after step fails. The jobs in the engine are left to be reclaimed.
         """
         self._failed_steps += 1
         logger.error(
@@ -338,5 +338,5 @@ class EngineThread:
 
 
 def _engine_error(error: Exception) -> EngineError:
-    """Name the kind only: a library's message may quote the prompt."""
+    """Name the error's kind only: a library's message may quote the prompt."""
     return EngineError(f"{type(error).__name__} in the engine; the worker's log has the details, `retry` runs it again")

@@ -13,13 +13,13 @@ from helix_jobs.timing import DEFAULT_TIMING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# How many times as long as one that is to run alone kept others waiting they have the worker to themselves afterwards.
-# Each time it waits in vain the time doubles: jobs of any length end within it.
+# After a job has waited in vain to run alone, others have the worker for this many times as long. The wait doubles each
+# time, so that it outlasts jobs of any length.
 PAUSE_FACTOR: Final = 4.0
 
 
 class Entry(Enum):
-    """What came of asking to be let in."""
+    """The gate's answer to ``enter``."""
 
     ENTERED = "entered"
     CLOSED = "closed"
@@ -27,24 +27,24 @@ class Entry(Enum):
 
 
 class JobGate:
-    """Where the threads of a worker pass before they claim a job. Thread-safe.
+    """Admits a worker's threads before they claim a job. Thread-safe.
 
-    A job at its *last attempt* has died with its workers every time before, and may be what killed them. It runs alone
-    in its worker, nothing else even claimed beside it: if it kills this one too, no other job loses an attempt with it,
-    and if it was only a bystander, it succeeds. So a poisonous job ends as ``worker_lost`` and takes nobody along.
+    At each earlier attempt of a job at its *last attempt*, its worker died, and the job may be the cause. The job
+    therefore runs alone in its worker, with no other job claimed. If it kills this worker too, no other job loses an
+    attempt. If it was only a bystander, it succeeds. So a poisonous job ends as ``worker_lost`` and harms no other job.
 
-    It does not wait for that without an end: a job that runs for hours, or never ends, would keep all others out. When
-    its patience is over, others are let in for a while, and it is told to try later. Nor is it alone without an end:
-    what was going to kill the worker has done so by then, so others are let in beside it.
+    Both its wait and its time alone are limited. It waits for the running jobs, which may take hours, and keeps all
+    others out meanwhile: when its patience is over, it is told to try later, and others are let in for a while. A
+    poisonous job kills the worker soon, so after some time alone others are let in beside it.
 
     Trade-off: while such a job waits, the worker runs empty and then does these jobs one by one. That costs throughput
     only after two crashes in a row, and only for the jobs that were there both times, and at most a fifth of the time;
-    running them in small groups would be faster and could fail an innocent one for good.
+    running them in small groups would be faster but could fail an innocent job for good.
 
     Args:
-        patience: Seconds the first of them waits for the jobs that run.
+        patience: Seconds the first such job waits for the jobs that run.
         clock: Monotonic seconds.
-        wait: Waits for a change for so many seconds of that clock; None for as long as it takes.
+        wait: Waits for a change, at most so many seconds of that clock; None: without a limit.
     """
 
     def __init__(
@@ -60,30 +60,30 @@ class JobGate:
         self._wait = wait
         self._waiting = 0
         self._inside = 0
-        # Until when the one inside is to be alone.
+        # Until when the job inside runs alone.
         self._alone_until = 0.0
         self._waiting_alone = 0
         self._closed = False
-        # Since when somebody waits alone, and until when nobody may.
+        # Since when a job waits to run alone, and until when none may wait.
         self._waited_since: float | None = None
         self._others_until = 0.0
 
     @property
     def waiting(self) -> int:
-        """How many wait to be let in, alone or beside others."""
+        """How many threads wait to be let in, alone or beside others."""
         with self._changed:
             return self._waiting
 
     @property
     def seconds_for_others(self) -> float:
-        """How long nobody may wait to run alone from now on; 0 if somebody may."""
+        """Seconds until a job may wait to run alone again; 0 if one may now."""
         return max(0.0, self._others_until - self._clock())
 
     def enter(self, *, alone: bool) -> Entry:
-        """Wait for leave to run. Whoever was let in must ``leave``.
+        """Wait to be let in. A thread that was let in must ``leave``.
 
-        Those who are to run alone go first, or others would keep them waiting for as long as there is work; but only
-        for so long, together.
+        Jobs that run alone go first: otherwise others would keep them waiting as long as there is work. Their patience
+        is one for all of them together.
         """
         with self._changed:
             self._waiting += 1
@@ -98,14 +98,14 @@ class JobGate:
             return Entry.ENTERED
 
     def leave(self) -> None:
-        """Make room."""
+        """Leave the gate's inside."""
         with self._changed:
             self._inside -= 1
             self._alone_until = 0.0
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Let nobody in any more."""
+        """Let no more jobs in."""
         self._set_closed(closed=True)
 
     def reopen(self) -> None:
@@ -113,17 +113,17 @@ class JobGate:
         self._set_closed(closed=False)
 
     def _wait_beside(self) -> bool:
-        """Wait until nobody is, or waits to be, alone; False when the gate is closed."""
+        """Wait until no job runs alone or waits to; False when the gate is closed."""
         while not self._closed and (seconds := self._seconds_kept_out()):
             self._wait(self._changed, None if seconds == inf else seconds)
         return not self._closed
 
     def _seconds_kept_out(self) -> float:
-        """How long those that run side by side must wait at most; endless while somebody waits alone."""
+        """At most how long side-by-side jobs must wait; infinite while a job waits to run alone."""
         return inf if self._waiting_alone else max(0.0, self._alone_until - self._clock())
 
     def _wait_alone(self) -> bool:
-        """Wait until nobody is inside; False when the gate is closed or the patience over."""
+        """Wait until no job is inside; False when the gate is closed or the patience over."""
         if self.seconds_for_others:
             return False
         self._waiting_alone += 1
@@ -140,14 +140,14 @@ class JobGate:
                 self._wait(self._changed, left)
             if self._inside or self._closed:
                 return False
-            # The jobs inside have ended: whoever waits next waits for this one, and for others like it.
+            # The jobs inside have ended: the next job waits only for this one and others that run alone.
             self._waited_since, self._patience = self._clock(), self._first_patience
             return True
         finally:
             self._waiting_alone -= 1
             if not self._waiting_alone:
                 self._waited_since = None
-                # Those who woke before this one waited on for it.
+                # Threads that woke before this one went on waiting for it.
                 self._changed.notify_all()
 
     def _set_closed(self, *, closed: bool) -> None:

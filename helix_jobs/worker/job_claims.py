@@ -1,4 +1,4 @@
-"""JobClaims: taking a job from the database, or learning why not."""
+"""JobClaims: claims a job in the database, or says why not."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# How often a claim is tried that fails for what is in the row; twice is no accident.
+# How often a claim is tried that fails over its row's content; two failures are no accident.
 CLAIM_ATTEMPTS: Final = 2
 
 
@@ -35,8 +35,8 @@ class JobClaims:
     """Claims jobs for one worker.
 
     Args:
-        writer: The group commit writer. While the database takes no writes, claims wait in it.
-        worker_id: Who claims.
+        writer: The group commit writer. Claims wait in it while the database takes no writes.
+        worker_id: The worker that claims.
     """
 
     def __init__(self, writer: Writer, worker_id: str) -> None:
@@ -44,17 +44,17 @@ class JobClaims:
         self._worker_id = worker_id
 
     def claim(self, job_id: int, *, alone: bool) -> ClaimedJob | Refusal:
-        """Take the job; one whose row cannot be read is failed by its number alone.
+        """Claim the job. A job whose row cannot be read is failed by its id alone.
 
-        Without that its message would come again and again, and the job would never end.
+        Otherwise its message would come again and again, and the job would never end.
 
         Args:
-            job_id: Which.
-            alone: Whether it would run alone, and so may use its last attempt.
+            job_id: The job.
+            alone: Whether the job would run alone, and so may use its last attempt.
 
         Raises:
             HelixError: The writer is closed.
-            MemoryError: This machine is at its limits, and so is ``OSError``; nothing was changed.
+            MemoryError: This machine is at its limits, as with ``OSError``; nothing was changed.
         """
         now = datetime.now(UTC)
 
@@ -69,7 +69,7 @@ class JobClaims:
                 return self._writer.submit(claim).result()
             except (HelixError, *MACHINES_OWN):
                 raise
-            except Exception as error:  # noqa: BLE001  (whatever is in the row)
+            except Exception as error:  # noqa: BLE001 (whatever is in the row)
                 reason = type(error).__name__
         logger.error("a stored job cannot be read (%s); it fails alone", reason, extra={"job_id": job_id})
         failed = self._writer.submit(lambda c: claims.fail_unreadable(c, job_id, reason, now)).result()

@@ -1,4 +1,4 @@
-"""How a job ends, and what that means for its row: a pure decision, persisted by the worker service."""
+"""How a job ends, and how the ending changes its row: a pure decision, persisted by ``Settlement``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Withdrawn(Enum):
-    """Endings that are not the engine's."""
+    """Endings that do not come from the engine."""
 
     HANDED_BACK = "handed back"
     LEASE_LOST = "lease lost"
@@ -46,19 +46,19 @@ class Unfinished(Enum):
     """Endings without a result."""
 
     RELEASE = "release"  # back to the queue, the attempt not counted
-    DROP = "drop"  # someone else has it, or it was cancelled
+    DROP = "drop"  # another worker has it, or it was cancelled
 
 
 Decision = Succeed | Fail | Unfinished
 
 
 def decide(ending: Ending, *, info: EngineInfo, waited_seconds: float) -> Decision:
-    """Say what a job's ending means for its row.
+    """Decide how a job's ending changes its row.
 
     Args:
-        ending: How it ended.
+        ending: How the job ended.
         info: The engine, for the result row.
-        waited_seconds: From being queued to the claim; the engine adds its own waiting.
+        waited_seconds: From queueing to claim; the engine adds its own waiting.
     """
     match ending:
         case Withdrawn.LEASE_LOST:
@@ -93,7 +93,7 @@ def decide(ending: Ending, *, info: EngineInfo, waited_seconds: float) -> Decisi
 
 
 def outcome(decision: Decision) -> str:
-    """In words, for the log."""
+    """The decision in words, for the log."""
     match decision:
         case Succeed():
             return "succeeded"
@@ -104,5 +104,5 @@ def outcome(decision: Decision) -> str:
 
 
 def refused_by_database(error: Exception) -> Fail:
-    """What becomes of a job whose result the database does not take. Without the error's text, which quotes the row."""
+    """Fail a job whose result the database refuses. The error's text is left out: it quotes the row."""
     return Fail(EngineError.code, f"the database refused the result ({type(error).__name__}); see the worker's log")

@@ -1,8 +1,8 @@
 """WorkerService: claim -> engine -> finish, for many jobs at once.
 
-Each job has a Celery thread that waits here for its *ending*. Whoever knows first how a job ends settles it: the
-engine (generated or failed), the heartbeat (the lease is lost), or the shutdown (the job is handed back). What the
-ending means for the database is decided by a pure function (``job_endings``) and written in one place (``Settlement``).
+Each job has a Celery thread that waits here for the job's *ending*. Three parts may settle it, and the first one
+counts: the engine (generated or failed), the heartbeat (the lease is lost), or the shutdown (the job is handed back). A
+pure function (``job_endings``) decides how the ending changes the database, and one place (``Settlement``) writes it.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ class WorkerService:
     """Runs jobs on one engine. Thread-safe.
 
     Args:
-        database: For cancelling; everything a job writes goes through ``writer``.
+        database: For cancelling; all other writes of a job go through ``writer``.
         engine: Owned by this object's engine thread from ``start`` on.
         writer: The group commit writer.
         worker_id: This worker's row.
-        grace: Seconds between ``begin_drain`` and handing back what is unfinished.
+        grace: Seconds between ``begin_drain`` and handing back unfinished jobs.
         on_broken: Called when the engine cannot go on, or no request can be encoded. Withdraws every job.
         job_timeout: Seconds a job may run in the engine; None for as long as it takes.
-        gate: Where jobs pass before they are claimed.
-        encoder: Makes the engine's requests of what is stored.
-        rounds: Where the engine's thread notes that it comes round.
+        gate: Jobs pass it before they are claimed.
+        encoder: Encodes stored requests for the engine.
+        rounds: Counts the rounds of the engine's thread for the dead man's switch.
     """
 
     def __init__(
@@ -102,18 +102,18 @@ class WorkerService:
 
     @property
     def stuck(self) -> int:
-        """Jobs being worked on, if the engine has none of them to compute; 0 while no more are taken."""
+        """Jobs being worked on while the engine holds none of them; 0 if it holds one, or no more are taken."""
         return 0 if self._jobs.is_closed or self._engine_thread.request_count else len(self._jobs)
 
     @property
     def kept_waiting(self) -> int:
-        """Jobs that wait here: to be claimed, to run alone, or put off."""
+        """Jobs that this worker keeps waiting: to be claimed, to run alone, or put off."""
         here = {job_id for job_id, lease in self.leases().items() if lease is None}
         return len(here | self._postponed.ids)
 
     @property
     def counters(self) -> WorkerCounters:
-        """What came, ended, was refused or lost since the start."""
+        """Jobs and messages counted since the start."""
         return self._counting.so_far
 
     @property
@@ -123,7 +123,7 @@ class WorkerService:
 
     @property
     def info(self) -> EngineInfo:
-        """What the engine is."""
+        """The engine's description."""
         return self._engine.info
 
     def start(self) -> None:
@@ -131,9 +131,9 @@ class WorkerService:
         self._engine_thread.start()
 
     def run_job(self, job_id: int) -> bool:
-        """Bring a job to its end and return True, whatever the end: its message has done its duty.
+        """Bring a job to its end, good or bad, and return True: its message may be acknowledged.
 
-        False: the worker is stopping and has not touched the job; its message belongs to another worker.
+        False: the worker is stopping and has not touched the job; the message must go to another worker.
         """
         self._counting.add(delivered=1)
         active = self._jobs.take(job_id)
@@ -143,12 +143,12 @@ class WorkerService:
             return self._run(active)
         finally:
             if self._jobs.drop(active):
-                # The job may have been retried or reclaimed while its earlier run was still here; then that message
-                # was its only one. A job that has ended, or is someone else's, is not changed.
+                # The job may have been retried or reclaimed during its earlier run here; then the dropped message was
+                # its only one. This changes no job that has ended or runs elsewhere.
                 self._writer.submit(lambda c: publishing.unmark_published(c, [job_id]))
 
     def send_postponed(self) -> None:
-        """Have the messages of jobs sent again that were put off and whose time has come. To be called now and then."""
+        """Have the messages of postponed jobs sent again once their time has come. Called now and then."""
         if due := self._postponed.take_due():
             self._writer.submit(lambda c: publishing.unmark_published(c, due))
 
@@ -157,7 +157,7 @@ class WorkerService:
         self._counting.add(rejected_messages=count)
 
     def abort_job(self, job_id: int) -> None:
-        """Stop generating for this job, if it runs here. Unless it is cancelled as well, it returns to the queue."""
+        """Stop generating for this job, if it runs here. The job returns to the queue unless it is also cancelled."""
         active = self._jobs.get(job_id)
         if active is not None:
             self._withdraw(active, Withdrawn.HANDED_BACK)
@@ -167,7 +167,7 @@ class WorkerService:
         threading.Thread(target=self._cancel, args=(job_id,), name="helix-cancel", daemon=True).start()
 
     def leases(self) -> Mapping[int, int | None]:
-        """Job id -> lease of what runs here; None while a claim is under way."""
+        """Job id -> lease, for jobs that run here; None while a claim is under way."""
         return self._jobs.leases()
 
     def drop_lost(self, job_id: int, lease: int) -> None:
@@ -178,9 +178,9 @@ class WorkerService:
             self._withdraw(active, Withdrawn.LEASE_LOST)
 
     def release_orphan(self, job_id: int, lease: int) -> None:
-        """Hand back a lease the database says we hold and nobody here knows of (its claim's answer was lost).
+        """Hand back a lease that the database says we hold but no thread here knows: the answer to its claim was lost.
 
-        After ``abandon`` they are all of this kind, and their attempts count.
+        After ``abandon`` every lease is an orphan, and its attempt counts.
         """
         if self._jobs.given_up is Withdrawn.LEASE_LOST:
             return
@@ -189,7 +189,7 @@ class WorkerService:
         self._writer.submit(lambda c: claims.release(c, job_id, lease, self.worker_id, now))
 
     def begin_drain(self) -> None:
-        """Take no further jobs; after the grace time hand back what is unfinished. May be called again."""
+        """Take no further jobs; after the grace time hand back unfinished jobs. May be called again."""
         with self._lock:
             if not self._jobs.close():
                 return
@@ -205,7 +205,7 @@ class WorkerService:
             logger.info("stopping: no job is running")
 
     def resume(self) -> None:
-        """Take jobs again, after a drain that was not meant."""
+        """Take jobs again, after an unintended drain."""
         with self._lock:
             if self._grace_timer is not None:
                 self._grace_timer.cancel()
@@ -217,11 +217,11 @@ class WorkerService:
         self._give_up(Withdrawn.HANDED_BACK)
 
     def abandon(self) -> None:
-        """Give up every job and write nothing: the engine broke on them, so the attempt counts (see ``reclaim``)."""
+        """Give up every job and write nothing: the engine broke on these jobs, so their attempts count."""
         self._give_up(Withdrawn.LEASE_LOST)
 
     def stop(self, timeout: float) -> bool:
-        """End the engine's thread, after its step; False if that takes longer. For when no job runs."""
+        """End the engine's thread after its current step; False if that takes longer. Call it when no job runs."""
         with self._lock:
             self._jobs.close()
             self._gate.close()
@@ -233,7 +233,7 @@ class WorkerService:
         return stopped
 
     def _run(self, active: ActiveJob) -> bool:
-        """Claim, generate, finish: beside other jobs, or alone where need be. False: the job was not touched."""
+        """Claim, generate, finish: beside other jobs, or alone if it must. False: the job was not touched."""
         for alone in (False, True):
             entry = self._gate.enter(alone=alone)
             if entry is Entry.CLOSED:
@@ -259,7 +259,7 @@ class WorkerService:
         return True
 
     def _postpone(self, job_id: int) -> None:
-        """Leave a job in the queue for as long as the gate is for others; its message is sent again then."""
+        """Leave a job in the queue while the gate admits others; afterwards its message is sent again."""
         seconds = self._gate.seconds_for_others
         if not self._postponed.put_off(job_id, seconds):
             return  # the reconciler has sent its message meanwhile, as another worker may have room for it
@@ -272,7 +272,7 @@ class WorkerService:
 
     def _serve(self, active: ActiveJob, claim: ClaimedJob) -> None:
         given_up = self._jobs.note_claim(active, claim)
-        # Clocks of submitter and worker may differ; a negative wait helps nobody.
+        # Clocks of submitter and worker may differ, so the difference may be negative.
         waited = max(0.0, (claim.claimed_at - claim.queued_at).total_seconds())
         ending = given_up or self._generate(active, claim)
         self._settlement.persist(claim, decide(ending, info=self._engine.info, waited_seconds=waited))
@@ -281,13 +281,13 @@ class WorkerService:
         try:
             request = self._encoder.encode(claim, active.ending)
         except RequestError as error:
-            active.settle(RequestFailed(error))  # unless it was withdrawn meanwhile: then this may be why
+            active.settle(RequestFailed(error))  # without effect if the job was withdrawn meanwhile
         except (ExhaustedError, EngineBrokenError) as error:
-            self._on_broken(error)  # who withdraws this job with all others
+            self._on_broken(error)  # it withdraws this job with all others
         else:
             if request is not None:
                 self._engine_thread.submit(request, active.settle)
-                if active.ending.done():  # it was withdrawn before the engine had it: that abort met nothing
+                if active.ending.done():  # withdrawn before the engine had the request: abort it now
                     self._engine_thread.abort(request.request_id)
         return active.ending.result()
 
@@ -300,9 +300,9 @@ class WorkerService:
             self._withdraw(job, why)
 
     def _withdraw(self, active: ActiveJob, why: Withdrawn) -> None:
-        """End a job without waiting for the engine, which may be in the middle of a long step, or hang.
+        """End a job without waiting for the engine, which may be in a long step or hang.
 
-        The ending comes first: a request submitted before it is aborted here, one submitted after it by ``_generate``.
+        Settle first, then abort: this method aborts a request submitted before, ``_generate`` one submitted after.
         """
         active.settle(why)
         if active.claim is not None:

@@ -1,4 +1,4 @@
-"""Periodic: a duty of the worker that is done every so often, on a thread of its own."""
+"""Periodic: a duty that the worker repeats at an interval, on a thread of its own."""
 
 from __future__ import annotations
 
@@ -27,27 +27,27 @@ def next_pause(previous: float, *, interval: float, longest: float, failed: bool
 
 
 def shortened(pause: float, *, jitter: float, chance: float) -> float:
-    """Spread calls of several processes: a part of each pause is left to chance, which never lengthens one.
+    """Spread the calls of several processes: shorten a pause by a random part of it.
 
     Args:
         pause: Seconds.
-        jitter: The part.
+        jitter: The largest part to cut off.
         chance: Between 0 and 1.
     """
     return pause * (1 - jitter * chance)
 
 
 class Periodic:
-    """Calls a function until it is stopped. Errors are logged, each once, and the next call tries again.
+    """Calls a function again and again until stopped. Each error is logged once, and the next call tries again.
 
     Args:
-        name: What the log calls the duty. The thread has it behind ``helix-``.
-        function: May wait for files, locks and services; nobody waits for it.
+        name: The duty's name in the log. The thread is called ``helix-`` and this name.
+        function: The duty. It may wait for files, locks and services, as nobody waits for it.
         interval: Seconds between the end of a call and the next one.
-        longest: The interval doubles with each error in a row, up to this; by default it stays.
-        jitter: The part of each pause that is left to chance, see ``shortened``.
-        at_once: The first call comes with the start, not an interval later.
-        rounds: Where each call is noted, under the duty's name, for the dead man's switch to watch.
+        longest: The pause doubles with each error in a row, up to this; by default it does not grow.
+        jitter: The largest random part cut off each pause, see ``shortened``.
+        at_once: The first call comes at the start, not an interval later.
+        rounds: Counts the calls, under the duty's name, for the dead man's switch.
         at_end: Called by the thread when it ends.
     """
 
@@ -73,13 +73,13 @@ class Periodic:
         self._at_end = at_end
         self._complaint = Complaint(logger)
         self._stopped = False
-        # Set to end a pause: by a stop, or by ``wake``.
+        # Set by a stop or by ``wake``, to end a pause.
         self._due = threading.Event()
         self._thread = threading.Thread(target=self._main, name=f"helix-{name}", daemon=True)
 
     @property
     def is_stopped(self) -> bool:
-        """Whether the thread was asked to end; a long call may look at this."""
+        """Whether the thread was asked to end; a long call may check this."""
         return self._stopped
 
     def start(self) -> None:
@@ -87,7 +87,7 @@ class Periodic:
         self._thread.start()
 
     def wake(self) -> None:
-        """Have the next call now."""
+        """Make the next call now."""
         self._due.set()
 
     def cease(self) -> None:
@@ -119,7 +119,7 @@ class Periodic:
         return nullcontext(lambda: None) if self._rounds is None else self._rounds.watched(self._name)
 
     def _wait(self, pause: float) -> bool:
-        """Wait for the next call; return whether there is none."""
+        """Wait for the next call; return True if there will be none."""
         if not self._stopped:
             chance = random.random()  # noqa: S311  (nobody gains by guessing it)
             self._due.wait(shortened(pause, jitter=self._jitter, chance=chance))
@@ -127,13 +127,13 @@ class Periodic:
         return self._stopped
 
     def _call(self) -> bool:
-        """Call the function; return whether it raised nothing."""
+        """Call the function; return whether it succeeded."""
         try:
             self._function()
         except Exception as error:  # noqa: BLE001  (nobody else would do the duty)
             self._complain(error)
             return False
-        if not self._stopped:  # a duty that ended itself did not recover
+        if not self._stopped:  # a duty that ended itself has not recovered
             self._complaint.end(f"{self._name}: it works again")
         return True
 

@@ -1,7 +1,7 @@
-"""run_worker: everything a worker process is, from the device lock to the exit code.
+"""run_worker: the whole life of a worker process, from the device lock to the exit code.
 
-Order matters. What can be refused cheaply is refused first (device, database, broker), then the models are loaded, and
-only then does Celery take its first message.
+Order matters. The cheap checks come first (device, database, broker), then the models are loaded, and only then does
+Celery take its first message.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ __all__ = ["StopRequests", "run_worker"]
 logger = logging.getLogger(__name__)
 
 ENGINE_SECONDS: Final = 10.0
-# A consumer that lasted this long was sound; its end is counted as the first one.
+# A consumer that lasted this long was sound; its failure counts as a first one.
 SOUND_CONSUMER_SECONDS: Final = 60.0
 BROKER_CHECK_SECONDS: Final = 2.0
 LOCK_CHECK_SECONDS: Final = 60.0
@@ -98,10 +98,10 @@ def run_worker(
 
     Args:
         settings: The effective settings, flags included.
-        timing: How long everything may take.
+        timing: The spans of time.
         allow_shared_device: Run even if another worker holds the device.
-        on_progress: Told in one line what is being done until the worker is ready.
-        on_ready: Told once, before the first message is taken; by default the banner is logged.
+        on_progress: Called with one line for each step until the worker is ready.
+        on_ready: Called once, before the first message is taken; by default the banner is logged.
         stop: Another way to stop the worker than signals.
         handle_signals: False when this is not the main thread; then a second interrupt ends this function, not the
             process.
@@ -158,9 +158,9 @@ class _Worker:
         self._rounds = Rounds()
 
     def prepare(self, *, allow_shared_device: bool, on_progress: Callable[[str], None] | None) -> None:
-        """Check what can be checked, then load the models."""
-        # Before any thread exists: two threads that enter Celery's and kombu's circular imports at different ends
-        # break each other.
+        """Make the cheap checks, then load the models."""
+        # Imported before any thread exists: two threads that enter Celery's and kombu's circular imports at different
+        # ends break each other.
         importlib.import_module("helix_jobs.broker.celery.consumer")
         importlib.import_module("helix_jobs.broker.celery.task")
         importlib.import_module("helix_jobs.broker.celery.transport")
@@ -195,12 +195,12 @@ class _Worker:
             self._metrics = MetricsServer(self._settings.metrics_host, self._settings.metrics_port)
             self._stack.callback(self._metrics.close)
         self._engine = load_engine(self._settings, on_progress)
-        # As many threads as the batch has slots, also where the device chose their number.
+        # As many threads as the batch has slots, even if the device chose the number of slots.
         self._settings = replace(self._settings, max_batch_size=self._engine.info.max_batch_size)
         check_threads(self._engine.info.max_batch_size)
 
     def start(self) -> WorkerBanner:
-        """Start everything but Celery. It is undone in the order: reconciler, engine, writer, heartbeat."""
+        """Start everything but Celery. The parts stop in the order: reconciler, engine, writer, heartbeat."""
         info = self._engine.info
         row = worker_row(self._worker_id, self._hostname, info)
         rounds = self._rounds
@@ -306,16 +306,16 @@ class _Worker:
                 began = time.monotonic()
                 if self._consume_once():
                     break
-                # A message that is not even a message can end Celery's loop; the models stay loaded meanwhile.
+                # A malformed message can end Celery's loop; the models stay loaded meanwhile.
                 failures = 1 if time.monotonic() - began > SOUND_CONSUMER_SECONDS else failures + 1
                 if failures > MAX_CONSUMER_FAILURES:
                     self.ending.break_down(HelixError("Celery's consumer does not stay up"))
                     break
                 logger.error("Celery's consumer ended unexpectedly; starting it again")
-                # What it ran out of (descriptors, threads, memory) may be there again soon.
+                # Descriptors, threads or memory may be available again soon.
                 time.sleep(CONSUMER_PAUSE_SECONDS * (failures - 1))
                 self._service.resume()
-                if self.ending.state.is_stopping:  # asked for in that pause, and undone just now
+                if self.ending.state.is_stopping:  # a stop came in that pause, and resume undid it
                     self._service.begin_drain()
         finally:
             rejections.close()
@@ -324,12 +324,12 @@ class _Worker:
         return self.ending.state.exit_code
 
     def _consume_once(self) -> bool:
-        """Run one consumer of Celery's to its end; return whether somebody wished that end."""
+        """Run one Celery consumer to its end; return whether that end was requested."""
         from helix_jobs.broker.celery.consumer import make_consumer, stop_consuming
 
         try:
             self._consumer = consumer = make_consumer(self._settings, self._names, self._hostname, self.ending.stop)
-            if self.ending.state.is_stopping:  # since the last one ended; making this one has cleared Celery's flag
+            if self.ending.state.is_stopping:  # a new consumer clears Celery's flag of an earlier stop
                 stop_consuming()
             consumer.start()
         except Exception as error:  # noqa: BLE001  (no descriptors, no threads, no memory: it may pass)
@@ -344,10 +344,10 @@ class _Worker:
         self._reconciler.wake()
 
     def _count_attempts(self) -> None:
-        """After a break: the jobs in the engine may be the reason, so unlike a hand-back their attempt counts."""
+        """After a break: the jobs in the engine may be its cause, so their attempts count, unlike at a hand-back."""
         if self.ending.state.is_broken:
             try:
-                # A reclaimed worker counts as stopped, so both are one transaction, as at an orderly end.
+                # A reclaimed worker counts as stopped, so both writes are one transaction, as at an orderly end.
                 send_again(stranded, self._database, lambda c: claims.reclaim(c, self._worker_id, datetime.now(UTC)))
             except HelixError as error:
                 logger.warning("the leases are left to be reclaimed: %s", error)

@@ -1,23 +1,23 @@
 """Reconciler: brings broker and leases back in line with the database, about once a second.
 
-It does four things, each decided by a pure function (``judgement``) and persisted by one method:
+It has four duties. A pure function (``lost_workers`` and others) decides each, and one method persists it:
 
 1. **Judge.** A worker whose heartbeat value has not changed for 30 s is lost; its leases are reclaimed. Silence is
-   measured on this process's monotonic clock, tick by tick (``judgement.observe``).
+   measured on this process's monotonic clock, tick by tick (``lost_workers.observe``).
 2. **Publish.** Keep up to a window of messages with the broker, most urgent first.
 3. **Republish** (``lost_messages``). Messages get lost (a broker restarts empty, a client dies between pop and
-   record). When the broker has been empty for 30 s and jobs still count as published, their marks are taken off. So
-   they are when a worker is lost: what it had taken ahead is stranded with it, nobody can say which messages those
-   were, and a busy broker may not be empty for days. Trade-off: up to a window of duplicates for each lost worker, for
-   jobs that do not wait.
-   On a busy broker an exact comparison every few minutes finds single lost messages (``audit``).
-   What a lost worker had been delivered stays in the broker's ``unacked``; it is dropped when no job can need it.
+   record). When the broker has been empty for 30 s and jobs still count as published, their published marks are
+   removed. The same happens when a worker is lost: its prefetched messages are stranded, nobody can tell which they
+   were, and a busy broker may not be empty for days. Trade-off: each lost worker costs up to a window of duplicates,
+   but no job waits. On a busy broker an exact comparison every few minutes finds single lost messages (``audit``). A
+   lost worker's deliveries stay in the broker's ``unacked`` until no job can need them; then they are dropped.
 
-4. **Finish cancels.** A cancel whose command was killed half-way leaves queued jobs in a cancelled batch, which nobody
-   would ever claim. When their number has not changed for 30 s they are cancelled here.
+4. **Finish cancels.** A cancel whose command was killed half-way leaves queued jobs in a cancelled batch, and no worker
+   claims those. When their number has not changed for 30 s, the reconciler cancels them.
 
-Every worker runs one. Two at once only cost duplicates: reclaiming checks the heartbeat inside its transaction, and a
-second message for a job finds it claimed. Trade-off: no leader to elect and lose, for now and then a wasted message.
+Every worker runs a reconciler. Two at once only cost duplicates: reclaiming checks the heartbeat inside its
+transaction, and a second message for a job finds it claimed. Trade-off: now and then a message is wasted, but there is
+no leader to elect and lose.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ logger = logging.getLogger(__name__)
 
 PUBLISH_CHUNK: Final = 500
 LONGEST_PAUSE_SECONDS: Final = 10.0
-# Workers that a supervisor started together would otherwise publish the same jobs at the same moment, again and again.
+# Without it, workers that a supervisor started together would publish the same jobs at the same moment again and again.
 JITTER: Final = 0.1
 
 
@@ -72,12 +72,12 @@ class Broker(Publisher, Protocol):
         """Messages that wait in the broker."""
 
     def forget_delivered(self, are_moot: Callable[[], bool], /) -> int:
-        """Drop what is delivered and not acknowledged if, asked after it was listed, ``are_moot`` agrees; how many."""
+        """Drop unacknowledged deliveries if ``are_moot``, asked after they were listed, agrees; returns how many."""
 
 
 @dataclass(slots=True)
 class ReconcilerCounters:
-    """What was done since the start."""
+    """What the reconciler did since the start."""
 
     published: int = 0
     requeued: int = 0
@@ -87,7 +87,7 @@ class ReconcilerCounters:
 
 
 class Reconciler:
-    """Runs the duties on a thread; errors of broker and database are logged and tried again.
+    """Runs the duties on a thread. Errors of broker and database are logged, and the duty is tried again.
 
     ``tick`` may be called directly instead of ``start``.
     """
@@ -110,13 +110,13 @@ class Reconciler:
         Args:
             database: The truth.
             publisher: The broker.
-            worker_id: The worker this belongs to; never judged itself.
-            timing: When to do what.
-            window: Messages the broker is kept filled up to.
+            worker_id: The reconciler's own worker, which is never judged.
+            timing: The spans of time.
+            window: How many messages the broker is kept filled with.
             clock: Monotonic seconds.
-            rounds: Where the thread notes that it comes round.
-            known_ids: Which job ids the broker holds, waiting or delivered; None if that cannot be said.
-            stranded: What this worker could not give back to the broker.
+            rounds: Counts the thread's rounds for the dead man's switch.
+            known_ids: Which job ids the broker holds, waiting or delivered; None if they cannot be listed.
+            stranded: Jobs whose messages this worker could not give back to the broker.
         """
         self.counters = ReconcilerCounters()
         self._database = database
@@ -148,7 +148,7 @@ class Reconciler:
         )
 
     def reclaim_predecessors(self, here: Here) -> int:
-        """At start: take the leases of workers whose process is gone at once. Returns how many jobs were taken.
+        """At start: reclaim at once the leases of workers whose process is gone. Returns how many jobs were reclaimed.
 
         Args:
             here: Which processes can be seen from here.
@@ -170,15 +170,15 @@ class Reconciler:
         return self._periodic.stop(timeout)
 
     def wake(self) -> None:
-        """Have the next tick now, because the broker came back or runs dry."""
+        """Do the next tick now, because the broker came back or runs dry."""
         self._periodic.wake()
 
     def tick(self) -> None:
-        """Do the duties once; an error of one of them, such as a row that cannot be read, keeps no other from it.
+        """Do every duty once. An error in one, such as an unreadable row, does not keep the others from running.
 
         Raises:
-            HelixError: Broker or database do not answer, which every duty needs; the duties before it are done.
-            Exception: The first error of another kind, when all duties were tried.
+            HelixError: Broker or database does not answer. Every duty needs them; the earlier duties are done.
+            Exception: The first error of another kind, raised after all duties were tried.
         """
         errors: list[Exception] = []
         for duty in (self._judge, self._finish_cancels, self._supply):
@@ -218,7 +218,7 @@ class Reconciler:
 
     def _reclaim(self, worker_id: str, heartbeat: datetime | None, why: str) -> int:
         def take(c: Connection) -> tuple[Reclaimed | None, int]:
-            # One transaction: its worker counts as stopped from then on, so nobody would do the second part later.
+            # One transaction: from then on the worker counts as stopped, so nobody would do the second part later.
             reclaimed = claims.reclaim(c, worker_id, datetime.now(UTC), heartbeat=heartbeat)
             return reclaimed, 0 if reclaimed is None else publishing.republish_all(c)
 
@@ -249,7 +249,7 @@ class Reconciler:
                     change,
                     lambda: not self._periodic.is_stopped and self._clock() - now < self._timing.reconcile,
                 )
-                # As nobody else is at it, the next tick goes on at once.
+                # No other process finishes this cancel, so the next tick goes on at once.
                 self._cancels[change] = CancelSeen(seen.left - count, seen.since)
                 if count:
                     logger.info("an interrupted cancel of batch %s goes on: %d jobs", change.batch_id, count)

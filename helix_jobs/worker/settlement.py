@@ -1,4 +1,4 @@
-"""Settlement: writes what was decided of a job, and waits for the commit."""
+"""Settlement: writes the decision about a job, and waits for the commit."""
 
 from __future__ import annotations
 
@@ -26,12 +26,13 @@ logger = logging.getLogger(__name__)
 class Settlement:
     """The one place where a job's end is written. Thread-safe.
 
-    Every write carries the lease of its claim: one that comes too late is fenced by the database, counted and dropped.
+    Every write carries the lease of its claim. The database fences a write that comes too late; it is counted and
+    dropped.
 
     Args:
         writer: The group commit writer.
         worker_id: This worker's row.
-        counting: Told of every outcome.
+        counting: Counts every outcome.
     """
 
     def __init__(self, writer: Writer, worker_id: str, counting: Counting) -> None:
@@ -40,7 +41,7 @@ class Settlement:
         self._counting = counting
 
     def persist(self, claim: ClaimedJob, decision: Decision) -> None:
-        """Write what was decided.
+        """Write the decision.
 
         Raises:
             HelixError: The database takes no writes. The lease stays, and is handed back or reclaimed.
@@ -56,14 +57,14 @@ class Settlement:
             case Fail(code, message):
                 written = self._writer.submit(lambda c: claims.finish_failed(c, job, code, message, now))
             case Succeed(row, run):
-                # The run's id is known by the time this runs: its own insert stands before this in the writer.
+                # The run's id is known by the time this runs: the run's insert stands before it in the writer.
                 written = self._writer.submit(
                     lambda c: claims.finish_succeeded(c, job, replace(row, run_id=run.row_id), now)
                 )
         try:
             matched = written.result()
         except (HelixError, *MACHINES_OWN):
-            raise  # nothing is wrong with the answer
+            raise  # the result itself is sound
         except Exception as error:
             if decision == (refused := refused_by_database(error)):
                 raise
@@ -78,7 +79,7 @@ class Settlement:
             self._count_fenced(claim)
 
     def count(self, decision: Decision) -> None:
-        """Count what a job was brought to, if it has ended."""
+        """Count the job's outcome, if it has ended."""
         if isinstance(decision, Succeed | Fail):
             self._counting.add_outcome(decision.code if isinstance(decision, Fail) else JobState.SUCCEEDED.value)
 

@@ -1,6 +1,6 @@
-"""Shutdown: how a worker's end goes on from each state by each event. Pure: ``WorkerEnding`` does what is said here.
+"""Shutdown: the state machine of a worker's end. Pure: ``WorkerEnding`` carries out its actions.
 
-What becomes of the jobs in hand is one step of a ladder, and no event leads down it:
+The fate of the jobs in hand is one step of a ladder, and no event leads back:
 
 | Jobs | What is done with them |
 |---|---|
@@ -9,8 +9,8 @@ What becomes of the jobs in hand is one step of a ladder, and no event leads dow
 | HANDED_BACK | each returns to the queue now, its attempt is not counted |
 | ABANDONED | nothing is written for any of them: they may be what broke the engine, so their attempts count |
 
-No event acknowledges a message. A message is acknowledged with the end or the hand-back of its job alone, when that
-is committed (``WorkerService``), so whatever is decided here, a job keeps its message or has its end.
+No event acknowledges a message. Only the committed end or hand-back of its job does (``WorkerService``). So whatever is
+decided here, a job keeps its message or has ended.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ EXIT_INTERRUPTED: Final = 130
 
 
 class Event(Enum):
-    """What happens to a worker that is to end."""
+    """An event that concerns a worker's end."""
 
     STOP = "a stop is asked for"
     INTERRUPT = "Ctrl-C"
@@ -38,7 +38,7 @@ class Event(Enum):
 
 
 class Action(Enum):
-    """What is to be done."""
+    """An action for ``WorkerEnding``."""
 
     DRAIN = "take no more jobs, and hand back after the grace time what is unfinished"
     HAND_BACK = "return every unfinished job to the queue now"
@@ -47,7 +47,7 @@ class Action(Enum):
     STOP_CONSUMING = "have Celery's consumer end"
     FIND_CAUSE = "say what an overdue stop waits for; the database may be to blame (NO_DATABASE)"
     CLOSE_WRITER = "wait no longer for writes"
-    # The process ends after so long, whatever hangs in its orderly way out.
+    # The process ends after this time, whatever hangs in the orderly shutdown.
     LIMIT_INTERRUPTED = "a few seconds, exit code 130"
     LIMIT_BROKEN = "half a minute, exit code 1"
     LIMIT_UNSUPPLIED = "the grace time and half a minute, exit code 1"
@@ -55,7 +55,7 @@ class Action(Enum):
 
 
 class Jobs(IntEnum):
-    """What becomes of the jobs in hand, see the module's table."""
+    """The fate of the jobs in hand, see the module's table."""
 
     TAKEN = auto()
     DRAINING = auto()
@@ -65,12 +65,12 @@ class Jobs(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Shutdown:
-    """How far a worker's end has come.
+    """The state of a worker's end.
 
     Attributes:
-        jobs: What becomes of the jobs in hand.
-        is_interrupted: Ctrl-C came while the worker stopped already.
-        gave_up: The worker is of no use any more, for a reason that lies outside its jobs.
+        jobs: The fate of the jobs in hand.
+        is_interrupted: Ctrl-C came while the worker was already stopping.
+        gave_up: The worker can do no more work, for a reason other than its jobs.
     """
 
     jobs: Jobs = Jobs.TAKEN
@@ -79,7 +79,7 @@ class Shutdown:
 
     @property
     def is_stopping(self) -> bool:
-        """Whether the worker is to end, for whatever reason."""
+        """Whether the worker is stopping, for any reason."""
         return self.jobs is not Jobs.TAKEN
 
     @property
@@ -89,7 +89,7 @@ class Shutdown:
 
     @property
     def exit_code(self) -> int:
-        """What the process ends with if its consumer ends now. After a failure a supervisor starts a new process."""
+        """The exit code if the consumer ends now. After a failure a supervisor starts a new process."""
         if self.is_broken or self.gave_up:
             return EXIT_FAILED
         return EXIT_INTERRUPTED if self.is_interrupted else EXIT_OK
@@ -99,7 +99,7 @@ Step = tuple[Shutdown, tuple[Action, ...]]
 
 
 def react(state: Shutdown, event: Event) -> Step:
-    """Say where an event leads and what is to be done, in this order."""
+    """Return the state after an event, and the actions to carry out, in order."""
     match event:
         case Event.INTERRUPT if state.is_stopping and not state.is_interrupted:
             interrupted = replace(state, is_interrupted=True)
@@ -126,7 +126,7 @@ def react(state: Shutdown, event: Event) -> Step:
 
 
 def _drain(state: Shutdown, *more: Action) -> Step:
-    """Begin to stop, once; have the consumer end in any case, as one that was made meanwhile has not heard of it."""
+    """Begin to stop, once; stop the consumer in any case, as a new one does not know of the earlier stop."""
     if state.is_stopping:
         return state, (*more, Action.STOP_CONSUMING)
     draining = replace(state, jobs=Jobs.DRAINING)
@@ -134,7 +134,7 @@ def _drain(state: Shutdown, *more: Action) -> Step:
 
 
 def _hand_back(state: Shutdown, *more: Action) -> Step:
-    """Hand back what is not abandoned: of an abandoned job the attempt counts, whatever else happens."""
+    """Hand back the jobs unless they are abandoned: an abandoned job's attempt counts, whatever else happens."""
     if state.is_broken:
         return state, more
     return replace(state, jobs=Jobs.HANDED_BACK), (Action.HAND_BACK, *more)
