@@ -1,8 +1,8 @@
 """Worker child: the worker behind ``submit --local``, run as a child process or on a thread of the command.
 
-The child is controlled through its pipes, which works the same on every system: it reports on its standard output, one
-JSON object a line. When its standard input ends, because its parent is done or was killed, it stops as soon as no other
-command uses it.
+Pipes control the child, which works the same on every system. It reports on its standard output, one JSON object a
+line. When its standard input ends, because its parent is done or was killed, it stops as soon as no other command uses
+it.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ Event = dict[str, Any]
 
 
 class WorkerThread:
-    """A worker on a thread of this process, for a broker that lives in its memory.
+    """A worker on a thread of this process, for a broker in the process's memory.
 
     Args:
         settings: The effective settings.
-        emit: Told of progress, readiness, errors and the end; called on the worker's thread.
+        emit: Called on the worker's thread with progress, readiness, errors and the end.
     """
 
     def __init__(self, settings: Settings, emit: Callable[[Event], None]) -> None:
@@ -46,12 +46,12 @@ class WorkerThread:
         self._thread.start()
 
     def leave(self, *, now: bool) -> None:
-        """Ask it to stop; nobody else uses a worker of this process."""
+        """Ask the worker to stop; no other command uses it."""
         for _ in range(2 if now else 1):
             self._requests.request_stop(interrupt=True)
 
     def wait_stopped(self) -> None:
-        """Wait until it has stopped."""
+        """Wait until the worker has stopped."""
         self._thread.join()
 
     def _run(self, settings: Settings, emit: Callable[[Event], None]) -> None:
@@ -68,8 +68,8 @@ def main() -> int:
     requests = StopRequests()
     home = settings.make_home()
     users = LocalUsers(home)
-    # It does not block: a worker of another database holds the lock until the last command under this home leaves, and
-    # the parent of this child is one of them.
+    # Not blocking: another database's worker holds the lock until the last command under this home leaves, and this
+    # child's parent is one of those commands.
     if not users.worker.acquire():
         error = HomeInUseError(f"another local worker already runs under {home}; end the commands that use it")
         _report(_as_event(error))
@@ -85,12 +85,12 @@ def _watch_parent(users: LocalUsers, requests: StopRequests) -> None:
     times = 1
     for line in sys.stdin:
         if line.strip() == "now":
-            times = 2  # the second interrupt ends it at once
+            times = 2  # the second interrupt ends the worker at once
     users.close_behind_the_last()
     for _ in range(times):
         requests.request_stop(interrupt=True)
     if not requests.armed:
-        # Nobody reads the requests while the models load.
+        # No thread reads the requests while the models load.
         _thread.interrupt_main()
 
 
@@ -98,7 +98,7 @@ def _run_reporting(
     settings: Settings, requests: StopRequests, emit: Callable[[Event], None], *, handle_signals: bool
 ) -> int:
     """Run a worker; report progress, readiness and errors as events."""
-    # Late: a command that starts a child process needs nothing of what a worker consists of.
+    # Imported late: a command that only starts a child process needs no part of a worker.
     from helix_jobs.worker.process import run_worker
 
     try:
@@ -114,7 +114,7 @@ def _run_reporting(
         return error.exit_code
     except Exception as error:
         logger.exception("the worker failed")
-        # Only its kind: an error of a library may quote anything.
+        # Only the error's kind: a library's message may quote anything.
         emit({"event": "error", "kind": "HelixError", "message": f"the worker failed: {type(error).__name__}"})
         return 1
 
@@ -124,12 +124,12 @@ def _as_event(error: HelixError) -> Event:
 
 
 def _report(event: Event) -> None:
-    """Tell the parent, as one line."""
+    """Send an event to the parent, as one line."""
     try:
         sys.stdout.write(f"{json.dumps(event)}\n")
         sys.stdout.flush()
     except OSError:
-        # The parent has gone; another command may still use this worker. What is in the buffer must go somewhere.
+        # The parent has gone, but another command may still use this worker. The buffered output must go somewhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

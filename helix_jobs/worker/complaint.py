@@ -1,4 +1,4 @@
-"""Complaint: what is said of a trouble that lasts. Once, and again when it becomes another."""
+"""Complaint: logs a lasting problem once, and again when the problem changes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ if TYPE_CHECKING:
 
 
 class Complaint:
-    """The log's line about something that is tried again and again. It is one thread's, or may be said twice.
+    """Logs why something that is tried repeatedly fails. For one thread: two might log the same problem twice.
 
     Args:
-        logger: Where it is said.
+        logger: The log.
     """
 
     def __init__(self, logger: Logger) -> None:
@@ -21,18 +21,18 @@ class Complaint:
         self._said: str | None = None
 
     def say(self, what: str, error: BaseException | None = None) -> None:
-        """Say what is wrong, unless that was the last thing said.
+        """Log what is wrong, unless it was the last thing logged.
 
         Args:
-            what: In words.
-            error: With its traceback, for what nobody expected.
+            what: The problem in words.
+            error: An unexpected error, logged with its traceback.
         """
         level = logging.DEBUG if what == self._said else logging.WARNING if error is None else logging.ERROR
         self._said = what
         self._logger.log(level, what, exc_info=error if level != logging.DEBUG else None)
 
     def end(self, what: str = "") -> None:
-        """It is over: the next trouble is news. Say so, if there was one and there are words for it."""
+        """Note that the problem is over: the next one is logged again. Log ``what`` if there was a problem."""
         if self._said is not None and what:
             self._logger.info("%s", what)
         self._said = None

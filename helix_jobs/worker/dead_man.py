@@ -1,17 +1,16 @@
-"""DeadMansSwitch: the end of waits that have none.
+"""DeadMansSwitch: ends waits that would never end.
 
-Every part of a worker that waits for something has a time limit of its own: statements, answers of the broker, engine
-steps. This is for the wait that nobody thought of. Each loop of the worker notes when it comes round (``Rounds``). When
-one has not for a minute, the sockets of calls to the database that are out for so long are closed, which ends the wait
-with an error and is tried again. When it has not for two, the process ends with exit code 1, for its supervisor to
-start a new one; what it held is reclaimed.
+Every wait in a worker has a time limit: statements, answers of the broker, engine steps. This switch is for the wait
+that nobody thought of. Each loop of the worker notes when it comes round (``Rounds``). If a loop has not come round for
+a minute, the switch closes the sockets of database calls that have been out for so long: the call ends with an error
+and is tried again. After two minutes the process ends with exit code 1, for its supervisor to start a new one; its jobs
+are reclaimed.
 
-The thread that does this touches memory only. It reads no file, asks no service, takes no lock that a waiting thread
-may hold, and does not even log by itself. Long honest work is no silence: the models are loaded before it starts, an
-engine step has a longer limit, and time in which this thread did not run either (the machine suspended, the process
-stopped, the processor taken away) is not counted. A round that asks database or broker for many answers is none
-either, however slow each of them is: each counts as a round (``rounds.come_round``), and each has a limit far below
-this one.
+The switch's thread touches memory only. It reads no file, asks no service, takes no lock that a waiting thread may
+hold, and does not log by itself. Long honest work does not count as silence: the models are loaded before the switch
+starts, an engine step has a longer limit, and time in which this thread did not run either (the machine suspended, the
+process stopped, the processor taken away) is not counted. A round may ask database or broker for many slow answers:
+each answer counts as a round (``rounds.come_round``), and each has a limit far below this one.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LOOK_SECONDS: Final = 1.0
-# How long a last word may take to get into the log.
+# How long the last message may take to reach the log.
 SAY_SECONDS: Final = 2.0
 _FRAMES: Final = 6
 
@@ -51,12 +50,12 @@ class Silence:
 
 
 def observe(previous: Mapping[str, Silence], counts: Mapping[str, int], elapsed: float) -> dict[str, Silence]:
-    """Add one look at the loops.
+    """Add one sample of the loops' rounds.
 
     Args:
-        previous: What was known.
+        previous: The silences so far.
         counts: Loop -> rounds now; a loop that has ended is not in it.
-        elapsed: Seconds since the previous look that count as watched.
+        elapsed: Watched seconds since the previous sample.
     """
     return {
         name: replace(previous[name], seconds=previous[name].seconds + elapsed)
@@ -68,21 +67,21 @@ def observe(previous: Mapping[str, Silence], counts: Mapping[str, int], elapsed:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """How long a loop may be silent, and what is called then with the reason: once, and it must not wait."""
+    """How long a loop may be silent, and the function called then with the reason: once, and it must not wait."""
 
     seconds: float
     act: Callable[[str], None]
 
 
 class DeadMansSwitch:
-    """Looks at the loops every second, on a thread that waits for nothing else.
+    """Checks the loops every second, on a thread that waits for nothing else.
 
     Args:
-        rounds: Of the loops.
-        calls: The calls that can be closed.
-        close: Seconds after which they are.
-        limit: Of every loop.
-        limits: Of loops that have another one.
+        rounds: The loops' rounds.
+        calls: Calls to the database, which the switch can close.
+        close: Seconds after which it closes them.
+        limit: The limit of every loop.
+        limits: Loop -> its limit, for loops with another one.
         clock: Monotonic seconds.
     """
 
@@ -119,14 +118,14 @@ class DeadMansSwitch:
             self._thread.join()
 
     def look(self) -> None:
-        """Look once and act on it."""
+        """Check the loops once and act on it."""
         if self._stop.is_set():
             return
         now = self._clock()
         gap = 0.0 if self._looked_at is None else now - self._looked_at
         self._looked_at = now
         elapsed = min(gap, 2 * LOOK_SECONDS)
-        # Calls are timed by the clock alone: after a gap, give them the time to be answered that they had before it.
+        # Calls are timed by the clock alone, so after a gap they get the full time again to be answered.
         self._watched = 0.0 if elapsed < gap else self._watched + elapsed
         self._silences = observe(self._silences, self._rounds.counts(), elapsed)
         if self._watched >= self._close:
@@ -149,7 +148,7 @@ class DeadMansSwitch:
 
 
 def say(message: str) -> None:
-    """Log it, on a thread of its own: whoever holds the log's lock may be what hangs."""
+    """Log a message on a thread of its own: the thread that holds the log's lock may be the one that hangs."""
     speaker = threading.Thread(target=logger.critical, args=(message,), name="helix-last-word", daemon=True)
     with suppress(RuntimeError):  # no more threads
         speaker.start()
@@ -157,13 +156,13 @@ def say(message: str) -> None:
 
 
 def where_threads_stand() -> str:
-    """Each thread with the innermost lines it is in, without any value."""
+    """Each thread and its innermost lines, without any values."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     frames = sys._current_frames()  # noqa: SLF001  (Python's documented name)
     return "\n".join(f"{names.get(ident, ident)}: {_stack(frame)}" for ident, frame in frames.items())
 
 
 def _stack(frame: FrameType) -> str:
-    # Without the source's text, which would have to be read from files.
+    # Without source text, which would have to be read from files.
     lines = islice(traceback.walk_stack(frame), _FRAMES)
     return " < ".join(f"{f.f_code.co_name} ({Path(f.f_code.co_filename).name}:{line})" for f, line in lines)

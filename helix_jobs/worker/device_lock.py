@@ -1,4 +1,4 @@
-"""DeviceLock: one worker a device."""
+"""DeviceLock: one worker on each device."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ logger = logging.getLogger(__name__)
 class DeviceLock:
     """Keeps a second worker of this user off a device of this host.
 
-    Two workers on one device would each size their caches from the same free memory. The locks lie where every process
-    of this user looks (see ``private_directory``), not under HELIX_HOME: two homes share one device all the same.
-    A worker that shares holds a file of its own instead, so that it is seen when the first one has left.
+    Two workers on one device would each size their caches from the same free memory. The lock files lie in a directory
+    that all processes of this user share (see ``private_directory``), not under HELIX_HOME: two homes may use one
+    device. A worker that shares the device holds a file of its own instead, so that others see it after the first
+    worker has left.
 
-    Trade-off: a file can be removed while it is locked, by whoever sweeps old ones, so it must be looked after
-    (``keep``); an abstract socket could not, but exists on Linux alone, and any user can take its name first.
+    Trade-off: a cleaner of old files can remove a locked file, so the lock must be refreshed (``keep``). An abstract
+    socket could not be removed, but exists only on Linux, and any user can take its name first.
 
     Args:
-        device: The device's name as torch says it, or ``fake``.
-        directory: Where the lock files lie instead; made if it is not there. Containers that share a device share one.
+        device: The device's name in torch, or ``fake``.
+        directory: Another directory for the lock files; made if absent. Containers that share a device share it.
     """
 
     def __init__(self, device: str, directory: Path | None = None) -> None:
@@ -64,7 +65,7 @@ class DeviceLock:
             )
 
     def release(self) -> None:
-        """Let go; harmless if not held."""
+        """Release the device; harmless if not held."""
         if self._lock is not None:
             self._lock.release()
         if self._sharing is not None:
@@ -72,7 +73,7 @@ class DeviceLock:
             self._sharing.path.unlink(missing_ok=True)
 
     def keep(self) -> bool:
-        """Look after the lock's file, every now and then; one that is gone is made and locked again.
+        """Refresh the lock's file, now and then; a removed file is made and locked again.
 
         Returns:
             Whether the device is still held. False: another worker has taken it while the file was gone.
@@ -81,7 +82,7 @@ class DeviceLock:
         if lock is None or not lock.held:
             return False
         if lock.is_in_place:
-            # Whatever removes old files goes by their times.
+            # Cleaners of old files go by the files' times.
             os.utime(lock.path)
             return True
         self._make_directory()
@@ -112,7 +113,7 @@ class DeviceLock:
             raise ConfigurationError(f"HELIX_LOCK_DIR {self._directory} cannot be made ({error.strerror})") from error
 
     def _is_shared(self, path: Path) -> bool:
-        """Whether another living worker shares the device; what killed ones have left is removed."""
+        """Whether another living worker shares the device; files of killed workers are removed."""
         shared = False
         for left in path.parent.glob(f"{path.stem}.shared-*.lock"):
             if self._sharing is not None and left == self._sharing.path:

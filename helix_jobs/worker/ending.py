@@ -1,6 +1,6 @@
-"""WorkerEnding: carries out how a worker ends. What follows from which event is said by ``shutdown.react``.
+"""WorkerEnding: carries out a worker's end. ``shutdown.react`` decides which actions follow an event.
 
-Nothing here waits without an end: each way out sets a time after which the process ends, whatever hangs.
+No wait here is endless: each way out sets a time after which the process ends, whatever hangs.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ logger = logging.getLogger(__name__)
 INTERRUPT_SECONDS: Final = 8.0
 HARD_EXIT_SECONDS: Final = 30.0
 WRITER_SECONDS: Final = 10.0
-# After the grace time: how long jobs may take to write down their hand-back before the writer gives up.
+# After the grace time: how long jobs may take to write their hand-back before the writer gives up.
 HAND_BACK_SECONDS: Final = 5.0
 
 
 class WorkerEnding:
-    """One worker's end.
+    """Carries out one worker's end.
 
-    Events come from any thread. The thread that calls ``supervise`` does what follows from them, in their order; only
-    the timer of the deadline does its own part, as it may wait for the database.
+    Events come from any thread. The thread that calls ``supervise`` carries out their actions, in order. Only the
+    deadline's timer acts on its own thread, as it may wait for the database.
 
     Args:
-        requests: What is asked of the worker, by signals and others.
+        requests: Stop requests, from signals and other callers.
         grace: Seconds that running jobs have to finish.
-        may_exit: Whether the process is the worker's own.
+        may_exit: Whether the process is the worker's own and may be ended.
 
     Attributes:
-        hard_exit: The way out that waits for nobody.
+        hard_exit: Ends the process without waiting.
     """
 
     def __init__(self, requests: StopRequests, grace: float, *, may_exit: bool) -> None:
@@ -53,7 +53,7 @@ class WorkerEnding:
         self._orders = requests.orders
         self._grace = grace
         self._state = Shutdown()
-        # Held for the reaction alone, and never by a signal handler.
+        # Held only while reacting, and never by a signal handler.
         self._lock = threading.Lock()
         self._deadline: threading.Timer | None = None
         self._stop_consuming: Callable[[], None]
@@ -61,16 +61,16 @@ class WorkerEnding:
         self._writer: GroupCommitWriter
 
     def bind(self, service: WorkerService, writer: GroupCommitWriter) -> None:
-        """Say whose jobs are to be handed back, through which writer. Both tell this object when they break."""
+        """Set the service whose jobs are handed back, and its writer. Both report to this object when they break."""
         self._service, self._writer = service, writer
 
     @property
     def state(self) -> Shutdown:
-        """How far it has come."""
+        """The state of the end."""
         return self._state
 
     def supervise(self, stop_consuming: Callable[[], None]) -> None:
-        """See to every order until the consumer has ended; on a thread of its own."""
+        """Carry out every order until the consumer has ended; runs on a thread of its own."""
         self._stop_consuming = stop_consuming
         while (order := self._orders.get()) is not None:
             if isinstance(order, Event):
@@ -79,13 +79,13 @@ class WorkerEnding:
                 self._perform(order)
 
     def consumer_ended(self) -> None:
-        """The consumer is done; what is to be written was written, or never will be."""
+        """The consumer is done; every pending write was committed, or never will be."""
         if self._deadline is not None:
             self._deadline.cancel()
         self._orders.put(None)
 
     def stop(self) -> None:
-        """Somebody wishes it, by whatever way; finish what finishes within the grace time. May be called again."""
+        """Stop on request: finish the jobs that end within the grace time. May be called again."""
         self._requests.request_stop()
 
     def break_down(self, error: BaseException) -> None:
@@ -94,34 +94,34 @@ class WorkerEnding:
         self._fail(event, error)
 
     def leave_for_supervisor(self, why: str) -> None:
-        """No job comes or runs any more; finish what runs and end with a failure, for a supervisor to start another."""
+        """No job arrives or runs any more: fail once the rest is finished, for a supervisor to start anew."""
         self._fail(Event.UNSUPPLIED, why)
 
     def engine_hangs(self, why: str) -> None:
-        """Called by the dead man's switch, which must not wait for the log."""
+        """The engine hangs. Called by the dead man's switch, which must not wait for the log."""
         error = HelixError(f"{why}: an engine step takes too long, the device hangs")
         threading.Thread(target=self.break_down, args=(error,), name="helix-break", daemon=True).start()
 
     def at_once(self, why: str) -> None:
-        """Called by the dead man's switch: some part hangs for good, so nothing can be ended in order."""
+        """Some part hangs for good, so no orderly end is possible. Called by the dead man's switch."""
         self.hard_exit.now(why, EXIT_FAILED)
         self._orders.put(Event.BROKEN)
 
     def overdue(self) -> None:
-        """The stop lasts longer than grace time and hand-back. For the timer that waits for this."""
+        """The stop lasts longer than grace time and hand-back. Called by the deadline's timer."""
         self._see_to(Event.OVERDUE)
 
     def _fail(self, event: Event, why: BaseException | str) -> None:
-        """React to a failure, and say so if it is news: each job that met the same limit tells of it."""
+        """React to a failure, and log it only if it is new: each job that met the same limit reports it."""
         before, after, actions = self._react(event)
         if (before.is_broken, before.gave_up) != (after.is_broken, after.gave_up):
-            # What Helix raises says it all; of anything else the place matters.
+            # Helix's own errors need no traceback; others do.
             trace = None if isinstance(why, HelixError | str) else why
             logger.critical("this worker cannot go on and stops: %s", why, exc_info=trace)
         self._orders.put(actions)
 
     def _react(self, event: Event) -> tuple[Shutdown, Shutdown, tuple[Action, ...]]:
-        """Move on; return the state before, the state after and what is to be done."""
+        """Apply an event; return the state before, the state after and the actions."""
         with self._lock:
             before = self._state
             self._state, actions = react(before, event)
@@ -172,7 +172,7 @@ class WorkerEnding:
                 return HARD_EXIT_SECONDS, EXIT_FAILED
 
     def _find_cause(self) -> None:
-        """Stop without the database if that is what does not answer; whatever else is waited for may still come."""
+        """Stop without the database if it does not answer; any other wait may still end."""
         why = self._writer.trouble or explain_missing_descriptor() or self._try_database()
         if why:
             logger.error("stopping without the database; the next worker takes over what is leased: %s", why)
@@ -183,7 +183,7 @@ class WorkerEnding:
             logger.warning("no job is left, and the stop still waits for Celery's consumer to end")
 
     def _try_database(self) -> str:
-        """Why the database takes no writes: it may hang without a word; empty where it takes one."""
+        """Why the database takes no writes, found by a test write, as it may hang silently; empty if it takes one."""
         try:
             written = self._writer.submit(lambda _: None)
         except HelixError:

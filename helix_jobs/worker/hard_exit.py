@@ -1,4 +1,4 @@
-"""HardExit: the way out that waits for nobody. What is lost by it is reclaimed later."""
+"""HardExit: ends the process without waiting. The jobs it loses are reclaimed later."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 
 
 class HardExit:
-    """Ends the process without its orderly way out.
+    """Ends the process without an orderly shutdown.
 
     Args:
-        is_allowed: False where the process is not the worker's own; then nothing happens.
+        is_allowed: False if the process is not the worker's own; then nothing happens.
     """
 
     def __init__(self, *, is_allowed: bool) -> None:
         self._is_allowed = is_allowed
 
     def after(self, seconds: float, code: int) -> None:
-        """Make sure the process ends, whatever hangs in the orderly way out."""
+        """End the process after so many seconds, whatever hangs in the orderly shutdown."""
         if self._is_allowed:
             timer = threading.Timer(seconds, os._exit, (code,))
             timer.daemon = True
@@ -36,17 +36,17 @@ class HardExit:
         timer = threading.Timer(seconds, os._exit, (code,))
         timer.daemon = True
         if self._is_allowed:
-            with suppress(RuntimeError):  # no thread is left: what would be cut off is not
+            with suppress(RuntimeError):  # no thread is left for the timer: the block gets no limit
                 timer.start()
         try:
             yield
         finally:
             timer.cancel()
             if timer.is_alive():
-                timer.join()  # one that wakes while the interpreter ends aborts it, where no descriptor is left
+                timer.join()  # a timer that wakes while the interpreter ends aborts it if no descriptor is left
 
     def now(self, why: str, code: int) -> None:
-        """Say why, and where every thread stands, and end."""
+        """Log the reason and where every thread stands, and end the process."""
         say(f"this worker cannot go on and ends: {why}. Where its threads stand:\n{where_threads_stand()}")
         if self._is_allowed:
             os._exit(code)

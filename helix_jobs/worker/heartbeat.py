@@ -1,4 +1,4 @@
-"""Heartbeat: says that this worker lives, and notices what it has lost. Independent of the engine's loop."""
+"""Heartbeat: shows that this worker lives, and notices lost leases. Independent of the engine's loop."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 def worker_row(worker_id: str, hostname: str, info: EngineInfo) -> NewWorker:
-    """The row of the worker that this process is."""
+    """The row of this process's worker."""
     identity = this_process()
     return NewWorker(
         id=worker_id,
@@ -48,7 +48,7 @@ def worker_row(worker_id: str, hostname: str, info: EngineInfo) -> NewWorker:
 
 @dataclass(frozen=True, slots=True)
 class LeaseCheck:
-    """What is wrong between the jobs that run here and the leases the database knows."""
+    """How the jobs that run here differ from the leases in the database."""
 
     lost: tuple[tuple[int, int], ...]
     orphaned: tuple[tuple[int, int], ...]
@@ -57,10 +57,9 @@ class LeaseCheck:
 def compare_leases(
     before: Mapping[int, int | None], held: Mapping[int, int], after: Mapping[int, int | None]
 ) -> LeaseCheck:
-    """Compare what ran here before and after the database was asked with what it answered.
+    """Compare the jobs that ran here, before and after the database was asked, with the database's answer.
 
-    A job that was only just claimed is missing in ``before``, one that has just finished is missing in ``after``;
-    neither is news.
+    A job just claimed is missing in ``before``, one just finished is missing in ``after``; neither is a difference.
 
     Args:
         before: Job id -> lease here (None: claim under way), read before the database.
@@ -73,18 +72,19 @@ def compare_leases(
 
 
 class Heartbeat:
-    """Beats, and compares leases more often than that.
+    """Writes the heartbeat, and compares leases more often than that.
 
     Args:
-        database: Written to directly: a writer that is stuck must not make this worker look dead.
+        database: Written to directly: a stuck writer must not make this worker look dead.
         worker: This worker's row, entered by ``start``.
         service: Whose leases are compared.
-        installation: The id that the database had when this worker connected, and its queue is named after; None for
-            what the first look finds.
-        on_replaced: Called when the database is no longer the one this worker began with. Nothing it did could count.
-        timing: How often.
-        rounds: Where the thread notes that it comes round.
-        stranded: What could not be given back to the broker.
+        installation: The database's id when this worker connected; the queue is named after it. None: the id that the
+            first heartbeat finds.
+        on_replaced: Called when another database has taken the place of the one this worker began with, so that none of
+            its work could count.
+        timing: The spans of time.
+        rounds: Counts the thread's rounds for the dead man's switch.
+        stranded: Jobs whose messages could not be given back to the broker.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Heartbeat:
         self._unknown: frozenset[tuple[int, int]] = frozenset()
 
     def start(self) -> None:
-        """Enter the worker's row and begin to beat.
+        """Enter the worker's row and start the heartbeats.
 
         Raises:
             DatabaseUnreachableError: The row could not be written.
@@ -122,10 +122,10 @@ class Heartbeat:
         self._periodic.start()
 
     def stop(self) -> None:
-        """End the thread and note an orderly end; quiet if the database is away."""
+        """End the thread and record an orderly end; no error if the database is away."""
         self._periodic.stop(None)
         try:
-            # In one transaction: of a worker that has stopped nobody takes the marks off.
+            # In one transaction: nobody removes the published marks of a worker that has stopped.
             send_again(
                 self._stranded, self._database, lambda c: workers.stop_worker(c, self._worker.id, datetime.now(UTC))
             )
@@ -133,7 +133,7 @@ class Heartbeat:
             logger.warning("the worker's end could not be recorded: %s", error)
 
     def check_leases(self) -> None:
-        """Drop what was lost and hand back what is unknown here twice in a row."""
+        """Drop jobs whose lease is lost, and hand back leases that are unknown here twice in a row."""
         before = self._service.leases()
         with self._database.read() as c:
             held = claims.held_leases(c, self._worker.id)
@@ -145,7 +145,7 @@ class Heartbeat:
         self._unknown = frozenset(check.orphaned) - self._unknown
 
     def beat(self) -> None:
-        """Write the heartbeat; come back under the same name if others had given this worker up.
+        """Write the heartbeat; register anew under the same name if other workers had given this one up.
 
         Raises:
             DatabaseReplacedError: The server has another database under this name, or SQLite's file has one in it.

@@ -1,4 +1,4 @@
-"""What a worker does about a broker that it may share with others, when it begins and when it ends."""
+"""A worker's start and end with a broker that others may share."""
 
 from __future__ import annotations
 
@@ -18,15 +18,17 @@ logger = logging.getLogger(__name__)
 
 
 def clear_stranded(database: Database, publisher: CeleryPublisher, worker_id: str) -> None:
-    """Start from the database alone if nobody else uses the broker: killed workers leave messages stranded.
+    """Empty the broker and have every message sent again, if no other worker lives.
+
+    Killed workers leave messages stranded there.
 
     Args:
-        database: Says who lives; every message is to be sent again.
+        database: Says which workers live and which jobs wait.
         publisher: To the broker.
         worker_id: This worker, which has not begun.
 
     Raises:
-        UnreachableError: Database or broker do not answer.
+        UnreachableError: Database or broker does not answer.
     """
     with database.read() as c:
         others = [worker for worker in workers.live_workers(c) if worker.id != worker_id]
@@ -36,10 +38,10 @@ def clear_stranded(database: Database, publisher: CeleryPublisher, worker_id: st
 
 
 def revive_broker(database: Database, embedded: EmbeddedBroker) -> bool:
-    """Start the embedded broker again if it went away, and have every message sent again: nobody else would.
+    """Restart the embedded broker if it is gone, and have every message sent again.
 
     Returns:
-        Whether it had gone.
+        Whether it was gone.
 
     Raises:
         HelixError: It cannot be started, or the database does not answer.
@@ -52,7 +54,7 @@ def revive_broker(database: Database, embedded: EmbeddedBroker) -> bool:
 
 
 def leave_broker(embedded: EmbeddedBroker) -> None:
-    """Use the embedded broker no longer; the last of its users takes it down."""
+    """Stop using the embedded broker; the last user takes it down."""
     try:
         embedded.stop()
     except (HelixError, OSError, SubprocessError) as error:  # no descriptors, or a keeper that takes its time

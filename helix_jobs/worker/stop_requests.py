@@ -1,4 +1,4 @@
-"""StopRequests: how a worker is asked to stop, by signals or by whoever holds its StopRequests."""
+"""StopRequests: how a worker is asked to stop, by signals or by other threads."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Order = Event | tuple[Action, ...] | None
 class StopRequests:
     """Collects stop requests from signal handlers and other threads.
 
-    A signal handler interrupts the main thread wherever it is, lock in hand or not, so all it may do is ``put`` on a
+    A signal handler interrupts the main thread anywhere, even while that holds a lock, so all it may do is ``put`` on a
     SimpleQueue, which is reentrant.
 
     Attributes:
-        orders: What the worker's ending has to see to, in order: an event to react to, or what a reaction asks for;
-            None ends the reading.
-        armed: The worker reads the orders. Before that (models are loading) a signal interrupts it.
+        orders: The worker's ending carries these out, in order: an event to react to, or an action that a reaction asks
+            for; None ends the reading.
+        armed: Whether the worker reads the orders. Before that (models are loading) a signal interrupts it.
     """
 
     def __init__(self) -> None:
@@ -31,16 +31,16 @@ class StopRequests:
         self.armed = False
 
     def request_stop(self, *, interrupt: bool = False) -> None:
-        """Ask the worker to stop: to finish what finishes within the grace time.
+        """Ask the worker to stop and to finish the jobs that end within the grace time.
 
         Args:
-            interrupt: Like Ctrl-C: a worker that stops already hands everything back at once.
+            interrupt: Like Ctrl-C: a worker that is already stopping hands all jobs back at once.
         """
         self.orders.put(Event.INTERRUPT if interrupt else Event.STOP)
 
 
 def install_signals(requests: StopRequests, stack: ExitStack) -> None:
-    """Turn SIGINT, SIGTERM and a closed terminal into stop requests; before they are read, into KeyboardInterrupt."""
+    """Turn SIGINT, SIGTERM and a closed terminal into stop requests, or into KeyboardInterrupt until those are read."""
 
     def handle(number: int, _frame: object) -> None:
         if not requests.armed:

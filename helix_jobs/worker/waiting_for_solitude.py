@@ -1,4 +1,4 @@
-"""PostponedJobs: jobs that a worker leaves in the queue for a while, and when their messages are to be sent again."""
+"""PostponedJobs: jobs that a worker leaves in the queue for a while, and when to send their messages again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ if TYPE_CHECKING:
 
 
 class PostponedJobs:
-    """Remembers them in memory: of a worker that dies, the reconciler sends every message again. Thread-safe.
+    """Remembers postponed jobs, in memory only. Thread-safe.
+
+    If the worker dies, the reconciler sends all its messages again.
 
     Args:
         clock: Monotonic seconds.
@@ -24,12 +26,12 @@ class PostponedJobs:
 
     @property
     def ids(self) -> frozenset[int]:
-        """Those whose time has not been taken note of yet."""
+        """Postponed jobs that ``take_due`` has not returned yet."""
         with self._lock:
             return frozenset(self._until)
 
     def put_off(self, job_id: int, seconds: float) -> bool:
-        """Leave a job for so long. False: it was left before, and its time has not come."""
+        """Postpone a job by so many seconds. False: it is postponed already, and its time has not come."""
         with self._lock:
             is_news = job_id not in self._until
             self._until[job_id] = self._clock() + seconds

@@ -1,21 +1,20 @@
-"""Watchdog: notices that jobs wait, slots are idle and nothing is delivered, and says what is to be done about it.
+"""Watchdog: notices that jobs wait and slots are idle while nothing is delivered, and decides what to do.
 
-A broker connection can be dead without knowing it, and a consumer can stop asking for messages. Neither raises an
-error, so only the missing deliveries tell. A worker in a *stall* (see ``Sample.is_stall``) for a whole window takes its
-consumer's connection down. Celery then connects anew, while running jobs go on. If another window brings nothing
-either, the process cannot be repaired from inside; it ends, and its supervisor starts a new one.
+A broker connection can be dead without an error, and a consumer can stop asking for messages. Only the missing
+deliveries show either. A worker in a *stall* (see ``Sample.is_stall``) for a whole window closes its consumer's
+connection. Celery then connects anew, while running jobs go on. If another window brings nothing either, the process
+cannot be repaired from inside; it ends, and its supervisor starts a new one.
 
-Whether jobs wait is read from the database, as it is the truth. A healthy worker is never in a stall for a window: the
-reconciler publishes messages again after half a window if they were lost, or if another worker has prefetched them and
-cannot begin. A broker that is away makes no stall either: Celery reconnects to it for as long as it takes, and a new
-process could do no better.
+The database, which is the truth, says whether jobs wait. A healthy worker is never in a stall for a window: after half
+a window the reconciler publishes messages again that were lost, or that another worker has prefetched and cannot begin.
+An absent broker makes no stall either: Celery goes on reconnecting to it, and a new process could do no better.
 
-A process that may open no more descriptors cannot tell that from a broker that is away, and can connect nothing anew.
-One window is then enough, and the end names the limit. The same holds where no slot is idle, but every job in the slots
-waits for a descriptor, to be claimed or written down, and the engine has nothing to do.
+A process that may open no more descriptors cannot tell this from an absent broker, and cannot reconnect. One window is
+then enough, and the message names the limit. The same holds if no slot is idle, but every job in the slots waits for a
+descriptor, to be claimed or written, and the engine has nothing to do.
 
-Trade-off: a thread and a broker connection of its own, for one sample every few seconds; on the heartbeat's thread, a
-broker that does not answer would make the worker look dead.
+Trade-off: one sample every few seconds costs a thread and a broker connection. On the heartbeat's thread, a silent
+broker would make the worker look dead.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 
 class Action(Enum):
-    """What a sample leads to."""
+    """The action that a sample leads to."""
 
     NONE = "none"
     RECONNECT = "reconnect"
@@ -59,10 +58,10 @@ class Sample:
     Attributes:
         deliveries: Messages of any kind that were delivered to this worker since its start.
         idle_slots: Batch slots without a job; 0 also while the worker stops.
-        stuck: Jobs in slots of which the engine computes none.
-        backlog: Jobs that wait in the database, without those that this worker itself keeps waiting; None when it
-            cannot be asked for want of descriptors.
-        messages: Ids that wait in the broker; None when it does not answer, or was not asked.
+        stuck: Jobs in slots while the engine computes none of them; otherwise 0.
+        backlog: Jobs that wait in the database, without those that this worker itself keeps waiting; None when no
+            descriptor is left to ask the database with.
+        messages: Ids that wait in the broker; None when the broker does not answer, or was not asked.
         shortage: Why this process can open no descriptor; empty when it can.
     """
 
@@ -75,7 +74,7 @@ class Sample:
 
     @property
     def is_stall(self) -> bool:
-        """Whether something should be delivered any moment, or what was delivered cannot go on."""
+        """Whether a delivery is due at any moment, or delivered jobs cannot go on."""
         if self.shortage and self.stuck:
             return True
         return self.idle_slots > 0 and self.backlog != 0 and (self.messages is not None or bool(self.shortage))
@@ -86,9 +85,9 @@ class Stall:
     """A stall so far.
 
     Attributes:
-        deliveries: Those before it.
-        seconds: For how long it has been watched since it began, or since the reconnection.
-        reconnected: Whether the consumer's connection was taken down in it.
+        deliveries: Deliveries before the stall.
+        seconds: How long the stall has been watched since it began, or since the reconnection.
+        reconnected: Whether the consumer's connection was already closed because of it.
     """
 
     deliveries: int
@@ -97,12 +96,12 @@ class Stall:
 
 
 def judge(previous: Stall | None, sample: Sample, *, elapsed: float, window: float) -> tuple[Stall | None, Action]:
-    """Add one sample to what was known and say what is to be done.
+    """Add one sample to the stall so far and decide what to do.
 
     Args:
         previous: The stall so far; None when there was none.
         sample: The supply now.
-        elapsed: Seconds since the previous sample that were watched, without time in which this process stood still.
+        elapsed: Watched seconds since the previous sample, without time in which this process was suspended.
         window: Seconds without a delivery that a stall may last before something is done.
     """
     if not sample.is_stall:
@@ -132,7 +131,7 @@ class SupplyState(Protocol):
 
     @property
     def counters(self) -> WorkerCounters:
-        """Among them the deliveries since the start."""
+        """The counts since the start, deliveries among them."""
 
     @property
     def idle_slots(self) -> int:
@@ -140,26 +139,26 @@ class SupplyState(Protocol):
 
     @property
     def stuck(self) -> int:
-        """Jobs here, if the engine has none of them to compute; 0 while the worker stops."""
+        """Jobs here while the engine computes none of them; otherwise 0, and while the worker stops."""
 
     @property
     def kept_waiting(self) -> int:
-        """Jobs that wait in this worker; no message of theirs is missing here."""
+        """Jobs that this worker keeps waiting; their messages have been delivered."""
 
 
 class Watchdog:
-    """Looks every few seconds, on a thread of its own, and acts.
+    """Takes a sample every few seconds, on a thread of its own, and acts on it.
 
     Args:
         database: Says how many jobs wait.
         broker: Says whether it answers.
         service: Says what was delivered and how many slots are idle.
-        reconnect: Takes the consumer's connection down so that it connects anew; returns at once.
-        give_up: Ends the worker; told why. Called once.
+        reconnect: Closes the consumer's connection so that it connects anew; returns at once.
+        give_up: Ends the worker. Called once, with the reason.
         window: Seconds a stall may last before something is done.
         interval: Seconds between samples.
         clock: Monotonic seconds.
-        rounds: Where the thread notes that it comes round.
+        rounds: Counts the thread's rounds for the dead man's switch.
     """
 
     def __init__(
@@ -191,11 +190,11 @@ class Watchdog:
         self._periodic.start()
 
     def stop(self, timeout: float = 1.0) -> bool:
-        """Ask the thread to end; returns whether it has, as it may still wait for a broker that does not answer."""
+        """Ask the thread to end; returns whether it has ended, as it may still wait for a silent broker."""
         return self._periodic.stop(timeout)
 
     def check(self) -> Action:
-        """Look once and act on it.
+        """Take one sample and act on it.
 
         Raises:
             HelixError: The database does not answer.
@@ -215,7 +214,7 @@ class Watchdog:
         return action
 
     def _sample(self) -> Sample:
-        """Ask for little while all is well: the database only about idle slots, the broker only about a backlog."""
+        """Take a sample cheaply: ask the database only if slots are idle, and the broker only if there is a backlog."""
         service = self._service
         sample = Sample(deliveries=service.counters.deliveries, idle_slots=service.idle_slots, stuck=service.stuck)
         if sample.idle_slots == 0 and not sample.stuck:
@@ -241,7 +240,7 @@ class Watchdog:
     def _backlog(self) -> int:
         with self._database.read() as c:
             backlog = max(0, publishing.backlog(c) - self._service.kept_waiting)
-            # Counters may say what the rows do not, after changes by hand; no worker is to end for that.
+            # After changes by hand the counters may differ from the rows; no worker should end for that.
             return backlog if backlog and publishing.any_waits(c) else 0
 
     def _describe(self, sample: Sample) -> str:
@@ -256,6 +255,6 @@ class Watchdog:
         try:
             self.check()
         except HelixError as error:
-            # Nothing can be claimed without a database, so nothing is missed either.
+            # Without a database no job can be claimed, so no delivery is missed.
             self._stall = None
             logger.debug("watchdog: %s", error)

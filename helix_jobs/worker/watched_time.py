@@ -1,4 +1,4 @@
-"""WatchedTime: how much of the time between two looks was watched."""
+"""WatchedTime: how much of the time between two samples was watched."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ if TYPE_CHECKING:
 
 
 class WatchedTime:
-    """Measures the time between looks, for whoever judges that something has not changed for so long.
+    """Measures the time between samples, for judging how long a value has not changed.
 
-    At most two intervals count. In a longer gap nobody looked: this process stood still, or whatever it asks took its
-    time, and what it judges may have changed meanwhile without being seen.
+    At most two intervals count. In a longer gap no sample was taken: this process was suspended or waited for an
+    answer, and the value may have changed unseen.
 
     Args:
-        interval: Seconds between looks, by intention.
+        interval: Intended seconds between samples.
         clock: Monotonic seconds.
     """
 
@@ -26,7 +26,7 @@ class WatchedTime:
         self._looked_at: float | None = None
 
     def look(self) -> float:
-        """Note a look; return the watched seconds since the previous one."""
+        """Note a sample; return the watched seconds since the previous one."""
         now = self._clock()
         gap = 0.0 if self._looked_at is None else now - self._looked_at
         self._looked_at = now
