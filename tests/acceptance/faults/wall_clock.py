@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _USERS = ("helix_jobs", "celery", "kombu", "redis", "vine", "billiard")
 _IMPORTED = (
     *("broker.celery.consumer", "broker.celery.task", "broker.celery.transport"),
-    *("worker.process", "worker.service", "client.client"),
+    *("worker.process", "worker.job_service", "client.client"),
 )
 _LOOK_SECONDS = 0.05
 
