@@ -1,1 +1,1 @@
-"""Attention: how the tokens of a step are packed, the paged cache of keys and values, and who attends to it."""
+"""Attention: how a step's tokens are packed, the paged cache of keys and values, and the backends that attend."""

@@ -1,4 +1,4 @@
-"""AttentionBackend: who plans and computes the attention of a step; and AttentionSpec, what a model's attention is."""
+"""AttentionBackend: plans and computes the attention of a step. AttentionSpec: a model's attention settings."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class LayerAttention:
-    """What may differ from layer to layer.
+    """The attention settings that may differ from layer to layer.
 
     Attributes:
-        scaling: Factor of the scores.
+        scaling: Factor by which scores are multiplied.
         query_norm: Normalises each query head before rotation (Qwen3), or None.
-        key_norm: The same for keys; given exactly when ``query_norm`` is.
+        key_norm: Normalises each key head; given exactly when ``query_norm`` is.
     """
 
     scaling: float
@@ -41,7 +41,7 @@ class AttentionSpec:
         geometry: Shape of the keys and values.
         num_heads: Query heads; each key-value head serves the same number of them.
         rotary: Rotary positions, or None.
-        layers: In order.
+        layers: Settings of each layer, in order.
     """
 
     geometry: CacheGeometry
@@ -51,13 +51,13 @@ class AttentionSpec:
 
 
 class AttentionStep(Protocol):
-    """One step, prepared for all layers."""
+    """One step's attention, prepared for all layers."""
 
     def attend(self, layer: int, qkv: torch.Tensor) -> torch.Tensor:
         """Rotate queries and keys, write keys and values to the cache, and attend.
 
         Args:
-            layer: Which.
+            layer: Index of the layer.
             qkv: ``[T, (num_heads + 2 * num_kv_heads) * head_dim]``
 
         Returns:
@@ -66,35 +66,35 @@ class AttentionStep(Protocol):
 
 
 class AttentionBackend(Protocol):
-    """Computes attention for one model. It plans a step's layout, which no other kind of backend can read."""
+    """Plans and computes attention for one model. Only the kind of backend that planned a layout can read it."""
 
     @property
     def spec(self) -> AttentionSpec:
-        """What it computes."""
+        """The attention of its model."""
 
     @property
     def kernels(self) -> str:
-        """Whose kernels these are, as results name them."""
+        """The name of its kernels, as results report it."""
 
     @property
     def is_independent(self) -> bool:
         """Whether a query's result depends on its own sequence alone, bit for bit.
 
-        Then neither how a prompt is cut into chunks, nor what else is in the step, nor how many tokens are verified
-        together changes it.
+        If so, the result does not change with the cut of a prompt into chunks, the rest of the batch, or the number of
+        tokens verified together.
         """
 
     @property
     def mask_bytes(self) -> int:
-        """Bytes that a step's masks take for each query and each key it may see."""
+        """Bytes that a step's masks take for each pair of a query and a key."""
 
     def plan(self, slices: Sequence[TokenSlice], cache: PagedKVCache, least_tokens: int = 0) -> StepPlan:
         """Pack slices and plan their attention, on the host.
 
         Args:
             slices: New tokens per sequence, each with at least one token.
-            cache: The model's.
-            least_tokens: Where shapes are padded, pad to so many tokens at least; no more than ``SMALL_STEP``.
+            cache: The model's cache.
+            least_tokens: Where shapes are padded, the least number of tokens to pad to; at most ``SMALL_STEP``.
         """
 
     def begin(self, layout: StepLayout, cache: PagedKVCache) -> AttentionStep:
@@ -102,5 +102,5 @@ class AttentionBackend(Protocol):
 
         Args:
             layout: From a plan of this kind of backend.
-            cache: The one it was planned for.
+            cache: The cache that the layout was planned for.
         """

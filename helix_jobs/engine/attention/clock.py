@@ -6,18 +6,18 @@ import time
 
 
 class AttentionClock:
-    """Sums up time spent in attention. Of use on devices that have finished an operator when it returns."""
+    """Sums up time spent in attention. Only for devices where an operator has finished when its call returns."""
 
     def __init__(self) -> None:
         self._seconds = 0.0
         self._started = 0.0
 
     def start(self) -> None:
-        """Attention of a layer begins."""
+        """Note that attention of a layer begins."""
         self._started = time.perf_counter()
 
     def stop(self) -> None:
-        """It ends."""
+        """Add the time since ``start``."""
         self._seconds += time.perf_counter() - self._started
 
     def add(self, seconds: float) -> None:

@@ -51,7 +51,7 @@ class DenseAttention:
 
 
 class DenseStep:
-    """One step of it (satisfies ``AttentionStep``)."""
+    """One step of ``DenseAttention`` (satisfies ``AttentionStep``)."""
 
     def __init__(self, spec: AttentionSpec, layout: StepLayout, cache: PagedKVCache) -> None:
         assert isinstance(layout.attention, GroupedSlices), "the step was planned for another backend"
@@ -101,10 +101,10 @@ class DenseStep:
         keys, values = self._cache.gather(layer, group.gather_rows, n * kv)
         # [n * kv, share * q, num_keys]
         keys = keys.transpose(1, 2)
-        if self._cache.is_on_directml:  # its products want operands contiguous; elsewhere that is a copy for nothing
+        if self._cache.is_on_directml:  # its products want contiguous operands; elsewhere the copy gains nothing
             grouped, keys = grouped.contiguous(), keys.contiguous()
         weights = torch.bmm(grouped, keys)
-        # One name for all of them: each goes as soon as the next is made, so that two at most are in memory.
+        # Reusing one name frees each tensor as soon as the next is made: at most two are in memory.
         weights = weights.float().mul_(scaling)
         weights.view(n, num_heads, q, -1).add_(group.mask)
         weights = torch.softmax(weights, dim=-1)
@@ -112,7 +112,7 @@ class DenseStep:
         return self._packed(group, torch.bmm(weights, values))
 
     def _queries_of(self, group: AttentionGroup, queries: torch.Tensor) -> torch.Tensor:
-        """A group's own: ``[n * kv, share * q, head_dim]``, the heads that share a key-value head as rows of one."""
+        """The group's queries, ``[n * kv, share * q, head_dim]``: heads that share a key-value head are its rows."""
         n, q, kv = group.num_rows, group.num_queries, self._spec.geometry.num_kv_heads
         _, num_heads, head_dim = queries.shape
         if group.query_rows is None:
@@ -123,6 +123,6 @@ class DenseStep:
         return grouped.reshape(n * kv, num_heads // kv * q, head_dim)
 
     def _packed(self, group: AttentionGroup, output: torch.Tensor) -> torch.Tensor:
-        """``[n * kv, share * q, head_dim]`` token by token: ``[n * q, num_heads * head_dim]``."""
+        """Reorder ``[n * kv, share * q, head_dim]`` token by token, to ``[n * q, num_heads * head_dim]``."""
         n, q, num_heads, head_dim = group.num_rows, group.num_queries, self._spec.num_heads, output.shape[-1]
         return output.view(n, num_heads, q, head_dim).transpose(1, 2).reshape(n * q, num_heads * head_dim)

@@ -1,7 +1,7 @@
 """Groups: a step's attention as a few dense problems, for backends that compute it with matrix products.
 
-Slices are ordered so that those with like query and key lengths stand together, and each such *group* is one dense
-problem: no padding in the linear layers, little in attention.
+Slices with similar query and key lengths are packed side by side and form one *group*, which is one dense problem. The
+linear layers then need no padding, and attention needs little.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ if TYPE_CHECKING:
 
     IntArray = NDArray[np.int64]
 
-# Up to this many queries a slice is short: it forms groups of its exact length, and decoding wastes nothing; or, where
-# shapes are to repeat, one group with all other short ones.
+# A slice of at most this many queries is short. Short slices are grouped by exact length, so decoding wastes nothing.
+# Where shapes must repeat, short slices are grouped whatever their lengths.
 _SHORT_QUERY_LENGTH: Final = 8
 _QUERY_BUCKET: Final = 32
 # Longer prompt chunks are cut for attention, so that early queries do not pay for late keys.
 _MAX_QUERY_LENGTH: Final = 256
-# What one group holds in memory at once, whatever the prompts' lengths: so many scores, of which the softmax needs two
-# copies in float32 (128 MiB together), and so many elements of gathered keys and as many of values (256 MiB together in
-# half precision). ``step_memory`` reckons with both. Trade-off: larger groups mean fewer operator calls; these keep a
-# GPU busy for about as long as it takes to start the next group's operators.
+# Bounds on the memory of one group, whatever the prompts' lengths. Scores: the softmax needs two copies in float32 (128
+# MiB together). Gathered elements: as many of keys as of values (256 MiB together in half precision). ``step_memory``
+# counts both. Trade-off: larger groups mean fewer operator calls; these keep a GPU busy for about as long as it takes
+# to start the next group's operators.
 MAX_GROUP_SCORES: Final = 1 << 24
 MAX_GATHERED_ELEMENTS: Final = 1 << 26
 # Far below any score, yet finite: DirectML turns -inf into NaN.
@@ -44,13 +44,13 @@ _MASKED_SCORE: Final = -1e30
 
 @dataclass(frozen=True, slots=True)
 class AttentionGroup:
-    """Slices (or pieces of long ones) with like query and key lengths, as one dense problem.
+    """Slices (or pieces of long ones) with similar query and key lengths, as one dense problem.
 
     Attributes:
         num_rows: Number of slices, ``n`` below.
         num_queries: Queries of each, padded to the longest, ``q`` below.
-        first_token: Where the group's queries start in the packed row, when they stand there densely.
-        query_rows: ``[n * q]`` packed positions, when they do not.
+        first_token: Where the group's queries start in the packed row, if they are consecutive there.
+        query_rows: ``[n * q]`` packed positions of the queries, if they are not consecutive.
         gather_rows: ``[n * num_kv_heads * num_blocks]`` rows of the cache's gather view.
         mask: ``[n, 1, q, num_keys]`` additive fp32 mask.
     """
@@ -69,8 +69,8 @@ class GroupedSlices:
 
     Attributes:
         groups: Dense problems that cover every token once.
-        output_rows: ``[T]`` where each of these tokens' attention output stands in the concatenated group outputs; None
-            when the concatenation is already in packed order.
+        output_rows: ``[T]`` row of each token's attention output in the concatenated group outputs; None if the
+            concatenation is already in packed order.
     """
 
     groups: tuple[AttentionGroup, ...]
@@ -79,7 +79,7 @@ class GroupedSlices:
 
 @dataclass(frozen=True, slots=True)
 class GroupPlan:
-    """An ``AttentionGroup`` to be.
+    """An ``AttentionGroup``, planned on the host.
 
     Attributes:
         num_rows: As in the group.
@@ -88,7 +88,7 @@ class GroupPlan:
         first_token: As in the group.
         query_rows: As in the group.
         gather_rows: As in the group.
-        visible: ``[n * q]`` how many of the first keys each query sees: the mask is made of it on the device.
+        visible: ``[n * q]`` number of leading keys that each query sees; the device makes the mask from it.
     """
 
     num_rows: int
@@ -100,12 +100,12 @@ class GroupPlan:
     visible: IntArray
 
     def arrays(self) -> list[IntArray]:
-        """What the device needs."""
+        """The arrays to upload."""
         given = [] if self.query_rows is None else [self.query_rows]
         return [*given, self.gather_rows, self.visible]
 
     def on_device(self, uploaded: Iterator[torch.Tensor]) -> AttentionGroup:
-        """Make the group, given ``arrays`` on the device."""
+        """Make the group from the uploaded ``arrays``."""
         query_rows = None if self.query_rows is None else next(uploaded)
         gather_rows = next(uploaded)
         visible = next(uploaded).view(self.num_rows, 1, self.num_queries, 1)
@@ -117,18 +117,18 @@ class GroupPlan:
 
 @dataclass(frozen=True, slots=True)
 class GroupedPlan:
-    """``GroupedSlices`` to be (satisfies ``AttentionPlan``)."""
+    """``GroupedSlices``, planned on the host (satisfies ``AttentionPlan``)."""
 
     groups: tuple[GroupPlan, ...]
     output_rows: IntArray | None
 
     def arrays(self) -> list[IntArray]:
-        """What the device needs."""
+        """The arrays to upload."""
         grouped = [array for group in self.groups for array in group.arrays()]
         return [*grouped, *([] if self.output_rows is None else [self.output_rows])]
 
     def on_device(self, uploaded: Iterator[torch.Tensor]) -> GroupedSlices:
-        """Make the groups, given ``arrays`` on the device."""
+        """Make the groups from the uploaded ``arrays``."""
         groups = tuple(group.on_device(uploaded) for group in self.groups)
         return GroupedSlices(groups, None if self.output_rows is None else next(uploaded))
 
@@ -159,10 +159,10 @@ def plan_groups(
         geometry: The model's key-value shape.
         block_size: Tokens a block.
         num_heads: The model's query heads.
-        spare_block: First of the cache's blocks that padding is written to. Given where shapes are to repeat, because
-            the device compiles each (DirectML): then tokens, and the rows, queries and keys of groups, are padded to
+        spare_block: First of the cache's blocks that padding is written to. Given if shapes must repeat because the
+            device compiles each one (DirectML). Tokens, and the rows, queries and keys of groups, are then padded to
             one of few sizes.
-        least_tokens: With a spare block, pad to so many tokens at least; no more than ``SMALL_STEP``.
+        least_tokens: With a spare block, the least number of tokens to pad to; at most ``SMALL_STEP``.
     """
     repeats = spare_block is not None
     grouped = _grouped(slices, num_heads, geometry, block_size, repeats=repeats)
@@ -170,7 +170,7 @@ def plan_groups(
     packed = PackedSlices.of(slices, order, geometry, block_size, spare_block=spare_block, least_tokens=least_tokens)
     heads = np.arange(geometry.num_kv_heads, dtype=np.int64)
     groups = []
-    # Padding takes any output.
+    # Padding tokens may take any output row.
     output_rows = np.zeros(len(packed.positions), dtype=np.int64)
     done = 0
     for key, pieces in grouped:
@@ -186,7 +186,7 @@ def plan_groups(
 def _grouped(
     slices: Sequence[TokenSlice], num_heads: int, geometry: CacheGeometry, block_size: int, *, repeats: bool
 ) -> list[tuple[tuple[int, int], list[_Piece]]]:
-    """Pieces of like query and key lengths, together as far as memory allows, and their queries and blocks at most."""
+    """Groups of pieces with similar query and key lengths, bounded in memory, each with its most queries and blocks."""
     pieces_by_key: dict[tuple[int, int], list[_Piece]] = {}
     for index, part in enumerate(slices):
         for piece in _cut(index, part, num_heads, block_size, repeats=repeats):
@@ -200,7 +200,7 @@ def _grouped(
 
 
 def _cut(index: int, part: TokenSlice, num_heads: int, block_size: int, *, repeats: bool) -> Iterator[_Piece]:
-    """Cut a slice into pieces, each short enough that its scores alone are no more than a group may have."""
+    """Cut a slice into pieces, each short enough for its scores to fit into one group."""
     most_keys = block_bucket(num_blocks_of(part.start + part.num_tokens, block_size)) * block_size
     longest = min(_MAX_QUERY_LENGTH, max(1, MAX_GROUP_SCORES // (num_heads * most_keys)))
     if repeats:
@@ -221,7 +221,7 @@ def _split(
     *,
     repeats: bool,
 ) -> Iterator[list[_Piece]]:
-    """Divide pieces of like lengths into groups that are bounded in memory, the padding of their rows included."""
+    """Divide pieces of similar lengths into groups that are bounded in memory, row padding included."""
     num_queries, num_keys = shape[0], shape[1] * block_size
     by_scores = MAX_GROUP_SCORES // (num_heads * num_queries * num_keys)
     by_gathered = MAX_GATHERED_ELEMENTS // (geometry.num_kv_heads * geometry.head_dim * num_keys)
@@ -233,11 +233,11 @@ def _split(
 
 
 def _group_key(piece: _Piece, *, repeats: bool) -> tuple[int, int]:
-    """Like query lengths and like key lengths: bucketed, so that groups are few and padding is bounded by a half.
+    """The bucket of a piece's query and key lengths: groups are then few, and padding is bounded by a half.
 
-    Where shapes are to repeat, short pieces are alike whatever their lengths, which drafts and chunks mix anew each
-    step. Trade-off: one that verifies nothing is padded to as many queries as the deepest draft, up to eight; a group
-    of its own would cost ten operators in each layer and reads the same keys.
+    Where shapes must repeat, all short pieces count as equally long, because drafts and chunks mix their lengths anew
+    each step. Trade-off: a piece that verifies nothing is padded to the queries of the deepest draft, up to eight. A
+    group of its own would read the same keys and cost ten more operators in each layer.
     """
     queries = piece.num_queries
     if repeats:
@@ -257,7 +257,7 @@ def _plan_group(  # noqa: PLR0917  (one call site; the step's arrays and its geo
 ) -> tuple[GroupPlan, IntArray, IntArray]:
     """Plan one group; also return its tokens' packed positions and their places within the group's output.
 
-    ``shape``, queries and blocks, is what a group is padded to where shapes are to repeat, and its rows with it.
+    Where shapes must repeat, the group is padded to ``shape`` (queries and blocks), and its rows are padded too.
     """
     counts = np.asarray([piece.num_queries for piece in pieces])
     if shape is None:
@@ -284,7 +284,7 @@ def _plan_group(  # noqa: PLR0917  (one call site; the step's arrays and its geo
         num_queries=num_queries,
         num_keys=num_blocks * block_size,
         first_token=int(flat_rows[0]),
-        # A view with an offset is a copy with a write-back on DirectML; there rows are always selected.
+        # On DirectML a view with an offset costs a copy and a write-back, so rows are always selected there.
         query_rows=None if dense and shape is None else flat_rows,
         gather_rows=gather_rows.reshape(-1),
         visible=visible.reshape(-1),

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from helix_jobs.engine.config import CacheConfig
 
-# Blocks cleared at once: what clears memory must not need much of it.
+# Blocks cleared at once: clearing must itself need little memory.
 _CLEAR_CHUNK: Final = 64
 
 
@@ -52,8 +52,8 @@ class PagedKVCache:
     A row of the gather view is one block of one key-value head: a sequence's keys come out of ``index_select`` already
     in the ``[heads, keys, head_dim]`` order that the batched product wants, with no transposition after it.
 
-    The pools start at zero: a block's unwritten rows are masked out of attention by a weight of zero, and zero times an
-    uninitialised NaN would not be zero. For the same reason blocks that held values which are not finite are cleared.
+    The pools start at zero. Attention gives a block's unwritten rows a weight of zero, and zero times an uninitialised
+    NaN would not be zero. For the same reason blocks that held non-finite values are cleared.
     """
 
     def __init__(self, geometry: CacheGeometry, config: CacheConfig, dtype: torch.dtype, device: torch.device) -> None:
@@ -61,7 +61,7 @@ class PagedKVCache:
         self.block_size = config.block_size
         self.num_blocks = config.num_blocks
         self.is_on_directml = device.type == DIRECTML_DEVICE_TYPE
-        # Behind all others: blocks for the keys and values of tokens that only pad a step to one of few shapes.
+        # The last blocks take the keys and values of tokens that only pad a step to one of few shapes.
         self.spare_block = config.num_blocks if compiles_each_shape(device) else None
         spare = 0 if self.spare_block is None else -(-MAX_PADDING // config.block_size)
         shape = ((config.num_blocks + spare) * geometry.num_kv_heads, config.block_size * geometry.head_dim)

@@ -27,7 +27,7 @@ class RotaryTable:
     Args:
         inverse_frequencies: ``[rotary_dim / 2]`` float32.
         scaling: Factor of cosines and sines (YaRN's attention factor).
-        head_dim: Of the heads; what exceeds ``rotary_dim`` is not rotated.
+        head_dim: Width of a head; dimensions beyond ``rotary_dim`` are not rotated.
         dtype: The model's.
         device: The model's.
 
@@ -54,11 +54,11 @@ class RotaryTable:
         self._sin = torch.empty(0)
 
     def at(self, positions: torch.Tensor, num_positions: int) -> Rotation:
-        """Look up a step.
+        """Look up the rotation of a step's tokens.
 
         Args:
             positions: ``[T]`` int64 on the device.
-            num_positions: All of them are below it; known on the host, so that nothing is downloaded.
+            num_positions: All positions are below it. The host knows it, so nothing is downloaded.
         """
         cos, sin = self.tables(num_positions)
         return Rotation(cos.index_select(0, positions), sin.index_select(0, positions))

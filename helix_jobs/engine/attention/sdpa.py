@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 class SdpaAttention(DenseAttention):
-    """As ``DenseAttention``, with one operator in place of two products and a softmax: no scores are in memory.
+    """Like ``DenseAttention``, but one operator replaces two products and a softmax: no scores are in memory.
 
-    The key-value heads stand where others have their query heads, and the query heads that share one are rows of it.
-    Trade-off: ``enable_gqa`` needs no such order, but with a mask it takes torch's unfused path.
+    The operator is given key-value heads as its heads; the query heads that share one are rows of it. Trade-off:
+    ``enable_gqa`` needs no such order, but with a mask it takes torch's unfused path.
     """
 
     kernels = "torch sdpa"
@@ -33,13 +33,13 @@ class SdpaAttention(DenseAttention):
 
 
 class SdpaStep(DenseStep):
-    """One step of it (satisfies ``AttentionStep``)."""
+    """One step of ``SdpaAttention`` (satisfies ``AttentionStep``)."""
 
     def __init__(self, spec: AttentionSpec, layout: StepLayout, cache: PagedKVCache) -> None:
         super().__init__(spec, layout, cache)
         self._dtype = cache.keys[0].dtype
         self._share = spec.num_heads // spec.geometry.num_kv_heads
-        # The operator wants masks in the dtype of the queries. Those of single queries are small, and made once.
+        # The operator wants masks in the dtype of the queries. Masks of single queries are small, and made once.
         groups = (
             replace(group, mask=group.mask.to(self._dtype)) if group.num_queries == 1 else group
             for group in self._slices.groups
@@ -65,7 +65,7 @@ class SdpaStep(DenseStep):
     def _mask(self, group: AttentionGroup) -> torch.Tensor:
         """``[n, 1, share * q, num_keys]``, or ``[n, 1, 1, num_keys]`` for single queries, which broadcasts.
 
-        Made anew for each layer: those of all groups together would take as much memory as a full cache of prompts.
+        Made anew for each layer: the masks of all groups together would take as much memory as a full cache of prompts.
         """
         n, q = group.num_rows, group.num_queries
         if q == 1:

@@ -1,7 +1,7 @@
 """StepLayout: how the tokens of one ragged step are packed, and which cache rows each of them reads and writes.
 
-Planned once a step (see ``step_plan``) and used by every layer. Sequences are cut into *slices* (a sequence's new
-tokens of this step). How they are attended for is the backend's: it also chooses the order they are packed in.
+Planned once a step (see ``step_plan``) and used by every layer. A *slice* is a sequence's new tokens of this step. The
+backend decides how to attend for slices and in which order they are packed.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ class TokenSlice:
     """New tokens of one sequence in this step.
 
     Attributes:
-        num_tokens: How many.
-        start: Position of the first of them, which is also the number of tokens already in the cache.
+        num_tokens: Number of new tokens.
+        start: Position of the first new token, and so the number of tokens already in the cache.
         blocks: The sequence's block table, long enough for ``start + num_tokens`` tokens.
     """
 
@@ -35,11 +35,11 @@ class StepLayout:
     """The packed step, on the device.
 
     Attributes:
-        num_tokens: ``T``, tokens in the step; those that a device's fixed shapes pad it with included.
+        num_tokens: ``T``, tokens in the step, including those that pad it to a device's fixed shapes.
         positions: ``[T]`` position of each token in its sequence.
         num_positions: All positions are below it.
         write_rows: ``[T * num_kv_heads]`` rows of the cache's token view, token-major.
-        attention: What the backend that planned the step needs to attend.
+        attention: The part that the planning backend needs to attend.
     """
 
     num_tokens: int

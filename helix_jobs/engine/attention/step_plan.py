@@ -1,6 +1,6 @@
-"""StepPlan: a step's layout as NumPy plans it on the host, before one upload makes a ``StepLayout`` of it.
+"""StepPlan: a step's layout, planned on the host in NumPy; one upload turns it into a ``StepLayout``.
 
-Here is what every attention backend needs; the rest of a plan is the backend's own.
+This module plans the part that every attention backend needs; each backend plans the rest.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     IntArray = NDArray[np.int64]
 
-# Lengths of no more blocks than this count as one: a call costs more than the padding.
+# Key lengths up to this many blocks count as one length: a call costs more than the padding.
 _MIN_BLOCK_BUCKET: Final = 8
 
 
@@ -32,10 +32,10 @@ class AttentionPlan(Protocol):
     """A backend's own part of a plan."""
 
     def arrays(self) -> list[IntArray]:
-        """What the device needs."""
+        """The arrays to upload."""
 
     def on_device(self, uploaded: Iterator[torch.Tensor]) -> object:
-        """Make what the backend attends by, given ``arrays`` on the device."""
+        """Make the backend's part of the layout from the uploaded ``arrays``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +61,11 @@ class StepPlan:
     attention: AttentionPlan
 
     def arrays(self) -> list[IntArray]:
-        """What the device needs."""
+        """The arrays to upload."""
         return [self.positions, self.write_rows, *self.attention.arrays()]
 
     def on_device(self, uploaded: Iterator[torch.Tensor]) -> StepLayout:
-        """Make the layout, given ``arrays`` on the device."""
+        """Make the layout from the uploaded ``arrays``."""
         return StepLayout(
             num_tokens=len(self.positions),
             positions=next(uploaded),
@@ -115,8 +115,8 @@ class PackedSlices:
             order: Indices of all of them, in packed order.
             geometry: The model's key-value shape.
             block_size: Tokens a block.
-            spare_block: First of the cache's blocks that padding is written to. Given where shapes are to repeat.
-            least_tokens: With a spare block, pad to so many tokens at least; no more than ``SMALL_STEP``.
+            spare_block: First of the cache's blocks that padding is written to. Given if shapes must repeat.
+            least_tokens: With a spare block, the least number of tokens to pad to; at most ``SMALL_STEP``.
         """
         offsets = [0] * len(slices)
         num_tokens = 0
@@ -143,27 +143,27 @@ class PackedSlices:
         return cls(num_tokens, tuple(order), tuple(offsets), tables, positions, num_positions, write_rows.reshape(-1))
 
     def planned(self, attention: AttentionPlan) -> StepPlan:
-        """The plan, with its backend's part."""
+        """The whole plan, given the backend's part."""
         return StepPlan(
             self.num_tokens, self.order, self.offsets, self.positions, self.num_positions, self.write_rows, attention
         )
 
 
 def num_blocks_of(num_tokens: int, block_size: int) -> int:
-    """Blocks that so many tokens take."""
+    """Number of blocks that ``num_tokens`` tokens take."""
     return -(-num_tokens // block_size)
 
 
 def block_bucket(num_blocks: int) -> int:
-    """The size that so many blocks count as: a power of two."""
+    """The bucket of ``num_blocks`` blocks: a power of two."""
     return max(_MIN_BLOCK_BUCKET, 1 << (num_blocks - 1).bit_length())
 
 
 def _tables(slices: Sequence[TokenSlice], block_size: int) -> IntArray:
     """Block tables as one array ``[num_slices, max_blocks]``.
 
-    Unused entries are always masked. They repeat the slice's own first block: a masked NaN would still spread, so
-    nobody reads a block of somebody else's.
+    Unused entries are always masked. They repeat the slice's own first block: a masked NaN would still spread, so no
+    slice reads another sequence's block.
     """
     used = [num_blocks_of(part.start + part.num_tokens, block_size) for part in slices]
     tables = np.empty((len(slices), block_bucket(max(used))), dtype=np.int64)

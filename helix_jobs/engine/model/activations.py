@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 tanh_gelu: Final = partial(functional.gelu, approximate="tanh")
 
-# Several names are one function written out in different ways: the results differ by rounding, the fused one is taken.
+# Several names mean one function written in different ways. The results differ by rounding; the fused one is used.
 ACTIVATIONS: Final[dict[str, Callable[[torch.Tensor], torch.Tensor]]] = {
     "silu": functional.silu,
     "swish": functional.silu,
@@ -31,10 +31,10 @@ ACTIVATIONS: Final[dict[str, Callable[[torch.Tensor], torch.Tensor]]] = {
 
 
 def activation_name(config: PretrainedConfig) -> str:
-    """What the configuration calls the activation; a key of ``ACTIVATIONS`` if it is supported.
+    """The configuration's name for the activation; a key of ``ACTIVATIONS`` if it is supported.
 
-    Gemma's first checkpoints say ``gelu`` and mean the tanh form; transformers 5 corrects that, 4 does not. The
-    ``hidden_activation`` beside it is read by no PyTorch module.
+    Gemma's first checkpoints say ``gelu`` and mean the tanh form; transformers 5 corrects that, 4 does not. No PyTorch
+    module reads the ``hidden_activation`` beside it.
     """
     name = str(config.activation_function if config.model_type == "gpt2" else config.hidden_act)
     return "gelu_pytorch_tanh" if config.model_type == "gemma" and name == "gelu" else name

@@ -29,7 +29,7 @@ SUPPORTED_MODEL_TYPES: Final = {
     "gpt_neox": "GPTNeoXForCausalLM",
 }
 _SUPPORTED: Final = f"supported are {', '.join(SUPPORTED_MODEL_TYPES)} with full attention"
-# Why not, for those that people ask for most. The others are refused without a reason.
+# Why the architectures that people ask for most are refused. The others are refused without a reason.
 _UNSUPPORTED_PROPERTIES: Final = {
     "deepseek_v2": "latent attention and experts",
     "deepseek_v3": "latent attention and experts",
@@ -56,31 +56,31 @@ _UNSUPPORTED_PROPERTIES: Final = {
     "rwkv": "recurrent state instead of attention",
     "t5": "an encoder",
 }
-# These recompute nothing while they run: a token's rotation depends on its position alone.
+# With these types a token's rotation depends on its position alone.
 _ROPE_TYPES: Final = ("default", "linear", "llama3", "yarn", "longrope")
-# It recomputes its frequencies from the longest position of a batch, so a token would depend on its neighbours.
+# This type recomputes its frequencies from the longest position of a batch, so a token would depend on its neighbours.
 _BATCH_DEPENDENT_ROPE: Final = "dynamic"
-# The same, but only once a position leaves the original context; within it the frequencies are constant.
+# This type does so only once a position leaves the original context; within it the frequencies are constant.
 _LONG_ROPE: Final = "longrope"
-# What scales positions: a number or a list of numbers, each greater than zero. Only some scalings have each of them.
+# Settings that scale positions: a number or a list of numbers, each greater than zero. No scaling has them all.
 _ROPE_NUMBERS: Final = (
     *("factor", "low_freq_factor", "high_freq_factor", "attention_factor", "beta_fast", "beta_slow"),
     *("partial_rotary_factor", "short_factor", "long_factor"),
 )
 _PARTIAL_ROTATION: Final = ("partial_rotary_factor", "rotary_pct")
 _ORIGINAL_CONTEXT: Final = "original_max_position_embeddings"
-# Whose attention honours a window: on every layer, or on those that ``layer_types`` names. Elsewhere it has no effect.
+# Model types that use a window: on every layer, or on those that ``layer_types`` names. Elsewhere it has no effect.
 _WINDOW_ON_EVERY_LAYER: Final = frozenset({"mistral", "phi3"})
 _WINDOW_BY_LAYER: Final = frozenset({"qwen2", "qwen3"})
 _SLIDING: Final = "sliding_attention"
-# Every head has keys and values of its own, and the width that remains when the hidden size is shared out.
+# Model types whose heads each have their own keys and values, and an equal part of the hidden size.
 _WITHOUT_SHARED_HEADS: Final = frozenset({"gpt2", "gpt_neox"})
-# More than any model has of anything that is counted.
+# No count of any model is as large.
 _LARGEST_COUNT: Final = 2**31
 
 
 def check_model_type(name: str, folder: Path) -> dict[str, Any]:
-    """Refuse a model directory by its ``config.json``, before transformers interprets it; return what stands there.
+    """Refuse a model directory by its ``config.json``, before transformers interprets it; return its content.
 
     Raises:
         ModelNotFoundError: There is no ``config.json``.
@@ -140,7 +140,7 @@ def check_architecture(name: str, config: PretrainedConfig) -> None:
 
 
 def _check_numbers(name: str, config: PretrainedConfig) -> None:
-    """Refuse numbers no model can have, and those that a family without them carries along but does not mean."""
+    """Refuse numbers that no model can have, and head settings that a family ignores although its file states them."""
     counts = ["num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size", "max_position_embeddings"]
     optional = ["num_key_value_heads", "head_dim"]
     counts += [key for key in optional if getattr(config, key, None) is not None]
@@ -168,7 +168,7 @@ def _check_numbers(name: str, config: PretrainedConfig) -> None:
 
 
 def _check_rope_numbers(name: str, config: PretrainedConfig) -> None:
-    """Refuse numbers whose cosines would be no numbers, and a context that would hold no token.
+    """Refuse numbers whose cosines would be NaN, and a context that would hold no token.
 
     The numbers of a scaling count only where positions are scaled.
     """
@@ -183,7 +183,7 @@ def _check_rope_numbers(name: str, config: PretrainedConfig) -> None:
     numbers = {"rope_theta": parameters.get("rope_theta", getattr(config, "rope_theta", None))}
     if rope_type(config) != "default":
         numbers |= {key: parameters.get(key) for key in _ROPE_NUMBERS}
-        # It may stand in either place.
+        # The original context may stand in either place.
         numbers[_ORIGINAL_CONTEXT] = [parameters.get(_ORIGINAL_CONTEXT), getattr(config, _ORIGINAL_CONTEXT, None)]
     for key, value in numbers.items():
         for number in value if isinstance(value, list) else [value]:
@@ -208,10 +208,10 @@ def _check_rope(name: str, rope: str) -> None:
 
 
 def context_limits(config: PretrainedConfig) -> dict[str, int]:
-    """What limits the context, each in tokens of prompt and output together; it ends at the smallest.
+    """The limits of the context, each in tokens of prompt and output together; the smallest one applies.
 
-    A sliding window hides nothing from sequences that fit into it, and long-context rotary scaling does not set in
-    before the original context ends: such a model is served up to there.
+    A sliding window hides nothing from sequences that fit into it, and long-context rotary scaling has no effect within
+    the original context: such a model is served up to that length.
     """
     length = int(config.max_position_embeddings)
     limits = {"positions": length}

@@ -4,8 +4,8 @@ transformers loads the weights; its modules are not called. Trade-off: the forwa
 reference for every family (the tests do so token by token), and in return it has fused projections, packed weights, no
 work on padding, and no operator that a device lacks.
 
-Each part is an object behind a protocol (attention, linear layers, norms, feed-forwards). Which implementation a part
-is, a decoder does not ask: compiled kernels come in by replacing parts (see ``kernels.cpu.native_decoder``).
+Each part is an object behind a protocol (attention, linear layers, norms, feed-forwards). A decoder does not ask which
+implementation a part is: compiled kernels replace parts (see ``kernels.cpu.native_decoder``).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class SmallSteps(Protocol):
     """A faster way through all layers at once, for steps of few tokens."""
 
     def serves(self, layout: StepLayout, cache: PagedKVCache) -> bool:
-        """Whether it is the faster way through a step, and a right one."""
+        """Whether this way through a step is correct and faster."""
 
     def forward(
         self, hidden: torch.Tensor, layout: StepLayout, cache: PagedKVCache, clock: AttentionClock | None = None
@@ -47,11 +47,11 @@ class DecoderLayer:
     """One transformer layer.
 
     Attributes:
-        attention_norm: Before attention.
+        attention_norm: Norm before attention.
         qkv: Queries, keys and values in one product: ``(num_heads + 2 * num_kv_heads) * head_dim`` outputs.
-        attention_out: From the heads back to the hidden size.
-        feed_forward_norm: Before the feed-forward.
-        feed_forward: What is done to each token by itself.
+        attention_out: Projection from the heads back to the hidden size.
+        feed_forward_norm: Norm before the feed-forward.
+        feed_forward: The part that computes each token by itself.
     """
 
     attention_norm: Norm
@@ -65,7 +65,7 @@ class DecoderLayer:
         return self.qkv, self.attention_out, *self.feed_forward.linears()
 
     def with_linears(self, change: Callable[[Linear], Linear]) -> DecoderLayer:
-        """The same layer with every linear layer as ``change`` makes it."""
+        """The same layer with ``change`` applied to every linear layer."""
         return replace(
             self,
             qkv=change(self.qkv),
@@ -79,17 +79,17 @@ class Decoder:
     """A whole model.
 
     Attributes:
-        attention: Attends for all layers.
+        attention: Attention backend of all layers.
         embedding: ``[num_embeddings, hidden_size]``
         embedding_scale: Factor of the embedded tokens (Gemma), or None.
         position_embedding: ``[max_positions, hidden_size]`` learned positions (GPT-2), or None.
         layers: In order.
-        final_norm: After the last layer.
-        head: Hidden size to vocabulary.
+        final_norm: Norm after the last layer.
+        head: Projection from the hidden size to the vocabulary.
         has_parallel_residual: Attention and feed-forward read the same input (GPT-NeoX).
-        dtype: Of activations.
-        device: Where everything is.
-        small_steps: All layers at once, for steps of few tokens, or None.
+        dtype: Dtype of activations.
+        device: Device of all tensors.
+        small_steps: A faster way through steps of few tokens, or None.
     """
 
     attention: AttentionBackend
@@ -124,7 +124,7 @@ class Decoder:
         return [*(linear for layer in self.layers for linear in layer.linears()), self.head]
 
     def with_linears(self, change: Callable[[Linear], Linear]) -> Decoder:
-        """The same model with every linear layer, output head included, as ``change`` makes it."""
+        """The same model with ``change`` applied to every linear layer, output head included."""
         return replace(self, layers=tuple(layer.with_linears(change) for layer in self.layers), head=change(self.head))
 
     def pack(self) -> None:
@@ -140,11 +140,11 @@ class Decoder:
         Args:
             tokens: ``[T]`` token ids in packed order.
             layout: The step.
-            cache: This model's.
+            cache: This model's cache.
             clock: Sums up the time spent in attention.
 
         Returns:
-            ``[padded_rows(T), hidden_size]`` before the final norm: only the rows whose logits are wanted go on, see
+            ``[padded_rows(T), hidden_size]`` before the final norm. Pass only the rows whose logits are wanted on to
             ``logits``.
         """
         # [T, hidden_size]
@@ -152,7 +152,7 @@ class Decoder:
         if self.embedding_scale is not None:
             hidden = hidden * self.embedding_scale
         if self.position_embedding is not None:
-            # A draft may be asked past its own context, where any guess will do; a target never is.
+            # Only a draft may be asked beyond its own context, where any guess will do.
             positions = layout.positions.clamp(max=len(self.position_embedding) - 1)
             hidden = hidden + functional.embedding(positions, self.position_embedding)
         if self.small_steps is not None and self.small_steps.serves(layout, cache):
@@ -180,7 +180,7 @@ class Decoder:
 
 
 def _pad(rows: torch.Tensor, count: int) -> torch.Tensor:
-    """``rows`` with zeros below, ``count`` in all. Every product works row by row: nothing spreads."""
+    """``rows`` padded with zeros to ``count``. Every product works row by row, so the padding does not spread."""
     missing = count - rows.shape[0]
     if missing == 0:
         return rows

@@ -1,6 +1,6 @@
 """The small files that describe a model: bounded in size, and JSON only where they should be.
 
-transformers reads them whole and without a limit, and waits for ever where one of them is a pipe.
+transformers reads them whole and without a limit, and would wait for ever on a pipe.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _LIMITS: Final = {
 
 
 def check_description_files(name: str, folder: Path) -> None:
-    """Refuse a folder in which one of these files is larger than any of its kind, or is no file.
+    """Refuse a folder in which one of these files is larger than any of its kind, or is not a regular file.
 
     Raises:
         ModelError: The message names the file and the limit.
@@ -53,11 +53,11 @@ def check_description_files(name: str, folder: Path) -> None:
 
 
 def read_config(name: str, folder: Path) -> dict[str, Any]:
-    """Return ``config.json`` as it stands there.
+    """Return the content of ``config.json``.
 
     Raises:
-        ModelNotFoundError: There is none.
-        ModelError: It is no JSON object, or too large to be one.
+        ModelNotFoundError: There is no ``config.json``.
+        ModelError: It is not a JSON object, or is too large.
     """
     path = folder / "config.json"
     if not path.is_file():

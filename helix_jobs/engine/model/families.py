@@ -1,8 +1,8 @@
 """From a loaded transformers model to a ``Decoder``: the one place that knows how each family names its parts.
 
-The model is consumed layer by layer, and its weights are copied where nothing is stacked: transformers hands out views
-of the mapped file. A file that is cut short while it is mapped would end the process at the next touch of what is gone,
-and pages of it count as the process' memory.
+The model is consumed layer by layer, and weights that are not stacked are copied, because transformers hands out views
+of the mapped file. If that file were cut short while mapped, reading a missing page would kill the process. Mapped
+pages also count as the process's memory.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 def build_decoder(model: PreTrainedModel, placement: Placement | None = None) -> Decoder:
     """Take a causal language model apart; its configuration has passed ``check_architecture``.
 
-    The model is of no use afterwards.
+    The model cannot be used afterwards.
 
     Args:
-        model: Its weights; on the host if they are to be placed elsewhere.
+        model: The model; on the host if its weights are to be placed elsewhere.
         placement: Dtype and device of the decoder; the model's own by default.
 
     Raises:
-        Float16OverflowError: As the placement says.
+        Float16OverflowError: See ``Placement``.
     """
     build = _FAMILIES.get(model.config.model_type, _gated)
     with torch.no_grad():
@@ -221,7 +221,7 @@ def _regrouped(place: Placement, module: nn.Linear, num_heads: int, head_dim: in
 def _rms_norm(place: Placement, module: Any, *, offset: float, eps: float) -> RmsNorm:  # noqa: ANN401  (own classes)
     if offset == 0.0:
         return RmsNorm(place.take(module.weight), eps)
-    # Gemma stores the weight less one, and its sum would not survive rounding to bfloat16.
+    # Gemma stores the weight minus one, and the sum would not survive rounding to bfloat16.
     return RmsNorm(place.move(place.cast(module.weight).float() + offset), eps)
 
 

@@ -1,4 +1,4 @@
-"""FeedForward: what a layer does to each token by itself."""
+"""FeedForward: the part of a layer that computes each token by itself."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class FeedForward(Protocol):
         """Its matrix products, in order of execution."""
 
     def with_linears(self, change: Callable[[Linear], Linear]) -> FeedForward:
-        """The same with every linear layer as ``change`` makes it."""
+        """The same feed-forward with ``change`` applied to every linear layer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +34,8 @@ class GatedFeedForward:
 
     Attributes:
         gate_up: Gate and up projection in one product.
-        down: Back to the hidden size.
-        activation: Of the gate.
+        down: Projection back to the hidden size.
+        activation: Activation of the gate.
     """
 
     gate_up: Linear
@@ -62,9 +62,9 @@ class PlainFeedForward:
     """``down(activation(up))`` (satisfies ``FeedForward``).
 
     Attributes:
-        up: To the intermediate size.
-        down: Back to the hidden size.
-        activation: Between them.
+        up: Projection to the intermediate size.
+        down: Projection back to the hidden size.
+        activation: Activation between the two.
     """
 
     up: Linear

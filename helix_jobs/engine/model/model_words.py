@@ -1,4 +1,4 @@
-"""How a message names a model and a file of it: each once."""
+"""How a message names a model and one of its files, each only once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def subject(name: str, path: Path) -> str:
-    """What a sentence about a model's directory or file begins with.
+    """The beginning of a sentence about a model's directory or file.
 
     Args:
         name: What the person called the model: a path, a hub id or ``demo``.

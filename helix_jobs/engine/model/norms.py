@@ -22,7 +22,7 @@ class RmsNorm:
         # [size]
         self.weight = weight
         self.eps = eps
-        # torch's own one goes through operators that DirectML lacks.
+        # torch's own RMS norm goes through operators that DirectML lacks.
         self._is_fused = weight.device.type in ("cpu", "cuda")
         # Widened once, not in every call.
         self._exact = weight if self._is_fused else weight.float()

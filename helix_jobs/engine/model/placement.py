@@ -17,15 +17,15 @@ class Float16OverflowError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """Takes weights from the host and brings them, each finished and each alone, to the device.
+    """Moves weights from the host to the device, one finished tensor at a time.
 
-    Whatever is made of weights (stacked, transposed) is made on the host. A device that allocates in segments would
-    keep the memory of every tensor that was there for a moment only, and the machine never holds the model twice.
+    Weights are stacked and transposed on the host, because a device that allocates in segments would keep the memory of
+    every temporary tensor. The machine never holds the model twice.
 
     Attributes:
-        dtype: Of the weights.
+        dtype: Dtype of the weights.
         device: Where the decoder computes.
-        checks_range: Weights may lie beyond float16's range, and ``dtype`` is float16.
+        checks_range: Whether ``dtype`` is float16 and weights may lie beyond its range.
     """
 
     dtype: torch.dtype
@@ -34,7 +34,7 @@ class Placement:
 
     @classmethod
     def of(cls, model: nn.Module) -> Placement:
-        """Where the model is, and as it is."""
+        """A placement that leaves the model's device and dtype as they are."""
         parameter = next(model.parameters())
         return cls(dtype=parameter.dtype, device=parameter.device)
 
@@ -50,11 +50,11 @@ class Placement:
         return values
 
     def move(self, made: torch.Tensor) -> torch.Tensor:
-        """A tensor of its own, made on the host, on the device."""
+        """Move a tensor made on the host to the device."""
         return made.to(self.device)
 
     def take(self, weight: torch.Tensor) -> torch.Tensor:
-        """A weight as it is stored, on the device, in memory of its own.
+        """A stored weight in ``dtype`` on the device, in memory of its own.
 
         Raises:
             Float16OverflowError: See ``checks_range``.

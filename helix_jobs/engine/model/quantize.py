@@ -30,12 +30,12 @@ def quantize(decoder: Decoder) -> Decoder:
 
 
 def dequantize(decoder: Decoder) -> Decoder:
-    """Return a decoder with what ``quantize`` rounded in layers of ``decoder.dtype`` again."""
+    """Return a decoder whose int8 layers are layers of ``decoder.dtype`` again."""
     return decoder.with_linears(lambda linear: _dense(linear, decoder.dtype))
 
 
 def is_fast(decoder: Decoder) -> bool:
-    """Whether this processor multiplies the decoder's int8 layers fast, with the kernels it computes with."""
+    """Whether this processor multiplies the decoder's int8 layers fast with the decoder's kernels."""
     return all(linear.is_fast for linear in decoder.linears() if isinstance(linear, Int8Linear))
 
 

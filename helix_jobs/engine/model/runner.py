@@ -33,11 +33,11 @@ class PlannedPass:
 
     Attributes:
         plan: Its tokens' layout.
-        inputs: ``[T]`` token ids in packed order; or, of a pass that continues others, which token each of its own is:
-            of those in ``known``, and behind them of those that the others leave on the device.
-        known: ``[T]`` tokens that the host knows, of a pass that continues others and has any.
+        inputs: ``[T]`` token ids in packed order. In a pass that continues others: the index of each token among
+            ``known`` followed by the tokens that the other passes leave on the device.
+        known: ``[T]`` tokens that the host knows, if the pass continues others and there are any.
         logit_rows: Packed positions whose logits are wanted, padded by repeating the last; None for none.
-        takes_first_rows: Whether they are 0, 1, 2...
+        takes_first_rows: Whether ``logit_rows`` are 0, 1, 2...
     """
 
     plan: StepPlan
@@ -83,7 +83,7 @@ class ModelRunner:
         self.vocab_size = decoder.vocab_size
         self.num_embeddings = decoder.num_embeddings
         self.cache = PagedKVCache(decoder.geometry, cache_config, decoder.dtype, decoder.device)
-        # Whether an operator has ended when it returns. Elsewhere timing one would need a barrier after it.
+        # Whether an operator has finished when its call returns. If not, timing one would need a barrier after it.
         self.is_synchronous = decoder.device.type == "cpu"
         self.has_dear_waits = has_dear_waits(decoder.device)
         self._padded_rows = token_size if compiles_each_shape(decoder.device) else padded_rows
@@ -98,7 +98,7 @@ class ModelRunner:
 
         Args:
             plan: From ``plan``.
-            tokens: Those of each input slice.
+            tokens: The tokens of each input slice.
             logit_rows: Packed positions whose logits are wanted.
         """
         packed = [token for index in plan.order for token in tokens[index]]
@@ -111,12 +111,12 @@ class ModelRunner:
         sources: Sequence[Sequence[int]],
         logit_rows: Sequence[int],
     ) -> PlannedPass:
-        """A pass over tokens of which the host knows those that each slice begins with; others leave the rest.
+        """A pass over slices whose first tokens the host knows; other passes leave the rest on the device.
 
         Args:
             plan: From ``plan``.
-            tokens: The known ones of each input slice.
-            sources: Which of the tokens that other passes leave on the device stand behind them.
+            tokens: The known tokens of each input slice.
+            sources: For each input slice, which tokens of the other passes follow the known ones.
             logit_rows: Packed positions whose logits are wanted.
         """
         num_inputs = len(plan.positions)
@@ -130,24 +130,24 @@ class ModelRunner:
         return self._planned(plan, inputs, logit_rows, known)
 
     def continue_pass(self, plan: StepPlan, sources: Sequence[int], least_rows: int = 0) -> PlannedPass:
-        """A pass over one token a slice which another pass leaves on the device. Its logits come in the slices' order.
+        """A pass over one token a slice, left on the device by another pass. Its logits are in the slices' order.
 
         Args:
             plan: From ``plan``.
-            sources: For each input slice, which of the other's tokens is its own.
-            least_rows: Pad logits to so many at least.
+            sources: For each input slice, which token of the other pass it takes.
+            least_rows: The least number of rows that logits are padded to.
         """
         packed = [sources[index] for index in plan.order]
         rows = [*plan.offsets, *plan.offsets[-1:] * (least_rows - len(plan.offsets))]
         return self._planned(plan, packed, rows)
 
     def upload(self, passes: Sequence[PlannedPass]) -> list[Pass]:
-        """Bring passes to the device in one copy, those of other models that compute there included."""
+        """Upload passes in one copy; they may include passes of other models on the same device."""
         uploaded = iter(upload([array for one in passes for array in one.arrays()], self._device))
         return [one.on_device(uploaded) for one in passes]
 
     def take_attention_seconds(self) -> float:
-        """Time spent in attention since the last call; 0.0 where it cannot be told."""
+        """Time spent in attention since the last call; 0.0 where it cannot be measured."""
         return 0.0 if self._clock is None else self._clock.take()
 
     def forward(
@@ -162,7 +162,7 @@ class ModelRunner:
 
         Args:
             ready: From ``upload``.
-            tokens: What other passes left, for one that continues them.
+            tokens: Tokens that other passes left, for a pass that continues them.
 
         Returns:
             ``[number of logit rows and padding, vocab_size]`` on the device, the last row repeated; or None when no row
@@ -185,7 +185,7 @@ class ModelRunner:
     def _planned(
         self, plan: StepPlan, packed: Sequence[int], logit_rows: Sequence[int], known: Sequence[int] | None = None
     ) -> PlannedPass:
-        """Pad inputs with zeros to what the plan does, and rows to what the head's product is asked for."""
+        """Pad inputs with zeros to the plan's length, and rows to the number that the head's product takes."""
         padding = len(plan.positions) - len(packed)
         inputs = np.asarray([*packed, *[0] * padding] if padding else packed, dtype=np.int64)
         given = None if known is None else np.asarray(known, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""What one step may need beside the weights and the cache: the memory that sizing the cache has to leave free."""
+"""The memory that one step may need beside weights and cache: sizing the cache must leave it free."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _HIDDEN_COPIES: Final = 3
 
 
 def step_bytes(decoder: Decoder, config: EngineConfig, max_keys: int) -> int:
-    """Bytes that the largest step of a model has in memory at once, weights and cache aside.
+    """The most bytes that a model's largest step has in memory at once, weights and cache aside.
 
     The largest step computes a whole token budget of prompts beside a full batch that drafts to its ceiling, all of it
     with the longest context. Few steps come near it.
@@ -34,16 +34,17 @@ def step_bytes(decoder: Decoder, config: EngineConfig, max_keys: int) -> int:
     queries = 1 + config.speculation.ceiling
     num_rows = config.max_batch_size * queries
     num_tokens = config.token_budget + num_rows
-    # The widest product of a layer stands beside what the activation makes of it.
+    # The widest product of a layer is in memory together with its activation.
     widest = max(linear.out_features for layer in decoder.layers for linear in layer.linears())
     hidden_size = decoder.embedding.shape[1]
     layer = num_tokens * (_HIDDEN_COPIES * hidden_size + 2 * widest) * itemsize
-    # The softmax reads one copy of the scores and writes another. One query is not divided, however many its keys.
+    # The softmax reads one copy of the scores and writes another. One query's scores are never divided, however many
+    # its keys.
     scores = max(MAX_GROUP_SCORES, num_heads * max_keys) * 2 * _FLOAT32_BYTES
     one_sequence = geometry.num_kv_heads * geometry.head_dim * max_keys
     gathered = min(max(MAX_GATHERED_ELEMENTS, one_sequence), config.max_batch_size * one_sequence) * 2 * itemsize
     repeats = compiles_each_shape(decoder.device)
-    # One a step for all layers.
+    # One step's masks serve all layers.
     masks = mask_elements(config, max_keys, repeats=repeats) * decoder.attention.mask_bytes
     attended = 2 * num_tokens * num_heads * geometry.head_dim * itemsize
     # Rows of sampled sequences are widened before they are downloaded.
@@ -52,7 +53,7 @@ def step_bytes(decoder: Decoder, config: EngineConfig, max_keys: int) -> int:
 
 
 def mask_elements(config: EngineConfig, max_keys: int, *, repeats: bool) -> int:
-    """Elements that the masks of that step have together.
+    """Elements that the masks of the largest step have together.
 
     Args:
         config: Bounds the step.

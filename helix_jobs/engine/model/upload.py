@@ -1,4 +1,4 @@
-"""Bringing what was planned on the host to the device, in one copy."""
+"""Bringing arrays planned on the host to the device, in one copy."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 def upload(arrays: Sequence[IntArray], device: torch.device) -> list[torch.Tensor]:
-    """Bring arrays to the device together: a copy costs its start, and on most devices a wait as well.
+    """Bring arrays to the device together: each copy has a fixed cost, and on most devices a wait as well.
 
     On CUDA and ROCm nothing waits: the memory copied from is pinned, and torch keeps it until the copy has ended.
 
     Args:
         arrays: One-dimensional, contiguous, none of them empty.
-        device: Where they go. On the CPU they are not copied at all.
+        device: The destination. On the CPU arrays are not copied at all.
     """
     if device.type == "cpu":
         return [torch.from_numpy(array) for array in arrays]

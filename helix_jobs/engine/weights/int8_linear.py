@@ -4,11 +4,12 @@ Weights are quantised once, symmetrically, one scale per output row. Activations
 symmetrically, one scale per token. Their product is summed exactly in int32, so a token's result does not depend on
 which other tokens share the batch: a drafter's proposals stay reproducible.
 
-The product itself is, where the CPU has AVX512-VNNI, oneDNN's over weights laid out once; else ``torch._int_mm``, which
-is slow on a CPU. Compiled kernels have one for AVX2 alone (``CompiledInt8Linear``). Sums are the same bit for bit.
+With AVX512-VNNI oneDNN computes the product, over weights laid out once; without it ``torch._int_mm`` does, which is
+slow on a CPU. Compiled kernels have a product for AVX2 alone (``CompiledInt8Linear``). All give the same sums, bit for
+bit.
 
-Trade-off: rounding activations too costs accuracy a weight-only kernel would keep, but an int8 product is faster than
-a bf16 one on a CPU, and a draft only affects speed.
+Trade-off: rounding activations too costs accuracy that a weight-only kernel would keep, but an int8 product is faster
+than a bf16 one on a CPU, and a draft only affects speed.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class Int8Linear:
 
     @classmethod
     def from_dense(cls, dense: DenseLinear) -> Int8Linear:
-        """Quantise a layer that is not packed. Nothing is shared with it."""
+        """Quantise a layer that is not packed. The result shares no memory with it."""
         weight, scale = quantize_rows(dense.weight)
         bias = None if dense.bias is None else dense.bias.to(torch.float32, copy=True)
         return cls(weight, scale.squeeze(1), bias)
@@ -74,7 +75,7 @@ class Int8Linear:
         return _packs_exactly()
 
     def to_dense(self, dtype: torch.dtype) -> DenseLinear:
-        """The rounded weights as a dense layer. Not once packed."""
+        """The rounded weights as a dense layer. Only before ``pack``."""
         assert self._zeros is None, "a packed weight cannot be read back"
         weight = (self._weight.float() * self._scale.unsqueeze(1)).to(dtype)
         return DenseLinear(weight, None if self._bias is None else self._bias.to(dtype))
@@ -136,7 +137,7 @@ def _packed_product(rows: torch.Tensor, packed: torch.Tensor, zeros: torch.Tenso
 def unsigned_product(
     unsigned: torch.Tensor, packed: torch.Tensor, zeros: torch.Tensor, scale: torch.Tensor
 ) -> torch.Tensor:
-    """The same for whole numbers shifted by ``ZERO_POINT``."""
+    """``_packed_product`` for whole numbers already shifted by ``ZERO_POINT``."""
     product: torch.Tensor = torch.ops.onednn.qlinear_pointwise(
         unsigned, 1.0, ZERO_POINT, packed, scale, zeros, None, 1.0, 0, torch.float32, "none", [], ""
     )

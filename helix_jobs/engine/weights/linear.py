@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _PACKED_DTYPES: Final = (torch.bfloat16, torch.float32)
-# oneDNN lays weights out for a number of rows; any number can be multiplied, and this one fits all of them well.
+# oneDNN lays weights out for one number of rows. Any number can be multiplied, and this layout suits all of them.
 _PACKED_FOR_ROWS: Final = 16
 
 
@@ -46,8 +46,8 @@ class Linear(Protocol):
 class DenseLinear:
     """A linear layer with weights in the model's dtype.
 
-    ``pack`` hands the weight to oneDNN in its blocked layout: at 1 to 64 tokens, where reading the weight is what
-    takes the time, a packed product is 1.2 to 1.9 times as fast as a plain one on the CPU, and bit for bit the same.
+    ``pack`` hands the weight to oneDNN in its blocked layout: at 1 to 64 tokens, where reading the weight takes most of
+    the time, a packed product is 1.2 to 1.9 times as fast as a plain one on the CPU, and bit for bit the same.
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
@@ -77,7 +77,7 @@ class DenseLinear:
 
     @classmethod
     def stacked(cls, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor | None]) -> DenseLinear:
-        """One layer for several of the same input, their outputs side by side."""
+        """One layer in place of several that read the same input, with their outputs side by side."""
         if len(weights) == 1:
             return cls(weights[0], biases[0])
         bias = None

@@ -1,8 +1,8 @@
-"""Which numbers of rows a matrix product rounds alike in: a trial that sees every difference in the order of summation.
+"""A trial of the numbers of rows in which a matrix product rounds alike. It sees every difference in summation order.
 
-Two sums of the same products in another order differ in float32's last bits. In ordinary data bfloat16 hides nearly all
-of that: of ten thousand results one or two differ, so a trial with ordinary data finds nothing, and a long text does.
-Here the products nearly cancel, so that what is left of each sum is mostly rounding.
+Sums of the same products in different orders differ in float32's last bits. With ordinary data bfloat16 hides nearly
+all of these differences: one or two in ten thousand results remain. A trial would miss them, but a long text would not.
+The trial's products nearly cancel, so that each sum is mostly rounding.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 # Numbers of rows that are tried: those of small decoding batches, and some on either side of where kernels change.
 TRIED_ROWS: Final = (2, 3, 4, 8, 12, 16, 20, 32, 33, 48, 64, 80, 128, 256, 512, 1024)
-# So many different rows repeat in a trial: no block of a kernel is a multiple of it, so each comes at every place.
+# A trial repeats this many different rows. No kernel's block is a multiple of it, so each row comes at every place.
 _DISTINCT_ROWS: Final = 3
-# So many different outputs repeat, for the same reason; they also keep the trial's memory small.
+# A trial repeats this many different outputs, for the same reason and to keep its memory small.
 _DISTINCT_OUTPUTS: Final = 61
 # Columns are scaled by powers of two from -_SCALES to _SCALES: sums of very different numbers round more.
 _SCALES: Final = 4
@@ -55,8 +55,8 @@ def rounding_classes(
         counts: Numbers of rows, at least 2 each.
 
     Returns:
-        For each count its class: those of one class give each row the same bits. None where the result depends even on
-        a row's place among the others.
+        The class of each count. Counts of one class give each row the same bits. None if a row's result depends even on
+        its place among the others.
     """
     repeats = -(-max(counts) // _DISTINCT_ROWS)
     # [max(counts) rounded up, in_features]

@@ -1,9 +1,9 @@
 """Row tiles: matrix products in which a row's result does not depend on the rows beside it.
 
-A library chooses its kernel by the number of rows, and two kernels may sum in another order. In bfloat16 that is often
-enough to change a token, so an answer would depend on what else is in the batch and on what is drafted. Where a trial
-finds such a dependence, products are asked for in numbers of rows that all round alike. See He et al., "Defeating
-Nondeterminism in LLM Inference" (Thinking Machines Lab, 2025), for the same idea in kernels of one's own.
+A library chooses its kernel by the number of rows, and two kernels may sum in different orders. In bfloat16 that often
+suffices to change a token, so an answer would depend on the rest of the batch and on the drafts. Where a trial finds
+such a dependence, products are computed only in numbers of rows that all round alike. See He et al., "Defeating
+Nondeterminism in LLM Inference" (Thinking Machines Lab, 2025), for the same idea in custom kernels.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RowTiles:
-    """In which numbers of rows a product may be computed.
+    """The numbers of rows in which a product may be computed.
 
     Attributes:
-        least: Fewer rows are padded to so many.
-        most: More rows are computed so many at a time; None computes any number at once.
+        least: Fewer rows are padded to this number.
+        most: More rows are computed this many at a time; None computes any number at once.
     """
 
     least: int = 2
@@ -55,8 +55,8 @@ ANY_ROWS: Final = RowTiles()
 def candidates(classes: Sequence[int | None], counts: Sequence[int] = TRIED_ROWS) -> tuple[RowTiles, ...]:
     """Tiles within which every number of rows rounds alike; empty where there are none.
 
-    Either the small numbers agree, and larger ones are cut; or the large ones agree, and smaller ones are padded. What
-    was not tried between two numbers that agree is taken to agree with them.
+    Either the small numbers agree, and larger ones are cut; or the large ones agree, and smaller ones are padded.
+    Untried numbers between two that agree are assumed to agree with them.
     """
     if classes[0] is not None and len(set(classes)) == 1:
         return (ANY_ROWS,)

@@ -1,4 +1,4 @@
-"""CompiledAttention: compiled kernels attend straight from the cache, nothing is gathered."""
+"""CompiledAttention: compiled kernels attend straight from the cache, without gathering."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from helix_jobs.engine.attention.step_plan import StepPlan
     from helix_jobs.engine.kernels.cpu.kernels import NativeKernels
 
-# So many queries of a slice are attended for at once: the scores of a longer piece would not stay in the caches.
+# Queries of a slice attended for at once: the scores of a longer piece would not stay in the processor's caches.
 _QUERY_LENGTH: Final = 16
 
 
@@ -31,7 +31,7 @@ class DirectSlices:
 
     Attributes:
         pieces: ``[num_pieces, 4]`` int64: first token, number of tokens, start position, first entry in ``blocks``.
-        blocks: The slices' block tables one behind the other, int32.
+        blocks: The slices' block tables one after another, int32.
     """
 
     pieces: torch.Tensor
@@ -50,7 +50,7 @@ class DirectSlices:
         return cls(torch.tensor(pieces, dtype=torch.int64), torch.tensor(blocks, dtype=torch.int32))
 
     def arrays(self) -> list[NDArray[np.int64]]:
-        """Nothing has to be brought anywhere."""
+        """None: the CPU needs no upload."""
         return []
 
     def on_device(self, _uploaded: Iterator[torch.Tensor]) -> DirectSlices:
@@ -82,7 +82,7 @@ class CompiledAttention:
 
 
 class CompiledStep:
-    """One step of it (satisfies ``AttentionStep``). Keeps whatever it has pointers into."""
+    """One step of ``CompiledAttention`` (satisfies ``AttentionStep``). Keeps every tensor that it has pointers into."""
 
     def __init__(self, spec: AttentionSpec, native: NativeKernels, layout: StepLayout, cache: PagedKVCache) -> None:
         assert isinstance(layout.attention, DirectSlices), "the step was planned for another backend"

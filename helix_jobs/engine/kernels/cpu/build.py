@@ -31,8 +31,8 @@ _FOLDER: Final = Path(__file__).parent
 SOURCES: Final = tuple(_FOLDER / f"{name}.cpp" for name in ("kernels", "tiled_linear", "int8_linear", "int8_decoder"))
 _HEADERS: Final = tuple(_FOLDER / f"{name}.h" for name in ("lanes", "activations", "tiles", "attention", "bytes"))
 _COMPILERS: Final = ("c++", "g++", "clang++")
-# No -ffast-math: linked into a library it changes how the whole process treats subnormal numbers. What vectorisation
-# needs of it is named singly, and NaN stays NaN.
+# No -ffast-math: linked into a library it changes how the whole process treats subnormal numbers. The parts of it that
+# vectorisation needs are named one by one, and NaN stays NaN.
 _FLAGS: Final = (
     "-O3",
     "-march=native",
@@ -44,7 +44,7 @@ _FLAGS: Final = (
     "-fPIC",
     "-shared",
 )
-# A quarter of a minute on a quiet machine; this is for one that is anything but.
+# Compiling takes a quarter of a minute on an idle machine; the limit is for a very busy one.
 _TIMEOUT_SECONDS: Final = 600
 _VERSION_SECONDS: Final = 30
 
@@ -57,7 +57,7 @@ def build_library(folder: Path, head_dim: int) -> Path:
 
     Args:
         folder: Keeps the libraries.
-        head_dim: Size of the heads that it is for; their loops are unrolled.
+        head_dim: Size of the heads; the loops over it are unrolled.
 
     Raises:
         ConfigurationError: There is no compiler, or it fails; the message says what to install. Or the folder is a link
@@ -70,12 +70,13 @@ def build_library(folder: Path, head_dim: int) -> Path:
     if is_own_program(library) and _is_sealed(library):
         note_use(library)
         with suppress(OSError):  # as there
-            _seal(library)  # the time of use is a change, too
+            _seal(library)  # noting the use changes the status time, too
         return library
     if library.exists():
-        # Its code would run in this process: whoever could write the file could have put anything into it.
+        # The library's code would run in this process, so another user must not have been able to write it.
         logger.warning("%s was not made here, or could have been written by another user; it is compiled anew", library)
-    # In a folder of its own and moved into place: two workers may compile at once, and a killed one leaves nothing.
+    # Compile in a scratch folder and move the result into place: two workers may compile at once, and a killed one
+    # leaves nothing.
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         partial = Path(scratch) / library.name
         command = [compiler, *flags, "-o", str(partial), *map(str, SOURCES)]
@@ -91,16 +92,16 @@ def build_library(folder: Path, head_dim: int) -> Path:
 
 
 def _seal(library: Path) -> None:
-    """Note that the library was made here, by what no copy of the directory has."""
+    """Mark the library as made here, in a way that no copy of the directory keeps."""
     write_private(_seal_of(library), _mark(library))
 
 
 def _is_sealed(library: Path) -> bool:
     """Whether this user made the library where it stands.
 
-    Whose a file is says nothing of where it comes from: what an archive brings belongs to who unpacks it. But the time
-    at which its entry in the file system changed last is the system's to set, and nobody can know it before.
-    Trade-off: a home that was copied or restored, or whose modes were changed, compiles its kernels once more.
+    A file's owner does not tell its origin: files out of an archive belong to the user who unpacks it. But only the
+    system sets the time of a file's last status change, and nobody can know that time in advance. Trade-off: a home
+    that was copied or restored, or whose modes were changed, compiles its kernels once more.
     """
     try:
         return hmac.compare_digest(read_private(_seal_of(library)), _mark(library))
@@ -118,7 +119,7 @@ def _mark(library: Path) -> bytes:
 
 
 def _find_compiler() -> str:
-    """CXX names it as for any build; else the first of the usual ones."""
+    """The compiler that CXX names, or else the first of the usual ones."""
     if sys.platform == "win32":
         raise ConfigurationError(f"compiled kernels are not available on Windows; {_remedy()}")
     for name in (os.environ.get("CXX", ""), *_COMPILERS):
@@ -133,10 +134,10 @@ def _remedy() -> str:
 
 
 def _run(command: list[str], seconds: float) -> subprocess.CompletedProcess[str]:
-    """Have the compiler do something.
+    """Run the compiler.
 
     Raises:
-        ConfigurationError: It cannot be run: it is another machine's, say, or it does not end.
+        ConfigurationError: The compiler cannot be run (it may be another machine's), or it does not end.
     """
     try:
         return subprocess.run(  # noqa: S603  (the user's compiler, our source)

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from helix_jobs.engine.model.feed_forward import FeedForward
     from helix_jobs.engine.weights.linear import Linear
 
-# By their names in compiled code. torch cuts a tensor up for its threads wherever that makes equal parts, and computes
-# what is left of a part's last vector by another function, which rounds otherwise: a row's result depends on how many
-# there are. Only ReLU, which rounds nothing, needs no kernel.
+# Activations and their names in compiled code. torch cuts a tensor into equal parts for its threads, anywhere in a row.
+# It computes the end of a part that fills no vector with another function, which rounds differently. A row's result
+# thus depends on the number of rows. Only ReLU rounds nothing and needs no kernel.
 COMPILED_ACTIVATIONS: Final[dict[Callable[[torch.Tensor], torch.Tensor], str]] = {
     functional.silu: "silu",
     functional.gelu: "gelu",
@@ -36,8 +36,8 @@ class CompiledFeedForward:
     Attributes:
         inner: The linear layer before the activation: gate and up projection, or the up projection alone.
         outer: Back to the hidden size.
-        activation: By its name in compiled code.
-        is_gated: The activation is that of a gate.
+        activation: Its name in compiled code.
+        is_gated: Whether the activation is applied to a gate.
         native: The kernels.
     """
 
@@ -49,7 +49,7 @@ class CompiledFeedForward:
 
     @classmethod
     def of(cls, feed_forward: FeedForward, native: NativeKernels) -> FeedForward:
-        """The same feed-forward with a compiled activation, or itself where there is none."""
+        """The same feed-forward with a compiled activation, or itself if there is none."""
         if not isinstance(feed_forward, GatedFeedForward | PlainFeedForward):
             return feed_forward
         name = COMPILED_ACTIVATIONS.get(feed_forward.activation)

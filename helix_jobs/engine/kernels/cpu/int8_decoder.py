@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from helix_jobs.engine.model.decoder import Decoder
     from helix_jobs.engine.weights.linear import Linear
 
-# Trade-off: past so many tokens oneDNN's products, which reuse each weight for many tokens, are worth the calls between
-# them.
+# Trade-off: beyond this many tokens oneDNN's products, which reuse each weight for many tokens, are worth the calls
+# between them.
 MAX_TOKENS: Final = 6
 
 _POINTER, _SIZE = ctypes.c_void_p, ctypes.c_int64
@@ -70,17 +70,17 @@ class _Step(ctypes.Structure):
 class NativeInt8Decoder:
     """The layers of one decoder, described to compiled code (satisfies ``SmallSteps``).
 
-    ``supports`` says for which decoders there can be one.
+    ``supports`` says which decoders compiled code can run.
 
-    Holds the weights row by row, beside the packed ones that larger steps use where oneDNN has packed some. Trade-off:
-    an int8 model takes its memory twice there, and a draft of a token or two costs what reading it once costs.
+    Holds the weights row by row, beside those that oneDNN has packed for larger steps. Trade-off: with packed weights
+    an int8 model takes its memory twice, and a draft of a token or two costs one reading of the weights.
     """
 
     def __init__(self, decoder: Decoder, native: NativeKernels) -> None:
         self._decoder = decoder
         self._spec = decoder.attention.spec
         self._run = native.int8_layers
-        # Whatever compiled code has a pointer to.
+        # Every object that compiled code has a pointer to.
         self._kept: list[torch.Tensor] = []
         self._matrices = [tuple(self._matrix(one) for one in layer.linears()) for layer in decoder.layers]
         self._cache: PagedKVCache | None = None
@@ -88,7 +88,7 @@ class NativeInt8Decoder:
 
     @staticmethod
     def supports(decoder: Decoder, native: NativeKernels) -> bool:
-        """Whether there is compiled code for such a model on this processor."""
+        """Whether compiled code can run this model on this processor."""
         spec = decoder.attention.spec
         norms = [norm for layer in decoder.layers for norm in (layer.attention_norm, layer.feed_forward_norm)]
         head_norms = [norm for layer in spec.layers for norm in (layer.query_norm, layer.key_norm) if norm is not None]
@@ -107,11 +107,11 @@ class NativeInt8Decoder:
 
     @staticmethod
     def serves(layout: StepLayout, cache: PagedKVCache) -> bool:
-        """Whether it is the faster way through a step, and a right one.
+        """Whether this way through a step is correct and faster.
 
-        The compiled code attends for a slice as soon as it has written that slice's keys and values. Slices that read
-        what another slice writes in the same step, as the draft model's may, share a whole block and have a token each
-        behind it: no step of at most a block's tokens holds them.
+        The compiled code attends for a slice as soon as it has written that slice's keys and values. The draft model's
+        slices may read what another slice writes in the same step. Such slices share a whole block and have a token
+        each behind it, so they never fit into a step of at most a block's tokens.
         """
         return layout.num_tokens <= min(MAX_TOKENS, cache.block_size)
 

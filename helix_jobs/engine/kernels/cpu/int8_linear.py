@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 class CompiledInt8Linear(Int8Linear):
-    """The same layer: once packed it rounds activations and scales products with compiled kernels.
+    """An int8 layer that, once packed, rounds activations and scales products with compiled kernels.
 
-    Where oneDNN packs nothing, the product is a compiled kernel's too, if the processor multiplies bytes.
+    Where oneDNN packs nothing, a compiled kernel also computes the product, if the processor multiplies bytes.
 
     Args:
         plain: The layer, not packed yet; its weight is shared.

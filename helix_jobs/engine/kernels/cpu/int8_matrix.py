@@ -23,11 +23,11 @@ class MatrixStruct(ctypes.Structure):
 
 @dataclass(frozen=True, slots=True)
 class Int8Matrix:
-    """A described weight, and the tensors it points into: they have to live as long as it is used.
+    """A weight described for compiled code, and the tensors it points into: they must live as long as it is used.
 
     Attributes:
-        struct: For compiled code.
-        kept: What ``struct`` points into.
+        struct: The description that compiled code reads.
+        kept: The tensors that ``struct`` points into.
     """
 
     struct: MatrixStruct

@@ -64,7 +64,7 @@ class NativeKernels:
             function.restype = None
             self._functions[name] = function
         self._rms_norm = self._functions["rms_norm"]
-        # As ``CompiledStep`` calls them, with pointers: what a step's layers share is then worked out once.
+        # ``CompiledStep`` calls these with pointers, so that arguments that a step's layers share are worked out once.
         self.rotate_and_store = self._functions["rotate_and_store"]
         self.paged_attention = self._functions["paged_attention"]
         self._quantize_rows = self._functions["quantize_rows"]
@@ -99,12 +99,12 @@ class NativeKernels:
         bias: torch.Tensor | None,
         residual: torch.Tensor | None,
     ) -> torch.Tensor:
-        """``hidden @ weight.T + bias + residual``, rounded once; each row is the same bits in any number of rows.
+        """``hidden @ weight.T + bias + residual``, rounded once; a row's bits do not depend on the number of rows.
 
         Args:
             hidden: ``[T, in_features]``
             packed: From ``pack_tiles``.
-            out_features: Of the weight.
+            out_features: Outputs of the weight.
             bias: ``[out_features]``
             residual: ``[T, out_features]``
         """
@@ -124,8 +124,8 @@ class NativeKernels:
 
         Args:
             name: ``silu``, ``gelu`` or ``tanh_gelu``.
-            inner: What it is applied to.
-            is_gated: Which of both.
+            inner: The activation's input.
+            is_gated: Whether ``inner`` holds a gate and an up projection.
         """
         inner = inner.contiguous()
         rows, width = inner.shape
@@ -187,7 +187,8 @@ def load_kernels(folder: Path, dtype: torch.dtype, device: torch.device, head_di
     """Compile the kernels if need be, and load them.
 
     Raises:
-        ConfigurationError: Not for this device, dtype or size of heads, or they cannot be compiled or loaded here.
+        ConfigurationError: There are no kernels for this device, dtype or head size, or they cannot be compiled or
+            loaded here.
     """
     if device.type != "cpu" or dtype not in _NAMES:
         name = str(dtype).removeprefix("torch.")

@@ -1,4 +1,4 @@
-"""A decoder whose parts are compiled kernels, wherever there is one for a part."""
+"""A decoder in which compiled kernels replace every part that has one."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ AnyNorm = TypeVar("AnyNorm")
 
 
 def with_native(decoder: Decoder, native: NativeKernels) -> Decoder:
-    """The same model over the same weights, computing with compiled kernels. To be called before ``pack``."""
+    """The same model over the same weights, computing with compiled kernels. Call it before ``pack``."""
     norm = partial(_norm, native, decoder.dtype)
     spec = decoder.attention.spec
     attentions = tuple(
@@ -51,7 +51,7 @@ def with_native(decoder: Decoder, native: NativeKernels) -> Decoder:
 
 
 def native_of(decoder: Decoder) -> NativeKernels | None:
-    """The kernels it was given, if any."""
+    """The compiled kernels that the decoder computes with, if any."""
     attention = decoder.attention
     return attention.native if isinstance(attention, CompiledAttention) else None
 

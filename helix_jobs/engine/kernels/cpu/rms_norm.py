@@ -21,7 +21,7 @@ class CompiledRmsNorm(RmsNorm):
 
     @staticmethod
     def serves(norm: object, dtype: torch.dtype) -> bool:
-        """Whether the kernels for this dtype are for such a norm."""
+        """Whether the kernels for this dtype can compute the norm."""
         return isinstance(norm, RmsNorm) and norm.weight.dtype == dtype and norm.weight.is_contiguous()
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:

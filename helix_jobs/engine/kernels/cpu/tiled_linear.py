@@ -1,4 +1,4 @@
-"""TiledLinear: a bfloat16 layer in the processor's matrix tiles, whose rows are the same bits in any company."""
+"""TiledLinear: a bfloat16 layer in the processor's matrix tiles; a row's bits do not depend on the other rows."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _TILE_INPUTS: Final = 32
 class TiledLinear:
     """A linear layer in compiled code, for processors with matrix tiles (Intel AMX).
 
-    A library picks the order of summation by the number of rows; this code has one for all. Up to some sixty rows it is
-    faster than oneDNN's product as well, with a thousand it is a little slower.
+    A library picks the order of summation by the number of rows; this code has one order for all numbers. Up to some
+    sixty rows it is faster than oneDNN's product as well, with a thousand it is a little slower.
 
     Args:
         dense: The layer; its weight is copied.
@@ -33,7 +33,7 @@ class TiledLinear:
 
     @staticmethod
     def serves(in_features: int, dtype: torch.dtype, native: NativeKernels) -> bool:
-        """Whether layers of this shape and dtype can be computed so here."""
+        """Whether layers of this shape and dtype can be computed in tiles here."""
         return native.has_tiles and dtype is torch.bfloat16 and in_features % _TILE_INPUTS == 0
 
     @property
@@ -50,4 +50,4 @@ class TiledLinear:
         return self._native.tiled_linear(hidden, self._packed, self.out_features, self._bias, residual)
 
     def pack(self) -> None:
-        """See ``Linear``: it is packed."""
+        """See ``Linear``: the layer is packed already."""
