@@ -1,11 +1,12 @@
 """Database: connections and transactions on SQLite and Postgres.
 
 SQLite: WAL, foreign keys on, ``synchronous=FULL`` (a message is acknowledged on the strength of the commit), and two
-engines: writers begin IMMEDIATE, readers deferred. A deferred transaction that turns into a writer can fail at once
-and ignore the busy timeout, so no transaction here ever turns. Postgres: psycopg 3; readers get one snapshot for
-their whole transaction. Both kinds of connection have a module of their own (``sqlite_engine``, ``postgres_engine``).
+engines: writers begin IMMEDIATE, readers deferred. A deferred transaction that starts to write can fail at once,
+without regard to the busy timeout, so no reader here ever writes. Postgres: psycopg 3; readers get one snapshot for
+their whole transaction.
 
-Which schema a database stands at, and moving it, is ``migration.py``; whose fault an error is, ``faults.py``.
+``sqlite_engine`` and ``postgres_engine`` make the connections, ``migration`` reads and moves the schema, ``faults``
+classifies errors.
 """
 
 from __future__ import annotations

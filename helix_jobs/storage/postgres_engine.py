@@ -1,13 +1,11 @@
-"""Connections to Postgres: checked once when they are made, and no answer waited for without an end.
+"""Connections to Postgres: checked before use, and every wait for an answer has an end.
 
-Nothing of a session is relied upon from one transaction to the next, so PgBouncer may stand between in transaction
-mode: no prepared statements, no ``SET`` outside a transaction, no session locks, no temporary tables, and no startup
-options that a pooler refuses.
+No transaction relies on session state, so PgBouncer may stand between in transaction mode: no prepared statements, no
+``SET`` outside a transaction, no session locks, no temporary tables, and no startup options that a pooler refuses.
 
 **Time limits.** Each transaction tells the server how long a statement may take (``set_config(..., true)``, which ends
-with the transaction). A server that is gone without a word cannot keep that promise, so the client has a limit of its
-own, a little longer: ``BoundedConnection`` closes itself when an answer stays out, and the call fails like any lost
-connection.
+with the transaction). A server that has vanished cannot enforce that limit, so the client has its own, a little
+longer: ``BoundedConnection`` closes itself when no answer comes, and the call fails as with any lost connection.
 """
 
 from __future__ import annotations
@@ -33,7 +31,7 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT_SECONDS: Final = 10
 
-# What other programs' URLs carry, and what becomes of it here.
+# Options in other programs' URLs -> what to do about them here.
 _HINTS: Final = {
     "pgbouncer": "leave it out: Helix works behind PgBouncer as it is",
     "schema": "name a schema with options=-csearch_path%3DSCHEMA",
@@ -45,11 +43,11 @@ _HINTS: Final = {
 
 
 class BoundedConnection(psycopg.Connection[Any]):
-    """A connection that waits for each answer only so long, and notes the calls that are out.
+    """A connection that limits its wait for each answer and records its unanswered calls.
 
     Attributes:
-        answer_seconds: What an answer may take; None for as long as it needs.
-        calls: Where the calls are noted.
+        answer_seconds: How long an answer may take; None for no limit.
+        calls: The record of unanswered calls.
     """
 
     answer_seconds: float | None = DEFAULT_TIMING.sign_of_life
@@ -59,7 +57,7 @@ class BoundedConnection(psycopg.Connection[Any]):
         """Wait as psycopg does, up to ``answer_seconds``.
 
         Raises:
-            psycopg.OperationalError: No answer; the connection is closed.
+            psycopg.OperationalError: No answer came; the connection is closed.
         """
         limit = self.answer_seconds
         try:
@@ -73,7 +71,7 @@ class BoundedConnection(psycopg.Connection[Any]):
 
 
 def _until(gen: Generator[Any, Any, Any], deadline: float) -> Generator[Any, Any, Any]:
-    """The generator, ended by TimeoutError when nothing has come by ``deadline``; psycopg sends it 0 every 0.1 s."""
+    """Run the generator, with a TimeoutError if nothing comes by ``deadline``; psycopg sends it 0 every 0.1 s."""
     ready = None
     try:
         while True:
@@ -90,10 +88,10 @@ def postgres_engine(url: URL, calls: CallsInFlight, timing: Timing, **options: A
     """An engine whose connections are bounded and checked.
 
     Args:
-        url: Where to.
-        calls: Where calls are noted while they are out.
+        url: The server's URL.
+        calls: The record of unanswered calls.
         timing: How long a connection may take to answer before it is used.
-        options: More of ``create_engine``'s.
+        options: Further options of ``create_engine``.
 
     Raises:
         ConfigurationError: The URL has an option that libpq does not know.
@@ -104,9 +102,9 @@ def postgres_engine(url: URL, calls: CallsInFlight, timing: Timing, **options: A
         connect_args={
             "connect_timeout": CONNECT_TIMEOUT_SECONDS,
             "application_name": "helix",
-            # Whatever PGCLIENTENCODING says.
+            # Overrides PGCLIENTENCODING.
             "client_encoding": "utf8",
-            # Their names would collide between the clients of a pooler, and one would run another's statement.
+            # Behind a pooler, names of prepared statements collide, and one client would run another's statement.
             "prepare_threshold": None,
             # A half-open connection shows within about a minute instead of two hours.
             "keepalives_idle": 20,
@@ -140,12 +138,12 @@ def postgres_engine(url: URL, calls: CallsInFlight, timing: Timing, **options: A
 
 
 def limit_answers(connection: Any, seconds: float | None) -> None:  # noqa: ANN401  (a DBAPI connection)
-    """Have the client wait for each answer on this connection only so long; None for as long as it needs."""
+    """Limit the client's wait for each answer on this connection; None for no limit."""
     connection.answer_seconds = seconds
 
 
 def transaction_settings(statement_seconds: float | None, idle_seconds: float) -> str:
-    """SQL that sets the time limits of the transaction it stands in, and of nothing else. 0 is none."""
+    """SQL that sets time limits for its own transaction only. 0 is no limit."""
     statement, idle = (round(1000 * (seconds or 0.0)) for seconds in (statement_seconds, idle_seconds))
     return (
         f"SELECT set_config('statement_timeout', '{statement}', true), "
@@ -157,7 +155,7 @@ def check_options(url: URL) -> None:
     """Refuse an option that libpq does not know, before anything connects.
 
     Raises:
-        ConfigurationError: Names it and what to do instead.
+        ConfigurationError: Names the option and what to do instead.
     """
     for name, value in url.query.items():
         try:

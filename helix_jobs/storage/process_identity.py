@@ -1,9 +1,9 @@
-"""ProcessIdentity: which process a worker is, so that others can tell a dead one from one they only cannot see.
+"""ProcessIdentity: which process a worker is, so that others can tell a dead process from one they cannot see.
 
-A host name and a process number say neither: containers start with the number 1 again and again, two machines may both
-be called ``localhost``, and numbers come back after a restart. A process is *gone* if this process looks into the very
-same table of processes (same boot of the same machine, same pid namespace) and does not find it there. Wherever that
-cannot be said for sure, the answer is no, and the judge waits for silence instead (see ``reconciler``).
+A host name and a process number do not identify a process: every container starts with number 1, two machines may both
+be called ``localhost``, and numbers return after a restart. A process is *gone* if this process sees the same process
+table (same boot of the same machine, same pid namespace) and does not find it there. Where this is uncertain, the
+process is not called gone, and the reconciler waits for its heartbeat to stop instead (see ``reconciler``).
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# What ``started`` says of a process that exists and whose start cannot be read.
+# The value of ``started`` for a process that exists but whose start cannot be read.
 UNKNOWN_START: Final = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessIdentity:
-    """One process among all there ever were; None is unknown.
+    """One process, told from all others on any machine at any time; None is unknown.
 
     Attributes:
-        pid: Its number, in its own namespace.
-        boot_id: Of the running system; every start of every machine has another.
-        pid_namespace: Within which its number counts; None also where the system has no namespaces.
-        started: Its start, by a clock that nobody sets. Compared for equality only.
+        pid: The process number, in its own namespace.
+        boot_id: Id of the running system; every boot of every machine has its own.
+        pid_namespace: The namespace of ``pid``; None also where the system has no namespaces.
+        started: When the process started, by a clock that cannot be set. Compared for equality only.
     """
 
     pid: int
@@ -43,13 +43,13 @@ class ProcessIdentity:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Here:
-    """What this process can see of others.
+    """What this process can see of other processes.
 
     Attributes:
-        boot_id: Of this system.
-        pid_namespace: This process's own.
-        started: Process number -> its start; None if there is no such process, ``UNKNOWN_START`` if that is all that
-            can be said.
+        boot_id: Id of this running system.
+        pid_namespace: The namespace of this process.
+        started: Process number -> its start; None if there is no such process, ``UNKNOWN_START`` if its start cannot
+            be read.
     """
 
     boot_id: str | None
@@ -75,17 +75,17 @@ def this_process() -> ProcessIdentity:
 
 
 def here() -> Here:
-    """What the calling process can see."""
+    """What the calling process can see of other processes."""
     boot_id, pid_namespace = _system()
     return Here(boot_id=boot_id, pid_namespace=pid_namespace, started=started)
 
 
 def started(pid: int) -> str | None:
-    """When a process of this namespace started; None if there is none, ``UNKNOWN_START`` if that cannot be told."""
+    """When a process of this namespace started; None if there is none, ``UNKNOWN_START`` if it cannot be read."""
     if not _exists(pid):
         return None
     found: str | None = UNKNOWN_START
-    # macOS tells by a clock that can be set, so a number that is in use again is not recognised there.
+    # macOS gives the start by a clock that can be set, so a reused process number is not recognised there.
     if sys.platform == "linux":
         found = _started_on_linux(pid)
     elif sys.platform == "win32":
@@ -101,7 +101,7 @@ def _exists(pid: int) -> bool:
         import psutil
 
         return psutil.pid_exists(pid)
-    # Not psutil here: where /proc hides other users' processes from this one, it takes them for ended.
+    # Not psutil: where /proc hides other users' processes, psutil takes them for ended.
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -112,12 +112,12 @@ def _exists(pid: int) -> bool:
 
 
 def _started_on_linux(pid: int) -> str | None:
-    """Clock ticks since the system's start. A process that ended and that nobody has waited for does not count."""
+    """Clock ticks from the system's boot to the process's start. None for a zombie: it has ended."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:  # it has ended just now, or /proc hides it from this user
         return UNKNOWN_START
-    # The second field is the program's name in parentheses and may hold anything. See proc(5).
+    # The second field, the program's name in parentheses, may hold any characters. See proc(5).
     fields = stat.rpartition(")")[2].split()
     state, threads, start = fields[0], int(fields[17]), fields[19]
     return None if state in "ZX" and threads <= 1 else start
@@ -133,7 +133,7 @@ def _started_on_windows(pid: int) -> str:
 
 
 def _system() -> tuple[str | None, str | None]:
-    """The boot id and the pid namespace; neither where Linux does not say in which namespace numbers count."""
+    """The boot id and the pid namespace; both None where Linux does not tell the namespace."""
     namespace = _pid_namespace()
     return (None if sys.platform == "linux" and namespace is None else _boot_id()), namespace
 
@@ -154,7 +154,7 @@ def _boot_id() -> str | None:
 
 
 def _boot_id_on_windows() -> str | None:
-    """The installation's id and the number of its starts."""
+    """The id of the Windows installation and its number of boots."""
     if sys.platform == "win32":
         import winreg
 
@@ -169,11 +169,11 @@ def _boot_id_on_windows() -> str | None:
 
 
 def _pid_namespace() -> str | None:
-    """Linux: which namespace process numbers count in, such as ``pid:[4026531836]``."""
+    """Linux: the namespace of process numbers, such as ``pid:[4026531836]``."""
     if sys.platform != "linux":
         return None
     with suppress(OSError):
-        # Of a /proc that belongs to another namespace, ``self`` leads nowhere or to another process.
+        # In a /proc of another namespace, ``self`` leads nowhere or to another process.
         if str(Path("/proc/self").readlink()) == str(os.getpid()):
             return str(Path("/proc/self/ns/pid").readlink())
     return None

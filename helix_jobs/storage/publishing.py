@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-# Literal conditions: SQLite takes a partial index only for a query that repeats its condition word for word.
+# Literal conditions: SQLite uses a partial index only for a query that repeats its condition word for word.
 _PUBLISHED_QUEUED: Final = text("state = 'queued' AND published_at IS NOT NULL")
 _RUNNING: Final = text("state = 'running'")
 
-# Parameters of one statement; SQLite takes 32,766.
+# Parameters of one statement; SQLite allows 32,766.
 _CHUNK: Final = 5_000
 
-# A lane is one priority of one sealed batch that has something to publish. A scalar subquery with LIMIT 1 and not
-# EXISTS: planners may turn the latter into a join over every waiting job.
+# Each row is one priority of one sealed batch that has jobs to publish. A scalar subquery with LIMIT 1 instead of
+# EXISTS, which planners may turn into a join over every waiting job.
 _LANES: Final = text("""
     WITH priorities (priority) AS (VALUES (9), (8), (7), (6), (5), (4), (3), (2), (1), (0)),
     waiting AS (
@@ -51,7 +51,7 @@ _LANE_PAGE: Final = text("""
 """).columns(id=BigInteger)
 
 _NOW: Final = bindparam("now", type_=UTCDateTime)
-# Postgres: a row another transaction holds is being claimed and needs no mark; waiting for it could deadlock.
+# Postgres: a row that another transaction holds is being claimed and needs no mark; waiting for it could deadlock.
 _MARK: Final = {
     "sqlite": text("""
         UPDATE jobs SET published_at = :now
@@ -81,23 +81,23 @@ def publishable(c: Connection, limit: int) -> list[PublishableJob]:
 
 
 def mark_published(c: Connection, ids: Sequence[int], now: datetime) -> int:
-    """Note that messages for these jobs are with the broker; jobs claimed meanwhile are left alone."""
+    """Mark these jobs as having a message in the broker; jobs claimed meanwhile are left alone."""
     if not ids:
         return 0
     return c.execute(_MARK[c.dialect.name], {"ids": _id_list(c, ids), "now": now}).rowcount
 
 
 def unmark_published(c: Connection, ids: Sequence[int]) -> int:
-    """Note that the broker did not take these messages."""
+    """Unmark these jobs: the broker did not take their messages."""
     if not ids:
         return 0
     return c.execute(_MARK[c.dialect.name], {"ids": _id_list(c, ids), "now": None}).rowcount
 
 
 def unmark_missing(c: Connection, ids: Sequence[int]) -> int:
-    """Note that the broker does not have these messages; returns how many are of jobs at their last attempt.
+    """Unmark these jobs: the broker lacks their messages. Returns how many are at their last attempt.
 
-    A worker may have put such a job off, as it could not run alone there, and then its message is missing rightly.
+    The message of such a job may rightly be missing: a worker that could not run the job alone put it off.
     """
     wanted = [jobs.c.id.in_(ids[start : start + _CHUNK]) for start in range(0, len(ids), _CHUNK)]
     at_last = sum(
@@ -109,21 +109,21 @@ def unmark_missing(c: Connection, ids: Sequence[int]) -> int:
 
 
 def unmark_unreadable(c: Connection) -> int:
-    """Take the marks off queued jobs that are no times: somebody's hand left them. Returns how many."""
+    """Unmark queued jobs whose ``published_at`` is not a time, after an edit by hand. Returns how many."""
     query = select(jobs.c.published_at)
     ids = c.execute(select(jobs.c.id).where(_PUBLISHED_QUEUED)).scalars().all()
     return unmark_published(c, [job_id for job_id in ids if unreadable_reason(c, query.where(jobs.c.id == job_id))])
 
 
 def republish_unseen(c: Connection, published_before: datetime) -> int:
-    """Take the mark off queued jobs published before then: their messages seem lost. Returns how many."""
+    """Unmark queued jobs published before ``published_before``: their messages seem lost. Returns how many."""
     return c.execute(
         update(jobs).where(_PUBLISHED_QUEUED, jobs.c.published_at < published_before).values(published_at=None)
     ).rowcount
 
 
 def republish_last_attempts(c: Connection, published_before: datetime) -> int:
-    """Do what ``republish_unseen`` does for jobs at their last attempt alone, which a worker may have put off."""
+    """Like ``republish_unseen``, but only for jobs at their last attempt, which a worker may have put off."""
     return c.execute(
         update(jobs)
         .where(_PUBLISHED_QUEUED, jobs.c.published_at < published_before, AT_LAST_ATTEMPT)
@@ -132,40 +132,40 @@ def republish_last_attempts(c: Connection, published_before: datetime) -> int:
 
 
 def republish_all(c: Connection) -> int:
-    """Take the mark off every queued job: nobody can say whose messages are there. Returns how many.
+    """Unmark every queued job: it is unknown which messages the broker holds. Returns how many.
 
-    Whoever published them may have a clock that is ahead, so no time bounds it.
+    No time limits it, as the publisher's clock may be ahead.
     """
     return c.execute(update(jobs).where(_PUBLISHED_QUEUED).values(published_at=None)).rowcount
 
 
 def published_queued(c: Connection) -> dict[int, datetime]:
-    """Job id -> when it was published, of every queued job that should have a message; some 10,000 at most."""
+    """Job id -> time of publication, for every queued job that should have a message; some 10,000 at most."""
     rows = c.execute(select(jobs.c.id, jobs.c.published_at).where(_PUBLISHED_QUEUED))
     return {int(row.id): row.published_at for row in rows}
 
 
 def queued_among(c: Connection, ids: Sequence[int]) -> set[int]:
-    """Which of these jobs are queued; some hundred ids."""
+    """The ids among these, some hundred, whose jobs are queued."""
     return set(c.execute(select(jobs.c.id).where(jobs.c.id.in_(ids), jobs.c.state == JobState.QUEUED.value)).scalars())
 
 
 def latest_published_at(c: Connection) -> datetime | None:
-    """The newest publication among the queued jobs; None if none is published."""
+    """When the newest published job that is still queued was published; None if none is."""
     return c.execute(select(func.max(jobs.c.published_at)).where(_PUBLISHED_QUEUED)).scalar_one_or_none()
 
 
 def deliveries_are_moot(c: Connection) -> bool:
-    """Whether no job is left that a message delivered by now may be about: none runs, none waits with a message.
+    """Whether no message delivered so far matters any more: no job runs, and none is queued with a message.
 
-    A job that comes to wait later gets a message of its own.
+    A job queued later gets its own message.
     """
     running, waiting = (exists(select(jobs.c.id).where(condition)) for condition in (_RUNNING, _PUBLISHED_QUEUED))
     return not c.execute(select(or_(running, waiting))).scalar_one()
 
 
 def backlog(c: Connection) -> int:
-    """Jobs of sealed batches that wait, published or not. Read from counters: cheap at any size."""
+    """Count the queued jobs of sealed batches, published or not. Read from counters: cheap at any size."""
     counters.flush(c)
     signed = case((batch_counters.c.outcome == counters.STORED, batch_counters.c.jobs), else_=-batch_counters.c.jobs)
     sealed = batches.c.total.is_not(None)
@@ -177,7 +177,7 @@ def backlog(c: Connection) -> int:
 
 
 def any_waits(c: Connection) -> bool:
-    """Whether a job waits that a worker may take, by the rows: changes by hand leave the counters as they were."""
+    """Whether a worker may take some queued job. Reads the rows: edits by hand do not change the counters."""
     takable = exists().where(
         batches.c.id == jobs.c.batch_id, batches.c.total.is_not(None), batches.c.cancelled_at.is_(None)
     )

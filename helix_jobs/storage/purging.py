@@ -1,9 +1,9 @@
-"""Removing batches that have ended, with all that belongs to them, and the rows of workers that have stopped.
+"""Remove ended batches with their jobs, results and counters, and the rows of stopped workers.
 
-The first transaction takes a batch out of everybody's sight: it loses its total, its counters and its idempotency key,
-and keeps the moment in ``cancelled_at`` (``schema.BATCH_IS_THERE`` tells such a batch from all others). Nobody reads,
-claims, publishes, cancels or retries it any more. Its jobs and results follow some thousand rows at a time, the batch
-itself last, so whoever is interrupted has left nothing that could be mistaken for a whole batch.
+The first transaction hides a batch: it clears the batch's total, counters and idempotency key, and sets
+``cancelled_at`` to the time (``schema.BATCH_IS_THERE`` tells such a batch from all others). From then on no command and
+no worker reads, claims, publishes, cancels or retries it. Its jobs and results follow some thousand rows at a time, the
+batch row last, so an interrupted purge leaves nothing that could pass for a whole batch.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _CANCELLED: Final = JobState.CANCELLED.value
 
 
 def _sum_of(*outcomes: str, others: bool = False) -> Any:  # noqa: ANN401  (SQLAlchemy's types of sums say nothing)
-    """Jobs under these outcomes; with ``others`` under all but these, counted from ``batch_counters``."""
+    """Jobs under these outcomes, summed from ``batch_counters``; with ``others``, under all outcomes but these."""
     among = batch_counters.c.outcome.in_(outcomes)
     return func.coalesce(func.sum(case((not_(among) if others else among, batch_counters.c.jobs), else_=0)), 0)
 
@@ -37,7 +37,7 @@ def _sum_of(*outcomes: str, others: bool = False) -> Any:  # noqa: ANN401  (SQLA
 _STORED: Final = _sum_of(counters.STORED)
 _ENDED: Final = _sum_of(counters.STORED, others=True)
 _FAILED: Final = _sum_of(counters.STORED, _SUCCEEDED, _CANCELLED, others=True)
-# Of a submission: when its newest line came. The index over batch and line finds it.
+# When an unfinished submission stored its newest line. The index over batch and line finds it.
 _NEWEST_LINE: Final = (
     select(jobs.c.queued_at)
     .where(jobs.c.batch_id == batches.c.id)
@@ -65,8 +65,8 @@ _BATCHES: Final = (
     .having(or_(batches.c.total.is_(None), _STORED <= _ENDED))
     .order_by(batches.c.created_at, batches.c.id)
 )
-# Counters are not trusted with somebody's answers. Each subquery has a small index; see status.py for the first and
-# third, whose column is hidden from the others.
+# Reads the rows, not the counters: a wrong counter must not cost a person's answers. Each subquery has a small index;
+# see status.py for the first and third, whose concatenation hides their column from other indexes.
 _RUNNABLE: Final = text("""
     SELECT (SELECT 1 FROM jobs WHERE state = 'running' AND batch_id || '' = :batch LIMIT 1) IS NOT NULL
         OR (SELECT 1 FROM jobs WHERE batch_id = :batch AND state = 'queued' AND published_at IS NULL LIMIT 1)
@@ -96,12 +96,12 @@ _HAS_RUN: Final = select(runs.c.id).where(runs.c.worker_id == workers.c.id).exis
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndedBatch:
-    """A batch of which nothing waits or runs.
+    """A batch without queued or running jobs.
 
     Attributes:
-        total: Its jobs; None of a submission that has not finished.
-        stored: The jobs there are, an unfinished submission's included.
-        ended_at: When its last job ended; of an unfinished submission, when its newest line came.
+        total: Number of jobs; None for an unfinished submission.
+        stored: Number of stored jobs, also for an unfinished submission.
+        ended_at: When its last job ended; for an unfinished submission, when its newest line was stored.
     """
 
     id: str
@@ -116,7 +116,7 @@ class EndedBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Content:
-    """What lines of a batch hold. ``bytes`` are those of prompts, answers and error messages."""
+    """The content of some lines of a batch. ``bytes`` counts prompts, answers and error messages."""
 
     jobs: int
     results: int
@@ -127,18 +127,18 @@ def ended_batches(c: Connection) -> list[EndedBatch]:
     """Every batch that has ended or whose submission has not finished, oldest first. Read from counters.
 
     Raises:
-        UnreadableRowError: A value of one cannot be read.
+        UnreadableRowError: A value of a row cannot be read.
     """
     return [_ended(row) for row in fetch_all(c, _BATCHES)]
 
 
 def half_purged(c: Connection) -> list[str]:
-    """Batches whose removal has begun and not ended: somebody is at it, or was interrupted."""
+    """Batches whose removal has begun but not ended: a purge is under way, or was interrupted."""
     return list(c.execute(select(batches.c.id).where(not_(BATCH_IS_THERE)).order_by(batches.c.id)).scalars())
 
 
 def stored_jobs(c: Connection) -> int:
-    """All jobs there are, read from counters."""
+    """The number of all stored jobs, read from counters."""
     stored = select(func.coalesce(func.sum(batch_counters.c.jobs), 0)).where(
         batch_counters.c.outcome == counters.STORED
     )
@@ -146,13 +146,13 @@ def stored_jobs(c: Connection) -> int:
 
 
 def begin_purge(c: Connection, batch: EndedBatch, now: datetime) -> bool:
-    """Take a batch out of everybody's sight; False, and nothing done, if it is no longer as it was seen.
+    """Hide a batch, the first step of its removal. Returns False, and does nothing, if it has changed since.
 
     From this commit on its idempotency key is free.
     """
     c.execute(select(batches.c.id).where(batches.c.id == batch.id).with_for_update())
     row = next(iter(fetch_all(c, _BATCHES.where(batches.c.id == batch.id))), None)
-    # A submission's waiting lines are no jobs yet.
+    # The queued lines of an unfinished submission are not jobs yet.
     waits = batch.total is not None and c.execute(_RUNNABLE, {"batch": batch.id}).scalar_one()
     if row is None or _ended(row) != batch or waits:
         return False
@@ -166,7 +166,7 @@ def begin_purge(c: Connection, batch: EndedBatch, now: datetime) -> bool:
 
 
 def last_line(c: Connection, batch_id: str, after: int, count: int) -> int | None:
-    """The line up to which the next ``count`` jobs stand; None if none is left."""
+    """The line of the last of the next ``count`` jobs; None if none is left."""
     lines = select(jobs.c.line).where(jobs.c.batch_id == batch_id, jobs.c.line > after)
     found = lines.order_by(jobs.c.line).limit(count).subquery()
     last: int | None = c.execute(select(func.max(found.c.line))).scalar_one()
@@ -174,13 +174,13 @@ def last_line(c: Connection, batch_id: str, after: int, count: int) -> int | Non
 
 
 def measure_lines(c: Connection, batch_id: str, after: int, last: int) -> Content:
-    """What these lines (``after`` < line <= ``last``) hold."""
+    """The content of these lines (``after`` < line <= ``last``)."""
     row = c.execute(_MEASURE[c.dialect.name], {"batch": batch_id, "after": after, "last": last}).one()
     return Content(jobs=row.jobs, results=row.results, bytes=int(row.bytes or 0))
 
 
 def purge_lines(c: Connection, batch_id: str, after: int, last: int) -> Content:
-    """Remove these lines of a batch whose removal has begun; returns what they held."""
+    """Remove these lines of a batch whose removal has begun; returns their content."""
     if batch_id not in half_purged(c):
         return Content(jobs=0, results=0, bytes=0)
     content = measure_lines(c, batch_id, after, last)
@@ -191,14 +191,14 @@ def purge_lines(c: Connection, batch_id: str, after: int, last: int) -> Content:
 
 
 def end_purge(c: Connection, batch_id: str) -> bool:
-    """Remove the batch itself; False if somebody else has."""
+    """Remove the batch row; False if another purge has."""
     return c.execute(delete(batches).where(batches.c.id == batch_id, not_(BATCH_IS_THERE))).rowcount > 0
 
 
 def purge_runs(c: Connection, before: datetime, limit: int) -> int:
-    """Remove runs that ended before, or broke off, and no stored result refers to; returns how many, ``limit`` at most.
+    """Remove up to ``limit`` runs that ended before ``before`` or broke off, if no result refers to them.
 
-    One that is under way stays: its worker has not stopped.
+    Returns how many. A run under way stays: its worker has not stopped.
     """
     stopped = select(workers.c.id).where(workers.c.stopped_at < before)
     broke_off = and_(runs.c.finished_at.is_(None), runs.c.worker_id.in_(stopped))
@@ -207,7 +207,7 @@ def purge_runs(c: Connection, before: datetime, limit: int) -> int:
 
 
 def purge_workers(c: Connection, before: datetime, limit: int) -> int:
-    """Remove workers that stopped before and left no run and no running job; returns how many, ``limit`` at most."""
+    """Remove up to ``limit`` workers that stopped before ``before``, without runs or running jobs; returns how many."""
     running = select(jobs.c.worker_id).where(text("state = 'running'"), jobs.c.worker_id.is_not(None))
     old = select(workers.c.id).where(workers.c.stopped_at < before, not_(_HAS_RUN), workers.c.id.not_in(running))
     return c.execute(delete(workers).where(workers.c.id.in_(old.limit(limit)))).rowcount

@@ -21,9 +21,9 @@ _OUTCOMES: Final = (
     .where(batches.c.total.is_not(None))
     .group_by(batch_counters.c.outcome)
 )
-# Trade-off: no index on queued_at, which every claim and every stored job would pay for. Each batch's first job to be
-# published last (its lowest priority) stands for what is unpublished, those published longest ago for what is
-# published. Jobs that came back to the queue look younger than their neighbours, so the answer may be young by one.
+# Trade-off: no index on queued_at, which would cost every claim and every stored job. For unpublished jobs, this reads
+# the first job of each batch's lowest priority; for published ones, the jobs published longest ago. A job that came
+# back to the queue looks younger than its neighbours, so the answer may be younger than the truth by one job.
 _OLDEST_UNPUBLISHED: Final = text("""
     SELECT min(queued_at) AS oldest FROM jobs WHERE id IN (
         SELECT (SELECT j.id FROM jobs j WHERE j.batch_id = b.id AND j.state = 'queued' AND j.published_at IS NULL
@@ -43,7 +43,7 @@ _HOLDINGS: Final = (
 
 
 def queue_figures(c: Connection) -> QueueFigures:
-    """How the whole queue stands. Use a read transaction: then all numbers are of one moment."""
+    """The figures of the whole queue. Use a read transaction: then all numbers are of one moment."""
     counters.flush(c)
     outcomes = dict.fromkeys(OUTCOMES, 0)
     outcomes |= {str(row.outcome): int(row.jobs) for row in c.execute(_OUTCOMES)}
@@ -63,7 +63,7 @@ def queue_figures(c: Connection) -> QueueFigures:
 
 
 def lease_holders(c: Connection) -> list[LeaseHolder]:
-    """Every live worker and everyone else who holds a lease, stopped workers and unknown ones included."""
+    """Every live worker, and every other worker that holds a lease, stopped and unknown ones included."""
     holdings = {row.worker_id: row for row in c.execute(_HOLDINGS)}
     known = c.execute(select(workers).where(workers.c.stopped_at.is_(None) | workers.c.id.in_(list(holdings)))).all()
     found = []

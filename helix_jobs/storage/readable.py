@@ -1,8 +1,8 @@
-"""Which stored values cannot be read, and making them readable: what somebody's hand or a damaged disk left.
+"""Find stored values that cannot be read, after an edit by hand or on a damaged disk, and make them readable.
 
-A value is unreadable when fetching it as its column's type raises: JSON that is none, nested too deep or with a number
-of ten thousand digits, text that is no UTF-8, a time that is none. So is JSON that is no object: every column of JSON
-holds one. It says nothing about whether the value is sensible.
+A value is unreadable when fetching it as its column's type raises: invalid JSON, JSON nested too deep or with a number
+of ten thousand digits, text that is not UTF-8, a malformed time. So is JSON that is not an object, as every JSON column
+holds an object. A readable value need not be sensible.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ _Key = tuple[Any, ...]
 
 @dataclass(frozen=True, slots=True)
 class UnreadableValue:
-    """One value of one row.
+    """One value of one row that cannot be read.
 
     Attributes:
-        table: Where.
+        table: The row's table.
         key: The row's primary key.
-        column: Which value.
+        column: The value's column.
         reason: The kind of error, without its text, which quotes the value.
     """
 
@@ -57,7 +57,7 @@ def fetch_all(
     """Every row of a query.
 
     Raises:
-        UnreadableRowError: A value of one cannot be read as what it should be.
+        UnreadableRowError: A value of a row cannot be read as its column's type.
     """
     try:
         return c.execute(query, parameters).all()
@@ -74,11 +74,11 @@ def unreadable_page(c: Connection, table: Table, after: _Key | None) -> tuple[li
 
     Args:
         c: A read transaction.
-        table: Which.
+        table: The table to read.
         after: The last key of the page before; None for the first page.
 
     Returns:
-        The values, and the last key of this page; None when it was the last one.
+        The unreadable values, and the last key of this page; None when this was the last page.
     """
     keys = list(table.primary_key.columns)
     query = select(*keys).order_by(*keys).limit(PAGE_ROWS)
@@ -97,12 +97,12 @@ def unreadable_page(c: Connection, table: Table, after: _Key | None) -> tuple[li
 
 
 def readable_rows(c: Connection, query: Select[Any], key: Column[Any]) -> list[Row[Any]]:
-    """The rows of a query without those that cannot be read: for one of them nobody is to wait who asks for all.
+    """The rows of a query without unreadable ones: one such row must not withhold all others.
 
     Args:
         c: A transaction.
-        query: Of a few rows, as each is read by itself once one of them cannot be.
-        key: A column of the query's tables that tells its rows apart, and can be read.
+        query: A query for a few rows: once one cannot be read, each is read by itself.
+        key: A readable column of the query's tables that tells its rows apart.
     """
     try:
         return list(c.execute(query))
@@ -115,10 +115,10 @@ def readable_rows(c: Connection, query: Select[Any], key: Column[Any]) -> list[R
 
 
 def make_readable(c: Connection, value: UnreadableValue) -> None:
-    """Put something readable in the value's place.
+    """Replace the value by a readable one.
 
-    Text keeps what can be read of it. JSON that is no object becomes ``{}``: a job's request is then refused for what
-    it lacks. A time becomes now, or NULL where it may be.
+    Text keeps its readable part. JSON that is not an object becomes ``{}``: a job with this request fails for the
+    fields it lacks. A time becomes NULL where the column allows it, otherwise now.
     """
     column = value.column
     new: Any = None if column.nullable else datetime.now(UTC)
@@ -158,7 +158,7 @@ def _is_object_where_due(column: ColumnElement[Any], value: object) -> bool:
 
 
 def _raw_text(c: Connection, value: UnreadableValue) -> str:
-    """The value as text, with what is no UTF-8 replaced."""
+    """The value as text, with bytes that are not UTF-8 replaced."""
     if c.dialect.name == "sqlite":
         raw: ColumnElement[Any] = type_coerce(cast(value.column, LargeBinary), LargeBinary)
         found = c.execute(select(raw).where(_is(value.table, value.key))).scalar_one()

@@ -1,4 +1,4 @@
-"""What the store's functions take and return: frozen values, no SQL."""
+"""Records that the storage functions take and return: frozen values, no SQL."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ class ClaimedJob:
     """A job this worker holds.
 
     Attributes:
-        lease: The fence. Each claim raises it by one; a finish or release must carry the number its claim got, so a
-            worker that was written off and came back cannot write over its successor.
+        lease: The fence. Each claim raises it by one; a finish or release must carry its claim's number, so a worker
+            declared lost that comes back cannot overwrite its successor's result.
         attempts: Claims so far, this one included.
     """
 
@@ -67,7 +67,7 @@ class ClaimedJob:
 
 @dataclass(frozen=True, slots=True)
 class FinishedJob:
-    """Who finishes which job under which lease."""
+    """The job to finish, with the worker and the lease that finish it."""
 
     job_id: int
     lease: int
@@ -104,7 +104,7 @@ class NewWorker:
     """A worker about to take its first message.
 
     Attributes:
-        boot_id: This and the next two: see ``identity``.
+        boot_id: This and the next two fields: see ``ProcessIdentity``.
     """
 
     id: str
@@ -120,7 +120,7 @@ class NewWorker:
 
     @property
     def identity(self) -> ProcessIdentity:
-        """Which process it is."""
+        """The worker's process."""
         return ProcessIdentity(
             pid=self.pid, boot_id=self.boot_id, pid_namespace=self.pid_namespace, started=self.process_started
         )
@@ -137,7 +137,7 @@ class Worker(NewWorker):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunTotals(TokenCounts):
-    """What one run did, written when it closes."""
+    """The totals of one run, written when it closes."""
 
     steps: int = 0
     jobs_finished: int = 0
@@ -156,7 +156,7 @@ class RunTotals(TokenCounts):
 
 @dataclass(frozen=True, slots=True)
 class Reclaimed:
-    """What became of a lost worker's leases."""
+    """The outcome of a reclaim of a lost worker's leases."""
 
     requeued: int = 0
     failed: int = 0
@@ -172,8 +172,8 @@ class BatchStatus(TokenCounts):
         error_counts: Failed jobs per error code.
         started_at: The earliest claim of a job that ended or runs.
         finished_at: The latest end; None until every job is in a final state.
-        read_at: When this was read, for rates of a batch still going.
-        cut_off: Succeeded jobs whose answer max_tokens or the context cut (finish reason ``length``).
+        read_at: When this was read, for the rates of a batch that still runs.
+        cut_off: Succeeded jobs whose answer max_tokens or the context cut off (finish reason ``length``).
     """
 
     id: str
@@ -202,7 +202,7 @@ class BatchStatus(TokenCounts):
 
     @property
     def processed(self) -> int:
-        """Jobs that a worker brought to an end: with an answer or an error. Cancelled ones are finished, not this."""
+        """Jobs that a worker ended with an answer or an error; unlike ``finished``, without cancelled ones."""
         return self.counts[JobState.SUCCEEDED] + self.counts[JobState.FAILED]
 
     @property
@@ -278,13 +278,13 @@ class JobResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseHolder:
-    """A worker that lives or holds leases. Of one without a row nothing but its id is known.
+    """A worker that is live or holds leases. Without a row, only its id is known.
 
     Attributes:
-        identity: Which process it is.
-        is_live: It neither stopped nor was it declared lost.
-        leases: Jobs that run there.
-        claimed_at: When the oldest of them was claimed.
+        identity: The worker's process.
+        is_live: The worker neither stopped nor was declared lost.
+        leases: Number of jobs that it runs.
+        claimed_at: When the oldest of these jobs was claimed.
     """
 
     worker_id: str
@@ -299,16 +299,16 @@ class LeaseHolder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueFigures:
-    """How the whole queue stands; jobs of batches that are still being submitted are not in it.
+    """The state of the whole queue, without jobs of batches that are still being submitted.
 
     Attributes:
-        queued: Jobs that wait.
-        running: Jobs under a lease.
-        ended: Outcome (``OUTCOMES``) -> jobs that stand in it.
-        oldest_queued_at: Since when the oldest waiting job waits; None when none waits.
-        oldest_claimed_at: Since when the oldest running job runs.
-        oldest_heartbeat_at: The oldest last heartbeat of a worker that lives or holds leases.
-        live_workers: Workers that neither stopped nor were declared lost.
+        queued: Number of queued jobs.
+        running: Number of jobs under a lease.
+        ended: Outcome (``OUTCOMES``) -> number of jobs with it.
+        oldest_queued_at: When the oldest queued job was queued; None when none is.
+        oldest_claimed_at: When the oldest running job was claimed.
+        oldest_heartbeat_at: The oldest of the last heartbeats of workers that are live or hold leases.
+        live_workers: Number of workers that neither stopped nor were declared lost.
     """
 
     queued: int
