@@ -55,18 +55,18 @@ class Database:
         dialect: ``sqlite`` or ``postgresql``.
         url_redacted: The URL as it may be shown and logged.
         timing: How long a statement, an answer and a connection may take.
-        calls: The calls to a Postgres server that are out. SQLite's end by themselves, with the disk's answer.
+        calls: The unanswered calls to a Postgres server. Calls to SQLite end by themselves, with the disk's answer.
     """
 
     def __init__(self, url: str, timing: Timing = DEFAULT_TIMING) -> None:
-        """Prepare the engines; nothing is connected yet.
+        """Prepare the engines without connecting.
 
         Args:
-            url: Where to.
+            url: The database's URL.
             timing: How long a statement, an answer and a connection may take.
 
         Raises:
-            ConfigurationError: The URL is malformed, or names a database other processes could not share.
+            ConfigurationError: The URL is malformed, or names a database that other processes cannot share.
         """
         try:
             self.url: URL = make_url(url)
@@ -105,7 +105,7 @@ class Database:
             from helix_jobs.storage.postgres_engine import postgres_engine
 
             self._writer = postgres_engine(self.url, self.calls, timing, pool_pre_ping=True, **options)
-            # The same pool; only the transactions differ. Counts and rows read together belong together.
+            # The same pool with other transactions: counts and rows that are read together must be of one moment.
             self._reader = self._writer.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
             self._anew = self._reader
         else:
@@ -123,13 +123,13 @@ class Database:
         """A write transaction: committed when the block ends, rolled back when it raises.
 
         Args:
-            unlimited: On Postgres a statement may take as long as it needs, for work on a million rows.
+            unlimited: Set no time limit on Postgres statements, for work on a million rows.
 
         Raises:
-            DatabaseReplacedError: Another file has taken the place of SQLite's.
-            DatabaseUnreachableError: The database does not answer, or refuses for a reason that is not the data's: a
-                lock held too long, a full disk, a server that takes no writes, a missing right or table. When it comes
-                out of the commit itself, the transaction may nevertheless have been committed.
+            DatabaseReplacedError: Another file has replaced the SQLite database.
+            DatabaseUnreachableError: The database does not answer, or refuses for a reason other than the data: a lock
+                held too long, a full disk, a server that takes no writes, a missing right or table. If the commit
+                itself raises it, the transaction may nevertheless have been committed.
         """
         with self._transaction(
             self._writer, self._limit(unlimited=unlimited), idle=self.timing.idle_transaction
@@ -138,7 +138,7 @@ class Database:
                 yield connection
                 counters.flush(connection)
             finally:
-                # A lost connection takes what was kept on it along.
+                # A lost connection has already lost its pending additions.
                 if not connection.invalidated:
                     counters.discard(connection)
 
@@ -147,18 +147,18 @@ class Database:
         """A read transaction: one snapshot, never blocked by writers.
 
         Args:
-            unlimited: As for ``write``; each page of a stream is a statement of its own.
+            unlimited: As for ``write``. The limit holds for each statement; a page of a stream is one.
 
         Raises:
             DatabaseUnreachableError: The database does not answer, or refuses.
         """
-        # It locks nobody out, and what streams results waits for whoever reads them: it may stand idle.
+        # No idle limit: a reader locks nobody out, and a stream of results waits for its consumer.
         with self._transaction(self._reader, self._limit(unlimited=unlimited), idle=0.0) as connection:
             yield connection
 
     @contextmanager
     def read_anew(self) -> Iterator[Connection]:
-        """As ``read``, of what is stored now: SQLite's other connections have pages in memory, and trust them.
+        """Like ``read``, but from the file: SQLite's other connections may answer from pages they hold in memory.
 
         Raises:
             DatabaseUnreachableError: The database does not answer, or refuses.
@@ -167,14 +167,14 @@ class Database:
             yield connection
 
     def transact(self, function: Callable[[Connection], T], *, unlimited: bool = False) -> T:
-        """Run ``function`` in a write transaction, again if Postgres made it lose a deadlock to another one.
+        """Run ``function`` in a write transaction, and again if it lost a deadlock on Postgres.
 
-        Updates of many rows (cancel, retry, delete, reclaim) belong here: they lock rows in their own order while
-        workers lock them in theirs. ``function`` must do nothing but work on its connection.
+        For updates of many rows (cancel, retry, delete, reclaim), whose order of locks differs from the workers'.
+        ``function`` must do nothing but work on its connection.
         ``unlimited``: see ``write``.
 
         Raises:
-            DatabaseUnreachableError: As from ``write``, or the race was lost too often.
+            DatabaseUnreachableError: As from ``write``, or the transaction lost too many deadlocks.
         """
         for attempt in range(TRANSACTION_ATTEMPTS):
             try:
@@ -210,7 +210,7 @@ class Database:
                 try:
                     yield connection
                 except DBAPIError as error:
-                    # The next try connects anew: after a failover the old connections lead to what is now a standby.
+                    # Make the next try connect anew: after a failover the old connections lead to a standby.
                     if self.dialect == POSTGRES and not connection.invalidated and unreachable_reason(error):
                         connection.invalidate(error)
                     raise
@@ -222,11 +222,11 @@ class Database:
             trouble = describe_trouble(self.url_redacted, error)
             if trouble is None:
                 raise
-            # The driver's own error quotes host and user at most; hide_parameters keeps prompts out of SQLAlchemy's.
+            # The driver's error quotes host and user at most; hide_parameters keeps prompts out of SQLAlchemy's error.
             raise trouble from error
 
     def _bound(self, connection: Connection, limit: float | None, idle: float) -> None:
-        """Set the time limits of a transaction on Postgres: the server's, and the client's, a little longer."""
+        """Set a transaction's time limits on Postgres: the server's, and the client's, which is a little longer."""
         from helix_jobs.storage import postgres_engine
 
         answer = None if limit is None else limit + self.timing.answer_margin

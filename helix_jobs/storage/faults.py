@@ -1,13 +1,13 @@
-"""Whose fault a database error is: the row's, the installation's, or nobody's.
+"""Classify database errors: the row is at fault, the database is in trouble, or the transaction lost a race.
 
-Only what the data itself is to blame for belongs to a row: SQLSTATE classes 22 (data exceptions) and 23 (integrity
-constraints), and SQLite's TOOBIG, MISMATCH and CONSTRAINT. A job may fail for it. Everything else is the database's
-trouble (a standby that takes no writes, a revoked grant, a table that is not there, a damaged page, a full disk), and
-it is waited for: no answer is thrown away because a server said no. Nor is a row to blame where this machine has no
-memory or no descriptors left (``MACHINES_OWN``).
+A row is at fault only for errors of its data: SQLSTATE classes 22 (data exceptions) and 23 (integrity constraints),
+and SQLite's TOOBIG, MISMATCH and CONSTRAINT. Such an error may fail a job. Any other error is the database's trouble (a
+standby that takes no writes, a revoked grant, a missing table, a damaged page, a full disk): the worker waits, so no
+answer is lost because a server refused. A row is not at fault either when this machine has no memory or no
+descriptors left (``MACHINES_OWN``).
 
-Trade-off: a statement that is wrong for good makes a worker wait for good, loudly. That costs time until a person
-looks; the other way round costs answers.
+Trade-off: a permanently wrong statement makes a worker wait for ever, and log it. That costs time until a person
+looks; failing the job instead would cost answers.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ if TYPE_CHECKING:
 MACHINES_OWN: Final = (MemoryError, OSError)
 _ROWS_OWN_SQLITE: Final = (sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_CONSTRAINT)
 _ROWS_OWN_SQLSTATE: Final = ("22", "23")
-# Where something could not be opened: the file, its log, a temporary one.
+# A file could not be opened: the database, its log, or a temporary one.
 _OPENS_SQLITE: Final = (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR)
-# Serialization failure and deadlock: the transaction lost a race and may simply be run again.
+# Serialization failure and deadlock: the transaction lost a race and may run again.
 _LOST_RACE: Final = ("40001", "40P01")
-# A table, column or right; a feature; a role or password; a database; a schema.
+# Missing: a table, column or right; a feature; a role or password; a database; a schema.
 _LACKING: Final = ("42", "0A", "28", "3D", "3F")
-# Without a SQLSTATE psycopg itself speaks: these kinds mean the values or the call, all others the connection.
+# An error without a SQLSTATE comes from psycopg itself: these kinds concern the values or the call, all others the
+# connection.
 _DRIVERS_COMPLAINTS: Final = ("DataError", "IntegrityError", "ProgrammingError", "NotSupportedError")
 
 # SQLite result codes (the low byte) -> what is wrong and what to do.
@@ -48,7 +49,7 @@ _SQLITE_TROUBLE: Final = {
     sqlite3.SQLITE_CORRUPT: "is damaged; restore it from a backup or try `sqlite3 FILE .recover`",
 }
 _SQLITE_ELSE: Final = "check that it is this version's (`helix doctor`), or restore it from a backup"
-# SQLSTATEs, the longer first -> what to do; the server's own words say what is wrong.
+# SQLSTATE prefixes, the longer first -> remedy. The server's own message says what is wrong.
 _REMEDIES: Final = {
     "25006": "it takes no writes: name the primary server in HELIX_DATABASE_URL, or make this one writable",
     "42501": "give Helix's role SELECT, INSERT, UPDATE and DELETE on its tables, and for `helix db upgrade` CREATE on "
@@ -66,7 +67,7 @@ _REMEDY: Final = "check HELIX_DATABASE_URL and the server's log"
 
 
 def unreachable_reason(error: DBAPIError) -> str | None:
-    """Say what is wrong with the database itself; None if the row or the call is to blame, or a race was lost."""
+    """Say what is wrong with the database; None if the row or the call is at fault, or a race was lost."""
     original = error.orig
     if isinstance(original, sqlite3.Error):
         return _sqlite_reason(original)
@@ -85,11 +86,11 @@ def unreachable_reason(error: DBAPIError) -> str | None:
 
 
 def describe_trouble(shown: str, error: DBAPIError) -> DatabaseUnreachableError | None:
-    """The error to raise for what is the database's trouble; None where ``unreachable_reason`` is None.
+    """The error to raise for the database's trouble; None where ``unreachable_reason`` is None.
 
     Args:
-        shown: The database as it may be shown.
-        error: What was raised.
+        shown: The database's URL without its password.
+        error: The error raised.
     """
     reason = unreachable_reason(error)
     if reason is None:
@@ -105,7 +106,7 @@ def lost_race(error: DBAPIError) -> bool:
 
 
 def _sqlite_reason(error: sqlite3.Error) -> str | None:
-    # Python's own complaints, such as text that is no UTF-8, carry no result code: they are about one row.
+    # Python's own errors, such as text that is not UTF-8, carry no result code: one row is at fault.
     code = getattr(error, "sqlite_errorcode", None)
     if code is None or code & 0xFF in _ROWS_OWN_SQLITE:
         return None

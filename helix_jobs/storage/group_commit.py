@@ -1,7 +1,7 @@
 """GroupCommitWriter: many small writes, few commits.
 
-Trade-off: an operation waits up to 20 ms for company; in exchange an fsync is shared by up to 100 rows, and a process
-has one writer, so its own threads never wait for SQLite's lock against each other.
+Trade-off: an operation waits up to 20 ms for others; in exchange up to 100 rows share an fsync, and a process has one
+writer, so its own threads never contend for SQLite's lock.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 _FIRST_PAUSE_SECONDS: Final = 0.05
 _LONGEST_PAUSE_SECONDS: Final = 2.0
-# While writes wait, the log says so when it begins and then once in so many seconds.
+# Seconds between log lines while writes wait; the first line comes at once.
 _REMINDER_SECONDS: Final = 60.0
 
 
@@ -45,12 +45,12 @@ class _Operation:
 
 @dataclass(slots=True)
 class WriteTrouble:
-    """A time in which the database takes no writes, and what is said of it.
+    """Tracks and logs a time in which the database takes no writes.
 
     Attributes:
-        waiting: Writes of the group that is tried again; 0 while there is no trouble.
+        waiting: Writes in the group that is being retried; 0 while there is no trouble.
         retries: Failed tries since the start.
-        reason: What the database said last; empty while there is no trouble.
+        reason: The database's last message; empty while there is no trouble.
     """
 
     waiting: int = 0
@@ -60,7 +60,7 @@ class WriteTrouble:
     _said_at: float = 0.0
 
     def note(self, waiting: int, error: DatabaseUnreachableError) -> None:
-        """A group of ``waiting`` writes was not taken; it is kept and tried again."""
+        """Note that the database refused a group of ``waiting`` writes, which is kept and tried again."""
         now = time.monotonic()
         self.reason = str(error)
         if not self.waiting:
@@ -72,7 +72,7 @@ class WriteTrouble:
         self.retries += 1
 
     def end(self) -> None:
-        """The database answers again."""
+        """Note that the database answers again."""
         if self.waiting:
             self.waiting, self.reason = 0, ""
             seconds = time.monotonic() - self._since
@@ -83,12 +83,12 @@ class GroupCommitWriter:
     """One thread that runs submitted functions in shared write transactions.
 
     A future resolves only after the commit. A function that raises fails alone: the group is rolled back and each of
-    its functions gets a transaction of its own. When the database is locked, away or takes no writes, the group waits
-    and is tried again for as long as it takes; nothing is dropped before ``close`` runs out of time. As claims pass
-    through here too, nothing new is claimed meanwhile.
+    its functions gets a transaction of its own. While the database is locked, unreachable or takes no writes, the
+    writer retries the group without an end; nothing is dropped before ``close`` runs out of time. Claims pass through
+    here too, so no new job is claimed meanwhile.
 
-    A function may run several times, and once more although its commit succeeded (the answer was lost on the way), so
-    it must do nothing but work on its connection, and repeat harmlessly; claim, finish and release do.
+    A function may run several times, even after a commit whose answer was lost. So it must do nothing but work on its
+    connection, and a repetition must be harmless, as it is for claim, finish and release.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class GroupCommitWriter:
         self._max_delay = max_delay
         self._operations: queue.SimpleQueue[_Operation | None] = queue.SimpleQueue()
         self._closing = threading.Event()
-        # Set by close(): until when a group that cannot be written is kept.
+        # When a group that cannot be written is given up; set by close().
         self._deadline = float("inf")
         self._trouble = WriteTrouble()
         self._lock = threading.Lock()
@@ -109,13 +109,13 @@ class GroupCommitWriter:
         self._thread.start()
 
     def submit(self, function: Callable[[Connection], T]) -> Future[T]:
-        """Have ``function`` run in a write transaction; the future gets its value after the commit.
+        """Queue ``function`` for a write transaction; the future gets its value after the commit.
 
         Raises:
             HelixError: The writer is closed.
         """
         future: Future[T] = Future()
-        # The lock orders this against close(): what is accepted comes before the end mark.
+        # The lock orders this against close(): every accepted operation comes before the end mark.
         with self._lock:
             if self._closing.is_set():
                 raise HelixError("the result writer is closed; this worker is shutting down")
@@ -124,12 +124,12 @@ class GroupCommitWriter:
 
     @property
     def waiting(self) -> int:
-        """Writes that are kept because the database takes none; 0 while it takes them."""
+        """Writes kept because the database takes none; 0 while it takes writes."""
         return self._trouble.waiting + self._operations.qsize() if self._trouble.waiting else 0
 
     @property
     def trouble(self) -> str:
-        """Why the database takes no writes, as it said last; empty while it takes them, or says nothing."""
+        """The database's last reason for taking no writes; empty while it takes them, or gives no reason."""
         return self._trouble.reason
 
     @property
@@ -138,11 +138,11 @@ class GroupCommitWriter:
         return self._trouble.retries
 
     def close(self, timeout: float | None = 30.0) -> bool:
-        """Write what was submitted and end the thread.
+        """Write all submitted operations and end the thread.
 
         Args:
-            timeout: How long a database that does not answer is waited for; None waits for ever. What is then still
-                unwritten fails with DatabaseUnreachableError; its jobs stay leased and are reclaimed later.
+            timeout: Seconds to wait for a database that does not answer; None waits for ever. After that, unwritten
+                operations fail with DatabaseUnreachableError; their jobs stay leased and are reclaimed later.
 
         Returns:
             Whether the thread has ended; False if it still hangs in a call to the database.
@@ -165,7 +165,7 @@ class GroupCommitWriter:
                     self._write(group)
 
     def _next_group(self) -> tuple[list[_Operation], bool]:
-        """Wait for an operation, then for company; the flag says that the end mark was met."""
+        """Wait for an operation, then for others to join it; the flag says that the end mark was met."""
         group: list[_Operation] = []
         deadline: float | None = None
         idle = self._database.timing.idle_writer
@@ -221,7 +221,7 @@ class GroupCommitWriter:
 
 
 def _unwatched() -> None:
-    """Stands in until the thread runs."""
+    """The watchdog callback until the thread runs: does nothing."""
 
 
 def _fail(group: Sequence[_Operation], error: Exception) -> None:

@@ -1,4 +1,4 @@
-"""Rows that the protocol never writes, and what is made of them. Each is a condition in SQL and its repair.
+"""Rows that the protocol never writes, and their repairs. Each kind is a condition in SQL and its repair.
 
 The order matters: a repair may bring a row under a later condition.
 """
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Impossible:
-    """A kind of row that cannot be.
+    """A kind of row that the protocol never writes.
 
     Attributes:
-        what: In words, for a person.
-        table: Where it stands.
-        key: The column that names such a row.
+        what: The fault in words, for a person.
+        table: The table.
+        key: The column that identifies such a row.
         where: The condition.
-        repair: What is made of it, before ``WHERE``.
+        repair: The repairing SQL, up to ``WHERE``.
         done: The repair in words.
     """
 
@@ -151,7 +151,7 @@ IMPOSSIBLE: Final = (
 
 
 def count_impossible(c: Connection, kind: Impossible) -> tuple[int, list[str]]:
-    """How many such rows there are, and the keys of the first five."""
+    """Count such rows; also returns the keys of the first five."""
     count = c.execute(text(f"SELECT count(*) FROM {kind.table} WHERE {kind.where}")).scalar_one()  # noqa: S608  (our own words)
     if not count:
         return 0, []
@@ -160,7 +160,7 @@ def count_impossible(c: Connection, kind: Impossible) -> tuple[int, list[str]]:
 
 
 def repair_impossible(c: Connection, kind: Impossible, now: datetime) -> None:
-    """Make of all such rows what is made of them."""
+    """Repair all such rows."""
     statement = text(f"{kind.repair} WHERE {kind.where}")
     if ":now" in kind.repair:
         statement = statement.bindparams(bindparam("now", now, type_=UTCDateTime))

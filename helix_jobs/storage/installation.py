@@ -1,4 +1,4 @@
-"""The installation: one row, made with the tables, that names this database among all others."""
+"""The installation: one row, made with the tables, whose id tells this database from all others."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def installation_id(c: Connection) -> str:
     """Return the id of this database; it never changes, and a copy of the database has the same one.
 
     Raises:
-        SchemaVersionError: Somebody removed it.
+        SchemaVersionError: The row was removed.
     """
     found = c.execute(select(installation.c.id)).scalar_one_or_none()
     if found is None:

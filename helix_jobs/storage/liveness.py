@@ -1,4 +1,4 @@
-"""Whether a worker's row means a worker: for commands, which cannot watch a heartbeat for half a minute first."""
+"""Guess from its row whether a worker is alive: for commands, which cannot watch a heartbeat for half a minute."""
 
 from __future__ import annotations
 
@@ -15,18 +15,17 @@ if TYPE_CHECKING:
 def why_dead(
     heartbeat_at: datetime, identity: ProcessIdentity | None, *, now: datetime, here: Here, lease: float
 ) -> str | None:
-    """Say why a worker that has not stopped is taken for dead; None if it seems to live.
+    """Say why a worker that has not stopped seems dead; None if it seems alive.
 
-    For other hosts their clock is taken at its word, and a heartbeat that is as far ahead is no better than an old one:
-    it says nothing about the last half minute. If that is wrong, a notice too many is shown or a worker too many is
-    started, which is safe.
+    Other hosts' clocks are trusted, and a heartbeat more than ``lease`` ahead counts like an old one: it says nothing
+    about the last half minute. A wrong answer shows a needless notice or starts a needless worker, both safe.
 
     Args:
-        heartbeat_at: Its last sign of life.
-        identity: Which process it is, if that is known.
-        now: By this machine's clock.
-        here: Which processes can be seen from here.
-        lease: Seconds; a worker whose heartbeat is older loses its jobs, too.
+        heartbeat_at: The worker's last heartbeat.
+        identity: The worker's process, if known.
+        now: The time by this machine's clock.
+        here: What this process can see of other processes.
+        lease: Seconds; a worker whose heartbeat is older also loses its jobs.
     """
     if identity is not None and is_gone(identity, here):
         return "whose process is gone"
@@ -37,10 +36,10 @@ def why_dead(
 
 
 def silence(worker: Worker) -> float:
-    """Seconds since the worker's last sign of life, by this machine's clock; good enough to show, not to judge."""
+    """Seconds since the worker's last heartbeat, by this machine's clock: to show, not to judge by."""
     return (datetime.now(UTC) - worker.heartbeat_at).total_seconds()
 
 
 def seems_alive(worker: Worker, lease: float) -> bool:
-    """Whether the worker's process is there, as far as this one can see, and its heartbeat is young."""
+    """Whether the worker's process exists, as far as this one can see, and its heartbeat is recent."""
     return why_dead(worker.heartbeat_at, worker.identity, now=datetime.now(UTC), here=here(), lease=lease) is None

@@ -1,4 +1,4 @@
-"""Which schema a database stands at, and moving it. Alembic is imported only when something moves."""
+"""Read a database's schema revision and migrate it. Alembic is imported only for a migration."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Any constant nobody else uses: "helixdb" in ASCII.
+# A constant that no other program uses: "helixdb" in ASCII.
 ADVISORY_LOCK_KEY: Final = 0x68656C69786462
 _MIGRATION_LOCK_TIMEOUT_SECONDS: Final = 120.0
-# What the table jobs has had since the first revision, and no other program's has.
+# Columns that ``jobs`` has had since the first revision; together they occur in no other program's table.
 _COLUMNS_OF_JOBS: Final = ("batch_id", "line", "request", "lease", "max_attempts")
 _OWN_COLUMNS: Final = {
     "sqlite": text("SELECT name FROM pragma_table_info('jobs') WHERE name IN :columns").bindparams(
@@ -62,7 +62,7 @@ def head_revision() -> str:
 
 
 def current_revision(database: Database) -> str | None:
-    """The revision the database stands at; None if it holds no Helix tables.
+    """The database's revision; None if it holds no Helix tables.
 
     Raises:
         DatabaseUnreachableError: The database does not answer.
@@ -73,18 +73,19 @@ def current_revision(database: Database) -> str | None:
 
 
 def ensure_schema(database: Database, *, migrate: bool | None = None) -> None:
-    """Make sure the database's schema is this version's.
+    """Make sure that the database has this version's schema.
 
-    An empty SQLite database (or no file at all) is migrated here, at first use. Everything else is left to the
-    person: a shared Postgres is not altered behind its owner's back, and a database an older version wrote may have
-    an older worker still running on it.
+    An empty SQLite database (or no file at all) is migrated here, at first use. Any other migration is the person's
+    to start: a shared Postgres must not change behind its owner's back, and an older worker may still run on a
+    database that an older version wrote.
 
     Args:
-        database: What to look at.
-        migrate: True upgrades whatever stands there, False never does, None decides as above.
+        database: The database.
+        migrate: True always upgrades, False never does, None decides as above.
 
     Raises:
-        SchemaVersionError: Empty on Postgres, behind, or ahead of this version; the message names the command.
+        SchemaVersionError: The schema is empty (on Postgres), or older or newer than this version's; the message names
+            the command to run.
         DatabaseUnreachableError: The database does not answer.
     """
     file = database.sqlite_file
@@ -95,7 +96,7 @@ def ensure_schema(database: Database, *, migrate: bool | None = None) -> None:
         try:
             file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             part = "file"
-            # SQLite itself would go by the umask; its -wal and -shm files take the mode of the database.
+            # SQLite itself would apply the umask; its -wal and -shm files take the database's mode.
             touch_private(file)
         except OSError as error:
             raise DatabaseUnreachableError(
@@ -120,7 +121,7 @@ def ensure_schema(database: Database, *, migrate: bool | None = None) -> None:
 
 
 def upgrade(database: Database, revision: str = "head", patience: LockPatience = DEFAULT_PATIENCE) -> str | None:
-    """Move the schema up in one transaction and return the revision reached; nothing to do is fine.
+    """Upgrade the schema in one transaction, if need be, and return the revision reached.
 
     Two processes may call this at once on either database: the second waits and then finds nothing to do.
 
@@ -143,7 +144,7 @@ def upgrade(database: Database, revision: str = "head", patience: LockPatience =
 
 
 def downgrade(database: Database, revision: str, patience: LockPatience = DEFAULT_PATIENCE) -> str | None:
-    """Move the schema down to ``revision`` (``base`` removes every table) and return the revision reached.
+    """Downgrade the schema to ``revision`` (``base`` removes every table) and return the revision reached.
 
     Args:
         database: What to move.
@@ -164,7 +165,7 @@ def downgrade(database: Database, revision: str, patience: LockPatience = DEFAUL
 
 @contextmanager
 def migration_transaction(database: Database, patience: LockPatience = DEFAULT_PATIENCE) -> Iterator[Connection]:
-    """A transaction in which tables may be altered, and no two of which run at once.
+    """A transaction that may alter tables; only one runs at a time.
 
     Raises:
         DatabaseUnreachableError: The database does not answer, or is locked.
@@ -173,7 +174,7 @@ def migration_transaction(database: Database, patience: LockPatience = DEFAULT_P
     try:
         with engine.begin() as connection:
             if connection.dialect.name == "postgresql":
-                # Waited for without an end, as nobody queues behind it: another migration may build an index.
+                # No limit: nobody queues behind this lock, and another migration may be building an index.
                 limit_waits(connection, 0.0)
                 connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK_KEY})
                 limit_waits(connection, patience.wait_seconds)
@@ -188,7 +189,7 @@ def migration_transaction(database: Database, patience: LockPatience = DEFAULT_P
 
 
 def migrations_folder() -> Path:
-    """Where the scripts lie: inside an installed wheel, beside the package in a checkout."""
+    """The folder of the migration scripts: inside an installed wheel, beside the package in a checkout."""
     package = Path(__file__).parents[1]
     installed = package / "_migrations"
     return installed if installed.is_dir() else package.parent / "migrations"
@@ -209,8 +210,8 @@ def _read_revision(connection: Connection, database: Database) -> str | None:
     """The revision, if the tables are Helix's; None if there are none.
 
     Raises:
-        SchemaVersionError: They are another program's: a revision's number alone says little, as each program that uses
-            Alembic counts for itself.
+        SchemaVersionError: The tables are another program's. The revision alone does not tell, as every program that
+            uses Alembic numbers its own.
     """
     names = connection.execute(_OWN_COLUMNS[connection.dialect.name], {"columns": _COLUMNS_OF_JOBS}).scalars().all()
     ours = len(names) == len(_COLUMNS_OF_JOBS)
@@ -229,7 +230,7 @@ def _read_revision(connection: Connection, database: Database) -> str | None:
 def _migrate(
     database: Database, command: Callable[[Config], None], target: str | None, patience: LockPatience
 ) -> str | None:
-    """Attempt the migration until its tables come free."""
+    """Retry the migration until its tables come free."""
     attempt = 1
     while True:
         try:
@@ -250,7 +251,7 @@ def _migrate_once(
     database: Database, command: Callable[[Config], None], target: str | None, patience: LockPatience
 ) -> str | None:
     with migration_transaction(database, patience) as connection, warnings.catch_warnings():
-        # Alembic warns that SQLite reflection of expressions is partial; the scripts name what they change.
+        # Alembic warns that it reflects SQLite expressions only in part; the scripts name everything they change.
         warnings.filterwarnings("ignore", module="alembic")
         before = _read_revision(connection, database)
         if before == target:
@@ -270,12 +271,12 @@ def _migrate_once(
 
 
 def _migration_engine(database: Database) -> Engine:
-    """An engine of its own: with foreign keys on, SQLite's table rebuild would cascade the drop of the old table."""
+    """A separate engine without foreign keys: with them, SQLite's table rebuild would cascade the old table's drop."""
     if database.dialect != "sqlite":
         from helix_jobs.storage.postgres_engine import limit_answers, postgres_engine
 
         unbounded = postgres_engine(database.url, database.calls, database.timing, poolclass=NullPool)
-        # A migration of a million rows takes its time, and a person is there who sees it.
+        # No limit: a migration of a million rows takes long, and a person is watching it.
         event.listen(unbounded, "connect", lambda connection, _record: limit_answers(connection, None))
         return unbounded
     engine = create_engine(
@@ -292,7 +293,7 @@ def _migration_engine(database: Database) -> Engine:
 
     @event.listens_for(engine, "begin")
     def _on_begin(connection: Connection) -> None:
-        # The write lock is taken before the version is read: of two processes on an empty file one migrates.
+        # Take the write lock before reading the revision, so that only one of two processes migrates an empty file.
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine

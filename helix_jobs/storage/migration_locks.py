@@ -1,15 +1,15 @@
 """The locks of a migration on Postgres: how long it waits for them, and who holds them.
 
-An ALTER that waits for its lock makes every later statement on that table wait behind it, for as long as the oldest
-transaction on the table lasts. So a migration takes the locks of all tables in its first statement, before anything is
-changed, and that statement has a short limit. When the limit is reached the transaction ends, everybody who queued
-behind it goes on, and after a pause the next attempt begins.
+While an ALTER waits for its lock, every later statement on that table waits behind it, for as long as the oldest
+transaction on the table lasts. So a migration locks all tables in its first statement, before any change, and that
+statement has a short limit. At the limit the transaction ends, the statements queued behind it run, and the next
+attempt begins after a pause.
 
-Trade-off: only waiting has a limit, work has none. An index over a million rows takes as long as it takes, and the
-workers wait for it. A limit on work would have to be longer than the longest build on the slowest disk, and would
-protect nobody below that. Nor is a table locked only when its turn comes, which would let readers read the other
-tables for a little longer: a migration that already holds one table would keep its users waiting while it waits for
-the next, and could fail after its work.
+Trade-off: only waiting has a limit, work has none: workers wait while an index over a million rows is built. A limit
+on work would have to exceed the longest build on the slowest disk, and would protect nobody below that.
+
+Trade-off: locking each table only when its turn comes would let readers use the other tables a little longer. But the
+migration would then block one table's users while it waits for the next table, and could fail after its work.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from helix_jobs.storage.schema import metadata
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-# A migration that was suspended would lock everybody out of every table; the server ends it instead.
+# A suspended migration would lock everybody out of every table; after this long the server ends it.
 _IDLE_SECONDS: Final = 20.0
 # Alembic's own table is read and written by every migration.
 _TABLES: Final = ("alembic_version", *(table.name for table in metadata.sorted_tables))
@@ -39,7 +39,7 @@ _EXISTING: Final = text(
 _HOLDERS: Final = text(
     "SELECT pid, application_name, state, extract(epoch FROM now() - min(xact_start)) AS seconds "
     "FROM pg_locks JOIN pg_stat_activity USING (pid) "
-    # Numbers of relations repeat in other databases, most of all in copies.
+    # Relation numbers repeat in other databases, above all in copies.
     "WHERE granted AND pid <> pg_backend_pid() "
     "AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) "
     "AND relation IN (SELECT to_regclass(unnest(CAST(:names AS text[])))) "
@@ -52,10 +52,10 @@ class LockPatience:
     """How often, and for how long each time, a migration waits for its locks.
 
     Attributes:
-        wait_seconds: One attempt. Above Postgres' ``deadlock_timeout`` (1 s), at which a waiting lock ends an
-            autovacuum; far below a lease, as heartbeats may queue behind it.
-        attempts: How many.
-        pause_seconds: Between two attempts, for those who queued behind the last one.
+        wait_seconds: Length of one attempt. Above Postgres' ``deadlock_timeout`` (1 s), after which a waiting lock
+            ends an autovacuum; far below a lease, as heartbeats may queue behind it.
+        attempts: Number of attempts.
+        pause_seconds: Pause between two attempts, for the statements queued behind the last one.
     """
 
     wait_seconds: float = 3.0
@@ -71,11 +71,11 @@ class TablesHeldError(Exception):
 
 
 def limit_waits(connection: Connection, seconds: float) -> None:
-    """Limit each wait for a lock in this transaction (0 is no limit), and how long it may stand still.
+    """Limit each wait for a lock in this transaction (0 is no limit), and the time it may stand idle.
 
     Work has no limit.
     """
-    # Said even where it is Postgres' default: a role or a database may have another.
+    # Set even Postgres' defaults: a role or a database may have others.
     connection.execute(
         text(
             "SELECT set_config('statement_timeout', '0', true), set_config('lock_timeout', :wait, true), "
@@ -86,16 +86,16 @@ def limit_waits(connection: Connection, seconds: float) -> None:
 
 
 def lock_tables(connection: Connection, seconds: float) -> None:
-    """Lock every table of Helix that is there, all of them within ``seconds``.
+    """Lock every existing Helix table, all of them within ``seconds``.
 
     Raises:
-        TablesHeldError: Not all came free in time; the transaction has to end.
+        TablesHeldError: Not all came free in time; the caller must end the transaction.
     """
     names = connection.execute(_EXISTING).scalars().all()
     if not names:
         return
     try:
-        # The limit on a lock holds for each table anew, the limit on the statement for all together.
+        # Postgres applies a lock limit to each table anew, a statement limit to all of them together.
         _limit_statement(connection, seconds)
         connection.exec_driver_sql(f"LOCK TABLE {', '.join(names)} IN ACCESS EXCLUSIVE MODE")
         _limit_statement(connection, 0.0)
@@ -106,12 +106,12 @@ def lock_tables(connection: Connection, seconds: float) -> None:
 
 
 def describe_holders(connection: Connection) -> str:
-    """Say which transactions hold the tables now, the oldest by name, and what to do about it."""
+    """Say which transactions hold the tables now, name the oldest, and say what to do about it."""
     holders = connection.execute(_HOLDERS).all()
     if not holders:
         return "a transaction held its tables; it has ended since, or is a prepared one (pg_prepared_xacts); try again"
     oldest = holders[0]
-    # Of other roles' sessions the server tells a role without pg_read_all_stats the name alone.
+    # A role without pg_read_all_stats learns only the name of other roles' sessions.
     facts = [
         redact(oldest.application_name),
         oldest.state,

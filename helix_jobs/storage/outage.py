@@ -1,4 +1,4 @@
-"""Outlasting an outage: a database server that is being started again is asked again, for a while."""
+"""Outlast an outage: retry for a while when a database server restarts."""
 
 from __future__ import annotations
 
@@ -25,18 +25,19 @@ _LONGEST_PAUSE: Final = 2.0
 
 
 def outlast(database: Database, action: Callable[[], T], *, seconds: float = OUTAGE_SECONDS) -> T:
-    """Return what ``action`` returns; while the server does not answer, try it again over new connections.
+    """Return the result of ``action``; while the server does not answer, retry it over new connections.
 
-    For what may be done twice. Only Postgres is waited for: what ails a SQLite file (a full disk, a lock held too long)
-    does not pass by waiting.
+    Only for actions that may run twice. SQLite gets no retry: its troubles (a full disk, a lock held too long) do not
+    pass by waiting.
 
     Args:
-        database: What ``action`` talks to.
-        action: Asks or changes something.
+        database: The database that ``action`` uses.
+        action: Reads or changes the database.
         seconds: How long an outage may last.
 
     Raises:
-        DatabaseUnreachableError: It lasted longer, or the server answers and lacks what waiting does not bring.
+        DatabaseUnreachableError: The outage lasted longer, or the server answers with an error that waiting does not
+            cure.
     """
     began: float | None = None
     pause = _FIRST_PAUSE
