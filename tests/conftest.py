@@ -9,6 +9,7 @@ import secrets
 import signal
 from typing import TYPE_CHECKING
 
+import hypothesis
 import psycopg
 import pytest
 from sqlalchemy import make_url, text
@@ -33,6 +34,10 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # holds up the one it waits for, of its own process or the other: two runs of the demo model side by side took 75
 # seconds each, 4 with threads that sleep. Read when torch is loaded, here and in every child.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+# hypothesis fails an example that takes more than 200 ms: on a busy machine any may.
+hypothesis.settings.register_profile("helix", deadline=None)
+hypothesis.settings.load_profile("helix")
 
 DEFAULT_POSTGRES_URL = "postgresql:///postgres"
 
