@@ -1,8 +1,8 @@
-"""Admission: which of the waiting sequences starts next. Decides, changes nothing; no torch.
+"""Admission: which of the waiting sequences starts next. Pure functions; no torch.
 
-First come, first served is the base order. Within the look-ahead a request may *overtake* those that came before it, to
-run while the blocks it shares are cached and beside prompts of like length; and it is *deferred* while a running
-sequence computes blocks it could share a step later.
+First come, first served is the base order. Within the look-ahead a request may *overtake* earlier ones, to run while
+the blocks it shares are cached or beside prompts of similar length. A request is *deferred* while a running sequence
+computes blocks that it could share a step later.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from helix_jobs.engine.schedule.prefix_cache import Prefix
     from helix_jobs.engine.schedule.sequence import Sequence
 
-# Waiting requests that are looked at, in batch sizes. Trade-off: a wider window finds more that go together and costs
-# every admission a look at each of them.
+# Waiting requests to consider, in batch sizes. Trade-off: a wider window finds more requests that go together, but each
+# admission examines all of them.
 LOOK_AHEAD: Final = 4
-# Later requests that may start before a waiting one; then it is next. Trade-off: a higher bound keeps groups with a
-# common prefix together for longer, a lower one keeps answers closer to the order of arrival.
+# Later requests that may start before a waiting one; then the waiting one is next. Trade-off: a higher bound keeps
+# groups with a common prefix together for longer, a lower one keeps answers closer to the order of arrival.
 MAX_OVERTAKEN: Final = 64
-# Steps a slot may stay empty because all who could take it are deferred. Trade-off: more waiting computes less twice;
-# a prompt being computed takes one such step, as long as it is one step's work for the token budget.
+# Steps a slot may stay empty while every request that could take it is deferred. Trade-off: waiting longer computes
+# fewer prefixes twice. A running prompt that fits the token budget needs only one such step.
 MAX_DEFERRED: Final = 8
 
 
@@ -34,8 +34,8 @@ class Candidate:
 
     Attributes:
         sequence: The sequence.
-        num_cached: Leading tokens it would share.
-        next_prefix: The first full block behind those that it could share; None when none is left.
+        num_cached: Leading tokens whose cached blocks it would share.
+        next_prefix: The first full block behind them that it could share once cached; None when none is left.
     """
 
     sequence: Sequence
@@ -52,19 +52,19 @@ class Candidate:
 
     @property
     def is_mostly_cached(self) -> bool:
-        """Whether at least half of its tokens would be shared: worth a place before others, while it lasts."""
+        """Whether at least half of its tokens would be shared: it goes first, before the blocks are evicted."""
         return 2 * self.num_cached >= len(self.sequence)
 
 
 def size_class(num_tokens: int) -> int:
-    """Prompts of like length share one: they are computed as few dense attention problems with little padding."""
+    """The class of prompts of similar length, which share dense attention problems with little padding."""
     return num_tokens.bit_length()
 
 
 def choose(
     candidates: SequenceOf[Candidate], computing: AbstractSet[Prefix], num_prefill_tokens: int | None
 ) -> Candidate | None:
-    """The one to start next, or None when all had better wait a step.
+    """The candidate to start next, or None when all should wait a step.
 
     Args:
         candidates: In the order of the queue.

@@ -1,4 +1,4 @@
-"""BackOff: a limit that is lowered when something does not fit, and tried again, later each time that was too early."""
+"""BackOff: a limit that is lowered when a step does not fit and raised again, later after each failed trial."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _WAIT_GROWTH: Final = 4
 class BackOff:
     """How much a step may hold at present.
 
-    After enough good steps a lowered limit is doubled. If that proves too much the next trial waits four times as long:
-    each failed trial throws work away. Once the whole is allowed again and lasts, the shortage counts as over.
+    After enough passed steps a lowered limit is doubled, on trial. If the trial fails, the next one waits four times as
+    long, since each failed trial discards work. Once the maximum is reached and holds, the shortage counts as over.
 
     Trade-off: short waits regain throughput soon after a passing shortage; long ones waste less when it lasts.
 
     Args:
-        maximum: What is allowed when nothing is short.
-        minimum: What is always allowed.
+        maximum: The limit without a shortage.
+        minimum: The lowest limit.
     """
 
     def __init__(self, maximum: int, *, minimum: int = 1) -> None:
@@ -37,11 +37,11 @@ class BackOff:
 
     @property
     def minimum(self) -> int:
-        """It is never lower."""
+        """The lowest limit."""
         return self._minimum
 
     def lower(self, value: int) -> None:
-        """What was tried did not fit; allow ``value`` from now on."""
+        """Lower the limit to ``value`` after a step that did not fit."""
         if self._is_on_trial:
             self._wait = min(_LONGEST_WAIT, _WAIT_GROWTH * self._wait)
         self._is_on_trial = False
@@ -49,7 +49,7 @@ class BackOff:
         self._value = max(self._minimum, min(self._value, value))
 
     def passed(self) -> None:
-        """A step has passed within the limit."""
+        """Count a step that passed within the limit."""
         if self._value == self._maximum and not self._is_on_trial:
             return
         self._good_steps += 1

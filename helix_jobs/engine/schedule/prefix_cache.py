@@ -1,8 +1,8 @@
 """PrefixCache: which block holds which run of accepted tokens, so that equal prefixes are computed once. No torch.
 
-A *prefix* is a run of full blocks of tokens from a sequence's first token on, named by its last block and the prefix
-before it. A prefix is *cached* when a block holds its last block's keys and values; the block is *idle* when no table
-holds it, and can then be shared again or evicted. Only accepted tokens enter, never drafts.
+A *prefix* is a run of full blocks of tokens from a sequence's first token on. Its last block's tokens and the prefix
+before them identify it. A prefix is *cached* when a physical block holds its last block's keys and values. The block is
+*idle* when no table holds it; it can then be shared again or evicted. Only accepted tokens enter, never drafts.
 
 The chain of block hashes is that of vLLM's automatic prefix caching; see also Zheng et al., "SGLang: Efficient
 Execution of Structured Language Model Programs", NeurIPS 2024 (RadixAttention).
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 
 class Prefix:
-    """A run of full blocks of tokens, by content: equal prefixes of one cache are one object while anyone holds it.
+    """A run of full blocks of tokens. Equal prefixes of one cache are the same object while it is referenced.
 
-    So "same content" is "same object", and two prefixes whose hashes collide can never be taken for one another.
+    Content is therefore compared by identity, and prefixes whose hashes collide are never confused.
 
     Attributes:
         parent: The prefix one block shorter; None before the first block.
@@ -38,15 +38,14 @@ class Prefix:
 
 
 class PrefixCache:
-    """Cached prefixes and the idle blocks among theirs, least recently used first.
+    """Cached prefixes, and the idle ones among their blocks, least recently used first.
 
-    Trade-off: every full block is kept until its memory is needed, so a pool looks full although most of it is
-    available; evicting early would save nothing but the look.
+    Every full block is kept until its memory is needed, so a pool looks full although most of it is available.
     """
 
     def __init__(self, block_size: int) -> None:
         self._block_size = block_size
-        # Keyed by the parent's identity and the last block's tokens: the hash of a chain without hashing the chain.
+        # Keyed by the parent's identity and the last block's tokens: no need to hash the whole chain.
         self._known: WeakValueDictionary[tuple[Prefix | None, tuple[int, ...]], Prefix] = WeakValueDictionary()
         self._cached: dict[int, Prefix] = {}
         self._idle: OrderedDict[int, None] = OrderedDict()
@@ -76,9 +75,9 @@ class PrefixCache:
             prefixes.append(prefix)
 
     def add(self, prefix: Prefix, block: int) -> None:
-        """Let ``block``, which a table holds, be found by its content.
+        """Cache ``block``, which a table holds, under ``prefix``.
 
-        Of two blocks with the same content the first stays cached; its owner keeps the other one to itself, since
+        Of two blocks with the same content the first stays cached. The second stays private to its table, since
         exchanging it would change a table that a step may be using.
         """
         if prefix.block is None and block not in self._cached:
@@ -86,18 +85,18 @@ class PrefixCache:
             self._cached[block] = prefix
 
     def forget(self, block: int) -> None:
-        """No longer let a block be found; one that is not cached is none of this cache's business."""
+        """Remove a block from the cache; a block that is not cached is ignored."""
         prefix = self._cached.pop(block, None)
         if prefix is not None:
             prefix.block = None
             self._idle.pop(block, None)
 
     def rest(self, block: int) -> None:
-        """The last table let go of a cached block: it is idle, and the most recently used one."""
+        """Note that no table holds a cached block any more: it becomes the most recently used idle block."""
         self._idle[block] = None
 
     def wake(self, block: int) -> None:
-        """An idle block is held again."""
+        """Note that a table holds an idle block again."""
         del self._idle[block]
 
     def evict(self) -> int:
@@ -112,7 +111,7 @@ class PrefixCache:
             self.forget(block)
 
     def check_integrity(self) -> None:
-        """Verify that every cached block is found by its content, and by nothing else.
+        """Verify that each cached block is found by its own content only.
 
         Raises:
             AssertionError: A bug in the engine.

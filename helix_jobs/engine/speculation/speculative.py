@@ -42,14 +42,14 @@ class Emission:
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """What there is to learn from a step.
+    """A step's verdicts and times, to learn from.
 
     Attributes:
-        turns: Of its sequences, decided.
+        turns: The turns of its sequences, with their verdicts.
         proposal: What drafting left.
         num_tokens: Tokens the target computed.
-        draft_seconds: What the draft model's passes took; None where the device had something else to do as well.
-        seconds: What the rest of the step took, awaited drafts included; None where that is not known either.
+        draft_seconds: Time of the draft model's passes; None where the device had other work at the same time.
+        seconds: Time of the rest of the step, awaited drafts included; None where that cannot be told.
     """
 
     turns: SequenceOf[Turn]
@@ -61,16 +61,16 @@ class Lesson:
 
 @dataclass(frozen=True, slots=True)
 class StepOutcome:
-    """What a step did.
+    """What a step emitted, and how long its parts took.
 
     Attributes:
         emissions: One for each sequence that was due to emit and did.
-        not_finite: Sequences whose logits held NaN or infinity; nothing of theirs was committed.
+        not_finite: Sequences whose logits held NaN or infinity; none of their tokens was committed.
         num_tokens: Tokens the target computed.
-        draft_seconds: Time spent on drafting, the choice of depths included; on planning that alone where drafts are
-            awaited on the device (see ``AwaitedDrafts``).
-        target_seconds: Time of the target's pass. Where the device works asynchronously, up to its start only.
-        attention_seconds: The part of it spent in attention.
+        draft_seconds: Time spent on drafting, the choice of depths included. Where drafts are awaited on the device
+            (see ``AwaitedDrafts``), the time to plan them.
+        target_seconds: Time of the target's pass. On an asynchronous device, the time to start it.
+        attention_seconds: The part of ``target_seconds`` spent in attention.
         verify_seconds: Time of verification and commit, and of waiting for an asynchronous device.
         lesson: For ``SpeculativeStep.learn``.
     """
@@ -88,9 +88,9 @@ class StepOutcome:
 class SpeculativeStep:
     """Runs a schedule: the drafter proposes, one packed target pass scores, verification decides, sequences commit.
 
-    Until the commit nothing of a sequence has changed but cache rows past its end and ``num_draft_computed``, which the
-    drafter corrects before it drafts again, so a step that fails (out of memory, say) can be repeated with a smaller
-    batch.
+    Before the commit a step changes only a sequence's cache rows past its end and ``num_draft_computed``, which the
+    drafter corrects before it drafts again. A step that fails (out of memory, say) can therefore be repeated with a
+    smaller batch.
     """
 
     def __init__(self, target: ModelRunner, speculator: Speculator, vocab_size: int) -> None:
@@ -98,17 +98,17 @@ class SpeculativeStep:
         self._pass = TargetPass(target, vocab_size)
         self._speculator = speculator
         self._learns = True
-        # Whether the device had nothing to do when the last step ended: then the next one's time is its own.
+        # Whether the device was idle when the last step ended: then the next step's time includes no other work.
         self._is_idle = True
 
     @torch.no_grad()  # never inference_mode: DirectML tensors cannot live in it
     def run(self, schedule: Schedule) -> StepOutcome:
-        """Compute one step and commit it, stop tokens honoured. Stop strings are the caller's."""
+        """Compute one step and commit it. Stop tokens are applied here, stop strings by the caller."""
         is_idle, self._is_idle = self._is_idle, False
         started = time.perf_counter()
         turns = turns_of(schedule)
         proposal = self._speculator.speculate(turns)
-        # Passes that measured costs, and a step that failed, have run on this clock as well.
+        # Reset the clock: passes that measured costs, or a failed step, may have run on it.
         self._target.take_attention_seconds()
         drafted = time.perf_counter()
         scores = self._pass.score(turns, proposal.awaited)
@@ -119,7 +119,7 @@ class SpeculativeStep:
         if download is not None:
             self._verify([turn for turn in turns if turn.emits], download, proposal.draft_probs)
         emissions, not_finite = self._commit(turns)
-        # A step without logits is only started: an asynchronous device computes it while the next one is planned.
+        # A step without logits is only started: an asynchronous device computes it while the next step is planned.
         self._is_idle = scores.logits is not None or self._target.is_synchronous
         has_own_time = self._is_idle and (is_idle or proposal.has_waited)
         ended = time.perf_counter()
@@ -142,10 +142,10 @@ class SpeculativeStep:
         )
 
     def learn(self, outcome: StepOutcome) -> None:
-        """Learn costs and acceptance from a step whose outcome has been dealt with.
+        """Learn costs and acceptance from a step, after its outcome has been handled.
 
-        Learning only affects speed. The step is committed by now, so a failure is logged, and nothing is learned from
-        then on.
+        Learning affects only speed, and the step is already committed. A failure is therefore logged, and learning
+        stops for good.
         """
         if not self._learns:
             return
@@ -161,7 +161,7 @@ class SpeculativeStep:
         self._speculator.clear_blocks(blocks)
 
     def _verify(self, turns: list[Turn], download: Download, draft_probs: torch.Tensor | None) -> None:
-        """Decide what each turn emits; nothing where logits are not finite."""
+        """Give each turn its verdict; none where logits are not finite."""
         finite = torch.isfinite(download.maxima).tolist()
         processed: list[Turn] = []
         for turn in turns:
@@ -207,20 +207,20 @@ class SpeculativeStep:
             sequence.draft_tokens += turn.draft.depth
             sequence.accepted_tokens += verdict.num_accepted
             appended = sequence.commit(verdict.token_ids, now)
-            # All but the last token have keys and values: the accepted drafts were computed as they were verified.
+            # All tokens but the last have keys and values: verification computed those of the accepted drafts.
             sequence.num_computed = len(sequence) - 1
             emissions.append(Emission(sequence, tuple(appended), turn.draft.depth, verdict.num_accepted))
         return tuple(emissions), tuple(not_finite)
 
 
 def _decide(turn: Turn, verdict: Verdict, finite: SequenceOf[bool]) -> None:
-    """A verdict counts if every row it rests on was finite; rows behind a rejected draft token may be anything."""
+    """Set the verdict if every row it depends on was finite; rows behind a rejected draft token do not matter."""
     if all(finite[turn.first_row : turn.first_row + verdict.num_accepted + 1]):
         turn.verdict = verdict
 
 
 def _shape(turn: Turn, host: torch.Tensor) -> None:
-    """Each position is shaped as if the drafts before it stood: they do, if it is ever reached."""
+    """Shape each position as if the drafts before it were accepted; otherwise its logits are not used."""
     output_ids = turn.sequence.output_token_ids
     for position, row in enumerate(turn.rows):
         shape_logits(host[row], turn.sequence.processors, [*output_ids, *turn.draft.token_ids[:position]])

@@ -1,4 +1,4 @@
-"""Speculator: what each sequence of a step drafts, how much, and who drafts it; and learning how that went."""
+"""Speculator: chooses each sequence's drafter and depth in a step, and learns from the verdicts."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ if TYPE_CHECKING:
     from helix_jobs.engine.speculation.speculative import Lesson
     from helix_jobs.engine.speculation.turn import Turn
 
-# The reason of a step with drafts of several drafters.
+# The reason counted for a step whose drafts came from several drafters.
 MIXED: Final = "mixed"
 
 
 class Speculator:
-    """Asks who finds drafts, then the depth controller, then who computes drafts.
+    """Asks the drafters that find drafts, then the depth controller, then the drafter that computes drafts.
 
-    With a controller the depths are adaptive, and a drafter that computes does nothing, not even for prompts, until it
-    is asked to draft. Without one every decode drafts to its ceiling, and that drafter keeps up with the prompts.
+    With a controller the depths are adaptive: the computing drafter does nothing, not even for prompts, until it is
+    asked to draft. Without one every decode drafts to its ceiling, and the computing drafter keeps up with the prompts.
 
-    Trade-off: of several that find drafts the first to find anything is taken, whatever the next would have found: what
-    a request drafts then depends on the settings and on itself alone.
+    Trade-off: the first drafter that finds anything is taken, even if the next would have found more: a request's
+    drafts then depend only on the settings and the request itself.
 
     Args:
-        drafters: Who drafts.
-        controller: Chooses depths, or None for a fixed one.
-        costs: Learns from the steps; the controller's.
+        drafters: All drafters.
+        controller: Chooses depths; None for a fixed depth.
+        costs: The controller's costs, refined by every step.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Speculator:
         costs: CostProfile | None = None,
         initial_acceptance: float = DEFAULT_ACCEPTANCE,
     ) -> Speculator:
-        """As configured. With an adaptive depth and no ``costs`` given, they are measured now."""
+        """Build as configured. An adaptive depth without given ``costs`` measures them now."""
         speculation = config.speculation
         drafters = build_drafters(speculation.drafters if speculation.is_on else (), draft, vocab_size)
         if not speculation.adaptive or not drafters.all:
@@ -79,23 +79,23 @@ class Speculator:
 
     @property
     def can_draft(self) -> bool:
-        """Whether there is anything that drafts."""
+        """Whether there is any drafter."""
         return bool(self._drafters.all)
 
     @property
     def reasons(self) -> dict[str, int]:
-        """How many steps drafted as they did for which reason; empty with a fixed depth.
+        """Number of steps for each reason to draft as they did; empty with a fixed depth.
 
         A reason is the name of the drafter whose drafts a step verified, ``mixed`` for several, or a ``DepthReason``.
         """
         return dict(self._reasons)
 
     def cost_profile(self) -> CostProfile | None:
-        """What steps cost by now; None with a fixed depth."""
+        """What steps cost at present; None with a fixed depth."""
         return None if self._costs is None else self._costs.profile()
 
     def speculate(self, turns: SequenceOf[Turn]) -> Proposal:
-        """Give the decodes of a step their drafts, at the depths that seem best."""
+        """Draft for the decodes of a step, at the depths that promise most."""
         decodes = [turn for turn in turns if turn.is_decode]
         prefills = [turn for turn in turns if not turn.is_decode]
         self._find(decodes)
@@ -111,7 +111,7 @@ class Speculator:
         return computing.propose(drafting, prefills)
 
     def learn(self, lesson: Lesson) -> None:
-        """Learn what verification made of a step's drafts and, where it is known, what the step took."""
+        """Learn from a step's verdicts and, where its time is known, from that time."""
         for turn in lesson.turns:
             if turn.drafter is None or turn.verdict is None or not turn.draft.token_ids:
                 continue
@@ -123,7 +123,7 @@ class Speculator:
             _learn_costs(self._costs, lesson)
 
     def forget(self, sequence: Sequence) -> None:
-        """A sequence has ended: keep what others can use of it."""
+        """Drop a sequence that has ended; keep what other requests can use of it."""
         for drafter in self._drafters.all:
             drafter.forget(sequence)
         if self._controller is not None:
@@ -140,7 +140,7 @@ class Speculator:
         for turn in decodes:
             params = turn.sequence.params
             if self._controller is not None and not params.is_greedy and params.seed is not None:
-                # The output would depend on the depth, and the depth on what else is in the batch.
+                # Its output would depend on the depth, and so on what else is in the batch.
                 turn.ceiling = 0
             turn.depth = turn.ceiling
         for drafter in self._drafters.finding:
@@ -183,7 +183,7 @@ class Speculator:
 
 
 def _name_of(reason: str, decodes: SequenceOf[Turn]) -> str:
-    """The reason as it is counted: where it is that drafting pays, who drafts."""
+    """The reason as it is counted: the drafter's name where drafting pays."""
     if reason != DepthReason.PAYS:
         return reason
     names = {turn.drafter.name for turn in decodes if turn.drafter is not None}

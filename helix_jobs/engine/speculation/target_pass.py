@@ -1,4 +1,4 @@
-"""TargetPass: the target's packed pass over a whole step, and the one download of what it says."""
+"""TargetPass: the target's packed pass over a whole step, and the one download of its scores."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """What the target says, on the device.
+    """The target's logits, on the device.
 
     Attributes:
-        logits: ``[num_greedy + num_processed + padding, vocab_size]``: the rows of greedy turns, then of the others;
-            where waits are dear the other way round. None when there are none.
-        num_greedy: Rows that the device decides.
+        logits: ``[num_greedy + num_processed + padding, vocab_size]``: the rows of greedy turns, then those of the
+            others; the other way round where waits are expensive. None when no turn emits.
+        num_greedy: Rows whose argmax the device takes.
         num_processed: Rows that are processed on the host.
         num_tokens: Tokens that the target computed.
-        draft_ids: What the draft model left there, or None.
+        draft_ids: Draft tokens that the draft model left on the device, or None.
     """
 
     logits: torch.Tensor | None
@@ -41,13 +41,13 @@ class Scores:
 
 @dataclass(frozen=True, slots=True)
 class Download:
-    """What came down of them.
+    """The part of the scores that verification needs, on the host.
 
     Attributes:
-        maxima: Of each greedy row; NaN if any logit of its row is.
-        ids: Of each greedy row the token that has it.
-        processed: ``[num_processed, vocab_size]`` logits of the other rows in float32.
-        draft_ids: Of the scores; empty when there are none.
+        maxima: The highest logit of each greedy row; NaN if any logit of the row is.
+        ids: The token of that logit, for each greedy row.
+        processed: ``[num_processed, vocab_size]`` float32 logits of the other rows.
+        draft_ids: ``draft_ids`` of the scores; empty when there are none.
     """
 
     maxima: torch.Tensor
@@ -61,7 +61,7 @@ class TargetPass:
 
     Args:
         target: The target.
-        vocab_size: To which its logits are cut.
+        vocab_size: The logits are cut to this size.
     """
 
     def __init__(self, target: ModelRunner, vocab_size: int) -> None:
@@ -69,7 +69,7 @@ class TargetPass:
         self._vocab_size = vocab_size
 
     def score(self, turns: SequenceOf[Turn], awaited: AwaitedDrafts | None) -> Scores:
-        """Start the pass, and before it the draft model's where its drafts are awaited. Turns learn their rows."""
+        """Start the pass, after the draft model's passes if their drafts are awaited. Sets each turn's rows."""
         slices: list[TokenSlice] = []
         tokens: list[list[int]] = []
         for turn in turns:
@@ -95,7 +95,7 @@ class TargetPass:
         return Scores(logits, len(greedy_rows), len(processed_rows), plan.num_tokens, draft_ids)
 
     def download(self, scores: Scores) -> Download:
-        """Wait for the device, once, and bring down what verification needs."""
+        """Wait for the device once, and copy to the host what verification needs."""
         assert scores.logits is not None, "there is something to decide"
         num_greedy, num_processed = scores.num_greedy, scores.num_processed
         # [rows and padding, vocab_size]
@@ -124,7 +124,7 @@ class TargetPass:
         tokens: list[list[int]],
         rows: list[int],
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Bring all passes of the step to the device in one copy, and start them; return logits and draft tokens."""
+        """Copy all passes of the step to the device at once, and start them; return logits and draft tokens."""
         planned = (
             self._target.prepare_behind(plan, tokens, sources, rows)
             if any(sources)
@@ -135,16 +135,16 @@ class TargetPass:
         return self._target.run(last, draft_ids), draft_ids
 
     def _download_together(self, scores: Scores, logits: torch.Tensor) -> Download:
-        """Everything in one copy, whatever is in the step, and nothing of a shape that few steps have.
+        """Download everything in one copy, using only shapes that many steps have.
 
-        So the maximum is found of every row, and rows for the host come with padding.
+        To keep shapes common, the maximum of every row is found, and the rows for the host include padding.
         """
         best = logits.max(dim=-1)
         parts = [best.values.float(), best.indices.float()]
         if scores.draft_ids is not None:
             parts.append(scores.draft_ids.float())
         if scores.num_processed:
-            # A view without an offset: these rows are the first.
+            # A view without an offset, as these rows come first.
             padded = logits.narrow(0, 0, min(token_size(scores.num_processed), len(logits)))
             parts.append(padded.float().reshape(-1))
         maxima, ids, *others = torch.cat(parts).cpu().split([len(part) for part in parts])

@@ -1,4 +1,4 @@
-"""Turn: one sequence's part of a step, from its schedule to its verdict. No torch."""
+"""Turn: one sequence's part of a step, from schedule to verdict. No torch."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class Turn:
     Attributes:
         sequence: The sequence.
         num_known: Tokens to compute that are verified: the last one of a decode, the prompt chunk of a prefill.
-        is_decode: Whether the sequence may draft.
+        is_decode: Whether the sequence decodes, and so may draft.
         emits: Whether the step yields a token of it: it decodes, or its fresh prompt ends in this step.
         ceiling: Draft tokens to verify at most.
         depth: Draft tokens that a drafter is asked for.
-        drafter: Whose draft is verified; None without one.
-        draft: What is verified behind the known tokens.
-        first_row: The first of its rows of logits, among those that are decided where its own are.
-        verdict: What verification decided; None before, and where logits are not finite.
+        drafter: The drafter whose draft is verified; None without a draft.
+        draft: The draft tokens verified behind the known tokens.
+        first_row: Its first row of logits, counted among the greedy rows if ``is_greedy``, else among the others.
+        verdict: The verdict; None before verification, and where logits are not finite.
     """
 
     sequence: Sequence
@@ -44,7 +44,7 @@ class Turn:
 
     @property
     def is_greedy(self) -> bool:
-        """Whether the device finds its tokens; the logits of the others are processed on the host."""
+        """Whether the device chooses its tokens by argmax; other turns' logits are processed on the host."""
         return self.sequence.takes_argmax
 
     @property

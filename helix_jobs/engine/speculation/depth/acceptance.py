@@ -1,4 +1,4 @@
-"""RunningAcceptance: how often the target accepts a drafted token, lately. No torch."""
+"""RunningAcceptance: how often the target has recently accepted a draft token. No torch."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from __future__ import annotations
 class RunningAcceptance:
     """Exponentially discounted rate at which one draft token is accepted, given that those before it were.
 
-    Tokens behind the first rejection were never judged, so they are no trials: of ``drafted`` tokens of which
-    ``accepted`` stood, ``accepted`` were successes and at most one more, the rejected one, a failure. Counting
-    ``accepted / drafted`` instead would make deep drafts look worse than they are and shallow ones better.
+    Tokens behind the first rejection were never judged, so they are no trials. Each accepted token is a success, and
+    the rejected one, if any, a failure. Counting ``accepted / drafted`` instead would make deep drafts look worse than
+    they are and shallow ones better.
 
-    Trade-off: one rate for all positions needs few trials to be of use and misses that agreement comes in stretches (a
-    draft that has been right five times is likelier to be right again), which a rate for each position would show.
+    Trade-off: one rate for all positions is useful after few trials, but misses that agreement comes in stretches (a
+    draft that has been right five times is likelier to be right again); a rate for each position would show that.
 
     Args:
         horizon: Trials after which an old one has lost 63 % of its weight.
         prior_rate: Rate before there are trials.
-        prior_trials: Weight of ``prior_rate`` in trials, however many there are.
+        prior_trials: Weight of ``prior_rate``, in trials; it never fades.
     """
 
     def __init__(self, horizon: float, prior_rate: float, prior_trials: float) -> None:
@@ -32,20 +32,20 @@ class RunningAcceptance:
         return self.rate_towards(self._prior_rate)
 
     def rate_towards(self, prior_rate: float, weight: float = 1.0) -> float:
-        """The posterior mean with another prior and the own trials counted ``weight`` times."""
+        """The posterior mean with another prior, and with its own trials counted ``weight`` times."""
         successes = weight * self._successes + self._prior_trials * prior_rate
         return successes / (weight * self.trials + self._prior_trials)
 
     def observe(self, drafted: int, accepted: int) -> None:
-        """Count one verification of ``drafted`` tokens, the first ``accepted`` of which stood."""
+        """Count one verification of ``drafted`` tokens, of which the first ``accepted`` were accepted."""
         for position in range(min(drafted, accepted + 1)):
             self._successes = self._successes * self._discount + (position < accepted)
             self.trials = self.trials * self._discount + 1.0
 
     def fade(self, trials: float) -> None:
-        """Keep the rate and weigh it as ``trials`` trials at most, so that new ones soon count."""
+        """Keep the rate but weigh it as at most ``trials`` trials, so that new ones soon count."""
         if self.trials > trials:
-            # The prior would pull a rate that has fewer trials to hold it: what was learnt takes its place.
+            # With fewer trials the prior would pull the rate away: make the learned rate the prior.
             self._prior_rate = self.rate
             self.trials = trials
             self._successes = self._prior_rate * trials

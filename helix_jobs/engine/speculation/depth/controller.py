@@ -1,7 +1,7 @@
-"""DepthController: chooses each step how many tokens each sequence drafts, found or computed ones. No torch.
+"""DepthController: chooses in each step how many tokens each sequence drafts, found or computed. No torch.
 
-What may decide is a sequence's history, its company and measured times; never the token drafted at a position, see
-``drafters/protocol.py``.
+The choice may depend on a sequence's history, the rest of the batch and measured times, never on the token drafted at a
+position (see ``Draft``).
 """
 
 from __future__ import annotations
@@ -33,49 +33,49 @@ if TYPE_CHECKING:
 __all__ = ["DepthController", "DepthDecision", "DepthReason", "DraftCandidate"]
 
 DEFAULT_ACCEPTANCE: Final = 0.7
-# An int8 copy of its target: what SmolLM2-135M's agreed on was 0.92 of greedy tokens.
+# For an int8 copy of the target: SmolLM2-135M's copy agreed on 0.92 of greedy tokens.
 COPY_ACCEPTANCE: Final = 0.9
 
-# Expected gain before the draft model is switched on, and before it stays on; found drafts cost so little that they
-# need only the latter. Trade-off: a wider margin forgoes small gains, a narrower one lets noise in the measured costs
-# switch on what is a loss.
+# Expected gain needed to switch the draft model on, and to keep it on. Found drafts cost so little that they need only
+# the second. Trade-off: a wider margin forgoes small gains; with a narrower one, noise in the measured costs switches
+# on a draft model that loses time.
 _MARGIN_ON: Final = 0.03
 _MARGIN_STAY: Final = 0.01
-# With the draft model off, steps for which that stands unless the batch shrinks: costs move slowly, and planning for a
-# large batch is not free.
+# Steps for which the draft model stays off unless the batch shrinks: costs change slowly, and planning for a large
+# batch takes time.
 _HOLD_STEPS: Final = 8
 
-# Running acceptance, in trials: what all sequences show together, and what one shows.
+# Horizons of running acceptance, in trials: of all sequences together, and of one sequence.
 _HORIZON: Final = 512
 _SEQUENCE_HORIZON: Final = 48
 _PRIOR_TRIALS: Final = 4
-# Steps without a draft after which a sequence's own record has lost 63 % of its weight against that of all.
+# Time constant, in steps without a draft: how fast a sequence's own acceptance fades to that of all sequences.
 _RECORD_STEPS: Final = 100
-# Under so many trials of all sequences the acceptance is a guess: drafts stay short and few sequences are caught up.
+# With fewer trials of all sequences the acceptance is a guess: drafts stay short and few sequences are caught up.
 _MEASURED_TRIALS: Final = 16
 
-# Tokens the draft model catches up on in one step; a single sequence may need more and is not cut. Trade-off: more
-# switches a batch on in fewer steps (a few drafting sequences of many pay for nearly whole draft passes), each of which
-# keeps all sequences waiting longer.
+# Tokens the draft model catches up on in one step; a single sequence may need more and is not cut. Trade-off: a higher
+# limit lets a whole batch draft after fewer steps (a draft pass for a few of many sequences costs nearly as much), but
+# each of these steps keeps all sequences waiting longer.
 CATCH_UP_TOKENS: Final = 4096
 _UNMEASURED_CATCH_UP_TOKENS: Final = 256
-# What outputs are taken to run to before any has ended, as if so many had; and how many the mean looks back on.
+# Expected output length before any output has ended, its weight in outputs, and the outputs that the mean covers.
 _OUTPUT_TOKENS: Final = 96.0
 _OUTPUT_PRIOR: Final = 2
 _OUTPUT_HORIZON: Final = 64
 
-# Share of the time that may go into finding out whether poor acceptance or high costs have become better.
+# Fraction of the time to spend on finding out whether poor acceptance or high costs have improved.
 EXPLORATION_SHARE: Final = 0.005
 _EXPLORED_SEQUENCES: Final = 4
 _EXPLORED_DEPTH: Final = 3
-# Exploration on credit begins once so many plain steps are saved up, if it seems to cost no more than so many. It ends
-# after so many steps, or when the draft model has taken the time of so many plain ones: the first step catches up and
-# teaches little, those behind it are cheap.
+# Exploration on credit begins once the time of _TRIAL_SAVINGS plain steps is saved up, if it seems to cost at most that
+# of _TRIAL_LIMIT. It ends after _TRIAL_STEPS steps, or once the draft model has taken the time of _TRIAL_LOAN plain
+# steps. The first step catches up and teaches little; the following ones are cheap.
 _TRIAL_SAVINGS: Final = 4
 _TRIAL_LIMIT: Final = 64
 _TRIAL_STEPS: Final = 16
 _TRIAL_LOAN: Final = 8
-# The past weighs as so many trials once exploration asks anew.
+# Weight of past acceptance, in trials, once exploration begins.
 _EXPLORED_TRIALS: Final = 24.0
 
 
@@ -108,7 +108,7 @@ class DepthDecision:
 
 @dataclass(slots=True)
 class _Record:
-    """A sequence's own acceptance of computed drafts, and the step it was last seen in."""
+    """A sequence's own acceptance of computed drafts, and the step in which it last drafted."""
 
     acceptance: RunningAcceptance
     step: int
@@ -144,18 +144,18 @@ class DepthController:
 
     Deterministic: no clock and no random numbers, so the same observations lead to the same depths.
 
-    The draft model is run only when the plan says so, and then first computes what it has missed (*catch-up*). That is
-    an investment, charged in equal parts to the steps the sequence is still expected to take: outputs as long as those
-    that ended lately, and never longer than its limit allows. When the model is off, because it is too seldom right or
-    because it costs too much, *exploration* asks again with a few sequences: it saves up ``EXPLORATION_SHARE`` of the
-    time spent and acts once that covers the whole cost of asking. Costs that were measured in a bad moment would hardly
-    ever be covered: high ones are tried on credit, for a few steps, and what that really took is saved up afterwards.
+    The draft model runs only when the plan says so, and then first computes the tokens it has missed (*catch-up*). This
+    cost is charged in equal parts to the steps the sequence is still expected to take, judged by the length of recent
+    outputs and its own limit. While the model is off, because its acceptance is low or its cost high, *exploration*
+    tries it again with a few sequences: it saves up ``EXPLORATION_SHARE`` of the time spent and acts once that covers
+    the whole cost. Savings would hardly ever cover costs measured too high by accident: these are tried on credit, for
+    a few steps, and the time they really took is saved up afterwards.
 
     Args:
-        costs: Of this machine; refined by the caller as steps run.
+        costs: Costs on this machine, refined by the caller as steps run.
         max_depth: Most tokens the draft model drafts in a row, 0 to 16.
-        can_compute: Whether a drafter computes drafts, at costs that are known.
-        initial_acceptance: The draft model's acceptance before any was measured.
+        can_compute: Whether a drafter computes drafts, at known costs.
+        initial_acceptance: The draft model's assumed acceptance before any was measured.
     """
 
     def __init__(
@@ -171,18 +171,18 @@ class DepthController:
         self._num_outputs = 0
         self._is_drafting = False
         self._hold: _Hold | None = None
-        # Seconds saved up for exploration; below 0 what exploration on credit still owes.
+        # Seconds saved up for exploration; negative while exploration on credit is still to be repaid.
         self._credit = 0.0
         self._trial: _Trial | None = None
         self._step = 0
 
     def choose(self, candidates: Sequence[DraftCandidate], prefill_tokens: int = 0) -> DepthDecision:
-        """Depths for the decoding sequences of the next step, beside ``prefill_tokens`` tokens of prompt chunks."""
+        """Choose depths for the next step's decodes, computed beside ``prefill_tokens`` tokens of prompt chunks."""
         self._step += 1
         return self._decide(candidates, prefill_tokens)
 
     def observe_acceptance(self, request_id: str, drafted: int, accepted: int) -> None:
-        """Count what verification made of one sequence's ``drafted`` computed draft tokens (found ones not)."""
+        """Count how many of one sequence's ``drafted`` computed draft tokens were accepted (not found ones)."""
         if drafted <= 0:
             return
         self._acceptance.observe(drafted, accepted)
@@ -194,7 +194,7 @@ class DepthController:
         record.step = self._step
 
     def acceptance_of(self, request_id: str) -> float | None:
-        """A sequence's running acceptance, drawn towards that of all by its age; None if it never drafted."""
+        """A sequence's acceptance, faded to that of all sequences by its age; None if it never drafted."""
         record = self._records.get(request_id)
         if record is None:
             return None
@@ -202,12 +202,12 @@ class DepthController:
         return record.acceptance.rate_towards(self._acceptance.rate, weight)
 
     def observe_output(self, num_tokens: int) -> None:
-        """Count the length of an output that ended, whatever drafted it."""
+        """Count the length of an output that ended, whichever drafter served it."""
         self._num_outputs = min(self._num_outputs + 1, _OUTPUT_HORIZON)
         self._output_tokens += (num_tokens - self._output_tokens) / (self._num_outputs + _OUTPUT_PRIOR)
 
     def forget(self, request_id: str) -> None:
-        """The sequence has ended. Unknown ids are ignored; a preempted one comes back and keeps its record."""
+        """Drop the record of a sequence that has ended. Unknown ids are ignored."""
         self._records.pop(request_id, None)
 
     def _decide(self, candidates: Sequence[DraftCandidate], prefill_tokens: int) -> DepthDecision:
@@ -230,7 +230,7 @@ class DepthController:
     def _consider_computing(
         self, candidates: Sequence[DraftCandidate], prefill_tokens: int, times: StepTimes, base: DepthPlan
     ) -> tuple[DepthPlan, DepthReason, float]:
-        """The plan to carry out, why the model is off if it is, and the expected gain over ``base``."""
+        """The plan to carry out, its reason, and its expected gain over ``base``."""
         if self._hold is not None and self._hold.covers(self._step, len(candidates), prefill_tokens):
             self._save_up(times)
             return base, self._hold.reason, 1.0
@@ -242,7 +242,7 @@ class DepthController:
             measured = self._acceptance.trials >= _MEASURED_TRIALS
             plan = planner.plan(self._max_depth if measured else min(self._max_depth, DEFAULT_SPECULATION_DEPTH))
             if plan is not base and plan.goodput >= required * base.goodput:
-                # What the step's catch-up leaves of the plan must pay as well, or be the first try.
+                # The part of the plan that fits the catch-up limit must pay as well, or be the first attempt.
                 budget = CATCH_UP_TOKENS if measured else _UNMEASURED_CATCH_UP_TOKENS
                 plan = _within_catch_up(candidates, plan, planner, budget)
                 if not measured or plan.goodput >= required * base.goodput:
@@ -264,9 +264,9 @@ class DepthController:
         base: DepthPlan,
         acceptance: float | None = None,
     ) -> ComputedPlanner:
-        """At each one's own acceptance, or at the one given."""
+        """A planner that uses each sequence's own acceptance, or the given one for all."""
         everyone = self._acceptance.rate
-        # A token past the end of an output is worth nothing, however right: the chance that each is not the last.
+        # The chance that a token is not the output's last: draft tokens past the end are worth nothing.
         survival = 1.0 - 1.0 / max(2.0, self._output_tokens)
         rates = [
             survival
@@ -296,7 +296,7 @@ class DepthController:
         required: float,
         reason: DepthReason,
     ) -> DepthPlan | None:
-        """A plan in which a few sequences draft, once its cost is saved up; its gain is not counted on."""
+        """A plan in which a few sequences draft, once its cost is saved up, whatever its gain; else None."""
         able = [index for index, candidate in enumerate(candidates) if candidate.ceiling > 0]
         able.sort(key=lambda index: (base.found_depths[index] > 0, candidates[index].catch_up_tokens))
         depths = {
@@ -329,7 +329,7 @@ class DepthController:
 def _within_catch_up(
     candidates: Sequence[DraftCandidate], plan: DepthPlan, planner: ComputedPlanner, budget: int
 ) -> DepthPlan:
-    """The part of a plan that needs at most ``budget`` catch-up tokens, or the one sequence that misses least."""
+    """The part of a plan that needs at most ``budget`` catch-up tokens; at least the sequence that needs fewest."""
     drafting = [index for index, depth in enumerate(plan.computed_depths) if depth]
     drafting.sort(key=lambda index: candidates[index].catch_up_tokens)
     spent = list(accumulate(candidates[index].catch_up_tokens for index in drafting))

@@ -16,9 +16,9 @@ logger = logging.getLogger(__name__)
 # 1 could hold the first, cold run of a shape.
 _FORMAT_VERSION: Final = 2
 # One observation moves a logarithm by at most gain * limit: 4 % for the machine's speed, 3 % for a point of a curve. A
-# storm of page faults or a moment off the processor hardly counts; surprises that persist are no accident, and raise
-# the gain of a curve, at most to 1 + boost times. Trade-off: smaller gains resist outliers longer and follow a real
-# change later (here a factor of two takes some 20 steps).
+# single outlier (page faults, a moment off the processor) hardly counts. Surprises that persist raise the gain of a
+# curve, at most to 1 + boost times. Trade-off: smaller gains resist outliers longer and follow a real change later
+# (here a factor of two takes some 20 steps).
 _SURPRISE_LIMIT: Final = 0.4
 _SPEED_GAIN: Final = 0.1
 _CORRECTION_GAIN: Final = 0.05
@@ -27,21 +27,21 @@ _TREND_BOOST: Final = 4.0
 _CORRECTION_LIMIT: Final = math.log(16)
 # Curves get points up to here: more tokens than a step or a catch-up has.
 _FARTHEST_POINT: Final = 4096
-# Each observation lets every correction fade by so much (half gone after some 1,000 steps): a point that looked too
-# dear is not used, so nothing else would ever show that it has become cheap.
+# Each observation fades every correction by this fraction (half gone after some 1,000 steps). A point that looked too
+# expensive is not used, so only fading lets the engine find out that it has become cheap.
 _FORGETTING: Final = 0.0007
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CostProfile:
-    """Measured costs: what a short profile at start-up yields, and what a cache file keeps.
+    """Measured costs, from a short profile at start-up or from a cache file.
 
     Attributes:
         target: ``(packed tokens, seconds)`` of whole steps of the target, scheduling and sampling included, by
             ascending token count.
         draft: The same for single passes of the draft model; empty without one.
-        sequence_seconds: What each decoding sequence adds to a target step whatever its number of tokens: reading its
-            cache. 0.0 leaves it in ``target``.
+        sequence_seconds: Seconds that each decoding sequence adds to a target step for reading its cache, whatever its
+            number of tokens. 0.0 leaves them in ``target``.
 
     Raises:
         ValueError: No target point, or a figure that is not positive and finite.
@@ -67,7 +67,7 @@ class CostProfile:
     def from_measurements(
         cls, target: Mapping[int, float], draft: Mapping[int, float] | None = None, sequence_seconds: float = 0.0
     ) -> Self:
-        """From mappings of token count to seconds, in any order.
+        """Build from mappings of token count to seconds, in any order.
 
         Raises:
             ValueError: See the class.
@@ -79,7 +79,7 @@ class CostProfile:
         )
 
     def to_dict(self, identity: Mapping[str, str]) -> dict[str, object]:
-        """A JSON object. ``identity`` is what the figures hold for: device, models, dtype, threads, torch version."""
+        """A JSON object. ``identity`` says where the figures apply: device, models, dtype, threads, torch version."""
         return {
             "version": _FORMAT_VERSION,
             "identity": dict(identity),
@@ -90,7 +90,7 @@ class CostProfile:
 
     @classmethod
     def from_dict(cls, data: object, identity: Mapping[str, str]) -> Self | None:
-        """What ``to_dict`` wrote, or None: a file that is damaged or stems from elsewhere is logged and not used."""
+        """Read what ``to_dict`` wrote; log and return None if it is damaged or of another identity."""
         if not isinstance(data, dict) or data.get("version") != _FORMAT_VERSION:
             logger.warning("ignoring a cost profile of unknown form; costs are measured again")
             return None
@@ -112,9 +112,9 @@ class CostCurve:
     """Seconds as a function of tokens: straight lines between measured points, never falling.
 
     A point's value is its measured seconds times a *correction* that observations move. Where points contradict each
-    other, those observed more, and lately, prevail. Under the first point the curve is flat: reading the weights costs
-    what it costs. Past the last one seconds are proportional to tokens until observations say better, by points added
-    at each doubling: a curve that ends while it is still flat says nothing of where it turns up.
+    other, those observed more often and more recently prevail. Below the first point the curve is flat: reading the
+    weights takes constant time. Past the last measured point, points are added at each doubling, proportional to tokens
+    until observations correct them: a curve that ends while flat does not show where it turns up.
 
     Args:
         points: ``(tokens, seconds)`` by ascending token count, at least one.
@@ -128,26 +128,26 @@ class CostCurve:
         self._measured = [seconds for _, seconds in points]
         # Logarithms, one a point.
         self._corrections = [0.0] * len(points)
-        # How much each point's value rests on: the profile counts as one observation.
+        # Observations behind each point's value: the profile counts as one.
         self._weights = [1.0] * len(points)
-        # Mean surprise of late.
+        # Recent mean surprise.
         self._trend = 0.0
         self._build()
 
     def seconds(self, tokens: int) -> float:
-        """Seconds for so many tokens; 0.0 for none."""
+        """Seconds for ``tokens`` tokens; 0.0 for none."""
         if tokens <= 0:
             return 0.0
         intercept, slope = self._lines[bisect_left(self._tokens, tokens)]
         return intercept + slope * tokens
 
     def correct(self, shares: Mapping[int, float], surprise: float) -> None:
-        """Move the corrections after an observation, and let all of them fade a little.
+        """Move the corrections after an observation, and fade all of them a little.
 
-        The step is that of normalised least mean squares: what made up more of the time is more likely at fault.
+        The update is normalised least mean squares: sizes that took more of the time are corrected more.
 
         Args:
-            shares: Token count -> share of the expected time that passes of this size make up; they sum to 1.
+            shares: Token count -> fraction of the expected time that passes of this size take; they sum to 1.
             surprise: Logarithm of observed over expected seconds, limited.
         """
         self._corrections = [correction * (1 - _FORGETTING) for correction in self._corrections]
@@ -192,9 +192,9 @@ class CostCurve:
 class StepCosts:
     """Costs of target steps and draft passes, from a profile, refined by every step that runs.
 
-    The machine's present *speed* (other programs, clock, heat) is one factor common to all costs, followed quickly from
-    target steps: the engine sees few token counts for long stretches, and a change of speed must not make those it does
-    not see look cheap or dear. What remains is corrected slowly, point by point.
+    The machine's present *speed* (other programs, clock, heat) is one factor common to all costs. It follows target
+    steps quickly: the engine sees few token counts for long stretches, and a change of speed must not make the other
+    counts look cheap or expensive. Remaining differences are corrected slowly, point by point.
     """
 
     def __init__(self, profile: CostProfile) -> None:
@@ -220,10 +220,7 @@ class StepCosts:
         return self._factor * (self._target.seconds(tokens) + self._sequence_seconds * sequences)
 
     def draft_seconds(self, tokens: int) -> float:
-        """Seconds of one draft-model pass over ``tokens`` packed tokens.
-
-        Only with ``has_draft``.
-        """
+        """Seconds of one draft-model pass over ``tokens`` packed tokens. Needs ``has_draft``."""
         assert self._draft is not None, "a draft model is profiled before it is used"
         return self._factor * self._draft.seconds(tokens)
 
@@ -236,10 +233,10 @@ class StepCosts:
         self._target.correct({tokens: 1.0}, surprise)
 
     def observe_draft(self, passes: Iterable[int], seconds: float) -> None:
-        """Learn from one or more passes that took ``seconds`` together; ``passes`` are their token counts.
+        """Learn from one or more draft passes that took ``seconds`` together; ``passes`` are their token counts.
 
-        They move the curve alone, not the speed: were both to move it, a draft that is dearer than profiled would pull
-        against the target for ever.
+        Updates only the draft's curve. If it also moved the shared speed factor, draft and target timings would keep
+        correcting each other.
         """
         if self._draft is None:
             return
@@ -255,15 +252,15 @@ class StepCosts:
         self._draft.correct({tokens: part / total for tokens, part in expected.items()}, surprise)
 
     def observe_together(self, tokens: int, passes: Iterable[int], seconds: float, *, sequences: int = 0) -> None:
-        """Learn from one step whose draft passes nobody could time apart from the target's.
+        """Learn from one step whose draft passes cannot be timed apart from the target's.
 
-        The surprise is shared out as the time was expected to be. Trade-off: where one of them was wrong, the sum
-        becomes right at once and the parts only with steps that draft less; timing them apart would take another wait.
+        The surprise is divided in proportion to the expected times. Trade-off: if one expectation was wrong, the sum
+        is corrected at once, the parts only by steps that draft less; timing them apart would need another wait.
 
         Args:
             tokens: Packed tokens of the target's pass.
-            passes: Those of each pass of the draft model.
-            seconds: What all of them took together.
+            passes: Packed tokens of each pass of the draft model.
+            seconds: Time of all these passes together.
             sequences: Sequences that decoded.
         """
         if self._draft is None:
@@ -297,7 +294,7 @@ class StepCosts:
 
 
 def _surprise(seconds: float, expected: float) -> float | None:
-    """Logarithm of observed over expected, limited; None for a figure that cannot be one (a clock set back)."""
+    """Logarithm of observed over expected, limited; None for an impossible figure (a clock set back)."""
     if not (math.isfinite(seconds) and seconds > 0 and expected > 0):
         return None
     return max(-_SURPRISE_LIMIT, min(_SURPRISE_LIMIT, math.log(seconds / expected)))
@@ -306,7 +303,7 @@ def _surprise(seconds: float, expected: float) -> float | None:
 def _monotone(values: Sequence[float], weights: Sequence[float]) -> list[float]:
     """The nearest sequence that never falls, by weighted least squares (pool adjacent violators).
 
-    Noise on a flat curve is averaged; a running maximum would make every later point as dear as the worst before it.
+    Noise on a flat curve is averaged; a running maximum would make each point as expensive as the worst before it.
     """
     # Pools of neighbours that share a value: [value, weight, count].
     pools: list[tuple[float, float, int]] = []

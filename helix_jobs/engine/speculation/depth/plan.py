@@ -3,8 +3,8 @@
 The figure to maximise is *goodput* (Liu et al., "Optimizing Speculative Decoding for Serving Large Language Models
 Using Goodput", arXiv 2406.14066): expected emitted tokens over expected seconds. A sequence whose draft tokens are
 accepted with probability ``a`` each emits ``1 + a + a^2 + ... + a^K`` tokens from K of them (Leviathan et al., "Fast
-Inference from Transformers via Speculative Decoding", ICML 2023). A whole batch differs from one sequence in that
-drafted tokens share the step: up to some token count they ride along for nothing, past it each costs its full price.
+Inference from Transformers via Speculative Decoding", ICML 2023). In a batch, draft tokens share the step: up to some
+token count they cost nothing extra, past it each costs its full price.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from helix_jobs.engine.speculation.depth.costs import StepCosts
 
 _RATE_STEPS: Final = 128
-# What a catch-up must promise in return for each second. Trade-off: above 1, small gains are forgone; at 1, it would be
-# lost whenever the sequence ends early or its company changes and speculation with it.
+# Seconds that a catch-up must promise to save for each second it takes. Trade-off: above 1, small gains are forgone; at
+# 1, a catch-up is a loss whenever the sequence ends early or a change of the batch stops its drafting.
 _CATCH_UP_PREMIUM: Final = 1.5
-# Depths and counts of sequences that are tried; between them goodput changes little.
+# Depths and numbers of sequences to try; goodput changes little between them.
 _DEPTHS: Final = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
 _COUNTS: Final = frozenset((1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256))
 
@@ -34,11 +34,11 @@ class DraftCandidate:
     """One decoding sequence of the step, as far as its depth depends on it.
 
     Attributes:
-        ceiling: Most draft tokens it may verify; 0 when it may not be drafted.
-        confidence: Acceptance of each token of the draft that was found for it, given that those before it are
-            accepted; () where none was found.
-        acceptance: Its own running acceptance of computed drafts; None without data, which takes that of all.
-        catch_up_tokens: Tokens, its last one aside, that must be computed for it before a draft can be.
+        ceiling: Most draft tokens it may verify; 0 when it may not draft.
+        confidence: Probability that each token of its found draft is accepted, given that those before it are; ()
+            where no draft was found.
+        acceptance: Its own running acceptance of computed drafts; None without data: that of all sequences applies.
+        catch_up_tokens: Tokens before its last that the draft model must compute before it can draft.
         remaining_tokens: Most tokens it may still emit.
     """
 
@@ -51,7 +51,7 @@ class DraftCandidate:
 
 @dataclass(frozen=True, slots=True)
 class DepthPlan:
-    """Depths, one per candidate (one source each at most), and what they promise.
+    """Depths, one per candidate (each from at most one source), and their expected tokens and seconds.
 
     Attributes:
         computed_depths: Draft tokens to compute.
@@ -74,9 +74,9 @@ class DepthPlan:
 class StepTimes:
     """Seconds of one step as a function of what it drafts.
 
-    Prompt chunks in the step have to be computed anyway. They shift where on the cost curve drafted tokens land, and
-    their own time is left out: with it in the denominator, every draft would look cheap beside it, although each second
-    it takes is a second later for all that follows.
+    Prompt chunks in the step have to be computed anyway. They shift where on the cost curve draft tokens land, but
+    their own time is left out. With it in the denominator every draft would look cheap, although each second a draft
+    takes delays everything that follows.
     """
 
     def __init__(self, costs: StepCosts, num_sequences: int, prefill_tokens: int) -> None:
@@ -87,15 +87,15 @@ class StepTimes:
         self._offset = self.plain - costs.target_seconds(self._packed, num_sequences)
 
     def verify(self, draft_tokens: int) -> float:
-        """The target's seconds for the decoding sequences and so many draft tokens."""
+        """The target's seconds for the decoding sequences and ``draft_tokens`` draft tokens."""
         return self._offset + self._costs.target_seconds(self._packed + draft_tokens, self._sequences)
 
     def draft(self, sequences: int) -> float:
-        """One pass that drafts, over one token of each of ``sequences``."""
+        """Seconds of one drafting pass over one token of each of ``sequences`` sequences."""
         return self._costs.draft_seconds(sequences)
 
     def catch_up(self, tokens: int) -> float:
-        """What computing ``tokens`` tokens more adds to the first of these passes."""
+        """Seconds that catching up on ``tokens`` tokens adds to the first drafting pass."""
         return self._costs.draft_seconds(1 + tokens) - self._costs.draft_seconds(1) if tokens > 0 else 0.0
 
 
@@ -124,9 +124,9 @@ def plan_none(candidates: Sequence[DraftCandidate], times: StepTimes) -> DepthPl
 
 
 def plan_found(candidates: Sequence[DraftCandidate], times: StepTimes) -> DepthPlan:
-    """Found drafts alone: token by token in order of the chance that it is accepted, as many as goodput gains from."""
-    # (chance that the token is accepted, candidate), best first. A candidate's own chances never rise, so whichever
-    # prefix is taken holds the first tokens of each proposal; among equals only their number matters.
+    """Found drafts alone: the tokens likeliest to be accepted, as many as goodput gains from."""
+    # (chance that the token is accepted, candidate), best first. A candidate's own chances never rise, so any prefix of
+    # this list holds the first tokens of each draft; among equal chances only their number matters.
     chances: list[tuple[float, int]] = []
     for index, candidate in enumerate(candidates):
         reach = accumulate(candidate.confidence[: candidate.ceiling], mul)
@@ -136,7 +136,7 @@ def plan_found(candidates: Sequence[DraftCandidate], times: StepTimes) -> DepthP
         return plain
     chances.sort(key=lambda pair: -pair[0])
     totals = list(accumulate((chance for chance, _ in chances), initial=plain.tokens))
-    # Every count while they are few; then in strides of 1/16.
+    # Try every small count, then counts in strides of 1/16.
     counts, count = [0], 1
     while count < len(chances):
         counts.append(count)
@@ -163,16 +163,16 @@ def can_pay(num_sequences: int, max_depth: int, times: StepTimes, required: floa
 class ComputedPlanner:
     """Plans the depths of computed drafts on top of a plan of found ones.
 
-    Sequences differ in acceptance, catch-up and what was already found for them, and share the passes.
-    Trade-off: one depth for the best n of them is searched over a grid of depths and n, then trimmed sequence by
-    sequence. That can miss the best ragged plan by a little, and is cheap enough to run between two steps.
+    Sequences differ in acceptance, catch-up and found drafts, and share the passes. Trade-off: one depth for the best n
+    sequences is searched over a grid of depths and n, then trimmed sequence by sequence. That can miss the best ragged
+    plan by a little, but is cheap enough to run between two steps.
 
     Args:
-        candidates: Of the step.
-        times: Of the step.
+        candidates: The step's candidates.
+        times: The step's times.
         acceptance: One rate per candidate.
-        lifetimes: Tokens each candidate is expected to emit still: what a catch-up has to earn itself back in.
-        base: The plan of found drafts. A candidate's draft is computed instead where that promises more.
+        lifetimes: Tokens each candidate is still expected to emit: its catch-up must pay off within these.
+        base: The plan of found drafts. A draft is computed instead where that promises more.
     """
 
     def __init__(
@@ -211,7 +211,7 @@ class ComputedPlanner:
         return plan if plan.goodput > self._base.goodput else self._base
 
     def evaluate(self, depths: dict[int, int]) -> DepthPlan:
-        """What computed drafts of ``depths`` (candidate -> depth above 0) promise; the others draft as in the base."""
+        """The plan with computed drafts of ``depths`` (candidate -> depth above 0); others draft as in the base."""
         computed = [0] * len(self._candidates)
         found = list(self._base.found_depths)
         tokens, seconds = self._base.tokens, 0.0
@@ -225,9 +225,9 @@ class ComputedPlanner:
         return DepthPlan(tuple(computed), tuple(found), tokens, seconds)
 
     def _best_count(self, depth: int) -> tuple[list[int], float]:
-        """Candidates for which one common ``depth`` is best, and the goodput it promises."""
+        """The best set of candidates for one common ``depth``, and the goodput it promises."""
         base = self._base
-        # (gain of tokens net of what the catch-up costs, candidate, gain, charge, tokens to verify)
+        # (gain in tokens net of the catch-up's cost, candidate, gain, charge, extra tokens to verify)
         offers: list[tuple[float, int, float, float, int]] = []
         for index, candidate in enumerate(self._candidates):
             own = min(depth, candidate.ceiling)
@@ -244,7 +244,7 @@ class ComputedPlanner:
             charges += charge
             to_verify += extra
             if count in _COUNTS or count == len(offers):
-                # Every pass as wide as the first: ceilings differ only near a sequence's end.
+                # Count every pass as wide as the first: ceilings differ only near a sequence's end.
                 seconds = self._times.verify(to_verify) + depth * self._times.draft(count) + charges
                 if tokens / seconds > best_goodput:
                     best_count, best_goodput = count, tokens / seconds
@@ -270,7 +270,7 @@ class ComputedPlanner:
         return trimmed
 
     def _charge(self, index: int, depth: int) -> float:
-        """This step's share of a catch-up: spread over the steps that the sequence is expected to take still."""
+        """This step's part of a catch-up's cost, spread over the steps that the sequence is still expected to take."""
         seconds = self._catch_up[index]
         if seconds == 0.0:
             return 0.0
