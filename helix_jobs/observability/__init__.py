@@ -1,1 +1,1 @@
-"""Logging and metrics. Pure standard library: imported by every command."""
+"""Logging and rounds. Pure standard library: every command imports it."""

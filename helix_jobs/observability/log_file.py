@@ -1,9 +1,9 @@
-"""Log files of processes that write to an inherited descriptor: bounded, private, and with one predecessor kept.
+"""Log files of processes that write to an inherited descriptor: bounded and private; one earlier file is kept.
 
-Handlers of Python's own would not see what libraries and children print, so the file itself is looked at: when it is
-opened, and now and then while a process writes to it. Such a file is copied and then emptied instead of renamed, as
-its writers, children included, hold descriptors of it; they append, so they go on at its new beginning. Trade-off: what
-is written between the copy and the cut is lost.
+Python's own handlers would miss the output of libraries and children. So the file's size is checked when it is opened,
+and now and then while a process writes to it. A full file is copied and then emptied instead of renamed, as its
+writers, children included, hold descriptors of it. They append, so they go on at its new beginning. Trade-off: lines
+written between the copy and the cut are lost.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ LOG_BYTES: Final = 8 * 1024 * 1024
 
 
 def open_log(path: Path) -> BinaryIO:
-    """Open a log to append to; one that has reached its bound becomes ``NAME.1`` first, in the place of the last such.
+    """Open a log to append to; a log that has reached its bound first replaces ``NAME.1``.
 
     Raises:
-        ConfigurationError: It is a symbolic link, no plain file, or another user's.
-        OSError: It cannot be opened.
+        ConfigurationError: The log is a symbolic link, no plain file, or another user's.
+        OSError: The log cannot be opened.
     """
     log = open_private(path, "ab")
     if os.fstat(log.fileno()).st_size < LOG_BYTES:
@@ -36,11 +36,11 @@ def open_log(path: Path) -> BinaryIO:
 
 
 def cut_log(path: Path, descriptor: int) -> bool:
-    """Keep the end of a log that has reached its bound as ``NAME.1`` and empty it; True if that was done.
+    """Keep the end of a full log as ``NAME.1`` and empty the log; True if that was done.
 
     Args:
-        path: Its name.
-        descriptor: What this process writes to it by. Whatever is no file of this name is left alone.
+        path: The log's name.
+        descriptor: The descriptor this process writes to. A descriptor of any other file is left alone.
     """
     try:
         status = os.fstat(descriptor)

@@ -1,11 +1,11 @@
 """Logging for every Helix process: one handler on the root logger, text for people or JSON for machines.
 
 Modules only ever say ``logger = logging.getLogger(__name__)`` and ``logger.info("...", extra={...})``; entry points
-call `configure_logging` once. What they pass as ``extra`` is shown in both formats; ``extra={"figures": {...}}`` holds
-what the message says in words already, so its entries become keys in JSON and are left out of text.
+call `configure_logging` once. Both formats show the ``extra`` fields. ``extra={"figures": {...}}`` repeats the
+message's figures: its entries become keys in JSON and are left out of text.
 
-Passwords in messages, extras and tracebacks are redacted here. This is the second line of defence, for what libraries
-put into their messages: whoever logs a URL redacts it first.
+Passwords in messages, extras and tracebacks are redacted here. This is the second line of defence, for the messages of
+libraries: Helix's code redacts a URL before logging it.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _OWN_LOGGER: Final = "helix_jobs"
-# Attributes every record has; whatever else it carries came in through ``extra``.
+# Attributes every record has; all others came in through ``extra``.
 _STANDARD_ATTRIBUTES: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
-# The extra whose entries the message itself tells.
+# The extra whose entries the message itself contains.
 _FIGURES: Final = "figures"
 
-# What may stand in a line: everything but control characters, which could forge another line or drive a terminal.
+# Escapes control characters, which could forge another line or drive a terminal.
 _CONTROL: Final = {code: f"\\x{code:02x}" for code in (*range(32), *range(0x7F, 0xA0))} | {0x09: "\t", 0x0A: "\n    "}
 
 
@@ -50,7 +50,7 @@ class TextFormatter(logging.Formatter):
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: ``time`` (UTC), ``level``, ``logger``, ``message``, the extras, ``exception``."""
+    """One JSON object per line: ``time`` (UTC), ``level``, ``logger``, ``message``, the extras, ``exception``."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Render one record; an extra never replaces one of the fixed keys."""
@@ -72,7 +72,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def extra_fields(record: logging.LogRecord) -> Mapping[str, Any]:
-    """What the caller passed as ``extra``."""
+    """The fields the caller passed as ``extra``."""
     return {
         key: value
         for key, value in vars(record).items()
@@ -119,11 +119,11 @@ def _keep_celery_away() -> None:
 
 
 def _ignore_celery_setup(**_: object) -> None:
-    """Celery configures logging only if nobody listens to this signal; listening is all it takes."""
+    """Do nothing: Celery configures logging only if no receiver is connected to this signal."""
 
 
 def _redact_inside(value: object) -> object:
-    """A JSON value of ``value`` without passwords; what JSON has no type for becomes text."""
+    """Return a JSON value of ``value`` without passwords; types unknown to JSON become text."""
     if value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
         return value
     if isinstance(value, dict):
@@ -141,7 +141,7 @@ def _trouble(formatter: logging.Formatter, record: logging.LogRecord) -> str:
 
 
 class _StandardErrorHandler(logging.StreamHandler[TextIO]):
-    """Looks ``sys.stderr`` up for each record, so that lines appear above a live progress bar, not across it."""
+    """Looks up ``sys.stderr`` for each record, so that lines appear above a live progress bar, not across it."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)

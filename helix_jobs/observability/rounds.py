@@ -1,8 +1,8 @@
-"""Rounds: when each loop of a worker last came round. Memory alone: to note it and to read it waits for nothing.
+"""Rounds: counts how often each loop of a worker has come round. In memory only: neither counting nor reading waits.
 
-A round may take many answers, of a database or a broker, and each of them its time. Every single one has a limit, their
-sum has none. So whoever waits for answers notes for the loop it works for, whichever that is, that one has come
-(``come_round``): what counts as silence is a single wait.
+A round may wait for many answers of a database or a broker. Each answer has a time limit, their sum has none. So the
+code that waits for an answer counts each one as a round of the loop it runs in (``come_round``): only a single long
+wait is silence.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class _Here(threading.local):
-    """What notes that the loop of this thread comes round; None on a thread without a loop that is watched."""
+    """The function that counts a round of this thread's loop; None on a thread without a watched loop."""
 
     note: Callable[[], None] | None = None
 
@@ -25,16 +25,15 @@ _here = _Here()
 
 
 def come_round() -> None:
-    """Note that the loop of this thread, if it has one, got an answer it waited for, a refusal included."""
+    """Count a round of this thread's loop, if it has one: an awaited answer came, or a refusal."""
     if _here.note is not None:
         _here.note()
 
 
 class Rounds:
-    """Counts of rounds, one for each loop that is watched. Thread-safe: a loop's count is written by its thread alone.
+    """Counts of rounds, one for each watched loop. Thread-safe: only a loop's own thread writes its count.
 
-    A loop that is watched comes round every few seconds although it has nothing to do, and in the middle of long work
-    whenever a part of it is done.
+    A watched loop comes round every few seconds even if idle, and during long work after each part.
     """
 
     def __init__(self) -> None:
@@ -42,9 +41,9 @@ class Rounds:
 
     @contextmanager
     def watched(self, name: str) -> Iterator[Callable[[], None]]:
-        """Watch a loop for as long as the block lasts; the loop calls what it is given whenever it comes round.
+        """Watch a loop while the block lasts; the loop calls the yielded function whenever it comes round.
 
-        A loop that ends by an error is watched on: it will not come round again, and somebody must notice.
+        A loop that ends by an error stays watched: it never comes round again, and the dead man's switch must notice.
         """
 
         def came_round() -> None:
@@ -58,5 +57,5 @@ class Rounds:
 
     def counts(self) -> Mapping[str, int]:
         """Loop -> rounds so far, of the loops that are watched now."""
-        # Copying a dict with string keys is one step for the interpreter, so no lock is needed that somebody may hold.
+        # Copying a dict with string keys is one step for the interpreter, so no lock is needed.
         return dict(self._counts)

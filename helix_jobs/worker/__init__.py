@@ -1,1 +1,1 @@
-"""Worker: claims jobs, runs them through the engine, settles them, and watches over itself."""
+"""Worker: claims jobs, runs them through the engine, writes their endings, and watches over itself."""

@@ -1,11 +1,11 @@
-"""Audit: finds jobs whose message was lost, exactly, while the broker stays busy.
+"""Audit: finds exactly the jobs whose message was lost, while the broker stays busy.
 
-An empty broker shows that messages were lost (see ``reconciler``), but the broker of a service that is always busy is
-never empty. So every few minutes the ids of the jobs that should have a message are compared with the ids that are in
-the broker, waiting or delivered. A job that is missing twice in a row, published at the same moment both times, has
-lost its message: what is on its way at one look (just popped, about to be marked) has arrived by the next.
+An empty broker shows that messages were lost (see ``reconciler``), but the broker of a busy service is never empty. So
+every few minutes the audit compares the ids of the jobs that should have a message with the ids in the broker, waiting
+or delivered. A job that is missing in two audits in a row, with the same time of publication, has lost its message: a
+message on its way during one audit (just popped, about to be marked) has arrived by the next.
 
-No clock of another machine is asked: what two looks have in common decides.
+No clock of another machine is read: only a job missing in both audits counts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from helix_jobs.broker.publisher import CeleryPublisher
 
-# Messages read at a time, and in all: somebody may have put millions there, and then nothing can be said.
+# Messages read at a time, and in all. Somebody may have put millions there; then the audit gives no answer.
 _PAGE: Final = 1_000
 MOST_MESSAGES: Final = 100_000
 
@@ -32,15 +32,15 @@ MOST_MESSAGES: Final = 100_000
 def missing(
     published: Mapping[int, datetime], known: set[int], before: Mapping[int, datetime]
 ) -> tuple[dict[int, datetime], list[int]]:
-    """Compare one look with the look before it.
+    """Compare one audit with the audit before it.
 
     Args:
-        published: Job id -> when it was published, of the jobs that wait; read before ``known``.
+        published: Job id -> time of publication, for waiting jobs; read before ``known``.
         known: Job ids in the broker.
-        before: What was missing at the look before.
+        before: The jobs missing in the audit before.
 
     Returns:
-        What is missing now, and of that the ids that were missing already.
+        The jobs missing now, and the ids of those that were missing before.
     """
     absent = {job_id: moment for job_id, moment in published.items() if job_id not in known}
     lost = [job_id for job_id, moment in absent.items() if before.get(job_id) == moment]
@@ -48,10 +48,10 @@ def missing(
 
 
 class Audit:
-    """Remembers what was missing from look to look.
+    """Remembers the missing jobs from audit to audit.
 
     Args:
-        interval: Seconds between looks.
+        interval: Seconds between audits.
         clock: Monotonic seconds.
     """
 
@@ -63,15 +63,15 @@ class Audit:
 
     @property
     def is_due(self) -> bool:
-        """Whether it is time for the next look."""
+        """Whether it is time for the next audit."""
         return self._clock() - self._looked_at >= self._interval
 
     def look(self, published: Mapping[int, datetime], known: set[int] | None) -> list[int]:
-        """Add one look and return the ids of the jobs whose message was lost.
+        """Do one audit and return the ids of the jobs whose message was lost.
 
         Args:
             published: As for `missing`.
-            known: As for `missing`; None if nobody can say.
+            known: As for `missing`; None if the ids cannot be listed.
         """
         self._looked_at = self._clock()
         if known is None:
@@ -92,11 +92,11 @@ def read_known_ids(publisher: CeleryPublisher) -> set[int] | None:
         return None
 
     def read(client: Any) -> set[int] | None:  # noqa: ANN401  (redis-py's client)
-        # Delivered ones first: a message that is given back meanwhile is found among those that wait.
+        # Delivered messages first: one that is given back meanwhile is found among the waiting ones.
         if client.hlen(names.unacked) + sum(client.llen(key) for key in names.lists) > MOST_MESSAGES:
             return None
         texts = [*_delivered(client, names.unacked), *(text for key in names.lists for text in _waiting(client, key))]
-        # And once more, for those that were taken from the lists before they were read.
+        # Delivered messages once more, for those taken from the lists before the lists were read.
         texts += _delivered(client, names.unacked)
         found = (_job_id(text, names.queue) for text in texts)
         return {job_id for job_id in found if job_id is not None}
@@ -105,7 +105,7 @@ def read_known_ids(publisher: CeleryPublisher) -> set[int] | None:
 
 
 def _waiting(client: Any, key: str) -> Iterator[Any]:  # noqa: ANN401
-    """From the newest to the oldest: what comes in meanwhile shifts the others towards what is still to be read."""
+    """Read from the newest to the oldest: new messages shift unread ones to higher positions, so none is skipped."""
     start = 0
     while page := client.lrange(key, start, start + _PAGE - 1):
         come_round()
@@ -114,7 +114,7 @@ def _waiting(client: Any, key: str) -> Iterator[Any]:  # noqa: ANN401
 
 
 def _delivered(client: Any, key: str) -> Iterator[Any]:  # noqa: ANN401
-    """Each value is a list of the message, its exchange and its routing key."""
+    """Read delivered messages. Each value is a list of the message, its exchange and its routing key."""
     cursor = None
     while cursor != 0:
         cursor, page = client.hscan(key, cursor or 0, count=_PAGE)

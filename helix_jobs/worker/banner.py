@@ -1,4 +1,4 @@
-"""WorkerBanner: what a starting worker says about itself."""
+"""WorkerBanner: a starting worker's description of itself."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerBanner:
-    """Which worker, what its engine uses, and where it takes its jobs from; passwords are redacted."""
+    """The worker, its engine, and where it takes its jobs from; passwords are redacted."""
 
     worker_id: str
     engine: EngineInfo
@@ -41,7 +41,7 @@ class WorkerBanner:
 
 
 def _dtype(info: EngineInfo) -> str:
-    """An int8 target is the one setting that changes answers: nobody should find that out in the morning."""
+    """Describe the number type. An int8 target is the one setting that changes answers, so the banner shows it."""
     if info.overflows_float16:
         return f"{info.dtype} (the target does not fit float16's range; this takes twice the memory)"
     if info.dtype == "int8":
@@ -56,7 +56,7 @@ def _answers(info: EngineInfo) -> str:
 
 
 def _draft(info: EngineInfo) -> str:
-    """``lookup + int8 copy``; the target's name is shown already."""
+    """``lookup + int8 copy``; the banner shows the target's name already."""
     return (info.draft_model or "none").replace(f"{info.target_model} (int8)", "int8 copy")
 
 

@@ -1,4 +1,4 @@
-"""WorkerCounters: what a worker was given, brought to an end, refused or lost since it started."""
+"""WorkerCounters: how many messages and jobs a worker was given, ended, refused or lost since it started."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-# What a worker can bring a job to: cancelling is others' business, and ``worker_lost`` what is said of a dead one.
+# The outcomes a worker itself can write: commands cancel jobs, and other workers write ``worker_lost``.
 WORKER_OUTCOMES: Final = (JobState.SUCCEEDED.value, *(c.value for c in ErrorCode if c is not ErrorCode.WORKER_LOST))
 
 
@@ -23,14 +23,14 @@ class WorkerCounters:
 
     Attributes:
         delivered: Messages that name a job, repeated ones included.
-        outcomes: Outcome -> jobs this worker brought to it.
+        outcomes: Outcome -> jobs that this worker ended with it.
         fenced: Writes the database refused because the lease had moved on, and endings that came after their lease was
             lost.
-        rejected_messages: Messages that name no job: malformed, oversized, of another task, with more in them than a
-            job id. Dropped.
-        postponed: Times a job at its last attempt waited in vain to run alone and was put off.
-        void_messages: Messages whose job there was nothing to do for: it had ended, was cancelled or taken by another,
-            or does not exist. Duplicates end here, and forged ids.
+        rejected_messages: Dropped messages that name no job: malformed, oversized, of another task, or with more in
+            them than a job id.
+        postponed: How often a job at its last attempt waited in vain to run alone and was postponed.
+        void_messages: Messages whose job needed no work: it had ended, was cancelled or taken by another worker, or
+            does not exist. Duplicates and forged ids count here.
     """
 
     delivered: int = 0
@@ -42,12 +42,12 @@ class WorkerCounters:
 
     @property
     def deliveries(self) -> int:
-        """Whatever came from the broker, jobs or not: while it grows, the connection delivers."""
+        """All messages from the broker, jobs or not: while this grows, the connection delivers."""
         return self.delivered + self.rejected_messages
 
 
 class Counting:
-    """Counts as it goes on. Thread-safe."""
+    """The running counts. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -59,12 +59,12 @@ class Counting:
         return self._so_far
 
     def add(self, **more: int) -> None:
-        """Raise counts, each by its name in ``WorkerCounters``."""
+        """Raise counts, each named as in ``WorkerCounters``."""
         with self._lock:
             self._so_far = replace(self._so_far, **{name: getattr(self._so_far, name) + more[name] for name in more})
 
     def add_outcome(self, name: str) -> None:
-        """Count a job that was brought to this outcome."""
+        """Count a job that ended with this outcome."""
         with self._lock:
             outcomes = {**self._so_far.outcomes, name: self._so_far.outcomes.get(name, 0) + 1}
             self._so_far = replace(self._so_far, outcomes=outcomes)

@@ -1,4 +1,4 @@
-"""WorkerFigures: what a worker process counts, for monitoring; and the queue's figures beside it."""
+"""WorkerFigures: a worker process's figures for monitoring, and the reader of the queue's figures."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ class WorkerFigures:
 
     Attributes:
         worker_id: Its row.
-        engine: What it runs.
+        engine: The engine's description.
         counters: The engine's totals.
         slots_used: Batch slots with a request.
         tokens_per_second: Of the run under way, 0 when idle.
-        idle_seconds: How long the engine had nothing to do.
-        jobs: What became of messages and jobs.
+        idle_seconds: How long the engine has had nothing to do.
+        jobs: Counts of messages and jobs by outcome.
         published: Job ids sent to the broker.
         republished: Jobs whose ids were sent again, as their messages seemed lost.
         reclaimed: Jobs taken from lost workers.
         reconciler_errors: Ticks that failed.
         reconnections: How often the watchdog had the consumer connect anew.
-        writes_waiting: Writes kept because the database takes none.
+        writes_waiting: Writes held back because the database takes none.
         write_retries: How often writes were tried again.
     """
 
@@ -59,7 +59,7 @@ class WorkerFigures:
 def worker_figures(
     service: WorkerService, reconciler: Reconciler, watchdog: Watchdog, writer: GroupCommitWriter
 ) -> WorkerFigures:
-    """Read them off the worker's parts, from any thread and from memory."""
+    """Read the figures from the worker's parts: from any thread, from memory only."""
     engine, tidied = service.engine, reconciler.counters
     return WorkerFigures(
         worker_id=service.worker_id,

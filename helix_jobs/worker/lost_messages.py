@@ -1,10 +1,10 @@
 """LostMessages: jobs that should have a message and have none. Their messages are sent again.
 
-Three ways show it. A connection of this worker's own could not give back what it had been delivered
-(``stranded_messages``). A broker that has been empty for half a minute while jobs count as published has lost theirs:
-all marks are taken off. On a busy broker an exact comparison does (``audit``). Why a message is missing, ids do not
-say. A job at its last attempt has none, too, while a worker has put it off, as it could not run alone there; its
-message is sent again for another worker, which may have room, and it does not count as lost.
+There are three signs. One of this worker's connections could not give back its deliveries (``stranded_messages``). The
+broker has been empty for half a minute while jobs count as published: all published marks are removed. On a busy
+broker, an exact comparison finds single lost messages (``audit``). The ids do not say why a message is missing. A job
+at its last attempt also has no message while a worker has postponed it because it could not run alone there. Its
+message is sent again, as another worker may have room, and does not count as lost.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ T = TypeVar("T")
 
 
 class Deliveries(Protocol):
-    """The broker as far as it is asked here."""
+    """The broker as this module sees it."""
 
     def forget_delivered(self, are_moot: Callable[[], bool], /) -> int:
-        """Drop what is delivered and not acknowledged if, asked after it was listed, ``are_moot`` agrees; how many."""
+        """Drop unacknowledged deliveries if ``are_moot``, asked after they were listed, agrees; returns how many."""
 
 
 @dataclass(frozen=True, slots=True)
 class EmptyBroker:
-    """Since when (monotonic) the broker has been seen empty, and the newest publication at that moment."""
+    """Since when (monotonic) the broker has been seen empty, and the newest publication at that time."""
 
     since: float
     latest_published_at: datetime
@@ -52,22 +52,24 @@ class EmptyBroker:
 def judge_empty_broker(
     previous: EmptyBroker | None, *, depth: int, latest_published_at: datetime | None, now: float
 ) -> EmptyBroker | None:
-    """Follow how long the broker has been empty while jobs count as published; None while that is not so."""
+    """Track how long the broker has been empty while jobs count as published; None unless both hold."""
     if depth > 0 or latest_published_at is None:
         return None
     return previous or EmptyBroker(now, latest_published_at)
 
 
 class LostMessages:
-    """Finds them, and takes the marks off their jobs, which are published anew then. One thread's.
+    """Finds lost messages and removes their jobs' published marks, so that they are published again.
+
+    For one thread.
 
     Args:
         database: The truth.
-        broker: Where deliveries of lost workers are dropped.
-        known_ids: Which job ids the broker holds, waiting or delivered; None if that cannot be said.
-        stranded: What this worker could not give back to the broker.
+        broker: The broker, where deliveries of lost workers are dropped.
+        known_ids: Which job ids the broker holds, waiting or delivered; None if they cannot be listed.
+        stranded: Jobs whose messages this worker could not give back to the broker.
         unseen: Seconds the broker must have been empty before published jobs count as lost messages.
-        audit: Seconds between looks while the broker is busy.
+        audit: Seconds between audits while the broker is busy.
         clock: Monotonic seconds.
     """
 
@@ -92,7 +94,7 @@ class LostMessages:
         self._empty: EmptyBroker | None = None
 
     def look(self, depth: int) -> int:
-        """Look once and act on it.
+        """Search once for lost messages and act on the result.
 
         Args:
             depth: Messages that wait in the broker.
@@ -101,7 +103,7 @@ class LostMessages:
             How many jobs' messages seemed lost.
 
         Raises:
-            UnreachableError: Broker or database do not answer.
+            UnreachableError: Broker or database does not answer.
         """
         return self._send_stranded() + self._look_at_empty(depth) + (self._compare() if self._audit.is_due else 0)
 
@@ -123,7 +125,7 @@ class LostMessages:
         self._empty = judge_empty_broker(self._empty, depth=depth, latest_published_at=latest, now=now)
         if self._empty is None or now - self._empty.since < self._unseen:
             return 0
-        # Only what was published when the emptiness began; the bound is exclusive.
+        # Only jobs published before the broker became empty; the bound is exclusive.
         before = self._empty.latest_published_at + timedelta(microseconds=1)
         at_last, lost = self._database.transact(
             lambda c: (publishing.republish_last_attempts(c, before), publishing.republish_unseen(c, before))
@@ -131,7 +133,7 @@ class LostMessages:
         count = at_last + lost
         self._empty = None
         if count:
-            # Usually a worker holds them already, waiting for a slot; only the database could tell, and need not.
+            # Usually a worker holds these jobs already, waiting for a slot; the duplicates are harmless.
             logger.info("the broker is empty and %d jobs still wait: their messages are sent again, to be safe", count)
         return lost
 
@@ -153,7 +155,7 @@ class LostMessages:
         return lost
 
     def _read(self, query: Callable[[Connection], T]) -> T:
-        """Read when messages were sent. What cannot be read as a time is no mark: it is taken off, and read again."""
+        """Read the times of publication. An unreadable time is no mark: it is removed, and the times are read again."""
         try:
             with self._database.read() as connection:
                 return query(connection)
@@ -164,7 +166,7 @@ class LostMessages:
             return query(connection)
 
     def _forget_stranded(self) -> None:
-        """Drop the messages of lost workers, which nobody will acknowledge, once every job they may name has ended."""
+        """Drop lost workers' messages, which nobody will acknowledge, once every job they may name has ended."""
         count = self._broker.forget_delivered(self._deliveries_are_moot)
         if count:
             logger.info("dropped %d messages that lost workers had not acknowledged; their jobs have ended", count)

@@ -1,7 +1,7 @@
-"""What the reconciler decides, and nothing it does: who is lost, who is dead, how much is published. Pure functions.
+"""The reconciler's decisions as pure functions: which workers are lost or dead, and how much to publish.
 
-Silence is measured on this process's monotonic clock, look by look (``observe``): what counts is whether a worker's
-heartbeat *changes* under the eyes of this one. Clocks of two machines are never compared.
+Silence is measured on this process's monotonic clock, sample by sample (``observe``): a worker lives if its heartbeat
+*changes* between two samples. Clocks of two machines are never compared.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """A worker's last seen heartbeat and for how long it has been seen unchanged."""
+    """A worker's last seen heartbeat, and for how long it has been seen unchanged."""
 
     heartbeat: datetime | None
     silent_seconds: float = 0.0
@@ -30,13 +30,13 @@ class Observation:
 def observe(
     previous: Mapping[str, Observation], heartbeats: Mapping[str, datetime | None], elapsed: float
 ) -> dict[str, Observation]:
-    """Add one look at the heartbeats.
+    """Add one sample of the heartbeats.
 
     Args:
-        previous: What was known.
-        heartbeats: What the database says now.
-        elapsed: Seconds since the previous look that count as watched. Time nobody watched (this process stopped, the
-            database away) must not be passed in: a worker could not be seen living in it.
+        previous: The observations so far.
+        heartbeats: The heartbeats in the database now.
+        elapsed: Watched seconds since the previous sample. Unwatched time (this process suspended, the database away)
+            must not be passed in: a living worker could not be seen in it.
     """
     return {
         worker_id: Observation(heartbeat, previous[worker_id].silent_seconds + elapsed)
@@ -49,14 +49,14 @@ def observe(
 def lost_workers(
     observations: Mapping[str, Observation], own_id: str | None, *, lease: float, own_silence: float
 ) -> list[str]:
-    """Who is to be reclaimed: silent for a ``lease``, while this worker's own heartbeats get through.
+    """The workers to reclaim: silent for a ``lease``, while this worker's own heartbeats get through.
 
     Args:
         observations: Of every worker.
         own_id: This worker, which is never lost; None if it has no row.
         lease: Seconds without a new heartbeat after which a worker is lost.
-        own_silence: Seconds without a new heartbeat of this worker's own after which nobody is: then it is the database
-            that takes no writes.
+        own_silence: Seconds without a new heartbeat of this worker's own after which no worker is lost: then the
+            database takes no writes.
     """
     own = observations.get(own_id) if own_id is not None else None
     if own is not None and own.silent_seconds > own_silence:
@@ -69,11 +69,11 @@ def lost_workers(
 
 
 def dead_predecessors(workers: Sequence[Worker], *, own_id: str | None, here: Here) -> list[str]:
-    """Whose process is certainly gone: at start there is no need to wait for their silence."""
+    """The workers whose process is certainly gone: at start their leases need not run out first."""
     return sorted(worker.id for worker in workers if worker.id != own_id and is_gone(worker.identity, here))
 
 
 def publish_room(depth: int, window: int) -> int:
-    """How many more messages the broker should get; none for less than a tenth of the window, unless it runs dry."""
+    """How many more messages to publish; none for less than a tenth of the window, unless the broker runs dry."""
     room = max(0, window - depth)
     return room if depth == 0 or room * 10 >= window else 0

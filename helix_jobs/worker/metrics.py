@@ -1,12 +1,12 @@
 """Metrics in Prometheus' text form, over HTTP, on a port that is off unless it is set.
 
-A scrape reads the worker's own figures from memory and the queue's from the database, there and then: nothing is
-polled. It runs on threads of the server's own, few of them (``scrape_server``), with a database connection of its own,
-a time limit and at most one question a second, so that neither scrapers nor a database that hangs can hold up the
-worker; ``helix_database_up`` tells.
+A scrape reads the worker's own figures from memory and the queue's from the database at that moment; nothing is polled.
+It runs on a few threads of the server's own (``scrape_server``), with its own database connection, a time limit and at
+most one query a second. So neither scrapers nor a hanging database can hold up the worker; ``helix_database_up`` shows
+such a hang.
 
-Trade-off: each worker of a database serves the queue's figures too, and each says the same; take ``max()`` of them, not
-``sum()``. The alternative, an exporter of its own, would be one more process to keep alive.
+Trade-off: each worker of a database also serves the same queue figures; take their ``max()``, not ``sum()``. A separate
+exporter would be one more process to keep alive.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 DATABASE_SECONDS: Final = 5.0
-# How long the queue's figures serve whoever else asks.
+# How long the queue's figures serve other scrapes too.
 FRESH_SECONDS: Final = 1.0
 
 
 class Kind(StrEnum):
-    """Prometheus' types that are used here."""
+    """The Prometheus types used here."""
 
     GAUGE = "gauge"
     COUNTER = "counter"
@@ -54,10 +54,10 @@ class Metric:
     """One metric as it is scraped and documented.
 
     Attributes:
-        name: With its unit, and ``_total`` for counters.
+        name: Its name, with the unit, and ``_total`` for counters.
         kind: Its type.
         meaning: Its help text.
-        labels: Their names.
+        labels: The names of its labels.
     """
 
     name: str
@@ -197,7 +197,7 @@ def worker_samples(figures: WorkerFigures) -> dict[str, Samples]:
 
 
 class MetricsServer:
-    """Serves the metrics from when it is made, a worker's own from when ``show`` is told where they are.
+    """Serves the metrics from its creation on; a worker's own figures from the call of ``show`` on.
 
     Args:
         host: The address to listen on.
@@ -222,11 +222,11 @@ class MetricsServer:
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.port}/metrics"
 
     def show(self, read_worker: Callable[[], WorkerFigures], read_queue: Callable[[], QueueFigures]) -> None:
-        """Serve these from now on.
+        """Serve these figures from now on.
 
         Args:
-            read_worker: From memory; must not wait.
-            read_queue: From the database, with a connection of its own; may raise and may hang.
+            read_worker: Reads from memory; must not wait.
+            read_queue: Reads from the database, with a connection of its own; may raise and may hang.
         """
         self._collector.sources = (read_worker, _Limited(read_queue, DATABASE_SECONDS))
 
@@ -236,7 +236,7 @@ class MetricsServer:
 
 
 class _Collector:
-    """What the registry asks at each scrape."""
+    """Gives the registry its metrics at each scrape."""
 
     def __init__(self) -> None:
         self.sources: tuple[Callable[[], WorkerFigures], Callable[[], QueueFigures]] | None = None
@@ -255,9 +255,9 @@ class _Collector:
 
 
 class _Limited(Generic[T]):
-    """Calls a function on a thread of its own and waits so many seconds. While a call hangs, no other is begun.
+    """Calls a function on a thread of its own and waits for so many seconds. While a call hangs, no other begins.
 
-    A value is shared with everybody who asks within ``FRESH_SECONDS``; an error is not.
+    A value is shared with all callers within ``FRESH_SECONDS``; an error is not.
     """
 
     def __init__(self, function: Callable[[], T], seconds: float) -> None:
@@ -268,17 +268,17 @@ class _Limited(Generic[T]):
         self._done_at = 0.0
 
     def __call__(self) -> T:
-        """The function's value, shared with others who ask meanwhile.
+        """The function's value, shared with other callers meanwhile.
 
         Raises:
-            TimeoutError: It takes too long.
+            TimeoutError: The function takes too long.
         """
         with self._lock:
             call = self._call
             if call is None or (call.done() and not self._is_fresh(call)):
                 call = Future()
                 threading.Thread(target=self._run, args=(call,), name="helix-metrics", daemon=True).start()
-                self._call = call  # only now: without a thread nobody would ever set its value
+                self._call = call  # only now: without a thread its value would never be set
         return call.result(self._seconds)
 
     def _is_fresh(self, call: Future[T]) -> bool:

@@ -1,11 +1,11 @@
 """MootMessages: messages of jobs that need none, dropped in blocks.
 
 Duplicates and forged ids are harmless, as no claim succeeds for them. But each is delivered, taken by a thread and
-looked up alone, and thousands of them hold up the jobs behind. So where many in a short time led to nothing, those
-that are next in line are looked up by the hundred, and dropped while they are of jobs that do not wait.
+looked up alone, and thousands hold up the jobs behind them. So when many messages in a short time led to nothing, the
+next ones in line are looked up by the hundred, and dropped if their jobs do not wait.
 
-None can be missed. A job that begins to wait after it was looked up gets a message of its own, published after that;
-what is dropped was in the broker before, and only while it is still next in line (see ``junk_sweep``).
+No job loses its message. A job that begins to wait after the look-up gets a new message, published later. Only messages
+that were in the broker before are dropped, and only while they are still next in line (see ``junk_sweep``).
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LOOK_SECONDS: Final = 5.0
-# So many that led to nothing since the last look are no few duplicates.
+# This many void messages since the last call are more than a few duplicates.
 MANY: Final = 50
-# Blocks of each list in one go: what comes in as fast as it is dropped is not followed for ever.
+# Most blocks of each list in one call: junk may come in as fast as it is dropped.
 MOST_BLOCKS: Final = 200
 
 
 class MootMessages:
-    """One worker's, to be called now and then, on one thread.
+    """Drops one worker's moot messages. Called now and then, on one thread.
 
     Args:
         database: Says which jobs wait.
-        publisher: To the broker, through a connection that nobody else waits for.
-        void: How many messages this worker was given for nothing, since its start.
+        publisher: To the broker, over a connection that no other thread waits for.
+        void: Gives the worker's count of void messages since its start.
     """
 
     def __init__(self, database: Database, publisher: CeleryPublisher, void: Callable[[], int]) -> None:
@@ -54,10 +54,10 @@ class MootMessages:
         self._may_sweep = publisher.url != MEMORY_URL
 
     def look(self) -> int:
-        """Drop what is moot and next in line, if there was much of it; returns how many messages.
+        """Drop the moot messages next in line, if there were many; returns how many were dropped.
 
         Raises:
-            UnreachableError: Broker or database do not answer.
+            UnreachableError: Broker or database does not answer.
         """
         seen, self._seen = self._seen, self._void()
         if not self._may_sweep or self._seen - seen < MANY:
@@ -79,7 +79,7 @@ class MootMessages:
     def _drop_block(self, client: Any) -> int:  # noqa: ANN401  (redis-py's client)
         try:
             return sweep(client, self._publisher.names.lists, self._are_wanted)
-        except ResponseError:  # a server, or a user, without scripts: they are delivered one by one
+        except ResponseError:  # a server, or a user, without scripts: junk is delivered one by one
             self._may_sweep = False
             return 0
 

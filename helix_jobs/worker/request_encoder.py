@@ -1,11 +1,11 @@
-"""RequestEncoder: claimed jobs' requests, encoded for the engine. What the machine lacks meanwhile is waited for.
+"""RequestEncoder: encodes claimed jobs' requests for the engine, and waits while the machine lacks resources.
 
-Encoding may need another process, and with it descriptors, a thread and memory. No job fails for the want of them: its
-request waits, and is tried again. Where that lasts, the worker ends for its supervisor, and its jobs are handed back.
-Memory that only one request does not get, while others do, is that request's fault.
+Encoding may need another process, and with it descriptors, a thread and memory. No job fails for lack of them: its
+request waits and is tried again. If the lack lasts, the worker ends for its supervisor, and its jobs are handed back.
+If only one request gets no memory, that request is at fault.
 
-A job may end while its request is encoded: it is cancelled, or handed back by a worker that stops. Whoever waits for
-the request is told at once, however long the tokenizer takes.
+A job may end while its request is encoded: it is cancelled, or a stopping worker hands it back. ``encode`` then returns
+at once, however long the tokenizer takes.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# How long a request waits for what the machine lacks, and how often it is tried.
+# How long a request waits for missing resources, and how often it is tried.
 PATIENCE_SECONDS: Final = 60.0
 PAUSE_SECONDS: Final = 1.0
 
 
 def engine_request_id(job_id: int, lease: int) -> str:
-    """Name a request inside the engine: a job that comes back while its aborted self lingers is another request."""
+    """Name a request inside the engine: a job that returns while its aborted request lingers is a new request."""
     return f"{job_id}.{lease}"
 
 
@@ -52,8 +52,8 @@ class RequestEncoder:
     """Encodes for one engine. Thread-safe.
 
     Args:
-        engine: Its ``encode`` is called.
-        patience: Seconds that a request waits for what the machine lacks.
+        engine: The engine, whose ``encode`` is called.
+        patience: Seconds that a request waits for missing resources.
         pause: Seconds between two tries.
         clock: Monotonic seconds.
     """
@@ -78,12 +78,12 @@ class RequestEncoder:
 
         Args:
             claim: The job.
-            ending: Done when the job has ended otherwise: withdrawn, most likely.
+            ending: Done when the job has ended otherwise, most likely because it was withdrawn.
 
         Raises:
             RequestError: The request cannot be served.
-            ExhaustedError: The machine has lacked something for too long; nobody's job is to blame.
-            EngineBrokenError: It has lacked memory for too long, which may be this job's doing: attempts count.
+            ExhaustedError: The machine has lacked something for too long; no job is to blame.
+            EngineBrokenError: It has lacked memory for too long. This job may be the cause, so attempts count.
         """
         began: float | None = None
         while not ending.done():
@@ -109,10 +109,10 @@ class RequestEncoder:
         return None
 
     def _begin(self, claim: ClaimedJob) -> Future[EncodedRequest]:
-        """Encode on a thread of its own, which is left behind when the job ends: no tokenizer can be interrupted.
+        """Encode on a thread of its own, abandoned if the job ends: no tokenizer can be interrupted.
 
-        Trade-off: a thread is started for each prompt; in return neither a cancelled job nor a worker's stop waits for
-        a tokenizer.
+        Trade-off: each prompt starts a thread; in return neither a cancelled job nor a worker's stop waits for a
+        tokenizer.
         """
         encoding: Future[EncodedRequest] = Future()
 
@@ -140,7 +140,7 @@ class RequestEncoder:
             raise EngineError(f"{type(error).__name__} while encoding; the worker's log has the details") from None
 
     def _verdict(self, error: Exception, began: float) -> OutOfMemoryError | EngineBrokenError | ExhaustedError:
-        """What to say of a request that has waited in vain since ``began``."""
+        """The error for a request that has waited in vain since ``began``."""
         reason = f"requests could not be encoded for {self._patience:.0f} s: {explain_exhaustion(error)}"
         if not isinstance(error, MemoryError):
             return ExhaustedError(reason)

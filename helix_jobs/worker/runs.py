@@ -1,4 +1,4 @@
-"""Runs as rows: what the engine did in each stretch of work, and the one log line about it."""
+"""Runs as rows: the engine's work in each busy stretch, and its one log line."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ REASON_WORDS: Final = {
 
 
 class Writer(Protocol):
-    """What is needed of the group commit writer."""
+    """The group commit writer as this module sees it."""
 
     def submit(self, function: Callable[[Connection], T], /) -> Future[T]:
         """Run ``function`` in a transaction that is committed when the future resolves.
@@ -52,8 +52,8 @@ class Writer(Protocol):
 class DatabaseRunRecorder:
     """Writes runs through the group commit writer, so that the engine's thread never waits for the database.
 
-    A step that outlasts the worker's stop finds the writer closed. Its run stands in the log alone: no job can be
-    finished any more, and nothing is wrong with the engine.
+    A step that outlasts the worker's stop finds the writer closed. Its run then appears only in the log: no job can be
+    finished any more, and the engine is sound.
     """
 
     def __init__(self, writer: Writer, worker_id: str) -> None:
@@ -114,7 +114,7 @@ def log_run(run_id: int | None, totals: RunTotals, seconds: float) -> None:
 
 
 def describe_drafting(totals: RunTotals) -> str:
-    """What a run drafted and why.
+    """Describe how much a run drafted, and why.
 
     ``drafted 0.4 tokens a sequence and step, 62% accepted: lookup in 40 of 69 steps, off for cost in 29``. With a fixed
     depth there are no reasons.
@@ -142,7 +142,7 @@ def run_totals(before: EngineCounters, after: EngineCounters, *, jobs_finished: 
     """Compute a run's figures from two snapshots of the engine's counters.
 
     ``peak_blocks`` is the engine's peak so far: the engine keeps no peak of a single run. A run that computed has spent
-    time in attention, so a difference of 0 means that the device cannot tell it apart, and is stored as None.
+    time in attention. A difference of 0 therefore means that the device cannot measure it, and is stored as None.
     """
     spent = after - before
     decodes = spent.decode_sequence_steps

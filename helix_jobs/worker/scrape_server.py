@@ -1,7 +1,7 @@
-"""ScrapeServer: the HTTP server behind the metrics, bounded so that nobody who asks can take the worker's means away.
+"""ScrapeServer: the metrics' HTTP server, bounded so that clients cannot exhaust the worker's resources.
 
-At most so many connections at once, so many seconds to send a request, so many accepted a second. What is beyond that
-is closed or waits in the system's queue; it costs the worker neither threads nor descriptors nor processor time.
+The bounds: connections at once, seconds to send a request, connections accepted a second. Connections beyond them are
+closed or wait in the system's queue; they cost the worker neither threads nor descriptors nor processor time.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 MAX_CONNECTIONS: Final = 16
 REQUEST_SECONDS: Final = 5.0
-# For figures that come from the database, and for a client that reads slowly.
+# How long an answer may take: its figures come from the database, and a client may read slowly.
 ANSWER_SECONDS: Final = 15.0
-# Between two connections. Trade-off: every scrape waits for this; in exchange a thousand scrapers cost as much as
-# twenty a second.
+# Between two connections. Trade-off: every scrape waits this long, but a thousand scrapers cost no more than twenty
+# connections a second.
 ACCEPT_PAUSE_SECONDS: Final = 0.05
 
 
@@ -30,7 +30,7 @@ class _Handler(WSGIRequestHandler):
     server: ScrapeServer
 
     def get_environ(self) -> dict[str, Any]:
-        """Called when the request was read."""
+        """Note that the request was read."""
         self.server.extend(self.connection, ANSWER_SECONDS)
         return super().get_environ()
 
@@ -56,7 +56,7 @@ class ScrapeServer(ThreadingMixIn, WSGIServer):
     def __init__(self, host: str, port: int, app: Callable[..., Any]) -> None:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         self.address_family, _, _, _, address = found[0]
-        # Connection -> until when it may stay, on the monotonic clock.
+        # Connection -> until when (monotonic) it may stay open.
         self._open: dict[socket.socket, float] = {}
         self._lock = threading.Lock()
         super().__init__((str(address[0]), port), _Handler)
@@ -71,7 +71,7 @@ class ScrapeServer(ThreadingMixIn, WSGIServer):
         self._thread.join()
 
     def extend(self, connection: socket.socket, seconds: float) -> None:
-        """Let a connection stay for so long from now on."""
+        """Let a connection stay open for so many seconds from now on."""
         with self._lock:
             if connection in self._open:
                 self._open[connection] = time.monotonic() + seconds
@@ -85,12 +85,12 @@ class ScrapeServer(ThreadingMixIn, WSGIServer):
         self.setup_environ()
 
     def get_request(self) -> tuple[socket.socket, Any]:
-        """Accept a connection, not too soon after the one before: also not while there are no descriptors left."""
+        """Accept a connection, after a pause since the one before, also if no descriptors are left."""
         time.sleep(ACCEPT_PAUSE_SECONDS)
         return super().get_request()
 
     def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401  (the base class's signature)
-        """Serve a connection on a thread, or close it if there are too many, or no threads left."""
+        """Serve a connection on a thread, or close it if there are too many or no threads are left."""
         with self._lock:
             is_welcome = len(self._open) < MAX_CONNECTIONS
             if is_welcome:
@@ -104,13 +104,13 @@ class ScrapeServer(ThreadingMixIn, WSGIServer):
         self.shutdown_request(request)
 
     def shutdown_request(self, request: Any) -> None:  # noqa: ANN401
-        """A connection has had its answer."""
+        """Close a connection that has had its answer."""
         with self._lock:
             self._open.pop(request, None)
         super().shutdown_request(request)
 
     def service_actions(self) -> None:
-        """Called twice a second: end the connections that take too long."""
+        """Close the connections that take too long. Called twice a second."""
         now = time.monotonic()
         with self._lock:
             for connection in [connection for connection, until in self._open.items() if now > until]:
@@ -119,4 +119,4 @@ class ScrapeServer(ThreadingMixIn, WSGIServer):
                     connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, *_: object) -> None:
-        """A client that went away in the middle is no news."""
+        """Ignore a client that went away in the middle."""

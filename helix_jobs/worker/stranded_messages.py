@@ -1,9 +1,9 @@
-"""A worker takes the marks off the jobs whose messages it could not give back, so that these are sent again.
+"""A worker removes the published marks of jobs whose messages it could not give back, so that these are sent again.
 
-Of a worker that dies, every mark is taken off.
+When a worker dies, every mark is removed.
 
-Trade-off: a broker that has taken a message back without its answer getting through carries it twice; a duplicate
-finds nothing to do. A stop over a sound connection costs none, which taking off every mark at each stop would.
+Trade-off: if the broker took a message back but its answer was lost, it carries the message twice; the duplicate is
+harmless. Removing every mark at each stop would make duplicates over a sound connection too.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 def send_again(
     stranded: StrandedMessages, database: Database, beside: Callable[[Connection], object] = lambda _: None
 ) -> int:
-    """Take the marks off those that still wait, and forget all once that is committed.
+    """Remove the marks of jobs that still wait, and forget all stranded jobs once that is committed.
 
     Args:
         stranded: The jobs.
-        database: Where the marks are.
-        beside: What is done before in the same transaction.
+        database: Holds the marks.
+        beside: Work done first, in the same transaction.
 
     Returns:
         How many jobs still waited.

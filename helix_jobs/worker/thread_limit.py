@@ -7,19 +7,19 @@ from typing import Final
 
 from helix_jobs.errors import ConfigurationError
 
-# Beside those of the slots: writer, heartbeat, reconciler, watchdog, the broker's client and so on.
+# Besides the slots' threads: writer, heartbeat, reconciler, watchdog, the broker's client and so on.
 OWN_THREADS: Final = 16
-# One runs a slot's job, and another encodes its prompt.
+# One thread runs a slot's job, another encodes its prompt.
 THREADS_PER_SLOT: Final = 2
-# Slots beyond these are taken to find their threads too: thousands would take long to try.
+# Slots beyond this number are not tried, as thousands would take long.
 MOST_TRIED: Final = 128
 
 
 def check_threads(slots: int) -> None:
-    """Start the threads a worker with so many slots needs, and let them end again.
+    """Start the threads that a worker with so many slots needs, and let them end again.
 
     Raises:
-        ConfigurationError: The system does not allow so many, or has no memory for their stacks.
+        ConfigurationError: The system does not allow so many threads, or has no memory for their stacks.
     """
     wanted = OWN_THREADS + THREADS_PER_SLOT * min(slots, MOST_TRIED)
     release = threading.Event()

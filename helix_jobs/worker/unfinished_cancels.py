@@ -1,4 +1,4 @@
-"""Cancels whose command was interrupted half-way, as a reconciler sees them from look to look."""
+"""Cancels whose command was interrupted half-way, as a reconciler sees them from tick to tick."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class CancelSeen:
-    """How many jobs a cancel has not come to, and since when (monotonic) it has been as many."""
+    """How many jobs a cancel has left, and since when (monotonic) the number has not changed."""
 
     left: int
     since: float
@@ -22,7 +22,7 @@ class CancelSeen:
 def watch_cancels(
     previous: Mapping[Change, CancelSeen], unfinished: Mapping[Change, int], now: float
 ) -> dict[Change, CancelSeen]:
-    """Add one look at the cancels under way."""
+    """Add one sample of the cancels under way."""
     return {
         change: previous[change] if change in previous and previous[change].left == left else CancelSeen(left, now)
         for change, left in unfinished.items()
