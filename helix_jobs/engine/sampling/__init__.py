@@ -1,1 +1,1 @@
-"""Sampling: logits to probabilities to tokens, and which drafted tokens are accepted."""
+"""Sampling: logits to probabilities to tokens, and which draft tokens are accepted."""

@@ -1,7 +1,7 @@
-"""LogitsProcessor: what changes a position's logits before its token is chosen.
+"""LogitsProcessor: changes a position's logits before its token is chosen.
 
-The *shaped* logits of a position are those that the model gives it after all processors of its request, in their order.
-The target's are shaped and the draft model's alike, so that a draft is drawn from what verification compares it with.
+The *shaped* logits of a position are the model's logits after all processors of its request, in order. Target and draft
+logits are shaped alike, so that drafts are drawn from the distribution that verification compares with the target's.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ if TYPE_CHECKING:
 
 
 class LogitsProcessor(Protocol):
-    """Shapes the logits of a position of one request, given what stands before it.
+    """Shapes the logits of one position of a request, given the tokens before it.
 
-    It is told the tokens that stand there each time and keeps nothing of them. A rejected draft, a preemption or a step
-    that is repeated leaves nothing to undo.
+    A processor receives these tokens with each call and keeps none of them, so a rejected draft, a preemption or a
+    repeated step leaves nothing to undo.
     """
 
     @property
     def keeps_argmax(self) -> bool:
-        """Whether the most likely token always stays the most likely: then a greedy request has no use for it."""
+        """Whether the most likely token always stays the most likely: a greedy request can then skip the processor."""
 
     def shape(self, logits: torch.Tensor, output_ids: Sequence[int]) -> None:
         """Change ``[vocab_size]`` fp32 logits in place.
 
         Args:
-            logits: Of one position, on the CPU.
-            output_ids: Output tokens before it, drafted ones included.
+            logits: Logits of one position, on the CPU.
+            output_ids: Output tokens before it, draft tokens included.
         """
 
 
@@ -40,8 +40,8 @@ class RepetitionPenalty:
     """Makes tokens of prompt and output less likely, after Keskar et al. 2019 (CTRL), as transformers does.
 
     Args:
-        penalty: Divides scores above 0 and multiplies those below.
-        prompt_ids: The prompt.
+        penalty: Divides positive logits and multiplies negative ones.
+        prompt_ids: Tokens of the prompt.
     """
 
     keeps_argmax: Final = False
@@ -51,7 +51,7 @@ class RepetitionPenalty:
         self._prompt_ids = frozenset(prompt_ids)
 
     def shape(self, logits: torch.Tensor, output_ids: Sequence[int]) -> None:
-        """Each token counts once, however often it occurs."""
+        """Penalise each seen token once, however often it occurs."""
         seen = torch.tensor(list(self._prompt_ids.union(output_ids)), dtype=torch.int64)
         scores = logits[seen]
         logits[seen] = torch.where(scores < 0, scores * self._penalty, scores / self._penalty)
@@ -61,8 +61,8 @@ class PresenceFrequencyPenalty:
     """Makes tokens of the output less likely, as OpenAI defines it.
 
     Args:
-        presence: Taken off once for each token that occurs.
-        frequency: Taken off for each time that it does.
+        presence: Subtracted once from each token that occurs.
+        frequency: Subtracted once for each occurrence.
     """
 
     keeps_argmax: Final = False
@@ -72,14 +72,14 @@ class PresenceFrequencyPenalty:
         self._frequency = frequency
 
     def shape(self, logits: torch.Tensor, output_ids: Sequence[int]) -> None:
-        """The prompt does not count."""
+        """Penalise output tokens only, not the prompt's."""
         if output_ids:
             tokens, counts = torch.unique(torch.tensor(output_ids, dtype=torch.int64), return_counts=True)
             logits[tokens] -= self._presence + self._frequency * counts.to(logits.dtype)
 
 
 def processors_of(params: SamplingParams, prompt_ids: Sequence[int]) -> tuple[LogitsProcessor, ...]:
-    """What a request asks for, in transformers' order. A new processor is a class above and a line here."""
+    """The processors a request asks for, in transformers' order. To add one, add a class above and a line here."""
     processors: list[LogitsProcessor] = []
     if params.repetition_penalty != 1.0:
         processors.append(RepetitionPenalty(params.repetition_penalty, prompt_ids))
@@ -89,6 +89,6 @@ def processors_of(params: SamplingParams, prompt_ids: Sequence[int]) -> tuple[Lo
 
 
 def shape_logits(logits: torch.Tensor, processors: Sequence[LogitsProcessor], output_ids: Sequence[int]) -> None:
-    """Let all processors of a request change one position's logits in place; see ``LogitsProcessor.shape``."""
+    """Apply all processors of a request to one position's logits in place; see ``LogitsProcessor.shape``."""
     for processor in processors:
         processor.shape(logits, output_ids)

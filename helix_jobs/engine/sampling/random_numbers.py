@@ -1,7 +1,7 @@
 """Per-request random numbers: a pure function of (seed, position, purpose), computed on the CPU.
 
 A shared generator would make an output depend on which other requests were in the batch. Here the same request draws
-the same numbers in any company, after preemption and after a crash.
+the same numbers in any batch, after a preemption and after a crash.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ _MASK_64 = 2**64 - 1
 class Purpose(IntEnum):
     """What a number decides at a position. Each purpose has its own stream, so that no two decisions share a number.
 
-    One position sees at most one final draw: the recovered token after a rejection or the bonus token after none, and a
-    position that was drafted in vain before is drafted again only if its earlier draw decided nothing that was kept.
+    A position has at most one final draw: the recovered token after a rejection, or the bonus token. A position whose
+    draft was dropped is drafted again only if its earlier draw decided nothing that was kept.
     """
 
     DRAFT = 0

@@ -1,8 +1,8 @@
 """Logits -> processed probabilities -> token, as pure functions of CPU tensors.
 
-The *processed distribution* of a row is what is actually sampled from: shaped logits (see ``processors``), then
-temperature, top-k, top-p, min-p, in transformers' order. Target and draft rows go through the same processing.
-Everything is fp32; cumulative sums are fp64.
+The *processed distribution* of a row is the one sampled from: shaped logits (see ``logits_processors``), then
+temperature, top-k, top-p, min-p, in transformers' order. Target and draft rows are processed alike. Everything is fp32;
+cumulative sums are fp64.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
     from helix_jobs.engine.sampling_params import SamplingParams
 
-# Top-p first looks at this many of the most likely tokens; rows that need more are sorted whole.
+# Top-p first tries this many of the most likely tokens; if any row needs more, all are sorted.
 _TOP_P_CANDIDATES: Final = 1024
 
 
 def processed_probs(logits: torch.Tensor, params: Sequence[SamplingParams]) -> torch.Tensor:
-    """Turn logits of sampled rows into the distributions that are sampled from.
+    """Turn logits of sampled rows into processed distributions.
 
-    Tokens exactly as likely as the last one that top-k or top-p keeps are kept as well.
+    Tokens exactly as likely as the last token that top-k or top-p keeps are kept as well.
 
     Args:
         logits: ``[num_rows, vocab_size]`` fp32, shaped.
@@ -34,7 +34,7 @@ def processed_probs(logits: torch.Tensor, params: Sequence[SamplingParams]) -> t
     """
     vocab_size = logits.shape[1]
     temperatures = torch.tensor([p.temperature for p in params], dtype=torch.float32)
-    # Shifted before it is scaled, so that a tiny temperature cannot overflow.
+    # Shift before scaling, so that a tiny temperature cannot overflow.
     shifted = logits - logits.max(dim=1, keepdim=True).values
     probs = torch.softmax(shifted / temperatures[:, None], dim=1)
     top_ks = torch.tensor([min(p.top_k or vocab_size, vocab_size) for p in params])
@@ -65,7 +65,7 @@ def sample(probs: torch.Tensor, uniforms: Sequence[float]) -> list[int]:
     totals = cumulative[:, -1:].contiguous()
     targets = (torch.tensor(uniforms, dtype=torch.float64)[:, None] * totals).contiguous()
     tokens = torch.searchsorted(cumulative, targets, right=True)[:, 0]
-    # u * total may round up to the total itself: then the last token with any mass is meant.
+    # u * total may round up to the total itself; the last token with any mass is then the right one.
     last = torch.searchsorted(cumulative, totals, right=False)[:, 0]
     ids: list[int] = torch.minimum(tokens, last).tolist()
     return ids
@@ -86,7 +86,7 @@ def _keep_top_p(probs: torch.Tensor, top_ps: torch.Tensor) -> torch.Tensor:
         if candidates == vocab_size or bool((cumulative[:, -1] >= top_ps).all()):
             break
         candidates = vocab_size
-    # The smallest set with at least the wanted mass ends with the first token that reaches it.
+    # The smallest set with at least ``top_p`` mass ends with the first token that reaches it.
     last = (cumulative < top_ps[:, None]).sum(dim=1, keepdim=True).clamp(max=candidates - 1)
     threshold = values.gather(1, last)
     return _renormalise(torch.where(probs >= threshold, probs, 0.0))
@@ -95,8 +95,8 @@ def _keep_top_p(probs: torch.Tensor, top_ps: torch.Tensor) -> torch.Tensor:
 def _renormalise(probs: torch.Tensor) -> torch.Tensor:
     """Divide each row by its total.
 
-    torch's sum cuts a lone long row up for its threads, and adds up each of several rows in one order; a lone row is
-    given to it twice, so that its total is the one that it has among others.
+    torch's sum splits a lone long row among threads, but adds up each of several rows in one order. A lone row is
+    passed twice, so that its total is the same as in a larger batch.
     """
     rows = probs if len(probs) != 1 else probs.expand(2, -1)
     return probs / rows.sum(dim=1, keepdim=True)[: len(probs)]

@@ -1,4 +1,4 @@
-"""Verification: accept, recover, bonus. Pure functions; nothing here knows of models or caches.
+"""Verification: accept, recover, bonus. Pure functions, independent of models and caches.
 
 After Leviathan et al., "Fast Inference from Transformers via Speculative Decoding", ICML 2023, algorithm 1:
 
@@ -55,7 +55,7 @@ class SampledRow:
         first_row: Its first row in ``target_probs``; rows ``first_row .. first_row + K`` are its own.
         first_draft_row: Its first row in ``draft_probs``; None for a drafter that proposes with certainty (one-hot).
         accept_uniforms: ``K`` numbers in [0, 1).
-        final_uniforms: ``K + 1`` numbers in [0, 1): the recovered or bonus token at each position it may stand at.
+        final_uniforms: ``K + 1`` numbers in [0, 1), one for the recovered or bonus token at each possible position.
     """
 
     draft_ids: Sequence[int]
@@ -73,8 +73,8 @@ def verify_sampled(
     Args:
         rows: The sequences.
         target_probs: ``[sum of K + 1, vocab_size]`` processed fp32 distributions of the target.
-        draft_probs: ``[sum of K, vocab_size]`` processed fp32 distributions the drafts were drawn from; None when every
-            row's draft is one-hot.
+        draft_probs: ``[sum of K, vocab_size]`` processed fp32 distributions that the drafts were drawn from; None when
+            all drafts are one-hot.
     """
     accepted = [_count_accepted(row, target_probs, draft_probs) for row in rows]
     # [num_rows, vocab_size]
@@ -101,7 +101,7 @@ def _count_accepted(row: SampledRow, target_probs: torch.Tensor, draft_probs: to
     else:
         draft = draft_probs[row.first_draft_row : row.first_draft_row + depth].gather(1, ids)[:, 0].tolist()
     for position, number in enumerate(row.accept_uniforms):
-        # number < target / draft without the division: a draft token was drawn, so its probability is not 0
+        # number < target / draft, without the division; a drawn token's draft probability is never 0
         if number * draft[position] >= target[position]:
             return position
     return depth
@@ -114,5 +114,5 @@ def _residual(target: torch.Tensor, row: SampledRow, rejected: int, draft_probs:
         residual[row.draft_ids[rejected]] = 0.0
     else:
         residual = (target - draft_probs[row.first_draft_row + rejected]).clamp(min=0.0)
-    # Equal distributions reject only through rounding; then the residual has no mass and the target's own is meant.
+    # Equal distributions reject only through rounding; the residual then has no mass, and the target's own is right.
     return residual if float(residual.sum()) > 0.0 else target

@@ -1,1 +1,1 @@
-"""Text: prompts to token ids and token ids to text; strangers' code runs in processes with limits."""
+"""Text: prompts to token ids and token ids to text; untrusted code runs in processes with limits."""

@@ -1,7 +1,7 @@
-"""What a ``BoundedProcess`` runs begins here: its own streams, and its own bounds of time and memory.
+"""The child's side of a ``BoundedProcess``: its streams, and its limits of time and memory.
 
-It bounds itself where the system can: a timer of processor time ends it in the middle of any C code, and a limit of its
-address space turns too large an allocation into a MemoryError. Where there are none (Windows), the parent watches.
+Where the system can, the process limits itself: a timer of processor time ends it in the middle of any C code, and an
+address-space limit turns too large an allocation into a MemoryError. Elsewhere (Windows) only the parent watches it.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import IO, Any
 
 
 def begin() -> tuple[dict[str, Any], IO[bytes], IO[bytes]]:
-    """Read the setup, the first line, and bind this process by its ``seconds`` and ``memory_bytes``.
+    """Read the setup, which is the first line, and limit this process to its ``seconds`` and ``memory_bytes``.
 
     Returns:
-        The setup, the stream of the requests behind it, and the one for the answers.
+        The setup, the stream of requests that follow it, and the stream for answers.
     """
     requests, answers = _private_streams()
     _leave_signals_to_the_parent()
@@ -29,14 +29,14 @@ def begin() -> tuple[dict[str, Any], IO[bytes], IO[bytes]]:
 
 
 def _private_streams() -> tuple[IO[bytes], IO[bytes]]:
-    """Standard input and output for ourselves: what a library prints must not get between the answers."""
+    """Take standard input and output for requests and answers: a library's prints must not mix with the answers."""
     requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
     return requests, answers
 
 
 def _leave_signals_to_the_parent() -> None:
-    """Ignore what a supervisor or Ctrl-C sends to all processes; the parent says when it is over."""
+    """Ignore signals that a supervisor or Ctrl-C sends to all processes; the parent ends this process."""
     if hasattr(signal, "SIGTERM"):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -49,13 +49,13 @@ def send(answers: IO[bytes], answer: dict[str, Any]) -> None:
 
 
 def bound_time(seconds: float) -> None:
-    """Let the system end this process after so much processor time; 0 takes the bound away."""
+    """Let the system end this process after ``seconds`` of processor time; 0 removes the limit."""
     if sys.platform != "win32":
         signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
 def bound_memory(more_bytes: int) -> None:
-    """Let allocations fail when the process has grown by so much from now on; 0 sets no bound."""
+    """Let allocations fail once the process has grown by ``more_bytes`` from now on; 0 sets no limit."""
     if sys.platform == "linux" and more_bytes:
         import resource
 

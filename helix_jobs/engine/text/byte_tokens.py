@@ -1,4 +1,4 @@
-"""ByteTokens: which tokens are pieces of a character, where a tokenizer falls back on bytes."""
+"""ByteTokens: which tokens hold only a part of a character, in tokenizers that split characters into bytes."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _FALLBACK: Final = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 class ByteTokens:
-    """Bytes behind the tokens of one tokenizer.
+    """The bytes of one tokenizer's tokens.
 
-    Two kinds of tokenizers split characters. Byte-level ones (GPT-2, Qwen, Llama 3) write each byte as a letter of an
-    alphabet of their own; others (SentencePiece) have a token ``<0xE4>`` for each byte, for what they lack. In all
-    others a token is whole characters.
+    Two kinds of tokenizers split characters. Byte-level tokenizers (GPT-2, Qwen, Llama 3) write each byte as a letter
+    of their own alphabet. Others (SentencePiece) have a token such as ``<0xE4>`` for each byte, used for characters
+    they lack. In all other tokenizers a token is whole characters.
 
     Args:
         backend: The fast tokenizer.
@@ -37,7 +37,7 @@ class ByteTokens:
         self._has_fallback = "ByteFallback" in kinds
 
     def num_open(self, token_ids: Sequence[int]) -> int:
-        """Bytes at the end of the tokens' text that are the beginning of a character, 0 to 3."""
+        """Number of bytes of an incomplete character at the end of the tokens' text, 0 to 3."""
         if not (self._is_byte_level or self._has_fallback):
             return 0
         tail = b""
@@ -52,9 +52,9 @@ class ByteTokens:
         return len(decoder.getstate()[0])
 
     def without_open(self, token_ids: Sequence[int]) -> list[int]:
-        """The tokens without those bytes that begin a character at the end, where a byte is a token.
+        """The tokens without the bytes of an incomplete character at the end, where a byte is a token.
 
-        One byte too few, and such a decoder writes a replacement character for every byte before it, too.
+        Such a decoder writes a replacement character for each byte of an incomplete run of bytes.
         """
         kept = list(token_ids)
         num_open = self.num_open(token_ids) if self._has_fallback else 0
@@ -71,7 +71,7 @@ class ByteTokens:
 
     @property
     def writes_open(self) -> bool:
-        """Whether decoding writes one replacement character for the beginning of a character at the end."""
+        """Whether decoding writes one replacement character for an incomplete character at the end."""
         return self._is_byte_level
 
     def _is_byte(self, token_id: int) -> bool:
@@ -83,7 +83,7 @@ class ByteTokens:
             found = _FALLBACK.fullmatch(token)
             return bytes([int(found[1], 16)]) if found else token.encode()
         alphabet = _byte_alphabet()
-        # A token with other letters was added as text.
+        # A token with letters outside the alphabet was added as text.
         return bytes(alphabet[c] for c in token) if all(c in alphabet for c in token) else token.encode()
 
 
@@ -96,7 +96,7 @@ def _decoder_kinds(backend: Tokenizer) -> set[str]:
 
 @lru_cache
 def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's letters for bytes: printable ones stand for themselves, the others for letters from 256 on."""
+    """GPT-2's letters for bytes: printable bytes are their own letters, the others get the letters from 256 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(0x100) if byte not in printable]
     return {

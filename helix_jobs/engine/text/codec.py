@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from helix_jobs.engine.request import Request
 
 _REPLACEMENT: Final = "\ufffd"
-# Prompt tokens before an output that are looked at for one with a text; vLLM looks at as many.
+# Prompt tokens before an output that are searched for one with a text; the same number as in vLLM.
 _MAX_CONTEXT_TOKENS: Final = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """The end of a prompt: what an output's text goes on from.
+    """The end of a prompt, which the output's text continues.
 
     Attributes:
-        token_ids: Its last tokens; empty where they have no text.
+        token_ids: The prompt's last tokens; empty where they have no text.
         text: Their text.
     """
 
@@ -38,13 +38,13 @@ class Context:
 class TextCodec:
     """Encodes requests and decodes outputs.
 
-    Encoding is done in other processes (see ``PromptEncoder``) and is thread-safe; decoding is the engine thread's.
+    Encoding runs in other processes (see ``PromptEncoder``) and is thread-safe. Only the engine thread may decode.
 
     Args:
-        tokenizer: A fast one.
-        vocab_size: Token ids the model knows.
-        prompts: Encodes; None starts one of its own when it is needed.
-        max_prompt_tokens: Longer prompts are refused; None for any.
+        tokenizer: A fast tokenizer.
+        vocab_size: Number of token ids the model knows.
+        prompts: Encodes prompts; None builds an encoder.
+        max_prompt_tokens: Longer prompts are refused; None for no limit.
     """
 
     def __init__(
@@ -65,9 +65,9 @@ class TextCodec:
         """Token ids of a request's prompt.
 
         Raises:
-            InvalidRequestError: There is no single prompt, the model's template or tokenizer does not take it (see
-                ``PromptEncoder``), it is empty, or a stop text can never be found.
-            PromptTooLongError: It has more tokens than the codec was made for.
+            InvalidRequestError: The request has no prompt or several, the model's template or tokenizer refuses the
+                prompt (see ``PromptEncoder``), the prompt is empty, or a stop text can never be found.
+            PromptTooLongError: The prompt has more than ``max_prompt_tokens`` tokens.
             EngineError: The process that tokenises was ended from outside.
         """
         given = [request.prompt is not None, request.messages is not None, request.prompt_token_ids is not None]
@@ -93,7 +93,7 @@ class TextCodec:
         return ids
 
     def stop_token_ids(self, stop: Sequence[str]) -> frozenset[int]:
-        """Ids of the stop texts that are special tokens: those never stand in an output's text.
+        """Ids of the stop texts that are special tokens, which never appear in an output's text.
 
         Raises:
             InvalidRequestError: A stop text holds a special token among other text.
@@ -108,7 +108,7 @@ class TextCodec:
         return frozenset(self._special_tokens[text] for text in stop if text in self._special_tokens)
 
     def context(self, prompt_ids: Sequence[int]) -> Context:
-        """The end of a prompt, from the start of a character on."""
+        """The end of a prompt, beginning at the start of a character."""
         for count in range(1, min(_MAX_CONTEXT_TOKENS, len(prompt_ids)) + 1):
             token_ids = tuple(prompt_ids[-count:])
             if not self._bytes.continues(token_ids[0]) and (text := self.decode(token_ids)):
@@ -116,15 +116,15 @@ class TextCodec:
         return Context()
 
     def decode(self, token_ids: Sequence[int], context: Context | None = None) -> str:
-        """Text of tokens, special tokens left out, and left out what begins a character at the end.
+        """Text of tokens, without special tokens and without an incomplete character at the end.
 
         Args:
             token_ids: The tokens.
-            context: What stands before them. Tokenizers that begin a text with a space (SentencePiece's) take the
-                first one away again, which is right for a text and wrong for its continuation.
+            context: The end of the prompt before them. Tokenizers that begin a text with a space (SentencePiece)
+                remove the first space when decoding, which is right for a whole text and wrong for its continuation.
 
         Raises:
-            LibraryPanicError: The tokenizer panics over them.
+            LibraryPanicError: The tokenizer panics over the tokens.
         """
         if context is not None and context.token_ids:
             whole = self.decode([*context.token_ids, *token_ids])
@@ -139,7 +139,7 @@ class TextCodec:
         return text
 
     def window(self, token_ids: Sequence[int], length: int) -> Sequence[int]:
-        """The last ``length`` tokens, or some more: it does not begin inside a character."""
+        """The last ``length`` tokens, or a few more, so as not to begin inside a character."""
         start = max(0, len(token_ids) - length)
         while start and self._bytes.continues(token_ids[start]):
             start -= 1
@@ -151,7 +151,7 @@ class TextCodec:
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-    """Text and id of the tokens that are no text: those marked special, white space never counted."""
+    """Text and id of the tokens marked special, except those that are only white space."""
     return {
         str(token.content): int(token_id)
         for token_id, token in tokenizer.added_tokens_decoder.items()

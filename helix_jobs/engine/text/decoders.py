@@ -1,9 +1,9 @@
-"""Which decoders of a tokenizer are served: those whose time and memory grow with the text and no faster.
+"""Which decoders of a tokenizer are served: those whose time and memory grow no faster than the text.
 
-The engine thread decodes, token by token, and a tokenizer.json is a stranger's work. A pattern may take for ever, or
-end in a panic of the library, and so may cutting signs off the end of a token that has none. A replacement longer than
-what it replaces multiplies the text at each step, and so does one of nothing at all, which stands between any two
-characters. No model in use needs any of them.
+The engine thread decodes token by token, and a tokenizer.json is untrusted. A regular expression may run for ever or
+make the library panic; cutting characters off the end of a token that lacks them may do the same. A replacement longer
+than the text it replaces multiplies the text at each step, as does replacing the empty text, which matches between any
+two characters. No model in use needs any of these.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _KNOWN: Final = frozenset({"ByteLevel", "ByteFallback", "Fuse", "Strip", "Metaspace", "WordPiece", "BPEDecoder", "CTC"})
-# Llama's has four steps.
+# Llama's decoder has four steps.
 _MOST_STEPS: Final = 16
-# Runs of one sign are the longest that vocabularies in use have, some hundred of them.
+# The longest tokens in vocabularies in use are runs of some hundred equal characters.
 _LONGEST_TOKEN: Final = 10_000
 
 
 def check_decoder(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Refuse a tokenizer whose decoding is not bounded by the text it makes.
+    """Refuse a tokenizer whose decoding cost is not bounded by the length of the text.
 
     Args:
-        name: What the person called the model.
-        tokenizer: Any; a slow one, which is refused elsewhere, passes.
+        name: The model's name, as the user gave it.
+        tokenizer: Any tokenizer; a slow one passes, as it is refused elsewhere.
 
     Raises:
-        ModelError: The message says what its decoder does.
+        ModelError: The decoder is not served; the message says why.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
@@ -49,10 +49,10 @@ def check_decoder(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def decoder_fault(description: dict[str, Any]) -> str | None:
-    """What a decoder does that is not bounded, as in "its tokenizer ..."; None for nothing.
+    """The unbounded thing a decoder does, to follow "its tokenizer"; None if it is served.
 
     Args:
-        description: As ``tokenizer.json`` has it under ``decoder``.
+        description: The entry ``decoder`` of ``tokenizer.json``.
     """
     for count, step in enumerate(_steps(description), 1):
         if count > _MOST_STEPS:

@@ -1,4 +1,4 @@
-"""An output's text: cut at its stop strings, and decoded at its end. One that cannot be decoded fails its request."""
+"""An output's text: cut at stop strings, and decoded at the end. A request fails if its output cannot be decoded."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ logger = logging.getLogger(__name__)
 
 
 def apply_stop_strings(sequence: Sequence, watch: StopStringWatch, num_new: int) -> int:
-    """End the sequence where a stop string does; return how many of its new tokens went.
+    """End the sequence at a stop string, if there is one; return the number of new tokens dropped.
 
     Raises:
-        MemoryError, OSError, RuntimeError: The machine lacks something; the request is not to blame.
+        MemoryError, OSError, RuntimeError: The machine is short of a resource; the request is not at fault.
     """
     try:
         found = watch.find(sequence.output_token_ids, num_new)
@@ -40,7 +40,7 @@ def apply_stop_strings(sequence: Sequence, watch: StopStringWatch, num_new: int)
 
 
 def text_of(sequence: Sequence, codec: TextCodec) -> str:
-    """The text of an output that has ended; empty, and the request failed, where it cannot be decoded.
+    """Decode an output that has ended. If that fails, fail the request and return an empty text.
 
     Raises:
         MemoryError, OSError, RuntimeError: As in `apply_stop_strings`.
@@ -49,7 +49,7 @@ def text_of(sequence: Sequence, codec: TextCodec) -> str:
         return sequence.stopped_text
     try:
         request = sequence.request
-        # An answer is a text of its own; what follows a plain prompt goes on from it.
+        # A chat answer is a text of its own; the output of a plain prompt continues the prompt's text.
         context = None if request.is_chat else codec.context(request.prompt_token_ids)
         return codec.decode(sequence.output_token_ids, context)
     except Exception as error:
@@ -61,8 +61,8 @@ def text_of(sequence: Sequence, codec: TextCodec) -> str:
 
 def _fail(sequence: Sequence, error: Exception) -> None:
     kind = type(error).__name__
-    # A library's words may quote the answer: this record has the error's kind and traceback alone. What a library
-    # itself writes to standard error as it panics is not ours to keep back.
+    # Log only the error's type and traceback, as a library's message may quote the answer. A panic's own output on
+    # standard error cannot be held back.
     logged = EngineError(kind).with_traceback(error.__traceback__)
     logger.error("the output of request %s cannot be decoded", sequence.request_id, exc_info=logged)
     sequence.fail(EngineError(f"the output cannot be decoded: {kind}"))

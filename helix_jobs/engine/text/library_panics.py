@@ -1,4 +1,4 @@
-"""Panics of libraries written in Rust: they pass every ``except Exception``, and here they become an ordinary error."""
+"""Turns panics of Rust libraries into ordinary errors: ``except Exception`` does not catch a panic itself."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ if TYPE_CHECKING:
 
 
 class LibraryPanicError(Exception):
-    """A library panicked. The text is the library's own and may quote what it worked on."""
+    """A library panicked. The message is the library's own and may quote its input."""
 
 
 @contextlib.contextmanager
 def panics_as_errors() -> Iterator[None]:
-    """Raise a library's panic inside the context as a ``LibraryPanicError``; whoever expects errors then sees it.
+    """Raise a library's panic inside the context as a ``LibraryPanicError``.
 
     Raises:
         LibraryPanicError: Something inside panicked.
@@ -29,6 +29,6 @@ def panics_as_errors() -> Iterator[None]:
 
 
 def _is_panic(error: BaseException) -> bool:
-    """Whether it is a panic. Each library brings a class of its own, which cannot be imported: only the name is one."""
+    """Whether the error is a panic, by its class name: each library has its own class, which cannot be imported."""
     kind = type(error)
     return kind.__module__ == "pyo3_runtime" and kind.__name__ == "PanicException"

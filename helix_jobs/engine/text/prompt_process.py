@@ -1,8 +1,8 @@
-"""The process in which prompts are rendered and tokenised: a template and a tokenizer are strangers' work.
+"""The process that renders and tokenises prompts: a template and a tokenizer are untrusted.
 
 ``PromptEncoder`` runs ``python -m helix_jobs.engine.text.prompt_process``. It reads one JSON object a line from
 standard input, the setup first, and answers each with one line. It imports neither torch nor transformers, so that it
-starts in a tenth of a second and takes some 30 MB beside the tokenizer. ``bounded_child`` says how it bounds itself.
+starts in a tenth of a second and takes some 30 MB beside the tokenizer. ``bounded_child`` sets its limits.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class PromptWorker:
 
     def __init__(self, setup: dict[str, Any]) -> None:
         self._tokenizer = Tokenizer.from_str(setup["tokenizer"])
-        # A file may ask for them; a prompt is neither cut nor filled up.
+        # A tokenizer file may ask for truncation or padding; prompts get neither.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = setup["split_special_tokens"]
@@ -53,10 +53,10 @@ class PromptWorker:
         """Token ids of a prompt.
 
         Args:
-            request: ``prompt``, or ``messages`` and ``arguments``; and ``most``: how many ids are of use.
+            request: ``prompt``, or ``messages`` and ``arguments``; and ``most``, the most ids to return.
 
         Returns:
-            ``ids``, or only their ``count`` when there are more than ``most``; or ``refused``: why there are none.
+            ``ids``, or only their ``count`` when there are more than ``most``; or ``refused``, the reason for none.
         """
         try:
             with panics_as_errors():
@@ -72,7 +72,7 @@ class PromptWorker:
 
     def _prompt(self, text: str) -> list[int]:
         ids = self._tokenize(text, add_special_tokens=True)
-        # A prompt that begins with the BOS token's text brings its own: two of them are another prompt.
+        # A prompt that begins with the BOS token's text has its own BOS token; a second would change the prompt.
         if self._bos_token and text.startswith(self._bos_token) and ids[:2] == [self._bos_id] * 2:
             return ids[1:]
         return ids
@@ -89,7 +89,7 @@ class PromptWorker:
         )
 
     def _tokenize(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        # The batch of one is the only way without offsets, which cost more than the ids.
+        # Only the batch call can skip the offsets, which cost more than the ids.
         (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         ids: list[int] = encoding.ids
         return ids

@@ -1,4 +1,4 @@
-"""StopStringWatch: looks for the stop texts of a request in its growing output."""
+"""StopStringWatch: finds the stop strings of a request in its growing output."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ if TYPE_CHECKING:
 
 
 class StopStringWatch:
-    """Looks for stop strings in a growing output; they may straddle tokens.
+    """Finds stop strings in a growing output; a stop string may span several tokens.
 
-    Each look decodes only a window of the last tokens, long enough for the longest stop string: a token adds at least
-    one byte, a character has at most four, and where special tokens add nothing the window grows. A hit is then
+    Each search decodes only a window of the last tokens, long enough for the longest stop string: a token adds at least
+    one byte, and a character has at most four. The window grows where special tokens add nothing. A hit is then
     confirmed on the whole text.
 
     Args:
-        codec: Decodes.
-        stop: The texts.
-        context: What stands before the output.
-        is_chat: The output is an answer of its own: the space that begins its text does not belong to it.
+        codec: Decodes the output.
+        stop: The stop strings.
+        context: The end of the prompt before the output.
+        is_chat: The output is a chat answer: a space that begins its text does not belong to it.
     """
 
     def __init__(
@@ -32,11 +32,11 @@ class StopStringWatch:
         self._context = context
         self._is_chat = is_chat
         self._longest = max(len(text) for text in self._stop)
-        # Four tokens a character at worst, and a character cut at each edge of the window.
+        # At worst four tokens a character, and a cut character at each edge of the window.
         self._window = 4 * self._longest + 8
 
     def find(self, output_ids: Sequence[int], num_new: int) -> tuple[int, str] | None:
-        """Look for the first stop string that the last ``num_new`` tokens complete.
+        """Find the first stop string that the last ``num_new`` tokens complete.
 
         Returns:
             The number of tokens up to and including the one that completes it, and the text before it; or None.
@@ -61,7 +61,7 @@ class StopStringWatch:
         return self._codec.decode(self._codec.window(output_ids, window))
 
     def _shown(self, before: str, text: str, output_ids: Sequence[int]) -> str:
-        """What stands before the stop string, as the answer shows it."""
+        """The text before the stop string, as the answer shows it."""
         if not self._is_chat:
             return before
         alone = self._codec.decode(output_ids)

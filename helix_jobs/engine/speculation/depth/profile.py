@@ -1,4 +1,4 @@
-"""What a step costs on this machine: a short measurement when the engine starts, kept in a file for the next start."""
+"""Measures what steps cost on this machine when the engine starts, and keeps it in a file for the next start."""
 
 from __future__ import annotations
 
@@ -22,31 +22,31 @@ logger = logging.getLogger(__name__)
 
 # Tokens in the cache of each measured sequence: about the middle of a short job.
 _CONTEXT: Final = 128
-# Drafting is decided among decoding steps; a prompt chunk's cost only has to be known where one rides along.
+# Depths are chosen for decoding steps; prompt chunks matter only where they share such a step.
 _TARGET_TOKENS: Final = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512)
 _DRAFT_TOKENS: Final = (1, 2, 3, 4, 6, 8, 12, 16, 32, 64, 128, 512)
-# Whatever the batch, a draft catches up on whole prompts, and target steps carry prompt chunks.
+# Measured whatever the batch size: a draft model catches up on whole prompts, and target steps carry prompt chunks.
 _LARGEST: Final = 512
 _REPEATS: Final = 2
-# Passes that are measured together where a step waits once for all of them.
+# Passes measured together where a step waits once for all of them.
 _CHAINED: Final = 4
-# A point that takes longer is measured once.
+# A point that takes longer than this is measured once.
 _LONGEST_SECONDS: Final = 1.5
 
 
 def measure_costs(
     target: ModelRunner, draft: ModelRunner | None, *, max_batch_size: int, max_depth: int
 ) -> CostProfile:
-    """Time passes of target and draft over made-up decodes, before any request is there.
+    """Time passes of target and draft over made-up decodes, before any request arrives.
 
-    Blocks of the caches are written, none is taken. A sequence that drafts brings several tokens with it, so token
-    counts above the batch size are measured with several a sequence.
+    Writes blocks of the caches but allocates none. Token counts above the batch size are measured with several tokens
+    a sequence, as in steps that draft.
 
     Args:
         target: The target.
         draft: The draft model, if there is one.
-        max_batch_size: Sequences at most.
-        max_depth: Draft tokens a sequence at most.
+        max_batch_size: Most sequences in a step.
+        max_depth: Most draft tokens a sequence.
     """
     started = time.perf_counter()
     most = max_batch_size * (1 + max_depth)
@@ -69,14 +69,14 @@ def measure_costs(
 def _measure(
     runner: ModelRunner, counts: Sequence[int], max_batch_size: int, *, num_passes: int = 1
 ) -> dict[int, float]:
-    """Seconds of one pass by its tokens, of so many that are waited for together."""
+    """Token count -> seconds of one pass, timed over ``num_passes`` passes with one wait."""
     seconds: dict[int, float] = {}
     block_size, num_blocks = runner.cache.block_size, runner.cache.num_blocks
     for count in counts:
         num_sequences = min(count, max_batch_size, num_blocks)
         if num_sequences * _blocks_written(count, num_sequences, block_size) > num_blocks:
             break
-        # Not measured: what a device loads and compiles at the first sight of a shape is no cost of later steps.
+        # Not measured: the first run of a shape includes loading and compiling, which later steps do not pay.
         _run(runner, count, num_sequences, num_passes)
         times: list[float] = []
         while len(times) < _REPEATS and max(times, default=0.0) <= _LONGEST_SECONDS:
@@ -90,7 +90,7 @@ def _measure(
 
 
 def _blocks_written(num_tokens: int, num_sequences: int, block_size: int) -> int:
-    """Blocks of its own that each sequence needs for its share of the tokens."""
+    """Blocks that each sequence needs for its part of the tokens."""
     return -(-num_tokens // (num_sequences * block_size))
 
 
@@ -99,7 +99,7 @@ def _run(runner: ModelRunner, num_tokens: int, num_sequences: int, num_passes: i
     block_size, num_blocks = runner.cache.block_size, runner.cache.num_blocks
     each = -(-num_tokens // num_sequences)
     own = _blocks_written(num_tokens, num_sequences, block_size)
-    # Behind the blocks that are written: sequences whose contexts do not fit beside one another share them.
+    # Contexts lie behind the written blocks; sequences share context blocks if there are too few.
     first_context = num_sequences * own
     num_context = min(_CONTEXT // block_size, num_blocks - first_context)
     slices: list[TokenSlice] = []
@@ -123,11 +123,11 @@ def _run(runner: ModelRunner, num_tokens: int, num_sequences: int, num_passes: i
 
 
 class CostProfileFile:
-    """Where the profile of one device, pair of models, dtype, torch release and number of threads is kept.
+    """The file with the profile of one device, pair of models, dtype, torch release and number of threads.
 
     Args:
         folder: Holds a file for each identity.
-        identity: What the figures hold for.
+        identity: The names of these.
     """
 
     def __init__(self, folder: Path, identity: dict[str, str]) -> None:
@@ -135,10 +135,10 @@ class CostProfileFile:
         self._file = KeptFile(folder, "costs", identity)
 
     def read(self) -> CostProfile | None:
-        """The kept profile; None when there is none or it cannot be used."""
+        """The kept profile; None when it is missing or unusable."""
         data = self._file.read()
         return None if data is None else CostProfile.from_dict(data, self._identity)
 
     def write(self, profile: CostProfile) -> None:
-        """Keep a profile. One that cannot be written is only measured again at the next start."""
+        """Keep a profile. If it cannot be written, the next start measures again."""
         self._file.write(profile.to_dict(self._identity))

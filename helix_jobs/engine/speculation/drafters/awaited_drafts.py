@@ -19,20 +19,18 @@ if TYPE_CHECKING:
 class AwaitedDrafts:
     """The draft model's part of a step that waits for the device once.
 
-    How deep each sequence drafts is known before it does, so the draft model's passes and the target's are planned
-    together and brought to the device in one copy. The target reads the draft tokens where they were found; the host
-    learns them with the verdicts.
+    Depths are known before drafting, so the passes of draft model and target are planned together and copied to the
+    device at once. The target reads the draft tokens on the device; the host receives them with the scores.
 
-    Trade-off: nothing is processed on the host in between, so sampled sequences and those whose logits are shaped draft
-    the token that the draft model finds most likely, with certainty. Verification emits exactly the target's
-    distribution whatever is proposed, but accepts such a token with the probability that the target gives it, which is
-    less often than one drawn from a draft distribution like the target's. A wait for each drafted position would cost
-    more than that gains: it may take as long as a step.
+    Trade-off: the host processes nothing in between, so every sequence, sampled and shaped ones included, drafts the
+    draft model's most likely token with certainty. Outputs still have exactly the target's distribution, but such a
+    token is accepted only with its target probability, less often than one drawn from a similar draft distribution. A
+    wait for each drafted position would cost more than that gains: it may take as long as a step.
 
     Args:
         runner: The draft model.
         planned: Its passes.
-        vocab_size: The target's, to which draft logits are cut.
+        vocab_size: The target's vocabulary size, to which draft logits are cut.
     """
 
     def __init__(self, runner: ModelRunner, planned: PlannedDrafts, vocab_size: int) -> None:
@@ -42,12 +40,12 @@ class AwaitedDrafts:
 
     @property
     def passes(self) -> SequenceOf[PlannedPass]:
-        """What is to be brought to the device."""
+        """The passes to copy to the device."""
         return self._planned.passes
 
     @property
     def sources(self) -> dict[Turn, list[int]]:
-        """For each turn that drafts, which of the tokens that ``run`` leaves are its own."""
+        """For each turn that drafts, the indices of its tokens among those that ``run`` returns."""
         sources: dict[Turn, list[int]] = {one.turn: [] for one in self._planned.drafting}
         first = 0
         for planned, batch in zip(self._planned.passes, self._planned.batches, strict=False):
@@ -61,31 +59,31 @@ class AwaitedDrafts:
         """Start all passes.
 
         Args:
-            passes: ``passes`` on the device.
+            passes: The planned passes, on the device.
 
         Returns:
-            Token ids on the device, those of each pass behind one another and padding among them; None when nobody
-            drafts and the draft model only keeps up with prompts.
+            Token ids on the device, pass after pass, padding included; None when no turn drafts and the draft model
+            only keeps up with prompts.
         """
         found: list[torch.Tensor] = []
         for one in passes:
             logits = self._runner.run(one, found[-1] if found else None)
             if logits is not None:
-                # Rows that the target's vocabulary lacks are cut; those that the draft's lacks can never be chosen.
+                # Cut ids that the target's vocabulary lacks; ids that the draft's lacks can never be chosen.
                 found.append(logits.narrow(1, 0, min(self._vocab_size, logits.shape[1])).argmax(dim=-1))
         return torch.cat(found) if found else None
 
     def receive(self, token_ids: SequenceOf[int]) -> None:
         """Give each turn its draft, and note what the draft's cache holds now.
 
-        Only what came down was computed for certain: a step that failed before has changed nothing.
+        Called once the step's scores have arrived: a step that fails earlier changes nothing.
 
         Args:
-            token_ids: What ``run`` left on the device.
+            token_ids: The result of ``run``, on the host.
         """
         for sequence, end in self._planned.ends:
             sequence.num_draft_computed = sequence.table.mark_draft_filled(end)
         for turn, sources in self.sources.items():
-            # The token drafted last is read by the target alone.
+            # Only the target reads the last draft token.
             turn.sequence.num_draft_computed = len(turn.sequence) + turn.depth - 1
             turn.draft = Draft(tuple(token_ids[source] for source in sources))

@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from helix_jobs.engine.schedule.sequence import Sequence
     from helix_jobs.engine.speculation.turn import Turn
 
-# A score that no token wins with.
+# A logit with which no token is ever chosen.
 _IMPOSSIBLE: Final = -1e30
 
 
 class Drafting:
-    """A turn that drafts, and what it has so far."""
+    """A turn that drafts, and its draft so far."""
 
     def __init__(self, turn: Turn) -> None:
         self.turn = turn
@@ -38,19 +38,19 @@ class Drafting:
         self.depth = turn.depth
         self.is_greedy = turn.sequence.takes_argmax
         self.token_ids: list[int] = []
-        # Of each drafted position, of sampled sequences only: ``[vocab_size]``.
+        # One ``[vocab_size]`` distribution for each drafted position; sampled sequences only.
         self.probs: list[torch.Tensor] = []
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedDrafts:
-    """All passes of one step, planned before the first of them runs.
+    """All draft passes of one step, planned before the first of them runs.
 
     Attributes:
-        drafting: The turns that draft, as they were asked for.
-        batches: Of each drafted position, those of them that are as deep, in the order of their tokens.
-        ends: All sequences that the first pass catches up on, and where it leaves each.
-        passes: One a drafted position; the first one catches up, and may do nothing else.
+        drafting: The turns that draft, in the given order.
+        batches: For each drafted position, the turns that draft it, in the order of their tokens in the pass.
+        ends: All sequences that the first pass catches up on, each with the end of its slice.
+        passes: One for each drafted position. The first also catches up, and may do only that.
     """
 
     drafting: tuple[Drafting, ...]
@@ -62,13 +62,13 @@ class PlannedDrafts:
 class DraftModelDrafter:
     """Drafts K tokens in K ragged passes of the draft model.
 
-    The first pass also catches up: on whatever of a sequence the draft has not computed yet, be it the whole prompt or
-    the one token that it has not seen when the target accepted its whole draft. The draft's cache uses the target's
+    The first pass also catches up: it computes all tokens of a sequence that the draft's cache lacks, from a whole
+    prompt to the one token it lacks after the target accepted its whole draft. The draft's cache uses the target's
     block tables (see ``BlockPool``).
 
     Args:
         runner: The draft model.
-        vocab_size: The target's, to which draft logits are cut or, where they are sampled from, padded.
+        vocab_size: The target's vocabulary size. Draft logits are cut to it or, for sampling, padded to it.
     """
 
     name: Final = "model"
@@ -78,18 +78,18 @@ class DraftModelDrafter:
         self._vocab_size = vocab_size
 
     def propose(self, turns: SequenceOf[Turn], prefills: SequenceOf[Turn] = ()) -> Proposal:
-        """Draft for each turn as many tokens as its depth says.
+        """Draft ``depth`` tokens for each turn.
 
-        All passes are planned before the first one and brought to the device together.
+        All passes are planned first and copied to the device together.
 
         Args:
             turns: Decodes with a depth above 0.
-            prefills: Prompt chunks to keep up with. A sequence that is not kept up with is caught up when it drafts.
+            prefills: Prompt chunks to compute as well. A sequence left out here is caught up on when it drafts.
         """
         if self._runner.has_dear_waits:
             return self._draft_on_device(turns, prefills)
         started = time.perf_counter()
-        # Greedy ones first: the device finds their tokens, the logits of the others' rows come down.
+        # Greedy sequences first: the device chooses their tokens, the other rows' logits are copied to the host.
         planned = self._plan(turns, prefills, rank=lambda one: not one.is_greedy)
         if planned is None:
             return NOTHING_COMPUTED
@@ -104,8 +104,8 @@ class DraftModelDrafter:
         return Proposal(draft_probs, passes, time.perf_counter() - started, has_waited=bool(turns))
 
     def _draft_on_device(self, turns: SequenceOf[Turn], prefills: SequenceOf[Turn]) -> Proposal:
-        """Plan what a step computes that waits once; nothing is computed before its target pass."""
-        # Passes of one size, so that shapes repeat whatever the depths: small steps are no faster with less in them.
+        """Plan the draft passes of a step that waits only once; they run with its target pass."""
+        # All passes have one size, so that shapes repeat whatever the depths; smaller passes would not be faster.
         planned = self._plan(turns, prefills, rank=lambda one: -one.depth, least_tokens=min(len(turns), SMALL_STEP))
         if planned is None:
             return NOTHING_COMPUTED
@@ -114,17 +114,17 @@ class DraftModelDrafter:
         return Proposal(awaited=AwaitedDrafts(self._runner, planned, self._vocab_size))
 
     def missing_tokens(self, sequence: Sequence) -> int:
-        """Tokens before its last that the draft's cache does not hold yet."""
+        """Tokens before a sequence's last one that the draft's cache does not hold yet."""
         return max(0, len(sequence) - 1 - sequence.num_draft_computed)
 
     def observe(self, sequence: Sequence, num_drafted: int, num_accepted: int) -> None:
-        """A model learns nothing; how often it is right is for the choice of depths."""
+        """Do nothing: a model does not learn. The depth controller tracks its acceptance."""
 
     def forget(self, sequence: Sequence) -> None:
-        """Everything of a sequence stands in the blocks that it gives back."""
+        """Do nothing: the model keeps nothing of a sequence outside its cache blocks."""
 
     def clear(self, blocks: SequenceOf[int]) -> None:
-        """Set blocks of the draft's cache back to zero."""
+        """Zero blocks of the draft's cache."""
         self._runner.cache.clear(blocks)
 
     def _plan(
@@ -135,9 +135,9 @@ class DraftModelDrafter:
         rank: Callable[[Drafting], int],
         least_tokens: int = 0,
     ) -> PlannedDrafts | None:
-        """Plan every pass; ``rank`` orders the tokens of each. None if there is nothing to compute."""
+        """Plan every pass; ``rank`` orders the tokens of each pass. None if there is nothing to compute."""
         for sequence in (turn.sequence for turn in turns):
-            # The last step's rejected drafts, or a step that failed half-way: only what precedes the last token counts.
+            # Rows past here are rejected drafts of the last step, or left by a step that failed half-way.
             sequence.num_draft_computed = min(sequence.num_draft_computed, len(sequence) - 1)
         drafting = [Drafting(turn) for turn in turns]
         ranked = sorted(drafting, key=rank)
@@ -156,7 +156,7 @@ class DraftModelDrafter:
         return PlannedDrafts(tuple(drafting), tuple(batches), tuple(ends), tuple(passes))
 
     def _plan_first(self, ends: SequenceOf[tuple[Sequence, int]], num_drafting: int) -> PlannedPass:
-        """Compute what the draft's cache misses. The first of the sequences are those that draft."""
+        """Plan the pass that computes all missing tokens. The first ``num_drafting`` sequences draft."""
         starts = _disjoint_starts(ends)
         slices = [
             TokenSlice(end - start, start, sequence.table.blocks)
@@ -171,14 +171,14 @@ class DraftModelDrafter:
     def _plan_next(
         self, previous: list[Drafting], batch: list[Drafting], position: int, least_tokens: int
     ) -> PlannedPass:
-        """Read each one's ``position``-th draft token, which the pass before leaves on the device."""
+        """Plan the pass that reads the ``position``-th draft tokens, which the pass before leaves on the device."""
         slices = [TokenSlice(1, len(one.sequence) + position, one.sequence.table.blocks) for one in batch]
         places = {id(one): place for place, one in enumerate(previous)}
         plan = self._runner.plan(slices, least_tokens)
         return self._runner.continue_pass(plan, [places[id(one)] for one in batch], least_tokens)
 
     def _extend(self, batches: SequenceOf[list[Drafting]], following: list[Pass], logits: torch.Tensor) -> None:
-        """Draft position after position; tokens of greedy sequences stay on the device until the last."""
+        """Draft position by position; greedy sequences' tokens stay on the device until the last one."""
         found: list[torch.Tensor] = []
         for position, batch in enumerate(batches):
             greedy, others = self._choose(batch, position, logits)
@@ -197,7 +197,7 @@ class DraftModelDrafter:
         if not found:
             return
         counts = [len(tokens) for tokens in found]
-        # Greedy sequences may end before others do, and padding stands behind them.
+        # zip stops early: other sequences may be deeper than the greedy ones, and padding follows the tokens.
         for batch, ids in zip(batches, torch.cat(found).cpu().split(counts), strict=False):
             for one, token in zip(batch, ids.tolist(), strict=False):
                 if one.is_greedy:
@@ -206,9 +206,9 @@ class DraftModelDrafter:
     def _choose(
         self, batch: list[Drafting], position: int, logits: torch.Tensor
     ) -> tuple[torch.Tensor | None, list[int]]:
-        """Each one's next token: those of greedy sequences on the device, perhaps with padding; then the others'."""
+        """Each sequence's next token: greedy ones on the device, perhaps padded, and the others on the host."""
         num_greedy = sum(one.is_greedy for one in batch)
-        # Rows that the target's vocabulary lacks are cut; those that the draft's lacks can never be chosen.
+        # Cut ids that the target's vocabulary lacks; ids that the draft's lacks can never be chosen.
         logits = logits.narrow(1, 0, min(self._vocab_size, logits.shape[1]))
         if num_greedy == len(batch):
             return logits.argmax(dim=-1), []
@@ -217,7 +217,7 @@ class DraftModelDrafter:
         return (greedy.argmax(dim=-1) if num_greedy else None), others
 
     def _process(self, batch: list[Drafting], position: int, host: torch.Tensor) -> list[int]:
-        """Tokens of sequences that the host decides, from logits shaped and processed as the target's will be."""
+        """Choose tokens on the host, from logits shaped and processed like the target's."""
         missing = self._vocab_size - host.shape[1]
         if missing > 0:
             host = torch.cat((host, torch.full((len(host), missing), _IMPOSSIBLE)), dim=1)
@@ -240,7 +240,7 @@ class DraftModelDrafter:
         return ids
 
     def _readable(self, token_ids: SequenceOf[int]) -> SequenceOf[int]:
-        """Replace ids the target emits and the draft has no embedding for: padding rows, in practice."""
+        """Replace ids for which the draft has no embedding (in practice, padding rows of the target)."""
         limit = self._runner.num_embeddings
         if limit >= self._vocab_size:
             return token_ids
@@ -248,7 +248,7 @@ class DraftModelDrafter:
 
 
 def _hand_over(drafting: SequenceOf[Drafting]) -> torch.Tensor | None:
-    """Give each turn its draft; return the distributions of those that were sampled, one behind the other."""
+    """Give each turn its draft; return the stacked distributions of the sampled ones."""
     probs: list[torch.Tensor] = []
     for one in drafting:
         one.turn.draft = Draft(tuple(one.token_ids), len(probs) if one.probs else None)
@@ -257,15 +257,15 @@ def _hand_over(drafting: SequenceOf[Drafting]) -> torch.Tensor | None:
 
 
 def _disjoint_starts(ends: SequenceOf[tuple[Sequence, int]]) -> list[int]:
-    """Where each sequence's slice of a catching-up pass begins, so that no cache row is written twice.
+    """Where each sequence's slice of a catch-up pass begins, so that no cache row is written twice.
 
-    Sequences may share blocks that the draft has not filled. The one that misses most computes them; the others begin
-    behind them and read them in the same pass, for a layer writes the keys and values of every slice before any query
-    is attended for; code that does not is given no such pass, see ``NativeInt8Decoder.serves``. What a block is shared
-    for ends before a sequence's last token, so no slice is left empty.
+    Sequences may share blocks that the draft has not filled. The sequence that lacks most tokens computes them. The
+    others begin behind these blocks and read them in the same pass, since each layer writes the keys and values of all
+    slices before attention; a decoder that does not is given no such pass, see ``NativeInt8Decoder.serves``. Shared
+    blocks end before a sequence's last token, so no slice is empty.
 
     Args:
-        ends: Sequences, and where their slices end.
+        ends: Sequences, each with the end of its slice.
     """
     starts = [sequence.num_draft_computed for sequence, _ in ends]
     filled: set[int] = set()
@@ -280,6 +280,6 @@ def _disjoint_starts(ends: SequenceOf[tuple[Sequence, int]]) -> list[int]:
 
 
 def _without_nan(logits: torch.Tensor) -> torch.Tensor:
-    """Rows that are not finite become uniform: verification needs a distribution, however bad, to divide by."""
+    """Make rows that are not finite uniform: verification divides by the draft distribution."""
     finite = torch.isfinite(logits.max(dim=1, keepdim=True).values)
     return torch.where(finite, logits, 0.0)

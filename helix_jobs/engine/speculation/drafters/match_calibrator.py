@@ -1,4 +1,7 @@
-"""MatchCalibrator: how often a token copied behind a match of some length is right, learned while running. No torch."""
+"""MatchCalibrator: how often a token copied behind a match is right, by match length, learned while running.
+
+No torch.
+"""
 
 from __future__ import annotations
 
@@ -9,24 +12,24 @@ from helix_jobs.engine.speculation.drafters.ngram_index import MAX_MATCH
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# Match length from which a bucket begins.
+# The match length at which each bucket begins.
 _BUCKETS: Final = (0, 3, 4, 5, 7, 9, 13)
 _BUCKET_OF_LENGTH: Final = tuple(max(b for b, low in enumerate(_BUCKETS) if low <= n) for n in range(MAX_MATCH + 1))
 # Trade-off: a larger step follows a change of workload sooner and is noisier.
 _STEP: Final = 1 / 64
-# A rate of exactly 0 or 1 would claim to know.
+# Rates stay away from 0 and 1, which would claim certainty.
 _LOWEST, _HIGHEST = 0.01, 0.99
 
 
 class MatchCalibrator:
     """Turns a match and the votes of its occurrences into a probability of acceptance.
 
-    The *rate* of a match length is the probability that the one token seen behind such a match is accepted. Every
-    further occurrence is a trial that agreed or did not: with the rate as a prior worth one trial (of 0.5 to 100 the
-    weight that predicted best) the probability is the posterior mean of a Beta distribution.
+    The *rate* of a match length is the probability that a token seen behind a lone match of it is accepted. Every
+    further occurrence is a trial that agrees or does not. The probability is the posterior mean of a Beta distribution
+    with the rate as a prior worth one trial (the weight that predicted best, of 0.5 to 100).
 
     Args:
-        rates: One for each bucket of match lengths, to begin with.
+        rates: Initial rate of each bucket of match lengths.
     """
 
     def __init__(self, rates: Sequence[float]) -> None:
@@ -34,20 +37,20 @@ class MatchCalibrator:
         self._rates = list(rates)
 
     def confidence(self, match_length: int, num_agreeing: int, num_occurrences: int) -> float:
-        """Probability that a token is accepted which ``num_agreeing`` of ``num_occurrences`` occurrences vote for."""
+        """Probability of acceptance of a token with ``num_agreeing`` of ``num_occurrences`` votes."""
         rate = self._rates[_BUCKET_OF_LENGTH[min(match_length, MAX_MATCH)]]
         return (rate + num_agreeing - 1) / num_occurrences
 
     def confidences(self, match_length: int, votes: Sequence[tuple[int, int]]) -> tuple[float, ...]:
-        """``confidence`` for each token of a proposal: an accepted one lengthens the match for the next."""
+        """``confidence`` for each token of a proposal; each accepted token lengthens the match for the next."""
         return tuple(self.confidence(length, *vote) for length, vote in enumerate(votes, start=match_length))
 
     def observe(self, match_length: int, predicted: Sequence[float], num_accepted: int) -> None:
         """Learn from one verified proposal.
 
-        Verification stops at the first rejection: the tokens behind it were never tried and teach nothing. The rate
-        moves by what the prediction was wrong, which for a lone occurrence is an exponentially weighted mean of the
-        outcomes, and for contested ones charges the votes with their own part.
+        Tokens behind the first rejection were never tried and teach nothing. The rate moves by a fraction of the
+        prediction error. For a lone occurrence it is therefore an exponentially weighted mean of the outcomes; for
+        several, the votes account for part of the prediction.
 
         Args:
             match_length: Tokens of context that matched.

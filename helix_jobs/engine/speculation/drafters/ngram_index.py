@@ -1,48 +1,48 @@
-"""NgramIndex: where the n-grams of one text occur, kept up as the text grows. No torch."""
+"""NgramIndex: where the n-grams of one text occur, updated as the text grows. No torch."""
 
 from __future__ import annotations
 
 from typing import Final
 
-# The shortest context worth copying behind, and the length past which a longer one says no more.
-# Trade-off: two tokens match far more often than three and are right less often; the confidence tells them apart.
+# The shortest match worth copying from, and the length past which a longer match says no more. Trade-off: two tokens
+# match far more often than three but are right less often; the confidence tells them apart.
 MIN_MATCH: Final = 2
 MAX_MATCH: Final = 16
-# Trade-off: looking at more occurrences finds longer matches and better counts; looking at fewer bounds what a token
-# that follows everything (a newline, a digit) costs. In replayed outputs 4 to 1,000 did equally well.
+# Trade-off: more occurrences find longer matches and better counts; fewer bound the cost of frequent n-grams (newlines,
+# digits). In replayed outputs 4 to 1,000 did equally well.
 MAX_OCCURRENCES: Final = 8
 
 
 class NgramIndex:
     """Hash chains over the n-grams of ``MIN_MATCH`` tokens, as Deflate keeps them (RFC 1951, section 4).
 
-    A *follower* is the index of the token that comes after an occurrence. A dictionary leads from an n-gram to its
-    latest occurrence, and each occurrence leads to the one before it; a longer match is found by comparing backwards
-    along the chain. An n-gram is indexed once a token follows it, so the end of the text never matches itself.
+    A *follower* is the index of the token after an occurrence. A dictionary leads from an n-gram to its latest
+    occurrence, and each occurrence leads to the one before it. Longer matches are found by comparing backwards from the
+    occurrences of this chain. An n-gram is indexed once a token follows it: the end of the text never matches itself.
 
-    Trade-off: a suffix automaton would find the longest of all occurrences, not of the latest ``MAX_OCCURRENCES``;
-    but it costs two states a token, each with its own dictionary, and cannot forget the oldest part of its text.
+    Trade-off: a suffix automaton would find the longest of all matches, not of the latest ``MAX_OCCURRENCES``. But it
+    costs two states a token, each with its own dictionary, and cannot forget the oldest part of its text.
 
     Attributes:
-        tokens: The text. It is the owner's list, not a copy: the owner appends to it and then calls ``extend``.
+        tokens: The text: the owner's list, not a copy. The owner appends to it and then calls ``extend``.
     """
 
     def __init__(self, tokens: list[int]) -> None:
         self.tokens = tokens
-        # Positions count from the very first token, ``_start`` of which have been dropped.
+        # Positions count from the first token ever added; the first ``_start`` tokens have been dropped.
         self._start = 0
         self._latest: dict[tuple[int, ...], int] = {}
-        # [i]: the occurrence before the one that begins at tokens[i], negative if it is the first.
+        # [i]: the occurrence before the one that begins at tokens[i]; negative if there is none.
         self._previous: list[int] = []
 
     @property
     def num_indexed(self) -> int:
-        """N-grams that can be found. Never more than the text has tokens."""
+        """Number of indexed n-grams, never more than the text has tokens."""
         return len(self._previous)
 
     @property
     def num_entries(self) -> int:
-        """Entries of dictionary and chains together: what the index holds in memory."""
+        """Entries of dictionary and chains together, a measure of memory."""
         return len(self._latest) + len(self._previous)
 
     def extend(self) -> None:
@@ -51,7 +51,7 @@ class NgramIndex:
         fresh = self.tokens[begin:-1]
         latest, previous = self._latest, self._previous
         columns = [fresh[offset:] for offset in range(MIN_MATCH)]
-        # Cut off at the shortest column, where the last n-gram ends.
+        # zip stops at the shortest column, where the last n-gram ends.
         for position, ngram in enumerate(zip(*columns, strict=False), start=self._start + begin):
             previous.append(latest.get(ngram, -1))
             latest[ngram] = position
@@ -73,15 +73,15 @@ class NgramIndex:
             context: At least ``MIN_MATCH`` tokens; only the last ``MAX_MATCH`` count.
 
         Returns:
-            The tokens that match, and the followers of every occurrence that matches so far, latest first; 0 and
-            nothing when not even ``MIN_MATCH`` tokens do.
+            The number of tokens that match, and the followers of all occurrences that match as far, latest first; 0
+            and an empty list when fewer than ``MIN_MATCH`` tokens match.
         """
         followers = self._followers(tuple(context[-MIN_MATCH:]))
         if not followers:
             return 0, followers
         tokens = self.tokens
         if len(context) >= MAX_MATCH:
-            # A copy that goes on matches to the full at once; comparing slices is cheaper than token by token.
+            # A copy under way matches at full length: comparing slices first is cheaper than going token by token.
             tail = context[-MAX_MATCH:]
             full = [f for f in followers if f >= MAX_MATCH and tokens[f - MAX_MATCH : f] == tail]
             if full:

@@ -10,15 +10,15 @@ from helix_jobs.engine.speculation.drafters.ngram_index import MIN_MATCH, NgramI
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# Ends every output in the text. No model has such a token, so no match reaches across it.
+# Ends every output in the text. No model has this token id, so no match spans two outputs.
 END_OF_OUTPUT: Final = -1
 
 
 class OutputCorpus:
-    """A ring of outputs: the oldest fall out, whole, so that the text never holds more than ``max_tokens``.
+    """The latest outputs: the oldest are dropped whole, so that the text never exceeds ``max_tokens``.
 
-    Trade-off: whole outputs leave up to one output's length of the ring unused, and no output ever loses its beginning,
-    which is where jobs of one template are most alike.
+    Trade-off: dropping whole outputs leaves up to one output's length unused, but no output loses its beginning, where
+    jobs of one template are most alike.
     """
 
     def __init__(self, max_tokens: int) -> None:
@@ -28,12 +28,12 @@ class OutputCorpus:
 
     @property
     def tokens(self) -> list[int]:
-        """The text, oldest output first, ``END_OF_OUTPUT`` behind each."""
+        """The text, oldest output first, with ``END_OF_OUTPUT`` after each output."""
         return self._index.tokens
 
     @property
     def num_outputs(self) -> int:
-        """Outputs held."""
+        """Number of outputs held."""
         return len(self._lengths)
 
     @property
@@ -42,10 +42,10 @@ class OutputCorpus:
         return self._index.num_entries
 
     def add(self, token_ids: Sequence[int]) -> None:
-        """Take an output in. Of one longer than the whole ring the last tokens are kept."""
+        """Add an output. If it is longer than the whole corpus may be, only its last tokens are kept."""
         room = self._max_tokens - 1
         kept = token_ids[-room:] if room > 0 else ()
-        if len(kept) <= MIN_MATCH:  # nothing would ever be found in it
+        if len(kept) <= MIN_MATCH:  # too short to match anything
             return
         self._lengths.append(len(kept) + 1)
         num_dropped = 0

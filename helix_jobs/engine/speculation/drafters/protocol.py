@@ -1,4 +1,4 @@
-"""Drafter: what proposes tokens, and what goes from drafters to verification."""
+"""Drafter: the interface of drafters, and the drafts and proposals that they hand to verification."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ if TYPE_CHECKING:
 
 
 class Drafter(Protocol):
-    """Proposes what sequences may go on with. A draft decides how fast an answer comes, never which.
+    """Proposes the next tokens of sequences. A draft affects how fast an answer comes, never the answer.
 
-    A drafter of this kind *finds* its drafts: they cost nothing worth planning for. It is asked before depths are
-    chosen, says how likely each token is to be accepted, and of each draft a beginning is verified. What it proposes
-    for a sampled request must depend on that request alone: another draft is another use of its random numbers.
+    A drafter of this kind *finds* its drafts, at negligible cost. It is asked before depths are chosen and says how
+    likely each token is to be accepted; the beginning of each draft is then verified. Its drafts for a sampled request
+    must depend on that request alone, since another draft uses the request's random numbers differently.
     """
 
     @property
     def name(self) -> str:
-        """What settings, results and a step's reason call it."""
+        """Its name in settings, results and a step's reason."""
 
     def propose(self, turns: SequenceOf[Turn]) -> Proposal | None:
-        """Give decodes a ``draft`` of at most ``depth`` tokens; a turn that it has nothing for keeps none."""
+        """Set ``draft``, of at most ``depth`` tokens, on each turn for which it finds one."""
 
     def observe(self, sequence: Sequence, num_drafted: int, num_accepted: int) -> None:
-        """Learn what became of the latest draft for a sequence: so many tokens were verified, so many accepted."""
+        """Learn how many tokens of a sequence's latest draft were verified and how many accepted."""
 
     def forget(self, sequence: Sequence) -> None:
-        """A sequence has ended: keep what others can use of it, and drop the rest. Unknown ones are ignored."""
+        """Drop a sequence that has ended; keep what other requests can use. Unknown sequences are ignored."""
 
     def clear(self, blocks: SequenceOf[int]) -> None:
-        """Set these blocks of its own cache, if it has one, back to zero."""
+        """Zero these blocks of its own cache, if it has one."""
 
 
 class ComputingDrafter(Drafter, Protocol):
     """*Computes* its drafts, in passes that take time.
 
-    Depths are chosen first, by what passes cost and how often its tokens were accepted; it drafts exactly as many.
+    Depths are chosen first, by the cost of passes and its acceptance; it drafts exactly that many tokens.
     """
 
     def propose(self, turns: SequenceOf[Turn], prefills: SequenceOf[Turn] = ()) -> Proposal:
-        """Draft for each turn as many tokens as its depth says.
+        """Draft ``depth`` tokens for each turn.
 
         Args:
             turns: Decodes with a depth above 0.
@@ -55,19 +55,19 @@ class ComputingDrafter(Drafter, Protocol):
         """
 
     def missing_tokens(self, sequence: Sequence) -> int:
-        """Tokens before a sequence's last that it must compute before it can draft."""
+        """Tokens before a sequence's last one that it must compute before it can draft."""
 
 
 @dataclass(frozen=True, slots=True)
 class Drafters:
-    """Who drafts: those that find drafts, the preferred one first, and the one that computes them, if any."""
+    """The drafters of an engine: those that find drafts, in order of preference, and the one that computes, if any."""
 
     finding: tuple[Drafter, ...] = ()
     computing: ComputingDrafter | None = None
 
     @property
     def all(self) -> tuple[Drafter, ...]:
-        """Every one of them."""
+        """All drafters."""
         return self.finding if self.computing is None else (*self.finding, self.computing)
 
 
@@ -75,18 +75,18 @@ class Drafters:
 class Draft:
     """Draft tokens of one decode.
 
-    Whether a position is drafted may depend on the tokens before it and on the draft distribution, never on the token
-    drafted there: otherwise sampled outputs would be biased.
+    Whether to draft a position may depend on the tokens before it and on the draft distribution, never on the token
+    drafted there: sampled outputs would be biased.
 
     Attributes:
         token_ids: At most as many as the turn's depth.
         first_row: Its first row in the proposal's ``draft_probs``; None when its tokens were proposed with certainty (a
-            greedy draft, or one that was found).
-        num_awaited: Tokens that are on the device, see ``AwaitedDrafts``; ``token_ids`` is empty until they come down.
-        confidence: Of a draft that was found: the estimated probability that each token is accepted, given that those
-            before it are.
-        is_trusted: Of a draft that was found: whether, at a fixed depth, it is better than a computed one. It must not
-            rest on anything learned from other requests.
+            greedy or a found draft).
+        num_awaited: Tokens still on the device, see ``AwaitedDrafts``; ``token_ids`` is empty until they arrive.
+        confidence: For a found draft: the estimated probability that each token is accepted, given that those before it
+            are.
+        is_trusted: For a found draft: whether it is better than a computed one at a fixed depth. Must not depend on
+            anything learned from other requests.
     """
 
     token_ids: tuple[int, ...]
@@ -97,11 +97,11 @@ class Draft:
 
     @property
     def depth(self) -> int:
-        """How many tokens are to be verified."""
+        """Number of tokens to verify."""
         return len(self.token_ids) + self.num_awaited
 
     def first(self, depth: int) -> Draft:
-        """The beginning of a draft that was found."""
+        """The first ``depth`` tokens of a found draft."""
         if depth >= len(self.token_ids):
             return self
         return replace(self, token_ids=self.token_ids[:depth], confidence=self.confidence[:depth])
@@ -112,15 +112,15 @@ NO_DRAFT_TOKENS: Final = Draft(())
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """What drafting for a step left beside the drafts themselves, which stand in the turns.
+    """The result of drafting for a step, apart from the drafts themselves, which are in the turns.
 
     Attributes:
         draft_probs: ``[num_rows, vocab_size]`` processed fp32 distributions that sampled draft tokens were drawn from;
             None when all were proposed with certainty.
         passes: Tokens of each pass that was run to compute drafts.
         seconds: Time of these passes.
-        has_waited: Whether drafts came down from the device, which then has nothing left to do.
-        awaited: Passes that are to run with the target's; then the drafts lack their tokens.
+        has_waited: Whether the host waited for drafts from the device, which is then idle.
+        awaited: Passes to run with the target's; the drafts have no tokens until then.
     """
 
     draft_probs: torch.Tensor | None = None

@@ -1,4 +1,4 @@
-"""Which drafters there are. A new one is a file beside this one, and a line here."""
+"""The registry of drafters. To add a drafter, add a file beside this one and a line here."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from helix_jobs.engine.model.runner import ModelRunner
     from helix_jobs.engine.speculation.drafters.protocol import Drafter
 
-# Those that find their drafts, by the name that settings give them. What computes drafts is a model.
+# Drafters that find their drafts, by their name in settings. A model is the only drafter that computes them.
 FINDING: Final[dict[str, Callable[[], Drafter]]] = {LookupDrafter.name: LookupDrafter}
 
 
@@ -22,12 +22,12 @@ def build_drafters(names: Sequence[str], model: ModelRunner | None, vocab_size: 
     """The drafters of an engine.
 
     Args:
-        names: Those that find drafts, the preferred one first.
+        names: Names of the drafters that find drafts, the preferred one first.
         model: The draft model, or None.
-        vocab_size: The target's.
+        vocab_size: Vocabulary size of the target.
 
     Raises:
-        ConfigurationError: No drafter has that name.
+        ConfigurationError: No drafter has one of the names.
     """
     for name in names:
         if name not in FINDING:
@@ -35,7 +35,7 @@ def build_drafters(names: Sequence[str], model: ModelRunner | None, vocab_size: 
     finding = tuple(FINDING[name]() for name in names)
     if model is None:
         return Drafters(finding)
-    # Names are read where torch is not.
+    # Imported late: the names above are also read without torch.
     from helix_jobs.engine.speculation.drafters.draft_model import DraftModelDrafter
 
     return Drafters(finding, DraftModelDrafter(model, vocab_size))
