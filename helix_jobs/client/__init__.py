@@ -1,1 +1,1 @@
-"""Client: what a person's program does with batches: submit, status, wait, results, cancel, retry, purge."""
+"""The Python client: submit, status, wait, results, cancel, retry and purge of batches."""

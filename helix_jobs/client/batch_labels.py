@@ -1,4 +1,4 @@
-"""What a person writes on a batch: its name, its metadata and its idempotency key, checked before they are stored."""
+"""Labels of a batch: its name, metadata and idempotency key, checked before they are stored."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def storable_text(what: str, text: str) -> str:
     """Return the text if both databases can store it.
 
     Raises:
-        InputError: It holds NUL or half a surrogate pair.
+        InputError: The text holds NUL or half a surrogate pair.
     """
     try:
         refuse_unstorable(text)
@@ -28,10 +28,10 @@ def storable_text(what: str, text: str) -> str:
 
 
 def storable_metadata(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A copy of the metadata as both databases can store it.
+    """Return a copy of the metadata that both databases can store.
 
     Raises:
-        InputError: It is no JSON object, or holds NUL or half a surrogate pair.
+        InputError: The metadata is not a JSON object, or holds NUL or half a surrogate pair.
     """
     try:
         copy = json.loads(json.dumps({} if metadata is None else dict(metadata), allow_nan=False))
@@ -44,10 +44,10 @@ def storable_metadata(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def checked_key(key: str | None) -> str | None:
-    """The idempotency key, if there is one.
+    """Return the idempotency key, if there is one.
 
     Raises:
-        InputError: It is empty, too long, or cannot be stored.
+        InputError: The key is empty, too long, or cannot be stored.
     """
     if key is None:
         return None

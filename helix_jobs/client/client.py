@@ -36,22 +36,21 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# The largest number that both databases have.
+# The largest integer that both databases can store.
 MAX_ID: Final = 2**63 - 1
 _FIRST_POLL: Final = 0.05
-# Rows held while results are read: few, because one may carry a prompt of 4 MiB.
+# Rows held while results are read: few, because a row may carry a prompt of 4 MiB.
 _RESULTS_PAGE: Final = 250
 
 
 class HelixClient:
-    """A person's side of Helix: talks to the database and, when it submits, to the broker.
+    """Client of Helix: uses the database and, to submit, the broker.
 
-    A context manager; also usable without, ``close()`` then frees the connections. Methods may be called from several
-    threads.
+    A context manager; without ``with``, call ``close()`` to free the connections. Thread-safe.
 
     Args:
-        settings: What the ``HELIX_*`` environment says, if not given.
-        timing: How long the database may take, and what counts as silence.
+        settings: The settings; by default those of the ``HELIX_*`` environment.
+        timing: Time limits of the database, and the time after which a worker counts as silent.
     """
 
     def __init__(self, settings: Settings | None = None, *, timing: Timing = DEFAULT_TIMING) -> None:
@@ -69,7 +68,7 @@ class HelixClient:
         self.close()
 
     def close(self) -> None:
-        """Free the connections. The client opens them again when it is used again."""
+        """Free the connections. The client opens new ones when it is used again."""
         with self._lock:
             opened, self._opened = self._opened, None
         if opened is not None:
@@ -89,32 +88,33 @@ class HelixClient:
         on_progress: Callable[[SubmitProgress], None] | None = None,
         on_stage: Callable[[SubmitStage, str], None] = lambda _stage, _batch_id: None,
     ) -> Submission:
-        """Validate every line, store the batch and hand its first jobs to the broker. All of it or nothing.
+        """Validate every line, store the batch and hand its first jobs to the broker: all or nothing.
 
         Args:
             source: A JSONL file's path, a binary stream of JSONL, or mappings of the accepted line forms.
-            name: What a person calls the batch.
-            defaults: Sampling fields of lines that do not give them.
-            idempotency_key: Submitting the same content under the same key again returns the batch it made, and
-                finishes it if that submission was interrupted.
+            name: The batch's name.
+            defaults: Sampling fields for lines that do not give them.
+            idempotency_key: Submitting the same content again under the same key returns the first submission's batch,
+                and finishes it if that submission was interrupted.
             metadata: Stored with the batch.
             skip_invalid: Enqueue the good lines although there are bad ones.
-            rejects: A path or binary stream that receives the bytes of bad lines; a path is made when there is one, and
-                replaced whole.
+            rejects: A path or binary stream that receives the bytes of bad lines. A path's file is made only if there
+                are bad lines, and replaced whole.
             on_invalid: Called with each bad line, as it is found.
             on_progress: Called about every thousand lines.
-            on_stage: Told how much has become true, with the batch id, at each change: whoever interrupts this call
-                knows from the last one whether the jobs run.
+            on_stage: Called with each new stage and the batch id. When this call is interrupted, the last stage tells
+                whether the jobs run.
 
         Raises:
-            InvalidInputError: There are bad lines; it carries the first 10,000.
+            InvalidInputError: There are bad lines; the error carries the first 10,000.
             InputError: There is no such file, or it holds no lines, or more than HELIX_MAX_JOBS_PER_BATCH; or the bad
                 lines cannot be written.
             IdempotencyConflictError: The key names a batch with different content.
-            BrokerUnreachableError: HELIX_REDIS_URL is set and does not answer; nothing was stored.
-            DatabaseUnreachableError: The database does not answer; a Postgres that did before is asked again for a
+            BrokerUnreachableError: HELIX_REDIS_URL is set but does not answer; nothing was stored.
+            DatabaseUnreachableError: The database does not answer. A Postgres that answered before is retried for a
                 minute.
-            UncertainSubmissionError: It stopped answering over the last step: the batch is stored whole or not at all.
+            UncertainSubmissionError: The database stopped answering during the last step: the batch is stored whole or
+                not at all.
             SchemaVersionError: The database's schema is not this version's.
         """
         from helix_jobs.client.handover import reach_broker
@@ -145,7 +145,7 @@ class HelixClient:
 
             def read() -> Generator[NewJob | BadLine, None, None]:
                 yield from lines.read(LineReader(defaults, limits, sink))
-                # Before the jobs come into being: after that an error would hide that they run.
+                # Write the rejects before the batch is sealed: a later error would hide that the jobs run.
                 if sink is not None:
                     sink.finish()
 
@@ -173,7 +173,7 @@ class HelixClient:
             return submission if handover is None else replace(submission, published=handover.publish())
 
     def status(self, batch_id: str) -> BatchStatus:
-        """Return counts, tokens and times of a batch.
+        """Return the counts, tokens and times of a batch.
 
         Raises:
             NotFoundError: No such batch.
@@ -202,15 +202,15 @@ class HelixClient:
         Args:
             batch_id: The batch.
             timeout: Seconds; None waits for ever.
-            poll: Seconds between looks; the first ones are quicker, for batches that are soon done.
+            poll: Seconds between polls; the first polls come sooner, for batches that are soon done.
             on_update: Called with each status, the last one included.
 
-        A Postgres that goes away between two looks is asked again for a minute.
+        A Postgres that goes away between two polls is retried for a minute.
 
         Raises:
             NotFoundError: No such batch.
             DatabaseUnreachableError: The database does not answer.
-            UnfinishedSubmissionError: It is still being submitted, and for half a minute no line was added.
+            UnfinishedSubmissionError: The batch is still being submitted, and no line was added for half a minute.
         """
         from helix_jobs.storage import batch_changes
         from helix_jobs.storage.outage import outlast
@@ -243,16 +243,16 @@ class HelixClient:
         only_failed: bool = False,
         order: Literal["line", "completion"] = "line",
     ) -> Iterator[JobResult]:
-        """Yield the results so far, page by page; also while the batch still runs.
+        """Yield the results so far, page by page, also while the batch runs.
 
-        Trade-off: each page is a snapshot of its own, so that a reader in a pager does not make the database keep all
-        that is written meanwhile. Of a batch that still runs, what ends meanwhile may be there or not, and a job
-        that is retried meanwhile may come twice.
+        Trade-off: each page is its own snapshot, so a slow reader (a pager) does not make the database keep old row
+        versions. In return, a job that ends meanwhile may be included or not, and a job that is retried meanwhile may
+        appear twice.
 
         Args:
             batch_id: The batch.
-            include_failed: Failed and cancelled jobs too.
-            only_failed: Nothing but failed and cancelled jobs.
+            include_failed: Include failed and cancelled jobs.
+            only_failed: Failed and cancelled jobs only.
             order: ``line`` (as in the input) or ``completion``.
 
         Raises:
@@ -260,7 +260,7 @@ class HelixClient:
         """
         from helix_jobs.storage import results
 
-        # Now, not at the first next(): a wrong id should be told where it is given.
+        # Check the id in this call, not at the first next().
         self.status(batch_id)
 
         return results.iter_results(
@@ -273,7 +273,7 @@ class HelixClient:
         )
 
     def jobs(self, batch_id: str, *states: JobState) -> Iterator[JobSummary]:
-        """Yield the ids of a batch's jobs with line, custom id and state; state by state as given, all if none is.
+        """Yield id, line, custom id and state of a batch's jobs, in the order of ``states``; without any, all jobs.
 
         Raises:
             NotFoundError: No such batch.
@@ -289,16 +289,16 @@ class HelixClient:
         return pages()
 
     def backlog(self) -> int:
-        """Return how many jobs wait, over all batches."""
+        """Return how many jobs are queued, over all batches."""
         from helix_jobs.storage import publishing
 
         with self._database().read() as connection:
             return publishing.backlog(connection)
 
     def discard(self, batch_id: str) -> bool:
-        """Delete a batch whose submission has not finished; False, and nothing done, if there is no such batch.
+        """Delete a batch whose submission has not finished. Returns False, and does nothing, if there is none.
 
-        None of its jobs was accepted. A submission that is still at it fails with an InputError.
+        None of its jobs was accepted. A submission still running fails with an InputError.
         """
         from helix_jobs.storage import batches
 
@@ -307,9 +307,9 @@ class HelixClient:
     def cancel(self, target: str | int) -> int:
         """Cancel a batch (``b-...``) or one job (its number) and return how many jobs that stopped.
 
-        A batch's cancel takes effect at once; its rows follow in steps, at some 10,000 a second. Interrupted, it is
-        completed by a worker, or by cancelling again. A batch whose submission has not finished is deleted, as by
-        ``discard``; that counts as no job.
+        A batch's cancel takes effect at once; its rows follow in steps, at some 10,000 a second. If it is interrupted,
+        a worker or a second cancel completes it. A batch whose submission has not finished is deleted, as by
+        ``discard``, and counts as 0 jobs.
 
         Raises:
             NotFoundError: No such batch or job.
@@ -345,23 +345,24 @@ class HelixClient:
         agree: Callable[[PurgePlan], bool] = lambda _plan: True,
         on_step: Callable[[Purged], None] = lambda _so_far: None,
     ) -> Purged:
-        """Remove ended batches for good, with their prompts, answers and idempotency keys; returns what is gone.
+        """Remove ended batches for good, with their prompts, answers and idempotency keys; returns the amounts removed.
 
-        What waits or runs stays, and so do files. Interrupted, it is finished by the next purge, whatever that is for.
+        Batches with queued or running jobs stay, and so do files. The next purge, of whatever batches, finishes an
+        interrupted one.
 
         Args:
-            batch_ids: These.
-            older_than: And those that ended longer ago; without ``only`` the rows of workers that stopped, too.
-            only: Of those of that age, the ones of which one of this is true: ``succeeded`` (every job), ``failed`` or
-                ``cancelled`` (a job), ``unfinished`` (the submission).
-            dry_run: Return what would go, and remove nothing.
-            vacuum: Then rewrite an older version's SQLite file, which cannot be cut down in steps; no worker may run.
-            agree: Shown what was found; nothing is removed unless it says True.
-            on_step: Told what is gone so far, after each commit.
+            batch_ids: Batches to remove.
+            older_than: Also remove batches that ended longer ago; without ``only``, rows of stopped workers too.
+            only: Of the batches of that age, those with one of these outcomes: ``succeeded`` (every job), ``failed`` or
+                ``cancelled`` (some job), ``unfinished`` (the submission).
+            dry_run: Return the amounts, but remove nothing.
+            vacuum: Afterwards rewrite an older version's SQLite file, which cannot shrink in steps; no worker may run.
+            agree: Called with the plan; nothing is removed unless it returns True.
+            on_step: Called after each commit with the amounts removed so far.
 
         Raises:
             NotFoundError: No such batch.
-            NotEndedError: One of those given waits or runs; nothing was removed.
+            NotEndedError: A given batch has queued or running jobs; nothing was removed.
             DatabaseUnreachableError: The database does not answer, or is in use and cannot be rewritten.
         """
         from helix_jobs.client.purge import Outcome, Purged, measure, plan_purge, purge
@@ -381,7 +382,7 @@ class HelixClient:
             return workers.live_workers(connection)
 
     def _database(self) -> Database:
-        """The database, its schema checked at the first use."""
+        """The database; the first use checks its schema."""
         from helix_jobs.storage.database import Database
         from helix_jobs.storage.migration import ensure_schema
 

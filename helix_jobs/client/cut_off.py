@@ -1,7 +1,7 @@
-"""Jobs whose answers max_tokens cut, taken again with more room, as a batch of their own.
+"""Resubmit jobs whose answers max_tokens cut off, with a larger limit, as a new batch.
 
-Trade-off: the cut answers stay what they were, the one result of their jobs, and the longer ones stand beside them in
-another batch. To queue the same jobs again would throw answers away before there are better ones.
+Trade-off: each cut answer stays the one result of its job, and the longer one is in another batch. Queueing the same
+jobs again would discard answers before there are better ones.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ _QUESTION: Final = ("prompt", "messages", "chat_template_kwargs")
 
 
 def resubmit_cut(client: HelixClient, batch_id: str, max_tokens: int) -> Submission:
-    """Store the jobs of a batch that ended at a smaller ``max_tokens`` as a new batch with this one.
+    """Store the jobs of a batch that a smaller ``max_tokens`` cut off as a new batch with this limit.
 
-    Doing it twice gives the same batch, unless jobs that were retried have been cut since. Answers that the model's
-    context cut are left alone: no limit helps them.
+    A second call gives the same batch, unless retried jobs have been cut off since. Answers that the model's context
+    cut off are left alone: no limit helps them.
 
-    Trade-off: the batch that has those cut since has the earlier ones too, and takes them a second time. In return a
-    batch always holds all that was cut when it was made, and what became of another one plays no part in it.
+    Trade-off: if jobs were cut off since, the new batch also holds the earlier ones, and answers them a second time. In
+    return, a batch always holds every job that was cut off when it was made, independent of other batches.
 
     Raises:
         NotFoundError: No such batch.
-        InputError: It still runs, or has no such job.
+        InputError: The batch still runs, or has no such job.
     """
     status = client.status(batch_id)
     if not status.done:
@@ -54,7 +54,7 @@ def resubmit_cut(client: HelixClient, batch_id: str, max_tokens: int) -> Submiss
 
 
 def _cut(results: Iterator[JobResult], max_tokens: int) -> Iterator[JobResult]:
-    """Those of them that a smaller limit cut."""
+    """The results that a smaller limit cut off."""
     for result in results:
         limit = result.request.get("sampling", {}).get("max_tokens", _DEFAULT_LIMIT)
         if result.finish_reason == "length" and limit < max_tokens and (result.completion_tokens or 0) >= limit:
@@ -62,7 +62,7 @@ def _cut(results: Iterator[JobResult], max_tokens: int) -> Iterator[JobResult]:
 
 
 def _line(result: JobResult, max_tokens: int) -> dict[str, Any]:
-    """Its job's line, as a person would write it, with the new limit."""
+    """The input line of the result's job, with the new limit."""
     own = {"custom_id": result.custom_id, "metadata": result.request.get("metadata"), "priority": result.priority}
     asked = {name: result.request[name] for name in _QUESTION if name in result.request}
     given = {name: value for name, value in own.items() if value}

@@ -1,4 +1,4 @@
-"""Handover: a client hands jobs that are stored to the broker, so that a worker that waits has them at once."""
+"""Handover: a client hands stored jobs to the broker, so that a waiting worker gets them at once."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _CHUNK: Final = 1000
 
 
 class Handover:
-    """A connection to the broker of a client that submits.
+    """A submitting client's connection to the broker.
 
-    Trade-off: workers publish too, and would publish what is left alone here, up to some seconds later. Doing it twice
-    is harmless, so nothing that goes wrong here may fail a submission.
+    Trade-off: workers publish too, so without a handover jobs would only start some seconds later. Publishing twice is
+    harmless. So no fault in a handover may fail a submission.
     """
 
     def __init__(self, database: Database, publisher: CeleryPublisher) -> None:
@@ -33,7 +33,7 @@ class Handover:
         self._publisher = publisher
 
     def publish(self) -> int:
-        """Fill the broker up to its window with what waits; returns how many jobs that was. No HelixError is raised."""
+        """Publish queued jobs up to the broker's window; returns how many. Raises no HelixError."""
         published = 0
         try:
             for count in fill_broker(self._database, self._publisher, WINDOW - self._publisher.depth(), _CHUNK):
@@ -48,14 +48,14 @@ class Handover:
 
 
 def reach_broker(settings: Settings, database: Callable[[], Database]) -> Handover | None:
-    """Reach a broker that answers; None when there is none outside a worker, which will publish.
+    """Connect to the broker; None if only a worker has one, which then publishes.
 
     Args:
-        settings: Where the broker is.
-        database: Opens the database. Called when the broker answers: without one, nothing is to be made.
+        settings: The broker's address.
+        database: Opens the database. Called only once the broker answers, so that otherwise no file is made.
 
     Raises:
-        BrokerUnreachableError: HELIX_REDIS_URL is set and does not answer.
+        BrokerUnreachableError: HELIX_REDIS_URL is set but does not answer.
     """
     if settings.redis_url == MEMORY_URL:  # it would end with this process; each worker publishes into its own
         return None

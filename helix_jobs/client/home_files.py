@@ -1,7 +1,7 @@
-"""HomeFiles: what Helix itself leaves under HELIX_HOME beside the database and the models, and removing what is old.
+"""Files that Helix leaves under HELIX_HOME beside the database and the models, and the removal of old ones.
 
-A file's age is the time since it was last written or, if it is a compiled kernel or a profile, last used. Each of them
-is made again when it is needed: kernels in a quarter of a minute, profiles in seconds.
+A file's age counts from its last write or, for compiled kernels and profiles, from its last use. Helix makes each of
+them again when needed: kernels in a quarter of a minute, profiles in seconds.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-# Whoever starts a server or a worker locks these.
+# Locked by every process that starts a server or a worker.
 _LOCKS: Final = frozenset({"users.lock", "start.lock"})
 
 
 class FileKind(StrEnum):
-    """What a file is."""
+    """The kind of a file."""
 
     LOG = "log"
     KERNEL = "kernel"  # compiled, of this or another version
@@ -52,31 +52,31 @@ class HomeFile:
 
 
 def home_files(home: Path) -> list[HomeFile]:
-    """What nobody uses, in no order. Links are not followed, and files of other names are nobody's to remove.
+    """The files that no process uses, in no order. Links are not followed, and files with other names are left alone.
 
     Raises:
-        ConfigurationError: A folder of the home is a link or another user's.
+        ConfigurationError: A folder of the home is a link or belongs to another user.
     """
-    # A local worker that runs goes on writing to its log, whatever became of the name.
+    # A running local worker keeps writing to its log even after the file is removed.
     is_written = (home / "local").is_dir() and LocalUsers(home).is_worker_there()
     logs = f"{LOG_NAME}.*" if is_written else f"{LOG_NAME}*"
     found = [*_in(home, {logs: FileKind.LOG, ".*.partial": FileKind.LEFTOVER})]
     kernels = {"kernels-*": FileKind.KERNEL, "tmp*": FileKind.LEFTOVER, ".*.partial": FileKind.LEFTOVER}
     found += _in(home / "native", kernels)
     found += _in(home / "profiles", {"*.json": FileKind.PROFILE, ".*.partial": FileKind.LEFTOVER})
-    # A server that runs needs its socket, however old that is.
+    # A running server needs its socket, however old the file is.
     if (home / "broker").is_dir() and EmbeddedBroker(home).presence() is Presence.ABSENT:
         found += _in(home / "broker", {"broker.log*": FileKind.LOG, "*": FileKind.BROKER})
     return found
 
 
 def old_files(files: Iterable[HomeFile], before: datetime) -> list[HomeFile]:
-    """Those last used before."""
+    """The files last used before ``before``."""
     return [file for file in files if file.used_at < before]
 
 
 def bytes_by_kind(files: Iterable[HomeFile]) -> dict[FileKind, int]:
-    """How much each kind takes."""
+    """The total size of each kind."""
     sizes: Counter[FileKind] = Counter()
     for file in files:
         sizes[file.kind] += file.bytes
@@ -84,7 +84,7 @@ def bytes_by_kind(files: Iterable[HomeFile]) -> dict[FileKind, int]:
 
 
 def remove_files(files: Iterable[HomeFile]) -> list[HomeFile]:
-    """Remove them; returns those that are gone. One that cannot be removed, or that somebody has, is left out."""
+    """Remove the files; returns those removed, without any that is in use or cannot be removed."""
     removed = []
     for file in files:
         try:
@@ -99,7 +99,7 @@ def remove_files(files: Iterable[HomeFile]) -> list[HomeFile]:
 
 
 def _in(folder: Path, kinds: dict[str, FileKind]) -> Iterator[HomeFile]:
-    """The folder's files whose names match; the first pattern says what they are."""
+    """The folder's files whose names match a pattern; the first match gives the kind."""
     if not folder.is_dir():
         return
     require_own_directory(folder)
@@ -107,7 +107,7 @@ def _in(folder: Path, kinds: dict[str, FileKind]) -> Iterator[HomeFile]:
         kind = next((kind for pattern, kind in kinds.items() if path.match(pattern)), None)
         if kind is None or path.name in _LOCKS:
             continue
-        # A worker that runs renames and removes its files between the listing and the look at one.
+        # A running worker may rename or remove a file after the listing.
         with suppress(FileNotFoundError):
             status = path.lstat()
             is_scratch = kind is FileKind.LEFTOVER and stat.S_ISDIR(status.st_mode)

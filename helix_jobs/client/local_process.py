@@ -1,4 +1,4 @@
-"""LocalProcess: a worker that a command starts for itself, as a child process. The child's half: ``worker.child``."""
+"""LocalProcess: a worker that a command starts as a child process. The child's side is in ``worker.child``."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ Event = dict[str, Any]
 
 
 class StartedWorker(Protocol):
-    """A worker that a command started: a ``LocalProcess``, or a thread where the broker lives in this process."""
+    """A worker that a command started: a ``LocalProcess``, or a thread if the broker is in this process."""
 
     def leave(self, *, now: bool) -> None:
-        """Stop it as soon as no command uses it; with ``now`` it hands its jobs back then."""
+        """Stop the worker as soon as no command uses it; with ``now``, it then hands its jobs back."""
 
     def wait_stopped(self) -> None:
         """Wait until it has stopped."""
@@ -55,14 +55,14 @@ class LocalProcess:
             )
 
     def leave(self, *, now: bool) -> None:
-        """Close the child's input: it stops when nobody uses it; with ``now`` it hands its jobs back then."""
+        """Close the child's input: it stops when no command uses it; with ``now``, it then hands its jobs back."""
         if now:
             with suppress(OSError, ValueError):  # it is gone, or was left before
                 self._child.send(b"now\n")
         self._child.close_input()
 
     def wait_stopped(self) -> None:
-        """Wait until it has stopped; kill it if it does not go."""
+        """Wait until the process has stopped; kill it if it does not."""
         if self._child.wait(self._patience) is None:
             logger.warning("the local worker does not stop and is killed; its jobs are handed back later")
             self._child.kill()
@@ -75,14 +75,14 @@ class LocalProcess:
 
 
 def _detached() -> dict[str, Any]:
-    """Keep the child out of reach of this terminal's Ctrl-C, which is for the parent to translate."""
+    """Popen options that keep this terminal's Ctrl-C from the child: the parent handles it."""
     if sys.platform == "win32":
         return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
     return {"start_new_session": True}
 
 
 def _parse(line: bytes) -> Event | None:
-    """Read one report; what libraries print is none."""
+    """Read one report; None for a line that a library printed."""
     try:
         event = json.loads(line)
     except ValueError:

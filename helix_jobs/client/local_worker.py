@@ -29,30 +29,30 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS: Final = 0.5
-# A worker of this database that loads its models holds device and home before it has a row; one that the machine's
-# sleep has kept from its heartbeat soon has a row of now again. Others have rows elsewhere.
+# Seconds to wait while another worker holds device or home. A worker of this database has no row while it loads its
+# models, and an old heartbeat after the machine slept; both pass. A worker of another database never gets a row here.
 DEVICE_PATIENCE: Final = 120.0
 _DEVICE_RETRY_SECONDS: Final = 5.0
-# A job that kills its worker does so three times before it is given up.
+# Above three: a job that kills its worker does so three times before it is given up.
 MAX_DEATHS: Final = 5
 
 
 class LocalWorker:
-    """Makes sure a worker runs while the ``with`` block does.
+    """Makes sure that a worker runs during the ``with`` block.
 
-    Entering it returns when a worker is ready. One that runs already is used. Of several commands that start at the
-    same moment one starts a worker and all use it; the last one that leaves stops it. A worker that was not started
+    Entering returns when a worker is ready. A worker that already runs is used. Of several commands that start at the
+    same moment, one starts a worker and all use it; the last one to leave stops it. A worker that was not started
     this way is left alone.
 
     Args:
         settings: The effective settings.
-        start_thread: Starts a worker on a thread of this process, for a broker that lives in its memory: the class
-            ``WorkerThread`` of the worker, of which a client knows nothing.
-        on_progress: Told in one line what is being done, on entering and on leaving; called on the calling thread.
+        start_thread: Starts a worker on a thread of this process, for a broker in this process's memory. Pass the
+            worker's class ``WorkerThread``, which the client does not import.
+        on_progress: Called on the calling thread, on entering and on leaving, with one line on the current step.
 
     Attributes:
-        started: Whether a worker was started here.
-        log_path: Its log; None where it shares this process, or none was started.
+        started: Whether this object started a worker.
+        log_path: The worker's log; None if it shares this process, or none was started.
     """
 
     def __init__(
@@ -71,10 +71,10 @@ class LocalWorker:
         self._worker: StartedWorker | None = None
         self._users = LocalUsers(settings.make_home())
         self._opened: Database | None = None
-        # What is being done about the worker that is not there; None while one is.
+        # The current step towards a worker; None while there is one.
         self._doing: str | None = "looking for a worker"
         self._deaths = 0
-        # The child was told that the device or the home is taken, so its end is no death.
+        # The child found the device or the home taken, so its end does not count as a death.
         self._refused = False
         self._taken_at: float | None = None
         self._not_before = 0.0
@@ -90,7 +90,7 @@ class LocalWorker:
                 time.sleep(POLL_SECONDS)
             while (doing := self.check()) is not None:
                 self._tell(doing)
-                # On Windows a wait without an end cannot be interrupted by Ctrl-C.
+                # On Windows, Ctrl-C cannot interrupt a wait without a timeout.
                 with suppress(queue.Empty):
                     self._handle(self._events.get(timeout=POLL_SECONDS))
         except BaseException as error:
@@ -102,21 +102,21 @@ class LocalWorker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # After an interrupt nobody wants to wait for the jobs in hand: they go back to the queue.
+        # After an interrupt do not wait for the running jobs: they go back to the queue.
         if error is None:
             self._leave(now=False)
         else:
             self._leave_after(error)
 
     def check(self) -> str | None:
-        """Look whether a worker is there, and start one if not; for whoever waits for its work.
+        """Check that a worker runs, and start one if not. Call it repeatedly while waiting for results.
 
         Returns:
-            What is being done about it, in one line; None while a worker is there.
+            One line on the current step towards a worker; None while there is one.
 
         Raises:
-            HelixError: No worker can be started, or it ends by itself again and again; the message says where its log
-                is.
+            HelixError: No worker can be started, or the worker ends by itself again and again; the message names its
+                log.
         """
         with suppress(queue.Empty):
             while True:
@@ -169,14 +169,14 @@ class LocalWorker:
             self._refused = False
 
     def _bury(self) -> None:
-        """Free what is left of a worker that has ended."""
+        """Free the resources of a worker that has ended."""
         worker, self._worker = self._worker, None
         if worker is not None:
             worker.leave(now=False)
             worker.wait_stopped()
 
     def _mourn(self, code: object) -> None:
-        """A worker that ended by itself is started again, unless that has not helped before."""
+        """Restart a worker that ended by itself, unless that has already failed ``MAX_DEATHS`` times."""
         self._users.starter.release()
         self._deaths += 1
         where = "" if self.log_path is None else f"; see {self.log_path}"
@@ -186,7 +186,7 @@ class LocalWorker:
         logger.warning("%s", self._doing)
 
     def _wait_for_other(self, error: DeviceInUseError | HomeInUseError) -> None:
-        """Another worker has device or home: one of this database that is about to be ready, or a stranger."""
+        """Wait for another worker that holds device or home: if it serves this database, it is ready soon."""
         holder, remedy = "worker that holds the device", "stop it, or set HELIX_DEVICE to another device"
         if isinstance(error, HomeInUseError):
             holder = f"local worker that already runs under {self._settings.home}"
@@ -200,7 +200,7 @@ class LocalWorker:
         self._not_before = now + _DEVICE_RETRY_SECONDS
 
     def _one_is_there(self) -> bool:
-        """A worker that serves this database; also while the database is away, for then nobody can tell."""
+        """Whether a worker serves this database; True while the database does not answer, as it then cannot tell."""
         if self._opened is None:
             self._opened = _open(self._settings)
             return _any_alive(self._opened)
@@ -210,7 +210,7 @@ class LocalWorker:
             return True
 
     def _leave_after(self, error: BaseException) -> None:
-        """Leave behind an error: where that fails too, the first one is what a person has to see first."""
+        """Leave after an error. If leaving fails too, the first error must still be the one raised."""
         try:
             self._leave(now=True)
         except (HelixError, OSError) as second:
@@ -244,7 +244,7 @@ class LocalWorker:
 
 
 def worker_is_live(settings: Settings) -> bool:
-    """Whether some worker serves this database, as far as can be told at once.
+    """Whether a worker seems to serve this database, judged without waiting for a heartbeat.
 
     Raises:
         DatabaseUnreachableError: The database does not answer.
@@ -277,7 +277,7 @@ def _any_alive(database: Database) -> bool:
 
 
 def _error(kind: str, message: str) -> HelixError:
-    """Rebuild the child's error, so that the command ends with the exit code the child's error has."""
+    """Rebuild the child's error, so that the command ends with that error's exit code."""
     found = getattr(errors, kind, None)
     if isinstance(found, type) and issubclass(found, HelixError):
         with suppress(TypeError):

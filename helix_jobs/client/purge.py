@@ -1,10 +1,10 @@
-"""Purge: removing ended batches for good, in steps, so that a million rows hold up no worker and no submission.
+"""Purge: remove ended batches for good, in steps, so that a million rows delay no worker and no submission.
 
-What waits or runs is never touched. A purge that is killed half-way has already taken its batch out of sight
-(``storage/purging.py``); the next one, whatever it is asked for, removes the rest.
+Batches with queued or running jobs are never touched. A purge that is killed half-way has already hidden its batch
+(``storage/purging.py``); the next purge, of whatever batches, removes the rest.
 
-Trade-off: on Postgres each step's rows are only marked; autovacuum makes their room free for new ones some time later,
-and the server's files keep their size. SQLite's file is cut down by ``sqlite_space.py``.
+Trade-off: on Postgres a step only marks its rows dead; autovacuum later frees their room for new rows, and the server's
+files keep their size. ``sqlite_space.py`` shrinks SQLite's file.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ROWS: Final = 5000
 
 
 class Outcome(StrEnum):
-    """What may be said of an ended batch; several may hold."""
+    """Outcomes of an ended batch; several may apply."""
 
     SUCCEEDED = "succeeded"  # every job of it
     FAILED = "failed"  # a job of it
@@ -40,14 +40,14 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Purged:
-    """What was removed, or would be.
+    """The amounts that were removed, or would be.
 
     Attributes:
-        bytes: Of prompts, answers and error messages.
-        runs: Rows of runs that no result is left of.
-        workers: Rows of workers that stopped and have no run left.
-        given_back: Bytes by which SQLite's file has become smaller.
-        kept_free_bytes: What of that file is free and stays in it; told at the end.
+        bytes: Size of prompts, answers and error messages.
+        runs: Rows of runs without remaining results.
+        workers: Rows of stopped workers without remaining runs.
+        given_back: Bytes by which SQLite's file shrank.
+        kept_free_bytes: Free bytes that stay in SQLite's file; set at the end.
     """
 
     batches: int = 0
@@ -62,12 +62,12 @@ class Purged:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PurgePlan:
-    """What a purge is to remove.
+    """The rows that a purge is to remove.
 
     Attributes:
-        batches: Ended ones, oldest first.
-        begun: Ids of batches that an interrupted purge has left half removed.
-        before: Runs and workers that ended before this go too; None leaves them.
+        batches: Ended batches, oldest first.
+        begun: Ids of batches that an interrupted purge left half removed.
+        before: Also remove runs and workers that ended before this time; None keeps them.
     """
 
     batches: tuple[EndedBatch, ...]
@@ -76,7 +76,7 @@ class PurgePlan:
 
 
 def outcomes(batch: EndedBatch) -> frozenset[Outcome]:
-    """What became of the batch."""
+    """The outcomes of the batch."""
     if batch.total is None:
         return frozenset({Outcome.UNFINISHED})
     found = {Outcome.FAILED: batch.failed > 0, Outcome.CANCELLED: batch.cancelled > 0}
@@ -91,20 +91,20 @@ def plan_purge(
     only: Collection[Outcome] = (),
     now: datetime | None = None,
 ) -> PurgePlan:
-    """Choose what to remove; nothing is changed.
+    """Choose what to remove, and change nothing.
 
     Args:
-        database: Where.
-        older_than: Batches that ended (of an unfinished submission: grew) longer ago. A submission that grew within the
-            last half minute may go on, and stays whatever the age. Without ``only`` also the rows of runs and workers
-            that ended longer ago.
-        batch_ids: These batches.
+        database: The database.
+        older_than: Remove batches that ended longer ago (for an unfinished submission: last grew). A submission that
+            grew within the last half minute may still be running, and stays whatever the age. Without ``only``, also
+            remove the rows of runs and workers that ended longer ago.
+        batch_ids: Remove these batches.
         only: Of the batches of that age, those with one of these outcomes.
-        now: The moment that ages are counted from.
+        now: The time from which ages are counted.
 
     Raises:
-        NotFoundError: There is no batch of a given id.
-        NotEndedError: A given batch waits, runs or is being submitted.
+        NotFoundError: There is no batch with a given id.
+        NotEndedError: A given batch has queued or running jobs, or is being submitted.
     """
     with database.read(unlimited=True) as c:
         ended = {batch.id: batch for batch in purging.ended_batches(c)}
@@ -129,17 +129,17 @@ def plan_purge(
 
 
 def _is_old(batch: EndedBatch, older_than: timedelta, spared: timedelta, now: datetime) -> bool:
-    """Whether it ended long enough ago; a submission that grew within ``spared`` may go on."""
+    """Whether the batch ended long enough ago; a submission that grew within ``spared`` may still be running."""
     if batch.total is None:
         return batch.ended_at < now - max(older_than, spared)
-    # Without an age whatever has ended is meant, also by a worker's clock that is ahead.
+    # An age of 0 means every ended batch, even one that a worker's fast clock ended in the future.
     return not older_than or batch.ended_at < now - older_than
 
 
 def measure(database: Database, plan: PurgePlan) -> Purged:
-    """What the plan would remove, as far as it can be told before: runs and workers come with their results' removal.
+    """The amounts the plan would remove, without runs and workers, which are only known once their results are gone.
 
-    It reads every row that would go.
+    Reads every row that would go.
     """
     found = Purged()
     for batch_id in (*plan.begun, *(batch.id for batch in plan.batches)):
@@ -157,17 +157,17 @@ def purge(
     *,
     vacuum: bool = False,
 ) -> Purged:
-    """Remove what the plan names, as far as it is still as it was; returns what was removed.
+    """Remove the plan's rows, except batches that have changed since; returns the amounts removed.
 
     Args:
-        database: Where.
-        plan: What.
-        on_step: Told what is gone so far, after each commit.
-        vacuum: Then rewrite SQLite's file (``sqlite_space.rewrite``).
+        database: The database.
+        plan: The rows to remove.
+        on_step: Called after each commit with the amounts removed so far.
+        vacuum: Afterwards rewrite SQLite's file (``sqlite_space.rewrite``).
 
     Raises:
-        DatabaseUnreachableError: The database does not answer, or others use it and it cannot be rewritten; what was
-            removed stays so.
+        DatabaseUnreachableError: The database does not answer, or is in use and cannot be rewritten; removed rows stay
+            removed.
     """
     done = Purged()
     for batch_id in (*plan.begun, *_begin(database, plan.batches)):
@@ -178,7 +178,7 @@ def purge(
 
             done = _add(done, database.transact(remove))
             on_step(done)
-            # At once: the list of free pages stays short, and what is long to search is slow to give back.
+            # Give pages back after each batch: SQLite searches its list of free pages, and a long list is slow.
             done = replace(done, given_back=done.given_back + give_back(database))
         if database.transact(lambda c, batch_id=batch_id: purging.end_purge(c, batch_id)):  # type: ignore[misc]
             done = replace(done, batches=done.batches + 1)
@@ -201,7 +201,7 @@ def purge(
 
 
 def _begin(database: Database, batches: Sequence[EndedBatch]) -> Iterator[str]:
-    """Take one batch after the other out of sight; those that somebody has retried since are left alone."""
+    """Hide one batch after the other and yield its id; batches retried since are left alone."""
     for batch in batches:
         if database.transact(lambda c, batch=batch: purging.begin_purge(c, batch, datetime.now(UTC))):  # type: ignore[misc]
             yield batch.id

@@ -1,11 +1,11 @@
 """One submission: lines in, a sealed batch out, or nothing.
 
-Lines are validated and stored in one pass, chunk by chunk, into a batch that is not sealed and so invisible to
-workers; sealing it is the one moment at which all of its jobs come into being. A submission that dies before leaves an
-unsealed batch: with an idempotency key the next submission of the same content finishes it, without one it is waste.
+One pass validates the lines and stores them, chunk by chunk, in an unsealed batch, which workers do not see. Sealing
+the batch makes all of its jobs visible at one moment. A submission that dies earlier leaves an unsealed batch: with an
+idempotency key, the next submission of the same content finishes it; without one, the batch is waste.
 
-Trade-off: storing while validating means a bad line near the end costs the deletion of what was stored, but the good
-file, which is the common one, is read once, and standard input cannot be read twice.
+Trade-off: as lines are stored during validation, a bad line near the end costs the deletion of the stored ones. But the
+common good file is read once, and standard input cannot be read twice.
 """
 
 from __future__ import annotations
@@ -47,19 +47,19 @@ logger = logging.getLogger(__name__)
 # A chunk is one transaction: small enough that a worker's writer never waits long, large enough to be fast.
 CHUNK_ROWS: Final = 1000
 CHUNK_BYTES: Final = 4 * 1024 * 1024
-# Bad lines held for the report; ``on_invalid`` sees them all.
+# Bad lines held for the report; ``on_invalid`` gets all of them.
 MAX_REPORTED_BAD_LINES: Final = 10_000
 _PROGRESS_LINES: Final = 1000
 _CANONICAL: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 
 
 class SubmitStage(Enum):
-    """How much of a submission has become true, for whoever has to say so when it is interrupted.
+    """How far a submission has come; an interrupted caller learns from it whether the jobs exist.
 
     Attributes:
-        READING: None of its jobs exists for a worker.
-        SEALING: The batch is being made complete: either all of its jobs have come into being, or none.
-        STORED: All of its jobs run, now or when a worker is there.
+        READING: Workers see none of its jobs.
+        SEALING: The batch is being sealed: workers see either all of its jobs or none.
+        STORED: Workers see all of its jobs and run them, now or once a worker starts.
     """
 
     READING = "reading"
@@ -69,15 +69,15 @@ class SubmitStage(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
-    """What became of an input.
+    """The outcome of a submission.
 
     Attributes:
         batch_id: The batch.
-        total: Its jobs.
+        total: Number of its jobs.
         invalid: The first bad lines that were skipped, at most 10,000.
-        invalid_count: How many were skipped.
-        reused: The idempotency key named a batch with this very content; nothing was stored.
-        published: Job ids handed to the broker now. Whatever is not, the worker publishes.
+        invalid_count: Number of bad lines that were skipped.
+        reused: The idempotency key named a batch with the same content; nothing was stored.
+        published: Number of job ids handed to the broker now. The worker publishes the others.
     """
 
     batch_id: str
@@ -90,7 +90,7 @@ class Submission:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubmitProgress:
-    """How far a submission has come. The byte counts are None when the input is not a file."""
+    """Counts of a submission under way. The byte counts are None when the input is not a file."""
 
     accepted: int
     invalid: int
@@ -100,7 +100,7 @@ class SubmitProgress:
 
 @dataclass(slots=True)
 class Tally:
-    """What has been seen of the input so far."""
+    """Counts of the input read so far."""
 
     accepted: int = 0
     invalid: int = 0
@@ -108,7 +108,7 @@ class Tally:
     on_invalid: Callable[[BadLine], None] | None = None
 
     def refuse(self, bad: BadLine) -> None:
-        """Count a bad line, keep it if there is room, pass it on."""
+        """Count a bad line, keep it if there is room, and pass it on."""
         self.invalid += 1
         if len(self.bad_lines) < MAX_REPORTED_BAD_LINES:
             self.bad_lines.append(bad)
@@ -127,25 +127,25 @@ def submit_lines(
     on_progress: Callable[[Tally], None] | None = None,
     on_stage: Callable[[SubmitStage, str], None] = lambda _stage, _batch_id: None,
 ) -> Submission:
-    """Store every good line under ``new`` or the batch its idempotency key already names, and seal it.
+    """Store every good line in ``new``, or in the batch that its idempotency key names, and seal the batch.
 
     Args:
-        database: Where to.
+        database: The database.
         new: The batch to create.
-        lines: The lines in order, read once the batch is there.
+        lines: The lines in order, read once the batch exists.
         skip_invalid: Store the good lines although there are bad ones.
-        limits: How many lines there may be.
+        limits: How many lines are allowed.
         tally: Receives the counts.
-        on_progress: Called now and then.
-        on_stage: Told each stage the submission enters, with the batch id. An interrupt while the batch is sealed asks
-            the database what has become of it, and the answer is the last stage told.
+        on_progress: Called after each chunk of lines.
+        on_stage: Called with each stage the submission enters, and the batch id. If an interrupt comes during sealing,
+            the database is asked whether the seal succeeded, and the answer is the last stage passed.
 
     Raises:
-        InvalidInputError: There are bad lines (without ``skip_invalid``), or nothing but bad lines.
+        InvalidInputError: There are bad lines (without ``skip_invalid``), or all lines are bad.
         InputError: There are no lines, or too many.
         IdempotencyConflictError: The key names a batch with different content.
         DatabaseUnreachableError: The database does not answer.
-        UncertainSubmissionError: It stopped answering over the last step.
+        UncertainSubmissionError: The database stopped answering during the last step.
     """
     batch = _create(database, new)
     on_stage(SubmitStage.READING, batch.id)
@@ -167,7 +167,7 @@ def submit_lines(
         _require_jobs(tally, skip_invalid=skip_invalid)
         writer.flush()
     except BaseException as error:
-        # With a key, what is stored is left for the next submission to finish, unless the input is to blame.
+        # With a key, the stored lines stay for the next submission to finish, unless the input is at fault.
         if isinstance(error, InputError):
             writer.abandon_quietly()
         else:
@@ -196,7 +196,7 @@ def _require_jobs(tally: Tally, *, skip_invalid: bool) -> None:
 
 
 def _create(database: Database, new: NewBatch) -> StoredBatch:
-    """Store the batch, also when the answer to a first try was lost: then it is removed first, unsealed as it is."""
+    """Store the batch. If the answer to a first try was lost, first remove the unsealed batch that it may have left."""
     tries = 0
 
     def create(connection: Connection) -> StoredBatch:
@@ -213,9 +213,9 @@ def _create(database: Database, new: NewBatch) -> StoredBatch:
 
 
 def _seal(writer: _BatchWriter, batch_id: str, total: int, on_stage: Callable[[SubmitStage, str], None]) -> bool:
-    """Make the jobs come into being, or find out whether they did; True if they had before.
+    """Seal the batch, or find out whether it was sealed; True if it had been before.
 
-    From the first try on nobody may say that nothing was enqueued before the database has said so.
+    From the first try on, only the database can tell that nothing was enqueued.
     """
     on_stage(SubmitStage.SEALING, batch_id)
     try:
@@ -234,7 +234,7 @@ def _seal(writer: _BatchWriter, batch_id: str, total: int, on_stage: Callable[[S
             raise
         reused = False
     except HelixError:
-        # The database has answered: this input is not what the batch holds, or the batch is gone.
+        # The database has answered: the batch holds other content, or is gone.
         on_stage(SubmitStage.READING, batch_id)
         writer.abandon_quietly()
         raise
@@ -247,7 +247,7 @@ def _seal(writer: _BatchWriter, batch_id: str, total: int, on_stage: Callable[[S
 
 
 def _has_sealed(writer: _BatchWriter, batch_id: str, on_stage: Callable[[SubmitStage, str], None]) -> bool:
-    """Ask whether a seal without an answer has come through, and tell it; one that has not is given up."""
+    """Ask whether an unanswered seal succeeded, and report the stage; give the batch up if it did not."""
     sealed = writer.is_sealed()
     on_stage(SubmitStage.STORED if sealed else SubmitStage.READING, batch_id)
     if not sealed:
@@ -256,7 +256,7 @@ def _has_sealed(writer: _BatchWriter, batch_id: str, on_stage: Callable[[SubmitS
 
 
 class _BatchWriter:
-    """Stores accepted lines in one batch, or only compares them with what a sealed batch holds."""
+    """Stores accepted lines in one batch, or only compares them with the content of a sealed batch."""
 
     def __init__(self, database: Database, batch: StoredBatch, key: str | None) -> None:
         self._database = database
@@ -268,11 +268,11 @@ class _BatchWriter:
         self._digest = sha256()
 
     def add(self, job: NewJob) -> None:
-        """Take one line; every now and then a chunk of them is stored.
+        """Take one line, and store a chunk once it is full.
 
         Raises:
             IdempotencyConflictError: An interrupted submission with this key left other lines.
-            InputError: Someone removed the batch meanwhile.
+            InputError: The batch was removed meanwhile.
         """
         job.seed_from(self._batch.id)
         content = [job.line, job.custom_id, job.priority, job.request]
@@ -285,13 +285,13 @@ class _BatchWriter:
             self.flush()
 
     def seal(self, total: int) -> bool:
-        """Make the jobs come into being; True if the batch had been sealed with this very content before.
+        """Seal the batch; True if it had been sealed with the same content before.
 
-        Sealing twice alike is harmless, so a seal whose answer was lost is simply repeated.
+        Sealing twice with the same content is harmless, so a seal whose answer was lost is simply repeated.
 
         Raises:
-            IdempotencyConflictError: It holds different content.
-            InputError: Someone removed the batch meanwhile.
+            IdempotencyConflictError: The batch holds different content.
+            InputError: The batch was removed meanwhile.
         """
         digest = self._digest.hexdigest()
         if self._storing:
@@ -305,7 +305,7 @@ class _BatchWriter:
         return True
 
     def is_sealed(self) -> bool:
-        """Whether the batch is complete. A seal that is still on its way is waited for."""
+        """Whether the batch is complete. Waits for a seal that is under way."""
         return self._database.transact(lambda c: batches.is_sealed(c, self._batch.id))
 
     def give_up(self) -> None:
@@ -323,14 +323,14 @@ class _BatchWriter:
             self._database.transact(lambda c: batches.delete_batch(c, self._batch.id), unlimited=True)
 
     def abandon_quietly(self) -> None:
-        """The same on the way out of an error, which must stay the one that is seen."""
+        """Like ``abandon``, but only log its own failure, so that the original error is the one raised."""
         try:
             self.abandon()
         except HelixError as error:
             logger.warning("batch %s was left unfinished: %s", self._batch.id, error)
 
     def flush(self) -> None:
-        """Store the lines taken so far; errors as from `add`."""
+        """Store the lines taken so far. Raises as `add` does."""
         if not self._chunk or not self._storing:
             return
         self._transact(lambda c: batches.insert_jobs(c, self._batch.id, self._chunk, datetime.now(UTC)))

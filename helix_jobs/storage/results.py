@@ -1,4 +1,4 @@
-"""Reading results as a stream: pages by key, so a million rows never stand in memory at once."""
+"""Read results as a stream: pages by key, so a million rows are never in memory at once."""
 
 from __future__ import annotations
 
@@ -66,20 +66,20 @@ def iter_results(
     only_failed: bool = False,
     chunk: int = 1000,
 ) -> Iterator[JobResult]:
-    """Stream the batch's ended jobs; may be read while the batch runs.
+    """Stream the batch's ended jobs, also while the batch runs.
 
     Args:
-        c: A connection kept open while the iterator is used, which gives one snapshot for all pages; or what opens a
-            read transaction, one for each page, so that whoever reads slowly keeps no snapshot. What ends meanwhile may
-            then be there or not, and a job that is retried meanwhile may come twice.
-        batch_id: Whose.
-        order: ``line``: as in the input. ``completion``: as they ended.
-        include_failed: Failed and cancelled jobs too.
-        only_failed: Nothing but failed and cancelled jobs.
+        c: A connection that stays open while the iterator is used, which gives one snapshot for all pages; or a
+            function that opens a read transaction for each page, so that a slow reader holds no snapshot. Then a job
+            that ends meanwhile may be included or not, and a job that is retried meanwhile may appear twice.
+        batch_id: The batch.
+        order: ``line``: in the order of the input. ``completion``: in the order in which jobs ended.
+        include_failed: Include failed and cancelled jobs.
+        only_failed: Failed and cancelled jobs only.
         chunk: Rows held at once.
 
     Raises:
-        NotFoundError: No such batch; at a later page, that somebody has removed it meanwhile.
+        NotFoundError: No such batch; at a later page, the batch has been removed meanwhile.
     """
     _require_batch(c, batch_id)
     query = _QUERY.where(jobs.c.batch_id == batch_id, _ENDED).limit(chunk)
@@ -116,7 +116,7 @@ def iter_jobs(c: Connection | OpenRead, batch_id: str, state: JobState, *, chunk
 
 
 def get_job(c: Connection, job_id: int) -> JobResult:
-    """One job with its result, in whatever state.
+    """One job in any state, with its result if there is one.
 
     Raises:
         NotFoundError: No such job.
@@ -152,10 +152,10 @@ def _pages(
 
 
 def _page(c: Connection | OpenRead, batch_id: str, page: Select[Any]) -> Sequence[Row[*tuple[Any, ...]]]:
-    """The rows of a page. A batch that is purged between two pages must not look like one that is shorter.
+    """The rows of a page. A batch purged between two pages must not look like a shorter one.
 
     Raises:
-        NotFoundError: It has been purged.
+        NotFoundError: The batch has been purged.
     """
     if isinstance(c, Connection):
         return _rows(c, page)
@@ -169,10 +169,10 @@ def _page(c: Connection | OpenRead, batch_id: str, page: Select[Any]) -> Sequenc
 
 
 def _rows(c: Connection | OpenRead, page: Select[Any]) -> Sequence[Row[*tuple[Any, ...]]]:
-    """The rows of a page, in the transaction there is or in one of their own.
+    """The rows of a page, in the caller's transaction or in a new one.
 
     Raises:
-        UnreadableRowError: A value of one cannot be read as what it should be.
+        UnreadableRowError: A value of a row cannot be read as its column's type.
     """
     if not isinstance(c, Connection):
         with c() as own:
@@ -184,6 +184,6 @@ def _job_result(row: Row[*tuple[Any, ...]]) -> JobResult:
     values = dict(row._mapping)  # noqa: SLF001  (SQLAlchemy's documented name)
     values["state"] = JobState(values["state"])
     if not isinstance(values["request"], dict):
-        # Somebody's hand wrote JSON that is no object; whoever reads results looks for its fields.
+        # An edit by hand left JSON that is not an object; readers of results look up its fields.
         values["request"] = {}
     return JobResult(**values)

@@ -28,7 +28,7 @@ from sqlalchemy import (
 if TYPE_CHECKING:
     from sqlalchemy import Dialect
 
-# The migration these tables stand at; a test holds it equal to Alembic's head, so commands need not import Alembic.
+# The migration that makes these tables. A test holds it equal to Alembic's head, so commands need not import Alembic.
 SCHEMA_REVISION: Final = "0006"
 
 NAMING_CONVENTION: Final = {
@@ -69,11 +69,11 @@ BigId: Final = BigInteger().with_variant(Integer, "sqlite")
 
 
 def _column(name: str, kind: Any, *args: Any, nullable: bool = False, **kwargs: Any) -> Column[Any]:  # noqa: ANN401  (passes SQLAlchemy's own arguments through)
-    """A column that is NOT NULL unless it says otherwise."""
+    """A column that is NOT NULL unless ``nullable`` is given."""
     return Column(name, kind, *args, nullable=nullable, **kwargs)
 
 
-# One row, which the migration makes: what this database is called among all others (``queue_names.py``).
+# One row, made by the migration: the id that tells this database from all others (``queue_names.py``).
 installation = Table(
     "installation",
     metadata,
@@ -96,17 +96,17 @@ batches = Table(
     _column("defaults", JSON),
     _column("metadata", JSON),
     _column("idempotency_key", String(255), nullable=True, unique=True),
-    # SHA-256 over the accepted lines, so that a repeated idempotency key can be told from a reused one.
+    # SHA-256 over the accepted lines: tells a repeated submission from another one under the same idempotency key.
     _column("content_digest", String(64), nullable=True),
     Index("ix_batches_created_at", "created_at"),
 )
 
-# Not so: `helix purge` has begun to remove it, and to everybody else it is gone (storage/purging.py).
+# False once `helix purge` has begun to remove the batch: all other code treats it as gone (storage/purging.py).
 BATCH_IS_THERE: Final = or_(batches.c.total.is_not(None), batches.c.cancelled_at.is_(None))
 
 
 def _partial_index(name: str, *columns: str, where: str) -> Index:
-    """An index over the few rows that match ``where``; queries must repeat that text literally for SQLite to use it."""
+    """An index over the few rows that match ``where``; SQLite uses it only for queries that repeat that text."""
     return Index(name, *columns, sqlite_where=text(where), postgresql_where=text(where))
 
 
@@ -122,11 +122,11 @@ jobs = Table(
     _column("priority", Integer, server_default=text("0")),
     _column("attempts", Integer, server_default=text("0")),
     _column("max_attempts", Integer, server_default=text("3")),
-    # The fence: raised by every claim; a write must carry the current one.
+    # The fence: every claim raises it, and a write must carry the current value.
     _column("lease", Integer, server_default=text("0")),
     _column("worker_id", String(64), nullable=True),
     _column("queued_at", UTCDateTime),
-    # NULL: no message is known to be in the broker.
+    # NULL: the broker is not known to hold a message.
     _column("published_at", UTCDateTime, nullable=True),
     _column("claimed_at", UTCDateTime, nullable=True),
     _column("finished_at", UTCDateTime, nullable=True),
@@ -135,7 +135,7 @@ jobs = Table(
     UniqueConstraint("batch_id", "line"),
     UniqueConstraint("batch_id", "custom_id"),
     CheckConstraint("priority BETWEEN 0 AND 9", name="priority"),
-    # Each index below holds the rows one query looks for, out of a table that is mostly final states.
+    # Each index below holds the few rows that one query looks for, in a table of mostly final states.
     _partial_index(
         "ix_jobs_unpublished", "batch_id", "priority", "id", where="state = 'queued' AND published_at IS NULL"
     ),
@@ -145,9 +145,9 @@ jobs = Table(
     _partial_index("ix_jobs_completion", "batch_id", "finished_at", "id", where="finished_at IS NOT NULL"),
 )
 
-# Nullable columns are NULL where nobody knows: in a run under way, and in one that an older version wrote.
-# Trade-off: a column for each part of the time costs a migration when a part comes, but sums and divides in plain SQL
-# on both databases; why depths were chosen is JSON, as the controller's reasons may change with it.
+# Nullable columns are NULL where the value is unknown: in a run under way, and in a run that an older version wrote.
+# Trade-off: a column for each part of the time needs a migration for a new part, but plain SQL can add and divide the
+# parts on both databases. The reasons for depths are JSON, as they may change with the controller.
 runs = Table(
     "runs",
     metadata,
@@ -167,12 +167,12 @@ runs = Table(
     _column("tokens_per_second", Double, nullable=True),
     _column("cached_prompt_tokens", BigInteger, server_default=text("0")),
     _column("preemptions", Integer, nullable=True),
-    # Steps for each reason; {} with a fixed depth.
+    # Reason -> number of steps; {} with a fixed depth.
     _column("depth_reasons", JSON, nullable=True),
     _column("schedule_seconds", Double, nullable=True),
     _column("draft_seconds", Double, nullable=True),
     _column("target_seconds", Double, nullable=True),
-    # The part of target_seconds; NULL also where the device cannot tell.
+    # Part of target_seconds; NULL also where the device cannot measure it.
     _column("attention_seconds", Double, nullable=True),
     _column("verify_seconds", Double, nullable=True),
 )
@@ -203,7 +203,7 @@ results = Table(
     _column("worker_id", String(64)),
     _column("created_at", UTCDateTime),
     Index("ix_results_created_at", "created_at"),
-    # Without it, each run that is removed would have all results looked through for one that refers to it.
+    # Without this index, each removal of a run would scan all results for references to it.
     Index("ix_results_run_id", "run_id"),
 )
 
@@ -213,7 +213,7 @@ workers = Table(
     _column("id", String(64), primary_key=True),
     _column("hostname", Text),
     _column("pid", Integer),
-    # Which process it is: see process_identity.py. NULL in rows of older versions, and where the system does not tell.
+    # The worker's process: see process_identity.py. NULL in rows of older versions, and where the system does not tell.
     _column("boot_id", Text, nullable=True),
     _column("pid_namespace", Text, nullable=True),
     _column("process_started", Text, nullable=True),
@@ -226,11 +226,11 @@ workers = Table(
     _column("stopped_at", UTCDateTime, nullable=True),
 )
 
-# What status reads instead of counting a million jobs. Every transaction that stores jobs or moves one into or out of
-# a final state adds its share here in the same transaction; `running` is counted from its small index, `queued` is the
-# rest. `outcome` is "stored", "succeeded", "cancelled" or an error code. Rows hold sums and may be negative alone (a
-# retry takes back what a worker counted); only the sum over `writer` means something.
-# Trade-off: one row for each writer costs a sum at each read, but no two workers ever wait for the same row.
+# Status reads these sums instead of counting a million jobs. A transaction that stores jobs or moves one into or out of
+# a final state also updates this table; `running` is counted from its small index, `queued` is the rest. `outcome` is
+# "stored", "succeeded", "cancelled" or an error code. One row may be negative (a retry subtracts what a worker added);
+# only the sum over `writer` has a meaning.
+# Trade-off: a row for each writer costs a sum at each read, but no two workers ever wait for the same row.
 batch_counters = Table(
     "batch_counters",
     metadata,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sqlalchemy import URL
 
 BUSY_TIMEOUT_SECONDS: Final = 10.0
-# What the write-ahead log is cut down to once it has been written back.
+# The size to which the write-ahead log is cut once it has been written back.
 LOG_LIMIT_BYTES: Final = 16 * 1024 * 1024
 _WAL_RETRY_SECONDS: Final = 0.01
 # Trade-off: synchronous=FULL costs an fsync for each commit; group commit shares it among up to 100 rows.
@@ -23,7 +23,7 @@ _PRAGMAS: Final = (
     "PRAGMA foreign_keys=ON",
     "PRAGMA cache_size=-32768",
     "PRAGMA temp_store=MEMORY",
-    # A long reader makes the log grow, as it cannot be written back under it; without a limit it would keep that size.
+    # The log grows under a long reader, as it cannot be written back; without a limit the file would keep that size.
     f"PRAGMA journal_size_limit={LOG_LIMIT_BYTES}",
 )
 
@@ -32,11 +32,11 @@ def sqlite_engine(url: URL, begin: str, **options: Any) -> Engine:  # noqa: ANN4
     """An engine whose transactions begin with ``begin``.
 
     Args:
-        url: The file.
+        url: The URL of the file.
         begin: ``BEGIN IMMEDIATE`` for writers, ``BEGIN`` for readers.
-        options: More of ``create_engine``'s.
+        options: Further options of ``create_engine``.
     """
-    # isolation_level None: the driver begins nothing by itself, the event below does.
+    # isolation_level None: the driver begins no transaction, the event below does.
     engine = create_engine(
         url,
         connect_args={"timeout": BUSY_TIMEOUT_SECONDS, "isolation_level": None},
@@ -47,7 +47,8 @@ def sqlite_engine(url: URL, begin: str, **options: Any) -> Engine:  # noqa: ANN4
     @event.listens_for(engine, "connect")
     def _on_connect(connection: Any, _record: object) -> None:  # noqa: ANN401  (a DBAPI connection)
         cursor = connection.cursor()
-        # Before anything else is written to a new file: see sqlite_space.py. In another it would wait for a writer.
+        # Only for a new file, before any other write: see sqlite_space.py. In an existing file it would wait for a
+        # writer.
         if cursor.execute("PRAGMA page_count").fetchone() == (0,):
             cursor.execute("PRAGMA auto_vacuum=INCREMENTAL")
         _enter_wal(cursor)
@@ -69,10 +70,10 @@ def sqlite_engine(url: URL, begin: str, **options: Any) -> Engine:  # noqa: ANN4
 
 
 def _enter_wal(cursor: sqlite3.Cursor) -> None:
-    """Switch to write-ahead logging, waiting for its turn as everything else does.
+    """Switch to write-ahead logging, and wait for a lock if need be.
 
-    For this one statement SQLite may report a lock at once, whatever the busy timeout: two processes that open a new
-    database together would otherwise fail one of them.
+    For this one statement SQLite may report a lock at once, whatever the busy timeout. Without the wait, one of two
+    processes that open a new database together would fail.
     """
     deadline = time.monotonic() + BUSY_TIMEOUT_SECONDS
     while True:

@@ -1,7 +1,7 @@
-"""SQLiteFile: whether a database file and its write-ahead log are still the ones this process opened.
+"""SQLiteFile: checks that a database file and its write-ahead log are still those that this process opened.
 
-An open file goes on under its old name's inode when another is put in its place. A process that does not look would
-read one database on its old connections and another on its new ones, and what it writes would be nobody's.
+When another file replaces an open one, old connections keep the old inode. Without this check, a process would read one
+database on its old connections and another on its new ones, and its writes to the old one would be lost.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class SQLiteFile:
-    """One file as it was at the first transaction. Looking costs two system calls.
+    """The file as it was at the first transaction. A check costs two system calls.
 
     Args:
-        path: The database.
+        path: The database file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -31,19 +31,19 @@ class SQLiteFile:
         self._log: _Identity | None = None
 
     def note(self) -> None:
-        """Remember what is there, if nothing is remembered yet. For when a connection is open, and stays open."""
+        """Remember the files, unless they are remembered already. Call it while a connection is open and stays open."""
         self._file = self._file or _identity(self._path)
         self._log = self._log or _identity(self._log_path)
 
     def forget_log(self) -> None:
-        """All connections of this process are closed; the last process to do so removes the log rightly."""
+        """Forget the log once all connections of this process are closed: the last process to close removes it."""
         self._log = None
 
     def check(self) -> None:
-        """Compare what is there with what is remembered.
+        """Compare the files with those remembered.
 
         Raises:
-            DatabaseReplacedError: It is gone, or another file has its name.
+            DatabaseReplacedError: A file is gone, or another one has its name.
         """
         for path, noted in ((self._path, self._file), (self._log_path, self._log)):
             if noted is None or (found := _identity(path)) == noted:

@@ -1,9 +1,9 @@
-"""Free room in SQLite's file: pages that rows were removed from, and giving them back to the disk.
+"""Free pages in SQLite's file, left by removed rows, and how to give them back to the disk.
 
-New databases are made with ``auto_vacuum=INCREMENTAL`` (``sqlite_engine.py``), so their files can be cut down some
-pages at a time while workers go on. Trade-off: a page in each thousand then says who refers to which, and rows of one
-batch lie less together after a cut; without it only a VACUUM shrinks a file, which locks everybody out and needs room
-for a second copy. A file of an older version is such a one, until it was rewritten once (``rewrite``).
+New databases have ``auto_vacuum=INCREMENTAL`` (``sqlite_engine.py``), so their files can shrink some pages at a time
+while workers run. Trade-off: one page in a thousand then holds references between pages, and a batch's rows are more
+scattered after a cut. Without this mode only a VACUUM shrinks a file, which locks everybody out and needs room for a
+second copy. A file of an older version lacks the mode until it has been rewritten once (``rewrite``).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from helix_jobs.storage.database import Database
 
-# 8 MB: what a transaction writes at most. Where pages are slow to move (SQLite looks for each in the list of free ones,
-# which may be long), it takes fewer, so that other writers do not wait for long.
+# At most 8 MB a transaction. It takes fewer pages where they are slow to move (SQLite searches its list of free pages,
+# which may be long, for each), so that other writers do not wait long.
 PAGES: Final = 2000
 _FEWEST_PAGES: Final = 20
 _STEP_SECONDS: Final = 0.25
@@ -33,11 +33,11 @@ _WAIT_SECONDS: Final = 30.0
 
 @dataclass(frozen=True, slots=True)
 class FreeRoom:
-    """What of the file is empty.
+    """The free space of the file.
 
     Attributes:
-        bytes: Taken by nothing; new rows go there first.
-        can_be_given_back: Whether it can be cut off in steps.
+        bytes: Free bytes; new rows go there first.
+        can_be_given_back: Whether they can be cut off in steps.
     """
 
     bytes: int
@@ -45,7 +45,7 @@ class FreeRoom:
 
 
 def free_room(c: Connection) -> FreeRoom:
-    """Ask SQLite how much of its file is free."""
+    """Read how much of SQLite's file is free."""
     pages, size, mode = (
         int(c.exec_driver_sql(f"PRAGMA {name}").scalar_one()) for name in ("freelist_count", "page_size", "auto_vacuum")
     )
@@ -53,10 +53,10 @@ def free_room(c: Connection) -> FreeRoom:
 
 
 def give_back(database: Database) -> int:
-    """Cut free pages off the file, in steps; returns the bytes cut off. Nothing on Postgres, or if it cannot be done.
+    """Cut free pages off the file, in steps; returns the bytes cut off. Returns 0 on Postgres, or where it cannot.
 
     Raises:
-        DatabaseUnreachableError: The database is locked for too long.
+        DatabaseUnreachableError: The database stayed locked for too long.
     """
     file = database.sqlite_file
     freed, pages = 0, PAGES
@@ -65,7 +65,8 @@ def give_back(database: Database) -> int:
             before = free_room(c)
         if not before.can_be_given_back or not before.bytes:
             break
-        # A script: a page is moved with each row that is asked for, and nobody would ask for rows without columns.
+        # executescript, because SQLite moves one page for each row fetched, and execute would fetch none: the rows have
+        # no columns.
         started = time.monotonic()
         _run(database, file, f"PRAGMA incremental_vacuum({pages})")
         seconds = time.monotonic() - started
@@ -79,12 +80,12 @@ def give_back(database: Database) -> int:
 
 
 def rewrite(database: Database) -> int:
-    """Write the whole file anew without free pages, so that from then on it can be cut down in steps (VACUUM).
+    """Rewrite the whole file without free pages (VACUUM); from then on it can shrink in steps.
 
-    Everybody else is locked out meanwhile, and the disk needs room for a second copy. Returns the bytes it has lost.
+    Everybody else is locked out meanwhile, and the disk needs room for a second copy. Returns the bytes saved.
 
     Raises:
-        DatabaseUnreachableError: Somebody uses it, or the disk is full.
+        DatabaseUnreachableError: The database is in use, or the disk is full.
     """
     file = database.sqlite_file
     if file is None:

@@ -25,12 +25,12 @@ FINAL_STATES: Final = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.C
 RUNNABLE_STATES: Final = frozenset({JobState.QUEUED, JobState.RUNNING})
 
 
-# What becomes of a job: a final state, or for a failed one the reason.
+# Outcomes of a job: its final state, or the error code if it failed.
 OUTCOMES: Final = (JobState.SUCCEEDED.value, JobState.CANCELLED.value, *(code.value for code in ErrorCode))
 
 
 class BatchState(StrEnum):
-    """Derived, never stored."""
+    """State of a batch: derived, never stored."""
 
     SUBMITTING = "submitting"
     QUEUED = "queued"
@@ -44,8 +44,8 @@ def derive_batch_state(counts: Mapping[JobState, int], *, sealed: bool, cancelle
 
     Args:
         counts: Jobs per state; missing states count as 0.
-        sealed: Every line has been stored.
-        cancelled: Someone cancelled the batch.
+        sealed: Whether every line has been stored.
+        cancelled: Whether the batch was cancelled.
     """
     if not sealed:
         return BatchState.SUBMITTING

@@ -1,4 +1,4 @@
-"""Reading batches: from counters, never by counting jobs, because status is polled each second at any size."""
+"""Read the status of batches from counters. Jobs are never counted: status is polled each second at any size."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ _OUTCOMES: Final = (
     .where(batch_counters.c.batch_id.in_(_IDS))
     .group_by(batch_counters.c.batch_id, batch_counters.c.outcome)
 )
-# As many rows as slots. Concatenation hides the column's other indexes: SQLite without statistics would rather walk the
-# whole batch by one of them than take the few rows of ix_jobs_running.
+# Matches at most as many rows as workers have slots. Concatenation hides the column's other indexes: SQLite without
+# statistics would walk the whole batch by one of them instead of reading the few rows of ix_jobs_running.
 _RUNNING_BATCH: Final = jobs.c.batch_id.concat("")
 _RUNNING: Final = (
     select(
@@ -59,11 +59,11 @@ _BATCHES: Final = select(
 
 
 def batch_status(c: Connection, batch_id: str) -> BatchStatus:
-    """The batch now. Use a read transaction: then all numbers are of one moment.
+    """The batch's status now. Use a read transaction: then all numbers are of one moment.
 
     Raises:
         NotFoundError: No such batch.
-        UnreadableRowError: A value of it cannot be read.
+        UnreadableRowError: A value of the batch cannot be read.
     """
     rows = fetch_all(c, _BATCHES.where(batches.c.id == batch_id))
     if not rows:
@@ -80,7 +80,7 @@ def list_batches(c: Connection, limit: int = 20, offset: int = 0) -> list[BatchS
     """Batches, newest first.
 
     Raises:
-        UnreadableRowError: A value of one cannot be read.
+        UnreadableRowError: A value of a batch cannot be read.
     """
     newest = _BATCHES.order_by(batches.c.created_at.desc(), batches.c.id.desc()).limit(limit).offset(offset)
     return _statuses(c, fetch_all(c, newest))
@@ -107,11 +107,11 @@ def _status(
     stored = jobs_by_outcome.pop(counters.STORED, 0)
     succeeded = jobs_by_outcome.pop(JobState.SUCCEEDED.value, 0)
     cancelled = jobs_by_outcome.pop(JobState.CANCELLED.value, 0)
-    # What is left are error codes.
+    # The remaining outcomes are error codes.
     failed = sum(jobs_by_outcome.values())
     running_jobs = int(running.jobs) if running is not None else 0
     counts = {
-        # Not below 0: in a caller's own write transaction on Postgres each statement sees its own moment.
+        # At least 0: in a write transaction on Postgres each statement sees another moment.
         JobState.QUEUED: max(0, stored - running_jobs - succeeded - failed - cancelled),
         JobState.RUNNING: running_jobs,
         JobState.SUCCEEDED: succeeded,

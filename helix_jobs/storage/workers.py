@@ -1,7 +1,7 @@
 """Workers and their runs.
 
-Whether a worker lives is judged by its heartbeat *changing*, on the judge's own monotonic clock (``reconciler.py``);
-the times here are never compared with anybody's clock.
+A worker is judged alive if its heartbeat *changes* within a span of the judge's own monotonic clock
+(``reconciler.py``); the times stored here are never compared with a clock.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ _IS_RUNNING: Final = text("state = 'running'")
 
 
 def register_worker(c: Connection, worker: NewWorker, now: datetime) -> None:
-    """Enter a worker, or revive one that was declared lost and is not."""
+    """Store a worker, or restore one that was wrongly declared lost."""
     values = {**asdict(worker), "started_at": now, "heartbeat_at": now, "stopped_at": None}
     statement = _REGISTER[c.dialect.name].values(values)
     c.execute(statement.on_conflict_do_update(index_elements=["id"], set_={"heartbeat_at": now, "stopped_at": None}))
 
 
 def heartbeat(c: Connection, worker_id: str, now: datetime) -> bool:
-    """Note that the worker lives. False: it was declared lost (its leases are gone); it must register again."""
+    """Note that the worker is alive. False: it was declared lost (its leases are gone) and must register again."""
     return c.execute(_HEARTBEAT, {"worker": worker_id, "now": now}).rowcount > 0
 
 
 def stop_worker(c: Connection, worker_id: str, now: datetime) -> None:
-    """Note an orderly end."""
+    """Note that the worker stopped in order."""
     c.execute(update(workers).where(workers.c.id == worker_id, workers.c.stopped_at.is_(None)).values(stopped_at=now))
 
 
@@ -53,16 +53,16 @@ def live_workers(c: Connection) -> list[Worker]:
 
 
 def watched_workers(c: Connection) -> list[Worker]:
-    """Workers to judge: those not stopped, and stopped ones that hold leases all the same.
+    """Workers to judge: those not stopped, and those that are stopped but hold leases.
 
-    The latter: a worker declared lost that woke up and claimed before it noticed.
+    A stopped one with leases was declared lost, woke up, and claimed a job before it noticed.
     """
     holding = select(jobs.c.worker_id).where(_IS_RUNNING, jobs.c.worker_id.is_not(None))
     return _readable_workers(c, or_(workers.c.stopped_at.is_(None), workers.c.id.in_(holding)))
 
 
 def worker_heartbeats(c: Connection) -> dict[str, datetime | None]:
-    """Id -> heartbeat of every worker to judge; None for an id that holds leases and has no row."""
+    """Id -> heartbeat of every worker to judge; None for an id that holds leases but has no row."""
     found: dict[str, datetime | None] = {worker.id: worker.heartbeat_at for worker in watched_workers(c)}
     for worker_id in c.execute(select(jobs.c.worker_id).where(_IS_RUNNING).distinct()).scalars():
         if worker_id is not None:
@@ -71,9 +71,9 @@ def worker_heartbeats(c: Connection) -> dict[str, datetime | None]:
 
 
 def _readable_workers(c: Connection, which: ColumnElement[bool]) -> list[Worker]:
-    """These workers, oldest first, without those whose rows cannot be read: for one of them nobody else is to wait.
+    """These workers, oldest first, without unreadable rows: one such row must not withhold the others.
 
-    One that lives writes over what is unreadable with its next heartbeat.
+    A live worker overwrites its unreadable heartbeat with the next one.
     """
     rows = readable_rows(c, select(workers).where(which).order_by(workers.c.started_at), workers.c.id)
     return [Worker(**row._mapping) for row in rows]  # noqa: SLF001  (SQLAlchemy's documented name)
@@ -85,5 +85,5 @@ def start_run(c: Connection, worker_id: str, now: datetime) -> int:
 
 
 def finish_run(c: Connection, run_id: int, totals: RunTotals, now: datetime) -> None:
-    """Close a run with what it did."""
+    """Close a run with its totals."""
     c.execute(update(runs).where(runs.c.id == run_id).values(**asdict(totals), finished_at=now))
