@@ -1,1 +1,1 @@
-"""Broker: job ids in Redis: where it is, the embedded server, and what is published."""
+"""Broker: job ids in Redis. Where the broker is, the embedded server, and which ids are published."""

@@ -1,4 +1,4 @@
-"""EmbeddedBroker: a real Valkey server on a unix socket under HELIX_HOME, for those who run no Redis."""
+"""EmbeddedBroker: a real Valkey server on a unix socket under HELIX_HOME, for users without a Redis."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ START_SECONDS: Final = 15.0
 ANSWER_SECONDS: Final = 5.0
 LOOK_SECONDS: Final = 0.5
 STOP_SECONDS: Final = 5.0
-# A server that is silent for so long is replaced: it has nothing that the database has not.
+# A server silent for this long is replaced: it holds nothing that the database does not.
 SILENT_SECONDS: Final = 60.0
-# Long enough for a supervisor to start a killed worker again.
+# Long enough for a supervisor to restart a killed worker.
 UNUSED_SECONDS: Final = 30.0
 
 
@@ -57,11 +57,11 @@ class Presence(Enum):
 class EmbeddedBroker:
     """The server under one HELIX_HOME, shared by every process that uses this home.
 
-    It keeps nothing on disk: whatever it forgets, the reconciler publishes again from the database.
+    It keeps nothing on disk: the reconciler publishes lost messages again from the database.
 
-    Whoever started it or found it running *uses* it, and holds a shared lock until it stops or dies. The last user to
-    stop takes the server down; if users are killed, the server's keeper (``keeper.py``) ends it after half a
-    minute, and at once when its directory is deleted.
+    A process that started the server or found it running *uses* it, and holds a shared lock until that process stops or
+    dies. The last user to stop takes the server down. If users are killed, the server's keeper (``keeper.py``) ends the
+    server after half a minute, and at once when its directory is deleted.
 
     Args:
         home: HELIX_HOME, which must exist.
@@ -75,7 +75,7 @@ class EmbeddedBroker:
 
     @property
     def socket_path(self) -> Path:
-        """Where the socket is: under home, or under a short private directory where home's path is too long."""
+        """The socket's path: under home, or under a short private directory if home's path is too long."""
         path = self._directory / "broker.sock"
         if len(os.fsencode(path)) <= MAX_SOCKET_PATH:
             return path
@@ -92,11 +92,11 @@ class EmbeddedBroker:
         return self.presence() is Presence.ANSWERS
 
     def presence(self) -> Presence:
-        """Ask the server for an answer, for at most five seconds. On Windows there is none.
+        """Wait at most five seconds for the server's answer. On Windows there is no server.
 
         Raises:
             ConfigurationError: The socket's directory is a link or another user's.
-            ExhaustedError: This process can open nothing to ask it through.
+            ExhaustedError: This process has no descriptor left to ask it with.
         """
         if sys.platform == "win32":
             return Presence.ABSENT
@@ -112,7 +112,7 @@ class EmbeddedBroker:
         except OSError as error:
             if is_exhaustion(error):
                 raise ExhaustedError(explain_exhaustion(error)) from error
-            return Presence.SILENT  # no answer, or too many wait for one
+            return Presence.SILENT  # no answer, or too many clients wait for one
         return Presence.ANSWERS if answers else Presence.SILENT
 
     @staticmethod
@@ -120,18 +120,18 @@ class EmbeddedBroker:
         """Make sure that this system has the server.
 
         Raises:
-            ConfigurationError: It has none.
+            ConfigurationError: The system has none.
         """
         _server_binary()
 
     def start(self) -> bool:
-        """Use the server, and make sure it runs. True if it was started here and is therefore empty.
+        """Use the server, and make sure it runs. True if this call started it, so that it is empty.
 
-        One that does not answer is waited for; after a minute of silence another takes its place, and its keeper, who
-        sees that, ends it.
+        A silent server is waited for. After a minute of silence another takes its place, and its keeper sees that and
+        ends it.
 
         Raises:
-            BrokerUnreachableError: It does not come up, or does not answer for now.
+            BrokerUnreachableError: The server does not start, or does not answer for now.
             ConfigurationError: This system has no embedded broker.
             ExhaustedError: As for ``presence``.
         """
@@ -158,7 +158,7 @@ class EmbeddedBroker:
             time.sleep(LOOK_SECONDS)
 
     def stop(self) -> bool:
-        """Use the server no longer; take it down if nobody else does. True if that was done."""
+        """Stop using the server; take it down if no other process uses it. True if it was taken down."""
         if not self._directory.is_dir():
             self._use.release()
             self._leave_to_keeper()
@@ -176,10 +176,10 @@ class EmbeddedBroker:
 
     @contextmanager
     def _starting(self, patience: float) -> Iterator[None]:
-        """One process at a time starts or stops the server.
+        """Let one process at a time start or stop the server.
 
         Raises:
-            BrokerUnreachableError: Another one is at it and does not finish.
+            BrokerUnreachableError: Another process is starting or stopping it and does not finish.
         """
         lock = FileLock(self._directory / "start.lock")
         deadline = time.monotonic() + patience
@@ -211,7 +211,7 @@ class EmbeddedBroker:
         except Exception as error:  # noqa: BLE001  (a server that is gone is what was wanted)
             logger.debug("the embedded broker was not there to be stopped: %s", error)
             if self._process is not None:
-                self._process.terminate()  # its keeper ends one that does not answer
+                self._process.terminate()  # its keeper ends a server that does not answer
             return False
         else:
             return True
@@ -225,7 +225,7 @@ class EmbeddedBroker:
         from redis.backoff import NoBackoff
         from redis.retry import Retry
 
-        # Its default retries a refused connection for seconds; here a refusal is an answer.
+        # By default redis-py retries a refused connection for seconds; here a refusal is an answer.
         return Redis(unix_socket_path=str(self.socket_path), socket_timeout=5, retry=Retry(NoBackoff(), 0))
 
     def _spawn(self) -> None:
@@ -236,7 +236,7 @@ class EmbeddedBroker:
                 self._process.wait(STOP_SECONDS)  # its keeper sees that its socket is gone
         log = self._directory / "broker.log"
         command = [
-            # The keeper needs nothing but the standard library, and no directory of anybody's on its path.
+            # The keeper needs only the standard library, and no other directory on its path.
             *python_command("-I", "-S", str(Path(__file__).with_name("keeper.py"))),
             *(str(self._use.path), str(self._directory / "start.lock"), str(socket_path), str(UNUSED_SECONDS)),
             str(_server_binary()),

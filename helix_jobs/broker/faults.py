@@ -1,4 +1,4 @@
-"""What kombu and redis-py raise for a broker that is away or says no, as Helix's errors."""
+"""Turns the errors of kombu and redis-py for an absent or refusing broker into Helix's errors."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-# What kombu raises for a URL with an unknown scheme, a malformed port or an unknown option.
+# kombu raises these for a URL with an unknown scheme, a malformed port or an unknown option.
 _NO_URL: Final = (ValueError, KeyError, TypeError, ImportError)
 
 
 @contextmanager
 def broker_errors(url: str) -> Iterator[None]:
-    """Turn what kombu and redis-py raise for a broken or refusing broker into BrokerUnreachableError."""
+    """Turn kombu's and redis-py's errors for a broken or refusing broker into BrokerUnreachableError."""
     from kombu.exceptions import KombuError
     from redis.exceptions import RedisError
 
@@ -39,7 +39,7 @@ def broker_errors(url: str) -> Iterator[None]:
             "start it, or correct HELIX_REDIS_URL (unset, the worker runs a broker of its own)"
         ) from error
     except _NO_URL as error:
-        if _fault_of(url) is None:  # our own options, or a bug: nothing that a person could correct
+        if _fault_of(url) is None:  # our own options, or a bug: nothing that a user could correct
             raise
         raise ConfigurationError(
             f"HELIX_REDIS_URL {redact(url)} is no broker URL ({redact(str(error))}); use redis://, rediss:// or redis+socket://"
@@ -47,7 +47,7 @@ def broker_errors(url: str) -> Iterator[None]:
 
 
 def _fault_of(url: str) -> Exception | None:
-    """What kombu says of the URL alone; ``broker_url`` lets none through that it does not take."""
+    """Return kombu's error for the URL alone. ``broker_url`` lets no URL through that kombu refuses."""
     from kombu.connection import Connection
 
     try:
@@ -58,11 +58,11 @@ def _fault_of(url: str) -> Exception | None:
 
 
 def is_refusal(cause: BaseException) -> bool:
-    """Whether the broker itself said no (password, right, replica, full memory), so that starting it mends nothing."""
+    """Whether the broker itself refused (password, right, replica, full memory), so that starting it would not help."""
     from redis import exceptions
 
     if isinstance(cause, exceptions.AuthenticationError):
         return True
-    # Not answering is a ConnectionError of redis-py; so is an answer that the broker is still loading its file.
+    # redis-py raises ConnectionError if no answer comes, and also if the broker says that it is still loading its file.
     silent = (exceptions.ConnectionError, exceptions.TimeoutError)
     return isinstance(cause, exceptions.RedisError) and not isinstance(cause, silent)

@@ -1,4 +1,4 @@
-"""fill_broker: publishes the jobs that wait. A client runs it after a submission, a worker's reconciler each tick."""
+"""fill_broker: publishes waiting jobs. A client runs it after a submission, a worker's reconciler at each tick."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from helix_jobs.storage.database import Database
     from helix_jobs.storage.records import PublishableJob
 
-# Messages the broker is kept filled up to. Trade-off: a larger window supplies workers for longer while nobody
-# publishes, and a lost worker costs more duplicates.
+# How many messages the broker is kept filled with. Trade-off: a larger window supplies workers for longer while nobody
+# publishes, but a lost worker costs more duplicates.
 WINDOW: Final = 10_000
 
 
@@ -22,23 +22,23 @@ class Publisher(Protocol):
     """The broker as this loop sees it."""
 
     def publish(self, jobs: Sequence[PublishableJob], /) -> None:
-        """Send one message for each job; when it returns, the broker has them all."""
+        """Send one message for each job; on return the broker has them all."""
 
 
 def fill_broker(database: Database, publisher: Publisher, room: int, chunk: int) -> Iterator[int]:
-    """Publish waiting jobs, the most urgent first, until ``room`` messages are sent or none waits.
+    """Publish waiting jobs, the most urgent first, until ``room`` messages are sent or no job waits.
 
-    Yields after each chunk, so that the caller can stop between two of them and knows what was published before an
+    Yields after each chunk, so that the caller can stop between two chunks, and knows how many were published before an
     error.
 
     Args:
         database: Where the jobs are.
         publisher: The broker.
-        room: How many messages at most.
-        chunk: How many of them at once.
+        room: The most messages to send.
+        chunk: How many messages to send at once.
 
     Yields:
-        How many jobs a chunk had.
+        The number of jobs in each chunk.
 
     Raises:
         BrokerUnreachableError: The broker does not answer, or refuses.
@@ -49,7 +49,7 @@ def fill_broker(database: Database, publisher: Publisher, room: int, chunk: int)
             jobs = publishing.publishable(connection, min(room, chunk))
         if not jobs:
             return
-        # Publish, then mark: dying in between costs a duplicate message; the other order would lose one.
+        # Publish, then mark: a crash in between costs a duplicate message; in the other order it would lose one.
         publisher.publish(jobs)
         _mark(database, [job.id for job in jobs])
         room -= len(jobs)

@@ -1,7 +1,7 @@
-"""Dropping junk from the queue's lists in blocks: popped one by one, it would hold up the jobs behind it.
+"""Drops junk from the queue's lists in blocks: popped one by one, it would hold up the jobs behind it.
 
-A message that is next in line and none of ours is dropped by the server, in one script, only while what is next is
-still what was looked at. So no message of a job can be dropped, whatever other workers take and put meanwhile.
+One script on the server drops the foreign messages next in line, and only while they are still the ones that were read.
+So no job's message can be dropped, whatever other workers take and put meanwhile.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 BLOCK_MESSAGES: Final = 500
 BLOCK_BYTES: Final = 1_000_000
-# Ours have some 600.
+# Helix's messages have some 600.
 MAX_MESSAGE_BYTES: Final = 8_192
 
-# The last messages of a list, the next one first; of one that is too long its digest in the place of its text.
+# Reads the last messages of a list, the next one first; for an overlong message, its digest instead of its text.
 _LOOK: Final = """
 local found, total = {}, 0
 for i = 1, tonumber(ARGV[1]) do
@@ -32,7 +32,8 @@ for i = 1, tonumber(ARGV[1]) do
 end
 return found
 """
-# ARGV: digests of messages, the next one first. Drops from the end while they fit; the first may have been popped.
+# ARGV: digests of messages, the next one first. Drops from the end while the digests match; the first messages may have
+# been popped.
 _DROP: Final = """
 local dropped = 0
 local text = redis.call('LINDEX', KEYS[1], -1)
@@ -55,13 +56,13 @@ def sweep(
     keys: Sequence[str],
     are_ours: Callable[[Sequence[bytes]], Iterable[bool]],
 ) -> int:
-    """Drop the junk that is next in line in each of these lists, at most a block of each; returns how much it was.
+    """Drop the junk next in line in each of these lists, at most a block of each; returns how many messages.
 
     Args:
         client: A Redis client.
         keys: Lists, popped from the right.
-        are_ours: Which messages of a block are to be kept, read as far as it is needed. Empty texts stand for those
-            that are longer than any of ours; they are not kept.
+        are_ours: For each message of a block, whether to keep it; read only as far as needed. An empty text stands for
+            a message longer than any of Helix's, which is not kept.
     """
     dropped = 0
     for key in keys:

@@ -1,11 +1,11 @@
-"""The embedded broker's keeper: a small process that starts the server and ends it when nobody can want it any more.
+"""The embedded broker's keeper: a small process that starts the server and ends it when nobody needs it any more.
 
-Run by its path, with the standard library alone: it must be light, as it lives as long as the server. A worker cannot
-do this, as it may be killed; the server cannot either, as it knows neither its directory nor who uses it.
+It runs by its path, with the standard library alone: it must be light, as it lives as long as the server. A worker
+cannot do this, as it may be killed. The server cannot either, as it knows neither its directory nor its users.
 
 It ends the server
-- at once when its directory or its socket is gone, or another one stands there: nobody can reach this server any more;
-- when for a while nobody has held the users' lock, which the system drops with the process that held it.
+- at once when its directory or its socket is gone or replaced: nobody can reach this server any more;
+- when nobody has held the users' lock for a while; the system drops a lock with the process that held it.
 
 On Linux the server also ends with its keeper.
 """
@@ -36,7 +36,7 @@ def main(users_lock: str, start_lock: str, socket: str, unused_seconds: float, c
         users_lock: Path of the file on which every user holds a shared lock.
         start_lock: Path of the file that is locked while a server is started or stopped.
         socket: The server's socket, which must not be there yet.
-        unused_seconds: How long nobody may use it.
+        unused_seconds: How long the server may be unused before it is ended.
         command: The server's command line.
     """
     server = subprocess.Popen(command, preexec_fn=_die_with_parent)  # noqa: PLW1509, S603  (no threads here; no shell)
@@ -56,7 +56,7 @@ def main(users_lock: str, start_lock: str, socket: str, unused_seconds: float, c
             return _end(server)
         with _locked(start_lock, fcntl.LOCK_EX) as alone:
             if not alone:
-                continue  # somebody is starting or stopping it
+                continue  # a process is starting or stopping it
             with _locked(users_lock, fcntl.LOCK_EX) as unused:
                 if not unused:
                     used_at = time.monotonic()
@@ -67,14 +67,14 @@ def main(users_lock: str, start_lock: str, socket: str, unused_seconds: float, c
 
 
 def _cut_log() -> None:
-    """Empty the log once it has grown too large: what an embedded broker has to say is said anew, or not worth it."""
+    """Empty the log once it has grown too large: the embedded broker repeats any lasting problem."""
     with contextlib.suppress(OSError):
         if os.fstat(1).st_size > LOG_BYTES:  # nothing but a file has a size
             os.ftruncate(1, 0)
 
 
 def _end(server: subprocess.Popen[bytes]) -> int:
-    # Not asked to shut down: it would remove the socket of a server that took its place.
+    # Killed, not shut down: a shutdown would remove the socket of a server that took its place.
     server.kill()
     return server.wait()
 
@@ -89,7 +89,7 @@ def _identity(path: str) -> tuple[int, int] | None:
 
 @contextlib.contextmanager
 def _locked(path: str, kind: int):  # type: ignore[no-untyped-def]  # noqa: ANN202  (typing is not imported here)
-    """Hold a lock while the block runs; yields whether it could be had. Without the file nobody holds it."""
+    """Hold a lock while the block runs; yields whether it could be taken. Without its file nobody holds it."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:

@@ -1,4 +1,4 @@
-"""Which messages are Helix's own: a pure check of what anyone who can write to Redis may have put there."""
+"""Which messages are Helix's own. A pure check: anyone who can write to Redis may have put others there."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from helix_jobs.broker.publisher import TASK_NAME
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# Ours are a tenth of this; nothing longer is decoded.
+# Helix's bodies are a tenth of this; nothing longer is decoded.
 MAX_BODY_CHARS: Final = 512
 MAX_NAME_CHARS: Final = 64
 MAX_JOB_ID: Final = 2**63 - 1
 
-# What the publisher writes, and the mark kombu adds to a message that is given back. Anything else (an expiry, a later
-# start, callbacks, a time limit) would make Celery do what no job of ours asks for.
+# The headers the publisher writes, and the mark kombu adds to a message that is given back. Any other header (an
+# expiry, a later start, callbacks, a time limit) would make Celery do things that no job asks for.
 _HEADERS: Final = frozenset({"lang", "task", "id", "root_id", "ignore_result", "redelivered"})
 
 
 def is_envelope(raw: object) -> bool:
-    """Whether this is a message at all, to any queue: what kombu reads without a further check is there."""
+    """Whether this is a message to any queue: it has the parts that kombu reads unchecked."""
     if not isinstance(raw, dict) or not isinstance(raw.get("headers"), dict):
         return False
     properties = raw.get("properties")
@@ -39,7 +39,7 @@ def is_envelope(raw: object) -> bool:
 
 
 def job_id_of_message(raw: Any, queue: str) -> int | None:  # noqa: ANN401  (parsed JSON)
-    """The id of the job a message names, or None where it is none of ours: malformed, too long, of another task.
+    """The id of the job a message names, or None for a foreign one: malformed, too long, of another task.
 
     Args:
         raw: The message.

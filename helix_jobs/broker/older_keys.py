@@ -1,6 +1,6 @@
-"""Keys that a Helix before installation ids left in Redis: one queue for all, which nobody reads any more.
+"""Keys that a Helix without installation ids left in Redis: one queue for all, which nobody reads any more.
 
-Another program may use the same names. So a key counts only if what it holds are messages of Helix's task.
+Another program may use the same names. So a key counts only if it holds messages of Helix's task.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _UNACKED_INDEX: Final = "helix.unacked_index"
 
 @dataclass(frozen=True, slots=True)
 class OlderKey:
-    """One such key.
+    """One left-over key.
 
     Attributes:
         name: The key.
-        messages: How many messages lie there.
+        messages: How many messages it holds.
         bytes: Memory it takes; 0 where the server does not say.
     """
 
@@ -37,7 +37,7 @@ class OlderKey:
 
 
 def find_older_keys(client: Any) -> tuple[OlderKey, ...]:  # noqa: ANN401  (redis-py's, which kombu hands out)
-    """Look for them; none where this user may not look at other keys than its own."""
+    """Find the left-over keys; none if this user may not read keys other than its own."""
     from redis.exceptions import ResponseError
 
     try:
@@ -47,11 +47,11 @@ def find_older_keys(client: Any) -> tuple[OlderKey, ...]:  # noqa: ANN401  (redi
 
 
 def removal(keys: Sequence[OlderKey], server: str) -> str:
-    """The command that removes them.
+    """The command that removes the keys.
 
     Args:
         keys: At least one.
-        server: How ``redis-cli`` is told where the server is.
+        server: The arguments that tell ``redis-cli`` where the server is.
     """
     names = " ".join('"' + key.name.replace("\x06", "\\x06").replace("\x16", "\\x16") + '"' for key in keys)
     return f"printf '%s\\n' 'DEL {names}' | redis-cli {server}"
@@ -87,7 +87,7 @@ def _is_message(data: bytes | None) -> bool:
 
 
 def _is_delivered(data: bytes) -> bool:
-    """Whether it is what kombu notes of a delivered message: the message, its exchange and its routing key."""
+    """Whether this is kombu's record of a delivered message: the message, its exchange and its routing key."""
     try:
         return bool(json.loads(data)[0]["headers"]["task"] == _TASK)
     except (ValueError, KeyError, IndexError, TypeError, RecursionError):

@@ -1,7 +1,7 @@
 """Where the broker is, the embedded broker, and how job ids are published.
 
-The database is the truth and the broker carries ids, so everything in here may be lost: a message that is gone is
-published again by the reconciler, one that comes twice is refused by the claim.
+The database is the truth and the broker only carries ids, so the broker may lose everything. The reconciler publishes a
+lost message again; the claim refuses a duplicate.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def broker_url(settings: Settings) -> str:
     """Return HELIX_REDIS_URL, or the embedded broker's socket under HELIX_HOME.
 
     Raises:
-        ConfigurationError: The URL is none Helix takes, or none is set and this system has no embedded broker.
+        ConfigurationError: Helix does not take the URL, or none is set and this system has no embedded broker.
     """
     if settings.redis_url is not None:
         return verifying_url(checked_redis_url(settings.redis_url))
@@ -72,9 +72,9 @@ def broker_url(settings: Settings) -> str:
 
 
 def verifying_url(url: str) -> str:
-    """Have a ``rediss://`` URL that does not say how certificates are checked ask for the full check.
+    """Add the full certificate check to a ``rediss://`` URL that does not say how certificates are checked.
 
-    kombu alone would take any certificate, and with it anybody between here and the broker.
+    kombu alone would take any certificate, so that anybody in between could pose as the broker.
     """
     if not url.lower().startswith("rediss:") or "ssl_cert_reqs=" in url:
         return url
@@ -86,10 +86,10 @@ def transport_options(url: str, names: QueueNames) -> dict[str, Any]:
     if url == MEMORY_URL:
         return connection_options(url)
     return connection_options(url) | {
-        # Jobs are recovered from the database within half a minute; this only bounds when Redis forgets its copy.
+        # The database recovers jobs within half a minute; this only bounds when Redis forgets its copy.
         "visibility_timeout": 86_400,
         "unacked_restore_throttle": 1,
-        # Keys of this installation's own: whoever else uses the Redis database is none of our business.
+        # Keys of this installation's own, apart from other users of the Redis database.
         "unacked_key": names.unacked,
         "unacked_index_key": names.unacked_index,
         "unacked_mutex_key": names.unacked_mutex,
@@ -98,19 +98,19 @@ def transport_options(url: str, names: QueueNames) -> dict[str, Any]:
 
 
 def connection_options(url: str) -> dict[str, Any]:
-    """Return those of kombu's options that say how long a connection waits."""
+    """Return kombu's options for how long a connection waits."""
     if url == MEMORY_URL:
-        # Its default of a second would be the latency of every message.
+        # The default of a second would delay every message.
         return {"polling_interval": 0.02}
     return {
-        # Each connection that went dead without a word costs the consumer's loop this long when it next acknowledges,
-        # and it must be through with them all within a minute. A server that is silent for so long and lives after all
-        # costs a reconnection.
+        # Each silently dead connection costs the consumer's loop this long at the next acknowledgement, and the loop
+        # must get through all of them within a minute. If a living server is silent for so long, that costs a
+        # reconnection.
         "socket_timeout": SOCKET_TIMEOUT,
         "socket_connect_timeout": CONNECT_TIMEOUT,
         "socket_keepalive": True,
         "health_check_interval": 2 * SOCKET_TIMEOUT,
-        # Without an event loop (Windows) every slot's thread acknowledges through a connection of its own.
+        # Without an event loop (Windows) every slot's thread acknowledges over a connection of its own.
         "max_connections": 1024,
     }
 
@@ -124,7 +124,7 @@ def ping(url: str, *, timeout: float = CONNECT_TIMEOUT) -> None:
     """Make sure the broker answers.
 
     Raises:
-        BrokerUnreachableError: It does not; the message says where and why.
+        BrokerUnreachableError: It does not answer; the message says where and why.
     """
     from kombu.connection import Connection
 
@@ -137,12 +137,12 @@ def ping(url: str, *, timeout: float = CONNECT_TIMEOUT) -> None:
 class CeleryPublisher:
     """Sends job ids as Celery messages; thread-safe.
 
-    Writes the message itself instead of ``task.delay()``: kombu alone imports in a tenth of a second and pipelines a
-    batch, at 9,000 messages a second against 2,000.
+    It writes messages itself instead of calling ``task.delay()``: kombu alone imports in a tenth of a second and
+    pipelines a batch, at 9,000 messages a second against 2,000.
 
     Args:
         url: Where the broker is.
-        names: What its queue is called.
+        names: The names of its queue.
     """
 
     def __init__(self, url: str, names: QueueNames) -> None:
@@ -162,7 +162,7 @@ class CeleryPublisher:
             return int(self._open_channel().queue_declare(queue=self.names.queue).message_count)
 
     def publish(self, jobs: Sequence[PublishableJob]) -> None:
-        """Send one message a job. After an error some may have been sent: sending them again is harmless.
+        """Send one message for each job. After an error some may have been sent; sending them again is harmless.
 
         Raises:
             BrokerUnreachableError: The broker does not answer, or refuses (for example, its memory is full).
@@ -183,7 +183,7 @@ class CeleryPublisher:
                     return
 
     def check_keys(self) -> None:
-        """Make sure that what lies under the queue's names can be the queue.
+        """Make sure that the keys under the queue's names can be the queue.
 
         Raises:
             BrokerUnreachableError: The broker does not answer.
@@ -204,7 +204,7 @@ class CeleryPublisher:
                 )
 
     def probe(self) -> None:
-        """Have the broker do once, on a key of its own, whatever delivering a message takes; nothing is left.
+        """Have the broker do every operation of a delivery once, on a separate key that is deleted again.
 
         Raises:
             BrokerUnreachableError: The broker does not answer, or refuses: it is a replica, full, or lacks a right.
@@ -225,9 +225,9 @@ class CeleryPublisher:
         self.ask(deliver)
 
     def reset_queue(self) -> None:
-        """Forget every message, waiting or stranded with a dead worker. The reconciler publishes anew.
+        """Forget every message, waiting or stranded with a dead worker. The reconciler publishes them anew.
 
-        For the only live worker: messages a killed worker held would otherwise stay in ``unacked`` for a day.
+        For the only live worker: otherwise a killed worker's messages would stay in ``unacked`` for a day.
 
         Raises:
             BrokerUnreachableError: The broker does not answer.
@@ -239,7 +239,7 @@ class CeleryPublisher:
                 channel.client.delete(self.names.unacked, self.names.unacked_index)
 
     def ask(self, question: Callable[[Any], T]) -> T:
-        """Put a question to the Redis client itself.
+        """Call ``question`` with the Redis client itself, and return its answer.
 
         Raises:
             BrokerUnreachableError: The broker does not answer, or refuses.
@@ -248,9 +248,9 @@ class CeleryPublisher:
             return question(self._open_channel().client)
 
     def forget_delivered(self, are_moot: Callable[[], bool]) -> int:
-        """Drop what is delivered and not acknowledged if, asked after it was listed, ``are_moot`` agrees.
+        """Drop unacknowledged deliveries if ``are_moot``, asked after they were listed, agrees.
 
-        A message that a living worker still holds may be among it: its acknowledgement then finds nothing.
+        A living worker may still hold one of these messages: its acknowledgement then finds nothing.
 
         Returns:
             How many messages were dropped.
@@ -279,14 +279,14 @@ class CeleryPublisher:
         from kombu.messaging import Producer
 
         producer = Producer(self._open_channel(), auto_declare=False)
-        # Each publication has ids of its own: Celery remembers a revoked id for hours, and a job may be retried.
+        # Each publication has new task ids: Celery remembers a revoked id for hours, and a job may be retried.
         token = secrets.token_hex(4)
         with producer.batch(max_size=PUBLISH_BATCH):
             for job in jobs:
                 task_id = f"{job.id}-{token}"
                 producer.publish(
                     [[job.id], {}, {}],
-                    # The nameless exchange needs no binding, so publishing works on a Redis that was just flushed.
+                    # The nameless exchange needs no binding, so publishing works on a freshly flushed Redis.
                     exchange="",
                     routing_key=self.names.queue,
                     serializer="json",
@@ -322,20 +322,20 @@ class CeleryPublisher:
 
 
 def _answered(answer: T) -> T:
-    """Note that an answer came, so that many slow ones are no silence."""
+    """Count a round for an answer, so that many slow answers do not look like silence."""
     come_round()
     return answer
 
 
 class ProbingPublisher(CeleryPublisher):
-    """Counts only what could be delivered; for the watchdog, to which a broker that refuses is one that is away."""
+    """Counts only deliverable messages. For the watchdog, to which a refusing broker is an absent one."""
 
     def depth(self) -> int:
         """Return how many messages wait in the broker.
 
         Raises:
-            BrokerUnreachableError: It does not answer, or it would not deliver one.
-            ConfigurationError: A key of the queue's name holds something else.
+            BrokerUnreachableError: The broker does not answer, or would not deliver a message.
+            ConfigurationError: A key with the queue's name holds something else.
         """
         self.check_keys()
         self.probe()

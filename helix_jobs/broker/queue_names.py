@@ -1,7 +1,7 @@
-"""QueueNames: what the queue and its keys are called in Redis, so that several installations can share one.
+"""QueueNames: the names of the queue and its keys, so that several installations can share one Redis.
 
-An *installation* is one database. Its id is made once, with the tables, and stands in every name: another installation
-on the same Redis, or another program, has no key, queue or broadcast in common with it.
+An *installation* is one database. Its id is made once, with the tables, and is part of every name. So it shares no key,
+queue or broadcast with another installation or program on the same Redis.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from helix_jobs.storage.database import Database
 
-# kombu's Redis transport keeps one list for each priority: the queue's name, or that with these bytes and the number.
+# kombu's Redis transport keeps one list for each priority: the queue's name, or the name with these bytes and the
+# number.
 PRIORITIES: Final = tuple(range(10))
 PRIORITY_MARK: Final = "\x06\x16"
 _QUEUE: Final = re.compile(r"helix\.[0-9a-z]{1,32}")
@@ -31,32 +32,32 @@ class QueueNames:
 
     @classmethod
     def of_queue(cls, queue: str) -> QueueNames:
-        """The names of the installation whose queue is called so."""
+        """The names of the installation with this queue."""
         return cls(queue.removeprefix("helix."))
 
     @property
     def queue(self) -> str:
-        """The queue that carries job ids; also what remote control's exchange is named after."""
+        """The queue that carries job ids; remote control's exchange has the same name."""
         return f"helix.{self.installation}"
 
     @property
     def lists(self) -> tuple[str, ...]:
-        """The keys of the queue, the one that is emptied first before the others."""
+        """The keys of the queue, in the order in which they are emptied."""
         return tuple(f"{self.queue}{PRIORITY_MARK}{step}" if step else self.queue for step in PRIORITIES)
 
     @property
     def unacked(self) -> str:
-        """The hash of messages that are delivered and not acknowledged."""
+        """The hash of unacknowledged messages."""
         return f"{self.queue}.unacked"
 
     @property
     def unacked_index(self) -> str:
-        """The sorted set that says since when."""
+        """The sorted set of the times of their delivery."""
         return f"{self.queue}.unacked_index"
 
     @property
     def unacked_mutex(self) -> str:
-        """What one consumer at a time holds while it looks for messages nobody acknowledged."""
+        """The lock that one consumer at a time holds while it restores unacknowledged messages."""
         return f"{self.queue}.unacked_mutex"
 
     @property
@@ -66,12 +67,12 @@ class QueueNames:
 
 
 def is_job_queue(name: str) -> bool:
-    """Whether a queue of this name carries jobs of some installation; those of remote control do not."""
+    """Whether a queue of this name carries jobs of some installation; remote control's queues do not."""
     return _QUEUE.fullmatch(name) is not None
 
 
 def read_queue_names(database: Database) -> QueueNames:
-    """Return the names of the installation that this database is.
+    """Return the names of this database's installation.
 
     Raises:
         DatabaseUnreachableError: The database does not answer.

@@ -1,8 +1,8 @@
-"""StrandedMessages: jobs whose messages this worker was delivered and could not give back to the broker.
+"""StrandedMessages: jobs whose delivered messages this worker could not give back to the broker.
 
-A connection that breaks, or a worker that stops, gives back what it has not begun. Where the broker does not answer
-just then, those messages stay among the unacknowledged: no worker is asked for them, and as they are still there they
-do not count as lost. Only the worker that held them knows which they are.
+When a connection breaks or a worker stops, messages of jobs not begun are given back. If the broker does not answer
+just then, these messages stay among the unacknowledged ones: no worker gets them, and they do not count as lost, as
+they are still there. Only the worker that held them knows which they are.
 """
 
 from __future__ import annotations
@@ -38,5 +38,5 @@ class StrandedMessages:
             self._ids.difference_update(job_ids)
 
 
-# kombu makes a worker's connections, and takes no argument for them.
+# A global: kombu makes a worker's connections, and takes no argument for them.
 stranded: Final = StrandedMessages()
