@@ -1,6 +1,6 @@
 """The Celery application: ``celery -A helix_jobs.broker.celery.app inspect ping`` works against a running worker.
 
-The worker itself is started by ``python worker.py``, which loads the models first; ``celery worker`` is refused.
+``python worker.py`` starts the worker itself and loads the models first; ``celery worker`` is refused.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
     from helix_jobs.broker.queue_names import QueueNames
 
-# Trade-off: threads beyond the batch slots keep the engine fed while finished jobs are written and new ones claimed;
-# each of them holds a claimed job that waits, which another worker could have run.
+# Trade-off: threads beyond the batch slots keep the engine fed while finished jobs are written and new ones claimed.
+# Each of these threads holds a claimed, waiting job that another worker could have run.
 LOOK_AHEAD_SHARE: Final = 4
 MIN_LOOK_AHEAD: Final = 2
 
 
-# What a Celery application makes of its configuration once, when it is first asked for: queues, and the mailbox. A
-# second worker of this process would wait at the queue of the first one's installation.
+# A Celery application builds these once, at first use, from its configuration: queues, and the mailbox. If they stayed,
+# a second worker in this process would wait at the queue of the first worker's installation.
 _MADE_ONCE: Final = ("amqp", "control", "events")
 _given: Final[list[tuple[Settings, QueueNames]]] = []
 
@@ -40,7 +40,7 @@ def concurrency(max_batch_size: int) -> int:
 
 
 def celery_settings(settings: Settings, names: QueueNames) -> Mapping[str, Any]:
-    """Return Celery's configuration for this installation. Why each one: see the comments."""
+    """Return Celery's configuration for this installation. The comments give the reason for each entry."""
     url = broker_url(settings)
     return {
         "broker_url": url,
@@ -54,21 +54,21 @@ def celery_settings(settings: Settings, names: QueueNames) -> Mapping[str, Any]:
         "event_serializer": "json",
         "imports": ["helix_jobs.broker.celery.task"],
         "task_default_queue": names.queue,
-        # Broadcasts of other applications on the same Redis are not for us, nor ours for them.
+        # Keeps broadcasts apart from those of other applications on the same Redis.
         "control_exchange": names.queue,
         "event_exchange": names.events,
         "worker_pool": "helix_jobs.broker.celery.pool:TaskPool",
-        # A worker without a setting puts in what its engine has chosen for the device.
+        # Without a setting, the worker puts in the size that its engine has chosen for the device.
         "worker_concurrency": concurrency(settings.max_batch_size or DEFAULT_MAX_BATCH_SIZE),
         "worker_prefetch_multiplier": 2,
         "worker_enable_prefetch_count_reduction": False,
         "broker_connection_retry": True,
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
-        # A broker that answers "no" is waited for like one that is away.
+        # A refusing broker is waited for like an absent one.
         "broker_channel_error_retry": True,
         "worker_consumer": "helix_jobs.broker.celery.patient_consumer:PatientConsumer",
-        # Jobs run on while the broker is away; the fence makes a second delivery harmless.
+        # Jobs go on running while the broker is away; the fence makes a second delivery harmless.
         "worker_cancel_long_running_tasks_on_connection_loss": False,
         "worker_hijack_root_logger": False,
         "worker_redirect_stdouts": False,
@@ -79,8 +79,8 @@ def celery_settings(settings: Settings, names: QueueNames) -> Mapping[str, Any]:
 
 
 def configure(settings: Settings, names: QueueNames) -> Celery:
-    """Give the application these settings instead of the environment's; for the worker, which may have flags."""
-    # Celery prefers these variables to its configuration; they would be some other application's.
+    """Give the application these settings instead of the environment's. For the worker, which may have flags."""
+    # Celery prefers these variables to its configuration; here they would belong to another application.
     for name in ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL"):
         os.environ.pop(name, None)
     _given.append((settings, names))
@@ -91,11 +91,11 @@ def configure(settings: Settings, names: QueueNames) -> Celery:
 
 
 def _defaults() -> Mapping[str, Any]:
-    """The last configuration that was given; for Celery's own commands and Flower the environment's.
+    """The last given configuration; for Celery's own commands and Flower, the environment's.
 
     Raises:
-        SystemExit: A setting is wrong, or the database, which knows the queue's name, does not answer. Of all errors
-            Celery's command line shows only this one as a sentence.
+        SystemExit: A setting is wrong, or the database, which knows the queue's name, does not answer. Celery's command
+            line shows only this error as a sentence.
     """
     if _given:
         return celery_settings(*_given[-1])
@@ -120,9 +120,9 @@ def _from_environment() -> Mapping[str, Any]:
 
 @worker_init.connect(weak=False)  # type: ignore[untyped-decorator]
 def _refuse_bare_worker(**_: object) -> None:
-    """A worker without models would take messages and could not serve them."""
+    """Refuse to start: a worker without models would take messages and could not serve them."""
     if bound_service() is None:
-        # Celery logs what its receivers raise and goes on; only this ends the process.
+        # Celery logs other errors of its receivers and goes on; only this one ends the process.
         raise SystemExit("start the worker with `python worker.py`, which loads the models; not with celery")
 
 

@@ -30,32 +30,32 @@ class Consumer(WorkController):  # type: ignore[misc]  # celery has no types
     """A controller that runs on any thread.
 
     Attributes:
-        on_wish: Called when its end is somebody's wish, before running jobs are waited for.
+        on_wish: Called when its end was requested, before running jobs are waited for.
     """
 
     on_wish: Callable[[], None] = staticmethod(lambda: None)
 
     def on_init_blueprint(self) -> None:
-        """Do for this process what ``celery worker`` does first."""
+        """Prepare this process as ``celery worker`` does."""
         trace.setup_worker_optimizations(self.app, self.hostname)
 
     @property
     def was_asked_to_stop(self) -> bool:
-        """Whether its end was somebody's wish: ``stop_consuming``, or a shutdown by remote control.
+        """Whether its end was requested: by ``stop_consuming``, or by remote control.
 
-        Celery leaves another code when its loop ended by an error, and none when there were no more descriptors.
+        After an error in its loop Celery leaves another exit code, and none after running out of descriptors.
         """
         return bool(self.exitcode == EX_OK)
 
     def stop(self, in_sighandler: bool = False, exitcode: int | None = None) -> None:  # noqa: FBT001, FBT002  (Celery's signature)
-        """End, as Celery does, but say first whether somebody wished it: only then is there a time to end in."""
+        """End as Celery does, but first report whether the end was requested: only then is there a time limit."""
         if exitcode == EX_OK:
             self.on_wish()
         super().stop(in_sighandler, exitcode)
 
     def reconnect(self) -> None:
-        """Have Celery drop its connection to the broker and make another, from any thread; running jobs go on."""
-        # ``celery control cancel_consumer`` takes it away for good; Helix knows no worker without its queue.
+        """Have Celery replace its connection to the broker, from any thread; running jobs go on."""
+        # ``celery control cancel_consumer`` removes the queue for good, but no Helix worker is without its queue.
         queues = self.app.amqp.queues
         queues.select_add(queues[self.app.conf.task_default_queue])
 
@@ -65,10 +65,10 @@ class Consumer(WorkController):  # type: ignore[misc]  # celery has no types
         if self.consumer is None:
             return
         if self.consumer.hub is not None:
-            # Celery's loop takes this for a lost connection, however sound the connection itself may look.
+            # Celery's loop takes this error for a lost connection, even if the connection still looks sound.
             self.consumer.call_soon(fail)
             return
-        # Without an event loop (Windows) Celery swallows what callbacks raise.
+        # Without an event loop (Windows) Celery swallows the callbacks' errors.
         for sock in _sockets(self.consumer.connection):
             with suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
@@ -77,16 +77,16 @@ class Consumer(WorkController):  # type: ignore[misc]  # celery has no types
 def make_consumer(settings: Settings, names: QueueNames, hostname: str, on_wish: Callable[[], None]) -> Consumer:
     """Build a consumer; its ``start`` blocks until ``stop_consuming`` or a shutdown by remote control.
 
-    The node is named after this process, as two workers of one host must not answer to one name.
+    The node is named after this process: two workers on one host must not answer to one name.
 
     Args:
-        settings: Of the worker.
-        names: Of its queue.
-        hostname: Of this machine.
-        on_wish: Called when its end is somebody's wish, before running jobs are waited for.
+        settings: The worker's settings.
+        names: The names of its queue.
+        hostname: This machine's name.
+        on_wish: Called when its end was requested, before running jobs are waited for.
     """
     state.should_stop = state.should_terminate = None
-    # It recommends cancelling running jobs when the broker goes away; the fence makes that unnecessary.
+    # The warning recommends cancelling running jobs when the broker goes away; the fence makes that unnecessary.
     warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
     for name in WHO_LOG_REFUSALS:
         logging.getLogger(name).addFilter(unless_refused)
@@ -94,7 +94,7 @@ def make_consumer(settings: Settings, names: QueueNames, hostname: str, on_wish:
     logging.getLogger("celery.app.trace").addFilter(_no_rejection)
     remote_control.restrict(rejections.note)
     app = configure(settings, names)
-    # Mingle and gossip tell other workers' clocks and revoked tasks, at the price of a second at each start.
+    # Mingle and gossip exchange workers' clocks and revoked tasks, but cost a second at each start.
     consumer = Consumer(app=app, hostname=f"helix-{os.getpid()}@{hostname}", without_mingle=True, without_gossip=True)
     consumer.on_wish = on_wish
     return consumer
@@ -106,7 +106,7 @@ def stop_consuming() -> None:
 
 
 def _sockets(connection: Any) -> list[socket.socket]:  # noqa: ANN401  (kombu has no types)
-    """What kombu's Redis transport has open; nothing is connected by asking."""
+    """The sockets that kombu's Redis transport has open; this opens none."""
     found = []
     for channel in list(getattr(getattr(connection, "transport", None), "channels", None) or ()):
         for name in ("client", "subclient"):
@@ -118,11 +118,11 @@ def _sockets(connection: Any) -> list[socket.socket]:  # noqa: ANN401  (kombu ha
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
-    """When the broker goes away every job in hand fails to acknowledge: worth a line each, not a page."""
+    """Strip tracebacks: when the broker goes away, every job in hand fails to acknowledge, each worth one line."""
     record.exc_info = record.exc_text = None
     return True
 
 
 def _no_rejection(record: logging.LogRecord) -> bool:
-    """A stopping worker rejects every message it has prefetched, as it should; Celery warns of each by a traceback."""
+    """Drop Celery's warnings, each with a traceback, that a stopping worker rejects its prefetched messages."""
     return not (record.exc_info and isinstance(record.exc_info[1], Reject))

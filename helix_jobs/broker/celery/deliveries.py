@@ -1,6 +1,6 @@
-"""Deliveries: what kombu's Redis transport remembers of a channel's messages until they are acknowledged.
+"""Deliveries: kombu's record of a channel's messages on Redis until they are acknowledged.
 
-It notes each job whose message it could not give back, for nobody else knows of it (``stranded_messages``).
+It notes each job whose message it could not give back, as no other part knows of it (``stranded_messages``).
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class Deliveries(redis.QoS):
-    """Hands what it cannot give back to ``stranded``."""
+    """Notes messages that it cannot give back in ``stranded``."""
 
     def append(self, message: Any, delivery_tag: str) -> None:  # noqa: ANN401  (kombu's message)
-        """Record a delivery. Where the answer is lost the server may have recorded it, and nobody here remembers it."""
+        """Record a delivery. If the answer is lost, the server may have recorded it, but this process has not."""
         try:
             super().append(message, delivery_tag)  # type: ignore[no-untyped-call]  # kombu's
         except BaseException:
@@ -29,7 +29,7 @@ class Deliveries(redis.QoS):
             raise
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:  # noqa: FBT001, FBT002  (kombu's signature)
-        """Give a message back, or drop it. Celery logs that it failed, and goes on."""
+        """Give a message back, or drop it. Celery logs a failure and goes on."""
         try:
             super().reject(delivery_tag, requeue=requeue)  # type: ignore[no-untyped-call]  # kombu's
         except BaseException:
@@ -38,7 +38,7 @@ class Deliveries(redis.QoS):
             raise
 
     def note_held(self) -> None:
-        """Note what was delivered and is neither acknowledged nor given back: its channel is closed."""
+        """Note the messages that were neither acknowledged nor given back when the channel closed."""
         _note(self._held(list(self._delivered)))
 
     def _held(self, tags: Iterable[str]) -> list[Any]:

@@ -1,7 +1,8 @@
-"""PatientConsumer: Celery's consumer that waits for a broker that answers "no" as it does for one that is away.
+"""PatientConsumer: Celery's consumer, waiting for a refusing broker as for an absent one.
 
-A replica takes no writes, a full server no messages, a user may lose a right, a key may hold something else: all of
-that is mended at the broker, and running jobs go on meanwhile. Celery alone ends over it, or connects again at once.
+A replica takes no writes, a full server no messages, a user may lose a right, a key may hold something else. All of
+these are mended at the broker, and running jobs go on meanwhile. Celery alone would end over them, or reconnect at
+once.
 """
 
 from __future__ import annotations
@@ -23,31 +24,31 @@ logger = logging.getLogger(__name__)
 
 FIRST_PAUSE_SECONDS: Final = 1.0
 LONGEST_PAUSE_SECONDS: Final = 10.0
-# After this long without a refusal the next one is news.
+# After this long without a refusal the next one is logged anew.
 FORGET_SECONDS: Final = 60.0
 _SLICE_SECONDS: Final = 0.2
-# Loggers of Celery and kombu that say each refusal, some of them with a traceback.
+# Loggers of Celery and kombu that log each refusal, some of them with a traceback.
 WHO_LOG_REFUSALS: Final = (
     "celery.worker.consumer.consumer",
-    "celery.worker.loops",  # an acknowledgement that is refused while the loop is put away
+    "celery.worker.loops",  # an acknowledgement refused while the loop shuts down
     "kombu.transport.redis",
-    *("kombu.asynchronous.hub", "kombu.asynchronous.timer"),  # what is done every few seconds
+    *("kombu.asynchronous.hub", "kombu.asynchronous.timer"),  # operations repeated every few seconds
 )
-# What redis-py puts before the server's own words.
+# redis-py's prefix to the server's own words.
 _PIPELINE: Final = re.compile(r"^Command # .* of pipeline caused error: ", re.DOTALL)
 
 
 class PatientConsumer(Consumer):  # type: ignore[misc]  # celery has no types
-    """Says once what is refused, and tries again with growing pauses."""
+    """Logs a refusal once, and tries again with growing pauses."""
 
     _said = ""
     _pause = FIRST_PAUSE_SECONDS
     _refused_at = float("-inf")
 
     def ensure_connected(self, conn: Any) -> Any:  # noqa: ANN401  (kombu has no types)
-        """Wait for a broker that is away for as long as it takes, but end where no descriptor is left to reach it.
+        """Wait for an absent broker without a limit, but end if no descriptor is left to reach it.
 
-        So Celery ends once it is connected; it would try its first connection for ever.
+        Celery alone would end so only once connected; it would try its first connection for ever.
         """
 
         def say_or_end(error: Exception, seconds: float) -> None:
@@ -90,7 +91,7 @@ class PatientConsumer(Consumer):  # type: ignore[misc]  # celery has no types
 
 
 def unless_refused(record: logging.LogRecord) -> bool:
-    """A filter of Celery's and kombu's log: a refusal is said here, once, and not at each attempt."""
+    """A filter for Celery's and kombu's logs: ``PatientConsumer`` logs a refusal once, not at each attempt."""
     arguments = record.args if isinstance(record.args, tuple) else ()
     raised = (record.exc_info[1],) if record.exc_info else ()
     return not any(isinstance(one, Exception) and is_refusal(one) for one in (*arguments, *raised))

@@ -1,4 +1,4 @@
-"""TaskPool: Celery's threads pool, which can also stop a running job."""
+"""TaskPool: Celery's thread pool, which can also stop a running job."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _REQUEST_ARGUMENT: Final = 2  # (type, id, request, body, content type, content 
 
 
 class ApplyResult(ThreadResult):  # type: ignore[misc]  # celery has no types
-    """The pending call. Celery terminates this too, after the job itself."""
+    """The pending call. Celery terminates it too, after the job itself."""
 
     def terminate(self, signal: int | None = None) -> None:
         """Do nothing: ``TaskPool.terminate_job`` has aborted the job."""
@@ -26,8 +26,8 @@ class ApplyResult(ThreadResult):  # type: ignore[misc]  # celery has no types
 class TaskPool(ThreadPool):  # type: ignore[misc]
     """One thread for each batch slot, each waiting for the engine.
 
-    Celery terminates a task by the process id it was accepted with. All threads share a process, so every call is
-    given a number of its own instead, by which ``terminate_job`` finds the job.
+    Celery terminates a task by the process id it was accepted with. All threads share a process, so each call gets a
+    number of its own instead, by which ``terminate_job`` finds the job.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401  (Celery's signature)
@@ -61,7 +61,7 @@ class TaskPool(ThreadPool):  # type: ignore[misc]
             service.abort_job(job_id)
 
     def grow(self, n: int = 1) -> None:
-        """Refuse what Celery's remote control and Flower offer: the threads belong to the batch slots.
+        """Refuse to grow, which Celery's remote control and Flower offer: the threads belong to the batch slots.
 
         Raises:
             ConfigurationError: Always.
@@ -80,12 +80,12 @@ class TaskPool(ThreadPool):  # type: ignore[misc]
         self.grow(-n)
 
     def on_stop(self) -> None:
-        """Wait for the running jobs, but not beyond the grace time, however the shutdown was asked for."""
+        """Wait for the running jobs, but at most the grace time, for any kind of shutdown."""
         service = bound_service()
         if service is not None:
             service.begin_drain()
         super().on_stop()
 
     def on_terminate(self) -> None:
-        """A cold shutdown waits no less: the threads end as soon as their jobs are handed back."""
+        """Wait as ``on_stop`` does, also at a cold shutdown: the threads end once their jobs are handed back."""
         self.on_stop()

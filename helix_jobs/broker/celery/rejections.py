@@ -1,4 +1,4 @@
-"""Rejections: what is dropped because it is none of ours is counted, and said once a minute however much it is."""
+"""Rejections: counts dropped foreign messages, and logs them at most once a minute."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Rejections:
     """Logs the first rejection at once and those of each minute after it together. Thread-safe.
 
     Args:
-        on_reject: Told how many were rejected, each time.
+        on_reject: Called with the number of each rejection.
         interval: Seconds between two log lines.
     """
 
@@ -35,8 +35,8 @@ class Rejections:
         """Count messages that were dropped.
 
         Args:
-            why: In a few words of ours. Nothing of their contents: they are somebody else's, and may be large.
-            count: How many.
+            why: The reason in a few fixed words. Never the messages' contents, which are foreign and may be large.
+            count: How many messages.
         """
         self._on_reject(count)
         with self._lock:
@@ -45,7 +45,7 @@ class Rejections:
                 self._say()
 
     def close(self) -> None:
-        """Say what has not been said yet."""
+        """Log the rejections that are not logged yet."""
         with self._lock:
             if self._timer is not None:
                 self._timer.cancel()
@@ -56,7 +56,7 @@ class Rejections:
         self._log()
         timer = threading.Timer(self._interval, self._minute_over)
         timer.daemon = True
-        with suppress(RuntimeError):  # no thread is left: then the next one is said at once
+        with suppress(RuntimeError):  # no thread is left for the timer: the next rejection is logged at once
             timer.start()
             self._timer = timer
 

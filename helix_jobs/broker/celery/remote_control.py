@@ -1,8 +1,9 @@
-"""Remote control: which of Celery's commands a worker answers, and which broadcasts get as far as that.
+"""Remote control: which of Celery's commands a worker answers, and which broadcasts reach it.
 
-Anyone who can write to Redis can broadcast. A worker answers what Flower's pages and ``celery inspect`` ask, lets
-itself be shut down and jobs be cancelled; a command that would change how it works is refused with a sentence, and
-what is no command is dropped before kombu looks at it, as the first error there would end Celery's loop.
+Anyone who can write to Redis can broadcast. A worker answers the questions of Flower's pages and ``celery inspect``,
+and accepts a shutdown and the cancelling of jobs. It refuses, with a sentence, a command that would change how it
+works. A broadcast that is no command is dropped before kombu reads it, as the first error there would end Celery's
+loop.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ if TYPE_CHECKING:
 ANSWERED: Final = frozenset(
     {
         *("ping", "stats", "conf", "registered", "active_queues", "active", "reserved", "scheduled", "revoked"),
-        *("enable_events", "heartbeat"),  # without them Flower sees neither tasks nor that the worker lives
+        *("enable_events", "heartbeat"),  # without them Flower sees neither tasks nor the living worker
         *("revoke", "terminate", "shutdown"),
     }
 )
-# What a person may have wanted, and how it is done here.
+# Refused commands, and how Helix does the same.
 _REMEDIES: Final = {
     **dict.fromkeys(
         ("pool_grow", "pool_shrink", "autoscale"),
@@ -37,17 +38,17 @@ _REMEDIES: Final = {
     "pool_restart": "stop it and start it again",
 }
 _CELERYS: Final = dict(Panel.data)
-# Flower's longest, a revocation, has some hundred.
+# Flower's longest command, a revocation, has some hundred.
 MAX_BODY_CHARS: Final = 65_536
 MAX_TEXT_CHARS: Final = 256
 _FIELDS: Final = frozenset({"method", "arguments", "destination", "pattern", "matcher", "reply_to", "ticket"})
 
 
 def restrict(on_reject: Callable[[str], None]) -> None:
-    """Have Celery's panel, in this process, answer those commands and refuse its others.
+    """Have Celery's panel, in this process, answer the allowed commands and refuse all others.
 
     Args:
-        on_reject: Told, in a few words, of each command that was refused or failed.
+        on_reject: Called, with a few words, for each command that was refused or failed.
     """
     for name, handler in _CELERYS.items():
         if name in ANSWERED:
@@ -62,7 +63,7 @@ def is_command(raw: Any, queue: str, known: Container[str]) -> bool:  # noqa: AN
     Args:
         raw: The message.
         queue: The mailbox it came to, ``NODE.NAMESPACE.pidbox``.
-        known: The names of commands; those that are refused are among them, as whoever asked gets an answer.
+        known: The names of commands. Refused ones are among them, as their senders get an answer.
     """
     if not is_envelope(raw) or len(raw["body"]) > MAX_BODY_CHARS:
         return False
@@ -91,7 +92,7 @@ def _is_readable(body: dict[str, Any], queue: str, known: Container[str]) -> boo
             destination is None or (isinstance(destination, list) and all(isinstance(one, str) for one in destination))
         )
         and _is_text(body.get("pattern"))
-        # A regular expression of somebody else's could keep Celery's loop busy for ever.
+        # A foreign regular expression could keep Celery's loop busy for ever.
         and body.get("matcher") in (None, "glob")
         and _is_text(body.get("ticket"))
         and (not reply_to or _answers_to_its_own(reply_to, queue))
@@ -99,7 +100,7 @@ def _is_readable(body: dict[str, Any], queue: str, known: Container[str]) -> boo
 
 
 def _answers_to_its_own(reply_to: object, queue: str) -> bool:
-    """An answer goes to this installation's exchange for answers, not to any key of the asker's choice."""
+    """Whether the answer goes to this installation's exchange for answers, not to a key of the sender's choice."""
     if not isinstance(reply_to, dict) or not is_name(reply_to.get("routing_key")):
         return False
     exchange = reply_to.get("exchange")
@@ -123,10 +124,10 @@ def _answer(
     handler: Callable[..., Any],
     on_reject: Callable[[str], None],
     state: object,
-    /,  # whoever broadcasts chooses the arguments' names
+    /,  # the sender chooses the arguments' names
     **arguments: object,
 ) -> Any:  # noqa: ANN401
-    """Call Celery's handler; arguments it does not take are an answer, not a traceback in the log."""
+    """Call Celery's handler; wrong arguments lead to an answer, not to a traceback in the log."""
     try:
         return handler(state, **arguments)
     except Exception as error:  # noqa: BLE001  (the arguments are anybody's)

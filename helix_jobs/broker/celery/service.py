@@ -1,4 +1,4 @@
-"""JobService: who runs the jobs of this process, and where Celery's task, pool and signals find it."""
+"""JobService: the object that runs this process's jobs, and where Celery's task, pool and signals find it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import Protocol
 
 
 class JobService(Protocol):
-    """What the task, the pool and the signals need of the worker's service."""
+    """The worker's service as the task, the pool and the signals see it."""
 
     def run_job(self, job_id: int) -> bool:
-        """Bring a job to its end. False: the worker is stopping and the message belongs to another one."""
+        """Bring a job to its end. False: the worker is stopping, and the message must go to another worker."""
 
     def abort_job(self, job_id: int) -> None:
         """Stop generating for this job, if it runs here."""
@@ -21,18 +21,18 @@ class JobService(Protocol):
         """Note that messages were dropped because no worker takes them."""
 
     def begin_drain(self) -> None:
-        """Take no further jobs; hand back what is unfinished when the grace time is over."""
+        """Take no further jobs; hand back unfinished jobs when the grace time is over."""
 
 
 _service: JobService | None = None
 
 
 def bind_service(service: JobService | None) -> None:
-    """Say who runs the jobs of this process. Celery finds tasks by import, so the service cannot be an argument."""
+    """Set the service of this process. Celery finds tasks by import, so the service cannot be an argument."""
     global _service  # noqa: PLW0603
     _service = service
 
 
 def bound_service() -> JobService | None:
-    """Who runs the jobs of this process; None outside a worker."""
+    """The service of this process; None outside a worker."""
     return _service

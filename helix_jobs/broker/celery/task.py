@@ -1,4 +1,4 @@
-"""The one Celery task. It carries a job's id and nothing else; the work is ``WorkerService.run_job``."""
+"""The one Celery task. It carries only a job's id; ``WorkerService.run_job`` does the work."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ def run_job(self: Any, *args: object, **kwargs: object) -> None:  # noqa: ANN401
         logger.warning("a job is left to be reclaimed: %s", error, extra={"job_id": job_id})
         done = False
     except Exception as error:
-        # Only a settled end acknowledges a message, and this is none. The pause keeps it from coming at once again.
+        # Only a settled ending acknowledges a message, and this is none. The pause keeps the message from returning at
+        # once.
         logger.error(  # noqa: TRY400  (see without_text)
             "a job was not brought to an end; its message stays",
             extra={"job_id": job_id},

@@ -1,10 +1,10 @@
 """Transport: kombu's Redis transport, which hands over Helix's own messages and readable commands only.
 
-Without it a text that is no JSON ends Celery's loop, and whoever can write to Redis ends the worker with a few of them.
+Without it a text that is not JSON ends Celery's loop, so anyone who can write to Redis could end the worker.
 
-It keeps one client a channel. kombu builds a redis-py client for every message it receives and for every one it
-acknowledges, which takes about an eighth of a busy worker's time. A client is only a handle on the channel's pool and
-may be used by any thread.
+It keeps one client for each channel. kombu builds a redis-py client for every message it receives and for every one it
+acknowledges, which takes about an eighth of a busy worker's time. A client is only a handle on the channel's pool, and
+any thread may use it.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ rejections: Final = Rejections(_count)
 
 
 class Channel(redis.Channel):
-    """Drops what cannot be decoded, and the junk behind it; notes what it cannot give back.
+    """Drops undecodable messages and the junk behind them; notes messages that it cannot give back.
 
-    It keeps its client as long as its pool is the same.
+    It keeps its client as long as its pool stays the same.
     """
 
     QoS = Deliveries
@@ -63,7 +63,7 @@ class Channel(redis.Channel):
         return kept
 
     def close(self) -> None:
-        """Close the channel and give back what is not acknowledged, or note what the broker did not take back."""
+        """Close the channel and give back unacknowledged messages; note those that the broker did not take back."""
         try:
             super().close()  # type: ignore[no-untyped-call]  # kombu's
         finally:
@@ -88,7 +88,7 @@ class Channel(redis.Channel):
         return read
 
     def _sweep(self) -> None:
-        """Where one message was junk more may follow."""
+        """Drop the junk that may follow a junk message."""
         if not self.may_sweep:
             return
         queues = [queue for queue in self.active_queues if is_job_queue(queue)]
@@ -116,11 +116,11 @@ class Channel(redis.Channel):
 
 
 class Transport(redis.Transport):
-    """Drops what is decoded and is none of ours, before anything is noted of it.
+    """Drops foreign messages before kombu records them as unacknowledged.
 
     Attributes:
-        decoded: The message being read has been decoded; errors from here on are not its own.
-        dropped: It was none of ours.
+        decoded: The message being read has been decoded; later errors are not due to it.
+        dropped: The message was a foreign one.
     """
 
     Channel = Channel
@@ -148,7 +148,7 @@ class Connection(KombuConnection):
 
 
 class AMQP(amqp.AMQP):  # type: ignore[misc]  # celery has no types
-    """What the Celery application makes its connections with."""
+    """Makes the Celery application's connections."""
 
     Connection = Connection
 
