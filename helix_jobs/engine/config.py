@@ -24,8 +24,8 @@ class CacheConfig:
         num_blocks: Physical blocks in the pool.
         block_size: Tokens a block.
 
-    Trade-off: small blocks waste less memory on the last one of a sequence and share more prefixes; large blocks mean
-    shorter block tables. 16 is what vLLM settled on.
+    Trade-off: small blocks waste less memory at the end of a sequence and share more prefixes; large blocks mean
+    shorter block tables. 16 is vLLM's default.
     """
 
     num_blocks: int
@@ -38,14 +38,14 @@ class CacheConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpeculationConfig:
-    """How far the drafters run ahead.
+    """Which drafters run, and how far ahead.
 
     Attributes:
-        depth: K: where an adaptive depth starts, or the fixed depth of every step; 0 turns speculation off.
-        adaptive: Choose the depth of each sequence in each step by what it costs and how often it is right.
+        depth: K, the fixed depth of every step unless ``adaptive``; 0 turns speculation off.
+        adaptive: Choose the depth of each sequence in each step by its cost and acceptance.
         max_depth: Most draft tokens of a sequence when adaptive.
-        drafters: Names of those that find drafts, the preferred one first; the draft model is asked only where they
-            find none that promises as much.
+        drafters: Names of the drafters that find drafts, the preferred one first. The draft model drafts only where
+            their drafts promise less than its own.
 
     Trade-off: a higher ceiling gains more where drafts are nearly always right, and reserves more cache blocks.
     """
@@ -62,12 +62,12 @@ class SpeculationConfig:
 
     @property
     def is_on(self) -> bool:
-        """Whether anything may ever be drafted."""
+        """Whether a step may ever draft."""
         return self.ceiling > 0
 
     @property
     def is_adaptive(self) -> bool:
-        """Whether the depth is chosen each step."""
+        """Whether each step chooses its depths."""
         return self.is_on and self.adaptive
 
     @property
@@ -84,23 +84,23 @@ class BatchLimits:
     token_budget: int
 
 
-# GPUs whose matrix products are far from full with a few dozen rows, and the memory from which that is so.
+# GPUs that a few dozen rows do not fill, and the memory in bytes from which that holds.
 _WIDE_DEVICES: Final = frozenset(("cuda", "xpu"))
 _WIDE_MEMORY: Final = 12_000_000_000
 _WIDE: Final = BatchLimits(max_batch_size=256, token_budget=4096)
-# Tokens of an ordinary job: a slot that the cache has no room for only takes memory.
+# Tokens of an ordinary job. A batch slot without so much room in the cache only wastes memory.
 _USUAL_TOKENS: Final = 512
 
 
 def defaults_for(device_type: str, total_memory: int | None, cache_tokens: int | None = None) -> BatchLimits:
-    """What serves best on a device where nobody has set it.
+    """Batch limits for a device when the user sets none.
 
-    Trade-off: on a large GPU a step of 256 sequences takes hardly longer than one of 32, but room has to be kept for
-    what such a step computes; where the cache holds fewer sequences, that room is better spent on the cache.
+    Trade-off: on a large GPU a step of 256 sequences takes hardly longer than one of 32, but needs memory for its
+    activations. Where the cache holds fewer sequences, that memory is better spent on the cache.
 
     Args:
-        device_type: torch's name for it; ROCm is ``cuda``.
-        total_memory: Bytes of its own memory; None if unknown.
+        device_type: torch's name of the device; ROCm is ``cuda``.
+        total_memory: Bytes of the device's own memory; None if unknown.
         cache_tokens: Tokens whose keys and values fit beside the weights; None if unknown.
     """
     usual = BatchLimits(DEFAULT_MAX_BATCH_SIZE, DEFAULT_TOKEN_BUDGET)
@@ -118,8 +118,8 @@ class EngineConfig:
 
     Attributes:
         max_batch_size: Sequences that run at once (batch slots).
-        token_budget: Tokens of prompt chunks a step computes at most beside the decoding ones.
-        max_model_len: Prompt plus output tokens of one request at most; None takes the model's own context length.
+        token_budget: Most prompt tokens that a step computes beside its decodes.
+        max_model_len: Most prompt plus output tokens of one request; None takes the model's own context length.
 
     Trade-off: a larger token budget fills the matrix products better but makes the decoding sequences of the same step
     wait longer for their next token.

@@ -1,4 +1,4 @@
-"""Fakes that ship with the package. No torch here: whoever tests the queue needs no model."""
+"""FakeEngine, which ships with the package: tests of the queue need neither a model nor torch."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 _TOKENS_PER_BLOCK: Final = 16
-# What of a step's time the fake engine says it drafted for.
+# Fraction of a step's time that the fake engine reports as drafting.
 _DRAFT_SHARE: Final = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FakeFaults:
-    """Texts that, found in a prompt, make the fake engine misbehave. Empty texts never match.
+    """Texts that make the fake engine misbehave when a prompt contains them. Empty texts never match.
 
     Attributes:
         fail: The request alone ends with an EngineError.
         hang: The request is admitted and never ends.
         crash: ``step`` raises while the request is in the batch.
         stall: ``step`` does not return while the request is in the batch (until ``close``).
-        die: The process is gone in the middle of a step, without any clean-up.
+        die: The process exits in the middle of a step, without any clean-up.
     """
 
     fail: str = ""
@@ -47,7 +47,7 @@ class FakeFaults:
 
 
 def fake_output(prompt: str, max_tokens: int, *, ignore_eos: bool = False) -> tuple[str, FinishReason]:
-    """What the fake engine answers: the prompt's words in turn, once; with ``ignore_eos`` over and over."""
+    """The fake engine's answer: the prompt's words in turn, once; with ``ignore_eos`` again and again."""
     words = prompt.split() or ["?"]
     count = max_tokens if ignore_eos else min(max_tokens, len(words))
     reason = FinishReason.STOP if count == len(words) and not ignore_eos else FinishReason.LENGTH
@@ -56,7 +56,7 @@ def fake_output(prompt: str, max_tokens: int, *, ignore_eos: bool = False) -> tu
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _EncodedText(EncodedRequest):
-    """Its text as well: the output is made of it."""
+    """An encoded request with its text, from which the output is made."""
 
     text: str
 
@@ -91,8 +91,8 @@ class FakeEngine:
         depth: Tokens "drafted" for each request and step; all of them that still fit are accepted.
         max_model_len: Prompt plus output tokens at most.
         faults: Texts that make requests misbehave.
-        executions: A file that gets a line, the request's id, for each request that begins to run; the processes of a
-            test count in one file how often a job was executed.
+        executions: A file that gets a line with the request's id whenever a request begins to run. All processes of a
+            test write to one file, which thus shows how often a job was executed.
         sleep: How a step passes its time; tests replace it.
     """
 
@@ -110,8 +110,8 @@ class FakeEngine:
         self._step_seconds = step_seconds
         self._depth = depth
         self._faults = faults or FakeFaults()
-        # Opened here, so that a process without descriptors still counts; for appending, so that lines of several
-        # processes do not tear. The process's end closes it.
+        # Opened here, so that a process that runs out of descriptors can still write; for appending, so that lines of
+        # several processes do not mix. Closed when the process ends.
         self._executions = (
             None if executions is None else os.open(executions, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         )
@@ -137,7 +137,7 @@ class FakeEngine:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None, *, max_batch_size: int = 8) -> FakeEngine:
-        """Build as ``HELIX_FAKE_STEP_SECONDS``, ``_EXECUTIONS`` and the fault variables say (see ``FakeFaults``)."""
+        """Build from ``HELIX_FAKE_STEP_SECONDS``, ``_EXECUTIONS`` and the fault variables (see ``FakeFaults``)."""
         values = os.environ if environment is None else environment
         executions = values.get("HELIX_FAKE_EXECUTIONS")
         return cls(
@@ -153,7 +153,7 @@ class FakeEngine:
         return self._info
 
     def encode(self, request: Request) -> EncodedRequest:
-        """Give every word a token id; thread-safe, as it keeps nothing.
+        """Give every word a token id. Thread-safe, as it changes no state.
 
         Raises:
             PromptTooLongError: Prompt and one new token exceed ``max_model_len``.
@@ -182,7 +182,7 @@ class FakeEngine:
         )
 
     def abort(self, request_id: str) -> None:
-        """End a request; its result comes out of the next step."""
+        """End a request; the next step returns its result."""
         sequence = self._sequences.pop(request_id, None)
         if sequence is not None:
             self._ended.append(self._result(sequence, FinishReason.ABORTED))
@@ -242,7 +242,7 @@ class FakeEngine:
         return self._counters
 
     def close(self) -> None:
-        """Let a stalled step go on."""
+        """Let a stalled step continue."""
         self._closed.set()
 
     def _admit(self, sequence: _Sequence) -> None:

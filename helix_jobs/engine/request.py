@@ -1,4 +1,4 @@
-"""Request, EncodedRequest, RequestState, FinishReason and GenerationResult: what goes into the engine and comes out."""
+"""Request, EncodedRequest, RequestState, FinishReason and GenerationResult: the engine's inputs and outputs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class FinishReason(StrEnum):
-    """Why an output ended: the two that count as success, and the one that is nobody's failure."""
+    """Why an output ended: ``stop`` and ``length`` count as success, ``aborted`` as neither success nor failure."""
 
     STOP = "stop"
     LENGTH = "length"
@@ -25,7 +25,7 @@ class FinishReason(StrEnum):
 
 
 class RequestState(StrEnum):
-    """Where a request stands inside the engine. A preempted request waits again."""
+    """State of a request inside the engine. A preempted request waits again."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -41,7 +41,7 @@ class Request:
         prompt: Plain text, encoded with the tokenizer's special tokens.
         messages: Chat messages, rendered with the model's chat template.
         chat_template_kwargs: Further arguments for the chat template, such as Qwen3's ``enable_thinking``.
-        prompt_token_ids: Tokens of the model instead of a text.
+        prompt_token_ids: The model's token ids, instead of a text.
         sampling_params: How to sample.
         seed: Root of this request's random numbers; the same (seed, position) draws the same number in any batch.
     """
@@ -57,14 +57,14 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodedRequest:
-    """A request as the engine computes it. ``encode`` makes it from a ``Request`` and checks the tokens, once.
+    """A tokenised request. ``encode`` makes it from a ``Request`` and checks the tokens once.
 
     Attributes:
         request_id: Unique among the requests the engine holds.
         prompt_token_ids: One or more tokens of the model's vocabulary.
-        sampling_params: As of the request.
-        seed: As of the request.
-        is_chat: The prompt was messages: the answer is a turn of its own, which ends with the template's end-of-turn
+        sampling_params: The request's own.
+        seed: The request's own.
+        is_chat: The prompt was messages. The answer is then a turn of its own: it ends with the template's end-of-turn
             token and begins without a space.
     """
 
@@ -77,7 +77,7 @@ class EncodedRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationResult:
-    """The end of one request. ``error`` is set exactly when ``finish_reason`` is None.
+    """The result of one request. ``error`` is set exactly when ``finish_reason`` is None.
 
     Times are in seconds from admission to the running batch, measured with a monotonic clock. Waiting before
     admission is ``queue_seconds``.
@@ -87,15 +87,15 @@ class GenerationResult:
         output_text: The decoded output without stop token or stop string.
         output_token_ids: The emitted tokens, stop token excluded.
         finish_reason: ``stop`` or ``length`` on success, ``aborted`` after an abort, None on an error.
-        error: What went wrong with this request alone.
+        error: The error of this request alone.
         prompt_tokens: Length of the encoded prompt.
-        cached_prompt_tokens: Prompt tokens whose keys and values were shared instead of computed.
+        cached_prompt_tokens: Prompt tokens whose keys and values came from the prefix cache.
         queue_seconds: From ``add_request`` to admission.
         ttft_seconds: From admission to the first emitted token; None if there was none.
         decode_seconds: From the first emitted token to the last.
         total_seconds: From admission to the end.
-        draft_tokens: Tokens proposed by the drafter.
-        accepted_tokens: Of those, accepted by verification.
+        draft_tokens: Draft tokens verified.
+        accepted_tokens: Draft tokens accepted.
         target_steps: Target model steps that decided tokens for this request, a stop token included.
     """
 
@@ -116,7 +116,7 @@ class GenerationResult:
 
     @classmethod
     def refused(cls, request_id: str, error: RequestError) -> GenerationResult:
-        """The end of a request that never was in the engine."""
+        """The result of a request that never entered the engine."""
         return cls(
             request_id=request_id,
             output_text="",
@@ -141,7 +141,7 @@ class GenerationResult:
 
     @property
     def tokens(self) -> TokenCounts:
-        """All its tokens."""
+        """All token counts of this request."""
         return TokenCounts(
             prompt_tokens=self.prompt_tokens,
             cached_prompt_tokens=self.cached_prompt_tokens,

@@ -11,7 +11,7 @@ from helix_jobs.errors import InvalidFieldError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-# Below it fp32 probabilities cannot tell a distribution from its most likely token.
+# Below this, fp32 sampling cannot be told from greedy decoding.
 MIN_TEMPERATURE: Final = 0.0001
 MAX_STOP_STRINGS: Final = 16
 MAX_STOP_STRING_CHARS: Final = 256
@@ -31,15 +31,15 @@ class SamplingParams:
     tokens only (OpenAI's definition).
 
     Attributes:
-        max_tokens: New tokens at most, at least 1.
+        max_tokens: Most new tokens, at least 1.
         temperature: 0 decodes greedily (the default); otherwise logits are divided by it. 0 or in [0.0001, 100].
-        top_p: Keep the smallest set of most likely tokens with at least this mass, and what is exactly as likely as
+        top_p: Keep the smallest set of most likely tokens with at least this mass, and any tokens exactly as likely as
             the last of them. In (0, 1]; 1 is off.
         top_k: Keep the k most likely tokens; 0 is off.
         min_p: Drop tokens less likely than min_p times the most likely one. In [0, 1]; 0 is off.
         seed: 64-bit seed of this request's random numbers. None: the caller derives one from the job's identity.
         stop: Texts that end the output; the output ends before the first of them.
-        stop_token_ids: Token ids that end the output beside the model's own end-of-sequence ids; not part of it.
+        stop_token_ids: Token ids that, beside the model's end-of-sequence ids, end the output; they are not part of it.
         presence_penalty: Subtracted once from every token that occurred in the output. In [-2, 2].
         frequency_penalty: Subtracted per occurrence in the output. In [-2, 2].
         repetition_penalty: Divides positive and multiplies negative logits of seen tokens. In [0.01, 10]; 1 is off.
@@ -84,7 +84,7 @@ class SamplingParams:
 
     @property
     def is_greedy(self) -> bool:
-        """Temperature 0: the most likely token of the penalised logits, no random numbers."""
+        """Whether the temperature is 0: take the most likely token after penalties, without random numbers."""
         return self.temperature == 0.0
 
     @classmethod
@@ -105,7 +105,7 @@ class SamplingParams:
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready mapping of the fields that differ from the defaults; ``from_mapping`` reads it back."""
         given: dict[str, Any] = {}
-        # Not dataclasses.asdict, whose deep copy costs more than the rest of reading a line.
+        # Not dataclasses.asdict: its deep copy costs more than all other work on a line of input.
         for name, default in _DEFAULTS.items():
             value = getattr(self, name)
             if value != default:
@@ -127,7 +127,7 @@ _DEFAULTS: Final = {field.name: field.default for field in fields(SamplingParams
 
 
 def _kind(value: object) -> str:
-    """Name a JSON type the way the person who wrote the file would."""
+    """Name a value's JSON type."""
     return _KINDS.get(type(value), type(value).__name__)
 
 
@@ -141,12 +141,12 @@ def _integer(name: str, value: object, low: int, high: int) -> None:
 def _number(name: str, value: object, low: float, high: float, *, low_open: bool = False) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         reason = f"is {_kind(value)}"
-    # NaN and the infinities fail the comparison; an integer too large for a float must not reach math.isfinite.
+    # NaN and infinities fail the comparison. math.isfinite would raise on an integer too large for a float.
     elif not low <= value <= high or (low_open and value == low):
         reason = f"{value} is out of range"
     else:
         return
-    # Spelt out only now: each line passes here five times, and formatting would cost more than the check.
+    # Formatted only on failure: each line comes here five times, and formatting costs more than the check.
     remedy = f"give a number {'above' if low_open else 'from'} {low:g} {'up ' if low_open else ''}to {high:g}"
     raise InvalidSamplingParamsError(name, reason, remedy)
 

@@ -1,4 +1,4 @@
-"""StepStatistics: what the engine counts while it runs."""
+"""StepStatistics: the engine's running counts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class StepStatistics:
-    """Mutable totals; ``snapshot`` freezes them. The fields are those of ``EngineCounters``."""
+    """Mutable totals; ``snapshot`` freezes them. The fields are defined in ``EngineCounters``."""
 
     steps: int = 0
     sequence_steps: int = 0
@@ -31,7 +31,7 @@ class StepStatistics:
     verify_seconds: float = 0.0
 
     def add_step(self, num_sequences: int, num_decodes: int, outcome: StepOutcome) -> None:
-        """Count a step that passed; its tokens are counted by the engine, which knows of stop strings."""
+        """Count a step that passed. The engine counts its tokens, after it has applied stop strings."""
         self.steps += 1
         self.sequence_steps += num_sequences
         self.decode_sequence_steps += num_decodes
@@ -43,7 +43,7 @@ class StepStatistics:
     def snapshot(
         self, *, peak_blocks: int, cached_prompt_tokens: int, preemptions: int, depth_reasons: Mapping[str, int]
     ) -> EngineCounters:
-        """An immutable copy, with what others count."""
+        """An immutable copy, completed by the counts that other parts of the engine keep."""
         return EngineCounters(
             **asdict(self),
             peak_blocks=peak_blocks,

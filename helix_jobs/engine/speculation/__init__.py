@@ -1,1 +1,1 @@
-"""Speculation: the step that drafts, verifies, commits and rolls back; and how deep to draft."""
+"""Speculation: the step that drafts, verifies, commits and rolls back, and the choice of depths."""

@@ -1,4 +1,4 @@
-"""BoundedProcess: a Python process that answers line by line, and may take only so much of the machine for each."""
+"""BoundedProcess: a Python process that answers line by line, with limited time and memory for each answer."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ import psutil
 
 from helix_jobs.python_child import import_path, python_command
 
-# How often a process at work is looked at. Where it bounds itself, that is only the second line.
+# Seconds between checks of a process at work. Where the process limits itself, these are only a second line of defence.
 _LOOK_EVERY: Final = 0.25
-# The longest answer: ids of a whole context. What is longer is no answer of ours.
+# Longest possible answer: the ids of a whole context. A longer one is not valid.
 _MAX_ANSWER_BYTES: Final = 256 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessLimits:
-    """What a process may take.
+    """Limits of a process.
 
     Attributes:
-        memory_bytes: Memory beyond what it has when it is idle.
-        wall_factor: Times the processor time that may pass on a clock: nothing in it waits, but machines stall.
+        memory_bytes: Memory beyond what it holds when idle.
+        wall_factor: Allowed wall-clock time as a multiple of the processor time: the process never waits, but machines
+            stall.
     """
 
     memory_bytes: int = 2 * 1024**3
@@ -37,19 +38,19 @@ class ProcessLimits:
 
 
 class ProcessEndedError(Exception):
-    """The process is gone; the text says how, as in "the process ..."."""
+    """The process has ended. The message says how and follows "the process"."""
 
 
 class RequestAtFaultError(ProcessEndedError):
-    """It took more than it may for what it was asked, or crashed over it."""
+    """The process exceeded its limits or crashed on a request."""
 
 
 class BoundedProcess:
-    """One process, and a thread that writes to it and reads from it: pipes cannot be waited for on every system.
+    """One process, and a thread that writes to it and reads from it: not every system can wait for pipes.
 
     Args:
-        module: What it runs; reads a line of JSON from standard input and answers with one.
-        limits: What it may take.
+        module: The module it runs, which answers each line of JSON on standard input with one line.
+        limits: Its limits.
 
     Attributes:
         ready: Its answer to the setup.
@@ -69,7 +70,7 @@ class BoundedProcess:
             env=_environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,  # a library's panic may quote what it was asked
+            stderr=subprocess.DEVNULL,  # a library's panic may quote the request
             start_new_session=True,  # Ctrl-C is for the worker
         )
         self._thread = threading.Thread(target=self._carry, name="helix-process", daemon=True)
@@ -82,14 +83,14 @@ class BoundedProcess:
 
     @property
     def is_alive(self) -> bool:
-        """Whether it can be asked."""
+        """Whether the process can take a request."""
         return self._thread.is_alive() and self._process.poll() is None
 
     def start(self, setup: bytes, seconds: float) -> None:
         """Send the setup and wait for the answer.
 
         Raises:
-            ProcessEndedError: It did not get through.
+            ProcessEndedError: The process ended during the setup.
         """
         self.ready = self.ask(setup, seconds)
         idle = self._usage()
@@ -100,11 +101,11 @@ class BoundedProcess:
 
         Args:
             line: JSON and a newline.
-            seconds: Processor time it may take.
+            seconds: Allowed processor time.
 
         Raises:
-            RequestAtFaultError: It took too much, and is gone.
-            ProcessEndedError: Somebody else has ended it.
+            RequestAtFaultError: The process exceeded its limits or crashed, and has ended.
+            ProcessEndedError: The process was ended from outside.
         """
         began = time.monotonic()
         first: Usage | None = None
@@ -128,7 +129,7 @@ class BoundedProcess:
             return parsed
 
     def kill(self) -> None:
-        """End it, whatever it does, and wait for that."""
+        """Kill the process and wait for its end."""
         with suppress(OSError):
             self._process.kill()
         self._questions.put(None)
@@ -152,7 +153,7 @@ class BoundedProcess:
         self._answers.put(b"")
 
     def _usage(self) -> Usage | None:
-        """None where it cannot be said: it is ending, and the thread will say so, or no descriptor is left to look."""
+        """Time and memory used; None if the process is ending or no file descriptor is left to read them."""
         try:
             process = psutil.Process(self._process.pid)
             times = process.cpu_times()
@@ -179,7 +180,7 @@ class Usage:
 
 
 def excess_of(used: Usage, wall: float, seconds: float, limits: ProcessLimits) -> str:
-    """What a process at work has taken too much of; empty while it has not."""
+    """The limit that a process at work has exceeded, in words; empty if none."""
     if used.seconds > seconds:
         return f"took more than {seconds:.3g} s of processor time"
     if used.memory_bytes > limits.memory_bytes:
@@ -190,6 +191,6 @@ def excess_of(used: Usage, wall: float, seconds: float, limits: ProcessLimits) -
 
 
 def _environment() -> dict[str, str]:
-    """Ours without Helix's settings, which hold passwords: a stranger's program may run in there."""
+    """Our environment without Helix's settings, which hold passwords: untrusted code may run in the process."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HELIX_")}
     return {**kept, **import_path(), "TOKENIZERS_PARALLELISM": "false"}

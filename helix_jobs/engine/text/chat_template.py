@@ -1,7 +1,7 @@
-"""ChatTemplate: messages to the prompt's text, by the program that a checkpoint brings along.
+"""ChatTemplate: messages to the prompt's text, with the checkpoint's own template.
 
-A template is a stranger's program. It runs in jinja2's sandbox, and only in ``prompt_process``: time and memory are
-bounded there, which no sandbox does.
+A template is an untrusted program. It runs in jinja2's sandbox, and only in ``prompt_process``, which limits time and
+memory; the sandbox does not.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ if TYPE_CHECKING:
 
 Message = dict[str, str]
 
-# Four times what a line of input may hold; nobody's wrapping of messages is as large as the messages are.
+# Four times the longest line of input: no sound template adds as much text as the messages hold.
 MAX_RENDERED_CHARS: Final = 16_777_216
-# What of a template's text is of interest: an error in a message to the person, the end of a turn.
+# Longest excerpt of a template's output that is kept: an error message, or the end of a turn.
 _MAX_EXCERPT_CHARS: Final = 300
 
 
 class RefusedMessagesError(Exception):
-    """The template does not make a prompt of these messages; the text of the error says why."""
+    """The template makes no prompt from these messages; the error's message says why."""
 
 
 class ContentForm(StrEnum):
-    """How a message's text is handed to the template."""
+    """How a message's text is passed to the template."""
 
     STRING = "string"
     PARTS = "parts"
@@ -53,11 +53,11 @@ class ContentForm(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """What a template was seen to do when it was loaded.
+    """The behaviour of a template, as tested when it was loaded.
 
     Attributes:
-        forms: The forms of content that are worth trying, the better one first.
-        after_answer: What it writes right after an assistant's words; None when it cannot write such a turn.
+        forms: The forms of content worth trying, the better one first.
+        after_answer: The text it writes right after an assistant's words; None when it cannot write such a turn.
     """
 
     forms: tuple[ContentForm, ...]
@@ -65,14 +65,14 @@ class Probe:
 
 
 class ChatTemplate:
-    """A compiled template and what is known of it.
+    """A compiled template and its probe.
 
     Args:
         source: The template.
-        special_tokens: What transformers gives templates beside the messages, such as ``bos_token``.
+        special_tokens: Variables that transformers passes to templates beside the messages, such as ``bos_token``.
 
     Raises:
-        jinja2.TemplateError: The template has no valid syntax.
+        jinja2.TemplateError: The template's syntax is invalid.
     """
 
     def __init__(self, source: str, special_tokens: Mapping[str, Any]) -> None:
@@ -86,19 +86,20 @@ class ChatTemplate:
         self.probe = Probe(forms, self._after_answer(forms))
 
     def render(self, messages: Sequence[Message], arguments: Mapping[str, Any]) -> str:
-        """The prompt, in which every message's text stands.
+        """Render the prompt and check that it holds every message's text.
 
-        Each message's text is given in the form that the template writes: one that asks for parts finds none in a
-        string and leaves the question out without a word. Whether it did is asked of a second rendering, in which each
-        text ends in a mark of its own: a sound template may trim, escape, move or fold a text, and drops the thinking
-        of earlier answers, but the mark at its end stays.
+        Each message's text is passed in a form that the template writes: a template that expects parts finds none in a
+        string and silently leaves the text out. A second rendering detects this: there, each text ends in a mark of its
+        own. A sound template may trim, escape, move or fold a text, and may drop the thinking of earlier answers, but
+        it keeps the mark at the end.
 
         Args:
             messages: Role and content as a string, name if given.
             arguments: The request's own arguments for the template.
 
         Raises:
-            RefusedMessagesError: The template refuses them, fails, has no use for an argument, or leaves a text out.
+            RefusedMessagesError: The template refuses the messages, fails, does not use an argument, or leaves a text
+                out.
         """
         for name in arguments:
             if name not in self._variables:
@@ -126,7 +127,7 @@ class ChatTemplate:
     def _left_out(
         self, messages: Sequence[Message], forms: Sequence[ContentForm], arguments: Mapping[str, Any]
     ) -> list[int]:
-        """Indices of the messages whose text does not reach the prompt."""
+        """Indices of the messages whose text the template leaves out."""
         asked = [index for index, message in enumerate(messages) if message["content"].strip()]
         marked = [dict(message) for message in messages]
         for index in asked:
@@ -142,12 +143,12 @@ class ChatTemplate:
         except RefusedMessagesError:
             raise
         except jinja2.TemplateError as error:
-            # The template's own sentence names roles and order, hardly ever the content.
+            # The template's own message names roles and order, hardly ever the content.
             said = " ".join(str(error).split())[:_MAX_EXCERPT_CHARS]
             raise RefusedMessagesError(f"the model's chat template refuses the messages: {said}") from error
         except MemoryError as error:
             raise RefusedMessagesError("the model's chat template needs too much memory for the messages") from error
-        except Exception as error:  # a template is a program: anything may come out of it, quotations included
+        except Exception as error:  # a template may raise any error, and its message may quote the content
             raise RefusedMessagesError(
                 f"the model's chat template fails on the messages ({type(error).__name__}); submit a prompt instead"
             ) from error
@@ -182,7 +183,7 @@ class ChatTemplate:
         return "".join(pieces)
 
     def _working_forms(self) -> tuple[ContentForm, ...]:
-        """Show it a question in each form. A template that takes no such question is judged by what it is given."""
+        """The forms in which the template writes a test question, and ``STRING`` in any case."""
         working = []
         question = [{"role": "user", "content": self._mark}]
         for form in ContentForm:
@@ -190,10 +191,10 @@ class ChatTemplate:
                 shown = self._render(question, [form], {})
             except Exception:  # noqa: BLE001, S112  (as above: anything)
                 continue
-            # A template for strings writes parts out as Python or JSON would, the names of their fields included.
+            # A template for strings writes parts as Python or JSON would, field names included.
             if self._mark in shown and not re.search(r"""["']text["']: """, shown):
                 working.append(form)
-        # A string does no harm: it is written or left out. Parts are only for a template that is known to read them.
+        # A string is always safe: it is written or left out. Parts are only for a template known to read them.
         return tuple(dict.fromkeys((*working, ContentForm.STRING)))
 
     def _after_answer(self, forms: Sequence[ContentForm]) -> str | None:
@@ -217,7 +218,7 @@ def _left_out_error(index: int, role: str) -> RefusedMessagesError:
 
 
 class _Generation(Extension):
-    """``{% generation %}``: marks an assistant's words for training; here it writes what stands in it."""
+    """``{% generation %}``: marks an assistant's words for training; here it only writes its content."""
 
     tags = {"generation"}  # noqa: RUF012  (jinja2's interface)
 
@@ -241,7 +242,7 @@ class _PlainDict:
 
 
 class _PlainNamespace(Namespace):
-    """``namespace`` without names that lead into Python's internals."""
+    """``namespace`` without names that give access to Python's internals."""
 
     def __init__(*args: Any, **kwargs: Any) -> None:  # noqa: ANN401  (jinja2's own: ``self`` may be an attribute)
         self, *rest = args
@@ -261,7 +262,7 @@ def _check_name(name: str) -> None:
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    """What templates find in transformers' ``apply_chat_template``."""
+    """The environment that templates have in transformers' ``apply_chat_template``."""
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
     )

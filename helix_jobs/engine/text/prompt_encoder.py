@@ -1,11 +1,11 @@
-"""PromptEncoder: prompts and messages to token ids, in processes of their own with limits.
+"""PromptEncoder: prompts and messages to token ids, in separate processes with limits.
 
-A chat template is a program out of a stranger's file, a tokenizer is full of his patterns, and what either does with an
-unlucky prompt may take hours or all memory, in C code that no thread can stop. So both run in ``prompt_process``. The
-decoding of outputs, and with it the engine's thread, waits for neither.
+A chat template is an untrusted program, and a tokenizer holds untrusted patterns. With an unlucky prompt either may
+take hours or all memory, in C code that no thread can stop. Both therefore run in ``prompt_process``, and the engine's
+thread, which decodes outputs, never waits for them.
 
-Trade-off: one process more, of 30 MB beside its tokenizer, and some 0.2 ms a prompt for the way there and back; in
-return tokenising holds neither the worker's interpreter lock nor its processor.
+Trade-off: one more process, of 30 MB beside its tokenizer, and some 0.2 ms a prompt for the round trip; in return
+tokenising holds neither the worker's interpreter lock nor its processor.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# A prompt waits so long for the process to be free before another one is started beside it.
+# Seconds that a prompt waits for a free process before another process is started.
 _PATIENCE: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptLimits:
-    """What a prompt may take.
+    """Limits of encoding a prompt.
 
-    A million characters take one to ten seconds with honest tokenizers, ten thousand messages less than one.
+    With ordinary tokenizers a million characters take one to ten seconds, ten thousand messages less than one.
 
     Attributes:
-        seconds: Processor time, whatever its size; also for reading the tokenizer and trying the template.
-        seconds_per_million_chars: Processor time on top, by the prompt's size.
-        process: What its process may take beside that.
-        processes: Processes at most; the second is there so that a long prompt does not hold up the others.
-        bounds_itself: The process sets itself limits where its system has them. The worker watches it in any case.
+        seconds: Processor time of any prompt; also for reading the tokenizer and probing the template.
+        seconds_per_million_chars: Additional processor time, by the prompt's size.
+        process: The other limits of a process.
+        processes: Most processes; with the second, a long prompt does not hold up the others.
+        bounds_itself: The process limits itself where its system can. The worker watches it in any case.
     """
 
     seconds: float = 10.0
@@ -72,12 +72,12 @@ class PromptEncoder:
     """Encodes prompts of one model. Thread-safe; processes are started when they are needed.
 
     Args:
-        tokenizer: A fast one, which has a ``tokenizer.json``.
-        limits: What a prompt may take; None for the default.
-        name: What the person called the model.
+        tokenizer: A fast tokenizer, which has a ``tokenizer.json``.
+        limits: Limits of encoding a prompt; None for the default.
+        name: The model's name, as the user gave it.
 
     Raises:
-        ModelError: The tokenizer is not a fast one.
+        ModelError: The tokenizer is not a fast tokenizer.
     """
 
     def __init__(
@@ -93,11 +93,11 @@ class PromptEncoder:
         weakref.finalize(self, _end, self._processes)
 
     def probe(self) -> Probe | None:
-        """What the chat template was seen to do; None without one.
+        """The probe of the chat template; None without a template.
 
         Raises:
-            ExhaustedError: The system gives no process.
-            ModelError: Template or tokenizer do not get through a first try within the limits.
+            ExhaustedError: The system cannot start a process.
+            ModelError: Template or tokenizer exceed the limits in a first trial.
         """
         try:
             process = self._take()
@@ -125,13 +125,13 @@ class PromptEncoder:
 
         Args:
             prompt: The text.
-            most: More ids than this are of no use.
+            most: Most token ids allowed; None for any number.
 
         Raises:
-            InvalidRequestError: The tokenizer fails on it, or it exceeds the limits.
-            PromptTooLongError: It has more than ``most`` tokens.
+            InvalidRequestError: The tokenizer fails on the prompt, or encoding exceeds the limits.
+            PromptTooLongError: The prompt has more than ``most`` tokens.
             EngineError: The process was ended from outside, twice.
-            OSError, RuntimeError, MemoryError: The system gives no process (see ``exhaustion``).
+            OSError, RuntimeError, MemoryError: The system cannot start a process (see ``exhaustion``).
         """
         return self._encode({"prompt": prompt, "most": most}, len(prompt))
 
@@ -143,22 +143,22 @@ class PromptEncoder:
         Args:
             messages: Role and content, name if given.
             arguments: The request's own arguments for the template.
-            most: More ids than this are of no use.
+            most: Most token ids allowed; None for any number.
 
         Raises:
-            InvalidRequestError: There is no template, it refuses the messages or leaves one out, or it exceeds the
-                limits.
+            InvalidRequestError: There is no template, the template refuses the messages or leaves one out, or encoding
+                exceeds the limits.
             PromptTooLongError: The prompt has more than ``most`` tokens.
             EngineError: The process was ended from outside, twice.
-            OSError, RuntimeError, MemoryError: The system gives no process (see ``exhaustion``).
+            OSError, RuntimeError, MemoryError: The system cannot start a process (see ``exhaustion``).
         """
         plain = [dict(message) for message in messages]
         num_chars = sum(len(message["content"]) for message in plain)
         return self._encode({"messages": plain, "arguments": dict(arguments), "most": most}, num_chars)
 
     def close(self) -> None:
-        """End the processes, and with them the prompts at work or waiting for one. A later prompt starts another."""
-        with self._lock:  # one that is being started is among them, or is not started any more
+        """End all processes and the prompts that use or await one. A later prompt starts a new process."""
+        with self._lock:  # a process being started is either among them already or will not be started
             self._num_closed += 1
             doomed = set(self._processes)
             self._processes.clear()
@@ -174,7 +174,7 @@ class PromptEncoder:
                 answer = self._ask(line, seconds)
             except RequestAtFaultError:
                 raise
-            except ProcessEndedError:  # by somebody, or by the system for want of memory: perhaps not for this prompt
+            except ProcessEndedError:  # killed by a user or for lack of memory, perhaps not because of this prompt
                 if self._num_closed > num_closed:
                     raise
                 answer = self._ask(line, seconds)
@@ -205,10 +205,10 @@ class PromptEncoder:
         return answer
 
     def _take(self) -> BoundedProcess:
-        """A process with nothing to do: the one used last, a new one, or, if there are enough, the next to be free.
+        """Take a free process: the one used last, a new one or, at the maximum, the next to become free.
 
         Raises:
-            ProcessEndedError: It cannot be started, or the encoder was closed meanwhile.
+            ProcessEndedError: The process cannot be started, or the encoder was closed meanwhile.
         """
         num_closed = self._num_closed
         while True:
@@ -232,7 +232,7 @@ class PromptEncoder:
                     if not is_shortage(error):
                         raise ProcessEndedError(f"cannot be started ({error})") from error
                     if self._processes:
-                        continue  # the next to be free will do
+                        continue  # wait for the next free process instead
                     raise
                 self._processes.add(process)
             try:
@@ -272,11 +272,11 @@ def _template_of(tokenizer: PreTrainedTokenizerBase) -> str | None:
         return None
     try:
         return str(tokenizer.get_chat_template())
-    except ValueError:  # several by name, and none of them the default
+    except ValueError:  # several named templates, and none of them the default
         return None
 
 
 def _end(processes: set[BoundedProcess]) -> None:
-    with suppress(KeyError):  # empty, perhaps because another thread has taken the last
+    with suppress(KeyError):  # the set is empty, perhaps because another thread took the last process
         while True:
             processes.pop().kill()
