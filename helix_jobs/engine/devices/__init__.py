@@ -1,1 +1,1 @@
-"""Devices: what each kind of device can hold and compute, in which sizes, and whether this one does."""
+"""Devices: what each kind of device can hold and compute, in which sizes, and checks that this device does."""

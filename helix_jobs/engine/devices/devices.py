@@ -1,7 +1,7 @@
 """What each device can hold and compute: dtypes, free memory, giving memory back.
 
-DirectML has no bf16 and no way to return memory; its rules stand beside each choice. Choosing the device itself is
-``model_loader.get_device``.
+DirectML has no bf16 and no way to return memory; each choice states DirectML's rule. ``model_loader.get_device``
+chooses the device itself.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ logger = logging.getLogger(__name__)
 DIRECTML_DEVICE_TYPE: Final = "privateuseone"
 _DTYPES: Final = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _CGROUP: Final = Path("/sys/fs/cgroup")
-# What a program may count on where the driver does not say what is free: a desktop and others use the rest.
+# Part of the memory to count on if the driver does not say how much is free: the desktop and other programs use the
+# rest.
 _SHARE_WITHOUT_A_WORD: Final = 0.7
-# As each backend says it: CUDA, ROCm, XPU and MPS; the allocators of DirectML (two) and of the CPU (two).
+# Error messages of each backend: CUDA, ROCm, XPU and MPS; the allocators of DirectML (two) and of the CPU (two).
 _OUT_OF_MEMORY: Final = re.compile(
     r"out.of.(device.|host.)?(memory|resources)|blas_status_alloc_failed"
     r"|could not allocate tensor|oom when allocating|can't allocate memory|not enough memory",
@@ -43,14 +44,14 @@ _OUT_OF_MEMORY: Final = re.compile(
 def resolve_dtype(name: str, device: torch.device, checkpoint_dtype: torch.dtype | None) -> torch.dtype:
     """Return the dtype to compute in.
 
-    ``auto`` keeps the checkpoint's dtype where the device computes it well, else takes the nearest that loses least.
-    A checkpoint that does not say (None) counts as bfloat16, the usual training dtype.
+    ``auto`` keeps the checkpoint's dtype where the device computes it well, or else takes the dtype that loses least. A
+    checkpoint of unknown dtype (None) counts as bfloat16, the usual training dtype.
 
     Trade-off: float16 checkpoints run in float32 on a CPU: twice the memory, but no mantissa is lost and few CPUs
-    multiply float16 fast. ``--dtype bfloat16`` takes the other side.
+    multiply float16 fast. ``--dtype bfloat16`` chooses the opposite.
 
     Raises:
-        ConfigurationError: An unknown name, or bfloat16 asked of DirectML, where it is fatal.
+        ConfigurationError: The name is unknown, or bfloat16 was asked for on DirectML, where it is fatal.
     """
     if name != "auto":
         if name not in _DTYPES:
@@ -87,34 +88,34 @@ def _computes_bfloat16(device: torch.device) -> bool:
 
 
 def compiles_each_shape(device: torch.device) -> bool:
-    """Whether operators are compiled for each new shape of their inputs: steps are padded to few sizes there."""
+    """Whether the device compiles operators for each new input shape. Steps are then padded to few sizes."""
     return device.type == DIRECTML_DEVICE_TYPE
 
 
 def has_dear_waits(device: torch.device) -> bool:
-    """Whether a copy to or from the device costs so much that a step should have one of each, whatever else it takes.
+    """Whether copies to or from the device cost so much that a step should have only one of each.
 
-    Each copy waits there until the device has worked off all it was given, and it has nothing to do until it is given
-    more: torch-directml knows no streams, and a copy can take tens of milliseconds.
+    There each copy waits until the device has finished all its work, and the device then idles until it is given more:
+    torch-directml has no streams, and a copy can take tens of milliseconds.
     """
     return device.type == DIRECTML_DEVICE_TYPE
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Return the bytes that can still be allocated on the device; None where nobody can tell (DirectML)."""
+    """Return the bytes that can still be allocated on the device; None if it is unknown (DirectML)."""
     if device.type == "cpu":
         return _free_host_memory()
     if device.type in ("cuda", "xpu"):
         return _free_memory_of(torch.cuda if device.type == "cuda" else torch.xpu, device)
     if device.type == "mps":
-        # Unified memory: the driver's own limit and what the system has left both bind.
+        # Unified memory: both the driver's own limit and the system's free memory apply.
         limit = torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
         return min(int(limit), _free_host_memory())
     return None
 
 
 def total_memory(device: torch.device) -> int | None:
-    """Return the bytes of the device's own memory; None for the CPU, and where nobody can tell."""
+    """Return the bytes of the device's own memory; None for the CPU, and if it is unknown."""
     if device.type in ("cuda", "xpu"):
         backend: Any = torch.cuda if device.type == "cuda" else torch.xpu
         return int(backend.get_device_properties(device).total_memory)
@@ -125,9 +126,9 @@ def total_memory(device: torch.device) -> int | None:
 
 
 def driver_version(device: torch.device) -> str:
-    """Return what identifies the driver that computes; empty for the CPU, and where nobody can tell."""
+    """Return a text that identifies the driver; empty for the CPU, and if the driver is unknown."""
     if device.type == "cuda":
-        # The driver itself, in CUDA's or HIP's numbering; private, but there is no other way to ask it.
+        # The driver's version, in CUDA's or HIP's numbering. The function is private, but there is no other.
         ask = getattr(torch._C, "_cuda_getDriverVersion", None)  # noqa: SLF001
         return f"{torch.version.hip or torch.version.cuda} {'' if ask is None else ask()}".strip()
     if device.type == "xpu":
@@ -139,7 +140,7 @@ def driver_version(device: torch.device) -> str:
 
 
 def prepare_device(device: torch.device) -> None:
-    """Set what torch leaves to taste: sums of products are taken in float32, also in bfloat16 and float16 on CUDA.
+    """Set torch's options: sums of products are taken in float32, also in bfloat16 and float16 on CUDA.
 
     Trade-off: adding up partial sums in the narrow type is a little faster, and rounds differently with the number of
     rows.
@@ -158,7 +159,7 @@ def _directml_adapter(device: torch.device) -> DirectmlAdapter | None:
 
 
 def _free_memory_of(backend: Any, device: torch.device) -> int:  # noqa: ANN401  (torch.cuda or torch.xpu)
-    """What the driver has left, and what torch keeps of it without using it."""
+    """The driver's free memory, and the memory that torch keeps without using it."""
     total = int(backend.get_device_properties(device).total_memory)
     in_use = 0
     try:
@@ -184,7 +185,7 @@ def _free_host_memory() -> int:
 
 
 def _cgroup_inactive_file() -> int:
-    """File cache the kernel drops on demand counts as used in ``memory.current``."""
+    """Bytes of file cache, which ``memory.current`` counts as used although the kernel drops them on demand."""
     for line in (_CGROUP / "memory.stat").read_text().splitlines():
         if line.startswith("inactive_file "):
             return int(line.split()[1])
@@ -204,7 +205,7 @@ def cleanup_memory(device: torch.device) -> None:
 
 
 def check_alive(device: torch.device) -> None:
-    """Compute next to nothing on the device and wait for it; raises whatever the device does if it cannot."""
+    """Compute a tiny result on the device and wait for it; raises the device's own error if it fails."""
     torch.zeros(2, device=device).add(1.0).cpu()
 
 
@@ -215,7 +216,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def explaining_shortage(device: torch.device, activity: str, remedy: str) -> Iterator[None]:
-    """Turn running out of memory in the block into a sentence for a person.
+    """Turn running out of memory in the block into an error message for the user.
 
     Raises:
         InsufficientMemoryError: The device or the host had no memory left.
@@ -225,7 +226,7 @@ def explaining_shortage(device: torch.device, activity: str, remedy: str) -> Ite
     except Exception as error:
         if not is_out_of_memory(error):
             raise
-        # Its frames hold what was allocated until then.
+        # The traceback's frames would keep everything allocated so far.
         cause = error.with_traceback(None)
     else:
         return
@@ -233,7 +234,7 @@ def explaining_shortage(device: torch.device, activity: str, remedy: str) -> Ite
 
 
 def describe_device(device: torch.device) -> str:
-    """Return the device's name for a person, such as ``DirectML: AMD Radeon RX 7900 XTX``."""
+    """Return the device's name for display, such as ``DirectML: AMD Radeon RX 7900 XTX``."""
     if device.type == DIRECTML_DEVICE_TYPE:
         module, _ = import_directml()
         return f"DirectML: {module.device_name(device.index or 0)}" if module is not None else "DirectML"

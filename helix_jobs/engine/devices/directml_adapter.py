@@ -1,4 +1,4 @@
-"""What Windows' registry says of a DirectX 12 adapter: its memory and its driver. torch-directml tells neither."""
+"""A DirectX 12 adapter's memory and driver, from Windows' registry. torch-directml tells neither."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class DirectmlAdapter:
 
 
 def find_adapter(name: str) -> DirectmlAdapter | None:
-    """Look an adapter up by the name that torch-directml gives it; None where there is no registry or no such adapter.
+    """Find an adapter by its name in torch-directml; None if there is no registry or no such adapter.
 
     Of several with that name (two cards of a kind, or a card that was moved to another slot) the least memory counts.
     """
@@ -57,7 +57,7 @@ def _adapters(winreg: ModuleType) -> Iterator[tuple[str, DirectmlAdapter]]:
                         name = _value(winreg, key, _NAME)
                         if isinstance(name, str):
                             yield name.strip(), _adapter(winreg, key)
-                except OSError:  # "Properties" is the system's alone
+                except OSError:  # only the system may read "Properties"
                     continue
     except OSError:
         logger.debug("no further display adapters in the registry", exc_info=True)

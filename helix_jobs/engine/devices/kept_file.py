@@ -1,4 +1,4 @@
-"""KeptFile: what was found out about a device or a model once, kept under HELIX_HOME for the next start."""
+"""KeptFile: a finding about a device or a model, kept under HELIX_HOME for the next start."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ logger = logging.getLogger(__name__)
 
 
 class KeptFile:
-    """A JSON file of its own for each identity.
+    """A JSON file, one for each identity.
 
     Args:
         folder: Holds the files.
-        kind: Begins their names.
-        identity: What the content holds for: device, driver, models, releases.
+        kind: Prefix of their names.
+        identity: The conditions under which the content is valid: device, driver, models, releases.
     """
 
     def __init__(self, folder: Path, kind: str, identity: Mapping[str, str]) -> None:
@@ -31,7 +31,7 @@ class KeptFile:
         self._path = folder / f"{kind}-{digest}.json"
 
     def read(self) -> Any:  # noqa: ANN401  (JSON is what somebody wrote)
-        """The content; None when there is none or it cannot be read. Whether it makes sense is the caller's to see."""
+        """The content; None if there is none or it cannot be read. The caller checks that it makes sense."""
         try:
             content = json.loads(read_private(self._path))
         except FileNotFoundError:
@@ -43,7 +43,7 @@ class KeptFile:
         return content
 
     def write(self, content: object) -> None:
-        """Keep the content. What cannot be written is only found out again at the next start."""
+        """Keep the content. If writing fails, the next start finds it out again."""
         try:
             make_private_directory(self._path.parent)
             write_private(self._path, json.dumps(content).encode())

@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _CPU: Final = torch.device("cpu")
-# Of the largest magnitude in the result: what rounding explains.
+# Differences that rounding explains, relative to the largest magnitude in the result.
 _TOLERANCES: Final = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-# What torch-directml says, once, when it has no kernel and carries the tensors to the CPU and back.
+# torch-directml's warning, given once, when it has no kernel and copies the tensors to the CPU and back.
 _FALLBACK_SIGN: Final = "fall back"
 _MASKED: Final = -1e30
 
 
 class OperatorStatus(StrEnum):
-    """What came of a check."""
+    """Outcome of a check."""
 
     OK = "ok"
     FALLS_BACK = "falls back"  # right, but computed on the CPU: two copies of the tensors each time
@@ -45,12 +45,12 @@ class OperatorVerdict:
     """The result of one check in one dtype.
 
     Attributes:
-        operator: As a person would call it in torch.
-        purpose: What the engine does with it.
-        dtype: Of the floating-point inputs, such as ``float16``.
-        status: What came of it.
-        detail: How far it is off, or the error; empty when it is right.
-        is_vital: That of the check.
+        operator: Its name in torch.
+        purpose: The engine's use of it.
+        dtype: Dtype of the floating-point inputs, such as ``float16``.
+        status: Outcome of the check.
+        detail: The size of the difference, or the error; empty when the result is right.
+        is_vital: As in the check.
     """
 
     operator: str
@@ -62,7 +62,7 @@ class OperatorVerdict:
 
     @property
     def makes_answers_wrong(self) -> bool:
-        """Whether nothing should be generated on such a device."""
+        """Whether the device must not generate answers."""
         return self.is_vital and self.status in (OperatorStatus.DIFFERS, OperatorStatus.FAILS)
 
 
@@ -85,7 +85,7 @@ class _Inputs:
 class OperatorCheck:
     """One operator: ``compute`` makes its inputs and returns its result, on whatever device the inputs are made for.
 
-    Without ``is_vital`` answers are right even where the device differs.
+    If ``is_vital`` is false, answers are right even if the device's result differs.
     """
 
     operator: str
@@ -127,7 +127,7 @@ def _maximum_of_nan(inputs: _Inputs) -> torch.Tensor:
 
 
 def _ties(inputs: _Inputs) -> torch.Tensor:
-    """Of equals the first one, in both: which of the two decides depends on what else is in the batch."""
+    """Both operators must pick the first of equal values: which operator runs depends on the rest of the batch."""
     logits = torch.zeros(3, 300)
     logits[0, [7, 8, 250]] = 2.0
     logits[1, [31, 32, 299]] = 1.0
@@ -199,12 +199,12 @@ _CHECKS: Final = (
     OperatorCheck("max, argmax of equals", "the same answer in any company", _ties, is_vital=False),
     OperatorCheck("argmax", "draft tokens", lambda new: new.floats(5, 300).argmax(dim=-1)),
 )
-# By which operator each kind of device writes the KV cache.
+# The operator with which each kind of device writes the KV cache.
 _WRITERS: Final = {DIRECTML_DEVICE_TYPE: "scatter", "mps": "index_put"}
 
 
 def operator_checks(device_type: str) -> tuple[OperatorCheck, ...]:
-    """What the engine uses on such a device."""
+    """Checks of the operators that the engine uses on such a device."""
     writer = OperatorCheck(_WRITERS.get(device_type, "index_copy"), "writes the KV cache", _write_rows)
     return (*_CHECKS, writer)
 
@@ -223,7 +223,7 @@ def _compare(check: OperatorCheck, device: torch.device, dtype: torch.dtype) -> 
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             got = check.compute(_Inputs(device, dtype)).cpu()
-    except Exception as error:  # whatever a driver throws: finding it out is the purpose
+    except Exception as error:  # a driver may raise anything, and the check is to find out
         logger.debug("%s in %s failed on %s", check.operator, dtype, device, exc_info=True)
         first_line = (str(error).strip().splitlines() or [""])[0]
         return OperatorStatus.FAILS, f"{type(error).__name__}: {first_line}"

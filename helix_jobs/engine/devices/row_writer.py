@@ -1,4 +1,4 @@
-"""How rows of a pool are written on each kind of device: not every backend has the same operators for it."""
+"""Writing rows of a pool on each kind of device: backends differ in their operators for it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def row_writer(device_type: str) -> RowWriter:
-    """How rows ``[n]``, each at most once, of a pool ``[rows, size]`` are set to ``[n, size]`` on such a device."""
+    """The function that sets rows ``[n]``, each at most once, of a pool ``[rows, size]`` to ``[n, size]``."""
     if device_type == DIRECTML_DEVICE_TYPE:
         return _scatter_rows
     return _put_rows if device_type == "mps" else _copy_rows

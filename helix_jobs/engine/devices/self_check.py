@@ -1,4 +1,4 @@
-"""Whether a device computes what the engine asks of it: tried once for each device and driver, the verdict kept."""
+"""Whether a device computes the engine's operators right. Each device and driver is tried once."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ _SOUND: Final = "sound"
 def check_device(
     device: torch.device, dtype: torch.dtype, folder: Path, on_progress: Callable[[str], None] | None = None
 ) -> None:
-    """Try every operator in float32, in float16 and in ``dtype``, unless this device and driver were found sound.
+    """Try every operator in float32, in float16 and in ``dtype``, unless this device and driver have passed before.
 
-    The CPU is what the others are compared with; nothing is tried there.
+    Other devices are compared with the CPU, so nothing is tried on the CPU.
 
     Args:
         device: The device.
-        dtype: What will be computed in.
+        dtype: The dtype of the models.
         folder: Keeps the verdict.
-        on_progress: Told in one line what is being done.
+        on_progress: Receives one line when the check begins.
 
     Raises:
-        ConfigurationError: The device computes something else than the CPU.
+        ConfigurationError: The device's results differ from the CPU's.
     """
     if device.type == "cpu":
         return

@@ -1,26 +1,27 @@
-"""The few sizes that steps are padded to: of matrix products everywhere, of all else on a device that compiles shapes.
+"""The few sizes that steps are padded to. Matrix products always are, the rest only on devices that compile shapes.
 
 Trade-off, on such a device: up to a half of the rows in the smallest steps is padding, a third in small ones, a fifth
-in large ones. It spends a small step on reading weights and on starting operators, which padding adds nothing to, and a
-shape that it has not seen costs it far more.
+in large ones. A small step spends its time on reading weights and starting operators, to which padding adds nothing,
+and a new shape costs far more.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-# Up to so many rows the sizes are powers of two; then 1 and 1.5 times such.
+# Up to this many rows the sizes are powers of two; beyond it 1 and 1.5 times a power of two.
 _FEW_ROWS: Final = 8
-# Up to so many tokens the sizes are those of rows: a product of few rows takes as long as reading its weights.
+# Up to this many tokens the sizes are those of rows: a product of few rows takes as long as reading its weights.
 SMALL_STEP: Final = 64
-# Up to so many tokens four sizes double; then multiples, of which padding is less (``MAX_PADDING``).
+# Up to this many tokens there are four sizes to each doubling; beyond it multiples, with less padding
+# (``MAX_PADDING``).
 _MEDIUM_STEP: Final = 512
 _LARGE_MULTIPLE: Final = 128
-# Neither ``token_size`` nor ``padded_rows`` adds more.
+# The most rows that ``token_size`` or ``padded_rows`` adds.
 MAX_PADDING: Final = _LARGE_MULTIPLE - 1
-# Rows of a product: up to so many, multiples of so many; then of ``_LARGE_MULTIPLE``.
+# Rows of a product, as (up to this many, multiples of this number); beyond them multiples of ``_LARGE_MULTIPLE``.
 _ROW_MULTIPLES: Final = ((16, 1), (64, 4), (256, 16), (1024, 32))
-# Up to so many queries the sizes are powers of two; then multiples.
+# Up to this many queries the sizes are powers of two; beyond it multiples.
 _FEW_QUERIES: Final = 16
 _QUERY_MULTIPLE: Final = 32
 
@@ -63,14 +64,14 @@ def largest_query_size(limit: int) -> int:
 
 
 def padded_rows(num_rows: int) -> int:
-    """The number of rows that matrix products are asked for when ``num_rows`` are wanted.
+    """The number of rows that matrix products compute when ``num_rows`` are wanted.
 
-    Kernels are made and kept by shape: on a CPU each number of rows costs oneDNN some milliseconds at first sight and
+    Kernels are made and kept by shape: on a CPU each new number of rows costs oneDNN some milliseconds once and
     megabytes for good, on DirectML even more. Trade-off: up to a fifth of the rows may be padding in small steps, less
     in large ones; in return there are some eighty shapes, not thousands.
 
-    One row alone is never multiplied: matrix times vector is another kernel, which rounds otherwise, and an answer in
-    bfloat16 would depend on whether others were in the batch.
+    One row alone is never multiplied: matrix times vector is another kernel, which rounds differently, and an answer in
+    bfloat16 would depend on whether other requests were in the batch.
     """
     if num_rows == 1:
         return 2

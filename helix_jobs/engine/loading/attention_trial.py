@@ -1,4 +1,4 @@
-"""Which attention is faster on a device: a short trial when a model is loaded, its verdict kept for the next start."""
+"""Which attention is faster on a device: a short trial when a model is loaded. The verdict is kept."""
 
 from __future__ import annotations
 
@@ -30,16 +30,15 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Where torch may have a fused kernel. On a CPU it is slower for single queries, and answers stay what they were;
-# DirectML has none.
+# Devices where torch may have a fused kernel. On a CPU it is slower for single queries; DirectML has none.
 _DEVICES: Final = ("cuda", "xpu", "mps")
 # Tokens in the cache before a step: about the middle of a job. All sequences of a trial share them.
 _CONTEXT: Final = 512
-# Kinds of steps, so many sequences of so many new tokens: a job, a batch, one that verifies drafts, a prompt.
+# Kinds of steps, as (sequences, new tokens of each): a job, a batch, a batch that verifies drafts, a prompt.
 _KINDS: Final = ((1, 1), (32, 1), (32, 4), (1, _CONTEXT))
 _CALLS: Final = 10
 _ROUNDS: Final = 5
-# A new kernel is taken if no kind of step takes longer than that, and all together take no longer than this.
+# A new kernel is used if no kind of step takes longer than the first ratio, and all together no longer than the second.
 _WORST_RATIO: Final = 1.1
 _TOTAL_RATIO: Final = 0.95
 _FUSED, _PLAIN = "sdpa", "dense"
@@ -48,15 +47,14 @@ _FUSED, _PLAIN = "sdpa", "dense"
 def with_faster_attention(
     models: LoadedModels, folder: Path, on_progress: Callable[[str], None] | None = None
 ) -> LoadedModels:
-    """Let each model that attends in plain matrix products attend by torch's fused operator where that is faster.
+    """Let each model that attends in plain matrix products use torch's fused operator where that is faster.
 
-    Trade-off: both round as the dtype does, but not alike, so a verdict is kept: answers stay the same from one start
-    to the next.
+    Trade-off: the two round differently, so the verdict is kept: answers stay the same from one start to the next.
 
     Args:
-        models: Loaded; with compiled kernels where there are any.
+        models: Loaded models, with compiled kernels where there are any.
         folder: Keeps the verdicts.
-        on_progress: Told in one line that something is tried.
+        on_progress: Receives one line when a trial begins.
     """
     if models.device.type not in _DEVICES:
         return models
@@ -73,7 +71,7 @@ def _with_faster_attention(model: LoadedModel, folder: Path, report: Callable[[s
 
 
 def is_faster(decoder: Decoder, folder: Path, report: Callable[[str], None]) -> bool:
-    """Whether the fused operator is right and pays for such a model here; from the file if it was tried before."""
+    """Whether the fused operator is right and faster for this model here; from the file if it was tried before."""
     spec = decoder.attention.spec
     identity = {
         "device": describe_device(decoder.device),
@@ -89,10 +87,10 @@ def is_faster(decoder: Decoder, folder: Path, report: Callable[[str], None]) -> 
     report("trying which attention is faster here, once for this model")
     try:
         seconds = _try(spec, decoder.dtype, decoder.device)
-    except Exception as error:  # whatever a driver throws: the plain products serve
+    except Exception as error:  # a driver may raise anything; plain products remain
         logger.info("torch's fused attention fails on %s", identity["device"], exc_info=True)
         if is_out_of_memory(error):
-            return False  # another time there may be more
+            return False  # there may be more memory another time
         seconds = None
     is_taken = seconds is not None and pays(seconds)
     file.write({"verdict": _FUSED if is_taken else _PLAIN, "seconds": seconds})
@@ -100,7 +98,7 @@ def is_faster(decoder: Decoder, folder: Path, report: Callable[[str], None]) -> 
 
 
 def pays(seconds: Sequence[tuple[float, float]]) -> bool:
-    """Whether the fused operator is to be taken, given what plain products and it took for each kind of step."""
+    """Whether to use the fused operator, given its seconds and those of plain products for each kind of step."""
     plain, fused = (sum(one) for one in zip(*seconds, strict=True))
     return fused <= plain * _TOTAL_RATIO and all(mine <= theirs * _WORST_RATIO for theirs, mine in seconds)
 
@@ -154,7 +152,7 @@ def _begin(
 
 
 def _seconds(step: AttentionStep, qkv: torch.Tensor) -> float:
-    """Of one of several calls that are waited for together."""
+    """Seconds of one call, averaged over several that are waited for together."""
     started = time.perf_counter()
     for _ in range(_CALLS):
         output = step.attend(0, qkv)

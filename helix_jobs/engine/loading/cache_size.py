@@ -7,29 +7,29 @@ from typing import Final
 from helix_jobs.engine.config import DEFAULT_BLOCK_SIZE, CacheConfig
 from helix_jobs.errors import InsufficientMemoryError
 
-# Share of free memory for keys and values: activations, logits and the rest of the machine live in what remains.
+# Part of free memory for keys and values: activations, logits and the rest of the machine use the remainder.
 _SHARE_OF_HOST_MEMORY: Final = 0.4
 _SHARE_OF_DEVICE_MEMORY: Final = 0.8
-# What steps need is left free even where that is more, but not more than this: seldom is a step the largest possible,
-# and one that does not fit is repeated with a smaller batch.
+# A step's needs are left free even if they exceed that remainder, but at most this part of free memory. Few steps are
+# the largest possible, and a step that does not fit is repeated with a smaller batch.
 _LARGEST_RESERVE: Final = 0.5
-# Where nobody can tell what is free (DirectML), this much, or more if the card is known to be large.
+# Where free memory is unknown (DirectML), take this much, or more if the card is known to be large.
 _UNKNOWN_MEMORY_BYTES: Final = 1 << 30
-# What the desktop and other programs leave of a card's memory.
+# Part of a card's memory that the desktop and other programs leave free.
 _SHARE_OF_CARD: Final = 0.9
 # Tokens of an ordinary job, prompt and answer.
 _USUAL_TOKENS: Final = 1024
 
 
 def cache_bytes_beside(used_bytes: int, card_bytes: int | None, *, token_bytes: int, max_batch_size: int) -> int:
-    """Choose the pool's bytes on a device that tells the size of its memory, but not how much of it is free.
+    """Choose the pool's bytes on a device that tells the size of its memory, but not how much is free.
 
-    Trade-off: a write may cost a copy of the whole pool there, so it holds a full batch of ordinary jobs and not all
-    that would fit. More is a matter of HELIX_KV_CACHE_MB.
+    Trade-off: a write may cost a copy of the whole pool there, so the pool holds a full batch of ordinary jobs instead
+    of all that would fit. HELIX_KV_CACHE_MB can ask for more.
 
     Args:
-        used_bytes: Weights of target and draft, and what the largest step takes.
-        card_bytes: Its memory; None if unknown.
+        used_bytes: Weights of target and draft, and the memory of the largest step.
+        card_bytes: The card's memory; None if unknown.
         token_bytes: Keys and values of a token over all layers of both models.
         max_batch_size: Batch slots.
     """
@@ -54,18 +54,18 @@ def choose_cache(
 ) -> CacheConfig:
     """Choose the pool's size.
 
-    More than every batch slot at the full context length is never useful, so that is the upper bound.
+    The upper bound is every batch slot at the full context length.
 
     Args:
         block_bytes: Bytes of one block over all layers of both models.
         kv_cache_mb: HELIX_KV_CACHE_MB; None sizes by free memory.
         free_bytes: Free memory on the device; None if unknown.
-        unknown_bytes: What to take then; see ``cache_bytes_beside``.
-        on_host: The device's memory is the machine's own.
+        unknown_bytes: Size of the pool if free memory is unknown; see ``cache_bytes_beside``.
+        on_host: Whether the device's memory is the machine's own.
         max_batch_size: Batch slots.
         max_model_len: Context length in tokens.
         depth: Draft tokens a sequence may hold beyond its end.
-        step_bytes: What the largest step takes beside weights and cache.
+        step_bytes: Memory of the largest step beside weights and cache.
         block_size: Tokens a block.
 
     Raises:

@@ -1,6 +1,6 @@
 """Checkpoint: where a model's files are and what their headers say, before any weight is read.
 
-Only safetensors and GGUF are ever opened: a pickle can run code.
+Only safetensors and GGUF files are opened: a pickle can run code.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ class Checkpoint:
     """Model files found on this machine.
 
     Attributes:
-        name: What the person called it.
+        name: The model's name as the user gave it.
         folder: The directory with the files.
         gguf_file: The file's name inside ``folder`` when the weights are GGUF, else None.
-        files: The files with its weights.
-        tensors: What they hold, by the names that transformers gives them.
-        settings: What config.json says, unread by transformers; empty for a GGUF file.
-        gguf: What the GGUF file says, or None.
+        files: The files that hold its weights.
+        tensors: The tensors in these files, by their names in transformers.
+        settings: The content of config.json, not interpreted by transformers; empty for a GGUF file.
+        gguf: The GGUF file's header, or None.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Checkpoint:
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """What most of the weights are stored in; None when quantised (GGUF)."""
+        """The dtype that most of the weights are stored in; None when quantised (GGUF)."""
         sizes: Counter[str] = Counter()
         for tensor in self.tensors.values():
             sizes[tensor.kind] += tensor.elements
@@ -79,7 +79,7 @@ class Checkpoint:
 
     @property
     def is_uniform(self) -> bool:
-        """Everything is stored in ``dtype``, so that reading in it rounds nothing and copies nothing."""
+        """Whether every weight is stored in ``dtype``, so that reading in it neither rounds nor copies."""
         return self.gguf is None and len({one.kind for name, one in self.tensors.items() if not is_computed(name)}) == 1
 
     def copied_weights(self, dtype: torch.dtype) -> int:
@@ -93,8 +93,8 @@ def find_checkpoint(name: str, home: Path, on_progress: Callable[[str], None]) -
     """Find a model by its name: ``demo``, a ``.gguf`` file, a directory or a hub id (downloaded on first use).
 
     Raises:
-        ModelNotFoundError: There is none, or none that may be opened.
-        UnsupportedArchitectureError: A hub model the engine cannot serve; found before its weights are downloaded.
+        ModelNotFoundError: There is no such model, or none that may be opened.
+        UnsupportedArchitectureError: The engine cannot serve the hub model; checked before its weights are downloaded.
     """
     with _files_of(name):
         if name == DEMO_MODEL:
@@ -106,7 +106,8 @@ def find_local_checkpoint(name: str, home: Path) -> Checkpoint | None:
     """Find a model as ``find_checkpoint`` does, without the network; None where it would have to be downloaded.
 
     Raises:
-        ModelNotFoundError, UnsupportedArchitectureError: As there; also if only a part of it was downloaded.
+        ModelNotFoundError, UnsupportedArchitectureError: As in ``find_checkpoint``; also if only a part of the model
+            was downloaded.
     """
     with _files_of(name):
         if name == DEMO_MODEL:
@@ -121,7 +122,7 @@ def find_local_checkpoint(name: str, home: Path) -> Checkpoint | None:
 
 @contextlib.contextmanager
 def _files_of(name: str) -> Iterator[None]:
-    """Say it of the model when its files cannot be opened: no right to, a name too long, a disk that is full."""
+    """Name the model in errors from opening its files: no permission, a name too long, a full disk."""
     try:
         yield
     except OSError as error:
@@ -157,7 +158,7 @@ def _from_directory(name: str, folder: Path) -> Checkpoint:
         raise _not_a_model(name, folder)
     config = check_model_type(name, folder)
     if (folder / "adapter_config.json").exists():
-        # Where peft is installed, transformers would load another model: the one that the adapter was made for.
+        # Where peft is installed, transformers would instead load the model that the adapter was made for.
         raise UnsupportedArchitectureError(
             f"{subject(name, folder)} has an adapter beside its weights (adapter_config.json), which would not be "
             "applied; merge it into them (merge_and_unload of peft), or remove it if it is merged already"
@@ -171,7 +172,7 @@ def _from_directory(name: str, folder: Path) -> Checkpoint:
 
 
 def _not_a_model(name: str, folder: Path) -> ModelNotFoundError:
-    """What to do instead with a directory that has no config.json."""
+    """The error for a directory without config.json, saying what to do instead."""
     if (folder / "adapter_config.json").exists():
         return ModelNotFoundError(
             f"{subject(name, folder)} is an adapter; merge it into its base model (merge_and_unload of peft)"
@@ -224,7 +225,7 @@ def _safetensors_files(name: str, folder: Path) -> list[Path]:
 
 
 def _is_shard_name(shard: object) -> bool:
-    """Whether it is the plain name of a safetensors file: no path, nothing else that transformers would open."""
+    """Whether ``shard`` is the plain name of a safetensors file: no path, and no other kind of file."""
     return isinstance(shard, str) and re.fullmatch(r"[\w.-]+\.safetensors", shard, re.ASCII) is not None
 
 
@@ -246,7 +247,7 @@ def _download(name: str, on_progress: Callable[[str], None]) -> Path:
         on_progress(f"looking up {name} on the hub")
         folder = fetch(_DESCRIPTION_FILES)
         config = check_model_type(name, folder)
-        check_not_quantized(name, folder, config, {}, ())  # as far as these files tell, before gigabytes come
+        check_not_quantized(name, folder, config, {}, ())  # as far as these files tell, before downloading gigabytes
         on_progress(f"downloading {name} from the hub")
         return fetch([*_DESCRIPTION_FILES, "*.safetensors"])
     except HFValidationError as error:
@@ -265,7 +266,7 @@ def _download(name: str, on_progress: Callable[[str], None]) -> Path:
 
 
 def _downloaded(name: str) -> Path | None:
-    """Where the hub's library keeps this model on this machine."""
+    """The folder in which the hub's library keeps this model on this machine."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -278,5 +279,5 @@ def _downloaded(name: str) -> Path | None:
 
 
 def _no_name(name: str) -> ModelNotFoundError:
-    """The hub refuses more names than ``_HUB_ID`` does, such as those with two hyphens side by side."""
+    """The error for a name that only the hub refuses, such as one with two hyphens side by side."""
     return ModelNotFoundError(f"model {name:.200} is no directory here and no name on the hub; check the name")

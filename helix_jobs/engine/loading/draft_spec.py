@@ -1,4 +1,4 @@
-"""DraftSpec: what the setting for drafts names."""
+"""DraftSpec: the drafters and the draft model that the setting names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from helix_jobs.errors import ConfigurationError
 
 @dataclass(frozen=True, slots=True)
 class DraftSpec:
-    """What drafts: drafters that find drafts, a model, both (``lookup+MODEL``), or nothing.
+    """The source of drafts: drafters that find drafts, a model, both (``lookup+MODEL``), or nothing.
 
     Attributes:
         model: A model's name, ``int8`` for an int8 copy of the target, or ``none``.
@@ -23,7 +23,7 @@ class DraftSpec:
 
     @classmethod
     def parse(cls, text: str) -> DraftSpec:
-        """Read ``MODEL``, ``int8``, ``none``, or names of drafters with or without one of these behind them.
+        """Read ``MODEL``, ``int8``, ``none``, or names of drafters, optionally followed by one of these.
 
         Raises:
             ConfigurationError: Nothing follows a plus sign.

@@ -1,8 +1,8 @@
-"""GgufFile: what a .gguf file says, where transformers' reader does not tell or loses it.
+"""GgufFile: what a .gguf file says and transformers' reader does not report.
 
-The reader takes names and settings from a fixed list. What is not on it falls under the table without a word: rotary
-scaling, sliding windows, experts. Such a model would write fluent text, only not its own. So a file is refused for
-every setting of its architecture that nobody here reads, unless it has the value that changes nothing.
+The reader takes names and settings from a fixed list. It silently drops everything else: rotary scaling, sliding
+windows, experts. Such a model would write fluent text that is not its own. So a file is refused for every setting of
+its architecture that is not read here, unless the setting has a value that changes nothing.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ if TYPE_CHECKING:
     from helix_jobs.engine.loading.stored_tensor import StoredTensor
 
 _ROTARY_FACTORS: Final = "rope_freqs.weight"
-# Without any of these transformers would take what one checkpoint of the family has.
+# If one of these is missing, transformers would take the value of some checkpoint of the family.
 _NEEDED: Final = ("block_count", "context_length", "embedding_length", "feed_forward_length", "attention.head_count")
-# Without it every head has keys and values of its own.
+# If it is missing, every head has its own keys and values.
 _KEY_HEADS: Final = "attention.head_count_kv"
-# Its converter permutes the rows of queries and keys, and transformers reverses that only in files with _KEY_HEADS.
+# This architecture's converter permutes the rows of queries and keys; transformers reverses that only in files with
+# _KEY_HEADS.
 _PERMUTED: Final = "llama"
 _COUNTS: Final = (
     *_NEEDED,
@@ -38,9 +39,9 @@ _COUNTS: Final = (
 _NORM_EPSILONS: Final = {"gpt2": "attention.layer_norm_epsilon"}
 _RMS_EPSILON: Final = "attention.layer_norm_rms_epsilon"
 _FLOATS: Final = ("rope.freq_base", _RMS_EPSILON, "attention.layer_norm_epsilon")
-# Architectures that are served, but not out of a GGUF file.
+# Architectures that are served, but not from a GGUF file.
 _SERVED_OTHERWISE: Final = ("gemma", "gptneox")
-# What changes nothing at these values, and means nothing while positions are not scaled.
+# Settings that change nothing at these values, and mean nothing while positions are not scaled.
 _NEUTRAL: Final[dict[str, tuple[object, ...]]] = {
     "expert_count": (0,),
     "expert_used_count": (0,),
@@ -55,7 +56,7 @@ _NEUTRAL: Final[dict[str, tuple[object, ...]]] = {
     "use_parallel_residual": (False,),
 }
 _REMARKS: Final = ("tensor_data_layout", "rope.scaling.original_context_length", "rope.scaling.finetuned")
-# Stored as they are; every other type is made of blocks that the gguf package has to know how to take apart.
+# Types stored as plain numbers; every other type consists of blocks that the gguf package must know how to decode.
 _PLAIN: Final = ("F32", "F16", "BF16")
 
 
@@ -64,15 +65,15 @@ class GgufFile:
     """A file that can be served.
 
     Attributes:
-        architecture: What it calls its family.
-        num_layers: How many layers it says it has.
-        tensors: What it holds, under transformers' names.
-        vocabulary: Its settings that begin with ``tokenizer.``, without that beginning.
+        architecture: The file's name for its model family.
+        num_layers: Number of layers that the file states.
+        tensors: Its tensors, under transformers' names.
+        vocabulary: Its settings that begin with ``tokenizer.``, without that prefix.
         rotary_factors: ``[head_dim / 2]`` float32 divisors of the inverse frequencies (Llama 3.1), or None.
         sliding_window: The attention window, or None.
         head_dim: Width of a head.
-        num_kv_heads: Heads that keys and values have.
-        is_left_permuted: Queries and keys stand in llama.cpp's order, and transformers' reader leaves them so.
+        num_kv_heads: Number of key-value heads.
+        is_left_permuted: Whether queries and keys are in llama.cpp's order, and transformers' reader leaves them so.
     """
 
     architecture: str
@@ -90,11 +91,11 @@ def read_gguf(name: str, path: Path) -> GgufFile:
     """Read the header.
 
     Args:
-        name: What the person called the model.
+        name: The model's name as the user gave it.
         path: An existing file.
 
     Raises:
-        ModelError: It is damaged, not GGUF, or only a part of a model.
+        ModelError: The file is damaged, not GGUF, or only a part of a model.
         UnsupportedArchitectureError: Its weights or settings would not be read in full.
     """
     header = read_gguf_header(name, path)
@@ -164,7 +165,7 @@ def _check_kind(name: str, header: GgufHeader) -> None:
 
 
 def _check_settings(name: str, architecture: str, settings: Mapping[str, Any]) -> None:
-    """Refuse settings that are missing or impossible, and those that nobody reads."""
+    """Refuse settings that are missing, impossible, or not read here."""
     epsilon = _NORM_EPSILONS.get(architecture, _RMS_EPSILON)
     if missing := [key for key in (*_NEEDED, epsilon) if key not in settings]:
         raise ModelError(f"model {name}: the GGUF file lacks {architecture}.{missing[0]}; fetch it again")
@@ -181,7 +182,7 @@ def _check_settings(name: str, architecture: str, settings: Mapping[str, Any]) -
             raise ModelError(f"model {name}: the GGUF file says {key} {value!r:.40}; fetch it again")
     scaling, factor = settings.get("rope.scaling.type"), settings.get("rope.scaling.factor")
     linear = settings.get("rope.scale_linear", factor)
-    # Without a type llama.cpp scales linearly; older files have the factor under the older name.
+    # llama.cpp scales linearly if no type is given; older files have the factor under the older name.
     if scaling not in (None, "none", "linear") or (scaling != "none" and linear not in (None, 0.0, 1.0)):
         raise _unread(
             name, f"the scaling of positions ({scaling or f'linear, {linear!r:.40}'}) cannot be read from a GGUF file"
@@ -204,12 +205,12 @@ def _check_heads(name: str, architecture: str, settings: Mapping[str, Any], head
 
 
 def _check_types(name: str, tensors: Mapping[str, StoredTensor]) -> None:
-    """Refuse types of blocks that the installed gguf package cannot take apart."""
+    """Refuse types of blocks that the installed gguf package cannot decode."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, dequantize
 
     for kind in {tensor.kind for tensor in tensors.values()} - set(_PLAIN):
         try:
             number = GGMLQuantizationType[kind]
             dequantize(np.zeros((1, GGML_QUANT_SIZES[number][1]), dtype=np.uint8), number)
-        except (KeyError, NotImplementedError) as error:  # KeyError: it does not know the type at all
+        except (KeyError, NotImplementedError) as error:  # KeyError: the package does not know the type at all
             raise _unread(name, f"weights stored as {kind} cannot be read from a GGUF file") from error

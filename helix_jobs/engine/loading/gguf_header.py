@@ -1,11 +1,11 @@
 """GgufHeader: the settings and the table of tensors of a .gguf file, read within the bounds of the file.
 
-The reader of the ``gguf`` package believes what a header says: an array of 2^40 numbers keeps it busy for hours. Here
-every length is held against the bytes that are left, so reading takes no longer than the header is long.
+The reader of the ``gguf`` package believes what a header says: an array of 2^40 numbers keeps it busy for hours. This
+reader checks every length against the bytes that are left, so its time is bounded by the header's length.
 
-transformers runs that reader over the same header afterwards. It makes an object of 0.7 kB, in 10 microseconds,
-of every number of an array, so a few megabytes would cost it gigabytes. Therefore a header is refused, too, that holds
-more of anything than the headers of models do.
+transformers runs the ``gguf`` reader over the same header afterwards. That reader makes an object of 0.7 kB, in 10
+microseconds, of every number of an array, so a few megabytes would take gigabytes. Therefore a header that holds more
+of anything than the headers of models do is refused, too.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ _VERSIONS: Final = (2, 3)
 _HEADER_LIMIT: Final = 64_000_000
 # The longest strings in use are chat templates of some 30 kB.
 _STRING_LIMIT: Final = 4_000_000
-# A vocabulary of 262,144 tokens with scores, types and 514,000 merges takes 2.1 million objects: a number of an array
-# is one, a string of an array two, its length and its text.
+# A vocabulary of 262,144 tokens with scores, types and 514,000 merges takes 2.1 million objects. A number in an array
+# is one object, a string two: its length and its text.
 _OBJECT_LIMIT: Final = 2_500_000
-# Of settings and of tensors each. Models have some hundred settings and some thousand tensors.
+# Limit of settings, and of tensors. Models have some hundred settings and some thousand tensors.
 _ENTRY_LIMIT: Final = 65_536
 _STRING: Final = 8
 _ARRAY: Final = 9
@@ -41,7 +41,7 @@ _ARRAY: Final = 9
 _SCALARS: Final = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _LARGEST_DIMENSION: Final = 2**40
 _DIMENSIONS: Final = 4
-# The format has three versions and some forty types, and gets new ones. A larger number is none of them but damage.
+# The format has three versions and some forty types, and gets new ones. A larger number means damage.
 _LARGEST_NUMBER: Final = 255
 _ALIGNMENT_KEY: Final = "general.alignment"
 _ALIGNMENT: Final = 32
@@ -49,13 +49,13 @@ _ALIGNMENT: Final = 32
 
 @dataclass(frozen=True, slots=True)
 class GgufHeader:
-    """What stands before the weights.
+    """The part of a file before its weights.
 
     Attributes:
         path: The file.
         settings: Values by key: numbers, strings, booleans, and lists of them.
         tensors: Type and shape by tensor name.
-        places: Where each tensor's bytes begin in the file.
+        places: Offset of each tensor's bytes in the file.
     """
 
     path: Path
@@ -72,15 +72,15 @@ class GgufHeader:
 
 
 def read_gguf_header(name: str, path: Path) -> GgufHeader:
-    """Read it.
+    """Read the header of a GGUF file.
 
     Args:
-        name: What the person called the model.
+        name: The model's name as the user gave it.
         path: An existing file.
 
     Raises:
-        ModelError: It is not GGUF, or damaged, or not whole.
-        UnsupportedArchitectureError: It is of a version of the format that is not read.
+        ModelError: The file is not GGUF, damaged, or incomplete.
+        UnsupportedArchitectureError: The file's version of the format is not supported.
     """
     refuse_lfs_pointer(name, path)
     size = path.stat().st_size
@@ -97,7 +97,7 @@ def read_gguf_header(name: str, path: Path) -> GgufHeader:
 
 
 class _Cursor:
-    """Takes values one after the other and never more than are there."""
+    """Reads values one after another, and never beyond the end."""
 
     def __init__(self, stream: BinaryIO, limit: int) -> None:
         self._stream = stream
@@ -106,23 +106,23 @@ class _Cursor:
         self.position = len(_MAGIC)
 
     def expect(self, count: int, width: int) -> None:
-        """Refuse ``count`` things of at least ``width`` bytes each if they cannot all be there."""
+        """Refuse ``count`` values of at least ``width`` bytes each if fewer bytes are left."""
         if count * width > self._left:
             raise ValueError("a length in its header exceeds the file")
 
     def expect_entries(self, count: int, width: int, what: str) -> None:
-        """Refuse a table of more rows than can be there, or than models have."""
+        """Refuse a table with more rows than the bytes left can hold, or than models have."""
         self.expect(count, width)
         if count > _ENTRY_LIMIT:
             raise ValueError(f"its header has {count:,} {what}, and no model has more than {_ENTRY_LIMIT:,}")
 
     def expect_elements(self, count: int, width: int, objects: int) -> None:
-        """Refuse an array that cannot be there, or with which the header's arrays hold more than those of models.
+        """Refuse an array that the bytes left cannot hold, or that brings the header's arrays beyond those of models.
 
         Args:
-            count: How many elements it has.
-            width: The least bytes of one.
-            objects: How many objects the gguf package's reader makes of one.
+            count: Number of elements.
+            width: Least number of bytes of an element.
+            objects: Number of objects that the gguf package's reader makes of an element.
         """
         self.expect(count, width)
         self._objects += count * objects
@@ -167,7 +167,7 @@ class _Cursor:
 
 
 def _read(name: str, cursor: _Cursor, path: Path) -> tuple[GgufHeader, int]:
-    """The header, and where the last tensor ends."""
+    """The header, and the offset at which the last tensor ends."""
     version = cursor.scalar("I")
     if version > _LARGEST_NUMBER:
         raise ValueError(f"its version is {version}")
@@ -203,10 +203,10 @@ def _read(name: str, cursor: _Cursor, path: Path) -> tuple[GgufHeader, int]:
 
 
 def _entry(cursor: _Cursor) -> tuple[StoredTensor, int, int]:
-    """One row of the table: what it is, its bytes, and where they begin after the header.
+    """One row of the table: the tensor, the number of its bytes, and their offset after the header.
 
-    A type that the installed gguf package does not know is named by its number. How many bytes such a tensor takes
-    nobody can tell here, so none are looked for.
+    A type that the installed gguf package does not know is named by its number. The size of such a tensor is unknown,
+    so it counts as no bytes.
     """
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 

@@ -1,6 +1,6 @@
-"""What GGUF files call the tensors of each architecture, and what transformers calls them.
+"""The names of each architecture's tensors in GGUF files and in transformers.
 
-Only names that transformers' reader maps are here: a tensor under any other name would fall under the table.
+Only names that transformers' reader maps are listed: it would silently drop a tensor under any other name.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ class _Names:
     """Module names of one architecture, without ``.weight`` and ``.bias``.
 
     Attributes:
-        outer: Outside the layers.
-        layers: What transformers calls the list of layers.
-        inner: Inside a layer.
-        transposed: Modules whose weights transformers keeps the other way round.
+        outer: Modules outside the layers.
+        layers: Transformers' name for the list of layers.
+        inner: Modules inside a layer.
+        transposed: Modules whose weights transformers stores transposed.
     """
 
     outer: Mapping[str, str]

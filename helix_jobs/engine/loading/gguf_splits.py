@@ -1,7 +1,7 @@
 r"""How a byte-level vocabulary of a GGUF file cuts text into words before it looks for tokens.
 
-The file has only a name for it (``tokenizer.ggml.pre``), which stands for the patterns in the tokenizer.json of the
-models it was given to. Any other pattern makes other tokens of the same text, silently: a line break too many, numbers
+The file only names the split (``tokenizer.ggml.pre``). The name stands for the patterns in the tokenizer.json of the
+models that use it. A wrong pattern silently makes other tokens of the same text: a line break too many, or numbers cut
 by threes instead of digit by digit. So only names whose patterns are known are served.
 """
 
@@ -16,14 +16,14 @@ from tokenizers.pre_tokenizers import ByteLevel, Digits, PreTokenizer, Sequence,
 
 @dataclass(frozen=True, slots=True)
 class WordSplit:
-    """What one name stands for.
+    """The split that one name stands for.
 
     Attributes:
-        patterns: Regular expressions, applied one after the other; each match is a piece of its own.
+        patterns: Regular expressions, applied one after another; each match is a separate piece.
         digits_singly: Digits are separated first.
-        gpt2_words: What is left is cut with GPT-2's own pattern.
-        whole_words: A word that is a token is one, whatever its merges would make of it.
-        adds_bos: A prompt begins with the first token, unless the file says otherwise.
+        gpt2_words: The remaining text is cut with GPT-2's own pattern.
+        whole_words: A word that is a token stays whole, whatever its merges would make of it.
+        adds_bos: A prompt begins with the beginning-of-text token, unless the file says otherwise.
     """
 
     patterns: tuple[str, ...] = ()
@@ -55,7 +55,7 @@ _QWEN2: Final = rf"{_CONTRACTIONS}|{_WORD}|\p{{N}}|{_SIGNS}|{_SPACES}"
 _TEKKEN: Final = "|".join((*_CASED, r"\p{N}", _SIGNS_AND_SLASHES, _SPACES))
 _O200K: Final = "|".join((*(f"{word}{_CONTRACTIONS}?" for word in _CASED), r"\p{N}{1,3}", _SIGNS_AND_SLASHES, _SPACES))
 _SEED_CODER: Final = rf"{_CONTRACTIONS}|{_WORD}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}\r\n]+|{_SPACES}"
-# Letters that have a case, as DeepSeek's own files list them: not all of those that Unicode has today.
+# Letters that have a case, as DeepSeek's own files list them: fewer than Unicode has today.
 _DEEPSEEK_CASED: Final = (
     "A-Za-z\u00b5\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01ba\u01bc-\u01bf\u01c4-\u0293\u0295-\u02af\u0370-\u0373"
     "\u0376-\u0377\u037b-\u037d\u037f\u0386\u0388-\u038a\u038c\u038e-\u03a1\u03a3-\u03f5\u03f7-\u0481"

@@ -1,8 +1,8 @@
-"""The tokenizer out of a GGUF file's own words, the same under every release of transformers.
+"""The tokenizer built from a GGUF file's vocabulary, the same under every release of transformers.
 
-transformers' two readers disagree: 4 makes a Llama tokenizer of every ``llama`` file, 5 falls to GPT-2's words where
-it does not know the name of a split, and both overlook ``add_space_prefix``. What they overlook shows nowhere: the
-model answers a prompt that was cut into other tokens than it learned.
+The readers of transformers 4 and 5 disagree: 4 makes a Llama tokenizer of every ``llama`` file, 5 falls back to GPT-2's
+words if it does not know the name of a split, and both overlook ``add_space_prefix``. Such errors are silent: the model
+answers a prompt that was cut into other tokens than in its training.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _SPECIAL_TOKENS: Final = {
     "unk_token": "unknown_token_id",
     "pad_token": "padding_token_id",
 }
-# Beside the template's own: what ends a turn, and what ends a message that waits for a tool.
+# Turn ends beside the template's own: the end of a turn, and the end of a message that waits for a tool.
 _TURN_ENDS: Final = ("eot_token_id", "eom_token_id")
-# What is read here, and what changes no token: names of further special tokens, and what other programs kept.
+# Settings that are read here, or that change no token: names of further special tokens, and notes of other programs.
 _READ: Final = frozenset(
     {
         *("model", "pre", "tokens", "scores", "token_type", "merges"),
@@ -41,24 +41,24 @@ _READ: Final = frozenset(
 )
 _REMARKS: Final = ("_token_id", "_token_ids", "token_type_count")
 _NEUTRAL: Final = {"add_sep_token": False, "remove_extra_whitespaces": False}
-# The piece of a sentencepiece vocabulary is tried at each place where it can be cut in two.
+# Each piece of a sentencepiece vocabulary is tried at every place where it can be cut in two.
 _LONGEST_PIECE: Final = 1_000
 _ALL_PIECES: Final = 20_000_000
-# Phi-3's control tokens swallow the white space behind them, all but these.
+# Phi-3's control tokens swallow the white space after them, except these.
 _KEEPING_SPACE: Final = frozenset({"<unk>", "<s>", "<|endoftext|>"})
 
 
 def build_gguf_tokenizer(name: str, architecture: str, vocabulary: Mapping[str, Any]) -> PreTrainedTokenizerFast:
-    """Build it.
+    """Build the tokenizer.
 
     Args:
-        name: What the person called the model.
-        architecture: The file's.
+        name: The model's name as the user gave it.
+        architecture: The file's architecture.
         vocabulary: The file's settings after ``tokenizer.``.
 
     Raises:
-        UnsupportedArchitectureError: The file names a vocabulary or a split that is not known, or says something that
-            nobody here reads.
+        UnsupportedArchitectureError: The file names an unknown vocabulary or split, or has a setting that is not read
+            here.
         ModelError: The vocabulary is damaged.
     """
     settings = {key.removeprefix("ggml."): value for key, value in vocabulary.items() if key.startswith("ggml.")}
@@ -89,7 +89,7 @@ def gguf_turn_end_ids(vocabulary: Mapping[str, Any]) -> frozenset[int]:
     """Token ids that a file names as ends of a turn.
 
     Args:
-        vocabulary: The file's settings after ``tokenizer.``, of which a tokenizer was built.
+        vocabulary: The file's settings after ``tokenizer.``, from which a tokenizer was built.
     """
     ids = (vocabulary.get(f"ggml.{key}") for key in _TURN_ENDS)
     return frozenset(token_id for token_id in ids if token_id is not None)
@@ -161,10 +161,10 @@ def _byte_level(name: str, settings: Mapping[str, Any]) -> tuple[Tokenizer, bool
 
 
 def _sentence_pieces(name: str, settings: Mapping[str, Any]) -> Tokenizer:
-    """Characters merged in the order of the pieces' scores; what is no piece is spelled in bytes.
+    """Characters merged in the order of the pieces' scores; text that is no piece is spelled in bytes.
 
-    Every stretch of text between special tokens begins with a space, as llama.cpp does it and as the tokenizer.json of
-    Llama 2, Mistral 7B and Phi-3 has it. What later files do differently stands in no GGUF file.
+    Every stretch of text between special tokens begins with a space, as in llama.cpp and in the tokenizer.json of Llama
+    2, Mistral 7B and Phi-3. GGUF files do not record what later models do differently.
     """
     tokens = settings["tokens"]
     unknown = settings.get("unknown_token_id")
@@ -210,7 +210,7 @@ def _merges_by_score(
 
 
 def _added(settings: Mapping[str, Any], kind: int, *, strips: bool) -> list[AddedToken]:
-    """The tokens of one kind, which are found whole in a text before it is cut into words."""
+    """The tokens of one kind. They are found whole in a text before it is cut into words."""
     return [
         AddedToken(token, normalized=False, special=kind == _CONTROL, rstrip=strips and token not in _KEEPING_SPACE)
         for token, this in zip(settings["tokens"], settings.get("token_type", []), strict=False)

@@ -1,7 +1,7 @@
-"""The layout of a checkpoint: what a configuration needs, held against what the files have, before any weight is read.
+"""The layout of a checkpoint: a configuration's tensors compared with the files' tensors, before any weight is read.
 
-What a file holds and nobody reads is a refusal: the model was trained with it, and without it writes fluent text that
-is not its own. So is what is missing, because transformers makes it up, and what has another shape.
+A tensor that would not be read is refused: the model was trained with it, and without it writes fluent text that is not
+its own. A missing tensor is refused because transformers would make it up, and so is a tensor of another shape.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ def check_layout(
     """Refuse files that do not hold exactly what this configuration needs.
 
     Args:
-        name: What the person called the model.
-        config: Of a served architecture; its number of layers has passed ``check_layers``.
-        tensors: What the files hold, under transformers' names.
-        is_gguf: They come out of a GGUF file, where transformers reads what is on its list.
+        name: The model's name as the user gave it.
+        config: Configuration of a served architecture; its number of layers has passed ``check_layers``.
+        tensors: The files' tensors, under transformers' names.
+        is_gguf: Whether they come from a GGUF file, of which transformers reads only the tensors on its list.
 
     Raises:
-        ModelError: Something is missing or of another shape.
-        UnsupportedArchitectureError: There is something that nobody would read.
+        ModelError: A tensor is missing or has another shape.
+        UnsupportedArchitectureError: There is a tensor that would not be read.
     """
     needed = _needed(name, config)
     there: dict[str, StoredTensor] = {}
@@ -76,14 +76,14 @@ class _Needed(NamedTuple):
 
 
 def _needed(name: str, config: PretrainedConfig) -> dict[str, _Needed]:
-    """Each weight that transformers would read, by its canonical name; nothing is allocated for it."""
+    """Each weight that transformers would read, by its canonical name; no weight is allocated."""
     try:
         with torch.device("meta"):
             model: Any = AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation="eager")
         return {
             canonical(tensor): _Needed(tensor, tuple(weight.shape)) for tensor, weight in model.state_dict().items()
         }
-    except Exception as error:  # numbers that do not go together fail anywhere in there
+    except Exception as error:  # numbers that do not fit together may fail anywhere in it
         raise ModelError(
             f"model {name}: its configuration describes no model that can be built ({type(error).__name__}: "
             f"{' '.join(str(error).split()):.200}); fetch the model again"

@@ -39,7 +39,7 @@ def load_engine(settings: Settings, on_progress: Callable[[str], None] | None = 
     """Load the models that the settings name and build the engine around them.
 
     Raises:
-        ConfigurationError: The device, the dtype or the draft is not to be had, or the device computes wrong.
+        ConfigurationError: The device, the dtype or the draft is not available, or the device computes wrong results.
         ModelError: The models cannot be served here; the subclasses say why.
     """
     device = get_device(settings.device)
@@ -88,13 +88,14 @@ def with_compiled_kernels(
     """Let the models compute with kernels compiled for this machine.
 
     Args:
-        models: Loaded and packed.
+        models: Loaded and packed models.
         when: ``on``, ``off``, or ``auto``: where it can be done.
         folder: Keeps the compiled library.
-        on_progress: Told in one line what came of it.
+        on_progress: Receives one line with the outcome.
 
     Raises:
-        ConfigurationError: ``on``, and they are not for this device or dtype or cannot be compiled.
+        ConfigurationError: ``when`` is ``on``, and the kernels do not support this device or dtype or cannot be
+            compiled.
     """
     report = on_progress or logger.info
     device = models.device
@@ -115,10 +116,10 @@ def with_compiled_kernels(
 
 
 def without_slow_int8(models: LoadedModels, on_progress: Callable[[str], None] | None = None) -> LoadedModels:
-    """Let no draft compute in int8 where that is slow: on a processor without VNNI, without kernels compiled for AVX2.
+    """Let no draft compute in int8 where that is slow: without VNNI and without kernels compiled for AVX2.
 
-    torch's own int8 product is a plain loop there: a copy of the target would cost many times what the target does, so
-    there is none; another draft model is widened to the dtype of its activations.
+    torch's own int8 product is a plain loop there. An int8 copy of the target would cost many times as much as the
+    target, so it is dropped; another draft model is widened to the dtype of its activations.
     """
     draft = models.draft
     if draft is None or not draft.is_int8 or is_fast(draft.decoder):
@@ -140,14 +141,14 @@ def _computing_natively(model: LoadedModel, folder: Path) -> LoadedModel:
 
 
 def speculation_config(depth: int | None, draft: DraftSpec) -> SpeculationConfig:
-    """From the setting: None is adaptive, a number the fixed depth, 0 off."""
+    """Read the setting: None means an adaptive depth, a number a fixed depth, and 0 off."""
     if depth is None:
         return SpeculationConfig(drafters=draft.drafters)
     return SpeculationConfig(depth=depth, adaptive=False, drafters=draft.drafters if depth else ())
 
 
 def _identity(models: LoadedModels, config: EngineConfig) -> dict[str, str]:
-    """What a cost profile holds for."""
+    """The identity for which a cost profile is valid."""
     return {
         "device": describe_device(models.device),
         "processor": processor_features(),

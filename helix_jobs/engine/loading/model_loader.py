@@ -1,7 +1,7 @@
-"""Choose the device and load target and draft: the only place that turns model names into models.
+"""Choose the device and load target and draft: the only module that turns model names into models.
 
-Every check that can be made without reading a weight comes first: architecture, vocabulary, memory. Weights are read
-on the CPU and then moved, one finished tensor after the other (DirectML knows no other way).
+Every check that can be made without reading a weight comes first: architecture, vocabulary, memory. Weights are read on
+the CPU and then moved, one finished tensor after another (the only way for DirectML).
 """
 
 from __future__ import annotations
@@ -59,14 +59,14 @@ INT8: Final = "int8"  # as a draft, an int8 copy of the target; as a dtype, an i
 
 
 def get_device(name: str | None = None) -> torch.device:
-    """Return the device to run on: torch-directml, CUDA/ROCm, XPU, MPS, CPU, the first that is there; or the named one.
+    """Return the named device, or the first available of torch-directml, CUDA/ROCm, XPU, MPS and CPU.
 
     Args:
         name: None or ``auto`` for the first available; else ``directml``, ``cuda``, ``rocm``, ``xpu``, ``mps`` or
-            ``cpu``, with an index where there are several (``cuda:1``).
+            ``cpu``, with an index if there are several (``cuda:1``).
 
     Raises:
-        ConfigurationError: The name is unknown or there is no such device; the message lists what there is.
+        ConfigurationError: The name is unknown or there is no such device; the message lists the available ones.
     """
     if name is None or name == "auto":
         return next(device for kind in _DEVICE_ORDER if (device := _device(kind, 0)) is not None)
@@ -82,7 +82,7 @@ def get_device(name: str | None = None) -> torch.device:
 
 
 def available_devices() -> tuple[torch.device, ...]:
-    """Every device there is, in the order in which ``get_device`` prefers them."""
+    """Every available device, in the order in which ``get_device`` prefers them."""
     found = []
     for kind in _DEVICE_ORDER:
         index = 0
@@ -137,9 +137,9 @@ def load_models(
         target: A hub id, a directory, a ``.gguf`` file, or ``demo``.
         draft: Any of these, ``int8`` (an int8 copy of the target) or ``none``.
         device: From ``get_device``.
-        dtype: A name for ``resolve_dtype``, or ``int8``; the draft's activations have the target's.
+        dtype: A name for ``resolve_dtype``, or ``int8``; the draft's activations have the target's dtype.
         home: HELIX_HOME; the demo model is kept under it.
-        on_progress: Told in one line what is being done.
+        on_progress: Receives one line for each thing that is done.
 
     Raises:
         ModelNotFoundError: No such model, or only a pickle of it.
@@ -147,7 +147,7 @@ def load_models(
         TokenizerMismatchError: Target and draft do not share a vocabulary.
         InsufficientMemoryError: The device cannot hold the weights and the smallest useful cache.
         ModelError: The files are damaged or incomplete.
-        ConfigurationError: The dtype is unknown or not for this device.
+        ConfigurationError: The dtype is unknown or not supported on this device.
     """
     report = on_progress or logger.info
     is_int8 = dtype == INT8
@@ -195,7 +195,7 @@ def load_models(
 
 def _max_context(target: ModelSource) -> int:
     limits = context_limits(target.config)
-    reason = min(limits, key=lambda key: limits[key])  # of equals the first, which needs no word
+    reason = min(limits, key=lambda key: limits[key])  # of equal limits the first: "positions", which needs no log line
     if reason != "positions":
         logger.info(
             "model %s serves %d of its %d tokens of context: its %s ends there",
@@ -206,7 +206,7 @@ def _max_context(target: ModelSource) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """A model out of its files; ``overflowed`` is that of ``LoadedModel``."""
+    """A model read from its files; ``overflowed`` is as in ``LoadedModel``."""
 
     decoder: Decoder
     generation_config: GenerationConfig | None
@@ -214,10 +214,10 @@ class _Read:
 
 
 def _read(source: ModelSource, dtype: torch.dtype, device: torch.device, prompts: PromptEncoder) -> _Read:
-    """Read a model; in float32 if its weights, or its activations over a fixed text, do not fit into float16.
+    """Read a model, in float32 if its weights, or its activations over a fixed text, do not fit into float16.
 
-    Many models that were trained in bfloat16 overflow float16 within a layer or two, whatever they are asked. The text
-    is tokenised by ``prompts``, within its limits; a draft has the target's vocabulary.
+    Many models that were trained in bfloat16 overflow float16 within a layer or two, whatever the prompt. ``prompts``
+    tokenises the text, within its limits; a draft has the target's vocabulary.
 
     Raises:
         ModelError: The tokenizer fails on the text.
@@ -247,10 +247,10 @@ def _trial_ids(name: str, prompts: PromptEncoder) -> tuple[int, ...]:
 
 
 def _build(source: ModelSource, dtype: torch.dtype, device: torch.device) -> _Read:
-    """Read the weights onto the CPU, and bring each to the device in ``dtype`` as the decoder is made of them.
+    """Read the weights onto the CPU, and move each to the device in ``dtype`` while building the decoder.
 
-    Where everything is stored in one dtype it is read in that one: transformers then hands out views of the mapped
-    file, and no second copy of the model is ever in memory.
+    If all weights are stored in one dtype, they are read in that dtype: transformers then hands out views of the mapped
+    file, and the model is never in memory twice.
 
     Raises:
         Float16OverflowError: A weight lies beyond float16's range.
@@ -282,7 +282,7 @@ def _draft(name: str, decoder: Decoder) -> LoadedModel:
 
 def _int8_copy(target: LoadedModel, report: Callable[[str], object]) -> LoadedModel | None:
     if target.decoder.device.type != "cpu":
-        # Elsewhere the weights would be widened again at each step: such a draft costs more than its target.
+        # Elsewhere the weights would be widened anew at each step: such a draft costs more than its target.
         logger.warning("an int8 draft is only faster on a CPU; speculation with a draft model is off")
         return None
     report("making the int8 draft")

@@ -1,4 +1,4 @@
-"""Whether models fit, before a weight is read: on the device, and on the way there through the machine's own memory."""
+"""Whether models fit into the device's memory, and into the machine's on the way there, before a weight is read."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _HOST: Final = torch.device("cpu")
 def check_device_memory(
     device: torch.device, dtype: torch.dtype, target: ModelSource, draft: ModelSource | None, *, has_int8_copy: bool
 ) -> None:
-    """Compare what the models need on the device with what is free there.
+    """Compare the memory that the models need on the device with its free memory.
 
     Args:
-        device: Where they go.
-        dtype: What they compute in.
-        target: The target.
+        device: The destination.
+        dtype: The dtype they compute in.
+        target: The target model.
         draft: A draft model, or None.
-        has_int8_copy: An int8 copy of the target drafts.
+        has_int8_copy: Whether an int8 copy of the target drafts.
 
     Raises:
         InsufficientMemoryError: The weights and the smallest useful cache do not fit.
@@ -54,17 +54,17 @@ def check_device_memory(
 
 
 def check_host_memory(source: ModelSource, dtype: torch.dtype) -> None:
-    """Compare what reading a model for another device takes of the machine's own memory with what is free.
+    """Compare the machine's memory that reading a model for another device takes with the free memory.
 
     Args:
         source: The model.
-        dtype: What it computes in.
+        dtype: The dtype it computes in.
 
     Raises:
-        InsufficientMemoryError: The machine cannot hold what is on its way to the device.
+        InsufficientMemoryError: The machine cannot hold the tensors on their way to the device.
     """
     checkpoint = source.checkpoint
-    # The file is mapped; its largest tensor is there as it is stored and converted.
+    # The file is mapped; its largest tensor is in memory twice, as stored and as converted.
     needed = 2 * int(source.config.vocab_size) * int(source.config.hidden_size) * dtype.itemsize
     remedy = "close other programs"
     copied = 0 if checkpoint.is_uniform else checkpoint.copied_weights(dtype) * dtype.itemsize

@@ -1,4 +1,4 @@
-"""ModelSource: a checkpoint whose configuration and tokenizer are read, and whose weights can be."""
+"""ModelSource: a checkpoint whose configuration and tokenizer are read, and whose weights can be read."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ logger = logging.getLogger(__name__)
 
 _NOT_READ: Final = ("missing_keys", "unexpected_keys")
 _EMBEDDINGS: Final = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
-# How the families call their number of layers in config.json.
+# The families' names for their number of layers in config.json.
 _LAYER_COUNTS: Final = ("num_hidden_layers", "n_layer")
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """Everything of a model but its weights.
+    """A model without its weights.
 
     Attributes:
         checkpoint: Its files.
-        config: Its configuration, complete.
+        config: Its complete configuration.
         tokenizer: A fast one.
-        turn_end_ids: Tokens that a GGUF file names as ends of a turn, whatever its chat template writes.
+        turn_end_ids: Tokens that a GGUF file names as ends of a turn, beside those of its chat template.
     """
 
     checkpoint: Checkpoint
@@ -69,7 +69,7 @@ def open_source(name: str, home: Path, on_progress: Callable[[str], None]) -> Mo
         ModelNotFoundError: No such model, or it lacks its configuration or tokenizer.
         UnsupportedArchitectureError: The engine would not compute it exactly.
         ModelError: Its files are damaged.
-        ExhaustedError: The system gives no process to try its tokenizer in.
+        ExhaustedError: The system cannot start a process to try its tokenizer in.
     """
     checkpoint = find_checkpoint(name, home, on_progress)
     check_layers(name, _num_layers(checkpoint), checkpoint.tensors)
@@ -93,7 +93,7 @@ def open_source(name: str, home: Path, on_progress: Callable[[str], None]) -> Mo
             check_decoder(name, tokenizer)
     except HelixError:
         raise
-    except Exception as error:  # its readers raise anything over a damaged file
+    except Exception as error:  # a damaged file may raise anything
         if isinstance(error, ImportError) and _has_tokenizer(checkpoint):  # protobuf, for the tokenizers of some files
             missing = " ".join(str(error).split())
             raise ModelError(f"model {name} needs a Python package that is not installed: {missing}") from error
@@ -106,10 +106,10 @@ def open_source(name: str, home: Path, on_progress: Callable[[str], None]) -> Mo
 
 
 def _read_config(checkpoint: Checkpoint, folder: str, arguments: dict[str, Any]) -> PretrainedConfig:
-    """Read a configuration as transformers understands it, but a GGUF file's as that of the architecture it states.
+    """Read a configuration with transformers, but a GGUF file's as that of the architecture it states.
 
     transformers alone would take a llama file whose ``general.name`` is ``mistral`` for another architecture, give it a
-    window that it has not, and find no names for its weights.
+    sliding window that it does not have, and find no names for its weights.
     """
     config: PretrainedConfig
     if checkpoint.gguf is None:
@@ -122,12 +122,12 @@ def _read_config(checkpoint: Checkpoint, folder: str, arguments: dict[str, Any])
 
 
 def _words(error: Exception) -> str:
-    """What a library says, on one line; it may quote a whole file."""
+    """A library's error message, on one line; it may quote a whole file."""
     return f"{type(error).__name__}: {' '.join(str(error).split()):.300}"
 
 
 def _num_layers(checkpoint: Checkpoint) -> object:
-    """What the configuration says, before transformers builds lists of that length."""
+    """The configuration's number of layers, before transformers builds lists of that length."""
     if checkpoint.gguf is not None:
         return checkpoint.gguf.num_layers
     return next((checkpoint.settings[key] for key in _LAYER_COUNTS if key in checkpoint.settings), None)
@@ -152,12 +152,12 @@ def read_weights(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
             panics_as_errors(),
             pretrained_arguments(checkpoint.folder, checkpoint.gguf_file) as (folder, arguments),
         ):
-            # A pair with output_loading_info, which transformers' annotations do not know.
+            # With output_loading_info this returns a pair, which transformers' annotations do not say.
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder,
                 config=source.config,
                 dtype=dtype,
-                attn_implementation="eager",  # never called; the others would check what this machine has
+                attn_implementation="eager",  # never called; the others would check this machine
                 output_loading_info=True,
                 **arguments,
                 **weight_arguments(checkpoint.gguf_file),
@@ -165,13 +165,13 @@ def read_weights(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
     except HelixError:
         raise
     except Exception as error:  # as above
-        if is_out_of_memory(error):  # none of the file's faults
+        if is_out_of_memory(error):  # not the file's fault
             raise
         raise ModelError(
             f"model {name}: the weights cannot be read ({_words(error)}); fetch the model again"
         ) from error
     model: PreTrainedModel = loaded[0]
-    # The layout was right, so this is what transformers' own reader cannot map.
+    # The layout was right, so these are tensors that transformers' own reader cannot map.
     failed = {kind: sorted(key for key in loaded[1][kind] if not is_computed(key)) for kind in _NOT_READ}
     for kind, keys in failed.items():
         if keys:
@@ -188,10 +188,10 @@ def read_weights(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def _reverse_permutation(model: PreTrainedModel) -> None:
-    """Give the rows of queries and keys transformers' order; in llama.cpp's each rotated pair stands together.
+    """Reorder the rows of queries and keys as in transformers; in llama.cpp each rotated pair stands together.
 
     Trade-off: transformers' reader does the same once it knows the number of key heads, but it takes that number from
-    the file alone. To do it here takes a copy of one weight at a time, and nothing of transformers is replaced.
+    the file alone. Reordering here copies one weight at a time, and needs no patch of transformers.
     """
     base: Any = model.base_model  # its class is the architecture's
     for layer in base.layers:
@@ -201,10 +201,11 @@ def _reverse_permutation(model: PreTrainedModel) -> None:
 
 
 def _check_tied_head(checkpoint: Checkpoint) -> None:
-    """Refuse an output head of its own in the files of a model whose configuration says that its embedding is its head.
+    """Refuse a stored output head that differs from the embedding, if the configuration says that they are one.
 
     Raises:
-        ModelError: It differs from the embedding. Releases of transformers disagree on which of the two counts then.
+        ModelError: The head differs from the embedding. Releases of transformers disagree on which of the two then
+            counts.
     """
     stored: dict[str, torch.Tensor] = {}
     if not any(canonical(tensor) == HEAD for tensor in checkpoint.tensors):
@@ -224,7 +225,7 @@ def _check_tied_head(checkpoint: Checkpoint) -> None:
 
 
 def _complete(config: PretrainedConfig, checkpoint: Checkpoint) -> None:
-    """Put into a configuration what transformers' readers left out of it."""
+    """Add to a configuration the settings that transformers' readers left out."""
     gguf = checkpoint.gguf
     if gguf is None:
         _translate_rope(config, checkpoint.folder)
@@ -238,7 +239,7 @@ def _complete(config: PretrainedConfig, checkpoint: Checkpoint) -> None:
 
 
 def _translate_rope(config: PretrainedConfig, folder: Path) -> None:
-    """Give transformers 4 the rotary settings of a config.json that 5 wrote; it would silently take its defaults."""
+    """Give transformers 4 the rotary settings of a config.json that 5 wrote; it would silently use defaults."""
     if TRANSFORMERS_MAJOR >= 5:  # noqa: PLR2004  (a version)
         return
     parameters = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("rope_parameters")

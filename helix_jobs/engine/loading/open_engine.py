@@ -1,6 +1,6 @@
 """Which engine a worker runs: the real one, or the fake one of ``testing.py`` where the settings ask for it.
 
-Either is imported only when it is chosen: torch takes seconds.
+Each is imported only when it is chosen: torch takes seconds.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def load_engine(settings: Settings, on_progress: Callable[[str], None] | None = 
     """Build the engine the settings name.
 
     Raises:
-        ConfigurationError: The device or the dtype is not to be had.
+        ConfigurationError: The device or the dtype is not available.
         ModelError: The models cannot be served here; the subclasses say why.
     """
     if settings.engine == "fake":

@@ -1,6 +1,6 @@
-"""How ``from_pretrained`` is called: never remote code, never the network, no bars in a log, GGUF files alone.
+"""How ``from_pretrained`` is called: no remote code, no network, no progress bars, and GGUF files by themselves.
 
-Here stand the differences between transformers 4.57 (which DirectML needs) and 5 in loading.
+This module handles the differences in loading between transformers 4.57 (which DirectML needs) and 5.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def pretrained_arguments(folder: Path, gguf_file: str | None) -> Iterator[tuple[
         if gguf_file is None:
             yield str(folder), arguments
             return
-        # An empty folder: files of other models that lie beside the .gguf would be mixed into it.
+        # Use an empty folder: files of other models beside the .gguf file would be mixed in.
         empty = stack.enter_context(tempfile.TemporaryDirectory(prefix="helix-gguf-"))
         # The GGUF reader draws its bar on stderr whatever the logging settings say.
         stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
@@ -40,11 +40,11 @@ def pretrained_arguments(folder: Path, gguf_file: str | None) -> Iterator[tuple[
 
 
 def weight_arguments(gguf_file: str | None) -> dict[str, Any]:
-    """Return what reading the weights takes beside these arguments."""
+    """Return the further arguments that reading the weights takes."""
     if gguf_file is None:
         return {"use_safetensors": True}
     if hasattr(transformers, "GgufConfig"):
-        # transformers 5 may otherwise leave the weights packed, in layers of its own.
+        # Otherwise transformers 5 may leave the weights packed, in layers of its own.
         return {"quantization_config": transformers.GgufConfig(dequantize=True)}
     return {}
 
@@ -67,7 +67,7 @@ def read_tokenizer(folder: str, arguments: dict[str, Any]) -> PreTrainedTokenize
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Our own progress lines stand in for transformers' bars, our own errors for its hints to programmers."""
+    """Silence transformers: our progress lines replace its bars, and our errors its hints to programmers."""
     shown = transformers_logging.is_progress_bar_enabled()
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.disable_progress_bar()

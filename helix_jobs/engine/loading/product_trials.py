@@ -1,4 +1,4 @@
-"""Trials of matrix products: which numbers of rows round alike on this machine, and what it costs to make all do so."""
+"""Trials of matrix products: which numbers of rows round alike on this machine, and the cost of making all do so."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# What products are asked for: how many passes of how many rows. Trade-off: one pass of a thousand rows may take longer
-# than before if ten of thirty-two take less; a bulk run is made of both.
+# Mixes of passes that a way is timed by: how many passes of how many rows. Trade-off: one pass of a thousand rows may
+# take longer than before if ten of thirty-two take less; a bulk run consists of both.
 MIXES: Final = {
     "one sequence": {2: 1},
     "a few": {8: 1},
@@ -41,25 +41,25 @@ MIXES: Final = {
 }
 TIMED_ROWS: Final = tuple(sorted({rows for mix in MIXES.values() for rows in mix}))
 _TIMED_RUNS: Final = 5
-# A larger output head is tried with so many of its outputs: its weights would fill the memory beside the model's.
+# A larger output head is tried with only this many outputs: its weights would fill the memory beside the model's.
 _MOST_OUTPUTS: Final = 1 << 16
-# Of a prompt only the last token's logits are asked for.
+# Most rows of logits in a step: of a prompt only the last token's logits are computed.
 _LOGIT_ROWS: Final = 128
 # A product that takes longer is timed once.
 _LONG_SECONDS: Final = 0.2
-# No more products are computed at once in a trial: a large output head sees few rows.
+# Most multiplications in one product of a trial: a large output head sees few rows.
 _MOST_PRODUCTS: Final = 1 << 36
 
 
 @dataclass(frozen=True, slots=True)
 class ShapeTrial:
-    """How products of one shape are to be computed so that all numbers of rows round alike.
+    """A way to compute products of one shape so that all numbers of rows round alike.
 
     Attributes:
-        tiles: In these numbers of rows; None where there are none, or matrix tiles do it.
-        has_matrix_tiles: By ``TiledLinear``.
-        seconds: What that takes at ``TIMED_ROWS``; zeros where nothing had to be timed.
-        plain_seconds: What the product takes as it is.
+        tiles: Numbers of rows that agree; None if there are none, or if matrix tiles are used.
+        has_matrix_tiles: Whether ``TiledLinear`` computes them.
+        seconds: Time of this way at ``TIMED_ROWS``; zeros if nothing had to be timed.
+        plain_seconds: Time of the unchanged product.
     """
 
     tiles: RowTiles | None
@@ -69,7 +69,7 @@ class ShapeTrial:
 
     @property
     def changes_nothing(self) -> bool:
-        """The product is computed as it is."""
+        """Whether the product stays unchanged."""
         return self.tiles == ANY_ROWS and not self.has_matrix_tiles
 
     @property
@@ -78,7 +78,7 @@ class ShapeTrial:
         return self.has_matrix_tiles or self.tiles is not None
 
     def to_dict(self) -> dict[str, object]:
-        """JSON-ready."""
+        """The trial, ready for JSON."""
         return {
             "least": None if self.tiles is None else self.tiles.least,
             "most": None if self.tiles is None else self.tiles.most,
@@ -92,7 +92,7 @@ class ShapeTrial:
         """The inverse.
 
         Raises:
-            TypeError, KeyError, ValueError: It is no such dictionary.
+            TypeError, KeyError, ValueError: The dictionary is not from ``to_dict``.
         """
         least, most, matrix = row["least"], row["most"], row["matrix"]
         seconds, plain = (tuple(float(one) for one in row[name]) for name in ("seconds", "plain"))
@@ -106,10 +106,10 @@ class ShapeTrial:
 
 
 def slowdown(trials: Mapping[Shape, ShapeTrial], counts: Mapping[Shape, int]) -> float:
-    """How many times as long a model's products take as they do now, in the worst of ``MIXES``; 1.0 at least.
+    """Factor by which a model's products get slower, in the worst of ``MIXES``; at least 1.0.
 
     Args:
-        trials: By shape.
+        trials: Trials by shape.
         counts: How many products of each shape a pass has.
     """
     if all(trial.changes_nothing for trial in trials.values()):
@@ -130,12 +130,12 @@ def slowdown(trials: Mapping[Shape, ShapeTrial], counts: Mapping[Shape, int]) ->
 def try_products(decoder: Decoder, folder: Path, report: Callable[[str], None]) -> dict[Shape, ShapeTrial]:
     """One trial for each shape of the decoder's dense products, from the file if this machine was tried before.
 
-    The weights are not read: the trials have some of their own, of the same shapes.
+    The model's weights are not read: the trials use their own, of the same shapes.
 
     Args:
-        decoder: Not packed yet.
-        folder: Keeps what was found.
-        report: Told that this takes a while.
+        decoder: The decoder, not packed yet.
+        folder: Keeps the results.
+        report: Receives a line saying that this takes a while.
     """
     linears = [linear for linear in decoder.linears() if isinstance(linear, DenseLinear)]
     if not linears:  # int8 sums are exact
@@ -184,7 +184,7 @@ def _try(shape: Shape, decoder: Decoder, *, has_bias: bool) -> tuple[ShapeTrial,
     ways = [ShapeTrial(tiles) for tiles in candidates(classes, counts)]
     if ways != [ShapeTrial(ANY_ROWS)]:
         tiled = probe.tiled()
-        # Never far from the library's speed, while rows in tiles can take three times as long.
+        # Matrix tiles are never far from the library's speed, while row tiles can take three times as long.
         if tiled is not None and set(rounding_classes(_product_and_sum(tiled), probe.distinct, counts)) == {0}:
             ways = [ShapeTrial(None, has_matrix_tiles=True)]
     logger.debug("products %d x %d: of %s rows the classes %s", *shape, counts, classes)
@@ -208,14 +208,14 @@ class _Probe:
         self._decoder = decoder
 
     def tiled(self) -> TiledLinear | None:
-        """The layer in matrix tiles; None where there are none."""
+        """The layer in matrix tiles; None if the processor has none."""
         native = native_of(self._decoder)
         if native is None or not TiledLinear.serves(self._dense.in_features, self._decoder.dtype, native):
             return None
         return TiledLinear(self._dense, native)
 
     def timed(self, way: ShapeTrial) -> ShapeTrial:
-        """The way, and how long it takes beside the product as it is."""
+        """The way, with its time and that of the unchanged product."""
         product: Callable[[torch.Tensor], torch.Tensor] = self.packed
         if way.has_matrix_tiles:
             tiled = self.tiled()
@@ -241,7 +241,7 @@ def _fastest(shape: Shape, ways: Sequence[ShapeTrial], decoder: Decoder, *, has_
 
 
 def _product_and_sum(linear: Linear) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Both things that a layer is asked for, side by side: they may be different kernels."""
+    """Both operations of a layer, side by side: they may use different kernels."""
 
     def both(rows: torch.Tensor) -> torch.Tensor:
         return torch.cat((linear(rows), linear.add_to(rows.new_zeros((len(rows), linear.out_features)), rows)), dim=1)
@@ -252,7 +252,7 @@ def _product_and_sum(linear: Linear) -> Callable[[torch.Tensor], torch.Tensor]:
 def _least_seconds(
     product: Callable[[torch.Tensor], torch.Tensor], plain: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor
 ) -> tuple[float, float]:
-    """Of several runs in turns the shortest of each: what else the machine does makes either longer."""
+    """The shortest time of each over several alternating runs: other work on the machine only lengthens a run."""
     ours: list[float] = []
     theirs: list[float] = []
     for _ in range(_TIMED_RUNS):
@@ -266,7 +266,7 @@ def _least_seconds(
 
 
 def _parse(content: Any, shapes: Sequence[Shape]) -> dict[Shape, ShapeTrial] | None:  # noqa: ANN401  (JSON)
-    """What the file holds; None where it is no such file."""
+    """The file's trials; None if it is not such a file."""
     if not isinstance(content, list) or len(content) != len(shapes):
         return None
     try:

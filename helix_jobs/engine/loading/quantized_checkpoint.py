@@ -1,6 +1,6 @@
-"""Checkpoints whose weights were quantised for another program: recognised whatever announces it, and refused by name.
+"""Checkpoints whose weights were quantised for another program: recognised by any sign, and refused by name.
 
-Their tensors are numbers that mean something only together with scales. Whoever reads the numbers alone gets noise.
+Their numbers have a meaning only together with scales; a model that reads the numbers alone writes noise.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 
     from helix_jobs.engine.loading.stored_tensor import StoredTensor
 
-# Where tools say so beside config.json.
+# Files beside config.json in which tools say so.
 _FILES: Final = {
     "hf_quant_config.json": "ModelOpt",
     "quantize_config.json": "GPTQ",
     "quant_config.json": "AWQ",
 }
-# Where they say so in config.json. MLX's key is ``quantization``.
+# Keys of config.json in which tools say so. MLX's key is ``quantization``.
 _CONFIG_KEYS: Final = {
     "quantization_config": "quantization_config",
     "compression_config": "compressed-tensors",
     "quantization": "MLX",
 }
-# How they call what goes with the numbers: GPTQ and AWQ, bitsandbytes, FP8 and int8, compressed-tensors, MLX.
+# Names of the tensors that go with the numbers: GPTQ and AWQ, bitsandbytes, FP8 and int8, compressed-tensors, MLX.
 _PARTS: Final = re.compile(
     r"\.(qweight|qzeros|scales|g_idx|SCB|weight_format|absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..*"
     r"|weight\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..*)"
@@ -45,14 +45,14 @@ def check_not_quantized(
     """Refuse a directory whose weights are not plain floating-point numbers.
 
     Args:
-        name: What the person called the model.
+        name: The model's name as the user gave it.
         folder: The model's directory.
-        config: Its config.json.
-        tensors: What its files hold.
-        harmless: Tensors that nobody needs, of whatever type.
+        config: The content of its config.json.
+        tensors: The tensors in its files.
+        harmless: Tensors that are never needed, of any type.
 
     Raises:
-        UnsupportedArchitectureError: The message says by what the weights are quantised, and where that stands.
+        UnsupportedArchitectureError: The message names the quantisation and where it was found.
     """
     for key, method in _CONFIG_KEYS.items():
         if settings := config.get(key):

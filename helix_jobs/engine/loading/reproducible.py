@@ -1,4 +1,4 @@
-"""Reproducible models: a target and a draft that compute the same whatever is computed beside, where it can be had."""
+"""Reproducible models: a target and a draft whose results do not depend on the rest of the batch, where possible."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Independence is worth so much time to everybody; more has to be asked for.
+# ``auto`` accepts up to this slowdown; the user must ask for more.
 ACCEPTED_SLOWDOWN: Final = 1.05
 _GO_ON: Final = "go on without it"
 
@@ -33,20 +33,20 @@ _GO_ON: Final = "go on without it"
 def make_reproducible(
     models: LoadedModels, when: str, folder: Path, on_progress: Callable[[str], None] | None = None
 ) -> LoadedModels:
-    """Let the target's products round alike in any number of rows; the result says whether its answers do.
+    """Let products of the target round alike in any number of rows, and note whether its answers are reproducible.
 
-    A trial finds out for each shape of product, once for this machine, which numbers of rows give each row the same
-    bits. Where they differ, products are computed in the processor's matrix tiles by code of our own, or in numbers of
-    rows that agree, whichever is faster. Compiled attention needs no such help; torch's cannot be helped.
+    For each shape of product a trial, run once on this machine, finds which numbers of rows give each row the same
+    bits. Where they differ, products are computed in the processor's matrix tiles by our own code, or in numbers of
+    rows that agree, whichever is faster. Compiled attention is reproducible as it is; torch's cannot be made so.
 
     Args:
-        models: Loaded and not packed yet; computing with compiled kernels where there are any.
-        when: ``auto``: where it costs at most a twentieth; ``on``: at any price.
-        folder: Keeps what the trials found.
-        on_progress: Told in one line what is missing.
+        models: Loaded models, not packed yet, with compiled kernels where there are any.
+        when: ``auto``: if it costs at most a twentieth of the time; ``on``: at any cost.
+        folder: Keeps the trials' results.
+        on_progress: Receives one line that says what is missing.
 
     Raises:
-        ConfigurationError: ``on``, and it cannot be had; the message says why.
+        ConfigurationError: ``when`` is ``on`` and it is not possible; the message says why.
     """
     if models.target.decoder.small_steps is not None and when == "auto":
         return models  # the small steps of an int8 target would take longer
@@ -57,23 +57,23 @@ def make_reproducible(
 def make_draft_reproducible(
     models: LoadedModels, when: str, folder: Path, on_progress: Callable[[str], None] | None = None
 ) -> LoadedModels:
-    """The same for the draft model, of a fixed depth: sampled answers then depend on the draft's numbers too.
+    """Like ``make_reproducible``, for a draft of fixed depth: sampled answers depend on its numbers, too.
 
-    How a sampled line uses its random numbers depends on what is drafted and with which probabilities. With an adaptive
-    depth that is of no account: a line with a seed of its own is not drafted at all, and the others promise nothing.
+    The way a sampled line uses its random numbers depends on the drafted tokens and their probabilities. With an
+    adaptive depth that does not matter: a line with its own seed is not drafted for, and other lines promise nothing.
 
     Trade-off: an int8 draft has to give up its compiled call for small steps, which rounds in other places than the
-    layers one by one, and then takes nearly twice as long for a token or two. That is more than a twentieth, so it has
-    to be asked for, as with an int8 target; greedy answers are the same without it.
+    layers one by one. It then takes nearly twice as long for a token or two. That is more than a twentieth, so the user
+    must ask for it, as with an int8 target; greedy answers are the same without it.
 
     Args:
-        models: From ``make_reproducible``; unchanged where their target does not compute the same in any company.
-        when: As there.
-        folder: As there.
-        on_progress: As there.
+        models: From ``make_reproducible``; unchanged if their target is not reproducible.
+        when: As in ``make_reproducible``.
+        folder: As in ``make_reproducible``.
+        on_progress: As in ``make_reproducible``.
 
     Raises:
-        ConfigurationError: As there.
+        ConfigurationError: As in ``make_reproducible``.
     """
     report = on_progress or logger.info
     if models.draft is None or not models.target.is_reproducible:
@@ -88,7 +88,7 @@ def make_draft_reproducible(
 
 
 def _made_reproducible(model: LoadedModel, when: str, folder: Path, report: Callable[[str], None]) -> LoadedModel:
-    """The model, changed where that helps."""
+    """The model, with its products changed if that makes it reproducible."""
     reason = _obstacle(model.decoder)
     if reason is not None:
         if when == "on":
@@ -128,12 +128,12 @@ def _changed(decoder: Decoder, trials: Mapping[Shape, ShapeTrial]) -> Decoder:
         linear.use_tiles(trial.tiles or ANY_ROWS)
         return linear
 
-    # Small steps of int8 layers in one call round in other places than large ones.
+    # Small steps, which run all int8 layers in one call, round in other places than large ones.
     return replace(decoder.with_linears(change), small_steps=None)
 
 
 def _obstacle(decoder: Decoder) -> str | None:
-    """Why nothing would help; None where something may."""
+    """Why the decoder cannot be made reproducible; None if it may be possible."""
     if decoder.device.type != "cpu":
         return f"it is for the CPU, and the device is {describe_device(decoder.device)}; {_GO_ON}"
     if not decoder.attention.is_independent:

@@ -1,4 +1,4 @@
-"""How much models that are loaded can run at once on their device: batch slots, prompt tokens a step, KV blocks."""
+"""How much loaded models can run at once on their device: batch slots, prompt tokens a step, KV blocks."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def cache_config(models: LoadedModels, config: EngineConfig, kv_cache_mb: int | 
 
 
 def batch_limits(models: LoadedModels, settings: Settings) -> BatchLimits:
-    """Batch slots and token budget: as set, or what serves best on this device with these models in it."""
+    """Batch slots and token budget: as set, or the best for these models on this device."""
     cache_bytes = None if settings.kv_cache_mb is None else settings.kv_cache_mb * 1_000_000
     if cache_bytes is None:
         cache_bytes = free_memory(models.device)

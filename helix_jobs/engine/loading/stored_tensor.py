@@ -1,6 +1,6 @@
-"""StoredTensor: what a model file's header says of one tensor; and what is read of a folder's safetensors headers.
+"""StoredTensor: what a model file's header says of one tensor; and the reader of safetensors headers.
 
-A header is somebody else's text: whatever it holds, it is a StoredTensor for each name, or a ModelError.
+A header is untrusted text: the reader returns a StoredTensor for each name, or raises ModelError.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class StoredTensor:
     """One tensor of a file.
 
     Attributes:
-        kind: Its type as the file format calls it: ``BF16``, ``F8_E4M3``, ``Q4_K``.
+        kind: Its type, as the file format names it: ``BF16``, ``F8_E4M3``, ``Q4_K``.
         shape: Its lengths, outermost first, as torch has them.
     """
 
@@ -39,7 +39,7 @@ class StoredTensor:
 
     @property
     def elements(self) -> int:
-        """How many numbers it holds."""
+        """Number of elements."""
         return math.prod(self.shape)
 
 
@@ -47,25 +47,25 @@ def read_safetensors_header(name: str, file: Path) -> dict[str, StoredTensor]:
     """Read what a safetensors file holds, by name, without its tensors.
 
     Args:
-        name: What the person called the model.
+        name: The model's name as the user gave it.
         file: An existing file.
 
     Raises:
-        ModelError: It is no safetensors file, or not a whole one.
+        ModelError: The file is not a safetensors file, or is incomplete.
     """
     refuse_lfs_pointer(name, file)
     size = file.stat().st_size
     try:
         with file.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
-            # A header that claims to be longer is cut, and no JSON.
+            # A header that claims to be longer is cut, and then is no JSON.
             header = json.loads(stream.read(min(length, _HEADER_LIMIT)))
         end, tensors = 0, {}
         for key, value in header.items():
             if key != "__metadata__":
                 tensors[key], stop = _entry(value)
                 end = max(end, stop)
-    # RecursionError: lists in lists in lists.
+    # RecursionError: deeply nested lists.
     except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise ModelError(f"{subject(name, file)} is not a safetensors file; fetch the model again") from error
     if size < 8 + length + end:
@@ -74,7 +74,7 @@ def read_safetensors_header(name: str, file: Path) -> dict[str, StoredTensor]:
 
 
 def _entry(value: Any) -> tuple[StoredTensor, int]:  # noqa: ANN401  (JSON of a stranger)
-    """One entry of the header and where its bytes end; raises ValueError and its like if it is none."""
+    """One entry of the header, and the offset at which its bytes end; raises ValueError or similar on a bad entry."""
     kind, shape, (start, stop) = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(kind, str) or not isinstance(shape, list) or len(shape) > _DIMENSIONS:
         raise TypeError("a type is a name, a shape a short list")
@@ -89,10 +89,10 @@ def _entry(value: Any) -> tuple[StoredTensor, int]:  # noqa: ANN401  (JSON of a 
 
 
 def refuse_lfs_pointer(name: str, file: Path) -> None:
-    """Refuse the small text that a clone without Git LFS has in a large file's place.
+    """Refuse the small text file that a clone without Git LFS has in place of a large file.
 
     Raises:
-        ModelError: It is one.
+        ModelError: The file is such a pointer.
     """
     with file.open("rb") as stream:
         if stream.read(len(_LFS_POINTER)) == _LFS_POINTER:

@@ -1,4 +1,4 @@
-"""What the names of a checkpoint's tensors tell, whatever release of transformers wrote them."""
+"""The meaning of tensor names in a checkpoint, whichever release of transformers wrote them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 HEAD: Final = "lm_head.weight"
-# transformers 4 calls GPT-NeoX's output head so.
+# The name of GPT-NeoX's output head in transformers 4.
 _OLD_HEAD: Final = "embed_out.weight"
 _PREFIX: Final = re.compile(r"(model|transformer|gpt_neox)\.")
 _LAYER: Final = re.compile(r"(?:layers|h)\.(\d{1,9})\.")
-# What older releases stored beside the weights and every release computes anew: the inverse frequencies of rotary
-# positions, which follow from config.json, and GPT-2's and GPT-NeoX's causal masks with the number they masked with.
+# Buffers that older releases stored beside the weights and every release computes anew: the inverse frequencies of
+# rotary positions, which follow from config.json, and GPT-2's and GPT-NeoX's causal masks with the number they masked
+# with.
 _COMPUTED: Final = re.compile(
     r"(layers\.\d+\.(self_attn|attention)\.)?rotary_emb\.inv_freq"
     r"|h\.\d+\.attn\.(bias|masked_bias)"
@@ -25,19 +26,19 @@ _COMPUTED: Final = re.compile(
 
 
 def canonical(tensor: str) -> str:
-    """Return a tensor's name without the prefix that a model with a head has and a bare one has not."""
+    """Return a tensor's name without the prefix that only models with a head have."""
     found = _PREFIX.match(tensor)
     short = tensor[found.end() :] if found else tensor
     return HEAD if short == _OLD_HEAD else short
 
 
 def is_computed(tensor: str) -> bool:
-    """Whether it is a buffer that is computed anew, so that nobody needs to read it."""
+    """Whether the tensor is a buffer that is computed anew and need not be read."""
     return _COMPUTED.fullmatch(canonical(tensor)) is not None
 
 
 def check_layers(name: str, wanted: object, tensors: Iterable[str]) -> None:
-    """Refuse a number of layers that the files have not: to build as many as a header asks for may take for ever.
+    """Refuse a number of layers that the files do not have: building as many as a header states may take for ever.
 
     Raises:
         ModelError: The two differ.

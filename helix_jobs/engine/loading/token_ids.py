@@ -1,6 +1,6 @@
 """Token ids in a directory's tokenizer files, before the tokenizers library believes them.
 
-It lists every id between the vocabulary and one that lies far beyond it: a single id of a thousand million keeps it
+The library lists every id between the vocabulary and an id far beyond it: a single id of a thousand million keeps it
 busy for an hour and prints gigabytes.
 """
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-# Real vocabularies leave out a few ids; none leaves out as many as it has.
+# Ids that any vocabulary may leave out, beside as many as it has tokens. Real vocabularies leave out a few.
 _HOLES: Final = 10_000
 
 
@@ -38,7 +38,7 @@ def check_token_ids(name: str, folder: Path) -> None:
 def _ids(folder: Path) -> Iterator[int]:
     tokenizer = _object(folder / "tokenizer.json")
     vocabulary = _value(tokenizer.get("model"), "vocab")
-    if isinstance(vocabulary, list):  # of pieces and scores: their places are their ids
+    if isinstance(vocabulary, list):  # pieces and scores: a piece's place is its id
         yield from range(len(vocabulary))
     added = tokenizer.get("added_tokens")
     found: list[Any] = [_value(token, "id") for token in added] if isinstance(added, list) else []
@@ -50,7 +50,7 @@ def _ids(folder: Path) -> Iterator[int]:
 
 
 def _number(key: str) -> int | None:
-    """The id that transformers takes a key for; None where it refuses the file over it: too many digits, or none."""
+    """The id that transformers reads from a key; None if it refuses the file for it (too many digits, or none)."""
     try:
         return int(key)
     except ValueError:

@@ -1,8 +1,9 @@
-"""The process in which a model's ``tokenizer.json`` is read for the first time: it is a stranger's work.
+"""The process in which a model's ``tokenizer.json`` is read for the first time, because the file is untrusted.
 
 ``try_tokenizer`` runs ``python -m helix_jobs.engine.loading.tokenizer_process``. It reads one JSON object from standard
-input and answers with one. Reading alone may panic, abort the process, or take all memory: each added token goes
-through the normalizer then. It imports neither torch nor transformers, so that it starts in a tenth of a second.
+input and answers with one. Reading alone may panic, abort the process, or take all memory, because it runs each added
+token through the normalizer. The process imports neither torch nor transformers, so that it starts in a tenth of a
+second.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _TOKENIZER: Final = "tokenizer.json"
-# Where transformers finds the names of tokens that it adds to those of tokenizer.json.
+# Files in which transformers finds names of further tokens beside those of tokenizer.json.
 _TOKEN_FILES: Final = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _MOST_WORDS: Final = 300
 
@@ -29,11 +30,12 @@ _MOST_WORDS: Final = 300
 def fault_of(folder: Path) -> str:
     """What is wrong with a folder's tokenizer, as in "its tokenizer ..."; empty for nothing.
 
-    Only what transformers would not survive counts. Files that the library refuses are left to transformers' own words.
+    Only faults that transformers would not survive count. Files that the library refuses are left to transformers' own
+    errors.
     """
     documents = [_document(folder / name) for name in _TOKEN_FILES]
     chosen = documents[0].get("fast_tokenizer_files") or [_TOKENIZER]
-    if chosen != [_TOKENIZER]:  # one of them may be read in its place
+    if chosen != [_TOKENIZER]:  # transformers may read another file in its place
         return (
             f"has a tokenizer_config.json that names other files than {_TOKENIZER} (fast_tokenizer_files); remove that "
             "entry"
@@ -55,7 +57,7 @@ def fault_of(folder: Path) -> str:
 
 def _read(path: Path, texts: list[str]) -> None:
     tokenizer = Tokenizer.from_file(str(path))
-    # The releases of transformers differ in what they add and how. Normalised is the most that can happen to a token.
+    # Releases of transformers differ in the tokens they add and how. Normalising is the most they do to a token.
     tokenizer.add_tokens([AddedToken(text, normalized=True) for text in texts])
 
 
@@ -68,7 +70,7 @@ def _document(path: Path) -> dict[str, Any]:
 
 
 def _texts(document: dict[str, Any]) -> Iterator[str]:
-    """Every text of a document, keys included, that may be a token's; a chat template is none."""
+    """Every text of a document, keys included, that may be a token; a chat template is not."""
     stack: list[object] = [{key: value for key, value in document.items() if key != "chat_template"}]
     while stack:
         found = stack.pop()
@@ -81,7 +83,7 @@ def _texts(document: dict[str, Any]) -> Iterator[str]:
 
 
 def main() -> None:
-    """Answer once."""
+    """Read one request and answer it."""
     setup, _, answers = begin()
     send(answers, {"fault": fault_of(Path(setup["folder"]))})
 

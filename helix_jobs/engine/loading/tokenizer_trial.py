@@ -1,9 +1,10 @@
-"""A directory's tokenizer is read in a process of its own before the worker reads it.
+"""A directory's tokenizer is read in a separate process before the worker reads it.
 
-The library panics, aborts or grows without end over some files, and whoever reads them goes down with it.
+On some files the library panics, aborts or grows without end, and takes its process down.
 
 Trade-off: the tokenizer is read once more, and a process is started for it: 0.1 s of processor time for SmolLM2's
-49,152 tokens, 0.3 s for Qwen2.5's 151,936 (Zen 4). In return a hostile file costs a message, not the worker.
+49,152 tokens, 0.3 s for Qwen2.5's 151,936 (Zen 4). In return a hostile file causes an error message instead of the
+worker's end.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ def try_tokenizer(name: str, folder: Path, limits: PromptLimits = DEFAULT_LIMITS
     """Refuse a tokenizer that cannot be read within the limits.
 
     Args:
-        name: What the person called the model.
-        folder: Its directory.
-        limits: What reading may take; the tokenizer is read under the same ones wherever prompts are encoded.
+        name: The model's name as the user gave it.
+        folder: The model's directory.
+        limits: Limits of reading; the same limits hold wherever prompts are encoded.
 
     Raises:
-        ExhaustedError: The system gives no process.
-        ModelError: The message says what reading it does.
+        ExhaustedError: The system cannot start a process.
+        ModelError: The message says what happens on reading it.
     """
     setup = {
         "folder": str(folder.resolve()),

@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 _NUM_TOKENS: Final = 64
 _BLOCK_SIZE: Final = 16
-# The activations that overflow are those of the first token and of marks that end something: there are many of them.
+# Activations overflow at the first token and at marks that end something, so the text has many such marks.
 TRIAL_TEXT: Final = "Question 1: what is 2 + 2?\nAnswer: four. " * 8
-# Coprime to any vocabulary's size that matters: ids spread over all of it.
+# Coprime to the sizes of real vocabularies, so that ids spread over all of one.
 _STRIDE: Final = 7919
 
 
 @torch.no_grad()
 def logits_are_finite(decoder: Decoder, text_ids: Iterable[int]) -> bool:
-    """Whether a pass over some 64 tokens yields neither NaN nor infinity. The cache it needs is gone afterwards.
+    """Whether a pass over some 64 tokens yields neither NaN nor infinity. Its cache is freed afterwards.
 
     Args:
         decoder: The model.
@@ -40,5 +40,5 @@ def logits_are_finite(decoder: Decoder, text_ids: Iterable[int]) -> bool:
 
 def _trial_ids(known: int, text_ids: Iterable[int]) -> list[int]:
     spread = [index * _STRIDE % known for index in range(_NUM_TOKENS)]
-    # Half of each, and more of the latter where the text has few tokens.
+    # Half from the text and half spread; more of the latter if the text has few tokens.
     return ([token for token in text_ids if token < known][: _NUM_TOKENS // 2] + spread)[:_NUM_TOKENS]

@@ -1,4 +1,4 @@
-"""What target and draft must agree on, and which tokens end an output."""
+"""The vocabulary that target and draft must share, and the tokens that end an output."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 def check_vocabularies(target_name: str, target: Mapping[str, int], draft_name: str, draft: Mapping[str, int]) -> None:
     """Refuse a draft whose token ids mean other tokens than the target's.
 
-    Compared token by token. The width of the embeddings is not compared: checkpoints of one family pad it differently.
+    Ids are compared token by token. Embedding widths are not compared: checkpoints of one family pad them differently.
 
     Raises:
         TokenizerMismatchError: The message shows the first id that differs.
@@ -42,10 +42,10 @@ def check_vocabularies(target_name: str, target: Mapping[str, int], draft_name: 
 def end_token_ids(
     tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, generation: GenerationConfig | None
 ) -> frozenset[int]:
-    """Token ids that end any output: the generation config's, or else the config's, and the tokenizer's.
+    """Token ids that end any output: those of the generation config, or else of the config, and of the tokenizer.
 
     Raises:
-        ModelError: One of them is no number.
+        ModelError: One of the ids is not a number.
     """
     ids: list[object] = []
     sources = [getattr(generation, "eos_token_id", None), tokenizer.eos_token_id]
@@ -60,10 +60,10 @@ def end_token_ids(
 
 
 def turn_end_ids(tokenizer: PreTrainedTokenizerBase, probe: Probe | None) -> frozenset[int]:
-    """Token ids that end an answer to messages: the special token the template writes next after an assistant's words.
+    """Token ids that end an answer to messages: the special token that the template writes after an assistant's words.
 
-    Whatever it is called, and whatever white space stands before it. A plain prompt has no turns: a base model that
-    comes with a template goes on past this token, as with transformers.
+    The token may have any name, and white space may stand before it. A plain prompt has no turns: a base model with a
+    template goes on past this token, as in transformers.
     """
     if probe is None:
         return frozenset()

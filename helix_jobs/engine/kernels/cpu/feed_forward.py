@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from helix_jobs.engine.model.feed_forward import FeedForward
     from helix_jobs.engine.weights.linear import Linear
 
-# Activations and their names in compiled code. torch cuts a tensor into equal parts for its threads, anywhere in a row.
-# It computes the end of a part that fills no vector with another function, which rounds differently. A row's result
-# thus depends on the number of rows. Only ReLU rounds nothing and needs no kernel.
+# Activations and their names in compiled code. torch cuts a tensor into equal parts for its threads, even within a row.
+# It computes the rest of a part that does not fill a vector with another function, which rounds differently. A row's
+# result thus depends on the number of rows. Only ReLU rounds nothing and needs no kernel.
 COMPILED_ACTIVATIONS: Final[dict[Callable[[torch.Tensor], torch.Tensor], str]] = {
     functional.silu: "silu",
     functional.gelu: "gelu",
