@@ -1,3 +1,3 @@
-"""The version, in its one place: the build reads this file, and it imports nothing."""
+"""The version, only here: the build reads this file, so it imports nothing."""
 
 __version__ = "0.1.0"

@@ -1,15 +1,15 @@
-"""Bounds: numbers that several rooms go by, each once."""
+"""Bounds: numbers that several packages share."""
 
 from __future__ import annotations
 
 from typing import Final
 
-# Of a job; higher runs first.
+# A job's highest priority; higher runs first.
 MAX_PRIORITY: Final = 9
-# That a request may ask for.
+# The most new tokens a request may ask for.
 MAX_NEW_TOKENS: Final = 131_072
 MAX_SPECULATION_DEPTH: Final = 16
-# Sequences that may run at once.
+# The most sequences that may run at once.
 MAX_BATCH_SIZE: Final = 4096
-# Where neither a setting nor the device says otherwise.
+# The batch size if neither a setting nor the device gives another.
 DEFAULT_MAX_BATCH_SIZE: Final = 32

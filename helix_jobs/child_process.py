@@ -1,4 +1,4 @@
-"""ChildProcess: a process that speaks with this one in lines, over its standard input and output."""
+"""ChildProcess: a child that exchanges lines with this process, over its standard input and output."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ if TYPE_CHECKING:
 
 
 class ChildProcess:
-    """A running child. A thread reads what it says, so whoever waits for that can do so with a deadline.
+    """A running child. A thread reads its lines, so that callers can wait for them with a deadline.
 
-    The engine's ``BoundedProcess`` is none: its thread writes as well, as a child may stop reading in a long line.
+    The engine's ``BoundedProcess`` is another class: its thread also writes, as its child may stop reading within a
+    long line.
 
     Args:
         command: The program and its arguments.
-        name: Of the thread.
-        on_line: Called on that thread with each line.
-        on_end: Called on that thread, with the child, when there will be no more lines; it may still run then.
-        options: For ``Popen``: environment, standard error, session.
+        name: The thread's name.
+        on_line: Called on the thread with each line.
+        on_end: Called on the thread, with the child, after the last line; the child may still run then.
+        options: Passed to ``Popen``: environment, standard error, session.
 
     Raises:
-        OSError: It cannot be started.
+        OSError: The child cannot be started.
     """
 
     def __init__(
@@ -44,39 +45,39 @@ class ChildProcess:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """The child's process id."""
         return self._process.pid
 
     def send(self, line: bytes) -> None:
-        """Write a line, its end included.
+        """Write a line, which includes its line end.
 
         Raises:
             OSError: The child is gone.
-            ValueError: Its input is closed.
+            ValueError: The child's input is closed.
         """
         assert self._process.stdin is not None, "opened as a pipe"
         self._process.stdin.write(line)
         self._process.stdin.flush()
 
     def close_input(self) -> None:
-        """Say that no more lines come. Safe to repeat."""
+        """Close the child's input: no more lines come. Safe to repeat."""
         assert self._process.stdin is not None, "opened as a pipe"
         with suppress(OSError):  # the child may be gone already
             self._process.stdin.close()
 
     def wait(self, seconds: float | None = None) -> int | None:
-        """Wait for its end; returns the exit code, or None if it still runs after so many seconds."""
+        """Wait for the child's end; returns the exit code, or None if it still runs after so many seconds."""
         with suppress(subprocess.TimeoutExpired):
             return self._process.wait(seconds)
         return None
 
     def kill(self) -> None:
-        """End it, whatever it does. Safe to repeat."""
+        """Kill the child. Safe to repeat."""
         with suppress(OSError):
             self._process.kill()
 
     def join(self) -> None:
-        """Wait until it has ended and everything it said was passed on."""
+        """Wait until the child has ended and all its lines were passed on."""
         self._process.wait()
         self._reader.join()
 

@@ -46,7 +46,7 @@ from typing import ClassVar
 
 
 class HelixError(Exception):
-    """Base of the tree. ``exit_code`` is what a command ends with when this error reaches the person."""
+    """Base of the tree. A command ends with ``exit_code`` when this error reaches the user."""
 
     exit_code: ClassVar[int] = 1
 
@@ -79,8 +79,8 @@ class BadLine:
         line: Line number, from 1 (for mappings handed over in Python: the position, from 1).
         field: The field at fault, or ``(line)`` when the line as a whole is.
         reason: What is wrong with it.
-        remedy: What is accepted instead.
-        others: What else is wrong with the line, each of the same form and without others of its own.
+        remedy: The accepted values.
+        others: The line's other faults, each of the same form and without others of its own.
     """
 
     line: int
@@ -91,7 +91,7 @@ class BadLine:
 
     @property
     def faults(self) -> tuple[BadLine, ...]:
-        """All that is wrong with the line, one by one."""
+        """All faults of the line, one by one."""
         return (replace(self, others=()), *self.others) if self.others else (self,)
 
     def __str__(self) -> str:
@@ -147,18 +147,18 @@ class BrokerUnreachableError(UnreachableError):
 
 
 class DatabaseUnreachableError(UnreachableError):
-    """The results database does not answer, or refuses for a reason that is not the data's."""
+    """The results database does not answer, or refuses for a reason other than the data."""
 
 
 class DatabaseRefusedError(DatabaseUnreachableError):
-    """It answers, and what it lacks does not come by waiting: a right, a table, a schema, a role.
+    """The database answers but lacks something that waiting does not bring: a right, a table, a schema, a role.
 
-    A worker waits all the same, with its answers kept: a person may put it right. A command does not.
+    A worker waits all the same and keeps its answers, as a person may put it right. A command does not wait.
     """
 
 
 class UncertainSubmissionError(DatabaseUnreachableError):
-    """The database went silent while a batch was being made complete: its jobs run, or nothing of it does.
+    """The database went silent while a batch was being completed: either its jobs run, or none does.
 
     ``batch_id`` names the batch.
     """
@@ -234,7 +234,7 @@ class InvalidRequestError(RequestError):
 
 
 class InvalidFieldError(InvalidRequestError):
-    """One field is wrong. ``field`` names it, ``reason`` says why, ``remedy`` says what is accepted."""
+    """One field is wrong. ``field`` names it, ``reason`` says why, ``remedy`` gives the accepted values."""
 
     def __init__(self, field: str, reason: str, remedy: str) -> None:
         super().__init__(f"{field}: {reason}; {remedy}")
@@ -244,7 +244,7 @@ class InvalidFieldError(InvalidRequestError):
 
 
 class InvalidFieldsError(InvalidFieldError):
-    """Several fields of one line are wrong: ``faults``, of which it says the first."""
+    """Several fields of one line are wrong: ``faults``. The message gives the first."""
 
     def __init__(self, faults: tuple[InvalidFieldError, ...]) -> None:
         super().__init__(faults[0].field, faults[0].reason, faults[0].remedy)
@@ -276,5 +276,5 @@ class EngineError(RequestError):
 
 
 def without_text(error: BaseException) -> EngineError:
-    """The error's kind and traceback, for a log: a library's message may quote the prompt."""
+    """Keep only the error's kind and traceback for a log: a library's message may quote the prompt."""
     return EngineError(type(error).__name__).with_traceback(error.__traceback__)

@@ -1,11 +1,11 @@
-"""Exhaustion: this machine, or a limit on this process, has nothing left to give.
+"""Exhaustion: this machine has run out of a resource, or this process has reached a limit.
 
-No request is to blame for that. Who meets it hands its work back, and another process, later, goes on with it.
+No request is to blame. A process that meets exhaustion hands its work back, and another process continues it later.
 
-Trade-off: a request that itself exhausted the machine would come again and again, as its attempts do not count. No step
-opens files or starts threads for a request's sake. Memory is another matter, as a request may ask for too much of it:
-a ``MemoryError`` is no exhaustion but a shortage, and after one attempts count, so that a job that alone causes it is
-found: at its last attempt it runs alone.
+Trade-off: attempts that meet exhaustion do not count, so a request that itself exhausted the machine would return for
+ever. But no step opens files or starts threads for one request. A request may ask for too much memory, however. So a
+``MemoryError`` is a shortage and no exhaustion, and its attempts count: at its last attempt the job runs alone, which
+shows whether it is the cause.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ _SHORTAGES: Final = {
 }
 
 
-# All that Python says where the system refuses a thread.
+# Python's whole message when the system refuses a thread.
 _NO_THREAD: Final = "can't start new thread"
 
 
 def is_exhaustion(error: BaseException) -> bool:
-    """Whether the system refused for want of descriptors, memory, threads or processes."""
+    """Whether the system refused for lack of descriptors, memory, threads or processes."""
     if isinstance(error, RuntimeError):
         return str(error) == _NO_THREAD
     return isinstance(error, OSError) and error.errno in _SHORTAGES
 
 
 def is_shortage(error: BaseException) -> bool:
-    """Whether anything that the machine gives was missing; memory alone may be the fault of who asked for it."""
+    """Whether any of the machine's resources was missing. A lack of memory may be the request's own fault."""
     return isinstance(error, MemoryError) or is_exhaustion(error)
 
 
 def explain_exhaustion(error: BaseException) -> str:
-    """Say what is missing and how to come by it; ``error`` is one that ``is_shortage`` knows."""
+    """Say which resource is missing and how to get more; ``error`` is one that ``is_shortage`` accepts."""
     match error:
         case MemoryError():
             number = errno.ENOMEM
@@ -54,7 +54,7 @@ def explain_exhaustion(error: BaseException) -> str:
 
 
 def missing_descriptor() -> OSError | None:
-    """Open a file that is always there; the error if that takes a descriptor more than this process may have."""
+    """Open a file that always exists; returns the error if this process may have no more descriptors."""
     try:
         os.close(os.open(os.devnull, os.O_RDONLY))
     except OSError as error:
@@ -63,9 +63,9 @@ def missing_descriptor() -> OSError | None:
 
 
 def explain_missing_descriptor() -> str:
-    """Why nothing can be opened now, for whoever was told something else; empty where a descriptor can be had.
+    """Why nothing can be opened now; empty if a descriptor is available.
 
-    Servers, files and libraries have their own words for it: "cannot be opened", "does not answer".
+    Servers, files and libraries report this in other words: "cannot be opened", "does not answer".
     """
     missing = missing_descriptor()
     return "" if missing is None else explain_exhaustion(missing)

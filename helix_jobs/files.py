@@ -1,8 +1,8 @@
-"""Files and directories that nobody but this user can read or exchange: they hold prompts, answers, logs and code.
+"""Files and directories that only this user can read or replace: they hold prompts, answers, logs and code.
 
-Whoever can put something into a directory can put a link or a file of his own there. So nothing here follows a symbolic
-link, and nothing of another user's is opened, written or closed to its owner. Root's own files are trusted. On Windows,
-whose modes and owners say nothing, the checks pass.
+Any user who can write to a directory can put a link or a file there. So this module follows no symbolic link, and never
+opens, writes or changes the mode of another user's file. Root's files are trusted. On Windows the checks pass, as modes
+and owners say nothing there.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ PRIVATE_FILE: Final = 0o600
 _OTHERS: Final = 0o077
 _WRITABLE_BY_OTHERS: Final = 0o022
 _ROOT: Final = 0
-# Absent on Windows. A pipe that somebody left in a file's place must not be waited for.
+# Absent on Windows. Opening must not wait on a pipe that somebody put in a file's place.
 _GUARDED: Final = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
 
 
 def open_private(path: Path, mode: str) -> BinaryIO:
-    """Open one of Helix's own files; one that is made is made with mode 0600, whatever the umask.
+    """Open one of Helix's own files; a new file gets mode 0600, whatever the umask.
 
     Raises:
         ConfigurationError: It is a symbolic link, no plain file, or another user's.
         OSError: It cannot be opened.
     """
-    # Not Path.open, which takes no opener.
+    # Path.open takes no opener.
     return cast("BinaryIO", open(path, mode, opener=lambda _, flags: private_descriptor(path, flags)))
 
 
 def private_descriptor(path: Path, flags: int) -> int:
     """``os.open`` for one of Helix's own files; errors as for `open_private`.
 
-    A file is emptied (``O_TRUNC``) only after it was found to be this user's.
+    A file is emptied (``O_TRUNC``) only after it proves to be this user's.
     """
     try:
         descriptor = os.open(path, (flags & ~os.O_TRUNC) | _GUARDED, PRIVATE_FILE)
@@ -70,22 +70,22 @@ def read_private(path: Path) -> bytes:
 
 
 def write_private(path: Path, content: bytes) -> None:
-    """Put a file of this content in ``path``'s place, whole or not at all. What stood there is not opened."""
+    """Write a file with this content at ``path``, whole or not at all. An existing file is replaced, not opened."""
     with atomic_write(path, f".{path.name}-{token_hex(4)}.partial") as stream:
         stream.write(content)
 
 
 @contextmanager
 def atomic_write(path: Path, partial: str, mode: int = PRIVATE_FILE) -> Iterator[BinaryIO]:
-    """A stream for a new file, which takes the name ``path`` when the block ends well; otherwise nothing is left of it.
+    """A stream for a new file, which becomes ``path`` when the block succeeds; otherwise it is removed.
 
     Args:
-        path: Where to; what stood there is replaced and not opened.
-        partial: The file's name beside it until then; nothing of that name may be there.
-        mode: Of the file, before the umask.
+        path: The final path; an existing file is replaced, not opened.
+        partial: The file's name in the same directory until then; nothing of that name may exist.
+        mode: The file's mode, before the umask.
 
     Raises:
-        OSError: It cannot be made or take the name.
+        OSError: The file cannot be made or renamed.
     """
     temporary = path.with_name(partial)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
@@ -101,18 +101,18 @@ def atomic_write(path: Path, partial: str, mode: int = PRIVATE_FILE) -> Iterator
 
 
 def touch_private(path: Path) -> None:
-    """Make an empty file with mode 0600; one that is there is left alone. Errors as for `open_private`."""
+    """Make an empty file with mode 0600; an existing file is left alone. Errors as for `open_private`."""
     os.close(private_descriptor(path, os.O_WRONLY | os.O_CREAT))
 
 
 def note_use(path: Path) -> None:
-    """Set a file's time to now: `helix purge` goes by when a file was last used, and not every disk notes reading."""
-    with suppress(OSError):  # a home that may only be read
+    """Set a file's time to now: `helix purge` goes by a file's last use, and not every disk records reads."""
+    with suppress(OSError):  # a read-only home
         os.utime(path)
 
 
 def make_private_directory(path: Path) -> Path:
-    """Make a directory with mode 0700, or make sure that the one there is this user's; return it.
+    """Make a directory with mode 0700, or make sure that an existing one is this user's; return it.
 
     Raises:
         ConfigurationError: It is a symbolic link, no directory, or another user's.
@@ -126,7 +126,7 @@ def make_private_directory(path: Path) -> Path:
 
 
 def require_own_directory(path: Path) -> None:
-    """Make sure that a directory is this user's; one that is not there is fine.
+    """Make sure that a directory is this user's; a missing one is fine.
 
     Raises:
         ConfigurationError: It is a symbolic link, no directory, or another user's.
@@ -139,7 +139,7 @@ def require_own_directory(path: Path) -> None:
 
 
 def is_own_program(path: Path) -> bool:
-    """Whether a file may be executed: a plain file of this user's (or root's) that nobody else may write to."""
+    """Whether a file may be executed: a plain file of this user or root, which nobody else may write to."""
     try:
         status = path.lstat()
         _refuse_strangers(path, status, directory=False)
@@ -149,12 +149,12 @@ def is_own_program(path: Path) -> bool:
 
 
 def is_open_to_others(path: Path) -> bool:
-    """Whether group or others may do anything with it; never on Windows, whose modes say nothing."""
+    """Whether group or others have any access; never on Windows, whose modes say nothing."""
     return sys.platform != "win32" and bool(path.stat().st_mode & _OTHERS)
 
 
 def _refuse_strangers(path: Path, status: os.stat_result, *, directory: bool) -> None:
-    """Judge what stands at ``path``, which should be a directory or a plain file."""
+    """Refuse ``path`` unless it is this user's directory or plain file."""
     kind = "directory" if directory else "file"
     if stat.S_ISLNK(status.st_mode):
         raise ConfigurationError(f"{path} is a symbolic link, which Helix does not follow; put a {kind} in its place")

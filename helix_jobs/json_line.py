@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 from typing import Final
 
-# Allowed in JSON as they are, and ends of lines to ``str.splitlines``, to JavaScript and to some editors. ASCII's own
-# are escaped by JSON anyway.
+# JSON allows these characters unescaped, but ``str.splitlines``, JavaScript and some editors end a line at them. JSON
+# escapes the ASCII ones anyway.
 _LINE_ENDS: Final = str.maketrans({end: f"\\u{ord(end):04x}" for end in "\x85\u2028\u2029"})
 
 
 def json_line(value: object) -> str:
-    """Return JSON text, UTF-8 characters as they are, in which nothing but its end can be taken for a line's end."""
+    """Return JSON text as one line, with UTF-8 characters unescaped, except those that could end a line."""
     text = json.dumps(value, ensure_ascii=False)
     return text if text.isascii() else text.translate(_LINE_ENDS)
 
 
 def compact_json(value: object) -> str:
-    """Return JSON text without blanks, characters as they are: escapes would triple most of the world's prompts."""
+    """Return JSON text without blanks and escapes: escapes would triple the size of most of the world's prompts."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)

@@ -1,7 +1,7 @@
-"""LocalUsers: which commands use the worker behind ``submit --local``, so that the last one out stops it.
+"""LocalUsers: the commands that use the worker behind ``submit --local``, so that the last one stops it.
 
-Three files under HELIX_HOME are locked, never read. The operating system drops such a lock when its holder ends in
-whatever way, so nobody is counted who is not there.
+Three files under HELIX_HOME are locked, never read. The operating system drops such a lock however its holder ends, so
+no ended command is counted.
 """
 
 from __future__ import annotations
@@ -18,21 +18,22 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 POLL_SECONDS: Final = 0.2
-# The log of the worker that they use, under HELIX_HOME.
+# The log of the local worker, under HELIX_HOME.
 LOG_NAME: Final = "worker.log"
 
 
 class LocalUsers:
     """The users of one home's local worker, seen by one of them or by the worker itself.
 
-    Trade-off: Windows has no shared locks on files without a library, so there every command stops the worker that it
-    started; the others notice at their next look and start one.
+    Trade-off: Windows has no shared file locks without a library, so there every command stops the worker that it
+    started. The others notice at their next check and start one.
 
     Args:
         home: HELIX_HOME, which must exist.
 
     Attributes:
-        starter: Held by the command that starts a worker until it is ready: two never start one each.
+        starter: Held by the command that starts a worker, until the worker is ready, so that two commands never start
+            one each.
         worker: Held by the local worker for as long as it lives.
     """
 
@@ -44,23 +45,23 @@ class LocalUsers:
         self.worker = FileLock(directory / "worker.lock")
 
     def enter(self) -> bool:
-        """Become a user; False while the last users' worker is about to stop."""
+        """Become a user; False while the last user's worker is about to stop."""
         return self._lock(shared=True)
 
     def leave(self) -> bool:
-        """Be a user no longer. True if nobody else is one."""
+        """Stop being a user. True if there is no other user."""
         self._release()
         alone = self._lock(shared=False)
         self._release()
         return alone
 
     def close_behind_the_last(self) -> None:
-        """Return when there are no users, and let nobody enter until this process ends: the worker stops now."""
+        """Wait until there are no users, then let none enter until this process ends: the worker stops now."""
         while not self._lock(shared=False):
             time.sleep(POLL_SECONDS)
 
     def is_worker_there(self) -> bool:
-        """Whether a local worker lives."""
+        """Whether a local worker is running."""
         if self.worker.acquire():
             self.worker.release()
             return False

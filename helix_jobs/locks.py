@@ -1,6 +1,6 @@
-"""Locks on files that die with the process that holds them: one starter of a broker, one worker of a home.
+"""File locks that end with the process that holds them: one starter of a broker, one worker of a home.
 
-The operating system drops such a lock when its holder ends in whatever way, so nothing stale can be left behind.
+The operating system drops such a lock however its holder ends, so no stale lock can remain.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _MEETING_PLACES: Final = ("/run/lock", "/tmp")  # noqa: S108  (a directory in it
 
 
 class FileLock:
-    """A lock on a file. The file stays behind when it is released; only the lock counts.
+    """A lock on a file. The file stays after the release; only the lock counts.
 
-    Trade-off: the filelock package would save these lines, but it has no shared lock on a file and keeps its descriptor
-    to itself, by which the owner of the file is checked here and its removal noticed.
+    Trade-off: the filelock package would save these lines. But it has no shared lock on a file, and it hides the
+    descriptor that this class needs to check the file's owner and notice its removal.
 
     Args:
         path: The file; made with mode 0600. Its directory must exist.
-        shared: Others may hold it, too, if theirs are shared. Not on Windows.
+        shared: Whether other shared locks may be held at the same time. Not on Windows.
     """
 
     def __init__(self, path: Path, *, shared: bool = False) -> None:
@@ -43,11 +43,11 @@ class FileLock:
 
     @property
     def is_in_place(self) -> bool:
-        """Whether the lock is held and others find its file: one that was removed keeps nobody out."""
+        """Whether the lock is held and its file still in place: a removed file keeps nobody out."""
         return self._file is not None and _is_at(self._file, self.path)
 
     def acquire(self, *, blocking: bool = False, note: str = "") -> bool:
-        """Take the lock and write ``note`` into the file; False if someone else holds it."""
+        """Take the lock and write ``note`` into the file; False if another process holds it."""
         if self._file is not None:
             return True
         while self._file is None:
@@ -57,7 +57,7 @@ class FileLock:
                 if not _lock(file, blocking=blocking, shared=self._shared):
                     file.close()
                     return False
-                if not _is_at(file, self.path):  # removed between opening and locking it: others lock another file
+                if not _is_at(file, self.path):  # removed between opening and locking: others lock another file
                     file.close()
                     continue
                 if not self._shared:
@@ -71,7 +71,7 @@ class FileLock:
         return True
 
     def release(self) -> None:
-        """Let go; harmless if not held."""
+        """Release the lock; harmless if not held."""
         file, self._file = self._file, None
         if file is not None:
             file.close()
@@ -87,12 +87,12 @@ class FileLock:
 
 
 def private_directory(*parts: str) -> Path:
-    """Return a directory of this user alone, made with mode 0700, where processes of one user find each other.
+    """Return a private directory, made with mode 0700, where one user's processes find each other.
 
-    It depends on nothing that differs from one shell or service to the next, such as TMPDIR.
+    Its path depends on nothing that differs between shells or services, such as TMPDIR.
 
     Raises:
-        ConfigurationError: Someone else made it first or it cannot be made.
+        ConfigurationError: Another user made it first, or it cannot be made.
     """
     directory = _meeting_place()
     for path in (directory, directory.joinpath(*parts)):
@@ -111,13 +111,13 @@ def private_directory(*parts: str) -> Path:
 def _meeting_place() -> Path:
     if sys.platform == "win32":
         return Path(tempfile.gettempdir(), "helix")
-    # Where nobody but root may write, as in /run/lock of some systems, no worker of this user can.
+    # On some systems only root may write to /run/lock.
     parent = next((place for place in _MEETING_PLACES if os.access(place, os.W_OK | os.X_OK)), _MEETING_PLACES[-1])
     return Path(parent, f"helix-{os.getuid()}")
 
 
 def _is_at(file: IO[str], path: Path) -> bool:
-    """Whether an open file is the one that lies at ``path``."""
+    """Whether an open file is the one at ``path``."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
@@ -129,7 +129,7 @@ if sys.platform == "win32":
     def _lock(file: IO[str], *, blocking: bool, shared: bool) -> bool:  # noqa: ARG001  (there are none here)
         import msvcrt
 
-        # One byte far past the note: a locked range cannot be read by others. LK_LOCK gives up after ten seconds.
+        # Locks one byte far past the note, as others cannot read a locked range. LK_LOCK gives up after ten seconds.
         file.seek(1 << 30)
         try:
             msvcrt.locking(file.fileno(), msvcrt.LK_LOCK if blocking else msvcrt.LK_NBLCK, 1)

@@ -1,6 +1,6 @@
 """NewJob: one accepted line of an input, as ``intake`` reads it and as ``storage`` writes it.
 
-It stands at the package's root because neither of these two rooms may import the other.
+It stands at the package's root because neither of these two packages may import the other.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ class NewJob:
 
     Attributes:
         line: Line number, from 1.
-        custom_id: The person's own name of the job, unique in the batch.
-        request: What ``jobs.request`` stores: ``prompt`` or ``messages`` (and ``chat_template_kwargs`` if given),
+        custom_id: The user's own name for the job, unique in the batch.
+        request: The content of ``jobs.request``: ``prompt`` or ``messages`` (and ``chat_template_kwargs`` if given),
             ``sampling``, ``metadata``, ``seed``, and for OpenAI lines ``endpoint`` and ``model``. A line that names no
             seed gets one from ``seed_from``.
         priority: 0 to 9, higher runs first.
         size: Bytes of the line.
-        max_attempts: Claims after which a job whose worker dies is given up.
+        max_attempts: Claims after which a job is given up if its worker dies.
     """
 
     line: int

@@ -1,7 +1,7 @@
-"""Writing a file that a person named: whole or not at all, and never through what happens to stand in its place.
+"""Writes a file that the user named: whole or not at all, and never into an existing file.
 
-What is written goes to a new file beside it, which takes the name at the end. So a reader never sees half of it, and a
-failure leaves what was there. A pipe or a device has no such name to take: it is written to as it is.
+The content goes to a new file in the same directory, which takes the name at the end. So a reader never sees half of
+it, and a failure leaves the earlier file. A pipe or a device cannot be replaced, so it is written to directly.
 """
 
 from __future__ import annotations
@@ -24,31 +24,30 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import BinaryIO
 
-# A pipe's reader may be started a moment later.
+# A pipe's reader may start a moment later.
 PIPE_PATIENCE: Final = 5.0
 _OWN_DESCRIPTOR: Final = re.compile(r"/(?:dev/fd|proc/self/fd)/(\d+)")
 _STANDARD_STREAMS: Final = {"/dev/stdout": 1, "/dev/stderr": 2}
 _NEW_FILE: Final = 0o666
-# Of a file that is replaced; not setuid and the like.
+# The permissions kept from a replaced file: not setuid and the like.
 _PERMISSIONS: Final = 0o777
 _GROUP: Final = 0o070
 
 
 @contextmanager
 def written_whole(path: Path, *, follow: bool = True) -> Iterator[BinaryIO]:
-    """A binary stream for the new content of ``path``, which appears there when the block ends well.
+    """A binary stream for the new content of ``path``, which appears there when the block succeeds.
 
-    The mode and, as far as this user may set it, the owner of a file that
-    is replaced are kept. Trade-off: other hard links of it keep the old content; to write into the file itself would
-    leave half of it behind a failure.
+    A replaced file's mode is kept, and its owner as far as this user may set it. Trade-off: other hard links keep the
+    old content; but a failed write into the file itself would leave half of it.
 
     Args:
-        path: Where to.
-        follow: A link leads to the file to replace; otherwise the link itself is replaced, for a path that a person has
-            not typed.
+        path: The file.
+        follow: Whether a link leads to the file to replace; otherwise the link itself is replaced, for a path that the
+            user did not type.
 
     Raises:
-        ConfigurationError: It cannot be written; the message names the path and a remedy.
+        ConfigurationError: The file cannot be written; the message names the path and a remedy.
     """
     try:
         own = _own_descriptor(path)
@@ -62,8 +61,8 @@ def written_whole(path: Path, *, follow: bool = True) -> Iterator[BinaryIO]:
             with _replaced(path.resolve() if follow else path) as stream:
                 yield stream
     except BrokenPipeError:
-        raise  # the reader of a pipe has gone; the caller ends quietly
-    except RuntimeError as error:  # pathlib's, over a loop
+        raise  # the pipe's reader has gone; the caller ends quietly
+    except RuntimeError as error:  # pathlib's, over a loop of links
         if "loop" not in str(error).lower():
             raise
         raise ConfigurationError(f"{path} is a loop of symbolic links; choose another place") from error
@@ -72,7 +71,7 @@ def written_whole(path: Path, *, follow: bool = True) -> Iterator[BinaryIO]:
 
 
 def _own_descriptor(path: Path) -> int | None:
-    """The descriptor of this process that the path is a name of: opening it anew would empty a file behind it."""
+    """This process's descriptor that the path names: opening it anew would empty a file behind it."""
     if str(path) in _STANDARD_STREAMS:
         return _STANDARD_STREAMS[str(path)]
     found = _OWN_DESCRIPTOR.fullmatch(str(path))
@@ -98,7 +97,7 @@ def _open_in_place(path: Path) -> BinaryIO:
 @contextmanager
 def _replaced(path: Path) -> Iterator[BinaryIO]:
     before = path.stat() if path.exists() and not path.is_symlink() else None
-    # Closed to others until it is as closed as the one it replaces.
+    # Private until the replaced file's permissions are set.
     mode = _NEW_FILE if before is None else PRIVATE_FILE
     with atomic_write(path, f".helix-{secrets.token_hex(8)}.tmp", mode) as stream:
         yield stream
@@ -118,12 +117,12 @@ def _keep_permissions(descriptor: int, before: os.stat_result) -> None:
         try:
             os.fchown(descriptor, -1, before.st_gid)
         except PermissionError:
-            mode &= ~_GROUP  # it is another group's file now
+            mode &= ~_GROUP  # the file belongs to another group now
     os.fchmod(descriptor, mode)
 
 
 def cannot_be_written(what: object, error: OSError) -> ConfigurationError:
-    """The same error, whichever way a person named the place."""
+    """Return the same error for every way of naming the file."""
     return ConfigurationError(f"{what} cannot be written: {error.strerror or error}; {_remedy(error)}")
 
 

@@ -1,4 +1,4 @@
-"""Child processes of this interpreter: they run Helix's modules, never what lies in the working directory."""
+"""Child processes of this interpreter: they run Helix's modules, never code in the working directory."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from pathlib import Path
 
 
 def python_command(*arguments: str) -> list[str]:
-    """The command line of this interpreter with ``arguments``, such as ``-m helix_jobs worker``.
+    """This interpreter's command line with ``arguments``, such as ``-m helix_jobs worker``.
 
-    ``-P`` keeps the working directory off ``sys.path``. Without it ``-m`` and ``-c`` put it before the standard
-    library, and a person's own ``queue.py`` or ``celery.py`` would be executed in the child.
+    ``-P`` keeps the working directory off ``sys.path``. Without it ``-m`` and ``-c`` put that directory before the
+    standard library, and the child would execute a user's own ``queue.py`` or ``celery.py``.
     """
     return [sys.executable, "-P", *arguments]
 
 
 def import_path() -> dict[str, str]:
-    """The variable that lets a child find a package that is not installed but lies beside ``submit.py``.
+    """The environment variable with which a child finds an uninstalled package beside ``submit.py``.
 
-    Empty for an installed package: its neighbours would come before the standard library.
+    Empty for an installed package: the packages beside it would come before the standard library.
     """
     checkout = Path(__file__).parents[1]
     if not (checkout / "pyproject.toml").is_file():

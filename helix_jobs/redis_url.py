@@ -1,4 +1,4 @@
-"""Which broker URLs Helix takes: kombu knows many more, and takes a bare host name for an AMQP server."""
+"""The broker URLs that Helix takes. kombu knows many more, and takes a bare host name for an AMQP server."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MEMORY_URL: Final = "memory://"
 SERVERS: Final = ("redis", "rediss")
 SOCKET: Final = "redis+socket"
 _ACCEPTED: Final = "use redis://, rediss:// (TLS) or redis+socket:// (a unix socket)"
-# What kombu takes behind a question mark; anything else it takes for an argument of its own.
+# The options kombu takes behind a question mark; it takes any other for an argument of its own.
 _OPTIONS: Final = {
     "rediss": frozenset({"ssl_ca_certs", "ssl_cert_reqs", "ssl_certfile", "ssl_check_hostname", "ssl_keyfile"}),
     SOCKET: frozenset({"virtual_host"}),
@@ -22,10 +22,10 @@ _HOST: Final = re.compile(r"(?P<host>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:]+\])(:(?P<por
 
 
 def checked_redis_url(url: str) -> str:
-    """Return the URL with its scheme in small letters.
+    """Return the URL with its scheme in lower case.
 
     Raises:
-        ConfigurationError: It is none of those Helix takes; the message says how to write it and holds no password.
+        ConfigurationError: Helix does not take this URL; the message says how to write it and contains no password.
     """
     scheme, mark, rest = url.partition("://")
     if not mark:
@@ -40,7 +40,7 @@ def checked_redis_url(url: str) -> str:
         parts = urlsplit(url)
         _ = parts.port
     except ValueError:
-        # The error's own words may quote a piece of a password.
+        # The original error may quote a piece of a password.
         raise ConfigurationError(
             f"HELIX_REDIS_URL {redact(url)} has no proper host and port; write redis://HOST:PORT/NUMBER "
             "(in a password / is %2F, @ is %40)"

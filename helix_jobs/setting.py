@@ -1,7 +1,7 @@
-"""Setting: what is declared once about an environment variable: how it is read, its option and what both say.
+"""Setting: one declaration of an environment variable: how it is read, its option, and their help.
 
-The declaration stands beside the field of ``Settings`` it belongs to, as the field's metadata. Reading the environment,
-the worker's options and their help, and the test of the documentation's table all follow from it.
+The declaration is the metadata of its field of ``Settings``. Reading the environment, the worker's options and their
+help, and the test of the documentation's table all follow from it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Kind(Protocol):
     """How a setting is read."""
 
     def read(self, variable: str, text: str) -> object:
-        """The value that a text of this variable means.
+        """Read the value from this variable's text.
 
         Raises:
             ConfigurationError: It means none; the message names the variable and what is accepted.
@@ -31,23 +31,23 @@ class Kind(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Any text, unless ``check`` refuses it or spells it another way."""
+    """Any text, unless ``check`` refuses it or changes its spelling."""
 
     check: Callable[[str], str] = str
 
     def read(self, variable: str, text: str) -> str:  # noqa: ARG002  (a check names the variable itself)
-        """The text as it is to be used."""
+        """The text as ``check`` spells it."""
         return self.check(text)
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One of a few words, in any case of letters."""
+    """One of a few words, in upper or lower case."""
 
     words: tuple[str, ...]
 
     def read(self, variable: str, text: str) -> str:
-        """The word in small letters."""
+        """The word in lower case."""
         if text.lower() not in self.words:
             raise ConfigurationError(f"{variable} is {text.lower()!r}; use one of {', '.join(self.words)}")
         return text.lower()
@@ -60,7 +60,7 @@ class WholeNumber:
     Attributes:
         low: The smallest.
         high: The largest.
-        none: A word that means None; empty where there is none.
+        none: A word that means None; empty if there is no such word.
         is_float: The field is a float, and an option may have decimals.
     """
 
@@ -93,7 +93,7 @@ class Directory:
         """The path."""
         try:
             return Path(text).expanduser().absolute()
-        except RuntimeError as error:  # no such user, or nobody knows this one's home directory
+        except RuntimeError as error:  # no such user, or this user's home directory is unknown
             raise ConfigurationError(
                 f"{variable} is {text!r}, and no such home directory is known; give a full path"
             ) from error
@@ -101,16 +101,16 @@ class Directory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """A variable of the environment, and the option that goes before it.
+    """An environment variable, and the option that overrides it.
 
     Attributes:
-        kind: How its text is read.
-        help: What it is for; the option's help where there is an option.
+        kind: How the variable's text is read.
+        help: The setting's purpose; the option's help, if there is one.
         option: ``--device``; with ``/`` also the name of the opposite, as in ``--compile/--no-compile``. Empty for a
             setting without an option.
-        metavar: How the help calls the option's value.
+        metavar: The name of the option's value in the help.
         name: The field's name.
-        default: The field's value where the variable is absent; None also for a field that has no fixed one.
+        default: The field's value if the variable is absent; None also for a field without a fixed default.
     """
 
     kind: Kind
@@ -135,12 +135,12 @@ class Setting:
 
 
 def declared(kind: Kind, help: str, option: str = "", metavar: str | None = None) -> dict[str, Setting]:  # noqa: A002  (what click calls it)
-    """A field's metadata, which declare a setting."""
+    """Return a field's metadata that declare a setting."""
     return {_KEY: Setting(kind=kind, help=help, option=option, metavar=metavar)}
 
 
 def settings_of(fields: Iterable[Field[Any]]) -> dict[str, Setting]:
-    """Field's name -> what it declares, complete with the field's name and default."""
+    """Field's name -> its setting, complete with the field's name and default."""
     return {
         one.name: replace(one.metadata[_KEY], name=one.name, default=None if one.default is MISSING else one.default)
         for one in fields

@@ -1,4 +1,4 @@
-"""Environment -> frozen Settings. Read at entry points only; everything else receives what it needs."""
+"""Environment -> frozen Settings. Only entry points read it; all other code receives the values it needs."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ logger = logging.getLogger(__name__)
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 LOG_FORMATS: Final = ("text", "json")
 DTYPES: Final = ("auto", "float32", "float16", "bfloat16", "int8")
-# Any of these in a directory says that it has been a HELIX_HOME before.
+# Any of these in a directory shows that it has been a HELIX_HOME before.
 _MARKS_OF_A_HOME: Final = frozenset({"helix.db", "broker", "worker.log"})
 
 
 def sqlite_url(file: Path) -> str:
-    """The URL of a SQLite file, whatever stands in its path: ``?`` and ``%`` mean something in a URL."""
+    """The URL of a SQLite file. ``?`` and ``%`` in its path are escaped, as they have a meaning in a URL."""
     return f"sqlite:///{quote(str(file), safe='/:')}"
 
 
 def normalize_database_url(url: str) -> str:
-    """Spell the two accepted database families the way SQLAlchemy needs them (Postgres through psycopg 3).
+    """Spell the URL of an accepted database family (SQLite, Postgres) as SQLAlchemy needs it (psycopg 3).
 
     Raises:
-        ConfigurationError: The scheme is another, or there is more than one ``@``: then a part of the password would
-            be read as the host, and shown in messages.
+        ConfigurationError: The scheme is another, or there is more than one ``@``: part of the password would then be
+            read as the host, and appear in messages.
     """
     if not url.startswith("sqlite:") and url.count("@") > 1:
         raise ConfigurationError(
@@ -57,7 +57,7 @@ def normalize_database_url(url: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What the ``HELIX_*`` environment says. Each field declares how its variable is read and what it is for."""
+    """The values of the ``HELIX_*`` variables. Each field declares how its variable is read and its purpose."""
 
     home: Path = field(
         metadata=declared(Directory(), "Where database, broker socket, models and logs live. Made with mode 0700.")
@@ -210,7 +210,7 @@ class Settings:
         """Read ``HELIX_*`` variables; empty ones count as absent.
 
         Raises:
-            ConfigurationError: A variable is malformed; the message names it and what is accepted.
+            ConfigurationError: A variable is malformed; the message names it and the accepted values.
         """
         texts = {k: v.strip() for k, v in (os.environ if environment is None else environment).items() if v.strip()}
         texts.setdefault("HELIX_HOME", ".helix")
@@ -230,9 +230,9 @@ class Settings:
     def make_home(self) -> Path:
         """Create ``home`` for this user alone (mode 0700 where the system has modes) and return it.
 
-        A directory that is there and open to others is closed (0700) if it is empty or a home already, as initdb does.
-        Trade-off: any other one may hold somebody's shared files, so it is left as it is, with a warning; what Helix
-        makes in it is private all the same.
+        An existing directory that others can access is made private (0700) if it is empty or already a home, as initdb
+        does. Trade-off: any other directory may hold shared files, so it is left as it is, with a warning; Helix's own
+        files in it are private all the same.
 
         Raises:
             ConfigurationError: The directory cannot be made, or `check_home` refuses it.
@@ -247,13 +247,13 @@ class Settings:
         return self.home
 
     def check_home(self) -> None:
-        """Make sure that ``home`` is nobody else's; one that is not there is fine.
+        """Make sure that ``home`` belongs to no other user; a missing one is fine.
 
-        Whoever owns the directory can exchange what is in it, and Helix runs code from there: its compiled kernels. A
-        link is refused too, for it may have been put there to lead somewhere else.
+        The directory's owner can replace its files, and Helix runs code from there: its compiled kernels. A link is
+        refused too, as another user may have put it there.
 
         Raises:
-            ConfigurationError: It is a symbolic link, no directory, or another user's.
+            ConfigurationError: ``home`` is a symbolic link, no directory, or another user's.
         """
         try:
             if self.home.is_symlink():
@@ -266,7 +266,7 @@ class Settings:
             raise ConfigurationError(f"HELIX_HOME {self.home}: {error.strerror}; set another") from error
 
     def _close_home(self) -> None:
-        """Take group's and others' access away."""
+        """Remove the access of group and others."""
         found = {entry.name for entry in self.home.iterdir()}
         if not found or found & _MARKS_OF_A_HOME:
             self.home.chmod(PRIVATE_DIRECTORY)

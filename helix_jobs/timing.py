@@ -1,4 +1,4 @@
-"""Timing: every span of time that has to be longer or shorter than another one, in one place."""
+"""Timing: every span of time that must be longer or shorter than another one."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from helix_jobs.errors import ConfigurationError
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
-    """The sum of the spans ``shorter`` stays below the span ``longer``; ``or_equal`` lets it reach it."""
+    """The sum of the spans ``shorter`` must stay below the span ``longer``, or may equal it with ``or_equal``."""
 
     shorter: tuple[str, ...]
     longer: str
@@ -56,35 +56,36 @@ _RULES: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """Spans of time, in seconds. What is alone in its own rule stays a constant beside the code that obeys it.
+    """Spans of time, in seconds. A span that depends on no other stays a constant beside its code.
 
     Attributes:
         heartbeat: Between two heartbeats of a worker.
         lease_check: Between two comparisons of the jobs that run here with the leases in the database; how soon a
             cancelled job stops taking up a slot.
-        lease: Without a new heartbeat, after which a worker is lost and its jobs go to others.
-        own_silence: Without a new heartbeat of this worker's own, after which it judges no other: then it is the
-            database that takes no writes.
+        lease: Time without a new heartbeat after which a worker is lost and its jobs go to others.
+        own_silence: Time without a new heartbeat of this worker's own after which it judges no other: then the database
+            takes no writes.
         reconcile: Between two ticks of the reconciler.
         republish: How long the broker must have been empty before published jobs count as lost messages.
-        audit: Between two looks for messages that were lost while the broker is busy.
-        idle_transaction: How long a writer may stand idle in a transaction before Postgres ends it. A process that is
-            stopped or suspended in the middle of a write would lock every other worker out of its rows.
-        statement: What a statement may take on Postgres, lock waits included, before the server cancels it.
-        answer_margin: How much longer the client waits for an answer, the server's "cancelled" included.
-        sign_of_life: What a connection that was idle may take to answer before it is used.
+        audit: Between two searches for lost messages while the broker is busy.
+        idle_transaction: How long a writer may idle in a transaction before Postgres ends it. Otherwise a process
+            suspended during a write would lock all other workers out of its rows.
+        statement: How long a statement may take on Postgres, lock waits included, before the server cancels it.
+        answer_margin: How much longer the client waits for an answer, which may be the server's "cancelled".
+        sign_of_life: How long an idle connection may take to answer before it is used.
         free_connection: How long a thread waits for a connection while all are in use.
-        idle_writer: How often the writer's thread comes round although there is nothing to write.
-        close_call: Without a round of some loop, after which calls to the database that are out for so long are closed.
-        end_process: Without a round of some loop, after which the process ends for its supervisor.
-        longest_step: No step of an engine that works takes longer. The longest honest one, a full prompt chunk on an
-            old CPU, takes seconds.
-        watchdog_window: How long jobs may wait beside idle slots without a delivery before something is done.
-        watchdog_look: Between two looks of the watchdog.
-        solitude: How long a job at its last attempt keeps others waiting so as to run alone, the first time.
-        postponed: Between two looks for jobs that were put off because they could not run alone.
-        submitter_silence: Without a new line, after which a submission counts as dead. It looks like one that reads a
-            slow pipe.
+        idle_writer: How often the writer's thread comes round with nothing to write.
+        close_call: Time without a round of some loop after which database calls that have been out for so long are
+            closed.
+        end_process: Time without a round of some loop after which the process ends for its supervisor.
+        longest_step: No step of a sound engine takes longer. The longest real one, a full prompt chunk on an old CPU,
+            takes seconds.
+        watchdog_window: How long jobs may wait beside idle slots without a delivery before the watchdog acts.
+        watchdog_look: Between two samples of the watchdog.
+        solitude: How long a job at its last attempt first keeps others waiting so as to run alone.
+        postponed: Between two checks for jobs that were postponed because they could not run alone.
+        submitter_silence: Time without a new line after which a submission counts as dead. A submission that reads a
+            slow pipe looks the same.
     """
 
     heartbeat: float = 5.0
@@ -93,8 +94,8 @@ class Timing:
     own_silence: float = 10.0
     reconcile: float = 1.0
     republish: float = 30.0
-    # Trade-off: two looks at the same missing message must pass, so a shorter time finds it sooner, and each look
-    # reads every id that is in the broker.
+    # Trade-off: a missing message is found by two audits in a row, so a shorter time finds it sooner; but each audit
+    # reads every id in the broker.
     audit: float = 120.0
     idle_transaction: float = 20.0
     statement: float = 45.0

@@ -1,4 +1,4 @@
-"""TokenCounts: how many tokens a request, a run, a batch or an engine had; counts are added and subtracted whole."""
+"""TokenCounts: the tokens of a request, a run, a batch or an engine; all counts are added or subtracted together."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Self
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenCounts:
-    """Tokens by what became of them. A class with more counters extends it, and its differences have them all.
+    """Tokens by kind. A class with more counters extends it, and its differences include them all.
 
     Attributes:
         prompt_tokens: Tokens of prompts.
@@ -29,7 +29,7 @@ class TokenCounts:
         return replace(self, **{f.name: _plus(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)})
 
     def __sub__(self, earlier: Self) -> Self:
-        """What has been counted since ``earlier``."""
+        """The counts since ``earlier``."""
         return replace(self, **{f.name: _minus(getattr(self, f.name), getattr(earlier, f.name)) for f in fields(self)})
 
     @property

@@ -1,4 +1,4 @@
-"""Words: how numbers, sizes, shares and spans of time are written, on a terminal and in the log. Pure."""
+"""Words: how numbers, sizes, percentages and durations are written, on a terminal and in the log. Pure."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def data_size(size: int) -> str:
 
 
 def rough_size(size: int) -> str:
-    """``12 MB``, ``3.4 GB``: where smaller amounts are nothing."""
+    """``12 MB``, ``3.4 GB``: for use where smaller amounts do not matter."""
     return f"{size / _GIGABYTE:.1f} GB" if size >= _GIGABYTE else f"{size / _MEGABYTE:.0f} MB"
 
 
