@@ -88,7 +88,7 @@ class BatchLimits:
 _WIDE_DEVICES: Final = frozenset(("cuda", "xpu"))
 _WIDE_MEMORY: Final = 12_000_000_000
 _WIDE: Final = BatchLimits(max_batch_size=256, token_budget=4096)
-# Tokens of an ordinary job. A batch slot without so much room in the cache only wastes memory.
+# Tokens of an ordinary job. A batch slot without this much room in the cache only wastes memory.
 _USUAL_TOKENS: Final = 512
 
 

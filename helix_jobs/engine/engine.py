@@ -121,7 +121,7 @@ class Engine:
 
     @property
     def info(self) -> EngineInfo:
-        """What was loaded where."""
+        """The loaded models, the device and the limits."""
         return self._info
 
     def encode(self, request: Request) -> EncodedRequest:
@@ -377,7 +377,7 @@ def _describe_draft(draft: LoadedModel | None, speculation: SpeculationConfig) -
 
 
 def _is_reproducible(target: LoadedModel, draft: LoadedModel | None, speculation: SpeculationConfig) -> bool:
-    """Whether answers are the same whatever else is in the batch.
+    """Whether an answer is the same in any batch.
 
     With a fixed depth, a sampled answer also depends on the draft model's probabilities.
     """

@@ -44,7 +44,7 @@ class LoadedModels:
     """Target and draft, ready to serve.
 
     Attributes:
-        target: The model whose answers are given.
+        target: The model that answers.
         draft: The model that drafts; None when the draft is ``none``.
         tokenizer: The target's. The draft has the same vocabulary.
         eos_token_ids: Tokens that end an output.

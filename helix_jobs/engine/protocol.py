@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineInfo:
-    """What was loaded where, for the banner, the ``workers`` row and every result row.
+    """The loaded models, the device and the limits, for the banner, the ``workers`` row and every result row.
 
     Attributes:
         target_model: The target's name, as the user gave it.
@@ -52,7 +52,7 @@ class EngineInfo:
 class EngineCounters(TokenCounts):
     """Running totals since the engine was built; a run's figures are the difference of two snapshots.
 
-    ``prompt_tokens`` are those of admitted requests.
+    ``prompt_tokens`` counts the prompts of admitted requests.
 
     Attributes:
         steps: Engine steps.
@@ -91,7 +91,7 @@ class EngineProtocol(Protocol):
 
     @property
     def info(self) -> EngineInfo:
-        """What was loaded where."""
+        """The loaded models, the device and the limits."""
 
     def encode(self, request: Request) -> EncodedRequest:
         """Return the request with its prompt as tokens. Thread-safe.

@@ -40,7 +40,7 @@ class Recovery:
     def __init__(self, scheduler: Scheduler, device: torch.device) -> None:
         self._scheduler = scheduler
         self._device = device
-        # Requests that failed alone since a step last passed, each with its error should it fail again.
+        # Requests that failed alone since a step last passed, each with the error to end with if it fails again.
         self._suspects: list[tuple[Sequence, RequestError]] = []
 
     @property
@@ -85,7 +85,7 @@ class Recovery:
             raise EngineBrokenError(f"{_MAX_SUSPECTS} requests in a row failed alone, and nothing passed; see the log")
 
     def recall_suspects(self) -> None:
-        """Queue the requests that failed alone again; those that failed too often end with their error."""
+        """Queue the requests set aside once more; a request that failed too often ends with its error."""
         for sequence, verdict in self._suspects:
             if sequence.lone_failures >= _MAX_LONE_FAILURES and sequence.state is not RequestState.FINISHED:
                 sequence.fail(verdict)

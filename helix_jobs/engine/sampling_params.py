@@ -43,7 +43,7 @@ class SamplingParams:
         presence_penalty: Subtracted once from every token that occurred in the output. In [-2, 2].
         frequency_penalty: Subtracted per occurrence in the output. In [-2, 2].
         repetition_penalty: Divides positive and multiplies negative logits of seen tokens. In [0.01, 10]; 1 is off.
-        ignore_eos: Go on past the model's end-of-sequence ids (``stop`` and ``stop_token_ids`` still end the output).
+        ignore_eos: Ignore the model's end-of-sequence ids (``stop`` and ``stop_token_ids`` still end the output).
 
     Raises:
         InvalidSamplingParamsError: A field has the wrong type or is out of range.

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What one sequence emits in a step: ``num_accepted`` draft tokens, then one recovered or bonus token."""
+    """The tokens of one sequence in a step: ``num_accepted`` draft tokens, then one recovered or bonus token."""
 
     num_accepted: int
     token_ids: tuple[int, ...]

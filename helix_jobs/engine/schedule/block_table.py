@@ -75,7 +75,7 @@ class BlockPool:
         return taken
 
     def share(self, block: int) -> None:
-        """Add a table to those that hold a cached block."""
+        """Count one more table that holds a cached block."""
         if self._references[block] == 0:
             self.prefix_cache.wake(block)
         self._references[block] += 1
@@ -139,7 +139,7 @@ class BlockPool:
 
 
 class BlockTable:
-    """The physical blocks of one sequence, in logical order. The sequence keeps its length and rolls it back.
+    """The physical blocks of one sequence, in logical order. The length is kept, and rolled back, by the sequence.
 
     The leading blocks are *frozen*: full of accepted tokens, shared or ready to be shared, and never written again. All
     blocks behind them belong to this table alone.

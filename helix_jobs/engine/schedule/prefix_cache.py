@@ -4,7 +4,7 @@ A *prefix* is a run of full blocks of tokens from a sequence's first token on. I
 before them identify it. A prefix is *cached* when a physical block holds its last block's keys and values. The block is
 *idle* when no table holds it; it can then be shared again or evicted. Only accepted tokens enter, never drafts.
 
-The chain of block hashes is that of vLLM's automatic prefix caching; see also Zheng et al., "SGLang: Efficient
+The chain of block hashes comes from vLLM's automatic prefix caching; see also Zheng et al., "SGLang: Efficient
 Execution of Structured Language Model Programs", NeurIPS 2024 (RadixAttention).
 """
 

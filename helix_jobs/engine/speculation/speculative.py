@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Emission:
-    """What one sequence emitted in a step, and how many of its draft tokens were accepted."""
+    """The tokens one sequence emitted in a step, and how many of its draft tokens were accepted."""
 
     sequence: Sequence
     token_ids: tuple[int, ...]
@@ -46,7 +46,7 @@ class Lesson:
 
     Attributes:
         turns: The turns of its sequences, with their verdicts.
-        proposal: What drafting left.
+        proposal: The drafters' proposal.
         num_tokens: Tokens the target computed.
         draft_seconds: Time of the draft model's passes; None where the device had other work at the same time.
         seconds: Time of the rest of the step, awaited drafts included; None where that cannot be told.

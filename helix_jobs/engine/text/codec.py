@@ -151,7 +151,7 @@ class TextCodec:
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-    """Text and id of the tokens marked special, except those that are only white space."""
+    """Text and id of the tokens marked special, except those that are only whitespace."""
     return {
         str(token.content): int(token_id)
         for token_id, token in tokenizer.added_tokens_decoder.items()

@@ -49,7 +49,7 @@ def check_decoder(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def decoder_fault(description: dict[str, Any]) -> str | None:
-    """The unbounded thing a decoder does, to follow "its tokenizer"; None if it is served.
+    """Why a decoder is not served, in words that follow "its tokenizer"; None if it is served.
 
     Args:
         description: The entry ``decoder`` of ``tokenizer.json``.

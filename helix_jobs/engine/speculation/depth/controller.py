@@ -82,11 +82,11 @@ _EXPLORED_TRIALS: Final = 24.0
 class DepthReason(StrEnum):
     """Why a step drafts as it does."""
 
-    NOTHING = "off:nothing"  # no sequence may be drafted, or nothing was found and nothing computes
+    NOTHING = "off:nothing"  # no sequence may draft, or no draft was found and none can be computed
     COST = "off:cost"  # computed drafts would not pay even if every token were accepted
-    ACCEPTANCE = "off:acceptance"  # it would, but not at the acceptance and the catch-up there are
-    PAYS = "pays"  # drafting pays; which drafts, the depths say
-    EXPLORE = "explore"  # computed drafts do not pay, and a few sequences try whether that still holds
+    ACCEPTANCE = "off:acceptance"  # they would, but not at the present acceptance and catch-up
+    PAYS = "pays"  # drafting pays; the depths say which drafts
+    EXPLORE = "explore"  # computed drafts do not pay; a few sequences test whether that still holds
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +95,9 @@ class DepthDecision:
 
     Attributes:
         computed_depths: Draft tokens to compute.
-        found_depths: Draft tokens to take from what was found.
+        found_depths: Draft tokens to take from found drafts.
         reason: A ``DepthReason``.
-        expected_speedup: Expected goodput of the plan over that of depth 0.
+        expected_speedup: Expected goodput of the plan divided by the goodput of depth 0.
     """
 
     computed_depths: tuple[int, ...]

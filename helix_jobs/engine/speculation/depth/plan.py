@@ -55,7 +55,7 @@ class DepthPlan:
 
     Attributes:
         computed_depths: Draft tokens to compute.
-        found_depths: Draft tokens to take from what was found.
+        found_depths: Draft tokens to take from found drafts.
         tokens: Expected emitted tokens of the step.
         seconds: Expected seconds they take, see ``StepTimes``.
     """
@@ -251,10 +251,10 @@ class ComputedPlanner:
         return [offer[1] for offer in offers[:best_count]], best_goodput
 
     def _trim(self, depths: dict[int, int], plan: DepthPlan) -> dict[int, int]:
-        """Cut each sequence's depth where its next token is worth less than what it adds to the step."""
+        """Cut each sequence's depth where its next token is worth less than the time it adds to the step."""
         count = len(depths)
         drafted = sum(plan.computed_depths) + sum(plan.found_depths)
-        # Marginal seconds of one token, measured over what the cut could remove.
+        # Marginal seconds of one token, measured over the tokens that the cut could remove.
         verify = (self._times.verify(drafted) - self._times.verify(drafted - count)) / count
         half = count // 2
         draft = (self._times.draft(count) - self._times.draft(half)) / (count - half) if half else 0.0

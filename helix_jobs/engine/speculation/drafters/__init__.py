@@ -1,1 +1,1 @@
-"""Drafters: whatever proposes the tokens that the target verifies. A draft changes the speed, never the output."""
+"""Drafters: the sources of the tokens that the target verifies. A draft changes the speed, never the output."""

@@ -24,7 +24,7 @@ _LOWEST, _HIGHEST = 0.01, 0.99
 class MatchCalibrator:
     """Turns a match and the votes of its occurrences into a probability of acceptance.
 
-    The *rate* of a match length is the probability that a token seen behind a lone match of it is accepted. Every
+    The *rate* of a match length is the probability of acceptance of a token behind a lone match of that length. Every
     further occurrence is a trial that agrees or does not. The probability is the posterior mean of a Beta distribution
     with the rate as a prior worth one trial (the weight that predicted best, of 0.5 to 100).
 

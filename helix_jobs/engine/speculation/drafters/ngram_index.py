@@ -46,7 +46,7 @@ class NgramIndex:
         return len(self._latest) + len(self._previous)
 
     def extend(self) -> None:
-        """Index what was appended to the text since the last call."""
+        """Index the tokens appended to the text since the last call."""
         begin = len(self._previous)
         fresh = self.tokens[begin:-1]
         latest, previous = self._latest, self._previous
