@@ -11,14 +11,14 @@
     │   └── IdempotencyConflictError  the key was used with different content
     ├── NotFoundError               no such batch or job
     ├── NotEndedError               a batch that waits or runs cannot be removed
-    ├── UnreadableRowError          a stored row cannot be read as what it should hold
-    ├── UnfinishedSubmissionError   the batch's lines are not all stored, and nobody goes on
+    ├── UnreadableRowError          a stored row does not have the expected content
+    ├── UnfinishedSubmissionError   not all of the batch's lines are stored, and no command continues
     ├── UnreachableError            a service does not answer
     │   ├── BrokerUnreachableError
     │   └── DatabaseUnreachableError
-    │       └── DatabaseRefusedError  it answers, and lacks what waiting does not bring
+    │       └── DatabaseRefusedError  it answers, but lacks something that waiting does not bring
     │       └── UncertainSubmissionError  it went silent over a submission's last step
-    ├── DatabaseReplacedError       another database stands where this process's stood
+    ├── DatabaseReplacedError       another database has replaced this process's
     ├── SchemaVersionError          the database's schema is not this version's
     ├── EngineBrokenError           the engine cannot go on; the worker ends and its jobs are reclaimed
     ├── ExhaustedError              descriptors, memory or threads are gone; the worker ends, its jobs are handed back
@@ -127,7 +127,7 @@ class NotEndedError(HelixError):
 
 
 class UnreadableRowError(HelixError):
-    """A stored row cannot be read as what it should hold."""
+    """A stored row does not have the expected content."""
 
 
 class UnfinishedSubmissionError(HelixError):
@@ -169,7 +169,7 @@ class UncertainSubmissionError(DatabaseUnreachableError):
 
 
 class DatabaseReplacedError(HelixError):
-    """Another database stands where this process's stood: its file was replaced or removed, or its server's."""
+    """Another database has replaced this process's: its file was replaced or removed, or its server's."""
 
     exit_code = 3
 

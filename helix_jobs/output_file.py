@@ -1,4 +1,4 @@
-"""Writes a file that the user named: whole or not at all, and never into an existing file.
+"""Writes a file that the user named: whole or not at all, and never into an existing regular file.
 
 The content goes to a new file in the same directory, which takes the name at the end. So a reader never sees half of
 it, and a failure leaves the earlier file. A pipe or a device cannot be replaced, so it is written to directly.

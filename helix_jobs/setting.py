@@ -25,7 +25,7 @@ class Kind(Protocol):
         """Read the value from this variable's text.
 
         Raises:
-            ConfigurationError: It means none; the message names the variable and what is accepted.
+            ConfigurationError: The text is not valid; the message names the variable and the accepted values.
         """
 
 
@@ -129,7 +129,7 @@ class Setting:
         """The value that a text of the variable means.
 
         Raises:
-            ConfigurationError: It means none; the message names the variable and what is accepted.
+            ConfigurationError: The text is not valid; the message names the variable and the accepted values.
         """
         return self.kind.read(self.variable, text)
 

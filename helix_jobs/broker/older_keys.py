@@ -28,7 +28,7 @@ class OlderKey:
     Attributes:
         name: The key.
         messages: How many messages it holds.
-        bytes: Memory it takes; 0 where the server does not say.
+        bytes: The memory it takes; 0 if the server does not say.
     """
 
     name: str

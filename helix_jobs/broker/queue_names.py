@@ -76,7 +76,7 @@ def read_queue_names(database: Database) -> QueueNames:
 
     Raises:
         DatabaseUnreachableError: The database does not answer.
-        SchemaVersionError: Somebody removed the installation's id.
+        SchemaVersionError: The installation's id was removed.
     """
     from helix_jobs.storage.installation import installation_id
 

@@ -89,7 +89,7 @@ def configure_logging(level: str, fmt: str, stream: TextIO | None = None) -> Non
     Args:
         level: One of ``LOG_LEVELS``, for Helix's own loggers. Libraries speak from warning up, from info up at debug.
         fmt: One of ``LOG_FORMATS``.
-        stream: Where to write; None is whatever ``sys.stderr`` is at the time of each record.
+        stream: Where to write; None: ``sys.stderr`` as it is at the time of each record.
 
     Raises:
         ConfigurationError: Unknown level or format.

@@ -164,7 +164,7 @@ class WorkerEnding:
         match action:
             case Action.LIMIT_INTERRUPTED:
                 return INTERRUPT_SECONDS, EXIT_INTERRUPTED
-            case Action.LIMIT_UNSUPPLIED:  # Celery's loop may be what hangs
+            case Action.LIMIT_UNSUPPLIED:  # Celery's loop may hang
                 return self._grace + HAND_BACK_SECONDS + HARD_EXIT_SECONDS, EXIT_FAILED
             case Action.LIMIT_OVERDUE:  # every part may be in a call to the database that takes ten seconds to fail
                 return 2 * HARD_EXIT_SECONDS, EXIT_FAILED

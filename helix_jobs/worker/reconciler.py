@@ -61,7 +61,8 @@ logger = logging.getLogger(__name__)
 
 PUBLISH_CHUNK: Final = 500
 LONGEST_PAUSE_SECONDS: Final = 10.0
-# Without it, workers that a supervisor started together would publish the same jobs at the same moment again and again.
+# The random part of each pause. Otherwise workers that a supervisor started together would keep publishing the same
+# jobs at the same moment.
 JITTER: Final = 0.1
 
 

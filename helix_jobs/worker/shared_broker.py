@@ -41,7 +41,7 @@ def revive_broker(database: Database, embedded: EmbeddedBroker) -> bool:
     """Restart the embedded broker if it is gone, and have every message sent again.
 
     Returns:
-        Whether it was gone.
+        Whether the broker was gone.
 
     Raises:
         HelixError: It cannot be started, or the database does not answer.

@@ -152,7 +152,7 @@ class Watchdog:
     Args:
         database: Says how many jobs wait.
         broker: Says whether it answers.
-        service: Says what was delivered and how many slots are idle.
+        service: Counts the deliveries and the idle slots.
         reconnect: Closes the consumer's connection so that it connects anew; returns at once.
         give_up: Ends the worker. Called once, with the reason.
         window: Seconds a stall may last before something is done.

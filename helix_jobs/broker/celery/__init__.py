@@ -1,1 +1,1 @@
-"""Celery, tamed: the application, its one task, and a consumer and transport that take only what is Helix's own."""
+"""Celery, tamed: the application, its one task, and a consumer and transport that take only Helix's own messages."""

@@ -139,7 +139,7 @@ class Transport(redis.Transport):
 
 
 class Connection(KombuConnection):
-    """Takes our transport where kombu would take its own for Redis; others (``memory://``, Sentinel) are left alone."""
+    """Takes Helix's transport instead of kombu's for Redis; leaves others (``memory://``, Sentinel) alone."""
 
     def get_transport_cls(self) -> Any:  # noqa: ANN401  (kombu's signature)
         """The transport's class."""
