@@ -35,7 +35,7 @@ _CONTROL: Final = {code: f"\\x{code:02x}" for code in (*range(32), *range(0x7F, 
 
 
 class TextFormatter(logging.Formatter):
-    """``2026-11-23 07:15:00 INFO    jobs.worker_service: message  key=value`` in local time."""
+    """``2026-11-23 07:15:00 INFO    worker.job_service: message  key=value`` in local time."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Render one record; tracebacks follow on their own lines."""

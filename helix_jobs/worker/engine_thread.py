@@ -50,7 +50,7 @@ class Run:
     Attributes:
         counters: The engine's totals when it began.
         began: Monotonic time.
-        row_id: Its row; None until that is written, and for good if that failed.
+        row_id: Its row's id; None until the row is written, and for good if that failed.
     """
 
     counters: EngineCounters

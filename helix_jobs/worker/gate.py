@@ -29,13 +29,13 @@ class Entry(Enum):
 class JobGate:
     """Admits a worker's threads before they claim a job. Thread-safe.
 
-    At each earlier attempt of a job at its *last attempt*, its worker died, and the job may be the cause. The job
+    A job reaches its *last attempt* because its worker died at every earlier one, and the job may be the cause. The job
     therefore runs alone in its worker, with no other job claimed. If it kills this worker too, no other job loses an
     attempt. If it was only a bystander, it succeeds. So a poisonous job ends as ``worker_lost`` and harms no other job.
 
-    Both its wait and its time alone are limited. It waits for the running jobs, which may take hours, and keeps all
-    others out meanwhile: when its patience is over, it is told to try later, and others are let in for a while. A
-    poisonous job kills the worker soon, so after some time alone others are let in beside it.
+    The job's wait and its time alone are both limited. While it waits for the running jobs, which may take hours, it
+    keeps all others out. When its patience is over, it must try later, and others are let in for a while. A poisonous
+    job kills the worker soon, so after some time alone others are let in beside it.
 
     Trade-off: while such a job waits, the worker runs empty and then does these jobs one by one. That costs throughput
     only after two crashes in a row, and only for the jobs that were there both times, and at most a fifth of the time;

@@ -107,7 +107,7 @@ class WorkerService:
 
     @property
     def kept_waiting(self) -> int:
-        """Jobs that this worker keeps waiting: to be claimed, to run alone, or put off."""
+        """Jobs that this worker keeps waiting: to be claimed, to run alone, or postponed."""
         here = {job_id for job_id, lease in self.leases().items() if lease is None}
         return len(here | self._postponed.ids)
 
