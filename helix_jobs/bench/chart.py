@@ -23,7 +23,7 @@ _BOTTOM: Final = 54
 _CHARACTER: Final = 6.6  # of the legend's font, on average
 _ROW: Final = 20
 _TICKS: Final = 5
-# Okabe and Ito's colours, told apart by the colour-blind; yellow left out, it is too pale for a line.
+# Okabe and Ito's colours, which colour-blind people can tell apart, without yellow, which is too pale for a line.
 _COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 _SIZE: Final = f'width="{_WIDTH}" height="{_HEIGHT}"'
 _FONT: Final = 'font-family="system-ui, sans-serif" font-size="12"'
@@ -60,10 +60,10 @@ def chart_series(report: BenchReport) -> tuple[Series, ...]:
 
 
 def check_chart_path(path: Path) -> None:
-    """Refuse a file that could not be written when everything has been measured.
+    """Refuse a path to which the chart could not be written after the measurements.
 
     Raises:
-        ConfigurationError: It is no .svg file.
+        ConfigurationError: The path is not an .svg file.
     """
     if path.suffix.lower() != ".svg":
         raise ConfigurationError(f"{path} is no .svg file; name one that ends with .svg")
@@ -75,7 +75,7 @@ def write_chart(report: BenchReport, path: Path) -> None:
 
 
 def draw_svg(series: tuple[Series, ...], title: str, subtitle: str) -> str:
-    """The chart as an SVG document. Batch sizes stand at equal distances, tokens/s start at zero."""
+    """The chart as an SVG document. Batch sizes are evenly spaced, and tokens/s start at zero."""
     batch_sizes = sorted({size for line in series for size, _ in line.points})
     highest = max((value for line in series for _, value in line.points), default=0.0)
     step = nice_step(highest)

@@ -1,7 +1,7 @@
-"""The matrix-product floor: what a target step would cost if it were nothing but its linear layers.
+"""The matrix-product floor: the cost of a target step that consisted of its linear layers alone.
 
-The layers are the decoder's own objects, so weights, number format and kernels are those of the step itself. They are
-run one after the other as in a step, so weights stream from memory as they do there.
+The layers are the decoder's own objects, so weights, number format and kernels are those of the step itself. They run
+one after another, so weights stream from memory as in a step.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def matrix_product_floor(decoder: Decoder, num_tokens: int) -> float:
         start = time.perf_counter()
         for layer in linears:
             product = layer(rows[layer.in_features])
-        # On an asynchronous device a copy to the host waits for what was issued before it.
+        # On an asynchronous device a copy to the host waits for all earlier work.
         product.reshape(-1).narrow(0, 0, 1).cpu()
         if number >= _WARM_UPS:
             times.append(time.perf_counter() - start)

@@ -1,4 +1,4 @@
-"""Machine: what a measurement was taken on, and how much memory it took."""
+"""Machine: the hardware and software of a measurement, and the memory that it took."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Machine:
 
     @classmethod
     def here(cls) -> Machine:
-        """This one."""
+        """Describe this machine."""
         return cls(
             cpu=cpu_name(),
             physical_cores=psutil.cpu_count(logical=False),
@@ -54,7 +54,7 @@ class Machine:
 
 def reset_peak_memory(device: torch.device) -> None:
     """Start the high-water marks anew, where that is possible (Linux; CUDA and XPU)."""
-    with contextlib.suppress(OSError):  # another system, or not allowed: the mark stays the process's own
+    with contextlib.suppress(OSError):  # another system, or no permission: the mark stays as it is
         (_PROC / "self" / "clear_refs").write_text(_RESET_PEAK, encoding="ascii")
     if device.type in ("cuda", "xpu"):
         getattr(torch, device.type).reset_peak_memory_stats(device)
@@ -76,7 +76,7 @@ def peak_memory() -> int:
 
 
 def peak_device_memory(device: torch.device) -> int | None:
-    """The most memory allocated on the device so far, in bytes; None where it has none of its own or cannot say."""
+    """The most memory allocated on the device so far, in bytes; None if it has none of its own or does not tell."""
     if device.type in ("cuda", "xpu"):
         return int(getattr(torch, device.type).max_memory_allocated(device))
     return None

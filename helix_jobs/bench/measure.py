@@ -1,4 +1,4 @@
-"""Measurement: requests through an engine, in process, and the figures of that run."""
+"""Measurement: runs requests through an engine in this process and collects the run's figures."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class StepShares:
         schedule: Choosing what the step computes.
         draft: Proposing tokens.
         target: The target model's pass, attention included.
-        attention: Attention within it; 0 where the device is asynchronous and cannot be asked.
+        attention: Attention within the target's pass; 0 if the device is asynchronous and cannot measure it.
         verify: Processing logits, sampling and acceptance.
-        other: What is left: counting, text, results.
+        other: The rest: counting, text, results.
     """
 
     schedule: float
@@ -63,15 +63,15 @@ class Measurement:
     Attributes:
         seconds: Wall time from the first ``add_request`` to the last result.
         requests: Requests that ran.
-        failed: Of those, ended with an error.
-        prompt_tokens: Tokens of their prompts.
-        output_tokens: Tokens they emitted, end tokens excluded.
+        failed: Requests that ended with an error.
+        prompt_tokens: Tokens of all prompts.
+        output_tokens: Emitted tokens, end tokens excluded.
         output_tokens_per_second: Over the wall time.
         prompt_tokens_per_second: Over the wall time.
         ttft_from_submission: Seconds from the submission of the whole batch to each first token.
         ttft_from_admission: Seconds from each admission to the first token.
-        inter_token: Seconds between tokens: the time since the sequence's last emission over the tokens of this one,
-            counted once for each of them.
+        inter_token: Seconds between tokens: the time since the sequence's last emission divided by the tokens of this
+            emission, counted once for each of these tokens.
         draft_tokens: Proposed tokens.
         acceptance_rate: Accepted / drafted; None when nothing was drafted.
         mean_depth: Drafted tokens for each sequence and decode step.
@@ -81,10 +81,11 @@ class Measurement:
         cached_prompt_tokens: Prompt tokens whose keys and values were shared instead of computed.
         preemptions: Sequences that lost their blocks and were computed again.
         depth_reasons: Steps for each reason that the adaptive depth had.
-        shares: Where the time went; None of an engine that does not count it.
-        decode_step: The step that dominates; None when no step decoded alone.
-        peak_memory_bytes: Most resident memory during the run (where the system cannot say: since the start).
-        peak_device_bytes: Most device memory during the run; None where there is none.
+        shares: How the time was spent; None if the engine does not count it.
+        decode_step: The decode-only step that took most time; None if there was no such step.
+        peak_memory_bytes: Most resident memory during the run (or since the process's start, if the system cannot reset
+            it).
+        peak_device_bytes: Most device memory during the run; None if the device has none.
     """
 
     seconds: float

@@ -52,20 +52,21 @@ class ModelShelf:
             loaded = with_compiled_kernels(loaded, plan.compile, plan.home / "native", on_progress)
             loaded = without_slow_int8(loaded, on_progress)
             loaded = with_faster_attention(loaded, plan.home / "profiles", on_progress)
-            # All modes share the first target, so that they differ in nothing but the draft.
+            # All modes share the first target, so that they differ only in the draft.
             self._models[draft] = (
                 replace(loaded, target=self.models.target)
                 if self._models
                 else make_reproducible(loaded, plan.reproducible, plan.home / "profiles", on_progress)
             )
-        # With a fixed depth the draft, too, has to compute the same in any company. The weights are shared.
+        # With a fixed depth the draft, too, must compute the same whatever else is in the batch. The weights are
+        # shared.
         fixed = {mode.draft_spec.model for mode in plan.modes if not mode.speculation_config().adaptive}
         self._models_of_fixed_depth = {
             draft: make_draft_reproducible(loaded, plan.reproducible, plan.home / "profiles", on_progress)
             for draft, loaded in self._models.items()
             if draft in fixed
         }
-        # What steps cost is measured by the first engine of a kind, in its warm-up; the others are told.
+        # The first engine of a kind measures the cost of steps in its warm-up; later engines reuse the result.
         self._costs: dict[tuple[Mode, int], CostProfile] = {}
         self._codec = TextCodec(self.models.tokenizer, self.models.vocab_size, self.models.prompts)
 
@@ -76,22 +77,22 @@ class ModelShelf:
 
     @property
     def decoder(self) -> Decoder:
-        """The target's."""
+        """The target's decoder."""
         return self.models.target.decoder
 
     @property
     def device(self) -> torch.device:
-        """Where the models are."""
+        """The device of the models."""
         return self.models.device
 
     @property
     def device_name(self) -> str:
-        """For a person."""
+        """The device's name for display."""
         return describe_device(self.device)
 
     @property
     def dtype_name(self) -> str:
-        """What the target computes in."""
+        """The dtype that the target computes in."""
         return self.models.target.dtype_name
 
     def requests(self, batch_size: int, variant: str) -> tuple[EncodedRequest, ...]:
@@ -147,12 +148,12 @@ class ModelShelf:
 
 
 def longest(requests: Sequence[EncodedRequest]) -> int:
-    """Prompt plus output tokens of the longest of them."""
+    """Prompt plus output tokens of the longest request."""
     return max(len(request.prompt_token_ids) + request.sampling_params.max_tokens for request in requests)
 
 
 def _within(request: EncodedRequest, context: int) -> EncodedRequest:
-    """The request with a limit that its context has room for, as the engine would end it."""
+    """The request with its output limit cut to the room left in the context, as the engine would do."""
     length = len(request.prompt_token_ids)
     if length >= context:
         raise InputError(

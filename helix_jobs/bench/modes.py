@@ -1,4 +1,4 @@
-"""Mode: one way to run the engine; and how modes are spelt on the command line."""
+"""Mode: one way to run the engine, and its spelling on the command line."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ AUTO: Final = "auto"
 
 @dataclass(frozen=True, slots=True)
 class Mode:
-    """Speculation off, at a fixed depth, or at a depth chosen each step; and what drafts.
+    """Speculation off, at a fixed depth, or at a depth chosen each step; and the source of drafts.
 
     Attributes:
         speculation: ``off``, ``auto``, or the depth as a number.
-        draft: The draft as it was spelt (``none`` when speculation is off).
+        draft: The draft as spelt by the user (``none`` when speculation is off).
     """
 
     speculation: str
@@ -49,7 +49,7 @@ class Mode:
         return DraftSpec.parse(self.draft)
 
     def speculation_config(self) -> SpeculationConfig:
-        """The engine's own words for it."""
+        """The engine's configuration for this mode."""
         drafters = self.draft_spec.drafters
         if self.speculation == AUTO:
             return SpeculationConfig(adaptive=True, drafters=drafters)
@@ -65,7 +65,7 @@ def parse_speculation(text: str) -> str:
     """``off``, ``auto`` or a depth of 1 to 16; 0 is ``off``.
 
     Raises:
-        ValueError: It is none of these.
+        ValueError: The text is none of these.
     """
     value = text.strip().lower()
     if value in (OFF, AUTO):
@@ -79,7 +79,7 @@ def all_modes(drafts: Sequence[str], speculations: Sequence[str]) -> tuple[Mode,
     """Every combination once; with speculation off the draft makes no difference.
 
     Raises:
-        ConfigurationError: Speculation is asked for and there is nothing to draft with.
+        ConfigurationError: Speculation is asked for without a draft.
     """
     usable = [draft for draft in drafts if draft != NO_DRAFT]
     modes = [

@@ -1,7 +1,7 @@
 """Peer: another engine, run by its own interpreter, that answers the same prompts in the same call.
 
-The process loads once and then sleeps in a read between rounds, so that the two sides can take turns on one machine.
-What the job needs of a model (its directory, a GGUF file) is looked up before a process is started.
+The process loads once and sleeps in a read between rounds, so that both sides can take turns on one machine. The files
+that the job needs (a model's directory, a GGUF file) are looked up before the process starts.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PEERS: Final = {
 }
 READS_GGUF: Final = frozenset({"openvino"})
 NEEDS_DRAFT: Final = frozenset({"assisted"})
-# Compiling takes minutes on a small machine; a round takes as long as the person asked for, but not for ever.
+# Compiling takes minutes on a small machine. A round takes as long as the user's workload, but must end.
 _START_SECONDS: Final = 1800.0
 _ROUND_SECONDS: Final = 4 * 3600.0
 _EXIT_SECONDS: Final = 10.0
@@ -47,7 +47,7 @@ _TAIL_BYTES: Final = 1 << 16
 class PeerError(HelixError):
     """A peer could not be started, or died. The rest of the bench goes on.
 
-    ``tail`` is the end of what it wrote to standard error.
+    ``tail`` is the end of its standard error.
     """
 
     def __init__(self, message: str, tail: str = "") -> None:
@@ -57,7 +57,7 @@ class PeerError(HelixError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PeerJob:
-    """What a peer loads; JSON on its standard input.
+    """The models and limits that a peer loads, sent as JSON on its standard input.
 
     Attributes:
         model: Directory of the target.
@@ -82,7 +82,7 @@ class PeerJob:
 
 @dataclass(frozen=True, slots=True)
 class PeerInfo:
-    """What a peer says of itself once it has loaded."""
+    """A peer's description of itself, sent once it has loaded."""
 
     version: str
     settings: dict[str, Any]
@@ -113,12 +113,12 @@ class PeerProcess:
     Args:
         name: For messages.
         command: The program and its arguments.
-        num_threads: For what takes the number from its environment (OpenMP, before a library's first line runs).
+        num_threads: Threads, set in the environment for libraries that read it when they load (OpenMP).
     """
 
     def __init__(self, name: str, command: Sequence[str], num_threads: int) -> None:
         self.name = name
-        # A file instead of a pipe: nobody has to empty it while the peer computes.
+        # A file instead of a pipe: it need not be emptied while the peer computes.
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  (closed by close())
         self._lines: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         try:
@@ -145,10 +145,10 @@ class PeerProcess:
         self.close()
 
     def load(self, job: PeerJob, timeout: float = _START_SECONDS) -> PeerInfo:
-        """Let it load; blocks until it is ready.
+        """Let the peer load; blocks until it is ready.
 
         Raises:
-            PeerError: It ended, or is not ready after ``timeout`` seconds.
+            PeerError: The peer ended, or is not ready after ``timeout`` seconds.
         """
         answer = self._ask(asdict(job), timeout)
         return PeerInfo(str(answer["version"]), dict(answer["settings"]), float(answer["load_seconds"]))
@@ -156,10 +156,10 @@ class PeerProcess:
     def run(
         self, requests: Sequence[EncodedRequest], stop_token_ids: Sequence[int], timeout: float = _ROUND_SECONDS
     ) -> PeerRun:
-        """Let it answer encoded requests greedily; blocks until it has.
+        """Let the peer answer encoded requests greedily; blocks until it is done.
 
         Raises:
-            PeerError: It ended, has no answer after ``timeout`` seconds, or none with a token in it.
+            PeerError: The peer ended, has no answer after ``timeout`` seconds, or emitted no token.
         """
         params = [request.sampling_params for request in requests]
         answer = self._ask(
@@ -183,7 +183,7 @@ class PeerProcess:
         family = _family(self._process.pid)
         self._process.close_input()
         self._process.wait(_EXIT_SECONDS)
-        # What outlives its parent is no longer found as its child, hence the list from before.
+        # A process that outlives its parent is no longer listed as its child, hence the list made before.
         for process in family:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
@@ -213,7 +213,7 @@ class PeerProcess:
         return PeerError(f"peer {self.name} ended with exit code {code}", self._tail())
 
     def _tail(self) -> str:
-        """The last lines of its standard error."""
+        """The last lines of the peer's standard error."""
         size = self._errors.seek(0, 2)
         self._errors.seek(max(0, size - _TAIL_BYTES))
         lines = self._errors.read().decode(errors="replace").splitlines()

@@ -1,4 +1,4 @@
-"""What a peer needs of the models on this machine: their directories, and GGUF files beside them."""
+"""The model files that a peer needs on this machine: directories, and GGUF files beside them."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def start_peer(
     requests: Sequence[EncodedRequest],
     on_progress: Callable[[str], None],
 ) -> tuple[PeerProcess, PeerJob]:
-    """Start a peer's process; it has still to load the job that comes with it.
+    """Start a peer's process; it must then load the returned job.
 
     Raises:
-        PeerError: It cannot be run here, or there is no model in a form that it reads.
+        PeerError: The peer cannot run here, or cannot read any stored form of a model.
     """
     target = find_checkpoint(plan.target, plan.home, on_progress)
     draft = _draft_folder(name, plan, on_progress) if name in NEEDS_DRAFT else None

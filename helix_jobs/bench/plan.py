@@ -1,4 +1,4 @@
-"""BenchPlan: what one call of ``helix bench`` is to measure."""
+"""BenchPlan: the measurements of one call of ``helix bench``."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class BenchPlan:
     Attributes:
         command: The command line, for the report.
         workload: Its name.
-        modes: What is measured beside each other.
-        batch_sizes: Batch slots; each size is measured on its own.
-        repeat: Rounds; in each every mode and then every peer runs once.
+        modes: The modes that are compared.
+        batch_sizes: Batch slots; each size is measured separately.
+        repeat: Rounds; in each round every mode and then every peer runs once.
         target: Target model as ``load_models`` takes it.
-        dtype: Number format likewise.
+        dtype: Dtype as ``load_models`` takes it.
         device: Device name, or None for the first available.
         home: HELIX_HOME, where the demo model is kept.
         compile: ``auto``, ``on`` or ``off``, see ``with_compiled_kernels``.
@@ -73,7 +73,7 @@ class BenchPlan:
         return tuple(Case(mode, batch_size, variant) for mode in self.modes)
 
     def workload_options(self, batch_size: int) -> WorkloadOptions:
-        """What the workload is to look like at a batch size."""
+        """The workload's options at a batch size."""
         return WorkloadOptions(
             batch_size=batch_size,
             sample=self.sample,
@@ -95,7 +95,7 @@ class BenchPlan:
             "max_tokens": self.max_tokens or kind.max_tokens,
             "prompt_tokens": self.prompt_tokens or kind.prompt_tokens,
             "ignore_eos": kind.ignore_eos,
-            # Peers only decode greedily, so with peers we do too, whatever the lines ask for.
+            # Peers only decode greedily, so with peers Helix does too, whatever the lines ask for.
             "forced_greedy": bool(self.peers),
             "repeat": self.repeat,
             "kv_cache_mb": self.kv_cache_mb,

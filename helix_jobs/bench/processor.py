@@ -1,4 +1,4 @@
-"""The processor's name, for reports. No torch: a bench of the queue does without."""
+"""The processor's name, for reports. Does not import torch: a bench of the queue needs none."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _CPU_INFO: Final = Path("/proc/cpuinfo")
 
 
 def cpu_name() -> str:
-    """The processor as its maker calls it, where the system says."""
+    """The processor's name as its maker gives it, if the system reports it."""
     try:
         lines = _CPU_INFO.read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -20,12 +20,12 @@ _SHOWN: Final = 5
 
 
 def read_prompts(path: Path, max_tokens: int) -> list[Request]:
-    """Read every line of a file; ``max_tokens`` is for lines that name none.
+    """Read every line of a file; ``max_tokens`` applies to lines that name none.
 
     A Spec-Bench line (``{"question_id": ..., "turns": [...]}``) becomes a chat of its first turn.
 
     Raises:
-        InvalidInputError: A line is bad, or there is none.
+        InvalidInputError: A line is bad, or the file has none.
     """
     source = io.BytesIO(b"".join(_first_turn(line) for line in path.read_bytes().splitlines(keepends=True)))
     requests: list[Request] = []
@@ -45,7 +45,7 @@ def read_prompts(path: Path, max_tokens: int) -> list[Request]:
 
 
 def _first_turn(line: bytes) -> bytes:
-    """A Spec-Bench line as chat messages; any other line as it is, for the reader of lines to judge."""
+    """A Spec-Bench line as chat messages; any other line unchanged, for the line reader to check."""
     if b'"turns"' not in line:
         return line
     try:

@@ -1,6 +1,6 @@
 """The built-in prompts: deterministic text of any length, and tasks in the mixture people submit in bulk.
 
-Nothing here is random between two machines: a prompt is a function of its index.
+Prompts are the same on every machine: a prompt is a function of its index.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""BenchReport: everything a bench found, for the terminal, the chart and the JSON file. Data and medians only."""
+"""BenchReport: all results of a bench, for the terminal, the chart and the JSON file. Data and medians only."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SCHEMA: Final = "helix-bench/1"
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What is measured as one: a mode, at a batch size, over one variant of the workload ("" when it has one)."""
+    """The unit of measurement: a mode, at a batch size, over one variant of the workload ("" if it has only one)."""
 
     mode: Mode
     batch_size: int
@@ -28,8 +28,8 @@ class CaseReport:
     """The rounds of one case.
 
     Attributes:
-        case: What was measured.
-        warm_up: A short run before the first round; it counts in no figure. None of a case that never ran.
+        case: The case that was measured.
+        warm_up: A short run before the first round; it counts in no figure. None if the case never ran.
         rounds: One measurement a round, in order.
         floor_seconds: The matrix-product floor of the decode step, measured after each round; empty when no step only
             decoded.
@@ -47,13 +47,13 @@ class CaseReport:
 
     @property
     def typical(self) -> Measurement:
-        """The round whose throughput is the median's (of two in the middle the lower)."""
+        """The round with the median throughput (the lower of two in the middle)."""
         ordered = sorted(self.rounds, key=lambda round_: round_.output_tokens_per_second)
         return ordered[(len(ordered) - 1) // 2]
 
     @property
     def floor_share(self) -> float | None:
-        """Floor over measured decode step, median over the rounds; 1 would be nothing but matrix products."""
+        """Floor divided by measured decode step, median over the rounds; 1 would mean matrix products alone."""
         steps = [round_.decode_step for round_ in self.rounds]
         pairs = zip(self.floor_seconds, (step for step in steps if step is not None), strict=False)
         shares = [floor / step.seconds for floor, step in pairs]
@@ -89,15 +89,15 @@ class PeerReport:
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Median over the rounds; None without one."""
+        """Median over the rounds; None without rounds."""
         return median([round_.output_tokens_per_second for round_ in self.rounds]) if self.rounds else None
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """One case over one peer (or over the same case with speculation off): tokens/s of ours / tokens/s of theirs.
+    """One case compared with a peer (or with the same case without speculation): our tokens/s / their tokens/s.
 
-    ``equal_outputs`` is the share of requests whose token ids were the same in the first round; None of a peer whose
+    ``equal_outputs`` is the fraction of requests whose token ids were the same in the first round; None if the peer's
     weights are not the target's.
     """
 
@@ -119,18 +119,18 @@ class BenchReport:
     Attributes:
         command: The command line.
         started_at: UTC, ISO 8601.
-        machine: What it ran on.
+        machine: The machine that it ran on.
         device: The device's name.
-        dtype: What the target computed in.
+        dtype: The target's dtype.
         kernels: ``compiled``, ``torch`` or ``torch sdpa``.
-        target: The target as it was spelt.
-        drafts: The drafts likewise.
+        target: The target as spelt by the user.
+        drafts: The drafts as spelt by the user.
         workload: Its name and parameters.
-        cases: In the order of modes within variants within batch sizes.
-        peers: What the peers did.
+        cases: Cases in the order of modes within variants within batch sizes.
+        peers: The peers' results.
         against_peers: Ratios to each of them.
         against_off: Ratios of each mode to the same case without speculation.
-        complete: Whether every round was run; a bench that was interrupted reports those it has.
+        complete: Whether every round was run; an interrupted bench reports the rounds it has.
     """
 
     command: str
@@ -149,7 +149,7 @@ class BenchReport:
     complete: bool
 
     def to_json(self) -> dict[str, Any]:
-        """For programs. Keys are stable: added, never renamed."""
+        """The report for programs. Keys are stable: added, never renamed."""
         return {
             "schema": SCHEMA,
             "command": self.command,

@@ -1,7 +1,7 @@
-"""BenchSession: run a plan. Modes and peers take turns, round by round, so that a drift of the machine meets them all.
+"""BenchSession: run a plan. Modes and peers take turns, round by round, so that drift of the machine affects all alike.
 
-Trade-off: absolute figures of a shared machine mean little; ratios taken in one session mean much. So everything that
-is to be compared runs in one process tree, alternately, and ratios are taken round by round before their median is.
+Trade-off: absolute figures of a shared machine mean little; ratios taken in one session mean much. So everything to
+compare runs in one process tree, alternately. Ratios are taken round by round, and then their median.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from helix_jobs.engine.request import EncodedRequest
 
 _WARM_UP_TOKENS: Final = 16
-# Threads of the side that has just finished go on spinning for a moment.
+# Threads of the side that has just finished keep spinning for a moment.
 _SETTLE_SECONDS: Final = 0.3
 
 _Outputs = tuple[tuple[int, ...], ...]
@@ -57,11 +57,11 @@ class _PeerState:
 class BenchSession:
     """One call of ``helix bench``.
 
-    ``report`` may be asked for at any time: after an error or an interruption it holds what was measured until then.
+    ``report`` may be called at any time: after an error or an interruption it holds the measurements so far.
 
     Args:
-        plan: What to do.
-        on_progress: Told in one line what is being done.
+        plan: The measurements to make.
+        on_progress: Receives one line for each thing that is done.
     """
 
     def __init__(self, plan: BenchPlan, on_progress: Callable[[str], None]) -> None:
@@ -70,7 +70,7 @@ class BenchSession:
         self._started_at = datetime.now(UTC)
         self._shelf = ModelShelf(plan, on_progress)
         self._cases: dict[Case, _CaseState] = {}
-        # (name, batch size, variant) -> what it did
+        # (name, batch size, variant) -> the peer's state
         self._peers: dict[tuple[str, int, str], _PeerState] = {}
         self._complete = False
 
@@ -79,7 +79,7 @@ class BenchSession:
 
         Raises:
             InputError: The workload's prompts are bad or do not fit.
-            HelixError: The engine cannot run a mode; what was measured before is in the report.
+            HelixError: The engine cannot run a mode; earlier measurements are in the report.
         """
         for batch_size in self._plan.batch_sizes:
             variants = self._plan.kind.variants if self._plan.prompts is None else ("",)
@@ -94,7 +94,7 @@ class BenchSession:
         self._complete = True
 
     def report(self) -> BenchReport:
-        """What was found so far."""
+        """The results so far."""
         plan = self._plan
         return BenchReport(
             command=plan.command,

@@ -1,4 +1,4 @@
-"""Workload: a named kind of work -> the requests that make it up.
+"""Workload: a named kind of work, and the requests that make it up.
 
 Prompts are built as a submitted job's would be (chat messages go through the model's chat template) and encoded once,
 so that every mode and every peer reads the same token ids.
@@ -30,15 +30,15 @@ _LONGEST_TEXT: Final = 1 << 20  # words
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkloadOptions:
-    """What a person may choose of a workload; None takes the workload's own default.
+    """The user's choices for a workload; None takes the workload's own default.
 
     Attributes:
         batch_size: Batch slots of the engine; ``decode`` makes one request for each.
         sample: Number of requests.
-        seed: Which prompts are picked: those of ``random.Random(seed).sample(pool, sample)``.
-        max_tokens: New tokens of every request at most.
-        prompt_tokens: Length of the prompt, or of the shared part of it.
-        file: JSONL to take prompts from.
+        seed: Picks the prompts, by ``random.Random(seed).sample(pool, sample)``.
+        max_tokens: Most new tokens of every request.
+        prompt_tokens: Length of the prompt, or of its shared part.
+        file: JSONL file to take prompts from.
     """
 
     batch_size: int
@@ -54,15 +54,15 @@ class Workload:
     """A kind of work.
 
     Attributes:
-        name: What a person types.
+        name: The name that the user types.
         summary: One line for the help page.
-        requests: Requests by default; 0 when the batch size decides.
-        max_tokens: New tokens of a request by default.
-        prompt_tokens: Length of what is long in the prompts by default; None where lengths are the prompts' own.
+        requests: Default number of requests; 0 if the batch size decides.
+        max_tokens: Default number of new tokens of a request.
+        prompt_tokens: Default length of the prompts' long part; None if the prompts have their own lengths.
         reads_files: Whether prompts may come from a file.
-        variants: Forms of the same work that are measured beside each other; most have one, without a name.
+        variants: Forms of the same work that are compared; most workloads have one, without a name.
         ignore_eos: Whether outputs run to their limit.
-        prompts: The prompts of these numbers: ``prompts(indices, variant, prompt_tokens, encode)``.
+        prompts: Makes the prompts of given indices: ``prompts(indices, variant, prompt_tokens, encode)``.
     """
 
     name: str
@@ -170,7 +170,7 @@ def _bulk(indices: Sequence[int], _variant: str, _length: int, _encode: Encode) 
 
 
 def _decode(indices: Sequence[int], _variant: str, length: int, encode: Encode) -> list[Request]:
-    """Plain texts cut to exactly ``length`` tokens, each another."""
+    """Plain texts cut to exactly ``length`` tokens, all different."""
 
     def ids(index: int, num_words: int) -> tuple[int, ...]:
         start = f"{prompts.TOPICS[index % len(prompts.TOPICS)].capitalize()}, chapter {index + 1}. "
@@ -181,7 +181,7 @@ def _decode(indices: Sequence[int], _variant: str, length: int, encode: Encode) 
 
 
 def _shared_prefix(indices: Sequence[int], variant: str, length: int, encode: Encode) -> list[Request]:
-    """Questions under one system prompt of ``length`` tokens; in the ``distinct`` variant each begins its own way."""
+    """Questions under one system prompt of ``length`` tokens; in the ``distinct`` variant each begins differently."""
 
     def ask(index: int, num_words: int, mark: str) -> Request:
         rules = f"{mark}You answer questions about this handbook. {prompts.text(0, num_words)}"

@@ -12,7 +12,7 @@ _DEPTH = 4
 
 
 def version() -> str:
-    """What is measured."""
+    """Name and version of the measured software."""
     return f"transformers {transformers.__version__}, torch {torch.__version__}"
 
 
@@ -22,7 +22,7 @@ def load(job: dict[str, Any]) -> Peer:
 
 
 class Peer:
-    """Batch size 1: assisted generation knows no other."""
+    """Batch size 1, the only one that assisted generation supports."""
 
     def __init__(self, job: dict[str, Any]) -> None:
         torch.set_num_threads(job["num_threads"])
@@ -30,7 +30,7 @@ class Peer:
         self._draft = _read(job["draft"], job["dtype"])
         self._draft.generation_config.num_assistant_tokens = _DEPTH
         self._draft.generation_config.num_assistant_tokens_schedule = "constant"
-        # By default an unsure draft stops early; the depth is to be the same each time.
+        # By default an unsure draft stops early; zero keeps the depth constant.
         self._draft.generation_config.assistant_confidence_threshold = 0.0
         self.settings = {"batch_size": 1, "depth": _DEPTH, "dtype": job["dtype"]}
 

@@ -14,7 +14,7 @@ _GIBIBYTE = 1 << 30
 
 
 def version() -> str:
-    """What is measured."""
+    """Name and version of the measured software."""
     return f"openvino-genai {importlib.metadata.version('openvino-genai')}"
 
 
@@ -26,15 +26,16 @@ def load(job: dict[str, Any]) -> Peer:
 class Peer:
     """Continuous batching over ``max_num_seqs`` sequences.
 
-    The pipeline takes one limit for all. Were limits that differ those of the longest, its time would hold tokens that
-    nobody asked for, so such a round is refused.
+    The pipeline takes one limit for all outputs. A round with different limits is refused: under the longest limit its
+    time would include tokens that were not asked for.
     """
 
     def __init__(self, job: dict[str, Any]) -> None:
         scheduler = openvino_genai.SchedulerConfig()
         scheduler.max_num_seqs = job["batch_size"]
         scheduler.cache_size = max(1, -(-int(job["kv_cache_bytes"]) // _GIBIBYTE))
-        # There is no way to empty it between rounds, and a round must not find the last one's prompts computed.
+        # The prefix cache cannot be emptied between rounds, and a round must not find prompts of the last round
+        # computed.
         scheduler.enable_prefix_caching = False
         properties = {"INFERENCE_NUM_THREADS": job["num_threads"]}
         self._pipeline = openvino_genai.LLMPipeline(job["gguf"], "CPU", scheduler_config=scheduler, **properties)

@@ -1,8 +1,8 @@
 """Run one peer: ``python run.py NAME``, JSON lines on standard input and output.
 
-The first line in is the job (see ``helix_jobs.bench.peer.PeerJob``); the line back says what was loaded. Each further
-line in is a round (prompts, limits, end tokens); the line back holds its seconds and the emitted token ids. The end of
-the input ends the program. Between rounds it sleeps in a read.
+The first input line is the job (see ``helix_jobs.bench.peer.PeerJob``); its answer describes the loaded peer. Each
+further line is a round (prompts, limits, end tokens); its answer holds its seconds and the emitted token ids. The end
+of the input ends the program. Between rounds the program sleeps in a read.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 def main() -> None:
     """Load the peer named on the command line and serve rounds until the input ends."""
-    # Libraries print what they like on standard output; the answers go where only this program writes.
+    # Libraries may print on standard output, so answers go to a copy of it that only this program writes to.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def _cut(ids: list[int], limit: int, stop: set[int]) -> list[int]:
-    """The output as Helix counts it: without the end token and what a padded batch appends behind it."""
+    """The output as Helix counts it: without the end token and the padding that a batch appends."""
     end = next((i for i, token in enumerate(ids) if token in stop), len(ids))
     return [int(token) for token in ids[: min(end, limit)]]
 

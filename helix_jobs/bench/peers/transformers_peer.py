@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 
 
 def version() -> str:
-    """What is measured."""
+    """Name and version of the measured software."""
     return f"transformers {transformers.__version__}, torch {torch.__version__}"
 
 

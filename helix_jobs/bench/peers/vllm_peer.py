@@ -10,7 +10,7 @@ _VARIABLES = ("VLLM_CPU_KVCACHE_SPACE", "VLLM_CPU_OMP_THREADS_BIND")
 
 
 def version() -> str:
-    """What is measured."""
+    """Name and version of the measured software."""
     import torch
     import vllm
 
@@ -19,11 +19,10 @@ def version() -> str:
 
 def load(job: dict[str, Any]) -> Peer:
     """Load and compile the target."""
-    # Read when vllm is imported.
+    # vLLM reads this when it is imported.
     space = -(-int(job["kv_cache_bytes"]) // _GIBIBYTE)
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(max(1, space)))
-    # It binds a thread to every core by itself, whatever OMP_NUM_THREADS says; with all of them to have, it is left to
-    # its own choice.
+    # vLLM binds a thread to every core, whatever OMP_NUM_THREADS says. If it may use all cores, it is left to choose.
     affinity = getattr(os, "sched_getaffinity", None)
     cores = sorted(affinity(0)) if affinity else list(range(os.cpu_count() or 1))
     if job["num_threads"] < len(cores):
@@ -48,7 +47,7 @@ class Peer:
         self.settings = {**arguments, **{name: os.environ.get(name) for name in _VARIABLES}}
 
     def prepare(self) -> None:
-        """A round must not find the last one's prompts computed."""
+        """Reset the cache: a round must not find prompts of the last round computed."""
         self._llm.reset_prefix_cache()
 
     def generate(self, round_: dict[str, Any]) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""What each device can hold and compute: dtypes, free memory, giving memory back.
+"""What each device can hold and compute: dtypes, free memory, and the return of memory.
 
 DirectML has no bf16 and no way to return memory; each choice states DirectML's rule. ``model_loader.get_device``
 chooses the device itself.

@@ -1,4 +1,4 @@
-"""Whether a device computes the engine's operators right. Each device and driver is tried once."""
+"""Whether a device computes the engine's operators right: one trial for each device and driver, its verdict kept."""
 
 from __future__ import annotations
 

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Devices where torch may have a fused kernel. On a CPU it is slower for single queries; DirectML has none.
+# Devices where torch may have a fused kernel. On a CPU it is slower for single queries and would change answers;
+# DirectML has none.
 _DEVICES: Final = ("cuda", "xpu", "mps")
 # Tokens in the cache before a step: about the middle of a job. All sequences of a trial share them.
 _CONTEXT: Final = 512

@@ -83,7 +83,7 @@ class Decoder:
         embedding: ``[num_embeddings, hidden_size]``
         embedding_scale: Factor of the embedded tokens (Gemma), or None.
         position_embedding: ``[max_positions, hidden_size]`` learned positions (GPT-2), or None.
-        layers: In order.
+        layers: Layers, in order.
         final_norm: Norm after the last layer.
         head: Projection from the hidden size to the vocabulary.
         has_parallel_residual: Attention and feed-forward read the same input (GPT-NeoX).

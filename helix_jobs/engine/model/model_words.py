@@ -9,7 +9,7 @@ def subject(name: str, path: Path) -> str:
     """The beginning of a sentence about a model's directory or file.
 
     Args:
-        name: What the person called the model: a path, a hub id or ``demo``.
+        name: The model's name as the user gave it: a path, a hub id or ``demo``.
         path: The directory or file that the sentence is about.
 
     Returns:

@@ -32,7 +32,7 @@ class PlannedPass:
     """One forward, planned on the host.
 
     Attributes:
-        plan: Its tokens' layout.
+        plan: Layout of its tokens.
         inputs: ``[T]`` token ids in packed order. In a pass that continues others: the index of each token among
             ``known`` followed by the tokens that the other passes leave on the device.
         known: ``[T]`` tokens that the host knows, if the pass continues others and there are any.
@@ -47,12 +47,12 @@ class PlannedPass:
     takes_first_rows: bool
 
     def arrays(self) -> list[IntArray]:
-        """What the device needs."""
+        """The arrays to upload."""
         given = (array for array in (self.known, self.logit_rows) if array is not None)
         return [*self.plan.arrays(), self.inputs, *given]
 
     def on_device(self, uploaded: Iterator[torch.Tensor]) -> Pass:
-        """Make the pass, given ``arrays`` on the device."""
+        """Make the pass from the uploaded ``arrays``."""
         return Pass(
             self.plan.on_device(uploaded),
             next(uploaded),

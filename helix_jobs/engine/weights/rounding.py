@@ -47,7 +47,7 @@ def cancelling_operands(out_features: int, in_features: int, dtype: torch.dtype)
 def rounding_classes(
     product: Callable[[torch.Tensor], torch.Tensor], distinct: torch.Tensor, counts: Sequence[int] = TRIED_ROWS
 ) -> tuple[int | None, ...]:
-    """Which numbers of rows round alike.
+    """Find the numbers of rows that round alike.
 
     Args:
         product: ``[n, in_features]`` to ``[n, out_features]``.

@@ -155,7 +155,7 @@ def _digest(compiler: str, flags: tuple[str, ...]) -> str:
 
 
 def processor_features() -> str:
-    """What ``-march=native`` means here: different machines may share a home directory."""
+    """The processor that ``-march=native`` means here: different machines may share a home directory."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
