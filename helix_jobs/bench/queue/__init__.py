@@ -1,1 +1,1 @@
-"""Measuring the queue with an engine that costs nothing: submit, read, drain, export, cancel. Needs no torch."""
+"""Measures the queue with a fake engine that costs nothing: submit, read, drain, export, cancel. Needs no torch."""

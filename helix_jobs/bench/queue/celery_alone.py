@@ -1,6 +1,6 @@
 """Celery alone: Helix's messages, broker and Celery settings, and a task that does nothing.
 
-Run by the bench as ``python -m helix_jobs.bench.queue.celery_alone``, to know what the framework allows here.
+The bench runs it as ``python -m helix_jobs.bench.queue.celery_alone``, to measure the framework's limit here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from helix_jobs.storage.database import Database
 
 
 def make_app(settings: Settings, names: QueueNames) -> Celery:
-    """Helix's application with Celery's own threads pool and an empty task in the place of Helix's."""
+    """Helix's application with Celery's own threads pool and an empty task in place of Helix's."""
     app = Celery("helix-bench")
     app.conf.update({**celery_settings(settings, names), "imports": [], "worker_pool": "threads"})
 
@@ -28,7 +28,7 @@ def make_app(settings: Settings, names: QueueNames) -> Celery:
 
 
 class _Nobody:
-    """Helix's Celery settings refuse a worker that serves nobody; this one's task needs no service."""
+    """A stand-in for the service that Helix's Celery settings demand of a worker; the empty task needs none."""
 
     def run_job(self, job_id: int) -> bool:
         return job_id > 0

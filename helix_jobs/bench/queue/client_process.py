@@ -1,7 +1,7 @@
-"""A client in a process of its own, so that its memory and time are its own: ``submit``, ``export``, ``cancel``.
+"""A client in a separate process, to measure its memory and time alone: ``submit``, ``export``, ``cancel``.
 
-Run by the bench as ``python -m helix_jobs.bench.queue.client_process ACTION ARGUMENT [FILE]`` with the ``HELIX_*``
-environment of the installation; prints one JSON object.
+The bench runs it as ``python -m helix_jobs.bench.queue.client_process ACTION ARGUMENT [FILE]`` with the ``HELIX_*``
+environment of the installation. It prints one JSON object.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def submit(client: HelixClient, path: str) -> dict[str, Any]:
-    """Submit a file; reports the batch, the time, and when how many lines had been accepted."""
+    """Submit a file; reports the batch, the time, and the number of accepted lines over time."""
     began = time.perf_counter()
     seen: list[tuple[float, int]] = [(0.0, 0)]
 
@@ -47,7 +47,7 @@ def cancel(client: HelixClient, batch_id: str) -> dict[str, Any]:
 
 
 def main(arguments: list[str]) -> None:
-    """Do one thing and print what came of it."""
+    """Run one action and print its result."""
     actions: dict[str, Callable[..., dict[str, Any]]] = {"submit": submit, "export": export, "cancel": cancel}
     with HelixClient() as client:
         client.list(1)  # connect before the clock runs

@@ -1,4 +1,4 @@
-"""Installation: a temporary Helix of the bench's own; nothing of the user's is touched."""
+"""Installation: a temporary Helix for the bench, which leaves the user's installation alone."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ class Installation:
     """A home, a database, a broker and workers with the fake engine; a context manager that removes them all.
 
     Attributes:
-        settings: What every process of it runs with.
+        settings: The settings of all its processes.
         home: The temporary directory.
-        database: Open, migrated.
-        publisher: Connected to the broker.
+        database: The open, migrated database.
+        publisher: A publisher connected to the broker.
     """
 
     def __init__(self, plan: QueuePlan) -> None:
@@ -52,7 +52,7 @@ class Installation:
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            # Short: the socket's path must fit.
+            # The path is short, because a socket's path has a length limit.
             self.home = Path(tempfile.mkdtemp(prefix="hx-bench-"))
             stack.callback(shutil.rmtree, self.home, ignore_errors=True)
             redis_url = self._start_broker(stack)
@@ -78,7 +78,7 @@ class Installation:
         self._stack.close()
 
     def server_info(self) -> dict[str, Any]:
-        """What the broker says of itself (INFO)."""
+        """The broker's INFO."""
         info: dict[str, Any] = self._redis.info()
         return info
 
@@ -87,9 +87,9 @@ class Installation:
         return HelixClient(self.settings)
 
     def environment(self) -> dict[str, str]:
-        """What its processes run in: nothing of the user's settings."""
+        """The environment of its processes, without the user's settings."""
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("HELIX_", "CELERY_"))}
-        # The fake device is not the user's.
+        # The fake device replaces the user's.
         return {
             **clean,
             **import_path(),
@@ -116,7 +116,7 @@ class Installation:
         """Start the planned workers, wait until they are ready, and return their process ids.
 
         Raises:
-            HelixError: One of them did not come up.
+            HelixError: A worker did not become ready.
         """
         for number in range(self._plan.workers):
             log = self.home / f"worker-{number}.log"
@@ -133,17 +133,17 @@ class Installation:
         """Make sure the workers still run.
 
         Raises:
-            HelixError: One has ended.
+            HelixError: A worker has ended.
         """
         for process, log in self._workers:
             if process.poll() is not None:
                 raise HelixError(f"a worker ended with exit code {process.returncode}: {tail(log)}")
 
     def stop_workers(self) -> None:
-        """Stop the workers in an orderly way.
+        """Stop the workers cleanly.
 
         Raises:
-            HelixError: One does not stop.
+            HelixError: A worker does not stop.
         """
         for process, _ in self._workers:
             process.terminate()
@@ -194,5 +194,5 @@ class Installation:
 
 
 def tail(log: Path, lines: int = 5) -> str:
-    """The last words of a process."""
+    """The last lines of a process's log."""
     return " | ".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:]) or "(no output)"

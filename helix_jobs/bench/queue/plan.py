@@ -1,4 +1,4 @@
-"""QueuePlan: what one call of ``helix bench queue`` is to measure."""
+"""QueuePlan: the measurements of one call of ``helix bench queue``."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ _SEED: Final = 7
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueuePlan:
-    """Sizes, services and how long the fake engine takes.
+    """Sizes, services and the speed of the fake engine.
 
     Attributes:
         command: The command line, for the report.
-        jobs: Jobs of the batch that is drained, and of the one that is cancelled.
+        jobs: Jobs of the batch that is drained, and of the batch that is cancelled.
         workers: Worker processes.
-        batch_size: Batch slots of each.
+        batch_size: Batch slots of each worker.
         step_ms: Duration of the fake engine's step; 0 is the null engine.
         steps: Fewest and most steps of a job, drawn evenly with a fixed seed.
-        database_url: A Postgres server's URL, on which a database is made and dropped; None is SQLite.
+        database_url: A Postgres server's URL, on which a database is made and dropped; None means SQLite.
         celery: Measure Celery alone as well, with empty tasks on the same broker.
     """
 
@@ -41,7 +41,7 @@ class QueuePlan:
 
     @property
     def engine_is_null(self) -> bool:
-        """Whether the engine takes no time, so that nothing can be said about its idle time."""
+        """Whether the engine takes no time; its idle time then means nothing."""
         return self.step_ms == 0
 
     def lines(self) -> Iterator[bytes]:

@@ -1,4 +1,4 @@
-"""Probes: a thread that looks at processes and the broker now and then while something else is measured."""
+"""Probes: a thread that samples processes and the broker while something else is measured."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     from helix_jobs.client.client import HelixClient
 
 SAMPLE_SECONDS: Final = 0.1
-# Until then a process still imports and warms its caches.
+# Up to this part of the samples a process still imports and warms its caches.
 _EARLY_SHARE: Final = 0.1
 
 
 @dataclass(slots=True)
 class Samples:
-    """What was seen.
+    """The samples taken.
 
     Attributes:
-        resident: Per process, resident bytes in the order of time.
+        resident: Resident bytes of each process, in order of time.
         depth: Most messages that waited in the broker.
         broker_bytes: Most memory the broker used.
     """
@@ -41,7 +41,7 @@ class Samples:
     broker_bytes: int = 0
 
     def memory(self, pid: int) -> Memory:
-        """A process's memory; zeros if it was gone before it was seen."""
+        """A process's memory; zeros if it ended before the first sample."""
         seen = self.resident.get(pid) or [0]
         return Memory(early=seen[int(len(seen) * _EARLY_SHARE)], late=seen[-1], peak=max(seen))
 
@@ -79,7 +79,7 @@ class Sampler:
     def _look(self) -> None:
         for process in self._processes:
             with suppress(psutil.Error):
-                # One that has ended and is not yet buried has none.
+                # A process that has ended but was not waited for has no memory.
                 if resident := process.memory_info().rss:
                     self.samples.resident.setdefault(process.pid, []).append(resident)
         with suppress(HelixError):
@@ -94,12 +94,12 @@ def cpu_seconds(pids: Sequence[int]) -> float:
 
 
 def broker_bytes(installation: Installation) -> int:
-    """Memory the server uses."""
+    """Memory that the broker's server uses."""
     return int(installation.server_info()["used_memory"])
 
 
 def read_latencies(client: HelixClient, batch_id: str, times: int = 40) -> Latencies:
-    """Time ``status`` and ``list`` one after the other."""
+    """Time ``status`` and ``list`` one after another."""
     return Latencies(
         status=Percentiles.of([_time(lambda: client.status(batch_id)) for _ in range(times)]),
         list=Percentiles.of([_time(client.list) for _ in range(times)]),

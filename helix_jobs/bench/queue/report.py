@@ -1,4 +1,4 @@
-"""QueueReport: what a bench of the queue found, for the terminal and the JSON file. Data only."""
+"""QueueReport: the results of a bench of the queue, for the terminal and the JSON file. Data only."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Memory:
     """Resident memory of a process over a stretch of work, in bytes.
 
     Attributes:
-        early: After a tenth of the time (of a client) or of the jobs (of a worker): what the process needs at all.
+        early: After a tenth of the time (a client) or of the jobs (a worker): the basic need of the process.
         late: At the end.
-        peak: The most seen.
+        peak: The largest sample.
     """
 
     early: int
@@ -28,14 +28,14 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class SubmitFigures:
-    """``helix submit`` of the whole file, in a process of its own.
+    """``helix submit`` of the whole file, in a separate process.
 
     Attributes:
-        jobs: How many.
+        jobs: Number of jobs.
         seconds: From the first line read to the last message published; without the start of the interpreter.
         per_second: ``jobs / seconds``.
         slowest_tenth_per_second: The rate of the slowest tenth of the lines, while they were stored.
-        memory: Of the client.
+        memory: Memory of the client.
     """
 
     jobs: int
@@ -58,14 +58,14 @@ class DrainFigures:
     """The batch from the first claim to the last end.
 
     Attributes:
-        jobs: How many.
-        seconds: By the database's own times.
+        jobs: Number of jobs.
+        seconds: Duration by the database's own times.
         per_second: ``jobs / seconds``.
         cpu_ms_per_job: Processor time of the workers; steadier than ``per_second`` on a machine with other work.
-        engine_idle_share: Part of the time in which the engine did nothing although jobs waited; None of an engine
-            that takes no time, and where the runs do not say.
-        slots_used_share: Mean batch over batch slots; None likewise.
-        worker_memory: Of the worker that grew most.
+        engine_idle_share: Part of the time in which the engine did nothing although jobs waited; None if the engine
+            takes no time or the runs do not record it.
+        slots_used_share: Mean batch divided by batch slots; None as above.
+        worker_memory: Memory of the worker that grew most.
         reading: Latencies while the workers ran.
     """
 
@@ -90,7 +90,7 @@ class BrokerFigures:
 
 @dataclass(frozen=True, slots=True)
 class ExportFigures:
-    """``helix results`` into a jsonl file, in a process of its own."""
+    """``helix results`` into a jsonl file, in a separate process."""
 
     rows: int
     seconds: float
@@ -104,9 +104,9 @@ class CancelFigures:
     """A second batch of the same size, cancelled as soon as it was stored, while the workers ran.
 
     Attributes:
-        jobs: How many the command stopped.
-        seconds: The command's own time, start of the interpreter left out.
-        settled_seconds: Until no job of the batch was running and the broker held no message any more.
+        jobs: Number of jobs that the command stopped.
+        seconds: The command's own time, without the start of the interpreter.
+        settled_seconds: Time until no job of the batch was running and the broker held no message.
     """
 
     jobs: int
@@ -131,7 +131,7 @@ class CeleryFigures:
 
 @dataclass(frozen=True, slots=True)
 class Host:
-    """What it ran on."""
+    """The machine that the bench ran on."""
 
     cpu: str
     logical_cores: int | None
@@ -144,18 +144,18 @@ class Host:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueReport:
-    """One call of ``helix bench queue``. What is None was not reached.
+    """One call of ``helix bench queue``. A part that was not reached is None.
 
     Attributes:
         command: The command line.
         started_at: UTC, ISO 8601.
-        host: What it ran on.
+        host: The machine that it ran on.
         database: ``sqlite`` or ``postgresql``, with its version.
         broker: The server's name and version.
         workload: The parameters.
         submit: Submission.
         reading: Latencies with every job stored and none run.
-        drain: What the workers did.
+        drain: The workers' run.
         broker_use: The broker's depth and memory.
         export: Reading the results.
         cancel: Cancelling a batch.
@@ -179,5 +179,5 @@ class QueueReport:
     complete: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """For programs. Keys are stable: added, never renamed."""
+        """The report for programs. Keys are stable: added, never renamed."""
         return {"schema": SCHEMA, **asdict(self)}

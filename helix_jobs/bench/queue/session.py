@@ -1,4 +1,4 @@
-"""QueueSession: runs one bench of the queue, part by part, and keeps what was found if it is interrupted."""
+"""QueueSession: runs one bench of the queue, part by part, and keeps the results so far if it is interrupted."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _POLL_SECONDS: Final = 0.2
 _CELERY_JOBS: Final = 20_000
 _CELERY_PUBLISH: Final = 1000
 _TENTHS: Final = 10
-# A run ends half a second after its last step.
+# Time limit for the end of runs; a run ends half a second after its last step.
 _RUN_ENDS_SECONDS: Final = 30.0
 _READS_WHILE_DRAINING: Final = 20
 
@@ -53,8 +53,8 @@ class QueueSession:
     """One call of ``helix bench queue``.
 
     Args:
-        plan: What to measure.
-        say: Told in a line what is being done.
+        plan: The measurements to make.
+        say: Receives one line for each thing that is done.
     """
 
     def __init__(self, plan: QueuePlan, say: Callable[[str], None]) -> None:
@@ -71,7 +71,7 @@ class QueueSession:
         self._samples: list[Samples] = []
 
     def report(self) -> QueueReport:
-        """What was found so far."""
+        """The results so far."""
         return self._report
 
     def run(self) -> None:
@@ -171,7 +171,7 @@ class QueueSession:
         )
 
     def _cancel(self, installation: Installation, client: HelixClient, path: Path) -> CancelFigures:
-        # Workers that start at the same time send some ids twice; what is left of that is no part of this figure.
+        # Workers that start at the same time send some ids twice; these remaining messages must not count here.
         _wait_until_empty(installation)
         batch_id, _ = self._submit(installation, path)
         began = time.monotonic()
@@ -185,7 +185,7 @@ class QueueSession:
         )
 
     def _client_process(self, installation: Installation, *action: str) -> tuple[dict[str, Any], Samples, int]:
-        """Run a client action; returns its answer, what was seen meanwhile, and its process id."""
+        """Run a client action; returns its answer, the samples taken meanwhile, and its process id."""
         log = installation.home / "client.log"
         process = installation.spawn("helix_jobs.bench.queue.client_process", *action, log=log)
         try:
@@ -204,7 +204,7 @@ class QueueSession:
 
 @dataclass(frozen=True, slots=True)
 class EngineUse:
-    """How the engines of all runs were used: idle share of the time from first to last run, and mean batch."""
+    """Use of the engines of all runs: the idle part of the time from first to last run, and the mean batch."""
 
     idle_share: float
     mean_batch_size: float
@@ -228,7 +228,7 @@ def slowest_tenth(progress: Sequence[tuple[float, int]]) -> float:
 
 
 def _engine_use(installation: Installation) -> EngineUse | None:
-    """Sum up the runs. What is no part of a step is idle time: the engine waited for the queue, or for Python."""
+    """Sum up the runs. Time outside steps is idle time: the engine waited for the queue, or for Python."""
     parts = (runs.c.schedule_seconds, runs.c.draft_seconds, runs.c.target_seconds, runs.c.verify_seconds)
     deadline = time.monotonic() + _RUN_ENDS_SECONDS
     while True:
@@ -253,7 +253,7 @@ def _engine_use(installation: Installation) -> EngineUse | None:
 
 
 def _celery_alone(installation: Installation) -> CeleryFigures:
-    """Publish, then drain with one worker; what is left is forgotten."""
+    """Publish, then drain with one worker; messages that remain are dropped."""
     publisher = installation.publisher
     jobs = [PublishableJob(number, priority=0) for number in range(1, _CELERY_JOBS + 1)]
     began = time.perf_counter()
@@ -263,7 +263,7 @@ def _celery_alone(installation: Installation) -> CeleryFigures:
     log = installation.home / "celery.log"
     process = installation.spawn("helix_jobs.bench.queue.celery_alone", log=log)
     try:
-        # From the first tenth to the last, so that neither start nor end counts.
+        # Timed from the first tenth to the last, so that neither start nor end counts.
         began = _when_depth(installation, process, log, len(jobs) * 9 // _TENTHS)
         cpu = cpu_seconds([process.pid])
         seconds = _when_depth(installation, process, log, len(jobs) // _TENTHS) - began
