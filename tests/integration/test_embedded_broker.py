@@ -70,7 +70,7 @@ def processes(home: Path) -> list[psutil.Process]:
 
 
 def server_of(home: Path) -> psutil.Process:
-    (found,) = [one for one in processes(home) if "broker_keeper" not in " ".join(one.cmdline())]
+    (found,) = [one for one in processes(home) if "keeper.py" not in " ".join(one.cmdline())]
     return found
 
 
