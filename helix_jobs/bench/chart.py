@@ -20,7 +20,7 @@ _HEIGHT: Final = 440
 _LEFT: Final = 72
 _TOP: Final = 74
 _BOTTOM: Final = 54
-_CHARACTER: Final = 6.6  # of the legend's font, on average
+_CHARACTER: Final = 6.6  # mean width of a character in the legend's font
 _ROW: Final = 20
 _TICKS: Final = 5
 # Okabe and Ito's colours, which colour-blind people can tell apart, without yellow, which is too pale for a line.

@@ -27,7 +27,7 @@ class StepShares:
     """Shares of the wall time, 0 to 1.
 
     Attributes:
-        schedule: Choosing what the step computes.
+        schedule: Choosing the step's work.
         draft: Proposing tokens.
         target: The target model's pass, attention included.
         attention: Attention within the target's pass; 0 if the device is asynchronous and cannot measure it.

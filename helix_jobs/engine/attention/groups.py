@@ -138,7 +138,7 @@ class _Piece:
     """Consecutive queries of one slice, at most ``_MAX_QUERY_LENGTH``."""
 
     slice_index: int
-    offset: int  # of its first query within the slice
+    offset: int  # place of its first query within the slice
     num_queries: int
     num_blocks: int  # blocks its last query sees
 

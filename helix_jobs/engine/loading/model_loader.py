@@ -256,7 +256,7 @@ def _build(source: ModelSource, dtype: torch.dtype, device: torch.device) -> _Re
         Float16OverflowError: A weight lies beyond float16's range.
     """
     checkpoint = source.checkpoint
-    if device.type not in ("cpu", "mps"):  # theirs is the same memory
+    if device.type not in ("cpu", "mps"):  # these share the machine's memory
         check_host_memory(source, dtype)
     stored = checkpoint.dtype if checkpoint.is_uniform else None
     model = read_weights(source, stored or dtype)

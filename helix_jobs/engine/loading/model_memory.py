@@ -34,7 +34,7 @@ def check_device_memory(
         InsufficientMemoryError: The weights and the smallest useful cache do not fit.
     """
     available = free_memory(device)
-    if available is None:  # DirectML cannot say; an allocation that fails will
+    if available is None:  # DirectML does not tell; a failing allocation will
         return
     weights = target.checkpoint.parameters * dtype.itemsize
     tokens = min(SMALLEST_CONTEXT, int(target.config.max_position_embeddings))

@@ -94,7 +94,7 @@ def open_source(name: str, home: Path, on_progress: Callable[[str], None]) -> Mo
     except HelixError:
         raise
     except Exception as error:  # a damaged file may raise anything
-        if isinstance(error, ImportError) and _has_tokenizer(checkpoint):  # protobuf, for the tokenizers of some files
+        if isinstance(error, ImportError) and _has_tokenizer(checkpoint):  # some tokenizers need protobuf
             missing = " ".join(str(error).split())
             raise ModelError(f"model {name} needs a Python package that is not installed: {missing}") from error
         raise ModelNotFoundError(
@@ -234,7 +234,7 @@ def _complete(config: PretrainedConfig, checkpoint: Checkpoint) -> None:
         config.sliding_window = gguf.sliding_window
     if config.model_type != "gpt2":
         config.head_dim, config.num_key_value_heads = gguf.head_dim, gguf.num_kv_heads
-    if config.model_type == "gpt2":  # read, but under names that the model does not look at
+    if config.model_type == "gpt2":  # read, but under names that the model does not use
         config.n_positions, config.n_inner = config.n_ctx, config.feed_forward_length
 
 

@@ -18,7 +18,7 @@ def subject(name: str, path: Path) -> str:
     """
     try:
         own = Path(name).expanduser()
-    except RuntimeError:  # no such user: it is no path
+    except RuntimeError:  # no such user, so the name is no path
         own = Path(name)
     if path == own:
         return f"model {name}"

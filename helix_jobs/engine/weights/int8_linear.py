@@ -25,7 +25,7 @@ from helix_jobs.engine.weights.linear import DenseLinear
 logger = logging.getLogger(__name__)
 
 _LEVELS: Final = 127
-ZERO_POINT: Final = 128  # where unsigned bytes put the zero of signed ones
+ZERO_POINT: Final = 128  # the unsigned byte that stands for a signed zero
 SMALLEST_SCALE: Final = 1e-12  # keeps an all-zero row from dividing by zero
 
 
@@ -159,6 +159,6 @@ def _packs_exactly() -> bool:
     expected = (rows.double() @ weight.double().t()).float()
     try:
         return torch.equal(_packed_product(rows, *_pack(weight), torch.ones(32)), expected)
-    except (RuntimeError, TypeError, AttributeError):  # operators of another torch release
+    except (RuntimeError, TypeError, AttributeError):  # another release of torch has other operators
         logger.debug("packed int8 products are not available", exc_info=True)
         return False

@@ -69,7 +69,7 @@ def build_library(folder: Path, head_dim: int) -> Path:
     make_private_directory(folder)
     if is_own_program(library) and _is_sealed(library):
         note_use(library)
-        with suppress(OSError):  # as there
+        with suppress(OSError):  # as in note_use
             _seal(library)  # noting the use changes the status time, too
         return library
     if library.exists():
@@ -85,7 +85,7 @@ def build_library(folder: Path, head_dim: int) -> Path:
             logger.debug("%s said: %s", compiler, done.stderr)
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise ConfigurationError(f"{compiler} cannot compile the kernels ({last}); {_remedy()}")
-        partial.chmod(PRIVATE_DIRECTORY)  # a compiler goes by the umask
+        partial.chmod(PRIVATE_DIRECTORY)  # the compiler set the mode by the umask
         partial.replace(library)
     _seal(library)
     return library
