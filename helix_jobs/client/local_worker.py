@@ -176,7 +176,7 @@ class LocalWorker:
             worker.wait_stopped()
 
     def _mourn(self, code: object) -> None:
-        """Restart a worker that ended by itself, unless that has already failed ``MAX_DEATHS`` times."""
+        """Count a worker that ended by itself, and have it restarted, unless it is the ``MAX_DEATHS``th."""
         self._users.starter.release()
         self._deaths += 1
         where = "" if self.log_path is None else f"; see {self.log_path}"

@@ -136,7 +136,7 @@ def submit_lines(
         skip_invalid: Store the good lines although there are bad ones.
         limits: How many lines are allowed.
         tally: Receives the counts.
-        on_progress: Called after each chunk of lines.
+        on_progress: Called every ``_PROGRESS_LINES`` lines and at the end.
         on_stage: Called with each stage the submission enters, and the batch id. If an interrupt comes during sealing,
             the database is asked whether the seal succeeded, and the answer is the last stage passed.
 
@@ -196,7 +196,7 @@ def _require_jobs(tally: Tally, *, skip_invalid: bool) -> None:
 
 
 def _create(database: Database, new: NewBatch) -> StoredBatch:
-    """Store the batch. If the answer to a first try was lost, first remove the unsealed batch that it may have left."""
+    """Store the batch. After an unanswered try without a key, first remove the unsealed batch that it may have left."""
     tries = 0
 
     def create(connection: Connection) -> StoredBatch:

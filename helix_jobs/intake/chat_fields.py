@@ -1,4 +1,4 @@
-"""What a line says of its chat beside roles and texts: whose turn it is, and arguments for the chat template."""
+"""Chat fields of a line beside roles and texts: the role of the last message, and arguments for the chat template."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from helix_jobs.errors import InvalidFieldError
 MAX_ARGUMENT_CHARS: Final = 4096
 MAX_ARGUMENT_DEPTH: Final = 8
 
-# What the template is given by Helix, and what would make another prompt of it than an answer needs.
+# Arguments that Helix itself gives the template, and those that would make a prompt unfit for an answer.
 _RESERVED: Final = frozenset(
     {
         "messages",
@@ -31,7 +31,7 @@ def check_last_role(role: str, field: str) -> None:
     """Refuse a chat that ends with the assistant's message: a template would close that turn and begin another.
 
     Raises:
-        InvalidFieldError: It does.
+        InvalidFieldError: The last message is the assistant's.
     """
     if role == "assistant":
         reason = "is assistant in the last message, which is the one to be answered"
@@ -40,14 +40,14 @@ def check_last_role(role: str, field: str) -> None:
 
 
 def check_chat_template_kwargs(value: object, field: str) -> dict[str, Any]:
-    """Return the arguments if the template can be given them; whether it knows them, only the model's own tells.
+    """Return the arguments if they may be passed to a template; only the model's own template decides if it uses them.
 
     Args:
-        value: Parsed JSON; None for none.
-        field: What it is called in a message.
+        value: Parsed JSON; None for no arguments.
+        field: The field's name in an error message.
 
     Raises:
-        InvalidFieldError: It is no object of small values by names that are free.
+        InvalidFieldError: The value is not an object of small values, or a name is reserved.
     """
     if value is None:
         return {}

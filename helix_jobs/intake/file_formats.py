@@ -1,6 +1,6 @@
-"""What a file is, by its first bytes: lines of JSON, packed lines, or something else, which is refused by its name.
+"""Detect a file's format by its first bytes: lines of JSON, packed lines, or another format, which is refused by name.
 
-Without this, a file that holds no lines of JSON at all is reported line by line, and each report misleads.
+Without this, a file without any lines of JSON would be reported line by line, and each report would mislead.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
     from helix_jobs.intake.raw_lines import LineSource
 
-# Enough for the first two lines of whatever a person looks at in an editor; longer lines are judged by their beginning.
+# Enough for the first two lines of any file that a person edits; longer lines are judged by their beginning.
 _LOOK: Final = 64 * 1024
 _PIECE: Final = 64 * 1024
-# Of a file of text this much is looked at for its encoding.
+# Bytes of a text file that are read to detect its encoding.
 _ENCODING_LOOK: Final = 16 * 1024 * 1024
 _GZIP: Final = b"\x1f\x8b\x08"
 _BOM: Final = b"\xef\xbb\xbf"
@@ -35,12 +35,12 @@ _MAX_BLANK_LINES: Final = 100
 
 @dataclass(frozen=True, slots=True)
 class _Other:
-    """What a file is that holds no lines of JSON.
+    """The format of a file that holds no lines of JSON.
 
     Attributes:
-        what: How a sentence names it.
-        command: Prints lines of JSON of it, or something nearer to them, FILE for its name.
-        note: What the command does, or wants, besides.
+        what: The format's name in a sentence.
+        command: The command that converts the file to lines of JSON, or closer to them; FILE stands for its name.
+        note: What else the command does or needs.
     """
 
     what: str
@@ -59,7 +59,7 @@ _FROM_YAML: Final = (
     'print(*(json.dumps(line) for part in yaml.safe_load_all(open(sys.argv[1], "rb")) '
     'for line in (part if isinstance(part, list) else [part])), sep="\\n")'
 )
-# First bytes -> what the file is.
+# First bytes -> the file's format.
 _SIGNATURES: Final[Mapping[bytes, _Other]] = {
     b"\x28\xb5\x2f\xfd": _Other("compressed with zstd", "zstd -dc FILE"),
     b"BZh": _Other("compressed with bzip2", "bzip2 -dc FILE"),
@@ -78,26 +78,26 @@ _SIGNATURES: Final[Mapping[bytes, _Other]] = {
     ),
     b"%PDF-": _Other("a PDF document", "pdftotext FILE - | jq -Rsc '{prompt: .}'"),
 }
-# Control characters that no text holds; it may hold tabs, form feeds and the escapes of colours.
+# Control characters that no text holds. Tabs, form feeds and colour escapes do occur in texts.
 _NO_TEXT: Final = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 _HEADER_CELL: Final = re.compile(r'"?[A-Za-z_][\w .-]{0,63}"?')
 _YAML_LINE: Final = re.compile(r"---\s*$|%YAML|(?:- )?[A-Za-z_][\w-]*:(?:\s|$)|- \S")
 _COLUMNS: Final = frozenset({"prompt", "text", "question", "input", "instruction"})
 _COLUMN_OF_PROMPTS: Final = "the column of prompts has to be called prompt"
 _LIST_MEMBER: Final = re.compile(r'"([A-Za-z_]\w*)"\s*:\s*\[')
-# Lists that belong to one request, so an object that holds one is a request and not a wrapper of many.
+# Lists that belong to one request: an object that holds one is a request, not a wrapper of many.
 _OWN_LISTS: Final = frozenset({"messages", "stop", "contents", "conversations", "input", "system", "parts"})
 
 
 def open_lines(stream: LineSource, name: str | None = None) -> LineSource:
-    """Return the stream's lines of JSON: unpacked if it is gzip, with ends if these are carriage returns.
+    """Return the stream's lines of JSON: unpacked if it is gzip, with LF ends if it has carriage returns.
 
     Args:
         stream: The bytes, from their beginning.
-        name: The path, for the command in a message; None for standard input and other streams.
+        name: The path, for the command in an error message; None for standard input and other streams.
 
     Raises:
-        InputError: The file holds something else; names it and the command that converts it.
+        InputError: The file has another format; the error names the format and the command that converts it.
     """
     first = stream.readline(_LOOK)
     if first.startswith(_GZIP):
@@ -120,7 +120,7 @@ def open_lines(stream: LineSource, name: str | None = None) -> LineSource:
         if not text.startswith(("{", "[")) and _NO_TEXT.search(line + second):
             raise InputError(f"{_shown(name) or 'the input'} is no text; give a file with one JSON object a line")
         if (other := _other_text(text, second.decode(errors="replace").strip())) is not None:
-            # Lines beyond ASCII may come late; only a file is here as a whole already.
+            # Characters beyond ASCII may come late in the text. Only of a file can more be read now.
             more = b"" if name is None else b"".join(_beginning(stream, _ENCODING_LOOK))
             is_whole = name is not None and not stream.readline(1)
             raise _not_lines(_with_encoding(other, line + second + more, is_whole=is_whole), name)
@@ -136,7 +136,7 @@ def _other_bytes(first: bytes) -> _Other | None:
 
 
 def _other_text(first: str, second: str) -> _Other | None:
-    """Judge a first line that is no JSON by itself, with the line after it."""
+    """Detect the format of a text whose first line alone is not JSON, also by its second line."""
     if first.startswith("[]"):
         return None
     if first.startswith("["):
@@ -175,7 +175,7 @@ def _free_text(first: str, second: str) -> _Other | None:
 
 
 def _with_encoding(other: _Other, data: bytes, *, is_whole: bool) -> _Other:
-    """A text with its encoding, where that is not UTF-8: the programs of the commands read no other."""
+    """Add the encoding of a text that is not UTF-8: the programs in the commands read UTF-8 only."""
     encoding = narrow_encoding(data, is_whole=is_whole)
     if encoding is None:
         return other
@@ -187,7 +187,7 @@ def _with_encoding(other: _Other, data: bytes, *, is_whole: bool) -> _Other:
 
 
 def _beginning(stream: LineSource, size: int) -> Iterator[bytes]:
-    """What comes next, ``size`` bytes at most."""
+    """The next pieces of the stream, ``size`` bytes at most."""
     while size and (piece := stream.readline(min(size, _PIECE))):
         size -= len(piece)
         yield piece
@@ -196,7 +196,7 @@ def _beginning(stream: LineSource, size: int) -> Iterator[bytes]:
 def _not_lines(other: _Other, name: str | None) -> InputError:
     shown = _shown(name)
     command = other.command.replace("FILE", "FILE" if shown is None else shlex.quote(shown))
-    # Into a pipe: a file that the command wrote might be the one it reads.
+    # The message pipes the command's output: a file that the command wrote might be the one it reads.
     message = f"{shown or 'the input'} is {other.what}, not one JSON object a line; submit it with: {command}"
     return InputError(f"{message} | helix submit -{other.note and f' ({other.note})'}")
 
@@ -214,7 +214,7 @@ def _is_whole_json(text: str) -> bool:
 
 
 def _ends_too_early(text: str) -> bool:
-    """Whether a text is the beginning of JSON and no more: right up to its last character."""
+    """Whether a text is valid JSON up to its last character, but incomplete."""
     try:
         json.loads(text)
     except json.JSONDecodeError as error:
@@ -225,13 +225,13 @@ def _ends_too_early(text: str) -> bool:
 
 
 def _has_carriage_returns(first: bytes) -> bool:
-    """Whether the lines end with CR alone: what stands before the first CR is an object of its own."""
+    """Whether the lines end with CR alone: the text before the first CR is a whole object."""
     line, end, rest = first.partition(b"\r")
     return bool(end) and rest not in (b"", b"\n") and _is_whole_json(line.removeprefix(_BOM).decode(errors="replace"))
 
 
 class _Again:
-    """A stream of which the beginning was read, read from its beginning."""
+    """A stream whose beginning has been read, to be read from its beginning again."""
 
     def __init__(self, taken: list[bytes], stream: LineSource) -> None:
         self._taken = io.BytesIO(b"".join(taken))
@@ -250,7 +250,7 @@ class _Again:
 
 
 class _CarriageReturns:
-    """A stream whose lines end with CR, CRLF or LF, with LF at their ends."""
+    """A stream whose lines end with CR, CRLF or LF; yields lines that end with LF."""
 
     def __init__(self, stream: LineSource) -> None:
         self._stream = stream
@@ -271,7 +271,7 @@ class _CarriageReturns:
 
 
 class _Gzip:
-    """Lines of a gzip file, unpacked as they are read: what is packed in little is never held at its full size."""
+    """Lines of a gzip file, unpacked as they are read: the unpacked text is never held whole."""
 
     def __init__(self, packed: LineSource) -> None:
         self._stream = io.BufferedReader(gzip.GzipFile(fileobj=cast("BinaryIO", _Readable(packed)), mode="rb"))
@@ -299,7 +299,7 @@ class _Readable:
 
     def read(self, size: int = _PIECE) -> bytes:
         """Return at most ``size`` bytes; none at the end."""
-        # Packed bytes have a line's end every 256 bytes or so: a piece for each would be slow to unpack.
+        # Packed bytes contain an LF every 256 bytes or so: unpacking each such piece alone would be slow.
         pieces, left = [], size
         while left > size // 2 and (piece := self._stream.readline(left)):
             pieces.append(piece)

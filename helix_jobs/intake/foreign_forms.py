@@ -1,6 +1,6 @@
-"""Lines of other providers' batches -> our own forms: Anthropic, Gemini, OpenAI's Responses, ShareGPT.
+"""Translate lines of other providers' batches into our own forms: Anthropic, Gemini, OpenAI's Responses, ShareGPT.
 
-Only what means the same here is taken; any other field is refused by its own path, never ignored.
+Only fields with the same meaning here are accepted; any other field is refused by its own path, never ignored.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from helix_jobs.intake.line_faults import Faults, kind, short
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-# A field beside which a line is one of these forms.
+# A line with one of these fields has a foreign form.
 MARKS: Final = frozenset({"params", "request", "conversations", "instruction"})
 _RESPONSES_URL: Final = re.compile(r"(?:https?://[^/?#\s]+)?(?:/[\w.-]+)*/responses/?")
 _MESSAGE: Final = re.compile(r"((?:body\.)?messages)(?:\[(\d+)\](.*))?", re.DOTALL)
@@ -47,12 +47,12 @@ _ENVELOPE: Final = ("custom_id", "priority", "metadata")
 
 @dataclass(slots=True)
 class ForeignLine:
-    """A line in one of our own forms, and what its fields are called where it comes from.
+    """A line in one of our own forms, with the names of its fields in the original.
 
     Attributes:
         values: The line in our form.
-        names: Our field -> theirs.
-        system: Where the first message comes from, if that is no message there.
+        names: Our field -> the original field.
+        system: The original field of the first message, if that is not a message there.
     """
 
     values: dict[str, Any]
@@ -60,7 +60,7 @@ class ForeignLine:
     system: str | None = None
 
     def renamed(self, error: InvalidFieldError) -> InvalidFieldError:
-        """The same fault by the name that stands in the person's file."""
+        """The same fault under the field's name in the person's file."""
         if isinstance(error, InvalidFieldsError):
             return InvalidFieldsError(tuple(self.renamed(fault) for fault in error.faults))
         return InvalidFieldError(self._path(error.field), error.reason, error.remedy)
@@ -77,10 +77,10 @@ class ForeignLine:
 
 
 def translate(values: Mapping[str, Any]) -> ForeignLine | None:
-    """Return the line in our own form if it is of a foreign one.
+    """Return the line in our own form if it has a foreign one, else None.
 
     Raises:
-        InvalidFieldError: It is, and holds something that has no meaning here.
+        InvalidFieldError: The line has a foreign form and holds a field without a meaning here.
     """
     if isinstance(values.get("params"), dict):
         return _anthropic(values, values["params"])
@@ -94,7 +94,7 @@ def translate(values: Mapping[str, Any]) -> ForeignLine | None:
 
 
 def translate_responses(values: Mapping[str, Any]) -> ForeignLine | None:
-    """The same for an OpenAI Batch line to ``/v1/responses``, whose answer is a chat completion here."""
+    """Like ``translate``, for an OpenAI Batch line to ``/v1/responses``; its answer here is a chat completion."""
     url, body = values.get("url"), values.get("body")
     if not (isinstance(url, str) and isinstance(body, dict) and _RESPONSES_URL.fullmatch(url)):
         return None
@@ -238,7 +238,7 @@ def _envelope(values: Mapping[str, Any], marks: Iterable[str], faults: Faults) -
 
 
 def _with_system(ours: dict[str, Any], messages: object, system: object, name: str) -> str | None:
-    """Put the messages in, a system text that stands beside them in front; return ``name`` if there is one."""
+    """Set the messages, with a separate system text as the first; return ``name`` if there is such a text."""
     if system is None or system in ("", []) or not isinstance(messages, list):
         ours["messages"] = messages
         return None

@@ -1,4 +1,4 @@
-"""The accepted line forms -> the request that is stored. Pure functions over parsed JSON.
+"""Turn the accepted line forms into the stored request. Pure functions over parsed JSON.
 
 1. ``{"prompt": "..."}``: the text as it is, no chat template.
 2. ``{"messages": [...]}``: chat messages, rendered with the model's chat template.
@@ -7,8 +7,8 @@
 Forms 1 and 2 take sampling fields beside the prompt, form 3 inside ``body``; all take ``custom_id``, ``priority`` and
 ``metadata`` beside it.
 
-Trade-off: a field that is not known is refused, not ignored. That makes a person edit a file now and then, but a
-misspelt ``max_token`` never costs a night of wrong answers.
+Trade-off: an unknown field is refused, not ignored. A person must edit a file now and then, but a misspelt
+``max_token`` never costs a night of wrong answers.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ ENDPOINTS: Final = (CHAT_ENDPOINT, COMPLETION_ENDPOINT)
 MAX_CUSTOM_ID_CHARS: Final = 512
 MAX_METADATA_DEPTH: Final = 32
 _MISSING: Final = "is missing"
-# A whole address, Azure's path without a version or with its deployment, a slash at the end.
+# Also accepts a whole address, Azure's path without a version or with its deployment, and a slash at the end.
 _CHAT_URL: Final = re.compile(r"(?:https?://[^/?#\s]+)?(?:/[\w.-]+)*/chat/completions/?(?:\?[^\s#]*)?")
 _COMPLETION_URL: Final = re.compile(r"(?:https?://[^/?#\s]+)?(?:/(?!chat/)[\w.-]+)*/completions/?(?:\?[^\s#]*)?")
 
@@ -49,11 +49,11 @@ def parse_job(values: object, sampling: SamplingReader, limits: Limits, *, line:
     """Turn one line's parsed JSON into a job within the limits.
 
     Args:
-        values: What the line says.
-        sampling: Reads its sampling fields.
-        limits: How large its request may be.
-        line: Its number.
-        size: Its bytes.
+        values: The line's parsed JSON.
+        sampling: Reads the sampling fields.
+        limits: How large the request may be.
+        line: The line's number.
+        size: The line's size in bytes.
 
     Raises:
         InvalidFieldError: Names the field, the reason and the remedy.
@@ -109,7 +109,7 @@ def _openai_request(values: dict[str, Any], sampling: SamplingReader, faults: Fa
     refuse_unknown(body, BODY_FIELDS, faults, "body.")
     refuse_unsupported(body, faults, "body.")
     request = _request(body, sampling, faults, "body.", url)
-    # OpenAI's own place for metadata is the body; ours, beside it, wins.
+    # OpenAI puts metadata into the body; metadata beside the body takes precedence.
     inner = faults.of(_metadata, body.get("metadata"), "body.")
     outer = faults.of(_metadata, values.get("metadata"))
     if not faults:
@@ -119,7 +119,7 @@ def _openai_request(values: dict[str, Any], sampling: SamplingReader, faults: Fa
 
 
 def _endpoint(values: Mapping[str, Any], body: Mapping[str, Any]) -> str:
-    """The endpoint a line names, or the one its body can only be for: Mistral's and Together's lines name none."""
+    """The endpoint that a line names, or the only one that fits its body: Mistral's and Together's lines name none."""
     url = values.get("url")
     if url in ENDPOINTS:
         return str(url)
@@ -137,13 +137,13 @@ def _endpoint(values: Mapping[str, Any], body: Mapping[str, Any]) -> str:
 def _request(
     values: Mapping[str, Any], sampling: SamplingReader, faults: Faults, prefix: str = "", url: str | None = None
 ) -> dict[str, Any]:
-    """What is asked, and how it is sampled; faults are noted."""
+    """The request: prompt or messages and sampling fields. Faults are collected."""
     misspelt = bool(faults)
     try:
         request = _question(values, prefix, url)
     except InvalidFieldError as error:
         request = {}
-        # A question whose name is misspelt is not missing as well.
+        # Do not report a misspelt prompt or messages field as missing, too.
         if not (misspelt and error.reason == _MISSING):
             faults.add(error)
     request["sampling"] = faults.of(sampling.read, values, prefix)
@@ -156,7 +156,7 @@ def _request(
 
 
 def _question(values: Mapping[str, Any], prefix: str = "", url: str | None = None) -> dict[str, Any]:
-    """The prompt or the messages, whichever is given."""
+    """The prompt or the messages, whichever the line has."""
     prompt, messages = values.get("prompt"), values.get("messages")
     if url is not None:
         wanted, other = ("messages", "prompt") if url == CHAT_ENDPOINT else ("prompt", "messages")

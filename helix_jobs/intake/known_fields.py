@@ -1,4 +1,4 @@
-"""The names a line may hold, those of other programs that ask for nothing, and what to do about the rest."""
+"""Field names: those a line may hold, other programs' fields that change nothing, and the refusal of all others."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 COMMON_FIELDS: Final = frozenset({"custom_id", "priority", "metadata"})
 OPENAI_FIELDS: Final = COMMON_FIELDS | {"method", "url", "body"}
 _QUESTION_FIELDS: Final = frozenset({"prompt", "messages", "chat_template_kwargs"})
-# Fields that say nothing about the answer's text; accepted, and all but the model not stored.
+# Fields that do not affect the answer's text: accepted, but only the model is stored.
 _HARMLESS: Final = frozenset(
     {
         "model",
@@ -37,8 +37,8 @@ _HARMLESS: Final = frozenset(
         "timings_per_token",
     }
 )
-# Fields of OpenAI, vLLM, SGLang and llama.cpp that would change the answer in a way Helix does not offer, with the
-# values that, like null, ask for nothing.
+# Fields of OpenAI, vLLM, SGLang, llama.cpp and transformers that would change the answer in a way Helix does not offer
+# -> the values that, like null, change nothing.
 _NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
     # OpenAI
     "n": (1,),
@@ -114,12 +114,12 @@ _NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
 }
 BODY_FIELDS: Final = SAMPLING_FIELDS | _HARMLESS | frozenset(_NEUTRAL) | _QUESTION_FIELDS | {"max_completion_tokens"}
 NATIVE_FIELDS: Final = COMMON_FIELDS | BODY_FIELDS
-# What a typing error can have meant.
+# The fields that a misspelt name may have meant.
 _OWN_FIELDS: Final = COMMON_FIELDS | SAMPLING_FIELDS | _QUESTION_FIELDS
 _BY_SPELLING: Final[Mapping[str, str]] = {name.replace("_", ""): name for name in sorted(_OWN_FIELDS)}
-# As much alike as max_token and max_tokens; min_tokens and max_tokens, which mean opposite things, are not.
+# Least similarity of a misspelling: max_token and max_tokens reach it, min_tokens and max_tokens (opposites) do not.
 _ALIKE: Final = 0.85
-# What other programs call our fields, and fields that mean something elsewhere.
+# Other programs' names of our fields, and fields that have a meaning only elsewhere -> hint.
 _HINTS: Final[Mapping[str, str]] = {
     "max_new_tokens": "use max_tokens",
     "maxOutputTokens": "use max_tokens",
@@ -144,7 +144,7 @@ _HINTS: Final[Mapping[str, str]] = {
     "enable_thinking": 'use chat_template_kwargs, as in {"enable_thinking": false}',
     "reasoning_effort": "remove it, or give chat_template_kwargs if the model's template reads it",
 }
-# What stands beside a body and not in it.
+# Fields that belong beside a body, not in it.
 _BESIDE_BODY: Final[Mapping[str, str]] = {
     "custom_id": "move it beside body",
     "priority": "move it beside body, as 0 to 9, where higher runs first",
@@ -152,14 +152,14 @@ _BESIDE_BODY: Final[Mapping[str, str]] = {
 
 
 def refuse_unknown(values: Mapping[str, Any], known: frozenset[str], faults: Faults, prefix: str = "") -> None:
-    """Note every field that is not known, with what was probably meant."""
+    """Note every unknown field, with the field that was probably meant."""
     if values.keys() <= known:
         return
     for name in values:
         if name in known:
             continue
         if prefix and name in _BESIDE_BODY:
-            # vLLM's own priority, where lower runs first; 0 is everybody's default.
+            # In vLLM a lower priority runs first; 0 is the default in both.
             if values[name] not in (None, 0):
                 faults.add(InvalidFieldError(f"{prefix}{name}", "does not stand in body", _BESIDE_BODY[name]))
         else:
@@ -167,8 +167,8 @@ def refuse_unknown(values: Mapping[str, Any], known: frozenset[str], faults: Fau
 
 
 def refuse_unsupported(values: Mapping[str, Any], faults: Faults, prefix: str = "") -> None:
-    """Note every field that asks for what Helix does not do."""
-    # Its keys, not the mapping: isdisjoint goes through the smaller of two sets, but through all of any other thing.
+    """Note every field that asks for a feature Helix does not have."""
+    # Pass the keys, not the mapping: isdisjoint walks the smaller of two sets, but the whole of any other iterable.
     if values.keys().isdisjoint(_NEUTRAL.keys()):
         return
     for name in values:
@@ -178,7 +178,7 @@ def refuse_unsupported(values: Mapping[str, Any], faults: Faults, prefix: str = 
 
 
 def _asks_for_nothing(value: object, neutral: tuple[Any, ...]) -> bool:
-    # True == 1 and False == 0 in Python, not in JSON, where 1 and 1.0 are the same.
+    # Python has True == 1 and False == 0; JSON has not. 1 and 1.0 are the same number in both.
     return value is None or any(
         value == other and isinstance(value, bool) == isinstance(other, bool) for other in neutral
     )

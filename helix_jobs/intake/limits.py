@@ -1,4 +1,4 @@
-"""Limits: how large a line and a batch may be, so that one submission cannot fill disk and memory for everybody."""
+"""Limits: the largest line and batch, so that one submission cannot fill disk and memory for everybody."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _DEFAULT_MAX_TOKENS: Final = SamplingParams().max_tokens
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What the settings allow; each None is no limit but the format's own.
+    """The limits in the settings; None: only the format's own limit.
 
     Attributes:
         prompt_chars: Characters of the prompt, or of all messages together.
@@ -47,7 +47,7 @@ class Limits:
         """Refuse a parsed request that is too large.
 
         Raises:
-            InvalidFieldError: Names the field, its size, and the limit and where it is set.
+            InvalidFieldError: Names the field, its size, the limit and the limit's setting.
         """
         field = "prompt" if "prompt" in request else "messages"
         messages = request.get("messages", ())
@@ -68,10 +68,10 @@ class Limits:
             raise InvalidFieldError("metadata", f"has {size:,} characters as JSON", remedy)
 
     def check_count(self, accepted: int, line: int) -> None:
-        """Refuse the line that is one too many.
+        """Refuse the first line above the limit.
 
         Raises:
-            InputError: Names the line, the limit and where it is set.
+            InputError: Names the line, the limit and the limit's setting.
         """
         if self.jobs is not None and accepted > self.jobs:
             raise InputError(

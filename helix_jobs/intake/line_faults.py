@@ -1,4 +1,4 @@
-"""All that is wrong with one line, found in one reading."""
+"""Collect all faults of one line in one reading."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ WHOLE_LINE: Final = "(line)"
 
 _Arguments = TypeVarTuple("_Arguments")
 _Value = TypeVar("_Value")
-# More than a person reads; a line may hold a hundred thousand of them.
+# More than a person reads; a line may have a hundred thousand faults.
 _MAX_FAULTS: Final = 20
 _KINDS: Final[Mapping[type, str]] = {
     type(None): "null",
@@ -27,7 +27,7 @@ _KINDS: Final[Mapping[type, str]] = {
 
 
 class Faults:
-    """Collects the faults of a line, so that a person meets all of them at once."""
+    """Collects the faults of a line, so that a person sees all of them at once."""
 
     __slots__ = ("_found",)
 
@@ -35,11 +35,11 @@ class Faults:
         self._found: list[InvalidFieldError] = []
 
     def __bool__(self) -> bool:
-        """Whether there is any."""
+        """Whether there is any fault."""
         return bool(self._found)
 
     def of(self, check: Callable[[Unpack[_Arguments]], _Value], /, *args: *_Arguments) -> _Value:
-        """Return what a check returns. One that refuses is noted; what is returned then goes nowhere: see `settle`."""
+        """Return a check's result. If the check refuses, note the fault; the result is then unused: see `settle`."""
         try:
             return check(*args)
         except InvalidFieldError as error:
@@ -47,16 +47,16 @@ class Faults:
             return cast("_Value", None)
 
     def add(self, error: InvalidFieldError) -> None:
-        """Note one, or all that an inner check has found."""
+        """Note one fault, or all faults that an inner check has found."""
         if len(self._found) < _MAX_FAULTS:
             self._found += error.faults if isinstance(error, InvalidFieldsError) else (error,)
 
     def settle(self) -> None:
-        """Go on if there are none.
+        """Raise the collected faults, if there are any.
 
         Raises:
-            InvalidFieldError: The one there is.
-            InvalidFieldsError: All of them.
+            InvalidFieldError: The only fault.
+            InvalidFieldsError: All faults, if there are several.
         """
         if len(self._found) > 1:
             raise InvalidFieldsError(tuple(self._found[:_MAX_FAULTS]))
@@ -65,17 +65,17 @@ class Faults:
 
 
 def kind(value: object) -> str:
-    """Name a JSON type the way the person who wrote the file would."""
+    """Name a JSON type in words that the author of the file would use."""
     return _KINDS.get(type(value), type(value).__name__)
 
 
 def short(text: str) -> str:
-    """A name from the file as it may stand in a message: one line, cut."""
+    """A name from the file, made fit for a message: one line, cut."""
     cut = text if len(text) <= 40 else text[:37] + "..."  # noqa: PLR2004  (room in a table)
     return cut if cut.isprintable() and cut else ascii(cut)
 
 
 def cut(text: str, limit: int = 200) -> str:
-    """A text from the file as it may stand in a message: printable, cut."""
+    """A text from the file, made fit for a message: printable, cut."""
     shown = text if len(text) <= limit else text[: limit - 3] + "..."
     return shown if shown.isprintable() else ascii(shown)[1:-1]

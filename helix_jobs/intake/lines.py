@@ -1,6 +1,6 @@
-"""LineReader: input lines -> validated jobs, streamed.
+"""LineReader: turns input lines into validated jobs, as a stream.
 
-Whatever the bytes are, every line becomes a ``NewJob`` or a ``BadLine``; nothing is read whole into memory.
+Every line, whatever its bytes, becomes a ``NewJob`` or a ``BadLine``. The input is never held whole in memory.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ class LineReader:
     """Reads the lines of an input.
 
     Args:
-        defaults: Sampling fields of lines that do not give them.
+        defaults: Sampling fields for lines that do not give them.
         limits: How large a line may be.
-        rejects: Receives the bytes of bad lines as they stood, each ended by a newline.
+        rejects: Receives the unchanged bytes of bad lines, each ended by a newline.
     """
 
     def __init__(self, defaults: SamplingParams, limits: Limits = NO_LIMITS, rejects: RejectSink | None = None) -> None:
@@ -51,9 +51,9 @@ class LineReader:
         return self._read(split(stream, self._rejects))
 
     def read_mappings(self, items: Iterable[Mapping[str, Any]]) -> Iterator[NewJob | BadLine]:
-        """Read parsed lines handed over in Python as ``read`` does; ``line`` is the position, from 1.
+        """Like ``read``, for lines given as Python mappings; ``line`` is the position, from 1.
 
-        Each goes through JSON text, so that one set of rules holds for both and nothing is shared with the caller.
+        Each mapping is converted to JSON text, so that the same rules hold and no object is shared with the caller.
         """
         return self._read(encode(items))
 
@@ -65,7 +65,7 @@ class LineReader:
                     if job.custom_id is not None:
                         custom_ids.add(job.custom_id, raw.number)
                 except InvalidFieldError as error:
-                    # The splitter has already passed on a line that was too long to hold.
+                    # The splitter has already written a line that was too long to hold.
                     if self._rejects is not None and raw.data:
                         self._rejects.write(raw.data + b"\n")
                     yield _bad_line(raw.number, error)

@@ -1,4 +1,4 @@
-"""RawLine: one line of an input before its JSON is read. A stream is cut into lines, a mapping becomes one."""
+"""RawLine: one line of an input before its JSON is parsed. A stream is cut into lines; a mapping becomes one line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _BOM: Final = b"\xef\xbb\xbf"
 
 
 class LineSource(Protocol):
-    """What is needed of a binary stream."""
+    """The part of a binary stream's interface that reading lines needs."""
 
     def readline(self, limit: int, /) -> bytes:
         """Return the next line with its end, or at most ``limit`` bytes of it; empty at the end."""
@@ -27,7 +27,7 @@ class LineSource(Protocol):
 
 
 class RejectSink(Protocol):
-    """Where the bytes of bad lines go."""
+    """Receives the bytes of bad lines."""
 
     def write(self, data: bytes, /) -> object:
         """Append bytes."""
@@ -36,7 +36,7 @@ class RejectSink(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RawLine:
-    """A line's bytes without its end, or why there are none."""
+    """A line's bytes without its end, or the reason why there are none."""
 
     number: int
     data: bytes
@@ -44,14 +44,14 @@ class RawLine:
 
 
 def split(stream: LineSource, rejects: RejectSink | None) -> Iterator[RawLine]:
-    """Cut the stream into lines; the tail of a line over the limit is passed through to ``rejects``, never held."""
-    # A piece that is cut is over the limit then, whatever part of it does not count.
+    """Cut the stream into lines; the tail of a line over the limit goes straight to ``rejects`` and is never held."""
+    # With room for the parts that do not count, a piece that readline cuts here is certainly over the limit.
     limit = len(_BOM) + MAX_LINE_BYTES + len(b"\r\n")
     number = 0
     while piece := stream.readline(limit):
         number += 1
         ended = piece.endswith(b"\n")
-        # A mark may stand on any line: files that have one were put together.
+        # A byte order mark may stand on any line: files that begin with one may have been concatenated.
         data = piece.removesuffix(b"\n").removesuffix(b"\r").removeprefix(_BOM)
         if len(data) <= MAX_LINE_BYTES:
             if data.strip():
@@ -74,7 +74,7 @@ def encode(items: Iterable[Mapping[str, Any]]) -> Iterator[RawLine]:
     for number, item in enumerate(items, start=1):
         try:
             plain = item if isinstance(item, dict) else _plain(item)
-            # Escapes show the parser half of a surrogate pair, which UTF-8 cannot spell.
+            # ASCII escapes, so that the parser sees half of a surrogate pair, which UTF-8 cannot encode.
             data = json.dumps(plain).encode()
         except (TypeError, ValueError, RecursionError) as error:
             reason = f"cannot be written as JSON ({type(error).__name__})"
@@ -88,13 +88,13 @@ def encode(items: Iterable[Mapping[str, Any]]) -> Iterator[RawLine]:
 
 
 def _size_in_a_file(value: object) -> int:
-    """Bytes of the shortest line that says this. An escape has six bytes where a file has one to four."""
+    """Bytes of the shortest line with this content: an escape takes six bytes, a character in a file one to four."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     return len(text.encode("utf-8", "surrogatepass"))
 
 
 def _plain(item: object) -> object:
-    """A mapping that is no dict as one; anything else as it is, for the parser to refuse by name."""
+    """Convert a mapping to a dict; leave any other object for the parser to refuse by name."""
     from collections.abc import Mapping
 
     return dict(item) if isinstance(item, Mapping) else item

@@ -1,4 +1,4 @@
-"""Sampling fields of a line, in the spellings of other programs, as what ``jobs.request`` stores."""
+"""Convert a line's sampling fields, also in other programs' spellings, to the form that ``jobs.request`` stores."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ _NUMBERS: Final = _WHOLE | {
     "repetition_penalty",
 }
 _NUMBER: Final = re.compile(r"-?(?:0|[1-9]\d{0,19})(?:\.\d{1,20})?(?:[eE][+-]?\d{1,2})?", re.ASCII)
-# The largest up to which a float is one whole number and no other.
+# Up to this number, every whole number has its own float.
 _EXACT_FLOAT: Final = 2**53
 
 
 class SamplingReader:
-    """Reads the sampling fields of lines that all take the same defaults.
+    """Reads the sampling fields of lines that share the same defaults.
 
     Args:
-        defaults: What missing fields and nulls take.
+        defaults: The values for missing fields and nulls.
     """
 
     def __init__(self, defaults: SamplingParams) -> None:
         self._defaults = defaults
         self._stored_defaults = defaults.to_dict()
-        # Most lines of a file ask for the same; checking that once makes reading a file faster by a fifth.
+        # Most lines of a file have the same fields; checking these once makes reading a file faster by a fifth.
         self._check_once = lru_cache(maxsize=256)(self._check_scalars)
 
     def read(self, values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         """Return the stored form of the sampling fields among ``values``.
 
-        A whole number may be spelt as a float (``64.0``) and any number as a text (``"0.7"``), as tables and converters
-        write them. ``max_tokens`` -1 is as many as there can be, ``top_k`` -1 is off.
+        A whole number may be written as a float (``64.0``) and any number as a text (``"0.7"``), as tables and
+        converters do. ``max_tokens`` -1 means as many as possible, ``top_k`` -1 means off.
 
         Raises:
             InvalidFieldError: A field is wrong.
@@ -60,7 +60,7 @@ class SamplingReader:
         try:
             if any(isinstance(value, list | dict) for value in given.values()):
                 return _check(given, self._defaults)
-            # The types belong to the key: 1, 1.0 and True are equal in Python, and not in JSON.
+            # The cache key includes the types: 1, 1.0 and True are equal in Python, but not in JSON.
             return dict(self._check_once(tuple([(name, type(value), value) for name, value in given.items()])))
         except InvalidFieldError:
             if values.get("max_completion_tokens") is not None:
@@ -79,7 +79,7 @@ class SamplingReader:
 
 
 def whole(value: object) -> object:
-    """A whole number that is spelt as a float or a text as an integer; anything else as it is."""
+    """Convert a whole number written as a float or a text to an integer; return any other value unchanged."""
     value = _number(value)
     if isinstance(value, float) and value.is_integer() and abs(value) <= _EXACT_FLOAT:
         return int(value)
@@ -107,7 +107,7 @@ def _number(value: object) -> object:
 
 
 def _one_max_tokens(values: Mapping[str, Any], prefix: str) -> object:
-    """OpenAI's two names for one number."""
+    """The value under OpenAI's two names, ``max_tokens`` and ``max_completion_tokens``."""
     new, old = whole(values["max_completion_tokens"]), whole(values.get("max_tokens"))
     if old is not None and old != new:
         raise InvalidFieldError(f"{prefix}max_tokens", "differs from max_completion_tokens", "give one of the two")
@@ -115,7 +115,7 @@ def _one_max_tokens(values: Mapping[str, Any], prefix: str) -> object:
 
 
 def _refuse_max_completion_tokens(value: object, prefix: str) -> None:
-    """Refuse a number by the name it stands by, if it is that one that is wrong."""
+    """Refuse a wrong number under the name ``max_completion_tokens``, which the line uses."""
     try:
         _check({"max_tokens": value}, SamplingParams())
     except InvalidFieldError as error:

@@ -1,4 +1,4 @@
-"""What a person hands over as input, opened as lines; and where bad lines go."""
+"""Open a submission's input as lines, and write its bad lines."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class Source(Protocol):
 
     @property
     def name(self) -> str | None:
-        """What ``batches.source`` stores."""
+        """The value for ``batches.source``."""
 
     def read(self, reader: LineReader) -> Iterator[NewJob | BadLine]:
         """Yield the lines in order."""
 
     def position(self) -> tuple[int | None, int | None]:
-        """Bytes read and bytes there are, as far as known."""
+        """Bytes read and bytes in total, as far as known."""
 
     def __enter__(self) -> Self: ...
 
@@ -55,7 +55,7 @@ def open_source(source: str | os.PathLike[str] | BinaryIO | Iterable[Mapping[str
         except OSError as error:
             reason = "does not exist" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
             raise InputError(f"{path} {reason}; name a JSONL file of prompts") from error
-        # A file name need not be UTF-8, the column is.
+        # A file name need not be UTF-8, but the column must.
         return _StreamSource(stream, os.fsencode(path).decode(errors="replace"), owned=True)
     if isinstance(cast("object", source), io.TextIOBase):
         raise InputError('the stream gives text, not bytes; open the file with mode "rb"')
@@ -91,7 +91,7 @@ class _StreamSource:
         """Yield the lines.
 
         Raises:
-            InputError: Reading fails, or the stream does not hold lines of JSON at all.
+            InputError: Reading fails, or the stream holds no lines of JSON.
         """
         try:
             lines = open_lines(self._stream, self.name if self._owned else None)
@@ -135,7 +135,7 @@ class _MappingSource:
 
 
 class RejectsFile:
-    """Receives the bytes of bad lines. A path's file is made when the first of them comes, and is there when all have.
+    """Receives the bytes of bad lines. A path's file is begun at the first bad line and put in place by ``finish``.
 
     Args:
         destination: A path or a binary stream.
@@ -173,7 +173,7 @@ class RejectsFile:
         """Append bytes.
 
         Raises:
-            InputError: They cannot be written.
+            InputError: The bytes cannot be written.
         """
         with self._named_in_errors():
             if self._stream is None and self._path is not None:
@@ -182,10 +182,10 @@ class RejectsFile:
                 self._stream.write(data)
 
     def finish(self) -> None:
-        """Write what is buffered and put the file in its place, while the batch can still be given up if that fails.
+        """Flush the buffer and put the file in place. Call it while the batch can still be given up if this fails.
 
-        Trade-off: a batch that fails later, when it is sealed, leaves the file there too; it does no harm, while jobs
-        that run behind an error message would be submitted twice.
+        Trade-off: a batch that fails later, when it is sealed, leaves the file behind. That does no harm. If this came
+        after the seal, an error here would hide that the jobs run, and a person would submit them twice.
 
         Raises:
             InputError: The bad lines cannot be written.
@@ -196,8 +196,8 @@ class RejectsFile:
             self._stack.close()
 
     def _give_up(self) -> None:
-        """Leave what stood in the path's place."""
-        # Not the error that is on its way: if it came from the system, it would be taken for one of this file.
+        """Leave the path's earlier file in place."""
+        # Not the current error: an OSError would be taken for an error of this file.
         given_up = InputError("the bad lines are given up")
         with suppress(ConfigurationError, OSError):
             self._stack.__exit__(InputError, given_up, None)

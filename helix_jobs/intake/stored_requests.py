@@ -1,4 +1,4 @@
-"""What the database holds of a line -> the engine's request."""
+"""Turn a stored request into the engine's request."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SEED_HIGH: Final = 2**64 - 1
 
 
 def to_engine_request(job_id: int, stored: object) -> Request:
-    """Turn what the database holds into the engine's request, trusting nothing.
+    """Turn a job's stored request into the engine's request, and check every field again.
 
     Raises:
         InvalidRequestError: The stored request is malformed.

@@ -1,4 +1,4 @@
-"""One line's bytes -> what its JSON says, read strictly: no duplicate names, no NaN, nothing Postgres cannot store."""
+"""Parse one line's JSON strictly: no duplicate names, no NaN, no text that Postgres cannot store."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from helix_jobs.intake.line_faults import WHOLE_LINE, cut
 from helix_jobs.intake.text_encoding import narrow_encoding
 
 _UTF16_BOMS: Final = (b"\xff\xfe", b"\xfe\xff")
-# An escape that may stand for NUL or half a surrogate pair; only lines that match are searched value by value.
+# An escape that may encode NUL or half a surrogate pair; only lines that match are searched value by value.
 _SUSPECT_ESCAPE: Final = re.compile(rb"\\u(?:0000|[dD][89a-fA-F])")
 _UNSTORABLE: Final = re.compile("[\0\ud800-\udfff]")
 
@@ -43,7 +43,7 @@ def decode(data: bytes, *, first: bool) -> object:
     """Parse one line strictly.
 
     Raises:
-        InvalidFieldError: It is not UTF-8, not JSON, or holds text that Postgres cannot store.
+        InvalidFieldError: The line is not UTF-8, not JSON, or holds text that Postgres cannot store.
     """
     if b"\0" in data or (first and data.startswith(_UTF16_BOMS)):
         remedy = "save the file as UTF-8 (it may be UTF-16)"
@@ -68,10 +68,10 @@ def decode(data: bytes, *, first: bool) -> object:
 
 
 def refuse_unstorable(values: object) -> None:
-    """Refuse NUL and unpaired surrogates: JSON can spell them, UTF-8 and Postgres cannot hold them.
+    """Refuse NUL, which Postgres cannot store, and unpaired surrogates, which UTF-8 cannot encode; JSON escapes can.
 
     Raises:
-        InvalidFieldError: There is one; the field is the path to it.
+        InvalidFieldError: A value holds one; the field is the path to that value.
     """
     stack: list[tuple[str, object]] = [(WHOLE_LINE, values)]
     while stack:

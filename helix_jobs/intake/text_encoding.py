@@ -1,4 +1,4 @@
-"""In which encoding a text is that is not UTF-8, guessed from its bytes, and the command that converts it."""
+"""Guess the encoding of a text that is not UTF-8 from its bytes, and name the command that converts it."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from typing import Final
 
 _UTF16_MARKS: Final = (b"\xff\xfe", b"\xfe\xff")
 _UTF32_MARKS: Final = (b"\xff\xfe\0\0", b"\0\0\xfe\xff")
-# Western European texts have single letters beyond ASCII; words made of such letters are of another script.
+# Western European texts have single letters beyond ASCII; whole words of such letters belong to another script.
 _OTHER_SCRIPT: Final = re.compile(rb"[\x80-\xff]{4}")
-# Half of a surrogate pair, which some programs write as if it were a character.
+# Half of a surrogate pair, which some programs encode like a character.
 _HALF: Final = re.compile(rb"\xed[\xa0-\xbf][\x80-\xbf]")
 
 
 @dataclass(frozen=True, slots=True)
 class Encoding:
-    """What a text that is not UTF-8 seems to be.
+    """The likely encoding of a text that is not UTF-8.
 
     Attributes:
-        what: How a sentence names it, after "text in" and the like.
-        command: Prints the text in UTF-8, FILE for its name.
-        note: What the command does not know; empty where it knows all.
+        what: The encoding's name in a sentence, after "text in" and the like.
+        command: The command that prints the text in UTF-8; FILE stands for its name.
+        note: What the command leaves uncertain; empty if nothing.
     """
 
     what: str
@@ -31,7 +31,7 @@ class Encoding:
 
 
 def wide_encoding(first: bytes) -> Encoding | None:
-    """UTF-16 or UTF-32, told by a mark, or by every other byte of ASCII characters being NUL."""
+    """UTF-16 or UTF-32, detected by a byte order mark, or by a NUL in every other byte of ASCII characters."""
     kind = None
     nul = b"\0\0"
     if first.startswith(_UTF32_MARKS):
@@ -44,11 +44,11 @@ def wide_encoding(first: bytes) -> Encoding | None:
 
 
 def narrow_encoding(data: bytes, *, is_whole: bool = True) -> Encoding | None:
-    """An encoding of single bytes or of pairs, or damaged UTF-8; None for UTF-8.
+    """An encoding with one or two bytes a character, or damaged UTF-8; None for UTF-8.
 
     Args:
         data: The text.
-        is_whole: It is no beginning, which may end within a character.
+        is_whole: Whether this is the whole text; a mere beginning may end within a character.
     """
     try:
         codecs.getincrementaldecoder("utf-8")().decode(data, final=is_whole)
@@ -68,7 +68,7 @@ def narrow_encoding(data: bytes, *, is_whole: bool = True) -> Encoding | None:
 
 
 def _is_mostly_utf8(data: bytes) -> bool:
-    """Whether most of what is beyond ASCII is UTF-8; of another encoding hardly any of it is, by chance."""
+    """Whether most bytes beyond ASCII are valid UTF-8; in another encoding hardly any are, by chance."""
     characters = sum(not character.isascii() for character in data.decode(errors="ignore"))
     return characters > 0 and characters >= data.decode(errors="replace").count("\ufffd")
 

@@ -1,4 +1,4 @@
-"""What is asked: a prompt or chat messages, checked and brought into their stored form."""
+"""Check prompts and chat messages and convert them to their stored form."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 
 _ROLES: Final = ("system", "developer", "user", "assistant")
 _MESSAGE_FIELDS: Final = frozenset({"role", "content", "name"})
-# OpenAI's two APIs call the same thing by two names; the third is an answer of the second one, sent back.
+# OpenAI's two APIs have two names for the same part; the third is an answer of the second API, sent back.
 _TEXT_PARTS: Final = frozenset({"text", "input_text", "output_text"})
 
 
 def check_prompt(prompt: object, prefix: str = "") -> str:
-    """Return the prompt if it is a text with something in it.
+    """Return the prompt if it is a text that is not empty.
 
     Raises:
-        InvalidFieldError: It is not.
+        InvalidFieldError: The prompt is not such a text.
     """
     field = f"{prefix}prompt"
     if isinstance(prompt, list):
@@ -37,7 +37,7 @@ def check_messages(messages: object, prefix: str = "") -> list[dict[str, str]]:
     """Return the messages in their stored form: role, content as one string, name if given.
 
     Content parts are joined by a newline, as vLLM does for templates that take text. ``developer`` becomes ``system``,
-    the name the chat templates of open models know it by.
+    its name in the chat templates of open models.
 
     Raises:
         InvalidFieldError: A message is malformed, all are empty, or the last is the assistant's.
@@ -62,7 +62,7 @@ def _message(message: object, field: str) -> dict[str, str]:
             field, f"is {kind(message)}", 'give an object such as {"role": "user", "content": "..."}'
         )
     for name, value in message.items():
-        # Messages copied from an OpenAI answer carry refusal: null, annotations: [] and the like.
+        # Messages copied from an OpenAI answer carry empty fields such as refusal: null and annotations: [].
         if name not in _MESSAGE_FIELDS and value not in (None, [], {}):
             raise InvalidFieldError(f"{field}.{short(name)}", "is not supported", "give role, content and name only")
     role, name = message.get("role"), message.get("name")
@@ -94,7 +94,7 @@ def _content(message: Mapping[str, Any], field: str) -> str:
 def _is_text_part(part: object) -> TypeGuard[dict[str, Any]]:
     if not isinstance(part, dict):
         return False
-    # A list or an object in its place has no hash, so that a set cannot be asked for it.
+    # Check the type first: a list or an object has no hash, so a set cannot look it up.
     kind_of_part = part.get("type")
     return isinstance(kind_of_part, str) and kind_of_part in _TEXT_PARTS and isinstance(part.get("text"), str)
 

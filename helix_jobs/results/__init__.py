@@ -1,1 +1,1 @@
-"""Results: what comes out: files of answers, and OpenAI's output lines."""
+"""Results: files of answers, and OpenAI's output lines."""

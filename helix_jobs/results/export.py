@@ -1,4 +1,4 @@
-"""Results -> jsonl, csv, parquet or OpenAI Batch output, streamed."""
+"""Write results as jsonl, csv, parquet or OpenAI Batch output, as a stream."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 FORMATS: Final = ("jsonl", "csv", "parquet", "openai")
 
-# Columns in the order of the file, with their Parquet type. messages and metadata are JSON text outside jsonl.
-# Trade-off: the prompt stands beside its answer, which doubles a file of long prompts, but the file is then a data set
-# of its own that needs no join with the input.
+# Columns in the order of the file -> Parquet type. messages and metadata are JSON text outside jsonl.
+# Trade-off: writing the prompt beside its answer doubles a file of long prompts, but makes the file a complete data
+# set that needs no join with the input.
 COLUMNS: Final[Mapping[str, str]] = {
     "job_id": "int64",
     "batch_id": "string",
@@ -77,11 +77,11 @@ def export_results(results: Iterable[JobResult], destination: str | os.PathLike[
 
     Args:
         results: Taken one by one (Parquet: 1,000 at a time), never all in memory.
-        destination: A path, replaced when the file is whole and left alone when anything fails; or a binary stream.
+        destination: A path, replaced once the file is whole and left alone if anything fails; or a binary stream.
         fmt: ``jsonl``, ``csv``, ``parquet`` or ``openai``.
 
     Raises:
-        ConfigurationError: The format is unknown, needs pyarrow which is not installed, or the path cannot be written.
+        ConfigurationError: The format is unknown, pyarrow is needed but not installed, or the path cannot be written.
     """
     write = _writer(fmt)
     if not isinstance(destination, str | os.PathLike):
@@ -101,22 +101,22 @@ def result_row(result: JobResult) -> dict[str, Any]:
 
 
 def write_jsonl(results: Iterable[JobResult], stream: ByteSink) -> int:
-    """One object a line, UTF-8, the columns of ``COLUMNS``; messages and metadata as JSON."""
+    """Write one object a line, UTF-8, with the columns of ``COLUMNS``; messages and metadata as JSON."""
     return _write_lines((result_row(result) for result in results), stream)
 
 
 def write_openai(results: Iterable[JobResult], stream: ByteSink) -> int:
-    """OpenAI Batch output lines; failed and cancelled jobs in OpenAI's two error shapes."""
+    """Write OpenAI Batch output lines; failed and cancelled jobs in OpenAI's two error shapes."""
     return _write_lines((openai_line(result) for result in results), stream)
 
 
 def write_csv(results: Iterable[JobResult], stream: ByteSink) -> int:
-    """RFC 4180 in UTF-8 with a header; absent values are empty.
+    """Write RFC 4180 in UTF-8 with a header; absent values are empty.
 
-    Trade-off: cells are written as they are. A spreadsheet may read one that starts with ``=`` as a formula, but a
-    reader that is no spreadsheet gets the model's own text.
+    Trade-off: cells are written unchanged. A spreadsheet may read a cell that starts with ``=`` as a formula, but any
+    other reader gets the model's own text.
     """
-    # csv writes text; the buffer is emptied row by row, so that one row is held.
+    # csv writes text; emptying the buffer after each row keeps only one row in memory.
     buffer = io.StringIO(newline="")
     writer = csv.writer(buffer)
     count = 0
@@ -135,7 +135,7 @@ def write_csv(results: Iterable[JobResult], stream: ByteSink) -> int:
 
 
 def write_parquet(results: Iterable[JobResult], stream: ByteSink) -> int:
-    """Zstandard-compressed Parquet, one row group a thousand rows; messages and metadata as JSON text.
+    """Write Zstandard-compressed Parquet, a row group for each thousand rows; messages and metadata as JSON text.
 
     Raises:
         ConfigurationError: pyarrow is not installed.
@@ -171,7 +171,7 @@ def _writer(fmt: str) -> Callable[[Iterable[JobResult], ByteSink], int]:
 def _flat_row(result: JobResult) -> dict[str, Any]:
     row = result_row(result)
     for name in ("messages", "metadata"):
-        # An empty metadata is no metadata: an empty cell rather than {}.
+        # Empty metadata gives an empty cell, not {}.
         row[name] = json.dumps(row[name], ensure_ascii=False) if row[name] else None
     return row
 

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
     from helix_jobs.storage.records import JobResult
 
-# A request OpenAI would have rejected: an HTTP status with an error body, and ``error`` null. With OpenAI's code.
+# A request that OpenAI would have rejected: an HTTP status with an error body, and ``error`` null. -> OpenAI's code.
 _REJECTED: Final[Mapping[str, str]] = {
     ErrorCode.INVALID_REQUEST: "invalid_request",
     ErrorCode.PROMPT_TOO_LONG: "context_length_exceeded",
 }
-# A request that got no answer: ``response`` null and ``error`` set. OpenAI's code where it has one, ours where not.
+# A request that got no answer: ``response`` null and ``error`` set. -> OpenAI's code; where it has none, ours is used.
 _UNANSWERED: Final[Mapping[str, str]] = {ErrorCode.DEADLINE: "batch_expired"}
 _BAD_REQUEST: Final = 400
 _OK: Final = 200
@@ -31,9 +31,9 @@ _OK: Final = 200
 def openai_line(result: JobResult) -> dict[str, Any]:
     """Build the output line of one finished job.
 
-    A reader has to judge on both ``error`` and ``response.status_code``. A job without a ``custom_id`` gets
-    ``<batch id>-line-<number>``, because OpenAI's readers join on that field. The batch's id came into being after
-    its lines, so none of them can have taken that name.
+    A reader must check both ``error`` and ``response.status_code``. A job without a ``custom_id`` gets
+    ``<batch id>-line-<number>``, because OpenAI's readers join on that field. No line can already have this name, as
+    the batch's id is newer than its lines.
     """
     code = result.error_code or ErrorCode.ENGINE_ERROR
     line: dict[str, Any] = {
@@ -70,7 +70,7 @@ def _body(result: JobResult) -> dict[str, Any]:
         "id": identifier,
         "object": kind,
         "created": _epoch(result.finished_at),
-        # The model that answered, which need not be the one the line asked for.
+        # The model that answered; the line may have named another one.
         "model": result.target_model,
         "choices": [{"index": 0, **answer, "logprobs": None, "finish_reason": result.finish_reason}],
         "usage": {
@@ -83,7 +83,7 @@ def _body(result: JobResult) -> dict[str, Any]:
 
 
 def _endpoint(request: Mapping[str, Any]) -> str:
-    """The endpoint the line named, or the one its form amounts to."""
+    """The endpoint that the line named, or the one that fits its form."""
     return request.get("endpoint") or (CHAT_ENDPOINT if "messages" in request else COMPLETION_ENDPOINT)
 
 

@@ -53,7 +53,7 @@ def free_room(c: Connection) -> FreeRoom:
 
 
 def give_back(database: Database) -> int:
-    """Cut free pages off the file, in steps; returns the bytes cut off. Returns 0 on Postgres, or where it cannot.
+    """Cut free pages off the file, in steps; returns the bytes cut off: 0 on Postgres, or if cutting is impossible.
 
     Raises:
         DatabaseUnreachableError: The database stayed locked for too long.
