@@ -1,4 +1,4 @@
-"""Consoles, and how times and other people's text appear on a terminal. Pure except for the consoles."""
+"""Consoles, and how times and untrusted text appear on a terminal. Pure except for the consoles."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.status import Status
 
-# Wide enough that a table in a pipe is never cut; lines end where their text ends.
+# Wide enough that a table in a pipe is never cut; trailing blanks are removed.
 _PIPE_WIDTH: Final = 10_000
-# Control, format, line and paragraph separator, half of a pair.
+# Unicode categories: control, format, line and paragraph separator, half of a surrogate pair.
 _UNSEEN: Final = frozenset({"Cc", "Cf", "Zl", "Zp", "Cs"})
 _HARMLESS_IN_TEXT: Final = frozenset("\n\t\N{ZERO WIDTH JOINER}\N{ZERO WIDTH NON-JOINER}")
 
 
 def make_console(*, stderr: bool = False) -> Console:
-    """A console that takes text literally (no markup, no emoji codes) and does not wrap what goes into a pipe."""
+    """A console that prints text literally (no markup, no emoji codes) and does not wrap lines in a pipe."""
     from rich.console import Console
 
     console = Console(stderr=stderr, markup=False, emoji=False, highlight=False)
@@ -36,13 +36,13 @@ def is_interactive(console: Console) -> bool:
 
 
 def working(console: Console, text: str) -> Status:
-    """A line with a spinner that says what is being done; start, update and stop it."""
-    # Rich's own checks cover boxes and bars, not spinners.
+    """A line with a spinner that shows the current step; start, update and stop it."""
+    # Rich checks the encoding for boxes and bars, not for spinners.
     return console.status(text, spinner="dots" if console.encoding.startswith("utf") else "line")
 
 
 def show(console: Console, renderable: RenderableType) -> None:
-    """Print a table or text; in a pipe without the blanks that fill a terminal's cells."""
+    """Print a table or text; in a pipe, without the blanks that pad a table on a terminal."""
     if console.is_terminal:
         console.print(renderable)
         return
@@ -53,7 +53,7 @@ def show(console: Console, renderable: RenderableType) -> None:
 
 
 def printable(text: str) -> str:
-    """The text on one line of plain characters, so that no name and no library's words forge lines or drive terminals.
+    """The text on one line of plain characters, so that no name or library message forges lines or controls a terminal.
 
     Line ends and tabs become blanks. Control, format (bidirectional, zero-width), separator and half characters are
     shown as replaced.
@@ -62,14 +62,14 @@ def printable(text: str) -> str:
 
 
 def paragraphs(text: str) -> str:
-    """The same for a text of several lines, such as an answer. Joiners stay: emoji and some scripts need them."""
+    """Like ``printable``, for a text of several lines. Joiners stay: emoji and some scripts need them."""
     if text.isprintable():
         return text
     return "".join(c if c in _HARMLESS_IN_TEXT else _replace(c) for c in text)
 
 
 def escape_in_json(text: str) -> str:
-    """JSON for a terminal: the same characters as escapes, which mean the same to whoever copies it."""
+    """JSON for a terminal: unsafe characters become escapes, so a copy of the text is the same JSON."""
     if text.isascii() and "\x7f" not in text:
         return text
     return "".join(json.dumps(c)[1:-1] if c != "\n" and _is_unseen(c) else c for c in text).replace("\x7f", "\\u007f")
@@ -90,7 +90,7 @@ def _is_unseen(character: str) -> bool:
 
 
 def clock_time(moment: datetime) -> str:
-    """A stored UTC time on this person's clock."""
+    """A stored UTC time in the local time zone."""
     return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 

@@ -91,7 +91,7 @@ def check(settings: Settings, *, repair: bool, as_json: bool) -> None:
 
 @contextmanager
 def _database(settings: Settings) -> Iterator[Database]:
-    """The configured database as it is: nothing is migrated by opening it here."""
+    """The configured database as it is, without a migration."""
     from helix_jobs.storage.database import Database
 
     database = Database(settings.database_url)
@@ -102,7 +102,7 @@ def _database(settings: Settings) -> Iterator[Database]:
 
 
 def _revision(database: Database) -> str | None:
-    """The revision the database stands at; a SQLite file that is not there yet is an empty database."""
+    """The database's revision; a missing SQLite file counts as an empty database."""
     from helix_jobs.storage.migration import current_revision
 
     file = database.sqlite_file

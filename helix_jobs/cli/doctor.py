@@ -1,4 +1,4 @@
-"""``doctor``: whether this machine, its device and its software can run Helix, and what to do where they cannot."""
+"""``doctor``: checks whether this machine, its device and its software can run Helix, and names remedies."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def doctor(settings: Settings, *, device: str | None, as_json: bool) -> None:
 
 
 def _operators_view(operators: Sequence[OperatorVerdict]) -> Table:
-    """An operator a row, a dtype a column."""
+    """A table with a row for each operator and a column for each dtype."""
     from rich.table import Table
     from rich.text import Text
 
@@ -92,7 +92,7 @@ def _operators_view(operators: Sequence[OperatorVerdict]) -> Table:
 
 
 def _verdicts_view(verdicts: Sequence[Verdict]) -> Table:
-    """A check a row; its remedy stands below its finding."""
+    """A table with a row for each check; the remedy is below the finding."""
     from rich.table import Table
     from rich.text import Text
 

@@ -1,4 +1,4 @@
-"""HELIX_* variables that mean nothing: most are misspelt, and what a person wanted to set stays as it was."""
+"""Find HELIX_* variables without a meaning: most are misspelt, so the setting a person wanted keeps its default."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 _PREFIX: Final = "HELIX_"
-# The fake engine's, the tests', the compose file's; and the Helix text editor's.
+# Variables of the fake engine, the tests, the compose file and the Helix text editor.
 _OTHERS: Final = tuple(f"{_PREFIX}{name}" for name in ("FAKE_", "TEST_", "POSTGRES_PASSWORD", "RUNTIME"))
 
 
 def misspelt_settings(environment: Mapping[str, str], further: Iterable[str] = ()) -> list[str]:
-    """A sentence about each variable that looks like a setting and is none.
+    """A sentence about each variable that looks like a setting but is not one.
 
     Args:
         environment: All variables.
-        further: Names that options read, beside the settings.
+        further: Names of variables that options read, beside the settings.
     """
     known = {f"{_PREFIX}{field.name.upper()}" for field in dataclasses.fields(Settings)} | set(further)
     suffixes = {name.removeprefix(_PREFIX): name for name in sorted(known)}

@@ -1,4 +1,4 @@
-"""Following a batch until it ends: a live bar on a terminal, plain lines in a pipe, JSON lines for programs."""
+"""Follow a batch until it ends: a live bar on a terminal, plain lines in a pipe, JSON lines for programs."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from helix_jobs.storage.records import BatchStatus, Worker
 
 _PLAIN_INTERVAL: Final = 10.0
-# A log that stands still longer looks like a program that hangs.
+# After this many seconds without a line, a log looks like a hanging program.
 _PLAIN_SILENCE: Final = 30.0
 _REFRESH_PER_SECOND: Final = 4
 
 
 def worker_notice(status: BatchStatus, workers: Sequence[Worker], lease: float) -> str | None:
-    """A word about what the batch lacks to move on: the end of its submission, or a worker."""
+    """A notice about what the batch waits for: the end of its submission, or a worker."""
     from helix_jobs.storage.liveness import seems_alive
 
     if status.total is None:
@@ -47,15 +47,15 @@ def follow_for_person(
     """Show progress until the batch ends; Ctrl-C leaves the batch in the queue and exits.
 
     Args:
-        client: Where to ask.
-        batch_id: What to follow.
-        console: Where to show it.
-        worker: A worker of this command's own, checked at each look.
+        client: The client to poll.
+        batch_id: The batch to follow.
+        console: The console to print on.
+        worker: A worker that this command started, checked at each poll.
 
     Raises:
         NotFoundError: No such batch.
         DatabaseUnreachableError: The database went away.
-        HelixError: ``worker`` has ended, and starting it again does not help.
+        HelixError: ``worker`` has ended, and restarting it does not help.
     """
     follower = _Follower(client, console, worker)
     try:
@@ -88,7 +88,7 @@ def follow_as_json(client: HelixClient, batch_id: str) -> BatchStatus:
     def show(status: BatchStatus) -> None:
         nonlocal printed
         value = batch_json(status)
-        # The clock alone is no change.
+        # The token rate changes with the clock alone; that is not a change.
         if {**value, "tokens_per_second": None} != {**printed, "tokens_per_second": None}:
             echo_json(value, one_line=True)
             printed = value
@@ -102,7 +102,7 @@ def follow_as_json(client: HelixClient, batch_id: str) -> BatchStatus:
 
 
 def print_summary(console: Console, status: BatchStatus) -> None:
-    """What became of the batch, and where to look next."""
+    """Print the batch's outcome, and the command to run next."""
     for line in summary_lines(status):
         console.print(line, soft_wrap=True)
     if status.counts[JobState.FAILED]:
@@ -114,7 +114,7 @@ def print_summary(console: Console, status: BatchStatus) -> None:
 
 
 class _Follower:
-    """Shows one batch's progress through successive updates, as fits the console."""
+    """Shows one batch's progress, live on a terminal or as lines in a pipe."""
 
     def __init__(
         self,
@@ -133,7 +133,7 @@ class _Follower:
         self._printed: str | None = None
 
     def follow(self, batch_id: str) -> BatchStatus:
-        """Wait for the end of the batch and return its last status."""
+        """Wait until the batch ends and return its last status."""
         if not is_interactive(self._console):
             return self._wait(batch_id, self._print)
         from rich.live import Live
@@ -158,7 +158,7 @@ class _Follower:
         return self._client.wait(batch_id, on_update=update)
 
     def _notice(self, status: BatchStatus) -> str | None:
-        """What the batch lacks. Jobs that run are no sign of a worker: a dead one's run until somebody notices."""
+        """The notice to show. Running jobs do not prove a worker: a dead worker's jobs stay running until reclaimed."""
         if status.done:
             return None
         if self._worker is not None:
@@ -166,10 +166,10 @@ class _Follower:
         try:
             return worker_notice(status, list(self._client.live_workers()), self._client.timing.lease)
         except DatabaseUnreachableError:
-            return None  # the next look outlasts it or ends the command
+            return None  # the next poll outlasts the outage or ends the command
 
     def _print(self, status: BatchStatus) -> None:
-        """Print a line at the first update, then every ten seconds if it has changed, every thirty if it has not."""
+        """Print a line at the first update, then every ten seconds if the line has changed, else every thirty."""
         now = self._clock()
         pace = self._meter.update(now, status)
         quiet = math.inf if self._printed_at is None else now - self._printed_at

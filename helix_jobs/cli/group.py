@@ -1,4 +1,4 @@
-"""The command group: lazy commands, ``submit`` as the default one, and how errors reach a person."""
+"""The command group: lazily imported commands, ``submit`` as the default, and the reporting of errors."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# In the order a person meets them; imported when used.
+# In the order of the help page; imported when used.
 _COMMANDS: Final = {
     "submit": "helix_jobs.cli.submit:submit",
     "status": "helix_jobs.cli.status:status",
@@ -72,13 +72,13 @@ class HelixCommand(click.Command):
     """A command whose `HelixError` becomes one clear line on standard error and the error's exit code.
 
     Attributes:
-        needs_output: Whether it is of no use without a standard output.
+        needs_output: Whether the command is useless without a standard output.
     """
 
     needs_output = True
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Refuse text that is not UTF-8 where it is given: no database and no stream could take it."""
+        """Refuse arguments that are not UTF-8: no database and no stream could take them."""
         rest = super().parse_args(ctx, args)
         for parameter in self.params:
             value = ctx.params.get(parameter.name or "")
@@ -88,7 +88,7 @@ class HelixCommand(click.Command):
         return rest
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401  (click's signature)
-        """Run the command; errors that are not Helix's own nor the system's keep their traceback, they are bugs."""
+        """Run the command. Errors other than Helix's and the system's are bugs and keep their traceback."""
         try:
             if self.needs_output:
                 require_output()
@@ -110,13 +110,13 @@ class HelixCommand(click.Command):
 
 
 def print_notes(error: BaseException) -> None:
-    """Say what failed besides, behind the error itself."""
+    """Print the error's notes: further failures, after the error itself."""
     for note in getattr(error, "__notes__", ()):
         print_error(redact(note))
 
 
 class HelixGroup(click.Group):
-    """Looks commands up by name on first use; a first argument that names none is taken as ``submit FILE``."""
+    """Imports commands on first use; a first argument that is not a command is a file: ``submit FILE``."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  (click's signature)
         """Every command, in the order of the help page."""
@@ -164,8 +164,8 @@ def main(argv: Sequence[str] | None = None, *, command: str | None = None, timin
 
     Args:
         argv: Arguments without the program's name; None takes the process's own.
-        command: Run this one command instead of the group; ``worker.py`` is ``worker`` alone.
-        timing: How long everything may take.
+        command: Run only this command instead of the group; ``worker.py`` runs ``worker``.
+        timing: The time limits.
     """
     prepare_streams()
     target: click.Command | None = cli
@@ -195,7 +195,7 @@ def settings_option(function: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(function)
     def command(*args: Any, log_level: str | None, **kwargs: Any) -> None:  # noqa: ANN401  (passes click's arguments on)
         settings = Settings.from_environment()
-        # What a client logs at info its output says already, so the default is one level quieter than a worker's.
+        # A client's output already says what it logs at info, so its default level is one above a worker's.
         default = "warning" if settings.log_level == "info" else settings.log_level
         if log_level is not None:
             settings = dataclasses.replace(settings, log_level=log_level)
@@ -208,19 +208,19 @@ def settings_option(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def open_client(settings: Settings) -> HelixClient:
-    """The client, imported late: SQLAlchemy and Celery are only paid for by commands that run."""
+    """The client, imported late: only commands that use it pay for SQLAlchemy and Celery."""
     from helix_jobs.client.client import HelixClient
 
     return HelixClient(settings, timing=current_timing())
 
 
 def current_timing() -> Timing:
-    """The timing this command line was started with; see ``main``."""
+    """The time limits that ``main`` was given."""
     return click.get_current_context().find_object(Timing) or DEFAULT_TIMING
 
 
 def fail(ctx: click.Context, error: BaseException, message: str, exit_code: int, **details: object) -> NoReturn:
-    """Say what went wrong, on standard error for the person and with ``--json`` also on standard output, and exit."""
+    """Print the error on standard error, with ``--json`` also on standard output, and exit."""
     message = redact(message)
     logger.debug("traceback of the error below", exc_info=error)
     if ctx.params.get("as_json") and sys.stdout is not None:
@@ -232,12 +232,12 @@ def fail(ctx: click.Context, error: BaseException, message: str, exit_code: int,
 
 
 def print_error(message: str) -> None:
-    """One line on standard error, in the form click gives usage errors."""
+    """Print one line on standard error, in the form of click's usage errors."""
     from helix_jobs.cli.console import printable
 
     # click does not know https://no-color.org, which Rich obeys.
     color = False if os.environ.get("NO_COLOR") else None
-    with suppress(OSError):  # where standard error has gone, the exit code still tells
+    with suppress(OSError):  # without standard error, the exit code still tells
         click.secho("Error: ", fg="red", bold=True, nl=False, err=True, color=color)
         click.echo(printable(message), err=True)
 
@@ -245,7 +245,7 @@ def print_error(message: str) -> None:
 def echo_json(value: object, *, one_line: bool = False) -> None:
     """Print one JSON value: indented for a terminal unless ``one_line``, on one line for a pipe."""
     indent = 2 if sys.stdout.isatty() and not one_line else None
-    # Escapes keep the output valid where the stream's encoding (cp1252) would lose characters.
+    # Escapes keep the output valid where the stream's encoding (such as cp1252) lacks characters.
     utf8 = (sys.stdout.encoding or "").lower().startswith("utf")
     text = json.dumps(value, indent=indent, ensure_ascii=not utf8) if indent or not utf8 else json_line(value)
     if sys.stdout.isatty():
@@ -256,7 +256,7 @@ def echo_json(value: object, *, one_line: bool = False) -> None:
 
 
 def command_line(*arguments: str) -> str:
-    """How this person would type another Helix command, for hints: ``python submit.py watch b-...``."""
+    """Another Helix command as this person would type it, for hints: ``python submit.py watch b-...``."""
     program = click.get_current_context().find_root().info_name or "helix"
     if program.endswith(".py"):
         if arguments[0] == "worker":
@@ -266,7 +266,7 @@ def command_line(*arguments: str) -> str:
 
 
 def _is_half_text(value: object) -> bool:
-    """Whether an argument held bytes that are not UTF-8, which Python keeps as halves of surrogate pairs."""
+    """Whether an argument held bytes that are not UTF-8; Python keeps these as halves of surrogate pairs."""
     return isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value)
 
 

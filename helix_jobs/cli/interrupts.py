@@ -1,4 +1,4 @@
-"""Being told to stop: SIGTERM and a closed terminal end a command as Ctrl-C does, so that it can say what is true."""
+"""SIGTERM and a closed terminal end a command as Ctrl-C does, so that it can report the state of its work."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 def stoppable() -> Iterator[None]:
     """Raise KeyboardInterrupt in the main thread on SIGTERM and SIGHUP while the block runs.
 
-    docker stop, systemd and timeout(1) send the first, a closed terminal the second. One that was ignored when the
-    command started (nohup) stays ignored.
+    docker stop, systemd and timeout(1) send SIGTERM, a closed terminal sends SIGHUP. A signal that was ignored when
+    the command started (nohup) stays ignored.
     """
     with ExitStack() as stack:
         if threading.current_thread() is threading.main_thread():

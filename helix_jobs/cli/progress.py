@@ -1,4 +1,4 @@
-"""How far a batch is and how fast it moves, as words and as a bar. Pure: `follow` feeds it."""
+"""The progress and pace of a batch, as words and as a bar. Pure: `follow` passes in each status."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _WINDOW_SECONDS: Final = 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """How fast a batch moves; None where that is not known yet.
+    """The pace of a batch; None where it is not known yet.
 
     Attributes:
         tokens_per_second: Tokens of finished jobs per second.
-        eta_seconds: Until the last job ends if the rest goes as fast.
+        eta_seconds: Seconds until the last job ends, if the others take as long.
     """
 
     tokens_per_second: float | None = None
@@ -33,10 +33,10 @@ class Pace:
 
 
 class PaceMeter:
-    """Measures the pace of one batch over the last minute of what it was shown.
+    """Measures the pace of one batch over the last minute of its updates.
 
-    Trade-off: a short window follows a change of pace soon but jumps with every batch of jobs that ends together; a
-    minute is calm enough to read and still right after a worker joined or a laptop woke up.
+    Trade-off: a short window follows a change of pace sooner, but jumps whenever several jobs end together. A minute is
+    calm enough to read, and soon right again after a worker joins or a laptop wakes up.
     """
 
     def __init__(self, window: float = _WINDOW_SECONDS) -> None:
@@ -45,10 +45,10 @@ class PaceMeter:
         self._samples: deque[tuple[float, int, int]] = deque()
 
     def update(self, now: float, status: BatchStatus) -> Pace:
-        """Add what ``status`` says at the monotonic time ``now`` and return the pace."""
+        """Add ``status``, read at the monotonic time ``now``, and return the pace."""
         finished, tokens = status.finished, status.completion_tokens
         self._samples.append((now, finished, tokens))
-        # One sample at or beyond the window's far edge stays, so that the span is the whole window.
+        # Keep one sample at or before the start of the window, so that the samples span the whole window.
         while len(self._samples) > 2 and self._samples[1][0] <= now - self._window:  # noqa: PLR2004  (a span has two ends)
             self._samples.popleft()
         start, finished_then, tokens_then = self._samples[0]
@@ -60,7 +60,7 @@ class PaceMeter:
 
 
 def all_succeeded(status: BatchStatus) -> bool:
-    """Whether every line has its answer; decides between exit codes 0 and 1."""
+    """Whether every line has an answer: exit code 0, otherwise 1."""
     return status.counts[JobState.SUCCEEDED] == status.total
 
 
@@ -75,7 +75,7 @@ def progress_line(status: BatchStatus, pace: Pace) -> str:
 
 
 def submitting_notice(cancel: str) -> str:
-    """What to do about a batch that may have lost its submitter; ``cancel`` is the command that removes it."""
+    """Advice on a batch whose submitter may have died; ``cancel`` is the command that removes the batch."""
     return (
         "Its submission has not finished, so nothing of it runs yet. If it was interrupted, submit the file again with "
         f"the same idempotency key to finish it, or remove it with: {cancel}"
@@ -83,7 +83,7 @@ def submitting_notice(cancel: str) -> str:
 
 
 def progress_view(status: BatchStatus, pace: Pace, notice: str | None = None) -> RenderableType:
-    """Two lines for a terminal of any width: the bar with done/total and ETA, and the figures below it."""
+    """Two lines for a terminal of any width: the bar with done/total and ETA, and the figures below the bar."""
     from rich.console import Group
     from rich.progress_bar import ProgressBar
     from rich.table import Table
@@ -121,7 +121,7 @@ def _details(status: BatchStatus, pace: Pace) -> list[str]:
 
 
 def summary_lines(status: BatchStatus) -> list[str]:
-    """What a person wants to know when a batch has ended."""
+    """The summary of a batch that has ended."""
     counts = status.counts
     shown = [f"{counts[JobState.SUCCEEDED]:,} succeeded"]
     shown += [f"{counts[state]:,} {state}" for state in _NOT_SUCCEEDED if counts[state]]

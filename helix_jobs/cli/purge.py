@@ -1,4 +1,4 @@
-"""``purge``: remove for good what nobody needs any more."""
+"""``purge``: remove ended batches and old files for good."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def purge(
 
 @dataclass
 class _Report:
-    """What is to be removed, whether it may be, and what was removed so far."""
+    """The plan of a purge, the person's agreement, and the amounts removed so far."""
 
     home: Path
     dry_run: bool
@@ -117,7 +117,7 @@ class _Report:
     interrupted: bool = False
 
     def agree(self, plan: PurgePlan) -> bool:
-        """Keep the plan, find the files that belong to it, and ask whoever types."""
+        """Keep the plan, find the files that belong to it, and ask the person."""
         from helix_jobs.client.home_files import home_files, old_files
 
         self.plan = plan
@@ -128,18 +128,18 @@ class _Report:
         return not self.declined
 
     def note(self, purged: Purged) -> None:
-        """Keep what is gone by now."""
+        """Keep the amounts removed so far."""
         self.purged = purged
 
     def remove_files(self) -> None:
-        """Remove the files that belong to the plan, if it was agreed to."""
+        """Remove the files that belong to the plan, if the person agreed."""
         from helix_jobs.client.home_files import remove_files
 
         if not self.declined:
             self.files = self.old_files if self.dry_run else remove_files(self.old_files)
 
     def show(self, *, as_json: bool) -> None:
-        """Print it, in words or JSON."""
+        """Print the report, in words or JSON."""
         from helix_jobs.client.purge import Purged
 
         assert self.plan is not None, "nothing is shown before something was planned"
@@ -181,7 +181,7 @@ class _Report:
 
 
 def _show(plan: PurgePlan, files: list[HomeFile]) -> None:
-    """What is about to be removed, for whoever is asked."""
+    """Show the person who is asked what would be removed."""
     for batch in plan.batches[:_SHOWN]:
         named = f" {printable(batch.name)}" if batch.name else ""
         jobs = counted(batch.stored, "job")

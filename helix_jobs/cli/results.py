@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from helix_jobs.settings import Settings
     from helix_jobs.storage.records import BatchStatus, JobResult
 
-# "text" is this module's; the others are the export's (a test holds them equal).
+# This module writes "text", the export module the others (a test holds the names equal).
 FILE_FORMATS: Final = ("jsonl", "csv", "parquet", "openai")
 _SUFFIXES: Final = {"": "jsonl", ".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
 _SHOWN: Final = 20
@@ -112,7 +112,7 @@ def _write(rows: Iterator[JobResult], output: str | None, fmt: str) -> int:
         written = export_results(rows, stream, fmt)
         sys.stdout.flush()
     except OSError as error:
-        # Windows reports a reader that has gone as EINVAL.
+        # Windows reports a closed reader as EINVAL.
         if os.name == "nt" and error.errno == errno.EINVAL:
             raise BrokenPipeError(errno.EPIPE, "the reader has gone") from error
         raise
@@ -120,7 +120,7 @@ def _write(rows: Iterator[JobResult], output: str | None, fmt: str) -> int:
 
 
 class _Terminal:
-    """Standard output where a person looks at it: what could drive the terminal is escaped or replaced."""
+    """Standard output on a terminal: characters that could control the terminal are escaped or replaced."""
 
     def __init__(self, harmless: Callable[[str], str]) -> None:
         self._harmless = harmless
@@ -131,7 +131,7 @@ class _Terminal:
 
 
 def _show(status: BatchStatus, rows: Iterator[JobResult], *, failed: bool) -> None:
-    """The first answers, readable, and a word about the rest; with ``failed`` only the jobs without an answer."""
+    """Show the first answers and mention the others; with ``failed``, only the jobs without an answer."""
     console = make_console()
     counts = status.counts
     unanswered = counts[JobState.FAILED] + counts[JobState.CANCELLED]

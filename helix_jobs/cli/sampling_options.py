@@ -1,4 +1,4 @@
-"""The sampling flags of ``submit``: defaults for lines that do not give the field themselves."""
+"""The sampling flags of ``submit``: defaults for lines that do not give the field."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from helix_jobs.engine.sampling_params import SAMPLING_FIELDS, InvalidSamplingPa
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Each is also read from the environment (HELIX_MAX_TOKENS, ...). Ranges are SamplingParams' to judge, once for the
-# flags and for the lines.
+# Each flag is also read from the environment (HELIX_MAX_TOKENS, ...). SamplingParams checks the ranges, for flags and
+# lines alike.
 _OPTIONS: Final[tuple[tuple[str, type, str], ...]] = (
     ("max_tokens", int, "New tokens at most."),
     ("temperature", float, "0 decodes greedily; higher is more random."),
@@ -28,12 +28,12 @@ _OPTIONS: Final[tuple[tuple[str, type, str], ...]] = (
 
 
 def sampling_options(function: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the sampling flags, handed over as one argument ``defaults: SamplingParams``."""
+    """Give a command the sampling flags, passed as one argument ``defaults: SamplingParams``."""
 
     @functools.wraps(function)
     def command(*args: Any, **kwargs: Any) -> None:  # noqa: ANN401  (passes click's arguments on)
         given = {name: kwargs.pop(name) for name in SAMPLING_FIELDS}
-        # Nothing said is None, () or False; SamplingParams' own default then stands. A 0 is something said.
+        # A flag that is not given is None, () or False and leaves SamplingParams' default. A 0 is a given value.
         given = {name: value for name, value in given.items() if not (value is None or value is False or value == ())}
         try:
             defaults = SamplingParams(**given)

@@ -1,4 +1,4 @@
-"""Options that go before settings, made from what ``Settings`` declares: type, range and help stand there."""
+"""Options that override settings. ``Settings`` declares their types, ranges and help."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def setting_options(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the options of these settings, each under its field's name; None where it is not given."""
+    """Give a command the options of these settings, each under its field's name; None if not given."""
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         for name in reversed(names):
@@ -30,11 +30,11 @@ def setting_options(*names: str) -> Callable[[Callable[..., None]], Callable[...
 
 
 def with_options(settings: Settings, options: dict[str, Any]) -> Settings:
-    """The settings with what options gave in their place.
+    """The settings, overridden by the given options.
 
     Args:
-        settings: What the environment says.
-        options: Field's name -> the option's value; None where it was not given.
+        settings: The settings of the environment.
+        options: Field's name -> the option's value; None if not given.
     """
     given: dict[str, Any] = {
         name: SETTINGS[name].read(value) if isinstance(value, str) else value
@@ -70,7 +70,7 @@ def _switch(_context: click.Context, _option: click.Parameter, value: bool | Non
 
 
 def _number_or_word(setting: Setting, kind: WholeNumber) -> Callable[[click.Context, click.Parameter, Any], str | None]:
-    """A callback that checks the text here, so that the error names the option."""
+    """A callback that checks the value, so that the error names the option."""
 
     def check(_context: click.Context, _option: click.Parameter, text: str | None) -> str | None:
         try:

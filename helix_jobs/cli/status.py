@@ -1,4 +1,4 @@
-"""``status``, ``list`` and ``watch``: how things stand."""
+"""``status``, ``list`` and ``watch``: show the state of batches and workers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _OVERVIEW: Final = 5
 _LISTED_JOBS: Final = 50
-# Those most likely to be looked for first.
+# In this order: the jobs that a person most likely looks for come first.
 _UNANSWERED: Final = (JobState.RUNNING, JobState.FAILED, JobState.QUEUED, JobState.CANCELLED)
 
 
@@ -75,7 +75,7 @@ def status(settings: Settings, batch: str | None, *, jobs: bool, as_json: bool) 
 
 
 def _list_jobs(console: Console, batch: BatchStatus, jobs: Iterator[JobSummary]) -> None:
-    """The jobs without an answer: on a terminal the first, in a pipe each as it is read."""
+    """List the jobs without an answer: the first on a terminal, all in a pipe, each as it is read."""
     from helix_jobs.cli.views import JOB_HEADER, job_line
 
     there = sum(batch.counts[state] for state in _UNANSWERED)
@@ -93,7 +93,7 @@ def _list_jobs(console: Console, batch: BatchStatus, jobs: Iterator[JobSummary])
 
 
 def _explain_submitting(console: Console, batches: Sequence[BatchStatus]) -> None:
-    """A leftover of a submission that died looks like one that is under way; say what to do about it."""
+    """Say what to do about unfinished submissions: a dead one looks like one that is under way."""
     waiting = [batch.id for batch in batches if batch.total is None]
     if waiting:
         more = command_line("status", waiting[0])

@@ -1,4 +1,4 @@
-"""The three standard streams, as whoever started the command left them: closed, away, or of a narrow encoding."""
+"""The three standard streams, which may be closed, broken, or limited to a narrow encoding."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from helix_jobs.output_file import cannot_be_written
 
 
 def prepare_streams() -> None:
-    """Make them safe to use, before anything else is opened.
+    """Make the standard streams safe to use, before any file is opened.
 
-    A number from 0 to 2 that is free would be given to the next file, and what a library prints would go into the
-    database. So a closed stream leads nowhere; whether it was closed, ``sys.stdout`` still says (None).
+    The next opened file would get a free descriptor from 0 to 2, and a library's output would go into the database. So
+    closed descriptors are opened on the null device. ``sys.stdout`` stays None, which shows that it was closed.
     """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
             with suppress(OSError):
-                os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+                os.open(os.devnull, os.O_RDWR)  # takes the lowest free descriptor, which is this one
     if sys.stderr is None:  # type: ignore[unreachable,unused-ignore]
         sys.stderr = _nowhere()  # type: ignore[unreachable,unused-ignore]
     for stream in (sys.stdout, sys.stderr):
-        # A cp1252 or cp850 console cannot show every answer: show "?" for what it lacks rather than end in the middle.
+        # A cp1252 or cp850 console lacks characters of some answers: print "?" for them instead of failing.
         if hasattr(stream, "reconfigure") and not (stream.encoding or "").lower().startswith("utf"):
             stream.reconfigure(errors="replace")
     sys.stdout = _watched(sys.stdout, is_needed=True)
@@ -36,7 +36,7 @@ def prepare_streams() -> None:
 
 
 def require_output() -> None:
-    """Make sure that there is somewhere to write to; asked before a command does anything.
+    """Make sure that there is a standard output, before a command does anything.
 
     Raises:
         ConfigurationError: Standard output is closed.
@@ -46,7 +46,7 @@ def require_output() -> None:
 
 
 def discard_output() -> None:
-    """Let what is printed go nowhere if standard output is closed or takes no more."""
+    """Discard printed text if standard output is closed or takes no more."""
     if sys.stdout is None:  # type: ignore[unreachable,unused-ignore]
         sys.stdout = _nowhere()  # type: ignore[unreachable,unused-ignore]
     elif isinstance(raw := getattr(getattr(sys.stdout, "buffer", None), "raw", None), _Watched):
@@ -54,14 +54,14 @@ def discard_output() -> None:
 
 
 class _Watched(io.FileIO):
-    """A standard stream behind which the disk may be full.
+    """A standard stream whose disk may be full.
 
-    The first write that fails is one sentence with one exit code, like that of a file the person named, or nothing
-    where the stream is not needed. What comes later is dropped: Python writes what is left once more as it ends.
+    The first failed write raises one error with one exit code, as for a file that the person named; none if the stream
+    is not needed. Later writes are dropped, as Python writes its buffers once more when it ends.
 
     Args:
         descriptor: 1 or 2.
-        is_needed: Whether the command is of no use without it.
+        is_needed: Whether the command is useless without the stream.
     """
 
     def __init__(self, descriptor: int, *, is_needed: bool) -> None:
@@ -70,11 +70,11 @@ class _Watched(io.FileIO):
         self._is_lost = False
 
     def write(self, data: Any, /) -> int:  # noqa: ANN401  (a buffer, which Python 3.11 has no name for)
-        """Write what the system takes of it.
+        """Write as much of the data as the system takes.
 
         Raises:
-            ConfigurationError: It takes no more.
-            BrokenPipeError: The reader has gone.
+            ConfigurationError: The stream takes no more.
+            BrokenPipeError: The reader has closed the pipe.
         """
         if self._is_lost:
             return memoryview(data).nbytes
@@ -90,9 +90,9 @@ class _Watched(io.FileIO):
 
 
 def _watched(stream: TextIO, *, is_needed: bool) -> TextIO:
-    """The process's own stream, watched; another one as it is."""
+    """Wrap the process's own stream in ``_Watched``; return any other stream unchanged."""
     own = (sys.__stdout__, sys.__stderr__)
-    # A Windows console is no file.
+    # A Windows console is not a file.
     if sys.platform == "win32" or stream is None or stream not in own or not isinstance(stream, io.TextIOWrapper):
         return stream
     stream.flush()
@@ -114,7 +114,7 @@ def standard_input() -> BinaryIO:
     """Standard input as bytes.
 
     Raises:
-        InputError: It is closed.
+        InputError: Standard input is closed.
     """
     if sys.stdin is None:  # type: ignore[unreachable,unused-ignore]
         raise InputError("standard input is closed; name a file of prompts")

@@ -125,7 +125,7 @@ def submit(
 def _store(
     client: HelixClient, file: str, source: str, options: dict[str, Any], console: Console, *, as_json: bool
 ) -> Submission:
-    """Hand the lines to the client; report the bad ones."""
+    """Submit the lines through the client; report the bad ones."""
     stream = standard_input() if file == _STANDARD_INPUT else None
     if stream is not None and stream.isatty():
         console.print("Reading prompts from the keyboard, one JSON object a line; end with Ctrl-D (Windows: Ctrl-Z).")
@@ -157,18 +157,18 @@ def _store(
 
 
 class _Reached:
-    """How far a submission has come: what may truly be said when it is interrupted."""
+    """The last stage of a submission: what an interrupted command may truthfully report."""
 
     def __init__(self) -> None:
         self._stage: SubmitStage | None = None
         self._batch_id = ""
 
     def note(self, stage: SubmitStage, batch_id: str) -> None:
-        """Take what the client tells."""
+        """Note a stage that the client reports."""
         self._stage, self._batch_id = stage, batch_id
 
     def tell_interrupted(self, console: Console, *, as_json: bool) -> NoReturn:
-        """Say what has become of the batch, print its id if it may exist, and exit."""
+        """Report the state of the batch, print its id if it may exist, and exit."""
         from helix_jobs.client.submission import SubmitStage
 
         batch_id = self._batch_id
@@ -214,7 +214,7 @@ def _refuse(error: InvalidInputError, source: str, console: Console) -> NoReturn
 
 
 def _place_for_bad_lines(file: str) -> str:
-    """Beside the input, or in the working directory where it lies in none: a pipe, a process substitution."""
+    """The rejects file's path: beside the input, or in the working directory for a pipe or process substitution."""
     if file == _STANDARD_INPUT:
         return "stdin.invalid.jsonl"
     return f"{file}.invalid.jsonl" if Path(file).is_file() else "input.invalid.jsonl"
@@ -231,9 +231,9 @@ def _print_bad_lines(bad_lines: Sequence[BadLine], total: int, console: Console)
 
 
 def _hint(client: HelixClient, submission: Submission, console: Console) -> None:
-    """Say how to go on."""
+    """Print the next commands."""
     console.print(f"Follow it with: {command_line('watch', submission.batch_id)}", soft_wrap=True)
-    # The batch is stored; a database that goes away now must not make the command look as if it were not.
+    # The batch is stored: a database that goes away now must not make the command look failed.
     with suppress(UnreachableError):
         notice = worker_notice(client.status(submission.batch_id), list(client.live_workers()), client.timing.lease)
         if notice:
@@ -243,13 +243,13 @@ def _hint(client: HelixClient, submission: Submission, console: Console) -> None
 def _run_locally(
     settings: Settings, client: HelixClient, batch_id: str, console: Console, *, keep: bool, as_json: bool
 ) -> BatchStatus:
-    """Start what is missing, wait, show the answers, stop what was started.
+    """Start a worker if none runs, wait for the batch, show the answers, and stop the worker.
 
     Without ``keep`` the batch is cancelled if no worker can be started.
     """
     step = _Step(console)
     with ExitStack() as stack:
-        # Undone in reverse: stop the worker, which says so, then clear the line.
+        # The stack unwinds in reverse: it stops the worker, which shows a step, and then clears the line.
         stack.callback(step.clear)
         try:
             from helix_jobs.client.local_worker import LocalWorker
@@ -259,7 +259,7 @@ def _run_locally(
             worker = stack.enter_context(LocalWorker(settings, WorkerThread, on_progress=step.show))
         except (HelixError, OSError, KeyboardInterrupt):
             step.clear()
-            # Whoever mends the cause types the same line again, and means these jobs once.
+            # A person mends the cause and repeats the command: the jobs must then exist only once.
             if keep:
                 became = f"batch {batch_id} is stored, and the same command again goes on with it"
             else:
@@ -275,12 +275,12 @@ def _run_locally(
 
 
 def _tell_backlog(client: HelixClient, batch_id: str, console: Console) -> None:
-    """Say that other batches wait as well: while theirs are answered first, this one seems to stand still."""
+    """Say that other batches are queued too: while their jobs run first, this batch seems to stand still."""
     try:
         status = client.status(batch_id)
         backlog = client.backlog()
     except UnreachableError:
-        return  # whoever follows the batch outlasts that, or says so
+        return  # the command that follows the batch outlasts the outage, or reports it
     others = backlog - status.counts[JobState.QUEUED]
     if others > 0 and not status.done:
         wait = "waits" if others == 1 else "wait"
@@ -299,14 +299,14 @@ def _show_answers(client: HelixClient, status: BatchStatus) -> None:
 
 
 class _Step:
-    """What is being done right now: one line that changes on a terminal, lines in a pipe."""
+    """Shows the current step: one line that changes on a terminal, a new line for each step in a pipe."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._live: Status | None = None
 
     def show(self, line: str) -> None:
-        """Tell the next step."""
+        """Show the next step."""
         text = f"{printable(line)} ..."
         if not is_interactive(self._console):
             self._console.print(text, soft_wrap=True)
@@ -317,7 +317,7 @@ class _Step:
             self._live.update(text)
 
     def clear(self) -> None:
-        """Take the line away."""
+        """Remove the line."""
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -325,7 +325,7 @@ class _Step:
 
 @contextmanager
 def _reading(console: Console, source: str) -> Iterator[Callable[[SubmitProgress], None] | None]:
-    """Show how much has been read, on a terminal; a million lines take a while."""
+    """Show on a terminal how much has been read; a million lines take a while."""
     if not is_interactive(console):
         yield None
         return
@@ -344,7 +344,7 @@ def _reading(console: Console, source: str) -> Iterator[Callable[[SubmitProgress
 
 
 def submission_json(submission: Submission) -> dict[str, Any]:
-    """What was stored, for programs."""
+    """A submission's outcome for programs."""
     return {
         "batch_id": submission.batch_id,
         "total": submission.total,

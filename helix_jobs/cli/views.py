@@ -1,4 +1,4 @@
-"""What batches, workers, answers and bad lines look like: JSON with stable keys for programs, tables for people."""
+"""Views of batches, workers, answers and bad lines: JSON with stable keys for programs, tables for people."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ _SHOWN_PROMPT: Final = 100
 _SHOWN_ANSWER: Final = 280
 _SHOWN_LINES: Final = 5
 _WIDE: Final = 76
-# A kind of fault is shown line by line up to so many lines.
+# Up to this many lines, faults of one kind are shown line by line.
 _MAX_ALIKE: Final = 20
 _NUMBERS: Final = re.compile(r"\d+")
 
 
 def batch_json(status: BatchStatus) -> dict[str, Any]:
-    """One batch for programs. Keys are stable: added, never renamed."""
+    """One batch for programs. Keys are stable: new ones may come, none is renamed."""
     return {
         "id": status.id,
         "name": status.name,
@@ -76,7 +76,7 @@ def worker_json(worker: Worker) -> dict[str, Any]:
 
 
 def job_json(job: JobSummary) -> dict[str, Any]:
-    """One job for programs: how to name it, and where it stands."""
+    """One job for programs: its ids and its state."""
     return {
         "job_id": job.job_id,
         "line": job.line,
@@ -89,7 +89,7 @@ def job_json(job: JobSummary) -> dict[str, Any]:
 
 
 def job_line(job: JobSummary) -> str:
-    """One job on one line, in columns: a million of them are printed as they are read."""
+    """One job on one line, in columns. Not a table: a million jobs are printed as they are read."""
     reason = f"  {job.error_code}" if job.error_code else ""
     return f"{job.job_id:>9}  {job.line:>9}  {job.state:<9}  {shorten(printable(job.custom_id or '-'), 60)}{reason}"
 
@@ -103,7 +103,7 @@ def bad_line_json(bad: BadLine) -> dict[str, Any]:
 
 
 def batch_view(status: BatchStatus) -> Table:
-    """Everything about one batch, a fact a row."""
+    """All facts about one batch, each in a row."""
     from rich.table import Table
     from rich.text import Text
 
@@ -145,7 +145,7 @@ def _job_counts(status: BatchStatus) -> Text:
 
     if status.total is None:
         return Text(f"{status.stored:,} stored so far, none accepted yet")
-    # Cancelled jobs have ended, but nobody would call them done.
+    # Cancelled jobs have ended, but do not count as done.
     done = f"{status.processed:,} of {status.total:,} done"
     text = Text(f"{done} ({percent(status.processed / status.total)})" if status.total else done)
     styles = {
@@ -162,9 +162,9 @@ def _job_counts(status: BatchStatus) -> Text:
 
 
 def batches_view(batches: Sequence[BatchStatus], width: int) -> Table:
-    """One row a batch, newest first as given.
+    """A row for each batch, in the order given (newest first).
 
-    On a narrow terminal the name gives way and the time goes; what a person copies or counts is never cut.
+    A narrow terminal shortens the name and drops the time; ids and counts are never cut.
     """
     from rich.table import Table
     from rich.text import Text
@@ -197,7 +197,7 @@ def batches_view(batches: Sequence[BatchStatus], width: int) -> Table:
 
 
 def worker_line(worker: Worker, lease: float) -> str:
-    """One worker on one line, and whether it is silent for longer than a lease."""
+    """One worker on one line, and whether it has been silent for longer than a lease."""
     draft = f" with draft {worker.draft_model}" if worker.draft_model else ""
     where = f"{worker.device} on {worker.hostname} (pid {worker.pid})"
     from helix_jobs.storage.liveness import seems_alive, silence
@@ -207,7 +207,7 @@ def worker_line(worker: Worker, lease: float) -> str:
 
 
 def facts_view(facts: Iterable[tuple[str, str]]) -> Table:
-    """A fact a row: label and value."""
+    """A table with a row for each fact: label and value."""
     from rich.table import Table
     from rich.text import Text
 
@@ -220,7 +220,7 @@ def facts_view(facts: Iterable[tuple[str, str]]) -> Table:
 
 
 def alike(bad_lines: Sequence[BadLine]) -> list[tuple[BadLine, int]]:
-    """Every fault with the number of lines it stands for: one, or all of its kind where there are too many of it."""
+    """Each fault with the number of lines it represents: one, or all lines of its kind where these are too many."""
     kinds: dict[tuple[str, str, str], list[BadLine]] = {}
     for bad in bad_lines:
         for fault in bad.faults:
@@ -235,7 +235,7 @@ def alike(bad_lines: Sequence[BadLine]) -> list[tuple[BadLine, int]]:
 
 
 def bad_lines_view(faults: Sequence[tuple[BadLine, int]]) -> Table:
-    """Line, field, reason and remedy of each fault, and how many lines it stands for if these are many."""
+    """Line, field, reason and remedy of each fault, and the number of lines it represents if that is above one."""
     from rich.table import Table
     from rich.text import Text
 
@@ -252,7 +252,7 @@ def bad_lines_view(faults: Sequence[tuple[BadLine, int]]) -> Table:
 
 
 def answer_view(result: JobResult) -> RenderableType:
-    """The start of the prompt, and below it the answer, shortened, or the reason why there is none."""
+    """The start of the prompt and, below it, the shortened answer or the reason why there is none."""
     from rich.console import Group
     from rich.padding import Padding
     from rich.text import Text
@@ -268,7 +268,7 @@ def answer_view(result: JobResult) -> RenderableType:
 
 
 def prompt_text(request: object) -> str:
-    """What was asked: the prompt, or the last message of the chat."""
+    """The prompt, or the last message of the chat."""
     if isinstance(request, dict):
         if isinstance(request.get("prompt"), str):
             return str(request["prompt"])
@@ -279,7 +279,7 @@ def prompt_text(request: object) -> str:
 
 
 def _shorten_answer(text: str) -> str:
-    """A few lines and a few hundred characters; paragraphs stay paragraphs."""
+    """Shorten a text to a few lines and a few hundred characters, and keep its paragraphs."""
     lines = [line.rstrip() for line in paragraphs(text.strip()).splitlines() if line.strip()]
     kept = "\n".join(lines[:_SHOWN_LINES])
     if len(kept) > _SHOWN_ANSWER:

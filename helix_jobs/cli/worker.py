@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class _WorkerCommand(HelixCommand):
-    """The worker's work is not what it prints: it runs with its standard output closed, too."""
+    """A worker's results do not go to its standard output, so it also runs with that closed."""
 
     needs_output = False
 
@@ -61,10 +61,10 @@ def worker(settings: Settings, *, allow_shared_device: bool, as_json: bool, **ov
     if as_json:
         overrides["log_format"] = "json"
     effective = with_options(settings, overrides)
-    # A worker says what it does at info; its format may have come by flag.
+    # Configure logging again: a worker logs its work at info, and a flag may have set the format.
     configure_logging(effective.log_level, effective.log_format)
     console = make_console()
-    # Importing torch may take many seconds on a cold disk; an empty screen looks like a hang.
+    # Importing torch may take many seconds on a cold disk, and an empty screen looks like a hang.
     starting = "starting the worker"
     if effective.log_format == "json":
         logger.info(starting)

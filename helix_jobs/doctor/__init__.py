@@ -1,1 +1,1 @@
-"""What ``helix doctor`` looks at. A check is a function from settings to verdicts; it raises nothing it can foresee."""
+"""The checks of ``helix doctor``: functions from settings to verdicts. Foreseeable errors become verdicts."""

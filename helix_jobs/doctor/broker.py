@@ -1,4 +1,4 @@
-"""Whether the broker answers, and whether it keeps what it is given."""
+"""Check that the broker answers and keeps its messages."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SUBJECT = "broker"
 
 
 def check_broker(settings: Settings) -> list[Verdict]:
-    """Ask the broker the settings name; the embedded one is not started for it."""
+    """Check the broker in the settings; an embedded broker is not started for this."""
     if settings.redis_url is None:
         return _check_embedded(settings)
     if settings.redis_url == MEMORY_URL:
@@ -40,12 +40,12 @@ def check_broker(settings: Settings) -> list[Verdict]:
 
 
 def judge_state(state: BrokerState, url: str, *, embedded: bool) -> list[Verdict]:
-    """Judge what a server says about itself.
+    """Judge the state of a server.
 
     Args:
-        state: What it said.
-        url: Where it is.
-        embedded: It is Helix's own, which keeps nothing on disk by intention.
+        state: The state that the server reported.
+        url: The server's URL.
+        embedded: Whether the server is Helix's own, which deliberately keeps nothing on disk.
     """
     kind = "embedded " if embedded else ""
     finding = f"{kind}{state.server} at {redact(url)}"
@@ -86,7 +86,7 @@ def _check_server(settings: Settings, url: str, *, embedded: bool) -> list[Verdi
 
 
 def _queue_names(settings: Settings) -> QueueNames | None:
-    """The queue's names; None where the database cannot tell, which its own check says."""
+    """The queue's names; None if the database cannot be read, which the database's check reports."""
     try:
         database = Database(settings.database_url)
         try:

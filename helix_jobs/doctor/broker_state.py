@@ -1,4 +1,4 @@
-"""BrokerState: what a Redis-compatible server says about itself."""
+"""BrokerState: the state that a Redis-compatible server reports."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BrokerState:
-    """One look at the server.
+    """The server's state at one moment.
 
     Attributes:
         server: Name and version.
-        queue: The queue's name; None where the database, which knows it, does not answer.
-        messages: Job ids that wait.
-        unacked: Job ids delivered and not acknowledged.
+        queue: The queue's name; None if the database, which knows the name, does not answer.
+        messages: Number of waiting job ids.
+        unacked: Number of job ids delivered but not acknowledged.
         used_memory: Bytes.
         maxmemory: Bytes; 0 is no limit.
-        policy: What it does at the limit.
-        appends: Whether it writes an append-only file.
-        is_saving: False when its last attempt to write to disk failed.
-        skew_seconds: How far its clock is ahead of this machine's.
-        older_keys: What a Helix before installation ids left there.
+        policy: The eviction policy at the memory limit.
+        appends: Whether the server writes an append-only file.
+        is_saving: False if the server's last attempt to write to disk failed.
+        skew_seconds: How far the server's clock is ahead of this machine's.
+        older_keys: Keys that a version of Helix without installation ids left there.
     """
 
     server: str
@@ -45,11 +45,11 @@ class BrokerState:
 
 
 def read_broker_state(url: str, names: QueueNames | None) -> BrokerState:
-    """Ask the server; without names, nothing about the queue.
+    """Read the server's state; without ``names``, nothing about the queue.
 
     Raises:
-        BrokerUnreachableError: It does not answer, may not be asked, or would not deliver a message.
-        ConfigurationError: What lies under the queue's names cannot be the queue.
+        BrokerUnreachableError: The server does not answer, refuses access, or would not deliver a message.
+        ConfigurationError: A key under the queue's names cannot be the queue.
     """
     publisher = CeleryPublisher(url, names or QueueNames("none"))
     try:
@@ -66,7 +66,7 @@ def read_broker_state(url: str, names: QueueNames | None) -> BrokerState:
 def _read(client: Any, names: QueueNames | None, messages: int) -> BrokerState:  # noqa: ANN401  (kombu has no types)
     asked = time.time()
     seconds, microseconds = client.time()
-    # Half-way between question and answer.
+    # Compare with the time half-way between question and answer.
     skew = seconds + microseconds / 1e6 - (asked + time.time()) / 2
     info: Mapping[str, Any] = client.info("all")
     return BrokerState(

@@ -1,4 +1,4 @@
-"""Whether clocks agree: this machine's with the broker's, the database's and the file system's."""
+"""Check that this machine's clock agrees with those of the broker, the database and the file system."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether the database answers, takes writes, has this version's schema and room, and whose leases are in it."""
+"""Check that the database answers, takes writes, has this version's schema and room, and no dead workers' leases."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _UPGRADE = "stop the workers that use it and run helix db upgrade"
 
 
 def check_database(settings: Settings) -> list[Verdict]:
-    """Ask the database the settings name. Nothing is made or changed: no file, no table, no row."""
+    """Check the database in the settings, without making or changing any file, table or row."""
     try:
         database = Database(settings.database_url)
     except ConfigurationError as error:
@@ -54,7 +54,7 @@ def check_database(settings: Settings) -> list[Verdict]:
 
 
 def judge_state(state: DatabaseState, url: str) -> list[Verdict]:
-    """Judge what a database says about itself; ``url`` without its password."""
+    """Judge the state of a database; ``url`` has no password."""
     verdicts = [
         Verdict(SUBJECT, Level.OK, f"{state.server}, {rough_size(state.size_bytes)}, {url}"),
         _judge_schema(state),
@@ -122,7 +122,7 @@ def _check_leases(database: Database) -> list[Verdict]:
     try:
         with database.read() as c:
             holders, waiting = queue_figures.lease_holders(c), publishing.backlog(c)
-    except (ValueError, TypeError, DBAPIError) as error:  # what a row holds; its text stays out
+    except (ValueError, TypeError, DBAPIError) as error:  # an unreadable row; the error's text may quote it
         finding = f"a stored row cannot be read ({type(error).__name__})"
         return [Verdict("leases", Level.FAILED, finding, "run helix db check --repair")]
     return judge_leases(holders, waiting=waiting, now=datetime.now(UTC), here=here(), lease=database.timing.lease)

@@ -1,4 +1,4 @@
-"""DatabaseState: what the database says about itself, asked without changing anything in it."""
+"""DatabaseState: the state of the database, read without changing it."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
 
     from helix_jobs.storage.database import Database
 
-# Asks for the right to write and takes the lock, and changes no row.
+# Tests the right to write and takes the lock, but changes no row.
 _WRITE_NOTHING = text("UPDATE batches SET name = name WHERE 1 = 0")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatabaseState:
-    """One look at the database.
+    """The database's state at one moment.
 
     Attributes:
         server: Name and version.
-        size_bytes: What it takes on disk, a write-ahead log of SQLite's included.
-        log_bytes: Of these, SQLite's write-ahead log.
-        revision: Of its schema; None while it is empty.
-        journal_mode: SQLite's; None on Postgres.
-        skew_seconds: How far its server's clock is ahead of this machine's; None on SQLite, which has none.
-        refusal: Why it takes no writes, and after a semicolon the remedy; None if it takes them.
+        size_bytes: Size on disk, SQLite's write-ahead log included.
+        log_bytes: The write-ahead log's part of ``size_bytes``.
+        revision: The schema's revision; None while the database is empty.
+        journal_mode: SQLite's journal mode; None on Postgres.
+        skew_seconds: How far the server's clock is ahead of this machine's; None on SQLite, which has no server.
+        refusal: Why the database takes no writes, and after a semicolon the remedy; None if it takes writes.
     """
 
     server: str
@@ -47,10 +47,10 @@ class DatabaseState:
 
 
 def read_database_state(database: Database) -> DatabaseState:
-    """Ask the database. A SQLite file must be there already, or it would be made by asking.
+    """Read the state of the database. A SQLite file must exist already, or connecting would make it.
 
     Raises:
-        DatabaseUnreachableError: It does not answer.
+        DatabaseUnreachableError: The database does not answer.
     """
     revision = current_revision(database)
     refusal = _refusal(database, empty=revision is None)
@@ -91,7 +91,7 @@ def _refusal(database: Database, *, empty: bool) -> str | None:
 
 
 def _lacking_right(c: Connection, *, empty: bool) -> str | None:
-    """What this role may not do on Postgres: make tables in an empty schema, or use each table in four ways."""
+    """A right that this Postgres role lacks: to make tables in an empty schema, or one of four rights on each table."""
     role, schema = c.execute(text("SELECT current_user, current_schema()")).one()
     if schema is None:
         return "search_path names no schema that is there; create it, or correct search_path in HELIX_DATABASE_URL"

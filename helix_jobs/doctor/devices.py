@@ -1,4 +1,4 @@
-"""Which devices there are, which one is used, and what computes on it."""
+"""Check the devices: which ones exist, which one is used, and which kernels compute on it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _COMMON_HEAD_DIM = 64
 
 
 def check_devices(settings: Settings) -> list[Verdict]:
-    """List the devices and the one that is used; say why DirectML is not there."""
+    """List the devices and the one that is used; say why DirectML is missing."""
     found = available_devices()
     verdicts = [Verdict("devices", Level.OK, ", ".join(describe_device(device) for device in found))]
     absence = directml_absence()
@@ -45,7 +45,7 @@ def _chosen(chosen: torch.device, found: tuple[torch.device, ...]) -> Verdict:
 
 
 def check_kernels(settings: Settings) -> list[Verdict]:
-    """Compile the CPU kernels, or find them compiled."""
+    """Compile the CPU kernels, unless they are compiled already."""
     device = _device(settings)
     if device is None or device.type != "cpu":
         return []
@@ -53,7 +53,7 @@ def check_kernels(settings: Settings) -> list[Verdict]:
         return [Verdict("compiled kernels", Level.OK, "switched off by HELIX_COMPILE")]
     try:
         dtype = resolve_dtype("auto" if settings.dtype == _INT8 else settings.dtype, device, None)
-        # Its own mkdir would give it the modes of any folder.
+        # make_home() gives the folder private modes; the mkdir in load_kernels would give default ones.
         load_kernels(settings.make_home() / "native", dtype, device, _COMMON_HEAD_DIM)
     except ConfigurationError as error:
         level = Level.FAILED if settings.compile == "on" else Level.WARNING

@@ -1,4 +1,4 @@
-"""Diagnosis: every check in order, and the verdict over all."""
+"""Diagnosis: runs every check in order and gives the overall verdict."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _Check = Callable[[Settings], list[Verdict]]
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What all checks found.
+    """The verdicts of all checks.
 
     Attributes:
-        verdicts: One or more a check, in order.
-        operators: Each operator in each dtype.
+        verdicts: One or more for each check, in order.
+        operators: One for each operator in each dtype.
     """
 
     verdicts: tuple[Verdict, ...]
@@ -37,19 +37,19 @@ class Diagnosis:
 
     @property
     def is_healthy(self) -> bool:
-        """Whether nothing failed. Warnings are no failure."""
+        """Whether no check failed. Warnings are not failures."""
         return all(verdict.level is not Level.FAILED for verdict in self.verdicts)
 
 
 def diagnose(settings: Settings) -> Diagnosis:
-    """Run every check. Without a torch that can be imported, nothing is said of devices and models."""
+    """Run every check. If torch cannot be imported, the checks of devices and models are left out."""
     services = {"home": check_home, "database": check_database, "broker": check_broker, "metrics port": check_metrics}
     software = check_software(settings)
     around = _run(services, settings)
     operators: tuple[OperatorVerdict, ...] = ()
     engine: list[Verdict] = []
     if all(verdict.level is not Level.FAILED for verdict in software):
-        # They import torch, which is known to work only now.
+        # These modules import torch, which is known to work only now.
         from helix_jobs.doctor.devices import check_devices, check_kernels
         from helix_jobs.doctor.models import check_models
         from helix_jobs.doctor.operators import judge_operators, try_operators
@@ -63,7 +63,7 @@ def diagnose(settings: Settings) -> Diagnosis:
 
 
 def _run(checks: Mapping[str, _Check], settings: Settings) -> list[Verdict]:
-    """Run checks by their subjects. What the system refuses to one, unforeseen, keeps none of the others away."""
+    """Run the checks. An unforeseen system error in one check does not prevent the others."""
     verdicts = []
     for subject, check in checks.items():
         try:
@@ -77,6 +77,6 @@ def _run(checks: Mapping[str, _Check], settings: Settings) -> list[Verdict]:
 
 
 def _redacted(verdict: Verdict) -> Verdict:
-    """Whoever puts a URL into a verdict redacts it; this catches what libraries put into their messages."""
+    """Redact URLs that libraries put into their messages; the checks redact their own."""
     remedy = None if verdict.remedy is None else redact(verdict.remedy)
     return replace(verdict, finding=redact(verdict.finding), remedy=remedy)

@@ -1,4 +1,4 @@
-"""How much room there is on a disk, and what kind of file system it has."""
+"""Check a disk's free room and the kind of its file system."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import psutil
 from helix_jobs.doctor.verdict import Level, Verdict
 from helix_jobs.wording import rough_size
 
-# Below the first nothing can be relied on to be written; below the second a night's answers may fill it.
+# Below the first limit any write may fail; below the second a night's answers may fill the disk.
 _TOO_LITTLE: Final = 256 << 20
 _LITTLE: Final = 2 << 30
-# SQLite's locks and its shared memory need one machine's own file system.
+# SQLite's locks and shared memory need a local file system.
 _NETWORK: Final = (
     "nfs",
     "cifs",
@@ -31,7 +31,7 @@ _NETWORK: Final = (
 
 
 def judge_room(subject: str, free: int, where: Path) -> Verdict:
-    """Say whether ``free`` bytes are enough."""
+    """Judge whether ``free`` bytes are enough."""
     finding = f"{rough_size(free)} free for {where}"
     if free >= _LITTLE:
         return Verdict(subject, Level.OK, finding)
@@ -40,7 +40,7 @@ def judge_room(subject: str, free: int, where: Path) -> Verdict:
 
 
 def check_room(subject: str, path: Path) -> Verdict:
-    """Look at the disk that ``path`` is on, or would be on."""
+    """Check the disk that holds ``path``, or would hold it."""
     where = existing(path)
     try:
         free = shutil.disk_usage(where).free
@@ -50,12 +50,12 @@ def check_room(subject: str, path: Path) -> Verdict:
 
 
 def existing(path: Path) -> Path:
-    """The path itself, or the nearest folder above it that is there."""
+    """The path itself, or its nearest parent folder that exists."""
     return next((folder for folder in (path, *path.parents) if folder.exists()), Path(path.anchor))
 
 
 def file_system(path: Path) -> str | None:
-    """The type of the file system that holds ``path``, as the system names it; None where it does not tell."""
+    """The type of the file system that holds ``path``, as the system names it; None if unknown."""
     resolved = existing(path).resolve()
     mounts = [
         (len(partition.mountpoint), partition.fstype)

@@ -1,4 +1,4 @@
-"""HELIX_HOME: whether it is this user's alone, can be written, and has room."""
+"""Check that HELIX_HOME is private to this user, can be written, and has room."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SUBJECT = "home"
 
 
 def check_home(settings: Settings) -> list[Verdict]:
-    """Look at the directory, or at where it would be made."""
+    """Check the directory, or the place where it would be made."""
     home = settings.home
     verdict = _judge_directory(home)
     verdicts = [verdict, check_room("home, disk", home)]
@@ -67,9 +67,9 @@ def _judge_privacy(home: Path) -> Verdict:
 
 
 def _check_writing(home: Path) -> Verdict:
-    """Write a file, and see how far the file system's clock is ahead.
+    """Write a file, and judge how far the file system's clock is ahead.
 
-    It is another clock than this machine's where the files lie elsewhere.
+    The clock is not this machine's if the files are on another machine.
     """
     try:
         with tempfile.TemporaryFile(dir=home) as file:

@@ -1,4 +1,4 @@
-"""What could be removed: batches long ended, free room in SQLite's file, logs, kernels, profiles and leftovers."""
+"""Check what could be removed: long-ended batches, free room in SQLite's file, logs, kernels, profiles, leftovers."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from helix_jobs.storage.database import Database
 
 OLD: Final = timedelta(days=30)
-# Below these nobody needs to look.
+# Sizes below these are not worth a verdict.
 LARGE_DATABASE_BYTES: Final = 1 << 30
 LARGE_FILES_BYTES: Final = 512 << 20
 _REMEDY: Final = "helix purge --older-than 30d"
 
 
 def check_ended(database: Database, size_bytes: int) -> list[Verdict]:
-    """How much of the database belongs to batches that ended long ago, and what is free in it."""
+    """Report how much of the database belongs to long-ended batches, and how much is free."""
     try:
         plan = plan_purge(database, older_than=OLD)
     except UnreadableRowError as error:
@@ -49,7 +49,7 @@ def check_ended(database: Database, size_bytes: int) -> list[Verdict]:
 
 
 def check_files(settings: Settings) -> list[Verdict]:
-    """How much Helix's own files beside database and models take."""
+    """Report the size of Helix's files other than the database and models."""
     try:
         files = home_files(settings.home)
     except ConfigurationError as error:

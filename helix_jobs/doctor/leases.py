@@ -1,4 +1,4 @@
-"""Whether the workers that hold jobs are alive."""
+"""Check that the workers that hold jobs are alive."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def judge_leases(
     """Tell living workers from dead ones that still hold jobs.
 
     Args:
-        holders: Every live worker and everyone who holds a lease.
-        waiting: Jobs that wait.
-        now: By the clock the heartbeats were written by, more or less.
-        here: Which processes can be seen from here.
+        holders: Every live worker, and every other worker that holds a lease.
+        waiting: Number of queued jobs.
+        now: The time, roughly by the clock that wrote the heartbeats.
+        here: What this process can see of other processes.
         lease: Seconds without a heartbeat after which a worker is lost.
     """
     reasons = {holder.worker_id: _why_dead(holder, now=now, here=here, lease=lease) for holder in holders}

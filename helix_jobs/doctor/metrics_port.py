@@ -1,4 +1,4 @@
-"""Whether the metrics port can be used, or is used by a worker already."""
+"""Check that the metrics port is free, or already used by a worker."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from helix_jobs.settings import Settings
 
 SUBJECT: Final = "metrics port"
-# What a worker serves once its models are loaded.
+# A metric that a worker serves once its models are loaded.
 _SERVED: Final = b"helix_worker_info"
 _ANSWER_SECONDS: Final = 5.0
 
 
 def check_metrics(settings: Settings) -> list[Verdict]:
-    """Try to listen where the settings say; nothing without HELIX_METRICS_PORT."""
+    """Try to listen on the address in the settings; no verdict without HELIX_METRICS_PORT."""
     host, port = settings.metrics_host, settings.metrics_port
     if port is None:
         return [Verdict(SUBJECT, Level.OK, "off; HELIX_METRICS_PORT turns it on")]
@@ -28,7 +28,7 @@ def check_metrics(settings: Settings) -> list[Verdict]:
     except OSError as error:
         if _serves_helix(host, port):
             return [Verdict(SUBJECT, Level.OK, f"{host} port {port}, served by a worker")]
-        # What follows is the address once more.
+        # The rest of the message repeats the address.
         reason = str(error.strerror or error).partition(" (while")[0]
         finding = f"{host} port {port} cannot be used: {reason}"
         return [Verdict(SUBJECT, Level.FAILED, finding, "set HELIX_METRICS_PORT or HELIX_METRICS_HOST to another")]
@@ -42,10 +42,10 @@ def _family(host: str, port: int) -> socket.AddressFamily:
 def _serves_helix(host: str, port: int) -> bool:
     address = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)  # noqa: S104  (recognised, not bound)
     try:
-        # A proxy of the environment's has no business with this machine's own ports.
+        # Ignore proxies in the environment: the port is this machine's own.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(f"http://{address}:{port}/metrics", timeout=_ANSWER_SECONDS) as answer:
             return _SERVED in answer.read(1 << 20)
-    # Who listens may speak another protocol, and a host may be no name at all.
+    # The listener may speak another protocol, and the host may be malformed.
     except (OSError, ValueError, http.client.HTTPException):
         return False

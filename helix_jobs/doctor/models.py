@@ -1,4 +1,4 @@
-"""Whether target and draft are here, so that a worker starts without the network."""
+"""Check that target and draft models are on disk, so that a worker starts without the network."""
 
 from __future__ import annotations
 

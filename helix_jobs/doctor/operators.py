@@ -1,4 +1,4 @@
-"""Whether the device computes each operator of the engine as the CPU does."""
+"""Check that the device computes each operator of the engine as the CPU does."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def try_operators(settings: Settings) -> tuple[OperatorVerdict, ...]:
-    """Run every check in float32 and in the dtype that a bfloat16 checkpoint gets there; none without a device."""
+    """Run every check in float32 and in the device's dtype for bfloat16 checkpoints; none without a device."""
     try:
         device = get_device(settings.device)
     except ConfigurationError:  # check_devices has said so
@@ -29,7 +29,7 @@ def try_operators(settings: Settings) -> tuple[OperatorVerdict, ...]:
 
 
 def judge_operators(tried: tuple[OperatorVerdict, ...]) -> list[Verdict]:
-    """One verdict over all of them."""
+    """One verdict over all operators."""
     if not tried:
         return []
     counts = Counter(verdict.status for verdict in tried)

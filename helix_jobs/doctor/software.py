@@ -1,4 +1,4 @@
-"""Python, torch, transformers: what is installed, and whether it goes together."""
+"""Check that the installed Python, torch and transformers work together."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# From this release on transformers refuses an older torch, which torch-directml pins.
+# From this release on, transformers refuses the older torch that torch-directml pins.
 _DEMANDING_TRANSFORMERS: Final = Version("5.20")
 _DEMANDED_TORCH: Final = Version("2.6")
 
 
 def check_software(_settings: Settings) -> list[Verdict]:
-    """Name the releases in use, and see whether they can be."""
+    """Name the installed releases, and check that they can be used."""
     return [
         Verdict("python", Level.OK, f"{platform.python_version()} on {platform.platform()}"),
         _import("torch"),
@@ -48,11 +48,11 @@ def _import(name: str) -> Verdict:
         return Verdict(name, Level.FAILED, "not installed", "install Helix again, as README says")
     try:
         module = importlib.import_module(name)
-    except Exception as error:  # a damaged installation, a library of the system that is missing
+    except Exception as error:  # a damaged installation, or a missing system library
         logger.debug("%s cannot be imported", name, exc_info=True)
         finding = f"{found} cannot be imported ({type(error).__name__}: {error})"
         return Verdict(name, Level.FAILED, finding, f"python -m pip install --force-reinstall {name}")
-    # The module's own word also says which build it is: 2.13.0+cpu.
+    # The module's own version also names the build: 2.13.0+cpu.
     return Verdict(name, Level.OK, getattr(module, "__version__", str(found)))
 
 

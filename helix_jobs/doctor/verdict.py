@@ -1,4 +1,4 @@
-"""Verdict: what one check found, and what to do about it. No torch."""
+"""Verdict: the finding of one check, and its remedy. No torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Level(StrEnum):
-    """How a check ended."""
+    """The result of a check."""
 
     OK = "ok"
     WARNING = "warning"  # Helix works, though not as well as it could
@@ -20,13 +20,13 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """The end of one check.
+    """The result of one check.
 
     Attributes:
-        subject: What was looked at, such as ``torch``.
-        level: How it ended.
-        finding: What was found, in one line.
-        remedy: What to do, in one line; None where there is nothing to do.
+        subject: The subject of the check, such as ``torch``.
+        level: How serious the finding is.
+        finding: The finding, in one line.
+        remedy: What to do, in one line; None if nothing needs doing.
     """
 
     subject: str
@@ -36,6 +36,6 @@ class Verdict:
 
 
 def failure(subject: str, error: HelixError) -> Verdict:
-    """A failed check out of an error: what it says up to the semicolon, and the remedy behind it."""
+    """Turn an error into a failed check: the message up to the semicolon is the finding, the rest the remedy."""
     finding, _, remedy = str(error).partition("; ")
     return Verdict(subject, Level.FAILED, finding, remedy or None)

@@ -18,7 +18,7 @@ _TEXT_PARTS: Final = frozenset({"text", "input_text", "output_text"})
 
 
 def check_prompt(prompt: object, prefix: str = "") -> str:
-    """Return the prompt if it is a text that is not empty.
+    """Return the prompt if it is a text that is not blank.
 
     Raises:
         InvalidFieldError: The prompt is not such a text.

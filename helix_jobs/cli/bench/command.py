@@ -44,10 +44,10 @@ _DEFAULT_WORKLOAD: Final = "bulk"
 
 
 class _BenchGroup(click.Group):
-    """Without a workload's name, ``bulk`` is meant."""
+    """A group whose default command is ``bulk``."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Insert ``bulk`` before an option, and where there is nothing at all."""
+        """Insert ``bulk`` before an option, and if there is no argument."""
         if not args or (args[0].startswith("-") and args[0] not in ctx.help_option_names):
             args = [_DEFAULT_WORKLOAD, *args]
         return super().parse_args(ctx, args)
@@ -138,7 +138,7 @@ def _bench_options(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def _workload_options(workload: Workload, function: Callable[..., None]) -> Callable[..., None]:
-    """The options that make sense for this one."""
+    """The options that only some workloads have, if this one has them."""
     if workload.prompt_tokens is not None:
         what = "the shared system prompt" if len(workload.variants) > 1 else "each prompt"
         text = f"Tokens of {what} [default: {workload.prompt_tokens}]."
@@ -180,7 +180,7 @@ def _run(settings: Settings, workload: Workload, **options: Any) -> None:  # noq
 
     json_file, chart_file = options.pop("json_file"), options.pop("chart_file")
     context = click.get_current_context()
-    # Where errors look whether a program is reading.
+    # The error report reads ``as_json`` from here.
     context.params["as_json"] = json_file == STANDARD_OUTPUT
     _check_files(json_file, chart_file)
     plan = _plan(settings, workload, **options)
@@ -198,7 +198,7 @@ def _run(settings: Settings, workload: Workload, **options: Any) -> None:  # noq
         session.run()
     except (KeyboardInterrupt, HelixError) as error:
         stopped = error
-    # Hours of measuring are not thrown away for what went wrong at the end of them.
+    # Report even after a late failure: it must not discard hours of measurements.
     report = session.report()
     _write(report, json_file, chart_file)
     if json_file != STANDARD_OUTPUT:
@@ -236,7 +236,7 @@ def _plan(
 
 
 def _check_files(json_file: str | None, chart_file: Path | None) -> None:
-    """Refuse before anything is measured what could not be written afterwards."""
+    """Refuse output files that cannot be written, before anything is measured."""
     if json_file in WORKLOADS:
         raise click.BadParameter(f"{json_file!r} is a workload; name it before the options.", param_hint="--json")
     check_json_file(json_file)

@@ -1,4 +1,4 @@
-"""How ``helix bench`` reads lists, peers and their interpreters."""
+"""Options of ``helix bench``: lists, peers and their interpreters."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STANDARD_OUTPUT: Final = "-"
 
 
 def json_option(function: Callable[..., None]) -> Callable[..., None]:
-    """``--json [FILE]``, as ``json_file``."""
+    """Give a command ``--json [FILE]``, as ``json_file``."""
     option = click.option(
         "--json",
         "json_file",
@@ -35,7 +35,7 @@ def json_option(function: Callable[..., None]) -> Callable[..., None]:
 
 
 def check_json_file(json_file: str | None) -> None:
-    """Refuse before anything is measured what could not be written afterwards.
+    """Refuse a JSON file that cannot be written, before anything is measured.
 
     Raises:
         click.BadParameter: The file's directory does not exist.
@@ -45,7 +45,7 @@ def check_json_file(json_file: str | None) -> None:
 
 
 def write_json(report: dict[str, Any], json_file: str | None) -> None:
-    """Write a report where ``--json`` says; nowhere without it."""
+    """Write a report to the file of ``--json``; nothing without that option."""
     if json_file == STANDARD_OUTPUT:
         echo_json(report)
     elif json_file is not None:
@@ -70,7 +70,7 @@ def read_batch_size(text: str) -> int:
     """A number of batch slots.
 
     Raises:
-        ValueError: It is no number from 1 to 4096.
+        ValueError: The text is not a number from 1 to 4096.
     """
     if not (text.isdecimal() and 1 <= int(text) <= MAX_BATCH_SIZE):
         raise ValueError(f"{text!r} is no batch size; give numbers from 1 to {MAX_BATCH_SIZE}, such as 1,8,32")
@@ -81,7 +81,7 @@ def read_peer(text: str) -> str:
     """The name of a peer.
 
     Raises:
-        ValueError: There is none of that name.
+        ValueError: There is no peer of that name.
     """
     if text not in PEERS:
         raise ValueError(f"{text!r} is no peer; give one or more of {', '.join(PEERS)}")
@@ -89,10 +89,10 @@ def read_peer(text: str) -> str:
 
 
 def read_draft(text: str) -> str:
-    """A draft as the engine reads it.
+    """A draft, in the form that the engine reads.
 
     Raises:
-        ValueError: It is empty.
+        ValueError: The text is empty.
     """
     if not text:
         raise ValueError("a draft is missing between two commas")
@@ -103,7 +103,7 @@ def peer_interpreters(peers: tuple[str, ...], given: tuple[str, ...]) -> tuple[t
     """Each peer with its interpreter: ``NAME=PATH``, else a bare ``PATH``, else this one.
 
     Raises:
-        click.BadParameter: A name is no peer of this call, or a path is no program.
+        click.BadParameter: A name is not a peer of this call, or a path is not a program.
     """
     named: dict[str, str] = {}
     default = sys.executable
@@ -116,7 +116,7 @@ def peer_interpreters(peers: tuple[str, ...], given: tuple[str, ...]) -> tuple[t
             raise click.BadParameter(
                 f"{name!r} is not among the peers of this call; {hint}.", param_hint="--peer-python"
             )
-        # Not resolved: a virtual environment's interpreter is a link, and its place makes it that environment's.
+        # Do not resolve links: a virtual environment's interpreter is a link, and finds its environment by its path.
         found = shutil.which(os.path.expanduser(path))  # noqa: PTH111  (Path refuses an unknown ~user)
         if found is None:
             raise click.BadParameter(f"{path!r} is no program; give a Python interpreter.", param_hint="--peer-python")

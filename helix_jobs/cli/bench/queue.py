@@ -26,7 +26,7 @@ _SUMMARY: Final = "Submit, read, drain, export and cancel many jobs, with an eng
 
 
 def _read_steps(_context: click.Context, _option: click.Parameter, value: str) -> tuple[int, int]:
-    """``N`` or ``N-M``."""
+    """Parse ``N`` or ``N-M``."""
     match = re.fullmatch(r"(\d+)(?:-(\d+))?", value.strip())
     if match is not None:
         fewest, most = int(match[1]), int(match[2] or match[1])
@@ -37,7 +37,7 @@ def _read_steps(_context: click.Context, _option: click.Parameter, value: str) -
 
 @contextmanager
 def _terminated_like_interrupted() -> Iterator[None]:
-    """SIGTERM must not leave workers, a broker and a database behind either."""
+    """Treat SIGTERM like Ctrl-C, so that no workers, broker or database are left behind."""
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
@@ -95,7 +95,7 @@ def queue(_settings: Settings, *, json_file: str | None, **options: Any) -> None
     from helix_jobs.cli.console import make_console, printable
 
     context = click.get_current_context()
-    # Where errors look whether a program is reading.
+    # The error report reads ``as_json`` from here.
     context.params["as_json"] = json_file == STANDARD_OUTPUT
     check_json_file(json_file)
     progress = make_console(stderr=True)

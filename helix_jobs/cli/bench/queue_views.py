@@ -1,4 +1,4 @@
-"""What a bench of the queue found, as one table."""
+"""The report of a queue bench, as one table."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _Row = tuple[str, str, str]
 
 
 def show_queue_report(console: Console, report: QueueReport) -> None:
-    """Print everything a person wants to see of a report."""
+    """Print a report for a person."""
     from rich.table import Table
 
     work = report.workload
@@ -44,7 +44,7 @@ def show_queue_report(console: Console, report: QueueReport) -> None:
 
 
 def _rows(report: QueueReport) -> Iterator[_Row]:
-    """What was reached, in the order it was measured."""
+    """The results, in the order in which they were measured."""
     if report.celery is not None:
         yield "Celery, published", rate(report.celery.published_per_second), ""
         yield "Celery, drained", rate(report.celery.drained_per_second), f"empty tasks; {_cpu(report.celery)}"

@@ -1,4 +1,4 @@
-"""What a bench found, as tables: figures of each case, where its time went, and ratios to the peers."""
+"""The report of a bench, as tables: the figures of each case, where its time went, and the ratios to the peers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MILLI: Final = 1e3
 
 
 def show_report(console: Console, report: BenchReport) -> None:
-    """Print everything a person wants to see of a report."""
+    """Print a report for a person."""
     for line in _heading(report):
         console.print(line, soft_wrap=True)
     cases = [one for one in report.cases if one.rounds]
