@@ -56,8 +56,10 @@ class Difference:
         gap: Between the reference's first and second logit there.
         is_runner_up: The second was emitted.
         step: From the first logit to the next number of its type.
-        exact_gap: How far apart float32's logits of the two tokens are. Known where the gap is more than a few steps.
-        error: By how much the type's logits there depart from float32's, at most. Known where ``exact_gap`` is.
+        exact_gap: How far apart float32's logits of the two tokens are. Known where the gap is wider than a near-tie,
+            and where a third token came.
+        error: By how much the type's logits of the two depart from float32's, both together. Known where ``exact_gap``
+            is.
     """
 
     position: int
@@ -71,6 +73,17 @@ class Difference:
     def gap_in_steps(self) -> float:
         """0 for equal logits, 1 for neighbours."""
         return self.gap / self.step
+
+    @property
+    def is_near_tie(self) -> bool:
+        """The reference's two best logits are at most two steps apart, and what came is the second or as near."""
+        as_near = self.is_runner_up or self.exact_gap <= NEAR_TIE_STEPS * self.step
+        return self.gap_in_steps <= NEAR_TIE_STEPS and as_near
+
+    @property
+    def is_within_error(self) -> bool:
+        """float32 sets the two tokens no further apart than the reference's own logits of them are wrong."""
+        return self.exact_gap <= self.error
 
 
 class ReferenceOutputs:
@@ -119,7 +132,7 @@ class ReferenceOutputs:
             return None
         before = [*prompt_ids, *reference.token_ids[: found.position]]
         found = replace(found, step=self._step(before))
-        if found.gap_in_steps <= NEAR_TIE_STEPS or self._dtype == "float32":
+        if self._dtype == "float32" or (found.is_runner_up and found.is_near_tie):
             return found
         sides = (output[found.position :], reference.token_ids[found.position :])
         return self._judged(found, before, [side[:1] or self._eos for side in sides])
@@ -133,8 +146,10 @@ class ReferenceOutputs:
         # [vocab_size]
         exact = self._exact(ids, logits_to_keep=1).logits[0, -1]
         rounded = self._loaded()(ids, logits_to_keep=1).logits[0, -1].float()
-        ours, theirs = (exact[list(choice)].max().item() for choice in choices)
-        return replace(found, exact_gap=abs(ours - theirs), error=(rounded - exact).abs().max().item())
+        tokens = [max(choice, key=lambda token: exact[token].item()) for choice in choices]
+        # [2]: of this output's token and of the reference's
+        ours, theirs = exact[tokens].tolist()
+        return replace(found, exact_gap=abs(ours - theirs), error=(rounded - exact)[tokens].abs().sum().item())
 
     @torch.no_grad()
     def _step(self, token_ids: Sequence[int]) -> float:
