@@ -74,17 +74,6 @@ class Difference:
         """0 for equal logits, 1 for neighbours."""
         return self.gap / self.step
 
-    @property
-    def is_near_tie(self) -> bool:
-        """The reference's two best logits are at most two steps apart, and what came is the second or as near."""
-        as_near = self.is_runner_up or self.exact_gap <= NEAR_TIE_STEPS * self.step
-        return self.gap_in_steps <= NEAR_TIE_STEPS and as_near
-
-    @property
-    def is_within_error(self) -> bool:
-        """float32 sets the two tokens no further apart than the reference's own logits of them are wrong."""
-        return self.exact_gap <= self.error
-
 
 class ReferenceOutputs:
     """References of one model and dtype, computed when first asked for and appended to a file as they come.
@@ -132,7 +121,7 @@ class ReferenceOutputs:
             return None
         before = [*prompt_ids, *reference.token_ids[: found.position]]
         found = replace(found, step=self._step(before))
-        if self._dtype == "float32" or (found.is_runner_up and found.is_near_tie):
+        if self._dtype == "float32" or (found.is_runner_up and found.gap_in_steps <= NEAR_TIE_STEPS):
             return found
         sides = (output[found.position :], reference.token_ids[found.position :])
         return self._judged(found, before, [side[:1] or self._eos for side in sides])

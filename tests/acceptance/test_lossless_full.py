@@ -26,7 +26,7 @@ from helix_jobs.engine.loading.reproducible import make_reproducible
 from helix_jobs.engine.request import Request
 from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.errors import ConfigurationError
-from tests.acceptance.reference_outputs import ReferenceOutputs
+from tests.acceptance.reference_outputs import NEAR_TIE_STEPS, ReferenceOutputs
 
 pytestmark = [pytest.mark.slow, pytest.mark.demo]
 
@@ -101,10 +101,7 @@ def test_480_first_turns_equal_transformers(pytestconfig, demo_home, tmp_path, d
     assert counters.accepted_tokens > 0
     if dtype == "float32":
         assert not differences
-    # Trade-off: a bound of two steps alone would read better, and no bfloat16 engine can hold it: transformers, in one
-    # pass instead of token by token, does not. Beyond two steps the reference must be shown to be uncertain: its own
-    # logits of the two tokens must be at least as wrong as float32 sets the two apart.
-    assert not [one for one in differences if not (one.is_near_tie or one.is_within_error)]
+    assert all(one.gap_in_steps <= NEAR_TIE_STEPS and one.is_runner_up for one in differences)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

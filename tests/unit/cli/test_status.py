@@ -266,7 +266,8 @@ def test_a_submission_that_died_is_told_with_the_remedy(helix, unfinished):
     assert watched.exit_code == 2
     assert "2 lines stored, still being submitted. " in watched.stdout
     assert "same idempotency key" in watched.stderr
-    assert json.loads(helix("watch", unfinished, "--json").stdout.splitlines()[-1])["error"]["exit_code"] == 2
+    watched = helix("watch", unfinished, "--json", timing=Timing(submitter_silence=0.0))
+    assert json.loads(watched.stdout.splitlines()[-1])["error"]["exit_code"] == 2
     retried = helix("retry", unfinished)
     assert retried.exit_code == 2
     assert "has not finished" in retried.stderr

@@ -58,6 +58,7 @@ def stop(writer: GroupCommitWriter, active_count: int) -> WorkerEnding:
     ending.bind(service, writer)
     threading.Thread(target=ending.supervise, args=(lambda: None,), daemon=True).start()
     ending.stop()
+    wait_until(lambda: ending.state.is_stopping, "the stop is not heard")
     return ending
 
 

@@ -1,0 +1,31 @@
+"""Celery's configuration: what the worker's threads share."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import celery.app.backends
+import pytest
+from celery import Celery
+
+from helix_jobs.broker.celery.app import celery_settings
+from helix_jobs.broker.queue_names import QueueNames
+from helix_jobs.settings import Settings
+
+
+def test_a_second_thread_looks_up_no_result_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The look-up reads the files of all installed packages, and a worker out of descriptors can open none."""
+    application = Celery("made-up", set_as_current=False)
+    application.conf.update(celery_settings(Settings.from_environment({}), QueueNames("made-up")))
+    first = application.backend
+
+    def opens_files(*_: object) -> dict[str, Any]:
+        raise OSError("too many open files")
+
+    monkeypatch.setattr(celery.app.backends, "load_extension_class_names", opens_files)
+    seen: list[object] = []
+    thread = threading.Thread(target=lambda: seen.append(application.backend))
+    thread.start()
+    thread.join(20)
+    assert seen == [first]
