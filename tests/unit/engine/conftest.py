@@ -21,6 +21,12 @@ def _one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.fixture(autouse=True)
+def _same_numbers_in_any_order():
+    """A test's random tensors do not depend on which tests ran before it in the same process."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def compiled_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where kernels for heads of 16 are compiled."""

@@ -76,9 +76,20 @@ def test_activations(kernels, activation, size):
     name = COMPILED_ACTIVATIONS[activation]
     inner = (torch.randn(7, 2 * size) * 8).to(dtype)
     inner[0, 0], inner[1, 0] = 300.0, -300.0
-    gate, up = inner.chunk(2, dim=-1)
-    torch.testing.assert_close(native.activate(name, inner, is_gated=True), activation(gate) * up, **tolerance(dtype))
-    torch.testing.assert_close(native.activate(name, inner, is_gated=False), activation(inner), **tolerance(dtype))
+    gate, up = inner.double().chunk(2, dim=-1)
+    assert_as_exact(native.activate(name, inner, is_gated=True), activation(gate) * up, (gate * up).abs())
+    assert_as_exact(native.activate(name, inner, is_gated=False), activation(inner.double()), inner.double().abs())
+
+
+def assert_as_exact(found: torch.Tensor, exact: torch.Tensor, operands: torch.Tensor) -> None:
+    """An activation multiplies its operand by a share of 1, so its error is a part of the operand, not of the result.
+
+    Where a share is nearly 0, float32 cannot tell it from 0, and torch's own operators are as wrong.
+    """
+    if found.dtype == torch.float32:
+        assert ((found.double() - exact).abs() <= 4e-7 * operands.clamp(min=1e-3)).all()
+    else:
+        torch.testing.assert_close(found.double(), exact, **tolerance(found.dtype))
 
 
 @pytest.mark.parametrize("activation", COMPILED_ACTIVATIONS, ids=COMPILED_ACTIVATIONS.values())
