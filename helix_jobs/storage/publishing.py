@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Final
 from sqlalchemy import BigInteger, Integer, String, bindparam, case, exists, func, or_, select, text, update
 
 from helix_jobs.storage import batch_counters as counters
-from helix_jobs.storage.claims import AT_LAST_ATTEMPT
 from helix_jobs.storage.readable import unreadable_reason
 from helix_jobs.storage.records import PublishableJob
+from helix_jobs.storage.retries import AT_LAST_ATTEMPT
 from helix_jobs.storage.schema import UTCDateTime, batch_counters, batches, jobs
 from helix_jobs.storage.states import JobState
 

@@ -8,7 +8,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Final
 
 from helix_jobs.errors import HelixError
-from helix_jobs.storage import claims
+from helix_jobs.storage import claims, retries
 from helix_jobs.storage.faults import MACHINES_OWN
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class JobClaims:
 
         def claim(c: Connection) -> ClaimedJob | Refusal:
             claimed = claims.claim(c, job_id, worker_id=self._worker_id, now=now, spare_last_attempt=not alone)
-            if claimed is None and not alone and claims.awaits_last_attempt(c, job_id):
+            if claimed is None and not alone and retries.awaits_last_attempt(c, job_id):
                 return Refusal.MUST_RUN_ALONE
             return claimed or Refusal.NOTHING_TO_DO
 

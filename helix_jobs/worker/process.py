@@ -33,7 +33,7 @@ from helix_jobs.engine.loading.open_engine import device_name, load_engine
 from helix_jobs.errors import HelixError
 from helix_jobs.observability.rounds import Rounds
 from helix_jobs.redaction import redact
-from helix_jobs.storage import claims
+from helix_jobs.storage import retries
 from helix_jobs.storage.database import Database
 from helix_jobs.storage.group_commit import GroupCommitWriter
 from helix_jobs.storage.migration import ensure_schema
@@ -348,7 +348,7 @@ class _Worker:
         if self.ending.state.is_broken:
             try:
                 # A reclaimed worker counts as stopped, so both writes are one transaction, as at an orderly end.
-                send_again(stranded, self._database, lambda c: claims.reclaim(c, self._worker_id, datetime.now(UTC)))
+                send_again(stranded, self._database, lambda c: retries.reclaim(c, self._worker_id, datetime.now(UTC)))
             except HelixError as error:
                 logger.warning("the leases are left to be reclaimed: %s", error)
 

@@ -32,7 +32,7 @@ from helix_jobs.broker.fill import WINDOW, Publisher, fill_broker
 from helix_jobs.broker.stranded_messages import StrandedMessages
 from helix_jobs.errors import HelixError
 from helix_jobs.observability.rounds import come_round
-from helix_jobs.storage import batch_changes, changes_in_steps, claims, publishing, workers
+from helix_jobs.storage import batch_changes, changes_in_steps, publishing, retries, workers
 from helix_jobs.timing import DEFAULT_TIMING, Timing
 from helix_jobs.worker.lost_messages import LostMessages
 from helix_jobs.worker.lost_workers import (
@@ -220,7 +220,7 @@ class Reconciler:
     def _reclaim(self, worker_id: str, heartbeat: datetime | None, why: str) -> int:
         def take(c: Connection) -> tuple[Reclaimed | None, int]:
             # One transaction: from then on the worker counts as stopped, so nobody would do the second part later.
-            reclaimed = claims.reclaim(c, worker_id, datetime.now(UTC), heartbeat=heartbeat)
+            reclaimed = retries.reclaim(c, worker_id, datetime.now(UTC), heartbeat=heartbeat)
             return reclaimed, 0 if reclaimed is None else publishing.republish_all(c)
 
         taken, republished = self._database.transact(take)

@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from sqlalchemy import delete, select
 
 from helix_jobs.errors import HelixError
-from helix_jobs.storage import batch_changes, claims, publishing
+from helix_jobs.storage import batch_changes, claims, publishing, retries
 from helix_jobs.storage import batch_counters as counters
 from helix_jobs.storage.batches import create_batch, delete_batch, insert_jobs, seal_batch
 from helix_jobs.storage.records import NewBatch
@@ -248,7 +248,7 @@ class StoreMachine(RuleBasedStateMachine):
         seen = {"dead": None, "now": known and known.heartbeat, "before": _pick(self.heartbeats, which)}[judged]
         now = self._now()
         self._both(
-            lambda c: claims.reclaim(c, name, now, heartbeat=seen),
+            lambda c: retries.reclaim(c, name, now, heartbeat=seen),
             lambda: self.model.reclaim(name, seen, now),
             commit,
         )

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import func, select
 
 from helix_jobs.errors import IdempotencyConflictError, NotFoundError
-from helix_jobs.storage import batch_changes, batches, changes_in_steps, claims, publishing
+from helix_jobs.storage import batch_changes, batches, changes_in_steps, claims, publishing, retries
 from helix_jobs.storage.group_commit import GroupCommitWriter
 from helix_jobs.storage.records import NewBatch
 from helix_jobs.storage.results import get_job
@@ -64,7 +64,7 @@ def test_finish_and_reclaim_at_once(database):
         claimed = must_take(database, job_id)
 
         def reclaim():
-            return database.transact(lambda c: claims.reclaim(c, "w1", now()))
+            return database.transact(lambda c: retries.reclaim(c, "w1", now()))
 
         written, reclaimed = _together(lambda claimed=claimed: succeed(database, claimed), reclaim)
         assert reclaimed.requeued == (0 if written else 1)
@@ -280,7 +280,7 @@ def _meddle(database, batch_id, ids, names, seed):
     changes = (
         lambda: changes_in_steps.cancel_batch(database, batch_id),
         lambda: database.transact(lambda c: batch_changes.cancel_job(c, rng.choice(ids))),
-        lambda: database.transact(lambda c: claims.reclaim(c, rng.choice(names), now())),
+        lambda: database.transact(lambda c: retries.reclaim(c, rng.choice(names), now())),
         lambda: changes_in_steps.retry_batch(database, batch_id),
     )
     for _ in range(40):

@@ -49,8 +49,8 @@ def celery_settings(settings: Settings, names: QueueNames) -> Mapping[str, Any]:
         "task_acks_late": True,
         "task_ignore_result": True,
         "result_backend": None,
-        # One backend for all threads. Otherwise each thread looks its own up among all installed packages when its first
-        # task ends; that opens files, which fails where the process has no descriptor left.
+        # One backend for all threads. Otherwise each thread looks up its own among all installed packages when its
+        # first task ends; that opens files, which fails where the process has no descriptor left.
         "result_backend_thread_safe": True,
         "accept_content": ["json"],
         "task_serializer": "json",

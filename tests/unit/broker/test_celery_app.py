@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import threading
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import celery.app.backends
-import pytest
 from celery import Celery
 
 from helix_jobs.broker.celery.app import celery_settings
 from helix_jobs.broker.queue_names import QueueNames
 from helix_jobs.settings import Settings
+
+if TYPE_CHECKING:
+    import pytest
 
 
 def test_a_second_thread_looks_up_no_result_backend(monkeypatch: pytest.MonkeyPatch) -> None:

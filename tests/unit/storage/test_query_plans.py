@@ -7,7 +7,17 @@ import re
 import pytest
 from sqlalchemy import event, text
 
-from helix_jobs.storage import batch_changes, claims, publishing, purging, queue_figures, results, status, workers
+from helix_jobs.storage import (
+    batch_changes,
+    claims,
+    publishing,
+    purging,
+    queue_figures,
+    results,
+    retries,
+    status,
+    workers,
+)
 from helix_jobs.storage.purging import EndedBatch
 from helix_jobs.storage.records import FinishedJob
 from helix_jobs.storage.states import JobState
@@ -38,7 +48,7 @@ POLLED = {
     ),
     "held_leases": (lambda c, _: claims.held_leases(c, "w1"), {"ix_jobs_running"}),
     "worker_heartbeats": (lambda c, _: workers.worker_heartbeats(c), {"ix_jobs_running"}),
-    "reclaim": (lambda c, _: claims.reclaim(c, "w1", now()), {"ix_jobs_running"}),
+    "reclaim": (lambda c, _: retries.reclaim(c, "w1", now()), {"ix_jobs_running"}),
     # By lines, some thousand at a time: the unique index over batch and line.
     "retry_lines": (
         lambda c, batch_id: batch_changes.retry_lines(c, batch_changes.begin_retry(c, batch_id), 0, 2),

@@ -8,7 +8,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 
 from helix_jobs.errors import NotFoundError
-from helix_jobs.storage import claims, publishing, results, workers
+from helix_jobs.storage import claims, publishing, results, retries, workers
 from helix_jobs.storage.records import Reclaimed, RunTotals
 from helix_jobs.storage.schema import runs
 from tests.store_helpers import (
@@ -105,7 +105,7 @@ def test_a_failure_reported_after_the_attempt_cap_was_reached_is_fenced(database
     _, ids = stored_batch(database, 1, max_attempts=1)
     claimed = must_take(database, ids[0])
     with database.write() as c:
-        assert claims.reclaim(c, "w1", now()) == Reclaimed(failed=1)
+        assert retries.reclaim(c, "w1", now()) == Reclaimed(failed=1)
     assert not fail(database, claimed)
     with database.read() as c:
         assert results.get_job(c, ids[0]).error_code == "worker_lost"
@@ -116,7 +116,7 @@ def test_a_late_write_after_a_reclaim_is_fenced(database, late):
     batch_id, ids = stored_batch(database, 1)
     old = must_take(database, ids[0], "w1")
     with database.write() as c:
-        assert claims.reclaim(c, "w1", now()) == Reclaimed(requeued=1)
+        assert retries.reclaim(c, "w1", now()) == Reclaimed(requeued=1)
     new = must_take(database, ids[0], "w2")
     assert (new.lease, new.attempts) == (2, 2)
     with database.write() as c:
@@ -137,7 +137,7 @@ def test_a_late_write_is_fenced_even_if_the_same_worker_claimed_again(database):
     _, ids = stored_batch(database, 1)
     old = must_take(database, ids[0])
     with database.write() as c:
-        claims.reclaim(c, "w1", now())
+        retries.reclaim(c, "w1", now())
     new = must_take(database, ids[0])
     assert not succeed(database, old)
     assert succeed(database, new)
@@ -148,7 +148,7 @@ def test_the_attempt_is_counted_at_the_claim_and_capped(database):
     for attempt in range(1, 4):
         assert must_take(database, ids[0]).attempts == attempt
         with database.write() as c:
-            reclaimed = claims.reclaim(c, "w1", now())
+            reclaimed = retries.reclaim(c, "w1", now())
     assert reclaimed == Reclaimed(failed=1)
     assert status(database, batch_id).error_counts == {"worker_lost": 1}
     assert take(database, ids[0]) is None
@@ -175,12 +175,12 @@ def test_reclaim_spares_a_worker_that_has_beaten_since(database):
     with database.write() as c:
         assert workers.heartbeat(c, "w1", now() + timedelta(seconds=5))
     with database.write() as c:
-        assert claims.reclaim(c, "w1", now(), heartbeat=seen) is None
+        assert retries.reclaim(c, "w1", now(), heartbeat=seen) is None
     assert counts(database, batch_id) == {"running": 2}
     with database.read() as c:
         seen = workers.worker_heartbeats(c)["w1"]
     with database.write() as c:
-        assert claims.reclaim(c, "w1", now(), heartbeat=seen) == Reclaimed(requeued=1)
+        assert retries.reclaim(c, "w1", now(), heartbeat=seen) == Reclaimed(requeued=1)
         assert claims.held_leases(c, "w2") == {ids[1]: 1}
         assert not workers.heartbeat(c, "w1", now())
         assert [row.id for row in workers.live_workers(c)] == ["w2"]
@@ -189,7 +189,7 @@ def test_reclaim_spares_a_worker_that_has_beaten_since(database):
 def test_a_lost_worker_that_comes_back_registers_again(database):
     _, ids = stored_batch(database, 1)
     with database.write() as c:
-        claims.reclaim(c, "w1", now())
+        retries.reclaim(c, "w1", now())
         assert "w1" not in workers.worker_heartbeats(c)
     # It claimed before it noticed: it is judged again, although stopped.
     must_take(database, ids[0])
@@ -205,7 +205,7 @@ def test_leases_of_a_worker_without_a_row_are_seen_and_reclaimed(database):
     must_take(database, ids[0], "ghost")
     with database.write() as c:
         assert workers.worker_heartbeats(c)["ghost"] is None
-        assert claims.reclaim(c, "ghost", now()) == Reclaimed(requeued=1)
+        assert retries.reclaim(c, "ghost", now()) == Reclaimed(requeued=1)
 
 
 def test_text_that_postgres_cannot_hold_is_stored_all_the_same(database):
@@ -259,16 +259,16 @@ def test_a_last_attempt_can_be_spared(database):
     for _ in range(2):
         must_take(database, ids[0])
         with database.write() as c:
-            claims.reclaim(c, "w1", now())
+            retries.reclaim(c, "w1", now())
     with database.write() as c:
         assert claims.claim(c, ids[0], worker_id="w1", now=now(), spare_last_attempt=True) is None
-        assert claims.awaits_last_attempt(c, ids[0])
+        assert retries.awaits_last_attempt(c, ids[0])
         claimed = claims.claim(c, ids[0], worker_id="w1", now=now())
         assert claimed is not None
         assert claimed.attempts == 3
-        assert not claims.awaits_last_attempt(c, ids[0]), "it runs"
-        assert not claims.awaits_last_attempt(c, ids[1])
-        assert not claims.awaits_last_attempt(c, 999_999)
+        assert not retries.awaits_last_attempt(c, ids[0]), "it runs"
+        assert not retries.awaits_last_attempt(c, ids[1])
+        assert not retries.awaits_last_attempt(c, 999_999)
         assert claims.claim(c, ids[1], worker_id="w1", now=now(), spare_last_attempt=True) is not None
 
 

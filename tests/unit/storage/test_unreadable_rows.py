@@ -17,7 +17,7 @@ from helix_jobs.doctor.verdict import Level
 from helix_jobs.errors import UnreadableRowError
 from helix_jobs.results.export import result_row
 from helix_jobs.settings import Settings, sqlite_url
-from helix_jobs.storage import batch_changes, claims, results, workers
+from helix_jobs.storage import batch_changes, claims, results, retries, workers
 from helix_jobs.storage import changes_in_steps as bulk
 from helix_jobs.storage.check import check_rows
 from helix_jobs.storage.records import Reclaimed
@@ -135,7 +135,7 @@ def test_a_worker_whose_row_cannot_be_read_holds_up_nobody(sqlite_database, tmp_
     found = check_database(Settings(home=tmp_path, redis_url=None, database_url=sqlite_url(database.sqlite_file)))
     assert next(verdict for verdict in found if verdict.subject == "leases").remedy == "run helix db check --repair"
     with database.write() as c:
-        assert claims.reclaim(c, "damaged", now()) == Reclaimed(requeued=1)
+        assert retries.reclaim(c, "damaged", now()) == Reclaimed(requeued=1)
     assert counts(database, batch_id) == {"queued": 3}
     with database.write() as c:
         c.execute(text("UPDATE workers SET stopped_at = NULL WHERE id = 'damaged'"))
@@ -192,7 +192,7 @@ def test_a_claim_whose_time_cannot_be_read_keeps_its_workers_other_jobs_from_nob
         c.execute(text("UPDATE jobs SET attempts = max_attempts WHERE id != :id"), {"id": ids[2]})
         c.execute(text("UPDATE jobs SET claimed_at = 'yesterday' WHERE id = :id"), {"id": ids[0]})
     with database.write() as c:
-        assert claims.reclaim(c, "lost", now()) == Reclaimed(requeued=1, failed=2)
+        assert retries.reclaim(c, "lost", now()) == Reclaimed(requeued=1, failed=2)
     assert counts(database, batch_id) == {"failed": 2, "queued": 1}
 
 

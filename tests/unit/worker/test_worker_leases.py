@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import select
 
 from helix_jobs.errors import DatabaseReplacedError
-from helix_jobs.storage import batch_changes, changes_in_steps, claims, installation, publishing
+from helix_jobs.storage import batch_changes, changes_in_steps, claims, installation, publishing, retries
 from helix_jobs.storage.schema import workers
 from helix_jobs.timing import Timing
 from helix_jobs.worker import heartbeat
@@ -55,7 +55,7 @@ def test_a_late_result_is_fenced(make_bench: Any) -> None:
     (future,) = bench.run(job)
     bench.wait_running(job)
     with bench.database.write() as c:
-        assert claims.reclaim(c, "me", datetime.now(UTC)).requeued == 1
+        assert retries.reclaim(c, "me", datetime.now(UTC)).requeued == 1
         claim = claims.claim(c, job, worker_id="other", now=datetime.now(UTC))
     bench.engine.close()
     assert future.result(20) is True
@@ -136,7 +136,7 @@ def test_a_heartbeat_over_another_database_says_so_once_and_ends(
 def test_a_revived_worker_registers_again(make_bench: Any) -> None:
     bench = make_bench()
     with bench.database.write() as c:
-        claims.reclaim(c, "me", datetime.now(UTC))
+        retries.reclaim(c, "me", datetime.now(UTC))
     bench.heartbeat.beat()
     with bench.database.read() as c:
         assert c.execute(select(workers.c.stopped_at)).scalar_one() is None
