@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from sqlalchemy import Connection, and_, case, delete, func, select, text, update
 
 from helix_jobs.errors import NotFoundError, UnfinishedSubmissionError
-from helix_jobs.storage import batch_counters as counters
+from helix_jobs.storage import status_counters as counters
 from helix_jobs.storage.readable import readable_rows
 from helix_jobs.storage.schema import BATCH_IS_THERE, batch_counters, batches, jobs
 from helix_jobs.storage.states import JobState

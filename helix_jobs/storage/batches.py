@@ -14,7 +14,7 @@ from sqlalchemy.exc import IntegrityError
 
 from helix_jobs.errors import IdempotencyConflictError, NotFoundError
 from helix_jobs.json_line import compact_json
-from helix_jobs.storage import batch_counters as counters
+from helix_jobs.storage import status_counters as counters
 from helix_jobs.storage.records import NewBatch, StoredBatch
 from helix_jobs.storage.schema import BATCH_IS_THERE, batches, jobs
 

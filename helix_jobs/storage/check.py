@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import text
 
-from helix_jobs.storage import batch_counters as counters
 from helix_jobs.storage import impossible, readable, status
+from helix_jobs.storage import status_counters as counters
 from helix_jobs.storage.database import POSTGRES
 from helix_jobs.storage.impossible import IMPOSSIBLE
 from helix_jobs.storage.schema import metadata

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import bindparam, case, exists, insert, literal_column, not_, select, text, update
 
 from helix_jobs.errors import ErrorCode
-from helix_jobs.storage import batch_counters as counters
+from helix_jobs.storage import status_counters as counters
 from helix_jobs.storage.records import ClaimedJob, FinishedJob, ResultRow
 from helix_jobs.storage.retries import AT_LAST_ATTEMPT
 from helix_jobs.storage.schema import batches, jobs, results

@@ -25,7 +25,7 @@ from sqlalchemy.pool import NullPool
 from helix_jobs.errors import ConfigurationError, DatabaseUnreachableError
 from helix_jobs.json_line import compact_json
 from helix_jobs.redaction import redact
-from helix_jobs.storage import batch_counters as counters
+from helix_jobs.storage import status_counters as counters
 from helix_jobs.storage.calls_in_flight import CallsInFlight
 from helix_jobs.storage.faults import describe_trouble, lost_race, unreachable_reason
 from helix_jobs.storage.sqlite_engine import sqlite_engine

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import BigInteger, Integer, String, bindparam, case, exists, func, or_, select, text, update
 
-from helix_jobs.storage import batch_counters as counters
+from helix_jobs.storage import status_counters as counters
 from helix_jobs.storage.readable import unreadable_reason
 from helix_jobs.storage.records import PublishableJob
 from helix_jobs.storage.retries import AT_LAST_ATTEMPT

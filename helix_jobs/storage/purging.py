@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sqlalchemy import Integer, String, and_, bindparam, case, delete, func, not_, or_, select, text, update
 
-from helix_jobs.storage import batch_counters as counters
+from helix_jobs.storage import status_counters as counters
 from helix_jobs.storage.readable import fetch_all
 from helix_jobs.storage.schema import BATCH_IS_THERE, UTCDateTime, batch_counters, batches, jobs, results, runs, workers
 from helix_jobs.storage.states import JobState

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import func, select, text
 
-from helix_jobs.storage import batch_counters as counters
+from helix_jobs.storage import status_counters as counters
 from helix_jobs.storage.process_identity import ProcessIdentity
 from helix_jobs.storage.records import LeaseHolder, QueueFigures
 from helix_jobs.storage.schema import UTCDateTime, batch_counters, batches, jobs, workers

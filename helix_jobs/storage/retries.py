@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import and_, bindparam, literal_column, select, text, update
 
 from helix_jobs.errors import ErrorCode
-from helix_jobs.storage import batch_counters as counters
+from helix_jobs.storage import status_counters as counters
 from helix_jobs.storage.readable import readable_rows
 from helix_jobs.storage.records import Reclaimed
 from helix_jobs.storage.schema import jobs, workers

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import BindParameter, Connection, bindparam, func, select, text
 
 from helix_jobs.errors import NotFoundError
-from helix_jobs.storage import batch_counters as counters
+from helix_jobs.storage import status_counters as counters
 from helix_jobs.storage.readable import fetch_all
 from helix_jobs.storage.records import BatchStatus
 from helix_jobs.storage.schema import BATCH_IS_THERE, batch_counters, batches, jobs

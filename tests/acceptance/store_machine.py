@@ -17,7 +17,7 @@ from sqlalchemy import delete, select
 
 from helix_jobs.errors import HelixError
 from helix_jobs.storage import batch_changes, claims, publishing, retries
-from helix_jobs.storage import batch_counters as counters
+from helix_jobs.storage import status_counters as counters
 from helix_jobs.storage.batches import create_batch, delete_batch, insert_jobs, seal_batch
 from helix_jobs.storage.records import NewBatch
 from helix_jobs.storage.schema import batches, jobs, workers

@@ -13,8 +13,8 @@ from sqlalchemy.exc import IntegrityError
 
 from helix_jobs.broker.queue_names import QueueNames, is_job_queue, read_queue_names
 from helix_jobs.errors import DatabaseUnreachableError, SchemaVersionError
-from helix_jobs.storage import batch_counters as counters
 from helix_jobs.storage import batches, claims, installation, publishing, workers
+from helix_jobs.storage import status_counters as counters
 from helix_jobs.storage.database import Database
 from helix_jobs.storage.migration import (
     alembic_config,

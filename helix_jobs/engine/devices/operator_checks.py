@@ -196,7 +196,7 @@ _CHECKS: Final = (
     OperatorCheck("clamp", "learned positions", lambda new: new.ids(0, 5, 90).clamp(max=31)),
     OperatorCheck("max", "greedy tokens", _maximum),
     OperatorCheck("max of NaN", "finds broken logits", _maximum_of_nan),
-    OperatorCheck("max, argmax of equals", "the same answer in any company", _ties, is_vital=False),
+    OperatorCheck("max, argmax of equals", "the same answer in any batch", _ties, is_vital=False),
     OperatorCheck("argmax", "draft tokens", lambda new: new.floats(5, 300).argmax(dim=-1)),
 )
 # The operator with which each kind of device writes the KV cache.

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import select
 
 from helix_jobs.client.client import HelixClient
-from helix_jobs.storage import batch_counters as counters
+from helix_jobs.storage import status_counters as counters
 from helix_jobs.storage.schema import jobs
 
 LINES = [

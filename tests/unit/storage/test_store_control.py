@@ -4,7 +4,7 @@ import pytest
 
 from helix_jobs.errors import NotFoundError
 from helix_jobs.storage import batch_changes, changes_in_steps, claims, publishing, results
-from helix_jobs.storage import batch_counters as counters
+from helix_jobs.storage import status_counters as counters
 from helix_jobs.storage.records import FinishedJob
 from helix_jobs.storage.states import JobState
 from helix_jobs.storage.status import batch_status, list_batches

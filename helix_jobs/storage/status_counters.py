@@ -1,4 +1,4 @@
-"""batch_counters: sums that let status read a few rows instead of counting a million.
+"""status_counters: sums that let status read a few rows instead of counting a million.
 
 Invariant: summed over writers, ``stored`` is the number of the batch's jobs, and each other outcome is the number of
 its jobs in that final state. To keep it, code that stores jobs or moves one into or out of a final state calls ``add``
