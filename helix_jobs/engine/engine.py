@@ -146,7 +146,8 @@ class Engine:
         """Queue a request. ``step`` returns its result or its error.
 
         Raises:
-            InvalidRequestError: The request id is already in the engine.
+            InvalidRequestError: The request id is already in the engine, or a stop text names a special token among
+                others; ``encode`` has looked at neither.
         """
         if request.request_id in self._sequences:
             raise InvalidRequestError(

@@ -26,11 +26,11 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# The engine's depth reasons in words, each to be followed by "in N steps"; a reason without words is shown as it is.
+# The engine's depth reasons in words, each to be followed by "in N steps". A reason without words is shown as it is: a
+# drafter that finds drafts goes by its name.
 REASON_WORDS: Final = {
-    "lookup": "lookup",
     "model": "draft model",
-    "mixed": "lookup and draft model",
+    "mixed": "several drafters",
     "explore": "trying the draft model",
     "off:cost": "off for cost",
     "off:acceptance": "off for acceptance",

@@ -16,7 +16,9 @@ import helix_jobs
 PACKAGE = Path(helix_jobs.__file__).parent
 MODEL_LIBRARIES = {"torch", "transformers", "accelerate", "safetensors", "gguf", "torch_directml"}
 # Rooms and modules of the engine that import no model library.
-TORCH_FREE = ("schedule/*", "text/*", "speculation/depth/*", "speculation/drafters/lookup", "loading/tokenizer_*")
+TORCH_FREE = ("schedule/*", "text/*", "speculation/depth/*", "speculation/drafters/lookup")
+TORCH_FREE += ("speculation/drafters/protocol", "speculation/drafters/registry")
+TORCH_FREE += ("loading/draft_spec", "loading/tokenizer_*")
 TORCH_FREE += ("config", "protocol", "request", "sampling_params", "stats", "fake_engine")
 NEED_TORCH = {"helix_jobs.engine.speculation.depth.profile"}
 

@@ -84,10 +84,6 @@ class AttentionBackend(Protocol):
         tokens verified together.
         """
 
-    @property
-    def mask_bytes(self) -> int:
-        """Bytes that a step's masks take for each pair of a query and a key."""
-
     def plan(self, slices: Sequence[TokenSlice], cache: PagedKVCache, least_tokens: int = 0) -> StepPlan:
         """Pack slices and plan their attention, on the host.
 

@@ -6,7 +6,7 @@ per sequence, and DirectML has no kernel for it at all.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,15 +21,12 @@ if TYPE_CHECKING:
     from helix_jobs.engine.attention.step_layout import StepLayout, TokenSlice
     from helix_jobs.engine.attention.step_plan import StepPlan
 
-_FLOAT32_BYTES: Final = 4
-
 
 class DenseAttention:
     """Each group of a step as two batched products and a softmax (satisfies ``AttentionBackend``)."""
 
     kernels = "torch"
     is_independent = False
-    mask_bytes = _FLOAT32_BYTES
 
     def __init__(self, spec: AttentionSpec) -> None:
         self.spec = spec

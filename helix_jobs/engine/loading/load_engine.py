@@ -88,7 +88,7 @@ def with_compiled_kernels(
     """Let the models compute with kernels compiled for this machine.
 
     Args:
-        models: Loaded and packed models.
+        models: Loaded models, not packed yet.
         when: ``on``, ``off``, or ``auto``: where it can be done.
         folder: Keeps the compiled library.
         on_progress: Receives one line with the outcome.
@@ -156,7 +156,9 @@ def _identity(models: LoadedModels, config: EngineConfig) -> dict[str, str]:
         "draft": "none" if models.draft is None else f"{models.draft.name} {models.draft.dtype_name}",
         "threads": str(torch.get_num_threads()),
         "torch": torch.__version__,
-        "kernels": models.target.decoder.attention.kernels,
+        "kernels": " + ".join(
+            model.decoder.attention.kernels for model in (models.target, models.draft) if model is not None
+        ),
         "reproducible": str(models.target.is_reproducible),
         "max_batch_size": str(config.max_batch_size),
         "max_depth": str(config.speculation.max_depth),

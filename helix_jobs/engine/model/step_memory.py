@@ -22,7 +22,8 @@ def step_bytes(decoder: Decoder, config: EngineConfig, max_keys: int) -> int:
     """The most bytes that a model's largest step has in memory at once, weights and cache aside.
 
     The largest step computes a whole token budget of prompts beside a full batch that drafts to its ceiling, all of it
-    with the longest context. Few steps come near it.
+    with the longest context. Few steps come near it. Attention is reckoned as plain products, which take the most;
+    compiled kernels make no scores and no masks.
 
     Args:
         decoder: The model.
@@ -44,8 +45,9 @@ def step_bytes(decoder: Decoder, config: EngineConfig, max_keys: int) -> int:
     one_sequence = geometry.num_kv_heads * geometry.head_dim * max_keys
     gathered = min(max(MAX_GATHERED_ELEMENTS, one_sequence), config.max_batch_size * one_sequence) * 2 * itemsize
     repeats = compiles_each_shape(decoder.device)
-    # One step's masks serve all layers.
-    masks = mask_elements(config, max_keys, repeats=repeats) * decoder.attention.mask_bytes
+    # Plain products keep one step's masks for all layers. The fused operator makes some anew in each layer, which the
+    # scores that it does not make leave room for.
+    masks = mask_elements(config, max_keys, repeats=repeats) * _FLOAT32_BYTES
     attended = 2 * num_tokens * num_heads * geometry.head_dim * itemsize
     # Rows of sampled sequences are widened before they are downloaded.
     logits = num_rows * decoder.vocab_size * (itemsize + _FLOAT32_BYTES)
@@ -58,7 +60,7 @@ def mask_elements(config: EngineConfig, max_keys: int, *, repeats: bool) -> int:
     Args:
         config: Bounds the step.
         max_keys: Most tokens of one sequence that the cache can hold.
-        repeats: Groups are padded so that their shapes repeat, as in ``plan_step``.
+        repeats: Groups are padded so that their shapes repeat, as in ``plan_groups``.
     """
     queries = 1 + config.speculation.ceiling
     if not repeats:

@@ -40,6 +40,7 @@ class Sequence:
         max_len: int,
         processors: tuple[LogitsProcessor, ...] = (),
     ) -> None:
+        assert request.prompt_token_ids, "requests are encoded before they are queued"
         self.request = request
         self.params = request.sampling_params
         self.request_id = request.request_id

@@ -20,6 +20,7 @@ class Turn:
 
     Attributes:
         sequence: The sequence.
+        start: Position of the first token to compute.
         num_known: Tokens to compute that are verified: the last one of a decode, the prompt chunk of a prefill.
         is_decode: Whether the sequence decodes, and so may draft.
         emits: Whether the step yields a token of it: it decodes, or its fresh prompt ends in this step.
@@ -32,6 +33,7 @@ class Turn:
     """
 
     sequence: Sequence
+    start: int
     num_known: int
     is_decode: bool
     emits: bool
@@ -48,14 +50,9 @@ class Turn:
         return self.sequence.takes_argmax
 
     @property
-    def start(self) -> int:
-        """Position of the first token to compute."""
-        return self.sequence.num_computed
-
-    @property
     def end(self) -> int:
         """Position behind the last known token: where drafts begin."""
-        return self.sequence.num_computed + self.num_known
+        return self.start + self.num_known
 
     @property
     def rows(self) -> range:
@@ -68,6 +65,7 @@ def turns_of(schedule: Schedule) -> list[Turn]:
     decodes = [
         Turn(
             decode.sequence,
+            start=decode.sequence.num_computed,
             num_known=1,
             is_decode=True,
             emits=True,
@@ -78,6 +76,7 @@ def turns_of(schedule: Schedule) -> list[Turn]:
     prefills = [
         Turn(
             prefill.sequence,
+            start=prefill.sequence.num_computed,
             num_known=prefill.num_tokens,
             is_decode=False,
             emits=prefill.emits,

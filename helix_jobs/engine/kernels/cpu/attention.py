@@ -63,7 +63,6 @@ class CompiledAttention:
 
     kernels = "compiled"
     is_independent = True
-    mask_bytes = 0
 
     def __init__(self, spec: AttentionSpec, native: NativeKernels) -> None:
         assert native.head_dim == spec.geometry.head_dim, "kernels are compiled for one size of heads"

@@ -16,19 +16,11 @@ if TYPE_CHECKING:
 
 
 class Drafter(Protocol):
-    """Proposes the next tokens of sequences. A draft affects how fast an answer comes, never the answer.
-
-    A drafter of this kind *finds* its drafts, at negligible cost. It is asked before depths are chosen and says how
-    likely each token is to be accepted; the beginning of each draft is then verified. Its drafts for a sampled request
-    must depend on that request alone, since another draft uses the request's random numbers differently.
-    """
+    """Proposes the next tokens of sequences. A draft affects how fast an answer comes, never the answer."""
 
     @property
     def name(self) -> str:
         """Its name in settings, results and a step's reason."""
-
-    def propose(self, turns: SequenceOf[Turn]) -> Proposal | None:
-        """Set ``draft``, of at most ``depth`` tokens, on each turn for which it finds one."""
 
     def observe(self, sequence: Sequence, num_drafted: int, num_accepted: int) -> None:
         """Learn how many tokens of a sequence's latest draft were verified and how many accepted."""
@@ -38,6 +30,18 @@ class Drafter(Protocol):
 
     def clear(self, blocks: SequenceOf[int]) -> None:
         """Zero these blocks of its own cache, if it has one."""
+
+
+class FindingDrafter(Drafter, Protocol):
+    """*Finds* its drafts, at negligible cost.
+
+    It is asked before depths are chosen and says how likely each token is to be accepted; the beginning of each draft
+    is then verified. Its drafts for a sampled request must depend on that request alone, since another draft uses the
+    request's random numbers differently.
+    """
+
+    def propose(self, turns: SequenceOf[Turn]) -> None:
+        """Set ``draft``, of at most ``depth`` tokens, on each turn for which it finds one."""
 
 
 class ComputingDrafter(Drafter, Protocol):
@@ -62,7 +66,7 @@ class ComputingDrafter(Drafter, Protocol):
 class Drafters:
     """The drafters of an engine: those that find drafts, in order of preference, and the one that computes, if any."""
 
-    finding: tuple[Drafter, ...] = ()
+    finding: tuple[FindingDrafter, ...] = ()
     computing: ComputingDrafter | None = None
 
     @property

@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from helix_jobs.engine.model.runner import ModelRunner
-    from helix_jobs.engine.speculation.drafters.protocol import Drafter
+    from helix_jobs.engine.speculation.drafters.protocol import FindingDrafter
 
 # Drafters that find their drafts, by their name in settings. A model is the only drafter that computes them.
-FINDING: Final[dict[str, Callable[[], Drafter]]] = {LookupDrafter.name: LookupDrafter}
+FINDING: Final[dict[str, Callable[[], FindingDrafter]]] = {LookupDrafter.name: LookupDrafter}
 
 
 def build_drafters(names: Sequence[str], model: ModelRunner | None, vocab_size: int) -> Drafters:

@@ -186,7 +186,8 @@ def test_where_it_pays_target_and_draft_attend_so(tmp_path: Path, monkeypatch: p
     assert {changed.target.decoder.attention.kernels, changed.draft.decoder.attention.kernels} == {"torch sdpa"}
     assert changed.target.decoder.layers is models.target.decoder.layers
     assert len(list(tmp_path.iterdir())) == 2
-    assert with_faster_attention(changed, tmp_path, pytest.fail) is not None
+    again = with_faster_attention(changed, tmp_path, pytest.fail)
+    assert again.target.decoder.attention is changed.target.decoder.attention, "nothing is tried or made again"
 
 
 def test_compiled_attention_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

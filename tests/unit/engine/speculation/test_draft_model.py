@@ -62,7 +62,8 @@ class Scene:
         return {name: turn.draft.token_ids for name, turn in turns.items()}
 
     def _turn(self, name: str, depth: int) -> Turn:
-        return Turn(self.sequences[name], num_known=1, is_decode=True, emits=True, depth=depth)
+        sequence = self.sequences[name]
+        return Turn(sequence, sequence.num_computed, num_known=1, is_decode=True, emits=True, depth=depth)
 
 
 def alone(name: str) -> tuple[int, ...]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 
 import pytest
 
 from helix_jobs.engine.config import CacheConfig, EngineConfig, SpeculationConfig
 from helix_jobs.engine.engine import Engine
 from helix_jobs.engine.loading.draft_spec import DraftSpec
+from helix_jobs.engine.speculation.depth.controller import DepthDecision
 from helix_jobs.engine.speculation.depth.costs import CostProfile
 from helix_jobs.engine.speculation.drafters.protocol import Draft
 from helix_jobs.engine.speculation.drafters.registry import FINDING
@@ -83,6 +85,39 @@ def test_a_third_drafter_changes_no_answer(model, drafters, *, adaptive):
         assert counters.draft_tokens == sum(drafted for _, drafted, _ in drafter.observed)
         assert counters.accepted_tokens == sum(accepted for _, _, accepted in drafter.observed)
         assert set(counters.depth_reasons) == ({"repeat", "off:nothing"} if adaptive else set())
+
+
+def test_each_step_is_counted_under_the_drafters_whose_drafts_it_verifies(monkeypatch):
+    engine = Engine(
+        loaded(tiny_model(seed=3), "other"),
+        EngineConfig(speculation=SpeculationConfig(drafters=("lookup",)), max_batch_size=4),
+        CacheConfig(num_blocks=400, block_size=4),
+        CHEAP,
+    )
+    rng, expected = random.Random(5), Counter()
+
+    def choose(candidates, prefill_tokens):
+        """Any allowed depths; the engine must name them by itself."""
+        del prefill_tokens
+        found = [rng.randrange(len(one.confidence) + 1) for one in candidates]
+        computed = [
+            0 if have else rng.randrange(min(one.ceiling, 3) + 1) for one, have in zip(candidates, found, strict=True)
+        ]
+        if not any(found) and not any(computed):
+            reason = name = "off:cost"
+        elif rng.random() < 0.1:
+            reason = name = "explore"
+        else:
+            reason, name = "pays", "mixed" if any(found) and any(computed) else "lookup" if any(found) else "model"
+        expected[name] += 1
+        return DepthDecision(tuple(computed), tuple(found), reason, 1.0)
+
+    monkeypatch.setattr(engine._speculator._controller, "choose", choose)
+    texts = prompts(24)
+    results = engine.generate([request(str(i), p, max_tokens=16) for i, p in enumerate(texts)])
+    assert [r.output_token_ids for r in results] == [reference_greedy(tiny_model(seed=3), p, 16) for p in texts]
+    assert engine.counters().depth_reasons == expected
+    assert set(expected) == {"off:cost", "explore", "lookup", "model", "mixed"}
 
 
 def test_a_seeded_answer_of_a_third_drafter_is_the_same_in_any_company():
