@@ -113,22 +113,25 @@ class WorkerEnding:
 
     def _fail(self, event: Event, why: BaseException | str) -> None:
         """React to a failure, and log it only if it is new: each job that met the same limit reports it."""
-        before, after, actions = self._react(event)
+        # Queued together with the change of state, so that later events find both or neither; the log may block.
+        with self._lock:
+            before = self._state
+            actions = self._react(event)
+            after = self._state
+            self._orders.put(actions)
         if (before.is_broken, before.gave_up) != (after.is_broken, after.gave_up):
             # Helix's own errors need no traceback; others do.
             trace = None if isinstance(why, HelixError | str) else why
             logger.critical("this worker cannot go on and stops: %s", why, exc_info=trace)
-        self._orders.put(actions)
 
-    def _react(self, event: Event) -> tuple[Shutdown, Shutdown, tuple[Action, ...]]:
-        """Apply an event; return the state before, the state after and the actions."""
-        with self._lock:
-            before = self._state
-            self._state, actions = react(before, event)
-            return before, self._state, actions
+    def _react(self, event: Event) -> tuple[Action, ...]:
+        """Apply an event under the lock; return its actions."""
+        self._state, actions = react(self._state, event)
+        return actions
 
     def _see_to(self, event: Event) -> None:
-        *_, actions = self._react(event)
+        with self._lock:
+            actions = self._react(event)
         self._perform(actions)
 
     def _perform(self, actions: tuple[Action, ...]) -> None:

@@ -86,7 +86,7 @@ class WorkerService:
         self._postponed = PostponedJobs()
         self._counting = Counting()
         self._settlement = Settlement(writer, worker_id, self._counting)
-        # Orders begin_drain, resume and stop, which change jobs, gate and timer together.
+        # Orders begin_drain, resume, giving up and stop, which change jobs, gate and timer together.
         self._lock = threading.Lock()
         self._grace_timer: threading.Timer | None = None
 
@@ -292,8 +292,9 @@ class WorkerService:
         return active.ending.result()
 
     def _give_up(self, why: Withdrawn) -> None:
-        self._gate.close()
-        jobs = self._jobs.give_up(why)
+        with self._lock:
+            self._gate.close()
+            jobs = self._jobs.give_up(why)
         if jobs:
             logger.info("%s: %s", counted(len(jobs), "unfinished job"), why.value)
         for job in jobs:

@@ -117,6 +117,67 @@ def carry_out(service: Any, *events: Callable[[WorkerEnding, StopRequests], obje
     return ending, len(told)
 
 
+class HeldLog:
+    """Holds the first failure's log line, as a disk that hangs does, until ``go_on`` is set."""
+
+    def __init__(self) -> None:
+        self.is_writing, self.go_on = threading.Event(), threading.Event()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.levelno == logging.CRITICAL and not self.is_writing.is_set():
+            self.is_writing.set()
+            assert self.go_on.wait(20)
+        return True
+
+
+@pytest.fixture
+def held_log() -> Iterator[HeldLog]:
+    log = HeldLog()
+    worker_ending.logger.addFilter(log)
+    yield log
+    log.go_on.set()
+    worker_ending.logger.removeFilter(log)
+
+
+def test_a_failure_s_actions_do_not_wait_for_the_log(held_log: HeldLog) -> None:
+    """A stop that comes meanwhile finds the worker broken and sets no limit of its own: the failure's must be set."""
+    service = Service()
+    ending = WorkerEnding(StopRequests(), 0.0, may_exit=False)
+    no_writer: Any = None
+    ending.bind(service, no_writer)  # type: ignore[arg-type]
+    reporter = threading.Thread(target=break_down, args=(ending, None), daemon=True)
+    supervisor = threading.Thread(target=ending.supervise, args=(lambda: None,), daemon=True)
+    reporter.start()
+    assert held_log.is_writing.wait(20)
+    supervisor.start()
+    ending.stop()
+    wait_until(lambda: service.asked == ["abandon"], lambda: str(service.asked))
+    held_log.go_on.set()
+    ending.consumer_ended()
+    reporter.join(20)
+    supervisor.join(20)
+    assert not supervisor.is_alive()
+
+
+def test_failures_act_in_the_order_in_which_they_came(held_log: HeldLog) -> None:
+    """Jobs that were abandoned are not handed back by an earlier failure whose log line comes later."""
+    service = Service()
+    ending = WorkerEnding(StopRequests(), 0.0, may_exit=False)
+    no_writer: Any = None
+    ending.bind(service, no_writer)  # type: ignore[arg-type]
+    reporters = [threading.Thread(target=happen, args=(ending, None), daemon=True) for happen in (exhaust, break_down)]
+    reporters[0].start()
+    assert held_log.is_writing.wait(20)
+    reporters[1].start()
+    reporters[1].join(20)
+    held_log.go_on.set()
+    reporters[0].join(20)
+    ending.consumer_ended()
+    ending.supervise(lambda: None)
+    assert service.asked == ["hand back", "drain", "abandon"]
+    ending.consumer_ended()  # ends the timer that was set meanwhile
+
+
 def ask(_: WorkerEnding, requests: StopRequests) -> None:
     requests.request_stop()
 
