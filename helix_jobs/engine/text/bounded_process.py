@@ -139,7 +139,7 @@ class BoundedProcess:
         stdin, stdout = self._process.stdin, self._process.stdout
         assert stdin is not None
         assert stdout is not None
-        with self._process, suppress(OSError):
+        try:
             while (line := self._questions.get()) is not None:
                 stdin.write(line)
                 stdin.flush()
@@ -147,10 +147,15 @@ class BoundedProcess:
                 if not answer.endswith(b"\n"):
                     break
                 self._answers.put(answer)
+        except OSError:
+            pass  # the process is gone
+        finally:
             with suppress(OSError):
-                stdin.close()
-            self._process.kill()
-        self._answers.put(b"")
+                self._process.kill()
+            # Closing a pipe fails once more where a request still stands in its buffer.
+            with suppress(OSError), self._process:
+                pass
+            self._answers.put(b"")
 
     def _usage(self) -> Usage | None:
         """Time and memory used; None if the process is ending or no file descriptor is left to read them."""

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from helix_jobs.engine.text import bounded_process, prompt_encoder
-from helix_jobs.engine.text.bounded_process import ProcessLimits
+from helix_jobs.engine.text.bounded_process import BoundedProcess, ProcessEndedError, ProcessLimits
 from helix_jobs.engine.text.codec import TextCodec
 from helix_jobs.engine.text.prompt_encoder import PromptEncoder
 from helix_jobs.errors import EngineError, ExhaustedError, InvalidRequestError, ModelError, PromptTooLongError
@@ -215,7 +215,7 @@ def test_a_long_prompt_does_not_hold_up_the_others(encoder):
         assert not endless.done()
         made.close()
         with pytest.raises(EngineError):
-            endless.result()
+            endless.result(60)
 
 
 def test_threads_get_each_its_own_answer(encoder):
@@ -347,6 +347,22 @@ def test_its_environment_holds_no_settings(encoder, monkeypatch):
     made.encode_prompt("hi")
     (process,) = children(made)
     assert not [name for name in process.environ() if name.startswith("HELIX_")]
+
+
+@pytest.mark.parametrize("size", [10, 1_000_000])
+def test_a_process_that_is_gone_when_the_request_is_written_is_known_to_be_gone(size):
+    """The request stands in the pipe's buffer then, and closing the pipe fails on it."""
+    process = BoundedProcess("helix_jobs.engine.text.prompt_process", ProcessLimits())
+    process._process.kill()
+    process._process.wait(20)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(process.ask, b"x" * size + b"\n", 20.0)
+        try:
+            with pytest.raises(ProcessEndedError, match="SIGKILL"):
+                asked.result(20)
+        finally:
+            process._answers.put(b"")  # lets the thread end even if nothing else does
+    assert not process.is_alive
 
 
 def test_outputs_are_decoded_while_a_prompt_does_not_end(encoder):
