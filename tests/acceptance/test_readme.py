@@ -43,6 +43,7 @@ INSTALLATION = ("python -m pip install ", "python -m pytest")
 # Every block that nobody runs here, with the reason its page gives. A new one must be entered by hand.
 NOT_RUN = {
     ("README", "Quick start", "makes an environment; .ci/run does the same"),
+    ("index", "Quick start", "makes an environment; .ci/run does the same"),
     ("cli", "bench", "needs peers in environments of their own"),
     ("models", "Devices", "needs Windows or WSL with a DirectX 12 device"),
     ("deployment", "Redis, Postgres, Docker", "needs Docker"),
