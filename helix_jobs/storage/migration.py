@@ -236,8 +236,7 @@ def _migrate(
         try:
             return _migrate_once(database, command, target, patience)
         except TablesHeldError as error:
-            with database.read() as connection:
-                holders = describe_holders(connection)
+            holders = _who_holds_tables(database, patience)
             if attempt == patience.attempts:
                 raise DatabaseUnreachableError(
                     f"database {database.url_redacted} was not migrated, and nothing was changed: {holders}"
@@ -245,6 +244,14 @@ def _migrate(
             logger.warning("database %s waits to be migrated: %s", database.url_redacted, holders)
             time.sleep(patience.pause_seconds)
             attempt += 1
+
+
+def _who_holds_tables(database: Database, patience: LockPatience) -> str:
+    try:
+        with database.read() as connection:
+            return describe_holders(connection, patience.wait_seconds)
+    except DatabaseUnreachableError:  # the next attempt may succeed all the same
+        return "transactions held its tables, and which ones could not be read; try again"
 
 
 def _migrate_once(

@@ -1,9 +1,9 @@
 """The locks of a migration on Postgres: how long it waits for them, and who holds them.
 
 While an ALTER waits for its lock, every later statement on that table waits behind it, for as long as the oldest
-transaction on the table lasts. So a migration locks all tables in its first statement, before any change, and that
-statement has a short limit. At the limit the transaction ends, the statements queued behind it run, and the next
-attempt begins after a pause.
+transaction on the table lasts. So ``helix`` locks all tables in one statement, before any change, and that statement
+has a short limit. At the limit the transaction ends, the statements queued behind it run, and the next attempt begins
+after a pause. Alembic's own command has only the limit: it locks each table when its turn comes, and tries once.
 
 Trade-off: only waiting has a limit, work has none: workers wait while an index over a million rows is built. A limit
 on work would have to exceed the longest build on the slowest disk, and would protect nobody below that.
@@ -36,6 +36,7 @@ _EXISTING: Final = text(
     "SELECT name FROM unnest(CAST(:names AS text[])) WITH ORDINALITY AS wanted (name, place) "
     "WHERE to_regclass(name) IS NOT NULL ORDER BY place"
 ).bindparams(names=list(_TABLES))
+# This runs after the attempt has ended: only transactions that were there all along can have been in its way.
 _HOLDERS: Final = text(
     "SELECT pid, application_name, state, extract(epoch FROM now() - min(xact_start)) AS seconds "
     "FROM pg_locks JOIN pg_stat_activity USING (pid) "
@@ -43,7 +44,10 @@ _HOLDERS: Final = text(
     "WHERE granted AND pid <> pg_backend_pid() "
     "AND database = (SELECT oid FROM pg_database WHERE datname = current_database()) "
     "AND relation IN (SELECT to_regclass(unnest(CAST(:names AS text[])))) "
-    "GROUP BY pid, application_name, state ORDER BY seconds DESC NULLS LAST"
+    "GROUP BY pid, application_name, state "
+    # A role without pg_read_all_stats does not learn the age of other roles' transactions.
+    "HAVING min(xact_start) IS NULL OR now() - min(xact_start) >= make_interval(secs => :seconds) "
+    "ORDER BY seconds DESC NULLS LAST"
 ).bindparams(names=list(_TABLES))
 
 
@@ -105,13 +109,12 @@ def lock_tables(connection: Connection, seconds: float) -> None:
         raise TablesHeldError from error
 
 
-def describe_holders(connection: Connection) -> str:
-    """Say which transactions hold the tables now, name the oldest, and say what to do about it."""
-    holders = connection.execute(_HOLDERS).all()
+def describe_holders(connection: Connection, seconds: float) -> str:
+    """Say which transactions of at least ``seconds`` hold the tables, name the oldest, and say what to do about it."""
+    holders = connection.execute(_HOLDERS, {"seconds": seconds}).all()
     if not holders:
         return "a transaction held its tables; it has ended since, or is a prepared one (pg_prepared_xacts); try again"
     oldest = holders[0]
-    # A role without pg_read_all_stats learns only the name of other roles' sessions.
     facts = [
         redact(oldest.application_name),
         oldest.state,
@@ -119,9 +122,11 @@ def describe_holders(connection: Connection) -> str:
     ]
     known = ", ".join(fact for fact in facts if fact)
     others = f", and {len(holders) - 1} more" if len(holders) > 1 else ""
+    # One of unknown age may be innocent.
+    end_it = "" if oldest.seconds is None else f", or end it on the server: SELECT pg_terminate_backend({oldest.pid})"
     return (
         f"a transaction holds its tables: pid {oldest.pid}{f' ({known})' if known else ''}{others}; try again when it "
-        f"has ended, or end it on the server: SELECT pg_terminate_backend({oldest.pid})"
+        f"has ended{end_it}"
     )
 
 

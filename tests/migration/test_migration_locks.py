@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import logging
+import secrets
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 
 import psycopg
 import pytest
-from sqlalchemy import text
+from sqlalchemy import event, text
 
 from helix_jobs.errors import DatabaseUnreachableError
+from helix_jobs.storage import migration
 from helix_jobs.storage.database import Database
 from helix_jobs.storage.migration import current_revision, downgrade, head_revision, upgrade
-from helix_jobs.storage.migration_locks import LockPatience
+from helix_jobs.storage.migration_locks import LockPatience, TablesHeldError, describe_holders, lock_tables
 from tests.store_helpers import stored_batch
 
 PATIENCE = LockPatience(wait_seconds=0.5, attempts=3, pause_seconds=0.2)
@@ -32,11 +35,17 @@ def older(empty_postgres_url):
 
 
 @pytest.fixture
-def holder(older):
-    """A session of another program."""
+def session(older):
+    """Opens sessions of other programs."""
     url = older.url.set(drivername="postgresql").render_as_string(hide_password=False)
-    with psycopg.connect(url, application_name="psql") as connection:
-        yield connection
+    with ExitStack() as opened:
+        yield lambda name: opened.enter_context(psycopg.connect(url, application_name=name))
+
+
+@pytest.fixture
+def holder(session):
+    """A session of another program."""
+    return session("psql")
 
 
 class _Warnings(logging.Handler):
@@ -79,6 +88,72 @@ def test_a_held_table_is_one_error_that_names_the_holder_and_nothing_is_changed(
     assert current_revision(older) == "0004"
     holder.rollback()
     assert upgrade(older, patience=PATIENCE) == head_revision()
+
+
+@pytest.mark.postgres
+def test_a_transaction_younger_than_the_attempt_is_neither_named_nor_counted(older, holder, session, monkeypatch):
+    """Who held the tables is read after the attempt; who came since then is in nobody's way."""
+    holder.execute("SELECT count(*) FROM results")
+    bystander = session("helix worker")
+
+    def lock_tables_and_let_the_bystander_in(connection, seconds):
+        try:
+            lock_tables(connection, seconds)
+        except TablesHeldError:
+            connection.rollback()
+            bystander.rollback()
+            bystander.execute("SELECT count(*) FROM jobs")
+            raise
+
+    monkeypatch.setattr(migration, "lock_tables", lock_tables_and_let_the_bystander_in)
+    with pytest.raises(DatabaseUnreachableError) as caught:
+        upgrade(older, patience=PATIENCE)
+    assert f"pid {holder.info.backend_pid} (psql, idle in transaction" in str(caught.value)
+    assert "more" not in str(caught.value)
+    holder.rollback()
+    with older.read() as c:
+        described = describe_holders(c, 60.0)
+    assert "it has ended since" in described
+    assert "pg_terminate_backend" not in described
+
+
+@pytest.mark.postgres
+def test_a_holder_of_unknown_age_is_not_to_be_ended(older, holder, session):
+    holder.execute("SELECT count(*) FROM results")
+    role = f"helix_test_{secrets.token_hex(6)}"
+    with older.write() as c:
+        c.execute(text(f"CREATE ROLE {role}"))
+    try:
+        with older.write() as c:
+            c.execute(text(f"SET LOCAL ROLE {role}"))
+            described = describe_holders(c, 0.5)
+    finally:
+        with older.write() as c:
+            c.execute(text(f"DROP ROLE {role}"))
+    assert described.endswith(f"pid {holder.info.backend_pid} (psql); try again when it has ended")
+
+
+@pytest.mark.postgres
+def test_a_migration_goes_on_though_who_holds_its_tables_cannot_be_read(older, holder, monkeypatch, caplog):
+    holder.execute("SELECT count(*) FROM results")
+    attempts = []
+
+    def count_and_lock_tables(connection, seconds):
+        attempts.append(seconds)
+        lock_tables(connection, seconds)
+
+    @contextmanager
+    def read():
+        if len(attempts) == 2:
+            holder.rollback()
+        raise DatabaseUnreachableError("the database does not answer")
+        yield
+
+    monkeypatch.setattr(migration, "lock_tables", count_and_lock_tables)
+    monkeypatch.setattr(older, "read", read)
+    assert upgrade(older, patience=PATIENCE) == head_revision()
+    assert len(attempts) == 3
+    assert caplog.text.count("which ones could not be read") == 2
 
 
 @pytest.mark.postgres
@@ -125,12 +200,15 @@ def test_a_deadlock_with_another_transaction_is_one_more_attempt(older, holder):
     holder.execute("SET LOCAL deadlock_timeout = '1min'")
     holder.execute("SELECT count(*) FROM jobs")
     with ThreadPoolExecutor(1) as pool:
-        migration = pool.submit(upgrade, older, patience=LockPatience(wait_seconds=20.0, attempts=2, pause_seconds=0.1))
+        upgraded = pool.submit(upgrade, older, patience=LockPatience(wait_seconds=20.0, attempts=2, pause_seconds=0.1))
+        deadline = time.monotonic() + 30.0
         while not _waits_for(older, "jobs"):
+            assert not upgraded.done(), upgraded.result()
+            assert time.monotonic() < deadline
             time.sleep(0.02)
         holder.execute("SELECT count(*) FROM batches")
         holder.commit()
-        assert migration.result(timeout=30) == head_revision()
+        assert upgraded.result(timeout=30) == head_revision()
 
 
 @pytest.mark.postgres
@@ -151,15 +229,27 @@ def test_a_statement_may_take_longer_than_a_lock_is_waited_for(older, at_first_w
     assert upgrade(older, patience=LockPatience(wait_seconds=0.3, attempts=1, pause_seconds=0.0)) == head_revision()
 
 
-def test_sqlite_waits_for_a_writer_and_keeps_no_reader_waiting(sqlite_database):
+def test_sqlite_waits_for_a_writer_and_keeps_no_reader_waiting(sqlite_database, monkeypatch):
     downgrade(sqlite_database, "0004")
+    begins = threading.Event()
+    engine_of = migration._migration_engine
+
+    def engine_that_tells(database):
+        engine = engine_of(database)
+        event.listen(engine, "before_cursor_execute", lambda _c, _cursor, sql, *_: "IMMEDIATE" in sql and begins.set())
+        return engine
+
+    monkeypatch.setattr(migration, "_migration_engine", engine_that_tells)
     with ThreadPoolExecutor(1) as pool:
         with sqlite_database.write() as c:
             c.execute(text("UPDATE workers SET slots = 1"))
-            migration = pool.submit(upgrade, sqlite_database)
+            upgraded = pool.submit(upgrade, sqlite_database)
+            assert begins.wait(30)
             assert current_revision(sqlite_database) == "0004"
-            assert not migration.done()
-        assert migration.result(timeout=60) == head_revision()
+            # The statement is about to run: time for it to go wrong.
+            with pytest.raises(TimeoutError):
+                upgraded.result(timeout=0.3)
+        assert upgraded.result(timeout=60) == head_revision()
 
 
 def _waits_for(database, table):
