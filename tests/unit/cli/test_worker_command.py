@@ -36,8 +36,9 @@ def test_the_depth_flag_goes_before_the_setting(effective, text, depth):
     assert effective("--speculation-depth", text, HELIX_SPECULATION_DEPTH="3").speculation_depth == depth
 
 
-@pytest.mark.parametrize("text", ["17", "-1", "four", "", "²"])
-def test_other_depths_are_refused_with_what_is_accepted(helix, text):
+@pytest.mark.parametrize("text", ["17", "-1", "four", "", "²", "AUTO", "+3", " 4", "1_0", "٣", "-0"])
+def test_other_depths_are_refused_with_what_is_accepted(helix, monkeypatch, text):
+    monkeypatch.setattr(worker_module, "run_worker", lambda *_, **__: 0)  # should one be accepted
     result = helix("worker", "--speculation-depth", text)
     assert result.exit_code == 2
     assert "'--speculation-depth'" in result.output
@@ -60,7 +61,9 @@ def test_an_unknown_dtype_is_refused(helix):
     assert "int8" in result.output
 
 
-@pytest.mark.parametrize("name", ["max_batch_size", "token_budget", "kv_cache_mb", "job_timeout", "metrics_port"])
+@pytest.mark.parametrize(
+    "name", ["max_batch_size", "token_budget", "kv_cache_mb", "shutdown_grace", "job_timeout", "metrics_port"]
+)
 def test_an_option_takes_what_its_variable_takes(effective, helix, name):
     setting = SETTINGS[name]
     flag, kind = setting.option, setting.kind
