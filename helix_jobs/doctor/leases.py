@@ -37,7 +37,8 @@ def judge_leases(
     dead = {worker_id: reason for worker_id, reason in reasons.items() if reason is not None}
     living = [holder for holder in holders if holder.worker_id not in dead]
     held = sum(holder.leases for holder in living)
-    verdicts = [Verdict("workers", Level.OK, f"{len(living)} alive, {counted(held, 'job')} running, {waiting} waiting")]
+    finding = f"{len(living)} alive, {counted(held, 'job')} running, {waiting:,} waiting"
+    verdicts = [Verdict("workers", Level.OK, finding)]
     stale = [holder for holder in holders if holder.worker_id in dead and holder.leases]
     if not stale:
         return [*verdicts, Verdict("leases", Level.OK, "none of a dead worker")]

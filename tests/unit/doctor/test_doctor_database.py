@@ -159,6 +159,10 @@ def test_a_process_of_this_host_is_asked_for_itself():
     assert only(judge_leases([holder], here=living, **common), "leases").level is OK
     found = only(judge_leases([holder], here=gone, **common), "leases")
     assert (found.level, found.finding) == (WARNING, "3 of w, whose process is gone")
-    assert "others after 30 s" in found.remedy
+    own = "it takes over the jobs of dead workers of its own host at once"
+    assert found.remedy == f"start a worker: {own}, others after 30 s"
+    many = dataclasses.replace(holder, leases=1234)
+    (busy, _) = judge_leases([many], here=living, **common | {"waiting": 5678})
+    assert busy.finding == "1 alive, 1,234 jobs running, 5,678 waiting"
     elsewhere = dataclasses.replace(holder, identity=dataclasses.replace(identity, boot_id="there"))
     assert only(judge_leases([elsewhere], here=gone, **common), "leases").level is OK
