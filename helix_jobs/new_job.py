@@ -34,7 +34,8 @@ class NewJob:
 
     def seed_from(self, batch_id: str) -> None:
         """Derive the seed from the batch and the line, if the line names none."""
-        self.request.setdefault("seed", derive_seed(batch_id, self.line))
+        if "seed" not in self.request:
+            self.request["seed"] = derive_seed(batch_id, self.line)
 
 
 def derive_seed(batch_id: str, line: int) -> int:
