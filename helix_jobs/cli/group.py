@@ -20,9 +20,9 @@ import click
 from helix_jobs._version import __version__
 from helix_jobs.cli.environment import misspelt_settings
 from helix_jobs.cli.interrupts import stoppable
+from helix_jobs.cli.sampling_options import SAMPLING_VARIABLES
 from helix_jobs.cli.setting_options import setting_options
 from helix_jobs.cli.streams import prepare_streams, require_output
-from helix_jobs.engine.sampling_params import SAMPLING_FIELDS
 from helix_jobs.errors import HelixError
 from helix_jobs.json_line import json_line
 from helix_jobs.observability.logging import configure_logging
@@ -200,7 +200,7 @@ def settings_option(function: Callable[..., None]) -> Callable[..., None]:
         if log_level is not None:
             settings = dataclasses.replace(settings, log_level=log_level)
         configure_logging(log_level or default, settings.log_format)
-        for sentence in misspelt_settings(os.environ, {f"HELIX_{name.upper()}" for name in SAMPLING_FIELDS}):
+        for sentence in misspelt_settings(os.environ, SAMPLING_VARIABLES):
             logger.warning("%s", sentence)
         function(settings, *args, **kwargs)
 

@@ -7,24 +7,41 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from helix_jobs.engine.sampling_params import SAMPLING_FIELDS, InvalidSamplingParamsError, SamplingParams
+from helix_jobs.engine.sampling_params import InvalidSamplingParamsError, SamplingParams
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Each flag is also read from the environment (HELIX_MAX_TOKENS, ...). SamplingParams checks the ranges, for flags and
-# lines alike.
-_OPTIONS: Final[tuple[tuple[str, type, str], ...]] = (
-    ("max_tokens", int, "New tokens at most."),
-    ("temperature", float, "0 decodes greedily; higher is more random."),
-    ("top_p", float, "Keep the most likely tokens up to this probability mass; 1 is off."),
-    ("top_k", int, "Keep the K most likely tokens; 0 is off."),
-    ("min_p", float, "Drop tokens less likely than this share of the most likely one; 0 is off."),
-    ("seed", int, "Seed of every line's random numbers; by default each line has its own."),
-    ("presence_penalty", float, "Lower tokens that occurred in the answer, once."),
-    ("frequency_penalty", float, "Lower tokens for each time they occurred in the answer."),
-    ("repetition_penalty", float, "Divide tokens seen in prompt or answer; 1 is off."),
-)
+_PLAIN: Final = SamplingParams()
+
+
+def _from_environment(name: str, kind: type, text: str) -> dict[str, Any]:
+    shown = "" if name == "seed" else f" [default: {getattr(_PLAIN, name):g}]"
+    return {"type": kind, "envvar": f"HELIX_{name.upper()}", "help": f"{text}{shown}"}
+
+
+# Field -> the attributes of its flag. SamplingParams checks the ranges, for flags and lines alike.
+_FLAGS: Final[dict[str, dict[str, Any]]] = {
+    name: _from_environment(name, kind, text)
+    for name, kind, text in (
+        ("max_tokens", int, "New tokens at most."),
+        ("temperature", float, "0 decodes greedily; higher is more random."),
+        ("top_p", float, "Keep the most likely tokens up to this probability mass; 1 is off."),
+        ("top_k", int, "Keep the K most likely tokens; 0 is off."),
+        ("min_p", float, "Drop tokens less likely than this share of the most likely one; 0 is off."),
+        ("seed", int, "Seed of every line's random numbers; by default each line has its own."),
+        ("presence_penalty", float, "Lower tokens that occurred in the answer, once."),
+        ("frequency_penalty", float, "Lower tokens for each time they occurred in the answer."),
+        ("repetition_penalty", float, "Divide tokens seen in prompt or answer; 1 is off."),
+    )
+} | {
+    "stop": {"multiple": True, "metavar": "TEXT", "help": "End the answer before this text; repeatable."},
+    "stop_token_ids": {"type": int, "multiple": True, "help": "End the answer at this token; repeatable."},
+    "ignore_eos": {"is_flag": True, "help": "Go on past the model's end-of-sequence token."},
+}
+SAMPLING_FLAGS: Final = frozenset(_FLAGS)
+# The variables that give flags their defaults.
+SAMPLING_VARIABLES: Final = frozenset(flag["envvar"] for flag in _FLAGS.values() if "envvar" in flag)
 
 
 def sampling_options(function: Callable[..., None]) -> Callable[..., None]:
@@ -32,40 +49,21 @@ def sampling_options(function: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def command(*args: Any, **kwargs: Any) -> None:  # noqa: ANN401  (passes click's arguments on)
-        given = {name: kwargs.pop(name) for name in SAMPLING_FIELDS}
+        given = {name: kwargs.pop(name) for name in SAMPLING_FLAGS}
         # A flag that is not given is None, () or False and leaves SamplingParams' default. A 0 is a given value.
         given = {name: value for name, value in given.items() if not (value is None or value is False or value == ())}
         try:
             defaults = SamplingParams(**given)
         except InvalidSamplingParamsError as error:
-            raise click.BadParameter(
-                f"{error.reason}; {error.remedy}.", param_hint=f"--{error.field.replace('_', '-')}"
-            ) from error
+            raise click.BadParameter(f"{error.reason}; {error.remedy}.", param_hint=_flag(error.field)) from error
         function(*args, defaults=defaults, **kwargs)
 
-    plain = SamplingParams()
-    flags = [
-        click.option(
-            f"--{name.replace('_', '-')}",
-            name,
-            type=kind,
-            envvar=f"HELIX_{name.upper()}",
-            help=f"{text}{'' if name == 'seed' else f' [default: {getattr(plain, name):g}]'}",
-        )
-        for name, kind, text in _OPTIONS
-    ]
-    flags += [
-        click.option("--stop", multiple=True, metavar="TEXT", help="End the answer before this text; repeatable."),
-        click.option(
-            "--stop-token-id",
-            "stop_token_ids",
-            type=int,
-            multiple=True,
-            help="End the answer at this token; repeatable.",
-        ),
-        click.option("--ignore-eos", is_flag=True, help="Go on past the model's end-of-sequence token."),
-    ]
     decorated: Callable[..., None] = command
-    for flag in reversed(flags):
-        decorated = flag(decorated)
+    for name, attributes in reversed(_FLAGS.items()):
+        decorated = click.option(_flag(name), name, **attributes)(decorated)
     return decorated
+
+
+def _flag(name: str) -> str:
+    # One id each time the flag is given.
+    return f"--{name.replace('_ids', '_id').replace('_', '-')}"

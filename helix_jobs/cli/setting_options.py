@@ -75,14 +75,15 @@ def _number_or_word(setting: Setting, kind: WholeNumber) -> Callable[[click.Cont
     def check(_context: click.Context, _option: click.Parameter, text: str | None) -> str | None:
         if text is None:
             return None
+        accepted = f"give {kind.none}, or a whole number from {kind.low} (off) to {kind.high}"
+        refusal = click.BadParameter(f"{text!r}; {accepted}")
+        # A variable may also have capitals, a sign, spaces, _ or digits of any script; an option never took these.
+        if text != kind.none and not (text.isascii() and text.isdecimal()):
+            raise refusal
         try:
-            # A variable may also have capitals, a sign, spaces, _ or digits of any script; an option never took these.
-            if text != kind.none and not (text.isascii() and text.isdecimal()):
-                raise ConfigurationError(f"{setting.option} is {text!r}")
             setting.read(text)
         except ConfigurationError as error:
-            accepted = f"give {kind.none}, or a whole number from {kind.low} (off) to {kind.high}"
-            raise click.BadParameter(f"{text!r}; {accepted}") from error
+            raise refusal from error
         return text
 
     return check

@@ -136,6 +136,7 @@ def test_a_refusal_of_the_system_comes_with_file_and_remedy(helix, monkeypatch):
         ),
         ("HELIX_TARGET_MODLE", "did you mean HELIX_TARGET_MODEL?"),
         ("HELIX_MAX_TOKEN", "did you mean HELIX_MAX_TOKENS?"),
+        ("HELIX_IGNORE_EOS", "HELIX_IGNORE_EOS is no setting of Helix and is ignored"),  # the flag reads no variable
         ("HELIX_XYZZY", "HELIX_XYZZY is no setting of Helix and is ignored"),
     ],
 )

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from sqlalchemy import select
 
+from helix_jobs.cli.sampling_options import SAMPLING_FLAGS
 from helix_jobs.client.client import HelixClient
 from helix_jobs.client.local_worker import LocalWorker
+from helix_jobs.engine.sampling_params import SAMPLING_FIELDS
 from helix_jobs.errors import DatabaseUnreachableError, HelixError
 from helix_jobs.storage.schema import batches, jobs
 
@@ -68,11 +71,18 @@ def test_sampling_flags_are_defaults_for_lines_that_do_not_say(helix, prompts, d
     assert second == {"max_tokens": 3, **shared}
 
 
-@pytest.mark.parametrize(("flag", "value"), [("--max-tokens", "0"), ("--top-p", "1.5"), ("--temperature", "hot")])
+def test_every_sampling_field_has_a_flag():
+    assert SAMPLING_FLAGS == SAMPLING_FIELDS
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [("--max-tokens", "0"), ("--top-p", "1.5"), ("--temperature", "hot"), ("--stop-token-id", "-1")],
+)
 def test_a_sampling_flag_out_of_range_is_wrong_usage(helix, prompts, flag, value):
     result = helix("submit", prompts(1), flag, value)
     assert result.exit_code == 2
-    assert flag in result.stderr
+    assert re.search(rf"{flag}\b", result.stderr)
     assert json.loads(helix("list", "--json").stdout) == []
 
 
