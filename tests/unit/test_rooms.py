@@ -76,8 +76,11 @@ ARROWS |= {
         "values",
     },
 }
-# Libraries that only these rooms import, wherever in a module; "engine" stands for all of the engine's rooms.
+# Libraries that only these rooms import, wherever in a module; "engine" stands for all of the engine's rooms. Nobody
+# imports those without a room: torch_directml is there on some machines only, and is looked for by its name.
 LIBRARIES = {
+    "accelerate": set(),
+    "torch_directml": set(),
     "torch": {"bench", "doctor", "engine"},
     "transformers": {"bench", "engine"},
     "safetensors": {"engine"},
@@ -119,12 +122,12 @@ def room_of(module: str) -> str:
     return parts[0] if parts else "helix_jobs"
 
 
-def imported_by(module: str) -> set[str]:
-    """Modules of Helix that a module imports: anywhere in it, also for types alone."""
+def imported_by(source: str) -> set[str]:
+    """Modules of Helix that a source imports: anywhere in it, also for types alone."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom):
-            assert not node.level, f"{module} imports relatively; this test reads absolute names"
+            assert not node.level, "a relative import; this test reads absolute names"
             for alias in node.names:
                 whole = f"{node.module}.{alias.name}"
                 found.update(
@@ -135,10 +138,10 @@ def imported_by(module: str) -> set[str]:
     return found & MODULES.keys()
 
 
-def libraries_of(module: str) -> set[str]:
-    """Top-level names of what a module imports, also for types alone."""
+def libraries_of(source: str) -> set[str]:
+    """Top-level names of what a source imports, also for types alone."""
     found = set()
-    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom):
             found.add((node.module or "").split(".")[0])
         elif isinstance(node, ast.Import):
@@ -146,8 +149,9 @@ def libraries_of(module: str) -> set[str]:
     return found
 
 
-IMPORTS = {module: imported_by(module) for module in MODULES}
-IMPORTED_LIBRARIES = {module: libraries_of(module) for module in MODULES}
+SOURCES = {module: path.read_text(encoding="utf-8") for module, path in MODULES.items()}
+IMPORTS = {module: imported_by(source) for module, source in SOURCES.items()}
+IMPORTED_LIBRARIES = {module: libraries_of(source) for module, source in SOURCES.items()}
 
 
 def room_or_floor(module: str) -> str:
@@ -167,6 +171,27 @@ def arrows() -> dict[tuple[str, str], str]:
 
 TABLE = {(room, other) for room, others in (FOUNDATIONS | ARROWS).items() for other in others}
 EVERYBODYS = FOUNDATIONS.keys() - {"helix_jobs", "__main__"}
+
+
+def test_late_and_type_checking_imports_are_seen():
+    source = """
+import os.path
+if TYPE_CHECKING:
+    import torch
+    from helix_jobs.storage.database import Database
+else:
+    from helix_jobs import errors
+def late():
+    import helix_jobs.files
+    from celery.app import Celery
+    try:
+        from helix_jobs.storage import claims, no_module
+    except ImportError:
+        import redis.asyncio as client
+"""
+    names = ("errors", "files", "storage", "storage.claims", "storage.database")
+    assert imported_by(source) == {f"helix_jobs.{name}" for name in names}
+    assert libraries_of(source) == {"os", "torch", "celery", "redis", "helix_jobs"}
 
 
 def test_every_room_stands_in_the_table():
@@ -202,6 +227,13 @@ def test_a_bench_of_the_queue_needs_no_engine():
         assert not [
             found for found in IMPORTS[module] - queue - shared if room_of(found).startswith(("bench", "engine"))
         ]
+
+
+@pytest.mark.parametrize("library", ["sqlalchemy", "celery", "redis"])
+def test_only_the_bench_of_the_queue_imports_what_the_queue_is_made_of(library):
+    users = {module for module in MODULES if room_of(module) == "bench" and library in IMPORTED_LIBRARIES[module]}
+    assert users
+    assert all(module.startswith("helix_jobs.bench.queue.") for module in users), users
 
 
 def test_peers_know_nothing_of_helix():
