@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import func, select, text
 
+from helix_jobs.errors import NotFoundError
 from helix_jobs.new_job import NewJob
 from helix_jobs.storage import batches, claims, workers
-from helix_jobs.storage.records import BatchStatus, ClaimedJob, FinishedJob, NewBatch, NewWorker, ResultRow
+from helix_jobs.storage.readable import fetch_all
+from helix_jobs.storage.records import BatchStatus, ClaimedJob, FinishedJob, JobResult, NewBatch, NewWorker, ResultRow
+from helix_jobs.storage.results import _QUERY, _job_result
 from helix_jobs.storage.schema import jobs, results
 from helix_jobs.storage.states import JobState
 from helix_jobs.storage.status import batch_status
@@ -127,6 +130,18 @@ def succeed(database: Database, claimed: ClaimedJob, worker_id: str = "w1", **ch
 def fail(database: Database, claimed: ClaimedJob, worker_id: str = "w1", code: str = "engine_error") -> bool:
     with database.write() as c:
         return claims.finish_failed(c, ended(claimed, worker_id), code, "it broke", now())
+
+
+def get_job(c: Connection, job_id: int) -> JobResult:
+    """One job in any state, with its result if there is one.
+
+    Raises:
+        NotFoundError: No such job.
+    """
+    rows = fetch_all(c, _QUERY.where(jobs.c.id == job_id))
+    if not rows:
+        raise NotFoundError(f"there is no job {job_id}")
+    return _job_result(rows[0])
 
 
 def status(database: Database, batch_id: str) -> BatchStatus:

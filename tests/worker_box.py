@@ -17,8 +17,10 @@ from helix_jobs import HelixClient
 from helix_jobs.broker.publisher import CeleryPublisher, EmbeddedBroker, QueueNames, broker_url, read_queue_names
 from helix_jobs.settings import Settings
 from helix_jobs.storage.database import Database
+from helix_jobs.storage.liveness import seems_alive
 from helix_jobs.storage.migration import ensure_schema
 from helix_jobs.storage.schema import jobs, results, workers
+from helix_jobs.storage.workers import live_workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,6 +40,16 @@ def wait_until(condition: Callable[[], Any], what: str | Callable[[], str], time
 def prompts(count: int, words: int = 6) -> list[str]:
     """Prompts that all differ."""
     return [" ".join(f"w{i}-{n}" for n in range(words)) for i in range(count)]
+
+
+def worker_is_live(settings: Settings) -> bool:
+    """Whether a worker seems to serve this database, judged without waiting for a heartbeat."""
+    database = Database(settings.database_url)
+    ensure_schema(database)
+    with database.read() as c:
+        is_live = any(seems_alive(worker, database.timing.lease) for worker in live_workers(c))
+    database.dispose()
+    return is_live
 
 
 def flush(url: str) -> None:

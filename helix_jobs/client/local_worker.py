@@ -243,19 +243,6 @@ class LocalWorker:
         self._told = line
 
 
-def worker_is_live(settings: Settings) -> bool:
-    """Whether a worker seems to serve this database, judged without waiting for a heartbeat.
-
-    Raises:
-        DatabaseUnreachableError: The database does not answer.
-    """
-    database = _open(settings)
-    try:
-        return _any_alive(database)
-    finally:
-        database.dispose()
-
-
 def _open(settings: Settings) -> Database:
     from helix_jobs.storage.database import Database
     from helix_jobs.storage.migration import ensure_schema

@@ -58,12 +58,6 @@ class CallsInFlight:
             with self._lock:
                 del self._calls[key]
 
-    def oldest_seconds(self) -> float:
-        """How long the oldest call with a limit has waited; 0 if there is none."""
-        with self._lock:
-            began = [call.began for call in self._calls.values() if call.limit is not None]
-        return max(0.0, self._clock() - min(began)) if began else 0.0
-
     def close_overdue(self, seconds: float) -> int:
         """Shut the sockets of calls that have waited for ``seconds``, or for their own limit if that is longer.
 

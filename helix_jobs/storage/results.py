@@ -115,18 +115,6 @@ def iter_jobs(c: Connection | OpenRead, batch_id: str, state: JobState, *, chunk
     return pages()
 
 
-def get_job(c: Connection, job_id: int) -> JobResult:
-    """One job in any state, with its result if there is one.
-
-    Raises:
-        NotFoundError: No such job.
-    """
-    rows = _rows(c, _QUERY.where(jobs.c.id == job_id))
-    if not rows:
-        raise NotFoundError(f"there is no job {job_id}; `helix status BATCH --jobs` lists job ids")
-    return _job_result(rows[0])
-
-
 def _require_batch(c: Connection | OpenRead, batch_id: str) -> None:
     if not _rows(c, select(batches.c.id).where(batches.c.id == batch_id, BATCH_IS_THERE)):
         raise NotFoundError(f"there is no batch {batch_id!r}; `helix list` shows the batches")

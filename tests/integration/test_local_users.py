@@ -18,14 +18,14 @@ from sqlalchemy import update
 from helix_jobs.broker.embedded import EmbeddedBroker
 from helix_jobs.cli.follow import worker_notice
 from helix_jobs.cli.group import cli
-from helix_jobs.client.local_worker import LocalWorker, worker_is_live
+from helix_jobs.client.local_worker import LocalWorker
 from helix_jobs.errors import HomeInUseError
 from helix_jobs.storage.process_identity import this_process
 from helix_jobs.storage.records import NewWorker
 from helix_jobs.storage.schema import workers
 from helix_jobs.storage.workers import register_worker
 from helix_jobs.worker.child import WorkerThread
-from tests.worker_box import ROOT, wait_until
+from tests.worker_box import ROOT, wait_until, worker_is_live
 
 if TYPE_CHECKING:
     from pathlib import Path

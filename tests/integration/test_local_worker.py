@@ -13,12 +13,12 @@ import pytest
 
 from helix_jobs.broker.publisher import EmbeddedBroker
 from helix_jobs.client import local_process
-from helix_jobs.client.local_worker import LocalWorker, worker_is_live
+from helix_jobs.client.local_worker import LocalWorker
 from helix_jobs.errors import BrokerUnreachableError, DeviceInUseError, HelixError
 from helix_jobs.observability.log_file import LOG_BYTES
 from helix_jobs.worker import process as worker
 from helix_jobs.worker.child import WorkerThread
-from tests.worker_box import ROOT, make_box, wait_until
+from tests.worker_box import ROOT, make_box, wait_until, worker_is_live
 
 if TYPE_CHECKING:
     from pathlib import Path

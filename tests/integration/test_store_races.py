@@ -14,13 +14,13 @@ from helix_jobs.errors import IdempotencyConflictError, NotFoundError
 from helix_jobs.storage import batch_changes, batches, changes_in_steps, claims, publishing, retries
 from helix_jobs.storage.group_commit import GroupCommitWriter
 from helix_jobs.storage.records import NewBatch
-from helix_jobs.storage.results import get_job
 from helix_jobs.storage.schema import jobs, results
 from tests.store_helpers import (
     DIGEST,
     check_counters,
     counts,
     ended,
+    get_job,
     must_take,
     new_jobs,
     now,

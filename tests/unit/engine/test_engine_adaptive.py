@@ -44,7 +44,7 @@ class Whimsical(DepthController):
                 self.rng.randint(0, candidate.ceiling) if is_on and self._can_compute and source == "model" else 0
             )
             lookup.append(self.rng.randint(0, found) if source == "lookup" else 0)
-        return DepthDecision(tuple(model), tuple(lookup), "whim", 1.0)
+        return DepthDecision(tuple(model), tuple(lookup), "whim")
 
 
 def adaptive_engine(draft, controller, seed=0, *, num_blocks=400, block_size=4, **config):

@@ -14,11 +14,11 @@ from helix_jobs.cli.group import cli
 from helix_jobs.errors import UnreadableRowError
 from helix_jobs.storage import publishing, status, workers
 from helix_jobs.storage.check import check_rows
-from helix_jobs.storage.results import get_job, iter_results
+from helix_jobs.storage.results import iter_results
 from helix_jobs.storage.schema import batches, jobs, results
 from helix_jobs.worker.counters import WorkerCounters
 from helix_jobs.worker.watchdog import Action, Watchdog
-from tests.store_helpers import check_counters, counts, must_take, now, register, stored_batch, succeed, take
+from tests.store_helpers import check_counters, counts, get_job, must_take, now, register, stored_batch, succeed, take
 
 MANY_DIGITS = '{"prompt": "p", "seed": ' + "9" * 10_000 + "}"
 

@@ -8,7 +8,7 @@ from helix_jobs.storage import status_counters as counters
 from helix_jobs.storage.records import FinishedJob
 from helix_jobs.storage.states import JobState
 from helix_jobs.storage.status import batch_status, list_batches
-from tests.store_helpers import counts, fail, must_take, now, register, status, stored_batch, succeed, take
+from tests.store_helpers import counts, fail, get_job, must_take, now, register, status, stored_batch, succeed, take
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_retry_queues_what_did_not_succeed_and_keeps_the_fence(database, mixed):
     assert not succeed(database, running)
     assert succeed(database, again)
     with database.read() as c:
-        job = results.get_job(c, ids[1])
+        job = get_job(c, ids[1])
         assert (job.error_code, job.error_message, job.finished_at, job.attempts) == (None, None, None, 0)
         assert [job.id for job in publishing.publishable(c, 10)] == [ids[1], ids[3], ids[4]]
     assert changes_in_steps.retry_batch(database, batch_id) == 0

@@ -7,17 +7,17 @@ import pytest
 from sqlalchemy import func, select
 
 from helix_jobs.errors import IdempotencyConflictError, NotFoundError, UnfinishedSubmissionError
-from helix_jobs.storage import changes_in_steps, publishing, results, status
+from helix_jobs.storage import changes_in_steps, publishing, status
 from helix_jobs.storage.batches import create_batch, delete_batch, insert_jobs, new_batch_id, seal_batch
 from helix_jobs.storage.records import NewBatch, StoredBatch
 from helix_jobs.storage.schema import batch_counters, batches, jobs
-from tests.store_helpers import DIGEST, counts, new_jobs, now, stored_batch, take
+from tests.store_helpers import DIGEST, counts, get_job, new_jobs, now, stored_batch, take
 
 
 def test_a_batch_keeps_its_lines_as_they_were(database):
     batch_id, ids = stored_batch(database, 3, priorities=(2,))
     with database.read() as c:
-        job = results.get_job(c, ids[1])
+        job = get_job(c, ids[1])
     assert (job.batch_id, job.line, job.custom_id, job.priority) == (batch_id, 2, "c2", 2)
     assert job.request == {"prompt": "Wörter 2", "seed": 2**64 - 2}
     assert job.state == "queued"
@@ -99,9 +99,9 @@ def test_only_unsealed_batches_are_deleted(database):
         assert delete_batch(c, unsealed)
         assert not delete_batch(c, unsealed)
     with database.read() as c:
-        assert results.get_job(c, ids[0]).state == "queued"
+        assert get_job(c, ids[0]).state == "queued"
         with pytest.raises(NotFoundError):
-            results.get_job(c, lost[0])
+            get_job(c, lost[0])
         with pytest.raises(NotFoundError):
             status.batch_status(c, unsealed)
     with pytest.raises(NotFoundError), database.write() as c:

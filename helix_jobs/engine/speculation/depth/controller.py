@@ -97,13 +97,11 @@ class DepthDecision:
         computed_depths: Draft tokens to compute.
         found_depths: Draft tokens to take from found drafts.
         reason: A ``DepthReason``.
-        expected_speedup: Expected goodput of the plan divided by the goodput of depth 0.
     """
 
     computed_depths: tuple[int, ...]
     found_depths: tuple[int, ...]
     reason: str
-    expected_speedup: float
 
 
 @dataclass(slots=True)
@@ -213,27 +211,26 @@ class DepthController:
     def _decide(self, candidates: Sequence[DraftCandidate], prefill_tokens: int) -> DepthDecision:
         if not any(candidate.ceiling > 0 for candidate in candidates):
             zeros = (0,) * len(candidates)
-            return DepthDecision(zeros, zeros, DepthReason.NOTHING.value, 1.0)
+            return DepthDecision(zeros, zeros, DepthReason.NOTHING.value)
         times = StepTimes(self.costs, len(candidates), prefill_tokens)
         plain = plan_none(candidates, times)
         base = plan_found(candidates, times)
         if base.goodput < (1 + _MARGIN_STAY) * plain.goodput:
             base = plain
-        plan, reason, speedup = base, DepthReason.NOTHING, base.goodput / plain.goodput
+        plan, reason = base, DepthReason.NOTHING
         if self._can_compute:
-            plan, reason, speedup = self._consider_computing(candidates, prefill_tokens, times, base)
-            speedup *= base.goodput / plain.goodput
+            plan, reason = self._consider_computing(candidates, prefill_tokens, times, base)
         if reason is not DepthReason.EXPLORE and (any(plan.computed_depths) or any(plan.found_depths)):
             reason = DepthReason.PAYS
-        return DepthDecision(plan.computed_depths, plan.found_depths, reason.value, speedup)
+        return DepthDecision(plan.computed_depths, plan.found_depths, reason.value)
 
     def _consider_computing(
         self, candidates: Sequence[DraftCandidate], prefill_tokens: int, times: StepTimes, base: DepthPlan
-    ) -> tuple[DepthPlan, DepthReason, float]:
-        """The plan to carry out, its reason, and its expected gain over ``base``."""
+    ) -> tuple[DepthPlan, DepthReason]:
+        """The plan to carry out, and its reason."""
         if self._hold is not None and self._hold.covers(self._step, len(candidates), prefill_tokens):
             self._save_up(times)
-            return base, self._hold.reason, 1.0
+            return base, self._hold.reason
         required = 1 + (_MARGIN_STAY if self._is_drafting else _MARGIN_ON)
         reason = DepthReason.COST
         if can_pay(len(candidates), self._max_depth, times, required):
@@ -247,15 +244,15 @@ class DepthController:
                 plan = _within_catch_up(candidates, plan, planner, budget)
                 if not measured or plan.goodput >= required * base.goodput:
                     self._is_drafting, self._hold = True, None
-                    return plan, DepthReason.PAYS, plan.goodput / base.goodput
+                    return plan, DepthReason.PAYS
         self._is_drafting = False
         self._save_up(times)
         explored = self._explore(candidates, times, base, required, reason)
         if explored is not None:
             self._hold = None
-            return explored, DepthReason.EXPLORE, explored.goodput / base.goodput
+            return explored, DepthReason.EXPLORE
         self._hold = _Hold(reason, self._step + _HOLD_STEPS, len(candidates), prefill_tokens > 0)
-        return base, reason, 1.0
+        return base, reason
 
     def _planner(
         self,

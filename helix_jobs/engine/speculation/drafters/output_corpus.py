@@ -32,11 +32,6 @@ class OutputCorpus:
         return self._index.tokens
 
     @property
-    def num_outputs(self) -> int:
-        """Number of outputs held."""
-        return len(self._lengths)
-
-    @property
     def num_entries(self) -> int:
         """Entries the index holds in memory."""
         return self._index.num_entries

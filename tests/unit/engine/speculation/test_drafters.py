@@ -110,7 +110,7 @@ def test_each_step_is_counted_under_the_drafters_whose_drafts_it_verifies(monkey
         else:
             reason, name = "pays", "mixed" if any(found) and any(computed) else "lookup" if any(found) else "model"
         expected[name] += 1
-        return DepthDecision(tuple(computed), tuple(found), reason, 1.0)
+        return DepthDecision(tuple(computed), tuple(found), reason)
 
     monkeypatch.setattr(engine._speculator._controller, "choose", choose)
     texts = prompts(24)

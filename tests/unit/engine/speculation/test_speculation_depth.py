@@ -48,10 +48,10 @@ def learning(world, **more):
 
 def test_deep_where_a_step_is_memory_bound():
     decision = controller_of().choose(batch(1))
-    assert decision.computed_depths[0] >= 4
+    # By hand: at 5 to 8 tokens the step gives 2.7 times as many tokens a second, at fewer or more it gives less.
+    assert 5 <= decision.computed_depths[0] <= 8
     assert decision.found_depths == (0,)
     assert decision.reason == "pays"
-    assert decision.expected_speedup > 2
 
 
 def test_better_acceptance_never_drafts_less():
@@ -63,8 +63,8 @@ def test_better_acceptance_never_drafts_less():
 
 def test_off_where_a_step_is_compute_bound():
     decision = controller_of(COMPUTE_BOUND, acceptance=1.0).choose(batch(4))
-    assert decision.computed_depths == (0, 0, 0, 0)
-    assert (decision.reason, decision.expected_speedup) == ("off:cost", 1.0)
+    assert decision.computed_depths == decision.found_depths == (0, 0, 0, 0)
+    assert decision.reason == "off:cost"
 
 
 def test_off_in_a_full_batch_and_on_in_its_tail():
