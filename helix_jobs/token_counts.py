@@ -1,15 +1,19 @@
-"""TokenCounts: the tokens of a request, a run, a batch or an engine; all counts are added or subtracted together."""
+"""TokenCounts: the tokens of a request, a run, a batch or an engine."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Any, Self
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenCounts:
-    """Tokens by kind. A class with more counters extends it, and its differences include them all.
+    """Tokens by kind. A record with these counts among its fields extends it.
+
+    It has no ``+`` or ``-``: a record would inherit them, though its other fields are no amounts.
 
     Attributes:
         prompt_tokens: Tokens of prompts.
@@ -25,13 +29,6 @@ class TokenCounts:
     draft_tokens: int = 0
     accepted_tokens: int = 0
 
-    def __add__(self, other: Self) -> Self:
-        return replace(self, **{f.name: _plus(getattr(self, f.name), getattr(other, f.name)) for f in fields(self)})
-
-    def __sub__(self, earlier: Self) -> Self:
-        """The counts since ``earlier``."""
-        return replace(self, **{f.name: _minus(getattr(self, f.name), getattr(earlier, f.name)) for f in fields(self)})
-
     @property
     def acceptance_rate(self) -> float | None:
         """Accepted / drafted; None when nothing was drafted."""
@@ -42,13 +39,6 @@ class TokenCounts:
         return {field.name: getattr(self, field.name) for field in fields(TokenCounts)}
 
 
-def _plus(one: Any, other: Any) -> Any:  # noqa: ANN401  (a number, or numbers by name)
-    if isinstance(one, Mapping):
-        return {name: one.get(name, 0) + other.get(name, 0) for name in {**one, **other}}
-    return one + other
-
-
-def _minus(later: Any, earlier: Any) -> Any:  # noqa: ANN401  (a number, or numbers by name)
-    if isinstance(later, Mapping):
-        return {name: more for name, total in later.items() if (more := total - earlier.get(name, 0))}
-    return later - earlier
+def total_tokens(counts: Collection[TokenCounts]) -> TokenCounts:
+    """The sum of each of the five counts."""
+    return TokenCounts(**{name: sum(getattr(one, name) for one in counts) for name in TokenCounts().tokens()})

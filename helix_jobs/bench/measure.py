@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from helix_jobs.bench.machine import peak_device_memory, peak_memory, reset_peak_memory
 from helix_jobs.bench.percentiles import Percentiles
-from helix_jobs.token_counts import TokenCounts
+from helix_jobs.token_counts import total_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -174,7 +174,7 @@ def _measurement(
     device: torch.device,
 ) -> Measurement:
     started = [result for result in results if result.ttft_seconds is not None]
-    tokens = sum((result.tokens for result in results), TokenCounts())
+    tokens = total_tokens([result.tokens for result in results])
     target_steps = sum(result.target_steps for result in results)
     spent = (steps[-1][1] if steps else before) - before
     decodes = spent.decode_sequence_steps

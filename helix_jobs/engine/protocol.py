@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Protocol, Self
 
 from helix_jobs.token_counts import TokenCounts
@@ -81,9 +81,15 @@ class EngineCounters(TokenCounts):
     depth_reasons: Mapping[str, int] = field(default_factory=dict)
 
     def __sub__(self, earlier: Self) -> Self:
-        """The counts since ``earlier``."""
-        # Not super(): dataclass(slots=True) creates the class anew, and super() refers to the original class.
-        return replace(TokenCounts.__sub__(self, earlier), peak_blocks=self.peak_blocks)
+        """The counts since ``earlier``, and the reasons that occurred since."""
+        amounts = {one.name for one in fields(self)} - {"peak_blocks", "depth_reasons"}
+        spent = {name: getattr(self, name) - getattr(earlier, name) for name in amounts}
+        reasons = {
+            reason: count
+            for reason, total in self.depth_reasons.items()
+            if (count := total - earlier.depth_reasons.get(reason, 0))
+        }
+        return replace(self, **spent, depth_reasons=reasons)
 
 
 class EngineProtocol(Protocol):

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import pytest
+
 from helix_jobs.engine.protocol import EngineCounters
-from helix_jobs.token_counts import TokenCounts
+from helix_jobs.storage.records import RunTotals
+from helix_jobs.token_counts import TokenCounts, total_tokens
 
 
-def test_counts_are_added_and_subtracted_whole():
+def test_each_count_is_summed():
     one = TokenCounts(prompt_tokens=5, cached_prompt_tokens=2, completion_tokens=7, draft_tokens=4, accepted_tokens=3)
-    assert one + TokenCounts() == one
-    assert one + one - one == one
-    assert (one + one).tokens() == {name: 2 * count for name, count in one.tokens().items()}
+    assert total_tokens([]) == TokenCounts()
+    assert total_tokens([one]) == one
+    assert total_tokens([one, TokenCounts(), one]).tokens() == {name: 2 * count for name, count in one.tokens().items()}
+    assert total_tokens([RunTotals(draft_tokens=4, steps=2), one]) == total_tokens([TokenCounts(draft_tokens=4), one])
+
+
+@pytest.mark.parametrize("record", [TokenCounts(), RunTotals(), EngineCounters()])
+def test_records_are_not_added(record):
+    with pytest.raises(TypeError, match="unsupported operand"):
+        record + record
 
 
 def test_nothing_drafted_has_no_rate():
@@ -30,6 +42,11 @@ def test_a_difference_of_counters_has_the_later_peak_and_no_reason_that_did_not_
     assert (after - before).tokens() == TokenCounts(draft_tokens=4).tokens()
 
 
-def test_a_sum_of_counters_has_the_reasons_of_both():
-    both = EngineCounters(depth_reasons={"model": 2}) + EngineCounters(depth_reasons={"model": 1, "lookup": 4})
-    assert both.depth_reasons == {"model": 3, "lookup": 4}
+def test_every_other_counter_is_subtracted():
+    names = [field.name for field in dataclasses.fields(EngineCounters) if field.name != "depth_reasons"]
+    before = EngineCounters(**{name: place for place, name in enumerate(names)})
+    after = EngineCounters(**{name: 3 * place for place, name in enumerate(names)})
+    spent = after - before
+    assert {name: getattr(spent, name) for name in names} == {
+        name: (3 if name == "peak_blocks" else 2) * place for place, name in enumerate(names)
+    }
