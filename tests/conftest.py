@@ -35,8 +35,8 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # seconds each, 4 with threads that sleep. Read when torch is loaded, here and in every child.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-# hypothesis fails an example that takes more than 200 ms: on a busy machine any may.
-hypothesis.settings.register_profile("helix", deadline=None)
+# An example may take 200 ms by default, which a busy machine exceeds; 5 seconds tell one that has gone wrong.
+hypothesis.settings.register_profile("helix", deadline=5_000)
 hypothesis.settings.load_profile("helix")
 
 DEFAULT_POSTGRES_URL = "postgresql:///postgres"

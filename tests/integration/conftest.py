@@ -95,6 +95,13 @@ def helix(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
+def past_proxy(postgres_database: Database, tmp_path: Path) -> Settings:
+    """The way to a Postgres database that does not lead through the test's proxy."""
+    url = postgres_database.url.render_as_string(hide_password=False)
+    return Settings(home=tmp_path / "home", redis_url=None, database_url=url)
+
+
+@pytest.fixture
 def client(helix: Settings) -> Iterator[HelixClient]:
     with HelixClient(helix) as opened:
         yield opened

@@ -16,7 +16,6 @@ from tests.integration.cutting_proxy import CuttingProxy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from helix_jobs.storage.database import Database
     from helix_jobs.storage.records import BatchStatus
@@ -25,23 +24,16 @@ AWAY_SECONDS = 0.6
 
 
 @pytest.fixture
-def helix(postgres_database: Database, tmp_path: Path) -> Settings:
-    """The way to the database without the proxy."""
-    url = postgres_database.url.render_as_string(hide_password=False)
-    return Settings(home=tmp_path / "home", redis_url=None, database_url=url)
-
-
-@pytest.fixture
-def proxy(helix: Settings) -> Iterator[CuttingProxy]:
-    proxy = CuttingProxy(helix.database_url)
+def proxy(past_proxy: Settings) -> Iterator[CuttingProxy]:
+    proxy = CuttingProxy(past_proxy.database_url)
     yield proxy
     proxy.close()
 
 
 @pytest.fixture
-def client(helix: Settings, proxy: CuttingProxy) -> Iterator[HelixClient]:
+def client(past_proxy: Settings, proxy: CuttingProxy) -> Iterator[HelixClient]:
     url = proxy.url.render_as_string(hide_password=False)
-    with HelixClient(Settings(home=helix.home, redis_url=None, database_url=url)) as client:
+    with HelixClient(Settings(home=past_proxy.home, redis_url=None, database_url=url)) as client:
         yield client
 
 
@@ -51,7 +43,7 @@ def restart(proxy: CuttingProxy) -> None:
 
 
 @pytest.mark.postgres
-def test_waiting_goes_on_after_a_restart(client: HelixClient, helix: Settings, proxy: CuttingProxy) -> None:
+def test_waiting_goes_on_after_a_restart(client: HelixClient, past_proxy: Settings, proxy: CuttingProxy) -> None:
     batch_id = client.submit(prompts(3)).batch_id
     seen: list[BatchStatus] = []
 
@@ -59,7 +51,7 @@ def test_waiting_goes_on_after_a_restart(client: HelixClient, helix: Settings, p
         seen.append(status)
         if len(seen) == 1:
             restart(proxy)
-            assert work(helix) == 3
+            assert work(past_proxy) == 3
 
     final = client.wait(batch_id, on_update=look)
     assert final.done
@@ -69,7 +61,7 @@ def test_waiting_goes_on_after_a_restart(client: HelixClient, helix: Settings, p
 @pytest.mark.postgres
 @pytest.mark.parametrize("key", [None, "k"])
 def test_submitting_goes_on_after_a_restart(
-    client: HelixClient, helix: Settings, proxy: CuttingProxy, key: str | None
+    client: HelixClient, past_proxy: Settings, proxy: CuttingProxy, key: str | None
 ) -> None:
     def lines() -> Iterator[dict]:
         for number, item in enumerate(prompts(2600)):
@@ -78,8 +70,8 @@ def test_submitting_goes_on_after_a_restart(
             yield item
 
     assert client.submit(lines(), idempotency_key=key).total == 2600
-    assert [row.line for row in rows(helix)] == list(range(1, 2601))
-    assert batch_count(helix) == 1
+    assert [row.line for row in rows(past_proxy)] == list(range(1, 2601))
+    assert batch_count(past_proxy) == 1
 
 
 @pytest.mark.postgres

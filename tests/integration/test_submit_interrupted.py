@@ -119,30 +119,23 @@ def behind_a_proxy(postgres_database: Database, tmp_path: Path, request: pytest.
     proxy.close()
 
 
-@pytest.fixture
-def helix(postgres_database: Database, tmp_path: Path) -> Settings:
-    """The way to the database without the proxy."""
-    url = postgres_database.url.render_as_string(hide_password=False)
-    return Settings(home=tmp_path / "home", redis_url=None, database_url=url)
-
-
 @pytest.mark.postgres
 @pytest.mark.parametrize("behind_a_proxy", [{}], indirect=True)
 @pytest.mark.parametrize("key", [None, "k"])
-def test_a_seal_whose_answer_is_lost_is_asked_for_again(behind_a_proxy, helix: Settings, key: str | None) -> None:
+def test_a_seal_whose_answer_is_lost_is_asked_for_again(behind_a_proxy, past_proxy: Settings, key: str | None) -> None:
     settings, proxy = behind_a_proxy
     with HelixClient(settings) as client:
         submission = client.submit(prompts(50), idempotency_key=key)
     assert proxy.num_cut == 1
     assert (submission.total, submission.reused) == (50, False)
-    assert (len(rows(helix)), batch_count(helix)) == (50, 1)
+    assert (len(rows(past_proxy)), batch_count(past_proxy)) == (50, 1)
 
 
 @pytest.mark.postgres
 @pytest.mark.parametrize("behind_a_proxy", [{"then_refuse": True}], indirect=True)
 @pytest.mark.parametrize("key", [None, "k"])
 def test_a_database_gone_over_the_seal_is_no_denial(
-    behind_a_proxy, helix: Settings, key: str | None, monkeypatch: pytest.MonkeyPatch
+    behind_a_proxy, past_proxy: Settings, key: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings, _ = behind_a_proxy
     monkeypatch.setattr("helix_jobs.client.submission.outlast", functools.partial(outlast, seconds=0.3))
@@ -154,12 +147,12 @@ def test_a_database_gone_over_the_seal_is_no_denial(
     assert f"helix status {batch_id}" in str(raised.value)
     assert raised.value.exit_code == 3
     assert stages[-1] == (SubmitStage.SEALING, batch_id)
-    with HelixClient(helix) as client:
+    with HelixClient(past_proxy) as client:
         assert client.status(batch_id).state is BatchState.QUEUED
         if key is not None:
             again = client.submit(prompts(50), idempotency_key=key)
             assert (again.batch_id, again.reused) == (batch_id, True)
-    assert (len(rows(helix)), batch_count(helix)) == (50, 1)
+    assert (len(rows(past_proxy)), batch_count(past_proxy)) == (50, 1)
 
 
 @pytest.mark.parametrize("sealed", [False, True])

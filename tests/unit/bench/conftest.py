@@ -1,17 +1,11 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from helix_jobs.bench.peer import PEERS
+from tests.unit.one_thread import _one_thread
 
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+__all__ = ["_one_thread"]
 
 
 FAKE_PEER = """

@@ -7,18 +7,12 @@ import torch
 
 from helix_jobs.engine.kernels.cpu.build import build_library
 from helix_jobs.errors import ConfigurationError
+from tests.unit.one_thread import _one_thread
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Tiny tensors lose more to thread hand-over than they gain."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+__all__ = ["_one_thread"]
 
 
 @pytest.fixture(autouse=True)

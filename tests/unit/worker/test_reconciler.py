@@ -70,33 +70,49 @@ class Clock:
         return self.seconds
 
 
-def _reconciler(database, broker, clock, window=10_000):
-    return Reconciler(database, broker, worker_id="me", window=window, clock=clock)
+@pytest.fixture
+def broker():
+    return Broker()
 
 
-def _tick(reconciler, clock, database, seconds, *, beating=("me",)):
-    """Let time pass a second at a time; whoever beats does."""
-    for _ in range(seconds):
-        clock.seconds += 1.0
-        with database.write() as c:
-            for worker_id in beating:
-                workers.heartbeat(c, worker_id, now())
-        reconciler.tick()
+@pytest.fixture
+def clock():
+    return Clock()
 
 
-def test_a_silent_worker_loses_its_jobs_and_they_are_published_again(database):
-    register(database, "me", "silent", "alive")
+@pytest.fixture
+def reconciler(database, broker, clock):
+    """The reconciler of worker ``me``, which is registered."""
+    register(database, "me")
+    return Reconciler(database, broker, worker_id="me", clock=clock)
+
+
+@pytest.fixture
+def tick(reconciler, clock, database):
+    """``tick(30)``: let time pass a second at a time; whoever beats does."""
+
+    def pass_time(seconds, *, beating=("me",)):
+        for _ in range(seconds):
+            clock.seconds += 1.0
+            with database.write() as c:
+                for worker_id in beating:
+                    workers.heartbeat(c, worker_id, now())
+            reconciler.tick()
+
+    return pass_time
+
+
+def test_a_silent_worker_loses_its_jobs_and_they_are_published_again(database, broker, reconciler, tick):
+    register(database, "silent", "alive")
     batch_id, ids = stored_batch(database, 3)
-    broker, clock = Broker(), Clock()
-    reconciler = _reconciler(database, broker, clock)
     reconciler.tick()
     assert broker.messages == ids
     broker.messages.clear()
     must_take(database, ids[0], "silent")
     must_take(database, ids[1], "alive")
-    _tick(reconciler, clock, database, 29, beating=("me", "alive"))
+    tick(29, beating=("me", "alive"))
     assert counts(database, batch_id) == {"running": 2, "queued": 1}
-    _tick(reconciler, clock, database, 2, beating=("me", "alive"))
+    tick(2, beating=("me", "alive"))
     assert counts(database, batch_id) == {"running": 1, "queued": 2}
     assert reconciler.counters.requeued == 1
     assert ids[0] in broker.messages
@@ -104,32 +120,30 @@ def test_a_silent_worker_loses_its_jobs_and_they_are_published_again(database):
         assert {row.id for row in workers.live_workers(c)} == {"me", "alive"}
 
 
-def test_messages_a_lost_worker_had_taken_are_sent_again_though_the_broker_is_never_empty(database):
-    register(database, "me", "silent")
+def test_messages_a_lost_worker_had_taken_are_sent_again_though_the_broker_is_never_empty(
+    database, broker, reconciler, tick
+):
+    register(database, "silent")
     _, ids = stored_batch(database, 5)
-    broker, clock = Broker(), Clock()
-    reconciler = _reconciler(database, broker, clock)
     reconciler.tick()
     # Two were delivered to the worker that is lost: one is claimed, one waits in its hands. The others stay.
     del broker.messages[:2]
     must_take(database, ids[0], "silent")
-    _tick(reconciler, clock, database, 32)
+    tick(32)
     assert ids[0] in broker.messages
     assert ids[1] in broker.messages
     assert reconciler.counters.requeued == 1
 
 
 @pytest.mark.parametrize("way", ["a worker is lost", "a worker begins alone", "the embedded broker is started again"])
-def test_marks_of_a_clock_that_is_ahead_are_taken_off_as_well(database, way):
-    register(database, "me", "silent")
+def test_marks_of_a_clock_that_is_ahead_are_taken_off_as_well(database, broker, reconciler, tick, way):
+    register(database, "silent")
     _, ids = stored_batch(database, 5)
     with database.write() as c:
         publishing.mark_published(c, ids, now() + timedelta(minutes=5))
-    broker, clock = Broker(), Clock()
-    reconciler = _reconciler(database, broker, clock)
     if way == "a worker is lost":
         broker.messages.append(0)
-        _tick(reconciler, clock, database, 32)
+        tick(32)
         assert reconciler.counters.republished == 5
     elif way == "a worker begins alone":
         with database.write() as c:
@@ -143,12 +157,12 @@ def test_marks_of_a_clock_that_is_ahead_are_taken_off_as_well(database, way):
     assert broker.messages == [0, *ids]
 
 
-def test_a_worker_is_not_given_up_without_its_messages_being_sent_again(database, monkeypatch):
+def test_a_worker_is_not_given_up_without_its_messages_being_sent_again(
+    database, broker, reconciler, tick, monkeypatch
+):
     """Else nobody would think of them again: the worker counts as stopped."""
-    register(database, "me", "silent")
+    register(database, "silent")
     _, ids = stored_batch(database, 3)
-    broker, clock = Broker(), Clock()
-    reconciler = _reconciler(database, broker, clock)
     reconciler.tick()
     del broker.messages[:2]
     must_take(database, ids[0], "silent")
@@ -159,20 +173,18 @@ def test_a_worker_is_not_given_up_without_its_messages_being_sent_again(database
     with monkeypatch.context() as patch:
         patch.setattr(publishing, "republish_all", fail)
         with pytest.raises(DatabaseUnreachableError):
-            _tick(reconciler, clock, database, 32)
+            tick(32)
     with database.read() as c:
         assert [worker.id for worker in workers.live_workers(c)] == ["me", "silent"]
         assert claims.held_leases(c, "silent") == {ids[0]: 1}
-    _tick(reconciler, clock, database, 32)
+    tick(32)
     assert set(ids[:2]) <= set(broker.messages)
 
 
-def test_time_nobody_watched_is_no_silence(database):
-    register(database, "me", "other")
+def test_time_nobody_watched_is_no_silence(database, clock, reconciler):
+    register(database, "other")
     _, ids = stored_batch(database, 1)
     must_take(database, ids[0], "other")
-    broker, clock = Broker(), Clock()
-    reconciler = _reconciler(database, broker, clock)
     reconciler.tick()
     clock.seconds += 3600
     reconciler.tick()
@@ -180,10 +192,9 @@ def test_time_nobody_watched_is_no_silence(database):
         assert claims.held_leases(c, "other") == {ids[0]: 1}
 
 
-def test_the_broker_is_kept_at_its_window_most_urgent_first(database):
+def test_the_broker_is_kept_at_its_window_most_urgent_first(database, broker):
     _, ids = stored_batch(database, 30, priorities=(0, 0, 7))
-    broker, clock = Broker(), Clock()
-    reconciler = _reconciler(database, broker, clock, window=10)
+    reconciler = Reconciler(database, broker, window=10)
     reconciler.tick()
     assert broker.messages == ids[2::3]
     reconciler.tick()
@@ -195,11 +206,9 @@ def test_the_broker_is_kept_at_its_window_most_urgent_first(database):
     assert reconciler.counters.published == 14
 
 
-def test_jobs_whose_publication_failed_are_published_when_the_broker_is_back(database):
+def test_jobs_whose_publication_failed_are_published_when_the_broker_is_back(database, broker, reconciler):
     _, ids = stored_batch(database, 3)
-    broker, clock = Broker(), Clock()
     broker.away = True
-    reconciler = _reconciler(database, broker, clock)
     with pytest.raises(BrokerUnreachableError):
         reconciler.tick()
     with database.read() as c:
@@ -209,26 +218,23 @@ def test_jobs_whose_publication_failed_are_published_when_the_broker_is_back(dat
     assert broker.messages == ids
 
 
-def test_lost_messages_are_sent_again_after_the_broker_was_empty_long_enough(database):
-    register(database, "me")
+def test_lost_messages_are_sent_again_after_the_broker_was_empty_long_enough(database, broker, reconciler, tick):
     _, ids = stored_batch(database, 3)
-    broker, clock = Broker(), Clock()
-    reconciler = _reconciler(database, broker, clock)
     reconciler.tick()
     # The broker forgets everything.
     broker.messages.clear()
-    _tick(reconciler, clock, database, 30)
+    tick(30)
     assert broker.messages == []
-    _tick(reconciler, clock, database, 2)
+    tick(2)
     assert broker.messages == ids
     assert reconciler.counters.republished == 3
 
 
-def test_messages_that_could_not_be_given_back_are_sent_again_though_the_broker_is_busy(database):
+def test_messages_that_could_not_be_given_back_are_sent_again_though_the_broker_is_busy(database, broker):
     register(database, "me")
     _, ids = stored_batch(database, 3)
-    broker, clock, stranded = Broker(), Clock(), StrandedMessages()
-    reconciler = Reconciler(database, broker, worker_id="me", clock=clock, stranded=stranded)
+    stranded = StrandedMessages()
+    reconciler = Reconciler(database, broker, worker_id="me", stranded=stranded)
     reconciler.tick()
     del broker.messages[:2]
     must_take(database, ids[0], "me")
@@ -257,20 +263,14 @@ def test_what_is_stranded_is_forgotten_with_the_commit_alone(database):
     assert send_again(stranded, database) == 1
 
 
-def test_messages_that_are_still_there_are_not_sent_again(database):
-    register(database, "me")
+def test_messages_that_are_still_there_are_not_sent_again(database, broker, tick):
     _, ids = stored_batch(database, 2)
-    broker, clock = Broker(), Clock()
-    reconciler = _reconciler(database, broker, clock)
-    _tick(reconciler, clock, database, 100)
+    tick(100)
     assert broker.messages == ids
 
 
-def test_what_lost_workers_held_is_forgotten_when_every_job_has_ended(database):
-    register(database, "me")
+def test_what_lost_workers_held_is_forgotten_when_every_job_has_ended(database, broker, reconciler):
     batch_id, ids = stored_batch(database, 2)
-    broker, clock = Broker(), Clock()
-    reconciler = _reconciler(database, broker, clock)
     reconciler.tick()
     broker.unacked, broker.messages = list(broker.messages), []
     reconciler.tick()
@@ -285,7 +285,7 @@ def test_what_lost_workers_held_is_forgotten_when_every_job_has_ended(database):
     assert counts(database, batch_id) == {"succeeded": 2}
 
 
-def test_predecessors_are_reclaimed_at_once(database):
+def test_predecessors_are_reclaimed_at_once(database, reconciler):
     batch_id, ids = stored_batch(database, 2)
     with database.write() as c:
         # The same number as this process, which started at another time; and one that nobody here can see.
@@ -294,7 +294,6 @@ def test_predecessors_are_reclaimed_at_once(database):
         workers.register_worker(c, worker("far", **me | {"boot_id": "another"}, process_started="then"), now())
     must_take(database, ids[0], "dead")
     must_take(database, ids[1], "far")
-    reconciler = _reconciler(database, Broker(), Clock())
     here = Here(boot_id="b", pid_namespace="n", started=lambda _: "now")
     assert reconciler.reclaim_predecessors(here) == 1
     assert reconciler.reclaim_predecessors(here) == 0

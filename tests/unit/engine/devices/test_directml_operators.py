@@ -28,20 +28,11 @@ from tests.unit.engine.tiny_models import ARCHITECTURES, VOCAB_SIZE, copy_of, re
 from tests.worker_box import ROOT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from helix_jobs.engine.request import GenerationResult, Request
 
 DTYPES = [torch.float32, torch.float16]
-
-
-@pytest.fixture
-def device() -> Iterator[SimulatedDirectml]:
-    """The device; breaches fail the test that made them."""
-    with SimulatedDirectml() as simulated:
-        yield simulated
-    assert not simulated.breaches
 
 
 def work() -> list[Request]:

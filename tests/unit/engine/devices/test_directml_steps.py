@@ -22,28 +22,18 @@ from helix_jobs.engine.devices.shape_sizes import (
 )
 from helix_jobs.engine.speculation.speculative import SpeculativeStep
 from tests.unit.engine.devices.placed_models import draft_of, engine_of, loaded_on_device, loaded_on_host
-from tests.unit.engine.devices.simulated_directml import SimulatedDirectml
 from tests.unit.engine.tiny_models import request, tiny_model
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from helix_jobs.engine.engine import Engine
     from helix_jobs.engine.request import GenerationResult, Request
+    from tests.unit.engine.devices.simulated_directml import SimulatedDirectml
 
 GREEDY: dict[str, Any] = {}
 SAMPLED = {"temperature": 0.9}
 PENALISED = {"repetition_penalty": 1.3}
 MIXED = [GREEDY, SAMPLED, GREEDY, PENALISED]
 VERIFY = SpeculativeStep._verify_on_host
-
-
-@pytest.fixture
-def device() -> Iterator[SimulatedDirectml]:
-    """The device; breaches fail the test that made them."""
-    with SimulatedDirectml() as simulated:
-        yield simulated
-    assert not simulated.breaches
 
 
 def drafting_engine(*, draft: bool = True, depth: int = 3, lookup: bool = False, num_blocks: int = 80) -> Engine:
