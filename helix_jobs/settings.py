@@ -60,7 +60,7 @@ class Settings:
     """The values of the ``HELIX_*`` variables. Each field declares how its variable is read and its purpose."""
 
     home: Path = field(
-        metadata=declared(Directory(), "Where database, broker socket, models and logs live. Made with mode 0700.")
+        metadata=declared(Directory(), "Where database, broker socket, demo model and logs live. Made with mode 0700.")
     )
     redis_url: str | None = field(
         metadata=declared(Text(checked_redis_url), "The broker; without it the embedded one under HELIX_HOME.")
@@ -110,7 +110,7 @@ class Settings:
         default="auto",
         metadata=declared(
             Choice(("auto", "on")),
-            "The same answers in any company at any price; default: where that costs next to nothing.",
+            "The same answers whatever else runs in the batch, even if slower; default: where it costs little.",
             "--reproducible",
         ),
     )

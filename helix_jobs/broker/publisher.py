@@ -1,7 +1,7 @@
 """Where the broker is, the embedded broker, and how job ids are published.
 
-The database is the truth and the broker only carries ids, so the broker may lose everything. The reconciler publishes a
-lost message again; the claim refuses a duplicate.
+The database holds the jobs and the broker only carries their ids, so the broker may lose everything. The reconciler
+publishes a lost message again; the claim refuses a duplicate.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@ deliveries show either. A worker in a *stall* (see ``Sample.is_stall``) for a wh
 connection. Celery then connects anew, while running jobs go on. If another window brings nothing either, the process
 cannot be repaired from inside; it ends, and its supervisor starts a new one.
 
-The database, which is the truth, says whether jobs wait. A healthy worker is never in a stall for a window: after half
-a window the reconciler publishes messages again that were lost, or that another worker has prefetched and cannot begin.
-An absent broker makes no stall either: Celery goes on reconnecting to it, and a new process could do no better.
+The database says whether jobs wait. A healthy worker is never in a stall for a window: after half a window the
+reconciler publishes messages again that were lost, or that another worker has prefetched and cannot begin. An absent
+broker makes no stall either: Celery goes on reconnecting to it, and a new process could do no better.
 
 A process that may open no more descriptors cannot tell this from an absent broker, and cannot reconnect. One window is
 then enough, and the message names the limit. The same holds if no slot is idle, but every job in the slots waits for a
