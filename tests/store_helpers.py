@@ -119,12 +119,14 @@ def result_row(**changes: Any) -> ResultRow:
         "device": "cpu",
         "dtype": "float32",
     }
+    if changes.get("choice"):
+        values.update(prompt_tokens=0, cached_prompt_tokens=0)
     return ResultRow(**{**values, **changes})
 
 
 def succeed(database: Database, claimed: ClaimedJob, worker_id: str = "w1", **changes: Any) -> bool:
     with database.write() as c:
-        return claims.finish_succeeded(c, ended(claimed, worker_id), result_row(**changes), now())
+        return claims.finish_succeeded(c, ended(claimed, worker_id), [result_row(**changes)], now())
 
 
 def fail(database: Database, claimed: ClaimedJob, worker_id: str = "w1", code: str = "engine_error") -> bool:
@@ -164,7 +166,7 @@ def check_counters(c: Connection, batch_id: str) -> None:
     joined = c.execute(
         select(
             jobs.c.state,
-            func.count().label("jobs"),
+            func.count(jobs.c.id.distinct()).label("jobs"),
             func.sum(results.c.completion_tokens).label("tokens"),
             func.sum(results.c.cached_prompt_tokens).label("shared"),
         )

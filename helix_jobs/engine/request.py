@@ -77,7 +77,9 @@ class EncodedRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationResult:
-    """The result of one request. ``error`` is set exactly when ``finish_reason`` is None.
+    """One answer of a request. ``error`` is set exactly when ``finish_reason`` is None.
+
+    A request for several choices gets the first of them, which carries the others in ``siblings``.
 
     Times are in seconds from admission to the running batch, measured with a monotonic clock. Waiting before
     admission is ``queue_seconds``.
@@ -97,6 +99,8 @@ class GenerationResult:
         draft_tokens: Draft tokens verified.
         accepted_tokens: Draft tokens accepted.
         target_steps: Target model steps that decided tokens for this request, a stop token included.
+        choice: 0 for the first choice.
+        siblings: The other choices, in order.
     """
 
     request_id: str
@@ -113,6 +117,8 @@ class GenerationResult:
     draft_tokens: int
     accepted_tokens: int
     target_steps: int
+    choice: int = 0
+    siblings: tuple[GenerationResult, ...] = ()
 
     @classmethod
     def refused(cls, request_id: str, error: RequestError) -> GenerationResult:
@@ -133,6 +139,11 @@ class GenerationResult:
             accepted_tokens=0,
             target_steps=0,
         )
+
+    @property
+    def choices(self) -> tuple[GenerationResult, ...]:
+        """All choices, this first one included."""
+        return (self, *self.siblings)
 
     @property
     def completion_tokens(self) -> int:

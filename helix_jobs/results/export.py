@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import os
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 FORMATS: Final = ("jsonl", "csv", "parquet", "openai")
 
-# Columns in the order of the file -> Parquet type. messages and metadata are JSON text outside jsonl.
+# Columns in the order of the file -> Parquet type. Those of _AS_JSON are JSON text outside jsonl.
 # Trade-off: writing the prompt beside its answer doubles a file of long prompts, but makes the file a complete data
 # set that needs no join with the input.
 COLUMNS: Final[Mapping[str, str]] = {
@@ -30,17 +30,26 @@ COLUMNS: Final[Mapping[str, str]] = {
     "batch_id": "string",
     "line": "int64",
     "custom_id": "string",
+    "choice": "int64",
     "state": "string",
     "attempts": "int64",
+    "tries": "int64",
     "prompt": "string",
     "messages": "string",
     "output_text": "string",
+    "reasoning_text": "string",
+    "tool_calls": "string",
+    "scores": "string",
+    "is_valid": "bool",
     "finish_reason": "string",
     "error_code": "string",
     "error_message": "string",
     "prompt_tokens": "int64",
     "cached_prompt_tokens": "int64",
     "completion_tokens": "int64",
+    "reasoning_tokens": "int64",
+    "dropped_prompt_tokens": "int64",
+    "cumulative_logprob": "double",
     "queue_seconds": "double",
     "ttft_seconds": "double",
     "decode_seconds": "double",
@@ -60,6 +69,7 @@ COLUMNS: Final[Mapping[str, str]] = {
     "metadata": "string",
 }
 _FROM_REQUEST: Final = frozenset({"prompt", "messages", "metadata"})
+_AS_JSON: Final = ("messages", "metadata", "tool_calls", "scores")
 _TIMES: Final = ("queued_at", "finished_at")
 _ROW_GROUP: Final = 1000
 
@@ -107,7 +117,7 @@ def write_jsonl(results: Iterable[JobResult], stream: ByteSink) -> int:
 
 def write_openai(results: Iterable[JobResult], stream: ByteSink) -> int:
     """Write OpenAI Batch output lines; failed and cancelled jobs in OpenAI's two error shapes."""
-    return _write_lines((openai_line(result) for result in results), stream)
+    return _write_lines((openai_line(list(choices)) for _, choices in groupby(results, lambda r: r.job_id)), stream)
 
 
 def write_csv(results: Iterable[JobResult], stream: ByteSink) -> int:
@@ -147,7 +157,13 @@ def write_parquet(results: Iterable[JobResult], stream: ByteSink) -> int:
         raise ConfigurationError(
             'Parquet needs pyarrow, which is not installed; take jsonl, or run pip install -e ".[parquet]" in the clone'
         ) from error
-    kinds = {"int64": pa.int64(), "double": pa.float64(), "string": pa.string(), "timestamp": pa.timestamp("us", "UTC")}
+    kinds = {
+        "bool": pa.bool_(),
+        "int64": pa.int64(),
+        "double": pa.float64(),
+        "string": pa.string(),
+        "timestamp": pa.timestamp("us", "UTC"),
+    }
     schema = pa.schema([(name, kinds[kind]) for name, kind in COLUMNS.items()])
     count = 0
     rows = iter(results)
@@ -170,7 +186,7 @@ def _writer(fmt: str) -> Callable[[Iterable[JobResult], ByteSink], int]:
 
 def _flat_row(result: JobResult) -> dict[str, Any]:
     row = result_row(result)
-    for name in ("messages", "metadata"):
+    for name in _AS_JSON:
         # Empty metadata gives an empty cell, not {}.
         row[name] = json.dumps(row[name], ensure_ascii=False) if row[name] else None
     return row

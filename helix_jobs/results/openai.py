@@ -12,7 +12,7 @@ from helix_jobs.intake.forms import CHAT_ENDPOINT, COMPLETION_ENDPOINT
 from helix_jobs.storage.states import JobState
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
 
     from helix_jobs.storage.records import JobResult
@@ -28,13 +28,14 @@ _BAD_REQUEST: Final = 400
 _OK: Final = 200
 
 
-def openai_line(result: JobResult) -> dict[str, Any]:
-    """Build the output line of one finished job.
+def openai_line(choices: Sequence[JobResult]) -> dict[str, Any]:
+    """Build the output line of one finished job from its answers; a job without an answer comes as one, too.
 
     A reader must check both ``error`` and ``response.status_code``. A job without a ``custom_id`` gets
     ``<batch id>-line-<number>``, because OpenAI's readers join on that field. No line can already have this name, as
     the batch's id is newer than its lines.
     """
+    result = choices[0]
     code = result.error_code or ErrorCode.ENGINE_ERROR
     line: dict[str, Any] = {
         "id": f"batch_req_{result.job_id}",
@@ -43,7 +44,7 @@ def openai_line(result: JobResult) -> dict[str, Any]:
         "error": None,
     }
     if result.state == JobState.SUCCEEDED:
-        line["response"] = _response(result, _OK, _body(result))
+        line["response"] = _response(result, _OK, _body(choices))
     elif result.state == JobState.CANCELLED:
         line["error"] = {"code": "batch_cancelled", "message": "This request was cancelled before it was answered."}
     elif rejected := _REJECTED.get(code):
@@ -58,21 +59,18 @@ def _response(result: JobResult, status_code: int, body: dict[str, Any]) -> dict
     return {"status_code": status_code, "request_id": f"req_{result.job_id}", "body": body}
 
 
-def _body(result: JobResult) -> dict[str, Any]:
-    if _endpoint(result.request) == CHAT_ENDPOINT:
-        identifier, kind = f"chatcmpl-{result.job_id}", "chat.completion"
-        answer: dict[str, Any] = {"message": {"role": "assistant", "content": result.output_text, "refusal": None}}
-    else:
-        identifier, kind = f"cmpl-{result.job_id}", "text_completion"
-        answer = {"text": result.output_text}
-    prompt_tokens, completion_tokens = result.prompt_tokens or 0, result.completion_tokens or 0
+def _body(choices: Sequence[JobResult]) -> dict[str, Any]:
+    result = choices[0]
+    is_chat = _endpoint(result.request) == CHAT_ENDPOINT
+    prompt_tokens = result.prompt_tokens or 0
+    completion_tokens = sum(choice.completion_tokens or 0 for choice in choices)
     return {
-        "id": identifier,
-        "object": kind,
+        "id": f"chatcmpl-{result.job_id}" if is_chat else f"cmpl-{result.job_id}",
+        "object": "chat.completion" if is_chat else "text_completion",
         "created": _epoch(result.finished_at),
         # The model that answered; the line may have named another one.
         "model": result.target_model,
-        "choices": [{"index": 0, **answer, "logprobs": None, "finish_reason": result.finish_reason}],
+        "choices": [_choice(choice, is_chat=is_chat) for choice in choices],
         "usage": {
             "prompt_tokens": prompt_tokens,
             "completion_tokens": completion_tokens,
@@ -80,6 +78,15 @@ def _body(result: JobResult) -> dict[str, Any]:
             "prompt_tokens_details": {"cached_tokens": result.cached_prompt_tokens or 0},
         },
     }
+
+
+def _choice(result: JobResult, *, is_chat: bool) -> dict[str, Any]:
+    answer: dict[str, Any] = (
+        {"message": {"role": "assistant", "content": result.output_text, "refusal": None}}
+        if is_chat
+        else {"text": result.output_text}
+    )
+    return {"index": result.choice, **answer, "logprobs": None, "finish_reason": result.finish_reason}
 
 
 def _endpoint(request: Mapping[str, Any]) -> str:

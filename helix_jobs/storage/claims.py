@@ -23,6 +23,7 @@ from helix_jobs.storage.schema import batches, jobs, results
 from helix_jobs.storage.states import JobState
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
 
     from sqlalchemy import Connection, Select
@@ -125,6 +126,7 @@ _FAIL_UNREADABLE: Final = (
 )
 _HELD: Final = select(jobs.c.id, jobs.c.lease).where(_IS_RUNNING, jobs.c.worker_id == bindparam("holder"))
 _RESULT_FIELDS: Final = tuple(field.name for field in fields(ResultRow))
+_TEXTS: Final = ("output_text", "reasoning_text")
 _INSERT_RESULT: Final = insert(results)
 
 
@@ -154,15 +156,13 @@ def claim(
     return None if row is None else ClaimedJob(**row._mapping)  # noqa: SLF001  (SQLAlchemy's documented name)
 
 
-def finish_succeeded(c: Connection, job: FinishedJob, result: ResultRow, now: datetime) -> bool:
-    """Write the result row and the final state. False: fenced, nothing was written."""
+def finish_succeeded(c: Connection, job: FinishedJob, answers: Sequence[ResultRow], now: datetime) -> bool:
+    """Write a result row for each answer, and the final state. False: fenced, nothing was written."""
     parameters = _finish_parameters(job, JobState.SUCCEEDED, now)
     row = c.execute(_FINISH, parameters).first()
     if row is None:
         return _finished_before(c, parameters)
-    values = {name: getattr(result, name) for name in _RESULT_FIELDS}
-    values["output_text"] = storable(result.output_text)
-    c.execute(_INSERT_RESULT, {**values, "job_id": job.job_id, "worker_id": job.worker_id, "created_at": now})
+    _insert_answers(c, job, answers, now)
     counters.add(
         c,
         counters.Share(
@@ -170,12 +170,7 @@ def finish_succeeded(c: Connection, job: FinishedJob, result: ResultRow, now: da
             writer=job.worker_id,
             outcome=JobState.SUCCEEDED.value,
             jobs=1,
-            prompt_tokens=result.prompt_tokens,
-            cached_prompt_tokens=result.cached_prompt_tokens,
-            completion_tokens=result.completion_tokens,
-            draft_tokens=result.draft_tokens,
-            accepted_tokens=result.accepted_tokens,
-            cut_off=int(result.finish_reason == "length"),
+            **counters.sums_of(answers),
             started_at=row.claimed_at,
             finished_at=now,
         ),
@@ -241,6 +236,15 @@ def held_leases(c: Connection, worker_id: str) -> dict[int, int]:
 def storable(value: str) -> str:
     """The text without what Postgres cannot hold (NUL) and UTF-8 cannot spell (lone surrogates)."""
     return value.replace("\x00", "\ufffd").encode("utf-8", "replace").decode("utf-8")
+
+
+def _insert_answers(c: Connection, job: FinishedJob, answers: Sequence[ResultRow], now: datetime) -> None:
+    for answer in answers:
+        values = {name: getattr(answer, name) for name in _RESULT_FIELDS}
+        for name in _TEXTS:
+            if values[name] is not None:
+                values[name] = storable(values[name])
+        c.execute(_INSERT_RESULT, {**values, "job_id": job.job_id, "worker_id": job.worker_id, "created_at": now})
 
 
 def _finish_parameters(

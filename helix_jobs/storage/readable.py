@@ -1,8 +1,8 @@
 """Find stored values that cannot be read, after an edit by hand or on a damaged disk, and make them readable.
 
 A value is unreadable when fetching it as its column's type raises: invalid JSON, JSON nested too deep or with a number
-of ten thousand digits, text that is not UTF-8, a malformed time. So is JSON that is not an object, as every JSON column
-holds an object. A readable value need not be sensible.
+of ten thousand digits, text that is not UTF-8, a malformed time. So is JSON that is not an object, as nearly every JSON
+column holds an object; a column that holds a list says so. A readable value need not be sensible.
 """
 
 from __future__ import annotations
@@ -117,14 +117,14 @@ def readable_rows(c: Connection, query: Select[Any], key: Column[Any]) -> list[R
 def make_readable(c: Connection, value: UnreadableValue) -> None:
     """Replace the value by a readable one.
 
-    Text keeps its readable part. JSON that is not an object becomes ``{}``: a job with this request fails for the
+    Text keeps its readable part. JSON of the wrong kind becomes ``{}`` or ``[]``: a job with this request fails for the
     fields it lacks. A time becomes NULL where the column allows it, otherwise now.
     """
     column = value.column
     new: Any = None if column.nullable else datetime.now(UTC)
     if not isinstance(column.type, UTCDateTime):
         text = _raw_text(c, value)
-        new = _object_or_nothing(text) if isinstance(column.type, JSON) else text
+        new = _kept_or_empty(text, _holds(column)) if isinstance(column.type, JSON) else text
     c.execute(update(value.table).where(_is(value.table, value.key)).values({column: null() if new is None else new}))
 
 
@@ -152,7 +152,7 @@ def unreadable_reason(c: Connection, query: Any) -> str | None:  # noqa: ANN401 
 
 
 def _is_object_where_due(column: ColumnElement[Any], value: object) -> bool:
-    if not isinstance(column.type, JSON) or isinstance(value, dict):
+    if not isinstance(column.type, JSON) or isinstance(value, _holds(column)):
         return True
     return value is None and bool(getattr(column, "nullable", True))
 
@@ -166,12 +166,18 @@ def _raw_text(c: Connection, value: UnreadableValue) -> str:
     return "{}"  # Postgres lets nothing else in that is unreadable than JSON
 
 
-def _object_or_nothing(text: str) -> dict[str, Any]:
+def _kept_or_empty(text: str, holds: type[Any]) -> Any:  # noqa: ANN401  (an object or a list)
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        return holds()
+    return found if isinstance(found, holds) else holds()
+
+
+def _holds(column: ColumnElement[Any]) -> type[Any]:
+    """What the JSON of this column is: an object, unless the schema says a list."""
+    kind: type[Any] = getattr(column, "info", {}).get("holds", dict)
+    return kind
 
 
 def _is(table: Table, key: _Key) -> ColumnElement[bool]:

@@ -10,7 +10,7 @@ from helix_jobs.storage.states import FINAL_STATES, BatchState, JobState
 from helix_jobs.token_counts import TokenCounts
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
 
 
@@ -76,7 +76,20 @@ class FinishedJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResultRow:
-    """A success, as stored in ``results`` beside job id, worker id and creation time."""
+    """One answer of a job, as stored in ``results`` beside job id, worker id and creation time.
+
+    Attributes:
+        choice: 0 for the job's first answer. The prompt's tokens are those of the first answer; others have 0.
+        is_valid: Whether the answer keeps its constraint whole; None without one.
+        reasoning_text: What the model thought before the answer; None where it did not think apart.
+        reasoning_tokens: The part of ``completion_tokens`` that it thought.
+        tool_calls: The calls of tools in OpenAI's form.
+        cumulative_logprob: Sum of the log probabilities of the answer's tokens.
+        logprobs: Log probabilities of the answer's tokens, encoded.
+        prompt_logprobs: Log probabilities of the prompt's tokens, encoded.
+        scores: Option -> its scores, of a job that scores options.
+        dropped_prompt_tokens: Tokens of the prompt that were cut away to make it fit.
+    """
 
     output_text: str
     finish_reason: str
@@ -97,6 +110,16 @@ class ResultRow:
     device: str
     dtype: str
     run_id: int | None = None
+    choice: int = 0
+    is_valid: bool | None = None
+    reasoning_text: str | None = None
+    reasoning_tokens: int | None = None
+    tool_calls: Sequence[Mapping[str, Any]] | None = None
+    cumulative_logprob: float | None = None
+    logprobs: bytes | None = None
+    prompt_logprobs: bytes | None = None
+    scores: Mapping[str, Any] | None = None
+    dropped_prompt_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -239,7 +262,13 @@ class JobSummary:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobResult:
-    """A job with its result; every metric is None unless the job succeeded."""
+    """A job with one of its answers; every metric is None where there is no answer.
+
+    A job of several choices has a ``JobResult`` for each. ``ResultRow`` describes the metrics.
+
+    Attributes:
+        tries: Answers that the job's own acceptance rule refused.
+    """
 
     job_id: int
     batch_id: str
@@ -274,6 +303,17 @@ class JobResult:
     dtype: str | None
     worker_id: str | None
     run_id: int | None
+    tries: int = 0
+    choice: int = 0
+    is_valid: bool | None = None
+    reasoning_text: str | None = None
+    reasoning_tokens: int | None = None
+    tool_calls: Sequence[Mapping[str, Any]] | None = None
+    cumulative_logprob: float | None = None
+    logprobs: bytes | None = None
+    prompt_logprobs: bytes | None = None
+    scores: Mapping[str, Any] | None = None
+    dropped_prompt_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

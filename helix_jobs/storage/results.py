@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from sqlalchemy import Connection, Select, select, text, tuple_
+from sqlalchemy import Connection, Select, func, not_, or_, select, text, tuple_
 
 from helix_jobs.errors import NotFoundError
 from helix_jobs.storage.readable import fetch_all
@@ -30,6 +30,7 @@ _JOB_COLUMNS: Final = (
     jobs.c.state,
     jobs.c.priority,
     jobs.c.attempts,
+    jobs.c.tries,
     jobs.c.request,
     jobs.c.queued_at,
     jobs.c.claimed_at,
@@ -38,9 +39,11 @@ _JOB_COLUMNS: Final = (
     jobs.c.error_message,
 )
 _RESULT_COLUMNS: Final = tuple(
-    column for column in results.c if column.name not in ("job_id", "created_at", "worker_id")
+    column for column in results.c if column.name not in ("job_id", "choice", "created_at", "worker_id")
 )
-_QUERY: Final = select(*_JOB_COLUMNS, *_RESULT_COLUMNS, jobs.c.worker_id).select_from(
+# A job without an answer has one row, too.
+_CHOICE: Final = func.coalesce(results.c.choice, 0)
+_QUERY: Final = select(*_JOB_COLUMNS, _CHOICE.label("choice"), *_RESULT_COLUMNS, jobs.c.worker_id).select_from(
     jobs.outerjoin(results, results.c.job_id == jobs.c.id)
 )
 # The partial index in completion order holds ended jobs only.
@@ -66,7 +69,7 @@ def iter_results(
     only_failed: bool = False,
     chunk: int = 1000,
 ) -> Iterator[JobResult]:
-    """Stream the batch's ended jobs, also while the batch runs.
+    """Stream the answers of the batch's ended jobs, also while the batch runs; a job without an answer comes once.
 
     Args:
         c: A connection that stays open while the iterator is used, which gives one snapshot for all pages; or a
@@ -124,7 +127,8 @@ def _pages(
     c: Connection | OpenRead, batch_id: str, query: Select[Any], order: Order, chunk: int
 ) -> Iterator[JobResult]:
     by_line = order == "line"
-    query = query.order_by(jobs.c.line) if by_line else query.order_by(jobs.c.finished_at, jobs.c.id)
+    place = (jobs.c.line,) if by_line else (jobs.c.finished_at, jobs.c.id)
+    query = query.order_by(*place, _CHOICE)
     page = query
     while True:
         rows = _page(c, batch_id, page)
@@ -133,10 +137,14 @@ def _pages(
         if len(rows) < chunk:
             return
         last = rows[-1]
+        # A page may end between two answers of a job. The first condition is the one that an index serves.
         if by_line:
-            page = query.where(jobs.c.line > last.line)
+            begun = jobs.c.line == last.line
+            page = query.where(jobs.c.line >= last.line)
         else:
-            page = query.where(tuple_(jobs.c.finished_at, jobs.c.id) > tuple_(last.finished_at, last.job_id))
+            begun = jobs.c.id == last.job_id
+            page = query.where(tuple_(jobs.c.finished_at, jobs.c.id) >= tuple_(last.finished_at, last.job_id))
+        page = page.where(or_(not_(begun), last.choice < _CHOICE))
 
 
 def _page(c: Connection | OpenRead, batch_id: str, page: Select[Any]) -> Sequence[Row[*tuple[Any, ...]]]:

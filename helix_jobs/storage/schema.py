@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     DateTime,
@@ -15,6 +16,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Dialect
 
 # The migration that makes these tables. A test holds it equal to Alembic's head, so commands need not import Alembic.
-SCHEMA_REVISION: Final = "0006"
+SCHEMA_REVISION: Final = "0007"
 
 NAMING_CONVENTION: Final = {
     "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -122,6 +124,8 @@ jobs = Table(
     _column("priority", Integer, server_default=text("0")),
     _column("attempts", Integer, server_default=text("0")),
     _column("max_attempts", Integer, server_default=text("3")),
+    # Answers that the job's own acceptance rule refused; apart from attempts, which are lost with their workers.
+    _column("tries", Integer, server_default=text("0")),
     # The fence: every claim raises it, and a write must carry the current value.
     _column("lease", Integer, server_default=text("0")),
     _column("worker_id", String(64), nullable=True),
@@ -177,10 +181,19 @@ runs = Table(
     _column("verify_seconds", Double, nullable=True),
 )
 
+
+# A JSON column whose NULL is SQL's own, so that plain SQL can ask for it. `holds` is what `readable` expects.
+def _json_or_null(name: str, holds: type) -> Column[Any]:
+    return _column(name, JSON(none_as_null=True), nullable=True, info={"holds": holds})
+
+
+# A row for each answer of a job; most jobs have one. The prompt's tokens count in the first answer's row alone, so that
+# plain SQL can add them up. Nullable columns behind `created_at` are NULL where the request did not ask for them.
 results = Table(
     "results",
     metadata,
     _column("job_id", BigId, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True, autoincrement=False),
+    _column("choice", Integer, primary_key=True, autoincrement=False, server_default=text("0")),
     _column("run_id", BigId, ForeignKey("runs.id"), nullable=True),
     _column("output_text", Text),
     _column("finish_reason", String(16)),
@@ -202,6 +215,17 @@ results = Table(
     _column("dtype", String(32)),
     _column("worker_id", String(64)),
     _column("created_at", UTCDateTime),
+    # Whether the answer keeps its constraint whole; false where max_tokens cut it off.
+    _column("is_valid", Boolean, nullable=True),
+    _column("reasoning_text", Text, nullable=True),
+    _column("reasoning_tokens", Integer, nullable=True),
+    _json_or_null("tool_calls", list),
+    # Of all tokens of the answer: the sum of their log probabilities.
+    _column("cumulative_logprob", Double, nullable=True),
+    _column("logprobs", LargeBinary, nullable=True),
+    _column("prompt_logprobs", LargeBinary, nullable=True),
+    _json_or_null("scores", dict),
+    _column("dropped_prompt_tokens", Integer, nullable=True),
     Index("ix_results_created_at", "created_at"),
     # Without this index, each removal of a run would scan all results for references to it.
     Index("ix_results_run_id", "run_id"),
@@ -245,6 +269,8 @@ batch_counters = Table(
     _column("accepted_tokens", BigInteger, server_default=text("0")),
     # Answers whose finish_reason is "length".
     _column("cut_off", BigInteger, server_default=text("0")),
+    # Answers that the jobs' own acceptance rules refused.
+    _column("refused", BigInteger, server_default=text("0")),
     # Earliest claim and latest end among the jobs counted in this row.
     _column("started_at", UTCDateTime, nullable=True),
     _column("finished_at", UTCDateTime, nullable=True),

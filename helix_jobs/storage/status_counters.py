@@ -19,9 +19,12 @@ from helix_jobs.storage.schema import batch_counters, jobs, results
 from helix_jobs.storage.states import JobState
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
 
     from sqlalchemy import ColumnElement, Connection
+
+    from helix_jobs.storage.records import ResultRow
 
 # The writers that are not workers.
 SUBMITTER: Final = "submitter"
@@ -41,7 +44,8 @@ _SUMS: Final = (
 )
 # The sums that are also columns of results.
 _OF_RESULTS: Final = tuple(name for name in _SUMS if name in results.c)
-_CUT_OFF: Final = func.coalesce(func.sum(case((results.c.finish_reason == "length", 1), else_=0)), 0)
+_CUT: Final = "length"
+_CUT_OFF: Final = func.coalesce(func.sum(case((results.c.finish_reason == _CUT, 1), else_=0)), 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +64,12 @@ class Share:
     cut_off: int = 0
     started_at: datetime | None = None
     finished_at: datetime | None = None
+
+
+def sums_of(answers: Sequence[ResultRow]) -> dict[str, int]:
+    """What the answers of one job add to a share."""
+    sums = {name: sum(getattr(answer, name) for answer in answers) for name in _OF_RESULTS}
+    return {**sums, "cut_off": sum(answer.finish_reason == _CUT for answer in answers)}
 
 
 def _upsert(insert: Any) -> Any:  # noqa: ANN401  (the two dialects' inserts share no type)
@@ -140,7 +150,7 @@ def _count(c: Connection, batch_id: str, *, times: bool) -> list[Share]:
     rows = c.execute(
         select(
             outcome.label("outcome"),
-            func.count().label("jobs"),
+            func.count(jobs.c.id.distinct()).label("jobs"),
             *(func.coalesce(func.sum(results.c[name]), 0).label(name) for name in _OF_RESULTS),
             _CUT_OFF.label("cut_off"),
             *((func.min(jobs.c.claimed_at).label("started_at"),) if times else ()),

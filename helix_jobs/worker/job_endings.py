@@ -13,6 +13,7 @@ from helix_jobs.worker.engine_thread import Generated, RequestFailed
 
 if TYPE_CHECKING:
     from helix_jobs.engine.protocol import EngineInfo
+    from helix_jobs.engine.request import GenerationResult
     from helix_jobs.worker.engine_thread import Run
 
 
@@ -28,9 +29,9 @@ Ending = Generated | RequestFailed | Withdrawn
 
 @dataclass(frozen=True, slots=True)
 class Succeed:
-    """Write the result row."""
+    """Write the result rows, one for each choice."""
 
-    row: ResultRow
+    answers: tuple[ResultRow, ...]
     run: Run
 
 
@@ -72,24 +73,35 @@ def decide(ending: Ending, *, info: EngineInfo, waited_seconds: float) -> Decisi
                 return Fail(result.error.code, str(result.error))
             if result.finish_reason is None or result.finish_reason is FinishReason.ABORTED:
                 return Unfinished.RELEASE
-            seconds = result.total_seconds
-            row = ResultRow(
-                output_text=result.output_text,
-                finish_reason=result.finish_reason.value,
-                **result.tokens.tokens(),
-                queue_seconds=waited_seconds + result.queue_seconds,
-                ttft_seconds=result.ttft_seconds,
-                decode_seconds=result.decode_seconds,
-                total_seconds=seconds,
-                tokens_per_second=result.completion_tokens / seconds if seconds > 0 else None,
-                acceptance_rate=result.acceptance_rate,
-                mean_acceptance_length=result.mean_acceptance_length,
-                target_model=info.target_model,
-                draft_model=info.draft_model,
-                device=info.device,
-                dtype=info.dtype,
-            )
-            return Succeed(row, run)
+            return Succeed(tuple(_row(choice, info, waited_seconds) for choice in result.choices), run)
+
+
+def _row(answer: GenerationResult, info: EngineInfo, waited_seconds: float) -> ResultRow:
+    """The row of one choice. The first one's tokens include the prompt's."""
+    assert answer.finish_reason is not None, "an answer without an error has an end"
+    seconds = answer.total_seconds
+    counts_prompt = answer.choice == 0
+    return ResultRow(
+        choice=answer.choice,
+        output_text=answer.output_text,
+        finish_reason=answer.finish_reason.value,
+        prompt_tokens=answer.prompt_tokens if counts_prompt else 0,
+        cached_prompt_tokens=answer.cached_prompt_tokens if counts_prompt else 0,
+        completion_tokens=answer.completion_tokens,
+        draft_tokens=answer.draft_tokens,
+        accepted_tokens=answer.accepted_tokens,
+        queue_seconds=waited_seconds + answer.queue_seconds,
+        ttft_seconds=answer.ttft_seconds,
+        decode_seconds=answer.decode_seconds,
+        total_seconds=seconds,
+        tokens_per_second=answer.completion_tokens / seconds if seconds > 0 else None,
+        acceptance_rate=answer.acceptance_rate,
+        mean_acceptance_length=answer.mean_acceptance_length,
+        target_model=info.target_model,
+        draft_model=info.draft_model,
+        device=info.device,
+        dtype=info.dtype,
+    )
 
 
 def outcome(decision: Decision) -> str:

@@ -56,10 +56,12 @@ class Settlement:
                 written = self._writer.submit(lambda c: claims.release(c, claim.id, claim.lease, self._worker_id, now))
             case Fail(code, message):
                 written = self._writer.submit(lambda c: claims.finish_failed(c, job, code, message, now))
-            case Succeed(row, run):
+            case Succeed(answers, run):
                 # The run's id is known by the time this runs: the run's insert stands before it in the writer.
                 written = self._writer.submit(
-                    lambda c: claims.finish_succeeded(c, job, replace(row, run_id=run.row_id), now)
+                    lambda c: claims.finish_succeeded(
+                        c, job, [replace(answer, run_id=run.row_id) for answer in answers], now
+                    )
                 )
         try:
             matched = written.result()

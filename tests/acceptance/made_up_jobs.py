@@ -53,7 +53,7 @@ def end_claim(c: Connection, claim: Claim, end: str, code: str, now: datetime) -
     job = FinishedJob(claim.job_id, claim.lease, claim.worker_id)
     if end == "failed":
         return claims.finish_failed(c, job, code, "it broke", now)
-    return claims.finish_succeeded(c, job, result_row(output_text=answer_of(claim)), now)
+    return claims.finish_succeeded(c, job, [result_row(output_text=answer_of(claim))], now)
 
 
 def recounted(rows: dict[int, Job]) -> dict[tuple[str, str], tuple[int, int]]:

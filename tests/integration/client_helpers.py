@@ -59,7 +59,7 @@ def work(helix: Settings, *, fail_lines: frozenset[int] = frozenset(), limit: in
                 assert claims.finish_failed(c, finished, "prompt_too_long", "too long", now)
             else:
                 text = f"answer to line {claimed.line}"
-                assert claims.finish_succeeded(c, finished, result_row(output_text=text), now)
+                assert claims.finish_succeeded(c, finished, [result_row(output_text=text)], now)
             done += 1
     database.dispose()
     return done

@@ -83,7 +83,7 @@ def test_finish_and_cancel_at_once(database):
             # In one transaction and in the order opposite to the cancel's, so that Postgres may see a deadlock.
             return database.transact(
                 lambda c: [
-                    claims.finish_succeeded(c, ended(claimed), result_row(), now()) for claimed in reversed(held)
+                    claims.finish_succeeded(c, ended(claimed), [result_row()], now()) for claimed in reversed(held)
                 ]
             )
 
@@ -272,7 +272,7 @@ class _CarelessWorker:
             self._writer.submit(release)
             return None
         job = ended(claimed, self._name)
-        return self._writer.submit(lambda c: claims.finish_succeeded(c, job, result_row(), now()))
+        return self._writer.submit(lambda c: claims.finish_succeeded(c, job, [result_row()], now()))
 
 
 def _meddle(database, batch_id, ids, names, seed):

@@ -249,10 +249,30 @@ def test_answers_that_were_cut_off_before_are_counted(empty_database):
         with empty_database.write() as c:
             claimed = claims.claim(c, job_id, worker_id=worker, now=now())
             done = FinishedJob(claimed.id, claimed.lease, worker)
-            assert claims.finish_succeeded(c, done, result_row(finish_reason=reason), now())
+            assert claims.finish_succeeded(c, done, [result_row(finish_reason=reason)], now())
     assert status(empty_database, batch).cut_off == 2
     downgrade(empty_database, "0004")
     assert upgrade(empty_database) == head_revision()
+    assert status(empty_database, batch).cut_off == 2
+    with empty_database.write() as c:
+        assert counters.counters_agree(c, batch)
+
+
+def test_an_older_version_keeps_the_first_answer_of_each_job(empty_database):
+    upgrade(empty_database)
+    register(empty_database, "w1")
+    batch, ids = stored_batch(empty_database, 2)
+    with empty_database.write() as c:
+        for job_id in ids:
+            claimed = claims.claim(c, job_id, worker_id="w1", now=now())
+            answers = [result_row(choice=n, finish_reason="length", output_text=f"{job_id} {n}") for n in range(3)]
+            assert claims.finish_succeeded(c, FinishedJob(job_id, claimed.lease, "w1"), answers, now())
+    assert downgrade(empty_database, "0006") == "0006"
+    with empty_database.read() as c:
+        texts = c.execute(text("SELECT output_text FROM results ORDER BY job_id")).scalars().all()
+    assert texts == [f"{job_id} 0" for job_id in ids]
+    assert upgrade(empty_database) == head_revision()
+    assert _differences(empty_database) == []
     assert status(empty_database, batch).cut_off == 2
     with empty_database.write() as c:
         assert counters.counters_agree(c, batch)

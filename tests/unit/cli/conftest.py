@@ -100,7 +100,7 @@ def finish(database):
                 done = FinishedJob(job.id, claimed.lease, worker)
                 later = now + timedelta(seconds=number + 1)
                 if number < succeeded:
-                    assert claims.finish_succeeded(c, done, ResultRow(output_text=text, **(METRICS | metrics)), later)
+                    assert claims.finish_succeeded(c, done, [ResultRow(output_text=text, **(METRICS | metrics))], later)
                 else:
                     assert claims.finish_failed(c, done, "prompt_too_long", "too long by 5 tokens", later)
 

@@ -147,7 +147,7 @@ def find_texts(line: dict) -> str | None:
 def test_an_id_that_is_made_up_is_no_other_lines():
     """Whatever a person called their lines: the batch had no id yet."""
     lines = [replace(SUCCEEDED, line=1, custom_id=None), replace(SUCCEEDED, line=2, custom_id="line-1")]
-    assert [openai_line(line)["custom_id"] for line in lines] == ["b-1-line-1", "line-1"]
+    assert [openai_line([line])["custom_id"] for line in lines] == ["b-1-line-1", "line-1"]
 
 
 def test_openai_success_follows_the_batch_output_shape():
@@ -184,15 +184,15 @@ def test_openai_success_follows_the_batch_output_shape():
 
 
 def test_openai_prompt_lines_answer_as_text_completions():
-    body = openai_line(SUCCEEDED)["response"]["body"]
+    body = openai_line([SUCCEEDED])["response"]["body"]
     assert body["object"] == "text_completion"
     assert body["choices"] == [{"index": 0, "text": NASTY, "logprobs": None, "finish_reason": "stop"}]
-    assert openai_line(SUCCEEDED)["custom_id"] == "mine"
+    assert openai_line([SUCCEEDED])["custom_id"] == "mine"
 
 
 @pytest.mark.parametrize(("code", "openai"), [("prompt_too_long", "context_length_exceeded"), ("invalid_request",) * 2])
 def test_openai_rejected_requests_have_a_status_and_no_error(code: str, openai: str):
-    line = openai_line(replace(FAILED, error_code=code))
+    line = openai_line([replace(FAILED, error_code=code)])
     assert line["error"] is None
     assert line["response"]["status_code"] == 400
     assert line["response"]["body"]["error"] == {
@@ -214,7 +214,7 @@ def test_openai_rejected_requests_have_a_status_and_no_error(code: str, openai: 
     ],
 )
 def test_openai_unanswered_requests_have_an_error_and_no_response(result: JobResult, code: str):
-    line = openai_line(result)
+    line = openai_line([result])
     assert line["response"] is None
     assert line["error"]["code"] == code
 
@@ -308,3 +308,19 @@ def test_parquet_without_pyarrow_says_what_to_install(monkeypatch, tmp_path: Pat
     with pytest.raises(ConfigurationError, match=r'pip install -e "\.\[parquet\]"'):
         export_results(ALL, tmp_path / "x.parquet", "parquet")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_openai_puts_the_choices_of_a_job_into_one_line():
+    second = replace(CHAT, choice=1, output_text="Another", prompt_tokens=0, completion_tokens=9, finish_reason="stop")
+    lines = [json.loads(line) for line in export_lines("openai", [SUCCEEDED, CHAT, second, FAILED])]
+    assert [len((line["response"]["body"]).get("choices", [])) for line in lines] == [1, 2, 0]
+    body = lines[1]["response"]["body"]
+    assert [(one["index"], one["message"]["content"]) for one in body["choices"]] == [(0, NASTY), (1, "Another")]
+    assert body["usage"]["completion_tokens"] == 4 + 9
+    assert body["usage"]["prompt_tokens"] == 5
+
+
+def export_lines(fmt, results):
+    stream = io.BytesIO()
+    export_results(iter(results), stream, fmt)
+    return stream.getvalue().splitlines()

@@ -81,10 +81,12 @@ IMPOSSIBLE = {
     "running jobs that no worker holds": ("UPDATE jobs SET worker_id = NULL WHERE id = :running", {"queued": 5}),
     "result rows of jobs that did not succeed": (
         (
-            "INSERT INTO results SELECT :waiting, run_id, output_text, finish_reason, prompt_tokens, "
-            "cached_prompt_tokens, completion_tokens, queue_seconds, ttft_seconds, decode_seconds, total_seconds, "
-            "tokens_per_second, draft_tokens, accepted_tokens, acceptance_rate, mean_acceptance_length, target_model, "
-            "draft_model, device, dtype, worker_id, created_at FROM results WHERE job_id = :ended"
+            "INSERT INTO results (job_id, output_text, finish_reason, prompt_tokens, cached_prompt_tokens, "
+            "completion_tokens, queue_seconds, decode_seconds, total_seconds, draft_tokens, accepted_tokens, "
+            "target_model, device, dtype, worker_id, created_at) "
+            "SELECT :waiting, output_text, finish_reason, prompt_tokens, "
+            "cached_prompt_tokens, completion_tokens, queue_seconds, decode_seconds, total_seconds, draft_tokens, "
+            "accepted_tokens, target_model, device, dtype, worker_id, created_at FROM results WHERE job_id = :ended"
         ),
         {"queued": 4},
     ),

@@ -91,7 +91,7 @@ def test_counters_survive_a_group_that_had_to_be_taken_apart(database):
     writer = GroupCommitWriter(database, max_delay=0.2)
 
     def finish(claimed, **changes):
-        return lambda c: claims.finish_succeeded(c, ended(claimed), result_row(**changes), now())
+        return lambda c: claims.finish_succeeded(c, ended(claimed), [result_row(**changes)], now())
 
     futures = [
         writer.submit(finish(held[0])),

@@ -95,7 +95,7 @@ def test_a_finish_repeated_after_an_uncertain_commit_is_not_fenced_and_not_doubl
     moment = now()
     for _ in range(2):
         with database.write() as c:
-            assert claims.finish_succeeded(c, ended(good), result_row(), moment)
+            assert claims.finish_succeeded(c, ended(good), [result_row()], moment)
             assert claims.finish_failed(c, ended(bad), "engine_error", "it broke", moment)
     assert not fail(database, good)
     assert counts(database, batch_id) == {"succeeded": 1, "failed": 1}
@@ -121,7 +121,7 @@ def test_a_late_write_after_a_reclaim_is_fenced(database, late):
     assert (new.lease, new.attempts) == (2, 2)
     with database.write() as c:
         if late == "succeed":
-            written = claims.finish_succeeded(c, ended(old), result_row(output_text="stale"), now())
+            written = claims.finish_succeeded(c, ended(old), [result_row(output_text="stale")], now())
         elif late == "fail":
             written = claims.finish_failed(c, ended(old), "engine_error", "stale", now())
         else:
@@ -224,7 +224,7 @@ def test_a_result_for_an_unknown_run_changes_nothing(database):
     batch_id, ids = stored_batch(database, 1)
     claimed = must_take(database, ids[0])
     with pytest.raises(IntegrityError), database.write() as c:
-        claims.finish_succeeded(c, ended(claimed), result_row(run_id=12345), now())
+        claims.finish_succeeded(c, ended(claimed), [result_row(run_id=12345)], now())
     assert counts(database, batch_id) == {"running": 1}
 
 

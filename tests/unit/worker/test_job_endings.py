@@ -50,7 +50,16 @@ def test_endings_without_a_result(ending: Any, decision: Any) -> None:
 def test_a_result_row_says_what_was_measured() -> None:
     decision = decide(Generated(RESULT, RUN), info=FakeEngine().info, waited_seconds=10.0)
     assert isinstance(decision, Succeed)
-    row = decision.row
+    (row,) = decision.answers
     assert (row.queue_seconds, row.tokens_per_second, row.acceptance_rate) == (10.5, 2.0, 0.75)
     assert (row.completion_tokens, row.mean_acceptance_length, row.cached_prompt_tokens) == (4, 2.0, 1)
     assert decision.run is RUN
+
+
+def test_the_prompt_counts_once_among_several_choices() -> None:
+    siblings = tuple(replace(RESULT, choice=number, output_text=str(number)) for number in (1, 2))
+    decision = decide(Generated(replace(RESULT, siblings=siblings), RUN), info=FakeEngine().info, waited_seconds=0.0)
+    assert isinstance(decision, Succeed)
+    assert [(row.choice, row.output_text) for row in decision.answers] == [(0, RESULT.output_text), (1, "1"), (2, "2")]
+    assert [row.prompt_tokens for row in decision.answers] == [RESULT.prompt_tokens, 0, 0]
+    assert [row.completion_tokens for row in decision.answers] == [4, 4, 4]
