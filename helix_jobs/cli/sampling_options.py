@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from helix_jobs.engine.sampling_params import InvalidSamplingParamsError, SamplingParams
+from helix_jobs.engine.field_checks import InvalidSamplingParamsError
+from helix_jobs.engine.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from collections.abc import Callable

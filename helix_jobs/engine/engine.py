@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from helix_jobs.engine.config import CacheConfig, EngineConfig
     from helix_jobs.engine.loaded_models import LoadedModel, LoadedModels
     from helix_jobs.engine.protocol import EngineCounters
+    from helix_jobs.engine.sampling_params import SamplingParams
     from helix_jobs.engine.schedule.scheduler import Schedule
     from helix_jobs.engine.speculation.depth.costs import CostProfile
     from helix_jobs.engine.speculation.speculative import Emission, StepOutcome
@@ -72,7 +73,7 @@ class Engine:
         context = min(models.max_context, config.max_model_len or models.max_context)
         self._eos_token_ids, self._turn_end_ids = models.eos_token_ids, models.turn_end_ids
         self._device = models.device
-        vocab_size = models.vocab_size
+        self._vocab_size = vocab_size = models.vocab_size
         self._codec = TextCodec(models.tokenizer, vocab_size, models.prompts, context - 1)
         draft = None
         with explaining_shortage(models.device, "the KV cache was allocated", "lower HELIX_KV_CACHE_MB"):
@@ -146,15 +147,23 @@ class Engine:
         """Queue a request. ``step`` returns its result or its error.
 
         Raises:
-            InvalidRequestError: The request id is already in the engine, or a stop text names a special token among
-                others; ``encode`` has looked at neither.
+            InvalidRequestError: The request id is already in the engine; or, where ``encode`` has not made the request,
+                a stop text names a special token among others, or its bad words were not encoded.
         """
         if request.request_id in self._sequences:
             raise InvalidRequestError(
                 f"request {request.request_id} is already in the engine; finish or abort it first"
             )
-        processors = processors_of(request.sampling_params, request.prompt_token_ids)
-        stop_ids = self._stop_ids(request)
+        params = request.sampling_params
+        if params.bad_words and not request.bad_words:
+            raise InvalidRequestError("the request's bad_words were not encoded; let encode make the request")
+        stop_ids = self._stop_ids(params, is_chat=request.is_chat)
+        processors = processors_of(
+            params,
+            request.prompt_token_ids,
+            bad_words=request.bad_words,
+            end_ids=[token_id for token_id in stop_ids if token_id < self._vocab_size],
+        )
         sequence = Sequence(request, BlockTable(self._pool), stop_ids, self._info.max_model_len, processors)
         if len(sequence) >= self._info.max_model_len:
             # ``encode`` refuses such a prompt; another engine with a longer context may have encoded it.
@@ -167,9 +176,15 @@ class Engine:
                 )
             )
         watch: StopStringWatch | None = None
-        if stop := request.sampling_params.stop:
-            context = self._codec.context(request.prompt_token_ids)
-            watch = StopStringWatch(self._codec, stop, context, is_chat=request.is_chat)
+        if params.stop:
+            watch = StopStringWatch(
+                self._codec,
+                params.stop,
+                self._codec.context(request.prompt_token_ids),
+                is_chat=request.is_chat,
+                min_tokens=params.min_tokens,
+                keeps_stop=params.include_stop_str_in_output,
+            )
         # Nothing below can fail: a sequence in ``_sequences`` that the scheduler does not know would never end.
         self._sequences[request.request_id] = sequence
         if watch is not None:
@@ -182,12 +197,11 @@ class Engine:
             "one new token included; shorten the prompt"
         )
 
-    def _stop_ids(self, request: EncodedRequest) -> frozenset[int]:
-        params = request.sampling_params
+    def _stop_ids(self, params: SamplingParams, *, is_chat: bool) -> frozenset[int]:
         ids = frozenset(params.stop_token_ids) | self._codec.stop_token_ids(params.stop)
         if params.ignore_eos:
             return ids
-        return ids | self._eos_token_ids | (self._turn_end_ids if request.is_chat else frozenset())
+        return ids | self._eos_token_ids | (self._turn_end_ids if is_chat else frozenset())
 
     def abort(self, request_id: str) -> None:
         """End a request with its output so far; the next ``step`` returns the result."""
@@ -304,6 +318,13 @@ class Engine:
             return
         self._account(schedule, outcome)
         self._quarantine(outcome.not_finite)
+        for sequence in outcome.masked:
+            sequence.fail(
+                InvalidRequestError(
+                    f"no token can follow the first {sequence.num_output_tokens} of the answer: allowed_token_ids, "
+                    "bad_words, min_tokens and the like leave none; ask for less of them"
+                )
+            )
         self._step.learn(outcome)
         self._recovery.recall_suspects()
 

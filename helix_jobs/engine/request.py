@@ -66,6 +66,7 @@ class EncodedRequest:
         seed: The request's own.
         is_chat: The prompt was messages. The answer is then a turn of its own: it ends with the template's end-of-turn
             token and begins without a space.
+        bad_words: Token ids of ``sampling_params.bad_words``, each in the forms in which the tokenizer writes it.
     """
 
     request_id: str
@@ -73,6 +74,7 @@ class EncodedRequest:
     sampling_params: SamplingParams
     seed: int
     is_chat: bool = False
+    bad_words: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,15 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Final
 
 from helix_jobs.bounds import MAX_NEW_TOKENS
-from helix_jobs.errors import InvalidFieldError
+from helix_jobs.engine.field_checks import (
+    InvalidSamplingParamsError,
+    check_flag,
+    check_integer,
+    check_number,
+    checked_biases,
+    checked_texts,
+    checked_token_ids,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,22 +24,29 @@ MIN_TEMPERATURE: Final = 0.0001
 MAX_STOP_STRINGS: Final = 16
 MAX_STOP_STRING_CHARS: Final = 256
 MAX_STOP_TOKEN_IDS: Final = 64
-
-
-class InvalidSamplingParamsError(InvalidFieldError):
-    """One sampling field is wrong."""
+MAX_BAD_WORDS: Final = 256
+MAX_BAD_WORD_CHARS: Final = 256
+MAX_ALLOWED_TOKEN_IDS: Final = 16_384
+# OpenAI takes 300; more of them cost nothing here.
+MAX_LOGIT_BIASES: Final = 1024
+# OpenAI's range.
+MAX_LOGIT_BIAS: Final = 100.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """Sampling fields of one request.
 
-    The processed distribution is built in this order (transformers' own): penalties over the logits, temperature,
-    top-k, top-p, min-p. Repetition penalty counts prompt and output tokens, presence and frequency penalties output
-    tokens only (OpenAI's definition).
+    The processed distribution is built in this order (transformers' own): ``logit_bias``, repetition penalty, presence
+    and frequency penalties, ``bad_words``, ``min_tokens``, ``allowed_token_ids``, temperature, top-k, top-p, min-p.
+    Repetition penalty counts prompt and output tokens, presence and frequency penalties output tokens only (OpenAI's
+    definition).
 
     Attributes:
         max_tokens: Most new tokens, at least 1.
+        min_tokens: New tokens before which the output does not end by itself: end tokens and ``stop_token_ids`` cannot
+            be chosen, and ``stop`` counts only where a later token completes it (vLLM's rule). At most ``max_tokens``;
+            the context may end an output earlier.
         temperature: 0 decodes greedily (the default); otherwise logits are divided by it. 0 or in [0.0001, 100].
         top_p: Keep the smallest set of most likely tokens with at least this mass, and any tokens exactly as likely as
             the last of them. In (0, 1]; 1 is off.
@@ -40,9 +55,18 @@ class SamplingParams:
         seed: 64-bit seed of this request's random numbers. None: the caller derives one from the job's identity.
         stop: Texts that end the output; the output ends before the first of them.
         stop_token_ids: Token ids that, beside the model's end-of-sequence ids, end the output; they are not part of it.
+        include_stop_str_in_output: The text of ``stop`` that ended the output stays at its end, or the token of
+            ``stop_token_ids`` (vLLM's rule). The model's own end tokens, and special tokens in a text, never do.
         presence_penalty: Subtracted once from every token that occurred in the output. In [-2, 2].
         frequency_penalty: Subtracted per occurrence in the output. In [-2, 2].
         repetition_penalty: Divides positive and multiplies negative logits of seen tokens. In [0.01, 10]; 1 is off.
+        logit_bias: Pairs of token id and what is added to its logit, in [-100, 100]. As with OpenAI and vLLM, -100 is
+            added like any other number and is no ban, though hardly any token survives it.
+        bad_words: Texts that the output does not contain as the tokenizer writes them, alone or after a space: the last
+            token of either form cannot be chosen behind the others, which may begin in the prompt (transformers' rule).
+            The same text in other tokens is not found.
+        allowed_token_ids: Only these tokens can be chosen, end tokens among them only if they are listed (vLLM's rule).
+            None allows all.
         ignore_eos: Ignore the model's end-of-sequence ids (``stop`` and ``stop_token_ids`` still end the output).
 
     Raises:
@@ -50,6 +74,7 @@ class SamplingParams:
     """
 
     max_tokens: int = 256
+    min_tokens: int = 0
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
@@ -57,30 +82,42 @@ class SamplingParams:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
+    include_stop_str_in_output: bool = False
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    bad_words: tuple[str, ...] = ()
+    allowed_token_ids: tuple[int, ...] | None = None
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "stop", _stop_strings(self.stop))
-        object.__setattr__(self, "stop_token_ids", _token_ids(self.stop_token_ids))
-        _integer("max_tokens", self.max_tokens, 1, MAX_NEW_TOKENS)
-        _integer("top_k", self.top_k, 0, 2**31 - 1)
+        put = object.__setattr__
+        put(self, "stop", checked_texts("stop", self.stop, MAX_STOP_STRINGS, MAX_STOP_STRING_CHARS))
+        put(self, "stop_token_ids", checked_token_ids("stop_token_ids", self.stop_token_ids, MAX_STOP_TOKEN_IDS))
+        put(self, "logit_bias", checked_biases("logit_bias", self.logit_bias, MAX_LOGIT_BIASES, MAX_LOGIT_BIAS))
+        put(self, "bad_words", _bad_words(self.bad_words))
+        put(self, "allowed_token_ids", _allowed_token_ids(self.allowed_token_ids))
+        check_integer("max_tokens", self.max_tokens, 1, MAX_NEW_TOKENS)
+        check_integer("min_tokens", self.min_tokens, 0, MAX_NEW_TOKENS)
+        check_integer("top_k", self.top_k, 0, 2**31 - 1)
         if self.seed is not None:
-            _integer("seed", self.seed, -(2**63), 2**64 - 1)
-        _number("temperature", self.temperature, 0.0, 100.0)
+            check_integer("seed", self.seed, -(2**63), 2**64 - 1)
+        check_number("temperature", self.temperature, 0.0, 100.0)
         if 0 < self.temperature < MIN_TEMPERATURE:
             raise InvalidSamplingParamsError(
                 "temperature", f"{self.temperature} is too small", f"give 0 (greedy) or {MIN_TEMPERATURE} to 100"
             )
-        _number("top_p", self.top_p, 0.0, 1.0, low_open=True)
-        _number("min_p", self.min_p, 0.0, 1.0)
-        _number("presence_penalty", self.presence_penalty, -2.0, 2.0)
-        _number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
-        _number("repetition_penalty", self.repetition_penalty, 0.01, 10.0)
-        if not isinstance(self.ignore_eos, bool):
-            raise InvalidSamplingParamsError("ignore_eos", f"is {_kind(self.ignore_eos)}", "give true or false")
+        check_number("top_p", self.top_p, 0.0, 1.0, low_open=True)
+        check_number("min_p", self.min_p, 0.0, 1.0)
+        check_number("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        check_number("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        check_number("repetition_penalty", self.repetition_penalty, 0.01, 10.0)
+        check_flag("include_stop_str_in_output", self.include_stop_str_in_output)
+        check_flag("ignore_eos", self.ignore_eos)
+        if self.min_tokens > self.max_tokens:
+            reason = f"{self.min_tokens} is more than max_tokens, which is {self.max_tokens}"
+            raise InvalidSamplingParamsError("min_tokens", reason, "lower it, or raise max_tokens")
 
     @property
     def is_greedy(self) -> bool:
@@ -110,73 +147,26 @@ class SamplingParams:
             value = getattr(self, name)
             if value != default:
                 given[name] = list(value) if isinstance(value, tuple) else value
+        if self.logit_bias:
+            given["logit_bias"] = {str(token_id): bias for token_id, bias in self.logit_bias}
         return given
 
 
 SAMPLING_FIELDS: Final = frozenset(field.name for field in fields(SamplingParams))
-_KINDS: Final = {
-    type(None): "null",
-    bool: "a boolean",
-    int: "an integer",
-    float: "a number",
-    str: "a string",
-    list: "a list",
-    dict: "an object",
-}
 _DEFAULTS: Final = {field.name: field.default for field in fields(SamplingParams)}
 
 
-def _kind(value: object) -> str:
-    """Name a value's JSON type."""
-    return _KINDS.get(type(value), type(value).__name__)
+def _bad_words(value: object) -> tuple[str, ...]:
+    words = checked_texts("bad_words", value, MAX_BAD_WORDS, MAX_BAD_WORD_CHARS)
+    if any(word.isspace() for word in words):
+        raise InvalidSamplingParamsError("bad_words", "holds a string of blanks alone", "give words")
+    return words
 
 
-def _integer(name: str, value: object, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidSamplingParamsError(name, f"is {_kind(value)}", f"give an integer from {low} to {high}")
-    if not low <= value <= high:
-        raise InvalidSamplingParamsError(name, f"{value} is out of range", f"give an integer from {low} to {high}")
-
-
-def _number(name: str, value: object, low: float, high: float, *, low_open: bool = False) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        reason = f"is {_kind(value)}"
-    # NaN and infinities fail the comparison. math.isfinite would raise on an integer too large for a float.
-    elif not low <= value <= high or (low_open and value == low):
-        reason = f"{value} is out of range"
-    else:
-        return
-    # Formatted only on failure: each line comes here five times, and formatting costs more than the check.
-    remedy = f"give a number {'above' if low_open else 'from'} {low:g} {'up ' if low_open else ''}to {high:g}"
-    raise InvalidSamplingParamsError(name, reason, remedy)
-
-
-def _stop_strings(value: object) -> tuple[str, ...]:
-    if value == ():
-        return ()
-    remedy = f"give a string, or at most {MAX_STOP_STRINGS} strings of 1 to {MAX_STOP_STRING_CHARS} characters"
-    texts = (value,) if isinstance(value, str) else value
-    if not isinstance(texts, list | tuple):
-        raise InvalidSamplingParamsError("stop", f"is {_kind(value)}", remedy)
-    if len(texts) > MAX_STOP_STRINGS:
-        raise InvalidSamplingParamsError("stop", f"has {len(texts)} strings", remedy)
-    for text in texts:
-        if not isinstance(text, str):
-            raise InvalidSamplingParamsError("stop", f"holds {_kind(text)}", remedy)
-        if not 1 <= len(text) <= MAX_STOP_STRING_CHARS:
-            raise InvalidSamplingParamsError("stop", f"holds a string of {len(text)} characters", remedy)
-    return tuple(texts)
-
-
-def _token_ids(value: object) -> tuple[int, ...]:
-    if value == ():
-        return ()
-    remedy = f"give a list of at most {MAX_STOP_TOKEN_IDS} token ids"
-    if not isinstance(value, list | tuple):
-        raise InvalidSamplingParamsError("stop_token_ids", f"is {_kind(value)}", remedy)
-    if len(value) > MAX_STOP_TOKEN_IDS:
-        raise InvalidSamplingParamsError("stop_token_ids", f"has {len(value)} ids", remedy)
-    for token_id in value:
-        if isinstance(token_id, bool) or not isinstance(token_id, int) or token_id < 0:
-            raise InvalidSamplingParamsError("stop_token_ids", f"holds {_kind(token_id)} that is no token id", remedy)
-    return tuple(value)
+def _allowed_token_ids(value: object) -> tuple[int, ...] | None:
+    if value is None:
+        return None
+    token_ids = checked_token_ids("allowed_token_ids", value, MAX_ALLOWED_TOKEN_IDS)
+    if not token_ids:
+        raise InvalidSamplingParamsError("allowed_token_ids", "is empty", "list the tokens that may be chosen")
+    return token_ids

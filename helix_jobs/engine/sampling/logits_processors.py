@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import torch
 
+from helix_jobs.engine.sampling.token_masks import AllowedTokens, BadWords, MinTokens
+
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from helix_jobs.engine.sampling_params import SamplingParams
 
@@ -34,6 +36,24 @@ class LogitsProcessor(Protocol):
             logits: Logits of one position, on the CPU.
             output_ids: Output tokens before it, draft tokens included.
         """
+
+
+class LogitBias:
+    """Adds a number to the logits of some tokens, as OpenAI defines it.
+
+    Args:
+        biases: Pairs of token id, within the vocabulary, and number; each id once.
+    """
+
+    keeps_argmax: Final = False
+
+    def __init__(self, biases: Sequence[tuple[int, float]]) -> None:
+        self._token_ids = torch.tensor([token_id for token_id, _ in biases], dtype=torch.int64)
+        self._biases = torch.tensor([bias for _, bias in biases], dtype=torch.float32)
+
+    def shape(self, logits: torch.Tensor, output_ids: Sequence[int]) -> None:  # noqa: ARG002  (the protocol's)
+        """Add the numbers."""
+        logits[self._token_ids] += self._biases
 
 
 class RepetitionPenalty:
@@ -78,13 +98,34 @@ class PresenceFrequencyPenalty:
             logits[tokens] -= self._presence + self._frequency * counts.to(logits.dtype)
 
 
-def processors_of(params: SamplingParams, prompt_ids: Sequence[int]) -> tuple[LogitsProcessor, ...]:
-    """The processors a request asks for, in transformers' order. To add one, add a class above and a line here."""
+def processors_of(
+    params: SamplingParams,
+    prompt_ids: Sequence[int],
+    *,
+    bad_words: Sequence[Sequence[int]] = (),
+    end_ids: Collection[int] = (),
+) -> tuple[LogitsProcessor, ...]:
+    """The processors a request asks for, in transformers' order. To add one, add a class and a line here.
+
+    Args:
+        params: What the request asks for; its token ids are within the vocabulary.
+        prompt_ids: Tokens of its prompt.
+        bad_words: The token ids of ``params.bad_words``, which only the tokenizer knows.
+        end_ids: Tokens within the vocabulary that would end its output.
+    """
     processors: list[LogitsProcessor] = []
+    if params.logit_bias:
+        processors.append(LogitBias(params.logit_bias))
     if params.repetition_penalty != 1.0:
         processors.append(RepetitionPenalty(params.repetition_penalty, prompt_ids))
     if params.presence_penalty or params.frequency_penalty:
         processors.append(PresenceFrequencyPenalty(params.presence_penalty, params.frequency_penalty))
+    if bad_words:
+        processors.append(BadWords(bad_words, prompt_ids))
+    if params.min_tokens and end_ids:
+        processors.append(MinTokens(params.min_tokens, end_ids))
+    if params.allowed_token_ids is not None:
+        processors.append(AllowedTokens(params.allowed_token_ids))
     return tuple(processors)
 
 

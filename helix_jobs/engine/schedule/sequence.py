@@ -45,6 +45,8 @@ class Sequence:
         self.params = request.sampling_params
         self.request_id = request.request_id
         self.stop_token_ids = stop_token_ids
+        # Those that stay in the output, at its end.
+        self.kept_stop_ids = frozenset(self.params.stop_token_ids if self.params.include_stop_str_in_output else ())
         self.processors = processors
         # Whether each of its tokens is the argmax of the model's logits: the host then does not need the logits.
         self.takes_argmax = self.params.is_greedy and all(one.keeps_argmax for one in processors)
@@ -116,18 +118,21 @@ class Sequence:
         return max(0, min(depth, self.max_len - length - 1, self.table.pool_capacity - length))
 
     def commit(self, token_ids: SequenceOf[int], now: float) -> list[int]:
-        """Append verified tokens until one ends the output; a stop token is not appended.
+        """Append verified tokens until one ends the output; a stop token is appended only if the request keeps it.
 
         Returns:
             The tokens that were appended.
         """
         appended: list[int] = []
         for token_id in token_ids:
-            if token_id in self.stop_token_ids:
+            if is_end := token_id in self.stop_token_ids:
                 self.finish(FinishReason.STOP)
-                break
+                if token_id not in self.kept_stop_ids:
+                    break
             self.token_ids.append(token_id)
             appended.append(token_id)
+            if is_end:
+                break
             if len(self.token_ids) >= self.max_len:
                 self.finish(FinishReason.LENGTH)
                 break

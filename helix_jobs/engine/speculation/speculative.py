@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import time
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from helix_jobs.engine.speculation.target_pass import TargetPass
 from helix_jobs.engine.speculation.turn import turns_of
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from collections.abc import Sequence as SequenceOf
 
     from helix_jobs.engine.model.runner import ModelRunner
@@ -66,6 +68,7 @@ class StepOutcome:
     Attributes:
         emissions: One for each sequence that was due to emit and did.
         not_finite: Sequences whose logits held NaN or infinity; none of their tokens was committed.
+        masked: Sequences whose processors masked every token of the next position; nothing was committed.
         num_tokens: Tokens the target computed.
         draft_seconds: Time spent on drafting, the choice of depths included. Where drafts are awaited on the device
             (see ``AwaitedDrafts``), the time to plan them.
@@ -77,6 +80,7 @@ class StepOutcome:
 
     emissions: tuple[Emission, ...]
     not_finite: tuple[Sequence, ...]
+    masked: tuple[Sequence, ...]
     num_tokens: int
     draft_seconds: float
     target_seconds: float
@@ -118,7 +122,7 @@ class SpeculativeStep:
             proposal.awaited.receive([] if download is None else download.draft_ids)
         if download is not None:
             self._verify([turn for turn in turns if turn.emits], download, proposal.draft_probs)
-        emissions, not_finite = self._commit(turns)
+        emissions, not_finite, masked = self._commit(turns)
         # A step without logits is only started: an asynchronous device computes it while the next step is planned.
         self._is_idle = scores.logits is not None or self._target.is_synchronous
         has_own_time = self._is_idle and (is_idle or proposal.has_waited)
@@ -133,6 +137,7 @@ class SpeculativeStep:
         return StepOutcome(
             emissions=emissions,
             not_finite=not_finite,
+            masked=masked,
             num_tokens=scores.num_tokens,
             draft_seconds=drafted - started,
             target_seconds=scored - drafted,
@@ -179,22 +184,28 @@ class SpeculativeStep:
         finite = row_is_finite[:, 0].tolist()
         host = torch.where(row_is_finite, host, 0.0)
         sampled: list[Turn] = []
+        masked: set[int] = set()
         for turn in turns:
             if turn.sequence.processors:
                 _shape(turn, host)
+                masked.update(_open_masked(turn, host))
             if turn.sequence.params.is_greedy:
                 ids = host[turn.rows.start : turn.rows.stop].argmax(dim=1).tolist()
-                _decide(turn, verify_greedy(ids, turn.draft.token_ids), finite)
+                _decide(turn, verify_greedy(ids, turn.draft.token_ids), finite, masked)
             else:
                 sampled.append(turn)
         if sampled:
             for turn, verdict in zip(sampled, _verify_sampled(sampled, host, draft_probs), strict=True):
-                _decide(turn, verdict, finite)
+                _decide(turn, verdict, finite, masked)
 
-    def _commit(self, turns: list[Turn]) -> tuple[tuple[Emission, ...], tuple[Sequence, ...]]:
+    def _commit(
+        self, turns: list[Turn]
+    ) -> tuple[tuple[Emission, ...], tuple[Sequence, ...], tuple[Sequence, ...]]:
+        """Append what was decided; return the emissions, and the sequences that are not finite and that are masked."""
         now = time.monotonic()
         emissions: list[Emission] = []
         not_finite: list[Sequence] = []
+        masked: list[Sequence] = []
         for turn in turns:
             sequence, verdict = turn.sequence, turn.verdict
             if not turn.is_decode:
@@ -204,19 +215,42 @@ class SpeculativeStep:
             if verdict is None:
                 not_finite.append(sequence)
                 continue
+            if not verdict.token_ids:
+                masked.append(sequence)
+                continue
             sequence.draft_tokens += turn.draft.depth
             sequence.accepted_tokens += verdict.num_accepted
             appended = sequence.commit(verdict.token_ids, now)
             # All tokens but the last have keys and values: verification computed those of the accepted drafts.
             sequence.num_computed = len(sequence) - 1
             emissions.append(Emission(sequence, tuple(appended), turn.draft.depth, verdict.num_accepted))
-        return tuple(emissions), tuple(not_finite)
+        return tuple(emissions), tuple(not_finite), tuple(masked)
 
 
-def _decide(turn: Turn, verdict: Verdict, finite: SequenceOf[bool]) -> None:
-    """Set the verdict if every row it depends on was finite; rows behind a rejected draft token do not matter."""
-    if all(finite[turn.first_row : turn.first_row + verdict.num_accepted + 1]):
+def _decide(turn: Turn, verdict: Verdict, finite: SequenceOf[bool], masked: Collection[int] = ()) -> None:
+    """Set the verdict if every row it depends on was finite; rows behind a rejected draft token do not matter.
+
+    A verdict ends before a row in which every token is masked. The accepted tokens before it may end the output, and
+    only if they do not, the next step comes to that row first: then its verdict has no tokens.
+    """
+    rows = turn.rows[: verdict.num_accepted + 1]
+    if masked:
+        open_rows = list(itertools.takewhile(lambda row: row not in masked, rows))
+        if len(open_rows) < len(rows):
+            rows = turn.rows[: len(open_rows)]
+            verdict = Verdict(len(rows), verdict.token_ids[: len(rows)])
+    if all(finite[row] for row in rows):
         turn.verdict = verdict
+
+
+def _open_masked(turn: Turn, host: torch.Tensor) -> list[int]:
+    """Rows of a shaped turn in which every token is masked; they are opened, so that a distribution can be made."""
+    logits = host[turn.rows.start : turn.rows.stop]
+    masked = torch.isneginf(logits.max(dim=1).values).nonzero()[:, 0]
+    if not len(masked):
+        return []
+    logits[masked] = 0.0
+    return [turn.rows.start + place for place in masked.tolist()]
 
 
 def _shape(turn: Turn, host: torch.Tensor) -> None:

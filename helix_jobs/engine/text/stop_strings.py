@@ -22,13 +22,24 @@ class StopStringWatch:
         stop: The stop strings.
         context: The end of the prompt before the output.
         is_chat: The output is a chat answer: a space that begins its text does not belong to it.
+        min_tokens: A stop string counts only where a token behind the first ``min_tokens`` completes it.
+        keeps_stop: The text found ends with the stop string instead of before it.
     """
 
     def __init__(
-        self, codec: TextCodec, stop: Sequence[str], context: Context | None = None, *, is_chat: bool = False
+        self,
+        codec: TextCodec,
+        stop: Sequence[str],
+        context: Context | None = None,
+        *,
+        is_chat: bool = False,
+        min_tokens: int = 0,
+        keeps_stop: bool = False,
     ) -> None:
         self._codec = codec
         self._stop = tuple(stop)
+        self._min_tokens = min_tokens
+        self._keeps_stop = keeps_stop
         self._context = context
         self._is_chat = is_chat
         self._longest = max(len(text) for text in self._stop)
@@ -39,8 +50,12 @@ class StopStringWatch:
         """Find the first stop string that the last ``num_new`` tokens complete.
 
         Returns:
-            The number of tokens up to and including the one that completes it, and the text before it; or None.
+            The number of tokens up to and including the one that completes it, and the text before it, or with it; or
+            None.
         """
+        num_new = min(num_new, len(output_ids) - self._min_tokens)
+        if num_new <= 0:
+            return None
         window = self._window + num_new
         tail = self._tail(output_ids, window)
         while len(tail) < self._longest + num_new and window < len(output_ids):
@@ -48,11 +63,15 @@ class StopStringWatch:
             tail = self._tail(output_ids, window)
         if not any(text in tail for text in self._stop):
             return None
+        # The text in which a stop string does not count.
+        passed = len(self._codec.decode(output_ids[: self._min_tokens], self._context)) if self._min_tokens else 0
         for count in range(len(output_ids) - num_new + 1, len(output_ids) + 1):
             text = self._codec.decode(output_ids[:count], self._context)
-            places = [place for place in (text.find(stop) for stop in self._stop) if place >= 0]
+            places = [(place, place + len(stop)) for stop in self._stop if (place := _place(text, stop, passed)) >= 0]
             if places:
-                return count, self._shown(text[: min(places)], text, output_ids[:count])
+                begin, end = min(places)
+                shown = text[: end if self._keeps_stop else begin]
+                return count, self._shown(shown, text, output_ids[:count])
         return None
 
     def _tail(self, output_ids: Sequence[int], window: int) -> str:
@@ -60,9 +79,14 @@ class StopStringWatch:
             return self._codec.decode(output_ids, self._context)
         return self._codec.decode(self._codec.window(output_ids, window))
 
-    def _shown(self, before: str, text: str, output_ids: Sequence[int]) -> str:
-        """The text before the stop string, as the answer shows it."""
+    def _shown(self, part: str, text: str, output_ids: Sequence[int]) -> str:
+        """A text's beginning as the answer shows it."""
         if not self._is_chat:
-            return before
+            return part
         alone = self._codec.decode(output_ids)
-        return before[len(text) - len(alone) :] if text.endswith(alone) else before
+        return part[len(text) - len(alone) :] if text.endswith(alone) else part
+
+
+def _place(text: str, stop: str, passed: int) -> int:
+    """Where a stop string first stands that ends behind the first ``passed`` characters; -1 for nowhere."""
+    return text.find(stop, max(0, passed - len(stop) + 1))

@@ -222,10 +222,13 @@ class DraftModelDrafter:
         if missing > 0:
             host = torch.cat((host, torch.full((len(host), missing), _IMPOSSIBLE)), dim=1)
         host = _without_nan(host)
-        for row, one in enumerate(batch):
-            if one.sequence.processors:
-                output_ids = one.sequence.output_token_ids + one.token_ids
-                shape_logits(host[row], one.sequence.processors, output_ids)
+        shaped = [(row, one) for row, one in enumerate(batch) if one.sequence.processors]
+        for row, one in shaped:
+            output_ids = one.sequence.output_token_ids + one.token_ids
+            shape_logits(host[row], one.sequence.processors, output_ids)
+        if shaped:
+            # Processors may leave no token. The target's row has none either then, and the verdict ends before it.
+            host = _without_nan(host)
         ids: list[int] = host.argmax(dim=-1).tolist()
         rows = [row for row, one in enumerate(batch) if not one.sequence.params.is_greedy]
         if rows:
@@ -280,6 +283,6 @@ def _disjoint_starts(ends: SequenceOf[tuple[Sequence, int]]) -> list[int]:
 
 
 def _without_nan(logits: torch.Tensor) -> torch.Tensor:
-    """Make rows that are not finite uniform: verification divides by the draft distribution."""
+    """Make rows uniform in which no logit or not every one is finite: verification divides by their distribution."""
     finite = torch.isfinite(logits.max(dim=1, keepdim=True).values)
     return torch.where(finite, logits, 0.0)

@@ -93,7 +93,7 @@ def test_a_third_processor_shapes_target_and_draft(monkeypatch, draft):
     """The tokens are those of transformers' own ``min_new_tokens``, whatever is drafted and rejected on the way."""
     model, texts = tiny_model(seed=3), prompts()
     ends = [reference_greedy(model, p, 3)[2] for p in texts]  # what each answer would have ended with
-    monkeypatch.setattr(engine_module, "processors_of", lambda params, _: (AtLeast(9, params.stop_token_ids[0]),))
+    monkeypatch.setattr(engine_module, "processors_of", lambda params, *_, **__: (AtLeast(9, params.stop_token_ids[0]),))
     engine = tiny_engine(model, draft, drafters=["lookup"], eos=())
     results = engine.generate(
         request(str(i), p, max_tokens=14, stop_token_ids=(end,))
@@ -108,7 +108,7 @@ def test_a_third_processor_shapes_target_and_draft(monkeypatch, draft):
 
 def test_what_keeps_the_argmax_leaves_greedy_requests_to_the_device(monkeypatch):
     model, texts = tiny_model(seed=3), prompts()
-    monkeypatch.setattr(engine_module, "processors_of", lambda *_: (Sharper(),))
+    monkeypatch.setattr(engine_module, "processors_of", lambda *_, **__: (Sharper(),))
     monkeypatch.setattr(SpeculativeStep, "_verify_on_host", lambda *_: pytest.fail("logits came down"))
     results = tiny_engine(model, "other").generate(request(str(i), p, max_tokens=12) for i, p in enumerate(texts))
     assert [r.output_token_ids for r in results] == [reference_greedy(model, p, 12) for p in texts]
