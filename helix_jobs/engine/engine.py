@@ -13,6 +13,7 @@ from helix_jobs.engine.model.runner import ModelRunner
 from helix_jobs.engine.protocol import EngineInfo
 from helix_jobs.engine.recovery import Recovery
 from helix_jobs.engine.request import EncodedRequest, GenerationResult, Request, RequestState
+from helix_jobs.engine.request_encoding import RequestEncoding
 from helix_jobs.engine.sampling.logits_processors import processors_of
 from helix_jobs.engine.schedule.block_table import BlockPool, BlockTable
 from helix_jobs.engine.schedule.scheduler import Scheduler
@@ -29,7 +30,6 @@ from helix_jobs.errors import (
     EngineError,
     InvalidRequestError,
     OutOfMemoryError,
-    PromptTooLongError,
     RequestError,
 )
 
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
     from helix_jobs.engine.config import CacheConfig, EngineConfig
     from helix_jobs.engine.loaded_models import LoadedModel, LoadedModels
     from helix_jobs.engine.protocol import EngineCounters
-    from helix_jobs.engine.sampling_params import SamplingParams
     from helix_jobs.engine.schedule.scheduler import Schedule
     from helix_jobs.engine.speculation.depth.costs import CostProfile
     from helix_jobs.engine.speculation.speculative import Emission, StepOutcome
@@ -71,10 +70,10 @@ class Engine:
         self, models: LoadedModels, config: EngineConfig, cache: CacheConfig, costs: CostProfile | None = None
     ) -> None:
         context = min(models.max_context, config.max_model_len or models.max_context)
-        self._eos_token_ids, self._turn_end_ids = models.eos_token_ids, models.turn_end_ids
         self._device = models.device
         self._vocab_size = vocab_size = models.vocab_size
         self._codec = TextCodec(models.tokenizer, vocab_size, models.prompts, context - 1)
+        self._encoding = RequestEncoding(self._codec, context, models.eos_token_ids, models.turn_end_ids)
         draft = None
         with explaining_shortage(models.device, "the KV cache was allocated", "lower HELIX_KV_CACHE_MB"):
             target = ModelRunner(models.target.decoder, cache)
@@ -126,22 +125,14 @@ class Engine:
         return self._info
 
     def encode(self, request: Request) -> EncodedRequest:
-        """Tokenise a request's prompt. Thread-safe.
+        """Tokenise a request's prompt and its bad words. Thread-safe.
 
         Raises:
-            InvalidRequestError: The prompt or the messages cannot be encoded for this model.
+            InvalidRequestError: The prompt or the messages cannot be encoded for this model, a sampling field does not
+                fit it, or ``max_tokens`` leaves no room for a truncated prompt.
             PromptTooLongError: No room is left in the context for one new token.
         """
-        ids = self._codec.encode(request)
-        if len(ids) >= self._info.max_model_len:
-            raise self._too_long(ids)
-        return EncodedRequest(
-            request_id=request.request_id,
-            prompt_token_ids=ids,
-            sampling_params=request.sampling_params,
-            seed=request.seed,
-            is_chat=request.messages is not None,
-        )
+        return self._encoding.encode(request)
 
     def add_request(self, request: EncodedRequest) -> None:
         """Queue a request. ``step`` returns its result or its error.
@@ -157,7 +148,7 @@ class Engine:
         params = request.sampling_params
         if params.bad_words and not request.bad_words:
             raise InvalidRequestError("the request's bad_words were not encoded; let encode make the request")
-        stop_ids = self._stop_ids(params, is_chat=request.is_chat)
+        stop_ids = self._encoding.stop_ids(params, is_chat=request.is_chat)
         processors = processors_of(
             params,
             request.prompt_token_ids,
@@ -167,7 +158,7 @@ class Engine:
         sequence = Sequence(request, BlockTable(self._pool), stop_ids, self._info.max_model_len, processors)
         if len(sequence) >= self._info.max_model_len:
             # ``encode`` refuses such a prompt; another engine with a longer context may have encoded it.
-            sequence.fail(self._too_long(request.prompt_token_ids))
+            sequence.fail(self._encoding.too_long(request.prompt_token_ids))
         elif len(sequence) >= sequence.table.pool_capacity:
             sequence.fail(
                 OutOfMemoryError(
@@ -190,18 +181,6 @@ class Engine:
         if watch is not None:
             self._stop_watches[request.request_id] = watch
         self._scheduler.add(sequence)
-
-    def _too_long(self, prompt_ids: tuple[int, ...]) -> PromptTooLongError:
-        return PromptTooLongError(
-            f"the prompt has {len(prompt_ids)} tokens and the context holds {self._info.max_model_len}, "
-            "one new token included; shorten the prompt"
-        )
-
-    def _stop_ids(self, params: SamplingParams, *, is_chat: bool) -> frozenset[int]:
-        ids = frozenset(params.stop_token_ids) | self._codec.stop_token_ids(params.stop)
-        if params.ignore_eos:
-            return ids
-        return ids | self._eos_token_ids | (self._turn_end_ids if is_chat else frozenset())
 
     def abort(self, request_id: str) -> None:
         """End a request with its output so far; the next ``step`` returns the result."""

@@ -159,7 +159,11 @@ class FakeEngine:
             PromptTooLongError: Prompt and one new token exceed ``max_model_len``.
         """
         text = _text(request)
-        words = text.split()
+        words = whole = tuple(text.split())
+        truncation = request.truncate_prompt
+        if truncation is not None:
+            room = truncation.tokens or max(1, self._info.max_model_len - request.sampling_params.max_tokens)
+            words = tuple(whole[place] for place in truncation.kept(range(len(whole)), room, None))
         if len(words) >= self._info.max_model_len:
             raise PromptTooLongError(
                 f"the prompt has {len(words)} tokens and the context holds {self._info.max_model_len}; shorten it"
@@ -169,7 +173,8 @@ class FakeEngine:
             prompt_token_ids=tuple(range(len(words))),
             sampling_params=request.sampling_params,
             seed=request.seed,
-            text=text,
+            dropped_prompt_tokens=None if truncation is None else len(whole) - len(words),
+            text=text if words is whole else " ".join(words),
         )
 
     def add_request(self, request: EncodedRequest) -> None:
@@ -299,6 +304,7 @@ class FakeEngine:
             draft_tokens=sequence.draft_tokens,
             accepted_tokens=sequence.draft_tokens,
             target_steps=sequence.steps,
+            dropped_prompt_tokens=sequence.request.dropped_prompt_tokens,
         )
 
     def _count(self, **more: float) -> None:

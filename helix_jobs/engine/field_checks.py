@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from helix_jobs.errors import InvalidFieldError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 _KINDS: Final = {
     type(None): "null",
@@ -98,35 +95,36 @@ def checked_biases(name: str, value: object, most: int, limit: float) -> tuple[t
     """Token ids with a number from ``-limit`` to ``limit``: OpenAI's object or a list of pairs, as sorted pairs."""
     if value == ():
         return ()
-    remedy = f'give at most {most} token ids with a number from {-limit:g} to {limit:g}, such as {{"50256": {-limit:g}}}'
-    if isinstance(value, dict):
-        entries: Iterable[Any] = ((_id_of(key), bias) for key, bias in value.items())
-    elif isinstance(value, list | tuple):
-        entries = value
-    else:
+    remedy = f'give at most {most} token ids with a number from {-limit:g} to {limit:g}, such as {{"11": {limit:g}}}'
+    if not isinstance(value, dict | list | tuple):
         raise InvalidSamplingParamsError(name, f"is {kind(value)}", remedy)
     if len(value) > most:
         raise InvalidSamplingParamsError(name, f"has {len(value)} entries", remedy)
     found: dict[int, float] = {}
-    for entry in entries:
+    for entry in value.items() if isinstance(value, dict) else value:
         if not isinstance(entry, list | tuple) or len(entry) != 2:  # noqa: PLR2004  (a pair)
-            raise InvalidSamplingParamsError(name, f"holds {kind(entry)} that is no pair of token id and number", remedy)
-        token_id, bias = entry
-        if not _is_id(token_id):
-            raise InvalidSamplingParamsError(name, f"names {kind(token_id)} that is no token id", remedy)
+            raise InvalidSamplingParamsError(name, f"holds {kind(entry)}, no pair of token id and number", remedy)
+        token_id = _id_of(entry[0]) if isinstance(value, dict) else entry[0]
+        reason = _bias_fault(token_id, entry[1], limit)
+        if reason:
+            raise InvalidSamplingParamsError(name, reason, remedy)
         if token_id in found:
             raise InvalidSamplingParamsError(name, f"names token {token_id} twice", "keep one of them")
-        if isinstance(bias, bool) or not isinstance(bias, int | float):
-            raise InvalidSamplingParamsError(name, f"gives token {token_id} {kind(bias)}", remedy)
-        if not -limit <= bias <= limit:
-            raise InvalidSamplingParamsError(name, f"gives token {token_id} {bias}, which is out of range", remedy)
-        found[token_id] = float(bias)
+        found[token_id] = float(entry[1])
     return tuple(sorted(found.items()))
+
+
+def _bias_fault(token_id: object, bias: object, limit: float) -> str:
+    if not _is_id(token_id):
+        return f"names {kind(token_id)} that is no token id"
+    if isinstance(bias, bool) or not isinstance(bias, int | float):
+        return f"gives token {token_id} {kind(bias)}"
+    return "" if -limit <= bias <= limit else f"gives token {token_id} {bias}, which is out of range"
 
 
 def _is_id(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _id_of(key: object) -> object:
+def _id_of(key: object) -> Any:  # noqa: ANN401  (checked by the caller)
     return int(key) if isinstance(key, str) and _ID_TEXT.fullmatch(key) else key

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
+    from helix_jobs.engine.prompt_truncation import TruncatePrompt
     from helix_jobs.engine.sampling_params import SamplingParams
     from helix_jobs.errors import RequestError
 
@@ -44,6 +45,7 @@ class Request:
         prompt_token_ids: The model's token ids, instead of a text.
         sampling_params: How to sample.
         seed: Root of this request's random numbers; the same (seed, position) draws the same number in any batch.
+        truncate_prompt: What to keep of a prompt that is too long; None fails the request instead.
     """
 
     request_id: str
@@ -53,6 +55,7 @@ class Request:
     messages: tuple[Mapping[str, str], ...] | None = None
     chat_template_kwargs: Mapping[str, Any] | None = None
     prompt_token_ids: tuple[int, ...] | None = None
+    truncate_prompt: TruncatePrompt | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +70,7 @@ class EncodedRequest:
         is_chat: The prompt was messages. The answer is then a turn of its own: it ends with the template's end-of-turn
             token and begins without a space.
         bad_words: Token ids of ``sampling_params.bad_words``, each in the forms in which the tokenizer writes it.
+        dropped_prompt_tokens: Tokens that truncation took out of the prompt; None where none was asked for.
     """
 
     request_id: str
@@ -75,6 +79,7 @@ class EncodedRequest:
     seed: int
     is_chat: bool = False
     bad_words: tuple[tuple[int, ...], ...] = ()
+    dropped_prompt_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,11 +93,11 @@ class GenerationResult:
 
     Attributes:
         request_id: The request's own.
-        output_text: The decoded output without stop token or stop string.
-        output_token_ids: The emitted tokens, stop token excluded.
+        output_text: The decoded output without stop token or stop string, unless the request keeps them.
+        output_token_ids: The emitted tokens, stop token excluded, unless the request keeps it.
         finish_reason: ``stop`` or ``length`` on success, ``aborted`` after an abort, None on an error.
         error: The error of this request alone.
-        prompt_tokens: Length of the encoded prompt.
+        prompt_tokens: Length of the encoded prompt, after truncation.
         cached_prompt_tokens: Prompt tokens whose keys and values came from the prefix cache.
         queue_seconds: From ``add_request`` to admission.
         ttft_seconds: From admission to the first emitted token; None if there was none.
@@ -103,6 +108,7 @@ class GenerationResult:
         target_steps: Target model steps that decided tokens for this request, a stop token included.
         choice: 0 for the first choice.
         siblings: The other choices, in order.
+        dropped_prompt_tokens: The request's own, see ``EncodedRequest``.
     """
 
     request_id: str
@@ -121,6 +127,7 @@ class GenerationResult:
     target_steps: int
     choice: int = 0
     siblings: tuple[GenerationResult, ...] = ()
+    dropped_prompt_tokens: int | None = None
 
     @classmethod
     def refused(cls, request_id: str, error: RequestError) -> GenerationResult:

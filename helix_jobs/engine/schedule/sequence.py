@@ -212,4 +212,5 @@ class Sequence:
             draft_tokens=self.draft_tokens,
             accepted_tokens=self.accepted_tokens,
             target_steps=self.target_steps,
+            dropped_prompt_tokens=self.request.dropped_prompt_tokens,
         )

@@ -198,9 +198,7 @@ class SpeculativeStep:
             for turn, verdict in zip(sampled, _verify_sampled(sampled, host, draft_probs), strict=True):
                 _decide(turn, verdict, finite, masked)
 
-    def _commit(
-        self, turns: list[Turn]
-    ) -> tuple[tuple[Emission, ...], tuple[Sequence, ...], tuple[Sequence, ...]]:
+    def _commit(self, turns: list[Turn]) -> tuple[tuple[Emission, ...], tuple[Sequence, ...], tuple[Sequence, ...]]:
         """Append what was decided; return the emissions, and the sequences that are not finite and that are masked."""
         now = time.monotonic()
         emissions: list[Emission] = []

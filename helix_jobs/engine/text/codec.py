@@ -5,21 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from helix_jobs.engine.prompt_truncation import MAX_TRUNCATED_TOKENS
 from helix_jobs.engine.text.byte_tokens import ByteTokens
 from helix_jobs.engine.text.library_panics import panics_as_errors
 from helix_jobs.engine.text.prompt_encoder import PromptEncoder
-from helix_jobs.errors import InvalidRequestError
+from helix_jobs.errors import InvalidRequestError, PromptTooLongError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from transformers import PreTrainedTokenizerBase
 
+    from helix_jobs.engine.prompt_truncation import TruncatePrompt
     from helix_jobs.engine.request import Request
+    from helix_jobs.engine.sampling_params import SamplingParams
 
 _REPLACEMENT: Final = "\ufffd"
 # Prompt tokens before an output that are searched for one with a text; the same number as in vLLM.
 _MAX_CONTEXT_TOKENS: Final = 5
+# A tokenizer that makes more of 256 characters does not write text.
+_MAX_WORD_TOKENS: Final = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,23 +71,18 @@ class TextCodec:
 
         Raises:
             InvalidRequestError: The request has no prompt or several, the model's template or tokenizer refuses the
-                prompt (see ``PromptEncoder``), the prompt is empty, or a stop text can never be found.
-            PromptTooLongError: The prompt has more than ``max_prompt_tokens`` tokens.
+                prompt (see ``PromptEncoder``), the prompt is empty, a stop text can never be found, or a sampling field
+                names a token that the model does not have.
+            PromptTooLongError: The prompt has more than ``max_prompt_tokens`` tokens; or, where it is to be truncated,
+                more than ``MAX_TRUNCATED_TOKENS``.
             EngineError: The process that tokenises was ended from outside.
         """
         given = [request.prompt is not None, request.messages is not None, request.prompt_token_ids is not None]
         if sum(given) != 1:
             raise InvalidRequestError("a request needs exactly one of prompt, messages and prompt_token_ids")
         self.stop_token_ids(request.sampling_params.stop)
-        if request.prompt_token_ids is not None:
-            ids = request.prompt_token_ids
-        elif request.prompt is not None:
-            ids = self._prompts.encode_prompt(request.prompt, self._max_prompt_tokens)
-        elif request.messages:
-            arguments = request.chat_template_kwargs or {}
-            ids = self._prompts.encode_messages(request.messages, arguments, self._max_prompt_tokens)
-        else:
-            raise InvalidRequestError("messages is empty; give at least one message")
+        self._check_token_ids(request.sampling_params)
+        ids = self._encode(request)
         if not ids:
             raise InvalidRequestError("the prompt has no tokens; give it some text")
         if any(not 0 <= token_id < self._vocab_size for token_id in ids):
@@ -91,6 +91,55 @@ class TextCodec:
                 "leave that token out, or use the tokenizer that belongs to the model"
             )
         return ids
+
+    def _encode(self, request: Request) -> tuple[int, ...]:
+        most = self._max_prompt_tokens if request.truncate_prompt is None else MAX_TRUNCATED_TOKENS
+        try:
+            if request.prompt_token_ids is not None:
+                return request.prompt_token_ids
+            if request.prompt is not None:
+                return self._prompts.encode_prompt(request.prompt, most)
+            if request.messages:
+                return self._prompts.encode_messages(request.messages, request.chat_template_kwargs or {}, most)
+        except PromptTooLongError:
+            if request.truncate_prompt is None:
+                raise
+            raise PromptTooLongError(
+                f"the prompt has more than {MAX_TRUNCATED_TOKENS:,} tokens, the most that is truncated; shorten it"
+            ) from None
+        raise InvalidRequestError("messages is empty; give at least one message")
+
+    def _check_token_ids(self, params: SamplingParams) -> None:
+        biased = [token_id for token_id, _ in params.logit_bias]
+        for field, token_ids in (("logit_bias", biased), ("allowed_token_ids", params.allowed_token_ids)):
+            strange = next((one for one in token_ids or () if one >= self._vocab_size), None)
+            if strange is not None:
+                raise InvalidRequestError(
+                    f"{field}: the model has no token {strange} (its vocabulary is 0 to {self._vocab_size - 1}); leave "
+                    "it out, or use the ids of this model's tokenizer"
+                )
+
+    def truncated(self, prompt_ids: Sequence[int], truncation: TruncatePrompt, most: int) -> tuple[int, ...]:
+        """The tokens of a prompt that ``truncation`` keeps, ``most`` at most."""
+        bos_token_id = self._tokenizer.bos_token_id
+        return truncation.kept(prompt_ids, most, bos_token_id if isinstance(bos_token_id, int) else None)
+
+    def word_token_ids(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        """The forms in which words stand in a text: at its beginning and after a space, as vLLM has them. Thread-safe.
+
+        Where the two forms differ, both are taken. (vLLM leaves the second out if it has another number of tokens.)
+
+        Raises:
+            InvalidRequestError: A word has no tokens, or too many, or the tokenizer fails on it.
+            EngineError: The process that tokenises was ended from outside.
+        """
+        bare = [word.lstrip() for word in words]
+        ids = self._prompts.encode_words([text for word in bare for text in (word, f" {word}")])
+        if any(len(form) > _MAX_WORD_TOKENS for form in ids):
+            raise InvalidRequestError(f"bad_words: a word has more than {_MAX_WORD_TOKENS} tokens; shorten it")
+        if not all(ids[::2]):
+            raise InvalidRequestError("bad_words: a word has no tokens in this model's vocabulary; leave it out")
+        return tuple(dict.fromkeys(form for form in ids if form))
 
     def stop_token_ids(self, stop: Sequence[str]) -> frozenset[int]:
         """Ids of the stop texts that are special tokens, which never appear in an output's text.

@@ -133,7 +133,7 @@ class PromptEncoder:
             EngineError: The process was ended from outside, twice.
             OSError, RuntimeError, MemoryError: The system cannot start a process (see ``exhaustion``).
         """
-        return self._encode({"prompt": prompt, "most": most}, len(prompt))
+        return self._encode({"prompt": prompt}, len(prompt), most)
 
     def encode_messages(
         self, messages: Sequence[Mapping[str, str]], arguments: Mapping[str, Any], most: int | None = None
@@ -154,7 +154,21 @@ class PromptEncoder:
         """
         plain = [dict(message) for message in messages]
         num_chars = sum(len(message["content"]) for message in plain)
-        return self._encode({"messages": plain, "arguments": dict(arguments), "most": most}, num_chars)
+        return self._encode({"messages": plain, "arguments": dict(arguments)}, num_chars, most)
+
+    def encode_words(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        """Token ids of each of some texts, without the tokenizer's special tokens.
+
+        Args:
+            words: The texts.
+
+        Raises:
+            InvalidRequestError: The tokenizer fails on a text, or encoding exceeds the limits.
+            EngineError: The process was ended from outside, twice.
+            OSError, RuntimeError, MemoryError: The system cannot start a process (see ``exhaustion``).
+        """
+        answer = self._answer({"words": list(words)}, sum(map(len, words)), "these bad_words", "change them")
+        return tuple(map(tuple, answer["ids"]))
 
     def close(self) -> None:
         """End all processes and the prompts that use or await one. A later prompt starts a new process."""
@@ -164,7 +178,18 @@ class PromptEncoder:
             self._processes.clear()
         _end(doomed)
 
-    def _encode(self, request: dict[str, Any], num_chars: int) -> tuple[int, ...]:
+    def _encode(self, request: dict[str, Any], num_chars: int, most: int | None) -> tuple[int, ...]:
+        remedy = "shorten it, or submit a prompt instead of messages"
+        answer = self._answer({**request, "most": most}, num_chars, "this prompt", remedy)
+        if "count" in answer:
+            raise PromptTooLongError(
+                f"the prompt has {answer['count']} tokens and the context holds {(most or 0) + 1}, "
+                "one new token included; shorten the prompt"
+            )
+        return tuple(answer["ids"])
+
+    def _answer(self, request: dict[str, Any], num_chars: int, what: str, remedy: str) -> dict[str, Any]:
+        """What a process answers; ``what`` and ``remedy`` stand in the error where it comes to no end."""
         seconds = self._limits.seconds_for(num_chars)
         own_seconds = seconds if self._limits.bounds_itself else 0
         line = json.dumps({**request, "seconds": own_seconds}).encode() + b"\n"
@@ -180,19 +205,14 @@ class PromptEncoder:
                 answer = self._ask(line, seconds)
         except RequestAtFaultError as error:
             raise InvalidRequestError(
-                "the model's chat template or tokenizer does not come to an end with this prompt: its process "
-                f"{error}; shorten it, or submit a prompt instead of messages"
+                f"the model's chat template or tokenizer does not come to an end with {what}: its process {error}; "
+                f"{remedy}"
             ) from error
         except ProcessEndedError as error:
             raise EngineError(f"the process that tokenises prompts {error}; `retry` runs it again") from error
         if "refused" in answer:
             raise InvalidRequestError(answer["refused"])
-        if "count" in answer:
-            raise PromptTooLongError(
-                f"the prompt has {answer['count']} tokens and the context holds {(request['most'] or 0) + 1}, "
-                "one new token included; shorten the prompt"
-            )
-        return tuple(answer["ids"])
+        return answer
 
     def _ask(self, line: bytes, seconds: float) -> dict[str, Any]:
         process = self._take()

@@ -50,14 +50,17 @@ class PromptWorker:
         return {"damage": self._damage, **({} if self._template is None else asdict(self._template.probe))}
 
     def answer(self, request: dict[str, Any]) -> Answer:
-        """Token ids of a prompt.
+        """Token ids of a prompt or of words.
 
         Args:
-            request: ``prompt``, or ``messages`` and ``arguments``; and ``most``, the most ids to return.
+            request: ``prompt``, or ``messages`` and ``arguments``; and ``most``, the most ids to return. Or ``words``.
 
         Returns:
-            ``ids``, or only their ``count`` when there are more than ``most``; or ``refused``, the reason for none.
+            ``ids``, or only their ``count`` when there are more than ``most``; of words, ``ids`` has a list for each.
+            Or ``refused``, the reason for none.
         """
+        if "words" in request:
+            return self._words(request["words"])
         try:
             with panics_as_errors():
                 ids = self._prompt(request["prompt"]) if "prompt" in request else self._chat(request)
@@ -69,6 +72,15 @@ class PromptWorker:
             return {"refused": f"the model's tokenizer fails on the prompt ({type(error).__name__}); change it"}
         most = request["most"]
         return {"ids": ids} if most is None or len(ids) <= most else {"count": len(ids)}
+
+    def _words(self, words: list[str]) -> Answer:
+        try:
+            with panics_as_errors():
+                return {"ids": [self._tokenize(word, add_special_tokens=False) for word in words]}
+        except MemoryError:
+            return {"refused": "bad_words need too much memory to be tokenised; shorten them"}
+        except Exception as error:  # noqa: BLE001  (a tokenizer's errors may quote a word: its kind alone)
+            return {"refused": f"the model's tokenizer fails on bad_words ({type(error).__name__}); change them"}
 
     def _prompt(self, text: str) -> list[int]:
         ids = self._tokenize(text, add_special_tokens=True)

@@ -93,7 +93,8 @@ def test_a_third_processor_shapes_target_and_draft(monkeypatch, draft):
     """The tokens are those of transformers' own ``min_new_tokens``, whatever is drafted and rejected on the way."""
     model, texts = tiny_model(seed=3), prompts()
     ends = [reference_greedy(model, p, 3)[2] for p in texts]  # what each answer would have ended with
-    monkeypatch.setattr(engine_module, "processors_of", lambda params, *_, **__: (AtLeast(9, params.stop_token_ids[0]),))
+    at_least = lambda params, *_, **__: (AtLeast(9, params.stop_token_ids[0]),)  # noqa: E731
+    monkeypatch.setattr(engine_module, "processors_of", at_least)
     engine = tiny_engine(model, draft, drafters=["lookup"], eos=())
     results = engine.generate(
         request(str(i), p, max_tokens=14, stop_token_ids=(end,))

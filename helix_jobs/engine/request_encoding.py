@@ -1,0 +1,91 @@
+"""RequestEncoding: a request becomes tokens, within the model's vocabulary and context."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from helix_jobs.engine.request import EncodedRequest
+from helix_jobs.errors import InvalidRequestError, PromptTooLongError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from helix_jobs.engine.prompt_truncation import TruncatePrompt
+    from helix_jobs.engine.request import Request
+    from helix_jobs.engine.sampling_params import SamplingParams
+    from helix_jobs.engine.text.codec import TextCodec
+
+
+class RequestEncoding:
+    """Encodes requests for one model. Thread-safe.
+
+    Args:
+        codec: Encodes prompts and words.
+        max_model_len: Prompt plus output tokens of a request at most.
+        eos_token_ids: Tokens that end every output, unless the request ignores them.
+        turn_end_ids: Tokens that also end the answer to messages.
+    """
+
+    def __init__(
+        self, codec: TextCodec, max_model_len: int, eos_token_ids: frozenset[int], turn_end_ids: frozenset[int]
+    ) -> None:
+        self._codec = codec
+        self._max_model_len = max_model_len
+        self._eos_token_ids = eos_token_ids
+        self._turn_end_ids = turn_end_ids
+
+    def encode(self, request: Request) -> EncodedRequest:
+        """Tokenise a request's prompt and its bad words.
+
+        Raises:
+            InvalidRequestError: The prompt or the messages cannot be encoded for this model, a sampling field does not
+                fit it, or ``max_tokens`` leaves no room for a truncated prompt.
+            PromptTooLongError: No room is left in the context for one new token.
+        """
+        params, truncation, is_chat = request.sampling_params, request.truncate_prompt, request.messages is not None
+        ids = whole = self._codec.encode(request)
+        if truncation is not None:
+            ids = self._codec.truncated(whole, truncation, self._room(truncation, params))
+        if len(ids) >= self._max_model_len:
+            raise self.too_long(ids)
+        bad_words = self._codec.word_token_ids(params.bad_words) if params.bad_words else ()
+        if bad_words and not {(end,) for end in self.stop_ids(params, is_chat=is_chat)}.isdisjoint(bad_words):
+            raise InvalidRequestError("bad_words: one is a token that ends the answer; leave it out, or use min_tokens")
+        return EncodedRequest(
+            request_id=request.request_id,
+            prompt_token_ids=ids,
+            sampling_params=params,
+            seed=request.seed,
+            is_chat=is_chat,
+            bad_words=bad_words,
+            dropped_prompt_tokens=None if truncation is None else len(whole) - len(ids),
+        )
+
+    def stop_ids(self, params: SamplingParams, *, is_chat: bool) -> frozenset[int]:
+        """Tokens that end an output.
+
+        Raises:
+            InvalidRequestError: A stop text names a special token among others.
+        """
+        ids = frozenset(params.stop_token_ids) | self._codec.stop_token_ids(params.stop)
+        if params.ignore_eos:
+            return ids
+        return ids | self._eos_token_ids | (self._turn_end_ids if is_chat else frozenset())
+
+    def too_long(self, prompt_ids: Sequence[int]) -> PromptTooLongError:
+        """The error of a prompt that leaves no room for one new token."""
+        return PromptTooLongError(
+            f"the prompt has {len(prompt_ids)} tokens and the context holds {self._max_model_len}, "
+            "one new token included; shorten the prompt"
+        )
+
+    def _room(self, truncation: TruncatePrompt, params: SamplingParams) -> int:
+        """How many tokens a truncated prompt may have."""
+        room = self._max_model_len - params.max_tokens if truncation.tokens is None else truncation.tokens
+        if room < 1:
+            raise InvalidRequestError(
+                f"truncate_prompt_tokens: max_tokens is {params.max_tokens} and the context holds "
+                f"{self._max_model_len}, which leaves no room for a prompt; lower max_tokens, or say how many tokens "
+                "to keep"
+            )
+        return room

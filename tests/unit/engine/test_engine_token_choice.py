@@ -1,0 +1,255 @@
+"""logit_bias, min_tokens, bad_words and allowed_token_ids: greedy outputs equal transformers' own processors token for
+token, sampled ones have the processed distribution, whatever is drafted, whatever else runs, and after preemption."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    LogitsProcessorList,
+    MinNewTokensLengthLogitsProcessor,
+    NoBadWordsLogitsProcessor,
+    PrefixConstrainedLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    SequenceBiasLogitsProcessor,
+)
+
+from helix_jobs.engine.request import FinishReason
+from tests.unit.engine.test_engine_sampling import SIGNIFICANT, g_test
+from tests.unit.engine.tiny_models import EOS, VOCAB_SIZE, reference_greedy, request, tiny_engine, tiny_model
+
+MODEL_SEED = 3
+NUM_TOKENS = 18
+SETUPS = {
+    "no drafts": {"draft": "none", "depth": 0},
+    "no drafts alone": {"draft": "none", "depth": 0, "max_batch_size": 1},
+    "a draft that agrees": {"draft": "same", "depth": 4},
+    "a draft that disagrees": {"draft": "other", "depth": 4},
+    "lookup and a model": {"draft": "int8", "depth": 4, "drafters": ["lookup"]},
+    "adaptive": {"draft": "int8", "adaptive": True, "drafters": ["lookup"]},
+    "preempted": {"draft": "same", "depth": 4, "num_blocks": 21},
+}
+
+
+def prompts(count=6, seed=8):
+    rng = random.Random(seed)
+    return [[rng.randrange(1, VOCAB_SIZE) for _ in range(rng.randrange(3, 14))] for _ in range(count)]
+
+
+def plan(model):
+    """For each prompt what is asked of it, made from what the model would say: every field bites."""
+    asked = []
+    for index, prompt in enumerate(prompts()):
+        free = reference_greedy(model, prompt, NUM_TOKENS, eos_token_id=None)
+        words = [free[2:3], free[4:7], (*prompt[-2:], free[0])]  # alone, within the output, and begun in the prompt
+        biases = {free[1]: -4.0, (free[3] + 1) % VOCAB_SIZE: 3.5, free[5]: 0.25, 7: -100.0}
+        stop = free[3]
+        allowed = sorted({*range(index, VOCAB_SIZE, 2), *free[:2], EOS, stop})
+        asked.append((prompt, words, biases, stop, allowed))
+    return asked
+
+
+def ask(index, prompt, words, biases, stop, allowed, *, min_tokens=7, **more):
+    made = request(
+        str(index),
+        prompt,
+        seed=index,
+        max_tokens=NUM_TOKENS,
+        min_tokens=min_tokens,
+        stop_token_ids=(stop,),
+        logit_bias=tuple(biases.items()),
+        allowed_token_ids=allowed,
+        repetition_penalty=1.3,
+        **more,
+    )
+    return replace(made, bad_words=tuple(words))
+
+
+def expected(model, prompt, words, biases, stop, allowed, *, min_tokens=7):
+    """transformers' generate with the same fields, its end token cut off."""
+    out = reference_greedy(
+        model,
+        prompt,
+        NUM_TOKENS,
+        sequence_bias={(token,): bias for token, bias in biases.items()},
+        repetition_penalty=1.3,
+        bad_words_ids=[list(word) for word in words],
+        min_new_tokens=min_tokens,
+        eos_token_id=[EOS, stop],
+        prefix_allowed_tokens_fn=lambda _, ids: allowed,
+    )
+    return out[: out.index(stop)] if stop in out else out
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model(seed=MODEL_SEED)
+
+
+@pytest.fixture(scope="module")
+def planned(model):
+    asked = plan(model)
+    answers = [expected(model, *one) for one in asked]
+    assert any(len(answer) < NUM_TOKENS for answer in answers), "some end, and not before they may"
+    assert all(len(answer) >= 7 for answer in answers)
+    return asked, answers
+
+
+@pytest.mark.parametrize("setup", SETUPS)
+def test_greedy_equals_transformers_with_all_fields_together(model, planned, setup):
+    asked, answers = planned
+    engine = tiny_engine(model, **SETUPS[setup])
+    results = engine.generate(ask(index, *one) for index, one in enumerate(asked))
+    assert [result.output_token_ids for result in results] == answers
+    ends = [FinishReason.LENGTH if len(answer) == NUM_TOKENS else FinishReason.STOP for answer in answers]
+    assert [result.finish_reason for result in results] == ends
+    engine.check_integrity()
+    assert setup != "preempted" or engine.counters().preemptions > 0
+    # A draft that agrees is shaped like the target, so that nothing of it is refused.
+    assert setup != "a draft that agrees" or 0 < engine.counters().accepted_tokens == engine.counters().draft_tokens
+
+
+FIELDS = {
+    "logit_bias": lambda words, biases, stop, allowed: ({"logit_bias": tuple(biases.items())}, (), {
+        "sequence_bias": {(token,): bias for token, bias in biases.items()}, "eos_token_id": [EOS, stop]}),
+    "min_tokens": lambda words, biases, stop, allowed: ({"min_tokens": 9}, (), {
+        "min_new_tokens": 9, "eos_token_id": [EOS, stop]}),
+    "bad_words": lambda words, biases, stop, allowed: ({}, tuple(words), {
+        "bad_words_ids": [list(word) for word in words], "eos_token_id": [EOS, stop]}),
+    "allowed_token_ids": lambda words, biases, stop, allowed: ({"allowed_token_ids": allowed}, (), {
+        "prefix_allowed_tokens_fn": lambda _, ids: allowed, "eos_token_id": [EOS, stop]}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("draft", ["none", "other"])
+@pytest.mark.parametrize("field", FIELDS)
+def test_greedy_equals_transformers_with_each_field(model, planned, field, draft):
+    engine = tiny_engine(model, draft, depth=0 if draft == "none" else 4)
+    free = []
+    for index, (prompt, *rest) in enumerate(planned[0]):
+        params, words, kwargs = FIELDS[field](*rest)
+        made = request(str(index), prompt, max_tokens=NUM_TOKENS, stop_token_ids=(rest[2],), **params)
+        (result,) = engine.generate([replace(made, bad_words=words)])
+        out = reference_greedy(model, prompt, NUM_TOKENS, **kwargs)
+        assert result.output_token_ids == (out[: out.index(rest[2])] if rest[2] in out else out)
+        plain = reference_greedy(model, prompt, NUM_TOKENS, eos_token_id=[EOS, rest[2]])
+        free.append(out == plain)
+    assert not all(free), "the field changes something"
+
+
+def test_a_bad_word_is_not_written_by_any_part_of_a_draft(model):
+    """The draft is the target itself, so that it proposes each word with the tokens before it."""
+    prompt = prompts()[0]
+    free = reference_greedy(model, prompt, 24, eos_token_id=None)
+    engine = tiny_engine(model, "same", depth=4, eos=())
+    for start in range(12):
+        word = free[start : start + 3]
+        made = replace(request(f"a{start}", prompt, max_tokens=24), bad_words=(word,))
+        (result,) = engine.generate([made])
+        out = reference_greedy(model, prompt, 24, bad_words_ids=[list(word)], eos_token_id=None)
+        assert result.output_token_ids in (out, (*out, EOS))  # the reference cuts a last EOS
+        assert result.output_token_ids[: start + 2] == free[: start + 2]
+        assert all(out[place : place + 3] != word for place in range(len(out)))
+    assert engine.counters().accepted_tokens > 0
+
+
+def test_the_context_ends_an_output_before_its_least_number_of_tokens(model):
+    engine = tiny_engine(model, "same", max_model_len=24)
+    (result,) = engine.generate([request("a", range(1, 21), max_tokens=100, min_tokens=90)])
+    assert (result.completion_tokens, result.finish_reason) == (4, FinishReason.LENGTH)
+
+
+def test_ends_that_are_no_token_of_the_model_are_no_trouble(model):
+    (result,) = tiny_engine(model, eos=(EOS, 10**6)).generate(
+        [request("a", [3, 4, 5], max_tokens=8, min_tokens=8, stop_token_ids=(10**30,))]
+    )
+    assert result.completion_tokens == 8
+
+
+# Where nothing is left
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("setup", ["no drafts", "a draft that agrees", "a draft that disagrees", "lookup and a model"])
+def test_a_request_that_leaves_no_token_fails_alone(model, setup, temperature, caplog):
+    """Only one token is allowed, and a word of five of it is bad: four come out, and no fifth."""
+    engine = tiny_engine(model, **SETUPS[setup])
+    stuck = request("stuck", [5, 6, 7], max_tokens=40, temperature=temperature, allowed_token_ids=[9])
+    stuck = replace(stuck, bad_words=((9,) * 5,))
+    others = [request(str(i), p, seed=i, max_tokens=20, temperature=temperature) for i, p in enumerate(prompts(3))]
+    (failed, *fine) = engine.generate([stuck, *others])
+    assert str(failed.error).startswith("no token can follow the first 4 of the answer: allowed_token_ids, bad_words")
+    assert failed.error.code == "invalid_request"
+    assert failed.finish_reason is None
+    assert failed.output_token_ids == (9,) * 4
+    assert "not finite" not in caplog.text
+    alone = tiny_engine(model, **SETUPS[setup])
+    assert [one.output_token_ids for one in fine] == [alone.generate([one])[0].output_token_ids for one in others]
+    engine.check_integrity()
+
+
+def test_an_output_that_ends_before_the_dead_end_succeeds(model):
+    """The stop token is the last that may be chosen; the positions drafted behind it do not matter."""
+    engine = tiny_engine(model, "same", depth=4, eos=())
+    made = request("a", [5, 6, 7], max_tokens=40, allowed_token_ids=[9, 11], stop_token_ids=[11], min_tokens=4)
+    (result,) = engine.generate([replace(made, bad_words=((9,) * 5, (11, 9), (11, 11)))])
+    assert result.error is None
+    assert (result.output_token_ids, result.finish_reason) == ((9,) * 4, FinishReason.STOP)
+
+
+# Sampled
+
+
+SMALL = 9
+
+
+def processed(model, ids, num_prompt, params, words):
+    """The distribution of the next token by transformers' own processors in transformers' order, ``[SMALL]``."""
+    scores = model(torch.tensor([ids])).logits[:, -1].float()
+    chain = LogitsProcessorList(
+        [
+            SequenceBiasLogitsProcessor({(token,): bias for token, bias in params["logit_bias"]}),
+            RepetitionPenaltyLogitsProcessor(params["repetition_penalty"]),
+            NoBadWordsLogitsProcessor([list(word) for word in words]),
+            MinNewTokensLengthLogitsProcessor(num_prompt, params["min_tokens"], list(params["stop_token_ids"])),
+            PrefixConstrainedLogitsProcessor(lambda _, __: list(params["allowed_token_ids"]), 1),
+        ]
+    )
+    scores = chain(torch.tensor([ids]), scores)
+    return torch.softmax(scores[0] / params["temperature"], dim=0).double().numpy()
+
+
+def counted(model, draft, params, words, prompt, *, count=1000):
+    engine = tiny_engine(model, draft, eos=(), depth=2, max_batch_size=64, num_blocks=700)
+    made = [replace(request(str(i), prompt, seed=i, **params), bad_words=words) for i in range(count)]
+    pairs = np.zeros((SMALL, SMALL))
+    for result in engine.generate(made):
+        pairs[result.output_token_ids[0], result.output_token_ids[1]] += 1
+    return pairs.reshape(-1)
+
+
+@pytest.mark.parametrize("draft", ["none", "other"])
+def test_samples_have_the_processed_distribution(draft):
+    model = tiny_model(seed=4, vocab_size=SMALL)
+    prompt, words = [1, 2, 3, 4], ((4, 7), (3, 5), (2, 6), (6, 6))
+    params = {
+        "temperature": 1.2,
+        "max_tokens": 4,
+        "min_tokens": 2,
+        "stop_token_ids": (1,),
+        "logit_bias": ((2, 1.5), (3, -1.0), (8, 0.5)),
+        "allowed_token_ids": (1, 2, 3, 5, 6, 7, 8),
+        "repetition_penalty": 1.2,
+    }
+    first = processed(model, prompt, 4, params, words)
+    joint = np.stack([first[t] * processed(model, [*prompt, t], 4, params, words) for t in range(SMALL)]).reshape(-1)
+    assert g_test(counted(model, draft, params, words, prompt), joint) > SIGNIFICANT
+    if draft == "none":
+        return
+    # The control: with another bias the distribution is another, and the test sees it.
+    other = {**params, "logit_bias": ((2, 0.5), (3, -1.0), (8, 0.5))}
+    assert g_test(counted(model, draft, other, words, prompt), joint) < 1e-6
