@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from helix_jobs.engine.field_checks import InvalidSamplingParamsError
+from helix_jobs.engine.prompt_truncation import TruncatePrompt
 from helix_jobs.engine.sampling_params import SamplingParams
+from helix_jobs.errors import InvalidFieldError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,11 +23,23 @@ def _from_environment(name: str, kind: type, text: str) -> dict[str, Any]:
     return {"type": kind, "envvar": f"HELIX_{name.upper()}", "help": f"{text}{shown}"}
 
 
+def _parse_biases(
+    ctx: click.Context, parameter: click.Parameter, values: tuple[str, ...]
+) -> tuple[tuple[int, float], ...]:
+    """Split each ID=BIAS at its equals sign."""
+    try:
+        pairs = [value.split("=") for value in values]
+        return tuple((int(token_id), float(bias)) for token_id, bias in pairs)
+    except ValueError as error:
+        raise click.BadParameter("give it as ID=BIAS, such as 11=-5.", ctx, parameter) from error
+
+
 # Field -> the attributes of its flag. SamplingParams checks the ranges, for flags and lines alike.
 _FLAGS: Final[dict[str, dict[str, Any]]] = {
     name: _from_environment(name, kind, text)
     for name, kind, text in (
         ("max_tokens", int, "New tokens at most."),
+        ("min_tokens", int, "New tokens before which an answer does not end by itself."),
         ("temperature", float, "0 decodes greedily; higher is more random."),
         ("top_p", float, "Keep the most likely tokens up to this probability mass; 1 is off."),
         ("top_k", int, "Keep the K most likely tokens; 0 is off."),
@@ -38,6 +52,15 @@ _FLAGS: Final[dict[str, dict[str, Any]]] = {
 } | {
     "stop": {"multiple": True, "metavar": "TEXT", "help": "End the answer before this text; repeatable."},
     "stop_token_ids": {"type": int, "multiple": True, "help": "End the answer at this token; repeatable."},
+    "include_stop_str_in_output": {"is_flag": True, "help": "Keep the text or token that ended the answer."},
+    "logit_bias": {
+        "multiple": True,
+        "callback": _parse_biases,
+        "metavar": "ID=BIAS",
+        "help": "Add -100 to 100 to the logit of this token; repeatable.",
+    },
+    "bad_words": {"multiple": True, "metavar": "TEXT", "help": "Keep this word out of the answer; repeatable."},
+    "allowed_token_ids": {"type": int, "multiple": True, "help": "Choose no token but this one; repeatable."},
     "ignore_eos": {"is_flag": True, "help": "Go on past the model's end-of-sequence token."},
 }
 SAMPLING_FLAGS: Final = frozenset(_FLAGS)
@@ -65,6 +88,27 @@ def sampling_options(function: Callable[..., None]) -> Callable[..., None]:
     return decorated
 
 
+def truncation_option(function: Callable[..., None]) -> Callable[..., None]:
+    """Give a command ``--truncate-prompt-tokens``, passed as ``truncate_prompt: TruncatePrompt | None``."""
+    option: Callable[[Callable[..., None]], Callable[..., None]] = click.option(
+        "--truncate-prompt-tokens",
+        "truncate_prompt",
+        type=int,
+        envvar="HELIX_TRUNCATE_PROMPT_TOKENS",
+        callback=_parse_truncation,
+        metavar="K",
+        help="Keep the last K tokens of a longer prompt; -1 keeps as many as fit. [default: such a job fails]",
+    )
+    return option(function)
+
+
+def _parse_truncation(ctx: click.Context, parameter: click.Parameter, value: int | None) -> TruncatePrompt | None:
+    try:
+        return None if value is None else TruncatePrompt.from_number(value)
+    except InvalidFieldError as error:
+        raise click.BadParameter(f"{error.reason}; {error.remedy}.", ctx, parameter) from error
+
+
 def _flag(name: str) -> str:
-    # One id each time the flag is given.
-    return f"--{name.replace('_ids', '_id').replace('_', '-')}"
+    # One id or word each time the flag is given.
+    return f"--{name.replace('_ids', '_id').replace('_words', '_word').replace('_', '-')}"

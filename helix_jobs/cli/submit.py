@@ -13,7 +13,7 @@ from helix_jobs.cli.console import is_interactive, make_console, printable, show
 from helix_jobs.cli.follow import follow_for_person, print_summary, worker_notice
 from helix_jobs.cli.group import INTERRUPTED, HelixCommand, command_line, echo_json, fail, helix_options, open_client
 from helix_jobs.cli.progress import all_succeeded
-from helix_jobs.cli.sampling_options import sampling_options
+from helix_jobs.cli.sampling_options import sampling_options, truncation_option
 from helix_jobs.cli.streams import standard_input
 from helix_jobs.cli.views import alike, bad_line_json, bad_lines_view, batch_json, print_answers
 from helix_jobs.errors import HelixError, InvalidInputError, UnreachableError
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from helix_jobs.client.client import HelixClient
     from helix_jobs.client.submission import Submission, SubmitProgress, SubmitStage
+    from helix_jobs.engine.prompt_truncation import TruncatePrompt
     from helix_jobs.engine.sampling_params import SamplingParams
     from helix_jobs.errors import BadLine
     from helix_jobs.settings import Settings
@@ -66,11 +67,13 @@ def _parse_metadata(ctx: click.Context, parameter: click.Parameter, values: tupl
     "--metadata", multiple=True, callback=_parse_metadata, metavar="KEY=VALUE", help="Store with the batch; repeatable."
 )
 @sampling_options
+@truncation_option
 @helix_options
 def submit(
     settings: Settings,
     file: str,
     defaults: SamplingParams,
+    truncate_prompt: TruncatePrompt | None,
     metadata: dict[str, str],
     *,
     wait: bool,
@@ -93,6 +96,7 @@ def submit(
     options = {
         "name": name,
         "defaults": defaults,
+        "truncate_prompt": truncate_prompt,
         "idempotency_key": idempotency_key,
         "metadata": metadata or None,
         "skip_invalid": skip_invalid,

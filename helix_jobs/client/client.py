@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from helix_jobs.client.purge import Outcome, Purged, PurgePlan
     from helix_jobs.client.submission import Submission, SubmitProgress, SubmitStage, Tally
+    from helix_jobs.engine.prompt_truncation import TruncatePrompt
     from helix_jobs.errors import BadLine
     from helix_jobs.new_job import NewJob
     from helix_jobs.storage.database import Database
@@ -80,6 +81,7 @@ class HelixClient:
         *,
         name: str | None = None,
         defaults: SamplingParams | None = None,
+        truncate_prompt: TruncatePrompt | None = None,
         idempotency_key: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         skip_invalid: bool = False,
@@ -94,6 +96,7 @@ class HelixClient:
             source: A JSONL file's path, a binary stream of JSONL, or mappings of the accepted line forms.
             name: The batch's name.
             defaults: Sampling fields for lines that do not give them.
+            truncate_prompt: What to keep of a prompt that is too long, for lines that do not say.
             idempotency_key: Submitting the same content again under the same key returns the first submission's batch,
                 and finishes it if that submission was interrupted.
             metadata: Stored with the batch.
@@ -138,13 +141,14 @@ class HelixClient:
                 name=None if name is None else storable_text("name", name),
                 source=lines.name,
                 created_at=now,
-                defaults=defaults.to_dict(),
+                defaults=defaults.to_dict()
+                | ({"truncate_prompt": truncate_prompt.to_dict()} if truncate_prompt else {}),
                 metadata=storable_metadata(metadata),
                 idempotency_key=checked_key(idempotency_key),
             )
 
             def read() -> Generator[NewJob | BadLine, None, None]:
-                yield from lines.read(LineReader(defaults, limits, sink))
+                yield from lines.read(LineReader(defaults, limits, sink, truncate_prompt))
                 # Write the rejects before the batch is sealed: a later error would hide that the jobs run.
                 if sink is not None:
                     sink.finish()

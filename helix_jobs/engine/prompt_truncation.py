@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, cast, get_args
 
 from helix_jobs.engine.field_checks import check_integer, kind
 from helix_jobs.errors import InvalidFieldError
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 Keep = Literal["end", "start_and_end"]
 # The longest prompt that is tokenised to be truncated, in tokens; also the most that may be kept of one.
 MAX_TRUNCATED_TOKENS: Final = 1_048_576
+# vLLM's number for as many tokens as fit.
+AS_MANY_AS_FIT: Final = -1
 _FIELD: Final = "truncate_prompt"
 _REMEDY: Final = 'give an object such as {"keep": "start_and_end", "tokens": 2000}; tokens may be left out'
 
@@ -56,6 +58,21 @@ class TruncatePrompt:
         if not values.keys() <= {"keep", "tokens"}:
             raise InvalidFieldError(_FIELD, "holds a field that is neither keep nor tokens", _REMEDY)
         return cls(**{name: value for name, value in values.items() if value is not None})
+
+    @classmethod
+    def from_number(cls, tokens: object) -> TruncatePrompt:
+        """Build from vLLM's ``truncate_prompt_tokens``: keep the last so many tokens, with -1 as many as fit.
+
+        Raises:
+            InvalidFieldError: It is neither -1 nor a number of tokens.
+        """
+        if tokens == AS_MANY_AS_FIT and not isinstance(tokens, bool):
+            return cls()
+        try:
+            check_integer("truncate_prompt_tokens", tokens, 1, MAX_TRUNCATED_TOKENS)
+        except InvalidFieldError as error:
+            raise InvalidFieldError(error.field, error.reason, f"{error.remedy}, or -1 for as many as fit") from error
+        return cls(tokens=cast("int", tokens))
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready mapping; ``from_mapping`` reads it back."""

@@ -24,6 +24,7 @@ from helix_jobs.intake.known_fields import BODY_FIELDS, NATIVE_FIELDS, OPENAI_FI
 from helix_jobs.intake.line_faults import WHOLE_LINE, Faults, kind, short
 from helix_jobs.intake.sampling_fields import whole
 from helix_jobs.intake.texts import check_messages, check_prompt
+from helix_jobs.intake.truncation_fields import read_truncation
 from helix_jobs.new_job import NewJob
 
 if TYPE_CHECKING:
@@ -147,6 +148,8 @@ def _request(
         if not (misspelt and error.reason == _MISSING):
             faults.add(error)
     request["sampling"] = faults.of(sampling.read, values, prefix)
+    if (truncation := faults.of(read_truncation, values, prefix)) is not None:
+        request["truncate_prompt"] = truncation.to_dict()
     model = values.get("model")
     if model is not None:
         if not isinstance(model, str):

@@ -17,6 +17,14 @@ if TYPE_CHECKING:
 COMMON_FIELDS: Final = frozenset({"custom_id", "priority", "metadata"})
 OPENAI_FIELDS: Final = COMMON_FIELDS | {"method", "url", "body"}
 _QUESTION_FIELDS: Final = frozenset({"prompt", "messages", "chat_template_kwargs"})
+# What to keep of a prompt that is too long: our form, and vLLM's.
+TRUNCATION_FIELDS: Final = frozenset({"truncate_prompt", "truncate_prompt_tokens"})
+# Another name of a sampling field -> the field. OpenAI's, SGLang's and transformers', SGLang's.
+SYNONYMS: Final[Mapping[str, str]] = {
+    "max_completion_tokens": "max_tokens",
+    "min_new_tokens": "min_tokens",
+    "no_stop_trim": "include_stop_str_in_output",
+}
 # Fields that do not affect the answer's text: accepted, but only the model is stored.
 _HARMLESS: Final = frozenset(
     {
@@ -46,7 +54,6 @@ _NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
     "stream": (False,),
     "logprobs": (False,),
     "top_logprobs": (0,),
-    "logit_bias": ({}, []),
     "echo": (False,),
     "suffix": ("",),
     "tools": ([],),
@@ -63,8 +70,6 @@ _NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
     # vLLM
     "add_generation_prompt": (True,),
     "add_special_tokens": (),
-    "allowed_token_ids": (),
-    "bad_words": ([],),
     "chat_template": (),
     "continue_final_message": (False,),
     "detokenize": (True,),
@@ -74,24 +79,20 @@ _NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
     "guided_json": (),
     "guided_regex": (),
     "include_reasoning": (True,),
-    "include_stop_str_in_output": (False,),
     "length_penalty": (1,),
     "logits_processors": ([],),
-    "min_tokens": (0,),
     "prompt_logprobs": (),
     "return_token_ids": (False,),
     "return_tokens_as_token_ids": (False,),
     "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
     "structured_outputs": (),
-    "truncate_prompt_tokens": (),
+    "truncation_side": ("left",),
     "use_beam_search": (False,),
     # SGLang
     "ebnf": (),
     "json_schema": (),
     "lora_path": (),
-    "min_new_tokens": (0,),
-    "no_stop_trim": (False,),
     "regex": (),
     "stop_regex": (),
     # llama.cpp
@@ -112,10 +113,12 @@ _NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
     "num_beams": (1,),
     "num_return_sequences": (1,),
 }
-BODY_FIELDS: Final = SAMPLING_FIELDS | _HARMLESS | frozenset(_NEUTRAL) | _QUESTION_FIELDS | {"max_completion_tokens"}
+BODY_FIELDS: Final = (
+    SAMPLING_FIELDS | SYNONYMS.keys() | TRUNCATION_FIELDS | _HARMLESS | frozenset(_NEUTRAL) | _QUESTION_FIELDS
+)
 NATIVE_FIELDS: Final = COMMON_FIELDS | BODY_FIELDS
 # The fields that a misspelt name may have meant.
-_OWN_FIELDS: Final = COMMON_FIELDS | SAMPLING_FIELDS | _QUESTION_FIELDS
+_OWN_FIELDS: Final = COMMON_FIELDS | SAMPLING_FIELDS | TRUNCATION_FIELDS | _QUESTION_FIELDS
 _BY_SPELLING: Final[Mapping[str, str]] = {name.replace("_", ""): name for name in sorted(_OWN_FIELDS)}
 # Least similarity of a misspelling: max_token and max_tokens reach it, min_tokens and max_tokens (opposites) do not.
 _ALIKE: Final = 0.85
@@ -125,6 +128,10 @@ _HINTS: Final[Mapping[str, str]] = {
     "maxOutputTokens": "use max_tokens",
     "max_output_tokens": "use max_tokens",
     "max_length": "use max_tokens (it counts new tokens only)",
+    "min_length": "use min_tokens (it counts new tokens only)",
+    "bad_words_ids": "use bad_words, which holds texts",
+    "suppress_tokens": 'use logit_bias, as in {"11": -100}',
+    "sequence_bias": "use logit_bias for single tokens",
     "num_predict": "use max_tokens",
     "n_predict": "use max_tokens",
     "repeat_penalty": "use repetition_penalty",

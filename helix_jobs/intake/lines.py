@@ -21,6 +21,7 @@ from helix_jobs.intake.strict_json import decode
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
+    from helix_jobs.engine.prompt_truncation import TruncatePrompt
     from helix_jobs.engine.sampling_params import SamplingParams
     from helix_jobs.intake.raw_lines import LineSource, RawLine, RejectSink
     from helix_jobs.new_job import NewJob
@@ -33,9 +34,17 @@ class LineReader:
         defaults: Sampling fields for lines that do not give them.
         limits: How large a line may be.
         rejects: Receives the unchanged bytes of bad lines, each ended by a newline.
+        truncate_prompt: What to keep of a prompt that is too long, for lines that do not say.
     """
 
-    def __init__(self, defaults: SamplingParams, limits: Limits = NO_LIMITS, rejects: RejectSink | None = None) -> None:
+    def __init__(
+        self,
+        defaults: SamplingParams,
+        limits: Limits = NO_LIMITS,
+        rejects: RejectSink | None = None,
+        truncate_prompt: TruncatePrompt | None = None,
+    ) -> None:
+        self._truncate_prompt = truncate_prompt
         self._sampling = SamplingReader(defaults)
         self._limits = limits
         self._rejects = rejects
@@ -76,7 +85,10 @@ class LineReader:
         if raw.refusal is not None:
             raise raw.refusal
         values = decode(raw.data, first=raw.number == 1)
-        return parse_job(values, self._sampling, self._limits, line=raw.number, size=len(raw.data))
+        job = parse_job(values, self._sampling, self._limits, line=raw.number, size=len(raw.data))
+        if self._truncate_prompt is not None:
+            job.request.setdefault("truncate_prompt", self._truncate_prompt.to_dict())
+        return job
 
 
 def _bad_line(number: int, error: InvalidFieldError) -> BadLine:

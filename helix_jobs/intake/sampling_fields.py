@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from helix_jobs.bounds import MAX_NEW_TOKENS
 from helix_jobs.engine.sampling_params import SAMPLING_FIELDS, SamplingParams
 from helix_jobs.errors import InvalidFieldError
+from helix_jobs.intake.known_fields import SYNONYMS
 from helix_jobs.intake.line_faults import Faults
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_WHOLE: Final = frozenset({"max_tokens", "top_k", "seed"})
+_WHOLE: Final = frozenset({"max_tokens", "min_tokens", "top_k", "seed"})
 _NUMBERS: Final = _WHOLE | {
     "temperature",
     "top_p",
@@ -25,6 +27,8 @@ _NUMBERS: Final = _WHOLE | {
     "repetition_penalty",
 }
 _NUMBER: Final = re.compile(r"-?(?:0|[1-9]\d{0,19})(?:\.\d{1,20})?(?:[eE][+-]?\d{1,2})?", re.ASCII)
+# Fields for which -1 means as many as possible -> that number.
+_UNLIMITED: Final = {"max_tokens": MAX_NEW_TOKENS, "top_k": 0}
 # Up to this number, every whole number has its own float.
 _EXACT_FLOAT: Final = 2**53
 
@@ -39,6 +43,8 @@ class SamplingReader:
     def __init__(self, defaults: SamplingParams) -> None:
         self._defaults = defaults
         self._stored_defaults = defaults.to_dict()
+        # To check fields one by one that are also checked together.
+        self._lenient = replace(defaults, min_tokens=0, max_tokens=MAX_NEW_TOKENS)
         # Most lines of a file have the same fields; checking these once makes reading a file faster by a fifth.
         self._check_once = lru_cache(maxsize=256)(self._check_scalars)
 
@@ -53,8 +59,10 @@ class SamplingReader:
             InvalidFieldsError: Several are.
         """
         given = {name: value for name, value in values.items() if name in SAMPLING_FIELDS and value is not None}
-        if values.get("max_completion_tokens") is not None:
-            given["max_tokens"] = _one_max_tokens(values, prefix)
+        names: dict[str, str] = {}
+        if not values.keys().isdisjoint(SYNONYMS.keys()):
+            names = {name: other for other, name in SYNONYMS.items() if values.get(other) is not None}
+            given |= {name: _one_of(values, other, name, prefix) for name, other in names.items()}
         if not given:
             return dict(self._stored_defaults)
         try:
@@ -62,17 +70,15 @@ class SamplingReader:
                 return _check(given, self._defaults)
             # The cache key includes the types: 1, 1.0 and True are equal in Python, but not in JSON.
             return dict(self._check_once(tuple([(name, type(value), value) for name, value in given.items()])))
-        except InvalidFieldError:
-            if values.get("max_completion_tokens") is not None:
-                _refuse_max_completion_tokens(given["max_tokens"], prefix)
+        except InvalidFieldError as together:
             faults = Faults()
             for name, value in given.items():
                 try:
-                    _check({name: value}, self._defaults)
+                    _check({name: value}, self._lenient)
                 except InvalidFieldError as error:
-                    faults.add(InvalidFieldError(prefix + error.field, error.reason, error.remedy))
+                    faults.add(_named(error, names, prefix))
             faults.settle()
-            raise
+            raise _named(together, names, prefix) from together
 
     def _check_scalars(self, given: tuple[tuple[str, type, Any], ...]) -> dict[str, Any]:
         return _check({name: value for name, _, value in given}, self._defaults)
@@ -94,11 +100,11 @@ def _check(given: Mapping[str, Any], defaults: SamplingParams) -> dict[str, Any]
 def _plain(name: str, value: object) -> object:
     if name in _WHOLE:
         value = whole(value)
-        if type(value) is int and value == -1 and name != "seed":
-            return MAX_NEW_TOKENS if name == "max_tokens" else 0
-        return value
-    if name == "stop_token_ids" and isinstance(value, list):
+        return _UNLIMITED.get(name, value) if type(value) is int and value == -1 else value
+    if name in ("stop_token_ids", "allowed_token_ids") and isinstance(value, list):
         return [whole(token_id) for token_id in value]
+    if name == "logit_bias" and isinstance(value, list):
+        return [[whole(entry[0]), *entry[1:]] if isinstance(entry, list) and entry else entry for entry in value]
     return _number(value) if name in _NUMBERS else value
 
 
@@ -106,17 +112,14 @@ def _number(value: object) -> object:
     return json.loads(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else value
 
 
-def _one_max_tokens(values: Mapping[str, Any], prefix: str) -> object:
-    """The value under OpenAI's two names, ``max_tokens`` and ``max_completion_tokens``."""
-    new, old = whole(values["max_completion_tokens"]), whole(values.get("max_tokens"))
-    if old is not None and old != new:
-        raise InvalidFieldError(f"{prefix}max_tokens", "differs from max_completion_tokens", "give one of the two")
-    return new
+def _one_of(values: Mapping[str, Any], other: str, name: str, prefix: str) -> object:
+    """The value of a field that has two names."""
+    theirs, ours = whole(values[other]), whole(values.get(name))
+    if ours is not None and (ours != theirs or type(ours) is not type(theirs)):
+        raise InvalidFieldError(f"{prefix}{name}", f"differs from {other}", "give one of the two")
+    return theirs
 
 
-def _refuse_max_completion_tokens(value: object, prefix: str) -> None:
-    """Refuse a wrong number under the name ``max_completion_tokens``, which the line uses."""
-    try:
-        _check({"max_tokens": value}, SamplingParams())
-    except InvalidFieldError as error:
-        raise InvalidFieldError(f"{prefix}max_completion_tokens", error.reason, error.remedy) from error
+def _named(error: InvalidFieldError, names: Mapping[str, str], prefix: str) -> InvalidFieldError:
+    """The error under the name that the line uses for the field."""
+    return InvalidFieldError(prefix + names.get(error.field, error.field), error.reason, error.remedy)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from helix_jobs.engine.prompt_truncation import TruncatePrompt
 from helix_jobs.engine.request import Request
 from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.errors import InvalidFieldError
@@ -28,6 +29,7 @@ def to_engine_request(job_id: int, stored: object) -> Request:
         raise InvalidFieldError("seed", "is no 64-bit integer", "submit the line again")
     if not isinstance(sampling, dict):
         raise InvalidFieldError("sampling", f"is {kind(sampling)}, not an object", "submit the line again")
+    truncation = stored.get("truncate_prompt")
     prompt, messages = stored.get("prompt"), stored.get("messages")
     if (prompt is None) == (messages is None):
         raise InvalidFieldError("request", "does not hold one of prompt and messages", "submit the line again")
@@ -37,5 +39,6 @@ def to_engine_request(job_id: int, stored: object) -> Request:
         seed=seed,
         prompt=None if prompt is None else check_prompt(prompt),
         messages=None if messages is None else tuple(check_messages(messages)),
+        truncate_prompt=None if truncation is None else TruncatePrompt.from_mapping(truncation),
         chat_template_kwargs=check_chat_template_kwargs(stored.get("chat_template_kwargs"), "chat_template_kwargs"),
     )

@@ -37,8 +37,8 @@ FOUNDATIONS = {
     "__main__": {"cli"},
 }
 # What a request is and what an engine answers to. Everybody may name these; no other module of the engine's own floor.
-ENGINE_VALUES = {"config", "protocol", "request", "sampling_params"}
-# Room -> rooms it may import. "engine" is the floor between the engine's rooms, "values" the four modules above.
+ENGINE_VALUES = {"config", "field_checks", "prompt_truncation", "protocol", "request", "sampling_params"}
+# Room -> rooms it may import. "engine" is the floor between the engine's rooms, "values" the modules above.
 ARROWS = {
     "observability": set(),
     "storage": {"observability"},

@@ -4,7 +4,7 @@ token, sampled ones have the processed distribution, whatever is drafted, whatev
 from __future__ import annotations
 
 import random
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -40,49 +40,59 @@ def prompts(count=6, seed=8):
     return [[rng.randrange(1, VOCAB_SIZE) for _ in range(rng.randrange(3, 14))] for _ in range(count)]
 
 
+@dataclass(frozen=True)
+class Case:
+    """What is asked of one prompt."""
+
+    prompt: list
+    words: tuple
+    biases: dict
+    stop: int
+    allowed: list
+
+    def kwargs(self, *fields):
+        """Fields as transformers' generate takes them."""
+        found = {
+            "logit_bias": {"sequence_bias": {(token,): bias for token, bias in self.biases.items()}},
+            "min_tokens": {"min_new_tokens": 7},
+            "bad_words": {"bad_words_ids": [list(word) for word in self.words]},
+            "allowed_token_ids": {"prefix_allowed_tokens_fn": lambda *_: self.allowed},
+            "repetition_penalty": {"repetition_penalty": 1.3},
+        }
+        return {name: value for field in fields for name, value in found[field].items()}
+
+    def expected(self, model, *fields):
+        """transformers' answer, its end token cut off."""
+        kwargs = self.kwargs(*fields)
+        out = reference_greedy(model, self.prompt, NUM_TOKENS, eos_token_id=[EOS, self.stop], **kwargs)
+        return out[: out.index(self.stop)] if self.stop in out else out
+
+    def request(self, name, *fields):
+        found = {
+            "logit_bias": tuple(self.biases.items()),
+            "min_tokens": 7,
+            "allowed_token_ids": self.allowed,
+            "repetition_penalty": 1.3,
+        }
+        params = {field: found[field] for field in fields if field in found}
+        made = request(name, self.prompt, max_tokens=NUM_TOKENS, stop_token_ids=(self.stop,), **params)
+        return replace(made, bad_words=self.words if "bad_words" in fields else ())
+
+
+FIELDS = ("logit_bias", "min_tokens", "bad_words", "allowed_token_ids")
+ALL = (*FIELDS, "repetition_penalty")
+
+
 def plan(model):
     """For each prompt what is asked of it, made from what the model would say: every field bites."""
-    asked = []
+    cases = []
     for index, prompt in enumerate(prompts()):
         free = reference_greedy(model, prompt, NUM_TOKENS, eos_token_id=None)
-        words = [free[2:3], free[4:7], (*prompt[-2:], free[0])]  # alone, within the output, and begun in the prompt
+        words = (free[2:3], free[4:7], (*prompt[-2:], free[0]))  # alone, within the output, and begun in the prompt
         biases = {free[1]: -4.0, (free[3] + 1) % VOCAB_SIZE: 3.5, free[5]: 0.25, 7: -100.0}
-        stop = free[3]
-        allowed = sorted({*range(index, VOCAB_SIZE, 2), *free[:2], EOS, stop})
-        asked.append((prompt, words, biases, stop, allowed))
-    return asked
-
-
-def ask(index, prompt, words, biases, stop, allowed, *, min_tokens=7, **more):
-    made = request(
-        str(index),
-        prompt,
-        seed=index,
-        max_tokens=NUM_TOKENS,
-        min_tokens=min_tokens,
-        stop_token_ids=(stop,),
-        logit_bias=tuple(biases.items()),
-        allowed_token_ids=allowed,
-        repetition_penalty=1.3,
-        **more,
-    )
-    return replace(made, bad_words=tuple(words))
-
-
-def expected(model, prompt, words, biases, stop, allowed, *, min_tokens=7):
-    """transformers' generate with the same fields, its end token cut off."""
-    out = reference_greedy(
-        model,
-        prompt,
-        NUM_TOKENS,
-        sequence_bias={(token,): bias for token, bias in biases.items()},
-        repetition_penalty=1.3,
-        bad_words_ids=[list(word) for word in words],
-        min_new_tokens=min_tokens,
-        eos_token_id=[EOS, stop],
-        prefix_allowed_tokens_fn=lambda _, ids: allowed,
-    )
-    return out[: out.index(stop)] if stop in out else out
+        allowed = sorted({*range(index, VOCAB_SIZE, 2), *free[:2], EOS, free[3]})
+        cases.append(Case(prompt, words, biases, stop=free[3], allowed=allowed))
+    return cases
 
 
 @pytest.fixture(scope="module")
@@ -92,18 +102,18 @@ def model():
 
 @pytest.fixture(scope="module")
 def planned(model):
-    asked = plan(model)
-    answers = [expected(model, *one) for one in asked]
+    cases = plan(model)
+    answers = [case.expected(model, *ALL) for case in cases]
     assert any(len(answer) < NUM_TOKENS for answer in answers), "some end, and not before they may"
     assert all(len(answer) >= 7 for answer in answers)
-    return asked, answers
+    return cases, answers
 
 
 @pytest.mark.parametrize("setup", SETUPS)
 def test_greedy_equals_transformers_with_all_fields_together(model, planned, setup):
-    asked, answers = planned
+    cases, answers = planned
     engine = tiny_engine(model, **SETUPS[setup])
-    results = engine.generate(ask(index, *one) for index, one in enumerate(asked))
+    results = engine.generate(case.request(str(index), *ALL) for index, case in enumerate(cases))
     assert [result.output_token_ids for result in results] == answers
     ends = [FinishReason.LENGTH if len(answer) == NUM_TOKENS else FinishReason.STOP for answer in answers]
     assert [result.finish_reason for result in results] == ends
@@ -113,32 +123,15 @@ def test_greedy_equals_transformers_with_all_fields_together(model, planned, set
     assert setup != "a draft that agrees" or 0 < engine.counters().accepted_tokens == engine.counters().draft_tokens
 
 
-FIELDS = {
-    "logit_bias": lambda words, biases, stop, allowed: ({"logit_bias": tuple(biases.items())}, (), {
-        "sequence_bias": {(token,): bias for token, bias in biases.items()}, "eos_token_id": [EOS, stop]}),
-    "min_tokens": lambda words, biases, stop, allowed: ({"min_tokens": 9}, (), {
-        "min_new_tokens": 9, "eos_token_id": [EOS, stop]}),
-    "bad_words": lambda words, biases, stop, allowed: ({}, tuple(words), {
-        "bad_words_ids": [list(word) for word in words], "eos_token_id": [EOS, stop]}),
-    "allowed_token_ids": lambda words, biases, stop, allowed: ({"allowed_token_ids": allowed}, (), {
-        "prefix_allowed_tokens_fn": lambda _, ids: allowed, "eos_token_id": [EOS, stop]}),
-}  # fmt: skip
-
-
 @pytest.mark.parametrize("draft", ["none", "other"])
 @pytest.mark.parametrize("field", FIELDS)
 def test_greedy_equals_transformers_with_each_field(model, planned, field, draft):
+    cases, _ = planned
     engine = tiny_engine(model, draft, depth=0 if draft == "none" else 4)
-    free = []
-    for index, (prompt, *rest) in enumerate(planned[0]):
-        params, words, kwargs = FIELDS[field](*rest)
-        made = request(str(index), prompt, max_tokens=NUM_TOKENS, stop_token_ids=(rest[2],), **params)
-        (result,) = engine.generate([replace(made, bad_words=words)])
-        out = reference_greedy(model, prompt, NUM_TOKENS, **kwargs)
-        assert result.output_token_ids == (out[: out.index(rest[2])] if rest[2] in out else out)
-        plain = reference_greedy(model, prompt, NUM_TOKENS, eos_token_id=[EOS, rest[2]])
-        free.append(out == plain)
-    assert not all(free), "the field changes something"
+    results = engine.generate(case.request(str(index), field) for index, case in enumerate(cases))
+    expected = [case.expected(model, field) for case in cases]
+    assert [result.output_token_ids for result in results] == expected
+    assert expected != [case.expected(model) for case in cases], "the field changes something"
 
 
 def test_a_bad_word_is_not_written_by_any_part_of_a_draft(model):
