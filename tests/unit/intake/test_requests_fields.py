@@ -77,11 +77,11 @@ def test_what_asks_for_nothing_is_taken_in_every_form(nothing):
 @pytest.mark.parametrize(
     "something",
     [
-        {"min_tokens": 5},
+        {"truncation_side": "right"},
         {"skip_special_tokens": False},
         {"use_beam_search": True},
         {"length_penalty": 1.2},
-        {"truncate_prompt_tokens": 10},
+        {"typical_p": 0.9},
         {"guided_json": {}},
         {"mirostat": 2},
         {"min_tokens": False},
@@ -108,6 +108,9 @@ def test_a_priority_in_the_body_is_told_where_it_belongs():
     ("name", "meant"),
     [
         ("max_token", "max_tokens"),
+        ("min_token", "min_tokens"),
+        ("bad_word", "bad_words"),
+        ("truncate_prompt_token", "truncate_prompt_tokens"),
         ("maxTokens", "max_tokens"),
         ("temprature", "temperature"),
         ("top-p", "top_p"),
@@ -121,9 +124,7 @@ def test_a_typing_error_is_answered_with_the_field_that_was_meant(name, meant):
     assert read_one({"prompt": "a", name: 1}).remedy == f"did you mean {meant}?"
 
 
-@pytest.mark.parametrize(
-    "name", [*sorted(BODY_FIELDS - SAMPLING_FIELDS), "min_length", "min_token", "penalty", "tokens"]
-)
+@pytest.mark.parametrize("name", [*sorted(BODY_FIELDS - SAMPLING_FIELDS), "min_length", "word", "penalty", "tokens"])
 def test_no_remedy_names_a_field_of_another_meaning(name):
     item = read_one({"prompt": "a", name: {"strange": [1]}})
     if isinstance(item, BadLine):

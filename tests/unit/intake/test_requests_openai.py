@@ -89,7 +89,7 @@ def test_fields_that_ask_for_nothing_are_taken(body: dict):
         ({"logprobs": True}, "body.logprobs"),
         ({"logprobs": 5}, "body.logprobs"),
         ({"top_logprobs": 2}, "body.top_logprobs"),
-        ({"logit_bias": {"1": -100}}, "body.logit_bias"),
+        ({"logit_bias": {"1": -101}}, "body.logit_bias"),
         ({"tools": [{"type": "function"}]}, "body.tools"),
         ({"response_format": {"type": "json_object"}}, "body.response_format"),
         ({"reasoning_effort": "high"}, "body.reasoning_effort"),
