@@ -101,6 +101,7 @@ def _row(answer: GenerationResult, info: EngineInfo, waited_seconds: float) -> R
         draft_model=info.draft_model,
         device=info.device,
         dtype=info.dtype,
+        dropped_prompt_tokens=answer.dropped_prompt_tokens,
     )
 
 

@@ -71,13 +71,54 @@ def test_sampling_flags_are_defaults_for_lines_that_do_not_say(helix, prompts, d
     assert second == {"max_tokens": 3, **shared}
 
 
+def test_flags_that_choose_among_tokens_are_defaults_too(helix, prompts, database):
+    path = prompts(lines=['{"prompt": "a"}', '{"prompt": "b", "min_tokens": 0, "truncate_prompt": {"tokens": 4}}'])
+    flags = ["--min-tokens", 2, "--bad-word", "x", "--bad-word", "y z", "--logit-bias", "11=-5", "--logit-bias", "3=.5"]
+    flags += ["--allowed-token-id", 3, "--allowed-token-id", 11, "--include-stop-str-in-output"]
+    batch = helix("submit", path, *flags, "--truncate-prompt-tokens", 9).stdout.strip()
+    first, second = requests_of(database, batch)
+    shared = {
+        "bad_words": ["x", "y z"],
+        "logit_bias": {"3": 0.5, "11": -5.0},
+        "allowed_token_ids": [3, 11],
+        "include_stop_str_in_output": True,
+    }
+    assert first["sampling"] == {"min_tokens": 2, **shared}
+    assert second["sampling"] == shared
+    assert [first["truncate_prompt"], second["truncate_prompt"]] == [{"keep": "end", "tokens": n} for n in (9, 4)]
+    with database.read() as c:
+        defaults = c.execute(select(batches.c.defaults)).scalar_one()
+    assert defaults == {"min_tokens": 2, **shared, "truncate_prompt": {"keep": "end", "tokens": 9}}
+
+
+@pytest.mark.parametrize(("number", "stored"), [("-1", {"keep": "end"}), ("5", {"keep": "end", "tokens": 5})])
+def test_the_variable_of_truncation_is_a_default(helix, prompts, database, number, stored):
+    batch = helix("submit", prompts(1), env={"HELIX_TRUNCATE_PROMPT_TOKENS": number}).stdout.strip()
+    (request,) = requests_of(database, batch)
+    assert request["truncate_prompt"] == stored
+
+
 def test_every_sampling_field_has_a_flag():
     assert SAMPLING_FLAGS == SAMPLING_FIELDS
 
 
 @pytest.mark.parametrize(
     ("flag", "value"),
-    [("--max-tokens", "0"), ("--top-p", "1.5"), ("--temperature", "hot"), ("--stop-token-id", "-1")],
+    [
+        ("--max-tokens", "0"),
+        ("--top-p", "1.5"),
+        ("--temperature", "hot"),
+        ("--stop-token-id", "-1"),
+        ("--min-tokens", "257"),
+        ("--logit-bias", "5"),
+        ("--logit-bias", "5=nan"),
+        ("--logit-bias", "5=101"),
+        ("--logit-bias", "a=1"),
+        ("--bad-word", ""),
+        ("--allowed-token-id", "-1"),
+        ("--truncate-prompt-tokens", "0"),
+        ("--truncate-prompt-tokens", "x"),
+    ],
 )
 def test_a_sampling_flag_out_of_range_is_wrong_usage(helix, prompts, flag, value):
     result = helix("submit", prompts(1), flag, value)

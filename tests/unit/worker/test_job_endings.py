@@ -53,7 +53,11 @@ def test_a_result_row_says_what_was_measured() -> None:
     (row,) = decision.answers
     assert (row.queue_seconds, row.tokens_per_second, row.acceptance_rate) == (10.5, 2.0, 0.75)
     assert (row.completion_tokens, row.mean_acceptance_length, row.cached_prompt_tokens) == (4, 2.0, 1)
+    assert row.dropped_prompt_tokens is None
     assert decision.run is RUN
+    cut = decide(Generated(replace(RESULT, dropped_prompt_tokens=7), RUN), info=FakeEngine().info, waited_seconds=0.0)
+    assert isinstance(cut, Succeed)
+    assert cut.answers[0].dropped_prompt_tokens == 7
 
 
 def test_the_prompt_counts_once_among_several_choices() -> None:
