@@ -202,9 +202,11 @@ def test_what_a_setting_takes_is_told_right(setting: Setting):
 
 def test_every_field_of_a_line_is_told_with_its_default():
     told = {code_words(name)[0]: default for name, default, _ in PAGES["formats"].rows("Fields of a line")}
-    assert set(told) == SAMPLING_FIELDS | {"custom_id", "priority", "metadata", "chat_template_kwargs"}
-    words = {None: "from batch and line", (): "none", False: "false"}
-    for name in SAMPLING_FIELDS:
+    others = {"custom_id", "priority", "metadata", "chat_template_kwargs", "truncate_prompt", "truncate_prompt_tokens"}
+    assert set(told) == SAMPLING_FIELDS | others
+    words = {None: "none", (): "none", False: "false"}
+    assert told.pop("seed") == "from batch and line"
+    for name in SAMPLING_FIELDS - {"seed"}:
         value = getattr(SamplingParams(), name)
         expected = words[value] if not isinstance(value, int | float) or value is False else f"{value:g}"
         assert told[name] == expected, name
@@ -222,7 +224,7 @@ def test_every_table_and_column_is_described():
     assert set(told) == set(metadata.tables)
     for table in metadata.tables.values():
         # Beside its columns a cell names fields inside JSON.
-        parts = {"prompt", "messages", "chat_template_kwargs", "sampling", "seed", "metadata"}
+        parts = {"prompt", "messages", "chat_template_kwargs", "sampling", "truncate_prompt", "seed", "metadata"}
         inside = parts if table.name == "jobs" else set()
         assert {column.name for column in table.columns} == set(told[table.name]) - inside
 
