@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from helix_jobs.bench.workloads import build_requests, greedy
+from helix_jobs.bench.workloads import build_requests, greedy, with_limit
 from helix_jobs.bounds import MAX_SPECULATION_DEPTH
 from helix_jobs.engine.config import DEFAULT_BLOCK_SIZE, NO_DRAFT, EngineConfig, defaults_for
 from helix_jobs.engine.devices.devices import free_memory, total_memory
@@ -163,4 +163,4 @@ def _within(request: EncodedRequest, context: int) -> EncodedRequest:
     params = request.sampling_params
     if length + params.max_tokens <= context:
         return request
-    return replace(request, sampling_params=replace(params, max_tokens=context - length))
+    return replace(request, sampling_params=with_limit(params, context - length))

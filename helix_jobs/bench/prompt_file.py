@@ -35,7 +35,11 @@ def read_prompts(path: Path, max_tokens: int) -> list[Request]:
             bad.append(line)
         else:
             line.seed_from("bench")
-            requests.append(to_engine_request(line.line, line.request))
+            request = to_engine_request(line.line, line.request)
+            if request.sampling_params.bad_words or request.truncate_prompt is not None:
+                field = "bad_words" if request.sampling_params.bad_words else "truncate_prompt"
+                bad.append(BadLine(line.line, field, "is nothing that a benchmark does", "remove it"))
+            requests.append(request)
     if bad:
         shown = "; ".join(str(line) for line in bad[:_SHOWN])
         raise InvalidInputError(f"{path}: {len(bad)} bad lines ({shown})", tuple(bad[:_SHOWN]), len(bad))

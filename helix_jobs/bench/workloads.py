@@ -89,7 +89,8 @@ def build_requests(
     if options.file is not None:
         made = _pick(read_prompts(options.file, limit), options.sample, options.seed, str(options.file))
         if options.max_tokens is not None:
-            made = [_with_limit(request, options.max_tokens) for request in made]
+            limited = [with_limit(request.sampling_params, options.max_tokens) for request in made]
+            made = [replace(request, sampling_params=one) for request, one in zip(made, limited, strict=True)]
     else:
         count = options.sample or workload.requests or options.batch_size
         pool: Sequence[int] = range(count)
@@ -117,8 +118,9 @@ def _pick(pool: Sequence[_T], count: int | None, seed: int, where: str) -> Seque
     return random.Random(seed).sample(pool, count)  # noqa: S311  (reproducible, not secret)
 
 
-def _with_limit(request: Request, max_tokens: int) -> Request:
-    return replace(request, sampling_params=replace(request.sampling_params, max_tokens=max_tokens))
+def with_limit(params: SamplingParams, max_tokens: int) -> SamplingParams:
+    """The same fields with another limit of new tokens, which the least number of them follows."""
+    return replace(params, max_tokens=max_tokens, min_tokens=min(params.min_tokens, max_tokens))
 
 
 def _encoded(number: int, request: Request, encode: Encode) -> EncodedRequest:

@@ -153,6 +153,8 @@ def test_a_sample_of_a_file_is_that_of_its_lines(tmp_path):
         ([{"turns": []}], "line 1: turns"),
         ([{"turns": "text"}], "line 1: turns"),
         ([{"prompt": "fine"}, {"promt": "x"}], "1 bad lines .line 2: promt"),
+        ([{"prompt": "a", "bad_words": ["x"]}], "line 1: bad_words: is nothing that a benchmark does; remove it"),
+        ([{"prompt": "a", "truncate_prompt_tokens": 5}], "line 1: truncate_prompt: is nothing that a benchmark does"),
         ([], "holds no prompt"),
         ([""], "holds no prompt"),
     ],

@@ -32,6 +32,7 @@ SETUPS = {
     "lookup and a model": {"draft": "int8", "depth": 4, "drafters": ["lookup"]},
     "adaptive": {"draft": "int8", "adaptive": True, "drafters": ["lookup"]},
     "preempted": {"draft": "same", "depth": 4, "num_blocks": 21},
+    "drafts that stay on the device": {"draft": "other", "depth": 4},
 }
 
 
@@ -113,6 +114,9 @@ def planned(model):
 def test_greedy_equals_transformers_with_all_fields_together(model, planned, setup):
     cases, answers = planned
     engine = tiny_engine(model, **SETUPS[setup])
+    if setup == "drafts that stay on the device":
+        for runner in (engine._step._target, engine._speculator._drafters.computing._runner):
+            runner.has_dear_waits = True
     results = engine.generate(case.request(str(index), *ALL) for index, case in enumerate(cases))
     assert [result.output_token_ids for result in results] == answers
     ends = [FinishReason.LENGTH if len(answer) == NUM_TOKENS else FinishReason.STOP for answer in answers]

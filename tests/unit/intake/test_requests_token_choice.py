@@ -202,3 +202,30 @@ def test_truncation_keeps_the_end_or_both_ends_and_the_bos_token(ids, most, keep
         first = max(first, 1)
     assert kept[:first] == tuple(ids[:first])
     assert kept[first:] == tuple(ids[len(ids) - (most - first) :])
+
+
+# What is stored comes back
+
+
+TOKEN_IDS = st.integers(0, 300_000)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.builds(
+        SamplingParams,
+        max_tokens=st.integers(50, 60),
+        min_tokens=st.integers(0, 50),
+        logit_bias=st.dictionaries(TOKEN_IDS, st.floats(-100, 100) | st.integers(-100, 100), max_size=9),
+        bad_words=st.lists(st.text(min_size=1, max_size=9).filter(lambda text: not text.isspace()), max_size=5),
+        allowed_token_ids=st.none() | st.lists(TOKEN_IDS, min_size=1, max_size=9),
+        include_stop_str_in_output=st.booleans(),
+    )
+)
+def test_any_fields_come_back_from_their_stored_form(params):
+    stored = json.loads(json.dumps(params.to_dict()))
+    assert stored == params.to_dict()
+    again = SamplingParams.from_mapping(stored)
+    assert again == params
+    assert hash(again) == hash(params)
+    assert SamplingParams.from_mapping({}, params) == params

@@ -38,6 +38,19 @@ def test_every_end_is_written(make_bench: Any) -> None:
     assert bench.service.active_count == 0
 
 
+def test_a_result_says_how_much_of_its_prompt_was_dropped(make_bench: Any) -> None:
+    bench = make_bench()
+    words = {"prompt": "a b c d e", "sampling": {}, "seed": 1}
+    whole, cut = bench.add_raw(words, {**words, "truncate_prompt": {"keep": "start_and_end", "tokens": 3}})
+    assert all(future.result(20) for future in bench.run(whole, cut))
+    with bench.database.read() as c:
+        rows = c.execute(select(results).order_by(results.c.job_id)).all()
+    assert [(row.output_text, row.prompt_tokens, row.dropped_prompt_tokens) for row in rows] == [
+        ("a b c d e", 5, None),
+        ("a d e", 3, 2),
+    ]
+
+
 def test_jobs_that_the_engine_computes_are_not_stuck(make_bench: Any) -> None:
     bench = make_bench(hang="endless")
     endless, other = bench.add("endless", "a b c")
