@@ -17,9 +17,9 @@ class NewJob:
     Attributes:
         line: Line number, from 1.
         custom_id: The user's own name for the job, unique in the batch.
-        request: The content of ``jobs.request``: ``prompt`` or ``messages`` (and ``chat_template_kwargs`` if given),
-            ``sampling``, ``metadata``, ``seed``, and for OpenAI lines ``endpoint`` and ``model``. A line that names no
-            seed gets one from ``seed_from``.
+        request: The content of ``jobs.request``: ``prompt`` or ``messages`` (and ``chat_template_kwargs`` and
+            ``truncate_prompt`` if given), ``sampling``, ``metadata``, ``seed``, and for OpenAI lines ``endpoint`` and
+            ``model``. A line that names no seed gets one from ``seed_from``.
         priority: 0 to 9, higher runs first.
         size: Bytes of the line.
         max_attempts: Claims after which a job is given up if its worker dies.

@@ -13,7 +13,7 @@ from helix_jobs.storage.schema import jobs
 
 LINES = [
     '{"prompt": "one", "custom_id": "a", "metadata": {"k": 1}, "priority": 3, "temperature": 0.5, "stop": ["x"]}',
-    '{"messages": [{"role": "user", "content": "two"}], "max_tokens": 10}',
+    '{"messages": [{"role": "user", "content": "two"}], "max_tokens": 10, "truncate_prompt": {"tokens": 9}, "top_k":5}',
     '{"prompt": "three", "max_tokens": 64}',
 ]
 
@@ -59,7 +59,8 @@ def test_those_that_a_smaller_limit_cut_are_taken_again_as_they_were(helix, batc
     assert (first["prompt"], first["metadata"]) == ("one", {"k": 1})
     assert first["sampling"] == {"max_tokens": 1000, "temperature": 0.5, "stop": ["x"]}
     assert second["messages"] == [{"role": "user", "content": "two"}]
-    assert second["sampling"] == {"max_tokens": 1000}
+    assert second["sampling"] == {"max_tokens": 1000, "top_k": 5}
+    assert second["truncate_prompt"] == {"keep": "end", "tokens": 9}
     with HelixClient() as client:
         assert len(list(client.results(batch))) == 4
     twice = helix("retry", batch, "--cut", "--max-tokens", 1000)
