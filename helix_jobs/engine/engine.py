@@ -32,6 +32,7 @@ from helix_jobs.errors import (
     OutOfMemoryError,
     RequestError,
 )
+from helix_jobs.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -298,10 +299,12 @@ class Engine:
         self._account(schedule, outcome)
         self._quarantine(outcome.not_finite)
         for sequence in outcome.masked:
+            count = sequence.num_output_tokens
+            place = f"follow the answer's first {counted(count, 'token')}" if count else "begin the answer"
             sequence.fail(
                 InvalidRequestError(
-                    f"no token can follow the first {sequence.num_output_tokens} of the answer: allowed_token_ids, "
-                    "bad_words, min_tokens and the like leave none; ask for less of them"
+                    f"no token can {place}: allowed_token_ids, bad_words, min_tokens and the like leave none; ask for "
+                    "less of them"
                 )
             )
         self._step.learn(outcome)

@@ -203,7 +203,9 @@ def exact_third(model, prompt, params):
 def test_a_job_s_output_does_not_depend_on_its_batch(draft):
     model = tiny_model(seed=3)
     rng = random.Random(2)
+    chosen = {"logit_bias": ((3, 2.0), (8, -1.5)), "min_tokens": 6, "allowed_token_ids": (0, *range(2, 30))}
     kinds = [*CASES.values(), {}, {"repetition_penalty": 1.5}, {"presence_penalty": 1.0}]
+    kinds += [chosen, {**chosen, "temperature": 1.1}]
     requests = [
         request(
             str(i),
