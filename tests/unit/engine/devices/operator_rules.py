@@ -41,6 +41,7 @@ DOUBTFUL_OPERATORS: Final = frozenset(
     ("scatter", "repeat", "masked_fill", "nonzero", "masked_select", "any", "all"),
 )
 
+_KNOWN: Final = ALLOWED_OPERATORS | DOUBTFUL_OPERATORS
 _TWO_OPERANDS: Final = {"mm": (0, 1), "bmm": (0, 1), "addmm": (1, 2), "baddbmm": (1, 2)}
 _NORMALISING: Final = frozenset(("native_layer_norm", "mean"))
 
@@ -66,13 +67,14 @@ def breaches(
         outputs: Its tensor results.
     """
     name = base_name(operator)
+    tensors = (*inputs, *outputs)
     found = []
-    if name not in ALLOWED_OPERATORS | DOUBTFUL_OPERATORS:
+    if name not in _KNOWN:
         found.append(f"{name} has no kernel")
-    found += [f"{name} of {dtype}" for dtype in {t.dtype for t in (*inputs, *outputs)} if dtype not in DTYPES]
-    if any(tensor.numel() == 0 for tensor in (*inputs, *outputs)):
+    found += [f"{name} of {dtype}" for dtype in {t.dtype for t in tensors} if dtype not in DTYPES]
+    if any(tensor.numel() == 0 for tensor in tensors):
         found.append(f"{name} of a tensor without elements")
-    if any(tensor.dim() > MAX_RANK for tensor in (*inputs, *outputs)):
+    if any(tensor.dim() > MAX_RANK for tensor in tensors):
         found.append(f"{name} of more than {MAX_RANK} dimensions")
     for tensor in written:
         if tensor.storage_offset() != 0:
@@ -81,8 +83,7 @@ def breaches(
             found.append(f"{name} changes booleans in place")
     if name in _NORMALISING and not inputs[0].is_contiguous():
         found.append(f"{name} of a tensor that is not contiguous")
-    operands = [inputs[place] for place in _TWO_OPERANDS.get(name, ())]
-    if not all(map(_is_laid_out, operands)):
+    if not all(_is_laid_out(inputs[place]) for place in _TWO_OPERANDS.get(name, ())):
         found.append(f"{name} of a tensor that is not contiguous")
     if name == "scatter":
         found += _scatter_breaches(inputs)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import types
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -20,7 +21,7 @@ from helix_jobs.engine.model.placement import Placement
 from tests.unit.engine.devices.operator_rules import base_name, breaches
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from helix_jobs.engine.model.decoder import Decoder
 
@@ -87,38 +88,45 @@ class SimulatedDirectml(TorchDispatchMode):
         self, func: Any, _types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        tensors = list(_tensors((args, tuple(kwargs.values()))))
+        tensors, host_args, host_kwargs = _on_host(args, kwargs)
         inputs = [tensor for tensor in tensors if isinstance(tensor, DirectmlTensor)]
         device = kwargs.get("device")
         goes_to_device = torch.device(device).type == DIRECTML_DEVICE_TYPE if device is not None else bool(inputs)
         if not inputs and not goes_to_device:
             return func(*args, **kwargs)
         if device is not None:
-            kwargs = {**kwargs, "device": torch.device("cpu")}
-        host_kwargs = {name: _changed(value, _host_of) for name, value in kwargs.items()}
-        result = func(*_changed(args, _host_of), **host_kwargs)
-        name = func._schema.name
-        is_upload = goes_to_device and not inputs and base_name(name) == "_to_copy"
+            host_kwargs["device"] = torch.device("cpu")
+        result = func(*host_args, **host_kwargs)
+        name, base, places = _schema_of(func)
+        is_upload = goes_to_device and not inputs and base == "_to_copy"
         self.uploads += is_upload
         if inputs:
-            self.shapes.add((base_name(name), *(tuple(one.shape) for one in inputs)))
+            self.shapes.add((base, *(one.shape for one in inputs)))
         if not is_upload and len(inputs) < len(tensors):
-            self._note([f"{base_name(name)} mixes tensors of host and device"])
+            self._note([f"{base} mixes tensors of host and device"])
         if not goes_to_device:
             self.downloads += 1
             self._note(breaches(name, _hosts(inputs), [], [result]))
             return result
-        self.operators.add(base_name(name))
-        written = _written(func, args)
-        if base_name(name) == "scatter" and len(inputs) == 3:
+        self.operators.add(base)
+        written = [args[place] for place in places if place < len(args)]
+        if base == "scatter" and len(inputs) == 3:
             self._check_unique(inputs[1].host)
-        if base_name(name) in {"_local_scalar_dense", "is_nonzero", "equal"}:
+        if base in {"_local_scalar_dense", "is_nonzero", "equal"}:
             self.downloads += 1
-            self._note([f"{base_name(name)} waits for the device"])
+            self._note([f"{base} waits for the device"])
             return result
-        wrapped = written[0] if written else _changed(result, DirectmlTensor)
-        outputs = [one for one in _tensors(wrapped) if isinstance(one, DirectmlTensor)]
-        self._note(breaches(name, _hosts(inputs), _hosts(written), _hosts(outputs)))
+        if written:
+            self._note(breaches(name, _hosts(inputs), _hosts(written), [written[0].host]))
+            return written[0]
+        outputs: list[torch.Tensor] = []
+
+        def to_device(host: torch.Tensor) -> DirectmlTensor:
+            outputs.append(host)
+            return DirectmlTensor(host)
+
+        wrapped = _changed(result, to_device)
+        self._note(breaches(name, _hosts(inputs), [], outputs))
         return wrapped
 
     def _check_unique(self, index: torch.Tensor) -> None:
@@ -134,17 +142,8 @@ class SimulatedDirectml(TorchDispatchMode):
 
 
 # torch's own functions for trees take most of a test's time: operators nest lists and tuples alone.
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    """The tensors in an argument or a result, in order."""
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for one in value:
-            yield from _tensors(one)
-
-
 def _changed(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """The same with each tensor changed."""
+    """An argument or a result with each tensor changed, in order."""
     if isinstance(value, torch.Tensor):
         return change(value)
     if isinstance(value, list | tuple):
@@ -152,18 +151,27 @@ def _changed(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
     return value
 
 
-def _host_of(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.host if isinstance(tensor, DirectmlTensor) else tensor
+def _on_host(args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[list[torch.Tensor], Any, dict[str, Any]]:
+    """The tensors in a call's arguments, and the arguments with what those on the device are made of."""
+    tensors: list[torch.Tensor] = []
+
+    def to_host(tensor: torch.Tensor) -> torch.Tensor:
+        tensors.append(tensor)
+        return tensor.host if isinstance(tensor, DirectmlTensor) else tensor
+
+    return tensors, _changed(args, to_host), {name: _changed(value, to_host) for name, value in kwargs.items()}
 
 
 def _hosts(tensors: Sequence[DirectmlTensor]) -> list[torch.Tensor]:
     return [tensor.host for tensor in tensors]
 
 
-def _written(func: Any, args: Sequence[Any]) -> list[DirectmlTensor]:
-    """The arguments that the operator changes, as its schema says."""
-    marked = zip(args, func._schema.arguments, strict=False)
-    return [one for one, argument in marked if argument.alias_info is not None and argument.alias_info.is_write]
+@cache  # asking torch for an operator's schema takes longer than most operators
+def _schema_of(func: Any) -> tuple[str, str, tuple[int, ...]]:
+    """An operator's name in ATen, its base name, and the places of the arguments that it changes."""
+    written = (argument.alias_info is not None and argument.alias_info.is_write for argument in func._schema.arguments)
+    name = func._schema.name
+    return name, base_name(name), tuple(place for place, is_written in enumerate(written) if is_written)
 
 
 def _caller() -> str:
