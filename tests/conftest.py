@@ -15,6 +15,7 @@ import pytest
 from sqlalchemy import make_url, text
 
 from helix_jobs.errors import ConfigurationError, ModelNotFoundError
+from helix_jobs.locks import FileLock
 from helix_jobs.storage.database import Database
 from helix_jobs.storage.migration import ensure_schema, upgrade
 from helix_jobs.storage.schema import metadata
@@ -161,6 +162,13 @@ def empty_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[D
 
 
 @pytest.fixture(scope="session")
+def folder_of_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A temporary folder that all processes of a run with pytest-xdist share."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture(scope="session")
 def demo_home(pytestconfig: pytest.Config) -> Path:
     """A HELIX_HOME that holds the demo model, kept between runs of the tests."""
     from helix_jobs.engine.loading.demo_model import ensure_demo_model  # torch, only where it is needed
@@ -169,7 +177,8 @@ def demo_home(pytestconfig: pytest.Config) -> Path:
     assert cache is not None
     home = cache.mkdir("helix-demo")
     try:
-        ensure_demo_model(home, lambda _: None)
+        with FileLock(home / "tests.lock"):  # the processes of a run need it at once; one of them makes it
+            ensure_demo_model(home, lambda _: None)
     except ModelNotFoundError as error:
         missing_service(f"no demo model ({error})")
     return home
@@ -182,7 +191,8 @@ def demo_kernels(demo_home: Path) -> Path:
 
     folder = demo_home / "native"
     try:
-        build_library(folder, 64)
+        with FileLock(demo_home / "tests.lock"):
+            build_library(folder, 64)
     except ConfigurationError:
         folder.mkdir(mode=0o700, exist_ok=True)
     return folder

@@ -7,6 +7,7 @@ import torch
 
 from helix_jobs.engine.kernels.cpu.build import build_library
 from helix_jobs.errors import ConfigurationError
+from helix_jobs.locks import FileLock
 from tests.unit.one_thread import _one_thread
 
 if TYPE_CHECKING:
@@ -22,11 +23,12 @@ def _same_numbers_in_any_order():
 
 
 @pytest.fixture(scope="session")
-def compiled_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where kernels for heads of 16 are compiled."""
-    made = tmp_path_factory.mktemp("native")
+def compiled_folder(folder_of_run: Path) -> Path:
+    """Where kernels for heads of 16 are compiled, by the first process of a run that needs them."""
+    made = folder_of_run / "native"
     try:
-        build_library(made, 16)
+        with FileLock(folder_of_run / "native.lock"):
+            build_library(made, 16)
     except ConfigurationError as error:
         pytest.skip(str(error))
     return made
