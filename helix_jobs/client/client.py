@@ -325,7 +325,7 @@ class HelixClient:
             raise NotFoundError(f"there is no job {digits[:40]}; `helix status BATCH --jobs` lists job ids")
         if digits:
             job_id = int(digits)
-            return self._database().transact(lambda connection: batch_changes.cancel_job(connection, job_id))
+            return self._database().transact(lambda c: batch_changes.cancel_job(c, job_id, now=datetime.now(UTC)))
         return changes_in_steps.cancel_batch(self._database(), str(target))
 
     def retry(self, batch_id: str) -> int:

@@ -6,7 +6,6 @@ These update many rows; run them through ``Database.transact`` (see there).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from sqlalchemy import Connection, and_, case, delete, func, select, text, update
@@ -19,6 +18,7 @@ from helix_jobs.storage.states import JobState
 
 if TYPE_CHECKING:
     from collections.abc import Collection
+    from datetime import datetime
 
     from sqlalchemy import ColumnElement
 
@@ -41,7 +41,7 @@ class Change:
     cancelled_at: datetime | None
 
 
-def begin_cancel(c: Connection, batch_id: str, *, now: datetime | None = None) -> Change | None:
+def begin_cancel(c: Connection, batch_id: str, *, now: datetime) -> Change | None:
     """Mark the batch cancelled: from this commit on none of its jobs is claimed or published.
 
     Returns None if the batch was not sealed: then it has been deleted.
@@ -49,12 +49,11 @@ def begin_cancel(c: Connection, batch_id: str, *, now: datetime | None = None) -
     Raises:
         NotFoundError: No such batch.
     """
-    moment = now or datetime.now(UTC)
     if not _lock_batch(c, batch_id):
         c.execute(delete(batches).where(batches.c.id == batch_id))
         return None
-    c.execute(update(batches).where(batches.c.id == batch_id).values(cancelled_at=moment))
-    return Change(batch_id, moment)
+    c.execute(update(batches).where(batches.c.id == batch_id).values(cancelled_at=now))
+    return Change(batch_id, now)
 
 
 def cancel_lines(c: Connection, change: Change, after: int, last: int) -> int | None:
@@ -87,18 +86,17 @@ def unfinished_cancels(c: Connection) -> dict[Change, int]:
     return {Change(row.id, row.cancelled_at): int(row.left) for row in readable_rows(c, query, batches.c.id)}
 
 
-def cancel_job(c: Connection, job_id: int, *, now: datetime | None = None) -> int:
+def cancel_job(c: Connection, job_id: int, *, now: datetime) -> int:
     """Cancel one queued or running job; returns 1, or 0 if it had already ended.
 
     Raises:
         NotFoundError: No such job.
     """
-    moment = now or datetime.now(UTC)
     row = c.execute(select(jobs.c.batch_id).where(jobs.c.id == job_id)).first()
     if row is None:
         raise NotFoundError(f"there is no job {job_id}; `helix status BATCH --jobs` lists job ids")
-    cancelled = _cancel(c, jobs.c.id == job_id, moment)
-    _count_cancelled(c, row.batch_id, cancelled, moment)
+    cancelled = _cancel(c, jobs.c.id == job_id, now)
+    _count_cancelled(c, row.batch_id, cancelled, now)
     return cancelled
 
 
@@ -115,14 +113,13 @@ def begin_retry(c: Connection, batch_id: str) -> Change:
     return Change(batch_id, None)
 
 
-def retry_lines(c: Connection, change: Change, after: int, last: int, *, now: datetime | None = None) -> int | None:
+def retry_lines(c: Connection, change: Change, after: int, last: int, *, now: datetime) -> int | None:
     """Queue the failed and cancelled jobs of these lines (``after`` < line <= ``last``) again; returns how many.
 
     None: the batch was cancelled meanwhile.
     """
     if not _stands(c, change):
         return None
-    moment = now or datetime.now(UTC)
     counters.flush(c)
     totals = c.execute(
         select(batch_counters.c.outcome, func.sum(batch_counters.c.jobs).label("jobs"))
@@ -133,7 +130,7 @@ def retry_lines(c: Connection, change: Change, after: int, last: int, *, now: da
     lines = and_(jobs.c.batch_id == change.batch_id, jobs.c.line > after, jobs.c.line <= last)
     # One update for each outcome: its row count is exactly what the outcome's counter loses, even while workers
     # fail further jobs.
-    moved = {row.outcome: _requeue(c, lines, row.outcome, moment) for row in totals if row.jobs > 0}
+    moved = {row.outcome: _requeue(c, lines, row.outcome, now) for row in totals if row.jobs > 0}
     counters.add(
         c,
         *(

@@ -42,7 +42,7 @@ def cancel_batch(database: Database, batch_id: str) -> int:
         NotFoundError: No such batch.
     """
     # Unlimited: an unfinished submission is deleted here, up to a million rows in one statement.
-    begun = database.transact(lambda c: batch_changes.begin_cancel(c, batch_id), unlimited=True)
+    begun = database.transact(lambda c: batch_changes.begin_cancel(c, batch_id, now=datetime.now(UTC)), unlimited=True)
     return 0 if begun is None else finish_cancel(database, begun)
 
 

@@ -58,7 +58,6 @@ class JobGate:
         self._clock = clock
         self._changed = threading.Condition()
         self._wait = wait
-        self._waiting = 0
         self._inside = 0
         # Until when the job inside runs alone.
         self._alone_until = 0.0
@@ -67,12 +66,6 @@ class JobGate:
         # Since when a job waits to run alone, and until when none may wait.
         self._waited_since: float | None = None
         self._others_until = 0.0
-
-    @property
-    def waiting(self) -> int:
-        """How many threads wait to be let in, alone or beside others."""
-        with self._changed:
-            return self._waiting
 
     @property
     def seconds_for_others(self) -> float:
@@ -86,11 +79,7 @@ class JobGate:
         is one for all of them together.
         """
         with self._changed:
-            self._waiting += 1
-            try:
-                let_in = self._wait_alone() if alone else self._wait_beside()
-            finally:
-                self._waiting -= 1
+            let_in = self._wait_alone() if alone else self._wait_beside()
             if not let_in:
                 return Entry.CLOSED if self._closed else Entry.TRY_LATER
             self._inside += 1

@@ -311,6 +311,6 @@ class WorkerService:
 
     def _cancel(self, job_id: int) -> None:
         try:
-            self._database.transact(lambda c: batch_changes.cancel_job(c, job_id))
+            self._database.transact(lambda c: batch_changes.cancel_job(c, job_id, now=datetime.now(UTC)))
         except HelixError as error:
             logger.warning("a revoked job could not be cancelled: %s", error, extra={"job_id": job_id})

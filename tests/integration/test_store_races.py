@@ -279,7 +279,7 @@ def _meddle(database, batch_id, ids, names, seed):
     rng = random.Random(seed)
     changes = (
         lambda: changes_in_steps.cancel_batch(database, batch_id),
-        lambda: database.transact(lambda c: batch_changes.cancel_job(c, rng.choice(ids))),
+        lambda: database.transact(lambda c: batch_changes.cancel_job(c, rng.choice(ids), now=now())),
         lambda: database.transact(lambda c: retries.reclaim(c, rng.choice(names), now())),
         lambda: changes_in_steps.retry_batch(database, batch_id),
     )

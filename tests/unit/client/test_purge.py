@@ -164,7 +164,7 @@ def test_a_retry_that_has_only_begun_ends_with_the_purge(database):
     with database.write() as c:
         assert purging.begin_purge(c, plan.batches[0], now())
     with database.write() as c:
-        assert batch_changes.retry_lines(c, begun, 0, 10) is None
+        assert batch_changes.retry_lines(c, begun, 0, 10, now=now()) is None
 
 
 def interrupted(database, plan: purge.PurgePlan) -> None:

@@ -11,7 +11,7 @@ from helix_jobs.storage.batch_changes import Change
 from helix_jobs.storage.status import batch_status
 from helix_jobs.timing import Timing
 from helix_jobs.worker.reconciler import CancelSeen, Reconciler, watch_cancels
-from tests.store_helpers import counts, fail, must_take, register, status, stored_batch, succeed, take
+from tests.store_helpers import counts, fail, must_take, now, register, status, stored_batch, succeed, take
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +51,7 @@ def test_retry_queues_what_did_not_succeed(database, mixed):
 def test_from_the_first_commit_on_nothing_of_it_starts(database, mixed):
     batch_id, ids = mixed
     with database.write() as c:
-        assert batch_changes.begin_cancel(c, batch_id) is not None
+        assert batch_changes.begin_cancel(c, batch_id, now=now()) is not None
     assert take(database, ids[9]) is None
     with database.read() as c:
         assert publishing.publishable(c, 100) == []
@@ -60,7 +60,7 @@ def test_from_the_first_commit_on_nothing_of_it_starts(database, mixed):
 def interrupted_cancel(database, batch_id: str, lines: int) -> Change:
     """A cancel whose command died after some lines."""
     with database.write() as c:
-        begun = batch_changes.begin_cancel(c, batch_id)
+        begun = batch_changes.begin_cancel(c, batch_id, now=now())
     assert begun is not None
     with database.write() as c:
         batch_changes.cancel_lines(c, begun, 0, lines)
@@ -99,10 +99,10 @@ def test_a_cancel_ends_the_retry_that_is_under_way(database, mixed):
     bulk.cancel_batch(database, batch_id)
     with database.write() as c:
         begun = batch_changes.begin_retry(c, batch_id)
-        assert batch_changes.retry_lines(c, begun, 0, 5) == 4
+        assert batch_changes.retry_lines(c, begun, 0, 5, now=now()) == 4
     bulk.cancel_batch(database, batch_id)
     with database.write() as c:
-        assert batch_changes.retry_lines(c, begun, 5, 10) is None
+        assert batch_changes.retry_lines(c, begun, 5, 10, now=now()) is None
     assert counts(database, batch_id) == {"succeeded": 1, "cancelled": 9}
 
 

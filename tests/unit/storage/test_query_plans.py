@@ -51,7 +51,7 @@ POLLED = {
     "reclaim": (lambda c, _: retries.reclaim(c, "w1", now()), {"ix_jobs_running"}),
     # By lines, some thousand at a time: the unique index over batch and line.
     "retry_lines": (
-        lambda c, batch_id: batch_changes.retry_lines(c, batch_changes.begin_retry(c, batch_id), 0, 2),
+        lambda c, batch_id: batch_changes.retry_lines(c, batch_changes.begin_retry(c, batch_id), 0, 2, now=now()),
         {"sqlite_autoindex_jobs_2"},
     ),
     "next_lines": (

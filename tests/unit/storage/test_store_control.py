@@ -71,9 +71,9 @@ def test_retry_after_a_retry_still_counts_right(database, mixed):
 def test_one_job_is_cancelled_alone(database, mixed):
     batch_id, ids, running = mixed
     with database.write() as c:
-        assert batch_changes.cancel_job(c, running.id) == 1
-        assert batch_changes.cancel_job(c, running.id) == 0
-        assert batch_changes.cancel_job(c, ids[0]) == 0
+        assert batch_changes.cancel_job(c, running.id, now=now()) == 1
+        assert batch_changes.cancel_job(c, running.id, now=now()) == 0
+        assert batch_changes.cancel_job(c, ids[0], now=now()) == 0
     assert not succeed(database, running)
     assert counts(database, batch_id) == {"succeeded": 1, "failed": 1, "cancelled": 1, "queued": 2}
     assert status(database, batch_id).state == "running"
@@ -90,7 +90,7 @@ def test_unknown_names_are_refused(database):
         with pytest.raises(NotFoundError, match="b-none"):
             results.iter_jobs(c, "b-none", JobState.QUEUED)
         with pytest.raises(NotFoundError, match="no job 77; `helix status BATCH --jobs`"):
-            batch_changes.cancel_job(c, 77)
+            batch_changes.cancel_job(c, 77, now=now())
 
 
 def test_recount_says_what_the_counters_said(database, mixed):
@@ -161,7 +161,7 @@ def test_counters_of_a_rolled_back_transaction_are_forgotten(database):
         finish_and_die()
     assert counts(database, batch_id) == {"queued": 1, "running": 1}
     with database.write() as c:
-        batch_changes.cancel_job(c, ids[1])
+        batch_changes.cancel_job(c, ids[1], now=now())
         # Read within the transaction that changed it.
         assert batch_status(c, batch_id).counts["cancelled"] == 1
     assert counts(database, batch_id) == {"cancelled": 1, "running": 1}

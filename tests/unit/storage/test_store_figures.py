@@ -43,7 +43,7 @@ def test_jobs_are_counted_by_what_became_of_them(database):
     fail(database, must_take(database, ids[2]), code="deadline")
     must_take(database, ids[3])
     with database.write() as c:
-        batch_changes.cancel_job(c, ids[4])
+        batch_changes.cancel_job(c, ids[4], now=now())
     found = figures(database)
     assert (found.queued, found.running) == (3, 1)
     assert found.ended == dict.fromkeys(OUTCOMES, 0) | {"succeeded": 1, "deadline": 2, "cancelled": 1}
@@ -67,7 +67,7 @@ def test_the_oldest_waiting_job_is_found_published_or_not(database):
     assert age_minutes(figures(database).oldest_queued_at) == 0
     with database.write() as c:
         for job_id in young:
-            batch_changes.cancel_job(c, job_id)
+            batch_changes.cancel_job(c, job_id, now=now())
     assert figures(database).oldest_queued_at is None
 
 

@@ -91,5 +91,5 @@ def test_backlog_counts_what_waits(database):
     register(database, "w1")
     must_take(database, ids[0])
     with database.write() as c:
-        batch_changes.cancel_job(c, ids[4])
+        batch_changes.cancel_job(c, ids[4], now=now())
         assert publishing.backlog(c) == 3

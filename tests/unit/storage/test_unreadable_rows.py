@@ -169,7 +169,7 @@ def test_a_cancel_whose_time_cannot_be_read_holds_up_nobody(sqlite_database):
     _, ids = stored_batch(database, 3)
     with database.write() as c:
         c.execute(text("UPDATE batches SET cancelled_at = strftime('%s', 'now') WHERE id = :id"), {"id": damaged})
-        begun = batch_changes.begin_cancel(c, cancelled)
+        begun = batch_changes.begin_cancel(c, cancelled, now=now())
     bulk.cancel_batch(database, other)
     broker = OpenBroker()
     Reconciler(database, broker).tick()

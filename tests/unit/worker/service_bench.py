@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -34,20 +35,30 @@ class FakeTime:
 
     def __init__(self) -> None:
         self._now = 1000.0
-        self._conditions: set[threading.Condition] = set()
+        self._waiting: Counter[threading.Condition] = Counter()
 
     def __call__(self) -> float:
         return self._now
 
+    @property
+    def waiting(self) -> int:
+        """How many threads wait; one that was woken and waits again does so all the time."""
+        total = 0
+        for condition in list(self._waiting):
+            with condition:
+                total += self._waiting[condition]
+        return total
+
     def wait(self, condition: threading.Condition, _seconds: float | None) -> None:
         """Wait until the condition is notified or time has passed; the waiter looks at the clock again by itself."""
-        self._conditions.add(condition)
+        self._waiting[condition] += 1
         assert condition.wait(20), "nobody lets time pass"
+        self._waiting[condition] -= 1
 
     def advance(self, seconds: float) -> None:
         """Let time pass, and wake whoever waits for it."""
         self._now += seconds
-        for condition in self._conditions.copy():
+        for condition in list(self._waiting):
             with condition:
                 condition.notify_all()
 

@@ -32,7 +32,8 @@ def test_jobs_run_side_by_side() -> None:
 
 
 def test_one_alone_waits_for_the_others_and_goes_before_those_that_come_later() -> None:
-    gate = JobGate()
+    clock = FakeTime()
+    gate = JobGate(10.0, clock, clock.wait)
     order: list[str] = []
 
     def run(name: str, *, alone: bool) -> None:
@@ -43,9 +44,9 @@ def test_one_alone_waits_for_the_others_and_goes_before_those_that_come_later() 
     gate.enter(alone=False)
     with threads(gate) as pool:
         lone = pool.submit(run, "alone", alone=True)
-        wait_until(lambda: gate.waiting == 1, "it does not wait")
+        wait_until(lambda: clock.waiting == 1, "it does not wait")
         later = [pool.submit(run, "later", alone=False) for _ in range(2)]
-        wait_until(lambda: gate.waiting == 3, "they do not wait")
+        wait_until(lambda: clock.waiting == 3, "they do not wait")
         assert order == []
         gate.leave()
         for future in (lone, *later):
@@ -97,9 +98,9 @@ def test_one_alone_waits_for_a_job_that_does_not_end_only_for_so_long(num_alone:
         gate.enter(alone=False)
         with threads(gate) as pool:
             lone = [pool.submit(gate.enter, alone=True) for _ in range(num_alone)]
-            wait_until(lambda gate=gate: gate.waiting == num_alone, "they do not wait")
+            wait_until(lambda clock=clock: clock.waiting == num_alone, "they do not wait")
             other = pool.submit(gate.enter, alone=False)
-            wait_until(lambda gate=gate: gate.waiting == num_alone + 1, "the other one does not wait")
+            wait_until(lambda clock=clock: clock.waiting == num_alone + 1, "the other one does not wait")
             clock.advance(9.0)
             assert not any(one.done() for one in lone)
             clock.advance(1.0)
@@ -113,7 +114,7 @@ def test_others_have_the_worker_for_a_while_after_a_wait_in_vain() -> None:
     gate.enter(alone=False)
     with threads(gate) as pool:
         lone = pool.submit(gate.enter, alone=True)
-        wait_until(lambda: gate.waiting == 1, "it does not wait")
+        wait_until(lambda: clock.waiting == 1, "it does not wait")
         clock.advance(10.0)
         assert lone.result(20) is Entry.TRY_LATER
         assert gate.enter(alone=True) is Entry.TRY_LATER
@@ -128,13 +129,13 @@ def test_whoever_waited_for_one_alone_is_let_in_when_that_one_does_not_end() -> 
     gate.enter(alone=False)
     with threads(gate) as pool:
         lone = pool.submit(gate.enter, alone=True)
-        wait_until(lambda: gate.waiting == 1, "it does not wait")
+        wait_until(lambda: clock.waiting == 1, "it does not wait")
         others = [pool.submit(gate.enter, alone=False) for _ in range(3)]
-        wait_until(lambda: gate.waiting == 4, "they do not wait")
+        wait_until(lambda: clock.waiting == 4, "they do not wait")
         gate.leave()
         assert lone.result(20) is Entry.ENTERED
         clock.advance(9.0)
-        assert gate.waiting == 3
+        assert clock.waiting == 3
         clock.advance(1.0)
         assert [other.result(20) for other in others] == [Entry.ENTERED] * 3
 
@@ -146,9 +147,9 @@ def test_each_time_it_waits_in_vain_it_is_more_patient_and_others_have_longer() 
     with threads(gate) as pool:
         for patience in (10.0, 20.0, 40.0):
             lone = pool.submit(gate.enter, alone=True)
-            wait_until(lambda: gate.waiting == 1, "it does not wait")
+            wait_until(lambda: clock.waiting == 1, "it does not wait")
             clock.advance(patience - 1.0)
-            assert gate.waiting == 1
+            assert clock.waiting == 1
             clock.advance(1.0)
             assert lone.result(20) is Entry.TRY_LATER
             assert gate.seconds_for_others == PAUSE_FACTOR * patience
@@ -164,8 +165,8 @@ def test_one_alone_that_does_not_end_lets_others_in_after_a_while() -> None:
     assert gate.enter(alone=True) is Entry.ENTERED
     with threads(gate) as pool:
         other = pool.submit(gate.enter, alone=False)
-        wait_until(lambda: gate.waiting == 1, "it does not wait")
+        wait_until(lambda: clock.waiting == 1, "it does not wait")
         clock.advance(9.0)
-        assert gate.waiting == 1
+        assert clock.waiting == 1
         clock.advance(1.0)
         assert other.result(20) is Entry.ENTERED

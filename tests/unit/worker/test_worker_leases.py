@@ -15,6 +15,7 @@ from helix_jobs.storage.schema import workers
 from helix_jobs.timing import Timing
 from helix_jobs.worker import heartbeat
 from helix_jobs.worker.heartbeat import Heartbeat, LeaseCheck, compare_leases
+from tests.store_helpers import now
 from tests.unit.worker.service_bench import WORKER
 from tests.worker_box import wait_until
 
@@ -71,7 +72,7 @@ def test_a_message_that_meets_its_jobs_earlier_run_is_not_lost(make_bench: Any) 
     (job,) = bench.add("endless")
     (future,) = bench.run(job)
     bench.wait_running(job)
-    bench.database.transact(lambda c: batch_changes.cancel_job(c, job))
+    bench.database.transact(lambda c: batch_changes.cancel_job(c, job, now=now()))
     changes_in_steps.retry_batch(bench.database, bench.rows()[job].batch_id)
     bench.database.transact(lambda c: publishing.mark_published(c, [job], datetime.now(UTC)))
     assert bench.service.run_job(job) is True

@@ -15,6 +15,7 @@ from helix_jobs.errors import EngineError, ExhaustedError
 from helix_jobs.storage import batch_changes
 from helix_jobs.storage.schema import jobs, results
 from helix_jobs.worker.counters import WORKER_OUTCOMES, WorkerCounters
+from tests.store_helpers import now
 from tests.unit.worker.service_bench import Bench
 from tests.worker_box import wait_until
 
@@ -86,20 +87,20 @@ def test_at_its_last_attempt_a_job_runs_alone(make_bench: Any) -> None:
     (running,) = bench.run(endless)
     bench.wait_running(endless)
     (last,) = bench.run(suspect)
-    wait_until(lambda: bench.gate.waiting == 1, "it does not wait to run alone")
+    wait_until(lambda: bench.time.waiting == 1, "it does not wait to run alone")
     others = bench.run(third, twice_lost)
-    wait_until(lambda: bench.gate.waiting == 3, "they do not wait for it")
+    wait_until(lambda: bench.time.waiting == 3, "they do not wait for it")
     assert {i: (row.state, row.attempts) for i, row in bench.rows().items()} == {
         endless: ("running", 1),
         suspect: ("queued", 2),
         third: ("queued", 0),
         twice_lost: ("queued", 2),
     }
-    bench.database.transact(lambda c: batch_changes.cancel_job(c, endless))
+    bench.database.transact(lambda c: batch_changes.cancel_job(c, endless, now=now()))
     bench.heartbeat.check_leases()
     assert running.result(20)
     bench.wait_running(suspect)
-    assert bench.gate.waiting == 2
+    assert bench.time.waiting == 2
     assert [bench.rows()[i].state for i in (third, twice_lost)] == ["queued", "queued"]
     bench.engine.close()
     assert [future.result(20) for future in (last, *others)] == [True] * 3
@@ -118,7 +119,7 @@ def test_a_job_that_waits_to_run_alone_goes_back_untouched_when_the_worker_stops
     bench.run(endless)
     bench.wait_running(endless)
     (last,) = bench.run(suspect)
-    wait_until(lambda: bench.gate.waiting == 1, "it does not wait to run alone")
+    wait_until(lambda: bench.time.waiting == 1, "it does not wait to run alone")
     assert bench.service.kept_waiting == 1
     bench.service.begin_drain()
     assert last.result(20) is False
@@ -136,7 +137,7 @@ def test_a_job_that_is_put_off_is_told_once_however_often_its_message_comes(
     bench.run(endless)
     bench.wait_running(endless)
     (first,) = bench.run(suspect)
-    wait_until(lambda: bench.gate.waiting == 1, "it does not wait to run alone")
+    wait_until(lambda: bench.time.waiting == 1, "it does not wait to run alone")
     bench.time.advance(300.0)
     assert first.result(20)
     assert [bench.run(suspect)[0].result(20) for _ in range(2)] == [True] * 2
@@ -287,7 +288,7 @@ def test_a_job_that_is_cancelled_while_it_is_encoded_is_not_computed(make_bench:
     bench.engine.encode = encode_slowly
     (running,) = bench.run(cancelled)
     assert encoding.wait(20)
-    bench.database.transact(lambda c: batch_changes.cancel_job(c, cancelled))
+    bench.database.transact(lambda c: batch_changes.cancel_job(c, cancelled, now=now()))
     bench.heartbeat.check_leases()
     go_on.set()
     assert running.result(20)
