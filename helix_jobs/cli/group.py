@@ -52,10 +52,17 @@ _COMMANDS: Final = {
     "doctor": "helix_jobs.cli.doctor:doctor",
     "bench": "helix_jobs.cli.bench.command:bench",
 }
-EXIT_CODES: Final = (
-    "Exit codes: 0 fine, 1 a job did not succeed (with --wait, --local and watch) or doctor found a fault, "
-    "2 wrong usage or input, 3 broker or database unreachable, 130 interrupted."
-)
+# docs/cli.md has the same words (a test compares them).
+EXIT_CODES: Final = {
+    0: "fine",
+    1: "a job did not succeed (--wait, --local, watch); a worker cannot go on; doctor or db check found something; a "
+    "stored row cannot be read; the operating system reported an error",
+    2: "wrong usage, input, setting or model; no such batch or job; a batch that has not ended, or whose submission "
+    "did not finish; a file or standard output cannot be written",
+    3: "broker or database unreachable or refusing, or the database's schema is not this version's, or its file was "
+    "replaced",
+    130: "interrupted: by Ctrl-C, SIGTERM or a closed terminal. submit says what has become of the batch",
+}
 INTERRUPTED: Final = 130
 _REMEDIES: Final = {
     errno.ENOSPC: "; free some space there",
@@ -122,6 +129,11 @@ class HelixGroup(click.Group):
         """Every command, in the order of the help page."""
         return list(_COMMANDS)
 
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002  (click's signature)
+        """End the help page with the exit codes."""
+        with formatter.section("Exit codes"):
+            formatter.write_dl([(str(code), meaning) for code, meaning in EXIT_CODES.items()])
+
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002  (click's signature)
         """Import the module of one command."""
         target = _COMMANDS.get(cmd_name)
@@ -148,7 +160,7 @@ class HelixGroup(click.Group):
         return super().parse_args(ctx, args)
 
 
-@click.command("helix", cls=HelixGroup, epilog=EXIT_CODES, context_settings=CONTEXT_SETTINGS)
+@click.command("helix", cls=HelixGroup, context_settings=CONTEXT_SETTINGS)
 @click.version_option(__version__, prog_name="helix", message="%(prog)s %(version)s", help="Show the version and exit.")
 def cli() -> None:
     """Bulk LLM generation on one box.

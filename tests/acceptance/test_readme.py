@@ -17,7 +17,7 @@ import pytest
 
 from helix_jobs import errors
 from helix_jobs.broker.embedded import EmbeddedBroker
-from helix_jobs.cli.group import cli
+from helix_jobs.cli.group import EXIT_CODES, cli
 from helix_jobs.engine.fake_engine import FakeFaults
 from helix_jobs.engine.kernels.cpu import build
 from helix_jobs.engine.sampling_params import SAMPLING_FIELDS, SamplingParams
@@ -239,9 +239,10 @@ def test_states_error_codes_and_exit_codes_are_explained():
     assert {str(state) for state in (*BatchState, *JobState)} <= set(code_words(sections["status, list, watch"]))
     codes = {code_words(row[0])[0] for row in PAGES["formats"].rows("Error codes")}
     assert {str(code) for code in ErrorCode} <= codes
-    exits = {int(row[0]) for row in PAGES["cli"].rows("Exit codes")}
+    told = {int(code): meaning.replace("`", "") for code, meaning in PAGES["cli"].rows("Exit codes")}
+    assert told == EXIT_CODES
     raised = {kind.exit_code for kind in vars(errors).values() if isinstance(kind, type) and hasattr(kind, "exit_code")}
-    assert exits == raised | {0, 130}
+    assert set(told) == raised | {0, 130}
 
 
 def test_every_metric_is_described_as_it_is_served():
