@@ -66,7 +66,7 @@ def with_faster_attention(
 
 def _with_faster_attention(model: LoadedModel, folder: Path, report: Callable[[str], None]) -> LoadedModel:
     decoder = model.decoder
-    if type(decoder.attention) is not DenseAttention or not is_faster(decoder, folder, report):
+    if decoder.attention.kernels != DenseAttention.kernels or not is_faster(decoder, folder, report):
         return model
     return replace(model, decoder=replace(decoder, attention=SdpaAttention(decoder.attention.spec)))
 
