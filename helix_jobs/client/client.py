@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal, Self
 
 from helix_jobs.client.batch_labels import checked_key, storable_metadata, storable_text
 from helix_jobs.engine.sampling_params import SamplingParams
-from helix_jobs.errors import NotFoundError, UnfinishedSubmissionError
+from helix_jobs.errors import NotFoundError
 from helix_jobs.intake.sources import RejectsFile, open_source
 from helix_jobs.settings import Settings
 from helix_jobs.storage.states import JobState
@@ -39,7 +38,6 @@ logger = logging.getLogger(__name__)
 
 # The largest integer that both databases can store.
 MAX_ID: Final = 2**63 - 1
-_FIRST_POLL: Final = 0.05
 # Rows held while results are read: few, because a row may carry a prompt of 4 MiB.
 _RESULTS_PAGE: Final = 250
 
@@ -216,28 +214,16 @@ class HelixClient:
             DatabaseUnreachableError: The database does not answer.
             UnfinishedSubmissionError: The batch is still being submitted, and no line was added for half a minute.
         """
-        from helix_jobs.storage import batch_changes
-        from helix_jobs.storage.outage import outlast
+        from helix_jobs.client.waiting import wait_until_done
 
-        deadline = None if timeout is None else time.monotonic() + timeout
-        pause = min(_FIRST_POLL, poll)
-        stored, grew_at = -1, 0.0
-        database = self._database()
-        while True:
-            status = outlast(database, lambda: self.status(batch_id))
-            if on_update is not None:
-                on_update(status)
-            if status.total is None:
-                now = time.monotonic()
-                if status.stored != stored:
-                    stored, grew_at = status.stored, now
-                elif now - grew_at >= self.timing.submitter_silence:
-                    raise UnfinishedSubmissionError(batch_changes.unfinished_submission(batch_id))
-            left = None if deadline is None else deadline - time.monotonic()
-            if status.done or (left is not None and left <= 0):
-                return status
-            time.sleep(pause if left is None else min(pause, left))
-            pause = min(pause * 2, poll)
+        return wait_until_done(
+            self._database(),
+            lambda: self.status(batch_id),
+            timeout=timeout,
+            poll=poll,
+            submitter_silence=self.timing.submitter_silence,
+            on_update=on_update,
+        )
 
     def results(
         self,
