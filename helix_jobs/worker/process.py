@@ -10,8 +10,6 @@ import importlib
 import logging
 import os
 import socket
-import threading
-import time
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -42,6 +40,7 @@ from helix_jobs.timing import DEFAULT_TIMING, Timing
 from helix_jobs.worker import ending, engine_thread, moot_messages
 from helix_jobs.worker.audit import read_known_ids
 from helix_jobs.worker.banner import WorkerBanner
+from helix_jobs.worker.consumer_loop import ConsumerLoop
 from helix_jobs.worker.dead_man import DeadMansSwitch, Limit
 from helix_jobs.worker.device_lock import DeviceLock
 from helix_jobs.worker.ending import WorkerEnding
@@ -62,7 +61,6 @@ from helix_jobs.worker.watchdog import Watchdog
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from helix_jobs.broker.celery.consumer import Consumer
     from helix_jobs.engine.protocol import EngineProtocol
     from helix_jobs.settings import Settings
     from helix_jobs.worker.metrics import MetricsServer
@@ -72,12 +70,8 @@ __all__ = ["StopRequests", "run_worker"]
 logger = logging.getLogger(__name__)
 
 ENGINE_SECONDS: Final = 10.0
-# A consumer that lasted this long was sound; its failure counts as a first one.
-SOUND_CONSUMER_SECONDS: Final = 60.0
 BROKER_CHECK_SECONDS: Final = 2.0
 LOCK_CHECK_SECONDS: Final = 60.0
-MAX_CONSUMER_FAILURES: Final = 5
-CONSUMER_PAUSE_SECONDS: Final = 1.0
 
 
 def run_worker(
@@ -154,7 +148,7 @@ class _Worker:
         self._writer: GroupCommitWriter
         self._metrics: MetricsServer | None = None
         self._watchdog: Watchdog
-        self._consumer: Consumer | None = None
+        self._consuming: ConsumerLoop
         self._rounds = Rounds()
 
     def prepare(self, *, allow_shared_device: bool, on_progress: Callable[[str], None] | None) -> None:
@@ -198,6 +192,7 @@ class _Worker:
         # As many threads as the batch has slots, even if the device chose the number of slots.
         self._settings = replace(self._settings, max_batch_size=self._engine.info.max_batch_size)
         check_threads(self._engine.info.max_batch_size)
+        self._consuming = ConsumerLoop(self._settings, self._names, self._hostname, self.ending)
 
     def start(self) -> WorkerBanner:
         """Start everything but Celery. The parts stop in the order: reconciler, engine, writer, heartbeat."""
@@ -290,57 +285,12 @@ class _Worker:
         )
 
     def consume(self) -> int:
-        """Run Celery until the worker is told to stop; returns the exit code."""
-        from helix_jobs.broker.celery.consumer import stop_consuming
-        from helix_jobs.broker.celery.service import bind_service
-        from helix_jobs.broker.celery.transport import rejections
-
-        supervisor = threading.Thread(
-            target=self.ending.supervise, args=(stop_consuming,), name="helix-supervisor", daemon=True
-        )
-        bind_service(self._service)
-        supervisor.start()
-        failures = 0
-        try:
-            while True:
-                began = time.monotonic()
-                if self._consume_once():
-                    break
-                # A malformed message can end Celery's loop; the models stay loaded meanwhile.
-                failures = 1 if time.monotonic() - began > SOUND_CONSUMER_SECONDS else failures + 1
-                if failures > MAX_CONSUMER_FAILURES:
-                    self.ending.break_down(HelixError("Celery's consumer does not stay up"))
-                    break
-                logger.error("Celery's consumer ended unexpectedly; starting it again")
-                # Descriptors, threads or memory may be available again soon.
-                time.sleep(CONSUMER_PAUSE_SECONDS * (failures - 1))
-                self._service.resume()
-                if self.ending.state.is_stopping:  # a stop came in that pause, and resume undid it
-                    self._service.begin_drain()
-        finally:
-            rejections.close()
-            bind_service(None)
-            self.ending.consumer_ended()
-        return self.ending.state.exit_code
-
-    def _consume_once(self) -> bool:
-        """Run one Celery consumer to its end; return whether that end was requested."""
-        from helix_jobs.broker.celery.consumer import make_consumer, stop_consuming
-
-        try:
-            self._consumer = consumer = make_consumer(self._settings, self._names, self._hostname, self.ending.stop)
-            if self.ending.state.is_stopping:  # a new consumer clears Celery's flag of an earlier stop
-                stop_consuming()
-            consumer.start()
-        except Exception as error:  # noqa: BLE001  (no descriptors, no threads, no memory: it may pass)
-            logger.critical("Celery's consumer cannot be started: %s", error)
-            return self.ending.state.is_stopping
-        return self.ending.state.is_stopping or consumer.was_asked_to_stop
+        """Take jobs until the worker is told to stop; returns the exit code."""
+        return self._consuming.run(self._service)
 
     def _reconnect(self) -> None:
         """Have Celery connect to the broker anew; running jobs go on."""
-        if self._consumer is not None:
-            self._consumer.reconnect()
+        self._consuming.reconnect()
         self._reconciler.wake()
 
     def _count_attempts(self) -> None:
