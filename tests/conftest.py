@@ -7,6 +7,7 @@ import logging
 import os
 import secrets
 import signal
+import sys
 from typing import TYPE_CHECKING
 
 import hypothesis
@@ -28,8 +29,10 @@ if TYPE_CHECKING:
 # Compiling for every HELIX_HOME of a test would take most of its time; what is about compiled kernels asks for them.
 os.environ.setdefault("HELIX_COMPILE", "off")
 
-# Else each of hundreds of processes that tests start compiles Helix anew. What they keep lies in __pycache__.
+# Else each of hundreds of processes that tests start compiles Helix anew, and pytest each test file. What they keep
+# lies in __pycache__.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # OpenMP's threads wait for each other in a loop. Where two processes share the processors, each thread that waits so
 # holds up the one it waits for, of its own process or the other: two runs of the demo model side by side took 75

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -149,9 +150,15 @@ def libraries_of(source: str) -> set[str]:
     return found
 
 
-SOURCES = {module: path.read_text(encoding="utf-8") for module, path in MODULES.items()}
-IMPORTS = {module: imported_by(source) for module, source in SOURCES.items()}
-IMPORTED_LIBRARIES = {module: libraries_of(source) for module, source in SOURCES.items()}
+# Read when a test asks: each process of a run with pytest-xdist imports this file, and one of them runs its tests.
+@cache
+def imports(module: str) -> set[str]:
+    return imported_by(MODULES[module].read_text(encoding="utf-8"))
+
+
+@cache
+def libraries(module: str) -> set[str]:
+    return libraries_of(MODULES[module].read_text(encoding="utf-8"))
 
 
 def room_or_floor(module: str) -> str:
@@ -163,8 +170,8 @@ def arrows() -> dict[tuple[str, str], str]:
     """From room and to room -> one import that makes the arrow."""
     return {
         (room_of(module), room_of(found)): f"{module} imports {found}"
-        for module, imports in IMPORTS.items()
-        for found in imports
+        for module in MODULES
+        for found in imports(module)
         if room_of(module) != room_of(found)
     }
 
@@ -214,7 +221,7 @@ def test_arrows_run_one_way():
 
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_a_library_is_imported_only_where_it_belongs(library):
-    users = {room_of(module).split(".")[0] for module in MODULES if library in IMPORTED_LIBRARIES[module]}
+    users = {room_of(module).split(".")[0] for module in MODULES if library in libraries(module)}
     assert users == LIBRARIES[library]
 
 
@@ -223,15 +230,15 @@ def test_a_bench_of_the_queue_needs_no_engine():
     shared = {"helix_jobs.bench.percentiles", "helix_jobs.bench.processor"}
     assert queue
     for module in queue:
-        assert not IMPORTED_LIBRARIES[module] & {"torch", "transformers", "numpy"}
+        assert not libraries(module) & {"torch", "transformers", "numpy"}
         assert not [
-            found for found in IMPORTS[module] - queue - shared if room_of(found).startswith(("bench", "engine"))
+            found for found in imports(module) - queue - shared if room_of(found).startswith(("bench", "engine"))
         ]
 
 
 @pytest.mark.parametrize("library", ["sqlalchemy", "celery", "redis"])
 def test_only_the_bench_of_the_queue_imports_what_the_queue_is_made_of(library):
-    users = {module for module in MODULES if room_of(module) == "bench" and library in IMPORTED_LIBRARIES[module]}
+    users = {module for module in MODULES if room_of(module) == "bench" and library in libraries(module)}
     assert users
     assert all(module.startswith("helix_jobs.bench.queue.") for module in users), users
 
@@ -240,4 +247,4 @@ def test_peers_know_nothing_of_helix():
     """Other interpreters run them."""
     peers = {module for module in MODULES if module.startswith("helix_jobs.bench.peers.")}
     assert peers
-    assert not set().union(*(IMPORTS[module] for module in peers))
+    assert not set().union(*(imports(module) for module in peers))
