@@ -34,12 +34,14 @@ def cancel(settings: Settings, target: str, *, as_json: bool) -> None:
     elif cancelled:
         click.echo(f"{counted(cancelled, 'job')} cancelled.")
     else:
-        click.echo("Nothing to cancel: it had ended already.")
+        click.echo(f"Nothing to cancel: {'job' if is_job else 'batch'} {target} had ended already.")
 
 
 @click.command("retry", cls=HelixCommand, short_help="Queue failed and cancelled jobs again.")
 @click.argument("batch")
-@click.option("--cut", is_flag=True, help="Instead, submit those again that max_tokens cut, as a batch of their own.")
+@click.option(
+    "--cut", is_flag=True, help="Instead, submit the jobs that max_tokens cut off again, as a batch of their own."
+)
 @click.option("--max-tokens", type=click.IntRange(1, MAX_NEW_TOKENS), help="With --cut: their new limit.")
 @helix_options
 def retry(settings: Settings, batch: str, *, cut: bool, max_tokens: int | None, as_json: bool) -> None:

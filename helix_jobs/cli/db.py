@@ -62,8 +62,8 @@ def current(settings: Settings, *, as_json: bool) -> None:
             click.echo(f"Upgrade it with: {command_line('db', 'upgrade')}", err=True)
 
 
-@db.command("check", short_help="Look for rows that cannot be, and repair them.")
-@click.option("--repair", is_flag=True, help="Put right what is found; without it nothing is changed.")
+@db.command("check", short_help="Find damaged rows, and repair them.")
+@click.option("--repair", is_flag=True, help="Repair the rows that are found; without it the command changes nothing.")
 @helix_options
 def check(settings: Settings, *, repair: bool, as_json: bool) -> None:
     """Look through the whole database for rows that cannot be read, jobs that no worker holds, and wrong counters.

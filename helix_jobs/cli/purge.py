@@ -43,7 +43,7 @@ class _Age(click.ParamType[timedelta]):
 
 @click.command("purge", cls=HelixCommand, short_help="Remove old batches and files for good.")
 @click.argument("batches", metavar="[BATCH]...", nargs=-1)
-@click.option("--older-than", metavar="AGE", type=_Age(), help="What ended longer ago: 12h, 30d, 8w; 0d is all of it.")
+@click.option("--older-than", metavar="AGE", type=_Age(), help="Batches that ended longer ago: 12h, 30d, 8w; 0d: all.")
 @click.option(
     "--state",
     "states",
@@ -52,9 +52,11 @@ class _Age(click.ParamType[timedelta]):
     help="With --older-than, only batches of which all jobs succeeded, a job failed, a job was cancelled, or whose "
     "submission did not finish; repeatable.",
 )
-@click.option("--dry-run", is_flag=True, help="Say what would be removed, and remove nothing.")
-@click.option("-y", "--yes", is_flag=True, help="Do not ask, on a terminal either.")
-@click.option("--vacuum", is_flag=True, help="Then rewrite an older version's SQLite file; stop its workers first.")
+@click.option("--dry-run", is_flag=True, help="Show what would be removed, and remove nothing.")
+@click.option("-y", "--yes", is_flag=True, help="Remove without asking, on a terminal too.")
+@click.option(
+    "--vacuum", is_flag=True, help="Then rewrite an SQLite file that an older version made; stop its workers first."
+)
 @helix_options
 def purge(
     settings: Settings,

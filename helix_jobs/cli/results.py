@@ -85,7 +85,7 @@ def results(
         click.echo(f"{counted(written, 'result')} written to {printable(output)}", err=True)
         if not status.done:
             what = "The batch is still being submitted" if status.total is None else "The batch still runs"
-            click.echo(f"{what}; there will be more.", err=True)
+            click.echo(f"{what}; more results will come.", err=True)
 
 
 def _default_format(output: str | None, *, as_json: bool) -> str:

@@ -39,7 +39,9 @@ class Handover:
             for count in fill_broker(self._database, self._publisher, WINDOW - self._publisher.depth(), _CHUNK):
                 published += count
         except HelixError as error:
-            logger.warning("the batch is stored, but not all of it was published; a worker will do that: %s", error)
+            logger.warning(
+                "the batch is stored, but not all of its jobs were published; a worker publishes the rest: %s", error
+            )
         return published
 
     def close(self) -> None:

@@ -64,7 +64,7 @@ class LocalProcess:
     def wait_stopped(self) -> None:
         """Wait until the process has stopped; kill it if it does not."""
         if self._child.wait(self._patience) is None:
-            logger.warning("the local worker does not stop and is killed; its jobs are handed back later")
+            logger.warning("the local worker does not stop; it is killed, and its jobs return to the queue later")
             self._child.kill()
         self._child.join()
 

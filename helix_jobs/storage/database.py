@@ -90,7 +90,7 @@ class Database:
         if self.dialect == SQLITE:
             if not self.url.database or self.url.database == ":memory:":
                 raise ConfigurationError(
-                    "HELIX_DATABASE_URL names an in-memory SQLite database, which nobody else can see; name a file"
+                    "HELIX_DATABASE_URL names an in-memory SQLite database, which no other process can see; name a file"
                 )
             if self.url.query:
                 raise ConfigurationError(

@@ -67,7 +67,9 @@ class WriteTrouble:
             self._since = now
         if not self.waiting or now - self._said_at >= _REMINDER_SECONDS:
             self._said_at = now
-            logger.warning("%d writes wait, nothing new is claimed until the database takes them: %s", waiting, error)
+            logger.warning(
+                "%d writes wait; this worker claims no job until the database takes them: %s", waiting, error
+            )
         self.waiting = waiting
         self.retries += 1
 
@@ -225,6 +227,6 @@ def _unwatched() -> None:
 
 
 def _fail(group: Sequence[_Operation], error: Exception) -> None:
-    logger.error("%d writes given up at shutdown: %s", len(group), error)
+    logger.error("this worker gave up %d writes at shutdown: %s", len(group), error)
     for operation in group:
         operation.future.set_exception(error)

@@ -22,7 +22,7 @@ def installation_id(c: Connection) -> str:
     found = c.execute(select(installation.c.id)).scalar_one_or_none()
     if found is None:
         raise SchemaVersionError(
-            "the database's table installation is empty, so nobody knows its queue's name; stop the workers and run "
+            "the database's table installation is empty, so the queue has no name; stop the workers and run "
             "INSERT INTO installation (singleton, id, created_at) VALUES (1, 'a1b2c3d4e5f6', CURRENT_TIMESTAMP), "
             "with letters and digits of your own"
         )

@@ -91,12 +91,12 @@ class DeviceLock:
             if not self._is_lost:
                 self._is_lost = True
                 logger.error(
-                    "the lock file of device %s was removed, and another worker runs on it by now; stop one of the two",
+                    "the lock file of device %s was removed, and another worker runs on it now; stop one of the two",
                     self.device,
                 )
             return False
         self._is_lost = False
-        logger.warning("the lock file of device %s was removed by somebody and is made again", self.device)
+        logger.warning("somebody removed the lock file of device %s; this worker made it again", self.device)
         lock.release()
         if lock is self._lock:
             self._lock = again

@@ -178,7 +178,7 @@ class WorkerEnding:
         """Stop without the database if it does not answer; any other wait may still end."""
         why = self._writer.trouble or explain_missing_descriptor() or self._try_database()
         if why:
-            logger.error("stopping without the database; the next worker takes over what is leased: %s", why)
+            logger.error("this worker stops without the database; the next worker takes over its leased jobs: %s", why)
             self._see_to(Event.NO_DATABASE)
         elif jobs := self._service.active_count:
             logger.warning("the stop still waits for %s to be handed back", counted(jobs, "job"))

@@ -290,7 +290,7 @@ class EngineThread:
                 settle(
                     RequestFailed(
                         DeadlineError(
-                            f"it ran for {ran:.0f} s and a job may run for {self._job_timeout:g} s; raise "
+                            f"the job ran for {ran:.0f} s and a job may run for {self._job_timeout:g} s; raise "
                             "HELIX_JOB_TIMEOUT or lower max_tokens, then `retry` runs it again"
                         )
                     )

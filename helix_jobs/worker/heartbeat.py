@@ -155,7 +155,7 @@ class Heartbeat:
         with self._database.write() as c:
             alive = workers.heartbeat(c, self._worker.id, datetime.now(UTC))
         if not alive:
-            logger.warning("this worker had been declared lost; its jobs went to others, it goes on with new ones")
+            logger.warning("this worker had been declared lost; other workers got its jobs, it goes on with new ones")
             self.register()
 
     def _compare(self, found: str) -> None:

@@ -185,7 +185,7 @@ class WorkerService:
         if self._jobs.given_up is Withdrawn.LEASE_LOST:
             return
         now = datetime.now(UTC)
-        logger.warning("handing back a lease nobody here works on", extra={"job_id": job_id})
+        logger.warning("this worker hands back the lease of a job that it does not run", extra={"job_id": job_id})
         self._writer.submit(lambda c: claims.release(c, job_id, lease, self.worker_id, now))
 
     def begin_drain(self) -> None:
@@ -249,7 +249,7 @@ class WorkerService:
                 elif claim is Refusal.UNREADABLE:
                     self._settlement.count(Fail(InvalidRequestError.code, claim.value))
                 elif claim is Refusal.MUST_RUN_ALONE:
-                    logger.info("a job that died with its workers waits to run alone", extra={"job_id": active.job_id})
+                    logger.info("a job whose earlier workers died waits to run alone", extra={"job_id": active.job_id})
                     continue
                 else:
                     self._serve(active, claim)
@@ -265,7 +265,7 @@ class WorkerService:
             return  # the reconciler has sent its message meanwhile, as another worker may have room for it
         self._counting.add(postponed=1)
         logger.warning(
-            "a job at its last attempt cannot run alone, as others do not end; it is tried again in %.0f s",
+            "a job at its last attempt cannot run alone, because others do not end; it is tried again in %.0f s",
             seconds,
             extra={"job_id": job_id},
         )

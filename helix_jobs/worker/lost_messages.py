@@ -112,7 +112,9 @@ class LostMessages:
             return 0
         count = send_again(self._stranded, self._database)
         if count:
-            logger.warning("the broker took no messages back of %s: they are sent again", counted(count, "job"))
+            logger.warning(
+                "the broker did not take back the messages of %s; they are sent again", counted(count, "job")
+            )
         return count
 
     def _look_at_empty(self, depth: int) -> int:
@@ -148,8 +150,8 @@ class LostMessages:
             logger.warning("the messages of %s were lost on the way and are sent again", counted(lost, "job"))
         if at_last:
             logger.info(
-                "%s at the last attempt without a message, put off until it can run alone: sent again, as another "
-                "worker may have room",
+                "%s at the last attempt had no message, because a worker had put it off until it can run alone; it is "
+                "sent again, because another worker may have room",
                 counted(at_last, "job"),
             )
         return lost

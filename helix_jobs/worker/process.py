@@ -112,7 +112,7 @@ def run_worker(
             worker.prepare(allow_shared_device=allow_shared_device, on_progress=on_progress)
             requests.armed = True
         except KeyboardInterrupt:
-            logger.info("stopped before the worker was ready")
+            logger.info("the worker was stopped before it was ready")
             return EXIT_INTERRUPTED
         banner = worker.start()
         if on_ready is None:
@@ -300,7 +300,7 @@ class _Worker:
                 # A reclaimed worker counts as stopped, so both writes are one transaction, as at an orderly end.
                 send_again(stranded, self._database, lambda c: retries.reclaim(c, self._worker_id, datetime.now(UTC)))
             except HelixError as error:
-                logger.warning("the leases are left to be reclaimed: %s", error)
+                logger.warning("this worker's leases stay until another worker reclaims them: %s", error)
 
     def _keep_broker(self) -> None:
         if self._embedded is not None and revive_broker(self._database, self._embedded):

@@ -146,7 +146,7 @@ class RequestEncoder:
             return ExhaustedError(reason)
         if self._passed_at > began:
             return OutOfMemoryError(
-                "the worker has no memory to encode the request, though it has for others; shorten it, or give the "
-                "worker more and `retry`"
+                "the worker has too little memory to encode this request; shorten the prompt, or give the worker more "
+                "memory and `retry` the batch"
             )
         return EngineBrokenError(reason)

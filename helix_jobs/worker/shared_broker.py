@@ -48,7 +48,7 @@ def revive_broker(database: Database, embedded: EmbeddedBroker) -> bool:
     """
     if embedded.is_running() or not embedded.start():
         return False
-    logger.warning("the embedded broker had gone and was started again")
+    logger.warning("the embedded broker had ended; this worker started it again")
     database.transact(publishing.republish_all)
     return True
 

@@ -203,7 +203,7 @@ class Watchdog:
         self._stall, action = judge(self._stall, sample, elapsed=self._watched.look(), window=self._window)
         if action is Action.RECONNECT:
             self.reconnections += 1
-            logger.warning("%s; connecting to the broker anew", self._describe(sample))
+            logger.warning("%s; this worker connects to the broker again", self._describe(sample))
             self._reconnect()
         elif action is Action.GIVE_UP:
             self._periodic.cease()

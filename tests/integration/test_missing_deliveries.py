@@ -58,7 +58,7 @@ def test_a_consumer_that_stopped_asking_is_reconnected_and_running_jobs_go_on(se
     assert re.search(r"\d+ jobs waiting in the database \(\d+ ids in the broker\), 3 slots idle", worker.log), (
         worker.log
     )
-    assert "connecting to the broker anew" in worker.log
+    assert "this worker connects to the broker again" in worker.log
     assert worker.process.poll() is None
     assert "Traceback" not in worker.log
     (row,) = box.rows(running)
@@ -76,7 +76,7 @@ def test_a_worker_whose_deliveries_do_not_come_back_leaves_for_its_supervisor(se
         assert proxy.swallowed.wait(20), "the worker asks for nothing"
         batch = box.submit(*[f"word {i}" for i in range(5)])
         assert worker.wait() == 1, worker.log
-    assert "connecting to the broker anew" in worker.log
+    assert "this worker connects to the broker again" in worker.log
     assert "this worker cannot go on and stops: " in worker.log
     assert "after connecting anew" in worker.log
     assert box.states(batch) == {"queued": 5}
@@ -93,7 +93,7 @@ def test_a_broker_that_is_away_is_no_reason_to_leave(services_box: Box) -> None:
         wait_until(lambda: worker.log.count("reconciler: the broker at") >= 3, "the worker does not notice")
         # Windows have passed. What comes after its return is Celery's to retry, in longer steps than this one.
         assert worker.process.poll() is None
-        assert "connecting to the broker anew" not in worker.log
+        assert "this worker connects to the broker again" not in worker.log
         assert box.states(batch) == {"queued": 5}
 
 

@@ -81,7 +81,8 @@ class PatientConsumer(Consumer):  # type: ignore[misc]  # celery has no types
         if reason != self._said:
             self._said = reason
             logger.warning(
-                "the broker refuses: %s; running jobs go on, and others wait until it is mended", redact(reason)
+                "the broker refuses: %s; running jobs go on, other jobs wait until the broker accepts again",
+                redact(reason),
             )
         while time.monotonic() - began < self._pause:
             maybe_shutdown()

@@ -72,7 +72,7 @@ class Rejections:
         if self._unsaid:
             total = self._unsaid.total()
             kinds = ", ".join(f"{count:,} {why}" for why, count in self._unsaid.most_common())
-            logger.warning("dropped %s from the broker that no worker takes: %s", _messages(total), kinds)
+            logger.warning("dropped %s that no worker takes from the broker: %s", _messages(total), kinds)
             self._unsaid.clear()
 
 

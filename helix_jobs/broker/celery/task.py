@@ -38,7 +38,7 @@ def run_job(self: Any, *args: object, **kwargs: object) -> None:  # noqa: ANN401
         # Only a settled ending acknowledges a message, and this is none. The pause keeps the message from returning at
         # once.
         logger.error(  # noqa: TRY400  (see without_text)
-            "a job was not brought to an end; its message stays",
+            "a job did not end; its message stays in the broker",
             extra={"job_id": job_id},
             exc_info=without_text(error),
         )

@@ -21,11 +21,11 @@ def test_the_first_is_said_at_once_and_the_rest_together(counted: list[int], cap
             rejections.note("none of ours", 3)
         rejections.note("no message")
         assert [record.message for record in caplog.records] == [
-            "dropped 1 message from the broker that no worker takes: 1 none of ours"
+            "dropped 1 message that no worker takes from the broker: 1 none of ours"
         ]
         rejections.close()
     assert caplog.records[1].message == (
-        "dropped 3,001 messages from the broker that no worker takes: 3,000 none of ours, 1 no message"
+        "dropped 3,001 messages that no worker takes from the broker: 3,000 none of ours, 1 no message"
     )
     assert sum(counted) == 3002
     rejections.close()

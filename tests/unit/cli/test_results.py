@@ -66,7 +66,7 @@ def test_a_file_leaves_standard_output_alone_and_is_counted(helix, batch, tmp_pa
     result = helix("results", batch, "-o", tmp_path / "out.jsonl")
     assert result.stdout == ""
     assert "2 results written to" in result.stderr
-    assert "there will be more" in result.stderr
+    assert "more results will come" in result.stderr
     value = json.loads(helix("results", batch, "-o", tmp_path / "o.csv", "--json").stdout)
     assert value == {"id": batch, "path": str(tmp_path / "o.csv"), "format": "csv", "written": 2}
 

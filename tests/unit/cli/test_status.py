@@ -167,7 +167,7 @@ def test_cancel_a_job_then_the_batch_then_retry(helix, submitted, database):
     assert f"{batch}  cancelled" in facts
     assert "0 of 3 done (0 %), 3 cancelled" in facts
     assert f"{batch}  cancelled   0/3" in helix("list").stdout
-    assert "Nothing to cancel" in helix("cancel", batch).stdout
+    assert f"Nothing to cancel: batch {batch} had ended already." in helix("cancel", batch).stdout
     assert helix("watch", batch).exit_code == 1
     assert json.loads(helix("retry", batch, "--json").stdout) == {"id": batch, "queued": 3}
     assert "Nothing to retry" in helix("retry", batch).stdout

@@ -114,7 +114,7 @@ def test_no_answer_is_lost_to_a_database_that_says_no(bench, admin, fault, caplo
     assert bench.writer.waiting == 0
     said = [record.getMessage() for record in caplog.records if "writes wait" in record.getMessage()]
     assert len(said) == 1, "said once, and then once a minute"
-    assert "nothing new is claimed" in said[0]
+    assert "this worker claims no job" in said[0]
     assert any("takes writes again" in record.getMessage() for record in caplog.records)
 
 

@@ -117,7 +117,10 @@ def test_a_job_that_was_put_off_is_not_called_lost(database: Database, caplog: p
     assert sorted(broker.messages) == sorted(ids)
     assert reconciler.counters.republished == 1
     assert "the messages of 1 job were lost on the way" in caplog.text
-    assert "1 job at the last attempt without a message, put off until it can run alone" in caplog.text
+    assert (
+        "1 job at the last attempt had no message, because a worker had put it off until it can run alone"
+        in caplog.text
+    )
 
 
 def test_a_job_that_was_put_off_is_not_counted_as_lost_by_an_empty_broker_either(database: Database) -> None:

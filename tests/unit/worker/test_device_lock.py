@@ -73,7 +73,7 @@ def test_a_lock_whose_file_is_swept_away_is_made_again(
     assert lock.keep()
     shutil.rmtree(directory)
     assert lock.keep()
-    assert "removed by somebody" in caplog.text
+    assert "somebody removed the lock file" in caplog.text
     assert taken(directory)
     lock.release()
     assert not taken(directory)

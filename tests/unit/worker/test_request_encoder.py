@@ -91,7 +91,7 @@ def test_memory_that_one_request_alone_does_not_get_is_its_own_fault() -> None:
         return original(request)
 
     machine.encode = encode  # type: ignore[method-assign]
-    with pytest.raises(OutOfMemoryError, match="though it has for others"):
+    with pytest.raises(OutOfMemoryError, match="too little memory to encode this request"):
         encoder.encode(claim(1), Future())
 
 

@@ -95,7 +95,7 @@ def test_a_stop_with_a_database_that_hangs_without_a_word_goes_on_without_it(
     answer = threading.Event()
     writer.submit(lambda _: answer.wait(20))
     ending = stop(writer, 1)
-    wait_until(lambda: "stopping without the database" in caplog.text, lambda: caplog.text)
+    wait_until(lambda: "this worker stops without the database" in caplog.text, lambda: caplog.text)
     wait_until(lambda: is_closed(writer), "the writer is not closed")
     answer.set()
     ending.consumer_ended()

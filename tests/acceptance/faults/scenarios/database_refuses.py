@@ -106,7 +106,7 @@ def says_no(installation: Installation, size: Size) -> Outcome:
     for fault in range(size.faults):
         with _admin(installation) as admin, (_read_only, _renamed, _withdrawn, _damaged)[fault % 4](admin):
             wait_until(
-                lambda n=fault: worker.log.count("writes wait, nothing new is claimed") > n,  # type: ignore[misc]
+                lambda n=fault: worker.log.count("writes wait; this worker claims no job") > n,  # type: ignore[misc]
                 lambda: f"nothing was refused: {worker.log}",
             )
             time.sleep(SETTLE_SECONDS)
