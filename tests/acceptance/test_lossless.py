@@ -31,9 +31,14 @@ def load(home, draft):
 
 
 @pytest.fixture(scope="module")
-def requests(demo_home):
+def target_alone(demo_home):
+    return load(demo_home, "none")
+
+
+@pytest.fixture(scope="module")
+def requests(target_alone):
     """Each prompt as the engine encodes it."""
-    engine = Engine(load(demo_home, "none"), EngineConfig(max_batch_size=1), CacheConfig(num_blocks=100))
+    engine = Engine(target_alone, EngineConfig(max_batch_size=1), CacheConfig(num_blocks=100))
     prompts = [json.loads(line)["prompt"] for line in PROMPTS.read_text(encoding="utf-8").splitlines()]
     assert len(prompts) == 24
     return [
@@ -50,9 +55,9 @@ def requests(demo_home):
 
 
 @pytest.fixture(scope="module")
-def references(pytestconfig, demo_home):
-    eos = load(demo_home, "none").eos_token_ids
+def references(pytestconfig, demo_home, target_alone):
     folder = pytestconfig.cache.mkdir("helix-references")
+    eos = target_alone.eos_token_ids
     return ReferenceOutputs(ensure_demo_model(demo_home, print), "float32", eos, MAX_TOKENS, folder)
 
 
