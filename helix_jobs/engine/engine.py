@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from helix_jobs.engine.config import SpeculationConfig
 from helix_jobs.engine.devices.devices import cleanup_memory, describe_device, explaining_shortage
 from helix_jobs.engine.model.runner import ModelRunner
+from helix_jobs.engine.model.step_memory import scored_rows
 from helix_jobs.engine.protocol import EngineInfo
 from helix_jobs.engine.recovery import Recovery
 from helix_jobs.engine.request import EncodedRequest, GenerationResult, Request, RequestState
@@ -23,6 +24,7 @@ from helix_jobs.engine.speculation.speculative import SpeculativeStep
 from helix_jobs.engine.speculation.speculator import Speculator
 from helix_jobs.engine.stats import StepStatistics
 from helix_jobs.engine.text.codec import TextCodec
+from helix_jobs.engine.text.final_logprobs import with_logprobs
 from helix_jobs.engine.text.final_text import apply_stop_strings, text_of
 from helix_jobs.engine.text.stop_strings import StopStringWatch
 from helix_jobs.errors import (
@@ -94,7 +96,7 @@ class Engine:
         if not self._speculator.can_draft:
             config = replace(config, speculation=SpeculationConfig(depth=0))
         self._pool = BlockPool(cache.num_blocks, cache.block_size)
-        self._scheduler = Scheduler(config, self._pool)
+        self._scheduler = Scheduler(config, self._pool, scored_rows(vocab_size, config))
         self._step = SpeculativeStep(target, self._speculator, vocab_size)
         self.emitted: tuple[Emission, ...] = ()
         self._statistics = StepStatistics()
@@ -315,7 +317,7 @@ class Engine:
         statistics = self._statistics
         statistics.add_step(schedule.num_sequences, len(schedule.decodes), outcome)
         self.emitted = outcome.emissions
-        statistics.prompt_tokens += sum(p.sequence.num_prompt_tokens for p in schedule.prefills if p.emits)
+        statistics.prompt_tokens += sum(p.sequence.num_prompt_tokens for p in schedule.prefills if p.ends_prompt)
         for emission in outcome.emissions:
             num_new = len(emission.token_ids)
             watch = self._stop_watches.get(emission.sequence.request_id)
@@ -357,7 +359,7 @@ class Engine:
             del self._sequences[sequence.request_id]
             self._stop_watches.pop(sequence.request_id, None)
             self._forget(sequence)
-            results.append(sequence.result(text_of(sequence, self._codec)))
+            results.append(with_logprobs(sequence.result(text_of(sequence, self._codec)), sequence, self._codec))
         if results and not self._sequences:
             try:
                 self.check_integrity()

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from helix_jobs.engine.prompt_truncation import TruncatePrompt
     from helix_jobs.engine.sampling_params import SamplingParams
     from helix_jobs.errors import RequestError
+    from helix_jobs.token_logprobs import TokenLogprobs
 
 
 class FinishReason(StrEnum):
@@ -71,6 +72,8 @@ class EncodedRequest:
             token and begins without a space.
         bad_words: Token ids of ``sampling_params.bad_words``, each in the forms in which the tokenizer writes it.
         dropped_prompt_tokens: Tokens that truncation took out of the prompt; None where none was asked for.
+        first_scored: The first prompt token whose log probability is kept, where the prompt's are asked for. Nothing
+            stands before token 0, so it has none.
     """
 
     request_id: str
@@ -80,6 +83,7 @@ class EncodedRequest:
     is_chat: bool = False
     bad_words: tuple[tuple[int, ...], ...] = ()
     dropped_prompt_tokens: int | None = None
+    first_scored: int = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +113,9 @@ class GenerationResult:
         choice: 0 for the first choice.
         siblings: The other choices, in order.
         dropped_prompt_tokens: The request's own, see ``EncodedRequest``.
+        logprobs: Log probabilities of the output's tokens, where asked for. Tokens behind a stop string's beginning
+            have none; with ``echo`` a stop token has one.
+        prompt_logprobs: Log probabilities of the prompt's tokens, the first one's None.
     """
 
     request_id: str
@@ -128,6 +135,8 @@ class GenerationResult:
     choice: int = 0
     siblings: tuple[GenerationResult, ...] = ()
     dropped_prompt_tokens: int | None = None
+    logprobs: TokenLogprobs | None = None
+    prompt_logprobs: TokenLogprobs | None = None
 
     @classmethod
     def refused(cls, request_id: str, error: RequestError) -> GenerationResult:
@@ -158,6 +167,11 @@ class GenerationResult:
     def completion_tokens(self) -> int:
         """Number of emitted tokens."""
         return len(self.output_token_ids)
+
+    @property
+    def cumulative_logprob(self) -> float | None:
+        """The sum of the output tokens' log probabilities; None where they were not asked for."""
+        return None if self.logprobs is None else self.logprobs.total(self.completion_tokens)
 
     @property
     def tokens(self) -> TokenCounts:

@@ -31,6 +31,7 @@ MAX_ALLOWED_TOKEN_IDS: Final = 16_384
 MAX_LOGIT_BIASES: Final = 1024
 # OpenAI's range.
 MAX_LOGIT_BIAS: Final = 100.0
+MAX_ALTERNATIVES: Final = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +44,7 @@ class SamplingParams:
     definition).
 
     Attributes:
-        max_tokens: Most new tokens, at least 1.
+        max_tokens: Most new tokens, at least 1; 0 with ``echo`` and ``logprobs``, where only the prompt is scored.
         min_tokens: New tokens before which the output does not end by itself: end tokens and ``stop_token_ids`` cannot
             be chosen, and ``stop`` counts only where a later token completes it (vLLM's rule). At most ``max_tokens``;
             the context may end an output earlier.
@@ -68,6 +69,10 @@ class SamplingParams:
         allowed_token_ids: Only these tokens can be chosen, end tokens among them only if they are listed (vLLM's rule).
             None allows all.
         ignore_eos: Ignore the model's end-of-sequence ids (``stop`` and ``stop_token_ids`` still end the output).
+        logprobs: Keep each output token's log probability, and those of this many of the most likely tokens at its
+            position, 0 to 20. They are the model's own, before temperature and penalties. None: keep none.
+        prompt_logprobs: The same of the prompt's tokens.
+        echo: The completion's text begins with the prompt. With ``logprobs`` the prompt's tokens have them, too.
 
     Raises:
         InvalidSamplingParamsError: A field has the wrong type or is out of range.
@@ -90,6 +95,9 @@ class SamplingParams:
     bad_words: tuple[str, ...] = ()
     allowed_token_ids: tuple[int, ...] | None = None
     ignore_eos: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    echo: bool = False
 
     def __post_init__(self) -> None:
         put = object.__setattr__
@@ -98,7 +106,9 @@ class SamplingParams:
         put(self, "logit_bias", checked_biases("logit_bias", self.logit_bias, MAX_LOGIT_BIASES, MAX_LOGIT_BIAS))
         put(self, "bad_words", _bad_words(self.bad_words))
         put(self, "allowed_token_ids", _allowed_token_ids(self.allowed_token_ids))
-        check_integer("max_tokens", self.max_tokens, 1, MAX_NEW_TOKENS)
+        check_integer("max_tokens", self.max_tokens, 0 if self.echo is True else 1, MAX_NEW_TOKENS)
+        if self.max_tokens == 0 and self.logprobs is None:
+            raise InvalidSamplingParamsError("max_tokens", "is 0", "give logprobs as well, or at least 1 new token")
         check_integer("min_tokens", self.min_tokens, 0, MAX_NEW_TOKENS)
         check_integer("top_k", self.top_k, 0, 2**31 - 1)
         if self.seed is not None:
@@ -115,6 +125,10 @@ class SamplingParams:
         check_number("repetition_penalty", self.repetition_penalty, 0.01, 10.0)
         check_flag("include_stop_str_in_output", self.include_stop_str_in_output)
         check_flag("ignore_eos", self.ignore_eos)
+        check_flag("echo", self.echo)
+        for name in ("logprobs", "prompt_logprobs"):
+            if (value := getattr(self, name)) is not None:
+                check_integer(name, value, 0, MAX_ALTERNATIVES)
         if self.min_tokens > self.max_tokens:
             reason = f"{self.min_tokens} is more than max_tokens, which is {self.max_tokens}"
             raise InvalidSamplingParamsError("min_tokens", reason, "lower it, or raise max_tokens")
@@ -123,6 +137,12 @@ class SamplingParams:
     def is_greedy(self) -> bool:
         """Whether the temperature is 0: take the most likely token after penalties, without random numbers."""
         return self.temperature == 0.0
+
+    @property
+    def prompt_alternatives(self) -> int | None:
+        """Most likely tokens to keep beside each token of the prompt; None: its log probabilities are not wanted."""
+        asked = [self.prompt_logprobs, self.logprobs if self.echo else None]
+        return max((count for count in asked if count is not None), default=None)
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], defaults: SamplingParams | None = None) -> SamplingParams:

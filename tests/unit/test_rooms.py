@@ -31,6 +31,7 @@ FOUNDATIONS = {
     "redis_url": {"errors", "redaction"},
     "setting": {"errors"},
     "token_counts": set(),
+    "token_logprobs": set(),
     "settings": {"bounds", "errors", "files", "redis_url", "setting"},
     "timing": {"errors"},
     "wording": set(),

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 _FLOAT32_BYTES: Final = 4
 # Hidden states alive at once in a layer: the residual, the normalised input, and one more beside the widest product.
 _HIDDEN_COPIES: Final = 3
+# Logits of prompts that a step may score, 64 MiB in float32. Trade-off: more would score long prompts in fewer steps,
+# but every step leaves room for them, whether prompts are scored or not.
+_MAX_SCORED_LOGITS: Final = 1 << 24
 
 
 def step_bytes(decoder: Decoder, config: EngineConfig, max_keys: int) -> int:
@@ -49,9 +52,20 @@ def step_bytes(decoder: Decoder, config: EngineConfig, max_keys: int) -> int:
     # scores that it does not make leave room for.
     masks = mask_elements(config, max_keys, repeats=repeats) * _FLOAT32_BYTES
     attended = 2 * num_tokens * num_heads * geometry.head_dim * itemsize
-    # Rows of sampled sequences are widened before they are downloaded.
+    # Rows for the host are widened before they are downloaded.
+    num_rows += scored_rows(decoder.vocab_size, config)
     logits = num_rows * decoder.vocab_size * (itemsize + _FLOAT32_BYTES)
     return max(layer, scores + gathered + attended) + masks + logits
+
+
+def scored_rows(vocab_size: int, config: EngineConfig) -> int:
+    """Prompt positions whose logits one step may take for their log probabilities, at least 1.
+
+    Args:
+        vocab_size: Logits of a row.
+        config: Bounds the step.
+    """
+    return min(config.token_budget, max(1, _MAX_SCORED_LOGITS // vocab_size))
 
 
 def mask_elements(config: EngineConfig, max_keys: int, *, repeats: bool) -> int:

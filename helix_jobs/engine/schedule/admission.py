@@ -47,7 +47,7 @@ class Candidate:
         """Look up what a waiting sequence would share."""
         num_cached = len(sequence.cached_blocks())
         block_size = sequence.table.block_size
-        more = not sequence.was_recomputed and num_cached < (len(sequence) - 1) // block_size
+        more = num_cached < sequence.num_shareable // block_size
         return cls(sequence, num_cached * block_size, sequence.table.prefixes[num_cached] if more else None)
 
     @property

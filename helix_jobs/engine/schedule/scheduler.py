@@ -38,11 +38,17 @@ class Decode:
 
 @dataclass(frozen=True, slots=True)
 class Prefill:
-    """One sequence computes its next ``num_tokens`` known tokens; ``emits`` if the last of them yields a token."""
+    """One sequence computes its next ``num_tokens`` known tokens; ``emits`` if the last of them yields a token.
+
+    ``scored`` are the positions among them whose logits its prompt's log probabilities need. ``ends_prompt`` if a fresh
+    prompt is computed whole.
+    """
 
     sequence: Sequence
     num_tokens: int
     emits: bool
+    scored: range
+    ends_prompt: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +64,22 @@ class Schedule:
         return len(self.decodes) + len(self.prefills)
 
 
+@dataclass(slots=True)
+class _Budget:
+    """What is left of a step: prompt tokens to compute, and rows of logits for prompts' log probabilities."""
+
+    tokens: int
+    rows: int
+
+    def spend(self, prefill: Prefill) -> None:
+        self.tokens -= prefill.num_tokens
+        self.rows -= len(prefill.scored)
+
+    def affordable(self, candidates: list[Candidate]) -> list[Candidate]:
+        """Those that can begin. Without rows, plain requests pass those whose prompts are to be scored."""
+        return candidates if self.rows > 0 else [one for one in candidates if one.sequence.prompt_logprobs is None]
+
+
 class Scheduler:
     """First come, first served within the bounds of ``admission``, with continuous batching.
 
@@ -66,6 +88,11 @@ class Scheduler:
     begin with the cached blocks of their prefix. The depth that blocks are allocated for is never trimmed to fit the
     batch: it depends on the sequence alone, so that its random numbers are used the same way in any batch.
 
+    Args:
+        config: Batch limits and speculation.
+        pool: The blocks.
+        scored_rows: Rows of logits for prompts' log probabilities in a step at most; None: as many as prompt tokens.
+
     Attributes:
         waiting: Queue of sequences without blocks.
         running: Sequences that take part in steps, oldest first.
@@ -73,10 +100,11 @@ class Scheduler:
         preemptions: How often a running sequence lost its blocks and was queued again, in total.
     """
 
-    def __init__(self, config: EngineConfig, pool: BlockPool) -> None:
+    def __init__(self, config: EngineConfig, pool: BlockPool, scored_rows: int | None = None) -> None:
         # Present limits of a step: both shrink after failed steps and grow back as steps pass.
         self._prompt_tokens = BackOff(config.token_budget, minimum=_FEWEST_PROMPT_TOKENS)
         self._slots = BackOff(config.max_batch_size)
+        self._scored_rows = config.token_budget if scored_rows is None else scored_rows
         self._max_batch_size = config.max_batch_size
         self._depth = config.speculation.ceiling
         self._pool = pool
@@ -114,7 +142,7 @@ class Scheduler:
         """Choose the next step and allocate its blocks. Sequences that can never fit fail here, each alone."""
         decodes: list[Decode] = []
         prefills: list[Prefill] = []
-        budget = self._prompt_tokens.value
+        budget = _Budget(self._prompt_tokens.value, self._scored_rows)
         for sequence in self.running:
             sequence.settle()
         index = 0
@@ -128,7 +156,7 @@ class Scheduler:
                 continue  # preempted or failed: ``running`` has changed, so try this index again
             if isinstance(planned, Prefill):
                 prefills.append(planned)
-                budget -= planned.num_tokens
+                budget.spend(planned)
             else:
                 decodes.append(planned)
             index += 1
@@ -173,15 +201,21 @@ class Scheduler:
         self._slots.passed()
         self._prompt_tokens.passed()
 
-    def _plan(self, sequence: Sequence, budget: int) -> Decode | Prefill | None:
+    def _plan(self, sequence: Sequence, budget: _Budget) -> Decode | Prefill | None:
         """What this sequence will do in the step; None if no budget is left for its prompt."""
         remaining = sequence.num_prefill_tokens
         if remaining == 0:
             return Decode(sequence, sequence.max_depth(self._depth))
-        num_tokens = min(remaining, budget)
-        if num_tokens == 0:
+        start = sequence.num_computed
+        end = start + min(remaining, budget.tokens)
+        scored = sequence.unscored(end)
+        if len(scored) > budget.rows:
+            scored = scored[: budget.rows]
+            end = scored.stop
+        if end <= start:
             return None
-        return Prefill(sequence, num_tokens, emits=num_tokens == remaining and sequence.num_output_tokens == 0)
+        ends_prompt = end == start + remaining and sequence.num_output_tokens == 0
+        return Prefill(sequence, end - start, ends_prompt and sequence.wants_output, scored, ends_prompt)
 
     def _make_room(self, sequence: Sequence, planned: Decode | Prefill) -> bool:
         """Allocate the sequence's blocks, preempting younger ones; False if it was itself preempted or failed."""
@@ -199,15 +233,15 @@ class Scheduler:
         _allocate(sequence, length)
         return True
 
-    def _admit(self, decodes: list[Decode], prefills: list[Prefill], budget: int) -> None:
+    def _admit(self, decodes: list[Decode], prefills: list[Prefill], budget: _Budget) -> None:
         """Start waiting sequences while slots, budget and blocks last."""
-        if not self.waiting or len(self.running) >= self.batch_limit or budget <= 0:
+        if not self.waiting or len(self.running) >= self.batch_limit or budget.tokens <= 0:
             return
         if self.running and _SPARE_BLOCKS * len(self.running) >= self._pool.num_free:
             return  # every sequence needs a block of its own, so none fits: skip the queue
-        candidates = self._candidates()
+        candidates = budget.affordable(self._candidates())
         computing = {prefix for sequence in self.running for prefix in sequence.table.unfrozen_prefixes}
-        while candidates and len(self.running) < self.batch_limit and budget > 0:
+        while candidates and len(self.running) < self.batch_limit and budget.tokens > 0:
             chosen = choose(candidates, computing, prefills[0].sequence.num_prefill_tokens if prefills else None)
             if chosen is None:
                 for candidate in candidates:
@@ -235,7 +269,8 @@ class Scheduler:
             self._note_admitted(sequence)
             if isinstance(planned, Prefill):
                 prefills.append(planned)
-                budget -= planned.num_tokens
+                budget.spend(planned)
+                candidates = budget.affordable(candidates)
             else:  # it was preempted, and everything it had computed was still cached
                 decodes.append(planned)
 

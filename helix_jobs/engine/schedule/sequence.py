@@ -6,12 +6,14 @@ import time
 from typing import TYPE_CHECKING
 
 from helix_jobs.engine.request import FinishReason, GenerationResult, RequestState
+from helix_jobs.engine.schedule.logprob_record import LogprobRecord
 
 if TYPE_CHECKING:
     from collections.abc import Sequence as SequenceOf
 
     from helix_jobs.engine.request import EncodedRequest
     from helix_jobs.engine.sampling.logits_processors import LogitsProcessor
+    from helix_jobs.engine.sampling.logprobs import LogprobRows
     from helix_jobs.engine.schedule.block_table import BlockTable
     from helix_jobs.errors import RequestError
 
@@ -48,7 +50,11 @@ class Sequence:
         # Those that stay in the output, at its end.
         self.kept_stop_ids = frozenset(self.params.stop_token_ids if self.params.include_stop_str_in_output else ())
         self.processors = processors
-        # Whether each of its tokens is the argmax of the model's logits: the host then does not need the logits.
+        # The log probabilities of its output, and of its prompt from the first scored token on; None: not asked for.
+        alternatives, prompt_alternatives = self.params.logprobs, self.params.prompt_alternatives
+        self.logprobs = None if alternatives is None else LogprobRecord(alternatives)
+        self.prompt_logprobs = None if prompt_alternatives is None else LogprobRecord(prompt_alternatives)
+        # Whether each of its tokens is the argmax of the model's logits: the host then does not choose it.
         self.takes_argmax = self.params.is_greedy and all(one.keeps_argmax for one in processors)
         self.table = table
         self.token_ids: list[int] = list(request.prompt_token_ids)
@@ -107,6 +113,30 @@ class Sequence:
         end = len(self.token_ids) if self.num_output_tokens == 0 else len(self.token_ids) - 1
         return max(0, end - self.num_computed)
 
+    @property
+    def wants_output(self) -> bool:
+        """Whether tokens are to follow the prompt; otherwise only the prompt is scored."""
+        return self.params.max_tokens > 0
+
+    def unscored(self, end: int) -> range:
+        """Positions before ``end`` whose logits its prompt's log probabilities need: each tells of the next token."""
+        if self.prompt_logprobs is None:
+            return range(0)
+        first = self.request.first_scored - 1 + len(self.prompt_logprobs)
+        return range(first, max(first, min(end, self.num_prompt_tokens - 1)))
+
+    @property
+    def num_shareable(self) -> int:
+        """How many of its first tokens it may begin with from the prefix cache; the others it computes itself.
+
+        At least its last known token is always computed, as are positions whose log probabilities are still wanted.
+        """
+        if self.was_recomputed:  # it must be computed from clean blocks only
+            return 0
+        last = len(self.token_ids) - 1
+        unscored = self.unscored(last)
+        return unscored.start if unscored else last
+
     def max_depth(self, depth: int) -> int:
         """Most draft tokens that can still be used and have room beside the target's own token.
 
@@ -144,9 +174,28 @@ class Sequence:
             self.last_token_at = now
         return appended
 
+    def note_logprobs(self, rows: LogprobRows, num_appended: int) -> None:
+        """Keep the log probabilities of the tokens that the last ``commit`` appended.
+
+        With ``echo``, the stop token behind them counts as well, as OpenAI's API has it: a reader of a loglikelihood
+        (lm-evaluation-harness) asks for one new token and leaves out the last of all, whichever that was.
+        """
+        assert self.logprobs is not None, "they were asked for"
+        was_stopped = self.finish_reason is FinishReason.STOP
+        self.logprobs.extend(rows, num_appended + (was_stopped and self.params.echo))
+
+    def note_prompt_logprobs(self, rows: LogprobRows, count: int) -> None:
+        """Keep the log probabilities of the next ``count`` prompt tokens, computed from finite logits."""
+        assert self.prompt_logprobs is not None, "they were asked for"
+        self.prompt_logprobs.extend(rows, count)
+        # The last of these positions attended to every key before it.
+        self.num_verified = max(self.num_verified, self.request.first_scored - 1 + len(self.prompt_logprobs))
+
     def truncate_output(self, num_output_tokens: int) -> None:
         """Forget output tokens past ``num_output_tokens``, where a stop string ended the output."""
         del self.token_ids[self.num_prompt_tokens + num_output_tokens :]
+        if self.logprobs is not None:
+            self.logprobs.truncate(num_output_tokens)
 
     def finish(self, reason: FinishReason) -> None:
         """End with a reason."""
@@ -160,10 +209,9 @@ class Sequence:
         self.error = error
 
     def cached_blocks(self) -> list[int]:
-        """Cached blocks this waiting sequence could begin with. At least its last known token is always computed."""
-        if self.was_recomputed:  # it must be computed from clean blocks only
-            return []
-        return self.table.cached_blocks(self.token_ids, len(self.token_ids) - 1)
+        """Cached blocks this waiting sequence could begin with, see ``num_shareable``."""
+        num_tokens = self.num_shareable
+        return self.table.cached_blocks(self.token_ids, num_tokens) if num_tokens else []
 
     def share(self, blocks: SequenceOf[int]) -> None:
         """Begin with the blocks that ``cached_blocks`` found instead of computing them."""

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from helix_jobs.engine.request import FinishReason
 from helix_jobs.engine.sampling.logits_processors import shape_logits
+from helix_jobs.engine.sampling.logprobs import token_logprobs
 from helix_jobs.engine.sampling.random_numbers import Purpose, uniform
 from helix_jobs.engine.sampling.sampler import processed_probs
 from helix_jobs.engine.sampling.verification import SampledRow, Verdict, verify_greedy, verify_sampled
@@ -122,10 +124,12 @@ class SpeculativeStep:
             proposal.awaited.receive([] if download is None else download.draft_ids)
         if download is not None:
             self._verify([turn for turn in turns if turn.emits], download, proposal.draft_probs)
+            _take_logprobs(turns, download)
         emissions, not_finite, masked = self._commit(turns)
         # A step without logits is only started: an asynchronous device computes it while the next step is planned.
         self._is_idle = scores.logits is not None or self._target.is_synchronous
-        has_own_time = self._is_idle and (is_idle or proposal.has_waited)
+        # Rows of prompts take time that the costs of other steps do not have.
+        has_own_time = self._is_idle and (is_idle or proposal.has_waited) and not scores.num_scored
         ended = time.perf_counter()
         lesson = Lesson(
             turns=turns,
@@ -208,7 +212,14 @@ class SpeculativeStep:
             sequence, verdict = turn.sequence, turn.verdict
             if not turn.is_decode:
                 sequence.num_computed = turn.end
+            if turn.scored:
+                if turn.prompt_logprobs is None:
+                    not_finite.append(sequence)
+                    continue
+                sequence.note_prompt_logprobs(turn.prompt_logprobs, len(turn.scored))
             if not turn.emits:
+                if not sequence.wants_output and turn.end == len(sequence):
+                    sequence.finish(FinishReason.LENGTH)
                 continue
             if verdict is None:
                 not_finite.append(sequence)
@@ -219,6 +230,8 @@ class SpeculativeStep:
             sequence.draft_tokens += turn.draft.depth
             sequence.accepted_tokens += verdict.num_accepted
             appended = sequence.commit(verdict.token_ids, now)
+            if turn.logprobs is not None:
+                sequence.note_logprobs(turn.logprobs, len(appended))
             # All tokens but the last have keys and values: verification computed those of the accepted drafts.
             sequence.num_computed = len(sequence) - 1
             emissions.append(Emission(sequence, tuple(appended), turn.draft.depth, verdict.num_accepted))
@@ -249,6 +262,21 @@ def _open_masked(turn: Turn, host: torch.Tensor) -> list[int]:
         return []
     logits[masked] = 0.0
     return [turn.rows.start + place for place in masked.tolist()]
+
+
+def _take_logprobs(turns: SequenceOf[Turn], download: Download) -> None:
+    """Give turns the log probabilities they ask for, from the model's own logits: shaping has changed a copy."""
+    for turn in turns:
+        params = turn.sequence.params
+        if turn.verdict is not None and params.logprobs is not None:
+            token_ids = turn.verdict.token_ids
+            rows = download.processed[turn.first_row : turn.first_row + len(token_ids)]
+            turn.logprobs = token_logprobs(rows, token_ids, params.logprobs)
+        if turn.scored and params.prompt_alternatives is not None:
+            token_ids = tuple(turn.sequence.token_ids[turn.scored.start + 1 : turn.scored.stop + 1])
+            rows = download.scored[turn.first_scored_row : turn.first_scored_row + len(token_ids)]
+            if bool(torch.isfinite(rows.max(dim=1).values).all()):
+                turn.prompt_logprobs = token_logprobs(rows, token_ids, params.prompt_alternatives)
 
 
 def _shape(turn: Turn, host: torch.Tensor) -> None:

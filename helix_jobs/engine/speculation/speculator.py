@@ -97,7 +97,7 @@ class Speculator:
     def speculate(self, turns: SequenceOf[Turn]) -> Proposal:
         """Draft for the decodes of a step, at the depths that promise most."""
         decodes = [turn for turn in turns if turn.is_decode]
-        prefills = [turn for turn in turns if not turn.is_decode]
+        prefills = [turn for turn in turns if not turn.is_decode and turn.sequence.wants_output]
         self._find(decodes)
         if self._controller is None:
             self._choose_fixed(decodes)

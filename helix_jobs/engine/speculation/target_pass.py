@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import torch
 
@@ -18,16 +18,19 @@ if TYPE_CHECKING:
     from helix_jobs.engine.speculation.drafters.awaited_drafts import AwaitedDrafts
     from helix_jobs.engine.speculation.turn import Turn
 
+_NO_ROWS: Final = torch.empty(0)
+
 
 @dataclass(frozen=True, slots=True)
 class Scores:
     """The target's logits, on the device.
 
     Attributes:
-        logits: ``[num_greedy + num_processed + padding, vocab_size]``: the rows of greedy turns, then those of the
-            others; the other way round where waits are expensive. None when no turn emits.
+        logits: ``[num_greedy + num_processed + num_scored + padding, vocab_size]``: the rows of greedy turns, then
+            those for the host; the other way round where waits are expensive. None when no row is wanted.
         num_greedy: Rows whose argmax the device takes.
         num_processed: Rows that are processed on the host.
+        num_scored: Rows of prompts, behind those, whose log probabilities the host takes.
         num_tokens: Tokens that the target computed.
         draft_ids: Draft tokens that the draft model left on the device, or None.
     """
@@ -35,8 +38,14 @@ class Scores:
     logits: torch.Tensor | None
     num_greedy: int
     num_processed: int
+    num_scored: int
     num_tokens: int
     draft_ids: torch.Tensor | None
+
+    @property
+    def num_host(self) -> int:
+        """Rows that are copied to the host whole."""
+        return self.num_processed + self.num_scored
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +55,15 @@ class Download:
     Attributes:
         maxima: The highest logit of each greedy row; NaN if any logit of the row is.
         ids: The token of that logit, for each greedy row.
-        processed: ``[num_processed, vocab_size]`` float32 logits of the other rows.
+        processed: ``[num_processed, vocab_size]`` float32 logits of the other turns' rows.
+        scored: ``[num_scored, vocab_size]`` float32 logits of prompts.
         draft_ids: ``draft_ids`` of the scores; empty when there are none.
     """
 
     maxima: torch.Tensor
     ids: list[int]
     processed: torch.Tensor
+    scored: torch.Tensor
     draft_ids: list[int]
 
 
@@ -79,42 +90,47 @@ class TargetPass:
         plan = self._target.plan(slices)
         greedy_rows: list[int] = []
         processed_rows: list[int] = []
+        scored_rows: list[int] = []
         for turn, offset, part in zip(turns, plan.offsets, slices, strict=True):
             if turn.emits:
                 rows = greedy_rows if turn.is_greedy else processed_rows
                 end = offset + part.num_tokens
                 turn.first_row = len(rows)
                 rows.extend(range(end - 1 - turn.draft.depth, end))
-        rows = processed_rows + greedy_rows if self._target.has_dear_waits else greedy_rows + processed_rows
+            turn.first_scored_row = len(scored_rows)
+            scored_rows.extend(offset + position - turn.start for position in turn.scored)
+        host_rows = processed_rows + scored_rows
+        rows = host_rows + greedy_rows if self._target.has_dear_waits else greedy_rows + host_rows
         if awaited is None:
             logits, draft_ids = self._target.forward(plan, tokens, rows), None
         else:
             sources = awaited.sources
             own = [sources.get(turn, []) for turn in turns]
             logits, draft_ids = self._run_behind(awaited, own, plan, tokens, rows)
-        return Scores(logits, len(greedy_rows), len(processed_rows), plan.num_tokens, draft_ids)
+        return Scores(logits, len(greedy_rows), len(processed_rows), len(scored_rows), plan.num_tokens, draft_ids)
 
     def download(self, scores: Scores) -> Download:
         """Wait for the device once, and copy to the host what verification needs."""
         assert scores.logits is not None, "there is something to decide"
-        num_greedy, num_processed = scores.num_greedy, scores.num_processed
+        num_greedy, num_host = scores.num_greedy, scores.num_host
         # [rows and padding, vocab_size]
         logits = scores.logits.narrow(1, 0, self._vocab_size)
         if self._target.has_dear_waits:
             return self._download_together(scores, logits)
         if num_greedy == 0:
-            return Download(torch.empty(0), [], logits.float().cpu().narrow(0, 0, num_processed), [])
-        if num_processed == 0:
+            host = logits.float().cpu()
+            return Download(torch.empty(0), [], *_parts(host, scores), [])
+        if num_host == 0:
             best = logits.max(dim=-1)
             # float32 holds any token id exactly (below 2 ** 24).
             maxima, ids = torch.stack((best.values.float(), best.indices.float())).cpu()
-            return Download(maxima, ids.long().tolist(), torch.empty(0), [])
-        padding = len(logits) - num_greedy - num_processed
-        greedy, processed, _ = logits.split((num_greedy, num_processed, padding))
+            return Download(maxima, ids.long().tolist(), _NO_ROWS, _NO_ROWS, [])
+        padding = len(logits) - num_greedy - num_host
+        greedy, rows, _ = logits.split((num_greedy, num_host, padding))
         best = greedy.max(dim=-1)
-        together = torch.cat((best.values.float(), best.indices.float(), processed.float().reshape(-1))).cpu()
-        maxima, ids, host = together.split((num_greedy, num_greedy, num_processed * self._vocab_size))
-        return Download(maxima, ids.long().tolist(), host.view(num_processed, self._vocab_size), [])
+        together = torch.cat((best.values.float(), best.indices.float(), rows.float().reshape(-1))).cpu()
+        maxima, ids, host = together.split((num_greedy, num_greedy, num_host * self._vocab_size))
+        return Download(maxima, ids.long().tolist(), *_parts(host.view(num_host, -1), scores), [])
 
     def _run_behind(
         self,
@@ -143,12 +159,17 @@ class TargetPass:
         parts = [best.values.float(), best.indices.float()]
         if scores.draft_ids is not None:
             parts.append(scores.draft_ids.float())
-        if scores.num_processed:
+        if scores.num_host:
             # A view without an offset, as these rows come first.
-            padded = logits.narrow(0, 0, min(token_size(scores.num_processed), len(logits)))
+            padded = logits.narrow(0, 0, min(token_size(scores.num_host), len(logits)))
             parts.append(padded.float().reshape(-1))
         maxima, ids, *others = torch.cat(parts).cpu().split([len(part) for part in parts])
         draft_ids = [] if scores.draft_ids is None else others.pop(0).long().tolist()
-        processed = others[0].view(-1, self._vocab_size) if others else torch.empty(0, self._vocab_size)
-        first, end = scores.num_processed, scores.num_processed + scores.num_greedy
-        return Download(maxima[first:end], ids[first:end].long().tolist(), processed[: scores.num_processed], draft_ids)
+        host = others[0].view(-1, self._vocab_size) if others else _NO_ROWS
+        first, end = scores.num_host, scores.num_host + scores.num_greedy
+        return Download(maxima[first:end], ids[first:end].long().tolist(), *_parts(host, scores), draft_ids)
+
+
+def _parts(host: torch.Tensor, scores: Scores) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rows that are processed, and those of prompts."""
+    return host[: scores.num_processed], host[scores.num_processed : scores.num_host]

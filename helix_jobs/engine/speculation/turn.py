@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from helix_jobs.engine.speculation.drafters.protocol import NO_DRAFT_TOKENS
 
 if TYPE_CHECKING:
+    from helix_jobs.engine.sampling.logprobs import LogprobRows
     from helix_jobs.engine.sampling.verification import Verdict
     from helix_jobs.engine.schedule.scheduler import Schedule
     from helix_jobs.engine.schedule.sequence import Sequence
     from helix_jobs.engine.speculation.drafters.protocol import Draft, Drafter
+
+
+NO_POSITIONS: Final = range(0)
 
 
 @dataclass(slots=True, eq=False)
@@ -30,6 +34,10 @@ class Turn:
         draft: The draft tokens verified behind the known tokens.
         first_row: Its first row of logits, counted among the greedy rows if ``is_greedy``, else among the others.
         verdict: The verdict; None before verification, and where logits are not finite.
+        logprobs: Log probabilities of the verdict's tokens; None where they are not asked for.
+        scored: Positions whose logits the prompt's log probabilities need.
+        first_scored_row: The first of their rows of logits, counted among the rows for the host.
+        prompt_logprobs: Log probabilities of the tokens behind these positions; None where logits are not finite.
     """
 
     sequence: Sequence
@@ -43,11 +51,15 @@ class Turn:
     draft: Draft = NO_DRAFT_TOKENS
     first_row: int = 0
     verdict: Verdict | None = None
+    logprobs: LogprobRows | None = None
+    scored: range = NO_POSITIONS
+    first_scored_row: int = 0
+    prompt_logprobs: LogprobRows | None = None
 
     @property
     def is_greedy(self) -> bool:
-        """Whether the device chooses its tokens by argmax; other turns' logits are processed on the host."""
-        return self.sequence.takes_argmax
+        """Whether the device chooses its tokens by argmax, and the host needs no more; else it gets the logits."""
+        return self.sequence.takes_argmax and self.sequence.logprobs is None
 
     @property
     def end(self) -> int:
@@ -80,6 +92,7 @@ def turns_of(schedule: Schedule) -> list[Turn]:
             num_known=prefill.num_tokens,
             is_decode=False,
             emits=prefill.emits,
+            scored=prefill.scored,
         )
         for prefill in schedule.prefills
     ]

@@ -8,6 +8,8 @@ import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
+from helix_jobs.token_logprobs import TokenText
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -32,9 +34,12 @@ class ByteTokens:
     def __init__(self, backend: Tokenizer, special_ids: frozenset[int]) -> None:
         self._backend = backend
         self._special_ids = special_ids
-        kinds = _decoder_kinds(backend)
+        parts = _decoder_parts(backend)
+        kinds = {part["type"] for part in parts}
         self._is_byte_level = "ByteLevel" in kinds
         self._has_fallback = "ByteFallback" in kinds
+        self._spaces = _letters_of_spaces(parts)
+        self._texts: dict[int, TokenText] = {}
 
     def num_open(self, token_ids: Sequence[int]) -> int:
         """Number of bytes of an incomplete character at the end of the tokens' text, 0 to 3."""
@@ -74,6 +79,19 @@ class ByteTokens:
         """Whether decoding writes one replacement character for an incomplete character at the end."""
         return self._is_byte_level
 
+    def text(self, token_id: int) -> TokenText:
+        """A token's own bytes; a special token's name."""
+        found = self._texts.get(token_id)
+        if found is None:
+            is_special = token_id in self._special_ids
+            name = self._backend.id_to_token(token_id) or ""
+            data = name.encode() if is_special else self._bytes(token_id)
+            if not (is_special or self._is_byte_level or self._is_byte(token_id)):
+                for letter in self._spaces:
+                    data = data.replace(letter.encode(), b" ")
+            found = self._texts[token_id] = TokenText(data, is_special)
+        return found
+
     def _is_byte(self, token_id: int) -> bool:
         return _FALLBACK.fullmatch(self._backend.id_to_token(token_id) or "") is not None
 
@@ -87,11 +105,23 @@ class ByteTokens:
         return bytes(alphabet[c] for c in token) if all(c in alphabet for c in token) else token.encode()
 
 
-def _decoder_kinds(backend: Tokenizer) -> set[str]:
+def _decoder_parts(backend: Tokenizer) -> list[dict[str, Any]]:
+    """The descriptions of the steps that make text of tokens."""
     if backend.decoder is None:
-        return set()
+        return []
     description: dict[str, Any] = json.loads(backend.decoder.__getstate__())
-    return {part["type"] for part in (description, *description.get("decoders", ()))}
+    return [description, *description.get("decoders", ())]
+
+
+def _letters_of_spaces(parts: list[dict[str, Any]]) -> list[str]:
+    """Letters that stand for a space in the names of tokens (SentencePiece's is U+2581)."""
+    letters = []
+    for part in parts:
+        if part["type"] == "Metaspace":
+            letters.append(part["replacement"])
+        elif part["type"] == "Replace" and part["content"] == " " and "String" in part["pattern"]:
+            letters.append(part["pattern"]["String"])
+    return letters
 
 
 @lru_cache

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from helix_jobs.engine.prompt_truncation import TruncatePrompt
     from helix_jobs.engine.request import Request
     from helix_jobs.engine.sampling_params import SamplingParams
+    from helix_jobs.token_logprobs import TokenText
 
 _REPLACEMENT: Final = "\ufffd"
 # Prompt tokens before an output that are searched for one with a text; the same number as in vLLM.
@@ -186,6 +187,10 @@ class TextCodec:
         if text.endswith(_REPLACEMENT) and self._bytes.writes_open and self._bytes.num_open(token_ids):
             return text.removesuffix(_REPLACEMENT)
         return text
+
+    def token_text(self, token_id: int) -> TokenText:
+        """A token's own bytes."""
+        return self._bytes.text(token_id)
 
     def window(self, token_ids: Sequence[int], length: int) -> Sequence[int]:
         """The last ``length`` tokens, or a few more, so as not to begin inside a character."""

@@ -41,7 +41,8 @@ def work() -> list[Request]:
     shared = [rng.randrange(1, VOCAB_SIZE) for _ in range(13)]
     prompts = [shared + [rng.randrange(1, VOCAB_SIZE) for _ in range(n)] for n in (1, 3, 17, 2)]
     prompts += [[3, 4, 5, 6, 7] * 5, [9], [rng.randrange(1, VOCAB_SIZE) for _ in range(40)]]
-    params: list[dict[str, Any]] = [{}, {"temperature": 0.9, "top_k": 5}, {"repetition_penalty": 1.3}, {}, {}, {}, {}]
+    params: list[dict[str, Any]] = [{}, {"temperature": 0.9, "top_k": 5}, {"repetition_penalty": 1.3}, {}, {}]
+    params += [{"logprobs": 3}, {"prompt_logprobs": 2}]
     return [
         request(str(i), prompt, seed=i, max_tokens=20, ignore_eos=True, **extra)
         for i, (prompt, extra) in enumerate(zip(prompts, params, strict=True))

@@ -33,6 +33,9 @@ GREEDY: dict[str, Any] = {}
 SAMPLED = {"temperature": 0.9}
 PENALISED = {"repetition_penalty": 1.3}
 MIXED = [GREEDY, SAMPLED, GREEDY, PENALISED]
+LOGPROBS = {"logprobs": 3}
+SCORED = {"prompt_logprobs": 2, "temperature": 0.9}
+TELLING = [LOGPROBS, GREEDY, SCORED, SAMPLED]
 VERIFY = SpeculativeStep._verify_on_host
 
 
@@ -54,7 +57,7 @@ def jobs(params: list[dict[str, Any]]) -> list[Request]:
     ]
 
 
-@pytest.mark.parametrize("params", [[GREEDY] * 4, [SAMPLED] * 4, [PENALISED] * 4, MIXED])
+@pytest.mark.parametrize("params", [[GREEDY] * 4, [SAMPLED] * 4, [PENALISED] * 4, MIXED, TELLING])
 @pytest.mark.parametrize(
     ("depth", "draft", "lookup"), [(0, False, False), (3, True, False), (3, False, True), (3, True, True)]
 )

@@ -1,0 +1,60 @@
+"""Log probabilities of chosen tokens and of the most likely ones, as a pure function of CPU tensors.
+
+They are those of the model's own distribution: the softmax of its logits, before temperature, penalties, cuts and
+masks. OpenAI defines its ``logprobs`` so. They do not depend on what was drafted or accepted: each comes from the
+target's logits at the token's own position.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import torch
+
+from helix_jobs.token_logprobs import NO_TOKEN
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# Logits widened and ranked at once. Their copies then stay far below what a step has in memory anyway.
+_MAX_ELEMENTS: Final = 1 << 22
+
+
+@dataclass(frozen=True, slots=True)
+class LogprobRows:
+    """Log probabilities at some positions in a row.
+
+    Attributes:
+        width: Numbers a position: 1 for its token, and 1 for each alternative.
+        token_ids: ``[num_positions * width]``: the position's token, then its alternatives, best first.
+        logprobs: Their log probabilities.
+    """
+
+    width: int
+    token_ids: Sequence[int]
+    logprobs: Sequence[float]
+
+
+def token_logprobs(logits: torch.Tensor, token_ids: Sequence[int], num_alternatives: int) -> LogprobRows:
+    """Log probabilities at consecutive positions.
+
+    Args:
+        logits: ``[num_positions, vocab_size]`` fp32, as the model gave them. The maximum of each row is finite.
+        token_ids: The token that stands behind each position.
+        num_alternatives: How many of the most likely tokens are wanted beside it.
+    """
+    ids: list[int] = []
+    values: list[float] = []
+    at_once = max(1, _MAX_ELEMENTS // logits.shape[1])
+    for start in range(0, len(token_ids), at_once):
+        chosen = torch.tensor(token_ids[start : start + at_once], dtype=torch.int64)[:, None]
+        # [at_once, vocab_size]
+        logprobs = torch.log_softmax(logits[start : start + at_once], dim=1)
+        best = logprobs.topk(min(num_alternatives, logits.shape[1]), dim=1)
+        missing = num_alternatives - best.indices.shape[1]
+        padding = torch.nn.functional.pad
+        ids += torch.cat((chosen, padding(best.indices, (0, missing), value=NO_TOKEN)), dim=1).flatten().tolist()
+        found = torch.cat((logprobs.gather(1, chosen), padding(best.values, (0, missing))), dim=1)
+        values += found.flatten().tolist()
+    return LogprobRows(1 + num_alternatives, ids, values)
