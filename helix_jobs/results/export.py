@@ -6,17 +6,18 @@ import csv
 import io
 import json
 import os
-from itertools import groupby, islice
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from helix_jobs.errors import ConfigurationError
 from helix_jobs.json_line import json_line
 from helix_jobs.output_file import written_whole
+from helix_jobs.results.logprobs import chat_content, read_logprobs
 from helix_jobs.results.openai import openai_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from helix_jobs.storage.records import JobResult
 
@@ -50,6 +51,8 @@ COLUMNS: Final[Mapping[str, str]] = {
     "reasoning_tokens": "int64",
     "dropped_prompt_tokens": "int64",
     "cumulative_logprob": "double",
+    "logprobs": "string",
+    "prompt_logprobs": "string",
     "queue_seconds": "double",
     "ttft_seconds": "double",
     "decode_seconds": "double",
@@ -69,9 +72,12 @@ COLUMNS: Final[Mapping[str, str]] = {
     "metadata": "string",
 }
 _FROM_REQUEST: Final = frozenset({"prompt", "messages", "metadata"})
-_AS_JSON: Final = ("messages", "metadata", "tool_calls", "scores")
+_AS_JSON: Final = ("messages", "metadata", "tool_calls", "scores", "logprobs", "prompt_logprobs")
+_LOGPROBS: Final = ("logprobs", "prompt_logprobs")
 _TIMES: Final = ("queued_at", "finished_at")
 _ROW_GROUP: Final = 1000
+# A row group ends early when its log probabilities have this many characters: a thousand rows of them may be gigabytes.
+_ROW_GROUP_CHARS: Final = 1 << 25
 
 
 class ByteSink(Protocol):
@@ -101,9 +107,18 @@ def export_results(results: Iterable[JobResult], destination: str | os.PathLike[
 
 
 def result_row(result: JobResult) -> dict[str, Any]:
-    """One result as plain JSON values under the names of ``COLUMNS``."""
+    """One result as plain JSON values under the names of ``COLUMNS``.
+
+    Log probabilities have OpenAI's form of ``logprobs.content``.
+
+    Raises:
+        UnreadableRowError: The log probabilities are damaged.
+    """
     request = result.request
     row = {name: request.get(name) if name in _FROM_REQUEST else getattr(result, name) for name in COLUMNS}
+    for name in _LOGPROBS:
+        found = read_logprobs(result, row[name])
+        row[name] = None if found is None else chat_content(found)
     row["state"] = str(result.state)
     row["queued_at"] = result.queued_at.isoformat()
     row["finished_at"] = None if result.finished_at is None else result.finished_at.isoformat()
@@ -145,7 +160,7 @@ def write_csv(results: Iterable[JobResult], stream: ByteSink) -> int:
 
 
 def write_parquet(results: Iterable[JobResult], stream: ByteSink) -> int:
-    """Write Zstandard-compressed Parquet, a row group for each thousand rows; messages and metadata as JSON text.
+    """Write Zstandard-compressed Parquet, a row group for a thousand rows or fewer; JSON as text.
 
     Raises:
         ConfigurationError: pyarrow is not installed.
@@ -168,10 +183,7 @@ def write_parquet(results: Iterable[JobResult], stream: ByteSink) -> int:
     count = 0
     rows = iter(results)
     with pq.ParquetWriter(pa.PythonFile(stream, mode="w"), schema, compression="zstd") as writer:
-        while group := [
-            {**_flat_row(result), **{name: getattr(result, name) for name in _TIMES}}
-            for result in islice(rows, _ROW_GROUP)
-        ]:
+        while group := _row_group(rows):
             writer.write_table(pa.Table.from_pylist(group, schema=schema))
             count += len(group)
     return count
@@ -190,6 +202,19 @@ def _flat_row(result: JobResult) -> dict[str, Any]:
         # Empty metadata gives an empty cell, not {}.
         row[name] = json.dumps(row[name], ensure_ascii=False) if row[name] else None
     return row
+
+
+def _row_group(results: Iterator[JobResult]) -> list[dict[str, Any]]:
+    """The next rows of a Parquet file; none at the end."""
+    group: list[dict[str, Any]] = []
+    num_chars = 0
+    for result in results:
+        row = {**_flat_row(result), **{name: getattr(result, name) for name in _TIMES}}
+        group.append(row)
+        num_chars += sum(len(row[name] or "") for name in _LOGPROBS)
+        if len(group) == _ROW_GROUP or num_chars >= _ROW_GROUP_CHARS:
+            break
+    return group
 
 
 def _write_lines(rows: Iterable[dict[str, Any]], stream: ByteSink) -> int:

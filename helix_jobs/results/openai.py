@@ -9,6 +9,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from helix_jobs.errors import ErrorCode
 from helix_jobs.intake.forms import CHAT_ENDPOINT, COMPLETION_ENDPOINT
+from helix_jobs.results.logprobs import (
+    chat_content,
+    completion_logprobs,
+    read_logprobs,
+    shown_text,
+    vllm_prompt_logprobs,
+)
 from helix_jobs.storage.states import JobState
 
 if TYPE_CHECKING:
@@ -16,6 +23,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from helix_jobs.storage.records import JobResult
+    from helix_jobs.token_logprobs import TokenLogprobs
 
 # A request that OpenAI would have rejected: an HTTP status with an error body, and ``error`` null. -> OpenAI's code.
 _REJECTED: Final[Mapping[str, str]] = {
@@ -62,6 +70,8 @@ def _response(result: JobResult, status_code: int, body: dict[str, Any]) -> dict
 def _body(choices: Sequence[JobResult]) -> dict[str, Any]:
     result = choices[0]
     is_chat = _endpoint(result.request) == CHAT_ENDPOINT
+    # The prompt's log probabilities stand with the first choice, and belong to all.
+    prompt = read_logprobs(result, result.prompt_logprobs)
     prompt_tokens = result.prompt_tokens or 0
     completion_tokens = sum(choice.completion_tokens or 0 for choice in choices)
     return {
@@ -70,7 +80,7 @@ def _body(choices: Sequence[JobResult]) -> dict[str, Any]:
         "created": _epoch(result.finished_at),
         # The model that answered; the line may have named another one.
         "model": result.target_model,
-        "choices": [_choice(choice, is_chat=is_chat) for choice in choices],
+        "choices": [_choice(choice, prompt, is_chat=is_chat) for choice in choices],
         "usage": {
             "prompt_tokens": prompt_tokens,
             "completion_tokens": completion_tokens,
@@ -80,13 +90,39 @@ def _body(choices: Sequence[JobResult]) -> dict[str, Any]:
     }
 
 
-def _choice(result: JobResult, *, is_chat: bool) -> dict[str, Any]:
-    answer: dict[str, Any] = (
-        {"message": {"role": "assistant", "content": result.output_text, "refusal": None}}
-        if is_chat
-        else {"text": result.output_text}
-    )
-    return {"index": result.choice, **answer, "logprobs": None, "finish_reason": result.finish_reason}
+def _choice(result: JobResult, prompt: TokenLogprobs | None, *, is_chat: bool) -> dict[str, Any]:
+    answer = _chat_answer(result) if is_chat else _completion_answer(result, prompt)
+    if prompt is not None and "prompt_logprobs" in _sampling(result):
+        answer["prompt_logprobs"] = vllm_prompt_logprobs(prompt)
+    return {"index": result.choice, **answer, "finish_reason": result.finish_reason}
+
+
+def _chat_answer(result: JobResult) -> dict[str, Any]:
+    found = read_logprobs(result, result.logprobs)
+    return {
+        "message": {"role": "assistant", "content": result.output_text, "refusal": None},
+        "logprobs": None if found is None else {"content": chat_content(found), "refusal": None},
+    }
+
+
+def _completion_answer(result: JobResult, prompt: TokenLogprobs | None) -> dict[str, Any]:
+    text = result.output_text or ""
+    found = read_logprobs(result, result.logprobs)
+    parts = [] if found is None else [found]
+    if _sampling(result).get("echo"):
+        given = result.request.get("prompt")
+        if isinstance(given, str):
+            text = given + text
+        elif prompt is not None:  # token ids, which have no text of their own
+            text = shown_text(prompt) + text
+        if prompt is not None and parts:
+            parts.insert(0, prompt)
+    return {"text": text, "logprobs": completion_logprobs(parts, text) if parts else None}
+
+
+def _sampling(result: JobResult) -> Mapping[str, Any]:
+    sampling = result.request.get("sampling")
+    return sampling if isinstance(sampling, dict) else {}
 
 
 def _endpoint(request: Mapping[str, Any]) -> str:

@@ -83,7 +83,8 @@ def test_output_logprobs_are_those_of_the_models_own_distribution(
     plain = [request(f"p{i}", prompt, seed=i, **common) for i, prompt in enumerate(PROMPTS)]
     asked = [request(f"l{i}", prompt, seed=i, logprobs=3 * i, **common) for i, prompt in enumerate(PROMPTS)]
     results = engine.generate([one for pair in zip(plain, asked, strict=True) for one in pair])
-    assert (engine.counters().draft_tokens > 0) == (depth > 0), "lookup finds what the last prompt repeats"
+    if draft != "none" or extra is GREEDY:  # other outputs repeat nothing that lookup could find
+        assert (engine.counters().draft_tokens > 0) == (depth > 0)
     for index, prompt in enumerate(PROMPTS):
         without, with_them = results[2 * index : 2 * index + 2]
         assert without.logprobs is None
