@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from helix_jobs.engine.choice_scoring import ChoiceScorings
 from helix_jobs.engine.config import SpeculationConfig
 from helix_jobs.engine.devices.devices import cleanup_memory, describe_device, explaining_shortage
 from helix_jobs.engine.model.runner import ModelRunner
@@ -102,6 +103,7 @@ class Engine:
         self._statistics = StepStatistics()
         self._sequences: dict[str, Sequence] = {}
         self._stop_watches: dict[str, StopStringWatch] = {}
+        self._scorings = ChoiceScorings()
         self._recovery = Recovery(self._scheduler, models.device)
         # Raised by the next step, after this one has returned its results.
         self._fault: Exception | None = None
@@ -144,10 +146,14 @@ class Engine:
             InvalidRequestError: The request id is already in the engine; or, where ``encode`` has not made the request,
                 a stop text names a special token among others, or its bad words were not encoded.
         """
-        if request.request_id in self._sequences:
+        if request.request_id in self._sequences or request.request_id in self._scorings:
             raise InvalidRequestError(
                 f"request {request.request_id} is already in the engine; finish or abort it first"
             )
+        self._begin(request if request.score_choices is None else self._scorings.add(request))
+
+    def _begin(self, request: EncodedRequest) -> None:
+        """Queue the sequence of an encoded request."""
         params = request.sampling_params
         if params.bad_words and not request.bad_words:
             raise InvalidRequestError("the request's bad_words were not encoded; let encode make the request")
@@ -187,9 +193,10 @@ class Engine:
 
     def abort(self, request_id: str) -> None:
         """End a request with its output so far; the next ``step`` returns the result."""
-        sequence = self._sequences.get(request_id)
-        if sequence is not None and sequence.state is not RequestState.FINISHED:
-            self._scheduler.abort(sequence)
+        for sequence_id in (request_id, *self._scorings.live(request_id)):
+            sequence = self._sequences.get(sequence_id)
+            if sequence is not None and sequence.state is not RequestState.FINISHED:
+                self._scheduler.abort(sequence)
 
     def has_unfinished(self) -> bool:
         """Whether another ``step`` has work to do or results to return."""
@@ -240,7 +247,7 @@ class Engine:
 
     def running(self) -> list[str]:
         """Ids of the requests in the batch: admitted, and neither ended nor preempted."""
-        return [sequence.request_id for sequence in self._scheduler.active]
+        return list(dict.fromkeys(self._scorings.owner(one.request_id) for one in self._scheduler.active))
 
     def counters(self) -> EngineCounters:
         """Totals since the engine was built."""
@@ -273,6 +280,7 @@ class Engine:
         self._recovery.forget_suspects()
         self._sequences.clear()
         self._stop_watches.clear()
+        self._scorings.clear()
         self._codec.close()
         self.__dict__.pop("_step", None)
         try:
@@ -354,12 +362,20 @@ class Engine:
 
     def _collect(self) -> list[GenerationResult]:
         """Remove the requests that ended, free their blocks and return their results."""
-        results = []
+        results: list[GenerationResult] = []
         for sequence in self._scheduler.drop_finished():
             del self._sequences[sequence.request_id]
             self._stop_watches.pop(sequence.request_id, None)
             self._forget(sequence)
-            results.append(with_logprobs(sequence.result(text_of(sequence, self._codec)), sequence, self._codec))
+            turnover = self._scorings.take(sequence)
+            if turnover is None:
+                results.append(with_logprobs(sequence.result(text_of(sequence, self._codec)), sequence, self._codec))
+                continue
+            for request in turnover.begin:
+                self._begin(request)
+            for sequence_id in turnover.abort:
+                self.abort(sequence_id)
+            results += turnover.ended
         if results and not self._sequences:
             try:
                 self.check_integrity()

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from helix_jobs.engine.prompt_truncation import TruncatePrompt
     from helix_jobs.engine.sampling_params import SamplingParams
+    from helix_jobs.engine.score_choices import ScoreChoices
     from helix_jobs.errors import RequestError
     from helix_jobs.token_logprobs import TokenLogprobs
 
@@ -47,6 +48,7 @@ class Request:
         sampling_params: How to sample.
         seed: Root of this request's random numbers; the same (seed, position) draws the same number in any batch.
         truncate_prompt: What to keep of a prompt that is too long; None fails the request instead.
+        score_choices: Options to score instead of making an answer; the sampling parameters then have no meaning.
     """
 
     request_id: str
@@ -57,6 +59,7 @@ class Request:
     chat_template_kwargs: Mapping[str, Any] | None = None
     prompt_token_ids: tuple[int, ...] | None = None
     truncate_prompt: TruncatePrompt | None = None
+    score_choices: ScoreChoices | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +77,8 @@ class EncodedRequest:
         dropped_prompt_tokens: Tokens that truncation took out of the prompt; None where none was asked for.
         first_scored: The first prompt token whose log probability is kept, where the prompt's are asked for. Nothing
             stands before token 0, so it has none.
+        score_choices: The request's own.
+        option_token_ids: The tokens of each of its options, which continue the prompt's.
     """
 
     request_id: str
@@ -84,6 +89,8 @@ class EncodedRequest:
     bad_words: tuple[tuple[int, ...], ...] = ()
     dropped_prompt_tokens: int | None = None
     first_scored: int = 1
+    score_choices: ScoreChoices | None = None
+    option_token_ids: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,6 +123,8 @@ class GenerationResult:
         logprobs: Log probabilities of the output's tokens, where asked for. Tokens behind a stop string's beginning
             have none; with ``echo`` a stop token has one.
         prompt_logprobs: Log probabilities of the prompt's tokens, the first one's None.
+        scores: Option -> ``sum`` and ``mean`` of its tokens' log probabilities, and the number of ``tokens``; None
+            where no options were to be scored.
     """
 
     request_id: str
@@ -137,6 +146,7 @@ class GenerationResult:
     dropped_prompt_tokens: int | None = None
     logprobs: TokenLogprobs | None = None
     prompt_logprobs: TokenLogprobs | None = None
+    scores: Mapping[str, Mapping[str, float]] | None = None
 
     @classmethod
     def refused(cls, request_id: str, error: RequestError) -> GenerationResult:

@@ -35,7 +35,7 @@ class RequestEncoding:
         self._turn_end_ids = turn_end_ids
 
     def encode(self, request: Request) -> EncodedRequest:
-        """Tokenise a request's prompt and its bad words.
+        """Tokenise a request's prompt, its options and its bad words.
 
         Raises:
             InvalidRequestError: The prompt or the messages cannot be encoded for this model, a sampling field does not
@@ -46,8 +46,10 @@ class RequestEncoding:
         ids = whole = self._codec.encode(request)
         if truncation is not None:
             ids = self._codec.truncated(whole, truncation, self._room(truncation, params))
-        if len(ids) >= self._max_model_len:
-            raise self.too_long(ids)
+        options = self._codec.encode_options(request)
+        for all_ids in (ids, *(ids + option for option in options)):
+            if len(all_ids) >= self._max_model_len:
+                raise self.too_long(all_ids)
         bad_words = self._codec.word_token_ids(params.bad_words) if params.bad_words else ()
         if bad_words and not {(end,) for end in self.stop_ids(params, is_chat=is_chat)}.isdisjoint(bad_words):
             raise InvalidRequestError("bad_words: one is a token that ends the answer; leave it out, or use min_tokens")
@@ -59,6 +61,8 @@ class RequestEncoding:
             is_chat=is_chat,
             bad_words=bad_words,
             dropped_prompt_tokens=None if truncation is None else len(whole) - len(ids),
+            score_choices=request.score_choices,
+            option_token_ids=options,
         )
 
     def stop_ids(self, params: SamplingParams, *, is_chat: bool) -> frozenset[int]:

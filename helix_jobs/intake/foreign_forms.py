@@ -32,7 +32,10 @@ _GEMINI_SAMPLING: Final[Mapping[str, str]] = {
     "seed": "seed",
     "presencepenalty": "presence_penalty",
     "frequencypenalty": "frequency_penalty",
+    "responselogprobs": "logprobs",
+    "logprobs": "top_logprobs",
 }
+_LOGPROBS_INCLUDED: Final = ["message.output_text.logprobs"]
 _GEMINI_ROLES: Final[Mapping[str, str]] = {"user": "user", "model": "assistant"}
 _SHAREGPT_ROLES: Final[Mapping[str, str]] = {
     "system": "system",
@@ -103,7 +106,7 @@ def translate_responses(values: Mapping[str, Any]) -> ForeignLine | None:
         "text": ({"format": {"type": "text"}}, {}),
         "truncation": ("disabled",),
         "reasoning": ({},),
-        "include": ([],),
+        "include": ([], _LOGPROBS_INCLUDED),
         "background": (False,),
         "previous_response_id": (),
     }
@@ -112,6 +115,8 @@ def translate_responses(values: Mapping[str, Any]) -> ForeignLine | None:
         for name, value in body.items()
         if name not in ("input", "instructions", "max_output_tokens", *neutral)
     }
+    if body.get("include") == _LOGPROBS_INCLUDED:
+        ours["logprobs"] = True
     for name in ("messages", "prompt"):
         if ours.get(name) is not None:
             faults.add(InvalidFieldError(f"body.{name}", "does not belong to /v1/responses", "give input"))

@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any, Final
 from helix_jobs.bounds import MAX_PRIORITY
 from helix_jobs.errors import InvalidFieldError
 from helix_jobs.intake.chat_fields import check_chat_template_kwargs
+from helix_jobs.intake.choice_fields import read_choices, read_sampling_beside_choices
 from helix_jobs.intake.foreign_forms import MARKS, translate, translate_responses
 from helix_jobs.intake.known_fields import BODY_FIELDS, NATIVE_FIELDS, OPENAI_FIELDS, refuse_unknown, refuse_unsupported
 from helix_jobs.intake.line_faults import WHOLE_LINE, Faults, kind, short
-from helix_jobs.intake.sampling_fields import whole
+from helix_jobs.intake.numbers import whole
 from helix_jobs.intake.texts import check_messages, check_prompt
 from helix_jobs.intake.truncation_fields import read_truncation
 from helix_jobs.new_job import NewJob
@@ -147,15 +148,33 @@ def _request(
         # Do not report a misspelt prompt or messages field as missing, too.
         if not (misspelt and error.reason == _MISSING):
             faults.add(error)
-    request["sampling"] = faults.of(sampling.read, values, prefix)
     if (truncation := faults.of(read_truncation, values, prefix)) is not None:
         request["truncate_prompt"] = truncation.to_dict()
+    choices = faults.of(read_choices, values, prefix)
+    if values.get("choices") is None:
+        request["sampling"] = faults.of(sampling.read, values, prefix)
+    else:
+        request["sampling"] = faults.of(read_sampling_beside_choices, values, prefix)
+    if choices is not None:
+        request |= choices.to_dict()
+    faults.of(_check_echo, request, prefix)
     model = values.get("model")
     if model is not None:
         if not isinstance(model, str):
             faults.add(InvalidFieldError(f"{prefix}model", f"is {kind(model)}", "give a string or remove it"))
         request["model"] = model
     return request
+
+
+def _check_echo(request: Mapping[str, Any], prefix: str) -> None:
+    sampling = request["sampling"] or {}
+    if not sampling.get("echo"):
+        return
+    if "messages" in request:
+        raise InvalidFieldError(f"{prefix}echo", "stands beside messages", "remove it: a chat's answer stands alone")
+    if "prompt_token_ids" in request and "logprobs" not in sampling:
+        remedy = "give logprobs as well, or a text as the prompt"
+        raise InvalidFieldError(f"{prefix}echo", "stands beside token ids, which have no text of their own", remedy)
 
 
 def _question(values: Mapping[str, Any], prefix: str = "", url: str | None = None) -> dict[str, Any]:
@@ -174,7 +193,7 @@ def _question(values: Mapping[str, Any], prefix: str = "", url: str | None = Non
         if arguments:
             remedy = "remove it, or give messages: a prompt goes through no chat template"
             raise InvalidFieldError(f"{prefix}chat_template_kwargs", "stands beside prompt", remedy)
-        return {"prompt": check_prompt(prompt, prefix)}
+        return _prompt(check_prompt(prompt, prefix), values, prefix)
     if messages is not None:
         checked = check_messages(messages, prefix)
         return {"messages": checked, "chat_template_kwargs": arguments} if arguments else {"messages": checked}
@@ -184,6 +203,15 @@ def _question(values: Mapping[str, Any], prefix: str = "", url: str | None = Non
     raise InvalidFieldError(
         f"{prefix}prompt", _MISSING, "give prompt, messages, or an OpenAI Batch line (custom_id, method, url, body)"
     )
+
+
+def _prompt(prompt: str | list[int], values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """A text, or token ids, under the key by which it is stored."""
+    if isinstance(prompt, str):
+        return {"prompt": prompt}
+    if values.get("choices") is not None:
+        raise InvalidFieldError(f"{prefix}prompt", "is token ids beside choices", "give a text, which choices continue")
+    return {"prompt_token_ids": prompt}
 
 
 def _custom_id(values: Mapping[str, Any]) -> str | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from helix_jobs.engine.sampling_params import SAMPLING_FIELDS
 from helix_jobs.errors import InvalidFieldError
 from helix_jobs.intake.line_faults import short
+from helix_jobs.intake.logprob_fields import LOGPROB_FIELDS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 COMMON_FIELDS: Final = frozenset({"custom_id", "priority", "metadata"})
 OPENAI_FIELDS: Final = COMMON_FIELDS | {"method", "url", "body"}
-_QUESTION_FIELDS: Final = frozenset({"prompt", "messages", "chat_template_kwargs"})
+_QUESTION_FIELDS: Final = frozenset({"prompt", "messages", "chat_template_kwargs", "choices", "score_by"})
 # What to keep of a prompt that is too long: our form, and vLLM's.
 TRUNCATION_FIELDS: Final = frozenset({"truncate_prompt", "truncate_prompt_tokens"})
 # Another name of a sampling field -> the field. OpenAI's, SGLang's and transformers', SGLang's.
@@ -52,9 +53,6 @@ _NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
     "n": (1,),
     "best_of": (1,),
     "stream": (False,),
-    "logprobs": (False,),
-    "top_logprobs": (0,),
-    "echo": (False,),
     "suffix": ("",),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
@@ -81,7 +79,6 @@ _NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
     "include_reasoning": (True,),
     "length_penalty": (1,),
     "logits_processors": ([],),
-    "prompt_logprobs": (),
     "return_token_ids": (False,),
     "return_tokens_as_token_ids": (False,),
     "skip_special_tokens": (True,),
@@ -102,7 +99,6 @@ _NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
     "image_data": ([],),
     "mirostat": (0,),
     "n_keep": (0,),
-    "n_probs": (0,),
     "return_tokens": (False,),
     "t_max_predict_ms": (0,),
     "tfs_z": (1,),
@@ -114,11 +110,17 @@ _NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
     "num_return_sequences": (1,),
 }
 BODY_FIELDS: Final = (
-    SAMPLING_FIELDS | SYNONYMS.keys() | TRUNCATION_FIELDS | _HARMLESS | frozenset(_NEUTRAL) | _QUESTION_FIELDS
+    SAMPLING_FIELDS
+    | SYNONYMS.keys()
+    | LOGPROB_FIELDS
+    | TRUNCATION_FIELDS
+    | _HARMLESS
+    | frozenset(_NEUTRAL)
+    | _QUESTION_FIELDS
 )
 NATIVE_FIELDS: Final = COMMON_FIELDS | BODY_FIELDS
 # The fields that a misspelt name may have meant.
-_OWN_FIELDS: Final = COMMON_FIELDS | SAMPLING_FIELDS | TRUNCATION_FIELDS | _QUESTION_FIELDS
+_OWN_FIELDS: Final = COMMON_FIELDS | SAMPLING_FIELDS | LOGPROB_FIELDS | TRUNCATION_FIELDS | _QUESTION_FIELDS
 _BY_SPELLING: Final[Mapping[str, str]] = {name.replace("_", ""): name for name in sorted(_OWN_FIELDS)}
 # Least similarity of a misspelling: max_token and max_tokens reach it, min_tokens and max_tokens (opposites) do not.
 _ALIKE: Final = 0.85

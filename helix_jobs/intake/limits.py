@@ -49,13 +49,15 @@ class Limits:
         Raises:
             InvalidFieldError: Names the field, its size, the limit and the limit's setting.
         """
-        field = "prompt" if "prompt" in request else "messages"
+        field = "messages" if "messages" in request else "prompt"
         messages = request.get("messages", ())
         if len(messages) > MAX_MESSAGES:
             raise InvalidFieldError(
                 f"{prefix}messages", f"holds {len(messages):,} messages", f"give at most {MAX_MESSAGES:,}"
             )
-        chars = len(request.get("prompt", "")) + sum(len(message["content"]) for message in messages)
+        # A token has at least one character.
+        chars = len(request.get("prompt", request.get("prompt_token_ids", "")))
+        chars += sum(len(message["content"]) for message in messages)
         if self.prompt_chars is not None and chars > self.prompt_chars:
             remedy = f"give at most {self.prompt_chars:,}, or raise HELIX_MAX_PROMPT_CHARS"
             raise InvalidFieldError(f"{prefix}{field}", f"has {chars:,} characters", remedy)

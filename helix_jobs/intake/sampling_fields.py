@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
@@ -13,11 +11,13 @@ from helix_jobs.engine.sampling_params import SAMPLING_FIELDS, SamplingParams
 from helix_jobs.errors import InvalidFieldError
 from helix_jobs.intake.known_fields import SYNONYMS
 from helix_jobs.intake.line_faults import Faults
+from helix_jobs.intake.logprob_fields import LOGPROB_FIELDS, read_logprobs
+from helix_jobs.intake.numbers import number, whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_WHOLE: Final = frozenset({"max_tokens", "min_tokens", "top_k", "seed"})
+_WHOLE: Final = frozenset({"max_tokens", "min_tokens", "top_k", "seed", "prompt_logprobs"})
 _NUMBERS: Final = _WHOLE | {
     "temperature",
     "top_p",
@@ -26,11 +26,8 @@ _NUMBERS: Final = _WHOLE | {
     "frequency_penalty",
     "repetition_penalty",
 }
-_NUMBER: Final = re.compile(r"-?(?:0|[1-9]\d{0,19})(?:\.\d{1,20})?(?:[eE][+-]?\d{1,2})?", re.ASCII)
 # Fields for which -1 means as many as possible -> that number.
 _UNLIMITED: Final = {"max_tokens": MAX_NEW_TOKENS, "top_k": 0}
-# Up to this number, every whole number has its own float.
-_EXACT_FLOAT: Final = 2**53
 
 
 class SamplingReader:
@@ -63,33 +60,41 @@ class SamplingReader:
         if not values.keys().isdisjoint(SYNONYMS.keys()):
             names = {name: other for other, name in SYNONYMS.items() if values.get(other) is not None}
             given |= {name: _one_of(values, other, name, prefix) for name, other in names.items()}
-        if not given:
+        faults = Faults()
+        if not LOGPROB_FIELDS.isdisjoint(values.keys()):
+            given.pop("logprobs", None)
+            if (logprobs := faults.of(read_logprobs, values, prefix)) is not None:
+                given["logprobs"] = logprobs
+        if not given and not faults:
             return dict(self._stored_defaults)
         try:
-            if any(isinstance(value, list | dict) for value in given.values()):
-                return _check(given, self._defaults)
-            # The cache key includes the types: 1, 1.0 and True are equal in Python, but not in JSON.
-            return dict(self._check_once(tuple([(name, type(value), value) for name, value in given.items()])))
+            stored = self._checked(given)
         except InvalidFieldError as together:
-            faults = Faults()
-            for name, value in given.items():
-                try:
-                    _check({name: value}, self._lenient)
-                except InvalidFieldError as error:
-                    faults.add(_named(error, names, prefix))
+            self._find_faults(given, names, faults, prefix)
             faults.settle()
             raise _named(together, names, prefix) from together
+        faults.settle()
+        return stored
+
+    def _checked(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        if any(isinstance(value, list | dict) for value in given.values()):
+            return _check(given, self._defaults)
+        # The cache key includes the types: 1, 1.0 and True are equal in Python, but not in JSON.
+        return dict(self._check_once(tuple([(name, type(value), value) for name, value in given.items()])))
+
+    def _find_faults(self, given: Mapping[str, Any], names: Mapping[str, str], faults: Faults, prefix: str) -> None:
+        """Note the faults of each field by itself."""
+        scoring = {name: given[name] for name in ("echo", "logprobs") if name in given}
+        for name, value in given.items():
+            try:
+                # Beside these two, 0 new tokens are right.
+                _check({**(scoring if name == "max_tokens" else {}), name: value}, self._lenient)
+            except InvalidFieldError as error:
+                if name != "max_tokens" or error.field == name:
+                    faults.add(_named(error, names, prefix))
 
     def _check_scalars(self, given: tuple[tuple[str, type, Any], ...]) -> dict[str, Any]:
         return _check({name: value for name, _, value in given}, self._defaults)
-
-
-def whole(value: object) -> object:
-    """Convert a whole number written as a float or a text to an integer; return any other value unchanged."""
-    value = _number(value)
-    if isinstance(value, float) and value.is_integer() and abs(value) <= _EXACT_FLOAT:
-        return int(value)
-    return value
 
 
 def _check(given: Mapping[str, Any], defaults: SamplingParams) -> dict[str, Any]:
@@ -105,11 +110,7 @@ def _plain(name: str, value: object) -> object:
         return [whole(token_id) for token_id in value]
     if name == "logit_bias" and isinstance(value, list):
         return [[whole(entry[0]), *entry[1:]] if isinstance(entry, list) and entry else entry for entry in value]
-    return _number(value) if name in _NUMBERS else value
-
-
-def _number(value: object) -> object:
-    return json.loads(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else value
+    return number(value) if name in _NUMBERS else value
 
 
 def _one_of(values: Mapping[str, Any], other: str, name: str, prefix: str) -> object:

@@ -7,10 +7,11 @@ from typing import Final
 from helix_jobs.engine.prompt_truncation import TruncatePrompt
 from helix_jobs.engine.request import Request
 from helix_jobs.engine.sampling_params import SamplingParams
+from helix_jobs.engine.score_choices import ScoreChoices
 from helix_jobs.errors import InvalidFieldError
 from helix_jobs.intake.chat_fields import check_chat_template_kwargs
 from helix_jobs.intake.line_faults import kind
-from helix_jobs.intake.texts import check_messages, check_prompt
+from helix_jobs.intake.texts import check_messages, check_text, check_token_ids
 
 _SEED_LOW: Final = -(2**63)
 _SEED_HIGH: Final = 2**64 - 1
@@ -30,14 +31,16 @@ def to_engine_request(job_id: int, stored: object) -> Request:
     if not isinstance(sampling, dict):
         raise InvalidFieldError("sampling", f"is {kind(sampling)}, not an object", "submit the line again")
     truncation = stored.get("truncate_prompt")
-    prompt, messages = stored.get("prompt"), stored.get("messages")
-    if (prompt is None) == (messages is None):
+    prompt, messages, token_ids = (stored.get(key) for key in ("prompt", "messages", "prompt_token_ids"))
+    if sum(one is not None for one in (prompt, messages, token_ids)) != 1:
         raise InvalidFieldError("request", "does not hold one of prompt and messages", "submit the line again")
     return Request(
         request_id=str(job_id),
         sampling_params=SamplingParams.from_mapping(sampling),
         seed=seed,
-        prompt=None if prompt is None else check_prompt(prompt),
+        prompt=None if prompt is None else check_text(prompt),
+        prompt_token_ids=None if token_ids is None else tuple(check_token_ids(token_ids, "prompt")),
+        score_choices=ScoreChoices.from_stored(stored),
         messages=None if messages is None else tuple(check_messages(messages)),
         truncate_prompt=None if truncation is None else TruncatePrompt.from_mapping(truncation),
         chat_template_kwargs=check_chat_template_kwargs(stored.get("chat_template_kwargs"), "chat_template_kwargs"),

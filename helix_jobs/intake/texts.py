@@ -11,26 +11,53 @@ from helix_jobs.intake.line_faults import Faults, kind, short
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+_MAX_TOKEN_ID: Final = 2**31 - 1
 _ROLES: Final = ("system", "developer", "user", "assistant")
 _MESSAGE_FIELDS: Final = frozenset({"role", "content", "name"})
 # OpenAI's two APIs have two names for the same part; the third is an answer of the second API, sent back.
 _TEXT_PARTS: Final = frozenset({"text", "input_text", "output_text"})
 
 
-def check_prompt(prompt: object, prefix: str = "") -> str:
-    """Return the prompt if it is a text that is not blank.
+def check_prompt(prompt: object, prefix: str = "") -> str | list[int]:
+    """Return the prompt if it is a text that is not blank, or token ids.
+
+    A list of one prompt is that prompt, as OpenAI's clients for many prompts write it.
 
     Raises:
-        InvalidFieldError: The prompt is not such a text.
+        InvalidFieldError: The prompt is neither.
     """
     field = f"{prefix}prompt"
+    if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list):
+        (prompt,) = prompt
     if isinstance(prompt, list):
-        raise InvalidFieldError(field, "is a list", "give one string; write one line per prompt")
+        return check_token_ids(prompt, field)
+    return check_text(prompt, field)
+
+
+def check_text(prompt: object, field: str = "prompt") -> str:
+    """Return a prompt's text.
+
+    Raises:
+        InvalidFieldError: It is no text, or a blank one.
+    """
     if not isinstance(prompt, str):
         raise InvalidFieldError(field, f"is {kind(prompt)}", "give a string")
     if not prompt.strip():
         raise InvalidFieldError(field, "is empty", "give a text to continue")
     return prompt
+
+
+def check_token_ids(token_ids: object, field: str) -> list[int]:
+    """Return a prompt's token ids. The worker holds them to its model's vocabulary.
+
+    Raises:
+        InvalidFieldError: It is no list of token ids, or an empty one.
+    """
+    if isinstance(token_ids, list) and token_ids and all(type(one) is int for one in token_ids):
+        if all(0 <= one <= _MAX_TOKEN_ID for one in token_ids):
+            return token_ids
+        raise InvalidFieldError(field, "holds a number that is no token id", "give ids of the target model's tokens")
+    raise InvalidFieldError(field, "is a list", "give one string, or token ids; write one line per prompt")
 
 
 def check_messages(messages: object, prefix: str = "") -> list[dict[str, str]]:

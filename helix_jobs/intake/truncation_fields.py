@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from helix_jobs.engine.prompt_truncation import TruncatePrompt
 from helix_jobs.errors import InvalidFieldError
-from helix_jobs.intake.sampling_fields import whole
+from helix_jobs.intake.numbers import whole
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -105,6 +105,7 @@ def _row(answer: GenerationResult, info: EngineInfo, waited_seconds: float) -> R
         cumulative_logprob=answer.cumulative_logprob,
         logprobs=None if answer.logprobs is None else answer.logprobs.to_bytes(),
         prompt_logprobs=None if answer.prompt_logprobs is None else answer.prompt_logprobs.to_bytes(),
+        scores=answer.scores,
     )
 
 

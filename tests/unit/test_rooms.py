@@ -39,7 +39,15 @@ FOUNDATIONS = {
     "__main__": {"cli"},
 }
 # What a request is and what an engine answers to. Everybody may name these; no other module of the engine's own floor.
-ENGINE_VALUES = {"config", "field_checks", "prompt_truncation", "protocol", "request", "sampling_params"}
+ENGINE_VALUES = {
+    "config",
+    "field_checks",
+    "prompt_truncation",
+    "protocol",
+    "request",
+    "sampling_params",
+    "score_choices",
+}
 # Room -> rooms it may import. "engine" is the floor between the engine's rooms, "values" the modules above.
 ARROWS = {
     "observability": set(),

@@ -181,7 +181,7 @@ class Sequence:
         (lm-evaluation-harness) asks for one new token and leaves out the last of all, whichever that was.
         """
         assert self.logprobs is not None, "they were asked for"
-        was_stopped = self.finish_reason is FinishReason.STOP
+        was_stopped = self.finish_reason is FinishReason.STOP and self.token_ids[-1] not in self.kept_stop_ids
         self.logprobs.extend(rows, num_appended + (was_stopped and self.params.echo))
 
     def note_prompt_logprobs(self, rows: LogprobRows, count: int) -> None:

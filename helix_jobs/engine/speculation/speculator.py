@@ -127,7 +127,7 @@ class Speculator:
         for drafter in self._drafters.all:
             drafter.forget(sequence)
         if self._controller is not None:
-            if sequence.finish_reason is not None:
+            if sequence.finish_reason is not None and sequence.wants_output:
                 self._controller.observe_output(sequence.num_output_tokens)
             self._controller.forget(sequence.request_id)
 

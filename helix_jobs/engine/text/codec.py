@@ -142,6 +142,29 @@ class TextCodec:
             raise InvalidRequestError("bad_words: a word has no tokens in this model's vocabulary; leave it out")
         return tuple(dict.fromkeys(form for form in ids if form))
 
+    def encode_options(self, request: Request) -> tuple[tuple[int, ...], ...]:
+        """Token ids of the options that a request wants scored, each behind its prompt; none if it wants none.
+
+        Raises:
+            InvalidRequestError: An option has no tokens, or the tokenizer refuses one.
+            EngineError: The process that tokenises was ended from outside.
+        """
+        if request.score_choices is None:
+            return ()
+        options = request.score_choices.options
+        if request.prompt_token_ids is not None:
+            raise InvalidRequestError("choices continue a text, and the prompt is token ids; give it as a text")
+        found = self._prompts.encode_options(
+            options,
+            prompt=request.prompt,
+            messages=request.messages or (),
+            arguments=request.chat_template_kwargs,
+        )
+        for index, ids in enumerate(found):
+            if not ids or any(not 0 <= token_id < self._vocab_size for token_id in ids):
+                raise InvalidRequestError(f"choices[{index}] has no tokens of this model; give it some text")
+        return found
+
     def stop_token_ids(self, stop: Sequence[str]) -> frozenset[int]:
         """Ids of the stop texts that are special tokens, which never appear in an output's text.
 

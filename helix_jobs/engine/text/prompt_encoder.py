@@ -170,6 +170,39 @@ class PromptEncoder:
         answer = self._answer({"words": list(words)}, sum(map(len, words)), "these bad_words", "change them")
         return tuple(map(tuple, answer["ids"]))
 
+    def encode_options(
+        self,
+        options: Sequence[str],
+        *,
+        prompt: str | None = None,
+        messages: Sequence[Mapping[str, str]] = (),
+        arguments: Mapping[str, Any] | None = None,
+    ) -> tuple[tuple[int, ...], ...]:
+        """Token ids of texts that continue a prompt or a chat's generation prompt, see ``PromptWorker``.
+
+        Args:
+            options: The texts.
+            prompt: The prompt, or None for messages.
+            messages: As in ``encode_messages``.
+            arguments: As in ``encode_messages``.
+
+        Raises:
+            InvalidRequestError: The prompt or an option cannot be encoded, or encoding exceeds the limits.
+            EngineError: The process was ended from outside, twice.
+            OSError, RuntimeError, MemoryError: The system cannot start a process (see ``exhaustion``).
+        """
+        if prompt is not None:
+            question: dict[str, Any] = {"prompt": prompt}
+            num_chars = len(prompt)
+        else:
+            plain = [dict(message) for message in messages]
+            question = {"messages": plain, "arguments": dict(arguments or {})}
+            num_chars = sum(len(message["content"]) for message in plain)
+        # Each option is tokenised behind the whole prompt.
+        num_chars = (1 + len(options)) * num_chars + sum(map(len, options))
+        answer = self._answer({**question, "options": list(options)}, num_chars, "these choices", "shorten them")
+        return tuple(map(tuple, answer["ids"]))
+
     def close(self) -> None:
         """End all processes and the prompts that use or await one. A later prompt starts a new process."""
         with self._lock:  # a process being started is either among them already or will not be started

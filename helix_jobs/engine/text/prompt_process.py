@@ -50,19 +50,23 @@ class PromptWorker:
         return {"damage": self._damage, **({} if self._template is None else asdict(self._template.probe))}
 
     def answer(self, request: dict[str, Any]) -> Answer:
-        """Token ids of a prompt or of words.
+        """Token ids of a prompt, of options that continue it, or of words.
 
         Args:
-            request: ``prompt``, or ``messages`` and ``arguments``; and ``most``, the most ids to return. Or ``words``.
+            request: ``prompt``, or ``messages`` and ``arguments``; and ``most``, the most ids to return, or
+                ``options``. Or ``words``.
 
         Returns:
-            ``ids``, or only their ``count`` when there are more than ``most``; of words, ``ids`` has a list for each.
+            ``ids``, or only their ``count`` when there are more than ``most``; of options and of words, ``ids`` has a
+            list for each.
             Or ``refused``, the reason for none.
         """
         if "words" in request:
             return self._words(request["words"])
         try:
             with panics_as_errors():
+                if "options" in request:
+                    return {"ids": self._options(request)}
                 ids = self._prompt(request["prompt"]) if "prompt" in request else self._chat(request)
         except RefusedMessagesError as error:
             return {"refused": str(error)}
@@ -90,15 +94,34 @@ class PromptWorker:
         return ids
 
     def _chat(self, request: dict[str, Any]) -> list[int]:
+        return self._tokenize(self._render(request), add_special_tokens=False)
+
+    def _render(self, request: dict[str, Any]) -> str:
         if self._template is None:
             raise RefusedMessagesError(
                 f"the model's chat template is damaged ({self._damage}); submit a prompt instead of messages"
                 if self._damage
                 else "the model has no chat template; submit a prompt instead of messages"
             )
-        return self._tokenize(
-            self._template.render(request["messages"], request["arguments"]), add_special_tokens=False
-        )
+        return self._template.render(request["messages"], request["arguments"])
+
+    def _options(self, request: dict[str, Any]) -> list[list[int]]:
+        """The tokens of each option behind the prompt's.
+
+        Prompt and option are tokenised as one text, as they would stand in one. Where that changes the prompt's own
+        tokens, because a word goes across the boundary, the option is tokenised apart.
+        """
+        is_plain = "prompt" in request
+        text = request["prompt"] if is_plain else self._render(request)
+        before = self._tokenize(text, add_special_tokens=is_plain)
+        found = []
+        for option in request["options"]:
+            whole = self._tokenize(text + option, add_special_tokens=is_plain)
+            if whole[: len(before)] == before and len(whole) > len(before):
+                found.append(whole[len(before) :])
+            else:
+                found.append(self._tokenize(option, add_special_tokens=False))
+        return found
 
     def _tokenize(self, text: str, *, add_special_tokens: bool) -> list[int]:
         # Only the batch call can skip the offsets, which cost more than the ids.
