@@ -94,6 +94,8 @@ def _choice(result: JobResult, prompt: TokenLogprobs | None, *, is_chat: bool) -
     answer = _chat_answer(result) if is_chat else _completion_answer(result, prompt)
     if prompt is not None and "prompt_logprobs" in _sampling(result):
         answer["prompt_logprobs"] = vllm_prompt_logprobs(prompt)
+    if result.scores is not None:
+        answer["scores"] = result.scores
     return {"index": result.choice, **answer, "finish_reason": result.finish_reason}
 
 

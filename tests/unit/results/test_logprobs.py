@@ -131,6 +131,14 @@ def test_prompt_logprobs_have_vllms_form() -> None:
     assert choice["logprobs"] is None
 
 
+def test_scores_stand_beside_the_best_option() -> None:
+    scores = {"yes": {"sum": -0.5, "mean": -0.5, "tokens": 1}, "no": {"sum": -2.0, "mean": -1.0, "tokens": 2}}
+    for result, parse in ((CHAT, ChatCompletion.model_validate), (SUCCEEDED, Completion.model_validate)):
+        body = body_of(replace(result, output_text="yes", finish_reason="stop", scores=scores))
+        parse(body)
+        assert body["choices"][0]["scores"] == scores
+
+
 def test_columns_have_them_as_json() -> None:
     result = replace(SUCCEEDED, **ANSWERED, prompt_logprobs=PROMPT)
     expected = result_row(result)["logprobs"]
