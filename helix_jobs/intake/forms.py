@@ -148,13 +148,13 @@ def _request(
         # Do not report a misspelt prompt or messages field as missing, too.
         if not (misspelt and error.reason == _MISSING):
             faults.add(error)
-    if (truncation := faults.of(read_truncation, values, prefix)) is not None:
-        request["truncate_prompt"] = truncation.to_dict()
     choices = faults.of(read_choices, values, prefix)
     if values.get("choices") is None:
         request["sampling"] = faults.of(sampling.read, values, prefix)
     else:
         request["sampling"] = faults.of(read_sampling_beside_choices, values, prefix)
+    if (truncation := faults.of(read_truncation, values, prefix)) is not None:
+        request["truncate_prompt"] = truncation.to_dict()
     if choices is not None:
         request |= choices.to_dict()
     faults.of(_check_echo, request, prefix)

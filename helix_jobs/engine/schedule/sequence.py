@@ -181,8 +181,11 @@ class Sequence:
         (lm-evaluation-harness) asks for one new token and leaves out the last of all, whichever that was.
         """
         assert self.logprobs is not None, "they were asked for"
-        was_stopped = self.finish_reason is FinishReason.STOP and self.token_ids[-1] not in self.kept_stop_ids
-        self.logprobs.extend(rows, num_appended + (was_stopped and self.params.echo))
+        num_tokens = num_appended
+        if self.params.echo and self.finish_reason is FinishReason.STOP:
+            was_kept = num_appended > 0 and self.token_ids[-1] in self.kept_stop_ids
+            num_tokens += not was_kept
+        self.logprobs.extend(rows, num_tokens)
 
     def note_prompt_logprobs(self, rows: LogprobRows, count: int) -> None:
         """Keep the log probabilities of the next ``count`` prompt tokens, computed from finite logits."""
