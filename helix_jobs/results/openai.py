@@ -113,10 +113,11 @@ def _completion_answer(result: JobResult, prompt: TokenLogprobs | None) -> dict[
     parts = [] if found is None else [found]
     if _sampling(result).get("echo"):
         given = result.request.get("prompt")
-        if isinstance(given, str):
-            text = given + text
-        elif prompt is not None:  # token ids, which have no text of their own
+        # Token ids have no text of their own, and of a truncated prompt only its tokens are left.
+        if prompt is not None and (not isinstance(given, str) or result.dropped_prompt_tokens):
             text = shown_text(prompt) + text
+        else:
+            text = (given or "") + text
         if prompt is not None and parts:
             parts.insert(0, prompt)
     return {"text": text, "logprobs": completion_logprobs(parts, text) if parts else None}

@@ -134,6 +134,7 @@ def test_no_page_names_an_option_that_does_not_exist():
 def test_every_field_of_a_line_is_told_with_its_default():
     told = {code_words(name)[0]: default for name, default, _ in PAGES["formats"].rows("Fields of a line")}
     others = {"custom_id", "priority", "metadata", "chat_template_kwargs", "truncate_prompt", "truncate_prompt_tokens"}
+    others |= {"choices", "score_by"}
     assert set(told) == SAMPLING_FIELDS | others
     words = {None: "none", (): "none", False: "false"}
     assert told.pop("seed") == "from batch and line"
@@ -156,7 +157,8 @@ def test_every_table_and_column_is_described():
     for table in metadata.tables.values():
         # Beside its columns a cell names fields inside JSON.
         parts = {"prompt", "messages", "chat_template_kwargs", "sampling", "truncate_prompt", "seed", "metadata"}
-        inside = parts if table.name == "jobs" else set()
+        parts |= {"prompt_token_ids", "score_choices", "score_by"}
+        inside = {"jobs": parts, "results": {"sum", "mean", "tokens"}}.get(table.name, set())
         assert {column.name for column in table.columns} == set(told[table.name]) - inside
 
 
