@@ -135,7 +135,7 @@ def test_it_says_so_reconnects_and_then_gives_up(database, caplog):
     assert scene.done == ["reconnect"]
     assert watchdog.reconnections == 1
     said = "3 jobs waiting in the database (5 ids in the broker), 1 slot idle, and nothing was delivered"
-    assert f"{said} for 20 s; connecting" in caplog.text
+    assert f"{said} for 20 s; this worker connects to the broker again" in caplog.text
     scene.look(watchdog, 4)
     assert scene.done == ["reconnect", f"{said} for 20 s after connecting anew"]
 
