@@ -341,7 +341,7 @@ def test_local_tells_the_first_error_first_where_stopping_the_worker_fails_too(
 
     monkeypatch.setattr(LocalWorker, "__enter__", lambda self: self)
     monkeypatch.setattr(LocalWorker, "_leave", leave)
-    monkeypatch.setattr("helix_jobs.cli.submit.follow_for_person", follow)
+    monkeypatch.setattr("helix_jobs.cli.local_run.follow_for_person", follow)
     result = helix("submit", prompts(2), "--local")
     assert result.exit_code == code
     *_, one, other = result.stderr.strip().splitlines()
