@@ -18,5 +18,5 @@ def judge_skew(whose: str, seconds: float) -> Verdict:
     if abs(seconds) <= MAX_SKEW_SECONDS:
         return Verdict(subject, Level.OK, "agrees with this machine's")
     finding = f"{abs(seconds):,.0f} s {'ahead of' if seconds > 0 else 'behind'} this machine's"
-    remedy = "set both by NTP: nothing is lost by it, but waiting times and ages that are shown are wrong by as much"
+    remedy = "set both clocks by NTP; no job is lost, but the waiting times and ages shown are wrong by as much"
     return Verdict(subject, Level.WARNING, finding, remedy)

@@ -75,7 +75,7 @@ def _judge_log(size: int) -> Verdict:
     subject, finding = "database, log", f"a write-ahead log of {rough_size(size)}"
     if size <= LARGE_LOG_BYTES:
         return Verdict(subject, Level.OK, finding)
-    remedy = "a transaction that reads for long keeps it from being written back: end it, and the log is cut down"
+    remedy = "end the transaction that has read for so long; the log is then written back and cut down"
     return Verdict(subject, Level.WARNING, finding, remedy)
 
 

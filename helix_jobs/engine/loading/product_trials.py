@@ -156,7 +156,7 @@ def try_products(decoder: Decoder, folder: Path, report: Callable[[str], None]) 
     kept = _parse(file.read(), shapes)
     if kept is not None:
         return kept
-    report("trying which numbers of rows this machine's matrix products round alike in, once for these models")
+    report("trying how this machine's matrix products round, once for these models")
     with torch.inference_mode():
         ways = {shape: _try(shape, decoder, has_bias=has_bias[shape]) for shape in shapes}
         trials = {shape: found[0] for shape, found in ways.items()}
