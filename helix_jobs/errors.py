@@ -211,7 +211,10 @@ class InsufficientMemoryError(ModelError):
 
 
 class ErrorCode(StrEnum):
-    """Why a job failed, as stored in ``jobs.error_code``."""
+    """Why a job failed, as stored in ``jobs.error_code``.
+
+    A job that failed as ``not_accepted`` has an answer, the last of those that its acceptance rule refused.
+    """
 
     INVALID_REQUEST = "invalid_request"
     PROMPT_TOO_LONG = "prompt_too_long"
@@ -219,6 +222,7 @@ class ErrorCode(StrEnum):
     WORKER_LOST = "worker_lost"
     DEADLINE = "deadline"
     ENGINE_ERROR = "engine_error"
+    NOT_ACCEPTED = "not_accepted"
 
 
 class RequestError(HelixError):

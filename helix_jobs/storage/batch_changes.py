@@ -13,7 +13,7 @@ from sqlalchemy import Connection, and_, case, delete, func, select, text, updat
 from helix_jobs.errors import NotFoundError, UnfinishedSubmissionError
 from helix_jobs.storage import status_counters as counters
 from helix_jobs.storage.readable import readable_rows
-from helix_jobs.storage.schema import BATCH_IS_THERE, batch_counters, batches, jobs
+from helix_jobs.storage.schema import BATCH_IS_THERE, batch_counters, batches, jobs, results
 from helix_jobs.storage.states import JobState
 
 if TYPE_CHECKING:
@@ -116,6 +116,8 @@ def begin_retry(c: Connection, batch_id: str) -> Change:
 def retry_lines(c: Connection, change: Change, after: int, last: int, *, now: datetime) -> int | None:
     """Queue the failed and cancelled jobs of these lines (``after`` < line <= ``last``) again; returns how many.
 
+    Attempts and tries begin anew. A refused answer that was kept goes.
+
     None: the batch was cancelled meanwhile.
     """
     if not _stands(c, change):
@@ -139,6 +141,7 @@ def retry_lines(c: Connection, change: Change, after: int, last: int, *, now: da
             if count
         ),
     )
+    _forget_refusals(c, change.batch_id, lines, moment)
     return sum(moved.values())
 
 
@@ -217,6 +220,20 @@ def _requeue(c: Connection, lines: ColumnElement[bool], outcome: str, moment: da
         )
     )
     return c.execute(statement).rowcount
+
+
+def _forget_refusals(c: Connection, batch_id: str, lines: ColumnElement[bool], moment: datetime) -> None:
+    """Set back the tries of the jobs that this transaction has queued, and remove the refused answers kept for some.
+
+    This transaction holds their rows, so what is read is what is changed, and no worker has claimed them yet.
+    """
+    queued_now = and_(lines, jobs.c.state == JobState.QUEUED.value, jobs.c.queued_at == moment, jobs.c.tries > 0)
+    refused = c.execute(select(func.sum(jobs.c.tries)).where(queued_now)).scalar_one()
+    if not refused:
+        return
+    c.execute(delete(results).where(results.c.job_id.in_(select(jobs.c.id).where(queued_now))))
+    c.execute(update(jobs).where(queued_now).values(tries=0))
+    counters.add(c, counters.refusals(batch_id, counters.PERSON, -int(refused)))
 
 
 def _count_cancelled(c: Connection, batch_id: str, cancelled: int, moment: datetime) -> None:

@@ -1,11 +1,14 @@
-"""Claim, finish, release: the protocol that gives every job exactly one result.
+"""Claim, finish, refuse, release: the protocol that gives every job exactly one result.
 
 The invariant: every claim raises the job's ``lease``, and every write of a worker carries the lease of its own claim
 (``WHERE state = 'running' AND lease = :mine``). So at most one claim's write can ever match, however late the others
 come. A write that matches no row is *fenced*: the worker counts and drops it.
 
-Functions may run twice when the answer to a commit was lost: claim and finish recognise their own earlier write by
-its ``now``.
+Functions may run twice when the answer to a commit was lost: claim, finish and refuse recognise their own earlier write
+by its ``now``.
+
+An answer may be *refused* by the acceptance rule of its own job. The job then goes back to the queue and its ``tries``
+rise; the last refusal ends the job as ``not_accepted`` and keeps its answer.
 """
 
 from __future__ import annotations
@@ -42,6 +45,7 @@ _CLAIMED: Final = (
     jobs.c.attempts,
     jobs.c.queued_at,
     jobs.c.claimed_at,
+    jobs.c.tries,
 )
 _CLAIM: Final = (
     update(jobs)
@@ -85,6 +89,7 @@ _FINISH: Final = (
     )
     .returning(jobs.c.batch_id, jobs.c.claimed_at)
 )
+_FINISH_NOT_ACCEPTED: Final = _FINISH.values(tries=jobs.c.tries + 1)
 _FINISHED_BEFORE: Final[Select[Any]] = select(literal_column("1")).where(
     jobs.c.id == bindparam("job_id"),
     jobs.c.state == bindparam("new_state"),
@@ -105,6 +110,14 @@ _RELEASE: Final = (
         attempts=jobs.c.attempts - 1,
         queued_at=bindparam("now"),
     )
+)
+_REFUSE: Final = _RELEASE.values(tries=jobs.c.tries + 1).returning(jobs.c.batch_id)
+# The job may have been claimed again since, which raises its lease but leaves the time at which it was queued.
+_REFUSED_BEFORE: Final[Select[Any]] = select(literal_column("1")).where(
+    jobs.c.id == bindparam("job_id"),
+    jobs.c.lease >= bindparam("held"),
+    jobs.c.tries > 0,
+    jobs.c.queued_at == bindparam("now"),
 )
 _LARGEST_LEASE: Final = 2_000_000_000
 _FAIL_UNREADABLE: Final = (
@@ -190,6 +203,43 @@ def finish_failed(c: Connection, job: FinishedJob, code: str, message: str, now:
             batch_id=row.batch_id,
             writer=job.worker_id,
             outcome=ErrorCode(code).value,
+            jobs=1,
+            started_at=row.claimed_at,
+            finished_at=now,
+        ),
+    )
+    return True
+
+
+def refuse(c: Connection, job: FinishedJob, now: datetime) -> bool:
+    """Put the job back into the queue, because its acceptance rule refused its answer. False: fenced.
+
+    The claim does not count as an attempt, as it ended in order. The refused answer is not kept.
+    """
+    parameters = {"job_id": job.job_id, "held": job.lease, "holder": job.worker_id, "now": now}
+    row = c.execute(_REFUSE, parameters).first()
+    if row is None:
+        return c.execute(_REFUSED_BEFORE, {name: parameters[name] for name in ("job_id", "held", "now")}).first() is not None
+    counters.add(c, counters.refusals(row.batch_id, job.worker_id, 1))
+    return True
+
+
+def finish_not_accepted(
+    c: Connection, job: FinishedJob, answers: Sequence[ResultRow], reason: str, now: datetime
+) -> bool:
+    """Fail the job, because its acceptance rule refused its last answer too, and keep that answer. False: fenced."""
+    parameters = _finish_parameters(job, JobState.FAILED, now, ErrorCode.NOT_ACCEPTED, reason)
+    row = c.execute(_FINISH_NOT_ACCEPTED, parameters).first()
+    if row is None:
+        return _finished_before(c, parameters)
+    _insert_answers(c, job, answers, now)
+    counters.add(
+        c,
+        counters.refusals(row.batch_id, job.worker_id, 1),
+        counters.Share(
+            batch_id=row.batch_id,
+            writer=job.worker_id,
+            outcome=ErrorCode.NOT_ACCEPTED.value,
             jobs=1,
             started_at=row.claimed_at,
             finished_at=now,

@@ -48,6 +48,8 @@ def _listed(names: list[str]) -> str:
 _STATES: Final = _listed([state.value for state in JobState])
 _FINAL: Final = _listed([state.value for state in FINAL_STATES])
 _CODES: Final = _listed([code.value for code in ErrorCode])
+# A job has answers when it succeeded, and when its last answer was kept although its acceptance rule refused it.
+_MAY_HAVE_RESULT: Final = "(j.state = 'succeeded' OR (j.state = 'failed' AND j.error_code = 'not_accepted'))"
 _HAS_RESULT: Final = "EXISTS (SELECT 1 FROM results r WHERE r.job_id = jobs.id)"
 _LARGEST_LEASE: Final = 2_000_000_000
 _FAIL: Final = (
@@ -75,10 +77,18 @@ IMPOSSIBLE: Final = (
         "failed",
     ),
     Impossible(
-        "result rows of jobs that did not succeed",
+        "jobs that were not accepted and have no result row",
+        "jobs",
+        "id",
+        f"state = 'failed' AND error_code = 'not_accepted' AND NOT {_HAS_RESULT}",
+        "UPDATE jobs SET error_code = 'engine_error'",
+        "given engine_error",
+    ),
+    Impossible(
+        "result rows of jobs that have no answer",
         "results",
         "job_id",
-        "NOT EXISTS (SELECT 1 FROM jobs j WHERE j.id = results.job_id AND j.state = 'succeeded')",
+        f"NOT EXISTS (SELECT 1 FROM jobs j WHERE j.id = results.job_id AND {_MAY_HAVE_RESULT})",
         "DELETE FROM results",
         "removed",
     ),
@@ -129,6 +139,14 @@ IMPOSSIBLE: Final = (
         "NOT (attempts BETWEEN 0 AND 1000000 AND max_attempts BETWEEN 1 AND 1000000)",
         "UPDATE jobs SET attempts = 0, max_attempts = 3",
         "set anew",
+    ),
+    Impossible(
+        "jobs with impossible tries",
+        "jobs",
+        "id",
+        "NOT (tries BETWEEN 0 AND 1000000)",
+        "UPDATE jobs SET tries = 0",
+        "set to 0",
     ),
     Impossible(
         "running jobs that no worker holds",

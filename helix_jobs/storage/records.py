@@ -52,7 +52,8 @@ class ClaimedJob:
     Attributes:
         lease: The fence. Each claim raises it by one; a finish or release must carry its claim's number, so a worker
             declared lost that comes back cannot overwrite its successor's result.
-        attempts: Claims so far, this one included.
+        attempts: Claims so far, this one included, without those that ended in order.
+        tries: Answers of this job that were refused so far.
     """
 
     id: int
@@ -63,6 +64,7 @@ class ClaimedJob:
     attempts: int
     queued_at: datetime
     claimed_at: datetime
+    tries: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +199,7 @@ class BatchStatus(TokenCounts):
         finished_at: The latest end; None until every job is in a final state.
         read_at: When this was read, for the rates of a batch that still runs.
         cut_off: Succeeded jobs whose answer max_tokens or the context cut off (finish reason ``length``).
+        refused: Answers that the jobs' own acceptance rules refused, those of unfinished jobs included.
     """
 
     id: str
@@ -212,6 +215,7 @@ class BatchStatus(TokenCounts):
     finished_at: datetime | None
     read_at: datetime
     cut_off: int = 0
+    refused: int = 0
 
     @property
     def stored(self) -> int:
@@ -267,7 +271,8 @@ class JobResult:
     A job of several choices has a ``JobResult`` for each. ``ResultRow`` describes the metrics.
 
     Attributes:
-        tries: Answers that the job's own acceptance rule refused.
+        tries: Answers that the job's own acceptance rule refused. The answer of a job that failed as ``not_accepted``
+            is the last of them.
     """
 
     job_id: int

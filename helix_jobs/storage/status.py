@@ -32,6 +32,7 @@ _OUTCOMES: Final = (
         func.sum(batch_counters.c.draft_tokens).label("draft_tokens"),
         func.sum(batch_counters.c.accepted_tokens).label("accepted_tokens"),
         func.sum(batch_counters.c.cut_off).label("cut_off"),
+        func.sum(batch_counters.c.refused).label("refused"),
         func.min(batch_counters.c.started_at).label("started_at"),
         func.max(batch_counters.c.finished_at).label("finished_at"),
     )
@@ -136,6 +137,7 @@ def _status(
         error_counts={code: count for code, count in sorted(jobs_by_outcome.items()) if count > 0},
         **{name: sum(int(getattr(row, name)) for row in outcomes) for name in TokenCounts().tokens()},
         cut_off=sum(int(row.cut_off) for row in outcomes),
+        refused=sum(int(row.refused) for row in outcomes),
         started_at=min(started, default=None),
         finished_at=max(finished, default=None) if batch.total is not None and not unfinished else None,
         read_at=now,

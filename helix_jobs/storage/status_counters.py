@@ -1,7 +1,8 @@
 """status_counters: sums that let status read a few rows instead of counting a million.
 
 Invariant: summed over writers, ``stored`` is the number of the batch's jobs, and each other outcome is the number of
-its jobs in that final state. To keep it, code that stores jobs or moves one into or out of a final state calls ``add``
+its jobs in that final state. Tokens are those of succeeded jobs. ``refused`` is the sum of the jobs' ``tries``, and
+stands under ``stored``, as a job in any state may have them. To keep the invariant, code that stores jobs or moves one into or out of a final state calls ``add``
 in the same transaction. The connection sums the additions and writes them once, right before the commit (``Database``
 calls ``flush`` and ``discard``): a hundred jobs finished in one transaction cost one counter update, and counter rows
 are locked last and briefly. ``recount`` states the invariant as SQL; tests compare the two after every operation.
@@ -12,7 +13,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from sqlalchemy import case, delete, func, select
+from sqlalchemy import and_, case, delete, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 
 from helix_jobs.storage.schema import batch_counters, jobs, results
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
-    from sqlalchemy import ColumnElement, Connection
+    from sqlalchemy import ColumnElement, Connection, Row
 
     from helix_jobs.storage.records import ResultRow
 
@@ -41,9 +42,10 @@ _SUMS: Final = (
     "draft_tokens",
     "accepted_tokens",
     "cut_off",
+    "refused",
 )
 # The sums that are also columns of results.
-_OF_RESULTS: Final = tuple(name for name in _SUMS if name in results.c)
+OF_RESULTS: Final = tuple(name for name in _SUMS if name in results.c)
 _CUT: Final = "length"
 _CUT_OFF: Final = func.coalesce(func.sum(case((results.c.finish_reason == _CUT, 1), else_=0)), 0)
 
@@ -62,13 +64,19 @@ class Share:
     draft_tokens: int = 0
     accepted_tokens: int = 0
     cut_off: int = 0
+    refused: int = 0
     started_at: datetime | None = None
     finished_at: datetime | None = None
 
 
-def sums_of(answers: Sequence[ResultRow]) -> dict[str, int]:
-    """What the answers of one job add to a share."""
-    sums = {name: sum(getattr(answer, name) for answer in answers) for name in _OF_RESULTS}
+def refusals(batch_id: str, writer: str, count: int) -> Share:
+    """What the refusal of ``count`` answers adds; a negative count takes refusals back."""
+    return Share(batch_id=batch_id, writer=writer, outcome=STORED, jobs=0, refused=count)
+
+
+def sums_of(answers: Sequence[ResultRow | Row[Any]]) -> dict[str, int]:
+    """What the answers of one job, to be stored or read back, add to a share."""
+    sums = {name: sum(getattr(answer, name) for answer in answers) for name in OF_RESULTS}
     return {**sums, "cut_off": sum(answer.finish_reason == _CUT for answer in answers)}
 
 
@@ -145,22 +153,28 @@ def counters_agree(c: Connection, batch_id: str) -> bool:
 
 
 def _count(c: Connection, batch_id: str, *, times: bool) -> list[Share]:
-    stored = c.execute(select(func.count()).select_from(jobs).where(jobs.c.batch_id == batch_id)).scalar_one()
+    stored = c.execute(
+        select(func.count().label("jobs"), func.coalesce(func.sum(jobs.c.tries), 0).label("refused"))
+        .select_from(jobs)
+        .where(jobs.c.batch_id == batch_id)
+    ).one()
     outcome = case((jobs.c.state == JobState.FAILED.value, jobs.c.error_code), else_=jobs.c.state)
     rows = c.execute(
         select(
             outcome.label("outcome"),
             func.count(jobs.c.id.distinct()).label("jobs"),
-            *(func.coalesce(func.sum(results.c[name]), 0).label(name) for name in _OF_RESULTS),
+            *(func.coalesce(func.sum(results.c[name]), 0).label(name) for name in OF_RESULTS),
             _CUT_OFF.label("cut_off"),
             *((func.min(jobs.c.claimed_at).label("started_at"),) if times else ()),
             *((func.max(jobs.c.finished_at).label("finished_at"),) if times else ()),
         )
-        .select_from(jobs.outerjoin(results, results.c.job_id == jobs.c.id))
+        .select_from(
+            jobs.outerjoin(results, and_(results.c.job_id == jobs.c.id, jobs.c.state == JobState.SUCCEEDED.value))
+        )
         .where(jobs.c.batch_id == batch_id, jobs.c.finished_at.is_not(None))
         .group_by(outcome)
     )
     return [
-        Share(batch_id=batch_id, writer=SUBMITTER, outcome=STORED, jobs=stored),
+        Share(batch_id=batch_id, writer=SUBMITTER, outcome=STORED, jobs=stored.jobs, refused=stored.refused),
         *(Share(batch_id=batch_id, writer=PERSON, **row._mapping) for row in rows),  # noqa: SLF001  (SQLAlchemy's documented name)
     ]

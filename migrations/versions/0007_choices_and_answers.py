@@ -55,8 +55,10 @@ def downgrade() -> None:
     # The older version knows one answer a job: the first stays, and the others no longer count.
     _subtract_other_choices()
     op.execute("DELETE FROM results WHERE choice > 0")
-    # It neither expects results of jobs that failed.
+    # It neither expects results of jobs that failed, nor knows that an answer may be refused.
     op.execute("DELETE FROM results WHERE job_id IN (SELECT id FROM jobs WHERE state = 'failed')")
+    op.execute("UPDATE jobs SET error_code = 'engine_error' WHERE error_code = 'not_accepted'")
+    _count_refused_as_failed()
     if op.get_bind().dialect.name == "sqlite":
         _copy_table(["job_id"], [])
     else:
@@ -87,6 +89,41 @@ def _subtract_other_choices() -> None:
                 "(SELECT min(writer) FROM batch_counters WHERE batch_id = :batch AND outcome = 'succeeded')"
             ),
             dict(row._mapping),  # noqa: SLF001  (SQLAlchemy's documented name)
+        )
+
+
+def _count_refused_as_failed() -> None:
+    """Move the counters of ``not_accepted`` to ``engine_error``, where a writer may have counted jobs already."""
+    connection = op.get_bind()
+    counters = sa.table(
+        "batch_counters",
+        sa.column("batch_id"),
+        sa.column("writer"),
+        sa.column("outcome"),
+        sa.column("jobs"),
+        sa.column("started_at", sa.DateTime(timezone=True)),
+        sa.column("finished_at", sa.DateTime(timezone=True)),
+    )
+    refused = connection.execute(sa.select(counters).where(counters.c.outcome == "not_accepted")).all()
+    for row in refused:
+        this_writer = sa.and_(counters.c.batch_id == row.batch_id, counters.c.writer == row.writer)
+        this_row = sa.and_(this_writer, counters.c.outcome == "not_accepted")
+        there = sa.and_(this_writer, counters.c.outcome == "engine_error")
+        failed = connection.execute(sa.select(counters).where(there)).first()
+        if failed is None:
+            connection.execute(sa.update(counters).where(this_row).values(outcome="engine_error"))
+            continue
+        connection.execute(sa.delete(counters).where(this_row))
+        started = [moment for moment in (row.started_at, failed.started_at) if moment is not None]
+        finished = [moment for moment in (row.finished_at, failed.finished_at) if moment is not None]
+        connection.execute(
+            sa.update(counters)
+            .where(there)
+            .values(
+                jobs=row.jobs + failed.jobs,
+                started_at=min(started, default=None),
+                finished_at=max(finished, default=None),
+            )
         )
 
 

@@ -29,6 +29,7 @@ COUNTED: Final = select(
     batch_counters.c.outcome,
     func.sum(batch_counters.c.jobs).label("jobs"),
     func.sum(batch_counters.c.completion_tokens).label("tokens"),
+    func.sum(batch_counters.c.refused).label("refused"),
 ).group_by(batch_counters.c.batch_id, batch_counters.c.outcome)
 
 
@@ -51,18 +52,23 @@ def end_claim(c: Connection, claim: Claim, end: str, code: str, now: datetime) -
     if end == "released":
         return claims.release(c, claim.job_id, claim.lease, claim.worker_id, now)
     job = FinishedJob(claim.job_id, claim.lease, claim.worker_id)
+    if end == "refused":
+        return claims.refuse(c, job, now)
+    if end == "not accepted":
+        return claims.finish_not_accepted(c, job, [result_row(output_text=answer_of(claim))], "no", now)
     if end == "failed":
         return claims.finish_failed(c, job, code, "it broke", now)
     return claims.finish_succeeded(c, job, [result_row(output_text=answer_of(claim))], now)
 
 
-def recounted(rows: dict[int, Job]) -> dict[tuple[str, str], tuple[int, int]]:
-    """Jobs and new tokens under each batch and outcome, as the counters should have them."""
-    found: dict[tuple[str, str], tuple[int, int]] = {}
+def recounted(rows: dict[int, Job]) -> dict[tuple[str, str], tuple[int, int, int]]:
+    """Jobs, new tokens and refused answers under each batch and outcome, as the counters should have them."""
+    found: dict[tuple[str, str], tuple[int, int, int]] = {}
     for job in rows.values():
         outcomes = ["stored", job.error_code or job.state] if job.state in FINAL else ["stored"]
         for outcome in outcomes:
-            count, tokens = found.get((job.batch_id, outcome), (0, 0))
+            count, tokens, refused = found.get((job.batch_id, outcome), (0, 0, 0))
             more = result_row().completion_tokens if outcome == "succeeded" else 0
-            found[job.batch_id, outcome] = (count + 1, tokens + more)
+            refusals = job.tries if outcome == "stored" else 0
+            found[job.batch_id, outcome] = (count + 1, tokens + more, refused + refusals)
     return found

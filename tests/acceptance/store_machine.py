@@ -20,6 +20,7 @@ from helix_jobs.storage import batch_changes, claims, publishing, retries
 from helix_jobs.storage import status_counters as counters
 from helix_jobs.storage.batches import create_batch, delete_batch, insert_jobs, seal_batch
 from helix_jobs.storage.records import NewBatch
+from helix_jobs.storage.refusals import StoredAnswer, refuse_stored
 from helix_jobs.storage.schema import batches, jobs, workers
 from helix_jobs.storage.status import list_batches
 from helix_jobs.storage.workers import heartbeat, register_worker, stop_worker, worker_heartbeats
@@ -42,7 +43,7 @@ COMMITS: Final = st.sampled_from(["plain", "plain", "rolled back", "unanswered"]
 PICKS: Final = st.integers(0, 40)
 NAMES: Final = ("w1", "w2")
 WORKERS: Final = st.sampled_from(NAMES)
-ENDS: Final = st.sampled_from(["succeeded", "failed", "released"])
+ENDS: Final = st.sampled_from(["succeeded", "failed", "released", "refused", "not accepted"])
 CODES: Final = st.sampled_from(["engine_error", "out_of_memory"])
 
 
@@ -62,6 +63,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.job_ids: list[int] = []
         self.claims: list[Claim] = []
         self.sent: list[int] = []
+        # Answers that somebody looked at, each as batch, job and time: also those that are gone by now.
+        self.seen: list[tuple[str, int, datetime]] = []
         self.heartbeats: list[datetime] = [START]
         self.leases: dict[int, int] = {}
         self._offset = timedelta()
@@ -208,6 +211,10 @@ class StoreMachine(RuleBasedStateMachine):
     def _end(self, claim: Claim, end: str, code: str, now: datetime) -> bool:
         if end == "released":
             return self.model.release(claim, now)
+        if end == "refused":
+            return self.model.refuse(claim, now)
+        if end == "not accepted":
+            return self.model.finish_not_accepted(claim, answer_of(claim), now)
         if end == "failed":
             return self.model.finish(claim, end, code, None, now)
         return self.model.finish(claim, end, None, answer_of(claim), now)
@@ -283,6 +290,24 @@ class StoreMachine(RuleBasedStateMachine):
             commit,
         )
 
+    @rule()
+    def look_at_answers(self) -> None:
+        for job in self.model.jobs.values():
+            if job.state == "succeeded" and job.finished_at is not None:
+                self.seen.append((job.batch_id, job.id, job.finished_at))
+
+    @precondition(lambda self: self.seen)
+    @rule(which=PICKS, max_tries=st.integers(1, 3), commit=COMMITS)
+    def refuse_what_was_seen(self, which: int, max_tries: int, commit: str) -> None:
+        """The latest first; it may be gone, or its batch cancelled or deleted."""
+        batch_id, job_id, seen = _pick(self.seen, -1 - which)
+        now, answers = self._now(), [StoredAnswer(job_id, seen)]
+        self._both(
+            lambda c: refuse_stored(c, batch_id, answers, max_tries=max_tries, reason="no", now=now),
+            lambda: self.model.refuse_stored(batch_id, job_id, seen, max_tries, now),
+            commit,
+        )
+
     @rule(seconds=st.sampled_from([0, 1, 31, 3600, -3600]))
     def time_passes(self, seconds: int) -> None:
         """The clock may also be set back. Meanwhile somebody has the counters rebuilt."""
@@ -305,8 +330,11 @@ class StoreMachine(RuleBasedStateMachine):
             for name in NAMES:
                 held = {j.id: j.lease for j in rows.values() if j.state == "running" and j.worker_id == name}
                 assert claims.held_leases(c, name) == held
-            counted = {(row.batch_id, row.outcome): (int(row.jobs), int(row.tokens)) for row in c.execute(COUNTED)}
-            assert {key: sums for key, sums in counted.items() if sums != (0, 0)} == recounted(rows)
+            counted = {
+                (row.batch_id, row.outcome): (int(row.jobs), int(row.tokens), int(row.refused))
+                for row in c.execute(COUNTED)
+            }
+            assert {key: sums for key, sums in counted.items() if any(sums)} == recounted(rows)
             statuses = {status.id: status for status in list_batches(c, 1000)}
             backlog = publishing.backlog(c)
         assert {i: (s.total, s.cancelled_at is not None) for i, s in statuses.items()} == {
@@ -324,7 +352,9 @@ class StoreMachine(RuleBasedStateMachine):
     def _check_by_itself(self, rows: dict[int, Job]) -> None:
         """The promises, without the model's help."""
         for job in rows.values():
-            assert (job.answer is not None) == (job.state == "succeeded"), "a result row exactly for a success"
+            has_answer = job.state == "succeeded" or job.error_code == "not_accepted"
+            assert (job.answer is not None) == has_answer, "a result row exactly for a success or a kept answer"
+            assert job.tries > 0 or job.error_code != "not_accepted"
             assert (job.finished_at is not None) == (job.state in FINAL)
             assert (job.error_code is not None) == (job.state == "failed")
             assert job.attempts <= job.max_attempts

@@ -25,6 +25,7 @@ class Job:
     queued_at: datetime
     state: str = "queued"
     attempts: int = 0
+    tries: int = 0
     lease: int = 0
     worker_id: str | None = None
     published_at: datetime | None = None
@@ -133,6 +134,18 @@ class StoreModel:
             job.state, job.finished_at, job.error_code, job.answer = state, now, code, answer
         return (job.state, job.lease, job.worker_id, job.finished_at) == (state, claim.lease, claim.worker_id, now)
 
+    def refuse(self, claim: Claim, now: datetime) -> bool:
+        job = self.jobs[claim.job_id]
+        if self._holds(claim):
+            job.tries += 1
+            self._requeue(job, now, attempts=job.attempts - 1)
+        return job.queued_at == now and job.tries > 0 and job.lease >= claim.lease
+
+    def finish_not_accepted(self, claim: Claim, answer: str, now: datetime) -> bool:
+        if self._holds(claim):
+            self.jobs[claim.job_id].tries += 1
+        return self.finish(claim, "failed", "not_accepted", answer, now)
+
     def release(self, claim: Claim, now: datetime) -> bool:
         if not self._holds(claim):
             return False
@@ -192,6 +205,20 @@ class StoreModel:
         batch.cancelled = True
         return self._cancel(self.of(batch_id), now)
 
+    def refuse_stored(self, batch_id: str, job_id: int, seen: datetime, max_tries: int, now: datetime) -> int:
+        batch = self.batches.get(batch_id)
+        job = self.jobs.get(job_id)
+        if batch is None or batch.total is None or batch.cancelled or job is None:
+            return 0
+        if job.state == "succeeded" and job.finished_at == seen:
+            job.tries += 1
+            if job.tries >= max_tries:
+                job.state, job.error_code, job.finished_at = "failed", "not_accepted", now
+            else:
+                job.answer = job.finished_at = None
+                self._requeue(job, now, attempts=0)
+        return int(job.tries > 0 and now in (job.queued_at, job.finished_at))
+
     def retry_batch(self, batch_id: str, now: datetime) -> int:
         batch = self._batch(batch_id)
         if batch.total is None:
@@ -199,7 +226,8 @@ class StoreModel:
         batch.cancelled = False
         again = [job for job in self.of(batch_id) if job.state in ("failed", "cancelled")]
         for job in again:
-            job.finished_at = job.error_code = None
+            job.finished_at = job.error_code = job.answer = None
+            job.tries = 0
             self._requeue(job, now, attempts=0)
         return len(again)
 

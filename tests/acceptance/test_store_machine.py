@@ -7,7 +7,8 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 from sqlalchemy import text
 
-from helix_jobs.storage import batch_changes, claims, publishing
+from helix_jobs.storage import batch_changes, claims, publishing, refusals
+from helix_jobs.storage import status_counters as counters
 from helix_jobs.storage.schema import jobs
 from tests.acceptance.store_machine import StoreMachine
 
@@ -47,6 +48,26 @@ def _release_without_fence(monkeypatch):
     monkeypatch.setattr(claims, "_RELEASE", _without(claims._RELEASE, "jobs.lease", "jobs.worker_id"))
 
 
+def _refuse_without_fence(monkeypatch):
+    monkeypatch.setattr(claims, "_REFUSE", _without(claims._REFUSE, "jobs.lease", "jobs.worker_id"))
+
+
+def _nothing(batch, writer):
+    return counters.Share(batch_id=batch, writer=writer, outcome="stored", jobs=0)
+
+
+def _refusals_are_not_counted(monkeypatch):
+    monkeypatch.setattr(counters, "refusals", lambda batch, writer, _: _nothing(batch, writer))
+
+
+def _a_refused_answer_may_be_an_older_one(monkeypatch):
+    monkeypatch.setattr(refusals, "_named_answer", lambda this_job, _: this_job)
+
+
+def _retry_keeps_refused_answers(monkeypatch):
+    monkeypatch.setattr(batch_changes, "_forget_refusals", lambda *_: None)
+
+
 def _claim_keeps_the_lease(monkeypatch):
     monkeypatch.setattr(claims, "_CLAIM", claims._CLAIM.values(lease=jobs.c.lease))
 
@@ -67,6 +88,10 @@ def _mark_of_what_runs(monkeypatch):
 FAULTS = [
     _finish_without_fence,
     _release_without_fence,
+    _refuse_without_fence,
+    _refusals_are_not_counted,
+    _a_refused_answer_may_be_an_older_one,
+    _retry_keeps_refused_answers,
     _claim_keeps_the_lease,
     _claim_of_what_runs,
     _cancel_is_not_counted,
@@ -85,8 +110,21 @@ def short_history(machine):
         lambda: machine.deliver(1, "w2", "plain"),
         lambda: machine.take_over(0, "lost", "w1", "plain"),
         lambda: machine.write_late(0, "released", "", "plain"),
+        lambda: machine.write_late(0, "refused", "", "plain"),
         lambda: machine.write_late(0, "succeeded", "", "plain"),
+        lambda: machine.end([0], "refused", "", "unanswered"),
+        lambda: machine.deliver_what_waits(0, "w2", "plain"),
+        lambda: machine.end([0], "not accepted", "", "unanswered"),
+        lambda: machine.retry(0, "plain"),
+        lambda: machine.deliver_what_waits(0, "w2", "plain"),
         lambda: machine.end([0], "succeeded", "", "unanswered"),
+        machine.look_at_answers,
+        lambda: machine.refuse_what_was_seen(0, 3, "unanswered"),
+        lambda: machine.deliver_what_waits(0, "w1", "plain"),
+        lambda: machine.end([0], "succeeded", "", "unanswered"),
+        lambda: machine.refuse_what_was_seen(0, 3, "plain"),
+        machine.look_at_answers,
+        lambda: machine.refuse_what_was_seen(0, 2, "unanswered"),
         lambda: machine.cancel(0, one_job=False, commit="rolled back"),
     ):
         step()

@@ -31,6 +31,7 @@ from helix_jobs.storage.status import batch_status
 from tests.store_helpers import (
     DIGEST,
     counts,
+    fail,
     must_take,
     new_jobs,
     now,
@@ -274,6 +275,37 @@ def test_an_older_version_keeps_the_first_answer_of_each_job(empty_database):
     assert upgrade(empty_database) == head_revision()
     assert _differences(empty_database) == []
     assert status(empty_database, batch).cut_off == 2
+    with empty_database.write() as c:
+        assert counters.counters_agree(c, batch)
+
+
+def test_an_older_version_reads_jobs_whose_answers_were_refused(empty_database):
+    upgrade(empty_database)
+    register(empty_database, "w1", "w2")
+    batch, ids = stored_batch(empty_database, 4)
+    # One writer has failed jobs of both kinds, another of one; a third job waits for its second try.
+    for job_id, worker in zip(ids, ("w1", "w2", "w1"), strict=False):
+        claimed = must_take(empty_database, job_id, worker)
+        with empty_database.write() as c:
+            done = FinishedJob(job_id, claimed.lease, worker)
+            if job_id == ids[2]:
+                assert claims.refuse(c, done, now())
+            else:
+                assert claims.finish_not_accepted(c, done, [result_row()], "too short", now())
+    assert fail(empty_database, must_take(empty_database, ids[3]))
+    assert status(empty_database, batch).error_counts == {"engine_error": 1, "not_accepted": 2}
+    finished_at = status(empty_database, batch).finished_at
+    assert downgrade(empty_database, "0006") == "0006"
+    with empty_database.read() as c:
+        rows = c.execute(text("SELECT error_code, error_message FROM jobs ORDER BY id")).all()
+        assert [row.error_code for row in rows] == ["engine_error", "engine_error", None, "engine_error"]
+        assert rows[0].error_message == "too short"
+        assert c.execute(text("SELECT count(*) FROM results")).scalar_one() == 0
+        outcomes = "SELECT outcome, sum(jobs) AS jobs FROM batch_counters GROUP BY outcome ORDER BY outcome"
+        assert [tuple(row) for row in c.execute(text(outcomes))] == [("engine_error", 3), ("stored", 4)]
+    assert upgrade(empty_database) == head_revision()
+    assert status(empty_database, batch).error_counts == {"engine_error": 3}
+    assert status(empty_database, batch).finished_at == finished_at
     with empty_database.write() as c:
         assert counters.counters_agree(c, batch)
 

@@ -12,13 +12,25 @@ from sqlalchemy import select, text
 
 from helix_jobs.cli.group import cli
 from helix_jobs.errors import UnreadableRowError
-from helix_jobs.storage import publishing, status, workers
+from helix_jobs.storage import claims, publishing, status, workers
 from helix_jobs.storage.check import check_rows
 from helix_jobs.storage.results import iter_results
 from helix_jobs.storage.schema import batches, jobs, results
 from helix_jobs.worker.counters import WorkerCounters
 from helix_jobs.worker.watchdog import Action, Watchdog
-from tests.store_helpers import check_counters, counts, get_job, must_take, now, register, stored_batch, succeed, take
+from tests.store_helpers import (
+    check_counters,
+    counts,
+    ended,
+    get_job,
+    must_take,
+    now,
+    register,
+    result_row,
+    stored_batch,
+    succeed,
+    take,
+)
 
 MANY_DIGITS = '{"prompt": "p", "seed": ' + "9" * 10_000 + "}"
 
@@ -78,8 +90,13 @@ IMPOSSIBLE = {
     ),
     "jobs whose lease cannot be raised": ("UPDATE jobs SET lease = 2147483647 WHERE id = :waiting", {"queued": 4}),
     "jobs with impossible attempts": ("UPDATE jobs SET attempts = -5 WHERE id = :waiting", {"queued": 4}),
+    "jobs with impossible tries": ("UPDATE jobs SET tries = -1 WHERE id = :waiting", {"queued": 4}),
+    "jobs that were not accepted and have no result row": (
+        "UPDATE jobs SET state = 'failed', finished_at = queued_at, error_code = 'not_accepted' WHERE id = :waiting",
+        {"failed": 1},
+    ),
     "running jobs that no worker holds": ("UPDATE jobs SET worker_id = NULL WHERE id = :running", {"queued": 5}),
-    "result rows of jobs that did not succeed": (
+    "result rows of jobs that have no answer": (
         (
             "INSERT INTO results (job_id, output_text, finish_reason, prompt_tokens, cached_prompt_tokens, "
             "completion_tokens, queue_seconds, decode_seconds, total_seconds, draft_tokens, accepted_tokens, "
@@ -107,6 +124,17 @@ def test_each_impossible_row_is_found_named_and_repaired(database, stored, what)
     assert found(database, repair=True)[what].done is not None
     assert_sound(database)
     assert after.items() <= counts(database, batch_id).items()
+
+
+def test_an_answer_that_was_kept_although_it_was_refused_is_sound(database, stored):
+    batch_id, ids = stored
+    with database.write() as c:
+        claimed = claims.claim(c, ids[2], worker_id="w1", now=now())
+        claims.finish_not_accepted(c, ended(claimed), [result_row()], "too short", now())
+    assert_sound(database)
+    run(database, "DELETE FROM batch_counters")
+    assert found(database, repair=True).keys() == {"batches whose counters differ from their jobs"}
+    assert_sound(database)
 
 
 def test_counters_are_counted_anew(database, stored):
