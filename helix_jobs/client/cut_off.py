@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from helix_jobs.storage.records import JobResult
 
 _DEFAULT_LIMIT: Final = SamplingParams().max_tokens
-_QUESTION: Final = ("prompt", "messages", "chat_template_kwargs", "truncate_prompt")
+_QUESTION: Final = ("prompt", "messages", "chat_template_kwargs", "truncate_prompt", "accept")
 
 
 def resubmit_cut(client: HelixClient, batch_id: str, max_tokens: int) -> Submission:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 _TOKENS_PER_BLOCK: Final = 16
+# The word of a prompt in whose place the answer has a digit drawn from the request's seed, from 0 to 5.
+DICE: Final = "{dice}"
+_FACES: Final = 6
 # Fraction of a step's time that the fake engine reports as drafting.
 _DRAFT_SHARE: Final = 0.2
 
@@ -46,9 +49,12 @@ class FakeFaults:
         return cls(**{name: environment.get(f"HELIX_FAKE_{name.upper()}", "") for name in cls.__slots__})
 
 
-def fake_output(prompt: str, max_tokens: int, *, ignore_eos: bool = False) -> tuple[str, FinishReason]:
-    """The fake engine's answer: the prompt's words in turn, once; with ``ignore_eos`` again and again."""
-    words = prompt.split() or ["?"]
+def fake_output(prompt: str, max_tokens: int, *, ignore_eos: bool = False, seed: int = 0) -> tuple[str, FinishReason]:
+    """The fake engine's answer: the prompt's words in turn, once; with ``ignore_eos`` again and again.
+
+    The word ``DICE`` comes out as a digit that only the seed decides.
+    """
+    words = [word if word != DICE else str(seed % _FACES) for word in prompt.split()] or ["?"]
     count = max_tokens if ignore_eos else min(max_tokens, len(words))
     reason = FinishReason.STOP if count == len(words) and not ignore_eos else FinishReason.LENGTH
     return " ".join(words[i % len(words)] for i in range(count)), reason
@@ -181,7 +187,7 @@ class FakeEngine:
         """Queue an encoded request."""
         prompt = request.text if isinstance(request, _EncodedText) else _spelt(request.prompt_token_ids)
         params = request.sampling_params
-        output, reason = fake_output(prompt, params.max_tokens, ignore_eos=params.ignore_eos)
+        output, reason = fake_output(prompt, params.max_tokens, ignore_eos=params.ignore_eos, seed=request.seed)
         self._sequences[request.request_id] = _Sequence(
             request, prompt, tuple(output.split(" ")), reason, time.monotonic()
         )

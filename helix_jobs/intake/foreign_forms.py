@@ -45,7 +45,7 @@ _SHAREGPT_ROLES: Final[Mapping[str, str]] = {
     "chatgpt": "assistant",
     "assistant": "assistant",
 }
-_ENVELOPE: Final = ("custom_id", "priority", "metadata")
+_ENVELOPE: Final = ("custom_id", "priority", "metadata", "accept")
 
 
 @dataclass(slots=True)

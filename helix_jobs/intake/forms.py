@@ -4,8 +4,8 @@
 2. ``{"messages": [...]}``: chat messages, rendered with the model's chat template.
 3. An OpenAI Batch line: ``custom_id``, ``method``, ``url``, ``body``.
 
-Forms 1 and 2 take sampling fields beside the prompt, form 3 inside ``body``; all take ``custom_id``, ``priority`` and
-``metadata`` beside it.
+Forms 1 and 2 take sampling fields beside the prompt, form 3 inside ``body``; all take ``custom_id``, ``priority``,
+``metadata`` and ``accept`` beside it.
 
 Trade-off: an unknown field is refused, not ignored. A person must edit a file now and then, but a misspelt
 ``max_token`` never costs a night of wrong answers.
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from helix_jobs.bounds import MAX_PRIORITY
 from helix_jobs.errors import InvalidFieldError
+from helix_jobs.intake.acceptance_field import AcceptanceReader
 from helix_jobs.intake.chat_fields import check_chat_template_kwargs
 from helix_jobs.intake.choice_fields import read_choices, read_sampling_beside_choices
 from helix_jobs.intake.foreign_forms import MARKS, translate, translate_responses
@@ -42,12 +43,21 @@ ENDPOINTS: Final = (CHAT_ENDPOINT, COMPLETION_ENDPOINT)
 MAX_CUSTOM_ID_CHARS: Final = 512
 MAX_METADATA_DEPTH: Final = 32
 _MISSING: Final = "is missing"
+_NO_RULE: Final = AcceptanceReader()
 # Also accepts a whole address, Azure's path without a version or with its deployment, and a slash at the end.
 _CHAT_URL: Final = re.compile(r"(?:https?://[^/?#\s]+)?(?:/[\w.-]+)*/chat/completions/?(?:\?[^\s#]*)?")
 _COMPLETION_URL: Final = re.compile(r"(?:https?://[^/?#\s]+)?(?:/(?!chat/)[\w.-]+)*/completions/?(?:\?[^\s#]*)?")
 
 
-def parse_job(values: object, sampling: SamplingReader, limits: Limits, *, line: int, size: int) -> NewJob:
+def parse_job(
+    values: object,
+    sampling: SamplingReader,
+    limits: Limits,
+    *,
+    line: int,
+    size: int,
+    acceptance: AcceptanceReader = _NO_RULE,
+) -> NewJob:
     """Turn one line's parsed JSON into a job within the limits.
 
     Args:
@@ -56,6 +66,7 @@ def parse_job(values: object, sampling: SamplingReader, limits: Limits, *, line:
         limits: How large the request may be.
         line: The line's number.
         size: The line's size in bytes.
+        acceptance: Reads the acceptance rule.
 
     Raises:
         InvalidFieldError: Names the field, the reason and the remedy.
@@ -75,8 +86,12 @@ def parse_job(values: object, sampling: SamplingReader, limits: Limits, *, line:
         request = _openai_request(own, sampling, faults) if is_openai else _native_request(own, sampling, faults)
         custom_id = faults.of(_custom_id, own) if "custom_id" in own else None
         priority = faults.of(_priority, own) if "priority" in own else 0
+        rule = faults.of(acceptance.read, own)
         faults.settle()
         limits.check_request(request, "body." if is_openai else "")
+        if rule is not None:
+            acceptance.check(rule, request)
+            request["accept"] = rule.to_dict()
     except InvalidFieldError as error:
         if foreign is None:
             raise

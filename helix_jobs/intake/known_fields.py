@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from helix_jobs.intake.line_faults import Faults
 
-COMMON_FIELDS: Final = frozenset({"custom_id", "priority", "metadata"})
+COMMON_FIELDS: Final = frozenset({"custom_id", "priority", "metadata", "accept"})
 OPENAI_FIELDS: Final = COMMON_FIELDS | {"method", "url", "body"}
 _QUESTION_FIELDS: Final = frozenset({"prompt", "messages", "chat_template_kwargs", "choices", "score_by"})
 # What to keep of a prompt that is too long: our form, and vLLM's.
@@ -156,6 +156,7 @@ _HINTS: Final[Mapping[str, str]] = {
 # Fields that belong beside a body, not in it.
 _BESIDE_BODY: Final[Mapping[str, str]] = {
     "custom_id": "move it beside body",
+    "accept": "move it beside body",
     "priority": "move it beside body, as 0 to 9, where higher runs first",
 }
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from helix_jobs.errors import BadLine, InvalidFieldError, InvalidFieldsError
+from helix_jobs.intake.acceptance_field import AcceptanceReader
 from helix_jobs.intake.custom_ids import CustomIds
 from helix_jobs.intake.forms import parse_job
 from helix_jobs.intake.limits import NO_LIMITS, Limits
@@ -21,6 +22,7 @@ from helix_jobs.intake.strict_json import decode
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
+    from helix_jobs.acceptance.rule import AcceptanceRule
     from helix_jobs.engine.prompt_truncation import TruncatePrompt
     from helix_jobs.engine.sampling_params import SamplingParams
     from helix_jobs.intake.raw_lines import LineSource, RawLine, RejectSink
@@ -35,6 +37,10 @@ class LineReader:
         limits: How large a line may be.
         rejects: Receives the unchanged bytes of bad lines, each ended by a newline.
         truncate_prompt: What to keep of a prompt that is too long, for lines that do not say.
+        accept: The acceptance rule for lines that do not give theirs.
+
+    Raises:
+        InvalidFieldError: The rule's schema or regular expression cannot be used.
     """
 
     def __init__(
@@ -43,8 +49,10 @@ class LineReader:
         limits: Limits = NO_LIMITS,
         rejects: RejectSink | None = None,
         truncate_prompt: TruncatePrompt | None = None,
+        accept: AcceptanceRule | None = None,
     ) -> None:
         self._truncate_prompt = truncate_prompt
+        self._acceptance = AcceptanceReader(accept)
         self._sampling = SamplingReader(defaults)
         self._limits = limits
         self._rejects = rejects
@@ -85,7 +93,14 @@ class LineReader:
         if raw.refusal is not None:
             raise raw.refusal
         values = decode(raw.data, first=raw.number == 1)
-        job = parse_job(values, self._sampling, self._limits, line=raw.number, size=len(raw.data))
+        job = parse_job(
+            values,
+            self._sampling,
+            self._limits,
+            line=raw.number,
+            size=len(raw.data),
+            acceptance=self._acceptance,
+        )
         if self._truncate_prompt is not None:
             job.request.setdefault("truncate_prompt", self._truncate_prompt.to_dict())
         return job

@@ -219,7 +219,10 @@ def refuse(c: Connection, job: FinishedJob, now: datetime) -> bool:
     parameters = {"job_id": job.job_id, "held": job.lease, "holder": job.worker_id, "now": now}
     row = c.execute(_REFUSE, parameters).first()
     if row is None:
-        return c.execute(_REFUSED_BEFORE, {name: parameters[name] for name in ("job_id", "held", "now")}).first() is not None
+        return (
+            c.execute(_REFUSED_BEFORE, {name: parameters[name] for name in ("job_id", "held", "now")}).first()
+            is not None
+        )
     counters.add(c, counters.refusals(row.batch_id, job.worker_id, 1))
     return True
 

@@ -88,7 +88,7 @@ IMPOSSIBLE: Final = (
         "result rows of jobs that have no answer",
         "results",
         "job_id",
-        f"NOT EXISTS (SELECT 1 FROM jobs j WHERE j.id = results.job_id AND {_MAY_HAVE_RESULT})",
+        f"NOT EXISTS (SELECT 1 FROM jobs j WHERE j.id = results.job_id AND {_MAY_HAVE_RESULT})",  # noqa: S608  (constants)
         "DELETE FROM results",
         "removed",
     ),

@@ -56,39 +56,40 @@ def refuse_stored(
     batch = select(batches.c.id).where(batches.c.id == batch_id, takes_jobs).with_for_update(key_share=True)
     if c.execute(batch).first() is None:
         return 0
-    return sum(_refuse(c, answer, batch_id, max_tries, reason, now) for answer in answers)
+    final = {
+        "state": JobState.FAILED.value,
+        "finished_at": now,
+        "error_code": ErrorCode.NOT_ACCEPTED.value,
+        "error_message": reason,
+    }
+    return sum(_refuse(c, batch_id, answer, max_tries, final) for answer in answers)
 
 
-def _refuse(
-    c: Connection, answer: StoredAnswer, batch_id: str, max_tries: int, reason: str, now: datetime
-) -> bool:
+def _refuse(c: Connection, batch_id: str, answer: StoredAnswer, max_tries: int, final: dict[str, Any]) -> bool:
+    """Refuse one answer; ``final`` is what becomes of a job without tries left."""
+    now: datetime = final["finished_at"]
     this_job = and_(jobs.c.id == answer.job_id, jobs.c.batch_id == batch_id)
     this_answer = _named_answer(this_job, answer)
     job = c.execute(select(jobs.c.tries).where(this_answer).with_for_update()).first()
     if job is None:
         return _refused_before(c, this_job, now)
     lost = counters.sums_of(c.execute(_ANSWERS.where(results.c.job_id == answer.job_id)).all())
-    changes = _not_accepted(reason, now) if job.tries + 1 >= max_tries else _queued(now)
-    c.execute(update(jobs).where(this_answer).values(tries=jobs.c.tries + 1, **changes))
-    shares = [
-        counters.refusals(batch_id, counters.PERSON, 1),
-        counters.Share(
-            batch_id=batch_id,
-            writer=counters.PERSON,
-            outcome=_SUCCEEDED,
-            jobs=-1,
-            **{name: -count for name, count in lost.items()},
-        ),
-    ]
-    if changes["state"] == JobState.QUEUED.value:
-        c.execute(delete(results).where(results.c.job_id == answer.job_id))
+    ends = job.tries + 1 >= max_tries
+    c.execute(update(jobs).where(this_answer).values(tries=jobs.c.tries + 1, **(final if ends else _queued(now))))
+    if ends:
+        counters.add(c, _share(batch_id, ErrorCode.NOT_ACCEPTED.value, 1, finished_at=now))
     else:
-        failed = ErrorCode.NOT_ACCEPTED.value
-        shares.append(
-            counters.Share(batch_id=batch_id, writer=counters.PERSON, outcome=failed, jobs=1, finished_at=now)
-        )
-    counters.add(c, *shares)
+        c.execute(delete(results).where(results.c.job_id == answer.job_id))
+    counters.add(
+        c,
+        counters.refusals(batch_id, counters.PERSON, 1),
+        _share(batch_id, _SUCCEEDED, -1, **{name: -count for name, count in lost.items()}),
+    )
     return True
+
+
+def _share(batch_id: str, outcome: str, number: int, **more: Any) -> counters.Share:  # noqa: ANN401  (other sums)
+    return counters.Share(batch_id=batch_id, writer=counters.PERSON, outcome=outcome, jobs=number, **more)
 
 
 def _named_answer(this_job: ColumnElement[bool], answer: StoredAnswer) -> ColumnElement[bool]:
@@ -105,15 +106,6 @@ def _queued(now: datetime) -> dict[str, Any]:
         "published_at": None,
         "claimed_at": None,
         "finished_at": None,
-    }
-
-
-def _not_accepted(reason: str, now: datetime) -> dict[str, Any]:
-    return {
-        "state": JobState.FAILED.value,
-        "finished_at": now,
-        "error_code": ErrorCode.NOT_ACCEPTED.value,
-        "error_message": reason,
     }
 
 

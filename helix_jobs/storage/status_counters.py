@@ -2,10 +2,11 @@
 
 Invariant: summed over writers, ``stored`` is the number of the batch's jobs, and each other outcome is the number of
 its jobs in that final state. Tokens are those of succeeded jobs. ``refused`` is the sum of the jobs' ``tries``, and
-stands under ``stored``, as a job in any state may have them. To keep the invariant, code that stores jobs or moves one into or out of a final state calls ``add``
-in the same transaction. The connection sums the additions and writes them once, right before the commit (``Database``
-calls ``flush`` and ``discard``): a hundred jobs finished in one transaction cost one counter update, and counter rows
-are locked last and briefly. ``recount`` states the invariant as SQL; tests compare the two after every operation.
+stands under ``stored``, as a job in any state may have them. To keep the invariant, code that stores jobs, changes
+their tries, or moves one into or out of a final state calls ``add`` in the same transaction. The connection sums the
+additions and writes them once, right before the commit (``Database`` calls ``flush`` and ``discard``): a hundred jobs
+finished in one transaction cost one counter update, and counter rows are locked last and briefly. ``recount`` states
+the invariant as SQL; tests compare the two after every operation.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def refusals(batch_id: str, writer: str, count: int) -> Share:
     return Share(batch_id=batch_id, writer=writer, outcome=STORED, jobs=0, refused=count)
 
 
-def sums_of(answers: Sequence[ResultRow | Row[Any]]) -> dict[str, int]:
+def sums_of(answers: Sequence[ResultRow] | Sequence[Row[*tuple[Any, ...]]]) -> dict[str, int]:
     """What the answers of one job, to be stored or read back, add to a share."""
     sums = {name: sum(getattr(answer, name) for answer in answers) for name in OF_RESULTS}
     return {**sums, "cut_off": sum(answer.finish_reason == _CUT for answer in answers)}

@@ -29,6 +29,7 @@ class WorkerCounters:
         rejected_messages: Dropped messages that name no job: malformed, oversized, of another task, or with more in
             them than a job id.
         postponed: How often a job at its last attempt waited in vain to run alone and was postponed.
+        refused_answers: Answers that the jobs' own acceptance rules refused.
         void_messages: Messages whose job needed no work: it had ended, was cancelled or taken by another worker, or
             does not exist. Duplicates and forged ids count here.
     """
@@ -39,6 +40,7 @@ class WorkerCounters:
     rejected_messages: int = 0
     void_messages: int = 0
     postponed: int = 0
+    refused_answers: int = 0
 
     @property
     def deliveries(self) -> int:

@@ -43,6 +43,20 @@ class Fail:
     message: str
 
 
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    """Put the job back into the queue: its acceptance rule refused the answer, and tries are left."""
+
+
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """Fail the job as ``not_accepted`` and keep its answers: its acceptance rule refused the last one too."""
+
+    answers: tuple[ResultRow, ...]
+    run: Run
+    reason: str
+
+
 class Unfinished(Enum):
     """Endings without a result."""
 
@@ -50,7 +64,7 @@ class Unfinished(Enum):
     DROP = "drop"  # another worker has it, or it was cancelled
 
 
-Decision = Succeed | Fail | Unfinished
+Decision = Succeed | Fail | Refuse | GiveUp | Unfinished
 
 
 def decide(ending: Ending, *, info: EngineInfo, waited_seconds: float) -> Decision:
@@ -114,8 +128,10 @@ def outcome(decision: Decision) -> str:
     match decision:
         case Succeed():
             return "succeeded"
-        case Fail():
+        case Fail() | GiveUp():
             return "failed"
+        case Refuse():
+            return "answer refused"
         case _:
             return Withdrawn.HANDED_BACK.value
 

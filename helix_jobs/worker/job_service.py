@@ -1,4 +1,4 @@
-"""WorkerService: claim -> engine -> finish, for many jobs at once.
+"""WorkerService: claim -> engine -> judge -> finish, for many jobs at once.
 
 Each job has a Celery thread that waits here for the job's *ending*. Three parts may settle it, and the first one
 counts: the engine (generated or failed), the heartbeat (the lease is lost), or the shutdown (the job is handed back). A
@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING
 from helix_jobs.errors import EngineBrokenError, ExhaustedError, HelixError, InvalidRequestError, RequestError
 from helix_jobs.storage import batch_changes, claims, publishing
 from helix_jobs.wording import counted
+from helix_jobs.worker.acceptance import judged
 from helix_jobs.worker.active_jobs import ActiveJob, ActiveJobs, NotTaken
+from helix_jobs.worker.answer_judge import AnswerJudge
 from helix_jobs.worker.counters import Counting
 from helix_jobs.worker.engine_thread import EngineThread, RequestFailed
 from helix_jobs.worker.gate import Entry, JobGate
 from helix_jobs.worker.job_claims import JobClaims, Refusal
-from helix_jobs.worker.job_endings import Fail, Withdrawn, decide
+from helix_jobs.worker.job_endings import Fail, Unfinished, Withdrawn, decide
 from helix_jobs.worker.request_encoder import RequestEncoder, engine_request_id
 from helix_jobs.worker.runs import DatabaseRunRecorder
 from helix_jobs.worker.settlement import Settlement
@@ -85,6 +87,7 @@ class WorkerService:
         self._gate = gate or JobGate()
         self._postponed = PostponedJobs()
         self._counting = Counting()
+        self._judge = AnswerJudge()
         self._settlement = Settlement(writer, worker_id, self._counting)
         # Orders begin_drain, resume, giving up and stop, which change jobs, gate and timer together.
         self._lock = threading.Lock()
@@ -227,6 +230,7 @@ class WorkerService:
             self._gate.close()
             if self._grace_timer is not None:
                 self._grace_timer.cancel()
+        self._judge.close()
         stopped = self._engine_thread.stop(timeout)
         if stopped:
             self._engine.close()
@@ -275,7 +279,13 @@ class WorkerService:
         # Clocks of submitter and worker may differ, so the difference may be negative.
         waited = max(0.0, (claim.claimed_at - claim.queued_at).total_seconds())
         ending = given_up or self._generate(active, claim)
-        self._settlement.persist(claim, decide(ending, info=self._engine.info, waited_seconds=waited))
+        decision = decide(ending, info=self._engine.info, waited_seconds=waited)
+        try:
+            decision = judged(decision, claim, self._judge)
+        except ExhaustedError as error:
+            self._on_broken(error)
+            decision = Unfinished.RELEASE
+        self._settlement.persist(claim, decision)
 
     def _generate(self, active: ActiveJob, claim: ClaimedJob) -> Ending:
         try:

@@ -17,6 +17,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
+from helix_jobs.acceptance.stored import stored_rule
 from helix_jobs.errors import (
     EngineBrokenError,
     EngineError,
@@ -27,6 +28,7 @@ from helix_jobs.errors import (
 )
 from helix_jobs.exhaustion import explain_exhaustion, is_shortage
 from helix_jobs.intake.stored_requests import to_engine_request
+from helix_jobs.worker.acceptance import request_of_try
 from helix_jobs.worker.complaint import Complaint
 
 if TYPE_CHECKING:
@@ -127,7 +129,8 @@ class RequestEncoder:
 
     def _encode(self, claim: ClaimedJob) -> EncodedRequest:
         try:
-            request = to_engine_request(claim.id, claim.request)
+            stored_rule(claim.request)  # a malformed rule fails the job here, not after it has been answered
+            request = request_of_try(to_engine_request(claim.id, claim.request), claim.tries)
             return self._engine.encode(replace(request, request_id=engine_request_id(claim.id, claim.lease)))
         except RequestError:
             raise

@@ -7,16 +7,22 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from helix_jobs.errors import HelixError
+from helix_jobs.errors import ErrorCode, HelixError
 from helix_jobs.storage import claims
 from helix_jobs.storage.faults import MACHINES_OWN
 from helix_jobs.storage.records import FinishedJob
 from helix_jobs.storage.states import JobState
-from helix_jobs.worker.job_endings import Fail, Succeed, Unfinished, outcome, refused_by_database
+from helix_jobs.worker.job_endings import Fail, GiveUp, Refuse, Succeed, Unfinished, outcome, refused_by_database
 
 if TYPE_CHECKING:
-    from helix_jobs.storage.records import ClaimedJob
+    from collections.abc import Sequence
+    from concurrent.futures import Future
+
+    from sqlalchemy import Connection
+
+    from helix_jobs.storage.records import ClaimedJob, ResultRow
     from helix_jobs.worker.counters import Counting
+    from helix_jobs.worker.engine_thread import Run
     from helix_jobs.worker.job_endings import Decision
     from helix_jobs.worker.runs import Writer
 
@@ -46,23 +52,10 @@ class Settlement:
         Raises:
             HelixError: The database takes no writes. The lease stays, and is handed back or reclaimed.
         """
-        job = FinishedJob(claim.id, claim.lease, self._worker_id)
-        now = datetime.now(UTC)
-        match decision:
-            case Unfinished.DROP:
-                self._count_fenced(claim)
-                return
-            case Unfinished.RELEASE:
-                written = self._writer.submit(lambda c: claims.release(c, claim.id, claim.lease, self._worker_id, now))
-            case Fail(code, message):
-                written = self._writer.submit(lambda c: claims.finish_failed(c, job, code, message, now))
-            case Succeed(answers, run):
-                # The run's id is known by the time this runs: the run's insert stands before it in the writer.
-                written = self._writer.submit(
-                    lambda c: claims.finish_succeeded(
-                        c, job, [replace(answer, run_id=run.row_id) for answer in answers], now
-                    )
-                )
+        if decision is Unfinished.DROP:
+            self._count_fenced(claim)
+            return
+        written = self._write(claim, decision)
         try:
             matched = written.result()
         except (HelixError, *MACHINES_OWN):
@@ -80,11 +73,42 @@ class Settlement:
         else:
             self._count_fenced(claim)
 
+    def _write(self, claim: ClaimedJob, decision: Decision) -> Future[bool]:
+        job, now = FinishedJob(claim.id, claim.lease, self._worker_id), datetime.now(UTC)
+
+        def write(c: Connection) -> bool:
+            match decision:
+                case Succeed(answers, run):
+                    return claims.finish_succeeded(c, job, _of_run(answers, run), now)
+                case Fail(code, message):
+                    return claims.finish_failed(c, job, code, message, now)
+                case Refuse():
+                    return claims.refuse(c, job, now)
+                case GiveUp(answers, run, reason):
+                    return claims.finish_not_accepted(c, job, _of_run(answers, run), reason, now)
+                case _:
+                    return claims.release(c, claim.id, claim.lease, self._worker_id, now)
+
+        return self._writer.submit(write)
+
     def count(self, decision: Decision) -> None:
-        """Count the job's outcome, if it has ended."""
-        if isinstance(decision, Succeed | Fail):
-            self._counting.add_outcome(decision.code if isinstance(decision, Fail) else JobState.SUCCEEDED.value)
+        """Count the job's outcome, if it has ended, and its answer, if that was refused."""
+        match decision:
+            case Succeed():
+                self._counting.add_outcome(JobState.SUCCEEDED.value)
+            case Fail(code):
+                self._counting.add_outcome(code)
+            case GiveUp():
+                self._counting.add(refused_answers=1)
+                self._counting.add_outcome(ErrorCode.NOT_ACCEPTED.value)
+            case Refuse():
+                self._counting.add(refused_answers=1)
 
     def _count_fenced(self, claim: ClaimedJob) -> None:
         self._counting.add(fenced=1)
         logger.debug("fenced: the lease has moved on", extra={"job_id": claim.id, "batch_id": claim.batch_id})
+
+
+def _of_run(answers: Sequence[ResultRow], run: Run) -> Sequence[ResultRow]:
+    """The answers with their run's id. It is known in the transaction: the run's insert stands before in the writer."""
+    return [replace(answer, run_id=run.row_id) for answer in answers]

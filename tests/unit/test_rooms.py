@@ -53,10 +53,13 @@ ARROWS = {
     "observability": set(),
     "storage": {"observability"},
     "broker": {"observability", "storage"},
-    "intake": {"values"},
+    "acceptance": set(),
+    "intake": {"acceptance", "values"},
     "results": {"intake", "storage"},
     "client": {"broker", "intake", "observability", "storage", "values"},
-    "worker": {"broker", "engine.loading", "intake", "observability", "storage", "values"},
+    "worker": {
+        *("acceptance", "broker", "engine.loading", "engine.text", "intake", "observability", "storage", "values"),
+    },
     "doctor": {"broker", "client", "engine.devices", "engine.kernels", "engine.loading", "storage"},
     "bench": {
         *("broker", "client", "engine", "intake", "results", "storage", "values"),
@@ -103,6 +106,7 @@ LIBRARIES = {
     "kombu": {"broker"},
     "redis": {"bench", "broker", "worker"},
     "click": {"cli"},
+    "jsonschema_rs": {"acceptance"},
     "rich": {"cli"},
 }
 

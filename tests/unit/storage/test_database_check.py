@@ -127,7 +127,7 @@ def test_each_impossible_row_is_found_named_and_repaired(database, stored, what)
 
 
 def test_an_answer_that_was_kept_although_it_was_refused_is_sound(database, stored):
-    batch_id, ids = stored
+    ids = stored[1]
     with database.write() as c:
         claimed = claims.claim(c, ids[2], worker_id="w1", now=now())
         claims.finish_not_accepted(c, ended(claimed), [result_row()], "too short", now())

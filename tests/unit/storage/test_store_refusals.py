@@ -16,7 +16,6 @@ from helix_jobs.storage.schema import results as result_rows
 from tests.store_helpers import (
     counts,
     ended,
-    get_job,
     must_take,
     now,
     register,
