@@ -99,5 +99,7 @@ def _compiled(schema: Any) -> Validator:  # noqa: ANN401  (parsed JSON)
     except ValidationError as error:
         place = "/".join(map(str, error.instance_path))
         raise ValueError(f"at {place}" if place else "a reference leads out of it, or nowhere") from None
+    except UnicodeError:
+        raise ValueError("it holds half a character") from None
     except ReferencingError:
         raise ValueError("a reference leads out of it, or nowhere") from None

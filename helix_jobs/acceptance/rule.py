@@ -150,7 +150,11 @@ def _schema_fault(field: str, value: object) -> InvalidFieldError | None:
         return InvalidFieldError(field, "is neither an object nor true", remedy)
     if is_deeper(value, MAX_SCHEMA_DEPTH):
         return InvalidFieldError(field, "is nested too deeply", f"give at most {MAX_SCHEMA_DEPTH} levels")
-    if (size := len(json.dumps(value))) > MAX_SCHEMA_CHARS:
+    try:
+        size = len(json.dumps(value))
+    except (TypeError, ValueError):
+        return InvalidFieldError(field, "is no JSON", remedy)
+    if size > MAX_SCHEMA_CHARS:
         return InvalidFieldError(field, f"has {size:,} characters as JSON", f"give at most {MAX_SCHEMA_CHARS:,}")
     return None
 

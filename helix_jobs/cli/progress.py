@@ -113,6 +113,8 @@ def _details(status: BatchStatus, pace: Pace) -> list[str]:
     parts += [f"{status.counts[state]:,} {state}" for state in _NOT_SUCCEEDED if status.counts[state]]
     if status.cut_off:
         parts.append(f"{status.cut_off:,} cut off")
+    if status.refused:
+        parts.append(f"{status.refused:,} refused")
     if pace.tokens_per_second is not None:
         parts.append(f"{rate(pace.tokens_per_second)} tokens/s")
     if status.acceptance_rate is not None:
@@ -136,6 +138,8 @@ def summary_lines(status: BatchStatus) -> list[str]:
         lines.append(", ".join(figures))
     if status.cut_off:
         lines.append(f"{counted(status.cut_off, 'answer')} cut off by max_tokens or the context")
+    if status.refused:
+        lines.append(f"{counted(status.refused, 'answer')} refused by acceptance rules")
     if status.error_counts:
         lines.append(
             "errors: " + ", ".join(f"{code} {number:,}" for code, number in sorted(status.error_counts.items()))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import click
 
+from helix_jobs.cli.acceptance_option import parse_accept
 from helix_jobs.cli.console import is_interactive, make_console, printable, show, working
 from helix_jobs.cli.follow import follow_for_person, print_summary, worker_notice
 from helix_jobs.cli.group import INTERRUPTED, HelixCommand, command_line, echo_json, fail, helix_options, open_client
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from helix_jobs.acceptance.rule import AcceptanceRule
     from helix_jobs.client.client import HelixClient
     from helix_jobs.client.submission import Submission, SubmitProgress, SubmitStage
     from helix_jobs.engine.prompt_truncation import TruncatePrompt
@@ -62,6 +64,12 @@ def _parse_metadata(ctx: click.Context, parameter: click.Parameter, values: tupl
 @click.option(
     "--metadata", multiple=True, callback=_parse_metadata, metavar="KEY=VALUE", help="Store with the batch; repeatable."
 )
+@click.option(
+    "--accept",
+    callback=parse_accept,
+    metavar="JSON|FILE",
+    help='When an answer counts, for lines that do not say, as in {"not_cut": true}; others are tried again.',
+)
 @sampling_options
 @truncation_option
 @helix_options
@@ -72,6 +80,7 @@ def submit(
     truncate_prompt: TruncatePrompt | None,
     metadata: dict[str, str],
     *,
+    accept: AcceptanceRule | None,
     wait: bool,
     local: bool,
     name: str | None,
@@ -95,6 +104,7 @@ def submit(
         "truncate_prompt": truncate_prompt,
         "idempotency_key": idempotency_key,
         "metadata": metadata or None,
+        "accept": accept,
         "skip_invalid": skip_invalid,
         "rejects": (rejects or _place_for_bad_lines(file)) if skip_invalid else None,
     }

@@ -54,6 +54,7 @@ def batch_json(status: BatchStatus) -> dict[str, Any]:
         "draft_tokens": status.draft_tokens,
         "accepted_tokens": status.accepted_tokens,
         "cut_off": status.cut_off,
+        "refused": status.refused,
         "acceptance_rate": status.acceptance_rate,
         "tokens_per_second": status.tokens_per_second,
         "errors": {str(code): number for code, number in sorted(status.error_counts.items())},
@@ -84,6 +85,7 @@ def job_json(job: JobSummary) -> dict[str, Any]:
         "state": str(job.state),
         "priority": job.priority,
         "attempts": job.attempts,
+        "tries": job.tries,
         "error_code": job.error_code,
     }
 
@@ -127,6 +129,8 @@ def batch_view(status: BatchStatus) -> Table:
         row("Errors", f"{code} {number:,}")
     if status.cut_off:
         row("Cut off", f"{counted(status.cut_off, 'answer')} by max_tokens or the context")
+    if status.refused:
+        row("Refused", f"{counted(status.refused, 'answer')} by acceptance rules")
     if status.completion_tokens:
         speed = "" if status.tokens_per_second is None else f", {rate(status.tokens_per_second)} tokens/s"
         shared = f" ({status.cached_prompt_tokens:,} shared)" if status.cached_prompt_tokens else ""

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from datetime import timedelta
     from types import TracebackType
 
+    from helix_jobs.acceptance.rule import AcceptanceRule
+    from helix_jobs.client.acceptance import Accept
     from helix_jobs.client.purge import Outcome, Purged, PurgePlan
     from helix_jobs.client.submission import Submission, SubmitProgress, SubmitStage, Tally
     from helix_jobs.engine.prompt_truncation import TruncatePrompt
@@ -82,6 +84,7 @@ class HelixClient:
         truncate_prompt: TruncatePrompt | None = None,
         idempotency_key: str | None = None,
         metadata: Mapping[str, Any] | None = None,
+        accept: AcceptanceRule | Mapping[str, Any] | Accept | None = None,
         skip_invalid: bool = False,
         rejects: str | os.PathLike[str] | BinaryIO | None = None,
         on_invalid: Callable[[BadLine], None] | None = None,
@@ -98,6 +101,8 @@ class HelixClient:
             idempotency_key: Submitting the same content again under the same key returns the first submission's batch,
                 and finishes it if that submission was interrupted.
             metadata: Stored with the batch.
+            accept: When an answer counts. A rule, or a mapping with its fields, holds for lines that do not give their
+                own, and workers judge by it. A function judges here: this call then returns when ``accept`` does.
             skip_invalid: Enqueue the good lines although there are bad ones.
             rejects: A path or binary stream that receives the bytes of bad lines. A path's file is made only if there
                 are bad lines, and replaced whole.
@@ -109,7 +114,7 @@ class HelixClient:
         Raises:
             InvalidInputError: There are bad lines; the error carries the first 10,000.
             InputError: There is no such file, or it holds no lines, or more than HELIX_MAX_JOBS_PER_BATCH; or the bad
-                lines cannot be written.
+                lines cannot be written; or the rule is wrong.
             IdempotencyConflictError: The key names a batch with different content.
             BrokerUnreachableError: HELIX_REDIS_URL is set but does not answer; nothing was stored.
             DatabaseUnreachableError: The database does not answer. A Postgres that answered before is retried for a
@@ -118,6 +123,7 @@ class HelixClient:
                 not at all.
             SchemaVersionError: The database's schema is not this version's.
         """
+        from helix_jobs.client.acceptance import rule_of
         from helix_jobs.client.handover import reach_broker
         from helix_jobs.client.submission import SubmitProgress, Tally, submit_lines
         from helix_jobs.intake.limits import Limits
@@ -126,7 +132,7 @@ class HelixClient:
         from helix_jobs.storage.records import NewBatch
 
         defaults = SamplingParams() if defaults is None else defaults
-        limits = Limits.of(self.settings)
+        limits, rule = Limits.of(self.settings), rule_of(accept)
         now = datetime.now(UTC)
         with ExitStack() as stack:
             lines = stack.enter_context(open_source(source))
@@ -146,7 +152,7 @@ class HelixClient:
             )
 
             def read() -> Generator[NewJob | BadLine, None, None]:
-                yield from lines.read(LineReader(defaults, limits, sink, truncate_prompt))
+                yield from lines.read(LineReader(defaults, limits, sink, truncate_prompt, rule))
                 # Write the rejects before the batch is sealed: a later error would hide that the jobs run.
                 if sink is not None:
                     sink.finish()
@@ -172,7 +178,34 @@ class HelixClient:
                 on_progress=report,
                 on_stage=on_stage,
             )
-            return submission if handover is None else replace(submission, published=handover.publish())
+            if handover is not None:
+                submission = replace(submission, published=handover.publish())
+        if callable(accept):
+            self.accept(submission.batch_id, accept)
+        return submission
+
+    def accept(self, batch_id: str, accept: Accept, *, max_tries: int = 3, poll: float = 1.0) -> BatchStatus:
+        """Judge the answers of a batch here, and have jobs whose answer is refused answered again, until none is left.
+
+        Waits until every job has ended, and again after each round. The refused answer goes, and the next one has a
+        fresh seed. A job whose last answer is refused ends as ``not_accepted`` and keeps it. If this call ends early,
+        by an error of the function too, no answer and no job is lost: call it again.
+
+        Args:
+            batch_id: The batch.
+            accept: Called with each answer of succeeded jobs; returns whether it counts. A job of several choices is
+                refused if one of them is.
+            max_tries: Most answers of a job, those included that its own rule refused.
+            poll: Seconds between polls.
+
+        Raises:
+            NotFoundError: No such batch.
+            InputError: ``max_tries`` is out of range.
+            DatabaseUnreachableError: The database does not answer.
+        """
+        from helix_jobs.client.acceptance import accept_answers
+
+        return accept_answers(self, self._database(), batch_id, accept, max_tries=max_tries, poll=poll)
 
     def status(self, batch_id: str) -> BatchStatus:
         """Return the counts, tokens and times of a batch.

@@ -262,6 +262,7 @@ class JobSummary:
     priority: int
     attempts: int
     error_code: str | None
+    tries: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -56,6 +56,7 @@ _SUMMARY_COLUMNS: Final = (
     jobs.c.state,
     jobs.c.priority,
     jobs.c.attempts,
+    jobs.c.tries,
     jobs.c.error_code,
 )
 

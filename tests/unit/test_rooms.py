@@ -56,7 +56,7 @@ ARROWS = {
     "acceptance": set(),
     "intake": {"acceptance", "values"},
     "results": {"intake", "storage"},
-    "client": {"broker", "intake", "observability", "storage", "values"},
+    "client": {"acceptance", "broker", "intake", "observability", "storage", "values"},
     "worker": {
         *("acceptance", "broker", "engine.loading", "engine.text", "intake", "observability", "storage", "values"),
     },
@@ -65,7 +65,10 @@ ARROWS = {
         *("broker", "client", "engine", "intake", "results", "storage", "values"),
         *("engine.devices", "engine.loading", "engine.model", "engine.speculation", "engine.text"),
     },
-    "cli": {"bench", "client", "doctor", "engine.devices", "observability", "results", "storage", "values", "worker"},
+    "cli": {
+        *("acceptance", "bench", "client", "doctor", "engine.devices", "observability", "results", "storage", "values"),
+        "worker",
+    },
 }
 ARROWS |= {
     "values": set(),

@@ -36,6 +36,7 @@ GOOD_LINES: Final[tuple[dict[str, Any], ...]] = (
         "allowed_token_ids": [1, 5],
         "include_stop_str_in_output": True,
         "truncate_prompt": {"keep": "end", "tokens": 5},
+        "accept": {"schema": {"type": "object"}, "regex": "a+", "min_chars": 1, "not_cut": True, "max_tries": 2},
     },
     {"prompt": "a", "logit_bias": [[5, -1], [7, 0.5]], "truncate_prompt_tokens": -1, "min_new_tokens": 1},
     {"messages": _CHAT, "chat_template_kwargs": {"enable_thinking": False, "names": ["a"]}},
