@@ -111,7 +111,8 @@ _RELEASE: Final = (
         queued_at=bindparam("now"),
     )
 )
-_REFUSE: Final = _RELEASE.values(tries=jobs.c.tries + 1).returning(jobs.c.batch_id)
+# An answer came, so the job is not what killed earlier workers: its attempts begin anew.
+_REFUSE: Final = _RELEASE.values(tries=jobs.c.tries + 1, attempts=0).returning(jobs.c.batch_id)
 # The job may have been claimed again since, which raises its lease but leaves the time at which it was queued.
 _REFUSED_BEFORE: Final[Select[Any]] = select(literal_column("1")).where(
     jobs.c.id == bindparam("job_id"),
@@ -214,7 +215,7 @@ def finish_failed(c: Connection, job: FinishedJob, code: str, message: str, now:
 def refuse(c: Connection, job: FinishedJob, now: datetime) -> bool:
     """Put the job back into the queue, because its acceptance rule refused its answer. False: fenced.
 
-    The claim does not count as an attempt, as it ended in order. The refused answer is not kept.
+    The next try has all attempts. The refused answer is not kept.
     """
     parameters = {"job_id": job.job_id, "held": job.lease, "holder": job.worker_id, "now": now}
     row = c.execute(_REFUSE, parameters).first()

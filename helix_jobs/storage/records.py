@@ -52,7 +52,7 @@ class ClaimedJob:
     Attributes:
         lease: The fence. Each claim raises it by one; a finish or release must carry its claim's number, so a worker
             declared lost that comes back cannot overwrite its successor's result.
-        attempts: Claims so far, this one included, without those that ended in order.
+        attempts: Claims of this try so far, this one included, without those that were handed back.
         tries: Answers of this job that were refused so far.
     """
 

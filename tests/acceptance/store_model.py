@@ -138,7 +138,7 @@ class StoreModel:
         job = self.jobs[claim.job_id]
         if self._holds(claim):
             job.tries += 1
-            self._requeue(job, now, attempts=job.attempts - 1)
+            self._requeue(job, now, attempts=0)
         return job.queued_at == now and job.tries > 0 and job.lease >= claim.lease
 
     def finish_not_accepted(self, claim: Claim, answer: str, now: datetime) -> bool:

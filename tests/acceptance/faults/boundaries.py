@@ -31,7 +31,8 @@ _BATCHES = "helix_jobs.storage.batches"
 _LEASES = "helix_jobs.storage.claims"
 _PUBLISHING = "helix_jobs.storage.publishing"
 _PURGING = "helix_jobs.storage.purging"
-_SERVICE = "helix_jobs.worker.job_service:WorkerService"
+_JOB_SERVICE = "helix_jobs.worker.job_service"
+_SERVICE = f"{_JOB_SERVICE}:WorkerService"
 _SETTLEMENT = "helix_jobs.worker.settlement:Settlement"
 
 BOUNDARIES = {
@@ -48,6 +49,17 @@ BOUNDARIES = {
     "finishing": Boundary("a result is written, not committed", _LEASES, "finish_succeeded", after=True, inside=True),
     "committed": Boundary("a result is committed, its message not acknowledged", _QOS, "ack"),
     "acknowledged": Boundary("a message is acknowledged", _QOS, "ack", after=True),
+}
+
+# What a worker passes whose job has an acceptance rule.
+REFUSALS = {
+    "judged": Boundary(
+        "an answer is judged, nothing is written", "helix_jobs.worker.job_service", "judged", after=True
+    ),
+    "refusing": Boundary("a refusal is written, not committed", _LEASES, "refuse", after=True, inside=True),
+    "giving up": Boundary(
+        "a last refusal is written, not committed", _LEASES, "finish_not_accepted", after=True, inside=True
+    ),
 }
 
 # What a submission alone passes.
@@ -77,7 +89,7 @@ def install(name: str, passing: int, *, freeze: bool = False, late: float = 0.0)
 
     With ``late`` it dies so many seconds after that, wherever it is then.
     """
-    boundary = (BOUNDARIES | SUBMISSION | PURGE)[name]
+    boundary = (BOUNDARIES | REFUSALS | SUBMISSION | PURGE)[name]
     module, _, attribute = boundary.owner.partition(":")
     owner: Any = importlib.import_module(module)
     if attribute:

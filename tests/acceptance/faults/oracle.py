@@ -123,13 +123,14 @@ class _Batch:
             broken.append(f"is {row.state} ({row.error_code}: {row.error_message})")
         if row.attempts > row.max_attempts:
             broken.append(f"{row.attempts} attempts, the cap is {row.max_attempts}")
-        if row.state == "succeeded" and result is None:
+        has_answer = row.state == "succeeded" or row.error_code == "not_accepted"
+        if has_answer and result is None:
             self.lost += 1
-            broken.append("succeeded without a result")
-        if row.state != "succeeded" and result is not None:
+            broken.append(f"is {row.state} without a result")
+        if not has_answer and result is not None:
             self.doubled += 1
             broken.append(f"has a result and is {row.state}")
-        if row.state == "succeeded" and result is not None:
+        if has_answer and result is not None:
             broken += self._check_result(row, result, prompt, steady_clock=steady_clock)
         return broken
 
@@ -150,6 +151,9 @@ class _Batch:
         """A job that ends twice shows in the counters, as its row has room for one end only."""
         states = Counter(row.state for row in self._rows)
         counted = {str(state): count for state, count in self._status.counts.items() if state in FINAL_STATES}
+        tries = sum(row.tries for row in self._rows)
+        if self._status.refused != tries:
+            return [f"{self._batch.batch_id}: {self._status.refused} refusals counted, the rows have {tries}"]
         over = sum(max(0, count - states[state]) for state, count in counted.items())
         self.doubled += over
         if any(count != states[state] for state, count in counted.items()):

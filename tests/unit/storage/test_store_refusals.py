@@ -23,7 +23,6 @@ from tests.store_helpers import (
     status,
     stored_batch,
     succeed,
-    take,
 )
 
 
@@ -85,7 +84,7 @@ def test_tries_are_counted_apart_from_attempts_lost_with_workers(database, one):
     claimed = must_take(database, job_id)
     assert (claimed.attempts, claimed.tries) == (3, 5)
     assert refuse(database, claimed)
-    assert row_of(database, job_id).attempts == 2, "an answer came, so this claim was not lost"
+    assert row_of(database, job_id).attempts == 0, "an answer came: the next try has all attempts"
 
 
 def test_a_refusal_repeated_after_an_uncertain_commit_is_counted_once(database, one):
@@ -244,8 +243,8 @@ def test_only_answers_of_the_batch_and_of_that_moment_are_refused(database):
     assert counts(database, batch) == {"succeeded": 1, "queued": 1}
 
 
-def test_a_job_at_its_last_attempt_stays_there_after_a_refusal(database, one):
-    """Its earlier attempts died with their workers; that an answer was refused does not change it."""
+def test_a_job_need_not_run_alone_after_it_gave_an_answer(database, one):
+    """Its earlier attempts died with their workers, but this one ended in order."""
     _, job_id = one
     for _ in range(2):
         must_take(database, job_id)
@@ -253,8 +252,7 @@ def test_a_job_at_its_last_attempt_stays_there_after_a_refusal(database, one):
             retries.reclaim(c, "w1", now())
     refuse(database, must_take(database, job_id))
     with database.read() as c:
-        assert retries.awaits_last_attempt(c, job_id)
-    assert take(database, job_id) is not None
+        assert not retries.awaits_last_attempt(c, job_id)
 
 
 def test_a_purge_removes_refused_answers_too(database, one):
