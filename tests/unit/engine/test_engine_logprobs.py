@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from helix_jobs.engine.config import EngineConfig
+from helix_jobs.engine.model import step_memory
 from helix_jobs.engine.request import FinishReason
 from helix_jobs.engine.speculation.speculative import SpeculativeStep
 from helix_jobs.errors import EngineError
@@ -145,6 +149,38 @@ def test_a_step_takes_no_more_rows_than_it_may() -> None:
     assert sum(taken) == sum(len(prompt) - 1 for prompt in PROMPTS)
 
 
+class WidestLogits(TorchDispatchMode):
+    """Notes the most rows that any tensor of logits has."""
+
+    def __init__(self, vocab_size: int) -> None:
+        super().__init__()
+        self.vocab_size = vocab_size
+        self.num_rows = 0
+
+    def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor) and made.dim() == 2 and made.shape[1] == self.vocab_size:
+            self.num_rows = max(self.num_rows, len(made))
+        return made
+
+
+def test_a_long_prompts_logits_are_never_in_memory_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step_memory, "_MAX_SCORED_LOGITS", 16 * 499)
+    model = tiny_model(seed=3, vocab_size=499)
+    (prompt,) = made_up(200)
+    engine = tiny_engine(model, "none", depth=0, max_batch_size=2, token_budget=1024)
+    with WidestLogits(499) as widest:
+        (result,) = engine.generate([request("a", prompt, max_tokens=2, prompt_logprobs=3)])
+    assert result.prompt_logprobs is not None
+    assert len(result.prompt_logprobs) == 200
+    assert 16 <= widest.num_rows <= 20
+
+
+@pytest.mark.parametrize(("vocab_size", "budget", "rows"), [(152_000, 2048, 110), (32_000, 256, 256), (1 << 25, 9, 1)])
+def test_a_step_scores_as_many_rows_as_its_memory_is_reckoned_for(vocab_size: int, budget: int, rows: int) -> None:
+    assert step_memory.scored_rows(vocab_size, EngineConfig(token_budget=budget, max_batch_size=2)) == rows
+
+
 def test_a_long_scored_prompt_lets_plain_requests_pass() -> None:
     engine = tiny_engine(MODEL, "none", depth=0, max_batch_size=4)
     engine._scheduler._scored_rows = 2
@@ -211,6 +247,18 @@ def test_a_stop_token_has_an_entry_only_with_echo(*, echo: bool) -> None:
         check(result.logprobs, entries, rows[: len(entries)], 1)
         expected = sum(float(row[token]) for row, token in zip(rows, shown, strict=False))
         assert result.cumulative_logprob == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_stop_token_that_stays_has_one_entry() -> None:
+    prompt, output = PROMPTS[2], outputs_of(PROMPTS)[2]
+    stop = output[5]
+    for echo in (False, True):
+        asked = request("a", prompt, max_tokens=30, stop_token_ids=(stop,), logprobs=0, echo=echo, **ENDLESS)
+        params = replace(asked.sampling_params, include_stop_str_in_output=True)
+        (result,) = tiny_engine(MODEL, "same").generate([replace(asked, sampling_params=params)])
+        assert result.output_token_ids == output[: output.index(stop) + 1]
+        assert result.logprobs is not None
+        assert [one.token_id for one in result.logprobs] == list(result.output_token_ids)
 
 
 def test_tokens_behind_the_beginning_of_a_stop_string_have_no_entry() -> None:
