@@ -81,6 +81,7 @@ def _body(choices: Sequence[JobResult]) -> dict[str, Any]:
         # The model that answered; the line may have named another one.
         "model": result.target_model,
         "choices": [_choice(choice, prompt, is_chat=is_chat) for choice in choices],
+        **(_prompt_logprobs(result, prompt) if is_chat else {}),
         "usage": {
             "prompt_tokens": prompt_tokens,
             "completion_tokens": completion_tokens,
@@ -92,11 +93,18 @@ def _body(choices: Sequence[JobResult]) -> dict[str, Any]:
 
 def _choice(result: JobResult, prompt: TokenLogprobs | None, *, is_chat: bool) -> dict[str, Any]:
     answer = _chat_answer(result) if is_chat else _completion_answer(result, prompt)
-    if prompt is not None and "prompt_logprobs" in _sampling(result):
-        answer["prompt_logprobs"] = vllm_prompt_logprobs(prompt)
+    if not is_chat:
+        answer |= _prompt_logprobs(result, prompt)
     if result.scores is not None:
         answer["scores"] = result.scores
     return {"index": result.choice, **answer, "finish_reason": result.finish_reason}
+
+
+def _prompt_logprobs(result: JobResult, prompt: TokenLogprobs | None) -> dict[str, Any]:
+    """The field of vLLM, which stands in a completion's choice and beside a chat's choices."""
+    if prompt is None or "prompt_logprobs" not in _sampling(result):
+        return {}
+    return {"prompt_logprobs": vllm_prompt_logprobs(prompt)}
 
 
 def _chat_answer(result: JobResult) -> dict[str, Any]:

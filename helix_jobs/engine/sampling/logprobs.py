@@ -3,6 +3,9 @@
 They are those of the model's own distribution: the softmax of its logits, before temperature, penalties, cuts and
 masks. OpenAI defines its ``logprobs`` so. They do not depend on what was drafted or accepted: each comes from the
 target's logits at the token's own position.
+
+Trade-off: whole rows of logits are copied to the host for them. A device could rank them itself and send a few numbers,
+but the chosen token of a sampled row is known only on the host, and DirectML lacks operators for it.
 """
 
 from __future__ import annotations

@@ -120,7 +120,7 @@ def test_an_end_token_is_the_last_entry_of_an_echo() -> None:
 def test_prompt_logprobs_have_vllms_form() -> None:
     request = {**SUCCEEDED.request, "sampling": {"prompt_logprobs": 1}}
     (choice,) = body_of(replace(SUCCEEDED, prompt_logprobs=PROMPT, request=request))["choices"]
-    assert choice["prompt_logprobs"] == [
+    expected = [
         None,
         {
             "2": {"logprob": -4.0, "rank": None, "decoded_token": " Say"},
@@ -128,7 +128,11 @@ def test_prompt_logprobs_have_vllms_form() -> None:
         },
         {"3": {"logprob": -0.125, "rank": 1, "decoded_token": " hi"}},
     ]
+    assert choice["prompt_logprobs"] == expected
     assert choice["logprobs"] is None
+    chat = body_of(replace(CHAT, prompt_logprobs=PROMPT, request={**CHAT.request, "sampling": {"prompt_logprobs": 1}}))
+    assert chat["prompt_logprobs"] == expected
+    assert "prompt_logprobs" not in chat["choices"][0]
 
 
 def test_scores_stand_beside_the_best_option() -> None:
