@@ -141,7 +141,7 @@ def retry_lines(c: Connection, change: Change, after: int, last: int, *, now: da
             if count
         ),
     )
-    _forget_refusals(c, change.batch_id, lines, moment)
+    _forget_refusals(c, change.batch_id, lines, now)
     return sum(moved.values())
 
 
