@@ -17,6 +17,7 @@ from helix_jobs.engine.recovery import Recovery
 from helix_jobs.engine.request import EncodedRequest, GenerationResult, Request, RequestState
 from helix_jobs.engine.request_encoding import RequestEncoding
 from helix_jobs.engine.sampling.logits_processors import processors_of
+from helix_jobs.engine.sampling.token_masks import no_token_left
 from helix_jobs.engine.schedule.block_table import BlockPool, BlockTable
 from helix_jobs.engine.schedule.scheduler import Scheduler
 from helix_jobs.engine.schedule.sequence import Sequence
@@ -35,7 +36,6 @@ from helix_jobs.errors import (
     OutOfMemoryError,
     RequestError,
 )
-from helix_jobs.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -309,14 +309,7 @@ class Engine:
         self._account(schedule, outcome)
         self._quarantine(outcome.not_finite)
         for sequence in outcome.masked:
-            count = sequence.num_output_tokens
-            place = f"follow the answer's first {counted(count, 'token')}" if count else "begin the answer"
-            sequence.fail(
-                InvalidRequestError(
-                    f"no token can {place}: allowed_token_ids, bad_words, min_tokens and the like leave none; ask for "
-                    "less of them"
-                )
-            )
+            sequence.fail(no_token_left(sequence.num_output_tokens))
         self._step.learn(outcome)
         self._recovery.recall_suspects()
 
