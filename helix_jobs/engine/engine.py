@@ -8,19 +8,19 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from helix_jobs.engine.choice_scoring import ChoiceScorings
+from helix_jobs.engine.choices import Choices, already_held
 from helix_jobs.engine.config import SpeculationConfig
 from helix_jobs.engine.devices.devices import cleanup_memory, describe_device, explaining_shortage
 from helix_jobs.engine.model.runner import ModelRunner
 from helix_jobs.engine.model.step_memory import scored_rows
+from helix_jobs.engine.new_sequences import NewSequences
 from helix_jobs.engine.protocol import EngineInfo
 from helix_jobs.engine.recovery import Recovery
-from helix_jobs.engine.request import EncodedRequest, GenerationResult, Request, RequestState
+from helix_jobs.engine.request import EncodedRequest, GenerationResult, Request
 from helix_jobs.engine.request_encoding import RequestEncoding
-from helix_jobs.engine.sampling.logits_processors import processors_of
 from helix_jobs.engine.sampling.token_masks import no_token_left
-from helix_jobs.engine.schedule.block_table import BlockPool, BlockTable
+from helix_jobs.engine.schedule.block_table import BlockPool
 from helix_jobs.engine.schedule.scheduler import Scheduler
-from helix_jobs.engine.schedule.sequence import Sequence
 from helix_jobs.engine.speculation.depth.controller import COPY_ACCEPTANCE, DEFAULT_ACCEPTANCE
 from helix_jobs.engine.speculation.speculative import SpeculativeStep
 from helix_jobs.engine.speculation.speculator import Speculator
@@ -28,12 +28,9 @@ from helix_jobs.engine.stats import StepStatistics
 from helix_jobs.engine.text.codec import TextCodec
 from helix_jobs.engine.text.final_logprobs import with_logprobs
 from helix_jobs.engine.text.final_text import apply_stop_strings, text_of
-from helix_jobs.engine.text.stop_strings import StopStringWatch
 from helix_jobs.errors import (
     EngineBrokenError,
     EngineError,
-    InvalidRequestError,
-    OutOfMemoryError,
     RequestError,
 )
 
@@ -45,8 +42,10 @@ if TYPE_CHECKING:
     from helix_jobs.engine.loaded_models import LoadedModel, LoadedModels
     from helix_jobs.engine.protocol import EngineCounters
     from helix_jobs.engine.schedule.scheduler import Schedule
+    from helix_jobs.engine.schedule.sequence import Sequence
     from helix_jobs.engine.speculation.depth.costs import CostProfile
     from helix_jobs.engine.speculation.speculative import Emission, StepOutcome
+    from helix_jobs.engine.text.stop_strings import StopStringWatch
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +74,7 @@ class Engine:
     ) -> None:
         context = min(models.max_context, config.max_model_len or models.max_context)
         self._device = models.device
-        self._vocab_size = vocab_size = models.vocab_size
+        vocab_size = models.vocab_size
         self._codec = TextCodec(models.tokenizer, vocab_size, models.prompts, context - 1)
         self._encoding = RequestEncoding(self._codec, context, models.eos_token_ids, models.turn_end_ids)
         draft = None
@@ -97,11 +96,14 @@ class Engine:
         if not self._speculator.can_draft:
             config = replace(config, speculation=SpeculationConfig(depth=0))
         self._pool = BlockPool(cache.num_blocks, cache.block_size)
+        self._new_sequences = NewSequences(
+            self._codec, self._encoding, self._pool, max_model_len=context, vocab_size=vocab_size
+        )
         self._scheduler = Scheduler(config, self._pool, scored_rows(vocab_size, config))
         self._step = SpeculativeStep(target, self._speculator, vocab_size)
         self.emitted: tuple[Emission, ...] = ()
         self._statistics = StepStatistics()
-        self._sequences: dict[str, Sequence] = {}
+        self._choices = Choices()
         self._stop_watches: dict[str, StopStringWatch] = {}
         self._scorings = ChoiceScorings()
         self._recovery = Recovery(self._scheduler, models.device)
@@ -146,56 +148,23 @@ class Engine:
             InvalidRequestError: The request id is already in the engine; or, where ``encode`` has not made the request,
                 a stop text names a special token among others, or its bad words were not encoded.
         """
-        if request.request_id in self._sequences or request.request_id in self._scorings:
-            raise InvalidRequestError(
-                f"request {request.request_id} is already in the engine; finish or abort it first"
-            )
+        if request.request_id in self._scorings:
+            raise already_held(request)
         self._begin(request if request.score_choices is None else self._scorings.add(request))
 
     def _begin(self, request: EncodedRequest) -> None:
-        """Queue the sequence of an encoded request."""
-        params = request.sampling_params
-        if params.bad_words and not request.bad_words:
-            raise InvalidRequestError("the request's bad_words were not encoded; let encode make the request")
-        stop_ids = self._encoding.stop_ids(params, is_chat=request.is_chat)
-        processors = processors_of(
-            params,
-            request.prompt_token_ids,
-            bad_words=request.bad_words,
-            end_ids=[token_id for token_id in stop_ids if token_id < self._vocab_size],
-        )
-        sequence = Sequence(request, BlockTable(self._pool), stop_ids, self._info.max_model_len, processors)
-        if len(sequence) >= self._info.max_model_len:
-            # ``encode`` refuses such a prompt; another engine with a longer context may have encoded it.
-            sequence.fail(self._encoding.too_long(request.prompt_token_ids))
-        elif len(sequence) >= sequence.table.pool_capacity:
-            sequence.fail(
-                OutOfMemoryError(
-                    f"the prompt has {len(sequence)} tokens and the KV cache holds {sequence.table.pool_capacity}, "
-                    "one new token included; raise HELIX_KV_CACHE_MB or shorten the prompt"
-                )
-            )
-        watch: StopStringWatch | None = None
-        if params.stop:
-            watch = StopStringWatch(
-                self._codec,
-                params.stop,
-                self._codec.context(request.prompt_token_ids),
-                is_chat=request.is_chat,
-                min_tokens=params.min_tokens,
-                keeps_stop=params.include_stop_str_in_output,
-            )
-        # Nothing below can fail: a sequence in ``_sequences`` that the scheduler does not know would never end.
-        self._sequences[request.request_id] = sequence
-        if watch is not None:
-            self._stop_watches[request.request_id] = watch
-        self._scheduler.add(sequence)
+        """Queue the sequences of an encoded request, one for each choice."""
+        sequences, watches = self._new_sequences.of(self._choices.split(request))
+        # Nothing below can fail: a sequence in ``_choices`` that the scheduler does not know would never end.
+        self._choices.add(sequences)
+        self._stop_watches.update(watches)
+        for sequence in sequences:
+            self._scheduler.add(sequence)
 
     def abort(self, request_id: str) -> None:
-        """End a request with its output so far; the next ``step`` returns the result."""
+        """End all choices of a request with their outputs so far; the next ``step`` returns the result."""
         for sequence_id in (request_id, *self._scorings.live(request_id)):
-            sequence = self._sequences.get(sequence_id)
-            if sequence is not None and sequence.state is not RequestState.FINISHED:
+            for sequence in self._choices.of(sequence_id):
                 self._scheduler.abort(sequence)
 
     def has_unfinished(self) -> bool:
@@ -246,8 +215,9 @@ class Engine:
         return [results[request_id] for request_id in order]
 
     def running(self) -> list[str]:
-        """Ids of the requests in the batch: admitted, and neither ended nor preempted."""
-        return list(dict.fromkeys(self._scorings.owner(one.request_id) for one in self._scheduler.active))
+        """Ids of the requests with a choice in the batch: admitted, and neither ended nor preempted."""
+        ids = self._choices.request_ids(self._scheduler.active)
+        return list(dict.fromkeys(map(self._scorings.owner, ids)))
 
     def counters(self) -> EngineCounters:
         """Totals since the engine was built."""
@@ -269,16 +239,16 @@ class Engine:
         Raises:
             AssertionError: A bug in the engine.
         """
-        self._pool.check_integrity(sequence.table for sequence in self._sequences.values())
+        self._pool.check_integrity(sequence.table for sequence in self._choices)
 
     def close(self) -> None:
         """Drop every request and free the models and the caches. Safe to repeat; the engine cannot be used again."""
-        for sequence in self._sequences.values():
+        for sequence in self._choices:
             self._scheduler.abort(sequence)
             sequence.reset_cache()
         self._scheduler.drop_finished()
         self._recovery.forget_suspects()
-        self._sequences.clear()
+        self._choices.clear()
         self._stop_watches.clear()
         self._scorings.clear()
         self._codec.close()
@@ -318,7 +288,9 @@ class Engine:
         statistics = self._statistics
         statistics.add_step(schedule.num_sequences, len(schedule.decodes), outcome)
         self.emitted = outcome.emissions
-        statistics.prompt_tokens += sum(p.sequence.num_prompt_tokens for p in schedule.prefills if p.ends_prompt)
+        statistics.prompt_tokens += sum(
+            one.sequence.num_prompt_tokens for one in schedule.prefills if one.ends_prompt and one.sequence.choice == 0
+        )
         for emission in outcome.emissions:
             num_new = len(emission.token_ids)
             watch = self._stop_watches.get(emission.sequence.request_id)
@@ -354,22 +326,17 @@ class Engine:
             raise EngineBrokenError(f"cache blocks cannot be cleared ({type(fault).__name__}); see the log") from fault
 
     def _collect(self) -> list[GenerationResult]:
-        """Remove the requests that ended, free their blocks and return their results."""
+        """Remove the choices that ended and free their blocks; return the results of requests whose choices all ended.
+
+        A choice that fails ends its request's other choices too.
+        """
         results: list[GenerationResult] = []
-        for sequence in self._scheduler.drop_finished():
-            del self._sequences[sequence.request_id]
-            self._stop_watches.pop(sequence.request_id, None)
-            self._forget(sequence)
-            turnover = self._scorings.take(sequence)
-            if turnover is None:
-                results.append(with_logprobs(sequence.result(text_of(sequence, self._codec)), sequence, self._codec))
-                continue
-            for request in turnover.begin:
-                self._begin(request)
-            for sequence_id in turnover.abort:
-                self.abort(sequence_id)
-            results += turnover.ended
-        if results and not self._sequences:
+        while ended := self._scheduler.drop_finished():
+            for sequence in ended:
+                self._stop_watches.pop(sequence.request_id, None)
+                self._forget(sequence)
+                results += self._end(sequence)
+        if results and not self._choices:
             try:
                 self.check_integrity()
             except AssertionError:
@@ -377,6 +344,23 @@ class Engine:
                 logger.exception("the block pool lost its integrity; starting over with an empty one")
                 self._pool.reset()
         return results
+
+    def _end(self, sequence: Sequence) -> list[GenerationResult]:
+        """The result of the request whose last sequence has ended with this one; none if others are left."""
+        turnover = self._scorings.take(sequence)
+        if turnover is None:
+            result = with_logprobs(sequence.result(text_of(sequence, self._codec)), sequence, self._codec)
+            if sequence.error is not None:
+                for other in self._choices.beside(sequence):
+                    self._scheduler.abort(other)
+            whole = self._choices.end(sequence, result)
+            return [] if whole is None else [whole]
+        self._choices.forget(sequence)
+        for request in turnover.begin:
+            self._begin(request)
+        for sequence_id in turnover.abort:
+            self.abort(sequence_id)
+        return list(turnover.ended)
 
     def _forget(self, sequence: Sequence) -> None:
         try:

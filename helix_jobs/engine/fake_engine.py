@@ -10,6 +10,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from helix_jobs.engine.choices import joined
 from helix_jobs.engine.protocol import EngineCounters, EngineInfo
 from helix_jobs.engine.request import EncodedRequest, FinishReason, GenerationResult, Request
 from helix_jobs.errors import EngineError, PromptTooLongError
@@ -49,15 +50,18 @@ class FakeFaults:
         return cls(**{name: environment.get(f"HELIX_FAKE_{name.upper()}", "") for name in cls.__slots__})
 
 
-def fake_output(prompt: str, max_tokens: int, *, ignore_eos: bool = False, seed: int = 0) -> tuple[str, FinishReason]:
+def fake_output(
+    prompt: str, max_tokens: int, *, ignore_eos: bool = False, seed: int = 0, choice: int = 0
+) -> tuple[str, FinishReason]:
     """The fake engine's answer: the prompt's words in turn, once; with ``ignore_eos`` again and again.
 
-    The word ``DICE`` comes out as a digit that only the seed decides.
+    The word ``DICE`` comes out as a digit that only the seed decides. Each further choice begins one word later, and
+    goes on with the first word after the last.
     """
     words = [word if word != DICE else str(seed % _FACES) for word in prompt.split()] or ["?"]
     count = max_tokens if ignore_eos else min(max_tokens, len(words))
     reason = FinishReason.STOP if count == len(words) and not ignore_eos else FinishReason.LENGTH
-    return " ".join(words[i % len(words)] for i in range(count)), reason
+    return " ".join(words[(choice + i) % len(words)] for i in range(count)), reason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,9 +71,9 @@ class _EncodedText(EncodedRequest):
     text: str
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Sequence:
-    """One request inside the fake engine."""
+    """One choice of a request inside the fake engine."""
 
     request: EncodedRequest
     prompt: str
@@ -88,11 +92,11 @@ class FakeEngine:
     """Satisfies ``EngineProtocol`` without a model: a token is a word, the output echoes the prompt.
 
     Each step takes ``step_seconds`` and emits up to ``depth + 1`` tokens for each of at most ``max_batch_size``
-    requests, oldest first, so batching, waiting and speculation figures behave like the real engine's. A prompt that
-    begins like the one admitted before it shares that beginning, in whole blocks.
+    choices of requests, oldest first, so batching, waiting and speculation figures behave like the real engine's. A
+    prompt that begins like the one admitted before it shares that beginning, in whole blocks.
 
     Args:
-        max_batch_size: Requests that run at once.
+        max_batch_size: Choices that run at once.
         step_seconds: How long a step takes.
         depth: Tokens "drafted" for each request and step; all of them that still fit are accepted.
         max_model_len: Prompt plus output tokens at most.
@@ -122,7 +126,9 @@ class FakeEngine:
             None if executions is None else os.open(executions, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         )
         self._sleep = sleep
-        self._sequences: dict[str, _Sequence] = {}
+        self._sequences: list[_Sequence] = []
+        # Request id -> the results of its choices that have ended.
+        self._choices: dict[str, list[GenerationResult]] = {}
         self._ended: list[GenerationResult] = []
         self._last_prompt: list[str] = []
         self._counters = EngineCounters()
@@ -187,16 +193,19 @@ class FakeEngine:
         """Queue an encoded request."""
         prompt = request.text if isinstance(request, _EncodedText) else _spelt(request.prompt_token_ids)
         params = request.sampling_params
-        output, reason = fake_output(prompt, params.max_tokens, ignore_eos=params.ignore_eos, seed=request.seed)
-        self._sequences[request.request_id] = _Sequence(
-            request, prompt, tuple(output.split(" ")), reason, time.monotonic()
-        )
+        self._choices[request.request_id] = []
+        for choice in range(params.n):
+            output, reason = fake_output(
+                prompt, params.max_tokens, ignore_eos=params.ignore_eos, seed=request.seed, choice=choice
+            )
+            self._sequences.append(
+                _Sequence(replace(request, choice=choice), prompt, tuple(output.split(" ")), reason, time.monotonic())
+            )
 
     def abort(self, request_id: str) -> None:
-        """End a request; the next step returns its result."""
-        sequence = self._sequences.pop(request_id, None)
-        if sequence is not None:
-            self._ended.append(self._result(sequence, FinishReason.ABORTED))
+        """End all choices of a request; the next step returns its result."""
+        for sequence in [one for one in self._sequences if one.request.request_id == request_id]:
+            self._end(sequence, FinishReason.ABORTED)
 
     def has_unfinished(self) -> bool:
         """Whether requests or unreturned results are left."""
@@ -209,7 +218,7 @@ class FakeEngine:
             RuntimeError: A prompt in the batch holds the ``crash`` text.
         """
         started = time.perf_counter()
-        batch = list(self._sequences.values())[: self._info.max_batch_size]
+        batch = self._sequences[: self._info.max_batch_size]
         for sequence in batch:
             if sequence.admitted is None:
                 self._admit(sequence)
@@ -245,8 +254,9 @@ class FakeEngine:
         return ended
 
     def running(self) -> list[str]:
-        """Ids of the requests in the batch."""
-        return [name for name, sequence in self._sequences.items() if sequence.admitted is not None]
+        """Ids of the requests with a choice in the batch."""
+        admitted = (one.request.request_id for one in self._sequences if one.admitted is not None)
+        return list(dict.fromkeys(admitted))
 
     def counters(self) -> EngineCounters:
         """Totals since the engine was built."""
@@ -264,6 +274,8 @@ class FakeEngine:
         sequence.cached_prompt_tokens = min(same, max(0, num_tokens - 1)) // _TOKENS_PER_BLOCK * _TOKENS_PER_BLOCK
         sequence.admitted = time.monotonic()
         self._last_prompt = words
+        if sequence.request.choice:
+            return
         if self._executions is not None:
             os.write(self._executions, f"{sequence.request.request_id}\n".encode("ascii"))
         self._count(prompt_tokens=num_tokens, cached_prompt_tokens=sequence.cached_prompt_tokens)
@@ -288,8 +300,16 @@ class FakeEngine:
         self._count(completion_tokens=drafted + 1, draft_tokens=drafted, accepted_tokens=drafted)
         failed = _matches(self._faults.fail, sequence.prompt)
         if failed or sequence.emitted == len(sequence.words):
-            del self._sequences[sequence.request.request_id]
-            self._ended.append(self._result(sequence, None if failed else sequence.reason))
+            self._end(sequence, None if failed else sequence.reason)
+
+    def _end(self, sequence: _Sequence, reason: FinishReason | None) -> None:
+        request = sequence.request
+        self._sequences.remove(sequence)
+        ended = self._choices[request.request_id]
+        ended.append(self._result(sequence, reason))
+        if len(ended) == request.sampling_params.n:
+            del self._choices[request.request_id]
+            self._ended.append(joined(sorted(ended, key=lambda result: result.choice)))
 
     def _result(self, sequence: _Sequence, reason: FinishReason | None) -> GenerationResult:
         now = time.monotonic()
@@ -311,6 +331,7 @@ class FakeEngine:
             accepted_tokens=sequence.draft_tokens,
             target_steps=sequence.steps,
             dropped_prompt_tokens=sequence.request.dropped_prompt_tokens,
+            choice=sequence.request.choice,
         )
 
     def _count(self, **more: float) -> None:

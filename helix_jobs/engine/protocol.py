@@ -52,7 +52,7 @@ class EngineInfo:
 class EngineCounters(TokenCounts):
     """Running totals since the engine was built; a run's figures are the difference of two snapshots.
 
-    ``prompt_tokens`` counts the prompts of admitted requests.
+    ``prompt_tokens`` counts the prompts of admitted requests, once for all choices of a request.
 
     Attributes:
         steps: Engine steps.

@@ -79,6 +79,7 @@ class EncodedRequest:
             stands before token 0, so it has none.
         score_choices: The request's own.
         option_token_ids: The tokens of each of its options, which continue the prompt's.
+        choice: Which of the request's answers this one asks for. The engine makes a request for each from the first.
     """
 
     request_id: str
@@ -91,13 +92,15 @@ class EncodedRequest:
     first_scored: int = 1
     score_choices: ScoreChoices | None = None
     option_token_ids: tuple[tuple[int, ...], ...] = ()
+    choice: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationResult:
     """One answer of a request. ``error`` is set exactly when ``finish_reason`` is None.
 
-    A request for several choices gets the first of them, which carries the others in ``siblings``.
+    A request for several choices gets the first of them, which carries the others in ``siblings``. If a choice failed
+    or was aborted, so was the request: ``error`` or ``finish_reason`` of the first says so.
 
     Times are in seconds from admission to the running batch, measured with a monotonic clock. Waiting before
     admission is ``queue_seconds``.

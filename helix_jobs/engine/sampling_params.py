@@ -32,6 +32,7 @@ MAX_LOGIT_BIASES: Final = 1024
 # OpenAI's range.
 MAX_LOGIT_BIAS: Final = 100.0
 MAX_ALTERNATIVES: Final = 20
+MAX_CHOICES: Final = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +74,7 @@ class SamplingParams:
             position, 0 to 20. They are the model's own, before temperature and penalties. None: keep none.
         prompt_logprobs: The same of the prompt's tokens.
         echo: The completion's text begins with the prompt. With ``logprobs`` the prompt's tokens have them, too.
+        n: Choices, that is answers to the one prompt, each with random numbers of its own. 1 to 128.
 
     Raises:
         InvalidSamplingParamsError: A field has the wrong type or is out of range.
@@ -98,6 +100,7 @@ class SamplingParams:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     echo: bool = False
+    n: int = 1
 
     def __post_init__(self) -> None:
         put = object.__setattr__
@@ -110,6 +113,7 @@ class SamplingParams:
         if self.max_tokens == 0 and self.logprobs is None:
             raise InvalidSamplingParamsError("max_tokens", "is 0", "give logprobs as well, or at least 1 new token")
         check_integer("min_tokens", self.min_tokens, 0, MAX_NEW_TOKENS)
+        check_integer("n", self.n, 1, MAX_CHOICES)
         check_integer("top_k", self.top_k, 0, 2**31 - 1)
         if self.seed is not None:
             check_integer("seed", self.seed, -(2**63), 2**64 - 1)

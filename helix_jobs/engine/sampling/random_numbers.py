@@ -1,4 +1,4 @@
-"""Per-request random numbers: a pure function of (seed, position, purpose), computed on the CPU.
+"""Per-request random numbers: a pure function of (seed, choice, position, purpose), computed on the CPU.
 
 A shared generator would make an output depend on which other requests were in the batch. Here the same request draws
 the same numbers in any batch, after a preemption and after a crash.
@@ -23,6 +23,15 @@ class Purpose(IntEnum):
     DRAFT = 0
     ACCEPT = 1
     FINAL = 2
+
+
+def choice_seed(seed: int, choice: int) -> int:
+    """The seed of one of a request's choices: the request's own for the first, a hash of both for the others."""
+    if choice == 0:
+        return seed
+    message = struct.pack("<QQ", seed & _MASK_64, choice)
+    (derived,) = struct.unpack("<Q", blake2b(message, digest_size=8, person=b"helix-choice").digest())
+    return int(derived)
 
 
 def uniform(seed: int, position: int, purpose: Purpose) -> float:

@@ -72,7 +72,10 @@ def choose(
         num_prefill_tokens: Tokens that the first prefilling sequence of the step has to compute; None without one.
     """
     for candidate in candidates:
-        if candidate.sequence.num_overtaken >= MAX_OVERTAKEN:
+        # A further choice of a request waits until its prompt is computed, however often it was overtaken.
+        if candidate.sequence.num_overtaken >= MAX_OVERTAKEN and not (
+            candidate.sequence.choice and candidate.next_prefix in computing
+        ):
             return candidate
     ready = [
         candidate

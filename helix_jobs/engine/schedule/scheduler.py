@@ -96,7 +96,8 @@ class Scheduler:
     Attributes:
         waiting: Queue of sequences without blocks.
         running: Sequences that take part in steps, oldest first.
-        cached_prompt_tokens: Prompt tokens shared instead of computed at first admissions, in total.
+        cached_prompt_tokens: Prompt tokens shared instead of computed at first admissions, in total. Further choices
+            of a request share its own prompt and do not count.
         preemptions: How often a running sequence lost its blocks and was queued again, in total.
     """
 
@@ -120,7 +121,9 @@ class Scheduler:
         self._some_waiting_ended |= sequence.state is RequestState.FINISHED
 
     def abort(self, sequence: Sequence) -> None:
-        """End a waiting or running sequence with its output so far."""
+        """End a waiting or running sequence with its output so far; one that has ended stays as it is."""
+        if sequence.state is RequestState.FINISHED:
+            return
         self._some_waiting_ended |= sequence.state is RequestState.WAITING
         sequence.finish(FinishReason.ABORTED)
 
@@ -294,7 +297,8 @@ class Scheduler:
         if sequence.admitted_at is None:
             sequence.admitted_at = time.monotonic()
             sequence.cached_prompt_tokens = sequence.num_computed
-            self.cached_prompt_tokens += sequence.num_computed
+            if sequence.choice == 0:
+                self.cached_prompt_tokens += sequence.num_computed
 
     def set_aside(self, sequence: Sequence, *, discard: bool = False) -> None:
         """Remove a running sequence and free its blocks; ``add`` brings it back.

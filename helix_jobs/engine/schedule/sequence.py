@@ -1,4 +1,4 @@
-"""Sequence: a request while the engine holds it."""
+"""Sequence: one choice of a request while the engine holds it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Sequence:
-    """Tokens, cache positions and timings of one request.
+    """Tokens, cache positions and timings of one choice of a request.
 
     ``token_ids`` is prompt plus accepted output; unverified tokens never enter it. ``num_computed`` counts the leading
     tokens whose keys and values are in the target's cache, ``num_draft_computed`` those in the draft's cache.
@@ -46,14 +46,19 @@ class Sequence:
         self.request = request
         self.params = request.sampling_params
         self.request_id = request.request_id
+        self.choice = request.choice
         self.stop_token_ids = stop_token_ids
         # Those that stay in the output, at its end.
         self.kept_stop_ids = frozenset(self.params.stop_token_ids if self.params.include_stop_str_in_output else ())
         self.processors = processors
         # The log probabilities of its output, and of its prompt from the first scored token on; None: not asked for.
+        # Those of the prompt stand with the first choice and belong to all.
         alternatives, prompt_alternatives = self.params.logprobs, self.params.prompt_alternatives
         self.logprobs = None if alternatives is None else LogprobRecord(alternatives)
-        self.prompt_logprobs = None if prompt_alternatives is None else LogprobRecord(prompt_alternatives)
+        is_first = request.choice == 0
+        self.prompt_logprobs = (
+            LogprobRecord(prompt_alternatives) if prompt_alternatives is not None and is_first else None
+        )
         # Whether each of its tokens is the argmax of the model's logits: the host then does not choose it.
         self.takes_argmax = self.params.is_greedy and all(one.keeps_argmax for one in processors)
         self.table = table
@@ -264,4 +269,5 @@ class Sequence:
             accepted_tokens=self.accepted_tokens,
             target_steps=self.target_steps,
             dropped_prompt_tokens=self.request.dropped_prompt_tokens,
+            choice=self.choice,
         )

@@ -55,6 +55,27 @@ def test_it_echoes_words_until_they_or_the_tokens_run_out() -> None:
     assert ended["cut"].output_text == fake_output("one two three four five six", 4)[0]
 
 
+def test_further_choices_begin_a_word_later_and_all_of_them_end_together() -> None:
+    engine = FakeEngine(max_batch_size=2)
+    ended = drain(engine, request("many", "a b c", n=4, temperature=1.0), request("one", "x y"))
+    assert [choice.output_text for choice in ended["many"].choices] == ["a b c", "b c a", "c a b", "a b c"]
+    assert [choice.choice for choice in ended["many"].choices] == [0, 1, 2, 3]
+    assert ended["one"].siblings == ()
+    assert (engine.counters().prompt_tokens, engine.counters().completion_tokens) == (5, 14)
+
+
+def test_abort_and_failure_end_all_choices() -> None:
+    engine = FakeEngine(max_batch_size=2, depth=0, faults=FakeFaults(fail="bad"))
+    engine.add_request(engine.encode(request("many", n=3, temperature=1.0)))
+    engine.step()
+    assert engine.running() == ["many"]
+    engine.abort("many")
+    (result,) = engine.step()
+    assert {choice.finish_reason for choice in result.choices} == {FinishReason.ABORTED}
+    failed = drain(engine, request("bad", "bad one", n=3, temperature=1.0))["bad"]
+    assert isinstance(failed.error, EngineError)
+
+
 def test_figures_agree_with_each_other() -> None:
     engine = FakeEngine(max_batch_size=2, depth=3)
     ended = drain(engine, *(request(str(number)) for number in range(5)))

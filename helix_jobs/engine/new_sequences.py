@@ -1,0 +1,91 @@
+"""NewSequences: makes the sequences of a request, one for each choice, with the processors and watches they need."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from helix_jobs.engine.sampling.logits_processors import processors_of
+from helix_jobs.engine.schedule.block_table import BlockTable
+from helix_jobs.engine.schedule.sequence import Sequence
+from helix_jobs.engine.text.stop_strings import StopStringWatch
+from helix_jobs.errors import InvalidRequestError, OutOfMemoryError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from collections.abc import Sequence as SequenceOf
+
+    from helix_jobs.engine.request import EncodedRequest
+    from helix_jobs.engine.request_encoding import RequestEncoding
+    from helix_jobs.engine.schedule.block_table import BlockPool
+    from helix_jobs.engine.text.codec import TextCodec
+
+
+class NewSequences:
+    """Makes sequences for one engine.
+
+    Args:
+        codec: Decodes outputs.
+        encoding: Knows a request's stop tokens.
+        pool: Where the sequences' blocks come from.
+        max_model_len: Prompt plus output tokens at most.
+        vocab_size: The logits have this many columns.
+    """
+
+    def __init__(
+        self, codec: TextCodec, encoding: RequestEncoding, pool: BlockPool, *, max_model_len: int, vocab_size: int
+    ) -> None:
+        self._codec = codec
+        self._encoding = encoding
+        self._pool = pool
+        self._max_model_len = max_model_len
+        self._vocab_size = vocab_size
+
+    def of(self, choices: SequenceOf[EncodedRequest]) -> tuple[list[Sequence], dict[str, StopStringWatch]]:
+        """The sequences of a request's choices, and the watch of each whose output may end at a stop string.
+
+        A sequence that can never be served has already failed.
+
+        Raises:
+            InvalidRequestError: A stop text names a special token among others, or the bad words were not encoded.
+        """
+        request = choices[0]
+        params = request.sampling_params
+        if params.bad_words and not request.bad_words:
+            raise InvalidRequestError("the request's bad_words were not encoded; let encode make the request")
+        stop_ids = self._encoding.stop_ids(params, is_chat=request.is_chat)
+        sequences = [self._sequence(choice, stop_ids) for choice in choices]
+        return sequences, self._watches(choices) if params.stop else {}
+
+    def _sequence(self, request: EncodedRequest, stop_ids: frozenset[int]) -> Sequence:
+        # Each choice has processors of its own.
+        processors = processors_of(
+            request.sampling_params,
+            request.prompt_token_ids,
+            bad_words=request.bad_words,
+            end_ids=[token_id for token_id in stop_ids if token_id < self._vocab_size],
+        )
+        sequence = Sequence(request, BlockTable(self._pool), stop_ids, self._max_model_len, processors)
+        if len(sequence) >= self._max_model_len:
+            # ``encode`` refuses such a prompt; another engine with a longer context may have encoded it.
+            sequence.fail(self._encoding.too_long(request.prompt_token_ids))
+        elif len(sequence) >= sequence.table.pool_capacity:
+            sequence.fail(
+                OutOfMemoryError(
+                    f"the prompt has {len(sequence)} tokens and the KV cache holds {sequence.table.pool_capacity}, "
+                    "one new token included; raise HELIX_KV_CACHE_MB or shorten the prompt"
+                )
+            )
+        return sequence
+
+    def _watches(self, choices: Iterable[EncodedRequest]) -> dict[str, StopStringWatch]:
+        return {
+            choice.request_id: StopStringWatch(
+                self._codec,
+                choice.sampling_params.stop,
+                self._codec.context(choice.prompt_token_ids),
+                is_chat=choice.is_chat,
+                min_tokens=choice.sampling_params.min_tokens,
+                keeps_stop=choice.sampling_params.include_stop_str_in_output,
+            )
+            for choice in choices
+        }
