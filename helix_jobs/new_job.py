@@ -32,6 +32,11 @@ class NewJob:
     size: int = 0
     max_attempts: int = 3
 
+    @property
+    def num_choices(self) -> int:
+        """How many answers it asks for."""
+        return int(self.request.get("sampling", {}).get("n", 1))
+
     def seed_from(self, batch_id: str) -> None:
         """Derive the seed from the batch and the line, if the line names none."""
         if "seed" not in self.request:

@@ -147,7 +147,10 @@ class Settings:
     )
     max_jobs_per_batch: int = field(
         default=5_000_000,
-        metadata=declared(WholeNumber(1, 1_000_000_000), "A submission with more lines is refused."),
+        metadata=declared(
+            WholeNumber(1, 1_000_000_000),
+            "A submission that asks for more answers is refused.",
+        ),
     )
     max_prompt_chars: int = field(
         default=1_000_000,
@@ -157,7 +160,7 @@ class Settings:
     )
     max_tokens_per_job: int = field(
         default=MAX_NEW_TOKENS,
-        metadata=declared(WholeNumber(1, MAX_NEW_TOKENS), "A line that asks for more new tokens is refused."),
+        metadata=declared(WholeNumber(1, MAX_NEW_TOKENS), "A line that asks for more new tokens an answer is refused."),
     )
     shutdown_grace: float = field(
         default=20.0,

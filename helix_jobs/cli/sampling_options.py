@@ -44,6 +44,7 @@ _FLAGS: Final[dict[str, dict[str, Any]]] = {
         ("top_p", float, "Keep the most likely tokens up to this probability mass; 1 is off."),
         ("top_k", int, "Keep the K most likely tokens; 0 is off."),
         ("min_p", float, "Drop tokens less likely than this share of the most likely one; 0 is off."),
+        ("n", int, "Answers to each line, 1 to 128; each has its own random numbers."),
         ("seed", int, "Seed of every line's random numbers; by default each line has its own."),
         ("presence_penalty", float, "Lower tokens that occurred in the answer, once."),
         ("frequency_penalty", float, "Lower tokens for each time they occurred in the answer."),

@@ -150,6 +150,7 @@ def submit_lines(
     batch = _create(database, new)
     on_stage(SubmitStage.READING, batch.id)
     writer = _BatchWriter(database, batch, new.idempotency_key)
+    answers = 0
     try:
         for count, item in enumerate(lines, start=1):
             if isinstance(item, BadLine):
@@ -158,7 +159,8 @@ def submit_lines(
                     writer.abandon()
             else:
                 tally.accepted += 1
-                limits.check_count(tally.accepted, item.line)
+                answers += item.num_choices
+                limits.check_count(tally.accepted, answers, item.line)
                 writer.add(item)
             if on_progress is not None and count % _PROGRESS_LINES == 0:
                 on_progress(tally)

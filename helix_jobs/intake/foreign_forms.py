@@ -30,6 +30,7 @@ _GEMINI_SAMPLING: Final[Mapping[str, str]] = {
     "maxoutputtokens": "max_tokens",
     "stopsequences": "stop",
     "seed": "seed",
+    "candidatecount": "n",
     "presencepenalty": "presence_penalty",
     "frequencypenalty": "frequency_penalty",
     "responselogprobs": "logprobs",
@@ -178,7 +179,7 @@ def _gemini(values: Mapping[str, Any], request: Mapping[str, Any]) -> ForeignLin
         path, plain = f"request.{config_name}.{short(name)}", name.replace("_", "").lower()
         if plain in _GEMINI_SAMPLING:
             ours[_GEMINI_SAMPLING[plain]], names[_GEMINI_SAMPLING[plain]] = value, path
-        elif value is not None and (plain, value) not in (("candidatecount", 1), ("responsemimetype", "text/plain")):
+        elif value is not None and (plain, value) != ("responsemimetype", "text/plain"):
             faults.add(InvalidFieldError(path, "asks for something Helix does not do", "remove it"))
     contents, messages = request.get("contents"), []
     if not isinstance(contents, list):

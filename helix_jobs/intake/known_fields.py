@@ -25,6 +25,7 @@ SYNONYMS: Final[Mapping[str, str]] = {
     "max_completion_tokens": "max_tokens",
     "min_new_tokens": "min_tokens",
     "no_stop_trim": "include_stop_str_in_output",
+    "num_return_sequences": "n",
 }
 # Fields that do not affect the answer's text: accepted, but only the model is stored.
 _HARMLESS: Final = frozenset(
@@ -50,8 +51,6 @@ _HARMLESS: Final = frozenset(
 # -> the values that, like null, change nothing.
 _NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
     # OpenAI
-    "n": (1,),
-    "best_of": (1,),
     "stream": (False,),
     "suffix": ("",),
     "tools": ([],),
@@ -107,13 +106,13 @@ _NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
     # transformers
     "early_stopping": (False,),
     "num_beams": (1,),
-    "num_return_sequences": (1,),
 }
 BODY_FIELDS: Final = (
     SAMPLING_FIELDS
     | SYNONYMS.keys()
     | LOGPROB_FIELDS
     | TRUNCATION_FIELDS
+    | {"best_of"}
     | _HARMLESS
     | frozenset(_NEUTRAL)
     | _QUESTION_FIELDS
@@ -146,8 +145,6 @@ _HINTS: Final[Mapping[str, str]] = {
     "stop_sequences": "use stop",
     "stopSequences": "use stop",
     "do_sample": "remove it; temperature 0 is greedy",
-    "n": "remove it; write one line per answer wanted",
-    "best_of": "remove it; one answer is made for a line",
     "add_generation_prompt": "remove it; an answer is a turn of its own",
     "continue_final_message": "remove it; to have a beginning continued, submit it as a prompt",
     "enable_thinking": 'use chat_template_kwargs, as in {"enable_thinking": false}',

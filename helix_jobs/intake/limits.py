@@ -26,8 +26,8 @@ class Limits:
 
     Attributes:
         prompt_chars: Characters of the prompt, or of all messages together.
-        max_tokens: New tokens a line may ask for.
-        jobs: Accepted lines of a batch.
+        max_tokens: New tokens a line may ask for, in each of its answers.
+        jobs: Answers that the accepted lines of a batch may ask for; by default a line asks for one.
     """
 
     prompt_chars: int | None = None
@@ -69,17 +69,26 @@ class Limits:
             remedy = f"give at most {MAX_METADATA_CHARS:,}; keep the rest in a file of your own, by custom_id"
             raise InvalidFieldError("metadata", f"has {size:,} characters as JSON", remedy)
 
-    def check_count(self, accepted: int, line: int) -> None:
+    def check_count(self, accepted: int, answers: int, line: int) -> None:
         """Refuse the first line above the limit.
+
+        Args:
+            accepted: Lines accepted so far, this one included.
+            answers: Answers they ask for.
+            line: This line's number.
 
         Raises:
             InputError: Names the line, the limit and the limit's setting.
         """
-        if self.jobs is not None and accepted > self.jobs:
-            raise InputError(
-                f"line {line}: one batch holds at most {self.jobs:,} jobs, and this line is one more; nothing was "
-                "enqueued. Split the input, or raise HELIX_MAX_JOBS_PER_BATCH"
-            )
+        if self.jobs is None or answers <= self.jobs:
+            return
+        if accepted > self.jobs:
+            reason = f"one batch holds at most {self.jobs:,} jobs, and this line is one more"
+        else:
+            reason = f"one batch may ask for at most {self.jobs:,} answers, and with this line it asks for {answers:,}"
+        raise InputError(
+            f"line {line}: {reason}; nothing was enqueued. Split the input, or raise HELIX_MAX_JOBS_PER_BATCH"
+        )
 
 
 NO_LIMITS: Final = Limits()

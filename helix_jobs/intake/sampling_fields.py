@@ -17,7 +17,7 @@ from helix_jobs.intake.numbers import number, whole
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_WHOLE: Final = frozenset({"max_tokens", "min_tokens", "top_k", "seed", "prompt_logprobs"})
+_WHOLE: Final = frozenset({"max_tokens", "min_tokens", "top_k", "seed", "prompt_logprobs", "n"})
 _NUMBERS: Final = _WHOLE | {
     "temperature",
     "top_p",
@@ -52,9 +52,15 @@ class SamplingReader:
         converters do. ``max_tokens`` -1 means as many as possible, ``top_k`` -1 means off.
 
         Raises:
-            InvalidFieldError: A field is wrong.
-            InvalidFieldsError: Several are.
+            InvalidFieldError: A field is wrong, or several answers are asked for that would all be the same.
+            InvalidFieldsError: Several are wrong.
         """
+        stored = self._read(values, prefix)
+        if stored.get("n", 1) > 1 or values.get("best_of") is not None:
+            _check_choices(stored, values, prefix)
+        return stored
+
+    def _read(self, values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
         given = {name: value for name, value in values.items() if name in SAMPLING_FIELDS and value is not None}
         names: dict[str, str] = {}
         if not values.keys().isdisjoint(SYNONYMS.keys()):
@@ -111,6 +117,20 @@ def _plain(name: str, value: object) -> object:
     if name == "logit_bias" and isinstance(value, list):
         return [[whole(entry[0]), *entry[1:]] if isinstance(entry, list) and entry else entry for entry in value]
     return number(value) if name in _NUMBERS else value
+
+
+def _check_choices(stored: Mapping[str, Any], values: Mapping[str, Any], prefix: str) -> None:
+    """Refuse to make several answers that are all the same, and to choose the best of several."""
+    num_choices = stored.get("n", 1)
+    best_of = whole(values.get("best_of"))
+    if best_of is not None and (isinstance(best_of, bool) or best_of not in (1, num_choices)):
+        raise InvalidFieldError(f"{prefix}best_of", "differs from n", "remove it; every answer is kept")
+    if num_choices > 1 and ("temperature" not in stored or stored.get("max_tokens") == 0):
+        field = "n" if values.get("num_return_sequences") is None else "num_return_sequences"
+        why = "at temperature 0" if "temperature" not in stored else "without new tokens"
+        reason = f"asks for {num_choices} answers, which are all the same {why}"
+        remedy = "give a temperature (OpenAI's default is 1)" if "temperature" not in stored else "give max_tokens"
+        raise InvalidFieldError(f"{prefix}{field}", reason, f"{remedy}, or n 1")
 
 
 def _one_of(values: Mapping[str, Any], other: str, name: str, prefix: str) -> object:

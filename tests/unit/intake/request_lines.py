@@ -25,6 +25,6 @@ def read(data: bytes, defaults: SamplingParams = GREEDY, rejects: io.BytesIO | N
     return items
 
 
-def read_one(data: bytes | dict) -> NewJob | BadLine:
-    (item,) = read(data if isinstance(data, bytes) else json.dumps(data).encode())
+def read_one(data: bytes | dict, defaults: SamplingParams = GREEDY) -> NewJob | BadLine:
+    (item,) = read(data if isinstance(data, bytes) else json.dumps(data).encode(), defaults)
     return item

@@ -93,14 +93,14 @@ def test_a_line_of_gemini():
         gemini(
             contents=contents,
             system_instruction={"parts": [{"text": "Be brief"}]},
-            generationConfig={**config, "candidateCount": 1, "responseMimeType": "text/plain"},
+            generationConfig={**config, "candidateCount": 4, "responseMimeType": "text/plain"},
         )
     )
     assert item.custom_id == "r1"
     assert [message["content"] for message in item.request["messages"]] == ["Be brief", "Hi", "Hello", "Name\na river"]
     assert [message["role"] for message in item.request["messages"]] == ["system", "user", "assistant", "user"]
     assert item.request["sampling"] == {
-        "temperature": 0.5, "top_p": 0.9, "top_k": 40, "max_tokens": 9, "stop": ["X"], "seed": 3
+        "temperature": 0.5, "top_p": 0.9, "top_k": 40, "max_tokens": 9, "stop": ["X"], "seed": 3, "n": 4
     }  # fmt: skip
     assert read_one(gemini()).request["messages"] == RIVER
 

@@ -30,7 +30,7 @@ def faults(values: dict) -> list[str]:
 
 
 def test_every_fault_of_a_line_is_told_at_once():
-    values = {**body(max_token=1, n=2, top_p=7, temperature="x", metadata=[]), "priority": 12, "custom_id": "", "zz": 1}
+    values = {**body(max_token=1, n=0, top_p=7, temperature="x", metadata=[]), "priority": 12, "custom_id": "", "zz": 1}
     assert faults(values) == [
         "zz",
         "body.max_token",
