@@ -77,10 +77,11 @@ def _tell_backlog(client: HelixClient, batch_id: str, console: Console) -> None:
 
 def _show_answers(client: HelixClient, status: BatchStatus) -> None:
     console = make_console()
-    shown = print_answers(console, islice(client.results(status.id, include_failed=True), _SHOWN_ANSWERS))
-    if shown < status.finished:
+    rows = client.results(status.id, include_failed=True)
+    shown = print_answers(console, islice(rows, _SHOWN_ANSWERS))
+    if next(rows, None) is not None:
         more = command_line("results", status.id)
-        console.print(f"{shown:,} of {status.finished:,} shown. More: {more}\n", soft_wrap=True)
+        console.print(f"{shown.of(status.finished)} shown. More: {more}\n", soft_wrap=True)
 
 
 class _Step:

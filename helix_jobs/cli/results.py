@@ -137,11 +137,11 @@ def _show(status: BatchStatus, rows: Iterator[JobResult], *, failed: bool) -> No
     unanswered = counts[JobState.FAILED] + counts[JobState.CANCELLED]
     there = unanswered if failed else counts[JobState.SUCCEEDED]
     shown = print_answers(console, islice(rows, _SHOWN))
-    if there > shown:
+    if next(rows, None) is not None:
         flags = ["--failed"] if failed else []
         more = command_line("results", status.id, *flags, "-o", "FILE")
-        console.print(f"{shown:,} of {there:,} shown. All of them: {more}", soft_wrap=True)
-    elif not shown:
+        console.print(f"{shown.of(there)} shown. All of them: {more}", soft_wrap=True)
+    elif not shown.answers:
         what = "No job failed" if failed else "No answers"
         console.print(f"{what}{'.' if status.done else ' so far.'}", soft_wrap=True)
     if unanswered and not failed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from helix_jobs.cli.console import clock_time, paragraphs, printable, shorten, show, timestamp
@@ -262,6 +263,8 @@ def answer_view(result: JobResult) -> RenderableType:
     from rich.text import Text
 
     label = f"{result.line}" if result.custom_id is None else f"{result.line} {printable(result.custom_id)}"
+    if result.choice:
+        label += f", choice {result.choice}"
     head = Text.assemble((f"{label}  ", "bold cyan"), (shorten(prompt_text(result.request), _SHOWN_PROMPT), "bold"))
     if result.output_text is None:
         reason = ": ".join(filter(None, (result.error_code, shorten(result.error_message or "", _SHOWN_ANSWER))))
@@ -269,6 +272,20 @@ def answer_view(result: JobResult) -> RenderableType:
     else:
         body = Text(_shorten_answer(result.output_text) or "(empty answer)")
     return Group(head, Padding(body, (0, 0, 1, 3), expand=False))
+
+
+@dataclass(frozen=True, slots=True)
+class Printed:
+    """How many answers were printed, and of how many jobs."""
+
+    answers: int
+    jobs: int
+
+    def of(self, jobs: int) -> str:
+        """Both counts beside the number of jobs there are: ``20 of 25``, or ``20 answers of 7 of 25 jobs``."""
+        if self.answers == self.jobs:
+            return f"{self.jobs:,} of {jobs:,}"
+        return f"{self.answers:,} answers of {self.jobs:,} of {counted(jobs, 'job')}"
 
 
 def prompt_text(request: object) -> str:
@@ -291,9 +308,11 @@ def _shorten_answer(text: str) -> str:
     return kept if len(lines) <= _SHOWN_LINES else f"{kept} …"
 
 
-def print_answers(console: Console, results: Iterable[JobResult]) -> int:
+def print_answers(console: Console, results: Iterable[JobResult]) -> Printed:
     """Print answers and return how many."""
-    shown = 0
-    for shown, result in enumerate(results, start=1):  # noqa: B007  (counts)
+    answers, jobs = 0, set()
+    for result in results:
         show(console, answer_view(result))
-    return shown
+        answers += 1
+        jobs.add(result.job_id)
+    return Printed(answers, len(jobs))

@@ -1,7 +1,9 @@
 """Resubmit jobs whose answers max_tokens cut off, with a larger limit, as a new batch.
 
-Trade-off: each cut answer stays the one result of its job, and the longer one is in another batch. Queueing the same
-jobs again would discard answers before there are better ones.
+A job with several choices is submitted again if one of them was cut off, with all of its choices.
+
+Trade-off: each cut answer stays its job's result, and the longer one is in another batch. Queueing the same jobs again
+would discard answers before there are better ones.
 """
 
 from __future__ import annotations
@@ -54,10 +56,14 @@ def resubmit_cut(client: HelixClient, batch_id: str, max_tokens: int) -> Submiss
 
 
 def _cut(results: Iterator[JobResult], max_tokens: int) -> Iterator[JobResult]:
-    """The results that a smaller limit cut off."""
+    """The results that a smaller limit cut off, one for each job."""
+    last = None
     for result in results:
+        if result.job_id == last:
+            continue
         limit = result.request.get("sampling", {}).get("max_tokens", _DEFAULT_LIMIT)
         if result.finish_reason == "length" and limit < max_tokens and (result.completion_tokens or 0) >= limit:
+            last = result.job_id
             yield result
 
 

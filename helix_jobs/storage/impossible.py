@@ -51,6 +51,11 @@ _CODES: Final = _listed([code.value for code in ErrorCode])
 # A job has answers when it succeeded, and when its last answer was kept although its acceptance rule refused it.
 _MAY_HAVE_RESULT: Final = "(j.state = 'succeeded' OR (j.state = 'failed' AND j.error_code = 'not_accepted'))"
 _HAS_RESULT: Final = "EXISTS (SELECT 1 FROM results r WHERE r.job_id = jobs.id)"
+# The numbers of n answers are 0 to n - 1.
+_LACKS_ANSWER: Final = (
+    "EXISTS (SELECT 1 FROM results r WHERE r.job_id = jobs.id AND NOT "
+    "(r.choice BETWEEN 0 AND (SELECT count(*) - 1 FROM results o WHERE o.job_id = jobs.id)))"
+)
 _LARGEST_LEASE: Final = 2_000_000_000
 _FAIL: Final = (
     "UPDATE jobs SET state = 'failed', error_code = 'engine_error', "
@@ -73,6 +78,14 @@ IMPOSSIBLE: Final = (
         "jobs",
         "id",
         f"state = 'succeeded' AND NOT {_HAS_RESULT}",
+        _FAIL,
+        "failed",
+    ),
+    Impossible(
+        "jobs that succeeded and lack one of their choices",
+        "jobs",
+        "id",
+        f"state = 'succeeded' AND {_LACKS_ANSWER}",
         _FAIL,
         "failed",
     ),

@@ -79,10 +79,13 @@ _BYTES: Final = {
     "sqlite": "length(CAST({} AS BLOB))",
     "postgresql": "octet_length(CAST({} AS text))",
 }
+# A job with several answers stands in several rows; its own columns count in the first.
 _MEASURE: Final = {
     dialect: text(
-        f"SELECT count(*) AS jobs, count(r.job_id) AS results, sum({size.format('j.request')}"  # noqa: S608  (constants)
-        f" + coalesce({size.format('j.error_message')}, 0) + coalesce({size.format('r.output_text')}, 0)) AS bytes"
+        "SELECT count(DISTINCT j.id) AS jobs, count(r.job_id) AS results,"  # noqa: S608  (constants)
+        f" sum(CASE WHEN coalesce(r.choice, 0) = 0 THEN {size.format('j.request')}"
+        f" + coalesce({size.format('j.error_message')}, 0) ELSE 0 END"
+        f" + coalesce({size.format('r.output_text')}, 0)) AS bytes"
         " FROM jobs j LEFT JOIN results r ON r.job_id = j.id"
         " WHERE j.batch_id = :batch AND j.line > :after AND j.line <= :last"
     ).columns(jobs=Integer, results=Integer, bytes=Integer)

@@ -198,7 +198,7 @@ class BatchStatus(TokenCounts):
         started_at: The earliest claim of a job that ended or runs.
         finished_at: The latest end; None until every job is in a final state.
         read_at: When this was read, for the rates of a batch that still runs.
-        cut_off: Succeeded jobs whose answer max_tokens or the context cut off (finish reason ``length``).
+        cut_off: Answers of succeeded jobs that max_tokens or the context cut off (finish reason ``length``).
         refused: Answers that the jobs' own acceptance rules refused, those of unfinished jobs included.
     """
 

@@ -89,7 +89,7 @@ def database():
 def finish(database):
     """``finish(batch, succeeded=2, failed=1)`` does what a worker does to the next queued jobs."""
 
-    def run(batch, *, succeeded=0, failed=0, text="An answer.", **metrics):
+    def run(batch, *, succeeded=0, failed=0, text="An answer.", choices=1, **metrics):
         now = datetime.now(UTC)
         with database.write() as c:
             worker = add_worker(c, now)
@@ -100,7 +100,10 @@ def finish(database):
                 done = FinishedJob(job.id, claimed.lease, worker)
                 later = now + timedelta(seconds=number + 1)
                 if number < succeeded:
-                    assert claims.finish_succeeded(c, done, [ResultRow(output_text=text, **(METRICS | metrics))], later)
+                    answers = [
+                        ResultRow(output_text=text, choice=choice, **(METRICS | metrics)) for choice in range(choices)
+                    ]
+                    assert claims.finish_succeeded(c, done, answers, later)
                 else:
                     assert claims.finish_failed(c, done, "prompt_too_long", "too long by 5 tokens", later)
 

@@ -85,6 +85,19 @@ def test_those_that_were_cut_since_come_with_the_earlier_ones_in_another_batch(h
     assert helix("retry", batch, "--cut", "--max-tokens", 1000).stdout == since.stdout
 
 
+def test_a_job_with_a_cut_choice_is_taken_again_once_with_all_its_choices(helix, prompts, finish, database):
+    lines = ['{"prompt": "one", "n": 3, "temperature": 1}', '{"prompt": "two"}']
+    batch = helix("submit", prompts(lines=lines)).stdout.strip()
+    finish(batch, succeeded=1, choices=3, finish_reason="length", completion_tokens=256)
+    finish(batch, succeeded=1)
+    assert "Cut off  3 answers by max_tokens or the context" in helix("status", batch).stdout
+    result = helix("retry", batch, "--cut", "--max-tokens", 1000)
+    assert "1 job submitted again" in result.stderr
+    with database.read() as c:
+        (row,) = c.execute(select(jobs).where(jobs.c.batch_id == result.stdout.strip())).all()
+    assert row.request["sampling"] == {"max_tokens": 1000, "temperature": 1, "n": 3}
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

@@ -101,6 +101,23 @@ def test_text_shows_the_first_answers_of_many(helix, submitted, finish):
     assert "Question 21?" not in result.stdout
 
 
+def test_text_counts_answers_beside_jobs(helix, submitted, finish):
+    batch = submitted(8)
+    finish(batch, succeeded=6, choices=4)
+    finish(batch, failed=2)
+    shown = helix("results", batch, "--format", "text").stdout
+    assert f"20 answers of 5 of 6 jobs shown. All of them: helix results {batch} -o FILE" in shown
+    assert "5, choice 3  Question 5?" in shown
+    assert "2 jobs without an answer." in shown
+    assert " shown." not in helix("results", batch, "--format", "text", "--failed").stdout
+
+
+def test_text_says_nothing_of_more_where_all_answers_are_shown(helix, submitted, finish):
+    batch = submitted(5)
+    finish(batch, succeeded=5, choices=4)
+    assert " shown." not in helix("results", batch, "--format", "text").stdout
+
+
 @pytest.mark.parametrize("args", [["--format", "text", "-o", "x"], ["--format", "text", "--json"], ["--format", "xml"]])
 def test_combinations_without_sense_are_wrong_usage(helix, batch, args):
     assert helix("results", batch, *args).exit_code == 2

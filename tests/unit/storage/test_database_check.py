@@ -75,6 +75,10 @@ IMPOSSIBLE = {
         "UPDATE jobs SET state = 'succeeded', finished_at = queued_at WHERE id = :waiting",
         {"failed": 1},
     ),
+    "jobs that succeeded and lack one of their choices": (
+        "UPDATE results SET choice = 1 WHERE job_id = :ended",
+        {"failed": 1},
+    ),
     "failed jobs without a known error code": (
         "UPDATE jobs SET state = 'failed', finished_at = queued_at, error_code = 'who knows' WHERE id = :waiting",
         {"failed": 1},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from helix_jobs.storage import claims, results
+from helix_jobs.storage import claims, purging, results
 from helix_jobs.storage import status_counters as counters
 from helix_jobs.storage.states import JobState
 from tests.store_helpers import counts, ended, fail, must_take, now, register, result_row, status, stored_batch
@@ -50,6 +50,22 @@ def test_status_counts_jobs_and_adds_up_the_answers(database):
         assert counters.counters_agree(c, batch)
         counters.recount(c, batch)
     assert status(database, batch).completion_tokens == 28
+
+
+def test_a_purge_measures_each_job_once_and_all_of_its_answers(database):
+    register(database, "w1")
+    batch, ids = stored_batch(database, 3)
+    finish(database, ids[0], 3)
+    finish(database, ids[1], 1)
+    fail(database, must_take(database, ids[2]))
+    with database.read() as c:
+        one, two, three, whole = (
+            purging.measure_lines(c, batch, after, last) for after, last in ((0, 1), (1, 2), (2, 3), (0, 3))
+        )
+    assert (one.jobs, one.results) == (1, 3)
+    assert one.bytes == two.bytes + 2 * len(f"{ids[0]}/0")
+    assert (whole.jobs, whole.results) == (3, 4)
+    assert whole.bytes == one.bytes + two.bytes + three.bytes
 
 
 def test_a_late_write_stores_none_of_its_answers(database):
