@@ -126,7 +126,10 @@ class EngineThread:
         self._on_broken = on_broken
         self._job_timeout = job_timeout
         self._inbox: queue.SimpleQueue[_Add | _Abort | _Stop] = queue.SimpleQueue()
-        self._settlers: dict[str, Callable[[Generated | RequestFailed], object]] = {}
+        # Request id -> the message that brought it. The number of choices that these requests ask for stands beside it,
+        # for other threads to read.
+        self._held: dict[str, _Add] = {}
+        self._num_choices = 0
         self._thread = threading.Thread(target=self._main, name="helix-engine", daemon=True)
         # Request id -> seconds of steps so far; kept only if there is a deadline.
         self._ran: dict[str, float] = {}
@@ -147,7 +150,12 @@ class EngineThread:
     @property
     def request_count(self) -> int:
         """Requests in the engine, running or waiting for a slot."""
-        return len(self._settlers)
+        return len(self._held)
+
+    @property
+    def choice_count(self) -> int:
+        """Choices that these requests ask for, each of which takes a batch slot of its own."""
+        return self._num_choices
 
     @property
     def idle_seconds(self) -> float:
@@ -243,7 +251,16 @@ class EngineThread:
             )
             message.settle(RequestFailed(_engine_error(error)))
         else:
-            self._settlers[message.request.request_id] = message.settle
+            self._held[message.request.request_id] = message
+            self._num_choices += message.request.sampling_params.n
+
+    def _let_go(self, request_id: str) -> Callable[[Generated | RequestFailed], object] | None:
+        """Forget a request and return who is to be told of its end; None if it was forgotten before."""
+        message = self._held.pop(request_id, None)
+        if message is None:
+            return None
+        self._num_choices -= message.request.sampling_params.n
+        return message.settle
 
     def _step(self) -> None:
         now = time.monotonic()
@@ -270,7 +287,7 @@ class EngineThread:
         self._jobs_finished += ended
         for result in results:
             self._ran.pop(result.request_id, None)
-            settle = self._settlers.pop(result.request_id, None)
+            settle = self._let_go(result.request_id)
             if settle is not None:
                 settle(Generated(result, self._run))
         self._enforce_deadline(self._busy_at - now)
@@ -284,7 +301,7 @@ class EngineThread:
             return
         for request_id in self._engine.running():
             ran = self._ran[request_id] = self._ran.get(request_id, 0.0) + min(step_seconds, LONGEST_COUNTED_STEP)
-            settle = self._settlers.pop(request_id, None) if ran > self._job_timeout else None
+            settle = self._let_go(request_id) if ran > self._job_timeout else None
             if settle is not None:
                 self._engine.abort(request_id)
                 settle(
@@ -308,18 +325,18 @@ class EngineThread:
         self._failed_steps += 1
         logger.error(
             "an engine step failed; %d requests end with engine_error",
-            len(self._settlers),
+            len(self._held),
             exc_info=without_text(error),
         )
         if self._failed_steps >= MAX_FAILED_STEPS:
             raise EngineBrokenError(f"{MAX_FAILED_STEPS} engine steps in a row failed; see the log") from without_text(
                 error
             )
-        settlers, self._settlers = self._settlers, {}
         self._ran.clear()
-        for request_id, settle in settlers.items():
+        for request_id in list(self._held):
             self._engine.abort(request_id)
-            settle(RequestFailed(_engine_error(error)))
+            if (settle := self._let_go(request_id)) is not None:
+                settle(RequestFailed(_engine_error(error)))
 
     def _cut_run(self) -> None:
         if self._run is None:

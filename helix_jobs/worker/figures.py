@@ -27,7 +27,7 @@ class WorkerFigures:
         worker_id: Its row.
         engine: The engine's description.
         counters: The engine's totals.
-        slots_used: Batch slots with a request.
+        slots_used: Batch slots that the engine's requests can use, one for each of their choices.
         tokens_per_second: Of the run under way, 0 when idle.
         idle_seconds: How long the engine has had nothing to do.
         jobs: Counts of messages and jobs by outcome.
@@ -65,7 +65,7 @@ def worker_figures(
         worker_id=service.worker_id,
         engine=service.info,
         counters=engine.counters,
-        slots_used=min(engine.request_count, service.info.max_batch_size),
+        slots_used=min(engine.choice_count, service.info.max_batch_size),
         tokens_per_second=engine.tokens_per_second,
         idle_seconds=engine.idle_seconds,
         jobs=service.counters,

@@ -18,12 +18,11 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from tests.acceptance.store_model import Claim
+    from tests.acceptance.store_model import Answers, Claim
 
 FINAL: Final = ("succeeded", "failed", "cancelled")
-JOBS: Final = select(
-    *(jobs.c[name] for name in Job.__dataclass_fields__ if name != "answer"), results.c.output_text.label("answer")
-).select_from(jobs.outerjoin(results, results.c.job_id == jobs.c.id))
+_JOBS: Final = select(*(jobs.c[name] for name in Job.__dataclass_fields__ if name != "answers"))
+_ANSWERS: Final = select(results.c.job_id, results.c.choice, results.c.output_text).order_by(results.c.choice)
 COUNTED: Final = select(
     batch_counters.c.batch_id,
     batch_counters.c.outcome,
@@ -43,9 +42,18 @@ def new_job(line: int) -> NewJob:
     )
 
 
-def answer_of(claim: Claim) -> str:
-    """What only the holder of this lease would write."""
-    return f"{claim.job_id}.{claim.lease} by {claim.worker_id}"
+def read_jobs(c: Connection) -> dict[int, Job]:
+    """Every job with its answers."""
+    found = {row.id: Job(**row._mapping) for row in c.execute(_JOBS)}
+    for row in c.execute(_ANSWERS):
+        found[row.job_id].answers += ((row.choice, row.output_text),)
+    return found
+
+
+def answers_of(claim: Claim) -> Answers:
+    """What only the holder of this lease would write: one answer for most jobs, three for every third."""
+    number = 3 if claim.job_id % 3 == 0 else 1
+    return tuple((n, f"{claim.job_id}.{claim.lease} by {claim.worker_id}, choice {n}") for n in range(number))
 
 
 def end_claim(c: Connection, claim: Claim, end: str, code: str, now: datetime) -> bool:
@@ -54,11 +62,12 @@ def end_claim(c: Connection, claim: Claim, end: str, code: str, now: datetime) -
     job = FinishedJob(claim.job_id, claim.lease, claim.worker_id)
     if end == "refused":
         return claims.refuse(c, job, now)
-    if end == "not accepted":
-        return claims.finish_not_accepted(c, job, [result_row(output_text=answer_of(claim))], "no", now)
     if end == "failed":
         return claims.finish_failed(c, job, code, "it broke", now)
-    return claims.finish_succeeded(c, job, [result_row(output_text=answer_of(claim))], now)
+    answers = [result_row(choice=choice, output_text=text) for choice, text in answers_of(claim)]
+    if end == "not accepted":
+        return claims.finish_not_accepted(c, job, answers, "no", now)
+    return claims.finish_succeeded(c, job, answers, now)
 
 
 def recounted(rows: dict[int, Job]) -> dict[tuple[str, str], tuple[int, int, int]]:
@@ -68,7 +77,7 @@ def recounted(rows: dict[int, Job]) -> dict[tuple[str, str], tuple[int, int, int
         outcomes = ["stored", job.error_code or job.state] if job.state in FINAL else ["stored"]
         for outcome in outcomes:
             count, tokens, refused = found.get((job.batch_id, outcome), (0, 0, 0))
-            more = result_row().completion_tokens if outcome == "succeeded" else 0
+            more = result_row().completion_tokens * len(job.answers) if outcome == "succeeded" else 0
             refusals = job.tries if outcome == "stored" else 0
             found[job.batch_id, outcome] = (count + 1, tokens + more, refused + refusals)
     return found

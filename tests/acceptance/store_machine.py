@@ -24,7 +24,7 @@ from helix_jobs.storage.refusals import StoredAnswer, refuse_stored
 from helix_jobs.storage.schema import batches, jobs, workers
 from helix_jobs.storage.status import list_batches
 from helix_jobs.storage.workers import heartbeat, register_worker, stop_worker, worker_heartbeats
-from tests.acceptance.made_up_jobs import COUNTED, FINAL, JOBS, answer_of, end_claim, new_job, recounted
+from tests.acceptance.made_up_jobs import COUNTED, FINAL, answers_of, end_claim, new_job, read_jobs, recounted
 from tests.acceptance.store_model import Claim, Job, StoreModel
 from tests.store_helpers import DIGEST, worker
 
@@ -214,10 +214,10 @@ class StoreMachine(RuleBasedStateMachine):
         if end == "refused":
             return self.model.refuse(claim, now)
         if end == "not accepted":
-            return self.model.finish_not_accepted(claim, answer_of(claim), now)
+            return self.model.finish_not_accepted(claim, answers_of(claim), now)
         if end == "failed":
-            return self.model.finish(claim, end, code, None, now)
-        return self.model.finish(claim, end, None, answer_of(claim), now)
+            return self.model.finish(claim, end, code, (), now)
+        return self.model.finish(claim, end, None, answers_of(claim), now)
 
     @rule(name=WORKERS, act=st.sampled_from(["register", "beat", "beat", "stop"]), commit=COMMITS)
     def live(self, name: str, act: str, commit: str) -> None:
@@ -323,7 +323,7 @@ class StoreMachine(RuleBasedStateMachine):
     def rows_are_as_the_model_says(self) -> None:
         model = self.model
         with self.database.read() as c:
-            rows = {row.id: Job(**row._mapping) for row in c.execute(JOBS)}
+            rows = read_jobs(c)
             assert rows == model.jobs
             assert [job.id for job in publishing.publishable(c, 1000)] == model.publishable()
             assert worker_heartbeats(c) == model.worker_heartbeats()
@@ -353,14 +353,15 @@ class StoreMachine(RuleBasedStateMachine):
         """The promises, without the model's help."""
         for job in rows.values():
             has_answer = job.state == "succeeded" or job.error_code == "not_accepted"
-            assert (job.answer is not None) == has_answer, "a result row exactly for a success or a kept answer"
+            assert bool(job.answers) == has_answer, "result rows exactly for a success or a kept answer"
             assert job.tries > 0 or job.error_code != "not_accepted"
             assert (job.finished_at is not None) == (job.state in FINAL)
             assert (job.error_code is not None) == (job.state == "failed")
             assert job.attempts <= job.max_attempts
             assert job.state != "queued" or (job.attempts < job.max_attempts and job.worker_id is None)
             assert job.lease >= self.leases.get(job.id, 0), "leases only rise"
-            assert job.answer is None or job.answer == answer_of(Claim(job.id, job.lease, str(job.worker_id)))
+            whole = answers_of(Claim(job.id, job.lease, str(job.worker_id)))
+            assert job.answers in ((), whole), "all answers of one holder or none"
             # Each claim got a number of its own, so at most one of them can hold the job.
             numbers = [claim.lease for claim in self.claims if claim.job_id == job.id]
             assert len(set(numbers)) == len(numbers)

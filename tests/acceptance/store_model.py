@@ -13,9 +13,12 @@ if TYPE_CHECKING:
     from datetime import datetime
 
 
+Answers = tuple[tuple[int, str], ...]
+
+
 @dataclass
 class Job:
-    """A row of ``jobs``, and the answer in its row of ``results``."""
+    """A row of ``jobs``, and the answers in its rows of ``results`` by choice."""
 
     id: int
     batch_id: str
@@ -32,7 +35,7 @@ class Job:
     claimed_at: datetime | None = None
     finished_at: datetime | None = None
     error_code: str | None = None
-    answer: str | None = None
+    answers: Answers = ()
 
 
 @dataclass
@@ -128,10 +131,10 @@ class StoreModel:
         own = job.state == "running" and (job.worker_id, job.claimed_at) == (worker_id, now)
         return (job.lease, job.attempts) if own else None
 
-    def finish(self, claim: Claim, state: str, code: str | None, answer: str | None, now: datetime) -> bool:
+    def finish(self, claim: Claim, state: str, code: str | None, answers: Answers, now: datetime) -> bool:
         job = self.jobs[claim.job_id]
         if self._holds(claim):
-            job.state, job.finished_at, job.error_code, job.answer = state, now, code, answer
+            job.state, job.finished_at, job.error_code, job.answers = state, now, code, answers
         return (job.state, job.lease, job.worker_id, job.finished_at) == (state, claim.lease, claim.worker_id, now)
 
     def refuse(self, claim: Claim, now: datetime) -> bool:
@@ -141,10 +144,10 @@ class StoreModel:
             self._requeue(job, now, attempts=0)
         return job.queued_at == now and job.tries > 0 and job.lease >= claim.lease
 
-    def finish_not_accepted(self, claim: Claim, answer: str, now: datetime) -> bool:
+    def finish_not_accepted(self, claim: Claim, answers: Answers, now: datetime) -> bool:
         if self._holds(claim):
             self.jobs[claim.job_id].tries += 1
-        return self.finish(claim, "failed", "not_accepted", answer, now)
+        return self.finish(claim, "failed", "not_accepted", answers, now)
 
     def release(self, claim: Claim, now: datetime) -> bool:
         if not self._holds(claim):
@@ -215,7 +218,7 @@ class StoreModel:
             if job.tries >= max_tries:
                 job.state, job.error_code, job.finished_at = "failed", "not_accepted", now
             else:
-                job.answer = job.finished_at = None
+                job.answers, job.finished_at = (), None
                 self._requeue(job, now, attempts=0)
         return int(job.tries > 0 and now in (job.queued_at, job.finished_at))
 
@@ -226,7 +229,8 @@ class StoreModel:
         batch.cancelled = False
         again = [job for job in self.of(batch_id) if job.state in ("failed", "cancelled")]
         for job in again:
-            job.finished_at = job.error_code = job.answer = None
+            job.finished_at = job.error_code = None
+            job.answers = ()
             job.tries = 0
             self._requeue(job, now, attempts=0)
         return len(again)

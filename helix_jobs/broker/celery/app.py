@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from helix_jobs.broker.queue_names import QueueNames
 
 # Trade-off: threads beyond the batch slots keep the engine fed while finished jobs are written and new ones claimed.
-# Each of these threads holds a claimed, waiting job that another worker could have run.
+# Each of these threads holds a claimed, waiting job that another worker could have run. A job counts as one, whatever
+# its `n`: a worker whose jobs ask for many choices holds more choices than it has slots.
 LOOK_AHEAD_SHARE: Final = 4
 MIN_LOOK_AHEAD: Final = 2
 

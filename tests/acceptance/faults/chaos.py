@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sqlalchemy import make_url
 
-from tests.acceptance.faults.oracle import Accepted
+from tests.acceptance.faults.oracle import Accepted, line_of
 from tests.acceptance.faults.plan import Plan
 from tests.acceptance.faults.scenarios.database_trouble import _use_cluster
 from tests.chaos_proxy import ChaosProxy, Fault, Weather
@@ -176,7 +177,9 @@ class Chaos:
     def _begin(self, number: int) -> _Submission:
         prompts = tuple(f"line {n} of file {number}" for n in range(self.config.batch))
         file = self.installation.temporary / f"file-{number}.jsonl"
-        file.write_text("".join(f'{{"prompt": "{prompt}"}}\n' for prompt in prompts), encoding="utf-8")
+        file.write_text(
+            "".join(f"{json.dumps(line_of(prompt, n))}\n" for n, prompt in enumerate(prompts)), encoding="utf-8"
+        )
         return _Submission(file, prompts, self._submit(file))
 
     def _submit(self, file: Path) -> WorkerProcess:

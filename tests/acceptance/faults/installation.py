@@ -15,7 +15,7 @@ from helix_jobs.settings import Settings
 from helix_jobs.storage.schema import jobs, workers
 from helix_jobs.timing import DEFAULT_TIMING
 from tests.acceptance.faults.fork_server import LAUNCHER, PATIENCE
-from tests.acceptance.faults.oracle import Accepted
+from tests.acceptance.faults.oracle import Accepted, line_of
 from tests.acceptance.faults.plan import QUICK_TIMING, Plan
 from tests.worker_box import ROOT, Box, WorkerProcess, wait_until
 
@@ -122,9 +122,11 @@ class Installation(Box):
             )
 
     def accept(self, count: int, words: int = 6, **fields: Any) -> Accepted:
-        """Submit a batch of prompts that all differ."""
+        """Submit a batch of prompts that all differ, every third of which asks for three answers."""
         prompts = tuple(" ".join(f"p{i}-{n}" for n in range(words)) for i in range(count))
-        return Accepted(self.submit(*prompts, **fields), prompts)
+        with self.client() as client:
+            lines = [{**line_of(prompt, number), **fields} for number, prompt in enumerate(prompts)]
+            return Accepted(client.submit(lines).batch_id, prompts)
 
     def start_doomed(self, plan: Plan, **environment: str) -> WorkerProcess:
         """Start a worker that may die as soon as it takes jobs; wait until it is ready or has."""

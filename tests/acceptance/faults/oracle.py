@@ -32,13 +32,15 @@ class Accepted:
     Attributes:
         batch_id: The batch.
         prompts: Of its lines, in order.
-        expected: Prompt -> right answer; None does not look at the answers.
+        expected: Prompt and choice -> right answer; None does not look at the answers.
         allowed: The final states a job may have besides ``succeeded``, such as ``cancelled`` after a cancel.
     """
 
     batch_id: str
     prompts: Sequence[str]
-    expected: Callable[[str], str] | None = field(default=lambda prompt: fake_output(prompt, 256)[0])
+    expected: Callable[[str, int], str] | None = field(
+        default=lambda prompt, choice: fake_output(prompt, 256, choice=choice)[0]
+    )
     allowed: frozenset[str] = frozenset()
 
 
@@ -48,8 +50,8 @@ class Verdict:
 
     Attributes:
         jobs: Accepted ones.
-        lost: Without a final state, or succeeded without a result.
-        doubled: Results or final states that are more than one for a job.
+        lost: Without a final state, or succeeded without all the answers they asked for.
+        doubled: Answers beyond those that were asked for, or final states that are more than one for a job.
         executions: Times the engine began a job, beyond one for each job that was begun.
         broken: What does not hold, in words; empty is the promise kept.
     """
@@ -59,6 +61,11 @@ class Verdict:
     doubled: int
     executions: int
     broken: tuple[str, ...]
+
+
+def line_of(prompt: str, number: int) -> dict[str, Any]:
+    """An input line. Every third asks for three answers, of which none may be lost or doubled."""
+    return {"prompt": prompt, **({"n": 3, "temperature": 1.0} if number % 3 == 2 else {})}
 
 
 def judge(
@@ -94,12 +101,13 @@ class _Batch:
         self._rows: list[Any] = installation.rows(batch.batch_id)
         with installation._read() as c:
             query = select(results).join(jobs, jobs.c.id == results.c.job_id).where(jobs.c.batch_id == batch.batch_id)
-            found = c.execute(query).all()
-        self._results = {row.job_id: row for row in found}
+            found = c.execute(query.order_by(results.c.choice)).all()
+        self._answers: dict[int, list[Any]] = {}
+        for row in found:
+            self._answers.setdefault(row.job_id, []).append(row)
         with installation.client() as client:
             self._status = client.status(batch.batch_id)
-        self.doubled = len(found) - len(self._results)
-        self.lost = 0
+        self.doubled = self.lost = 0
 
     def check(self, *, steady_clock: bool) -> list[str]:
         broken = []
@@ -115,7 +123,8 @@ class _Batch:
 
     def _check_job(self, row: Any, prompt: str, *, steady_clock: bool) -> list[str]:
         broken = []
-        result = self._results.get(row.id)
+        answers = self._answers.get(row.id, [])
+        asked = row.request["sampling"].get("n", 1)
         if row.state not in FINAL_STATES:
             self.lost += 1
             broken.append(f"is {row.state}: no final state" + (", a lease is held" if row.state == "running" else ""))
@@ -124,19 +133,20 @@ class _Batch:
         if row.attempts > row.max_attempts:
             broken.append(f"{row.attempts} attempts, the cap is {row.max_attempts}")
         has_answer = row.state == "succeeded" or row.error_code == "not_accepted"
-        if has_answer and result is None:
-            self.lost += 1
-            broken.append(f"is {row.state} without a result")
-        if not has_answer and result is not None:
+        if has_answer and (choices := [answer.choice for answer in answers]) != list(range(asked)):
+            self.lost += len(choices) < asked
+            self.doubled += len(choices) > asked
+            broken.append(f"is {row.state} with the choices {choices} of {asked}")
+        if not has_answer and answers:
             self.doubled += 1
             broken.append(f"has a result and is {row.state}")
-        if has_answer and result is not None:
-            broken += self._check_result(row, result, prompt, steady_clock=steady_clock)
+        for answer in answers if has_answer else ():
+            broken += self._check_result(row, answer, prompt, steady_clock=steady_clock)
         return broken
 
     def _check_result(self, row: Any, result: Any, prompt: str, *, steady_clock: bool) -> list[str]:
         broken = []
-        if self._batch.expected is not None and result.output_text != self._batch.expected(prompt):
+        if self._batch.expected is not None and result.output_text != self._batch.expected(prompt, result.choice):
             broken.append("the result is another job's, or cut")
         if (result.worker_id, result.created_at) != (row.worker_id, row.finished_at):
             broken.append(f"the result of {result.worker_id} is not the last holder's, {row.worker_id}")

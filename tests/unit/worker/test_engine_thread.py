@@ -47,8 +47,8 @@ class Bench:
         self.rounds = Rounds()
         self.thread = EngineThread(engine, self.recorder, self.broken.put, rounds=self.rounds, **options)
 
-    def submit(self, name: str, prompt: str = "a b c") -> None:
-        request = Request(request_id=name, prompt=prompt, sampling_params=SamplingParams(), seed=0)
+    def submit(self, name: str, prompt: str = "a b c", n: int = 1) -> None:
+        request = Request(request_id=name, prompt=prompt, sampling_params=SamplingParams(n=n), seed=0)
         self.thread.submit(self.engine.encode(request), lambda ending: self.endings.put((name, ending)))
 
     def collect(self, count: int) -> dict[str, Generated | RequestFailed]:
@@ -90,6 +90,21 @@ def test_an_abort_reaches_a_running_request(bench: Bench) -> None:
     ending = bench.collect(1)["x"]
     assert isinstance(ending, Generated)
     assert ending.result.finish_reason is FinishReason.ABORTED
+
+
+def test_a_request_for_several_choices_ends_once_and_takes_a_slot_for_each(bench: Bench) -> None:
+    bench.submit("x", "endless", n=3)
+    bench.submit("y", n=2)
+    bench.thread.start()
+    assert len(bench.collect(1)["y"].result.choices) == 2
+    assert (bench.thread.request_count, bench.thread.choice_count) == (1, 3)
+    bench.thread.abort("x")
+    assert bench.collect(1)["x"].result.finish_reason is FinishReason.ABORTED
+    bench.submit("boom", "boom", n=5)
+    assert isinstance(bench.collect(1)["boom"], RequestFailed)
+    assert (bench.thread.request_count, bench.thread.choice_count) == (0, 0)
+    assert bench.endings.empty()
+    assert bench.recorder.ended.get(timeout=20) == 1, "jobs, not choices"
 
 
 def test_a_failing_step_fails_what_is_inside_and_goes_on(bench: Bench) -> None:

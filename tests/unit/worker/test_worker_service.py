@@ -52,6 +52,23 @@ def test_a_result_says_how_much_of_its_prompt_was_dropped(make_bench: Any) -> No
     ]
 
 
+def test_all_choices_are_written_or_none(make_bench: Any) -> None:
+    bench = make_bench(fail="bad")
+    sampling = {"n": 3, "temperature": 1.0}
+    good, bad = bench.add_raw(*({"prompt": text, "sampling": sampling, "seed": 1} for text in ("a b c", "bad one")))
+    assert [future.result(20) for future in bench.run(good, bad)] == [True] * 2
+    assert [bench.rows()[i].state for i in (good, bad)] == ["succeeded", "failed"]
+    with bench.database.read() as c:
+        found = c.execute(select(results).order_by(results.c.choice)).all()
+    assert [(row.job_id, row.choice, row.output_text, row.prompt_tokens) for row in found] == [
+        (good, 0, "a b c", 3),
+        (good, 1, "b c a", 0),
+        (good, 2, "c a b", 0),
+    ]
+    assert len({row.run_id for row in found}) == 1
+    assert bench.service.counters.outcomes["succeeded"] == 1
+
+
 def test_jobs_that_the_engine_computes_are_not_stuck(make_bench: Any) -> None:
     bench = make_bench(hang="endless")
     endless, other = bench.add("endless", "a b c")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
 import signal
 import time
 from typing import TYPE_CHECKING
 
 from tests.acceptance.faults.boundaries import BOUNDARIES
-from tests.acceptance.faults.oracle import Accepted
+from tests.acceptance.faults.oracle import Accepted, line_of
 from tests.acceptance.faults.plan import Plan
 from tests.acceptance.faults.scenario import Outcome, Size, scenario
 from tests.worker_box import wait_until
@@ -65,7 +66,9 @@ def die_submitting(installation: Installation, boundary: str, count: int) -> Acc
     """Have ``submit.py`` die at a boundary behind the commit, which is where a batch is accepted."""
     prompts = tuple(f"client {boundary} {n}" for n in range(count))
     file = installation.temporary / "prompts.jsonl"
-    file.write_text("".join(f'{{"prompt": "{prompt}"}}\n' for prompt in prompts), encoding="utf-8")
+    file.write_text(
+        "".join(f"{json.dumps(line_of(prompt, n))}\n" for n, prompt in enumerate(prompts)), encoding="utf-8"
+    )
     client = installation.start_submit(Plan(die_at=boundary), str(file))
     assert client.wait() == -signal.SIGKILL, client.log
     with installation.client() as helix:

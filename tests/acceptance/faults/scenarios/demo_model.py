@@ -31,8 +31,8 @@ def demo_model(installation: Installation, size: Size) -> Outcome:
     installation.wait_done(Accepted(undisturbed, prompts))
     with installation.client() as client:
         answers = dict(zip(prompts, (result.output_text or "" for result in client.results(undisturbed)), strict=True))
-    batches = [Accepted(undisturbed, prompts, answers.__getitem__)]
-    batches.append(Accepted(installation.submit(*prompts, **LENGTH), prompts, answers.__getitem__))
+    batches = [Accepted(undisturbed, prompts, lambda prompt, _: answers[prompt])]
+    batches.append(Accepted(installation.submit(*prompts, **LENGTH), prompts, lambda prompt, _: answers[prompt]))
     recoveries = []
     for _ in range(size.faults):
         wait_until(lambda worker=worker: installation.held_by(worker), lambda worker=worker: worker.log)

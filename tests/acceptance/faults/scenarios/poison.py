@@ -10,7 +10,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from helix_jobs.engine.fake_engine import fake_output
-from tests.acceptance.faults.oracle import Accepted
+from tests.acceptance.faults.oracle import Accepted, line_of
 from tests.acceptance.faults.plan import Plan
 from tests.acceptance.faults.scenario import Outcome, Size, scenario
 from tests.worker_box import ROOT, wait_until
@@ -35,8 +35,10 @@ def _spread(count: int, faults: int, word: str) -> dict[int, str]:
     return {2 + n * (count // faults): word for n in range(faults)}
 
 
-def _submit(installation: Installation, prompts: Sequence[str], expected: Callable[[str], str] | None) -> Accepted:
-    return Accepted(installation.submit(*prompts), prompts, expected, frozenset({"failed"}))
+def _submit(installation: Installation, prompts: Sequence[str], expected: Callable[[str, int], str] | None) -> Accepted:
+    with installation.client() as client:
+        lines = [line_of(prompt, number) for number, prompt in enumerate(prompts)]
+        return Accepted(client.submit(lines).batch_id, prompts, expected, frozenset({"failed"}))
 
 
 def _ends(installation: Installation, batch: Accepted, bad: Mapping[int, str]) -> tuple[str, ...]:
@@ -48,8 +50,8 @@ def _ends(installation: Installation, batch: Accepted, bad: Mapping[int, str]) -
     )
 
 
-def _answer(prompt: str) -> str:
-    return fake_output(prompt, 256)[0]
+def _answer(prompt: str, choice: int) -> str:
+    return fake_output(prompt, 256, choice=choice)[0]
 
 
 def _supervise(installation: Installation, batch: Accepted, code: int, plan: Plan | None = None, **faults: str) -> int:

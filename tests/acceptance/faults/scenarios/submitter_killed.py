@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
 import signal
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from tests.acceptance.faults.oracle import Accepted
+from tests.acceptance.faults.oracle import Accepted, line_of
 from tests.acceptance.faults.plan import Plan
 from tests.acceptance.faults.scenario import Outcome, Size, scenario
 from tests.worker_box import wait_until
@@ -66,7 +67,7 @@ class _Submission:
     def write(cls, installation: Installation, key: str, count: int) -> _Submission:
         prompts = tuple(f"{key} line {n}" for n in range(count))
         file = installation.temporary / f"{key}.jsonl"
-        lines = (f'{{"prompt": "{prompt}", "custom_id": "c-{n}"}}\n' for n, prompt in enumerate(prompts))
+        lines = (f"{json.dumps({**line_of(prompt, n), 'custom_id': f'c-{n}'})}\n" for n, prompt in enumerate(prompts))
         file.write_text("".join(lines), encoding="utf-8")
         return cls(installation, file, key, prompts)
 
