@@ -257,7 +257,10 @@ def bad_lines_view(faults: Sequence[tuple[BadLine, int]]) -> Table:
 
 
 def answer_view(result: JobResult) -> RenderableType:
-    """The start of the prompt and, below it, the shortened answer or the reason why there is none."""
+    """The start of the prompt and, below it, the shortened answer or the reason why there is none.
+
+    A job that failed although it has an answer, which its rule refused, shows both.
+    """
     from rich.console import Group
     from rich.padding import Padding
     from rich.text import Text
@@ -266,12 +269,13 @@ def answer_view(result: JobResult) -> RenderableType:
     if result.choice:
         label += f", choice {result.choice}"
     head = Text.assemble((f"{label}  ", "bold cyan"), (shorten(prompt_text(result.request), _SHOWN_PROMPT), "bold"))
-    if result.output_text is None:
+    parts = []
+    if result.output_text is None or result.error_code is not None:
         reason = ": ".join(filter(None, (result.error_code, shorten(result.error_message or "", _SHOWN_ANSWER))))
-        body = Text(f"{result.state}, {reason}" if reason else str(result.state), style="red")
-    else:
-        body = Text(_shorten_answer(result.output_text) or "(empty answer)")
-    return Group(head, Padding(body, (0, 0, 1, 3), expand=False))
+        parts.append(Text(f"{result.state}, {reason}" if reason else str(result.state), style="red"))
+    if result.output_text is not None:
+        parts.append(Text(_shorten_answer(result.output_text) or "(empty answer)"))
+    return Group(head, Padding(Group(*parts), (0, 0, 1, 3), expand=False))
 
 
 @dataclass(frozen=True, slots=True)

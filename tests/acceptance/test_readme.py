@@ -157,7 +157,7 @@ def test_every_table_and_column_is_described():
     for table in metadata.tables.values():
         # Beside its columns a cell names fields inside JSON.
         parts = {"prompt", "messages", "chat_template_kwargs", "sampling", "truncate_prompt", "seed", "metadata"}
-        parts |= {"prompt_token_ids", "score_choices", "score_by"}
+        parts |= {"prompt_token_ids", "score_choices", "score_by", "accept"}
         inside = {"jobs": parts, "results": {"sum", "mean", "tokens"}}.get(table.name, set())
         assert {column.name for column in table.columns} == set(told[table.name]) - inside
 
