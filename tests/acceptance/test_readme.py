@@ -134,7 +134,7 @@ def test_no_page_names_an_option_that_does_not_exist():
 def test_every_field_of_a_line_is_told_with_its_default():
     told = {code_words(name)[0]: default for name, default, _ in PAGES["formats"].rows("Fields of a line")}
     others = {"custom_id", "priority", "metadata", "chat_template_kwargs", "truncate_prompt", "truncate_prompt_tokens"}
-    others |= {"choices", "score_by"}
+    others |= {"choices", "score_by", "accept"}
     assert set(told) == SAMPLING_FIELDS | others
     words = {None: "none", (): "none", False: "false"}
     assert told.pop("seed") == "from batch and line"

@@ -17,7 +17,7 @@ from helix_jobs.timing import Timing
 BATCH_KEYS = {
     *("id", "name", "source", "state", "created_at", "started_at", "finished_at", "cancelled_at", "total", "counts"),
     *("prompt_tokens", "cached_prompt_tokens", "completion_tokens", "draft_tokens", "accepted_tokens"),
-    *("acceptance_rate", "tokens_per_second", "errors", "cut_off"),
+    *("acceptance_rate", "tokens_per_second", "errors", "cut_off", "refused"),
 }
 
 
