@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from itertools import groupby
 from typing import TYPE_CHECKING, Final
 
+from helix_jobs.acceptance.patterns import check_compiles
 from helix_jobs.acceptance.rule import MOST_TRIES, AcceptanceRule
 from helix_jobs.errors import InputError, InvalidFieldError
 from helix_jobs.storage.refusals import StoredAnswer, refuse_stored
@@ -38,14 +39,17 @@ def rule_of(accept: AcceptanceRule | Mapping[str, Any] | Accept | None) -> Accep
     """The declarative rule among what ``HelixClient.submit`` takes; None for a function.
 
     Raises:
-        InputError: The rule is wrong.
+        InputError: The rule is wrong, or its schema or regular expression cannot be used.
     """
-    if accept is None or isinstance(accept, AcceptanceRule) or callable(accept):
-        return accept if isinstance(accept, AcceptanceRule) else None
+    if accept is None or callable(accept):
+        return None
     try:
-        return AcceptanceRule.from_mapping(accept)
+        rule = accept if isinstance(accept, AcceptanceRule) else AcceptanceRule.from_mapping(accept)
+        if rule.schema is not True:
+            check_compiles(rule, None)
     except InvalidFieldError as error:
         raise InputError(str(error)) from error
+    return rule
 
 
 def accept_answers(
