@@ -32,6 +32,7 @@ from helix_jobs.new_job import NewJob
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from helix_jobs.acceptance.rule import AcceptanceRule
     from helix_jobs.intake.limits import Limits
     from helix_jobs.intake.sampling_fields import SamplingReader
 
@@ -86,7 +87,7 @@ def parse_job(
         request = _openai_request(own, sampling, faults) if is_openai else _native_request(own, sampling, faults)
         custom_id = faults.of(_custom_id, own) if "custom_id" in own else None
         priority = faults.of(_priority, own) if "priority" in own else 0
-        rule = faults.of(acceptance.read, own)
+        rule = faults.of(_rule, own, request, acceptance)
         faults.settle()
         limits.check_request(request, "body." if is_openai else "")
         if rule is not None:
@@ -99,6 +100,15 @@ def parse_job(
     if (seed := request["sampling"].get("seed")) is not None:
         request["seed"] = seed
     return NewJob(line=line, custom_id=custom_id, request=request, priority=priority, size=size)
+
+
+def _rule(values: Mapping[str, Any], request: Mapping[str, Any], acceptance: AcceptanceReader) -> AcceptanceRule | None:
+    """The rule of a line; none where options are scored, which another try would not change."""
+    if "score_choices" not in request:
+        return acceptance.read(values)
+    if values.get("accept") not in (None, False):
+        raise InvalidFieldError("accept", "has no meaning beside choices: every try gives the same scores", "remove it")
+    return None
 
 
 def _native_request(values: dict[str, Any], sampling: SamplingReader, faults: Faults) -> dict[str, Any]:

@@ -49,6 +49,9 @@ _QUERY: Final = select(*_JOB_COLUMNS, _CHOICE.label("choice"), *_RESULT_COLUMNS,
 # The partial index in completion order holds ended jobs only.
 _ENDED: Final = text("jobs.finished_at IS NOT NULL")
 _UNSUCCESSFUL: Final = text("jobs.state IN ('failed', 'cancelled')")
+# Rows of the first page, and bytes of log probabilities in a later one: a row's may have megabytes.
+_FIRST_ROWS: Final = 16
+_PAGE_BYTES: Final = 1 << 25
 _SUMMARY_COLUMNS: Final = (
     jobs.c.id.label("job_id"),
     jobs.c.line,
@@ -80,13 +83,13 @@ def iter_results(
         order: ``line``: in the order of the input. ``completion``: in the order in which jobs ended.
         include_failed: Include failed and cancelled jobs.
         only_failed: Failed and cancelled jobs only.
-        chunk: Rows held at once.
+        chunk: Rows held at once at most; fewer where their log probabilities are large.
 
     Raises:
         NotFoundError: No such batch; at a later page, the batch has been removed meanwhile.
     """
     _require_batch(c, batch_id)
-    query = _QUERY.where(jobs.c.batch_id == batch_id, _ENDED).limit(chunk)
+    query = _QUERY.where(jobs.c.batch_id == batch_id, _ENDED)
     if only_failed:
         query = query.where(_UNSUCCESSFUL)
     elif not include_failed:
@@ -131,12 +134,14 @@ def _pages(
     place = (jobs.c.line,) if by_line else (jobs.c.finished_at, jobs.c.id)
     query = query.order_by(*place, _CHOICE)
     page = query
+    limit = min(chunk, _FIRST_ROWS)
     while True:
-        rows = _page(c, batch_id, page)
+        rows = _page(c, batch_id, page.limit(limit))
         for row in rows:
             yield _job_result(row)
-        if len(rows) < chunk:
+        if len(rows) < limit:
             return
+        limit = _rows_that_fit(rows, chunk)
         last = rows[-1]
         # A page may end between two answers of a job. The first condition is the one that an index serves.
         if by_line:
@@ -146,6 +151,12 @@ def _pages(
             begun = jobs.c.id == last.job_id
             page = query.where(tuple_(jobs.c.finished_at, jobs.c.id) >= tuple_(last.finished_at, last.job_id))
         page = page.where(or_(not_(begun), last.choice < _CHOICE))
+
+
+def _rows_that_fit(rows: Sequence[Row[*tuple[Any, ...]]], chunk: int) -> int:
+    """Rows of the next page, if their log probabilities are as large as those of the last."""
+    num_bytes = sum(len(row.logprobs or b"") + len(row.prompt_logprobs or b"") for row in rows)
+    return chunk if num_bytes == 0 else max(1, min(chunk, len(rows) * _PAGE_BYTES // num_bytes))
 
 
 def _page(c: Connection | OpenRead, batch_id: str, page: Select[Any]) -> Sequence[Row[*tuple[Any, ...]]]:

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 
+from helix_jobs.acceptance.rule import AcceptanceRule
 from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.engine.score_choices import ScoreChoices
 from helix_jobs.errors import BadLine
+from helix_jobs.intake.lines import LineReader
 from helix_jobs.intake.stored_requests import to_engine_request
 from helix_jobs.new_job import NewJob
 from tests.unit.intake.request_lines import read, read_one
@@ -211,6 +213,15 @@ def test_what_says_how_text_is_made_has_no_meaning_beside_choices(field: dict[st
 def test_what_asks_for_nothing_may_stand_beside_choices() -> None:
     nothing = {"temperature": 0, "top_p": 1, "top_k": -1, "stop": None, "logprobs": False, "n": 1, "echo": False}
     assert sampling_of({"prompt": "a", "choices": ["yes"], **nothing}) == {}
+
+
+def test_no_rule_of_acceptance_holds_for_choices() -> None:
+    line = {"prompt": "a", "choices": ["yes", "no"]}
+    assert faults({**line, "accept": {"min_chars": 2}}) == ["accept"]
+    reader = LineReader(SamplingParams(), accept=AcceptanceRule(min_chars=2))
+    scored, plain = reader.read_mappings([line, {"prompt": "a"}])
+    assert "accept" not in scored.request
+    assert plain.request["accept"] == {"min_chars": 2}
 
 
 def test_choices_continue_a_text() -> None:
