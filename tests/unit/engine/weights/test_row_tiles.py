@@ -170,7 +170,7 @@ def test_what_costs_too_much_has_to_be_asked_for(compiled_folder, tmp_path, monk
     models = compiled_models(compiled_folder, torch.float32)
     assert not make_reproducible(models, "auto", tmp_path, said.append).target.is_reproducible
     assert len(said) == 2
-    assert said[0].startswith("trying which numbers of rows")
+    assert said[0].startswith("trying how this machine's matrix products round")
     assert said[1].endswith("--reproducible makes them independent, with products that take up to 1.35 times as long")
     assert make_reproducible(models, "on", tmp_path, said.append).target.is_reproducible
 
