@@ -63,6 +63,9 @@ _FLAGS: Final[dict[str, dict[str, Any]]] = {
     "bad_words": {"multiple": True, "metavar": "TEXT", "help": "Keep this word out of the answer; repeatable."},
     "allowed_token_ids": {"type": int, "multiple": True, "help": "Choose no token but this one; repeatable."},
     "ignore_eos": {"is_flag": True, "help": "Go on past the model's end-of-sequence token."},
+    "logprobs": {"type": int, "metavar": "K", "help": "Keep log probabilities: of each token and the K most likely."},
+    "prompt_logprobs": {"type": int, "metavar": "K", "help": "Keep those of the prompt's tokens, too."},
+    "echo": {"is_flag": True, "help": "Begin each completion's text with its prompt."},
 }
 SAMPLING_FLAGS: Final = frozenset(_FLAGS)
 # The variables that give flags their defaults.
