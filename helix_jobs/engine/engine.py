@@ -11,6 +11,8 @@ from helix_jobs.engine.choice_scoring import ChoiceScorings
 from helix_jobs.engine.choices import Choices, already_held
 from helix_jobs.engine.config import SpeculationConfig
 from helix_jobs.engine.devices.devices import cleanup_memory, describe_device, explaining_shortage
+from helix_jobs.engine.grammar.grammars import Grammars
+from helix_jobs.engine.grammar.vocabulary import TokenTable
 from helix_jobs.engine.model.runner import ModelRunner
 from helix_jobs.engine.model.step_memory import scored_rows
 from helix_jobs.engine.new_sequences import NewSequences
@@ -18,6 +20,7 @@ from helix_jobs.engine.protocol import EngineInfo
 from helix_jobs.engine.recovery import Recovery
 from helix_jobs.engine.request import EncodedRequest, GenerationResult, Request
 from helix_jobs.engine.request_encoding import RequestEncoding
+from helix_jobs.engine.sampling.mask_worker import MaskWorker
 from helix_jobs.engine.sampling.token_masks import no_token_left
 from helix_jobs.engine.schedule.block_table import BlockPool
 from helix_jobs.engine.schedule.scheduler import Scheduler
@@ -27,7 +30,7 @@ from helix_jobs.engine.speculation.speculator import Speculator
 from helix_jobs.engine.stats import StepStatistics
 from helix_jobs.engine.text.codec import TextCodec
 from helix_jobs.engine.text.final_logprobs import with_logprobs
-from helix_jobs.engine.text.final_text import apply_stop_strings, text_of
+from helix_jobs.engine.text.final_text import apply_stop_strings, is_valid, text_of
 from helix_jobs.errors import (
     EngineBrokenError,
     EngineError,
@@ -76,7 +79,11 @@ class Engine:
         self._device = models.device
         vocab_size = models.vocab_size
         self._codec = TextCodec(models.tokenizer, vocab_size, models.prompts, context - 1)
-        self._encoding = RequestEncoding(self._codec, context, models.eos_token_ids, models.turn_end_ids)
+        ends = models.eos_token_ids | models.turn_end_ids
+        self._grammars = Grammars(lambda: TokenTable.of(models.tokenizer, vocab_size, ends))
+        self._encoding = RequestEncoding(
+            self._codec, context, models.eos_token_ids, models.turn_end_ids, self._grammars
+        )
         draft = None
         with explaining_shortage(models.device, "the KV cache was allocated", "lower HELIX_KV_CACHE_MB"):
             target = ModelRunner(models.target.decoder, cache)
@@ -93,14 +100,19 @@ class Engine:
                 costs=costs,
                 initial_acceptance=COPY_ACCEPTANCE if models.draft and models.draft.is_copy else DEFAULT_ACCEPTANCE,
             )
-        if not self._speculator.can_draft:
-            config = replace(config, speculation=SpeculationConfig(depth=0))
         self._pool = BlockPool(cache.num_blocks, cache.block_size)
+        self._masks = MaskWorker()
         self._new_sequences = NewSequences(
-            self._codec, self._encoding, self._pool, max_model_len=context, vocab_size=vocab_size
+            self._codec,
+            self._encoding,
+            self._pool,
+            max_model_len=context,
+            vocab_size=vocab_size,
+            masks=self._masks,
+            drafts_any=self._speculator.drafts_any,
         )
         self._scheduler = Scheduler(config, self._pool, scored_rows(vocab_size, config))
-        self._step = SpeculativeStep(target, self._speculator, vocab_size)
+        self._step = SpeculativeStep(target, self._speculator, vocab_size, self._masks)
         self.emitted: tuple[Emission, ...] = ()
         self._statistics = StepStatistics()
         self._choices = Choices()
@@ -110,15 +122,16 @@ class Engine:
         # Raised by the next step, after this one has returned its results.
         self._fault: Exception | None = None
         drafting = models.draft if draft is not None else None
+        speculation = config.speculation if self._speculator.drafts_any else SpeculationConfig(depth=0)
         self._info = EngineInfo(
             target_model=models.target.name,
-            draft_model=_describe_draft(drafting, config.speculation),
+            draft_model=_describe_draft(drafting, speculation),
             device=describe_device(models.device),
             dtype=models.target.dtype_name,
             overflows_float16=models.target.overflowed,
-            is_reproducible=_is_reproducible(models.target, drafting, config.speculation),
+            is_reproducible=_is_reproducible(models.target, drafting, speculation),
             kernels=models.target.decoder.attention.kernels,
-            speculation_depth=None if config.speculation.is_adaptive else config.speculation.ceiling,
+            speculation_depth=None if speculation.is_adaptive else speculation.ceiling,
             max_batch_size=config.max_batch_size,
             max_model_len=context,
             num_blocks=cache.num_blocks,
@@ -132,11 +145,11 @@ class Engine:
         return self._info
 
     def encode(self, request: Request) -> EncodedRequest:
-        """Tokenise a request's prompt and its bad words. Thread-safe.
+        """Tokenise a request's prompt and its bad words, and compile its constraint. Thread-safe.
 
         Raises:
             InvalidRequestError: The prompt or the messages cannot be encoded for this model, a sampling field does not
-                fit it, or ``max_tokens`` leaves no room for a truncated prompt.
+                fit it, ``max_tokens`` leaves no room for a truncated prompt, or the constraint cannot be kept.
             PromptTooLongError: No room is left in the context for one new token.
         """
         return self._encoding.encode(request)
@@ -252,6 +265,8 @@ class Engine:
         self._stop_watches.clear()
         self._scorings.clear()
         self._codec.close()
+        self._masks.close()
+        self._grammars.close()
         self.__dict__.pop("_step", None)
         try:
             cleanup_memory(self._device)
@@ -279,7 +294,8 @@ class Engine:
         self._account(schedule, outcome)
         self._quarantine(outcome.not_finite)
         for sequence in outcome.masked:
-            sequence.fail(no_token_left(sequence.num_output_tokens))
+            of_grammar = None if sequence.grammar is None else sequence.grammar.error
+            sequence.fail(of_grammar or no_token_left(sequence.num_output_tokens))
         self._step.learn(outcome)
         self._recovery.recall_suspects()
 
@@ -296,9 +312,7 @@ class Engine:
             watch = self._stop_watches.get(emission.sequence.request_id)
             if watch is not None and num_new:
                 num_new -= apply_stop_strings(emission.sequence, watch, num_new)
-            statistics.completion_tokens += num_new
-            statistics.draft_tokens += emission.num_drafted
-            statistics.accepted_tokens += emission.num_accepted
+            statistics.add_tokens(emission, num_new)
             emission.sequence.was_recomputed = False
             emission.sequence.lone_failures, emission.sequence.failed_alone_at = 0, None
         self._scheduler.step_passed()
@@ -349,7 +363,8 @@ class Engine:
         """The result of the request whose last sequence has ended with this one; none if others are left."""
         turnover = self._scorings.take(sequence)
         if turnover is None:
-            result = with_logprobs(sequence.result(text_of(sequence, self._codec)), sequence, self._codec)
+            text = text_of(sequence, self._codec)
+            result = with_logprobs(replace(sequence.result(text), is_valid=is_valid(sequence)), sequence, self._codec)
             if sequence.error is not None:
                 for other in self._choices.beside(sequence):
                     self._scheduler.abort(other)

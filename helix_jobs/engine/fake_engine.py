@@ -69,6 +69,7 @@ class _EncodedText(EncodedRequest):
     """An encoded request with its text, from which the output is made."""
 
     text: str
+    has_constraint: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -93,7 +94,8 @@ class FakeEngine:
 
     Each step takes ``step_seconds`` and emits up to ``depth + 1`` tokens for each of at most ``max_batch_size``
     choices of requests, oldest first, so batching, waiting and speculation figures behave like the real engine's. A
-    prompt that begins like the one admitted before it shares that beginning, in whole blocks.
+    prompt that begins like the one admitted before it shares that beginning, in whole blocks. Constraints are not kept,
+    and results say so.
 
     Args:
         max_batch_size: Choices that run at once.
@@ -187,6 +189,7 @@ class FakeEngine:
             seed=request.seed,
             dropped_prompt_tokens=None if truncation is None else len(whole) - len(words),
             text=text if words is whole else " ".join(words),
+            has_constraint=request.constraint is not None,
         )
 
     def add_request(self, request: EncodedRequest) -> None:
@@ -331,6 +334,7 @@ class FakeEngine:
             accepted_tokens=sequence.draft_tokens,
             target_steps=sequence.steps,
             dropped_prompt_tokens=sequence.request.dropped_prompt_tokens,
+            is_valid=False if getattr(sequence.request, "has_constraint", False) else None,
             choice=sequence.request.choice,
         )
 

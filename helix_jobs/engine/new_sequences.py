@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from helix_jobs.engine.sampling.logits_processors import processors_of
+from helix_jobs.engine.sampling.output_grammar import OutputGrammar
 from helix_jobs.engine.schedule.block_table import BlockTable
 from helix_jobs.engine.schedule.sequence import Sequence
 from helix_jobs.engine.text.stop_strings import StopStringWatch
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
     from helix_jobs.engine.request import EncodedRequest
     from helix_jobs.engine.request_encoding import RequestEncoding
+    from helix_jobs.engine.sampling.mask_worker import MaskWorker
     from helix_jobs.engine.schedule.block_table import BlockPool
     from helix_jobs.engine.text.codec import TextCodec
 
@@ -29,16 +31,28 @@ class NewSequences:
         pool: Where the sequences' blocks come from.
         max_model_len: Prompt plus output tokens at most.
         vocab_size: The logits have this many columns.
+        masks: Computes the masks of grammars.
+        drafts_any: Whether drafters may draft for any sequence; otherwise only for those with a grammar.
     """
 
     def __init__(
-        self, codec: TextCodec, encoding: RequestEncoding, pool: BlockPool, *, max_model_len: int, vocab_size: int
+        self,
+        codec: TextCodec,
+        encoding: RequestEncoding,
+        pool: BlockPool,
+        *,
+        max_model_len: int,
+        vocab_size: int,
+        masks: MaskWorker,
+        drafts_any: bool,
     ) -> None:
         self._codec = codec
         self._encoding = encoding
         self._pool = pool
         self._max_model_len = max_model_len
         self._vocab_size = vocab_size
+        self._masks = masks
+        self._drafts_any = drafts_any
 
     def of(self, choices: SequenceOf[EncodedRequest]) -> tuple[list[Sequence], dict[str, StopStringWatch]]:
         """The sequences of a request's choices, and the watch of each whose output may end at a stop string.
@@ -64,7 +78,18 @@ class NewSequences:
             bad_words=request.bad_words,
             end_ids=[token_id for token_id in stop_ids if token_id < self._vocab_size],
         )
-        sequence = Sequence(request, BlockTable(self._pool), stop_ids, self._max_model_len, processors)
+        grammar: OutputGrammar | None = None
+        if request.grammar is not None:
+            grammar = OutputGrammar(request.grammar, self._masks, stop_ids, request.grammar_begins_after)
+        sequence = Sequence(
+            request,
+            BlockTable(self._pool),
+            stop_ids,
+            self._max_model_len,
+            processors,
+            grammar=grammar,
+            may_draft=self._drafts_any or grammar is not None,
+        )
         if len(sequence) >= self._max_model_len:
             # ``encode`` refuses such a prompt; another engine with a longer context may have encoded it.
             sequence.fail(self._encoding.too_long(request.prompt_token_ids))

@@ -65,6 +65,8 @@ class EngineCounters(TokenCounts):
         target_seconds: Time of the target's passes. On an asynchronous device, the time to start them.
         attention_seconds: The part of ``target_seconds`` in attention; 0 where it cannot be measured.
         verify_seconds: Time of sampling, verification and commit. On an asynchronous device, the wait for it as well.
+        forced_tokens: The part of ``draft_tokens`` that a grammar forced.
+        accepted_forced_tokens: The part of ``accepted_tokens`` that a grammar forced.
         depth_reasons: Number of steps for each reason of the adaptive depth, see ``Speculator.reasons``.
     """
 
@@ -78,6 +80,8 @@ class EngineCounters(TokenCounts):
     target_seconds: float = 0.0
     attention_seconds: float = 0.0
     verify_seconds: float = 0.0
+    forced_tokens: int = 0
+    accepted_forced_tokens: int = 0
     depth_reasons: Mapping[str, int] = field(default_factory=dict)
 
     def __sub__(self, earlier: Self) -> Self:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
+    from helix_jobs.engine.constraint import Constraint
+    from helix_jobs.engine.matcher import Grammar
     from helix_jobs.engine.prompt_truncation import TruncatePrompt
     from helix_jobs.engine.sampling_params import SamplingParams
     from helix_jobs.engine.score_choices import ScoreChoices
@@ -49,6 +51,7 @@ class Request:
         seed: Root of this request's random numbers; the same (seed, position) draws the same number in any batch.
         truncate_prompt: What to keep of a prompt that is too long; None fails the request instead.
         score_choices: Options to score instead of making an answer; the sampling parameters then have no meaning.
+        constraint: The form that the answer must have; None for any.
     """
 
     request_id: str
@@ -60,6 +63,7 @@ class Request:
     prompt_token_ids: tuple[int, ...] | None = None
     truncate_prompt: TruncatePrompt | None = None
     score_choices: ScoreChoices | None = None
+    constraint: Constraint | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +83,9 @@ class EncodedRequest:
             stands before token 0, so it has none.
         score_choices: The request's own.
         option_token_ids: The tokens of each of its options, which continue the prompt's.
+        grammar: The request's constraint, compiled; None without one.
+        grammar_begins_after: The tokens that end the thinking, where the model thinks before it answers: the grammar
+            holds from behind their first occurrence in the output. Empty if it holds from the first token.
         choice: Which of the request's answers this one asks for. The engine makes a request for each from the first.
     """
 
@@ -92,6 +99,8 @@ class EncodedRequest:
     first_scored: int = 1
     score_choices: ScoreChoices | None = None
     option_token_ids: tuple[tuple[int, ...], ...] = ()
+    grammar: Grammar | None = None
+    grammar_begins_after: tuple[int, ...] = ()
     choice: int = 0
 
 
@@ -120,6 +129,8 @@ class GenerationResult:
         draft_tokens: Draft tokens verified.
         accepted_tokens: Draft tokens accepted.
         target_steps: Target model steps that decided tokens for this request, a stop token included.
+        is_valid: Whether the output has the form that its constraint asks for; None without a constraint. False where
+            ``max_tokens`` has cut it short.
         choice: 0 for the first choice.
         siblings: The other choices, in order.
         dropped_prompt_tokens: The request's own, see ``EncodedRequest``.
@@ -144,6 +155,7 @@ class GenerationResult:
     draft_tokens: int
     accepted_tokens: int
     target_steps: int
+    is_valid: bool | None = None
     choice: int = 0
     siblings: tuple[GenerationResult, ...] = ()
     dropped_prompt_tokens: int | None = None

@@ -10,6 +10,7 @@ from helix_jobs.errors import InvalidRequestError, PromptTooLongError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from helix_jobs.engine.grammar.grammars import Grammars
     from helix_jobs.engine.prompt_truncation import TruncatePrompt
     from helix_jobs.engine.request import Request
     from helix_jobs.engine.sampling_params import SamplingParams
@@ -24,22 +25,29 @@ class RequestEncoding:
         max_model_len: Prompt plus output tokens of a request at most.
         eos_token_ids: Tokens that end every output, unless the request ignores them.
         turn_end_ids: Tokens that also end the answer to messages.
+        grammars: Compiles constraints.
     """
 
     def __init__(
-        self, codec: TextCodec, max_model_len: int, eos_token_ids: frozenset[int], turn_end_ids: frozenset[int]
+        self,
+        codec: TextCodec,
+        max_model_len: int,
+        eos_token_ids: frozenset[int],
+        turn_end_ids: frozenset[int],
+        grammars: Grammars,
     ) -> None:
         self._codec = codec
         self._max_model_len = max_model_len
         self._eos_token_ids = eos_token_ids
         self._turn_end_ids = turn_end_ids
+        self._grammars = grammars
 
     def encode(self, request: Request) -> EncodedRequest:
-        """Tokenise a request's prompt, its options and its bad words.
+        """Tokenise a request's prompt, its options and its bad words, and compile its constraint.
 
         Raises:
             InvalidRequestError: The prompt or the messages cannot be encoded for this model, a sampling field does not
-                fit it, or ``max_tokens`` leaves no room for a truncated prompt.
+                fit it, ``max_tokens`` leaves no room for a truncated prompt, or the constraint cannot be kept.
             PromptTooLongError: No room is left in the context for one new token.
         """
         params, truncation, is_chat = request.sampling_params, request.truncate_prompt, request.messages is not None
@@ -53,6 +61,8 @@ class RequestEncoding:
         bad_words = self._codec.word_token_ids(params.bad_words) if params.bad_words else ()
         if bad_words and not {(end,) for end in self.stop_ids(params, is_chat=is_chat)}.isdisjoint(bad_words):
             raise InvalidRequestError("bad_words: one is a token that ends the answer; leave it out, or use min_tokens")
+        # Compiled here, and not in a step: a constraint takes as long as its author wants, within limits.
+        grammar = None if request.constraint is None else self._grammars.compile(request.constraint)
         return EncodedRequest(
             request_id=request.request_id,
             prompt_token_ids=ids,
@@ -63,6 +73,7 @@ class RequestEncoding:
             dropped_prompt_tokens=None if truncation is None else len(whole) - len(ids),
             score_choices=request.score_choices,
             option_token_ids=options,
+            grammar=grammar,
         )
 
     def stop_ids(self, params: SamplingParams, *, is_chat: bool) -> frozenset[int]:

@@ -10,7 +10,7 @@ from helix_jobs.engine.protocol import EngineCounters
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from helix_jobs.engine.speculation.speculative import StepOutcome
+    from helix_jobs.engine.speculation.speculative import Emission, StepOutcome
 
 
 @dataclass(slots=True)
@@ -29,6 +29,8 @@ class StepStatistics:
     target_seconds: float = 0.0
     attention_seconds: float = 0.0
     verify_seconds: float = 0.0
+    forced_tokens: int = 0
+    accepted_forced_tokens: int = 0
 
     def add_step(self, num_sequences: int, num_decodes: int, outcome: StepOutcome) -> None:
         """Count a step that passed. The engine counts its tokens, after it has applied stop strings."""
@@ -39,6 +41,15 @@ class StepStatistics:
         self.target_seconds += outcome.target_seconds
         self.attention_seconds += outcome.attention_seconds
         self.verify_seconds += outcome.verify_seconds
+
+    def add_tokens(self, emission: Emission, num_new: int) -> None:
+        """Count one sequence's tokens of a step, of which stop strings have left ``num_new``."""
+        self.completion_tokens += num_new
+        self.draft_tokens += emission.num_drafted
+        self.accepted_tokens += emission.num_accepted
+        if emission.is_forced:
+            self.forced_tokens += emission.num_drafted
+            self.accepted_forced_tokens += emission.num_accepted
 
     def snapshot(
         self, *, peak_blocks: int, cached_prompt_tokens: int, preemptions: int, depth_reasons: Mapping[str, int]

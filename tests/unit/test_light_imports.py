@@ -19,6 +19,7 @@ MODEL_LIBRARIES = {"torch", "transformers", "accelerate", "safetensors", "gguf",
 TORCH_FREE = ("schedule/*", "text/*", "speculation/depth/*", "speculation/drafters/lookup")
 TORCH_FREE += ("speculation/drafters/protocol", "speculation/drafters/registry")
 TORCH_FREE += ("loading/draft_spec", "loading/tokenizer_*")
+TORCH_FREE += ("constraint", "grammar_text", "grammar/grammars", "matcher")
 TORCH_FREE += ("config", "field_checks", "prompt_truncation", "protocol", "request", "request_encoding")
 TORCH_FREE += ("sampling_params", "stats", "fake_engine")
 NEED_TORCH = {"helix_jobs.engine.speculation.depth.profile"}

@@ -41,7 +41,10 @@ FOUNDATIONS = {
 # What a request is and what an engine answers to. Everybody may name these; no other module of the engine's own floor.
 ENGINE_VALUES = {
     "config",
+    "constraint",
     "field_checks",
+    "grammar_text",
+    "matcher",
     "prompt_truncation",
     "protocol",
     "request",
@@ -73,6 +76,7 @@ ARROWS = {
 ARROWS |= {
     "values": set(),
     "engine.devices": set(),
+    "engine.grammar": {"engine.text", "values"},
     "engine.schedule": {"engine.sampling", "values"},
     "engine.sampling": {"values"},
     "engine.text": {"engine.schedule", "values"},
@@ -88,7 +92,8 @@ ARROWS |= {
         *("engine.weights", "engine", "values"),
     },
     "engine": {
-        *("engine.devices", "engine.model", "engine.sampling", "engine.schedule", "engine.speculation", "engine.text"),
+        *("engine.devices", "engine.grammar", "engine.model", "engine.sampling", "engine.schedule"),
+        *("engine.speculation", "engine.text"),
         "values",
     },
 }
@@ -101,7 +106,8 @@ LIBRARIES = {
     "transformers": {"bench", "engine"},
     "safetensors": {"engine"},
     "gguf": {"engine"},
-    "numpy": {"bench", "engine"},
+    "llguidance": {"engine", "values"},
+    "numpy": {"bench", "engine", "values"},
     "sqlalchemy": {"bench", "client", "doctor", "storage", "worker"},
     "alembic": {"storage"},
     "psycopg": {"storage"},

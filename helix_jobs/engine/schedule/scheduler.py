@@ -289,7 +289,8 @@ class Scheduler:
 
     def _has_room(self, sequence: Sequence, shared: list[int]) -> bool:
         """Whether all its known tokens and its first drafts fit; otherwise it would be preempted at once."""
-        wanted = self._pool.blocks_for(len(sequence) + 1 + self._depth) - self._pool.num_held(shared)
+        depth = self._depth if sequence.may_draft else 0
+        wanted = self._pool.blocks_for(len(sequence) + 1 + depth) - self._pool.num_held(shared)
         return wanted + _SPARE_BLOCKS * len(self.running) <= self._pool.num_free
 
     def _note_admitted(self, sequence: Sequence) -> None:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from helix_jobs.engine.request import EncodedRequest
     from helix_jobs.engine.sampling.logits_processors import LogitsProcessor
     from helix_jobs.engine.sampling.logprobs import LogprobRows
+    from helix_jobs.engine.sampling.output_grammar import OutputGrammar
     from helix_jobs.engine.schedule.block_table import BlockTable
     from helix_jobs.errors import RequestError
 
@@ -32,6 +33,8 @@ class Sequence:
         stop_token_ids: Tokens that end the output.
         max_len: The model's limit on prompt plus output tokens.
         processors: The processors of its logits.
+        grammar: Holds the output to a grammar, after them; None for any output.
+        may_draft: Whether any drafter may draft for it.
     """
 
     def __init__(
@@ -41,6 +44,9 @@ class Sequence:
         stop_token_ids: frozenset[int],
         max_len: int,
         processors: tuple[LogitsProcessor, ...] = (),
+        *,
+        grammar: OutputGrammar | None = None,
+        may_draft: bool = True,
     ) -> None:
         assert request.prompt_token_ids, "requests are encoded before they are queued"
         self.request = request
@@ -50,7 +56,10 @@ class Sequence:
         self.stop_token_ids = stop_token_ids
         # Those that stay in the output, at its end.
         self.kept_stop_ids = frozenset(self.params.stop_token_ids if self.params.include_stop_str_in_output else ())
-        self.processors = processors
+        # A greedy sequence needs no mask, mostly: see ``OutputGrammar.choose``.
+        self.processors = processors if grammar is None or self.params.is_greedy else (*processors, grammar)
+        self.grammar = grammar
+        self.may_draft = may_draft
         # The log probabilities of its output, and of its prompt from the first scored token on; None: not asked for.
         # Those of the prompt stand with the first choice and belong to all.
         alternatives, prompt_alternatives = self.params.logprobs, self.params.prompt_alternatives
@@ -60,7 +69,8 @@ class Sequence:
             LogprobRecord(prompt_alternatives) if prompt_alternatives is not None and is_first else None
         )
         # Whether each of its tokens is the argmax of the model's logits: the host then does not choose it.
-        self.takes_argmax = self.params.is_greedy and all(one.keeps_argmax for one in processors)
+        keeps_argmax = grammar is None and all(one.keeps_argmax for one in processors)
+        self.takes_argmax = self.params.is_greedy and keeps_argmax
         self.table = table
         self.token_ids: list[int] = list(request.prompt_token_ids)
         self.num_prompt_tokens = len(self.token_ids)
@@ -147,7 +157,8 @@ class Sequence:
 
         Depends only on the sequence and constants, see ``Scheduler``.
         """
-        if self.was_recomputed:  # a draft token's NaN would reach the rows before it through its masked key
+        # A draft token's NaN would reach the rows before it through its masked key.
+        if self.was_recomputed or not self.may_draft:
             return 0
         length = len(self.token_ids)
         return max(0, min(depth, self.max_len - length - 1, self.table.pool_capacity - length))

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence as SequenceOf
 
     from helix_jobs.engine.model.runner import ModelRunner
+    from helix_jobs.engine.sampling.mask_worker import MaskWorker
+    from helix_jobs.engine.sampling.output_grammar import PositionMasks
     from helix_jobs.engine.schedule.scheduler import Schedule
     from helix_jobs.engine.schedule.sequence import Sequence
     from helix_jobs.engine.speculation.drafters.protocol import Proposal
@@ -36,12 +38,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Emission:
-    """The tokens one sequence emitted in a step, and how many of its draft tokens were accepted."""
+    """The tokens one sequence emitted in a step, and how many of its draft tokens were accepted.
+
+    ``is_forced``: its draft was what its grammar forces.
+    """
 
     sequence: Sequence
     token_ids: tuple[int, ...]
     num_drafted: int
     num_accepted: int
+    is_forced: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +105,11 @@ class SpeculativeStep:
     smaller batch.
     """
 
-    def __init__(self, target: ModelRunner, speculator: Speculator, vocab_size: int) -> None:
+    def __init__(self, target: ModelRunner, speculator: Speculator, vocab_size: int, masks: MaskWorker) -> None:
         self._target = target
         self._pass = TargetPass(target, vocab_size)
         self._speculator = speculator
+        self._masks = masks
         self._learns = True
         # Whether the device was idle when the last step ended: then the next step's time includes no other work.
         self._is_idle = True
@@ -117,9 +124,13 @@ class SpeculativeStep:
         # Reset the clock: passes that measured costs, or a failed step, may have run on it.
         self._target.take_attention_seconds()
         drafted = time.perf_counter()
-        scores = self._pass.score(turns, proposal.awaited)
-        scored = time.perf_counter()
-        download = None if scores.logits is None else self._pass.download(scores)
+        self._masks.start(_mask_jobs(turns))
+        try:
+            scores = self._pass.score(turns, proposal.awaited)
+            scored = time.perf_counter()
+            download = None if scores.logits is None else self._pass.download(scores)
+        finally:
+            self._masks.finish()
         if proposal.awaited is not None:
             proposal.awaited.receive([] if download is None else download.draft_ids)
         if download is not None:
@@ -190,11 +201,14 @@ class SpeculativeStep:
         sampled: list[Turn] = []
         masked: set[int] = set()
         for turn in turns:
-            if turn.sequence.processors:
+            sequence, ids = turn.sequence, []
+            if sequence.processors:
                 _shape(turn, host)
+            if sequence.params.is_greedy:
+                ids = _most_likely(turn, host[turn.rows.start : turn.rows.stop])
+            if sequence.processors or sequence.grammar is not None:
                 masked.update(_open_masked(turn, host))
-            if turn.sequence.params.is_greedy:
-                ids = host[turn.rows.start : turn.rows.stop].argmax(dim=1).tolist()
+            if sequence.params.is_greedy:
                 _decide(turn, verify_greedy(ids, turn.draft.token_ids), finite, masked)
             else:
                 sampled.append(turn)
@@ -225,7 +239,7 @@ class SpeculativeStep:
                 not_finite.append(sequence)
                 continue
             if not verdict.token_ids:
-                masked.append(sequence)
+                masked += [] if _ends_by_grammar(sequence, has_token=False) else [sequence]
                 continue
             sequence.draft_tokens += turn.draft.depth
             sequence.accepted_tokens += verdict.num_accepted
@@ -234,8 +248,55 @@ class SpeculativeStep:
                 sequence.note_logprobs(turn.logprobs, len(appended))
             # All tokens but the last have keys and values: verification computed those of the accepted drafts.
             sequence.num_computed = len(sequence) - 1
-            emissions.append(Emission(sequence, tuple(appended), turn.draft.depth, verdict.num_accepted))
+            _ends_by_grammar(sequence, has_token=True)
+            drafted, accepted = turn.draft.depth, verdict.num_accepted
+            emissions.append(Emission(sequence, tuple(appended), drafted, accepted, turn.is_forced))
         return tuple(emissions), tuple(not_finite), tuple(masked)
+
+
+def _ends_by_grammar(sequence: Sequence, *, has_token: bool) -> bool:
+    """End an output that its grammar calls whole where nothing may follow; whether it has ended.
+
+    Args:
+        sequence: The sequence, after its commit.
+        has_token: Whether the step found a token. If not, all stop tokens are ignored or forbidden by the request, and
+            the output ends wherever it may.
+    """
+    grammar, output_ids = sequence.grammar, sequence.output_token_ids
+    if grammar is None or not (grammar.is_complete(output_ids) if has_token else grammar.is_accepting(output_ids)):
+        return False
+    # Only a stop token could follow, which is not part of the output.
+    sequence.finish(FinishReason.STOP)
+    return True
+
+
+def _mask_jobs(turns: SequenceOf[Turn]) -> list[PositionMasks]:
+    """The masks that verification will need, as far as the drafts are known. Greedy turns mostly need none."""
+    return [
+        turn.sequence.grammar.job(turn.sequence.output_token_ids, turn.draft.token_ids)
+        for turn in turns
+        if turn.emits and turn.sequence.grammar is not None and not turn.sequence.params.is_greedy
+    ]
+
+
+def _most_likely(turn: Turn, rows: torch.Tensor) -> list[int]:
+    """The target's token at each position of a greedy turn, as far as its drafts are accepted.
+
+    Args:
+        turn: The turn.
+        rows: ``[depth + 1, vocab_size]``, shaped by all processors but the grammar.
+    """
+    ids: list[int] = rows.argmax(dim=1).tolist()
+    grammar = turn.sequence.grammar
+    if grammar is None:
+        return ids
+    output_ids = turn.sequence.output_token_ids
+    for position, draft_id in enumerate((*turn.draft.token_ids, None)):
+        ids[position] = grammar.choose(ids[position], rows[position], output_ids)
+        if ids[position] != draft_id:
+            break
+        output_ids.append(ids[position])
+    return ids
 
 
 def _decide(turn: Turn, verdict: Verdict, finite: SequenceOf[bool], masked: Collection[int] = ()) -> None:

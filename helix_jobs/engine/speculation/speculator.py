@@ -9,7 +9,8 @@ from helix_jobs.engine.speculation.depth.controller import DEFAULT_ACCEPTANCE, D
 from helix_jobs.engine.speculation.depth.costs import StepCosts
 from helix_jobs.engine.speculation.depth.plan import DraftCandidate
 from helix_jobs.engine.speculation.depth.profile import measure_costs
-from helix_jobs.engine.speculation.drafters.protocol import NO_DRAFT_TOKENS, NOTHING_COMPUTED
+from helix_jobs.engine.speculation.drafters.forced import ForcedDrafter
+from helix_jobs.engine.speculation.drafters.protocol import NO_DRAFT_TOKENS, NOTHING_COMPUTED, Drafters
 from helix_jobs.engine.speculation.drafters.registry import build_drafters
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from helix_jobs.engine.model.runner import ModelRunner
     from helix_jobs.engine.schedule.sequence import Sequence
     from helix_jobs.engine.speculation.depth.costs import CostProfile
-    from helix_jobs.engine.speculation.drafters.protocol import Drafters, Proposal
+    from helix_jobs.engine.speculation.drafters.protocol import Proposal
     from helix_jobs.engine.speculation.speculative import Lesson
     from helix_jobs.engine.speculation.turn import Turn
 
@@ -63,8 +64,11 @@ class Speculator:
     ) -> Speculator:
         """Build as configured. An adaptive depth without given ``costs`` measures them now."""
         speculation = config.speculation
-        drafters = build_drafters(speculation.drafters if speculation.is_on else (), draft, vocab_size)
-        if not speculation.adaptive or not drafters.all:
+        if not speculation.is_on:
+            return cls(Drafters())
+        drafters = build_drafters(speculation.drafters, draft, vocab_size)
+        if not speculation.adaptive or not (speculation.drafters or draft):
+            # What a grammar forces always pays: these tokens have to be computed anyway, and here in fewer steps.
             return cls(drafters)
         if costs is None:
             costs = measure_costs(target, draft, max_batch_size=config.max_batch_size, max_depth=speculation.max_depth)
@@ -78,9 +82,9 @@ class Speculator:
         return cls(drafters, controller, step_costs)
 
     @property
-    def can_draft(self) -> bool:
-        """Whether there is any drafter."""
-        return bool(self._drafters.all)
+    def drafts_any(self) -> bool:
+        """Whether it may draft for any sequence; otherwise only for those with a grammar, if speculation is on."""
+        return any(drafter.name != ForcedDrafter.name for drafter in self._drafters.all)
 
     @property
     def reasons(self) -> dict[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from helix_jobs.engine.speculation.drafters.forced import ForcedDrafter
 from helix_jobs.engine.speculation.drafters.protocol import NO_DRAFT_TOKENS
 
 if TYPE_CHECKING:
@@ -60,6 +61,11 @@ class Turn:
     def is_greedy(self) -> bool:
         """Whether the device chooses its tokens by argmax, and the host needs no more; else it gets the logits."""
         return self.sequence.takes_argmax and self.sequence.logprobs is None
+
+    @property
+    def is_forced(self) -> bool:
+        """Whether its draft is what its grammar forces."""
+        return self.drafter is not None and self.drafter.name == ForcedDrafter.name
 
     @property
     def end(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from helix_jobs.engine.matcher import GrammarError
 from helix_jobs.engine.request import FinishReason
 from helix_jobs.errors import EngineError
 from helix_jobs.exhaustion import is_shortage
@@ -57,6 +58,23 @@ def text_of(sequence: Sequence, codec: TextCodec) -> str:
             raise
         _fail(sequence, error)
         return ""
+
+
+def is_valid(sequence: Sequence) -> bool | None:
+    """Whether an output that has ended has the form it was asked for; None if it was asked for none."""
+    grammar = sequence.grammar
+    if grammar is None:
+        return None
+    if sequence.error is not None:
+        return False
+    if sequence.stopped_text is None:
+        ids = sequence.output_token_ids
+        return grammar.is_accepting(ids[:-1] if ids and ids[-1] in sequence.kept_stop_ids else ids)
+    # A stop string has cut the text, perhaps within a token.
+    try:
+        return grammar.grammar.accepts(sequence.stopped_text)
+    except GrammarError:
+        return False
 
 
 def _fail(sequence: Sequence, error: Exception) -> None:

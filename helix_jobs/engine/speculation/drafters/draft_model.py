@@ -230,6 +230,10 @@ class DraftModelDrafter:
             # Processors may leave no token. The target's row has none either then, and the verdict ends before it.
             host = _without_nan(host)
         ids: list[int] = host.argmax(dim=-1).tolist()
+        for row, one in enumerate(batch):
+            grammar = one.sequence.grammar
+            if grammar is not None and one.sequence.params.is_greedy:
+                ids[row] = grammar.choose(ids[row], host[row], one.sequence.output_token_ids + one.token_ids)
         rows = [row for row, one in enumerate(batch) if not one.sequence.params.is_greedy]
         if rows:
             sequences = [batch[row].sequence for row in rows]
