@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import RepetitionPenaltyLogitsProcessor
 
-from helix_jobs.engine import engine as engine_module
+from helix_jobs.engine import new_sequences
 from helix_jobs.engine.sampling.logits_processors import (
     PresenceFrequencyPenalty,
     RepetitionPenalty,
@@ -94,7 +94,7 @@ def test_a_third_processor_shapes_target_and_draft(monkeypatch, draft):
     model, texts = tiny_model(seed=3), prompts()
     ends = [reference_greedy(model, p, 3)[2] for p in texts]  # what each answer would have ended with
     at_least = lambda params, *_, **__: (AtLeast(9, params.stop_token_ids[0]),)  # noqa: E731
-    monkeypatch.setattr(engine_module, "processors_of", at_least)
+    monkeypatch.setattr(new_sequences, "processors_of", at_least)
     engine = tiny_engine(model, draft, drafters=["lookup"], eos=())
     results = engine.generate(
         request(str(i), p, max_tokens=14, stop_token_ids=(end,))
@@ -109,7 +109,7 @@ def test_a_third_processor_shapes_target_and_draft(monkeypatch, draft):
 
 def test_what_keeps_the_argmax_leaves_greedy_requests_to_the_device(monkeypatch):
     model, texts = tiny_model(seed=3), prompts()
-    monkeypatch.setattr(engine_module, "processors_of", lambda *_, **__: (Sharper(),))
+    monkeypatch.setattr(new_sequences, "processors_of", lambda *_, **__: (Sharper(),))
     monkeypatch.setattr(SpeculativeStep, "_verify_on_host", lambda *_: pytest.fail("logits came down"))
     results = tiny_engine(model, "other").generate(request(str(i), p, max_tokens=12) for i, p in enumerate(texts))
     assert [r.output_token_ids for r in results] == [reference_greedy(model, p, 12) for p in texts]

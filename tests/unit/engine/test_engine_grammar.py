@@ -1,0 +1,343 @@
+"""Outputs held to a grammar: transformers' own, token for token, whatever is drafted and in any company."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter
+from functools import lru_cache
+
+import jsonschema
+import pytest
+import torch
+
+from helix_jobs.engine import new_sequences
+from helix_jobs.engine.constraint import Constraint
+from helix_jobs.engine.matcher import GrammarError
+from helix_jobs.engine.request import FinishReason
+from helix_jobs.engine.sampling import verification
+from helix_jobs.errors import EngineError, InvalidRequestError
+from tests.unit.engine.grammar_models import (
+    CONSTRAINTS,
+    END,
+    PERSON,
+    THINK_END,
+    GrammarLogits,
+    constrained,
+    grammar_engine,
+    json_model,
+    json_tokenizer,
+    reference,
+)
+from tests.unit.engine.test_engine_sampling import SIGNIFICANT, g_test
+from tests.unit.engine.tiny_models import EOS
+
+MAX_TOKENS = 40
+
+
+@lru_cache(maxsize=64)
+def expected(kind, prompt="Ann is 12", penalty=1.0):
+    return reference(json_model(), CONSTRAINTS[kind], prompt, MAX_TOKENS, repetition_penalty=penalty)
+
+
+@pytest.mark.parametrize("depth", [0, 1, 4])
+@pytest.mark.parametrize(
+    ("draft", "drafters"), [("none", ()), ("none", ("lookup",)), ("same", ()), ("other", ("lookup",))]
+)
+def test_greedy_output_is_transformers_own(depth, draft, drafters):
+    engine = grammar_engine(draft, depth=depth, drafters=drafters, max_batch_size=4)
+    requests = [constrained(kind, one, max_tokens=MAX_TOKENS) for kind, one in CONSTRAINTS.items()]
+    results = engine.generate(requests)
+    assert [r.output_token_ids for r in results] == [expected(kind) for kind in CONSTRAINTS]
+    assert sum(r.draft_tokens for r in results) > 0 if depth else not any(r.draft_tokens for r in results)
+    engine.check_integrity()
+
+
+def test_greedy_output_at_adaptive_depths_is_transformers_own():
+    engine = grammar_engine("same", drafters=("lookup",), adaptive=True)
+    requests = [constrained(kind, one, max_tokens=MAX_TOKENS) for kind, one in CONSTRAINTS.items()]
+    assert [r.output_token_ids for r in engine.generate(requests)] == [expected(kind) for kind in CONSTRAINTS]
+    assert engine.counters().depth_reasons.keys() & {"forced", "mixed"}
+
+
+def test_penalties_come_before_the_mask_as_in_transformers():
+    engine = grammar_engine("other")
+    requests = [
+        constrained(kind, one, max_tokens=MAX_TOKENS, repetition_penalty=1.4) for kind, one in CONSTRAINTS.items()
+    ]
+    wanted = [expected(kind, penalty=1.4) for kind in CONSTRAINTS]
+    assert [r.output_token_ids for r in engine.generate(requests)] == wanted
+    assert wanted != [expected(kind) for kind in CONSTRAINTS], "the penalty changes nothing here"
+
+
+def test_the_answer_is_the_same_in_any_company_and_after_preemption():
+    small = grammar_engine("same", num_blocks=30, max_batch_size=6)
+    requests = [
+        constrained(f"{kind} {i}", one, f"number {i}", max_tokens=MAX_TOKENS)
+        for i in range(3)
+        for kind, one in [*CONSTRAINTS.items(), ("plain", None)]
+    ]
+    together = {r.request_id: r for r in small.generate(requests)}
+    assert small.counters().preemptions > 0
+    alone = grammar_engine("none", depth=0, max_batch_size=1)
+    for result in alone.generate(requests):
+        assert together[result.request_id].output_token_ids == result.output_token_ids
+        assert together[result.request_id].is_valid == result.is_valid
+
+
+def test_what_a_grammar_forces_is_drafted_without_any_other_drafter_and_accepted():
+    engine = grammar_engine("none")
+    assert engine.info.draft_model is None, "the worker's own drafters are named, and there are none"
+    (result,) = engine.generate([constrained("one", CONSTRAINTS["person"], max_tokens=80)])
+    assert result.draft_tokens == result.accepted_tokens > 5
+    assert result.target_steps < result.completion_tokens
+    counters = engine.counters()
+    assert counters.forced_tokens == counters.accepted_forced_tokens == result.draft_tokens
+    (plain,) = engine.generate([constrained("plain", None, max_tokens=20)])
+    assert plain.draft_tokens == 0
+
+
+def test_nothing_drafts_with_speculation_off():
+    engine = grammar_engine("none", depth=0)
+    (result,) = engine.generate([constrained("one", CONSTRAINTS["person"], max_tokens=80)])
+    assert (result.draft_tokens, result.is_valid) == (0, True)
+
+
+def test_a_whole_answer_is_valid_and_ends_with_stop():
+    (result,) = grammar_engine().generate([constrained("one", CONSTRAINTS["person"], max_tokens=100)])
+    jsonschema.validate(json.loads(result.output_text), PERSON)
+    assert ": " not in result.output_text
+    assert (result.finish_reason, result.is_valid) == (FinishReason.STOP, True)
+
+
+def test_an_answer_cut_short_is_not_valid():
+    (result,) = grammar_engine().generate([constrained("one", CONSTRAINTS["person"], max_tokens=5)])
+    assert (result.finish_reason, result.is_valid) == (FinishReason.LENGTH, False)
+
+
+def test_an_answer_complete_with_its_last_token_ends_with_stop():
+    length = len(expected("choice"))
+    (result,) = grammar_engine().generate([constrained("one", CONSTRAINTS["choice"], max_tokens=length)])
+    assert (result.output_token_ids, result.finish_reason) == (expected("choice"), FinishReason.STOP)
+
+
+def test_an_answer_cut_by_a_stop_string_is_judged_by_its_text():
+    requests = [constrained(stop, CONSTRAINTS["person"], max_tokens=80, stop=(stop,)) for stop in ("age", "Zzz")]
+    cut, whole = grammar_engine().generate(requests)
+    assert (cut.output_text.count("age"), cut.finish_reason, cut.is_valid) == (0, FinishReason.STOP, False)
+    assert whole.is_valid
+    regex = Constraint("regex", "a+(x[a-z]*)?")
+    (result,) = grammar_engine().generate([constrained("one", regex, max_tokens=30, stop=("x",))])
+    assert result.is_valid is (set(result.output_text) == {"a"})
+
+
+def test_without_a_constraint_nothing_is_judged():
+    (result,) = grammar_engine().generate([constrained("one", None, max_tokens=5)])
+    assert result.is_valid is None
+
+
+@pytest.mark.parametrize("draft", ["none", "same"])
+def test_end_tokens_stand_only_where_the_grammar_accepts(draft):
+    """Several end tokens, one of them the request's own; with none to stop at, the answer ends where it is complete."""
+    letters = Constraint("regex", "[a-c]{4}")
+    engine = grammar_engine(draft, ends=(EOS, END))
+    requests = [
+        constrained("both", letters, ends=(EOS, END)),
+        constrained("ignored", letters, ends=(EOS, END), ignore_eos=True),
+        constrained("own", letters, ends=(EOS, END), ignore_eos=True, stop_token_ids=(END,)),
+    ]
+    for result in engine.generate(requests):
+        assert len(result.output_text) == 4
+        assert (result.finish_reason, result.is_valid) == (FinishReason.STOP, True)
+
+
+def test_a_stop_token_that_is_a_letter_ends_the_answer_only_where_it_may_end():
+    letter = json_tokenizer().encode("b")[0]
+    request = constrained("one", Constraint("regex", "[ab]{4}|[ab]{6}"), stop_token_ids=(letter,), ignore_eos=True)
+    (result,) = grammar_engine("same").generate([request])
+    assert result.output_text in ("aaaa", "aaaaaa")
+    assert result.is_valid
+
+
+def test_padded_rows_and_special_tokens_are_never_chosen():
+    class Favours:
+        """Another processor, that likes nothing better than these."""
+
+        keeps_argmax = False
+
+        def shape(self, logits, _output_ids):
+            logits[len(json_tokenizer()) :] += 1000
+            logits[:3] += 900
+
+    engine = grammar_engine("same")
+    for name, temperature in (("greedy", 0.0), ("sampled", 1.0)):
+        anything = Constraint("regex", "(.|\n){12}")
+        engine.add_request(constrained(name, anything, max_tokens=20, temperature=temperature))
+        sequence = next(one for one in engine._scheduler.waiting if one.request_id == name)
+        sequence.processors = (Favours(), *sequence.processors)
+    results = []
+    while engine.has_unfinished():
+        results += engine.step()
+    for result in results:
+        assert all(2 < token < len(json_tokenizer()) for token in result.output_token_ids)
+        assert result.is_valid
+
+
+def test_a_position_without_tokens_ends_the_request_alone():
+    class Bans:
+        """Another processor, that leaves only letters."""
+
+        keeps_argmax = False
+
+        def shape(self, logits, _output_ids):
+            digits = [json_tokenizer().encode(str(digit))[0] for digit in range(10)]
+            logits[digits] = float("-inf")
+
+    digits = Constraint("regex", "(ab)?[0-9]")
+    engine = grammar_engine("same")
+    for name, regex in (("bad", digits), ("good", CONSTRAINTS["choice"]), ("open", Constraint("regex", "(ab)+[0-9]*"))):
+        engine.add_request(constrained(name, regex, max_tokens=MAX_TOKENS, ignore_eos=True))
+        sequence = next(one for one in engine._scheduler.waiting if one.request_id == name)
+        sequence.processors = (Bans(),)
+    results = {}
+    while engine.has_unfinished():
+        results.update((result.request_id, result) for result in engine.step())
+    assert isinstance(results["bad"].error, InvalidRequestError)
+    assert results["bad"].is_valid is False
+    assert results["good"].output_token_ids == expected("choice")
+    assert results["open"].is_valid
+    engine.check_integrity()
+
+
+def test_a_grammar_that_exceeds_its_limits_fails_its_request_alone(monkeypatch):
+    engine = grammar_engine("same")
+    bad, good = Constraint("regex", "[a-z]+"), CONSTRAINTS["person"]
+    requests = [
+        constrained("bad", bad, max_tokens=20, temperature=1.0),
+        constrained("good", good, max_tokens=MAX_TOKENS),
+    ]
+    matcher = type(requests[0].grammar.matcher())
+    fill = matcher.fill_mask
+
+    def exceed(self, mask):
+        if self._grammar is requests[0].grammar:
+            raise GrammarError("too much")
+        fill(self, mask)
+
+    monkeypatch.setattr(matcher, "fill_mask", exceed)
+    failed, other = engine.generate(requests)
+    assert "too much" in str(failed.error)
+    assert other.output_token_ids == expected("person")
+
+
+@pytest.mark.parametrize(("draft", "depth"), [("none", 0), ("same", 4), ("other", 4)])
+def test_the_grammar_begins_after_the_thinking_also_inside_a_draft(draft, depth, monkeypatch):
+    """The model is made to think for some tokens; then its answer is what it would be after these tokens."""
+    thought = [*json_tokenizer().encode("hm so"), THINK_END]
+    start = len(json_tokenizer().encode("Ann is 12"))
+
+    class Thinks:
+        keeps_argmax = False
+
+        def shape(self, logits, output_ids):
+            if len(output_ids) < len(thought) and list(output_ids) == thought[: len(output_ids)]:
+                logits[thought[len(output_ids)]] += 1000
+
+    monkeypatch.setattr(new_sequences, "processors_of", lambda *_, **__: (Thinks(),))
+    engine = grammar_engine(draft, depth=depth)
+    request = constrained("one", CONSTRAINTS["person"], max_tokens=MAX_TOKENS, begins_after=(THINK_END,))
+    (result,) = engine.generate([request])
+    assert list(result.output_token_ids[: len(thought)]) == thought
+    ids = torch.tensor([[*json_tokenizer().encode("Ann is 12"), *thought]])
+    grammar = GrammarLogits(CONSTRAINTS["person"], start + len(thought))
+    out = json_model().generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        max_new_tokens=MAX_TOKENS - len(thought),
+        pad_token_id=EOS,
+        logits_processor=[grammar],
+    )
+    answer = [token for token in out[0, ids.shape[1] :].tolist() if token != EOS]
+    assert list(result.output_token_ids[len(thought) :]) == answer
+
+
+def test_a_model_that_never_ends_its_thinking_gives_no_valid_answer():
+    request = constrained("one", CONSTRAINTS["choice"], max_tokens=10, begins_after=(THINK_END,))
+    plain = constrained("two", None, max_tokens=10)
+    thinking, free = grammar_engine("same").generate([request, plain])
+    assert thinking.output_token_ids == free.output_token_ids
+    assert thinking.is_valid is False
+
+
+WORDS = Constraint("choice", '["a", "b", "ab", "ba", "ca", "cb", "cc"]')
+
+
+@lru_cache(maxsize=1)
+def word_probs():
+    """The exact distribution of the words: the masked distribution of each position, multiplied."""
+    prompt = json_tokenizer().encode("Ann is 12")
+    grammar = GrammarLogits(WORDS, len(prompt))
+    probs = {}
+    waiting = [((), 1.0)]
+    while waiting:
+        ids, mass = waiting.pop()
+        with torch.no_grad():
+            logits = json_model()(torch.tensor([[*prompt, *ids]])).logits[0, -1]
+        row = torch.softmax((logits / 3.0).masked_fill(~grammar.mask(ids), float("-inf")), 0)
+        for token in row.nonzero()[:, 0].tolist():
+            if token == EOS:
+                word = json_tokenizer().decode(ids)
+                probs[word] = probs.get(word, 0.0) + mass * float(row[token])
+            else:
+                waiting.append(((*ids, token), mass * float(row[token])))
+    assert abs(sum(probs.values()) - 1) < 1e-5
+    return probs
+
+
+def word_counts(draft, trials=1500):
+    engine = grammar_engine(draft, depth=2, max_batch_size=64)
+    results = engine.generate(constrained(str(i), WORDS, seed=i, temperature=3.0) for i in range(trials))
+    assert all(result.is_valid for result in results)
+    return Counter(result.output_text for result in results)
+
+
+@pytest.mark.parametrize("draft", ["none", "same", "other"])
+def test_sampled_outputs_have_the_masked_distribution(draft):
+    counts, probs = word_counts(draft), word_probs()
+    assert g_test([counts[word] for word in probs], list(probs.values())) > SIGNIFICANT
+
+
+def test_the_test_of_the_distribution_sees_a_wrong_residual(monkeypatch):
+    monkeypatch.setattr(verification, "_residual", lambda target, *_: target)
+    counts, probs = word_counts("other"), word_probs()
+    assert g_test([counts[word] for word in probs], list(probs.values())) < SIGNIFICANT
+
+
+def test_aborting_a_constrained_request_leaves_the_others():
+    engine = grammar_engine("same")
+    requests = [constrained(f"{i}", CONSTRAINTS["person"], max_tokens=MAX_TOKENS) for i in range(3)]
+    for request in requests:
+        engine.add_request(request)
+    engine.step()
+    engine.abort("1")
+    results = {}
+    while engine.has_unfinished():
+        results.update((result.request_id, result) for result in engine.step())
+    assert results["1"].finish_reason is FinishReason.ABORTED
+    assert results["0"].output_token_ids == results["2"].output_token_ids == expected("person")
+
+
+def test_a_failed_step_is_repeated_with_the_same_answer(monkeypatch):
+    engine = grammar_engine("same")
+    original = type(engine._step._pass).download
+    calls = itertools.count()
+
+    def fail_sometimes(self, scores):
+        if next(calls) in (2, 9):
+            raise EngineError("a step that fails")
+        return original(self, scores)
+
+    monkeypatch.setattr(type(engine._step._pass), "download", fail_sometimes)
+    requests = [constrained(kind, one, max_tokens=MAX_TOKENS) for kind, one in CONSTRAINTS.items()]
+    assert [r.output_token_ids for r in engine.generate(requests)] == [expected(kind) for kind in CONSTRAINTS]
