@@ -152,7 +152,7 @@ def test_a_retry_by_hand_begins_anew(database):
     refuse(database, must_take(database, ids[1]))
     refuse(database, must_take(database, ids[2]))
     with database.write() as c:
-        batch_changes.cancel_job(c, ids[2])
+        batch_changes.cancel_job(c, ids[2], now=now())
     assert status(database, batch).refused == 3
     assert changes_in_steps.retry_batch(database, batch) == 2
     assert [row_of(database, job_id).tries for job_id in ids] == [0, 1, 0]
@@ -169,7 +169,7 @@ def test_a_cancelled_job_keeps_its_tries_and_takes_no_refusal(database, one):
     refuse(database, must_take(database, job_id))
     claimed = must_take(database, job_id)
     with database.write() as c:
-        batch_changes.cancel_job(c, job_id)
+        batch_changes.cancel_job(c, job_id, now=now())
     assert not refuse(database, claimed)
     assert not end_refused(database, claimed)
     assert (row_of(database, job_id).state, row_of(database, job_id).tries) == ("cancelled", 1)
