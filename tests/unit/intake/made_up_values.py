@@ -18,7 +18,8 @@ field_names = st.sampled_from(
     ["prompt", "messages", "custom_id", "priority", "metadata", "seed", "stop", "temperature", "max_tokens", "top_k",
      "stop_token_ids", "method", "url", "body", "n", "model", "role", "content", "max_completion_tokens", "logit_bias",
      "min_tokens", "min_new_tokens", "bad_words", "allowed_token_ids", "truncate_prompt", "truncate_prompt_tokens",
-     "include_stop_str_in_output", "no_stop_trim"]
+     "include_stop_str_in_output", "no_stop_trim", "logprobs", "top_logprobs", "prompt_logprobs", "echo", "choices",
+     "score_by"]
 )  # fmt: skip
 objects = st.recursive(
     st.dictionaries(field_names, json_values | st.sampled_from(["POST", "/v1/completions", "/v1/chat/completions"])),

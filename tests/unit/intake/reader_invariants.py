@@ -28,7 +28,7 @@ def check_invariants(data: bytes) -> None:
         assert stored == item.request
         request = to_engine_request(1, stored)
         assert request.seed == item.request["seed"]
-        assert (request.prompt is None) != (request.messages is None)
+        assert sum(one is not None for one in (request.prompt, request.messages, request.prompt_token_ids)) == 1
     assert numbers == sorted(set(numbers))
     # Each line is either accepted or rejected, never both or neither.
     lines = [piece for piece in data.split(b"\n") if piece.removeprefix(b"\xef\xbb\xbf").strip()]
