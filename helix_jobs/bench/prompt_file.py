@@ -36,8 +36,7 @@ def read_prompts(path: Path, max_tokens: int) -> list[Request]:
         else:
             line.seed_from("bench")
             request = to_engine_request(line.line, line.request)
-            if request.sampling_params.bad_words or request.truncate_prompt is not None:
-                field = "bad_words" if request.sampling_params.bad_words else "truncate_prompt"
+            if (field := _not_done(request)) is not None:
                 bad.append(BadLine(line.line, field, "is nothing that a benchmark does", "remove it"))
             requests.append(request)
     if bad:
@@ -46,6 +45,18 @@ def read_prompts(path: Path, max_tokens: int) -> list[Request]:
     if not requests:
         raise InvalidInputError(f"{path} holds no prompt; give a JSONL file with one prompt a line")
     return requests
+
+
+def _not_done(request: Request) -> str | None:
+    """The field that asks for more than new tokens behind a whole prompt; None without one."""
+    params = request.sampling_params
+    asked = {
+        "bad_words": bool(params.bad_words),
+        "truncate_prompt": request.truncate_prompt is not None,
+        "choices": request.score_choices is not None,
+        "max_tokens": params.max_tokens == 0,
+    }
+    return next((field for field, is_asked in asked.items() if is_asked), None)
 
 
 def _first_turn(line: bytes) -> bytes:

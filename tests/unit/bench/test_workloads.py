@@ -155,6 +155,8 @@ def test_a_sample_of_a_file_is_that_of_its_lines(tmp_path):
         ([{"prompt": "fine"}, {"promt": "x"}], "1 bad lines .line 2: promt"),
         ([{"prompt": "a", "bad_words": ["x"]}], "line 1: bad_words: is nothing that a benchmark does; remove it"),
         ([{"prompt": "a", "truncate_prompt_tokens": 5}], "line 1: truncate_prompt: is nothing that a benchmark does"),
+        ([{"prompt": "a", "choices": ["x"]}], "line 1: choices: is nothing that a benchmark does; remove it"),
+        ([{"prompt": "a", "max_tokens": 0, "echo": True, "logprobs": 1}], "line 1: max_tokens: is nothing that"),
         ([], "holds no prompt"),
         ([""], "holds no prompt"),
     ],

@@ -41,6 +41,8 @@ GOOD_LINES: Final[tuple[dict[str, Any], ...]] = (
         "accept": {"schema": {"type": "object"}, "regex": "a+", "min_chars": 1, "not_cut": True, "max_tries": 2},
     },
     {"prompt": "a", "logit_bias": [[5, -1], [7, 0.5]], "truncate_prompt_tokens": -1, "min_new_tokens": 1},
+    {"prompt": [[5, 6]], "echo": True, "logprobs": True, "top_logprobs": 2, "max_tokens": 0, "prompt_logprobs": 1},
+    {"prompt": "a", "choices": ["yes", "no"], "score_by": "mean", "seed": 1},
     {"messages": _CHAT, "chat_template_kwargs": {"enable_thinking": False, "names": ["a"]}},
     {"custom_id": "o", "method": "POST", "url": "/v1/chat/completions", "body": {"messages": _CHAT, "metadata": {}}},
     {"custom_id": "c", "url": "/v1/completions", "body": {"prompt": "a", "stop": "x"}},
