@@ -229,8 +229,7 @@ class Sequence:
 
     def cached_blocks(self) -> list[int]:
         """Cached blocks this waiting sequence could begin with, see ``num_shareable``."""
-        num_tokens = self.num_shareable
-        return self.table.cached_blocks(self.token_ids, num_tokens) if num_tokens else []
+        return [] if self.was_recomputed else self.table.cached_blocks(self.token_ids, self.num_shareable)
 
     def share(self, blocks: SequenceOf[int]) -> None:
         """Begin with the blocks that ``cached_blocks`` found instead of computing them."""

@@ -209,6 +209,18 @@ def test_cached_prompts_are_scored_all_the_same_and_shared_afterwards() -> None:
     other.check_integrity()
 
 
+def test_choices_share_a_scored_prompt() -> None:
+    (prompt,) = made_up(41)
+    engine = tiny_engine(MODEL, "none", depth=0, max_batch_size=8)
+    asked = request("a", prompt, max_tokens=4, ignore_eos=True, temperature=1.0, n=5, logprobs=1, prompt_logprobs=2)
+    (result,) = engine.generate([asked])
+    check_prompt(result.prompt_logprobs, prompt, 2)
+    for choice in result.choices:
+        check_output(choice, prompt, 1)
+    assert [choice.prompt_logprobs for choice in result.siblings] == [None] * 4
+    assert [choice.cached_prompt_tokens for choice in result.siblings] == [40] * 4, "they waited for the first"
+
+
 @pytest.mark.parametrize("length", [1, 2, 33])
 def test_no_new_token_scores_the_prompt_alone(length: int) -> None:
     (prompt,) = made_up(length)
