@@ -102,15 +102,15 @@ class TokenLogprobs:
     def to_bytes(self) -> bytes:
         """The stored form: a version's byte, then compressed arrays and texts, little-endian.
 
-        Trade-off: zlib takes a third off the ids and the texts and next to nothing off the numbers; in return every
-        Python reads it, and nothing is rounded.
+        Trade-off: zlib takes most off the texts and next to nothing off the numbers, which are kept as they are; in
+        return every Python reads it. Its fastest level takes half the time of the usual one, for a hundredth more.
         """
         texts = (
             _TEXT.pack(token_id, text.is_special, len(text.data)) + text.data for token_id, text in self.texts.items()
         )
         header = _HEADER.pack(len(self), self.num_alternatives, len(self.texts))
         body = b"".join((header, _little(self.token_ids), _little(self.logprobs), *texts))
-        return bytes((_VERSION,)) + zlib.compress(body)
+        return bytes((_VERSION,)) + zlib.compress(body, level=1)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> TokenLogprobs:
