@@ -341,3 +341,51 @@ def test_a_failed_step_is_repeated_with_the_same_answer(monkeypatch):
     monkeypatch.setattr(type(engine._step._pass), "download", fail_sometimes)
     requests = [constrained(kind, one, max_tokens=MAX_TOKENS) for kind, one in CONSTRAINTS.items()]
     assert [r.output_token_ids for r in engine.generate(requests)] == [expected(kind) for kind in CONSTRAINTS]
+
+
+def test_each_choice_of_a_request_is_held_to_the_grammar():
+    engine = grammar_engine("other")
+    request = constrained("one", CONSTRAINTS["person"], max_tokens=80, temperature=1.0, n=4)
+    (result,) = engine.generate([request])
+    assert len(result.choices) == 4
+    assert [choice.is_valid for choice in result.choices] == [
+        choice.finish_reason is FinishReason.STOP for choice in result.choices
+    ]
+    assert len({choice.output_text for choice in result.choices}) > 1
+    engine.check_integrity()
+
+
+def test_a_complete_answer_ends_though_more_tokens_are_asked_for():
+    """Nothing may follow and nothing may end it: the constraint stands above ``min_tokens``."""
+    (result,) = grammar_engine("same").generate(
+        [constrained("one", Constraint("regex", "[a-c]{3}"), max_tokens=20, min_tokens=10)]
+    )
+    assert (len(result.output_text), result.finish_reason, result.is_valid) == (3, FinishReason.STOP, True)
+    longer = constrained("two", Constraint("regex", "[a-c]{3,}"), max_tokens=20, min_tokens=10)
+    (result,) = grammar_engine("same").generate([longer])
+    assert result.completion_tokens >= 10
+    assert result.is_valid
+
+
+def test_log_probabilities_are_the_models_own_before_the_mask():
+    request = constrained("one", CONSTRAINTS["choice"], max_tokens=20, logprobs=0)
+    (result,) = grammar_engine("same").generate([request])
+    ids = [*request.prompt_token_ids, *result.output_token_ids]
+    with torch.no_grad():
+        rows = torch.log_softmax(json_model()(torch.tensor([ids])).logits[0].float(), dim=-1)
+    start = len(request.prompt_token_ids)
+    wanted = [float(rows[start - 1 + i, token]) for i, token in enumerate(result.output_token_ids)]
+    assert result.logprobs is not None
+    assert [one.logprob for one in result.logprobs] == pytest.approx(wanted, abs=1e-3)
+
+
+def test_a_kept_stop_token_is_no_part_of_what_is_judged():
+    request = constrained(
+        "one",
+        Constraint("regex", "[a-c]{3}"),
+        ignore_eos=True,
+        stop_token_ids=(END,),
+        include_stop_str_in_output=True,
+    )
+    (result,) = grammar_engine("same").generate([request])
+    assert result.is_valid
