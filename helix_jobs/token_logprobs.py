@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+# OpenAI's log probability of a token that is as good as impossible: JSON has no minus infinity.
+IMPOSSIBLE: Final = -9999.0
 # Stands for a token that is not there: a vocabulary with fewer tokens than the alternatives asked for.
 NO_TOKEN: Final = -1
 # The first byte of the stored form. A form that older versions cannot read gets the next number.
@@ -94,10 +96,13 @@ class TokenLogprobs:
             )
 
     def total(self, num_tokens: int | None = None) -> float:
-        """The sum of the log probabilities of the first ``num_tokens`` tokens, or of all; those of None left out."""
+        """The sum of the log probabilities of the first ``num_tokens`` tokens, or of all; those of None left out.
+
+        No token counts less than ``IMPOSSIBLE``.
+        """
         width = 1 + self.num_alternatives
         chosen = self.logprobs[::width][:num_tokens]
-        return math.fsum(value for value in chosen if not math.isnan(value))
+        return math.fsum(max(IMPOSSIBLE, value) for value in chosen if not math.isnan(value))
 
     def to_bytes(self) -> bytes:
         """The stored form: a version's byte, then compressed arrays and texts, little-endian.

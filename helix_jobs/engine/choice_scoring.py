@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from helix_jobs.engine.request import FinishReason, GenerationResult
 from helix_jobs.engine.sampling_params import SamplingParams
+from helix_jobs.token_logprobs import IMPOSSIBLE
 
 if TYPE_CHECKING:
     from helix_jobs.engine.request import EncodedRequest
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from helix_jobs.errors import RequestError
 
 _SCORED_ALONE: Final = SamplingParams(max_tokens=0, echo=True, logprobs=0)
-# Least log probability of a token: JSON has no minus infinity.
-_IMPOSSIBLE: Final = -9999.0
 
 
 class ChoiceScoring:
@@ -64,7 +63,7 @@ class ChoiceScoring:
             self.has_failed = True
             self._error = self._error or result.error
         elif sequence.prompt_logprobs is not None:
-            self._logprobs[sequence.request_id] = [max(_IMPOSSIBLE, one) for one in sequence.prompt_logprobs.logprobs]
+            self._logprobs[sequence.request_id] = [max(IMPOSSIBLE, one) for one in sequence.prompt_logprobs.logprobs]
         if self._first is not None:
             return []
         self._first, self._first_ended_at = result, time.monotonic()

@@ -7,19 +7,16 @@ Sources: the type definitions of openai-python (``chat_completion_token_logprob`
 from __future__ import annotations
 
 import codecs
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from helix_jobs.errors import UnreadableRowError
-from helix_jobs.token_logprobs import TokenLogprobs
+from helix_jobs.token_logprobs import IMPOSSIBLE, TokenLogprobs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from helix_jobs.storage.records import JobResult
     from helix_jobs.token_logprobs import TokenLogprob, TokenText
-
-# OpenAI's number for a token that is as good as impossible: JSON has no minus infinity.
-_IMPOSSIBLE: Final = -9999.0
 
 
 def read_logprobs(result: JobResult, data: bytes | None) -> TokenLogprobs | None:
@@ -120,7 +117,7 @@ def _number(logprob: float | None) -> float | None:
     """A float32 as the shortest number that still is the same float32: JSON then has half the digits."""
     if logprob is None:
         return None
-    return max(_IMPOSSIBLE, float(f"{logprob:.9g}"))
+    return max(IMPOSSIBLE, float(f"{logprob:.9g}"))
 
 
 def _offsets(texts: Iterable[TokenText], text: str) -> list[int]:

@@ -57,6 +57,7 @@ def test_a_total_leaves_out_what_has_no_logprob() -> None:
     made = TokenLogprobs(1, array("i", [5, -1, 6, 6, 7, 8]), array("f", [math.nan, math.nan, -0.5, -0.5, -2.0, -1.0]))
     assert made.total() == -2.5
     assert made.total(2) == -0.5
+    assert TokenLogprobs(0, array("i", [5, 6]), array("f", [-math.inf, -1.0])).total() == -10_000.0
     first, second, third = made
     assert (first.logprob, first.alternatives) == (None, ())
     assert second.alternatives == ((6, -0.5),)
