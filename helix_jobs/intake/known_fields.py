@@ -107,6 +107,7 @@ _NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
     "early_stopping": (False,),
     "num_beams": (1,),
 }
+UNSUPPORTED: Final = frozenset(_NEUTRAL)
 BODY_FIELDS: Final = (
     SAMPLING_FIELDS
     | SYNONYMS.keys()

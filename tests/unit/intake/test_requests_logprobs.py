@@ -203,6 +203,8 @@ def test_wrong_choices_are_refused_in_every_form(fields: dict[str, Any], field: 
         {"prompt_logprobs": 0},
         {"n": 2},
         {"response_format": {"type": "json_object"}},
+        {"guided_regex": "a+"},
+        {"tools": [{"type": "function", "function": {"name": "f"}}]},
     ],
 )
 def test_what_says_how_text_is_made_has_no_meaning_beside_choices(field: dict[str, Any]) -> None:
