@@ -51,9 +51,6 @@ class AcceptanceReader:
         """
         if rule is not self._default or rule.schema is True:
             check_compiles(rule, own_schema(request))
-        if "score_choices" in request:
-            reason = "stands beside choices, whose scores are the same at every try"
-            raise InvalidFieldError("accept", reason, "remove it, or give false where the batch has a rule")
         most = request["sampling"].get("max_tokens", _DEFAULT_MAX_TOKENS)
         if rule.min_tokens is not None and rule.min_tokens > most:
             reason = f"{rule.min_tokens:,} is more than the request's max_tokens, {most:,}"

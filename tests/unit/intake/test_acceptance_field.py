@@ -93,13 +93,5 @@ def _under_a_rule_of_the_batch(accept, more):
         return error
 
 
-def test_scores_are_not_tried_again():
-    line = {"prompt": "a", "choices": ["b", "c"]}
-    item = read({**line, "accept": {"not_cut": True}})
-    assert (item.field, item.reason) == ("accept", "stands beside choices, whose scores are the same at every try")
-    assert read(line, AcceptanceRule(not_cut=True)).field == "accept"
-    assert rule_of({**line, "accept": False}, AcceptanceRule(not_cut=True)) is None
-
-
 def test_a_line_that_does_without_needs_no_schema():
     assert rule_of({"prompt": "a", "accept": False}, AcceptanceRule(schema=True)) is None
