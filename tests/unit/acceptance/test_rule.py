@@ -116,6 +116,13 @@ def test_a_schema_that_cannot_be_used_is_refused(schema, reason):
     assert reason in caught.value.reason
 
 
+def test_a_schema_fetches_nothing(tmp_path):
+    sound = tmp_path / "schema.json"
+    sound.write_text('{"type": "object"}', encoding="utf-8")
+    with pytest.raises(InvalidFieldError, match="leads out of it, or nowhere"):
+        check_compiles(AcceptanceRule(schema={"$ref": sound.as_uri()}), None)
+
+
 @pytest.mark.parametrize(
     ("request_", "schema"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,9 +14,11 @@ from helix_jobs.engine.fake_engine import DICE, FakeEngine
 from helix_jobs.engine.request import FinishReason, Request
 from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.errors import ExhaustedError
+from helix_jobs.storage.records import ClaimedJob
 from helix_jobs.storage.schema import results
 from helix_jobs.worker import answer_judge
-from helix_jobs.worker.acceptance import RETRY_TEMPERATURE, after_judging, request_of_try, seed_of_try
+from helix_jobs.worker.acceptance import RETRY_TEMPERATURE, after_judging, judged, request_of_try, seed_of_try
+from helix_jobs.worker.answer_judge import AnswerJudge
 from helix_jobs.worker.engine_thread import Generated
 from helix_jobs.worker.job_endings import GiveUp, Refuse, Succeed, decide
 from tests.unit.worker.test_job_endings import RESULT, RUN
@@ -86,6 +89,18 @@ def test_the_reason_is_told(reasons: Sequence[str | None], max_tries: int, messa
     decision = answers(*["text"] * len(reasons))
     ended = after_judging(decision, reasons, replace(RULE, max_tries=max_tries), max_tries - 1)
     assert ended == GiveUp(decision.answers, RUN, message)
+
+
+def test_thinking_is_no_part_of_the_answer() -> None:
+    (row,) = answers("text").answers
+    thought = Succeed((replace(row, reasoning_text="hm", reasoning_tokens=3),), RUN)
+    now = datetime.now(UTC)
+    claim = ClaimedJob(
+        id=1, batch_id="b", line=1, request=job({"min_tokens": 2}), lease=1, attempts=1, queued_at=now, claimed_at=now
+    )
+    assert row.completion_tokens == 4
+    assert judged(Succeed((row,), RUN), claim, AnswerJudge()) == Succeed((row,), RUN)
+    assert judged(thought, claim, AnswerJudge()) == Refuse()
 
 
 def job(accept: object, prompt: str = DICE, **sampling: Any) -> dict[str, Any]:
