@@ -46,6 +46,17 @@ def _parse_metadata(ctx: click.Context, parameter: click.Parameter, values: tupl
     return {key: text for key, _, text in pairs}
 
 
+def _read_schema(ctx: click.Context, parameter: click.Parameter, file: str | None) -> dict[str, Any] | None:
+    """The value of ``response_format`` that a file with a JSON schema stands for."""
+    if file is None:
+        return None
+    try:
+        schema = Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise click.BadParameter(f"{printable(file)} cannot be read as UTF-8 text: {error}.", ctx, parameter) from error
+    return {"type": "json_schema", "json_schema": {"schema": schema}}
+
+
 @click.command("submit", cls=HelixCommand, short_help="Validate, store and enqueue a file of prompts.")
 @click.argument("file", metavar="FILE", type=click.Path(exists=True, dir_okay=False, readable=True, allow_dash=True))
 @click.option("--wait", is_flag=True, help="Stay until the batch ends, with a live progress bar.")
@@ -70,6 +81,13 @@ def _parse_metadata(ctx: click.Context, parameter: click.Parameter, values: tupl
     metavar="JSON|FILE",
     help='When an answer counts, for lines that do not say, as in {"not_cut": true}; others are tried again.',
 )
+@click.option(
+    "--json-schema",
+    "response_format",
+    callback=_read_schema,
+    metavar="FILE",
+    help="Hold the answers of lines that do not say their form to the JSON schema in FILE.",
+)
 @sampling_options
 @truncation_option
 @helix_options
@@ -80,6 +98,7 @@ def submit(
     truncate_prompt: TruncatePrompt | None,
     metadata: dict[str, str],
     *,
+    response_format: dict[str, Any] | None,
     accept: AcceptanceRule | None,
     wait: bool,
     local: bool,
@@ -102,6 +121,7 @@ def submit(
         "name": name,
         "defaults": defaults,
         "truncate_prompt": truncate_prompt,
+        "response_format": response_format,
         "idempotency_key": idempotency_key,
         "metadata": metadata or None,
         "accept": accept,

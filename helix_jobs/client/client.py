@@ -82,6 +82,7 @@ class HelixClient:
         name: str | None = None,
         defaults: SamplingParams | None = None,
         truncate_prompt: TruncatePrompt | None = None,
+        response_format: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         accept: AcceptanceRule | Mapping[str, Any] | Accept | None = None,
@@ -98,6 +99,8 @@ class HelixClient:
             name: The batch's name.
             defaults: Sampling fields for lines that do not give them.
             truncate_prompt: What to keep of a prompt that is too long, for lines that do not say.
+            response_format: The form of the answers, for lines that give none: a value of the line's field of this
+                name.
             idempotency_key: Submitting the same content again under the same key returns the first submission's batch,
                 and finishes it if that submission was interrupted.
             metadata: Stored with the batch.
@@ -114,7 +117,7 @@ class HelixClient:
         Raises:
             InvalidInputError: There are bad lines; the error carries the first 10,000.
             InputError: There is no such file, or it holds no lines, or more than HELIX_MAX_JOBS_PER_BATCH; or the bad
-                lines cannot be written; or the rule is wrong.
+                lines cannot be written; or the rule or ``response_format`` is wrong.
             IdempotencyConflictError: The key names a batch with different content.
             BrokerUnreachableError: HELIX_REDIS_URL is set but does not answer; nothing was stored.
             DatabaseUnreachableError: The database does not answer. A Postgres that answered before is retried for a
@@ -126,6 +129,7 @@ class HelixClient:
         from helix_jobs.client.acceptance import rule_of
         from helix_jobs.client.handover import reach_broker
         from helix_jobs.client.submission import SubmitProgress, Tally, submit_lines
+        from helix_jobs.intake.constraint_fields import default_constraint
         from helix_jobs.intake.limits import Limits
         from helix_jobs.intake.lines import LineReader
         from helix_jobs.storage.batches import new_batch_id
@@ -133,6 +137,7 @@ class HelixClient:
 
         defaults = SamplingParams() if defaults is None else defaults
         limits, rule = Limits.of(self.settings), rule_of(accept)
+        constraint = default_constraint(response_format)
         now = datetime.now(UTC)
         with ExitStack() as stack:
             lines = stack.enter_context(open_source(source))
@@ -152,7 +157,7 @@ class HelixClient:
             )
 
             def read() -> Generator[NewJob | BadLine, None, None]:
-                yield from lines.read(LineReader(defaults, limits, sink, truncate_prompt, rule))
+                yield from lines.read(LineReader(defaults, limits, sink, truncate_prompt, rule, constraint=constraint))
                 # Write the rejects before the batch is sealed: a later error would hide that the jobs run.
                 if sink is not None:
                     sink.finish()

@@ -72,12 +72,18 @@ class ForeignLine:
     def _path(self, name: str) -> str:
         message = _MESSAGE.fullmatch(name)
         if message is None:
-            return self.names.get(name, name)
+            # The longest of our names that this one is, or that its path begins with.
+            ours = max((own for own in self.names if _begins(name, own)), key=len, default=name)
+            return self.names.get(ours, ours) + name[len(ours) :]
         theirs = self.names.get(message[1], message[1])
         if message[2] is None:
             return theirs
         index = int(message[2]) - (self.system is not None)
         return f"{theirs}[{index}]{message[3]}" if index >= 0 else str(self.system)
+
+
+def _begins(path: str, name: str) -> bool:
+    return path == name or path.startswith((f"{name}.", f"{name}["))
 
 
 def translate(values: Mapping[str, Any]) -> ForeignLine | None:
@@ -104,7 +110,6 @@ def translate_responses(values: Mapping[str, Any]) -> ForeignLine | None:
         return None
     faults = Faults()
     neutral: dict[str, tuple[Any, ...]] = {
-        "text": ({"format": {"type": "text"}}, {}),
         "truncation": ("disabled",),
         "reasoning": ({},),
         "include": ([], _LOGPROBS_INCLUDED),
@@ -114,7 +119,7 @@ def translate_responses(values: Mapping[str, Any]) -> ForeignLine | None:
     ours = {
         name: value
         for name, value in body.items()
-        if name not in ("input", "instructions", "max_output_tokens", *neutral)
+        if name not in ("input", "instructions", "max_output_tokens", "text", *neutral)
     }
     if body.get("include") == _LOGPROBS_INCLUDED:
         ours["logprobs"] = True
@@ -122,6 +127,7 @@ def translate_responses(values: Mapping[str, Any]) -> ForeignLine | None:
         if ours.get(name) is not None:
             faults.add(InvalidFieldError(f"body.{name}", "does not belong to /v1/responses", "give input"))
     _refuse_asking(body, neutral, "body.", faults)
+    _move_text(body.get("text"), ours, faults)
     messages = body.get("input")
     if isinstance(messages, str):
         messages = [{"role": "user", "content": messages}]
@@ -135,8 +141,24 @@ def translate_responses(values: Mapping[str, Any]) -> ForeignLine | None:
     system = _with_system(ours, messages, body.get("instructions"), "body.instructions")
     _move(body, ours, {"max_output_tokens": "max_tokens"})
     faults.settle()
-    names = {"body.messages": "body.input", "body.max_tokens": "body.max_output_tokens"}
+    names = {
+        "body.messages": "body.input",
+        "body.max_tokens": "body.max_output_tokens",
+        "body.response_format": "body.text.format",
+    }
     return ForeignLine({**values, "url": "/v1/chat/completions", "body": ours}, names, system)
+
+
+def _move_text(text: object, ours: dict[str, Any], faults: Faults) -> None:
+    """Move the form of the answer from Responses' ``text``."""
+    if text is None:
+        return
+    if not isinstance(text, dict):
+        faults.add(InvalidFieldError("body.text", f"is {kind(text)}", 'give {"format": {"type": "text"}}'))
+        return
+    _refuse_others(text, {"format"}, "body.text.", faults)
+    ours.pop("response_format", None)
+    _move(text, ours, {"format": "response_format"})
 
 
 def _anthropic(values: Mapping[str, Any], params: Mapping[str, Any]) -> ForeignLine:
@@ -175,12 +197,7 @@ def _gemini(values: Mapping[str, Any], request: Mapping[str, Any]) -> ForeignLin
     if not isinstance(config, dict):
         faults.add(InvalidFieldError(f"request.{config_name}", f"is {kind(config)}", "give an object"))
         config = {}
-    for name, value in config.items():
-        path, plain = f"request.{config_name}.{short(name)}", name.replace("_", "").lower()
-        if plain in _GEMINI_SAMPLING:
-            ours[_GEMINI_SAMPLING[plain]], names[_GEMINI_SAMPLING[plain]] = value, path
-        elif value is not None and (plain, value) != ("responsemimetype", "text/plain"):
-            faults.add(InvalidFieldError(path, "asks for something Helix does not do", "remove it"))
+    names |= _gemini_config(config, f"request.{config_name}", ours, faults)
     contents, messages = request.get("contents"), []
     if not isinstance(contents, list):
         reason = f"is {kind(contents)}" if "contents" in request else "is missing"
@@ -198,6 +215,26 @@ def _gemini(values: Mapping[str, Any], request: Mapping[str, Any]) -> ForeignLin
     system = _with_system(ours, messages, text, f"request.{system_name}")
     faults.settle()
     return ForeignLine(ours, names, system)
+
+
+def _gemini_config(config: Mapping[str, Any], prefix: str, ours: dict[str, Any], faults: Faults) -> dict[str, str]:
+    """Move the fields of a generation config; return our names of them with their own paths."""
+    names: dict[str, str] = {}
+    for name, value in config.items():
+        path, plain = f"{prefix}.{short(name)}", name.replace("_", "").lower()
+        if plain in _GEMINI_SAMPLING:
+            ours[_GEMINI_SAMPLING[plain]], names[_GEMINI_SAMPLING[plain]] = value, path
+        elif (plain, value) == ("responsemimetype", "application/json"):
+            ours.setdefault("response_format", {"type": "json_object"})
+        elif plain == "responsejsonschema" and value is not None:
+            ours["response_format"] = {"type": "json_schema", "schema": value}
+            names["response_format.schema"] = path
+        elif plain == "responseschema" and value is not None:
+            remedy = "give responseJsonSchema, with the types in small letters"
+            faults.add(InvalidFieldError(path, "is in OpenAPI's form, not a JSON schema", remedy))
+        elif value is not None and (plain, value) != ("responsemimetype", "text/plain"):
+            faults.add(InvalidFieldError(path, "asks for something Helix does not do", "remove it"))
+    return names
 
 
 def _gemini_text(content: object, path: str) -> str:

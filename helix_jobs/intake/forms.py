@@ -21,6 +21,7 @@ from helix_jobs.errors import InvalidFieldError
 from helix_jobs.intake.acceptance_field import AcceptanceReader
 from helix_jobs.intake.chat_fields import check_chat_template_kwargs
 from helix_jobs.intake.choice_fields import read_choices, read_sampling_beside_choices
+from helix_jobs.intake.constraint_fields import CONSTRAINT_FIELDS, read_constraint
 from helix_jobs.intake.foreign_forms import MARKS, translate, translate_responses
 from helix_jobs.intake.known_fields import BODY_FIELDS, NATIVE_FIELDS, OPENAI_FIELDS, refuse_unknown, refuse_unsupported
 from helix_jobs.intake.line_faults import WHOLE_LINE, Faults, kind, short
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from helix_jobs.acceptance.rule import AcceptanceRule
+    from helix_jobs.engine.constraint import Constraint
     from helix_jobs.intake.limits import Limits
     from helix_jobs.intake.sampling_fields import SamplingReader
 
@@ -58,6 +60,7 @@ def parse_job(
     line: int,
     size: int,
     acceptance: AcceptanceReader = _NO_RULE,
+    constraint: Constraint | None = None,
 ) -> NewJob:
     """Turn one line's parsed JSON into a job within the limits.
 
@@ -68,6 +71,7 @@ def parse_job(
         line: The line's number.
         size: The line's size in bytes.
         acceptance: Reads the acceptance rule.
+        constraint: The form of the answer, if the line gives none.
 
     Raises:
         InvalidFieldError: Names the field, the reason and the remedy.
@@ -84,7 +88,8 @@ def parse_job(
     faults = Faults()
     is_openai = "body" in own or "url" in own or "method" in own
     try:
-        request = _openai_request(own, sampling, faults) if is_openai else _native_request(own, sampling, faults)
+        read = _openai_request if is_openai else _native_request
+        request = read(own, sampling, constraint, faults)
         custom_id = faults.of(_custom_id, own) if "custom_id" in own else None
         priority = faults.of(_priority, own) if "priority" in own else 0
         rule = faults.of(_rule, own, request, acceptance)
@@ -111,15 +116,20 @@ def _rule(values: Mapping[str, Any], request: Mapping[str, Any], acceptance: Acc
     return None
 
 
-def _native_request(values: dict[str, Any], sampling: SamplingReader, faults: Faults) -> dict[str, Any]:
+def _native_request(
+    values: dict[str, Any], sampling: SamplingReader, constraint: Constraint | None, faults: Faults
+) -> dict[str, Any]:
     refuse_unknown(values, NATIVE_FIELDS, faults)
     refuse_unsupported(values, faults)
     request = _request(values, sampling, faults)
+    _add_constraint(request, values, constraint, faults)
     request["metadata"] = faults.of(_metadata, values["metadata"]) if "metadata" in values else {}
     return request
 
 
-def _openai_request(values: dict[str, Any], sampling: SamplingReader, faults: Faults) -> dict[str, Any]:
+def _openai_request(
+    values: dict[str, Any], sampling: SamplingReader, constraint: Constraint | None, faults: Faults
+) -> dict[str, Any]:
     if not values.keys() <= OPENAI_FIELDS:
         refuse_unknown(values, NATIVE_FIELDS | OPENAI_FIELDS, faults)
         for name in values:
@@ -136,6 +146,7 @@ def _openai_request(values: dict[str, Any], sampling: SamplingReader, faults: Fa
     refuse_unknown(body, BODY_FIELDS, faults, "body.")
     refuse_unsupported(body, faults, "body.")
     request = _request(body, sampling, faults, "body.", url)
+    _add_constraint(request, body, constraint, faults, "body.")
     # OpenAI puts metadata into the body; metadata beside the body takes precedence.
     inner = faults.of(_metadata, body.get("metadata"), "body.")
     outer = faults.of(_metadata, values.get("metadata"))
@@ -200,6 +211,28 @@ def _check_echo(request: Mapping[str, Any], prefix: str) -> None:
     if "prompt_token_ids" in request and "logprobs" not in sampling:
         remedy = "give logprobs as well, or a text as the prompt"
         raise InvalidFieldError(f"{prefix}echo", "stands beside token ids, which have no text of their own", remedy)
+
+
+def _add_constraint(
+    request: dict[str, Any],
+    values: Mapping[str, Any],
+    default: Constraint | None,
+    faults: Faults,
+    prefix: str = "",
+) -> None:
+    """Add the form of the answer to the request, if the line gives one or the default does. Faults are collected."""
+    is_scored = "score_choices" in request
+    constraint = faults.of(read_constraint, values, prefix, None if is_scored else default)
+    if constraint is None:
+        return
+    if is_scored:
+        name = next(name for name in values if name in CONSTRAINT_FIELDS and values[name] is not None)
+        faults.add(InvalidFieldError(f"{prefix}{name}", "stands beside choices, which make no text", "remove it"))
+        return
+    request["constraint"] = constraint
+    if not faults and request["sampling"].get("ignore_eos"):
+        reason = "stands beside a form of the answer, which ends where the form does"
+        faults.add(InvalidFieldError(f"{prefix}ignore_eos", reason, "give one of the two"))
 
 
 def _question(values: Mapping[str, Any], prefix: str = "", url: str | None = None) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from helix_jobs.engine.sampling_params import SAMPLING_FIELDS
 from helix_jobs.errors import InvalidFieldError
+from helix_jobs.intake.constraint_fields import CONSTRAINT_FIELDS
 from helix_jobs.intake.line_faults import short
 from helix_jobs.intake.logprob_fields import LOGPROB_FIELDS
 
@@ -45,6 +46,7 @@ _HARMLESS: Final = frozenset(
         "cache_prompt",
         "id_slot",
         "timings_per_token",
+        "guided_decoding_backend",
     }
 )
 # Fields of OpenAI, vLLM, SGLang, llama.cpp and transformers that would change the answer in a way Helix does not offer
@@ -57,7 +59,6 @@ _NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
     "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "audio": (),
     "prediction": (),
@@ -71,10 +72,6 @@ _NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
     "continue_final_message": (False,),
     "detokenize": (True,),
     "documents": ([],),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "guided_json": (),
-    "guided_regex": (),
     "include_reasoning": (True,),
     "length_penalty": (1,),
     "logits_processors": ([],),
@@ -82,19 +79,14 @@ _NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
     "return_tokens_as_token_ids": (False,),
     "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True,),
-    "structured_outputs": (),
     "truncation_side": ("left",),
     "use_beam_search": (False,),
     # SGLang
-    "ebnf": (),
-    "json_schema": (),
     "lora_path": (),
-    "regex": (),
     "stop_regex": (),
     # llama.cpp
     "dry_multiplier": (0,),
     "dynatemp_range": (0,),
-    "grammar": ("",),
     "image_data": ([],),
     "mirostat": (0,),
     "n_keep": (0,),
@@ -110,6 +102,7 @@ _NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
 UNSUPPORTED: Final = frozenset(_NEUTRAL)
 BODY_FIELDS: Final = (
     SAMPLING_FIELDS
+    | CONSTRAINT_FIELDS
     | SYNONYMS.keys()
     | LOGPROB_FIELDS
     | TRUNCATION_FIELDS
@@ -120,7 +113,14 @@ BODY_FIELDS: Final = (
 )
 NATIVE_FIELDS: Final = COMMON_FIELDS | BODY_FIELDS
 # The fields that a misspelt name may have meant.
-_OWN_FIELDS: Final = COMMON_FIELDS | SAMPLING_FIELDS | LOGPROB_FIELDS | TRUNCATION_FIELDS | _QUESTION_FIELDS
+_OWN_FIELDS: Final = (
+    COMMON_FIELDS
+    | SAMPLING_FIELDS
+    | LOGPROB_FIELDS
+    | TRUNCATION_FIELDS
+    | _QUESTION_FIELDS
+    | {"response_format", "structured_outputs"}
+)
 _BY_SPELLING: Final[Mapping[str, str]] = {name.replace("_", ""): name for name in sorted(_OWN_FIELDS)}
 # Least similarity of a misspelling: max_token and max_tokens reach it, min_tokens and max_tokens (opposites) do not.
 _ALIKE: Final = 0.85

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from helix_jobs.acceptance.rule import AcceptanceRule
+    from helix_jobs.engine.constraint import Constraint
     from helix_jobs.engine.prompt_truncation import TruncatePrompt
     from helix_jobs.engine.sampling_params import SamplingParams
     from helix_jobs.intake.raw_lines import LineSource, RawLine, RejectSink
@@ -38,6 +39,7 @@ class LineReader:
         rejects: Receives the unchanged bytes of bad lines, each ended by a newline.
         truncate_prompt: What to keep of a prompt that is too long, for lines that do not say.
         accept: The acceptance rule for lines that do not give theirs.
+        constraint: The form of an answer, for lines that give none.
 
     Raises:
         InvalidFieldError: The rule's schema or regular expression cannot be used.
@@ -50,12 +52,15 @@ class LineReader:
         rejects: RejectSink | None = None,
         truncate_prompt: TruncatePrompt | None = None,
         accept: AcceptanceRule | None = None,
+        *,
+        constraint: Constraint | None = None,
     ) -> None:
         self._truncate_prompt = truncate_prompt
         self._acceptance = AcceptanceReader(accept)
         self._sampling = SamplingReader(defaults)
         self._limits = limits
         self._rejects = rejects
+        self._constraint = constraint
 
     def read(self, stream: LineSource) -> Iterator[NewJob | BadLine]:
         """Read JSONL from a binary stream: one ``NewJob`` or ``BadLine`` for each line that is not blank.
@@ -100,6 +105,7 @@ class LineReader:
             line=raw.number,
             size=len(raw.data),
             acceptance=self._acceptance,
+            constraint=self._constraint,
         )
         if self._truncate_prompt is not None:
             job.request.setdefault("truncate_prompt", self._truncate_prompt.to_dict())

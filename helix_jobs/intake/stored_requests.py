@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from helix_jobs.engine.constraint import Constraint
 from helix_jobs.engine.prompt_truncation import TruncatePrompt
 from helix_jobs.engine.request import Request
 from helix_jobs.engine.sampling_params import SamplingParams
@@ -34,6 +35,9 @@ def to_engine_request(job_id: int, stored: object) -> Request:
     prompt, messages, token_ids = (stored.get(key) for key in ("prompt", "messages", "prompt_token_ids"))
     if sum(one is not None for one in (prompt, messages, token_ids)) != 1:
         raise InvalidFieldError("request", "does not hold one of prompt and messages", "submit the line again")
+    constraint = stored.get("constraint")
+    if constraint is not None and not isinstance(constraint, dict):
+        raise InvalidFieldError("constraint", f"is {kind(constraint)}, not an object", "submit the line again")
     return Request(
         request_id=str(job_id),
         sampling_params=SamplingParams.from_mapping(sampling),
@@ -44,4 +48,5 @@ def to_engine_request(job_id: int, stored: object) -> Request:
         messages=None if messages is None else tuple(check_messages(messages)),
         truncate_prompt=None if truncation is None else TruncatePrompt.from_mapping(truncation),
         chat_template_kwargs=check_chat_template_kwargs(stored.get("chat_template_kwargs"), "chat_template_kwargs"),
+        constraint=None if constraint is None else Constraint.from_mapping(constraint),
     )

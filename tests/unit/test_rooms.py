@@ -66,7 +66,7 @@ ARROWS = {
     "doctor": {"broker", "client", "engine.devices", "engine.kernels", "engine.loading", "storage"},
     "bench": {
         *("broker", "client", "engine", "intake", "results", "storage", "values"),
-        *("engine.devices", "engine.loading", "engine.model", "engine.speculation", "engine.text"),
+        *("engine.devices", "engine.grammar", "engine.loading", "engine.model", "engine.speculation", "engine.text"),
     },
     "cli": {
         *("acceptance", "bench", "client", "doctor", "engine.devices", "observability", "results", "storage", "values"),
@@ -106,7 +106,7 @@ LIBRARIES = {
     "transformers": {"bench", "engine"},
     "safetensors": {"engine"},
     "gguf": {"engine"},
-    "llguidance": {"engine", "values"},
+    "llguidance": {"bench", "engine", "intake", "values"},
     "numpy": {"bench", "engine", "values"},
     "sqlalchemy": {"bench", "client", "doctor", "storage", "worker"},
     "alembic": {"storage"},

@@ -137,7 +137,7 @@ def test_sharegpt_turns():
         (anthropic(messages=[*RIVER, {"role": "assistant", "content": "("}]), ["params.messages[1].role"]),
         ({**anthropic(), "mystery": 1}, ["mystery"]),
         (gemini(tools=[{"x": 1}], mystery=1), ["request.mystery", "request.tools"]),
-        (gemini(generationConfig={"topP": 7, "responseMimeType": "application/json"}),
+        (gemini(generationConfig={"topP": 7, "responseMimeType": "text/x.enum"}),
          ["request.generationConfig.responseMimeType"]),
         (gemini(generationConfig={"topP": 7}), ["request.generationConfig.topP"]),
         (gemini(contents=[{"parts": [{"inlineData": {}}]}]), ["request.contents[0].parts[0]"]),

@@ -82,7 +82,7 @@ def test_what_asks_for_nothing_is_taken_in_every_form(nothing):
         {"use_beam_search": True},
         {"length_penalty": 1.2},
         {"typical_p": 0.9},
-        {"guided_json": {}},
+        {"structural_tag": {}},
         {"mirostat": 2},
         {"min_tokens": False},
         {"num_beams": 4},

@@ -90,7 +90,7 @@ def test_fields_that_ask_for_nothing_are_taken(body: dict):
         ({"top_logprobs": 2}, "body.top_logprobs"),
         ({"logit_bias": {"1": -101}}, "body.logit_bias"),
         ({"tools": [{"type": "function"}]}, "body.tools"),
-        ({"response_format": {"type": "json_object"}}, "body.response_format"),
+        ({"response_format": {"type": "xml"}}, "body.response_format.type"),
         ({"reasoning_effort": "high"}, "body.reasoning_effort"),
         ({"echo": True}, "body.echo"),
         ({"max_tokens": 5, "max_completion_tokens": 6}, "body.max_tokens"),
