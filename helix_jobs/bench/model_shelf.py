@@ -15,6 +15,7 @@ from helix_jobs.engine.loading.cache_size import choose_cache
 from helix_jobs.engine.loading.load_engine import with_compiled_kernels, without_slow_int8
 from helix_jobs.engine.loading.model_loader import describe_device, get_device, load_models
 from helix_jobs.engine.loading.reproducible import make_draft_reproducible, make_reproducible
+from helix_jobs.engine.request import EncodedRequest
 from helix_jobs.engine.text.codec import TextCodec
 from helix_jobs.errors import InputError
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from helix_jobs.bench.plan import BenchPlan
     from helix_jobs.engine.loaded_models import LoadedModels
     from helix_jobs.engine.model.decoder import Decoder
-    from helix_jobs.engine.request import EncodedRequest, Request
+    from helix_jobs.engine.request import Request
     from helix_jobs.engine.speculation.depth.costs import CostProfile
 
 
@@ -106,6 +107,27 @@ class ModelShelf:
         if plan.peers:
             made = tuple(greedy(request) for request in made)
         return tuple(_within(request, context) for request in made)
+
+    def encoded(self, requests: Sequence[Request]) -> list[EncodedRequest]:
+        """Requests of a bench's own, encoded as the workloads' are.
+
+        Raises:
+            InputError: A prompt does not fit the model's context.
+        """
+        context = self.models.max_context
+        return [
+            _within(
+                EncodedRequest(
+                    request_id=request.request_id,
+                    prompt_token_ids=self._encode(request),
+                    sampling_params=request.sampling_params,
+                    seed=request.seed,
+                    is_chat=request.messages is not None,
+                ),
+                context,
+            )
+            for request in requests
+        ]
 
     def engine(self, mode: Mode, batch_size: int, requests: Sequence[EncodedRequest]) -> Engine:
         """A fresh engine whose cache holds a full batch of such requests (or what ``kv_cache_mb`` allows)."""

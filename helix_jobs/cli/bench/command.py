@@ -29,6 +29,8 @@ from helix_jobs.cli.bench.options import (
     write_json,
 )
 from helix_jobs.cli.bench.queue import queue
+from helix_jobs.cli.bench.schemas import schemas
+from helix_jobs.cli.bench.structured import structured
 from helix_jobs.cli.group import CONTEXT_SETTINGS, INTERRUPTED, HelixCommand, settings_option
 from helix_jobs.errors import ConfigurationError, HelixError
 from helix_jobs.settings import DTYPES
@@ -258,3 +260,5 @@ def _write(report: BenchReport, json_file: str | None, chart_file: Path | None) 
 for _workload in WORKLOADS.values():
     bench.add_command(_command(_workload))
 bench.add_command(queue)
+bench.add_command(schemas)
+bench.add_command(structured)

@@ -1,0 +1,110 @@
+"""``helix bench schemas`` and ``structured``: what they count, from the command line, on a tiny model."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from helix_jobs.bench.extraction import ENDLESS_RECORDS, ONE_RECORD, RECORD, extraction_messages
+from helix_jobs.bench.spelling import Spelling, spell
+from helix_jobs.cli.group import cli
+from helix_jobs.engine.constraint import Constraint
+from helix_jobs.intake.constraint_fields import read_constraint
+from tests.unit.engine.grammar_models import json_tokenizer, vocab_size
+from tests.unit.engine.model_files import save_checkpoint
+from tests.unit.engine.tiny_models import tiny_model
+
+PERSON = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "age": {"type": "integer"}, "size": {"type": "number", "minimum": 0}},
+    "required": ["name"],
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    tiny = tiny_model(vocab_size=vocab_size(), max_position_embeddings=1024)
+    return save_checkpoint(tmp_path_factory.mktemp("models") / "tiny", tiny, json_tokenizer())
+
+
+def run(*arguments: object):
+    return CliRunner().invoke(cli, ["bench", *map(str, arguments)])
+
+
+@pytest.mark.parametrize(
+    ("value", "spelling", "text"),
+    [
+        ({"name": "a", "age": 1}, Spelling.AS_WRITTEN, '{"name":"a","age":1}'),
+        ({"age": 1, "name": "a"}, Spelling.OTHER, '{"name":"a","age":1}'),
+        ({"free": [{}], "size": 1e-7, "age": 3.0, "name": "a"}, Spelling.OTHER,
+         '{"name":"a","age":3,"size":0.0000001,"free":[{}]}'),
+        ({"age": 1}, Spelling.NONE, None),
+        ({"name": "a", "age": 1.5}, Spelling.NONE, None),
+        ({"size": -1, "name": "a"}, Spelling.NONE, None),
+        ([], Spelling.NONE, None),
+    ],
+)  # fmt: skip
+def test_a_value_is_spelt_as_the_grammar_takes_it(value, spelling, text):
+    found = spell(Constraint("json_schema", json.dumps(PERSON)), value)
+    assert found == (spelling, text)
+    if text is not None:
+        assert json.loads(text) == value
+
+
+def test_schemas_are_counted_by_what_came_of_them(model, tmp_path):
+    cases = {
+        "kept": (PERSON, [({"age": 1, "name": "a"}, True), ({"name": "a"}, True), ({"age": 1}, False)]),
+        "wrong": ({"type": "null"}, [("x", True), (None, False)]),
+        "refused": ({"not": {}}, [(1, True)]),
+        "misspelt": ({"requred": ["a"]}, []),
+    }
+    for name, (schema, tests) in cases.items():
+        text = json.dumps({"schema": schema, "tests": [{"data": data, "valid": valid} for data, valid in tests]})
+        (tmp_path / f"{name}.json").write_text(text, encoding="utf-8")
+    out = run("schemas", tmp_path, "--tokenizer", model, "--json")
+    assert out.exit_code == 0, out.output
+    report = json.loads(out.stdout)
+    assert (report["schemas"], report["compiled"], report["complete"]) == (4, 2, True)
+    assert report["refused"] == {"not": 1, "a misspelt word": 1}
+    assert (report["as_written"], report["respelt"], report["invalid_refused"]) == (1, 1, 1)
+    assert report["valid_refused"] == ["wrong 0"]
+    assert report["invalid_accepted"] == ["wrong 1"]
+    assert report["mask_seconds"]["p50"] > 0
+    shown = run("schemas", tmp_path, "--tokenizer", model)
+    assert "invalid, but accepted: wrong 1" in shown.stdout
+
+
+def test_a_folder_without_schemas_is_refused(model, tmp_path):
+    assert "holds no .json files" in run("schemas", tmp_path, "--tokenizer", model).output
+    (tmp_path / "a.json").write_text("[]", encoding="utf-8")
+    assert "is no schema with tests" in run("schemas", tmp_path, "--tokenizer", model).output
+
+
+def test_the_built_in_schemas_are_ones_that_a_line_may_have():
+    for constraint in (ONE_RECORD, ENDLESS_RECORDS):
+        assert read_constraint({"guided_json": constraint.value}) is not None
+    asked = {extraction_messages(number)[0]["content"] for number in range(100)}
+    assert len(asked) == 100
+    assert all(name in text for name in RECORD["properties"] for text in asked)
+
+
+def test_extraction_is_measured_with_and_without_a_schema(model):
+    out = run("structured", "--target", model, "--draft", "lookup", "--batch-sizes", "2", "--max-tokens", 16,
+              "--repeat", 1, "--device", "cpu", "--json")  # fmt: skip
+    assert out.exit_code == 0, out.output
+    report = json.loads(out.stdout)
+    assert [(pair["name"], pair["batch_size"], pair["speculation"]) for pair in report["pairs"]] == [
+        ("extraction", 2, "lookup auto"),
+        ("half", 32, "off"),
+    ]
+    for pair, ratios in zip(report["pairs"], report["ratios"], strict=True):
+        assert [len(pair["plain"]), len(pair["held"])] == [1, 1]
+        assert not pair["plain"][0]["failed"]
+        assert not pair["held"][0]["failed"]
+        assert ratios["rate_ratio"] > 0
+        assert ratios["time_ratio"] > 0
+    # All rows of the half batch run to their limit, with a schema or without.
+    plain, half = report["pairs"][1]["plain"][0], report["pairs"][1]["held"][0]
+    assert plain["output_tokens"] == half["output_tokens"] == 32 * 16
