@@ -41,6 +41,8 @@ NOT_RUN = {
     ("README", "Quick start", "makes an environment; .ci/run does the same"),
     ("index", "Quick start", "makes an environment; .ci/run does the same"),
     ("cli", "bench", "needs peers in environments of their own"),
+    ("cli", "bench", "takes a minute"),
+    ("cli", "bench", "needs a folder of schemas"),
     ("models", "Devices", "needs Windows or WSL with a DirectX 12 device"),
     ("deployment", "Redis, Postgres, Docker", "needs Docker"),
     ("supervision", "systemd", "makes a user and a service"),
@@ -134,7 +136,7 @@ def test_no_page_names_an_option_that_does_not_exist():
 def test_every_field_of_a_line_is_told_with_its_default():
     told = {code_words(name)[0]: default for name, default, _ in PAGES["formats"].rows("Fields of a line")}
     others = {"custom_id", "priority", "metadata", "chat_template_kwargs", "truncate_prompt", "truncate_prompt_tokens"}
-    others |= {"choices", "score_by", "accept"}
+    others |= {"choices", "score_by", "accept", "response_format", "structured_outputs"}
     assert set(told) == SAMPLING_FIELDS | others
     words = {None: "none", (): "none", False: "false"}
     assert told.pop("seed") == "from batch and line"
