@@ -166,7 +166,7 @@ class ModelShelf:
         if request.messages is not None and not self.models.tokenizer.chat_template:
             text = "\n".join(message["content"] for message in request.messages)
             request = replace(request, messages=None, prompt=text)
-        return self._codec.encode(request)
+        return self._codec.encode(request).token_ids
 
 
 def longest(requests: Sequence[EncodedRequest]) -> int:

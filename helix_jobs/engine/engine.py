@@ -30,7 +30,7 @@ from helix_jobs.engine.speculation.speculator import Speculator
 from helix_jobs.engine.stats import StepStatistics
 from helix_jobs.engine.text.codec import TextCodec
 from helix_jobs.engine.text.final_logprobs import with_logprobs
-from helix_jobs.engine.text.final_text import apply_stop_strings, is_valid, text_of
+from helix_jobs.engine.text.final_text import apply_stop_strings, is_valid, result_of
 from helix_jobs.errors import (
     EngineBrokenError,
     EngineError,
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from helix_jobs.engine.config import CacheConfig, EngineConfig
     from helix_jobs.engine.loaded_models import LoadedModel, LoadedModels
     from helix_jobs.engine.protocol import EngineCounters
+    from helix_jobs.engine.request import EncodedRequest
     from helix_jobs.engine.schedule.scheduler import Schedule
     from helix_jobs.engine.schedule.sequence import Sequence
     from helix_jobs.engine.speculation.depth.costs import CostProfile
@@ -80,9 +81,15 @@ class Engine:
         vocab_size = models.vocab_size
         self._codec = TextCodec(models.tokenizer, vocab_size, models.prompts, context - 1)
         ends = models.eos_token_ids | models.turn_end_ids
+        self._chat_forms = models.chat_forms
         self._grammars = Grammars(lambda: TokenTable.of(models.tokenizer, vocab_size, ends))
         self._encoding = RequestEncoding(
-            self._codec, context, models.eos_token_ids, models.turn_end_ids, self._grammars
+            self._codec,
+            context,
+            models.eos_token_ids,
+            models.turn_end_ids,
+            grammars=self._grammars,
+            chat_forms=models.chat_forms,
         )
         draft = None
         with explaining_shortage(models.device, "the KV cache was allocated", "lower HELIX_KV_CACHE_MB"):
@@ -363,8 +370,8 @@ class Engine:
         """The result of the request whose last sequence has ended with this one; none if others are left."""
         turnover = self._scorings.take(sequence)
         if turnover is None:
-            text = text_of(sequence, self._codec)
-            result = with_logprobs(replace(sequence.result(text), is_valid=is_valid(sequence)), sequence, self._codec)
+            result = replace(result_of(sequence, self._codec, self._chat_forms.calls), is_valid=is_valid(sequence))
+            result = with_logprobs(result, sequence, self._codec)
             if sequence.error is not None:
                 for other in self._choices.beside(sequence):
                     self._scheduler.abort(other)

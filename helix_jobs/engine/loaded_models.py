@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from helix_jobs.engine.text.chat_forms import ChatForms
 
 if TYPE_CHECKING:
     import torch
@@ -51,6 +53,7 @@ class LoadedModels:
         turn_end_ids: Further tokens that end an answer to chat messages.
         vocab_size: Token ids the target may emit; its head can have more rows, as padding.
         max_context: Positions the target was made for, prompt and output together.
+        chat_forms: How the target's answers to messages are read.
         prompts: Encodes prompts, its processes already started; None lets the codec build its own.
     """
 
@@ -61,6 +64,7 @@ class LoadedModels:
     vocab_size: int
     max_context: int
     turn_end_ids: frozenset[int] = frozenset()
+    chat_forms: ChatForms = field(default_factory=ChatForms)
     prompts: PromptEncoder | None = None
 
     @property

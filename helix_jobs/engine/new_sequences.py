@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from helix_jobs.engine.sampling.logits_processors import processors_of
 from helix_jobs.engine.sampling.output_grammar import OutputGrammar
+from helix_jobs.engine.sampling.reasoning_budget import budget_of
 from helix_jobs.engine.schedule.block_table import BlockTable
 from helix_jobs.engine.schedule.sequence import Sequence
 from helix_jobs.engine.text.stop_strings import StopStringWatch
@@ -72,15 +73,18 @@ class NewSequences:
 
     def _sequence(self, request: EncodedRequest, stop_ids: frozenset[int]) -> Sequence:
         # Each choice has processors of its own.
-        processors = processors_of(
-            request.sampling_params,
-            request.prompt_token_ids,
-            bad_words=request.bad_words,
-            end_ids=[token_id for token_id in stop_ids if token_id < self._vocab_size],
+        processors = (
+            *processors_of(
+                request.sampling_params,
+                request.prompt_token_ids,
+                bad_words=request.bad_words,
+                end_ids=[token_id for token_id in stop_ids if token_id < self._vocab_size],
+            ),
+            *budget_of(request),
         )
         grammar: OutputGrammar | None = None
         if request.grammar is not None:
-            grammar = OutputGrammar(request.grammar, self._masks, stop_ids, request.grammar_begins_after)
+            grammar = OutputGrammar(request.grammar, self._masks, stop_ids, request.reasoning)
         sequence = Sequence(
             request,
             BlockTable(self._pool),
@@ -108,7 +112,7 @@ class NewSequences:
                 self._codec,
                 choice.sampling_params.stop,
                 self._codec.context(choice.prompt_token_ids),
-                is_chat=choice.is_chat,
+                is_chat=choice.is_chat and not choice.continues,
                 min_tokens=choice.sampling_params.min_tokens,
                 keeps_stop=choice.sampling_params.include_stop_str_in_output,
             )

@@ -12,9 +12,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
+    from helix_jobs.engine.chat_options import ReasoningOptions, ToolUse
     from helix_jobs.engine.constraint import Constraint
     from helix_jobs.engine.matcher import Grammar
     from helix_jobs.engine.prompt_truncation import TruncatePrompt
+    from helix_jobs.engine.reasoning import ReasoningForm
     from helix_jobs.engine.sampling_params import SamplingParams
     from helix_jobs.engine.score_choices import ScoreChoices
     from helix_jobs.errors import RequestError
@@ -22,10 +24,14 @@ if TYPE_CHECKING:
 
 
 class FinishReason(StrEnum):
-    """Why an output ended: ``stop`` and ``length`` count as success, ``aborted`` as neither success nor failure."""
+    """Why an output ended: all count as success but ``aborted``, which is neither success nor failure.
+
+    ``tool_calls``: the model ended an answer that calls functions.
+    """
 
     STOP = "stop"
     LENGTH = "length"
+    TOOL_CALLS = "tool_calls"
     ABORTED = "aborted"
 
 
@@ -47,6 +53,9 @@ class Request:
         messages: Chat messages, rendered with the model's chat template.
         chat_template_kwargs: Further arguments for the chat template, such as Qwen3's ``enable_thinking``.
         prompt_token_ids: The model's token ids, instead of a text.
+        continue_final_message: The answer goes on with the last message, the assistant's, instead of answering it.
+        tools: The functions that an answer to messages may call.
+        reasoning: How the model is to think before it answers messages.
         sampling_params: How to sample.
         seed: Root of this request's random numbers; the same (seed, position) draws the same number in any batch.
         truncate_prompt: What to keep of a prompt that is too long; None fails the request instead.
@@ -58,8 +67,11 @@ class Request:
     sampling_params: SamplingParams
     seed: int
     prompt: str | None = None
-    messages: tuple[Mapping[str, str], ...] | None = None
+    messages: tuple[Mapping[str, Any], ...] | None = None
     chat_template_kwargs: Mapping[str, Any] | None = None
+    continue_final_message: bool = False
+    tools: ToolUse | None = None
+    reasoning: ReasoningOptions | None = None
     prompt_token_ids: tuple[int, ...] | None = None
     truncate_prompt: TruncatePrompt | None = None
     score_choices: ScoreChoices | None = None
@@ -83,10 +95,12 @@ class EncodedRequest:
             stands before token 0, so it has none.
         score_choices: The request's own.
         option_token_ids: The tokens of each of its options, which continue the prompt's.
-        grammar: The request's constraint, compiled; None without one.
-        grammar_begins_after: The tokens that end the thinking, where the model thinks before it answers: the grammar
-            holds from behind their first occurrence in the output. Empty if it holds from the first token.
+        grammar: The form that the answer must have, behind the thinking, compiled; None without one.
         choice: Which of the request's answers this one asks for. The engine makes a request for each from the first.
+        continues: The answer goes on with the last message's text.
+        reasoning: How the answer thinks before it answers; None if it does not.
+        max_reasoning_tokens: Most tokens of thinking; None for any number.
+        tools: The functions that the answer may call.
     """
 
     request_id: str
@@ -100,8 +114,11 @@ class EncodedRequest:
     score_choices: ScoreChoices | None = None
     option_token_ids: tuple[tuple[int, ...], ...] = ()
     grammar: Grammar | None = None
-    grammar_begins_after: tuple[int, ...] = ()
     choice: int = 0
+    continues: bool = False
+    reasoning: ReasoningForm | None = None
+    max_reasoning_tokens: int | None = None
+    tools: ToolUse | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,9 +133,10 @@ class GenerationResult:
 
     Attributes:
         request_id: The request's own.
-        output_text: The decoded output without stop token or stop string, unless the request keeps them.
+        output_text: The decoded answer without thinking and calls, and without stop token or stop string unless the
+            request keeps them.
         output_token_ids: The emitted tokens, stop token excluded, unless the request keeps it.
-        finish_reason: ``stop`` or ``length`` on success, ``aborted`` after an abort, None on an error.
+        finish_reason: ``stop``, ``length`` or ``tool_calls`` on success, ``aborted`` after an abort, None on an error.
         error: The error of this request alone.
         prompt_tokens: Length of the encoded prompt, after truncation.
         cached_prompt_tokens: Prompt tokens whose keys and values came from the prefix cache.
@@ -139,6 +157,9 @@ class GenerationResult:
         prompt_logprobs: Log probabilities of the prompt's tokens, the first one's None.
         scores: Option -> ``sum`` and ``mean`` of its tokens' log probabilities, and the number of ``tokens``; None
             where no options were to be scored.
+        reasoning_text: The thinking, without its marks; None if there is none.
+        reasoning_tokens: Tokens of the thinking, without its marks; None if the prompt left no room for thinking.
+        tool_calls: The calls of functions in OpenAI's form; None if there are none.
     """
 
     request_id: str
@@ -162,6 +183,9 @@ class GenerationResult:
     logprobs: TokenLogprobs | None = None
     prompt_logprobs: TokenLogprobs | None = None
     scores: Mapping[str, Mapping[str, float]] | None = None
+    reasoning_text: str | None = None
+    reasoning_tokens: int | None = None
+    tool_calls: tuple[Mapping[str, Any], ...] | None = None
 
     @classmethod
     def refused(cls, request_id: str, error: RequestError) -> GenerationResult:

@@ -5,15 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from helix_jobs.engine.request import EncodedRequest
+from helix_jobs.engine.text.call_grammar import call_constraint
 from helix_jobs.errors import InvalidRequestError, PromptTooLongError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from helix_jobs.engine.constraint import Constraint
     from helix_jobs.engine.grammar.grammars import Grammars
     from helix_jobs.engine.prompt_truncation import TruncatePrompt
     from helix_jobs.engine.request import Request
     from helix_jobs.engine.sampling_params import SamplingParams
+    from helix_jobs.engine.text.chat_forms import ChatForms
     from helix_jobs.engine.text.codec import TextCodec
 
 
@@ -26,6 +29,7 @@ class RequestEncoding:
         eos_token_ids: Tokens that end every output, unless the request ignores them.
         turn_end_ids: Tokens that also end the answer to messages.
         grammars: Compiles constraints.
+        chat_forms: How the model's answers to messages are read.
     """
 
     def __init__(
@@ -34,13 +38,16 @@ class RequestEncoding:
         max_model_len: int,
         eos_token_ids: frozenset[int],
         turn_end_ids: frozenset[int],
+        *,
         grammars: Grammars,
+        chat_forms: ChatForms,
     ) -> None:
         self._codec = codec
         self._max_model_len = max_model_len
         self._eos_token_ids = eos_token_ids
         self._turn_end_ids = turn_end_ids
         self._grammars = grammars
+        self._chat_forms = chat_forms
 
     def encode(self, request: Request) -> EncodedRequest:
         """Tokenise a request's prompt, its options and its bad words, and compile its constraint.
@@ -51,7 +58,8 @@ class RequestEncoding:
             PromptTooLongError: No room is left in the context for one new token.
         """
         params, truncation, is_chat = request.sampling_params, request.truncate_prompt, request.messages is not None
-        ids = whole = self._codec.encode(request)
+        prompt = self._codec.encode(request)
+        ids = whole = prompt.token_ids
         if truncation is not None:
             ids = self._codec.truncated(whole, truncation, self._room(truncation, params))
         options = self._codec.encode_options(request)
@@ -62,7 +70,8 @@ class RequestEncoding:
         if bad_words and not {(end,) for end in self.stop_ids(params, is_chat=is_chat)}.isdisjoint(bad_words):
             raise InvalidRequestError("bad_words: one is a token that ends the answer; leave it out, or use min_tokens")
         # Compiled here, and not in a step: a constraint takes as long as its author wants, within limits.
-        grammar = None if request.constraint is None else self._grammars.compile(request.constraint)
+        constraint = self._forced_call(request) or request.constraint
+        grammar = None if constraint is None else self._grammars.compile(constraint)
         return EncodedRequest(
             request_id=request.request_id,
             prompt_token_ids=ids,
@@ -74,7 +83,18 @@ class RequestEncoding:
             score_choices=request.score_choices,
             option_token_ids=options,
             grammar=grammar,
+            continues=request.continue_final_message,
+            reasoning=self._chat_forms.reasoning_after(prompt.thinking),
+            max_reasoning_tokens=None if request.reasoning is None else request.reasoning.max_tokens,
+            tools=request.tools,
         )
+
+    def _forced_call(self, request: Request) -> Constraint | None:
+        """What an answer must be that has to call a function."""
+        if request.tools is None or not request.tools.is_forced:
+            return None
+        assert self._chat_forms.calls is not None, "the prompt is refused where the form of calls is unknown"
+        return call_constraint(request.tools, self._chat_forms.calls, self._codec.added_tokens)
 
     def stop_ids(self, params: SamplingParams, *, is_chat: bool) -> frozenset[int]:
         """Tokens that end an output.

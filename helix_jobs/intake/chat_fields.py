@@ -1,11 +1,17 @@
-"""Chat fields of a line beside roles and texts: the role of the last message, and arguments for the chat template."""
+"""Chat fields of a line beside its messages: arguments for the template, thinking, tools, and whether it continues."""
 
 from __future__ import annotations
 
 import json
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from helix_jobs.errors import InvalidFieldError
+from helix_jobs.intake.line_faults import Faults, kind
+from helix_jobs.intake.reasoning_fields import REASONING_FIELDS, check_reasoning
+from helix_jobs.intake.tool_fields import check_tools, is_deeper
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
 
 MAX_ARGUMENT_CHARS: Final = 4096
 MAX_ARGUMENT_DEPTH: Final = 8
@@ -25,18 +31,87 @@ _RESERVED: Final = frozenset(
         "return_tensors",
     }
 )
+# Fields that a line may hold beside messages -> the values that ask for nothing.
+CHAT_FIELDS: Final[Mapping[str, tuple[Any, ...]]] = {
+    "chat_template_kwargs": ({},),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "continue_final_message": (False,),
+    "add_generation_prompt": (True,),
+    **dict.fromkeys(REASONING_FIELDS, ()),
+}
 
 
-def check_last_role(role: str, field: str) -> None:
-    """Refuse a chat that ends with the assistant's message: a template would close that turn and begin another.
+def check_chat(values: Mapping[str, Any], messages: Sequence[Mapping[str, Any]], prefix: str = "") -> dict[str, Any]:
+    """Return the stored form of the fields beside checked messages.
+
+    A last message of the assistant is continued; nothing has to ask for it.
 
     Raises:
-        InvalidFieldError: The last message is the assistant's.
+        InvalidFieldError: A field is wrong.
+        InvalidFieldsError: Several are.
     """
-    if role == "assistant":
-        reason = "is assistant in the last message, which is the one to be answered"
-        remedy = "end with a user's message; to have a beginning continued, submit it as a prompt"
-        raise InvalidFieldError(field, reason, remedy)
+    if values.keys().isdisjoint(CHAT_FIELDS) and messages[-1]["role"] != "assistant":
+        return {}
+    faults = Faults()
+    name = "chat_template_kwargs"
+    arguments = faults.of(check_chat_template_kwargs, values.get(name), f"{prefix}{name}")
+    continued = faults.of(continues, values, messages, prefix)
+    tools = faults.of(check_tools, values, prefix)
+    reasoning = faults.of(check_reasoning, values, prefix)
+    faults.settle()
+    stored: dict[str, Any] = {name: arguments} if arguments else {}
+    if continued:
+        stored["continue_final_message"] = True
+    if reasoning:
+        stored["reasoning"] = reasoning
+    return stored | tools
+
+
+def refuse_beside_prompt(values: Mapping[str, Any], prefix: str = "") -> None:
+    """Refuse fields of a chat beside a prompt.
+
+    Raises:
+        InvalidFieldError: The first of them that asks for anything.
+    """
+    if values.keys().isdisjoint(CHAT_FIELDS):
+        return
+    for name, nothing in CHAT_FIELDS.items():
+        value = values.get(name)
+        if value is not None and not any(value == other and type(value) is type(other) for other in nothing):
+            remedy = "remove it, or give messages: a prompt goes through no chat template"
+            raise InvalidFieldError(f"{prefix}{name}", "stands beside prompt", remedy)
+
+
+def continues(values: Mapping[str, Any], messages: Sequence[Mapping[str, Any]], prefix: str = "") -> bool:
+    """Whether the answer goes on with the last message.
+
+    Raises:
+        InvalidFieldError: The fields that say so contradict the messages, or the last message cannot be continued.
+    """
+    asked, begins = values.get("continue_final_message"), values.get("add_generation_prompt")
+    for name, value in (("continue_final_message", asked), ("add_generation_prompt", begins)):
+        if value is not None and not isinstance(value, bool):
+            raise InvalidFieldError(f"{prefix}{name}", f"is {kind(value)}", "give true or false, or remove it")
+    last, field = messages[-1], f"{prefix}messages[{len(messages) - 1}]"
+    if last["role"] != "assistant":
+        if asked:
+            reason = "is true, and the last message is not the assistant's"
+            raise InvalidFieldError(f"{prefix}continue_final_message", reason, "remove it, or end with the assistant's")
+        if begins is False:
+            reason = "is false, and the last message is not the assistant's"
+            raise InvalidFieldError(f"{prefix}add_generation_prompt", reason, "remove it; an answer begins a turn")
+        return False
+    if last.get("tool_calls"):
+        raise InvalidFieldError(f"{field}.tool_calls", "stand in the last message", "end with a tool's message")
+    if not last["content"].strip():
+        raise InvalidFieldError(f"{field}.content", "is empty, and nothing can be continued", "leave the message out")
+    if asked is False or begins:
+        name = "continue_final_message" if asked is False else "add_generation_prompt"
+        reason = f"is {str(begins if asked is not False else asked).lower()}, and the last message is the assistant's"
+        remedy = "remove it to have that message continued, or end with a user's message"
+        raise InvalidFieldError(f"{prefix}{name}", reason, remedy)
+    return True
 
 
 def check_chat_template_kwargs(value: object, field: str) -> dict[str, Any]:
@@ -59,15 +134,8 @@ def check_chat_template_kwargs(value: object, field: str) -> dict[str, Any]:
             raise InvalidFieldError(shown, "is set by Helix", "remove it")
         if shown == field:
             raise InvalidFieldError(field, "holds a name that no template can read", "give names like enable_thinking")
-    if _is_deeper(value, MAX_ARGUMENT_DEPTH):
+    if is_deeper(value, MAX_ARGUMENT_DEPTH):
         raise InvalidFieldError(field, "is nested too deeply", f"give at most {MAX_ARGUMENT_DEPTH} levels")
     if (size := len(json.dumps(value))) > MAX_ARGUMENT_CHARS:
         raise InvalidFieldError(field, f"has {size:,} characters as JSON", f"give at most {MAX_ARGUMENT_CHARS:,}")
     return value
-
-
-def _is_deeper(value: object, levels: int) -> bool:
-    if not isinstance(value, dict | list):
-        return False
-    inner = value.values() if isinstance(value, dict) else value
-    return levels == 0 or any(_is_deeper(item, levels - 1) for item in inner)

@@ -10,6 +10,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from helix_jobs.errors import InvalidFieldError, InvalidFieldsError
+from helix_jobs.intake.foreign_tools import (
+    anthropic_thinking,
+    anthropic_tools,
+    gemini_thinking,
+    responses_thinking,
+    responses_tools,
+    tool_path,
+)
 from helix_jobs.intake.line_faults import Faults, kind, short
 
 if TYPE_CHECKING:
@@ -57,11 +65,13 @@ class ForeignLine:
         values: The line in our form.
         names: Our field -> the original field.
         system: The original field of the first message, if that is not a message there.
+        parameters: The original name of a function's parameters.
     """
 
     values: dict[str, Any]
     names: dict[str, str] = field(default_factory=dict)
     system: str | None = None
+    parameters: str = "parameters"
 
     def renamed(self, error: InvalidFieldError) -> InvalidFieldError:
         """The same fault under the field's name in the person's file."""
@@ -72,6 +82,8 @@ class ForeignLine:
     def _path(self, name: str) -> str:
         message = _MESSAGE.fullmatch(name)
         if message is None:
+            if "tools" in self.names and (tool := tool_path(name, self.names["tools"], self.parameters)):
+                return tool
             # The longest of our names that this one is, or that its path begins with.
             ours = max((own for own in self.names if _begins(name, own)), key=len, default=name)
             return self.names.get(ours, ours) + name[len(ours) :]
@@ -111,7 +123,6 @@ def translate_responses(values: Mapping[str, Any]) -> ForeignLine | None:
     faults = Faults()
     neutral: dict[str, tuple[Any, ...]] = {
         "truncation": ("disabled",),
-        "reasoning": ({},),
         "include": ([], _LOGPROBS_INCLUDED),
         "background": (False,),
         "previous_response_id": (),
@@ -119,7 +130,7 @@ def translate_responses(values: Mapping[str, Any]) -> ForeignLine | None:
     ours = {
         name: value
         for name, value in body.items()
-        if name not in ("input", "instructions", "max_output_tokens", "text", *neutral)
+        if name not in ("input", "instructions", "max_output_tokens", "reasoning", "text", *neutral)
     }
     if body.get("include") == _LOGPROBS_INCLUDED:
         ours["logprobs"] = True
@@ -140,11 +151,15 @@ def translate_responses(values: Mapping[str, Any]) -> ForeignLine | None:
         ]
     system = _with_system(ours, messages, body.get("instructions"), "body.instructions")
     _move(body, ours, {"max_output_tokens": "max_tokens"})
+    faults.of(responses_tools, body, ours)
+    faults.of(responses_thinking, body, ours)
     faults.settle()
     names = {
         "body.messages": "body.input",
         "body.max_tokens": "body.max_output_tokens",
         "body.response_format": "body.text.format",
+        "body.reasoning_effort": "body.reasoning.effort",
+        "tools": "body.tools",
     }
     return ForeignLine({**values, "url": "/v1/chat/completions", "body": ours}, names, system)
 
@@ -167,18 +182,19 @@ def _anthropic(values: Mapping[str, Any], params: Mapping[str, Any]) -> ForeignL
     same = ("model", "max_tokens", "temperature", "top_p", "top_k")
     neutral: dict[str, tuple[Any, ...]] = {
         "stream": (False,),
-        "thinking": ({"type": "disabled"},),
-        "tools": ([],),
-        "tool_choice": ({"type": "none"}, {"type": "auto"}),
     }
     known = {*same, *neutral, "messages", "system", "stop_sequences", "metadata", "service_tier"}
+    known |= {"thinking", "tools", "tool_choice"}
     _refuse_others(params, known, "params.", faults)
     _refuse_asking(params, neutral, "params.", faults)
     _move(params, ours, {**{name: name for name in same}, "stop_sequences": "stop"})
+    faults.of(anthropic_tools, params, ours)
+    faults.of(anthropic_thinking, params, ours)
     system = _with_system(ours, params.get("messages"), params.get("system"), "params.system")
     faults.settle()
-    names = {name: f"params.{name}" for name in (*same, "messages")} | {"stop": "params.stop_sequences"}
-    return ForeignLine(ours, {**names, "prompt": "params.messages"}, system)
+    names = {name: f"params.{name}" for name in (*same, "messages", "tools", "tool_choice")}
+    names |= {"stop": "params.stop_sequences", "max_reasoning_tokens": "params.thinking.budget_tokens"}
+    return ForeignLine(ours, {**names, "prompt": "params.messages"}, system, parameters="input_schema")
 
 
 def _gemini(values: Mapping[str, Any], request: Mapping[str, Any]) -> ForeignLine:
@@ -224,6 +240,9 @@ def _gemini_config(config: Mapping[str, Any], prefix: str, ours: dict[str, Any],
         path, plain = f"{prefix}.{short(name)}", name.replace("_", "").lower()
         if plain in _GEMINI_SAMPLING:
             ours[_GEMINI_SAMPLING[plain]], names[_GEMINI_SAMPLING[plain]] = value, path
+        elif plain == "thinkingconfig" and value is not None:
+            faults.of(gemini_thinking, value, path, ours)
+            names["max_reasoning_tokens"] = f"{path}.thinkingBudget"
         elif (plain, value) == ("responsemimetype", "application/json"):
             ours.setdefault("response_format", {"type": "json_object"})
         elif plain == "responsejsonschema" and value is not None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from helix_jobs.bounds import MAX_PRIORITY
 from helix_jobs.errors import InvalidFieldError
 from helix_jobs.intake.acceptance_field import AcceptanceReader
-from helix_jobs.intake.chat_fields import check_chat_template_kwargs
+from helix_jobs.intake.chat_fields import check_chat, refuse_beside_prompt
 from helix_jobs.intake.choice_fields import read_choices, read_sampling_beside_choices
 from helix_jobs.intake.constraint_fields import CONSTRAINT_FIELDS, read_constraint
 from helix_jobs.intake.foreign_forms import MARKS, translate, translate_responses
@@ -192,6 +192,7 @@ def _request(
     if (truncation := faults.of(read_truncation, values, prefix)) is not None:
         request["truncate_prompt"] = truncation.to_dict()
     if choices is not None:
+        faults.of(_refuse_beside_choices, request, prefix)
         request |= choices.to_dict()
     faults.of(_check_echo, request, prefix)
     model = values.get("model")
@@ -200,6 +201,15 @@ def _request(
             faults.add(InvalidFieldError(f"{prefix}model", f"is {kind(model)}", "give a string or remove it"))
         request["model"] = model
     return request
+
+
+def _refuse_beside_choices(request: Mapping[str, Any], prefix: str) -> None:
+    """Refuse what says how an answer is made, where options are scored instead."""
+    field = "tools" if "tools" in request else None
+    if "max_tokens" in request.get("reasoning", {}):
+        field = "max_reasoning_tokens"
+    if field is not None:
+        raise InvalidFieldError(f"{prefix}{field}", "stands beside choices, which are scored", "remove one of them")
 
 
 def _check_echo(request: Mapping[str, Any], prefix: str) -> None:
@@ -225,6 +235,11 @@ def _add_constraint(
     constraint = faults.of(read_constraint, values, prefix, None if is_scored else default)
     if constraint is None:
         return
+    if "tools" in request:
+        name = next((name for name in values if name in CONSTRAINT_FIELDS and values[name] is not None), "tools")
+        reason = "stands beside a form of the answer, which no call has" if name == "tools" else "stands beside tools"
+        faults.add(InvalidFieldError(f"{prefix}{name}", reason, "give one of the two"))
+        return
     if is_scored:
         name = next(name for name in values if name in CONSTRAINT_FIELDS and values[name] is not None)
         faults.add(InvalidFieldError(f"{prefix}{name}", "stands beside choices, which make no text", "remove it"))
@@ -246,15 +261,12 @@ def _question(values: Mapping[str, Any], prefix: str = "", url: str | None = Non
             raise InvalidFieldError(f"{prefix}{wanted}", _MISSING, f"{url} needs {wanted}")
     if prompt is not None and messages is not None:
         raise InvalidFieldError(f"{prefix}messages", "stands beside prompt", "give one of the two")
-    arguments = check_chat_template_kwargs(values.get("chat_template_kwargs"), f"{prefix}chat_template_kwargs")
     if prompt is not None:
-        if arguments:
-            remedy = "remove it, or give messages: a prompt goes through no chat template"
-            raise InvalidFieldError(f"{prefix}chat_template_kwargs", "stands beside prompt", remedy)
+        refuse_beside_prompt(values, prefix)
         return _prompt(check_prompt(prompt, prefix), values, prefix)
     if messages is not None:
         checked = check_messages(messages, prefix)
-        return {"messages": checked, "chat_template_kwargs": arguments} if arguments else {"messages": checked}
+        return {"messages": checked, **check_chat(values, checked, prefix)}
     if "prompt" in values or "messages" in values:
         name = "prompt" if "prompt" in values else "messages"
         raise InvalidFieldError(prefix + name, "is null", "give a text or messages")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from helix_jobs.engine.sampling_params import SAMPLING_FIELDS
 from helix_jobs.errors import InvalidFieldError
+from helix_jobs.intake.chat_fields import CHAT_FIELDS
 from helix_jobs.intake.constraint_fields import CONSTRAINT_FIELDS
 from helix_jobs.intake.line_faults import short
 from helix_jobs.intake.logprob_fields import LOGPROB_FIELDS
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 COMMON_FIELDS: Final = frozenset({"custom_id", "priority", "metadata", "accept"})
 OPENAI_FIELDS: Final = COMMON_FIELDS | {"method", "url", "body"}
-_QUESTION_FIELDS: Final = frozenset({"prompt", "messages", "chat_template_kwargs", "choices", "score_by"})
+_QUESTION_FIELDS: Final = frozenset({"prompt", "messages", *CHAT_FIELDS, "parallel_tool_calls", "choices", "score_by"})
 # What to keep of a prompt that is too long: our form, and vLLM's.
 TRUNCATION_FIELDS: Final = frozenset({"truncate_prompt", "truncate_prompt_tokens"})
 # Another name of a sampling field -> the field. OpenAI's, SGLang's and transformers', SGLang's.
@@ -37,7 +38,6 @@ _HARMLESS: Final = frozenset(
         "store",
         "service_tier",
         "stream_options",
-        "parallel_tool_calls",
         "prompt_cache_key",
         "safety_identifier",
         "request_id",
@@ -55,21 +55,16 @@ _NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = {
     # OpenAI
     "stream": (False,),
     "suffix": ("",),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
     "modalities": (["text"],),
     "audio": (),
     "prediction": (),
-    "reasoning_effort": (),
     "verbosity": (),
     "web_search_options": (),
     # vLLM
-    "add_generation_prompt": (True,),
     "add_special_tokens": (),
     "chat_template": (),
-    "continue_final_message": (False,),
     "detokenize": (True,),
     "documents": ([],),
     "include_reasoning": (True,),
@@ -146,10 +141,9 @@ _HINTS: Final[Mapping[str, str]] = {
     "stop_sequences": "use stop",
     "stopSequences": "use stop",
     "do_sample": "remove it; temperature 0 is greedy",
-    "add_generation_prompt": "remove it; an answer is a turn of its own",
-    "continue_final_message": "remove it; to have a beginning continued, submit it as a prompt",
-    "enable_thinking": 'use chat_template_kwargs, as in {"enable_thinking": false}',
-    "reasoning_effort": "remove it, or give chat_template_kwargs if the model's template reads it",
+    "functions": "use tools, which OpenAI's API has in its place",
+    "function_call": "use tool_choice, which OpenAI's API has in its place",
+    "thinking_budget": "use max_reasoning_tokens",
 }
 # Fields that belong beside a body, not in it.
 _BESIDE_BODY: Final[Mapping[str, str]] = {

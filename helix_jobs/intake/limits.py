@@ -57,7 +57,7 @@ class Limits:
             )
         # A token has at least one character.
         chars = len(request.get("prompt", request.get("prompt_token_ids", "")))
-        chars += sum(len(message["content"]) for message in messages)
+        chars += sum(len(message["content"]) for message in messages) + _chars_beside(request)
         if self.prompt_chars is not None and chars > self.prompt_chars:
             remedy = f"give at most {self.prompt_chars:,}, or raise HELIX_MAX_PROMPT_CHARS"
             raise InvalidFieldError(f"{prefix}{field}", f"has {chars:,} characters", remedy)
@@ -89,6 +89,19 @@ class Limits:
         raise InputError(
             f"line {line}: {reason}; nothing was enqueued. Split the input, or raise HELIX_MAX_JOBS_PER_BATCH"
         )
+
+
+def _chars_beside(request: Mapping[str, Any]) -> int:
+    """Characters of tools, calls and thinking, which stand in the prompt as well; most requests have none."""
+    beside = [
+        message[name]
+        for message in request.get("messages", ())
+        for name in ("tool_calls", "reasoning_content")
+        if name in message
+    ]
+    if "tools" in request:
+        beside.append(request["tools"])
+    return len(json.dumps(beside)) if beside else 0
 
 
 NO_LIMITS: Final = Limits()

@@ -10,9 +10,11 @@ from helix_jobs.engine.request import Request
 from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.engine.score_choices import ScoreChoices
 from helix_jobs.errors import InvalidFieldError
-from helix_jobs.intake.chat_fields import check_chat_template_kwargs
+from helix_jobs.intake.chat_fields import check_chat_template_kwargs, continues
 from helix_jobs.intake.line_faults import kind
+from helix_jobs.intake.reasoning_fields import reasoning_options
 from helix_jobs.intake.texts import check_messages, check_text, check_token_ids
+from helix_jobs.intake.tool_fields import tool_use
 
 _SEED_LOW: Final = -(2**63)
 _SEED_HIGH: Final = 2**64 - 1
@@ -38,6 +40,7 @@ def to_engine_request(job_id: int, stored: object) -> Request:
     constraint = stored.get("constraint")
     if constraint is not None and not isinstance(constraint, dict):
         raise InvalidFieldError("constraint", f"is {kind(constraint)}, not an object", "submit the line again")
+    checked = None if messages is None else check_messages(messages)
     return Request(
         request_id=str(job_id),
         sampling_params=SamplingParams.from_mapping(sampling),
@@ -45,7 +48,10 @@ def to_engine_request(job_id: int, stored: object) -> Request:
         prompt=None if prompt is None else check_text(prompt),
         prompt_token_ids=None if token_ids is None else tuple(check_token_ids(token_ids, "prompt")),
         score_choices=ScoreChoices.from_stored(stored),
-        messages=None if messages is None else tuple(check_messages(messages)),
+        messages=None if checked is None else tuple(checked),
+        continue_final_message=checked is not None and continues(stored, checked),
+        tools=None if checked is None else tool_use(stored),
+        reasoning=None if checked is None else reasoning_options(stored.get("reasoning")),
         truncate_prompt=None if truncation is None else TruncatePrompt.from_mapping(truncation),
         chat_template_kwargs=check_chat_template_kwargs(stored.get("chat_template_kwargs"), "chat_template_kwargs"),
         constraint=None if constraint is None else Constraint.from_mapping(constraint),

@@ -5,17 +5,29 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, TypeGuard
 
 from helix_jobs.errors import InvalidFieldError
-from helix_jobs.intake.chat_fields import check_last_role
 from helix_jobs.intake.line_faults import Faults, kind, short
+from helix_jobs.intake.tool_fields import check_calls, check_id
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 _MAX_TOKEN_ID: Final = 2**31 - 1
-_ROLES: Final = ("system", "developer", "user", "assistant")
+_ROLES: Final = ("system", "developer", "user", "assistant", "tool")
 _MESSAGE_FIELDS: Final = frozenset({"role", "content", "name"})
+# Further fields of a role's messages. The thinking of an earlier answer has two names.
+_THOUGHTS: Final = ("reasoning_content", "reasoning")
+_ROLE_FIELDS: Final[Mapping[str, frozenset[str]]] = {
+    "assistant": frozenset({"tool_calls", *_THOUGHTS}),
+    "tool": frozenset({"tool_call_id"}),
+}
 # OpenAI's two APIs have two names for the same part; the third is an answer of the second API, sent back.
 _TEXT_PARTS: Final = frozenset({"text", "input_text", "output_text"})
+_ONLY: Final = "give role, content and name only"
+_REMEDIES: Final[Mapping[str, str]] = {
+    "function_call": "give tool_calls, which OpenAI's API has in its place",
+    "tool_calls": "give it in an assistant's message",
+    "tool_call_id": "give it in a tool's message",
+}
 
 
 def check_prompt(prompt: object, prefix: str = "") -> str | list[int]:
@@ -60,14 +72,16 @@ def check_token_ids(token_ids: object, field: str) -> list[int]:
     raise InvalidFieldError(field, "is a list", "give one string, or token ids; write one line per prompt")
 
 
-def check_messages(messages: object, prefix: str = "") -> list[dict[str, str]]:
-    """Return the messages in their stored form: role, content as one string, name if given.
+def check_messages(messages: object, prefix: str = "") -> list[dict[str, Any]]:
+    """Return the messages in their stored form: role, content as one string, and what else is given.
+
+    That is ``name``, ``tool_calls``, ``tool_call_id`` and ``reasoning_content``.
 
     Content parts are joined by a newline, as vLLM does for templates that take text. ``developer`` becomes ``system``,
     its name in the chat templates of open models.
 
     Raises:
-        InvalidFieldError: A message is malformed, all are empty, or the last is the assistant's.
+        InvalidFieldError: A message is malformed, all are empty, or a tool's message answers no call before it.
     """
     field = f"{prefix}messages"
     if not isinstance(messages, list):
@@ -79,29 +93,59 @@ def check_messages(messages: object, prefix: str = "") -> list[dict[str, str]]:
     faults.settle()
     if not any(message["content"].strip() for message in plain):
         raise InvalidFieldError(field, "is empty", "give at least one message with a text")
-    check_last_role(plain[-1]["role"], f"{field}[{len(plain) - 1}].role")
+    _check_answered(plain, field)
     return plain
 
 
-def _message(message: object, field: str) -> dict[str, str]:
+def _check_answered(messages: Sequence[Mapping[str, Any]], field: str) -> None:
+    """Refuse a tool's message that answers none of the calls before it."""
+    called: set[str] = set()
+    for index, message in enumerate(messages):
+        called.update(call["id"] for call in message.get("tool_calls", ()))
+        if message["role"] == "tool" and message["tool_call_id"] not in called:
+            remedy = "give the id of a call in an assistant's message before it"
+            raise InvalidFieldError(f"{field}[{index}].tool_call_id", "is the id of no call", remedy)
+
+
+def _message(message: object, field: str) -> dict[str, Any]:
     if not isinstance(message, dict):
         raise InvalidFieldError(
             field, f"is {kind(message)}", 'give an object such as {"role": "user", "content": "..."}'
         )
-    for name, value in message.items():
-        # Messages copied from an OpenAI answer carry empty fields such as refusal: null and annotations: [].
-        if name not in _MESSAGE_FIELDS and value not in (None, [], {}):
-            raise InvalidFieldError(f"{field}.{short(name)}", "is not supported", "give role, content and name only")
     role, name = message.get("role"), message.get("name")
+    known = _MESSAGE_FIELDS | (_ROLE_FIELDS.get(role, frozenset()) if isinstance(role, str) else frozenset())
+    for given, value in message.items():
+        # Messages copied from an OpenAI answer carry empty fields such as refusal: null and annotations: [].
+        if given not in known and value not in (None, [], {}):
+            raise InvalidFieldError(f"{field}.{short(given)}", "is not supported", _REMEDIES.get(given, _ONLY))
     if not isinstance(role, str) or role not in _ROLES:
         reason = f"is {short(role)}" if isinstance(role, str) else _absent_or_kind(message, "role")
         raise InvalidFieldError(f"{field}.role", reason, f"give one of {', '.join(_ROLES)}")
-    plain = {"role": "system" if role == "developer" else role, "content": _content(message, f"{field}.content")}
+    calls = check_calls(message["tool_calls"], f"{field}.tool_calls") if message.get("tool_calls") else []
+    content = "" if calls and message.get("content") is None else _content(message, f"{field}.content")
+    plain: dict[str, Any] = {"role": "system" if role == "developer" else role, "content": content}
     if name is not None:
         if not isinstance(name, str):
             raise InvalidFieldError(f"{field}.name", f"is {kind(name)}", "give a string or remove it")
         plain["name"] = name
+    if calls:
+        plain["tool_calls"] = calls
+    if role == "tool":
+        plain["tool_call_id"] = check_id(message.get("tool_call_id"), f"{field}.tool_call_id")
+    if role == "assistant" and (thought := _thought(message, field)):
+        plain["reasoning_content"] = thought
     return plain
+
+
+def _thought(message: Mapping[str, Any], field: str) -> str:
+    """The thinking of an earlier answer; empty without one."""
+    for name in _THOUGHTS:
+        thought = message.get(name)
+        if thought is not None:
+            if not isinstance(thought, str):
+                raise InvalidFieldError(f"{field}.{name}", f"is {kind(thought)}", "give a string or remove it")
+            return thought
+    return ""
 
 
 def _content(message: Mapping[str, Any], field: str) -> str:

@@ -87,6 +87,7 @@ def _body(choices: Sequence[JobResult]) -> dict[str, Any]:
             "completion_tokens": completion_tokens,
             "total_tokens": prompt_tokens + completion_tokens,
             "prompt_tokens_details": {"cached_tokens": result.cached_prompt_tokens or 0},
+            **_completion_details(choices),
         },
     }
 
@@ -110,7 +111,7 @@ def _prompt_logprobs(result: JobResult, prompt: TokenLogprobs | None) -> dict[st
 def _chat_answer(result: JobResult) -> dict[str, Any]:
     found = read_logprobs(result, result.logprobs)
     return {
-        "message": {"role": "assistant", "content": result.output_text, "refusal": None},
+        "message": _message(result),
         "logprobs": None if found is None else {"content": chat_content(found), "refusal": None},
     }
 
@@ -134,6 +135,23 @@ def _completion_answer(result: JobResult, prompt: TokenLogprobs | None) -> dict[
 def _sampling(result: JobResult) -> Mapping[str, Any]:
     sampling = result.request.get("sampling")
     return sampling if isinstance(sampling, dict) else {}
+
+
+def _message(result: JobResult) -> dict[str, Any]:
+    """The assistant's message. Thinking stands under vLLM's name and the older one that most clients read."""
+    message: dict[str, Any] = {"role": "assistant", "content": result.output_text, "refusal": None}
+    if result.reasoning_text is not None:
+        message["reasoning"] = message["reasoning_content"] = result.reasoning_text
+    if result.tool_calls:
+        message["content"] = result.output_text or None
+        message["tool_calls"] = list(result.tool_calls)
+    return message
+
+
+def _completion_details(choices: Sequence[JobResult]) -> dict[str, Any]:
+    """How many of the tokens were thinking; nothing where no answer could think."""
+    counts = [choice.reasoning_tokens for choice in choices if choice.reasoning_tokens is not None]
+    return {"completion_tokens_details": {"reasoning_tokens": sum(counts)}} if counts else {}
 
 
 def _endpoint(request: Mapping[str, Any]) -> str:

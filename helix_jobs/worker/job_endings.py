@@ -120,6 +120,9 @@ def _row(answer: GenerationResult, info: EngineInfo, waited_seconds: float) -> R
         logprobs=None if answer.logprobs is None else answer.logprobs.to_bytes(),
         prompt_logprobs=None if answer.prompt_logprobs is None else answer.prompt_logprobs.to_bytes(),
         scores=answer.scores,
+        reasoning_text=answer.reasoning_text,
+        reasoning_tokens=answer.reasoning_tokens,
+        tool_calls=answer.tool_calls,
     )
 
 

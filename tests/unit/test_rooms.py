@@ -40,6 +40,7 @@ FOUNDATIONS = {
 }
 # What a request is and what an engine answers to. Everybody may name these; no other module of the engine's own floor.
 ENGINE_VALUES = {
+    "chat_options",
     "config",
     "constraint",
     "field_checks",
@@ -47,6 +48,7 @@ ENGINE_VALUES = {
     "matcher",
     "prompt_truncation",
     "protocol",
+    "reasoning",
     "request",
     "sampling_params",
     "score_choices",

@@ -32,6 +32,7 @@ from helix_jobs.engine.model.architecture import context_limits
 from helix_jobs.engine.model.families import build_decoder
 from helix_jobs.engine.model.placement import Float16OverflowError, Placement
 from helix_jobs.engine.model.quantize import quantize
+from helix_jobs.engine.text.chat_forms import chat_forms
 from helix_jobs.engine.text.prompt_encoder import PromptEncoder
 from helix_jobs.errors import ConfigurationError, InsufficientMemoryError, ModelError, RequestError
 
@@ -160,7 +161,8 @@ def load_models(
     has_int8_copy = draft == INT8 and device.type == "cpu" and not is_int8
     check_device_memory(device, compute, target_source, draft_source, has_int8_copy=has_int8_copy)
     prompts = PromptEncoder(target_source.tokenizer, name=target)
-    probe = prompts.probe()
+    template = prompts.probe()
+    forms = chat_forms(target_source.tokenizer, template)
 
     with explaining_shortage(device, "models were loaded", "use a smaller model, draft none, or a smaller dtype"):
         report(f"loading target {target}")
@@ -188,7 +190,12 @@ def load_models(
         eos_token_ids=end_token_ids(target_source.tokenizer, target_source.config, read.generation_config),
         vocab_size=min(loaded_target.decoder.vocab_size, int(target_source.config.vocab_size)),
         max_context=_max_context(target_source),
-        turn_end_ids=turn_end_ids(target_source.tokenizer, probe) | target_source.turn_end_ids,
+        turn_end_ids=(
+            turn_end_ids(target_source.tokenizer, None if template is None else template.probe)
+            | target_source.turn_end_ids
+        )
+        - forms.within_turn,
+        chat_forms=forms,
         prompts=prompts,
     )
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from transformers import GenerationConfig, PretrainedConfig, PreTrainedTokenizerBase
 
-    from helix_jobs.engine.text.chat_template import Probe
+    from helix_jobs.engine.text.template_probe import Probe
 
 logger = logging.getLogger(__name__)
 

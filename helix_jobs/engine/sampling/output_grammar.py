@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from helix_jobs.engine.matcher import GrammarError
+from helix_jobs.engine.reasoning import Phase, place_of, reasoning_end
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from helix_jobs.engine.matcher import Grammar
+    from helix_jobs.engine.reasoning import ReasoningForm
     from helix_jobs.engine.sampling.mask_worker import MaskWorker
 
 _FORBIDDEN: Final = float("-inf")
@@ -30,8 +32,8 @@ class OutputGrammar:
     """The grammar of one output, as a logits processor that comes after all others.
 
     Stop tokens are allowed exactly where the grammar accepts the output so far; end tokens that do not stop this
-    request never are. A model that thinks first is free until it has written ``begins_after``: the grammar begins
-    behind it, also in the middle of a draft.
+    request never are. A model that thinks first is free until its thinking has ended: the grammar begins behind it,
+    also in the middle of a draft. Where the model may think or not, it begins with its thinking or with the grammar.
 
     Beside other processors it may leave no token, as other masks may; see ``token_masks``.
 
@@ -42,7 +44,7 @@ class OutputGrammar:
         grammar: The compiled constraint.
         worker: Computes its masks.
         stop_token_ids: Tokens that end this output.
-        begins_after: The tokens that end the thinking; empty if the grammar holds from the first token.
+        reasoning: How the output thinks before its answer; None if the grammar holds from the first token.
 
     Attributes:
         grammar: The compiled constraint.
@@ -56,7 +58,7 @@ class OutputGrammar:
         grammar: Grammar,
         worker: MaskWorker,
         stop_token_ids: Collection[int],
-        begins_after: Sequence[int] = (),
+        reasoning: ReasoningForm | None = None,
     ) -> None:
         self.grammar: Final = grammar
         self._worker = worker
@@ -65,11 +67,11 @@ class OutputGrammar:
         self._failed: list[int] = []
         self._stops = frozenset(stop_token_ids)
         self._other_ends = grammar.end_token_ids - self._stops
-        self._begins_after = list(begins_after)
+        self._reasoning = reasoning
         self._matcher = grammar.matcher()
         # The prefix that the matcher stands at, thinking included; and the length of the thinking, None while it lasts.
         self._walked: list[int] = []
-        self._thinking: int | None = None if begins_after else 0
+        self._thinking: int | None = 0 if reasoning is None else None
         # Masks of positions along ``_walked``, by their number of tokens before.
         self._masks: dict[int, NDArray[np.uint8]] = {}
 
@@ -95,7 +97,12 @@ class OutputGrammar:
         Nothing happens while the model thinks, and behind a token that is not allowed itself: no output gets there.
         """
         position = len(output_ids)
-        if not self._stands_at(output_ids):
+        if (opening := self._rest_of_opening(output_ids)) is not None:
+            score = float(logits[opening])
+            logits.fill_(_FORBIDDEN)
+            logits[opening] = score
+            return
+        if not self._has_mask(output_ids):
             if self._has_failed(output_ids):
                 logits.fill_(_FORBIDDEN)
             return
@@ -153,8 +160,12 @@ class OutputGrammar:
 
     def _allows(self, token_id: int, output_ids: Sequence[int]) -> bool:
         """Whether the mask behind the prefix has the token; also where everything is allowed. See ``error``."""
-        if not self._stands_at(output_ids):
+        if (opening := self._rest_of_opening(output_ids)) is not None:
+            return token_id == opening
+        if not self._has_mask(output_ids):
             return not self._has_failed(output_ids)
+        if not output_ids and token_id == self._opening:
+            return True
         if token_id in self._stops:
             return self._matcher.is_accepting
         try:
@@ -163,9 +174,34 @@ class OutputGrammar:
             self._fail(error, output_ids)
             return False
 
+    def _is_undecided(self, output_ids: Sequence[int]) -> bool:
+        """Whether the model may still begin to think."""
+        form = self._reasoning
+        return form is not None and place_of(output_ids, form).phase is Phase.UNDECIDED
+
+    @property
+    def _opening(self) -> int | None:
+        """The token with which the model may begin to think; None if it does not, or has begun in the prompt."""
+        form = self._reasoning
+        return None if form is None or form.starts_open else form.opening_ids[0]
+
+    def _rest_of_opening(self, output_ids: Sequence[int]) -> int | None:
+        """The token that must follow in an opening of several tokens that the output has begun."""
+        form = self._reasoning
+        if form is None or not output_ids or not self._is_undecided(output_ids):
+            return None
+        position = len(output_ids)
+        return form.opening_ids[position] if tuple(output_ids) == form.opening_ids[:position] else None
+
+    def _has_mask(self, output_ids: Sequence[int]) -> bool:
+        """Walk to the prefix; whether the grammar says what may follow it."""
+        stands = self._stands_at(output_ids)
+        # At the very beginning the matcher stands at its start, also where the model may think first.
+        return stands or (not output_ids and self.error is None and self._is_undecided(output_ids))
+
     def _mask(self, output_ids: Sequence[int]) -> NDArray[np.uint8] | None:
         """The packed mask behind the prefix; None where everything is allowed. Never raises: see ``error``."""
-        if not self._stands_at(output_ids):
+        if not self._has_mask(output_ids):
             return None
         position = len(output_ids)
         mask = self._masks.get(position)
@@ -184,6 +220,8 @@ class OutputGrammar:
             if token_id >> 3 < len(mask):
                 bit = np.uint8(1 << (token_id & 7))
                 mask[token_id >> 3] = mask[token_id >> 3] | bit if may_stop else mask[token_id >> 3] & ~bit
+        if not position and (opening := self._opening) is not None:
+            mask[opening >> 3] |= np.uint8(1 << (opening & 7))
         self._masks[position] = mask
         return mask
 
@@ -196,6 +234,8 @@ class OutputGrammar:
             self._start_over()
         try:
             self._go_back(_common_length(self._walked, ids))
+            if self._reasoning is not None and self._thinking == len(self._walked):
+                self._thinking = None  # the matcher has taken nothing yet, and another beginning may be a thinking
             if self._thinking is None:
                 self._think(ids)
             missing = ids[len(self._walked) :]
@@ -218,7 +258,7 @@ class OutputGrammar:
         """Take a new matcher: the draft that has broken the old one was not accepted."""
         self.error = None
         self._matcher = self.grammar.matcher()
-        self._walked, self._thinking = [], None if self._begins_after else 0
+        self._walked, self._thinking = [], 0 if self._reasoning is None else None
         self._masks.clear()
 
     def _go_back(self, length: int) -> None:
@@ -235,12 +275,11 @@ class OutputGrammar:
 
     def _think(self, ids: list[int]) -> None:
         """Walk on to the end of the thinking, or to the end of the prefix if it still lasts."""
-        end = self._begins_after
-        for length in range(len(self._walked) + 1, len(ids) + 1):
-            if ids[max(0, length - len(end)) : length] == end:
-                self._walked = ids[:length]
-                self._thinking = length
-                return
+        assert self._reasoning is not None, "only a model that thinks is walked here"
+        end = reasoning_end(ids, self._reasoning)
+        if end is not None:
+            self._walked, self._thinking = ids[:end], end
+            return
         self._walked = ids
 
 

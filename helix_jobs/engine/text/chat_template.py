@@ -6,62 +6,43 @@ memory; the sandbox does not.
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 from dataclasses import dataclass
-from datetime import datetime
-from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
 import jinja2
 from jinja2 import meta
-from jinja2.exceptions import SecurityError
-from jinja2.ext import Extension, loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Namespace
+
+from helix_jobs.engine.text.reasoning_forms import find_markers
+from helix_jobs.engine.text.refused_messages import RefusedMessagesError
+from helix_jobs.engine.text.template_messages import as_given
+from helix_jobs.engine.text.template_probe import ContentForm, probe
+from helix_jobs.engine.text.template_sandbox import sandbox
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from jinja2.nodes import Node
-    from jinja2.parser import Parser
-    from jinja2.runtime import Macro
-
-Message = dict[str, str]
+Message = dict[str, Any]
 
 # Four times the longest line of input: no sound template adds as much text as the messages hold.
 MAX_RENDERED_CHARS: Final = 16_777_216
-# Longest excerpt of a template's output that is kept: an error message, or the end of a turn.
+# Longest excerpt of a template's error message that is kept.
 _MAX_EXCERPT_CHARS: Final = 300
 
 
-class RefusedMessagesError(Exception):
-    """The template makes no prompt from these messages; the error's message says why."""
-
-
-class ContentForm(StrEnum):
-    """How a message's text is passed to the template."""
-
-    STRING = "string"
-    PARTS = "parts"
-
-    def of(self, text: str) -> str | list[dict[str, str]]:
-        """The text in this form."""
-        return text if self is ContentForm.STRING else [{"type": "text", "text": text}]
-
-
 @dataclass(frozen=True, slots=True)
-class Probe:
-    """The behaviour of a template, as tested when it was loaded.
+class Rendering:
+    """A prompt's text.
 
     Attributes:
-        forms: The forms of content worth trying, the better one first.
-        after_answer: The text it writes right after an assistant's words; None when it cannot write such a turn.
+        text: All of it.
+        lead: What the template itself has written before the answer, behind the last message's text; before the text
+            of a message that is continued, and that text.
     """
 
-    forms: tuple[ContentForm, ...]
-    after_answer: str | None
+    text: str
+    lead: str
 
 
 class ChatTemplate:
@@ -70,23 +51,36 @@ class ChatTemplate:
     Args:
         source: The template.
         special_tokens: Variables that transformers passes to templates beside the messages, such as ``bos_token``.
+        added_tokens: Tokens that the tokenizer never splits.
+
+    Attributes:
+        probe: What the template does, as tried.
+        markers: How it marks thinking; None if it marks none.
+        variables: The variables it reads, those of Helix included.
 
     Raises:
         jinja2.TemplateError: The template's syntax is invalid.
     """
 
-    def __init__(self, source: str, special_tokens: Mapping[str, Any]) -> None:
-        environment = _environment()
+    def __init__(self, source: str, special_tokens: Mapping[str, Any], added_tokens: Iterable[str] = ()) -> None:
+        environment = sandbox()
         self._template = environment.from_string(source)
-        self._variables = meta.find_undeclared_variables(environment.parse(source))
+        self.variables = frozenset(meta.find_undeclared_variables(environment.parse(source)))
+        self.markers = find_markers(source, added_tokens)
         self._special_tokens = dict(special_tokens)
         self._mark = f"helix{secrets.token_hex(4)}n"
         self._marks = re.compile(rf"{self._mark}(\d+)x")
-        forms = self._working_forms()
-        self.probe = Probe(forms, self._after_answer(forms))
+        self.probe = probe(self._render, self._mark)
 
-    def render(self, messages: Sequence[Message], arguments: Mapping[str, Any]) -> str:
-        """Render the prompt and check that it holds every message's text.
+    def render(
+        self,
+        messages: Sequence[Message],
+        arguments: Mapping[str, Any],
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        continues: bool = False,
+    ) -> Rendering:
+        """Render the prompt and check that it holds every message's text and calls.
 
         Each message's text is passed in a form that the template writes: a template that expects parts finds none in a
         string and silently leaves the text out. A second rendering detects this: there, each text ends in a mark of its
@@ -94,52 +88,116 @@ class ChatTemplate:
         it keeps the mark at the end.
 
         Args:
-            messages: Role and content as a string, name if given.
+            messages: Role and content as a string; name, ``tool_calls``, ``tool_call_id`` and ``reasoning_content`` if
+                given.
             arguments: The request's own arguments for the template.
+            tools: The functions that the answer may call.
+            continues: The prompt ends with the last message's text, as transformers' ``continue_final_message`` cuts
+                it, instead of with the beginning of a new turn.
 
         Raises:
-            RefusedMessagesError: The template refuses the messages, fails, does not use an argument, or leaves a text
-                out.
+            RefusedMessagesError: The template refuses the messages, fails, does not use an argument, or leaves a text,
+                a call or the tools out.
         """
-        for name in arguments:
-            if name not in self._variables:
-                raise RefusedMessagesError(
-                    f"the model's chat template has no variable {name!r}; remove it from chat_template_kwargs"
-                )
+        self._check_arguments(arguments)
+        if tools and not self.probe.tools.shows_tools:
+            raise RefusedMessagesError(
+                "tools: the model's chat template does not show them to the model; submit the line without tools"
+            )
+        if tools and self.probe.tools.call_form is None:
+            raise RefusedMessagesError(
+                "tools: the model's chat template writes calls in no form that Helix reads; submit the line without "
+                "tools, or set tool_choice to none"
+            )
+        trial = _Trial(messages, arguments, tools or None, continues=continues)
         forms = [self.probe.forms[0]] * len(messages)
         refusal: RefusedMessagesError | None = None
         for other in (*self.probe.forms[1:], None):
             try:
-                rendered = self._checked_render(messages, forms, arguments)
-                left_out = self._left_out(messages, forms, arguments)
+                text = self._prompt(trial, forms)
+                left_out, lead = self._inspect(trial, forms)
             except RefusedMessagesError as error:
                 refusal = refusal or error
                 left_out = list(range(len(messages)))
             else:
                 if not left_out:
-                    return rendered
-                refusal = refusal or _left_out_error(left_out[0], messages[left_out[0]]["role"])
+                    return Rendering(text, lead)
+                refusal = refusal or _left_out_error(left_out[0], messages)
             for index in left_out:
-                forms[index] = other or forms[index]
+                if index < len(messages):
+                    forms[index] = other or forms[index]
         assert refusal is not None, "each round returns or leaves one"
         raise refusal
 
-    def _left_out(
-        self, messages: Sequence[Message], forms: Sequence[ContentForm], arguments: Mapping[str, Any]
-    ) -> list[int]:
-        """Indices of the messages whose text the template leaves out."""
+    def thinking(self, rendering: Rendering) -> str:
+        """Whether a prompt leaves the thinking ``open``, ``closed``, or to the model (``free``)."""
+        if self.markers is None:
+            return "closed"
+        opened, closed = rendering.lead.rfind(self.markers.opening), rendering.lead.rfind(self.markers.end)
+        if opened > closed:
+            return "open"
+        return "closed" if closed >= 0 else "free"
+
+    def _check_arguments(self, arguments: Mapping[str, Any]) -> None:
+        for name in arguments:
+            if name not in self.variables:
+                raise RefusedMessagesError(
+                    f"the model's chat template has no variable {name!r}; remove it from chat_template_kwargs"
+                )
+
+    def _prompt(self, trial: _Trial, forms: Sequence[ContentForm]) -> str:
+        """The prompt's text. A message that is continued ends in a mark, at which the text is cut."""
+        if not trial.continues:
+            return self._checked_render(trial, trial.messages, forms)
+        *before, last = trial.messages
+        # With a space behind it: a template that trims the text takes that space away.
+        mark = f"{self._mark} "
+        shown = self._checked_render(trial, [*before, {**last, "content": last["content"] + mark}], forms)
+        text, found, _ = shown.rpartition(self._mark)
+        if not found:
+            raise _left_out_error(len(before), trial.messages)
+        return text if shown.startswith(mark, len(text)) else text.rstrip()
+
+    def _inspect(self, trial: _Trial, forms: Sequence[ContentForm]) -> tuple[list[int], str]:
+        """What the template leaves out, and what leads to the answer (see ``Rendering``).
+
+        An index below the count of messages stands for a message's text; behind it, for a message's calls.
+        """
+        messages, count = trial.messages, len(trial.messages)
         asked = [index for index, message in enumerate(messages) if message["content"].strip()]
         marked = [dict(message) for message in messages]
         for index in asked:
             marked[index]["content"] += f" {self._mark}{index}x"
-        found = {int(number) for number in self._marks.findall(self._checked_render(marked, forms, arguments))}
-        return [index for index in asked if index not in found]
+        number, callers = count, {}
+        for index, message in enumerate(messages):
+            if message.get("tool_calls"):
+                calls = message["tool_calls"]
+                marked[index]["tool_calls"] = [
+                    self._marked_call(call, one) for one, call in enumerate(calls, start=number)
+                ]
+                callers.update(dict.fromkeys(range(number, number + len(calls)), index))
+                number += len(calls)
+        shown = self._checked_render(trial, marked, forms)
+        found = list(self._marks.finditer(shown))
+        numbers = {int(mark[1]) for mark in found}
+        left_out = [index for index in asked if index not in numbers]
+        left_out += [count + index for one, index in callers.items() if one not in numbers]
+        if trial.continues:
+            before = [mark.end() for mark in found if int(mark[1]) != count - 1]
+            last = [mark.start() for mark in found if int(mark[1]) == count - 1]
+            return left_out, shown[max(before, default=0) : max(last, default=0)]
+        return left_out, shown[max((mark.end() for mark in found), default=0) :]
 
-    def _checked_render(
-        self, messages: Sequence[Message], forms: Sequence[ContentForm], arguments: Mapping[str, Any]
-    ) -> str:
+    def _marked_call(self, call: Mapping[str, Any], number: int) -> dict[str, Any]:
+        function = call["function"]
+        return {**call, "function": {**function, "name": f"{function['name']}{self._mark}{number}x"}}
+
+    def _checked_render(self, trial: _Trial, messages: Sequence[Message], forms: Sequence[ContentForm]) -> str:
         try:
-            return self._render(messages, forms, arguments)
+            given = [as_given(message, form, self.probe.tools) for message, form in zip(messages, forms, strict=True)]
+            return self._render(
+                given, tools=trial.tools, add_generation_prompt=not trial.continues, arguments=trial.arguments
+            )
         except RefusedMessagesError:
             raise
         except jinja2.TemplateError as error:
@@ -155,23 +213,20 @@ class ChatTemplate:
 
     def _render(
         self,
-        messages: Sequence[Message],
-        forms: Sequence[ContentForm],
-        arguments: Mapping[str, Any],
+        messages: Sequence[Mapping[str, Any]],
         *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
+        arguments: Mapping[str, Any] | None = None,
     ) -> str:
-        given = [
-            {**message, "content": form.of(message["content"])} for message, form in zip(messages, forms, strict=True)
-        ]
         pieces: list[str] = []
         size = 0
         for piece in self._template.generate(
-            messages=given,
-            tools=None,
+            messages=messages,
+            tools=tools,
             documents=None,
             add_generation_prompt=add_generation_prompt,
-            **{**self._special_tokens, **arguments},
+            **{**self._special_tokens, **(arguments or {})},
         ):
             size += len(piece)
             if size > MAX_RENDERED_CHARS:
@@ -182,110 +237,24 @@ class ChatTemplate:
             pieces.append(piece)
         return "".join(pieces)
 
-    def _working_forms(self) -> tuple[ContentForm, ...]:
-        """The forms in which the template writes a test question, and ``STRING`` in any case."""
-        working = []
-        question = [{"role": "user", "content": self._mark}]
-        for form in ContentForm:
-            try:
-                shown = self._render(question, [form], {})
-            except Exception:  # noqa: BLE001, S112  (as above: anything)
-                continue
-            # A template for strings writes parts as Python or JSON would, field names included.
-            if self._mark in shown and not re.search(r"""["']text["']: """, shown):
-                working.append(form)
-        # A string is always safe: it is written or left out. Parts are only for a template known to read them.
-        return tuple(dict.fromkeys((*working, ContentForm.STRING)))
 
-    def _after_answer(self, forms: Sequence[ContentForm]) -> str | None:
-        turn = [{"role": "user", "content": "x"}, {"role": "assistant", "content": self._mark}]
-        for form in forms:
-            try:
-                shown = self._render(turn, [form, form], {}, add_generation_prompt=False)
-            except Exception:  # noqa: BLE001, S112  (as above)
-                continue
-            before, found, after = shown.rpartition(self._mark)
-            if found and before:
-                return after[:_MAX_EXCERPT_CHARS]
-        return None
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """A chat to be rendered, perhaps in several ways; see ``ChatTemplate.render``."""
+
+    messages: Sequence[Message]
+    arguments: Mapping[str, Any]
+    tools: Sequence[Mapping[str, Any]] | None
+    continues: bool = False
 
 
-def _left_out_error(index: int, role: str) -> RefusedMessagesError:
+def _left_out_error(number: int, messages: Sequence[Message]) -> RefusedMessagesError:
+    if number >= len(messages):
+        return RefusedMessagesError(
+            f"messages[{number - len(messages)}] (assistant): the model's chat template leaves its tool_calls out of "
+            "the prompt; write them into the message's content, or submit a prompt"
+        )
     return RefusedMessagesError(
-        f"messages[{index}] ({role}): the model's chat template leaves its text out of the prompt; put it into a "
-        "message that the template takes, such as the user's, or submit a prompt"
+        f"messages[{number}] ({messages[number]['role']}): the model's chat template leaves its text out of the "
+        "prompt; put it into a message that the template takes, such as the user's, or submit a prompt"
     )
-
-
-class _Generation(Extension):
-    """``{% generation %}``: marks an assistant's words for training; here it only writes its content."""
-
-    tags = {"generation"}  # noqa: RUF012  (jinja2's interface)
-
-    def parse(self, parser: Parser) -> Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return jinja2.nodes.CallBlock(self.call_method("_write"), [], [], body).set_lineno(line)
-
-    def _write(self, caller: Macro) -> str:
-        return caller()
-
-
-class _PlainDict:
-    """``dict`` without its attributes."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:  # noqa: ANN401  (dict's own)
-        return dict(*args, **kwargs)
-
-    def fromkeys(self, *args: Any) -> dict[Any, Any]:  # noqa: ANN401
-        return dict.fromkeys(*args)
-
-
-class _PlainNamespace(Namespace):
-    """``namespace`` without names that give access to Python's internals."""
-
-    def __init__(*args: Any, **kwargs: Any) -> None:  # noqa: ANN401  (jinja2's own: ``self`` may be an attribute)
-        self, *rest = args
-        attributes = dict(*rest, **kwargs)
-        for name in attributes:
-            _check_name(name)
-        Namespace.__init__(self, attributes)
-
-    def __setitem__(self, name: str, value: Any) -> None:  # noqa: ANN401  (any value of a template)
-        _check_name(name)
-        super().__setitem__(name, value)
-
-
-def _check_name(name: str) -> None:
-    if name.startswith("_"):
-        raise SecurityError(f"a namespace takes no name with a leading underscore: {name!r}")
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    """The environment that templates have in transformers' ``apply_chat_template``."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals.update(
-        raise_exception=_raise_exception, strftime_now=_strftime_now, dict=_PlainDict(), namespace=_PlainNamespace
-    )
-    return environment
-
-
-def _to_json(
-    value: Any,  # noqa: ANN401  (any value of a template)
-    ensure_ascii: bool = False,  # noqa: FBT001, FBT002  (templates may give it by position, as in transformers)
-    indent: int | str | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,  # noqa: FBT001, FBT002
-) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def _strftime_now(format: str) -> str:  # noqa: A002  (templates may name it)
-    return datetime.now().strftime(format)  # noqa: DTZ005  (the day where the worker stands, as in transformers)

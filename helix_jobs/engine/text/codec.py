@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from helix_jobs.engine.prompt_truncation import MAX_TRUNCATED_TOKENS
 from helix_jobs.engine.text.byte_tokens import ByteTokens
 from helix_jobs.engine.text.library_panics import panics_as_errors
-from helix_jobs.engine.text.prompt_encoder import PromptEncoder
+from helix_jobs.engine.text.prompt_encoder import EncodedPrompt, PromptEncoder
 from helix_jobs.errors import InvalidRequestError, PromptTooLongError
 
 if TYPE_CHECKING:
@@ -51,6 +51,9 @@ class TextCodec:
         vocab_size: Number of token ids the model knows.
         prompts: Encodes prompts; None builds an encoder.
         max_prompt_tokens: Longer prompts are refused; None for no limit.
+
+    Attributes:
+        added_tokens: Tokens that the tokenizer never splits -> their ids.
     """
 
     def __init__(
@@ -65,10 +68,13 @@ class TextCodec:
         self._prompts = prompts or PromptEncoder(tokenizer)
         self._max_prompt_tokens = max_prompt_tokens
         self._special_tokens = special_tokens(tokenizer)
+        self.added_tokens = {
+            str(token.content): int(token_id) for token_id, token in tokenizer.added_tokens_decoder.items()
+        }
         self._bytes = ByteTokens(tokenizer.backend_tokenizer, frozenset(self._special_tokens.values()))
 
-    def encode(self, request: Request) -> tuple[int, ...]:
-        """Token ids of a request's prompt.
+    def encode(self, request: Request) -> EncodedPrompt:
+        """A request's prompt in tokens.
 
         Raises:
             InvalidRequestError: The request has no prompt or several, the model's template or tokenizer refuses the
@@ -83,7 +89,8 @@ class TextCodec:
             raise InvalidRequestError("a request needs exactly one of prompt, messages and prompt_token_ids")
         self.stop_token_ids(request.sampling_params.stop)
         self._check_token_ids(request.sampling_params)
-        ids = self._encode(request)
+        encoded = self._encode(request)
+        ids = encoded.token_ids
         if not ids:
             raise InvalidRequestError("the prompt has no tokens; give it some text")
         if any(not 0 <= token_id < self._vocab_size for token_id in ids):
@@ -91,17 +98,24 @@ class TextCodec:
                 f"the prompt has a token id outside the model's vocabulary (0 to {self._vocab_size - 1}); "
                 "leave that token out, or use the tokenizer that belongs to the model"
             )
-        return ids
+        return encoded
 
-    def _encode(self, request: Request) -> tuple[int, ...]:
+    def _encode(self, request: Request) -> EncodedPrompt:
         most = self._max_prompt_tokens if request.truncate_prompt is None else MAX_TRUNCATED_TOKENS
         try:
             if request.prompt_token_ids is not None:
-                return request.prompt_token_ids
+                return EncodedPrompt(request.prompt_token_ids)
             if request.prompt is not None:
-                return self._prompts.encode_prompt(request.prompt, most)
+                return EncodedPrompt(self._prompts.encode_prompt(request.prompt, most))
             if request.messages:
-                return self._prompts.encode_messages(request.messages, request.chat_template_kwargs or {}, most)
+                return self._prompts.encode_messages(
+                    request.messages,
+                    request.chat_template_kwargs or {},
+                    most,
+                    tools=() if request.tools is None else request.tools.tools,
+                    continues=request.continue_final_message,
+                    reasoning=request.reasoning,
+                )
         except PromptTooLongError:
             if request.truncate_prompt is None:
                 raise
@@ -159,6 +173,8 @@ class TextCodec:
             prompt=request.prompt,
             messages=request.messages or (),
             arguments=request.chat_template_kwargs,
+            continues=request.continue_final_message,
+            reasoning=request.reasoning,
         )
         for index, ids in enumerate(found):
             if not ids or any(not 0 <= token_id < self._vocab_size for token_id in ids):
@@ -214,6 +230,19 @@ class TextCodec:
     def token_text(self, token_id: int) -> TokenText:
         """A token's own bytes."""
         return self._bytes.text(token_id)
+
+    def decode_all(self, token_ids: Sequence[int]) -> str:
+        """Text of tokens with the special ones, in which some models write their marks.
+
+        Raises:
+            LibraryPanicError: The tokenizer panics over the tokens.
+        """
+        with panics_as_errors():
+            text = self._tokenizer.decode(
+                self._bytes.without_open(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
+            )
+        assert isinstance(text, str), "one sequence decodes to one string"
+        return text
 
     def window(self, token_ids: Sequence[int], length: int) -> Sequence[int]:
         """The last ``length`` tokens, or a few more, so as not to begin inside a character."""

@@ -8,6 +8,7 @@ from array import array
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from helix_jobs.engine.text.final_text import answer_ids, context_of
 from helix_jobs.token_logprobs import NO_TOKEN, TokenLogprobs
 
 if TYPE_CHECKING:
@@ -34,10 +35,13 @@ def with_logprobs(result: GenerationResult, sequence: Sequence, codec: TextCodec
 
 def _num_shown(sequence: Sequence, shown: str, codec: TextCodec) -> int:
     """How many output tokens have a part in the text before a stop string."""
-    request, output_ids = sequence.request, sequence.output_token_ids
-    context = None if request.is_chat else codec.context(request.prompt_token_ids)
-    return bisect.bisect_left(
-        range(len(output_ids)), len(shown), key=lambda count: len(codec.decode(output_ids[:count], context))
+    answer, context = answer_ids(sequence), context_of(sequence.request, codec)
+    return (
+        sequence.num_output_tokens
+        - len(answer)
+        + bisect.bisect_left(
+            range(len(answer)), len(shown), key=lambda count: len(codec.decode(answer[:count], context))
+        )
     )
 
 

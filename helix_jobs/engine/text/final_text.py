@@ -1,18 +1,27 @@
-"""An output's text: cut at stop strings, and decoded at the end. A request fails if its output cannot be decoded."""
+"""An output's text: cut at stop strings, and read at the end. A request fails if its output cannot be decoded."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from typing import TYPE_CHECKING
+import re
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from helix_jobs.engine.matcher import GrammarError
+from helix_jobs.engine.reasoning import Phase, place_of, reasoning_end
 from helix_jobs.engine.request import FinishReason
+from helix_jobs.engine.text.call_forms import read_calls
 from helix_jobs.errors import EngineError
 from helix_jobs.exhaustion import is_shortage
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from helix_jobs.engine.reasoning import ReasoningForm
+    from helix_jobs.engine.request import EncodedRequest, GenerationResult
     from helix_jobs.engine.schedule.sequence import Sequence
-    from helix_jobs.engine.text.codec import TextCodec
+    from helix_jobs.engine.text.codec import Context, TextCodec
     from helix_jobs.engine.text.stop_strings import StopStringWatch
 
 logger = logging.getLogger(__name__)
@@ -21,11 +30,14 @@ logger = logging.getLogger(__name__)
 def apply_stop_strings(sequence: Sequence, watch: StopStringWatch, num_new: int) -> int:
     """End the sequence at a stop string, if there is one; return the number of new tokens dropped.
 
+    Stop strings count in the answer only, not in the thinking before it.
+
     Raises:
         MemoryError, OSError, RuntimeError: The machine is short of a resource; the request is not at fault.
     """
+    answer = answer_ids(sequence)
     try:
-        found = watch.find(sequence.output_token_ids, num_new)
+        found = watch.find(answer, min(num_new, len(answer)), sequence.num_output_tokens - len(answer))
     except Exception as error:
         if is_shortage(error):
             raise
@@ -34,30 +46,115 @@ def apply_stop_strings(sequence: Sequence, watch: StopStringWatch, num_new: int)
     if found is None:
         return 0
     num_tokens, sequence.stopped_text = found
-    num_dropped = sequence.num_output_tokens - num_tokens
-    sequence.truncate_output(num_tokens)
+    num_dropped = len(answer) - num_tokens
+    sequence.truncate_output(sequence.num_output_tokens - num_dropped)
     sequence.finish(FinishReason.STOP)
     return num_dropped
 
 
-def text_of(sequence: Sequence, codec: TextCodec) -> str:
-    """Decode an output that has ended. If that fails, fail the request and return an empty text.
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """The parts of an output; see ``GenerationResult``."""
+
+    text: str = ""
+    reasoning_text: str | None = None
+    reasoning_tokens: int | None = None
+
+
+def result_of(sequence: Sequence, codec: TextCodec, call_form: str | None = None) -> GenerationResult:
+    """The result of an output that has ended: its answer, its thinking and its calls.
+
+    A request whose output cannot be decoded fails.
+
+    Args:
+        sequence: The request that has ended.
+        codec: Decodes the output.
+        call_form: The form in which the model writes calls; None if it writes none.
 
     Raises:
         MemoryError, OSError, RuntimeError: As in `apply_stop_strings`.
     """
-    if sequence.stopped_text is not None:
-        return sequence.stopped_text
+    calls: tuple[Mapping[str, Any], ...] = ()
     try:
-        request = sequence.request
-        # A chat answer is a text of its own; the output of a plain prompt continues the prompt's text.
-        context = None if request.is_chat else codec.context(request.prompt_token_ids)
-        return codec.decode(sequence.output_token_ids, context)
+        answer = _read(sequence, codec)
+        tools = sequence.request.tools
+        if tools is not None and call_form is not None:
+            # Some models write the marks of their calls in special tokens.
+            whole = answer.text if sequence.stopped_text is not None else codec.decode_all(answer_ids(sequence))
+            words, found = read_calls(whole, call_form, tools.parameters)
+            calls = _named(sequence, found if tools.is_parallel else found[:1])
+            answer = replace(answer, text=words) if calls else answer
     except Exception as error:
         if is_shortage(error):
             raise
         _fail(sequence, error)
-        return ""
+        answer = _Answer()
+    result = replace(
+        sequence.result(answer.text),
+        reasoning_text=answer.reasoning_text,
+        reasoning_tokens=answer.reasoning_tokens,
+        tool_calls=calls or None,
+    )
+    is_call = calls and result.finish_reason is FinishReason.STOP
+    return replace(result, finish_reason=FinishReason.TOOL_CALLS) if is_call else result
+
+
+def _read(sequence: Sequence, codec: TextCodec) -> _Answer:
+    form, output_ids = sequence.request.reasoning, sequence.output_token_ids
+    if form is None:
+        if sequence.stopped_text is not None:
+            return _Answer(sequence.stopped_text)
+        return _Answer(codec.decode(output_ids, context_of(sequence.request, codec)))
+    place = place_of(output_ids, form)
+    if place.phase is Phase.UNDECIDED or (place.phase is Phase.ANSWER and not place.answer):
+        text = codec.decode(output_ids) if sequence.stopped_text is None else sequence.stopped_text
+        return _Answer(text, reasoning_tokens=0)
+    thought = output_ids[place.start : place.stop]
+    rest = "" if place.phase is Phase.THINKING else codec.decode(output_ids[place.answer :])
+    if form.is_spelt:  # the end may begin and end within a token
+        before, _, after = codec.decode(output_ids).partition(form.end)
+        reasoning, rest = before.lstrip().removeprefix(form.opening), after
+    else:
+        reasoning = _thinking_text(thought, form, codec)
+    if sequence.stopped_text is not None:
+        rest = sequence.stopped_text
+    # Templates write these line breaks around the thinking; they belong to neither part.
+    return _Answer(rest.lstrip("\n"), reasoning.strip("\n") or None, len(thought))
+
+
+def context_of(request: EncodedRequest, codec: TextCodec) -> Context | None:
+    """The end of the prompt that an output goes on from; None for a chat's answer, which is a text of its own."""
+    return codec.context(request.prompt_token_ids) if request.continues or not request.is_chat else None
+
+
+def _thinking_text(token_ids: list[int], form: ReasoningForm, codec: TextCodec) -> str:
+    if not form.inner:
+        return codec.decode(token_ids).removeprefix(form.opening)
+    between = "|".join(map(re.escape, form.inner))
+    return "\n".join(filter(None, re.split(f"(?:{between})+", codec.decode_all(token_ids))))
+
+
+def answer_ids(sequence: Sequence) -> list[int]:
+    """Output tokens behind the thinking; none while the model thinks."""
+    form, output_ids = sequence.request.reasoning, sequence.output_token_ids
+    if form is None:
+        return output_ids
+    start = reasoning_end(output_ids, form)
+    return [] if start is None else output_ids[start:]
+
+
+def _named(sequence: Sequence, calls: list[Any]) -> tuple[Mapping[str, Any], ...]:
+    """The calls in OpenAI's form. An id is a function of prompt and output, so that a retried job has the same."""
+    request = sequence.request
+    root = repr((request.seed, request.prompt_token_ids, sequence.output_token_ids))
+    return tuple(
+        {
+            "id": f"call_{hashlib.sha256(f'{root}{number}'.encode()).hexdigest()[:24]}",
+            "type": "function",
+            "function": {"name": call.name, "arguments": call.arguments},
+        }
+        for number, call in enumerate(calls)
+    )
 
 
 def is_valid(sequence: Sequence) -> bool | None:

@@ -17,6 +17,7 @@ import threading
 import weakref
 from contextlib import suppress
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
 from helix_jobs.engine.text.bounded_process import (
@@ -25,7 +26,7 @@ from helix_jobs.engine.text.bounded_process import (
     ProcessLimits,
     RequestAtFaultError,
 )
-from helix_jobs.engine.text.chat_template import ContentForm, Probe
+from helix_jobs.engine.text.template_probe import ContentForm, Probe, ToolProbe
 from helix_jobs.errors import EngineError, ExhaustedError, InvalidRequestError, ModelError, PromptTooLongError
 from helix_jobs.exhaustion import explain_exhaustion, is_shortage
 
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from transformers import PreTrainedTokenizerBase
+
+    from helix_jobs.engine.chat_options import ReasoningOptions
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +71,44 @@ class PromptLimits:
 DEFAULT_LIMITS: Final = PromptLimits()
 
 
+@dataclass(frozen=True, slots=True)
+class FoundTemplate:
+    """The model's chat template, as its process found it.
+
+    Attributes:
+        probe: What it does.
+        markers: The name of the form in which it marks thinking, see ``reasoning_forms``; None if it marks none.
+        opening_ids: Tokens of the form's opening.
+        closing_ids: Tokens that close the thinking.
+    """
+
+    probe: Probe
+    markers: str | None = None
+    opening_ids: tuple[int, ...] = ()
+    closing_ids: tuple[int, ...] = ()
+
+
+class Thinking(StrEnum):
+    """What a prompt leaves of the thinking: opened, closed, or to the model."""
+
+    OPEN = "open"
+    CLOSED = "closed"
+    FREE = "free"
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPrompt:
+    """A prompt in tokens.
+
+    Attributes:
+        token_ids: The tokens.
+        thinking: What the prompt leaves of the thinking; a prompt that is no chat has none.
+    """
+
+    token_ids: tuple[int, ...]
+    thinking: Thinking = Thinking.CLOSED
+
+
 class PromptEncoder:
     """Encodes prompts of one model. Thread-safe; processes are started when they are needed.
 
@@ -92,8 +133,8 @@ class PromptEncoder:
         self._num_closed = 0
         weakref.finalize(self, _end, self._processes)
 
-    def probe(self) -> Probe | None:
-        """The probe of the chat template; None without a template.
+    def probe(self) -> FoundTemplate | None:
+        """What the chat template does; None without a template.
 
         Raises:
             ExhaustedError: The system cannot start a process.
@@ -118,7 +159,10 @@ class PromptEncoder:
             )
         if "forms" not in ready:
             return None
-        return Probe(tuple(ContentForm(form) for form in ready["forms"]), ready["after_answer"])
+        probe = Probe(
+            tuple(ContentForm(form) for form in ready["forms"]), ready["after_answer"], ToolProbe(**ready["tools"])
+        )
+        return FoundTemplate(probe, ready["markers"], tuple(ready["opening_ids"]), tuple(ready["closing_ids"]))
 
     def encode_prompt(self, prompt: str, most: int | None = None) -> tuple[int, ...]:
         """Token ids of a plain prompt, the tokenizer's special tokens added.
@@ -133,17 +177,27 @@ class PromptEncoder:
             EngineError: The process was ended from outside, twice.
             OSError, RuntimeError, MemoryError: The system cannot start a process (see ``exhaustion``).
         """
-        return self._encode({"prompt": prompt}, len(prompt), most)
+        return tuple(self._encode({"prompt": prompt}, len(prompt), most)["ids"])
 
     def encode_messages(
-        self, messages: Sequence[Mapping[str, str]], arguments: Mapping[str, Any], most: int | None = None
-    ) -> tuple[int, ...]:
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        arguments: Mapping[str, Any],
+        most: int | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] = (),
+        continues: bool = False,
+        reasoning: ReasoningOptions | None = None,
+    ) -> EncodedPrompt:
         """Token ids of messages, rendered with the model's chat template.
 
         Args:
-            messages: Role and content, name if given.
+            messages: As in ``ChatTemplate.render``.
             arguments: The request's own arguments for the template.
             most: Most token ids allowed; None for any number.
+            tools: The functions that the answer may call.
+            continues: The prompt ends with the last message's text.
+            reasoning: What the request asks of thinking.
 
         Raises:
             InvalidRequestError: There is no template, the template refuses the messages or leaves one out, or encoding
@@ -153,8 +207,16 @@ class PromptEncoder:
             OSError, RuntimeError, MemoryError: The system cannot start a process (see ``exhaustion``).
         """
         plain = [dict(message) for message in messages]
-        num_chars = sum(len(message["content"]) for message in plain)
-        return self._encode({"messages": plain, "arguments": dict(arguments)}, num_chars, most)
+        request = {
+            "messages": plain,
+            "arguments": dict(arguments),
+            "tools": list(tools),
+            "continues": continues,
+            "reasoning": {} if reasoning is None else reasoning.to_dict(),
+        }
+        num_chars = sum(len(message["content"]) for message in plain) + _num_chars_beside(plain, tools)
+        answer = self._encode(request, num_chars, most)
+        return EncodedPrompt(tuple(answer["ids"]), Thinking(answer["thinking"]))
 
     def encode_words(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
         """Token ids of each of some texts, without the tokenizer's special tokens.
@@ -175,8 +237,10 @@ class PromptEncoder:
         options: Sequence[str],
         *,
         prompt: str | None = None,
-        messages: Sequence[Mapping[str, str]] = (),
+        messages: Sequence[Mapping[str, Any]] = (),
         arguments: Mapping[str, Any] | None = None,
+        continues: bool = False,
+        reasoning: ReasoningOptions | None = None,
     ) -> tuple[tuple[int, ...], ...]:
         """Token ids of texts that continue a prompt or a chat's generation prompt, see ``PromptWorker``.
 
@@ -185,6 +249,8 @@ class PromptEncoder:
             prompt: The prompt, or None for messages.
             messages: As in ``encode_messages``.
             arguments: As in ``encode_messages``.
+            continues: As in ``encode_messages``.
+            reasoning: As in ``encode_messages``.
 
         Raises:
             InvalidRequestError: The prompt or an option cannot be encoded, or encoding exceeds the limits.
@@ -196,8 +262,14 @@ class PromptEncoder:
             num_chars = len(prompt)
         else:
             plain = [dict(message) for message in messages]
-            question = {"messages": plain, "arguments": dict(arguments or {})}
-            num_chars = sum(len(message["content"]) for message in plain)
+            question = {
+                "messages": plain,
+                "arguments": dict(arguments or {}),
+                "tools": [],
+                "continues": continues,
+                "reasoning": {} if reasoning is None else reasoning.to_dict(),
+            }
+            num_chars = sum(len(message["content"]) for message in plain) + _num_chars_beside(plain, ())
         # Each option is tokenised behind the whole prompt.
         num_chars = (1 + len(options)) * num_chars + sum(map(len, options))
         answer = self._answer({**question, "options": list(options)}, num_chars, "these choices", "shorten them")
@@ -211,7 +283,7 @@ class PromptEncoder:
             self._processes.clear()
         _end(doomed)
 
-    def _encode(self, request: dict[str, Any], num_chars: int, most: int | None) -> tuple[int, ...]:
+    def _encode(self, request: dict[str, Any], num_chars: int, most: int | None) -> dict[str, Any]:
         remedy = "shorten it, or submit a prompt instead of messages"
         answer = self._answer({**request, "most": most}, num_chars, "this prompt", remedy)
         if "count" in answer:
@@ -219,7 +291,7 @@ class PromptEncoder:
                 f"the prompt has {answer['count']} tokens and the context holds {(most or 0) + 1}, "
                 "one new token included; shorten the prompt"
             )
-        return tuple(answer["ids"])
+        return answer
 
     def _answer(self, request: dict[str, Any], num_chars: int, what: str, remedy: str) -> dict[str, Any]:
         """What a process answers; ``what`` and ``remedy`` stand in the error where it comes to no end."""
@@ -318,6 +390,15 @@ def _describe(tokenizer: PreTrainedTokenizerBase, limits: PromptLimits, name: st
         "memory_bytes": limits.process.memory_bytes if limits.bounds_itself else 0,
     }
     return json.dumps(setup, default=str).encode() + b"\n"
+
+
+def _num_chars_beside(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> int:
+    """Characters of tools, calls and thinking, of which most chats have none."""
+    if not tools and not any("tool_calls" in message or "reasoning_content" in message for message in messages):
+        return 0
+    return len(json.dumps([*tools, *(message.get("tool_calls") for message in messages)])) + sum(
+        len(message.get("reasoning_content", "")) for message in messages
+    )
 
 
 def _template_of(tokenizer: PreTrainedTokenizerBase) -> str | None:

@@ -14,9 +14,12 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from helix_jobs.engine.chat_options import ReasoningOptions
 from helix_jobs.engine.text.bounded_child import begin, bound_memory, bound_time, send
-from helix_jobs.engine.text.chat_template import ChatTemplate, RefusedMessagesError
+from helix_jobs.engine.text.chat_template import ChatTemplate
 from helix_jobs.engine.text.library_panics import panics_as_errors
+from helix_jobs.engine.text.refused_messages import RefusedMessagesError
+from helix_jobs.engine.text.thinking_arguments import thinking_arguments
 
 Answer = dict[str, Any]
 
@@ -41,33 +44,50 @@ class PromptWorker:
         self._damage = ""
         if setup["template"] is not None:
             try:
-                self._template = ChatTemplate(setup["template"], setup["special_tokens"])
+                added = [token.content for token in self._tokenizer.get_added_tokens_decoder().values()]
+                self._template = ChatTemplate(setup["template"], setup["special_tokens"], added)
             except Exception as error:  # noqa: BLE001  (plain prompts are served without it)
                 self._damage = type(error).__name__
 
     def ready(self) -> Answer:
         """The answer to the setup."""
-        return {"damage": self._damage, **({} if self._template is None else asdict(self._template.probe))}
+        template = self._template
+        if template is None:
+            return {"damage": self._damage}
+        markers = template.markers
+        tags = ("", "") if markers is None else (markers.opening, markers.closed_by)
+        opening_ids, closing_ids = (self._tokenize(tag, add_special_tokens=False) for tag in tags)
+        return {
+            "damage": self._damage,
+            **asdict(template.probe),
+            "markers": None if markers is None else markers.name,
+            "opening_ids": opening_ids,
+            "closing_ids": closing_ids,
+        }
 
     def answer(self, request: dict[str, Any]) -> Answer:
         """Token ids of a prompt, of options that continue it, or of words.
 
         Args:
-            request: ``prompt``, or ``messages`` and ``arguments``; and ``most``, the most ids to return, or
-                ``options``. Or ``words``.
+            request: ``prompt``; or ``messages``, ``arguments``, ``tools``, ``continues`` and ``reasoning``; and
+                ``most``, the most ids to return, or ``options``. Or ``words``.
 
         Returns:
             ``ids``, or only their ``count`` when there are more than ``most``; of options and of words, ``ids`` has a
-            list for each.
+            list for each. Of messages also ``thinking``: whether the prompt leaves it ``open``, ``closed`` or ``free``.
             Or ``refused``, the reason for none.
         """
         if "words" in request:
             return self._words(request["words"])
+        thinking: Answer = {}
         try:
             with panics_as_errors():
                 if "options" in request:
                     return {"ids": self._options(request)}
-                ids = self._prompt(request["prompt"]) if "prompt" in request else self._chat(request)
+                if "prompt" in request:
+                    ids = self._prompt(request["prompt"])
+                else:
+                    ids, thinking = self._chat(request)
         except RefusedMessagesError as error:
             return {"refused": str(error)}
         except MemoryError:
@@ -75,7 +95,7 @@ class PromptWorker:
         except Exception as error:  # noqa: BLE001  (a tokenizer's errors may quote the prompt: its kind alone)
             return {"refused": f"the model's tokenizer fails on the prompt ({type(error).__name__}); change it"}
         most = request["most"]
-        return {"ids": ids} if most is None or len(ids) <= most else {"count": len(ids)}
+        return {"ids": ids, **thinking} if most is None or len(ids) <= most else {"count": len(ids)}
 
     def _words(self, words: list[str]) -> Answer:
         try:
@@ -93,17 +113,34 @@ class PromptWorker:
             return ids[1:]
         return ids
 
-    def _chat(self, request: dict[str, Any]) -> list[int]:
-        return self._tokenize(self._render(request), add_special_tokens=False)
+    def _chat(self, request: dict[str, Any]) -> tuple[list[int], Answer]:
+        text, thinking = self._render(request)
+        return self._tokenize(text, add_special_tokens=False), {"thinking": thinking}
 
-    def _render(self, request: dict[str, Any]) -> str:
-        if self._template is None:
+    def _render(self, request: dict[str, Any]) -> tuple[str, str]:
+        """A chat's prompt, and what it leaves of the thinking."""
+        template = self._template
+        if template is None:
             raise RefusedMessagesError(
                 f"the model's chat template is damaged ({self._damage}); submit a prompt instead of messages"
                 if self._damage
                 else "the model has no chat template; submit a prompt instead of messages"
             )
-        return self._template.render(request["messages"], request["arguments"])
+        reasoning = ReasoningOptions(**request["reasoning"])
+        if reasoning.max_tokens is not None and template.markers is None:
+            raise RefusedMessagesError(
+                "max_reasoning_tokens: the model's chat template marks no thinking, so it would have no effect; remove "
+                "it"
+            )
+        marks_thinking = template.markers is not None
+        thinking = thinking_arguments(reasoning, template.variables, marks_thinking=marks_thinking)
+        rendering = template.render(
+            request["messages"],
+            {**request["arguments"], **thinking},
+            tools=request["tools"],
+            continues=request["continues"],
+        )
+        return rendering.text, template.thinking(rendering)
 
     def _options(self, request: dict[str, Any]) -> list[list[int]]:
         """The tokens of each option behind the prompt's.
@@ -112,7 +149,7 @@ class PromptWorker:
         tokens, because a word goes across the boundary, the option is tokenised apart.
         """
         is_plain = "prompt" in request
-        text = request["prompt"] if is_plain else self._render(request)
+        text = request["prompt"] if is_plain else self._render(request)[0]
         before = self._tokenize(text, add_special_tokens=is_plain)
         found = []
         for option in request["options"]:

@@ -46,14 +46,20 @@ class StopStringWatch:
         # At worst four tokens a character, and a cut character at each edge of the window.
         self._window = 4 * self._longest + 8
 
-    def find(self, output_ids: Sequence[int], num_new: int) -> tuple[int, str] | None:
+    def find(self, output_ids: Sequence[int], num_new: int, num_before: int = 0) -> tuple[int, str] | None:
         """Find the first stop string that the last ``num_new`` tokens complete.
+
+        Args:
+            output_ids: The output; of one that has thought, the answer behind the thinking.
+            num_new: How many of its last tokens are new.
+            num_before: Output tokens before ``output_ids``; they count for ``min_tokens``.
 
         Returns:
             The number of tokens up to and including the one that completes it, and the text before it, or with it; or
             None.
         """
-        num_new = min(num_new, len(output_ids) - self._min_tokens)
+        min_tokens = max(0, self._min_tokens - num_before)
+        num_new = min(num_new, len(output_ids) - min_tokens)
         if num_new <= 0:
             return None
         window = self._window + num_new
@@ -64,7 +70,7 @@ class StopStringWatch:
         if not any(text in tail for text in self._stop):
             return None
         # The text in which a stop string does not count.
-        passed = len(self._codec.decode(output_ids[: self._min_tokens], self._context)) if self._min_tokens else 0
+        passed = len(self._codec.decode(output_ids[:min_tokens], self._context)) if min_tokens else 0
         for count in range(len(output_ids) - num_new + 1, len(output_ids) + 1):
             text = self._codec.decode(output_ids[:count], self._context)
             places = [(place, place + len(stop)) for stop in self._stop if (place := _place(text, stop, passed)) >= 0]

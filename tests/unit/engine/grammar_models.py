@@ -19,6 +19,7 @@ from helix_jobs.engine.engine import Engine
 from helix_jobs.engine.grammar.llguidance_grammar import compile_grammar
 from helix_jobs.engine.grammar.vocabulary import TokenTable
 from helix_jobs.engine.grammar_text import grammar_text
+from helix_jobs.engine.reasoning import ReasoningForm
 from helix_jobs.engine.request import EncodedRequest
 from helix_jobs.engine.sampling_params import SamplingParams
 from tests.unit.engine.tiny_models import EOS, loaded, tiny_model
@@ -109,6 +110,22 @@ def grammar_engine(
     )
 
 
+def thinks_until(end: tuple[int, ...]) -> ReasoningForm:
+    """A thinking that the prompt has opened and that these tokens end."""
+    pieces = {token_id: f"<{token_id}>" for token_id in end}
+    text = "".join(pieces[token_id] for token_id in end)
+    return ReasoningForm(
+        name="think",
+        opening="<open>",
+        end=text,
+        opening_ids=(),
+        closing_ids=end,
+        pieces=pieces,
+        enders=frozenset({end[-1]}),
+        starts_open=True,
+    )
+
+
 def constrained(
     name: str,
     constraint: Constraint | None,
@@ -125,7 +142,7 @@ def constrained(
         seed=seed,
         sampling_params=SamplingParams(**params),
         grammar=None if constraint is None else compiled(constraint, ends),
-        grammar_begins_after=begins_after,
+        reasoning=thinks_until(begins_after) if begins_after else None,
     )
 
 

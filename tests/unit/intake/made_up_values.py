@@ -19,7 +19,8 @@ field_names = st.sampled_from(
      "stop_token_ids", "method", "url", "body", "n", "model", "role", "content", "max_completion_tokens", "logit_bias",
      "min_tokens", "min_new_tokens", "bad_words", "allowed_token_ids", "truncate_prompt", "truncate_prompt_tokens",
      "include_stop_str_in_output", "no_stop_trim", "logprobs", "top_logprobs", "prompt_logprobs", "echo", "choices",
-     "score_by",
+     "score_by", "tools", "tool_choice", "tool_calls", "tool_call_id", "function", "arguments", "reasoning_effort",
+     "enable_thinking", "max_reasoning_tokens", "continue_final_message",
      "response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
      "type", "json_schema", "schema", "properties", "items", "$ref", "enum", "pattern", "whitespace", "constraint"]
 )  # fmt: skip

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 
 _PARTS: Final = [{"type": "text", "text": "Name a river"}]
 _CHAT: Final = [{"role": "system", "content": "Be brief"}, {"role": "user", "content": _PARTS, "name": "Ada"}]
+_SCHEMA: Final = {"type": "object", "properties": {"q": {"type": "string"}}, "required": ["q"]}
+_TOOL: Final = {"type": "function", "function": {"name": "look_up", "description": "Find", "parameters": _SCHEMA}}
+_CALL: Final = {"id": "c", "type": "function", "function": {"name": "look_up", "arguments": '{"q": "Elbe"}'}}
+_RESULT: Final = {"role": "tool", "tool_call_id": "c", "content": "long"}
 GOOD_LINES: Final[tuple[dict[str, Any], ...]] = (
     {
         "prompt": "a",
@@ -59,18 +63,51 @@ GOOD_LINES: Final[tuple[dict[str, Any], ...]] = (
     {"prompt": [[5, 6]], "echo": True, "logprobs": True, "top_logprobs": 2, "max_tokens": 0, "prompt_logprobs": 1},
     {"prompt": "a", "choices": ["yes", "no"], "score_by": "mean", "seed": 1},
     {"messages": _CHAT, "chat_template_kwargs": {"enable_thinking": False, "names": ["a"]}},
+    {
+        "messages": [*_CHAT, {"role": "assistant", "content": None, "tool_calls": [_CALL]}, _RESULT],
+        "tools": [_TOOL],
+        "tool_choice": {"type": "function", "function": {"name": "look_up"}},
+        "parallel_tool_calls": False,
+        "reasoning_effort": "low",
+        "enable_thinking": True,
+        "max_reasoning_tokens": 8,
+    },
+    {
+        "messages": [*_CHAT, {"role": "assistant", "content": "The", "reasoning_content": "hm"}],
+        "continue_final_message": True,
+        "add_generation_prompt": False,
+    },
     {"custom_id": "o", "method": "POST", "url": "/v1/chat/completions", "body": {"messages": _CHAT, "metadata": {}}},
     {"custom_id": "c", "url": "/v1/completions", "body": {"prompt": "a", "stop": "x", "guided_choice": ["a", "b"]}},
     {"prompt": "a", "structured_outputs": {"regex": "a+", "disable_any_whitespace": True, "whitespace": "compact"}},
     {"custom_id": "r", "url": "/v1/responses", "body": {"input": _CHAT, "instructions": "Be brief", "reasoning": {}}},
     {"url": "/v1/responses", "body": {"input": "a", "text": {"format": {"type": "json_schema", "schema": {}}}}},
+    {
+        "url": "/v1/responses",
+        "body": {
+            "input": "Name a river",
+            "reasoning": {"effort": "low"},
+            "tools": [{"type": "function", "name": "look_up", "parameters": _SCHEMA}],
+            "tool_choice": {"type": "function", "name": "look_up"},
+        },
+    },
     {"custom_id": "a", "params": {"messages": _CHAT[1:], "system": _PARTS, "thinking": {"type": "disabled"}}},
+    {
+        "custom_id": "b",
+        "params": {
+            "messages": _CHAT[1:],
+            "thinking": {"type": "enabled", "budget_tokens": 8},
+            "tools": [{"name": "look_up", "input_schema": _SCHEMA}],
+            "tool_choice": {"type": "tool", "name": "look_up", "disable_parallel_tool_use": True},
+        },
+    },
     {
         "key": "g",
         "request": {
             "contents": [{"role": "user", "parts": [{"text": "Name a river"}]}],
             "systemInstruction": {"parts": [{"text": "Be brief"}]},
             "generationConfig": {
+                "thinkingConfig": {"thinkingBudget": 8},
                 "topK": 1,
                 "temperature": 1,
                 "candidateCount": 2,

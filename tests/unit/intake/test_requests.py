@@ -113,7 +113,7 @@ def test_emoji_escaped_as_a_surrogate_pair_are_text():
         (b'{"messages": [{"role": "user", "content": null}]}', "messages[0].content", "is null"),
         (b'{"messages": [{"role": "user", "content": " "}]}', "messages", "is empty"),
         (b'{"messages": [{"content": "a"}]}', "messages[0].role", "is missing"),
-        (b'{"messages": [{"role": "tool", "content": "a"}]}', "messages[0].role", "is tool"),
+        (b'{"messages": [{"role": "function", "content": "a"}]}', "messages[0].role", "is function"),
         (b'{"messages": [{"role": ["user"], "content": "a"}]}', "messages[0].role", "is a list"),
         (b'{"messages": [{"role": "user", "content": "a", "name": 1}]}', "messages[0].name", "is a number"),
         (

@@ -9,6 +9,7 @@ from helix_jobs.intake.stored_requests import to_engine_request
 from tests.unit.intake.request_lines import read_one
 
 QUESTION = [{"role": "user", "content": "Name a river"}]
+CALL = {"id": "c1", "type": "function", "function": {"name": "look_up", "arguments": "{}"}}
 
 
 def bad(line):
@@ -65,21 +66,35 @@ def test_a_prompt_goes_through_no_template():
     assert item.remedy == "remove it, or give messages: a prompt goes through no chat template"
 
 
-def test_an_argument_beside_its_place_is_pointed_there():
-    assert read_one({"messages": QUESTION, "enable_thinking": False}).remedy.startswith("use chat_template_kwargs")
+@pytest.mark.parametrize("flags", [{}, {"continue_final_message": True}, {"add_generation_prompt": False}])
+def test_a_last_message_of_the_assistant_is_continued(flags):
+    messages = [*QUESTION, {"role": "assistant", "content": "Sure, the"}]
+    for line in ({"messages": messages, **flags}, openai(messages=messages, **flags)):
+        stored = read_one(line).request
+        assert stored["continue_final_message"] is True
+        assert to_engine_request(7, stored).continue_final_message
+    assert "continue_final_message" not in read_one({"messages": QUESTION}).request
 
 
-@pytest.mark.parametrize("content", ["Sure, the", ""])
-def test_a_last_message_of_the_assistant_is_refused_until_it_is_continued(content):
-    messages = [*QUESTION, {"role": "assistant", "content": content}]
-    item = read_one({"messages": messages})
-    assert (item.field, item.reason) == (
-        "messages[1].role",
-        "is assistant in the last message, which is the one to be answered",
-    )
-    assert item.remedy == "end with a user's message; to have a beginning continued, submit it as a prompt"
-    with pytest.raises(InvalidFieldError, match="last message"):
-        to_engine_request(7, {"seed": 1, "messages": messages})
+@pytest.mark.parametrize(
+    ("last", "flags", "field", "reason"),
+    [
+        ({"content": "a"}, {"continue_final_message": False}, "continue_final_message", "is false, and the last"),
+        ({"content": "a"}, {"add_generation_prompt": True}, "add_generation_prompt", "is true, and the last message"),
+        ({"content": " "}, {}, "messages[1].content", "is empty, and nothing can be continued"),
+        ({"content": "a", "tool_calls": [CALL]}, {}, "messages[1].tool_calls", "stand in the last message"),
+        ({"role": "user", "content": "a"}, {"continue_final_message": True}, "continue_final_message", "is true, and"),
+        ({"role": "user", "content": "a"}, {"add_generation_prompt": False}, "add_generation_prompt", "is false, and"),
+        ({"content": "a"}, {"continue_final_message": 1}, "continue_final_message", "is a number"),
+    ],
+)
+def test_what_cannot_be_continued_is_refused(last, flags, field, reason):
+    messages = [*QUESTION, {"role": "assistant", **last}]
+    found, said = bad({"messages": messages, **flags})
+    assert (found, said[: len(reason)]) == (field, reason)
+    assert bad(openai(messages=messages, **flags)) == (f"body.{found}", said)
+    with pytest.raises(InvalidFieldError, match=r"last message|continued|number"):
+        to_engine_request(7, {"seed": 1, "messages": messages, **flags})
 
 
 @pytest.mark.parametrize("kind", [["text"], {"text": "text"}, None, 1, "image_url"])
@@ -90,9 +105,4 @@ def test_a_part_is_of_text_by_a_type_that_is_one_of_its_names(kind):
 
 def test_flags_of_continuing_are_taken_where_they_ask_for_nothing():
     assert read_one(openai(continue_final_message=False, add_generation_prompt=True)).request["messages"] == QUESTION
-    item = read_one(openai(continue_final_message=True))
-    assert (item.field, item.remedy) == (
-        "body.continue_final_message",
-        "remove it; to have a beginning continued, submit it as a prompt",
-    )
-    assert read_one(openai(add_generation_prompt=False)).field == "body.add_generation_prompt"
+    assert "continue_final_message" not in read_one(openai(continue_final_message=None)).request

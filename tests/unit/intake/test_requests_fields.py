@@ -41,7 +41,7 @@ def test_every_fault_of_a_line_is_told_at_once():
         "custom_id",
         "priority",
     ]
-    messages = [{"role": "tool", "content": "a"}, {"role": "user", "content": 5}, {"role": "user", "content": "c"}]
+    messages = [{"role": "function", "content": "a"}, {"role": "user", "content": 5}, {"role": "user", "content": "c"}]
     assert faults({"messages": messages, "max_tokens": 0}) == ["messages[0].role", "messages[1].content", "max_tokens"]
 
 

@@ -60,6 +60,18 @@ def test_a_result_row_says_what_was_measured() -> None:
     assert cut.answers[0].dropped_prompt_tokens == 7
 
 
+def test_a_result_row_has_the_parts_of_the_answer() -> None:
+    calls = ({"id": "call_1", "type": "function", "function": {"name": "wait", "arguments": "{}"}},)
+    result = replace(
+        RESULT, finish_reason=FinishReason.TOOL_CALLS, reasoning_text="hm", reasoning_tokens=2, tool_calls=calls
+    )
+    decision = decide(Generated(result, RUN), info=FakeEngine().info, waited_seconds=0.0)
+    assert isinstance(decision, Succeed)
+    (row,) = decision.answers
+    assert (row.finish_reason, row.reasoning_text, row.reasoning_tokens) == ("tool_calls", "hm", 2)
+    assert row.tool_calls == calls
+
+
 def test_the_prompt_counts_once_among_several_choices() -> None:
     siblings = tuple(replace(RESULT, choice=number, output_text=str(number)) for number in (1, 2))
     decision = decide(Generated(replace(RESULT, siblings=siblings), RUN), info=FakeEngine().info, waited_seconds=0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 
 import numpy as np
@@ -21,6 +22,7 @@ from tests.unit.engine.grammar_models import (
     GrammarLogits,
     compiled,
     json_tokenizer,
+    thinks_until,
     vocab_size,
 )
 from tests.unit.engine.tiny_models import EOS
@@ -36,7 +38,7 @@ def worker():
 
 
 def output_grammar(constraint, worker, stops=(EOS,), begins_after=()):
-    return OutputGrammar(compiled(constraint), worker, stops, begins_after)
+    return OutputGrammar(compiled(constraint), worker, stops, thinks_until(begins_after) if begins_after else None)
 
 
 def allowed(grammar, output_ids):
@@ -198,3 +200,30 @@ def test_a_job_that_fails_is_given_up(worker, monkeypatch):
     monkeypatch.setattr(ScriptedMatcher, "fill_mask", lambda *_: np.zeros(0)[1])
     worker.run(grammar.job([3]))
     assert "cannot be computed" in str(grammar.error)
+
+
+@pytest.mark.parametrize("opening", [(END,), (END, 7)])
+def test_a_model_that_may_think_begins_with_its_thinking_or_with_the_grammar(worker, opening):
+    form = dataclasses.replace(
+        thinks_until((THINK_END,)),
+        opening="".join(f"<{token_id}>" for token_id in opening),
+        opening_ids=opening,
+        pieces={token_id: f"<{token_id}>" for token_id in (*opening, THINK_END)},
+        starts_open=False,
+    )
+    grammar = OutputGrammar(compiled(Constraint("regex", "a{3}")), worker, (EOS,), form)
+    plain = output_grammar(Constraint("regex", "a{3}"), worker)
+    a = json_tokenizer().encode("a")
+    assert allowed(grammar, []) == allowed(plain, []) | {opening[0]}
+    assert not grammar.forced([])
+    assert allowed(grammar, a) == allowed(plain, a)
+    for length in range(1, len(opening)):
+        assert allowed(grammar, opening[:length]) == {opening[length]}
+    assert len(allowed(grammar, [*opening, 5])) > len(allowed(plain, [])) + 1
+    assert allowed(grammar, [*opening, 5, THINK_END]) == allowed(plain, [])
+    assert allowed(grammar, [*opening, 5, THINK_END, *a]) == allowed(plain, a)
+    assert allowed(grammar, []) == allowed(plain, []) | {opening[0]}, "a draft that thought was rejected"
+    assert grammar.is_accepting([*opening, THINK_END, *a, *a, *a])
+    assert grammar.is_accepting([*a, *a, *a])
+    logits = torch.zeros(len(json_tokenizer()))
+    assert grammar.choose(opening[0], logits.clone(), []) == opening[0]

@@ -6,7 +6,9 @@ import jinja2
 import pytest
 
 from helix_jobs.engine.text import chat_template
-from helix_jobs.engine.text.chat_template import ChatTemplate, ContentForm, RefusedMessagesError
+from helix_jobs.engine.text.chat_template import ChatTemplate
+from helix_jobs.engine.text.refused_messages import RefusedMessagesError
+from helix_jobs.engine.text.template_probe import ContentForm
 from tests.unit.engine.text.sample_templates import (
     CHATML,
     COLLAPSING,
@@ -48,7 +50,7 @@ def transformers_says(source, messages, **arguments):
 @pytest.mark.parametrize("source", FOR_STRINGS)
 @pytest.mark.parametrize("messages", [CHAT, CHAT[1:2], CHAT[1:], [{"role": "user", "content": "x" * 5000}]])
 def test_the_prompt_is_what_transformers_renders(source, messages):
-    assert template(source).render(messages, {}) == transformers_says(source, messages)
+    assert template(source).render(messages, {}).text == transformers_says(source, messages)
 
 
 @pytest.mark.parametrize("source", FOR_PARTS)
@@ -56,8 +58,8 @@ def test_a_template_that_asks_for_parts_is_given_parts(source):
     made = template(source)
     assert made.probe.forms[0] is ContentForm.PARTS
     as_parts = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in CHAT]
-    assert made.render(CHAT, {}) == transformers_says(source, as_parts)
-    assert "Who are you?" in made.render(CHAT, {})
+    assert made.render(CHAT, {}).text == transformers_says(source, as_parts)
+    assert "Who are you?" in made.render(CHAT, {}).text
 
 
 @pytest.mark.parametrize("source", FOR_STRINGS)
@@ -68,7 +70,7 @@ def test_a_template_that_takes_strings_is_given_strings(source):
 def test_each_message_is_given_in_the_form_in_which_it_is_written():
     made = template(MIXED)
     assert made.probe.forms == (ContentForm.PARTS, ContentForm.STRING)
-    assert made.render(CHAT, {}) == "".join(f"{m['content']};" for m in CHAT)
+    assert made.render(CHAT, {}).text == "".join(f"{m['content']};" for m in CHAT)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +100,8 @@ def test_a_text_that_stands_in_the_wrapping_by_chance_is_not_taken_for_the_messa
 
 def test_messages_without_text_need_not_be_in_the_prompt():
     source = "{% for m in messages if m.content %}{{ m.content }};{% endfor %}"
-    assert template(source).render([{"role": "system", "content": ""}, {"role": "user", "content": "a"}], {}) == "a;"
+    rendering = template(source).render([{"role": "system", "content": ""}, {"role": "user", "content": "a"}], {})
+    assert rendering.text == "a;"
 
 
 def test_a_python_list_in_the_prompt_is_not_taken_for_its_text():
@@ -111,9 +114,9 @@ def test_a_python_list_in_the_prompt_is_not_taken_for_its_text():
 def test_arguments_reach_the_template_and_unknown_ones_are_refused():
     question = [{"role": "user", "content": "hi"}]
     made = template(THINKING)
-    assert made.render(question, {"enable_thinking": False}) == "<|user|>hi<|end|><|assistant|><think></think>"
-    assert made.render(question, {"enable_thinking": True}) == "<|user|>hi<|end|><|assistant|>"
-    assert made.render(question, {"enable_thinking": False}) == transformers_says(
+    assert made.render(question, {"enable_thinking": False}).text == "<|user|>hi<|end|><|assistant|><think></think>"
+    assert made.render(question, {"enable_thinking": True}).text == "<|user|>hi<|end|><|assistant|>"
+    assert made.render(question, {"enable_thinking": False}).text == transformers_says(
         THINKING, question, enable_thinking=False
     )
     with pytest.raises(RefusedMessagesError, match="no variable 'enable_thinkin'; remove it"):

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 import jinja2
 import pytest
 
-from helix_jobs.engine.text.chat_template import ChatTemplate, ContentForm, RefusedMessagesError
+from helix_jobs.engine.text.chat_template import ChatTemplate
+from helix_jobs.engine.text.refused_messages import RefusedMessagesError
+from helix_jobs.engine.text.template_probe import ContentForm
 from tests.unit.engine.text.template_grammar import TemplateGrammar
 from tests.unit.engine.tiny_models import tokenizer
 
@@ -41,7 +43,7 @@ def rendered_by_transformers(source: str, forms: Iterable[ContentForm]) -> str |
 def render(template: ChatTemplate) -> tuple[str, str]:
     """The prompt, or why there is none."""
     try:
-        return template.render(MESSAGES, {}), ""
+        return template.render(MESSAGES, {}).text, ""
     except RefusedMessagesError as error:
         return "", str(error)
 

@@ -71,7 +71,7 @@ def test_ids_are_those_of_the_tokenizer_itself(encoder, text):
     tok = byte_level()
     made = encoder(tok)
     assert list(made.encode_prompt(text)) == tok(text)["input_ids"]
-    chat = made.encode_messages([{"role": "user", "content": text + "!"}], {})
+    chat = made.encode_messages([{"role": "user", "content": text + "!"}], {}).token_ids
     assert list(chat) == tok(f"<s>{text}!</s>", add_special_tokens=False)["input_ids"]
     assert chat[0] == 0
     assert 0 not in chat[1:]

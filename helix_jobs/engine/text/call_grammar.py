@@ -1,0 +1,68 @@
+"""The grammar of an answer that must call functions, in a model's own form of calls."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+from helix_jobs.engine.constraint import Constraint
+from helix_jobs.engine.text.call_forms import FORMS
+from helix_jobs.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from helix_jobs.engine.chat_options import ToolUse
+
+# JSON as Python and jinja2's tojson write it: calls in prompts look so, and models learn from them.
+_SPACING: Final = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+
+
+def call_constraint(tools: ToolUse, form: str, added_tokens: Mapping[str, int]) -> Constraint:
+    """What an answer must be that calls one of the functions, or the one that is named.
+
+    Args:
+        tools: The functions, of which some must be called.
+        form: The name of the model's form of calls.
+        added_tokens: Added token -> its id. The grammar library never spells these, so the grammar names their ids.
+
+    Raises:
+        InvalidRequestError: The form of the model's calls cannot be enforced.
+    """
+    shape = FORMS[form]
+    if not shape.before:
+        raise InvalidRequestError(
+            "tool_choice: the form in which this model writes calls cannot be enforced; give auto or none"
+        )
+    offered = tools.parameters
+    names = [tools.only] if tools.only is not None else list(offered)
+    has_many = tools.is_parallel and tools.only is None and shape.separator is not None
+    rules = []
+    for number, name in enumerate(names):
+        before = _text(f"{shape.before}{_json_inside(name)}{shape.between}", added_tokens)
+        after = _text(shape.after, added_tokens)
+        rules.append(f"call_{number}: {before} arguments_{number} {after}".rstrip())
+        rules.append(f"arguments_{number}: %json {json.dumps(_object_schema(offered[name]))}")
+    call = " | ".join(f"call_{number}" for number in range(len(names)))
+    more = f"({_text(shape.separator or '', added_tokens)} call)*" if has_many else ""
+    start = " ".join(filter(None, (_text(shape.opens, added_tokens), "call", more, _text(shape.closes, added_tokens))))
+    return Constraint("grammar", "\n".join([f"start: {start}", f"call: {call}", *rules]) + "\n")
+
+
+def _object_schema(schema: Any) -> dict[str, Any]:  # noqa: ANN401  (any JSON value may be a schema)
+    """The schema of a call's arguments, which are an object in any case."""
+    plain = dict(schema) if isinstance(schema, dict) else {}
+    plain.setdefault("type", "object")
+    return {**plain, "x-guidance": _SPACING}
+
+
+def _json_inside(name: str) -> str:
+    return json.dumps(name)[1:-1]
+
+
+def _text(text: str, added_tokens: Mapping[str, int]) -> str:
+    """A text in the grammar: literals, and the ids of the added tokens in it."""
+    inside = sorted((token for token in added_tokens if token.strip() and token in text), key=len, reverse=True)
+    parts = re.split(f"({'|'.join(map(re.escape, inside))})", text) if inside else [text]
+    return " ".join(f"<[{added_tokens[part]}]>" if part in inside else json.dumps(part) for part in parts if part)

@@ -1,0 +1,52 @@
+"""ChatForms: how one model's answers to messages are read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from helix_jobs.engine.text.prompt_encoder import Thinking
+from helix_jobs.engine.text.reasoning_forms import reasoning_form, within_turn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from helix_jobs.engine.reasoning import ReasoningForm
+    from helix_jobs.engine.text.prompt_encoder import FoundTemplate
+
+
+@dataclass(frozen=True, slots=True)
+class ChatForms:
+    """The forms of thinking and of calls that a model writes; None for those it does not.
+
+    Attributes:
+        reasoning: How it marks thinking.
+        calls: The name of its form of calls, see ``call_forms``.
+        within_turn: Tokens that end a message inside a turn, and so no answer.
+    """
+
+    reasoning: ReasoningForm | None = None
+    calls: str | None = None
+    within_turn: frozenset[int] = frozenset()
+
+    def reasoning_after(self, thinking: Thinking) -> ReasoningForm | None:
+        """How an answer thinks whose prompt leaves the thinking so; None if it does not think."""
+        if self.reasoning is None or thinking is Thinking.CLOSED:
+            return None
+        return replace(self.reasoning, starts_open=thinking is Thinking.OPEN)
+
+
+def chat_forms(tokenizer: PreTrainedTokenizerBase, found: FoundTemplate | None) -> ChatForms:
+    """The forms of a model, from its tokenizer and from what its template does."""
+    if found is None:
+        return ChatForms()
+    calls = found.probe.tools.call_form
+    if found.markers is None:
+        return ChatForms(calls=calls)
+    vocabulary = tokenizer.get_vocab()
+    added = [str(token.content) for token in tokenizer.added_tokens_decoder.values()]
+    return ChatForms(
+        reasoning_form(found.markers, found.opening_ids, found.closing_ids, vocabulary, added),
+        calls,
+        frozenset(vocabulary[token] for token in within_turn(found.markers) if token in vocabulary),
+    )

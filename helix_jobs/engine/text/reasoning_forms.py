@@ -1,0 +1,161 @@
+"""The forms in which models mark their thinking, and the one that a model has, by its template and vocabulary.
+
+Sources: the chat templates and tokenizers of the models named below.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from helix_jobs.engine.reasoning import ReasoningForm
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+
+@dataclass(frozen=True, slots=True)
+class Markers:
+    """The texts of a form; see ``ReasoningForm``.
+
+    Attributes:
+        name: The form's name.
+        opening: Begins the thinking.
+        end: Ends it; the answer follows.
+        closing: Closes the thinking at any place; the end unless the form needs more.
+        inner: Texts between two thoughts.
+        within_turn: Tokens that end a message, but not the turn: thinking and answer are messages of their own.
+    """
+
+    name: str
+    opening: str
+    end: str
+    closing: str = ""
+    inner: tuple[str, ...] = ()
+    within_turn: tuple[str, ...] = ()
+
+    @property
+    def closed_by(self) -> str:
+        """The text that closes the thinking."""
+        return self.closing or self.end
+
+
+FORMS: Final = (
+    # gpt-oss (harmony): each message names its channel. An answer may be the only message.
+    Markers(
+        "harmony",
+        "<|channel|>analysis<|message|>",
+        "<|channel|>final<|message|>",
+        closing="<|end|><|start|>assistant<|channel|>final<|message|>",
+        inner=("<|end|>", "<|start|>assistant", "<|channel|>analysis<|message|>", "<|channel|>commentary<|message|>"),
+        within_turn=("<|end|>",),
+    ),
+    # Gemma 4.
+    Markers("channel", "<|channel>thought", "<channel|>"),
+    # Magistral and other models of Mistral.
+    Markers("mistral", "[THINK]", "[/THINK]"),
+    # Seed-OSS.
+    Markers("seed", "<seed:think>", "</seed:think>"),
+    # Qwen3, QwQ, DeepSeek-R1 and its distillates, SmolLM3, GLM, Nemotron and most others.
+    Markers("think", "<think>", "</think>"),
+)
+# White space as vocabularies spell it: byte-level ones and SentencePiece's.
+_BLANKS: Final = str.maketrans("ĠĊĉč▁", "     ")
+_BY_NAME: Final[Mapping[str, Markers]] = {form.name: form for form in FORMS}
+
+
+def find_markers(template: str, added_tokens: Iterable[str]) -> Markers | None:
+    """The markers that a model uses: those that its template writes, or else those that are tokens of its own.
+
+    Args:
+        template: The chat template's source.
+        added_tokens: Tokens that the tokenizer never splits.
+    """
+    tokens = frozenset(added_tokens)
+    for form in FORMS:
+        if form.end in template:
+            return form
+    for form in FORMS:
+        if all(_is_token_made(text, tokens) for text in (form.opening, form.end)):
+            return form
+    return None
+
+
+def within_turn(name: str) -> tuple[str, ...]:
+    """Tokens of the form called ``name`` that end a message and not the turn."""
+    return _BY_NAME[name].within_turn
+
+
+def reasoning_form(
+    name: str,
+    opening_ids: tuple[int, ...],
+    closing_ids: tuple[int, ...],
+    vocabulary: Mapping[str, int],
+    added_tokens: Iterable[str],
+) -> ReasoningForm:
+    """The form called ``name`` in the tokens of one model.
+
+    A marker that is an added token is told by that token alone: a model that spells it out writes about it. A marker of
+    ordinary tokens is told by its text, however the model splits it.
+
+    Args:
+        name: From ``find_markers``.
+        opening_ids: The opening's tokens.
+        closing_ids: The closing's tokens.
+        vocabulary: Token -> id, in the tokenizer's own spelling.
+        added_tokens: Tokens that the tokenizer never splits.
+    """
+    markers, added = _BY_NAME[name], frozenset(added_tokens)
+    pieces: dict[int, str] = {}
+    plain: list[str] = []
+    for text in (markers.opening, markers.end):
+        for part in _parts(text, added):
+            if part in added:
+                pieces[vocabulary[part]] = part
+            else:
+                plain.append(part)
+    for token, token_id in vocabulary.items():
+        if token_id in pieces:
+            continue
+        if not token.translate(_BLANKS).strip():
+            pieces[token_id] = " "
+        elif token not in added and any(_touches(token, part) for part in plain):
+            pieces[token_id] = token.translate(_BLANKS)
+    last = _parts(markers.end, added)[-1]
+    if last in added:
+        enders = {vocabulary[last]}
+    else:
+        enders = {token_id for token_id, piece in pieces.items() if last[-1] in piece}
+    return ReasoningForm(
+        name=name,
+        opening=markers.opening,
+        end=markers.end,
+        opening_ids=opening_ids,
+        closing_ids=closing_ids,
+        pieces=pieces,
+        enders=frozenset(enders),
+        is_spelt=last not in added,
+        inner=markers.inner,
+    )
+
+
+def _parts(text: str, added_tokens: frozenset[str]) -> list[str]:
+    """The text, split into added tokens and what stands between them."""
+    inside = sorted((token for token in added_tokens if token and token in text), key=len, reverse=True)
+    if not inside:
+        return [text]
+    return [part for part in re.split(f"({'|'.join(map(re.escape, inside))})", text) if part]
+
+
+def _is_token_made(text: str, tokens: frozenset[str]) -> bool:
+    return any(part in tokens for part in _parts(text, tokens))
+
+
+def _touches(token: str, marker: str) -> bool:
+    """Whether a token may hold some of the marker's characters, in their place."""
+    return (
+        token in marker
+        or marker in token
+        or any(token.endswith(marker[:count]) or token.startswith(marker[-count:]) for count in range(1, len(marker)))
+    )

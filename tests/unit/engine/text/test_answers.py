@@ -1,0 +1,265 @@
+"""An output in its parts: thinking, answer and calls, for markers in special tokens, in others and in ordinary ones."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from helix_jobs.engine.chat_options import ReasoningOptions, ToolUse
+from helix_jobs.engine.grammar.grammars import Grammars
+from helix_jobs.engine.grammar.vocabulary import TokenTable
+from helix_jobs.engine.request import EncodedRequest, FinishReason, Request
+from helix_jobs.engine.request_encoding import RequestEncoding
+from helix_jobs.engine.sampling_params import SamplingParams
+from helix_jobs.engine.schedule.block_table import BlockPool, BlockTable
+from helix_jobs.engine.schedule.sequence import Sequence
+from helix_jobs.engine.text.chat_forms import chat_forms
+from helix_jobs.engine.text.codec import TextCodec
+from helix_jobs.engine.text.final_text import apply_stop_strings, result_of
+from helix_jobs.engine.text.prompt_encoder import PromptEncoder, Thinking
+from helix_jobs.engine.text.stop_strings import StopStringWatch
+from helix_jobs.errors import InvalidRequestError
+from tests.unit.engine.text.bounded_prompts import SHORT
+from tests.unit.engine.text.chat_templates import (
+    BRACKETS,
+    CHANNELS,
+    MISTRAL_NEMO,
+    OPENED,
+    QWEN3,
+    THOUGHT_CHANNEL,
+)
+
+HARMONY = ("<|channel|>", "<|message|>", "<|start|>", "<|end|>", "<|return|>")
+QUESTION = [{"role": "user", "content": "Name a river"}]
+TOOLS = ToolUse(tools=({"type": "function", "function": {"name": "wait"}},))
+CALL = '<tool_call>\n{"name": "wait", "arguments": {"s": "é"}}\n</tool_call>'
+
+
+def byte_tokenizer(template, tokens=(), special=()):
+    """A token for each byte, and those that are given."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE({character: i for i, character in enumerate(alphabet)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    made = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", bos_token="<s>")
+    made.add_tokens(list(tokens))
+    made.add_special_tokens({"additional_special_tokens": list(special)})
+    made.chat_template = template
+    return made
+
+
+class Served:
+    """A model's text side: its tokenizer, its template, and what was found in them."""
+
+    def __init__(self, template, tokens=(), special=()):
+        self.tokenizer = byte_tokenizer(template, tokens, special)
+        self.prompts = PromptEncoder(self.tokenizer, SHORT)
+        self.found = self.prompts.probe()
+        self.forms = chat_forms(self.tokenizer, self.found)
+        ends = frozenset({self.tokenizer.eos_token_id})
+        self.grammars = Grammars(lambda: TokenTable.of(self.tokenizer, len(self.tokenizer), ends))
+        self.codec = TextCodec(self.tokenizer, len(self.tokenizer), self.prompts)
+
+    def encode(self, **fields) -> EncodedRequest:
+        asked = {"messages": tuple(QUESTION), "sampling_params": SamplingParams(max_tokens=9000), **fields}
+        encoding = RequestEncoding(
+            self.codec, 100_000, frozenset(), frozenset(), grammars=self.grammars, chat_forms=self.forms
+        )
+        return encoding.encode(Request(request_id="a", seed=1, **asked))
+
+    def ids(self, text):
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def answer(self, text, *, stop=(), reason=FinishReason.STOP, **fields):
+        """The result of an output with this text, written token by token."""
+        request = self.encode(**fields)
+        sequence = Sequence(request, BlockTable(BlockPool(2, 4)), frozenset(), 100_000)
+        watch = (
+            StopStringWatch(self.codec, stop, self.codec.context(request.prompt_token_ids), is_chat=True)
+            if stop
+            else None
+        )
+        for token_id in self.ids(text):
+            sequence.commit([token_id], 0.0)
+            if watch is not None and apply_stop_strings(sequence, watch, 1):
+                break
+            if sequence.finish_reason is not None:
+                break
+        if sequence.finish_reason is None:
+            sequence.finish(reason)
+        return result_of(sequence, self.codec, self.forms.calls)
+
+
+@pytest.fixture(scope="module")
+def served():
+    """Models by the form in which they think."""
+    made = {
+        "tokens": Served(QWEN3, ["<think>", "</think>", "<tool_call>", "</tool_call>"], ["<|im_start|>", "<|im_end|>"]),
+        "letters": Served(QWEN3, (), ["<|im_start|>", "<|im_end|>"]),
+        "opened": Served(OPENED, ["<think>", "</think>"]),
+        "special": Served(BRACKETS, (), ["[THINK]", "[/THINK]", "[INST]", "[/INST]"]),
+        "channels": Served(CHANNELS, (), HARMONY),
+        "thought channel": Served(THOUGHT_CHANNEL, (), ["<|channel>", "<channel|>", "<|turn>", "<turn|>"]),
+        "nemo": Served(MISTRAL_NEMO, (), ["[TOOL_CALLS]", "[INST]", "[/INST]"]),
+    }
+    yield made
+    for one in made.values():
+        one.codec.close()
+
+
+OUTPUTS = {
+    "tokens": "<think>\nhm é\n</think>\n\nElbe é",
+    "letters": "\n<think>\nhm é\n</think>\n\nElbe é",
+    "opened": "hm é\n</think>\n\nElbe é",
+    "special": "[THINK]hm é[/THINK]Elbe é",
+    "channels": "<|channel|>analysis<|message|>hm é<|end|><|start|>assistant<|channel|>final<|message|>Elbe é",
+    "thought channel": "<|channel>thought\nhm é\n<channel|>Elbe é",
+}
+
+
+def asked_to_think(kind):
+    return {"reasoning": ReasoningOptions(enabled=True)} if kind == "thought channel" else {}
+
+
+@pytest.mark.parametrize("kind", OUTPUTS)
+def test_thinking_stands_apart_from_the_answer(served, kind):
+    result = served[kind].answer(OUTPUTS[kind], **asked_to_think(kind))
+    assert (result.output_text, result.reasoning_text) == ("Elbe é", "hm é")
+    assert result.finish_reason is FinishReason.STOP
+    assert result.output_token_ids == tuple(served[kind].ids(OUTPUTS[kind]))
+    assert len("hm é".encode()) <= result.reasoning_tokens <= len("\nhm é\n".encode())
+
+
+@pytest.mark.parametrize("kind", OUTPUTS)
+def test_a_thinking_that_is_cut_leaves_no_answer(served, kind):
+    whole = OUTPUTS[kind]
+    result = served[kind].answer(whole[: whole.index("hm") + 4], reason=FinishReason.LENGTH, **asked_to_think(kind))
+    assert (result.output_text, result.reasoning_text) == ("", "hm é")
+    assert result.finish_reason is FinishReason.LENGTH
+
+
+@pytest.mark.parametrize("kind", sorted(OUTPUTS.keys() - {"opened"}))
+def test_an_answer_without_thinking_is_all_answer(served, kind):
+    result = served[kind].answer("Elbe </thin", **asked_to_think(kind))
+    assert (result.output_text, result.reasoning_text, result.reasoning_tokens) == ("Elbe </thin", None, 0)
+
+
+def test_a_channel_of_the_answer_alone_is_no_thinking(served):
+    result = served["channels"].answer("<|channel|>final<|message|>Elbe")
+    assert (result.output_text, result.reasoning_text, result.reasoning_tokens) == ("Elbe", None, 0)
+
+
+def test_several_thoughts_are_one_text(served):
+    second = "<|end|><|start|>assistant<|channel|>analysis<|message|>well"
+    whole = OUTPUTS["channels"].replace("hm é", f"hm{second}")
+    assert served["channels"].answer(whole).reasoning_text == "hm\nwell"
+
+
+def test_a_prompt_that_closes_the_thinking_leaves_it_all_to_the_answer(served):
+    result = served["tokens"].answer("</think> is a tag", reasoning=ReasoningOptions(enabled=False))
+    assert (result.output_text, result.reasoning_text, result.reasoning_tokens) == ("</think> is a tag", None, None)
+
+
+@pytest.mark.parametrize("kind", OUTPUTS)
+@pytest.mark.parametrize("stop", ["hm", "be", "b", "é", "Elbe"])
+def test_stop_strings_count_in_the_answer(served, kind, stop):
+    result = served[kind].answer(OUTPUTS[kind], stop=(stop,), **asked_to_think(kind))
+    answer = "Elbe é"
+    assert result.reasoning_text == "hm é"
+    assert result.output_text == (answer[: answer.index(stop)] if stop in answer else answer)
+
+
+def test_ends_of_messages_inside_a_turn_are_known(served):
+    channels = served["channels"]
+    assert channels.forms.within_turn == {channels.tokenizer.convert_tokens_to_ids("<|end|>")}
+    assert not served["tokens"].forms.within_turn
+
+
+@pytest.mark.parametrize("kind", ["tokens", "letters"])
+def test_calls_stand_apart_from_words_and_thinking(served, kind):
+    result = served[kind].answer(f"<think>\nhm\n</think>\n\nLook:\n{CALL}", tools=TOOLS)
+    assert (result.output_text, result.reasoning_text) == ("Look:", "hm")
+    assert result.finish_reason is FinishReason.TOOL_CALLS
+    (call,) = result.tool_calls
+    assert call["function"] == {"name": "wait", "arguments": '{"s": "é"}'}
+    assert call["type"] == "function"
+    again = served[kind].answer(f"<think>\nhm\n</think>\n\nLook:\n{CALL}", tools=TOOLS)
+    assert again.tool_calls == result.tool_calls, "ids are the same when a job is run again"
+
+
+def test_calls_in_special_tokens_are_read(served):
+    result = served["nemo"].answer('[TOOL_CALLS][{"name": "wait", "arguments": {}}, {"name": "wait"}]', tools=TOOLS)
+    assert result.output_text == ""
+    assert [call["function"]["arguments"] for call in result.tool_calls] == ["{}", "{}"]
+    assert len({call["id"] for call in result.tool_calls}) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "tools", "reason"),
+    [
+        (CALL, None, FinishReason.STOP),
+        (CALL[:-20], TOOLS, FinishReason.STOP),
+        (CALL[:-20], TOOLS, FinishReason.LENGTH),
+        (CALL.replace("wait", "run"), TOOLS, FinishReason.STOP),
+    ],
+)
+def test_what_is_no_whole_call_stays_text_and_ends_as_it_did(served, text, tools, reason):
+    result = served["tokens"].answer(text, tools=tools, reason=reason)
+    assert (result.output_text, result.tool_calls, result.finish_reason) == (text, None, reason)
+
+
+def test_a_whole_call_in_an_answer_that_was_cut_is_kept(served):
+    result = served["tokens"].answer(f"{CALL}\n", tools=TOOLS, reason=FinishReason.LENGTH)
+    assert len(result.tool_calls) == 1
+    assert result.finish_reason is FinishReason.LENGTH
+
+
+def test_without_parallel_calling_the_first_call_counts(served):
+    one = dataclasses.replace(TOOLS, is_parallel=False)
+    assert len(served["tokens"].answer(f"{CALL}\n{CALL}", tools=TOOLS).tool_calls) == 2
+    assert len(served["tokens"].answer(f"{CALL}\n{CALL}", tools=one).tool_calls) == 1
+
+
+def test_a_call_that_is_demanded_becomes_a_constraint(served):
+    forced = served["tokens"].encode(tools=dataclasses.replace(TOOLS, is_required=True))
+    assert forced.grammar is not None
+    assert forced.grammar.accepts(CALL)
+    assert not forced.grammar.accepts("Look:")
+    assert served["tokens"].encode(tools=TOOLS).grammar is None
+
+
+def test_an_answer_that_goes_on_with_a_message_goes_on_with_its_text(served):
+    continued = {"messages": (*QUESTION, {"role": "assistant", "content": "The river"}), "continue_final_message": True}
+    result = served["tokens"].answer(" Elbe", **continued)
+    assert result.output_text == " Elbe"
+    assert served["tokens"].encode(**continued).reasoning is None
+    assert (
+        served["tokens"].codec.decode_all(served["tokens"].encode(**continued).prompt_token_ids).endswith("The river")
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "said"),
+    [
+        ("nemo", {"reasoning": ReasoningOptions(max_tokens=3)}, "max_reasoning_tokens: .*marks no thinking"),
+        ("opened", {"reasoning": ReasoningOptions(effort="low")}, "reasoning_effort: .*no effect"),
+        ("opened", {"tools": TOOLS}, "tools: .*does not show them"),
+    ],
+)
+def test_what_the_model_cannot_do_is_an_invalid_request(served, kind, fields, said):
+    with pytest.raises(InvalidRequestError, match=said):
+        served[kind].encode(**fields)
+
+
+def test_a_budget_reaches_the_request_with_the_form_of_its_prompt(served):
+    asked = served["opened"].encode(reasoning=ReasoningOptions(max_tokens=3))
+    assert (asked.max_reasoning_tokens, asked.reasoning.starts_open) == (3, True)
+    assert (
+        served["opened"]
+        .codec.encode(Request(request_id="a", seed=1, messages=tuple(QUESTION), sampling_params=SamplingParams()))
+        .thinking
+        is Thinking.OPEN
+    )

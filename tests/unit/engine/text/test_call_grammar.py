@@ -1,0 +1,127 @@
+"""The grammar of an enforced call lets through what the template writes of valid calls, and nothing else."""
+
+from __future__ import annotations
+
+import json
+
+import llguidance
+import llguidance.hf
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from helix_jobs.engine.chat_options import ToolUse
+from helix_jobs.engine.text.call_forms import read_calls
+from helix_jobs.engine.text.call_grammar import call_constraint
+from helix_jobs.errors import InvalidRequestError
+
+LOOK_UP = {
+    "type": "object",
+    "properties": {"q": {"$ref": "#/$defs/text"}, "n": {"type": "integer"}},
+    "required": ["q"],
+    "additionalProperties": False,
+    "$defs": {"text": {"type": "string"}},
+}
+TOOLS = (
+    {"type": "function", "function": {"name": "look_up", "parameters": LOOK_UP}},
+    {"type": "function", "function": {"name": "wait"}},
+)
+MARKS = ("<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(models.BPE({character: i for i, character in enumerate(alphabet)}, []))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    made = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
+    made.add_tokens(list(MARKS[:2]))
+    made.add_special_tokens({"additional_special_tokens": list(MARKS[2:])})
+    return made
+
+
+def passes(tokenizer, constraint, text):
+    """Whether the text is all that the grammar wants, and nothing more."""
+    assert constraint.kind == "grammar"
+    matcher = llguidance.LLMatcher(llguidance.hf.from_tokenizer(tokenizer, n_vocab=len(tokenizer)), constraint.value)
+    assert not matcher.get_error()
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    return bool(matcher.validate_tokens(ids) == len(ids) and matcher.consume_tokens(ids) and matcher.is_accepting())
+
+
+def added(tokenizer):
+    return {str(token.content): number for number, token in tokenizer.added_tokens_decoder.items()}
+
+
+def spelt(arguments):
+    return json.dumps(arguments, ensure_ascii=False)
+
+
+def hermes(name, arguments):
+    return f'<tool_call>\n{{"name": "{name}", "arguments": {spelt(arguments)}}}\n</tool_call>'
+
+
+def bare(name, arguments):
+    return f'{{"name": "{name}", "parameters": {spelt(arguments)}}}'
+
+
+def nemo(name, arguments):
+    return f'[TOOL_CALLS][{{"name": "{name}", "arguments": {spelt(arguments)}}}]'
+
+
+def named(name, arguments):
+    return f"[TOOL_CALLS]{name}[ARGS]{spelt(arguments)}"
+
+
+FORMS = {"hermes": hermes, "llama": bare, "mistral_list": nemo, "mistral": named}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_required_call_is_one_of_the_functions_with_valid_arguments(tokenizer, form):
+    write = FORMS[form]
+    constraint = call_constraint(ToolUse(tools=TOOLS, is_required=True), form, added(tokenizer))
+    for name, arguments in (
+        ("look_up", {"q": 'a "é"'}),
+        ("look_up", {"q": "", "n": 3}),
+        ("wait", {}),
+        ("wait", {"a": 1}),
+    ):
+        text = write(name, arguments)
+        assert passes(tokenizer, constraint, text), text
+        ((call,),) = [read_calls(text, form, {"look_up": LOOK_UP, "wait": {}})[1]]
+        assert json.loads(call.arguments) == arguments
+    for text in (
+        "Sure.", "", write("look_up", {}), write("look_up", {"q": 1}), write("look_up", {"q": "", "z": 1}),
+        write("go", {}), write("wait", {}) + " and", write("wait", {})[:-1],
+    ):  # fmt: skip
+        assert not passes(tokenizer, constraint, text), text
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_named_function_is_called_once(tokenizer, form):
+    write = FORMS[form]
+    constraint = call_constraint(ToolUse(tools=TOOLS, only="wait"), form, added(tokenizer))
+    assert passes(tokenizer, constraint, write("wait", {}))
+    assert not passes(tokenizer, constraint, write("look_up", {"q": "a"}))
+    assert not passes(tokenizer, constraint, write("wait", {}) + "\n" + write("wait", {}))
+
+
+def test_several_calls_are_for_parallel_calling_alone(tokenizer):
+    several = {
+        "hermes": hermes("wait", {}) + "\n" + hermes("look_up", {"q": "a"}),
+        "mistral": named("wait", {}) + named("wait", {}),
+        "mistral_list": '[TOOL_CALLS][{"name": "wait", "arguments": {}}, {"name": "wait", "arguments": {}}]',
+    }
+    for form, text in several.items():
+        many = ToolUse(tools=TOOLS, is_required=True)
+        one = ToolUse(tools=TOOLS, is_required=True, is_parallel=False)
+        assert passes(tokenizer, call_constraint(many, form, added(tokenizer)), text)
+        assert not passes(tokenizer, call_constraint(one, form, added(tokenizer)), text)
+    bare_twice = bare("wait", {}) + "; " + bare("wait", {})
+    assert not passes(tokenizer, call_constraint(ToolUse(tools=TOOLS, is_required=True), "llama", {}), bare_twice)
+
+
+def test_a_form_that_is_no_json_cannot_be_enforced():
+    with pytest.raises(InvalidRequestError, match=r"tool_choice: .* cannot be enforced"):
+        call_constraint(ToolUse(tools=TOOLS, is_required=True), "xml", {})
