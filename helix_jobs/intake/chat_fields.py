@@ -76,8 +76,10 @@ def refuse_beside_prompt(values: Mapping[str, Any], prefix: str = "") -> None:
     """
     if values.keys().isdisjoint(CHAT_FIELDS):
         return
+    # Beside choices these are refused whatever the question is.
+    told = ("tools", "max_reasoning_tokens") if values.get("choices") is not None else ()
     for name, nothing in CHAT_FIELDS.items():
-        value = values.get(name)
+        value = None if name in told else values.get(name)
         if value is not None and not any(value == other and type(value) is type(other) for other in nothing):
             remedy = "remove it, or give messages: a prompt goes through no chat template"
             raise InvalidFieldError(f"{prefix}{name}", "stands beside prompt", remedy)

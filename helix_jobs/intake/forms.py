@@ -192,7 +192,6 @@ def _request(
     if (truncation := faults.of(read_truncation, values, prefix)) is not None:
         request["truncate_prompt"] = truncation.to_dict()
     if choices is not None:
-        faults.of(_refuse_beside_choices, request, prefix)
         request |= choices.to_dict()
     faults.of(_check_echo, request, prefix)
     model = values.get("model")
@@ -201,15 +200,6 @@ def _request(
             faults.add(InvalidFieldError(f"{prefix}model", f"is {kind(model)}", "give a string or remove it"))
         request["model"] = model
     return request
-
-
-def _refuse_beside_choices(request: Mapping[str, Any], prefix: str) -> None:
-    """Refuse what says how an answer is made, where options are scored instead."""
-    field = "tools" if "tools" in request else None
-    if "max_tokens" in request.get("reasoning", {}):
-        field = "max_reasoning_tokens"
-    if field is not None:
-        raise InvalidFieldError(f"{prefix}{field}", "stands beside choices, which are scored", "remove one of them")
 
 
 def _check_echo(request: Mapping[str, Any], prefix: str) -> None:
