@@ -109,15 +109,6 @@ class Engine:
             )
         self._pool = BlockPool(cache.num_blocks, cache.block_size)
         self._masks = MaskWorker()
-        self._new_sequences = NewSequences(
-            self._codec,
-            self._encoding,
-            self._pool,
-            max_model_len=context,
-            vocab_size=vocab_size,
-            masks=self._masks,
-            drafts_any=self._speculator.drafts_any,
-        )
         self._scheduler = Scheduler(config, self._pool, scored_rows(vocab_size, config))
         self._step = SpeculativeStep(target, self._speculator, vocab_size, self._masks)
         self.emitted: tuple[Emission, ...] = ()
@@ -144,6 +135,15 @@ class Engine:
             num_blocks=cache.num_blocks,
             block_size=cache.block_size,
             kv_cache_bytes=target.cache.num_bytes + (0 if draft is None else draft.cache.num_bytes),
+        )
+        self._new_sequences = NewSequences(
+            self._codec,
+            self._encoding,
+            self._pool,
+            self._info,
+            vocab_size=vocab_size,
+            masks=self._masks,
+            drafts_any=self._speculator.drafts_any,
         )
 
     @property

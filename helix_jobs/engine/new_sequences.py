@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from collections.abc import Sequence as SequenceOf
 
+    from helix_jobs.engine.protocol import EngineInfo
     from helix_jobs.engine.request import EncodedRequest
     from helix_jobs.engine.request_encoding import RequestEncoding
     from helix_jobs.engine.sampling.mask_worker import MaskWorker
@@ -30,7 +31,7 @@ class NewSequences:
         codec: Decodes outputs.
         encoding: Knows a request's stop tokens.
         pool: Where the sequences' blocks come from.
-        max_model_len: Prompt plus output tokens at most.
+        info: The engine, for its limit on prompt plus output tokens.
         vocab_size: The logits have this many columns.
         masks: Computes the masks of grammars.
         drafts_any: Whether drafters may draft for any sequence; otherwise only for those with a grammar.
@@ -41,8 +42,8 @@ class NewSequences:
         codec: TextCodec,
         encoding: RequestEncoding,
         pool: BlockPool,
+        info: EngineInfo,
         *,
-        max_model_len: int,
         vocab_size: int,
         masks: MaskWorker,
         drafts_any: bool,
@@ -50,7 +51,7 @@ class NewSequences:
         self._codec = codec
         self._encoding = encoding
         self._pool = pool
-        self._max_model_len = max_model_len
+        self._info = info
         self._vocab_size = vocab_size
         self._masks = masks
         self._drafts_any = drafts_any
@@ -89,12 +90,12 @@ class NewSequences:
             request,
             BlockTable(self._pool),
             stop_ids,
-            self._max_model_len,
+            self._info.max_model_len,
             processors,
             grammar=grammar,
             may_draft=self._drafts_any or grammar is not None,
         )
-        if len(sequence) >= self._max_model_len:
+        if len(sequence) >= self._info.max_model_len:
             # ``encode`` refuses such a prompt; another engine with a longer context may have encoded it.
             sequence.fail(self._encoding.too_long(request.prompt_token_ids))
         elif len(sequence) >= sequence.table.pool_capacity:

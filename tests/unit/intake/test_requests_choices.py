@@ -79,6 +79,12 @@ def test_best_of_may_only_agree(best_of):
     assert fault(line) == ("best_of", "differs from n")
 
 
+def test_answers_without_new_tokens_are_refused_too():
+    line = {"prompt": "a", "temperature": 1, "n": 2, "echo": True, "logprobs": 0, "max_tokens": 0}
+    assert fault(line) == ("n", "asks for 2 answers, which are all the same without new tokens")
+    assert fault({"prompt": "a", "choices": ["x", "y"], "n": 2})[0] == "n"
+
+
 def test_two_names_that_differ_are_refused():
     line = {"prompt": "a", "temperature": 1, "n": 3, "num_return_sequences": 2}
     assert fault(line) == ("n", "differs from num_return_sequences")

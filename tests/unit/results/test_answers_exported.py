@@ -45,11 +45,11 @@ def body_of(engine: Engine, line: dict[str, Any]) -> dict[str, Any]:
     (result,) = engine.generate([to_engine_request(1, job.request)])
     decision = decide(Generated(result, Run(EngineCounters(), 0.0)), info=engine.info, waited_seconds=0.0)
     assert isinstance(decision, Succeed), decision
-    (row,) = decision.answers
     blank = dict.fromkeys((field.name for field in fields(JobResult)), None)
-    stored = {**blank, **asdict(row), "job_id": 1, "batch_id": "b", "line": 1, "state": JobState.SUCCEEDED}
-    made = JobResult(**{**stored, "request": job.request, "queued_at": NOW, "finished_at": NOW, "tries": 0})
-    return json.loads(json.dumps(openai_line([made]), allow_nan=False))["response"]["body"]
+    own = {"job_id": 1, "batch_id": "b", "line": 1, "state": JobState.SUCCEEDED, "request": job.request, "tries": 0}
+    stored = {**blank, **own, "queued_at": NOW, "finished_at": NOW}
+    made = [JobResult(**{**stored, **asdict(row)}) for row in decision.answers]
+    return json.loads(json.dumps(openai_line(made), allow_nan=False))["response"]["body"]
 
 
 def ids_of(text: str) -> list[int]:
@@ -116,3 +116,23 @@ def test_choices_are_answered_by_the_best(engine: Engine) -> None:
     assert {one: score["mean"] for one, score in choice["scores"].items()} == pytest.approx(means, abs=1e-4)
     assert (choice["text"], choice["finish_reason"]) == (max(options, key=lambda one: means[one]), "stop")
     assert body["usage"]["prompt_tokens"] == 10
+
+
+def test_the_clients_types_parse_several_choices(engine: Engine) -> None:
+    asked = {"max_tokens": 6, "temperature": 1.0, "ignore_eos": True, "seed": 7, "n": 3}
+    chat = {"messages": [{"role": "user", "content": "hi"}], **asked, "logprobs": True, "top_logprobs": 2}
+    parsed = ChatCompletion.model_validate(body_of(engine, chat), strict=True)
+    assert [choice.index for choice in parsed.choices] == [0, 1, 2]
+    assert len({choice.message.content for choice in parsed.choices}) == 3
+    assert all(len(choice.logprobs.content) == 6 for choice in parsed.choices)
+    assert (parsed.usage.prompt_tokens, parsed.usage.completion_tokens) == (len("u.hi!a."), 18)
+
+
+def test_each_choice_echoes_the_prompt_that_was_scored_once(engine: Engine) -> None:
+    asked = {"max_tokens": 6, "temperature": 1.0, "ignore_eos": True, "n": 3, "echo": True, "logprobs": 1}
+    choices = body_of(engine, {"url": "/v1/completions", "body": {"prompt": "the sky", **asked}})["choices"]
+    assert len(choices) == 3
+    for choice in choices:
+        assert choice["text"].startswith("the sky")
+        assert choice["logprobs"]["token_logprobs"][1:7] == pytest.approx(logprobs_of("the sky"), abs=1e-4)
+        assert len(choice["logprobs"]["tokens"]) == 13
