@@ -48,13 +48,14 @@ def read_prompts(path: Path, max_tokens: int) -> list[Request]:
 
 
 def _not_done(request: Request) -> str | None:
-    """The field that asks for more than new tokens behind a whole prompt; None without one."""
+    """The field that asks for more than one answer behind a whole prompt; None without one."""
     params = request.sampling_params
     asked = {
         "bad_words": bool(params.bad_words),
         "truncate_prompt": request.truncate_prompt is not None,
         "choices": request.score_choices is not None,
         "max_tokens": params.max_tokens == 0,
+        "n": params.n > 1,
     }
     return next((field for field, is_asked in asked.items() if is_asked), None)
 

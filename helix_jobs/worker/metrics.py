@@ -96,7 +96,7 @@ _WORKER: Final = (
         ("worker", "version", "target_model", "draft_model", "device", "dtype"),
     ),
     Metric("helix_worker_slots", Kind.GAUGE, "Batch slots."),
-    Metric("helix_worker_slots_used", Kind.GAUGE, "Batch slots with a request."),
+    Metric("helix_worker_slots_used", Kind.GAUGE, "Batch slots that requests use, one for each choice they ask for."),
     Metric("helix_worker_jobs_ended_total", Kind.COUNTER, "Jobs this worker brought to an end.", ("outcome",)),
     Metric("helix_worker_refused_answers_total", Kind.COUNTER, "Answers that the jobs' own acceptance rules refused."),
     Metric("helix_worker_messages_total", Kind.COUNTER, "Messages delivered that name a job, repeated ones included."),

@@ -157,6 +157,7 @@ def test_a_sample_of_a_file_is_that_of_its_lines(tmp_path):
         ([{"prompt": "a", "truncate_prompt_tokens": 5}], "line 1: truncate_prompt: is nothing that a benchmark does"),
         ([{"prompt": "a", "choices": ["x"]}], "line 1: choices: is nothing that a benchmark does; remove it"),
         ([{"prompt": "a", "max_tokens": 0, "echo": True, "logprobs": 1}], "line 1: max_tokens: is nothing that"),
+        ([{"prompt": "a", "n": 2, "temperature": 1}], "line 1: n: is nothing that a benchmark does; remove it"),
         ([], "holds no prompt"),
         ([""], "holds no prompt"),
     ],
