@@ -116,8 +116,9 @@ class HelixClient:
 
         Raises:
             InvalidInputError: There are bad lines; the error carries the first 10,000.
-            InputError: There is no such file, or it holds no lines, or more than HELIX_MAX_JOBS_PER_BATCH; or the bad
-                lines cannot be written; or the rule or ``response_format`` is wrong.
+            InputError: There is no such file, or it holds no lines, or asks for more answers than
+                HELIX_MAX_JOBS_PER_BATCH; or the bad lines cannot be written; or the rule or ``response_format`` is
+                wrong.
             IdempotencyConflictError: The key names a batch with different content.
             BrokerUnreachableError: HELIX_REDIS_URL is set but does not answer; nothing was stored.
             DatabaseUnreachableError: The database does not answer. A Postgres that answered before is retried for a
