@@ -230,9 +230,7 @@ def _add_constraint(
         reason = "stands beside a form of the answer, which no call has" if name == "tools" else "stands beside tools"
         faults.add(InvalidFieldError(f"{prefix}{name}", reason, "give one of the two"))
         return
-    if is_scored:
-        name = next(name for name in values if name in CONSTRAINT_FIELDS and values[name] is not None)
-        faults.add(InvalidFieldError(f"{prefix}{name}", "stands beside choices, which make no text", "remove it"))
+    if is_scored:  # ``choice_fields`` has refused it
         return
     request["constraint"] = constraint
     if not faults and request["sampling"].get("ignore_eos"):
