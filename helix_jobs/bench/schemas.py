@@ -172,7 +172,13 @@ class SchemaBench:
                 found.valid_refused.append(f"{name} {number}")
 
     def _follow(self, matcher: Any, text: str) -> bool:  # noqa: ANN401  (the engine's matcher)
-        """Go along a text token by token, as the engine does; False if a token is masked out."""
+        """Go along a text token by token, as the engine does; False if a token is masked out, or a limit reached."""
+        try:
+            return self._walk(matcher, text)
+        except GrammarError:
+            return False
+
+    def _walk(self, matcher: Any, text: str) -> bool:  # noqa: ANN401  (as above)
         for token_id in self._tokenizer.tokenize_str(text):
             start = time.perf_counter()
             matcher.fill_mask(self._mask)
