@@ -115,6 +115,7 @@ def _row(answer: GenerationResult, info: EngineInfo, waited_seconds: float) -> R
         draft_model=info.draft_model,
         device=info.device,
         dtype=info.dtype,
+        is_valid=answer.is_valid,
         dropped_prompt_tokens=answer.dropped_prompt_tokens,
         cumulative_logprob=answer.cumulative_logprob,
         logprobs=None if answer.logprobs is None else answer.logprobs.to_bytes(),

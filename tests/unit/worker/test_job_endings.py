@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from array import array
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ from helix_jobs.engine.fake_engine import FakeEngine
 from helix_jobs.engine.protocol import EngineCounters
 from helix_jobs.engine.request import FinishReason, GenerationResult
 from helix_jobs.errors import EngineError, PromptTooLongError
+from helix_jobs.storage.records import ResultRow
+from helix_jobs.token_logprobs import TokenLogprobs, TokenText
 from helix_jobs.worker.engine_thread import Generated, RequestFailed, Run
 from helix_jobs.worker.job_endings import Fail, Succeed, Unfinished, Withdrawn, decide
 
@@ -70,6 +73,27 @@ def test_a_result_row_has_the_parts_of_the_answer() -> None:
     (row,) = decision.answers
     assert (row.finish_reason, row.reasoning_text, row.reasoning_tokens) == ("tool_calls", "hm", 2)
     assert row.tool_calls == calls
+
+
+def test_a_result_row_has_every_part_of_the_answer_that_the_table_has() -> None:
+    """A part that the engine gives and the table has a column for must not be lost between them."""
+    found = TokenLogprobs(0, array("i", [5]), array("f", [-0.5]), {5: TokenText(b"a")})
+    parts: dict[str, Any] = {
+        "is_valid": True,
+        "dropped_prompt_tokens": 7,
+        "reasoning_text": "hm",
+        "reasoning_tokens": 2,
+        "tool_calls": ({"id": "call_1"},),
+        "scores": {"yes": {"sum": -1.0}},
+        "logprobs": found,
+        "prompt_logprobs": found,
+    }
+    optional = {field.name for field in fields(GenerationResult) if field.default is None}
+    assert parts.keys() == optional & {field.name for field in fields(ResultRow)}
+    decision = decide(Generated(replace(RESULT, **parts), RUN), info=FakeEngine().info, waited_seconds=0.0)
+    assert isinstance(decision, Succeed)
+    stored = {name: part.to_bytes() if part is found else part for name, part in parts.items()}
+    assert {name: getattr(decision.answers[0], name) for name in parts} == stored
 
 
 def test_the_prompt_counts_once_among_several_choices() -> None:
