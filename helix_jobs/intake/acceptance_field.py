@@ -31,6 +31,10 @@ class AcceptanceReader:
         if default is not None and default.schema is not True:
             check_compiles(default, None)
 
+    def concerns(self, values: Mapping[str, Any]) -> bool:
+        """Whether there may be a rule for a line."""
+        return self._default is not None or "accept" in values
+
     def read(self, values: Mapping[str, Any]) -> AcceptanceRule | None:
         """The rule of a line; None without one, or where the line says false.
 

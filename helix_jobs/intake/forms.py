@@ -46,6 +46,8 @@ ENDPOINTS: Final = (CHAT_ENDPOINT, COMPLETION_ENDPOINT)
 MAX_CUSTOM_ID_CHARS: Final = 512
 MAX_METADATA_DEPTH: Final = 32
 _MISSING: Final = "is missing"
+# Most lines have none of these, and one look tells.
+_RARE_FIELDS: Final = frozenset({"choices", "score_by", "truncate_prompt", "truncate_prompt_tokens"})
 _NO_RULE: Final = AcceptanceReader()
 # Also accepts a whole address, Azure's path without a version or with its deployment, and a slash at the end.
 _CHAT_URL: Final = re.compile(r"(?:https?://[^/?#\s]+)?(?:/[\w.-]+)*/chat/completions/?(?:\?[^\s#]*)?")
@@ -92,7 +94,7 @@ def parse_job(
         request = read(own, sampling, constraint, faults)
         custom_id = faults.of(_custom_id, own) if "custom_id" in own else None
         priority = faults.of(_priority, own) if "priority" in own else 0
-        rule = faults.of(_rule, own, request, acceptance)
+        rule = faults.of(_rule, own, request, acceptance) if acceptance.concerns(own) else None
         faults.settle()
         limits.check_request(request, "body." if is_openai else "")
         if rule is not None:
@@ -184,16 +186,12 @@ def _request(
         # Do not report a misspelt prompt or messages field as missing, too.
         if not (misspelt and error.reason == _MISSING):
             faults.add(error)
-    choices = faults.of(read_choices, values, prefix)
-    if values.get("choices") is None:
-        request["sampling"] = faults.of(sampling.read, values, prefix)
-    else:
-        request["sampling"] = faults.of(read_sampling_beside_choices, values, prefix)
-    if (truncation := faults.of(read_truncation, values, prefix)) is not None:
-        request["truncate_prompt"] = truncation.to_dict()
-    if choices is not None:
-        request |= choices.to_dict()
-    faults.of(_check_echo, request, prefix)
+    reader = sampling.read if values.get("choices") is None else read_sampling_beside_choices
+    request["sampling"] = faults.of(reader, values, prefix)
+    if not values.keys().isdisjoint(_RARE_FIELDS):
+        _add_rare(request, values, faults, prefix)
+    if request["sampling"] and "echo" in request["sampling"]:
+        faults.of(_check_echo, request, prefix)
     model = values.get("model")
     if model is not None:
         if not isinstance(model, str):
@@ -202,13 +200,19 @@ def _request(
     return request
 
 
+def _add_rare(request: dict[str, Any], values: Mapping[str, Any], faults: Faults, prefix: str) -> None:
+    """Add what a line says of options to score and of a prompt that is too long. Faults are collected."""
+    if (choices := faults.of(read_choices, values, prefix)) is not None:
+        request |= choices.to_dict()
+    if (truncation := faults.of(read_truncation, values, prefix)) is not None:
+        request["truncate_prompt"] = truncation.to_dict()
+
+
 def _check_echo(request: Mapping[str, Any], prefix: str) -> None:
-    sampling = request["sampling"] or {}
-    if not sampling.get("echo"):
-        return
+    """Refuse an echo of a prompt that has no text of its own. ``echo`` is among the sampling fields."""
     if "messages" in request:
         raise InvalidFieldError(f"{prefix}echo", "stands beside messages", "remove it: a chat's answer stands alone")
-    if "prompt_token_ids" in request and "logprobs" not in sampling:
+    if "prompt_token_ids" in request and "logprobs" not in request["sampling"]:
         remedy = "give logprobs as well, or a text as the prompt"
         raise InvalidFieldError(f"{prefix}echo", "stands beside token ids, which have no text of their own", remedy)
 
@@ -221,6 +225,8 @@ def _add_constraint(
     prefix: str = "",
 ) -> None:
     """Add the form of the answer to the request, if the line gives one or the default does. Faults are collected."""
+    if default is None and values.keys().isdisjoint(CONSTRAINT_FIELDS):
+        return
     is_scored = "score_choices" in request
     constraint = faults.of(read_constraint, values, prefix, None if is_scored else default)
     if constraint is None:

@@ -94,10 +94,11 @@ class Limits:
 def _chars_beside(request: Mapping[str, Any]) -> int:
     """Characters of tools, calls and thinking, which stand in the prompt as well; most requests have none."""
     beside = [
-        message[name]
+        value
         for message in request.get("messages", ())
-        for name in ("tool_calls", "reasoning_content")
-        if name in message
+        if len(message) > 2  # noqa: PLR2004  (role and content)
+        for name, value in message.items()
+        if name in ("tool_calls", "reasoning_content")
     ]
     if "tools" in request:
         beside.append(request["tools"])

@@ -27,6 +27,8 @@ _NUMBERS: Final = _WHOLE | {
     "repetition_penalty",
 }
 # Fields for which -1 means as many as possible -> that number.
+# Most lines have none of these, and one look tells.
+_SPELT_OTHERWISE: Final = LOGPROB_FIELDS | SYNONYMS.keys()
 _UNLIMITED: Final = {"max_tokens": MAX_NEW_TOKENS, "top_k": 0}
 
 
@@ -62,6 +64,13 @@ class SamplingReader:
 
     def _read(self, values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
         given = {name: value for name, value in values.items() if name in SAMPLING_FIELDS and value is not None}
+        if values.keys().isdisjoint(_SPELT_OTHERWISE):
+            if not given:
+                return dict(self._stored_defaults)
+            try:
+                return self._checked(given)
+            except InvalidFieldError:  # found again below, by its own name
+                pass
         names: dict[str, str] = {}
         if not values.keys().isdisjoint(SYNONYMS.keys()):
             names = {name: other for other, name in SYNONYMS.items() if values.get(other) is not None}

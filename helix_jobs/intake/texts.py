@@ -16,9 +16,9 @@ _ROLES: Final = ("system", "developer", "user", "assistant", "tool")
 _MESSAGE_FIELDS: Final = frozenset({"role", "content", "name"})
 # Further fields of a role's messages. The thinking of an earlier answer has two names.
 _THOUGHTS: Final = ("reasoning_content", "reasoning")
-_ROLE_FIELDS: Final[Mapping[str, frozenset[str]]] = {
-    "assistant": frozenset({"tool_calls", *_THOUGHTS}),
-    "tool": frozenset({"tool_call_id"}),
+_FIELDS_BY_ROLE: Final[Mapping[str, frozenset[str]]] = {
+    "assistant": _MESSAGE_FIELDS | {"tool_calls", *_THOUGHTS},
+    "tool": _MESSAGE_FIELDS | {"tool_call_id"},
 }
 # OpenAI's two APIs have two names for the same part; the third is an answer of the second API, sent back.
 _TEXT_PARTS: Final = frozenset({"text", "input_text", "output_text"})
@@ -93,7 +93,8 @@ def check_messages(messages: object, prefix: str = "") -> list[dict[str, Any]]:
     faults.settle()
     if not any(message["content"].strip() for message in plain):
         raise InvalidFieldError(field, "is empty", "give at least one message with a text")
-    _check_answered(plain, field)
+    if len(plain) > 1 or plain[0]["role"] == "tool":
+        _check_answered(plain, field)
     return plain
 
 
@@ -113,7 +114,7 @@ def _message(message: object, field: str) -> dict[str, Any]:
             field, f"is {kind(message)}", 'give an object such as {"role": "user", "content": "..."}'
         )
     role, name = message.get("role"), message.get("name")
-    known = _MESSAGE_FIELDS | (_ROLE_FIELDS.get(role, frozenset()) if isinstance(role, str) else frozenset())
+    known = _FIELDS_BY_ROLE.get(role, _MESSAGE_FIELDS) if isinstance(role, str) else _MESSAGE_FIELDS
     for given, value in message.items():
         # Messages copied from an OpenAI answer carry empty fields such as refusal: null and annotations: [].
         if given not in known and value not in (None, [], {}):
