@@ -48,7 +48,7 @@ def read_prompts(path: Path, max_tokens: int) -> list[Request]:
 
 
 def _not_done(request: Request) -> str | None:
-    """The field that asks for more than one answer behind a whole prompt; None without one."""
+    """The field that asks for more than one free answer behind a whole prompt; None without one."""
     params = request.sampling_params
     asked = {
         "bad_words": bool(params.bad_words),
@@ -56,6 +56,9 @@ def _not_done(request: Request) -> str | None:
         "choices": request.score_choices is not None,
         "max_tokens": params.max_tokens == 0,
         "n": params.n > 1,
+        "response_format": request.constraint is not None,
+        "tools": request.tools is not None,
+        "max_reasoning_tokens": request.reasoning is not None and request.reasoning.max_tokens is not None,
     }
     return next((field for field, is_asked in asked.items() if is_asked), None)
 

@@ -15,6 +15,7 @@ from helix_jobs.engine.text.codec import TextCodec
 from helix_jobs.errors import ConfigurationError, InputError, InvalidInputError, InvalidRequestError
 from tests.unit.engine.tiny_models import VOCAB_SIZE, tokenizer
 
+TOOL = {"type": "function", "function": {"name": "wait"}}
 ENCODE = TextCodec(tokenizer(), VOCAB_SIZE).encode
 
 
@@ -157,6 +158,12 @@ def test_a_sample_of_a_file_is_that_of_its_lines(tmp_path):
         ([{"prompt": "a", "truncate_prompt_tokens": 5}], "line 1: truncate_prompt: is nothing that a benchmark does"),
         ([{"prompt": "a", "choices": ["x"]}], "line 1: choices: is nothing that a benchmark does; remove it"),
         ([{"prompt": "a", "max_tokens": 0, "echo": True, "logprobs": 1}], "line 1: max_tokens: is nothing that"),
+        ([{"prompt": "a", "guided_regex": "a+"}], "line 1: response_format: is nothing that a benchmark does"),
+        ([{"messages": [{"role": "user", "content": "a"}], "tools": [TOOL]}], "line 1: tools: is nothing that a bench"),
+        (
+            [{"messages": [{"role": "user", "content": "a"}], "max_reasoning_tokens": 5}],
+            "line 1: max_reasoning_tokens: is nothing that a benchmark does",
+        ),
         ([{"prompt": "a", "n": 2, "temperature": 1}], "line 1: n: is nothing that a benchmark does; remove it"),
         ([], "holds no prompt"),
         ([""], "holds no prompt"),
