@@ -16,13 +16,17 @@ from helix_jobs.errors import ConfigurationError, InputError, InvalidInputError,
 from tests.unit.engine.tiny_models import VOCAB_SIZE, tokenizer
 
 TOOL = {"type": "function", "function": {"name": "wait"}}
-ENCODE = TextCodec(tokenizer(), VOCAB_SIZE).encode
+CODEC = TextCodec(tokenizer(), VOCAB_SIZE)
+
+
+def encode(request):
+    return CODEC.encode(request).token_ids
 
 
 def build(name, variant=None, **options):
     kind = WORKLOADS[name]
     given = WorkloadOptions(**{"batch_size": 4, **options})
-    return build_requests(kind, given, kind.variants[0] if variant is None else variant, ENCODE)
+    return build_requests(kind, given, kind.variants[0] if variant is None else variant, encode)
 
 
 @pytest.mark.parametrize("name", WORKLOADS)
@@ -76,7 +80,7 @@ def test_bulk_samples_as_the_seed_says():
     asked = [prompts.task(i) for i in random.Random(7).sample(range(prompts.NUM_TASKS), 10)]
     params = SamplingParams()
     texts = [
-        ENCODE(Request(request_id="", sampling_params=params, seed=0, messages=({"role": "user", "content": task},)))
+        encode(Request(request_id="", sampling_params=params, seed=0, messages=({"role": "user", "content": task},)))
         for task in asked
     ]
     assert [request.prompt_token_ids for request in seven] == texts
