@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import time
 from dataclasses import dataclass
@@ -262,8 +261,11 @@ def _ends_by_grammar(sequence: Sequence, *, has_token: bool) -> bool:
         has_token: Whether the step found a token. If not, all stop tokens are ignored or forbidden by the request, and
             the output ends wherever it may.
     """
-    grammar, output_ids = sequence.grammar, sequence.output_token_ids
-    if grammar is None or not (grammar.is_complete(output_ids) if has_token else grammar.is_accepting(output_ids)):
+    grammar = sequence.grammar
+    if grammar is None:  # before the output is copied: most sequences have none
+        return False
+    output_ids = sequence.output_token_ids
+    if not (grammar.is_complete(output_ids) if has_token else grammar.is_accepting(output_ids)):
         return False
     # Only a stop token could follow, which is not part of the output.
     sequence.finish(FinishReason.STOP)
@@ -305,13 +307,12 @@ def _decide(turn: Turn, verdict: Verdict, finite: SequenceOf[bool], masked: Coll
     A verdict ends before a row in which every token is masked. The accepted tokens before it may end the output, and
     only if they do not, the next step comes to that row first: then its verdict has no tokens.
     """
-    rows = turn.rows[: verdict.num_accepted + 1]
+    first, num_rows = turn.first_row, verdict.num_accepted + 1
     if masked:
-        open_rows = list(itertools.takewhile(lambda row: row not in masked, rows))
-        if len(open_rows) < len(rows):
-            rows = turn.rows[: len(open_rows)]
-            verdict = Verdict(len(rows), verdict.token_ids[: len(rows)])
-    if all(finite[row] for row in rows):
+        num_open = next((place for place in range(num_rows) if first + place in masked), num_rows)
+        if num_open < num_rows:
+            num_rows, verdict = num_open, Verdict(num_open, verdict.token_ids[:num_open])
+    if all(finite[first : first + num_rows]):
         turn.verdict = verdict
 
 

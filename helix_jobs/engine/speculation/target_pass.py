@@ -97,8 +97,9 @@ class TargetPass:
                 end = offset + part.num_tokens
                 turn.first_row = len(rows)
                 rows.extend(range(end - 1 - turn.draft.depth, end))
-            turn.first_scored_row = len(scored_rows)
-            scored_rows.extend(offset + position - turn.start for position in turn.scored)
+            if turn.scored:
+                turn.first_scored_row = len(scored_rows)
+                scored_rows.extend(offset + position - turn.start for position in turn.scored)
         host_rows = processed_rows + scored_rows
         rows = host_rows + greedy_rows if self._target.has_dear_waits else greedy_rows + host_rows
         if awaited is None:
