@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from helix_jobs.acceptance.patterns import compiled_regex, compiled_schema, schema_text
 from helix_jobs.acceptance.repetition import repetition_at_end
-from helix_jobs.acceptance.rule import is_deeper
+from helix_jobs.json_depth import is_deeper
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

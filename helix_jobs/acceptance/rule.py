@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from helix_jobs.bounds import MAX_NEW_TOKENS
 from helix_jobs.errors import InvalidFieldError, InvalidFieldsError
+from helix_jobs.json_depth import is_deeper
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -157,21 +158,6 @@ def _schema_fault(field: str, value: object) -> InvalidFieldError | None:
     if size > MAX_SCHEMA_CHARS:
         return InvalidFieldError(field, f"has {size:,} characters as JSON", f"give at most {MAX_SCHEMA_CHARS:,}")
     return None
-
-
-def is_deeper(value: object, levels: int) -> bool:
-    """Whether parsed JSON is nested in more than ``levels`` objects and arrays. Does not recurse."""
-    level = [value]
-    for _ in range(levels + 1):
-        level = [
-            item
-            for container in level
-            if isinstance(container, dict | list)
-            for item in (container.values() if isinstance(container, dict) else container)
-        ]
-        if not level:
-            return False
-    return any(isinstance(item, dict | list) for item in level)
 
 
 def _short(name: str) -> str:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 from helix_jobs.errors import InvalidFieldError
 from helix_jobs.intake.line_faults import Faults, kind
 from helix_jobs.intake.reasoning_fields import REASONING_FIELDS, check_reasoning
-from helix_jobs.intake.tool_fields import check_tools, is_deeper
+from helix_jobs.intake.tool_fields import check_tools
+from helix_jobs.json_depth import is_deeper
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

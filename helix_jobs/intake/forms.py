@@ -28,6 +28,7 @@ from helix_jobs.intake.line_faults import WHOLE_LINE, Faults, kind, short
 from helix_jobs.intake.numbers import whole
 from helix_jobs.intake.texts import check_messages, check_prompt
 from helix_jobs.intake.truncation_fields import read_truncation
+from helix_jobs.json_depth import is_deeper
 from helix_jobs.new_job import NewJob
 
 if TYPE_CHECKING:
@@ -309,17 +310,10 @@ def _metadata(value: object, prefix: str = "") -> dict[str, Any]:
         return {}
     if not isinstance(value, dict):
         raise InvalidFieldError(f"{prefix}metadata", f"is {kind(value)}", "give an object")
-    level: list[Any] = [value]
-    for _ in range(MAX_METADATA_DEPTH):
-        level = [
-            item
-            for container in level
-            for item in (container.values() if isinstance(container, dict) else container)
-            if isinstance(item, dict | list)
-        ]
-        if not level:
-            return value
-    raise InvalidFieldError(f"{prefix}metadata", "is nested too deeply", f"give at most {MAX_METADATA_DEPTH} levels")
+    if is_deeper(value, MAX_METADATA_DEPTH):
+        remedy = f"give at most {MAX_METADATA_DEPTH} levels"
+        raise InvalidFieldError(f"{prefix}metadata", "is nested too deeply", remedy)
+    return value
 
 
 def _absent_or_kind(values: Mapping[str, Any], name: str) -> str:

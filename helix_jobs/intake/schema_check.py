@@ -20,6 +20,7 @@ from helix_jobs.errors import InvalidFieldError
 from helix_jobs.intake.line_faults import cut
 from helix_jobs.intake.schema_keywords import DEFINITIONS
 from helix_jobs.intake.schema_walk import shown, subschemas, walk_schema
+from helix_jobs.json_depth import is_deeper
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -108,21 +109,6 @@ def trial(constraint: Constraint) -> tuple[str, str] | None:
     if matcher.stop_reason().startswith("NoExtension"):
         return _UNSATISFIABLE, "correct it"
     return "is too complex for the grammar library to follow", _SIMPLER
-
-
-def is_deeper(value: object, levels: int) -> bool:
-    """Whether lists and objects are nested in more levels than these."""
-    layer = [value]
-    for _ in range(levels + 1):
-        layer = [
-            inner
-            for outer in layer
-            for inner in (outer.values() if isinstance(outer, dict) else outer if isinstance(outer, list) else ())
-            if isinstance(inner, dict | list)
-        ]
-        if not layer:
-            return False
-    return True
 
 
 @cache

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 from helix_jobs.engine.chat_options import MAX_NAME_CHARS, ToolUse
 from helix_jobs.errors import InvalidFieldError
 from helix_jobs.intake.line_faults import Faults, kind, short
+from helix_jobs.json_depth import is_deeper
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -206,11 +207,3 @@ def _only(values: Mapping[str, Any], names: Sequence[str], field: str) -> None:
     for name, value in values.items():
         if name not in names and value is not None:
             raise InvalidFieldError(f"{field}.{short(name)}", "is not supported", f"give {', '.join(names)} only")
-
-
-def is_deeper(value: object, levels: int) -> bool:
-    """Whether a JSON value is nested more deeply than so many levels."""
-    if not isinstance(value, dict | list):
-        return False
-    inner = value.values() if isinstance(value, dict) else value
-    return levels == 0 or any(is_deeper(item, levels - 1) for item in inner)

@@ -21,6 +21,7 @@ FOUNDATIONS = {
     "errors": set(),
     "exhaustion": set(),
     "files": {"errors"},
+    "json_depth": set(),
     "json_line": set(),
     "local_users": {"files", "locks"},
     "locks": {"errors", "files"},
