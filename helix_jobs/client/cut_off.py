@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.errors import InputError
+from helix_jobs.intake.stored_lines import line_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from helix_jobs.storage.records import JobResult
 
 _DEFAULT_LIMIT: Final = SamplingParams().max_tokens
-_QUESTION: Final = ("prompt", "messages", "chat_template_kwargs", "truncate_prompt", "accept")
 
 
 def resubmit_cut(client: HelixClient, batch_id: str, max_tokens: int) -> Submission:
@@ -56,20 +56,19 @@ def resubmit_cut(client: HelixClient, batch_id: str, max_tokens: int) -> Submiss
 
 
 def _cut(results: Iterator[JobResult], max_tokens: int) -> Iterator[JobResult]:
-    """The results that a smaller limit cut off, one for each job."""
+    """The results that a smaller limit cut off, one for each job. A prompt that was only scored has no limit."""
     last = None
     for result in results:
         if result.job_id == last:
             continue
         limit = result.request.get("sampling", {}).get("max_tokens", _DEFAULT_LIMIT)
-        if result.finish_reason == "length" and limit < max_tokens and (result.completion_tokens or 0) >= limit:
+        if result.finish_reason == "length" and 0 < limit < max_tokens and (result.completion_tokens or 0) >= limit:
             last = result.job_id
             yield result
 
 
 def _line(result: JobResult, max_tokens: int) -> dict[str, Any]:
     """The input line of the result's job, with the new limit."""
-    own = {"custom_id": result.custom_id, "metadata": result.request.get("metadata"), "priority": result.priority}
-    asked = {name: result.request[name] for name in _QUESTION if name in result.request}
+    own = {"custom_id": result.custom_id, "priority": result.priority}
     given = {name: value for name, value in own.items() if value}
-    return {**given, **asked, **result.request.get("sampling", {}), "max_tokens": max_tokens}
+    return {**line_of(result.request), **given, "max_tokens": max_tokens}

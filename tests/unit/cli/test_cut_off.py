@@ -98,6 +98,55 @@ def test_a_job_with_a_cut_choice_is_taken_again_once_with_all_its_choices(helix,
     assert row.request["sampling"] == {"max_tokens": 1000, "temperature": 1, "n": 3}
 
 
+TOOLS = [{"type": "function", "function": {"name": "wait", "parameters": {"type": "object"}}}]
+ASKED = [
+    {"prompt": [5, 6, 7], "max_tokens": 8, "logprobs": 2, "logit_bias": {"7": -1}},
+    {"prompt": "a", "response_format": {"type": "json_object"}, "accept": {"schema": True}},
+    {
+        "prompt": "b",
+        "response_format": {"type": "json_schema", "schema": {"type": "object"}, "whitespace": "model"},
+        "model": "m",
+    },
+    *({"prompt": "c", **form} for form in ({"guided_regex": "a|b"}, {"guided_choice": ["x", "y"]})),
+    {"prompt": "d", "guided_grammar": 'start: "a"'},
+    {"messages": [{"role": "user", "content": "e"}], "reasoning_effort": "low", "max_reasoning_tokens": 3},
+    {
+        "messages": [{"role": "user", "content": "f"}, {"role": "assistant", "content": "F"}],
+        "tools": TOOLS,
+        "tool_choice": "required",
+        "parallel_tool_calls": False,
+        "enable_thinking": False,
+        "chat_template_kwargs": {"x": 1},
+    },
+]
+
+
+def test_everything_that_a_line_asked_for_is_asked_for_again(helix, prompts, finish, database):
+    batch = helix("submit", prompts(lines=[json.dumps(line) for line in ASKED])).stdout.strip()
+    finish(batch, succeeded=len(ASKED), finish_reason="length", completion_tokens=256)
+    result = helix("retry", batch, "--cut", "--max-tokens", 1000)
+    assert result.exit_code == 0, result.stderr
+    with database.read() as c:
+        found = {
+            batch_id: list(
+                c.execute(select(jobs.c.request).where(jobs.c.batch_id == batch_id).order_by(jobs.c.line)).scalars()
+            )
+            for batch_id in (batch, result.stdout.strip())
+        }
+    before, after = found.values()
+    assert len(before) == len(ASKED)
+    for old, new in zip(before, after, strict=True):
+        wanted = {**old, "sampling": {**old["sampling"], "max_tokens": 1000}}
+        assert {**new, "seed": None} == {**wanted, "seed": None}
+
+
+def test_a_prompt_that_was_only_scored_was_not_cut(helix, prompts, finish):
+    line = '{"prompt": "a", "echo": true, "logprobs": 0, "max_tokens": 0}'
+    batch = helix("submit", prompts(lines=[line])).stdout.strip()
+    finish(batch, succeeded=1, finish_reason="length", completion_tokens=0)
+    assert "was cut off by a max_tokens below" in helix("retry", batch, "--cut", "--max-tokens", 10).stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
