@@ -107,12 +107,16 @@ def _read(sequence: Sequence, codec: TextCodec) -> _Answer:
         return _Answer(codec.decode(output_ids, context_of(sequence.request, codec)))
     place = place_of(output_ids, form)
     if place.phase is Phase.UNDECIDED or (place.phase is Phase.ANSWER and not place.answer):
-        text = codec.decode(output_ids) if sequence.stopped_text is None else sequence.stopped_text
+        text = sequence.stopped_text
+        if text is None:
+            text = codec.decode(output_ids, context_of(sequence.request, codec))
         return _Answer(text, reasoning_tokens=0)
-    thought = output_ids[place.start : place.stop]
+    # What follows a spent budget is its closing, which the output's end may have cut.
+    thought = output_ids[place.start : place.stop][: sequence.request.max_reasoning_tokens]
     rest = "" if place.phase is Phase.THINKING else codec.decode(output_ids[place.answer :])
     if form.is_spelt:  # the end may begin and end within a token
-        before, _, after = codec.decode(output_ids).partition(form.end)
+        shown = output_ids if place.phase is Phase.ANSWER else output_ids[: place.start + len(thought)]
+        before, _, after = codec.decode(shown).partition(form.end)
         reasoning, rest = before.lstrip().removeprefix(form.opening), after
     else:
         reasoning = _thinking_text(thought, form, codec)

@@ -70,6 +70,20 @@ def test_a_preempted_thinking_is_closed_at_the_same_place(model, num_blocks, tok
         assert engine.counters().preemptions > 0
 
 
+@pytest.mark.parametrize("is_spelt", [False, True], ids=["tokens", "text"])
+@pytest.mark.parametrize("max_tokens", [4, 5, 6])
+def test_a_closing_that_max_tokens_cuts_is_no_part_of_the_thinking(model, max_tokens, is_spelt):
+    budget, form = 4, dataclasses.replace(many_tokens(starts_open=True), is_spelt=is_spelt)
+    asked = thinking("a", prompts()[1], budget, form)
+    cut = dataclasses.replace(asked, sampling_params=dataclasses.replace(asked.sampling_params, max_tokens=max_tokens))
+    engine = tiny_engine(model, "none")
+    (whole,), (result,) = engine.generate([asked]), engine.generate([cut])
+    assert whole.output_token_ids[:max_tokens] == result.output_token_ids
+    assert result.output_token_ids[budget:] == form.closing_ids[: max_tokens - budget]
+    assert (result.reasoning_tokens, result.output_text) == (budget, "")
+    assert result.reasoning_text == engine._codec.decode(result.output_token_ids[:budget])
+
+
 @pytest.mark.parametrize("draft", ["none", "same", "other"])
 def test_a_sampled_thinking_keeps_its_budget(model, draft):
     form = many_tokens(starts_open=True)
