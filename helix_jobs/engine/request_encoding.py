@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
     from helix_jobs.engine.constraint import Constraint
     from helix_jobs.engine.grammar.grammars import Grammars
-    from helix_jobs.engine.prompt_truncation import TruncatePrompt
     from helix_jobs.engine.request import Request
     from helix_jobs.engine.sampling_params import SamplingParams
     from helix_jobs.engine.text.chat_forms import ChatForms
@@ -60,9 +59,9 @@ class RequestEncoding:
         params, truncation, is_chat = request.sampling_params, request.truncate_prompt, request.messages is not None
         prompt = self._codec.encode(request)
         ids = whole = prompt.token_ids
-        if truncation is not None:
-            ids = self._codec.truncated(whole, truncation, self._room(truncation, params))
         options = self._codec.encode_options(request)
+        if truncation is not None:
+            ids = self._codec.truncated(whole, truncation, truncation.tokens or self._room(params, options))
         for all_ids in (ids, *(ids + option for option in options)):
             if len(all_ids) >= self._max_model_len:
                 raise self.too_long(all_ids)
@@ -114,13 +113,18 @@ class RequestEncoding:
             "one new token included; shorten the prompt"
         )
 
-    def _room(self, truncation: TruncatePrompt, params: SamplingParams) -> int:
-        """How many tokens a truncated prompt may have."""
-        room = self._max_model_len - params.max_tokens if truncation.tokens is None else truncation.tokens
+    def _room(self, params: SamplingParams, options: Sequence[Sequence[int]]) -> int:
+        """How many tokens of a truncated prompt the context holds beside the answer or the longest option."""
+        if options:
+            longest = max(map(len, options))
+            room = self._max_model_len - 1 - longest
+            taken, lower = f"an option of choices has {longest} tokens", "shorten it"
+        else:
+            room = self._max_model_len - max(1, params.max_tokens)
+            taken, lower = f"max_tokens is {params.max_tokens}", "lower max_tokens"
         if room < 1:
             raise InvalidRequestError(
-                f"truncate_prompt_tokens: max_tokens is {params.max_tokens} and the context holds "
-                f"{self._max_model_len}, which leaves no room for a prompt; lower max_tokens, or say how many tokens "
-                "to keep"
+                f"truncate_prompt_tokens: {taken} and the context holds {self._max_model_len}, which leaves no room for "
+                f"a prompt; {lower}, or say how many tokens to keep"
             )
         return room

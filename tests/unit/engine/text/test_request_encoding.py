@@ -15,6 +15,7 @@ from helix_jobs.engine.fake_engine import FakeEngine
 from helix_jobs.engine.prompt_truncation import TruncatePrompt
 from helix_jobs.engine.request import EncodedRequest, FinishReason, Request
 from helix_jobs.engine.sampling_params import SamplingParams
+from helix_jobs.engine.score_choices import ScoreChoices
 from helix_jobs.engine.text import codec as codec_module
 from helix_jobs.engine.text.codec import TextCodec
 from helix_jobs.engine.text.prompt_encoder import PromptEncoder
@@ -190,6 +191,26 @@ def test_a_prompt_is_truncated_to_what_is_asked(truncate, max_tokens, kept):
         short = made.encode(ask("abc", truncate, max_tokens=max_tokens))
         assert short.dropped_prompt_tokens == max(0, 3 - (truncate.tokens or 3))
         assert made.encode(ask("abc")).dropped_prompt_tokens is None
+
+
+def test_a_prompt_that_is_only_scored_leaves_room_for_one_token_as_every_prompt_must():
+    with engine() as made:
+        scored = made.encode(ask(LONG, TruncatePrompt(), max_tokens=0, echo=True, logprobs=0))
+        assert len(scored.prompt_token_ids) == CONTEXT - 1
+        (result,) = made.generate([scored])
+        assert (result.prompt_tokens, result.dropped_prompt_tokens) == (CONTEXT - 1, len(LONG) - CONTEXT + 1)
+
+
+def test_a_prompt_with_choices_is_truncated_to_leave_room_for_the_longest():
+    choices = replace(ask(LONG, TruncatePrompt()), score_choices=ScoreChoices(options=("ab", "a" * 7)))
+    with engine() as made:
+        (result,) = made.generate([choices])
+        assert result.error is None
+        assert (result.prompt_tokens, result.dropped_prompt_tokens) == (CONTEXT - 8, len(LONG) - CONTEXT + 8)
+        too_long = replace(choices, score_choices=ScoreChoices(options=("a" * CONTEXT,)))
+        told = f"an option of choices has {CONTEXT} tokens and the context holds {CONTEXT}, which leaves no room"
+        with pytest.raises(InvalidRequestError, match=told):
+            made.encode(too_long)
 
 
 def test_messages_are_truncated_after_the_template():
