@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from helix_jobs.engine.choices import joined
+from helix_jobs.engine.fake_logprobs import fake_logprobs, fake_scores
 from helix_jobs.engine.protocol import EngineCounters, EngineInfo
 from helix_jobs.engine.request import EncodedRequest, FinishReason, GenerationResult, Request
 from helix_jobs.errors import EngineError, PromptTooLongError
@@ -95,7 +96,7 @@ class FakeEngine:
     Each step takes ``step_seconds`` and emits up to ``depth + 1`` tokens for each of at most ``max_batch_size``
     choices of requests, oldest first, so batching, waiting and speculation figures behave like the real engine's. A
     prompt that begins like the one admitted before it shares that beginning, in whole blocks. Constraints are not kept,
-    and results say so.
+    and results say so. Log probabilities and the scores of options are made up from the words alone.
 
     Args:
         max_batch_size: Choices that run at once.
@@ -176,7 +177,7 @@ class FakeEngine:
         words = whole = tuple(text.split())
         truncation = request.truncate_prompt
         if truncation is not None:
-            room = truncation.tokens or max(1, self._info.max_model_len - request.sampling_params.max_tokens)
+            room = truncation.tokens or max(1, self._info.max_model_len - max(1, request.sampling_params.max_tokens))
             words = tuple(whole[place] for place in truncation.kept(range(len(whole)), room, None))
         if len(words) >= self._info.max_model_len:
             raise PromptTooLongError(
@@ -188,6 +189,7 @@ class FakeEngine:
             sampling_params=request.sampling_params,
             seed=request.seed,
             dropped_prompt_tokens=None if truncation is None else len(whole) - len(words),
+            score_choices=request.score_choices,
             text=text if words is whole else " ".join(words),
             has_constraint=request.constraint is not None,
         )
@@ -201,8 +203,10 @@ class FakeEngine:
             output, reason = fake_output(
                 prompt, params.max_tokens, ignore_eos=params.ignore_eos, seed=request.seed, choice=choice
             )
+            if request.score_choices is not None:
+                output, reason = "", FinishReason.STOP
             self._sequences.append(
-                _Sequence(replace(request, choice=choice), prompt, tuple(output.split(" ")), reason, time.monotonic())
+                _Sequence(replace(request, choice=choice), prompt, tuple(output.split()), reason, time.monotonic())
             )
 
     def abort(self, request_id: str) -> None:
@@ -294,13 +298,14 @@ class FakeEngine:
     def _advance(self, sequence: _Sequence) -> None:
         if _matches(self._faults.hang, sequence.prompt):
             return
-        now = time.monotonic()
-        drafted = min(self._depth, len(sequence.words) - sequence.emitted - 1)
-        sequence.first_token = now if sequence.first_token is None else sequence.first_token
-        sequence.emitted += drafted + 1
-        sequence.draft_tokens += drafted
-        sequence.steps += 1
-        self._count(completion_tokens=drafted + 1, draft_tokens=drafted, accepted_tokens=drafted)
+        if sequence.words:  # otherwise the prompt or its options are scored
+            now = time.monotonic()
+            drafted = min(self._depth, len(sequence.words) - sequence.emitted - 1)
+            sequence.first_token = now if sequence.first_token is None else sequence.first_token
+            sequence.emitted += drafted + 1
+            sequence.draft_tokens += drafted
+            sequence.steps += 1
+            self._count(completion_tokens=drafted + 1, draft_tokens=drafted, accepted_tokens=drafted)
         failed = _matches(self._faults.fail, sequence.prompt)
         if failed or sequence.emitted == len(sequence.words):
             self._end(sequence, None if failed else sequence.reason)
@@ -318,7 +323,7 @@ class FakeEngine:
         now = time.monotonic()
         admitted = now if sequence.admitted is None else sequence.admitted
         first = sequence.first_token
-        return GenerationResult(
+        result = GenerationResult(
             request_id=sequence.request.request_id,
             output_text=" ".join(sequence.words[: sequence.emitted]),
             output_token_ids=tuple(range(sequence.emitted)),
@@ -337,11 +342,29 @@ class FakeEngine:
             is_valid=False if getattr(sequence.request, "has_constraint", False) else None,
             choice=sequence.request.choice,
         )
+        is_whole = reason not in (None, FinishReason.ABORTED)
+        return _with_numbers(result, sequence) if is_whole else result
 
     def _count(self, **more: float) -> None:
         self._counters = replace(
             self._counters, **{name: getattr(self._counters, name) + value for name, value in more.items()}
         )
+
+
+def _with_numbers(result: GenerationResult, sequence: _Sequence) -> GenerationResult:
+    """The result with the log probabilities or the scores that its request asks for."""
+    asked, params = sequence.request.score_choices, sequence.request.sampling_params
+    if asked is not None:
+        scores = fake_scores(asked.options)
+        best = max(asked.options, key=lambda option: scores[option][asked.by])
+        ids = tuple(range(int(scores[best]["tokens"])))
+        return replace(result, output_text=best, output_token_ids=ids, scores=scores)
+    if params.logprobs is not None:
+        made = fake_logprobs(sequence.words[: sequence.emitted], params.logprobs, begins_text=False)
+        result = replace(result, logprobs=made)
+    if params.prompt_alternatives is not None and sequence.request.choice == 0:
+        return replace(result, prompt_logprobs=fake_logprobs(sequence.prompt.split(), params.prompt_alternatives))
+    return result
 
 
 def _text(request: Request) -> str:

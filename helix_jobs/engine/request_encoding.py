@@ -124,7 +124,7 @@ class RequestEncoding:
             taken, lower = f"max_tokens is {params.max_tokens}", "lower max_tokens"
         if room < 1:
             raise InvalidRequestError(
-                f"truncate_prompt_tokens: {taken} and the context holds {self._max_model_len}, which leaves no room for "
-                f"a prompt; {lower}, or say how many tokens to keep"
+                f"truncate_prompt_tokens: {taken} and the context holds {self._max_model_len}, which leaves no room "
+                f"for a prompt; {lower}, or say how many tokens to keep"
             )
         return room

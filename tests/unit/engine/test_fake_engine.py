@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,7 +12,9 @@ import pytest
 from helix_jobs.engine.fake_engine import FakeEngine, FakeFaults, fake_output
 from helix_jobs.engine.request import FinishReason, GenerationResult, Request
 from helix_jobs.engine.sampling_params import SamplingParams
+from helix_jobs.engine.score_choices import ScoreChoices
 from helix_jobs.errors import EngineError, PromptTooLongError
+from helix_jobs.token_logprobs import TokenLogprobs
 
 if TYPE_CHECKING:
     from helix_jobs.engine.protocol import EngineProtocol
@@ -166,3 +169,48 @@ def test_executions_are_counted_in_a_file(tmp_path):
 def test_it_needs_no_torch() -> None:
     script = "import sys, helix_jobs.engine.fake_engine; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+def test_it_scores_the_options_of_a_request_and_makes_no_text_for_it() -> None:
+    engine = FakeEngine()
+    options = ("yes indeed", "no", "maybe")
+    asked = [
+        replace(request(by, "one two"), score_choices=ScoreChoices(options=options, by=by)) for by in ("sum", "mean")
+    ]
+    ended = drain(engine, *asked)
+    scores = {
+        "yes indeed": {"sum": -2.25, "mean": -1.125, "tokens": 2},
+        "no": {"sum": -0.5, "mean": -0.5, "tokens": 1},
+        "maybe": {"sum": -1.25, "mean": -1.25, "tokens": 1},
+    }
+    for result in ended.values():
+        assert result.scores == scores
+        assert (result.output_text, result.finish_reason, result.completion_tokens) == ("no", FinishReason.STOP, 1)
+        assert (result.prompt_tokens, result.ttft_seconds, result.draft_tokens) == (2, None, 0)
+    assert (engine.counters().completion_tokens, engine.counters().prompt_tokens) == (0, 4)
+
+
+def test_log_probabilities_stand_where_they_are_asked_for() -> None:
+    ended = drain(
+        FakeEngine(),
+        request("plain"),
+        request("answers", "ab c", logprobs=2, n=2, temperature=1.0, prompt_logprobs=0),
+        request("scored", "ab c", logprobs=1, echo=True, max_tokens=0),
+    )
+    assert ended["plain"].logprobs is ended["plain"].prompt_logprobs is None
+    first, second = ended["answers"].choices
+    assert first.logprobs is not None
+    assert second.logprobs is not None
+    assert first.prompt_logprobs is not None
+    assert second.prompt_logprobs is None
+    assert [one.logprob for one in first.logprobs] == [-0.5, -0.25]
+    assert [one.alternatives for one in second.logprobs] == [((0, -0.25),), ((1, -0.5),)]
+    assert (first.cumulative_logprob, second.output_text) == (-0.75, "c ab")
+    assert [one.logprob for one in first.prompt_logprobs] == [None, -0.25]
+    scored = ended["scored"]
+    assert (scored.output_text, scored.output_token_ids, scored.finish_reason) == ("", (), FinishReason.LENGTH)
+    assert scored.logprobs is not None
+    assert len(scored.logprobs) == 0
+    assert scored.prompt_logprobs is not None
+    assert [text.data for text in scored.prompt_logprobs.texts.values()] == [b"ab", b" c"]
+    assert TokenLogprobs.from_bytes(scored.prompt_logprobs.to_bytes()).texts == scored.prompt_logprobs.texts
