@@ -111,12 +111,20 @@ def parse_job(
 
 
 def _rule(values: Mapping[str, Any], request: Mapping[str, Any], acceptance: AcceptanceReader) -> AcceptanceRule | None:
-    """The rule of a line; none where options are scored, which another try would not change."""
-    if "score_choices" not in request:
+    """The rule of a line; none where options or the prompt are scored, which another try would not change."""
+    if "score_choices" in request:
+        asks = "choices"
+    elif _scores_prompt_alone(request):
+        asks = "max_tokens 0"
+    else:
         return acceptance.read(values)
     if values.get("accept") not in (None, False):
-        raise InvalidFieldError("accept", "has no meaning beside choices: every try gives the same scores", "remove it")
+        raise InvalidFieldError("accept", f"has no meaning beside {asks}: every try gives the same scores", "remove it")
     return None
+
+
+def _scores_prompt_alone(request: Mapping[str, Any]) -> bool:
+    return (request.get("sampling") or {}).get("max_tokens") == 0
 
 
 def _native_request(
@@ -228,12 +236,16 @@ def _add_constraint(
     """Add the form of the answer to the request, if the line gives one or the default does. Faults are collected."""
     if default is None and values.keys().isdisjoint(CONSTRAINT_FIELDS):
         return
-    is_scored = "score_choices" in request
-    constraint = faults.of(read_constraint, values, prefix, None if is_scored else default)
+    is_scored, has_no_text = "score_choices" in request, _scores_prompt_alone(request)
+    constraint = faults.of(read_constraint, values, prefix, None if is_scored or has_no_text else default)
     if constraint is None:
         return
+    name = next((name for name in values if name in CONSTRAINT_FIELDS and values[name] is not None), "tools")
+    if has_no_text:
+        reason = "has no meaning beside max_tokens 0: the prompt is scored, and no text is made"
+        faults.add(InvalidFieldError(f"{prefix}{name}", reason, "remove it, or raise max_tokens"))
+        return
     if "tools" in request:
-        name = next((name for name in values if name in CONSTRAINT_FIELDS and values[name] is not None), "tools")
         reason = "stands beside a form of the answer, which no call has" if name == "tools" else "stands beside tools"
         faults.add(InvalidFieldError(f"{prefix}{name}", reason, "give one of the two"))
         return

@@ -9,6 +9,7 @@ import pytest
 
 from helix_jobs.acceptance.rule import AcceptanceRule
 from helix_jobs.acceptance.stored import stored_rule
+from helix_jobs.engine.constraint import Constraint
 from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.errors import BadLine, InvalidFieldError
 from helix_jobs.intake.lines import LineReader
@@ -95,3 +96,21 @@ def _under_a_rule_of_the_batch(accept, more):
 
 def test_a_line_that_does_without_needs_no_schema():
     assert rule_of({"prompt": "a", "accept": False}, AcceptanceRule(schema=True)) is None
+
+
+def test_a_prompt_that_is_only_scored_has_no_rule_and_no_form():
+    """Every try would give the same numbers. What holds for the whole batch does not hold for such a line."""
+    line = {"prompt": "a", "echo": True, "logprobs": 0, "max_tokens": 0}
+    batch = AcceptanceRule(not_cut=True)
+    assert rule_of(line, batch) is None
+    assert rule_of({**line, "accept": False}, batch) is None
+    refused = read({**line, "accept": {"not_cut": True}})
+    assert (refused.field, refused.reason) == (
+        "accept",
+        "has no meaning beside max_tokens 0: every try gives the same scores",
+    )
+    form = Constraint("json_object")
+    (item,) = LineReader(SamplingParams(), constraint=form).read(io.BytesIO(json.dumps(line).encode()))
+    assert "constraint" not in item.request
+    refused = read({**line, "guided_regex": "a"})
+    assert (refused.field, refused.remedy) == ("guided_regex", "remove it, or raise max_tokens")
