@@ -68,14 +68,15 @@ def check_choices(text: str) -> str:
     """Return a list of choices as it is stored, as JSON text.
 
     Raises:
-        InvalidFieldError: It is no list of different texts, or has too many.
+        InvalidFieldError: It is no list of different texts, or has none or too many.
     """
     try:
         choices = json.loads(text)
     except (ValueError, RecursionError):
         choices = None
     if not isinstance(choices, list) or not choices:
-        raise InvalidFieldError("", "is no list of strings", 'give a list such as ["yes", "no"]')
+        reason = "is empty" if choices == [] else "is no list of strings"
+        raise InvalidFieldError("", reason, 'give a list such as ["yes", "no"]')
     for index, choice in enumerate(choices):
         if not isinstance(choice, str) or not choice:
             reason = "is empty" if choice == "" else f"is {kind(choice)}"

@@ -114,11 +114,13 @@ _OWN_FIELDS: Final = (
     | LOGPROB_FIELDS
     | TRUNCATION_FIELDS
     | _QUESTION_FIELDS
-    | {"response_format", "structured_outputs"}
+    | {"response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar"}
 )
 _BY_SPELLING: Final[Mapping[str, str]] = {name.replace("_", ""): name for name in sorted(_OWN_FIELDS)}
 # Least similarity of a misspelling: max_token and max_tokens reach it, min_tokens and max_tokens (opposites) do not.
 _ALIKE: Final = 0.85
+# Fields that are lists of objects, as requests are that somebody wrapped in an object.
+_LISTS_OF_OBJECTS: Final = frozenset({"messages", "tools"})
 # Other programs' names of our fields, and fields that have a meaning only elsewhere -> hint.
 _HINTS: Final[Mapping[str, str]] = {
     "max_new_tokens": "use max_tokens",
@@ -143,6 +145,8 @@ _HINTS: Final[Mapping[str, str]] = {
     "do_sample": "remove it; temperature 0 is greedy",
     "functions": "use tools, which OpenAI's API has in its place",
     "function_call": "use tool_choice, which OpenAI's API has in its place",
+    "reasoning": "use reasoning_effort or max_reasoning_tokens",
+    "thinking": "use enable_thinking or max_reasoning_tokens",
     "thinking_budget": "use max_reasoning_tokens",
 }
 # Fields that belong beside a body, not in it.
@@ -189,9 +193,11 @@ def _asks_for_nothing(value: object, neutral: tuple[Any, ...]) -> bool:
 def _remedy(name: str, values: Mapping[str, Any]) -> str:
     if name in _HINTS:
         return _HINTS[name]
-    value = values[name]
-    if name.isidentifier() and isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-        return f"if it holds the requests, make lines of them with: jq -c '.{name}[]'"
     spelling = name[:64].lower().replace("_", "").replace("-", "")
     near = difflib.get_close_matches(spelling, _BY_SPELLING, n=1, cutoff=_ALIKE)
-    return f"did you mean {_BY_SPELLING[near[0]]}?" if near else "remove it"
+    meant = _BY_SPELLING[near[0]] if near else None
+    value = values[name]
+    is_list_of_objects = isinstance(value, list) and bool(value) and all(isinstance(item, dict) for item in value)
+    if is_list_of_objects and name.isidentifier() and meant not in _LISTS_OF_OBJECTS:
+        return f"if it holds the requests, make lines of them with: jq -c '.{name}[]'"
+    return "remove it" if meant is None else f"did you mean {meant}?"

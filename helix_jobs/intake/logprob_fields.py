@@ -48,7 +48,8 @@ def _count(values: Mapping[str, Any], name: str, prefix: str) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidFieldError(f"{prefix}{name}", f"is {kind(value)}", _REMEDY)
+        remedy = _REMEDY.replace("give", "give true or false, or", 1) if name == "logprobs" else _REMEDY
+        raise InvalidFieldError(f"{prefix}{name}", f"is {kind(value)}", remedy)
     if not 0 <= value <= MAX_ALTERNATIVES:
         raise InvalidFieldError(f"{prefix}{name}", f"{value} is out of range", _REMEDY)
     return value

@@ -176,7 +176,7 @@ def test_a_fault_in_another_providers_line_has_their_name(line, field):
         ({"guided_regex": ["a"]}, "guided_regex", "is a list"),
         ({"guided_regex": "a" * 20_000}, "guided_regex", "has 20,000 characters"),
         ({"regex": "[a-z&&[aeiou]]"}, "regex", "has [, &&, -- or ~~ inside a class"),
-        ({"guided_choice": []}, "guided_choice", "is no list of strings"),
+        ({"guided_choice": []}, "guided_choice", "is empty"),
         ({"guided_choice": "yes"}, "guided_choice", "is no list of strings"),
         ({"guided_choice": {"a": 1}}, "guided_choice", "is an object"),
         ({"guided_choice": ["a", 1]}, "guided_choice[1]", "is a number"),

@@ -118,6 +118,9 @@ def test_a_priority_in_the_body_is_told_where_it_belongs():
         ("mesages", "messages"),
         ("custom-id", "custom_id"),
         ("repetition_penality", "repetition_penalty"),
+        ("guided_jsn", "guided_json"),
+        ("guided_choices", "guided_choice"),
+        ("reasoning_efort", "reasoning_effort"),
     ],
 )
 def test_a_typing_error_is_answered_with_the_field_that_was_meant(name, meant):
@@ -131,8 +134,26 @@ def test_no_remedy_names_a_field_of_another_meaning(name):
         assert "did you mean" not in item.remedy
 
 
-def test_requests_wrapped_in_an_object_are_told_how_they_become_lines():
-    assert read_one({"requests": [{"prompt": "a"}]}).remedy.endswith("jq -c '.requests[]'")
+@pytest.mark.parametrize("name", ["requests", "prompts"])
+def test_requests_wrapped_in_an_object_are_told_how_they_become_lines(name):
+    assert read_one({name: [{"prompt": "a"}]}).remedy.endswith(f"jq -c '.{name}[]'")
+
+
+@pytest.mark.parametrize(("name", "meant"), [("tool", "tools"), ("mesages", "messages")])
+def test_a_misspelt_field_that_holds_objects_is_not_taken_for_wrapped_requests(name, meant):
+    assert read_one({"prompt": "a", name: [{"role": "user"}]}).remedy == f"did you mean {meant}?"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "named"),
+    [
+        ("reasoning", {"effort": "low"}, ["reasoning_effort", "max_reasoning_tokens"]),
+        ("thinking", {"type": "enabled", "budget_tokens": 2000}, ["enable_thinking", "max_reasoning_tokens"]),
+    ],
+)
+def test_other_programs_fields_of_thinking_are_told_ours(name, value, named):
+    remedy = read_one({"messages": [{"role": "user", "content": "a"}], name: value}).remedy
+    assert all(field in remedy for field in named)
 
 
 @pytest.mark.parametrize(

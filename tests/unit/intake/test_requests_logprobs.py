@@ -38,6 +38,11 @@ def faults(values: dict[str, Any]) -> list[str]:
     return [fault.field.removeprefix("body.") for fault in item.faults]
 
 
+def test_the_remedy_names_every_form_of_logprobs():
+    item = read_one({"prompt": "a", "logprobs": "yes"})
+    assert item.remedy == "give true or false, or an integer from 0 to 20"
+
+
 @pytest.mark.parametrize(
     ("fields", "stored"),
     [
