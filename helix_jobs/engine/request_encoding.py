@@ -110,7 +110,7 @@ class RequestEncoding:
         """The error of a prompt that leaves no room for one new token."""
         return PromptTooLongError(
             f"the prompt has {len(prompt_ids)} tokens and the context holds {self._max_model_len}, "
-            "one new token included; shorten the prompt"
+            "one new token included; shorten the prompt, or say with truncate_prompt what to keep of it"
         )
 
     def _room(self, params: SamplingParams, options: Sequence[Sequence[int]]) -> int:

@@ -289,7 +289,7 @@ class PromptEncoder:
         if "count" in answer:
             raise PromptTooLongError(
                 f"the prompt has {answer['count']} tokens and the context holds {(most or 0) + 1}, "
-                "one new token included; shorten the prompt"
+                "one new token included; shorten the prompt, or say with truncate_prompt what to keep of it"
             )
         return answer
 

@@ -41,16 +41,17 @@ def thinking_arguments(
         elif switch is not None:
             enabled = options.effort != "none" if enabled is None else enabled
         else:
-            raise _no_effect(_EFFORT)
+            raise _no_effect(_EFFORT, marks_thinking=marks_thinking)
     if enabled is not None and not (switch is None and enabled and marks_thinking):
         if switch is None:
-            raise _no_effect("enable_thinking")
+            raise _no_effect("enable_thinking", marks_thinking=marks_thinking)
         arguments[switch] = enabled
     return arguments
 
 
-def _no_effect(field: str) -> RefusedMessagesError:
+def _no_effect(field: str, *, marks_thinking: bool) -> RefusedMessagesError:
+    # A budget, too, has no effect on a model that does not think.
+    remedy = "remove it, or bound the thinking with max_reasoning_tokens" if marks_thinking else "remove it"
     return RefusedMessagesError(
-        f"{field}: the model's chat template reads no variable for it, so it would have no effect; remove it, or bound "
-        "the thinking with max_reasoning_tokens"
+        f"{field}: the model's chat template reads no variable for it, so it would have no effect; {remedy}"
     )

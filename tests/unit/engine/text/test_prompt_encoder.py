@@ -87,7 +87,7 @@ def test_a_prompt_that_brings_its_bos_token_gets_no_second_one(encoder):
 def test_more_ids_than_are_of_use_are_counted_and_not_sent(encoder):
     made = encoder()
     assert len(made.encode_prompt("abcd", most=4)) == 4
-    with pytest.raises(PromptTooLongError, match="the prompt has 5 tokens and the context holds 5, one new token"):
+    with pytest.raises(PromptTooLongError, match=r"the context holds 5, one new token .*truncate_prompt"):
         made.encode_prompt("abcde", most=4)
 
 

@@ -101,19 +101,19 @@ def test_what_is_asked_of_thinking_reaches_the_variable_that_the_template_reads(
 
 
 @pytest.mark.parametrize(
-    ("source", "options", "field"),
+    ("source", "options", "field", "remedy"),
     [
-        (OPENED, {"enabled": False}, "enable_thinking"),
-        (OPENED, {"effort": "low"}, "reasoning_effort"),
-        (CHATML, {"enabled": True}, "enable_thinking"),
-        (CHATML, {"effort": "none"}, "reasoning_effort"),
-        (CHANNELS, {"enabled": False}, "enable_thinking"),
+        (OPENED, {"enabled": False}, "enable_thinking", "remove it, or bound the thinking with max_reasoning_tokens"),
+        (OPENED, {"effort": "low"}, "reasoning_effort", "remove it, or bound the thinking with max_reasoning_tokens"),
+        (CHATML, {"enabled": True}, "enable_thinking", "remove it"),
+        (CHATML, {"effort": "none"}, "reasoning_effort", "remove it"),
+        (CHANNELS, {"enabled": False}, "enable_thinking", "remove it, or bound the thinking with max_reasoning_tokens"),
     ],
 )
-def test_a_wish_that_can_have_no_effect_is_refused(source, options, field):
+def test_a_wish_that_can_have_no_effect_is_refused(source, options, field, remedy):
     made = template(source)
     marks = made.markers is not None
-    with pytest.raises(RefusedMessagesError, match=f"^{field}: .*no effect"):
+    with pytest.raises(RefusedMessagesError, match=f"^{field}: .*no effect; {remedy}$"):
         thinking_arguments(ReasoningOptions(**options), made.variables, marks_thinking=marks)
 
 
