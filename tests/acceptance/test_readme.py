@@ -51,6 +51,7 @@ NOT_RUN = {
     ("security", "Known vulnerabilities", "asks a service on the internet"),
     ("development", "Checks", ".ci/run does the same"),
     ("development", "Faults", "takes an hour"),
+    ("development", "Tests", "downloads some hundred megabytes"),
     ("development", "The device check", "needs a GPU"),
     ("development", "DirectML without its hardware", "downloads an older torch"),
     ("durability", "Proven under fire", "takes an hour"),
@@ -137,6 +138,8 @@ def test_every_field_of_a_line_is_told_with_its_default():
     told = {code_words(name)[0]: default for name, default, _ in PAGES["formats"].rows("Fields of a line")}
     others = {"custom_id", "priority", "metadata", "chat_template_kwargs", "truncate_prompt", "truncate_prompt_tokens"}
     others |= {"choices", "score_by", "accept", "response_format", "structured_outputs"}
+    others |= {"enable_thinking", "reasoning_effort", "max_reasoning_tokens", "continue_final_message"}
+    others |= {"add_generation_prompt", "tools", "tool_choice", "parallel_tool_calls"}
     assert set(told) == SAMPLING_FIELDS | others
     words = {None: "none", (): "none", False: "false"}
     assert told.pop("seed") == "from batch and line"
@@ -147,10 +150,12 @@ def test_every_field_of_a_line_is_told_with_its_default():
 
 
 def test_the_example_lines_are_accepted():
-    (block,) = [block for block in BLOCKS if block.language == "jsonl"]
-    lines = list(LineReader(SamplingParams()).read(io.BytesIO(block.text.encode())))
-    assert len(lines) == 3
-    assert all(isinstance(line, NewJob) for line in lines), lines
+    blocks = [block for block in BLOCKS if block.language == "jsonl"]
+    assert len(blocks) > 1
+    for block in blocks:
+        lines = list(LineReader(SamplingParams()).read(io.BytesIO(block.text.encode())))
+        assert lines
+        assert all(isinstance(line, NewJob) for line in lines), lines
 
 
 def test_every_table_and_column_is_described():
@@ -159,7 +164,8 @@ def test_every_table_and_column_is_described():
     for table in metadata.tables.values():
         # Beside its columns a cell names fields inside JSON.
         parts = {"prompt", "messages", "chat_template_kwargs", "sampling", "truncate_prompt", "seed", "metadata"}
-        parts |= {"prompt_token_ids", "score_choices", "score_by", "accept"}
+        parts |= {"prompt_token_ids", "score_choices", "score_by", "accept", "constraint", "endpoint", "model"}
+        parts |= {"continue_final_message", "reasoning", "tools", "tool_choice", "parallel_tool_calls"}
         inside = {"jobs": parts, "results": {"sum", "mean", "tokens"}}.get(table.name, set())
         assert {column.name for column in table.columns} == set(told[table.name]) - inside
 

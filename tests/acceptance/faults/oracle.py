@@ -124,7 +124,7 @@ class _Batch:
     def _check_job(self, row: Any, prompt: str, *, steady_clock: bool) -> list[str]:
         broken = []
         answers = self._answers.get(row.id, [])
-        asked = row.request["sampling"].get("n", 1)
+        asked = row.request.get("sampling", {}).get("n", 1)
         if row.state not in FINAL_STATES:
             self.lost += 1
             broken.append(f"is {row.state}: no final state" + (", a lease is held" if row.state == "running" else ""))
