@@ -43,9 +43,9 @@ def grammar_text(constraint: Constraint) -> str:
         ValueError: The value of a ``json_schema`` or a ``choice`` is not JSON.
     """
     if constraint.kind == "json_schema":
-        return LLMatcher.grammar_from_json_schema(constraint.value, overrides=_json_options(constraint.whitespace))
+        return LLMatcher.grammar_from_json_schema(constraint.value, overrides=json_options(constraint.whitespace))
     if constraint.kind == "json_object":
-        return LLMatcher.grammar_from_json_schema({"type": "object"}, overrides=_json_options(constraint.whitespace))
+        return LLMatcher.grammar_from_json_schema({"type": "object"}, overrides=json_options(constraint.whitespace))
     if constraint.kind == "choice":
         return LLMatcher.grammar_from_regex("|".join(_literal(choice) for choice in json.loads(constraint.value)))
     if constraint.kind == "regex":
@@ -63,7 +63,8 @@ def complaint(constraint: Constraint) -> str | None:
     return messages[0] if is_error else None
 
 
-def _json_options(whitespace: Whitespace) -> JsonCompileOptions:
+def json_options(whitespace: Whitespace = "compact") -> JsonCompileOptions:
+    """The grammar library's options for every JSON that an answer holds, a call's arguments included."""
     options: JsonCompileOptions = {
         "json_allowed_escapes": _ESCAPES,
         "lenient": False,

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any, Final
 
 from helix_jobs.errors import InvalidFieldError
+from helix_jobs.intake.constraint_fields import checked_schema
 from helix_jobs.intake.line_faults import Faults, kind
 from helix_jobs.intake.reasoning_fields import REASONING_FIELDS, check_reasoning
 from helix_jobs.intake.tool_fields import check_tools
@@ -58,7 +59,7 @@ def check_chat(values: Mapping[str, Any], messages: Sequence[Mapping[str, Any]],
     name = "chat_template_kwargs"
     arguments = faults.of(check_chat_template_kwargs, values.get(name), f"{prefix}{name}")
     continued = faults.of(continues, values, messages, prefix)
-    tools = faults.of(check_tools, values, prefix)
+    tools = faults.of(_tools, values, prefix)
     reasoning = faults.of(check_reasoning, values, prefix)
     faults.settle()
     stored: dict[str, Any] = {name: arguments} if arguments else {}
@@ -115,6 +116,26 @@ def continues(values: Mapping[str, Any], messages: Sequence[Mapping[str, Any]], 
         remedy = "remove it to have that message continued, or end with a user's message"
         raise InvalidFieldError(f"{prefix}{name}", reason, remedy)
     return True
+
+
+def _tools(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """The stored form of the tools.
+
+    A call that must be made is held to its function's parameters: these are checked as the schema of an answer is.
+    """
+    stored = check_tools(values, prefix)
+    choice = stored.get("tool_choice")
+    if choice is None:
+        return stored
+    only = choice["function"]["name"] if isinstance(choice, dict) else None
+    faults = Faults()
+    for index, tool in enumerate(stored["tools"]):
+        function = tool["function"]
+        if only in (None, function["name"]) and "parameters" in function:
+            field = f"{prefix}tools[{index}].function.parameters"
+            function["parameters"] = faults.of(checked_schema, function["parameters"], field)
+    faults.settle()
+    return stored
 
 
 def check_chat_template_kwargs(value: object, field: str) -> dict[str, Any]:

@@ -118,6 +118,17 @@ def default_constraint(response_format: Mapping[str, Any] | None) -> Constraint 
     return None if stored is None else Constraint.from_mapping(stored)
 
 
+def checked_schema(schema: dict[str, Any], field: str) -> dict[str, Any]:
+    """A JSON schema that some part of an answer is to be held to, without the words that ask for nothing.
+
+    Raises:
+        InvalidFieldError: A word cannot be kept; the field is its path.
+        InvalidFieldsError: Several cannot.
+    """
+    kept: dict[str, Any] = json.loads(_checked(_Asked(field, "json_schema", schema)).value)
+    return kept
+
+
 def _checked(asked: _Asked) -> Constraint:
     outcome = _outcome(asked.kind, _text(asked))
     if outcome.faults:

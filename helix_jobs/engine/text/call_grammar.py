@@ -7,6 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 from helix_jobs.engine.constraint import Constraint
+from helix_jobs.engine.grammar_text import json_options
 from helix_jobs.engine.text.call_forms import FORMS
 from helix_jobs.errors import InvalidRequestError
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from helix_jobs.engine.chat_options import ToolUse
 
 # JSON as Python and jinja2's tojson write it: calls in prompts look so, and models learn from them.
-_SPACING: Final = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_OPTIONS: Final = {**json_options(), "item_separator": ", ", "key_separator": ": "}
 
 
 def call_constraint(tools: ToolUse, form: str, added_tokens: Mapping[str, int]) -> Constraint:
@@ -54,7 +55,7 @@ def _object_schema(schema: Any) -> dict[str, Any]:  # noqa: ANN401  (any JSON va
     """The schema of a call's arguments, which are an object in any case."""
     plain = dict(schema) if isinstance(schema, dict) else {}
     plain.setdefault("type", "object")
-    return {**plain, "x-guidance": _SPACING}
+    return {**plain, "x-guidance": _OPTIONS}
 
 
 def _json_inside(name: str) -> str:

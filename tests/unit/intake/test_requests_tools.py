@@ -66,6 +66,32 @@ def test_no_tools_store_nothing(fields):
     assert engine_request(native(**fields)).tools is None
 
 
+def with_parameter(**schema):
+    function = {"name": "look_up", "parameters": {"type": "object", "properties": {"q": schema}}}
+    return {"type": "function", "function": function}
+
+
+@pytest.mark.parametrize(("form", "prefix"), [(native, ""), (openai, "body.")])
+@pytest.mark.parametrize("choice", ["required", NAMED])
+def test_the_parameters_of_a_call_that_must_be_made_are_checked_as_a_schema(form, prefix, choice):
+    item = read_one(form(tools=[with_parameter(**{"not": {}})], tool_choice=choice))
+    assert isinstance(item, BadLine)
+    assert item.field == f"{prefix}tools[0].function.parameters.properties.q.not"
+    assert item.reason == "asks for something that a grammar cannot keep"
+
+
+def test_parameters_that_no_call_is_held_to_may_say_anything():
+    others = [with_parameter(**{"not": {}}), {"type": "function", "function": {"name": "wait"}}]
+    assert engine_request(native(tools=others[:1])).tools.parameters["look_up"]["properties"]["q"] == {"not": {}}
+    named = {"type": "function", "function": {"name": "wait"}}
+    assert engine_request(native(tools=others, tool_choice=named)).tools.only == "wait"
+
+
+def test_words_that_ask_for_nothing_go_from_parameters_that_are_kept():
+    line = native(tools=[with_parameter(type="array", uniqueItems=False)], tool_choice="required")
+    assert engine_request(line).tools.parameters["look_up"]["properties"]["q"] == {"type": "array"}
+
+
 def test_nulls_in_a_tool_are_left_out_and_its_order_stays():
     tool = {"type": "function", "function": {"parameters": None, "strict": True, "name": "wait", "description": None}}
     (stored,) = engine_request(native(tools=[tool])).tools.tools

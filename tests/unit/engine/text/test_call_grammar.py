@@ -125,3 +125,14 @@ def test_several_calls_are_for_parallel_calling_alone(tokenizer):
 def test_a_form_that_is_no_json_cannot_be_enforced():
     with pytest.raises(InvalidRequestError, match=r"tool_choice: .* cannot be enforced"):
         call_constraint(ToolUse(tools=TOOLS, is_required=True), "xml", {})
+
+
+def test_a_parameters_name_cannot_be_written_in_escapes(tokenizer):
+    """The library would take the name in escapes for another one, to which the schema of ``n`` does not apply."""
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}}
+    tools = ({"type": "function", "function": {"name": "wait", "parameters": schema}},)
+    constraint = call_constraint(ToolUse(tools=tools, is_required=True), "hermes", added(tokenizer))
+    call = '<tool_call>\n{"name": "wait", "arguments": %s}\n</tool_call>'
+    assert passes(tokenizer, constraint, call % '{"n": 1}')
+    assert passes(tokenizer, constraint, call % '{"m": "a\\nb"}')
+    assert not passes(tokenizer, constraint, call % '{"\\u006e": "x"}')
