@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from llguidance import LLTokenizer
 
+from helix_jobs.engine.text.byte_tokens import decoder_parts
+
 if TYPE_CHECKING:
     from collections.abc import Collection
 
@@ -46,12 +48,11 @@ class TokenTable:
             end_token_ids: Tokens that end an output.
         """
         backend = tokenizer.backend_tokenizer
-        decoder = None if backend.decoder is None else json.loads(backend.decoder.__getstate__())
         special = tuple(sorted(int(i) for i, token in tokenizer.added_tokens_decoder.items() if token.special))
         size = max(vocab_size, len(tokenizer))
         ends = tuple(sorted(end_token_ids)) or special[:1] or (size - 1,)
         texts: tuple[str, ...] = ()
-        if not _kinds(decoder) & _KNOWN:
+        if _KNOWN.isdisjoint(part["type"] for part in decoder_parts(backend)):
             hidden = {*special, *ends}
             known = range(len(tokenizer))
             texts = tuple(
@@ -112,12 +113,6 @@ class _Texts:
             else:
                 start += 1
         return ids
-
-
-def _kinds(decoder: dict[str, Any] | None) -> set[str]:
-    if decoder is None:
-        return set()
-    return {part["type"] for part in (decoder, *decoder.get("decoders", ()))}
 
 
 def _bare(backend: str) -> str:

@@ -34,7 +34,7 @@ class ByteTokens:
     def __init__(self, backend: Tokenizer, special_ids: frozenset[int]) -> None:
         self._backend = backend
         self._special_ids = special_ids
-        parts = _decoder_parts(backend)
+        parts = decoder_parts(backend)
         kinds = {part["type"] for part in parts}
         self._is_byte_level = "ByteLevel" in kinds
         self._has_fallback = "ByteFallback" in kinds
@@ -105,8 +105,8 @@ class ByteTokens:
         return bytes(alphabet[c] for c in token) if all(c in alphabet for c in token) else token.encode()
 
 
-def _decoder_parts(backend: Tokenizer) -> list[dict[str, Any]]:
-    """The descriptions of the steps that make text of tokens."""
+def decoder_parts(backend: Tokenizer) -> list[dict[str, Any]]:
+    """The descriptions of the steps that make text of tokens; none without a decoder."""
     if backend.decoder is None:
         return []
     description: dict[str, Any] = json.loads(backend.decoder.__getstate__())

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 from typing import TYPE_CHECKING, Any, Final
 
 from helix_jobs.engine.constraint import Constraint
 from helix_jobs.engine.grammar_text import json_options
+from helix_jobs.engine.text.added_tokens import split_at_tokens
 from helix_jobs.engine.text.call_forms import FORMS
 from helix_jobs.errors import InvalidRequestError
 
@@ -64,6 +64,5 @@ def _json_inside(name: str) -> str:
 
 def _text(text: str, added_tokens: Mapping[str, int]) -> str:
     """A text in the grammar: literals, and the ids of the added tokens in it."""
-    inside = sorted((token for token in added_tokens if token.strip() and token in text), key=len, reverse=True)
-    parts = re.split(f"({'|'.join(map(re.escape, inside))})", text) if inside else [text]
-    return " ".join(f"<[{added_tokens[part]}]>" if part in inside else json.dumps(part) for part in parts if part)
+    parts = split_at_tokens(text, added_tokens)
+    return " ".join(f"<[{added_tokens[part]}]>" if part in added_tokens else json.dumps(part) for part in parts)

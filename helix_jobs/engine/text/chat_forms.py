@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from helix_jobs.engine.text.prompt_encoder import Thinking
+from helix_jobs.engine.text.added_tokens import added_tokens
+from helix_jobs.engine.text.encoded_prompt import Thinking
 from helix_jobs.engine.text.reasoning_forms import reasoning_form, within_turn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from helix_jobs.engine.reasoning import ReasoningForm
-    from helix_jobs.engine.text.prompt_encoder import FoundTemplate
+    from helix_jobs.engine.text.encoded_prompt import FoundTemplate
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +45,8 @@ def chat_forms(tokenizer: PreTrainedTokenizerBase, found: FoundTemplate | None) 
     if found.markers is None:
         return ChatForms(calls=calls)
     vocabulary = tokenizer.get_vocab()
-    added = [str(token.content) for token in tokenizer.added_tokens_decoder.values()]
     return ChatForms(
-        reasoning_form(found.markers, found.opening_ids, found.closing_ids, vocabulary, added),
+        reasoning_form(found.markers, found.opening_ids, found.closing_ids, vocabulary, added_tokens(tokenizer)),
         calls,
         frozenset(vocabulary[token] for token in within_turn(found.markers) if token in vocabulary),
     )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import jinja2
 from jinja2 import meta
 
+from helix_jobs.engine.text.encoded_prompt import Thinking
 from helix_jobs.engine.text.reasoning_forms import find_markers
 from helix_jobs.engine.text.refused_messages import RefusedMessagesError
 from helix_jobs.engine.text.template_messages import as_given
@@ -129,14 +130,14 @@ class ChatTemplate:
         assert refusal is not None, "each round returns or leaves one"
         raise refusal
 
-    def thinking(self, rendering: Rendering) -> str:
-        """Whether a prompt leaves the thinking ``open``, ``closed``, or to the model (``free``)."""
+    def thinking(self, rendering: Rendering) -> Thinking:
+        """What a prompt leaves of the thinking."""
         if self.markers is None:
-            return "closed"
+            return Thinking.CLOSED
         opened, closed = rendering.lead.rfind(self.markers.opening), rendering.lead.rfind(self.markers.end)
         if opened > closed:
-            return "open"
-        return "closed" if closed >= 0 else "free"
+            return Thinking.OPEN
+        return Thinking.CLOSED if closed >= 0 else Thinking.FREE
 
     def _check_arguments(self, arguments: Mapping[str, Any]) -> None:
         for name in arguments:

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from helix_jobs.engine.prompt_truncation import MAX_TRUNCATED_TOKENS
+from helix_jobs.engine.text.added_tokens import added_tokens
 from helix_jobs.engine.text.byte_tokens import ByteTokens
+from helix_jobs.engine.text.encoded_prompt import EncodedPrompt
 from helix_jobs.engine.text.library_panics import panics_as_errors
-from helix_jobs.engine.text.prompt_encoder import EncodedPrompt, PromptEncoder
+from helix_jobs.engine.text.prompt_encoder import PromptEncoder
 from helix_jobs.errors import InvalidRequestError, PromptTooLongError
 
 if TYPE_CHECKING:
@@ -68,9 +70,7 @@ class TextCodec:
         self._prompts = prompts or PromptEncoder(tokenizer)
         self._max_prompt_tokens = max_prompt_tokens
         self._special_tokens = special_tokens(tokenizer)
-        self.added_tokens = {
-            str(token.content): int(token_id) for token_id, token in tokenizer.added_tokens_decoder.items()
-        }
+        self.added_tokens = added_tokens(tokenizer)
         self._bytes = ByteTokens(tokenizer.backend_tokenizer, frozenset(self._special_tokens.values()))
 
     def encode(self, request: Request) -> EncodedPrompt:

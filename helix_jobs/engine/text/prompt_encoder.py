@@ -17,7 +17,6 @@ import threading
 import weakref
 from contextlib import suppress
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final
 
 from helix_jobs.engine.text.bounded_process import (
@@ -26,6 +25,7 @@ from helix_jobs.engine.text.bounded_process import (
     ProcessLimits,
     RequestAtFaultError,
 )
+from helix_jobs.engine.text.encoded_prompt import EncodedPrompt, FoundTemplate, Thinking
 from helix_jobs.engine.text.template_probe import ContentForm, Probe, ToolProbe
 from helix_jobs.errors import EngineError, ExhaustedError, InvalidRequestError, ModelError, PromptTooLongError
 from helix_jobs.exhaustion import explain_exhaustion, is_shortage
@@ -69,44 +69,6 @@ class PromptLimits:
 
 
 DEFAULT_LIMITS: Final = PromptLimits()
-
-
-@dataclass(frozen=True, slots=True)
-class FoundTemplate:
-    """The model's chat template, as its process found it.
-
-    Attributes:
-        probe: What it does.
-        markers: The name of the form in which it marks thinking, see ``reasoning_forms``; None if it marks none.
-        opening_ids: Tokens of the form's opening.
-        closing_ids: Tokens that close the thinking.
-    """
-
-    probe: Probe
-    markers: str | None = None
-    opening_ids: tuple[int, ...] = ()
-    closing_ids: tuple[int, ...] = ()
-
-
-class Thinking(StrEnum):
-    """What a prompt leaves of the thinking: opened, closed, or to the model."""
-
-    OPEN = "open"
-    CLOSED = "closed"
-    FREE = "free"
-
-
-@dataclass(frozen=True, slots=True)
-class EncodedPrompt:
-    """A prompt in tokens.
-
-    Attributes:
-        token_ids: The tokens.
-        thinking: What the prompt leaves of the thinking; a prompt that is no chat has none.
-    """
-
-    token_ids: tuple[int, ...]
-    thinking: Thinking = Thinking.CLOSED
 
 
 class PromptEncoder:
@@ -206,16 +168,8 @@ class PromptEncoder:
             EngineError: The process was ended from outside, twice.
             OSError, RuntimeError, MemoryError: The system cannot start a process (see ``exhaustion``).
         """
-        plain = [dict(message) for message in messages]
-        request = {
-            "messages": plain,
-            "arguments": dict(arguments),
-            "tools": list(tools),
-            "continues": continues,
-            "reasoning": {} if reasoning is None else reasoning.to_dict(),
-        }
-        num_chars = sum(len(message["content"]) for message in plain) + _num_chars_beside(plain, tools)
-        answer = self._encode(request, num_chars, most)
+        chat, num_chars = _chat(messages, arguments, tools, reasoning, continues=continues)
+        answer = self._encode(chat, num_chars, most)
         return EncodedPrompt(tuple(answer["ids"]), Thinking(answer["thinking"]))
 
     def encode_words(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
@@ -257,19 +211,11 @@ class PromptEncoder:
             EngineError: The process was ended from outside, twice.
             OSError, RuntimeError, MemoryError: The system cannot start a process (see ``exhaustion``).
         """
-        if prompt is not None:
-            question: dict[str, Any] = {"prompt": prompt}
-            num_chars = len(prompt)
-        else:
-            plain = [dict(message) for message in messages]
-            question = {
-                "messages": plain,
-                "arguments": dict(arguments or {}),
-                "tools": [],
-                "continues": continues,
-                "reasoning": {} if reasoning is None else reasoning.to_dict(),
-            }
-            num_chars = sum(len(message["content"]) for message in plain) + _num_chars_beside(plain, ())
+        question, num_chars = (
+            ({"prompt": prompt}, len(prompt))
+            if prompt is not None
+            else _chat(messages, arguments or {}, (), reasoning, continues=continues)
+        )
         # Each option is tokenised behind the whole prompt.
         num_chars = (1 + len(options)) * num_chars + sum(map(len, options))
         answer = self._answer({**question, "options": list(options)}, num_chars, "these choices", "shorten them")
@@ -390,6 +336,26 @@ def _describe(tokenizer: PreTrainedTokenizerBase, limits: PromptLimits, name: st
         "memory_bytes": limits.process.memory_bytes if limits.bounds_itself else 0,
     }
     return json.dumps(setup, default=str).encode() + b"\n"
+
+
+def _chat(
+    messages: Sequence[Mapping[str, Any]],
+    arguments: Mapping[str, Any],
+    tools: Sequence[Mapping[str, Any]],
+    reasoning: ReasoningOptions | None,
+    *,
+    continues: bool,
+) -> tuple[dict[str, Any], int]:
+    """A chat as its process reads it, and the characters in it."""
+    plain = [dict(message) for message in messages]
+    chat = {
+        "messages": plain,
+        "arguments": dict(arguments),
+        "tools": list(tools),
+        "continues": continues,
+        "reasoning": {} if reasoning is None else reasoning.to_dict(),
+    }
+    return chat, sum(len(message["content"]) for message in plain) + _num_chars_beside(plain, tools)
 
 
 def _num_chars_beside(messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import Tokenizer
 
@@ -20,6 +20,9 @@ from helix_jobs.engine.text.chat_template import ChatTemplate
 from helix_jobs.engine.text.library_panics import panics_as_errors
 from helix_jobs.engine.text.refused_messages import RefusedMessagesError
 from helix_jobs.engine.text.thinking_arguments import thinking_arguments
+
+if TYPE_CHECKING:
+    from helix_jobs.engine.text.encoded_prompt import Thinking
 
 Answer = dict[str, Any]
 
@@ -117,7 +120,7 @@ class PromptWorker:
         text, thinking = self._render(request)
         return self._tokenize(text, add_special_tokens=False), {"thinking": thinking}
 
-    def _render(self, request: dict[str, Any]) -> tuple[str, str]:
+    def _render(self, request: dict[str, Any]) -> tuple[str, Thinking]:
         """A chat's prompt, and what it leaves of the thinking."""
         template = self._template
         if template is None:

@@ -5,11 +5,11 @@ Sources: the chat templates and tokenizers of the models named below.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from helix_jobs.engine.reasoning import ReasoningForm
+from helix_jobs.engine.text.added_tokens import split_at_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -110,7 +110,7 @@ def reasoning_form(
     pieces: dict[int, str] = {}
     plain: list[str] = []
     for text in (markers.opening, markers.end):
-        for part in _parts(text, added):
+        for part in split_at_tokens(text, added):
             if part in added:
                 pieces[vocabulary[part]] = part
             else:
@@ -122,7 +122,7 @@ def reasoning_form(
             pieces[token_id] = " "
         elif token not in added and any(_touches(token, part) for part in plain):
             pieces[token_id] = token.translate(_BLANKS)
-    last = _parts(markers.end, added)[-1]
+    last = split_at_tokens(markers.end, added)[-1]
     if last in added:
         enders = {vocabulary[last]}
     else:
@@ -140,16 +140,8 @@ def reasoning_form(
     )
 
 
-def _parts(text: str, added_tokens: frozenset[str]) -> list[str]:
-    """The text, split into added tokens and what stands between them."""
-    inside = sorted((token for token in added_tokens if token and token in text), key=len, reverse=True)
-    if not inside:
-        return [text]
-    return [part for part in re.split(f"({'|'.join(map(re.escape, inside))})", text) if part]
-
-
 def _is_token_made(text: str, tokens: frozenset[str]) -> bool:
-    return any(part in tokens for part in _parts(text, tokens))
+    return any(part in tokens for part in split_at_tokens(text, tokens))
 
 
 def _touches(token: str, marker: str) -> bool:

@@ -18,8 +18,9 @@ from helix_jobs.engine.schedule.block_table import BlockPool, BlockTable
 from helix_jobs.engine.schedule.sequence import Sequence
 from helix_jobs.engine.text.chat_forms import chat_forms
 from helix_jobs.engine.text.codec import TextCodec
+from helix_jobs.engine.text.encoded_prompt import Thinking
 from helix_jobs.engine.text.final_text import apply_stop_strings, result_of
-from helix_jobs.engine.text.prompt_encoder import PromptEncoder, Thinking
+from helix_jobs.engine.text.prompt_encoder import PromptEncoder
 from helix_jobs.engine.text.stop_strings import StopStringWatch
 from helix_jobs.errors import InvalidRequestError
 from tests.unit.engine.text.bounded_prompts import SHORT
