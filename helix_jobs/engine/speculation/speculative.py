@@ -242,7 +242,7 @@ class SpeculativeStep:
                 continue
             sequence.draft_tokens += turn.draft.depth
             sequence.accepted_tokens += verdict.num_accepted
-            appended = sequence.commit(verdict.token_ids, now)
+            appended = sequence.commit(_before_needless_stop(sequence, verdict.token_ids), now)
             if turn.logprobs is not None:
                 sequence.note_logprobs(turn.logprobs, len(appended))
             # All tokens but the last have keys and values: verification computed those of the accepted drafts.
@@ -270,6 +270,19 @@ def _ends_by_grammar(sequence: Sequence, *, has_token: bool) -> bool:
     # Only a stop token could follow, which is not part of the output.
     sequence.finish(FinishReason.STOP)
     return True
+
+
+def _before_needless_stop(sequence: Sequence, token_ids: SequenceOf[int]) -> SequenceOf[int]:
+    """Decided tokens up to a stop token behind an output that is whole already, see ``_ends_by_grammar``.
+
+    Only a draft makes the step decide about it. The output, and what is kept of its end, must not depend on that.
+    """
+    grammar = sequence.grammar
+    if grammar is None:
+        return token_ids
+    before = list(itertools.takewhile(lambda token_id: token_id not in sequence.stop_token_ids, token_ids))
+    is_needless = len(before) < len(token_ids) and grammar.is_complete([*sequence.output_token_ids, *before])
+    return before if is_needless else token_ids
 
 
 def _mask_jobs(turns: SequenceOf[Turn]) -> list[PositionMasks]:

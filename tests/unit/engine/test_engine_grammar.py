@@ -389,3 +389,26 @@ def test_a_kept_stop_token_is_no_part_of_what_is_judged():
     )
     (result,) = grammar_engine("same").generate([request])
     assert result.is_valid
+
+
+@pytest.mark.parametrize("draft", ["none", "same", "other"])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"echo": True, "logprobs": 0},
+        {"ignore_eos": True, "stop_token_ids": (END,), "include_stop_str_in_output": True},
+    ],
+    ids=["echo", "kept stop token"],
+)
+@pytest.mark.parametrize("sampled", [{}, {"temperature": 1.0}], ids=["greedy", "sampled"])
+def test_no_stop_token_stands_behind_an_answer_that_is_whole_whatever_is_drafted(draft, asked, sampled):
+    """A draft lets the step look beyond the answer's last token; what it sees there is no part of the answer."""
+    engine = grammar_engine(draft, depth=4 if draft != "none" else 0)
+    requests = [
+        constrained(f"{length}", Constraint("regex", f"[a-c]{{{length}}}"), max_tokens=20, **asked, **sampled)
+        for length in range(1, 7)
+    ]
+    for result, length in zip(engine.generate(requests), range(1, 7), strict=True):
+        assert (len(result.output_text), result.is_valid) == (length, True)
+        assert END not in result.output_token_ids
+        assert result.logprobs is None or len(result.logprobs) == result.completion_tokens
