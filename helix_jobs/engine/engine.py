@@ -135,6 +135,7 @@ class Engine:
             num_blocks=cache.num_blocks,
             block_size=cache.block_size,
             kv_cache_bytes=target.cache.num_bytes + (0 if draft is None else draft.cache.num_bytes),
+            chat=models.chat_forms.in_words,
         )
         self._new_sequences = NewSequences(
             self._codec,

@@ -148,6 +148,7 @@ class FakeEngine:
             num_blocks=max_batch_size * max(1, max_model_len // _TOKENS_PER_BLOCK),
             block_size=_TOKENS_PER_BLOCK,
             kv_cache_bytes=0,
+            chat="messages, no thinking, no tools",
         )
 
     @classmethod

@@ -31,6 +31,7 @@ class EngineInfo:
         num_blocks: KV blocks in the pool.
         block_size: Tokens a block.
         kv_cache_bytes: Keys and values of target and draft together.
+        chat: What a request may ask of a chat with the target, in words.
     """
 
     target_model: str
@@ -44,6 +45,7 @@ class EngineInfo:
     num_blocks: int
     block_size: int
     kv_cache_bytes: int
+    chat: str
     overflows_float16: bool = False
     is_reproducible: bool = False
 

@@ -32,6 +32,7 @@ class WorkerBanner:
             ("depth", _depth(info)),
             ("kernels", info.kernels),
             ("answers", _answers(info)),
+            ("chat", info.chat),
             ("slots", f"{info.max_batch_size}, up to {info.max_model_len} tokens each"),
             ("KV cache", cache),
             ("broker", self.broker),

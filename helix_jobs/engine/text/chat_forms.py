@@ -24,11 +24,24 @@ class ChatForms:
         reasoning: How it marks thinking.
         calls: The name of its form of calls, see ``call_forms``.
         within_turn: Tokens that end a message inside a turn, and so no answer.
+        has_template: The model has a chat template, and so takes messages.
+        shows_tools: The template shows functions to the model.
     """
 
     reasoning: ReasoningForm | None = None
     calls: str | None = None
     within_turn: frozenset[int] = frozenset()
+    has_template: bool = False
+    shows_tools: bool = False
+
+    @property
+    def in_words(self) -> str:
+        """What a request to this model may ask of a chat, for the person who starts the worker."""
+        if not self.has_template:
+            return "prompts only (the model has no chat template)"
+        # A template that shows functions and writes no call in a known form serves no request with tools.
+        tools = "tools" if self.shows_tools and self.calls is not None else "no tools"
+        return f"messages, {'no thinking' if self.reasoning is None else 'thinking'}, {tools}"
 
     def reasoning_after(self, thinking: Thinking) -> ReasoningForm | None:
         """How an answer thinks whose prompt leaves the thinking so; None if it does not think."""
@@ -41,12 +54,15 @@ def chat_forms(tokenizer: PreTrainedTokenizerBase, found: FoundTemplate | None) 
     """The forms of a model, from its tokenizer and from what its template does."""
     if found is None:
         return ChatForms()
-    calls = found.probe.tools.call_form
+    tools = found.probe.tools
+    forms = ChatForms(calls=tools.call_form, has_template=True, shows_tools=tools.shows_tools)
     if found.markers is None:
-        return ChatForms(calls=calls)
+        return forms
     vocabulary = tokenizer.get_vocab()
-    return ChatForms(
-        reasoning_form(found.markers, found.opening_ids, found.closing_ids, vocabulary, added_tokens(tokenizer)),
-        calls,
-        frozenset(vocabulary[token] for token in within_turn(found.markers) if token in vocabulary),
+    return replace(
+        forms,
+        reasoning=reasoning_form(
+            found.markers, found.opening_ids, found.closing_ids, vocabulary, added_tokens(tokenizer)
+        ),
+        within_turn=frozenset(vocabulary[token] for token in within_turn(found.markers) if token in vocabulary),
     )

@@ -23,6 +23,10 @@ def test_it_says_what_is_used():
     assert (lines["draft"], lines["depth"]) == ("lookup + int8 copy", "auto (chosen each step by what pays)")
 
 
+def test_it_says_what_a_chat_may_ask_for():
+    assert lines_of(chat="messages, thinking, no tools")["chat"] == "messages, thinking, no tools"
+
+
 def test_an_int8_target_is_named_as_such():
     assert lines_of(dtype="int8")["dtype"] == "int8 (the target itself is quantised; results say int8)"
 

@@ -255,6 +255,22 @@ def test_what_the_model_cannot_do_is_an_invalid_request(served, kind, fields, sa
         served[kind].encode(**fields)
 
 
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("tokens", "messages, thinking, tools"),
+        ("opened", "messages, thinking, no tools"),
+        ("nemo", "messages, no thinking, tools"),
+    ],
+)
+def test_what_a_model_can_do_is_told_in_words(served, kind, words):
+    assert served[kind].forms.in_words == words
+
+
+def test_a_model_without_template_takes_prompts_only():
+    assert chat_forms(byte_tokenizer(None), None).in_words == "prompts only (the model has no chat template)"
+
+
 def test_a_budget_reaches_the_request_with_the_form_of_its_prompt(served):
     asked = served["opened"].encode(reasoning=ReasoningOptions(max_tokens=3))
     assert (asked.max_reasoning_tokens, asked.reasoning.starts_open) == (3, True)
