@@ -7,32 +7,27 @@ from __future__ import annotations
 
 import logging
 import threading
-from contextlib import ExitStack, closing
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal, Self
 
-from helix_jobs.client.batch_labels import checked_key, storable_metadata, storable_text
 from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.errors import NotFoundError
-from helix_jobs.intake.sources import RejectsFile, open_source
 from helix_jobs.settings import Settings
 from helix_jobs.storage.states import JobState
 from helix_jobs.timing import DEFAULT_TIMING, Timing
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
     from datetime import timedelta
     from types import TracebackType
 
     from helix_jobs.acceptance.rule import AcceptanceRule
     from helix_jobs.client.acceptance import Accept
     from helix_jobs.client.purge import Outcome, Purged, PurgePlan
-    from helix_jobs.client.submission import Submission, SubmitProgress, SubmitStage, Tally
+    from helix_jobs.client.submission import Submission, SubmitProgress, SubmitStage
     from helix_jobs.engine.prompt_truncation import TruncatePrompt
     from helix_jobs.errors import BadLine
-    from helix_jobs.new_job import NewJob
     from helix_jobs.storage.database import Database
     from helix_jobs.storage.records import BatchStatus, JobResult, JobSummary, Worker
 
@@ -128,64 +123,28 @@ class HelixClient:
             SchemaVersionError: The database's schema is not this version's.
         """
         from helix_jobs.client.acceptance import rule_of
-        from helix_jobs.client.handover import reach_broker
-        from helix_jobs.client.submission import SubmitProgress, Tally, submit_lines
+        from helix_jobs.client.submit_source import LineDefaults, submit_source
         from helix_jobs.intake.constraint_fields import default_constraint
-        from helix_jobs.intake.limits import Limits
-        from helix_jobs.intake.lines import LineReader
-        from helix_jobs.storage.batches import new_batch_id
-        from helix_jobs.storage.records import NewBatch
 
-        defaults = SamplingParams() if defaults is None else defaults
-        limits, rule = Limits.of(self.settings), rule_of(accept)
-        constraint = default_constraint(response_format)
-        now = datetime.now(UTC)
-        with ExitStack() as stack:
-            lines = stack.enter_context(open_source(source))
-            sink = stack.enter_context(RejectsFile(rejects, source)) if rejects is not None else None
-            handover = reach_broker(self.settings, self._database)
-            if handover is not None:
-                stack.callback(handover.close)
-            new = NewBatch(
-                id=new_batch_id(now),
-                name=None if name is None else storable_text("name", name),
-                source=lines.name,
-                created_at=now,
-                defaults=defaults.to_dict()
-                | ({"truncate_prompt": truncate_prompt.to_dict()} if truncate_prompt else {}),
-                metadata=storable_metadata(metadata),
-                idempotency_key=checked_key(idempotency_key),
-            )
-
-            def read() -> Generator[NewJob | BadLine, None, None]:
-                yield from lines.read(LineReader(defaults, limits, sink, truncate_prompt, rule, constraint=constraint))
-                # Write the rejects before the batch is sealed: a later error would hide that the jobs run.
-                if sink is not None:
-                    sink.finish()
-
-            jobs = stack.enter_context(closing(read()))
-
-            def report(tally: Tally) -> None:
-                if on_progress is not None:
-                    done, size = lines.position()
-                    on_progress(
-                        SubmitProgress(
-                            accepted=tally.accepted, invalid=tally.invalid, bytes_read=done, bytes_total=size
-                        )
-                    )
-
-            submission = submit_lines(
-                self._database(),
-                new,
-                jobs,
-                skip_invalid=skip_invalid,
-                limits=limits,
-                tally=Tally(on_invalid=on_invalid),
-                on_progress=report,
-                on_stage=on_stage,
-            )
-            if handover is not None:
-                submission = replace(submission, published=handover.publish())
+        submission = submit_source(
+            self.settings,
+            self._database,
+            source,
+            LineDefaults(
+                SamplingParams() if defaults is None else defaults,
+                truncate_prompt=truncate_prompt,
+                accept=rule_of(accept),
+                constraint=default_constraint(response_format),
+            ),
+            name=name,
+            idempotency_key=idempotency_key,
+            metadata=metadata,
+            skip_invalid=skip_invalid,
+            rejects=rejects,
+            on_invalid=on_invalid,
+            on_progress=on_progress,
+            on_stage=on_stage,
+        )
         if callable(accept):
             self.accept(submission.batch_id, accept)
         return submission

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING
 
 from helix_jobs.engine.choice_scoring import ChoiceScorings
 from helix_jobs.engine.choices import Choices, already_held
-from helix_jobs.engine.config import SpeculationConfig
-from helix_jobs.engine.devices.devices import cleanup_memory, describe_device, explaining_shortage
+from helix_jobs.engine.devices.devices import cleanup_memory, explaining_shortage
+from helix_jobs.engine.engine_info import engine_info
 from helix_jobs.engine.grammar.grammars import Grammars
 from helix_jobs.engine.grammar.vocabulary import TokenTable
 from helix_jobs.engine.model.runner import ModelRunner
 from helix_jobs.engine.model.step_memory import scored_rows
 from helix_jobs.engine.new_sequences import NewSequences
-from helix_jobs.engine.protocol import EngineInfo
 from helix_jobs.engine.recovery import Recovery
 from helix_jobs.engine.request import EncodedRequest, GenerationResult, Request
 from helix_jobs.engine.request_encoding import RequestEncoding
@@ -42,8 +41,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence as SequenceOf
 
     from helix_jobs.engine.config import CacheConfig, EngineConfig
-    from helix_jobs.engine.loaded_models import LoadedModel, LoadedModels
-    from helix_jobs.engine.protocol import EngineCounters
+    from helix_jobs.engine.loaded_models import LoadedModels
+    from helix_jobs.engine.protocol import EngineCounters, EngineInfo
     from helix_jobs.engine.request import EncodedRequest
     from helix_jobs.engine.schedule.scheduler import Schedule
     from helix_jobs.engine.schedule.sequence import Sequence
@@ -119,21 +118,12 @@ class Engine:
         self._recovery = Recovery(self._scheduler, models.device)
         # Raised by the next step, after this one has returned its results.
         self._fault: Exception | None = None
-        drafting = models.draft if draft is not None else None
-        speculation = config.speculation if self._speculator.drafts_any else SpeculationConfig(depth=0)
-        self._info = EngineInfo(
-            target_model=models.target.name,
-            draft_model=_describe_draft(drafting, speculation),
-            device=describe_device(models.device),
-            dtype=models.target.dtype_name,
-            overflows_float16=models.target.overflowed,
-            is_reproducible=_is_reproducible(models.target, drafting, speculation),
-            kernels=models.target.decoder.attention.kernels,
-            speculation_depth=None if speculation.is_adaptive else speculation.ceiling,
-            max_batch_size=config.max_batch_size,
-            max_model_len=context,
-            num_blocks=cache.num_blocks,
-            block_size=cache.block_size,
+        self._info = engine_info(
+            models,
+            config,
+            cache,
+            context=context,
+            drafts_any=self._speculator.drafts_any,
             kv_cache_bytes=target.cache.num_bytes + (0 if draft is None else draft.cache.num_bytes),
             chat=models.chat_forms.in_words,
         )
@@ -390,17 +380,3 @@ class Engine:
             self._speculator.forget(sequence)
         except Exception:  # drafts affect only speed
             logger.exception("the drafters learn nothing from request %s", sequence.request_id)
-
-
-def _describe_draft(draft: LoadedModel | None, speculation: SpeculationConfig) -> str | None:
-    """The drafters, as results name them; None if nothing drafts."""
-    found = speculation.drafters if speculation.is_on else ()
-    return " + ".join([*found, *([draft.name] if draft is not None else [])]) or None
-
-
-def _is_reproducible(target: LoadedModel, draft: LoadedModel | None, speculation: SpeculationConfig) -> bool:
-    """Whether an answer is the same in any batch.
-
-    With a fixed depth, a sampled answer also depends on the draft model's probabilities.
-    """
-    return target.is_reproducible and (speculation.is_adaptive or draft is None or draft.is_reproducible)

@@ -1,0 +1,130 @@
+"""submit_source: reads a source of lines, stores its batch, and hands the first jobs to the broker."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from helix_jobs.client.batch_labels import checked_key, storable_metadata, storable_text
+from helix_jobs.client.handover import reach_broker
+from helix_jobs.client.submission import SubmitProgress, Tally, submit_lines
+from helix_jobs.intake.limits import Limits
+from helix_jobs.intake.lines import LineReader
+from helix_jobs.intake.sources import RejectsFile, open_source
+from helix_jobs.storage.batches import new_batch_id
+from helix_jobs.storage.records import NewBatch
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Generator, Iterable, Mapping
+
+    from helix_jobs.acceptance.rule import AcceptanceRule
+    from helix_jobs.client.submission import Submission, SubmitStage
+    from helix_jobs.engine.constraint import Constraint
+    from helix_jobs.engine.prompt_truncation import TruncatePrompt
+    from helix_jobs.engine.sampling_params import SamplingParams
+    from helix_jobs.errors import BadLine
+    from helix_jobs.new_job import NewJob
+    from helix_jobs.settings import Settings
+    from helix_jobs.storage.database import Database
+
+
+@dataclass(frozen=True, slots=True)
+class LineDefaults:
+    """What holds for the lines of a batch that do not say otherwise.
+
+    Attributes:
+        sampling: Sampling fields.
+        truncate_prompt: What to keep of a prompt that is too long; None fails its job.
+        accept: When an answer counts; None for any.
+        constraint: The form of an answer; None for any.
+    """
+
+    sampling: SamplingParams
+    truncate_prompt: TruncatePrompt | None = None
+    accept: AcceptanceRule | None = None
+    constraint: Constraint | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The batch's stored defaults."""
+        truncation = {} if self.truncate_prompt is None else {"truncate_prompt": self.truncate_prompt.to_dict()}
+        return self.sampling.to_dict() | truncation
+
+
+def submit_source(
+    settings: Settings,
+    open_database: Callable[[], Database],
+    source: str | os.PathLike[str] | BinaryIO | Iterable[Mapping[str, Any]],
+    defaults: LineDefaults,
+    *,
+    name: str | None,
+    idempotency_key: str | None,
+    metadata: Mapping[str, Any] | None,
+    skip_invalid: bool,
+    rejects: str | os.PathLike[str] | BinaryIO | None,
+    on_invalid: Callable[[BadLine], None] | None,
+    on_progress: Callable[[SubmitProgress], None] | None,
+    on_stage: Callable[[SubmitStage, str], None],
+) -> Submission:
+    """Submit a source, see ``HelixClient.submit``.
+
+    Args:
+        settings: The limits, and where the broker is.
+        open_database: Returns the database; called when the source is open.
+        source: As there.
+        defaults: For lines that do not say otherwise.
+        name: As there.
+        idempotency_key: As there.
+        metadata: As there.
+        skip_invalid: As there.
+        rejects: As there.
+        on_invalid: As there.
+        on_progress: As there.
+        on_stage: As there.
+    """
+    limits, now = Limits.of(settings), datetime.now(UTC)
+    with ExitStack() as stack:
+        lines = stack.enter_context(open_source(source))
+        sink = stack.enter_context(RejectsFile(rejects, source)) if rejects is not None else None
+        handover = reach_broker(settings, open_database)
+        if handover is not None:
+            stack.callback(handover.close)
+        new = NewBatch(
+            id=new_batch_id(now),
+            name=None if name is None else storable_text("name", name),
+            source=lines.name,
+            created_at=now,
+            defaults=defaults.to_dict(),
+            metadata=storable_metadata(metadata),
+            idempotency_key=checked_key(idempotency_key),
+        )
+        reader = LineReader(
+            defaults.sampling, limits, sink, defaults.truncate_prompt, defaults.accept, constraint=defaults.constraint
+        )
+
+        def read() -> Generator[NewJob | BadLine, None, None]:
+            yield from lines.read(reader)
+            # Write the rejects before the batch is sealed: a later error would hide that the jobs run.
+            if sink is not None:
+                sink.finish()
+
+        def report(tally: Tally) -> None:
+            if on_progress is not None:
+                done, size = lines.position()
+                on_progress(
+                    SubmitProgress(accepted=tally.accepted, invalid=tally.invalid, bytes_read=done, bytes_total=size)
+                )
+
+        submission = submit_lines(
+            open_database(),
+            new,
+            stack.enter_context(closing(read())),
+            skip_invalid=skip_invalid,
+            limits=limits,
+            tally=Tally(on_invalid=on_invalid),
+            on_progress=report,
+            on_stage=on_stage,
+        )
+        return submission if handover is None else replace(submission, published=handover.publish())
