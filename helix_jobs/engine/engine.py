@@ -125,7 +125,6 @@ class Engine:
             context=context,
             drafts_any=self._speculator.drafts_any,
             kv_cache_bytes=target.cache.num_bytes + (0 if draft is None else draft.cache.num_bytes),
-            chat=models.chat_forms.in_words,
         )
         self._new_sequences = NewSequences(
             self._codec,

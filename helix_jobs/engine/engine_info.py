@@ -49,6 +49,7 @@ def engine_info(
         num_blocks=cache.num_blocks,
         block_size=cache.block_size,
         kv_cache_bytes=kv_cache_bytes,
+        chat=models.chat_forms.in_words,
     )
 
 
