@@ -79,24 +79,19 @@ def place_of(output_ids: Sequence[int], form: ReasoningForm) -> Place:
     A model whose prompt opens no thinking thinks only if its output begins with the opening; white space may stand
     before it. Time is linear in the output.
     """
-    start = 0
-    if not form.starts_open:
-        text = ""
-        for index, token_id in enumerate(output_ids):
-            text = (text + form.pieces.get(token_id, _OTHER)).lstrip()
-            if text.startswith(form.opening):
-                start = index + 1
-                break
-            if text.startswith(form.end):
-                return Place(Phase.ANSWER, answer=index + 1)
-            if not (form.opening.startswith(text) or form.end.startswith(text)):
-                return Place(Phase.ANSWER)
-        else:
-            return Place(Phase.UNDECIDED)
+    begin = _begin(output_ids, form)
+    if begin.phase is not Phase.THINKING:
+        return begin
+    start = begin.start
     last = _next_end(output_ids, form, start)
     if last is None:
         return Place(Phase.THINKING, start, len(output_ids))
     return Place(Phase.ANSWER, start, _begin_of_end(output_ids, form, start, last), last + 1)
+
+
+def is_undecided(output_ids: Sequence[int], form: ReasoningForm) -> bool:
+    """Whether the model may still begin to think. Only the first tokens are looked at, however long the output is."""
+    return _begin(output_ids, form).phase is Phase.UNDECIDED
 
 
 def reasoning_end(output_ids: Sequence[int], form: ReasoningForm) -> int | None:
@@ -106,6 +101,22 @@ def reasoning_end(output_ids: Sequence[int], form: ReasoningForm) -> int | None:
     """
     place = place_of(output_ids, form)
     return place.answer if place.phase is Phase.ANSWER else None
+
+
+def _begin(output_ids: Sequence[int], form: ReasoningForm) -> Place:
+    """Where an output's thinking begins; its end is not looked for. An output that does not think has its answer."""
+    if form.starts_open:
+        return Place(Phase.THINKING)
+    text = ""
+    for index, token_id in enumerate(output_ids):
+        text = (text + form.pieces.get(token_id, _OTHER)).lstrip()
+        if text.startswith(form.opening):
+            return Place(Phase.THINKING, start=index + 1)
+        if text.startswith(form.end):
+            return Place(Phase.ANSWER, answer=index + 1)
+        if not (form.opening.startswith(text) or form.end.startswith(text)):
+            return Place(Phase.ANSWER)
+    return Place(Phase.UNDECIDED)
 
 
 def _next_end(output_ids: Sequence[int], form: ReasoningForm, start: int) -> int | None:

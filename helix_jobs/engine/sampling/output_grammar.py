@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from helix_jobs.engine.matcher import GrammarError
-from helix_jobs.engine.reasoning import Phase, place_of, reasoning_end
+from helix_jobs.engine.reasoning import is_undecided, reasoning_end
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -177,7 +177,7 @@ class OutputGrammar:
     def _is_undecided(self, output_ids: Sequence[int]) -> bool:
         """Whether the model may still begin to think."""
         form = self._reasoning
-        return form is not None and place_of(output_ids, form).phase is Phase.UNDECIDED
+        return form is not None and is_undecided(output_ids, form)
 
     @property
     def _opening(self) -> int | None:

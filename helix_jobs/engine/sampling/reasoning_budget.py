@@ -45,6 +45,8 @@ def forced_token(output_ids: Sequence[int], form: ReasoningForm, budget: int) ->
 
     A closing that the model has begun by itself is completed, not begun anew.
     """
+    if len(output_ids) < budget:  # before the thinking is looked for, which takes longer the longer it is
+        return None
     place = place_of(output_ids, form)
     thought = len(output_ids) - place.start
     if place.phase is not Phase.THINKING or thought < budget:
