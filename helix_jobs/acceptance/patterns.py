@@ -24,9 +24,12 @@ if TYPE_CHECKING:
 
     from helix_jobs.acceptance.rule import AcceptanceRule
 
-# Of a compiled regular expression, and of its automaton's cache.
+# Patterns of a schema. Compiled, each may take _REGEX_BYTES, for the expression and for its automaton's cache.
+MAX_PATTERNS: Final = 64
 _REGEX_BYTES: Final = 1024 * 1024
-_KEPT: Final = 64
+# Trade-off: so few that hostile schemas, kept beside each other, stay within the memory of the process that judges; a
+# batch whose lines have more rules than that compiles them again, at some milliseconds each.
+_KEPT: Final = 8
 
 
 def check_compiles(rule: AcceptanceRule, own_schema: Mapping[str, Any] | None) -> None:
@@ -51,6 +54,8 @@ def check_compiles(rule: AcceptanceRule, own_schema: Mapping[str, Any] | None) -
     if rule.schema is True and own_schema is None:
         reason = "is true, and the request states no schema"
         raise InvalidFieldError("accept.schema", reason, "give a JSON Schema, or response_format with one")
+    if (count := _num_patterns(own_schema if rule.schema is True else rule.schema)) > MAX_PATTERNS:
+        raise InvalidFieldError("accept.schema", f"holds {count:,} patterns", f"give at most {MAX_PATTERNS}")
     try:
         compiled_schema(schema_text(rule, own_schema))
     except ValueError as error:
@@ -62,6 +67,20 @@ def check_compiles(rule: AcceptanceRule, own_schema: Mapping[str, Any] | None) -
 def schema_text(rule: AcceptanceRule, own_schema: Mapping[str, Any] | None) -> str:
     """The JSON text of the schema that the rule names."""
     return json.dumps(own_schema if rule.schema is True else rule.schema, sort_keys=True)
+
+
+def _num_patterns(schema: Any) -> int:  # noqa: ANN401  (parsed JSON)
+    """How many regular expressions a schema may make the library compile."""
+    count, waiting = 0, [schema]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            names = value.get("patternProperties")
+            count += isinstance(value.get("pattern"), str) + (len(names) if isinstance(names, dict) else 0)
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
+    return count
 
 
 @lru_cache(maxsize=_KEPT)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from helix_jobs.acceptance.patterns import check_compiles
+from helix_jobs.acceptance.patterns import MAX_PATTERNS, check_compiles
 from helix_jobs.acceptance.rule import AcceptanceRule
 from helix_jobs.acceptance.stored import own_schema, stored_rule
 from helix_jobs.errors import InvalidFieldError, InvalidFieldsError
@@ -144,3 +144,14 @@ def test_the_requests_own_schema_is_checked_too():
     check_compiles(AcceptanceRule(schema=True), OBJECT)
     with pytest.raises(InvalidFieldError, match=r"accept\.schema"):
         check_compiles(AcceptanceRule(schema=True), {"type": "number or so"})
+
+
+def test_a_schema_holds_as_many_patterns_as_are_compiled_at_once():
+    """Each compiled pattern may take a megabyte: a thousand of them would fill the memory of whoever reads the line."""
+    patterns = {f"a{number}": {"pattern": f"^{number}"} for number in range(MAX_PATTERNS - 1)}
+    schema = {"properties": patterns, "patternProperties": {"^b": {}}}
+    check_compiles(AcceptanceRule(schema=schema), None)
+    more = {"allOf": [schema, {"pattern": "^c"}]}
+    for rule, own in ((AcceptanceRule(schema=more), None), (AcceptanceRule(schema=True), more)):
+        with pytest.raises(InvalidFieldError, match=f"accept.schema: holds {MAX_PATTERNS + 1} patterns; give at most"):
+            check_compiles(rule, own)
