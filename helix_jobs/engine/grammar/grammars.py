@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Final
 from helix_jobs.engine.grammar.llguidance_grammar import compile_grammar
 from helix_jobs.engine.grammar.trial import GrammarTrial
 from helix_jobs.engine.matcher import GrammarError
-from helix_jobs.errors import EngineError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,6 +25,10 @@ logger = logging.getLogger(__name__)
 # Constraints kept, those refused included. Trade-off: a batch mostly has one or a few; each takes up to some tens of
 # megabytes once masks have taught its lexer.
 _KEPT: Final = 64
+_UNREADABLE: Final = (
+    "the grammar library cannot read this model's tokenizer, so no answer can be held to a form; leave the form out, or "
+    "use another model"
+)
 
 
 class Grammars:
@@ -46,13 +49,16 @@ class Grammars:
         # One constraint is compiled at a time: jobs of one batch ask for the same.
         self._turn = threading.Lock()
         self._tokenizer: LLTokenizer | None = None
+        # The library has refused the vocabulary, and would again.
+        self._is_unreadable = False
         self._trial: GrammarTrial | None = None
 
     def compile(self, constraint: Constraint) -> Grammar:
         """The constraint's grammar. Takes up to some seconds for a new one; not for the engine's thread.
 
         Raises:
-            GrammarError: The constraint cannot be kept, or compiling exceeds the limits.
+            GrammarError: The constraint cannot be kept, compiling exceeds the limits, or no constraint can be kept with
+                this vocabulary.
             EngineError: The process that tries constraints first was ended from outside.
         """
         found = self._look_up(constraint)
@@ -81,12 +87,15 @@ class Grammars:
 
     def _ready(self) -> tuple[LLTokenizer, GrammarTrial]:
         if self._tokenizer is None or self._trial is None:
+            if self._is_unreadable:
+                raise GrammarError(_UNREADABLE)
             table = self._describe()
             try:
                 self._tokenizer = table.build()
             except ValueError as error:
                 logger.warning("the grammar library cannot read the model's tokenizer", exc_info=error)
-                raise EngineError("this model's tokenizer cannot be held to a constraint") from error
+                self._is_unreadable = True
+                raise GrammarError(_UNREADABLE) from error
             self._trial = GrammarTrial(table)
         return self._tokenizer, self._trial
 

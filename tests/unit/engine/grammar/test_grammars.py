@@ -156,3 +156,17 @@ def test_a_constraint_is_read_back_as_it_was_stored():
             Constraint.from_mapping(bad)
     with pytest.raises(InvalidConstraintError):
         Constraint("regex", "a", "none")
+
+
+def test_a_tokenizer_that_the_library_cannot_read_is_tried_once():
+    asked = []
+
+    def describe_broken():
+        asked.append(1)
+        return replace(describe(), backend="{}", texts=())
+
+    grammars = Grammars(describe_broken)
+    for regex in ("a", "b"):
+        with pytest.raises(GrammarError, match="cannot read this model's tokenizer"):
+            grammars.compile(Constraint("regex", regex))
+    assert len(asked) == 1
