@@ -42,7 +42,7 @@ def modules_after(script: str, tmp_path: Path) -> set[str]:
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
-HEAVY = {*MODEL_LIBRARIES, "celery", "numpy", "llguidance"}
+HEAVY = {*MODEL_LIBRARIES, "celery", "numpy", "llguidance", "jsonschema_rs"}
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 # megabytes once masks have taught its lexer.
 _KEPT: Final = 64
 _UNREADABLE: Final = (
-    "the grammar library cannot read this model's tokenizer, so no answer can be held to a form; leave the form out, or "
-    "use another model"
+    "the grammar library cannot read this model's tokenizer, so no answer can be held to a form; leave the form out, "
+    "or use another model"
 )
 
 
