@@ -86,7 +86,7 @@ class _Search:
             others = {other: item for other, item in rest.items() if other != name}
             key = ("" if first else ",") + json.dumps(name, ensure_ascii=False) + ":"
 
-            def after(value: Any = value, others: dict[str, Any] = others) -> Iterator[None]:  # noqa: ANN401
+            def after(value: Any = value, others: dict[str, Any] = others) -> Iterator[None]:  # noqa: ANN401  (JSON)
                 for _ in self._value(value):
                     yield from self._members(others, first=False)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Final
 
@@ -67,13 +68,15 @@ def accept_answers(
         status = client.wait(batch_id, poll=poll)
         refused: set[int] = set()
         for answers in _chunks(_refused(client.results(batch_id), accept, again)):
-            now = datetime.now(UTC)
-            changed = database.transact(
-                lambda c, answers=answers, now=now: refuse_stored(  # type: ignore[misc]
-                    c, batch_id, answers, max_tries=max_tries, reason=REASON, now=now
-                )
+            refuse = partial(
+                refuse_stored,
+                batch_id=batch_id,
+                answers=answers,
+                max_tries=max_tries,
+                reason=REASON,
+                now=datetime.now(UTC),
             )
-            if changed:
+            if database.transact(refuse):
                 refused.update(answer.job_id for answer in answers)
         if not refused:
             return status if again is None else client.status(batch_id)
