@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from helix_jobs.engine.choice_scoring import ChoiceScorings
@@ -28,8 +27,8 @@ from helix_jobs.engine.speculation.speculative import SpeculativeStep
 from helix_jobs.engine.speculation.speculator import Speculator
 from helix_jobs.engine.stats import StepStatistics
 from helix_jobs.engine.text.codec import TextCodec
-from helix_jobs.engine.text.final_logprobs import with_logprobs
-from helix_jobs.engine.text.final_text import apply_stop_strings, is_valid, result_of
+from helix_jobs.engine.text.final_result import final_result
+from helix_jobs.engine.text.final_text import apply_stop_strings
 from helix_jobs.errors import (
     EngineBrokenError,
     EngineError,
@@ -360,8 +359,7 @@ class Engine:
         """The result of the request whose last sequence has ended with this one; none if others are left."""
         turnover = self._scorings.take(sequence)
         if turnover is None:
-            result = replace(result_of(sequence, self._codec, self._chat_forms.calls), is_valid=is_valid(sequence))
-            result = with_logprobs(result, sequence, self._codec)
+            result = final_result(sequence, self._codec, self._chat_forms.calls)
             if sequence.error is not None:
                 for other in self._choices.beside(sequence):
                     self._scheduler.abort(other)

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import re
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from helix_jobs.engine.matcher import GrammarError
 from helix_jobs.engine.reasoning import Phase, place_of, reasoning_end
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_NO_CALLS: Final[tuple[Mapping[str, Any], ...]] = ()
+
 
 def apply_stop_strings(sequence: Sequence, watch: StopStringWatch, num_new: int) -> int:
     """End the sequence at a stop string, if there is one; return the number of new tokens dropped.
@@ -41,7 +43,7 @@ def apply_stop_strings(sequence: Sequence, watch: StopStringWatch, num_new: int)
     except Exception as error:
         if is_shortage(error):
             raise
-        _fail(sequence, error)
+        fail(sequence, error)
         return 0
     if found is None:
         return 0
@@ -62,9 +64,7 @@ class _Answer:
 
 
 def result_of(sequence: Sequence, codec: TextCodec, call_form: str | None = None) -> GenerationResult:
-    """The result of an output that has ended: its answer, its thinking and its calls.
-
-    A request whose output cannot be decoded fails.
+    """The result of an output that has ended: its answer, its thinking and its calls. See ``final_result``.
 
     Args:
         sequence: The request that has ended.
@@ -72,23 +72,16 @@ def result_of(sequence: Sequence, codec: TextCodec, call_form: str | None = None
         call_form: The form in which the model writes calls; None if it writes none.
 
     Raises:
-        MemoryError, OSError, RuntimeError: As in `apply_stop_strings`.
+        Exception: The output cannot be decoded.
     """
-    calls: tuple[Mapping[str, Any], ...] = ()
-    try:
-        answer = _read(sequence, codec)
-        tools = sequence.request.tools
-        if tools is not None and call_form is not None:
-            # Some models write the marks of their calls in special tokens.
-            whole = answer.text if sequence.stopped_text is not None else codec.decode_all(answer_ids(sequence))
-            words, found = read_calls(whole, call_form, tools.parameters)
-            calls = _named(sequence, found if tools.is_parallel else found[:1])
-            answer = replace(answer, text=words) if calls else answer
-    except Exception as error:
-        if is_shortage(error):
-            raise
-        _fail(sequence, error)
-        answer = _Answer()
+    answer, calls = _read(sequence, codec), _NO_CALLS
+    tools = sequence.request.tools
+    if tools is not None and call_form is not None:
+        # Some models write the marks of their calls in special tokens.
+        whole = answer.text if sequence.stopped_text is not None else codec.decode_all(answer_ids(sequence))
+        words, found = read_calls(whole, call_form, tools.parameters)
+        calls = _named(sequence, found if tools.is_parallel else found[:1])
+        answer = replace(answer, text=words) if calls else answer
     result = replace(
         sequence.result(answer.text),
         reasoning_text=answer.reasoning_text,
@@ -178,7 +171,8 @@ def is_valid(sequence: Sequence) -> bool | None:
         return False
 
 
-def _fail(sequence: Sequence, error: Exception) -> None:
+def fail(sequence: Sequence, error: Exception) -> None:
+    """End a request with an error, as its output cannot be read."""
     kind = type(error).__name__
     # Log only the error's type and traceback, as a library's message may quote the answer. A panic's own output on
     # standard error cannot be held back.

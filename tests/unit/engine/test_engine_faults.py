@@ -379,3 +379,30 @@ def test_an_output_that_the_machine_cannot_decode_fails_nobody(monkeypatch, stop
     monkeypatch.setattr(engine._codec, "decode", refuse)
     with pytest.raises(type(shortage)):
         engine.generate([asked])
+
+
+@pytest.mark.parametrize("broken", ["token_text", "decode"])
+def test_an_answer_that_cannot_be_read_at_its_end_fails_alone_with_all_its_choices(monkeypatch, broken):
+    """Its text is read, and then its log probabilities' texts and the part before a stop string."""
+    engine = tiny_engine(tiny_model(seed=3), "same")
+    asked = {"max_tokens": 6, "temperature": 1.0, "ignore_eos": True}
+    original, marked = getattr(engine._codec, broken), 9
+
+    def read(token_ids, *context):
+        if token_ids == marked or (isinstance(token_ids, list) and len(token_ids) == 5):
+            raise UnicodeError("a secret")
+        return original(token_ids, *context)
+
+    monkeypatch.setattr(engine._codec, broken, read)
+    bad = {"logprobs": 0, "logit_bias": ((marked, 100.0),)} if broken == "token_text" else {"max_tokens": 5}
+    unread, good = engine.generate(
+        [request("bad", prompts(1)[0], n=3, **{**asked, **bad}), request("good", prompts(1)[0], **asked)]
+    )
+    assert isinstance(unread.error, EngineError)
+    assert "UnicodeError" in str(unread.error)
+    assert "secret" not in str(unread.error)
+    assert good.error is None
+    assert good.completion_tokens == 6
+    engine.check_integrity()
+    assert not engine._choices
+    assert engine._pool.num_free == engine.info.num_blocks
