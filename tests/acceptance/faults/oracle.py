@@ -13,6 +13,7 @@ from sqlalchemy import select
 from helix_jobs.engine.fake_engine import fake_output
 from helix_jobs.storage.schema import jobs, results
 from helix_jobs.storage.states import FINAL_STATES
+from helix_jobs.token_logprobs import TokenLogprobs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -64,8 +65,13 @@ class Verdict:
 
 
 def line_of(prompt: str, number: int) -> dict[str, Any]:
-    """An input line. Every third asks for three answers, of which none may be lost or doubled."""
-    return {"prompt": prompt, **({"n": 3, "temperature": 1.0} if number % 3 == 2 else {})}
+    """An input line. Every third asks for three answers, of which none may be lost or doubled, every fifth for numbers.
+
+    These are the log probabilities of its tokens and its prompt's, which stand in the answers' rows.
+    """
+    several = {"n": 3, "temperature": 1.0} if number % 3 == 2 else {}
+    numbers = {"logprobs": 1, "prompt_logprobs": 0} if number % 5 == 4 else {}
+    return {"prompt": prompt, **several, **numbers}
 
 
 def judge(
@@ -148,6 +154,7 @@ class _Batch:
         broken = []
         if self._batch.expected is not None and result.output_text != self._batch.expected(prompt, result.choice):
             broken.append("the result is another job's, or cut")
+        broken += _check_numbers(row, result)
         if (result.worker_id, result.created_at) != (row.worker_id, row.finished_at):
             broken.append(f"the result of {result.worker_id} is not the last holder's, {row.worker_id}")
         began = result.created_at - timedelta(seconds=result.total_seconds)
@@ -169,6 +176,20 @@ class _Batch:
         if any(count != states[state] for state, count in counted.items()):
             return [f"{self._batch.batch_id}: the counters say {counted}, the rows {dict(states)}"]
         return []
+
+
+def _check_numbers(row: Any, result: Any) -> list[str]:
+    """An answer has as many log probabilities as tokens, and the first answer of a job those of the prompt."""
+    asked = row.request["sampling"]
+    counts = [
+        None if data is None else len(TokenLogprobs.from_bytes(data))
+        for data in (result.logprobs, result.prompt_logprobs)
+    ]
+    wanted = [
+        result.completion_tokens if "logprobs" in asked else None,
+        result.prompt_tokens if "prompt_logprobs" in asked and result.choice == 0 else None,
+    ]
+    return [] if counts == wanted else [f"its log probabilities are {counts}, not {wanted}"]
 
 
 def _broker_leftovers(installation: Installation) -> list[str]:
