@@ -180,7 +180,7 @@ class _Batch:
 
 def _check_numbers(row: Any, result: Any) -> list[str]:
     """An answer has as many log probabilities as tokens, and the first answer of a job those of the prompt."""
-    asked = row.request["sampling"]
+    asked = row.request.get("sampling", {})
     counts = [
         None if data is None else len(TokenLogprobs.from_bytes(data))
         for data in (result.logprobs, result.prompt_logprobs)
