@@ -23,6 +23,7 @@ from helix_jobs.engine.text.final_text import apply_stop_strings, result_of
 from helix_jobs.engine.text.prompt_encoder import PromptEncoder
 from helix_jobs.engine.text.stop_strings import StopStringWatch
 from helix_jobs.errors import InvalidRequestError
+from tests.unit.engine.reasoning_models import one_token
 from tests.unit.engine.text.bounded_prompts import SHORT
 from tests.unit.engine.text.chat_templates import (
     BRACKETS,
@@ -32,6 +33,7 @@ from tests.unit.engine.text.chat_templates import (
     QWEN3,
     THOUGHT_CHANNEL,
 )
+from tests.unit.engine.text.test_text_codec import sentence_pieces
 
 HARMONY = ("<|channel|>", "<|message|>", "<|start|>", "<|end|>", "<|return|>")
 QUESTION = [{"role": "user", "content": "Name a river"}]
@@ -280,3 +282,25 @@ def test_a_budget_reaches_the_request_with_the_form_of_its_prompt(served):
         .thinking
         is Thinking.OPEN
     )
+
+
+@pytest.mark.parametrize("form", [None, one_token()], ids=["no thinking", "may think"])
+def test_a_continued_answer_keeps_the_space_that_it_begins_with(form):
+    """SentencePiece takes a text's first space away, which is right for a whole text alone."""
+    tokenizer = sentence_pieces()
+    codec = TextCodec(tokenizer, len(tokenizer))
+    prompt, output = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("the quick", "brown fox"))
+    for continues, text in ((True, " brown fox"), (False, "brown fox")):
+        request = EncodedRequest(
+            request_id="a",
+            prompt_token_ids=tuple(prompt),
+            sampling_params=SamplingParams(),
+            seed=1,
+            is_chat=True,
+            continues=continues,
+            reasoning=form,
+        )
+        sequence = Sequence(request, BlockTable(BlockPool(2, 4)), frozenset(), 100_000)
+        sequence.commit(output, 0.0)
+        sequence.finish(FinishReason.STOP)
+        assert result_of(sequence, codec).output_text == text
