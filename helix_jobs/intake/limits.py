@@ -57,7 +57,7 @@ class Limits:
             )
         # A token has at least one character.
         chars = len(request.get("prompt", request.get("prompt_token_ids", "")))
-        chars += sum(len(message["content"]) for message in messages) + _chars_beside(request)
+        chars += sum([len(message["content"]) for message in messages]) + _chars_beside(request)
         if self.prompt_chars is not None and chars > self.prompt_chars:
             remedy = f"give at most {self.prompt_chars:,}, or raise HELIX_MAX_PROMPT_CHARS"
             raise InvalidFieldError(f"{prefix}{field}", f"has {chars:,} characters", remedy)

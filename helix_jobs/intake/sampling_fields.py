@@ -26,9 +26,11 @@ _NUMBERS: Final = _WHOLE | {
     "frequency_penalty",
     "repetition_penalty",
 }
-# Fields for which -1 means as many as possible -> that number.
 # Most lines have none of these, and one look tells.
 _SPELT_OTHERWISE: Final = LOGPROB_FIELDS | SYNONYMS.keys()
+# The types of values that cannot stand in a cache's key.
+_CONTAINERS: Final = frozenset({list, dict})
+# Fields for which -1 means as many as possible -> that number.
 _UNLIMITED: Final = {"max_tokens": MAX_NEW_TOKENS, "top_k": 0}
 
 
@@ -92,7 +94,7 @@ class SamplingReader:
         return stored
 
     def _checked(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        if any(isinstance(value, list | dict) for value in given.values()):
+        if not _CONTAINERS.isdisjoint(map(type, given.values())):
             return _check(given, self._defaults)
         # The cache key includes the types: 1, 1.0 and True are equal in Python, but not in JSON.
         return dict(self._check_once(tuple([(name, type(value), value) for name, value in given.items()])))
