@@ -80,6 +80,7 @@ def result_of(sequence: Sequence, codec: TextCodec, call_form: str | None = None
         # Some models write the marks of their calls in special tokens.
         whole = answer.text if sequence.stopped_text is not None else codec.decode_all(answer_ids(sequence))
         words, found = read_calls(whole, call_form, tools.parameters)
+        # Trade-off: where one call was asked for, the first stays and the others go; refusing the answer would lose it.
         calls = _named(sequence, found if tools.is_parallel else found[:1])
         answer = replace(answer, text=words) if calls else answer
     result = replace(
