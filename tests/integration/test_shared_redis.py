@@ -108,10 +108,10 @@ def test_jobs_queued_by_the_version_without_ids_run_after_the_upgrade(boxes: lis
     current = box.publisher()
     current.reset_queue()
     current.close()
+    ids = [row.id for row in box.rows(batch)]
     database = box.database()
     downgrade(database, "0003")
     old = CeleryPublisher(box.settings.redis_url or "", OldNames())
-    ids = [row.id for row in box.rows(batch)]
     old.publish([PublishableJob(job_id, 0) for job_id in ids])
     old.close()
     with database.write() as c:

@@ -12,7 +12,7 @@ from helix_jobs.engine.request import FinishReason, Request
 from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.engine.score_choices import ScoreChoices
 from helix_jobs.errors import EngineError, InvalidRequestError, PromptTooLongError
-from tests.unit.engine.test_engine_faults import FaultyStep
+from tests.unit.engine.failing_steps import FaultyStep
 from tests.unit.engine.tiny_models import ALPHABET, reference_logits, request, tiny_engine, tiny_model
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from helix_jobs.engine.sampling.random_numbers import choice_seed
 from helix_jobs.engine.sampling.sampler import processed_probs
 from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.errors import InvalidRequestError, OutOfMemoryError
-from tests.unit.engine.test_engine_sampling import SIGNIFICANT, g_test
-from tests.unit.engine.test_recovery import FailingStep
+from tests.unit.engine.failing_steps import FailingStep
+from tests.unit.engine.g_test import SIGNIFICANT, g_test
 from tests.unit.engine.tiny_models import VOCAB_SIZE, reference_logits, request, tiny_engine, tiny_model
 
 MODEL = tiny_model(seed=3)

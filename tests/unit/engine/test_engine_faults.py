@@ -12,6 +12,7 @@ from helix_jobs.engine.request import FinishReason, Request
 from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.engine.speculation.speculative import SpeculativeStep
 from helix_jobs.errors import EngineBrokenError, EngineError, InvalidRequestError, OutOfMemoryError, PromptTooLongError
+from tests.unit.engine.failing_steps import FaultyStep
 from tests.unit.engine.tiny_models import VOCAB_SIZE, as_loaded, reference_greedy, request, tiny_engine, tiny_model
 
 
@@ -116,21 +117,6 @@ def test_abort_waiting_running_and_unknown():
     assert results["b"].finish_reason is FinishReason.LENGTH
     engine.check_integrity()
     assert engine._pool.num_free == engine.info.num_blocks
-
-
-class FaultyStep(SpeculativeStep):
-    """Raises while a marked request takes part, or while more than ``limit`` sequences do."""
-
-    def __init__(self, step, error, *, poison=None, limit=None):
-        self.__dict__.update(step.__dict__)
-        self.error, self.poison, self.limit, self.failures = error, poison, limit, 0
-
-    def run(self, schedule):
-        names = [p.sequence.request_id for p in (*schedule.decodes, *schedule.prefills)]
-        if self.poison in names or (self.limit is not None and len(names) > self.limit):
-            self.failures += 1
-            raise self.error
-        return super().run(schedule)
 
 
 @pytest.mark.parametrize("draft", ["none", "int8"])

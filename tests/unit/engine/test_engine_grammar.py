@@ -17,6 +17,7 @@ from helix_jobs.engine.matcher import GrammarError
 from helix_jobs.engine.request import FinishReason
 from helix_jobs.engine.sampling import verification
 from helix_jobs.errors import EngineError, InvalidRequestError
+from tests.unit.engine.g_test import SIGNIFICANT, g_test
 from tests.unit.engine.grammar_models import (
     CONSTRAINTS,
     END,
@@ -29,7 +30,6 @@ from tests.unit.engine.grammar_models import (
     json_tokenizer,
     reference,
 )
-from tests.unit.engine.test_engine_sampling import SIGNIFICANT, g_test
 from tests.unit.engine.tiny_models import EOS
 
 MAX_TOKENS = 40

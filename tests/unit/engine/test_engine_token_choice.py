@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from helix_jobs.engine.request import FinishReason
-from tests.unit.engine.test_engine_sampling import SIGNIFICANT, g_test
+from tests.unit.engine.g_test import SIGNIFICANT, g_test
 from tests.unit.engine.tiny_models import EOS, VOCAB_SIZE, reference_greedy, request, tiny_engine, tiny_model
 
 MODEL_SEED = 3

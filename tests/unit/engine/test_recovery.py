@@ -16,31 +16,15 @@ from helix_jobs.engine.engine import Engine
 from helix_jobs.engine.request import FinishReason
 from helix_jobs.engine.schedule.lowered_limit import BackOff
 from helix_jobs.engine.speculation.depth.costs import CostProfile
-from helix_jobs.engine.speculation.speculative import SpeculativeStep
 from helix_jobs.errors import EngineBrokenError, OutOfMemoryError
 from tests.unit.engine.devices.simulated_directml import DIRECTML, SimulatedDirectml
+from tests.unit.engine.failing_steps import FailingStep
 from tests.unit.engine.tiny_models import VOCAB_SIZE, loaded, reference_greedy, request, tiny_engine, tiny_model
-
-OUT_OF_MEMORY = RuntimeError("Could not allocate tensor with 99 bytes")
 
 
 def prompts(count=6, seed=4):
     rng = random.Random(seed)
     return [[rng.randrange(1, VOCAB_SIZE) for _ in range(rng.randrange(2, 30))] for _ in range(count)]
-
-
-class FailingStep(SpeculativeStep):
-    """Raises ``error`` where ``fails(schedule)`` says so; counts how often it did."""
-
-    def __init__(self, step, fails, error=OUT_OF_MEMORY):
-        self.__dict__.update(step.__dict__)
-        self.fails, self.error, self.failures = fails, error, 0
-
-    def run(self, schedule):
-        if self.fails(schedule):
-            self.failures += 1
-            raise self.error
-        return super().run(schedule)
 
 
 def prefill_tokens(schedule):

@@ -22,7 +22,7 @@ from helix_jobs.worker.engine_thread import Generated, Run
 from helix_jobs.worker.job_endings import Succeed, decide
 from tests.unit.engine.tiny_models import ALPHABET, reference_logits, tiny_engine, tiny_model
 from tests.unit.intake.request_lines import read_one
-from tests.unit.results.test_logprobs import loglikelihood
+from tests.unit.results.job_results import loglikelihood
 
 if TYPE_CHECKING:
     from helix_jobs.engine.engine import Engine

@@ -20,7 +20,7 @@ from helix_jobs.results import export as export_module
 from helix_jobs.results.export import result_row
 from helix_jobs.results.openai import openai_line
 from helix_jobs.token_logprobs import NO_TOKEN, TokenLogprobs, TokenText
-from tests.unit.results.test_export import CHAT, SUCCEEDED, export
+from tests.unit.results.job_results import CHAT, SUCCEEDED, export, loglikelihood
 
 TEXTS = {
     1: TokenText(b"<s>", is_special=True),
@@ -75,15 +75,6 @@ def test_openais_types_parse_a_completion() -> None:
         {"!": -0.75, "bytes:\\xa4": -9999.0},
         {" hi": -0.25, "!": -1.5},
     ]
-
-
-def loglikelihood(body: dict[str, Any], num_context: int) -> tuple[float, bool]:
-    """What lm-evaluation-harness takes from an answer to echo, logprobs 1 and max_tokens 1."""
-    (choice,) = body["choices"]
-    wanted = slice(num_context, -1)
-    logprobs = choice["logprobs"]["token_logprobs"][wanted]
-    best = [max(top.values()) for top in choice["logprobs"]["top_logprobs"][wanted]]
-    return sum(logprobs), logprobs == best
 
 
 @pytest.mark.parametrize("prompt", [{"prompt": "Say hi"}, {"prompt_token_ids": [1, 2, 3]}])

@@ -11,7 +11,7 @@ from openai.types.chat import ChatCompletion
 from helix_jobs.json_line import json_line
 from helix_jobs.results.export import result_row
 from helix_jobs.results.openai import openai_line
-from tests.unit.results.test_export import SUCCEEDED
+from tests.unit.results.job_results import SUCCEEDED
 
 CALLS = [{"id": "call_1", "type": "function", "function": {"name": "look_up", "arguments": '{"q": "é"}'}}]
 CHAT = replace(SUCCEEDED, request={"messages": [{"role": "user", "content": "Name a river"}], "metadata": {}})

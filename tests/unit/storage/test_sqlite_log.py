@@ -79,4 +79,4 @@ def test_doctor_shows_the_log_and_warns_of_a_large_one(sqlite_database, tmp_path
     assert (verdict().level, verdict().finding.startswith("a write-ahead log of ")) == (doctor.Level.OK, True)
     monkeypatch.setattr(doctor, "LARGE_LOG_BYTES", 100)
     assert verdict().level is doctor.Level.WARNING
-    assert "reads for long" in verdict().remedy
+    assert "has read for so long" in verdict().remedy

@@ -21,7 +21,7 @@ from helix_jobs.worker.acceptance import RETRY_TEMPERATURE, after_judging, judge
 from helix_jobs.worker.answer_judge import AnswerJudge
 from helix_jobs.worker.engine_thread import Generated
 from helix_jobs.worker.job_endings import GiveUp, Refuse, Succeed, decide
-from tests.unit.worker.test_job_endings import RESULT, RUN
+from tests.unit.worker.finished_runs import RESULT, RUN
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -33,7 +33,7 @@ from tests.unit.engine.text.chat_templates import (
     QWEN3,
     THOUGHT_CHANNEL,
 )
-from tests.unit.engine.text.test_text_codec import sentence_pieces
+from tests.unit.engine.text.small_tokenizers import sentence_pieces
 
 HARMONY = ("<|channel|>", "<|message|>", "<|start|>", "<|end|>", "<|return|>")
 QUESTION = [{"role": "user", "content": "Name a river"}]

@@ -11,8 +11,7 @@ from dataclasses import replace
 
 import psutil
 import pytest
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
+from tokenizers import normalizers
 
 from helix_jobs.engine.text import bounded_process, prompt_encoder
 from helix_jobs.engine.text.bounded_process import BoundedProcess, ProcessEndedError, ProcessLimits
@@ -21,6 +20,7 @@ from helix_jobs.engine.text.prompt_encoder import PromptEncoder
 from helix_jobs.errors import EngineError, ExhaustedError, InvalidRequestError, ModelError, PromptTooLongError
 from tests.unit.engine.text.bounded_prompts import SHORT, with_template
 from tests.unit.engine.text.sample_templates import ENDLESS
+from tests.unit.engine.text.small_tokenizers import byte_level_with_bos
 from tests.unit.engine.tiny_models import VOCAB_SIZE, tokenizer
 from tests.worker_box import wait_until
 
@@ -44,31 +44,9 @@ def encoder():
         one.close()
 
 
-def byte_level():
-    """Like GPT-2's: byte-level, with merges, a BOS token before every text, and cut and filled up as a file may ask."""
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    from tokenizers.trainers import BpeTrainer
-
-    trainer = BpeTrainer(
-        vocab_size=320,
-        special_tokens=["<s>", "</s>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    backend.train_from_iterator(["hello world, hello there"] * 9, trainer)
-    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
-    made = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>")
-    made.chat_template = "{{ bos_token }}{% for m in messages %}{{ m.content }}</s>{% endfor %}"
-    made.backend_tokenizer.enable_truncation(5)
-    made.backend_tokenizer.enable_padding(length=64)
-    return made
-
-
 @pytest.mark.parametrize("text", ["hello", "hello there, world", "é€😀 \u2028\n", "a</s>b", " ", "x" * 3000])
 def test_ids_are_those_of_the_tokenizer_itself(encoder, text):
-    tok = byte_level()
+    tok = byte_level_with_bos()
     made = encoder(tok)
     assert list(made.encode_prompt(text)) == tok(text)["input_ids"]
     chat = made.encode_messages([{"role": "user", "content": text + "!"}], {}).token_ids
@@ -78,7 +56,7 @@ def test_ids_are_those_of_the_tokenizer_itself(encoder, text):
 
 
 def test_a_prompt_that_brings_its_bos_token_gets_no_second_one(encoder):
-    made = encoder(byte_level())
+    made = encoder(byte_level_with_bos())
     assert made.encode_prompt("<s>hello") == made.encode_prompt("hello")
     assert made.encode_prompt("<s><s>hello")[:3] == (0, 0, made.encode_prompt("hello")[1])
     assert made.encode_prompt("a<s>hello").count(0) == 2

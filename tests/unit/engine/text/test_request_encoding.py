@@ -22,9 +22,9 @@ from helix_jobs.engine.text.prompt_encoder import PromptEncoder
 from helix_jobs.engine.text.stop_strings import StopStringWatch
 from helix_jobs.errors import InvalidRequestError, PromptTooLongError
 from tests.unit.engine.text.bounded_prompts import SHORT
-from tests.unit.engine.text.test_prompt_encoder import byte_level as with_bos
-from tests.unit.engine.text.test_stop_strings import encode
-from tests.unit.engine.text.test_text_codec import byte_level, sentence_pieces
+from tests.unit.engine.text.letters import encode
+from tests.unit.engine.text.small_tokenizers import byte_level, sentence_pieces
+from tests.unit.engine.text.small_tokenizers import byte_level_with_bos as with_bos
 from tests.unit.engine.tiny_models import ALPHABET, EOS, VOCAB_SIZE, loaded, reference_greedy, tiny_model, tokenizer
 
 CONTEXT = 40

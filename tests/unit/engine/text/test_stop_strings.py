@@ -9,11 +9,8 @@ from hypothesis import strategies as st
 from helix_jobs.engine.request import FinishReason
 from helix_jobs.engine.text.codec import TextCodec
 from helix_jobs.engine.text.stop_strings import StopStringWatch
-from tests.unit.engine.tiny_models import ALPHABET, VOCAB_SIZE, request, tiny_engine, tiny_model, tokenizer
-
-
-def encode(text):
-    return [ALPHABET.index(character) + 2 for character in text]
+from tests.unit.engine.text.letters import encode
+from tests.unit.engine.tiny_models import VOCAB_SIZE, request, tiny_engine, tiny_model, tokenizer
 
 
 def watch(*stop):

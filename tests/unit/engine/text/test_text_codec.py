@@ -2,69 +2,29 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import closing
 from dataclasses import replace
 
 import pytest
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
-from tokenizers.trainers import BpeTrainer
-from transformers import PreTrainedTokenizerFast
 
 from helix_jobs.engine.config import CacheConfig, EngineConfig, SpeculationConfig
 from helix_jobs.engine.engine import Engine
 from helix_jobs.engine.request import FinishReason, Request
 from helix_jobs.engine.sampling_params import SamplingParams
-from helix_jobs.engine.text.codec import Context, TextCodec
+from helix_jobs.engine.text.codec import Context
 from helix_jobs.engine.text.stop_strings import StopStringWatch
 from helix_jobs.errors import InvalidRequestError
+from tests.unit.engine.text.small_tokenizers import (
+    EMOJI,
+    KINDS,
+    byte_level,
+    chat_tokenizer,
+    codec,
+    ids,
+    sentence_pieces,
+)
 from tests.unit.engine.tiny_models import loaded, tiny_model, tokenizer
-
-TEXTS = ["the quick brown fox jumps over the lazy dog", "hello world this is a small text", "one two three"] * 20
-EMOJI = "a😀b😃😄 é€\N{FAMILY}\u200d🏽漢字"
-
-
-def byte_level():
-    """As GPT-2, Qwen and Llama 3 have it; trained on one emoji, so that a token may hold a part of a character."""
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = BpeTrainer(vocab_size=420, special_tokens=["</s>"], initial_alphabet=alphabet, show_progress=False)
-    backend.train_from_iterator([*TEXTS, *[" 😀 😀"] * 20], trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
-
-
-def sentence_pieces(*, bytes_too=True):
-    """As Llama 2, Mistral and Phi-3 have it: a space before each text, taken away on decoding; bytes as tokens."""
-    backend = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=bytes_too))
-    backend.pre_tokenizer = pre_tokenizers.Split("\u2581", "merged_with_next")
-    backend.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
-    fallback = [f"<0x{byte:02X}>" for byte in range(256)] if bytes_too else []
-    trainer = BpeTrainer(
-        vocab_size=160 + len(fallback), special_tokens=["<unk>", "<s>", "</s>", *fallback], show_progress=False
-    )
-    backend.train_from_iterator(TEXTS, trainer)
-    backend.pre_tokenizer = None
-    parts = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    backend.decoder = decoders.Sequence(parts)
-    # In real files the byte tokens are plain tokens of the vocabulary.
-    description = json.loads(backend.to_str())
-    description["added_tokens"] = [t for t in description["added_tokens"] if t["content"] not in fallback]
-    backend = Tokenizer.from_str(json.dumps(description))
-    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
-
-
-def codec(tok):
-    return TextCodec(tok, len(tok))
-
-
-def ids(tok, text):
-    return tok(text, add_special_tokens=False)["input_ids"]
-
-
-KINDS = {"byte level": byte_level, "sentence pieces": sentence_pieces}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -211,13 +171,6 @@ def transformers_generates(model, tok, prompt, **arguments):
         given, max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=0, **arguments
     )  # fmt: skip
     return given[0].tolist(), out[0].tolist()
-
-
-def chat_tokenizer():
-    made = tokenizer()
-    made.add_special_tokens({"additional_special_tokens": ["<|im_end|>"]})
-    made.add_tokens([AddedToken("\n", special=False), AddedToken("ab", special=False)])
-    return made
 
 
 def test_a_special_token_as_a_stop_text_is_its_id():

@@ -11,7 +11,15 @@ from helix_jobs.engine.request import Request
 from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.engine.score_choices import ScoreChoices
 from helix_jobs.errors import InvalidRequestError
-from tests.unit.engine.text.test_text_codec import EMOJI, KINDS, byte_level, chat_tokenizer, codec, ids, sentence_pieces
+from tests.unit.engine.text.small_tokenizers import (
+    EMOJI,
+    KINDS,
+    byte_level,
+    chat_tokenizer,
+    codec,
+    ids,
+    sentence_pieces,
+)
 
 TEXT = f"the quick text hello{EMOJI} world"
 
