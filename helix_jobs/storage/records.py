@@ -77,8 +77,8 @@ class FinishedJob:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ResultRow:
-    """One answer of a job, as stored in ``results`` beside job id, worker id and creation time.
+class AnswerDetails:
+    """What a request may ask to know about an answer. ``ResultRow`` and ``JobResult`` extend it.
 
     Attributes:
         choice: 0 for the job's first answer. The prompt's tokens are those of the first answer; others have 0.
@@ -92,6 +92,22 @@ class ResultRow:
         scores: Option -> its scores, of a job that scores options.
         dropped_prompt_tokens: Tokens of the prompt that were cut away to make it fit.
     """
+
+    choice: int = 0
+    is_valid: bool | None = None
+    reasoning_text: str | None = None
+    reasoning_tokens: int | None = None
+    tool_calls: Sequence[Mapping[str, Any]] | None = None
+    cumulative_logprob: float | None = None
+    logprobs: bytes | None = None
+    prompt_logprobs: bytes | None = None
+    scores: Mapping[str, Any] | None = None
+    dropped_prompt_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResultRow(AnswerDetails):
+    """One answer of a job, as stored in ``results`` beside job id, worker id and creation time."""
 
     output_text: str
     finish_reason: str
@@ -112,16 +128,6 @@ class ResultRow:
     device: str
     dtype: str
     run_id: int | None = None
-    choice: int = 0
-    is_valid: bool | None = None
-    reasoning_text: str | None = None
-    reasoning_tokens: int | None = None
-    tool_calls: Sequence[Mapping[str, Any]] | None = None
-    cumulative_logprob: float | None = None
-    logprobs: bytes | None = None
-    prompt_logprobs: bytes | None = None
-    scores: Mapping[str, Any] | None = None
-    dropped_prompt_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -266,10 +272,10 @@ class JobSummary:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class JobResult:
+class JobResult(AnswerDetails):
     """A job with one of its answers; every metric is None where there is no answer.
 
-    A job of several choices has a ``JobResult`` for each. ``ResultRow`` describes the metrics.
+    A job of several choices has a ``JobResult`` for each.
 
     Attributes:
         tries: Answers that the job's own acceptance rule refused. The answer of a job that failed as ``not_accepted``
@@ -310,16 +316,6 @@ class JobResult:
     worker_id: str | None
     run_id: int | None
     tries: int = 0
-    choice: int = 0
-    is_valid: bool | None = None
-    reasoning_text: str | None = None
-    reasoning_tokens: int | None = None
-    tool_calls: Sequence[Mapping[str, Any]] | None = None
-    cumulative_logprob: float | None = None
-    logprobs: bytes | None = None
-    prompt_logprobs: bytes | None = None
-    scores: Mapping[str, Any] | None = None
-    dropped_prompt_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
