@@ -91,6 +91,9 @@ def configure(settings: Settings, names: QueueNames) -> Celery:
     app.conf.update(celery_settings(settings, names))
     for made in _MADE_ONCE:
         app.__dict__.pop(made, None)
+    # Celery looks it up when the first task ends, and reads files of all installed packages for that. Here they can be
+    # opened; by then the process may have no descriptor left.
+    _ = app.backend
     return app
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -31,3 +33,27 @@ def test_a_second_thread_looks_up_no_result_backend(monkeypatch: pytest.MonkeyPa
     thread.start()
     thread.join(20)
     assert seen == [first]
+
+
+_FIRST_TASK_ENDS = """
+import celery.app.backends
+from helix_jobs.broker.celery.app import app, configure
+from helix_jobs.broker.queue_names import QueueNames
+from helix_jobs.settings import Settings
+
+configure(Settings.from_environment({}), QueueNames("made-up"))
+
+def opens_files(*_):
+    raise OSError("too many open files")
+
+celery.app.backends.load_extension_class_names = opens_files
+app.backend.process_cleanup()
+"""
+
+
+def test_the_first_task_that_ends_looks_up_no_result_backend() -> None:
+    """Descriptors may have run out before a worker's first task ends."""
+    child = subprocess.run(  # the application belongs to its process
+        [sys.executable, "-c", _FIRST_TASK_ENDS], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert child.returncode == 0, child.stderr
