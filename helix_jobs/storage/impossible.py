@@ -28,7 +28,7 @@ class Impossible:
         what: The fault in words, for a person.
         table: The table.
         key: The column that identifies such a row.
-        where: The condition.
+        where: The condition. ``{asked}`` in it stands for ``_ASKED`` of the database at hand.
         repair: The repairing SQL, up to ``WHERE``.
         done: The repair in words.
     """
@@ -51,10 +51,22 @@ _CODES: Final = _listed([code.value for code in ErrorCode])
 # A job has answers when it succeeded, and when its last answer was kept although its acceptance rule refused it.
 _MAY_HAVE_RESULT: Final = "(j.state = 'succeeded' OR (j.state = 'failed' AND j.error_code = 'not_accepted'))"
 _HAS_RESULT: Final = "EXISTS (SELECT 1 FROM results r WHERE r.job_id = jobs.id)"
-# The numbers of n answers are 0 to n - 1.
-_LACKS_ANSWER: Final = (
-    "EXISTS (SELECT 1 FROM results r WHERE r.job_id = jobs.id AND NOT "
-    "(r.choice BETWEEN 0 AND (SELECT count(*) - 1 FROM results o WHERE o.job_id = jobs.id)))"
+_ASKED_PLACE: Final = "{asked}"
+# How many answers a job asks for, as text; NULL where its request does not tell, because it was changed by hand. SQLite
+# reads no JSON that is malformed. Postgres reads none whose strings hold \\u0000, so escapes are cut out before.
+_ASKED: Final = {
+    "sqlite": "CASE WHEN json_valid(jobs.request) THEN CASE json_type(jobs.request, '$.sampling') WHEN 'object' "
+    "THEN CAST(coalesce(json_extract(jobs.request, '$.sampling.n'), 1) AS text) END END",
+    "postgresql": "(SELECT CASE json_typeof(plain.request -> 'sampling') WHEN 'object' "
+    "THEN coalesce(plain.request -> 'sampling' ->> 'n', '1') END FROM (SELECT CASE "
+    r"WHEN strpos(CAST(jobs.request AS text), '\u') = 0 THEN jobs.request "
+    r"ELSE CAST(regexp_replace(CAST(jobs.request AS text), '\\.', '', 'g') AS json) END AS request) plain)",
+}
+# The numbers of n answers are 0 to n - 1. A request that does not tell its n may have any.
+_HAS_OTHER_ANSWERS: Final = (
+    "(SELECT count(*) > 0 AND NOT (min(r.choice) = 0 AND max(r.choice) = count(*) - 1 "
+    f"AND CAST(count(*) AS text) = coalesce({_ASKED_PLACE}, CAST(count(*) AS text))) "
+    "FROM results r WHERE r.job_id = jobs.id)"
 )
 _LARGEST_LEASE: Final = 2_000_000_000
 _FAIL: Final = (
@@ -82,10 +94,10 @@ IMPOSSIBLE: Final = (
         "failed",
     ),
     Impossible(
-        "jobs that succeeded and lack one of their choices",
+        "jobs that succeeded and have more or fewer answers than they asked for",
         "jobs",
         "id",
-        f"state = 'succeeded' AND {_LACKS_ANSWER}",
+        f"state = 'succeeded' AND {_HAS_OTHER_ANSWERS}",
         _FAIL,
         "failed",
     ),
@@ -183,16 +195,21 @@ IMPOSSIBLE: Final = (
 
 def count_impossible(c: Connection, kind: Impossible) -> tuple[int, list[str]]:
     """Count such rows; also returns the keys of the first five."""
-    count = c.execute(text(f"SELECT count(*) FROM {kind.table} WHERE {kind.where}")).scalar_one()  # noqa: S608  (our own words)
+    where = _where(c, kind)
+    count = c.execute(text(f"SELECT count(*) FROM {kind.table} WHERE {where}")).scalar_one()  # noqa: S608  (our own words)
     if not count:
         return 0, []
-    query = f"SELECT {kind.key} FROM {kind.table} WHERE {kind.where} ORDER BY {kind.key} LIMIT 5"  # noqa: S608
+    query = f"SELECT {kind.key} FROM {kind.table} WHERE {where} ORDER BY {kind.key} LIMIT 5"  # noqa: S608
     return int(count), [str(key) for key in c.execute(text(query)).scalars()]
 
 
 def repair_impossible(c: Connection, kind: Impossible, now: datetime) -> None:
     """Repair all such rows."""
-    statement = text(f"{kind.repair} WHERE {kind.where}")
+    statement = text(f"{kind.repair} WHERE {_where(c, kind)}")
     if ":now" in kind.repair:
         statement = statement.bindparams(bindparam("now", now, type_=UTCDateTime))
     c.execute(statement)
+
+
+def _where(c: Connection, kind: Impossible) -> str:
+    return kind.where.replace(_ASKED_PLACE, _ASKED[c.dialect.name])

@@ -75,7 +75,7 @@ IMPOSSIBLE = {
         "UPDATE jobs SET state = 'succeeded', finished_at = queued_at WHERE id = :waiting",
         {"failed": 1},
     ),
-    "jobs that succeeded and lack one of their choices": (
+    "jobs that succeeded and have more or fewer answers than they asked for": (
         "UPDATE results SET choice = 1 WHERE job_id = :ended",
         {"failed": 1},
     ),
@@ -128,6 +128,48 @@ def test_each_impossible_row_is_found_named_and_repaired(database, stored, what)
     assert found(database, repair=True)[what].done is not None
     assert_sound(database)
     assert after.items() <= counts(database, batch_id).items()
+
+
+@pytest.mark.parametrize(
+    ("request_", "numbers", "sound"),
+    [
+        ({"prompt": "p", "sampling": {"n": 3}}, [0, 1, 2], True),
+        ({"prompt": "p", "sampling": {"n": 3}}, [0, 1], False),
+        ({"prompt": "p", "sampling": {"n": 2}}, [0, 1, 2], False),
+        ({"prompt": "p", "sampling": {"n": 2}}, [0, 2], False),
+        ({"prompt": "p", "sampling": {}}, [0], True),
+        ({"prompt": "p", "sampling": {}}, [0, 1], False),
+        ({"prompt": "\x00 \\u \\\x00 \"", "sampling": {"n": 2}}, [0, 1], True),
+        ({"prompt": "\x00 \\u \\\x00 \"", "sampling": {"n": 2}}, [0], False),
+        ({}, [0, 1], True),
+        ({"sampling": 3}, [0, 1], True),
+    ],
+)
+def test_the_answers_of_a_job_are_as_many_as_it_asked_for(database, request_, numbers, sound):
+    register(database, "w1")
+    batch_id, ids = stored_batch(database, 2)
+    with database.write() as c:
+        c.execute(jobs.update().where(jobs.c.id == ids[0]).values(request=request_))
+    claimed = must_take(database, ids[0])
+    with database.write() as c:
+        claims.finish_succeeded(c, ended(claimed), [result_row(choice=number) for number in numbers], now())
+    if sound:
+        assert_sound(database)
+        return
+    what = "jobs that succeeded and have more or fewer answers than they asked for"
+    assert found(database)[what].examples == (str(ids[0]),)
+    assert found(database, repair=True)[what].done == "failed"
+    assert counts(database, batch_id) == {"failed": 1, "queued": 1}
+    assert_sound(database)
+
+
+def test_a_request_that_cannot_be_read_costs_no_job_its_answers(sqlite_database):
+    _, ids = stored_batch(sqlite_database, 1)
+    register(sqlite_database, "w1")
+    succeed(sqlite_database, must_take(sqlite_database, ids[0]))
+    run(sqlite_database, "UPDATE jobs SET request = 'no json' WHERE id = :id", id=ids[0])
+    assert found(sqlite_database, repair=True).keys() == {"values of jobs.request that cannot be read"}
+    assert_sound(sqlite_database)
 
 
 def test_an_answer_that_was_kept_although_it_was_refused_is_sound(database, stored):
