@@ -163,7 +163,7 @@ class _Report:
         what = "Would be removed" if self.dry_run else "Removed"
         click.echo(
             f"{what}: {counted(purged.batches, 'batch', 'batches')} with {counted(purged.jobs, 'job')} and "
-            f"{counted(purged.results, 'answer')} ({data_size(purged.bytes)} of text)."
+            f"{counted(purged.results, 'answer')} ({data_size(purged.bytes)} of content)."
         )
         if purged.runs or purged.workers:
             rows = f"{counted(purged.runs, 'run')} and {counted(purged.workers, 'stopped worker')}"

@@ -43,7 +43,7 @@ class Purged:
     """The amounts that were removed, or would be.
 
     Attributes:
-        bytes: Size of prompts, answers and error messages.
+        bytes: Size of what ``purging.Content`` counts.
         runs: Rows of runs without remaining results.
         workers: Rows of stopped workers without remaining runs.
         given_back: Bytes by which SQLite's file shrank.

@@ -51,7 +51,6 @@ _CODES: Final = _listed([code.value for code in ErrorCode])
 # A job has answers when it succeeded, and when its last answer was kept although its acceptance rule refused it.
 _MAY_HAVE_RESULT: Final = "(j.state = 'succeeded' OR (j.state = 'failed' AND j.error_code = 'not_accepted'))"
 _HAS_RESULT: Final = "EXISTS (SELECT 1 FROM results r WHERE r.job_id = jobs.id)"
-_ASKED_PLACE: Final = "{asked}"
 # How many answers a job asks for, as text; NULL where its request does not tell, because it was changed by hand. SQLite
 # reads no JSON that is malformed. Postgres reads none whose strings hold \\u0000, so escapes are cut out before.
 _ASKED: Final = {
@@ -65,7 +64,7 @@ _ASKED: Final = {
 # The numbers of n answers are 0 to n - 1. A request that does not tell its n may have any.
 _HAS_OTHER_ANSWERS: Final = (
     "(SELECT count(*) > 0 AND NOT (min(r.choice) = 0 AND max(r.choice) = count(*) - 1 "
-    f"AND CAST(count(*) AS text) = coalesce({_ASKED_PLACE}, CAST(count(*) AS text))) "
+    "AND CAST(count(*) AS text) = coalesce({asked}, CAST(count(*) AS text))) "
     "FROM results r WHERE r.job_id = jobs.id)"
 )
 _LARGEST_LEASE: Final = 2_000_000_000
@@ -212,4 +211,4 @@ def repair_impossible(c: Connection, kind: Impossible, now: datetime) -> None:
 
 
 def _where(c: Connection, kind: Impossible) -> str:
-    return kind.where.replace(_ASKED_PLACE, _ASKED[c.dialect.name])
+    return kind.where.replace("{asked}", _ASKED[c.dialect.name])

@@ -79,13 +79,26 @@ _BYTES: Final = {
     "sqlite": "length(CAST({} AS BLOB))",
     "postgresql": "octet_length(CAST({} AS text))",
 }
+# The same of columns that hold bytes; neither database reads the value for it.
+_STORED_BYTES: Final = {"sqlite": "length({})", "postgresql": "octet_length({})"}
+_TEXTS: Final = ("output_text", "reasoning_text", "tool_calls", "scores")
+_COMPRESSED: Final = ("logprobs", "prompt_logprobs")
+
+
+def _answer_size(dialect: str) -> str:
+    """SQL for the bytes of an answer's content. Its figures are not counted."""
+    sizes = [_BYTES[dialect].format(f"r.{name}") for name in _TEXTS]
+    sizes += [_STORED_BYTES[dialect].format(f"r.{name}") for name in _COMPRESSED]
+    return " + ".join(f"coalesce({size}, 0)" for size in sizes)
+
+
 # A job with several answers stands in several rows; its own columns count in the first.
 _MEASURE: Final = {
     dialect: text(
         "SELECT count(DISTINCT j.id) AS jobs, count(r.job_id) AS results,"  # noqa: S608  (constants)
         f" sum(CASE WHEN coalesce(r.choice, 0) = 0 THEN {size.format('j.request')}"
         f" + coalesce({size.format('j.error_message')}, 0) ELSE 0 END"
-        f" + coalesce({size.format('r.output_text')}, 0)) AS bytes"
+        f" + {_answer_size(dialect)}) AS bytes"
         " FROM jobs j LEFT JOIN results r ON r.job_id = j.id"
         " WHERE j.batch_id = :batch AND j.line > :after AND j.line <= :last"
     ).columns(jobs=Integer, results=Integer, bytes=Integer)
@@ -119,7 +132,10 @@ class EndedBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Content:
-    """The content of some lines of a batch. ``bytes`` counts prompts, answers and error messages."""
+    """The content of some lines of a batch.
+
+    ``bytes`` counts requests, error messages, and answers with their reasoning, calls, scores and log probabilities.
+    """
 
     jobs: int
     results: int

@@ -171,7 +171,10 @@ def test_links_under_the_home_are_not_followed(helix, tmp_path):
 
 def test_nothing_there_is_fine(helix):
     result = helix("purge", "--older-than", "30d")
-    assert (result.exit_code, result.stdout) == (0, "Removed: 0 batches with 0 jobs and 0 answers (0 bytes of text).\n")
+    assert (result.exit_code, result.stdout) == (
+        0,
+        "Removed: 0 batches with 0 jobs and 0 answers (0 bytes of content).\n",
+    )
 
 
 def test_the_file_of_sqlite_gets_smaller(helix, submitted, finish, database):

@@ -7,7 +7,7 @@ import pytest
 from helix_jobs.storage import claims, purging, results
 from helix_jobs.storage import status_counters as counters
 from helix_jobs.storage.states import JobState
-from tests.store_helpers import counts, ended, fail, must_take, now, register, result_row, status, stored_batch
+from tests.store_helpers import counts, ended, fail, must_take, now, register, result_row, status, stored_batch, succeed
 
 
 def finish(database, job_id, number):
@@ -66,6 +66,26 @@ def test_a_purge_measures_each_job_once_and_all_of_its_answers(database):
     assert one.bytes == two.bytes + 2 * len(f"{ids[0]}/0")
     assert (whole.jobs, whole.results) == (3, 4)
     assert whole.bytes == one.bytes + two.bytes + three.bytes
+
+
+@pytest.mark.parametrize(
+    ("told", "size"),
+    [
+        ({"reasoning_text": "hm, Öl"}, 7),
+        ({"tool_calls": [{"id": "a"}]}, len('[{"id":"a"}]')),
+        ({"scores": {"yes": {"sum": -1.0}}}, len('{"yes":{"sum":-1.0}}')),
+        ({"logprobs": b"\x00" * 100}, 100),
+        ({"prompt_logprobs": b"\xff" * 300}, 300),
+    ],
+)
+def test_a_purge_measures_all_that_belongs_to_an_answer(database, told, size):
+    register(database, "w1")
+    batch, ids = stored_batch(database, 2)
+    succeed(database, must_take(database, ids[0]))
+    succeed(database, must_take(database, ids[1]), **told)
+    with database.read() as c:
+        plain, full = (purging.measure_lines(c, batch, line, line + 1).bytes for line in (0, 1))
+    assert full - plain == size
 
 
 def test_a_late_write_stores_none_of_its_answers(database):
