@@ -18,8 +18,8 @@ from helix_jobs.engine.new_sequences import NewSequences
 from helix_jobs.engine.recovery import Recovery
 from helix_jobs.engine.request import EncodedRequest, GenerationResult, Request
 from helix_jobs.engine.request_encoding import RequestEncoding
+from helix_jobs.engine.sampling.dead_end import no_token_left
 from helix_jobs.engine.sampling.mask_worker import MaskWorker
-from helix_jobs.engine.sampling.token_masks import no_token_left
 from helix_jobs.engine.schedule.block_table import BlockPool
 from helix_jobs.engine.schedule.scheduler import Scheduler
 from helix_jobs.engine.speculation.depth.controller import COPY_ACCEPTANCE, DEFAULT_ACCEPTANCE
@@ -291,7 +291,7 @@ class Engine:
         self._quarantine(outcome.not_finite)
         for sequence in outcome.masked:
             of_grammar = None if sequence.grammar is None else sequence.grammar.error
-            sequence.fail(of_grammar or no_token_left(sequence.num_output_tokens))
+            sequence.fail(of_grammar or no_token_left(sequence.request, sequence.num_output_tokens))
         self._step.learn(outcome)
         self._recovery.recall_suspects()
 

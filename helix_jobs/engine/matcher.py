@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from helix_jobs.engine.constraint import Kind
+
 
 class GrammarError(InvalidRequestError):
     """A grammar cannot be compiled, or asks for more work than a token may take. Its request fails alone."""
@@ -80,6 +82,10 @@ class Matcher(Protocol):
 
 class Grammar(Protocol):
     """A compiled constraint over one vocabulary. Thread-safe."""
+
+    @property
+    def kind(self) -> Kind:
+        """The constraint's kind."""
 
     @property
     def mask_bytes(self) -> int:

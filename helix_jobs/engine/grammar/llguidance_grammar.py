@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from llguidance import LLTokenizer
     from numpy.typing import NDArray
 
-    from helix_jobs.engine.constraint import Constraint
+    from helix_jobs.engine.constraint import Constraint, Kind
     from helix_jobs.engine.matcher import Matcher
 
 _SHOWN: Final = 200
@@ -39,19 +39,21 @@ def compile_grammar(constraint: Constraint, tokenizer: LLTokenizer) -> LibraryGr
     matcher = LLMatcher(tokenizer, text, log_level=0, limits=grammar_limits())
     if matcher.is_error():
         raise GrammarError(f"the {constraint.kind} cannot be kept: {_first_line(matcher.get_error())}; simplify it")
-    return LibraryGrammar(matcher, tokenizer)
+    return LibraryGrammar(constraint.kind, matcher, tokenizer)
 
 
 class LibraryGrammar:
     """A compiled constraint; satisfies ``Grammar``.
 
     Args:
+        kind: The constraint's kind.
         origin: A matcher at the beginning, which is only copied. Copies share its lexer, so that what one request has
             taught it makes the next one faster.
         tokenizer: The vocabulary.
     """
 
-    def __init__(self, origin: LLMatcher, tokenizer: LLTokenizer) -> None:
+    def __init__(self, kind: Kind, origin: LLMatcher, tokenizer: LLTokenizer) -> None:
+        self.kind: Final = kind
         self._origin = origin
         self._tokenizer = tokenizer
         self._condemned = ""

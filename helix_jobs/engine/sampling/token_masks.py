@@ -11,9 +11,6 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
-from helix_jobs.errors import InvalidRequestError
-from helix_jobs.wording import counted
-
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -90,12 +87,3 @@ class AllowedTokens:
         kept = logits[self._token_ids]
         logits.fill_(_NEVER)
         logits[self._token_ids] = kept
-
-
-def no_token_left(num_output_tokens: int) -> InvalidRequestError:
-    """The error of a request whose processors mask every token of the next position."""
-    first = counted(num_output_tokens, "token")
-    place = f"follow the answer's first {first}" if num_output_tokens else "begin the answer"
-    return InvalidRequestError(
-        f"no token can {place}: allowed_token_ids, bad_words, min_tokens and the like leave none; ask for less of them"
-    )

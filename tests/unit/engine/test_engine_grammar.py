@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from functools import lru_cache
 
 import jsonschema
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from helix_jobs.engine import new_sequences
+from helix_jobs.engine.chat_options import ToolUse
 from helix_jobs.engine.constraint import Constraint
 from helix_jobs.engine.matcher import GrammarError
 from helix_jobs.engine.request import FinishReason
@@ -365,3 +367,32 @@ def test_no_stop_token_stands_behind_an_answer_that_is_whole_whatever_is_drafted
         assert (len(result.output_text), result.is_valid) == (length, True)
         assert END not in result.output_token_ids
         assert result.logprobs is None or len(result.logprobs) == result.completion_tokens
+
+
+@pytest.mark.parametrize(
+    ("kind", "form"),
+    [
+        ("person", "the JSON schema"),
+        ("object", "the JSON object that is asked for"),
+        ("regex", "the regular expression"),
+        ("choice", "the list of choices"),
+        ("grammar", "the grammar"),
+    ],
+)
+def test_a_form_beside_which_no_token_is_left_is_named(kind, form):
+    stuck = constrained("stuck", CONSTRAINTS[kind], max_tokens=8, allowed_token_ids=[EOS], bad_words=["never seen"])
+    (failed,) = grammar_engine("none").generate([replace(stuck, bad_words=((5, 6, 7),))])
+    assert str(failed.error) == (
+        f"no token can begin the answer: {form} and allowed_token_ids and bad_words leave none; "
+        f"let {form} allow more, or allow more tokens, or give fewer bad_words"
+    )
+
+
+def test_a_call_beside_which_no_token_is_left_is_named():
+    tools = ToolUse(tools=({"type": "function", "function": {"name": "f"}},), is_required=True)
+    stuck = replace(constrained("stuck", CONSTRAINTS["grammar"], max_tokens=8, allowed_token_ids=[EOS]), tools=tools)
+    (failed,) = grammar_engine("none").generate([stuck])
+    assert str(failed.error) == (
+        "no token can begin the answer: tool_choice and allowed_token_ids leave none; "
+        "give tool_choice auto, or allow more tokens"
+    )

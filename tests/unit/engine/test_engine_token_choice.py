@@ -179,7 +179,9 @@ def test_a_request_that_leaves_no_token_fails_alone(model, setup, temperature, c
     stuck = replace(stuck, bad_words=((9,) * 5,))
     others = [request(str(i), p, seed=i, max_tokens=20, temperature=temperature) for i, p in enumerate(prompts(3))]
     (failed, *fine) = engine.generate([stuck, *others])
-    assert str(failed.error).startswith("no token can follow the answer's first 4 tokens: allowed_token_ids, bad_words")
+    assert str(failed.error).startswith(
+        "no token can follow the answer's first 4 tokens: allowed_token_ids and bad_words"
+    )
     assert failed.error.code == "invalid_request"
     assert failed.finish_reason is None
     assert failed.output_token_ids == (9,) * 4
@@ -193,7 +195,7 @@ def test_a_request_of_which_no_answer_can_begin_is_told_so(model):
     """Only the end is allowed, and not yet."""
     made = request("a", [5, 6, 7], max_tokens=9, allowed_token_ids=[EOS], min_tokens=2)
     (result,) = tiny_engine(model, "same", depth=4).generate([made])
-    assert str(result.error).startswith("no token can begin the answer: allowed_token_ids")
+    assert str(result.error).startswith("no token can begin the answer: allowed_token_ids and min_tokens")
 
 
 def test_an_output_that_ends_before_the_dead_end_succeeds(model):

@@ -123,6 +123,7 @@ def test_everything_is_allowed_while_the_model_thinks(worker):
 class Scripted:
     """A grammar of one's own behind the seam: any tokens, until a mask is asked for behind token 9."""
 
+    kind = "grammar"
     mask_bytes = (vocab_size() + 31) // 32 * 4
     end_token_ids = frozenset({EOS})
 
