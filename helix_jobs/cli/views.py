@@ -274,7 +274,10 @@ def answer_view(result: JobResult) -> RenderableType:
         reason = ": ".join(filter(None, (result.error_code, shorten(result.error_message or "", _SHOWN_ANSWER))))
         parts.append(Text(f"{result.state}, {reason}" if reason else str(result.state), style="red"))
     if result.output_text is not None:
-        parts.append(Text(_shorten_answer(result.output_text) or "(empty answer)"))
+        said = _shorten_answer(result.output_text)
+        calls = [Text(f"calls {_call_text(call)}", style="magenta") for call in result.tool_calls or ()]
+        parts += [Text(said or "(empty answer)")] if said or not calls else []
+        parts += calls
     return Group(head, Padding(Group(*parts), (0, 0, 1, 3), expand=False))
 
 
@@ -301,6 +304,13 @@ def prompt_text(request: object) -> str:
         if isinstance(messages, list) and messages and isinstance(messages[-1], dict):
             return str(messages[-1].get("content", ""))
     return ""
+
+
+def _call_text(call: object) -> str:
+    """A call as code writes it. A row that was changed by hand may hold anything."""
+    function = call.get("function") if isinstance(call, dict) else None
+    named = function if isinstance(function, dict) else {}
+    return shorten(f"{named.get('name', '?')}({named.get('arguments', '')})", _SHOWN_ANSWER)
 
 
 def _shorten_answer(text: str) -> str:

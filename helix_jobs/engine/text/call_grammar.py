@@ -38,7 +38,7 @@ def call_constraint(tools: ToolUse, form: str, added_tokens: Mapping[str, int]) 
         )
     offered = tools.parameters
     names = [tools.only] if tools.only is not None else list(offered)
-    has_many = tools.is_parallel and tools.only is None and shape.separator is not None
+    separator = shape.separator if tools.is_parallel and tools.only is None else None
     rules = []
     for number, name in enumerate(names):
         before = _text(f"{shape.before}{_json_inside(name)}{shape.between}", added_tokens)
@@ -46,9 +46,17 @@ def call_constraint(tools: ToolUse, form: str, added_tokens: Mapping[str, int]) 
         rules.append(f"call_{number}: {before} arguments_{number} {after}".rstrip())
         rules.append(f"arguments_{number}: %json {json.dumps(_object_schema(offered[name]))}")
     call = " | ".join(f"call_{number}" for number in range(len(names)))
-    more = f"({_text(shape.separator or '', added_tokens)} call)*" if has_many else ""
+    more = "" if separator is None else _more_calls(_text(separator, added_tokens), is_blank=separator.isspace())
     start = " ".join(filter(None, (_text(shape.opens, added_tokens), "call", more, _text(shape.closes, added_tokens))))
     return Constraint("grammar", "\n".join([f"start: {start}", f"call: {call}", *rules]) + "\n")
+
+
+def _more_calls(separator: str, *, is_blank: bool) -> str:
+    """Any number of further calls. An answer may also end behind a blank separator.
+
+    A model that ends its calls with a line break would otherwise have to call again and again.
+    """
+    return f"({separator} call)* {separator}?" if is_blank else f"({separator} call)*"
 
 
 def _object_schema(schema: Any) -> dict[str, Any]:  # noqa: ANN401  (any JSON value may be a schema)

@@ -91,6 +91,22 @@ def test_text_is_readable_and_cannot_drive_the_terminal(helix, batch):
     assert failed == "3  Question 3?\n   failed, prompt_too_long: too long by 5 tokens\n\n"
 
 
+def test_text_shows_calls(helix, submitted, finish):
+    batch = submitted(2)
+    call = {
+        "id": "call_1",
+        "type": "function",
+        "function": {"name": "look_up", "arguments": '{"river": "\x1b[31mElbe"}'},
+    }
+    finish(batch, succeeded=1, text="", tool_calls=[call, {"function": "by hand"}])
+    finish(batch, succeeded=1, text="I look.", tool_calls=[call])
+    shown = helix("results", batch, "--format", "text").stdout
+    look_up = 'calls look_up({"river": "�[31mElbe"})'
+    assert f"1  Question 1?\n   {look_up}\n   calls ?()\n" in shown
+    assert f"2  Question 2?\n   I look.\n   {look_up}\n" in shown
+    assert "empty answer" not in shown
+
+
 def test_text_shows_the_first_answers_of_many(helix, submitted, finish):
     batch = submitted(25)
     assert "No answers so far." in helix("results", batch, "--format", "text").stdout

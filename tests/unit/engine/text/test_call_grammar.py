@@ -122,6 +122,17 @@ def test_several_calls_are_for_parallel_calling_alone(tokenizer):
     assert not passes(tokenizer, call_constraint(ToolUse(tools=TOOLS, is_required=True), "llama", {}), bare_twice)
 
 
+def test_an_answer_may_end_behind_the_line_break_after_a_call(tokenizer):
+    """Qwen2.5-Coder writes one, and would have to call until max_tokens otherwise."""
+    constraint = call_constraint(ToolUse(tools=TOOLS, is_required=True), "hermes", added(tokenizer))
+    text = hermes("wait", {}) + "\n"
+    assert passes(tokenizer, constraint, text)
+    assert read_calls(text, "hermes", {"wait": {}})[0] == ""
+    assert not passes(tokenizer, constraint, text + "\n")
+    alone = call_constraint(ToolUse(tools=TOOLS, only="wait"), "hermes", added(tokenizer))
+    assert not passes(tokenizer, alone, text)
+
+
 def test_a_form_that_is_no_json_cannot_be_enforced():
     with pytest.raises(InvalidRequestError, match=r"tool_choice: .* cannot be enforced"):
         call_constraint(ToolUse(tools=TOOLS, is_required=True), "xml", {})
