@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any, Final
 
 from helix_jobs.errors import InvalidFieldError
+from helix_jobs.intake.combinations import CHAT_AND_PROMPT
 from helix_jobs.intake.constraint_fields import checked_schema
 from helix_jobs.intake.line_faults import Faults, kind
 from helix_jobs.intake.reasoning_fields import REASONING_FIELDS, check_reasoning
@@ -79,12 +80,11 @@ def refuse_beside_prompt(values: Mapping[str, Any], prefix: str = "") -> None:
     if values.keys().isdisjoint(CHAT_FIELDS):
         return
     # Beside choices these are refused whatever the question is.
-    told = ("tools", "max_reasoning_tokens") if values.get("choices") is not None else ()
+    told = ("tools", "max_reasoning_tokens", "thinking_token_budget") if values.get("choices") is not None else ()
     for name, nothing in CHAT_FIELDS.items():
         value = None if name in told else values.get(name)
         if value is not None and not any(value == other and type(value) is type(other) for other in nothing):
-            remedy = "remove it, or give messages: a prompt goes through no chat template"
-            raise InvalidFieldError(f"{prefix}{name}", "stands beside prompt", remedy)
+            raise CHAT_AND_PROMPT.error(f"{prefix}{name}")
 
 
 def continues(values: Mapping[str, Any], messages: Sequence[Mapping[str, Any]], prefix: str = "") -> bool:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.engine.score_choices import ScoreChoices
 from helix_jobs.errors import InvalidFieldError
+from helix_jobs.intake.combinations import ANSWER_AND_CHOICES, SAMPLING_AND_CHOICES
 from helix_jobs.intake.known_fields import UNSUPPORTED
 from helix_jobs.intake.line_faults import Faults, kind
 from helix_jobs.intake.sampling_fields import SamplingReader
@@ -23,10 +24,11 @@ _SYNONYMS: Final[Mapping[str, tuple[str, ...]]] = {
 # Fields that ask for a form of the answer or for what comes before it, and the values with which they ask for nothing.
 # Those that are not served at all are refused as such, see ``known_fields``.
 _OF_AN_ANSWER: Final = (
-    *("response_format", "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar"),
-    *("regex", "ebnf", "json_schema", "grammar", "tools", "max_reasoning_tokens"),
+    *("response_format", "structured_outputs", "guided_json", "guided_json_object", "guided_regex", "guided_choice"),
+    *("guided_grammar", "regex", "ebnf", "json_schema", "grammar"),
+    *("tools", "max_reasoning_tokens", "thinking_token_budget"),
 )
-_NOTHING: Final[tuple[Any, ...]] = (None, [], "", {"type": "text"})
+_NOTHING: Final[tuple[Any, ...]] = (None, False, [], "", {"type": "text"})
 
 
 def read_choices(values: Mapping[str, Any], prefix: str = "") -> ScoreChoices | None:
@@ -60,11 +62,9 @@ def read_sampling_beside_choices(values: Mapping[str, Any], prefix: str = "") ->
     for name in stored:
         if name != "seed":
             given = next((one for one in (name, *_SYNONYMS.get(name, ())) if values.get(one) is not None), name)
-            reason = "has no meaning beside choices: they are scored, and no text is made"
-            faults.add(InvalidFieldError(f"{prefix}{given}", reason, "remove it, or remove choices"))
+            faults.add(SAMPLING_AND_CHOICES.error(f"{prefix}{given}"))
     for name in _OF_AN_ANSWER:
         if name not in UNSUPPORTED and values.get(name) not in _NOTHING:
-            reason = "has no meaning beside choices: they are scored, and no answer is made"
-            faults.add(InvalidFieldError(f"{prefix}{name}", reason, "remove it, or remove choices"))
+            faults.add(ANSWER_AND_CHOICES.error(f"{prefix}{name}"))
     faults.settle()
     return stored

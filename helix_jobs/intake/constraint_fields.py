@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
 
 from helix_jobs.engine.constraint import WHITESPACES, Constraint
 from helix_jobs.errors import InputError, InvalidFieldError, InvalidFieldsError
+from helix_jobs.intake.combinations import TWO_FORMS
 from helix_jobs.intake.line_faults import Faults, kind, short
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def read_constraint(
     if not asked:
         return None
     if len(asked) > 1:
-        raise InvalidFieldError(asked[1].field, f"stands beside {asked[0].field}", "give one of the two")
+        raise TWO_FORMS.error(asked[1].field, asked[0].field)
     return _checked(asked[0]).to_dict()
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from helix_jobs.errors import InvalidFieldError, InvalidFieldsError
+from helix_jobs.intake.combinations import CONVERSATIONS_AND_QUESTION
 from helix_jobs.intake.foreign_tools import (
     anthropic_thinking,
     anthropic_tools,
@@ -270,7 +271,7 @@ def _sharegpt(values: Mapping[str, Any]) -> ForeignLine:
     faults = Faults()
     ours = {name: value for name, value in values.items() if name not in ("conversations", "id")}
     if ours.get("messages") is not None or ours.get("prompt") is not None:
-        raise InvalidFieldError("conversations", "stands beside a prompt or messages", "give one of them")
+        raise CONVERSATIONS_AND_QUESTION.error("conversations")
     if values.get("id") is not None:
         ours.setdefault("custom_id", values["id"])
     messages: list[Any] = []

@@ -21,6 +21,19 @@ from helix_jobs.errors import InvalidFieldError
 from helix_jobs.intake.acceptance_field import AcceptanceReader
 from helix_jobs.intake.chat_fields import check_chat, refuse_beside_prompt
 from helix_jobs.intake.choice_fields import read_choices, read_sampling_beside_choices
+from helix_jobs.intake.combinations import (
+    ACCEPT_AND_CHOICES,
+    ACCEPT_AND_SCORED_PROMPT,
+    ECHO_AND_MESSAGES,
+    ECHO_AND_TOKEN_IDS,
+    ENDLESS_AND_FORM,
+    FIELD_AND_BODY,
+    FORM_AND_SCORED_PROMPT,
+    FORM_AND_TOOLS,
+    MESSAGES_AND_PROMPT,
+    TOKEN_IDS_AND_CHOICES,
+    TOOLS_AND_DEFAULT_FORM,
+)
 from helix_jobs.intake.constraint_fields import CONSTRAINT_FIELDS, read_constraint
 from helix_jobs.intake.foreign_forms import MARKS, translate, translate_responses
 from helix_jobs.intake.known_fields import BODY_FIELDS, NATIVE_FIELDS, OPENAI_FIELDS, refuse_unknown, refuse_unsupported
@@ -113,13 +126,13 @@ def parse_job(
 def _rule(values: Mapping[str, Any], request: Mapping[str, Any], acceptance: AcceptanceReader) -> AcceptanceRule | None:
     """The rule of a line; none where options or the prompt are scored, which another try would not change."""
     if "score_choices" in request:
-        asks = "choices"
+        combination = ACCEPT_AND_CHOICES
     elif _scores_prompt_alone(request):
-        asks = "max_tokens 0"
+        combination = ACCEPT_AND_SCORED_PROMPT
     else:
         return acceptance.read(values)
     if values.get("accept") not in (None, False):
-        raise InvalidFieldError("accept", f"has no meaning beside {asks}: every try gives the same scores", "remove it")
+        raise combination.error("accept")
     return None
 
 
@@ -145,7 +158,7 @@ def _openai_request(
         refuse_unknown(values, NATIVE_FIELDS | OPENAI_FIELDS, faults)
         for name in values:
             if name in BODY_FIELDS and name not in OPENAI_FIELDS:
-                faults.add(InvalidFieldError(name, "stands beside body", "move it into body"))
+                faults.add(FIELD_AND_BODY.error(name))
     if values.get("method", "POST") != "POST":
         faults.add(InvalidFieldError("method", "is not POST", 'give "POST"'))
     body = values.get("body")
@@ -220,10 +233,9 @@ def _add_rare(request: dict[str, Any], values: Mapping[str, Any], faults: Faults
 def _check_echo(request: Mapping[str, Any], prefix: str) -> None:
     """Refuse an echo of a prompt that has no text of its own. ``echo`` is among the sampling fields."""
     if "messages" in request:
-        raise InvalidFieldError(f"{prefix}echo", "stands beside messages", "remove it: a chat's answer stands alone")
+        raise ECHO_AND_MESSAGES.error(f"{prefix}echo")
     if "prompt_token_ids" in request and "logprobs" not in request["sampling"]:
-        remedy = "give logprobs as well, or a text as the prompt"
-        raise InvalidFieldError(f"{prefix}echo", "stands beside token ids, which have no text of their own", remedy)
+        raise ECHO_AND_TOKEN_IDS.error(f"{prefix}echo")
 
 
 def _add_constraint(
@@ -242,19 +254,17 @@ def _add_constraint(
         return
     name = next((name for name in values if name in CONSTRAINT_FIELDS and values[name] is not None), "tools")
     if has_no_text:
-        reason = "has no meaning beside max_tokens 0: the prompt is scored, and no text is made"
-        faults.add(InvalidFieldError(f"{prefix}{name}", reason, "remove it, or raise max_tokens"))
+        faults.add(FORM_AND_SCORED_PROMPT.error(f"{prefix}{name}"))
         return
     if "tools" in request:
-        reason = "stands beside a form of the answer, which no call has" if name == "tools" else "stands beside tools"
-        faults.add(InvalidFieldError(f"{prefix}{name}", reason, "give one of the two"))
+        combination = TOOLS_AND_DEFAULT_FORM if name == "tools" else FORM_AND_TOOLS
+        faults.add(combination.error(f"{prefix}{name}"))
         return
     if is_scored:  # ``choice_fields`` has refused it
         return
     request["constraint"] = constraint
     if not faults and request["sampling"].get("ignore_eos"):
-        reason = "stands beside a form of the answer, which ends where the form does"
-        faults.add(InvalidFieldError(f"{prefix}ignore_eos", reason, "give one of the two"))
+        faults.add(ENDLESS_AND_FORM.error(f"{prefix}ignore_eos"))
 
 
 def _question(values: Mapping[str, Any], prefix: str = "", url: str | None = None) -> dict[str, Any]:
@@ -267,7 +277,7 @@ def _question(values: Mapping[str, Any], prefix: str = "", url: str | None = Non
         if values.get(wanted) is None:
             raise InvalidFieldError(f"{prefix}{wanted}", _MISSING, f"{url} needs {wanted}")
     if prompt is not None and messages is not None:
-        raise InvalidFieldError(f"{prefix}messages", "stands beside prompt", "give one of the two")
+        raise MESSAGES_AND_PROMPT.error(f"{prefix}messages")
     if prompt is not None:
         refuse_beside_prompt(values, prefix)
         return _prompt(check_prompt(prompt, prefix), values, prefix)
@@ -287,7 +297,7 @@ def _prompt(prompt: str | list[int], values: Mapping[str, Any], prefix: str) -> 
     if isinstance(prompt, str):
         return {"prompt": prompt}
     if values.get("choices") is not None:
-        raise InvalidFieldError(f"{prefix}prompt", "is token ids beside choices", "give a text, which choices continue")
+        raise TOKEN_IDS_AND_CHOICES.error(f"{prefix}prompt")
     return {"prompt_token_ids": prompt}
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from helix_jobs.engine.prompt_truncation import TruncatePrompt
 from helix_jobs.errors import InvalidFieldError
+from helix_jobs.intake.combinations import TWO_TRUNCATIONS
 from helix_jobs.intake.numbers import whole
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ def read_truncation(values: Mapping[str, Any], prefix: str = "") -> TruncateProm
     """
     number, detailed = values.get("truncate_prompt_tokens"), values.get("truncate_prompt")
     if number is not None and detailed is not None:
-        raise InvalidFieldError(f"{prefix}truncate_prompt", "stands beside truncate_prompt_tokens", "give one of them")
+        raise TWO_TRUNCATIONS.error(f"{prefix}truncate_prompt")
     if isinstance(detailed, dict) and "tokens" in detailed:
         detailed = {**detailed, "tokens": whole(detailed["tokens"])}
     try:
