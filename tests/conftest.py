@@ -18,8 +18,9 @@ from sqlalchemy import make_url, text
 from helix_jobs.errors import ConfigurationError, ModelNotFoundError
 from helix_jobs.locks import FileLock
 from helix_jobs.storage.database import Database
-from helix_jobs.storage.migration import ensure_schema, upgrade
+from helix_jobs.storage.migration import upgrade
 from helix_jobs.storage.schema import metadata
+from tests.migrated_sqlite import lay_database
 from tests.services import missing_service
 
 if TYPE_CHECKING:
@@ -128,8 +129,9 @@ def _migrated_postgres_url(postgres_server_url: str) -> Iterator[str]:
 @pytest.fixture
 def sqlite_database(tmp_path: Path) -> Iterator[Database]:
     """A migrated SQLite database in a file of its own."""
-    database = Database(f"sqlite:///{tmp_path / 'helix.db'}")
-    ensure_schema(database)
+    file = tmp_path / "helix.db"
+    lay_database(file)
+    database = Database(f"sqlite:///{file}")
     yield database
     database.dispose()
 

@@ -21,6 +21,7 @@ from helix_jobs.storage.liveness import seems_alive
 from helix_jobs.storage.migration import ensure_schema
 from helix_jobs.storage.schema import jobs, results, workers
 from helix_jobs.storage.workers import live_workers
+from tests.migrated_sqlite import lay_database
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -219,11 +220,14 @@ class Box:
 
 
 def make_box(home: Path, temporary: Path, *, redis_url: str | None, database_url: str | None) -> Box:
-    """A box whose worker has the fake engine and four slots."""
+    """A box whose worker has the fake engine and four slots; without a URL its database is SQLite's, and migrated."""
+    file = home / "helix.db"
+    if database_url is None:
+        lay_database(file)
     settings = Settings(
         home=home,
         redis_url=redis_url,
-        database_url=database_url or f"sqlite:///{home / 'helix.db'}",
+        database_url=database_url or f"sqlite:///{file}",
         max_batch_size=4,
         engine="fake",
         # Boxes must not see each other's.

@@ -90,10 +90,7 @@ def test_what_was_popped_meanwhile_keeps_nothing_behind_it(client: Redis) -> Non
 def test_a_flood_is_dropped_in_blocks_and_said_in_a_few_lines(box: Box, client: Redis) -> None:
     worker = box.start_worker()
     worker.send(signal.SIGSTOP)
-    with client.pipeline(transaction=False) as pipe:
-        for number in range(JUNK):
-            pipe.lpush(box.names.queue, b'{"no": "message %d"}' % number)
-        pipe.execute()
+    client.lpush(box.names.queue, *(b'{"no": "message %d"}' % number for number in range(JUNK)))
     batch = box.submit(*[f"job {n}" for n in range(10)], priority=9)  # behind it, in the same list
     client.config_resetstat()
     worker.send(signal.SIGCONT)

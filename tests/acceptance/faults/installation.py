@@ -17,6 +17,7 @@ from helix_jobs.timing import DEFAULT_TIMING
 from tests.acceptance.faults.fork_server import LAUNCHER, PATIENCE
 from tests.acceptance.faults.oracle import Accepted, line_of
 from tests.acceptance.faults.plan import QUICK_TIMING, Plan
+from tests.migrated_sqlite import lay_database
 from tests.worker_box import ROOT, Box, WorkerProcess, wait_until
 
 if TYPE_CHECKING:
@@ -179,10 +180,13 @@ def make_installation(
 ) -> Installation:
     """Make one whose worker has the fake engine; with a fork server it is the quick form, with short leases."""
     home = directory / "home"
+    file = home / "helix.db"
+    if database_url is None:
+        lay_database(file)
     settings = Settings(
         home=home,
         redis_url=redis.url,
-        database_url=database_url or f"sqlite:///{home / 'helix.db'}",
+        database_url=database_url or f"sqlite:///{file}",
         max_batch_size=4,
         engine="fake",
         lock_dir=directory / "locks",

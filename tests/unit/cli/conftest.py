@@ -13,6 +13,7 @@ from helix_jobs.settings import Settings
 from helix_jobs.storage import claims, publishing, workers
 from helix_jobs.storage.database import Database
 from helix_jobs.storage.records import FinishedJob, NewWorker, ResultRow
+from tests.migrated_sqlite import lay_database
 
 METRICS = {
     "finish_reason": "stop",
@@ -69,7 +70,15 @@ def prompts(tmp_path):
 
 
 @pytest.fixture
-def submitted(helix, prompts):
+def home(tmp_path):
+    """HELIX_HOME with a migrated database. Tests that do not ask for it, or for what needs it, begin without one."""
+    made = tmp_path / "home"
+    lay_database(made / "helix.db")
+    return made
+
+
+@pytest.fixture
+def submitted(home, helix, prompts):
     """``submitted(3)`` is the id of a stored batch of three jobs."""
 
     def submit(number=3):
@@ -79,7 +88,7 @@ def submitted(helix, prompts):
 
 
 @pytest.fixture
-def database():
+def database(home):
     database = Database(Settings.from_environment().database_url)
     yield database
     database.dispose()
