@@ -17,7 +17,7 @@ from helix_jobs.engine.config import CacheConfig, EngineConfig, SpeculationConfi
 from helix_jobs.engine.engine import Engine
 from helix_jobs.engine.loaded_models import LoadedModel, LoadedModels
 from helix_jobs.engine.loading.reproducible import make_draft_reproducible, make_reproducible
-from helix_jobs.engine.model.families import build_decoder
+from helix_jobs.engine.model.assembly import build_decoder
 from helix_jobs.engine.request import Request
 from helix_jobs.engine.sampling_params import SamplingParams
 

@@ -11,7 +11,7 @@ import torch
 from helix_jobs.engine.config import CacheConfig, EngineConfig
 from helix_jobs.engine.devices.devices import cleanup_memory, describe_device, free_memory
 from helix_jobs.engine.loading.cache_size import choose_cache
-from helix_jobs.engine.model.families import build_decoder
+from helix_jobs.engine.model.assembly import build_decoder
 from helix_jobs.engine.model.placement import Placement
 from helix_jobs.engine.model.runner import ModelRunner
 from helix_jobs.engine.model.step_memory import step_bytes

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from helix_jobs.engine.attention.features import features_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -11,26 +13,42 @@ if TYPE_CHECKING:
     import torch
 
     from helix_jobs.engine.attention.kv_cache import CacheGeometry, PagedKVCache
+    from helix_jobs.engine.attention.query_factor import QueryFactor
     from helix_jobs.engine.attention.rotary import RotaryTable
     from helix_jobs.engine.attention.step_layout import StepLayout, TokenSlice
     from helix_jobs.engine.attention.step_plan import StepPlan
 
     HeadNorm = Callable[[torch.Tensor], torch.Tensor]
 
+NormScope = Literal["head", "row", "rotated"]
+
 
 @dataclass(frozen=True, slots=True)
 class LayerAttention:
-    """The attention settings that may differ from layer to layer.
+    """The attention settings of one layer. A default computes nothing.
 
     Attributes:
         scaling: Factor by which scores are multiplied.
-        query_norm: Normalises each query head before rotation (Qwen3), or None.
-        key_norm: Normalises each key head; given exactly when ``query_norm`` is.
+        query_norm: Normalises queries (Qwen3), or None.
+        key_norm: Normalises keys; given exactly when ``query_norm`` is.
+        norm_scope: What the two normalise: each ``head`` before it is rotated, the whole ``row`` of all heads before it
+            is split into heads (OLMo 2), or each head after it is ``rotated`` (Hunyuan).
+        rotary: Rotary positions, or None.
+        window: Number of keys that a query sees, its own and those right before it; None for all.
+        score_cap: Bound of the scaled scores: ``cap * tanh(score / cap)`` (Gemma 2); None for none.
+        clip: Bound of the magnitude of queries, keys and values as they leave their product (OLMo); None for none.
+        query_factor: Factor of the rotated queries by position (Ministral 3), or None.
     """
 
     scaling: float
     query_norm: HeadNorm | None = None
     key_norm: HeadNorm | None = None
+    norm_scope: NormScope = "head"
+    rotary: RotaryTable | None = None
+    window: int | None = None
+    score_cap: float | None = None
+    clip: float | None = None
+    query_factor: QueryFactor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,14 +58,27 @@ class AttentionSpec:
     Attributes:
         geometry: Shape of the keys and values.
         num_heads: Query heads; each key-value head serves the same number of them.
-        rotary: Rotary positions, or None.
         layers: Settings of each layer, in order.
     """
 
     geometry: CacheGeometry
     num_heads: int
-    rotary: RotaryTable | None
     layers: tuple[LayerAttention, ...]
+
+    @property
+    def rotaries(self) -> tuple[RotaryTable, ...]:
+        """The tables of its layers, each once."""
+        return tuple(dict.fromkeys(layer.rotary for layer in self.layers if layer.rotary is not None))
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """The windows of its layers, each once."""
+        return tuple(dict.fromkeys(layer.window for layer in self.layers))
+
+    @property
+    def features(self) -> frozenset[str]:
+        """The optional fields that some layer uses. See ``features_of``."""
+        return frozenset().union(*map(features_of, self.layers))
 
 
 class AttentionStep(Protocol):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from helix_jobs.engine.attention.groups import GroupedSlices, plan_groups
+from helix_jobs.engine.attention.heads import StepHeads
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,6 +39,7 @@ class DenseAttention:
             cache.geometry,
             cache.block_size,
             num_heads=self.spec.num_heads,
+            windows=self.spec.windows,
             spare_block=cache.spare_block,
             least_tokens=least_tokens,
         )
@@ -56,23 +58,12 @@ class DenseStep:
         self._layout = layout
         self._slices = layout.attention
         self._cache = cache
-        self._rotation = None if spec.rotary is None else spec.rotary.at(layout.positions, layout.num_positions)
+        self._heads = StepHeads(spec, layout)
 
     def attend(self, layer: int, qkv: torch.Tensor) -> torch.Tensor:
         """See ``AttentionStep``."""
-        spec, own, geometry = self._spec, self._spec.layers[layer], self._spec.geometry
-        num_heads, num_kv_heads, head_dim = spec.num_heads, geometry.num_kv_heads, geometry.head_dim
-        # [T, heads, head_dim]
-        heads = qkv.view(self._layout.num_tokens, num_heads + 2 * num_kv_heads, head_dim)
-        if own.query_norm is not None and own.key_norm is not None:
-            queries, keys, values = heads.split((num_heads, num_kv_heads, num_kv_heads), dim=1)
-            turning = torch.cat((own.query_norm(queries), own.key_norm(keys)), dim=1)
-        else:
-            turning, values = heads.split((num_heads + num_kv_heads, num_kv_heads), dim=1)
-        if spec.rotary is not None and self._rotation is not None:
-            turning = spec.rotary.rotate(turning, self._rotation)
-        # [T, num_heads, head_dim] and [T, num_kv_heads, head_dim]
-        queries, keys = turning.split((num_heads, num_kv_heads), dim=1)
+        head_dim = self._spec.geometry.head_dim
+        queries, keys, values = self._heads.of(self._spec.layers[layer], qkv)
         self._cache.write(layer, self._layout.write_rows, keys.reshape(-1, head_dim), values.reshape(-1, head_dim))
         return self._solve_groups(layer, queries)
 
@@ -103,7 +94,10 @@ class DenseStep:
         weights = torch.bmm(grouped, keys)
         # Reusing one name frees each tensor as soon as the next is made: at most two are in memory.
         weights = weights.float().mul_(scaling)
-        weights.view(n, num_heads, q, -1).add_(group.mask)
+        own = self._spec.layers[layer]
+        if own.score_cap is not None:
+            weights = weights.div_(own.score_cap).tanh_().mul_(own.score_cap)
+        weights.view(n, num_heads, q, -1).add_(group.masks[own.window])
         weights = torch.softmax(weights, dim=-1)
         weights = weights.to(values.dtype)
         return self._packed(group, torch.bmm(weights, values))

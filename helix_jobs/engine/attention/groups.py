@@ -16,7 +16,7 @@ from helix_jobs.engine.attention.step_plan import PackedSlices, block_bucket, nu
 from helix_jobs.engine.devices.shape_sizes import largest_query_size, largest_row_size, query_size, row_size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -52,7 +52,7 @@ class AttentionGroup:
         first_token: Where the group's queries start in the packed row, if they are consecutive there.
         query_rows: ``[n * q]`` packed positions of the queries, if they are not consecutive.
         gather_rows: ``[n * num_kv_heads * num_blocks]`` rows of the cache's gather view.
-        mask: ``[n, 1, q, num_keys]`` additive fp32 mask.
+        masks: ``[n, 1, q, num_keys]`` additive fp32 mask of the layers with each window.
     """
 
     num_rows: int
@@ -60,7 +60,7 @@ class AttentionGroup:
     first_token: int
     query_rows: torch.Tensor | None
     gather_rows: torch.Tensor
-    mask: torch.Tensor
+    masks: Mapping[int | None, torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,8 @@ class GroupPlan:
         first_token: As in the group.
         query_rows: As in the group.
         gather_rows: As in the group.
-        visible: ``[n * q]`` number of leading keys that each query sees; the device makes the mask from it.
+        visible: ``[n * q]`` number of keys up to each query's own; the device makes the masks from it.
+        windows: The windows of the model's layers, each once.
     """
 
     num_rows: int
@@ -98,6 +99,7 @@ class GroupPlan:
     query_rows: IntArray | None
     gather_rows: IntArray
     visible: IntArray
+    windows: tuple[int | None, ...]
 
     def arrays(self) -> list[IntArray]:
         """The arrays to upload."""
@@ -111,8 +113,12 @@ class GroupPlan:
         visible = next(uploaded).view(self.num_rows, 1, self.num_queries, 1)
         keys = torch.arange(self.num_keys, dtype=torch.int64, device=visible.device)
         # [n, 1, q, num_keys]
-        mask = (keys >= visible).float() * _MASKED_SCORE
-        return AttentionGroup(self.num_rows, self.num_queries, self.first_token, query_rows, gather_rows, mask)
+        later = keys >= visible
+        masks = {
+            window: (later if window is None else later | (keys < visible - window)).float() * _MASKED_SCORE
+            for window in self.windows
+        }
+        return AttentionGroup(self.num_rows, self.num_queries, self.first_token, query_rows, gather_rows, masks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +155,7 @@ def plan_groups(
     block_size: int,
     *,
     num_heads: int,
+    windows: tuple[int | None, ...] = (None,),
     spare_block: int | None = None,
     least_tokens: int = 0,
 ) -> StepPlan:
@@ -159,6 +166,7 @@ def plan_groups(
         geometry: The model's key-value shape.
         block_size: Tokens a block.
         num_heads: The model's query heads.
+        windows: The windows of the model's layers, each once.
         spare_block: First of the cache's blocks that padding is written to. Given if shapes must repeat because the
             device compiles each one (DirectML). Tokens, and the rows, queries and keys of groups, are then padded to
             one of few sizes.
@@ -175,7 +183,7 @@ def plan_groups(
     done = 0
     for key, pieces in grouped:
         shape = key if repeats else None
-        group, token_rows, places = _plan_group(pieces, slices, packed, heads, block_size, shape)
+        group, token_rows, places = _plan_group(pieces, slices, packed, heads, block_size, shape, windows)
         output_rows[token_rows] = done + places
         done += group.num_rows * group.num_queries
         groups.append(group)
@@ -254,6 +262,7 @@ def _plan_group(  # noqa: PLR0917  (one call site; the step's arrays and its geo
     heads: IntArray,
     block_size: int,
     shape: tuple[int, int] | None,
+    windows: tuple[int | None, ...],
 ) -> tuple[GroupPlan, IntArray, IntArray]:
     """Plan one group; also return its tokens' packed positions and their places within the group's output.
 
@@ -288,5 +297,6 @@ def _plan_group(  # noqa: PLR0917  (one call site; the step's arrays and its geo
         query_rows=None if dense and shape is None else flat_rows,
         gather_rows=gather_rows.reshape(-1),
         visible=visible.reshape(-1),
+        windows=windows,
     )
     return group, flat_rows[places], places

@@ -15,8 +15,6 @@ from helix_jobs.engine.devices.shape_sizes import MAX_PADDING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from transformers import PretrainedConfig
-
     from helix_jobs.engine.config import CacheConfig
 
 # Blocks cleared at once: clearing must itself need little memory.
@@ -30,16 +28,6 @@ class CacheGeometry:
     num_layers: int
     num_kv_heads: int
     head_dim: int
-
-    @classmethod
-    def of(cls, config: PretrainedConfig) -> CacheGeometry:
-        """Read the shape from a model's configuration."""
-        num_heads = config.num_attention_heads
-        return cls(
-            num_layers=config.num_hidden_layers,
-            num_kv_heads=getattr(config, "num_key_value_heads", None) or num_heads,
-            head_dim=getattr(config, "head_dim", None) or config.hidden_size // num_heads,
-        )
 
     def block_bytes(self, block_size: int, dtype: torch.dtype) -> int:
         """Bytes that one block of keys and values takes over all layers."""

@@ -80,10 +80,15 @@ class RotaryTable:
         return torch.cat((rotated, rest), dim=-1)
 
     def _grow(self, num_positions: int) -> None:
-        count = max(_FIRST_POSITIONS, 1 << (num_positions - 1).bit_length())
+        count = table_length(num_positions)
         # [count, rotary_dim / 2]
         angles = torch.arange(count, dtype=torch.float32)[:, None] * self._inverse_frequencies[None, :]
         cos, sin = angles.cos() * self._scaling, angles.sin() * self._scaling
         self._cos = torch.cat((cos, cos), dim=1).to(self._dtype).unsqueeze(1).to(self._device)
         self._sin = torch.cat((-sin, sin), dim=1).to(self._dtype).unsqueeze(1).to(self._device)
         self._num_positions = count
+
+
+def table_length(num_positions: int) -> int:
+    """Positions that a table by position is made for, so that it grows by doubling."""
+    return max(_FIRST_POSITIONS, 1 << (num_positions - 1).bit_length())

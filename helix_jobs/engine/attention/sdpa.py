@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from torch.nn import functional
 
@@ -26,6 +26,17 @@ class SdpaAttention(DenseAttention):
     """
 
     kernels = "torch sdpa"
+    # The features of layers that it computes; see ``features_of``.
+    SERVED: Final = frozenset({"query_norm", "key_norm", "norm_scope", "rotary", "window", "clip", "query_factor"})
+
+    def __init__(self, spec: AttentionSpec) -> None:
+        assert self.serves(spec), "the operator does not compute all features of these layers"
+        super().__init__(spec)
+
+    @classmethod
+    def serves(cls, spec: AttentionSpec) -> bool:
+        """Whether the operator computes this model's attention."""
+        return spec.features <= cls.SERVED
 
     def begin(self, layout: StepLayout, cache: PagedKVCache) -> SdpaStep:
         """See ``AttentionBackend``."""
@@ -41,7 +52,9 @@ class SdpaStep(DenseStep):
         self._share = spec.num_heads // spec.geometry.num_kv_heads
         # The operator wants masks in the dtype of the queries. Masks of single queries are small, and made once.
         groups = (
-            replace(group, mask=group.mask.to(self._dtype)) if group.num_queries == 1 else group
+            replace(group, masks={window: mask.to(self._dtype) for window, mask in group.masks.items()})
+            if group.num_queries == 1
+            else group
             for group in self._slices.groups
         )
         self._slices = replace(self._slices, groups=tuple(groups))
@@ -55,20 +68,20 @@ class SdpaStep(DenseStep):
             self._queries_of(group, queries).view(n, kv, self._share * q, head_dim),
             keys.view(n, kv, -1, head_dim),
             values.view(n, kv, -1, head_dim),
-            attn_mask=self._mask(group),
+            attn_mask=self._mask(group, self._spec.layers[layer].window),
             scale=scaling,
         )
         # [n, kv, share, q, head_dim] -> [n, q, kv, share, head_dim]
         by_token: torch.Tensor = output.unflatten(2, (self._share, q)).permute(0, 3, 1, 2, 4)
         return by_token.reshape(n * q, self._spec.num_heads * head_dim)
 
-    def _mask(self, group: AttentionGroup) -> torch.Tensor:
+    def _mask(self, group: AttentionGroup, window: int | None) -> torch.Tensor:
         """``[n, 1, share * q, num_keys]``, or ``[n, 1, 1, num_keys]`` for single queries, which broadcasts.
 
         Made anew for each layer: the masks of all groups together would take as much memory as a full cache of prompts.
         """
         n, q = group.num_rows, group.num_queries
         if q == 1:
-            return group.mask
-        mask = group.mask.expand(n, self._share, q, -1).to(self._dtype)
+            return group.masks[window]
+        mask = group.masks[window].expand(n, self._share, q, -1).to(self._dtype)
         return mask.reshape(n, 1, self._share * q, -1)

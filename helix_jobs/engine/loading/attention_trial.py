@@ -66,7 +66,10 @@ def with_faster_attention(
 
 def _with_faster_attention(model: LoadedModel, folder: Path, report: Callable[[str], None]) -> LoadedModel:
     decoder = model.decoder
-    if decoder.attention.kernels != DenseAttention.kernels or not is_faster(decoder, folder, report):
+    attention = decoder.attention
+    if attention.kernels != DenseAttention.kernels or not SdpaAttention.serves(attention.spec):
+        return model
+    if not is_faster(decoder, folder, report):
         return model
     return replace(model, decoder=replace(decoder, attention=SdpaAttention(decoder.attention.spec)))
 
@@ -110,7 +113,6 @@ def _try(spec: AttentionSpec, dtype: torch.dtype, device: torch.device) -> list[
     one_layer = replace(
         spec,
         geometry=replace(spec.geometry, num_layers=1),
-        rotary=None,
         layers=(LayerAttention(spec.layers[0].scaling),),
     )
     backends = (DenseAttention(one_layer), SdpaAttention(one_layer))

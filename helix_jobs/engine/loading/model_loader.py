@@ -29,7 +29,7 @@ from helix_jobs.engine.loading.model_source import ModelSource, open_source, rea
 from helix_jobs.engine.loading.trial_pass import TRIAL_TEXT, logits_are_finite
 from helix_jobs.engine.loading.vocabulary import check_vocabularies, end_token_ids, turn_end_ids
 from helix_jobs.engine.model.architecture import context_limits
-from helix_jobs.engine.model.families import build_decoder
+from helix_jobs.engine.model.assembly import build_decoder
 from helix_jobs.engine.model.placement import Float16OverflowError, Placement
 from helix_jobs.engine.model.quantize import quantize
 from helix_jobs.engine.text.chat_forms import chat_forms

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from helix_jobs.engine.devices.devices import describe_device, free_memory
-from helix_jobs.engine.model.architecture import kv_bytes_per_token
+from helix_jobs.engine.model.families.registry import describe
 from helix_jobs.errors import InsufficientMemoryError
 
 if TYPE_CHECKING:
@@ -38,10 +38,10 @@ def check_device_memory(
         return
     weights = target.checkpoint.parameters * dtype.itemsize
     tokens = min(SMALLEST_CONTEXT, int(target.config.max_position_embeddings))
-    cache = kv_bytes_per_token(target.config, dtype.itemsize) * tokens
+    cache = describe(target.config).kv_bytes_per_token(dtype.itemsize) * tokens
     if draft is not None:
         weights += draft.checkpoint.parameters * dtype.itemsize
-        cache += kv_bytes_per_token(draft.config, dtype.itemsize) * tokens
+        cache += describe(draft.config).kv_bytes_per_token(dtype.itemsize) * tokens
     elif has_int8_copy:
         weights += target.checkpoint.parameters
         cache *= 2

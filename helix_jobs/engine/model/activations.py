@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
+import torch
 from torch.nn import functional
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import torch
-    from transformers import PretrainedConfig
+    from helix_jobs.engine.model.placement import Placement
 
 tanh_gelu: Final = partial(functional.gelu, approximate="tanh")
+
+
+def squared_relu(hidden: torch.Tensor) -> torch.Tensor:
+    """``relu(x) ** 2`` (So et al. 2021, Primer)."""
+    return functional.relu(hidden).square()
+
 
 # Several names mean one function written in different ways. The results differ by rounding; the fused one is used.
 ACTIVATIONS: Final[dict[str, Callable[[torch.Tensor], torch.Tensor]]] = {
@@ -27,14 +33,36 @@ ACTIVATIONS: Final[dict[str, Callable[[torch.Tensor], torch.Tensor]]] = {
     "gelu_pytorch_tanh": tanh_gelu,
     "gelu_python_tanh": tanh_gelu,
     "relu": functional.relu,
+    "relu2": squared_relu,
 }
 
 
-def activation_name(config: PretrainedConfig) -> str:
-    """The configuration's name for the activation; a key of ``ACTIVATIONS`` if it is supported.
+# Its weights are the model's own, so it is no function by a name alone.
+XIELU: Final = "xielu"
 
-    Gemma's first checkpoints say ``gelu`` and mean the tanh form; transformers 5 corrects that, 4 does not. No PyTorch
-    module reads the ``hidden_activation`` beside it.
+
+class XieluActivation:
+    """xIELU (Huang and Schlag 2024, arXiv:2411.13010): quadratic above zero, exponential below; Apertus uses it.
+
+    Args:
+        alpha_p: ``[]`` curvature above zero.
+        alpha_n: ``[]`` factor below zero.
+        beta: Slope at zero.
+        eps: Upper bound of the exponent below zero.
     """
-    name = str(config.activation_function if config.model_type == "gpt2" else config.hidden_act)
-    return "gelu_pytorch_tanh" if config.model_type == "gemma" and name == "gelu" else name
+
+    def __init__(self, alpha_p: torch.Tensor, alpha_n: torch.Tensor, beta: float, eps: float) -> None:
+        self.alpha_p, self.alpha_n, self.beta, self.eps = alpha_p, alpha_n, beta, eps
+
+    @classmethod
+    def of(cls, module: Any, place: Placement) -> XieluActivation:  # noqa: ANN401  (transformers' XIELUActivation)
+        """Read the weights of transformers' module, whose alphas are kept positive by a softplus."""
+        beta = place.cast(module.beta)
+        alpha_p = functional.softplus(place.cast(module.alpha_p))
+        alpha_n = beta + functional.softplus(place.cast(module.alpha_n))
+        return cls(place.move(alpha_p), place.move(alpha_n), float(beta), float(place.cast(module.eps)))
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The activation of ``hidden``, elementwise."""
+        below = (torch.expm1(hidden.clamp(max=self.eps)) - hidden) * self.alpha_n
+        return torch.where(hidden > 0, self.alpha_p * hidden * hidden, below) + self.beta * hidden

@@ -9,8 +9,11 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Final
 
-from helix_jobs.engine.model.activations import ACTIVATIONS, activation_name
+from helix_jobs.engine.model.activations import ACTIVATIONS, XIELU
+from helix_jobs.engine.model.description import UnsupportedSettingError
 from helix_jobs.engine.model.description_files import read_config
+from helix_jobs.engine.model.families.registry import FAMILIES, describe
+from helix_jobs.engine.model.not_served import NOT_SERVED
 from helix_jobs.errors import ModelError, UnsupportedArchitectureError
 
 if TYPE_CHECKING:
@@ -18,44 +21,8 @@ if TYPE_CHECKING:
 
     from transformers import PretrainedConfig
 
-SUPPORTED_MODEL_TYPES: Final = {
-    "llama": "LlamaForCausalLM",
-    "mistral": "MistralForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-    "gemma": "GemmaForCausalLM",
-    "phi3": "Phi3ForCausalLM",
-    "gpt2": "GPT2LMHeadModel",
-    "gpt_neox": "GPTNeoXForCausalLM",
-}
+SUPPORTED_MODEL_TYPES: Final = {family.model_type: family.class_name for family in FAMILIES.values()}
 _SUPPORTED: Final = f"supported are {', '.join(SUPPORTED_MODEL_TYPES)} with full attention"
-# Why the architectures that people ask for most are refused. The others are refused without a reason.
-_UNSUPPORTED_PROPERTIES: Final = {
-    "deepseek_v2": "latent attention and experts",
-    "deepseek_v3": "latent attention and experts",
-    "falcon_h1": "layers of recurrent state",
-    "falcon_mamba": "recurrent state instead of attention",
-    "gemma2": "soft-capped scores and sliding windows",
-    "gemma3": "sliding windows and images",
-    "gemma3_text": "sliding windows",
-    "gemma3n": "sliding windows and shared keys",
-    "gpt_oss": "attention sinks, sliding windows and experts",
-    "jamba": "layers of recurrent state and experts",
-    "llama4": "chunked attention and experts",
-    "llama4_text": "chunked attention and experts",
-    "mamba": "recurrent state instead of attention",
-    "mamba2": "recurrent state instead of attention",
-    "minimax": "linear attention and experts",
-    "mixtral": "experts",
-    "phimoe": "experts",
-    "qwen2_moe": "experts",
-    "qwen2_vl": "images",
-    "qwen2_5_vl": "images",
-    "qwen3_moe": "experts",
-    "qwen3_next": "linear attention and experts",
-    "rwkv": "recurrent state instead of attention",
-    "t5": "an encoder",
-}
 # With these types a token's rotation depends on its position alone.
 _ROPE_TYPES: Final = ("default", "linear", "llama3", "yarn", "longrope")
 # This type recomputes its frequencies from the longest position of a batch, so a token would depend on its neighbours.
@@ -73,8 +40,8 @@ _ORIGINAL_CONTEXT: Final = "original_max_position_embeddings"
 _WINDOW_ON_EVERY_LAYER: Final = frozenset({"mistral", "phi3"})
 _WINDOW_BY_LAYER: Final = frozenset({"qwen2", "qwen3"})
 _SLIDING: Final = "sliding_attention"
-# Model types whose heads each have their own keys and values, and an equal part of the hidden size.
-_WITHOUT_SHARED_HEADS: Final = frozenset({"gpt2", "gpt_neox"})
+# Model types whose feed-forwards hold the weights of their activation.
+_WITH_XIELU: Final = frozenset({"apertus"})
 # No count of any model is as large.
 _LARGEST_COUNT: Final = 2**31
 
@@ -119,11 +86,6 @@ def check_architecture(name: str, config: PretrainedConfig) -> None:
             f"model {name} is quantised with {method}; use the original weights or a .gguf file"
         )
     _check_rope(name, rope_type(config))
-    activation = activation_name(config)
-    if activation not in ACTIVATIONS:
-        raise UnsupportedArchitectureError(
-            f"model {name} has the activation {activation!r}; supported are {', '.join(ACTIVATIONS)}"
-        )
     if getattr(config, "use_bidirectional_attention", None) or not getattr(config, "is_causal", True):
         raise UnsupportedArchitectureError(f"model {name} attends in both directions; supported is causal attention")
     if getattr(config, "add_cross_attention", False) or config.is_encoder_decoder:
@@ -131,16 +93,30 @@ def check_architecture(name: str, config: PretrainedConfig) -> None:
     if getattr(config, "pruned_heads", None):
         raise UnsupportedArchitectureError(f"model {name} has pruned heads; supported are models with all of them")
     _check_numbers(name, config)
-    if config.model_type in _WINDOW_BY_LAYER:
-        unknown = sorted({*(config.layer_types or ())} - {"full_attention", _SLIDING})
-        if unknown:
+    _check_description(name, config)
+
+
+def _check_description(name: str, config: PretrainedConfig) -> None:
+    """Refuse what the family's description cannot say, and head settings that its modules ignore."""
+    try:
+        description = describe(config)
+    except UnsupportedSettingError as error:
+        raise UnsupportedArchitectureError(f"model {name} {error}") from error
+    for activation in {layer.feed_forward.activation for layer in description.layers}:
+        if activation not in ACTIVATIONS and not (activation == XIELU and config.model_type in _WITH_XIELU):
             raise UnsupportedArchitectureError(
-                f"model {name} has layers of type {unknown[0]!r}; supported are full_attention and {_SLIDING}"
+                f"model {name} has the activation {activation!r}; supported are {', '.join(ACTIVATIONS)}"
+            )
+    for key, value in (("num_key_value_heads", description.num_kv_heads), ("head_dim", description.head_dim)):
+        if getattr(config, key, None) not in (None, value):
+            raise UnsupportedArchitectureError(
+                f"model {name}: config.json says {key} {getattr(config, key)!r:.40}, and a {config.model_type} "
+                "model has no such setting; remove that line, or correct model_type"
             )
 
 
 def _check_numbers(name: str, config: PretrainedConfig) -> None:
-    """Refuse numbers that no model can have, and head settings that a family ignores although its file states them."""
+    """Refuse numbers that no model can have."""
     counts = ["num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size", "max_position_embeddings"]
     optional = ["num_key_value_heads", "head_dim"]
     counts += [key for key in optional if getattr(config, key, None) is not None]
@@ -157,14 +133,6 @@ def _check_numbers(name: str, config: PretrainedConfig) -> None:
         raise ModelError(f"model {name}: its configuration says sliding_window {window}; fetch the model again")
     if config.model_type != "gpt2":
         _check_rope_numbers(name, config)
-    if config.model_type in _WITHOUT_SHARED_HEADS:
-        heads = config.num_attention_heads
-        for key, value in (("num_key_value_heads", heads), ("head_dim", config.hidden_size // heads)):
-            if getattr(config, key, None) not in (None, value):
-                raise UnsupportedArchitectureError(
-                    f"model {name}: config.json says {key} {getattr(config, key)!r:.40}, and a {config.model_type} "
-                    "model has no such setting; remove that line, or correct model_type"
-                )
 
 
 def _check_rope_numbers(name: str, config: PretrainedConfig) -> None:
@@ -194,7 +162,7 @@ def _check_rope_numbers(name: str, config: PretrainedConfig) -> None:
 
 
 def _refusal(name: str, model_type: object) -> str:
-    reason = _UNSUPPORTED_PROPERTIES.get(model_type) if isinstance(model_type, str) else None
+    reason = NOT_SERVED.get(model_type) if isinstance(model_type, str) else None
     return f"model {name} has the architecture {model_type!r}{f' ({reason})' if reason else ''}; {_SUPPORTED}"
 
 
@@ -245,11 +213,3 @@ def rope_type(config: PretrainedConfig) -> str:
 def _rope_parameters(config: PretrainedConfig) -> dict[str, Any]:
     """Transformers 5 keeps them in ``rope_parameters``, 4 in ``rope_scaling``."""
     return getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
-
-
-def kv_bytes_per_token(config: PretrainedConfig, itemsize: int) -> int:
-    """Bytes of keys and values one token takes in all layers."""
-    heads = config.num_attention_heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return int(2 * config.num_hidden_layers * kv_heads * head_dim * itemsize)

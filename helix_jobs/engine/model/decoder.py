@@ -42,23 +42,42 @@ class SmallSteps(Protocol):
         """From the embedded tokens to the last layer's output, each ``[T, hidden_size]``. See ``Decoder.forward``."""
 
 
+class Block(Protocol):
+    """A part of a layer that adds its result to the residual: a linear layer or a feed-forward."""
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Its result for packed tokens, ``[T, hidden_size]``."""
+
+    def add_to(self, residual: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """Return ``residual + self(hidden)``, each ``[T, hidden_size]``, in one operation where there is one."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecoderLayer:
-    """One transformer layer.
+    """One transformer layer. A default computes nothing.
 
     Attributes:
-        attention_norm: Norm before attention.
+        attention_norm: Norm of what attention reads; None where attention reads the residual itself (OLMo 2).
         qkv: Queries, keys and values in one product: ``(num_heads + 2 * num_kv_heads) * head_dim`` outputs.
         attention_out: Projection from the heads back to the hidden size.
-        feed_forward_norm: Norm before the feed-forward.
+        feed_forward_norm: Norm of what the feed-forward reads. None where it reads the residual itself, or in a
+            parallel layer what attention reads.
         feed_forward: The part that computes each token by itself.
+        attention_out_norm: Norm of attention's result before it is added to the residual (Gemma 2), or None.
+        feed_forward_out_norm: Norm of the feed-forward's result before it is added, or None.
+        residual_scale: Factor of both results before they are added (Granite).
+        is_parallel: Whether the feed-forward reads the layer's input, as attention does (GPT-NeoX).
     """
 
-    attention_norm: Norm
+    attention_norm: Norm | None
     qkv: Linear
     attention_out: Linear
-    feed_forward_norm: Norm
+    feed_forward_norm: Norm | None
     feed_forward: FeedForward
+    attention_out_norm: Norm | None = None
+    feed_forward_out_norm: Norm | None = None
+    residual_scale: float = 1.0
+    is_parallel: bool = False
 
     def linears(self) -> tuple[Linear, ...]:
         """Its matrix products, in order of execution."""
@@ -73,6 +92,33 @@ class DecoderLayer:
             feed_forward=self.feed_forward.with_linears(change),
         )
 
+    def add_attention(self, residual: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        """Add the projected heads ``[T, num_heads * head_dim]`` to the residual ``[T, hidden_size]``."""
+        return self._add(self.attention_out, self.attention_out_norm, residual, attended)
+
+    def add_feed_forward(self, residual: torch.Tensor, hidden: torch.Tensor, normal: torch.Tensor) -> torch.Tensor:
+        """Add the feed-forward to the residual.
+
+        Args:
+            residual: ``[T, hidden_size]``, attention's result in it.
+            hidden: ``[T, hidden_size]``, the layer's input.
+            normal: ``[T, hidden_size]``, what attention read.
+        """
+        given = hidden if self.is_parallel else residual
+        if self.feed_forward_norm is not None:
+            given = self.feed_forward_norm(given)
+        elif self.is_parallel:
+            given = normal
+        return self._add(self.feed_forward, self.feed_forward_out_norm, residual, given)
+
+    def _add(self, block: Block, norm: Norm | None, residual: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        if norm is None and self.residual_scale == 1.0:
+            return block.add_to(residual, hidden)
+        result = block(hidden)
+        if norm is not None:
+            result = norm(result)
+        return residual + (result if self.residual_scale == 1.0 else result * self.residual_scale)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decoder:
@@ -81,27 +127,31 @@ class Decoder:
     Attributes:
         attention: Attention backend of all layers.
         embedding: ``[num_embeddings, hidden_size]``
-        embedding_scale: Factor of the embedded tokens (Gemma), or None.
-        position_embedding: ``[max_positions, hidden_size]`` learned positions (GPT-2), or None.
         layers: Layers, in order.
         final_norm: Norm after the last layer.
         head: Projection from the hidden size to the vocabulary.
-        has_parallel_residual: Attention and feed-forward read the same input (GPT-NeoX).
         dtype: Dtype of activations.
         device: Device of all tensors.
+        embedding_scale: Factor of the embedded tokens (Gemma).
+        embedding_norm: Norm of the embedded tokens (nanochat), or None.
+        position_embedding: ``[max_positions, hidden_size]`` learned positions (GPT-2), or None.
+        logit_scale: Factor of the logits (Granite).
+        logit_cap: Bound of the logits, ``cap * tanh(logits / cap)`` (Gemma 2), or None.
         small_steps: A faster way through steps of few tokens, or None.
     """
 
     attention: AttentionBackend
     embedding: torch.Tensor
-    embedding_scale: torch.Tensor | None
-    position_embedding: torch.Tensor | None
     layers: tuple[DecoderLayer, ...]
     final_norm: Norm
     head: Linear
-    has_parallel_residual: bool
     dtype: torch.dtype
     device: torch.device
+    embedding_scale: float = 1.0
+    embedding_norm: Norm | None = None
+    position_embedding: torch.Tensor | None = None
+    logit_scale: float = 1.0
+    logit_cap: float | None = None
     small_steps: SmallSteps | None = None
 
     @property
@@ -149,12 +199,14 @@ class Decoder:
         """
         # [T, hidden_size]
         hidden = functional.embedding(tokens, self.embedding)
-        if self.embedding_scale is not None:
+        if self.embedding_scale != 1.0:
             hidden = hidden * self.embedding_scale
         if self.position_embedding is not None:
             # Only a draft may be asked beyond its own context, where any guess will do.
             positions = layout.positions.clamp(max=len(self.position_embedding) - 1)
             hidden = hidden + functional.embedding(positions, self.position_embedding)
+        if self.embedding_norm is not None:
+            hidden = self.embedding_norm(hidden)
         if self.small_steps is not None and self.small_steps.serves(layout, cache):
             return self.small_steps.forward(hidden, layout, cache, clock)
         step = self.attention.begin(layout, cache)
@@ -162,21 +214,26 @@ class Decoder:
         num_rows = padded_rows(num_tokens)
         hidden = _pad(hidden, num_rows)
         for index, layer in enumerate(self.layers):
-            qkv = layer.qkv(layer.attention_norm(hidden)).narrow(0, 0, num_tokens)
+            normal = hidden if layer.attention_norm is None else layer.attention_norm(hidden)
+            qkv = layer.qkv(normal).narrow(0, 0, num_tokens)
             if clock is not None:
                 clock.start()
             # [T, num_heads * head_dim]
             attended = step.attend(index, qkv)
             if clock is not None:
                 clock.stop()
-            residual = layer.attention_out.add_to(hidden, _pad(attended, num_rows))
-            given = hidden if self.has_parallel_residual else residual
-            hidden = layer.feed_forward.add_to(residual, layer.feed_forward_norm(given))
+            residual = layer.add_attention(hidden, _pad(attended, num_rows))
+            hidden = layer.add_feed_forward(residual, hidden, normal)
         return hidden
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits ``[n, vocab_size]`` of chosen rows ``[n, hidden_size]`` of what ``forward`` returned."""
-        return self.head(self.final_norm(hidden))
+        logits = self.head(self.final_norm(hidden))
+        if self.logit_scale != 1.0:
+            logits = logits * self.logit_scale
+        if self.logit_cap is not None:
+            logits = torch.tanh(logits / self.logit_cap) * self.logit_cap
+        return logits
 
 
 def _pad(rows: torch.Tensor, count: int) -> torch.Tensor:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 class FeedForward(Protocol):
     """Computes packed tokens ``[T, hidden_size]`` one by one."""
 
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Its result, ``[T, hidden_size]``."""
+
     def add_to(self, residual: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         """Return ``residual + self(hidden)``, each ``[T, hidden_size]``."""
 
@@ -42,11 +45,18 @@ class GatedFeedForward:
     down: Linear
     activation: Activation
 
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        """See ``FeedForward``."""
+        return self.down(self._inner(hidden))
+
     def add_to(self, residual: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         """See ``FeedForward``."""
+        return self.down.add_to(residual, self._inner(hidden))
+
+    def _inner(self, hidden: torch.Tensor) -> torch.Tensor:
         # each: [T, intermediate_size]
         gate, up = self.gate_up(hidden).chunk(2, dim=-1)
-        return self.down.add_to(residual, self.activation(gate) * up)
+        return self.activation(gate) * up
 
     def linears(self) -> tuple[Linear, ...]:
         """See ``FeedForward``."""
@@ -70,6 +80,10 @@ class PlainFeedForward:
     up: Linear
     down: Linear
     activation: Activation
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        """See ``FeedForward``."""
+        return self.down(self.activation(self.up(hidden)))
 
     def add_to(self, residual: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         """See ``FeedForward``."""

@@ -48,3 +48,17 @@ class LayerNorm:
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """See ``Norm``."""
         return functional.layer_norm(hidden, self.weight.shape, self.weight, self.bias, self.eps)
+
+
+class HeadLayerNorm:
+    """Layer norm of each head with a weight of its own and no bias (Cohere, StableLM)."""
+
+    def __init__(self, weight: torch.Tensor, eps: float) -> None:
+        # [num_heads, head_dim]
+        self.weight = weight
+        self.eps = eps
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        """See ``Norm``; ``hidden`` is ``[T, num_heads, head_dim]``."""
+        exact = functional.layer_norm(hidden.float(), hidden.shape[-1:], None, None, self.eps)
+        return (exact * self.weight.float()).to(hidden.dtype)

@@ -12,7 +12,7 @@ from helix_jobs.bench import measure as module
 from helix_jobs.bench.floor import matrix_product_floor
 from helix_jobs.bench.machine import Machine, peak_device_memory
 from helix_jobs.bench.measure import measure
-from helix_jobs.engine.model.families import build_decoder
+from helix_jobs.engine.model.assembly import build_decoder
 from helix_jobs.engine.model.quantize import quantize
 from helix_jobs.engine.protocol import EngineCounters
 from helix_jobs.engine.request import FinishReason, GenerationResult

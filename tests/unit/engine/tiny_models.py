@@ -15,7 +15,7 @@ from helix_jobs.engine.attention.step_layout import TokenSlice
 from helix_jobs.engine.config import CacheConfig, EngineConfig, SpeculationConfig
 from helix_jobs.engine.engine import Engine
 from helix_jobs.engine.loaded_models import LoadedModel, LoadedModels
-from helix_jobs.engine.model.families import build_decoder
+from helix_jobs.engine.model.assembly import build_decoder
 from helix_jobs.engine.model.quantize import quantize
 from helix_jobs.engine.model.runner import ModelRunner
 from helix_jobs.engine.request import EncodedRequest

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
+from helix_jobs.engine.attention.heads import StepHeads, before_rotation
 from helix_jobs.engine.attention.step_plan import PackedSlices, num_blocks_of
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from helix_jobs.engine.attention.backend import AttentionSpec
+    from helix_jobs.engine.attention.backend import AttentionSpec, LayerAttention
     from helix_jobs.engine.attention.kv_cache import PagedKVCache
     from helix_jobs.engine.attention.step_layout import StepLayout, TokenSlice
     from helix_jobs.engine.attention.step_plan import StepPlan
@@ -63,11 +64,19 @@ class CompiledAttention:
 
     kernels = "compiled"
     is_independent = True
+    # The features of layers that it computes; see ``features_of``.
+    SERVED: Final = frozenset({"query_norm", "key_norm", "norm_scope", "rotary", "clip", "query_factor"})
 
     def __init__(self, spec: AttentionSpec, native: NativeKernels) -> None:
+        assert self.serves(spec), "the kernels do not compute all features of these layers"
         assert native.head_dim == spec.geometry.head_dim, "kernels are compiled for one size of heads"
         self.spec = spec
         self.native = native
+
+    @classmethod
+    def serves(cls, spec: AttentionSpec) -> bool:
+        """Whether the kernels compute this model's attention."""
+        return spec.features <= cls.SERVED
 
     def plan(self, slices: Sequence[TokenSlice], cache: PagedKVCache, least_tokens: int = 0) -> StepPlan:
         """See ``AttentionBackend``. Slices stay in their order, and nothing is padded."""
@@ -90,37 +99,48 @@ class CompiledStep:
         self._native = native
         self._cache = cache
         self._tokens = (layout.positions.data_ptr(), layout.write_rows.data_ptr())
-        # Cosines and signed sines by position; none where nothing is rotated.
-        self._tables: tuple[int | None, int | None] = (None, None)
-        rotary_dim = 0
-        tables: tuple[torch.Tensor, ...] = ()
-        if spec.rotary is not None:
-            tables = cos, sin = spec.rotary.tables(layout.num_positions)
-            self._tables, rotary_dim = (cos.data_ptr(), sin.data_ptr()), cos.shape[-1]
+        # Layer -> its cosines and signed sines by position, and the width that the kernel rotates. Nothing is rotated
+        # there in layers without rotation, and in those that do more to rotated heads: ``heads`` prepares these.
+        rotary = [None if _needs_heads(own) else own.rotary for own in spec.layers]
+        tables = {table: table.tables(layout.num_positions) for table in spec.rotaries}
+        pointers = {table: (cos.data_ptr(), sin.data_ptr(), cos.shape[-1]) for table, (cos, sin) in tables.items()}
+        self._rotary = [(None, None, 0) if table is None else pointers[table] for table in rotary]
+        self._heads = StepHeads(spec, layout) if any(map(_needs_heads, spec.layers)) else None
         self._kept = (layout, tables)
         self._slices = (slices.pieces.data_ptr(), slices.blocks.data_ptr())
         self._num_pieces = len(slices.pieces)
-        self._heads = (spec.num_heads, geometry.num_kv_heads)
-        self._rotated = (layout.num_tokens, *self._heads, geometry.head_dim, rotary_dim)
+        self._counts = (spec.num_heads, geometry.num_kv_heads)
+        self._shape = (layout.num_tokens, *self._counts, geometry.head_dim)
 
     def attend(self, layer: int, qkv: torch.Tensor) -> torch.Tensor:
         """See ``AttentionStep``."""
-        own, (num_heads, num_kv_heads) = self._spec.layers[layer], self._heads
-        head_dim = self._spec.geometry.head_dim
-        if own.query_norm is not None and own.key_norm is not None:
-            heads = qkv.view(len(qkv), num_heads + 2 * num_kv_heads, head_dim)
-            queries, keys, values = heads.split((num_heads, num_kv_heads, num_kv_heads), dim=1)
-            qkv = torch.cat((own.query_norm(queries), own.key_norm(keys), values), dim=1)
-        qkv = qkv.contiguous()
+        own, width = self._spec.layers[layer], self._spec.num_heads * self._spec.geometry.head_dim
+        heads = self._prepared(own, qkv)
+        qkv = (torch.cat(heads, dim=1) if isinstance(heads, tuple) else heads).contiguous()
         pool = (self._cache.keys[layer].data_ptr(), self._cache.values[layer].data_ptr())
         # each: [T, num_heads * head_dim]
-        queries = qkv.new_empty((len(qkv), num_heads * head_dim))
+        queries = qkv.new_empty((len(qkv), width))
         output = torch.empty_like(queries)
+        cos, sin, rotary_dim = self._rotary[layer]
         self._native.rotate_and_store(
-            qkv.data_ptr(), *self._tokens, *self._tables, queries.data_ptr(), *pool, *self._rotated
+            qkv.data_ptr(), *self._tokens, cos, sin, queries.data_ptr(), *pool, *self._shape, rotary_dim
         )
         self._native.paged_attention(
-            queries.data_ptr(), *pool, *self._slices, output.data_ptr(), self._num_pieces, *self._heads,
+            queries.data_ptr(), *pool, *self._slices, output.data_ptr(), self._num_pieces, *self._counts,
             self._cache.block_size, own.scaling,
         )  # fmt: skip
         return output
+
+    def _prepared(
+        self, own: LayerAttention, qkv: torch.Tensor
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Heads as the kernel rotates and stores them."""
+        if _needs_heads(own):
+            assert self._heads is not None, "made where some layer needs it"
+            return self._heads.of(own, qkv)
+        return before_rotation(self._spec, own, qkv)
+
+
+def _needs_heads(own: LayerAttention) -> bool:
+    """Whether something is done to heads after their rotation."""
+    return own.query_factor is not None or own.norm_scope == "rotated"

@@ -58,6 +58,10 @@ class CompiledFeedForward:
         inner, outer = feed_forward.linears()
         return cls(inner, outer, name, isinstance(feed_forward, GatedFeedForward), native)
 
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        """See ``FeedForward``."""
+        return self.outer(self.native.activate(self.activation, self.inner(hidden), is_gated=self.is_gated))
+
     def add_to(self, residual: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         """See ``FeedForward``."""
         return self.outer.add_to(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 from torch.nn import functional
 
+from helix_jobs.engine.attention.features import features_of
 from helix_jobs.engine.kernels.cpu.attention import DirectSlices
 from helix_jobs.engine.kernels.cpu.int8_matrix import Int8Matrix, MatrixStruct
 from helix_jobs.engine.model.feed_forward import GatedFeedForward
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 # Trade-off: beyond this many tokens oneDNN's products, which reuse each weight for many tokens, are worth the calls
 # between them.
 MAX_TOKENS: Final = 6
+
+# The features of a layer's attention that compiled code computes, see ``features_of``; of the layer itself, none.
+_SERVED: Final = frozenset({"query_norm", "key_norm", "rotary"})
 
 _POINTER, _SIZE = ctypes.c_void_p, ctypes.c_int64
 
@@ -94,8 +98,9 @@ class NativeInt8Decoder:
         head_norms = [norm for layer in spec.layers for norm in (layer.query_norm, layer.key_norm) if norm is not None]
         return (
             native.has_byte_products
-            and spec.rotary is not None
-            and not decoder.has_parallel_residual
+            and len(spec.rotaries) == 1
+            and all(features_of(own) <= _SERVED and own.rotary is not None for own in spec.layers)
+            and not any(features_of(layer) for layer in decoder.layers)
             and all(
                 isinstance(layer.feed_forward, GatedFeedForward) and layer.feed_forward.activation is functional.silu
                 for layer in decoder.layers
@@ -129,8 +134,7 @@ class NativeInt8Decoder:
         Returns:
             ``[T, hidden_size]``, the last layer's output.
         """
-        rotary, direct = self._spec.rotary, layout.attention
-        assert rotary is not None, "supports() asks for rotary positions"
+        (rotary,), direct = self._spec.rotaries, layout.attention
         assert isinstance(direct, DirectSlices), "the step was planned for another backend"
         if self._model is None or self._cache is not cache:
             self._model, self._cache = self._describe(cache), cache
@@ -159,11 +163,10 @@ class NativeInt8Decoder:
                 *norms, *matrices, cache.keys[index].data_ptr(), cache.values[index].data_ptr(), own.scaling
             )
         first = decoder.layers[0]
-        assert spec.rotary is not None, "supports() asks for rotary positions"
         assert isinstance(first.attention_norm, RmsNorm), "supports() asks for RMS norms"
         return _Model(
             ctypes.cast(layers, ctypes.POINTER(_Layer)), len(decoder.layers), first.qkv.in_features, spec.num_heads,
-            spec.geometry.num_kv_heads, spec.rotary.rotary_dim, cache.block_size,
+            spec.geometry.num_kv_heads, spec.rotaries[0].rotary_dim, cache.block_size,
             first.linears()[-1].in_features, first.attention_norm.eps,
         )  # fmt: skip
 

@@ -36,13 +36,19 @@ def with_native(decoder: Decoder, native: NativeKernels) -> Decoder:
         return replace(
             layer,
             attention_norm=norm(layer.attention_norm),
+            attention_out_norm=norm(layer.attention_out_norm),
             feed_forward_norm=norm(layer.feed_forward_norm),
+            feed_forward_out_norm=norm(layer.feed_forward_out_norm),
             feed_forward=CompiledFeedForward.of(layer.feed_forward, native),
         )
 
     compiled = replace(
         decoder,
-        attention=CompiledAttention(replace(spec, layers=attentions), native),
+        attention=(
+            CompiledAttention(replace(spec, layers=attentions), native)
+            if CompiledAttention.serves(spec)
+            else decoder.attention
+        ),
         layers=tuple(changed(layer) for layer in decoder.layers),
         final_norm=norm(decoder.final_norm),
         small_steps=NativeInt8Decoder(decoder, native) if NativeInt8Decoder.supports(decoder, native) else None,

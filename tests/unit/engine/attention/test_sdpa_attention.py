@@ -18,7 +18,7 @@ from helix_jobs.engine.config import CacheConfig
 from helix_jobs.engine.loaded_models import LoadedModel
 from helix_jobs.engine.loading import attention_trial
 from helix_jobs.engine.loading.attention_trial import is_faster, pays, with_faster_attention
-from helix_jobs.engine.model.families import build_decoder
+from helix_jobs.engine.model.assembly import build_decoder
 from tests.unit.engine.devices.simulated_directml import SimulatedDirectml, built_on_device
 from tests.unit.engine.tiny_models import (
     ARCHITECTURES,
@@ -81,7 +81,7 @@ def attended(backend: AttentionBackend, seed: int, dtype: torch.dtype) -> torch.
 @pytest.mark.parametrize("seed", range(4))
 def test_it_attends_as_plain_products_do(dtype: torch.dtype, heads: int, kv_heads: int, seed: int) -> None:
     geometry = CacheGeometry(num_layers=1, num_kv_heads=kv_heads, head_dim=HEAD_DIM)
-    spec = AttentionSpec(geometry=geometry, num_heads=heads, rotary=None, layers=(LayerAttention(0.3),))
+    spec = AttentionSpec(geometry=geometry, num_heads=heads, layers=(LayerAttention(0.3),))
     plain, fused = (attended(backend, seed, dtype) for backend in (DenseAttention(spec), SdpaAttention(spec)))
     assert fused.dtype == dtype
     assert fused.shape == plain.shape

@@ -9,7 +9,7 @@ import torch
 from helix_jobs.engine.config import CacheConfig, EngineConfig, SpeculationConfig
 from helix_jobs.engine.engine import Engine
 from helix_jobs.engine.loaded_models import LoadedModel, LoadedModels
-from helix_jobs.engine.model.families import build_decoder
+from helix_jobs.engine.model.assembly import build_decoder
 from tests.unit.engine.devices.simulated_directml import built_on_device
 from tests.unit.engine.tiny_models import VOCAB_SIZE, copy_of, tokenizer
 

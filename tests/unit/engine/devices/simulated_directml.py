@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import helix_jobs
 from helix_jobs.engine.devices.devices import DIRECTML_DEVICE_TYPE
-from helix_jobs.engine.model.families import build_decoder
+from helix_jobs.engine.model.assembly import build_decoder
 from helix_jobs.engine.model.placement import Placement
 from tests.unit.engine.devices.operator_rules import base_name, breaches
 

@@ -12,7 +12,7 @@ from helix_jobs.engine.engine import Engine
 from helix_jobs.engine.kernels.cpu.kernels import load_kernels
 from helix_jobs.engine.kernels.cpu.native_decoder import with_native
 from helix_jobs.engine.loaded_models import LoadedModel, LoadedModels
-from helix_jobs.engine.model.families import build_decoder
+from helix_jobs.engine.model.assembly import build_decoder
 from helix_jobs.engine.model.quantize import quantize
 from helix_jobs.engine.model.runner import ModelRunner
 from tests.unit.engine.tiny_models import CPU, EOS, copy_of, loaded, roughen, tiny_model

@@ -21,7 +21,7 @@ from helix_jobs.engine.kernels.cpu.int8_matrix import Int8Matrix
 from helix_jobs.engine.kernels.cpu.kernels import NativeKernels, load_kernels
 from helix_jobs.engine.kernels.cpu.native_decoder import with_native
 from helix_jobs.engine.loaded_models import LoadedModel
-from helix_jobs.engine.model.families import build_decoder
+from helix_jobs.engine.model.assembly import build_decoder
 from helix_jobs.engine.model.norms import RmsNorm
 from helix_jobs.engine.model.quantize import quantize
 from helix_jobs.engine.model.runner import ModelRunner
@@ -179,7 +179,7 @@ def attention_alone(
 ) -> tuple[CompiledAttention, PagedKVCache]:
     """Of one layer that rotates nothing, and a cache of ten blocks."""
     geometry = CacheGeometry(num_layers=1, num_kv_heads=kv_heads, head_dim=native.head_dim)
-    spec = AttentionSpec(geometry=geometry, num_heads=heads, rotary=None, layers=(LayerAttention(scaling),))
+    spec = AttentionSpec(geometry=geometry, num_heads=heads, layers=(LayerAttention(scaling),))
     cache = PagedKVCache(geometry, CacheConfig(num_blocks=10, block_size=block_size), native.dtype, CPU)
     return CompiledAttention(spec, native), cache
 

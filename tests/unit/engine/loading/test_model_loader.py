@@ -13,7 +13,7 @@ from tokenizers import AddedToken
 from helix_jobs.engine.loaded_models import LoadedModel, LoadedModels
 from helix_jobs.engine.loading import model_loader
 from helix_jobs.engine.loading.model_loader import load_models
-from helix_jobs.engine.model.families import build_decoder
+from helix_jobs.engine.model.assembly import build_decoder
 from helix_jobs.engine.text import prompt_encoder
 from helix_jobs.engine.text.prompt_encoder import PromptLimits
 from helix_jobs.errors import ModelError, UnsupportedArchitectureError
@@ -204,8 +204,7 @@ def test_files_written_by_transformers_5_are_understood_by_either(tmp_path: Path
     (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "tokenizer_class": "TokenizersBackend"}))
     models = load(folder)
     expected = 1.0 / (123456.0 ** (torch.arange(0, 8, 2) / 8)) / 4
-    rotary = models.target.decoder.attention.spec.rotary
-    assert rotary is not None
+    (rotary,) = models.target.decoder.attention.spec.rotaries
     cos, _ = rotary.tables(1)
     positions = torch.arange(len(cos), dtype=torch.float32)
     assert torch.allclose(cos[:, 0, :4], (positions[:, None] * expected).cos(), atol=1e-4)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from helix_jobs.engine.loading import model_loader, model_memory, model_source
 from helix_jobs.engine.loading.checkpoint import find_local_checkpoint
 from helix_jobs.engine.loading.model_loader import load_models
-from helix_jobs.engine.model.architecture import kv_bytes_per_token
+from helix_jobs.engine.model.families.registry import describe
 from helix_jobs.engine.model.model_words import subject
 from helix_jobs.errors import (
     ConfigurationError,
@@ -236,7 +236,7 @@ def test_too_little_memory_is_found_before_weights_are_read(
     folder = save_checkpoint(tmp_path)
     model = tiny_model()
     parameters = sum(p.numel() for p in model.parameters())
-    cache = 256 * kv_bytes_per_token(model.config, 4)
+    cache = 256 * describe(model.config).kv_bytes_per_token(4)
     need = {
         "none": 4 * parameters + cache,
         "int8": 5 * parameters + 2 * cache,

@@ -12,7 +12,7 @@ import torch
 
 from helix_jobs.engine.loaded_models import LoadedModel
 from helix_jobs.engine.model.architecture import SUPPORTED_MODEL_TYPES
-from helix_jobs.engine.model.families import build_decoder
+from helix_jobs.engine.model.assembly import build_decoder
 from helix_jobs.engine.model.quantize import quantize
 from tests.unit.engine.model_files import load, save_checkpoint
 from tests.unit.engine.tiny_models import (

@@ -15,7 +15,7 @@ from helix_jobs.engine.attention.kv_cache import CacheGeometry
 from helix_jobs.engine.attention.step_layout import TokenSlice
 from helix_jobs.engine.config import DEFAULT_BLOCK_SIZE, CacheConfig, EngineConfig, SpeculationConfig
 from helix_jobs.engine.loading.cache_size import choose_cache
-from helix_jobs.engine.model.families import build_decoder
+from helix_jobs.engine.model.assembly import build_decoder
 from helix_jobs.engine.model.runner import ModelRunner
 from helix_jobs.engine.model.step_memory import mask_elements, step_bytes
 from tests.unit.engine.tiny_models import VOCAB_SIZE, copy_of, ragged_logits, reference_logits, tiny_model

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from helix_jobs.engine.config import CacheConfig, SpeculationConfig
-from helix_jobs.engine.model.families import build_decoder
+from helix_jobs.engine.model.assembly import build_decoder
 from helix_jobs.engine.model.runner import ModelRunner
 from helix_jobs.engine.speculation import speculative
 from helix_jobs.engine.speculation.depth import profile as cost_profile

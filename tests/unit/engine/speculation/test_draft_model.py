@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from helix_jobs.engine.config import CacheConfig
-from helix_jobs.engine.model.families import build_decoder
+from helix_jobs.engine.model.assembly import build_decoder
 from helix_jobs.engine.model.runner import ModelRunner
 from helix_jobs.engine.schedule.block_table import BlockPool, BlockTable
 from helix_jobs.engine.schedule.sequence import Sequence

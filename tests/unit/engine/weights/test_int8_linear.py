@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from helix_jobs.engine.model.families import build_decoder
+from helix_jobs.engine.model.assembly import build_decoder
 from helix_jobs.engine.model.quantize import dequantize, quantize
 from helix_jobs.engine.weights import int8_linear
 from helix_jobs.engine.weights.int8_linear import Int8Linear, quantize_rows

@@ -9,7 +9,7 @@ import pytest
 from helix_jobs.engine.kernels.cpu.int8_linear import CompiledInt8Linear
 from helix_jobs.engine.loaded_models import LoadedModel
 from helix_jobs.engine.loading.load_engine import without_slow_int8
-from helix_jobs.engine.model.families import build_decoder
+from helix_jobs.engine.model.assembly import build_decoder
 from helix_jobs.engine.model.quantize import quantize
 from helix_jobs.engine.weights import int8_linear
 from helix_jobs.engine.weights.int8_linear import Int8Linear

@@ -1,0 +1,196 @@
+"""From a description and a loaded transformers model to a ``Decoder``.
+
+The model is consumed layer by layer, and weights that are not stacked are copied, because transformers hands out views
+of the mapped file. If that file were cut short while mapped, reading a missing page would kill the process. Mapped
+pages also count as the process's memory.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from helix_jobs.engine.attention.backend import AttentionSpec, LayerAttention
+from helix_jobs.engine.attention.dense import DenseAttention
+from helix_jobs.engine.attention.kv_cache import CacheGeometry
+from helix_jobs.engine.attention.query_factor import QueryFactor
+from helix_jobs.engine.attention.rotary import RotaryTable
+from helix_jobs.engine.model.activations import ACTIVATIONS, XIELU
+from helix_jobs.engine.model.decoder import Decoder, DecoderLayer
+from helix_jobs.engine.model.families.registry import describe
+from helix_jobs.engine.model.feed_forward import GatedFeedForward, PlainFeedForward
+from helix_jobs.engine.model.placement import Placement
+from helix_jobs.engine.model.row_order import pair_order, row_order
+from helix_jobs.engine.model.stored_parts import StoredParts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from helix_jobs.engine.model.description import (
+        AttentionDescription,
+        FeedForwardDescription,
+        LayerDescription,
+        ModelDescription,
+        NormDescription,
+        RotaryDescription,
+    )
+    from helix_jobs.engine.model.feed_forward import Activation, FeedForward
+    from helix_jobs.engine.model.norms import Norm
+    from helix_jobs.engine.weights.linear import DenseLinear
+
+
+def build_decoder(model: PreTrainedModel, placement: Placement | None = None) -> Decoder:
+    """Take a causal language model apart; its configuration has passed ``check_architecture``.
+
+    The model cannot be used afterwards.
+
+    Args:
+        model: The model; on the host if its weights are to be placed elsewhere.
+        placement: Dtype and device of the decoder; the model's own by default.
+
+    Raises:
+        Float16OverflowError: See ``Placement``.
+    """
+    with torch.no_grad():
+        return _Assembly(model, describe(model.config), placement or Placement.of(model)).decoder()
+
+
+class _Assembly:
+    """One model on its way to a decoder."""
+
+    def __init__(self, model: Any, description: ModelDescription, place: Placement) -> None:  # noqa: ANN401  (its modules' attributes are Tensor | Module)
+        self._model = model
+        self._description = description
+        self._place = place
+        self._rotaries: dict[RotaryDescription, RotaryTable] = {}
+
+    def decoder(self) -> Decoder:
+        description, place = self._description, self._place
+        outer = StoredParts(self._model.base_model, place)
+        stack = outer.module(description.stack)
+        layers, attentions = [], []
+        for index, layer in enumerate(description.layers):
+            parts = StoredParts(stack[index], place)
+            attentions.append(self._layer_attention(parts, layer.attention))
+            layers.append(self._layer(parts, layer))
+            stack[index] = nn.Identity()
+        stored = outer.module(description.embedding).weight
+        embedding = place.take(stored)
+        positions = None if description.positions is None else outer.module(description.positions).weight
+        scale = description.embedding_scale
+        if description.rounds_embedding_scale:
+            scale = float(torch.tensor(scale, dtype=place.dtype))
+        return Decoder(
+            attention=DenseAttention(
+                AttentionSpec(
+                    geometry=CacheGeometry(
+                        num_layers=len(layers),
+                        num_kv_heads=description.num_kv_heads,
+                        head_dim=description.head_dim,
+                    ),
+                    num_heads=description.num_heads,
+                    layers=tuple(attentions),
+                )
+            ),
+            embedding=embedding,
+            layers=tuple(layers),
+            final_norm=outer.norm(description.final_norm, embedding.shape[1]),
+            head=outer.head(self._model.get_output_embeddings(), stored, embedding),
+            dtype=embedding.dtype,
+            device=embedding.device,
+            embedding_scale=scale,
+            embedding_norm=_optional(outer, description.embedding_norm, embedding.shape[1]),
+            position_embedding=None if positions is None else place.take(positions[description.position_offset :]),
+            logit_scale=description.logit_scale,
+            logit_cap=description.logit_cap,
+        )
+
+    def _layer(self, parts: StoredParts, layer: LayerDescription) -> DecoderLayer:
+        own, out = layer.attention, parts.linear(layer.attention.out)
+        size = out.out_features
+        return DecoderLayer(
+            attention_norm=_optional(parts, layer.attention_norm, size),
+            qkv=self._qkv(parts, own),
+            attention_out=out,
+            feed_forward_norm=_optional(parts, layer.feed_forward_norm, size),
+            feed_forward=_feed_forward(parts, layer.feed_forward),
+            attention_out_norm=_optional(parts, layer.attention_out_norm, size),
+            feed_forward_out_norm=_optional(parts, layer.feed_forward_out_norm, size),
+            residual_scale=layer.residual_scale,
+            is_parallel=layer.is_parallel,
+        )
+
+    def _qkv(self, parts: StoredParts, own: AttentionDescription) -> DenseLinear:
+        description = self._description
+        order = row_order(
+            description.num_heads,
+            description.num_kv_heads,
+            description.head_dim,
+            is_grouped=own.is_grouped,
+            interleaved_dim=self._interleaved_dim(own),
+        )
+        return parts.linear(own.qkv, order)
+
+    def _layer_attention(self, parts: StoredParts, own: AttentionDescription) -> LayerAttention:
+        head_dim, interleaved_dim = self._description.head_dim, self._interleaved_dim(own)
+        order = pair_order(head_dim, interleaved_dim) if interleaved_dim else None
+        growth = own.query_growth
+        return LayerAttention(
+            scaling=own.scaling,
+            query_norm=_optional(parts, own.query_norm, head_dim, order),
+            key_norm=_optional(parts, own.key_norm, head_dim, order),
+            norm_scope=own.norm_scope,
+            rotary=None if own.rotary is None else self._rotary(own.rotary),
+            window=own.window,
+            score_cap=own.score_cap,
+            clip=own.clip,
+            query_factor=None if growth is None else QueryFactor(*growth, self._place.dtype, self._place.device),
+        )
+
+    def _interleaved_dim(self, own: AttentionDescription) -> int:
+        """Leading dimensions of each head whose rotated pairs are stored side by side."""
+        if own.rotary is None or not own.rotary.is_interleaved:
+            return 0
+        return self._rotary(own.rotary).rotary_dim
+
+    def _rotary(self, rotary: RotaryDescription) -> RotaryTable:
+        if rotary not in self._rotaries:
+            frequencies, scaling = _frequencies(self._model.base_model, rotary)
+            self._rotaries[rotary] = RotaryTable(
+                -frequencies if rotary.is_reversed else frequencies,
+                scaling,
+                self._description.head_dim,
+                self._place.dtype,
+                self._place.device,
+            )
+        return self._rotaries[rotary]
+
+
+def _frequencies(base: nn.Module, rotary: RotaryDescription) -> tuple[torch.Tensor, float]:
+    """A rotary module's inverse frequencies ``[rotary_dim / 2]``, and its factor of cosines and sines."""
+    if rotary.theta is not None:
+        exponents = torch.arange(0, rotary.rotary_dim, 2, dtype=torch.int64).float() / rotary.rotary_dim
+        return 1.0 / rotary.theta**exponents, 1.0
+    module: Any = base.get_submodule(rotary.module)
+    prefix = "" if rotary.layer_type is None else f"{rotary.layer_type}_"
+    return getattr(module, f"{prefix}inv_freq"), float(getattr(module, f"{prefix}attention_scaling"))
+
+
+def _optional(
+    parts: StoredParts, norm: NormDescription | None, size: int, order: torch.Tensor | None = None
+) -> Norm | None:
+    return None if norm is None else parts.norm(norm, size, order)
+
+
+def _feed_forward(parts: StoredParts, description: FeedForwardDescription) -> FeedForward:
+    inner, outer = parts.linear(description.inner), parts.linear(description.outer)
+    activation: Activation
+    if description.activation == XIELU:
+        activation = parts.xielu(description.activation_module)
+    else:
+        activation = ACTIVATIONS[description.activation]
+    if description.is_gated:
+        return GatedFeedForward(inner, outer, activation)
+    return PlainFeedForward(inner, outer, activation)

@@ -1,0 +1,189 @@
+"""ModelDescription: what a decoder-only transformer computes, as data, read from its configuration alone.
+
+A family (``families/NAME.py``) writes a description; ``assembly`` builds a ``Decoder`` from it and from the weights
+that it names. A feature that a family lacks keeps its default, and the default computes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from helix_jobs.engine.attention.backend import NormScope
+
+
+class UnsupportedSettingError(Exception):
+    """A family's configuration has a setting that Helix does not compute; the message says which, without the model."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NormDescription:
+    """A norm.
+
+    Attributes:
+        name: Its module; None for a norm without weight.
+        kind: ``rms`` (root mean square) or ``layer`` (mean and variance).
+        eps: Added to the mean square.
+        offset: Added to the stored weight (Gemma stores the weight minus one).
+        heads: Modules of the heads' own norms, where each head has one (StableLM).
+    """
+
+    name: str | None
+    kind: Literal["rms", "layer"]
+    eps: float
+    offset: float = 0.0
+    heads: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ProjectionDescription:
+    """A matrix product: the modules whose outputs stand side by side.
+
+    Attributes:
+        names: The modules.
+        is_transposed: Whether they store ``[in_features, out_features]`` (GPT-2).
+    """
+
+    names: tuple[str, ...]
+    is_transposed: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RotaryDescription:
+    """Where a layer's rotary frequencies come from.
+
+    Attributes:
+        module: The base model's module that computed them.
+        layer_type: The kind of layers whose frequencies are meant, where the module has several.
+        theta: Base of the frequencies, where no module holds them (GPT-J); ``rotary_dim`` then is given as well.
+        rotary_dim: Rotated dimensions of each head.
+        is_interleaved: Whether a rotated pair stands side by side in the weights. Rows are then reordered when the
+            weights are read.
+        is_reversed: Whether heads are turned the other way round (nanochat).
+    """
+
+    module: str = "rotary_emb"
+    layer_type: str | None = None
+    theta: float | None = None
+    rotary_dim: int = 0
+    is_interleaved: bool = False
+    is_reversed: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionDescription:
+    """A layer's attention.
+
+    Attributes:
+        qkv: Queries, keys and values.
+        out: From the heads back to the hidden size.
+        scaling: Factor of the scores.
+        is_grouped: Whether the rows of ``qkv`` stand group by group: the queries that share a key, the key, the value
+            (GPT-NeoX, Falcon). Else all queries come first, then all keys, then all values.
+        rotary: Rotary positions, or None.
+        query_norm: Norm of the queries, or None.
+        key_norm: Norm of the keys; given exactly when ``query_norm`` is.
+        norm_scope: See ``LayerAttention``.
+        window: See ``LayerAttention``.
+        score_cap: See ``LayerAttention``.
+        clip: See ``LayerAttention``.
+        query_growth: See ``LayerAttention``: ``(beta, original context)``.
+    """
+
+    qkv: ProjectionDescription
+    out: ProjectionDescription
+    scaling: float
+    is_grouped: bool = False
+    rotary: RotaryDescription | None = field(default_factory=RotaryDescription)
+    query_norm: NormDescription | None = None
+    key_norm: NormDescription | None = None
+    norm_scope: NormScope = "head"
+    window: int | None = None
+    score_cap: float | None = None
+    clip: float | None = None
+    query_growth: tuple[float, int] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeedForwardDescription:
+    """A layer's feed-forward.
+
+    Attributes:
+        inner: Gate and up projection, or the up projection alone.
+        outer: Back to the hidden size.
+        activation: A key of ``ACTIVATIONS``, or ``xielu``.
+        is_gated: Whether the activation is applied to a gate.
+        activation_module: The module that holds the activation's own weights (xIELU).
+    """
+
+    inner: ProjectionDescription
+    outer: ProjectionDescription
+    activation: str
+    is_gated: bool = True
+    activation_module: str = "mlp.act_fn"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerDescription:
+    """A transformer layer; names are relative to the layer's module. The fields are those of ``DecoderLayer``."""
+
+    attention_norm: NormDescription | None
+    attention: AttentionDescription
+    feed_forward_norm: NormDescription | None
+    feed_forward: FeedForwardDescription
+    attention_out_norm: NormDescription | None = None
+    feed_forward_out_norm: NormDescription | None = None
+    residual_scale: float = 1.0
+    is_parallel: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelDescription:
+    """A whole model; names outside the layers are relative to the base model (the model without its head).
+
+    Attributes:
+        num_heads: Query heads of a layer.
+        num_kv_heads: Key-value heads of a layer.
+        head_dim: Width of a head.
+        stack: The module that is the list of layers.
+        layers: Its layers, in order.
+        embedding: The token embedding's module.
+        embedding_scale: Factor of the embedded tokens.
+        rounds_embedding_scale: Whether that factor is rounded to the model's dtype first (Gemma).
+        embedding_norm: Norm of the embedded tokens, or None.
+        positions: The module of learned positions, or None.
+        position_offset: Rows of the learned positions before that of position 0 (OPT).
+        final_norm: Norm after the last layer.
+        logit_scale: Factor of the logits.
+        logit_cap: Bound of the logits, or None: ``cap * tanh(logits / cap)``.
+    """
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    stack: str = "layers"
+    layers: tuple[LayerDescription, ...]
+    embedding: str = "embed_tokens"
+    embedding_scale: float = 1.0
+    rounds_embedding_scale: bool = False
+    embedding_norm: NormDescription | None = None
+    positions: str | None = None
+    position_offset: int = 0
+    final_norm: NormDescription
+    logit_scale: float = 1.0
+    logit_cap: float | None = None
+
+    def kv_bytes_per_token(self, itemsize: int) -> int:
+        """Bytes of keys and values that one token takes in all layers."""
+        return 2 * len(self.layers) * self.num_kv_heads * self.head_dim * itemsize
+
+    def with_layers(self, change: Callable[[int, LayerDescription], LayerDescription]) -> ModelDescription:
+        """The same model with ``change(index, layer)`` in place of each layer."""
+        return replace(self, layers=tuple(change(index, layer) for index, layer in enumerate(self.layers)))
+
+    def with_attention(self, change: Callable[[int, AttentionDescription], AttentionDescription]) -> ModelDescription:
+        """The same model with ``change(index, attention)`` in place of each layer's attention."""
+        return self.with_layers(lambda index, layer: replace(layer, attention=change(index, layer.attention)))

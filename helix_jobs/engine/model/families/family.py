@@ -1,0 +1,29 @@
+"""Family: one architecture, as its file declares it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from transformers import PretrainedConfig
+
+    from helix_jobs.engine.model.description import ModelDescription
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One architecture that Helix serves.
+
+    Attributes:
+        model_type: Its name in config.json.
+        class_name: The class of transformers that generates text with it.
+        describe: What a configuration of it computes. Raises ``UnsupportedSettingError`` for a setting that Helix does
+            not compute.
+    """
+
+    model_type: str
+    class_name: str
+    describe: Callable[[PretrainedConfig], ModelDescription]

@@ -1,0 +1,31 @@
+"""Phi-3 and Phi-4: Llama with stacked projections; a sliding window, if there is one, is that of every layer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from helix_jobs.engine.model.families import llama
+from helix_jobs.engine.model.families.family import Family
+from helix_jobs.engine.model.families.settings import projection
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from helix_jobs.engine.model.description import LayerDescription, ModelDescription
+
+
+def describe(config: PretrainedConfig) -> ModelDescription:
+    """See ``Family``."""
+
+    def changed(_: int, layer: LayerDescription) -> LayerDescription:
+        return replace(
+            layer,
+            attention=replace(layer.attention, qkv=projection("self_attn.qkv_proj")),
+            feed_forward=replace(layer.feed_forward, inner=projection("mlp.gate_up_proj")),
+        )
+
+    return llama.describe(config).with_layers(changed)
+
+
+FAMILY = Family("phi3", "Phi3ForCausalLM", describe)

@@ -1,0 +1,67 @@
+"""Settings that many families' configurations share, read in one way."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from helix_jobs.engine.model.description import NormDescription, ProjectionDescription, UnsupportedSettingError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from transformers import PretrainedConfig
+
+    NormByName = Callable[[str], NormDescription]
+
+FULL: Final = "full_attention"
+SLIDING: Final = "sliding_attention"
+
+
+def head_dim(config: PretrainedConfig) -> int:
+    """Width of a head: as stated, or an equal part of the hidden size."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def num_kv_heads(config: PretrainedConfig) -> int:
+    """Key-value heads: as stated, or one for each query head."""
+    return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+
+
+def layer_types(config: PretrainedConfig) -> tuple[str, ...]:
+    """The kind of each layer's attention, for a family that reads it.
+
+    Raises:
+        UnsupportedSettingError: There is another kind than full attention and a sliding window.
+    """
+    types = tuple(getattr(config, "layer_types", None) or (FULL,) * config.num_hidden_layers)
+    unknown = sorted({*types} - {FULL, SLIDING})
+    if unknown:
+        raise UnsupportedSettingError(f"has layers of type {unknown[0]!r}; supported are {FULL} and {SLIDING}")
+    if len(types) != config.num_hidden_layers:
+        raise UnsupportedSettingError(f"names the types of {len(types)} of {config.num_hidden_layers} layers")
+    return types
+
+
+def rms_norm(eps: float, offset: float = 0.0) -> NormByName:
+    """A norm of this kind by the name of its module."""
+    return partial(_norm, kind="rms", eps=float(eps), offset=offset)
+
+
+def layer_norm(eps: float, offset: float = 0.0) -> NormByName:
+    """A norm of this kind by the name of its module."""
+    return partial(_norm, kind="layer", eps=float(eps), offset=offset)
+
+
+def _norm(name: str, **settings: Any) -> NormDescription:  # noqa: ANN401  (the fields of a NormDescription)
+    return NormDescription(name=name, **settings)
+
+
+def projection(*names: str) -> ProjectionDescription:
+    """Modules whose outputs stand side by side."""
+    return ProjectionDescription(names)
+
+
+def transposed(name: str) -> ProjectionDescription:
+    """A module that stores ``[in_features, out_features]``, as GPT-2's do."""
+    return ProjectionDescription((name,), is_transposed=True)

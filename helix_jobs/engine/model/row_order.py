@@ -1,0 +1,50 @@
+"""The order of a stacked product's rows: as checkpoints store them, and as attention reads them."""
+
+from __future__ import annotations
+
+import torch
+
+
+def pair_order(head_dim: int, rotary_dim: int) -> torch.Tensor:
+    """Which dimension of a head stands where, so that pairs stored side by side lie half the rotated width apart.
+
+    Scores do not change: they are sums over a head's dimensions, and queries and keys are reordered alike.
+
+    Args:
+        head_dim: Width of a head.
+        rotary_dim: Its leading dimensions that are rotated, in pairs.
+
+    Returns:
+        ``[head_dim]`` int64.
+    """
+    rotated = torch.arange(rotary_dim).view(-1, 2).t().reshape(-1)
+    return torch.cat((rotated, torch.arange(rotary_dim, head_dim)))
+
+
+def row_order(
+    num_heads: int, num_kv_heads: int, head_dim: int, *, is_grouped: bool, interleaved_dim: int
+) -> torch.Tensor | None:
+    """Which stored row stands where in ``qkv``: all queries, then all keys, then all values.
+
+    Args:
+        num_heads: Query heads.
+        num_kv_heads: Key-value heads.
+        head_dim: Width of a head.
+        is_grouped: Whether rows are stored group by group: the queries that share a key, the key, the value.
+        interleaved_dim: Leading dimensions of queries and keys whose rotated pairs are stored side by side; 0 for none.
+
+    Returns:
+        ``[(num_heads + 2 * num_kv_heads) * head_dim]`` int64; None where rows stay in their order.
+    """
+    if not (is_grouped or interleaved_dim):
+        return None
+    # [heads, head_dim]
+    rows = torch.arange((num_heads + 2 * num_kv_heads) * head_dim).view(-1, head_dim)
+    if is_grouped:
+        share = num_heads // num_kv_heads
+        groups = rows.view(num_kv_heads, share + 2, head_dim)
+        rows = torch.cat((groups[:, :share].reshape(-1, head_dim), groups[:, share], groups[:, share + 1]))
+    turning, values = rows.split((num_heads + num_kv_heads, num_kv_heads))
+    if interleaved_dim:
+        turning = turning[:, pair_order(head_dim, interleaved_dim)]
+    return torch.cat((turning, values)).reshape(-1)

@@ -1,0 +1,100 @@
+"""StoredParts: the weights of one module of a loaded model, read by their names and put where the decoder computes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from helix_jobs.engine.model.activations import XieluActivation
+from helix_jobs.engine.model.norms import HeadLayerNorm, LayerNorm, RmsNorm
+from helix_jobs.engine.weights.linear import DenseLinear
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from helix_jobs.engine.model.description import NormDescription, ProjectionDescription
+    from helix_jobs.engine.model.norms import Norm
+    from helix_jobs.engine.model.placement import Placement
+
+
+class StoredParts:
+    """The parts inside one module, such as a layer."""
+
+    def __init__(self, inside: nn.Module, place: Placement) -> None:
+        self._inside = inside
+        self._place = place
+
+    def module(self, name: str) -> Any:  # noqa: ANN401  (a module's attributes are Tensor | Module)
+        """The module of this name, relative to this one."""
+        return self._inside.get_submodule(name)
+
+    def linear(self, projection: ProjectionDescription, order: torch.Tensor | None = None) -> DenseLinear:
+        """The modules of a projection as one layer.
+
+        Args:
+            projection: Their names.
+            order: ``[out_features]`` which of their rows stands where; None for their own order.
+        """
+        place, modules = self._place, [self.module(name) for name in projection.names]
+        if len(modules) == 1 and order is None and not projection.is_transposed:
+            return DenseLinear(place.take(modules[0].weight), self._bias(modules[0]))
+        weights = [place.cast(module.weight) for module in modules]
+        if projection.is_transposed:
+            weights = [weight.t().contiguous() for weight in weights]
+        biases = [None if module.bias is None else place.cast(module.bias) for module in modules]
+        made = DenseLinear.stacked(weights, biases)
+        weight, bias = made.weight, made.bias
+        if order is not None:
+            weight, bias = weight[order], None if bias is None else bias[order]
+        elif len(modules) == 1 and bias is not None:
+            return DenseLinear(place.move(weight), place.take(modules[0].bias))
+        return DenseLinear(place.move(weight), None if bias is None else place.move(bias))
+
+    def head(self, module: nn.Linear, tied_to: torch.Tensor, embedding: torch.Tensor) -> DenseLinear:
+        """The output head; one that is tied to the embedding keeps sharing its memory."""
+        if module.weight is tied_to:
+            return DenseLinear(embedding, self._bias(module))
+        return DenseLinear(self._place.take(module.weight), self._bias(module))
+
+    def norm(self, norm: NormDescription, size: int, order: torch.Tensor | None = None) -> Norm:
+        """A norm.
+
+        Args:
+            norm: Its description.
+            size: Width of what it normalises, for a norm without weight.
+            order: ``[head_dim]`` which of a head's dimensions stands where, for a norm of heads; None for their order.
+        """
+        place = self._place
+        if norm.heads:
+            return HeadLayerNorm(torch.stack([place.take(self.module(name).weight) for name in norm.heads]), norm.eps)
+        if norm.name is None:
+            weight, bias = place.move(torch.ones(size, dtype=place.dtype)), None
+        else:
+            module = self.module(norm.name)
+            weight, bias = self._norm_weight(module.weight, norm, order), self._bias(module)
+        if norm.kind == "rms":
+            return RmsNorm(weight, norm.eps)
+        if weight.dim() > 1:
+            return HeadLayerNorm(weight, norm.eps)
+        return LayerNorm(weight, bias, norm.eps)
+
+    def xielu(self, name: str) -> XieluActivation:
+        """The activation whose weights this module holds."""
+        return XieluActivation.of(self.module(name), self._place)
+
+    def _norm_weight(self, stored: torch.Tensor, norm: NormDescription, order: torch.Tensor | None) -> torch.Tensor:
+        place = self._place
+        if norm.offset == 0.0 and order is None:
+            return place.take(stored)
+        weight = place.cast(stored)
+        if order is not None:
+            weight = weight.view(-1, len(order))[:, order].view(stored.shape)
+        if norm.offset != 0.0:
+            # An RMS norm's sum would not survive rounding to bfloat16. Layer norms round it, as transformers does.
+            weight = weight.float() + norm.offset if norm.kind == "rms" else weight + norm.offset
+        return place.move(weight)
+
+    def _bias(self, module: Any) -> torch.Tensor | None:  # noqa: ANN401  (whatever has a bias, or none)
+        bias = getattr(module, "bias", None)
+        return None if bias is None else self._place.take(bias)
