@@ -47,9 +47,8 @@ class StepStatistics:
         self.completion_tokens += num_new
         self.draft_tokens += emission.num_drafted
         self.accepted_tokens += emission.num_accepted
-        if emission.is_forced:
-            self.forced_tokens += emission.num_drafted
-            self.accepted_forced_tokens += emission.num_accepted
+        self.forced_tokens += emission.num_forced
+        self.accepted_forced_tokens += min(emission.num_forced, emission.num_accepted)
 
     def snapshot(
         self, *, peak_blocks: int, cached_prompt_tokens: int, preemptions: int, depth_reasons: Mapping[str, int]

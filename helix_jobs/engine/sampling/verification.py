@@ -53,9 +53,11 @@ class SampledRow:
     Attributes:
         draft_ids: Its ``K`` draft tokens.
         first_row: Its first row in ``target_probs``; rows ``first_row .. first_row + K`` are its own.
-        first_draft_row: Its first row in ``draft_probs``; None for a drafter that proposes with certainty (one-hot).
+        first_draft_row: The first row in ``draft_probs`` of its tokens behind the forced ones; None for a drafter that
+            proposes with certainty (one-hot).
         accept_uniforms: ``K`` numbers in [0, 1).
         final_uniforms: ``K + 1`` numbers in [0, 1), one for the recovered or bonus token at each possible position.
+        num_forced: How many of its first draft tokens a grammar forces. They are proposed with certainty.
     """
 
     draft_ids: Sequence[int]
@@ -63,6 +65,7 @@ class SampledRow:
     first_draft_row: int | None
     accept_uniforms: Sequence[float]
     final_uniforms: Sequence[float]
+    num_forced: int = 0
 
 
 def verify_sampled(
@@ -73,8 +76,8 @@ def verify_sampled(
     Args:
         rows: The sequences.
         target_probs: ``[sum of K + 1, vocab_size]`` processed fp32 distributions of the target.
-        draft_probs: ``[sum of K, vocab_size]`` processed fp32 distributions that the drafts were drawn from; None when
-            all drafts are one-hot.
+        draft_probs: ``[sum of K - num_forced, vocab_size]`` processed fp32 distributions that the drafts were drawn
+            from; None when all drafts are one-hot.
     """
     accepted = [_count_accepted(row, target_probs, draft_probs) for row in rows]
     # [num_rows, vocab_size]
@@ -96,10 +99,10 @@ def _count_accepted(row: SampledRow, target_probs: torch.Tensor, draft_probs: to
     ids = torch.tensor(row.draft_ids, dtype=torch.int64)[:, None]
     # each: [K]
     target = target_probs[row.first_row : row.first_row + depth].gather(1, ids)[:, 0].tolist()
-    if row.first_draft_row is None or draft_probs is None:
-        draft = [1.0] * depth
-    else:
-        draft = draft_probs[row.first_draft_row : row.first_draft_row + depth].gather(1, ids)[:, 0].tolist()
+    draft = [1.0] * depth
+    if row.first_draft_row is not None and draft_probs is not None:
+        drawn = draft_probs[row.first_draft_row : row.first_draft_row + depth - row.num_forced]
+        draft[row.num_forced :] = drawn.gather(1, ids[row.num_forced :])[:, 0].tolist()
     for position, number in enumerate(row.accept_uniforms):
         # number < target / draft, without the division; a drawn token's draft probability is never 0
         if number * draft[position] >= target[position]:
@@ -109,10 +112,10 @@ def _count_accepted(row: SampledRow, target_probs: torch.Tensor, draft_probs: to
 
 def _residual(target: torch.Tensor, row: SampledRow, rejected: int, draft_probs: torch.Tensor | None) -> torch.Tensor:
     """norm(max(0, target - draft)), unnormalised; ``[vocab_size]``."""
-    if row.first_draft_row is None or draft_probs is None:
+    if row.first_draft_row is None or draft_probs is None or rejected < row.num_forced:
         residual = target.clone()
         residual[row.draft_ids[rejected]] = 0.0
     else:
-        residual = (target - draft_probs[row.first_draft_row + rejected]).clamp(min=0.0)
+        residual = (target - draft_probs[row.first_draft_row + rejected - row.num_forced]).clamp(min=0.0)
     # Equal distributions reject only through rounding; the residual then has no mass, and the target's own is right.
     return residual if float(residual.sum()) > 0.0 else target

@@ -40,14 +40,14 @@ logger = logging.getLogger(__name__)
 class Emission:
     """The tokens one sequence emitted in a step, and how many of its draft tokens were accepted.
 
-    ``is_forced``: its draft was what its grammar forces.
+    ``num_forced``: how many of its first draft tokens its grammar forced.
     """
 
     sequence: Sequence
     token_ids: tuple[int, ...]
     num_drafted: int
     num_accepted: int
-    is_forced: bool = False
+    num_forced: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +187,7 @@ class SpeculativeStep:
         for turn in turns:
             if turn.is_greedy:
                 ids = download.ids[turn.rows.start : turn.rows.stop]
-                _decide(turn, verify_greedy(ids, turn.draft.token_ids), finite)
+                _decide(turn, verify_greedy(ids, turn.draft_ids), finite)
             else:
                 processed.append(turn)
         if processed:
@@ -209,7 +209,7 @@ class SpeculativeStep:
             if sequence.processors or sequence.grammar is not None:
                 masked.update(_open_masked(turn, host))
             if sequence.params.is_greedy:
-                _decide(turn, verify_greedy(ids, turn.draft.token_ids), finite, masked)
+                _decide(turn, verify_greedy(ids, turn.draft_ids), finite, masked)
             else:
                 sampled.append(turn)
         if sampled:
@@ -241,7 +241,7 @@ class SpeculativeStep:
             if not verdict.token_ids:
                 masked += [] if _ends_by_grammar(sequence, has_token=False) else [sequence]
                 continue
-            sequence.draft_tokens += turn.draft.depth
+            sequence.draft_tokens += turn.num_drafted
             sequence.accepted_tokens += verdict.num_accepted
             appended = sequence.commit(_before_needless_stop(sequence, verdict.token_ids), now)
             if turn.logprobs is not None:
@@ -249,8 +249,8 @@ class SpeculativeStep:
             # All tokens but the last have keys and values: verification computed those of the accepted drafts.
             sequence.num_computed = len(sequence) - 1
             _ends_by_grammar(sequence, has_token=True)
-            drafted, accepted = turn.draft.depth, verdict.num_accepted
-            emissions.append(Emission(sequence, tuple(appended), drafted, accepted, turn.is_forced))
+            drafted, accepted = turn.num_drafted, verdict.num_accepted
+            emissions.append(Emission(sequence, tuple(appended), drafted, accepted, len(turn.forced)))
         return tuple(emissions), tuple(not_finite), tuple(masked)
 
 
@@ -289,7 +289,7 @@ def _before_needless_stop(sequence: Sequence, token_ids: SequenceOf[int]) -> Seq
 def _mask_jobs(turns: SequenceOf[Turn]) -> list[PositionMasks]:
     """The masks that verification will need, as far as the drafts are known. Greedy turns mostly need none."""
     return [
-        turn.sequence.grammar.job(turn.sequence.output_token_ids, turn.draft.token_ids)
+        turn.sequence.grammar.job(turn.sequence.output_token_ids, turn.draft_ids)
         for turn in turns
         if turn.emits and turn.sequence.grammar is not None and not turn.sequence.params.is_greedy
     ]
@@ -307,7 +307,7 @@ def _most_likely(turn: Turn, rows: torch.Tensor) -> list[int]:
     if grammar is None:
         return ids
     output_ids = turn.sequence.output_token_ids
-    for position, draft_id in enumerate((*turn.draft.token_ids, None)):
+    for position, draft_id in enumerate((*turn.draft_ids, None)):
         ids[position] = grammar.choose(ids[position], rows[position], output_ids)
         if ids[position] != draft_id:
             break
@@ -359,7 +359,7 @@ def _shape(turn: Turn, host: torch.Tensor) -> None:
     """Shape each position as if the drafts before it were accepted; otherwise its logits are not used."""
     output_ids = turn.sequence.output_token_ids
     for position, row in enumerate(turn.rows):
-        shape_logits(host[row], turn.sequence.processors, [*output_ids, *turn.draft.token_ids[:position]])
+        shape_logits(host[row], turn.sequence.processors, [*output_ids, *turn.draft_ids[:position]])
 
 
 def _verify_sampled(turns: list[Turn], host: torch.Tensor, draft_probs: torch.Tensor | None) -> list[Verdict]:
@@ -368,17 +368,18 @@ def _verify_sampled(turns: list[Turn], host: torch.Tensor, draft_probs: torch.Te
     params = []
     rows = []
     for turn in turns:
-        sequence, draft = turn.sequence, turn.draft
+        sequence, depth = turn.sequence, turn.num_drafted
         start, seed = len(sequence), sequence.request.seed
         rows.append(
             SampledRow(
-                draft_ids=draft.token_ids,
+                draft_ids=turn.draft_ids,
                 first_row=len(picked),
-                first_draft_row=draft.first_row,
-                accept_uniforms=[uniform(seed, start + i, Purpose.ACCEPT) for i in range(draft.depth)],
-                final_uniforms=[uniform(seed, start + i, Purpose.FINAL) for i in range(draft.depth + 1)],
+                first_draft_row=turn.draft.first_row,
+                accept_uniforms=[uniform(seed, start + i, Purpose.ACCEPT) for i in range(depth)],
+                final_uniforms=[uniform(seed, start + i, Purpose.FINAL) for i in range(depth + 1)],
+                num_forced=len(turn.forced),
             )
         )
         picked.extend(turn.rows)
-        params.extend([sequence.params] * (draft.depth + 1))
+        params.extend([sequence.params] * (depth + 1))
     return verify_sampled(rows, processed_probs(host[picked], params), draft_probs)

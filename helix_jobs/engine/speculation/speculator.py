@@ -9,7 +9,7 @@ from helix_jobs.engine.speculation.depth.controller import DEFAULT_ACCEPTANCE, D
 from helix_jobs.engine.speculation.depth.costs import StepCosts
 from helix_jobs.engine.speculation.depth.plan import DraftCandidate
 from helix_jobs.engine.speculation.depth.profile import measure_costs
-from helix_jobs.engine.speculation.drafters.forced import ForcedDrafter
+from helix_jobs.engine.speculation.drafters.forced import FORCED, force
 from helix_jobs.engine.speculation.drafters.protocol import NO_DRAFT_TOKENS, NOTHING_COMPUTED, Drafters
 from helix_jobs.engine.speculation.drafters.registry import build_drafters
 
@@ -29,7 +29,9 @@ MIXED: Final = "mixed"
 
 
 class Speculator:
-    """Asks the drafters that find drafts, then the depth controller, then the drafter that computes drafts.
+    """Drafts what grammars force, and goes on behind it with what drafters find or compute.
+
+    It asks the drafters that find drafts, then the depth controller, then the drafter that computes drafts.
 
     With a controller the depths are adaptive: the computing drafter does nothing, not even for prompts, until it is
     asked to draft. Without one every decode drafts to its ceiling, and the computing drafter keeps up with the prompts.
@@ -84,13 +86,14 @@ class Speculator:
     @property
     def drafts_any(self) -> bool:
         """Whether it may draft for any sequence; otherwise only for those with a grammar, if speculation is on."""
-        return any(drafter.name != ForcedDrafter.name for drafter in self._drafters.all)
+        return bool(self._drafters.all)
 
     @property
     def reasons(self) -> dict[str, int]:
         """Number of steps for each reason to draft as they did; empty with a fixed depth.
 
-        A reason is the name of the drafter whose drafts a step verified, ``mixed`` for several, or a ``DepthReason``.
+        A reason is the name of the drafter whose drafts a step verified (``forced`` for what grammars force), ``mixed``
+        for several, or a ``DepthReason``.
         """
         return dict(self._reasons)
 
@@ -120,6 +123,9 @@ class Speculator:
             if turn.drafter is None or turn.verdict is None or not turn.draft.token_ids:
                 continue
             sequence, drafted, accepted = turn.sequence, len(turn.draft.token_ids), turn.verdict.num_accepted
+            accepted -= len(turn.forced)
+            if accepted < 0:  # the verdict ends before the drafter's first token, which teaches nothing
+                continue
             turn.drafter.observe(sequence, drafted, accepted)
             if self._controller is not None and turn.drafter is self._drafters.computing:
                 self._controller.observe_acceptance(sequence.request_id, drafted, accepted)
@@ -141,12 +147,13 @@ class Speculator:
             drafter.clear(blocks)
 
     def _find(self, decodes: SequenceOf[Turn]) -> None:
+        force(decodes)
         for turn in decodes:
             params = turn.sequence.params
             if self._controller is not None and not params.is_greedy and params.seed is not None:
-                # Its output would depend on the depth, and so on what else is in the batch.
-                turn.ceiling = 0
-            turn.depth = turn.ceiling
+                # With a guess its output would depend on the depth, and so on what else is in the batch.
+                turn.ceiling = len(turn.forced)
+            turn.depth = turn.ceiling - len(turn.forced)
         for drafter in self._drafters.finding:
             asked = [turn for turn in decodes if turn.depth and turn.drafter is None]
             drafter.propose(asked)
@@ -168,21 +175,21 @@ class Speculator:
         candidates = [self._candidate(controller, turn) for turn in decodes]
         decision = controller.choose(candidates, sum(turn.num_known for turn in prefills))
         for turn, found, computed in zip(decodes, decision.found_depths, decision.computed_depths, strict=True):
-            if found:
-                turn.draft = turn.draft.first(found)
-            else:
-                turn.draft, turn.drafter = NO_DRAFT_TOKENS, self._drafters.computing if computed else None
-                turn.depth = computed
+            turn.forced = turn.forced[:found]
+            turn.draft, turn.depth = turn.draft.first(found - len(turn.forced)), computed
+            if not turn.draft.token_ids:
+                turn.drafter = self._drafters.computing if computed else None
         self._reasons[_name_of(decision.reason, decodes)] += 1
 
     def _candidate(self, controller: DepthController, turn: Turn) -> DraftCandidate:
         sequence, computing = turn.sequence, self._drafters.computing
         return DraftCandidate(
             ceiling=turn.ceiling,
-            confidence=turn.draft.confidence,
+            confidence=(1.0,) * len(turn.forced) + turn.draft.confidence,
             acceptance=controller.acceptance_of(sequence.request_id),
             catch_up_tokens=0 if computing is None else computing.missing_tokens(sequence),
             remaining_tokens=max(1, sequence.max_len - len(sequence)),
+            num_forced=len(turn.forced),
         )
 
 
@@ -191,6 +198,7 @@ def _name_of(reason: str, decodes: SequenceOf[Turn]) -> str:
     if reason != DepthReason.PAYS:
         return reason
     names = {turn.drafter.name for turn in decodes if turn.drafter is not None}
+    names |= {FORCED for turn in decodes if turn.forced}
     return names.pop() if len(names) == 1 else MIXED
 
 

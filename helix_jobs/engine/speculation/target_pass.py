@@ -84,9 +84,9 @@ class TargetPass:
         slices: list[TokenSlice] = []
         tokens: list[list[int]] = []
         for turn in turns:
-            sequence, draft = turn.sequence, turn.draft
-            slices.append(TokenSlice(turn.num_known + draft.depth, turn.start, sequence.table.blocks))
-            tokens.append([*sequence.token_ids[turn.start : turn.end], *draft.token_ids])
+            sequence = turn.sequence
+            slices.append(TokenSlice(turn.num_known + turn.num_drafted, turn.start, sequence.table.blocks))
+            tokens.append([*sequence.token_ids[turn.start : turn.end], *turn.draft_ids])
         plan = self._target.plan(slices)
         greedy_rows: list[int] = []
         processed_rows: list[int] = []
@@ -96,7 +96,7 @@ class TargetPass:
                 rows = greedy_rows if turn.is_greedy else processed_rows
                 end = offset + part.num_tokens
                 turn.first_row = len(rows)
-                rows.extend(range(end - 1 - turn.draft.depth, end))
+                rows.extend(range(end - 1 - turn.num_drafted, end))
             if turn.scored:
                 turn.first_scored_row = len(scored_rows)
                 scored_rows.extend(offset + position - turn.start for position in turn.scored)

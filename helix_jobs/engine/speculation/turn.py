@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from helix_jobs.engine.speculation.drafters.forced import ForcedDrafter
 from helix_jobs.engine.speculation.drafters.protocol import NO_DRAFT_TOKENS
 
 if TYPE_CHECKING:
@@ -30,9 +29,10 @@ class Turn:
         is_decode: Whether the sequence decodes, and so may draft.
         emits: Whether the step yields a token of it: it decodes, or its fresh prompt ends in this step.
         ceiling: Draft tokens to verify at most.
-        depth: Draft tokens that a drafter is asked for.
-        drafter: The drafter whose draft is verified; None without a draft.
-        draft: The draft tokens verified behind the known tokens.
+        forced: The draft tokens behind the known tokens that the sequence's grammar forces.
+        depth: Draft tokens that a drafter is asked for, behind the forced ones.
+        drafter: The drafter of ``draft``; None where nothing is drafted but what is forced.
+        draft: The draft tokens behind the forced ones.
         first_row: Its first row of logits, counted among the greedy rows if ``is_greedy``, else among the others.
         verdict: The verdict; None before verification, and where logits are not finite.
         logprobs: Log probabilities of the verdict's tokens; None where they are not asked for.
@@ -47,6 +47,7 @@ class Turn:
     is_decode: bool
     emits: bool
     ceiling: int = 0
+    forced: tuple[int, ...] = ()
     depth: int = 0
     drafter: Drafter | None = None
     draft: Draft = NO_DRAFT_TOKENS
@@ -63,9 +64,14 @@ class Turn:
         return self.sequence.takes_argmax and self.sequence.logprobs is None
 
     @property
-    def is_forced(self) -> bool:
-        """Whether its draft is what its grammar forces."""
-        return self.drafter is not None and self.drafter.name == ForcedDrafter.name
+    def num_drafted(self) -> int:
+        """Draft tokens to verify, those still on the device included."""
+        return len(self.forced) + self.draft.depth
+
+    @property
+    def draft_ids(self) -> tuple[int, ...]:
+        """The draft tokens to verify, without those still on the device."""
+        return self.forced + self.draft.token_ids
 
     @property
     def end(self) -> int:
@@ -75,7 +81,7 @@ class Turn:
     @property
     def rows(self) -> range:
         """Its rows of logits: one for each draft token, and one more."""
-        return range(self.first_row, self.first_row + self.draft.depth + 1)
+        return range(self.first_row, self.first_row + self.num_drafted + 1)
 
 
 def turns_of(schedule: Schedule) -> list[Turn]:

@@ -91,11 +91,11 @@ class DepthReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class DepthDecision:
-    """Depths of one step, one per candidate; a candidate's draft is either found or computed.
+    """Depths of one step, one per candidate.
 
     Attributes:
         computed_depths: Draft tokens to compute.
-        found_depths: Draft tokens to take from found drafts.
+        found_depths: Draft tokens to take from found drafts: where others are computed, those that a grammar forces.
         reason: A ``DepthReason``.
     """
 
@@ -294,10 +294,12 @@ class DepthController:
         reason: DepthReason,
     ) -> DepthPlan | None:
         """A plan in which a few sequences draft, once its cost is saved up, whatever its gain; else None."""
-        able = [index for index, candidate in enumerate(candidates) if candidate.ceiling > 0]
+        able = [index for index, candidate in enumerate(candidates) if candidate.computed_ceiling > 0]
+        if not able:
+            return None
         able.sort(key=lambda index: (base.found_depths[index] > 0, candidates[index].catch_up_tokens))
         depths = {
-            index: min(_EXPLORED_DEPTH, self._max_depth, candidates[index].ceiling)
+            index: min(_EXPLORED_DEPTH, self._max_depth, candidates[index].computed_ceiling)
             for index in able[:_EXPLORED_SEQUENCES]
         }
         verification = times.verify(sum(depths.values())) - times.plain

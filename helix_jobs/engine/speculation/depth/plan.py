@@ -37,6 +37,8 @@ class DraftCandidate:
         ceiling: Most draft tokens it may verify; 0 when it may not draft.
         confidence: Probability that each token of its found draft is accepted, given that those before it are; ()
             where no draft was found.
+        num_forced: The first tokens of its found draft, which a grammar forces. A computed draft goes on behind them;
+            the rest of the found draft it replaces.
         acceptance: Its own running acceptance of computed drafts; None without data: that of all sequences applies.
         catch_up_tokens: Tokens before its last that the draft model must compute before it can draft.
         remaining_tokens: Most tokens it may still emit.
@@ -47,15 +49,21 @@ class DraftCandidate:
     acceptance: float | None = None
     catch_up_tokens: int = 0
     remaining_tokens: int = 1
+    num_forced: int = 0
+
+    @property
+    def computed_ceiling(self) -> int:
+        """Most draft tokens to compute for it."""
+        return max(0, self.ceiling - self.num_forced)
 
 
 @dataclass(frozen=True, slots=True)
 class DepthPlan:
-    """Depths, one per candidate (each from at most one source), and their expected tokens and seconds.
+    """Depths, one per candidate, and their expected tokens and seconds.
 
     Attributes:
         computed_depths: Draft tokens to compute.
-        found_depths: Draft tokens to take from found drafts.
+        found_depths: Draft tokens to take from found drafts: where others are computed, those that a grammar forces.
         tokens: Expected emitted tokens of the step.
         seconds: Expected seconds they take, see ``StepTimes``.
     """
@@ -189,8 +197,9 @@ class ComputedPlanner:
         self._lifetimes = lifetimes
         self._base = base
         self._catch_up = [times.catch_up(candidate.catch_up_tokens) for candidate in candidates]
+        # What the base gains from a candidate beyond what is forced, which a computed draft keeps.
         self._found_gain = [
-            sum(accumulate(candidate.confidence[:depth], mul)) if depth else 0.0
+            (sum(accumulate(candidate.confidence[:depth], mul)) if depth else 0.0) - candidate.num_forced
             for candidate, depth in zip(candidates, base.found_depths, strict=True)
         ]
 
@@ -204,7 +213,7 @@ class ComputedPlanner:
         if best is None:
             return self._base
         depth, chosen = best
-        depths = {index: min(depth, self._candidates[index].ceiling) for index in chosen}
+        depths = {index: min(depth, self._candidates[index].computed_ceiling) for index in chosen}
         plan = self.evaluate(depths)
         trimmed = self.evaluate(self._trim(depths, plan))
         plan = max(plan, trimmed, key=lambda plan: plan.goodput)
@@ -216,11 +225,12 @@ class ComputedPlanner:
         found = list(self._base.found_depths)
         tokens, seconds = self._base.tokens, 0.0
         for index, depth in depths.items():
-            computed[index], found[index] = depth, 0
+            computed[index], found[index] = depth, self._candidates[index].num_forced
             tokens += self._accepted[index][depth] - self._found_gain[index]
             seconds += self._charge(index, depth)
         for position in range(max(depths.values(), default=0)):
             seconds += self._times.draft(sum(depth > position for depth in depths.values()))
+        seconds += self._times.catch_up(sum(self._candidates[index].num_forced for index in depths))
         seconds += self._times.verify(sum(computed) + sum(found))
         return DepthPlan(tuple(computed), tuple(found), tokens, seconds)
 
@@ -230,22 +240,25 @@ class ComputedPlanner:
         # (gain in tokens net of the catch-up's cost, candidate, gain, charge, extra tokens to verify)
         offers: list[tuple[float, int, float, float, int]] = []
         for index, candidate in enumerate(self._candidates):
-            own = min(depth, candidate.ceiling)
+            own = min(depth, candidate.computed_ceiling)
             gain = self._accepted[index][own] - self._found_gain[index]
             charge = self._charge(index, own)
             net = gain - charge * base.goodput
             if own and net > 0.0:
-                offers.append((net, index, gain, charge, own - base.found_depths[index]))
+                extra = candidate.num_forced + own - base.found_depths[index]
+                offers.append((net, index, gain, charge, extra))
         offers.sort(key=lambda offer: (-offer[0], offer[1]))
         best_count, best_goodput = 0, 0.0
-        tokens, charges, to_verify = base.tokens, 0.0, sum(base.found_depths)
-        for count, (_, _, gain, charge, extra) in enumerate(offers, start=1):
+        tokens, charges, to_verify, num_forced = base.tokens, 0.0, sum(base.found_depths), 0
+        for count, (_, index, gain, charge, extra) in enumerate(offers, start=1):
             tokens += gain
             charges += charge
             to_verify += extra
+            num_forced += self._candidates[index].num_forced
             if count in _COUNTS or count == len(offers):
                 # Count every pass as wide as the first: ceilings differ only near a sequence's end.
-                seconds = self._times.verify(to_verify) + depth * self._times.draft(count) + charges
+                drafting = depth * self._times.draft(count) + self._times.catch_up(num_forced)
+                seconds = self._times.verify(to_verify) + drafting + charges
                 if tokens / seconds > best_goodput:
                     best_count, best_goodput = count, tokens / seconds
         return [offer[1] for offer in offers[:best_count]], best_goodput

@@ -81,9 +81,8 @@ class AwaitedDrafts:
         Args:
             token_ids: The result of ``run``, on the host.
         """
-        for sequence, end in self._planned.ends:
-            sequence.num_draft_computed = sequence.table.mark_draft_filled(end)
+        self._planned.note_filled()
         for turn, sources in self.sources.items():
             # Only the target reads the last draft token.
-            turn.sequence.num_draft_computed = len(turn.sequence) + turn.depth - 1
+            turn.sequence.num_draft_computed = len(turn.sequence) + len(turn.forced) + turn.depth - 1
             turn.draft = Draft(tuple(token_ids[source] for source in sources))

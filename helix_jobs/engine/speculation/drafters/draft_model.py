@@ -30,16 +30,22 @@ _IMPOSSIBLE: Final = -1e30
 
 
 class Drafting:
-    """A turn that drafts, and its draft so far."""
+    """A turn that drafts behind what its grammar forces, and its draft so far."""
 
     def __init__(self, turn: Turn) -> None:
         self.turn = turn
         self.sequence = turn.sequence
         self.depth = turn.depth
+        # Tokens before the first one to draft.
+        self.num_known = len(turn.sequence) + len(turn.forced)
         self.is_greedy = turn.sequence.takes_argmax
         self.token_ids: list[int] = []
         # One ``[vocab_size]`` distribution for each drafted position; sampled sequences only.
         self.probs: list[torch.Tensor] = []
+
+    def output_ids(self) -> list[int]:
+        """The output with everything that is drafted so far."""
+        return [*self.sequence.output_token_ids, *self.turn.forced, *self.token_ids]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +64,19 @@ class PlannedDrafts:
     ends: tuple[tuple[Sequence, int], ...]
     passes: tuple[PlannedPass, ...]
 
+    def note_filled(self) -> None:
+        """Note what the draft's cache holds after the first pass. Only accepted tokens are shared with others."""
+        for sequence, end in self.ends:
+            filled = sequence.table.mark_draft_filled(min(end, len(sequence)))
+            sequence.num_draft_computed = max(end, filled)
+
 
 class DraftModelDrafter:
     """Drafts K tokens in K ragged passes of the draft model.
 
     The first pass also catches up: it computes all tokens of a sequence that the draft's cache lacks, from a whole
-    prompt to the one token it lacks after the target accepted its whole draft. The draft's cache uses the target's
+    prompt to the one token it lacks after the target accepted its whole draft. It also computes what the grammar
+    forces. The draft's cache uses the target's
     block tables (see ``BlockPool``).
 
     Args:
@@ -78,7 +91,7 @@ class DraftModelDrafter:
         self._vocab_size = vocab_size
 
     def propose(self, turns: SequenceOf[Turn], prefills: SequenceOf[Turn] = ()) -> Proposal:
-        """Draft ``depth`` tokens for each turn.
+        """Draft ``depth`` tokens for each turn, behind the forced ones.
 
         All passes are planned first and copied to the device together.
 
@@ -95,8 +108,7 @@ class DraftModelDrafter:
             return NOTHING_COMPUTED
         first, *following = self._runner.upload(planned.passes)
         logits = self._runner.run(first)
-        for sequence, end in planned.ends:
-            sequence.num_draft_computed = sequence.table.mark_draft_filled(end)
+        planned.note_filled()
         if logits is not None:
             self._extend(planned.batches, following, logits)
         draft_probs = _hand_over(planned.drafting)
@@ -145,34 +157,38 @@ class DraftModelDrafter:
             [one for one in ranked if one.depth > position]
             for position in range(max((one.depth for one in drafting), default=0))
         ]
-        ends = [(one.sequence, len(one.sequence)) for one in ranked]
+        ends = [(one.sequence, one.num_known) for one in ranked]
         ends += [(prefill.sequence, prefill.end) for prefill in prefills]
         ends = [(sequence, end) for sequence, end in ends if end > sequence.num_draft_computed]
         if not ends:
             return None
-        passes = [self._plan_first(ends, len(drafting))]
+        passes = [self._plan_first(ends, ranked)]
         for position, (previous, batch) in enumerate(itertools.pairwise(batches)):
             passes.append(self._plan_next(previous, batch, position, least_tokens))
         return PlannedDrafts(tuple(drafting), tuple(batches), tuple(ends), tuple(passes))
 
-    def _plan_first(self, ends: SequenceOf[tuple[Sequence, int]], num_drafting: int) -> PlannedPass:
-        """Plan the pass that computes all missing tokens. The first ``num_drafting`` sequences draft."""
+    def _plan_first(self, ends: SequenceOf[tuple[Sequence, int]], ranked: list[Drafting]) -> PlannedPass:
+        """Plan the pass that computes all missing tokens. The first sequences are those that draft, as ``ranked``."""
         starts = _disjoint_starts(ends)
         slices = [
             TokenSlice(end - start, start, sequence.table.blocks)
             for (sequence, end), start in zip(ends, starts, strict=True)
         ]
         plan = self._runner.plan(slices)
-        tokens = [self._readable(s.token_ids[start:end]) for (s, end), start in zip(ends, starts, strict=True)]
+        forced = [*(one.turn.forced for one in ranked), *[()] * (len(ends) - len(ranked))]
+        tokens = [
+            self._readable([*sequence.token_ids[start:end], *behind])
+            for (sequence, end), start, behind in zip(ends, starts, forced, strict=True)
+        ]
         # A decoding sequence always misses at least its last token, so the first slices are exactly the drafting ones.
-        rows = [plan.offsets[index] + slices[index].num_tokens - 1 for index in range(num_drafting)]
+        rows = [plan.offsets[index] + slices[index].num_tokens - 1 for index in range(len(ranked))]
         return self._runner.prepare(plan, tokens, rows)
 
     def _plan_next(
         self, previous: list[Drafting], batch: list[Drafting], position: int, least_tokens: int
     ) -> PlannedPass:
         """Plan the pass that reads the ``position``-th draft tokens, which the pass before leaves on the device."""
-        slices = [TokenSlice(1, len(one.sequence) + position, one.sequence.table.blocks) for one in batch]
+        slices = [TokenSlice(1, one.num_known + position, one.sequence.table.blocks) for one in batch]
         places = {id(one): place for place, one in enumerate(previous)}
         plan = self._runner.plan(slices, least_tokens)
         return self._runner.continue_pass(plan, [places[id(one)] for one in batch], least_tokens)
@@ -193,7 +209,7 @@ class DraftModelDrafter:
             assert made is not None, "every row was asked for"
             logits = made
             for one in batches[position + 1]:
-                one.sequence.num_draft_computed = len(one.sequence) + position + 1
+                one.sequence.num_draft_computed = one.num_known + position + 1
         if not found:
             return
         counts = [len(tokens) for tokens in found]
@@ -224,8 +240,7 @@ class DraftModelDrafter:
         host = _without_nan(host)
         shaped = [(row, one) for row, one in enumerate(batch) if one.sequence.processors]
         for row, one in shaped:
-            output_ids = one.sequence.output_token_ids + one.token_ids
-            shape_logits(host[row], one.sequence.processors, output_ids)
+            shape_logits(host[row], one.sequence.processors, one.output_ids())
         if shaped:
             # Processors may leave no token. The target's row has none either then, and the verdict ends before it.
             host = _without_nan(host)
@@ -233,12 +248,12 @@ class DraftModelDrafter:
         for row, one in enumerate(batch):
             grammar = one.sequence.grammar
             if grammar is not None and one.sequence.params.is_greedy:
-                ids[row] = grammar.choose(ids[row], host[row], one.sequence.output_token_ids + one.token_ids)
+                ids[row] = grammar.choose(ids[row], host[row], one.output_ids())
         rows = [row for row, one in enumerate(batch) if not one.sequence.params.is_greedy]
         if rows:
-            sequences = [batch[row].sequence for row in rows]
-            probs = processed_probs(host[rows], [s.params for s in sequences])
-            numbers = [uniform(s.request.seed, len(s) + position, Purpose.DRAFT) for s in sequences]
+            sampled = [batch[row] for row in rows]
+            probs = processed_probs(host[rows], [one.sequence.params for one in sampled])
+            numbers = [uniform(one.sequence.request.seed, one.num_known + position, Purpose.DRAFT) for one in sampled]
             for place, (row, token) in enumerate(zip(rows, sample(probs, numbers), strict=True)):
                 ids[row] = token
                 batch[row].probs.append(probs[place])

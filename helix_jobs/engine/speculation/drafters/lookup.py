@@ -92,20 +92,20 @@ class LookupDrafter:
     def propose(self, turns: SequenceOf[Turn]) -> None:
         """Give each turn the draft found for it, if any."""
         for turn in turns:
-            match = self.match(turn.sequence, turn.depth)
+            match = self.match(turn.sequence, turn.depth, turn.forced)
             if match is not NO_MATCH:
                 is_trusted = match.match_length >= _TRUSTED_MATCH
                 turn.draft = Draft(match.token_ids, confidence=match.confidence, is_trusted=is_trusted)
 
-    def match(self, sequence: Sequence, limit: int) -> LookupMatch:
-        """Propose up to ``limit`` tokens behind the sequence's last token."""
+    def match(self, sequence: Sequence, limit: int, forced: SequenceOf[int] = ()) -> LookupMatch:
+        """Propose up to ``limit`` tokens behind the sequence's last token and the ``forced`` ones that follow it."""
         tokens = sequence.token_ids
-        if limit <= 0 or len(tokens) < MIN_MATCH:
+        if limit <= 0 or len(tokens) + len(forced) < MIN_MATCH:
             return NO_MATCH
-        context = tokens[-MAX_MATCH:]
+        context = [*tokens[-MAX_MATCH:], *forced][-MAX_MATCH:]
         index = self._index_of(sequence)
         length, followers = index.find(context)
-        text, from_corpus = tokens, False
+        text, from_corpus = [*tokens, *forced] if forced else tokens, False
         if length < MAX_MATCH and sequence.params.is_greedy:
             corpus_length, corpus_followers = self._corpus.find(context)
             if corpus_length > length:

@@ -23,7 +23,7 @@ class Drafter(Protocol):
         """Its name in settings, results and a step's reason."""
 
     def observe(self, sequence: Sequence, num_drafted: int, num_accepted: int) -> None:
-        """Learn how many tokens of a sequence's latest draft were verified and how many accepted."""
+        """Learn how many tokens of a sequence's latest draft were verified and how many accepted, forced ones apart."""
 
     def forget(self, sequence: Sequence) -> None:
         """Drop a sequence that has ended; keep what other requests can use. Unknown sequences are ignored."""
@@ -41,7 +41,7 @@ class FindingDrafter(Drafter, Protocol):
     """
 
     def propose(self, turns: SequenceOf[Turn]) -> None:
-        """Set ``draft``, of at most ``depth`` tokens, on each turn for which it finds one."""
+        """Set ``draft``, of at most ``depth`` tokens behind the forced ones, on each turn for which it finds one."""
 
 
 class ComputingDrafter(Drafter, Protocol):
@@ -51,7 +51,7 @@ class ComputingDrafter(Drafter, Protocol):
     """
 
     def propose(self, turns: SequenceOf[Turn], prefills: SequenceOf[Turn] = ()) -> Proposal:
-        """Draft ``depth`` tokens for each turn.
+        """Draft ``depth`` tokens for each turn, behind the forced ones.
 
         Args:
             turns: Decodes with a depth above 0.
@@ -77,7 +77,7 @@ class Drafters:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """Draft tokens of one decode.
+    """Draft tokens of one decode, behind those that its grammar forces.
 
     Whether to draft a position may depend on the tokens before it and on the draft distribution, never on the token
     drafted there: sampled outputs would be biased.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from helix_jobs.engine.speculation.drafters.forced import ForcedDrafter
 from helix_jobs.engine.speculation.drafters.lookup import LookupDrafter
 from helix_jobs.engine.speculation.drafters.protocol import Drafters
 from helix_jobs.errors import ConfigurationError
@@ -20,7 +19,7 @@ FINDING: Final[dict[str, Callable[[], FindingDrafter]]] = {LookupDrafter.name: L
 
 
 def build_drafters(names: Sequence[str], model: ModelRunner | None, vocab_size: int) -> Drafters:
-    """The drafters of an engine. First comes the one for what grammars force, which no setting names.
+    """The drafters of an engine. What grammars force is drafted without one, see ``force``.
 
     Args:
         names: Names of the drafters that find drafts, the preferred one first.
@@ -33,7 +32,7 @@ def build_drafters(names: Sequence[str], model: ModelRunner | None, vocab_size: 
     for name in names:
         if name not in FINDING:
             raise ConfigurationError(f"there is no drafter {name!r}; there is {', '.join(FINDING)}, or a draft model")
-    finding = (ForcedDrafter(), *(FINDING[name]() for name in names))
+    finding = tuple(FINDING[name]() for name in names)
     if model is None:
         return Drafters(finding)
     # Imported late: the names above are also read without torch.
