@@ -65,13 +65,21 @@ def test_lookup_is_the_best_of_all_combinations(confidences, flat_until):
     assert plan_found(candidates, times).goodput == pytest.approx(best)
 
 
+def candidate_of(ceiling, forced, confidence, catch_up_tokens):
+    """Forced tokens stand within the ceiling and are certain."""
+    forced = min(forced, ceiling)
+    confidence = ((1.0,) * forced + confidence)[:4]
+    return DraftCandidate(ceiling, confidence, catch_up_tokens=catch_up_tokens, num_forced=forced)
+
+
 @st.composite
 def batches(draw):
     candidates = draw(
         st.lists(
             st.builds(
-                DraftCandidate,
+                candidate_of,
                 ceiling=st.integers(0, 4),
+                forced=st.sampled_from([0, 0, 1, 2]),
                 confidence=st.lists(st.floats(0.2, 1), max_size=4).map(tuple),
                 catch_up_tokens=st.sampled_from([0, 0, 1, 60]),
             ),
@@ -97,14 +105,14 @@ def test_the_model_plan_is_near_the_best_of_all_combinations(batch):
     # Each sequence as in the lookup plan or by the model at any depth.
     best = max(
         planner.evaluate({index: depth for index, depth in enumerate(depths) if depth}).goodput
-        for depths in product(*(range(candidate.ceiling + 1) for candidate in candidates))
+        for depths in product(*(range(candidate.computed_ceiling + 1) for candidate in candidates))
     )
     assert plan.goodput >= 0.93 * best
     assert plan.goodput >= base.goodput >= plan_none(candidates, times).goodput
     for candidate, model, lookup in zip(candidates, plan.computed_depths, plan.found_depths, strict=True):
-        assert model <= candidate.ceiling
-        assert lookup <= min(candidate.ceiling, len(candidate.confidence))
-        assert not (model and lookup)
+        assert model + lookup <= candidate.ceiling
+        assert lookup <= len(candidate.confidence)
+        assert not model or lookup == candidate.num_forced
 
 
 def test_a_plan_promises_what_its_depths_say():
@@ -117,6 +125,19 @@ def test_a_plan_promises_what_its_depths_say():
     expected = 3 + accepted_tokens(0.9)[3] + accepted_tokens(0.8)[1] + 0.9 + prod((0.9, 0.8))
     assert plan.tokens == pytest.approx(expected)
     assert plan.seconds == pytest.approx(times.verify(6) + times.draft(2) + 2 * times.draft(1))
+
+
+def test_a_computed_draft_goes_on_behind_forced_tokens():
+    candidates = [DraftCandidate(6, (1.0, 1.0, 0.5), num_forced=2), DraftCandidate(4)]
+    times = times_of(2)
+    base = plan_found(candidates, times)
+    plan = ComputedPlanner(candidates, times, [0.9, 0.8], [60.0] * 2, base).evaluate({0: 4, 1: 1})
+    assert plan.computed_depths == (4, 1)
+    assert plan.found_depths == (2, 0)
+    assert plan.tokens == pytest.approx(2 + 2 + accepted_tokens(0.9)[4] + accepted_tokens(0.8)[1])
+    # The first pass computes the forced tokens as well.
+    drafting = times.draft(2) + 3 * times.draft(1) + times.catch_up(2)
+    assert plan.seconds == pytest.approx(times.verify(7) + drafting)
 
 
 def test_sequences_with_poor_acceptance_are_left_out():

@@ -55,15 +55,17 @@ class Scene:
         sequence.settle()
         return sequence
 
-    def draft(self, names: str, depth: int = 4) -> dict[str, tuple[int, ...]]:
-        turns = {name: self._turn(name, depth) for name in names}
+    def draft(self, names: str, depth: int = 4, forced: tuple[int, ...] = ()) -> dict[str, tuple[int, ...]]:
+        turns = {name: self._turn(name, depth, forced) for name in names}
         with torch.no_grad():
             self.drafter.propose([*turns.values()])
         return {name: turn.draft.token_ids for name, turn in turns.items()}
 
-    def _turn(self, name: str, depth: int) -> Turn:
+    def _turn(self, name: str, depth: int, forced: tuple[int, ...]) -> Turn:
         sequence = self.sequences[name]
-        return Turn(sequence, sequence.num_computed, num_known=1, is_decode=True, emits=True, depth=depth)
+        return Turn(
+            sequence, sequence.num_computed, num_known=1, is_decode=True, emits=True, depth=depth, forced=forced
+        )
 
 
 def alone(name: str) -> tuple[int, ...]:
@@ -109,3 +111,24 @@ def test_a_pass_that_fails_leaves_nothing_marked() -> None:
         scene.draft("ab")
     scene.drafter._runner.run = forward  # type: ignore[method-assign]
     assert scene.draft("ab") == {name: alone(name) for name in "ab"}
+
+
+FORCED = (14, 3, 22, 9, 1)
+
+
+@pytest.mark.parametrize("num_accepted", [0, 2, 5, 7])
+def test_it_drafts_behind_forced_tokens_as_behind_accepted_ones(num_accepted: int) -> None:
+    scene, other = Scene("ad"), Scene("ad")
+    drafted = scene.draft("ad", depth=3, forced=FORCED)
+    for name in "ad":
+        other.sequences[name].commit([*FORCED], now=0.0)
+    assert drafted == other.draft("ad", depth=3)
+    # What the draft's cache holds of tokens that are not accepted does not count, and no other sequence shares it.
+    accepted = {name: [*FORCED, *drafted[name]][:num_accepted] for name in "ad"}
+    fresh = Scene("ad")
+    for one in (scene, fresh):
+        for name in "ad":
+            one.sequences[name].commit([*accepted[name], 7], now=0.0)
+            one.sequences[name].settle()
+            one.sequences[name].table.grow(len(one.sequences[name]) + 10)
+    assert scene.draft("ad") == fresh.draft("ad")

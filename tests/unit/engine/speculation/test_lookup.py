@@ -95,6 +95,14 @@ def test_copies_what_followed_in_the_prompt():
     assert list(match.confidence) == sorted(match.confidence), "every accepted token lengthens the match"
 
 
+def test_it_goes_on_behind_tokens_that_are_forced():
+    match = LookupDrafter().match(sequence([5, 6, 7, 8, 9, 1, 2], [5]), 3, (6, 7))
+    assert (match.token_ids, match.match_length) == ((8, 9, 1), 3)
+    # The match may begin in the forced tokens; a copy that reaches the end of the text goes on with them.
+    assert LookupDrafter().match(sequence([30, 6, 7], [5]), 4, (6, 7)).token_ids == (5, 6, 7, 5)
+    assert LookupDrafter().match(sequence([7, 8], [5]), 3, (6, 9)) is NO_MATCH
+
+
 def test_nothing_seen_before_gives_nothing():
     assert LookupDrafter().match(sequence(range(20), [99]), 4) is NO_MATCH
 
