@@ -106,6 +106,7 @@ class ChoiceScoring:
             prompt_token_ids=prompt + self._request.option_token_ids[index],
             sampling_params=_SCORED_ALONE,
             first_scored=len(prompt),
+            num_counted=0 if index else len(prompt),
             score_choices=None,
             option_token_ids=(),
         )

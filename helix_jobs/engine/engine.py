@@ -301,7 +301,7 @@ class Engine:
         statistics.add_step(schedule.num_sequences, len(schedule.decodes), outcome)
         self.emitted = outcome.emissions
         statistics.prompt_tokens += sum(
-            one.sequence.num_prompt_tokens for one in schedule.prefills if one.ends_prompt and one.sequence.choice == 0
+            one.sequence.num_counted_prompt_tokens for one in schedule.prefills if one.ends_prompt
         )
         for emission in outcome.emissions:
             num_new = len(emission.token_ids)

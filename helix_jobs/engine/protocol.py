@@ -54,8 +54,8 @@ class EngineInfo:
 class EngineCounters(TokenCounts):
     """Running totals since the engine was built; a run's figures are the difference of two snapshots.
 
-    ``prompt_tokens`` counts the prompts of admitted requests, once for all choices of a request. An option that is
-    scored counts as a prompt of its own, behind the request's prompt, most of which it shares.
+    ``prompt_tokens`` counts the prompts of admitted requests, once for all choices or scored options of a request.
+    ``completion_tokens`` counts emitted tokens: none where options are scored, though the best one is the answer.
 
     Attributes:
         steps: Engine steps.

@@ -93,6 +93,7 @@ class EncodedRequest:
         dropped_prompt_tokens: Tokens that truncation took out of the prompt; None where none was asked for.
         first_scored: The first prompt token whose log probability is kept, where the prompt's are asked for. Nothing
             stands before token 0, so it has none.
+        num_counted: How many of its prompt tokens the engine's counters count; None for all of them.
         score_choices: The request's own.
         option_token_ids: The tokens of each of its options, which continue the prompt's.
         grammar: The form that the answer must have, behind the thinking, compiled; None without one.
@@ -111,6 +112,7 @@ class EncodedRequest:
     bad_words: tuple[tuple[int, ...], ...] = ()
     dropped_prompt_tokens: int | None = None
     first_scored: int = 1
+    num_counted: int | None = None
     score_choices: ScoreChoices | None = None
     option_token_ids: tuple[tuple[int, ...], ...] = ()
     grammar: Grammar | None = None

@@ -96,8 +96,8 @@ class Scheduler:
     Attributes:
         waiting: Queue of sequences without blocks.
         running: Sequences that take part in steps, oldest first.
-        cached_prompt_tokens: Prompt tokens shared instead of computed at first admissions, in total. Further choices
-            of a request share its own prompt and do not count.
+        cached_prompt_tokens: Counted prompt tokens shared instead of computed at first admissions, in total. What a
+            request's further choices or options share of its own prompt does not count.
         preemptions: How often a running sequence lost its blocks and was queued again, in total.
     """
 
@@ -298,8 +298,7 @@ class Scheduler:
         if sequence.admitted_at is None:
             sequence.admitted_at = time.monotonic()
             sequence.cached_prompt_tokens = sequence.num_computed
-            if sequence.choice == 0:
-                self.cached_prompt_tokens += sequence.num_computed
+            self.cached_prompt_tokens += min(sequence.num_computed, sequence.num_counted_prompt_tokens)
 
     def set_aside(self, sequence: Sequence, *, discard: bool = False) -> None:
         """Remove a running sequence and free its blocks; ``add`` brings it back.

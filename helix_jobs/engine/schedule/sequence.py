@@ -74,6 +74,9 @@ class Sequence:
         self.table = table
         self.token_ids: list[int] = list(request.prompt_token_ids)
         self.num_prompt_tokens = len(self.token_ids)
+        # What it adds to the engine's count of prompt tokens: all its prompt, which a request's choices share.
+        counted = self.num_prompt_tokens if request.num_counted is None else request.num_counted
+        self.num_counted_prompt_tokens = counted if request.choice == 0 else 0
         # Where the output must end: its own limit or the model's context, whichever comes first.
         self.max_len = min(max_len, self.num_prompt_tokens + self.params.max_tokens)
         self.num_computed = 0

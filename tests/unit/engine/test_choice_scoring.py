@@ -12,12 +12,14 @@ from helix_jobs.engine.request import FinishReason, Request
 from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.engine.score_choices import ScoreChoices
 from helix_jobs.errors import EngineError, InvalidRequestError, PromptTooLongError
+from helix_jobs.token_counts import total_tokens
 from tests.unit.engine.failing_steps import FaultyStep
 from tests.unit.engine.tiny_models import ALPHABET, reference_logits, request, tiny_engine, tiny_model
 
 if TYPE_CHECKING:
     from helix_jobs.engine.engine import Engine
     from helix_jobs.engine.request import GenerationResult
+    from helix_jobs.engine.schedule.scheduler import Schedule
 
 MODEL = tiny_model(seed=3)
 OPTIONS = ("yes", "no", "may be", "a", "yes!", "nobody knows it at all")
@@ -105,11 +107,45 @@ def test_the_mean_favours_no_short_option() -> None:
 def test_the_prompt_is_computed_once() -> None:
     engine = tiny_engine(MODEL, "none", depth=0, max_batch_size=4)
     prompt = made_up(41)
+    schedule, computed = engine._scheduler.schedule, []
+
+    def counting() -> Schedule:
+        made = schedule()
+        computed.extend(one.num_tokens for one in made.prefills)
+        return made
+
+    engine._scheduler.schedule = counting  # type: ignore[method-assign]
     (result,) = engine.generate([scored("a", prompt)])
     check(result, prompt)
     assert result.cached_prompt_tokens == 0
-    # The full blocks before the prompt's last token, for all options but the first.
-    assert engine.counters().cached_prompt_tokens == 40 * (len(OPTIONS) - 1)
+    # The other options begin with the full blocks before the prompt's last token.
+    rest = 41 - 40
+    assert sum(computed) == len(prompt) + sum(map(len, OPTIONS)) + rest * (len(OPTIONS) - 1)
+
+
+def test_counters_count_what_the_results_count() -> None:
+    engine = tiny_engine(MODEL, "none", depth=0, max_batch_size=4)
+    prompt = made_up(41)
+    plain = request("plain", ids_of(made_up(20, 5)), max_tokens=8, ignore_eos=True)
+    results = engine.generate([scored("a", prompt), plain, scored("b", made_up(9, 4), options=("yes", "no"))])
+    results += engine.generate([scored("again", prompt)])
+    assert [one.prompt_tokens for one in results] == [41, 20, 9, 41]
+    assert results[-1].cached_prompt_tokens == 40
+    best = [one.output_text for one in results if one.scores is not None]
+    assert len(best) == 3
+    counters, total = engine.counters().tokens(), total_tokens([one.tokens for one in results]).tokens()
+    # The model emits no tokens of options.
+    assert (counters.pop("completion_tokens"), total.pop("completion_tokens")) == (8, 8 + sum(map(len, best)))
+    assert counters == total
+
+
+def test_a_request_that_fails_counts_its_prompt_alone() -> None:
+    engine = tiny_engine(MODEL, "none", depth=0, max_batch_size=2)
+    engine.add_request(engine.encode(scored("a", made_up(20))))
+    engine.step()
+    engine.abort("a")
+    assert [one.completion_tokens for one in finish(engine)] == [0]
+    assert (engine.counters().prompt_tokens, engine.counters().completion_tokens) == (20, 0)
 
 
 def test_many_options_keep_to_the_rows_that_a_step_may_score() -> None:
