@@ -36,7 +36,14 @@ from helix_jobs.intake.combinations import (
 )
 from helix_jobs.intake.constraint_fields import CONSTRAINT_FIELDS, read_constraint
 from helix_jobs.intake.foreign_forms import MARKS, translate, translate_responses
-from helix_jobs.intake.known_fields import BODY_FIELDS, NATIVE_FIELDS, OPENAI_FIELDS, refuse_unknown, refuse_unsupported
+from helix_jobs.intake.known_fields import (
+    BODY_FIELDS,
+    NATIVE_FIELDS,
+    OPENAI_FIELDS,
+    PLAIN_FIELDS,
+    refuse_unknown,
+    refuse_unsupported,
+)
 from helix_jobs.intake.line_faults import WHOLE_LINE, Faults, kind, short
 from helix_jobs.intake.numbers import whole
 from helix_jobs.intake.texts import check_messages, check_prompt
@@ -60,8 +67,6 @@ ENDPOINTS: Final = (CHAT_ENDPOINT, COMPLETION_ENDPOINT)
 MAX_CUSTOM_ID_CHARS: Final = 512
 MAX_METADATA_DEPTH: Final = 32
 _MISSING: Final = "is missing"
-# Most lines have none of these, and one look tells.
-_RARE_FIELDS: Final = frozenset({"choices", "score_by", "truncate_prompt", "truncate_prompt_tokens"})
 _NO_RULE: Final = AcceptanceReader()
 # Also accepts a whole address, Azure's path without a version or with its deployment, and a slash at the end.
 _CHAT_URL: Final = re.compile(r"(?:https?://[^/?#\s]+)?(?:/[\w.-]+)*/chat/completions/?(?:\?[^\s#]*)?")
@@ -143,8 +148,9 @@ def _scores_prompt_alone(request: Mapping[str, Any]) -> bool:
 def _native_request(
     values: dict[str, Any], sampling: SamplingReader, constraint: Constraint | None, faults: Faults
 ) -> dict[str, Any]:
-    refuse_unknown(values, NATIVE_FIELDS, faults)
-    refuse_unsupported(values, faults)
+    if not values.keys() <= PLAIN_FIELDS:
+        refuse_unknown(values, NATIVE_FIELDS, faults)
+        refuse_unsupported(values, faults)
     request = _request(values, sampling, faults)
     _add_constraint(request, values, constraint, faults)
     request["metadata"] = faults.of(_metadata, values["metadata"]) if "metadata" in values else {}
@@ -208,10 +214,12 @@ def _request(
         # Do not report a misspelt prompt or messages field as missing, too.
         if not (misspelt and error.reason == _MISSING):
             faults.add(error)
+    if values.keys() <= PLAIN_FIELDS:
+        request["sampling"] = faults.of(sampling.read, values, prefix)
+        return request
     reader = sampling.read if values.get("choices") is None else read_sampling_beside_choices
     request["sampling"] = faults.of(reader, values, prefix)
-    if not values.keys().isdisjoint(_RARE_FIELDS):
-        _add_rare(request, values, faults, prefix)
+    _add_rare(request, values, faults, prefix)
     if request["sampling"] and "echo" in request["sampling"]:
         faults.of(_check_echo, request, prefix)
     model = values.get("model")

@@ -107,6 +107,11 @@ BODY_FIELDS: Final = (
     | _QUESTION_FIELDS
 )
 NATIVE_FIELDS: Final = COMMON_FIELDS | BODY_FIELDS
+# Most lines have no others. One look at these saves them all looks for the rest.
+PLAIN_FIELDS: Final = COMMON_FIELDS | {
+    *("prompt", "messages", "max_tokens", "min_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "n"),
+    *("presence_penalty", "frequency_penalty", "repetition_penalty", "ignore_eos"),
+}
 # The fields that a misspelt name may have meant.
 _OWN_FIELDS: Final = (
     COMMON_FIELDS

@@ -49,15 +49,16 @@ class Limits:
         Raises:
             InvalidFieldError: Names the field, its size, the limit and the limit's setting.
         """
-        field = "messages" if "messages" in request else "prompt"
-        messages = request.get("messages", ())
-        if len(messages) > MAX_MESSAGES:
-            raise InvalidFieldError(
-                f"{prefix}messages", f"holds {len(messages):,} messages", f"give at most {MAX_MESSAGES:,}"
-            )
-        # A token has at least one character.
-        chars = len(request.get("prompt", request.get("prompt_token_ids", "")))
-        chars += sum([len(message["content"]) for message in messages]) + _chars_beside(request)
+        messages = request.get("messages")
+        if messages is None:
+            # A token has at least one character.
+            field, chars = "prompt", len(request["prompt"] if "prompt" in request else request["prompt_token_ids"])
+        else:
+            if len(messages) > MAX_MESSAGES:
+                raise InvalidFieldError(
+                    f"{prefix}messages", f"holds {len(messages):,} messages", f"give at most {MAX_MESSAGES:,}"
+                )
+            field, chars = "messages", sum([len(one["content"]) for one in messages]) + _chars_beside(request)
         if self.prompt_chars is not None and chars > self.prompt_chars:
             remedy = f"give at most {self.prompt_chars:,}, or raise HELIX_MAX_PROMPT_CHARS"
             raise InvalidFieldError(f"{prefix}{field}", f"has {chars:,} characters", remedy)
@@ -95,7 +96,7 @@ def _chars_beside(request: Mapping[str, Any]) -> int:
     """Characters of tools, calls and thinking, which stand in the prompt as well; most requests have none."""
     beside = [
         value
-        for message in request.get("messages", ())
+        for message in request["messages"]
         if len(message) > 2  # noqa: PLR2004  (role and content)
         for name, value in message.items()
         if name in ("tool_calls", "reasoning_content")
