@@ -17,9 +17,9 @@ from helix_jobs.bench.modes import all_modes, parse_speculation
 from helix_jobs.bench.plan import BenchPlan
 from helix_jobs.bench.workloads import WORKLOADS
 from helix_jobs.bounds import MAX_NEW_TOKENS
+from helix_jobs.cli.bench.measuring import measure, prepare
 from helix_jobs.cli.bench.options import (
     STANDARD_OUTPUT,
-    check_json_file,
     comma_separated,
     json_option,
     peer_interpreters,
@@ -31,8 +31,8 @@ from helix_jobs.cli.bench.options import (
 from helix_jobs.cli.bench.queue import queue
 from helix_jobs.cli.bench.schemas import schemas
 from helix_jobs.cli.bench.structured import structured
-from helix_jobs.cli.group import CONTEXT_SETTINGS, INTERRUPTED, HelixCommand, settings_option
-from helix_jobs.errors import ConfigurationError, HelixError
+from helix_jobs.cli.group import CONTEXT_SETTINGS, HelixCommand, settings_option
+from helix_jobs.errors import ConfigurationError
 from helix_jobs.settings import DTYPES
 
 if TYPE_CHECKING:
@@ -178,38 +178,24 @@ def _command(workload: Workload) -> click.Command:
 
 def _run(settings: Settings, workload: Workload, **options: Any) -> None:  # noqa: ANN401  (as above)
     from helix_jobs.cli.bench.views import show_report
-    from helix_jobs.cli.console import make_console, printable
+    from helix_jobs.cli.console import make_console
 
     json_file, chart_file = options.pop("json_file"), options.pop("chart_file")
-    context = click.get_current_context()
-    # The error report reads ``as_json`` from here.
-    context.params["as_json"] = json_file == STANDARD_OUTPUT
+    say = prepare(json_file)
     _check_files(json_file, chart_file)
     plan = _plan(settings, workload, **options)
-    progress = make_console(stderr=True)
-
-    def say(line: str) -> None:
-        progress.print(f"{printable(line)} ...", style="dim", soft_wrap=True)
-
     say("starting")
     from helix_jobs.bench.session import BenchSession
 
     session = BenchSession(plan, say)
-    stopped: KeyboardInterrupt | HelixError | None = None
-    try:
-        session.run()
-    except (KeyboardInterrupt, HelixError) as error:
-        stopped = error
-    # Report even after a late failure: it must not discard hours of measurements.
-    report = session.report()
-    _write(report, json_file, chart_file)
-    if json_file != STANDARD_OUTPUT:
-        show_report(make_console(), report)
-    if isinstance(stopped, HelixError):
-        raise stopped
-    if stopped is not None:
-        click.echo("Interrupted.", err=True)
-        context.exit(INTERRUPTED)
+
+    def report() -> None:
+        found = session.report()
+        _write(found, json_file, chart_file)
+        if json_file != STANDARD_OUTPUT:
+            show_report(make_console(), found)
+
+    measure(session.run, report)
 
 
 def _plan(
@@ -241,7 +227,6 @@ def _check_files(json_file: str | None, chart_file: Path | None) -> None:
     """Refuse output files that cannot be written, before anything is measured."""
     if json_file in WORKLOADS:
         raise click.BadParameter(f"{json_file!r} is a workload; name it before the options.", param_hint="--json")
-    check_json_file(json_file)
     if chart_file is not None:
         if not chart_file.absolute().parent.is_dir():
             raise click.BadParameter(f"the directory of {str(chart_file)!r} does not exist.", param_hint="--chart")

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from helix_jobs.bounds import DEFAULT_MAX_BATCH_SIZE, MAX_BATCH_SIZE
-from helix_jobs.cli.bench.options import STANDARD_OUTPUT, check_json_file, json_option, write_json
-from helix_jobs.cli.group import CONTEXT_SETTINGS, INTERRUPTED, HelixCommand, settings_option
-from helix_jobs.errors import HelixError
+from helix_jobs.cli.bench.measuring import measure, prepare
+from helix_jobs.cli.bench.options import STANDARD_OUTPUT, json_option, write_json
+from helix_jobs.cli.group import CONTEXT_SETTINGS, HelixCommand, settings_option
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -92,33 +92,22 @@ def queue(_settings: Settings, *, json_file: str | None, **options: Any) -> None
     directory; nothing of HELIX_HOME, HELIX_REDIS_URL or HELIX_DATABASE_URL is touched.
     """
     from helix_jobs.cli.bench.queue_views import show_queue_report
-    from helix_jobs.cli.console import make_console, printable
+    from helix_jobs.cli.console import make_console
 
-    context = click.get_current_context()
-    # The error report reads ``as_json`` from here.
-    context.params["as_json"] = json_file == STANDARD_OUTPUT
-    check_json_file(json_file)
-    progress = make_console(stderr=True)
-
-    def say(line: str) -> None:
-        progress.print(f"{printable(line)} ...", style="dim", soft_wrap=True)
-
+    say = prepare(json_file)
     from helix_jobs.bench.queue.plan import QueuePlan
     from helix_jobs.bench.queue.session import QueueSession
 
     session = QueueSession(QueuePlan(command=shlex.join(["helix", *sys.argv[1:]]), **options), say)
-    stopped: KeyboardInterrupt | HelixError | None = None
-    try:
+
+    def run() -> None:
         with _terminated_like_interrupted():
             session.run()
-    except (KeyboardInterrupt, HelixError) as error:
-        stopped = error
-    report = session.report()
-    write_json(report.to_json(), json_file)
-    if json_file != STANDARD_OUTPUT:
-        show_queue_report(make_console(), report)
-    if isinstance(stopped, HelixError):
-        raise stopped
-    if stopped is not None:
-        click.echo("Interrupted.", err=True)
-        context.exit(INTERRUPTED)
+
+    def report() -> None:
+        found = session.report()
+        write_json(found.to_json(), json_file)
+        if json_file != STANDARD_OUTPUT:
+            show_queue_report(make_console(), found)
+
+    measure(run, report)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from helix_jobs.cli.bench.options import STANDARD_OUTPUT, check_json_file, json_option, write_json
-from helix_jobs.cli.group import CONTEXT_SETTINGS, INTERRUPTED, HelixCommand, settings_option
+from helix_jobs.cli.bench.measuring import measure, prepare
+from helix_jobs.cli.bench.options import STANDARD_OUTPUT, json_option, write_json
+from helix_jobs.cli.group import CONTEXT_SETTINGS, HelixCommand, settings_option
 from helix_jobs.errors import InputError
 
 if TYPE_CHECKING:
@@ -40,36 +41,25 @@ def schemas(_settings: Settings, *, folder: Path, tokenizer: Path, sample: int |
     FOLDER is maskbench/data of https://github.com/guidance-ai/jsonschemabench, or has files of its form: a schema, and
     tests with data and valid. Neither a database nor a model's weights are needed.
     """
-    from helix_jobs.cli.console import make_console, printable
+    from helix_jobs.cli.console import make_console
 
-    # The error report reads ``as_json`` from here.
-    click.get_current_context().params["as_json"] = json_file == STANDARD_OUTPUT
-    check_json_file(json_file)
+    say = prepare(json_file)
     files = sorted(folder.glob("*.json"))
     if not files:
         raise InputError(f"{folder} holds no .json files; give maskbench/data of guidance-ai/jsonschemabench")
     if sample is not None and sample < len(files):
         files = sorted(random.Random(7).sample(files, sample))  # noqa: S311  (the same sample in each call)
-    progress = make_console(stderr=True)
-
-    def say(line: str) -> None:
-        progress.print(f"{printable(line)} ...", style="dim", soft_wrap=True)
-
     from helix_jobs.bench.schemas import SchemaBench, vocabulary_of
 
     bench = SchemaBench(files, vocabulary_of(tokenizer), say)
-    stopped = False
-    try:
-        bench.run()
-    except KeyboardInterrupt:
-        stopped = True
-    report = bench.report()
-    write_json(report.to_json(), json_file)
-    if json_file != STANDARD_OUTPUT:
-        _show(make_console(), report)
-    if stopped:
-        click.echo("Interrupted.", err=True)
-        click.get_current_context().exit(INTERRUPTED)
+
+    def report() -> None:
+        found = bench.report()
+        write_json(found.to_json(), json_file)
+        if json_file != STANDARD_OUTPUT:
+            _show(make_console(), found)
+
+    measure(bench.run, report)
 
 
 def _show(console: Console, report: SchemaReport) -> None:

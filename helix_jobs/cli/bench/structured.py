@@ -11,16 +11,15 @@ import click
 from helix_jobs.bench.modes import OFF, all_modes, parse_speculation
 from helix_jobs.bench.plan import BenchPlan
 from helix_jobs.bounds import MAX_NEW_TOKENS
+from helix_jobs.cli.bench.measuring import measure, prepare
 from helix_jobs.cli.bench.options import (
     STANDARD_OUTPUT,
-    check_json_file,
     comma_separated,
     json_option,
     read_batch_size,
     write_json,
 )
-from helix_jobs.cli.group import CONTEXT_SETTINGS, INTERRUPTED, HelixCommand, settings_option
-from helix_jobs.errors import HelixError
+from helix_jobs.cli.group import CONTEXT_SETTINGS, HelixCommand, settings_option
 from helix_jobs.settings import DTYPES
 
 if TYPE_CHECKING:
@@ -72,12 +71,9 @@ def structured(
     A second table has a batch of 32 in which half the rows have a schema, with speculation off, beside the same batch
     without. The reports are made up and built in.
     """
-    from helix_jobs.cli.console import make_console, printable
+    from helix_jobs.cli.console import make_console
 
-    context = click.get_current_context()
-    # The error report reads ``as_json`` from here.
-    context.params["as_json"] = json_file == STANDARD_OUTPUT
-    check_json_file(json_file)
+    say = prepare(json_file)
     options["target"] = options["target"] or settings.target_model
     options["dtype"] = options["dtype"] or settings.dtype
     options["device"] = options["device"] or settings.device
@@ -91,29 +87,18 @@ def structured(
         kv_cache_mb=settings.kv_cache_mb,
         **options,
     )
-    progress = make_console(stderr=True)
-
-    def say(line: str) -> None:
-        progress.print(f"{printable(line)} ...", style="dim", soft_wrap=True)
-
     say("starting")
     from helix_jobs.bench.structured import StructuredBench
 
     bench = StructuredBench(plan, say)
-    stopped: KeyboardInterrupt | HelixError | None = None
-    try:
-        bench.run()
-    except (KeyboardInterrupt, HelixError) as error:
-        stopped = error
-    report = bench.report()
-    write_json(report.to_json(), json_file)
-    if json_file != STANDARD_OUTPUT:
-        _show(make_console(), report)
-    if isinstance(stopped, HelixError):
-        raise stopped
-    if stopped is not None:
-        click.echo("Interrupted.", err=True)
-        context.exit(INTERRUPTED)
+
+    def report() -> None:
+        found = bench.report()
+        write_json(found.to_json(), json_file)
+        if json_file != STANDARD_OUTPUT:
+            _show(make_console(), found)
+
+    measure(bench.run, report)
 
 
 def _show(console: Console, report: StructuredReport) -> None:

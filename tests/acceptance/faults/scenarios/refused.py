@@ -21,7 +21,7 @@ from tests.acceptance.faults.oracle import Accepted
 from tests.acceptance.faults.plan import Plan
 from tests.acceptance.faults.scenario import Outcome, Size, scenario
 from tests.acceptance.faults.scenarios.boundaries_crossed import IN_HAND
-from tests.acceptance.faults.scenarios.killed import LONGEST_MORE, STEP_SECONDS, Recoveries, _moments
+from tests.acceptance.faults.scenarios.killed import kill_one_after_another
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,20 +41,9 @@ ACCEPTED = rf"p\d+ [0-{HIGHEST}] w w w w"
 )
 def killed(installation: Installation, size: Size) -> Outcome:
     """Workers are killed at any moment: while a rule is looked at, and before or after a refusal is written."""
-    dice = random.Random(3)
     batch = _submit(installation, size.jobs)
-    recoveries = Recoveries(installation)
-    for moment in _moments(dice, size):
-        worker = installation.start(fake_step_seconds=STEP_SECONDS)
-        recoveries.wait_ended(batch, moment)
-        recoveries.wait_busy(worker)
-        recoveries.follow(dice.uniform(0.0, LONGEST_MORE))
-        recoveries.kill(worker)
-    assert installation.unfinished(batch), "the jobs were done before the last kill"
-    installation.start()
-    recoveries.follow_all()
-    installation.wait_done(batch, timeout=installation.patience + size.jobs / 20)
-    return _outcome(installation, batch, size.faults, recoveries.seconds)
+    seconds = kill_one_after_another(installation, batch, size, random.Random(3))
+    return _outcome(installation, batch, size.faults, seconds)
 
 
 @scenario(
