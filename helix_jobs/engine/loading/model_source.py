@@ -26,6 +26,7 @@ from helix_jobs.engine.loading.tensor_names import HEAD, canonical, check_layers
 from helix_jobs.engine.loading.token_ids import check_token_ids
 from helix_jobs.engine.loading.tokenizer_trial import try_tokenizer
 from helix_jobs.engine.model.architecture import check_architecture
+from helix_jobs.engine.model.families.registry import describe
 from helix_jobs.engine.model.model_words import subject
 from helix_jobs.engine.text.decoders import check_decoder
 from helix_jobs.engine.text.library_panics import panics_as_errors
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _NOT_READ: Final = ("missing_keys", "unexpected_keys")
-_EMBEDDINGS: Final = ("embed_tokens.weight", "wte.weight", "embed_in.weight")
 # The families' names for their number of layers in config.json.
 _LAYER_COUNTS: Final = ("num_hidden_layers", "n_layer")
 
@@ -147,7 +147,7 @@ def read_weights(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
     name = checkpoint.name
     try:
         if source.config.tie_word_embeddings and checkpoint.gguf is None:
-            _check_tied_head(checkpoint)
+            _check_tied_head(checkpoint, f"{describe(source.config).embedding}.weight")
         with (
             panics_as_errors(),
             pretrained_arguments(checkpoint.folder, checkpoint.gguf_file) as (folder, arguments),
@@ -200,8 +200,12 @@ def _reverse_permutation(model: PreTrainedModel) -> None:
             weight.data = pairs.transpose(1, 2).reshape(weight.shape)
 
 
-def _check_tied_head(checkpoint: Checkpoint) -> None:
+def _check_tied_head(checkpoint: Checkpoint, embedding: str) -> None:
     """Refuse a stored output head that differs from the embedding, if the configuration says that they are one.
+
+    Args:
+        checkpoint: The model's files.
+        embedding: The embedding's canonical name.
 
     Raises:
         ModelError: The head differs from the embedding. Releases of transformers disagree on which of the two then
@@ -214,10 +218,10 @@ def _check_tied_head(checkpoint: Checkpoint) -> None:
         with safe_open(file, framework="pt") as opened:
             names = {tensor: canonical(tensor) for tensor in opened.keys()}  # noqa: SIM118  (it is no mapping)
             stored.update(
-                {short: opened.get_tensor(tensor) for tensor, short in names.items() if short in (HEAD, *_EMBEDDINGS)}
+                {short: opened.get_tensor(tensor) for tensor, short in names.items() if short in (HEAD, embedding)}
             )
     head = stored.pop(HEAD)
-    if not all(torch.equal(head, embedding) for embedding in stored.values()):
+    if not all(torch.equal(head, other) for other in stored.values()):
         raise ModelError(
             f"model {checkpoint.name} has an output head ({HEAD}) that differs from its embedding, but config.json "
             'says that the embedding is the head; if it belongs to the model, set "tie_word_embeddings": false there'

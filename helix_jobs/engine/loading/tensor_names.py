@@ -14,7 +14,7 @@ HEAD: Final = "lm_head.weight"
 # The name of GPT-NeoX's output head in transformers 4.
 _OLD_HEAD: Final = "embed_out.weight"
 _PREFIX: Final = re.compile(r"(model|transformer|gpt_neox)\.")
-_LAYER: Final = re.compile(r"(?:layers|h)\.(\d{1,9})\.")
+_LAYER: Final = re.compile(r"(?:decoder\.)?(?:layers|h)\.(\d{1,9})\.")
 # Buffers that older releases stored beside the weights and every release computes anew: the inverse frequencies of
 # rotary positions, which follow from config.json, and GPT-2's and GPT-NeoX's causal masks with the number they masked
 # with.

@@ -32,7 +32,7 @@ _LONG_ROPE: Final = "longrope"
 # Settings that scale positions: a number or a list of numbers, each greater than zero. No scaling has them all.
 _ROPE_NUMBERS: Final = (
     *("factor", "low_freq_factor", "high_freq_factor", "attention_factor", "beta_fast", "beta_slow"),
-    *("partial_rotary_factor", "short_factor", "long_factor"),
+    *("partial_rotary_factor", "short_factor", "long_factor", "alpha"),
 )
 _PARTIAL_ROTATION: Final = ("partial_rotary_factor", "rotary_pct")
 _ORIGINAL_CONTEXT: Final = "original_max_position_embeddings"
@@ -74,8 +74,9 @@ def check_architecture(name: str, config: PretrainedConfig) -> None:
     """
     if config.model_type not in SUPPORTED_MODEL_TYPES:
         raise UnsupportedArchitectureError(_refusal(name, config.model_type))
-    expected = SUPPORTED_MODEL_TYPES[config.model_type]
-    if config.architectures and expected not in config.architectures:
+    family = FAMILIES[config.model_type]
+    expected = family.class_name
+    if config.architectures and not {expected, *family.other_names} & {*config.architectures}:
         raise UnsupportedArchitectureError(
             f"model {name} is a {config.architectures[0]}, which does not generate text; it must be a {expected}"
         )
@@ -85,7 +86,8 @@ def check_architecture(name: str, config: PretrainedConfig) -> None:
         raise UnsupportedArchitectureError(
             f"model {name} is quantised with {method}; use the original weights or a .gguf file"
         )
-    _check_rope(name, rope_type(config))
+    if not (family.has_fixed_dynamic_rope and rope_type(config) == _BATCH_DEPENDENT_ROPE):
+        _check_rope(name, rope_type(config))
     if getattr(config, "use_bidirectional_attention", None) or not getattr(config, "is_causal", True):
         raise UnsupportedArchitectureError(f"model {name} attends in both directions; supported is causal attention")
     if getattr(config, "add_cross_attention", False) or config.is_encoder_decoder:

@@ -49,6 +49,19 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return made
 
 
+# Settings that a family names differently, or cannot do without.
+FAMILY_SETTINGS: dict[str, dict[str, Any]] = {
+    "falcon": {"ffn_hidden_size": 80},
+    "gptj": {"rotary_dim": 4, "n_inner": 80},
+    "gpt_bigcode": {"n_inner": 80, "n_head": 6},
+    "opt": {"ffn_dim": 80, "word_embed_proj_dim": 48},
+}
+
+
+# Families whose heads are equal parts of the hidden size.
+WITHOUT_HEAD_SETTINGS = ("falcon", "gptj", "gpt_bigcode", "opt")
+
+
 def tiny_config(architecture: str = "llama", **overrides: Any) -> Any:
     settings = {
         "vocab_size": VOCAB_SIZE,
@@ -65,8 +78,11 @@ def tiny_config(architecture: str = "llama", **overrides: Any) -> Any:
         "pad_token_id": None,
         "tie_word_embeddings": False,
         "sliding_window": None,
+        **FAMILY_SETTINGS.get(architecture, {}),
         **overrides,
     }
+    if architecture in WITHOUT_HEAD_SETTINGS:
+        settings = {key: value for key, value in settings.items() if key not in {"head_dim", "num_key_value_heads"}}
     return AutoConfig.for_model(architecture, **settings)
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # Activations and their names in compiled code. torch cuts a tensor into equal parts for its threads, even within a row.
 # It computes the rest of a part that does not fill a vector with another function, which rounds differently. A row's
-# result thus depends on the number of rows. Only ReLU rounds nothing and needs no kernel.
+# result thus depends on the number of rows. The others are computed alike wherever an element lies, and need no kernel.
 COMPILED_ACTIVATIONS: Final[dict[Callable[[torch.Tensor], torch.Tensor], str]] = {
     functional.silu: "silu",
     functional.gelu: "gelu",

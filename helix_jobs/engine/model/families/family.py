@@ -22,8 +22,12 @@ class Family:
         class_name: The class of transformers that generates text with it.
         describe: What a configuration of it computes. Raises ``UnsupportedSettingError`` for a setting that Helix does
             not compute.
+        other_names: Further names that checkpoints give that class.
+        has_fixed_dynamic_rope: Whether frequencies that its checkpoints call ``dynamic`` are fixed.
     """
 
     model_type: str
     class_name: str
     describe: Callable[[PretrainedConfig], ModelDescription]
+    other_names: tuple[str, ...] = ()
+    has_fixed_dynamic_rope: bool = False

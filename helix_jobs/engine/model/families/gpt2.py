@@ -23,13 +23,16 @@ def describe(config: PretrainedConfig) -> ModelDescription:
     head_dim = config.hidden_size // config.num_attention_heads
     scaling = head_dim**-0.5 if config.scale_attn_weights else 1.0
 
+    # GPT-BigCode, which is described by its differences, has no such setting.
+    is_by_layer = getattr(config, "scale_attn_by_inverse_layer_idx", False)
+
     def layer(index: int) -> LayerDescription:
         return LayerDescription(
             attention_norm=norm("ln_1"),
             attention=AttentionDescription(
                 qkv=transposed("attn.c_attn"),
                 out=transposed("attn.c_proj"),
-                scaling=scaling / (index + 1) if config.scale_attn_by_inverse_layer_idx else scaling,
+                scaling=scaling / (index + 1) if is_by_layer else scaling,
                 rotary=None,
             ),
             feed_forward_norm=norm("ln_2"),

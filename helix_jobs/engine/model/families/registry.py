@@ -4,7 +4,40 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from helix_jobs.engine.model.families import gemma, gpt2, gpt_neox, llama, mistral, phi3, qwen2, qwen3
+from helix_jobs.engine.model.families import (
+    apertus,
+    arcee,
+    cohere,
+    ernie4_5,
+    falcon,
+    gemma,
+    glm,
+    glm4,
+    gpt2,
+    gpt_bigcode,
+    gpt_neox,
+    gptj,
+    granite,
+    helium,
+    hunyuan_v1_dense,
+    hyperclovax,
+    internlm3,
+    iquestcoder,
+    jais2,
+    llama,
+    mistral,
+    nanochat,
+    nemotron,
+    olmo,
+    olmo2,
+    opt,
+    phi,
+    phi3,
+    qwen2,
+    qwen3,
+    seed_oss,
+    stablelm,
+)
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -13,7 +46,41 @@ if TYPE_CHECKING:
     from helix_jobs.engine.model.families.family import Family
 
 FAMILIES: Final[dict[str, Family]] = {
-    module.FAMILY.model_type: module.FAMILY for module in (llama, mistral, qwen2, qwen3, gemma, phi3, gpt2, gpt_neox)
+    module.FAMILY.model_type: module.FAMILY
+    for module in (
+        llama,
+        mistral,
+        qwen2,
+        qwen3,
+        gemma,
+        phi3,
+        gpt2,
+        gpt_neox,
+        internlm3,
+        iquestcoder,
+        seed_oss,
+        arcee,
+        jais2,
+        nemotron,
+        apertus,
+        ernie4_5,
+        helium,
+        glm,
+        glm4,
+        gptj,
+        phi,
+        stablelm,
+        falcon,
+        gpt_bigcode,
+        opt,
+        olmo,
+        olmo2,
+        granite,
+        hyperclovax,
+        cohere,
+        hunyuan_v1_dense,
+        nanochat,
+    )
 }
 
 

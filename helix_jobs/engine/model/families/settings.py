@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
-from helix_jobs.engine.model.description import NormDescription, ProjectionDescription, UnsupportedSettingError
+from helix_jobs.engine.model.description import (
+    FeedForwardDescription,
+    NormDescription,
+    ProjectionDescription,
+    UnsupportedSettingError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,6 +60,20 @@ def layer_norm(eps: float, offset: float = 0.0) -> NormByName:
 
 def _norm(name: str, **settings: Any) -> NormDescription:  # noqa: ANN401  (the fields of a NormDescription)
     return NormDescription(name=name, **settings)
+
+
+def without_weight(kind: Literal["rms", "layer"], eps: float) -> NormByName:
+    """A norm of this kind that has no weight; the name of its module tells a reader where it stands."""
+    return lambda _name: NormDescription(name=None, kind=kind, eps=float(eps))
+
+
+def plain_feed_forward(
+    activation: str, inner: str = "mlp.up_proj", outer: str = "mlp.down_proj"
+) -> FeedForwardDescription:
+    """A feed-forward without a gate."""
+    return FeedForwardDescription(
+        inner=projection(inner), outer=projection(outer), activation=str(activation), is_gated=False
+    )
 
 
 def projection(*names: str) -> ProjectionDescription:

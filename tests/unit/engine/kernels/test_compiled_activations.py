@@ -7,6 +7,7 @@ import torch
 
 from helix_jobs.engine.kernels.cpu.feed_forward import COMPILED_ACTIVATIONS
 from helix_jobs.engine.kernels.cpu.kernels import load_kernels
+from helix_jobs.engine.model.activations import ACTIVATIONS, XieluActivation
 from tests.unit.engine.tiny_models import CPU
 
 
@@ -47,3 +48,13 @@ def test_an_activation_shows_what_is_not_finite(kernels, name):
     native, dtype = kernels
     inner = torch.tensor([[float("nan"), float("inf"), 1.0, -1.0]], dtype=dtype)
     assert torch.isfinite(native.activate(name, inner, is_gated=False)).tolist() == [[False, False, True, True]]
+
+
+@pytest.mark.parametrize("name", ["relu", "relu2", "xielu"])
+def test_an_activation_without_a_kernel_does_not_depend_on_the_other_rows(name: str) -> None:
+    one = torch.ones(1)
+    activation = XieluActivation(one * 0.8, one * 1.3, 0.5, -1e-6) if name == "xielu" else ACTIVATIONS[name]
+    rows = torch.randn((40, 1003), generator=torch.Generator().manual_seed(1)) * 3
+    together = activation(rows)
+    for index, row in enumerate(rows):
+        assert torch.equal(activation(row[None].clone())[0], together[index])

@@ -1,0 +1,32 @@
+"""Command R and Aya (Cohere): the parts side by side after one layer norm without bias, a factor of the logits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from helix_jobs.engine.model.description import RotaryDescription
+from helix_jobs.engine.model.families import llama
+from helix_jobs.engine.model.families.family import Family
+from helix_jobs.engine.model.families.settings import layer_norm
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from helix_jobs.engine.model.description import LayerDescription, ModelDescription
+
+
+def describe(config: PretrainedConfig) -> ModelDescription:
+    """See ``Family``."""
+    norm = layer_norm(config.layer_norm_eps)
+
+    def changed(_: int, layer: LayerDescription) -> LayerDescription:
+        own = replace(layer.attention, rotary=RotaryDescription(is_interleaved=True))
+        if getattr(config, "use_qk_norm", False):
+            own = replace(own, query_norm=norm("self_attn.q_norm"), key_norm=norm("self_attn.k_norm"))
+        return replace(layer, attention=own, feed_forward_norm=None, is_parallel=True)
+
+    return replace(llama.describe(config, norm).with_layers(changed), logit_scale=float(config.logit_scale))
+
+
+FAMILY = Family("cohere", "CohereForCausalLM", describe)

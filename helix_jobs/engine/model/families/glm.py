@@ -1,0 +1,32 @@
+"""GLM-4-9B and GLM-Edge: Llama with stacked projections, whose heads are rotated in part, in pairs side by side."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from helix_jobs.engine.model.description import RotaryDescription
+from helix_jobs.engine.model.families import llama
+from helix_jobs.engine.model.families.family import Family
+from helix_jobs.engine.model.families.settings import projection
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from helix_jobs.engine.model.description import LayerDescription, ModelDescription
+
+
+def describe(config: PretrainedConfig) -> ModelDescription:
+    """See ``Family``."""
+
+    def changed(_: int, layer: LayerDescription) -> LayerDescription:
+        return replace(
+            layer,
+            attention=replace(layer.attention, rotary=RotaryDescription(is_interleaved=True)),
+            feed_forward=replace(layer.feed_forward, inner=projection("mlp.gate_up_proj")),
+        )
+
+    return llama.describe(config).with_layers(changed)
+
+
+FAMILY = Family("glm", "GlmForCausalLM", describe)

@@ -1,0 +1,38 @@
+"""GPT-BigCode (StarCoder, SantaCoder): GPT-2 with weights as linear layers have them; queries may share one key."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from helix_jobs.engine.model.families import gpt2
+from helix_jobs.engine.model.families.family import Family
+from helix_jobs.engine.model.families.settings import projection
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from helix_jobs.engine.model.description import LayerDescription, ModelDescription
+
+
+def describe(config: PretrainedConfig) -> ModelDescription:
+    """See ``Family``."""
+    has_one_key = bool(config.multi_query)
+
+    def changed(_: int, layer: LayerDescription) -> LayerDescription:
+        return replace(
+            layer,
+            attention=replace(
+                layer.attention,
+                qkv=projection("attn.c_attn"),
+                out=projection("attn.c_proj"),
+                is_grouped=not has_one_key,
+            ),
+            feed_forward=replace(layer.feed_forward, inner=projection("mlp.c_fc"), outer=projection("mlp.c_proj")),
+        )
+
+    model = gpt2.describe(config).with_layers(changed)
+    return replace(model, num_kv_heads=1) if has_one_key else model
+
+
+FAMILY = Family("gpt_bigcode", "GPTBigCodeForCausalLM", describe)

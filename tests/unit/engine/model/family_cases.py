@@ -1,0 +1,160 @@
+"""The decoder's test cases: each family, with every setting that changes what it computes."""
+
+from __future__ import annotations
+
+import functools
+import random
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from tests.unit.engine.tiny_models import ARCHITECTURES, VOCAB_SIZE, reference_logits, roughen, tiny_model
+
+if TYPE_CHECKING:
+    import torch
+
+ROPES: dict[str, dict[str, Any]] = {
+    "linear": {"rope_type": "linear", "factor": 2.0},
+    "llama3": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    },
+    "yarn": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+}
+LONGROPE = {"type": "longrope", "short_factor": [1.0, 1.1, 1.3, 1.6], "long_factor": [2.0, 4.0, 8.0, 9.0]}
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    architecture: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    changes: bool = True  # what the family computes without the settings
+
+    def __str__(self) -> str:
+        names = [
+            f"{k}={'+'.join(map(str, v.values())) if isinstance(v, dict) else v}" for k, v in self.settings.items()
+        ]
+        return f"{self.architecture}({','.join(names)})"
+
+    def model(self) -> Any:
+        """One model for all tests of the case; they copy it before they take it apart."""
+        return _model(self)
+
+    def expected(self) -> list[torch.Tensor]:
+        """transformers' logits for each of ``prompts()``."""
+        return _expected(self)
+
+
+@functools.lru_cache(maxsize=4)
+def _model(case: Case) -> Any:
+    return roughen(tiny_model(case.architecture, seed=3, **case.settings))
+
+
+@functools.lru_cache(maxsize=4)
+def _expected(case: Case) -> list[torch.Tensor]:
+    return [reference_logits(case.model(), prompt) for prompt in prompts()]
+
+
+GRANITE = {
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.3,
+    "attention_multiplier": 0.2,
+    "logits_scaling": 4.0,
+}
+CASES = [
+    *(Case(architecture, changes=False) for architecture in ARCHITECTURES),
+    *(Case(architecture, {"tie_word_embeddings": True}) for architecture in ARCHITECTURES),
+    *(Case(architecture, {"head_dim": 16}) for architecture in ("llama", "mistral", "qwen2", "qwen3", "gemma", "phi3")),
+    *(Case(architecture, {"attention_bias": True}) for architecture in ("llama", "qwen3", "gemma")),
+    *(Case("llama", {"num_key_value_heads": heads}) for heads in (1, 6)),
+    Case("llama", {"mlp_bias": True}),
+    Case("llama", {"hidden_act": "gelu"}),
+    Case("llama", {"pretraining_tp": 2}, changes=False),
+    Case("llama", {"rms_norm_eps": 0.1}),
+    *(Case("llama", {"rope_scaling": rope}) for rope in ROPES.values()),
+    Case("llama", {"rope_theta": 500.0}),
+    *(Case("qwen2", {"rope_scaling": rope}) for rope in ROPES.values()),
+    Case("gemma", {"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "relu"}, changes=False),
+    Case("phi3", {"partial_rotary_factor": 0.5}),
+    Case("phi3", {"rope_scaling": LONGROPE, "original_max_position_embeddings": 64}),
+    Case("phi3", {"resid_pdrop": 0.5, "embd_pdrop": 0.5, "attention_dropout": 0.5}, changes=False),
+    Case("gpt2", {"scale_attn_weights": False}),
+    Case("gpt2", {"scale_attn_by_inverse_layer_idx": True}),
+    Case("gpt2", {"reorder_and_upcast_attn": True, "scale_attn_by_inverse_layer_idx": True}),
+    Case("gpt2", {"n_inner": 72}),
+    Case("gpt2", {"layer_norm_epsilon": 0.1}),
+    *(Case("gpt2", {"activation_function": name}) for name in ("relu", "gelu")),
+    *(Case("gpt2", {"activation_function": name}, changes=False) for name in ("gelu_fast", "gelu_pytorch_tanh")),
+    Case("gpt_neox", {"use_parallel_residual": False}),
+    Case("gpt_neox", {"attention_bias": False}),
+    *(Case("gpt_neox", {"rotary_pct": share}) for share in (0.5, 1.0)),
+    Case("gpt_neox", {"rotary_pct": 1.0, "rotary_emb_base": 500}),
+    *(Case("gpt_neox", {"hidden_act": name}) for name in ("gelu_new", "gelu_fast", "relu")),
+    # Llama under another name, or with other biases.
+    *(Case(family, changes=False) for family in ("internlm3", "iquestcoder", "seed_oss")),
+    Case("seed_oss", {"attention_bias": False}),
+    *(Case("seed_oss", {name: True}) for name in ("attention_out_bias", "mlp_bias")),
+    Case("arcee", changes=False),
+    *(Case("arcee", {name: True}) for name in ("attention_bias", "mlp_bias")),
+    Case("nemotron", changes=False),
+    Case("nemotron", {"partial_rotary_factor": 1.0}),
+    Case("jais2", changes=False),
+    Case("apertus", changes=False),
+    Case("apertus", {"hidden_act": "relu2"}),
+    Case("ernie4_5", changes=False),
+    Case("ernie4_5", {"use_bias": True}),
+    Case("helium", changes=False),
+    Case("glm", changes=False),
+    *(Case("glm", {"partial_rotary_factor": share}) for share in (0.25, 1.0)),
+    Case("glm4", changes=False),
+    Case("gptj", changes=False),
+    Case("gptj", {"rotary_dim": 8}),
+    Case("phi", changes=False),
+    Case("phi", {"qk_layernorm": True}),
+    Case("stablelm", changes=False),
+    Case("stablelm", {"use_parallel_residual": True}),
+    Case("stablelm", {"qk_layernorm": True}),
+    Case("stablelm", {"use_qkv_bias": True}),
+    Case("falcon", changes=False),
+    Case("falcon", {"parallel_attn": False}),
+    Case("falcon", {"multi_query": False}),
+    Case("falcon", {"bias": True}),
+    Case("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2}),
+    Case("falcon", {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1}),
+    Case("gpt_bigcode", changes=False),
+    Case("gpt_bigcode", {"multi_query": False}),
+    Case("gpt_bigcode", {"scale_attn_weights": False}),
+    Case("opt", changes=False),
+    Case("opt", {"enable_bias": False}),
+    Case("olmo", changes=False),
+    Case("olmo", {"clip_qkv": 1.5}),
+    Case("granite", changes=False),
+    *(Case("granite", {name: value}) for name, value in GRANITE.items()),
+    Case("granite", GRANITE),
+    Case("hyperclovax", changes=False),
+    Case("hyperclovax", GRANITE),
+    Case("hyperclovax", {"use_post_norm": False}),
+    Case("cohere", changes=False),
+    Case("cohere", {"use_qk_norm": True}),
+    Case("cohere", {"logit_scale": 0.3}),
+    Case("olmo2", changes=False),
+    Case("hunyuan_v1_dense", changes=False),
+    Case("hunyuan_v1_dense", {"rope_scaling": {"rope_type": "dynamic", "alpha": 100.0, "factor": 1.0}}),
+    Case("nanochat", changes=False),
+    Case("nanochat", {"final_logit_softcapping": None}),
+]
+# Each family once, for tests of what does not depend on its settings.
+PLAIN_CASES = [case for case in CASES if not case.settings]
+# Of families that are described by their differences from these, each once.
+ROUNDED_CASES = [case for case in CASES if case.architecture in ARCHITECTURES or not case.settings]
+
+
+def prompts() -> list[list[int]]:
+    rng = random.Random(7)
+    return [[rng.randrange(VOCAB_SIZE) for _ in range(length)] for length in (1, 9, 33, 60, 4)]
+
+
+def error(got: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((got.double() - expected.double()).norm() / expected.double().norm())

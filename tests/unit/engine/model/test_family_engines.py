@@ -1,0 +1,25 @@
+"""Each family's greedy outputs are transformers' own: with drafts, over shared prefixes, and when blocks run out."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.unit.engine.model.family_cases import PLAIN_CASES, Case
+from tests.unit.engine.tiny_models import EOS, VOCAB_SIZE, reference_logits, request, tiny_engine
+
+SHARED = [(5 * i) % (VOCAB_SIZE - 1) + 1 for i in range(17)]
+PROMPTS = [SHARED, [*SHARED, 9, 4], [3], [*SHARED[:12], 7, 7, 30], [*SHARED, 9, 4]]
+
+
+@pytest.mark.parametrize("case", PLAIN_CASES, ids=str)
+def test_an_engine_gives_transformers_tokens(case: Case) -> None:
+    model = case.model()
+    # Nine blocks a sequence are too many for two sequences at once: the younger ones are preempted.
+    engine = tiny_engine(model, "other", drafters=("lookup",), num_blocks=20, max_batch_size=3, token_budget=12)
+    results = engine.generate(
+        request(str(index), prompt, max_tokens=18, ignore_eos=True) for index, prompt in enumerate(PROMPTS)
+    )
+    for prompt, result in zip(PROMPTS, results, strict=True):
+        logits = reference_logits(model, [*prompt, *result.output_token_ids])
+        assert result.output_token_ids == tuple(logits[len(prompt) - 1 : -1].argmax(dim=-1).tolist())
+        assert len(result.output_token_ids) == 18 or EOS in result.output_token_ids
