@@ -10,7 +10,7 @@ from helix_jobs.bench.model_shelf import longest
 from helix_jobs.bench.peer import NEEDS_DRAFT, READS_GGUF, PeerError, PeerJob, PeerProcess, peer_command
 from helix_jobs.engine.config import NO_DRAFT
 from helix_jobs.engine.loading.checkpoint import find_checkpoint
-from helix_jobs.engine.loading.model_loader import INT8
+from helix_jobs.engine.loading.weight_format import INT8
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -49,14 +49,15 @@ _COMMANDS: Final = {
     "purge": "helix_jobs.cli.purge:purge",
     "worker": "helix_jobs.cli.worker:worker",
     "db": "helix_jobs.cli.db:db",
+    "models": "helix_jobs.cli.models:models",
     "doctor": "helix_jobs.cli.doctor:doctor",
     "bench": "helix_jobs.cli.bench.command:bench",
 }
 # docs/cli.md has the same words (a test compares them).
 EXIT_CODES: Final = {
     0: "fine",
-    1: "a job did not succeed (--wait, --local, watch); a worker cannot go on; doctor or db check found something; a "
-    "stored row cannot be read; the operating system reported an error",
+    1: "a job did not succeed (--wait, --local, watch); a worker cannot go on; doctor, models or db check found "
+    "something; a stored row cannot be read; the operating system reported an error",
     2: "wrong usage, input, setting or model; no such batch or job; a batch that has not ended, or whose submission "
     "did not finish; a file or standard output cannot be written",
     3: "broker or database unreachable or refusing, or the database's schema is not this version's, or its file was "

@@ -1,14 +1,16 @@
-"""Check that target and draft models are on disk, so that a worker starts without the network."""
+"""Check that target and draft models are on disk, so that a worker starts without the network, and fit in memory."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from helix_jobs.doctor.model_report import examine, report_models
 from helix_jobs.doctor.verdict import Level, Verdict, failure
 from helix_jobs.engine.loading.checkpoint import Checkpoint, find_local_checkpoint
 from helix_jobs.engine.loading.demo_model import DEMO_MODEL
 from helix_jobs.engine.loading.draft_spec import DraftSpec
-from helix_jobs.errors import HelixError
+from helix_jobs.engine.loading.model_memory import shortage
+from helix_jobs.errors import ConfigurationError, HelixError
 from helix_jobs.wording import rough_size
 
 if TYPE_CHECKING:
@@ -18,7 +20,10 @@ _COPIES = ("int8", "none")
 
 
 def check_models(settings: Settings) -> list[Verdict]:
-    """Find both models' files and read their headers; nothing is downloaded or loaded."""
+    """Find both models' files, read their headers, and compare what they need with the free memory.
+
+    Nothing is downloaded or loaded.
+    """
     if settings.engine == "fake":
         return [Verdict("models", Level.OK, "none: HELIX_ENGINE is fake")]
     verdicts = [_check("target model", settings.target_model, settings)]
@@ -27,8 +32,38 @@ def check_models(settings: Settings) -> list[Verdict]:
     except HelixError as error:
         return [*verdicts, failure("draft model", error)]
     if draft in _COPIES:
-        return [*verdicts, Verdict("draft model", Level.OK, f"{settings.draft_model}: nothing to download")]
-    return [*verdicts, _check("draft model", draft, settings)]
+        verdicts.append(Verdict("draft model", Level.OK, f"{settings.draft_model}: nothing to download"))
+    else:
+        verdicts.append(_check("draft model", draft, settings))
+    if all(verdict.level is Level.OK for verdict in verdicts):
+        verdicts += _check_memory(settings)
+    return verdicts
+
+
+def _check_memory(settings: Settings) -> list[Verdict]:
+    """Compare what the models need on the device in use with its free memory."""
+    subject = "models, memory"
+    try:
+        place = examine(settings)
+    except ConfigurationError:  # the check of devices has said so
+        return []
+    try:
+        (report,) = report_models([settings.target_model], settings, place)
+    except HelixError as error:
+        return [failure(subject, error)]
+    if report.reason is not None:
+        return [Verdict(subject, Level.FAILED, report.reason, report.remedy)]
+    first = report.fits[0]
+    memory = first.memory
+    if first.fits is False and place.available is not None:
+        finding = shortage(memory, place.device, place.available)
+        return [Verdict(subject, Level.FAILED, finding, "; ".join(report.advice))]
+    finding = (
+        f"{rough_size(memory.loaded)} in {first.chosen.name}, {rough_size(1000 * memory.cache_per_token)} of cache for "
+        f"1,000 tokens; the cache holds {first.cache_tokens:,} tokens, {first.sequences:,} sequences of the longest"
+    )
+    level = Level.OK if first.sequences else Level.WARNING
+    return [Verdict(subject, level, finding, "; ".join(report.advice) or None)]
 
 
 def _check(subject: str, name: str, settings: Settings) -> Verdict:

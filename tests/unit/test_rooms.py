@@ -66,14 +66,14 @@ ARROWS = {
     "worker": {
         *("acceptance", "broker", "engine.loading", "engine.text", "intake", "observability", "storage", "values"),
     },
-    "doctor": {"broker", "client", "engine.devices", "engine.kernels", "engine.loading", "storage"},
+    "doctor": {"broker", "client", "engine.devices", "engine.kernels", "engine.loading", "storage", "values"},
     "bench": {
         *("broker", "client", "engine", "intake", "results", "storage", "values"),
         *("engine.devices", "engine.grammar", "engine.loading", "engine.model", "engine.speculation", "engine.text"),
     },
     "cli": {
-        *("acceptance", "bench", "client", "doctor", "engine.devices", "observability", "results", "storage", "values"),
-        "worker",
+        *("acceptance", "bench", "client", "doctor", "engine.devices", "engine.loading", "observability", "results"),
+        *("storage", "values", "worker"),
     },
 }
 ARROWS |= {

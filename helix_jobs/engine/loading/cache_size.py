@@ -39,6 +39,20 @@ def cache_bytes_beside(used_bytes: int, card_bytes: int | None, *, token_bytes: 
     return max(_UNKNOWN_MEMORY_BYTES, min(room, max_batch_size * _USUAL_TOKENS * token_bytes))
 
 
+def cache_budget(
+    kv_cache_mb: int | None, free_bytes: int | None, unknown_bytes: int, step_bytes: int, *, on_host: bool
+) -> int:
+    """Choose the most bytes that the pool may take; the arguments are those of ``choose_cache``."""
+    if kv_cache_mb is not None:
+        return kv_cache_mb * 1_000_000
+    if free_bytes is None:
+        return unknown_bytes
+    if on_host:
+        return int(free_bytes * _SHARE_OF_HOST_MEMORY)
+    left = max(free_bytes - step_bytes, int(free_bytes * _LARGEST_RESERVE))
+    return min(left, int(free_bytes * _SHARE_OF_DEVICE_MEMORY))
+
+
 def choose_cache(
     *,
     block_bytes: int,
@@ -71,15 +85,7 @@ def choose_cache(
     Raises:
         InsufficientMemoryError: Not even one sequence of a few blocks fits.
     """
-    if kv_cache_mb is not None:
-        budget = kv_cache_mb * 1_000_000
-    elif free_bytes is None:
-        budget = unknown_bytes
-    elif on_host:
-        budget = int(free_bytes * _SHARE_OF_HOST_MEMORY)
-    else:
-        left = max(free_bytes - step_bytes, int(free_bytes * _LARGEST_RESERVE))
-        budget = min(left, int(free_bytes * _SHARE_OF_DEVICE_MEMORY))
+    budget = cache_budget(kv_cache_mb, free_bytes, unknown_bytes, step_bytes, on_host=on_host)
     useful = max_batch_size * -(-(max_model_len + depth + 1) // block_size)
     num_blocks = min(useful, budget // block_bytes)
     smallest = -(-(2 * block_size + depth) // block_size)

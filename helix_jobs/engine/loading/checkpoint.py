@@ -18,6 +18,7 @@ import torch
 
 from helix_jobs.engine.loading.demo_model import DEMO_DIRECTORY, DEMO_MODEL, ensure_demo_model, is_current
 from helix_jobs.engine.loading.gguf_file import GgufFile, read_gguf
+from helix_jobs.engine.loading.hub import download, downloaded
 from helix_jobs.engine.loading.quantized_checkpoint import check_not_quantized
 from helix_jobs.engine.loading.stored_tensor import StoredTensor, read_safetensors_header
 from helix_jobs.engine.loading.tensor_names import is_computed
@@ -33,8 +34,7 @@ logger = logging.getLogger(__name__)
 
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _PICKLES: Final = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-_DESCRIPTION_FILES: Final = ["*.json", "*.jinja", "*.model", "*.txt"]
-_DTYPES: Final = {
+STORED_DTYPES: Final = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -75,7 +75,7 @@ class Checkpoint:
         sizes: Counter[str] = Counter()
         for tensor in self.tensors.values():
             sizes[tensor.kind] += tensor.elements
-        return _DTYPES.get(max(sizes, key=lambda kind: sizes[kind])) if sizes else None
+        return STORED_DTYPES.get(max(sizes, key=lambda kind: sizes[kind])) if sizes else None
 
     @property
     def is_uniform(self) -> bool:
@@ -86,7 +86,7 @@ class Checkpoint:
         """Number of weights that reading in ``dtype`` copies: those stored in another form."""
         if self.gguf is not None:
             return self.parameters
-        return sum(tensor.elements for tensor in self.tensors.values() if _DTYPES.get(tensor.kind) is not dtype)
+        return sum(tensor.elements for tensor in self.tensors.values() if STORED_DTYPES.get(tensor.kind) is not dtype)
 
 
 def find_checkpoint(name: str, home: Path, on_progress: Callable[[str], None]) -> Checkpoint:
@@ -99,7 +99,7 @@ def find_checkpoint(name: str, home: Path, on_progress: Callable[[str], None]) -
     with _files_of(name):
         if name == DEMO_MODEL:
             return _from_directory(name, ensure_demo_model(home, on_progress))
-        return _from_path(name) or _from_directory(name, _download(name, on_progress))
+        return _from_path(name) or _from_directory(name, download(name, on_progress))
 
 
 def find_local_checkpoint(name: str, home: Path) -> Checkpoint | None:
@@ -115,8 +115,8 @@ def find_local_checkpoint(name: str, home: Path) -> Checkpoint | None:
             return _from_directory(name, folder) if is_current(folder) else None
         found = _from_path(name)
         if found is None:
-            downloaded = _downloaded(name)
-            found = None if downloaded is None else _from_directory(name, downloaded)
+            cached = downloaded(name)
+            found = None if cached is None else _from_directory(name, cached)
         return found
 
 
@@ -234,50 +234,3 @@ def _from_gguf(name: str, path: Path) -> Checkpoint:
         raise ModelNotFoundError(f"model file {name} does not exist; check the path")
     gguf = read_gguf(name, path)
     return Checkpoint(name, path.parent, path.name, (path,), gguf.tensors, gguf=gguf)
-
-
-def _download(name: str, on_progress: Callable[[str], None]) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
-
-    def fetch(patterns: list[str]) -> Path:
-        return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=["*/*"]))
-
-    try:
-        on_progress(f"looking up {name} on the hub")
-        folder = fetch(_DESCRIPTION_FILES)
-        config = check_model_type(name, folder)
-        check_not_quantized(name, folder, config, {}, ())  # as far as these files tell, before downloading gigabytes
-        on_progress(f"downloading {name} from the hub")
-        return fetch([*_DESCRIPTION_FILES, "*.safetensors"])
-    except HFValidationError as error:
-        raise _no_name(name) from error
-    except GatedRepoError as error:
-        raise ModelNotFoundError(
-            f"model {name} needs its licence accepted on the hub; do so and set HF_TOKEN"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise ModelNotFoundError(f"model {name} is no directory here and not on the hub; check the name") from error
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ModelNotFoundError(
-            f"model {name} is no directory here and could not be fetched from the hub ({type(error).__name__}); "
-            "check the name and the network, or give a directory"
-        ) from error
-
-
-def _downloaded(name: str) -> Path | None:
-    """The folder in which the hub's library keeps this model on this machine."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, local_files_only=True))
-    except HFValidationError as error:
-        raise _no_name(name) from error
-    except LocalEntryNotFoundError:
-        return None
-
-
-def _no_name(name: str) -> ModelNotFoundError:
-    """The error for a name that only the hub refuses, such as one with two hyphens side by side."""
-    return ModelNotFoundError(f"model {name:.200} is no directory here and no name on the hub; check the name")

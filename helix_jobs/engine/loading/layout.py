@@ -6,12 +6,9 @@ its own. A missing tensor is refused because transformers would make it up, and 
 
 from __future__ import annotations
 
-import copy
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from transformers import AutoModelForCausalLM
-
+from helix_jobs.engine.loading.model_sizes import skeleton
 from helix_jobs.engine.loading.quantized_checkpoint import is_part_of_quantized
 from helix_jobs.engine.loading.tensor_names import HEAD, canonical, is_computed
 from helix_jobs.errors import ModelError, UnsupportedArchitectureError
@@ -77,17 +74,8 @@ class _Needed(NamedTuple):
 
 def _needed(name: str, config: PretrainedConfig) -> dict[str, _Needed]:
     """Each weight that transformers would read, by its canonical name; no weight is allocated."""
-    try:
-        with torch.device("meta"):
-            model: Any = AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation="eager")
-        return {
-            canonical(tensor): _Needed(tensor, tuple(weight.shape)) for tensor, weight in model.state_dict().items()
-        }
-    except Exception as error:  # numbers that do not fit together may fail anywhere in it
-        raise ModelError(
-            f"model {name}: its configuration describes no model that can be built ({type(error).__name__}: "
-            f"{' '.join(str(error).split()):.200}); fetch the model again"
-        ) from error
+    weights = skeleton(name, config).state_dict()
+    return {canonical(tensor): _Needed(tensor, tuple(weight.shape)) for tensor, weight in weights.items()}
 
 
 def _unread(name: str, tensors: list[str], *, is_gguf: bool) -> UnsupportedArchitectureError:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from helix_jobs.engine.config import NO_DRAFT, EngineConfig, SpeculationConfig
-from helix_jobs.engine.devices.devices import describe_device, resolve_dtype
+from helix_jobs.engine.devices.devices import describe_device
 from helix_jobs.engine.devices.self_check import check_device
 from helix_jobs.engine.engine import Engine
 from helix_jobs.engine.kernels.cpu.build import processor_features
@@ -18,9 +18,10 @@ from helix_jobs.engine.kernels.cpu.kernels import load_kernels
 from helix_jobs.engine.kernels.cpu.native_decoder import native_of, with_native
 from helix_jobs.engine.loading.attention_trial import with_faster_attention
 from helix_jobs.engine.loading.draft_spec import DraftSpec
-from helix_jobs.engine.loading.model_loader import INT8, get_device, load_models
+from helix_jobs.engine.loading.model_loader import get_device, load_models
 from helix_jobs.engine.loading.reproducible import make_draft_reproducible, make_reproducible
 from helix_jobs.engine.loading.sizing import batch_limits, cache_config
+from helix_jobs.engine.loading.weight_format import format_of
 from helix_jobs.engine.model.quantize import dequantize, is_fast
 from helix_jobs.engine.speculation.depth.profile import CostProfileFile
 from helix_jobs.errors import ConfigurationError
@@ -45,8 +46,7 @@ def load_engine(settings: Settings, on_progress: Callable[[str], None] | None = 
     device = get_device(settings.device)
     draft = DraftSpec.parse(settings.draft_model)
     profiles = settings.home / "profiles"
-    usual_dtype = resolve_dtype("auto" if settings.dtype == INT8 else settings.dtype, device, None)
-    check_device(device, usual_dtype, profiles, on_progress)
+    check_device(device, format_of(settings.dtype, device, None).dtype, profiles, on_progress)
     is_off = settings.speculation_depth == 0
     models = load_models(
         settings.target_model,

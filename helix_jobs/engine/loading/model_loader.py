@@ -25,9 +25,11 @@ from helix_jobs.engine.devices.devices import (
 )
 from helix_jobs.engine.loaded_models import LoadedModel, LoadedModels
 from helix_jobs.engine.loading.model_memory import check_device_memory, check_host_memory
+from helix_jobs.engine.loading.model_pair import makes_int8_copy
 from helix_jobs.engine.loading.model_source import ModelSource, open_source, read_weights
 from helix_jobs.engine.loading.trial_pass import TRIAL_TEXT, logits_are_finite
 from helix_jobs.engine.loading.vocabulary import check_vocabularies, end_token_ids, turn_end_ids
+from helix_jobs.engine.loading.weight_format import INT8, WeightFormat, format_of
 from helix_jobs.engine.model.architecture import context_limits
 from helix_jobs.engine.model.assembly import build_decoder
 from helix_jobs.engine.model.placement import Float16OverflowError, Placement
@@ -55,8 +57,6 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
-
-INT8: Final = "int8"  # as a draft, an int8 copy of the target; as a dtype, an int8 target
 
 
 def get_device(name: str | None = None) -> torch.device:
@@ -151,15 +151,15 @@ def load_models(
         ConfigurationError: The dtype is unknown or not supported on this device.
     """
     report = on_progress or logger.info
-    is_int8 = dtype == INT8
     prepare_device(device)
     target_source = open_source(target, home, report)
     draft_source = None if draft in (INT8, NO_DRAFT) else open_source(draft, home, report)
-    compute = resolve_dtype("auto" if is_int8 else dtype, device, target_source.checkpoint.dtype)
+    chosen = format_of(dtype, device, target_source.checkpoint.dtype)
+    compute = chosen.dtype
     if draft_source is not None:
         check_vocabularies(target, target_source.tokenizer.get_vocab(), draft, draft_source.tokenizer.get_vocab())
-    has_int8_copy = draft == INT8 and device.type == "cpu" and not is_int8
-    check_device_memory(device, compute, target_source, draft_source, has_int8_copy=has_int8_copy)
+    has_int8_copy = draft == INT8 and makes_int8_copy(device, chosen)
+    check_device_memory(device, chosen, target_source, draft_source, has_int8_copy=has_int8_copy)
     prompts = PromptEncoder(target_source.tokenizer, name=target)
     template = prompts.probe()
     forms = chat_forms(target_source.tokenizer, template)
@@ -169,15 +169,15 @@ def load_models(
         read = _read(target_source, compute, device, prompts)
         loaded_target = LoadedModel(
             target,
-            quantize(read.decoder) if is_int8 else read.decoder,
-            is_int8=is_int8,
+            quantize(read.decoder) if chosen.is_int8 else read.decoder,
+            is_int8=chosen.is_int8,
             overflowed=read.overflowed,
         )
         loaded_draft = None
         if draft_source is not None:
             report(f"loading draft {draft}")
             loaded_draft = _draft(draft, _read(draft_source, compute, device, prompts).decoder)
-        elif draft == INT8 and not is_int8:
+        elif draft == INT8 and not chosen.is_int8:
             loaded_draft = _int8_copy(loaded_target, report)
         elif draft == INT8:
             logger.warning(
@@ -240,7 +240,7 @@ def _read(source: ModelSource, dtype: torch.dtype, device: torch.device, prompts
     name = source.checkpoint.name
     logger.warning("model %s does not fit float16's range; it runs in float32, which takes twice the memory", name)
     try:
-        check_device_memory(device, torch.float32, source, None, has_int8_copy=False)
+        check_device_memory(device, WeightFormat(torch.float32), source, None, has_int8_copy=False)
     except InsufficientMemoryError as error:
         raise InsufficientMemoryError(f"model {name} does not fit float16's range, and in float32 {error}") from error
     return replace(_build(source, torch.float32, device), overflowed=True)

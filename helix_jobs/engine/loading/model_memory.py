@@ -7,50 +7,57 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from helix_jobs.engine.devices.devices import describe_device, free_memory
-from helix_jobs.engine.model.families.registry import describe
+from helix_jobs.engine.loading.model_pair import ModelPair
+from helix_jobs.engine.loading.model_sizes import ModelSizes, model_sizes
 from helix_jobs.errors import InsufficientMemoryError
 
 if TYPE_CHECKING:
-    from helix_jobs.engine.loading.model_source import ModelSource
+    from collections.abc import Sequence
 
-# The smallest KV cache worth starting with: one sequence of this many tokens.
-SMALLEST_CONTEXT: Final = 1024
+    from helix_jobs.engine.loading.model_pair import PairMemory
+    from helix_jobs.engine.loading.model_source import ModelSource
+    from helix_jobs.engine.loading.weight_format import WeightFormat
+
 _HOST: Final = torch.device("cpu")
 
 
 def check_device_memory(
-    device: torch.device, dtype: torch.dtype, target: ModelSource, draft: ModelSource | None, *, has_int8_copy: bool
+    device: torch.device, chosen: WeightFormat, target: ModelSource, draft: ModelSource | None, *, has_int8_copy: bool
 ) -> None:
     """Compare the memory that the models need on the device with its free memory.
 
     Args:
         device: The destination.
-        dtype: The dtype they compute in.
+        chosen: The target's format.
         target: The target model.
         draft: A draft model, or None.
         has_int8_copy: Whether an int8 copy of the target drafts.
 
     Raises:
-        InsufficientMemoryError: The weights and the smallest useful cache do not fit.
+        InsufficientMemoryError: The weights and the smallest useful cache do not fit. The message says what would.
     """
     available = free_memory(device)
     if available is None:  # DirectML does not tell; a failing allocation will
         return
-    weights = target.checkpoint.parameters * dtype.itemsize
-    tokens = min(SMALLEST_CONTEXT, int(target.config.max_position_embeddings))
-    cache = describe(target.config).kv_bytes_per_token(dtype.itemsize) * tokens
-    if draft is not None:
-        weights += draft.checkpoint.parameters * dtype.itemsize
-        cache += describe(draft.config).kv_bytes_per_token(dtype.itemsize) * tokens
-    elif has_int8_copy:
-        weights += target.checkpoint.parameters
-        cache *= 2
-    if weights + cache > available:
-        raise InsufficientMemoryError(
-            f"the models need {_gigabytes(weights)} and a KV cache for {tokens} tokens {_gigabytes(cache)}, but "
-            f"{describe_device(device)} has {_gigabytes(available)} free; use a smaller model, draft none, or a "
-            "smaller dtype"
-        )
+    pair = ModelPair(device, _sizes(target), None if draft is None else _sizes(draft), has_int8_copy)
+    memory = pair.memory(chosen)
+    if memory.needed > available:
+        remedy = shortage_remedy(pair.remedies(chosen, target.checkpoint.dtype, available))
+        raise InsufficientMemoryError(f"{shortage(memory, device, available)}; {remedy}")
+
+
+def shortage(memory: PairMemory, device: torch.device, available: int) -> str:
+    """What the models need, and how much of it there is."""
+    peak = f" ({gigabytes(memory.loading)} while they are loaded)" if memory.loading > memory.loaded else ""
+    return (
+        f"the models need {gigabytes(memory.loaded)}{peak} and a KV cache for {memory.smallest_tokens} tokens "
+        f"{gigabytes(memory.smallest_cache)}, but {describe_device(device)} has {gigabytes(available)} free"
+    )
+
+
+def shortage_remedy(options: Sequence[str]) -> str:
+    """What to do when models do not fit; ``options`` are those of ``ModelPair.remedies``."""
+    return f"use {' or '.join(options)}" if options else "use a smaller model; no dtype of this one fits here"
 
 
 def check_host_memory(source: ModelSource, dtype: torch.dtype) -> None:
@@ -75,9 +82,14 @@ def check_host_memory(source: ModelSource, dtype: torch.dtype) -> None:
     if available is not None and needed > available:
         raise InsufficientMemoryError(
             f"model {checkpoint.name} passes through the machine's own memory on its way to the device: that takes "
-            f"{_gigabytes(needed)}, and {_gigabytes(available)} are free; {remedy}"
+            f"{gigabytes(needed)}, and {gigabytes(available)} are free; {remedy}"
         )
 
 
-def _gigabytes(count: int) -> str:
+def _sizes(source: ModelSource) -> ModelSizes:
+    return model_sizes(source.checkpoint.name, source.config)
+
+
+def gigabytes(count: int) -> str:
+    """``1.23 GB``, in steps of 1,000."""
     return f"{count / 1e9:.2f} GB"

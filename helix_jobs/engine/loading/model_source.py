@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ from helix_jobs.engine.text.library_panics import panics_as_errors
 from helix_jobs.errors import HelixError, ModelError, ModelNotFoundError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -72,25 +73,50 @@ def open_source(name: str, home: Path, on_progress: Callable[[str], None]) -> Mo
         ExhaustedError: The system cannot start a process to try its tokenizer in.
     """
     checkpoint = find_checkpoint(name, home, on_progress)
-    check_layers(name, _num_layers(checkpoint), checkpoint.tensors)
+    check_layers(name, stated_layers(checkpoint), checkpoint.tensors)
     if checkpoint.gguf is None:
         check_token_ids(name, checkpoint.folder)
         try_tokenizer(name, checkpoint.folder)
+    config = read_configuration(checkpoint)
+    check_layout(name, config, checkpoint.tensors, is_gguf=checkpoint.gguf is not None)
+    with _readable(checkpoint) as (folder, arguments):
+        tokenizer = (
+            read_tokenizer(folder, arguments)
+            if checkpoint.gguf is None
+            else build_gguf_tokenizer(name, checkpoint.gguf.architecture, checkpoint.gguf.vocabulary)
+        )
+        check_decoder(name, tokenizer)
+    named = frozenset[int]() if checkpoint.gguf is None else gguf_turn_end_ids(checkpoint.gguf.vocabulary)
+    return ModelSource(checkpoint, config, tokenizer, named)
+
+
+def read_configuration(checkpoint: Checkpoint) -> PretrainedConfig:
+    """Read a model's complete configuration; its number of layers is one that can be built.
+
+    Raises:
+        ModelNotFoundError: It cannot be read.
+        UnsupportedArchitectureError: The engine would not compute it exactly.
+        ModelError: Its numbers are none that a model can have.
+    """
+    with _readable(checkpoint) as (folder, arguments):
+        config = _read_config(checkpoint, folder, arguments)
+        _complete(config, checkpoint)
+        check_architecture(checkpoint.name, config)
+    return config
+
+
+@contextlib.contextmanager
+def _readable(checkpoint: Checkpoint) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield what ``pretrained_arguments`` does, and say in one sentence what goes wrong with a model's small files.
+
+    Raises:
+        ModelError: A package is missing.
+        ModelNotFoundError: A file is damaged.
+    """
+    name = checkpoint.name
     try:
-        with (
-            panics_as_errors(),
-            pretrained_arguments(checkpoint.folder, checkpoint.gguf_file) as (folder, arguments),
-        ):
-            config = _read_config(checkpoint, folder, arguments)
-            _complete(config, checkpoint)
-            check_architecture(name, config)
-            check_layout(name, config, checkpoint.tensors, is_gguf=checkpoint.gguf is not None)
-            tokenizer = (
-                read_tokenizer(folder, arguments)
-                if checkpoint.gguf is None
-                else build_gguf_tokenizer(name, checkpoint.gguf.architecture, checkpoint.gguf.vocabulary)
-            )
-            check_decoder(name, tokenizer)
+        with panics_as_errors(), pretrained_arguments(checkpoint.folder, checkpoint.gguf_file) as given:
+            yield given
     except HelixError:
         raise
     except Exception as error:  # a damaged file may raise anything
@@ -101,8 +127,6 @@ def open_source(name: str, home: Path, on_progress: Callable[[str], None]) -> Mo
             f"{subject(name, checkpoint.folder)} has a configuration or a tokenizer that cannot be read "
             f"({_words(error)}); fetch the model again, tokenizer files included"
         ) from error
-    named = frozenset[int]() if checkpoint.gguf is None else gguf_turn_end_ids(checkpoint.gguf.vocabulary)
-    return ModelSource(checkpoint, config, tokenizer, named)
 
 
 def _read_config(checkpoint: Checkpoint, folder: str, arguments: dict[str, Any]) -> PretrainedConfig:
@@ -126,7 +150,7 @@ def _words(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split()):.300}"
 
 
-def _num_layers(checkpoint: Checkpoint) -> object:
+def stated_layers(checkpoint: Checkpoint) -> object:
     """The configuration's number of layers, before transformers builds lists of that length."""
     if checkpoint.gguf is not None:
         return checkpoint.gguf.num_layers

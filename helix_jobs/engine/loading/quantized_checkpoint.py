@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from helix_jobs.engine.loading.stored_tensor import StoredTensor
 
 # Files beside config.json in which tools say so.
-_FILES: Final = {
+QUANTIZATION_FILES: Final = {
     "hf_quant_config.json": "ModelOpt",
     "quantize_config.json": "GPTQ",
     "quant_config.json": "AWQ",
@@ -58,7 +58,7 @@ def check_not_quantized(
         if settings := config.get(key):
             said = settings.get("quant_method", settings.get("method")) if isinstance(settings, dict) else None
             raise _refusal(name, str(said or method), f"{key} in config.json")
-    for file, method in _FILES.items():
+    for file, method in QUANTIZATION_FILES.items():
         if (folder / file).exists():
             raise _refusal(name, method, file)
     unneeded = set(harmless)

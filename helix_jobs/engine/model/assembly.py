@@ -14,7 +14,6 @@ from torch import nn
 
 from helix_jobs.engine.attention.backend import AttentionSpec, LayerAttention
 from helix_jobs.engine.attention.dense import DenseAttention
-from helix_jobs.engine.attention.kv_cache import CacheGeometry
 from helix_jobs.engine.attention.query_factor import QueryFactor
 from helix_jobs.engine.attention.rotary import RotaryTable
 from helix_jobs.engine.model.activations import ACTIVATIONS, XIELU
@@ -85,11 +84,7 @@ class _Assembly:
         return Decoder(
             attention=DenseAttention(
                 AttentionSpec(
-                    geometry=CacheGeometry(
-                        num_layers=len(layers),
-                        num_kv_heads=description.num_kv_heads,
-                        head_dim=description.head_dim,
-                    ),
+                    geometry=description.geometry,
                     num_heads=description.num_heads,
                     layers=tuple(attentions),
                 )

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
+from helix_jobs.engine.attention.kv_cache import CacheGeometry
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -176,9 +178,10 @@ class ModelDescription:
     logit_scale: float = 1.0
     logit_cap: float | None = None
 
-    def kv_bytes_per_token(self, itemsize: int) -> int:
-        """Bytes of keys and values that one token takes in all layers."""
-        return 2 * len(self.layers) * self.num_kv_heads * self.head_dim * itemsize
+    @property
+    def geometry(self) -> CacheGeometry:
+        """Shape of its keys and values."""
+        return CacheGeometry(num_layers=len(self.layers), num_kv_heads=self.num_kv_heads, head_dim=self.head_dim)
 
     def with_layers(self, change: Callable[[int, LayerDescription], LayerDescription]) -> ModelDescription:
         """The same model with ``change(index, layer)`` in place of each layer."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from helix_jobs.engine.attention.groups import MAX_GATHERED_ELEMENTS, MAX_GROUP_SCORES
@@ -10,6 +11,7 @@ from helix_jobs.engine.devices.devices import compiles_each_shape
 from helix_jobs.engine.devices.shape_sizes import power_size, query_size, row_size
 
 if TYPE_CHECKING:
+    from helix_jobs.engine.attention.kv_cache import CacheGeometry
     from helix_jobs.engine.config import EngineConfig
     from helix_jobs.engine.model.decoder import Decoder
 
@@ -19,6 +21,64 @@ _HIDDEN_COPIES: Final = 3
 # Logits of prompts that a step may score, 64 MiB in float32. Trade-off: more would score long prompts in fewer steps,
 # but every step leaves room for them, whether prompts are scored or not.
 _MAX_SCORED_LOGITS: Final = 1 << 24
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepWidths:
+    """What the memory of a model's steps depends on.
+
+    Attributes:
+        geometry: Shape of its keys and values.
+        num_heads: Query heads.
+        hidden_size: Width of the residual stream.
+        widest: Outputs of a layer's widest product.
+        vocab_size: Logits of a row.
+        itemsize: Bytes of an activation.
+        repeats: Whether shapes are padded so that they repeat, as in ``plan_groups``.
+    """
+
+    geometry: CacheGeometry
+    num_heads: int
+    hidden_size: int
+    widest: int
+    vocab_size: int
+    itemsize: int
+    repeats: bool
+
+    @classmethod
+    def of(cls, decoder: Decoder) -> StepWidths:
+        """Those of a loaded model."""
+        return cls(
+            geometry=decoder.geometry,
+            num_heads=decoder.attention.spec.num_heads,
+            hidden_size=decoder.embedding.shape[1],
+            widest=max(linear.out_features for layer in decoder.layers for linear in layer.linears()),
+            vocab_size=decoder.vocab_size,
+            itemsize=decoder.dtype.itemsize,
+            repeats=compiles_each_shape(decoder.device),
+        )
+
+    def step_bytes(self, config: EngineConfig, max_keys: int) -> int:
+        """See the function of this name."""
+        geometry, itemsize, num_heads = self.geometry, self.itemsize, self.num_heads
+        queries = 1 + config.speculation.ceiling
+        num_rows = config.max_batch_size * queries
+        num_tokens = config.token_budget + num_rows
+        # The widest product of a layer is in memory together with its activation.
+        layer = num_tokens * (_HIDDEN_COPIES * self.hidden_size + 2 * self.widest) * itemsize
+        # The softmax reads one copy of the scores and writes another. One query's scores are never divided, however
+        # many its keys.
+        scores = max(MAX_GROUP_SCORES, num_heads * max_keys) * 2 * _FLOAT32_BYTES
+        one_sequence = geometry.num_kv_heads * geometry.head_dim * max_keys
+        gathered = min(max(MAX_GATHERED_ELEMENTS, one_sequence), config.max_batch_size * one_sequence) * 2 * itemsize
+        # Plain products keep one step's masks for all layers. The fused operator makes some anew in each layer, which
+        # the scores that it does not make leave room for.
+        masks = mask_elements(config, max_keys, repeats=self.repeats) * _FLOAT32_BYTES
+        attended = 2 * num_tokens * num_heads * geometry.head_dim * itemsize
+        # Rows for the host are widened before they are downloaded.
+        num_rows += scored_rows(self.vocab_size, config)
+        logits = num_rows * self.vocab_size * (itemsize + _FLOAT32_BYTES)
+        return max(layer, scores + gathered + attended) + masks + logits
 
 
 def step_bytes(decoder: Decoder, config: EngineConfig, max_keys: int) -> int:
@@ -33,29 +93,7 @@ def step_bytes(decoder: Decoder, config: EngineConfig, max_keys: int) -> int:
         config: Bounds the step.
         max_keys: Most tokens of one sequence that the cache can hold.
     """
-    geometry, itemsize = decoder.geometry, decoder.dtype.itemsize
-    num_heads = decoder.attention.spec.num_heads
-    queries = 1 + config.speculation.ceiling
-    num_rows = config.max_batch_size * queries
-    num_tokens = config.token_budget + num_rows
-    # The widest product of a layer is in memory together with its activation.
-    widest = max(linear.out_features for layer in decoder.layers for linear in layer.linears())
-    hidden_size = decoder.embedding.shape[1]
-    layer = num_tokens * (_HIDDEN_COPIES * hidden_size + 2 * widest) * itemsize
-    # The softmax reads one copy of the scores and writes another. One query's scores are never divided, however many
-    # its keys.
-    scores = max(MAX_GROUP_SCORES, num_heads * max_keys) * 2 * _FLOAT32_BYTES
-    one_sequence = geometry.num_kv_heads * geometry.head_dim * max_keys
-    gathered = min(max(MAX_GATHERED_ELEMENTS, one_sequence), config.max_batch_size * one_sequence) * 2 * itemsize
-    repeats = compiles_each_shape(decoder.device)
-    # Plain products keep one step's masks for all layers. The fused operator makes some anew in each layer, which the
-    # scores that it does not make leave room for.
-    masks = mask_elements(config, max_keys, repeats=repeats) * _FLOAT32_BYTES
-    attended = 2 * num_tokens * num_heads * geometry.head_dim * itemsize
-    # Rows for the host are widened before they are downloaded.
-    num_rows += scored_rows(decoder.vocab_size, config)
-    logits = num_rows * decoder.vocab_size * (itemsize + _FLOAT32_BYTES)
-    return max(layer, scores + gathered + attended) + masks + logits
+    return StepWidths.of(decoder).step_bytes(config, max_keys)
 
 
 def scored_rows(vocab_size: int, config: EngineConfig) -> int:

@@ -120,11 +120,14 @@ class DenseLinear:
 
     def pack(self) -> None:
         """See ``Linear``."""
-        if self._is_packed or self._weight.device.type != "cpu" or self._weight.dtype not in _PACKED_DTYPES:
-            return
-        if _can_pack(self._weight.dtype):
+        if not self._is_packed and packs(self._weight.dtype, self._weight.device):
             self._weight = _pack(self._weight)
             self._is_packed = True
+
+
+def packs(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether ``DenseLinear.pack`` lays a weight of this dtype out anew on this device, in memory of its own."""
+    return device.type == "cpu" and dtype in _PACKED_DTYPES and _can_pack(dtype)
 
 
 def _pack(weight: torch.Tensor) -> torch.Tensor:

@@ -106,12 +106,14 @@ def test_network_file_systems(monkeypatch, tmp_path):
 @pytest.mark.demo
 def test_models_that_are_here(demo_home, settings):
     settings = dataclasses.replace(settings, home=demo_home)
-    target, draft = check_models(settings)
+    target, draft, memory = check_models(settings)
     assert (target.subject, target.level) == ("target model", OK)
     assert "135 million parameters" in target.finding
     assert draft.finding == "lookup+int8: nothing to download"
+    assert (memory.subject, memory.level) == ("models, memory", OK)
+    assert "sequences of the longest" in memory.finding
     both = check_models(dataclasses.replace(settings, draft_model="lookup+demo"))
-    assert [verdict.level for verdict in both] == [OK, OK]
+    assert [verdict.level for verdict in both] == [OK, OK, OK]
 
 
 def test_models_that_are_not(settings, monkeypatch, tmp_path):

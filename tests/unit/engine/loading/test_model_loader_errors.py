@@ -13,8 +13,10 @@ from safetensors.torch import load_file, save_file
 from helix_jobs.engine.loading import model_loader, model_memory, model_source
 from helix_jobs.engine.loading.checkpoint import find_local_checkpoint
 from helix_jobs.engine.loading.model_loader import load_models
+from helix_jobs.engine.model.assembly import build_decoder
 from helix_jobs.engine.model.families.registry import describe
 from helix_jobs.engine.model.model_words import subject
+from helix_jobs.engine.model.quantize import quantize
 from helix_jobs.errors import (
     ConfigurationError,
     InsufficientMemoryError,
@@ -236,11 +238,13 @@ def test_too_little_memory_is_found_before_weights_are_read(
     folder = save_checkpoint(tmp_path)
     model = tiny_model()
     parameters = sum(p.numel() for p in model.parameters())
-    cache = 256 * describe(model.config).kv_bytes_per_token(4)
-    need = {
-        "none": 4 * parameters + cache,
-        "int8": 5 * parameters + 2 * cache,
-        "same": 8 * parameters + 2 * cache,
+    cache = 256 * describe(model.config).geometry.block_bytes(1, torch.float32)
+    int8 = sum(linear.nbytes for linear in quantize(build_decoder(model)).linears())
+    need, remedy = {
+        "none": (4 * parameters + cache, "--dtype int8"),
+        "int8": (4 * parameters + int8 + 2 * cache, "--draft none"),
+        # A draft of its own is read as it computes, and then made int8.
+        "same": (8 * parameters + int8, "--draft none"),
     }[draft]
     name = folder if draft == "same" else draft
 
@@ -252,7 +256,10 @@ def test_too_little_memory_is_found_before_weights_are_read(
 
     monkeypatch.setattr(model_loader, "read_weights", never)
     monkeypatch.setattr(model_memory, "free_memory", lambda _: need - 1)
-    with pytest.raises(InsufficientMemoryError, match=r"GB free; use a smaller model, draft none, or a smaller dtype"):
+    with pytest.raises(InsufficientMemoryError, match=rf"GB free; use .*{remedy}"):
+        load(folder, name)
+    monkeypatch.setattr(model_memory, "free_memory", lambda _: 1)
+    with pytest.raises(InsufficientMemoryError, match="GB free; use a smaller model; no dtype of this one fits here"):
         load(folder, name)
 
 

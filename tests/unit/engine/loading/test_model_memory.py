@@ -83,6 +83,7 @@ def test_an_int8_draft_is_asked_no_memory_of_a_device_that_makes_none(
     folder = save_checkpoint(tmp_path, model)
     needed = 4 * sum(p.numel() for p in model.parameters()) + 256 * 2 * 2 * 2 * 8 * 4
     monkeypatch.setattr(model_memory, "describe_device", str)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     read: list[str] = []
 
     def stop(source: Any, *_: Any) -> None:

@@ -1,0 +1,137 @@
+"""The model hub: its library's cache on this machine, downloads, and a model's description without its weights."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from helix_jobs.engine.loading.quantized_checkpoint import QUANTIZATION_FILES, check_not_quantized
+from helix_jobs.engine.model.architecture import check_model_type
+from helix_jobs.errors import HelixError, ModelNotFoundError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+_DESCRIPTION_FILES: Final = ["*.json", "*.jinja", "*.model", "*.txt"]
+# The files that tell whether a model is served.
+_CONFIGURATION_FILES: Final = ["config.json", "adapter_config.json", *QUANTIZATION_FILES]
+
+
+@dataclass(frozen=True, slots=True)
+class HubDescription:
+    """What the hub tells of a model without its weights.
+
+    Attributes:
+        folder: Its configuration files, in a directory that is removed with the context of ``hub_description``.
+        settings: The content of its config.json.
+        sizes: Bytes of each file at the top of the repository, by name.
+        kinds: Number of weights by the type they are stored in, as safetensors names it; empty if the hub does not
+            tell.
+    """
+
+    folder: Path
+    settings: Mapping[str, Any]
+    sizes: Mapping[str, int]
+    kinds: Mapping[str, int]
+
+
+def download(name: str, on_progress: Callable[[str], None]) -> Path:
+    """Download a model into the hub's cache, its description first, and return its folder.
+
+    Raises:
+        ModelNotFoundError: There is no such model, or it cannot be fetched.
+        UnsupportedArchitectureError: The engine cannot serve it; checked before its weights are downloaded.
+    """
+    from huggingface_hub import snapshot_download
+
+    def fetch(patterns: list[str]) -> Path:
+        return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=["*/*"]))
+
+    with _hub_errors(name):
+        on_progress(f"looking up {name} on the hub")
+        folder = fetch(_DESCRIPTION_FILES)
+        config = check_model_type(name, folder)
+        check_not_quantized(name, folder, config, {}, ())  # as far as these files tell, before downloading gigabytes
+        on_progress(f"downloading {name} from the hub")
+        return fetch([*_DESCRIPTION_FILES, "*.safetensors"])
+
+
+def downloaded(name: str) -> Path | None:
+    """The folder in which the hub's library keeps this model on this machine; None if it does not.
+
+    Raises:
+        ModelNotFoundError: The name is none that the hub has.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except HFValidationError as error:
+        raise _no_name(name) from error
+    except LocalEntryNotFoundError:
+        return None
+
+
+@contextlib.contextmanager
+def hub_description(name: str) -> Iterator[HubDescription]:
+    """Fetch a model's configuration and the list of its files; nothing is put into the hub's cache.
+
+    A configuration in the cache would look like a part of a model that was downloaded.
+
+    Raises:
+        ModelNotFoundError: There is no such model, or the hub cannot be asked.
+        UnsupportedArchitectureError, ModelError: As in ``check_model_type`` and ``check_not_quantized``.
+    """
+    from huggingface_hub import HfApi, snapshot_download
+
+    with tempfile.TemporaryDirectory(prefix="helix-hub-") as scratch:
+        with _hub_errors(name):
+            info = HfApi().model_info(name, files_metadata=True)
+            files = {file.rfilename: file.size or 0 for file in info.siblings or () if "/" not in file.rfilename}
+            folder = Path(
+                snapshot_download(
+                    name, revision=info.sha, allow_patterns=_CONFIGURATION_FILES, ignore_patterns=["*/*"],
+                    local_dir=scratch,
+                )
+            )  # fmt: skip
+            config = check_model_type(name, folder)
+            check_not_quantized(name, folder, config, {}, ())
+            kinds = {} if info.safetensors is None else dict(info.safetensors.parameters)
+        yield HubDescription(folder, config, files, kinds)
+
+
+@contextlib.contextmanager
+def _hub_errors(name: str) -> Iterator[None]:
+    """Say in one sentence what the hub's library raises, and what to do.
+
+    Raises:
+        ModelNotFoundError: The library raised an error.
+    """
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
+
+    try:
+        yield
+    except HelixError:
+        raise
+    except HFValidationError as error:
+        raise _no_name(name) from error
+    except GatedRepoError as error:
+        raise ModelNotFoundError(
+            f"model {name} needs its licence accepted on the hub; do so and set HF_TOKEN"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise ModelNotFoundError(f"model {name} is no directory here and not on the hub; check the name") from error
+    except Exception as error:  # each release of the library has another HTTP client, with errors of its own
+        raise ModelNotFoundError(
+            f"model {name} is no directory here and could not be fetched from the hub ({type(error).__name__}); "
+            "check the name and the network, or give a directory"
+        ) from error
+
+
+def _no_name(name: str) -> ModelNotFoundError:
+    """The error for a name that only the hub refuses, such as one with two hyphens side by side."""
+    return ModelNotFoundError(f"model {name:.200} is no directory here and no name on the hub; check the name")

@@ -1,0 +1,121 @@
+"""ModelOutline: a model as its configuration and the list of its files describe it; no weight is read or fetched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import torch
+
+from helix_jobs.engine.loading.checkpoint import STORED_DTYPES, Checkpoint, find_local_checkpoint
+from helix_jobs.engine.loading.demo_model import DEMO_MODEL
+from helix_jobs.engine.loading.hub import HubDescription, hub_description
+from helix_jobs.engine.loading.layout import check_layout
+from helix_jobs.engine.loading.model_sizes import model_sizes
+from helix_jobs.engine.loading.model_source import read_configuration, stated_layers
+from helix_jobs.engine.loading.tensor_names import check_layers
+from helix_jobs.errors import ModelError, ModelNotFoundError, UnsupportedArchitectureError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from helix_jobs.engine.loading.model_sizes import ModelSizes
+
+# No model has as many layers. transformers would make an object of each.
+_MOST_LAYERS: Final = 1000
+_NAMED_DTYPES: Final = ("float64", "float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelOutline:
+    """A model that is served.
+
+    Attributes:
+        name: Its name as the user gave it.
+        model_type: Its family, as config.json names it.
+        stored: The dtype that most of its weights are stored in; None if they are quantised (GGUF), or unknown.
+        file_bytes: Bytes of the files that hold its weights.
+        is_here: Whether these are on this machine.
+        sizes: How large it is.
+    """
+
+    name: str
+    model_type: str
+    stored: torch.dtype | None
+    file_bytes: int
+    is_here: bool
+    sizes: ModelSizes
+
+    @property
+    def stored_name(self) -> str:
+        """``stored`` as a word."""
+        return "blocks (GGUF)" if self.stored is None else str(self.stored).removeprefix("torch.")
+
+
+def model_outline(name: str, home: Path) -> ModelOutline:
+    """Look a model up, on this machine or on the hub.
+
+    Args:
+        name: A directory, a ``.gguf`` file, ``demo`` or a hub id.
+        home: HELIX_HOME; the demo model is kept under it.
+
+    Raises:
+        ModelNotFoundError: There is no such model, or it cannot be looked up.
+        UnsupportedArchitectureError: The engine does not serve it; the message says why.
+        ModelError: Its files are damaged.
+    """
+    found = find_local_checkpoint(name, home)
+    if found is not None:
+        check_layers(name, stated_layers(found), found.tensors)
+        config = read_configuration(found)
+        check_layout(name, config, found.tensors, is_gguf=found.gguf is not None)
+        return ModelOutline(
+            name=name,
+            model_type=config.model_type,
+            stored=found.dtype,
+            file_bytes=sum(file.stat().st_size for file in found.files),
+            is_here=True,
+            sizes=model_sizes(name, config),
+        )
+    if name == DEMO_MODEL:
+        raise ModelNotFoundError(
+            "the demo model is not on this machine; start a worker once, which downloads it (93 MB)"
+        )
+    with hub_description(name) as described:
+        return _from_hub(name, described)
+
+
+def _from_hub(name: str, described: HubDescription) -> ModelOutline:
+    if "adapter_config.json" in described.sizes:
+        raise UnsupportedArchitectureError(
+            f"model {name} has an adapter beside its weights (adapter_config.json); merge it into them "
+            "(merge_and_unload of peft)"
+        )
+    weights = {file: size for file, size in described.sizes.items() if file.endswith(".safetensors")}
+    if not weights:
+        raise ModelNotFoundError(
+            f"model {name} has no safetensors on the hub; convert it to safetensors, or download one of its .gguf "
+            "files and name that file"
+        )
+    checkpoint = Checkpoint(name, described.folder, None, (), {}, described.settings)
+    layers = stated_layers(checkpoint)
+    if not isinstance(layers, int) or not 0 < layers <= _MOST_LAYERS:
+        raise ModelError(f"model {name}: its configuration says {layers!r:.40} layers; choose another model")
+    config = read_configuration(checkpoint)
+    return ModelOutline(
+        name=name,
+        model_type=config.model_type,
+        stored=_stored_dtype(described),
+        file_bytes=sum(weights.values()),
+        is_here=False,
+        sizes=model_sizes(name, config),
+    )
+
+
+def _stored_dtype(described: HubDescription) -> torch.dtype | None:
+    """The dtype of most weights as the hub counts them, else the one that config.json names."""
+    if described.kinds:
+        return STORED_DTYPES.get(max(described.kinds, key=lambda kind: described.kinds[kind]))
+    named = described.settings.get("dtype", described.settings.get("torch_dtype"))
+    dtype: torch.dtype | None = getattr(torch, named) if named in _NAMED_DTYPES else None
+    return dtype

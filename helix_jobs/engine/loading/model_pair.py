@@ -1,0 +1,133 @@
+"""ModelPair: target and draft on a device, and the memory that they take there in each format."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+from helix_jobs.engine.loading.weight_format import formats_for
+from helix_jobs.engine.weights.linear import packs
+
+if TYPE_CHECKING:
+    import torch
+
+    from helix_jobs.engine.loading.model_sizes import ModelSizes
+    from helix_jobs.engine.loading.weight_format import WeightFormat
+
+# The smallest KV cache worth starting with: one sequence of this many tokens.
+SMALLEST_CONTEXT: Final = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairMemory:
+    """What target and draft take on their device, in bytes.
+
+    Attributes:
+        weights: The target's weights once it is loaded.
+        draft: The draft's weights once it is loaded, beyond those that it shares with the target.
+        loading: The most weights that are in memory at once while models are loaded.
+        cache_per_token: Keys and values of a token, in all layers of both models.
+        smallest_tokens: Tokens of the smallest cache worth starting with.
+    """
+
+    weights: int
+    draft: int
+    loading: int
+    cache_per_token: int
+    smallest_tokens: int
+
+    @property
+    def loaded(self) -> int:
+        """Weights of both models once they are loaded."""
+        return self.weights + self.draft
+
+    @property
+    def smallest_cache(self) -> int:
+        """Keys and values of the shortest context worth starting with."""
+        return self.cache_per_token * self.smallest_tokens
+
+    @property
+    def needed(self) -> int:
+        """The memory that a worker cannot start without."""
+        return max(self.loading, self.loaded + self.smallest_cache)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPair:
+    """Target and draft on a device.
+
+    Attributes:
+        device: Where both compute.
+        target: The target model.
+        draft: A draft model, or None.
+        wants_int8_copy: Whether an int8 copy of the target drafts, where one is made.
+    """
+
+    device: torch.device
+    target: ModelSizes
+    draft: ModelSizes | None = None
+    wants_int8_copy: bool = False
+
+    @property
+    def has_draft(self) -> bool:
+        """Whether a model may draft."""
+        return self.draft is not None or self.wants_int8_copy
+
+    def without_draft(self) -> ModelPair:
+        """The target alone."""
+        return replace(self, draft=None, wants_int8_copy=False)
+
+    def memory(self, chosen: WeightFormat) -> PairMemory:
+        """What the models take when the target is in this format; a draft's activations have the same dtype.
+
+        The loader's refusal, ``helix doctor`` and ``helix models`` all take their figures from here.
+        """
+        target, dtype = self.target, chosen.dtype
+        read = target.dense_bytes(dtype, packs=False)
+        # Weights are read in the dtype that they compute in; int8 ones are made from those.
+        if chosen.is_int8:
+            weights, loading = target.int8_bytes(dtype), read + target.int8_products_bytes
+        else:
+            weights, loading = target.dense_bytes(dtype, packs=packs(dtype, self.device)), read
+        cache, drafts = target.geometry.block_bytes(1, dtype), 0
+        if self.draft is not None:
+            drafts, drafts_read = self.draft.dense_bytes(dtype, packs=False), self.draft.dense_bytes(dtype, packs=False)
+            if self.device.type == "cpu":
+                drafts, drafts_read = self.draft.int8_bytes(dtype), drafts_read + self.draft.int8_products_bytes
+            # Products are laid out anew once both models are there.
+            loading = max(loading, (weights if chosen.is_int8 else read) + drafts_read)
+            cache += self.draft.geometry.block_bytes(1, dtype)
+        elif self.wants_int8_copy and makes_int8_copy(self.device, chosen):
+            drafts = target.int8_products_bytes
+            cache *= 2
+        return PairMemory(
+            weights=weights,
+            draft=drafts,
+            loading=max(loading, weights + drafts),
+            cache_per_token=cache,
+            smallest_tokens=min(SMALLEST_CONTEXT, target.context),
+        )
+
+    def remedies(self, chosen: WeightFormat, stored: torch.dtype | None, available: int) -> list[str]:
+        """Options that make the models fit: no draft, another format, or both; each by itself, small changes first.
+
+        Args:
+            chosen: The format that does not fit.
+            stored: The dtype of the checkpoint's weights, or None.
+            available: Free bytes on the device.
+        """
+        alone = self.without_draft()
+        found = []
+        if self.has_draft and alone.memory(chosen).needed <= available:
+            found.append("--draft none")
+        for other in formats_for(self.device, stored):
+            if other != chosen and self.memory(other).needed <= available:
+                found.append(f"--dtype {other.name}")
+            elif other != chosen and self.has_draft and alone.memory(other).needed <= available:
+                found.append(f"--dtype {other.name} --draft none")
+        return found
+
+
+def makes_int8_copy(device: torch.device, chosen: WeightFormat) -> bool:
+    """Whether the draft ``int8`` makes a copy of the target there; elsewhere it is left out."""
+    return device.type == "cpu" and not chosen.is_int8

@@ -1,0 +1,154 @@
+"""ModelSizes: how large a model is, from its configuration alone: weights, keys and values, and a step's shapes."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+from transformers.pytorch_utils import Conv1D
+
+from helix_jobs.engine.devices.devices import compiles_each_shape
+from helix_jobs.engine.model.architecture import context_limits
+from helix_jobs.engine.model.families.registry import describe
+from helix_jobs.engine.model.step_memory import StepWidths
+from helix_jobs.errors import ModelError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from helix_jobs.engine.attention.kv_cache import CacheGeometry
+
+# Bytes of a row's scale, and of a bias, in an int8 layer: both are float32 there.
+_INT8_VECTOR_BYTES: Final = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSizes:
+    """Numbers of weights, and the shapes that memory depends on.
+
+    Attributes:
+        weights: All weights; a head that is the embedding counts once.
+        products: Weights of the matrix products, the output head included.
+        outputs: Rows that the matrix products yield for each token, summed over all of them.
+        biases: Weights of their biases.
+        tied: Weights of the output head if it is the embedding, else 0.
+        largest: Weights of the largest tensor.
+        geometry: Shape of keys and values.
+        num_heads: Query heads.
+        hidden_size: Width of the residual stream.
+        widest: Outputs of a layer's widest product. Trade-off: the products of one module that read the residual
+            stream are taken as one, so it may be a little more than the decoder's own.
+        vocab_size: Logits of a row.
+        context: The most tokens of a sequence, prompt and output together.
+    """
+
+    weights: int
+    products: int
+    outputs: int
+    biases: int
+    tied: int
+    largest: int
+    geometry: CacheGeometry
+    num_heads: int
+    hidden_size: int
+    widest: int
+    vocab_size: int
+    context: int
+
+    def dense_bytes(self, dtype: torch.dtype, *, packs: bool) -> int:
+        """Bytes of the whole model in ``dtype``.
+
+        Args:
+            dtype: Of its weights.
+            packs: Whether its products are laid out anew, which parts a tied head from the embedding.
+        """
+        return (self.weights + (self.tied if packs else 0)) * dtype.itemsize
+
+    @property
+    def int8_products_bytes(self) -> int:
+        """Bytes of its matrix products in int8: weights, a scale for each row, biases."""
+        return self.products + _INT8_VECTOR_BYTES * (self.outputs + self.biases)
+
+    def int8_bytes(self, dtype: torch.dtype) -> int:
+        """Bytes of the whole model with its matrix products in int8, and ``dtype`` elsewhere."""
+        return self.int8_products_bytes + (self.weights - self.products + self.tied - self.biases) * dtype.itemsize
+
+    def step_widths(self, dtype: torch.dtype, device: torch.device) -> StepWidths:
+        """What the memory of a step depends on."""
+        return StepWidths(
+            geometry=self.geometry,
+            num_heads=self.num_heads,
+            hidden_size=self.hidden_size,
+            widest=self.widest,
+            vocab_size=self.vocab_size,
+            itemsize=dtype.itemsize,
+            repeats=compiles_each_shape(device),
+        )
+
+
+def skeleton(name: str, config: PretrainedConfig) -> Any:  # noqa: ANN401  (its class is the architecture's)
+    """The transformers model that a configuration describes, without memory for its weights.
+
+    Args:
+        name: The model's name as the user gave it.
+        config: Configuration of a served architecture, with a number of layers that can be built.
+
+    Raises:
+        ModelError: Its numbers do not fit together.
+    """
+    try:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(copy.deepcopy(config), attn_implementation="eager")
+    except Exception as error:  # numbers that do not fit together may fail anywhere in it
+        raise ModelError(
+            f"model {name}: its configuration describes no model that can be built ({type(error).__name__}: "
+            f"{' '.join(str(error).split()):.200}); fetch the model again"
+        ) from error
+
+
+def model_sizes(name: str, config: PretrainedConfig) -> ModelSizes:
+    """Count the weights that a configuration describes.
+
+    Args:
+        name: The model's name as the user gave it.
+        config: Configuration that ``check_architecture`` has passed.
+
+    Raises:
+        ModelError: As in ``skeleton``.
+    """
+    model = skeleton(name, config)
+    embedding = model.get_input_embeddings().weight
+    head = model.get_output_embeddings().weight
+    parameters = [*model.parameters()]
+    linears = [module for module in model.modules() if isinstance(module, nn.Linear | Conv1D)]
+    biases = [module.bias.numel() for module in linears if module.bias is not None]
+    hidden_size = embedding.shape[1]
+    return ModelSizes(
+        weights=sum(parameter.numel() for parameter in parameters),
+        products=sum(module.weight.numel() for module in linears),
+        outputs=sum(_outputs(module) for module in linears),
+        biases=sum(biases),
+        tied=head.numel() if head is embedding else 0,
+        largest=max(parameter.numel() for parameter in parameters),
+        geometry=describe(config).geometry,
+        num_heads=int(config.num_attention_heads),
+        hidden_size=hidden_size,
+        widest=max(_widest(module, hidden_size) for module in model.base_model.modules()),
+        vocab_size=head.shape[0],
+        context=min(context_limits(config).values()),
+    )
+
+
+def _outputs(module: Any) -> int:  # noqa: ANN401  (a Linear or a Conv1D)
+    return int(module.nf if isinstance(module, Conv1D) else module.out_features)
+
+
+def _widest(parent: nn.Module, hidden_size: int) -> int:
+    """Outputs of the products in this module that read the residual stream, or of its widest product."""
+    linears = [child for child in parent.children() if isinstance(child, nn.Linear | Conv1D)]
+    stacked = sum(_outputs(linear) for linear in linears if linear.weight.numel() == _outputs(linear) * hidden_size)
+    return max([stacked, *map(_outputs, linears)])

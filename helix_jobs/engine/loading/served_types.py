@@ -1,0 +1,43 @@
+"""The model types that are served, and those that are not, for a person who chooses a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from helix_jobs.engine.loading.gguf_names import GGUF_ARCHITECTURES
+from helix_jobs.engine.model.architecture import SUPPORTED_MODEL_TYPES
+from helix_jobs.engine.model.not_served import NOT_SERVED
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+# Their .gguf files name another architecture.
+_LLAMA_IN_GGUF: Final = ("mistral",)
+
+
+@dataclass(frozen=True, slots=True)
+class ServedType:
+    """A model type that is served.
+
+    Attributes:
+        model_type: Its name in config.json.
+        class_name: Its name in config.json's ``architectures``.
+        from_gguf: Whether it is served from a ``.gguf`` file, too.
+    """
+
+    model_type: str
+    class_name: str
+    from_gguf: bool
+
+
+def served_types() -> list[ServedType]:
+    """Every model type that is served."""
+    from_gguf = (*GGUF_ARCHITECTURES, *_LLAMA_IN_GGUF)
+    return [ServedType(kind, name, kind in from_gguf) for kind, name in SUPPORTED_MODEL_TYPES.items()]
+
+
+def types_not_served() -> Mapping[str, str]:
+    """Model types that people ask for and that are refused, each with the reason that the refusal gives."""
+    return NOT_SERVED
