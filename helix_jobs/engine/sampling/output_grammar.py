@@ -130,7 +130,7 @@ class OutputGrammar:
         if self._allows(token_id, output_ids) and logits[token_id] != _FORBIDDEN:
             return token_id
         self.shape(logits, output_ids)
-        return int(logits.argmax())
+        return int(logits.numpy().argmax())
 
     def forced(self, output_ids: Sequence[int]) -> Sequence[int]:
         """The tokens that must follow; perhaps only the first of them, or none. Never raises: see ``error``."""

@@ -14,7 +14,7 @@ from helix_jobs.engine.request import FinishReason
 from helix_jobs.engine.sampling.logits_processors import shape_logits
 from helix_jobs.engine.sampling.logprobs import token_logprobs
 from helix_jobs.engine.sampling.random_numbers import Purpose, uniform
-from helix_jobs.engine.sampling.sampler import processed_probs
+from helix_jobs.engine.sampling.sampler import argmax_of_rows, processed_probs
 from helix_jobs.engine.sampling.verification import SampledRow, Verdict, verify_greedy, verify_sampled
 from helix_jobs.engine.speculation.target_pass import TargetPass
 from helix_jobs.engine.speculation.turn import turns_of
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from helix_jobs.engine.model.runner import ModelRunner
     from helix_jobs.engine.sampling.mask_worker import MaskWorker
-    from helix_jobs.engine.sampling.output_grammar import PositionMasks
+    from helix_jobs.engine.sampling.output_grammar import OutputGrammar, PositionMasks
     from helix_jobs.engine.schedule.scheduler import Schedule
     from helix_jobs.engine.schedule.sequence import Sequence
     from helix_jobs.engine.speculation.drafters.protocol import Proposal
@@ -193,25 +193,26 @@ class SpeculativeStep:
         if processed:
             self._verify_on_host(processed, download.processed, draft_probs)
 
-    def _verify_on_host(self, turns: list[Turn], host: torch.Tensor, draft_probs: torch.Tensor | None) -> None:
+    def _verify_on_host(self, turns: list[Turn], logits: torch.Tensor, draft_probs: torch.Tensor | None) -> None:
         # [num_rows, 1]
-        row_is_finite = torch.isfinite(host.max(dim=1, keepdim=True).values)
+        row_is_finite = torch.isfinite(logits.amax(dim=1, keepdim=True))
         finite = row_is_finite[:, 0].tolist()
-        host = torch.where(row_is_finite, host, 0.0)
-        sampled: list[Turn] = []
-        masked: set[int] = set()
+        # Shaping changes the rows: those whose log probabilities are asked for are needed unchanged.
+        is_kept = any(turn.sequence.logprobs is not None for turn in turns)
+        host = torch.where(row_is_finite, logits, 0.0) if is_kept or not all(finite) else logits
         for turn in turns:
-            sequence, ids = turn.sequence, []
-            if sequence.processors:
+            if turn.sequence.processors:
                 _shape(turn, host)
-            if sequence.params.is_greedy:
-                ids = _most_likely(turn, host[turn.rows.start : turn.rows.stop])
-            if sequence.processors or sequence.grammar is not None:
-                masked.update(_open_masked(turn, host))
-            if sequence.params.is_greedy:
-                _decide(turn, verify_greedy(ids, turn.draft_ids), finite, masked)
-            else:
-                sampled.append(turn)
+        greedy = [turn for turn in turns if turn.sequence.params.is_greedy]
+        sampled = [turn for turn in turns if not turn.sequence.params.is_greedy]
+        ids = argmax_of_rows(host) if greedy else []
+        for turn in greedy:
+            if turn.sequence.grammar is not None:
+                _keep_to_grammar(turn, turn.sequence.grammar, host, ids)
+        masked = _open_masked(host)
+        for turn in greedy:
+            verdict = verify_greedy(ids[turn.rows.start : turn.rows.stop], turn.draft_ids)
+            _decide(turn, verdict, finite, masked)
         if sampled:
             for turn, verdict in zip(sampled, _verify_sampled(sampled, host, draft_probs), strict=True):
                 _decide(turn, verdict, finite, masked)
@@ -295,24 +296,21 @@ def _mask_jobs(turns: SequenceOf[Turn]) -> list[PositionMasks]:
     ]
 
 
-def _most_likely(turn: Turn, rows: torch.Tensor) -> list[int]:
-    """The target's token at each position of a greedy turn, as far as its drafts are accepted.
+def _keep_to_grammar(turn: Turn, grammar: OutputGrammar, host: torch.Tensor, ids: list[int]) -> None:
+    """Replace tokens of a greedy turn that its grammar does not allow, as far as its drafts are accepted.
 
     Args:
         turn: The turn.
-        rows: ``[depth + 1, vocab_size]``, shaped by all processors but the grammar.
+        grammar: Its grammar.
+        host: ``[num_rows, vocab_size]``, shaped by all processors but the grammar.
+        ids: The most likely token of each row.
     """
-    ids: list[int] = rows.argmax(dim=1).tolist()
-    grammar = turn.sequence.grammar
-    if grammar is None:
-        return ids
     output_ids = turn.sequence.output_token_ids
-    for position, draft_id in enumerate((*turn.draft_ids, None)):
-        ids[position] = grammar.choose(ids[position], rows[position], output_ids)
-        if ids[position] != draft_id:
+    for row, draft_id in zip(turn.rows, (*turn.draft_ids, None), strict=True):
+        ids[row] = grammar.choose(ids[row], host[row], output_ids)
+        if ids[row] != draft_id:
             break
-        output_ids.append(ids[position])
-    return ids
+        output_ids.append(ids[row])
 
 
 def _decide(turn: Turn, verdict: Verdict, finite: SequenceOf[bool], masked: Collection[int] = ()) -> None:
@@ -330,14 +328,11 @@ def _decide(turn: Turn, verdict: Verdict, finite: SequenceOf[bool], masked: Coll
         turn.verdict = verdict
 
 
-def _open_masked(turn: Turn, host: torch.Tensor) -> list[int]:
-    """Rows of a shaped turn in which every token is masked; they are opened, so that a distribution can be made."""
-    logits = host[turn.rows.start : turn.rows.stop]
-    masked = torch.isneginf(logits.max(dim=1).values).nonzero()[:, 0]
-    if not len(masked):
-        return []
-    logits[masked] = 0.0
-    return [turn.rows.start + place for place in masked.tolist()]
+def _open_masked(host: torch.Tensor) -> set[int]:
+    """Rows in which every token is masked; they are opened, so that a distribution can be made."""
+    masked = torch.isneginf(host.amax(dim=1)).nonzero()[:, 0]
+    host[masked] = 0.0
+    return set(masked.tolist())
 
 
 def _take_logprobs(turns: SequenceOf[Turn], download: Download) -> None:

@@ -129,6 +129,8 @@ class TargetPass:
         padding = len(logits) - num_greedy - num_host
         greedy, rows, _ = logits.split((num_greedy, num_host, padding))
         best = greedy.max(dim=-1)
+        if self._target.is_synchronous:  # nothing is copied
+            return Download(best.values.float(), best.indices.tolist(), *_parts(rows.float(), scores), [])
         together = torch.cat((best.values.float(), best.indices.float(), rows.float().reshape(-1))).cpu()
         maxima, ids, host = together.split((num_greedy, num_greedy, num_host * self._vocab_size))
         return Download(maxima, ids.long().tolist(), *_parts(host.view(num_host, -1), scores), [])

@@ -13,7 +13,7 @@ from helix_jobs.engine.attention.step_layout import TokenSlice
 from helix_jobs.engine.devices.shape_sizes import SMALL_STEP
 from helix_jobs.engine.sampling.logits_processors import shape_logits
 from helix_jobs.engine.sampling.random_numbers import Purpose, uniform
-from helix_jobs.engine.sampling.sampler import processed_probs, sample
+from helix_jobs.engine.sampling.sampler import argmax_of_rows, processed_probs, sample
 from helix_jobs.engine.speculation.drafters.awaited_drafts import AwaitedDrafts
 from helix_jobs.engine.speculation.drafters.protocol import NOTHING_COMPUTED, Draft, Proposal
 
@@ -244,7 +244,7 @@ class DraftModelDrafter:
         if shaped:
             # Processors may leave no token. The target's row has none either then, and the verdict ends before it.
             host = _without_nan(host)
-        ids: list[int] = host.argmax(dim=-1).tolist()
+        ids = argmax_of_rows(host)
         for row, one in enumerate(batch):
             grammar = one.sequence.grammar
             if grammar is not None and one.sequence.params.is_greedy:
@@ -303,5 +303,5 @@ def _disjoint_starts(ends: SequenceOf[tuple[Sequence, int]]) -> list[int]:
 
 def _without_nan(logits: torch.Tensor) -> torch.Tensor:
     """Make rows uniform in which no logit or not every one is finite: verification divides by their distribution."""
-    finite = torch.isfinite(logits.max(dim=1, keepdim=True).values)
-    return torch.where(finite, logits, 0.0)
+    finite = torch.isfinite(logits.amax(dim=1, keepdim=True))
+    return logits if bool(finite.all()) else torch.where(finite, logits, 0.0)
