@@ -5,7 +5,8 @@ masks. OpenAI defines its ``logprobs`` so. They do not depend on what was drafte
 target's logits at the token's own position.
 
 Trade-off: whole rows of logits are copied to the host for them. A device could rank them itself and send a few numbers,
-but the chosen token of a sampled row is known only on the host, and DirectML lacks operators for it.
+but the chosen token of a sampled row is known only on the host, DirectML lacks operators for it, and a device's top-k
+puts equal logits, which bfloat16 has often, in any order.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class LogprobRows:
 
     Attributes:
         width: Numbers a position: 1 for its token, and 1 for each alternative.
-        token_ids: ``[num_positions * width]``: the position's token, then its alternatives, best first.
+        token_ids: ``[num_positions * width]``: the position's token, then its alternatives, best first; of equals, the
+            lower id first.
         logprobs: Their log probabilities.
     """
 
@@ -53,11 +55,26 @@ def token_logprobs(logits: torch.Tensor, token_ids: Sequence[int], num_alternati
     for start in range(0, len(token_ids), at_once):
         chosen = torch.tensor(token_ids[start : start + at_once], dtype=torch.int64)[:, None]
         # [at_once, vocab_size]
-        logprobs = torch.log_softmax(logits[start : start + at_once], dim=1)
-        best = logprobs.topk(min(num_alternatives, logits.shape[1]), dim=1)
-        missing = num_alternatives - best.indices.shape[1]
+        rows = logits[start : start + at_once]
+        logprobs = torch.log_softmax(rows, dim=1)
+        best = _most_likely(rows, min(num_alternatives, logits.shape[1]))
+        missing = num_alternatives - best.shape[1]
         padding = torch.nn.functional.pad
-        ids += torch.cat((chosen, padding(best.indices, (0, missing), value=NO_TOKEN)), dim=1).flatten().tolist()
-        found = torch.cat((logprobs.gather(1, chosen), padding(best.values, (0, missing))), dim=1)
+        ids += torch.cat((chosen, padding(best, (0, missing), value=NO_TOKEN)), dim=1).flatten().tolist()
+        found = torch.cat((logprobs.gather(1, chosen), padding(logprobs.gather(1, best), (0, missing))), dim=1)
         values += found.flatten().tolist()
     return LogprobRows(1 + num_alternatives, ids, values)
+
+
+def _most_likely(logits: torch.Tensor, count: int) -> torch.Tensor:
+    """The ids of each row's ``count`` highest logits, ``[num_rows, count]``: as a stable sort has them, but faster."""
+    if count == 0:
+        return torch.empty((len(logits), 0), dtype=torch.int64)
+    # One more than wanted shows whether a logit left out equals the last one taken.
+    ids = logits.topk(min(count + 1, logits.shape[1]), dim=1).indices.sort(dim=1).values
+    order = logits.gather(1, ids).sort(dim=1, descending=True, stable=True)
+    ids = ids.gather(1, order.indices)
+    if ids.shape[1] > count:
+        for row in (order.values[:, count - 1] == order.values[:, count]).nonzero()[:, 0].tolist():
+            ids[row] = logits[row].sort(descending=True, stable=True).indices[: count + 1]
+    return ids[:, :count]
