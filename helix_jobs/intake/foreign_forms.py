@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from helix_jobs.errors import InvalidFieldError, InvalidFieldsError
+from helix_jobs.intake.anthropic_messages import AnthropicMessages
 from helix_jobs.intake.combinations import CONVERSATIONS_AND_QUESTION
 from helix_jobs.intake.foreign_tools import (
     anthropic_thinking,
@@ -19,6 +20,8 @@ from helix_jobs.intake.foreign_tools import (
     responses_tools,
     tool_path,
 )
+from helix_jobs.intake.gemini_contents import GeminiContents, gemini_text
+from helix_jobs.intake.gemini_tools import gemini_tools
 from helix_jobs.intake.line_faults import Faults, kind, short
 
 if TYPE_CHECKING:
@@ -46,7 +49,6 @@ _GEMINI_SAMPLING: Final[Mapping[str, str]] = {
     "logprobs": "top_logprobs",
 }
 _LOGPROBS_INCLUDED: Final = ["message.output_text.logprobs"]
-_GEMINI_ROLES: Final[Mapping[str, str]] = {"user": "user", "model": "assistant"}
 _SHAREGPT_ROLES: Final[Mapping[str, str]] = {
     "system": "system",
     "human": "user",
@@ -82,12 +84,18 @@ class ForeignLine:
 
     def _path(self, name: str) -> str:
         message = _MESSAGE.fullmatch(name)
-        if message is None:
-            if "tools" in self.names and (tool := tool_path(name, self.names["tools"], self.parameters)):
+        # The longest of our names that this one is, or that its path begins with.
+        ours = max((own for own in self.names if _begins(name, own)), key=len, default=name)
+        if message is None or ours not in (message[1], name):
+            if (
+                ours in ("tools", name)
+                and "tools" in self.names
+                and (tool := tool_path(name, self.names["tools"], self.parameters))
+            ):
                 return tool
-            # The longest of our names that this one is, or that its path begins with.
-            ours = max((own for own in self.names if _begins(name, own)), key=len, default=name)
             return self.names.get(ours, ours) + name[len(ours) :]
+        if ours == name and message[2] is not None and name in self.names:
+            return self.names[name]
         theirs = self.names.get(message[1], message[1])
         if message[2] is None:
             return theirs
@@ -191,9 +199,15 @@ def _anthropic(values: Mapping[str, Any], params: Mapping[str, Any]) -> ForeignL
     _move(params, ours, {**{name: name for name in same}, "stop_sequences": "stop"})
     faults.of(anthropic_tools, params, ours)
     faults.of(anthropic_thinking, params, ours)
-    system = _with_system(ours, params.get("messages"), params.get("system"), "params.system")
+    messages, has_system = params.get("messages"), params.get("system") not in (None, "", [])
+    translated = AnthropicMessages("params.messages", int(has_system), faults)
+    if isinstance(messages, list):
+        for index, message in enumerate(messages):
+            translated.add(message, index)
+        messages = translated.messages
+    system = _with_system(ours, messages, params.get("system"), "params.system")
     faults.settle()
-    names = {name: f"params.{name}" for name in (*same, "messages", "tools", "tool_choice")}
+    names = {name: f"params.{name}" for name in (*same, "messages", "tools", "tool_choice")} | translated.names
     names |= {"stop": "params.stop_sequences", "max_reasoning_tokens": "params.thinking.budget_tokens"}
     return ForeignLine(ours, {**names, "prompt": "params.messages"}, system, parameters="input_schema")
 
@@ -205,31 +219,29 @@ def _gemini(values: Mapping[str, Any], request: Mapping[str, Any]) -> ForeignLin
         ours.setdefault("custom_id", values["key"])
     config_name = "generation_config" if "generation_config" in request else "generationConfig"
     system_name = "system_instruction" if "system_instruction" in request else "systemInstruction"
-    neutral: dict[str, tuple[Any, ...]] = {"tools": ([],), "safetySettings": ([],), "safety_settings": ([],)}
-    _refuse_others(request, {config_name, system_name, "contents", "model", *neutral}, "request.", faults)
+    neutral: dict[str, tuple[Any, ...]] = {"safetySettings": ([],), "safety_settings": ([],)}
+    known = {config_name, system_name, "contents", "model", "tools", "toolConfig", "tool_config", *neutral}
+    _refuse_others(request, known, "request.", faults)
     _refuse_asking(request, neutral, "request.", faults)
     names = {"custom_id": "key", "messages": "request.contents", "prompt": "request.contents"}
+    faults.of(gemini_tools, request, ours, names)
     _move(request, ours, {"model": "model"})
     config = request.get(config_name) or {}
     if not isinstance(config, dict):
         faults.add(InvalidFieldError(f"request.{config_name}", f"is {kind(config)}", "give an object"))
         config = {}
     names |= _gemini_config(config, f"request.{config_name}", ours, faults)
-    contents, messages = request.get("contents"), []
+    contents, instruction = request.get("contents"), request.get(system_name)
     if not isinstance(contents, list):
         reason = f"is {kind(contents)}" if "contents" in request else "is missing"
         faults.add(InvalidFieldError("request.contents", reason, 'give [{"role": "user", "parts": [{"text": "..."}]}]'))
         contents = []
+    text = None if instruction is None else faults.of(gemini_text, instruction, f"request.{system_name}")
+    translated = GeminiContents("request.contents", int(bool(text)), faults)
     for index, content in enumerate(contents):
-        path = f"request.contents[{index}]"
-        role = content.get("role", "user") if isinstance(content, dict) else None
-        if not isinstance(role, str) or role not in _GEMINI_ROLES:
-            faults.add(InvalidFieldError(f"{path}.role", "is neither user nor model", "give one of the two"))
-            continue
-        messages.append({"role": _GEMINI_ROLES[role], "content": faults.of(_gemini_text, content, path)})
-    instruction = request.get(system_name)
-    text = None if instruction is None else faults.of(_gemini_text, instruction, f"request.{system_name}")
-    system = _with_system(ours, messages, text, f"request.{system_name}")
+        translated.add(content, index)
+    names |= translated.names
+    system = _with_system(ours, translated.messages, text, f"request.{system_name}")
     faults.settle()
     return ForeignLine(ours, names, system)
 
@@ -255,16 +267,6 @@ def _gemini_config(config: Mapping[str, Any], prefix: str, ours: dict[str, Any],
         elif value is not None and (plain, value) != ("responsemimetype", "text/plain"):
             faults.add(InvalidFieldError(path, "asks for something Helix does not do", "remove it"))
     return names
-
-
-def _gemini_text(content: object, path: str) -> str:
-    parts = content.get("parts") if isinstance(content, dict) else None
-    if not isinstance(parts, list) or not parts:
-        raise InvalidFieldError(f"{path}.parts", "is no list of parts", 'give [{"text": "..."}]')
-    for index, part in enumerate(parts):
-        if not isinstance(part, dict) or part.keys() != {"text"} or not isinstance(part["text"], str):
-            raise InvalidFieldError(f"{path}.parts[{index}]", "is no text part", 'give {"text": "..."}')
-    return "\n".join(part["text"] for part in parts)
 
 
 def _sharegpt(values: Mapping[str, Any]) -> ForeignLine:

@@ -136,7 +136,7 @@ def test_sharegpt_turns():
         (anthropic(system=[{"type": "image"}]), ["params.system"]),
         (anthropic(messages=[*RIVER, {"role": "assistant", "content": ""}]), ["params.messages[1].content"]),
         ({**anthropic(), "mystery": 1}, ["mystery"]),
-        (gemini(tools=[{"x": 1}], mystery=1), ["request.mystery", "request.tools"]),
+        (gemini(tools=[{"x": 1}], mystery=1), ["request.mystery", "request.tools[0].x"]),
         (gemini(generationConfig={"topP": 7, "responseMimeType": "text/x.enum"}),
          ["request.generationConfig.responseMimeType"]),
         (gemini(generationConfig={"topP": 7}), ["request.generationConfig.topP"]),
@@ -179,11 +179,14 @@ def test_alpaca_is_named_with_a_command_that_makes_lines(more, text):
 names = st.sampled_from(
     ["params", "request", "conversations", "instruction", "input", "key", "id", "url", "body", "contents", "parts",
      "text", "from", "value", "system", "systemInstruction", "generationConfig", "topP", "role", "messages", "content",
-     "type", "custom_id", "max_output_tokens", "instructions", "stop_sequences"]
+     "type", "custom_id", "max_output_tokens", "instructions", "stop_sequences", "tools", "functionDeclarations",
+     "name", "parameters", "toolConfig", "functionCallingConfig", "mode", "allowedFunctionNames", "functionCall", "args",
+     "functionResponse", "response", "thought", "tool_use_id", "input_schema"]
 )  # fmt: skip
 leaves = (
     st.none() | st.booleans() | st.integers(-2, 2) | st.floats() | st.text(max_size=3)
-    | st.sampled_from(["user", "model", "human", "gpt", "/v1/responses", "text", "message"])
+    | st.sampled_from(["user", "model", "human", "gpt", "/v1/responses", "text", "message", "ANY"])
+    | st.sampled_from(["tool_use", "tool_result", "thinking"])
 )  # fmt: skip
 lines = st.dictionaries(
     names,
