@@ -47,6 +47,7 @@ class CallForm:
         separator: Text between two calls; None if an answer holds one only.
         opens: Token or text before the first call.
         closes: Text behind the last call.
+        is_tagged: Arguments stand one by one in tags, not together as JSON; see ``tagged_arguments``.
     """
 
     name: str
@@ -58,6 +59,7 @@ class CallForm:
     separator: str | None = None
     opens: str = ""
     closes: str = ""
+    is_tagged: bool = False
 
 
 def find_call_form(shown: str, name: str) -> str | None:
@@ -117,11 +119,7 @@ def _read_xml(text: str, parameters: Mapping[str, Any]) -> tuple[str, list[Call]
         arguments: dict[str, Any] = {}
         schema = parameters.get(function[1])
         while (parameter := _PARAMETER.match(text, place)) is not None:
-            end = text.find("</parameter>", parameter.end())
-            if end < 0:
-                raise NoCallsError
-            value = text[parameter.end() : end].removesuffix("\n")
-            arguments[parameter[1]] = _typed(value, schema, parameter[1])
+            arguments[parameter[1]], end = _value_at(text, parameter.end(), schema, parameter[1])
             place = _skip(text, end + len("</parameter>"))
         place = _behind(text, _behind(text, place, "</function>", is_needed=True), "</tool_call>")
         calls.append(Call(function[1], _dumped(arguments)))
@@ -205,17 +203,30 @@ def _dumped(arguments: dict[str, Any]) -> str:
     return text
 
 
-def _typed(value: str, schema: object, name: str) -> object:
-    """A parameter's text as a value: a text where its schema wants one, else the JSON that it is, else a text."""
+def _value_at(text: str, place: int, schema: object, name: str) -> tuple[object, int]:
+    """A parameter's value and where its end tag stands.
+
+    It is a text where its schema wants one, else the JSON that it is, else a text. JSON may hold the end tag.
+    """
     properties = schema.get("properties") if isinstance(schema, dict) else None
-    wanted = properties.get(name) if isinstance(properties, dict) else None
-    if isinstance(wanted, dict) and wanted.get("type") == "string":
-        return value
-    try:
-        found, end = _json_at(value, 0)
-    except NoCallsError:
-        return value
-    return value if value[end:].strip() else found
+    if not is_text(properties.get(name) if isinstance(properties, dict) else None):
+        try:
+            found, end = _json_at(text, place)
+        except NoCallsError:
+            pass
+        else:
+            end = _skip(text, end)
+            if text.startswith("</parameter>", end):
+                return found, end
+    end = text.find("</parameter>", place)
+    if end < 0:
+        raise NoCallsError
+    return text[place:end].removesuffix("\n"), end
+
+
+def is_text(schema: object) -> bool:
+    """Whether a parameter of this schema stands between its tags as a plain text, without quotation marks."""
+    return isinstance(schema, dict) and schema.get("type") == "string"
 
 
 def _skip(text: str, place: int) -> int:
@@ -252,7 +263,16 @@ FORMS: Final[Mapping[str, CallForm]] = {
             separator="\n",
         ),
         # Qwen3-Coder.
-        CallForm("xml", r"<tool_call>\s*<function=NAME>", _read_xml),
+        CallForm(
+            "xml",
+            r"<tool_call>\s*<function=NAME>",
+            _read_xml,
+            before="<tool_call>\n<function=",
+            between=">\n",
+            after="</function>\n</tool_call>",
+            separator="\n",
+            is_tagged=True,
+        ),
         # Mistral, up to version 7 of its tokenizer.
         CallForm(
             "mistral_list",

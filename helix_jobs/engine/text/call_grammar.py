@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from helix_jobs.engine.constraint import Constraint
-from helix_jobs.engine.grammar_text import json_options
 from helix_jobs.engine.text.added_tokens import split_at_tokens
 from helix_jobs.engine.text.call_forms import FORMS
+from helix_jobs.engine.text.tagged_arguments import JSON_OPTIONS, tagged_arguments
 from helix_jobs.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from helix_jobs.engine.chat_options import ToolUse
-
-# JSON as Python and jinja2's tojson write it: calls in prompts look so, and models learn from them.
-_OPTIONS: Final = {**json_options(), "item_separator": ", ", "key_separator": ": "}
 
 
 def call_constraint(tools: ToolUse, form: str, added_tokens: Mapping[str, int]) -> Constraint:
@@ -29,7 +26,7 @@ def call_constraint(tools: ToolUse, form: str, added_tokens: Mapping[str, int]) 
         added_tokens: Added token -> its id. The grammar library never spells these, so the grammar names their ids.
 
     Raises:
-        InvalidRequestError: The form of the model's calls cannot be enforced.
+        InvalidRequestError: The form of the model's calls, or a function's parameters in it, cannot be enforced.
     """
     shape = FORMS[form]
     if not shape.before:
@@ -44,7 +41,10 @@ def call_constraint(tools: ToolUse, form: str, added_tokens: Mapping[str, int]) 
         before = _text(f"{shape.before}{_json_inside(name)}{shape.between}", added_tokens)
         after = _text(shape.after, added_tokens)
         rules.append(f"call_{number}: {before} arguments_{number} {after}".rstrip())
-        rules.append(f"arguments_{number}: %json {json.dumps(_object_schema(offered[name]))}")
+        if shape.is_tagged:
+            rules += tagged_arguments(f"arguments_{number}", name, offered[name], added_tokens)
+        else:
+            rules.append(f"arguments_{number}: %json {json.dumps(_object_schema(offered[name]))}")
     call = " | ".join(f"call_{number}" for number in range(len(names)))
     more = "" if separator is None else _more_calls(_text(separator, added_tokens), is_blank=separator.isspace())
     start = " ".join(filter(None, (_text(shape.opens, added_tokens), "call", more, _text(shape.closes, added_tokens))))
@@ -63,7 +63,7 @@ def _object_schema(schema: Any) -> dict[str, Any]:  # noqa: ANN401  (any JSON va
     """The schema of a call's arguments, which are an object in any case."""
     plain = dict(schema) if isinstance(schema, dict) else {}
     plain.setdefault("type", "object")
-    return {**plain, "x-guidance": _OPTIONS}
+    return {**plain, "x-guidance": JSON_OPTIONS}
 
 
 def _json_inside(name: str) -> str:

@@ -180,8 +180,8 @@ names = st.sampled_from(
     ["params", "request", "conversations", "instruction", "input", "key", "id", "url", "body", "contents", "parts",
      "text", "from", "value", "system", "systemInstruction", "generationConfig", "topP", "role", "messages", "content",
      "type", "custom_id", "max_output_tokens", "instructions", "stop_sequences", "tools", "functionDeclarations",
-     "name", "parameters", "toolConfig", "functionCallingConfig", "mode", "allowedFunctionNames", "functionCall", "args",
-     "functionResponse", "response", "thought", "tool_use_id", "input_schema"]
+     "name", "parameters", "toolConfig", "functionCallingConfig", "mode", "allowedFunctionNames", "functionCall",
+     "args", "functionResponse", "response", "thought", "tool_use_id", "input_schema"]
 )  # fmt: skip
 leaves = (
     st.none() | st.booleans() | st.integers(-2, 2) | st.floats() | st.text(max_size=3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import jsonschema
 import llguidance
 import llguidance.hf
 import pytest
@@ -133,9 +134,103 @@ def test_an_answer_may_end_behind_the_line_break_after_a_call(tokenizer):
     assert not passes(tokenizer, alone, text)
 
 
-def test_a_form_that_is_no_json_cannot_be_enforced():
-    with pytest.raises(InvalidRequestError, match=r"tool_choice: .* cannot be enforced"):
-        call_constraint(ToolUse(tools=TOOLS, is_required=True), "xml", {})
+def tagged(name, arguments):
+    """As the template of Qwen3-Coder writes a call."""
+    values = {key: value if isinstance(value, str) else spelt(value) for key, value in arguments.items()}
+    inner = "".join(f"<parameter={key}>\n{value}\n</parameter>\n" for key, value in values.items())
+    return f"<tool_call>\n<function={name}>\n{inner}</function>\n</tool_call>"
+
+
+PAINT = {
+    "type": "object",
+    "properties": {
+        "what": {"type": "string"},
+        "colour": {"type": "string", "enum": ["red", "a/b (c)"]},
+        "code": {"type": "string", "minLength": 1, "maxLength": 3},
+        "coats": {"type": "integer", "minimum": 1},
+        "notes": {"type": "array", "items": {"$ref": "#/$defs/note"}},
+        "either": {"type": ["string", "null"]},
+        "never": False,
+    },
+    "required": ["what", "any"],
+    "$defs": {"note": {"type": "string"}},
+}
+PAINT_TOOLS = (*TOOLS, {"type": "function", "function": {"name": "paint", "parameters": PAINT}})
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"what": "a door", "any": 1},
+        {"what": "", "any": {"a": [None]}},
+        {"what": "\n two\nlines\n\n", "any": True},
+        {"what": "<parameter=x> </function> \u00e9 </parameter", "any": []},
+        {"what": "12", "colour": "a/b (c)", "code": "\U0001f600/\n", "coats": 3, "any": "x"},
+        {"what": "x", "notes": ["</parameter>", "\n</parameter>\n</function>"], "any": "</parameter>"},
+        {"what": "x", "either": None, "any": 0},
+    ],
+)
+def test_a_call_in_tags_is_let_through_and_read_as_it_was_meant(tokenizer, arguments):
+    constraint = call_constraint(ToolUse(tools=PAINT_TOOLS, is_required=True), "xml", added(tokenizer))
+    # A value that may be a text or something else is JSON, with quotation marks.
+    shown = {
+        name: json.dumps(value, ensure_ascii=False) if name in ("any", "either") else value
+        for name, value in arguments.items()
+    }
+    text = tagged("paint", shown)
+    assert passes(tokenizer, constraint, text), text
+    words, (call,) = read_calls(text, "xml", {"paint": PAINT})
+    assert (words, call.name, json.loads(call.arguments)) == ("", "paint", arguments)
+    jsonschema.validate(json.loads(call.arguments), PAINT)
+
+
+def test_calls_in_tags_may_be_several(tokenizer):
+    constraint = call_constraint(ToolUse(tools=PAINT_TOOLS, is_required=True), "xml", added(tokenizer))
+    alone = call_constraint(ToolUse(tools=PAINT_TOOLS, only="wait"), "xml", added(tokenizer))
+    text = tagged("wait", {}) + "\n" + tagged("paint", {"what": "x", "any": 1})
+    assert passes(tokenizer, constraint, text)
+    assert passes(tokenizer, constraint, text + "\n")
+    assert not passes(tokenizer, alone, text)
+    assert passes(tokenizer, alone, tagged("wait", {}))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Sure.",
+        tagged("paint", {"what": "x"}),
+        tagged("paint", {"any": 1, "what": "x"}),
+        tagged("paint", {"what": "x", "colour": "blue", "any": 1}),
+        tagged("paint", {"what": "x", "code": "four", "any": 1}),
+        tagged("paint", {"what": "x", "code": "", "any": 1}),
+        tagged("paint", {"what": "x", "coats": 0, "any": 1}),
+        tagged("paint", {"what": "x", "notes": [1], "any": 1}),
+        tagged("paint", {"what": "x", "never": 1, "any": 1}),
+        tagged("paint", {"what": "x", "other": 1, "any": 1}),
+        tagged("paint", {"what": "x\n</parameter>\n<parameter=other>\nx", "any": 1}),
+        tagged("go", {}),
+        tagged("wait", {})[:-1],
+    ],
+)
+def test_what_is_no_valid_call_in_tags_is_not_let_through(tokenizer, text):
+    constraint = call_constraint(ToolUse(tools=PAINT_TOOLS, is_required=True), "xml", added(tokenizer))
+    assert not passes(tokenizer, constraint, text)
+
+
+@pytest.mark.parametrize(
+    ("schema", "what"),
+    [
+        ({"properties": {"q": {"type": "string", "pattern": "a+"}}}, "pattern of a text"),
+        ({"properties": {"q": {"type": "string", "enum": ["</parameter>"]}}}, "a text that may have no value"),
+        ({"properties": {"a b": {}}}, "a parameter's name with white space or angle brackets"),
+        ({"minProperties": 1}, "the schema's minProperties"),
+        ({"properties": {"q": {"$ref": "#/properties/q"}}}, "a \\$ref that points outside of \\$defs"),
+    ],
+)
+def test_parameters_that_tags_cannot_be_held_to_are_named(schema, what):
+    tools = ({"type": "function", "function": {"name": "f", "parameters": {"type": "object", **schema}}},)
+    with pytest.raises(InvalidRequestError, match=rf"tool_choice: f: {what} cannot be enforced"):
+        call_constraint(ToolUse(tools=tools, is_required=True), "xml", {})
 
 
 def test_a_parameters_name_cannot_be_written_in_escapes(tokenizer):
