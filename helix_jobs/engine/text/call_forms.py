@@ -10,6 +10,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from helix_jobs.engine.text.gemma_arguments import arguments_at
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -41,7 +43,7 @@ class CallForm:
         name: The form's name.
         seen: Regular expression of a call of the function ``NAME`` in a rendered chat.
         read: Splits a text into the words around the calls and the calls; raises ``NoCallsError``.
-        before: Text before each call's name, in a call that is enforced.
+        before: Text before each call's name, in a call that is enforced; empty where none can be.
         between: Text between name and arguments.
         after: Text behind the arguments.
         separator: Text between two calls; None if an answer holds one only.
@@ -162,6 +164,27 @@ def _read_mistral(text: str, parameters: Mapping[str, Any]) -> tuple[str, list[C
         if part[end:].strip():
             raise NoCallsError
     return words, calls
+
+
+_GEMMA_NAME: Final = re.compile(r"call:([^\s{}<>:]+)")
+
+
+def _read_gemma(text: str, parameters: Mapping[str, Any]) -> tuple[str, list[Call]]:
+    del parameters
+    words, calls, place = [], [], 0
+    while (start := text.find("<|tool_call>", place)) >= 0:
+        words.append(text[place:start])
+        name = _GEMMA_NAME.match(text, start + len("<|tool_call>"))
+        if name is None:
+            raise NoCallsError
+        try:
+            arguments, end = arguments_at(text, name.end())
+        except (ValueError, RecursionError) as error:
+            raise NoCallsError from error
+        calls.append(Call(name[1], _dumped(arguments)))
+        place = _behind(text, end, "<tool_call|>")
+    # A model that waits for the answers to its calls writes their mark.
+    return _joined([*words, text[place:].removesuffix("<|tool_response>")]), calls
 
 
 def _json_at(text: str, place: int) -> tuple[Any, int]:
@@ -294,6 +317,8 @@ FORMS: Final[Mapping[str, CallForm]] = {
             between="[ARGS]",
             separator="",
         ),
+        # Gemma 4.
+        CallForm("gemma", r"<\|tool_call>call:NAME\{", _read_gemma),
         # Llama 3.1 and later.
         CallForm(
             "llama",

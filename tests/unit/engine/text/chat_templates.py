@@ -68,6 +68,18 @@ XML = (
     "{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+# As with Gemma 4: calls with bare names, and texts between marks.
+GEMMA_CALL = (
+    "{% macro value(v) %}{% if v is string %}{{ '<|\"|>' + v + '<|\"|>' }}{% elif v is boolean %}"
+    "{{ 'true' if v else 'false' }}{% elif v is mapping %}{{ '{' }}{% for k, i in v | dictsort %}"
+    "{{ k + ':' + value(i) + (',' if not loop.last else '') }}{% endfor %}{{ '}' }}{% elif v is iterable %}{{ '[' }}"
+    "{% for i in v %}{{ value(i) + (',' if not loop.last else '') }}{% endfor %}{{ ']' }}{% else %}{{ v }}{% endif %}"
+    "{% endmacro %}{{ bos_token }}{% for t in tools or [] %}{{ '<|tool>declaration:' + t.function.name + '<tool|>' }}"
+    "{% endfor %}{% for m in messages %}{{ '<|turn>' + ('model' if m.role == 'assistant' else m.role) + '\n' }}"
+    "{% for c in m.tool_calls or [] %}{{ '<|tool_call>call:' + c.function.name + value(c.function.arguments) }}"
+    "{{ '<tool_call|>' }}{% endfor %}{{ (m.content or '') | trim + '<turn|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|turn>model\n' }}{% endif %}"
+)
 # As with Mistral's later tokenizers.
 NAMED_ARGUMENTS = (
     "{{ bos_token }}{% if tools %}{{ '[AVAILABLE_TOOLS]' + tools | tojson + '[/AVAILABLE_TOOLS]' }}{% endif %}"

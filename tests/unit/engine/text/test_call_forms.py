@@ -12,10 +12,23 @@ from hypothesis import strategies as st
 
 from helix_jobs.engine.text.call_forms import FORMS, Call, read_calls
 from helix_jobs.engine.text.chat_template import ChatTemplate
-from tests.unit.engine.text.chat_templates import BARE_JSON, MISTRAL_NEMO, NAMED_ARGUMENTS, QWEN2_5, QWEN3, XML
+from tests.unit.engine.text.chat_templates import (
+    BARE_JSON,
+    GEMMA_CALL,
+    MISTRAL_NEMO,
+    NAMED_ARGUMENTS,
+    QWEN2_5,
+    QWEN3,
+    XML,
+)
 
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
 PARAMETERS = {"look_up": {"type": "object", "properties": {"q": {"type": "string"}}}, "count": {}}
+
+GEMMA_CALLS = (
+    'Hm<|tool_call>call:look_up{q:<|"|>a, "b": {c}\n<|"|>,n:[1,-2.5e3,{x:<|"|><|"|>}],t:true,z:None}<tool_call|>'
+    '<|tool_call>call:count{<|"|>a b<|"|>:null}<tool_call|><|tool_response>'
+)
 
 
 @pytest.mark.parametrize(
@@ -37,6 +50,10 @@ PARAMETERS = {"look_up": {"type": "object", "properties": {"q": {"type": "string
         ("mistral_list", 'Ja[TOOL_CALLS][{"name": "count", "arguments": {}, "id": "a1"}]', "Ja", [("count", "{}")]),
         ("mistral", '[TOOL_CALLS]count[ARGS]{"n": 1}[TOOL_CALLS]look_up[CALL_ID]1[ARGS]{}', "",
          [("count", '{"n": 1}'), ("look_up", "{}")]),
+        ("gemma", "<|tool_call>call:count{}<tool_call|>", "", [("count", "{}")]),
+        ("gemma", GEMMA_CALLS, "Hm",
+         [("look_up", '{"q": "a, \\"b\\": {c}\\n", "n": [1, -2500.0, {"x": ""}], "t": true, "z": null}'),
+          ("count", '{"a b": null}')]),
         ("mistral", 'count[TOOL_CALLS]count{"n": [1, {"a": null}]}', "count", [("count", '{"n": [1, {"a": null}]}')]),
     ],
 )  # fmt: skip
@@ -61,6 +78,14 @@ def test_calls_are_read(form, text, words, calls):
         ("xml", "<tool_call><function=count><parameter=a>x</function></tool_call>"),
         ("xml", "<tool_call><function=count>"),
         ("xml", "<tool_call>count</tool_call>"),
+        ("gemma", "<|tool_call>call:count{n:1"),
+        ("gemma", "<|tool_call>call:count{n:1,n:2}<tool_call|>"),
+        ("gemma", '<|tool_call>call:count{n:<|"|>open}<tool_call|>'),
+        ("gemma", "<|tool_call>call:count{n:word}<tool_call|>"),
+        ("gemma", "<|tool_call>call:count{n:NaN}<tool_call|>"),
+        ("gemma", "<|tool_call>count{}<tool_call|>"),
+        ("gemma", "<|tool_call>call:count{}<tool_call|> and <|tool_call>"),
+        ("gemma", "<|tool_call>call:count{n:" + "[" * 5000),
         ("llama", 'Sure: {"name": "count", "parameters": {}}'),
         ("llama", '{"name": "count", "parameters": {}} and then'),
         ("llama", '{"a": 1}'),
@@ -94,6 +119,7 @@ PIECES = (
     ),
     *('{"name": "count", "arguments": {}}', '{"name": "count", "parameters": {"a": 1}}', "[", "]", ";", "count", "\n"),
     *("<parameter=a>", "</parameter>", '"', "\\", "<|python_tag|>", "NaN", "1e999", "é", "\x00", "null", ", ", ": "),
+    *("<|tool_call>", "<tool_call|>", "call:count{", "n:", '<|"|>'),
 )
 
 
@@ -129,7 +155,7 @@ values = st.recursive(
     ("source", "form", "count"),
     [
         (QWEN3, "hermes", 2), (QWEN2_5, "hermes", 2), (MISTRAL_NEMO, "mistral_list", 2),
-        (NAMED_ARGUMENTS, "mistral", 2), (BARE_JSON, "llama", 1),
+        (NAMED_ARGUMENTS, "mistral", 2), (BARE_JSON, "llama", 1), (GEMMA_CALL, "gemma", 2),
     ],
 )  # fmt: skip
 @given(

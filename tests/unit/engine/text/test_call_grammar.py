@@ -134,6 +134,11 @@ def test_an_answer_may_end_behind_the_line_break_after_a_call(tokenizer):
     assert not passes(tokenizer, alone, text)
 
 
+def test_a_form_that_is_only_read_cannot_be_enforced():
+    with pytest.raises(InvalidRequestError, match=r"tool_choice: .* cannot be enforced"):
+        call_constraint(ToolUse(tools=TOOLS, is_required=True), "gemma", {})
+
+
 def tagged(name, arguments):
     """As the template of Qwen3-Coder writes a call."""
     values = {key: value if isinstance(value, str) else spelt(value) for key, value in arguments.items()}

@@ -12,6 +12,7 @@ from tests.unit.engine.text.chat_templates import (
     BARE_JSON,
     BRACKETS,
     CHANNELS,
+    GEMMA_CALL,
     MISTRAL_NEMO,
     NAMED_ARGUMENTS,
     NULL_CONTENT,
@@ -212,7 +213,8 @@ def test_ids_are_made_short_where_a_template_takes_no_other():
     ("source", "form"),
     [
         (QWEN3, "hermes"), (QWEN2_5, "hermes"), (XML, "xml"), (MISTRAL_NEMO, "mistral_list"),
-        (NAMED_ARGUMENTS, "mistral"), (BARE_JSON, "llama"), (NULL_CONTENT, None), (CHATML, None), (OPENED, None),
+        (NAMED_ARGUMENTS, "mistral"), (BARE_JSON, "llama"), (GEMMA_CALL, "gemma"),
+        (NULL_CONTENT, None), (CHATML, None), (OPENED, None),
     ],
 )  # fmt: skip
 def test_the_form_of_calls_is_the_one_that_the_template_writes(source, form):
