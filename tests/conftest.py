@@ -167,13 +167,6 @@ def empty_database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[D
 
 
 @pytest.fixture(scope="session")
-def folder_of_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A temporary folder that all processes of a run with pytest-xdist share."""
-    own = tmp_path_factory.getbasetemp()
-    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
-
-
-@pytest.fixture(scope="session")
 def demo_home(pytestconfig: pytest.Config) -> Path:
     """A HELIX_HOME that holds the demo model, kept between runs of the tests."""
     from helix_jobs.engine.loading.demo_model import ensure_demo_model  # torch, only where it is needed

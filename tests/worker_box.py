@@ -26,6 +26,9 @@ from tests.migrated_sqlite import lay_database
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    # Arguments, environment, working directory, log; returns what answers to the names of a Popen.
+    StartForked = Callable[[list[str], dict[str, str], Path, Path], Any]
+
 ROOT = Path(__file__).parents[1]
 PATIENCE = 45.0
 
@@ -62,9 +65,9 @@ def flush(url: str) -> None:
 
 @dataclass
 class WorkerProcess:
-    """A real ``python worker.py``."""
+    """A real worker: ``python worker.py``, or its like from a fork server."""
 
-    process: subprocess.Popen[bytes]
+    process: Any  # a Popen, or what answers to the same names
     log_path: Path
 
     @property
@@ -96,11 +99,20 @@ class WorkerProcess:
 
 @dataclass
 class Box:
-    """One Helix installation: a home, a database, a broker, and the workers and other processes a test starts."""
+    """One Helix installation: a home, a database, a broker, and the workers and other processes a test starts.
+
+    Attributes:
+        settings: Of everything in it.
+        temporary: A directory of its own.
+        started: Its workers.
+        start_forked: Forks a worker from a process that has imported everything, which saves most of a start. Without
+            it each worker is a fresh ``python worker.py``.
+    """
 
     settings: Settings
     temporary: Path
     started: list[WorkerProcess] = field(default_factory=list)
+    start_forked: StartForked | None = field(kw_only=True, default=None)
     _spawned: list[subprocess.Popen[str]] = field(default_factory=list)
 
     @property
@@ -115,10 +127,22 @@ class Box:
     def database(self) -> Database:
         return Database(self.settings.database_url)
 
-    def start_worker(self, *arguments: str, ready: bool = True, **environment: str) -> WorkerProcess:
-        """Start ``python worker.py``; keyword arguments are HELIX_* variables without the prefix."""
+    def start_worker(
+        self, *arguments: str, ready: bool = True, fresh: bool = False, **environment: str
+    ) -> WorkerProcess:
+        """Start a worker.
+
+        Args:
+            arguments: Of ``worker.py``.
+            ready: Wait until it takes jobs.
+            fresh: Start an interpreter, where what it inherits or imports is what the test is about.
+            environment: HELIX_* variables without the prefix, in small letters.
+        """
         extra = {f"HELIX_{name.upper()}": value for name, value in environment.items()}
         log_path = self.new_log()
+        if self.start_forked is not None and not fresh:
+            forked = self.start_forked([*arguments], self.environment | extra, self.temporary, log_path)
+            return self.adopt(WorkerProcess(forked, log_path), ready=ready)
         with log_path.open("wb") as log:
             process = subprocess.Popen(
                 [sys.executable, "-W", "error", str(ROOT / "worker.py"), *arguments],
@@ -219,7 +243,14 @@ class Box:
             self._database.dispose()
 
 
-def make_box(home: Path, temporary: Path, *, redis_url: str | None, database_url: str | None) -> Box:
+def make_box(
+    home: Path,
+    temporary: Path,
+    *,
+    redis_url: str | None,
+    database_url: str | None,
+    start_forked: StartForked | None = None,
+) -> Box:
     """A box whose worker has the fake engine and four slots; without a URL its database is SQLite's, and migrated."""
     file = home / "helix.db"
     if database_url is None:
@@ -233,4 +264,4 @@ def make_box(home: Path, temporary: Path, *, redis_url: str | None, database_url
         # Boxes must not see each other's.
         lock_dir=temporary / "locks",
     )
-    return Box(settings, temporary)
+    return Box(settings, temporary, start_forked=start_forked)

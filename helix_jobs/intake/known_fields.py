@@ -167,6 +167,8 @@ def refuse_unknown(values: Mapping[str, Any], known: frozenset[str], faults: Fau
     if values.keys() <= known:
         return
     for name in values:
+        if faults.is_full:  # a name that was meant takes a while to find
+            return
         if name in known:
             continue
         if prefix and name in _BESIDE_BODY:

@@ -38,6 +38,11 @@ class Faults:
         """Whether there is any fault."""
         return bool(self._found)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether there are so many that no further one is told; whoever looks for more may stop."""
+        return len(self._found) >= _MAX_FAULTS
+
     def of(self, check: Callable[[Unpack[_Arguments]], _Value], /, *args: *_Arguments) -> _Value:
         """Return a check's result. If the check refuses, note the fault; the result is then unused: see `settle`."""
         try:
@@ -48,7 +53,7 @@ class Faults:
 
     def add(self, error: InvalidFieldError) -> None:
         """Note one fault, or all faults that an inner check has found."""
-        if len(self._found) < _MAX_FAULTS:
+        if not self.is_full:
             self._found += error.faults if isinstance(error, InvalidFieldsError) else (error,)
 
     def settle(self) -> None:

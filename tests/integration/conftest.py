@@ -14,12 +14,16 @@ import pytest
 from helix_jobs import HelixClient
 from helix_jobs.broker.publisher import EmbeddedBroker, ping
 from helix_jobs.settings import Settings
+from tests.acceptance.faults.fork_server import ForkServer
+from tests.acceptance.faults.plan import Plan
 from tests.worker_box import Box, flush, make_box
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from helix_jobs.storage.database import Database
+    from tests.acceptance.faults.fork_server import ForkedProcess
+    from tests.worker_box import StartForked
 
 
 @pytest.fixture(scope="session")
@@ -54,21 +58,35 @@ def short_tmp() -> Iterator[Path]:
     shutil.rmtree(path, ignore_errors=True)
 
 
+@pytest.fixture(scope="session")
+def start_forked() -> Iterator[StartForked]:
+    """Starts workers in a tenth of the processor time that a fresh interpreter takes."""
+    server = ForkServer()
+
+    def start(arguments: list[str], environment: dict[str, str], directory: Path, log: Path) -> ForkedProcess:
+        return server.start(Plan(), "worker", arguments, environment=environment, directory=directory, log=log)
+
+    yield start
+    server.close()
+
+
 @pytest.fixture
-def embedded_box(short_tmp: Path) -> Iterator[Box]:
+def embedded_box(short_tmp: Path, start_forked: StartForked) -> Iterator[Box]:
     """SQLite and the embedded broker: what a newcomer has."""
     if sys.platform == "win32":
         pytest.skip("no embedded broker on Windows")
-    box = make_box(short_tmp / "home", short_tmp, redis_url=None, database_url=None)
+    box = make_box(short_tmp / "home", short_tmp, redis_url=None, database_url=None, start_forked=start_forked)
     yield box
     box.close()
 
 
 @pytest.fixture
-def services_box(short_tmp: Path, empty_redis: str, postgres_database: Database) -> Iterator[Box]:
+def services_box(
+    short_tmp: Path, empty_redis: str, postgres_database: Database, start_forked: StartForked
+) -> Iterator[Box]:
     """Postgres and a Redis server."""
     url = postgres_database.url.render_as_string(hide_password=False)
-    box = make_box(short_tmp / "home", short_tmp, redis_url=empty_redis, database_url=url)
+    box = make_box(short_tmp / "home", short_tmp, redis_url=empty_redis, database_url=url, start_forked=start_forked)
     yield box
     box.close()
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from tests.worker_box import StartForked
+
 pytestmark = [
     pytest.mark.redis,
     pytest.mark.skipif(sys.platform == "win32", reason="no embedded server on Windows"),
@@ -41,8 +43,8 @@ def client(empty_redis: str) -> Iterator[Redis]:
 
 
 @pytest.fixture
-def box(short_tmp: Path, empty_redis: str) -> Iterator[Box]:
-    made = make_box(short_tmp / "home", short_tmp, redis_url=empty_redis, database_url=None)
+def box(short_tmp: Path, empty_redis: str, start_forked: StartForked) -> Iterator[Box]:
+    made = make_box(short_tmp / "home", short_tmp, redis_url=empty_redis, database_url=None, start_forked=start_forked)
     yield made
     made.close()
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from helix_jobs.doctor.verdict import Verdict
+    from tests.worker_box import StartForked
 
 pytestmark = [
     pytest.mark.redis,
@@ -37,12 +38,15 @@ pytestmark = [
 
 
 @pytest.fixture
-def boxes(short_tmp: Path, empty_redis: str) -> Iterator[list[Box]]:
+def boxes(short_tmp: Path, empty_redis: str, start_forked: StartForked) -> Iterator[list[Box]]:
     """Two installations on one Redis."""
     made = []
     for name in ("a", "b"):
-        (short_tmp / name).mkdir()
-        made.append(make_box(short_tmp / name / "home", short_tmp / name, redis_url=empty_redis, database_url=None))
+        place = short_tmp / name
+        place.mkdir()
+        made.append(
+            make_box(place / "home", place, redis_url=empty_redis, database_url=None, start_forked=start_forked)
+        )
     yield made
     for box in made:
         box.close()

@@ -32,7 +32,7 @@ SLOW_STEPS = "0.05"
 
 def test_a_batch_is_drained_and_the_worker_leaves_in_order(box: Box) -> None:
     batch = box.submit(*prompts(150))
-    worker = box.start_worker()
+    worker = box.start_worker(fresh=True)
     box.wait_states(batch, succeeded=150)
 
     with box.client() as client:

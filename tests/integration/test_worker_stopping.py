@@ -70,7 +70,7 @@ def test_a_closed_terminal_stops_a_worker_and_its_broker(
 ) -> None:
     inherit_hangup(signal.SIG_DFL)
     batch = embedded_box.submit(*prompts(20))
-    worker = embedded_box.start_worker()
+    worker = embedded_box.start_worker(fresh=True)
     embedded_box.wait_states(batch, succeeded=20)
     worker.send(signal.SIGHUP)
     assert worker.wait() == 0, worker.log
@@ -81,7 +81,7 @@ def test_under_nohup_a_worker_outlives_its_terminal(
     embedded_box: Box, inherit_hangup: Callable[[signal.Handlers], object]
 ) -> None:
     inherit_hangup(signal.SIG_IGN)
-    worker = embedded_box.start_worker()
+    worker = embedded_box.start_worker(fresh=True)
     worker.send(signal.SIGHUP)
     embedded_box.wait_states(embedded_box.submit(*prompts(20)), succeeded=20)
     assert "stopping" not in worker.log

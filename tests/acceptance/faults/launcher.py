@@ -10,6 +10,7 @@ quick scenarios start many workers, whose imports would take most of their time.
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import importlib
 import json
 import os
@@ -90,6 +91,8 @@ def _become(request: dict[str, Any]) -> None:
     for source, target in ((nothing, 0), (log, 1), (log, 2)):
         os.dup2(source, target)
     warnings.simplefilter("error")
+    if "PYTHONFAULTHANDLER" in os.environ:
+        faulthandler.enable()
 
 
 def _tell(message: dict[str, Any]) -> None:

@@ -23,11 +23,13 @@ def _same_numbers_in_any_order():
 
 
 @pytest.fixture(scope="session")
-def compiled_folder(folder_of_run: Path) -> Path:
-    """Where kernels for heads of 16 are compiled, by the first process of a run that needs them."""
-    made = folder_of_run / "native"
+def compiled_folder(pytestconfig: pytest.Config) -> Path:
+    """Where compiled kernels are kept between runs of the tests; those for heads of 16 are there."""
+    cache = pytestconfig.cache
+    assert cache is not None
+    made = cache.mkdir("helix-native")
     try:
-        with FileLock(folder_of_run / "native.lock"):
+        with FileLock(made / "tests.lock"):  # the processes of a run need them at once; one of them compiles
             build_library(made, 16)
     except ConfigurationError as error:
         pytest.skip(str(error))

@@ -119,6 +119,14 @@ def test_a_trial_pays_where_all_steps_together_are_faster_and_none_is_slower(
     assert pays(seconds) is expected
 
 
+@pytest.fixture
+def brief_trials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trial times each kind of step once: nothing here depends on how long one takes."""
+    monkeypatch.setattr(attention_trial, "_ROUNDS", 1)
+    monkeypatch.setattr(attention_trial, "_CALLS", 1)
+
+
+@pytest.mark.usefixtures("brief_trials")
 @pytest.mark.parametrize("is_taken", [True, False])
 def test_the_verdict_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_taken: bool) -> None:
     monkeypatch.setattr(attention_trial, "pays", lambda seconds: len(seconds) == 4 and is_taken)
@@ -177,6 +185,7 @@ def test_on_the_cpu_and_on_directml_nothing_is_tried(tmp_path: Path, monkeypatch
         assert with_faster_attention(there, tmp_path) is there
 
 
+@pytest.mark.usefixtures("brief_trials")
 def test_where_it_pays_target_and_draft_attend_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention_trial, "_DEVICES", ("cpu",))
     monkeypatch.setattr(attention_trial, "pays", lambda _: True)

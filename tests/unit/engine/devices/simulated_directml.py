@@ -21,7 +21,7 @@ from helix_jobs.engine.model.placement import Placement
 from tests.unit.engine.devices.operator_rules import base_name, breaches
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from helix_jobs.engine.model.decoder import Decoder
 
@@ -76,6 +76,11 @@ class SimulatedDirectml(TorchDispatchMode):
         self.uploads = 0
         self.shapes: set[tuple[object, ...]] = set()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here, and torch's guard against it takes a tenth of a generation."""
+        return False
+
     def __enter__(self) -> Self:
         # torch looks here for the backend's initialisation.
         backend = types.ModuleType(f"torch.{DIRECTML_DEVICE_TYPE}")
@@ -88,7 +93,9 @@ class SimulatedDirectml(TorchDispatchMode):
         self, func: Any, _types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        tensors, host_args, host_kwargs = _on_host(args, kwargs)
+        tensors: list[torch.Tensor] = []
+        host_args = [_on_host(one, tensors) for one in args]
+        host_kwargs = {name: _on_host(value, tensors) for name, value in kwargs.items()}
         inputs = [tensor for tensor in tensors if isinstance(tensor, DirectmlTensor)]
         device = kwargs.get("device")
         goes_to_device = torch.device(device).type == DIRECTML_DEVICE_TYPE if device is not None else bool(inputs)
@@ -120,12 +127,7 @@ class SimulatedDirectml(TorchDispatchMode):
             self._note(breaches(name, _hosts(inputs), _hosts(written), [written[0].host]))
             return written[0]
         outputs: list[torch.Tensor] = []
-
-        def to_device(host: torch.Tensor) -> DirectmlTensor:
-            outputs.append(host)
-            return DirectmlTensor(host)
-
-        wrapped = _changed(result, to_device)
+        wrapped = _on_device(result, outputs)
         self._note(breaches(name, _hosts(inputs), [], outputs))
         return wrapped
 
@@ -142,24 +144,24 @@ class SimulatedDirectml(TorchDispatchMode):
 
 
 # torch's own functions for trees take most of a test's time: operators nest lists and tuples alone.
-def _changed(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """An argument or a result with each tensor changed, in order."""
+def _on_host(value: Any, tensors: list[torch.Tensor]) -> Any:
+    """An argument with what its tensors on the device are made of; ``tensors`` receives its tensors, in order."""
     if isinstance(value, torch.Tensor):
-        return change(value)
+        tensors.append(value)
+        return value.host if isinstance(value, DirectmlTensor) else value
     if isinstance(value, list | tuple):
-        return type(value)([_changed(one, change) for one in value])
+        return type(value)([_on_host(one, tensors) for one in value])
     return value
 
 
-def _on_host(args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[list[torch.Tensor], Any, dict[str, Any]]:
-    """The tensors in a call's arguments, and the arguments with what those on the device are made of."""
-    tensors: list[torch.Tensor] = []
-
-    def to_host(tensor: torch.Tensor) -> torch.Tensor:
-        tensors.append(tensor)
-        return tensor.host if isinstance(tensor, DirectmlTensor) else tensor
-
-    return tensors, _changed(args, to_host), {name: _changed(value, to_host) for name, value in kwargs.items()}
+def _on_device(value: Any, hosts: list[torch.Tensor]) -> Any:
+    """A result with its tensors on the device; ``hosts`` receives what they are made of, in order."""
+    if isinstance(value, torch.Tensor):
+        hosts.append(value)
+        return DirectmlTensor(value)
+    if isinstance(value, list | tuple):
+        return type(value)([_on_device(one, hosts) for one in value])
+    return value
 
 
 def _hosts(tensors: Sequence[DirectmlTensor]) -> list[torch.Tensor]:
