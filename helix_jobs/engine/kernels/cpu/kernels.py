@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from helix_jobs.engine.kernels.cpu.int8_matrix import Int8Matrix
+    from helix_jobs.engine.weights.packed_linear import PackedLinear
 
 
 _NAMES: Final = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
@@ -28,6 +29,11 @@ _SIGNATURES: Final = {
 }
 
 
+# The place of each layout in ``packed_linear.cpp``.
+_LAYOUTS: Final = (
+    *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS"),
+)
+_LAYOUT_NUMBERS: Final = {kind: number for number, kind in enumerate(_LAYOUTS)}
 _LANES: Final = 16
 _BLOCK_OUTPUTS: Final = 32
 
@@ -58,6 +64,9 @@ class NativeKernels:
         self._tiled_linear = library.tiled_linear_bfloat16
         self._tiled_linear.argtypes = (*[_POINTER] * 5, *[_SIZE] * 3)
         self._tiled_linear.restype = None
+        self._packed_linear = getattr(library, f"packed_linear_{_NAMES[dtype]}")
+        self._packed_linear.argtypes = (_POINTER, _INT, *[_POINTER] * 4, *[_SIZE] * 4)
+        self._packed_linear.restype = None
         for name, signature in _SIGNATURES.items():
             function = getattr(library, f"{name}_{_NAMES[dtype]}")
             function.argtypes = signature
@@ -180,6 +189,28 @@ class NativeKernels:
             hidden.data_ptr(), ctypes.byref(matrix.struct), None if residual is None else residual.data_ptr(),
             result.data_ptr(), hidden.shape[0],
         )  # fmt: skip
+        return result
+
+    def packed_linear(self, hidden: torch.Tensor, weight: PackedLinear, residual: torch.Tensor | None) -> torch.Tensor:
+        """``hidden @ weight.T + bias + residual``, rounded once; a row's bits do not depend on the number of rows.
+
+        Args:
+            hidden: ``[T, in_features]``
+            weight: Matrices of blocks, with a bias or without.
+            residual: ``[T, out_features]``
+        """
+        hidden = hidden.contiguous()
+        if residual is not None:
+            residual = residual.contiguous()
+        rows, size = hidden.shape[0], hidden.itemsize
+        result = hidden.new_empty((rows, weight.out_features))
+        starts = [None if one is None else one.data_ptr() for one in (weight.bias, residual)]
+        for first, part in weight.placed_parts():
+            bias, before = (None if start is None else start + first * size for start in starts)
+            self._packed_linear(
+                part.data.data_ptr(), _LAYOUT_NUMBERS[part.layout.kind], hidden.data_ptr(), bias, before,
+                result.data_ptr() + first * size, rows, weight.in_features, part.shape[0], weight.out_features,
+            )  # fmt: skip
         return result
 
 

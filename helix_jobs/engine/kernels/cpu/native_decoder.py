@@ -10,9 +10,11 @@ from helix_jobs.engine.kernels.cpu.attention import CompiledAttention
 from helix_jobs.engine.kernels.cpu.feed_forward import CompiledFeedForward
 from helix_jobs.engine.kernels.cpu.int8_decoder import NativeInt8Decoder
 from helix_jobs.engine.kernels.cpu.int8_linear import CompiledInt8Linear
+from helix_jobs.engine.kernels.cpu.packed_linear import CompiledPackedLinear
 from helix_jobs.engine.kernels.cpu.rms_norm import CompiledRmsNorm
 from helix_jobs.engine.model.norms import RmsNorm
 from helix_jobs.engine.weights.int8_linear import Int8Linear
+from helix_jobs.engine.weights.packed_linear import PackedLinear
 
 if TYPE_CHECKING:
     import torch
@@ -69,4 +71,6 @@ def _norm(native: NativeKernels, dtype: torch.dtype, norm: AnyNorm) -> AnyNorm |
 
 
 def _linear(native: NativeKernels, linear: Linear) -> Linear:
+    if isinstance(linear, PackedLinear):
+        return CompiledPackedLinear(linear, native)
     return CompiledInt8Linear(linear, native) if isinstance(linear, Int8Linear) else linear

@@ -1,0 +1,65 @@
+"""Compiled products of weights in blocks: every layout decoded exactly, every number of rows summed alike."""
+
+from __future__ import annotations
+
+import gguf
+import pytest
+import torch
+
+from helix_jobs.engine.kernels.cpu.kernels import NativeKernels
+from helix_jobs.engine.kernels.cpu.packed_linear import CompiledPackedLinear
+from helix_jobs.engine.weights.block_layouts import BLOCK_LAYOUTS
+from helix_jobs.engine.weights.block_matrix import BlockMatrix
+from helix_jobs.engine.weights.linear import DenseLinear
+from helix_jobs.engine.weights.packed_linear import PackedLinear
+from tests.unit.engine.weights.block_files import random_blocks
+
+Kernels = tuple[NativeKernels, torch.dtype]
+
+
+def matrix(kind: str, rows: int, columns: int, seed: int = 1) -> BlockMatrix:
+    return BlockMatrix(BLOCK_LAYOUTS[kind], random_blocks(kind, rows=rows, columns=columns, seed=seed))
+
+
+@pytest.mark.parametrize("kind", BLOCK_LAYOUTS)
+def test_decoded_weights_are_those_of_the_gguf_package(kernels: Kernels, kind: str) -> None:
+    """A row of the identity has one product that is not zero."""
+    native, dtype = kernels
+    blocks = matrix(kind, 21, 768)
+    compiled = CompiledPackedLinear(PackedLinear([blocks], None), native)
+    expected = torch.from_numpy(gguf.dequantize(blocks.data.numpy(), gguf.GGMLQuantizationType[kind])).to(dtype)
+    assert torch.equal(compiled(torch.eye(768, dtype=dtype)), expected.t())
+
+
+@pytest.mark.parametrize("kinds", [("Q4_1",), ("Q4_K", "Q4_K", "Q6_K"), ("Q8_0", "Q5_0", "Q8_0")])
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("tokens", [1, 2, 3, 7, 33])
+def test_the_product_is_that_of_the_decoded_weights(
+    kernels: Kernels, kinds: tuple[str, ...], tokens: int, *, has_bias: bool
+) -> None:
+    native, dtype = kernels
+    parts = [matrix(kind, 5 + 16 * index, 1024, index) for index, kind in enumerate(kinds)]
+    weight = torch.cat([part.dense(dtype) for part in parts])
+    bias = torch.randn(len(weight)).to(dtype) if has_bias else None
+    compiled = CompiledPackedLinear(PackedLinear(parts, bias), native)
+    dense = DenseLinear(weight.double(), None if bias is None else bias.double())
+    hidden, residual = torch.randn(tokens, 1024).to(dtype), torch.randn(tokens, len(weight)).to(dtype)
+    tolerance = 8 * torch.finfo(dtype).eps
+    for got, expected in (
+        (compiled(hidden), dense(hidden.double())),
+        (compiled.add_to(residual, hidden), dense.add_to(residual.double(), hidden.double())),
+    ):
+        assert got.dtype is dtype
+        assert got.shape == (tokens, len(weight))
+        limit = tolerance * float(expected.abs().max())
+        torch.testing.assert_close(got.double(), expected, rtol=tolerance, atol=limit)
+
+
+@pytest.mark.parametrize("columns", [576, 8960])
+def test_a_row_has_the_same_bits_in_any_company(kernels: Kernels, columns: int) -> None:
+    native, dtype = kernels
+    compiled = CompiledPackedLinear(PackedLinear([matrix("Q4_1", 45, columns)], None), native)
+    hidden = torch.randn(37, columns).to(dtype)
+    together = compiled(hidden)
+    for first, last in ((0, 1), (1, 3), (3, 6), (6, 10), (10, 37)):
+        assert torch.equal(compiled(hidden[first:last]), together[first:last])
