@@ -36,8 +36,11 @@ class LayerAttention:
         rotary: Rotary positions, or None.
         window: Number of keys that a query sees, its own and those right before it; None for all.
         score_cap: Bound of the scaled scores: ``cap * tanh(score / cap)`` (Gemma 2); None for none.
-        clip: Bound of the magnitude of queries, keys and values as they leave their product (OLMo); None for none.
+        clip: Bound of the magnitude of queries, keys and values as they leave their product (OLMo), or behind norms of
+            the whole row (OLMoE); None for none.
         query_factor: Factor of the rotated queries by position (Ministral 3), or None.
+        sinks: ``[num_heads]`` float32, the score of one more key of each head, whose value is zero (GPT-OSS; Xiao et
+            al. 2023, arXiv:2309.17453); None for none.
     """
 
     scaling: float
@@ -49,6 +52,7 @@ class LayerAttention:
     score_cap: float | None = None
     clip: float | None = None
     query_factor: QueryFactor | None = None
+    sinks: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -98,7 +98,7 @@ class DenseStep:
         if own.score_cap is not None:
             weights = weights.div_(own.score_cap).tanh_().mul_(own.score_cap)
         weights.view(n, num_heads, q, -1).add_(group.masks[own.window])
-        weights = torch.softmax(weights, dim=-1)
+        weights = torch.softmax(weights, dim=-1) if own.sinks is None else _softmax_with_sinks(weights, own.sinks, q)
         weights = weights.to(values.dtype)
         return self._packed(group, torch.bmm(weights, values))
 
@@ -117,3 +117,21 @@ class DenseStep:
         """Reorder ``[n * kv, share * q, head_dim]`` token by token, to ``[n * q, num_heads * head_dim]``."""
         n, q, num_heads, head_dim = group.num_rows, group.num_queries, self._spec.num_heads, output.shape[-1]
         return output.view(n, num_heads, q, head_dim).transpose(1, 2).reshape(n * q, num_heads * head_dim)
+
+
+def _softmax_with_sinks(scores: torch.Tensor, sinks: torch.Tensor, num_queries: int) -> torch.Tensor:
+    """The softmax of scores and of one more score for each head; of keys alone, which sum to less than one.
+
+    Args:
+        scores: ``[n * kv, share * q, num_keys]`` float32.
+        sinks: ``[num_heads]`` float32.
+        num_queries: ``q``.
+
+    Returns:
+        ``[n * kv, share * q, num_keys]``.
+    """
+    rows, heads_and_queries, num_keys = scores.shape
+    share = heads_and_queries // num_queries
+    kv = len(sinks) // share
+    sink = sinks.view(1, kv, share, 1).expand(rows // kv, kv, share, num_queries).reshape(rows, heads_and_queries, 1)
+    return torch.softmax(torch.cat((scores, sink), dim=-1), dim=-1).narrow(-1, 0, num_keys)

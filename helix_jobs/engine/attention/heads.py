@@ -62,7 +62,8 @@ def before_rotation(
         side, ``[T, num_heads + 2 * num_kv_heads, head_dim]``.
     """
     num_heads, num_kv_heads, head_dim = spec.num_heads, spec.geometry.num_kv_heads, spec.geometry.head_dim
-    if own.clip is not None:
+    norms_rows = own.norm_scope == "row" and own.query_norm is not None
+    if own.clip is not None and not norms_rows:
         qkv = qkv.clamp(-own.clip, own.clip)
     # [T, heads, head_dim]
     heads = qkv.view(len(qkv), num_heads + 2 * num_kv_heads, head_dim)
@@ -71,5 +72,8 @@ def before_rotation(
     queries, keys, values = heads.split((num_heads, num_kv_heads, num_kv_heads), dim=1)
     if own.norm_scope == "row":
         rows = own.query_norm(queries.flatten(1)), own.key_norm(keys.flatten(1))
-        return rows[0].view(queries.shape), rows[1].view(keys.shape), values
+        queries, keys = rows[0].view(queries.shape), rows[1].view(keys.shape)
+        if own.clip is not None:
+            queries, keys, values = (part.clamp(-own.clip, own.clip) for part in (queries, keys, values))
+        return queries, keys, values
     return own.query_norm(queries), own.key_norm(keys), values

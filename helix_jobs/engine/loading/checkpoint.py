@@ -21,8 +21,9 @@ from helix_jobs.engine.loading.gguf_file import GgufFile, read_gguf
 from helix_jobs.engine.loading.hub import download, downloaded
 from helix_jobs.engine.loading.quantized_checkpoint import check_not_quantized
 from helix_jobs.engine.loading.stored_tensor import StoredTensor, read_safetensors_header
-from helix_jobs.engine.loading.tensor_names import is_computed
+from helix_jobs.engine.loading.tensor_names import is_computed, without_layers_from
 from helix_jobs.engine.model.architecture import check_model_type
+from helix_jobs.engine.model.families.registry import FAMILIES
 from helix_jobs.engine.model.model_words import subject
 from helix_jobs.errors import ModelNotFoundError, UnsupportedArchitectureError
 
@@ -168,6 +169,9 @@ def _from_directory(name: str, folder: Path) -> Checkpoint:
     for file in files:
         tensors.update(read_safetensors_header(name, file))
     check_not_quantized(name, folder, config, tensors, filter(is_computed, tensors))
+    further = FAMILIES[config["model_type"]].further_layers
+    if further is not None and config.get(further):
+        tensors = without_layers_from(config.get("num_hidden_layers"), tensors)
     return Checkpoint(name, folder, None, tuple(files), tensors, config)
 
 

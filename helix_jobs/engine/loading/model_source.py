@@ -23,15 +23,16 @@ from helix_jobs.engine.loading.pretrained import (
     read_tokenizer,
     weight_arguments,
 )
-from helix_jobs.engine.loading.tensor_names import HEAD, canonical, check_layers, is_computed
+from helix_jobs.engine.loading.tensor_names import HEAD, canonical, check_layers, is_computed, is_of_layer_from
 from helix_jobs.engine.loading.token_ids import check_token_ids
 from helix_jobs.engine.loading.tokenizer_trial import try_tokenizer
 from helix_jobs.engine.model.architecture import check_architecture
-from helix_jobs.engine.model.families.registry import describe
+from helix_jobs.engine.model.families.registry import FAMILIES, describe
+from helix_jobs.engine.model.families.sparse_registry import SPARSE_FAMILIES
 from helix_jobs.engine.model.model_words import subject
 from helix_jobs.engine.text.decoders import check_decoder
 from helix_jobs.engine.text.library_panics import panics_as_errors
-from helix_jobs.errors import HelixError, ModelError, ModelNotFoundError
+from helix_jobs.errors import HelixError, ModelError, ModelNotFoundError, UnsupportedArchitectureError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -102,6 +103,7 @@ def read_configuration(checkpoint: Checkpoint) -> PretrainedConfig:
         config = _read_config(checkpoint, folder, arguments)
         _complete(config, checkpoint)
         check_architecture(checkpoint.name, config)
+        _check_release(checkpoint.name, config)
     return config
 
 
@@ -127,6 +129,18 @@ def _readable(checkpoint: Checkpoint) -> Iterator[tuple[str, dict[str, Any]]]:
             f"{subject(name, checkpoint.folder)} has a configuration or a tokenizer that cannot be read "
             f"({_words(error)}); fetch the model again, tokenizer files included"
         ) from error
+
+
+def _check_release(name: str, config: PretrainedConfig) -> None:
+    """Refuse experts where transformers does not stack them.
+
+    Raises:
+        UnsupportedArchitectureError: transformers is of release 4.
+    """
+    if FAMILIES[config.model_type] in SPARSE_FAMILIES and TRANSFORMERS_MAJOR < 5:  # noqa: PLR2004  (a version)
+        raise UnsupportedArchitectureError(
+            f"model {name} has experts, which need transformers 5; {transformers.__version__} is installed"
+        )
 
 
 def _read_config(checkpoint: Checkpoint, folder: str, arguments: dict[str, Any]) -> PretrainedConfig:
@@ -196,7 +210,9 @@ def read_weights(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
         ) from error
     model: PreTrainedModel = loaded[0]
     # The layout was right, so these are tensors that transformers' own reader cannot map.
-    failed = {kind: sorted(key for key in loaded[1][kind] if not is_computed(key)) for kind in _NOT_READ}
+    failed = {
+        kind: sorted(key for key in loaded[1][kind] if not _is_unneeded(key, source.config)) for kind in _NOT_READ
+    }
     for kind, keys in failed.items():
         if keys:
             raise ModelError(
@@ -209,6 +225,14 @@ def read_weights(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
     if checkpoint.gguf is not None and checkpoint.gguf.is_left_permuted:
         _reverse_permutation(model)
     return model
+
+
+def _is_unneeded(tensor: str, config: PretrainedConfig) -> bool:
+    """Whether nobody computes with a tensor that checkpoints of this family may hold."""
+    if is_computed(tensor):
+        return True
+    has_further = FAMILIES[config.model_type].further_layers is not None
+    return has_further and is_of_layer_from(config.num_hidden_layers, tensor)
 
 
 def _reverse_permutation(model: PreTrainedModel) -> None:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Final
 from helix_jobs.errors import ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
+
+    from helix_jobs.engine.loading.stored_tensor import StoredTensor
 
 HEAD: Final = "lm_head.weight"
 # The name of GPT-NeoX's output head in transformers 4.
@@ -35,6 +37,19 @@ def canonical(tensor: str) -> str:
 def is_computed(tensor: str) -> bool:
     """Whether the tensor is a buffer that is computed anew and need not be read."""
     return _COMPUTED.fullmatch(canonical(tensor)) is not None
+
+
+def without_layers_from(count: object, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """The tensors without those of layers behind the first ``count``."""
+    if type(count) is not int:
+        return dict(tensors)
+    return {tensor: stored for tensor, stored in tensors.items() if not is_of_layer_from(count, tensor)}
+
+
+def is_of_layer_from(count: int, tensor: str) -> bool:
+    """Whether the tensor belongs to a layer behind the first ``count``."""
+    found = _LAYER.match(canonical(tensor))
+    return found is not None and int(found[1]) >= count
 
 
 def check_layers(name: str, wanted: object, tensors: Iterable[str]) -> None:

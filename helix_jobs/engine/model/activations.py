@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -66,3 +67,24 @@ class XieluActivation:
         """The activation of ``hidden``, elementwise."""
         below = (torch.expm1(hidden.clamp(max=self.eps)) - hidden) * self.alpha_n
         return torch.where(hidden > 0, self.alpha_p * hidden * hidden, below) + self.beta * hidden
+
+
+@dataclass(frozen=True, slots=True)
+class ClampedSwiglu:
+    """SwiGLU with bounds and a shifted up projection (GPT-OSS, arXiv:2508.10925).
+
+    ``(up + 1) * gate * sigmoid(alpha * gate)``, gates at most ``limit`` and ups at most ``limit`` in magnitude.
+
+    Attributes:
+        alpha: Steepness of the sigmoid.
+        limit: The bound.
+    """
+
+    alpha: float
+    limit: float
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The activation of gates and ups side by side: from ``[T, 2 * size]`` to ``[T, size]``."""
+        gate, up = hidden.chunk(2, dim=-1)
+        gate, up = gate.clamp(max=self.limit), up.clamp(-self.limit, self.limit)
+        return (up + 1) * (gate * torch.sigmoid(gate * self.alpha))

@@ -7,6 +7,7 @@ pages also count as the process's memory.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +19,7 @@ from helix_jobs.engine.attention.query_factor import QueryFactor
 from helix_jobs.engine.attention.rotary import RotaryTable
 from helix_jobs.engine.model.activations import ACTIVATIONS, XIELU
 from helix_jobs.engine.model.decoder import Decoder, DecoderLayer
+from helix_jobs.engine.model.expert_assembly import build_experts
 from helix_jobs.engine.model.families.registry import describe
 from helix_jobs.engine.model.feed_forward import GatedFeedForward, PlainFeedForward
 from helix_jobs.engine.model.placement import Placement
@@ -110,12 +112,17 @@ class _Assembly:
             qkv=self._qkv(parts, own),
             attention_out=out,
             feed_forward_norm=_optional(parts, layer.feed_forward_norm, size),
-            feed_forward=_feed_forward(parts, layer.feed_forward),
+            feed_forward=self._feed_forward(parts, layer),
             attention_out_norm=_optional(parts, layer.attention_out_norm, size),
             feed_forward_out_norm=_optional(parts, layer.feed_forward_out_norm, size),
             residual_scale=layer.residual_scale,
             is_parallel=layer.is_parallel,
         )
+
+    def _feed_forward(self, parts: StoredParts, layer: LayerDescription) -> FeedForward:
+        if layer.experts is not None:
+            return build_experts(parts, self._place, layer.experts, partial(_feed_forward, parts))
+        return _feed_forward(parts, layer.feed_forward)
 
     def _qkv(self, parts: StoredParts, own: AttentionDescription) -> DenseLinear:
         description = self._description
@@ -142,6 +149,7 @@ class _Assembly:
             score_cap=own.score_cap,
             clip=own.clip,
             query_factor=None if growth is None else QueryFactor(*growth, self._place.dtype, self._place.device),
+            sinks=None if own.sinks is None else self._place.move(parts.tensor(own.sinks).float().clone()),
         )
 
     def _interleaved_dim(self, own: AttentionDescription) -> int:

@@ -237,8 +237,11 @@ class Decoder:
 
 
 def _pad(rows: torch.Tensor, count: int) -> torch.Tensor:
-    """``rows`` padded with zeros to ``count``. Every product works row by row, so the padding does not spread."""
+    """``rows`` padded to ``count``. Every product works row by row, so the padding does not spread.
+
+    The padding repeats the last row, so it needs no expert that the last row does not need.
+    """
     missing = count - rows.shape[0]
     if missing == 0:
         return rows
-    return torch.cat((rows, torch.zeros((missing, rows.shape[1]), dtype=rows.dtype, device=rows.device)))
+    return torch.cat((rows, rows[-1:].expand(missing, -1)))

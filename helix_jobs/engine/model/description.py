@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from helix_jobs.engine.attention.backend import NormScope
+    from helix_jobs.engine.model.expert_description import ExpertsDescription
 
 
 class UnsupportedSettingError(Exception):
@@ -93,6 +94,7 @@ class AttentionDescription:
         score_cap: See ``LayerAttention``.
         clip: See ``LayerAttention``.
         query_growth: See ``LayerAttention``: ``(beta, original context)``.
+        sinks: The parameter of the sinks, see ``LayerAttention``; or None.
     """
 
     qkv: ProjectionDescription
@@ -107,6 +109,7 @@ class AttentionDescription:
     score_cap: float | None = None
     clip: float | None = None
     query_growth: tuple[float, int] | None = None
+    sinks: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +133,10 @@ class FeedForwardDescription:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerDescription:
-    """A transformer layer; names are relative to the layer's module. The fields are those of ``DecoderLayer``."""
+    """A transformer layer; names are relative to the layer's module.
+
+    The fields are those of ``DecoderLayer``; ``experts`` take the place of ``feed_forward`` where they are given.
+    """
 
     attention_norm: NormDescription | None
     attention: AttentionDescription
@@ -140,6 +146,7 @@ class LayerDescription:
     feed_forward_out_norm: NormDescription | None = None
     residual_scale: float = 1.0
     is_parallel: bool = False
+    experts: ExpertsDescription | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,6 +29,36 @@ class StoredParts:
         """The module of this name, relative to this one."""
         return self._inside.get_submodule(name)
 
+    def tensor(self, name: str) -> torch.Tensor:
+        """The parameter or buffer of this name, relative to this module, as it is stored."""
+        path, _, own = name.rpartition(".")
+        found: torch.Tensor = getattr(self.module(path), own)
+        return found
+
+    def stacked(
+        self, name: str, index: int, *, has_bias: bool, is_transposed: bool, is_interleaved: bool = False
+    ) -> DenseLinear:
+        """One of many equal layers that are stored as one parameter.
+
+        Args:
+            name: The parameter, ``[count, out_features, in_features]``; the biases' name is this and ``_bias``.
+            index: Which layer.
+            has_bias: Whether there are biases, ``[count, out_features]``.
+            is_transposed: Whether each layer is stored as ``[in_features, out_features]``.
+            is_interleaved: Whether the rows of a gate and of an up projection alternate.
+        """
+        place = self._place
+        weight = self.tensor(name)[index]
+        bias = self.tensor(f"{name}_bias")[index] if has_bias else None
+        if not (is_transposed or is_interleaved):
+            return DenseLinear(place.take(weight), None if bias is None else place.take(bias))
+        weight = place.cast(weight)
+        weight = weight.t() if is_transposed else weight
+        if is_interleaved:
+            weight = torch.cat((weight[::2], weight[1::2]))
+            bias = None if bias is None else torch.cat((bias[::2], bias[1::2]))
+        return DenseLinear(place.move(weight.contiguous()), None if bias is None else place.take(bias))
+
     def linear(self, projection: ProjectionDescription, order: torch.Tensor | None = None) -> DenseLinear:
         """The modules of a projection as one layer.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from torch.nn import functional
 
 from helix_jobs.engine.model.activations import tanh_gelu
+from helix_jobs.engine.model.experts import Experts, SwitchedFeedForward
 from helix_jobs.engine.model.feed_forward import GatedFeedForward, PlainFeedForward
 
 if TYPE_CHECKING:
@@ -49,7 +50,11 @@ class CompiledFeedForward:
 
     @classmethod
     def of(cls, feed_forward: FeedForward, native: NativeKernels) -> FeedForward:
-        """The same feed-forward with a compiled activation, or itself if there is none."""
+        """The same feed-forward with a compiled activation, or itself if there is none; of experts, each by itself."""
+        if isinstance(feed_forward, Experts):
+            return feed_forward.with_parts(lambda part: cls.of(part, native))
+        if isinstance(feed_forward, SwitchedFeedForward):
+            return replace(feed_forward, inner=cls.of(feed_forward.inner, native))
         if not isinstance(feed_forward, GatedFeedForward | PlainFeedForward):
             return feed_forward
         name = COMPILED_ACTIVATIONS.get(feed_forward.activation)

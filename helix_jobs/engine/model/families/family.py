@@ -24,6 +24,9 @@ class Family:
             not compute.
         other_names: Further names that checkpoints give that class.
         has_fixed_dynamic_rope: Whether frequencies that its checkpoints call ``dynamic`` are fixed.
+        renames: Parts of the names of weights in checkpoints, and what transformers' modules call them.
+        further_layers: The setting that counts layers which checkpoints hold and nobody computes, behind the last one;
+            or None.
     """
 
     model_type: str
@@ -31,3 +34,5 @@ class Family:
     describe: Callable[[PretrainedConfig], ModelDescription]
     other_names: tuple[str, ...] = ()
     has_fixed_dynamic_rope: bool = False
+    renames: tuple[tuple[str, str], ...] = ()
+    further_layers: str | None = None

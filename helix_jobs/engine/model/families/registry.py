@@ -38,6 +38,7 @@ from helix_jobs.engine.model.families import (
     seed_oss,
     stablelm,
 )
+from helix_jobs.engine.model.families.sparse_registry import SPARSE_FAMILIES
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -81,7 +82,7 @@ FAMILIES: Final[dict[str, Family]] = {
         hunyuan_v1_dense,
         nanochat,
     )
-}
+} | {family.model_type: family for family in SPARSE_FAMILIES}
 
 
 def describe(config: PretrainedConfig) -> ModelDescription:

@@ -1,0 +1,86 @@
+"""Experts in checkpoints: the matrices of each one are stored by themselves, and transformers 5 stacks them."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from helix_jobs.engine.loading.stored_tensor import StoredTensor
+from helix_jobs.errors import ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# Mixtral's names, and everybody else's.
+_EXPERT: Final = re.compile(
+    r"(?P<block>.*\.experts)\.(?P<index>\d{1,9})\.(?P<part>gate_proj|up_proj|down_proj|w1|w2|w3)\.weight"
+)
+_STACKS: Final = {
+    **dict.fromkeys(("gate_proj", "up_proj", "w1", "w3"), "gate_up_proj"),
+    **dict.fromkeys(("down_proj", "w2"), "down_proj"),
+}
+# Parts of a stack, by its name.
+_PARTS: Final = {"gate_up_proj": 2, "down_proj": 1}
+
+
+class _Expert(NamedTuple):
+    """One matrix of one expert."""
+
+    number: int
+    part: str
+    tensor: str
+    stored: StoredTensor
+
+
+def with_stacked_experts(
+    name: str, tensors: Mapping[str, StoredTensor], renames: tuple[tuple[str, str], ...] = ()
+) -> dict[str, StoredTensor]:
+    """The tensors as transformers 5's modules have them.
+
+    Args:
+        name: The model's name as the user gave it.
+        tensors: A checkpoint's tensors.
+        renames: Of the checkpoint's family, see ``Family``.
+
+    Raises:
+        ModelError: Experts are missing, or not all of one shape.
+    """
+    found: dict[str, StoredTensor] = {}
+    stacks: dict[str, list[_Expert]] = {}
+    for tensor, stored in tensors.items():
+        renamed = _renamed(tensor, renames)
+        match = _EXPERT.fullmatch(renamed)
+        if match is None:
+            found[renamed] = stored
+        else:
+            stack = f"{match['block']}.{_STACKS[match['part']]}"
+            stacks.setdefault(stack, []).append(_Expert(int(match["index"]), match["part"], tensor, stored))
+    for stack, experts in stacks.items():
+        found[stack] = _stacked(name, stack, experts)
+    return found
+
+
+def _renamed(tensor: str, renames: tuple[tuple[str, str], ...]) -> str:
+    for old, new in renames:
+        tensor = tensor.replace(old, new)
+    return tensor
+
+
+def _stacked(name: str, stack: str, experts: list[_Expert]) -> StoredTensor:
+    """The one tensor that transformers makes of a stack's matrices."""
+    count = 1 + max(expert.number for expert in experts)
+    parts = _PARTS[stack.rpartition(".")[2]]
+    if len(experts) != count * parts or len({(expert.number, expert.part) for expert in experts}) != len(experts):
+        raise ModelError(
+            f"model {name} lacks some of the experts' weights that belong together (of {count} experts at "
+            f"{stack:.200} there are {len(experts)} matrices); fetch the model again"
+        )
+    first = experts[0].stored
+    for expert in experts:
+        if expert.stored.shape != first.shape or len(first.shape) != 2:  # noqa: PLR2004  (a matrix)
+            raise ModelError(
+                f"model {name}: the weight {expert.tensor:.200} has the shape {list(expert.stored.shape)} and that of "
+                f"another expert {list(first.shape)}; fetch the model again"
+            )
+    rows, columns = first.shape
+    return StoredTensor(first.kind, (count, parts * rows, columns))

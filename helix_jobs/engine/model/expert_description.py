@@ -1,0 +1,79 @@
+"""ExpertsDescription: a feed-forward of many experts, of which each token uses a few; and how they are chosen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from helix_jobs.engine.model.description import FeedForwardDescription, ProjectionDescription
+
+RouterScore = Literal["softmax", "sigmoid", "selected"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RouterDescription:
+    """How a token chooses its experts, and how much each of them counts.
+
+    A token's logits are ``weight @ token + bias``. Its ``top_k`` experts are those of the highest scores.
+
+    Attributes:
+        weight: The parameter ``[num_experts, hidden_size]``.
+        top_k: Experts of each token.
+        score: ``softmax`` of all logits, ``sigmoid`` of each logit, or ``selected``: the softmax of the chosen logits
+            alone (GPT-OSS).
+        bias: The parameter ``[num_experts]``, or None.
+        correction: A tensor of ``num_experts`` numbers that is added to the scores for the choice only, or None
+            (Wang et al. 2024, arXiv:2408.15664).
+        num_groups: Groups of equal size in which experts stand. A group scores the sum of its two best experts.
+        kept_groups: Groups in which a token may choose (DeepSeek-V3, arXiv:2412.19437).
+        is_normalised: Whether the weights of the chosen experts are divided by their sum.
+        sum_offset: Is added to that sum.
+        least_sum: Least value of that sum.
+        scale: Factor of the weights.
+        is_exact: Whether logits are computed in float32, whatever the model's dtype.
+        rounds_weights: Whether weights are rounded to the model's dtype.
+    """
+
+    weight: str
+    top_k: int
+    score: RouterScore = "softmax"
+    bias: str | None = None
+    correction: str | None = None
+    num_groups: int = 1
+    kept_groups: int = 1
+    is_normalised: bool = True
+    sum_offset: float = 0.0
+    least_sum: float = 0.0
+    scale: float = 1.0
+    is_exact: bool = False
+    rounds_weights: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertsDescription:
+    """Experts, stacked: each is a gated feed-forward.
+
+    Attributes:
+        inner: The parameter of gates and up projections, ``[num_experts, 2 * intermediate_size, hidden_size]``.
+        outer: The parameter back to the hidden size, ``[num_experts, hidden_size, intermediate_size]``.
+        activation: A key of ``ACTIVATIONS``.
+        router: Chooses each token's experts.
+        clamp: ``(alpha, limit)`` of ``ClampedSwiglu``, which then takes the place of ``activation``; or None.
+        has_bias: Whether there are biases, in parameters of these names followed by ``_bias``.
+        is_transposed: Whether each matrix is stored as ``[in_features, out_features]``.
+        is_interleaved: Whether the rows of a gate and of an up projection alternate (GPT-OSS).
+        shared: A feed-forward that computes every token and is added, or None.
+        shared_gate: A product of one output, whose sigmoid is the shared feed-forward's factor; or None (Qwen 2).
+    """
+
+    inner: str
+    outer: str
+    activation: str
+    router: RouterDescription
+    clamp: tuple[float, float] | None = None
+    has_bias: bool = False
+    is_transposed: bool = False
+    is_interleaved: bool = False
+    shared: FeedForwardDescription | None = None
+    shared_gate: ProjectionDescription | None = None

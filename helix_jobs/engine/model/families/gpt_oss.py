@@ -1,0 +1,45 @@
+"""GPT-OSS: Llama with experts of a bounded SwiGLU, attention sinks, and a sliding window on every other layer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from helix_jobs.engine.model.families import llama
+from helix_jobs.engine.model.families.family import Family
+from helix_jobs.engine.model.families.settings import SLIDING, layer_types
+from helix_jobs.engine.model.families.sparse import every_layer, experts, router, with_experts
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from helix_jobs.engine.model.description import ModelDescription
+
+
+def describe(config: PretrainedConfig) -> ModelDescription:
+    """See ``Family``."""
+    types = layer_types(config)
+    model = llama.describe(config).with_attention(
+        lambda index, own: replace(
+            own, sinks="self_attn.sinks", window=config.sliding_window if types[index] == SLIDING else None
+        )
+    )
+    choice = router(
+        config.num_local_experts,
+        config.num_experts_per_tok,
+        "mlp.router.weight",
+        score="selected",
+        bias="mlp.router.bias",
+        rounds_weights=True,
+    )
+    made = replace(
+        experts(config.hidden_act, choice),
+        clamp=(float(config.swiglu_alpha), float(config.swiglu_limit)),
+        has_bias=True,
+        is_transposed=True,
+        is_interleaved=True,
+    )
+    return with_experts(model, lambda _: made, every_layer)
+
+
+FAMILY = Family("gpt_oss", "GptOssForCausalLM", describe)

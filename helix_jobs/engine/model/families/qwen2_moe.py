@@ -1,0 +1,39 @@
+"""Qwen 1.5 and 2 with experts: Qwen 2, with experts and a shared, gated expert in some layers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from helix_jobs.engine.model.families import llama
+from helix_jobs.engine.model.families.family import Family
+from helix_jobs.engine.model.families.qwen3_moe import has_experts
+from helix_jobs.engine.model.families.settings import SLIDING, layer_types, projection
+from helix_jobs.engine.model.families.sparse import experts, router, shared_expert, with_experts
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from helix_jobs.engine.model.description import ModelDescription
+
+
+def describe(config: PretrainedConfig) -> ModelDescription:
+    """See ``Family``."""
+    types = layer_types(config)
+    model = llama.describe(config).with_attention(
+        lambda index, own: replace(own, window=config.sliding_window if types[index] == SLIDING else None)
+    )
+    choice = router(
+        config.num_experts,
+        config.num_experts_per_tok,
+        is_normalised=bool(config.norm_topk_prob),
+        rounds_weights=True,
+    )
+    made = replace(
+        experts(config.hidden_act, choice, shared=shared_expert(config.hidden_act, "mlp.shared_expert")),
+        shared_gate=projection("mlp.shared_expert_gate"),
+    )
+    return with_experts(model, lambda _: made, lambda index: has_experts(config, index))
+
+
+FAMILY = Family("qwen2_moe", "Qwen2MoeForCausalLM", describe)

@@ -1,0 +1,38 @@
+"""The families that have experts."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from helix_jobs.engine.model.families import (
+    dots1,
+    ernie4_5_moe,
+    glm4_moe,
+    gpt_oss,
+    granitemoe,
+    granitemoeshared,
+    hunyuan_v1_moe,
+    minimax_m2,
+    mixtral,
+    olmoe,
+    qwen2_moe,
+    qwen3_moe,
+)
+
+SPARSE_FAMILIES: Final = tuple(
+    module.FAMILY
+    for module in (
+        mixtral,
+        qwen2_moe,
+        qwen3_moe,
+        olmoe,
+        granitemoe,
+        granitemoeshared,
+        glm4_moe,
+        dots1,
+        ernie4_5_moe,
+        hunyuan_v1_moe,
+        minimax_m2,
+        gpt_oss,
+    )
+)
