@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.stats import power_divergence
 
 SIGNIFICANT = 1e-3
 
 
 def g_test(counts, expected_probs):
     """p-value of a G-test; cells that expect fewer than 5 are merged, and an impossible cell must be empty."""
+    from scipy.stats import power_divergence  # takes half a second, in the process that draws rather than in each
+
     counts, expected = np.asarray(counts, float), np.asarray(expected_probs, float)
     assert counts[expected == 0].sum() == 0, "a token of probability 0 was emitted"
     total = counts.sum()
