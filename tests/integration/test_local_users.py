@@ -131,12 +131,13 @@ def test_a_local_worker_that_only_looked_dead_is_used(embedded_box: Box, monkeyp
     """After a machine has slept its heartbeat is old, and a second worker must not wait for its end."""
     box = embedded_box
     monkeypatch.setattr("helix_jobs.client.local_worker._DEVICE_RETRY_SECONDS", 0.1)
-    looks = iter([False, False])  # before and after it may start one
+    # Said when the second worker finds the home in use; until then the first one looks dead.
+    waiting = f"waiting for the local worker that already runs under {box.settings.home}"
     told: list[str] = []
     with LocalWorker(box.settings, WorkerThread), monkeypatch.context() as patch:
-        patch.setattr("helix_jobs.client.local_worker._any_alive", lambda _: next(looks, True))
+        patch.setattr("helix_jobs.client.local_worker._any_alive", lambda _: waiting in told)
         with LocalWorker(box.settings, WorkerThread, on_progress=told.append):
-            assert f"waiting for the local worker that already runs under {box.settings.home}" in told
+            assert waiting in told
             box.wait_states(box.submit("answered"), succeeded=1)
         assert len(box.worker_rows()) == 1
     assert_nothing_is_left(box)
