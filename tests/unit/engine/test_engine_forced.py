@@ -68,12 +68,17 @@ def choose_any(engine: Engine, seed: int) -> None:
     controller.choose = choose  # type: ignore[method-assign]
 
 
-@pytest.mark.parametrize(("draft", "drafters"), [("none", ("lookup",)), ("same", ()), ("other", ("lookup",))])
+@pytest.mark.parametrize(
+    ("draft", "drafters"), [("none", ("lookup",)), ("same", ()), ("other", ("lookup",)), ("same on the device", ())]
+)
 @pytest.mark.parametrize("adaptive", [False, True])
 def test_a_guess_goes_on_behind_what_is_forced(draft: str, drafters: tuple[str, ...], *, adaptive: bool) -> None:
-    engine = grammar_engine(draft, depth=8, drafters=drafters, adaptive=adaptive, max_batch_size=4)
+    engine = grammar_engine(draft.partition(" ")[0], depth=8, drafters=drafters, adaptive=adaptive, max_batch_size=4)
     if adaptive:
         choose_any(engine, 3)
+    if draft.endswith("device"):
+        for runner in (engine._step._target, engine._speculator._drafters.computing._runner):  # type: ignore[union-attr]
+            runner.has_dear_waits = True
     seen = drafts_of(engine)
     requests = [
         constrained(f"{kind} {i}", CONSTRAINTS[kind], max_tokens=MAX_TOKENS)

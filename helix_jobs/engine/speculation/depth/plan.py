@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, islice
 from operator import mul
 from typing import TYPE_CHECKING, Final
 
@@ -126,19 +126,24 @@ def accepted_tokens(acceptance: float) -> tuple[float, ...]:
 
 
 def plan_none(candidates: Sequence[DraftCandidate], times: StepTimes) -> DepthPlan:
-    """Plain decoding."""
-    zeros = (0,) * len(candidates)
-    return DepthPlan(zeros, zeros, float(len(candidates)), times.plain)
+    """Plain decoding, but for what grammars force.
+
+    Forced tokens are drafted whatever the costs: they have to be computed anyway, and here in fewer steps.
+    """
+    forced = tuple(candidate.num_forced for candidate in candidates)
+    count = sum(forced)
+    return DepthPlan((0,) * len(candidates), forced, float(len(candidates) + count), times.verify(count))
 
 
 def plan_found(candidates: Sequence[DraftCandidate], times: StepTimes) -> DepthPlan:
-    """Found drafts alone: the tokens likeliest to be accepted, as many as goodput gains from."""
+    """Found drafts alone: what is forced, and the tokens likeliest to be accepted, as many as goodput gains from."""
     # (chance that the token is accepted, candidate), best first. A candidate's own chances never rise, so any prefix of
     # this list holds the first tokens of each draft; among equal chances only their number matters.
     chances: list[tuple[float, int]] = []
     for index, candidate in enumerate(candidates):
         reach = accumulate(candidate.confidence[: candidate.ceiling], mul)
-        chances.extend((chance, index) for chance in reach if chance > 0.0)
+        guesses = islice(reach, candidate.num_forced, None)
+        chances.extend((chance, index) for chance in guesses if chance > 0.0)
     plain = plan_none(candidates, times)
     if not chances:
         return plain
@@ -150,11 +155,12 @@ def plan_found(candidates: Sequence[DraftCandidate], times: StepTimes) -> DepthP
         counts.append(count)
         count += 1 + count // 16
     counts.append(len(chances))
-    best = max(counts, key=lambda count: (totals[count] / times.verify(count), -count))
-    depths = [0] * len(candidates)
+    num_forced = sum(plain.found_depths)
+    best = max(counts, key=lambda count: (totals[count] / times.verify(num_forced + count), -count))
+    depths = list(plain.found_depths)
     for _, index in chances[:best]:
         depths[index] += 1
-    return DepthPlan(plain.computed_depths, tuple(depths), totals[best], times.verify(best))
+    return DepthPlan(plain.computed_depths, tuple(depths), totals[best], times.verify(num_forced + best))
 
 
 def can_pay(num_sequences: int, max_depth: int, times: StepTimes, required: float) -> bool:

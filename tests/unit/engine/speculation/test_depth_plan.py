@@ -127,6 +127,16 @@ def test_a_plan_promises_what_its_depths_say():
     assert plan.seconds == pytest.approx(times.verify(6) + times.draft(2) + 2 * times.draft(1))
 
 
+def test_forced_tokens_are_drafted_whatever_they_cost():
+    """They are computed sooner or later; a cost that is measured too high must not put them off."""
+    candidates = [DraftCandidate(6, (1.0, 1.0, 0.9), num_forced=2), DraftCandidate(4)]
+    times = times_of(2, target=line(0.0, 1, 0.001))
+    for plan in (plan_none(candidates, times), plan_found(candidates, times)):
+        assert plan.found_depths == (2, 0)
+        assert (plan.tokens, plan.seconds) == (4.0, times.verify(2))
+    assert plan_found(candidates, times_of(2)).found_depths == (3, 0)
+
+
 def test_a_computed_draft_goes_on_behind_forced_tokens():
     candidates = [DraftCandidate(6, (1.0, 1.0, 0.5), num_forced=2), DraftCandidate(4)]
     times = times_of(2)
