@@ -127,7 +127,7 @@ def test_every_combination_and_every_field_has_an_example():
 
 
 def test_the_documents_list_these_combinations():
-    section = FORMATS.read_text(encoding="utf-8").split("### Fields that exclude each other\n")[1].split("\n### ")[0]
+    section = FORMATS.read_text(encoding="utf-8").split("## Fields that exclude each other\n")[1].split("\n## ")[0]
     rows = re.findall(r"^\| (?!Field |---)(.+?) \| (.+?) \| (.+?) \| (.+?) \|$", section, re.MULTILINE)
     listed = [tuple(cell.replace("`", "") for cell in row) for row in rows]
     assert listed == [(one.field, one.beside, one.error("").reason, one.remedy) for one in COMBINATIONS]
