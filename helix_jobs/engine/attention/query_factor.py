@@ -21,8 +21,9 @@ class QueryFactor:
         self._beta = beta
         self._original_context = original_context
         self._dtype = dtype
+        self._device = device
         # [num_positions, 1, 1]
-        self._factors = torch.empty((0, 1, 1), dtype=dtype, device=device)
+        self._factors = torch.empty(0)
 
     def at(self, positions: torch.Tensor, num_positions: int) -> torch.Tensor:
         """The factors of a step's tokens, ``[T, 1, 1]``.
@@ -34,5 +35,5 @@ class QueryFactor:
         if num_positions > len(self._factors):
             rounds = torch.floor(torch.arange(table_length(num_positions)) / self._original_context)
             factors = 1 + self._beta * torch.log(1 + rounds)
-            self._factors = factors.to(self._dtype).view(-1, 1, 1).to(self._factors.device)
+            self._factors = factors.to(self._dtype).view(-1, 1, 1).to(self._device)
         return self._factors.index_select(0, positions)

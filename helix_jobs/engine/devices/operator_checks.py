@@ -155,6 +155,22 @@ def _heads(inputs: _Inputs) -> torch.Tensor:
     return torch.cat((values, keys, queries), dim=1)
 
 
+def _window(inputs: _Inputs) -> torch.Tensor:
+    visible = inputs.ids(4, 1, 5, 9).view(2, 1, 2, 1)
+    keys = torch.arange(9, dtype=torch.int64, device=inputs.device)
+    return ((keys >= visible) | (keys < visible - 3)).float() * _MASKED
+
+
+def _bounded(inputs: _Inputs) -> torch.Tensor:
+    scores = inputs.floats(2, 6, 9).float()
+    return torch.tanh(scores.div_(2.0).tanh_().mul_(2.0) / 3.0) * 3.0
+
+
+def _exponential(inputs: _Inputs) -> torch.Tensor:
+    hidden = inputs.floats(5, 16)
+    return torch.where(hidden > 0, hidden * hidden, torch.exp(hidden.clamp(max=-1e-6)) - 1)
+
+
 _CHECKS: Final = (
     OperatorCheck("to", "moves weights, tokens and logits", lambda new: new.floats(4, 5).float().to(new.dtype)),
     OperatorCheck("embedding", "reads tokens", lambda new: functional.embedding(new.ids(3, 0, 3), new.floats(9, 16))),
@@ -168,6 +184,8 @@ _CHECKS: Final = (
         "bmm", "attention", lambda new: torch.bmm(new.floats(4, 6, 8), new.floats(4, 9, 8).transpose(1, 2).contiguous())
     ),
     OperatorCheck("arange, ge", "the mask of attention", _mask),
+    OperatorCheck("lt, bitwise_or, sub", "the mask of a window", _window),
+    OperatorCheck("tanh, div", "bounded scores and logits", _bounded),
     OperatorCheck("softmax", "attention, masked", _softmax),
     OperatorCheck("split of ids", "takes apart what was brought in one copy", _parts),
     OperatorCheck(
@@ -183,6 +201,7 @@ _CHECKS: Final = (
     OperatorCheck("gelu", "activation", lambda new: functional.gelu(new.floats(5, 16))),
     OperatorCheck("gelu, tanh", "activation", lambda new: functional.gelu(new.floats(5, 16), approximate="tanh")),
     OperatorCheck("relu", "activation", lambda new: functional.relu(new.floats(5, 16))),
+    OperatorCheck("where, exp", "activation", _exponential),
     OperatorCheck(
         "mul, add", "residuals, rotation", lambda new: new.floats(5, 3, 8) * new.floats(5, 1, 8) + new.floats(8)
     ),

@@ -39,6 +39,7 @@ class ModelSizes:
         largest: Weights of the largest tensor.
         geometry: Shape of keys and values.
         num_heads: Query heads.
+        num_windows: Different windows of its layers, full attention counted as one.
         hidden_size: Width of the residual stream.
         widest: Outputs of a layer's widest product. Trade-off: the products of one module that read the residual
             stream are taken as one, so it may be a little more than the decoder's own.
@@ -54,6 +55,7 @@ class ModelSizes:
     largest: int
     geometry: CacheGeometry
     num_heads: int
+    num_windows: int
     hidden_size: int
     widest: int
     vocab_size: int
@@ -82,6 +84,7 @@ class ModelSizes:
         return StepWidths(
             geometry=self.geometry,
             num_heads=self.num_heads,
+            num_windows=self.num_windows,
             hidden_size=self.hidden_size,
             widest=self.widest,
             vocab_size=self.vocab_size,
@@ -121,6 +124,7 @@ def model_sizes(name: str, config: PretrainedConfig) -> ModelSizes:
         ModelError: As in ``skeleton``.
     """
     model = skeleton(name, config)
+    description = describe(config)
     embedding = model.get_input_embeddings().weight
     head = model.get_output_embeddings().weight
     parameters = [*model.parameters()]
@@ -134,8 +138,9 @@ def model_sizes(name: str, config: PretrainedConfig) -> ModelSizes:
         biases=sum(biases),
         tied=head.numel() if head is embedding else 0,
         largest=max(parameter.numel() for parameter in parameters),
-        geometry=describe(config).geometry,
-        num_heads=int(config.num_attention_heads),
+        geometry=description.geometry,
+        num_heads=description.num_heads,
+        num_windows=len({layer.attention.window for layer in description.layers}),
         hidden_size=hidden_size,
         widest=max(_widest(module, hidden_size) for module in model.base_model.modules()),
         vocab_size=head.shape[0],

@@ -19,7 +19,8 @@ tanh_gelu: Final = partial(functional.gelu, approximate="tanh")
 
 def squared_relu(hidden: torch.Tensor) -> torch.Tensor:
     """``relu(x) ** 2`` (So et al. 2021, Primer)."""
-    return functional.relu(hidden).square()
+    positive = functional.relu(hidden)
+    return positive * positive
 
 
 # Several names mean one function written in different ways. The results differ by rounding; the fused one is used.
@@ -65,7 +66,10 @@ class XieluActivation:
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """The activation of ``hidden``, elementwise."""
-        below = (torch.expm1(hidden.clamp(max=self.eps)) - hidden) * self.alpha_n
+        capped = hidden.clamp(max=self.eps)
+        # DirectML has no kernel for the first form, which loses no digits near zero.
+        grown = torch.expm1(capped) if capped.device.type in {"cpu", "cuda", "xpu", "mps"} else torch.exp(capped) - 1
+        below = (grown - hidden) * self.alpha_n
         return torch.where(hidden > 0, self.alpha_p * hidden * hidden, below) + self.beta * hidden
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 SUPPORTED_MODEL_TYPES: Final = {family.model_type: family.class_name for family in FAMILIES.values()}
-_SUPPORTED: Final = f"supported are {', '.join(SUPPORTED_MODEL_TYPES)} with full attention"
+_SUPPORTED: Final = f"supported are {', '.join(SUPPORTED_MODEL_TYPES)}"
 # With these types a token's rotation depends on its position alone.
 _ROPE_TYPES: Final = ("default", "linear", "llama3", "yarn", "longrope")
 # This type recomputes its frequencies from the longest position of a batch, so a token would depend on its neighbours.
@@ -36,10 +36,6 @@ _ROPE_NUMBERS: Final = (
 )
 _PARTIAL_ROTATION: Final = ("partial_rotary_factor", "rotary_pct")
 _ORIGINAL_CONTEXT: Final = "original_max_position_embeddings"
-# Model types that use a window: on every layer, or on those that ``layer_types`` names. Elsewhere it has no effect.
-_WINDOW_ON_EVERY_LAYER: Final = frozenset({"mistral", "phi3"})
-_WINDOW_BY_LAYER: Final = frozenset({"qwen2", "qwen3"})
-_SLIDING: Final = "sliding_attention"
 # Model types whose feed-forwards hold the weights of their activation.
 _WITH_XIELU: Final = frozenset({"apertus"})
 # No count of any model is as large.
@@ -86,8 +82,13 @@ def check_architecture(name: str, config: PretrainedConfig) -> None:
         raise UnsupportedArchitectureError(
             f"model {name} is quantised with {method}; use the original weights or a .gguf file"
         )
-    if not (family.has_fixed_dynamic_rope and rope_type(config) == _BATCH_DEPENDENT_ROPE):
-        _check_rope(name, rope_type(config))
+    if family.needs_transformers_5 and not hasattr(config, "rope_parameters"):
+        raise UnsupportedArchitectureError(
+            f"model {name}: the architecture {config.model_type!r} is served with transformers 5 alone; install it"
+        )
+    for rope in map(_rope_type, _rope_settings(config)):
+        if not (family.has_fixed_dynamic_rope and rope == _BATCH_DEPENDENT_ROPE):
+            _check_rope(name, rope)
     if getattr(config, "use_bidirectional_attention", None) or not getattr(config, "is_causal", True):
         raise UnsupportedArchitectureError(f"model {name} attends in both directions; supported is causal attention")
     if getattr(config, "add_cross_attention", False) or config.is_encoder_decoder:
@@ -109,6 +110,11 @@ def _check_description(name: str, config: PretrainedConfig) -> None:
             raise UnsupportedArchitectureError(
                 f"model {name} has the activation {activation!r}; supported are {', '.join(ACTIVATIONS)}"
             )
+    if any(layer.attention.rotary is not None for layer in description.layers):
+        _check_rope_numbers(name, config)
+    for window in {layer.attention.window for layer in description.layers}:
+        if window is not None and window < 1:
+            raise ModelError(f"model {name}: its configuration says sliding_window {window}; fetch the model again")
     for key, value in (("num_key_value_heads", description.num_kv_heads), ("head_dim", description.head_dim)):
         if getattr(config, key, None) not in (None, value):
             raise UnsupportedArchitectureError(
@@ -130,11 +136,6 @@ def _check_numbers(name: str, config: PretrainedConfig) -> None:
         value = getattr(config, key, None)
         if value is not None and not (isinstance(value, int | float) and 0 <= value < math.inf):
             raise ModelError(f"model {name}: its configuration says {key} {value!r:.40}; fetch the model again")
-    window = sliding_window(config)
-    if window is not None and window < 1:
-        raise ModelError(f"model {name}: its configuration says sliding_window {window}; fetch the model again")
-    if config.model_type != "gpt2":
-        _check_rope_numbers(name, config)
 
 
 def _check_rope_numbers(name: str, config: PretrainedConfig) -> None:
@@ -142,7 +143,11 @@ def _check_rope_numbers(name: str, config: PretrainedConfig) -> None:
 
     The numbers of a scaling count only where positions are scaled.
     """
-    parameters = _rope_parameters(config)
+    for parameters in _rope_settings(config):
+        _check_rotation(name, config, parameters)
+
+
+def _check_rotation(name: str, config: PretrainedConfig, parameters: dict[str, Any]) -> None:
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     factors = (parameters.get(key, getattr(config, key, None)) for key in _PARTIAL_ROTATION)
     factor = next((one for one in factors if isinstance(one, int | float) and 0 < one <= 1), 1)
@@ -151,7 +156,7 @@ def _check_rope_numbers(name: str, config: PretrainedConfig) -> None:
         what = "heads of an odd width" if rotated == head_dim else "that of each head an odd width is rotated"
         raise ModelError(f"model {name}: its configuration says {what}, {rotated}; fetch the model again")
     numbers = {"rope_theta": parameters.get("rope_theta", getattr(config, "rope_theta", None))}
-    if rope_type(config) != "default":
+    if _rope_type(parameters) != "default":
         numbers |= {key: parameters.get(key) for key in _ROPE_NUMBERS}
         # The original context may stand in either place.
         numbers[_ORIGINAL_CONTEXT] = [parameters.get(_ORIGINAL_CONTEXT), getattr(config, _ORIGINAL_CONTEXT, None)]
@@ -180,38 +185,31 @@ def _check_rope(name: str, rope: str) -> None:
 def context_limits(config: PretrainedConfig) -> dict[str, int]:
     """The limits of the context, each in tokens of prompt and output together; the smallest one applies.
 
-    A sliding window hides nothing from sequences that fit into it, and long-context rotary scaling has no effect within
-    the original context: such a model is served up to that length.
+    Long-context rotary scaling has no effect within the original context, and such a model is served up to that length:
+    beyond it transformers chooses the frequencies by the length of the whole sequence, so the keys of tokens already
+    computed would change while the sequence grows.
     """
     length = int(config.max_position_embeddings)
     limits = {"positions": length}
-    window = sliding_window(config)
-    if window is not None:
-        limits["sliding window"] = window
-    if rope_type(config) == _LONG_ROPE:
-        original = _rope_parameters(config).get(_ORIGINAL_CONTEXT)
+    for parameters in _rope_settings(config):
+        if _rope_type(parameters) != _LONG_ROPE:
+            continue
+        original = parameters.get(_ORIGINAL_CONTEXT)
         limits["original context"] = int(original or getattr(config, _ORIGINAL_CONTEXT, None) or length)
     return limits
 
 
-def sliding_window(config: PretrainedConfig) -> int | None:
-    """The window some layer really uses, or None. Qwen carries one that ``use_sliding_window`` turns off."""
-    window = getattr(config, "sliding_window", None)
-    if window is None:
-        return None
-    if config.model_type in _WINDOW_ON_EVERY_LAYER:
-        return int(window)
-    if config.model_type in _WINDOW_BY_LAYER and config.use_sliding_window and _SLIDING in (config.layer_types or ()):
-        return int(window)
-    return None
-
-
 def rope_type(config: PretrainedConfig) -> str:
-    """The rotary scaling's name."""
-    parameters = _rope_parameters(config)
+    """The rotary scaling's name, of a family whose layers all have the same."""
+    return _rope_type(_rope_settings(config)[0])
+
+
+def _rope_type(parameters: dict[str, Any]) -> str:
     return str(parameters.get("rope_type", parameters.get("type", "default")))
 
 
-def _rope_parameters(config: PretrainedConfig) -> dict[str, Any]:
-    """Transformers 5 keeps them in ``rope_parameters``, 4 in ``rope_scaling``."""
-    return getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+def _rope_settings(config: PretrainedConfig) -> list[dict[str, Any]]:
+    """The rotary settings of each kind of layer. Transformers 5 keeps them in ``rope_parameters``, 4 in others."""
+    settings = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    by_kind = [one for one in settings.values() if isinstance(one, dict)]
+    return by_kind or [settings]

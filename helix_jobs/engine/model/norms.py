@@ -47,7 +47,7 @@ class LayerNorm:
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """See ``Norm``."""
-        return functional.layer_norm(hidden, self.weight.shape, self.weight, self.bias, self.eps)
+        return functional.layer_norm(hidden.contiguous(), self.weight.shape, self.weight, self.bias, self.eps)
 
 
 class HeadLayerNorm:
@@ -60,5 +60,5 @@ class HeadLayerNorm:
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """See ``Norm``; ``hidden`` is ``[T, num_heads, head_dim]``."""
-        exact = functional.layer_norm(hidden.float(), hidden.shape[-1:], None, None, self.eps)
+        exact = functional.layer_norm(hidden.contiguous().float(), hidden.shape[-1:], None, None, self.eps)
         return (exact * self.weight.float()).to(hidden.dtype)

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 from typing import Final
 
-# Why the architectures that people ask for most are refused. The others are refused without a reason.
-NOT_SERVED: Final = {
-    "deepseek_v2": "latent attention and experts",
-    "deepseek_v3": "latent attention and experts",
-    "falcon_h1": "layers of recurrent state",
-    "falcon_mamba": "recurrent state instead of attention",
-    "gemma2": "soft-capped scores and sliding windows",
-    "gemma3": "sliding windows and images",
-    "gemma3_text": "sliding windows",
-    "gemma3n": "sliding windows and shared keys",
-    "jamba": "layers of recurrent state and experts",
-    "llama4": "chunked attention and experts",
-    "llama4_text": "chunked attention and experts",
-    "mamba": "recurrent state instead of attention",
-    "mamba2": "recurrent state instead of attention",
-    "minimax": "linear attention and experts",
-    "phimoe": "experts",
-    "qwen2_vl": "images",
-    "qwen2_5_vl": "images",
-    "qwen3_next": "linear attention and experts",
-    "rwkv": "recurrent state instead of attention",
-    "t5": "an encoder",
+_BY_REASON: Final = {
+    "experts": ("dbrx", "flex_olmo", "jetmoe", "phimoe", "solar_open"),
+    "attention sinks": ("granite_swa",),
+    "sliding windows by layer and experts": ("cohere2_moe", "exaone_moe", "mimo_v2_flash"),
+    "latent attention": ("minicpm3", "youtu"),
+    "latent attention and experts": ("deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "longcat_flash"),
+    "chunked attention and experts": ("llama4", "llama4_text"),
+    "linear attention": ("qwen3_5", "qwen3_5_text", "olmo_hybrid"),
+    "linear attention and experts": ("kimi_linear", "minimax", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next"),
+    "short convolutions": ("lfm2",),
+    "short convolutions and experts": ("lfm2_moe",),
+    "layers of recurrent state": ("bamba", "falcon_h1", "nemotron_h", "recurrent_gemma", "zamba", "zamba2"),
+    "layers of recurrent state and experts": ("granitemoehybrid", "jamba"),
+    "recurrent state instead of attention": ("falcon_mamba", "mamba", "mamba2", "rwkv", "xlstm"),
+    "sliding windows and shared keys": ("gemma3n", "gemma3n_text"),
+    "heads of two sizes and shared keys": ("gemma4", "gemma4_text"),
+    "differences of two attentions": ("diffllama",),
+    "biases of scores by distance (ALiBi)": ("bloom", "mpt"),
+    "weights of three values": ("bitnet",),
+    "images": ("gemma3", "llava", "mistral3", "mllama", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"),
+    "an encoder": ("bart", "t5", "umt5", "whisper"),
+    "attention in both directions": ("bert", "electra", "roberta", "xlm-roberta"),
 }
+# Why the architectures that people ask for most are refused. The others are refused without a reason.
+NOT_SERVED: Final = {model_type: reason for reason, types in _BY_REASON.items() for model_type in types}

@@ -30,6 +30,7 @@ class StepWidths:
     Attributes:
         geometry: Shape of its keys and values.
         num_heads: Query heads.
+        num_windows: Different windows of its layers, full attention counted as one.
         hidden_size: Width of the residual stream.
         widest: Outputs of a layer's widest product.
         vocab_size: Logits of a row.
@@ -39,6 +40,7 @@ class StepWidths:
 
     geometry: CacheGeometry
     num_heads: int
+    num_windows: int
     hidden_size: int
     widest: int
     vocab_size: int
@@ -51,6 +53,7 @@ class StepWidths:
         return cls(
             geometry=decoder.geometry,
             num_heads=decoder.attention.spec.num_heads,
+            num_windows=len(decoder.attention.spec.windows),
             hidden_size=decoder.embedding.shape[1],
             widest=max(linear.out_features for layer in decoder.layers for linear in layer.linears()),
             vocab_size=decoder.vocab_size,
@@ -73,7 +76,7 @@ class StepWidths:
         gathered = min(max(MAX_GATHERED_ELEMENTS, one_sequence), config.max_batch_size * one_sequence) * 2 * itemsize
         # Plain products keep one step's masks for all layers. The fused operator makes some anew in each layer, which
         # the scores that it does not make leave room for.
-        masks = mask_elements(config, max_keys, repeats=self.repeats) * _FLOAT32_BYTES
+        masks = mask_elements(config, max_keys, repeats=self.repeats) * self.num_windows * _FLOAT32_BYTES
         attended = 2 * num_tokens * num_heads * geometry.head_dim * itemsize
         # Rows for the host are widened before they are downloaded.
         num_rows += scored_rows(self.vocab_size, config)
@@ -107,7 +110,7 @@ def scored_rows(vocab_size: int, config: EngineConfig) -> int:
 
 
 def mask_elements(config: EngineConfig, max_keys: int, *, repeats: bool) -> int:
-    """Elements that the masks of the largest step have together.
+    """Elements that the masks of the largest step have together, for layers of one window.
 
     Args:
         config: Bounds the step.

@@ -8,6 +8,14 @@ namespace {
 
 inline vf silu16(vf x) { return x / (1.0f + exp16(-x)); }
 
+// Near zero, where the difference of two numbers near one would lose its digits, tanh's series. A NaN does not survive.
+inline vf tanh16(vf x) {
+    vf s = x * x;
+    vf series = x * (1.0f + s * (-0.333333333f + s * (0.133333333f + s * (-0.0539682540f + s * 0.0218694885f))));
+    vf ratio = 1.0f - 2.0f / (1.0f + exp16(2.0f * x));
+    return s < 0.0625f ? series : ratio;
+}
+
 // x / 2 * (1 + tanh(u)), which is x * sigmoid(2 * u), with u = sqrt(2 / pi) * (x + 0.044715 * x^3).
 inline vf tanh_gelu16(vf x) {
     vf u = 0.797884560802865f * (x + 0.044715f * x * x * x);

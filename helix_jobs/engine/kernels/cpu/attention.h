@@ -2,8 +2,10 @@
 
 #pragma once
 
+#include <numeric>
 #include <type_traits>
 
+#include "activations.h"
 #include "tiles.h"
 
 #if defined(__AVX512BF16__) && defined(__AVX512BW__)
@@ -118,11 +120,30 @@ inline void in_order(float *sums) {
 }
 #endif
 
-// Scores of one row become weights in their place, unscaled and zero behind the last visible key. Returns what their
-// products are to be multiplied with; NaN if a score was not finite.
+// What a layer does to its scores: `cap` bounds them, `window` is the number of keys that a query sees. Zero for none.
+struct Scoring {
+    float scaling, cap;
+    int64_t window;
+};
+
+// Keys that a window hides are skipped in these numbers, so that sums keep their order wherever a prompt is cut.
+constexpr int64_t kSkippedKeys = 64;
+
+// Scores of one row become weights in their place, unscaled and zero behind the last visible key and before the window.
+// Returns what their products are to be multiplied with; NaN if a score was not finite.
 template <typename Weight>
-inline float softmax_row(float *s, int64_t visible, int64_t padded, float scaling) {
+inline float softmax_row(float *s, int64_t visible, int64_t padded, const Scoring &scoring) {
     Weight *w = reinterpret_cast<Weight *>(s);
+    float scaling = scoring.scaling;
+    if (scoring.cap > 0) {
+        for (int64_t key = 0; key < visible; key += kLanes) {
+            vf v = load16(s + key);
+            store16(s + key, scoring.cap * tanh16(v * (scaling / scoring.cap)) + v * 0.0f);
+        }
+        scaling = 1;
+    }
+    int64_t hidden = scoring.window > 0 ? visible - scoring.window : 0;
+    for (int64_t key = 0; key < hidden; key++) s[key] = -INFINITY;
     for (int64_t key = visible; key < padded; key++) s[key] = -INFINITY;
     vf highest = load16(s), probe = {};
     for (int64_t key = 0; key < visible; key += kLanes) {
@@ -174,7 +195,7 @@ constexpr int64_t kPackedKeys = 64;
 
 // `attend_slice` in matrix tiles. Blocks are whole tiles of keys.
 inline void attend_in_tiles(const bf16 *queries, const PagedRows<bf16> &keys, const PagedRows<bf16> &values,
-                            bf16 *output, int64_t num_new, int64_t start, int64_t heads, float scaling,
+                            bf16 *output, int64_t num_new, int64_t start, int64_t heads, const Scoring &scoring,
                             std::vector<float> &scratch, Tiles &tiles) {
     constexpr int64_t kValueTile = kTile * kHeadDim;  // packed elements of sixteen keys
     int64_t share = heads / keys.kv_heads, rows = num_new * share, length = keys.length;
@@ -207,7 +228,7 @@ inline void attend_in_tiles(const bf16 *queries, const PagedRows<bf16> &keys, co
         }
     });
     for (int64_t row = 0; row < rows; row++)
-        scales[row] = softmax_row<bf16>(scores + row * pitch, start + row / share + 1, padded, scaling);
+        scales[row] = softmax_row<bf16>(scores + row * pitch, start + row / share + 1, padded, scoring);
 
     tiles.for_values(tile_rows);
     int64_t done = 0, ready = 0;  // keys whose values are in the sums, and packed behind them
@@ -246,9 +267,14 @@ inline void attend_in_tiles(const bf16 *queries, const PagedRows<bf16> &keys, co
 // One slice's queries of one key-value head, straight from the cache's blocks.
 template <typename Q, typename T>
 void attend_slice(const Q *queries, const T *keys, const T *values, const int32_t *blocks, Q *output, int64_t num_new,
-                  int64_t start, int64_t head, int64_t heads, int64_t kv_heads, int64_t block_size, float scaling,
-                  std::vector<float> &scratch, [[maybe_unused]] Tiles *tiles) {
+                  int64_t start, int64_t head, int64_t heads, int64_t kv_heads, int64_t block_size,
+                  const Scoring &scoring, std::vector<float> &scratch, [[maybe_unused]] Tiles *tiles) {
     constexpr int64_t head_dim = kHeadDim;
+    if (scoring.window > 0) {
+        int64_t unit = std::lcm(block_size, kSkippedKeys);
+        int64_t skipped = std::max<int64_t>(0, start + 1 - scoring.window) / unit * unit;
+        blocks += skipped / block_size, start -= skipped;
+    }
     typedef std::conditional_t<kInPairs<T>, bf16, float> Weight;
     int64_t share = heads / kv_heads, rows = num_new * share, length = start + num_new;
     PagedRows<T> paged_keys{keys, blocks, length, head, kv_heads, block_size};
@@ -256,7 +282,7 @@ void attend_slice(const Q *queries, const T *keys, const T *values, const int32_
 #if HAS_TILES
     if constexpr (std::is_same_v<Q, bf16> && std::is_same_v<T, bf16> && kFitsTiles) {
         if (tiles != nullptr && Tiles::is_allowed() && block_size % kTile == 0)
-            return attend_in_tiles(queries, paged_keys, paged_values, output, num_new, start, heads, scaling, scratch,
+            return attend_in_tiles(queries, paged_keys, paged_values, output, num_new, start, heads, scoring, scratch,
                                    *tiles);
     }
 #endif
@@ -283,7 +309,7 @@ void attend_slice(const Q *queries, const T *keys, const T *values, const int32_
                 scores[row * padded + first + key] = sum16(lane_products(queries + place(row), k + key * head_dim));
     });
     for (int64_t row = 0; row < rows; row++)
-        scales[row] = softmax_row<Weight>(scores + row * padded, start + row / share + 1, padded, scaling);
+        scales[row] = softmax_row<Weight>(scores + row * padded, start + row / share + 1, padded, scoring);
     paged_values.each([&](int64_t first, int64_t count, const T *v) {
         auto add = [&](int64_t row, auto together) {
             constexpr int kRows = decltype(together)::value;

@@ -65,7 +65,9 @@ class CompiledAttention:
     kernels = "compiled"
     is_independent = True
     # The features of layers that it computes; see ``features_of``.
-    SERVED: Final = frozenset({"query_norm", "key_norm", "norm_scope", "rotary", "clip", "query_factor"})
+    SERVED: Final = frozenset(
+        {"query_norm", "key_norm", "norm_scope", "rotary", "window", "score_cap", "clip", "query_factor"}
+    )
 
     def __init__(self, spec: AttentionSpec, native: NativeKernels) -> None:
         assert self.serves(spec), "the kernels do not compute all features of these layers"
@@ -127,7 +129,7 @@ class CompiledStep:
         )
         self._native.paged_attention(
             queries.data_ptr(), *pool, *self._slices, output.data_ptr(), self._num_pieces, *self._counts,
-            self._cache.block_size, own.scaling,
+            self._cache.block_size, *scoring(own),
         )  # fmt: skip
         return output
 
@@ -139,6 +141,11 @@ class CompiledStep:
             assert self._heads is not None, "made where some layer needs it"
             return self._heads.of(own, qkv)
         return before_rotation(self._spec, own, qkv)
+
+
+def scoring(own: LayerAttention) -> tuple[float, float, int]:
+    """Scaling, cap and window of a layer, as compiled code takes them: zero for none."""
+    return own.scaling, own.score_cap or 0.0, own.window or 0
 
 
 def _needs_heads(own: LayerAttention) -> bool:

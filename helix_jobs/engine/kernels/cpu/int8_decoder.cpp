@@ -15,7 +15,8 @@ struct Layer {
     const void *attention_norm, *query_norm, *key_norm, *mlp_norm;  // the head norms may be null
     Matrix qkv, attention_out, mlp_in, mlp_out;
     void *keys, *values;  // this layer's pools
-    float scaling;
+    float scaling, cap;
+    int64_t window;  // see Scoring
 };
 
 struct Model {
@@ -127,7 +128,8 @@ void run_layers(const Model &model, const Step &step, float *hidden) {
                 int64_t offset = piece[0] * heads * head_dim;
                 attend_slice<float, T>(queries.data() + offset, keys, values, step.blocks + piece[3],
                                        attended.data() + offset, piece[1], piece[2], kv, heads, kv_heads,
-                                       model.block_size, layer.scaling, scratch, nullptr);
+                                       model.block_size, Scoring{layer.scaling, layer.cap, layer.window},
+                                       scratch, nullptr);
             }  // all wait here
             if (thread == 0) *step.attention_seconds += seconds() - began;
             rounded.round(attended.data(), tokens, heads * head_dim);

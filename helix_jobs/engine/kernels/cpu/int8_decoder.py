@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from helix_jobs.engine.attention.features import features_of
-from helix_jobs.engine.kernels.cpu.attention import DirectSlices
+from helix_jobs.engine.kernels.cpu.attention import DirectSlices, scoring
 from helix_jobs.engine.kernels.cpu.int8_matrix import Int8Matrix, MatrixStruct
 from helix_jobs.engine.model.feed_forward import GatedFeedForward
 from helix_jobs.engine.model.norms import RmsNorm
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 MAX_TOKENS: Final = 6
 
 # The features of a layer's attention that compiled code computes, see ``features_of``; of the layer itself, none.
-_SERVED: Final = frozenset({"query_norm", "key_norm", "rotary"})
+_SERVED: Final = frozenset({"query_norm", "key_norm", "rotary", "window", "score_cap"})
 
 _POINTER, _SIZE = ctypes.c_void_p, ctypes.c_int64
 
@@ -40,6 +40,8 @@ class _Layer(ctypes.Structure):
         ("keys", _POINTER),
         ("values", _POINTER),
         ("scaling", ctypes.c_float),
+        ("cap", ctypes.c_float),
+        ("window", _SIZE),
     )
 
 
@@ -160,7 +162,7 @@ class NativeInt8Decoder:
                 self._norm(one) for one in (layer.attention_norm, own.query_norm, own.key_norm, layer.feed_forward_norm)
             ]
             layers[index] = _Layer(
-                *norms, *matrices, cache.keys[index].data_ptr(), cache.values[index].data_ptr(), own.scaling
+                *norms, *matrices, cache.keys[index].data_ptr(), cache.values[index].data_ptr(), *scoring(own)
             )
         first = decoder.layers[0]
         assert isinstance(first.attention_norm, RmsNorm), "supports() asks for RMS norms"

@@ -72,7 +72,8 @@ void rotate_and_store(const T *qkv, const int64_t *positions, const int64_t *wri
 
 template <typename T>
 void paged_attention(const T *queries, const T *keys, const T *values, const int64_t *pieces, const int32_t *blocks,
-                   T *output, int64_t num_pieces, int64_t heads, int64_t kv_heads, int64_t block_size, float scaling) {
+                   T *output, int64_t num_pieces, int64_t heads, int64_t kv_heads, int64_t block_size,
+                   const Scoring &scoring) {
 #pragma omp parallel
     {
         std::vector<float> scratch;
@@ -83,7 +84,7 @@ void paged_attention(const T *queries, const T *keys, const T *values, const int
             const int64_t *piece = pieces + task / kv_heads * 4;
             int64_t offset = piece[0] * heads * kHeadDim;
             attend_slice<T, T>(queries + offset, keys, values, blocks + piece[3], output + offset, piece[1],
-                               piece[2], task % kv_heads, heads, kv_heads, block_size, scaling, scratch, &tiles);
+                               piece[2], task % kv_heads, heads, kv_heads, block_size, scoring, scratch, &tiles);
         }
     }
 }
@@ -153,9 +154,10 @@ void scale_rows(const float *product, const float *scales, const float *bias, co
     }                                                                                                                \
     EXPORT void paged_attention_##NAME(const T *queries, const T *keys, const T *values, const int64_t *pieces,     \
                                        const int32_t *blocks, T *output, int64_t num_pieces, int64_t heads,          \
-                                       int64_t kv_heads, int64_t block_size, float scaling) {                        \
+                                       int64_t kv_heads, int64_t block_size, float scaling, float cap,               \
+                                       int64_t window) {                                                             \
         paged_attention(queries, keys, values, pieces, blocks, output, num_pieces, heads, kv_heads, block_size,      \
-                        scaling);                                                                                    \
+                        Scoring{scaling, cap, window});                                                              \
     }                                                                                                                \
     EXPORT void quantize_rows_##NAME(const T *x, uint8_t *y, float *scales, int64_t rows, int64_t size,             \
                                      float smallest, int32_t zero) {                                                 \

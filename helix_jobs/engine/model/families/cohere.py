@@ -16,17 +16,25 @@ if TYPE_CHECKING:
     from helix_jobs.engine.model.description import LayerDescription, ModelDescription
 
 
-def describe(config: PretrainedConfig) -> ModelDescription:
-    """See ``Family``."""
+def describe_plain(config: PretrainedConfig) -> ModelDescription:
+    """The description without norms of queries and keys."""
     norm = layer_norm(config.layer_norm_eps)
 
     def changed(_: int, layer: LayerDescription) -> LayerDescription:
         own = replace(layer.attention, rotary=RotaryDescription(is_interleaved=True))
-        if getattr(config, "use_qk_norm", False):
-            own = replace(own, query_norm=norm("self_attn.q_norm"), key_norm=norm("self_attn.k_norm"))
         return replace(layer, attention=own, feed_forward_norm=None, is_parallel=True)
 
     return replace(llama.describe(config, norm).with_layers(changed), logit_scale=float(config.logit_scale))
+
+
+def describe(config: PretrainedConfig) -> ModelDescription:
+    """See ``Family``."""
+    model, norm = describe_plain(config), layer_norm(config.layer_norm_eps)
+    if not config.use_qk_norm:
+        return model
+    return model.with_attention(
+        lambda _, own: replace(own, query_norm=norm("self_attn.q_norm"), key_norm=norm("self_attn.k_norm"))
+    )
 
 
 FAMILY = Family("cohere", "CohereForCausalLM", describe)

@@ -27,6 +27,7 @@ class Family:
         renames: Parts of the names of weights in checkpoints, and what transformers' modules call them.
         further_layers: The setting that counts layers which checkpoints hold and nobody computes, behind the last one;
             or None.
+        needs_transformers_5: Whether transformers 4 computes it in modules of other names.
     """
 
     model_type: str
@@ -36,3 +37,4 @@ class Family:
     has_fixed_dynamic_rope: bool = False
     renames: tuple[tuple[str, str], ...] = ()
     further_layers: str | None = None
+    needs_transformers_5: bool = False

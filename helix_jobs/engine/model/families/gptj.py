@@ -10,6 +10,7 @@ from helix_jobs.engine.model.description import (
     LayerDescription,
     ModelDescription,
     RotaryDescription,
+    UnsupportedSettingError,
 )
 from helix_jobs.engine.model.families.family import Family
 from helix_jobs.engine.model.families.settings import layer_norm, projection
@@ -22,6 +23,8 @@ def describe(config: PretrainedConfig) -> ModelDescription:
     """See ``Family``."""
     norm = layer_norm(config.layer_norm_epsilon)
     head_dim = config.hidden_size // config.num_attention_heads
+    if config.rotary_dim % 2 or not 0 < config.rotary_dim <= head_dim:
+        raise UnsupportedSettingError(f"rotates {config.rotary_dim} of the {head_dim} dimensions of a head")
     layer = LayerDescription(
         attention_norm=norm("ln_1"),
         attention=AttentionDescription(

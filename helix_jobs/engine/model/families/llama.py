@@ -22,8 +22,16 @@ if TYPE_CHECKING:
     from helix_jobs.engine.model.families.settings import NormByName
 
 
-def describe(config: PretrainedConfig, norm: NormByName | None = None) -> ModelDescription:
-    """Llama's description; ``norm`` is another kind of norm, by the name of its module."""
+def describe(
+    config: PretrainedConfig, norm: NormByName | None = None, activation: str | None = None
+) -> ModelDescription:
+    """Llama's description.
+
+    Args:
+        config: Of Llama, or of a family that names these settings alike.
+        norm: Another kind of norm, by the name of its module.
+        activation: The activation, of a family that does not name it ``hidden_act``.
+    """
     norm = norm or rms_norm(config.rms_norm_eps)
     layer = LayerDescription(
         attention_norm=norm("input_layernorm"),
@@ -36,7 +44,7 @@ def describe(config: PretrainedConfig, norm: NormByName | None = None) -> ModelD
         feed_forward=FeedForwardDescription(
             inner=projection("mlp.gate_proj", "mlp.up_proj"),
             outer=projection("mlp.down_proj"),
-            activation=str(config.hidden_act),
+            activation=activation or str(config.hidden_act),
         ),
     )
     return ModelDescription(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from helix_jobs.engine.model.families import llama
 from helix_jobs.engine.model.families.family import Family
-from helix_jobs.engine.model.families.settings import projection
+from helix_jobs.engine.model.families.settings import projection, with_one_window
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -25,7 +25,7 @@ def describe(config: PretrainedConfig) -> ModelDescription:
             feed_forward=replace(layer.feed_forward, inner=projection("mlp.gate_up_proj")),
         )
 
-    return llama.describe(config).with_layers(changed)
+    return with_one_window(llama.describe(config).with_layers(changed), config)
 
 
 FAMILY = Family("phi3", "Phi3ForCausalLM", describe)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from helix_jobs.engine.model.families import llama
 from helix_jobs.engine.model.families.family import Family
-from helix_jobs.engine.model.families.settings import layer_types
+from helix_jobs.engine.model.families.settings import layer_types, with_windows
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -16,8 +16,11 @@ if TYPE_CHECKING:
 
 def describe(config: PretrainedConfig) -> ModelDescription:
     """See ``Family``."""
-    layer_types(config)
-    return llama.describe(config)
+    model = llama.describe(config)
+    if config.use_sliding_window:
+        return with_windows(model, config)
+    layer_types(config)  # raises for other types
+    return model
 
 
 FAMILY = Family("qwen2", "Qwen2ForCausalLM", describe)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from transformers import PretrainedConfig
+
+    from helix_jobs.engine.model.description import ModelDescription
 
     NormByName = Callable[[str], NormDescription]
 
@@ -46,6 +49,25 @@ def layer_types(config: PretrainedConfig) -> tuple[str, ...]:
     if len(types) != config.num_hidden_layers:
         raise UnsupportedSettingError(f"names the types of {len(types)} of {config.num_hidden_layers} layers")
     return types
+
+
+def with_windows(model: ModelDescription, config: PretrainedConfig) -> ModelDescription:
+    """The same model with the configuration's window in the layers whose type says so."""
+    types, window = layer_types(config), _window(config)
+    if window is None and SLIDING in types and config.sliding_window is None:
+        raise UnsupportedSettingError(f"has layers of type {SLIDING!r} and no sliding_window")
+    return model.with_attention(lambda index, own: replace(own, window=window if types[index] == SLIDING else None))
+
+
+def with_one_window(model: ModelDescription, config: PretrainedConfig) -> ModelDescription:
+    """The same model with the configuration's window, if there is one, in every layer."""
+    return model.with_attention(lambda _, own: replace(own, window=_window(config)))
+
+
+def _window(config: PretrainedConfig) -> int | None:
+    """The window; None also for one that the whole context fits into, because it hides nothing."""
+    window = getattr(config, "sliding_window", None)
+    return None if window is None or window >= config.max_position_embeddings else int(window)
 
 
 def rms_norm(eps: float, offset: float = 0.0) -> NormByName:

@@ -79,9 +79,12 @@ def attended(backend: AttentionBackend, seed: int, dtype: torch.dtype) -> torch.
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("heads", "kv_heads"), [(6, 2), (4, 4), (8, 1)])
 @pytest.mark.parametrize("seed", range(4))
-def test_it_attends_as_plain_products_do(dtype: torch.dtype, heads: int, kv_heads: int, seed: int) -> None:
+@pytest.mark.parametrize("window", [None, 6])
+def test_it_attends_as_plain_products_do(
+    dtype: torch.dtype, heads: int, kv_heads: int, seed: int, window: int | None
+) -> None:
     geometry = CacheGeometry(num_layers=1, num_kv_heads=kv_heads, head_dim=HEAD_DIM)
-    spec = AttentionSpec(geometry=geometry, num_heads=heads, layers=(LayerAttention(0.3),))
+    spec = AttentionSpec(geometry=geometry, num_heads=heads, layers=(LayerAttention(0.3, window=window),))
     plain, fused = (attended(backend, seed, dtype) for backend in (DenseAttention(spec), SdpaAttention(spec)))
     assert fused.dtype == dtype
     assert fused.shape == plain.shape

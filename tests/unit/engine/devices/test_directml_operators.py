@@ -65,12 +65,25 @@ def tried_by_doctor() -> set[str]:
     return simulated.operators | {"detach"}
 
 
+# Families that use between them what the first eight do not.
+FEATURED: list[tuple[str, dict[str, Any]]] = [
+    ("gemma2", {"sliding_window": 7, "layer_types": ["sliding_attention", "full_attention"]}),
+    ("olmo", {"clip_qkv": 1.5}),
+    ("stablelm", {"qk_layernorm": True}),
+    *((family, {}) for family in ("apertus", "olmo2", "ministral3", "nanochat")),
+]
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("architecture", "settings"),
+    [*((architecture, {}) for architecture in ARCHITECTURES), *FEATURED],
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
+)
 def test_a_whole_generation_keeps_to_the_rules(
-    device: SimulatedDirectml, architecture: str, dtype: torch.dtype
+    device: SimulatedDirectml, architecture: str, settings: dict[str, Any], dtype: torch.dtype
 ) -> None:
-    model = tiny_model(architecture, seed=3)
+    model = tiny_model(architecture, seed=3, **settings)
     draft = draft_of(model)
     speculation = SpeculationConfig(depth=3, adaptive=False, drafters=("lookup",))
     engine = engine_of(loaded_on_device("target", model, dtype), loaded_on_device("draft", draft, dtype), speculation)

@@ -204,12 +204,13 @@ def test_a_poisoned_key_is_seen_by_those_who_attend_to_it_and_by_no_one_else(ker
     assert torch.isfinite(output.float()).all(dim=1).tolist() == [True, False, True]
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "phi3"])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "qwen3", "phi3", "mistral"])
 def test_an_int8_decoder_in_one_call_equals_its_layers_one_by_one(kernels, architecture):
     native, dtype = kernels
     if not native.has_byte_products:
         pytest.skip("this processor multiplies no bytes")
-    model = tiny_model(architecture, head_dim=16, **({"intermediate_size": 83} if architecture == "llama" else {}))
+    overrides = {"llama": {"intermediate_size": 83}, "mistral": {"sliding_window": 6}}
+    model = tiny_model(architecture, head_dim=16, **overrides.get(architecture, {}))
     roughen(model)
     made = []
     for is_small in (False, True):

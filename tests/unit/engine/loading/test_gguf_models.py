@@ -54,10 +54,12 @@ def test_a_head_may_be_wider_than_its_share(tmp_path: Path) -> None:
     assert equal(path, write_gguf(path, "qwen3", head_dim=16))
 
 
-def test_the_window_of_phi3_ends_its_context(tmp_path: Path) -> None:
+def test_the_window_of_phi3_is_read(tmp_path: Path) -> None:
     path = tmp_path / "tiny.gguf"
-    model = write_gguf(path, "phi3", {"attention.sliding_window": 100})
-    assert load(path, dtype="float32").max_context == 100
+    model = write_gguf(path, "phi3", {"attention.sliding_window": 5}, sliding_window=5)
+    models = load(path, dtype="float32")
+    assert models.target.decoder.attention.spec.windows == (5,)
+    assert models.max_context == 256
     assert equal(path, model)
 
 

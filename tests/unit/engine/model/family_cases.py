@@ -57,6 +57,24 @@ def _expected(case: Case) -> list[torch.Tensor]:
     return [reference_logits(case.model(), prompt) for prompt in prompts()]
 
 
+# Windows shorter than most prompts; two layers, of which one has it.
+WINDOW = {"sliding_window": 7, "layer_types": ["sliding_attention", "full_attention"]}
+ALL_WINDOWS = {**WINDOW, "layer_types": ["sliding_attention"] * 2}
+MINISTRAL_3 = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "llama_4_scaling_beta": 0.3,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+}
+BY_KIND = {
+    "full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+}
 GRANITE = {
     "embedding_multiplier": 3.0,
     "residual_multiplier": 0.3,
@@ -144,6 +162,30 @@ CASES = [
     Case("hunyuan_v1_dense", {"rope_scaling": {"rope_type": "dynamic", "alpha": 100.0, "factor": 1.0}}),
     Case("nanochat", changes=False),
     Case("nanochat", {"final_logit_softcapping": None}),
+    # Attention by layer.
+    *(Case(family, {"sliding_window": 7}) for family in ("mistral", "phi3")),
+    *(Case(family, {**WINDOW, "use_sliding_window": True}) for family in ("qwen2", "qwen3")),
+    Case("qwen2", {**ALL_WINDOWS, "use_sliding_window": True}),
+    Case("starcoder2", changes=False),
+    Case("starcoder2", {"sliding_window": 7}),
+    Case("starcoder2", {"use_bias": False}),
+    *(Case(family, changes=False) for family in ("ministral", "smollm3", "exaone4", "cohere2", "olmo3", "cwm")),
+    *(Case(family, WINDOW) for family in ("ministral", "cwm", "olmo3", "exaone4", "cohere2")),
+    Case("smollm3", {"no_rope_layers": [1, 0]}),
+    Case("smollm3", {**WINDOW, "use_sliding_window": True}),
+    Case("olmo3", {"rope_parameters": BY_KIND, **WINDOW}),
+    Case("ministral3", changes=False),
+    Case("ministral3", {"sliding_window": 7}),
+    Case("ministral3", {"rope_parameters": {**MINISTRAL_3, "llama_4_scaling_beta": 1.5}}),
+    *(Case(family, changes=False) for family in ("gemma2", "gemma3_text", "vaultgemma")),
+    *(Case(family, WINDOW) for family in ("gemma2", "gemma3_text", "vaultgemma")),
+    *(Case("gemma2", {name: 2.0}) for name in ("attn_logit_softcapping", "final_logit_softcapping")),
+    *(Case("gemma2", {name: None}) for name in ("attn_logit_softcapping", "final_logit_softcapping")),
+    *(Case(family, {"query_pre_attn_scalar": 5}) for family in ("gemma2", "gemma3_text")),
+    Case("gemma3_text", {"attn_logit_softcapping": 2.0}, changes=False),
+    Case("gemma3_text", {"final_logit_softcapping": 2.0}),
+    Case("gemma3_text", {"rope_parameters": BY_KIND}),
+    Case("vaultgemma", {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}),
 ]
 # Each family once, for tests of what does not depend on its settings.
 PLAIN_CASES = [case for case in CASES if not case.settings]

@@ -14,9 +14,9 @@ from helix_jobs.engine.engine import Engine
 from helix_jobs.engine.loading.pretrained import TRANSFORMERS_MAJOR
 from helix_jobs.engine.model.activations import ACTIVATIONS
 from helix_jobs.engine.model.architecture import SUPPORTED_MODEL_TYPES, check_architecture, context_limits
-from helix_jobs.engine.request import FinishReason, Request
-from helix_jobs.engine.sampling_params import SamplingParams
-from helix_jobs.errors import ModelError, PromptTooLongError, UnsupportedArchitectureError
+from helix_jobs.engine.model.families.registry import describe
+from helix_jobs.engine.model.not_served import NOT_SERVED
+from helix_jobs.errors import ModelError, UnsupportedArchitectureError
 from tests.unit.engine.model_files import edit_config, load, save_checkpoint
 from tests.unit.engine.tiny_models import VOCAB_SIZE, reference_logits, request, tiny_config, tiny_model
 
@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 @pytest.mark.parametrize(
     ("model_type", "reason"),
     [
-        ("gemma2", r" \(soft-capped scores and sliding windows\)"),
-        ("gemma3_text", r" \(sliding windows\)"),
+        ("gemma3n", r" \(sliding windows and shared keys\)"),
         ("gpt_oss", r" \(attention sinks, sliding windows and experts\)"),
         ("deepseek_v3", r" \(latent attention and experts\)"),
         ("mamba", r" \(recurrent state instead of attention\)"),
@@ -42,7 +41,11 @@ def test_an_architecture_outside_the_list(tmp_path: Path, model_type: object, re
     folder = edit_config(save_checkpoint(tmp_path), model_type=model_type)
     with pytest.raises(UnsupportedArchitectureError) as caught:
         load(folder)
-    caught.match(rf"has the architecture .*{reason}; supported are {', '.join(SUPPORTED_MODEL_TYPES)} with full")
+    caught.match(rf"has the architecture .*{reason}; supported are {', '.join(SUPPORTED_MODEL_TYPES)}$")
+
+
+def test_no_reason_is_given_against_a_family_that_is_served() -> None:
+    assert not NOT_SERVED.keys() & SUPPORTED_MODEL_TYPES.keys()
 
 
 def test_a_model_that_does_not_generate(tmp_path: Path) -> None:
@@ -110,39 +113,32 @@ def test_the_activations_are_told_apart() -> None:
 
 
 WINDOWS = [
-    ("mistral", {"sliding_window": 60}),
-    ("phi3", {"sliding_window": 60}),
+    ("mistral", {"sliding_window": 20}),
+    ("phi3", {"sliding_window": 20}),
     # These two layer settings have no meaning for Mistral: every layer has the window.
-    ("mistral", {"sliding_window": 60, "use_sliding_window": False}),
-    ("qwen2", {"use_sliding_window": True, "sliding_window": 60, "max_window_layers": 1}),
-    ("qwen3", {"use_sliding_window": True, "sliding_window": 60, "max_window_layers": 0}),
-    ("qwen2", {"use_sliding_window": True, "sliding_window": 60, "layer_types": ["sliding_attention"] * 2}),
+    ("mistral", {"sliding_window": 20, "use_sliding_window": False}),
+    ("qwen2", {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 1}),
+    ("qwen3", {"use_sliding_window": True, "sliding_window": 20, "max_window_layers": 0}),
+    ("qwen2", {"use_sliding_window": True, "sliding_window": 20, "layer_types": ["sliding_attention"] * 2}),
 ]
 
 
 @pytest.mark.parametrize(("architecture", "settings"), WINDOWS)
-def test_a_windowed_model_is_served_up_to_its_window(
+def test_a_windowed_model_is_served_beyond_its_window(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, architecture: str, settings: dict[str, Any]
 ) -> None:
     caplog.set_level("INFO", logger="helix_jobs")
     model = tiny_model(architecture, seed=3, **settings)
     models = load(save_checkpoint(tmp_path, model), "int8")
-    assert models.max_context == 60
-    assert "serves 60 of its 256 tokens of context: its sliding window ends there" in caplog.text
+    assert models.max_context == 256
+    assert "ends there" not in caplog.text
     engine = Engine(models, EngineConfig(), CacheConfig(num_blocks=60, block_size=4))
-    prompts = [[(7 * i + n) % (VOCAB_SIZE - 1) + 1 for i in range(n)] for n in (20, 59)]
-    results = engine.generate(request(str(len(prompt)), prompt, max_tokens=99, ignore_eos=True) for prompt in prompts)
+    prompts = [[(7 * i + n) % (VOCAB_SIZE - 1) + 1 for i in range(n)] for n in (15, 59)]
+    results = engine.generate(request(str(len(prompt)), prompt, max_tokens=30, ignore_eos=True) for prompt in prompts)
     for prompt, result in zip(prompts, results, strict=True):
-        assert result.finish_reason is FinishReason.LENGTH
-        assert len(prompt) + result.completion_tokens == 60
+        assert result.completion_tokens == 30
         logits = reference_logits(model, [*prompt, *result.output_token_ids])
         assert result.output_token_ids == tuple(logits[len(prompt) - 1 : -1].argmax(dim=-1).tolist())
-    with pytest.raises(PromptTooLongError, match="the prompt has 60 tokens and the context holds 60"):
-        engine.encode(
-            Request(
-                request_id="long", prompt_token_ids=tuple(range(1, 31)) * 2, seed=0, sampling_params=SamplingParams()
-            )
-        )
 
 
 @pytest.mark.parametrize(
@@ -156,19 +152,16 @@ def test_a_windowed_model_is_served_up_to_its_window(
         ("qwen3", {"use_sliding_window": True, "sliding_window": 60, "layer_types": ["full_attention"] * 2}),
     ],
 )
-def test_a_window_without_effect_is_no_limit(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, architecture: str, settings: dict[str, Any]
-) -> None:
-    caplog.set_level("INFO", logger="helix_jobs")
-    assert load(save_checkpoint(tmp_path, tiny_model(architecture, **settings))).max_context == 256
-    assert "ends there" not in caplog.text
+def test_a_window_without_effect_costs_nothing(architecture: str, settings: dict[str, Any]) -> None:
+    description = describe(tiny_config(architecture, **settings))
+    assert all(layer.attention.window is None for layer in description.layers)
 
 
 def test_long_rotary_scaling_is_served_up_to_where_it_sets_in(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", logger="helix_jobs")
     rope = {"type": "longrope", "short_factor": [1.0, 1.1, 1.2, 1.3], "long_factor": [4.0, 5.0, 6.0, 7.0]}
     model = tiny_model("phi3", original_max_position_embeddings=64, sliding_window=128, rope_scaling=rope)
-    assert context_limits(model.config) == {"positions": 256, "sliding window": 128, "original context": 64}
+    assert context_limits(model.config) == {"positions": 256, "original context": 64}
     assert load(save_checkpoint(tmp_path, model)).max_context == 64
     assert "serves 64 of its 256 tokens of context: its original context ends there" in caplog.text
 
@@ -231,9 +224,9 @@ def test_a_window_that_is_turned_off_may_be_any_number() -> None:
 @pytest.mark.parametrize(
     ("name", "architecture", "settings", "context"),
     [
-        ("Mistral-7B-v0.1", "mistral", {"max_position_embeddings": 32768, "sliding_window": 4096}, 4096),
+        ("Mistral-7B-v0.1", "mistral", {"max_position_embeddings": 32768, "sliding_window": 4096}, 32768),
         ("Mistral-7B-v0.3", "mistral", {"max_position_embeddings": 32768, "sliding_window": None}, 32768),
-        ("Phi-3-mini-4k", "phi3", {"max_position_embeddings": 4096, "sliding_window": 2047}, 2047),
+        ("Phi-3-mini-4k", "phi3", {"max_position_embeddings": 4096, "sliding_window": 2047}, 4096),
         (
             "Phi-3.5-mini",
             "phi3",
