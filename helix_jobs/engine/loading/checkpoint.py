@@ -25,6 +25,7 @@ from helix_jobs.engine.loading.tensor_names import is_computed, without_layers_f
 from helix_jobs.engine.model.architecture import check_model_type
 from helix_jobs.engine.model.families.registry import FAMILIES
 from helix_jobs.engine.model.model_words import subject
+from helix_jobs.engine.model.text_tower import TEXT_TOWERS, text_tensors
 from helix_jobs.errors import ModelNotFoundError, UnsupportedArchitectureError
 
 if TYPE_CHECKING:
@@ -52,7 +53,8 @@ class Checkpoint:
         folder: The directory with the files.
         gguf_file: The file's name inside ``folder`` when the weights are GGUF, else None.
         files: The files that hold its weights.
-        tensors: The tensors in these files, by their names in transformers.
+        tensors: The tensors in these files, by their names in transformers; of a model that also reads images, those of
+            its language model.
         settings: The content of config.json, not interpreted by transformers; empty for a GGUF file.
         gguf: The GGUF file's header, or None.
     """
@@ -64,6 +66,11 @@ class Checkpoint:
     tensors: Mapping[str, StoredTensor]
     settings: Mapping[str, Any] = field(default_factory=dict)
     gguf: GgufFile | None = None
+
+    @property
+    def is_text_tower(self) -> bool:
+        """Whether its language model is a part of a model that also reads images."""
+        return self.settings.get("model_type") in TEXT_TOWERS
 
     @property
     def parameters(self) -> int:
@@ -169,6 +176,8 @@ def _from_directory(name: str, folder: Path) -> Checkpoint:
     for file in files:
         tensors.update(read_safetensors_header(name, file))
     check_not_quantized(name, folder, config, tensors, filter(is_computed, tensors))
+    if config["model_type"] in TEXT_TOWERS:
+        return Checkpoint(name, folder, None, tuple(files), text_tensors(tensors), config)
     further = FAMILIES[config["model_type"]].further_layers
     if further is not None and config.get(further):
         tensors = without_layers_from(config.get("num_hidden_layers"), tensors)

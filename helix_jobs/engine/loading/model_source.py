@@ -30,6 +30,7 @@ from helix_jobs.engine.model.architecture import check_architecture
 from helix_jobs.engine.model.families.registry import FAMILIES, describe
 from helix_jobs.engine.model.families.sparse_registry import SPARSE_FAMILIES
 from helix_jobs.engine.model.model_words import subject
+from helix_jobs.engine.model.text_tower import KEY_MAPPING, is_image_part, text_config, text_settings, text_tensors
 from helix_jobs.engine.text.decoders import check_decoder
 from helix_jobs.engine.text.library_panics import panics_as_errors
 from helix_jobs.errors import HelixError, ModelError, ModelNotFoundError, UnsupportedArchitectureError
@@ -152,6 +153,8 @@ def _read_config(checkpoint: Checkpoint, folder: str, arguments: dict[str, Any])
     config: PretrainedConfig
     if checkpoint.gguf is None:
         config = AutoConfig.from_pretrained(folder, **arguments)
+        if checkpoint.is_text_tower:
+            config = text_config(checkpoint.name, config, is_tied=_is_tied(checkpoint))
     else:
         architecture = checkpoint.gguf.architecture
         # transformers 4 would otherwise keep its reader's name of the architecture in the configuration of this one.
@@ -168,7 +171,20 @@ def stated_layers(checkpoint: Checkpoint) -> object:
     """The configuration's number of layers, before transformers builds lists of that length."""
     if checkpoint.gguf is not None:
         return checkpoint.gguf.num_layers
-    return next((checkpoint.settings[key] for key in _LAYER_COUNTS if key in checkpoint.settings), None)
+    settings = text_settings(checkpoint.settings) if checkpoint.is_text_tower else checkpoint.settings
+    return next((settings[key] for key in _LAYER_COUNTS if key in settings), None)
+
+
+def _is_tied(checkpoint: Checkpoint) -> bool:
+    """Whether a text tower's embedding is its output head: as config.json says, else if the files have no head.
+
+    Trade-off: transformers has a default for each kind of checkpoint, and these differ from what the files hold.
+    """
+    key = "tie_word_embeddings"
+    for settings in (checkpoint.settings, text_settings(checkpoint.settings)):
+        if isinstance(settings.get(key), bool):
+            return bool(settings[key])
+    return HEAD not in map(canonical, checkpoint.tensors)
 
 
 def _has_tokenizer(checkpoint: Checkpoint) -> bool:
@@ -199,6 +215,7 @@ def read_weights(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
                 output_loading_info=True,
                 **arguments,
                 **weight_arguments(checkpoint.gguf_file),
+                **({"key_mapping": KEY_MAPPING} if checkpoint.is_text_tower else {}),
             )
     except HelixError:
         raise
@@ -209,10 +226,12 @@ def read_weights(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
             f"model {name}: the weights cannot be read ({_words(error)}); fetch the model again"
         ) from error
     model: PreTrainedModel = loaded[0]
+
+    def is_wanted(tensor: str) -> bool:
+        return not _is_unneeded(tensor, source.config) and not (checkpoint.is_text_tower and is_image_part(tensor))
+
     # The layout was right, so these are tensors that transformers' own reader cannot map.
-    failed = {
-        kind: sorted(key for key in loaded[1][kind] if not _is_unneeded(key, source.config)) for kind in _NOT_READ
-    }
+    failed = {kind: sorted(filter(is_wanted, loaded[1][kind])) for kind in _NOT_READ}
     for kind, keys in failed.items():
         if keys:
             raise ModelError(
@@ -264,7 +283,9 @@ def _check_tied_head(checkpoint: Checkpoint, embedding: str) -> None:
         return
     for file in checkpoint.files:
         with safe_open(file, framework="pt") as opened:
-            names = {tensor: canonical(tensor) for tensor in opened.keys()}  # noqa: SIM118  (it is no mapping)
+            stored_names = {tensor: tensor for tensor in opened.keys()}  # noqa: SIM118  (it is no mapping)
+            own = text_tensors(stored_names) if checkpoint.is_text_tower else stored_names
+            names = {tensor: canonical(name) for name, tensor in own.items()}
             stored.update(
                 {short: opened.get_tensor(tensor) for tensor, short in names.items() if short in (HEAD, embedding)}
             )

@@ -14,6 +14,7 @@ from helix_jobs.engine.model.description import UnsupportedSettingError
 from helix_jobs.engine.model.description_files import read_config
 from helix_jobs.engine.model.families.registry import FAMILIES, describe
 from helix_jobs.engine.model.not_served import NOT_SERVED
+from helix_jobs.engine.model.text_tower import TEXT_TOWERS
 from helix_jobs.errors import ModelError, UnsupportedArchitectureError
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 SUPPORTED_MODEL_TYPES: Final = {family.model_type: family.class_name for family in FAMILIES.values()}
-_SUPPORTED: Final = f"supported are {', '.join(SUPPORTED_MODEL_TYPES)}"
+_SUPPORTED: Final = f"supported are {', '.join((*SUPPORTED_MODEL_TYPES, *TEXT_TOWERS))}"
 # With these types a token's rotation depends on its position alone.
 _ROPE_TYPES: Final = ("default", "linear", "llama3", "yarn", "longrope")
 # This type recomputes its frequencies from the longest position of a batch, so a token would depend on its neighbours.
@@ -52,7 +53,7 @@ def check_model_type(name: str, folder: Path) -> dict[str, Any]:
     """
     config = read_config(name, folder)
     model_type = config.get("model_type")
-    if not isinstance(model_type, str) or model_type not in SUPPORTED_MODEL_TYPES:
+    if not isinstance(model_type, str) or model_type not in {*SUPPORTED_MODEL_TYPES, *TEXT_TOWERS}:
         raise UnsupportedArchitectureError(_refusal(name, model_type))
     if config.get("transformers_weights") is not None:
         raise UnsupportedArchitectureError(

@@ -23,7 +23,7 @@ _BY_REASON: Final = {
     "differences of two attentions": ("diffllama",),
     "biases of scores by distance (ALiBi)": ("bloom", "mpt"),
     "weights of three values": ("bitnet",),
-    "images": ("gemma3", "llava", "mistral3", "mllama", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"),
+    "images": ("idefics3", "internvl", "llava", "mllama", "paligemma", "qwen2_vl"),
     "an encoder": ("bart", "t5", "umt5", "whisper"),
     "attention in both directions": ("bert", "electra", "roberta", "xlm-roberta"),
 }

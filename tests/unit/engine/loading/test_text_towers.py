@@ -1,0 +1,137 @@
+"""The language model of a checkpoint that also reads images is served for text, and equals the whole model."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from helix_jobs.engine.model.text_tower import TEXT_TOWERS
+from helix_jobs.errors import ModelError, UnsupportedArchitectureError
+from tests.unit.engine.model_files import edit_config, edit_weights, load, save_checkpoint
+from tests.unit.engine.tiny_models import decoder_logits, reference_logits, roughen, tiny_config
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+PROMPT = [(7 * i) % 33 + 2 for i in range(40)]
+TRANSFORMER = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+QWEN_VISION = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 48}
+VISION: dict[str, dict[str, Any]] = {
+    "mistral3": {**TRANSFORMER, "model_type": "pixtral", "head_dim": 8},
+    "gemma3": {**TRANSFORMER, "model_type": "siglip_vision_model"},
+    "qwen2_5_vl": {**QWEN_VISION, "fullatt_block_indexes": [0]},
+    "qwen3_vl": {**QWEN_VISION, "deepstack_visual_indexes": [0], "num_position_embeddings": 16},
+}
+WINDOW = {"sliding_window": 7, "layer_types": ["sliding_attention", "full_attention"]}
+CASES = [
+    ("mistral3", "mistral", {}),
+    ("mistral3", "mistral", {"tie_word_embeddings": False}),
+    ("mistral3", "ministral3", {}),
+    ("gemma3", "gemma3_text", WINDOW),
+    ("qwen2_5_vl", "qwen2", {}),
+    ("qwen2_5_vl", "qwen2", {**WINDOW, "use_sliding_window": True}),
+    ("qwen3_vl", "qwen3", {}),
+]
+
+
+def tiny_tower(outer: str, inner: str, settings: dict[str, Any]) -> Any:
+    text = {**tiny_config(inner).to_dict(), **settings}
+    text.pop("architectures", None)
+    if outer.startswith("qwen"):
+        rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
+        text |= {"model_type": f"{outer}_text", "rope_parameters": rope}
+    image = {"image_token_id": 1} if outer.startswith("qwen") else {"image_token_index": 1}
+    tied = settings.get("tie_word_embeddings", outer in {"mistral3", "gemma3"})
+    config = AutoConfig.for_model(
+        outer, text_config=text, vision_config=VISION[outer], tie_word_embeddings=tied, **image
+    )
+    torch.manual_seed(3)
+    model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32, attn_implementation="eager")
+    return roughen(model.eval().requires_grad_(requires_grad=False))
+
+
+def renamed(prefix: str, other: str) -> Callable[[dict[str, torch.Tensor]], None]:
+    def rename(weights: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in weights if name.startswith(prefix)]:
+            weights[other + name.removeprefix(prefix)] = weights.pop(name)
+
+    return rename
+
+
+def test_every_kind_is_tested() -> None:
+    assert {(outer, inner) for outer, inner, _ in CASES} == {
+        (outer, family) for outer, tower in TEXT_TOWERS.items() for family in tower.families.values()
+    }
+
+
+@pytest.mark.parametrize(("outer", "inner", "settings"), CASES)
+def test_it_equals_the_whole_model(tmp_path: Path, outer: str, inner: str, settings: dict[str, Any]) -> None:
+    model = tiny_tower(outer, inner, settings)
+    expected = reference_logits(model, PROMPT)
+    models = load(save_checkpoint(tmp_path, model))
+    torch.testing.assert_close(decoder_logits(models.target.decoder, PROMPT), expected, rtol=1e-4, atol=1e-4)
+    assert models.max_context == 256
+
+
+def test_the_names_that_newer_releases_give_are_read_too(tmp_path: Path) -> None:
+    model = tiny_tower("mistral3", "mistral", {})
+    folder = edit_weights(save_checkpoint(tmp_path, model), renamed("language_model.model.", "model.language_model."))
+    found = decoder_logits(load(folder).target.decoder, PROMPT)
+    torch.testing.assert_close(found, reference_logits(model, PROMPT), rtol=1e-4, atol=1e-4)
+
+
+def test_a_head_that_config_json_does_not_speak_of_is_the_files_own(tmp_path: Path) -> None:
+    model = tiny_tower("mistral3", "mistral", {"tie_word_embeddings": False})
+    folder = save_checkpoint(tmp_path, model)
+    config = json.loads((folder / "config.json").read_text())
+    assert [part.pop("tie_word_embeddings") for part in (config, config["text_config"])] == [False, False]
+    (folder / "config.json").write_text(json.dumps(config))
+    found = decoder_logits(load(folder).target.decoder, PROMPT)
+    torch.testing.assert_close(found, reference_logits(model, PROMPT), rtol=1e-4, atol=1e-4)
+
+
+def test_a_language_model_of_another_family_is_refused(tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path, tiny_tower("mistral3", "mistral", {}))
+    text = {**tiny_config("qwen2").to_dict(), "model_type": "qwen2"}
+    with pytest.raises(
+        UnsupportedArchitectureError, match="a language model of type 'qwen2'; in a mistral3 checkpoint"
+    ):
+        load(edit_config(folder, text_config=text))
+
+
+def test_a_class_that_does_not_generate_is_refused(tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path, tiny_tower("gemma3", "gemma3_text", {}))
+    with pytest.raises(UnsupportedArchitectureError, match="Gemma3ForSequenceClassification, which does not generate"):
+        load(edit_config(folder, architectures=["Gemma3ForSequenceClassification"]))
+
+
+def test_a_tensor_of_the_language_model_that_is_not_read_is_refused(tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path, tiny_tower("mistral3", "mistral", {}))
+
+    def add(weights: dict[str, torch.Tensor]) -> None:
+        weights["language_model.model.layers.0.self_attn.q_proj.bias"] = torch.ones(48)
+
+    with pytest.raises(UnsupportedArchitectureError, match="1 weights that its architecture does not use"):
+        load(edit_weights(folder, add))
+
+
+def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path, tiny_tower("mistral3", "mistral", {}))
+
+    def drop(weights: dict[str, torch.Tensor]) -> None:
+        del weights["language_model.model.norm.weight"]
+
+    with pytest.raises(ModelError, match=r"lacks 1 weights \(first model.norm.weight\)"):
+        load(edit_weights(folder, drop))
