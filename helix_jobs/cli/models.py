@@ -126,9 +126,10 @@ def _print_report(console: Console, report: ModelReport) -> None:
             console.print(printable(f"-> {report.remedy}"), soft_wrap=True)
         return
     place = "on this machine" if outline.is_here else "to download"
+    stored = outline.stored_name or "a type that the hub does not tell"
     facts = [
         ("Type", outline.model_type),
-        ("Weights", f"{outline.sizes.weights / 1e6:,.0f} million, stored as {outline.stored_name}"),
+        ("Weights", f"{outline.sizes.weights / 1e6:,.0f} million, stored as {stored}"),
         ("Files", f"{rough_size(outline.file_bytes)} {place}"),
         ("Context", f"{outline.sizes.context:,} tokens"),
     ]

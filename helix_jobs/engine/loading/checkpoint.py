@@ -78,12 +78,17 @@ class Checkpoint:
         return sum(tensor.elements for tensor in self.tensors.values())
 
     @property
-    def dtype(self) -> torch.dtype | None:
-        """The dtype that most of the weights are stored in; None when quantised (GGUF)."""
+    def kind(self) -> str | None:
+        """The type that most of the weights are stored in, as the file format names it; None without weights."""
         sizes: Counter[str] = Counter()
         for tensor in self.tensors.values():
             sizes[tensor.kind] += tensor.elements
-        return STORED_DTYPES.get(max(sizes, key=lambda kind: sizes[kind])) if sizes else None
+        return max(sizes, key=lambda kind: sizes[kind]) if sizes else None
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The dtype that most of the weights are stored in; None when quantised (GGUF)."""
+        return None if self.kind is None else STORED_DTYPES.get(self.kind)
 
     @property
     def is_uniform(self) -> bool:

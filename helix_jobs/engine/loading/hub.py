@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _DESCRIPTION_FILES: Final = ["*.json", "*.jinja", "*.model", "*.txt"]
 # The files that tell whether a model is served.
-_CONFIGURATION_FILES: Final = ["config.json", "adapter_config.json", *QUANTIZATION_FILES]
+_CONFIGURATION_FILES: Final = ("config.json", *QUANTIZATION_FILES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,22 +86,34 @@ def hub_description(name: str) -> Iterator[HubDescription]:
         ModelNotFoundError: There is no such model, or the hub cannot be asked.
         UnsupportedArchitectureError, ModelError: As in ``check_model_type`` and ``check_not_quantized``.
     """
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi
 
+    hub = HfApi()
     with tempfile.TemporaryDirectory(prefix="helix-hub-") as scratch:
-        with _hub_errors(name):
-            info = HfApi().model_info(name, files_metadata=True)
+        folder = Path(scratch)
+        with _hub_errors(name), _no_progress_bars():
+            info = hub.model_info(name, files_metadata=True)
             files = {file.rfilename: file.size or 0 for file in info.siblings or () if "/" not in file.rfilename}
-            folder = Path(
-                snapshot_download(
-                    name, revision=info.sha, allow_patterns=_CONFIGURATION_FILES, ignore_patterns=["*/*"],
-                    local_dir=scratch,
-                )
-            )  # fmt: skip
+            for file in files.keys() & {*_CONFIGURATION_FILES}:
+                hub.hf_hub_download(name, file, revision=info.sha, local_dir=folder)
             config = check_model_type(name, folder)
             check_not_quantized(name, folder, config, {}, ())
             kinds = {} if info.safetensors is None else dict(info.safetensors.parameters)
         yield HubDescription(folder, config, files, kinds)
+
+
+@contextlib.contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Fetch small files without the library's bars."""
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    were_disabled = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not were_disabled:
+            enable_progress_bars()
 
 
 @contextlib.contextmanager

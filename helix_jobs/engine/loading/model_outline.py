@@ -34,6 +34,7 @@ class ModelOutline:
         name: Its name as the user gave it.
         model_type: Its family, as config.json names it.
         stored: The dtype that most of its weights are stored in; None if they are quantised (GGUF), or unknown.
+        stored_name: Its name; that of the blocks (``Q4_K``) if they are quantised, and None if it is unknown.
         file_bytes: Bytes of the files that hold its weights.
         is_here: Whether these are on this machine.
         sizes: How large it is.
@@ -42,14 +43,10 @@ class ModelOutline:
     name: str
     model_type: str
     stored: torch.dtype | None
+    stored_name: str | None
     file_bytes: int
     is_here: bool
     sizes: ModelSizes
-
-    @property
-    def stored_name(self) -> str:
-        """``stored`` as a word."""
-        return "blocks (GGUF)" if self.stored is None else str(self.stored).removeprefix("torch.")
 
 
 def model_outline(name: str, home: Path) -> ModelOutline:
@@ -73,6 +70,7 @@ def model_outline(name: str, home: Path) -> ModelOutline:
             name=name,
             model_type=config.model_type,
             stored=found.dtype,
+            stored_name=found.kind if found.dtype is None else _name_of(found.dtype),
             file_bytes=sum(file.stat().st_size for file in found.files),
             is_here=True,
             sizes=model_sizes(name, config),
@@ -102,14 +100,20 @@ def _from_hub(name: str, described: HubDescription) -> ModelOutline:
     if not isinstance(layers, int) or not 0 < layers <= _MOST_LAYERS:
         raise ModelError(f"model {name}: its configuration says {layers!r:.40} layers; choose another model")
     config = read_configuration(checkpoint)
+    stored = _stored_dtype(described)
     return ModelOutline(
         name=name,
         model_type=config.model_type,
-        stored=_stored_dtype(described),
+        stored=stored,
+        stored_name=None if stored is None else _name_of(stored),
         file_bytes=sum(weights.values()),
         is_here=False,
         sizes=model_sizes(name, config),
     )
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _stored_dtype(described: HubDescription) -> torch.dtype | None:

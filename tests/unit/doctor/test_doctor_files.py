@@ -9,14 +9,17 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
+import torch
 
 from helix_jobs.doctor import disk, home, housekeeping
 from helix_jobs.doctor import models as doctor_models
 from helix_jobs.doctor.disk import check_room, is_network, judge_room
 from helix_jobs.doctor.home import check_home
+from helix_jobs.doctor.model_report import Place
 from helix_jobs.doctor.models import check_models
 from helix_jobs.wording import rough_size
 from tests.unit.doctor.verdicts import FAILED, OK, WARNING, levels, only
+from tests.unit.engine.model_files import edit_config, save_checkpoint
 
 # home and disk
 
@@ -132,6 +135,35 @@ def test_models_that_are_not(settings, monkeypatch, tmp_path):
         found = only(check_models(dataclasses.replace(settings, target_model=name)), "target model")
         assert (found.level, words in found.finding) == (FAILED, True)
     assert only(check_models(dataclasses.replace(settings, draft_model="lookup+")), "draft model").level is FAILED
+
+
+@pytest.mark.parametrize(
+    ("free", "expected"),
+    [
+        (10**10, (OK, "8 sequences of the longest")),
+        (10**6, (WARNING, "0 sequences of the longest")),
+        (1, (FAILED, "the models need 0.00 GB")),
+    ],
+)
+def test_models_are_compared_with_the_free_memory(settings, monkeypatch, tmp_path, free, expected):
+    level, words = expected
+    folder = edit_config(save_checkpoint(tmp_path / "m"), max_position_embeddings=4096)
+    monkeypatch.setattr(doctor_models, "examine", lambda _: Place(torch.device("cpu"), "CPU", free))
+    settings = dataclasses.replace(
+        settings, target_model=str(folder), draft_model="none", dtype="float32", kv_cache_mb=9 if free > 10**6 else None
+    )
+    target, draft, memory = check_models(settings)
+    assert (target.level, draft.level) == (OK, OK)
+    assert (memory.subject, memory.level) == ("models, memory", level)
+    assert words in memory.finding
+    assert (memory.remedy is None) is (level is OK)
+
+
+def test_a_model_whose_configuration_is_refused_fails_the_check_of_memory(settings, tmp_path):
+    folder = edit_config(save_checkpoint(tmp_path / "m"), is_causal=False)
+    *_, memory = check_models(dataclasses.replace(settings, target_model=str(folder), draft_model="none"))
+    assert (memory.subject, memory.level) == ("models, memory", FAILED)
+    assert "attends in both directions" in memory.finding
 
 
 def test_the_fake_engine_needs_no_models(settings, monkeypatch):

@@ -1,0 +1,129 @@
+"""Models on the hub, described without their weights: a real HTTP server, and the hub's own library."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import huggingface_hub
+import pytest
+import torch
+
+from helix_jobs.engine.loading.checkpoint import find_local_checkpoint
+from helix_jobs.engine.loading.model_outline import model_outline
+from helix_jobs.errors import ModelError, ModelNotFoundError, UnsupportedArchitectureError
+from tests.unit.engine.loading.local_hub import LocalHub, serve_hub
+from tests.unit.engine.tiny_models import tiny_config, tiny_model
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+NAME = "someone/tiny"
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LocalHub]:
+    """A hub with one model; the library reads its address from HF_ENDPOINT when it is imported, so it is told here."""
+    constants = huggingface_hub.constants
+    with serve_hub() as made:
+        monkeypatch.setattr(constants, "ENDPOINT", made.url)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", made.url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        made.add(NAME, config(), model_safetensors=123_456, tokenizer_json=b"{}")
+        yield made
+
+
+def config(**changes: Any) -> dict[str, Any]:
+    made: dict[str, Any] = {**json.loads(tiny_config().to_json_string()), "architectures": ["LlamaForCausalLM"]}
+    return {**made, **changes}
+
+
+def test_a_model_is_described_and_nothing_but_its_configuration_is_fetched(hub: LocalHub, tmp_path: Path) -> None:
+    hub.kinds[NAME] = {"BF16": 38_928, "F32": 4}
+    outline = model_outline(NAME, tmp_path)
+    assert outline.sizes.weights == sum(parameter.numel() for parameter in tiny_model().parameters())
+    assert (outline.model_type, outline.stored, outline.file_bytes) == ("llama", torch.bfloat16, 123_456)
+    assert not outline.is_here
+    assert hub.fetched == ["config.json"]
+    # The cache has no part of it, so no later look takes it for a download that was broken off.
+    assert find_local_checkpoint(NAME, tmp_path) is None
+
+
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
+def test_a_hub_that_counts_no_weights_leaves_the_dtype_to_the_configuration(
+    hub: LocalHub, tmp_path: Path, key: str
+) -> None:
+    written = config()
+    written.pop("dtype", None)
+    hub.add(NAME, {**written, key: "float16"}, model_safetensors=1)
+    assert model_outline(NAME, tmp_path).stored is torch.float16
+    hub.add(NAME, written, model_safetensors=1)
+    assert model_outline(NAME, tmp_path).stored is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "files", "expected"),
+    [
+        ({"model_type": "mamba"}, {}, (UnsupportedArchitectureError, "recurrent state instead of attention")),
+        ({"is_causal": False}, {}, (UnsupportedArchitectureError, "attends in both directions")),
+        ({"quantization": {"bits": 4}}, {}, (UnsupportedArchitectureError, "quantised with MLX")),
+        ({}, {"hf_quant_config_json": b"{}"}, (UnsupportedArchitectureError, "quantised with ModelOpt")),
+        ({}, {"adapter_config_json": b"{}"}, (UnsupportedArchitectureError, "merge it into them")),
+        ({"num_hidden_layers": 10**9}, {}, (ModelError, "says 1000000000 layers")),
+        ({"num_hidden_layers": "two"}, {}, (ModelError, "says 'two' layers")),
+        ({"vocab_size": -1}, {}, (ModelError, "vocab_size -1")),
+    ],
+    ids=str,
+)
+def test_what_is_refused_says_why(
+    hub: LocalHub,
+    tmp_path: Path,
+    changes: dict[str, Any],
+    files: dict[str, bytes],
+    expected: tuple[type[ModelError], str],
+) -> None:
+    error, message = expected
+    hub.add(NAME, config(**changes), model_safetensors=1, **files)
+    with pytest.raises(error, match=message):
+        model_outline(NAME, tmp_path)
+
+
+def test_a_configuration_that_is_no_json(hub: LocalHub, tmp_path: Path) -> None:
+    hub.repositories[NAME]["config.json"] = b"{'no json'}"
+    with pytest.raises(ModelError, match=r"config\.json is not JSON"):
+        model_outline(NAME, tmp_path)
+
+
+def test_a_repository_without_safetensors(hub: LocalHub, tmp_path: Path) -> None:
+    hub.repositories[NAME] = {"config.json": json.dumps(config()).encode(), "model-Q4_K_M.gguf": 5}
+    with pytest.raises(ModelNotFoundError, match=r"has no safetensors on the hub; .*name that file"):
+        model_outline(NAME, tmp_path)
+
+
+def test_a_name_that_the_hub_does_not_have(hub: LocalHub, tmp_path: Path) -> None:
+    with pytest.raises(ModelNotFoundError, match="no directory here and not on the hub; check the name"):
+        model_outline("someone/else", tmp_path)
+    with pytest.raises(ModelNotFoundError, match="no name on the hub"):
+        model_outline("some--one", tmp_path)
+
+
+def test_a_licence_that_was_not_accepted(hub: LocalHub, tmp_path: Path) -> None:
+    hub.gated.add(NAME)
+    with pytest.raises(ModelNotFoundError, match="needs its licence accepted on the hub; do so and set HF_TOKEN"):
+        model_outline(NAME, tmp_path)
+
+
+def test_a_hub_that_does_not_answer(hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    message = r"could not be fetched from the hub \(\w+\); check the name and the network, or give a directory"
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # the port that discards
+    with pytest.raises(ModelNotFoundError, match=message):
+        model_outline(NAME, tmp_path)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelNotFoundError, match=message):
+        model_outline(NAME, tmp_path)
+    assert hub.fetched == []

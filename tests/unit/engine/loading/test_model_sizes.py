@@ -1,0 +1,76 @@
+"""A model's memory as its configuration tells it, against the memory of the loaded model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from helix_jobs.engine.attention.kv_cache import PagedKVCache
+from helix_jobs.engine.config import CacheConfig, EngineConfig
+from helix_jobs.engine.loading.model_sizes import model_sizes, skeleton
+from helix_jobs.engine.model.families import build_decoder
+from helix_jobs.engine.model.quantize import quantize
+from helix_jobs.engine.model.step_memory import StepWidths, step_bytes
+from helix_jobs.engine.weights.linear import packs
+from helix_jobs.errors import ModelError
+from tests.unit.engine.held_tensors import held_bytes
+from tests.unit.engine.tiny_models import ARCHITECTURES, CPU, copy_of, tiny_config, tiny_model
+
+if TYPE_CHECKING:
+    from helix_jobs.engine.model.decoder import Decoder
+
+BOTH_DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+
+
+def decoder_of(architecture: str, dtype: torch.dtype = torch.float32, *, is_tied: bool = False) -> Decoder:
+    return build_decoder(copy_of(tiny_model(architecture, tie_word_embeddings=is_tied), dtype))
+
+
+@BOTH_DTYPES
+@pytest.mark.parametrize("is_tied", [True, False])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_weights_take_what_the_loaded_model_takes(architecture: str, dtype: torch.dtype, *, is_tied: bool) -> None:
+    sizes = model_sizes("m", tiny_config(architecture, tie_word_embeddings=is_tied))
+    decoder = decoder_of(architecture, dtype, is_tied=is_tied)
+    # Gemma's norms are kept in float32.
+    norms = (5 * 48 * (4 - dtype.itemsize)) if architecture == "gemma" else 0
+    assert held_bytes(decoder) == sizes.dense_bytes(dtype, packs=False) + norms
+    assert (sizes.tied > 0) is is_tied
+    int8 = quantize(decoder)
+    assert held_bytes(int8) == sizes.int8_bytes(dtype) + norms
+    assert sum(linear.nbytes for linear in int8.linears()) == sizes.int8_products_bytes
+    decoder.pack()
+    assert held_bytes(decoder) == sizes.dense_bytes(dtype, packs=packs(dtype, CPU)) + norms
+
+
+@BOTH_DTYPES
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_a_token_takes_what_it_takes_in_the_cache(architecture: str, dtype: torch.dtype) -> None:
+    sizes = model_sizes("m", tiny_config(architecture))
+    geometry = decoder_of(architecture).geometry
+    cache = PagedKVCache(geometry, CacheConfig(num_blocks=25, block_size=4), dtype, CPU)
+    assert cache.num_bytes == 100 * sizes.geometry.block_bytes(1, dtype)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_step_is_reckoned_as_that_of_the_loaded_model(architecture: str) -> None:
+    decoder = decoder_of(architecture)
+    config = EngineConfig()
+    widths = model_sizes("m", tiny_config(architecture)).step_widths(torch.float32, CPU)
+    assert widths.step_bytes(config, 256) >= step_bytes(decoder, config, 256)
+    if architecture != "gpt_neox":  # its attention's products count as one
+        assert widths == StepWidths.of(decoder)
+
+
+def test_the_context_is_that_which_is_served() -> None:
+    assert model_sizes("m", tiny_config("mistral", sliding_window=100)).context == 100
+    assert model_sizes("m", tiny_config("mistral", sliding_window=None)).context == 256
+
+
+def test_a_configuration_that_fits_no_model() -> None:
+    config = tiny_config("llama")
+    config.hidden_act = "no such activation"
+    with pytest.raises(ModelError, match=r"model m: its configuration describes no model .*; fetch the model again"):
+        skeleton("m", config)
