@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 _BY_REASON: Final = {
-    "experts": ("dbrx", "flex_olmo", "jetmoe", "phimoe", "solar_open"),
+    "experts": ("dbrx", "flex_olmo", "jetmoe", "solar_open"),
+    "experts chosen by a sparse mixer": ("phimoe",),
     "attention sinks": ("granite_swa",),
     "sliding windows by layer and experts": ("cohere2_moe", "exaone_moe", "mimo_v2_flash"),
     "latent attention": ("minicpm3", "youtu"),

@@ -73,6 +73,29 @@ FAMILY_SETTINGS: dict[str, dict[str, Any]] = {
         family: {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 300}
         for family in ("gemma2", "gemma3_text", "vaultgemma", "olmo3", "cohere2", "exaone4", "ministral")
     },
+    "mixtral": {"num_local_experts": 6},
+    "qwen2_moe": {
+        "num_experts": 6,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 24,
+        "shared_expert_intermediate_size": 40,
+    },
+    "qwen3_moe": {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
+    "olmoe": {"num_experts": 6, "num_experts_per_tok": 2},
+    "granitemoe": {"num_local_experts": 6},
+    "granitemoeshared": {"num_local_experts": 6, "shared_intermediate_size": 40},
+    "glm4_moe": {"n_routed_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
+    "dots1": {
+        "n_routed_experts": 6,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 24,
+        "n_shared_experts": 1,
+        "first_k_dense_replace": 1,
+    },
+    "ernie4_5_moe": {"moe_num_experts": 6, "moe_k": 2, "moe_intermediate_size": 24},
+    "hunyuan_v1_moe": {"num_experts": 6, "moe_topk": 2},
+    "minimax_m2": {"num_local_experts": 6, "num_experts_per_tok": 2},
+    "gpt_oss": {"num_local_experts": 6, "num_experts_per_tok": 2, "sliding_window": 7},
 }
 
 
@@ -115,8 +138,9 @@ def tiny_model(architecture: str = "llama", seed: int = 0, vocab_size: int = VOC
 def roughen(model: Any) -> Any:
     """Give norms and biases weights of their own: fresh ones are ones and zeros, and hide what is left out."""
     generator = torch.Generator().manual_seed(5)
-    for parameter in model.parameters():
-        if parameter.dim() == 1:
+    corrections = [buffer for name, buffer in model.named_buffers() if name.endswith("correction_bias")]
+    for parameter in (*model.parameters(), *corrections):
+        if parameter.dim() == 1 or not parameter.any():
             parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.3)
     return model
 

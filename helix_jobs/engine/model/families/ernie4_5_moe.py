@@ -1,12 +1,10 @@
-"""ERNIE 4.5 with experts: Llama whose rotated pairs stand side by side, with experts in some layers."""
+"""ERNIE 4.5 with experts (21B-A3B, 300B-A47B): ERNIE 4.5 with experts in some layers."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from helix_jobs.engine.model.description import RotaryDescription
-from helix_jobs.engine.model.families import llama
+from helix_jobs.engine.model.families import ernie4_5
 from helix_jobs.engine.model.families.family import Family
 from helix_jobs.engine.model.families.sparse import experts, router, shared_expert, with_experts
 
@@ -18,9 +16,6 @@ if TYPE_CHECKING:
 
 def describe(config: PretrainedConfig) -> ModelDescription:
     """See ``Family``."""
-    model = llama.describe(config).with_attention(
-        lambda _, own: replace(own, rotary=RotaryDescription(is_interleaved=True))
-    )
     choice = router(
         config.moe_num_experts,
         config.moe_k,
@@ -37,7 +32,7 @@ def describe(config: PretrainedConfig) -> ModelDescription:
         is_within: bool = config.moe_layer_start_index <= index <= config.moe_layer_end_index
         return is_within and (index + 1) % int(config.moe_layer_interval) == 0
 
-    return with_experts(model, lambda _: made, is_sparse)
+    return with_experts(ernie4_5.describe(config), lambda _: made, is_sparse)
 
 
 FAMILY = Family(

@@ -41,6 +41,7 @@ ATTENTION_FEATURES: dict[str, Any] = {
     "score_cap": 2.0,
     "clip": 1.0,
     "query_factor": QueryFactor(0.1, 8, torch.float32, CPU),
+    "sinks": torch.zeros(6),
 }
 # What int8 layers in one call compute.
 IN_ONE_CALL = {"query_norm", "key_norm", "window", "score_cap"}
@@ -106,7 +107,7 @@ def test_int8_layers_in_one_call_refuse_a_feature_of_a_layer(native: NativeKerne
 @pytest.mark.parametrize("name", ATTENTION_FEATURES)
 def test_attention_that_a_backend_does_not_compute_stays_in_plain_products(native: NativeKernels, name: str) -> None:
     spec = with_attention(plain_decoder(), **{name: ATTENTION_FEATURES[name]}).attention.spec
-    assert SdpaAttention.serves(spec) == (name != "score_cap")
+    assert SdpaAttention.serves(spec) == (name not in {"score_cap", "sinks"})
     decoder = with_native(replace(plain_decoder(), attention=DenseAttention(spec)), native)
     assert isinstance(decoder.attention, CompiledAttention) == CompiledAttention.serves(spec)
-    assert CompiledAttention.serves(spec)
+    assert CompiledAttention.serves(spec) == (name != "sinks")

@@ -7,6 +7,7 @@ import random
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from helix_jobs.engine.model.families.sparse_registry import SPARSE_FAMILIES
 from tests.unit.engine.tiny_models import ARCHITECTURES, VOCAB_SIZE, reference_logits, roughen, tiny_model
 
 if TYPE_CHECKING:
@@ -186,11 +187,56 @@ CASES = [
     Case("gemma3_text", {"final_logit_softcapping": 2.0}),
     Case("gemma3_text", {"rope_parameters": BY_KIND}),
     Case("vaultgemma", {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}),
+    # Experts.
+    Case("mixtral", changes=False),
+    *(Case("mixtral", {"num_experts_per_tok": count}) for count in (1, 3)),
+    Case("mixtral", {"sliding_window": 7}),
+    *(Case(family, changes=False) for family in ("qwen2_moe", "qwen3_moe")),
+    *(Case(family, {"norm_topk_prob": True}) for family in ("qwen2_moe", "qwen3_moe")),
+    *(Case(family, {"mlp_only_layers": [0]}) for family in ("qwen2_moe", "qwen3_moe")),
+    Case("qwen2_moe", {"decoder_sparse_step": 2}),
+    Case("qwen2_moe", {"qkv_bias": False}),
+    Case("qwen2_moe", {"use_sliding_window": True, "sliding_window": 7, "max_window_layers": 2}),
+    Case("qwen3_moe", {"use_sliding_window": True, "sliding_window": 7}),
+    Case("olmoe", changes=False),
+    Case("olmoe", {"norm_topk_prob": True}),
+    Case("olmoe", {"clip_qkv": 0.5}),
+    *(Case(family, changes=False) for family in ("granitemoe", "granitemoeshared")),
+    *(Case(family, GRANITE) for family in ("granitemoe", "granitemoeshared")),
+    Case("granitemoeshared", {"shared_intermediate_size": 0}),
+    *(Case(family, changes=False) for family in ("glm4_moe", "dots1")),
+    *(Case(family, {"n_group": 2, "topk_group": 1}) for family in ("glm4_moe", "dots1")),
+    *(Case("glm4_moe", {name: True}) for name in ("use_qk_norm", "attention_bias")),
+    Case("glm4_moe", {"norm_topk_prob": False}),
+    Case("glm4_moe", {"first_k_dense_replace": 0}),
+    Case("glm4_moe", {"routed_scaling_factor": 1.7}),
+    Case("dots1", {"norm_topk_prob": True}),
+    Case("dots1", {"sliding_window": 7, "max_window_layers": 1}),
+    Case("ernie4_5_moe", changes=False),
+    Case("ernie4_5_moe", {"moe_num_shared_experts": 0}),
+    Case("ernie4_5_moe", {"moe_norm_min": 0.9}),
+    Case("ernie4_5_moe", {"moe_layer_start_index": 0, "moe_layer_end_index": 0}),
+    Case("ernie4_5_moe", {"moe_layer_start_index": 0, "moe_layer_interval": 2}, changes=False),
+    Case("hunyuan_v1_moe", changes=False),
+    Case("hunyuan_v1_moe", {"moe_topk": [1, 3]}),
+    Case("hunyuan_v1_moe", {"rope_scaling": {"rope_type": "dynamic", "alpha": 100.0, "factor": 1.0}}),
+    Case("minimax_m2", changes=False),
+    Case("minimax_m2", {"rotary_dim": 4}),
+    Case("gpt_oss", changes=False),
+    Case("gpt_oss", {"layer_types": ["full_attention", "full_attention"]}),
+    Case("gpt_oss", {"attention_bias": False}),
+    Case("gpt_oss", {"swiglu_limit": 0.5}),
+    Case("gpt_oss", {"swiglu_alpha": 1.0}),
+    Case("gpt_oss", {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}),
 ]
 # Each family once, for tests of what does not depend on its settings.
 PLAIN_CASES = [case for case in CASES if not case.settings]
-# Of families that are described by their differences from these, each once.
-ROUNDED_CASES = [case for case in CASES if case.architecture in ARCHITECTURES or not case.settings]
+_SPARSE = {family.model_type for family in SPARSE_FAMILIES}
+# Of families that are described by their differences from these, each once. Rounding can change the choice of experts,
+# so models with experts are compared position by position.
+ROUNDED_CASES = [
+    case for case in CASES if case.architecture in ARCHITECTURES or not (case.settings or case.architecture in _SPARSE)
+]
 
 
 def prompts() -> list[list[int]]:

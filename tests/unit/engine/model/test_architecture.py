@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     ("model_type", "reason"),
     [
         ("gemma3n", r" \(sliding windows and shared keys\)"),
-        ("gpt_oss", r" \(attention sinks, sliding windows and experts\)"),
+        ("llama4_text", r" \(chunked attention and experts\)"),
         ("deepseek_v3", r" \(latent attention and experts\)"),
         ("mamba", r" \(recurrent state instead of attention\)"),
-        ("mixtral", r" \(experts\)"),
+        ("phimoe", r" \(experts chosen by a sparse mixer\)"),
         ("some_new_one", ""),
         (None, ""),
         (["llama"], ""),
