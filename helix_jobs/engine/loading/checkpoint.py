@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from helix_jobs.engine.loading.demo_model import DEMO_DIRECTORY, DEMO_MODEL, ensure_demo_model, is_current
+from helix_jobs.engine.loading.expert_tensors import is_mxfp4, with_plain_experts, with_stacked_experts
 from helix_jobs.engine.loading.gguf_file import GgufFile, read_gguf
 from helix_jobs.engine.loading.hub import download, downloaded
 from helix_jobs.engine.loading.quantized_checkpoint import check_not_quantized
 from helix_jobs.engine.loading.stored_tensor import StoredTensor, read_safetensors_header
 from helix_jobs.engine.loading.tensor_names import is_computed, without_layers_from
-from helix_jobs.engine.model.architecture import check_model_type
+from helix_jobs.engine.model.architecture import check_model_type, stores_mxfp4, without_mxfp4
 from helix_jobs.engine.model.families.registry import FAMILIES
 from helix_jobs.engine.model.model_words import subject
 from helix_jobs.engine.model.text_tower import TEXT_TOWERS, text_tensors
@@ -180,12 +181,17 @@ def _from_directory(name: str, folder: Path) -> Checkpoint:
     files = _safetensors_files(name, folder)
     for file in files:
         tensors.update(read_safetensors_header(name, file))
-    check_not_quantized(name, folder, config, tensors, filter(is_computed, tensors))
+    has_blocks = stores_mxfp4(config)
+    harmless = (tensor for tensor in tensors if is_computed(tensor) or (has_blocks and is_mxfp4(tensor)))
+    check_not_quantized(name, folder, without_mxfp4(config), tensors, harmless)
     if config["model_type"] in TEXT_TOWERS:
         return Checkpoint(name, folder, None, tuple(files), text_tensors(tensors), config)
-    further = FAMILIES[config["model_type"]].further_layers
-    if further is not None and config.get(further):
+    family = FAMILIES[config["model_type"]]
+    if has_blocks:
+        tensors = with_plain_experts(name, tensors)
+    if family.further_layers is not None and config.get(family.further_layers):
         tensors = without_layers_from(config.get("num_hidden_layers"), tensors)
+    tensors = with_stacked_experts(name, tensors, family.renames)
     return Checkpoint(name, folder, None, tuple(files), tensors, config)
 
 

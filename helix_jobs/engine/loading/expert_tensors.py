@@ -19,6 +19,11 @@ _STACKS: Final = {
     **dict.fromkeys(("gate_proj", "up_proj", "w1", "w3"), "gate_up_proj"),
     **dict.fromkeys(("down_proj", "w2"), "down_proj"),
 }
+# GPT-OSS' experts in blocks of 32 four-bit numbers, two a byte, each block with its exponent (OCP Microscaling Formats
+# 1.0, MXFP4). transformers makes plain numbers of them, each exactly what the block says.
+_MXFP4: Final = re.compile(r"(?P<stack>.*\.experts\.(?:gate_up|down)_proj)_(?P<part>blocks|scales)")
+_MXFP4_BLOCK: Final = 32
+_MXFP4_BYTES: Final = 16
 # Parts of a stack, by its name.
 _PARTS: Final = {"gate_up_proj": 2, "down_proj": 1}
 
@@ -57,6 +62,37 @@ def with_stacked_experts(
             stacks.setdefault(stack, []).append(_Expert(int(match["index"]), match["part"], tensor, stored))
     for stack, experts in stacks.items():
         found[stack] = _stacked(name, stack, experts)
+    return found
+
+
+def is_mxfp4(tensor: str) -> bool:
+    """Whether the tensor holds experts in blocks, or the blocks' exponents."""
+    return _MXFP4.fullmatch(tensor) is not None
+
+
+def with_plain_experts(name: str, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """The tensors, with experts in MXFP4 blocks as the tensors that transformers makes of them.
+
+    Raises:
+        ModelError: Blocks and exponents do not belong together.
+    """
+    found: dict[str, StoredTensor] = {}
+    stacks: dict[str, dict[str, StoredTensor]] = {}
+    for tensor, stored in tensors.items():
+        match = _MXFP4.fullmatch(tensor)
+        if match is None:
+            found[tensor] = stored
+        else:
+            stacks.setdefault(match["stack"], {})[match["part"]] = stored
+    for stack, parts in stacks.items():
+        blocks, scales = (parts[part].shape if part in parts else () for part in ("blocks", "scales"))
+        if not scales or blocks != (*scales, _MXFP4_BYTES) or len(scales) != 3:  # noqa: PLR2004  (expert, row, block)
+            raise ModelError(
+                f"model {name}: the blocks {list(blocks)} and exponents {list(scales)} of {stack:.200} do not belong "
+                "together; fetch the model again"
+            )
+        count, rows, row_blocks = scales
+        found[stack] = StoredTensor("MXFP4", (count, row_blocks * _MXFP4_BLOCK, rows))
     return found
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from helix_jobs.engine.loading.quantized_checkpoint import QUANTIZATION_FILES, check_not_quantized
-from helix_jobs.engine.model.architecture import check_model_type
+from helix_jobs.engine.model.architecture import check_model_type, without_mxfp4
 from helix_jobs.errors import HelixError, ModelNotFoundError
 
 if TYPE_CHECKING:
@@ -54,7 +54,9 @@ def download(name: str, on_progress: Callable[[str], None]) -> Path:
         on_progress(f"looking up {name} on the hub")
         folder = fetch(_DESCRIPTION_FILES)
         config = check_model_type(name, folder)
-        check_not_quantized(name, folder, config, {}, ())  # as far as these files tell, before downloading gigabytes
+        check_not_quantized(
+            name, folder, without_mxfp4(config), {}, ()
+        )  # as far as these files tell, before downloading gigabytes
         on_progress(f"downloading {name} from the hub")
         return fetch([*_DESCRIPTION_FILES, "*.safetensors"])
 
@@ -97,7 +99,7 @@ def hub_description(name: str) -> Iterator[HubDescription]:
             for file in files.keys() & {*_CONFIGURATION_FILES}:
                 hub.hf_hub_download(name, file, revision=info.sha, local_dir=folder)
             config = check_model_type(name, folder)
-            check_not_quantized(name, folder, config, {}, ())
+            check_not_quantized(name, folder, without_mxfp4(config), {}, ())
             kinds = {} if info.safetensors is None else dict(info.safetensors.parameters)
         yield HubDescription(folder, config, files, kinds)
 

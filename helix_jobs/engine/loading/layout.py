@@ -8,11 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from helix_jobs.engine.loading.expert_tensors import with_stacked_experts
 from helix_jobs.engine.loading.model_sizes import skeleton
 from helix_jobs.engine.loading.quantized_checkpoint import is_part_of_quantized
 from helix_jobs.engine.loading.tensor_names import HEAD, canonical, is_computed
-from helix_jobs.engine.model.families.registry import FAMILIES
 from helix_jobs.errors import ModelError, UnsupportedArchitectureError
 
 if TYPE_CHECKING:
@@ -39,7 +37,6 @@ def check_layout(
         UnsupportedArchitectureError: There is a tensor that would not be read.
     """
     needed = _needed(name, config)
-    tensors = with_stacked_experts(name, tensors, FAMILIES[config.model_type].renames)
     there: dict[str, StoredTensor] = {}
     unread = []
     for tensor, stored in tensors.items():

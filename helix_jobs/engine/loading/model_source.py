@@ -26,7 +26,7 @@ from helix_jobs.engine.loading.pretrained import (
 from helix_jobs.engine.loading.tensor_names import HEAD, canonical, check_layers, is_computed, is_of_layer_from
 from helix_jobs.engine.loading.token_ids import check_token_ids
 from helix_jobs.engine.loading.tokenizer_trial import try_tokenizer
-from helix_jobs.engine.model.architecture import check_architecture
+from helix_jobs.engine.model.architecture import check_architecture, stores_mxfp4
 from helix_jobs.engine.model.families.registry import FAMILIES, describe
 from helix_jobs.engine.model.families.sparse_registry import SPARSE_FAMILIES
 from helix_jobs.engine.model.model_words import subject
@@ -214,7 +214,7 @@ def read_weights(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
                 attn_implementation="eager",  # never called; the others would check this machine
                 output_loading_info=True,
                 **arguments,
-                **weight_arguments(checkpoint.gguf_file),
+                **weight_arguments(checkpoint.gguf_file, has_mxfp4=stores_mxfp4(checkpoint.settings)),
                 **({"key_mapping": KEY_MAPPING} if checkpoint.is_text_tower else {}),
             )
     except HelixError:

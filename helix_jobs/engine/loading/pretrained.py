@@ -39,8 +39,18 @@ def pretrained_arguments(folder: Path, gguf_file: str | None) -> Iterator[tuple[
         yield empty, {**arguments, "gguf_file": str(folder.resolve() / gguf_file)}
 
 
-def weight_arguments(gguf_file: str | None) -> dict[str, Any]:
-    """Return the further arguments that reading the weights takes."""
+def weight_arguments(gguf_file: str | None, *, has_mxfp4: bool = False) -> dict[str, Any]:
+    """Return the further arguments that reading the weights takes.
+
+    Args:
+        gguf_file: The file, if the weights are GGUF.
+        has_mxfp4: Whether experts are stored in MXFP4 blocks.
+    """
+    if has_mxfp4:
+        from transformers.utils.quantization_config import Mxfp4Config
+
+        # Otherwise transformers may leave the blocks packed, in layers of its own.
+        return {"use_safetensors": True, "quantization_config": Mxfp4Config(dequantize=True)}
     if gguf_file is None:
         return {"use_safetensors": True}
     if hasattr(transformers, "GgufConfig"):

@@ -18,6 +18,7 @@ from helix_jobs.engine.model.text_tower import TEXT_TOWERS
 from helix_jobs.errors import ModelError, UnsupportedArchitectureError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from transformers import PretrainedConfig
@@ -39,6 +40,7 @@ _PARTIAL_ROTATION: Final = ("partial_rotary_factor", "rotary_pct")
 _ORIGINAL_CONTEXT: Final = "original_max_position_embeddings"
 # Model types whose feed-forwards hold the weights of their activation.
 _WITH_XIELU: Final = frozenset({"apertus"})
+_QUANTIZATION: Final = "quantization_config"
 # No count of any model is as large.
 _LARGEST_COUNT: Final = 2**31
 
@@ -78,7 +80,7 @@ def check_architecture(name: str, config: PretrainedConfig) -> None:
             f"model {name} is a {config.architectures[0]}, which does not generate text; it must be a {expected}"
         )
     quantization = getattr(config, "quantization_config", None)
-    if quantization is not None:
+    if quantization is not None and not stores_mxfp4({"model_type": config.model_type, _QUANTIZATION: quantization}):
         method = quantization.get("quant_method") if isinstance(quantization, dict) else type(quantization).__name__
         raise UnsupportedArchitectureError(
             f"model {name} is quantised with {method}; use the original weights or a .gguf file"
@@ -98,6 +100,20 @@ def check_architecture(name: str, config: PretrainedConfig) -> None:
         raise UnsupportedArchitectureError(f"model {name} has pruned heads; supported are models with all of them")
     _check_numbers(name, config)
     _check_description(name, config)
+
+
+def stores_mxfp4(settings: Mapping[str, Any]) -> bool:
+    """Whether these settings of a config.json say that experts are in MXFP4 blocks, and its family may have them so."""
+    quantization, family = settings.get(_QUANTIZATION), FAMILIES.get(settings.get("model_type", ""))
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
+    return method == "mxfp4" and family is not None and family.stores_mxfp4
+
+
+def without_mxfp4(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The content of config.json without a quantisation that is read."""
+    if not stores_mxfp4(settings):
+        return settings
+    return {key: value for key, value in settings.items() if key != _QUANTIZATION}
 
 
 def _check_description(name: str, config: PretrainedConfig) -> None:

@@ -28,6 +28,7 @@ class Family:
         further_layers: The setting that counts layers which checkpoints hold and nobody computes, behind the last one;
             or None.
         needs_transformers_5: Whether transformers 4 computes it in modules of other names.
+        stores_mxfp4: Whether its checkpoints may hold experts in MXFP4 blocks.
     """
 
     model_type: str
@@ -38,3 +39,4 @@ class Family:
     renames: tuple[tuple[str, str], ...] = ()
     further_layers: str | None = None
     needs_transformers_5: bool = False
+    stores_mxfp4: bool = False

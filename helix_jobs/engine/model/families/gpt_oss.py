@@ -42,4 +42,4 @@ def describe(config: PretrainedConfig) -> ModelDescription:
     return with_experts(model, lambda _: made, every_layer)
 
 
-FAMILY = Family("gpt_oss", "GptOssForCausalLM", describe)
+FAMILY = Family("gpt_oss", "GptOssForCausalLM", describe, stores_mxfp4=True)
