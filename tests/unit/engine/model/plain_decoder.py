@@ -1,0 +1,105 @@
+"""A decoder written plainly, one sequence in one pass, over the same parts: what any combination of features means."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from helix_jobs.engine.attention.backend import AttentionSpec, LayerAttention
+    from helix_jobs.engine.model.decoder import Decoder
+    from helix_jobs.engine.weights.linear import DenseLinear
+
+
+def plain_logits(
+    decoder: Decoder, tokens: Sequence[int], frequencies: torch.Tensor, growth: tuple[float, int]
+) -> torch.Tensor:
+    """Logits of every position, ``[len(tokens), vocab_size]``, in float64.
+
+    Args:
+        decoder: Its parts are read; none of its methods is called.
+        tokens: The sequence.
+        frequencies: ``[rotary_dim / 2]`` of every layer that rotates.
+        growth: Beta and original context of every layer whose queries grow.
+    """
+    hidden = decoder.embedding[list(tokens)].double() * decoder.embedding_scale
+    if decoder.position_embedding is not None:
+        hidden = hidden + decoder.position_embedding[: len(tokens)].double()
+    hidden = normed(decoder.embedding_norm, hidden)
+    for layer, own in zip(decoder.layers, decoder.attention.spec.layers, strict=True):
+        normal = normed(layer.attention_norm, hidden)
+        heads = attended(decoder.attention.spec, own, linear(layer.qkv, normal), frequencies, growth)
+        first = normed(layer.attention_out_norm, linear(layer.attention_out, heads)) * layer.residual_scale
+        if layer.is_parallel:
+            given = normal if layer.feed_forward_norm is None else normed(layer.feed_forward_norm, hidden)
+        else:
+            given = normed(layer.feed_forward_norm, hidden + first)
+        gate, up = linear(layer.feed_forward.gate_up, given).chunk(2, dim=-1)
+        second = linear(layer.feed_forward.down, gate * torch.sigmoid(gate) * up)
+        hidden = hidden + first + normed(layer.feed_forward_out_norm, second) * layer.residual_scale
+    logits = linear(decoder.head, normed(decoder.final_norm, hidden)) * decoder.logit_scale
+    return logits if decoder.logit_cap is None else decoder.logit_cap * torch.tanh(logits / decoder.logit_cap)
+
+
+def linear(layer: DenseLinear, hidden: torch.Tensor) -> torch.Tensor:
+    product = hidden @ layer.weight.double().t()
+    return product if layer.bias is None else product + layer.bias.double()
+
+
+def normed(norm: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """``norm`` is an ``RmsNorm``, or None."""
+    if norm is None:
+        return hidden
+    return hidden / torch.sqrt((hidden * hidden).mean(dim=-1, keepdim=True) + norm.eps) * norm.weight.double()
+
+
+def attended(
+    spec: AttentionSpec, own: LayerAttention, qkv: torch.Tensor, frequencies: torch.Tensor, growth: tuple[float, int]
+) -> torch.Tensor:
+    """``[n, num_heads * head_dim]``."""
+    n, num_heads, num_kv_heads, head_dim = len(qkv), spec.num_heads, spec.geometry.num_kv_heads, spec.geometry.head_dim
+    if own.clip is not None:
+        qkv = qkv.clamp(-own.clip, own.clip)
+    queries, keys, values = qkv.split((num_heads * head_dim, num_kv_heads * head_dim, num_kv_heads * head_dim), dim=1)
+    if own.norm_scope == "row":
+        queries, keys = normed(own.query_norm, queries), normed(own.key_norm, keys)
+    queries, keys, values = (rows.reshape(n, -1, head_dim) for rows in (queries, keys, values))
+    if own.norm_scope == "head":
+        queries, keys = normed(own.query_norm, queries), normed(own.key_norm, keys)
+    if own.rotary is not None:
+        queries, keys = rotated(queries, frequencies), rotated(keys, frequencies)
+    if own.norm_scope == "rotated":
+        queries, keys = normed(own.query_norm, queries), normed(own.key_norm, keys)
+    if own.query_factor is not None:
+        beta, original = growth
+        factors = [1 + beta * math.log(1 + position // original) for position in range(n)]
+        queries = queries * torch.tensor(factors, dtype=torch.float64)[:, None, None]
+    output = torch.empty(n, num_heads, head_dim, dtype=torch.float64)
+    for head in range(num_heads):
+        shared = head // (num_heads // num_kv_heads)
+        for position in range(n):
+            start = 0 if own.window is None else max(0, position + 1 - own.window)
+            scores = keys[start : position + 1, shared] @ queries[position, head] * own.scaling
+            if own.score_cap is not None:
+                scores = own.score_cap * torch.tanh(scores / own.score_cap)
+            output[position, head] = torch.softmax(scores, dim=0) @ values[start : position + 1, shared]
+    return output.reshape(n, -1)
+
+
+def rotated(heads: torch.Tensor, frequencies: torch.Tensor) -> torch.Tensor:
+    """Heads ``[n, heads, head_dim]``, whose leading dimensions are turned in pairs half that width apart."""
+    width = len(frequencies)
+    angles = (torch.arange(len(heads))[:, None] * frequencies).double()[:, None, :]
+    first, second, rest = heads.split((width, width, heads.shape[-1] - 2 * width), dim=-1)
+    return torch.cat(
+        (
+            first * angles.cos() - second * angles.sin(),
+            second * angles.cos() + first * angles.sin(),
+            rest,
+        ),
+        dim=-1,
+    )

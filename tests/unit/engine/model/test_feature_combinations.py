@@ -1,0 +1,119 @@
+"""Random combinations of features equal a decoder written plainly, in every attention of the CPU."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch.nn import functional
+
+from helix_jobs.engine.attention.backend import AttentionSpec, LayerAttention
+from helix_jobs.engine.attention.dense import DenseAttention
+from helix_jobs.engine.attention.kv_cache import CacheGeometry
+from helix_jobs.engine.attention.query_factor import QueryFactor
+from helix_jobs.engine.attention.rotary import RotaryTable
+from helix_jobs.engine.attention.sdpa import SdpaAttention
+from helix_jobs.engine.kernels.cpu.kernels import load_kernels
+from helix_jobs.engine.kernels.cpu.native_decoder import with_native
+from helix_jobs.engine.model.decoder import Decoder, DecoderLayer
+from helix_jobs.engine.model.feed_forward import GatedFeedForward
+from helix_jobs.engine.model.norms import RmsNorm
+from helix_jobs.engine.weights.linear import DenseLinear
+from tests.unit.engine.model.plain_decoder import plain_logits
+from tests.unit.engine.tiny_models import CPU, ragged_logits
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+VOCAB, HIDDEN, HEADS, KV_HEADS, HEAD_DIM, INNER = 23, 24, 4, 2, 16, 40
+FREQUENCIES = 10.0 ** -torch.arange(6, dtype=torch.float32)[:5]  # of each head six dimensions are not rotated
+GROWTH = (0.4, 8)
+LENGTHS = (1, 7, 26)
+
+
+class Maker:
+    """Draws parts; each feature is there in about a third of the layers."""
+
+    def __init__(self, seed: int) -> None:
+        self._choice = random.Random(seed)
+        self._generator = torch.Generator().manual_seed(seed)
+        self._rotary = RotaryTable(FREQUENCIES, 1.0, HEAD_DIM, torch.float32, CPU)
+        self._factor = QueryFactor(*GROWTH, torch.float32, CPU)
+
+    def floats(self, *shape: int, scale: float = 0.4) -> torch.Tensor:
+        return torch.randn(shape, generator=self._generator) * scale
+
+    def maybe(self, value: Any, otherwise: Any = None) -> Any:
+        return value if self._choice.random() < 0.35 else otherwise
+
+    def norm(self, size: int) -> RmsNorm:
+        return RmsNorm(1 + self.floats(size), 1e-5)
+
+    def linear(self, rows: int, columns: int) -> DenseLinear:
+        return DenseLinear(self.floats(rows, columns), self.maybe(self.floats(rows)))
+
+    def attention(self) -> LayerAttention:
+        scope = self._choice.choice(("head", "row", "rotated"))
+        widths = (HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM) if scope == "row" else (HEAD_DIM, HEAD_DIM)
+        norms = self.maybe(tuple(map(self.norm, widths)), (None, None))
+        return LayerAttention(
+            scaling=self._choice.choice((0.25, 0.1)),
+            query_norm=norms[0],
+            key_norm=norms[1],
+            norm_scope="head" if norms[0] is None else scope,
+            rotary=self.maybe(None, self._rotary),
+            window=self.maybe(self._choice.choice((1, 5, 11))),
+            score_cap=self.maybe(1.5),
+            clip=self.maybe(0.8),
+            query_factor=self.maybe(self._factor),
+        )
+
+    def layer(self) -> DecoderLayer:
+        is_parallel = self.maybe(value=True, otherwise=False)
+        return DecoderLayer(
+            attention_norm=self.maybe(None, self.norm(HIDDEN)),
+            qkv=self.linear((HEADS + 2 * KV_HEADS) * HEAD_DIM, HIDDEN),
+            attention_out=self.linear(HIDDEN, HEADS * HEAD_DIM),
+            feed_forward_norm=self.maybe(None, self.norm(HIDDEN)),
+            feed_forward=GatedFeedForward(self.linear(2 * INNER, HIDDEN), self.linear(HIDDEN, INNER), functional.silu),
+            attention_out_norm=self.maybe(self.norm(HIDDEN)),
+            feed_forward_out_norm=self.maybe(self.norm(HIDDEN)),
+            residual_scale=self.maybe(0.4, 1.0),
+            is_parallel=is_parallel,
+        )
+
+    def decoder(self) -> Decoder:
+        geometry = CacheGeometry(num_layers=2, num_kv_heads=KV_HEADS, head_dim=HEAD_DIM)
+        spec = AttentionSpec(geometry=geometry, num_heads=HEADS, layers=(self.attention(), self.attention()))
+        return Decoder(
+            attention=DenseAttention(spec),
+            embedding=self.floats(VOCAB, HIDDEN, scale=1.0),
+            layers=(self.layer(), self.layer()),
+            final_norm=self.norm(HIDDEN),
+            head=self.linear(VOCAB, HIDDEN),
+            dtype=torch.float32,
+            device=CPU,
+            embedding_scale=self.maybe(2.5, 1.0),
+            embedding_norm=self.maybe(self.norm(HIDDEN)),
+            position_embedding=self.maybe(self.floats(max(LENGTHS), HIDDEN)),
+            logit_scale=self.maybe(0.3, 1.0),
+            logit_cap=self.maybe(2.0),
+        )
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_a_random_combination_equals_the_plain_decoder(compiled_folder: Path, seed: int) -> None:
+    decoder = Maker(seed).decoder()
+    prompts = [[(5 * i + seed + n) % VOCAB for i in range(n)] for n in LENGTHS]
+    expected = [plain_logits(decoder, prompt, FREQUENCIES, GROWTH) for prompt in prompts]
+    ways = [decoder, with_native(decoder, load_kernels(compiled_folder, torch.float32, CPU, HEAD_DIM))]
+    spec = decoder.attention.spec
+    if SdpaAttention.serves(spec):
+        ways.append(replace(decoder, attention=SdpaAttention(spec)))
+    for way in ways:
+        for chunk in (6, 1000):
+            for found, logits in zip(ragged_logits(way, prompts, chunk), expected, strict=True):
+                torch.testing.assert_close(found.double(), logits, rtol=1e-3, atol=1e-3)
