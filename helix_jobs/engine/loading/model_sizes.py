@@ -36,7 +36,6 @@ class ModelSizes:
         outputs: Rows that the matrix products yield for each token, summed over all of them.
         biases: Weights of their biases.
         tied: Weights of the output head if it is the embedding, else 0.
-        largest: Weights of the largest tensor.
         geometry: Shape of keys and values.
         num_heads: Query heads.
         num_windows: Different windows of its layers, full attention counted as one.
@@ -52,7 +51,6 @@ class ModelSizes:
     outputs: int
     biases: int
     tied: int
-    largest: int
     geometry: CacheGeometry
     num_heads: int
     num_windows: int
@@ -127,17 +125,15 @@ def model_sizes(name: str, config: PretrainedConfig) -> ModelSizes:
     description = describe(config)
     embedding = model.get_input_embeddings().weight
     head = model.get_output_embeddings().weight
-    parameters = [*model.parameters()]
     linears = [module for module in model.modules() if isinstance(module, nn.Linear | Conv1D)]
     biases = [module.bias.numel() for module in linears if module.bias is not None]
     hidden_size = embedding.shape[1]
     return ModelSizes(
-        weights=sum(parameter.numel() for parameter in parameters),
+        weights=sum(parameter.numel() for parameter in model.parameters()),
         products=sum(module.weight.numel() for module in linears),
         outputs=sum(_outputs(module) for module in linears),
         biases=sum(biases),
         tied=head.numel() if head is embedding else 0,
-        largest=max(parameter.numel() for parameter in parameters),
         geometry=description.geometry,
         num_heads=description.num_heads,
         num_windows=len({layer.attention.window for layer in description.layers}),

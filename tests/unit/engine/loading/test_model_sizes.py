@@ -65,8 +65,10 @@ def test_a_step_is_reckoned_as_that_of_the_loaded_model(architecture: str) -> No
 
 
 def test_the_context_is_that_which_is_served() -> None:
-    assert model_sizes("m", tiny_config("mistral", sliding_window=100)).context == 100
-    assert model_sizes("m", tiny_config("mistral", sliding_window=None)).context == 256
+    scaling = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    limited = tiny_config("phi3", rope_parameters=scaling, original_max_position_embeddings=64)
+    assert model_sizes("m", limited).context == 64
+    assert model_sizes("m", tiny_config("phi3")).context == 256
 
 
 def test_a_configuration_that_fits_no_model() -> None:
