@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from helix_jobs.engine.loading.quantized_checkpoint import QUANTIZATION_FILES, check_not_quantized
 from helix_jobs.engine.model.architecture import check_model_type, without_mxfp4
-from helix_jobs.errors import HelixError, ModelNotFoundError
+from helix_jobs.errors import HelixError, ModelError, ModelNotFoundError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -91,7 +91,7 @@ def hub_description(name: str) -> Iterator[HubDescription]:
     from huggingface_hub import HfApi
 
     hub = HfApi()
-    with tempfile.TemporaryDirectory(prefix="helix-hub-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="helix-hub-") as scratch, _without_folder(scratch):
         folder = Path(scratch)
         with _hub_errors(name), _no_progress_bars():
             info = hub.model_info(name, files_metadata=True)
@@ -102,6 +102,22 @@ def hub_description(name: str) -> Iterator[HubDescription]:
             check_not_quantized(name, folder, without_mxfp4(config), {}, ())
             kinds = {} if info.safetensors is None else dict(info.safetensors.parameters)
         yield HubDescription(folder, config, files, kinds)
+
+
+@contextlib.contextmanager
+def _without_folder(scratch: str) -> Iterator[None]:
+    """Leave a directory that is gone by then out of the errors that name a file in it.
+
+    Raises:
+        ModelError: The error from inside, of its own class.
+    """
+    try:
+        yield
+    except ModelError as error:
+        words = str(error).replace(f"{scratch}/", "").replace(f": {scratch}", " on the hub")
+        if words == str(error):
+            raise
+        raise type(error)(words) from error
 
 
 @contextlib.contextmanager

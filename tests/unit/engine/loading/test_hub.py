@@ -95,7 +95,13 @@ def test_what_is_refused_says_why(
 
 def test_a_configuration_that_is_no_json(hub: LocalHub, tmp_path: Path) -> None:
     hub.repositories[NAME]["config.json"] = b"{'no json'}"
-    with pytest.raises(ModelError, match=r"config\.json is not JSON"):
+    with pytest.raises(ModelError, match=r"model someone/tiny: config\.json is not JSON; "):
+        model_outline(NAME, tmp_path)
+
+
+def test_a_configuration_that_transformers_cannot_read(hub: LocalHub, tmp_path: Path) -> None:
+    hub.add(NAME, config(dtype="no such type"), model_safetensors=1)
+    with pytest.raises(ModelNotFoundError, match="model someone/tiny on the hub has a configuration or a tokenizer"):
         model_outline(NAME, tmp_path)
 
 
