@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from helix_jobs.engine.attention.kv_cache import CacheGeometry
+    from helix_jobs.engine.model.description import ModelDescription
 
 # Bytes of a row's scale, and of a bias, in an int8 layer: both are float32 there.
 _INT8_VECTOR_BYTES: Final = 4
@@ -40,6 +41,8 @@ class ModelSizes:
         num_heads: Query heads.
         num_windows: Different windows of its layers, full attention counted as one.
         hidden_size: Width of the residual stream.
+        chosen_experts: Experts of each token; 0 without experts.
+        num_experts: Experts of a layer; 0 without experts.
         widest: Outputs of a layer's widest product. Trade-off: the products of one module that read the residual
             stream are taken as one, so it may be a little more than the decoder's own.
         vocab_size: Logits of a row.
@@ -55,6 +58,8 @@ class ModelSizes:
     num_heads: int
     num_windows: int
     hidden_size: int
+    chosen_experts: int
+    num_experts: int
     widest: int
     vocab_size: int
     context: int
@@ -88,6 +93,8 @@ class ModelSizes:
             vocab_size=self.vocab_size,
             itemsize=dtype.itemsize,
             repeats=compiles_each_shape(device),
+            chosen_experts=self.chosen_experts,
+            num_experts=self.num_experts,
         )
 
 
@@ -125,23 +132,59 @@ def model_sizes(name: str, config: PretrainedConfig) -> ModelSizes:
     description = describe(config)
     embedding = model.get_input_embeddings().weight
     head = model.get_output_embeddings().weight
-    linears = [module for module in model.modules() if isinstance(module, nn.Linear | Conv1D)]
+    gates = {one.experts.shared_gate.names[0] for one in description.layers if one.experts and one.experts.shared_gate}
+    # Like a router, a gate of shared experts keeps its form.
+    linears = [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and not name.endswith(tuple(gates))
+    ]
     biases = [module.bias.numel() for module in linears if module.bias is not None]
+    stacks = _stacks(model, description)
+    chosen = [layer.experts.router.top_k for layer in description.layers if layer.experts is not None]
     hidden_size = embedding.shape[1]
     return ModelSizes(
         weights=sum(parameter.numel() for parameter in model.parameters()),
-        products=sum(module.weight.numel() for module in linears),
-        outputs=sum(_outputs(module) for module in linears),
-        biases=sum(biases),
+        products=sum(module.weight.numel() for module in linears) + sum(stack.weights for stack in stacks),
+        outputs=sum(_outputs(module) for module in linears)
+        + sum(stack.num_experts * stack.outputs for stack in stacks),
+        biases=sum(biases) + sum(stack.num_experts * stack.outputs for stack in stacks if stack.has_bias),
         tied=head.numel() if head is embedding else 0,
         geometry=description.geometry,
         num_heads=description.num_heads,
         num_windows=len({layer.attention.window for layer in description.layers}),
         hidden_size=hidden_size,
-        widest=max(_widest(module, hidden_size) for module in model.base_model.modules()),
+        chosen_experts=max(chosen, default=0),
+        num_experts=max((stack.num_experts for stack in stacks), default=0),
+        widest=max(
+            *(_widest(module, hidden_size) for module in model.base_model.modules()),
+            *(stack.outputs for stack in stacks),
+        ),
         vocab_size=head.shape[0],
         context=min(context_limits(config).values()),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Stack:
+    """Matrices of a layer's experts, stacked in one parameter."""
+
+    num_experts: int
+    outputs: int
+    weights: int
+    has_bias: bool
+
+
+def _stacks(model: Any, description: ModelDescription) -> list[_Stack]:  # noqa: ANN401  (as above)
+    found = []
+    for layer, own in zip(model.base_model.get_submodule(description.stack), description.layers, strict=False):
+        if own.experts is None:
+            continue
+        for name in (own.experts.inner, own.experts.outer):
+            stacked = layer.get_parameter(name)
+            outputs = stacked.shape[2 if own.experts.is_transposed else 1]
+            found.append(_Stack(stacked.shape[0], outputs, stacked.numel(), own.experts.has_bias))
+    return found
 
 
 def _outputs(module: Any) -> int:  # noqa: ANN401  (a Linear or a Conv1D)

@@ -57,17 +57,16 @@ class Experts:
         routes = self.router(hidden)
         groups = group_by_expert(routes.experts.numpy(), len(self.experts))
         indices = torch.from_numpy(np.concatenate((groups.tokens, groups.places))).to(hidden.device)
-        tokens, places = indices.split((len(groups.tokens), len(groups.places)))
+        tokens, *places = indices.split((len(groups.tokens), *(len(hidden),) * self.top_k))
+        # each: [rows of a group, hidden_size]
+        parts = hidden.index_select(0, tokens).split(groups.counts)
         # [rows of all groups, hidden_size]
-        given = hidden.index_select(0, tokens)
-        parts = given.split(groups.counts)
         results = torch.cat([self.experts[index](part) for index, part in zip(groups.experts, parts, strict=True)])
-        # [T, top_k, hidden_size]
-        weighted = results.index_select(0, places).view(len(hidden), self.top_k, -1).float()
-        weighted = weighted * routes.weights.to(hidden.device).unsqueeze(-1)
-        total = weighted.select(1, 0)
-        for rank in range(1, self.top_k):
-            total = total + weighted.select(1, rank)
+        # each: [T, 1]
+        weights = routes.weights.to(hidden.device).split(1, dim=1)
+        total: torch.Tensor = results.index_select(0, places[0]).float() * weights[0]
+        for place, weight in zip(places[1:], weights[1:], strict=True):
+            total = total + results.index_select(0, place).float() * weight
         return total
 
     def linears(self) -> tuple[Linear, ...]:
@@ -128,7 +127,8 @@ class ExpertGroups:
         experts: The experts in use, ascending.
         counts: Rows of each one's group, padding included.
         tokens: The token of each row, group by group; padding repeats a group's last token.
-        places: ``[T * top_k]`` the row in which each expert of each token stands, token by token.
+        places: ``[top_k * T]`` the row in which each expert of each token stands: first that of each token's first
+            expert, then that of its second.
     """
 
     experts: list[int]
@@ -156,4 +156,10 @@ def group_by_expert(choice: NDArray[np.int64], num_experts: int) -> ExpertGroups
     places[order] = np.arange(len(flat)) + np.repeat(row_starts - starts, counts)
     within = np.arange(int(padded.sum())) - np.repeat(row_starts, padded)
     chosen = np.repeat(starts, padded) + np.minimum(within, np.repeat(counts - 1, padded))
+    places = np.ascontiguousarray(places.reshape(choice.shape).T).reshape(-1)
     return ExpertGroups(used.tolist(), padded.tolist(), order[chosen] // choice.shape[1], places)
+
+
+def most_rows(num_chosen: int, num_experts: int) -> int:
+    """The most rows that groups of ``num_chosen`` tokens have together: ``padded_rows`` adds one, or a quarter."""
+    return num_chosen * 5 // 4 + min(num_chosen, num_experts)

@@ -9,6 +9,7 @@ from helix_jobs.engine.attention.groups import MAX_GATHERED_ELEMENTS, MAX_GROUP_
 from helix_jobs.engine.config import DEFAULT_BLOCK_SIZE
 from helix_jobs.engine.devices.devices import compiles_each_shape
 from helix_jobs.engine.devices.shape_sizes import power_size, query_size, row_size
+from helix_jobs.engine.model.experts import Experts, most_rows
 
 if TYPE_CHECKING:
     from helix_jobs.engine.attention.kv_cache import CacheGeometry
@@ -36,6 +37,8 @@ class StepWidths:
         vocab_size: Logits of a row.
         itemsize: Bytes of an activation.
         repeats: Whether shapes are padded so that they repeat, as in ``plan_groups``.
+        chosen_experts: Experts of each token; 0 without experts.
+        num_experts: Experts of a layer; 0 without experts.
     """
 
     geometry: CacheGeometry
@@ -46,10 +49,13 @@ class StepWidths:
     vocab_size: int
     itemsize: int
     repeats: bool
+    chosen_experts: int = 0
+    num_experts: int = 0
 
     @classmethod
     def of(cls, decoder: Decoder) -> StepWidths:
         """Those of a loaded model."""
+        experts = [layer.feed_forward for layer in decoder.layers if isinstance(layer.feed_forward, Experts)]
         return cls(
             geometry=decoder.geometry,
             num_heads=decoder.attention.spec.num_heads,
@@ -59,6 +65,8 @@ class StepWidths:
             vocab_size=decoder.vocab_size,
             itemsize=decoder.dtype.itemsize,
             repeats=compiles_each_shape(decoder.device),
+            chosen_experts=max((one.top_k for one in experts), default=0),
+            num_experts=max((len(one.experts) for one in experts), default=0),
         )
 
     def step_bytes(self, config: EngineConfig, max_keys: int) -> int:
@@ -69,6 +77,9 @@ class StepWidths:
         num_tokens = config.token_budget + num_rows
         # The widest product of a layer is in memory together with its activation.
         layer = num_tokens * (_HIDDEN_COPIES * self.hidden_size + 2 * self.widest) * itemsize
+        # What experts read, what they yield, and that once more while it is put side by side.
+        expert_rows = most_rows(num_tokens * self.chosen_experts, self.num_experts)
+        layer += expert_rows * _HIDDEN_COPIES * self.hidden_size * itemsize
         # The softmax reads one copy of the scores and writes another. One query's scores are never divided, however
         # many its keys.
         scores = max(MAX_GROUP_SCORES, num_heads * max_keys) * 2 * _FLOAT32_BYTES

@@ -14,7 +14,7 @@ from helix_jobs.engine.loading.model_fit import fit
 from helix_jobs.engine.loading.model_pair import ModelPair
 from helix_jobs.engine.loading.model_sizes import model_sizes
 from helix_jobs.engine.loading.weight_format import WeightFormat, format_of, formats_for
-from helix_jobs.engine.model.families import build_decoder
+from helix_jobs.engine.model.assembly import build_decoder
 from helix_jobs.engine.model.quantize import quantize
 from helix_jobs.settings import Settings
 from tests.unit.engine.held_tensors import held_bytes

@@ -10,7 +10,7 @@ import torch
 from helix_jobs.engine.attention.kv_cache import PagedKVCache
 from helix_jobs.engine.config import CacheConfig, EngineConfig
 from helix_jobs.engine.loading.model_sizes import model_sizes, skeleton
-from helix_jobs.engine.model.families import build_decoder
+from helix_jobs.engine.model.assembly import build_decoder
 from helix_jobs.engine.model.quantize import quantize
 from helix_jobs.engine.model.step_memory import StepWidths, step_bytes
 from helix_jobs.engine.weights.linear import packs
@@ -21,6 +21,7 @@ from tests.unit.engine.tiny_models import ARCHITECTURES, CPU, copy_of, tiny_conf
 if TYPE_CHECKING:
     from helix_jobs.engine.model.decoder import Decoder
 
+WITH_EXPERTS = ("mixtral", "qwen2_moe", "granitemoe", "gpt_oss")
 BOTH_DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 
 
@@ -30,19 +31,19 @@ def decoder_of(architecture: str, dtype: torch.dtype = torch.float32, *, is_tied
 
 @BOTH_DTYPES
 @pytest.mark.parametrize("is_tied", [True, False])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, *WITH_EXPERTS])
 def test_weights_take_what_the_loaded_model_takes(architecture: str, dtype: torch.dtype, *, is_tied: bool) -> None:
     sizes = model_sizes("m", tiny_config(architecture, tie_word_embeddings=is_tied))
     decoder = decoder_of(architecture, dtype, is_tied=is_tied)
-    # Gemma's norms are kept in float32.
-    norms = (5 * 48 * (4 - dtype.itemsize)) if architecture == "gemma" else 0
-    assert held_bytes(decoder) == sizes.dense_bytes(dtype, packs=False) + norms
+    # Gemma's norms and GPT-OSS' sinks are kept in float32.
+    kept = {"gemma": 5 * 48, "gpt_oss": 2 * 6}.get(architecture, 0) * (4 - dtype.itemsize)
+    assert held_bytes(decoder) == sizes.dense_bytes(dtype, packs=False) + kept
     assert (sizes.tied > 0) is is_tied
     int8 = quantize(decoder)
-    assert held_bytes(int8) == sizes.int8_bytes(dtype) + norms
+    assert held_bytes(int8) == sizes.int8_bytes(dtype) + kept
     assert sum(linear.nbytes for linear in int8.linears()) == sizes.int8_products_bytes
     decoder.pack()
-    assert held_bytes(decoder) == sizes.dense_bytes(dtype, packs=packs(dtype, CPU)) + norms
+    assert held_bytes(decoder) == sizes.dense_bytes(dtype, packs=packs(dtype, CPU)) + kept
 
 
 @BOTH_DTYPES
@@ -54,13 +55,13 @@ def test_a_token_takes_what_it_takes_in_the_cache(architecture: str, dtype: torc
     assert cache.num_bytes == 100 * sizes.geometry.block_bytes(1, dtype)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, *WITH_EXPERTS])
 def test_a_step_is_reckoned_as_that_of_the_loaded_model(architecture: str) -> None:
     decoder = decoder_of(architecture)
     config = EngineConfig()
     widths = model_sizes("m", tiny_config(architecture)).step_widths(torch.float32, CPU)
     assert widths.step_bytes(config, 256) >= step_bytes(decoder, config, 256)
-    if architecture != "gpt_neox":  # its attention's products count as one
+    if architecture not in ("gpt_neox", "qwen2_moe"):  # their attention's products count as one
         assert widths == StepWidths.of(decoder)
 
 

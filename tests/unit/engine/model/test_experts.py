@@ -16,7 +16,7 @@ from helix_jobs.engine.devices.shape_sizes import padded_rows
 from helix_jobs.engine.model.assembly import build_decoder
 from helix_jobs.engine.model.description import UnsupportedSettingError
 from helix_jobs.engine.model.expert_description import RouterDescription
-from helix_jobs.engine.model.experts import Experts, group_by_expert
+from helix_jobs.engine.model.experts import Experts, group_by_expert, most_rows
 from helix_jobs.engine.model.families.sparse import router
 from helix_jobs.engine.model.families.sparse_registry import SPARSE_FAMILIES
 from helix_jobs.engine.model.feed_forward import PlainFeedForward
@@ -46,13 +46,19 @@ def test_every_expert_of_every_token_has_a_row_of_its_own(data: st.DataObject) -
     groups = group_by_expert(choice, num_experts)
     owners = np.repeat(groups.experts, groups.counts)
     assert len(set(groups.places.tolist())) == choice.size
-    assert (owners[groups.places] == choice.reshape(-1)).all()
-    assert (groups.tokens[groups.places] == np.repeat(np.arange(len(choice)), top_k)).all()
+    places = groups.places.reshape(top_k, -1).T
+    assert (owners[places] == choice).all()
+    assert (groups.tokens[places] == np.arange(len(choice))[:, None]).all()
     assert set(groups.experts) == set(choice.reshape(-1).tolist())
     assert groups.counts == [padded_rows(int((choice == expert).sum())) for expert in groups.experts]
+    assert sum(groups.counts) <= most_rows(choice.size, num_experts)
     # Padding repeats a token of the group.
     for expert, tokens in zip(groups.experts, np.split(groups.tokens, np.cumsum(groups.counts)[:-1]), strict=True):
         assert set(tokens.tolist()) == set(np.flatnonzero((choice == expert).any(axis=1)).tolist())
+
+
+def test_padding_is_bounded_in_groups_of_any_size() -> None:
+    assert all(padded_rows(count) <= most_rows(count, 1) for count in range(1, 5000))
 
 
 class Unused(PlainFeedForward):

@@ -86,6 +86,13 @@ def test_larger_steps_are_reckoned_larger(limits: dict[str, int]) -> None:
     assert step_bytes(decoder, config_of(), 1 << 22) > step_bytes(decoder, config_of(), 1 << 20)
 
 
+def test_a_steps_experts_are_reckoned() -> None:
+    one, three = (build_decoder(tiny_model("mixtral", num_experts_per_tok=count)) for count in (1, 3))
+    config = config_of(token_budget=1 << 20)  # so large that attention takes less
+    # Rows that two more experts read and yield, in float32.
+    assert step_bytes(three, config, 16) - step_bytes(one, config, 16) >= 2 * (1 << 20) * 2 * 48 * 4
+
+
 @pytest.mark.parametrize("repeats", [False, True])
 @pytest.mark.parametrize(("batch", "budget", "max_keys"), [(5, 100, 300), (32, 512, 1024), (200, 1024, 5000)])
 @pytest.mark.parametrize("ceiling", [0, 4, 9])
