@@ -8,12 +8,13 @@ import torch
 from helix_jobs.engine.kernels.cpu.build import build_library
 from helix_jobs.errors import ConfigurationError
 from helix_jobs.locks import FileLock
+from tests.unit.engine.tried_tokenizers import _tokenizers_tried_once
 from tests.unit.one_thread import _one_thread
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["_one_thread"]
+__all__ = ["_one_thread", "_tokenizers_tried_once"]
 
 
 @pytest.fixture(autouse=True)

@@ -16,6 +16,8 @@ from tests.unit.engine.tiny_models import decoder_logits, reference_logits
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.usefixtures("_tokenizers_tried_once")
+
 LLAMA3 = {
     "rope_type": "llama3",
     "factor": 8.0,

@@ -16,6 +16,8 @@ from tests.unit.engine.tiny_models import decoder_logits, reference_logits
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.usefixtures("_tokenizers_tried_once")
+
 
 def equal(path: Path, model: Any) -> bool:
     got = decoder_logits(load(path, dtype="float32").target.decoder, range(3, 60))

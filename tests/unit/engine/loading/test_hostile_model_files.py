@@ -21,6 +21,8 @@ from tests.worker_box import ROOT
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.usefixtures("_tokenizers_tried_once")
+
 DEEP = "[" * 100_000 + "]" * 100_000
 TENSOR = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
 FUZZED_IN_SUITE = 60

@@ -29,6 +29,8 @@ from tests.unit.engine.tiny_models import (
     tokenizer,
 )
 
+pytestmark = pytest.mark.usefixtures("_tokenizers_tried_once")
+
 
 def close(models: LoadedModels, model: Any) -> bool:
     """Whether the loaded target computes what transformers' model does, up to float32's rounding."""

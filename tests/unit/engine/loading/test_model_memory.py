@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from helix_jobs.engine.loaded_models import LoadedModels
 
+pytestmark = pytest.mark.usefixtures("_tokenizers_tried_once")
+
 CUDA = torch.device("cuda", 0)
 OUT_OF_MEMORY = RuntimeError("Could not allocate tensor with 99 bytes. There is not enough GPU video memory available!")
 

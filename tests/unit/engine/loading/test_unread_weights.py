@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     Weights = dict[str, torch.Tensor]
 
+pytestmark = pytest.mark.usefixtures("_tokenizers_tried_once")
+
 Q = "model.layers.0.self_attn.q_proj"
 
 

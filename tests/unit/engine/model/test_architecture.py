@@ -23,6 +23,8 @@ from tests.unit.engine.tiny_models import VOCAB_SIZE, reference_logits, request,
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.usefixtures("_tokenizers_tried_once")
+
 
 @pytest.mark.parametrize(
     ("model_type", "reason"),
