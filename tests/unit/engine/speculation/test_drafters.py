@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections import Counter
 
@@ -59,6 +60,13 @@ def prompts(count=8, seed=4):
     ]
 
 
+@functools.cache
+def answers(count=8):
+    """What transformers answers to ``prompts(count)``."""
+    target = tiny_model(seed=3)
+    return [reference_greedy(target, p, 16) for p in prompts(count)]
+
+
 @pytest.mark.parametrize("model", ["none", "same", "other"])
 @pytest.mark.parametrize("adaptive", [False, True])
 @pytest.mark.parametrize("drafters", [("repeat",), ("lookup", "repeat"), ("repeat", "lookup")])
@@ -73,7 +81,7 @@ def test_a_third_drafter_changes_no_answer(model, drafters, *, adaptive):
     greedy = [request(f"g{i}", p, max_tokens=16) for i, p in enumerate(texts)]
     sampled = [request(f"s{i}", p, seed=i, max_tokens=9, temperature=0.8) for i, p in enumerate(texts)]
     results = engine.generate(greedy + sampled)
-    assert [r.output_token_ids for r in results[: len(greedy)]] == [reference_greedy(target, p, 16) for p in texts]
+    assert [r.output_token_ids for r in results[: len(greedy)]] == answers()
     assert all(r.error is None for r in results)
     engine.check_integrity()
     counters, drafter = engine.counters(), RepeatDrafter.made
@@ -115,7 +123,7 @@ def test_each_step_is_counted_under_the_drafters_whose_drafts_it_verifies(monkey
     monkeypatch.setattr(engine._speculator._controller, "choose", choose)
     texts = prompts(24)
     results = engine.generate([request(str(i), p, max_tokens=16) for i, p in enumerate(texts)])
-    assert [r.output_token_ids for r in results] == [reference_greedy(tiny_model(seed=3), p, 16) for p in texts]
+    assert [r.output_token_ids for r in results] == answers(24)
     assert engine.counters().depth_reasons == expected
     assert set(expected) == {"off:cost", "explore", "lookup", "model", "mixed"}
 

@@ -12,12 +12,13 @@ import pytest
 
 from helix_jobs.engine.text.chat_template import ChatTemplate
 from helix_jobs.engine.text.refused_messages import RefusedMessagesError
-from helix_jobs.engine.text.template_probe import ContentForm
 from tests.unit.engine.text.template_grammar import TemplateGrammar
 from tests.unit.engine.tiny_models import tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from helix_jobs.engine.text.template_probe import ContentForm
 
 MESSAGES = [
     {"role": "system", "content": "be kind"},
@@ -62,8 +63,8 @@ def test_they_render_as_in_transformers(first: int) -> None:
             text, refusal = render(ours)
             if not refusal:
                 rendered += 1
-                choices = itertools.product(ContentForm, repeat=len(MESSAGES))
-                assert text in {rendered_by_transformers(source, forms) for forms in choices}, seed
+                choices = itertools.product(ours.probe.forms, repeat=len(MESSAGES))
+                assert any(text == rendered_by_transformers(source, forms) for forms in choices), seed
             elif "leaves its text out" not in refusal:
                 forms = [ours.probe.forms[0]] * len(MESSAGES)
                 assert rendered_by_transformers(source, forms) is None, (seed, refusal)
