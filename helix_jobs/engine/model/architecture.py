@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Final
 
+import transformers
+
 from helix_jobs.engine.model.activations import ACTIVATIONS, XIELU
 from helix_jobs.engine.model.description import UnsupportedSettingError
 from helix_jobs.engine.model.description_files import read_config
@@ -85,7 +87,7 @@ def check_architecture(name: str, config: PretrainedConfig) -> None:
         raise UnsupportedArchitectureError(
             f"model {name} is quantised with {method}; use the original weights or a .gguf file"
         )
-    if family.needs_transformers_5 and not hasattr(config, "rope_parameters"):
+    if family.needs_transformers_5 and transformers.__version__.startswith("4."):
         raise UnsupportedArchitectureError(
             f"model {name}: the architecture {config.model_type!r} is served with transformers 5 alone; install it"
         )

@@ -99,7 +99,8 @@ def text_config(name: str, config: PretrainedConfig, *, is_tied: bool) -> Pretra
     for key in ("model_type", "architectures", "transformers_version", "quantization_config"):
         settings.pop(key, None)
     for key in ("rope_parameters", "rope_scaling"):
-        settings[key] = _text_rope(settings.get(key))
+        if key in settings:
+            settings[key] = _text_rope(settings[key])
     return CONFIG_MAPPING[family](**{**settings, "tie_word_embeddings": is_tied})
 
 

@@ -31,4 +31,4 @@ def describe(config: PretrainedConfig) -> ModelDescription:
     return llama.describe(config).with_layers(changed)
 
 
-FAMILY = Family("apertus", "ApertusForCausalLM", describe)
+FAMILY = Family("apertus", "ApertusForCausalLM", describe, needs_transformers_5=True)

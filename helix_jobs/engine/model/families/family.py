@@ -27,7 +27,7 @@ class Family:
         renames: Parts of the names of weights in checkpoints, and what transformers' modules call them.
         further_layers: The setting that counts layers which checkpoints hold and nobody computes, behind the last one;
             or None.
-        needs_transformers_5: Whether transformers 4 computes it in modules of other names.
+        needs_transformers_5: Whether transformers 4 computes it in modules of other names or in another dtype.
         stores_mxfp4: Whether its checkpoints may hold experts in MXFP4 blocks.
     """
 
