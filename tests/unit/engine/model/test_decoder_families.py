@@ -59,11 +59,11 @@ def test_ragged_steps_equal_transformers(case: Case) -> None:
     model = case.model()
     expected = case.expected()
     decoder = build_decoder(copy_of(model))
-    for _ in ("plain", "packed"):
-        for chunk in (5, 1000):
-            for got, theirs in zip(ragged_logits(decoder, prompts(), chunk), expected, strict=True):
-                assert error(got, theirs) < 2e-5
-                assert torch.allclose(got, theirs, atol=1e-4 * float(theirs.abs().max()), rtol=0)
+    # Packing changes the products, a chunk what the cache has to give: neither knows the other.
+    for chunk in (1000, 13):
+        for got, theirs in zip(ragged_logits(decoder, prompts(), chunk), expected, strict=True):
+            assert error(got, theirs) < 2e-5
+            assert torch.allclose(got, theirs, atol=1e-4 * float(theirs.abs().max()), rtol=0)
         decoder.pack()
 
 
