@@ -132,8 +132,10 @@ def model_sizes(name: str, config: PretrainedConfig) -> ModelSizes:
     description = describe(config)
     embedding = model.get_input_embeddings().weight
     head = model.get_output_embeddings().weight
-    gates = {one.experts.shared_gate.names[0] for one in description.layers if one.experts and one.experts.shared_gate}
-    # Like a router, a gate of shared experts keeps its form.
+    # Routers and the gates of shared experts keep their form.
+    experts = [layer.experts for layer in description.layers if layer.experts is not None]
+    gates = {own.router.weight.removesuffix(".weight") for own in experts}
+    gates |= {own.shared_gate.names[0] for own in experts if own.shared_gate is not None}
     linears = [
         module
         for name, module in model.named_modules()
@@ -141,7 +143,7 @@ def model_sizes(name: str, config: PretrainedConfig) -> ModelSizes:
     ]
     biases = [module.bias.numel() for module in linears if module.bias is not None]
     stacks = _stacks(model, description)
-    chosen = [layer.experts.router.top_k for layer in description.layers if layer.experts is not None]
+    chosen = [own.router.top_k for own in experts]
     hidden_size = embedding.shape[1]
     return ModelSizes(
         weights=sum(parameter.numel() for parameter in model.parameters()),

@@ -91,4 +91,7 @@ class ClampedSwiglu:
         """The activation of gates and ups side by side: from ``[T, 2 * size]`` to ``[T, size]``."""
         gate, up = hidden.chunk(2, dim=-1)
         gate, up = gate.clamp(max=self.limit), up.clamp(-self.limit, self.limit)
-        return (up + 1) * (gate * torch.sigmoid(gate * self.alpha))
+        steep = gate * self.alpha
+        # In double on a CPU, because torch computes the last elements of a tensor by another exponential function.
+        factor = torch.sigmoid(steep.double()).to(hidden.dtype) if hidden.device.type == "cpu" else torch.sigmoid(steep)
+        return (up + 1) * (gate * factor)

@@ -120,19 +120,21 @@ inline void in_order(float *sums) {
 }
 #endif
 
-// What a layer does to its scores: `cap` bounds them, `window` is the number of keys that a query sees. Zero for none.
+// What a layer does to its scores: `cap` bounds them, `window` is the number of keys that a query sees, and `sinks` has
+// for each head the score of one more key, whose value is zero. Zero for none.
 struct Scoring {
     float scaling, cap;
     int64_t window;
+    const float *sinks = nullptr;
 };
 
 // Keys that a window hides are skipped in these numbers, so that sums keep their order wherever a prompt is cut.
 constexpr int64_t kSkippedKeys = 64;
 
 // Scores of one row become weights in their place, unscaled and zero behind the last visible key and before the window.
-// Returns what their products are to be multiplied with; NaN if a score was not finite.
+// Returns what their products are to be multiplied with; NaN if a score was not finite. `head` is the row's own.
 template <typename Weight>
-inline float softmax_row(float *s, int64_t visible, int64_t padded, const Scoring &scoring) {
+inline float softmax_row(float *s, int64_t visible, int64_t padded, const Scoring &scoring, int64_t head) {
     Weight *w = reinterpret_cast<Weight *>(s);
     float scaling = scoring.scaling;
     if (scoring.cap > 0) {
@@ -155,6 +157,11 @@ inline float softmax_row(float *s, int64_t visible, int64_t padded, const Scorin
     float top = highest[0];
     for (int i = 1; i < kLanes; i++) top = std::max(top, highest[i]);
     vf totals = {};
+    if (scoring.sinks) {
+        float sink = scoring.sinks[head] / scaling;
+        top = std::max(top, sink);
+        totals[0] = exp16((vf{} + (sink - top)) * scaling)[0];
+    }
     for (int64_t key = 0; key < padded; key += kLanes) {
         vf v = load16(s + key);
         vf e = v == -INFINITY ? vf{} : exp16((v - top) * scaling);
@@ -228,7 +235,8 @@ inline void attend_in_tiles(const bf16 *queries, const PagedRows<bf16> &keys, co
         }
     });
     for (int64_t row = 0; row < rows; row++)
-        scales[row] = softmax_row<bf16>(scores + row * pitch, start + row / share + 1, padded, scoring);
+        scales[row] = softmax_row<bf16>(scores + row * pitch, start + row / share + 1, padded, scoring,
+                                        keys.head * share + row % share);
 
     tiles.for_values(tile_rows);
     int64_t done = 0, ready = 0;  // keys whose values are in the sums, and packed behind them
@@ -309,7 +317,8 @@ void attend_slice(const Q *queries, const T *keys, const T *values, const int32_
                 scores[row * padded + first + key] = sum16(lane_products(queries + place(row), k + key * head_dim));
     });
     for (int64_t row = 0; row < rows; row++)
-        scales[row] = softmax_row<Weight>(scores + row * padded, start + row / share + 1, padded, scoring);
+        scales[row] = softmax_row<Weight>(scores + row * padded, start + row / share + 1, padded, scoring,
+                                          head * share + row % share);
     paged_values.each([&](int64_t first, int64_t count, const T *v) {
         auto add = [&](int64_t row, auto together) {
             constexpr int kRows = decltype(together)::value;

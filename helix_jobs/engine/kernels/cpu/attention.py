@@ -66,7 +66,7 @@ class CompiledAttention:
     is_independent = True
     # The features of layers that it computes; see ``features_of``.
     SERVED: Final = frozenset(
-        {"query_norm", "key_norm", "norm_scope", "rotary", "window", "score_cap", "clip", "query_factor"}
+        {"query_norm", "key_norm", "norm_scope", "rotary", "window", "score_cap", "clip", "query_factor", "sinks"}
     )
 
     def __init__(self, spec: AttentionSpec, native: NativeKernels) -> None:
@@ -129,7 +129,7 @@ class CompiledStep:
         )
         self._native.paged_attention(
             queries.data_ptr(), *pool, *self._slices, output.data_ptr(), self._num_pieces, *self._counts,
-            self._cache.block_size, *scoring(own),
+            self._cache.block_size, *scoring(own), None if own.sinks is None else own.sinks.data_ptr(),
         )  # fmt: skip
         return output
 

@@ -155,9 +155,9 @@ void scale_rows(const float *product, const float *scales, const float *bias, co
     EXPORT void paged_attention_##NAME(const T *queries, const T *keys, const T *values, const int64_t *pieces,     \
                                        const int32_t *blocks, T *output, int64_t num_pieces, int64_t heads,          \
                                        int64_t kv_heads, int64_t block_size, float scaling, float cap,               \
-                                       int64_t window) {                                                             \
+                                       int64_t window, const float *sinks) {                                         \
         paged_attention(queries, keys, values, pieces, blocks, output, num_pieces, heads, kv_heads, block_size,      \
-                        Scoring{scaling, cap, window});                                                              \
+                        Scoring{scaling, cap, window, sinks});                                                           \
     }                                                                                                                \
     EXPORT void quantize_rows_##NAME(const T *x, uint8_t *y, float *scales, int64_t rows, int64_t size,             \
                                      float smallest, int32_t zero) {                                                 \

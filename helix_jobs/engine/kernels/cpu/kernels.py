@@ -23,7 +23,7 @@ _SIGNATURES: Final = {
     "rms_norm": (*[_POINTER] * 3, *[_SIZE] * 2, _FLOAT),
     **dict.fromkeys(("silu", "gelu", "tanh_gelu"), (*[_POINTER] * 2, *[_SIZE] * 2, _INT)),
     "rotate_and_store": (*[_POINTER] * 8, *[_SIZE] * 5),
-    "paged_attention": (*[_POINTER] * 6, *[_SIZE] * 4, *[_FLOAT] * 2, _SIZE),
+    "paged_attention": (*[_POINTER] * 6, *[_SIZE] * 4, *[_FLOAT] * 2, _SIZE, _POINTER),
     "quantize_rows": (*[_POINTER] * 3, *[_SIZE] * 2, _FLOAT, _INT),
     "scale_rows": (*[_POINTER] * 5, *[_SIZE] * 2),
 }

@@ -21,7 +21,7 @@ from tests.unit.engine.tiny_models import ARCHITECTURES, CPU, copy_of, tiny_conf
 if TYPE_CHECKING:
     from helix_jobs.engine.model.decoder import Decoder
 
-WITH_EXPERTS = ("mixtral", "qwen2_moe", "granitemoe", "gpt_oss")
+WITH_EXPERTS = ("mixtral", "qwen2_moe", "granitemoe", "gpt_oss", "hunyuan_v1_moe")
 BOTH_DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 
 
@@ -35,8 +35,8 @@ def decoder_of(architecture: str, dtype: torch.dtype = torch.float32, *, is_tied
 def test_weights_take_what_the_loaded_model_takes(architecture: str, dtype: torch.dtype, *, is_tied: bool) -> None:
     sizes = model_sizes("m", tiny_config(architecture, tie_word_embeddings=is_tied))
     decoder = decoder_of(architecture, dtype, is_tied=is_tied)
-    # Gemma's norms and GPT-OSS' sinks are kept in float32.
-    kept = {"gemma": 5 * 48, "gpt_oss": 2 * 6}.get(architecture, 0) * (4 - dtype.itemsize)
+    # Gemma's norms, GPT-OSS' sinks and Hunyuan's routers are kept in float32.
+    kept = {"gemma": 5 * 48, "gpt_oss": 2 * 6, "hunyuan_v1_moe": 2 * 6 * 48}.get(architecture, 0) * (4 - dtype.itemsize)
     assert held_bytes(decoder) == sizes.dense_bytes(dtype, packs=False) + kept
     assert (sizes.tied > 0) is is_tied
     int8 = quantize(decoder)
