@@ -368,3 +368,17 @@ def test_sinks_in_compiled_attention_equal_those_in_plain_products(kernels):
     apart = torch.cat([(got - expected).norm(dim=-1) / expected.norm(dim=-1) for got, expected in rows])
     # In bfloat16 two experts that score almost alike may change places.
     assert float(apart.max() if dtype == torch.float32 else apart.median()) < (1e-4 if dtype == torch.float32 else 0.05)
+
+
+@pytest.mark.parametrize("architecture", ["mixtral", "qwen2_moe", "glm4_moe", "gpt_oss"])
+def test_experts_compute_a_token_alike_in_any_company(kernels, architecture):
+    native, dtype = kernels
+    model = roughen(tiny_model(architecture, head_dim=16, seed=3))
+    decoder = with_native(build_decoder(copy_of(model, dtype)), native)
+    # The tiny products round alike in any number of rows; what decides here is who is grouped with whom, and the sums.
+    prompts = [[(7 * i + k) % 30 + 2 for i in range(12 + k)] for k in range(6)]
+    together = ragged_logits(decoder, prompts)
+    assert all(map(torch.equal, ragged_logits(decoder, prompts, 5), together))
+    assert all(
+        torch.equal(ragged_logits(decoder, [prompt])[0], row) for prompt, row in zip(prompts, together, strict=True)
+    )

@@ -16,6 +16,7 @@ from helix_jobs.engine.model.activations import ACTIVATIONS
 from helix_jobs.engine.model.architecture import SUPPORTED_MODEL_TYPES, check_architecture, context_limits
 from helix_jobs.engine.model.families.registry import describe
 from helix_jobs.engine.model.not_served import NOT_SERVED
+from helix_jobs.engine.model.text_tower import TEXT_TOWERS
 from helix_jobs.errors import ModelError, UnsupportedArchitectureError
 from tests.unit.engine.model_files import edit_config, load, save_checkpoint
 from tests.unit.engine.tiny_models import VOCAB_SIZE, reference_logits, request, tiny_config, tiny_model
@@ -43,7 +44,8 @@ def test_an_architecture_outside_the_list(tmp_path: Path, model_type: object, re
     folder = edit_config(save_checkpoint(tmp_path), model_type=model_type)
     with pytest.raises(UnsupportedArchitectureError) as caught:
         load(folder)
-    caught.match(rf"has the architecture .*{reason}; supported are {', '.join(SUPPORTED_MODEL_TYPES)}$")
+    served = ", ".join((*SUPPORTED_MODEL_TYPES, *TEXT_TOWERS))
+    caught.match(rf"has the architecture .*{reason}; supported are {served}$")
 
 
 def test_no_reason_is_given_against_a_family_that_is_served() -> None:
