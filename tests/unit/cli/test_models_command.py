@@ -12,8 +12,10 @@ import torch
 
 from helix_jobs.doctor import model_report
 from helix_jobs.doctor.model_report import Place
+from helix_jobs.engine.loading.gguf_names import GGUF_ARCHITECTURES
 from helix_jobs.engine.loading.model_sizes import model_sizes
-from helix_jobs.engine.model.architecture import SUPPORTED_MODEL_TYPES, reasons_not_served
+from helix_jobs.engine.loading.served_types import types_not_served
+from helix_jobs.engine.model.architecture import SUPPORTED_MODEL_TYPES
 from tests.unit.engine.loading.local_hub import serve_hub
 from tests.unit.engine.model_files import edit_config, save_checkpoint, write_gguf
 from tests.unit.engine.tiny_models import tiny_config
@@ -42,11 +44,11 @@ def told(helix, *args, exit_code=0):
 def test_types_come_from_the_tables_that_decide(helix):
     shown = json.loads(helix("models", "--json").output)
     assert {one["model_type"]: one["class_name"] for one in shown["served"]} == SUPPORTED_MODEL_TYPES
-    assert {one["model_type"]: one["reason"] for one in shown["not_served"]} == reasons_not_served()
-    assert {one["model_type"] for one in shown["served"] if not one["from_gguf"]} == {"gemma", "gpt_neox"}
+    assert {one["model_type"]: one["reason"] for one in shown["not_served"]} == types_not_served()
+    assert {one["model_type"] for one in shown["served"] if one["from_gguf"]} == {*GGUF_ARCHITECTURES, "mistral"}
     lines = helix("models").output.splitlines()
     assert lines[0].split() == ["SERVED", "CLASS", "FROM"]
-    assert any(line.split() == ["mixtral", "experts"] for line in lines)
+    assert any(line.split() == ["dbrx", "experts"] for line in lines)
 
 
 def test_a_model_in_each_format(helix, free, tmp_path):
