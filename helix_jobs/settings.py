@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 LOG_FORMATS: Final = ("text", "json")
-DTYPES: Final = ("auto", "float32", "float16", "bfloat16", "int8")
+DTYPES: Final = ("auto", "float32", "float16", "bfloat16", "int8", "packed")
 # Any of these in a directory shows that it has been a HELIX_HOME before.
 _MARKS_OF_A_HOME: Final = frozenset({"helix.db", "broker", "worker.log"})
 
@@ -96,7 +96,11 @@ class Settings:
     )
     dtype: str = field(
         default="auto",
-        metadata=declared(Choice(DTYPES), "Number format of the weights; int8 quantises the target too.", "--dtype"),
+        metadata=declared(
+            Choice(DTYPES),
+            "Number format of the weights; int8 quantises the target too; packed keeps a GGUF file's blocks.",
+            "--dtype",
+        ),
     )
     compile: str = field(
         default="auto",

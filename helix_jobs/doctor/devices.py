@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import torch
 
@@ -15,7 +15,8 @@ from helix_jobs.errors import ConfigurationError
 if TYPE_CHECKING:
     from helix_jobs.settings import Settings
 
-_INT8 = "int8"
+# How weights are stored; such a target computes in the dtype of auto.
+_STORED: Final = ("int8", "packed")
 _COMMON_HEAD_DIM = 64
 
 
@@ -52,7 +53,7 @@ def check_kernels(settings: Settings) -> list[Verdict]:
     if settings.compile == "off":
         return [Verdict("compiled kernels", Level.OK, "switched off by HELIX_COMPILE")]
     try:
-        dtype = resolve_dtype("auto" if settings.dtype == _INT8 else settings.dtype, device, None)
+        dtype = resolve_dtype("auto" if settings.dtype in _STORED else settings.dtype, device, None)
         # make_home() gives the folder private modes; the mkdir in load_kernels would give default ones.
         load_kernels(settings.make_home() / "native", dtype, device, _COMMON_HEAD_DIM)
     except ConfigurationError as error:

@@ -13,8 +13,8 @@ from helix_jobs.engine.loading.model_loader import get_device
 from helix_jobs.engine.loading.model_memory import shortage_remedy
 from helix_jobs.engine.loading.model_outline import ModelOutline, model_outline
 from helix_jobs.engine.loading.model_pair import ModelPair
-from helix_jobs.engine.loading.weight_format import INT8, format_of, formats_for
-from helix_jobs.errors import ModelError
+from helix_jobs.engine.loading.weight_format import INT8, PACKED, check_packs, format_of, formats_for
+from helix_jobs.errors import ConfigurationError, ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -103,6 +103,13 @@ def report_models(
             reason, _, remedy = str(error).partition("; ")
             reports.append(ModelReport(name=name, reason=reason, remedy=remedy or None))
             continue
+        if settings.dtype == PACKED:
+            try:
+                check_packs(name, place.device, has_blocks=outline.has_blocks)
+            except ConfigurationError as error:
+                reason, _, remedy = str(error).partition("; ")
+                reports.append(ModelReport(name=name, reason=reason, remedy=remedy))
+                continue
         pair = ModelPair(place.device, outline.sizes, None if beside is None else beside.sizes, draft == INT8)
         reports.append(_report(outline, pair, settings, context, place.available))
     return reports
@@ -111,8 +118,8 @@ def report_models(
 def _report(
     outline: ModelOutline, pair: ModelPair, settings: Settings, context: int | None, available: int | None
 ) -> ModelReport:
-    chosen = format_of(settings.dtype, pair.device, outline.stored)
-    formats = dict.fromkeys([chosen, *formats_for(pair.device, outline.stored)])
+    chosen = format_of(settings.dtype, pair.device, outline.stored, has_blocks=outline.has_blocks)
+    formats = dict.fromkeys([chosen, *formats_for(pair.device, outline.stored, has_blocks=outline.has_blocks)])
     length = min(context or outline.sizes.context, outline.sizes.context)
     fits = tuple(fit(pair, one, settings, length, available) for one in formats)
     advice: list[str] = []

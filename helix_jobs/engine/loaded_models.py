@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from helix_jobs.engine.model.quantize import packed_kind
 from helix_jobs.engine.text.chat_forms import ChatForms
 
 if TYPE_CHECKING:
@@ -37,8 +38,10 @@ class LoadedModel:
 
     @property
     def dtype_name(self) -> str:
-        """``int8``, or the dtype of weights and activations."""
-        return "int8" if self.is_int8 else str(self.decoder.dtype).removeprefix("torch.")
+        """``int8``, the weights' type of blocks (``q4_k``), or the dtype of weights and activations."""
+        if self.is_int8:
+            return "int8"
+        return packed_kind(self.decoder) or str(self.decoder.dtype).removeprefix("torch.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,12 +21,13 @@ from helix_jobs.engine.loading.expert_tensors import is_mxfp4, with_plain_expert
 from helix_jobs.engine.loading.gguf_file import GgufFile, read_gguf
 from helix_jobs.engine.loading.hub import download, downloaded
 from helix_jobs.engine.loading.quantized_checkpoint import check_not_quantized
-from helix_jobs.engine.loading.stored_tensor import StoredTensor, read_safetensors_header
+from helix_jobs.engine.loading.stored_tensor import StoredBlocks, StoredTensor, read_safetensors_header
 from helix_jobs.engine.loading.tensor_names import is_computed, without_layers_from
 from helix_jobs.engine.model.architecture import check_model_type, stores_mxfp4, without_mxfp4
 from helix_jobs.engine.model.families.registry import FAMILIES
 from helix_jobs.engine.model.model_words import subject
 from helix_jobs.engine.model.text_tower import TEXT_TOWERS, text_tensors
+from helix_jobs.engine.weights.block_layouts import BLOCK_LAYOUTS
 from helix_jobs.errors import ModelNotFoundError, UnsupportedArchitectureError
 
 if TYPE_CHECKING:
@@ -96,10 +97,28 @@ class Checkpoint:
         """Whether every weight is stored in ``dtype``, so that reading in it neither rounds nor copies."""
         return self.gguf is None and len({one.kind for name, one in self.tensors.items() if not is_computed(name)}) == 1
 
+    @property
+    def blocks(self) -> StoredBlocks:
+        """Its weights in blocks that can be multiplied as a GGUF file stores them."""
+        layouts = {kind: layout for kind, layout in BLOCK_LAYOUTS.items() if self.gguf is not None}
+        weights = Counter[str]()
+        for tensor in self.tensors.values():
+            if tensor.kind in layouts:
+                weights[tensor.kind] += tensor.elements
+        nbytes = sum(count // layouts[kind].weights * layouts[kind].nbytes for kind, count in weights.items())
+        return StoredBlocks(weights.total(), nbytes)
+
+    @property
+    def has_blocks(self) -> bool:
+        """Whether weights are stored in blocks that can be multiplied as they are."""
+        return self.blocks.weights > 0
+
+    def packed_bytes(self, dtype: torch.dtype) -> int:
+        """Memory of its weights if blocks stay as they are and other weights are in ``dtype``."""
+        return self.blocks.nbytes + (self.parameters - self.blocks.weights) * dtype.itemsize
+
     def copied_weights(self, dtype: torch.dtype) -> int:
-        """Number of weights that reading in ``dtype`` copies: those stored in another form."""
-        if self.gguf is not None:
-            return self.parameters
+        """Number of weights that reading safetensors in ``dtype`` copies: those stored in another form."""
         return sum(tensor.elements for tensor in self.tensors.values() if STORED_DTYPES.get(tensor.kind) is not dtype)
 
 

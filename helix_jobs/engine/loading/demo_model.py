@@ -130,6 +130,7 @@ def convert_gguf(gguf: Path, out: Path) -> None:
     """
     import torch
 
+    from helix_jobs.engine.loading.gguf_weights import make_dense
     from helix_jobs.engine.loading.model_source import open_source, read_weights
     from helix_jobs.engine.loading.pretrained import quiet_transformers
 
@@ -138,11 +139,7 @@ def convert_gguf(gguf: Path, out: Path) -> None:
         source = open_source(str(gguf), gguf.parent, lambda _: None)
         with quiet_transformers():
             model: Any = read_weights(source, torch.float32)
-            # The weights are plain now, but transformers remembers that they came quantised and would refuse to save
-            # them.
-            model.hf_quantizer, model.is_quantized = None, False
-            if hasattr(model.config, "quantization_config"):
-                del model.config.quantization_config
+            make_dense(model, torch.float32)
             model.to(torch.bfloat16)
             model.config.dtype = torch.bfloat16
             model.save_pretrained(out)

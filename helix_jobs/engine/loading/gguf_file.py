@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from helix_jobs.engine.loading.gguf_header import GgufHeader, read_gguf_header
-from helix_jobs.engine.loading.gguf_names import GGUF_ARCHITECTURES, transformers_tensors
+from helix_jobs.engine.loading.gguf_names import GGUF_ARCHITECTURES, transformers_name, transformers_tensors
 from helix_jobs.errors import ModelError, UnsupportedArchitectureError
 
 if TYPE_CHECKING:
@@ -28,9 +28,6 @@ _ROTARY_FACTORS: Final = "rope_freqs.weight"
 _NEEDED: Final = ("block_count", "context_length", "embedding_length", "feed_forward_length", "attention.head_count")
 # If it is missing, every head has its own keys and values.
 _KEY_HEADS: Final = "attention.head_count_kv"
-# This architecture's converter permutes the rows of queries and keys; transformers reverses that only in files with
-# _KEY_HEADS.
-_PERMUTED: Final = "llama"
 _COUNTS: Final = (
     *_NEEDED,
     *(_KEY_HEADS, "attention.key_length", "attention.value_length", "rope.dimension_count"),
@@ -65,26 +62,30 @@ class GgufFile:
     """A file that can be served.
 
     Attributes:
+        path: The file.
         architecture: The file's name for its model family.
         num_layers: Number of layers that the file states.
-        tensors: Its tensors, under transformers' names.
+        tensors: Its tensors, under transformers' names and in transformers' shapes.
+        places: Offset of each tensor's bytes in the file.
+        row_lengths: Number of weights in a row of each tensor, as the file stores it.
         vocabulary: Its settings that begin with ``tokenizer.``, without that prefix.
         rotary_factors: ``[head_dim / 2]`` float32 divisors of the inverse frequencies (Llama 3.1), or None.
         sliding_window: The attention window, or None.
         head_dim: Width of a head.
         num_kv_heads: Number of key-value heads.
-        is_left_permuted: Whether queries and keys are in llama.cpp's order, and transformers' reader leaves them so.
     """
 
+    path: Path
     architecture: str
     num_layers: int
     tensors: Mapping[str, StoredTensor]
+    places: Mapping[str, int]
+    row_lengths: Mapping[str, int]
     vocabulary: Mapping[str, Any]
     rotary_factors: torch.Tensor | None
     sliding_window: int | None
     head_dim: int
     num_kv_heads: int
-    is_left_permuted: bool
 
 
 def read_gguf(name: str, path: Path) -> GgufFile:
@@ -119,9 +120,12 @@ def read_gguf(name: str, path: Path) -> GgufFile:
             raise ModelError(f"model {name}: {_ROTARY_FACTORS} has impossible numbers; fetch the GGUF file again")
     _check_types(name, tensors)
     return GgufFile(
+        path=path,
         architecture=architecture,
         num_layers=settings["block_count"],
         tensors=transformers_tensors(architecture, tensors),
+        places={transformers_name(architecture, tensor): header.places[tensor] for tensor in tensors},
+        row_lengths={transformers_name(architecture, tensor): one.shape[-1] for tensor, one in tensors.items()},
         vocabulary={
             key.removeprefix("tokenizer."): value
             for key, value in header.settings.items()
@@ -131,7 +135,6 @@ def read_gguf(name: str, path: Path) -> GgufFile:
         sliding_window=window,
         head_dim=head_dim,
         num_kv_heads=settings.get(_KEY_HEADS, heads),
-        is_left_permuted=architecture == _PERMUTED and _KEY_HEADS not in settings,
     )
 
 

@@ -83,14 +83,20 @@ def transformers_tensors(architecture: str, tensors: Mapping[str, StoredTensor])
     names = _ARCHITECTURES[architecture]
     renamed = {}
     for tensor, stored in tensors.items():
-        module, _, kind = tensor.rpartition(".")
-        block = _BLOCK.fullmatch(module)
-        theirs = names.inner.get(block[2]) if block else names.outer.get(module)
-        if theirs is None or kind not in ("weight", "bias"):
-            renamed[tensor] = stored
-            continue
-        if block and block[2] in names.transposed and kind == "weight":
-            stored = StoredTensor(stored.kind, stored.shape[::-1])  # noqa: PLW2901  (the same tensor, seen otherwise)
-        prefix = f"{names.layers}.{block[1]}." if block else ""
-        renamed[f"{prefix}{theirs}.{kind}"] = stored
+        block = _BLOCK.fullmatch(tensor.rpartition(".")[0])
+        is_transposed = block is not None and block[2] in names.transposed and tensor.endswith(".weight")
+        shape = stored.shape[::-1] if is_transposed else stored.shape
+        renamed[transformers_name(architecture, tensor)] = StoredTensor(stored.kind, shape)
     return renamed
+
+
+def transformers_name(architecture: str, tensor: str) -> str:
+    """Return the name that transformers gives a tensor of a file; an unknown name stays."""
+    names = _ARCHITECTURES[architecture]
+    module, _, kind = tensor.rpartition(".")
+    block = _BLOCK.fullmatch(module)
+    theirs = names.inner.get(block[2]) if block else names.outer.get(module)
+    if theirs is None or kind not in ("weight", "bias"):
+        return tensor
+    prefix = f"{names.layers}.{block[1]}." if block else ""
+    return f"{prefix}{theirs}.{kind}"

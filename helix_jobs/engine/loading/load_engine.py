@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from helix_jobs.engine.config import NO_DRAFT, EngineConfig, SpeculationConfig
-from helix_jobs.engine.devices.devices import describe_device
+from helix_jobs.engine.devices.devices import describe_device, free_memory
 from helix_jobs.engine.devices.self_check import check_device
 from helix_jobs.engine.engine import Engine
 from helix_jobs.engine.kernels.cpu.build import processor_features
@@ -21,9 +21,10 @@ from helix_jobs.engine.loading.draft_spec import DraftSpec
 from helix_jobs.engine.loading.model_loader import get_device, load_models
 from helix_jobs.engine.loading.reproducible import make_draft_reproducible, make_reproducible
 from helix_jobs.engine.loading.sizing import batch_limits, cache_config
-from helix_jobs.engine.loading.weight_format import format_of
-from helix_jobs.engine.model.quantize import dequantize, is_fast
+from helix_jobs.engine.loading.weight_format import PACKED, format_of
+from helix_jobs.engine.model.quantize import dequantize, is_fast, unpack
 from helix_jobs.engine.speculation.depth.profile import CostProfileFile
+from helix_jobs.engine.weights.packed_linear import PackedLinear
 from helix_jobs.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ def load_engine(settings: Settings, on_progress: Callable[[str], None] | None = 
         on_progress=on_progress,
     )
     models = with_compiled_kernels(models, settings.compile, settings.home / "native", on_progress)
+    if settings.dtype != PACKED:
+        models = without_slow_blocks(models, on_progress)
     models = without_slow_int8(models, on_progress)
     models = with_faster_attention(models, profiles, on_progress)
     models = make_reproducible(models, settings.reproducible, profiles, on_progress)
@@ -130,6 +133,27 @@ def without_slow_int8(models: LoadedModels, on_progress: Callable[[str], None] |
         return replace(models, draft=None)
     report(f"draft {draft.name} computes in {str(draft.decoder.dtype).removeprefix('torch.')}: int8 is slow here")
     return replace(models, draft=replace(draft, decoder=dequantize(draft.decoder), is_int8=False))
+
+
+def without_slow_blocks(models: LoadedModels, on_progress: Callable[[str], None] | None = None) -> LoadedModels:
+    """Decode a target's weights that are stored in blocks where no compiled kernel multiplies them, if they fit dense.
+
+    torch's operators take longer to decode the weights, in each step, than to multiply them.
+    """
+    decoder = models.target.decoder
+    packed = [linear for linear in decoder.linears() if isinstance(linear, PackedLinear)]
+    if not packed or native_of(decoder) is not None:
+        return models
+    report = on_progress or logger.info
+    needed = sum(linear.out_features * linear.in_features for linear in packed) * decoder.dtype.itemsize
+    free = free_memory(decoder.device)
+    if free is not None and needed > free:
+        report("weights stay in blocks, for there is no room for them decoded; without compiled kernels that is slow")
+        return models
+    report(
+        f"weights are decoded to {str(decoder.dtype).removeprefix('torch.')}: without compiled kernels blocks are slow"
+    )
+    return replace(models, target=replace(models.target, decoder=unpack(decoder)))
 
 
 def _computing_natively(model: LoadedModel, folder: Path) -> LoadedModel:

@@ -29,7 +29,7 @@ from helix_jobs.engine.loading.model_pair import makes_int8_copy
 from helix_jobs.engine.loading.model_source import ModelSource, open_source, read_weights
 from helix_jobs.engine.loading.trial_pass import TRIAL_TEXT, logits_are_finite
 from helix_jobs.engine.loading.vocabulary import check_vocabularies, end_token_ids, turn_end_ids
-from helix_jobs.engine.loading.weight_format import INT8, WeightFormat, format_of
+from helix_jobs.engine.loading.weight_format import INT8, PACKED, WeightFormat, check_packs, format_of
 from helix_jobs.engine.model.architecture import context_limits
 from helix_jobs.engine.model.assembly import build_decoder
 from helix_jobs.engine.model.placement import Float16OverflowError, Placement
@@ -138,7 +138,7 @@ def load_models(
         target: A hub id, a directory, a ``.gguf`` file, or ``demo``.
         draft: Any of these, ``int8`` (an int8 copy of the target) or ``none``.
         device: From ``get_device``.
-        dtype: A name for ``resolve_dtype``, or ``int8``; the draft's activations have the target's dtype.
+        dtype: A name for ``resolve_dtype``, ``int8`` or ``packed``; the draft's activations have the target's dtype.
         home: HELIX_HOME; the demo model is kept under it.
         on_progress: Receives one line for each thing that is done.
 
@@ -154,7 +154,10 @@ def load_models(
     prepare_device(device)
     target_source = open_source(target, home, report)
     draft_source = None if draft in (INT8, NO_DRAFT) else open_source(draft, home, report)
-    chosen = format_of(dtype, device, target_source.checkpoint.dtype)
+    stored = target_source.checkpoint
+    if dtype == PACKED:
+        check_packs(target, device, has_blocks=stored.has_blocks)
+    chosen = format_of(dtype, device, stored.dtype, has_blocks=stored.has_blocks)
     compute = chosen.dtype
     if draft_source is not None:
         check_vocabularies(target, target_source.tokenizer.get_vocab(), draft, draft_source.tokenizer.get_vocab())
@@ -166,7 +169,8 @@ def load_models(
 
     with explaining_shortage(device, "models were loaded", "use a smaller model, draft none, or a smaller dtype"):
         report(f"loading target {target}")
-        read = _read(target_source, compute, device, prompts)
+        keeps = chosen.is_packed or chosen.is_int8  # int8 products are made from the blocks, a few rows at a time
+        read = _read(target_source, compute, device, prompts, keeps_blocks=keeps)
         loaded_target = LoadedModel(
             target,
             quantize(read.decoder) if chosen.is_int8 else read.decoder,
@@ -176,7 +180,9 @@ def load_models(
         loaded_draft = None
         if draft_source is not None:
             report(f"loading draft {draft}")
-            loaded_draft = _draft(draft, _read(draft_source, compute, device, prompts).decoder)
+            # On a CPU a draft becomes int8, which takes no more memory out of blocks than they do themselves.
+            keeps = device.type == "cpu"
+            loaded_draft = _draft(draft, _read(draft_source, compute, device, prompts, keeps_blocks=keeps).decoder)
         elif draft == INT8 and not chosen.is_int8:
             loaded_draft = _int8_copy(loaded_target, report)
         elif draft == INT8:
@@ -220,17 +226,20 @@ class _Read:
     overflowed: bool = False
 
 
-def _read(source: ModelSource, dtype: torch.dtype, device: torch.device, prompts: PromptEncoder) -> _Read:
+def _read(
+    source: ModelSource, dtype: torch.dtype, device: torch.device, prompts: PromptEncoder, *, keeps_blocks: bool = False
+) -> _Read:
     """Read a model, in float32 if its weights, or its activations over a fixed text, do not fit into float16.
 
     Many models that were trained in bfloat16 overflow float16 within a layer or two, whatever the prompt. ``prompts``
-    tokenises the text, within its limits; a draft has the target's vocabulary.
+    tokenises the text, within its limits; a draft has the target's vocabulary. With
+    ``keeps_blocks`` matrices in blocks stay so.
 
     Raises:
         ModelError: The tokenizer fails on the text.
     """
     if dtype != torch.float16:
-        return _build(source, dtype, device)
+        return _build(source, dtype, device, keeps_blocks=keeps_blocks)
     with contextlib.suppress(Float16OverflowError):
         read = _build(source, dtype, device)
         if logits_are_finite(read.decoder, _trial_ids(source.checkpoint.name, prompts)):
@@ -253,7 +262,7 @@ def _trial_ids(name: str, prompts: PromptEncoder) -> tuple[int, ...]:
         raise ModelError(f"model {name}: its tokenizer fails on a plain text ({error}); use another model") from error
 
 
-def _build(source: ModelSource, dtype: torch.dtype, device: torch.device) -> _Read:
+def _build(source: ModelSource, dtype: torch.dtype, device: torch.device, *, keeps_blocks: bool = False) -> _Read:
     """Read the weights onto the CPU, and move each to the device in ``dtype`` while building the decoder.
 
     If all weights are stored in one dtype, they are read in that dtype: transformers then hands out views of the mapped
@@ -272,6 +281,7 @@ def _build(source: ModelSource, dtype: torch.dtype, device: torch.device) -> _Re
         dtype=dtype,
         device=device,
         checks_range=dtype == torch.float16 and checkpoint.dtype != torch.float16,
+        keeps_blocks=keeps_blocks,
     )
     decoder = build_decoder(model, placement)
     del model

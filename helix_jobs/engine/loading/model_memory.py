@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -75,6 +76,8 @@ def check_host_memory(source: ModelSource, dtype: torch.dtype) -> None:
     needed = 2 * int(source.config.vocab_size) * int(source.config.hidden_size) * dtype.itemsize
     remedy = "close other programs"
     copied = 0 if checkpoint.is_uniform else checkpoint.copied_weights(dtype) * dtype.itemsize
+    if checkpoint.gguf is not None:  # held there as it is stored, until each tensor is converted
+        copied = checkpoint.packed_bytes(dtype)
     if copied > needed:
         needed = copied
         remedy += ", use a smaller model, or its safetensors in one dtype, which are not held there"
@@ -87,7 +90,8 @@ def check_host_memory(source: ModelSource, dtype: torch.dtype) -> None:
 
 
 def _sizes(source: ModelSource) -> ModelSizes:
-    return model_sizes(source.checkpoint.name, source.config)
+    checkpoint = source.checkpoint
+    return replace(model_sizes(checkpoint.name, source.config), blocks=checkpoint.blocks)
 
 
 def gigabytes(count: int) -> str:

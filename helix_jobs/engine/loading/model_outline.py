@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -48,6 +48,11 @@ class ModelOutline:
     is_here: bool
     sizes: ModelSizes
 
+    @property
+    def has_blocks(self) -> bool:
+        """Whether its weights can stay in the blocks of its GGUF file."""
+        return self.sizes.blocks.weights > 0
+
 
 def model_outline(name: str, home: Path) -> ModelOutline:
     """Look a model up, on this machine or on the hub.
@@ -73,7 +78,7 @@ def model_outline(name: str, home: Path) -> ModelOutline:
             stored_name=found.kind if found.dtype is None else _name_of(found.dtype),
             file_bytes=sum(file.stat().st_size for file in found.files),
             is_here=True,
-            sizes=model_sizes(name, config),
+            sizes=replace(model_sizes(name, config), blocks=found.blocks),
         )
     if name == DEMO_MODEL:
         raise ModelNotFoundError(

@@ -83,9 +83,13 @@ class ModelPair:
         The loader's refusal, ``helix doctor`` and ``helix models`` all take their figures from here.
         """
         target, dtype = self.target, chosen.dtype
-        read = target.dense_bytes(dtype, packs=False)
-        # Weights are read in the dtype that they compute in; int8 ones are made from those.
-        if chosen.is_int8:
+        # Weights are read in the dtype that they compute in, or in the blocks that a CPU keeps; int8 ones are made from
+        # those.
+        keeps_blocks = self.device.type == "cpu" and (chosen.is_packed or chosen.is_int8)
+        read = target.packed_bytes(dtype) if keeps_blocks else target.dense_bytes(dtype, packs=False)
+        if chosen.is_packed:
+            weights = loading = read
+        elif chosen.is_int8:
             weights, loading = target.int8_bytes(dtype), read + target.int8_products_bytes
         else:
             weights, loading = target.dense_bytes(dtype, packs=packs(dtype, self.device)), read
@@ -93,7 +97,8 @@ class ModelPair:
         if self.draft is not None:
             drafts, drafts_read = self.draft.dense_bytes(dtype, packs=False), self.draft.dense_bytes(dtype, packs=False)
             if self.device.type == "cpu":
-                drafts, drafts_read = self.draft.int8_bytes(dtype), drafts_read + self.draft.int8_products_bytes
+                drafts_read = self.draft.packed_bytes(dtype) + self.draft.int8_products_bytes
+                drafts = self.draft.int8_bytes(dtype)
             # Products are laid out anew once both models are there.
             loading = max(loading, (weights if chosen.is_int8 else read) + drafts_read)
             cache += self.draft.geometry.block_bytes(1, dtype)
@@ -120,7 +125,7 @@ class ModelPair:
         found = []
         if self.has_draft and alone.memory(chosen).needed <= available:
             found.append("--draft none")
-        for other in formats_for(self.device, stored):
+        for other in formats_for(self.device, stored, has_blocks=self.target.blocks.weights > 0):
             if other != chosen and self.memory(other).needed <= available:
                 found.append(f"--dtype {other.name}")
             elif other != chosen and self.has_draft and alone.memory(other).needed <= available:

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from helix_jobs.engine.devices.devices import compiles_each_shape
+from helix_jobs.engine.loading.stored_tensor import NO_BLOCKS, StoredBlocks
 from helix_jobs.engine.model.architecture import context_limits
 from helix_jobs.engine.model.families.registry import describe
 from helix_jobs.engine.model.step_memory import StepWidths
@@ -47,6 +48,7 @@ class ModelSizes:
             stream are taken as one, so it may be a little more than the decoder's own.
         vocab_size: Logits of a row.
         context: The most tokens of a sequence, prompt and output together.
+        blocks: The weights that a GGUF file stores in blocks which can be multiplied as they are.
     """
 
     weights: int
@@ -63,6 +65,7 @@ class ModelSizes:
     widest: int
     vocab_size: int
     context: int
+    blocks: StoredBlocks = NO_BLOCKS
 
     def dense_bytes(self, dtype: torch.dtype, *, packs: bool) -> int:
         """Bytes of the whole model in ``dtype``.
@@ -73,13 +76,20 @@ class ModelSizes:
         """
         return (self.weights + (self.tied if packs else 0)) * dtype.itemsize
 
+    def packed_bytes(self, dtype: torch.dtype) -> int:
+        """Bytes of the whole model with its blocks as they are stored, and ``dtype`` elsewhere."""
+        return self.blocks.nbytes + (self.weights - self.blocks.weights) * dtype.itemsize
+
     @property
     def int8_products_bytes(self) -> int:
         """Bytes of its matrix products in int8: weights, a scale for each row, biases."""
         return self.products + _INT8_VECTOR_BYTES * (self.outputs + self.biases)
 
     def int8_bytes(self, dtype: torch.dtype) -> int:
-        """Bytes of the whole model with its matrix products in int8, and ``dtype`` elsewhere."""
+        """Bytes of the whole model with its matrix products in int8, and ``dtype`` elsewhere.
+
+        Trade-off: an embedding that a GGUF file stores in blocks stays so, and takes less than is counted here.
+        """
         return self.int8_products_bytes + (self.weights - self.products + self.tied - self.biases) * dtype.itemsize
 
     def step_widths(self, dtype: torch.dtype, device: torch.device) -> StepWidths:

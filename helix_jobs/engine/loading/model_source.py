@@ -16,6 +16,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 from helix_jobs.engine.devices.devices import is_out_of_memory
 from helix_jobs.engine.loading.checkpoint import Checkpoint, find_checkpoint
 from helix_jobs.engine.loading.gguf_tokenizer import build_gguf_tokenizer, gguf_turn_end_ids
+from helix_jobs.engine.loading.gguf_weights import read_gguf_weights
 from helix_jobs.engine.loading.layout import check_layout
 from helix_jobs.engine.loading.pretrained import (
     TRANSFORMERS_MAJOR,
@@ -192,39 +193,48 @@ def _has_tokenizer(checkpoint: Checkpoint) -> bool:
 
 
 def read_weights(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
-    """Read the weights onto the CPU in ``dtype``.
+    """Read the weights onto the CPU.
+
+    Args:
+        source: The model.
+        dtype: What safetensors are converted to. The weights of a GGUF file stay as they are stored, see
+            ``read_gguf_weights``.
 
     Raises:
         ModelError: The files are damaged, or weights are missing (transformers alone would make them up).
     """
     checkpoint = source.checkpoint
-    name = checkpoint.name
     try:
-        if source.config.tie_word_embeddings and checkpoint.gguf is None:
-            _check_tied_head(checkpoint, f"{describe(source.config).embedding}.weight")
-        with (
-            panics_as_errors(),
-            pretrained_arguments(checkpoint.folder, checkpoint.gguf_file) as (folder, arguments),
-        ):
-            # With output_loading_info this returns a pair, which transformers' annotations do not say.
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                folder,
-                config=source.config,
-                dtype=dtype,
-                attn_implementation="eager",  # never called; the others would check this machine
-                output_loading_info=True,
-                **arguments,
-                **weight_arguments(checkpoint.gguf_file, has_mxfp4=stores_mxfp4(checkpoint.settings)),
-                **({"key_mapping": KEY_MAPPING} if checkpoint.is_text_tower else {}),
-            )
+        with panics_as_errors():
+            if checkpoint.gguf is not None:
+                return read_gguf_weights(checkpoint.name, source.config, checkpoint.gguf)
+            return _read_safetensors(source, dtype)
     except HelixError:
         raise
     except Exception as error:  # as above
         if is_out_of_memory(error):  # not the file's fault
             raise
         raise ModelError(
-            f"model {name}: the weights cannot be read ({_words(error)}); fetch the model again"
+            f"model {checkpoint.name}: the weights cannot be read ({_words(error)}); fetch the model again"
         ) from error
+
+
+def _read_safetensors(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
+    checkpoint = source.checkpoint
+    if source.config.tie_word_embeddings:
+        _check_tied_head(checkpoint, f"{describe(source.config).embedding}.weight")
+    with pretrained_arguments(checkpoint.folder, None) as (folder, arguments):
+        # With output_loading_info this returns a pair, which transformers' annotations do not say.
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=source.config,
+            dtype=dtype,
+            attn_implementation="eager",  # never called; the others would check this machine
+            output_loading_info=True,
+            **arguments,
+            **weight_arguments(has_mxfp4=stores_mxfp4(checkpoint.settings)),
+            **({"key_mapping": KEY_MAPPING} if checkpoint.is_text_tower else {}),
+        )
     model: PreTrainedModel = loaded[0]
 
     def is_wanted(tensor: str) -> bool:
@@ -235,14 +245,9 @@ def read_weights(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
     for kind, keys in failed.items():
         if keys:
             raise ModelError(
-                f"model {name}: transformers {transformers.__version__} does not read all of its weights "
+                f"model {checkpoint.name}: transformers {transformers.__version__} does not read all of its weights "
                 f"({kind.replace('_', ' ')}: {len(keys)}, first {keys[0]}); use another form of the model"
             )
-    if checkpoint.gguf is not None and checkpoint.gguf.rotary_factors is not None:
-        rotary: Any = model.base_model.rotary_emb  # its class is the architecture's
-        rotary.inv_freq.div_(checkpoint.gguf.rotary_factors)
-    if checkpoint.gguf is not None and checkpoint.gguf.is_left_permuted:
-        _reverse_permutation(model)
     return model
 
 
@@ -252,19 +257,6 @@ def _is_unneeded(tensor: str, config: PretrainedConfig) -> bool:
         return True
     has_further = FAMILIES[config.model_type].further_layers is not None
     return has_further and is_of_layer_from(config.num_hidden_layers, tensor)
-
-
-def _reverse_permutation(model: PreTrainedModel) -> None:
-    """Reorder the rows of queries and keys as in transformers; in llama.cpp each rotated pair stands together.
-
-    Trade-off: transformers' reader does the same once it knows the number of key heads, but it takes that number from
-    the file alone. Reordering here copies one weight at a time, and needs no patch of transformers.
-    """
-    base: Any = model.base_model  # its class is the architecture's
-    for layer in base.layers:
-        for weight in (layer.self_attn.q_proj.weight, layer.self_attn.k_proj.weight):
-            pairs = weight.data.view(-1, model.config.head_dim // 2, 2, weight.shape[1])
-            weight.data = pairs.transpose(1, 2).reshape(weight.shape)
 
 
 def _check_tied_head(checkpoint: Checkpoint, embedding: str) -> None:

@@ -39,24 +39,19 @@ def pretrained_arguments(folder: Path, gguf_file: str | None) -> Iterator[tuple[
         yield empty, {**arguments, "gguf_file": str(folder.resolve() / gguf_file)}
 
 
-def weight_arguments(gguf_file: str | None, *, has_mxfp4: bool = False) -> dict[str, Any]:
-    """Return the further arguments that reading the weights takes.
+def weight_arguments(*, has_mxfp4: bool) -> dict[str, Any]:
+    """Return the further arguments that reading the weights of safetensors takes.
 
     Args:
-        gguf_file: The file, if the weights are GGUF.
         has_mxfp4: Whether experts are stored in MXFP4 blocks.
     """
+    arguments: dict[str, Any] = {"use_safetensors": True}
     if has_mxfp4:
         from transformers.utils.quantization_config import Mxfp4Config
 
         # Otherwise transformers may leave the blocks packed, in layers of its own.
-        return {"use_safetensors": True, "quantization_config": Mxfp4Config(dequantize=True)}
-    if gguf_file is None:
-        return {"use_safetensors": True}
-    if hasattr(transformers, "GgufConfig"):
-        # Otherwise transformers 5 may leave the weights packed, in layers of its own.
-        return {"quantization_config": transformers.GgufConfig(dequantize=True)}
-    return {}
+        arguments["quantization_config"] = Mxfp4Config(dequantize=True)
+    return arguments
 
 
 def read_tokenizer(folder: str, arguments: dict[str, Any]) -> PreTrainedTokenizerBase:

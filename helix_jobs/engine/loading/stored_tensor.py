@@ -43,6 +43,22 @@ class StoredTensor:
         return math.prod(self.shape)
 
 
+@dataclass(frozen=True, slots=True)
+class StoredBlocks:
+    """Weights that a GGUF file stores in blocks which can be multiplied as they are.
+
+    Attributes:
+        weights: Their number.
+        nbytes: Bytes of their blocks.
+    """
+
+    weights: int
+    nbytes: int
+
+
+NO_BLOCKS: Final = StoredBlocks(weights=0, nbytes=0)
+
+
 def read_safetensors_header(name: str, file: Path) -> dict[str, StoredTensor]:
     """Read what a safetensors file holds, by name, without its tensors.
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     )
     from helix_jobs.engine.model.feed_forward import Activation, FeedForward
     from helix_jobs.engine.model.norms import Norm
-    from helix_jobs.engine.weights.linear import DenseLinear
+    from helix_jobs.engine.weights.linear import Linear
 
 
 def build_decoder(model: PreTrainedModel, placement: Placement | None = None) -> Decoder:
@@ -78,7 +78,7 @@ class _Assembly:
             layers.append(self._layer(parts, layer))
             stack[index] = nn.Identity()
         stored = outer.module(description.embedding).weight
-        embedding = place.take(stored)
+        embedding = place.take_matrix(stored)
         positions = None if description.positions is None else outer.module(description.positions).weight
         scale = description.embedding_scale
         if description.rounds_embedding_scale:
@@ -95,8 +95,8 @@ class _Assembly:
             layers=tuple(layers),
             final_norm=outer.norm(description.final_norm, embedding.shape[1]),
             head=outer.head(self._model.get_output_embeddings(), stored, embedding),
-            dtype=embedding.dtype,
-            device=embedding.device,
+            dtype=place.dtype,
+            device=place.device,
             embedding_scale=scale,
             embedding_norm=_optional(outer, description.embedding_norm, embedding.shape[1]),
             position_embedding=None if positions is None else place.take(positions[description.position_offset :]),
@@ -124,7 +124,7 @@ class _Assembly:
             return build_experts(parts, self._place, layer.experts, partial(_feed_forward, parts))
         return _feed_forward(parts, layer.feed_forward)
 
-    def _qkv(self, parts: StoredParts, own: AttentionDescription) -> DenseLinear:
+    def _qkv(self, parts: StoredParts, own: AttentionDescription) -> Linear:
         description = self._description
         order = row_order(
             description.num_heads,

@@ -17,6 +17,7 @@ import torch
 from torch.nn import functional
 
 from helix_jobs.engine.devices.shape_sizes import padded_rows
+from helix_jobs.engine.weights.block_matrix import look_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from helix_jobs.engine.attention.step_layout import StepLayout
     from helix_jobs.engine.model.feed_forward import FeedForward
     from helix_jobs.engine.model.norms import Norm
+    from helix_jobs.engine.weights.block_matrix import Matrix
     from helix_jobs.engine.weights.linear import Linear
 
 
@@ -126,7 +128,7 @@ class Decoder:
 
     Attributes:
         attention: Attention backend of all layers.
-        embedding: ``[num_embeddings, hidden_size]``
+        embedding: ``[num_embeddings, hidden_size]``, in ``dtype`` or in blocks.
         layers: Layers, in order.
         final_norm: Norm after the last layer.
         head: Projection from the hidden size to the vocabulary.
@@ -141,7 +143,7 @@ class Decoder:
     """
 
     attention: AttentionBackend
-    embedding: torch.Tensor
+    embedding: Matrix
     layers: tuple[DecoderLayer, ...]
     final_norm: Norm
     head: Linear
@@ -198,7 +200,7 @@ class Decoder:
             ``logits``.
         """
         # [T, hidden_size]
-        hidden = functional.embedding(tokens, self.embedding)
+        hidden = look_up(tokens, self.embedding, self.dtype)
         if self.embedding_scale != 1.0:
             hidden = hidden * self.embedding_scale
         if self.position_embedding is not None:

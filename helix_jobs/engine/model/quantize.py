@@ -1,16 +1,20 @@
-"""The int8 copy of a whole decoder, and the way back."""
+"""How the weights of a whole decoder are stored: its int8 copy, its blocks decoded, and the way back."""
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from helix_jobs.engine.weights.int8_linear import Int8Linear
+import torch
+
+from helix_jobs.engine.weights.block_matrix import BlockMatrix
+from helix_jobs.engine.weights.int8_linear import Int8Linear, quantize_rows
 from helix_jobs.engine.weights.linear import DenseLinear
+from helix_jobs.engine.weights.packed_linear import PackedLinear
 from helix_jobs.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    import torch
-
     from helix_jobs.engine.model.decoder import Decoder
     from helix_jobs.engine.weights.linear import Linear
 
@@ -26,7 +30,7 @@ def quantize(decoder: Decoder) -> Decoder:
     if decoder.device.type != "cpu":
         # Elsewhere int8 products exist for certain shapes only; widened weights would cost more than they save.
         raise ConfigurationError(f"int8 layers run on a CPU only, not on {decoder.device.type}; use dtype auto")
-    return decoder.with_linears(_quantized)
+    return decoder.with_linears(lambda linear: _quantized(linear, decoder.dtype))
 
 
 def dequantize(decoder: Decoder) -> Decoder:
@@ -39,9 +43,52 @@ def is_fast(decoder: Decoder) -> bool:
     return all(linear.is_fast for linear in decoder.linears() if isinstance(linear, Int8Linear))
 
 
-def _quantized(linear: Linear) -> Linear:
-    assert isinstance(linear, DenseLinear), "only a dense model is quantised"
+def unpack(decoder: Decoder) -> Decoder:
+    """Return a decoder whose weights in blocks are dense, in ``decoder.dtype``; one layer after another is decoded."""
+    embedding, head = decoder.embedding, decoder.head
+    is_tied = isinstance(head, PackedLinear) and head.parts[0] is embedding
+    if isinstance(embedding, BlockMatrix):
+        embedding = embedding.dense(decoder.dtype)
+    changed = replace(decoder, embedding=embedding).with_linears(
+        lambda linear: linear if is_tied and linear is head else _unpacked(linear, decoder.dtype)
+    )
+    if is_tied:
+        assert isinstance(head, PackedLinear), "a tied head is the embedding"
+        assert isinstance(embedding, torch.Tensor), "decoded above"
+        changed = replace(changed, head=DenseLinear(embedding, head.bias))
+    return changed
+
+
+def packed_kind(decoder: Decoder) -> str | None:
+    """The type of blocks that most weights of its products are stored in, such as ``q4_k``; None if they are dense."""
+    sizes: Counter[str] = Counter()
+    for linear in decoder.linears():
+        if isinstance(linear, PackedLinear):
+            for part in linear.parts:
+                sizes[part.layout.kind.lower()] += part.shape[0] * part.shape[1]
+    return max(sizes, key=lambda kind: sizes[kind]) if sizes else None
+
+
+def _quantized(linear: Linear, dtype: torch.dtype) -> Linear:
+    if isinstance(linear, PackedLinear):
+        return _quantized_blocks(linear, dtype)
+    assert isinstance(linear, DenseLinear), "only a dense or packed model is quantised"
     return Int8Linear.from_dense(linear)
+
+
+def _quantized_blocks(linear: PackedLinear, dtype: torch.dtype) -> Linear:
+    """As ``Int8Linear.from_dense`` of the decoded layer, of which only a tile is ever in memory."""
+    weight = torch.empty((linear.out_features, linear.in_features), dtype=torch.int8)
+    scale = torch.empty((linear.out_features, 1))
+    for first, part in linear.placed_parts():
+        for place, weights in part.tiles():
+            rows = slice(first + place.start, first + place.stop)
+            weight[rows], scale[rows] = quantize_rows(weights.to(dtype))
+    return Int8Linear(weight, scale.squeeze(1), None if linear.bias is None else linear.bias.float())
+
+
+def _unpacked(linear: Linear, dtype: torch.dtype) -> Linear:
+    return DenseLinear(linear.weight(dtype), linear.bias) if isinstance(linear, PackedLinear) else linear
 
 
 def _dense(linear: Linear, dtype: torch.dtype) -> Linear:

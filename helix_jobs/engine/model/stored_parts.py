@@ -8,14 +8,20 @@ import torch
 
 from helix_jobs.engine.model.activations import XieluActivation
 from helix_jobs.engine.model.norms import HeadLayerNorm, LayerNorm, RmsNorm
+from helix_jobs.engine.weights.block_matrix import BlockMatrix
 from helix_jobs.engine.weights.linear import DenseLinear
+from helix_jobs.engine.weights.packed_linear import PackedLinear
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import nn
 
     from helix_jobs.engine.model.description import NormDescription, ProjectionDescription
     from helix_jobs.engine.model.norms import Norm
     from helix_jobs.engine.model.placement import Placement
+    from helix_jobs.engine.weights.block_matrix import Matrix
+    from helix_jobs.engine.weights.linear import Linear
 
 
 class StoredParts:
@@ -59,7 +65,7 @@ class StoredParts:
             bias = None if bias is None else torch.cat((bias[::2], bias[1::2]))
         return DenseLinear(place.move(weight.contiguous()), None if bias is None else place.take(bias))
 
-    def linear(self, projection: ProjectionDescription, order: torch.Tensor | None = None) -> DenseLinear:
+    def linear(self, projection: ProjectionDescription, order: torch.Tensor | None = None) -> Linear:
         """The modules of a projection as one layer.
 
         Args:
@@ -67,11 +73,19 @@ class StoredParts:
             order: ``[out_features]`` which of their rows stands where; None for their own order.
         """
         place, modules = self._place, [self.module(name) for name in projection.names]
+        stored = [module.weight for module in modules]
+        if place.keeps_blocks and order is None and all(isinstance(weight, BlockMatrix) for weight in stored):
+            parts = [weight.to(place.device) for weight in stored]
+            return PackedLinear(parts, self._stacked_bias(modules))
         if len(modules) == 1 and order is None and not projection.is_transposed:
             return DenseLinear(place.take(modules[0].weight), self._bias(modules[0]))
-        weights = [place.cast(module.weight) for module in modules]
-        if projection.is_transposed:
-            weights = [weight.t().contiguous() for weight in weights]
+        # A matrix in blocks is stored as it is multiplied.
+        weights = [
+            place.cast(one).t().contiguous()
+            if projection.is_transposed and isinstance(one, torch.Tensor)
+            else place.cast(one)
+            for one in stored
+        ]
         biases = [None if module.bias is None else place.cast(module.bias) for module in modules]
         made = DenseLinear.stacked(weights, biases)
         weight, bias = made.weight, made.bias
@@ -81,11 +95,13 @@ class StoredParts:
             return DenseLinear(place.move(weight), place.take(modules[0].bias))
         return DenseLinear(place.move(weight), None if bias is None else place.move(bias))
 
-    def head(self, module: nn.Linear, tied_to: torch.Tensor, embedding: torch.Tensor) -> DenseLinear:
+    def head(self, module: nn.Linear, tied_to: Matrix, embedding: Matrix) -> Linear:
         """The output head; one that is tied to the embedding keeps sharing its memory."""
-        if module.weight is tied_to:
-            return DenseLinear(embedding, self._bias(module))
-        return DenseLinear(self._place.take(module.weight), self._bias(module))
+        stored: Any = module.weight
+        weight = embedding if stored is tied_to else self._place.take_matrix(stored)
+        if isinstance(weight, BlockMatrix):
+            return PackedLinear([weight], self._bias(module))
+        return DenseLinear(weight, self._bias(module))
 
     def norm(self, norm: NormDescription, size: int, order: torch.Tensor | None = None) -> Norm:
         """A norm.
@@ -124,6 +140,16 @@ class StoredParts:
             # An RMS norm's sum would not survive rounding to bfloat16. Layer norms round it, as transformers does.
             weight = weight.float() + norm.offset if norm.kind == "rms" else weight + norm.offset
         return place.move(weight)
+
+    def _stacked_bias(self, modules: Sequence[Any]) -> torch.Tensor | None:
+        """The biases side by side, with zeros where a module has none."""
+        biases = [self._bias(module) for module in modules]
+        if all(bias is None for bias in biases):
+            return None
+        place = self._place
+        sizes = [module.weight.shape[0] for module in modules]
+        zeros = [torch.zeros(size, dtype=place.dtype, device=place.device) for size in sizes]
+        return torch.cat([zero if bias is None else bias for bias, zero in zip(biases, zeros, strict=True)])
 
     def _bias(self, module: Any) -> torch.Tensor | None:  # noqa: ANN401  (whatever has a bias, or none)
         bias = getattr(module, "bias", None)

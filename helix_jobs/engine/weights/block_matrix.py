@@ -64,7 +64,10 @@ class BlockMatrix:
         return self.layout.decode(self.data.index_select(0, indices)).to(dtype)
 
 
-def look_up(tokens: torch.Tensor, embedding: torch.Tensor | BlockMatrix, dtype: torch.dtype) -> torch.Tensor:
+Matrix = torch.Tensor | BlockMatrix
+
+
+def look_up(tokens: torch.Tensor, embedding: Matrix, dtype: torch.dtype) -> torch.Tensor:
     """The embeddings ``[T, hidden_size]`` of tokens ``[T]``; those in blocks are decoded to ``dtype``."""
     if isinstance(embedding, BlockMatrix):
         return embedding.rows(tokens, dtype)

@@ -22,6 +22,14 @@ from tests.unit.engine.tiny_models import tiny_config
 
 PLENTY = 10**10
 CPU = torch.device("cpu")
+# Widths of which Q8_0 has whole blocks.
+BLOCK_SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "head_dim": 16,
+}
 
 
 @pytest.fixture
@@ -109,6 +117,29 @@ def test_a_gguf_file(helix, free, tmp_path):
     (tmp_path / "m.gguf").write_bytes(b"GGUF and nothing else")
     (model,) = told(helix, tmp_path / "m.gguf", exit_code=1)["models"]
     assert "damaged" in model["reason"]
+
+
+def test_a_gguf_file_in_its_blocks(helix, free, tmp_path):
+    path = tmp_path / "m.gguf"
+    write_gguf(path, blocks=lambda _: "Q8_0", **BLOCK_SIZES)
+    (model,) = told(helix, path, "--draft", "none")["models"]
+    (dense,) = [one for one in model["formats"] if one["dtype"] == "float32"]
+    (packed,) = [one for one in model["formats"] if one["dtype"] == "packed"]
+    assert dense["weights_bytes"] == 4 * model["weights"]
+    assert packed["weights_bytes"] < dense["weights_bytes"] / 3
+    shown = json.loads(helix("models", path, "--draft", "none", "--dtype", "auto", "--json").output)
+    assert shown["models"][0]["formats"][0] == packed
+
+
+def test_a_model_without_blocks_cannot_stay_in_them(helix, free, tmp_path):
+    write_gguf(tmp_path / "m.gguf", blocks=lambda _: "Q8_0", **BLOCK_SIZES)
+    folder = save_checkpoint(tmp_path / "m")
+    result = helix("models", folder, tmp_path / "m.gguf", "--dtype", "packed", "--json")
+    assert result.exit_code == 1, result.output
+    dense, packed = json.loads(result.output)["models"]
+    assert f"model {folder} has none" in dense["reason"]
+    assert (dense["served"], dense["remedy"]) == (False, "use dtype auto")
+    assert packed["formats"][0]["dtype"] == "packed"
 
 
 def test_what_would_fit_is_said(helix, free, tmp_path):

@@ -14,6 +14,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from helix_jobs.engine.loading.model_loader import load_models
 from helix_jobs.engine.model.architecture import rope_type
+from tests.unit.engine.block_files import scaled_blocks
 from tests.unit.engine.tiny_models import CPU, roughen, tiny_model, tokenizer
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def write_gguf(
     leave_out: Sequence[str] = (),
     more: dict[str, torch.Tensor] | None = None,
     quantized: gguf.GGMLQuantizationType | None = None,
+    blocks: Callable[[str], str | None] | None = None,
     **overrides: Any,
 ) -> Any:
     """A model in float32, as llama.cpp converts it; returns the model.
@@ -79,6 +81,8 @@ def write_gguf(
         leave_out: Names of the architecture's settings that the file lacks.
         more: Further tensors.
         quantized: How the MLPs' matrices are stored.
+        blocks: Names the type of the random blocks that a matrix of the file consists of, in place of the model's
+            weights; None keeps these.
         overrides: Of the model's configuration.
     """
     vocabulary = _sentence_pieces() if architecture == "phi3" else _byte_level_tokens()
@@ -116,7 +120,11 @@ def write_gguf(
         theirs = names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert theirs is not None, name
         array = _gguf_weight(name, weight, config).contiguous().numpy().copy()
-        if quantized is not None and "ffn" in theirs and array.ndim > 1:
+        kind = blocks(theirs) if blocks is not None and array.ndim > 1 else None
+        if kind is not None:
+            stored = scaled_blocks(kind, rows=array.shape[0], columns=array.shape[1], seed=len(theirs) + len(name))
+            writer.add_tensor(theirs, stored.numpy(), raw_dtype=gguf.GGMLQuantizationType[kind])
+        elif quantized is not None and "ffn" in theirs and array.ndim > 1:
             writer.add_tensor(theirs, gguf.quantize(array, quantized), raw_dtype=quantized)
         else:
             writer.add_tensor(theirs, array)

@@ -12,7 +12,7 @@ from helix_jobs.engine.weights.block_layouts import BLOCK_LAYOUTS
 from helix_jobs.engine.weights.block_matrix import BlockMatrix
 from helix_jobs.engine.weights.linear import DenseLinear
 from helix_jobs.engine.weights.packed_linear import PackedLinear
-from tests.unit.engine.weights.block_files import random_blocks
+from tests.unit.engine.block_files import random_blocks
 
 Kernels = tuple[NativeKernels, torch.dtype]
 

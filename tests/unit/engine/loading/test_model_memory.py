@@ -88,7 +88,7 @@ def test_an_int8_draft_is_asked_no_memory_of_a_device_that_makes_none(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     read: list[str] = []
 
-    def stop(source: Any, *_: Any) -> None:
+    def stop(source: Any, *_: Any, **__: Any) -> None:
         read.append(source.checkpoint.name)
         raise ModelError("read")
 
@@ -104,7 +104,9 @@ def test_an_int8_draft_is_asked_no_memory_of_a_device_that_makes_none(
 
 def test_an_int8_target_needs_no_room_for_an_int8_copy_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[bool] = []
-    monkeypatch.setattr(model_loader, "check_device_memory", lambda *_, has_int8_copy: asked.append(has_int8_copy))
+    monkeypatch.setattr(
+        model_loader, "check_device_memory", lambda *_, has_int8_copy, **__: asked.append(has_int8_copy)
+    )
     folder = save_checkpoint(tmp_path)
     for dtype in ("int8", "float32"):
         load_on(CPU, folder, "int8", dtype)
@@ -294,7 +296,8 @@ def test_checkpoints_know_what_reading_them_copies(tmp_path: Path) -> None:
     assert mixed.copied_weights(torch.bfloat16) == 48
     write_gguf(tmp_path / "m.gguf")
     quantised = checkpoint.find_checkpoint(str(tmp_path / "m.gguf"), tmp_path, print)
-    assert quantised.copied_weights(torch.float32) == quantised.parameters
+    assert not quantised.is_uniform
+    assert quantised.packed_bytes(torch.bfloat16) == 2 * quantised.parameters
 
 
 def test_buffers_that_nobody_reads_do_not_count(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from helix_jobs.engine.weights.block_layouts import BLOCK_LAYOUTS
-from tests.unit.engine.weights.block_files import random_blocks
+from tests.unit.engine.block_files import random_blocks
 
 
 @pytest.mark.parametrize("kind", BLOCK_LAYOUTS)

@@ -10,7 +10,7 @@ from helix_jobs.engine.weights.block_layouts import BLOCK_LAYOUTS
 from helix_jobs.engine.weights.block_matrix import BlockMatrix, look_up
 from helix_jobs.engine.weights.linear import DenseLinear
 from helix_jobs.engine.weights.packed_linear import PackedLinear
-from tests.unit.engine.weights.block_files import random_blocks
+from tests.unit.engine.block_files import random_blocks
 
 
 def matrix(kind: str, rows: int, columns: int = 512, seed: int = 1) -> BlockMatrix:
