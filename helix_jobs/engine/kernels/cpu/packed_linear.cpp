@@ -28,7 +28,7 @@ inline vr load(const float *p) {
     vr v;
     std::memcpy(&v, p, sizeof v);
 #if defined(__x86_64__)
-    __asm__("" : "+x"(v));  // stays in a register: gcc would read memory again for each of its products
+    __asm__("" : "+v"(v));  // stays in a register: gcc would read memory again for each of its products
 #endif
     return v;
 }
