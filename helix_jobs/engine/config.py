@@ -14,6 +14,7 @@ DEFAULT_MAX_DEPTH: Final = 8
 NO_DRAFT: Final = "none"
 DEFAULT_BLOCK_SIZE: Final = 16
 DEFAULT_TOKEN_BUDGET: Final = 1024
+DEFAULT_SNAPSHOTS: Final = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +24,7 @@ class CacheConfig:
     Attributes:
         num_blocks: Physical blocks in the pool.
         block_size: Tokens a block.
+        num_snapshots: States kept for requests that begin alike, if the model has recurrent layers.
 
     Trade-off: small blocks waste less memory at the end of a sequence and share more prefixes; large blocks mean
     shorter block tables. 16 is vLLM's default.
@@ -30,10 +32,36 @@ class CacheConfig:
 
     num_blocks: int
     block_size: int = DEFAULT_BLOCK_SIZE
+    num_snapshots: int = DEFAULT_SNAPSHOTS
 
     def __post_init__(self) -> None:
         if self.num_blocks < 1 or self.block_size < 1:
             raise ConfigurationError("a KV cache needs at least one block of one token; raise HELIX_KV_CACHE_MB")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateConfig:
+    """Size of one model's cache of recurrent states.
+
+    Attributes:
+        num_slots: Sequences that run at once.
+        num_snapshots: States kept beside them, for requests that begin alike.
+        num_drafts: Draft tokens of a sequence in one step at most.
+    """
+
+    num_slots: int
+    num_snapshots: int = 0
+    num_drafts: int = 0
+
+    @property
+    def num_rows(self) -> int:
+        """States: for each sequence one that a step reads and one that it writes: a failed step can be repeated."""
+        return 2 * self.num_slots + self.num_snapshots
+
+    @property
+    def ring(self) -> int:
+        """Inputs in a slot: a step replays drafts of the last step and leaves its own behind its one known token."""
+        return 2 * self.num_drafts + 1 if self.num_drafts else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

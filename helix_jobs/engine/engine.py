@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from helix_jobs.engine.choice_scoring import ChoiceScorings
 from helix_jobs.engine.choices import Choices, already_held
+from helix_jobs.engine.config import StateConfig
 from helix_jobs.engine.devices.devices import cleanup_memory, explaining_shortage
 from helix_jobs.engine.engine_info import engine_info
 from helix_jobs.engine.grammar.grammars import Grammars
@@ -22,6 +23,7 @@ from helix_jobs.engine.sampling.dead_end import no_token_left
 from helix_jobs.engine.sampling.mask_worker import MaskWorker
 from helix_jobs.engine.schedule.block_table import BlockPool
 from helix_jobs.engine.schedule.scheduler import Scheduler
+from helix_jobs.engine.schedule.state_pool import StatePool
 from helix_jobs.engine.speculation.depth.controller import COPY_ACCEPTANCE, DEFAULT_ACCEPTANCE
 from helix_jobs.engine.speculation.speculative import SpeculativeStep
 from helix_jobs.engine.speculation.speculator import Speculator
@@ -91,9 +93,12 @@ class Engine:
         )
         draft = None
         with explaining_shortage(models.device, "the KV cache was allocated", "lower HELIX_KV_CACHE_MB"):
-            target = ModelRunner(models.target.decoder, cache)
+            slots, num_drafts = config.max_batch_size, config.speculation.ceiling
+            state_config = StateConfig(num_slots=slots, num_snapshots=cache.num_snapshots, num_drafts=num_drafts)
+            target = ModelRunner(models.target.decoder, cache, state_config)
+            draft_state_config = StateConfig(num_slots=slots, num_drafts=num_drafts)
             if models.draft is not None and config.speculation.is_on:
-                draft = ModelRunner(models.draft.decoder, cache)
+                draft = ModelRunner(models.draft.decoder, cache, draft_state_config)
         with explaining_shortage(
             models.device, "the cost of steps was measured", "lower HELIX_KV_CACHE_MB or HELIX_MAX_BATCH_SIZE"
         ):
@@ -106,6 +111,9 @@ class Engine:
                 initial_acceptance=COPY_ACCEPTANCE if models.draft and models.draft.is_copy else DEFAULT_ACCEPTANCE,
             )
         self._pool = BlockPool(cache.num_blocks, cache.block_size)
+        self._states = StatePool(state_config) if target.states is not None else None
+        has_draft_states = draft is not None and draft.states is not None
+        self._draft_states = StatePool(draft_state_config) if has_draft_states else None
         self._masks = MaskWorker()
         self._scheduler = Scheduler(config, self._pool, scored_rows(vocab_size, config))
         self._step = SpeculativeStep(target, self._speculator, vocab_size, self._masks)
@@ -123,12 +131,13 @@ class Engine:
             cache,
             context=context,
             drafts_any=self._speculator.drafts_any,
-            kv_cache_bytes=target.cache.num_bytes + (0 if draft is None else draft.cache.num_bytes),
+            kv_cache_bytes=target.cache_bytes + (0 if draft is None else draft.cache_bytes),
         )
         self._new_sequences = NewSequences(
             self._codec,
             self._encoding,
             self._pool,
+            (self._states, self._draft_states),
             self._info,
             vocab_size=vocab_size,
             masks=self._masks,
@@ -243,12 +252,16 @@ class Engine:
         return self._speculator.cost_profile()
 
     def check_integrity(self) -> None:
-        """Verify that the block pool and the sequences agree. Without sequences, every block must be free.
+        """Verify that the pools and the sequences agree. Without sequences, every block must be free.
 
         Raises:
             AssertionError: A bug in the engine.
         """
         self._pool.check_integrity(sequence.table for sequence in self._choices)
+        if self._states is not None:
+            self._states.check_integrity(s.states for s in self._choices if s.states is not None)
+        if self._draft_states is not None:
+            self._draft_states.check_integrity(s.draft_states for s in self._choices if s.draft_states is not None)
 
     def close(self) -> None:
         """Drop every request and free the models and the caches. Safe to repeat; the engine cannot be used again."""
@@ -353,6 +366,9 @@ class Engine:
                 # The results are right, as every token was verified. Only memory was lost: reclaim it.
                 logger.exception("the block pool lost its integrity; starting over with an empty one")
                 self._pool.reset()
+                for states in (self._states, self._draft_states):
+                    if states is not None:
+                        states.reset()
         return results
 
     def _end(self, sequence: Sequence) -> list[GenerationResult]:

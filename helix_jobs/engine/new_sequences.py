@@ -9,6 +9,7 @@ from helix_jobs.engine.sampling.output_grammar import OutputGrammar
 from helix_jobs.engine.sampling.reasoning_budget import budget_of
 from helix_jobs.engine.schedule.block_table import BlockTable
 from helix_jobs.engine.schedule.sequence import Sequence
+from helix_jobs.engine.schedule.state_table import StateTable
 from helix_jobs.engine.text.stop_strings import StopStringWatch
 from helix_jobs.errors import InvalidRequestError, OutOfMemoryError
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from helix_jobs.engine.request_encoding import RequestEncoding
     from helix_jobs.engine.sampling.mask_worker import MaskWorker
     from helix_jobs.engine.schedule.block_table import BlockPool
+    from helix_jobs.engine.schedule.state_pool import StatePool
     from helix_jobs.engine.text.codec import TextCodec
 
 
@@ -31,6 +33,7 @@ class NewSequences:
         codec: Decodes outputs.
         encoding: Knows a request's stop tokens.
         pool: Where the sequences' blocks come from.
+        states: Where their states in the target come from, and those in the draft; None for a model without states.
         info: The engine, for its limit on prompt plus output tokens.
         vocab_size: The logits have this many columns.
         masks: Computes the masks of grammars.
@@ -42,6 +45,7 @@ class NewSequences:
         codec: TextCodec,
         encoding: RequestEncoding,
         pool: BlockPool,
+        states: tuple[StatePool | None, StatePool | None],
         info: EngineInfo,
         *,
         vocab_size: int,
@@ -51,6 +55,7 @@ class NewSequences:
         self._codec = codec
         self._encoding = encoding
         self._pool = pool
+        self._states = states
         self._info = info
         self._vocab_size = vocab_size
         self._masks = masks
@@ -86,6 +91,9 @@ class NewSequences:
         grammar: OutputGrammar | None = None
         if request.grammar is not None:
             grammar = OutputGrammar(request.grammar, self._masks, stop_ids, request.reasoning)
+        states, draft_states = (
+            None if pool is None else StateTable(pool, self._pool.block_size) for pool in self._states
+        )
         sequence = Sequence(
             request,
             BlockTable(self._pool),
@@ -94,6 +102,8 @@ class NewSequences:
             processors,
             grammar=grammar,
             may_draft=self._drafts_any or grammar is not None,
+            states=states,
+            draft_states=draft_states,
         )
         if len(sequence) >= self._info.max_model_len:
             # ``encode`` refuses such a prompt; another engine with a longer context may have encoded it.

@@ -53,6 +53,7 @@ ENGINE_VALUES = {
     "request",
     "sampling_params",
     "score_choices",
+    "state_span",
 }
 # Room -> rooms it may import. "engine" is the floor between the engine's rooms, "values" the modules above.
 ARROWS = {
@@ -84,9 +85,10 @@ ARROWS |= {
     "engine.sampling": {"values"},
     "engine.text": {"engine.schedule", "values"},
     "engine.attention": {"engine.devices", "values"},
+    "engine.recurrence": {"engine.attention", "engine.devices", "values"},
     "engine.kernels": {"engine.attention", "engine.model", "engine.weights"},
     "engine.weights": set(),
-    "engine.model": {"engine.attention", "engine.devices", "engine.weights", "values"},
+    "engine.model": {"engine.attention", "engine.devices", "engine.recurrence", "engine.weights", "values"},
     "engine.speculation": {
         *("engine.attention", "engine.devices", "engine.model", "engine.sampling", "engine.schedule", "values"),
     },

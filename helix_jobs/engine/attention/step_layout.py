@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     import torch
 
+    from helix_jobs.engine.state_span import StateSpan
+
 
 @dataclass(frozen=True, slots=True)
 class TokenSlice:
@@ -23,11 +25,14 @@ class TokenSlice:
         num_tokens: Number of new tokens.
         start: Position of the first new token, and so the number of tokens already in the cache.
         blocks: The sequence's block table, long enough for ``start + num_tokens`` tokens.
+        state: Its part of the state cache, for a model with recurrent layers. None begins with the state before the
+            first token, and keeps nothing.
     """
 
     num_tokens: int
     start: int
     blocks: Sequence[int]
+    state: StateSpan | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +45,7 @@ class StepLayout:
         num_positions: All positions are below it.
         write_rows: ``[T * num_kv_heads]`` rows of the cache's token view, token-major.
         attention: The part that the planning backend needs to attend.
+        states: The part that recurrent layers need; None for a model without them.
     """
 
     num_tokens: int
@@ -47,3 +53,4 @@ class StepLayout:
     num_positions: int
     write_rows: torch.Tensor
     attention: object
+    states: object = None

@@ -29,7 +29,7 @@ _MIN_BLOCK_BUCKET: Final = 8
 
 
 class AttentionPlan(Protocol):
-    """A backend's own part of a plan."""
+    """A part of a plan that one kind of layer reads: a backend's own, or that of recurrent layers."""
 
     def arrays(self) -> list[IntArray]:
         """The arrays to upload."""
@@ -50,6 +50,7 @@ class StepPlan:
         num_positions: As in the layout.
         write_rows: As in the layout.
         attention: The backend's own part.
+        states: The part of recurrent layers; None for a model without them.
     """
 
     num_tokens: int
@@ -59,10 +60,12 @@ class StepPlan:
     num_positions: int
     write_rows: IntArray
     attention: AttentionPlan
+    states: AttentionPlan | None = None
 
     def arrays(self) -> list[IntArray]:
         """The arrays to upload."""
-        return [self.positions, self.write_rows, *self.attention.arrays()]
+        states = [] if self.states is None else self.states.arrays()
+        return [self.positions, self.write_rows, *self.attention.arrays(), *states]
 
     def on_device(self, uploaded: Iterator[torch.Tensor]) -> StepLayout:
         """Make the layout from the uploaded ``arrays``."""
@@ -72,6 +75,7 @@ class StepPlan:
             num_positions=self.num_positions,
             write_rows=next(uploaded),
             attention=self.attention.on_device(uploaded),
+            states=None if self.states is None else self.states.on_device(uploaded),
         )
 
 

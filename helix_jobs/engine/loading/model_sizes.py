@@ -164,7 +164,7 @@ def model_sizes(name: str, config: PretrainedConfig) -> ModelSizes:
         tied=head.numel() if head is embedding else 0,
         geometry=description.geometry,
         num_heads=description.num_heads,
-        num_windows=len({layer.attention.window for layer in description.layers}),
+        num_windows=len({own.window for own in description.attentions}),
         hidden_size=hidden_size,
         chosen_experts=max(chosen, default=0),
         num_experts=max((stack.num_experts for stack in stacks), default=0),

@@ -129,9 +129,9 @@ def _check_description(name: str, config: PretrainedConfig) -> None:
             raise UnsupportedArchitectureError(
                 f"model {name} has the activation {activation!r}; supported are {', '.join(ACTIVATIONS)}"
             )
-    if any(layer.attention.rotary is not None for layer in description.layers):
+    if any(own.rotary is not None for own in description.attentions):
         _check_rope_numbers(name, config)
-    for window in {layer.attention.window for layer in description.layers}:
+    for window in {own.window for own in description.attentions}:
         if window is not None and window < 1:
             raise ModelError(f"model {name}: its configuration says sliding_window {window}; fetch the model again")
     for key, value in (("num_key_value_heads", description.num_kv_heads), ("head_dim", description.head_dim)):

@@ -23,6 +23,7 @@ from helix_jobs.engine.model.expert_assembly import build_experts
 from helix_jobs.engine.model.families.registry import describe
 from helix_jobs.engine.model.feed_forward import GatedFeedForward, PlainFeedForward
 from helix_jobs.engine.model.placement import Placement
+from helix_jobs.engine.model.recurrences import build_recurrence
 from helix_jobs.engine.model.row_order import pair_order, row_order
 from helix_jobs.engine.model.stored_parts import StoredParts
 
@@ -74,7 +75,8 @@ class _Assembly:
         layers, attentions = [], []
         for index, layer in enumerate(description.layers):
             parts = StoredParts(stack[index], place)
-            attentions.append(self._layer_attention(parts, layer.attention))
+            if layer.attention is not None:
+                attentions.append(self._layer_attention(parts, layer.attention))
             layers.append(self._layer(parts, layer))
             stack[index] = nn.Identity()
         stored = outer.module(description.embedding).weight
@@ -105,11 +107,17 @@ class _Assembly:
         )
 
     def _layer(self, parts: StoredParts, layer: LayerDescription) -> DecoderLayer:
-        own, out = layer.attention, parts.linear(layer.attention.out)
+        own, recurrence = layer.attention, layer.recurrence
+        if own is not None:
+            inner, out, between = self._qkv(parts, own), parts.linear(own.out), None
+        else:
+            assert recurrence is not None, "a layer has attention or a recurrence"
+            inner, out = parts.linear(recurrence.inner), parts.linear(recurrence.out)
+            between = build_recurrence(parts, recurrence)
         size = out.out_features
         return DecoderLayer(
             attention_norm=_optional(parts, layer.attention_norm, size),
-            qkv=self._qkv(parts, own),
+            qkv=inner,
             attention_out=out,
             feed_forward_norm=_optional(parts, layer.feed_forward_norm, size),
             feed_forward=self._feed_forward(parts, layer),
@@ -117,6 +125,7 @@ class _Assembly:
             feed_forward_out_norm=_optional(parts, layer.feed_forward_out_norm, size),
             residual_scale=layer.residual_scale,
             is_parallel=layer.is_parallel,
+            recurrence=between,
         )
 
     def _feed_forward(self, parts: StoredParts, layer: LayerDescription) -> FeedForward:

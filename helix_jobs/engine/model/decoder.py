@@ -10,6 +10,7 @@ implementation a part is: compiled kernels replace parts (see ``kernels.cpu.nati
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -17,6 +18,7 @@ import torch
 from torch.nn import functional
 
 from helix_jobs.engine.devices.shape_sizes import padded_rows
+from helix_jobs.engine.recurrence.state_step import StateStep
 from helix_jobs.engine.weights.block_matrix import look_up
 
 if TYPE_CHECKING:
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from helix_jobs.engine.attention.step_layout import StepLayout
     from helix_jobs.engine.model.feed_forward import FeedForward
     from helix_jobs.engine.model.norms import Norm
+    from helix_jobs.engine.recurrence.recurrence import Recurrence
+    from helix_jobs.engine.recurrence.state_cache import StateCache
     from helix_jobs.engine.weights.block_matrix import Matrix
     from helix_jobs.engine.weights.linear import Linear
 
@@ -60,8 +64,9 @@ class DecoderLayer:
 
     Attributes:
         attention_norm: Norm of what attention reads; None where attention reads the residual itself (OLMo 2).
-        qkv: Queries, keys and values in one product: ``(num_heads + 2 * num_kv_heads) * head_dim`` outputs.
-        attention_out: Projection from the heads back to the hidden size.
+        qkv: Queries, keys and values in one product: ``(num_heads + 2 * num_kv_heads) * head_dim`` outputs. In a
+            recurrent layer: what ``recurrence`` reads.
+        attention_out: Projection from the heads, or from ``recurrence``, back to the hidden size.
         feed_forward_norm: Norm of what the feed-forward reads. None where it reads the residual itself, or in a
             parallel layer what attention reads.
         feed_forward: The part that computes each token by itself.
@@ -69,6 +74,7 @@ class DecoderLayer:
         feed_forward_out_norm: Norm of the feed-forward's result before it is added, or None.
         residual_scale: Factor of both results before they are added (Granite).
         is_parallel: Whether the feed-forward reads the layer's input, as attention does (GPT-NeoX).
+        recurrence: What stands in the place of attention (LFM2's convolutions), or None.
     """
 
     attention_norm: Norm | None
@@ -80,6 +86,7 @@ class DecoderLayer:
     feed_forward_out_norm: Norm | None = None
     residual_scale: float = 1.0
     is_parallel: bool = False
+    recurrence: Recurrence | None = None
 
     def linears(self) -> tuple[Linear, ...]:
         """Its matrix products, in order of execution."""
@@ -171,6 +178,11 @@ class Decoder:
         """Logits it yields."""
         return self.head.out_features
 
+    @property
+    def recurrences(self) -> tuple[Recurrence, ...]:
+        """Those of its recurrent layers, in order."""
+        return tuple(layer.recurrence for layer in self.layers if layer.recurrence is not None)
+
     def linears(self) -> list[Linear]:
         """Every matrix product of a step, in order of execution, the head last."""
         return [*(linear for layer in self.layers for linear in layer.linears()), self.head]
@@ -185,7 +197,12 @@ class Decoder:
             linear.pack()
 
     def forward(
-        self, tokens: torch.Tensor, layout: StepLayout, cache: PagedKVCache, clock: AttentionClock | None = None
+        self,
+        tokens: torch.Tensor,
+        layout: StepLayout,
+        cache: PagedKVCache,
+        clock: AttentionClock | None = None,
+        states: StateCache | None = None,
     ) -> torch.Tensor:
         """Run every layer over a packed step; its keys and values are in the cache afterwards.
 
@@ -194,6 +211,7 @@ class Decoder:
             layout: The step.
             cache: This model's cache.
             clock: Sums up the time spent in attention.
+            states: This model's states, if it has recurrent layers.
 
         Returns:
             ``[padded_rows(T), hidden_size]`` before the final norm. Pass only the rows whose logits are wanted on to
@@ -212,16 +230,22 @@ class Decoder:
         if self.small_steps is not None and self.small_steps.serves(layout, cache):
             return self.small_steps.forward(hidden, layout, cache, clock)
         step = self.attention.begin(layout, cache)
+        recurrent = StateStep(layout.states, states) if self.recurrences else None
+        attention_layers, recurrent_layers = itertools.count(), itertools.count()
         num_tokens = layout.num_tokens
         num_rows = padded_rows(num_tokens)
         hidden = _pad(hidden, num_rows)
-        for index, layer in enumerate(self.layers):
+        for layer in self.layers:
             normal = hidden if layer.attention_norm is None else layer.attention_norm(hidden)
             qkv = layer.qkv(normal).narrow(0, 0, num_tokens)
             if clock is not None:
                 clock.start()
-            # [T, num_heads * head_dim]
-            attended = step.attend(index, qkv)
+            # [T, attention_out.in_features]
+            if layer.recurrence is None:
+                attended = step.attend(next(attention_layers), qkv)
+            else:
+                assert recurrent is not None, "there is a recurrent layer"
+                attended = recurrent.advance(next(recurrent_layers), layer.recurrence, qkv)
             if clock is not None:
                 clock.stop()
             residual = layer.add_attention(hidden, _pad(attended, num_rows))

@@ -113,6 +113,24 @@ class AttentionDescription:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ShortConvDescription:
+    """A gated short convolution in the place of attention (LFM2).
+
+    Attributes:
+        inner: Both gates and the values, side by side.
+        conv: The convolution's module.
+        out: Back to the hidden size.
+    """
+
+    inner: ProjectionDescription
+    conv: str
+    out: ProjectionDescription
+
+
+RecurrenceDescription = ShortConvDescription
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FeedForwardDescription:
     """A layer's feed-forward.
 
@@ -136,10 +154,12 @@ class LayerDescription:
     """A transformer layer; names are relative to the layer's module.
 
     The fields are those of ``DecoderLayer``; ``experts`` take the place of ``feed_forward`` where they are given.
+    ``attention`` is None exactly where ``recurrence`` is given.
     """
 
     attention_norm: NormDescription | None
-    attention: AttentionDescription
+    attention: AttentionDescription | None
+    recurrence: RecurrenceDescription | None = None
     feed_forward_norm: NormDescription | None
     feed_forward: FeedForwardDescription
     attention_out_norm: NormDescription | None = None
@@ -186,14 +206,23 @@ class ModelDescription:
     logit_cap: float | None = None
 
     @property
+    def attentions(self) -> tuple[AttentionDescription, ...]:
+        """The attention of each layer that has one, in order."""
+        return tuple(layer.attention for layer in self.layers if layer.attention is not None)
+
+    @property
     def geometry(self) -> CacheGeometry:
         """Shape of its keys and values."""
-        return CacheGeometry(num_layers=len(self.layers), num_kv_heads=self.num_kv_heads, head_dim=self.head_dim)
+        return CacheGeometry(num_layers=len(self.attentions), num_kv_heads=self.num_kv_heads, head_dim=self.head_dim)
 
     def with_layers(self, change: Callable[[int, LayerDescription], LayerDescription]) -> ModelDescription:
         """The same model with ``change(index, layer)`` in place of each layer."""
         return replace(self, layers=tuple(change(index, layer) for index, layer in enumerate(self.layers)))
 
     def with_attention(self, change: Callable[[int, AttentionDescription], AttentionDescription]) -> ModelDescription:
-        """The same model with ``change(index, attention)`` in place of each layer's attention."""
-        return self.with_layers(lambda index, layer: replace(layer, attention=change(index, layer.attention)))
+        """The same model with ``change(index, attention)`` in place of the attention of each layer that has one."""
+        return self.with_layers(
+            lambda index, layer: (
+                layer if layer.attention is None else replace(layer, attention=change(index, layer.attention))
+            )
+        )

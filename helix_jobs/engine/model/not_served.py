@@ -14,7 +14,6 @@ _BY_REASON: Final = {
     "chunked attention and experts": ("llama4", "llama4_text"),
     "linear attention": ("qwen3_5", "qwen3_5_text", "olmo_hybrid"),
     "linear attention and experts": ("kimi_linear", "minimax", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next"),
-    "short convolutions": ("lfm2",),
     "short convolutions and experts": ("lfm2_moe",),
     "layers of recurrent state": ("bamba", "falcon_h1", "nemotron_h", "recurrent_gemma", "zamba", "zamba2"),
     "layers of recurrent state and experts": ("granitemoehybrid", "jamba"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,9 +10,12 @@ import torch
 
 from helix_jobs.engine.attention.clock import AttentionClock
 from helix_jobs.engine.attention.kv_cache import PagedKVCache
+from helix_jobs.engine.config import StateConfig
 from helix_jobs.engine.devices.devices import compiles_each_shape, has_dear_waits
 from helix_jobs.engine.devices.shape_sizes import padded_rows, token_size
 from helix_jobs.engine.model.upload import upload
+from helix_jobs.engine.recurrence.state_cache import StateCache
+from helix_jobs.engine.recurrence.state_plan import plan_states
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -74,24 +77,44 @@ class Pass:
 
 
 class ModelRunner:
-    """Packed tokens in, logits of chosen rows out."""
+    """Packed tokens in, logits of chosen rows out.
 
-    def __init__(self, decoder: Decoder, cache_config: CacheConfig) -> None:
+    Args:
+        decoder: The model.
+        cache_config: Size of its cache of keys and values.
+        state_config: Size of its cache of states, if it has recurrent layers; None for the smallest.
+    """
+
+    def __init__(self, decoder: Decoder, cache_config: CacheConfig, state_config: StateConfig | None = None) -> None:
         decoder.pack()
         self.decoder = decoder
         self._device = decoder.device
         self.vocab_size = decoder.vocab_size
         self.num_embeddings = decoder.num_embeddings
         self.cache = PagedKVCache(decoder.geometry, cache_config, decoder.dtype, decoder.device)
+        shapes = [one.shape for one in decoder.recurrences]
+        self.states = (
+            StateCache(shapes, state_config or StateConfig(num_slots=1), decoder.dtype, decoder.device)
+            if shapes
+            else None
+        )
         # Whether an operator has finished when its call returns. If not, timing one would need a barrier after it.
         self.is_synchronous = decoder.device.type == "cpu"
         self.has_dear_waits = has_dear_waits(decoder.device)
         self._padded_rows = token_size if compiles_each_shape(decoder.device) else padded_rows
         self._clock = AttentionClock() if self.is_synchronous else None
 
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of keys, values and states."""
+        return self.cache.num_bytes + (0 if self.states is None else self.states.num_bytes)
+
     def plan(self, slices: Sequence[TokenSlice], least_tokens: int = 0) -> StepPlan:
         """Pack slices for this model's cache. See ``AttentionBackend.plan``."""
-        return self.decoder.attention.plan(slices, self.cache, least_tokens)
+        plan = self.decoder.attention.plan(slices, self.cache, least_tokens)
+        if self.states is None:
+            return plan
+        return replace(plan, states=plan_states(slices, plan.offsets, len(plan.positions), self.states))
 
     def prepare(self, plan: StepPlan, tokens: Sequence[Sequence[int]], logit_rows: Sequence[int]) -> PlannedPass:
         """A pass over tokens that the host knows.
@@ -174,7 +197,7 @@ class ModelRunner:
             given = tokens if ready.known is None else torch.cat((ready.known, tokens))
             tokens = given.index_select(0, ready.inputs)
         # [T, hidden_size], and padding
-        hidden = self.decoder.forward(tokens, ready.layout, self.cache, self._clock)
+        hidden = self.decoder.forward(tokens, ready.layout, self.cache, self._clock, self.states)
         rows = ready.logit_rows
         if rows is None:
             return None

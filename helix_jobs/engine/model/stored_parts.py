@@ -41,6 +41,12 @@ class StoredParts:
         found: torch.Tensor = getattr(self.module(path), own)
         return found
 
+    def placed(self, name: str) -> torch.Tensor | None:
+        """The parameter or buffer of this name on the decoder's device, or None where its module has none."""
+        path, _, own = name.rpartition(".")
+        found = getattr(self.module(path), own)
+        return None if found is None else self._place.take(found)
+
     def stacked(
         self, name: str, index: int, *, has_bias: bool, is_transposed: bool, is_interleaved: bool = False
     ) -> DenseLinear:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from helix_jobs.engine.sampling.logprobs import LogprobRows
     from helix_jobs.engine.sampling.output_grammar import OutputGrammar
     from helix_jobs.engine.schedule.block_table import BlockTable
+    from helix_jobs.engine.schedule.state_table import StateTable
+    from helix_jobs.engine.state_span import StateSpan
     from helix_jobs.errors import RequestError
 
 
@@ -35,6 +37,8 @@ class Sequence:
         processors: The processors of its logits.
         grammar: Holds the output to a grammar, after them; None for any output.
         may_draft: Whether any drafter may draft for it.
+        states: Its states in the target's recurrent layers; None for a target without them.
+        draft_states: The same for the draft model.
     """
 
     def __init__(
@@ -47,6 +51,8 @@ class Sequence:
         *,
         grammar: OutputGrammar | None = None,
         may_draft: bool = True,
+        states: StateTable | None = None,
+        draft_states: StateTable | None = None,
     ) -> None:
         assert request.prompt_token_ids, "requests are encoded before they are queued"
         self.request = request
@@ -72,11 +78,15 @@ class Sequence:
         keeps_argmax = grammar is None and all(one.keeps_argmax for one in processors)
         self.takes_argmax = self.params.is_greedy and keeps_argmax
         self.table = table
+        self.states = states
+        self.draft_states = draft_states
         self.token_ids: list[int] = list(request.prompt_token_ids)
         self.num_prompt_tokens = len(self.token_ids)
         # What it adds to the engine's count of prompt tokens: all its prompt, which a request's choices share.
         counted = self.num_prompt_tokens if request.num_counted is None else request.num_counted
         self.num_counted_prompt_tokens = counted if request.choice == 0 else 0
+        if states is not None:  # another choice, and a request that asks the same again, begin there
+            states.want_snapshot(self.num_prompt_tokens - 1)
         # Where the output must end: its own limit or the model's context, whichever comes first.
         self.max_len = min(max_len, self.num_prompt_tokens + self.params.max_tokens)
         self.num_computed = 0
@@ -232,13 +242,34 @@ class Sequence:
 
     def cached_blocks(self) -> list[int]:
         """Cached blocks this waiting sequence could begin with, see ``num_shareable``."""
-        return [] if self.was_recomputed else self.table.cached_blocks(self.token_ids, self.num_shareable)
+        if self.was_recomputed:
+            return []
+        blocks = self.table.cached_blocks(self.token_ids, self.num_shareable)
+        if self.states is None:
+            return blocks
+        # Recurrent layers can begin only where a state was kept.
+        return blocks[: self.states.longest(self.table.prefixes[: len(blocks)])]
 
     def share(self, blocks: SequenceOf[int]) -> None:
         """Begin with the blocks that ``cached_blocks`` found instead of computing them."""
         self.table.share(blocks)
+        if self.states is not None:
+            self.states.share(self.table.prefixes[: len(blocks)])
         self.num_computed = self.table.capacity
-        self.num_draft_computed = self.table.mark_draft_filled(0)
+        self.note_draft_computed(0)
+
+    def note_draft_computed(self, num_tokens: int) -> None:
+        """Note that the draft's cache holds the first ``num_tokens`` tokens, all accepted; others may have filled more.
+
+        Trade-off: a draft with recurrent layers computes every token of a sequence itself. It has no snapshots: they
+        would save time, and take memory from the target's.
+        """
+        filled = self.table.mark_draft_filled(num_tokens)
+        self.num_draft_computed = filled if self.draft_states is None else num_tokens
+
+    def begin_states(self, end: int) -> StateSpan | None:
+        """Plan the target's states of a step up to the verified token before ``end``; None without recurrent layers."""
+        return None if self.states is None else self.states.begin(self.num_computed, end)
 
     def settle(self) -> None:
         """Between two steps, share verified full blocks and forget the draft's cache rows of rejected tokens.
@@ -248,7 +279,10 @@ class Sequence:
         """
         length = len(self.token_ids)
         self.table.freeze(self.token_ids, min(self.num_verified, length))
-        self.num_draft_computed = self.table.mark_draft_filled(max(0, min(self.num_draft_computed, length - 1)))
+        self.note_draft_computed(max(0, min(self.num_draft_computed, length - 1)))
+        if self.states is not None:
+            self.states.settle(self.num_computed)
+            self.states.publish(self.table.prefixes, min(self.num_verified, length))
 
     def reset_cache(self, *, discard: bool = False) -> None:
         """Give the blocks back and forget what was computed, on preemption or at the end.
@@ -256,6 +290,9 @@ class Sequence:
         Args:
             discard: Do not trust the blocks: no sequence may share them any more.
         """
+        for states in (self.states, self.draft_states):
+            if states is not None:
+                states.release(self.table.prefixes if discard else ())
         self.table.release(discard=discard)
         self.num_computed = 0
         self.num_draft_computed = 0

@@ -85,7 +85,8 @@ class TargetPass:
         tokens: list[list[int]] = []
         for turn in turns:
             sequence = turn.sequence
-            slices.append(TokenSlice(turn.num_known + turn.num_drafted, turn.start, sequence.table.blocks))
+            num_tokens, blocks = turn.num_known + turn.num_drafted, sequence.table.blocks
+            slices.append(TokenSlice(num_tokens, turn.start, blocks, sequence.begin_states(turn.end)))
             tokens.append([*sequence.token_ids[turn.start : turn.end], *turn.draft_ids])
         plan = self._target.plan(slices)
         greedy_rows: list[int] = []

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from helix_jobs.engine.attention.step_layout import TokenSlice
-from helix_jobs.engine.config import CacheConfig, EngineConfig, SpeculationConfig
+from helix_jobs.engine.config import DEFAULT_SNAPSHOTS, CacheConfig, EngineConfig, SpeculationConfig, StateConfig
 from helix_jobs.engine.engine import Engine
 from helix_jobs.engine.loaded_models import LoadedModel, LoadedModels
 from helix_jobs.engine.model.assembly import build_decoder
@@ -20,6 +20,8 @@ from helix_jobs.engine.model.quantize import quantize
 from helix_jobs.engine.model.runner import ModelRunner
 from helix_jobs.engine.request import EncodedRequest
 from helix_jobs.engine.sampling_params import SamplingParams
+from helix_jobs.engine.schedule.state_pool import StatePool
+from helix_jobs.engine.schedule.state_table import StateTable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,10 +30,18 @@ if TYPE_CHECKING:
 
     from helix_jobs.engine.model.decoder import Decoder
 
-ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "phi3", "gpt2", "gpt_neox")
+ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "phi3", "gpt2", "gpt_neox", "lfm2")
 ALPHABET = string.ascii_lowercase + " .,!?<>"
 EOS = 0
 VOCAB_SIZE = len(ALPHABET) + 2  # "<eos>", "<unk>", then one token a character
+# What a family needs beside the settings that most families have.
+FAMILY_SETTINGS: dict[str, dict[str, Any]] = {
+    "lfm2": {
+        "num_hidden_layers": 3,
+        "layer_types": ["conv", "full_attention", "conv"],
+        "block_auto_adjust_ff_dim": False,
+    },
+}
 CPU = torch.device("cpu")
 PROMPT = range(2, 14)
 
@@ -195,12 +205,13 @@ def tiny_engine(
     adaptive: bool = False,
     drafters: Sequence[str] = (),
     eos: Sequence[int] = (EOS,),
+    num_snapshots: int = DEFAULT_SNAPSHOTS,
     **config: Any,
 ) -> Engine:
     return Engine(
         loaded(target if target is not None else tiny_model(), draft, eos),
         EngineConfig(speculation=SpeculationConfig(depth=depth, adaptive=adaptive, drafters=tuple(drafters)), **config),
-        CacheConfig(num_blocks=num_blocks, block_size=block_size),
+        CacheConfig(num_blocks=num_blocks, block_size=block_size, num_snapshots=num_snapshots),
     )
 
 
@@ -235,11 +246,19 @@ def ragged_logits(decoder: Decoder, prompts: Sequence[Sequence[int]], chunk: int
     for prompt in prompts:
         ends.append(ends[-1] - (-len(prompt) // block_size))
     tables = [list(range(first, end)) for first, end in itertools.pairwise(ends)]
-    runner = ModelRunner(decoder, CacheConfig(num_blocks=ends[-1], block_size=block_size))
+    states = StateConfig(num_slots=len(prompts))
+    runner = ModelRunner(decoder, CacheConfig(num_blocks=ends[-1], block_size=block_size), states)
+    pool = StatePool(states)
+    spans = [StateTable(pool, block_size) for _ in prompts]
     rows: list[list[torch.Tensor]] = [[] for _ in prompts]
     for start in range(0, max(map(len, prompts)), chunk):
         parts = [(i, list(prompt[start : start + chunk])) for i, prompt in enumerate(prompts) if len(prompt) > start]
-        plan = runner.plan([TokenSlice(len(tokens), start, tables[i]) for i, tokens in parts])
+        plan = runner.plan(
+            [
+                TokenSlice(len(tokens), start, tables[i], spans[i].begin(start, start + len(tokens)))
+                for i, tokens in parts
+            ]
+        )
         logits = runner.forward(plan, [tokens for _, tokens in parts], range(plan.num_tokens))
         assert logits is not None
         for (i, part), offset in zip(parts, plan.offsets, strict=True):

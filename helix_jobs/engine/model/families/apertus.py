@@ -23,12 +23,14 @@ def describe(config: PretrainedConfig) -> ModelDescription:
         return replace(
             layer,
             attention_norm=norm("attention_layernorm"),
-            attention=replace(layer.attention, query_norm=norm("self_attn.q_norm"), key_norm=norm("self_attn.k_norm")),
             feed_forward_norm=norm("feedforward_layernorm"),
             feed_forward=plain_feed_forward(config.hidden_act),
         )
 
-    return llama.describe(config).with_layers(changed)
+    model = llama.describe(config).with_layers(changed)
+    return model.with_attention(
+        lambda _, own: replace(own, query_norm=norm("self_attn.q_norm"), key_norm=norm("self_attn.k_norm"))
+    )
 
 
 FAMILY = Family("apertus", "ApertusForCausalLM", describe, needs_transformers_5=True)

@@ -21,10 +21,11 @@ def describe_plain(config: PretrainedConfig) -> ModelDescription:
     norm = layer_norm(config.layer_norm_eps)
 
     def changed(_: int, layer: LayerDescription) -> LayerDescription:
-        own = replace(layer.attention, rotary=RotaryDescription(is_interleaved=True))
-        return replace(layer, attention=own, feed_forward_norm=None, is_parallel=True)
+        return replace(layer, feed_forward_norm=None, is_parallel=True)
 
-    return replace(llama.describe(config, norm).with_layers(changed), logit_scale=float(config.logit_scale))
+    model = llama.describe(config, norm).with_layers(changed)
+    model = model.with_attention(lambda _, own: replace(own, rotary=RotaryDescription(is_interleaved=True)))
+    return replace(model, logit_scale=float(config.logit_scale))
 
 
 def describe(config: PretrainedConfig) -> ModelDescription:

@@ -12,7 +12,7 @@ from helix_jobs.engine.model.families.settings import rms_norm, with_windows
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-    from helix_jobs.engine.model.description import LayerDescription, ModelDescription
+    from helix_jobs.engine.model.description import AttentionDescription, LayerDescription, ModelDescription
 
 
 def describe(config: PretrainedConfig) -> ModelDescription:
@@ -22,17 +22,15 @@ def describe(config: PretrainedConfig) -> ModelDescription:
     def changed(_: int, layer: LayerDescription) -> LayerDescription:
         return replace(
             layer,
-            attention=replace(
-                layer.attention,
-                scaling=config.query_pre_attn_scalar**-0.5,
-                score_cap=config.attn_logit_softcapping,
-            ),
             attention_out_norm=norm("post_attention_layernorm"),
             feed_forward_norm=norm("pre_feedforward_layernorm"),
             feed_forward_out_norm=norm("post_feedforward_layernorm"),
         )
 
-    model = llama.describe(config, norm, str(config.hidden_activation)).with_layers(changed)
+    def attending(_: int, own: AttentionDescription) -> AttentionDescription:
+        return replace(own, scaling=config.query_pre_attn_scalar**-0.5, score_cap=config.attn_logit_softcapping)
+
+    model = llama.describe(config, norm, str(config.hidden_activation)).with_layers(changed).with_attention(attending)
     return replace(
         with_windows(model, config),
         embedding_scale=config.hidden_size**0.5,

@@ -22,11 +22,11 @@ def describe(config: PretrainedConfig) -> ModelDescription:
     def changed(_: int, layer: LayerDescription) -> LayerDescription:
         return replace(
             layer,
-            attention=replace(layer.attention, rotary=RotaryDescription(is_interleaved=True)),
             feed_forward=replace(layer.feed_forward, inner=projection("mlp.gate_up_proj")),
         )
 
-    return llama.describe(config).with_layers(changed)
+    model = llama.describe(config).with_layers(changed)
+    return model.with_attention(lambda _, own: replace(own, rotary=RotaryDescription(is_interleaved=True)))
 
 
 FAMILY = Family("glm", "GlmForCausalLM", describe)

@@ -12,7 +12,7 @@ from helix_jobs.engine.model.families.settings import projection
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-    from helix_jobs.engine.model.description import LayerDescription, ModelDescription
+    from helix_jobs.engine.model.description import AttentionDescription, LayerDescription, ModelDescription
 
 
 def describe(config: PretrainedConfig) -> ModelDescription:
@@ -22,16 +22,13 @@ def describe(config: PretrainedConfig) -> ModelDescription:
     def changed(_: int, layer: LayerDescription) -> LayerDescription:
         return replace(
             layer,
-            attention=replace(
-                layer.attention,
-                qkv=projection("attn.c_attn"),
-                out=projection("attn.c_proj"),
-                is_grouped=not has_one_key,
-            ),
             feed_forward=replace(layer.feed_forward, inner=projection("mlp.c_fc"), outer=projection("mlp.c_proj")),
         )
 
-    model = gpt2.describe(config).with_layers(changed)
+    def attending(_: int, own: AttentionDescription) -> AttentionDescription:
+        return replace(own, qkv=projection("attn.c_attn"), out=projection("attn.c_proj"), is_grouped=not has_one_key)
+
+    model = gpt2.describe(config).with_layers(changed).with_attention(attending)
     return replace(model, num_kv_heads=1) if has_one_key else model
 
 

@@ -18,14 +18,11 @@ def describe(config: PretrainedConfig) -> ModelDescription:
     """See ``Family``."""
 
     def changed(_: int, layer: LayerDescription) -> LayerDescription:
-        return replace(
-            layer,
-            attention=replace(layer.attention, scaling=float(config.attention_multiplier)),
-            residual_scale=float(config.residual_multiplier),
-        )
+        return replace(layer, residual_scale=float(config.residual_multiplier))
 
+    model = llama.describe(config).with_layers(changed)
     return replace(
-        llama.describe(config).with_layers(changed),
+        model.with_attention(lambda _, own: replace(own, scaling=float(config.attention_multiplier))),
         embedding_scale=float(config.embedding_multiplier),
         logit_scale=1 / config.logits_scaling,
     )

@@ -13,7 +13,7 @@ from helix_jobs.engine.model.families.settings import plain_feed_forward, withou
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-    from helix_jobs.engine.model.description import LayerDescription, ModelDescription
+    from helix_jobs.engine.model.description import AttentionDescription, LayerDescription, ModelDescription
 
 
 def describe(config: PretrainedConfig) -> ModelDescription:
@@ -21,20 +21,19 @@ def describe(config: PretrainedConfig) -> ModelDescription:
     norm = without_weight("rms", config.rms_norm_eps)
 
     def changed(_: int, layer: LayerDescription) -> LayerDescription:
+        return replace(layer, feed_forward=plain_feed_forward(config.hidden_act, "mlp.fc1", "mlp.fc2"))
+
+    def attending(_: int, own: AttentionDescription) -> AttentionDescription:
         return replace(
-            layer,
-            attention=replace(
-                layer.attention,
-                rotary=RotaryDescription(is_reversed=True),
-                query_norm=norm("self_attn.q_norm"),
-                key_norm=norm("self_attn.k_norm"),
-                norm_scope="rotated",
-            ),
-            feed_forward=plain_feed_forward(config.hidden_act, "mlp.fc1", "mlp.fc2"),
+            own,
+            rotary=RotaryDescription(is_reversed=True),
+            query_norm=norm("self_attn.q_norm"),
+            key_norm=norm("self_attn.k_norm"),
+            norm_scope="rotated",
         )
 
     return replace(
-        llama.describe(config, norm).with_layers(changed),
+        llama.describe(config, norm).with_layers(changed).with_attention(attending),
         embedding_norm=norm("norm"),
         logit_cap=config.final_logit_softcapping,
     )

@@ -12,7 +12,7 @@ from helix_jobs.engine.model.families.settings import rms_norm
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-    from helix_jobs.engine.model.description import LayerDescription, ModelDescription
+    from helix_jobs.engine.model.description import AttentionDescription, LayerDescription, ModelDescription
 
 
 def describe(config: PretrainedConfig) -> ModelDescription:
@@ -23,18 +23,15 @@ def describe(config: PretrainedConfig) -> ModelDescription:
         return replace(
             layer,
             attention_norm=None,
-            attention=replace(
-                layer.attention,
-                query_norm=norm("self_attn.q_norm"),
-                key_norm=norm("self_attn.k_norm"),
-                norm_scope="row",
-            ),
             attention_out_norm=norm("post_attention_layernorm"),
             feed_forward_norm=None,
             feed_forward_out_norm=norm("post_feedforward_layernorm"),
         )
 
-    return llama.describe(config).with_layers(changed)
+    def attending(_: int, own: AttentionDescription) -> AttentionDescription:
+        return replace(own, query_norm=norm("self_attn.q_norm"), key_norm=norm("self_attn.k_norm"), norm_scope="row")
+
+    return llama.describe(config).with_layers(changed).with_attention(attending)
 
 
 FAMILY = Family("olmo2", "Olmo2ForCausalLM", describe)

@@ -12,7 +12,7 @@ from helix_jobs.engine.model.families.settings import layer_norm, plain_feed_for
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-    from helix_jobs.engine.model.description import LayerDescription, ModelDescription
+    from helix_jobs.engine.model.description import AttentionDescription, LayerDescription, ModelDescription
 
 
 def describe(config: PretrainedConfig) -> ModelDescription:
@@ -20,18 +20,21 @@ def describe(config: PretrainedConfig) -> ModelDescription:
     norm = layer_norm(config.layer_norm_eps)
 
     def changed(_: int, layer: LayerDescription) -> LayerDescription:
-        own = replace(layer.attention, out=projection("self_attn.dense"))
-        if config.qk_layernorm:
-            own = replace(own, query_norm=norm("self_attn.q_layernorm"), key_norm=norm("self_attn.k_layernorm"))
         return replace(
             layer,
-            attention=own,
             feed_forward_norm=None,
             feed_forward=plain_feed_forward(config.hidden_act, "mlp.fc1", "mlp.fc2"),
             is_parallel=True,
         )
 
-    return replace(llama.describe(config, norm).with_layers(changed), final_norm=norm("final_layernorm"))
+    def attending(_: int, own: AttentionDescription) -> AttentionDescription:
+        own = replace(own, out=projection("self_attn.dense"))
+        if not config.qk_layernorm:
+            return own
+        return replace(own, query_norm=norm("self_attn.q_layernorm"), key_norm=norm("self_attn.k_layernorm"))
+
+    model = llama.describe(config, norm).with_layers(changed).with_attention(attending)
+    return replace(model, final_norm=norm("final_layernorm"))
 
 
 FAMILY = Family("phi", "PhiForCausalLM", describe)

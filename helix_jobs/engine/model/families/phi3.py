@@ -19,13 +19,11 @@ def describe(config: PretrainedConfig) -> ModelDescription:
     """See ``Family``."""
 
     def changed(_: int, layer: LayerDescription) -> LayerDescription:
-        return replace(
-            layer,
-            attention=replace(layer.attention, qkv=projection("self_attn.qkv_proj")),
-            feed_forward=replace(layer.feed_forward, inner=projection("mlp.gate_up_proj")),
-        )
+        return replace(layer, feed_forward=replace(layer.feed_forward, inner=projection("mlp.gate_up_proj")))
 
-    return with_one_window(llama.describe(config).with_layers(changed), config)
+    model = llama.describe(config).with_layers(changed)
+    model = model.with_attention(lambda _, own: replace(own, qkv=projection("self_attn.qkv_proj")))
+    return with_one_window(model, config)
 
 
 FAMILY = Family("phi3", "Phi3ForCausalLM", describe)

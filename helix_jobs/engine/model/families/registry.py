@@ -29,6 +29,7 @@ from helix_jobs.engine.model.families import (
     internlm3,
     iquestcoder,
     jais2,
+    lfm2,
     llama,
     ministral,
     ministral3,
@@ -103,6 +104,7 @@ FAMILIES: Final[dict[str, Family]] = {
         hunyuan_v1_dense,
         nanochat,
         cwm,
+        lfm2,
     )
 } | {family.model_type: family for family in SPARSE_FAMILIES}
 

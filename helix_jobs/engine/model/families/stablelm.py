@@ -13,7 +13,7 @@ from helix_jobs.engine.model.families.settings import layer_norm
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-    from helix_jobs.engine.model.description import LayerDescription, ModelDescription
+    from helix_jobs.engine.model.description import AttentionDescription, LayerDescription, ModelDescription
 
 
 def describe(config: PretrainedConfig) -> ModelDescription:
@@ -25,18 +25,18 @@ def describe(config: PretrainedConfig) -> ModelDescription:
         return NormDescription(name=None, kind="layer", eps=config.layer_norm_eps, heads=names)
 
     def changed(_: int, layer: LayerDescription) -> LayerDescription:
-        own = layer.attention
-        if config.qk_layernorm:
-            own = replace(
-                own,
-                query_norm=head_norms("q_layernorm", model.num_heads),
-                key_norm=head_norms("k_layernorm", model.num_kv_heads),
-            )
-        if config.use_parallel_residual:
-            return replace(layer, attention=own, feed_forward_norm=None, is_parallel=True)
-        return replace(layer, attention=own)
+        return replace(layer, feed_forward_norm=None, is_parallel=True) if config.use_parallel_residual else layer
 
-    return model.with_layers(changed)
+    def attending(_: int, own: AttentionDescription) -> AttentionDescription:
+        if not config.qk_layernorm:
+            return own
+        return replace(
+            own,
+            query_norm=head_norms("q_layernorm", model.num_heads),
+            key_norm=head_norms("k_layernorm", model.num_kv_heads),
+        )
+
+    return model.with_layers(changed).with_attention(attending)
 
 
 FAMILY = Family("stablelm", "StableLmForCausalLM", describe)

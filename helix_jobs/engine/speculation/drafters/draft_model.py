@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from helix_jobs.engine.model.runner import ModelRunner, Pass, PlannedPass
     from helix_jobs.engine.schedule.sequence import Sequence
     from helix_jobs.engine.speculation.turn import Turn
+    from helix_jobs.engine.state_span import StateSpan
 
 # A logit with which no token is ever chosen.
 _IMPOSSIBLE: Final = -1e30
@@ -67,8 +68,8 @@ class PlannedDrafts:
     def note_filled(self) -> None:
         """Note what the draft's cache holds after the first pass. Only accepted tokens are shared with others."""
         for sequence, end in self.ends:
-            filled = sequence.table.mark_draft_filled(min(end, len(sequence)))
-            sequence.num_draft_computed = max(end, filled)
+            sequence.note_draft_computed(min(end, len(sequence)))
+            sequence.num_draft_computed = max(end, sequence.num_draft_computed)
 
 
 class DraftModelDrafter:
@@ -171,7 +172,7 @@ class DraftModelDrafter:
         """Plan the pass that computes all missing tokens. The first sequences are those that draft, as ``ranked``."""
         starts = _disjoint_starts(ends)
         slices = [
-            TokenSlice(end - start, start, sequence.table.blocks)
+            TokenSlice(end - start, start, sequence.table.blocks, _begin_states(sequence, start, end))
             for (sequence, end), start in zip(ends, starts, strict=True)
         ]
         plan = self._runner.plan(slices)
@@ -188,7 +189,10 @@ class DraftModelDrafter:
         self, previous: list[Drafting], batch: list[Drafting], position: int, least_tokens: int
     ) -> PlannedPass:
         """Plan the pass that reads the ``position``-th draft tokens, which the pass before leaves on the device."""
-        slices = [TokenSlice(1, one.num_known + position, one.sequence.table.blocks) for one in batch]
+        slices = [
+            TokenSlice(1, one.num_known + position, one.sequence.table.blocks, _states_behind(one.sequence))
+            for one in batch
+        ]
         places = {id(one): place for place, one in enumerate(previous)}
         plan = self._runner.plan(slices, least_tokens)
         return self._runner.continue_pass(plan, [places[id(one)] for one in batch], least_tokens)
@@ -278,6 +282,19 @@ def _hand_over(drafting: SequenceOf[Drafting]) -> torch.Tensor | None:
     return torch.stack(probs) if probs else None
 
 
+def _begin_states(sequence: Sequence, start: int, end: int) -> StateSpan | None:
+    """The draft's states of the pass that catches up; None without recurrent layers.
+
+    A state is kept behind verified tokens. Forced ones are drafts until the target has verified them.
+    """
+    return None if sequence.draft_states is None else sequence.draft_states.begin(start, min(end, len(sequence)))
+
+
+def _states_behind(sequence: Sequence) -> StateSpan | None:
+    """The draft's states of a pass over one draft token; None without recurrent layers."""
+    return None if sequence.draft_states is None else sequence.draft_states.behind()
+
+
 def _disjoint_starts(ends: SequenceOf[tuple[Sequence, int]]) -> list[int]:
     """Where each sequence's slice of a catch-up pass begins, so that no cache row is written twice.
 
@@ -286,10 +303,15 @@ def _disjoint_starts(ends: SequenceOf[tuple[Sequence, int]]) -> list[int]:
     slices before attention; a decoder that does not is given no such pass, see ``NativeInt8Decoder.serves``. Shared
     blocks end before a sequence's last token, so no slice is empty.
 
+    A recurrent layer has to compute every token itself, so with states the shared rows are written more than once, with
+    the same keys and values.
+
     Args:
         ends: Sequences, each with the end of its slice.
     """
     starts = [sequence.num_draft_computed for sequence, _ in ends]
+    if any(sequence.draft_states is not None for sequence, _ in ends):
+        return starts
     filled: set[int] = set()
     for index in sorted(range(len(ends)), key=lambda i: starts[i]):
         table, end = ends[index][0].table, ends[index][1]

@@ -1,0 +1,66 @@
+"""LFM2: gated short convolutions, with full attention in some layers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from helix_jobs.engine.model.description import (
+    AttentionDescription,
+    FeedForwardDescription,
+    LayerDescription,
+    ModelDescription,
+    ShortConvDescription,
+    UnsupportedSettingError,
+)
+from helix_jobs.engine.model.families.family import Family
+from helix_jobs.engine.model.families.settings import FULL, head_dim, num_kv_heads, projection, rms_norm
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+_CONV: Final = "conv"
+
+
+def describe(config: PretrainedConfig) -> ModelDescription:
+    """See ``Family``."""
+    norm = rms_norm(config.norm_eps)
+    attending = LayerDescription(
+        attention_norm=norm("operator_norm"),
+        attention=AttentionDescription(
+            qkv=projection("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+            out=projection("self_attn.out_proj"),
+            scaling=head_dim(config) ** -0.5,
+            query_norm=norm("self_attn.q_layernorm"),
+            key_norm=norm("self_attn.k_layernorm"),
+        ),
+        feed_forward_norm=norm("ffn_norm"),
+        feed_forward=FeedForwardDescription(
+            inner=projection("feed_forward.w1", "feed_forward.w3"),
+            outer=projection("feed_forward.w2"),
+            activation="silu",
+        ),
+    )
+    convolving = replace(
+        attending,
+        attention=None,
+        recurrence=ShortConvDescription(
+            inner=projection("conv.in_proj"), conv="conv.conv", out=projection("conv.out_proj")
+        ),
+    )
+    layers = {FULL: attending, _CONV: convolving}
+    unknown = sorted({*config.layer_types} - layers.keys())
+    if unknown:
+        raise UnsupportedSettingError(f"has layers of type {unknown[0]!r}; supported are {FULL} and {_CONV}")
+    if len(config.layer_types) != config.num_hidden_layers or FULL not in config.layer_types:
+        raise UnsupportedSettingError("needs a type for each of its layers, and full attention in at least one")
+    return ModelDescription(
+        num_heads=config.num_attention_heads,
+        num_kv_heads=num_kv_heads(config),
+        head_dim=head_dim(config),
+        layers=tuple(layers[kind] for kind in config.layer_types),
+        final_norm=norm("embedding_norm"),
+    )
+
+
+FAMILY = Family("lfm2", "Lfm2ForCausalLM", describe)

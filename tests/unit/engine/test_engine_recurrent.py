@@ -1,0 +1,148 @@
+"""Models with recurrent layers through the real engine: greedy outputs stay transformers' own, whatever is drafted."""
+
+from __future__ import annotations
+
+import functools
+import random
+from typing import Any
+
+import pytest
+import torch
+
+from helix_jobs.engine.speculation.speculative import SpeculativeStep
+from tests.unit.engine.tiny_models import (
+    VOCAB_SIZE,
+    as_loaded,
+    reference_greedy,
+    request,
+    roughen,
+    tiny_engine,
+    tiny_model,
+)
+
+FAMILIES = ("lfm2",)
+
+
+@functools.cache
+def model(family: str) -> Any:
+    return roughen(tiny_model(family, seed=3))
+
+
+@functools.cache
+def answer(family: str, prompt: tuple[int, ...], max_tokens: int) -> tuple[int, ...]:
+    return reference_greedy(model(family), prompt, max_tokens)
+
+
+def prompts(count: int = 7, shared: int = 0, seed: int = 5, longest: int = 40) -> list[tuple[int, ...]]:
+    rng = random.Random(seed)
+    system = tuple(random.Random(11).randrange(2, VOCAB_SIZE) for _ in range(shared))
+    return [(*system, *(rng.randrange(2, VOCAB_SIZE) for _ in range(rng.randrange(1, longest)))) for _ in range(count)]
+
+
+def run(engine, given, max_tokens=24, **params):
+    requests = [request(f"r{i}", prompt, max_tokens=max_tokens, **params) for i, prompt in enumerate(given)]
+    results = engine.generate(requests)
+    engine.check_integrity()
+    assert engine._pool.num_free == engine.info.num_blocks
+    return results
+
+
+def check(family, engine, given, max_tokens=24):
+    results = run(engine, given, max_tokens)
+    assert [r.output_token_ids for r in results] == [answer(family, p, max_tokens) for p in given]
+    return results
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.mark.parametrize(
+    ("draft", "settings"),
+    [
+        ("none", {"depth": 0}),
+        ("none", {"depth": 4, "drafters": ("lookup",)}),
+        ("int8", {"depth": 1}),
+        ("int8", {"depth": 8}),
+        ("other", {"depth": 3}),
+        ("same", {"depth": 5}),
+        ("int8", {"adaptive": True, "drafters": ("lookup",)}),
+    ],
+)
+@pytest.mark.parametrize("token_budget", [9, 1024])
+def test_answers_are_the_model_s_own(family, draft, settings, token_budget):
+    engine = tiny_engine(model(family), draft, max_batch_size=4, token_budget=token_budget, **settings)
+    results = check(family, engine, prompts())
+    if draft in ("same", "other") and not settings.get("adaptive"):
+        accepted = sum(r.accepted_tokens for r in results)
+        drafted = sum(r.draft_tokens for r in results)
+        assert drafted > 0
+        assert accepted < drafted if draft == "other" else accepted > 0.8 * drafted
+
+
+def test_a_draft_may_be_recurrent_where_the_target_is_not_and_the_other_way_round(family):
+    given = prompts()
+    engine = tiny_engine(model(family), as_loaded("plain", tiny_model(seed=3)), max_batch_size=4)
+    check(family, engine, given)
+    plain = tiny_model(seed=3)
+    engine = tiny_engine(plain, as_loaded("recurrent", model(family)), max_batch_size=4)
+    assert [r.output_token_ids for r in run(engine, given)] == [reference_greedy(plain, p, 24) for p in given]
+
+
+@pytest.mark.parametrize("draft", ["none", "int8"])
+def test_preempted_sequences_are_computed_again(family, draft):
+    engine = tiny_engine(model(family), draft, max_batch_size=6, num_blocks=24)
+    check(family, engine, prompts(longest=30), max_tokens=40)
+    assert engine.counters().preemptions > 0
+
+
+@pytest.mark.parametrize("draft", ["none", "int8"])
+def test_requests_that_begin_alike_begin_at_a_snapshot(family, draft):
+    engine = tiny_engine(model(family), draft, max_batch_size=2, depth=4 if draft == "int8" else 0)
+    results = check(family, engine, prompts(shared=40))
+    # The first computes the whole prompt. The second one finds the blocks, and leaves a snapshot where the two part.
+    assert [r.cached_prompt_tokens for r in results[-3:]] == [40, 40, 40]
+
+
+def test_the_same_prompt_again_begins_at_its_last_full_block(family):
+    engine = tiny_engine(model(family), "none", depth=0)
+    given = prompts(count=1, shared=20)
+    check(family, engine, given)
+    (again,) = run(engine, given)
+    assert again.cached_prompt_tokens == (len(given[0]) - 1) // 4 * 4
+    assert again.output_token_ids == answer(family, given[0], 24)
+
+
+def test_the_choices_of_a_request_share_its_prompt(family):
+    engine = tiny_engine(model(family), "int8", max_batch_size=4)
+    (prompt,) = prompts(count=1, shared=25)
+    (result,) = run(engine, [prompt], n=4, temperature=1.0)
+    alone = tiny_engine(model(family), "int8", max_batch_size=1)
+    (one_by_one,) = run(alone, [prompt], n=4, temperature=1.0)
+    assert [c.output_token_ids for c in result.choices] == [c.output_token_ids for c in one_by_one.choices]
+    assert engine.counters().prompt_tokens == len(prompt)
+
+
+def test_a_step_that_fails_is_repeated(family, monkeypatch):
+    engine = tiny_engine(model(family), "int8", max_batch_size=4)
+    verify = SpeculativeStep._verify
+    rng, failed = random.Random(1), []
+
+    def failing(self, turns, *args):
+        if len(turns) > 1 and rng.random() < 0.5:
+            failed.append(len(turns))
+            raise torch.OutOfMemoryError
+        verify(self, turns, *args)
+
+    monkeypatch.setattr(SpeculativeStep, "_verify", failing)
+    check(family, engine, prompts())
+    assert len(failed) > 3
+
+
+def test_with_few_snapshots_the_oldest_go(family):
+    engine = tiny_engine(model(family), "none", depth=0, max_batch_size=3, num_snapshots=2)
+    for seed in range(3):
+        check(family, engine, prompts(shared=16, seed=seed), max_tokens=6)
+    none = tiny_engine(model(family), "none", depth=0, max_batch_size=3, num_snapshots=0)
+    assert all(r.cached_prompt_tokens == 0 for r in check(family, none, prompts(shared=16), max_tokens=6))
