@@ -70,6 +70,11 @@ class AttentionSpec:
     layers: tuple[LayerAttention, ...]
 
     @property
+    def width(self) -> int:
+        """Elements of a token's result."""
+        return self.num_heads * self.geometry.head_dim
+
+    @property
     def rotaries(self) -> tuple[RotaryTable, ...]:
         """The tables of its layers, each once."""
         return tuple(dict.fromkeys(layer.rotary for layer in self.layers if layer.rotary is not None))

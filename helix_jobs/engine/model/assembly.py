@@ -23,8 +23,8 @@ from helix_jobs.engine.model.expert_assembly import build_experts
 from helix_jobs.engine.model.families.registry import describe
 from helix_jobs.engine.model.feed_forward import GatedFeedForward, PlainFeedForward
 from helix_jobs.engine.model.placement import Placement
-from helix_jobs.engine.model.recurrences import build_recurrence
-from helix_jobs.engine.model.row_order import pair_order, row_order
+from helix_jobs.engine.model.recurrences import build_recurrence, recurrent_products
+from helix_jobs.engine.model.row_order import gated_order, pair_order, row_order
 from helix_jobs.engine.model.stored_parts import StoredParts
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class _Assembly:
             inner, out, between = self._qkv(parts, own), parts.linear(own.out), None
         else:
             assert recurrence is not None, "a layer has attention or a recurrence"
-            inner, out = parts.linear(recurrence.inner), parts.linear(recurrence.out)
+            inner, out = recurrent_products(parts, recurrence)
             between = build_recurrence(parts, recurrence)
         size = out.out_features
         return DecoderLayer(
@@ -126,6 +126,7 @@ class _Assembly:
             residual_scale=layer.residual_scale,
             is_parallel=layer.is_parallel,
             recurrence=between,
+            has_gate=own is not None and own.has_gate,
         )
 
     def _feed_forward(self, parts: StoredParts, layer: LayerDescription) -> FeedForward:
@@ -135,10 +136,12 @@ class _Assembly:
 
     def _qkv(self, parts: StoredParts, own: AttentionDescription) -> Linear:
         description = self._description
+        shape = (description.num_heads, description.num_kv_heads, description.head_dim)
+        if own.has_gate:
+            assert not own.is_grouped, "no family has both"
+            return parts.linear(own.qkv, gated_order(*shape))
         order = row_order(
-            description.num_heads,
-            description.num_kv_heads,
-            description.head_dim,
+            *shape,
             is_grouped=own.is_grouped,
             interleaved_dim=self._interleaved_dim(own),
         )

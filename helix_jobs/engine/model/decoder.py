@@ -24,7 +24,7 @@ from helix_jobs.engine.weights.block_matrix import look_up
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from helix_jobs.engine.attention.backend import AttentionBackend
+    from helix_jobs.engine.attention.backend import AttentionBackend, AttentionStep
     from helix_jobs.engine.attention.clock import AttentionClock
     from helix_jobs.engine.attention.kv_cache import CacheGeometry, PagedKVCache
     from helix_jobs.engine.attention.step_layout import StepLayout
@@ -74,6 +74,8 @@ class DecoderLayer:
         feed_forward_out_norm: Norm of the feed-forward's result before it is added, or None.
         residual_scale: Factor of both results before they are added (Granite).
         is_parallel: Whether the feed-forward reads the layer's input, as attention does (GPT-NeoX).
+        has_gate: Whether attention's result is multiplied by the sigmoid of a gate: as many outputs of ``qkv`` as
+            queries, behind the values (Qwen3-Next).
         recurrence: What stands in the place of attention (LFM2's convolutions), or None.
     """
 
@@ -86,6 +88,7 @@ class DecoderLayer:
     feed_forward_out_norm: Norm | None = None
     residual_scale: float = 1.0
     is_parallel: bool = False
+    has_gate: bool = False
     recurrence: Recurrence | None = None
 
     def linears(self) -> tuple[Linear, ...]:
@@ -242,7 +245,8 @@ class Decoder:
                 clock.start()
             # [T, attention_out.in_features]
             if layer.recurrence is None:
-                attended = step.attend(next(attention_layers), qkv)
+                gate_width = self.attention.spec.width if layer.has_gate else 0
+                attended = _attend(step, next(attention_layers), qkv, gate_width)
             else:
                 assert recurrent is not None, "there is a recurrent layer"
                 attended = recurrent.advance(next(recurrent_layers), layer.recurrence, qkv)
@@ -260,6 +264,14 @@ class Decoder:
         if self.logit_cap is not None:
             logits = torch.tanh(logits / self.logit_cap) * self.logit_cap
         return logits
+
+
+def _attend(step: AttentionStep, index: int, qkv: torch.Tensor, gate_width: int) -> torch.Tensor:
+    """Attention's result, ``[T, num_heads * head_dim]``, times the sigmoid of a gate where there is one."""
+    if not gate_width:
+        return step.attend(index, qkv)
+    qkv, gate = qkv.split((qkv.shape[1] - gate_width, gate_width), dim=1)
+    return step.attend(index, qkv) * torch.sigmoid(gate)
 
 
 def _pad(rows: torch.Tensor, count: int) -> torch.Tensor:

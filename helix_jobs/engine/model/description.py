@@ -95,6 +95,8 @@ class AttentionDescription:
         clip: See ``LayerAttention``.
         query_growth: See ``LayerAttention``: ``(beta, original context)``.
         sinks: The parameter of the sinks, see ``LayerAttention``; or None.
+        has_gate: Whether attention's result is multiplied by the sigmoid of a gate (Qwen3-Next). ``qkv`` then yields,
+            in the place of each query head, the query and its gate.
     """
 
     qkv: ProjectionDescription
@@ -110,6 +112,7 @@ class AttentionDescription:
     clip: float | None = None
     query_growth: tuple[float, int] | None = None
     sinks: str | None = None
+    has_gate: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +130,37 @@ class ShortConvDescription:
     out: ProjectionDescription
 
 
-RecurrenceDescription = ShortConvDescription
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeltaRuleDescription:
+    """The gated delta rule in the place of attention (Qwen3-Next).
+
+    Attributes:
+        inner: Queries, keys, values, rates, decays and gates side by side.
+        is_grouped: Whether the rows of ``inner`` stand key head by key head (Qwen3-Next): first queries, keys, values
+            and gates, then rates and decays.
+        module: The module that holds the convolution (``conv1d``), ``A_log``, ``dt_bias`` and the norm (``norm``).
+        out: Back to the hidden size.
+        num_key_heads: See ``DeltaHeads``.
+        num_value_heads: See ``DeltaHeads``.
+        key_dim: See ``DeltaHeads``.
+        value_dim: See ``DeltaHeads``.
+        activation: Follows the convolution; a key of ``ACTIVATIONS``.
+        eps: Added to the norm's mean square.
+    """
+
+    inner: ProjectionDescription
+    is_grouped: bool
+    module: str
+    out: ProjectionDescription
+    num_key_heads: int
+    num_value_heads: int
+    key_dim: int
+    value_dim: int
+    activation: str
+    eps: float
+
+
+RecurrenceDescription = ShortConvDescription | DeltaRuleDescription
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ _BY_REASON: Final = {
     "latent attention": ("minicpm3", "youtu"),
     "latent attention and experts": ("deepseek_v2", "deepseek_v3", "deepseek_v32", "glm4_moe_lite", "longcat_flash"),
     "chunked attention and experts": ("llama4", "llama4_text"),
-    "linear attention": ("qwen3_5", "qwen3_5_text", "olmo_hybrid"),
+    "linear attention": ("olmo_hybrid",),
     "linear attention and experts": ("kimi_linear", "minimax", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next"),
     "short convolutions and experts": ("lfm2_moe",),
     "layers of recurrent state": ("bamba", "falcon_h1", "nemotron_h", "recurrent_gemma", "zamba", "zamba2"),

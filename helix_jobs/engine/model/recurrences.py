@@ -1,26 +1,67 @@
-"""From the description of a recurrent layer and its stored weights to its ``Recurrence``."""
+"""From the description of a recurrent layer and its stored weights to its ``Recurrence`` and the products around it."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from helix_jobs.engine.model.activations import ACTIVATIONS
+from helix_jobs.engine.model.description import ShortConvDescription
+from helix_jobs.engine.model.row_order import delta_order
+from helix_jobs.engine.recurrence.delta_rule import DeltaHeads, DeltaRule
 from helix_jobs.engine.recurrence.short_conv import ShortConv
 
 if TYPE_CHECKING:
     import torch
 
-    from helix_jobs.engine.model.description import RecurrenceDescription
+    from helix_jobs.engine.model.description import DeltaRuleDescription, RecurrenceDescription
     from helix_jobs.engine.model.stored_parts import StoredParts
     from helix_jobs.engine.recurrence.recurrence import Recurrence
+    from helix_jobs.engine.weights.linear import DenseLinear
+
+
+def recurrent_products(parts: StoredParts, description: RecurrenceDescription) -> tuple[DenseLinear, DenseLinear]:
+    """The matrix products before and behind a recurrence."""
+    order = None
+    if not isinstance(description, ShortConvDescription) and description.is_grouped:
+        order = delta_order(
+            description.num_key_heads, description.num_value_heads, description.key_dim, description.value_dim
+        )
+    return parts.linear(description.inner, order), parts.linear(description.out)
 
 
 def build_recurrence(parts: StoredParts, description: RecurrenceDescription) -> Recurrence:
     """What stands between the two products of a recurrent layer."""
-    return ShortConv(*_taps(parts, description.conv))
+    if isinstance(description, ShortConvDescription):
+        return ShortConv(*_convolution(parts, description.conv))
+    return _delta_rule(parts, description)
 
 
-def _taps(parts: StoredParts, name: str) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _delta_rule(parts: StoredParts, description: DeltaRuleDescription) -> DeltaRule:
+    module = description.module
+    taps, _ = _convolution(parts, f"{module}.conv1d")
+    return DeltaRule(
+        DeltaHeads(
+            num_key_heads=description.num_key_heads,
+            num_value_heads=description.num_value_heads,
+            key_dim=description.key_dim,
+            value_dim=description.value_dim,
+        ),
+        taps=taps,
+        activation=ACTIVATIONS[description.activation],
+        decay=_tensor(parts, module, "A_log"),
+        decay_bias=_tensor(parts, module, "dt_bias"),
+        norm=_tensor(parts, f"{module}.norm", "weight"),
+        eps=description.eps,
+    )
+
+
+def _convolution(parts: StoredParts, name: str) -> tuple[torch.Tensor, torch.Tensor | None]:
     """A depthwise convolution's weight ``[taps, channels]`` and bias ``[channels]``, both float32."""
-    weight, bias = parts.placed(f"{name}.weight"), parts.placed(f"{name}.bias")
-    assert weight is not None, "a convolution has a weight"
+    weight, bias = _tensor(parts, name, "weight"), parts.placed(f"{name}.bias")
     return weight.squeeze(1).t().float().contiguous(), None if bias is None else bias.float()
+
+
+def _tensor(parts: StoredParts, module: str, name: str) -> torch.Tensor:
+    stored = parts.placed(f"{module}.{name}")
+    assert stored is not None, "the module always has it"
+    return stored

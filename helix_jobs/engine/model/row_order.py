@@ -21,6 +21,36 @@ def pair_order(head_dim: int, rotary_dim: int) -> torch.Tensor:
     return torch.cat((rotated, torch.arange(rotary_dim, head_dim)))
 
 
+def gated_order(num_heads: int, num_kv_heads: int, head_dim: int) -> torch.Tensor:
+    """Which stored row stands where in ``qkv`` with gates: all queries, all keys, all values, then all gates.
+
+    Stored are, head by head, a query and its gate; then all keys and all values.
+
+    Returns:
+        ``[2 * (num_heads + num_kv_heads) * head_dim]`` int64.
+    """
+    queries, gates = torch.arange(2 * num_heads * head_dim).view(num_heads, 2, head_dim).unbind(1)
+    others = torch.arange(2 * num_kv_heads * head_dim) + 2 * num_heads * head_dim
+    return torch.cat((queries.reshape(-1), others, gates.reshape(-1)))
+
+
+def delta_order(num_key_heads: int, num_value_heads: int, key_dim: int, value_dim: int) -> torch.Tensor:
+    """Which stored row stands where in a delta rule's product: queries, keys, values, rates, decays, gates.
+
+    Stored are, key head by key head, a query, a key, the values and the gates of its value heads; then, key head by key
+    head, the rates and the decays of its value heads.
+
+    Returns:
+        ``[num_key_heads * 2 * key_dim + num_value_heads * (2 * value_dim + 2)]`` int64.
+    """
+    share = num_value_heads // num_key_heads
+    widths = (key_dim, key_dim, share * value_dim, share * value_dim)
+    num_first = num_key_heads * sum(widths)
+    queries, keys, values, gates = torch.arange(num_first).view(num_key_heads, -1).split(widths, dim=1)
+    rates, decays = (num_first + torch.arange(2 * num_value_heads).view(num_key_heads, -1)).split(share, dim=1)
+    return torch.cat([part.reshape(-1) for part in (queries, keys, values, rates, decays, gates)])
+
+
 def row_order(
     num_heads: int, num_kv_heads: int, head_dim: int, *, is_grouped: bool, interleaved_dim: int
 ) -> torch.Tensor | None:

@@ -51,6 +51,7 @@ TEXT_TOWERS: Final = {
     "gemma3": TextTower("Gemma3ForConditionalGeneration", {"gemma3_text": "gemma3_text"}),
     "qwen2_5_vl": TextTower("Qwen2_5_VLForConditionalGeneration", {"qwen2_5_vl_text": "qwen2"}),
     "qwen3_vl": TextTower("Qwen3VLForConditionalGeneration", {"qwen3_vl_text": "qwen3"}),
+    "qwen3_5": TextTower("Qwen3_5ForConditionalGeneration", {"qwen3_5_text": "qwen3_5_text"}),
 }
 
 

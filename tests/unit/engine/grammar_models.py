@@ -79,8 +79,8 @@ def vocab_size() -> int:
 
 
 @lru_cache(maxsize=4)
-def json_model(seed: int = 0) -> Any:
-    return tiny_model(seed=seed, vocab_size=vocab_size())
+def json_model(seed: int = 0, architecture: str = "llama") -> Any:
+    return tiny_model(architecture, seed=seed, vocab_size=vocab_size())
 
 
 @lru_cache(maxsize=4)
@@ -96,6 +96,7 @@ def compiled(constraint: Constraint, ends: tuple[int, ...] = (EOS,)) -> Grammar:
 def grammar_engine(
     draft: str = "none",
     *,
+    architecture: str = "llama",
     depth: int = 4,
     adaptive: bool = False,
     drafters: Sequence[str] = (),
@@ -103,7 +104,7 @@ def grammar_engine(
     ends: Sequence[int] = (EOS,),
     **config: Any,
 ) -> Engine:
-    served = replace(loaded(json_model(), draft, ends), tokenizer=json_tokenizer())
+    served = replace(loaded(json_model(architecture=architecture), draft, ends), tokenizer=json_tokenizer())
     speculation = SpeculationConfig(depth=depth, adaptive=adaptive, drafters=tuple(drafters))
     return Engine(
         served, EngineConfig(speculation=speculation, **config), CacheConfig(num_blocks=num_blocks, block_size=4)

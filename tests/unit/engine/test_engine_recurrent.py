@@ -20,7 +20,7 @@ from tests.unit.engine.tiny_models import (
     tiny_model,
 )
 
-FAMILIES = ("lfm2",)
+FAMILIES = ("lfm2", "qwen3_5_text")
 
 
 @functools.cache

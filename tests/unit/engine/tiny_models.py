@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from helix_jobs.engine.model.decoder import Decoder
 
-ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "phi3", "gpt2", "gpt_neox", "lfm2")
+ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "phi3", "gpt2", "gpt_neox", "lfm2", "qwen3_5_text")
 ALPHABET = string.ascii_lowercase + " .,!?<>"
 EOS = 0
 VOCAB_SIZE = len(ALPHABET) + 2  # "<eos>", "<unk>", then one token a character
@@ -41,6 +41,16 @@ FAMILY_SETTINGS: dict[str, dict[str, Any]] = {
         "layer_types": ["conv", "full_attention", "conv"],
         "block_auto_adjust_ff_dim": False,
     },
+}
+FAMILY_SETTINGS["qwen3_5_text"] = {
+    "num_hidden_layers": 3,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 6,
+    "head_dim": 8,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
 }
 CPU = torch.device("cpu")
 PROMPT = range(2, 14)

@@ -44,6 +44,7 @@ from helix_jobs.engine.model.families import (
     phi3,
     qwen2,
     qwen3,
+    qwen3_5,
     seed_oss,
     smollm3,
     stablelm,
@@ -105,6 +106,7 @@ FAMILIES: Final[dict[str, Family]] = {
         nanochat,
         cwm,
         lfm2,
+        qwen3_5,
     )
 } | {family.model_type: family for family in SPARSE_FAMILIES}
 

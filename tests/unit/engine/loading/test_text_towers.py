@@ -32,6 +32,7 @@ VISION: dict[str, dict[str, Any]] = {
     "mistral3": {**TRANSFORMER, "model_type": "pixtral", "head_dim": 8},
     "gemma3": {**TRANSFORMER, "model_type": "siglip_vision_model"},
     "qwen2_5_vl": {**QWEN_VISION, "fullatt_block_indexes": [0]},
+    "qwen3_5": {**QWEN_VISION, "num_position_embeddings": 16},
     "qwen3_vl": {**QWEN_VISION, "deepstack_visual_indexes": [0], "num_position_embeddings": 16},
 }
 WINDOW = {"sliding_window": 7, "layer_types": ["sliding_attention", "full_attention"]}
@@ -43,6 +44,7 @@ CASES = [
     ("qwen2_5_vl", "qwen2", {}),
     ("qwen2_5_vl", "qwen2", {**WINDOW, "use_sliding_window": True}),
     ("qwen3_vl", "qwen3", {}),
+    ("qwen3_5", "qwen3_5_text", {}),
 ]
 
 
@@ -51,6 +53,8 @@ def tiny_tower(outer: str, inner: str, settings: dict[str, Any]) -> Any:
     text.pop("architectures", None)
     if outer.startswith("qwen"):
         rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
+        if outer == "qwen3_5":
+            rope |= {"partial_rotary_factor": 0.5, "mrope_section": [1, 1, 0], "mrope_interleaved": True}
         text |= {"model_type": f"{outer}_text", "rope_parameters": rope}
     image = {"image_token_id": 1} if outer.startswith("qwen") else {"image_token_index": 1}
     tied = settings.get("tie_word_embeddings", outer in {"mistral3", "gemma3"})

@@ -120,6 +120,16 @@ CASES = [
     Case("lfm2", {"norm_eps": 0.1}),
     Case("lfm2", {"layer_types": ["full_attention", "conv", "conv"]}),
     Case("lfm2", {"block_auto_adjust_ff_dim": True, "block_multiple_of": 16, "block_ffn_dim_multiplier": 0.9}),
+    Case("qwen3_5_text", {"linear_conv_kernel_dim": 3}),
+    Case("qwen3_5_text", {"linear_num_value_heads": 2}),
+    Case("qwen3_5_text", {"linear_num_value_heads": 6, "linear_num_key_heads": 6, "linear_value_head_dim": 16}),
+    Case("qwen3_5_text", {"attention_bias": True}),
+    Case("qwen3_5_text", {"rms_norm_eps": 0.1}),
+    Case("qwen3_5_text", {"hidden_act": "relu"}),
+    Case("qwen3_5_text", {"layer_types": ["full_attention", "linear_attention", "linear_attention"]}),
+    Case(
+        "qwen3_5_text", {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 1.0}}
+    ),
     Case("gpt_neox", {"use_parallel_residual": False}),
     Case("gpt_neox", {"attention_bias": False}),
     *(Case("gpt_neox", {"rotary_pct": share}) for share in (0.5, 1.0)),

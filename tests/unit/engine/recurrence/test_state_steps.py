@@ -21,7 +21,7 @@ from helix_jobs.engine.schedule.state_pool import StatePool
 from helix_jobs.engine.schedule.state_table import StateTable
 from tests.unit.engine.tiny_models import VOCAB_SIZE, copy_of, ragged_logits, roughen, tiny_model
 
-FAMILIES = ("lfm2",)
+FAMILIES = ("lfm2", "qwen3_5_text")
 NUM_TEXTS, LENGTH, BLOCK = 4, 60, 4
 DRAFTS = 4
 CONFIG = StateConfig(num_slots=NUM_TEXTS, num_snapshots=5, num_drafts=DRAFTS)
