@@ -94,7 +94,7 @@ ARROWS |= {
     },
     "engine.loading": {
         *("engine.attention", "engine.devices", "engine.kernels", "engine.model", "engine.speculation", "engine.text"),
-        *("engine.weights", "engine", "values"),
+        *("engine.recurrence", "engine.weights", "engine", "values"),
     },
     "engine": {
         *("engine.devices", "engine.grammar", "engine.model", "engine.sampling", "engine.schedule"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from helix_jobs.engine.config import DEFAULT_BLOCK_SIZE, CacheConfig
+from helix_jobs.engine.config import DEFAULT_BLOCK_SIZE, DEFAULT_SNAPSHOTS, CacheConfig
 from helix_jobs.errors import InsufficientMemoryError
 
 # Part of free memory for keys and values: activations, logits and the rest of the machine use the remainder.
@@ -13,6 +13,11 @@ _SHARE_OF_DEVICE_MEMORY: Final = 0.8
 # A step's needs are left free even if they exceed that remainder, but at most this part of free memory. Few steps are
 # the largest possible, and a step that does not fit is repeated with a smaller batch.
 _LARGEST_RESERVE: Final = 0.5
+# Part of the memory for a cache that recurrent states may take unless the user sets the batch slots. Trade-off: more
+# slots compute more at once, and leave each fewer keys and values.
+_SHARE_OF_STATES: Final = 0.2
+# Part of the pool for states that requests may begin with.
+_SHARE_OF_SNAPSHOTS: Final = 0.1
 # Where free memory is unknown (DirectML), take this much, or more if the card is known to be large.
 _UNKNOWN_MEMORY_BYTES: Final = 1 << 30
 # Part of a card's memory that the desktop and other programs leave free.
@@ -53,6 +58,31 @@ def cache_budget(
     return min(left, int(free_bytes * _SHARE_OF_DEVICE_MEMORY))
 
 
+def slots_for_states(max_batch_size: int, cache_bytes: int | None, slot_bytes: int) -> int:
+    """Choose the batch slots where recurrent states take memory from the cache, at least 1.
+
+    Args:
+        max_batch_size: Batch slots without states.
+        cache_bytes: Memory for the cache, states included; None if unknown.
+        slot_bytes: Recurrent states of one batch slot, of both models; 0 without recurrent layers.
+    """
+    if cache_bytes is None or not slot_bytes:
+        return max_batch_size
+    return min(max_batch_size, max(1, int(cache_bytes * _SHARE_OF_STATES) // slot_bytes))
+
+
+def beside_states(budget: int, state_bytes: int, snapshot_bytes: int) -> tuple[int, int]:
+    """Choose the number of snapshots; return it and the bytes left for keys and values.
+
+    Args:
+        budget: Bytes of the whole pool.
+        state_bytes: As in ``choose_cache``.
+        snapshot_bytes: As in ``choose_cache``.
+    """
+    num_snapshots = min(DEFAULT_SNAPSHOTS, int(budget * _SHARE_OF_SNAPSHOTS) // snapshot_bytes) if snapshot_bytes else 0
+    return num_snapshots, max(0, budget - state_bytes - num_snapshots * snapshot_bytes)
+
+
 def choose_cache(
     *,
     block_bytes: int,
@@ -64,6 +94,8 @@ def choose_cache(
     max_model_len: int,
     depth: int,
     step_bytes: int = 0,
+    state_bytes: int = 0,
+    snapshot_bytes: int = 0,
     block_size: int = DEFAULT_BLOCK_SIZE,
 ) -> CacheConfig:
     """Choose the pool's size.
@@ -80,19 +112,24 @@ def choose_cache(
         max_model_len: Context length in tokens.
         depth: Draft tokens a sequence may hold beyond its end.
         step_bytes: Memory of the largest step beside weights and cache.
+        state_bytes: Recurrent states of all batch slots, of both models; they are part of the pool's size.
+        snapshot_bytes: One further state of the target.
         block_size: Tokens a block.
 
     Raises:
         InsufficientMemoryError: Not even one sequence of a few blocks fits.
     """
     budget = cache_budget(kv_cache_mb, free_bytes, unknown_bytes, step_bytes, on_host=on_host)
+    num_snapshots, budget = beside_states(budget, state_bytes, snapshot_bytes)
     useful = max_batch_size * -(-(max_model_len + depth + 1) // block_size)
     num_blocks = min(useful, budget // block_bytes)
     smallest = -(-(2 * block_size + depth) // block_size)
     if num_blocks < smallest:
         remedy = "raise HELIX_KV_CACHE_MB" if kv_cache_mb is not None else "free memory or use a smaller model"
+        if state_bytes:
+            remedy += f", or lower HELIX_MAX_BATCH_SIZE, whose states take {state_bytes / 1e6:.0f} MB"
         raise InsufficientMemoryError(
             f"{budget / 1e6:.0f} MB hold {budget // block_bytes} KV blocks of {block_bytes / 1e6:.1f} MB, and the "
             f"smallest useful cache has {smallest}; {remedy}"
         )
-    return CacheConfig(num_blocks=num_blocks, block_size=block_size)
+    return CacheConfig(num_blocks=num_blocks, block_size=block_size, num_snapshots=num_snapshots)

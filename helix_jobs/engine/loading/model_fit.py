@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from helix_jobs.engine.config import DEFAULT_BLOCK_SIZE, EngineConfig, SpeculationConfig, defaults_for
+from helix_jobs.engine.config import DEFAULT_BLOCK_SIZE, EngineConfig, SpeculationConfig, StateConfig, defaults_for
 from helix_jobs.engine.devices.devices import total_memory
-from helix_jobs.engine.loading.cache_size import cache_budget, cache_bytes_beside
+from helix_jobs.engine.loading.cache_size import beside_states, cache_budget, cache_bytes_beside, slots_for_states
 
 if TYPE_CHECKING:
     from helix_jobs.engine.loading.model_pair import ModelPair, PairMemory
@@ -23,7 +23,7 @@ class Fit:
         chosen: The format.
         memory: What the models take.
         fits: Whether a worker would start; None if the device does not tell how much memory is free (DirectML).
-        cache_bytes: The largest cache that a worker would make beside the models.
+        cache_bytes: The largest cache that a worker would make beside the models, recurrent states included.
         cache_tokens: Tokens that this cache holds.
         context: The length of a whole sequence, in tokens.
     """
@@ -55,9 +55,11 @@ def fit(pair: ModelPair, chosen: WeightFormat, settings: Settings, context: int,
     total = total_memory(device)
     left = None if available is None else max(0, available - memory.loaded)
     usual = defaults_for(device.type, total, None if left is None else left // memory.cache_per_token)
+    whole = left if settings.kv_cache_mb is None else settings.kv_cache_mb * 1_000_000
+    slots = slots_for_states(usual.max_batch_size, whole, memory.state_per_slot)
     depth = settings.speculation_depth
     config = EngineConfig(
-        max_batch_size=settings.max_batch_size or usual.max_batch_size,
+        max_batch_size=settings.max_batch_size or slots,
         token_budget=settings.token_budget or usual.token_budget,
         speculation=SpeculationConfig() if depth is None else SpeculationConfig(depth=depth, adaptive=False),
     )
@@ -76,7 +78,12 @@ def fit(pair: ModelPair, chosen: WeightFormat, settings: Settings, context: int,
         if fits is False
         else cache_budget(settings.kv_cache_mb, left, unknown, step, on_host=device.type in ("cpu", "mps"))
     )
-    num_blocks = budget // (memory.cache_per_token * DEFAULT_BLOCK_SIZE)
+    states = pair.state_bytes(
+        chosen, StateConfig(num_slots=config.max_batch_size, num_drafts=config.speculation.ceiling)
+    )
+    snapshot = pair.without_draft().state_bytes(chosen, StateConfig(num_slots=0, num_snapshots=1))
+    _, for_tokens = beside_states(budget, states, snapshot)
+    num_blocks = for_tokens // (memory.cache_per_token * DEFAULT_BLOCK_SIZE)
     return Fit(
         chosen=chosen,
         memory=memory,

@@ -32,11 +32,18 @@ from helix_jobs.engine.loading.vocabulary import check_vocabularies, end_token_i
 from helix_jobs.engine.loading.weight_format import INT8, PACKED, WeightFormat, check_packs, format_of
 from helix_jobs.engine.model.architecture import context_limits
 from helix_jobs.engine.model.assembly import build_decoder
+from helix_jobs.engine.model.families.registry import describe
 from helix_jobs.engine.model.placement import Float16OverflowError, Placement
 from helix_jobs.engine.model.quantize import quantize
 from helix_jobs.engine.text.chat_forms import chat_forms
 from helix_jobs.engine.text.prompt_encoder import PromptEncoder
-from helix_jobs.errors import ConfigurationError, InsufficientMemoryError, ModelError, RequestError
+from helix_jobs.errors import (
+    ConfigurationError,
+    InsufficientMemoryError,
+    ModelError,
+    RequestError,
+    UnsupportedArchitectureError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -270,8 +277,13 @@ def _build(source: ModelSource, dtype: torch.dtype, device: torch.device, *, kee
 
     Raises:
         Float16OverflowError: A weight lies beyond float16's range.
+        UnsupportedArchitectureError: The device does not compute it.
     """
     checkpoint = source.checkpoint
+    if describe(source.config).is_recurrent and device.type == DIRECTML_DEVICE_TYPE:
+        raise UnsupportedArchitectureError(
+            f"model {checkpoint.name} has recurrent layers, which Helix does not compute on DirectML; use --device cpu"
+        )
     if device.type not in ("cpu", "mps"):  # these share the machine's memory
         check_host_memory(source, dtype)
     stored = checkpoint.dtype if checkpoint.is_uniform else None

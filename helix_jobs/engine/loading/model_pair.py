@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
+from helix_jobs.engine.config import DEFAULT_MAX_DEPTH, StateConfig
 from helix_jobs.engine.loading.weight_format import formats_for
+from helix_jobs.engine.recurrence.state_cache import state_bytes
 from helix_jobs.engine.weights.linear import packs
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ class PairMemory:
         loading: The most weights that are in memory at once while models are loaded.
         cache_per_token: Keys and values of a token, in all layers of both models.
         smallest_tokens: Tokens of the smallest cache worth starting with.
+        state_per_slot: Recurrent states of one batch slot, of both models; 0 without recurrent layers.
     """
 
     weights: int
@@ -35,6 +38,7 @@ class PairMemory:
     loading: int
     cache_per_token: int
     smallest_tokens: int
+    state_per_slot: int = 0
 
     @property
     def loaded(self) -> int:
@@ -43,8 +47,8 @@ class PairMemory:
 
     @property
     def smallest_cache(self) -> int:
-        """Keys and values of the shortest context worth starting with."""
-        return self.cache_per_token * self.smallest_tokens
+        """Keys, values and states of the shortest context worth starting with."""
+        return self.cache_per_token * self.smallest_tokens + self.state_per_slot
 
     @property
     def needed(self) -> int:
@@ -111,7 +115,17 @@ class ModelPair:
             loading=max(loading, weights + drafts),
             cache_per_token=cache,
             smallest_tokens=min(SMALLEST_CONTEXT, target.context),
+            state_per_slot=self.state_bytes(chosen, StateConfig(num_slots=1, num_drafts=DEFAULT_MAX_DEPTH)),
         )
+
+    def state_bytes(self, chosen: WeightFormat, config: StateConfig) -> int:
+        """Bytes of the recurrent states of both models, each with a cache of this size."""
+        shapes = self.target.states
+        if self.draft is not None:
+            shapes += self.draft.states
+        elif self.wants_int8_copy and makes_int8_copy(self.device, chosen):
+            shapes *= 2
+        return state_bytes(shapes, config, chosen.dtype.itemsize)
 
     def remedies(self, chosen: WeightFormat, stored: torch.dtype | None, available: int) -> list[str]:
         """Options that make the models fit: no draft, another format, or both; each by itself, small changes first.

@@ -15,7 +15,10 @@ from helix_jobs.engine.devices.devices import compiles_each_shape
 from helix_jobs.engine.loading.stored_tensor import NO_BLOCKS, StoredBlocks
 from helix_jobs.engine.model.architecture import context_limits
 from helix_jobs.engine.model.families.registry import describe
+from helix_jobs.engine.model.placement import Placement
+from helix_jobs.engine.model.recurrences import build_recurrence
 from helix_jobs.engine.model.step_memory import StepWidths
+from helix_jobs.engine.model.stored_parts import StoredParts
 from helix_jobs.errors import ModelError
 
 if TYPE_CHECKING:
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 
     from helix_jobs.engine.attention.kv_cache import CacheGeometry
     from helix_jobs.engine.model.description import ModelDescription
+    from helix_jobs.engine.recurrence.recurrence import StateShape
 
 # Bytes of a row's scale, and of a bias, in an int8 layer: both are float32 there.
 _INT8_VECTOR_BYTES: Final = 4
@@ -44,6 +48,7 @@ class ModelSizes:
         hidden_size: Width of the residual stream.
         chosen_experts: Experts of each token; 0 without experts.
         num_experts: Experts of a layer; 0 without experts.
+        states: The state of each recurrent layer.
         widest: Outputs of a layer's widest product. Trade-off: the products of one module that read the residual
             stream are taken as one, so it may be a little more than the decoder's own.
         vocab_size: Logits of a row.
@@ -62,6 +67,7 @@ class ModelSizes:
     hidden_size: int
     chosen_experts: int
     num_experts: int
+    states: tuple[StateShape, ...]
     widest: int
     vocab_size: int
     context: int
@@ -105,6 +111,7 @@ class ModelSizes:
             repeats=compiles_each_shape(device),
             chosen_experts=self.chosen_experts,
             num_experts=self.num_experts,
+            states=self.states,
         )
 
 
@@ -168,12 +175,23 @@ def model_sizes(name: str, config: PretrainedConfig) -> ModelSizes:
         hidden_size=hidden_size,
         chosen_experts=max(chosen, default=0),
         num_experts=max((stack.num_experts for stack in stacks), default=0),
+        states=_states(model, description),
         widest=max(
             *(_widest(module, hidden_size) for module in model.base_model.modules()),
             *(stack.outputs for stack in stacks),
         ),
         vocab_size=head.shape[0],
         context=min(context_limits(config).values()),
+    )
+
+
+def _states(model: Any, description: ModelDescription) -> tuple[StateShape, ...]:  # noqa: ANN401  (as above)
+    place = Placement.of(model)
+    layers = zip(model.base_model.get_submodule(description.stack), description.layers, strict=True)
+    return tuple(
+        build_recurrence(StoredParts(layer, place), own.recurrence).shape
+        for layer, own in layers
+        if own.recurrence is not None
     )
 
 

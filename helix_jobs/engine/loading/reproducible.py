@@ -138,4 +138,6 @@ def _obstacle(decoder: Decoder) -> str | None:
         return f"it is for the CPU, and the device is {describe_device(decoder.device)}; {_GO_ON}"
     if not decoder.attention.is_independent:
         return "without compiled kernels attention rounds by what is computed beside it; install a C++ compiler (g++)"
+    if not all(recurrence.is_independent for recurrence in decoder.recurrences):
+        return f"its linear attention rounds by what is computed beside it; {_GO_ON}"
     return None

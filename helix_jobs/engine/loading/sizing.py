@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from helix_jobs.engine.config import DEFAULT_BLOCK_SIZE, BatchLimits, defaults_for
+from helix_jobs.engine.config import DEFAULT_BLOCK_SIZE, DEFAULT_MAX_DEPTH, BatchLimits, StateConfig, defaults_for
 from helix_jobs.engine.devices.devices import free_memory, total_memory
-from helix_jobs.engine.loading.cache_size import cache_bytes_beside, choose_cache
+from helix_jobs.engine.loading.cache_size import cache_bytes_beside, choose_cache, slots_for_states
 from helix_jobs.engine.model.step_memory import step_bytes
 
 if TYPE_CHECKING:
@@ -48,6 +48,8 @@ def cache_config(models: LoadedModels, config: EngineConfig, kv_cache_mb: int | 
         max_model_len=models.max_context,
         depth=config.speculation.ceiling,
         step_bytes=largest_step,
+        state_bytes=_state_bytes(decoders, config.max_batch_size, config.speculation.ceiling),
+        snapshot_bytes=models.target.decoder.state_bytes(StateConfig(num_slots=0, num_snapshots=1)),
     )
 
 
@@ -56,20 +58,28 @@ def batch_limits(models: LoadedModels, settings: Settings) -> BatchLimits:
     cache_bytes = None if settings.kv_cache_mb is None else settings.kv_cache_mb * 1_000_000
     if cache_bytes is None:
         cache_bytes = free_memory(models.device)
-    token_bytes = _block_bytes(_decoders(models)) // DEFAULT_BLOCK_SIZE
+    decoders = _decoders(models)
+    token_bytes = _block_bytes(decoders) // DEFAULT_BLOCK_SIZE
     usual = defaults_for(
         models.device.type,
         total_memory(models.device),
         cache_tokens=None if cache_bytes is None else cache_bytes // token_bytes,
     )
+    slots = slots_for_states(usual.max_batch_size, cache_bytes, _state_bytes(decoders, 1, DEFAULT_MAX_DEPTH))
     return BatchLimits(
-        max_batch_size=settings.max_batch_size or usual.max_batch_size,
+        max_batch_size=settings.max_batch_size or slots,
         token_budget=settings.token_budget or usual.token_budget,
     )
 
 
 def _decoders(models: LoadedModels) -> list[Decoder]:
     return [one.decoder for one in (models.target, models.draft) if one is not None]
+
+
+def _state_bytes(decoders: Sequence[Decoder], num_slots: int, num_drafts: int) -> int:
+    """Bytes of the recurrent states of all models, snapshots aside."""
+    config = StateConfig(num_slots=num_slots, num_drafts=num_drafts)
+    return sum(one.state_bytes(config) for one in decoders)
 
 
 def _block_bytes(decoders: Sequence[Decoder]) -> int:

@@ -18,6 +18,7 @@ import torch
 from torch.nn import functional
 
 from helix_jobs.engine.devices.shape_sizes import padded_rows
+from helix_jobs.engine.recurrence.state_cache import state_bytes
 from helix_jobs.engine.recurrence.state_step import StateStep
 from helix_jobs.engine.weights.block_matrix import look_up
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from helix_jobs.engine.attention.clock import AttentionClock
     from helix_jobs.engine.attention.kv_cache import CacheGeometry, PagedKVCache
     from helix_jobs.engine.attention.step_layout import StepLayout
+    from helix_jobs.engine.config import StateConfig
     from helix_jobs.engine.model.feed_forward import FeedForward
     from helix_jobs.engine.model.norms import Norm
     from helix_jobs.engine.recurrence.recurrence import Recurrence
@@ -180,6 +182,10 @@ class Decoder:
     def vocab_size(self) -> int:
         """Logits it yields."""
         return self.head.out_features
+
+    def state_bytes(self, config: StateConfig) -> int:
+        """Bytes of its cache of recurrent states; 0 without recurrent layers."""
+        return state_bytes([one.shape for one in self.recurrences], config, self.dtype.itemsize)
 
     @property
     def recurrences(self) -> tuple[Recurrence, ...]:

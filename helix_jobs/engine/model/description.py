@@ -244,6 +244,11 @@ class ModelDescription:
         return tuple(layer.attention for layer in self.layers if layer.attention is not None)
 
     @property
+    def is_recurrent(self) -> bool:
+        """Whether some layer carries a state instead of keys and values."""
+        return any(layer.recurrence is not None for layer in self.layers)
+
+    @property
     def geometry(self) -> CacheGeometry:
         """Shape of its keys and values."""
         return CacheGeometry(num_layers=len(self.attentions), num_kv_heads=self.num_kv_heads, head_dim=self.head_dim)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Final
 
 from helix_jobs.engine.attention.groups import MAX_GATHERED_ELEMENTS, MAX_GROUP_SCORES
@@ -15,10 +16,15 @@ if TYPE_CHECKING:
     from helix_jobs.engine.attention.kv_cache import CacheGeometry
     from helix_jobs.engine.config import EngineConfig
     from helix_jobs.engine.model.decoder import Decoder
+    from helix_jobs.engine.recurrence.recurrence import StateShape
 
 _FLOAT32_BYTES: Final = 4
 # Hidden states alive at once in a layer: the residual, the normalised input, and one more beside the widest product.
 _HIDDEN_COPIES: Final = 3
+# Inputs of a recurrent layer alive at once: as they come, in order of computation, convolved, by head, and products of
+# them; and its states, as they are read, faded and written.
+_INPUT_COPIES: Final = 8
+_STATE_COPIES: Final = 3
 # Logits of prompts that a step may score, 64 MiB in float32. Trade-off: more would score long prompts in fewer steps,
 # but every step leaves room for them, whether prompts are scored or not.
 _MAX_SCORED_LOGITS: Final = 1 << 24
@@ -39,6 +45,7 @@ class StepWidths:
         repeats: Whether shapes are padded so that they repeat, as in ``plan_groups``.
         chosen_experts: Experts of each token; 0 without experts.
         num_experts: Experts of a layer; 0 without experts.
+        states: The state of each recurrent layer.
     """
 
     geometry: CacheGeometry
@@ -51,6 +58,7 @@ class StepWidths:
     repeats: bool
     chosen_experts: int = 0
     num_experts: int = 0
+    states: tuple[StateShape, ...] = ()
 
     @classmethod
     def of(cls, decoder: Decoder) -> StepWidths:
@@ -67,6 +75,7 @@ class StepWidths:
             repeats=compiles_each_shape(decoder.device),
             chosen_experts=max((one.top_k for one in experts), default=0),
             num_experts=max((len(one.experts) for one in experts), default=0),
+            states=tuple(one.shape for one in decoder.recurrences),
         )
 
     def step_bytes(self, config: EngineConfig, max_keys: int) -> int:
@@ -80,6 +89,7 @@ class StepWidths:
         # What experts read, what they yield, and that once more while it is put side by side.
         expert_rows = most_rows(num_tokens * self.chosen_experts, self.num_experts)
         layer += expert_rows * _HIDDEN_COPIES * self.hidden_size * itemsize
+        layer += self._recurrent_bytes(config, num_tokens)
         # The softmax reads one copy of the scores and writes another. One query's scores are never divided, however
         # many its keys.
         scores = max(MAX_GROUP_SCORES, num_heads * max_keys) * 2 * _FLOAT32_BYTES
@@ -93,6 +103,12 @@ class StepWidths:
         num_rows += scored_rows(self.vocab_size, config)
         logits = num_rows * self.vocab_size * (itemsize + _FLOAT32_BYTES)
         return max(layer, scores + gathered + attended) + masks + logits
+
+    def _recurrent_bytes(self, config: EngineConfig, num_tokens: int) -> int:
+        """The most bytes that a recurrent layer has in memory beside its products: inputs in float32, and states."""
+        inputs = max((shape.width for shape in self.states), default=0) * num_tokens * _INPUT_COPIES
+        states = max((prod(shape.matrix) for shape in self.states if shape.matrix), default=0) * config.max_batch_size
+        return (inputs + states * _STATE_COPIES) * _FLOAT32_BYTES
 
 
 def step_bytes(decoder: Decoder, config: EngineConfig, max_keys: int) -> int:

@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from helix_jobs.engine.recurrence.recurrence import StateShape
 
 
+def state_bytes(shapes: Sequence[StateShape], config: StateConfig, itemsize: int) -> int:
+    """Bytes of a cache of states of these layers; inputs take ``itemsize`` bytes an element."""
+    rows = config.num_rows * sum(shape.row_bytes(itemsize) for shape in shapes)
+    return rows + config.num_slots * config.ring * sum(shape.width for shape in shapes) * itemsize
+
+
 class LayerStates:
     """The states of one layer.
 

@@ -11,6 +11,7 @@ import torch
 
 from helix_jobs.engine.speculation.speculative import SpeculativeStep
 from tests.unit.engine.tiny_models import (
+    RECURRENT,
     VOCAB_SIZE,
     as_loaded,
     reference_greedy,
@@ -20,27 +21,32 @@ from tests.unit.engine.tiny_models import (
     tiny_model,
 )
 
-FAMILIES = ("lfm2", "qwen3_5_text")
-
 
 @functools.cache
 def model(family: str) -> Any:
     return roughen(tiny_model(family, seed=3))
 
 
+def whole(reference: Any, prompt: tuple[int, ...], max_tokens: int) -> tuple[int, ...]:
+    """What transformers generates beyond any end-of-sequence token; the helper cuts such a token at the very end."""
+    return reference_greedy(reference, prompt, max_tokens + 1, eos_token_id=None)[:max_tokens]
+
+
 @functools.cache
 def answer(family: str, prompt: tuple[int, ...], max_tokens: int) -> tuple[int, ...]:
-    return reference_greedy(model(family), prompt, max_tokens)
+    return whole(model(family), prompt, max_tokens)
 
 
-def prompts(count: int = 7, shared: int = 0, seed: int = 5, longest: int = 40) -> list[tuple[int, ...]]:
+def prompts(count: int = 6, shared: int = 0, seed: int = 5, longest: int = 40) -> list[tuple[int, ...]]:
     rng = random.Random(seed)
     system = tuple(random.Random(11).randrange(2, VOCAB_SIZE) for _ in range(shared))
     return [(*system, *(rng.randrange(2, VOCAB_SIZE) for _ in range(rng.randrange(1, longest)))) for _ in range(count)]
 
 
 def run(engine, given, max_tokens=24, **params):
-    requests = [request(f"r{i}", prompt, max_tokens=max_tokens, **params) for i, prompt in enumerate(given)]
+    requests = [
+        request(f"r{i}", prompt, max_tokens=max_tokens, ignore_eos=True, **params) for i, prompt in enumerate(given)
+    ]
     results = engine.generate(requests)
     engine.check_integrity()
     assert engine._pool.num_free == engine.info.num_blocks
@@ -53,7 +59,7 @@ def check(family, engine, given, max_tokens=24):
     return results
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=RECURRENT)
 def family(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -61,18 +67,16 @@ def family(request: pytest.FixtureRequest) -> str:
 @pytest.mark.parametrize(
     ("draft", "settings"),
     [
-        ("none", {"depth": 0}),
+        ("none", {"depth": 0, "token_budget": 9}),
         ("none", {"depth": 4, "drafters": ("lookup",)}),
-        ("int8", {"depth": 1}),
         ("int8", {"depth": 8}),
-        ("other", {"depth": 3}),
+        ("other", {"depth": 3, "token_budget": 9}),
         ("same", {"depth": 5}),
-        ("int8", {"adaptive": True, "drafters": ("lookup",)}),
+        ("int8", {"adaptive": True, "drafters": ("lookup",), "token_budget": 9}),
     ],
 )
-@pytest.mark.parametrize("token_budget", [9, 1024])
-def test_answers_are_the_model_s_own(family, draft, settings, token_budget):
-    engine = tiny_engine(model(family), draft, max_batch_size=4, token_budget=token_budget, **settings)
+def test_answers_are_the_model_s_own(family, draft, settings):
+    engine = tiny_engine(model(family), draft, max_batch_size=4, **settings)
     results = check(family, engine, prompts())
     if draft in ("same", "other") and not settings.get("adaptive"):
         accepted = sum(r.accepted_tokens for r in results)
@@ -87,7 +91,7 @@ def test_a_draft_may_be_recurrent_where_the_target_is_not_and_the_other_way_roun
     check(family, engine, given)
     plain = tiny_model(seed=3)
     engine = tiny_engine(plain, as_loaded("recurrent", model(family)), max_batch_size=4)
-    assert [r.output_token_ids for r in run(engine, given)] == [reference_greedy(plain, p, 24) for p in given]
+    assert [r.output_token_ids for r in run(engine, given)] == [whole(plain, p, 24) for p in given]
 
 
 @pytest.mark.parametrize("draft", ["none", "int8"])
@@ -130,7 +134,7 @@ def test_a_step_that_fails_is_repeated(family, monkeypatch):
     rng, failed = random.Random(1), []
 
     def failing(self, turns, *args):
-        if len(turns) > 1 and rng.random() < 0.5:
+        if len(turns) > 1 and rng.random() < 0.4:
             failed.append(len(turns))
             raise torch.OutOfMemoryError
         verify(self, turns, *args)

@@ -31,27 +31,11 @@ if TYPE_CHECKING:
     from helix_jobs.engine.model.decoder import Decoder
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "phi3", "gpt2", "gpt_neox", "lfm2", "qwen3_5_text")
+# Those with layers that carry a state instead of keys and values.
+RECURRENT = ("lfm2", "qwen3_5_text")
 ALPHABET = string.ascii_lowercase + " .,!?<>"
 EOS = 0
 VOCAB_SIZE = len(ALPHABET) + 2  # "<eos>", "<unk>", then one token a character
-# What a family needs beside the settings that most families have.
-FAMILY_SETTINGS: dict[str, dict[str, Any]] = {
-    "lfm2": {
-        "num_hidden_layers": 3,
-        "layer_types": ["conv", "full_attention", "conv"],
-        "block_auto_adjust_ff_dim": False,
-    },
-}
-FAMILY_SETTINGS["qwen3_5_text"] = {
-    "num_hidden_layers": 3,
-    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
-    "linear_num_value_heads": 4,
-    "linear_num_key_heads": 2,
-    "linear_key_head_dim": 8,
-    "linear_value_head_dim": 6,
-    "head_dim": 8,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
-}
 CPU = torch.device("cpu")
 PROMPT = range(2, 14)
 
@@ -116,6 +100,22 @@ FAMILY_SETTINGS: dict[str, dict[str, Any]] = {
     "hunyuan_v1_moe": {"num_experts": 6, "moe_topk": 2},
     "minimax_m2": {"num_local_experts": 6, "num_experts_per_tok": 2},
     "gpt_oss": {"num_local_experts": 6, "num_experts_per_tok": 2, "sliding_window": 7},
+    "lfm2": {
+        "num_hidden_layers": 3,
+        "layer_types": ["conv", "full_attention", "conv"],
+        "block_auto_adjust_ff_dim": False,
+    },
+    "qwen3_5_text": {
+        "num_hidden_layers": 3,
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        "linear_num_value_heads": 4,
+        "linear_num_key_heads": 2,
+        "linear_key_head_dim": 8,
+        "linear_value_head_dim": 6,
+        "head_dim": 8,
+        "initializer_range": 0.3,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
+    },
 }
 
 

@@ -21,10 +21,11 @@ from helix_jobs.engine.engine import Engine
 from helix_jobs.engine.loading.model_loader import get_device, load_models
 from helix_jobs.engine.model.runner import ModelRunner
 from helix_jobs.engine.speculation.depth.profile import measure_costs
+from helix_jobs.errors import UnsupportedArchitectureError
 from tests.unit.engine.devices.placed_models import draft_of, engine_of, loaded_on_device, loaded_on_host
 from tests.unit.engine.devices.simulated_directml import DIRECTML, DirectmlTensor, SimulatedDirectml
 from tests.unit.engine.model_files import save_checkpoint
-from tests.unit.engine.tiny_models import ARCHITECTURES, VOCAB_SIZE, copy_of, request, tiny_model
+from tests.unit.engine.tiny_models import ARCHITECTURES, RECURRENT, VOCAB_SIZE, copy_of, request, tiny_model
 from tests.worker_box import ROOT
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ FEATURED: list[tuple[str, dict[str, Any]]] = [
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     ("architecture", "settings"),
-    [*((architecture, {}) for architecture in ARCHITECTURES), *FEATURED],
+    [*((architecture, {}) for architecture in sorted({*ARCHITECTURES} - {*RECURRENT})), *FEATURED],
     ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
 def test_a_whole_generation_keeps_to_the_rules(
@@ -138,6 +139,13 @@ def test_logits_that_are_not_finite_are_cleared_within_the_rules(device: Simulat
         results += engine.step()
     assert len(finished(results)) == len(requests)
     assert bool(torch.isfinite(pool.host).all())
+
+
+@pytest.mark.parametrize("architecture", RECURRENT)
+def test_recurrent_layers_are_refused(tmp_path: Path, architecture: str) -> None:
+    folder = str(save_checkpoint(tmp_path, tiny_model(architecture)))
+    with pytest.raises(UnsupportedArchitectureError, match=r"has recurrent layers, .*; use --device cpu"):
+        load_models(folder, "none", device=DIRECTML, dtype="float32", home=tmp_path, on_progress=lambda _: None)
 
 
 def test_a_bfloat16_checkpoint_is_loaded_onto_the_device(

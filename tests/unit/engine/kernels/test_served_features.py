@@ -21,6 +21,7 @@ from helix_jobs.engine.model.assembly import build_decoder
 from helix_jobs.engine.model.decoder import DecoderLayer
 from helix_jobs.engine.model.norms import RmsNorm
 from helix_jobs.engine.model.quantize import quantize
+from helix_jobs.engine.recurrence.short_conv import ShortConv
 from tests.unit.engine.kernels.native_models import HEAD_DIM
 from tests.unit.engine.tiny_models import CPU, tiny_model
 
@@ -50,6 +51,8 @@ LAYER_FEATURES: dict[str, Any] = {
     "feed_forward_out_norm": RmsNorm(torch.ones(48), 1e-6),
     "residual_scale": 0.5,
     "is_parallel": True,
+    "has_gate": True,
+    "recurrence": ShortConv(torch.ones(3, 48), None),
 }
 
 

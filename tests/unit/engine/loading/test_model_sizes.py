@@ -35,8 +35,14 @@ def decoder_of(architecture: str, dtype: torch.dtype = torch.float32, *, is_tied
 def test_weights_take_what_the_loaded_model_takes(architecture: str, dtype: torch.dtype, *, is_tied: bool) -> None:
     sizes = model_sizes("m", tiny_config(architecture, tie_word_embeddings=is_tied))
     decoder = decoder_of(architecture, dtype, is_tied=is_tied)
-    # Gemma's norms, GPT-OSS' sinks and Hunyuan's routers are kept in float32.
-    kept = {"gemma": 5 * 48, "gpt_oss": 2 * 6, "hunyuan_v1_moe": 2 * 6 * 48}.get(architecture, 0) * (4 - dtype.itemsize)
+    # Norms with an offset, GPT-OSS' sinks, Hunyuan's routers and what recurrences hold are kept in float32.
+    kept = {
+        "gemma": 5 * 48,
+        "gpt_oss": 2 * 6,
+        "hunyuan_v1_moe": 2 * 6 * 48,
+        "lfm2": 2 * 3 * 48,
+        "qwen3_5_text": 7 * 48 + 2 * 8 + 2 * (4 * 56 + 4 + 4 + 6),
+    }.get(architecture, 0) * (4 - dtype.itemsize)
     assert held_bytes(decoder) == sizes.dense_bytes(dtype, packs=False) + kept
     assert (sizes.tied > 0) is is_tied
     int8 = quantize(decoder)
@@ -61,7 +67,7 @@ def test_a_step_is_reckoned_as_that_of_the_loaded_model(architecture: str) -> No
     config = EngineConfig()
     widths = model_sizes("m", tiny_config(architecture)).step_widths(torch.float32, CPU)
     assert widths.step_bytes(config, 256) >= step_bytes(decoder, config, 256)
-    if architecture not in ("gpt_neox", "qwen2_moe"):  # their attention's products count as one
+    if architecture not in ("gpt_neox", "qwen2_moe", "lfm2", "qwen3_5_text"):  # a layer's products count as one
         assert widths == StepWidths.of(decoder)
 
 

@@ -19,9 +19,8 @@ from helix_jobs.engine.model.runner import ModelRunner
 from helix_jobs.engine.schedule.prefix_cache import PrefixCache
 from helix_jobs.engine.schedule.state_pool import StatePool
 from helix_jobs.engine.schedule.state_table import StateTable
-from tests.unit.engine.tiny_models import VOCAB_SIZE, copy_of, ragged_logits, roughen, tiny_model
+from tests.unit.engine.tiny_models import RECURRENT, VOCAB_SIZE, copy_of, ragged_logits, roughen, tiny_model
 
-FAMILIES = ("lfm2", "qwen3_5_text")
 NUM_TEXTS, LENGTH, BLOCK = 4, 60, 4
 DRAFTS = 4
 CONFIG = StateConfig(num_slots=NUM_TEXTS, num_snapshots=5, num_drafts=DRAFTS)
@@ -120,7 +119,7 @@ PART = st.tuples(st.integers(1, 30), st.integers(0, DRAFTS), st.integers(0, DRAF
 STEP = st.tuples(st.lists(st.one_of(st.none(), PART), min_size=NUM_TEXTS, max_size=NUM_TEXTS), st.booleans())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", RECURRENT)
 @settings(max_examples=6, deadline=None)
 @given(steps=st.lists(STEP, min_size=6, max_size=12), dropped=st.lists(st.integers(0, NUM_TEXTS - 1), max_size=4))
 def test_a_state_is_the_one_behind_the_text_so_far(family, steps, dropped):
@@ -147,7 +146,7 @@ def test_a_state_is_the_one_behind_the_text_so_far(family, steps, dropped):
     texts.check()
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", RECURRENT)
 def test_a_text_begins_at_a_snapshot_of_another(family):
     texts = Texts(family)
     texts.step([(0, 30, 0, 0)])
