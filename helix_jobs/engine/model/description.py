@@ -160,7 +160,35 @@ class DeltaRuleDescription:
     eps: float
 
 
-RecurrenceDescription = ShortConvDescription | DeltaRuleDescription
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MambaDescription:
+    """Mamba-2 in the place of attention (Granite 4).
+
+    Attributes:
+        inner: Gates, values, keys, queries and time steps side by side.
+        module: The module that holds the convolution (``conv1d``), ``A_log``, ``dt_bias``, ``D`` and the norm
+            (``norm``).
+        out: Back to the hidden size.
+        num_heads: See ``MambaHeads``.
+        head_dim: See ``MambaHeads``.
+        num_groups: See ``MambaHeads``.
+        state_dim: See ``MambaHeads``.
+        activation: Follows the convolution; a key of ``ACTIVATIONS``.
+        eps: Added to the norm's mean square.
+    """
+
+    inner: ProjectionDescription
+    module: str
+    out: ProjectionDescription
+    num_heads: int
+    head_dim: int
+    num_groups: int
+    state_dim: int
+    activation: str
+    eps: float
+
+
+RecurrenceDescription = ShortConvDescription | DeltaRuleDescription | MambaDescription
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

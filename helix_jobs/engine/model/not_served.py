@@ -16,7 +16,7 @@ _BY_REASON: Final = {
     "linear attention and experts": ("kimi_linear", "minimax", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next"),
     "short convolutions and experts": ("lfm2_moe",),
     "layers of recurrent state": ("bamba", "falcon_h1", "nemotron_h", "recurrent_gemma", "zamba", "zamba2"),
-    "layers of recurrent state and experts": ("granitemoehybrid", "jamba"),
+    "layers of recurrent state and experts": ("jamba",),
     "recurrent state instead of attention": ("falcon_mamba", "mamba", "mamba2", "rwkv", "xlstm"),
     "sliding windows and shared keys": ("gemma3n", "gemma3n_text"),
     "heads of two sizes and shared keys": ("gemma4", "gemma4_text"),

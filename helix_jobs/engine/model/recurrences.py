@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from helix_jobs.engine.model.activations import ACTIVATIONS
-from helix_jobs.engine.model.description import ShortConvDescription
+from helix_jobs.engine.model.description import DeltaRuleDescription, MambaDescription, ShortConvDescription
 from helix_jobs.engine.model.row_order import delta_order
 from helix_jobs.engine.recurrence.delta_rule import DeltaHeads, DeltaRule
+from helix_jobs.engine.recurrence.mamba2 import Mamba2, MambaHeads
 from helix_jobs.engine.recurrence.short_conv import ShortConv
 
 if TYPE_CHECKING:
     import torch
 
-    from helix_jobs.engine.model.description import DeltaRuleDescription, RecurrenceDescription
+    from helix_jobs.engine.model.description import RecurrenceDescription
     from helix_jobs.engine.model.stored_parts import StoredParts
     from helix_jobs.engine.recurrence.recurrence import Recurrence
     from helix_jobs.engine.weights.linear import DenseLinear
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 def recurrent_products(parts: StoredParts, description: RecurrenceDescription) -> tuple[DenseLinear, DenseLinear]:
     """The matrix products before and behind a recurrence."""
     order = None
-    if not isinstance(description, ShortConvDescription) and description.is_grouped:
+    if isinstance(description, DeltaRuleDescription) and description.is_grouped:
         order = delta_order(
             description.num_key_heads, description.num_value_heads, description.key_dim, description.value_dim
         )
@@ -33,6 +34,8 @@ def build_recurrence(parts: StoredParts, description: RecurrenceDescription) -> 
     """What stands between the two products of a recurrent layer."""
     if isinstance(description, ShortConvDescription):
         return ShortConv(*_convolution(parts, description.conv))
+    if isinstance(description, MambaDescription):
+        return _mamba(parts, description)
     return _delta_rule(parts, description)
 
 
@@ -50,6 +53,27 @@ def _delta_rule(parts: StoredParts, description: DeltaRuleDescription) -> DeltaR
         activation=ACTIVATIONS[description.activation],
         decay=_tensor(parts, module, "A_log"),
         decay_bias=_tensor(parts, module, "dt_bias"),
+        norm=_tensor(parts, f"{module}.norm", "weight"),
+        eps=description.eps,
+    )
+
+
+def _mamba(parts: StoredParts, description: MambaDescription) -> Mamba2:
+    module = description.module
+    taps, bias = _convolution(parts, f"{module}.conv1d")
+    return Mamba2(
+        MambaHeads(
+            num_heads=description.num_heads,
+            head_dim=description.head_dim,
+            num_groups=description.num_groups,
+            state_dim=description.state_dim,
+        ),
+        taps=taps,
+        taps_bias=bias,
+        activation=ACTIVATIONS[description.activation],
+        decay=_tensor(parts, module, "A_log"),
+        step_bias=_tensor(parts, module, "dt_bias"),
+        skip=_tensor(parts, module, "D"),
         norm=_tensor(parts, f"{module}.norm", "weight"),
         eps=description.eps,
     )

@@ -18,13 +18,12 @@ import torch
 from torch.nn import functional
 
 from helix_jobs.engine.recurrence.causal_conv import causal_conv
+from helix_jobs.engine.recurrence.linear_memory import MemoryTokens, advance_memory
 from helix_jobs.engine.recurrence.recurrence import StateShape
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-# Tokens that are computed together. Trade-off: a longer chunk needs fewer calls, and its triangle more products.
-_CHUNK: Final = 64
 # Keeps the length of a key or query from zero, as in the reference.
 _LENGTH_EPS: Final = 1e-6
 
@@ -114,7 +113,7 @@ class DeltaRule:
         if padding is not None:  # a rate of zero stores nothing, and a decay of exp(0) lets nothing fade
             real = (~padding).unsqueeze(-1)
             rates, decays = rates * real, decays * real
-        tokens = DeltaTokens(
+        tokens = MemoryTokens(
             _unit(self._by_head(queries, heads.key_dim)) * heads.key_dim**-0.5,
             _unit(self._by_head(keys, heads.key_dim)),
             self._by_head(values, heads.value_dim),
@@ -122,7 +121,7 @@ class DeltaRule:
             decays.transpose(1, 2).reshape(-1, num_tokens),
         )
         # [n * num_value_heads, t, value_dim]
-        results, kept = advance_delta(state.flatten(0, 1), tokens, num_kept)
+        results, kept = advance_memory(state.flatten(0, 1), tokens, num_kept, corrects=True)
         results = results.view(num_sequences, heads.num_value_heads, num_tokens, heads.value_dim)
         return results.transpose(1, 2), kept.view(state.shape)
 
@@ -140,104 +139,6 @@ class DeltaRule:
         heads = rows.view(num_sequences, num_tokens, -1, width).transpose(1, 2)
         share = self._heads.num_value_heads // heads.shape[1]
         return heads.repeat_interleave(share, dim=1).reshape(-1, num_tokens, width)
-
-
-@dataclass(frozen=True, slots=True)
-class DeltaTokens:
-    """Tokens of heads side by side; all tensors are float32.
-
-    Attributes:
-        queries: ``[h, t, key_dim]`` unit vectors, scaled.
-        keys: ``[h, t, key_dim]`` unit vectors.
-        values: ``[h, t, value_dim]``
-        rates: ``[h, t]``
-        decays: ``[h, t]`` logarithms, none above zero.
-    """
-
-    queries: torch.Tensor
-    keys: torch.Tensor
-    values: torch.Tensor
-    rates: torch.Tensor
-    decays: torch.Tensor
-
-    def __len__(self) -> int:
-        return self.keys.shape[1]
-
-    def rows(self, start: int, end: int) -> DeltaTokens:
-        """Tokens ``start`` to ``end``."""
-        parts = (self.queries, self.keys, self.values, self.rates, self.decays)
-        return DeltaTokens(*(part[:, start:end] for part in parts))
-
-
-def advance_delta(state: torch.Tensor, tokens: DeltaTokens, num_kept: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Run the gated delta rule, chunk by chunk.
-
-    Args:
-        state: ``[h, key_dim, value_dim]`` before the first token.
-        tokens: The tokens.
-        num_kept: The state behind this many tokens is returned.
-
-    Returns:
-        Results ``[h, t, value_dim]``, and the state behind the first ``num_kept`` tokens.
-    """
-    results: list[torch.Tensor] = []
-    kept, start = state, 0
-    while start < len(tokens):
-        end = min(start + _CHUNK, len(tokens))
-        if start < num_kept < end < len(tokens):
-            end = num_kept  # the next chunk begins with the kept state
-        chunk = _Chunk(state, tokens.rows(start, end))
-        results.append(chunk.results())
-        if start < num_kept <= end:
-            kept = chunk.state_behind(num_kept - start)
-        if end < len(tokens):
-            state = kept if end == num_kept else chunk.state_behind(end - start)
-        start = end
-    return (results[0] if len(results) == 1 else torch.cat(results, dim=1)), kept
-
-
-class _Chunk:
-    """Tokens that are computed together.
-
-    What a token stores depends on what those before it in the chunk store: a triangular system of equations.
-    """
-
-    def __init__(self, state: torch.Tensor, tokens: DeltaTokens) -> None:
-        self._state = state
-        self._tokens = tokens
-        # [h, t]: the decay from the chunk's begin to each token
-        self._past = tokens.decays.cumsum(dim=1)
-        # [h, t, t]: the decay from one token to a later one. The other half would overflow.
-        self._fading = (self._past.unsqueeze(2) - self._past.unsqueeze(1)).tril().exp().tril()
-        # [h, t, 1]
-        self._faded = self._past.exp().unsqueeze(2)
-        # [h, t, value_dim]: what each token stores
-        self._stored = self._solve()
-
-    def results(self) -> torch.Tensor:
-        """Of each token: ``[h, t, value_dim]``."""
-        tokens = self._tokens
-        # [h, t, t]
-        seen = torch.bmm(tokens.queries, tokens.keys.transpose(1, 2)) * self._fading
-        return self._faded * torch.bmm(tokens.queries, self._state) + torch.bmm(seen, self._stored)
-
-    def state_behind(self, count: int) -> torch.Tensor:
-        """The state behind the first ``count`` tokens, at least one."""
-        last = self._past[:, count - 1 : count]
-        # [h, count, 1]
-        left = (last - self._past[:, :count]).exp().unsqueeze(2)
-        stored = (self._tokens.keys[:, :count] * left).transpose(1, 2)
-        return torch.baddbmm(self._state * last.exp().unsqueeze(2), stored, self._stored[:, :count])
-
-    def _solve(self) -> torch.Tensor:
-        tokens, rates = self._tokens, self._tokens.rates.unsqueeze(2)
-        missing = (tokens.values - self._faded * torch.bmm(tokens.keys, self._state)) * rates
-        if len(tokens) == 1:
-            return missing
-        # [h, t, t]
-        overlap = (torch.bmm(tokens.keys, tokens.keys.transpose(1, 2)) * self._fading * rates).tril(-1)
-        stored: torch.Tensor = torch.linalg.solve_triangular(overlap, missing, upper=False, unitriangular=True)
-        return stored
 
 
 def _unit(rows: torch.Tensor) -> torch.Tensor:

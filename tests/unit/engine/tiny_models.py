@@ -30,9 +30,21 @@ if TYPE_CHECKING:
 
     from helix_jobs.engine.model.decoder import Decoder
 
-ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3", "gemma", "phi3", "gpt2", "gpt_neox", "lfm2", "qwen3_5_text")
+ARCHITECTURES = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gemma",
+    "phi3",
+    "gpt2",
+    "gpt_neox",
+    "lfm2",
+    "qwen3_5_text",
+    "granitemoehybrid",
+)
 # Those with layers that carry a state instead of keys and values.
-RECURRENT = ("lfm2", "qwen3_5_text")
+RECURRENT = ("lfm2", "qwen3_5_text", "granitemoehybrid")
 ALPHABET = string.ascii_lowercase + " .,!?<>"
 EOS = 0
 VOCAB_SIZE = len(ALPHABET) + 2  # "<eos>", "<unk>", then one token a character
@@ -115,6 +127,18 @@ FAMILY_SETTINGS: dict[str, dict[str, Any]] = {
         "head_dim": 8,
         "initializer_range": 0.3,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
+    },
+    "granitemoehybrid": {
+        "num_hidden_layers": 3,
+        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+        "num_local_experts": 0,
+        "shared_intermediate_size": 80,
+        "initializer_range": 0.2,
+        "mamba_n_heads": 6,
+        "mamba_d_head": 16,
+        "mamba_n_groups": 2,
+        "mamba_d_state": 8,
+        "attention_multiplier": 0.3,
     },
 }
 

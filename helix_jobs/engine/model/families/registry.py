@@ -23,6 +23,7 @@ from helix_jobs.engine.model.families import (
     gpt_neox,
     gptj,
     granite,
+    granitemoehybrid,
     helium,
     hunyuan_v1_dense,
     hyperclovax,
@@ -107,6 +108,7 @@ FAMILIES: Final[dict[str, Family]] = {
         cwm,
         lfm2,
         qwen3_5,
+        granitemoehybrid,
     )
 } | {family.model_type: family for family in SPARSE_FAMILIES}
 

@@ -41,6 +41,7 @@ def test_weights_take_what_the_loaded_model_takes(architecture: str, dtype: torc
         "gpt_oss": 2 * 6,
         "hunyuan_v1_moe": 2 * 6 * 48,
         "lfm2": 2 * 3 * 48,
+        "granitemoehybrid": 2 * (5 * 128 + 3 * 6 + 96),
         "qwen3_5_text": 7 * 48 + 2 * 8 + 2 * (4 * 56 + 4 + 4 + 6),
     }.get(architecture, 0) * (4 - dtype.itemsize)
     assert held_bytes(decoder) == sizes.dense_bytes(dtype, packs=False) + kept

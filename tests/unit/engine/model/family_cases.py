@@ -130,6 +130,15 @@ CASES = [
     Case(
         "qwen3_5_text", {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 1.0}}
     ),
+    Case("granitemoehybrid", {"mamba_d_conv": 3}),
+    Case("granitemoehybrid", {"mamba_n_groups": 1}),
+    Case("granitemoehybrid", {"mamba_n_heads": 3, "mamba_d_head": 32, "mamba_n_groups": 1}),
+    *(Case("granitemoehybrid", {key: True}) for key in ("mamba_proj_bias", "attention_bias")),
+    Case("granitemoehybrid", {"mamba_conv_bias": False}),
+    Case("granitemoehybrid", {"position_embedding_type": "rope"}),
+    Case("granitemoehybrid", {"rms_norm_eps": 0.1}),
+    Case("granitemoehybrid", {"embedding_multiplier": 3.0, "residual_multiplier": 0.4, "logits_scaling": 2.5}),
+    Case("granitemoehybrid", {"layer_types": ["full_attention", "linear_attention", "linear_attention"]}),
     Case("gpt_neox", {"use_parallel_residual": False}),
     Case("gpt_neox", {"attention_bias": False}),
     *(Case("gpt_neox", {"rotary_pct": share}) for share in (0.5, 1.0)),

@@ -1,0 +1,79 @@
+"""Granite 4, dense: Mamba-2 in most layers, Granite's factors."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from helix_jobs.engine.model.activations import ACTIVATIONS
+from helix_jobs.engine.model.description import FeedForwardDescription, MambaDescription, UnsupportedSettingError
+from helix_jobs.engine.model.families import llama
+from helix_jobs.engine.model.families.family import Family
+from helix_jobs.engine.model.families.settings import FULL, projection
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from helix_jobs.engine.model.description import LayerDescription, ModelDescription
+
+# As transformers 5 and 4 name the kinds of layers.
+_MAMBA: Final = ("linear_attention", "mamba")
+_ATTENTION: Final = (FULL, "attention")
+
+
+def describe(config: PretrainedConfig) -> ModelDescription:
+    """See ``Family``."""
+    types = tuple(config.layer_types)
+    unknown = sorted({*types} - {*_MAMBA, *_ATTENTION})
+    if unknown:
+        raise UnsupportedSettingError(
+            f"has layers of type {unknown[0]!r}; supported are {_ATTENTION[0]} and {_MAMBA[0]}"
+        )
+    if len(types) != config.num_hidden_layers or not {*types} & {*_ATTENTION}:
+        raise UnsupportedSettingError("needs a type for each of its layers, and full attention in at least one")
+    if config.num_local_experts:
+        raise UnsupportedSettingError("has experts beside layers of recurrent state")
+    if tuple(getattr(config, "time_step_limit", None) or (0.0, math.inf)) != (0.0, math.inf):
+        raise UnsupportedSettingError("limits the time steps of its recurrent layers (time_step_limit)")
+    if config.hidden_act not in ACTIVATIONS:
+        raise UnsupportedSettingError(f"has the activation {config.hidden_act!r:.40}")
+    mamba = MambaDescription(
+        inner=projection("mamba.in_proj"),
+        module="mamba",
+        out=projection("mamba.out_proj"),
+        num_heads=config.mamba_n_heads,
+        head_dim=config.mamba_d_head,
+        num_groups=config.mamba_n_groups,
+        state_dim=config.mamba_d_state,
+        activation=config.hidden_act,
+        eps=float(config.rms_norm_eps),
+    )
+    feed_forward = FeedForwardDescription(
+        inner=projection("shared_mlp.input_linear"),
+        outer=projection("shared_mlp.output_linear"),
+        activation=str(config.hidden_act),
+    )
+    is_rotated = config.position_embedding_type == "rope"
+
+    def layer(index: int, own: LayerDescription) -> LayerDescription:
+        own = replace(own, feed_forward=feed_forward, residual_scale=float(config.residual_multiplier))
+        return replace(own, attention=None, recurrence=mamba) if types[index] in _MAMBA else own
+
+    model = (
+        llama.describe(config)
+        .with_attention(
+            lambda _, own: replace(
+                own, scaling=float(config.attention_multiplier), rotary=own.rotary if is_rotated else None
+            )
+        )
+        .with_layers(layer)
+    )
+    return replace(
+        model,
+        embedding_scale=float(config.embedding_multiplier),
+        logit_scale=1.0 / float(config.logits_scaling),
+    )
+
+
+FAMILY = Family("granitemoehybrid", "GraniteMoeHybridForCausalLM", describe)
