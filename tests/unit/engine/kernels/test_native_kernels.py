@@ -30,6 +30,7 @@ from helix_jobs.engine.weights.linear import DenseLinear
 from helix_jobs.errors import ConfigurationError
 from tests.unit.engine.tiny_models import (
     CPU,
+    RECURRENT,
     as_loaded,
     copy_of,
     loaded,
@@ -110,6 +111,7 @@ ARCHITECTURES = {
     "qwen3": {"head_dim": 16},
     "phi3": {"head_dim": 16, "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
     "gemma": {"head_dim": 16},
+    **{name: {"head_dim": 16} for name in RECURRENT},
 }
 
 

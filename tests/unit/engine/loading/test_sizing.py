@@ -7,11 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from helix_jobs.engine.config import BatchLimits, EngineConfig, SpeculationConfig, defaults_for
+from helix_jobs.engine.config import BatchLimits, EngineConfig, SpeculationConfig, StateConfig, defaults_for
+from helix_jobs.engine.engine import Engine
 from helix_jobs.engine.loading import sizing
 from helix_jobs.engine.loading.cache_size import cache_bytes_beside
+from helix_jobs.errors import InsufficientMemoryError
 from helix_jobs.settings import Settings
-from tests.unit.engine.tiny_models import loaded, tiny_model
+from tests.unit.engine.tiny_models import RECURRENT, loaded, tiny_model
 
 GIB = 1 << 30
 GB = 1_000_000_000
@@ -75,3 +77,34 @@ def test_the_cache_of_a_directml_card_is_sized_by_its_memory(monkeypatch: pytest
     monkeypatch.setattr(sizing, "total_memory", lambda _: 24 * GIB)
     monkeypatch.setattr(sizing, "cache_bytes_beside", lambda used, card, **_: (card == 24 * GIB and used > 0) * 10**7)
     assert sizing.cache_config(models, config, None).num_blocks == 10**7 // (256 * 16)
+
+
+@pytest.mark.parametrize("family", RECURRENT)
+def test_states_are_part_of_the_cache(monkeypatch: pytest.MonkeyPatch, family: str) -> None:
+    monkeypatch.setattr(sizing, "free_memory", lambda _: 10**9)
+    models = loaded(tiny_model(family), "int8")
+    config = EngineConfig(max_batch_size=4, speculation=SpeculationConfig(depth=3, adaptive=False))
+    for megabytes in (1, 2):
+        cache = sizing.cache_config(models, config, megabytes)
+        engine = Engine(models, config, cache)
+        assert 0 < cache.num_snapshots <= 64
+        assert engine.info.kv_cache_bytes <= megabytes * 1_000_000
+        states = engine._step._target.states
+        assert states is not None
+        assert states.num_bytes > 0
+        engine.close()
+
+
+def test_a_batch_whose_states_do_not_fit_is_refused() -> None:
+    models = loaded(tiny_model("qwen3_5_text"))
+    with pytest.raises(InsufficientMemoryError, match="or lower HELIX_MAX_BATCH_SIZE, whose states take 15 MB"):
+        sizing.cache_config(models, EngineConfig(max_batch_size=1000), 1)
+
+
+def test_batch_slots_leave_room_for_keys_and_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    models = loaded(tiny_model("qwen3_5_text"))
+    slot = models.target.decoder.state_bytes(StateConfig(num_slots=1, num_drafts=8))
+    monkeypatch.setattr(sizing, "free_memory", lambda _: 100 * slot)
+    assert sizing.batch_limits(models, Settings.from_environment({})).max_batch_size == 20
+    asked = replace(Settings.from_environment({}), max_batch_size=50)
+    assert sizing.batch_limits(models, asked).max_batch_size == 50
