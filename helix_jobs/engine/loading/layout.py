@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from helix_jobs.engine.loading.model_sizes import skeleton
 from helix_jobs.engine.loading.quantized_checkpoint import is_part_of_quantized
-from helix_jobs.engine.loading.tensor_names import HEAD, canonical, is_computed
+from helix_jobs.engine.loading.tensor_names import HEAD, canonical, is_computed, is_draft_head
 from helix_jobs.errors import ModelError, UnsupportedArchitectureError
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def check_layout(
         short = canonical(tensor)
         if short in needed and short not in there:
             there[short] = stored
-        elif not is_computed(tensor):
+        elif not (is_computed(tensor) or is_draft_head(config.model_type, tensor)):
             unread.append(tensor)
     if unread:
         raise _unread(name, sorted(unread), is_gguf=is_gguf)

@@ -197,3 +197,14 @@ def test_a_config_that_names_another_weight_file(tmp_path: Path) -> None:
     folder = edit_config(save_checkpoint(tmp_path), transformers_weights="other.safetensors")
     with pytest.raises(UnsupportedArchitectureError, match=r"names a weight file of its own \(transformers_weights\)"):
         load(folder)
+
+
+def test_a_head_for_drafts_is_left_out(tmp_path: Path) -> None:
+    def change(weights: Weights) -> None:
+        weights["mtp.layers.0.input_layernorm.weight"] = torch.ones(48)
+
+    model = tiny_model("qwen3_5_text")
+    folder = edit_weights(save_checkpoint(tmp_path / "with", model), change)
+    assert torch.allclose(decoder_logits(load(folder).target.decoder), reference_logits(model), atol=1e-3)
+    with pytest.raises(UnsupportedArchitectureError, match=r"1 weights that .* \(first mtp.layers.0"):
+        load(edit_weights(save_checkpoint(tmp_path / "other"), change))
