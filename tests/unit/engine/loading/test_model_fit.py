@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from helix_jobs.engine.config import EngineConfig, SpeculationConfig
+from helix_jobs.engine.config import EngineConfig, SpeculationConfig, StateConfig
 from helix_jobs.engine.loading import sizing
 from helix_jobs.engine.loading.model_fit import fit
 from helix_jobs.engine.loading.model_pair import ModelPair
@@ -18,7 +18,7 @@ from helix_jobs.engine.model.assembly import build_decoder
 from helix_jobs.engine.model.quantize import quantize
 from helix_jobs.settings import Settings
 from tests.unit.engine.held_tensors import held_bytes
-from tests.unit.engine.tiny_models import CPU, copy_of, loaded, tiny_config, tiny_model
+from tests.unit.engine.tiny_models import CPU, RECURRENT, copy_of, loaded, tiny_config, tiny_model
 
 if TYPE_CHECKING:
     from helix_jobs.engine.loading.model_sizes import ModelSizes
@@ -33,15 +33,19 @@ def sizes_of(**overrides: int) -> ModelSizes:
     return model_sizes("m", tiny_config("llama", **overrides))
 
 
+@pytest.mark.parametrize("architecture", ["llama", *RECURRENT])
 @pytest.mark.parametrize("draft", ["none", "int8"])
-def test_the_cache_is_the_one_that_a_worker_makes(monkeypatch: pytest.MonkeyPatch, draft: str) -> None:
-    models = loaded(tiny_model(), draft)
-    pair = ModelPair(CPU, sizes_of(), wants_int8_copy=draft == "int8")
+def test_the_cache_is_the_one_that_a_worker_makes(
+    monkeypatch: pytest.MonkeyPatch, draft: str, architecture: str
+) -> None:
+    models = loaded(tiny_model(architecture), draft)
+    pair = ModelPair(CPU, model_sizes("m", tiny_config(architecture)), wants_int8_copy=draft == "int8")
     memory = pair.memory(FLOAT32)
     free = 3_000_000
     reckoned = fit(pair, FLOAT32, SETTINGS, 100, free)
     monkeypatch.setattr(sizing, "free_memory", lambda _: free - memory.loaded)
-    config = EngineConfig(max_batch_size=32, speculation=SpeculationConfig())
+    slots = sizing.batch_limits(models, SETTINGS).max_batch_size
+    config = EngineConfig(max_batch_size=slots, speculation=SpeculationConfig())
     assert sizing.cache_config(models, config, None).num_blocks == reckoned.cache_tokens // 16
     assert reckoned.fits
     assert reckoned.sequences == reckoned.cache_tokens // 100 > 0
@@ -51,6 +55,17 @@ def test_a_cache_that_is_set_is_taken_as_it_is() -> None:
     reckoned = fit(ModelPair(CPU, sizes_of()), FLOAT32, replace(SETTINGS, kv_cache_mb=1), 100, 10**9)
     assert reckoned.cache_bytes == 1_000_000
     assert reckoned.cache_tokens == 1_000_000 // (256 * 16) * 16  # 256 bytes a token
+
+
+@pytest.mark.parametrize("architecture", RECURRENT)
+def test_states_are_reckoned_as_those_of_the_loaded_model(architecture: str) -> None:
+    models = loaded(tiny_model(architecture), "int8")
+    assert models.draft is not None
+    pair = ModelPair(CPU, model_sizes("m", tiny_config(architecture)), wants_int8_copy=True)
+    config = StateConfig(num_slots=5, num_snapshots=3, num_drafts=4)
+    decoders = (models.target.decoder, models.draft.decoder)
+    assert pair.state_bytes(FLOAT32, config) == sum(one.state_bytes(config) for one in decoders) > 0
+    assert pair.memory(FLOAT32).state_per_slot > pair.without_draft().memory(FLOAT32).state_per_slot > 0
 
 
 @pytest.mark.parametrize(("free", "fits"), [(10**9, True), (10_000, False), (None, None)])
