@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from helix_jobs.engine.model.description import RecurrenceDescription
     from helix_jobs.engine.model.stored_parts import StoredParts
     from helix_jobs.engine.recurrence.recurrence import Recurrence
-    from helix_jobs.engine.weights.linear import DenseLinear
+    from helix_jobs.engine.weights.linear import Linear
 
 
-def recurrent_products(parts: StoredParts, description: RecurrenceDescription) -> tuple[DenseLinear, DenseLinear]:
+def recurrent_products(parts: StoredParts, description: RecurrenceDescription) -> tuple[Linear, Linear]:
     """The matrix products before and behind a recurrence."""
     order = None
     if isinstance(description, DeltaRuleDescription) and description.is_grouped:
