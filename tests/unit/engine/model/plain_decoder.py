@@ -62,11 +62,15 @@ def attended(
 ) -> torch.Tensor:
     """``[n, num_heads * head_dim]``."""
     n, num_heads, num_kv_heads, head_dim = len(qkv), spec.num_heads, spec.geometry.num_kv_heads, spec.geometry.head_dim
-    if own.clip is not None:
-        qkv = qkv.clamp(-own.clip, own.clip)
+    bound = math.inf if own.clip is None else own.clip
+    norms_rows = own.norm_scope == "row" and own.query_norm is not None
+    if not norms_rows:
+        qkv = qkv.clamp(-bound, bound)
     queries, keys, values = qkv.split((num_heads * head_dim, num_kv_heads * head_dim, num_kv_heads * head_dim), dim=1)
-    if own.norm_scope == "row":
+    if norms_rows:
+        # OLMoE bounds what its norms yield, values included; other models bound what the product yields.
         queries, keys = normed(own.query_norm, queries), normed(own.key_norm, keys)
+        queries, keys, values = (rows.clamp(-bound, bound) for rows in (queries, keys, values))
     queries, keys, values = (rows.reshape(n, -1, head_dim) for rows in (queries, keys, values))
     if own.norm_scope == "head":
         queries, keys = normed(own.query_norm, queries), normed(own.key_norm, keys)
