@@ -121,7 +121,7 @@ CASES = [
     Case("lfm2", {"layer_types": ["full_attention", "conv", "conv"]}),
     Case("lfm2", {"block_auto_adjust_ff_dim": True, "block_multiple_of": 16, "block_ffn_dim_multiplier": 0.9}),
     Case("qwen3_5_text", {"linear_conv_kernel_dim": 3}),
-    Case("qwen3_5_text", {"linear_num_value_heads": 2}),
+    Case("qwen3_5_text", {"linear_num_value_heads": 2, "initializer_range": 0.2}),
     Case("qwen3_5_text", {"linear_num_value_heads": 6, "linear_num_key_heads": 6, "linear_value_head_dim": 16}),
     Case("qwen3_5_text", {"attention_bias": True}),
     Case("qwen3_5_text", {"rms_norm_eps": 0.1}),
