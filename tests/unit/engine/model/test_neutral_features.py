@@ -6,16 +6,20 @@ from dataclasses import MISSING, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 
 from helix_jobs.engine.attention.backend import LayerAttention
 from helix_jobs.engine.attention.dense import DenseAttention
 from helix_jobs.engine.model.assembly import build_decoder
 from helix_jobs.engine.model.decoder import Decoder, DecoderLayer
+from helix_jobs.engine.weights.linear import DenseLinear
 from tests.unit.engine.model.family_cases import Case, error, prompts
-from tests.unit.engine.tiny_models import copy_of, decoder_logits
+from tests.unit.engine.tiny_models import RECURRENT, copy_of, decoder_logits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from helix_jobs.engine.weights.linear import Linear
 
 # Field -> a model that uses it.
 ATTENTION = {
@@ -27,6 +31,7 @@ ATTENTION = {
     "score_cap": Case("gemma2", {"attn_logit_softcapping": 2.0}),
     "clip": Case("olmo", {"clip_qkv": 1.5}),
     "query_factor": Case("ministral3"),
+    "sinks": Case("gpt_oss"),
 }
 LAYER = {
     "attention_out_norm": Case("glm4"),
@@ -34,6 +39,8 @@ LAYER = {
     "residual_scale": Case("granite", {"residual_multiplier": 0.3}),
     "is_parallel": Case("phi"),
 }
+# Fields that have a test of their own below: the layer's products go with them.
+OWN_TEST = {"has_gate", "recurrence"}
 WHOLE = {
     "embedding_scale": Case("gemma"),
     "embedding_norm": Case("nanochat"),
@@ -49,7 +56,7 @@ def defaults(part: type[Any]) -> dict[str, Any]:
 
 def test_every_optional_field_is_tested() -> None:
     assert defaults(LayerAttention).keys() == ATTENTION.keys()
-    assert defaults(DecoderLayer).keys() == LAYER.keys()
+    assert defaults(DecoderLayer).keys() == LAYER.keys() | OWN_TEST
     assert defaults(Decoder).keys() - {"small_steps"} == WHOLE.keys()
 
 
@@ -80,6 +87,42 @@ def test_a_feature_of_a_layer_counts(name: str) -> None:
         return replace(decoder, layers=tuple(replace(layer, **change) for layer in decoder.layers))
 
     assert differs(LAYER[name], neutral) > 1e-3
+
+
+def test_a_gate_of_attention_counts() -> None:
+    def neutral(decoder: Decoder) -> Decoder:
+        def ungated(layer: DecoderLayer) -> DecoderLayer:
+            if not layer.has_gate:
+                return layer
+            weight = dense(layer.qkv).weight
+            rows = len(weight) - decoder.attention.spec.width
+            return replace(layer, has_gate=False, qkv=DenseLinear(weight[:rows], None))
+
+        assert any(layer.has_gate for layer in decoder.layers)
+        return replace(decoder, layers=tuple(map(ungated, decoder.layers)))
+
+    assert differs(Case("qwen3_5_text"), neutral) > 1e-3
+
+
+@pytest.mark.parametrize("family", RECURRENT)
+def test_a_recurrence_counts(family: str) -> None:
+    def neutral(decoder: Decoder) -> Decoder:
+        def without(layer: DecoderLayer) -> DecoderLayer:
+            if layer.recurrence is None:
+                return layer
+            nothing = torch.zeros_like(dense(layer.attention_out).weight)
+            return replace(layer, attention_out=DenseLinear(nothing, None))
+
+        assert any(layer.recurrence is not None for layer in decoder.layers)
+        return replace(decoder, layers=tuple(map(without, decoder.layers)))
+
+    assert differs(Case(family), neutral) > 1e-3
+
+
+def dense(linear: Linear) -> DenseLinear:
+    assert isinstance(linear, DenseLinear)
+    assert linear.bias is None
+    return linear
 
 
 @pytest.mark.parametrize("name", WHOLE)
