@@ -65,25 +65,24 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return made
 
 
+MINISTRAL_3 = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "llama_4_scaling_beta": 0.3,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+}
 # Settings that a family names differently, or cannot do without.
 FAMILY_SETTINGS: dict[str, dict[str, Any]] = {
     "falcon": {"ffn_hidden_size": 80},
     "gptj": {"rotary_dim": 4, "n_inner": 80},
     "gpt_bigcode": {"n_inner": 80, "n_head": 6},
     "opt": {"ffn_dim": 80, "word_embed_proj_dim": 48},
-    "ministral3": {
-        "rope_parameters": {
-            "rope_type": "yarn",
-            "rope_theta": 10000.0,
-            "factor": 4.0,
-            "original_max_position_embeddings": 16,
-            "llama_4_scaling_beta": 0.3,
-            "beta_fast": 32.0,
-            "beta_slow": 1.0,
-            "mscale": 1.0,
-            "mscale_all_dim": 1.0,
-        }
-    },
+    "ministral3": {"rope_parameters": MINISTRAL_3},
     "cwm": {"layer_types": ["full_attention"] * 2, "sliding_window": 300, "bos_token_id": 1},
     **{
         family: {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 300}

@@ -13,7 +13,7 @@ from transformers import CONFIG_MAPPING
 from helix_jobs.engine.loading.pretrained import TRANSFORMERS_MAJOR
 from helix_jobs.engine.model.families.registry import FAMILIES
 from helix_jobs.engine.model.families.sparse_registry import SPARSE_FAMILIES
-from tests.unit.engine.tiny_models import ARCHITECTURES, VOCAB_SIZE, reference_logits, roughen, tiny_model
+from tests.unit.engine.tiny_models import ARCHITECTURES, MINISTRAL_3, VOCAB_SIZE, reference_logits, roughen, tiny_model
 
 if TYPE_CHECKING:
     import torch
@@ -70,17 +70,6 @@ def _expected(case: Case) -> list[torch.Tensor]:
 # Windows shorter than most prompts; two layers, of which one has it.
 WINDOW = {"sliding_window": 7, "layer_types": ["sliding_attention", "full_attention"]}
 ALL_WINDOWS = {**WINDOW, "layer_types": ["sliding_attention"] * 2}
-MINISTRAL_3 = {
-    "rope_type": "yarn",
-    "rope_theta": 10000.0,
-    "factor": 4.0,
-    "original_max_position_embeddings": 16,
-    "llama_4_scaling_beta": 0.3,
-    "beta_fast": 32.0,
-    "beta_slow": 1.0,
-    "mscale": 1.0,
-    "mscale_all_dim": 1.0,
-}
 BY_KIND = {
     "full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0},
     "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
