@@ -36,6 +36,8 @@ class StateTable:
         self._row: int | None = None
         # States that the step under way writes, each with whether it is to become a snapshot.
         self._written: list[tuple[KeptState, bool]] = []
+        # The first token that this step computes.
+        self._start = 0
         # Kept states that are not known to be finite yet: length -> row.
         self._unverified: dict[int, int] = {}
         self._wanted: set[int] = set()
@@ -74,6 +76,7 @@ class StateTable:
             end: The end of its verified tokens; draft tokens may follow.
         """
         self.settle(start)
+        self._start = start
         if self.slot is None:
             self.slot = self._pool.take_slot()
         for length in self._snapshot_lengths(self._length + 1, end):
@@ -91,10 +94,15 @@ class StateTable:
         return StateSpan(self.slot, last.length, last.row)
 
     def settle(self, num_computed: int) -> None:
-        """Move on to the last state behind the first ``num_computed`` tokens; drop states behind more tokens."""
+        """Move on to the last state behind the first ``num_computed`` tokens; drop states behind more tokens.
+
+        Where no more tokens are computed than before the step, it has failed, and all its states are dropped. It may
+        have written none of them, not even those behind drafts that were accepted before.
+        """
         written, self._written = self._written, []
+        has_failed = num_computed <= self._start
         for kept, is_snapshot in written:
-            if kept.length > num_computed:
+            if has_failed or kept.length > num_computed:
                 self._pool.give_back(kept.row)
                 continue
             if is_snapshot:

@@ -144,6 +144,25 @@ def test_a_step_that_fails_is_repeated(family, monkeypatch):
     assert len(failed) > 3
 
 
+def test_a_step_that_fails_before_it_writes_is_repeated_from_the_same_states(family, monkeypatch):
+    engine = tiny_engine(model(family), "same", max_batch_size=4, block_size=1, num_blocks=1600)
+    target = engine._step._target
+    compute = target.run
+    rng, failed = random.Random(1), []
+
+    def failing(*args):
+        if len(engine._scheduler.active) > 1 and rng.random() < 0.4:
+            failed.append(len(engine._scheduler.active))
+            raise torch.OutOfMemoryError
+        return compute(*args)
+
+    monkeypatch.setattr(target, "run", failing)
+    check(family, engine, prompts(), max_tokens=60)
+    # Snapshots of others' texts, too, stand behind the tokens that they name.
+    check(family, engine, [p + answer(family, p, 60)[:50] for p in prompts()], max_tokens=8)
+    assert len(failed) > 3
+
+
 def test_with_few_snapshots_the_oldest_go(family):
     engine = tiny_engine(model(family), "none", depth=0, max_batch_size=3, num_snapshots=2)
     for seed in range(3):

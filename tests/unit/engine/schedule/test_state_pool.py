@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from helix_jobs.engine.config import StateConfig
 from helix_jobs.engine.schedule.prefix_cache import Prefix, PrefixCache
 from helix_jobs.engine.schedule.state_pool import StatePool
@@ -43,6 +45,49 @@ def test_a_step_that_was_not_committed_is_repeated_from_the_same_state() -> None
     failed = table.begin(5, 6)
     again = table.begin(5, 6)
     assert (again.length, again.row) == (failed.length, failed.row) == (5, again.row)
+
+
+def test_a_step_that_failed_leaves_no_snapshot_behind_accepted_drafts() -> None:
+    pool = StatePool(StateConfig(num_slots=1, num_snapshots=1, num_drafts=4))
+    table = StateTable(pool, BLOCK)
+    table.begin(0, 126)
+    table.begin(126, 127)
+    first = table.begin(130, 131)
+    assert [kept.length for kept in first.keeps] == [128, 131], "drafts were accepted past a snapshot"
+    again = table.begin(130, 131)
+    assert (again.length, again.row) == (first.length, first.row) == (127, first.row)
+    table.settle(130)
+    names = prefixes(list(range(131)))
+    table.publish(names, 130)
+    assert pool.longest(names) == 0
+    pool.check_integrity([table])
+
+
+@pytest.mark.parametrize("num_accepted", range(5))
+def test_a_step_that_passed_keeps_its_states_however_many_drafts_are_accepted(num_accepted: int) -> None:
+    pool = StatePool(StateConfig(num_slots=1, num_snapshots=1, num_drafts=4))
+    table = StateTable(pool, BLOCK)
+    table.begin(0, 126)
+    table.begin(126, 127)
+    passed = table.begin(130, 131)
+    following = table.begin(131 + num_accepted, 132 + num_accepted)
+    assert (following.length, following.row) == (131, passed.keeps[-1].row)
+    names = prefixes(list(range(131)))
+    table.publish(names, 131 + num_accepted)
+    assert pool.longest(names) == 128 // BLOCK
+    pool.check_integrity([table])
+
+
+def test_a_prompt_behind_which_a_stop_token_follows_at_once_leaves_its_snapshot() -> None:
+    pool, text = StatePool(StateConfig(num_slots=1, num_snapshots=1)), list(range(10))
+    names = prefixes(text)
+    table = StateTable(pool, BLOCK)
+    table.want_snapshot(9)
+    table.begin(0, 10)
+    table.settle(9)  # nothing was appended: the last known token counts as not computed
+    table.publish(names, 9)
+    assert pool.longest(names) == 2
+    pool.check_integrity([table])
 
 
 def test_accepted_drafts_are_replayed_behind_the_checkpoint() -> None:
