@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from helix_jobs.engine.model.families import llama
 from helix_jobs.engine.model.families.family import Family
-from helix_jobs.engine.model.families.settings import SLIDING, layer_types, rms_norm
+from helix_jobs.engine.model.families.settings import rms_norm, with_windows
 from helix_jobs.engine.model.families.sparse import deepseek_router, experts, shared_expert, with_experts
 
 if TYPE_CHECKING:
@@ -18,14 +18,9 @@ if TYPE_CHECKING:
 
 def describe(config: PretrainedConfig) -> ModelDescription:
     """See ``Family``."""
-    norm, types = rms_norm(config.rms_norm_eps), layer_types(config)
-    model = llama.describe(config).with_attention(
-        lambda index, own: replace(
-            own,
-            query_norm=norm("self_attn.q_norm"),
-            key_norm=norm("self_attn.k_norm"),
-            window=config.sliding_window if types[index] == SLIDING else None,
-        )
+    norm = rms_norm(config.rms_norm_eps)
+    model = with_windows(llama.describe(config), config).with_attention(
+        lambda _, own: replace(own, query_norm=norm("self_attn.q_norm"), key_norm=norm("self_attn.k_norm"))
     )
     shared = shared_expert(config.hidden_act, "mlp.shared_experts")
     made = experts(config.hidden_act, deepseek_router(config), shared=shared)

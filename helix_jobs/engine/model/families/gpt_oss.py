@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from helix_jobs.engine.model.families import llama
 from helix_jobs.engine.model.families.family import Family
-from helix_jobs.engine.model.families.settings import SLIDING, layer_types
+from helix_jobs.engine.model.families.settings import with_windows
 from helix_jobs.engine.model.families.sparse import every_layer, experts, router, with_experts
 
 if TYPE_CHECKING:
@@ -18,11 +18,8 @@ if TYPE_CHECKING:
 
 def describe(config: PretrainedConfig) -> ModelDescription:
     """See ``Family``."""
-    types = layer_types(config)
-    model = llama.describe(config).with_attention(
-        lambda index, own: replace(
-            own, sinks="self_attn.sinks", window=config.sliding_window if types[index] == SLIDING else None
-        )
+    model = with_windows(llama.describe(config), config).with_attention(
+        lambda _, own: replace(own, sinks="self_attn.sinks")
     )
     choice = router(
         config.num_local_experts,

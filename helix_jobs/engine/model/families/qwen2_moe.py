@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from helix_jobs.engine.model.families import llama
 from helix_jobs.engine.model.families.family import Family
 from helix_jobs.engine.model.families.qwen3_moe import has_experts
-from helix_jobs.engine.model.families.settings import SLIDING, layer_types, projection
+from helix_jobs.engine.model.families.settings import projection, with_windows
 from helix_jobs.engine.model.families.sparse import experts, router, shared_expert, with_experts
 
 if TYPE_CHECKING:
@@ -19,10 +19,6 @@ if TYPE_CHECKING:
 
 def describe(config: PretrainedConfig) -> ModelDescription:
     """See ``Family``."""
-    types = layer_types(config)
-    model = llama.describe(config).with_attention(
-        lambda index, own: replace(own, window=config.sliding_window if types[index] == SLIDING else None)
-    )
     choice = router(
         config.num_experts,
         config.num_experts_per_tok,
@@ -33,7 +29,9 @@ def describe(config: PretrainedConfig) -> ModelDescription:
         experts(config.hidden_act, choice, shared=shared_expert(config.hidden_act, "mlp.shared_expert")),
         shared_gate=projection("mlp.shared_expert_gate"),
     )
-    return with_experts(model, lambda _: made, lambda index: has_experts(config, index))
+    return with_experts(
+        with_windows(llama.describe(config), config), lambda _: made, lambda index: has_experts(config, index)
+    )
 
 
 FAMILY = Family("qwen2_moe", "Qwen2MoeForCausalLM", describe)

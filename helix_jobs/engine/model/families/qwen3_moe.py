@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from helix_jobs.engine.model.families import llama
 from helix_jobs.engine.model.families.family import Family
-from helix_jobs.engine.model.families.settings import rms_norm
+from helix_jobs.engine.model.families.settings import rms_norm, with_one_window
 from helix_jobs.engine.model.families.sparse import experts, router, with_experts
 
 if TYPE_CHECKING:
@@ -26,15 +26,9 @@ def has_experts(config: PretrainedConfig, index: int) -> bool:
 def describe(config: PretrainedConfig) -> ModelDescription:
     """See ``Family``."""
     norm = rms_norm(config.rms_norm_eps)
-    model = llama.describe(config).with_attention(
-        lambda _, own: replace(
-            own,
-            query_norm=norm("self_attn.q_norm"),
-            key_norm=norm("self_attn.k_norm"),
-            window=config.sliding_window,
-        )
+    model = with_one_window(llama.describe(config), config).with_attention(
+        lambda _, own: replace(own, query_norm=norm("self_attn.q_norm"), key_norm=norm("self_attn.k_norm"))
     )
-
     choice = router(
         config.num_experts,
         config.num_experts_per_tok,

@@ -127,6 +127,9 @@ WINDOWS = [
 ]
 
 
+SLIDING_LAYERS = {"use_sliding_window": True, "layer_types": ["sliding_attention"] * 2}
+
+
 @pytest.mark.parametrize(("architecture", "settings"), WINDOWS)
 def test_a_windowed_model_is_served_beyond_its_window(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, architecture: str, settings: dict[str, Any]
@@ -150,6 +153,9 @@ def test_a_windowed_model_is_served_beyond_its_window(
     [
         ("mistral", {"sliding_window": 256}),
         ("mistral", {"sliding_window": 4096}),
+        ("mixtral", {"sliding_window": 256}),
+        ("qwen3_moe", {"use_sliding_window": True, "sliding_window": 256}),
+        *((family, {**SLIDING_LAYERS, "sliding_window": 256}) for family in ("dots1", "gpt_oss", "qwen2_moe")),
         ("llama", {"sliding_window": 60}),  # no module of it reads the setting
         ("qwen2", {"use_sliding_window": False, "sliding_window": 60}),
         ("qwen2", {"use_sliding_window": True, "sliding_window": 60, "max_window_layers": 2}),
@@ -159,6 +165,14 @@ def test_a_windowed_model_is_served_beyond_its_window(
 def test_a_window_without_effect_costs_nothing(architecture: str, settings: dict[str, Any]) -> None:
     description = describe(tiny_config(architecture, **settings))
     assert all(layer.attention.window is None for layer in description.layers)
+
+
+@pytest.mark.parametrize("architecture", ["dots1", "gpt_oss", "ministral", "qwen2_moe"])
+def test_layers_with_a_window_of_no_length(architecture: str) -> None:
+    config = tiny_config(architecture, **SLIDING_LAYERS)
+    config.sliding_window = None
+    with pytest.raises(UnsupportedArchitectureError, match="layers of type 'sliding_attention' and no sliding_window"):
+        check_architecture("m", config)
 
 
 def test_long_rotary_scaling_is_served_up_to_where_it_sets_in(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -179,14 +193,13 @@ LLAMA3 = {
     "original_max_position_embeddings": 64,
     "rope_theta": 10000.0,
 }
-QWEN_WINDOW = {"use_sliding_window": True, "layer_types": ["sliding_attention"] * 2}
 
 
 @pytest.mark.parametrize(
     ("architecture", "changes", "message"),
     [
         *((family, {"sliding_window": value}, "sliding_window") for family in ("mistral", "phi3") for value in (0, -5)),
-        *(("qwen2", {**QWEN_WINDOW, "sliding_window": value}, "sliding_window") for value in (0, -5)),
+        *(("qwen2", {**SLIDING_LAYERS, "sliding_window": value}, "sliding_window") for value in (0, -5)),
         *(
             ("phi3", {"original_max_position_embeddings": value, "rope_parameters": LONGROPE}, "original_max_position")
             for value in (0, -5)
