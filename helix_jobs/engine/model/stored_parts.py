@@ -76,7 +76,7 @@ class StoredParts:
 
         Args:
             projection: Their names.
-            order: ``[out_features]`` which of their rows stands where; None for their own order.
+            order: ``[out_features]`` which of their rows stands where, each row once; None for their own order.
         """
         place, modules = self._place, [self.module(name) for name in projection.names]
         stored = [module.weight for module in modules]
@@ -96,6 +96,7 @@ class StoredParts:
         made = DenseLinear.stacked(weights, biases)
         weight, bias = made.weight, made.bias
         if order is not None:
+            assert len(order) == len(weight), "an order names every row"
             weight, bias = weight[order], None if bias is None else bias[order]
         elif len(modules) == 1 and bias is not None:
             return DenseLinear(place.move(weight), place.take(modules[0].bias))

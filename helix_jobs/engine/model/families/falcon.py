@@ -26,6 +26,13 @@ def describe(config: PretrainedConfig) -> ModelDescription:
     is_new, is_parallel = config.new_decoder_architecture, config.new_decoder_architecture or config.parallel_attn
     if is_new and not config.parallel_attn:
         raise UnsupportedSettingError("is a Falcon of the new architecture without parallel attention, which has none")
+    if not is_new and config.parallel_attn and config.num_ln_in_parallel_attn == 2:  # noqa: PLR2004  (a setting's value)
+        raise UnsupportedSettingError("is a Falcon of the old architecture with two norms beside each other")
+    if not (is_new or config.multi_query) and config.num_kv_heads != config.num_attention_heads:
+        raise UnsupportedSettingError(
+            f"is a Falcon of the old architecture with {config.num_kv_heads} key-value heads for "
+            f"{config.num_attention_heads} queries; there each query has its own, or all share one (multi_query)"
+        )
     has_two_norms = is_new and config.num_ln_in_parallel_attn in (None, 2)
     second = norm("ln_mlp") if has_two_norms else None if is_parallel else norm("post_attention_layernorm")
     head_dim = config.hidden_size // config.num_attention_heads

@@ -88,6 +88,18 @@ def test_a_setting_that_would_change_the_computation(
         load(folder)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"multi_query": False, "num_kv_heads": 3}, "of the old architecture with 3 key-value heads for 6 queries"),
+        ({"num_ln_in_parallel_attn": 2}, "of the old architecture with two norms beside each other"),
+    ],
+)
+def test_a_falcon_of_the_old_architecture_with_parts_of_the_new(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UnsupportedArchitectureError, match=message):
+        check_architecture("m", tiny_config("falcon", **changes))
+
+
 def test_positions_that_depend_on_the_batch(tmp_path: Path) -> None:
     rope = {"rope_theta": 10000.0, "rope_type": "dynamic", "factor": 2.0}
     folder = edit_config(save_checkpoint(tmp_path), rope_parameters=rope, rope_scaling=rope)

@@ -10,7 +10,10 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from helix_jobs.engine.attention.rotary import RotaryTable
+from helix_jobs.engine.model.families.settings import projection
 from helix_jobs.engine.model.norms import LayerNorm, RmsNorm
+from helix_jobs.engine.model.placement import Placement
+from helix_jobs.engine.model.stored_parts import StoredParts
 from helix_jobs.engine.weights import linear as linear_module
 from helix_jobs.engine.weights.linear import DenseLinear
 
@@ -86,6 +89,15 @@ def test_stacked_layers_give_what_each_gives_side_by_side() -> None:
     assert DenseLinear.stacked(weights, [None] * 3).bias is None
     alone = DenseLinear.stacked(weights[:1], biases[:1])
     assert alone.weight is weights[0]  # nothing to stack, nothing copied
+
+
+def test_an_order_that_leaves_out_rows_is_a_fault() -> None:
+    inside = torch.nn.ModuleDict({"qkv": torch.nn.Linear(4, 6)})
+    parts = StoredParts(inside, Placement.of(inside))
+    turned = parts.linear(projection("qkv"), torch.arange(6).flip(0))
+    assert torch.equal(turned.weight, inside["qkv"].weight.flip(0))
+    with pytest.raises(AssertionError, match="an order names every row"):
+        parts.linear(projection("qkv"), torch.arange(4))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
