@@ -118,8 +118,17 @@ class Checkpoint:
         return self.blocks.nbytes + (self.parameters - self.blocks.weights) * dtype.itemsize
 
     def copied_weights(self, dtype: torch.dtype) -> int:
-        """Number of weights that reading safetensors in ``dtype`` copies: those stored in another form."""
-        return sum(tensor.elements for tensor in self.tensors.values() if STORED_DTYPES.get(tensor.kind) is not dtype)
+        """Number of weights that reading safetensors in ``dtype`` copies: those stored in another form, or in parts."""
+        return sum(
+            tensor.elements
+            for tensor in self.tensors.values()
+            if tensor.is_merged or STORED_DTYPES.get(tensor.kind) is not dtype
+        )
+
+    @property
+    def is_merged(self) -> bool:
+        """Whether reading it merges tensors, in whichever dtype."""
+        return any(tensor.is_merged for tensor in self.tensors.values())
 
 
 def find_checkpoint(name: str, home: Path, on_progress: Callable[[str], None]) -> Checkpoint:

@@ -119,4 +119,4 @@ def _stacked(name: str, stack: str, experts: list[_Expert]) -> StoredTensor:
                 f"another expert {list(first.shape)}; fetch the model again"
             )
     rows, columns = first.shape
-    return StoredTensor(first.kind, (count, parts * rows, columns))
+    return StoredTensor(first.kind, (count, parts * rows, columns), is_merged=True)

@@ -75,12 +75,17 @@ def check_host_memory(source: ModelSource, dtype: torch.dtype) -> None:
     # The file is mapped; its largest tensor is in memory twice, as stored and as converted.
     needed = 2 * int(source.config.vocab_size) * int(source.config.hidden_size) * dtype.itemsize
     remedy = "close other programs"
-    copied = 0 if checkpoint.is_uniform else checkpoint.copied_weights(dtype) * dtype.itemsize
+    read_in = (checkpoint.dtype if checkpoint.is_uniform else None) or dtype
+    copied = checkpoint.copied_weights(read_in) * read_in.itemsize
     if checkpoint.gguf is not None:  # held there as it is stored, until each tensor is converted
         copied = checkpoint.packed_bytes(dtype)
     if copied > needed:
         needed = copied
-        remedy += ", use a smaller model, or its safetensors in one dtype, which are not held there"
+        remedy += (
+            ", or use a smaller model"
+            if checkpoint.is_merged
+            else ", use a smaller model, or its safetensors in one dtype, which are not held there"
+        )
     available = free_memory(_HOST)
     if available is not None and needed > available:
         raise InsufficientMemoryError(

@@ -32,10 +32,12 @@ class StoredTensor:
     Attributes:
         kind: Its type, as the file format names it: ``BF16``, ``F8_E4M3``, ``Q4_K``.
         shape: Its lengths, outermost first, as torch has them.
+        is_merged: Whether the files hold its parts by themselves, and transformers copies them into one tensor.
     """
 
     kind: str
     shape: tuple[int, ...]
+    is_merged: bool = False
 
     @property
     def elements(self) -> int:

@@ -32,8 +32,8 @@ def matrices(count: int, parts: tuple[str, ...] = ("gate_proj", "up_proj")) -> d
 def test_experts_stored_one_by_one_are_one_tensor() -> None:
     there = {**matrices(4), **matrices(4, ("down_proj",)), "norm.weight": StoredTensor("BF16", (3,))}
     assert with_stacked_experts("m", there) == {
-        "layers.0.mlp.experts.gate_up_proj": StoredTensor("BF16", (4, 10, 3)),
-        "layers.0.mlp.experts.down_proj": StoredTensor("BF16", (4, 5, 3)),
+        "layers.0.mlp.experts.gate_up_proj": StoredTensor("BF16", (4, 10, 3), is_merged=True),
+        "layers.0.mlp.experts.down_proj": StoredTensor("BF16", (4, 5, 3), is_merged=True),
         "norm.weight": StoredTensor("BF16", (3,)),
     }
 

@@ -185,6 +185,24 @@ def test_the_machine_s_own_memory_is_checked_before_a_model_passes_through_it(
         model_memory.check_host_memory(source, torch.float32)
 
 
+@pytest.mark.parametrize("is_uniform", [True, False])
+def test_experts_that_are_merged_are_in_the_machine_s_own_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_uniform: bool
+) -> None:
+    model = copy_of(tiny_model("mixtral"), torch.bfloat16)
+    if not is_uniform:
+        model.model.norm = model.model.norm.float()
+    experts = sum(weight.numel() for name, weight in model.named_parameters() if ".experts." in name)
+    source = model_loader.open_source(str(save_checkpoint(tmp_path / "m", model)), tmp_path, lambda _: None)
+    assert source.checkpoint.is_uniform is is_uniform
+    needed = 2 * experts if is_uniform else 2 * (experts + 48)
+    monkeypatch.setattr(model_memory, "free_memory", lambda _: needed)
+    model_memory.check_host_memory(source, torch.bfloat16)
+    monkeypatch.setattr(model_memory, "free_memory", lambda _: needed - 1)
+    with pytest.raises(InsufficientMemoryError, match=r"that takes .*; close other programs, or use a smaller model$"):
+        model_memory.check_host_memory(source, torch.bfloat16)
+
+
 def test_a_device_that_is_not_the_host_has_its_host_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = save_checkpoint(tmp_path / "m")
     monkeypatch.setattr(model_memory, "free_memory", lambda device: 1 if device.type == "cpu" else None)
