@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from helix_jobs.engine.loading.model_sizes import skeleton
 from helix_jobs.engine.loading.quantized_checkpoint import is_part_of_quantized
-from helix_jobs.engine.loading.tensor_names import HEAD, canonical, is_computed, is_draft_head
+from helix_jobs.engine.loading.tensor_names import HEAD, canonical, is_computed
+from helix_jobs.engine.model.families.registry import FAMILIES
 from helix_jobs.errors import ModelError, UnsupportedArchitectureError
 
 if TYPE_CHECKING:
@@ -36,14 +37,14 @@ def check_layout(
         ModelError: A tensor is missing or has another shape.
         UnsupportedArchitectureError: There is a tensor that would not be read.
     """
-    needed = _needed(name, config)
+    needed, draft_head = _needed(name, config), FAMILIES[config.model_type].draft_head
     there: dict[str, StoredTensor] = {}
     unread = []
     for tensor, stored in tensors.items():
         short = canonical(tensor)
         if short in needed and short not in there:
             there[short] = stored
-        elif not (is_computed(tensor) or is_draft_head(config.model_type, tensor)):
+        elif not (is_computed(tensor) or (draft_head is not None and short.startswith(draft_head))):
             unread.append(tensor)
     if unread:
         raise _unread(name, sorted(unread), is_gguf=is_gguf)

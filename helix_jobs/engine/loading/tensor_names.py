@@ -25,9 +25,6 @@ _COMPUTED: Final = re.compile(
     r"|h\.\d+\.attn\.(bias|masked_bias)"
     r"|layers\.\d+\.attention\.(bias|masked_bias)"
 )
-# Multi-token prediction: layers beside the model. transformers does not read them either.
-_DRAFT_HEAD: Final = "mtp."
-_WITH_DRAFT_HEAD: Final = frozenset({"qwen3_5_text"})
 
 
 def canonical(tensor: str) -> str:
@@ -53,11 +50,6 @@ def is_of_layer_from(count: int, tensor: str) -> bool:
     """Whether the tensor belongs to a layer behind the first ``count``."""
     found = _LAYER.match(canonical(tensor))
     return found is not None and int(found[1]) >= count
-
-
-def is_draft_head(model_type: str, tensor: str) -> bool:
-    """Whether the tensor belongs to a head that drafts further tokens; the model's own logits do not depend on it."""
-    return model_type in _WITH_DRAFT_HEAD and tensor.startswith(_DRAFT_HEAD)
 
 
 def check_layers(name: str, wanted: object, tensors: Iterable[str]) -> None:

@@ -40,4 +40,5 @@ FAMILY = Family(
     "Ernie4_5_MoeForCausalLM",
     describe,
     renames=((".mlp.moe_statics.", ".mlp.gate.moe_statics."),),
+    draft_head="mtp_",
 )

@@ -27,6 +27,7 @@ class Family:
         renames: Parts of the names of weights in checkpoints, and what transformers' modules call them.
         further_layers: The setting that counts layers which checkpoints hold and nobody computes, behind the last one;
             or None.
+        draft_head: Prefix (after ``model.``) of tensors that only draft further tokens, and that nobody reads; or None.
         needs_transformers_5: Whether transformers 4 computes it in modules of other names or in another dtype.
         stores_mxfp4: Whether its checkpoints may hold experts in MXFP4 blocks.
     """
@@ -38,5 +39,6 @@ class Family:
     has_fixed_dynamic_rope: bool = False
     renames: tuple[tuple[str, str], ...] = ()
     further_layers: str | None = None
+    draft_head: str | None = None
     needs_transformers_5: bool = False
     stores_mxfp4: bool = False

@@ -21,4 +21,4 @@ def describe(config: PretrainedConfig) -> ModelDescription:
     return with_delta_layers(config, inner, is_grouped=False)
 
 
-FAMILY = Family("qwen3_5_text", "Qwen3_5ForCausalLM", describe)
+FAMILY = Family("qwen3_5_text", "Qwen3_5ForCausalLM", describe, draft_head="mtp.")

@@ -199,12 +199,20 @@ def test_a_config_that_names_another_weight_file(tmp_path: Path) -> None:
         load(folder)
 
 
-def test_a_head_for_drafts_is_left_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("architecture", "tensor"),
+    [
+        ("qwen3_5_text", "mtp.layers.0.input_layernorm.weight"),
+        ("ernie4_5_moe", "model.mtp_block.0.input_layernorm.weight"),
+    ],
+)
+def test_a_head_for_drafts_is_left_out(tmp_path: Path, architecture: str, tensor: str) -> None:
     def change(weights: Weights) -> None:
-        weights["mtp.layers.0.input_layernorm.weight"] = torch.ones(48)
+        weights[tensor] = torch.ones(48)
 
-    model = tiny_model("qwen3_5_text")
+    model = tiny_model(architecture)
     folder = edit_weights(save_checkpoint(tmp_path / "with", model), change)
-    assert torch.allclose(decoder_logits(load(folder).target.decoder), reference_logits(model), atol=1e-3)
-    with pytest.raises(UnsupportedArchitectureError, match=r"1 weights that .* \(first mtp.layers.0"):
+    got = decoder_logits(load(folder, dtype="float32").target.decoder)
+    assert torch.allclose(got, reference_logits(model), atol=1e-3)
+    with pytest.raises(UnsupportedArchitectureError, match=rf"1 weights that .* \(first {tensor}"):
         load(edit_weights(save_checkpoint(tmp_path / "other"), change))
