@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from helix_jobs.errors import InvalidFieldError
 from helix_jobs.intake.combinations import CHAT_AND_PROMPT
 from helix_jobs.intake.constraint_fields import checked_schema
-from helix_jobs.intake.line_faults import Faults, kind
+from helix_jobs.intake.line_faults import Faults, asks_for_nothing, kind
 from helix_jobs.intake.reasoning_fields import REASONING_FIELDS, check_reasoning
 from helix_jobs.intake.tool_fields import check_tools
 from helix_jobs.json_depth import is_deeper
@@ -82,8 +82,7 @@ def refuse_beside_prompt(values: Mapping[str, Any], prefix: str = "") -> None:
     # Beside choices these are refused whatever the question is.
     told = ("tools", "max_reasoning_tokens", "thinking_token_budget") if values.get("choices") is not None else ()
     for name, nothing in CHAT_FIELDS.items():
-        value = None if name in told else values.get(name)
-        if value is not None and not any(value == other and type(value) is type(other) for other in nothing):
+        if name not in told and not asks_for_nothing(values.get(name), nothing):
             raise CHAT_AND_PROMPT.error(f"{prefix}{name}")
 
 

@@ -9,7 +9,7 @@ from helix_jobs.engine.score_choices import ScoreChoices
 from helix_jobs.errors import InvalidFieldError
 from helix_jobs.intake.combinations import ANSWER_AND_CHOICES, SAMPLING_AND_CHOICES
 from helix_jobs.intake.known_fields import UNSUPPORTED
-from helix_jobs.intake.line_faults import Faults, kind
+from helix_jobs.intake.line_faults import Faults, asks_for_nothing, kind
 from helix_jobs.intake.sampling_fields import SamplingReader
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ _OF_AN_ANSWER: Final = (
     *("guided_grammar", "regex", "ebnf", "json_schema", "grammar"),
     *("tools", "max_reasoning_tokens", "thinking_token_budget"),
 )
-_NOTHING: Final[tuple[Any, ...]] = (None, False, [], "", {"type": "text"})
+_NOTHING: Final[tuple[Any, ...]] = (False, [], "", {"type": "text"})
 
 
 def read_choices(values: Mapping[str, Any], prefix: str = "") -> ScoreChoices | None:
@@ -64,7 +64,7 @@ def read_sampling_beside_choices(values: Mapping[str, Any], prefix: str = "") ->
             given = next((one for one in (name, *_SYNONYMS.get(name, ())) if values.get(one) is not None), name)
             faults.add(SAMPLING_AND_CHOICES.error(f"{prefix}{given}"))
     for name in _OF_AN_ANSWER:
-        if name not in UNSUPPORTED and values.get(name) not in _NOTHING:
+        if name not in UNSUPPORTED and not asks_for_nothing(values.get(name), _NOTHING):
             faults.add(ANSWER_AND_CHOICES.error(f"{prefix}{name}"))
     faults.settle()
     return stored

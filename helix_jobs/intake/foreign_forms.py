@@ -20,9 +20,10 @@ from helix_jobs.intake.foreign_tools import (
     responses_tools,
     tool_path,
 )
-from helix_jobs.intake.gemini_contents import GeminiContents, gemini_text
+from helix_jobs.intake.gemini_contents import GeminiContents, gemini_text, given_ids
+from helix_jobs.intake.gemini_spellings import given_twice, spelled, spellings
 from helix_jobs.intake.gemini_tools import gemini_tools
-from helix_jobs.intake.line_faults import Faults, kind, short
+from helix_jobs.intake.line_faults import Faults, asks_for_nothing, kind, refuse_others, short
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -88,7 +89,7 @@ class ForeignLine:
         ours = max((own for own in self.names if _begins(name, own)), key=len, default=name)
         if message is None or ours not in (message[1], name):
             if (
-                ours in ("tools", name)
+                (ours == "tools" or ours not in self.names)
                 and "tools" in self.names
                 and (tool := tool_path(name, self.names["tools"], self.parameters))
             ):
@@ -180,7 +181,7 @@ def _move_text(text: object, ours: dict[str, Any], faults: Faults) -> None:
     if not isinstance(text, dict):
         faults.add(InvalidFieldError("body.text", f"is {kind(text)}", 'give {"format": {"type": "text"}}'))
         return
-    _refuse_others(text, {"format"}, "body.text.", faults)
+    faults.of(refuse_others, text, {"format"}, "body.text")
     ours.pop("response_format", None)
     _move(text, ours, {"format": "response_format"})
 
@@ -194,16 +195,16 @@ def _anthropic(values: Mapping[str, Any], params: Mapping[str, Any]) -> ForeignL
     }
     known = {*same, *neutral, "messages", "system", "stop_sequences", "metadata", "service_tier"}
     known |= {"thinking", "tools", "tool_choice"}
-    _refuse_others(params, known, "params.", faults)
+    faults.of(refuse_others, params, known, "params")
     _refuse_asking(params, neutral, "params.", faults)
     _move(params, ours, {**{name: name for name in same}, "stop_sequences": "stop"})
     faults.of(anthropic_tools, params, ours)
     faults.of(anthropic_thinking, params, ours)
     messages, has_system = params.get("messages"), params.get("system") not in (None, "", [])
-    translated = AnthropicMessages("params.messages", int(has_system), faults)
+    translated = AnthropicMessages(int(has_system), faults)
     if isinstance(messages, list):
         for index, message in enumerate(messages):
-            translated.add(message, index)
+            translated.add(message, f"params.messages[{index}]")
         messages = translated.messages
     system = _with_system(ours, messages, params.get("system"), "params.system")
     faults.settle()
@@ -217,16 +218,17 @@ def _gemini(values: Mapping[str, Any], request: Mapping[str, Any]) -> ForeignLin
     ours: dict[str, Any] = _envelope(values, {"request", "key"}, faults)
     if values.get("key") is not None:
         ours.setdefault("custom_id", values["key"])
-    config_name = "generation_config" if "generation_config" in request else "generationConfig"
-    system_name = "system_instruction" if "system_instruction" in request else "systemInstruction"
+    config_name = faults.of(spelled, request, "generationConfig", "request")
+    system_name = faults.of(spelled, request, "systemInstruction", "request")
     neutral: dict[str, tuple[Any, ...]] = {"safetySettings": ([],), "safety_settings": ([],)}
-    known = {config_name, system_name, "contents", "model", "tools", "toolConfig", "tool_config", *neutral}
-    _refuse_others(request, known, "request.", faults)
+    twofold = (name for field in ("generationConfig", "systemInstruction", "toolConfig") for name in spellings(field))
+    known = {*twofold, "contents", "model", "tools", *neutral}
+    faults.of(refuse_others, request, known, "request")
     _refuse_asking(request, neutral, "request.", faults)
     names = {"custom_id": "key", "messages": "request.contents", "prompt": "request.contents"}
     faults.of(gemini_tools, request, ours, names)
     _move(request, ours, {"model": "model"})
-    config = request.get(config_name) or {}
+    config = {} if request.get(config_name) is None else request[config_name]
     if not isinstance(config, dict):
         faults.add(InvalidFieldError(f"request.{config_name}", f"is {kind(config)}", "give an object"))
         config = {}
@@ -237,9 +239,9 @@ def _gemini(values: Mapping[str, Any], request: Mapping[str, Any]) -> ForeignLin
         faults.add(InvalidFieldError("request.contents", reason, 'give [{"role": "user", "parts": [{"text": "..."}]}]'))
         contents = []
     text = None if instruction is None else faults.of(gemini_text, instruction, f"request.{system_name}")
-    translated = GeminiContents("request.contents", int(bool(text)), faults)
+    translated = GeminiContents(int(bool(text)), faults, given_ids(contents))
     for index, content in enumerate(contents):
-        translated.add(content, index)
+        translated.add(content, f"request.contents[{index}]")
     names |= translated.names
     system = _with_system(ours, translated.messages, text, f"request.{system_name}")
     faults.settle()
@@ -249,22 +251,26 @@ def _gemini(values: Mapping[str, Any], request: Mapping[str, Any]) -> ForeignLin
 def _gemini_config(config: Mapping[str, Any], prefix: str, ours: dict[str, Any], faults: Faults) -> dict[str, str]:
     """Move the fields of a generation config; return our names of them with their own paths."""
     names: dict[str, str] = {}
+    spelled_as: dict[str, str] = {}
     for name, value in config.items():
+        if value is None:
+            continue
         path, plain = f"{prefix}.{short(name)}", name.replace("_", "").lower()
-        if plain in _GEMINI_SAMPLING:
+        if spelled_as.setdefault(plain, name) != name:
+            faults.add(given_twice(path, short(spelled_as[plain])))
+        elif plain in _GEMINI_SAMPLING:
             ours[_GEMINI_SAMPLING[plain]], names[_GEMINI_SAMPLING[plain]] = value, path
-        elif plain == "thinkingconfig" and value is not None:
-            faults.of(gemini_thinking, value, path, ours)
-            names["max_reasoning_tokens"] = f"{path}.thinkingBudget"
+        elif plain == "thinkingconfig":
+            faults.of(gemini_thinking, value, path, ours, names)
         elif (plain, value) == ("responsemimetype", "application/json"):
             ours.setdefault("response_format", {"type": "json_object"})
-        elif plain == "responsejsonschema" and value is not None:
+        elif plain == "responsejsonschema":
             ours["response_format"] = {"type": "json_schema", "schema": value}
             names["response_format.schema"] = path
-        elif plain == "responseschema" and value is not None:
+        elif plain == "responseschema":
             remedy = "give responseJsonSchema, with the types in small letters"
             faults.add(InvalidFieldError(path, "is in OpenAPI's form, not a JSON schema", remedy))
-        elif value is not None and (plain, value) != ("responsemimetype", "text/plain"):
+        elif (plain, value) != ("responsemimetype", "text/plain"):
             faults.add(InvalidFieldError(path, "asks for something Helix does not do", "remove it"))
     return names
 
@@ -287,7 +293,7 @@ def _sharegpt(values: Mapping[str, Any]) -> ForeignLine:
             remedy = f"give one of {', '.join(_SHAREGPT_ROLES)}"
             faults.add(InvalidFieldError(f"{path}.from", "is none of the speakers that a chat has", remedy))
             continue
-        _refuse_others(turn, {"from", "value"}, f"{path}.", faults)
+        faults.of(refuse_others, turn, {"from", "value"}, path)
         messages.append({"role": _SHAREGPT_ROLES[speaker], "content": turn.get("value")})
     if messages and isinstance(messages[-1], dict) and messages[-1].get("role") == "assistant":
         remedy = "take its answer away with: jq -c 'del(.conversations[-1])'"
@@ -298,7 +304,7 @@ def _sharegpt(values: Mapping[str, Any]) -> ForeignLine:
 
 
 def _envelope(values: Mapping[str, Any], marks: Iterable[str], faults: Faults) -> dict[str, Any]:
-    _refuse_others(values, {*_ENVELOPE, *marks}, "", faults)
+    faults.of(refuse_others, values, {*_ENVELOPE, *marks})
     return {name: values[name] for name in _ENVELOPE if name in values}
 
 
@@ -315,17 +321,9 @@ def _move(theirs: Mapping[str, Any], ours: dict[str, Any], names: Mapping[str, s
     ours.update({new: theirs[old] for old, new in names.items() if old in theirs})
 
 
-def _refuse_others(values: Mapping[str, Any], known: Iterable[str], prefix: str, faults: Faults) -> None:
-    names = frozenset(known)
-    for name, value in values.items():
-        if name not in names and value is not None:
-            faults.add(InvalidFieldError(f"{prefix}{short(name)}", "is not a field that is taken here", "remove it"))
-
-
 def _refuse_asking(
     values: Mapping[str, Any], neutral: Mapping[str, tuple[Any, ...]], prefix: str, faults: Faults
 ) -> None:
     for name, nothing in neutral.items():
-        value = values.get(name)
-        if value is not None and not any(type(value) is type(other) and value == other for other in nothing):
+        if not asks_for_nothing(values.get(name), nothing):
             faults.add(InvalidFieldError(f"{prefix}{name}", "asks for something Helix does not do", "remove it"))

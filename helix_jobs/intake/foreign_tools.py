@@ -9,14 +9,15 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 from helix_jobs.errors import InvalidFieldError
-from helix_jobs.intake.line_faults import kind, short
+from helix_jobs.intake.gemini_spellings import spelled, spellings
+from helix_jobs.intake.line_faults import kind, refuse_others
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _TOOL_PATH: Final = re.compile(r"((?:body\.)?tools)(\[\d+\])?(?:\.function)?(\..*)?", re.DOTALL)
 _ANTHROPIC_CHOICES: Final[Mapping[str, str]] = {"auto": "auto", "any": "required", "none": "none"}
-_ANTHROPIC_FIELDS: Final = frozenset({"name", "description", "input_schema"})
+_ANTHROPIC_FIELDS: Final = frozenset({"type", "name", "description", "input_schema"})
 
 
 def anthropic_tools(params: Mapping[str, Any], ours: dict[str, Any]) -> None:
@@ -48,9 +49,7 @@ def _anthropic_tool(tool: object, path: str) -> object:
         return tool
     if tool.get("type", "custom") != "custom":
         raise InvalidFieldError(f"{path}.type", "is a tool that runs at the provider", "give tools of your own")
-    for name, value in tool.items():
-        if name not in _ANTHROPIC_FIELDS and name != "type" and value is not None:
-            raise InvalidFieldError(f"{path}.{short(name)}", "is not a field that is taken here", "remove it")
+    refuse_others(tool, _ANTHROPIC_FIELDS, path)
     function = {name: value for name, value in tool.items() if name in ("name", "description")}
     return {"type": "function", "function": {**function, "parameters": tool.get("input_schema")}}
 
@@ -97,28 +96,24 @@ def responses_thinking(body: Mapping[str, Any], ours: dict[str, Any]) -> None:
         return
     if not isinstance(reasoning, dict):
         raise InvalidFieldError("body.reasoning", f"is {kind(reasoning)}", 'give {"effort": "low"}, or remove it')
-    for name, value in reasoning.items():
-        if name != "effort" and value is not None:
-            raise InvalidFieldError(f"body.reasoning.{short(name)}", "is not a field that is taken here", "remove it")
+    refuse_others(reasoning, ("effort",), "body.reasoning")
     if reasoning.get("effort") is not None:
         ours["reasoning_effort"] = reasoning["effort"]
 
 
-def gemini_thinking(config: object, path: str, ours: dict[str, Any]) -> None:
-    """Set the thinking's budget from Gemini's ``thinkingConfig``; -1 leaves it to the model.
+def gemini_thinking(config: object, path: str, ours: dict[str, Any], names: dict[str, str]) -> None:
+    """Set the thinking's budget from Gemini's ``thinkingConfig``, and note its path; -1 leaves it to the model.
 
     Raises:
         InvalidFieldError: The setting asks for more than a budget.
     """
     if not isinstance(config, dict):
         raise InvalidFieldError(path, f"is {kind(config)}", 'give {"thinkingBudget": 1024}')
-    for name, value in config.items():
-        plain = name.replace("_", "").lower()
-        if plain == "thinkingbudget":
-            if value not in (None, -1):
-                ours["max_reasoning_tokens"] = value
-        elif plain != "includethoughts" and value is not None:
-            raise InvalidFieldError(f"{path}.{short(name)}", "is not a field that is taken here", "remove it")
+    name = spelled(config, "thinkingBudget", path)
+    refuse_others(config, {name, *spellings("includeThoughts")}, path)
+    names["max_reasoning_tokens"] = f"{path}.{name}"
+    if config.get(name) not in (None, -1):
+        ours["max_reasoning_tokens"] = config[name]
 
 
 def tool_path(name: str, theirs: str, parameters: str) -> str | None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from helix_jobs.errors import InvalidFieldError
-from helix_jobs.intake.line_faults import Faults, kind, short
+from helix_jobs.intake.gemini_spellings import spelled, spellings
+from helix_jobs.intake.line_faults import Faults, kind, refuse_others, short
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,6 +18,7 @@ _MODES: Final[Mapping[str, str]] = {"AUTO": "auto", "ANY": "required", "NONE": "
 _TYPES: Final = frozenset({"STRING", "NUMBER", "INTEGER", "BOOLEAN", "ARRAY", "OBJECT", "NULL"})
 _COUNTS: Final = ("minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties")
 _DECLARATION: Final = frozenset({"name", "description", "parameters", "parametersJsonSchema"})
+_CONFIG: Final = 'give {"functionCallingConfig": {"mode": "AUTO"}}'
 _AT_THE_PROVIDER: Final = "is a tool that runs at the provider"
 
 
@@ -28,21 +30,23 @@ def gemini_tools(request: Mapping[str, Any], ours: dict[str, Any], names: dict[s
         InvalidFieldsError: Several are.
     """
     tools = request.get("tools")
-    if tools in (None, []):
-        return
-    if not isinstance(tools, list):
+    if tools is not None and not isinstance(tools, list):
         raise InvalidFieldError("request.tools", f"is {kind(tools)}", 'give [{"functionDeclarations": [...]}]')
     faults = Faults()
-    ours["tools"], names["tools"] = [], "request.tools"
-    for index, tool in enumerate(tools):
-        faults.of(_add_declarations, tool, f"request.tools[{index}]", ours["tools"], names)
-    name = "tool_config" if "tool_config" in request else "toolConfig"
+    functions: list[Any] = []
+    for index, tool in enumerate(tools or ()):
+        faults.of(_add_declarations, tool, f"request.tools[{index}]", functions, names)
+    if tools:
+        ours["tools"], names["tools"] = functions, "request.tools"
+    faults.of(_set_choice, request, functions, ours, names)
+    faults.settle()
+
+
+def _set_choice(request: Mapping[str, Any], functions: list[Any], ours: dict[str, Any], names: dict[str, str]) -> None:
+    name = spelled(request, "toolConfig", "request")
     if request.get(name) is not None:
         names["tool_choice"] = f"request.{name}"
-        choice = faults.of(_choice, request[name], f"request.{name}", ours["tools"])
-        if choice is not None:
-            ours["tool_choice"] = choice
-    faults.settle()
+        ours["tool_choice"] = _choice(request[name], f"request.{name}", functions)
 
 
 def _add_declarations(tool: object, path: str, found: list[Any], names: dict[str, str]) -> None:
@@ -66,9 +70,7 @@ def _function(declaration: object, place: str) -> tuple[dict[str, Any], str]:
     """A function in our form, and the field in which its parameters stand."""
     if not isinstance(declaration, dict):
         raise InvalidFieldError(place, f"is {kind(declaration)}", 'give {"name": "...", "parameters": {...}}')
-    for name, value in declaration.items():
-        if name not in _DECLARATION and value is not None:
-            raise InvalidFieldError(f"{place}.{short(name)}", "is not a field that is taken here", "remove it")
+    refuse_others(declaration, _DECLARATION, place)
     function = {name: declaration[name] for name in ("name", "description") if name in declaration}
     field = "parametersJsonSchema" if declaration.get("parametersJsonSchema") is not None else "parameters"
     if declaration.get(field) is not None:
@@ -99,29 +101,30 @@ def _json_schema(schema: Any) -> Any:  # noqa: ANN401  (JSON)
 
 
 def _choice(config: object, path: str, tools: list[Any]) -> Any:  # noqa: ANN401  (JSON)
-    """``tool_choice`` from a tool config; None leaves it to the model."""
-    calling = None
-    if isinstance(config, dict):
-        for name, value in config.items():
-            if name in ("functionCallingConfig", "function_calling_config"):
-                calling, path = value, f"{path}.{name}"
-            elif value is not None:
-                raise InvalidFieldError(f"{path}.{short(name)}", "is not a field that is taken here", "remove it")
+    """``tool_choice`` from a tool config."""
+    if not isinstance(config, dict):
+        raise InvalidFieldError(path, "is no known choice", _CONFIG)
+    name = spelled(config, "functionCallingConfig", path)
+    refuse_others(config, spellings("functionCallingConfig"), path)
+    calling = config.get(name)
     if not isinstance(calling, dict):
-        raise InvalidFieldError(path, "is no known choice", 'give {"functionCallingConfig": {"mode": "AUTO"}}')
-    mode, allowed = (
-        calling.get("mode", "AUTO"),
-        calling.get("allowedFunctionNames", calling.get("allowed_function_names")),
-    )
+        raise InvalidFieldError(path, "is no known choice", _CONFIG)
+    path = f"{path}.{name}"
+    allowed_name = spelled(calling, "allowedFunctionNames", path)
+    refuse_others(calling, {"mode", *spellings("allowedFunctionNames")}, path)
+    mode, allowed, field = calling.get("mode", "AUTO"), calling.get(allowed_name), f"{path}.{allowed_name}"
     if not isinstance(mode, str) or mode.upper() not in _MODES:
         raise InvalidFieldError(f"{path}.mode", "is no known choice", f"give one of {', '.join(_MODES)}")
     choice = _MODES[mode.upper()]
-    if not allowed or choice != "required":
+    if allowed in (None, []):
         return choice
-    offered = [tool["function"].get("name") for tool in tools]
-    if isinstance(allowed, list) and len(allowed) == 1:
+    if not isinstance(allowed, list):
+        raise InvalidFieldError(field, f"is {kind(allowed)}", "give a list of functions' names")
+    if choice != "required":
+        raise InvalidFieldError(field, "stands beside a mode other than ANY", "give mode ANY, or remove it")
+    if len(allowed) == 1:
         return {"type": "function", "function": {"name": allowed[0]}}
-    if isinstance(allowed, list) and all(name in allowed for name in offered):
+    if all(tool["function"].get("name") in allowed for tool in tools):
         return choice
     remedy = "name one function, or declare those alone that may be called"
-    raise InvalidFieldError(f"{path}.allowedFunctionNames", "names some functions of several", remedy)
+    raise InvalidFieldError(field, "names some functions of several", remedy)

@@ -9,7 +9,7 @@ from helix_jobs.engine.sampling_params import SAMPLING_FIELDS
 from helix_jobs.errors import InvalidFieldError
 from helix_jobs.intake.chat_fields import CHAT_FIELDS
 from helix_jobs.intake.constraint_fields import CONSTRAINT_FIELDS
-from helix_jobs.intake.line_faults import short
+from helix_jobs.intake.line_faults import asks_for_nothing, short
 from helix_jobs.intake.logprob_fields import LOGPROB_FIELDS
 
 if TYPE_CHECKING:
@@ -185,16 +185,9 @@ def refuse_unsupported(values: Mapping[str, Any], faults: Faults, prefix: str = 
     if values.keys().isdisjoint(_NEUTRAL.keys()):
         return
     for name in values:
-        if name in _NEUTRAL and not _asks_for_nothing(values[name], _NEUTRAL[name]):
+        if name in _NEUTRAL and not asks_for_nothing(values[name], _NEUTRAL[name]):
             reason = "asks for something Helix does not do"
             faults.add(InvalidFieldError(f"{prefix}{name}", reason, _HINTS.get(name, "remove it")))
-
-
-def _asks_for_nothing(value: object, neutral: tuple[Any, ...]) -> bool:
-    # Python has True == 1 and False == 0; JSON has not. 1 and 1.0 are the same number in both.
-    return value is None or any(
-        value == other and isinstance(value, bool) == isinstance(other, bool) for other in neutral
-    )
 
 
 def _remedy(name: str, values: Mapping[str, Any]) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, TypeVar, TypeVarTuple, Unpack, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, TypeVarTuple, Unpack, cast
 
 from helix_jobs.errors import InvalidFieldError, InvalidFieldsError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
 WHOLE_LINE: Final = "(line)"
 
@@ -67,6 +67,34 @@ class Faults:
             raise InvalidFieldsError(tuple(self._found[:_MAX_FAULTS]))
         if self._found:
             raise self._found[0]
+
+
+def refuse_others(values: Mapping[str, Any], known: Collection[str], path: str = "") -> None:
+    """Refuse every field but the known ones, unless it is null.
+
+    Args:
+        values: The fields that were given.
+        known: The names of those that have a meaning here.
+        path: Where they stand in the line; empty for the line itself.
+
+    Raises:
+        InvalidFieldError: There is another field.
+        InvalidFieldsError: There are several.
+    """
+    faults = Faults()
+    for name, value in values.items():
+        if name not in known and value is not None:
+            field = f"{path}.{short(name)}" if path else short(name)
+            faults.add(InvalidFieldError(field, "is not a field that is taken here", "remove it"))
+    faults.settle()
+
+
+def asks_for_nothing(value: object, neutral: tuple[Any, ...]) -> bool:
+    """Whether a field is null or has one of the values that change nothing."""
+    # Python has True == 1 and False == 0; JSON has not. 1 and 1.0 are the same number in both.
+    return value is None or any(
+        value == other and isinstance(value, bool) == isinstance(other, bool) for other in neutral
+    )
 
 
 def kind(value: object) -> str:

@@ -181,7 +181,8 @@ names = st.sampled_from(
      "text", "from", "value", "system", "systemInstruction", "generationConfig", "topP", "role", "messages", "content",
      "type", "custom_id", "max_output_tokens", "instructions", "stop_sequences", "tools", "functionDeclarations",
      "name", "parameters", "toolConfig", "functionCallingConfig", "mode", "allowedFunctionNames", "functionCall",
-     "args", "functionResponse", "response", "thought", "tool_use_id", "input_schema"]
+     "args", "functionResponse", "response", "thought", "tool_use_id", "input_schema",
+     "tool_calls", "reasoning_content"]
 )  # fmt: skip
 leaves = (
     st.none() | st.booleans() | st.integers(-2, 2) | st.floats() | st.text(max_size=3)

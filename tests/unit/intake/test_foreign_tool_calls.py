@@ -94,6 +94,10 @@ def of_functions(*functions, **config):
     return {**tools, "toolConfig": {"functionCallingConfig": config}} if config else tools
 
 
+def many(part):
+    return [part] * 129
+
+
 def request_of(line):
     item = read_one(line)
     assert isinstance(item, NewJob), item
@@ -164,6 +168,29 @@ def test_responses_of_gemini_answer_the_calls_in_their_order_or_by_their_ids():
     ]
 
 
+def test_ids_made_up_for_calls_of_gemini_are_none_of_the_file_s():
+    calls = [{"functionCall": {"name": "f"}}, {"functionCall": {"id": "call_1", "name": "f"}}]
+    answers = [{"functionResponse": {"id": "call_1", "name": "f", "response": {}}}]
+    line = gemini(THEATERS[0], {"role": "model", "parts": calls}, {"role": "user", "parts": answers}, THEATERS[0])
+    _, called, response, _ = request_of(line)["messages"]
+    assert [call["id"] for call in called["tool_calls"]] == ["call_2", "call_1"]
+    assert response["tool_call_id"] == "call_1"
+
+
+def test_nulls_and_what_is_no_thought_stand_beside_a_call():
+    call = {**GEMINI_CALL, "thought": False, "text": None}
+    line = gemini(THEATERS[0], {"role": "model", "parts": [call]}, {"role": "user", "parts": [GEMINI_RESPONSE]})
+    assert [message["role"] for message in request_of(line)["messages"]] == ["user", "assistant", "tool"]
+    used = {**USED, "tool_calls": None, "reasoning_content": None}
+    assert "tool_calls" in request_of(anthropic(ASKED, used, ANSWERED))["messages"][1]
+
+
+@pytest.mark.parametrize("mode", ["AUTO", "NONE"])
+def test_a_choice_of_gemini_that_asks_for_nothing_needs_no_tools(mode):
+    request = request_of(gemini(THEATERS[0], toolConfig={"functionCallingConfig": {"mode": mode}}))
+    assert request.keys().isdisjoint({"tools", "tool_choice"})
+
+
 LIGHT = {"name": "light", "parametersJsonSchema": {"type": "object", "properties": {"on": {"type": "boolean"}}}}
 NAMED = {"type": "function", "function": {"name": "light"}}
 
@@ -190,6 +217,9 @@ def test_no_function_is_shown_where_gemini_forbids_calls():
 USER = {"role": "user", "content": "hi"}
 BAD_NAME = {"role": "assistant", "content": [{"type": "tool_use", "id": "a", "name": "no name", "input": {}}]}
 BAD_INPUT = {"role": "assistant", "content": [{"type": "tool_use", "id": "a", "name": "f", "input": "x"}]}
+OPENAI_CALLS = [{"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
+THOUGHT = {"role": "assistant", "content": [{"type": "thinking", "thinking": "x"}, {"type": "text", "text": "a"}]}
+NOT_TAKEN = "is not a field that is taken here"
 GEMINI_CALL = {"functionCall": {"name": "light"}}
 GEMINI_RESPONSE = {"functionResponse": {"name": "light", "response": {}}}
 
@@ -237,6 +267,63 @@ GEMINI_RESPONSE = {"functionResponse": {"name": "light", "response": {}}}
          "request.contents[1].parts[0].functionCall.args", "is a list"),
         (gemini(THEATERS[0], {"role": "model", "parts": [GEMINI_CALL]}),
          "request.contents[1].parts[0].functionCall", "stand in the last message"),
+        (anthropic(USER, {**USED, "tool_calls": "junk"}, ANSWERED), "params.messages[1].tool_calls", NOT_TAKEN),
+        (anthropic(USER, {**USED, "tool_calls": {}}, ANSWERED), "params.messages[1].tool_calls", NOT_TAKEN),
+        (anthropic(USER, {"role": "assistant", "content": "a", "tool_calls": OPENAI_CALLS}, USER),
+         "params.messages[1].tool_calls", NOT_TAKEN),
+        (anthropic(USER, {**THOUGHT, "reasoning_content": 5}, USER),
+         "params.messages[1].reasoning_content", NOT_TAKEN),
+        (anthropic(USER, {"role": "assistant", "content": many({"type": "tool_use", "id": "a", "name": "f"})}, USER),
+         "params.messages[1].content[0]", "holds 129 calls"),
+        (gemini(THEATERS[0], {"role": "model", "parts": many({"functionCall": {"name": "f"}})}, THEATERS[0]),
+         "request.contents[1].parts[0].functionCall", "holds 129 calls"),
+        (gemini(THEATERS[0], **of_functions({"name": "f", "parameters": "x"})),
+         "request.tools[0].functionDeclarations[0].parameters", "is a string"),
+        (gemini(THEATERS[0], toolConfig=17), "request.toolConfig", "is no known choice"),
+        (gemini(THEATERS[0], toolConfig={"functionCallingConfig": {"mode": "ANY"}}),
+         "request.toolConfig", "stands without tools"),
+        (gemini(THEATERS[0], tools=[], toolConfig={"functionCallingConfig": {"mode": "ANY"}}),
+         "request.toolConfig", "stands without tools"),
+        (gemini(THEATERS[0], toolConfig={"functionCallingConfig": {"mode": 1}}),
+         "request.toolConfig.functionCallingConfig.mode", "is no known choice"),
+        (gemini(THEATERS[0], **of_functions(LIGHT, mode="AUTO", mystery=1)),
+         "request.toolConfig.functionCallingConfig.mystery", NOT_TAKEN),
+        (gemini(THEATERS[0], **of_functions(LIGHT, mode="AUTO", allowedFunctionNames=["light"])),
+         "request.toolConfig.functionCallingConfig.allowedFunctionNames", "stands beside a mode other than ANY"),
+        (gemini(THEATERS[0], **of_functions(LIGHT, mode="AUTO", allowed_function_names=["light"])),
+         "request.toolConfig.functionCallingConfig.allowed_function_names", "stands beside a mode other than ANY"),
+        (gemini(THEATERS[0], **of_functions(LIGHT, mode="ANY", allowed_function_names=0)),
+         "request.toolConfig.functionCallingConfig.allowed_function_names", "is a number"),
+        (gemini(THEATERS[0], **of_functions(LIGHT, FIND_THEATERS, {"name": "g"}, mode="ANY",
+                                            allowed_function_names=["light", "g"])),
+         "request.toolConfig.functionCallingConfig.allowed_function_names", "names some functions of several"),
+        (gemini(THEATERS[0], **of_functions(LIGHT, mode="ANY"), tool_config={}),
+         "request.tool_config", "is given twice, as toolConfig, too"),
+        (gemini(THEATERS[0], **of_functions(LIGHT),
+                toolConfig={"functionCallingConfig": {"mode": "ANY"}, "function_calling_config": {}}),
+         "request.toolConfig.function_calling_config", "is given twice, as functionCallingConfig, too"),
+        (gemini(THEATERS[0], **of_functions(LIGHT, mode="ANY", allowedFunctionNames=[], allowed_function_names=[])),
+         "request.toolConfig.functionCallingConfig.allowed_function_names",
+         "is given twice, as allowedFunctionNames, too"),
+        (gemini(THEATERS[0], generation_config=0), "request.generation_config", "is a number"),
+        (gemini(THEATERS[0], generationConfig={"topP": 0.5}, generation_config={}),
+         "request.generation_config", "is given twice, as generationConfig, too"),
+        (gemini(THEATERS[0], generationConfig={"topP": 0.5, "top_p": 1}),
+         "request.generationConfig.top_p", "is given twice, as topP, too"),
+        (gemini(THEATERS[0], {"role": "model", "parts": [{**GEMINI_CALL, "mystery": 1}]}, THEATERS[0]),
+         "request.contents[1].parts[0].mystery", NOT_TAKEN),
+        (gemini(THEATERS[0], {"role": "model", "parts": [{**GEMINI_CALL, "thought": True}]}, THEATERS[0]),
+         "request.contents[1].parts[0].thought", "stands beside functionCall"),
+        (gemini(THEATERS[0], {"role": "model", "parts": [{**GEMINI_CALL, "function_call": {"name": "g"}}]}, USER),
+         "request.contents[1].parts[0].function_call", "stands beside functionCall"),
+        (gemini(THEATERS[0], {"role": "model", "parts": [{**GEMINI_CALL, "text": "a"}]}, THEATERS[0]),
+         "request.contents[1].parts[0].text", "stands beside functionCall"),
+        (gemini(THEATERS[0], {"role": "model", "parts": [{"function_call": {"name": "f", "id": 7}}]}, THEATERS[0]),
+         "request.contents[1].parts[0].function_call.id", "is no short string"),
+        (gemini(THEATERS[0], {"role": "model", "parts": [{"function_call": {}}]}, THEATERS[0]),
+         "request.contents[1].parts[0].function_call.name", "is missing"),
+        (gemini(THEATERS[0], {"role": "user", "parts": [{"function_response": {"name": "f", "response": {}}}]}),
+         "request.contents[1].parts[0].function_response", "is the response of no call"),
     ],
 )  # fmt: skip
 def test_what_has_no_counterpart_is_refused_by_its_own_path(line, field, reason):

@@ -210,6 +210,8 @@ def test_wrong_choices_are_refused_in_every_form(fields: dict[str, Any], field: 
         {"response_format": {"type": "json_object"}},
         {"guided_regex": "a+"},
         {"tools": [{"type": "function", "function": {"name": "f"}}]},
+        {"max_reasoning_tokens": 0},
+        {"thinking_token_budget": 0},
     ],
 )
 def test_what_says_how_text_is_made_has_no_meaning_beside_choices(field: dict[str, Any]) -> None:
