@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 from helix_jobs.engine.loading.gguf_names import GGUF_ARCHITECTURES
 from helix_jobs.engine.model.architecture import SUPPORTED_MODEL_TYPES
 from helix_jobs.engine.model.not_served import NOT_SERVED
+from helix_jobs.engine.model.text_tower import TEXT_TOWERS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,9 +34,10 @@ class ServedType:
 
 
 def served_types() -> list[ServedType]:
-    """Every model type that is served."""
+    """Every model type that is served; the last are checkpoints that also read images, served for text."""
     from_gguf = (*GGUF_ARCHITECTURES, *_LLAMA_IN_GGUF)
-    return [ServedType(kind, name, kind in from_gguf) for kind, name in SUPPORTED_MODEL_TYPES.items()]
+    classes = SUPPORTED_MODEL_TYPES | {kind: tower.class_name for kind, tower in TEXT_TOWERS.items()}
+    return [ServedType(kind, name, kind in from_gguf) for kind, name in classes.items()]
 
 
 def types_not_served() -> Mapping[str, str]:

@@ -16,6 +16,7 @@ from helix_jobs.engine.loading.gguf_names import GGUF_ARCHITECTURES
 from helix_jobs.engine.loading.model_sizes import model_sizes
 from helix_jobs.engine.loading.served_types import types_not_served
 from helix_jobs.engine.model.architecture import SUPPORTED_MODEL_TYPES
+from helix_jobs.engine.model.text_tower import TEXT_TOWERS
 from tests.unit.engine.loading.local_hub import serve_hub
 from tests.unit.engine.model_files import edit_config, save_checkpoint, write_gguf
 from tests.unit.engine.tiny_models import tiny_config
@@ -51,7 +52,8 @@ def told(helix, *args, exit_code=0):
 
 def test_types_come_from_the_tables_that_decide(helix):
     shown = json.loads(helix("models", "--json").output)
-    assert {one["model_type"]: one["class_name"] for one in shown["served"]} == SUPPORTED_MODEL_TYPES
+    towers = {kind: tower.class_name for kind, tower in TEXT_TOWERS.items()}
+    assert {one["model_type"]: one["class_name"] for one in shown["served"]} == SUPPORTED_MODEL_TYPES | towers
     assert {one["model_type"]: one["reason"] for one in shown["not_served"]} == types_not_served()
     assert {one["model_type"] for one in shown["served"] if one["from_gguf"]} == {*GGUF_ARCHITECTURES, "mistral"}
     lines = helix("models").output.splitlines()
