@@ -6,17 +6,18 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
-from helix_jobs.doctor.verdict import Level, Verdict
+from helix_jobs.doctor.verdict import Level, Verdict, finding_and_remedy
 from helix_jobs.engine.devices.devices import DIRECTML_DEVICE_TYPE, resolve_dtype
 from helix_jobs.engine.kernels.cpu.kernels import load_kernels
 from helix_jobs.engine.loading.model_loader import available_devices, describe_device, directml_absence, get_device
+from helix_jobs.engine.loading.weight_format import INT8, PACKED
 from helix_jobs.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from helix_jobs.settings import Settings
 
 # How weights are stored; such a target computes in the dtype of auto.
-_STORED: Final = ("int8", "packed")
+_STORED: Final = (INT8, PACKED)
 _COMMON_HEAD_DIM = 64
 
 
@@ -58,8 +59,7 @@ def check_kernels(settings: Settings) -> list[Verdict]:
         load_kernels(settings.make_home() / "native", dtype, device, _COMMON_HEAD_DIM)
     except ConfigurationError as error:
         level = Level.FAILED if settings.compile == "on" else Level.WARNING
-        finding, _, remedy = str(error).partition("; ")
-        return [Verdict("compiled kernels", level, finding, remedy or None)]
+        return [Verdict("compiled kernels", level, *finding_and_remedy(error))]
     return [Verdict("compiled kernels", Level.OK, f"ready, for {str(dtype).removeprefix('torch.')}")]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from helix_jobs.doctor.verdict import finding_and_remedy
 from helix_jobs.engine.config import NO_DRAFT
 from helix_jobs.engine.devices.devices import describe_device, free_memory
 from helix_jobs.engine.loading.draft_spec import DraftSpec
@@ -99,17 +100,12 @@ def report_models(
     for name in names:
         try:
             outline = model_outline(name, settings.home)
-        except ModelError as error:
-            reason, _, remedy = str(error).partition("; ")
-            reports.append(ModelReport(name=name, reason=reason, remedy=remedy or None))
-            continue
-        if settings.dtype == PACKED:
-            try:
+            if settings.dtype == PACKED:
                 check_packs(name, place.device, has_blocks=outline.has_blocks)
-            except ConfigurationError as error:
-                reason, _, remedy = str(error).partition("; ")
-                reports.append(ModelReport(name=name, reason=reason, remedy=remedy))
-                continue
+        except (ModelError, ConfigurationError) as error:
+            reason, remedy = finding_and_remedy(error)
+            reports.append(ModelReport(name=name, reason=reason, remedy=remedy))
+            continue
         pair = ModelPair(place.device, outline.sizes, None if beside is None else beside.sizes, draft == INT8)
         reports.append(_report(outline, pair, settings, context, place.available))
     return reports

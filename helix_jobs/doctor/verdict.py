@@ -36,6 +36,11 @@ class Verdict:
 
 
 def failure(subject: str, error: HelixError) -> Verdict:
-    """Turn an error into a failed check: the message up to the semicolon is the finding, the rest the remedy."""
+    """Turn an error into a failed check."""
+    return Verdict(subject, Level.FAILED, *finding_and_remedy(error))
+
+
+def finding_and_remedy(error: HelixError) -> tuple[str, str | None]:
+    """The parts of an error's message before and behind its first semicolon; without one there is no remedy."""
     finding, _, remedy = str(error).partition("; ")
-    return Verdict(subject, Level.FAILED, finding, remedy or None)
+    return finding, remedy or None
