@@ -43,7 +43,7 @@ class Purged:
     """The amounts that were removed, or would be.
 
     Attributes:
-        bytes: Size of what ``purging.Content`` counts.
+        bytes: Size of requests, error messages, and answers with their reasoning, calls, scores and log probabilities.
         runs: Rows of runs without remaining results.
         workers: Rows of stopped workers without remaining runs.
         given_back: Bytes by which SQLite's file shrank.

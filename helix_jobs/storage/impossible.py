@@ -52,7 +52,7 @@ _CODES: Final = _listed([code.value for code in ErrorCode])
 _MAY_HAVE_RESULT: Final = "(j.state = 'succeeded' OR (j.state = 'failed' AND j.error_code = 'not_accepted'))"
 _HAS_RESULT: Final = "EXISTS (SELECT 1 FROM results r WHERE r.job_id = jobs.id)"
 # How many answers a job asks for, as text; NULL where its request does not tell, because it was changed by hand. SQLite
-# reads no JSON that is malformed. Postgres reads none whose strings hold \\u0000, so escapes are cut out before.
+# reads no JSON that is malformed. Postgres reads none whose strings hold \u0000, so escapes are cut out before.
 _ASKED: Final = {
     "sqlite": "CASE WHEN json_valid(jobs.request) THEN CASE json_type(jobs.request, '$.sampling') WHEN 'object' "
     "THEN CAST(coalesce(json_extract(jobs.request, '$.sampling.n'), 1) AS text) END END",

@@ -56,6 +56,7 @@ HEAVY = {*MODEL_LIBRARIES, "celery", "numpy", "llguidance", "jsonschema_rs"}
         "bench --help",
         "bench decode --help",
         "bench queue --help",
+        "models --help",
         "doctor --help",
     ],
 )
