@@ -64,6 +64,10 @@ class StateConfig:
         return 2 * self.num_drafts + 1 if self.num_drafts else 0
 
 
+# What a cache of states takes whatever its size.
+NO_STATES: Final = StateConfig(num_slots=0)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SpeculationConfig:
     """Which drafters run, and how far ahead.

@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from helix_jobs.engine.config import DEFAULT_BLOCK_SIZE, EngineConfig, SpeculationConfig, StateConfig, defaults_for
+from helix_jobs.engine.config import (
+    DEFAULT_BLOCK_SIZE,
+    NO_STATES,
+    EngineConfig,
+    SpeculationConfig,
+    StateConfig,
+    defaults_for,
+)
 from helix_jobs.engine.devices.devices import total_memory
 from helix_jobs.engine.loading.cache_size import beside_states, cache_budget, cache_bytes_beside, slots_for_states
 
@@ -56,7 +63,8 @@ def fit(pair: ModelPair, chosen: WeightFormat, settings: Settings, context: int,
     left = None if available is None else max(0, available - memory.loaded)
     usual = defaults_for(device.type, total, None if left is None else left // memory.cache_per_token)
     whole = left if settings.kv_cache_mb is None else settings.kv_cache_mb * 1_000_000
-    slots = slots_for_states(usual.max_batch_size, whole, memory.state_per_slot)
+    slot = memory.smallest_states - pair.state_bytes(chosen, NO_STATES)
+    slots = slots_for_states(usual.max_batch_size, whole, slot)
     depth = settings.speculation_depth
     config = EngineConfig(
         max_batch_size=settings.max_batch_size or slots,
@@ -81,7 +89,10 @@ def fit(pair: ModelPair, chosen: WeightFormat, settings: Settings, context: int,
     states = pair.state_bytes(
         chosen, StateConfig(num_slots=config.max_batch_size, num_drafts=config.speculation.ceiling)
     )
-    snapshot = pair.without_draft().state_bytes(chosen, StateConfig(num_slots=0, num_snapshots=1))
+    alone = pair.without_draft()
+    snapshot = alone.state_bytes(chosen, StateConfig(num_slots=0, num_snapshots=1)) - alone.state_bytes(
+        chosen, NO_STATES
+    )
     _, for_tokens = beside_states(budget, states, snapshot)
     num_blocks = for_tokens // (memory.cache_per_token * DEFAULT_BLOCK_SIZE)
     return Fit(

@@ -30,7 +30,7 @@ class PairMemory:
         loading: The most weights that are in memory at once while models are loaded.
         cache_per_token: Keys and values of a token, in all layers of both models.
         smallest_tokens: Tokens of the smallest cache worth starting with.
-        state_per_slot: Recurrent states of one batch slot, of both models; 0 without recurrent layers.
+        smallest_states: Recurrent states of both models with one batch slot; 0 without recurrent layers.
     """
 
     weights: int
@@ -38,7 +38,7 @@ class PairMemory:
     loading: int
     cache_per_token: int
     smallest_tokens: int
-    state_per_slot: int = 0
+    smallest_states: int = 0
 
     @property
     def loaded(self) -> int:
@@ -48,7 +48,7 @@ class PairMemory:
     @property
     def smallest_cache(self) -> int:
         """Keys, values and states of the shortest context worth starting with."""
-        return self.cache_per_token * self.smallest_tokens + self.state_per_slot
+        return self.cache_per_token * self.smallest_tokens + self.smallest_states
 
     @property
     def needed(self) -> int:
@@ -115,7 +115,7 @@ class ModelPair:
             loading=max(loading, weights + drafts),
             cache_per_token=cache,
             smallest_tokens=min(SMALLEST_CONTEXT, target.context),
-            state_per_slot=self.state_bytes(chosen, StateConfig(num_slots=1, num_drafts=DEFAULT_MAX_DEPTH)),
+            smallest_states=self.state_bytes(chosen, StateConfig(num_slots=1, num_drafts=DEFAULT_MAX_DEPTH)),
         )
 
     def state_bytes(self, chosen: WeightFormat, config: StateConfig) -> int:

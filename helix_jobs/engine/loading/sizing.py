@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from helix_jobs.engine.config import DEFAULT_BLOCK_SIZE, DEFAULT_MAX_DEPTH, BatchLimits, StateConfig, defaults_for
+from helix_jobs.engine.config import (
+    DEFAULT_BLOCK_SIZE,
+    DEFAULT_MAX_DEPTH,
+    NO_STATES,
+    BatchLimits,
+    StateConfig,
+    defaults_for,
+)
 from helix_jobs.engine.devices.devices import free_memory, total_memory
 from helix_jobs.engine.loading.cache_size import cache_bytes_beside, choose_cache, slots_for_states
 from helix_jobs.engine.model.step_memory import step_bytes
@@ -24,7 +31,7 @@ def cache_config(models: LoadedModels, config: EngineConfig, kv_cache_mb: int | 
     Raises:
         InsufficientMemoryError: Not even one sequence of a few blocks fits.
     """
-    decoders = _decoders(models)
+    decoders, target = _decoders(models), models.target.decoder
     device = models.device
     free_bytes = free_memory(device)
     block_bytes = _block_bytes(decoders)
@@ -49,7 +56,7 @@ def cache_config(models: LoadedModels, config: EngineConfig, kv_cache_mb: int | 
         depth=config.speculation.ceiling,
         step_bytes=largest_step,
         state_bytes=_state_bytes(decoders, config.max_batch_size, config.speculation.ceiling),
-        snapshot_bytes=models.target.decoder.state_bytes(StateConfig(num_slots=0, num_snapshots=1)),
+        snapshot_bytes=target.state_bytes(StateConfig(num_slots=0, num_snapshots=1)) - target.state_bytes(NO_STATES),
     )
 
 
@@ -65,7 +72,8 @@ def batch_limits(models: LoadedModels, settings: Settings) -> BatchLimits:
         total_memory(models.device),
         cache_tokens=None if cache_bytes is None else cache_bytes // token_bytes,
     )
-    slots = slots_for_states(usual.max_batch_size, cache_bytes, _state_bytes(decoders, 1, DEFAULT_MAX_DEPTH))
+    slot_bytes = _state_bytes(decoders, 1, DEFAULT_MAX_DEPTH) - _state_bytes(decoders, 0, DEFAULT_MAX_DEPTH)
+    slots = slots_for_states(usual.max_batch_size, cache_bytes, slot_bytes)
     return BatchLimits(
         max_batch_size=settings.max_batch_size or slots,
         token_budget=settings.token_budget or usual.token_budget,

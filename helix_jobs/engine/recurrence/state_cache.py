@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 def state_bytes(shapes: Sequence[StateShape], config: StateConfig, itemsize: int) -> int:
-    """Bytes of a cache of states of these layers; inputs take ``itemsize`` bytes an element."""
-    rows = config.num_rows * sum(shape.row_bytes(itemsize) for shape in shapes)
+    """Bytes of a cache of states of these layers, its zero row included; inputs take ``itemsize`` bytes an element."""
+    rows = (config.num_rows + 1) * sum(shape.row_bytes(itemsize) for shape in shapes)
     return rows + config.num_slots * config.ring * sum(shape.width for shape in shapes) * itemsize
 
 

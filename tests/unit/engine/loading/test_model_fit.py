@@ -65,7 +65,7 @@ def test_states_are_reckoned_as_those_of_the_loaded_model(architecture: str) -> 
     config = StateConfig(num_slots=5, num_snapshots=3, num_drafts=4)
     decoders = (models.target.decoder, models.draft.decoder)
     assert pair.state_bytes(FLOAT32, config) == sum(one.state_bytes(config) for one in decoders) > 0
-    assert pair.memory(FLOAT32).state_per_slot > pair.without_draft().memory(FLOAT32).state_per_slot > 0
+    assert pair.memory(FLOAT32).smallest_states > pair.without_draft().memory(FLOAT32).smallest_states > 0
 
 
 @pytest.mark.parametrize(("free", "fits"), [(10**9, True), (10_000, False), (None, None)])

@@ -103,7 +103,8 @@ def test_a_batch_whose_states_do_not_fit_is_refused() -> None:
 
 def test_batch_slots_leave_room_for_keys_and_values(monkeypatch: pytest.MonkeyPatch) -> None:
     models = loaded(tiny_model("qwen3_5_text"))
-    slot = models.target.decoder.state_bytes(StateConfig(num_slots=1, num_drafts=8))
+    two, one = (models.target.decoder.state_bytes(StateConfig(num_slots=slots, num_drafts=8)) for slots in (2, 1))
+    slot = two - one
     monkeypatch.setattr(sizing, "free_memory", lambda _: 100 * slot)
     assert sizing.batch_limits(models, Settings.from_environment({})).max_batch_size == 20
     asked = replace(Settings.from_environment({}), max_batch_size=50)
