@@ -51,7 +51,7 @@ def worker_is_live(settings: Settings) -> bool:
     database = Database(settings.database_url)
     ensure_schema(database)
     with database.read() as c:
-        is_live = any(seems_alive(worker, database.timing.lease) for worker in live_workers(c))
+        is_live = any(seems_alive(worker, database.time_limits.lease) for worker in live_workers(c))
     database.dispose()
     return is_live
 

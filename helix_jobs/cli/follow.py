@@ -164,7 +164,7 @@ class _Follower:
         if self._worker is not None:
             return self._worker_doing
         try:
-            return worker_notice(status, list(self._client.live_workers()), self._client.timing.lease)
+            return worker_notice(status, list(self._client.live_workers()), self._client.time_limits.lease)
         except DatabaseUnreachableError:
             return None  # the next poll outlasts the outage or ends the command
 

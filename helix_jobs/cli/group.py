@@ -28,7 +28,7 @@ from helix_jobs.json_line import json_line
 from helix_jobs.observability.logging import configure_logging
 from helix_jobs.redaction import redact
 from helix_jobs.settings import Settings
-from helix_jobs.timing import DEFAULT_TIMING, Timing
+from helix_jobs.time_limits import DEFAULT_TIME_LIMITS, TimeLimits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -172,13 +172,15 @@ def cli() -> None:
     """
 
 
-def main(argv: Sequence[str] | None = None, *, command: str | None = None, timing: Timing = DEFAULT_TIMING) -> NoReturn:
+def main(
+    argv: Sequence[str] | None = None, *, command: str | None = None, time_limits: TimeLimits = DEFAULT_TIME_LIMITS
+) -> NoReturn:
     """Run the command line and exit.
 
     Args:
         argv: Arguments without the program's name; None takes the process's own.
         command: Run only this command instead of the group; ``worker.py`` runs ``worker``.
-        timing: The time limits.
+        time_limits: The time limits.
     """
     prepare_streams()
     target: click.Command | None = cli
@@ -187,7 +189,7 @@ def main(argv: Sequence[str] | None = None, *, command: str | None = None, timin
     if target is None:
         raise LookupError(f"no command is named {command!r}")
     try:
-        target.main(args=None if argv is None else list(argv), obj=timing)
+        target.main(args=None if argv is None else list(argv), obj=time_limits)
     except HelixError as error:  # outside any command: its help finds no room
         print_error(str(error))
         raise SystemExit(error.exit_code) from error
@@ -224,12 +226,12 @@ def open_client(settings: Settings) -> HelixClient:
     """The client, imported late: only commands that use it pay for SQLAlchemy and Celery."""
     from helix_jobs.client.client import HelixClient
 
-    return HelixClient(settings, timing=current_timing())
+    return HelixClient(settings, time_limits=current_time_limits())
 
 
-def current_timing() -> Timing:
+def current_time_limits() -> TimeLimits:
     """The time limits that ``main`` was given."""
-    return click.get_current_context().find_object(Timing) or DEFAULT_TIMING
+    return click.get_current_context().find_object(TimeLimits) or DEFAULT_TIME_LIMITS
 
 
 def fail(ctx: click.Context, error: BaseException, message: str, exit_code: int, **details: object) -> NoReturn:

@@ -50,7 +50,7 @@ def status(settings: Settings, batch: str | None, *, jobs: bool, as_json: bool) 
             else:
                 console = make_console()
                 show(console, batch_view(found))
-                notice = worker_notice(found, workers, client.timing.lease)
+                notice = worker_notice(found, workers, client.time_limits.lease)
                 if notice:
                     console.print(notice, style="yellow", soft_wrap=True)
                 if jobs:
@@ -63,7 +63,7 @@ def status(settings: Settings, batch: str | None, *, jobs: bool, as_json: bool) 
         return
     console = make_console()
     for worker in workers:
-        console.print(f"Worker  {worker_line(worker, client.timing.lease)}", soft_wrap=True)
+        console.print(f"Worker  {worker_line(worker, client.time_limits.lease)}", soft_wrap=True)
     if not workers:
         console.print(f"No worker is running. Start one with: {command_line('worker')}", soft_wrap=True)
     console.print()

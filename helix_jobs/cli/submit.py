@@ -265,7 +265,9 @@ def _hint(client: HelixClient, submission: Submission, console: Console) -> None
     console.print(f"Follow it with: {command_line('watch', submission.batch_id)}", soft_wrap=True)
     # The batch is stored: a database that goes away now must not make the command look failed.
     with suppress(UnreachableError):
-        notice = worker_notice(client.status(submission.batch_id), list(client.live_workers()), client.timing.lease)
+        notice = worker_notice(
+            client.status(submission.batch_id), list(client.live_workers()), client.time_limits.lease
+        )
         if notice:
             console.print(notice, soft_wrap=True, style="yellow")
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from helix_jobs.cli.console import make_console, printable, show
-from helix_jobs.cli.group import CONTEXT_SETTINGS, HelixCommand, current_timing, helix_options
+from helix_jobs.cli.group import CONTEXT_SETTINGS, HelixCommand, current_time_limits, helix_options
 from helix_jobs.cli.setting_options import setting_options, with_options
 from helix_jobs.cli.streams import discard_output
 from helix_jobs.cli.views import facts_view
@@ -72,13 +72,13 @@ def worker(settings: Settings, *, allow_shared_device: bool, as_json: bool, **ov
         _print_step(console, starting)
     from helix_jobs.worker.process import run_worker
 
-    timing = current_timing()
+    time_limits = current_time_limits()
     if effective.log_format == "json":
-        exit_code = run_worker(effective, timing=timing, allow_shared_device=allow_shared_device)
+        exit_code = run_worker(effective, time_limits=time_limits, allow_shared_device=allow_shared_device)
     else:
         exit_code = run_worker(
             effective,
-            timing=timing,
+            time_limits=time_limits,
             allow_shared_device=allow_shared_device,
             on_progress=lambda line: _print_step(console, line),
             on_ready=lambda banner: _print_banner(console, banner),

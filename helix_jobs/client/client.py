@@ -14,7 +14,7 @@ from helix_jobs.engine.sampling_params import SamplingParams
 from helix_jobs.errors import NotFoundError
 from helix_jobs.settings import Settings
 from helix_jobs.storage.states import JobState
-from helix_jobs.timing import DEFAULT_TIMING, Timing
+from helix_jobs.time_limits import DEFAULT_TIME_LIMITS, TimeLimits
 
 if TYPE_CHECKING:
     import os
@@ -46,12 +46,12 @@ class HelixClient:
 
     Args:
         settings: The settings; by default those of the ``HELIX_*`` environment.
-        timing: Time limits of the database, and the time after which a worker counts as silent.
+        time_limits: Time limits of the database, and the time after which a worker counts as silent.
     """
 
-    def __init__(self, settings: Settings | None = None, *, timing: Timing = DEFAULT_TIMING) -> None:
+    def __init__(self, settings: Settings | None = None, *, time_limits: TimeLimits = DEFAULT_TIME_LIMITS) -> None:
         self.settings = Settings.from_environment() if settings is None else settings
-        self.timing = timing
+        self.time_limits = time_limits
         self._opened: Database | None = None
         self._lock = threading.Lock()
 
@@ -219,7 +219,7 @@ class HelixClient:
             lambda: self.status(batch_id),
             timeout=timeout,
             poll=poll,
-            submitter_silence=self.timing.submitter_silence,
+            submitter_silence=self.time_limits.submitter_silence,
             on_update=on_update,
         )
 
@@ -376,7 +376,7 @@ class HelixClient:
 
         with self._lock:
             if self._opened is None:
-                database = Database(self.settings.database_url, self.timing)
+                database = Database(self.settings.database_url, self.time_limits)
                 if database.sqlite_file is not None and self.settings.home in database.sqlite_file.parents:
                     self.settings.make_home()
                 try:

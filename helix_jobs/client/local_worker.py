@@ -260,7 +260,7 @@ def _any_alive(database: Database) -> bool:
     from helix_jobs.storage import workers
 
     with database.read() as c:
-        return any(seems_alive(worker, database.timing.lease) for worker in workers.live_workers(c))
+        return any(seems_alive(worker, database.time_limits.lease) for worker in workers.live_workers(c))
 
 
 def _error(kind: str, message: str) -> HelixError:

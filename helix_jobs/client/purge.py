@@ -122,7 +122,7 @@ def plan_purge(
     if older_than is not None:
         now = now or datetime.now(UTC)
         before = now - older_than
-        spared = timedelta(seconds=database.timing.submitter_silence)
+        spared = timedelta(seconds=database.time_limits.submitter_silence)
         old = [batch for batch in ended.values() if batch not in chosen and _is_old(batch, older_than, spared, now)]
         chosen += [batch for batch in old if not only or outcomes(batch) & set(only)]
     return PurgePlan(batches=tuple(chosen), begun=begun, before=None if only else before)

@@ -125,4 +125,4 @@ def _check_leases(database: Database) -> list[Verdict]:
     except (ValueError, TypeError, DBAPIError) as error:  # an unreadable row; the error's text may quote it
         finding = f"a stored row cannot be read ({type(error).__name__})"
         return [Verdict("leases", Level.FAILED, finding, "run helix db check --repair")]
-    return judge_leases(holders, waiting=waiting, now=datetime.now(UTC), here=here(), lease=database.timing.lease)
+    return judge_leases(holders, waiting=waiting, now=datetime.now(UTC), here=here(), lease=database.time_limits.lease)

@@ -30,7 +30,7 @@ from helix_jobs.storage.calls_in_flight import CallsInFlight
 from helix_jobs.storage.faults import describe_trouble, lost_race, unreachable_reason
 from helix_jobs.storage.sqlite_engine import sqlite_engine
 from helix_jobs.storage.sqlite_file import SQLiteFile
-from helix_jobs.timing import DEFAULT_TIMING, Timing
+from helix_jobs.time_limits import DEFAULT_TIME_LIMITS, TimeLimits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -54,16 +54,16 @@ class Database:
     Attributes:
         dialect: ``sqlite`` or ``postgresql``.
         url_redacted: The URL as it may be shown and logged.
-        timing: How long a statement, an answer and a connection may take.
+        time_limits: How long a statement, an answer and a connection may take.
         calls: The unanswered calls to a Postgres server. Calls to SQLite end by themselves, with the disk's answer.
     """
 
-    def __init__(self, url: str, timing: Timing = DEFAULT_TIMING) -> None:
+    def __init__(self, url: str, time_limits: TimeLimits = DEFAULT_TIME_LIMITS) -> None:
         """Prepare the engines without connecting.
 
         Args:
             url: The database's URL.
-            timing: How long a statement, an answer and a connection may take.
+            time_limits: How long a statement, an answer and a connection may take.
 
         Raises:
             ConfigurationError: The URL is malformed, or names a database that other processes cannot share.
@@ -75,14 +75,14 @@ class Database:
                 "HELIX_DATABASE_URL is malformed; use sqlite:///FILE or postgresql://USER@HOST/NAME"
             ) from None
         self.calls = CallsInFlight()
-        self.timing = timing
+        self.time_limits = time_limits
         self.dialect: str = self.url.get_backend_name()
         self.url_redacted: str = (
             f"sqlite:///{self.url.database}"
             if self.dialect == SQLITE
             else redact(self.url.render_as_string(hide_password=True))
         )
-        options = _OPTIONS | {"pool_timeout": timing.free_connection}
+        options = _OPTIONS | {"pool_timeout": time_limits.free_connection}
         self._file: SQLiteFile | None = None
         self._writer: Engine
         self._reader: Engine
@@ -104,7 +104,7 @@ class Database:
         elif self.dialect == POSTGRES:
             from helix_jobs.storage.postgres_engine import postgres_engine
 
-            self._writer = postgres_engine(self.url, self.calls, timing, pool_pre_ping=True, **options)
+            self._writer = postgres_engine(self.url, self.calls, time_limits, pool_pre_ping=True, **options)
             # The same pool with other transactions: counts and rows that are read together must be of one moment.
             self._reader = self._writer.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
             self._anew = self._reader
@@ -132,7 +132,7 @@ class Database:
                 itself raises it, the transaction may nevertheless have been committed.
         """
         with self._transaction(
-            self._writer, self._limit(unlimited=unlimited), idle=self.timing.idle_transaction
+            self._writer, self._limit(unlimited=unlimited), idle=self.time_limits.idle_transaction
         ) as connection:
             try:
                 yield connection
@@ -163,7 +163,7 @@ class Database:
         Raises:
             DatabaseUnreachableError: The database does not answer, or refuses.
         """
-        with self._transaction(self._anew, self.timing.statement, idle=0.0) as connection:
+        with self._transaction(self._anew, self.time_limits.statement, idle=0.0) as connection:
             yield connection
 
     def transact(self, function: Callable[[Connection], T], *, unlimited: bool = False) -> T:
@@ -197,7 +197,7 @@ class Database:
             self._file.forget_log()
 
     def _limit(self, *, unlimited: bool) -> float | None:
-        return None if unlimited else self.timing.statement
+        return None if unlimited else self.time_limits.statement
 
     @contextmanager
     def _transaction(self, engine: Engine, limit: float | None, *, idle: float) -> Iterator[Connection]:
@@ -229,7 +229,7 @@ class Database:
         """Set a transaction's time limits on Postgres: the server's, and the client's, which is a little longer."""
         from helix_jobs.storage import postgres_engine
 
-        answer = None if limit is None else limit + self.timing.answer_margin
+        answer = None if limit is None else limit + self.time_limits.answer_margin
         postgres_engine.limit_answers(connection.connection.driver_connection, answer)
         connection.exec_driver_sql(postgres_engine.transaction_settings(limit, idle))
 

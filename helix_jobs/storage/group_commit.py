@@ -170,7 +170,7 @@ class GroupCommitWriter:
         """Wait for an operation, then for others to join it; the flag says that the end mark was met."""
         group: list[_Operation] = []
         deadline: float | None = None
-        idle = self._database.timing.idle_writer
+        idle = self._database.time_limits.idle_writer
         while len(group) < self._max_rows:
             try:
                 remaining = idle if deadline is None else max(0.0, deadline - time.monotonic())

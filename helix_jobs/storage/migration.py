@@ -282,7 +282,7 @@ def _migration_engine(database: Database) -> Engine:
     if database.dialect != "sqlite":
         from helix_jobs.storage.postgres_engine import limit_answers, postgres_engine
 
-        unbounded = postgres_engine(database.url, database.calls, database.timing, poolclass=NullPool)
+        unbounded = postgres_engine(database.url, database.calls, database.time_limits, poolclass=NullPool)
         # No limit: a migration of a million rows takes long, and a person is watching it.
         event.listen(unbounded, "connect", lambda connection, _record: limit_answers(connection, None))
         return unbounded

@@ -20,14 +20,14 @@ from sqlalchemy import create_engine, event
 from helix_jobs.errors import ConfigurationError
 from helix_jobs.observability.rounds import come_round
 from helix_jobs.storage.calls_in_flight import CallsInFlight
-from helix_jobs.timing import DEFAULT_TIMING
+from helix_jobs.time_limits import DEFAULT_TIME_LIMITS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
     from sqlalchemy import URL, Engine
 
-    from helix_jobs.timing import Timing
+    from helix_jobs.time_limits import TimeLimits
 
 CONNECT_TIMEOUT_SECONDS: Final = 10
 
@@ -50,7 +50,7 @@ class BoundedConnection(psycopg.Connection[Any]):
         calls: The record of unanswered calls.
     """
 
-    answer_seconds: float | None = DEFAULT_TIMING.sign_of_life
+    answer_seconds: float | None = DEFAULT_TIME_LIMITS.sign_of_life
     calls: CallsInFlight = CallsInFlight()
 
     def wait(self, gen: Generator[Any, Any, Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401  (psycopg's signature differs between releases)
@@ -84,13 +84,13 @@ def _until(gen: Generator[Any, Any, Any], deadline: float) -> Generator[Any, Any
         return end.value
 
 
-def postgres_engine(url: URL, calls: CallsInFlight, timing: Timing, **options: Any) -> Engine:  # noqa: ANN401  (create_engine's own)
+def postgres_engine(url: URL, calls: CallsInFlight, time_limits: TimeLimits, **options: Any) -> Engine:  # noqa: ANN401  (create_engine's own)
     """An engine whose connections are bounded and checked.
 
     Args:
         url: The server's URL.
         calls: The record of unanswered calls.
-        timing: How long a connection may take to answer before it is used.
+        time_limits: How long a connection may take to answer before it is used.
         options: Further options of ``create_engine``.
 
     Raises:
@@ -121,7 +121,7 @@ def postgres_engine(url: URL, calls: CallsInFlight, timing: Timing, **options: A
         connection = BoundedConnection.connect(*arguments, **options)
         come_round()
         connection.calls = calls
-        connection.answer_seconds = timing.sign_of_life
+        connection.answer_seconds = time_limits.sign_of_life
         try:
             _check_encoding(connection)
         except ConfigurationError:
@@ -132,7 +132,7 @@ def postgres_engine(url: URL, calls: CallsInFlight, timing: Timing, **options: A
     @event.listens_for(engine, "checkin")
     def _on_checkin(connection: Any, _record: object) -> None:  # noqa: ANN401  (a DBAPI connection, or None)
         if connection is not None:
-            connection.answer_seconds = timing.sign_of_life
+            connection.answer_seconds = time_limits.sign_of_life
 
     return engine
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from helix_jobs.storage import queue_figures
 from helix_jobs.storage.database import Database
-from helix_jobs.timing import DEFAULT_TIMING, Timing
+from helix_jobs.time_limits import DEFAULT_TIME_LIMITS, TimeLimits
 
 if TYPE_CHECKING:
     from helix_jobs.engine.protocol import EngineCounters, EngineInfo
@@ -82,8 +82,8 @@ def worker_figures(
 class QueueReader:
     """Reads the queue's figures through database connections of its own, so that it takes none of the worker's."""
 
-    def __init__(self, database_url: str, timing: Timing = DEFAULT_TIMING) -> None:
-        self._database = Database(database_url, timing)
+    def __init__(self, database_url: str, time_limits: TimeLimits = DEFAULT_TIME_LIMITS) -> None:
+        self._database = Database(database_url, time_limits)
 
     def __call__(self) -> QueueFigures:
         """Ask the database.

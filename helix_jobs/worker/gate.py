@@ -8,7 +8,7 @@ from enum import Enum
 from math import inf
 from typing import TYPE_CHECKING, Final
 
-from helix_jobs.timing import DEFAULT_TIMING
+from helix_jobs.time_limits import DEFAULT_TIME_LIMITS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,7 +49,7 @@ class JobGate:
 
     def __init__(
         self,
-        patience: float = DEFAULT_TIMING.solitude,
+        patience: float = DEFAULT_TIME_LIMITS.solitude,
         clock: Callable[[], float] = time.monotonic,
         wait: Callable[[threading.Condition, float | None], object] = threading.Condition.wait,
     ) -> None:

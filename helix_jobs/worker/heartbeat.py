@@ -14,7 +14,7 @@ from helix_jobs.storage import claims, workers
 from helix_jobs.storage.installation import installation_id
 from helix_jobs.storage.process_identity import this_process
 from helix_jobs.storage.records import NewWorker
-from helix_jobs.timing import DEFAULT_TIMING, Timing
+from helix_jobs.time_limits import DEFAULT_TIME_LIMITS, TimeLimits
 from helix_jobs.worker.periodic import Periodic
 from helix_jobs.worker.stranded_messages import send_again
 
@@ -82,7 +82,7 @@ class Heartbeat:
             first heartbeat finds.
         on_replaced: Called when another database has taken the place of the one this worker began with, so that none of
             its work could count.
-        timing: The spans of time.
+        time_limits: The spans of time.
         rounds: Counts the thread's rounds for the dead man's switch.
         stranded: Jobs whose messages could not be given back to the broker.
     """
@@ -93,7 +93,7 @@ class Heartbeat:
         worker: NewWorker,
         service: WorkerService,
         *,
-        timing: Timing = DEFAULT_TIMING,
+        time_limits: TimeLimits = DEFAULT_TIME_LIMITS,
         rounds: Rounds | None = None,
         installation: str | None = None,
         on_replaced: Callable[[DatabaseReplacedError], None] = lambda _: None,
@@ -105,9 +105,9 @@ class Heartbeat:
         self._stranded = stranded or StrandedMessages()
         self._on_replaced = on_replaced
         self._installation = installation
-        self._interval = timing.heartbeat
+        self._interval = time_limits.heartbeat
         self._next_beat = 0.0
-        self._periodic = Periodic("heartbeat", self._beat_and_check, timing.lease_check, rounds=rounds)
+        self._periodic = Periodic("heartbeat", self._beat_and_check, time_limits.lease_check, rounds=rounds)
         self._unknown: frozenset[tuple[int, int]] = frozenset()
 
     def start(self) -> None:

@@ -36,7 +36,7 @@ from helix_jobs.storage.database import Database
 from helix_jobs.storage.group_commit import GroupCommitWriter
 from helix_jobs.storage.migration import ensure_schema
 from helix_jobs.storage.process_identity import here
-from helix_jobs.timing import DEFAULT_TIMING, Timing
+from helix_jobs.time_limits import DEFAULT_TIME_LIMITS, TimeLimits
 from helix_jobs.worker import ending, engine_thread, moot_messages
 from helix_jobs.worker.audit import read_known_ids
 from helix_jobs.worker.banner import WorkerBanner
@@ -77,7 +77,7 @@ LOCK_CHECK_SECONDS: Final = 60.0
 def run_worker(
     settings: Settings,
     *,
-    timing: Timing = DEFAULT_TIMING,
+    time_limits: TimeLimits = DEFAULT_TIME_LIMITS,
     allow_shared_device: bool = False,
     on_progress: Callable[[str], None] | None = None,
     on_ready: Callable[[WorkerBanner], None] | None = None,
@@ -92,7 +92,7 @@ def run_worker(
 
     Args:
         settings: The effective settings, flags included.
-        timing: The spans of time.
+        time_limits: The spans of time.
         allow_shared_device: Run even if another worker holds the device.
         on_progress: Called with one line for each step until the worker is ready.
         on_ready: Called once, before the first message is taken; by default the banner is logged.
@@ -108,7 +108,7 @@ def run_worker(
         if handle_signals:
             install_signals(requests, stack)
         try:
-            worker = _Worker(settings, timing, requests, stack, may_exit=handle_signals)
+            worker = _Worker(settings, time_limits, requests, stack, may_exit=handle_signals)
             worker.prepare(allow_shared_device=allow_shared_device, on_progress=on_progress)
             requests.armed = True
         except KeyboardInterrupt:
@@ -129,15 +129,15 @@ class _Worker:
     """The parts of a running worker. Each step of its start pushes its own undo onto ``stack``."""
 
     def __init__(
-        self, settings: Settings, timing: Timing, requests: StopRequests, stack: ExitStack, *, may_exit: bool
+        self, settings: Settings, time_limits: TimeLimits, requests: StopRequests, stack: ExitStack, *, may_exit: bool
     ) -> None:
         self._settings = settings
-        self._timing = timing
+        self._time_limits = time_limits
         self._stack = stack
         self.ending = WorkerEnding(requests, settings.shutdown_grace, may_exit=may_exit)
         self._hostname = socket.gethostname()
         self._worker_id = f"{self._hostname[:40]}-{os.getpid()}-{token_hex(3)}"
-        self._database = Database(settings.database_url, timing)
+        self._database = Database(settings.database_url, time_limits)
         self._embedded = None if settings.redis_url is not None else EmbeddedBroker(settings.home)
         self._names: QueueNames
         self._publisher: CeleryPublisher
@@ -171,7 +171,7 @@ class _Worker:
             self._database,
             self._publisher,
             worker_id=self._worker_id,
-            timing=self._timing,
+            time_limits=self._time_limits,
             rounds=self._rounds,
             known_ids=partial(read_known_ids, self._publisher),
             stranded=stranded,
@@ -202,9 +202,9 @@ class _Worker:
         switch = DeadMansSwitch(
             rounds,
             [self._database.calls],
-            close=self._timing.close_call,
-            limit=Limit(self._timing.end_process, self.ending.at_once),
-            limits={engine_thread.LOOP: Limit(self._timing.longest_step, self.ending.engine_hangs)},
+            close=self._time_limits.close_call,
+            limit=Limit(self._time_limits.end_process, self.ending.at_once),
+            limits={engine_thread.LOOP: Limit(self._time_limits.longest_step, self.ending.engine_hangs)},
         )
         self._stack.callback(switch.stop)
         self._writer = writer = GroupCommitWriter(self._database, rounds=rounds)
@@ -216,7 +216,7 @@ class _Worker:
             grace=self._settings.shutdown_grace,
             on_broken=self.ending.break_down,
             job_timeout=self._settings.job_timeout,
-            gate=JobGate(self._timing.solitude),
+            gate=JobGate(self._time_limits.solitude),
             rounds=rounds,
         )
         self.ending.bind(self._service, writer)
@@ -226,15 +226,15 @@ class _Worker:
             self._service,
             reconnect=self._reconnect,
             give_up=self.ending.leave_for_supervisor,
-            window=self._timing.watchdog_window,
-            interval=self._timing.watchdog_look,
+            window=self._time_limits.watchdog_window,
+            interval=self._time_limits.watchdog_look,
             rounds=rounds,
         )
         heartbeat = Heartbeat(
             self._database,
             row,
             self._service,
-            timing=self._timing,
+            time_limits=self._time_limits,
             rounds=rounds,
             installation=self._names.installation,
             on_replaced=self.ending.break_down,
@@ -249,7 +249,7 @@ class _Worker:
         duties = [
             Periodic("moot-messages", moot.look, moot_messages.LOOK_SECONDS),
             Periodic("device-lock", self._lock.keep, LOCK_CHECK_SECONDS),
-            Periodic("postponed-jobs", self._service.send_postponed, self._timing.postponed),
+            Periodic("postponed-jobs", self._service.send_postponed, self._time_limits.postponed),
         ]
         if self._embedded is not None:
             duties.append(Periodic("embedded-broker", self._keep_broker, BROKER_CHECK_SECONDS))
@@ -273,7 +273,7 @@ class _Worker:
             duty.start()
         switch.start()
         if self._metrics is not None:
-            queue = QueueReader(self._settings.database_url, self._timing)
+            queue = QueueReader(self._settings.database_url, self._time_limits)
             self._stack.callback(queue.close)
             self._metrics.show(lambda: worker_figures(self._service, self._reconciler, self._watchdog, writer), queue)
         return WorkerBanner(

@@ -33,7 +33,7 @@ from helix_jobs.broker.stranded_messages import StrandedMessages
 from helix_jobs.errors import HelixError
 from helix_jobs.observability.rounds import come_round
 from helix_jobs.storage import batch_changes, changes_in_steps, publishing, retries, workers
-from helix_jobs.timing import DEFAULT_TIMING, Timing
+from helix_jobs.time_limits import DEFAULT_TIME_LIMITS, TimeLimits
 from helix_jobs.worker.lost_messages import LostMessages
 from helix_jobs.worker.lost_workers import (
     Observation,
@@ -99,7 +99,7 @@ class Reconciler:
         publisher: Broker,
         *,
         worker_id: str | None = None,
-        timing: Timing = DEFAULT_TIMING,
+        time_limits: TimeLimits = DEFAULT_TIME_LIMITS,
         window: int = WINDOW,
         clock: Callable[[], float] = time.monotonic,
         rounds: Rounds | None = None,
@@ -112,7 +112,7 @@ class Reconciler:
             database: The truth.
             publisher: The broker.
             worker_id: The reconciler's own worker, which is never judged.
-            timing: The spans of time.
+            time_limits: The spans of time.
             window: How many messages the broker is kept filled with.
             clock: Monotonic seconds.
             rounds: Counts the thread's rounds for the dead man's switch.
@@ -123,7 +123,7 @@ class Reconciler:
         self._database = database
         self._publisher = publisher
         self._worker_id = worker_id
-        self._timing = timing
+        self._time_limits = time_limits
         self._window = window
         self._clock = clock
         self._lost = LostMessages(
@@ -131,17 +131,17 @@ class Reconciler:
             publisher,
             known_ids,
             stranded or StrandedMessages(),
-            unseen=timing.republish,
-            audit=timing.audit,
+            unseen=time_limits.republish,
+            audit=time_limits.audit,
             clock=clock,
         )
         self._observations: dict[str, Observation] = {}
-        self._watched = WatchedTime(timing.reconcile, clock)
+        self._watched = WatchedTime(time_limits.reconcile, clock)
         self._cancels: dict[Change, CancelSeen] = {}
         self._periodic = Periodic(
             "reconciler",
             self._tick_and_count,
-            timing.reconcile,
+            time_limits.reconcile,
             longest=LONGEST_PAUSE_SECONDS,
             jitter=JITTER,
             at_once=True,
@@ -210,9 +210,9 @@ class Reconciler:
         with self._database.read() as connection:
             heartbeats = workers.worker_heartbeats(connection)
         self._observations = observe(self._observations, heartbeats, self._watched.look())
-        timing = self._timing
+        time_limits = self._time_limits
         for worker_id in lost_workers(
-            self._observations, self._worker_id, lease=timing.lease, own_silence=timing.own_silence
+            self._observations, self._worker_id, lease=time_limits.lease, own_silence=time_limits.own_silence
         ):
             observation = self._observations.pop(worker_id)
             self._reclaim(worker_id, observation.heartbeat, f"silent for {observation.silent_seconds:.0f} s")
@@ -244,11 +244,11 @@ class Reconciler:
         now = self._clock()
         self._cancels = watch_cancels(self._cancels, unfinished, now)
         for change, seen in list(self._cancels.items()):
-            if now - seen.since >= self._timing.republish:
+            if now - seen.since >= self._time_limits.republish:
                 count = changes_in_steps.finish_cancel(
                     self._database,
                     change,
-                    lambda: not self._periodic.is_stopped and self._clock() - now < self._timing.reconcile,
+                    lambda: not self._periodic.is_stopped and self._clock() - now < self._time_limits.reconcile,
                 )
                 # No other process finishes this cancel, so the next tick goes on at once.
                 self._cancels[change] = CancelSeen(seen.left - count, seen.since)

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Protocol
 from helix_jobs.errors import HelixError, UnreachableError
 from helix_jobs.exhaustion import explain_exhaustion, missing_descriptor
 from helix_jobs.storage import publishing
-from helix_jobs.timing import DEFAULT_TIMING
+from helix_jobs.time_limits import DEFAULT_TIME_LIMITS
 from helix_jobs.wording import counted
 from helix_jobs.worker.periodic import Periodic
 from helix_jobs.worker.watched_time import WatchedTime
@@ -169,8 +169,8 @@ class Watchdog:
         *,
         reconnect: Callable[[], None],
         give_up: Callable[[str], None],
-        window: float = DEFAULT_TIMING.watchdog_window,
-        interval: float = DEFAULT_TIMING.watchdog_look,
+        window: float = DEFAULT_TIME_LIMITS.watchdog_window,
+        interval: float = DEFAULT_TIME_LIMITS.watchdog_look,
         clock: Callable[[], float] = time.monotonic,
         rounds: Rounds | None = None,
     ) -> None:

@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 QUICK_WORKER = """
 import sys
 from helix_jobs.broker.celery import remote_control
-from helix_jobs.timing import Timing
+from helix_jobs.time_limits import TimeLimits
 remote_control.ANSWERED |= {answered!r}
 {before}
 sys.argv[0] = "worker.py"
 from helix_jobs.cli import main
 window = {window}
-timing = Timing(reconcile=0.2, republish=min(0.5, window / 2), watchdog_window=window, watchdog_look=0.2)
-main(command="worker", timing=timing)
+time_limits = TimeLimits(reconcile=0.2, republish=min(0.5, window / 2), watchdog_window=window, watchdog_look=0.2)
+main(command="worker", time_limits=time_limits)
 """
 
 

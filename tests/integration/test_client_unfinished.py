@@ -132,7 +132,7 @@ def unfinished(client: HelixClient, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_waiting_for_a_submission_that_died_ends_with_what_to_do(client: HelixClient, unfinished: str):
     assert not client.wait(unfinished, timeout=0.1, poll=0.01).done
-    client.timing = replace(client.timing, submitter_silence=0.05)
+    client.time_limits = replace(client.time_limits, submitter_silence=0.05)
     with pytest.raises(UnfinishedSubmissionError, match=r"same idempotency key.*helix cancel"):
         client.wait(unfinished, timeout=30, poll=0.01)
     with pytest.raises(UnfinishedSubmissionError):
@@ -142,7 +142,7 @@ def test_waiting_for_a_submission_that_died_ends_with_what_to_do(client: HelixCl
 
 def test_waiting_for_a_submission_that_goes_on_goes_on(client: HelixClient, helix: Settings, unfinished: str):
     """Without any patience at all: a line comes before each look."""
-    client.timing = replace(client.timing, submitter_silence=0.0)
+    client.time_limits = replace(client.time_limits, submitter_silence=0.0)
     with HelixClient(helix) as submitter:
 
         def go_on(status: BatchStatus) -> None:

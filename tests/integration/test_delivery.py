@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from helix_jobs.timing import Timing
+from helix_jobs.time_limits import TimeLimits
 from helix_jobs.worker import process as worker
 from tests.worker_box import flush, wait_until
 
@@ -29,7 +29,7 @@ pytestmark = [
 @pytest.fixture
 def quick_worker(services_box: Box, short_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Box]:
     """A worker on a thread of this process whose reconciler waits for a second, not for half a minute."""
-    timing = Timing(reconcile=0.2, republish=1.0)
+    time_limits = TimeLimits(reconcile=0.2, republish=1.0)
     monkeypatch.setattr("tempfile.tempdir", str(short_tmp))
     monkeypatch.setenv("HELIX_FAKE_STEP_SECONDS", "0.03")
     stop, ready, codes = worker.StopRequests(), threading.Event(), []
@@ -37,7 +37,11 @@ def quick_worker(services_box: Box, short_tmp: Path, monkeypatch: pytest.MonkeyP
     def run() -> None:
         codes.append(
             worker.run_worker(
-                services_box.settings, timing=timing, stop=stop, on_ready=lambda _: ready.set(), handle_signals=False
+                services_box.settings,
+                time_limits=time_limits,
+                stop=stop,
+                on_ready=lambda _: ready.set(),
+                handle_signals=False,
             )
         )
 

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import text
 
 from helix_jobs.storage.database import Database
-from helix_jobs.timing import Timing
+from helix_jobs.time_limits import TimeLimits
 from tests.pgbouncer import PgBouncer
 from tests.postgres_cluster import PostgresCluster
 from tests.worker_box import Box, make_box
@@ -74,7 +74,7 @@ def test_batches_run_to_their_end_with_two_workers_and_many_clients(pooled_box: 
 def test_nothing_of_a_session_is_left_behind(pooled_box: Box, pooler: PgBouncer) -> None:
     """Whoever gets the session next finds it as it was."""
     assert pooled_box.run(sys.executable, "submit.py", "db", "upgrade").returncode == 0
-    database = Database(pooler.url("pooled"), Timing(statement=7.0))
+    database = Database(pooler.url("pooled"), TimeLimits(statement=7.0))
     for _ in range(12):
         with database.read() as c:
             c.execute(text("SELECT 1"))

@@ -34,7 +34,7 @@ FOUNDATIONS = {
     "token_counts": set(),
     "token_logprobs": set(),
     "settings": {"bounds", "errors", "files", "redis_url", "setting"},
-    "timing": {"errors"},
+    "time_limits": {"errors"},
     "wording": set(),
     "helix_jobs": {"_version", "client", "values"},  # the public names, imported when they are first used
     "__main__": {"cli"},

@@ -87,7 +87,7 @@ class Chaos:
             "redis_url": f"redis://127.0.0.1:{self.broker.port}/0",
             "database_url": url.set(port=self.database.port).render_as_string(hide_password=False),
         }
-        self._plan = Plan(timing=self.installation.timing, answer_seconds=self.config.answer_seconds)
+        self._plan = Plan(time_limits=self.installation.time_limits, answer_seconds=self.config.answer_seconds)
         self._workers: dict[str, WorkerProcess] = {}
         self._submission: _Submission | None = None
         self._unfinished, self._progress = 0, time.monotonic()

@@ -13,10 +13,10 @@ from sqlalchemy import and_, func, select
 
 from helix_jobs.settings import Settings
 from helix_jobs.storage.schema import jobs, workers
-from helix_jobs.timing import DEFAULT_TIMING
+from helix_jobs.time_limits import DEFAULT_TIME_LIMITS
 from tests.acceptance.faults.fork_server import LAUNCHER, PATIENCE
 from tests.acceptance.faults.oracle import Accepted, line_of
-from tests.acceptance.faults.plan import QUICK_TIMING, Plan
+from tests.acceptance.faults.plan import QUICK_TIME_LIMITS, Plan
 from tests.migrated_sqlite import lay_database
 from tests.worker_box import ROOT, Box, WorkerProcess, wait_until
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from helix_jobs.timing import Timing
+    from helix_jobs.time_limits import TimeLimits
     from tests.acceptance.faults.fork_server import ForkServer
     from tests.acceptance.faults.redis_server import RedisServer
 
@@ -45,7 +45,7 @@ class Installation(Box):
 
     redis: RedisServer = field(kw_only=True)
     fork_server: ForkServer | None = field(kw_only=True, default=None)
-    timing: Timing = field(kw_only=True, default=DEFAULT_TIMING)
+    time_limits: TimeLimits = field(kw_only=True, default=DEFAULT_TIME_LIMITS)
     without: tuple[str, ...] = field(kw_only=True, default=())
     patience: float = field(kw_only=True, default=0.0)
     stack: ExitStack = field(kw_only=True, default_factory=ExitStack)
@@ -65,7 +65,7 @@ class Installation(Box):
     @property
     def lease_seconds(self) -> float:
         """How long a silent worker keeps its leases."""
-        return self.timing.lease
+        return self.time_limits.lease
 
     @property
     def executions_file(self) -> Path:
@@ -77,7 +77,7 @@ class Installation(Box):
         """Start a worker under a plan.
 
         Args:
-            plan: By default nothing but this installation's timing.
+            plan: By default nothing but this installation's time_limits.
             arguments: Of ``worker.py``.
             ready: Wait until it takes jobs.
             host: The host it believes to run on: nobody there sees this host's processes and locks.
@@ -89,7 +89,7 @@ class Installation(Box):
             there.mkdir(exist_ok=True)
             variables["TMPDIR"] = str(there)
             variables["HELIX_LOCK_DIR"] = str(there / "locks")
-        plan = dataclasses.replace(plan or Plan(), hostname=host, timing=self.timing, without=self.without)
+        plan = dataclasses.replace(plan or Plan(), hostname=host, time_limits=self.time_limits, without=self.without)
         log = self.new_log()
         process = self._spawn(plan, "worker", list(arguments), variables, log)
         return self.adopt(WorkerProcess(process, log), ready=ready)
@@ -191,9 +191,14 @@ def make_installation(
         engine="fake",
         lock_dir=directory / "locks",
     )
-    timing = DEFAULT_TIMING if fork_server is None else QUICK_TIMING
+    time_limits = DEFAULT_TIME_LIMITS if fork_server is None else QUICK_TIME_LIMITS
     return Installation(
-        settings, directory, redis=redis, fork_server=fork_server, timing=timing, find_demo_home=find_demo_home
+        settings,
+        directory,
+        redis=redis,
+        fork_server=fork_server,
+        time_limits=time_limits,
+        find_demo_home=find_demo_home,
     )
 
 

@@ -50,7 +50,7 @@ def run(plan: Plan, command: str, arguments: list[str]) -> None:
 
     plan.apply()
     sys.argv = [f"{command}.py", *arguments]
-    main(command="worker" if command == "worker" else None, timing=plan.effective_timing())
+    main(command="worker" if command == "worker" else None, time_limits=plan.effective_time_limits())
 
 
 def serve() -> dict[str, Any]:

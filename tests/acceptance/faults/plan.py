@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from helix_jobs.storage import process_identity
-from helix_jobs.timing import DEFAULT_TIMING, Timing
+from helix_jobs.time_limits import DEFAULT_TIME_LIMITS, TimeLimits
 from tests.acceptance.faults import wall_clock
 from tests.acceptance.faults.boundaries import install
 
@@ -21,7 +21,7 @@ CLOSING = "closing"
 
 
 # Shorter leases, and shorter whatever has to be shorter than they are.
-QUICK_TIMING = Timing(
+QUICK_TIME_LIMITS = TimeLimits(
     heartbeat=0.2,
     lease_check=0.1,
     reconcile=0.1,
@@ -47,13 +47,13 @@ class Plan:
     late: Seconds from there to the death; meanwhile the process goes on.
     hostname: What the process takes for its host's name and for the id of its boot; a worker of another host cannot be
         taken for a predecessor.
-    timing: The product's, or a quicker one.
+    time_limits: The product's, or quicker ones.
     broker_options: Added to the broker transport's options.
     clock_file: A file with the seconds by which the process's wall clock is off.
-    max_step_seconds: In place of that timing's: how long a step of the engine may take; 0 keeps it.
-    answer_seconds: In place of that timing's: what a statement may take; other limits on silence of the database
+    max_step_seconds: In place of its: how long a step of the engine may take; 0 keeps it.
+    answer_seconds: In place of its: what a statement may take; other limits on silence of the database
         become shorter with it. 0 keeps them.
-    solitude_seconds: In place of that timing's: how long a job at its last attempt waits to run alone; 0 keeps it.
+    solitude_seconds: In place of its: how long a job at its last attempt waits to run alone; 0 keeps it.
     purge_rows: In place of the product's: jobs that a purge removes in a step; 0 keeps it.
     without: Protections taken away, to show that the scenarios notice: ``fence``, ``reconciler``, ``solitude``,
         ``answers`` (the limit on how long an answer is waited for), ``closing`` (of calls that are out for too long).
@@ -64,7 +64,7 @@ class Plan:
     after: int = 1
     late: float = 0.0
     hostname: str = ""
-    timing: Timing = DEFAULT_TIMING
+    time_limits: TimeLimits = DEFAULT_TIME_LIMITS
     broker_options: dict[str, Any] = field(default_factory=dict)
     clock_file: str = ""
     max_step_seconds: float = 0.0
@@ -79,20 +79,20 @@ class Plan:
     @classmethod
     def from_json(cls, text: str) -> Plan:
         values = json.loads(text)
-        timing, without = Timing(**values.pop("timing")), tuple(values.pop("without"))
-        return cls(**values, without=without, timing=timing)
+        time_limits, without = TimeLimits(**values.pop("time_limits")), tuple(values.pop("without"))
+        return cls(**values, without=without, time_limits=time_limits)
 
-    def effective_timing(self) -> Timing:
-        """The timing that the process is started with."""
-        timing = self.timing
+    def effective_time_limits(self) -> TimeLimits:
+        """The time limits that the process is started with."""
+        time_limits = self.time_limits
         if self.max_step_seconds:
-            timing = replace(timing, longest_step=self.max_step_seconds)
+            time_limits = replace(time_limits, longest_step=self.max_step_seconds)
         if self.solitude_seconds:
-            timing = replace(timing, solitude=self.solitude_seconds, postponed=self.solitude_seconds / 2)
+            time_limits = replace(time_limits, solitude=self.solitude_seconds, postponed=self.solitude_seconds / 2)
         if self.answer_seconds:
             seconds = self.answer_seconds
-            timing = replace(
-                timing,
+            time_limits = replace(
+                time_limits,
                 statement=seconds,
                 sign_of_life=seconds,
                 idle_writer=seconds,
@@ -101,7 +101,7 @@ class Plan:
                 close_call=2 * seconds,
                 end_process=8 * seconds,
             )
-        return timing
+        return time_limits
 
     def apply(self) -> None:
         """Patch this process."""

@@ -48,9 +48,9 @@ def _clean_environment(monkeypatch, tmp_path):
 def helix():
     """``helix("list", "--json")`` runs a command; exceptions that are bugs are raised here."""
 
-    def run(*args, stdin=None, env=None, timing=None):
+    def run(*args, stdin=None, env=None, time_limits=None):
         return CliRunner().invoke(
-            cli, [str(arg) for arg in args], input=stdin, env=env, catch_exceptions=False, obj=timing
+            cli, [str(arg) for arg in args], input=stdin, env=env, catch_exceptions=False, obj=time_limits
         )
 
     return run

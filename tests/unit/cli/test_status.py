@@ -12,7 +12,7 @@ from helix_jobs.new_job import NewJob
 from helix_jobs.storage import claims, publishing, workers
 from helix_jobs.storage.batches import create_batch, insert_jobs
 from helix_jobs.storage.records import NewBatch, NewWorker
-from helix_jobs.timing import Timing
+from helix_jobs.time_limits import TimeLimits
 
 BATCH_KEYS = {
     *("id", "name", "source", "state", "created_at", "started_at", "finished_at", "cancelled_at", "total", "counts"),
@@ -262,11 +262,11 @@ def test_a_submission_that_died_is_told_with_the_remedy(helix, unfinished):
     for listing in (helix("list"), helix("status")):
         assert f"status {unfinished}" in listing.stdout
     assert "status b-" not in helix("list", "--json").stdout
-    watched = helix("watch", unfinished, timing=Timing(submitter_silence=0.0))
+    watched = helix("watch", unfinished, time_limits=TimeLimits(submitter_silence=0.0))
     assert watched.exit_code == 2
     assert "2 lines stored, still being submitted. " in watched.stdout
     assert "same idempotency key" in watched.stderr
-    watched = helix("watch", unfinished, "--json", timing=Timing(submitter_silence=0.0))
+    watched = helix("watch", unfinished, "--json", time_limits=TimeLimits(submitter_silence=0.0))
     assert json.loads(watched.stdout.splitlines()[-1])["error"]["exit_code"] == 2
     retried = helix("retry", unfinished)
     assert retried.exit_code == 2

@@ -18,12 +18,12 @@ from helix_jobs.storage.records import RunTotals
 from helix_jobs.storage.results import iter_results
 from helix_jobs.storage.schema import batch_counters, batches, jobs, results, runs, workers
 from helix_jobs.storage.workers import finish_run, start_run, stop_worker
-from helix_jobs.timing import Timing
+from helix_jobs.time_limits import TimeLimits
 from tests.store_helpers import counts, fail, must_take, new_jobs, now, register, stored_batch, succeed, take
 
 NOTHING = timedelta(0)
 DAY = timedelta(days=1)
-SUBMITTER_SILENT = timedelta(seconds=Timing().submitter_silence)
+SUBMITTER_SILENT = timedelta(seconds=TimeLimits().submitter_silence)
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from helix_jobs.storage import batch_changes, publishing
 from helix_jobs.storage import changes_in_steps as bulk
 from helix_jobs.storage.batch_changes import Change
 from helix_jobs.storage.status import batch_status
-from helix_jobs.timing import Timing
+from helix_jobs.time_limits import TimeLimits
 from helix_jobs.worker.reconciler import CancelSeen, Reconciler, watch_cancels
 from tests.store_helpers import counts, fail, must_take, now, register, status, stored_batch, succeed, take
 
@@ -110,7 +110,7 @@ def test_a_worker_finishes_a_cancel_nobody_goes_on_with(database, mixed):
     batch_id, _ = mixed
     interrupted_cancel(database, batch_id, 5)
     clock = [0.0]
-    reconciler = Reconciler(database, NoBroker(), timing=Timing(republish=30.0), clock=lambda: clock[0])
+    reconciler = Reconciler(database, NoBroker(), time_limits=TimeLimits(republish=30.0), clock=lambda: clock[0])
     reconciler.tick()
     clock[0] = 29.0
     reconciler.tick()
@@ -125,7 +125,7 @@ def test_a_worker_finishes_a_large_cancel_between_its_other_duties(database, mix
     interrupted_cancel(database, batch_id, 2)
     readings = iter(float(second) for second in range(1000))
     reconciler = Reconciler(
-        database, NoBroker(), timing=Timing(reconcile=2.0, republish=5.0), clock=lambda: next(readings)
+        database, NoBroker(), time_limits=TimeLimits(reconcile=2.0, republish=5.0), clock=lambda: next(readings)
     )
     left = []
     for _ in range(20):

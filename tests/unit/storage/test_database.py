@@ -10,7 +10,7 @@ from sqlalchemy.exc import DBAPIError
 from helix_jobs.errors import ConfigurationError, DatabaseUnreachableError
 from helix_jobs.storage import sqlite_engine, workers
 from helix_jobs.storage.database import Database
-from helix_jobs.timing import Timing
+from helix_jobs.time_limits import TimeLimits
 from tests.store_helpers import now, ping, stored_batch, worker
 
 
@@ -127,8 +127,8 @@ def test_a_connection_the_server_ended_is_reported_and_replaced(postgres_databas
 @pytest.mark.postgres
 def test_a_writer_that_stands_still_does_not_keep_its_locks(postgres_database):
     written: list[bool] = []
-    url, timing = postgres_database.url.render_as_string(hide_password=False), Timing(idle_transaction=0.3)
-    frozen, other = (Database(url, timing) for _ in range(2))
+    url, time_limits = postgres_database.url.render_as_string(hide_password=False), TimeLimits(idle_transaction=0.3)
+    frozen, other = (Database(url, time_limits) for _ in range(2))
     with postgres_database.write() as c:
         workers.register_worker(c, worker("w"), now())
     with frozen.read() as reader:

@@ -17,11 +17,11 @@ from helix_jobs.settings import Settings
 from helix_jobs.storage.calls_in_flight import CallsInFlight
 from helix_jobs.storage.database import Database
 from helix_jobs.storage.group_commit import GroupCommitWriter
-from helix_jobs.timing import Timing
+from helix_jobs.time_limits import TimeLimits
 from tests.store_helpers import ping, stored_batch
 from tests.tcp_proxy import TcpProxy
 
-QUICK = Timing(statement=1.0, answer_margin=0.5, sign_of_life=0.3)
+QUICK = TimeLimits(statement=1.0, answer_margin=0.5, sign_of_life=0.3)
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def test_work_without_a_limit_is_not_cut_off(through_proxy):
 
 
 def test_the_removal_of_a_large_submission_is_not_cut_off(postgres_database, tmp_path):
-    timing = replace(QUICK, statement=0.3, answer_margin=0.2)
+    time_limits = replace(QUICK, statement=0.3, answer_margin=0.2)
     url = postgres_database.url.render_as_string(hide_password=False)
     batches = [stored_batch(postgres_database, 3, seal=False)[0] for _ in range(2)]
     with postgres_database.write() as c:
@@ -127,7 +127,7 @@ def test_the_removal_of_a_large_submission_is_not_cut_off(postgres_database, tmp
         )
         c.execute(text("CREATE TRIGGER slow BEFORE DELETE ON jobs FOR EACH ROW EXECUTE FUNCTION slow()"))
     try:
-        with HelixClient(Settings(home=tmp_path, redis_url=None, database_url=url), timing=timing) as client:
+        with HelixClient(Settings(home=tmp_path, redis_url=None, database_url=url), time_limits=time_limits) as client:
             assert client.discard(batches[0])
             assert client.cancel(batches[1]) == 0
             assert client.list() == []
@@ -181,7 +181,7 @@ def test_the_sockets_of_overdue_calls_are_shut_and_others_left_alone():
 
 
 def test_a_thread_that_waits_gets_an_error_when_its_call_is_ended(through_proxy, proxy):
-    through_proxy.timing = replace(QUICK, statement=30.0)
+    through_proxy.time_limits = replace(QUICK, statement=30.0)
     errors = []
 
     def ask():

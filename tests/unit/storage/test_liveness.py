@@ -12,9 +12,9 @@ from helix_jobs.storage import liveness
 from helix_jobs.storage.liveness import seems_alive, why_dead
 from helix_jobs.storage.process_identity import Here, ProcessIdentity
 from helix_jobs.storage.records import LeaseHolder, Worker
-from helix_jobs.timing import Timing
+from helix_jobs.time_limits import TimeLimits
 
-LEASE = Timing().lease
+LEASE = TimeLimits().lease
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 THERE = ProcessIdentity(pid=7, boot_id="here", started="1")
 SEEN = Here(boot_id="here", pid_namespace=None, started={7: "1"}.get)

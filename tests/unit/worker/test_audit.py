@@ -14,7 +14,7 @@ from helix_jobs.storage import publishing
 from helix_jobs.storage.check import check_rows
 from helix_jobs.storage.records import PublishableJob
 from helix_jobs.storage.schema import jobs
-from helix_jobs.timing import Timing
+from helix_jobs.time_limits import TimeLimits
 from helix_jobs.worker.audit import Audit, missing, read_known_ids
 from helix_jobs.worker.reconciler import Reconciler
 from tests.store_helpers import now, stored_batch
@@ -82,8 +82,8 @@ class Busy:
         return 0
 
     def reconciler(self, database: Database) -> Reconciler:
-        timing = Timing(audit=0.0, republish=0.0)
-        return Reconciler(database, self, timing=timing, window=10, known_ids=lambda: set(self.messages))
+        time_limits = TimeLimits(audit=0.0, republish=0.0)
+        return Reconciler(database, self, time_limits=time_limits, window=10, known_ids=lambda: set(self.messages))
 
 
 def test_a_busy_brokers_lost_message_is_sent_again(database: Database) -> None:

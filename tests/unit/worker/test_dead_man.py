@@ -16,7 +16,7 @@ from helix_jobs.errors import DatabaseUnreachableError
 from helix_jobs.observability.rounds import Rounds, come_round
 from helix_jobs.storage import postgres_engine, sqlite_engine
 from helix_jobs.storage.database import TRANSACTION_ATTEMPTS
-from helix_jobs.timing import DEFAULT_TIMING as TIMING
+from helix_jobs.time_limits import DEFAULT_TIME_LIMITS as TIME_LIMITS
 from helix_jobs.worker import reconciler
 from helix_jobs.worker.dead_man import (
     LOOK_SECONDS,
@@ -41,7 +41,7 @@ class Calls:
         self.closed = 0
 
     def close_overdue(self, seconds: float) -> int:
-        assert seconds == TIMING.close_call
+        assert seconds == TIME_LIMITS.close_call
         self.closed += 1
         return 0
 
@@ -58,9 +58,9 @@ class Bench:
         self.switch = DeadMansSwitch(
             self.rounds,
             [self.calls],  # type: ignore[list-item]
-            close=TIMING.close_call,
-            limit=Limit(TIMING.end_process, self.ended.append),
-            limits={"engine": Limit(TIMING.longest_step, self.hung.append)},
+            close=TIME_LIMITS.close_call,
+            limit=Limit(TIME_LIMITS.end_process, self.ended.append),
+            limits={"engine": Limit(TIME_LIMITS.longest_step, self.hung.append)},
             clock=lambda: self.now,
         )
 
@@ -188,7 +188,7 @@ def test_a_broker_that_is_slow_with_every_answer_is_no_silence(bench: Bench, mon
     monkeypatch.setattr(publisher, "_open_channel", lambda: SlowRedis(bench))
     with bench.rounds.watched("watchdog"):
         assert [publisher.depth() for _ in range(2)] == [5, 5]
-    assert bench.now > TIMING.end_process
+    assert bench.now > TIME_LIMITS.end_process
     assert bench.ended == []
 
 
@@ -196,7 +196,7 @@ def test_a_database_that_is_slow_with_every_answer_is_no_silence(bench: Bench, m
     """A round of the heartbeat, and one in which it must enter its row again, take a dozen statements."""
     service = make_bench()
     engine = service.database._writer
-    seconds = TIMING.statement + TIMING.answer_margin - 1.0
+    seconds = TIME_LIMITS.statement + TIME_LIMITS.answer_margin - 1.0
     engines = {engine, service.database._reader} if service.database.dialect == "sqlite" else {engine}
 
     def slow(*_: object) -> None:
@@ -211,7 +211,7 @@ def test_a_database_that_is_slow_with_every_answer_is_no_silence(bench: Bench, m
             service.heartbeat.beat()
             service.heartbeat.register()
             service.heartbeat.check_leases()
-    assert bench.now > TIMING.end_process
+    assert bench.now > TIME_LIMITS.end_process
     assert bench.ended == []
 
 
@@ -220,19 +220,20 @@ def test_no_single_wait_is_longer_than_the_switch_is_patient() -> None:
     hosts = 2  # a name may stand for an IPv6 address and an IPv4 one
     handshake = 6  # protocol, user, database, two names of the library, a sign of life
     waits = {
-        "a connection out of the pool, none idle, and its sign of life": TIMING.free_connection + TIMING.sign_of_life,
+        "a connection out of the pool, none idle, and its sign of life": TIME_LIMITS.free_connection
+        + TIME_LIMITS.sign_of_life,
         "a connection to Postgres": hosts * postgres_engine.CONNECT_TIMEOUT_SECONDS,
-        "an answer of Postgres": TIMING.statement + TIMING.answer_margin,
-        "a connection to SQLite, and its lock": TIMING.free_connection + 3 * sqlite_engine.BUSY_TIMEOUT_SECONDS,
+        "an answer of Postgres": TIME_LIMITS.statement + TIME_LIMITS.answer_margin,
+        "a connection to SQLite, and its lock": TIME_LIMITS.free_connection + 3 * sqlite_engine.BUSY_TIMEOUT_SECONDS,
         "a transaction that lost a race": sum(0.02 * 2**n for n in range(TRANSACTION_ATTEMPTS)),
         "a connection to the broker": hosts * CONNECT_TIMEOUT + handshake * SOCKET_TIMEOUT,
         "an answer of the broker": SOCKET_TIMEOUT + 1.0,
-        "an idle writer": TIMING.idle_writer,
+        "an idle writer": TIME_LIMITS.idle_writer,
         "a reconciler that failed": reconciler.LONGEST_PAUSE_SECONDS,
-        "an idle heartbeat": TIMING.heartbeat,
-        "an idle watchdog": TIMING.watchdog_look,
+        "an idle heartbeat": TIME_LIMITS.heartbeat,
+        "an idle watchdog": TIME_LIMITS.watchdog_look,
     }
-    longest = TIMING.end_process - 10 * LOOK_SECONDS
+    longest = TIME_LIMITS.end_process - 10 * LOOK_SECONDS
     # A loop may pause before it waits.
     pause = max(seconds for wait, seconds in waits.items() if wait.startswith(("an idle", "a reconciler")))
     assert {wait: seconds for wait, seconds in waits.items() if pause + seconds > longest} == {}

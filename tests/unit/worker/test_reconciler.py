@@ -9,7 +9,7 @@ from helix_jobs.broker.stranded_messages import StrandedMessages
 from helix_jobs.errors import BrokerUnreachableError, DatabaseUnreachableError
 from helix_jobs.storage import claims, publishing, workers
 from helix_jobs.storage.process_identity import Here
-from helix_jobs.timing import Timing
+from helix_jobs.time_limits import TimeLimits
 from helix_jobs.worker.reconciler import (
     Reconciler,
 )
@@ -320,7 +320,7 @@ def test_the_thread_outlives_errors(sqlite_database):
 
     calls, done = [], threading.Event()
     broker = Moody()
-    reconciler = Reconciler(sqlite_database, broker, timing=Timing(reconcile=0.01))
+    reconciler = Reconciler(sqlite_database, broker, time_limits=TimeLimits(reconcile=0.01))
     reconciler.start()
     assert done.wait(10)
     assert reconciler.stop()

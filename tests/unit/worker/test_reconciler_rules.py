@@ -8,7 +8,7 @@ import pytest
 
 from helix_jobs.storage.process_identity import Here
 from helix_jobs.storage.records import NewWorker, Worker
-from helix_jobs.timing import DEFAULT_TIMING as TIMING
+from helix_jobs.time_limits import DEFAULT_TIME_LIMITS as TIME_LIMITS
 from helix_jobs.worker.lost_messages import EmptyBroker, judge_empty_broker
 from helix_jobs.worker.lost_workers import (
     Observation,
@@ -52,11 +52,11 @@ def test_silence_adds_up_only_while_the_heartbeat_stays_the_same():
 )
 def test_who_is_lost(silences, lost):
     observations = {worker_id: Observation(NOON, silent) for worker_id, silent in silences.items()}
-    assert lost_workers(observations, "me", lease=TIMING.lease, own_silence=TIMING.own_silence) == lost
+    assert lost_workers(observations, "me", lease=TIME_LIMITS.lease, own_silence=TIME_LIMITS.own_silence) == lost
 
 
 def test_a_worker_never_declares_itself_lost():
-    assert lost_workers({"me": Observation(NOON, 99.0)}, "me", lease=TIMING.lease, own_silence=1000.0) == []
+    assert lost_workers({"me": Observation(NOON, 99.0)}, "me", lease=TIME_LIMITS.lease, own_silence=1000.0) == []
 
 
 def _row(worker_id, **changes):

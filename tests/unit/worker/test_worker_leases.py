@@ -12,7 +12,7 @@ from sqlalchemy import select
 from helix_jobs.errors import DatabaseReplacedError
 from helix_jobs.storage import batch_changes, changes_in_steps, claims, installation, publishing, retries
 from helix_jobs.storage.schema import workers
-from helix_jobs.timing import Timing
+from helix_jobs.time_limits import TimeLimits
 from helix_jobs.worker import heartbeat
 from helix_jobs.worker.heartbeat import Heartbeat, LeaseCheck, compare_leases
 from tests.store_helpers import now
@@ -104,7 +104,7 @@ def test_the_heartbeat_outlives_whatever_is_raised(make_bench: Any, monkeypatch:
             twice.set()
         raise OSError("no space left on device")
 
-    beating = Heartbeat(bench.database, WORKER, bench.service, timing=Timing(lease_check=0.01))
+    beating = Heartbeat(bench.database, WORKER, bench.service, time_limits=TimeLimits(lease_check=0.01))
     monkeypatch.setattr(beating, "check_leases", check)
     beating.start()
     assert twice.wait(20)
@@ -123,7 +123,11 @@ def test_a_heartbeat_over_another_database_says_so_once_and_ends(
         said.set()
 
     beating = Heartbeat(
-        bench.database, WORKER, bench.service, timing=Timing(heartbeat=0.01, lease_check=0.01), on_replaced=tell
+        bench.database,
+        WORKER,
+        bench.service,
+        time_limits=TimeLimits(heartbeat=0.01, lease_check=0.01),
+        on_replaced=tell,
     )
     beating.start()
     with monkeypatch.context() as patch:

@@ -35,7 +35,7 @@ def _start(installation: Installation, number: int) -> WorkerProcess:
         "HELIX_FAKE_STEP_SECONDS": "0.05",
         "HELIX_FAKE_EXECUTIONS": str(installation.executions_file),
     }
-    plan = Plan(timing=installation.timing)
+    plan = Plan(time_limits=installation.time_limits)
     with log.open("wb") as output:
         process = subprocess.Popen(
             [*CONTAINER, "sh", "-c", NAMED, "sh", sys.executable, *LAUNCHER, plan.to_json(), "worker"],

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from helix_jobs.storage.records import PublishableJob
-from helix_jobs.timing import DEFAULT_TIMING
+from helix_jobs.time_limits import DEFAULT_TIME_LIMITS
 from tests.acceptance.faults.plan import Plan
 from tests.acceptance.faults.scenario import Outcome, Size, scenario
 from tests.worker_box import wait_until
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 )
 def three_times(installation: Installation, size: Size) -> Outcome:
     """Two workers share the copies: the same job comes to both at once."""
-    installation.timing = DEFAULT_TIMING  # no lease need end
+    installation.time_limits = DEFAULT_TIME_LIMITS  # no lease need end
     workers = [installation.start(host=f"host-{n}") for n in range(2)]
     batch = installation.accept(size.jobs)
     publisher = installation.publisher()
@@ -49,7 +49,7 @@ def three_times(installation: Installation, size: Size) -> Outcome:
 )
 def short_visibility(installation: Installation, size: Size) -> Outcome:
     """Redis takes every running job's message for abandoned and delivers it again."""
-    installation.timing = DEFAULT_TIMING
+    installation.time_limits = DEFAULT_TIME_LIMITS
     plan = Plan(broker_options={"visibility_timeout": 0.2, "unacked_restore_interval": 0.2})
     installation.start(plan, fake_step_seconds="0.4")
     batch = installation.accept(size.jobs, words=8)  # two steps

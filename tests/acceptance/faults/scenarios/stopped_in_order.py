@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from celery import Celery
 
 from helix_jobs.broker.publisher import QueueNames, transport_options
-from helix_jobs.timing import DEFAULT_TIMING
+from helix_jobs.time_limits import DEFAULT_TIME_LIMITS
 from tests.acceptance.faults.scenario import Outcome, Size, scenario
 from tests.worker_box import wait_until
 
@@ -33,7 +33,7 @@ LEAVE_SECONDS = 8.0
 )
 def stopped(installation: Installation, size: Size) -> Outcome:
     """Each batch has a job that never ends, which must be handed back, and many that would go on for long."""
-    installation.timing = DEFAULT_TIMING  # no lease need end
+    installation.time_limits = DEFAULT_TIME_LIMITS  # no lease need end
     share = size.jobs // size.faults
     grace = 1 if installation.fork_server is not None else 5
     accepted, exits, broken = [], [], []

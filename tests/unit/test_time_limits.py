@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from helix_jobs.errors import ConfigurationError
-from helix_jobs.timing import _RULES, DEFAULT_TIMING, Timing
+from helix_jobs.time_limits import _RULES, DEFAULT_TIME_LIMITS, TimeLimits
 
 # What is changed, and the spans and values that the error names.
 BROKEN = [
@@ -33,7 +33,7 @@ BROKEN = [
 @pytest.mark.parametrize(("changes", "named"), BROKEN)
 def test_a_timing_that_breaks_a_rule_is_refused(changes: dict[str, float], named: str) -> None:
     with pytest.raises(ConfigurationError, match=re.escape(named)):
-        Timing(**changes)
+        TimeLimits(**changes)
 
 
 def test_each_rule_is_broken_by_one_of_these() -> None:
@@ -43,16 +43,16 @@ def test_each_rule_is_broken_by_one_of_these() -> None:
 
 @pytest.mark.parametrize("seconds", [-1.0, float("nan")])
 def test_a_span_is_a_number_of_seconds(seconds: float) -> None:
-    with pytest.raises(ConfigurationError, match="timing: audit is "):
-        Timing(audit=seconds)
+    with pytest.raises(ConfigurationError, match="time limits: audit is "):
+        TimeLimits(audit=seconds)
 
 
 def test_spans_may_be_shortened_together() -> None:
-    quick = Timing(heartbeat=0.2, lease_check=0.1, reconcile=0.1, own_silence=1.2, idle_transaction=1.2, lease=2.0)
-    assert quick.watchdog_window == DEFAULT_TIMING.watchdog_window
+    quick = TimeLimits(heartbeat=0.2, lease_check=0.1, reconcile=0.1, own_silence=1.2, idle_transaction=1.2, lease=2.0)
+    assert quick.watchdog_window == DEFAULT_TIME_LIMITS.watchdog_window
 
 
 def test_it_brings_in_neither_torch_nor_sqlalchemy() -> None:
-    program = "import sys, helix_jobs.timing; print(*({'torch', 'sqlalchemy', 'celery'} & set(sys.modules)))"
+    program = "import sys, helix_jobs.time_limits; print(*({'torch', 'sqlalchemy', 'celery'} & set(sys.modules)))"
     told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert told.stdout.split() == []

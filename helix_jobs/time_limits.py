@@ -1,4 +1,4 @@
-"""Timing: every span of time that must be longer or shorter than another one."""
+"""TimeLimits: every span of time that must be longer or shorter than another one."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ _RULES: Final = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Timing:
+class TimeLimits:
     """Spans of time, in seconds. A span that depends on no other stays a constant beside its code.
 
     Attributes:
@@ -120,16 +120,18 @@ class Timing:
         """
         for field in fields(self):
             if not getattr(self, field.name) >= 0:
-                raise ConfigurationError(f"timing: {field.name} is {getattr(self, field.name)} s; it is below zero")
+                raise ConfigurationError(
+                    f"time limits: {field.name} is {getattr(self, field.name)} s; it is below zero"
+                )
         for rule in _RULES:
             shorter = sum(getattr(self, name) for name in rule.shorter)
             longer = getattr(self, rule.longer)
             if shorter > longer or (shorter == longer and not rule.or_equal):
                 limit = "at most" if rule.or_equal else "less than"
                 raise ConfigurationError(
-                    f"timing: {' + '.join(rule.shorter)} is {shorter:g} s and {rule.longer} is {longer:g} s; "
+                    f"time limits: {' + '.join(rule.shorter)} is {shorter:g} s and {rule.longer} is {longer:g} s; "
                     f"the first has to be {limit} the second: {rule.reason}"
                 )
 
 
-DEFAULT_TIMING: Final = Timing()
+DEFAULT_TIME_LIMITS: Final = TimeLimits()
