@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
     import torch
 
-    from helix_jobs.engine.attention.kv_cache import CacheGeometry, PagedKVCache
+    from helix_jobs.engine.attention.cache_geometry import CacheGeometry
+    from helix_jobs.engine.attention.kv_cache import PagedKVCache
     from helix_jobs.engine.attention.query_factor import QueryFactor
     from helix_jobs.engine.attention.rotary import RotaryTable
     from helix_jobs.engine.attention.step_layout import StepLayout, TokenSlice
@@ -30,7 +31,7 @@ class LayerAttention:
     Attributes:
         scaling: Factor by which scores are multiplied.
         query_norm: Normalises queries (Qwen3), or None.
-        key_norm: Normalises keys; given exactly when ``query_norm`` is.
+        key_norm: Normalises keys; given exactly when ``query_norm`` is, unless the layer reads another's keys.
         norm_scope: What the two normalise: each ``head`` before it is rotated, the whole ``row`` of all heads before it
             is split into heads (OLMo 2), or each head after it is ``rotated`` (Hunyuan).
         rotary: Rotary positions, or None.
@@ -60,8 +61,8 @@ class AttentionSpec:
     """A model's attention, fixed when it is loaded.
 
     Attributes:
-        geometry: Shape of the keys and values.
-        num_heads: Query heads; each key-value head serves the same number of them.
+        geometry: Shapes of the keys and values, one for each of ``layers``.
+        num_heads: Query heads of a layer; each of its key-value heads serves the same number of them.
         layers: Settings of each layer, in order.
     """
 
@@ -69,10 +70,9 @@ class AttentionSpec:
     num_heads: int
     layers: tuple[LayerAttention, ...]
 
-    @property
-    def width(self) -> int:
-        """Elements of a token's result."""
-        return self.num_heads * self.geometry.head_dim
+    def width(self, layer: int) -> int:
+        """Elements of a token's result in a layer."""
+        return self.num_heads * self.geometry.layers[layer].value_width
 
     @property
     def rotaries(self) -> tuple[RotaryTable, ...]:
@@ -86,8 +86,8 @@ class AttentionSpec:
 
     @property
     def features(self) -> frozenset[str]:
-        """The optional fields that some layer uses. See ``features_of``."""
-        return frozenset().union(*map(features_of, self.layers))
+        """The optional fields that some layer or its cache uses. See ``features_of``."""
+        return self.geometry.features.union(*map(features_of, self.layers))
 
 
 class AttentionStep(Protocol):
@@ -98,10 +98,12 @@ class AttentionStep(Protocol):
 
         Args:
             layer: Index of the layer.
-            qkv: ``[T, (num_heads + 2 * num_kv_heads) * head_dim]``
+            qkv: ``[T, num_heads * head_dim + num_kv_heads * (head_dim + value_width)]``: queries, keys and values. Keys
+                and values are not there where the layer reads those of another, nor values where they are columns of
+                the keys.
 
         Returns:
-            ``[T, num_heads * head_dim]``
+            ``[T, num_heads * value_width]``
         """
 
 

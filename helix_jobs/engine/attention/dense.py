@@ -62,31 +62,34 @@ class DenseStep:
 
     def attend(self, layer: int, qkv: torch.Tensor) -> torch.Tensor:
         """See ``AttentionStep``."""
-        head_dim = self._spec.geometry.head_dim
-        queries, keys, values = self._heads.of(self._spec.layers[layer], qkv)
-        self._cache.write(layer, self._layout.write_rows, keys.reshape(-1, head_dim), values.reshape(-1, head_dim))
+        queries, keys, values = self._heads.of(layer, qkv)
+        if keys is not None:
+            shape = self._spec.geometry.layers[layer]
+            values = None if values is None else values.reshape(-1, shape.value_width)
+            rows = self._layout.write_rows[shape.num_kv_heads]
+            self._cache.write(layer, rows, keys.reshape(-1, shape.head_dim), values)
         return self._solve_groups(layer, queries)
 
     def _solve_groups(self, layer: int, queries: torch.Tensor) -> torch.Tensor:
-        """Solve every group; return the outputs of their tokens in packed order, ``[n, num_heads * head_dim]``."""
+        """Solve every group; return the outputs of their tokens in packed order, ``[n, num_heads * value_width]``."""
         scaling = self._spec.layers[layer].scaling
         if queries.dtype is torch.float16:
             # An unscaled product can leave float16's range; elsewhere scaling the fp32 scores rounds less.
             queries, scaling = queries * scaling, 1.0
         outputs = [self._solve(layer, group, queries, scaling) for group in self._slices.groups]
-        # [sum of n * q, num_heads * head_dim]
+        # [sum of n * q, num_heads * value_width]
         output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         if self._slices.output_rows is not None:
             output = output.index_select(0, self._slices.output_rows)
         return output
 
     def _solve(self, layer: int, group: AttentionGroup, queries: torch.Tensor, scaling: float) -> torch.Tensor:
-        """Solve one group; return ``[n * q, num_heads * head_dim]``."""
-        n, q, kv = group.num_rows, group.num_queries, self._spec.geometry.num_kv_heads
+        """Solve one group; return ``[n * q, num_heads * value_width]``."""
+        n, q, kv = group.num_rows, group.num_queries, self._spec.geometry.layers[layer].num_kv_heads
         num_heads = self._spec.num_heads
-        grouped = self._queries_of(group, queries)
-        # each: [n * kv, num_keys, head_dim]
-        keys, values = self._cache.gather(layer, group.gather_rows, n * kv)
+        grouped = self._queries_of(group, queries, kv)
+        # each: [n * kv, num_keys, width]
+        keys, values = self._cache.gather(layer, group.gather_rows[kv], n * kv)
         # [n * kv, share * q, num_keys]
         keys = keys.transpose(1, 2)
         if self._cache.is_on_directml:  # its products want contiguous operands; elsewhere the copy gains nothing
@@ -102,9 +105,10 @@ class DenseStep:
         weights = weights.to(values.dtype)
         return self._packed(group, torch.bmm(weights, values))
 
-    def _queries_of(self, group: AttentionGroup, queries: torch.Tensor) -> torch.Tensor:
+    @staticmethod
+    def _queries_of(group: AttentionGroup, queries: torch.Tensor, kv: int) -> torch.Tensor:
         """The group's queries, ``[n * kv, share * q, head_dim]``: heads that share a key-value head are its rows."""
-        n, q, kv = group.num_rows, group.num_queries, self._spec.geometry.num_kv_heads
+        n, q = group.num_rows, group.num_queries
         _, num_heads, head_dim = queries.shape
         if group.query_rows is None:
             grouped = queries.narrow(0, group.first_token, n * q)
@@ -114,9 +118,9 @@ class DenseStep:
         return grouped.reshape(n * kv, num_heads // kv * q, head_dim)
 
     def _packed(self, group: AttentionGroup, output: torch.Tensor) -> torch.Tensor:
-        """Reorder ``[n * kv, share * q, head_dim]`` token by token, to ``[n * q, num_heads * head_dim]``."""
-        n, q, num_heads, head_dim = group.num_rows, group.num_queries, self._spec.num_heads, output.shape[-1]
-        return output.view(n, num_heads, q, head_dim).transpose(1, 2).reshape(n * q, num_heads * head_dim)
+        """Reorder ``[n * kv, share * q, value_width]`` token by token, to ``[n * q, num_heads * value_width]``."""
+        n, q, num_heads, width = group.num_rows, group.num_queries, self._spec.num_heads, output.shape[-1]
+        return output.view(n, num_heads, q, width).transpose(1, 2).reshape(n * q, num_heads * width)
 
 
 def _softmax_with_sinks(scores: torch.Tensor, sinks: torch.Tensor, num_queries: int) -> torch.Tensor:

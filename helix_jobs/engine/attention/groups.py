@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from helix_jobs.engine.attention.kv_cache import CacheGeometry
+    from helix_jobs.engine.attention.cache_geometry import CacheGeometry
     from helix_jobs.engine.attention.step_layout import TokenSlice
     from helix_jobs.engine.attention.step_plan import StepPlan
 
@@ -51,7 +51,8 @@ class AttentionGroup:
         num_queries: Queries of each, padded to the longest, ``q`` below.
         first_token: Where the group's queries start in the packed row, if they are consecutive there.
         query_rows: ``[n * q]`` packed positions of the queries, if they are not consecutive.
-        gather_rows: ``[n * num_kv_heads * num_blocks]`` rows of the cache's gather view.
+        gather_rows: ``[n * num_kv_heads * num_blocks]`` rows of the cache's gather view, for each number of key-value
+            heads that layers have.
         masks: ``[n, 1, q, num_keys]`` additive fp32 mask of the layers with each window.
     """
 
@@ -59,7 +60,7 @@ class AttentionGroup:
     num_queries: int
     first_token: int
     query_rows: torch.Tensor | None
-    gather_rows: torch.Tensor
+    gather_rows: Mapping[int, torch.Tensor]
     masks: Mapping[int | None, torch.Tensor]
 
 
@@ -97,19 +98,19 @@ class GroupPlan:
     num_keys: int
     first_token: int
     query_rows: IntArray | None
-    gather_rows: IntArray
+    gather_rows: Mapping[int, IntArray]
     visible: IntArray
     windows: tuple[int | None, ...]
 
     def arrays(self) -> list[IntArray]:
         """The arrays to upload."""
         given = [] if self.query_rows is None else [self.query_rows]
-        return [*given, self.gather_rows, self.visible]
+        return [*given, *self.gather_rows.values(), self.visible]
 
     def on_device(self, uploaded: Iterator[torch.Tensor]) -> AttentionGroup:
         """Make the group from the uploaded ``arrays``."""
         query_rows = None if self.query_rows is None else next(uploaded)
-        gather_rows = next(uploaded)
+        gather_rows = {count: next(uploaded) for count in self.gather_rows}
         visible = next(uploaded).view(self.num_rows, 1, self.num_queries, 1)
         keys = torch.arange(self.num_keys, dtype=torch.int64, device=visible.device)
         # [n, 1, q, num_keys]
@@ -163,7 +164,7 @@ def plan_groups(
 
     Args:
         slices: New tokens per sequence, each with at least one token.
-        geometry: The model's key-value shape.
+        geometry: Shapes of the model's keys and values. Groups are the same for all layers, and bounded for the widest.
         block_size: Tokens a block.
         num_heads: The model's query heads.
         windows: The windows of the model's layers, each once.
@@ -176,14 +177,13 @@ def plan_groups(
     grouped = _grouped(slices, num_heads, geometry, block_size, repeats=repeats)
     order = tuple(dict.fromkeys(piece.slice_index for _, pieces in grouped for piece in pieces))
     packed = PackedSlices.of(slices, order, geometry, block_size, spare_block=spare_block, least_tokens=least_tokens)
-    heads = np.arange(geometry.num_kv_heads, dtype=np.int64)
     groups = []
     # Padding tokens may take any output row.
     output_rows = np.zeros(len(packed.positions), dtype=np.int64)
     done = 0
     for key, pieces in grouped:
         shape = key if repeats else None
-        group, token_rows, places = _plan_group(pieces, slices, packed, heads, block_size, shape, windows)
+        group, token_rows, places = _plan_group(pieces, slices, packed, geometry, block_size, shape, windows)
         output_rows[token_rows] = done + places
         done += group.num_rows * group.num_queries
         groups.append(group)
@@ -232,7 +232,7 @@ def _split(
     """Divide pieces of similar lengths into groups that are bounded in memory, row padding included."""
     num_queries, num_keys = shape[0], shape[1] * block_size
     by_scores = MAX_GROUP_SCORES // (num_heads * num_queries * num_keys)
-    by_gathered = MAX_GATHERED_ELEMENTS // (geometry.num_kv_heads * geometry.head_dim * num_keys)
+    by_gathered = MAX_GATHERED_ELEMENTS // (geometry.widest * num_keys)
     most = max(1, min(by_scores, by_gathered))
     if repeats:
         most = largest_row_size(most)
@@ -259,7 +259,7 @@ def _plan_group(  # noqa: PLR0917  (one call site; the step's arrays and its geo
     pieces: list[_Piece],
     slices: Sequence[TokenSlice],
     packed: PackedSlices,
-    heads: IntArray,
+    geometry: CacheGeometry,
     block_size: int,
     shape: tuple[int, int] | None,
     windows: tuple[int | None, ...],
@@ -281,8 +281,12 @@ def _plan_group(  # noqa: PLR0917  (one call site; the step's arrays and its geo
     given = np.minimum(np.arange(num_rows), len(pieces) - 1)
     query_rows = (firsts[:, None] + steps)[given]
     visible = (starts[:, None] + steps)[given] + 1
-    # [n, num_kv_heads, num_blocks]
-    gather_rows = members[given][:, None, :] * len(heads) + heads[None, :, None]
+    blocks = members[given][:, None, :]
+    gather_rows = {}
+    for count in geometry.head_counts:
+        # [n, num_kv_heads, num_blocks]
+        rows = blocks * count + np.arange(count, dtype=np.int64)[None, :, None]
+        gather_rows[count] = rows.reshape(-1)
 
     flat_rows = query_rows.reshape(-1)
     dense = bool((flat_rows == np.arange(flat_rows[0], flat_rows[0] + flat_rows.size)).all())
@@ -295,7 +299,7 @@ def _plan_group(  # noqa: PLR0917  (one call site; the step's arrays and its geo
         first_token=int(flat_rows[0]),
         # On DirectML a view with an offset costs a copy and a write-back, so rows are always selected there.
         query_rows=None if dense and shape is None else flat_rows,
-        gather_rows=gather_rows.reshape(-1),
+        gather_rows=gather_rows,
         visible=visible.reshape(-1),
         windows=windows,
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from helix_jobs.engine.attention.backend import AttentionSpec, LayerAttention
+    from helix_jobs.engine.attention.backend import AttentionSpec
     from helix_jobs.engine.attention.step_layout import StepLayout
 
 
@@ -23,57 +23,73 @@ class StepHeads:
         factors = dict.fromkeys(layer.query_factor for layer in spec.layers if layer.query_factor is not None)
         self._factors = {factor: factor.at(layout.positions, layout.num_positions) for factor in factors}
 
-    def of(self, own: LayerAttention, qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Queries ``[T, num_heads, head_dim]`` and keys and values, each ``[T, num_kv_heads, head_dim]``.
+    def of(self, layer: int, qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """A layer's queries, keys and values, each ``[T, heads, width]``.
+
+        Keys and values are None where the layer reads those of another; values where they are columns of the keys.
 
         Args:
-            own: The layer's settings.
-            qkv: ``[T, (num_heads + 2 * num_kv_heads) * head_dim]``
+            layer: Index of the layer.
+            qkv: See ``AttentionStep.attend``.
         """
-        spec = self._spec
-        num_heads, num_kv_heads = spec.num_heads, spec.geometry.num_kv_heads
-        normed = before_rotation(spec, own, qkv)
+        own, shape = self._spec.layers[layer], self._spec.geometry.layers[layer]
+        num_heads, num_new = self._spec.num_heads, shape.num_new_heads
+        normed = before_rotation(self._spec, layer, qkv)
         if isinstance(normed, tuple):
-            turning, values = torch.cat(normed[:2], dim=1), normed[2]
+            turning, values = torch.cat(normed[:2], dim=1) if num_new else normed[0], normed[2]
         else:
-            turning, values = normed.split((num_heads + num_kv_heads, num_kv_heads), dim=1)
+            turning, values = normed.split((num_heads + num_new, normed.shape[1] - num_heads - num_new), dim=1)
         if own.rotary is not None:
             turning = own.rotary.rotate(turning, self._rotations[own.rotary])
-        queries, keys = turning.split((num_heads, num_kv_heads), dim=1)
-        if own.norm_scope == "rotated" and own.query_norm is not None and own.key_norm is not None:
-            queries, keys = own.query_norm(queries), own.key_norm(keys)
+        queries, keys = turning.split((num_heads, num_new), dim=1)
+        if own.norm_scope == "rotated" and own.query_norm is not None:
+            queries = own.query_norm(queries)
+            keys = keys if own.key_norm is None else own.key_norm(keys)
         if own.query_factor is not None:
             queries = queries * self._factors[own.query_factor]
-        return queries, keys, values
+        if shape.source is not None:
+            return queries, None, None
+        return queries, keys, values if shape.has_values else None
 
 
 def before_rotation(
-    spec: AttentionSpec, own: LayerAttention, qkv: torch.Tensor
+    spec: AttentionSpec, layer: int, qkv: torch.Tensor
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Clip and normalise heads as far as that comes before rotation.
 
     Args:
         spec: The model's attention.
-        own: The layer's settings.
-        qkv: ``[T, (num_heads + 2 * num_kv_heads) * head_dim]``
+        layer: Index of the layer.
+        qkv: See ``AttentionStep.attend``.
 
     Returns:
-        Queries, keys and values, each ``[T, heads, head_dim]``, where they are normalised; else all of them side by
-        side, ``[T, num_heads + 2 * num_kv_heads, head_dim]``.
+        Queries, keys and values, each ``[T, heads, width]``, where they are normalised or not equally wide; else all of
+        them side by side, ``[T, heads, head_dim]``. What is not in ``qkv`` has no heads.
     """
-    num_heads, num_kv_heads, head_dim = spec.num_heads, spec.geometry.num_kv_heads, spec.geometry.head_dim
+    own, shape = spec.layers[layer], spec.geometry.layers[layer]
     norms_rows = own.norm_scope == "row" and own.query_norm is not None
     if own.clip is not None and not norms_rows:
         qkv = qkv.clamp(-own.clip, own.clip)
-    # [T, heads, head_dim]
-    heads = qkv.view(len(qkv), num_heads + 2 * num_kv_heads, head_dim)
-    if own.query_norm is None or own.key_norm is None or own.norm_scope == "rotated":
-        return heads
-    queries, keys, values = heads.split((num_heads, num_kv_heads, num_kv_heads), dim=1)
+    counts = (spec.num_heads, shape.num_new_heads, shape.num_new_heads if shape.has_values else 0)
+    if shape.value_width == shape.head_dim:
+        # [T, heads, head_dim]
+        heads = qkv.view(len(qkv), sum(counts), shape.head_dim)
+        if own.query_norm is None or own.norm_scope == "rotated":
+            return heads
+        queries, keys, values = heads.split(counts, dim=1)
+    else:
+        widths = (shape.head_dim, shape.head_dim, shape.value_width)
+        parts = qkv.split([count * width for count, width in zip(counts, widths, strict=True)], dim=1)
+        queries, keys, values = (
+            part.view(len(qkv), count, width) for part, count, width in zip(parts, counts, widths, strict=True)
+        )
+        if own.query_norm is None or own.norm_scope == "rotated":
+            return queries, keys, values
+    query_norm, key_norm = own.query_norm, own.key_norm
     if own.norm_scope == "row":
-        rows = own.query_norm(queries.flatten(1)), own.key_norm(keys.flatten(1))
-        queries, keys = rows[0].view(queries.shape), rows[1].view(keys.shape)
+        queries = query_norm(queries.flatten(1)).view(queries.shape)
+        keys = keys if key_norm is None else key_norm(keys.flatten(1)).view(keys.shape)
         if own.clip is not None:
             queries, keys, values = (part.clamp(-own.clip, own.clip) for part in (queries, keys, values))
         return queries, keys, values
-    return own.query_norm(queries), own.key_norm(keys), values
+    return query_norm(queries), keys if key_norm is None else key_norm(keys), values

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -15,23 +14,11 @@ from helix_jobs.engine.devices.shape_sizes import MAX_PADDING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from helix_jobs.engine.attention.cache_geometry import CacheGeometry, CacheShape
     from helix_jobs.engine.config import CacheConfig
 
 # Blocks cleared at once: clearing must itself need little memory.
 _CLEAR_CHUNK: Final = 64
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CacheGeometry:
-    """Per-token shape of a model's keys and values."""
-
-    num_layers: int
-    num_kv_heads: int
-    head_dim: int
-
-    def block_bytes(self, block_size: int, dtype: torch.dtype) -> int:
-        """Bytes that one block of keys and values takes over all layers."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * block_size * dtype.itemsize
 
 
 class PagedKVCache:
@@ -52,30 +39,38 @@ class PagedKVCache:
         # The last blocks take the keys and values of tokens that only pad a step to one of few shapes.
         self.spare_block = config.num_blocks if compiles_each_shape(device) else None
         spare = 0 if self.spare_block is None else -(-MAX_PADDING // config.block_size)
-        shape = ((config.num_blocks + spare) * geometry.num_kv_heads, config.block_size * geometry.head_dim)
-        # each: [(num_blocks + spare) * num_kv_heads, block_size * head_dim]
-        self.keys = [_zeros(shape, dtype, device) for _ in range(geometry.num_layers)]
-        self.values = [_zeros(shape, dtype, device) for _ in range(geometry.num_layers)]
+        # each: [(num_blocks + spare) * num_kv_heads, block_size * width]
+        self.keys: list[torch.Tensor] = []
+        self.values: list[torch.Tensor] = []
+        for shape in geometry.layers:
+            if shape.source is not None:
+                self.keys.append(self.keys[shape.source])
+                self.values.append(self.values[shape.source])
+                continue
+            rows = (config.num_blocks + spare) * shape.num_kv_heads
+            self.keys.append(_zeros((rows, config.block_size * shape.head_dim), dtype, device))
+            self.values.append(_zeros((rows, config.block_size * shape.stored_value_width), dtype, device))
         self._write_rows = row_writer(device.type)
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of both pools over all layers."""
-        return sum(pool.nbytes for pool in (*self.keys, *self.values))
+        """Bytes of both pools over all layers that have their own."""
+        return sum(self.keys[layer].nbytes + self.values[layer].nbytes for layer, _ in self._own_layers())
 
-    def write(self, layer: int, rows: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+    def write(self, layer: int, rows: torch.Tensor, keys: torch.Tensor, values: torch.Tensor | None) -> None:
         """Store the keys and values of a packed step.
 
         Args:
-            layer: Layer index.
+            layer: Index of a layer that keeps its own.
             rows: ``[num_tokens * num_kv_heads]`` row numbers of the token view, each at most once.
             keys: ``[num_tokens * num_kv_heads, head_dim]``
-            values: ``[num_tokens * num_kv_heads, head_dim]``
+            values: ``[num_tokens * num_kv_heads, value_width]``; None where they are columns of the keys.
         """
-        for pool, new in ((self.keys[layer], keys), (self.values[layer], values)):
-            # [num_blocks * num_kv_heads * block_size, head_dim]
-            by_token = pool.view(-1, self.geometry.head_dim)
-            self._write_rows(by_token, rows, new)
+        shape = self.geometry.layers[layer]
+        # [num_blocks * num_kv_heads * block_size, width]
+        self._write_rows(self.keys[layer].view(-1, shape.head_dim), rows, keys)
+        if values is not None:
+            self._write_rows(self.values[layer].view(-1, shape.value_width), rows, values)
 
     def clear(self, blocks: Sequence[int]) -> None:
         """Set blocks back to zero: what they hold must not reach their next owner, not even with a weight of zero."""
@@ -83,14 +78,19 @@ class PagedKVCache:
             self._clear(blocks[start : start + _CLEAR_CHUNK])
 
     def _clear(self, blocks: Sequence[int]) -> None:
-        rows_per_block = self.geometry.num_kv_heads * self.block_size
         device, dtype = self.keys[0].device, self.keys[0].dtype
-        starts = torch.tensor(blocks, dtype=torch.int64) * rows_per_block
-        # [len(blocks) * rows_per_block]
-        rows = (starts[:, None] + torch.arange(rows_per_block)).reshape(-1).to(device)
-        zeros = torch.zeros((len(rows), self.geometry.head_dim), dtype=dtype, device=device)
-        for layer in range(self.geometry.num_layers):
-            self.write(layer, rows, zeros, zeros)
+        places = torch.tensor(blocks, dtype=torch.int64)[:, None]
+        rows_by_count = {}
+        for count in self.geometry.head_counts:
+            rows_per_block = count * self.block_size
+            # [len(blocks) * rows_per_block]
+            rows = (places * rows_per_block + torch.arange(rows_per_block)).reshape(-1)
+            rows_by_count[count] = rows.to(device)
+        for layer, shape in self._own_layers():
+            rows = rows_by_count[shape.num_kv_heads]
+            keys = torch.zeros((len(rows), shape.head_dim), dtype=dtype, device=device)
+            values = torch.zeros((len(rows), shape.value_width), dtype=dtype, device=device)
+            self.write(layer, rows, keys, values if shape.has_values else None)
 
     def gather(self, layer: int, rows: torch.Tensor, num_heads: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Collect the keys and values of a group of sequences.
@@ -101,12 +101,19 @@ class PagedKVCache:
             num_heads: Sequences times key-value heads.
 
         Returns:
-            Keys and values, each ``[num_heads, num_keys, head_dim]``.
+            Keys ``[num_heads, num_keys, head_dim]`` and values ``[num_heads, num_keys, value_width]``; a view of the
+            keys where values are columns of them.
         """
-        head_dim = self.geometry.head_dim
-        keys = self.keys[layer].index_select(0, rows).view(num_heads, -1, head_dim)
-        values = self.values[layer].index_select(0, rows).view(num_heads, -1, head_dim)
+        shape = self.geometry.layers[layer]
+        keys = self.keys[layer].index_select(0, rows).view(num_heads, -1, shape.head_dim)
+        if not shape.has_values:
+            return keys, keys.narrow(-1, 0, shape.value_width)
+        values = self.values[layer].index_select(0, rows).view(num_heads, -1, shape.value_width)
         return keys, values
+
+    def _own_layers(self) -> list[tuple[int, CacheShape]]:
+        """Layers that keep keys and values of their own, with their indices."""
+        return [(index, shape) for index, shape in enumerate(self.geometry.layers) if shape.source is None]
 
 
 def _zeros(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
@@ -115,7 +122,7 @@ def _zeros(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> 
     On the CPU the system commits its pages as blocks are first written, so a large pool costs nothing until it is used;
     ``torch.zeros`` would write them all.
     """
-    if device.type != "cpu":
+    if device.type != "cpu" or 0 in shape:
         return torch.zeros(shape, dtype=dtype, device=device)
     pages = np.zeros(shape[0] * shape[1] * dtype.itemsize, dtype=np.uint8)
     return torch.from_numpy(pages).view(dtype).view(shape)

@@ -27,7 +27,9 @@ class SdpaAttention(DenseAttention):
 
     kernels = "torch sdpa"
     # The features of layers that it computes; see ``features_of``.
-    SERVED: Final = frozenset({"query_norm", "key_norm", "norm_scope", "rotary", "window", "clip", "query_factor"})
+    SERVED: Final = frozenset(
+        {"query_norm", "key_norm", "norm_scope", "rotary", "window", "clip", "query_factor", "layers", "source"}
+    )
 
     def __init__(self, spec: AttentionSpec) -> None:
         assert self.serves(spec), "the operator does not compute all features of these layers"
@@ -49,7 +51,6 @@ class SdpaStep(DenseStep):
     def __init__(self, spec: AttentionSpec, layout: StepLayout, cache: PagedKVCache) -> None:
         super().__init__(spec, layout, cache)
         self._dtype = cache.keys[0].dtype
-        self._share = spec.num_heads // spec.geometry.num_kv_heads
         # The operator wants masks in the dtype of the queries. Masks of single queries are small, and made once.
         groups = (
             replace(group, masks={window: mask.to(self._dtype) for window, mask in group.masks.items()})
@@ -61,21 +62,23 @@ class SdpaStep(DenseStep):
 
     def _solve(self, layer: int, group: AttentionGroup, queries: torch.Tensor, scaling: float) -> torch.Tensor:
         """Solve one group; return ``[n * q, num_heads * head_dim]``."""
-        n, q, kv, head_dim = group.num_rows, group.num_queries, self._spec.geometry.num_kv_heads, queries.shape[-1]
-        keys, values = self._cache.gather(layer, group.gather_rows, n * kv)
+        n, q, head_dim = group.num_rows, group.num_queries, queries.shape[-1]
+        kv = self._spec.geometry.layers[layer].num_kv_heads
+        share = self._spec.num_heads // kv
+        keys, values = self._cache.gather(layer, group.gather_rows[kv], n * kv)
         # [n, kv, share * q, head_dim]
         output: torch.Tensor = functional.scaled_dot_product_attention(
-            self._queries_of(group, queries).view(n, kv, self._share * q, head_dim),
+            self._queries_of(group, queries, kv).view(n, kv, share * q, head_dim),
             keys.view(n, kv, -1, head_dim),
             values.view(n, kv, -1, head_dim),
-            attn_mask=self._mask(group, self._spec.layers[layer].window),
+            attn_mask=self._mask(group, self._spec.layers[layer].window, share),
             scale=scaling,
         )
         # [n, kv, share, q, head_dim] -> [n, q, kv, share, head_dim]
-        by_token: torch.Tensor = output.unflatten(2, (self._share, q)).permute(0, 3, 1, 2, 4)
+        by_token: torch.Tensor = output.unflatten(2, (share, q)).permute(0, 3, 1, 2, 4)
         return by_token.reshape(n * q, self._spec.num_heads * head_dim)
 
-    def _mask(self, group: AttentionGroup, window: int | None) -> torch.Tensor:
+    def _mask(self, group: AttentionGroup, window: int | None, share: int) -> torch.Tensor:
         """``[n, 1, share * q, num_keys]``, or ``[n, 1, 1, num_keys]`` for single queries, which broadcasts.
 
         Made anew for each layer: the masks of all groups together would take as much memory as a full cache of prompts.
@@ -83,5 +86,5 @@ class SdpaStep(DenseStep):
         n, q = group.num_rows, group.num_queries
         if q == 1:
             return group.masks[window]
-        mask = group.masks[window].expand(n, self._share, q, -1).to(self._dtype)
-        return mask.reshape(n, 1, self._share * q, -1)
+        mask = group.masks[window].expand(n, share, q, -1).to(self._dtype)
+        return mask.reshape(n, 1, share * q, -1)

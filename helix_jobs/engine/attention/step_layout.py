@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import torch
 
@@ -43,7 +43,8 @@ class StepLayout:
         num_tokens: ``T``, tokens in the step, including those that pad it to a device's fixed shapes.
         positions: ``[T]`` position of each token in its sequence.
         num_positions: All positions are below it.
-        write_rows: ``[T * num_kv_heads]`` rows of the cache's token view, token-major.
+        write_rows: ``[T * num_kv_heads]`` rows of the cache's token view, token-major, for each number of key-value
+            heads that layers have.
         attention: The part that the planning backend needs to attend.
         states: The part that recurrent layers need; None for a model without them.
     """
@@ -51,6 +52,6 @@ class StepLayout:
     num_tokens: int
     positions: torch.Tensor
     num_positions: int
-    write_rows: torch.Tensor
+    write_rows: Mapping[int, torch.Tensor]
     attention: object
     states: object = None

@@ -14,12 +14,12 @@ from helix_jobs.engine.attention.step_layout import StepLayout
 from helix_jobs.engine.devices.shape_sizes import token_size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     import torch
     from numpy.typing import NDArray
 
-    from helix_jobs.engine.attention.kv_cache import CacheGeometry
+    from helix_jobs.engine.attention.cache_geometry import CacheGeometry
     from helix_jobs.engine.attention.step_layout import TokenSlice
 
     IntArray = NDArray[np.int64]
@@ -58,14 +58,14 @@ class StepPlan:
     offsets: tuple[int, ...]
     positions: IntArray
     num_positions: int
-    write_rows: IntArray
+    write_rows: Mapping[int, IntArray]
     attention: AttentionPlan
     states: AttentionPlan | None = None
 
     def arrays(self) -> list[IntArray]:
         """The arrays to upload."""
         states = [] if self.states is None else self.states.arrays()
-        return [self.positions, self.write_rows, *self.attention.arrays(), *states]
+        return [self.positions, *self.write_rows.values(), *self.attention.arrays(), *states]
 
     def on_device(self, uploaded: Iterator[torch.Tensor]) -> StepLayout:
         """Make the layout from the uploaded ``arrays``."""
@@ -73,7 +73,7 @@ class StepPlan:
             num_tokens=len(self.positions),
             positions=next(uploaded),
             num_positions=self.num_positions,
-            write_rows=next(uploaded),
+            write_rows={count: next(uploaded) for count in self.write_rows},
             attention=self.attention.on_device(uploaded),
             states=None if self.states is None else self.states.on_device(uploaded),
         )
@@ -99,7 +99,7 @@ class PackedSlices:
     tables: IntArray
     positions: IntArray
     num_positions: int
-    write_rows: IntArray
+    write_rows: Mapping[int, IntArray]
 
     @classmethod
     def of(
@@ -117,7 +117,7 @@ class PackedSlices:
         Args:
             slices: New tokens per sequence, each with at least one token.
             order: Indices of all of them, in packed order.
-            geometry: The model's key-value shape.
+            geometry: Shapes of the model's keys and values.
             block_size: Tokens a block.
             spare_block: First of the cache's blocks that padding is written to. Given if shapes must repeat.
             least_tokens: With a spare block, the least number of tokens to pad to; at most ``SMALL_STEP``.
@@ -133,7 +133,6 @@ class PackedSlices:
             [np.arange(slices[i].start, slices[i].start + slices[i].num_tokens, dtype=np.int64) for i in order]
         )
         owners = np.repeat(np.asarray(order), [slices[i].num_tokens for i in order])
-        heads = np.arange(geometry.num_kv_heads, dtype=np.int64)
         blocks = tables[owners, positions // block_size]
         num_positions = int(positions.max()) + 1
         slots = positions % block_size
@@ -142,9 +141,12 @@ class PackedSlices:
             positions = np.concatenate((positions, np.zeros_like(padding)))
             blocks = np.concatenate((blocks, spare_block + padding // block_size))
             slots = np.concatenate((slots, padding % block_size))
-        # [T, num_kv_heads]
-        write_rows = (blocks[:, None] * geometry.num_kv_heads + heads) * block_size + slots[:, None]
-        return cls(num_tokens, tuple(order), tuple(offsets), tables, positions, num_positions, write_rows.reshape(-1))
+        write_rows = {}
+        for count in geometry.head_counts:
+            # [T, num_kv_heads]
+            rows = (blocks[:, None] * count + np.arange(count, dtype=np.int64)) * block_size + slots[:, None]
+            write_rows[count] = rows.reshape(-1)
+        return cls(num_tokens, tuple(order), tuple(offsets), tables, positions, num_positions, write_rows)
 
     def planned(self, attention: AttentionPlan) -> StepPlan:
         """The whole plan, given the backend's part."""

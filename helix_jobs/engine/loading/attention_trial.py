@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from helix_jobs.engine.attention.backend import LayerAttention
+from helix_jobs.engine.attention.cache_geometry import CacheGeometry
 from helix_jobs.engine.attention.dense import DenseAttention
 from helix_jobs.engine.attention.kv_cache import PagedKVCache
 from helix_jobs.engine.attention.sdpa import SdpaAttention
@@ -82,7 +83,9 @@ def is_faster(decoder: Decoder, folder: Path, report: Callable[[str], None]) -> 
         "driver": driver_version(decoder.device),
         "torch": torch.__version__,
         "dtype": str(decoder.dtype),
-        "heads": f"{spec.num_heads} / {spec.geometry.num_kv_heads} of {spec.geometry.head_dim}",
+        "heads": ", ".join(
+            f"{spec.num_heads} / {shape.num_kv_heads} of {shape.head_dim}" for shape in spec.geometry.shapes
+        ),
     }
     file = KeptFile(folder, "attention", identity)
     kept = file.read()
@@ -109,12 +112,24 @@ def pays(seconds: Sequence[tuple[float, float]]) -> bool:
 
 @torch.inference_mode()
 def _try(spec: AttentionSpec, dtype: torch.dtype, device: torch.device) -> list[tuple[float, float]] | None:
-    """Seconds of one layer's attention by plain products and by the fused operator; None where results differ."""
-    one_layer = replace(
-        spec,
-        geometry=replace(spec.geometry, num_layers=1),
-        layers=(LayerAttention(spec.layers[0].scaling),),
-    )
+    """Seconds of the attention of a layer of each shape, by plain products and by the fused operator.
+
+    None where results differ.
+    """
+    found = []
+    for shape in spec.geometry.shapes:
+        one_layer = replace(
+            spec, geometry=CacheGeometry(layers=(shape,)), layers=(LayerAttention(spec.layers[0].scaling),)
+        )
+        seconds = _try_layer(one_layer, dtype, device)
+        if seconds is None:
+            return None
+        found += seconds
+    return found
+
+
+def _try_layer(one_layer: AttentionSpec, dtype: torch.dtype, device: torch.device) -> list[tuple[float, float]] | None:
+    """``_try`` for the only layer of ``one_layer``."""
     backends = (DenseAttention(one_layer), SdpaAttention(one_layer))
     generator = torch.Generator().manual_seed(3)
 
@@ -128,7 +143,8 @@ def _try(spec: AttentionSpec, dtype: torch.dtype, device: torch.device) -> list[
     )
     for pool in (*cache.keys, *cache.values):
         pool.copy_(numbers(*pool.shape))
-    width = (spec.num_heads + 2 * spec.geometry.num_kv_heads) * spec.geometry.head_dim
+    (shape,) = one_layer.geometry.layers
+    width = (one_layer.num_heads + 2 * shape.num_kv_heads) * shape.head_dim
     found = []
     for count, new in _KINDS:
         each = -(-new // DEFAULT_BLOCK_SIZE)

@@ -160,7 +160,7 @@ def _computing_natively(model: LoadedModel, folder: Path) -> LoadedModel:
     decoder = model.decoder
     if native_of(decoder) is not None:
         return model
-    kernels = load_kernels(folder, decoder.dtype, decoder.device, decoder.geometry.head_dim)
+    kernels = load_kernels(folder, decoder.dtype, decoder.device, max(decoder.geometry.head_dims))
     return replace(model, decoder=with_native(decoder, kernels))
 
 

@@ -24,7 +24,7 @@ from helix_jobs.errors import ModelError
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-    from helix_jobs.engine.attention.kv_cache import CacheGeometry
+    from helix_jobs.engine.attention.cache_geometry import CacheGeometry
     from helix_jobs.engine.model.description import ModelDescription
     from helix_jobs.engine.recurrence.recurrence import StateShape
 
@@ -42,7 +42,7 @@ class ModelSizes:
         outputs: Rows that the matrix products yield for each token, summed over all of them.
         biases: Weights of their biases.
         tied: Weights of the output head if it is the embedding, else 0.
-        geometry: Shape of keys and values.
+        geometry: Shapes of keys and values.
         num_heads: Query heads.
         num_windows: Different windows of its layers, full attention counted as one.
         hidden_size: Width of the residual stream.

@@ -66,7 +66,8 @@ class _Assembly:
         self._model = model
         self._description = description
         self._place = place
-        self._rotaries: dict[RotaryDescription, RotaryTable] = {}
+        # By description and width of heads.
+        self._rotaries: dict[tuple[RotaryDescription, int], RotaryTable] = {}
 
     def decoder(self) -> Decoder:
         description, place = self._description, self._place
@@ -135,8 +136,8 @@ class _Assembly:
         return _feed_forward(parts, layer.feed_forward)
 
     def _qkv(self, parts: StoredParts, own: AttentionDescription) -> Linear:
-        description = self._description
-        shape = (description.num_heads, description.num_kv_heads, description.head_dim)
+        cache = self._description.cache_of(own)
+        shape = (self._description.num_heads, cache.num_new_heads, cache.head_dim)
         if own.has_gate:
             assert not own.is_grouped, "no family has both"
             return parts.linear(own.qkv, gated_order(*shape))
@@ -148,7 +149,7 @@ class _Assembly:
         return parts.linear(own.qkv, order)
 
     def _layer_attention(self, parts: StoredParts, own: AttentionDescription) -> LayerAttention:
-        head_dim, interleaved_dim = self._description.head_dim, self._interleaved_dim(own)
+        head_dim, interleaved_dim = self._description.cache_of(own).head_dim, self._interleaved_dim(own)
         order = pair_order(head_dim, interleaved_dim) if interleaved_dim else None
         growth = own.query_growth
         return LayerAttention(
@@ -156,7 +157,7 @@ class _Assembly:
             query_norm=_optional(parts, own.query_norm, head_dim, order),
             key_norm=_optional(parts, own.key_norm, head_dim, order),
             norm_scope=own.norm_scope,
-            rotary=None if own.rotary is None else self._rotary(own.rotary),
+            rotary=None if own.rotary is None else self._rotary(own.rotary, head_dim),
             window=own.window,
             score_cap=own.score_cap,
             clip=own.clip,
@@ -168,19 +169,19 @@ class _Assembly:
         """Leading dimensions of each head whose rotated pairs are stored side by side."""
         if own.rotary is None or not own.rotary.is_interleaved:
             return 0
-        return self._rotary(own.rotary).rotary_dim
+        return self._rotary(own.rotary, self._description.cache_of(own).head_dim).rotary_dim
 
-    def _rotary(self, rotary: RotaryDescription) -> RotaryTable:
-        if rotary not in self._rotaries:
+    def _rotary(self, rotary: RotaryDescription, head_dim: int) -> RotaryTable:
+        if (rotary, head_dim) not in self._rotaries:
             frequencies, scaling = _frequencies(self._model.base_model, rotary)
-            self._rotaries[rotary] = RotaryTable(
+            self._rotaries[rotary, head_dim] = RotaryTable(
                 -frequencies if rotary.is_reversed else frequencies,
                 scaling,
-                self._description.head_dim,
+                head_dim,
                 self._place.dtype,
                 self._place.device,
             )
-        return self._rotaries[rotary]
+        return self._rotaries[rotary, head_dim]
 
 
 def _frequencies(base: nn.Module, rotary: RotaryDescription) -> tuple[torch.Tensor, float]:

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from helix_jobs.engine.attention.backend import AttentionBackend, AttentionStep
+    from helix_jobs.engine.attention.cache_geometry import CacheGeometry
     from helix_jobs.engine.attention.clock import AttentionClock
-    from helix_jobs.engine.attention.kv_cache import CacheGeometry, PagedKVCache
+    from helix_jobs.engine.attention.kv_cache import PagedKVCache
     from helix_jobs.engine.attention.step_layout import StepLayout
     from helix_jobs.engine.config import StateConfig
     from helix_jobs.engine.model.feed_forward import FeedForward
@@ -66,8 +67,8 @@ class DecoderLayer:
 
     Attributes:
         attention_norm: Norm of what attention reads; None where attention reads the residual itself (OLMo 2).
-        qkv: Queries, keys and values in one product: ``(num_heads + 2 * num_kv_heads) * head_dim`` outputs. In a
-            recurrent layer: what ``recurrence`` reads.
+        qkv: Queries, keys and values in one product, see ``AttentionStep.attend``. In a recurrent layer: what
+            ``recurrence`` reads.
         attention_out: Projection from the heads, or from ``recurrence``, back to the hidden size.
         feed_forward_norm: Norm of what the feed-forward reads. None where it reads the residual itself, or in a
             parallel layer what attention reads.
@@ -107,7 +108,7 @@ class DecoderLayer:
         )
 
     def add_attention(self, residual: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-        """Add the projected heads ``[T, num_heads * head_dim]`` to the residual ``[T, hidden_size]``."""
+        """Add the projected heads ``[T, num_heads * value_width]`` to the residual ``[T, hidden_size]``."""
         return self._add(self.attention_out, self.attention_out_norm, residual, attended)
 
     def add_feed_forward(self, residual: torch.Tensor, hidden: torch.Tensor, normal: torch.Tensor) -> torch.Tensor:
@@ -170,7 +171,7 @@ class Decoder:
 
     @property
     def geometry(self) -> CacheGeometry:
-        """Shape of its keys and values."""
+        """Shapes of its keys and values."""
         return self.attention.spec.geometry
 
     @property
@@ -251,8 +252,9 @@ class Decoder:
                 clock.start()
             # [T, attention_out.in_features]
             if layer.recurrence is None:
-                gate_width = self.attention.spec.width if layer.has_gate else 0
-                attended = _attend(step, next(attention_layers), qkv, gate_width)
+                index = next(attention_layers)
+                gate_width = self.attention.spec.width(index) if layer.has_gate else 0
+                attended = _attend(step, index, qkv, gate_width)
             else:
                 assert recurrent is not None, "there is a recurrent layer"
                 attended = recurrent.advance(next(recurrent_layers), layer.recurrence, qkv)
@@ -273,7 +275,7 @@ class Decoder:
 
 
 def _attend(step: AttentionStep, index: int, qkv: torch.Tensor, gate_width: int) -> torch.Tensor:
-    """Attention's result, ``[T, num_heads * head_dim]``, times the sigmoid of a gate where there is one."""
+    """Attention's result, ``[T, num_heads * value_width]``, times the sigmoid of a gate where there is one."""
     if not gate_width:
         return step.attend(index, qkv)
     qkv, gate = qkv.split((qkv.shape[1] - gate_width, gate_width), dim=1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
-from helix_jobs.engine.attention.kv_cache import CacheGeometry
+from helix_jobs.engine.attention.cache_geometry import CacheGeometry, CacheShape
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -97,6 +97,7 @@ class AttentionDescription:
         sinks: The parameter of the sinks, see ``LayerAttention``; or None.
         has_gate: Whether attention's result is multiplied by the sigmoid of a gate (Qwen3-Next). ``qkv`` then yields,
             in the place of each query head, the query and its gate.
+        cache: What the layer keeps of a token, where that is not what the model says for all its layers.
     """
 
     qkv: ProjectionDescription
@@ -113,6 +114,7 @@ class AttentionDescription:
     query_growth: tuple[float, int] | None = None
     sinks: str | None = None
     has_gate: bool = False
+    cache: CacheShape | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -236,8 +238,8 @@ class ModelDescription:
 
     Attributes:
         num_heads: Query heads of a layer.
-        num_kv_heads: Key-value heads of a layer.
-        head_dim: Width of a head.
+        num_kv_heads: Key-value heads of a layer that has no ``cache`` of its own.
+        head_dim: Width of a head in such a layer.
         stack: The module that is the list of layers.
         layers: Its layers, in order.
         embedding: The token embedding's module.
@@ -278,8 +280,12 @@ class ModelDescription:
 
     @property
     def geometry(self) -> CacheGeometry:
-        """Shape of its keys and values."""
-        return CacheGeometry(num_layers=len(self.attentions), num_kv_heads=self.num_kv_heads, head_dim=self.head_dim)
+        """Shapes of its keys and values."""
+        return CacheGeometry(layers=tuple(map(self.cache_of, self.attentions)))
+
+    def cache_of(self, attention: AttentionDescription) -> CacheShape:
+        """What a layer with this attention keeps of a token."""
+        return attention.cache or CacheShape(num_kv_heads=self.num_kv_heads, head_dim=self.head_dim)
 
     def with_layers(self, change: Callable[[int, LayerDescription], LayerDescription]) -> ModelDescription:
         """The same model with ``change(index, layer)`` in place of each layer."""

@@ -13,7 +13,7 @@ from helix_jobs.engine.devices.shape_sizes import power_size, query_size, row_si
 from helix_jobs.engine.model.experts import Experts, most_rows
 
 if TYPE_CHECKING:
-    from helix_jobs.engine.attention.kv_cache import CacheGeometry
+    from helix_jobs.engine.attention.cache_geometry import CacheGeometry
     from helix_jobs.engine.config import EngineConfig
     from helix_jobs.engine.model.decoder import Decoder
     from helix_jobs.engine.recurrence.recurrence import StateShape
@@ -35,7 +35,7 @@ class StepWidths:
     """What the memory of a model's steps depends on.
 
     Attributes:
-        geometry: Shape of its keys and values.
+        geometry: Shapes of its keys and values.
         num_heads: Query heads.
         num_windows: Different windows of its layers, full attention counted as one.
         hidden_size: Width of the residual stream.
@@ -93,12 +93,12 @@ class StepWidths:
         # The softmax reads one copy of the scores and writes another. One query's scores are never divided, however
         # many its keys.
         scores = max(MAX_GROUP_SCORES, num_heads * max_keys) * 2 * _FLOAT32_BYTES
-        one_sequence = geometry.num_kv_heads * geometry.head_dim * max_keys
+        one_sequence = geometry.widest * max_keys
         gathered = min(max(MAX_GATHERED_ELEMENTS, one_sequence), config.max_batch_size * one_sequence) * 2 * itemsize
         # Plain products keep one step's masks for all layers. The fused operator makes some anew in each layer, which
         # the scores that it does not make leave room for.
         masks = mask_elements(config, max_keys, repeats=self.repeats) * self.num_windows * _FLOAT32_BYTES
-        attended = 2 * num_tokens * num_heads * geometry.head_dim * itemsize
+        attended = 2 * num_tokens * num_heads * max(geometry.head_dims) * itemsize
         # Rows for the host are widened before they are downloaded.
         num_rows += scored_rows(self.vocab_size, config)
         logits = num_rows * self.vocab_size * (itemsize + _FLOAT32_BYTES)

@@ -66,12 +66,15 @@ class CompiledAttention:
     is_independent = True
     # The features of layers that it computes; see ``features_of``.
     SERVED: Final = frozenset(
-        {"query_norm", "key_norm", "norm_scope", "rotary", "window", "score_cap", "clip", "query_factor", "sinks"}
+        {
+            *("query_norm", "key_norm", "norm_scope", "rotary", "window", "score_cap", "clip", "query_factor"),
+            *("sinks", "source"),
+        }
     )
 
     def __init__(self, spec: AttentionSpec, native: NativeKernels) -> None:
         assert self.serves(spec), "the kernels do not compute all features of these layers"
-        assert native.head_dim == spec.geometry.head_dim, "kernels are compiled for one size of heads"
+        assert spec.geometry.head_dims == (native.head_dim,), "kernels are compiled for one size of heads"
         self.spec = spec
         self.native = native
 
@@ -96,11 +99,13 @@ class CompiledStep:
 
     def __init__(self, spec: AttentionSpec, native: NativeKernels, layout: StepLayout, cache: PagedKVCache) -> None:
         assert isinstance(layout.attention, DirectSlices), "the step was planned for another backend"
-        geometry, slices = spec.geometry, layout.attention
+        slices = layout.attention
         self._spec = spec
         self._native = native
         self._cache = cache
-        self._tokens = (layout.positions.data_ptr(), layout.write_rows.data_ptr())
+        positions = layout.positions.data_ptr()
+        # Key-value heads -> positions and rows of the step's tokens.
+        self._tokens = {count: (positions, rows.data_ptr()) for count, rows in layout.write_rows.items()}
         # Layer -> its cosines and signed sines by position, and the width that the kernel rotates. Nothing is rotated
         # there in layers without rotation, and in those that do more to rotated heads: ``heads`` prepares these.
         rotary = [None if _needs_heads(own) else own.rotary for own in spec.layers]
@@ -111,36 +116,35 @@ class CompiledStep:
         self._kept = (layout, tables)
         self._slices = (slices.pieces.data_ptr(), slices.blocks.data_ptr())
         self._num_pieces = len(slices.pieces)
-        self._counts = (spec.num_heads, geometry.num_kv_heads)
-        self._shape = (layout.num_tokens, *self._counts, geometry.head_dim)
+        self._num_tokens = layout.num_tokens
 
     def attend(self, layer: int, qkv: torch.Tensor) -> torch.Tensor:
         """See ``AttentionStep``."""
-        own, width = self._spec.layers[layer], self._spec.num_heads * self._spec.geometry.head_dim
-        heads = self._prepared(own, qkv)
+        own, shape, num_heads = self._spec.layers[layer], self._spec.geometry.layers[layer], self._spec.num_heads
+        heads = self._prepared(layer, qkv)
         qkv = (torch.cat(heads, dim=1) if isinstance(heads, tuple) else heads).contiguous()
         pool = (self._cache.keys[layer].data_ptr(), self._cache.values[layer].data_ptr())
         # each: [T, num_heads * head_dim]
-        queries = qkv.new_empty((len(qkv), width))
+        queries = qkv.new_empty((len(qkv), num_heads * shape.head_dim))
         output = torch.empty_like(queries)
         cos, sin, rotary_dim = self._rotary[layer]
         self._native.rotate_and_store(
-            qkv.data_ptr(), *self._tokens, cos, sin, queries.data_ptr(), *pool, *self._shape, rotary_dim
-        )
+            qkv.data_ptr(), *self._tokens[shape.num_kv_heads], cos, sin, queries.data_ptr(), *pool, self._num_tokens,
+            num_heads, shape.num_new_heads, shape.head_dim, rotary_dim,
+        )  # fmt: skip
         self._native.paged_attention(
-            queries.data_ptr(), *pool, *self._slices, output.data_ptr(), self._num_pieces, *self._counts,
-            self._cache.block_size, *scoring(own), None if own.sinks is None else own.sinks.data_ptr(),
+            queries.data_ptr(), *pool, *self._slices, output.data_ptr(), self._num_pieces, num_heads,
+            shape.num_kv_heads, self._cache.block_size, *scoring(own),
+            None if own.sinks is None else own.sinks.data_ptr(),
         )  # fmt: skip
         return output
 
-    def _prepared(
-        self, own: LayerAttention, qkv: torch.Tensor
-    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _prepared(self, layer: int, qkv: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """Heads as the kernel rotates and stores them."""
-        if _needs_heads(own):
+        if _needs_heads(self._spec.layers[layer]):
             assert self._heads is not None, "made where some layer needs it"
-            return self._heads.of(own, qkv)
-        return before_rotation(self._spec, own, qkv)
+            return tuple(part for part in self._heads.of(layer, qkv) if part is not None)
+        return before_rotation(self._spec, layer, qkv)
 
 
 def scoring(own: LayerAttention) -> tuple[float, float, int]:

@@ -100,6 +100,7 @@ class NativeInt8Decoder:
         head_norms = [norm for layer in spec.layers for norm in (layer.query_norm, layer.key_norm) if norm is not None]
         return (
             native.has_byte_products
+            and not spec.geometry.features
             and len(spec.rotaries) == 1
             and all(features_of(own) <= _SERVED and own.rotary is not None for own in spec.layers)
             and not any(features_of(layer) for layer in decoder.layers)
@@ -137,13 +138,14 @@ class NativeInt8Decoder:
             ``[T, hidden_size]``, the last layer's output.
         """
         (rotary,), direct = self._spec.rotaries, layout.attention
+        (write_rows,) = layout.write_rows.values()
         assert isinstance(direct, DirectSlices), "the step was planned for another backend"
         if self._model is None or self._cache is not cache:
             self._model, self._cache = self._describe(cache), cache
         cos, sin = rotary.tables(layout.num_positions)
         seconds = ctypes.c_double(0.0)
         step = _Step(
-            layout.num_tokens, len(direct.pieces), layout.positions.data_ptr(), layout.write_rows.data_ptr(),
+            layout.num_tokens, len(direct.pieces), layout.positions.data_ptr(), write_rows.data_ptr(),
             direct.pieces.data_ptr(), direct.blocks.data_ptr(), cos.data_ptr(), sin.data_ptr(),
             ctypes.pointer(seconds),
         )  # fmt: skip
@@ -168,7 +170,7 @@ class NativeInt8Decoder:
         assert isinstance(first.attention_norm, RmsNorm), "supports() asks for RMS norms"
         return _Model(
             ctypes.cast(layers, ctypes.POINTER(_Layer)), len(decoder.layers), first.qkv.in_features, spec.num_heads,
-            spec.geometry.num_kv_heads, spec.rotaries[0].rotary_dim, cache.block_size,
+            spec.geometry.layers[0].num_kv_heads, spec.rotaries[0].rotary_dim, cache.block_size,
             first.linears()[-1].in_features, first.attention_norm.eps,
         )  # fmt: skip
 

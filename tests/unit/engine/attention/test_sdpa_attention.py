@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from helix_jobs.engine.attention.backend import AttentionSpec, LayerAttention
+from helix_jobs.engine.attention.cache_geometry import CacheGeometry
 from helix_jobs.engine.attention.dense import DenseAttention
-from helix_jobs.engine.attention.kv_cache import CacheGeometry, PagedKVCache
+from helix_jobs.engine.attention.kv_cache import PagedKVCache
 from helix_jobs.engine.attention.sdpa import SdpaAttention
 from helix_jobs.engine.attention.step_layout import TokenSlice
 from helix_jobs.engine.config import CacheConfig
@@ -71,7 +72,7 @@ def attended(backend: AttentionBackend, seed: int, dtype: torch.dtype) -> torch.
         pool.copy_(torch.randn(pool.shape, generator=generator))
     plan = backend.plan(slices, cache)
     layout = plan.on_device(iter([torch.from_numpy(array) for array in plan.arrays()]))
-    width = (spec.num_heads + 2 * spec.geometry.num_kv_heads) * HEAD_DIM
+    width = (spec.num_heads + 2 * spec.geometry.layers[0].num_kv_heads) * HEAD_DIM
     rows = torch.randn((plan.num_tokens, width), generator=generator)
     return backend.begin(layout, cache).attend(0, rows.to(dtype))
 
@@ -83,7 +84,7 @@ def attended(backend: AttentionBackend, seed: int, dtype: torch.dtype) -> torch.
 def test_it_attends_as_plain_products_do(
     dtype: torch.dtype, heads: int, kv_heads: int, seed: int, window: int | None
 ) -> None:
-    geometry = CacheGeometry(num_layers=1, num_kv_heads=kv_heads, head_dim=HEAD_DIM)
+    geometry = CacheGeometry.uniform(num_layers=1, num_kv_heads=kv_heads, head_dim=HEAD_DIM)
     spec = AttentionSpec(geometry=geometry, num_heads=heads, layers=(LayerAttention(0.3, window=window),))
     plain, fused = (attended(backend, seed, dtype) for backend in (DenseAttention(spec), SdpaAttention(spec)))
     assert fused.dtype == dtype

@@ -173,8 +173,9 @@ def test_a_bfloat16_checkpoint_is_loaded_onto_the_device(
 
 def test_a_write_that_directml_lacks_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     def write(cache: PagedKVCache, layer: int, rows: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+        (head_dim,) = cache.geometry.head_dims
         for pool, new in ((cache.keys[layer], keys), (cache.values[layer], values)):
-            pool.view(-1, cache.geometry.head_dim).index_copy_(0, rows, new)
+            pool.view(-1, head_dim).index_copy_(0, rows, new)
 
     monkeypatch.setattr(PagedKVCache, "write", write)
     with SimulatedDirectml() as device:

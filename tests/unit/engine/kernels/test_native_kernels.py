@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from helix_jobs.engine.attention.backend import AttentionSpec, LayerAttention
-from helix_jobs.engine.attention.kv_cache import CacheGeometry, PagedKVCache
+from helix_jobs.engine.attention.cache_geometry import CacheGeometry
+from helix_jobs.engine.attention.kv_cache import PagedKVCache
 from helix_jobs.engine.attention.step_layout import TokenSlice
 from helix_jobs.engine.config import CacheConfig, EngineConfig, SpeculationConfig
 from helix_jobs.engine.engine import Engine
@@ -181,7 +182,7 @@ def attention_alone(
     native: NativeKernels, heads: int, kv_heads: int, scaling: float, block_size: int
 ) -> tuple[CompiledAttention, PagedKVCache]:
     """Of one layer that rotates nothing, and a cache of ten blocks."""
-    geometry = CacheGeometry(num_layers=1, num_kv_heads=kv_heads, head_dim=native.head_dim)
+    geometry = CacheGeometry.uniform(num_layers=1, num_kv_heads=kv_heads, head_dim=native.head_dim)
     spec = AttentionSpec(geometry=geometry, num_heads=heads, layers=(LayerAttention(scaling),))
     cache = PagedKVCache(geometry, CacheConfig(num_blocks=10, block_size=block_size), native.dtype, CPU)
     return CompiledAttention(spec, native), cache

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from helix_jobs.engine.attention.backend import AttentionSpec, LayerAttention
+from helix_jobs.engine.attention.cache_geometry import CacheGeometry
 from helix_jobs.engine.attention.dense import DenseAttention
-from helix_jobs.engine.attention.kv_cache import CacheGeometry, PagedKVCache
+from helix_jobs.engine.attention.kv_cache import PagedKVCache
 from helix_jobs.engine.attention.step_layout import TokenSlice
 from helix_jobs.engine.config import CacheConfig
 from helix_jobs.engine.kernels.cpu.attention import CompiledAttention
@@ -24,7 +25,7 @@ WIDTH = (HEADS + 2 * KV_HEADS) * HEAD_DIM
 
 
 def spec_of(window: int | None, score_cap: float | None) -> AttentionSpec:
-    geometry = CacheGeometry(num_layers=1, num_kv_heads=KV_HEADS, head_dim=HEAD_DIM)
+    geometry = CacheGeometry.uniform(num_layers=1, num_kv_heads=KV_HEADS, head_dim=HEAD_DIM)
     layer = LayerAttention(0.4, window=window, score_cap=score_cap)
     return AttentionSpec(geometry=geometry, num_heads=HEADS, layers=(layer,))
 

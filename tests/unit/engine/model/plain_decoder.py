@@ -30,9 +30,10 @@ def plain_logits(
     if decoder.position_embedding is not None:
         hidden = hidden + decoder.position_embedding[: len(tokens)].double()
     hidden = normed(decoder.embedding_norm, hidden)
-    for layer, own in zip(decoder.layers, decoder.attention.spec.layers, strict=True):
+    attention = PlainAttention(decoder.attention.spec, frequencies, growth)
+    for index, layer in enumerate(decoder.layers):
         normal = normed(layer.attention_norm, hidden)
-        heads = attended(decoder.attention.spec, own, linear(layer.qkv, normal), frequencies, growth)
+        heads = attention.attended(index, linear(layer.qkv, normal))
         first = normed(layer.attention_out_norm, linear(layer.attention_out, heads)) * layer.residual_scale
         if layer.is_parallel:
             given = normal if layer.feed_forward_norm is None else normed(layer.feed_forward_norm, hidden)
@@ -57,41 +58,70 @@ def normed(norm: Any, hidden: torch.Tensor) -> torch.Tensor:
     return hidden / torch.sqrt((hidden * hidden).mean(dim=-1, keepdim=True) + norm.eps) * norm.weight.double()
 
 
-def attended(
-    spec: AttentionSpec, own: LayerAttention, qkv: torch.Tensor, frequencies: torch.Tensor, growth: tuple[float, int]
-) -> torch.Tensor:
-    """``[n, num_heads * head_dim]``."""
-    n, num_heads, num_kv_heads, head_dim = len(qkv), spec.num_heads, spec.geometry.num_kv_heads, spec.geometry.head_dim
-    bound = math.inf if own.clip is None else own.clip
-    norms_rows = own.norm_scope == "row" and own.query_norm is not None
-    if not norms_rows:
-        qkv = qkv.clamp(-bound, bound)
-    queries, keys, values = qkv.split((num_heads * head_dim, num_kv_heads * head_dim, num_kv_heads * head_dim), dim=1)
-    if norms_rows:
-        # OLMoE bounds what its norms yield, values included; other models bound what the product yields.
-        queries, keys = normed(own.query_norm, queries), normed(own.key_norm, keys)
-        queries, keys, values = (rows.clamp(-bound, bound) for rows in (queries, keys, values))
-    queries, keys, values = (rows.reshape(n, -1, head_dim) for rows in (queries, keys, values))
-    if own.norm_scope == "head":
-        queries, keys = normed(own.query_norm, queries), normed(own.key_norm, keys)
-    if own.rotary is not None:
-        queries, keys = rotated(queries, frequencies), rotated(keys, frequencies)
-    if own.norm_scope == "rotated":
-        queries, keys = normed(own.query_norm, queries), normed(own.key_norm, keys)
-    if own.query_factor is not None:
-        beta, original = growth
-        factors = [1 + beta * math.log(1 + position // original) for position in range(n)]
-        queries = queries * torch.tensor(factors, dtype=torch.float64)[:, None, None]
-    output = torch.empty(n, num_heads, head_dim, dtype=torch.float64)
-    for head in range(num_heads):
-        shared = head // (num_heads // num_kv_heads)
-        for position in range(n):
-            start = 0 if own.window is None else max(0, position + 1 - own.window)
-            scores = keys[start : position + 1, shared] @ queries[position, head] * own.scaling
-            if own.score_cap is not None:
-                scores = own.score_cap * torch.tanh(scores / own.score_cap)
-            output[position, head] = torch.softmax(scores, dim=0) @ values[start : position + 1, shared]
-    return output.reshape(n, -1)
+class PlainAttention:
+    """Attention of all layers over one sequence; keeps the keys and values that later layers read.
+
+    Args:
+        spec: The model's attention.
+        frequencies: As in ``plain_logits``.
+        growth: As in ``plain_logits``.
+    """
+
+    def __init__(self, spec: AttentionSpec, frequencies: torch.Tensor, growth: tuple[float, int]) -> None:
+        self._spec = spec
+        self._frequencies = frequencies
+        self._growth = growth
+        self._kept: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def attended(self, layer: int, qkv: torch.Tensor) -> torch.Tensor:
+        """``[n, num_heads * value_width]``."""
+        own, shape, num_heads, n = (
+            self._spec.layers[layer],
+            self._spec.geometry.layers[layer],
+            self._spec.num_heads,
+            len(qkv),
+        )
+        bound = math.inf if own.clip is None else own.clip
+        norms_rows = own.norm_scope == "row" and own.query_norm is not None
+        if not norms_rows:
+            qkv = qkv.clamp(-bound, bound)
+        num_new = 0 if shape.source is not None else shape.num_kv_heads
+        num_values = num_new * shape.value_width if shape.has_values else 0
+        queries, keys, values = qkv.split((num_heads * shape.head_dim, num_new * shape.head_dim, num_values), dim=1)
+        if norms_rows:
+            # OLMoE bounds what its norms yield, values included; other models bound what the product yields.
+            queries, keys = normed(own.query_norm, queries), normed(own.key_norm, keys)
+            queries, keys, values = (rows.clamp(-bound, bound) for rows in (queries, keys, values))
+        queries, keys = queries.reshape(n, num_heads, -1), keys.reshape(n, num_new, shape.head_dim)
+        queries, keys = (
+            self._turned(own, heads, norm) for heads, norm in ((queries, own.query_norm), (keys, own.key_norm))
+        )
+        if own.query_factor is not None:
+            beta, original = self._growth
+            factors = [1 + beta * math.log(1 + position // original) for position in range(n)]
+            queries = queries * torch.tensor(factors, dtype=torch.float64)[:, None, None]
+        if shape.source is None:
+            kept = values.reshape(n, num_new, -1) if shape.has_values else keys[..., : shape.value_width]
+            self._kept[layer] = keys, kept
+        keys, values = self._kept[layer if shape.source is None else shape.source]
+        output = torch.empty(n, num_heads, shape.value_width, dtype=torch.float64)
+        for head in range(num_heads):
+            shared = head // (num_heads // shape.num_kv_heads)
+            for position in range(n):
+                start = 0 if own.window is None else max(0, position + 1 - own.window)
+                scores = keys[start : position + 1, shared] @ queries[position, head] * own.scaling
+                if own.score_cap is not None:
+                    scores = own.score_cap * torch.tanh(scores / own.score_cap)
+                output[position, head] = torch.softmax(scores, dim=0) @ values[start : position + 1, shared]
+        return output.reshape(n, -1)
+
+    def _turned(self, own: LayerAttention, heads: torch.Tensor, norm: Any) -> torch.Tensor:
+        """Heads as far as they are normalised one by one, and rotated."""
+        if own.norm_scope == "head":
+            heads = normed(norm, heads)
+        if own.rotary is not None:
+            heads = rotated(heads, self._frequencies)
+        return normed(norm, heads) if own.norm_scope == "rotated" else heads
 
 
 def rotated(heads: torch.Tensor, frequencies: torch.Tensor) -> torch.Tensor:

@@ -11,8 +11,8 @@ import torch
 from torch.nn import functional
 
 from helix_jobs.engine.attention.backend import AttentionSpec, LayerAttention
+from helix_jobs.engine.attention.cache_geometry import CacheGeometry, CacheShape
 from helix_jobs.engine.attention.dense import DenseAttention
-from helix_jobs.engine.attention.kv_cache import CacheGeometry
 from helix_jobs.engine.attention.query_factor import QueryFactor
 from helix_jobs.engine.attention.rotary import RotaryTable
 from helix_jobs.engine.attention.sdpa import SdpaAttention
@@ -28,7 +28,7 @@ from tests.unit.engine.tiny_models import CPU, ragged_logits
 if TYPE_CHECKING:
     from pathlib import Path
 
-VOCAB, HIDDEN, HEADS, KV_HEADS, HEAD_DIM, INNER = 23, 24, 4, 2, 16, 40
+VOCAB, HIDDEN, HEADS, KV_HEADS, HEAD_DIM, WIDE_DIM, INNER = 23, 24, 4, 2, 16, 32, 40
 FREQUENCIES = 10.0 ** -torch.arange(6, dtype=torch.float32)[:5]  # of each head six dimensions are not rotated
 GROWTH = (0.4, 8)
 LENGTHS = (1, 7, 26)
@@ -40,7 +40,9 @@ class Maker:
     def __init__(self, seed: int) -> None:
         self._choice = random.Random(seed)
         self._generator = torch.Generator().manual_seed(seed)
-        self._rotary = RotaryTable(FREQUENCIES, 1.0, HEAD_DIM, torch.float32, CPU)
+        self._rotaries = {
+            width: RotaryTable(FREQUENCIES, 1.0, width, torch.float32, CPU) for width in (HEAD_DIM, WIDE_DIM)
+        }
         self._factor = QueryFactor(*GROWTH, torch.float32, CPU)
 
     def floats(self, *shape: int, scale: float = 0.4) -> torch.Tensor:
@@ -55,28 +57,43 @@ class Maker:
     def linear(self, rows: int, columns: int) -> DenseLinear:
         return DenseLinear(self.floats(rows, columns), self.maybe(self.floats(rows)))
 
-    def attention(self) -> LayerAttention:
+    def geometry(self) -> CacheGeometry:
+        """Half of the models have layers of one shape; the last layer may read another's keys and values."""
+        usual = CacheShape(num_kv_heads=KV_HEADS, head_dim=HEAD_DIM)
+        other = CacheShape(num_kv_heads=1, head_dim=WIDE_DIM)
+        is_mixed = self._choice.random() < 0.5
+        if is_mixed:
+            width = self.maybe(self._choice.choice((8, 24)))
+            other = replace(other, value_dim=width, has_values=self.maybe(value=False, otherwise=True))
+        shapes = [usual, self._choice.choice((usual, other)) if is_mixed else usual]
+        source = self._choice.choice((None, 0, 1))
+        shapes.append(usual if source is None else replace(shapes[source], source=source))
+        return CacheGeometry(layers=tuple(shapes))
+
+    def attention(self, shape: CacheShape) -> LayerAttention:
         scope = self._choice.choice(("head", "row", "rotated"))
-        widths = (HEADS * HEAD_DIM, KV_HEADS * HEAD_DIM) if scope == "row" else (HEAD_DIM, HEAD_DIM)
+        width = shape.head_dim
+        widths = (HEADS * width, shape.num_kv_heads * width) if scope == "row" else (width, width)
         norms = self.maybe(tuple(map(self.norm, widths)), (None, None))
         return LayerAttention(
             scaling=self._choice.choice((0.25, 0.1)),
             query_norm=norms[0],
-            key_norm=norms[1],
+            key_norm=norms[1] if shape.source is None else None,
             norm_scope="head" if norms[0] is None else scope,
-            rotary=self.maybe(None, self._rotary),
+            rotary=self.maybe(None, self._rotaries[width]),
             window=self.maybe(self._choice.choice((1, 5, 11))),
             score_cap=self.maybe(1.5),
             clip=self.maybe(0.8),
             query_factor=self.maybe(self._factor),
         )
 
-    def layer(self) -> DecoderLayer:
+    def layer(self, shape: CacheShape) -> DecoderLayer:
+        kept = shape.num_new_heads * (shape.head_dim + shape.stored_value_width)
         is_parallel = self.maybe(value=True, otherwise=False)
         return DecoderLayer(
             attention_norm=self.maybe(None, self.norm(HIDDEN)),
-            qkv=self.linear((HEADS + 2 * KV_HEADS) * HEAD_DIM, HIDDEN),
-            attention_out=self.linear(HIDDEN, HEADS * HEAD_DIM),
+            qkv=self.linear(HEADS * shape.head_dim + kept, HIDDEN),
+            attention_out=self.linear(HIDDEN, HEADS * shape.value_width),
             feed_forward_norm=self.maybe(None, self.norm(HIDDEN)),
             feed_forward=GatedFeedForward(self.linear(2 * INNER, HIDDEN), self.linear(HIDDEN, INNER), functional.silu),
             attention_out_norm=self.maybe(self.norm(HIDDEN)),
@@ -86,12 +103,13 @@ class Maker:
         )
 
     def decoder(self) -> Decoder:
-        geometry = CacheGeometry(num_layers=2, num_kv_heads=KV_HEADS, head_dim=HEAD_DIM)
-        spec = AttentionSpec(geometry=geometry, num_heads=HEADS, layers=(self.attention(), self.attention()))
+        geometry = self.geometry()
+        layers = tuple(map(self.attention, geometry.layers))
+        spec = AttentionSpec(geometry=geometry, num_heads=HEADS, layers=layers)
         return Decoder(
             attention=DenseAttention(spec),
             embedding=self.floats(VOCAB, HIDDEN, scale=1.0),
-            layers=(self.layer(), self.layer()),
+            layers=tuple(map(self.layer, geometry.layers)),
             final_norm=self.norm(HIDDEN),
             head=self.linear(VOCAB, HIDDEN),
             dtype=torch.float32,

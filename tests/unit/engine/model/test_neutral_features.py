@@ -95,7 +95,7 @@ def test_a_gate_of_attention_counts() -> None:
             if not layer.has_gate:
                 return layer
             weight = dense(layer.qkv).weight
-            rows = len(weight) - decoder.attention.spec.width
+            rows = len(weight) - decoder.attention.spec.width(0)
             return replace(layer, has_gate=False, qkv=DenseLinear(weight[:rows], None))
 
         assert any(layer.has_gate for layer in decoder.layers)

@@ -10,8 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from helix_jobs.engine.attention import groups
+from helix_jobs.engine.attention.cache_geometry import CacheGeometry
 from helix_jobs.engine.attention.groups import plan_groups
-from helix_jobs.engine.attention.kv_cache import CacheGeometry
 from helix_jobs.engine.attention.step_layout import TokenSlice
 from helix_jobs.engine.config import DEFAULT_BLOCK_SIZE, CacheConfig, EngineConfig, SpeculationConfig
 from helix_jobs.engine.loading.cache_size import choose_cache
@@ -105,7 +105,7 @@ def test_the_largest_steps_masks_are_reckoned(
     blocks = range(-(-max_keys // DEFAULT_BLOCK_SIZE))
     decodes = [TokenSlice(1 + ceiling, max_keys - 1 - ceiling, blocks)] * batch
     prompts = [TokenSlice(budget, max_keys - budget, blocks)] if budget < max_keys else []
-    geometry = CacheGeometry(num_layers=1, num_kv_heads=2, head_dim=8)
+    geometry = CacheGeometry.uniform(num_layers=1, num_kv_heads=2, head_dim=8)
     spare = len(blocks) if repeats else None
     plan = plan_groups([*decodes, *prompts], geometry, DEFAULT_BLOCK_SIZE, num_heads=4, spare_block=spare)
     held = sum(group.num_rows * group.num_queries * group.num_keys for group in plan.attention.groups)

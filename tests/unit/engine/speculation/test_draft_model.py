@@ -76,7 +76,7 @@ def alone(name: str) -> tuple[int, ...]:
 def test_sequences_that_share_what_the_draft_misses_catch_up_together(order: str) -> None:
     scene = Scene("abcd")
     assert scene.draft(order) == {name: alone(name) for name in order}
-    rows = scene.plans[0].write_rows
+    (rows,) = scene.plans[0].write_rows.values()
     assert len(np.unique(rows)) == len(rows)
     # Every distinct block once: three shared ones, and each sequence's own rest.
     prompts = {name: [*PROMPTS[name], 20] for name in order}
@@ -99,7 +99,7 @@ def test_one_that_misses_less_reads_what_one_that_misses_more_computes() -> None
     scene.sequences["b"].num_draft_computed = 6  # in the middle of the second block, whose rows are then computed anew
     assert scene.draft("ba")["a"] == alone("a")
     assert scene.sequences["b"].num_draft_computed >= 12
-    rows = scene.plans[0].write_rows
+    (rows,) = scene.plans[0].write_rows.values()
     assert len(np.unique(rows)) == len(rows)
 
 
