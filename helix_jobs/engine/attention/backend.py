@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from helix_jobs.engine.attention.cache_geometry import CacheGeometry
     from helix_jobs.engine.attention.kv_cache import PagedKVCache
+    from helix_jobs.engine.attention.latent import LatentHeads
     from helix_jobs.engine.attention.query_factor import QueryFactor
     from helix_jobs.engine.attention.rotary import RotaryTable
     from helix_jobs.engine.attention.step_layout import StepLayout, TokenSlice
@@ -42,6 +43,8 @@ class LayerAttention:
         query_factor: Factor of the rotated queries by position (Ministral 3), or None.
         sinks: ``[num_heads]`` float32, the score of one more key of each head, whose value is zero (GPT-OSS; Xiao et
             al. 2023, arXiv:2309.17453); None for none.
+        latent: Latent attention (DeepSeek-V2), or None. Queries then are all that is scaled and windowed; norms, clip
+            and factors of the other fields have no meaning.
     """
 
     scaling: float
@@ -54,6 +57,7 @@ class LayerAttention:
     clip: float | None = None
     query_factor: QueryFactor | None = None
     sinks: torch.Tensor | None = None
+    latent: LatentHeads | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +76,9 @@ class AttentionSpec:
 
     def width(self, layer: int) -> int:
         """Elements of a token's result in a layer."""
+        latent = self.layers[layer].latent
+        if latent is not None:
+            return latent.width
         return self.num_heads * self.geometry.layers[layer].value_width
 
     @property
@@ -100,10 +107,10 @@ class AttentionStep(Protocol):
             layer: Index of the layer.
             qkv: ``[T, num_heads * head_dim + num_kv_heads * (head_dim + value_width)]``: queries, keys and values. Keys
                 and values are not there where the layer reads those of another, nor values where they are columns of
-                the keys.
+                the keys. For latent attention see ``LatentHeads.absorbed``.
 
         Returns:
-            ``[T, num_heads * value_width]``
+            ``[T, num_heads * value_width]``, or of latent attention ``[T, num_heads * value_dim]``.
         """
 
 

@@ -68,7 +68,8 @@ class DenseStep:
             values = None if values is None else values.reshape(-1, shape.value_width)
             rows = self._layout.write_rows[shape.num_kv_heads]
             self._cache.write(layer, rows, keys.reshape(-1, shape.head_dim), values)
-        return self._solve_groups(layer, queries)
+        output, latent = self._solve_groups(layer, queries), self._spec.layers[layer].latent
+        return output if latent is None else latent.results(output)
 
     def _solve_groups(self, layer: int, queries: torch.Tensor) -> torch.Tensor:
         """Solve every group; return the outputs of their tokens in packed order, ``[n, num_heads * value_width]``."""
@@ -93,7 +94,7 @@ class DenseStep:
         # [n * kv, share * q, num_keys]
         keys = keys.transpose(1, 2)
         if self._cache.is_on_directml:  # its products want contiguous operands; elsewhere the copy gains nothing
-            grouped, keys = grouped.contiguous(), keys.contiguous()
+            grouped, keys, values = grouped.contiguous(), keys.contiguous(), values.contiguous()
         weights = torch.bmm(grouped, keys)
         # Reusing one name frees each tensor as soon as the next is made: at most two are in memory.
         weights = weights.float().mul_(scaling)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -33,6 +34,9 @@ class StepHeads:
             qkv: See ``AttentionStep.attend``.
         """
         own, shape = self._spec.layers[layer], self._spec.geometry.layers[layer]
+        if own.latent is not None:
+            assert own.rotary is not None, "latents have a rotated key beside them"
+            return *own.latent.absorbed(qkv, partial(own.rotary.rotate, rotation=self._rotations[own.rotary])), None
         num_heads, num_new = self._spec.num_heads, shape.num_new_heads
         normed = before_rotation(self._spec, layer, qkv)
         if isinstance(normed, tuple):

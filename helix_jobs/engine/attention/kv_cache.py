@@ -39,7 +39,7 @@ class PagedKVCache:
         # The last blocks take the keys and values of tokens that only pad a step to one of few shapes.
         self.spare_block = config.num_blocks if compiles_each_shape(device) else None
         spare = 0 if self.spare_block is None else -(-MAX_PADDING // config.block_size)
-        # each: [(num_blocks + spare) * num_kv_heads, block_size * width]
+        # each: [(num_blocks + spare) * num_kv_heads, block_size * width]; one pool where values are columns of the keys
         self.keys: list[torch.Tensor] = []
         self.values: list[torch.Tensor] = []
         for shape in geometry.layers:
@@ -49,13 +49,19 @@ class PagedKVCache:
                 continue
             rows = (config.num_blocks + spare) * shape.num_kv_heads
             self.keys.append(_zeros((rows, config.block_size * shape.head_dim), dtype, device))
-            self.values.append(_zeros((rows, config.block_size * shape.stored_value_width), dtype, device))
+            if not shape.has_values:  # columns of the keys
+                self.values.append(self.keys[-1])
+                continue
+            self.values.append(_zeros((rows, config.block_size * shape.value_width), dtype, device))
         self._write_rows = row_writer(device.type)
 
     @property
     def num_bytes(self) -> int:
         """Bytes of both pools over all layers that have their own."""
-        return sum(self.keys[layer].nbytes + self.values[layer].nbytes for layer, _ in self._own_layers())
+        return sum(
+            self.keys[layer].nbytes + (self.values[layer].nbytes if shape.has_values else 0)
+            for layer, shape in self._own_layers()
+        )
 
     def write(self, layer: int, rows: torch.Tensor, keys: torch.Tensor, values: torch.Tensor | None) -> None:
         """Store the keys and values of a packed step.

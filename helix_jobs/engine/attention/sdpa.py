@@ -28,7 +28,10 @@ class SdpaAttention(DenseAttention):
     kernels = "torch sdpa"
     # The features of layers that it computes; see ``features_of``.
     SERVED: Final = frozenset(
-        {"query_norm", "key_norm", "norm_scope", "rotary", "window", "clip", "query_factor", "layers", "source"}
+        {
+            *("query_norm", "key_norm", "norm_scope", "rotary", "window", "clip", "query_factor", "latent"),
+            *("layers", "source", "value_dim", "has_values"),
+        }
     )
 
     def __init__(self, spec: AttentionSpec) -> None:
@@ -61,22 +64,22 @@ class SdpaStep(DenseStep):
         self._slices = replace(self._slices, groups=tuple(groups))
 
     def _solve(self, layer: int, group: AttentionGroup, queries: torch.Tensor, scaling: float) -> torch.Tensor:
-        """Solve one group; return ``[n * q, num_heads * head_dim]``."""
-        n, q, head_dim = group.num_rows, group.num_queries, queries.shape[-1]
-        kv = self._spec.geometry.layers[layer].num_kv_heads
+        """Solve one group; return ``[n * q, num_heads * value_width]``."""
+        n, q, shape = group.num_rows, group.num_queries, self._spec.geometry.layers[layer]
+        kv = shape.num_kv_heads
         share = self._spec.num_heads // kv
         keys, values = self._cache.gather(layer, group.gather_rows[kv], n * kv)
-        # [n, kv, share * q, head_dim]
+        # [n, kv, share * q, value_width]
         output: torch.Tensor = functional.scaled_dot_product_attention(
-            self._queries_of(group, queries, kv).view(n, kv, share * q, head_dim),
-            keys.view(n, kv, -1, head_dim),
-            values.view(n, kv, -1, head_dim),
+            self._queries_of(group, queries, kv).view(n, kv, share * q, shape.head_dim),
+            keys.unflatten(0, (n, kv)),
+            values.unflatten(0, (n, kv)),
             attn_mask=self._mask(group, self._spec.layers[layer].window, share),
             scale=scaling,
         )
-        # [n, kv, share, q, head_dim] -> [n, q, kv, share, head_dim]
+        # [n, kv, share, q, value_width] -> [n, q, kv, share, value_width]
         by_token: torch.Tensor = output.unflatten(2, (share, q)).permute(0, 3, 1, 2, 4)
-        return by_token.reshape(n * q, self._spec.num_heads * head_dim)
+        return by_token.reshape(n * q, self._spec.num_heads * shape.value_width)
 
     def _mask(self, group: AttentionGroup, window: int | None, share: int) -> torch.Tensor:
         """``[n, 1, share * q, num_keys]``, or ``[n, 1, 1, num_keys]`` for single queries, which broadcasts.

@@ -144,7 +144,7 @@ def _try_layer(one_layer: AttentionSpec, dtype: torch.dtype, device: torch.devic
     for pool in (*cache.keys, *cache.values):
         pool.copy_(numbers(*pool.shape))
     (shape,) = one_layer.geometry.layers
-    width = (one_layer.num_heads + 2 * shape.num_kv_heads) * shape.head_dim
+    width = one_layer.num_heads * shape.head_dim + shape.token_elements
     found = []
     for count, new in _KINDS:
         each = -(-new // DEFAULT_BLOCK_SIZE)

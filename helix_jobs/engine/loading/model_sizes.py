@@ -149,14 +149,15 @@ def model_sizes(name: str, config: PretrainedConfig) -> ModelSizes:
     description = describe(config)
     embedding = model.get_input_embeddings().weight
     head = model.get_output_embeddings().weight
-    # Routers and the gates of shared experts keep their form.
+    # Routers, the gates of shared experts and the matrices of latents keep their form.
     experts = [layer.experts for layer in description.layers if layer.experts is not None]
-    gates = {own.router.weight.removesuffix(".weight") for own in experts}
-    gates |= {own.shared_gate.names[0] for own in experts if own.shared_gate is not None}
+    kept = {own.router.weight.removesuffix(".weight") for own in experts}
+    kept |= {own.shared_gate.names[0] for own in experts if own.shared_gate is not None}
+    kept |= {own.latent.product for own in description.attentions if own.latent is not None}
     linears = [
         module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and not name.endswith(tuple(gates))
+        if isinstance(module, nn.Linear | Conv1D) and not name.endswith(tuple(kept))
     ]
     biases = [module.bias.numel() for module in linears if module.bias is not None]
     stacks = _stacks(model, description)

@@ -22,6 +22,7 @@ from helix_jobs.engine.model.decoder import Decoder, DecoderLayer
 from helix_jobs.engine.model.expert_assembly import build_experts
 from helix_jobs.engine.model.families.registry import describe
 from helix_jobs.engine.model.feed_forward import GatedFeedForward, PlainFeedForward
+from helix_jobs.engine.model.latents import latent_heads, latent_products
 from helix_jobs.engine.model.placement import Placement
 from helix_jobs.engine.model.recurrences import build_recurrence, recurrent_products
 from helix_jobs.engine.model.row_order import gated_order, pair_order, row_order
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     )
     from helix_jobs.engine.model.feed_forward import Activation, FeedForward
     from helix_jobs.engine.model.norms import Norm
+    from helix_jobs.engine.model.query_lift import QueryLift
     from helix_jobs.engine.weights.linear import Linear
 
 
@@ -110,10 +112,10 @@ class _Assembly:
     def _layer(self, parts: StoredParts, layer: LayerDescription) -> DecoderLayer:
         own, recurrence = layer.attention, layer.recurrence
         if own is not None:
-            inner, out, between = self._qkv(parts, own), parts.linear(own.out), None
+            (inner, lift), out, between = self._qkv(parts, own), parts.linear(own.out), None
         else:
             assert recurrence is not None, "a layer has attention or a recurrence"
-            inner, out = recurrent_products(parts, recurrence)
+            (inner, out), lift = recurrent_products(parts, recurrence), None
             between = build_recurrence(parts, recurrence)
         size = out.out_features
         return DecoderLayer(
@@ -128,6 +130,7 @@ class _Assembly:
             is_parallel=layer.is_parallel,
             recurrence=between,
             has_gate=own is not None and own.has_gate,
+            query_lift=lift,
         )
 
     def _feed_forward(self, parts: StoredParts, layer: LayerDescription) -> FeedForward:
@@ -135,20 +138,32 @@ class _Assembly:
             return build_experts(parts, self._place, layer.experts, partial(_feed_forward, parts))
         return _feed_forward(parts, layer.feed_forward)
 
-    def _qkv(self, parts: StoredParts, own: AttentionDescription) -> Linear:
+    def _qkv(self, parts: StoredParts, own: AttentionDescription) -> tuple[Linear, QueryLift | None]:
+        """What attention reads: one product, and the second one of queries that are made in two."""
+        if own.latent is not None:
+            is_interleaved = own.rotary is not None and own.rotary.is_interleaved
+            num_heads = self._description.num_heads
+            return latent_products(parts, own.qkv, own.latent, num_heads, is_interleaved=is_interleaved)
         cache = self._description.cache_of(own)
         shape = (self._description.num_heads, cache.num_new_heads, cache.head_dim)
         if own.has_gate:
             assert not own.is_grouped, "no family has both"
-            return parts.linear(own.qkv, gated_order(*shape))
+            return parts.linear(own.qkv, gated_order(*shape)), None
         order = row_order(
             *shape,
             is_grouped=own.is_grouped,
             interleaved_dim=self._interleaved_dim(own),
         )
-        return parts.linear(own.qkv, order)
+        return parts.linear(own.qkv, order), None
 
     def _layer_attention(self, parts: StoredParts, own: AttentionDescription) -> LayerAttention:
+        if own.latent is not None:
+            assert own.rotary is not None, "latents have a rotated key beside them"
+            return LayerAttention(
+                scaling=own.scaling,
+                rotary=self._rotary(own.rotary, own.latent.rotary_dim),
+                latent=latent_heads(parts, self._place, own.latent, self._description.num_heads),
+            )
         head_dim, interleaved_dim = self._description.cache_of(own).head_dim, self._interleaved_dim(own)
         order = pair_order(head_dim, interleaved_dim) if interleaved_dim else None
         growth = own.query_growth

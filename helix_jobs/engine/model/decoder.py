@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from helix_jobs.engine.config import StateConfig
     from helix_jobs.engine.model.feed_forward import FeedForward
     from helix_jobs.engine.model.norms import Norm
+    from helix_jobs.engine.model.query_lift import QueryLift
     from helix_jobs.engine.recurrence.recurrence import Recurrence
     from helix_jobs.engine.recurrence.state_cache import StateCache
     from helix_jobs.engine.weights.block_matrix import Matrix
@@ -80,6 +81,7 @@ class DecoderLayer:
         has_gate: Whether attention's result is multiplied by the sigmoid of a gate: as many outputs of ``qkv`` as
             queries, behind the values (Qwen3-Next).
         recurrence: What stands in the place of attention (LFM2's convolutions), or None.
+        query_lift: Makes queries of what ``qkv`` yields in their place (DeepSeek-V2), or None.
     """
 
     attention_norm: Norm | None
@@ -93,16 +95,19 @@ class DecoderLayer:
     is_parallel: bool = False
     has_gate: bool = False
     recurrence: Recurrence | None = None
+    query_lift: QueryLift | None = None
 
     def linears(self) -> tuple[Linear, ...]:
         """Its matrix products, in order of execution."""
-        return self.qkv, self.attention_out, *self.feed_forward.linears()
+        lift = () if self.query_lift is None else (self.query_lift.product,)
+        return self.qkv, *lift, self.attention_out, *self.feed_forward.linears()
 
     def with_linears(self, change: Callable[[Linear], Linear]) -> DecoderLayer:
         """The same layer with ``change`` applied to every linear layer."""
         return replace(
             self,
             qkv=change(self.qkv),
+            query_lift=None if self.query_lift is None else self.query_lift.with_linears(change),
             attention_out=change(self.attention_out),
             feed_forward=self.feed_forward.with_linears(change),
         )
@@ -247,7 +252,10 @@ class Decoder:
         hidden = _pad(hidden, num_rows)
         for layer in self.layers:
             normal = hidden if layer.attention_norm is None else layer.attention_norm(hidden)
-            qkv = layer.qkv(normal).narrow(0, 0, num_tokens)
+            qkv = layer.qkv(normal)
+            if layer.query_lift is not None:
+                qkv = layer.query_lift(qkv)
+            qkv = qkv.narrow(0, 0, num_tokens)
             if clock is not None:
                 clock.start()
             # [T, attention_out.in_features]

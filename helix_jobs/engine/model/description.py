@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from helix_jobs.engine.attention.backend import NormScope
     from helix_jobs.engine.model.expert_description import ExpertsDescription
+    from helix_jobs.engine.model.latent_description import LatentDescription
 
 
 class UnsupportedSettingError(Exception):
@@ -98,6 +99,8 @@ class AttentionDescription:
         has_gate: Whether attention's result is multiplied by the sigmoid of a gate (Qwen3-Next). ``qkv`` then yields,
             in the place of each query head, the query and its gate.
         cache: What the layer keeps of a token, where that is not what the model says for all its layers.
+        latent: Latent attention, or None. ``cache`` is then one key for all heads, whose first columns are its value,
+            and ``query_norm``, ``clip`` and ``is_grouped`` have no meaning.
     """
 
     qkv: ProjectionDescription
@@ -115,6 +118,7 @@ class AttentionDescription:
     sinks: str | None = None
     has_gate: bool = False
     cache: CacheShape | None = None
+    latent: LatentDescription | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,7 +25,8 @@ class RouterDescription:
         bias: The parameter ``[num_experts]``, or None.
         correction: A tensor of ``num_experts`` numbers that is added to the scores for the choice only, or None
             (Wang et al. 2024, arXiv:2408.15664).
-        num_groups: Groups of equal size in which experts stand. A group scores the sum of its two best experts.
+        num_groups: Groups of equal size in which experts stand.
+        scored_in_group: Best experts of a group whose sum is its score (DeepSeek-V3: two; DeepSeek-V2: one).
         kept_groups: Groups in which a token may choose (DeepSeek-V3, arXiv:2412.19437).
         is_normalised: Whether the weights of the chosen experts are divided by their sum.
         sum_offset: Is added to that sum.
@@ -41,6 +42,7 @@ class RouterDescription:
     bias: str | None = None
     correction: str | None = None
     num_groups: int = 1
+    scored_in_group: int = 2
     kept_groups: int = 1
     is_normalised: bool = True
     sum_offset: float = 0.0

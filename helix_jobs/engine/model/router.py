@@ -11,9 +11,6 @@ if TYPE_CHECKING:
     from helix_jobs.engine.model.expert_description import RouterDescription
     from helix_jobs.engine.weights.router_linear import RouterLinear
 
-# Experts that a group's score is the sum of.
-_SCORED_IN_GROUP = 2
-
 
 @dataclass(frozen=True, slots=True)
 class Routes:
@@ -89,6 +86,6 @@ def _in_kept_groups(candidates: torch.Tensor, rule: RouterDescription) -> torch.
     # [T, num_groups, experts of a group]
     groups = candidates.unflatten(1, (rule.num_groups, -1))
     # [T, num_groups]
-    totals = groups.topk(_SCORED_IN_GROUP, dim=-1).values.sum(dim=-1)
+    totals = groups.topk(rule.scored_in_group, dim=-1).values.sum(dim=-1)
     kept = torch.zeros_like(totals, dtype=torch.bool).scatter_(1, totals.topk(rule.kept_groups, dim=-1).indices, True)  # noqa: FBT003  (the value that is scattered)
     return kept.unsqueeze(-1).expand_as(groups).flatten(1)

@@ -21,6 +21,21 @@ def pair_order(head_dim: int, rotary_dim: int) -> torch.Tensor:
     return torch.cat((rotated, torch.arange(rotary_dim, head_dim)))
 
 
+def latent_order(num_heads: int, plain_dim: int, rotary_dim: int) -> torch.Tensor:
+    """Which stored row stands where in heads whose last dimensions are rotated, in pairs stored side by side.
+
+    Args:
+        num_heads: Heads, one after another.
+        plain_dim: Leading dimensions of each, which stay.
+        rotary_dim: Its other dimensions.
+
+    Returns:
+        ``[num_heads * (plain_dim + rotary_dim)]`` int64.
+    """
+    head = torch.cat((torch.arange(plain_dim), plain_dim + pair_order(rotary_dim, rotary_dim)))
+    return torch.arange(num_heads * len(head)).view(num_heads, -1)[:, head].reshape(-1)
+
+
 def gated_order(num_heads: int, num_kv_heads: int, head_dim: int) -> torch.Tensor:
     """Which stored row stands where in ``qkv`` with gates: all queries, all keys, all values, then all gates.
 

@@ -98,7 +98,9 @@ class StepWidths:
         # Plain products keep one step's masks for all layers. The fused operator makes some anew in each layer, which
         # the scores that it does not make leave room for.
         masks = mask_elements(config, max_keys, repeats=self.repeats) * self.num_windows * _FLOAT32_BYTES
-        attended = 2 * num_tokens * num_heads * max(geometry.head_dims) * itemsize
+        # Queries and results; of latents also the queries that are not yet put beside their rotated part.
+        copies = 2 if all(shape.has_values for shape in geometry.layers) else 3
+        attended = copies * num_tokens * num_heads * max(geometry.head_dims) * itemsize
         # Rows for the host are widened before they are downloaded.
         num_rows += scored_rows(self.vocab_size, config)
         logits = num_rows * self.vocab_size * (itemsize + _FLOAT32_BYTES)

@@ -76,6 +76,15 @@ MINISTRAL_3 = {
     "mscale": 1.0,
     "mscale_all_dim": 1.0,
 }
+LATENT = {
+    "num_key_value_heads": 6,
+    "kv_lora_rank": 16,
+    "q_lora_rank": 20,
+    "qk_nope_head_dim": 12,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 10,
+}
+DEEPSEEK = {**LATENT, "n_routed_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 # Settings that a family names differently, or cannot do without.
 FAMILY_SETTINGS: dict[str, dict[str, Any]] = {
     "falcon": {"ffn_hidden_size": 80},
@@ -110,6 +119,11 @@ FAMILY_SETTINGS: dict[str, dict[str, Any]] = {
     "ernie4_5_moe": {"moe_num_experts": 6, "moe_k": 2, "moe_intermediate_size": 24},
     "hunyuan_v1_moe": {"num_experts": 6, "moe_topk": 2},
     "minimax_m2": {"num_local_experts": 6, "num_experts_per_tok": 2},
+    "deepseek_v2": {**DEEPSEEK, "n_shared_experts": 1, "first_k_dense_replace": 1},
+    "deepseek_v3": {**DEEPSEEK, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1},
+    "glm4_moe_lite": DEEPSEEK,
+    "minicpm3": LATENT,
+    "youtu": LATENT,
     "gpt_oss": {"num_local_experts": 6, "num_experts_per_tok": 2, "sliding_window": 7},
     "lfm2": {
         "num_hidden_layers": 3,

@@ -32,6 +32,7 @@ from helix_jobs.engine.model.families import (
     jais2,
     lfm2,
     llama,
+    minicpm3,
     ministral,
     ministral3,
     mistral,
@@ -51,6 +52,7 @@ from helix_jobs.engine.model.families import (
     stablelm,
     starcoder2,
     vaultgemma,
+    youtu,
 )
 from helix_jobs.engine.model.families.sparse_registry import SPARSE_FAMILIES
 
@@ -109,6 +111,8 @@ FAMILIES: Final[dict[str, Family]] = {
         lfm2,
         qwen3_5,
         granitemoehybrid,
+        minicpm3,
+        youtu,
     )
 } | {family.model_type: family for family in SPARSE_FAMILIES}
 

@@ -32,7 +32,8 @@ def router(num_experts: int, top_k: int, weight: str = "mlp.gate.weight", **rule
     if any(type(count) is not int or count < 1 for count in counts.values()):
         raise UnsupportedSettingError(f"has impossible numbers of experts, {counts}")
     group_size = num_experts // made.num_groups
-    if num_experts % made.num_groups or made.kept_groups > made.num_groups or (made.num_groups > 1 and group_size < 2):  # noqa: PLR2004  (a group's score is that of its two best)
+    is_too_small = made.num_groups > 1 and group_size < made.scored_in_group
+    if num_experts % made.num_groups or made.kept_groups > made.num_groups or is_too_small:
         raise UnsupportedSettingError(f"has impossible groups of experts, {counts}")
     if top_k > made.kept_groups * group_size:
         raise UnsupportedSettingError(f"chooses {top_k} of {made.kept_groups * group_size} experts")

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Final
 
 from helix_jobs.engine.model.families import (
+    deepseek_v2,
+    deepseek_v3,
     dots1,
     ernie4_5_moe,
     glm4_moe,
+    glm4_moe_lite,
     gpt_oss,
     granitemoe,
     granitemoeshared,
@@ -34,5 +37,8 @@ SPARSE_FAMILIES: Final = tuple(
         hunyuan_v1_moe,
         minimax_m2,
         gpt_oss,
+        deepseek_v2,
+        deepseek_v3,
+        glm4_moe_lite,
     )
 )

@@ -11,6 +11,7 @@ import torch
 from helix_jobs.engine.attention.backend import LayerAttention
 from helix_jobs.engine.attention.dense import DenseAttention
 from helix_jobs.engine.attention.features import features_of
+from helix_jobs.engine.attention.latent import LatentHeads
 from helix_jobs.engine.attention.query_factor import QueryFactor
 from helix_jobs.engine.attention.sdpa import SdpaAttention
 from helix_jobs.engine.kernels.cpu.attention import CompiledAttention
@@ -21,7 +22,9 @@ from helix_jobs.engine.model.assembly import build_decoder
 from helix_jobs.engine.model.decoder import DecoderLayer
 from helix_jobs.engine.model.norms import RmsNorm
 from helix_jobs.engine.model.quantize import quantize
+from helix_jobs.engine.model.query_lift import QueryLift
 from helix_jobs.engine.recurrence.short_conv import ShortConv
+from helix_jobs.engine.weights.linear import DenseLinear
 from tests.unit.engine.kernels.native_models import HEAD_DIM
 from tests.unit.engine.tiny_models import CPU, tiny_model
 
@@ -43,6 +46,7 @@ ATTENTION_FEATURES: dict[str, Any] = {
     "clip": 1.0,
     "query_factor": QueryFactor(0.1, 8, torch.float32, CPU),
     "sinks": torch.zeros(6),
+    "latent": LatentHeads(norm=HEAD_NORM, keys=torch.ones(6, 8, 16), values=torch.ones(6, 16, 8), rotary_dim=8),
 }
 # What int8 layers in one call compute.
 IN_ONE_CALL = {"query_norm", "key_norm", "window", "score_cap"}
@@ -53,6 +57,7 @@ LAYER_FEATURES: dict[str, Any] = {
     "is_parallel": True,
     "has_gate": True,
     "recurrence": ShortConv(torch.ones(3, 48), None),
+    "query_lift": QueryLift(HEAD_NORM, DenseLinear(torch.ones(96, 16), None)),
 }
 
 
@@ -113,4 +118,4 @@ def test_attention_that_a_backend_does_not_compute_stays_in_plain_products(nativ
     assert SdpaAttention.serves(spec) == (name not in {"score_cap", "sinks"})
     decoder = with_native(replace(plain_decoder(), attention=DenseAttention(spec)), native)
     assert isinstance(decoder.attention, CompiledAttention) == CompiledAttention.serves(spec)
-    assert CompiledAttention.serves(spec)
+    assert CompiledAttention.serves(spec) == (name != "latent")

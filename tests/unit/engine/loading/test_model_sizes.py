@@ -21,6 +21,8 @@ from tests.unit.engine.tiny_models import ARCHITECTURES, CPU, copy_of, tiny_conf
 if TYPE_CHECKING:
     from helix_jobs.engine.model.decoder import Decoder
 
+# Latent attention without experts and with them.
+LATENT = ("minicpm3", "deepseek_v2")
 WITH_EXPERTS = ("mixtral", "qwen2_moe", "granitemoe", "gpt_oss", "hunyuan_v1_moe")
 BOTH_DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 
@@ -31,15 +33,16 @@ def decoder_of(architecture: str, dtype: torch.dtype = torch.float32, *, is_tied
 
 @BOTH_DTYPES
 @pytest.mark.parametrize("is_tied", [True, False])
-@pytest.mark.parametrize("architecture", [*ARCHITECTURES, *WITH_EXPERTS])
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, *WITH_EXPERTS, *LATENT])
 def test_weights_take_what_the_loaded_model_takes(architecture: str, dtype: torch.dtype, *, is_tied: bool) -> None:
     sizes = model_sizes("m", tiny_config(architecture, tie_word_embeddings=is_tied))
     decoder = decoder_of(architecture, dtype, is_tied=is_tied)
-    # Norms with an offset, GPT-OSS' sinks, Hunyuan's routers and what recurrences hold are kept in float32.
+    # Norms with an offset, GPT-OSS' sinks, exact routers and what recurrences hold are kept in float32.
     kept = {
         "gemma": 5 * 48,
         "gpt_oss": 2 * 6,
         "hunyuan_v1_moe": 2 * 6 * 48,
+        "deepseek_v2": 6 * 48,
         "lfm2": 2 * 3 * 48,
         "granitemoehybrid": 2 * (5 * 128 + 3 * 6 + 96),
         "qwen3_5_text": 7 * 48 + 2 * 8 + 2 * (4 * 56 + 4 + 4 + 6),
@@ -54,7 +57,7 @@ def test_weights_take_what_the_loaded_model_takes(architecture: str, dtype: torc
 
 
 @BOTH_DTYPES
-@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "minicpm3"])
 def test_a_token_takes_what_it_takes_in_the_cache(architecture: str, dtype: torch.dtype) -> None:
     sizes = model_sizes("m", tiny_config(architecture))
     geometry = decoder_of(architecture).geometry
@@ -62,7 +65,7 @@ def test_a_token_takes_what_it_takes_in_the_cache(architecture: str, dtype: torc
     assert cache.num_bytes == 100 * sizes.geometry.block_bytes(1, dtype)
 
 
-@pytest.mark.parametrize("architecture", [*ARCHITECTURES, *WITH_EXPERTS])
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, *WITH_EXPERTS, *LATENT])
 def test_a_step_is_reckoned_as_that_of_the_loaded_model(architecture: str) -> None:
     decoder = decoder_of(architecture)
     config = EngineConfig()

@@ -80,6 +80,9 @@ GRANITE = {
     "attention_multiplier": 0.2,
     "logits_scaling": 4.0,
 }
+# YaRN as DeepSeek has it: the temperature is a factor of the scores, and what is left of it one of the rotation.
+DEEPSEEK_YARN = {**ROPES["yarn"], "rope_theta": 10000.0, "mscale": 0.7, "mscale_all_dim": 1.0}
+BY_GROUP = {"topk_method": "group_limited_greedy", "n_group": 3, "topk_group": 1}
 CASES = [
     *(Case(architecture, changes=False) for architecture in ARCHITECTURES),
     *(Case(architecture, {"tie_word_embeddings": True}) for architecture in ARCHITECTURES),
@@ -250,6 +253,27 @@ CASES = [
     Case("gpt_oss", {"swiglu_limit": 0.5}),
     Case("gpt_oss", {"swiglu_alpha": 1.0}),
     Case("gpt_oss", {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}),
+    # Latent attention.
+    *(Case(family, changes=False) for family in ("minicpm3", "youtu")),
+    *(Case("minicpm3", {name: value}) for name, value in (("scale_emb", 3), ("scale_depth", 0.5))),
+    Case("minicpm3", {"dim_model_base": 64}),
+    Case("minicpm3", {"q_lora_rank": None}),
+    Case("minicpm3", {"rope_scaling": LONGROPE, "original_max_position_embeddings": 64}),
+    *(Case("minicpm3", {name: True}) for name in ("attention_bias", "mlp_bias")),
+    Case("youtu", {"rope_interleave": False}),
+    Case("youtu", {"rope_parameters": DEEPSEEK_YARN}),
+    Case("youtu", {"rms_norm_eps": 0.1}),
+    *(Case(family, changes=False) for family in ("deepseek_v2", "deepseek_v3", "glm4_moe_lite")),
+    Case("deepseek_v2", BY_GROUP),
+    Case("deepseek_v2", {"routed_scaling_factor": 1.7}),
+    Case("deepseek_v2", {"q_lora_rank": None, "rope_parameters": DEEPSEEK_YARN}),
+    Case("deepseek_v2", {"first_k_dense_replace": 0}),
+    *(Case("deepseek_v2", {name: True}) for name in ("attention_bias", "mlp_bias")),
+    Case("deepseek_v3", {"n_group": 2, "topk_group": 1}),
+    Case("deepseek_v3", {"norm_topk_prob": False}),
+    Case("deepseek_v3", {"rope_interleave": False, "attention_bias": True}),
+    Case("glm4_moe_lite", {"mlp_layer_types": ["sparse", "sparse"]}),
+    Case("glm4_moe_lite", {"rope_interleave": False}),
 ]
 # Each family once, for tests of what does not depend on its settings.
 PLAIN_CASES = [case for case in CASES if not case.settings]

@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("_tokenizers_tried_once")
     [
         ("gemma3n", r" \(sliding windows and shared keys\)"),
         ("llama4_text", r" \(chunked attention and experts\)"),
-        ("deepseek_v3", r" \(latent attention and experts\)"),
+        ("deepseek_v32", r" \(latent attention to keys that an index chooses\)"),
         ("mamba", r" \(recurrent state instead of attention\)"),
         ("phimoe", r" \(experts chosen by a sparse mixer\)"),
         ("some_new_one", ""),
@@ -98,6 +98,30 @@ def test_a_setting_that_would_change_the_computation(
 def test_a_falcon_of_the_old_architecture_with_parts_of_the_new(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UnsupportedArchitectureError, match=message):
         check_architecture("m", tiny_config("falcon", **changes))
+
+
+@pytest.mark.skipif(TRANSFORMERS_MAJOR < 5, reason="latent attention is served with transformers 5")
+@pytest.mark.parametrize(
+    ("architecture", "changes", "message"),
+    [
+        ("minicpm3", {"num_key_value_heads": 2}, "latent attention with 2 key-value heads for 6 query heads"),
+        ("minicpm3", {"kv_lora_rank": 0}, "kv_lora_rank 0, which must be a whole number above zero"),
+        (
+            "youtu",
+            {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+            r"rotates a part \(0.5\) of qk_rope_head_dim; supported is all of it",
+        ),
+        ("deepseek_v2", {"norm_topk_prob": True}, "norm_topk_prob True; supported is False"),
+        ("deepseek_v2", {"topk_method": "noaux_tc"}, "'noaux_tc'; supported is 'greedy' or 'group_limited_greedy'"),
+        ("deepseek_v2", {"moe_layer_freq": 2}, "moe_layer_freq 2; supported is 1"),
+        ("deepseek_v3", {"scoring_func": "softmax"}, "scoring_func 'softmax'; supported is 'sigmoid'"),
+        ("deepseek_v3", {"first_k_dense_replace": None}, "first_k_dense_replace None, which must be a whole number"),
+        ("glm4_moe_lite", {"mlp_layer_types": ["sparse"]}, "mlp_layer_types that do not say of each layer whether"),
+    ],
+)
+def test_latent_attention_of_other_kinds(architecture: str, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UnsupportedArchitectureError, match=message):
+        check_architecture("m", tiny_config(architecture, **changes))
 
 
 def test_positions_that_depend_on_the_batch(tmp_path: Path) -> None:

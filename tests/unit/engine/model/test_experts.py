@@ -105,6 +105,8 @@ def test_groups_bound_the_choice() -> None:
     # Two good experts beat one that is better: a group scores the sum of its two best.
     assert set(choose(logits, None, rule)[0][0].tolist()) == {4, 5}
     assert 0 in choose(logits, None, replace(rule, num_groups=1))[0][0]
+    # Unless a group scores what its best expert scores.
+    assert 0 in choose(logits, None, replace(rule, scored_in_group=1))[0][0]
 
 
 def test_a_correction_changes_the_choice_and_not_the_weights() -> None:
@@ -167,13 +169,20 @@ def without_router_bias(experts: Experts) -> Experts:
         ("mixtral", with_rule(is_normalised=False)),
         ("qwen3_moe", with_rule(is_normalised=True)),
         ("glm4_moe", with_rule(score="softmax")),
+        ("deepseek_v2", with_rule(is_normalised=True)),
         ("gpt_oss", with_rule(score="softmax", is_normalised=False)),
         *(
             (family, lambda experts: replace(experts, shared=None))
-            for family in ("qwen2_moe", "granitemoeshared", "glm4_moe", "dots1", "ernie4_5_moe", "hunyuan_v1_moe")
+            for family in (
+                *("qwen2_moe", "granitemoeshared", "glm4_moe", "dots1", "ernie4_5_moe", "hunyuan_v1_moe"),
+                *("deepseek_v2", "deepseek_v3", "glm4_moe_lite"),
+            )
         ),
         ("qwen2_moe", without_switch),
-        *((family, without_correction) for family in ("glm4_moe", "dots1", "ernie4_5_moe", "minimax_m2")),
+        *(
+            (family, without_correction)
+            for family in ("glm4_moe", "dots1", "ernie4_5_moe", "minimax_m2", "deepseek_v3", "glm4_moe_lite")
+        ),
         ("gpt_oss", without_router_bias),
     ],
 )

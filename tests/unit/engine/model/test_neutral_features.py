@@ -40,7 +40,8 @@ LAYER = {
     "is_parallel": Case("phi"),
 }
 # Fields that have a test of their own below: the layer's products go with them.
-OWN_TEST = {"has_gate", "recurrence"}
+OWN_TEST = {"has_gate", "recurrence", "query_lift"}
+OWN_TEST_OF_ATTENTION = {"latent"}
 WHOLE = {
     "embedding_scale": Case("gemma"),
     "embedding_norm": Case("nanochat"),
@@ -55,7 +56,7 @@ def defaults(part: type[Any]) -> dict[str, Any]:
 
 
 def test_every_optional_field_is_tested() -> None:
-    assert defaults(LayerAttention).keys() == ATTENTION.keys()
+    assert defaults(LayerAttention).keys() == ATTENTION.keys() | OWN_TEST_OF_ATTENTION
     assert defaults(DecoderLayer).keys() == LAYER.keys() | OWN_TEST
     assert defaults(Decoder).keys() - {"small_steps"} == WHOLE.keys()
 
@@ -117,6 +118,33 @@ def test_a_recurrence_counts(family: str) -> None:
         return replace(decoder, layers=tuple(map(without, decoder.layers)))
 
     assert differs(Case(family), neutral) > 1e-3
+
+
+@pytest.mark.parametrize("part", ["norm", "keys", "values"])
+def test_a_part_of_latent_attention_counts(part: str) -> None:
+    def neutral(decoder: Decoder) -> Decoder:
+        def without(own: LayerAttention) -> LayerAttention:
+            latent = own.latent
+            assert latent is not None
+            nothing = {"norm": torch.clone, "keys": latent.keys * 0, "values": latent.values * 0}
+            return replace(own, latent=replace(latent, **{part: nothing[part]}))
+
+        spec = decoder.attention.spec
+        layers = tuple(map(without, spec.layers))
+        return replace(decoder, attention=DenseAttention(replace(spec, layers=layers)))
+
+    assert differs(Case("youtu"), neutral) > 1e-3
+
+
+def test_the_norm_of_narrow_queries_counts() -> None:
+    def neutral(decoder: Decoder) -> Decoder:
+        def without(layer: DecoderLayer) -> DecoderLayer:
+            assert layer.query_lift is not None
+            return replace(layer, query_lift=replace(layer.query_lift, norm=torch.clone))
+
+        return replace(decoder, layers=tuple(map(without, decoder.layers)))
+
+    assert differs(Case("youtu"), neutral) > 1e-3
 
 
 def dense(linear: Linear) -> DenseLinear:

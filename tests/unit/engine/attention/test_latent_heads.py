@@ -1,0 +1,65 @@
+"""Latent heads compute what transformers' attention modules compute, which make keys and values of each head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from helix_jobs.engine.attention.rotary import RotaryTable
+from helix_jobs.engine.loading.pretrained import TRANSFORMERS_MAJOR
+from helix_jobs.engine.model.families.registry import describe
+from helix_jobs.engine.model.latents import latent_heads, latent_products
+from helix_jobs.engine.model.placement import Placement
+from helix_jobs.engine.model.stored_parts import StoredParts
+from tests.unit.engine.tiny_models import CPU, roughen, tiny_model
+
+pytestmark = pytest.mark.skipif(TRANSFORMERS_MAJOR < 5, reason="latent attention is served with transformers 5")
+NUM_TOKENS = 23
+
+
+def absorbed_attention(model: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """The first layer's attention of one sequence ``[T, hidden_size]``, over latents alone."""
+    description, place = describe(model.config), Placement.of(model)
+    own = description.layers[0].attention
+    assert own is not None
+    assert own.latent is not None
+    assert own.rotary is not None
+    parts = StoredParts(model.base_model.layers[0], place)
+    num_heads = description.num_heads
+    product, lift = latent_products(parts, own.qkv, own.latent, num_heads, is_interleaved=own.rotary.is_interleaved)
+    heads = latent_heads(parts, place, own.latent, num_heads)
+    rotary = model.base_model.rotary_emb
+    table = RotaryTable(rotary.inv_freq, rotary.attention_scaling, own.latent.rotary_dim, torch.float32, CPU)
+    rotation = table.at(torch.arange(len(hidden)), len(hidden))
+    inner = product(hidden)
+    queries, keys = heads.absorbed(inner if lift is None else lift(inner), lambda part: table.rotate(part, rotation))
+    # [num_heads, T, T]
+    scores = queries.transpose(0, 1) @ keys.squeeze(1).t() * own.scaling
+    later = torch.ones(len(hidden), len(hidden), dtype=torch.bool).triu(1)
+    weights = scores.masked_fill(later, float("-inf")).softmax(dim=-1)
+    summed = (weights @ keys.squeeze(1)[:, : own.latent.rank]).transpose(0, 1).reshape(len(hidden), -1)
+    return parts.linear(own.out)(heads.results(summed))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "settings"),
+    [
+        ("deepseek_v2", {}),
+        ("deepseek_v2", {"q_lora_rank": None}),
+        ("deepseek_v3", {}),
+        ("deepseek_v3", {"rope_interleave": False, "q_lora_rank": None}),
+        ("minicpm3", {"attention_bias": True}),
+    ],
+)
+@torch.no_grad()
+def test_latents_give_what_keys_and_values_of_each_head_give(architecture: str, settings: dict[str, Any]) -> None:
+    model = roughen(tiny_model(architecture, seed=3, **settings))
+    hidden = torch.randn((NUM_TOKENS, model.config.hidden_size), generator=torch.Generator().manual_seed(2))
+    positions = model.base_model.rotary_emb(hidden[None], torch.arange(NUM_TOKENS)[None])
+    mask = torch.full((NUM_TOKENS, NUM_TOKENS), float("-inf")).triu(1)[None, None]
+    expected, _ = model.base_model.layers[0].self_attn(
+        hidden_states=hidden[None], position_embeddings=positions, attention_mask=mask
+    )
+    torch.testing.assert_close(absorbed_attention(model, hidden), expected[0], rtol=1e-4, atol=1e-5)
