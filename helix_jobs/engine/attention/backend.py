@@ -43,8 +43,7 @@ class LayerAttention:
         query_factor: Factor of the rotated queries by position (Ministral 3), or None.
         sinks: ``[num_heads]`` float32, the score of one more key of each head, whose value is zero (GPT-OSS; Xiao et
             al. 2023, arXiv:2309.17453); None for none.
-        latent: Latent attention (DeepSeek-V2), or None. Queries then are all that is scaled and windowed; norms, clip
-            and factors of the other fields have no meaning.
+        latent: Latent attention (DeepSeek-V2), or None. Norms, clip and factor of queries have no meaning beside it.
     """
 
     scaling: float

@@ -37,7 +37,7 @@ _NORM_EPSILONS: Final = {"gpt2": "attention.layer_norm_epsilon"}
 _RMS_EPSILON: Final = "attention.layer_norm_rms_epsilon"
 _FLOATS: Final = ("rope.freq_base", _RMS_EPSILON, "attention.layer_norm_epsilon")
 # Architectures that are served, but not from a GGUF file.
-_SERVED_OTHERWISE: Final = ("gemma", "gptneox")
+_SERVED_OTHERWISE: Final = ("gemma", "gptneox", "deepseek2", "minicpm3")
 # Settings that change nothing at these values, and mean nothing while positions are not scaled.
 _NEUTRAL: Final[dict[str, tuple[object, ...]]] = {
     "expert_count": (0,),

@@ -136,6 +136,8 @@ def _obstacle(decoder: Decoder) -> str | None:
     """Why the decoder cannot be made reproducible; None if it may be possible."""
     if decoder.device.type != "cpu":
         return f"it is for the CPU, and the device is {describe_device(decoder.device)}; {_GO_ON}"
+    if any(own.latent is not None for own in decoder.attention.spec.layers):
+        return f"its latent attention rounds by what is computed beside it; {_GO_ON}"
     if not decoder.attention.is_independent:
         return "without compiled kernels attention rounds by what is computed beside it; install a C++ compiler (g++)"
     if not all(recurrence.is_independent for recurrence in decoder.recurrences):

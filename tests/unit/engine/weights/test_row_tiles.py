@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from helix_jobs.engine.config import SpeculationConfig
+from helix_jobs.engine.loading.pretrained import TRANSFORMERS_MAJOR
 from helix_jobs.engine.loading.product_trials import TIMED_ROWS, ShapeTrial, slowdown
 from helix_jobs.engine.loading.reproducible import ACCEPTED_SLOWDOWN, make_reproducible
 from helix_jobs.engine.weights.linear import DenseLinear
@@ -236,6 +237,14 @@ def test_without_compiled_kernels_it_is_refused(tmp_path):
     models = loaded_models(tiny_model(), None)
     assert make_reproducible(models, "auto", tmp_path) is models
     with pytest.raises(ConfigurationError, match=r"without compiled kernels .* install a C\+\+ compiler"):
+        make_reproducible(models, "on", tmp_path)
+
+
+@pytest.mark.skipif(TRANSFORMERS_MAJOR < 5, reason="latent attention is served with transformers 5")
+def test_with_latent_attention_it_is_refused(tmp_path):
+    models = loaded_models(tiny_model("youtu"), None)
+    assert make_reproducible(models, "auto", tmp_path) is models
+    with pytest.raises(ConfigurationError, match="its latent attention rounds by what is computed beside it; go on"):
         make_reproducible(models, "on", tmp_path)
 
 
