@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +11,19 @@ from typing import TYPE_CHECKING, Any, Final
 
 from helix_jobs.engine.loading.quantized_checkpoint import QUANTIZATION_FILES, check_not_quantized
 from helix_jobs.engine.model.architecture import check_model_type, without_mxfp4
+from helix_jobs.engine.model.text_tower import TEXT_TOWERS
 from helix_jobs.errors import HelixError, ModelError, ModelNotFoundError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
+
+    from huggingface_hub import HfApi, ModelInfo
 
 _DESCRIPTION_FILES: Final = ["*.json", "*.jinja", "*.model", "*.txt"]
 # The files that tell whether a model is served.
 _CONFIGURATION_FILES: Final = ("config.json", *QUANTIZATION_FILES)
+_WEIGHTS: Final = "model.safetensors"
+_INDEX: Final = f"{_WEIGHTS}.index.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,22 +36,24 @@ class HubDescription:
         sizes: Bytes of each file at the top of the repository, by name.
         kinds: Number of weights by the type they are stored in, as safetensors names it; empty if the hub does not
             tell.
+        tensors: Names of its tensors, of a model that also reads images; else empty.
     """
 
     folder: Path
     settings: Mapping[str, Any]
     sizes: Mapping[str, int]
     kinds: Mapping[str, int]
+    tensors: Collection[str]
 
 
 def download(name: str, on_progress: Callable[[str], None]) -> Path:
     """Download a model into the hub's cache, its description first, and return its folder.
 
     Raises:
-        ModelNotFoundError: There is no such model, or it cannot be fetched.
+        ModelNotFoundError: There is no such model, it cannot be fetched, or it has only ``.gguf`` files.
         UnsupportedArchitectureError: The engine cannot serve it; checked before its weights are downloaded.
     """
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import HfApi, snapshot_download
 
     def fetch(patterns: list[str]) -> Path:
         return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=["*/*"]))
@@ -53,12 +61,17 @@ def download(name: str, on_progress: Callable[[str], None]) -> Path:
     with _hub_errors(name):
         on_progress(f"looking up {name} on the hub")
         folder = fetch(_DESCRIPTION_FILES)
+        if not (folder / "config.json").is_file():
+            _check_files(name, HfApi().model_info(name))
         config = check_model_type(name, folder)
         check_not_quantized(
             name, folder, without_mxfp4(config), {}, ()
         )  # as far as these files tell, before downloading gigabytes
         on_progress(f"downloading {name} from the hub")
-        return fetch([*_DESCRIPTION_FILES, "*.safetensors"])
+        folder = fetch([*_DESCRIPTION_FILES, "*.safetensors"])
+        if not any(folder.glob("*.safetensors")):
+            _check_files(name, HfApi().model_info(name))
+        return folder
 
 
 def downloaded(name: str) -> Path | None:
@@ -85,7 +98,7 @@ def hub_description(name: str) -> Iterator[HubDescription]:
     A configuration in the cache would look like a part of a model that was downloaded.
 
     Raises:
-        ModelNotFoundError: There is no such model, or the hub cannot be asked.
+        ModelNotFoundError: There is no such model, it has only ``.gguf`` files, or the hub cannot be asked.
         UnsupportedArchitectureError, ModelError: As in ``check_model_type`` and ``check_not_quantized``.
     """
     from huggingface_hub import HfApi
@@ -96,12 +109,45 @@ def hub_description(name: str) -> Iterator[HubDescription]:
         with _hub_errors(name), _no_progress_bars():
             info = hub.model_info(name, files_metadata=True)
             files = {file.rfilename: file.size or 0 for file in info.siblings or () if "/" not in file.rfilename}
+            _check_files(name, info)
             for file in files.keys() & {*_CONFIGURATION_FILES}:
                 hub.hf_hub_download(name, file, revision=info.sha, local_dir=folder)
             config = check_model_type(name, folder)
             check_not_quantized(name, folder, without_mxfp4(config), {}, ())
             kinds = {} if info.safetensors is None else dict(info.safetensors.parameters)
-        yield HubDescription(folder, config, files, kinds)
+            tensors = (
+                _tensor_names(hub, name, str(info.sha), folder, files) if config["model_type"] in TEXT_TOWERS else ()
+            )
+        yield HubDescription(folder, config, files, kinds, tensors)
+
+
+def _check_files(name: str, info: ModelInfo) -> None:
+    """Refuse a repository whose weights are in ``.gguf`` files alone: a GGUF model is one of them, not all.
+
+    Raises:
+        ModelNotFoundError: The message names one of the files.
+    """
+    files = sorted(file.rfilename for file in info.siblings or ())
+    gguf = [file for file in files if file.lower().endswith(".gguf")]
+    if gguf and not any(file.endswith(".safetensors") for file in files):
+        raise ModelNotFoundError(
+            f"model {name} has only .gguf files on the hub; download one of them, such as {gguf[0]:.200}, and name "
+            "that file"
+        )
+
+
+def _tensor_names(hub: HfApi, name: str, revision: str, folder: Path, files: Collection[str]) -> Collection[str]:
+    """The names of a model's tensors, from its index or the header of its one file; none if it has neither.
+
+    ``get_safetensors_metadata`` would put the index into the cache and ask for the header of each shard.
+    """
+    if _WEIGHTS in files:
+        return hub.parse_safetensors_file_metadata(name, _WEIGHTS, revision=revision).tensors.keys()
+    if _INDEX not in files:
+        return ()
+    index = json.loads(Path(hub.hf_hub_download(name, _INDEX, revision=revision, local_dir=folder)).read_bytes())
+    names: dict[str, str] = index["weight_map"]
+    return names.keys()
 
 
 @contextlib.contextmanager

@@ -97,14 +97,13 @@ def _from_hub(name: str, described: HubDescription) -> ModelOutline:
     weights = {file: size for file, size in described.sizes.items() if file.endswith(".safetensors")}
     if not weights:
         raise ModelNotFoundError(
-            f"model {name} has no safetensors on the hub; convert it to safetensors, or download one of its .gguf "
-            "files and name that file"
+            f"model {name} has no safetensors on the hub; convert it to safetensors, or choose another model"
         )
     checkpoint = Checkpoint(name, described.folder, None, (), {}, described.settings)
     layers = stated_layers(checkpoint)
     if not isinstance(layers, int) or not 0 < layers <= _MOST_LAYERS:
         raise ModelError(f"model {name}: its configuration says {layers!r:.40} layers; choose another model")
-    config = read_configuration(checkpoint)
+    config = read_configuration(checkpoint, described.tensors)
     stored = _stored_dtype(described)
     return ModelOutline(
         name=name,

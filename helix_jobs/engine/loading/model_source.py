@@ -37,7 +37,7 @@ from helix_jobs.engine.text.library_panics import panics_as_errors
 from helix_jobs.errors import HelixError, ModelError, ModelNotFoundError, UnsupportedArchitectureError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -93,8 +93,12 @@ def open_source(name: str, home: Path, on_progress: Callable[[str], None]) -> Mo
     return ModelSource(checkpoint, config, tokenizer, named)
 
 
-def read_configuration(checkpoint: Checkpoint) -> PretrainedConfig:
+def read_configuration(checkpoint: Checkpoint, tensors: Iterable[str] | None = None) -> PretrainedConfig:
     """Read a model's complete configuration; its number of layers is one that can be built.
+
+    Args:
+        checkpoint: The model's files.
+        tensors: Names of its tensors, where these files are on the hub; None if the checkpoint has them.
 
     Raises:
         ModelNotFoundError: It cannot be read.
@@ -102,7 +106,7 @@ def read_configuration(checkpoint: Checkpoint) -> PretrainedConfig:
         ModelError: Its numbers are none that a model can have.
     """
     with _readable(checkpoint) as (folder, arguments):
-        config = _read_config(checkpoint, folder, arguments)
+        config = _read_config(checkpoint, tensors, folder, arguments)
         _complete(config, checkpoint)
         check_architecture(checkpoint.name, config)
         _check_release(checkpoint.name, config)
@@ -145,7 +149,9 @@ def _check_release(name: str, config: PretrainedConfig) -> None:
         )
 
 
-def _read_config(checkpoint: Checkpoint, folder: str, arguments: dict[str, Any]) -> PretrainedConfig:
+def _read_config(
+    checkpoint: Checkpoint, tensors: Iterable[str] | None, folder: str, arguments: dict[str, Any]
+) -> PretrainedConfig:
     """Read a configuration with transformers, but a GGUF file's as that of the architecture it states.
 
     transformers alone would take a llama file whose ``general.name`` is ``mistral`` for another architecture, give it a
@@ -155,7 +161,8 @@ def _read_config(checkpoint: Checkpoint, folder: str, arguments: dict[str, Any])
     if checkpoint.gguf is None:
         config = AutoConfig.from_pretrained(folder, **arguments)
         if checkpoint.is_text_tower:
-            config = text_config(checkpoint.name, config, is_tied=_is_tied(checkpoint))
+            own = checkpoint.tensors if tensors is None else text_tensors(dict.fromkeys(tensors))
+            config = text_config(checkpoint.name, config, is_tied=_is_tied(checkpoint.settings, own))
     else:
         architecture = checkpoint.gguf.architecture
         # transformers 4 would otherwise keep its reader's name of the architecture in the configuration of this one.
@@ -176,16 +183,20 @@ def stated_layers(checkpoint: Checkpoint) -> object:
     return next((settings[key] for key in _LAYER_COUNTS if key in settings), None)
 
 
-def _is_tied(checkpoint: Checkpoint) -> bool:
+def _is_tied(settings: Mapping[str, Any], tensors: Iterable[str]) -> bool:
     """Whether a text tower's embedding is its output head: as config.json says, else if the files have no head.
+
+    Args:
+        settings: The content of config.json.
+        tensors: The language model's tensors, by their names in transformers.
 
     Trade-off: transformers has a default for each kind of checkpoint, and these differ from what the files hold.
     """
     key = "tie_word_embeddings"
-    for settings in (checkpoint.settings, text_settings(checkpoint.settings)):
-        if isinstance(settings.get(key), bool):
-            return bool(settings[key])
-    return HEAD not in map(canonical, checkpoint.tensors)
+    for part in (settings, text_settings(settings)):
+        if isinstance(part.get(key), bool):
+            return bool(part[key])
+    return HEAD not in map(canonical, tensors)
 
 
 def _has_tokenizer(checkpoint: Checkpoint) -> bool:

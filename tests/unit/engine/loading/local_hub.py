@@ -62,9 +62,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         hub, path = self.server.hub, self.path.partition("?")[0].strip("/")
         if path.startswith("api/models/"):
-            name = path.removeprefix("api/models/").partition("/revision/")[0]
+            name, _, of_tree = path.removeprefix("api/models/").partition("/revision/")[0].partition("/tree/")
             if name in hub.repositories:
-                self._send(json.dumps(_info(hub, name)).encode())
+                self._send(json.dumps(_tree(hub, name) if of_tree else _info(hub, name)).encode())
             else:
                 self._refuse(401, "RepoNotFound")
             return
@@ -112,15 +112,15 @@ def serve_hub() -> Iterator[LocalHub]:
 
 
 def _info(hub: LocalHub, name: str) -> dict[str, Any]:
-    files = hub.repositories[name]
-    info: dict[str, Any] = {
-        "id": name,
-        "sha": COMMIT,
-        "siblings": [
-            {"rfilename": file, "size": content if isinstance(content, int) else len(content)}
-            for file, content in files.items()
-        ],
-    }
+    siblings = [{"rfilename": file["path"], "size": file["size"]} for file in _tree(hub, name)]
+    info: dict[str, Any] = {"id": name, "sha": COMMIT, "siblings": siblings}
     if kinds := hub.kinds.get(name):
         info["safetensors"] = {"parameters": kinds, "total": sum(kinds.values())}
     return info
+
+
+def _tree(hub: LocalHub, name: str) -> list[dict[str, Any]]:
+    sizes = {
+        file: content if isinstance(content, int) else len(content) for file, content in hub.repositories[name].items()
+    }
+    return [{"type": "file", "path": file, "size": size, "oid": COMMIT} for file, size in sizes.items()]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import huggingface_hub
 import pytest
 import torch
+from safetensors.torch import save
 
-from helix_jobs.engine.loading.checkpoint import find_local_checkpoint
+from helix_jobs.engine.loading.checkpoint import find_checkpoint, find_local_checkpoint
 from helix_jobs.engine.loading.model_outline import model_outline
 from helix_jobs.errors import ModelError, ModelNotFoundError, UnsupportedArchitectureError
 from tests.unit.engine.loading.local_hub import LocalHub, serve_hub
@@ -106,9 +108,53 @@ def test_a_configuration_that_transformers_cannot_read(hub: LocalHub, tmp_path: 
 
 
 def test_a_repository_without_safetensors(hub: LocalHub, tmp_path: Path) -> None:
-    hub.repositories[NAME] = {"config.json": json.dumps(config()).encode(), "model-Q4_K_M.gguf": 5}
-    with pytest.raises(ModelNotFoundError, match=r"has no safetensors on the hub; .*name that file"):
+    hub.add(NAME, config(), pytorch_model_bin=5)
+    with pytest.raises(ModelNotFoundError, match="has no safetensors on the hub; convert it to safetensors"):
         model_outline(NAME, tmp_path)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "mamba", None])
+def test_a_repository_of_gguf_files_says_to_download_one(hub: LocalHub, tmp_path: Path, model_type: str | None) -> None:
+    """With a configuration beside them, of any model type, and without one."""
+    files: dict[str, bytes | int] = {"README.md": b"x", "tiny-Q4_K_M.gguf": 5, "tiny-Q8_0.GGUF": 9}
+    described = {} if model_type is None else {"config.json": json.dumps(config(model_type=model_type)).encode()}
+    hub.repositories[NAME] = {**files, **described}
+    message = "model someone/tiny has only .gguf files on the hub; download one of them, such as tiny-Q4_K_M.gguf, and "
+    with pytest.raises(ModelNotFoundError, match=re.escape(message)):
+        model_outline(NAME, tmp_path)
+    if model_type != "mamba":
+        with pytest.raises(ModelNotFoundError, match=re.escape(message)):
+            find_checkpoint(NAME, tmp_path, lambda _: None)
+
+
+def test_a_repository_of_nothing_that_is_served(hub: LocalHub, tmp_path: Path) -> None:
+    hub.repositories[NAME] = {"README.md": b"x"}
+    for look in (lambda: model_outline(NAME, tmp_path), lambda: find_checkpoint(NAME, tmp_path, lambda _: None)):
+        with pytest.raises(ModelNotFoundError, match=r"has no config\.json; give a transformers model"):
+            look()
+
+
+@pytest.mark.parametrize("is_sharded", [False, True])
+@pytest.mark.parametrize("has_head", [False, True])
+def test_whether_a_language_model_s_head_is_its_embedding_is_read_from_the_names_of_its_tensors(
+    hub: LocalHub, tmp_path: Path, *, is_sharded: bool, has_head: bool
+) -> None:
+    inner = json.loads(tiny_config("mistral").to_json_string())
+    del inner["tie_word_embeddings"]
+    outer = {"model_type": "mistral3", "architectures": ["Mistral3ForConditionalGeneration"], "text_config": inner}
+    names = ["language_model.model.embed_tokens.weight", "vision_tower.head.weight"]
+    names += ["language_model.lm_head.weight"] if has_head else []
+    shards: dict[str, bytes | int] = {
+        "model.safetensors.index.json": json.dumps({"weight_map": dict.fromkeys(names, "a.safetensors")}).encode(),
+        "a.safetensors": 5,
+    }
+    single: dict[str, bytes | int] = {"model.safetensors": save({name: torch.zeros(1) for name in names})}
+    hub.repositories[NAME] = {"config.json": json.dumps(outer).encode(), **(shards if is_sharded else single)}
+    expected = sum(
+        parameter.numel() for parameter in tiny_model("mistral", tie_word_embeddings=not has_head).parameters()
+    )
+    assert model_outline(NAME, tmp_path).sizes.weights == expected
+    assert "a.safetensors" not in hub.fetched
 
 
 def test_a_name_that_the_hub_does_not_have(hub: LocalHub, tmp_path: Path) -> None:
