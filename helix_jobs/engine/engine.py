@@ -91,8 +91,11 @@ class Engine:
             grammars=self._grammars,
             chat_forms=models.chat_forms,
         )
-        draft = None
-        with explaining_shortage(models.device, "the KV cache was allocated", "lower HELIX_KV_CACHE_MB"):
+        draft, decoders = None, [one.decoder for one in (models.target, models.draft) if one is not None]
+        # Batch slots take memory of recurrent states, and none of keys and values.
+        has_states = any(decoder.recurrences for decoder in decoders)
+        remedy = "lower HELIX_KV_CACHE_MB" + (" or HELIX_MAX_BATCH_SIZE" if has_states else "")
+        with explaining_shortage(models.device, "the KV cache was allocated", remedy):
             slots, num_drafts = config.max_batch_size, config.speculation.ceiling
             state_config = StateConfig(num_slots=slots, num_snapshots=cache.num_snapshots, num_drafts=num_drafts)
             target = ModelRunner(models.target.decoder, cache, state_config)

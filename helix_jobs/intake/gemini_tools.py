@@ -124,7 +124,11 @@ def _choice(config: object, path: str, tools: list[Any]) -> Any:  # noqa: ANN401
         raise InvalidFieldError(field, "stands beside a mode other than ANY", "give mode ANY, or remove it")
     if len(allowed) == 1:
         return {"type": "function", "function": {"name": allowed[0]}}
-    if all(tool["function"].get("name") in allowed for tool in tools):
+    declared = [tool["function"].get("name") for tool in tools]
+    if unknown := [name for name in allowed if name not in declared]:
+        named = short(unknown[0]) if isinstance(unknown[0], str) else kind(unknown[0])
+        raise InvalidFieldError(field, f"names {named}, which is none of the tools", "give tools' names")
+    if all(name in allowed for name in declared):
         return choice
     remedy = "name one function, or declare those alone that may be called"
     raise InvalidFieldError(field, "names some functions of several", remedy)

@@ -208,7 +208,7 @@ class _Stack:
 
 def _stacks(model: Any, description: ModelDescription) -> list[_Stack]:  # noqa: ANN401  (as above)
     found = []
-    for layer, own in zip(model.base_model.get_submodule(description.stack), description.layers, strict=False):
+    for layer, own in zip(model.base_model.get_submodule(description.stack), description.layers, strict=True):
         if own.experts is None:
             continue
         for name in (own.experts.inner, own.experts.outer):

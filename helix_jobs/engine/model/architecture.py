@@ -1,7 +1,7 @@
 """Which architectures the engine serves exactly, decided from the configuration alone.
 
-An allow-list: a model that computes attention in any other way (sinks, chunks, latent or linear attention) would still
-produce fluent text here, only not its own.
+An allow-list: a model of another architecture, one that attends in chunks, say, would still produce fluent text here,
+only not its own.
 """
 
 from __future__ import annotations

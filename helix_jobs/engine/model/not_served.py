@@ -5,15 +5,19 @@ from __future__ import annotations
 from typing import Final
 
 _BY_REASON: Final = {
-    "experts": ("dbrx", "flex_olmo", "jetmoe", "solar_open"),
+    "parts that are served, but not together": ("exaone_moe", "flex_olmo", "solar_open"),
+    "experts that are stored in one matrix": ("dbrx",),
+    "heads that are chosen as experts are": ("jetmoe",),
     "experts chosen by a sparse mixer": ("phimoe",),
-    "attention sinks": ("granite_swa",),
-    "sliding windows by layer and experts": ("cohere2_moe", "exaone_moe", "mimo_v2_flash"),
+    "the mean of experts and a shared expert": ("cohere2_moe",),
+    "frequencies by layer": ("granite_swa",),
+    "a factor of values": ("mimo_v2_flash",),
     "latent attention to keys that an index chooses": ("deepseek_v32",),
     "two latent attentions a layer, and experts that compute nothing": ("longcat_flash",),
     "chunked attention and experts": ("llama4", "llama4_text"),
     "linear attention": ("olmo_hybrid",),
-    "linear attention and experts": ("kimi_linear", "minimax", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next"),
+    "lightning attention and experts": ("minimax",),
+    "linear attention and experts": ("kimi_linear", "qwen3_5_moe", "qwen3_5_moe_text", "qwen3_next"),
     "short convolutions and experts": ("lfm2_moe",),
     "layers of recurrent state": ("bamba", "falcon_h1", "nemotron_h", "recurrent_gemma", "zamba", "zamba2"),
     "layers of recurrent state and experts": ("jamba",),

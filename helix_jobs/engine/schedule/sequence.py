@@ -85,8 +85,11 @@ class Sequence:
         # What it adds to the engine's count of prompt tokens: all its prompt, which a request's choices share.
         counted = self.num_prompt_tokens if request.num_counted is None else request.num_counted
         self.num_counted_prompt_tokens = counted if request.choice == 0 else 0
-        if states is not None:  # another choice, and a request that asks the same again, begin there
-            states.want_snapshot(self.num_prompt_tokens - 1)
+        if states is not None:
+            # Another choice, and a request that asks the same again, begin there; the other options that are scored
+            # behind the same prompt begin at its end.
+            begins = request.first_scored if request.first_scored > 1 else self.num_prompt_tokens
+            states.want_snapshot(begins - 1)
         # Where the output must end: its own limit or the model's context, whichever comes first.
         self.max_len = min(max_len, self.num_prompt_tokens + self.params.max_tokens)
         self.num_computed = 0

@@ -93,9 +93,10 @@ class StatePool:
     def add(self, prefix: Prefix, row: int) -> None:
         """Make a row, which the caller holds, the snapshot behind ``prefix``; the caller's hold passes on.
 
-        Of two equal states the first stays.
+        Of two equal states the first stays. It is the last to be evicted now, as a new one is.
         """
         if prefix in self._snapshots:
+            self._snapshots.move_to_end(prefix)
             self.give_back(row)
         else:
             self._snapshots[prefix] = row

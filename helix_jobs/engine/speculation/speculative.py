@@ -98,10 +98,13 @@ class StepOutcome:
 
 
 class SpeculativeStep:
-    """Runs a schedule: the drafter proposes, one packed target pass scores, verification decides, sequences commit.
+    """Runs a schedule: drafts are proposed, one packed target pass scores, verification decides, sequences commit.
 
-    Before the commit a step changes only a sequence's cache rows past its end and ``num_draft_computed``, which the
-    drafter corrects before it drafts again. A step that fails (out of memory, say) can therefore be repeated with a
+    Drafts are what a grammar forces and, behind it, what the drafters propose (see ``Speculator``).
+
+    Before the commit a step changes only these of a sequence: its cache rows past its end; ``num_draft_computed``,
+    which the drafter corrects before it drafts again; and, in recurrent layers, states beside its checkpoint, which the
+    next step drops (see ``StateTable``). A step that fails (out of memory, say) can therefore be repeated with a
     smaller batch.
     """
 

@@ -14,7 +14,7 @@ from helix_jobs.engine.score_choices import ScoreChoices
 from helix_jobs.errors import EngineError, InvalidRequestError, PromptTooLongError
 from helix_jobs.token_counts import total_tokens
 from tests.unit.engine.failing_steps import FaultyStep
-from tests.unit.engine.tiny_models import ALPHABET, reference_logits, request, tiny_engine, tiny_model
+from tests.unit.engine.tiny_models import ALPHABET, reference_logits, request, roughen, tiny_engine, tiny_model
 
 if TYPE_CHECKING:
     from helix_jobs.engine.engine import Engine
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from helix_jobs.engine.schedule.scheduler import Schedule
 
 MODEL = tiny_model(seed=3)
+# Its layers carry states, which a sequence can begin with where one was kept.
+RECURRENT_MODEL = roughen(tiny_model("lfm2", seed=3))
 OPTIONS = ("yes", "no", "may be", "a", "yes!", "nobody knows it at all")
 
 
@@ -40,19 +42,19 @@ def ids_of(text: str) -> list[int]:
     return [ALPHABET.index(character) + 2 for character in text]
 
 
-def reference(prompt: str, option: str) -> list[float]:
+def reference(prompt: str, option: str, model: Any = MODEL) -> list[float]:
     before, behind = ids_of(prompt), ids_of(option)
-    rows = torch.log_softmax(reference_logits(MODEL, before + behind), dim=1)[len(before) - 1 : -1]
+    rows = torch.log_softmax(reference_logits(model, before + behind), dim=1)[len(before) - 1 : -1]
     return [float(row[token]) for row, token in zip(rows, behind, strict=True)]
 
 
-def check(result: GenerationResult, prompt: str, by: str = "sum", options: Any = OPTIONS) -> None:
+def check(result: GenerationResult, prompt: str, by: str = "sum", options: Any = OPTIONS, model: Any = MODEL) -> None:
     assert result.error is None
     assert result.finish_reason is FinishReason.STOP
     assert result.scores is not None
     assert list(result.scores) == list(options)
     for option in options:
-        logprobs, score = reference(prompt, option), result.scores[option]
+        logprobs, score = reference(prompt, option, model), result.scores[option]
         assert score["tokens"] == len(logprobs) == len(option)
         assert score["sum"] == pytest.approx(sum(logprobs), abs=1e-3)
         assert score["mean"] == pytest.approx(sum(logprobs) / len(logprobs), abs=1e-3)
@@ -104,9 +106,10 @@ def test_the_mean_favours_no_short_option() -> None:
     assert lengths[0] < lengths[1]
 
 
-def test_the_prompt_is_computed_once() -> None:
-    engine = tiny_engine(MODEL, "none", depth=0, max_batch_size=4)
-    prompt = made_up(41)
+@pytest.mark.parametrize("model", [MODEL, RECURRENT_MODEL], ids=["llama", "lfm2"])
+def test_the_prompt_is_computed_once(model: Any) -> None:
+    engine = tiny_engine(model, "none", depth=0, max_batch_size=4)
+    prompt, options = made_up(41), OPTIONS[::-1]
     schedule, computed = engine._scheduler.schedule, []
 
     def counting() -> Schedule:
@@ -115,8 +118,8 @@ def test_the_prompt_is_computed_once() -> None:
         return made
 
     engine._scheduler.schedule = counting  # type: ignore[method-assign]
-    (result,) = engine.generate([scored("a", prompt)])
-    check(result, prompt)
+    (result,) = engine.generate([scored("a", prompt, options=options)])
+    check(result, prompt, options=options, model=model)
     assert result.cached_prompt_tokens == 0
     # The other options begin with the full blocks before the prompt's last token.
     rest = 41 - 40

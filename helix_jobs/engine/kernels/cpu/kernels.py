@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from helix_jobs.engine.kernels.cpu.build import build_library
+from helix_jobs.engine.weights.block_layouts import BLOCK_LAYOUTS
 from helix_jobs.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -29,11 +30,8 @@ _SIGNATURES: Final = {
 }
 
 
-# The place of each layout in ``packed_linear.cpp``.
-_LAYOUTS: Final = (
-    *("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS"),
-)
-_LAYOUT_NUMBERS: Final = {kind: number for number, kind in enumerate(_LAYOUTS)}
+# The place of each layout in ``kLayouts`` of ``packed_linear.cpp``, which has the same order.
+_LAYOUT_NUMBERS: Final = {kind: number for number, kind in enumerate(BLOCK_LAYOUTS)}
 _LANES: Final = 16
 _BLOCK_OUTPUTS: Final = 32
 

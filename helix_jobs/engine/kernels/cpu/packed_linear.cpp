@@ -166,7 +166,7 @@ template <typename T, typename Block>
 constexpr Layout<T> layout_of() {
     return {decode_row<T, Block>, Block::kWeights, Block::kBytes};
 }
-// In the order of `packed_linear.py`.
+// In the order of `BLOCK_LAYOUTS` (`weights/block_layouts.py`); `kernels.py` hands over a place in it.
 template <typename T>
 const Layout<T> kLayouts[] = {
     layout_of<T, Q4_0>(), layout_of<T, Q4_1>(),  layout_of<T, Q5_0>(), layout_of<T, Q5_1>(), layout_of<T, Q8_0>(),

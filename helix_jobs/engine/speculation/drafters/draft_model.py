@@ -77,8 +77,7 @@ class DraftModelDrafter:
 
     The first pass also catches up: it computes all tokens of a sequence that the draft's cache lacks, from a whole
     prompt to the one token it lacks after the target accepted its whole draft. It also computes what the grammar
-    forces. The draft's cache uses the target's
-    block tables (see ``BlockPool``).
+    forces. The draft's cache uses the target's block tables (see ``BlockPool``).
 
     Args:
         runner: The draft model.

@@ -284,8 +284,11 @@ def test_a_cache_that_does_not_fit_is_a_sentence(monkeypatch: pytest.MonkeyPatch
         raise error
 
     monkeypatch.setattr(kv_cache, "_zeros", full)
-    with pytest.raises(InsufficientMemoryError, match="while the KV cache was allocated; lower HELIX_KV_CACHE_MB"):
+    message = "while the KV cache was allocated; lower HELIX_KV_CACHE_MB"
+    with pytest.raises(InsufficientMemoryError, match=f"{message}$"):
         Engine(loaded(tiny_model()), EngineConfig(), CacheConfig(num_blocks=8))
+    with pytest.raises(InsufficientMemoryError, match=f"{message} or HELIX_MAX_BATCH_SIZE$"):  # slots hold states, too
+        Engine(loaded(tiny_model("lfm2")), EngineConfig(), CacheConfig(num_blocks=8))
 
 
 def test_costs_that_cannot_be_measured_for_want_of_memory_are_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -128,6 +128,16 @@ def test_the_snapshot_used_longest_ago_goes_unless_it_is_being_read() -> None:
     pool.check_integrity([reader, other])
 
 
+def test_a_snapshot_that_is_made_again_is_as_new() -> None:
+    pool = StatePool(StateConfig(num_slots=1, num_snapshots=3))
+    texts = [[index * 100 + place for place in range(4)] for index in range(4)]
+    names = [prefixes(text) for text in texts]
+    for index in (0, 1, 0, 2, 3):
+        computed(pool, texts[index], names[index]).release()
+    assert [pool.longest(one) for one in names] == [1, 0, 1, 1]
+    pool.check_integrity([])
+
+
 def test_a_state_that_was_not_verified_is_never_a_snapshot() -> None:
     pool, text = StatePool(StateConfig(num_slots=1, num_snapshots=2)), list(range(8))
     names = prefixes(text)
