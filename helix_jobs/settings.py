@@ -98,7 +98,7 @@ class Settings:
         default="auto",
         metadata=declared(
             Choice(DTYPES),
-            "Number format of the weights; int8 quantises the target too; packed keeps a GGUF file's blocks.",
+            "Number format of the weights; int8 quantises the target too; packed keeps quantised weights in blocks.",
             "--dtype",
         ),
     )

@@ -10,7 +10,7 @@ import json
 import logging
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,7 +20,11 @@ from helix_jobs.engine.loading.demo_model import DEMO_DIRECTORY, DEMO_MODEL, ens
 from helix_jobs.engine.loading.expert_tensors import is_mxfp4, with_plain_experts, with_stacked_experts
 from helix_jobs.engine.loading.gguf_file import GgufFile, read_gguf
 from helix_jobs.engine.loading.hub import download, downloaded
-from helix_jobs.engine.loading.quantized_checkpoint import check_not_quantized
+from helix_jobs.engine.loading.quantized_checkpoint import (
+    check_not_quantized,
+    quantized_format,
+    without_quantization,
+)
 from helix_jobs.engine.loading.stored_tensor import StoredBlocks, StoredTensor, read_safetensors_header
 from helix_jobs.engine.loading.tensor_names import is_computed, without_layers_from
 from helix_jobs.engine.model.architecture import check_model_type, stores_mxfp4, without_mxfp4
@@ -28,10 +32,13 @@ from helix_jobs.engine.model.families.registry import FAMILIES
 from helix_jobs.engine.model.model_words import subject
 from helix_jobs.engine.model.text_tower import TEXT_TOWERS, text_tensors
 from helix_jobs.engine.weights.block_layouts import BLOCK_LAYOUTS
-from helix_jobs.errors import ModelNotFoundError, UnsupportedArchitectureError
+from helix_jobs.engine.weights.level_layouts import LEVEL_LAYOUTS
+from helix_jobs.errors import ModelError, ModelNotFoundError, UnsupportedArchitectureError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+
+    from helix_jobs.engine.loading.quantized_format import QuantizedFormat, QuantizedMatrix
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +66,8 @@ class Checkpoint:
             its language model.
         settings: The content of config.json, not interpreted by transformers; empty for a GGUF file.
         gguf: The GGUF file's header, or None.
+        quantized: The format in which safetensors store quantised matrices, or None.
+        matrices: Those matrices, by the names of their weights in ``tensors``, where a weight's type is its blocks'.
     """
 
     name: str
@@ -68,6 +77,8 @@ class Checkpoint:
     tensors: Mapping[str, StoredTensor]
     settings: Mapping[str, Any] = field(default_factory=dict)
     gguf: GgufFile | None = None
+    quantized: QuantizedFormat | None = None
+    matrices: Mapping[str, QuantizedMatrix] = field(default_factory=dict)
 
     @property
     def is_text_tower(self) -> bool:
@@ -81,15 +92,18 @@ class Checkpoint:
 
     @property
     def kind(self) -> str | None:
-        """The type that most of the weights are stored in, as the file format names it; None without weights."""
+        """The type that most of the weights are stored in, as the file format names it; None without weights.
+
+        Blocks of our own have the name that results give them.
+        """
         sizes: Counter[str] = Counter()
         for tensor in self.tensors.values():
-            sizes[tensor.kind] += tensor.elements
+            sizes[LEVEL_LAYOUTS[tensor.kind].name if tensor.kind in LEVEL_LAYOUTS else tensor.kind] += tensor.elements
         return max(sizes, key=lambda kind: sizes[kind]) if sizes else None
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """The dtype that most of the weights are stored in; None when quantised (GGUF)."""
+        """The dtype that most of the weights are stored in; None when quantised."""
         return None if self.kind is None else STORED_DTYPES.get(self.kind)
 
     @property
@@ -99,14 +113,15 @@ class Checkpoint:
 
     @property
     def blocks(self) -> StoredBlocks:
-        """Its weights in blocks that can be multiplied as a GGUF file stores them."""
-        layouts = {kind: layout for kind, layout in BLOCK_LAYOUTS.items() if self.gguf is not None}
+        """Its weights in blocks that can be multiplied as they are."""
+        layouts = LEVEL_LAYOUTS if self.gguf is None else BLOCK_LAYOUTS
         weights = Counter[str]()
         for tensor in self.tensors.values():
             if tensor.kind in layouts:
                 weights[tensor.kind] += tensor.elements
         nbytes = sum(count // layouts[kind].weights * layouts[kind].nbytes for kind, count in weights.items())
-        return StoredBlocks(weights.total(), nbytes)
+        orders = sum(matrix.order_bytes for matrix in self.matrices.values())
+        return StoredBlocks(weights.total(), nbytes + orders)
 
     @property
     def has_blocks(self) -> bool:
@@ -209,6 +224,9 @@ def _from_directory(name: str, folder: Path) -> Checkpoint:
     files = _safetensors_files(name, folder)
     for file in files:
         tensors.update(read_safetensors_header(name, file))
+    quantized = quantized_format(name, config)
+    if quantized is not None:
+        return _from_quantized(Checkpoint(name, folder, None, tuple(files), tensors, config), quantized)
     has_blocks = stores_mxfp4(config)
     harmless = (tensor for tensor in tensors if is_computed(tensor) or (has_blocks and is_mxfp4(tensor)))
     check_not_quantized(name, folder, without_mxfp4(config), tensors, harmless)
@@ -221,6 +239,22 @@ def _from_directory(name: str, folder: Path) -> Checkpoint:
         tensors = without_layers_from(config.get("num_hidden_layers"), tensors)
     tensors = with_stacked_experts(name, tensors, family.renames)
     return Checkpoint(name, folder, None, tuple(files), tensors, config)
+
+
+def _from_quantized(found: Checkpoint, quantized: QuantizedFormat) -> Checkpoint:
+    """A directory in a quantised format that is read: each of its matrices counts as one tensor."""
+    name, tensors = found.name, found.tensors
+    matrices = quantized.matrices(name, tensors)
+    parts = {id(part) for matrix in matrices.values() for part in matrix.parts.values()}
+    plain = {tensor: stored for tensor, stored in tensors.items() if id(stored) not in parts}
+    check_not_quantized(name, found.folder, without_quantization(found.settings), plain, filter(is_computed, plain))
+    weights = {f"{module}.weight": matrix for module, matrix in matrices.items()}
+    if twice := sorted(weights.keys() & plain.keys()):
+        raise ModelError(f"model {name} has the weight {twice[0]:.200} both as it is and quantised; fetch it again")
+    tensors = plain | {tensor: StoredTensor(matrix.kind, matrix.shape) for tensor, matrix in weights.items()}
+    if found.settings["model_type"] in TEXT_TOWERS:
+        tensors, weights = text_tensors(tensors), text_tensors(weights)
+    return replace(found, tensors=tensors, quantized=quantized, matrices=weights)
 
 
 def _not_a_model(name: str, folder: Path) -> ModelNotFoundError:

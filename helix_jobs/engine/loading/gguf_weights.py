@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from helix_jobs.engine.loading.bare_model import compute_frequencies, put
 from helix_jobs.engine.loading.model_sizes import skeleton
 from helix_jobs.engine.loading.tensor_names import HEAD
 from helix_jobs.engine.weights.block_layouts import BLOCK_LAYOUTS
@@ -45,7 +46,9 @@ def read_gguf_weights(name: str, config: PretrainedConfig, gguf: GgufFile) -> Pr
     """
     model = skeleton(name, config)
     base, head, embedding = model.base_model, model.get_output_embeddings(), model.get_input_embeddings()
-    _compute_frequencies(base, config, gguf)
+    compute_frequencies(base, config)
+    if gguf.rotary_factors is not None:
+        base.rotary_emb.inv_freq.div_(gguf.rotary_factors)
     with gguf.path.open("rb") as stream:  # buffered: it reads on until the tensor is complete
         for tensor in sorted(gguf.tensors, key=gguf.places.__getitem__):
             module_name, _, kind = tensor.rpartition(".")
@@ -54,9 +57,9 @@ def read_gguf_weights(name: str, config: PretrainedConfig, gguf: GgufFile) -> Pr
             data = _read(name, stream, gguf, tensor)
             if gguf.architecture == _PERMUTED and module_name.endswith(_PERMUTED_MODULES):
                 data = _with_halves_apart(data, gguf.head_dim)
-            _put(module, kind, _weight(data, gguf.tensors[tensor].kind, module, is_kept=kept))
+            put(module, kind, _weight(data, gguf.tensors[tensor].kind, module, is_kept=kept))
     if HEAD not in gguf.tensors:
-        _put(head, "weight", embedding.weight)
+        put(head, "weight", embedding.weight)
     tied: PreTrainedModel = model
     return tied
 
@@ -74,16 +77,6 @@ def make_dense(model: PreTrainedModel, dtype: torch.dtype) -> None:
                 )
             del module.weight
             module.weight = decoded[id(weight)]
-
-
-def _compute_frequencies(base: Any, config: PretrainedConfig, gguf: GgufFile) -> None:  # noqa: ANN401  (the architecture's class)
-    """Make the rotary module anew: what it computed at first is not in memory."""
-    rotary = getattr(base, "rotary_emb", None)
-    if rotary is None:
-        return
-    base.rotary_emb = type(rotary)(config)
-    if gguf.rotary_factors is not None:
-        base.rotary_emb.inv_freq.div_(gguf.rotary_factors)
 
 
 def _read(name: str, stream: BufferedReader, gguf: GgufFile, tensor: str) -> torch.Tensor:
@@ -114,13 +107,6 @@ def _weight(data: torch.Tensor, kind: str, module: nn.Module, *, is_kept: bool) 
     if isinstance(module, Conv1D) and len(values) > 1:
         return values.t().contiguous()
     return values.squeeze(0) if len(values) == 1 else values
-
-
-def _put(module: Any, kind: str, value: torch.Tensor | BlockMatrix) -> None:  # noqa: ANN401  (its parameters' names are the file's)
-    delattr(module, kind)
-    if isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter):
-        value = nn.Parameter(value, requires_grad=False)
-    setattr(module, kind, value)
 
 
 def _with_halves_apart(rows: torch.Tensor, head_dim: int) -> torch.Tensor:

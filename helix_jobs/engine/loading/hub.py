@@ -9,7 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from helix_jobs.engine.loading.quantized_checkpoint import QUANTIZATION_FILES, check_not_quantized
+from helix_jobs.engine.loading.quantized_checkpoint import (
+    QUANTIZATION_FILES,
+    check_not_quantized,
+    quantized_format,
+    without_quantization,
+)
 from helix_jobs.engine.model.architecture import check_model_type, without_mxfp4
 from helix_jobs.engine.model.text_tower import TEXT_TOWERS
 from helix_jobs.errors import HelixError, ModelError, ModelNotFoundError
@@ -64,14 +69,22 @@ def download(name: str, on_progress: Callable[[str], None]) -> Path:
         if not (folder / "config.json").is_file():
             _check_files(name, HfApi().model_info(name))
         config = check_model_type(name, folder)
-        check_not_quantized(
-            name, folder, without_mxfp4(config), {}, ()
-        )  # as far as these files tell, before downloading gigabytes
+        _check_announced(name, folder, config)  # as far as these files tell, before downloading gigabytes
         on_progress(f"downloading {name} from the hub")
         folder = fetch([*_DESCRIPTION_FILES, "*.safetensors"])
         if not any(folder.glob("*.safetensors")):
             _check_files(name, HfApi().model_info(name))
         return folder
+
+
+def _check_announced(name: str, folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuse a quantisation that the small files announce and Helix does not read.
+
+    Raises:
+        UnsupportedArchitectureError: See ``check_not_quantized`` and ``quantized_format``.
+    """
+    is_read = quantized_format(name, config) is not None
+    check_not_quantized(name, folder, without_quantization(config) if is_read else without_mxfp4(config), {}, ())
 
 
 def downloaded(name: str) -> Path | None:
@@ -113,7 +126,7 @@ def hub_description(name: str) -> Iterator[HubDescription]:
             for file in files.keys() & {*_CONFIGURATION_FILES}:
                 hub.hf_hub_download(name, file, revision=info.sha, local_dir=folder)
             config = check_model_type(name, folder)
-            check_not_quantized(name, folder, without_mxfp4(config), {}, ())
+            _check_announced(name, folder, config)
             kinds = {} if info.safetensors is None else dict(info.safetensors.parameters)
             tensors = (
                 _tensor_names(hub, name, str(info.sha), folder, files) if config["model_type"] in TEXT_TOWERS else ()

@@ -77,7 +77,8 @@ def check_host_memory(source: ModelSource, dtype: torch.dtype) -> None:
     remedy = "close other programs"
     read_in = (checkpoint.dtype if checkpoint.is_uniform else None) or dtype
     copied = checkpoint.copied_weights(read_in) * read_in.itemsize
-    if checkpoint.gguf is not None:  # held there as it is stored, until each tensor is converted
+    # Held there as it is stored, until each tensor is converted.
+    if checkpoint.gguf is not None or checkpoint.quantized is not None:
         copied = checkpoint.packed_bytes(dtype)
     if copied > needed:
         needed = copied

@@ -13,6 +13,8 @@ from helix_jobs.engine.loading.hub import HubDescription, hub_description
 from helix_jobs.engine.loading.layout import check_layout
 from helix_jobs.engine.loading.model_sizes import model_sizes
 from helix_jobs.engine.loading.model_source import read_configuration, stated_layers
+from helix_jobs.engine.loading.quantized_checkpoint import quantized_format
+from helix_jobs.engine.loading.stored_tensor import StoredBlocks
 from helix_jobs.engine.loading.tensor_names import check_layers
 from helix_jobs.errors import ModelError, ModelNotFoundError, UnsupportedArchitectureError
 
@@ -33,8 +35,9 @@ class ModelOutline:
     Attributes:
         name: Its name as the user gave it.
         model_type: Its family, as config.json names it.
-        stored: The dtype that most of its weights are stored in; None if they are quantised (GGUF), or unknown.
-        stored_name: Its name; that of the blocks (``Q4_K``) if they are quantised, and None if it is unknown.
+        stored: The dtype that most of its weights are stored in; None if they are quantised, or unknown.
+        stored_name: Its name; that of the blocks (``Q4_K``) if they are quantised, that of the format if only this is
+            known, and None if nothing is.
         file_bytes: Bytes of the files that hold its weights.
         is_here: Whether these are on this machine.
         sizes: How large it is.
@@ -50,7 +53,7 @@ class ModelOutline:
 
     @property
     def has_blocks(self) -> bool:
-        """Whether its weights can stay in the blocks of its GGUF file."""
+        """Whether its weights can be multiplied in blocks."""
         return self.sizes.blocks.weights > 0
 
 
@@ -99,21 +102,37 @@ def _from_hub(name: str, described: HubDescription) -> ModelOutline:
         raise ModelNotFoundError(
             f"model {name} has no safetensors on the hub; convert it to safetensors, or choose another model"
         )
-    checkpoint = Checkpoint(name, described.folder, None, (), {}, described.settings)
+    quantized = quantized_format(name, described.settings)
+    checkpoint = Checkpoint(name, described.folder, None, (), {}, described.settings, quantized=quantized)
     layers = stated_layers(checkpoint)
     if not isinstance(layers, int) or not 0 < layers <= _MOST_LAYERS:
         raise ModelError(f"model {name}: its configuration says {layers!r:.40} layers; choose another model")
     config = read_configuration(checkpoint, described.tensors)
-    stored = _stored_dtype(described)
+    stored, sizes, file_bytes = _stored_dtype(described), model_sizes(name, config), sum(weights.values())
+    stored_name = None if stored is None else _name_of(stored)
+    if quantized is not None:
+        stored, stored_name = None, quantized.name
+        sizes = replace(sizes, blocks=_expected_blocks(sizes, file_bytes))
     return ModelOutline(
         name=name,
         model_type=config.model_type,
         stored=stored,
-        stored_name=None if stored is None else _name_of(stored),
-        file_bytes=sum(weights.values()),
+        stored_name=stored_name,
+        file_bytes=file_bytes,
         is_here=False,
-        sizes=model_sizes(name, config),
+        sizes=sizes,
     )
+
+
+def _expected_blocks(sizes: ModelSizes, file_bytes: int) -> StoredBlocks:
+    """The blocks of a quantised checkpoint of which only the size of its files is known.
+
+    Trade-off: all products but the head are taken as quantised, the rest as 16-bit numbers, and a scale as 4 bytes for
+    64 weights. The headers would say it exactly, but stand in files of gigabytes.
+    """
+    matrices = sizes.products - sizes.vocab_size * sizes.hidden_size
+    plain = (sizes.weights - matrices) * torch.bfloat16.itemsize
+    return StoredBlocks(matrices, max(0, file_bytes - plain) * 17 // 16)
 
 
 def _name_of(dtype: torch.dtype) -> str:

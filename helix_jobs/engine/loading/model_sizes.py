@@ -53,7 +53,7 @@ class ModelSizes:
             stream are taken as one, so it may be a little more than the decoder's own.
         vocab_size: Logits of a row.
         context: The most tokens of a sequence, prompt and output together.
-        blocks: The weights that a GGUF file stores in blocks which can be multiplied as they are.
+        blocks: The weights in blocks which can be multiplied as they are.
     """
 
     weights: int

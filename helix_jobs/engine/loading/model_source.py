@@ -24,6 +24,7 @@ from helix_jobs.engine.loading.pretrained import (
     read_tokenizer,
     weight_arguments,
 )
+from helix_jobs.engine.loading.quantized_weights import read_quantized_weights
 from helix_jobs.engine.loading.tensor_names import HEAD, canonical, check_layers, is_computed, is_of_layer_from
 from helix_jobs.engine.loading.token_ids import check_token_ids
 from helix_jobs.engine.loading.tokenizer_trial import try_tokenizer
@@ -108,6 +109,8 @@ def read_configuration(checkpoint: Checkpoint, tensors: Iterable[str] | None = N
     with _readable(checkpoint) as (folder, arguments):
         config = _read_config(checkpoint, tensors, folder, arguments)
         _complete(config, checkpoint)
+        if checkpoint.quantized is not None and hasattr(config, "quantization_config"):
+            del config.quantization_config
         check_architecture(checkpoint.name, config)
         _check_release(checkpoint.name, config)
     return config
@@ -208,8 +211,8 @@ def read_weights(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
 
     Args:
         source: The model.
-        dtype: What safetensors are converted to. The weights of a GGUF file stay as they are stored, see
-            ``read_gguf_weights``.
+        dtype: What safetensors are converted to. The weights of a GGUF file and of a quantised checkpoint stay as they
+            are stored, see ``read_gguf_weights`` and ``read_quantized_weights``.
 
     Raises:
         ModelError: The files are damaged, or weights are missing (transformers alone would make them up).
@@ -219,6 +222,8 @@ def read_weights(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
         with panics_as_errors():
             if checkpoint.gguf is not None:
                 return read_gguf_weights(checkpoint.name, source.config, checkpoint.gguf)
+            if checkpoint.quantized is not None:
+                return _read_quantized(source)
             return _read_safetensors(source, dtype)
     except HelixError:
         raise
@@ -228,6 +233,24 @@ def read_weights(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
         raise ModelError(
             f"model {checkpoint.name}: the weights cannot be read ({_words(error)}); fetch the model again"
         ) from error
+
+
+def _read_quantized(source: ModelSource) -> PreTrainedModel:
+    checkpoint = source.checkpoint
+    if source.config.tie_word_embeddings:
+        if any(canonical(tensor) == HEAD for tensor in checkpoint.matrices):
+            raise ModelError(
+                f"model {checkpoint.name} has a quantised output head ({HEAD}), but config.json says that the "
+                'embedding is the head; if the head belongs to the model, set "tie_word_embeddings": false there'
+            )
+        _check_tied_head(checkpoint, f"{describe(source.config).embedding}.weight")
+    assert checkpoint.quantized is not None, "the caller has looked"
+    if checkpoint.quantized.rounds_activations:
+        logger.warning(
+            "model %s: %s also quantises activations, which Helix does not: its answers are those of the weights alone",
+            checkpoint.name, checkpoint.quantized.name,
+        )  # fmt: skip
+    return read_quantized_weights(source.config, checkpoint)
 
 
 def _read_safetensors(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:

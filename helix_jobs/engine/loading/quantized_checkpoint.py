@@ -1,4 +1,4 @@
-"""Checkpoints whose weights were quantised for another program: recognised by any sign, and refused by name.
+"""Checkpoints whose weights were quantised for another program: recognised by any sign, and read or refused by name.
 
 Their numbers have a meaning only together with scales; a model that reads the numbers alone writes noise.
 """
@@ -8,12 +8,17 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final
 
+from helix_jobs.engine.loading.compressed_tensors_format import NAME as COMPRESSED_TENSORS
+from helix_jobs.engine.loading.compressed_tensors_format import CompressedTensors
+from helix_jobs.engine.loading.quantized_format import ORIGINAL, refusal
+from helix_jobs.engine.model.families.sparse_registry import SPARSE_FAMILIES
 from helix_jobs.errors import UnsupportedArchitectureError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
+    from helix_jobs.engine.loading.quantized_format import QuantizedFormat
     from helix_jobs.engine.loading.stored_tensor import StoredTensor
 
 # Files beside config.json in which tools say so.
@@ -33,10 +38,49 @@ _PARTS: Final = re.compile(
     r"\.(qweight|qzeros|scales|g_idx|SCB|weight_format|absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..*"
     r"|weight\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..*)"
     r"|(weight|input|output|activation|[qkv])_?(scale|scale_inv|scale_2|global_scale|zero_point|packed|shape|g_idx)"
-    r"|scale|scale_inv|zero_point|biases)"
+    r"|scale|scale_inv|zero_point|biases)\Z"
 )
 FLOAT_KINDS: Final = frozenset({"F64", "F32", "F16", "BF16"})
-_REMEDY: Final = "use the original weights or a .gguf file"
+# Formats that are read, by their quant_method.
+_READ: Final[Mapping[str, Callable[[str, Mapping[str, Any]], QuantizedFormat]]] = {
+    COMPRESSED_TENSORS: CompressedTensors,
+}
+# Families whose matrices are not read in any of these formats.
+_NOT_READ: Final = {
+    **{family.model_type: "with experts" for family in SPARSE_FAMILIES},
+    **dict.fromkeys(("lfm2", "qwen3_5_text", "qwen3_5", "granitemoehybrid"), "with recurrent layers"),
+    **dict.fromkeys(("minicpm3", "youtu"), "with latent attention"),
+    "gpt2": "whose matrices GPT-2 has transposed",
+}
+_READ_KEYS: Final = ("quantization_config", "compression_config")
+
+
+def quantized_format(name: str, config: Mapping[str, Any]) -> QuantizedFormat | None:
+    """The format that config.json announces, if it is one that is read.
+
+    Args:
+        name: The model's name as the user gave it.
+        config: The content of its config.json.
+
+    Raises:
+        UnsupportedArchitectureError: The format is read, but not this form of it, or not for this family.
+    """
+    for key in _READ_KEYS:
+        settings = config.get(key)
+        if not isinstance(settings, dict):
+            continue
+        made = _READ.get(str(settings.get("quant_method")))
+        if made is not None:
+            found = made(name, settings)
+            if (reason := _NOT_READ.get(config["model_type"])) is not None:
+                raise refusal(name, found.name, reason)
+            return found
+    return None
+
+
+def without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of config.json without a quantisation that is read."""
+    return {key: value for key, value in config.items() if key not in _READ_KEYS}
 
 
 def check_not_quantized(
@@ -72,9 +116,8 @@ def check_not_quantized(
 
 def is_part_of_quantized(tensor: str) -> bool:
     """Whether a tensor of this name goes with quantised numbers, such as their scales."""
-    found = _PARTS.search(tensor)
-    return found is not None and found.end() == len(tensor)
+    return _PARTS.search(tensor) is not None
 
 
 def _refusal(name: str, method: str, place: str) -> UnsupportedArchitectureError:
-    return UnsupportedArchitectureError(f"model {name} is quantised with {method:.100} ({place:.200}); {_REMEDY}")
+    return UnsupportedArchitectureError(f"model {name} is quantised with {method:.100} ({place:.200}); {ORIGINAL}")

@@ -11,7 +11,7 @@ from helix_jobs.engine.devices.devices import resolve_dtype
 from helix_jobs.errors import ConfigurationError
 
 INT8: Final = "int8"  # as a dtype, an int8 target; as a draft, an int8 copy of the target
-PACKED: Final = "packed"  # as a dtype, a target whose weights stay in the blocks of their GGUF file
+PACKED: Final = "packed"  # as a dtype, a target whose weights stay in blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class WeightFormat:
     Attributes:
         dtype: Dtype of activations, and of weights that are neither int8 nor in blocks.
         is_int8: Whether the matrix products are int8.
-        is_packed: Whether weights stay in the blocks that a GGUF file stores.
+        is_packed: Whether weights stay in blocks of whole numbers.
     """
 
     dtype: torch.dtype
@@ -70,7 +70,7 @@ def check_packs(name: str, device: torch.device, *, has_blocks: bool) -> None:
     """
     if not has_blocks:
         raise ConfigurationError(
-            f"dtype packed keeps the blocks of a quantised GGUF file, and model {name} has none; use dtype auto"
+            f"dtype packed keeps the blocks of a quantised model, and model {name} has none; use dtype auto"
         )
     if not _multiplies_blocks(device):
         raise ConfigurationError(f"dtype packed runs on a CPU only, not on {device.type}; use dtype auto")
@@ -81,8 +81,7 @@ def formats_for(
 ) -> tuple[WeightFormat, ...]:
     """The formats that serve a model well on a device, the one that ``auto`` chooses first.
 
-    Beside it these are float32, the 16-bit format that the device computes, and on a CPU the blocks of a GGUF file and
-    int8.
+    Beside it these are float32, the 16-bit format that the device computes, and on a CPU blocks and int8.
     """
     auto = format_of("auto", device, stored, has_blocks=has_blocks)
     others = [WeightFormat(torch.float32), WeightFormat(resolve_dtype("auto", device, torch.bfloat16))]

@@ -65,7 +65,7 @@ def packed_kind(decoder: Decoder) -> str | None:
     for linear in decoder.linears():
         if isinstance(linear, PackedLinear):
             for part in linear.parts:
-                sizes[part.layout.kind.lower()] += part.shape[0] * part.shape[1]
+                sizes[part.layout.name] += part.shape[0] * part.shape[1]
     return max(sizes, key=lambda kind: sizes[kind]) if sizes else None
 
 

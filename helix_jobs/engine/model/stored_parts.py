@@ -80,9 +80,10 @@ class StoredParts:
         """
         place, modules = self._place, [self.module(name) for name in projection.names]
         stored = [module.weight for module in modules]
-        if place.keeps_blocks and order is None and all(isinstance(weight, BlockMatrix) for weight in stored):
+        if place.keeps_blocks and all(isinstance(weight, BlockMatrix) for weight in stored):
             parts = [weight.to(place.device) for weight in stored]
-            return PackedLinear(parts, self._stacked_bias(modules))
+            packed = PackedLinear(parts, self._stacked_bias(modules))
+            return packed if order is None else packed.with_outputs(order)
         if len(modules) == 1 and order is None and not projection.is_transposed:
             return DenseLinear(place.take(modules[0].weight), self._bias(modules[0]))
         # A matrix in blocks is stored as it is multiplied.

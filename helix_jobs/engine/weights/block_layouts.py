@@ -35,16 +35,23 @@ class BlockLayout:
     """One type of block.
 
     Attributes:
-        kind: Its name in GGUF files, such as ``Q4_K``.
+        kind: Its name, in GGUF files that of the format, such as ``Q4_K``.
         weights: Number of weights in a block.
         nbytes: Bytes of a block.
         unpack: Takes blocks ``[n, nbytes]`` uint8 apart.
+        label: What results call it, if not by its kind.
     """
 
     kind: str
     weights: int
     nbytes: int
     unpack: Unpack
+    label: str = ""
+
+    @property
+    def name(self) -> str:
+        """What results call it."""
+        return self.label or self.kind.lower()
 
     def decode(self, blocks: torch.Tensor) -> torch.Tensor:
         """The float32 weights ``[rows, columns]`` of rows of blocks ``[rows, bytes of a row]`` uint8."""

@@ -24,10 +24,12 @@ class BlockMatrix:
     Attributes:
         layout: The type of its blocks.
         data: ``[rows, bytes of a row]`` uint8, in memory of its own.
+        order: ``[columns]`` int64: which column of the matrix each stored column is; None if they are in order.
     """
 
     layout: BlockLayout
     data: torch.Tensor
+    order: torch.Tensor | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -37,12 +39,24 @@ class BlockMatrix:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its blocks."""
-        return self.data.nbytes
+        """Bytes of its blocks, and of the order of its columns."""
+        return self.data.nbytes + (0 if self.order is None else self.order.nbytes)
 
     def to(self, device: torch.device) -> BlockMatrix:
         """The same blocks on a device; this matrix if it is there already."""
-        return BlockMatrix(self.layout, self.data.to(device))
+        return BlockMatrix(self.layout, self.data.to(device), None if self.order is None else self.order.to(device))
+
+    def with_rows(self, indices: torch.Tensor) -> BlockMatrix:
+        """These rows ``[n]``, in this order."""
+        return BlockMatrix(self.layout, self.data.index_select(0, indices), self.order)
+
+    def is_like(self, other: BlockMatrix) -> bool:
+        """Whether the rows of both can stand in one matrix."""
+        if self.layout is not other.layout:
+            return False
+        if self.order is None or other.order is None:
+            return self.order is other.order
+        return torch.equal(self.order, other.order)
 
     def tiles(self) -> Iterator[tuple[slice, torch.Tensor]]:
         """The matrix decoded tile by tile: which rows, and their float32 weights ``[n, columns]``."""
@@ -50,7 +64,7 @@ class BlockMatrix:
         size = max(1, _TILE_WEIGHTS // columns)
         for first in range(0, rows, size):
             place = slice(first, min(rows, first + size))
-            yield place, self.layout.decode(self.data[place])
+            yield place, self._decoded(self.data[place])
 
     def dense(self, dtype: torch.dtype) -> torch.Tensor:
         """``[rows, columns]`` in ``dtype``."""
@@ -61,7 +75,15 @@ class BlockMatrix:
 
     def rows(self, indices: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """The rows ``[n]`` decoded, ``[n, columns]`` in ``dtype``."""
-        return self.layout.decode(self.data.index_select(0, indices)).to(dtype)
+        return self._decoded(self.data.index_select(0, indices)).to(dtype)
+
+    def _decoded(self, data: torch.Tensor) -> torch.Tensor:
+        stored = self.layout.decode(data)
+        if self.order is None:
+            return stored
+        weights = torch.empty_like(stored)
+        weights[:, self.order] = stored
+        return weights
 
 
 Matrix = torch.Tensor | BlockMatrix

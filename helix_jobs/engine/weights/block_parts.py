@@ -20,7 +20,7 @@ class Groups:
     """Blocks taken apart into groups of weights: ``weight = scale * level + offset``.
 
     Attributes:
-        levels: ``[n, groups, weights of a group]`` int8.
+        levels: ``[n, groups, weights of a group]``, whole numbers of 8 or 16 bits, or small floats.
         scale: ``[n, groups, 1]`` float32.
         offset: As ``scale``, or None.
     """

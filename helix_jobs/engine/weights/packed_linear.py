@@ -46,6 +46,21 @@ class PackedLinear:
             yield first, part
             first += part.shape[0]
 
+    def with_outputs(self, order: torch.Tensor) -> PackedLinear:
+        """The layer with its outputs in another order.
+
+        Args:
+            order: ``[out_features]`` which of its outputs stands where, each once.
+        """
+        # [out_features]: which part has each output, and as which of its rows
+        starts = torch.tensor([first for first, _ in self.placed_parts()])
+        owners = torch.bucketize(order, starts, right=True) - 1
+        rows = order - starts[owners]
+        parts = []
+        for owner, indices in _runs(owners, rows):
+            parts.append(self.parts[owner].with_rows(indices))
+        return PackedLinear(parts, None if self.bias is None else self.bias[order])
+
     def weight(self, dtype: torch.dtype) -> torch.Tensor:
         """The decoded weight, ``[out_features, in_features]``."""
         weights = [part.dense(dtype) for part in self.parts]
@@ -69,15 +84,23 @@ class PackedLinear:
         return residual + self(hidden)
 
 
+def _runs(owners: torch.Tensor, rows: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+    """Neighbours ``[n]`` of one owner, and their rows."""
+    values, counts = torch.unique_consecutive(owners, return_counts=True)
+    yield from zip(values.tolist(), rows.split(counts.tolist()), strict=True)
+
+
 def _merged(parts: Sequence[BlockMatrix]) -> tuple[BlockMatrix, ...]:
-    """The parts, with neighbours of one layout made one. A single part keeps its memory: it may be an embedding too."""
+    """The parts, with neighbours that are alike made one. A single one keeps its memory: it may be an embedding too."""
     merged: list[list[BlockMatrix]] = []
     for part in parts:
-        if merged and merged[-1][0].layout is part.layout:
+        if merged and merged[-1][0].is_like(part):
             merged[-1].append(part)
         else:
             merged.append([part])
     return tuple(
-        same[0] if len(same) == 1 else BlockMatrix(same[0].layout, torch.cat([part.data for part in same]))
+        same[0]
+        if len(same) == 1
+        else BlockMatrix(same[0].layout, torch.cat([part.data for part in same]), same[0].order)
         for same in merged
     )

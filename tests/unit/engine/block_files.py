@@ -7,6 +7,7 @@ from typing import Final
 import torch
 
 from helix_jobs.engine.weights.block_layouts import BLOCK_LAYOUTS
+from helix_jobs.engine.weights.level_layouts import FP8, INT4, LEVEL_LAYOUTS, MIDDLES, Levels, blocks_of
 
 # Where the float16 scale of a block stands, and behind it that of its offsets; other bytes may hold anything.
 _FLOAT16S: Final = {
@@ -42,3 +43,37 @@ def scaled_blocks(kind: str, *, rows: int, columns: int, seed: int = 1, spread: 
     layout = BLOCK_LAYOUTS[kind]
     unscaled = layout.decode(random_blocks(kind, rows=rows, columns=columns, seed=seed, size=0.01))
     return random_blocks(kind, rows=rows, columns=columns, seed=seed, size=0.01 * spread / float(unscaled.std()))
+
+
+def level_code(kind: str) -> tuple[str, bool]:
+    """The codes of a layout of ours, and whether its blocks have zero points."""
+    code = kind.partition("_")[0]
+    return code.removesuffix("Z"), code.endswith("Z")
+
+
+def random_levels(kind: str, *, rows: int, columns: int, seed: int = 1) -> Levels:
+    """Random numbers for a layout of ours: every code, scales of both signs and any size, a scale for each block."""
+    (code, has_zeros), width = level_code(kind), LEVEL_LAYOUTS[kind].weights
+    generator = torch.Generator().manual_seed(seed)
+    top, shape = 16 if code == INT4 else 256, (rows, columns // width)
+    codes = torch.randint(0, top, (rows, columns), generator=generator, dtype=torch.uint8)
+    if code == FP8:
+        codes[(codes & 127) == 127] = 0  # no number
+    zeros = torch.randint(0, top, shape, generator=generator, dtype=torch.uint8) if has_zeros else None
+    scale = torch.randn(shape, generator=generator) * 10.0 ** torch.randint(-3, 1, shape, generator=generator)
+    return Levels(codes, scale, zeros, width)
+
+
+def level_numbers(kind: str, levels: Levels) -> torch.Tensor:
+    """The float32 weights ``[rows, columns]`` that these numbers stand for, by the formats' definition."""
+    code, _ = level_code(kind)
+    scale = levels.scale.repeat_interleave(levels.width, dim=1)
+    if code == FP8:
+        return levels.codes.view(torch.float8_e4m3fn).float() * scale
+    zeros = MIDDLES[code] if levels.zeros is None else levels.zeros.long().repeat_interleave(levels.width, dim=1)
+    return (levels.codes.long() - zeros).float() * scale
+
+
+def level_blocks(kind: str, *, rows: int, columns: int, seed: int = 1) -> torch.Tensor:
+    """Blocks of ours with random numbers."""
+    return blocks_of(LEVEL_LAYOUTS[kind], random_levels(kind, rows=rows, columns=columns, seed=seed))

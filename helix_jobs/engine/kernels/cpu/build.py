@@ -31,7 +31,7 @@ _FOLDER: Final = Path(__file__).parent
 _NAMES: Final = ("kernels", "tiled_linear", "int8_linear", "int8_decoder", "packed_linear")
 SOURCES: Final = tuple(_FOLDER / f"{name}.cpp" for name in _NAMES)
 _HEADERS: Final = tuple(
-    _FOLDER / f"{name}.h" for name in ("lanes", "activations", "tiles", "attention", "bytes", "blocks")
+    _FOLDER / f"{name}.h" for name in ("lanes", "activations", "tiles", "attention", "bytes", "blocks", "level_blocks")
 )
 _COMPILERS: Final = ("c++", "g++", "clang++")
 # No -ffast-math: linked into a library it changes how the whole process treats subnormal numbers. The parts of it that

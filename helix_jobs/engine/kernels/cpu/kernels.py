@@ -9,6 +9,7 @@ import torch
 
 from helix_jobs.engine.kernels.cpu.build import build_library
 from helix_jobs.engine.weights.block_layouts import BLOCK_LAYOUTS
+from helix_jobs.engine.weights.level_layouts import LEVEL_LAYOUTS
 from helix_jobs.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ _SIGNATURES: Final = {
 
 
 # The place of each layout in ``kLayouts`` of ``packed_linear.cpp``, which has the same order.
-_LAYOUT_NUMBERS: Final = {kind: number for number, kind in enumerate(BLOCK_LAYOUTS)}
+_LAYOUT_NUMBERS: Final = {kind: number for number, kind in enumerate((*BLOCK_LAYOUTS, *LEVEL_LAYOUTS))}
 _LANES: Final = 16
 _BLOCK_OUTPUTS: Final = 32
 
@@ -203,10 +204,14 @@ class NativeKernels:
         rows, size = hidden.shape[0], hidden.itemsize
         result = hidden.new_empty((rows, weight.out_features))
         starts = [None if one is None else one.data_ptr() for one in (weight.bias, residual)]
+        reordered, order = hidden, None
         for first, part in weight.placed_parts():
+            if part.order is not None and part.order is not order:
+                reordered, order = hidden.index_select(1, part.order), part.order
+            inputs = hidden if part.order is None else reordered
             bias, before = (None if start is None else start + first * size for start in starts)
             self._packed_linear(
-                part.data.data_ptr(), _LAYOUT_NUMBERS[part.layout.kind], hidden.data_ptr(), bias, before,
+                part.data.data_ptr(), _LAYOUT_NUMBERS[part.layout.kind], inputs.data_ptr(), bias, before,
                 result.data_ptr() + first * size, rows, weight.in_features, part.shape[0], weight.out_features,
             )  # fmt: skip
         return result

@@ -5,7 +5,7 @@
 
 #include <type_traits>
 
-#include "blocks.h"
+#include "level_blocks.h"
 
 #if defined(__AVX512BF16__) && defined(__AVX512BW__)
 #define HAS_BF16_DOT 1
@@ -166,12 +166,17 @@ template <typename T, typename Block>
 constexpr Layout<T> layout_of() {
     return {decode_row<T, Block>, Block::kWeights, Block::kBytes};
 }
-// In the order of `BLOCK_LAYOUTS` (`weights/block_layouts.py`); `kernels.py` hands over a place in it.
+// In the order of `BLOCK_LAYOUTS` and `LEVEL_LAYOUTS` (`engine/weights`); `kernels.py` hands over a place in it.
 template <typename T>
 const Layout<T> kLayouts[] = {
     layout_of<T, Q4_0>(), layout_of<T, Q4_1>(),  layout_of<T, Q5_0>(), layout_of<T, Q5_1>(), layout_of<T, Q8_0>(),
     layout_of<T, Iq4Nl>(), layout_of<T, Mxfp4>(), layout_of<T, Q2K>(), layout_of<T, Q3K>(),  layout_of<T, Q4K>(),
     layout_of<T, Q5K>(),   layout_of<T, Q6K>(),   layout_of<T, Iq4Xs>(),
+    layout_of<T, Int4<128, false>>(), layout_of<T, Int4<64, false>>(), layout_of<T, Int4<32, false>>(),
+    layout_of<T, Int4<128, true>>(),  layout_of<T, Int4<64, true>>(),  layout_of<T, Int4<32, true>>(),
+    layout_of<T, Int8<128, false>>(), layout_of<T, Int8<64, false>>(), layout_of<T, Int8<32, false>>(),
+    layout_of<T, Int8<128, true>>(),  layout_of<T, Int8<64, true>>(),  layout_of<T, Int8<32, true>>(),
+    layout_of<T, Fp8<128>>(),         layout_of<T, Fp8<64>>(),         layout_of<T, Fp8<32>>(),
 };
 
 // The activations as they are multiplied: as they are, or widened once.

@@ -10,9 +10,10 @@ from helix_jobs.engine.kernels.cpu.kernels import NativeKernels
 from helix_jobs.engine.kernels.cpu.packed_linear import CompiledPackedLinear
 from helix_jobs.engine.weights.block_layouts import BLOCK_LAYOUTS
 from helix_jobs.engine.weights.block_matrix import BlockMatrix
+from helix_jobs.engine.weights.level_layouts import LEVEL_LAYOUTS, blocks_of
 from helix_jobs.engine.weights.linear import DenseLinear
 from helix_jobs.engine.weights.packed_linear import PackedLinear
-from tests.unit.engine.block_files import random_blocks
+from tests.unit.engine.block_files import level_blocks, level_numbers, random_blocks, random_levels
 
 Kernels = tuple[NativeKernels, torch.dtype]
 
@@ -29,6 +30,28 @@ def test_decoded_weights_are_those_of_the_gguf_package(kernels: Kernels, kind: s
     compiled = CompiledPackedLinear(PackedLinear([blocks], None), native)
     expected = torch.from_numpy(gguf.dequantize(blocks.data.numpy(), gguf.GGMLQuantizationType[kind])).to(dtype)
     assert torch.equal(compiled(torch.eye(768, dtype=dtype)), expected.t())
+
+
+@pytest.mark.parametrize("kind", LEVEL_LAYOUTS)
+def test_decoded_levels_are_those_of_their_definition(kernels: Kernels, kind: str) -> None:
+    native, dtype = kernels
+    levels = random_levels(kind, rows=21, columns=384)
+    blocks = BlockMatrix(LEVEL_LAYOUTS[kind], blocks_of(LEVEL_LAYOUTS[kind], levels))
+    compiled = CompiledPackedLinear(PackedLinear([blocks], None), native)
+    assert torch.equal(compiled(torch.eye(384, dtype=dtype)), level_numbers(kind, levels).to(dtype).t())
+
+
+def test_columns_may_be_stored_in_another_order_in_each_part(kernels: Kernels) -> None:
+    native, dtype = kernels
+    orders = (torch.randperm(256), None, torch.randperm(256))
+    parts = [
+        BlockMatrix(LEVEL_LAYOUTS["INT4_64"], level_blocks("INT4_64", rows=7, columns=256, seed=seed), order)
+        for seed, order in enumerate(orders)
+    ]
+    compiled = CompiledPackedLinear(PackedLinear(parts, None), native)
+    assert len(compiled.parts) == 3
+    expected = torch.cat([part.dense(dtype) for part in parts])
+    assert torch.equal(compiled(torch.eye(256, dtype=dtype)), expected.t())
 
 
 @pytest.mark.parametrize("kinds", [("Q4_1",), ("Q4_K", "Q4_K", "Q6_K"), ("Q8_0", "Q5_0", "Q8_0")])

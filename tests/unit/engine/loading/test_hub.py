@@ -13,8 +13,11 @@ from safetensors.torch import save
 
 from helix_jobs.engine.loading.checkpoint import find_checkpoint, find_local_checkpoint
 from helix_jobs.engine.loading.model_outline import model_outline
+from helix_jobs.engine.loading.model_sizes import model_sizes
+from helix_jobs.engine.loading.stored_tensor import StoredBlocks
 from helix_jobs.errors import ModelError, ModelNotFoundError, UnsupportedArchitectureError
 from tests.unit.engine.loading.local_hub import LocalHub, serve_hub
+from tests.unit.engine.quantized_files import compressed_tensors_config
 from tests.unit.engine.tiny_models import tiny_config, tiny_model
 
 if TYPE_CHECKING:
@@ -54,6 +57,19 @@ def test_a_model_is_described_and_nothing_but_its_configuration_is_fetched(hub: 
     assert hub.fetched == ["config.json"]
     # The cache has no part of it, so no later look takes it for a download that was broken off.
     assert find_local_checkpoint(NAME, tmp_path) is None
+
+
+def test_a_quantised_model_takes_what_its_files_let_expect(hub: LocalHub, tmp_path: Path) -> None:
+    quantization = compressed_tensors_config("int-quantized", 8)
+    sizes = model_sizes(NAME, tiny_config())
+    matrices = sizes.products - sizes.vocab_size * sizes.hidden_size
+    hub.add(NAME, config(quantization_config=quantization), model_safetensors=matrices + 2 * (sizes.weights - matrices))
+    outline = model_outline(NAME, tmp_path)
+    assert (outline.stored, outline.stored_name, outline.is_here) == (None, "compressed-tensors", False)
+    assert outline.sizes.blocks == StoredBlocks(matrices, matrices * 17 // 16)
+    hub.add(NAME, config(quantization_config={**quantization, "kv_cache_scheme": {"num_bits": 8}}), model_safetensors=1)
+    with pytest.raises(UnsupportedArchitectureError, match="kv_cache_scheme"):
+        model_outline(NAME, tmp_path)
 
 
 @pytest.mark.parametrize("key", ["dtype", "torch_dtype"])

@@ -10,8 +10,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from helix_jobs.engine.config import CacheConfig, EngineConfig, SpeculationConfig
-from helix_jobs.engine.engine import Engine
 from helix_jobs.engine.kernels.cpu.kernels import load_kernels
 from helix_jobs.engine.kernels.cpu.native_decoder import with_native
 from helix_jobs.engine.loading import load_engine as engine_loading
@@ -28,14 +26,13 @@ from helix_jobs.engine.weights.linear import DenseLinear
 from helix_jobs.engine.weights.packed_linear import PackedLinear
 from helix_jobs.errors import ConfigurationError, ModelError
 from tests.unit.engine.held_tensors import held_bytes
+from tests.unit.engine.loading.answers import assert_close, expected_tokens, greedy
 from tests.unit.engine.model_files import load, save_checkpoint, write_gguf
-from tests.unit.engine.tiny_models import CPU, decoder_logits, request
+from tests.unit.engine.tiny_models import CPU, decoder_logits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
     from pathlib import Path
-
-    from helix_jobs.engine.loaded_models import LoadedModels
 
 # Widths of which every layout has whole blocks.
 SIZES = {
@@ -49,7 +46,6 @@ SIZES = {
 # Heads of 16, for which the tests' kernels are compiled.
 SIXTEENS = {**SIZES, "num_attention_heads": 16, "num_key_value_heads": 16, "head_dim": 16}
 PACKED = WeightFormat(torch.float32, is_packed=True)
-PROMPTS = ([3, 4, 5], [9, 8, 7, 6, 5, 4, 3, 2], [11] * 20)
 
 
 @pytest.fixture(autouse=True)
@@ -72,30 +68,6 @@ def dequantized(path: Path, config: Any = None) -> Any:
     return AutoModelForCausalLM.from_pretrained(
         str(path.parent), config=config, gguf_file=path.name, dtype=torch.float32
     )
-
-
-def assert_close(got: torch.Tensor, expected: torch.Tensor) -> None:
-    """Equal up to the order of sums."""
-    torch.testing.assert_close(got, expected, rtol=0, atol=3e-5 * float(expected.abs().max()))
-
-
-def greedy(models: LoadedModels, depth: int = 0) -> list[Sequence[int]]:
-    config = EngineConfig(max_batch_size=2, speculation=SpeculationConfig(depth=depth))
-    engine = Engine(models, config, CacheConfig(num_blocks=60, block_size=4))
-    requests = [request(str(i), ids, max_tokens=12, ignore_eos=True) for i, ids in enumerate(PROMPTS)]
-    results = {result.request_id: result for result in engine.generate(requests)}
-    return [results[one.request_id].output_token_ids for one in requests]
-
-
-def expected_tokens(model: Any) -> list[Sequence[int]]:
-    found = []
-    for prompt in PROMPTS:
-        ids = torch.tensor([prompt])
-        output = model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, min_new_tokens=12, do_sample=False
-        )
-        found.append(tuple(output[0, len(prompt) :].tolist()))
-    return found
 
 
 @pytest.mark.parametrize("kind", BLOCK_LAYOUTS)
@@ -258,7 +230,7 @@ def test_a_file_that_is_cut_short_while_it_is_read(tmp_path: Path) -> None:
 
 
 def test_nothing_to_keep_in_blocks(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"keeps the blocks of a quantised GGUF file, and model .* has none"):
+    with pytest.raises(ConfigurationError, match=r"keeps the blocks of a quantised model, and model .* has none"):
         load(save_checkpoint(tmp_path / "m"), dtype="packed")
 
 

@@ -58,7 +58,7 @@ def test_a_model_that_does_not_generate(tmp_path: Path) -> None:
         load(folder)
 
 
-@pytest.mark.parametrize("method", ["gptq", "awq", "fp8", "bitsandbytes", "compressed-tensors"])
+@pytest.mark.parametrize("method", ["gptq", "awq", "fp8", "bitsandbytes"])
 def test_quantised_weights_of_another_tool(tmp_path: Path, method: str) -> None:
     folder = edit_config(save_checkpoint(tmp_path), quantization_config={"quant_method": method, "bits": 4})
     message = rf"quantised with {method} \(quantization_config in config.json\); use the original weights or a .gguf"

@@ -1,0 +1,87 @@
+// Blocks of our own, decoded to float32: weight = scale * (code - zero). `level_layouts.py` says how they lie.
+//
+// A code minus a zero point has at most nine bits, so it is exact in float32 and the product is rounded once.
+
+#pragma once
+
+#include "blocks.h"
+
+namespace {
+
+inline float scale_of(const uint8_t *p) {
+    float value;
+    std::memcpy(&value, p, sizeof value);
+    return value;
+}
+
+// Sixteen unsigned bytes minus a zero point, scaled.
+inline void put_unsigned(float *out, Bytes codes, int zero, float scale) {
+#if defined(__AVX512F__)
+    __m512i wide = _mm512_sub_epi32(_mm512_cvtepu8_epi32((__m128i)codes), _mm512_set1_epi32(zero));
+    _mm512_storeu_ps(out, _mm512_mul_ps(_mm512_cvtepi32_ps(wide), _mm512_set1_ps(scale)));
+#elif defined(__AVX2__)
+    __m128i all = (__m128i)codes;
+    __m256i low = _mm256_sub_epi32(_mm256_cvtepu8_epi32(all), _mm256_set1_epi32(zero));
+    __m256i high = _mm256_sub_epi32(_mm256_cvtepu8_epi32(_mm_unpackhi_epi64(all, all)), _mm256_set1_epi32(zero));
+    _mm256_storeu_ps(out, _mm256_mul_ps(_mm256_cvtepi32_ps(low), _mm256_set1_ps(scale)));
+    _mm256_storeu_ps(out + 8, _mm256_mul_ps(_mm256_cvtepi32_ps(high), _mm256_set1_ps(scale)));
+#else
+    for (int i = 0; i < 16; i++) out[i] = static_cast<float>(codes[i] - zero) * scale;
+#endif
+}
+
+// Sixteen E4M3 numbers, scaled. Their bits are those of float16 numbers that are 256 times as small.
+inline void put_fp8(float *out, const uint8_t *codes, float scale) {
+#if defined(__AVX2__) && defined(__F16C__)
+    __m256i wide = _mm256_cvtepu8_epi16((__m128i)load_bytes(codes));
+    __m256i sign = _mm256_slli_epi16(_mm256_and_si256(wide, _mm256_set1_epi16(0x80)), 8);
+    __m256i rest = _mm256_slli_epi16(_mm256_and_si256(wide, _mm256_set1_epi16(0x7f)), 7);
+    __m256i bits = _mm256_or_si256(sign, rest);
+    __m256 larger = _mm256_set1_ps(256.0f), scales = _mm256_set1_ps(scale);
+    __m256 low = _mm256_mul_ps(_mm256_cvtph_ps(_mm256_castsi256_si128(bits)), larger);
+    __m256 high = _mm256_mul_ps(_mm256_cvtph_ps(_mm256_extracti128_si256(bits, 1)), larger);
+    _mm256_storeu_ps(out, _mm256_mul_ps(low, scales));
+    _mm256_storeu_ps(out + 8, _mm256_mul_ps(high, scales));
+#else
+    for (int i = 0; i < 16; i++) {
+        uint16_t bits = static_cast<uint16_t>((codes[i] & 0x80) << 8 | (codes[i] & 0x7f) << 7);
+        uint8_t bytes[2];
+        std::memcpy(bytes, &bits, sizeof bits);
+        out[i] = half(bytes) * 256.0f * scale;
+    }
+#endif
+}
+
+template <int kSize, bool kHasZero>
+struct Int4 {
+    static constexpr int kStart = 4 + kHasZero, kWeights = kSize, kBytes = kStart + kSize / 2;
+    static void decode(const uint8_t *b, float *out) {
+        float scale = scale_of(b);
+        int8_t zero = kHasZero ? static_cast<int8_t>(b[4]) : int8_t{8};
+        for (const uint8_t *p = b + kStart; p < b + kBytes; p += 16, out += 32) {
+            Bytes both = load_bytes(p);
+            put(out, (Levels)(both & 15) - zero, scale, 0.0f);
+            put(out + 16, (Levels)(both >> 4) - zero, scale, 0.0f);
+        }
+    }
+};
+template <int kSize, bool kHasZero>
+struct Int8 {
+    static constexpr int kStart = 4 + kHasZero, kWeights = kSize, kBytes = kStart + kSize;
+    static void decode(const uint8_t *b, float *out) {
+        float scale = scale_of(b);
+        int zero = kHasZero ? b[4] : 128;
+        for (const uint8_t *p = b + kStart; p < b + kBytes; p += 16, out += 16)
+            put_unsigned(out, load_bytes(p), zero, scale);
+    }
+};
+template <int kSize>
+struct Fp8 {
+    static constexpr int kWeights = kSize, kBytes = 4 + kSize;
+    static void decode(const uint8_t *b, float *out) {
+        float scale = scale_of(b);
+        for (const uint8_t *p = b + 4; p < b + kBytes; p += 16, out += 16) put_fp8(out, p, scale);
+    }
+};
+
+}  // namespace

@@ -1,0 +1,32 @@
+"""A transformers model without memory for its weights, filled weight by weight by a reader of ours."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from helix_jobs.engine.weights.block_matrix import BlockMatrix
+
+
+def compute_frequencies(base: Any, config: PretrainedConfig) -> None:  # noqa: ANN401  (the architecture's class)
+    """Make the rotary module anew: what it computed at first is not in memory."""
+    rotary = getattr(base, "rotary_emb", None)
+    if rotary is not None:
+        base.rotary_emb = type(rotary)(config)
+
+
+def put(module: Any, kind: str, value: torch.Tensor | BlockMatrix) -> None:  # noqa: ANN401  (its parameters' names are the file's)
+    """Give a module its parameter, or buffer, of the name ``kind``."""
+    is_buffer = kind in dict(module.named_buffers(recurse=False))
+    delattr(module, kind)
+    if is_buffer:
+        module.register_buffer(kind, value)
+        return
+    if isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter):
+        value = nn.Parameter(value, requires_grad=False)
+    setattr(module, kind, value)
