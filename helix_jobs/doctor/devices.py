@@ -8,7 +8,7 @@ import torch
 
 from helix_jobs.doctor.verdict import Level, Verdict, finding_and_remedy
 from helix_jobs.engine.devices.devices import DIRECTML_DEVICE_TYPE, resolve_dtype
-from helix_jobs.engine.kernels.cpu.kernels import load_kernels
+from helix_jobs.engine.kernels.cpu.kernels import COMMON_HEAD_DIM, load_kernels
 from helix_jobs.engine.loading.model_loader import available_devices, describe_device, directml_absence, get_device
 from helix_jobs.engine.loading.weight_format import INT8, PACKED
 from helix_jobs.errors import ConfigurationError
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 # How weights are stored; such a target computes in the dtype of auto.
 _STORED: Final = (INT8, PACKED)
-_COMMON_HEAD_DIM = 64
 
 
 def check_devices(settings: Settings) -> list[Verdict]:
@@ -56,7 +55,7 @@ def check_kernels(settings: Settings) -> list[Verdict]:
     try:
         dtype = resolve_dtype("auto" if settings.dtype in _STORED else settings.dtype, device, None)
         # make_home() gives the folder private modes; the mkdir in load_kernels would give default ones.
-        load_kernels(settings.make_home() / "native", dtype, device, _COMMON_HEAD_DIM)
+        load_kernels(settings.make_home() / "native", dtype, device, COMMON_HEAD_DIM)
     except ConfigurationError as error:
         level = Level.FAILED if settings.compile == "on" else Level.WARNING
         return [Verdict("compiled kernels", level, *finding_and_remedy(error))]

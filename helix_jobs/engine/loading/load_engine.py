@@ -15,7 +15,7 @@ from helix_jobs.engine.devices.self_check import check_device
 from helix_jobs.engine.engine import Engine
 from helix_jobs.engine.kernels.cpu.build import processor_features
 from helix_jobs.engine.kernels.cpu.kernels import load_kernels
-from helix_jobs.engine.kernels.cpu.native_decoder import native_of, with_native
+from helix_jobs.engine.kernels.cpu.native_decoder import kernel_head_dim, native_of, with_native
 from helix_jobs.engine.loading.attention_trial import with_faster_attention
 from helix_jobs.engine.loading.draft_spec import DraftSpec
 from helix_jobs.engine.loading.model_loader import get_device, load_models
@@ -160,7 +160,7 @@ def _computing_natively(model: LoadedModel, folder: Path) -> LoadedModel:
     decoder = model.decoder
     if native_of(decoder) is not None:
         return model
-    kernels = load_kernels(folder, decoder.dtype, decoder.device, max(decoder.geometry.head_dims))
+    kernels = load_kernels(folder, decoder.dtype, decoder.device, kernel_head_dim(decoder))
     return replace(model, decoder=with_native(decoder, kernels))
 
 

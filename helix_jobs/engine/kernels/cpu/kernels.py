@@ -34,6 +34,8 @@ _SIGNATURES: Final = {
 # The place of each layout in ``kLayouts`` of ``packed_linear.cpp``, which has the same order.
 _LAYOUT_NUMBERS: Final = {kind: number for number, kind in enumerate((*BLOCK_LAYOUTS, *LEVEL_LAYOUTS))}
 _LANES: Final = 16
+# The width of most models' heads.
+COMMON_HEAD_DIM: Final = 64
 _BLOCK_OUTPUTS: Final = 32
 
 

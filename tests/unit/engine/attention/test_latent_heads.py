@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
+from helix_jobs.engine.attention.kv_cache import PagedKVCache
 from helix_jobs.engine.attention.rotary import RotaryTable
+from helix_jobs.engine.attention.sdpa import SdpaAttention
+from helix_jobs.engine.config import CacheConfig
 from helix_jobs.engine.loading.pretrained import TRANSFORMERS_MAJOR
+from helix_jobs.engine.model.assembly import build_decoder
 from helix_jobs.engine.model.families.registry import describe
 from helix_jobs.engine.model.latents import latent_heads, latent_products
 from helix_jobs.engine.model.placement import Placement
 from helix_jobs.engine.model.stored_parts import StoredParts
-from tests.unit.engine.tiny_models import CPU, roughen, tiny_model
+from tests.unit.engine.model.family_cases import Case, error, prompts
+from tests.unit.engine.tiny_models import CPU, copy_of, ragged_logits, roughen, tiny_model
 
 pytestmark = pytest.mark.skipif(TRANSFORMERS_MAJOR < 5, reason="latent attention is served with transformers 5")
 NUM_TOKENS = 23
@@ -63,3 +69,24 @@ def test_latents_give_what_keys_and_values_of_each_head_give(architecture: str, 
         hidden_states=hidden[None], position_embeddings=positions, attention_mask=mask
     )
     torch.testing.assert_close(absorbed_attention(model, hidden), expected[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [7, 1000])
+def test_the_fused_operator_attends_to_latents(chunk: int) -> None:
+    model = Case("youtu").model()
+    decoder = build_decoder(copy_of(model))
+    fused = replace(decoder, attention=SdpaAttention(decoder.attention.spec))
+    for got, expected in zip(ragged_logits(fused, prompts(), chunk), Case("youtu").expected(), strict=True):
+        assert error(got, expected) < 2e-5
+
+
+def test_a_token_takes_its_latent_and_one_key_in_the_cache() -> None:
+    decoder = build_decoder(tiny_model("deepseek_v2"))
+    cache = PagedKVCache(decoder.geometry, CacheConfig(num_blocks=5, block_size=4), torch.float32, CPU)
+    # Two layers, a latent of 16 numbers and a key of 8.
+    assert cache.num_bytes == 5 * 4 * 2 * (16 + 8) * 4
+    cache.keys[0].fill_(float("nan"))
+    cache.clear([1, 3])
+    rows = cache.keys[0].view(5, -1)
+    assert torch.isfinite(rows[[1, 3]]).all()
+    assert torch.isnan(rows[[0, 2, 4]]).all()

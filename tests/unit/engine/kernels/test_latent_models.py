@@ -1,0 +1,71 @@
+"""Models with latent attention: torch attends, and compiled kernels compute the rest of a target and its int8 copy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from helix_jobs.engine.config import SpeculationConfig
+from helix_jobs.engine.kernels.cpu.feed_forward import CompiledFeedForward
+from helix_jobs.engine.kernels.cpu.int8_linear import CompiledInt8Linear
+from helix_jobs.engine.kernels.cpu.kernels import COMMON_HEAD_DIM, load_kernels
+from helix_jobs.engine.kernels.cpu.native_decoder import kernel_head_dim, with_native
+from helix_jobs.engine.kernels.cpu.rms_norm import CompiledRmsNorm
+from helix_jobs.engine.loaded_models import LoadedModel, LoadedModels
+from helix_jobs.engine.loading.pretrained import TRANSFORMERS_MAJOR
+from helix_jobs.engine.model.assembly import build_decoder
+from helix_jobs.engine.model.quantize import quantize
+from tests.unit.engine.kernels.native_models import HEAD_DIM, compiled_engine
+from tests.unit.engine.tiny_models import (
+    CPU,
+    EOS,
+    VOCAB_SIZE,
+    copy_of,
+    reference_greedy,
+    request,
+    roughen,
+    tiny_model,
+    tokenizer,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.skipif(TRANSFORMERS_MAJOR < 5, reason="latent attention is served with transformers 5")
+
+
+@pytest.mark.parametrize("architecture", ["minicpm3", "deepseek_v3"])
+def test_an_int8_copy_drafts_for_its_target(compiled_folder: Path, architecture: str) -> None:
+    model = roughen(tiny_model(architecture, seed=3))
+    native = load_kernels(compiled_folder, torch.float32, CPU, HEAD_DIM)
+    target = with_native(build_decoder(copy_of(model)), native)
+    copied = with_native(quantize(build_decoder(copy_of(model))), native)
+    for decoder in (target, copied):
+        assert decoder.attention.kernels == "torch"
+        layer = decoder.layers[0]
+        assert isinstance(layer.feed_forward, CompiledFeedForward)
+        assert layer.query_lift is not None
+        assert isinstance(layer.query_lift.norm, CompiledRmsNorm)
+    assert all(isinstance(linear, CompiledInt8Linear) for linear in copied.linears())
+    models = LoadedModels(
+        target=LoadedModel("tiny", target),
+        draft=LoadedModel("int8", copied, is_int8=True, is_copy=True),
+        tokenizer=tokenizer(),
+        eos_token_ids=frozenset((EOS,)),
+        vocab_size=VOCAB_SIZE,
+        max_context=256,
+    )
+    engine = compiled_engine(models, speculation=SpeculationConfig(depth=3, adaptive=False), token_budget=12)
+    prompts = [[3, 4, 5, 6, 7], [9], [(5 * i) % (VOCAB_SIZE - 1) + 1 for i in range(30)]]
+    results = engine.generate(request(str(i), prompt, max_tokens=16) for i, prompt in enumerate(prompts))
+    assert [result.output_token_ids for result in results] == [
+        reference_greedy(model, prompt, 16) for prompt in prompts
+    ]
+    assert engine.counters().accepted_tokens > 0
+
+
+def test_kernels_are_compiled_for_heads_that_they_attend_with() -> None:
+    assert kernel_head_dim(build_decoder(tiny_model("youtu"))) == COMMON_HEAD_DIM
+    assert kernel_head_dim(build_decoder(tiny_model(head_dim=32))) == 32
