@@ -231,7 +231,8 @@ def _from_directory(name: str, folder: Path) -> Checkpoint:
     harmless = (tensor for tensor in tensors if is_computed(tensor) or (has_blocks and is_mxfp4(tensor)))
     check_not_quantized(name, folder, without_mxfp4(config), tensors, harmless)
     if config["model_type"] in TEXT_TOWERS:
-        return Checkpoint(name, folder, None, tuple(files), text_tensors(tensors), config)
+        stacked = with_stacked_experts(name, text_tensors(tensors))
+        return Checkpoint(name, folder, None, tuple(files), stacked, config)
     family = FAMILIES[config["model_type"]]
     if has_blocks:
         tensors = with_plain_experts(name, tensors)

@@ -25,7 +25,7 @@ _MXFP4: Final = re.compile(r"(?P<stack>.*\.experts\.(?:gate_up|down)_proj)_(?P<p
 _MXFP4_BLOCK: Final = 32
 _MXFP4_BYTES: Final = 16
 # Parts of a stack, by its name.
-_PARTS: Final = {"gate_up_proj": 2, "down_proj": 1}
+_PARTS: Final = {"gate_up_proj": 2, "up_proj": 1, "down_proj": 1}
 
 
 class _Expert(NamedTuple):
@@ -61,7 +61,10 @@ def with_stacked_experts(
             stack = f"{match['block']}.{_STACKS[match['part']]}"
             stacks.setdefault(stack, []).append(_Expert(int(match["index"]), match["part"], tensor, stored))
     for stack, experts in stacks.items():
-        found[stack] = _stacked(name, stack, experts)
+        # Experts without gates have up projections alone (Nemotron-H).
+        is_ungated = {expert.part for expert in experts} == {"up_proj"}
+        own = stack.replace("gate_up_proj", "up_proj") if is_ungated else stack
+        found[own] = _stacked(name, own, experts)
     return found
 
 

@@ -163,10 +163,12 @@ def model_sizes(name: str, config: PretrainedConfig) -> ModelSizes:
     stacks = _stacks(model, description)
     chosen = [own.router.top_k for own in experts]
     hidden_size = embedding.shape[1]
+    joined = _joined(model, description)
     return ModelSizes(
         weights=sum(parameter.numel() for parameter in model.parameters()),
         products=sum(module.weight.numel() for module in linears) + sum(stack.weights for stack in stacks),
         outputs=sum(_outputs(module) for module in linears)
+        - len(joined) * hidden_size
         + sum(stack.num_experts * stack.outputs for stack in stacks),
         biases=sum(biases) + sum(stack.num_experts * stack.outputs for stack in stacks if stack.has_bias),
         tied=head.numel() if head is embedding else 0,
@@ -180,6 +182,7 @@ def model_sizes(name: str, config: PretrainedConfig) -> ModelSizes:
         widest=max(
             *(_widest(module, hidden_size) for module in model.base_model.modules()),
             *(stack.outputs for stack in stacks),
+            *joined,
         ),
         vocab_size=head.shape[0],
         context=min(context_limits(config).values()),
@@ -194,6 +197,18 @@ def _states(model: Any, description: ModelDescription) -> tuple[StateShape, ...]
         for layer, own in layers
         if own.recurrence is not None
     )
+
+
+def _joined(model: Any, description: ModelDescription) -> list[int]:  # noqa: ANN401  (as above)
+    """Outputs of the first product of each layer with attention beside a recurrence.
+
+    Their products are joined: those that read the same input, and those whose results are added.
+    """
+    return [
+        sum(_outputs(layer.get_submodule(name)) for name in own.attention.qkv.beside(own.recurrence.inner).names)
+        for layer, own in zip(model.base_model.get_submodule(description.stack), description.layers, strict=True)
+        if own.attention is not None and own.recurrence is not None
+    ]
 
 
 @dataclass(frozen=True, slots=True)

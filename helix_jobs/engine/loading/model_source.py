@@ -30,7 +30,6 @@ from helix_jobs.engine.loading.token_ids import check_token_ids
 from helix_jobs.engine.loading.tokenizer_trial import try_tokenizer
 from helix_jobs.engine.model.architecture import check_architecture, stores_mxfp4
 from helix_jobs.engine.model.families.registry import FAMILIES, describe
-from helix_jobs.engine.model.families.sparse_registry import SPARSE_FAMILIES
 from helix_jobs.engine.model.model_words import subject
 from helix_jobs.engine.model.text_tower import KEY_MAPPING, is_image_part, text_config, text_settings, text_tensors
 from helix_jobs.engine.text.decoders import check_decoder
@@ -48,6 +47,8 @@ logger = logging.getLogger(__name__)
 _NOT_READ: Final = ("missing_keys", "unexpected_keys")
 # The families' names for their number of layers in config.json.
 _LAYER_COUNTS: Final = ("num_hidden_layers", "n_layer")
+# Settings that name each layer's kind; Nemotron-H's files may have no count beside them.
+_LAYER_LISTS: Final = ("layers_block_type", "hybrid_override_pattern")
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +147,7 @@ def _check_release(name: str, config: PretrainedConfig) -> None:
     Raises:
         UnsupportedArchitectureError: transformers is of release 4.
     """
-    if FAMILIES[config.model_type] in SPARSE_FAMILIES and TRANSFORMERS_MAJOR < 5:  # noqa: PLR2004  (a version)
+    if TRANSFORMERS_MAJOR < 5 and any(layer.experts is not None for layer in describe(config).layers):  # noqa: PLR2004  (a version)
         raise UnsupportedArchitectureError(
             f"model {name} has experts, which need transformers 5; {transformers.__version__} is installed"
         )
@@ -183,7 +184,8 @@ def stated_layers(checkpoint: Checkpoint) -> object:
     if checkpoint.gguf is not None:
         return checkpoint.gguf.num_layers
     settings = text_settings(checkpoint.settings) if checkpoint.is_text_tower else checkpoint.settings
-    return next((settings[key] for key in _LAYER_COUNTS if key in settings), None)
+    listed = (len(settings[key]) for key in _LAYER_LISTS if isinstance(settings.get(key), list | str))
+    return next((settings[key] for key in _LAYER_COUNTS if key in settings), next(listed, None))
 
 
 def _is_tied(settings: Mapping[str, Any], tensors: Iterable[str]) -> bool:

@@ -48,7 +48,10 @@ _READ: Final[Mapping[str, Callable[[str, Mapping[str, Any]], QuantizedFormat]]] 
 # Families whose matrices are not read in any of these formats.
 _NOT_READ: Final = {
     **{family.model_type: "with experts" for family in SPARSE_FAMILIES},
-    **dict.fromkeys(("lfm2", "qwen3_5_text", "qwen3_5", "granitemoehybrid"), "with recurrent layers"),
+    "qwen3_5_moe": "with experts",
+    **dict.fromkeys(
+        ("lfm2", "qwen3_5_text", "qwen3_5", "granitemoehybrid", "bamba", "falcon_h1"), "with recurrent layers"
+    ),
     **dict.fromkeys(("minicpm3", "youtu"), "with latent attention"),
     "gpt2": "whose matrices GPT-2 has transposed",
 }

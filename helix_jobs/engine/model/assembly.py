@@ -21,7 +21,7 @@ from helix_jobs.engine.model.activations import ACTIVATIONS, XIELU
 from helix_jobs.engine.model.decoder import Decoder, DecoderLayer
 from helix_jobs.engine.model.expert_assembly import build_experts
 from helix_jobs.engine.model.families.registry import describe
-from helix_jobs.engine.model.feed_forward import GatedFeedForward, PlainFeedForward
+from helix_jobs.engine.model.feed_forward import GatedFeedForward, NoFeedForward, PlainFeedForward
 from helix_jobs.engine.model.latents import latent_heads, latent_products
 from helix_jobs.engine.model.placement import Placement
 from helix_jobs.engine.model.recurrences import build_recurrence, recurrent_products
@@ -70,6 +70,7 @@ class _Assembly:
         self._place = place
         # By description and width of heads.
         self._rotaries: dict[tuple[RotaryDescription, int], RotaryTable] = {}
+        self._hidden_size = int(model.base_model.get_submodule(description.embedding).weight.shape[1])
 
     def decoder(self) -> Decoder:
         description, place = self._description, self._place
@@ -111,13 +112,8 @@ class _Assembly:
 
     def _layer(self, parts: StoredParts, layer: LayerDescription) -> DecoderLayer:
         own, recurrence = layer.attention, layer.recurrence
-        if own is not None:
-            (inner, lift), out, between = self._qkv(parts, own), parts.linear(own.out), None
-        else:
-            assert recurrence is not None, "a layer has attention or a recurrence"
-            (inner, out), lift = recurrent_products(parts, recurrence), None
-            between = build_recurrence(parts, recurrence)
-        size = out.out_features
+        inner, out, lift = self._products(parts, layer)
+        size = self._hidden_size
         return DecoderLayer(
             attention_norm=_optional(parts, layer.attention_norm, size),
             qkv=inner,
@@ -128,14 +124,35 @@ class _Assembly:
             feed_forward_out_norm=_optional(parts, layer.feed_forward_out_norm, size),
             residual_scale=layer.residual_scale,
             is_parallel=layer.is_parallel,
-            recurrence=between,
+            recurrence=None if recurrence is None else build_recurrence(parts, recurrence),
+            attention_width=0 if own is None or recurrence is None else self._description.qkv_width,
             has_gate=own is not None and own.has_gate,
             query_lift=lift,
         )
 
+    def _products(
+        self, parts: StoredParts, layer: LayerDescription
+    ) -> tuple[Linear | None, Linear | None, QueryLift | None]:
+        """The products before and behind a layer's attention or recurrence, or None where it has neither.
+
+        The last one is the second product of queries that are made in two.
+        """
+        own, recurrence = layer.attention, layer.recurrence
+        if own is None:
+            return (None, None, None) if recurrence is None else (*recurrent_products(parts, recurrence), None)
+        if recurrence is None:
+            inner, lift = self._qkv(parts, own)
+            return inner, parts.linear(own.out), lift
+        assert own.latent is None, "no family has it beside a recurrence"
+        in_order = (own.has_gate, own.is_grouped, self._interleaved_dim(own)) == (False, False, 0)
+        assert in_order, "no family has other rows side by side"
+        return parts.linear(own.qkv.beside(recurrence.inner)), parts.summed((own.out, recurrence.out)), None
+
     def _feed_forward(self, parts: StoredParts, layer: LayerDescription) -> FeedForward:
         if layer.experts is not None:
             return build_experts(parts, self._place, layer.experts, partial(_feed_forward, parts))
+        if layer.feed_forward is None:
+            return NoFeedForward()
         return _feed_forward(parts, layer.feed_forward)
 
     def _qkv(self, parts: StoredParts, own: AttentionDescription) -> tuple[Linear, QueryLift | None]:

@@ -25,7 +25,7 @@ from helix_jobs.engine.weights.block_matrix import look_up
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from helix_jobs.engine.attention.backend import AttentionBackend, AttentionStep
+    from helix_jobs.engine.attention.backend import AttentionBackend, AttentionSpec, AttentionStep
     from helix_jobs.engine.attention.cache_geometry import CacheGeometry
     from helix_jobs.engine.attention.clock import AttentionClock
     from helix_jobs.engine.attention.kv_cache import PagedKVCache
@@ -69,8 +69,9 @@ class DecoderLayer:
     Attributes:
         attention_norm: Norm of what attention reads; None where attention reads the residual itself (OLMo 2).
         qkv: Queries, keys and values in one product, see ``AttentionStep.attend``. In a recurrent layer: what
-            ``recurrence`` reads.
-        attention_out: Projection from the heads, or from ``recurrence``, back to the hidden size.
+            ``recurrence`` reads. None in a layer that is a feed-forward alone (Nemotron-H).
+        attention_out: Projection from the heads, or from ``recurrence``, back to the hidden size; None where ``qkv``
+            is.
         feed_forward_norm: Norm of what the feed-forward reads. None where it reads the residual itself, or in a
             parallel layer what attention reads.
         feed_forward: The part that computes each token by itself.
@@ -82,11 +83,13 @@ class DecoderLayer:
             queries, behind the values (Qwen3-Next).
         recurrence: What stands in the place of attention (LFM2's convolutions), or None.
         query_lift: Makes queries of what ``qkv`` yields in their place (DeepSeek-V2), or None.
+        attention_width: Where attention stands beside ``recurrence``, the outputs of ``qkv`` that it reads, before
+            those that ``recurrence`` reads; else 0 (Falcon-H1). ``attention_out`` then reads both results side by side.
     """
 
     attention_norm: Norm | None
-    qkv: Linear
-    attention_out: Linear
+    qkv: Linear | None
+    attention_out: Linear | None
     feed_forward_norm: Norm | None
     feed_forward: FeedForward
     attention_out_norm: Norm | None = None
@@ -96,24 +99,27 @@ class DecoderLayer:
     has_gate: bool = False
     recurrence: Recurrence | None = None
     query_lift: QueryLift | None = None
+    attention_width: int = 0
 
     def linears(self) -> tuple[Linear, ...]:
         """Its matrix products, in order of execution."""
-        lift = () if self.query_lift is None else (self.query_lift.product,)
-        return self.qkv, *lift, self.attention_out, *self.feed_forward.linears()
+        lift = None if self.query_lift is None else self.query_lift.product
+        mixing = (one for one in (self.qkv, lift, self.attention_out) if one is not None)
+        return *mixing, *self.feed_forward.linears()
 
     def with_linears(self, change: Callable[[Linear], Linear]) -> DecoderLayer:
         """The same layer with ``change`` applied to every linear layer."""
         return replace(
             self,
-            qkv=change(self.qkv),
+            qkv=None if self.qkv is None else change(self.qkv),
             query_lift=None if self.query_lift is None else self.query_lift.with_linears(change),
-            attention_out=change(self.attention_out),
+            attention_out=None if self.attention_out is None else change(self.attention_out),
             feed_forward=self.feed_forward.with_linears(change),
         )
 
     def add_attention(self, residual: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         """Add the projected heads ``[T, num_heads * value_width]`` to the residual ``[T, hidden_size]``."""
+        assert self.attention_out is not None, "the layer is not a feed-forward alone"
         return self._add(self.attention_out, self.attention_out_norm, residual, attended)
 
     def add_feed_forward(self, residual: torch.Tensor, hidden: torch.Tensor, normal: torch.Tensor) -> torch.Tensor:
@@ -246,29 +252,25 @@ class Decoder:
             return self.small_steps.forward(hidden, layout, cache, clock)
         step = self.attention.begin(layout, cache)
         recurrent = StateStep(layout.states, states) if self.recurrences else None
-        attention_layers, recurrent_layers = itertools.count(), itertools.count()
+        mixers = _Mixers(step, recurrent, self.attention.spec)
         num_tokens = layout.num_tokens
         num_rows = padded_rows(num_tokens)
         hidden = _pad(hidden, num_rows)
         for layer in self.layers:
             normal = hidden if layer.attention_norm is None else layer.attention_norm(hidden)
-            qkv = layer.qkv(normal)
-            if layer.query_lift is not None:
-                qkv = layer.query_lift(qkv)
-            qkv = qkv.narrow(0, 0, num_tokens)
-            if clock is not None:
-                clock.start()
-            # [T, attention_out.in_features]
-            if layer.recurrence is None:
-                index = next(attention_layers)
-                gate_width = self.attention.spec.width(index) if layer.has_gate else 0
-                attended = _attend(step, index, qkv, gate_width)
-            else:
-                assert recurrent is not None, "there is a recurrent layer"
-                attended = recurrent.advance(next(recurrent_layers), layer.recurrence, qkv)
-            if clock is not None:
-                clock.stop()
-            residual = layer.add_attention(hidden, _pad(attended, num_rows))
+            residual = hidden
+            if layer.qkv is not None:
+                qkv = layer.qkv(normal)
+                if layer.query_lift is not None:
+                    qkv = layer.query_lift(qkv)
+                qkv = qkv.narrow(0, 0, num_tokens)
+                if clock is not None:
+                    clock.start()
+                # [T, attention_out.in_features]
+                attended = mixers.mix(layer, qkv)
+                if clock is not None:
+                    clock.stop()
+                residual = layer.add_attention(hidden, _pad(attended, num_rows))
             hidden = layer.add_feed_forward(residual, hidden, normal)
         return hidden
 
@@ -282,12 +284,36 @@ class Decoder:
         return logits
 
 
-def _attend(step: AttentionStep, index: int, qkv: torch.Tensor, gate_width: int) -> torch.Tensor:
-    """Attention's result, ``[T, num_heads * value_width]``, times the sigmoid of a gate where there is one."""
-    if not gate_width:
-        return step.attend(index, qkv)
-    qkv, gate = qkv.split((qkv.shape[1] - gate_width, gate_width), dim=1)
-    return step.attend(index, qkv) * torch.sigmoid(gate)
+class _Mixers:
+    """One step's attention and recurrences, layer by layer in their order."""
+
+    def __init__(self, step: AttentionStep, recurrent: StateStep | None, spec: AttentionSpec) -> None:
+        self._step = step
+        self._recurrent = recurrent
+        self._spec = spec
+        self._attention_layers, self._recurrent_layers = itertools.count(), itertools.count()
+
+    def mix(self, layer: DecoderLayer, qkv: torch.Tensor) -> torch.Tensor:
+        """From what the layer's first product yields to what its second reads, each ``[T, ...]``."""
+        if layer.recurrence is None:
+            return self._attend(qkv, has_gate=layer.has_gate)
+        if not layer.attention_width:
+            return self._advance(layer.recurrence, qkv)
+        own, given = qkv.split((layer.attention_width, qkv.shape[1] - layer.attention_width), dim=1)
+        return torch.cat((self._attend(own, has_gate=layer.has_gate), self._advance(layer.recurrence, given)), dim=1)
+
+    def _attend(self, qkv: torch.Tensor, *, has_gate: bool) -> torch.Tensor:
+        """Attention's result, ``[T, num_heads * value_width]``, times the sigmoid of a gate where there is one."""
+        index = next(self._attention_layers)
+        if not has_gate:
+            return self._step.attend(index, qkv)
+        gate_width = self._spec.width(index)
+        qkv, gate = qkv.split((qkv.shape[1] - gate_width, gate_width), dim=1)
+        return self._step.attend(index, qkv) * torch.sigmoid(gate)
+
+    def _advance(self, recurrence: Recurrence, given: torch.Tensor) -> torch.Tensor:
+        assert self._recurrent is not None, "there is a recurrent layer"
+        return self._recurrent.advance(next(self._recurrent_layers), recurrence, given)
 
 
 def _pad(rows: torch.Tensor, count: int) -> torch.Tensor:

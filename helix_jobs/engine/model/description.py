@@ -43,16 +43,40 @@ class NormDescription:
 
 
 @dataclass(frozen=True, slots=True)
+class RowFactor:
+    """What consecutive rows of a projection are multiplied with.
+
+    Attributes:
+        count: Number of rows.
+        weight: Factor of their weights.
+        bias: Factor of their biases.
+    """
+
+    count: int
+    weight: float
+    bias: float
+
+
+@dataclass(frozen=True, slots=True)
 class ProjectionDescription:
     """A matrix product: the modules whose outputs stand side by side.
 
     Attributes:
         names: The modules.
         is_transposed: Whether they store ``[in_features, out_features]`` (GPT-2).
+        factors: Of all rows in their order, or empty. Rows are multiplied once, when they are read (Falcon-H1).
+            Trade-off: this rounds weights of 16 bits once more, and saves each step the multiplications, which would
+            round its activations instead.
     """
 
     names: tuple[str, ...]
     is_transposed: bool = False
+    factors: tuple[RowFactor, ...] = ()
+
+    def beside(self, other: ProjectionDescription) -> ProjectionDescription:
+        """This one's outputs, and behind them the other's."""
+        assert bool(self.factors) == bool(other.factors), "factors are those of all rows"
+        return ProjectionDescription(self.names + other.names, factors=self.factors + other.factors)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,12 +192,12 @@ class DeltaRuleDescription:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MambaDescription:
-    """Mamba-2 in the place of attention (Granite 4).
+    """Mamba-2 in the place of attention (Granite 4), or beside it (Falcon-H1).
 
     Attributes:
         inner: Gates, values, keys, queries and time steps side by side.
         module: The module that holds the convolution (``conv1d``), ``A_log``, ``dt_bias``, ``D`` and the norm
-            (``norm``).
+            (``norm``), if there is one.
         out: Back to the hidden size.
         num_heads: See ``MambaHeads``.
         head_dim: See ``MambaHeads``.
@@ -181,6 +205,8 @@ class MambaDescription:
         state_dim: See ``MambaHeads``.
         activation: Follows the convolution; a key of ``ACTIVATIONS``.
         eps: Added to the norm's mean square.
+        has_norm: Whether results are normalised; else they are gated alone.
+        is_gated_last: Whether the gate is applied behind the norm.
     """
 
     inner: ProjectionDescription
@@ -192,6 +218,8 @@ class MambaDescription:
     state_dim: int
     activation: str
     eps: float
+    has_norm: bool = True
+    is_gated_last: bool = False
 
 
 RecurrenceDescription = ShortConvDescription | DeltaRuleDescription | MambaDescription
@@ -220,15 +248,16 @@ class FeedForwardDescription:
 class LayerDescription:
     """A transformer layer; names are relative to the layer's module.
 
-    The fields are those of ``DecoderLayer``; ``experts`` take the place of ``feed_forward`` where they are given.
-    ``attention`` is None exactly where ``recurrence`` is given.
+    The fields are those of ``DecoderLayer``; ``experts`` take the place of ``feed_forward`` where they are given. A
+    layer has attention, a recurrence, or both side by side on the same input (Falcon-H1). One that has neither is a
+    feed-forward alone, and one without feed-forward and experts is attention or a recurrence alone (Nemotron-H).
     """
 
     attention_norm: NormDescription | None
     attention: AttentionDescription | None
     recurrence: RecurrenceDescription | None = None
     feed_forward_norm: NormDescription | None
-    feed_forward: FeedForwardDescription
+    feed_forward: FeedForwardDescription | None
     attention_out_norm: NormDescription | None = None
     feed_forward_out_norm: NormDescription | None = None
     residual_scale: float = 1.0
@@ -278,6 +307,11 @@ class ModelDescription:
         return tuple(layer.attention for layer in self.layers if layer.attention is not None)
 
     @property
+    def qkv_width(self) -> int:
+        """Queries, keys and values of a token, gates aside."""
+        return (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+
+    @property
     def is_recurrent(self) -> bool:
         """Whether some layer carries a state instead of keys and values."""
         return any(layer.recurrence is not None for layer in self.layers)
@@ -300,5 +334,15 @@ class ModelDescription:
         return self.with_layers(
             lambda index, layer: (
                 layer if layer.attention is None else replace(layer, attention=change(index, layer.attention))
+            )
+        )
+
+    def with_feed_forward(
+        self, change: Callable[[int, FeedForwardDescription], FeedForwardDescription]
+    ) -> ModelDescription:
+        """The same model with ``change(index, feed_forward)`` in place of the feed-forward of each layer with one."""
+        return self.with_layers(
+            lambda index, layer: (
+                layer if layer.feed_forward is None else replace(layer, feed_forward=change(index, layer.feed_forward))
             )
         )

@@ -56,7 +56,8 @@ def _expert(parts: StoredParts, own: ExpertsDescription, index: int) -> FeedForw
     outer = parts.stacked(own.outer, index, has_bias=own.has_bias, is_transposed=own.is_transposed)
     if own.clamp is not None:
         return PlainFeedForward(inner, outer, ClampedSwiglu(*own.clamp))
-    return GatedFeedForward(inner, outer, ACTIVATIONS[own.activation])
+    made = GatedFeedForward if own.is_gated else PlainFeedForward
+    return made(inner, outer, ACTIVATIONS[own.activation])
 
 
 def _router(parts: StoredParts, place: Placement, rule: RouterDescription) -> Router:

@@ -54,10 +54,11 @@ class RouterDescription:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExpertsDescription:
-    """Experts, stacked: each is a gated feed-forward.
+    """Experts, stacked: each is a feed-forward, most often a gated one.
 
     Attributes:
-        inner: The parameter of gates and up projections, ``[num_experts, 2 * intermediate_size, hidden_size]``.
+        inner: The parameter of gates and up projections, ``[num_experts, 2 * intermediate_size, hidden_size]``; of
+            half as many rows where there are no gates.
         outer: The parameter back to the hidden size, ``[num_experts, hidden_size, intermediate_size]``.
         activation: A key of ``ACTIVATIONS``.
         router: Chooses each token's experts.
@@ -65,6 +66,7 @@ class ExpertsDescription:
         has_bias: Whether there are biases, in parameters of these names followed by ``_bias``.
         is_transposed: Whether each matrix is stored as ``[in_features, out_features]``.
         is_interleaved: Whether the rows of a gate and of an up projection alternate (GPT-OSS).
+        is_gated: Whether the activation is applied to a gate.
         shared: A feed-forward that computes every token and is added, or None.
         shared_gate: A product of one output, whose sigmoid is the shared feed-forward's factor; or None (Qwen 2).
     """
@@ -77,5 +79,6 @@ class ExpertsDescription:
     has_bias: bool = False
     is_transposed: bool = False
     is_interleaved: bool = False
+    is_gated: bool = True
     shared: FeedForwardDescription | None = None
     shared_gate: ProjectionDescription | None = None

@@ -96,3 +96,24 @@ class PlainFeedForward:
     def with_linears(self, change: Callable[[Linear], Linear]) -> PlainFeedForward:
         """See ``FeedForward``."""
         return replace(self, up=change(self.up), down=change(self.down))
+
+
+@dataclass(frozen=True, slots=True)
+class NoFeedForward:
+    """Nothing: the feed-forward of a layer that has attention or a recurrence alone (satisfies ``FeedForward``)."""
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        """See ``FeedForward``."""
+        return hidden.new_zeros(hidden.shape)
+
+    def add_to(self, residual: torch.Tensor, _hidden: torch.Tensor) -> torch.Tensor:
+        """See ``FeedForward``."""
+        return residual
+
+    def linears(self) -> tuple[Linear, ...]:
+        """See ``FeedForward``."""
+        return ()
+
+    def with_linears(self, _change: Callable[[Linear], Linear]) -> NoFeedForward:
+        """See ``FeedForward``."""
+        return self

@@ -74,8 +74,9 @@ def _mamba(parts: StoredParts, description: MambaDescription) -> Mamba2:
         decay=_tensor(parts, module, "A_log"),
         step_bias=_tensor(parts, module, "dt_bias"),
         skip=_tensor(parts, module, "D"),
-        norm=_tensor(parts, f"{module}.norm", "weight"),
+        norm=_tensor(parts, f"{module}.norm", "weight") if description.has_norm else None,
         eps=description.eps,
+        is_gated_last=description.is_gated_last,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-    from helix_jobs.engine.model.description import NormDescription, ProjectionDescription
+    from helix_jobs.engine.model.description import NormDescription, ProjectionDescription, RowFactor
     from helix_jobs.engine.model.norms import Norm
     from helix_jobs.engine.model.placement import Placement
     from helix_jobs.engine.weights.block_matrix import Matrix
@@ -80,11 +81,12 @@ class StoredParts:
         """
         place, modules = self._place, [self.module(name) for name in projection.names]
         stored = [module.weight for module in modules]
-        if place.keeps_blocks and all(isinstance(weight, BlockMatrix) for weight in stored):
+        keeps_blocks = place.keeps_blocks and not projection.factors
+        if keeps_blocks and all(isinstance(weight, BlockMatrix) for weight in stored):
             parts = [weight.to(place.device) for weight in stored]
             packed = PackedLinear(parts, self._stacked_bias(modules))
             return packed if order is None else packed.with_outputs(order)
-        if len(modules) == 1 and order is None and not projection.is_transposed:
+        if len(modules) == 1 and order is None and not (projection.is_transposed or projection.factors):
             return DenseLinear(place.take(modules[0].weight), self._bias(modules[0]))
         # A matrix in blocks is stored as it is multiplied.
         weights = [
@@ -96,12 +98,24 @@ class StoredParts:
         biases = [None if module.bias is None else place.cast(module.bias) for module in modules]
         made = DenseLinear.stacked(weights, biases)
         weight, bias = made.weight, made.bias
+        if projection.factors:
+            weight, bias = _multiplied(weight, bias, projection.factors)
         if order is not None:
             assert len(order) == len(weight), "an order names every row"
             weight, bias = weight[order], None if bias is None else bias[order]
-        elif len(modules) == 1 and bias is not None:
+        elif len(modules) == 1 and bias is not None and not projection.factors:
             return DenseLinear(place.move(weight), place.take(modules[0].bias))
         return DenseLinear(place.move(weight), None if bias is None else place.move(bias))
+
+    def summed(self, projections: Sequence[ProjectionDescription]) -> Linear:
+        """Projections whose results are added, as one layer; it reads their inputs side by side."""
+        host = StoredParts(self._inside, replace(self._place, device=torch.device("cpu"), keeps_blocks=False))
+        made = [host.linear(projection) for projection in projections]
+        parts = [one for one in made if isinstance(one, DenseLinear)]
+        assert len(parts) == len(made), "nothing is kept in blocks"
+        biases = [one.bias for one in parts if one.bias is not None]
+        weight = torch.cat([one.weight for one in parts], dim=1)
+        return DenseLinear(self._place.move(weight), self._place.move(torch.stack(biases).sum(0)) if biases else None)
 
     def head(self, module: nn.Linear, tied_to: Matrix, embedding: Matrix) -> Linear:
         """The output head; one that is tied to the embedding keeps sharing its memory."""
@@ -162,3 +176,16 @@ class StoredParts:
     def _bias(self, module: Any) -> torch.Tensor | None:  # noqa: ANN401  (whatever has a bias, or none)
         bias = getattr(module, "bias", None)
         return None if bias is None else self._place.take(bias)
+
+
+def _multiplied(
+    weight: torch.Tensor, bias: torch.Tensor | None, factors: Sequence[RowFactor]
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Rows ``[out_features, in_features]`` and biases ``[out_features]`` times their factors, rounded once."""
+    assert sum(one.count for one in factors) == len(weight), "factors are those of all rows"
+    of_weights = torch.cat([torch.full((one.count,), one.weight) for one in factors])
+    made = (weight.float() * of_weights.unsqueeze(1)).to(weight.dtype)
+    if bias is None:
+        return made, None
+    of_biases = torch.cat([torch.full((one.count,), one.bias) for one in factors])
+    return made, (bias.float() * of_biases).to(bias.dtype)

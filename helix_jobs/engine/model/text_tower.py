@@ -52,6 +52,7 @@ TEXT_TOWERS: Final = {
     "qwen2_5_vl": TextTower("Qwen2_5_VLForConditionalGeneration", {"qwen2_5_vl_text": "qwen2"}),
     "qwen3_vl": TextTower("Qwen3VLForConditionalGeneration", {"qwen3_vl_text": "qwen3"}),
     "qwen3_5": TextTower("Qwen3_5ForConditionalGeneration", {"qwen3_5_text": "qwen3_5_text"}),
+    "qwen3_5_moe": TextTower("Qwen3_5MoeForConditionalGeneration", {"qwen3_5_moe_text": "qwen3_5_moe_text"}),
 }
 
 

@@ -58,8 +58,9 @@ class Mamba2:
         decay: ``[num_heads]`` logarithm of each head's decay in a time step of one.
         step_bias: ``[num_heads]`` added to a token's time steps.
         skip: ``[num_heads]`` factor of a token's own values in its result.
-        norm: ``[num_heads * head_dim]`` weight of the norm, which each group of heads has for itself.
+        norm: ``[num_heads * head_dim]`` weight of the norm, which each group of heads has for itself; None without one.
         eps: Added to that norm's mean square.
+        is_gated_last: Whether the gate is applied behind the norm (Falcon-H1); else the norm reads gated results.
     """
 
     is_independent: Final = False
@@ -74,8 +75,9 @@ class Mamba2:
         decay: torch.Tensor,
         step_bias: torch.Tensor,
         skip: torch.Tensor,
-        norm: torch.Tensor,
+        norm: torch.Tensor | None,
         eps: float,
+        is_gated_last: bool = False,
     ) -> None:
         self._heads = heads
         self._taps, self._taps_bias = taps, taps_bias
@@ -83,8 +85,9 @@ class Mamba2:
         self._decay = -decay.float().exp()
         self._step_bias = step_bias.float()
         self._skip = skip.float()
-        self._norm = norm.float()
+        self._norm = None if norm is None else norm.float()
         self._eps = eps
+        self._is_gated_last = is_gated_last
         self.shape = StateShape(
             window=taps.shape[0] - 1,
             width=taps.shape[1] + heads.num_heads,
@@ -124,11 +127,19 @@ class Mamba2:
 
     def finish(self, mixed: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:
         """See ``Recurrence``."""
-        gated = mixed.flatten(1) * functional.silu(rest.float())
+        # each: [T, num_heads * head_dim]
+        result, gate = mixed.flatten(1), functional.silu(rest.float())
+        if self._norm is None:
+            return (result * gate).to(rest.dtype)
+        if self._is_gated_last:
+            return (self._normalised(result, self._norm) * gate).to(rest.dtype)
+        return self._normalised(result * gate, self._norm).to(rest.dtype)
+
+    def _normalised(self, rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         # [T, num_groups, width of a group]
-        groups = gated.view(len(gated), self._heads.num_groups, -1)
+        groups = rows.view(len(rows), self._heads.num_groups, -1)
         scale = torch.rsqrt((groups * groups).mean(dim=-1, keepdim=True) + self._eps)
-        return ((groups * scale).flatten(1) * self._norm).to(rest.dtype)
+        return (groups * scale).flatten(1) * weight
 
     def _by_head(self, rows: torch.Tensor, width: int) -> torch.Tensor:
         """``[n, t, heads or groups * width]`` to ``[n * num_heads, t, width]``."""

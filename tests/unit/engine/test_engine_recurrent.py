@@ -15,6 +15,7 @@ from tests.unit.engine.tiny_models import (
     VOCAB_SIZE,
     as_loaded,
     reference_greedy,
+    reference_logits,
     request,
     roughen,
     tiny_engine,
@@ -142,6 +143,29 @@ def test_a_step_that_fails_is_repeated(family, monkeypatch):
     monkeypatch.setattr(SpeculativeStep, "_verify", failing)
     check(family, engine, prompts())
     assert len(failed) > 3
+
+
+@pytest.mark.parametrize("combined", ["qwen3_next", "nemotron_h", "falcon_h1"])
+def test_states_are_exact_beside_other_parts_of_a_layer(combined, monkeypatch):
+    """Drafts, failed steps, preemption and shared prefixes at once."""
+    engine = tiny_engine(model(combined), "int8", max_batch_size=4, num_blocks=30, token_budget=9)
+    verify = SpeculativeStep._verify
+    rng = random.Random(1)
+
+    def failing(self, turns, *args):
+        if len(turns) > 1 and rng.random() < 0.2:
+            raise torch.OutOfMemoryError
+        verify(self, turns, *args)
+
+    monkeypatch.setattr(SpeculativeStep, "_verify", failing)
+    given = prompts(count=5, shared=24, longest=16)
+    results = run(engine, given, max_tokens=16)
+    for prompt, result in zip(given, results, strict=True):
+        logits = reference_logits(model(combined), [*prompt, *result.output_token_ids])
+        assert result.output_token_ids == tuple(logits[len(prompt) - 1 : -1].argmax(dim=-1).tolist())
+    assert engine.counters().preemptions > 0
+    assert 0 < sum(r.accepted_tokens for r in results) < sum(r.draft_tokens for r in results)
+    assert max(r.cached_prompt_tokens for r in results) >= 24
 
 
 def test_a_step_that_fails_before_it_writes_is_repeated_from_the_same_states(family, monkeypatch):

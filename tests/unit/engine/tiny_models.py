@@ -86,6 +86,31 @@ LATENT = {
 }
 DEEPSEEK = {**LATENT, "n_routed_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 # Settings that a family names differently, or cannot do without.
+_DELTA = {
+    "num_hidden_layers": 3,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 6,
+    "head_dim": 8,
+    "initializer_range": 0.3,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
+}
+_MAMBA = {
+    "num_hidden_layers": 3,
+    "initializer_range": 0.2,
+    "mamba_n_heads": 6,
+    "mamba_d_head": 16,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 8,
+}
+_GATED_EXPERTS = {
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+    "shared_expert_intermediate_size": 40,
+}
 FAMILY_SETTINGS: dict[str, dict[str, Any]] = {
     "falcon": {"ffn_hidden_size": 80},
     "gptj": {"rotary_dim": 4, "n_inner": 80},
@@ -98,12 +123,7 @@ FAMILY_SETTINGS: dict[str, dict[str, Any]] = {
         for family in ("gemma2", "gemma3_text", "vaultgemma", "olmo3", "cohere2", "exaone4", "ministral")
     },
     "mixtral": {"num_local_experts": 6},
-    "qwen2_moe": {
-        "num_experts": 6,
-        "num_experts_per_tok": 2,
-        "moe_intermediate_size": 24,
-        "shared_expert_intermediate_size": 40,
-    },
+    "qwen2_moe": _GATED_EXPERTS,
     "qwen3_moe": {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
     "olmoe": {"num_experts": 6, "num_experts_per_tok": 2},
     "granitemoe": {"num_local_experts": 6},
@@ -130,28 +150,39 @@ FAMILY_SETTINGS: dict[str, dict[str, Any]] = {
         "layer_types": ["conv", "full_attention", "conv"],
         "block_auto_adjust_ff_dim": False,
     },
-    "qwen3_5_text": {
+    "qwen3_5_text": _DELTA,
+    "qwen3_next": {**_DELTA, **_GATED_EXPERTS},
+    "qwen3_5_moe_text": {**_DELTA, **_GATED_EXPERTS},
+    "lfm2_moe": {
         "num_hidden_layers": 3,
-        "layer_types": ["linear_attention", "full_attention", "linear_attention"],
-        "linear_num_value_heads": 4,
-        "linear_num_key_heads": 2,
-        "linear_key_head_dim": 8,
-        "linear_value_head_dim": 6,
-        "head_dim": 8,
-        "initializer_range": 0.3,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5},
+        "layer_types": ["conv", "full_attention", "conv"],
+        "num_dense_layers": 1,
+        "num_experts": 6,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 24,
     },
     "granitemoehybrid": {
-        "num_hidden_layers": 3,
+        **_MAMBA,
         "layer_types": ["linear_attention", "full_attention", "linear_attention"],
         "num_local_experts": 0,
         "shared_intermediate_size": 80,
-        "initializer_range": 0.2,
-        "mamba_n_heads": 6,
-        "mamba_d_head": 16,
-        "mamba_n_groups": 2,
-        "mamba_d_state": 8,
         "attention_multiplier": 0.3,
+    },
+    "bamba": {**_MAMBA, "attn_layer_indices": [1]},
+    "falcon_h1": {**_MAMBA, "num_hidden_layers": 2, "mamba_d_ssm": 96},
+    "nemotron_h": {
+        "layers_block_type": ["linear_attention", "moe", "linear_attention", "full_attention", "mlp"],
+        "initializer_range": 0.2,
+        "mamba_num_heads": 6,
+        "mamba_head_dim": 16,
+        "n_groups": 2,
+        "ssm_state_size": 8,
+        "n_routed_experts": 6,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 24,
+        "moe_shared_expert_intermediate_size": 40,
+        # transformers raises the time steps of prompts to it.
+        "time_step_min": 1e-30,
     },
 }
 
@@ -195,7 +226,9 @@ def tiny_model(architecture: str = "llama", seed: int = 0, vocab_size: int = VOC
 def roughen(model: Any) -> Any:
     """Give norms and biases weights of their own: fresh ones are ones and zeros, and hide what is left out."""
     generator = torch.Generator().manual_seed(5)
-    corrections = [buffer for name, buffer in model.named_buffers() if name.endswith("correction_bias")]
+    corrections = [
+        buffer for name, buffer in model.named_buffers() if name.endswith(("correction_bias", "expert_bias"))
+    ]
     for parameter in (*model.parameters(), *corrections):
         if parameter.dim() == 1 or not parameter.any():
             parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.3)

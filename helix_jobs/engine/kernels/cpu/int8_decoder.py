@@ -167,11 +167,12 @@ class NativeInt8Decoder:
                 *norms, *matrices, cache.keys[index].data_ptr(), cache.values[index].data_ptr(), *scoring(own)
             )
         first = decoder.layers[0]
+        products = first.linears()
         assert isinstance(first.attention_norm, RmsNorm), "supports() asks for RMS norms"
         return _Model(
-            ctypes.cast(layers, ctypes.POINTER(_Layer)), len(decoder.layers), first.qkv.in_features, spec.num_heads,
+            ctypes.cast(layers, ctypes.POINTER(_Layer)), len(decoder.layers), products[0].in_features, spec.num_heads,
             spec.geometry.layers[0].num_kv_heads, spec.rotaries[0].rotary_dim, cache.block_size,
-            first.linears()[-1].in_features, first.attention_norm.eps,
+            products[-1].in_features, first.attention_norm.eps,
         )  # fmt: skip
 
     def _norm(self, norm: Any) -> int | None:  # noqa: ANN401  (an RmsNorm or None, as supports() asks)

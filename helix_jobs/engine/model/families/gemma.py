@@ -21,9 +21,7 @@ def describe(config: PretrainedConfig) -> ModelDescription:
     # The first checkpoints say ``gelu`` and mean the tanh form; transformers 5 corrects that, 4 does not. No PyTorch
     # module reads the ``hidden_activation`` beside it.
     activation = "gelu_pytorch_tanh" if config.hidden_act == "gelu" else str(config.hidden_act)
-    model = model.with_layers(
-        lambda _, layer: replace(layer, feed_forward=replace(layer.feed_forward, activation=activation))
-    )
+    model = model.with_feed_forward(lambda _, own: replace(own, activation=activation))
     return replace(model, embedding_scale=config.hidden_size**0.5, rounds_embedding_scale=True)
 
 

@@ -12,23 +12,20 @@ from helix_jobs.engine.model.families.settings import projection
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-    from helix_jobs.engine.model.description import AttentionDescription, LayerDescription, ModelDescription
+    from helix_jobs.engine.model.description import AttentionDescription, FeedForwardDescription, ModelDescription
 
 
 def describe(config: PretrainedConfig) -> ModelDescription:
     """See ``Family``."""
     has_one_key = bool(config.multi_query)
 
-    def changed(_: int, layer: LayerDescription) -> LayerDescription:
-        return replace(
-            layer,
-            feed_forward=replace(layer.feed_forward, inner=projection("mlp.c_fc"), outer=projection("mlp.c_proj")),
-        )
+    def feeding(_: int, own: FeedForwardDescription) -> FeedForwardDescription:
+        return replace(own, inner=projection("mlp.c_fc"), outer=projection("mlp.c_proj"))
 
     def attending(_: int, own: AttentionDescription) -> AttentionDescription:
         return replace(own, qkv=projection("attn.c_attn"), out=projection("attn.c_proj"), is_grouped=not has_one_key)
 
-    model = gpt2.describe(config).with_layers(changed).with_attention(attending)
+    model = gpt2.describe(config).with_feed_forward(feeding).with_attention(attending)
     return replace(model, num_kv_heads=1) if has_one_key else model
 
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from helix_jobs.engine.model.description import FeedForwardDescription, ModelDescription
+    from helix_jobs.engine.model.expert_description import ExpertsDescription
 
 _BLOCK = "block_sparse_moe"
 # The names in checkpoints, and those of transformers 5's modules.
@@ -22,8 +23,8 @@ RENAMES = (
 )
 
 
-def describe(config: PretrainedConfig, shared: FeedForwardDescription | None = None) -> ModelDescription:
-    """The model's description; ``shared`` is a shared expert."""
+def experts_of(config: PretrainedConfig, shared: FeedForwardDescription | None) -> ExpertsDescription:
+    """Granite's experts, beside a shared expert if there is one."""
     choice = router(
         config.num_local_experts,
         config.num_experts_per_tok,
@@ -31,7 +32,12 @@ def describe(config: PretrainedConfig, shared: FeedForwardDescription | None = N
         score="selected",
         rounds_weights=True,
     )
-    made = experts(config.hidden_act, choice, _BLOCK, shared)
+    return experts(config.hidden_act, choice, _BLOCK, shared)
+
+
+def describe(config: PretrainedConfig, shared: FeedForwardDescription | None = None) -> ModelDescription:
+    """The model's description; ``shared`` is a shared expert."""
+    made = experts_of(config, shared)
     return with_experts(granite.describe(config), lambda _: made, every_layer)
 
 

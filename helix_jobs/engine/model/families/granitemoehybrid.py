@@ -1,15 +1,14 @@
-"""Granite 4, dense: Mamba-2 in most layers, Granite's factors."""
+"""Granite 4: Mamba-2 in most layers, Granite's factors, and in the larger models experts beside the feed-forward."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from helix_jobs.engine.model.activations import ACTIVATIONS
-from helix_jobs.engine.model.description import FeedForwardDescription, MambaDescription, UnsupportedSettingError
-from helix_jobs.engine.model.families import llama
+from helix_jobs.engine.model.description import FeedForwardDescription, UnsupportedSettingError
+from helix_jobs.engine.model.families import granitemoe, llama
 from helix_jobs.engine.model.families.family import Family
+from helix_jobs.engine.model.families.mamba_layers import mamba_layer
 from helix_jobs.engine.model.families.settings import FULL, projection
 
 if TYPE_CHECKING:
@@ -32,32 +31,17 @@ def describe(config: PretrainedConfig) -> ModelDescription:
         )
     if len(types) != config.num_hidden_layers or not {*types} & {*_ATTENTION}:
         raise UnsupportedSettingError("needs a type for each of its layers, and full attention in at least one")
-    if config.num_local_experts:
-        raise UnsupportedSettingError("has experts beside layers of recurrent state")
-    if tuple(getattr(config, "time_step_limit", None) or (0.0, math.inf)) != (0.0, math.inf):
-        raise UnsupportedSettingError("limits the time steps of its recurrent layers (time_step_limit)")
-    if config.hidden_act not in ACTIVATIONS:
-        raise UnsupportedSettingError(f"has the activation {config.hidden_act!r:.40}")
-    mamba = MambaDescription(
-        inner=projection("mamba.in_proj"),
-        module="mamba",
-        out=projection("mamba.out_proj"),
-        num_heads=config.mamba_n_heads,
-        head_dim=config.mamba_d_head,
-        num_groups=config.mamba_n_groups,
-        state_dim=config.mamba_d_state,
-        activation=config.hidden_act,
-        eps=float(config.rms_norm_eps),
-    )
+    mamba = mamba_layer(config)
     feed_forward = FeedForwardDescription(
         inner=projection("shared_mlp.input_linear"),
         outer=projection("shared_mlp.output_linear"),
         activation=str(config.hidden_act),
     )
+    experts = granitemoe.experts_of(config, feed_forward) if config.num_local_experts else None
     is_rotated = config.position_embedding_type == "rope"
 
     def layer(index: int, own: LayerDescription) -> LayerDescription:
-        own = replace(own, feed_forward=feed_forward, residual_scale=float(config.residual_multiplier))
+        own = replace(own, feed_forward=feed_forward, experts=experts, residual_scale=float(config.residual_multiplier))
         return replace(own, attention=None, recurrence=mamba) if types[index] in _MAMBA else own
 
     model = (
@@ -76,4 +60,4 @@ def describe(config: PretrainedConfig) -> ModelDescription:
     )
 
 
-FAMILY = Family("granitemoehybrid", "GraniteMoeHybridForCausalLM", describe)
+FAMILY = Family("granitemoehybrid", "GraniteMoeHybridForCausalLM", describe, renames=granitemoe.RENAMES)

@@ -10,6 +10,7 @@ from helix_jobs.engine.model.description import (
     FeedForwardDescription,
     LayerDescription,
     ModelDescription,
+    RotaryDescription,
     ShortConvDescription,
     UnsupportedSettingError,
 )
@@ -22,8 +23,8 @@ if TYPE_CHECKING:
 _CONV: Final = "conv"
 
 
-def describe(config: PretrainedConfig) -> ModelDescription:
-    """See ``Family``."""
+def describe(config: PretrainedConfig, rotary: RotaryDescription | None = None) -> ModelDescription:
+    """The model's description; ``rotary`` is where its frequencies are, if not where other families have them."""
     norm = rms_norm(config.norm_eps)
     attending = LayerDescription(
         attention_norm=norm("operator_norm"),
@@ -31,6 +32,7 @@ def describe(config: PretrainedConfig) -> ModelDescription:
             qkv=projection("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
             out=projection("self_attn.out_proj"),
             scaling=head_dim(config) ** -0.5,
+            rotary=rotary or RotaryDescription(),
             query_norm=norm("self_attn.q_layernorm"),
             key_norm=norm("self_attn.k_layernorm"),
         ),

@@ -12,16 +12,12 @@ from helix_jobs.engine.model.families.settings import projection, with_one_windo
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-    from helix_jobs.engine.model.description import LayerDescription, ModelDescription
+    from helix_jobs.engine.model.description import ModelDescription
 
 
 def describe(config: PretrainedConfig) -> ModelDescription:
     """See ``Family``."""
-
-    def changed(_: int, layer: LayerDescription) -> LayerDescription:
-        return replace(layer, feed_forward=replace(layer.feed_forward, inner=projection("mlp.gate_up_proj")))
-
-    model = llama.describe(config).with_layers(changed)
+    model = llama.describe(config).with_feed_forward(lambda _, own: replace(own, inner=projection("mlp.gate_up_proj")))
     model = model.with_attention(lambda _, own: replace(own, qkv=projection("self_attn.qkv_proj")))
     return with_one_window(model, config)
 

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Final
 from helix_jobs.engine.model.families import (
     apertus,
     arcee,
+    bamba,
     cohere,
     cohere2,
     cwm,
     ernie4_5,
     exaone4,
     falcon,
+    falcon_h1,
     gemma,
     gemma2,
     gemma3_text,
@@ -111,6 +113,8 @@ FAMILIES: Final[dict[str, Family]] = {
         lfm2,
         qwen3_5,
         granitemoehybrid,
+        bamba,
+        falcon_h1,
         minicpm3,
         youtu,
     )

@@ -78,13 +78,14 @@ def every_layer(_index: int) -> bool:
     return True
 
 
-def deepseek_router(config: Any) -> RouterDescription:  # noqa: ANN401  (the settings of several families)
+def deepseek_router(config: Any, block: str = "mlp") -> RouterDescription:  # noqa: ANN401  (the settings of several families)
     """DeepSeek-V3's router (arXiv:2412.19437): sigmoids, groups, and a correction for the choice."""
     return router(
         config.n_routed_experts,
         config.num_experts_per_tok,
+        f"{block}.gate.weight",
         score="sigmoid",
-        correction="mlp.gate.e_score_correction_bias",
+        correction=f"{block}.gate.e_score_correction_bias",
         num_groups=config.n_group,
         kept_groups=config.topk_group,
         is_normalised=bool(config.norm_topk_prob),

@@ -15,11 +15,15 @@ from helix_jobs.engine.model.families import (
     granitemoe,
     granitemoeshared,
     hunyuan_v1_moe,
+    lfm2_moe,
     minimax_m2,
     mixtral,
+    nemotron_h,
     olmoe,
     qwen2_moe,
+    qwen3_5_moe,
     qwen3_moe,
+    qwen3_next,
 )
 
 SPARSE_FAMILIES: Final = tuple(
@@ -28,6 +32,8 @@ SPARSE_FAMILIES: Final = tuple(
         mixtral,
         qwen2_moe,
         qwen3_moe,
+        qwen3_next,
+        qwen3_5_moe,
         olmoe,
         granitemoe,
         granitemoeshared,
@@ -40,5 +46,7 @@ SPARSE_FAMILIES: Final = tuple(
         deepseek_v2,
         deepseek_v3,
         glm4_moe_lite,
+        lfm2_moe,
+        nemotron_h,
     )
 )

@@ -58,6 +58,7 @@ LAYER_FEATURES: dict[str, Any] = {
     "has_gate": True,
     "recurrence": ShortConv(torch.ones(3, 48), None),
     "query_lift": QueryLift(HEAD_NORM, DenseLinear(torch.ones(96, 16), None)),
+    "attention_width": 48,
 }
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from helix_jobs.engine.loading.expert_tensors import with_plain_experts, with_stacked_experts
 from helix_jobs.engine.loading.stored_tensor import StoredTensor
@@ -36,6 +38,17 @@ def test_experts_stored_one_by_one_are_one_tensor() -> None:
         "layers.0.mlp.experts.down_proj": StoredTensor("BF16", (4, 5, 3), is_merged=True),
         "norm.weight": StoredTensor("BF16", (3,)),
     }
+
+
+def test_experts_without_gates_are_one_tensor() -> None:
+    there = {**matrices(3, ("up_proj",)), **matrices(3, ("down_proj",))}
+    assert with_stacked_experts("m", there) == {
+        "layers.0.mlp.experts.up_proj": StoredTensor("BF16", (3, 5, 3), is_merged=True),
+        "layers.0.mlp.experts.down_proj": StoredTensor("BF16", (3, 5, 3), is_merged=True),
+    }
+    del there["layers.0.mlp.experts.1.up_proj.weight"]
+    with pytest.raises(ModelError, match="lacks some of the experts' weights"):
+        with_stacked_experts("m", there)
 
 
 @pytest.mark.parametrize("lost", range(0, 8, 3))
@@ -89,6 +102,34 @@ def test_layers_behind_the_last_are_left_out(tmp_path: Path) -> None:
     assert torch.allclose(decoder_logits(models.target.decoder), reference_logits(model), atol=1e-3)
     with pytest.raises(ModelError, match="says 2 layers and its files have 3"):
         load(edit_config(folder, num_nextn_predict_layers=0))
+
+
+def test_experts_of_a_head_for_drafts_are_left_out(tmp_path: Path) -> None:
+    """Qwen3-Next's checkpoints hold a layer that predicts two tokens ahead, experts and all, under names of its own."""
+    model = roughen(tiny_model("qwen3_next", initializer_range=0.2))
+    folder = save_checkpoint(tmp_path, model)
+
+    def add(weights: dict[str, torch.Tensor]) -> None:
+        layer = {name: weight for name, weight in weights.items() if ".layers.1." in name}
+        weights.update({name.replace("model.layers.1.", "mtp.layers.0."): one.clone() for name, one in layer.items()})
+        weights["mtp.fc.weight"] = torch.zeros(48, 96)
+
+    models = load(edit_weights(folder, add))
+    assert torch.allclose(decoder_logits(models.target.decoder), reference_logits(model), atol=1e-3)
+
+
+def test_layers_may_be_named_by_letters(tmp_path: Path) -> None:
+    """As in Nemotron-H's first files, which call the model a backbone."""
+    model = roughen(tiny_model("nemotron_h"))
+    folder = save_checkpoint(tmp_path, model)
+    assert all(name.startswith(("backbone.", "lm_head.")) for name in load_file(folder / "model.safetensors"))
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("layers_block_type")
+    (folder / "config.json").write_text(json.dumps({**config, "hybrid_override_pattern": "MEM*-"}))
+    found = decoder_logits(load(folder).target.decoder)
+    assert torch.allclose(found, reference_logits(model), atol=1e-3)
+    with pytest.raises(ModelError, match="says 6 layers and its files have 5"):
+        load(edit_config(folder, hybrid_override_pattern="MEM*-M"))
 
 
 def in_blocks(weights: dict[str, torch.Tensor], plain: dict[str, torch.Tensor]) -> None:

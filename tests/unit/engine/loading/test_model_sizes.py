@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # Latent attention without experts and with them.
 LATENT = ("minicpm3", "deepseek_v2")
-WITH_EXPERTS = ("mixtral", "qwen2_moe", "granitemoe", "gpt_oss", "hunyuan_v1_moe")
+WITH_EXPERTS = ("mixtral", "qwen2_moe", "granitemoe", "gpt_oss", "hunyuan_v1_moe", "qwen3_next", "falcon_h1")
 BOTH_DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 
 
@@ -38,6 +38,7 @@ def test_weights_take_what_the_loaded_model_takes(architecture: str, dtype: torc
     sizes = model_sizes("m", tiny_config(architecture, tie_word_embeddings=is_tied))
     decoder = decoder_of(architecture, dtype, is_tied=is_tied)
     # Norms with an offset, GPT-OSS' sinks, exact routers and what recurrences hold are kept in float32.
+    delta = 7 * 48 + 2 * 8 + 2 * (4 * 56 + 4 + 4 + 6)
     kept = {
         "gemma": 5 * 48,
         "gpt_oss": 2 * 6,
@@ -45,7 +46,9 @@ def test_weights_take_what_the_loaded_model_takes(architecture: str, dtype: torc
         "deepseek_v2": 6 * 48,
         "lfm2": 2 * 3 * 48,
         "granitemoehybrid": 2 * (5 * 128 + 3 * 6 + 96),
-        "qwen3_5_text": 7 * 48 + 2 * 8 + 2 * (4 * 56 + 4 + 4 + 6),
+        "qwen3_5_text": delta,
+        "qwen3_next": delta,
+        "falcon_h1": 2 * (5 * 128 + 3 * 6),
     }.get(architecture, 0) * (4 - dtype.itemsize)
     assert held_bytes(decoder) == sizes.dense_bytes(dtype, packs=False) + kept
     assert (sizes.tied > 0) is is_tied
@@ -71,7 +74,13 @@ def test_a_step_is_reckoned_as_that_of_the_loaded_model(architecture: str) -> No
     config = EngineConfig()
     widths = model_sizes("m", tiny_config(architecture)).step_widths(torch.float32, CPU)
     assert widths.step_bytes(config, 256) >= step_bytes(decoder, config, 256)
-    if architecture not in ("gpt_neox", "qwen2_moe", "lfm2", "qwen3_5_text"):  # a layer's products count as one
+    if architecture not in (
+        "gpt_neox",
+        "qwen2_moe",
+        "lfm2",
+        "qwen3_5_text",
+        "qwen3_next",
+    ):  # a layer's products count as one
         assert widths == StepWidths.of(decoder)
 
 

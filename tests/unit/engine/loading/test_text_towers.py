@@ -33,6 +33,7 @@ VISION: dict[str, dict[str, Any]] = {
     "gemma3": {**TRANSFORMER, "model_type": "siglip_vision_model"},
     "qwen2_5_vl": {**QWEN_VISION, "fullatt_block_indexes": [0]},
     "qwen3_5": {**QWEN_VISION, "num_position_embeddings": 16},
+    "qwen3_5_moe": {**QWEN_VISION, "num_position_embeddings": 16},
     "qwen3_vl": {**QWEN_VISION, "deepstack_visual_indexes": [0], "num_position_embeddings": 16},
 }
 WINDOW = {"sliding_window": 7, "layer_types": ["sliding_attention", "full_attention"]}
@@ -45,6 +46,7 @@ CASES = [
     ("qwen2_5_vl", "qwen2", {**WINDOW, "use_sliding_window": True}),
     ("qwen3_vl", "qwen3", {}),
     ("qwen3_5", "qwen3_5_text", {}),
+    ("qwen3_5_moe", "qwen3_5_moe_text", {"initializer_range": 0.2}),
 ]
 
 
@@ -53,7 +55,7 @@ def tiny_tower(outer: str, inner: str, settings: dict[str, Any]) -> Any:
     text.pop("architectures", None)
     if outer.startswith("qwen"):
         rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
-        if outer == "qwen3_5":
+        if outer.startswith("qwen3_5"):
             rope |= {"partial_rotary_factor": 0.5, "mrope_section": [1, 1, 0], "mrope_interleaved": True}
         text |= {"model_type": f"{outer}_text", "rope_parameters": rope}
     image = {"image_token_id": 1} if outer.startswith("qwen") else {"image_token_index": 1}
@@ -93,6 +95,19 @@ def test_the_names_that_newer_releases_give_are_read_too(tmp_path: Path) -> None
     model = tiny_tower("mistral3", "mistral", {})
     folder = edit_weights(save_checkpoint(tmp_path, model), renamed("language_model.model.", "model.language_model."))
     found = decoder_logits(load(folder).target.decoder, PROMPT)
+    torch.testing.assert_close(found, reference_logits(model, PROMPT), rtol=1e-4, atol=1e-4)
+
+
+def test_experts_may_be_stored_stacked(tmp_path: Path) -> None:
+    model = tiny_tower("qwen3_5_moe", "qwen3_5_moe_text", {"initializer_range": 0.2})
+
+    def stack(weights: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in weights if ".experts." in name]:
+            weights.pop(name)
+        weights.update({name: weight.clone() for name, weight in model.named_parameters() if ".experts." in name})
+
+    models = load(edit_weights(save_checkpoint(tmp_path, model), stack))
+    found = decoder_logits(models.target.decoder, PROMPT)
     torch.testing.assert_close(found, reference_logits(model, PROMPT), rtol=1e-4, atol=1e-4)
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from transformers import CONFIG_MAPPING
 from transformers.activations import ACT2FN
 
 from helix_jobs.engine.config import CacheConfig, EngineConfig
@@ -98,6 +99,25 @@ def test_a_setting_that_would_change_the_computation(
 def test_a_falcon_of_the_old_architecture_with_parts_of_the_new(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UnsupportedArchitectureError, match=message):
         check_architecture("m", tiny_config("falcon", **changes))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes", "message"),
+    [
+        ("bamba", {"time_step_limit": (0.0, 0.1)}, "limits the time steps of its recurrent layers"),
+        ("bamba", {"attn_layer_indices": []}, "has no layer with attention"),
+        ("nemotron_h", {"time_step_limit": (0.0, 0.1)}, "limits the time steps of its recurrent layers"),
+        ("nemotron_h", {"moe_latent_size": 16}, "experts that read a narrower product of the token"),
+        ("nemotron_h", {"layers_block_type": ["linear_attention", "mlp"]}, "has no layer with attention"),
+        ("nemotron_h", {"mlp_hidden_act": "mish"}, "the activation 'mish'"),
+        ("nemotron_h", {"mamba_hidden_act": "mish"}, "the activation 'mish'"),
+    ],
+)
+def test_a_hybrid_with_parts_that_are_not_computed(architecture: str, changes: dict[str, Any], message: str) -> None:
+    if architecture not in CONFIG_MAPPING or TRANSFORMERS_MAJOR < 5:
+        pytest.skip("served with transformers 5 alone")
+    with pytest.raises(UnsupportedArchitectureError, match=message):
+        check_architecture("m", tiny_config(architecture, **changes))
 
 
 @pytest.mark.skipif(TRANSFORMERS_MAJOR < 5, reason="latent attention is served with transformers 5")

@@ -40,7 +40,7 @@ LAYER = {
     "is_parallel": Case("phi"),
 }
 # Fields that have a test of their own below: the layer's products go with them.
-OWN_TEST = {"has_gate", "recurrence", "query_lift"}
+OWN_TEST = {"has_gate", "recurrence", "query_lift", "attention_width"}
 OWN_TEST_OF_ATTENTION = {"latent"}
 WHOLE = {
     "embedding_scale": Case("gemma"),
@@ -147,7 +147,21 @@ def test_the_norm_of_narrow_queries_counts() -> None:
     assert differs(Case("youtu"), neutral) > 1e-3
 
 
-def dense(linear: Linear) -> DenseLinear:
+@pytest.mark.parametrize("half", ["attention", "recurrence"])
+def test_attention_and_a_recurrence_beside_it_count(half: str) -> None:
+    def neutral(decoder: Decoder) -> Decoder:
+        def without(layer: DecoderLayer) -> DecoderLayer:
+            assert layer.attention_width == (6 + 2 * 2) * 8
+            weight, width = dense(layer.attention_out).weight.clone(), decoder.attention.spec.width(0)
+            weight[:, slice(width) if half == "attention" else slice(width, None)] = 0
+            return replace(layer, attention_out=DenseLinear(weight, None))
+
+        return replace(decoder, layers=tuple(map(without, decoder.layers)))
+
+    assert differs(Case("falcon_h1"), neutral) > 1e-3
+
+
+def dense(linear: Linear | None) -> DenseLinear:
     assert isinstance(linear, DenseLinear)
     assert linear.bias is None
     return linear
