@@ -8,14 +8,15 @@ differ. Tests run whole generations under these rules on the CPU; ``helix doctor
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Final
 
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-DTYPES: Final = (torch.float16, torch.float32, torch.int32, torch.int64, torch.bool)
+DTYPES: Final = frozenset((torch.float16, torch.float32, torch.int32, torch.int64, torch.bool))
 MAX_RANK: Final = 4
 
 ALLOWED_OPERATORS: Final = frozenset(
@@ -46,6 +47,7 @@ _TWO_OPERANDS: Final = {"mm": (0, 1), "bmm": (0, 1), "addmm": (1, 2), "baddbmm":
 _NORMALISING: Final = frozenset(("native_layer_norm", "mean"))
 
 
+@cache
 def base_name(operator: str) -> str:
     """``aten::add_`` -> ``add``."""
     name = operator.rpartition("::")[2]
@@ -67,15 +69,12 @@ def breaches(
         outputs: Its tensor results.
     """
     name = base_name(operator)
-    tensors = (*inputs, *outputs)
     found = []
     if name not in _KNOWN:
         found.append(f"{name} has no kernel")
-    found += [f"{name} of {dtype}" for dtype in {t.dtype for t in tensors} if dtype not in DTYPES]
-    if any(tensor.numel() == 0 for tensor in tensors):
-        found.append(f"{name} of a tensor without elements")
-    if any(tensor.dim() > MAX_RANK for tensor in tensors):
-        found.append(f"{name} of more than {MAX_RANK} dimensions")
+    for tensor in (*inputs, *outputs):
+        if tensor.dtype not in DTYPES or 0 in tensor.shape or tensor.dim() > MAX_RANK:
+            found += _tensor_breaches(name, tensor)
     for tensor in written:
         if tensor.storage_offset() != 0:
             found.append(f"{name} writes into a view with an offset")
@@ -83,11 +82,20 @@ def breaches(
             found.append(f"{name} changes booleans in place")
     if name in _NORMALISING and not inputs[0].is_contiguous():
         found.append(f"{name} of a tensor that is not contiguous")
-    if not all(_is_laid_out(inputs[place]) for place in _TWO_OPERANDS.get(name, ())):
+    if name in _TWO_OPERANDS and not all(_is_laid_out(inputs[place]) for place in _TWO_OPERANDS[name]):
         found.append(f"{name} of a tensor that is not contiguous")
     if name == "scatter":
         found += _scatter_breaches(inputs)
     return found
+
+
+def _tensor_breaches(name: str, tensor: torch.Tensor) -> Iterator[str]:
+    if tensor.dtype not in DTYPES:
+        yield f"{name} of {tensor.dtype}"
+    if tensor.numel() == 0:
+        yield f"{name} of a tensor without elements"
+    if tensor.dim() > MAX_RANK:
+        yield f"{name} of more than {MAX_RANK} dimensions"
 
 
 def _is_laid_out(operand: torch.Tensor) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 import helix_jobs
 from helix_jobs.engine.devices.devices import DIRECTML_DEVICE_TYPE
@@ -22,6 +22,7 @@ from tests.unit.engine.devices.operator_rules import base_name, breaches
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from contextlib import AbstractContextManager
 
     from helix_jobs.engine.model.decoder import Decoder
 
@@ -89,18 +90,25 @@ class SimulatedDirectml(TorchDispatchMode):
         super().__enter__()
         return self
 
+    @staticmethod
+    def left() -> AbstractContextManager[None]:
+        """For what runs on the host alone: no operator in it takes the way through ``__torch_dispatch__``."""
+        return _disable_current_modes()
+
     def __torch_dispatch__(
         self, func: Any, _types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
         tensors: list[torch.Tensor] = []
         host_args = [_on_host(one, tensors) for one in args]
-        host_kwargs = {name: _on_host(value, tensors) for name, value in kwargs.items()}
-        inputs = [tensor for tensor in tensors if isinstance(tensor, DirectmlTensor)]
-        device = kwargs.get("device")
+        host_kwargs: dict[str, Any] = {}
+        device = None
+        if kwargs:
+            host_kwargs = {name: _on_host(value, tensors) for name, value in kwargs.items()}
+            device = kwargs.get("device")
+        inputs = [tensor for tensor in tensors if type(tensor) is DirectmlTensor]
         goes_to_device = torch.device(device).type == DIRECTML_DEVICE_TYPE if device is not None else bool(inputs)
         if not inputs and not goes_to_device:
-            return func(*args, **kwargs)
+            return func(*args, **host_kwargs)
         if device is not None:
             host_kwargs["device"] = torch.device("cpu")
         result = func(*host_args, **host_kwargs)
@@ -116,7 +124,7 @@ class SimulatedDirectml(TorchDispatchMode):
             self._note(breaches(name, _hosts(inputs), [], [result]))
             return result
         self.operators.add(base)
-        written = [args[place] for place in places if place < len(args)]
+        written = [args[place] for place in places if place < len(args)] if places else []
         if base == "scatter" and len(inputs) == 3:
             self._check_unique(inputs[1].host)
         if base in {"_local_scalar_dense", "is_nonzero", "equal"}:
@@ -143,14 +151,24 @@ class SimulatedDirectml(TorchDispatchMode):
             self.breaches |= {f"{one} ({_caller()})" for one in found}
 
 
+# Arguments that hold no tensor.
+_PLAIN = frozenset((int, float, bool, str, type(None), torch.dtype))
+
+
 # torch's own functions for trees take most of a test's time: operators nest lists and tuples alone.
 def _on_host(value: Any, tensors: list[torch.Tensor]) -> Any:
     """An argument with what its tensors on the device are made of; ``tensors`` receives its tensors, in order."""
+    kind = type(value)
+    if kind is DirectmlTensor:
+        tensors.append(value)
+        return value.host
+    if kind in _PLAIN:
+        return value
     if isinstance(value, torch.Tensor):
         tensors.append(value)
-        return value.host if isinstance(value, DirectmlTensor) else value
+        return value
     if isinstance(value, list | tuple):
-        return type(value)([_on_host(one, tensors) for one in value])
+        return kind([_on_host(one, tensors) for one in value])
     return value
 
 

@@ -84,8 +84,9 @@ FEATURED: list[tuple[str, dict[str, Any]]] = [
 def test_a_whole_generation_keeps_to_the_rules(
     device: SimulatedDirectml, architecture: str, settings: dict[str, Any], dtype: torch.dtype
 ) -> None:
-    model = tiny_model(architecture, seed=3, **settings)
-    draft = draft_of(model)
+    with device.left():
+        model = tiny_model(architecture, seed=3, **settings)
+        draft = draft_of(model)
     speculation = SpeculationConfig(depth=3, adaptive=False, drafters=("lookup",))
     engine = engine_of(loaded_on_device("target", model, dtype), loaded_on_device("draft", draft, dtype), speculation)
     outputs = finished(engine.generate(work()))
@@ -96,8 +97,9 @@ def test_a_whole_generation_keeps_to_the_rules(
     engine.check_integrity()
     assert device.operators <= tried_by_doctor()
     if dtype is torch.float32:
-        host = engine_of(loaded_on_host("target", model, dtype), loaded_on_host("draft", draft, dtype), speculation)
-        expected = finished(host.generate(work()))
+        with device.left():
+            host = engine_of(loaded_on_host("target", model, dtype), loaded_on_host("draft", draft, dtype), speculation)
+            expected = finished(host.generate(work()))
         # Sampled sequences draft otherwise here: their outputs have the same distribution and are others.
         greedy = [index for index, one in enumerate(work()) if one.sampling_params.is_greedy]
         assert len(greedy) == len(outputs) - 1
