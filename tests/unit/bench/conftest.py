@@ -3,9 +3,10 @@ from __future__ import annotations
 import pytest
 
 from helix_jobs.bench.peer import PEERS
+from tests.unit.engine.tried_tokenizers import _tokenizers_tried_once
 from tests.unit.one_thread import _one_thread
 
-__all__ = ["_one_thread"]
+__all__ = ["_one_thread", "_tokenizers_tried_once"]
 
 
 FAKE_PEER = """

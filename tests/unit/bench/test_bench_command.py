@@ -17,6 +17,8 @@ from helix_jobs.errors import EngineBrokenError
 from tests.unit.engine.model_files import save_checkpoint
 from tests.unit.engine.tiny_models import tiny_model
 
+pytestmark = pytest.mark.usefixtures("_tokenizers_tried_once")
+
 NUMBER = {"type": "number"}
 SHARE = {"type": ["number", "null"], "minimum": 0, "maximum": 1}
 COUNT = {"type": "integer", "minimum": 0}

@@ -16,6 +16,8 @@ from tests.unit.engine.grammar_models import json_tokenizer, vocab_size
 from tests.unit.engine.model_files import save_checkpoint
 from tests.unit.engine.tiny_models import tiny_model
 
+pytestmark = pytest.mark.usefixtures("_tokenizers_tried_once")
+
 PERSON = {
     "type": "object",
     "properties": {"name": {"type": "string"}, "age": {"type": "integer"}, "size": {"type": "number", "minimum": 0}},

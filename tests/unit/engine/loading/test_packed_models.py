@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+pytestmark = pytest.mark.usefixtures("_tokenizers_tried_once")
+
 # Widths of which every layout has whole blocks.
 SIZES = {
     "hidden_size": 256,

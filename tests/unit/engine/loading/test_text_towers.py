@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+pytestmark = pytest.mark.usefixtures("_tokenizers_tried_once")
+
 PROMPT = [(7 * i) % 33 + 2 for i in range(40)]
 TRANSFORMER = {
     "hidden_size": 16,
