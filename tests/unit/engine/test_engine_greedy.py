@@ -1,4 +1,8 @@
-"""Greedy outputs equal transformers' own generate at batch 1, token for token, whatever the batch and the draft."""
+"""Greedy outputs equal transformers' own at batch 1, token for token, whatever the batch and the draft.
+
+One attention model and one with states are compared with ``generate``. Of the others transformers says in one pass
+over each output that it is greedy, instead of one pass a token.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from helix_jobs.engine.request import FinishReason
 from tests.unit.engine.tiny_models import (
     ARCHITECTURES,
     VOCAB_SIZE,
+    greedy_beside,
     reference_greedy,
     request,
     tiny_engine,
@@ -24,15 +29,35 @@ def ragged_prompts(seed, count=14):
     return [[rng.randrange(1, VOCAB_SIZE) for _ in range(length)] for length in lengths[:count]]
 
 
+PROMPTS = ragged_prompts(11)
+BUDGETS = [6 + 2 * i for i in range(len(PROMPTS))]
+GENERATED = ("llama", "lfm2")
+
+
 @functools.cache
 def served(architecture="llama"):
-    """A model, requests and what transformers answers to them."""
-    model = tiny_model(architecture, seed=3)
-    prompts = ragged_prompts(11)
-    budgets = [6 + 2 * i for i in range(len(prompts))]
-    answers = [reference_greedy(model, p, n) for p, n in zip(prompts, budgets, strict=True)]
-    assert any(len(set(a)) > 5 for a in answers), "the reference must not be one token over and over"
-    return model, prompts, budgets, answers
+    return tiny_model(architecture, seed=3)
+
+
+@functools.cache
+def answers(architecture):
+    """What transformers generates for each prompt."""
+    return [reference_greedy(served(architecture), p, n) for p, n in zip(PROMPTS, BUDGETS, strict=True)]
+
+
+def check(architecture, results):
+    outputs = [r.output_token_ids for r in results]
+    if architecture in GENERATED:
+        expected = answers(architecture)
+    else:
+        model = served(architecture)
+        expected = [greedy_beside(model, p, o, n) for p, o, n in zip(PROMPTS, outputs, BUDGETS, strict=True)]
+    assert outputs == expected
+    assert any(len(set(a)) > 5 for a in outputs), "the reference must not be one token over and over"
+
+
+def requests():
+    return [request(str(i), p, max_tokens=n) for i, (p, n) in enumerate(zip(PROMPTS, BUDGETS, strict=True))]
 
 
 # Neither verification nor the cache knows the architecture. Each architecture runs once as the target alone, once with
@@ -44,14 +69,12 @@ def served(architecture="llama"):
     [*((one, draft) for one in ARCHITECTURES for draft in ("none", "int8")), ("llama", "same"), ("llama", "other")],
 )
 def test_equals_transformers_over_a_ragged_batch(architecture, draft):
-    model, prompts, budgets, answers = served(architecture)
-    engine = tiny_engine(model, draft, max_batch_size=8)
-    requests = [request(str(i), p, max_tokens=n) for i, (p, n) in enumerate(zip(prompts, budgets, strict=True))]
-    results = engine.generate(requests)
-    assert [r.output_token_ids for r in results] == answers
+    engine = tiny_engine(served(architecture), draft, max_batch_size=8)
+    results = engine.generate(requests())
+    check(architecture, results)
     assert all(
-        r.finish_reason is (FinishReason.LENGTH if len(a) == n else FinishReason.STOP)
-        for r, a, n in zip(results, answers, budgets, strict=True)
+        r.finish_reason is (FinishReason.LENGTH if len(r.output_token_ids) == n else FinishReason.STOP)
+        for r, n in zip(results, BUDGETS, strict=True)
     )
     engine.check_integrity()
     assert (sum(r.draft_tokens for r in results) > 0) == (draft != "none")
@@ -67,31 +90,26 @@ def test_equals_transformers_over_a_ragged_batch(architecture, draft):
     ],
 )
 def test_equals_transformers_with_small_caches_and_chunked_prefill(architecture, num_blocks, token_budget, block_size):
-    model, prompts, budgets, answers = served(architecture)
+    model = served(architecture)
     engine = tiny_engine(
         model, "int8", num_blocks=num_blocks, block_size=block_size, token_budget=token_budget, max_batch_size=6
     )
-    requests = [request(str(i), p, max_tokens=n) for i, (p, n) in enumerate(zip(prompts, budgets, strict=True))]
-    assert [r.output_token_ids for r in engine.generate(requests)] == answers
+    check(architecture, engine.generate(requests()))
 
 
 def test_a_small_pool_preempts_and_changes_nothing(caplog):
-    model, prompts, _, _ = served()
+    model = served()
     caplog.set_level("DEBUG", logger="helix_jobs.engine.schedule.scheduler")
-    requests = [request(str(i), p, max_tokens=50, ignore_eos=True) for i, p in enumerate(prompts[:10])]
-    roomy = tiny_engine(model, "int8").generate(requests)
+    long = [request(str(i), p, max_tokens=50, ignore_eos=True) for i, p in enumerate(PROMPTS[:10])]
+    roomy = tiny_engine(model, "int8").generate(long)
     assert "preempted" not in caplog.text
-    tight = tiny_engine(model, "int8", num_blocks=34, max_batch_size=8).generate(requests)
+    tight = tiny_engine(model, "int8", num_blocks=34, max_batch_size=8).generate(long)
     assert "preempted" in caplog.text
     assert [r.output_token_ids for r in tight] == [r.output_token_ids for r in roomy]
 
 
 def test_a_perfect_draft_is_always_accepted():
-    model, prompts, budgets, _ = served()
-    engine = tiny_engine(model, "same", max_batch_size=4)
-    results = engine.generate(
-        request(str(i), p, max_tokens=n) for i, (p, n) in enumerate(zip(prompts, budgets, strict=True))
-    )
+    results = tiny_engine(served(), "same", max_batch_size=4).generate(requests())
     ended_by_length = [r for r in results if r.finish_reason is FinishReason.LENGTH]
     assert ended_by_length
     assert all(r.acceptance_rate == 1.0 for r in ended_by_length)
@@ -99,10 +117,10 @@ def test_a_perfect_draft_is_always_accepted():
 
 
 def test_penalised_greedy_equals_transformers():
-    model, prompts, _, _ = served()
+    model = served()
     engine = tiny_engine(model, "same", max_batch_size=4)
-    results = engine.generate(request(str(i), p, max_tokens=20, repetition_penalty=1.7) for i, p in enumerate(prompts))
-    expected = [reference_greedy(model, p, 20, repetition_penalty=1.7) for p in prompts]
+    results = engine.generate(request(str(i), p, max_tokens=20, repetition_penalty=1.7) for i, p in enumerate(PROMPTS))
+    expected = [reference_greedy(model, p, 20, repetition_penalty=1.7) for p in PROMPTS]
     assert [r.output_token_ids for r in results] == expected
 
 
