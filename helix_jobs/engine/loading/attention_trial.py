@@ -84,7 +84,9 @@ def is_faster(decoder: Decoder, folder: Path, report: Callable[[str], None]) -> 
         "torch": torch.__version__,
         "dtype": str(decoder.dtype),
         "heads": ", ".join(
-            f"{spec.num_heads} / {shape.num_kv_heads} of {shape.head_dim}" for shape in spec.geometry.shapes
+            f"{spec.num_heads} / {shape.num_kv_heads} of {shape.head_dim}"
+            + ("" if shape.has_values else f", values the first {shape.value_width}")
+            for shape in spec.geometry.shapes
         ),
     }
     file = KeptFile(folder, "attention", identity)

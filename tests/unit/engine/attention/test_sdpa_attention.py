@@ -19,6 +19,7 @@ from helix_jobs.engine.config import CacheConfig
 from helix_jobs.engine.loaded_models import LoadedModel
 from helix_jobs.engine.loading import attention_trial
 from helix_jobs.engine.loading.attention_trial import is_faster, pays, with_faster_attention
+from helix_jobs.engine.loading.pretrained import TRANSFORMERS_MAJOR
 from helix_jobs.engine.model.assembly import build_decoder
 from tests.unit.engine.devices.simulated_directml import SimulatedDirectml, built_on_device
 from tests.unit.engine.tiny_models import (
@@ -144,6 +145,14 @@ def test_the_verdict_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *,
     kept.write_text("[]")
     assert is_faster(decoder, tmp_path, told.append) is is_taken
     assert len(told) == 2
+
+
+@pytest.mark.usefixtures("brief_trials")
+@pytest.mark.skipif(TRANSFORMERS_MAJOR < 5, reason="latent attention is served with transformers 5")
+def test_latent_attention_is_tried_with_its_own_keys(tmp_path: Path) -> None:
+    is_faster(build_decoder(tiny_model("youtu")), tmp_path, lambda _: None)
+    (kept,) = tmp_path.iterdir()
+    assert len(json.loads(kept.read_text())["seconds"]) == 4, "the results agree"
 
 
 def failing(error: Exception) -> object:
