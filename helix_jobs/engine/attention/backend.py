@@ -44,6 +44,9 @@ class LayerAttention:
         sinks: ``[num_heads]`` float32, the score of one more key of each head, whose value is zero (GPT-OSS; Xiao et
             al. 2023, arXiv:2309.17453); None for none.
         latent: Latent attention (DeepSeek-V2), or None. Norms, clip and factor of queries have no meaning beside it.
+        value_norm: Normalises each value (Gemma 4), or None.
+        has_values_of_keys: Whether values are the keys as these leave their product, before norm and rotation; the
+            product then yields none (Gemma 4).
     """
 
     scaling: float
@@ -57,6 +60,8 @@ class LayerAttention:
     query_factor: QueryFactor | None = None
     sinks: torch.Tensor | None = None
     latent: LatentHeads | None = None
+    value_norm: HeadNorm | None = None
+    has_values_of_keys: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -74,11 +74,13 @@ def before_rotation(
     norms_rows = own.norm_scope == "row" and own.query_norm is not None
     if own.clip is not None and not norms_rows:
         qkv = qkv.clamp(-own.clip, own.clip)
-    counts = (spec.num_heads, shape.num_new_heads, shape.num_new_heads if shape.has_values else 0)
+    has_values = shape.has_values and not own.has_values_of_keys
+    counts = (spec.num_heads, shape.num_new_heads, shape.num_new_heads if has_values else 0)
+    norms_heads = own.query_norm is not None and own.norm_scope != "rotated"
     if shape.value_width == shape.head_dim:
         # [T, heads, head_dim]
         heads = qkv.view(len(qkv), sum(counts), shape.head_dim)
-        if own.query_norm is None or own.norm_scope == "rotated":
+        if not (norms_heads or own.value_norm is not None or own.has_values_of_keys):
             return heads
         queries, keys, values = heads.split(counts, dim=1)
     else:
@@ -87,8 +89,13 @@ def before_rotation(
         queries, keys, values = (
             part.view(len(qkv), count, width) for part, count, width in zip(parts, counts, widths, strict=True)
         )
-        if own.query_norm is None or own.norm_scope == "rotated":
-            return queries, keys, values
+    if own.has_values_of_keys:
+        assert shape.value_width == shape.head_dim, "keys are values"
+        values = keys
+    if own.value_norm is not None:
+        values = own.value_norm(values)
+    if own.query_norm is None or not norms_heads:
+        return queries, keys, values
     query_norm, key_norm = own.query_norm, own.key_norm
     if own.norm_scope == "row":
         queries = query_norm(queries.flatten(1)).view(queries.shape)

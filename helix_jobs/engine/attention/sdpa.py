@@ -30,7 +30,7 @@ class SdpaAttention(DenseAttention):
     SERVED: Final = frozenset(
         {
             *("query_norm", "key_norm", "norm_scope", "rotary", "window", "clip", "query_factor", "latent"),
-            *("layers", "source", "value_dim", "has_values"),
+            *("layers", "source", "value_dim", "has_values", "value_norm", "has_values_of_keys"),
         }
     )
 

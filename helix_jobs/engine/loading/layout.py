@@ -37,14 +37,19 @@ def check_layout(
         ModelError: A tensor is missing or has another shape.
         UnsupportedArchitectureError: There is a tensor that would not be read.
     """
-    needed, draft_head = _needed(name, config), FAMILIES[config.model_type].draft_head
+    needed, family = _needed(name, config), FAMILIES[config.model_type]
+    draft_head, is_unread = family.draft_head, family.is_unread
     there: dict[str, StoredTensor] = {}
     unread = []
     for tensor, stored in tensors.items():
         short = canonical(tensor)
         if short in needed and short not in there:
             there[short] = stored
-        elif not (is_computed(tensor) or (draft_head is not None and short.startswith(draft_head))):
+        elif not (
+            is_computed(tensor)
+            or (draft_head is not None and short.startswith(draft_head))
+            or (is_unread is not None and is_unread(config, short))
+        ):
             unread.append(tensor)
     if unread:
         raise _unread(name, sorted(unread), is_gguf=is_gguf)

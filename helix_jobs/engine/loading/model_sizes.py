@@ -52,6 +52,7 @@ class ModelSizes:
         widest: Outputs of a layer's widest product. Trade-off: the products of one module that read the residual
             stream are taken as one, so it may be a little more than the decoder's own.
         vocab_size: Logits of a row.
+        layer_inputs: See ``StepWidths``.
         context: The most tokens of a sequence, prompt and output together.
         blocks: The weights in blocks which can be multiplied as they are.
     """
@@ -70,6 +71,7 @@ class ModelSizes:
     states: tuple[StateShape, ...]
     widest: int
     vocab_size: int
+    layer_inputs: int
     context: int
     blocks: StoredBlocks = NO_BLOCKS
 
@@ -112,6 +114,7 @@ class ModelSizes:
             chosen_experts=self.chosen_experts,
             num_experts=self.num_experts,
             states=self.states,
+            layer_inputs=self.layer_inputs,
         )
 
 
@@ -162,7 +165,7 @@ def model_sizes(name: str, config: PretrainedConfig) -> ModelSizes:
     biases = [module.bias.numel() for module in linears if module.bias is not None]
     stacks = _stacks(model, description)
     chosen = [own.router.top_k for own in experts]
-    hidden_size = embedding.shape[1]
+    hidden_size, inputs = embedding.shape[1], description.layer_inputs
     joined = _joined(model, description)
     return ModelSizes(
         weights=sum(parameter.numel() for parameter in model.parameters()),
@@ -185,6 +188,7 @@ def model_sizes(name: str, config: PretrainedConfig) -> ModelSizes:
             *joined,
         ),
         vocab_size=head.shape[0],
+        layer_inputs=0 if inputs is None else inputs.width * len(description.layers),
         context=min(context_limits(config).values()),
     )
 

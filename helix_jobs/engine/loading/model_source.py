@@ -289,9 +289,10 @@ def _read_safetensors(source: ModelSource, dtype: torch.dtype) -> PreTrainedMode
 
 def _is_unneeded(tensor: str, config: PretrainedConfig) -> bool:
     """Whether nobody computes with a tensor that checkpoints of this family may hold."""
-    if is_computed(tensor):
+    family = FAMILIES[config.model_type]
+    if is_computed(tensor) or (family.is_unread is not None and family.is_unread(config, canonical(tensor))):
         return True
-    has_further = FAMILIES[config.model_type].further_layers is not None
+    has_further = family.further_layers is not None
     return has_further and is_of_layer_from(config.num_hidden_layers, tensor)
 
 

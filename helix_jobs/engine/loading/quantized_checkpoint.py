@@ -40,6 +40,8 @@ _PARTS: Final = re.compile(
     r"|(weight|input|output|activation|[qkv])_?(scale|scale_inv|scale_2|global_scale|zero_point|packed|shape|g_idx)"
     r"|scale|scale_inv|zero_point|biases)\Z"
 )
+# A weight that has the name of such a tensor (Gemma 4's routers). A model without it does not read it, and is refused.
+_WEIGHTS: Final = (".router.scale",)
 FLOAT_KINDS: Final = frozenset({"F64", "F32", "F16", "BF16"})
 # Formats that are read, by their quant_method.
 _READ: Final[Mapping[str, Callable[[str, Mapping[str, Any]], QuantizedFormat]]] = {
@@ -53,6 +55,7 @@ _NOT_READ: Final = {
         ("lfm2", "qwen3_5_text", "qwen3_5", "granitemoehybrid", "bamba", "falcon_h1"), "with recurrent layers"
     ),
     **dict.fromkeys(("minicpm3", "youtu"), "with latent attention"),
+    **dict.fromkeys(("gemma4", "gemma4_text"), "with layers of several shapes"),
     "gpt2": "whose matrices GPT-2 has transposed",
 }
 _READ_KEYS: Final = ("quantization_config", "compression_config")
@@ -119,7 +122,7 @@ def check_not_quantized(
 
 def is_part_of_quantized(tensor: str) -> bool:
     """Whether a tensor of this name goes with quantised numbers, such as their scales."""
-    return _PARTS.search(tensor) is not None
+    return _PARTS.search(tensor) is not None and not tensor.endswith(_WEIGHTS)
 
 
 def _refusal(name: str, method: str, place: str) -> UnsupportedArchitectureError:

@@ -44,8 +44,7 @@ def cache_config(models: LoadedModels, config: EngineConfig, kv_cache_mb: int | 
         kv_cache_mb=kv_cache_mb,
         free_bytes=free_bytes,
         unknown_bytes=cache_bytes_beside(
-            largest_step
-            + sum(one.embedding.nbytes + sum(linear.nbytes for linear in one.linears()) for one in decoders),
+            largest_step + sum(one.table_bytes + sum(linear.nbytes for linear in one.linears()) for one in decoders),
             total_memory(device) if free_bytes is None else None,
             token_bytes=block_bytes // DEFAULT_BLOCK_SIZE,
             max_batch_size=config.max_batch_size,

@@ -15,6 +15,7 @@ from helix_jobs.engine.model.activations import ACTIVATIONS, XIELU
 from helix_jobs.engine.model.description import UnsupportedSettingError
 from helix_jobs.engine.model.description_files import read_config
 from helix_jobs.engine.model.families.registry import FAMILIES, describe
+from helix_jobs.engine.model.families.settings import stated
 from helix_jobs.engine.model.not_served import NOT_SERVED
 from helix_jobs.engine.model.text_tower import TEXT_TOWERS
 from helix_jobs.errors import ModelError, UnsupportedArchitectureError
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 SUPPORTED_MODEL_TYPES: Final = {family.model_type: family.class_name for family in FAMILIES.values()}
 _SUPPORTED: Final = f"supported are {', '.join((*SUPPORTED_MODEL_TYPES, *TEXT_TOWERS))}"
 # With these types a token's rotation depends on its position alone.
-_ROPE_TYPES: Final = ("default", "linear", "llama3", "yarn", "longrope")
+_ROPE_TYPES: Final = ("default", "linear", "llama3", "yarn", "longrope", "proportional")
 # This type recomputes its frequencies from the longest position of a batch, so a token would depend on its neighbours.
 _BATCH_DEPENDENT_ROPE: Final = "dynamic"
 # This type does so only once a position leaves the original context; within it the frequencies are constant.
@@ -94,7 +95,11 @@ def check_architecture(name: str, config: PretrainedConfig) -> None:
     for rope in map(_rope_type, _rope_settings(config)):
         if not (family.has_fixed_dynamic_rope and rope == _BATCH_DEPENDENT_ROPE):
             _check_rope(name, rope)
-    if getattr(config, "use_bidirectional_attention", None) or not getattr(config, "is_causal", True):
+    # Gemma 4 says ``vision`` where only the parts of an image see each other.
+    is_causal = getattr(config, "is_causal", True) and (
+        getattr(config, "use_bidirectional_attention", None) in (None, False, "vision")
+    )
+    if not is_causal:
         raise UnsupportedArchitectureError(f"model {name} attends in both directions; supported is causal attention")
     if getattr(config, "add_cross_attention", False) or config.is_encoder_decoder:
         raise UnsupportedArchitectureError(f"model {name} attends to an encoder; supported are decoders alone")
@@ -136,9 +141,9 @@ def _check_description(name: str, config: PretrainedConfig) -> None:
         if window is not None and window < 1:
             raise ModelError(f"model {name}: its configuration says sliding_window {window}; fetch the model again")
     for key, value in (("num_key_value_heads", description.num_kv_heads), ("head_dim", description.head_dim)):
-        if getattr(config, key, None) not in (None, value):
+        if stated(config, key) not in (None, value):
             raise UnsupportedArchitectureError(
-                f"model {name}: config.json says {key} {getattr(config, key)!r:.40}, and a {config.model_type} "
+                f"model {name}: config.json says {key} {stated(config, key)!r:.40}, and a {config.model_type} "
                 "model has no such setting; remove that line, or correct model_type"
             )
 
@@ -147,9 +152,9 @@ def _check_numbers(name: str, config: PretrainedConfig) -> None:
     """Refuse numbers that no model can have."""
     counts = ["num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size", "max_position_embeddings"]
     optional = ["num_key_value_heads", "head_dim"]
-    counts += [key for key in optional if getattr(config, key, None) is not None]
+    counts += [key for key in optional if stated(config, key) is not None]
     for key in counts:
-        value = getattr(config, key, None)
+        value = stated(config, key)
         if type(value) is not int or not 0 < value < _LARGEST_COUNT:
             raise ModelError(f"model {name}: its configuration says {key} {value!r:.40}; fetch the model again")
     for key in ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon"):
@@ -168,7 +173,7 @@ def _check_rope_numbers(name: str, config: PretrainedConfig) -> None:
 
 
 def _check_rotation(name: str, config: PretrainedConfig, parameters: dict[str, Any]) -> None:
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    head_dim = stated(config, "head_dim") or config.hidden_size // config.num_attention_heads
     factors = (parameters.get(key, getattr(config, key, None)) for key in _PARTIAL_ROTATION)
     factor = next((one for one in factors if isinstance(one, int | float) and 0 < one <= 1), 1)
     rotated = int(head_dim * factor)

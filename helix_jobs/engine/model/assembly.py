@@ -20,9 +20,11 @@ from helix_jobs.engine.attention.rotary import RotaryTable
 from helix_jobs.engine.model.activations import ACTIVATIONS, XIELU
 from helix_jobs.engine.model.decoder import Decoder, DecoderLayer
 from helix_jobs.engine.model.expert_assembly import build_experts
+from helix_jobs.engine.model.experts_beside import ExpertsBeside
 from helix_jobs.engine.model.families.registry import describe
 from helix_jobs.engine.model.feed_forward import GatedFeedForward, NoFeedForward, PlainFeedForward
 from helix_jobs.engine.model.latents import latent_heads, latent_products
+from helix_jobs.engine.model.layer_inputs import LayerInput, LayerInputs
 from helix_jobs.engine.model.placement import Placement
 from helix_jobs.engine.model.recurrences import build_recurrence, recurrent_products
 from helix_jobs.engine.model.row_order import gated_order, pair_order, row_order
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
         RotaryDescription,
     )
     from helix_jobs.engine.model.feed_forward import Activation, FeedForward
+    from helix_jobs.engine.model.layer_input_description import LayerInputDescription
     from helix_jobs.engine.model.norms import Norm
     from helix_jobs.engine.model.query_lift import QueryLift
     from helix_jobs.engine.weights.linear import Linear
@@ -108,6 +111,7 @@ class _Assembly:
             position_embedding=None if positions is None else place.take(positions[description.position_offset :]),
             logit_scale=description.logit_scale,
             logit_cap=description.logit_cap,
+            layer_inputs=self._layer_inputs(outer),
         )
 
     def _layer(self, parts: StoredParts, layer: LayerDescription) -> DecoderLayer:
@@ -119,7 +123,7 @@ class _Assembly:
             qkv=inner,
             attention_out=out,
             feed_forward_norm=_optional(parts, layer.feed_forward_norm, size),
-            feed_forward=self._feed_forward(parts, layer),
+            feed_forward=self._feed_forward(parts, layer, size),
             attention_out_norm=_optional(parts, layer.attention_out_norm, size),
             feed_forward_out_norm=_optional(parts, layer.feed_forward_out_norm, size),
             residual_scale=layer.residual_scale,
@@ -128,6 +132,8 @@ class _Assembly:
             attention_width=0 if own is None or recurrence is None else self._description.qkv_width,
             has_gate=own is not None and own.has_gate,
             query_lift=lift,
+            layer_input=None if layer.layer_input is None else _layer_input(parts, layer.layer_input, size),
+            scale=1.0 if layer.scale is None else float(parts.tensor(layer.scale).to(self._place.dtype)),
         )
 
     def _products(
@@ -148,12 +154,36 @@ class _Assembly:
         assert in_order, "no family has other rows side by side"
         return parts.linear(own.qkv.beside(recurrence.inner)), parts.summed((own.out, recurrence.out)), None
 
-    def _feed_forward(self, parts: StoredParts, layer: LayerDescription) -> FeedForward:
-        if layer.experts is not None:
-            return build_experts(parts, self._place, layer.experts, partial(_feed_forward, parts))
-        if layer.feed_forward is None:
-            return NoFeedForward()
-        return _feed_forward(parts, layer.feed_forward)
+    def _feed_forward(self, parts: StoredParts, layer: LayerDescription, size: int) -> FeedForward:
+        if layer.experts is None:
+            return NoFeedForward() if layer.feed_forward is None else _feed_forward(parts, layer.feed_forward)
+        experts = build_experts(parts, self._place, layer.experts, partial(_feed_forward, parts))
+        if layer.beside is None:
+            return experts
+        assert layer.feed_forward is not None, "experts stand beside a feed-forward"
+        return ExpertsBeside(
+            dense=_feed_forward(parts, layer.feed_forward),
+            experts=experts,
+            dense_norm=parts.norm(layer.beside.dense_norm, size),
+            dense_out_norm=parts.norm(layer.beside.dense_out_norm, size),
+            experts_norm=parts.norm(layer.beside.experts_norm, size),
+            experts_out_norm=parts.norm(layer.beside.experts_out_norm, size),
+        )
+
+    def _layer_inputs(self, outer: StoredParts) -> LayerInputs | None:
+        own = self._description.layer_inputs
+        if own is None:
+            return None
+        projection = outer.linear(own.projection)
+        return LayerInputs(
+            table=self._place.take(outer.module(own.table).weight),
+            projection=projection,
+            norm=outer.norm(own.norm, own.width),
+            width=own.width,
+            # Rounded to the model's dtype, as the embedding's scale is.
+            table_scale=float(torch.tensor(own.width**0.5, dtype=self._place.dtype)),
+            projection_scale=projection.in_features**-0.5,
+        )
 
     def _qkv(self, parts: StoredParts, own: AttentionDescription) -> tuple[Linear, QueryLift | None]:
         """What attention reads: one product, and the second one of queries that are made in two."""
@@ -188,6 +218,8 @@ class _Assembly:
             scaling=own.scaling,
             query_norm=_optional(parts, own.query_norm, head_dim, order),
             key_norm=_optional(parts, own.key_norm, head_dim, order),
+            value_norm=_optional(parts, own.value_norm, head_dim),
+            has_values_of_keys=own.has_values_of_keys,
             norm_scope=own.norm_scope,
             rotary=None if own.rotary is None else self._rotary(own.rotary, head_dim),
             window=own.window,
@@ -230,6 +262,13 @@ def _optional(
     parts: StoredParts, norm: NormDescription | None, size: int, order: torch.Tensor | None = None
 ) -> Norm | None:
     return None if norm is None else parts.norm(norm, size, order)
+
+
+def _layer_input(parts: StoredParts, own: LayerInputDescription, size: int) -> LayerInput:
+    gate, projection = parts.linear(own.gate), parts.linear(own.projection)
+    return LayerInput(
+        gate=gate, projection=projection, norm=parts.norm(own.norm, size), activation=ACTIVATIONS[own.activation]
+    )
 
 
 def _feed_forward(parts: StoredParts, description: FeedForwardDescription) -> FeedForward:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from helix_jobs.engine.attention.step_layout import StepLayout
     from helix_jobs.engine.config import StateConfig
     from helix_jobs.engine.model.feed_forward import FeedForward
+    from helix_jobs.engine.model.layer_inputs import LayerInput, LayerInputs
     from helix_jobs.engine.model.norms import Norm
     from helix_jobs.engine.model.query_lift import QueryLift
     from helix_jobs.engine.recurrence.recurrence import Recurrence
@@ -85,6 +86,8 @@ class DecoderLayer:
         query_lift: Makes queries of what ``qkv`` yields in their place (DeepSeek-V2), or None.
         attention_width: Where attention stands beside ``recurrence``, the outputs of ``qkv`` that it reads, before
             those that ``recurrence`` reads; else 0 (Falcon-H1). ``attention_out`` then reads both results side by side.
+        layer_input: Works the layer's own input into the residual, behind the feed-forward (Gemma 4); or None.
+        scale: Factor of the residual behind the layer (Gemma 4).
     """
 
     attention_norm: Norm | None
@@ -100,12 +103,15 @@ class DecoderLayer:
     recurrence: Recurrence | None = None
     query_lift: QueryLift | None = None
     attention_width: int = 0
+    layer_input: LayerInput | None = None
+    scale: float = 1.0
 
     def linears(self) -> tuple[Linear, ...]:
         """Its matrix products, in order of execution."""
         lift = None if self.query_lift is None else self.query_lift.product
         mixing = (one for one in (self.qkv, lift, self.attention_out) if one is not None)
-        return *mixing, *self.feed_forward.linears()
+        given = () if self.layer_input is None else self.layer_input.linears()
+        return *mixing, *self.feed_forward.linears(), *given
 
     def with_linears(self, change: Callable[[Linear], Linear]) -> DecoderLayer:
         """The same layer with ``change`` applied to every linear layer."""
@@ -115,6 +121,7 @@ class DecoderLayer:
             query_lift=None if self.query_lift is None else self.query_lift.with_linears(change),
             attention_out=None if self.attention_out is None else change(self.attention_out),
             feed_forward=self.feed_forward.with_linears(change),
+            layer_input=None if self.layer_input is None else self.layer_input.with_linears(change),
         )
 
     def add_attention(self, residual: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
@@ -163,6 +170,7 @@ class Decoder:
         position_embedding: ``[max_positions, hidden_size]`` learned positions (GPT-2), or None.
         logit_scale: Factor of the logits (Granite).
         logit_cap: Bound of the logits, ``cap * tanh(logits / cap)`` (Gemma 2), or None.
+        layer_inputs: Makes the inputs of layers beside the residual (Gemma 4), or None.
         small_steps: A faster way through steps of few tokens, or None.
     """
 
@@ -178,12 +186,18 @@ class Decoder:
     position_embedding: torch.Tensor | None = None
     logit_scale: float = 1.0
     logit_cap: float | None = None
+    layer_inputs: LayerInputs | None = None
     small_steps: SmallSteps | None = None
 
     @property
     def geometry(self) -> CacheGeometry:
         """Shapes of its keys and values."""
         return self.attention.spec.geometry
+
+    @property
+    def table_bytes(self) -> int:
+        """Bytes of what is looked up by token."""
+        return self.embedding.nbytes + (0 if self.layer_inputs is None else self.layer_inputs.table.nbytes)
 
     @property
     def num_embeddings(self) -> int:
@@ -206,11 +220,18 @@ class Decoder:
 
     def linears(self) -> list[Linear]:
         """Every matrix product of a step, in order of execution, the head last."""
-        return [*(linear for layer in self.layers for linear in layer.linears()), self.head]
+        first = () if self.layer_inputs is None else (self.layer_inputs.projection,)
+        return [*first, *(linear for layer in self.layers for linear in layer.linears()), self.head]
 
     def with_linears(self, change: Callable[[Linear], Linear]) -> Decoder:
         """The same model with ``change`` applied to every linear layer, output head included."""
-        return replace(self, layers=tuple(layer.with_linears(change) for layer in self.layers), head=change(self.head))
+        inputs = self.layer_inputs
+        return replace(
+            self,
+            layer_inputs=None if inputs is None else replace(inputs, projection=change(inputs.projection)),
+            layers=tuple(layer.with_linears(change) for layer in self.layers),
+            head=change(self.head),
+        )
 
     def pack(self) -> None:
         """Lay the weights out for this device's kernels, once and for all."""
@@ -238,16 +259,7 @@ class Decoder:
             ``[padded_rows(T), hidden_size]`` before the final norm. Pass only the rows whose logits are wanted on to
             ``logits``.
         """
-        # [T, hidden_size]
-        hidden = look_up(tokens, self.embedding, self.dtype)
-        if self.embedding_scale != 1.0:
-            hidden = hidden * self.embedding_scale
-        if self.position_embedding is not None:
-            # Only a draft may be asked beyond its own context, where any guess will do.
-            positions = layout.positions.clamp(max=len(self.position_embedding) - 1)
-            hidden = hidden + functional.embedding(positions, self.position_embedding)
-        if self.embedding_norm is not None:
-            hidden = self.embedding_norm(hidden)
+        hidden = self._embedded(tokens, layout.positions)
         if self.small_steps is not None and self.small_steps.serves(layout, cache):
             return self.small_steps.forward(hidden, layout, cache, clock)
         step = self.attention.begin(layout, cache)
@@ -256,6 +268,8 @@ class Decoder:
         num_tokens = layout.num_tokens
         num_rows = padded_rows(num_tokens)
         hidden = _pad(hidden, num_rows)
+        inputs = self.layer_inputs
+        given = iter(()) if inputs is None else iter(inputs.of(_pad(inputs.look_up(tokens), num_rows), hidden))
         for layer in self.layers:
             normal = hidden if layer.attention_norm is None else layer.attention_norm(hidden)
             residual = hidden
@@ -272,6 +286,23 @@ class Decoder:
                     clock.stop()
                 residual = layer.add_attention(hidden, _pad(attended, num_rows))
             hidden = layer.add_feed_forward(residual, hidden, normal)
+            if layer.layer_input is not None:
+                hidden = layer.layer_input.add_to(hidden, next(given))
+            if layer.scale != 1.0:
+                hidden = hidden * layer.scale
+        return hidden
+
+    def _embedded(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """What the first layer reads of tokens and positions, each ``[T]``: ``[T, hidden_size]``."""
+        hidden = look_up(tokens, self.embedding, self.dtype)
+        if self.embedding_scale != 1.0:
+            hidden = hidden * self.embedding_scale
+        if self.position_embedding is not None:
+            # Only a draft may be asked beyond its own context, where any guess will do.
+            positions = positions.clamp(max=len(self.position_embedding) - 1)
+            hidden = hidden + functional.embedding(positions, self.position_embedding)
+        if self.embedding_norm is not None:
+            hidden = self.embedding_norm(hidden)
         return hidden
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:

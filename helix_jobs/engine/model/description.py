@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from helix_jobs.engine.attention.backend import NormScope
-    from helix_jobs.engine.model.expert_description import ExpertsDescription
+    from helix_jobs.engine.model.expert_description import BesideDescription, ExpertsDescription
     from helix_jobs.engine.model.latent_description import LatentDescription
+    from helix_jobs.engine.model.layer_input_description import LayerInputDescription, LayerInputsDescription
 
 
 class UnsupportedSettingError(Exception):
@@ -125,6 +126,8 @@ class AttentionDescription:
         cache: What the layer keeps of a token, where that is not what the model says for all its layers.
         latent: Latent attention, or None. ``cache`` is then one key for all heads, whose first columns are its value,
             and ``query_norm``, ``clip`` and ``is_grouped`` have no meaning.
+        value_norm: Norm of the values, or None.
+        has_values_of_keys: See ``LayerAttention``.
     """
 
     qkv: ProjectionDescription
@@ -143,6 +146,8 @@ class AttentionDescription:
     has_gate: bool = False
     cache: CacheShape | None = None
     latent: LatentDescription | None = None
+    value_norm: NormDescription | None = None
+    has_values_of_keys: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,9 +253,10 @@ class FeedForwardDescription:
 class LayerDescription:
     """A transformer layer; names are relative to the layer's module.
 
-    The fields are those of ``DecoderLayer``; ``experts`` take the place of ``feed_forward`` where they are given. A
-    layer has attention, a recurrence, or both side by side on the same input (Falcon-H1). One that has neither is a
-    feed-forward alone, and one without feed-forward and experts is attention or a recurrence alone (Nemotron-H).
+    The fields are those of ``DecoderLayer``; ``experts`` take the place of ``feed_forward`` where they are given, or
+    stand beside it where ``beside`` is given too. A layer has attention, a recurrence, or both side by side on the same
+    input (Falcon-H1). One that has neither is a feed-forward alone, and one without feed-forward and experts is
+    attention or a recurrence alone (Nemotron-H). The buffer ``scale`` holds the layer's scale.
     """
 
     attention_norm: NormDescription | None
@@ -263,6 +269,9 @@ class LayerDescription:
     residual_scale: float = 1.0
     is_parallel: bool = False
     experts: ExpertsDescription | None = None
+    beside: BesideDescription | None = None
+    layer_input: LayerInputDescription | None = None
+    scale: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -284,6 +293,8 @@ class ModelDescription:
         final_norm: Norm after the last layer.
         logit_scale: Factor of the logits.
         logit_cap: Bound of the logits, or None: ``cap * tanh(logits / cap)``.
+        layer_inputs: What makes the inputs of layers beside the residual, or None. Given exactly where each layer has a
+            ``layer_input``.
     """
 
     num_heads: int
@@ -300,6 +311,7 @@ class ModelDescription:
     final_norm: NormDescription
     logit_scale: float = 1.0
     logit_cap: float | None = None
+    layer_inputs: LayerInputsDescription | None = None
 
     @property
     def attentions(self) -> tuple[AttentionDescription, ...]:

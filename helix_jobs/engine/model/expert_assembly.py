@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from helix_jobs.engine.model.activations import ACTIVATIONS, ClampedSwiglu
 from helix_jobs.engine.model.experts import Experts, SwitchedFeedForward
 from helix_jobs.engine.model.feed_forward import GatedFeedForward, PlainFeedForward
+from helix_jobs.engine.model.norms import RmsNorm
 from helix_jobs.engine.model.router import Router
 from helix_jobs.engine.weights.router_linear import RouterLinear
 
@@ -69,4 +70,8 @@ def _router(parts: StoredParts, place: Placement, rule: RouterDescription) -> Ro
     else:
         linear = RouterLinear(place.take(weight), None if bias is None else place.take(bias))
     correction = None if rule.correction is None else parts.tensor(rule.correction).float().reshape(-1).cpu().clone()
-    return Router(linear, correction, rule, place.dtype)
+    norm = None
+    if rule.norm is not None:
+        norm = RmsNorm(place.move(parts.tensor(rule.norm).float() * rule.norm_scale), rule.norm_eps)
+    factors = None if rule.expert_scale is None else parts.tensor(rule.expert_scale).float().cpu().clone()
+    return Router(linear, correction, rule, place.dtype, norm, factors)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from helix_jobs.engine.model.description import FeedForwardDescription, ProjectionDescription
+    from helix_jobs.engine.model.description import FeedForwardDescription, NormDescription, ProjectionDescription
 
 RouterScore = Literal["softmax", "sigmoid", "selected"]
 
@@ -34,6 +34,11 @@ class RouterDescription:
         scale: Factor of the weights.
         is_exact: Whether logits are computed in float32, whatever the model's dtype.
         rounds_weights: Whether weights are rounded to the model's dtype.
+        norm: The parameter ``[hidden_size]`` that is the weight of an RMS norm of what the router reads, or None
+            (Gemma 4).
+        norm_scale: Factor of that weight.
+        norm_eps: Added to the norm's mean square.
+        expert_scale: The parameter ``[num_experts]``, a factor of each expert's weight; or None (Gemma 4).
     """
 
     weight: str
@@ -50,6 +55,10 @@ class RouterDescription:
     scale: float = 1.0
     is_exact: bool = False
     rounds_weights: bool = False
+    norm: str | None = None
+    norm_scale: float = 1.0
+    norm_eps: float = 0.0
+    expert_scale: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,3 +91,13 @@ class ExpertsDescription:
     is_gated: bool = True
     shared: FeedForwardDescription | None = None
     shared_gate: ProjectionDescription | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BesideDescription:
+    """Norms of a layer whose experts stand beside its feed-forward; the fields are those of ``ExpertsBeside``."""
+
+    dense_norm: NormDescription
+    dense_out_norm: NormDescription
+    experts_norm: NormDescription
+    experts_out_norm: NormDescription

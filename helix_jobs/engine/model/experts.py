@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from helix_jobs.engine.model.feed_forward import FeedForward
-    from helix_jobs.engine.model.router import Router
+    from helix_jobs.engine.model.router import Router, Routes
     from helix_jobs.engine.weights.linear import Linear
     from helix_jobs.engine.weights.router_linear import RouterLinear
 
@@ -45,16 +45,15 @@ class Experts:
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """See ``FeedForward``."""
-        result = self._routed(hidden).to(hidden.dtype)
+        result = self.routed(hidden, self.router(hidden))
         return result if self.shared is None else self.shared.add_to(result, hidden)
 
     def add_to(self, residual: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
         """See ``FeedForward``."""
         return residual + self(hidden)
 
-    def _routed(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The weighted sum of each token's experts, ``[T, hidden_size]`` float32."""
-        routes = self.router(hidden)
+    def routed(self, hidden: torch.Tensor, routes: Routes) -> torch.Tensor:
+        """The weighted sum of each token's experts alone, ``[T, hidden_size]``; it is summed in float32."""
         groups = group_by_expert(routes.experts.numpy(), len(self.experts))
         indices = torch.from_numpy(np.concatenate((groups.tokens, groups.places))).to(hidden.device)
         tokens, *places = indices.split((len(groups.tokens), *(len(hidden),) * self.top_k))
@@ -67,7 +66,7 @@ class Experts:
         total: torch.Tensor = results.index_select(0, places[0]).float() * weights[0]
         for place, weight in zip(places[1:], weights[1:], strict=True):
             total = total + results.index_select(0, place).float() * weight
-        return total
+        return total.to(hidden.dtype)
 
     def linears(self) -> tuple[Linear, ...]:
         """See ``FeedForward``. The router's product is not among them: it keeps its form."""

@@ -9,6 +9,7 @@ import torch
 
 if TYPE_CHECKING:
     from helix_jobs.engine.model.expert_description import RouterDescription
+    from helix_jobs.engine.model.norms import Norm
     from helix_jobs.engine.weights.router_linear import RouterLinear
 
 
@@ -37,16 +38,23 @@ class Router:
         correction: ``[num_experts]`` float32 on the host, or None.
         rule: How logits become a choice.
         dtype: Dtype of the model, to which weights may be rounded.
+        norm: Norm of what the router reads, or None.
+        expert_scale: ``[num_experts]`` float32 on the host, the factor of each expert's weight; or None.
     """
 
     linear: RouterLinear
     correction: torch.Tensor | None
     rule: RouterDescription
     dtype: torch.dtype
+    norm: Norm | None = None
+    expert_scale: torch.Tensor | None = None
 
     def __call__(self, hidden: torch.Tensor) -> Routes:
         """Choose for packed tokens ``[T, hidden_size]``."""
-        experts, weights = choose(self.linear(hidden).cpu().float(), self.correction, self.rule)
+        given = hidden if self.norm is None else self.norm(hidden)
+        experts, weights = choose(self.linear(given).cpu().float(), self.correction, self.rule)
+        if self.expert_scale is not None:
+            weights = weights * self.expert_scale[experts]
         if self.rule.rounds_weights:
             weights = weights.to(self.dtype).float()
         experts, order = experts.sort(dim=1)

@@ -10,7 +10,8 @@ from helix_jobs.engine.attention.groups import MAX_GATHERED_ELEMENTS, MAX_GROUP_
 from helix_jobs.engine.config import DEFAULT_BLOCK_SIZE
 from helix_jobs.engine.devices.devices import compiles_each_shape
 from helix_jobs.engine.devices.shape_sizes import power_size, query_size, row_size
-from helix_jobs.engine.model.experts import Experts, most_rows
+from helix_jobs.engine.model.experts import most_rows
+from helix_jobs.engine.model.experts_beside import experts_of
 
 if TYPE_CHECKING:
     from helix_jobs.engine.attention.cache_geometry import CacheGeometry
@@ -25,6 +26,7 @@ _HIDDEN_COPIES: Final = 3
 # them; and its states, as they are read, faded and written.
 _INPUT_COPIES: Final = 8
 _STATE_COPIES: Final = 3
+_LAYER_INPUT_COPIES: Final = 3
 # Logits of prompts that a step may score, 64 MiB in float32. Trade-off: more would score long prompts in fewer steps,
 # but every step leaves room for them, whether prompts are scored or not.
 _MAX_SCORED_LOGITS: Final = 1 << 24
@@ -46,6 +48,7 @@ class StepWidths:
         chosen_experts: Experts of each token; 0 without experts.
         num_experts: Experts of a layer; 0 without experts.
         states: The state of each recurrent layer.
+        layer_inputs: Elements of a token's inputs of all layers beside the residual; 0 without such.
     """
 
     geometry: CacheGeometry
@@ -59,11 +62,13 @@ class StepWidths:
     chosen_experts: int = 0
     num_experts: int = 0
     states: tuple[StateShape, ...] = ()
+    layer_inputs: int = 0
 
     @classmethod
     def of(cls, decoder: Decoder) -> StepWidths:
         """Those of a loaded model."""
-        experts = [layer.feed_forward for layer in decoder.layers if isinstance(layer.feed_forward, Experts)]
+        parts = (experts_of(layer.feed_forward) for layer in decoder.layers)
+        experts = [part for part in parts if part is not None]
         return cls(
             geometry=decoder.geometry,
             num_heads=decoder.attention.spec.num_heads,
@@ -76,6 +81,7 @@ class StepWidths:
             chosen_experts=max((one.top_k for one in experts), default=0),
             num_experts=max((len(one.experts) for one in experts), default=0),
             states=tuple(one.shape for one in decoder.recurrences),
+            layer_inputs=0 if decoder.layer_inputs is None else decoder.layer_inputs.table.shape[1],
         )
 
     def step_bytes(self, config: EngineConfig, max_keys: int) -> int:
@@ -90,6 +96,8 @@ class StepWidths:
         expert_rows = most_rows(num_tokens * self.chosen_experts, self.num_experts)
         layer += expert_rows * _HIDDEN_COPIES * self.hidden_size * itemsize
         layer += self._recurrent_bytes(config, num_tokens)
+        # In memory through all layers; and while they are made, what is looked up, and what is projected.
+        inputs = num_tokens * _LAYER_INPUT_COPIES * self.layer_inputs * itemsize
         # The softmax reads one copy of the scores and writes another. One query's scores are never divided, however
         # many its keys.
         scores = max(MAX_GROUP_SCORES, num_heads * max_keys) * 2 * _FLOAT32_BYTES
@@ -104,7 +112,7 @@ class StepWidths:
         # Rows for the host are widened before they are downloaded.
         num_rows += scored_rows(self.vocab_size, config)
         logits = num_rows * self.vocab_size * (itemsize + _FLOAT32_BYTES)
-        return max(layer, scores + gathered + attended) + masks + logits
+        return max(layer, scores + gathered + attended) + inputs + masks + logits
 
     def _recurrent_bytes(self, config: EngineConfig, num_tokens: int) -> int:
         """The most bytes that a recurrent layer has in memory beside its products: inputs in float32, and states."""

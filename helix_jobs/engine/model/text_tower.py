@@ -27,8 +27,10 @@ KEY_MAPPING: Final = {
     r"^model\.language_model\.": "model.",
     r"^language_model\.lm_head\.": "lm_head.",
 }
-# The parts that read images; their tensors are not read.
-_IMAGE_PARTS: Final = re.compile(r"(model\.)?(vision_tower|multi_modal_projector|visual)\.")
+# The parts that read images or sounds; their tensors are not read.
+_IMAGE_PARTS: Final = re.compile(
+    r"(model\.)?(vision_tower|multi_modal_projector|visual|audio_tower|embed_vision|embed_audio)\."
+)
 # Positions by row and column of an image.
 _IMAGE_POSITIONS: Final = ("mrope_section", "mrope_interleaved")
 
@@ -49,6 +51,7 @@ class TextTower:
 TEXT_TOWERS: Final = {
     "mistral3": TextTower("Mistral3ForConditionalGeneration", {"mistral": "mistral", "ministral3": "ministral3"}),
     "gemma3": TextTower("Gemma3ForConditionalGeneration", {"gemma3_text": "gemma3_text"}),
+    "gemma4": TextTower("Gemma4ForConditionalGeneration", {"gemma4_text": "gemma4_text"}),
     "qwen2_5_vl": TextTower("Qwen2_5_VLForConditionalGeneration", {"qwen2_5_vl_text": "qwen2"}),
     "qwen3_vl": TextTower("Qwen3VLForConditionalGeneration", {"qwen3_vl_text": "qwen3"}),
     "qwen3_5": TextTower("Qwen3_5ForConditionalGeneration", {"qwen3_5_text": "qwen3_5_text"}),

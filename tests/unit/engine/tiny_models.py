@@ -122,6 +122,16 @@ FAMILY_SETTINGS: dict[str, dict[str, Any]] = {
         family: {"layer_types": ["full_attention", "sliding_attention"], "sliding_window": 300}
         for family in ("gemma2", "gemma3_text", "vaultgemma", "olmo3", "cohere2", "exaone4", "ministral")
     },
+    # Two sizes of heads; the last two layers read the keys and values of the two before them.
+    "gemma4_text": {
+        "num_hidden_layers": 4,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "sliding_window": 300,
+        "global_head_dim": 16,
+        "num_kv_shared_layers": 2,
+        "hidden_size_per_layer_input": 4,
+        "vocab_size_per_layer_input": VOCAB_SIZE,
+    },
     "mixtral": {"num_local_experts": 6},
     "qwen2_moe": _GATED_EXPERTS,
     "qwen3_moe": {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
@@ -226,9 +236,8 @@ def tiny_model(architecture: str = "llama", seed: int = 0, vocab_size: int = VOC
 def roughen(model: Any) -> Any:
     """Give norms and biases weights of their own: fresh ones are ones and zeros, and hide what is left out."""
     generator = torch.Generator().manual_seed(5)
-    corrections = [
-        buffer for name, buffer in model.named_buffers() if name.endswith(("correction_bias", "expert_bias"))
-    ]
+    trained = ("correction_bias", "expert_bias", "layer_scalar")
+    corrections = [buffer for name, buffer in model.named_buffers() if name.endswith(trained)]
     for parameter in (*model.parameters(), *corrections):
         if parameter.dim() == 1 or not parameter.any():
             parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.3)

@@ -68,7 +68,7 @@ class CompiledAttention:
     SERVED: Final = frozenset(
         {
             *("query_norm", "key_norm", "norm_scope", "rotary", "window", "score_cap", "clip", "query_factor"),
-            *("sinks", "source"),
+            *("sinks", "source", "value_norm", "has_values_of_keys"),
         }
     )
 

@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from helix_jobs.engine.model.activations import tanh_gelu
 from helix_jobs.engine.model.experts import Experts, SwitchedFeedForward
+from helix_jobs.engine.model.experts_beside import ExpertsBeside
 from helix_jobs.engine.model.feed_forward import GatedFeedForward, PlainFeedForward
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ class CompiledFeedForward:
     @classmethod
     def of(cls, feed_forward: FeedForward, native: NativeKernels) -> FeedForward:
         """The same feed-forward with a compiled activation, or itself if there is none; of experts, each by itself."""
-        if isinstance(feed_forward, Experts):
+        if isinstance(feed_forward, Experts | ExpertsBeside):
             return feed_forward.with_parts(lambda part: cls.of(part, native))
         if isinstance(feed_forward, SwitchedFeedForward):
             return replace(feed_forward, inner=cls.of(feed_forward.inner, native))

@@ -30,6 +30,8 @@ class Family:
         draft_head: Prefix (after ``model.``) of tensors that only draft further tokens, and that nobody reads; or None.
         needs_transformers_5: Whether transformers 4 computes it in modules of other names or in another dtype.
         stores_mxfp4: Whether its checkpoints may hold experts in MXFP4 blocks.
+        is_unread: Whether checkpoints may hold a tensor of this name (without the model's prefix) that nobody computes
+            with; None for no such tensor.
     """
 
     model_type: str
@@ -42,3 +44,4 @@ class Family:
     draft_head: str | None = None
     needs_transformers_5: bool = False
     stores_mxfp4: bool = False
+    is_unread: Callable[[PretrainedConfig, str], bool] | None = None

@@ -26,14 +26,20 @@ FULL: Final = "full_attention"
 SLIDING: Final = "sliding_attention"
 
 
+def stated(config: PretrainedConfig, key: str) -> Any:  # noqa: ANN401  (whatever config.json holds)
+    """A setting for all layers, or None. transformers 5 yields no attribute that some layers have their own word on."""
+    own = vars(config)
+    return own[key] if key in own else getattr(config, key, None)
+
+
 def head_dim(config: PretrainedConfig) -> int:
     """Width of a head: as stated, or an equal part of the hidden size."""
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    return int(stated(config, "head_dim") or config.hidden_size // config.num_attention_heads)
 
 
 def num_kv_heads(config: PretrainedConfig) -> int:
     """Key-value heads: as stated, or one for each query head."""
-    return int(getattr(config, "num_key_value_heads", None) or config.num_attention_heads)
+    return int(stated(config, "num_key_value_heads") or config.num_attention_heads)
 
 
 def layer_types(config: PretrainedConfig) -> tuple[str, ...]:

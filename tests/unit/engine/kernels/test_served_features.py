@@ -20,6 +20,7 @@ from helix_jobs.engine.kernels.cpu.kernels import load_kernels
 from helix_jobs.engine.kernels.cpu.native_decoder import with_native
 from helix_jobs.engine.model.assembly import build_decoder
 from helix_jobs.engine.model.decoder import DecoderLayer
+from helix_jobs.engine.model.layer_inputs import LayerInput
 from helix_jobs.engine.model.norms import RmsNorm
 from helix_jobs.engine.model.quantize import quantize
 from helix_jobs.engine.model.query_lift import QueryLift
@@ -47,6 +48,8 @@ ATTENTION_FEATURES: dict[str, Any] = {
     "query_factor": QueryFactor(0.1, 8, torch.float32, CPU),
     "sinks": torch.zeros(6),
     "latent": LatentHeads(norm=HEAD_NORM, keys=torch.ones(6, 8, 16), values=torch.ones(6, 16, 8), rotary_dim=8),
+    "value_norm": HEAD_NORM,
+    "has_values_of_keys": True,
 }
 # What int8 layers in one call compute.
 IN_ONE_CALL = {"query_norm", "key_norm", "window", "score_cap"}
@@ -59,6 +62,13 @@ LAYER_FEATURES: dict[str, Any] = {
     "recurrence": ShortConv(torch.ones(3, 48), None),
     "query_lift": QueryLift(HEAD_NORM, DenseLinear(torch.ones(96, 16), None)),
     "attention_width": 48,
+    "layer_input": LayerInput(
+        gate=DenseLinear(torch.ones(4, 48), None),
+        projection=DenseLinear(torch.ones(48, 4), None),
+        norm=RmsNorm(torch.ones(48), 1e-6),
+        activation=torch.relu,
+    ),
+    "scale": 0.5,
 }
 
 

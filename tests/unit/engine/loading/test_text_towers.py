@@ -33,6 +33,12 @@ QWEN_VISION = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_head
 VISION: dict[str, dict[str, Any]] = {
     "mistral3": {**TRANSFORMER, "model_type": "pixtral", "head_dim": 8},
     "gemma3": {**TRANSFORMER, "model_type": "siglip_vision_model"},
+    "gemma4": {
+        **{key: value for key, value in TRANSFORMER.items() if key != "image_size"},
+        "model_type": "gemma4_vision",
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+    },
     "qwen2_5_vl": {**QWEN_VISION, "fullatt_block_indexes": [0]},
     "qwen3_5": {**QWEN_VISION, "num_position_embeddings": 16},
     "qwen3_5_moe": {**QWEN_VISION, "num_position_embeddings": 16},
@@ -44,6 +50,7 @@ CASES = [
     ("mistral3", "mistral", {"tie_word_embeddings": False}),
     ("mistral3", "ministral3", {}),
     ("gemma3", "gemma3_text", WINDOW),
+    ("gemma4", "gemma4_text", {"sliding_window": 7, "use_bidirectional_attention": "vision", "pad_token_id": 0}),
     ("qwen2_5_vl", "qwen2", {}),
     ("qwen2_5_vl", "qwen2", {**WINDOW, "use_sliding_window": True}),
     ("qwen3_vl", "qwen3", {}),
@@ -60,8 +67,8 @@ def tiny_tower(outer: str, inner: str, settings: dict[str, Any]) -> Any:
         if outer.startswith("qwen3_5"):
             rope |= {"partial_rotary_factor": 0.5, "mrope_section": [1, 1, 0], "mrope_interleaved": True}
         text |= {"model_type": f"{outer}_text", "rope_parameters": rope}
-    image = {"image_token_id": 1} if outer.startswith("qwen") else {"image_token_index": 1}
-    tied = settings.get("tie_word_embeddings", outer in {"mistral3", "gemma3"})
+    image = {"image_token_id": 1} if outer.startswith(("qwen", "gemma4")) else {"image_token_index": 1}
+    tied = settings.get("tie_word_embeddings", outer in {"mistral3", "gemma3", "gemma4"})
     config = AutoConfig.for_model(
         outer, text_config=text, vision_config=VISION[outer], tie_word_embeddings=tied, **image
     )

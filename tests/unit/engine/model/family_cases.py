@@ -74,6 +74,18 @@ BY_KIND = {
     "full_attention": {"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0},
     "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
 }
+PROPORTIONAL = {
+    "full_attention": {"rope_type": "proportional", "rope_theta": 500.0, "partial_rotary_factor": 0.5},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+}
+GEMMA_4_EXPERTS = {
+    "num_kv_shared_layers": 0,
+    "hidden_size_per_layer_input": 0,
+    "enable_moe_block": True,
+    "num_experts": 6,
+    "top_k_experts": 2,
+    "moe_intermediate_size": 24,
+}
 GRANITE = {
     "embedding_multiplier": 3.0,
     "residual_multiplier": 0.3,
@@ -241,6 +253,16 @@ CASES = [
     Case("gemma3_text", {"final_logit_softcapping": 2.0}),
     Case("gemma3_text", {"rope_parameters": BY_KIND}),
     Case("vaultgemma", {"attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}),
+    Case("gemma4_text", changes=False),
+    Case("gemma4_text", {"sliding_window": 7}),
+    Case("gemma4_text", {"num_kv_shared_layers": 0, "hidden_size_per_layer_input": 0}),
+    Case("gemma4_text", {"num_kv_shared_layers": 1}),
+    Case("gemma4_text", {"use_double_wide_mlp": True}),
+    Case("gemma4_text", {"attention_k_eq_v": True, "num_global_key_value_heads": 1}),
+    Case("gemma4_text", {"attention_bias": True}),
+    Case("gemma4_text", {"final_logit_softcapping": 2.0}),
+    Case("gemma4_text", {"rope_parameters": PROPORTIONAL}),
+    Case("gemma4_text", GEMMA_4_EXPERTS),
     # Experts.
     Case("mixtral", changes=False),
     *(Case("mixtral", {"num_experts_per_tok": count}) for count in (1, 3)),

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from helix_jobs.engine.attention.backend import AttentionSpec, LayerAttention
     from helix_jobs.engine.model.decoder import Decoder
+    from helix_jobs.engine.model.layer_inputs import LayerInputs
     from helix_jobs.engine.weights.linear import DenseLinear
 
 
@@ -30,6 +31,7 @@ def plain_logits(
     if decoder.position_embedding is not None:
         hidden = hidden + decoder.position_embedding[: len(tokens)].double()
     hidden = normed(decoder.embedding_norm, hidden)
+    inputs = plain_inputs(decoder.layer_inputs, tokens, hidden)
     attention = PlainAttention(decoder.attention.spec, frequencies, growth)
     for index, layer in enumerate(decoder.layers):
         normal = normed(layer.attention_norm, hidden)
@@ -42,8 +44,22 @@ def plain_logits(
         gate, up = linear(layer.feed_forward.gate_up, given).chunk(2, dim=-1)
         second = linear(layer.feed_forward.down, gate * torch.sigmoid(gate) * up)
         hidden = hidden + first + normed(layer.feed_forward_out_norm, second) * layer.residual_scale
+        if layer.layer_input is not None:
+            own = linear(layer.layer_input.gate, hidden)
+            own = own * torch.sigmoid(own) * inputs[:, index]
+            hidden = hidden + normed(layer.layer_input.norm, linear(layer.layer_input.projection, own))
+        hidden = hidden * layer.scale
     logits = linear(decoder.head, normed(decoder.final_norm, hidden)) * decoder.logit_scale
     return logits if decoder.logit_cap is None else decoder.logit_cap * torch.tanh(logits / decoder.logit_cap)
+
+
+def plain_inputs(inputs: LayerInputs | None, tokens: Sequence[int], hidden: torch.Tensor) -> torch.Tensor:
+    """``[len(tokens), num_layers, width]``; nothing where layers have no inputs."""
+    if inputs is None:
+        return torch.empty(0)
+    projected = (linear(inputs.projection, hidden) * inputs.projection_scale).reshape(len(tokens), -1, inputs.width)
+    looked_up = inputs.table[list(tokens)].double().reshape(projected.shape) * inputs.table_scale
+    return (normed(inputs.norm, projected) + looked_up) / math.sqrt(2)
 
 
 def linear(layer: DenseLinear, hidden: torch.Tensor) -> torch.Tensor:
@@ -86,8 +102,12 @@ class PlainAttention:
         if not norms_rows:
             qkv = qkv.clamp(-bound, bound)
         num_new = 0 if shape.source is not None else shape.num_kv_heads
-        num_values = num_new * shape.value_width if shape.has_values else 0
+        num_values = num_new * shape.value_width if shape.has_values and not own.has_values_of_keys else 0
         queries, keys, values = qkv.split((num_heads * shape.head_dim, num_new * shape.head_dim, num_values), dim=1)
+        if own.has_values_of_keys:
+            values = keys
+        if shape.source is None and shape.has_values:
+            values = normed(own.value_norm, values.reshape(n, num_new, -1)).reshape(n, -1)
         if norms_rows:
             # OLMoE bounds what its norms yield, values included; other models bound what the product yields.
             queries, keys = normed(own.query_norm, queries), normed(own.key_norm, keys)

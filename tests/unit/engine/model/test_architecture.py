@@ -19,8 +19,8 @@ from helix_jobs.engine.model.families.registry import describe
 from helix_jobs.engine.model.not_served import NOT_SERVED
 from helix_jobs.engine.model.text_tower import TEXT_TOWERS
 from helix_jobs.errors import ModelError, UnsupportedArchitectureError
-from tests.unit.engine.model_files import edit_config, load, save_checkpoint
-from tests.unit.engine.tiny_models import VOCAB_SIZE, reference_logits, request, tiny_config, tiny_model
+from tests.unit.engine.model_files import edit_config, edit_weights, load, save_checkpoint
+from tests.unit.engine.tiny_models import VOCAB_SIZE, decoder_logits, reference_logits, request, tiny_config, tiny_model
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -142,6 +142,40 @@ def test_a_hybrid_with_parts_that_are_not_computed(architecture: str, changes: d
 def test_latent_attention_of_other_kinds(architecture: str, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UnsupportedArchitectureError, match=message):
         check_architecture("m", tiny_config(architecture, **changes))
+
+
+@pytest.mark.skipif(TRANSFORMERS_MAJOR < 5, reason="Gemma 4 is served with transformers 5")
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_kv_shared_layers": 4}, "says that 4 of 4 layers share keys"),
+        ({"num_kv_shared_layers": 3}, "has no layer whose keys those of type 'full_attention' can share"),
+        ({"vocab_size_per_layer_input": 5}, "has layer inputs for 5 of 35 tokens"),
+        ({"per_layer_config": {1: {"head_dim": 16, "sliding_window": 3}}}, "sets 'sliding_window' by layer"),
+        ({"per_layer_config": {1: {"head_dim": 16}}}, "shares keys between heads of different sizes, in layer 3"),
+        ({"global_head_dim": 0}, "has impossible heads in layer 1: 2 of 0"),
+        ({"attention_k_eq_v": True, "num_global_key_value_heads": 4}, "has impossible heads in layer 1: 4 of 16"),
+        ({"use_bidirectional_attention": "all"}, "attends in both directions"),
+    ],
+)
+def test_a_gemma_4_whose_layers_do_not_fit_together(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UnsupportedArchitectureError, match=message):
+        check_architecture("m", tiny_config("gemma4_text", **changes))
+
+
+@pytest.mark.skipif(TRANSFORMERS_MAJOR < 5, reason="Gemma 4 is served with transformers 5")
+def test_keys_that_a_gemma_4_checkpoint_holds_and_nobody_reads(tmp_path: Path) -> None:
+    model = tiny_model("gemma4_text")
+    expected = reference_logits(model)
+
+    def add(weights: dict[str, torch.Tensor], layer: int) -> None:
+        weights[f"model.layers.{layer}.self_attn.k_proj.bias"] = torch.ones(16)
+        weights[f"model.layers.{layer}.self_attn.v_proj.bias"] = torch.ones(16)
+
+    folder = edit_weights(save_checkpoint(tmp_path, model), lambda weights: add(weights, 2))
+    torch.testing.assert_close(decoder_logits(load(folder).target.decoder), expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(UnsupportedArchitectureError, match="2 weights that its architecture does not use"):
+        load(edit_weights(folder, lambda weights: add(weights, 1)))
 
 
 def test_positions_that_depend_on_the_batch(tmp_path: Path) -> None:

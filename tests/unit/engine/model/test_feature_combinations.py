@@ -20,6 +20,7 @@ from helix_jobs.engine.kernels.cpu.kernels import load_kernels
 from helix_jobs.engine.kernels.cpu.native_decoder import with_native
 from helix_jobs.engine.model.decoder import Decoder, DecoderLayer
 from helix_jobs.engine.model.feed_forward import GatedFeedForward
+from helix_jobs.engine.model.layer_inputs import LayerInput, LayerInputs
 from helix_jobs.engine.model.norms import RmsNorm
 from helix_jobs.engine.weights.linear import DenseLinear
 from tests.unit.engine.model.plain_decoder import plain_logits
@@ -28,7 +29,7 @@ from tests.unit.engine.tiny_models import CPU, ragged_logits
 if TYPE_CHECKING:
     from pathlib import Path
 
-VOCAB, HIDDEN, HEADS, KV_HEADS, HEAD_DIM, WIDE_DIM, INNER = 23, 24, 4, 2, 16, 32, 40
+VOCAB, HIDDEN, HEADS, KV_HEADS, HEAD_DIM, WIDE_DIM, INNER, INPUT = 23, 24, 4, 2, 16, 32, 40, 6
 FREQUENCIES = 10.0 ** -torch.arange(6, dtype=torch.float32)[:5]  # of each head six dimensions are not rotated
 GROWTH = (0.4, 8)
 LENGTHS = (1, 7, 26)
@@ -74,6 +75,7 @@ class Maker:
         scope = self._choice.choice(("head", "row", "rotated"))
         width = shape.head_dim
         widths = (HEADS * width, shape.num_kv_heads * width) if scope == "row" else (width, width)
+        is_plain = shape.source is None and shape.value_dim is None and shape.has_values
         norms = self.maybe(tuple(map(self.norm, widths)), (None, None))
         return LayerAttention(
             scaling=self._choice.choice((0.25, 0.1)),
@@ -85,10 +87,12 @@ class Maker:
             score_cap=self.maybe(1.5),
             clip=self.maybe(0.8),
             query_factor=self.maybe(self._factor),
+            value_norm=self.maybe(self.norm(shape.value_width)) if shape.source is None else None,
+            has_values_of_keys=self.maybe(value=is_plain, otherwise=False),
         )
 
-    def layer(self, shape: CacheShape) -> DecoderLayer:
-        kept = shape.num_new_heads * (shape.head_dim + shape.stored_value_width)
+    def layer(self, own: LayerAttention, shape: CacheShape, *, has_input: bool) -> DecoderLayer:
+        kept = shape.num_new_heads * (shape.head_dim + (0 if own.has_values_of_keys else shape.stored_value_width))
         is_parallel = self.maybe(value=True, otherwise=False)
         return DecoderLayer(
             attention_norm=self.maybe(None, self.norm(HIDDEN)),
@@ -100,16 +104,39 @@ class Maker:
             feed_forward_out_norm=self.maybe(self.norm(HIDDEN)),
             residual_scale=self.maybe(0.4, 1.0),
             is_parallel=is_parallel,
+            layer_input=self.layer_input() if has_input else None,
+            scale=self.maybe(1.4, 1.0),
+        )
+
+    def layer_input(self) -> LayerInput:
+        return LayerInput(
+            gate=self.linear(INPUT, HIDDEN),
+            projection=self.linear(HIDDEN, INPUT),
+            norm=self.norm(HIDDEN),
+            activation=functional.silu,
+        )
+
+    def layer_inputs(self, num_layers: int) -> LayerInputs:
+        return LayerInputs(
+            table=self.floats(VOCAB, num_layers * INPUT),
+            projection=self.linear(num_layers * INPUT, HIDDEN),
+            norm=self.norm(INPUT),
+            width=INPUT,
+            table_scale=2.0,
+            projection_scale=0.2,
         )
 
     def decoder(self) -> Decoder:
         geometry = self.geometry()
         layers = tuple(map(self.attention, geometry.layers))
         spec = AttentionSpec(geometry=geometry, num_heads=HEADS, layers=layers)
+        has_inputs = self._choice.random() < 0.35
         return Decoder(
             attention=DenseAttention(spec),
             embedding=self.floats(VOCAB, HIDDEN, scale=1.0),
-            layers=tuple(map(self.layer, geometry.layers)),
+            layers=tuple(
+                self.layer(own, shape, has_input=has_inputs) for own, shape in zip(layers, geometry.layers, strict=True)
+            ),
             final_norm=self.norm(HIDDEN),
             head=self.linear(VOCAB, HIDDEN),
             dtype=torch.float32,
@@ -119,6 +146,7 @@ class Maker:
             position_embedding=self.maybe(self.floats(max(LENGTHS), HIDDEN)),
             logit_scale=self.maybe(0.3, 1.0),
             logit_cap=self.maybe(2.0),
+            layer_inputs=self.layer_inputs(len(layers)) if has_inputs else None,
         )
 
 

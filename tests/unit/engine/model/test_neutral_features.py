@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from helix_jobs.engine.attention.backend import LayerAttention
+from helix_jobs.engine.attention.cache_geometry import CacheGeometry
 from helix_jobs.engine.attention.dense import DenseAttention
 from helix_jobs.engine.model.assembly import build_decoder
 from helix_jobs.engine.model.decoder import Decoder, DecoderLayer
+from helix_jobs.engine.model.experts_beside import ExpertsBeside
 from helix_jobs.engine.weights.linear import DenseLinear
-from tests.unit.engine.model.family_cases import Case, error, prompts
+from tests.unit.engine.model.family_cases import GEMMA_4_EXPERTS, Case, error, prompts
 from tests.unit.engine.tiny_models import RECURRENT, copy_of, decoder_logits
 
 if TYPE_CHECKING:
@@ -32,16 +34,19 @@ ATTENTION = {
     "clip": Case("olmo", {"clip_qkv": 1.5}),
     "query_factor": Case("ministral3"),
     "sinks": Case("gpt_oss"),
+    "value_norm": Case("gemma4_text"),
 }
 LAYER = {
     "attention_out_norm": Case("glm4"),
     "feed_forward_out_norm": Case("glm4"),
     "residual_scale": Case("granite", {"residual_multiplier": 0.3}),
     "is_parallel": Case("phi"),
+    "layer_input": Case("gemma4_text"),
+    "scale": Case("gemma4_text"),
 }
-# Fields that have a test of their own below: the layer's products go with them.
-OWN_TEST = {"has_gate", "recurrence", "query_lift", "attention_width"}
-OWN_TEST_OF_ATTENTION = {"latent"}
+# Fields that have a test of their own below: the layer's products, or other parts, go with them.
+OWN_TEST = {"has_gate", "recurrence", "query_lift", "attention_width", "latent", "has_values_of_keys", "layer_inputs"}
+BESIDE = Case("gemma4_text", GEMMA_4_EXPERTS)
 WHOLE = {
     "embedding_scale": Case("gemma"),
     "embedding_norm": Case("nanochat"),
@@ -56,9 +61,9 @@ def defaults(part: type[Any]) -> dict[str, Any]:
 
 
 def test_every_optional_field_is_tested() -> None:
-    assert defaults(LayerAttention).keys() == ATTENTION.keys() | OWN_TEST_OF_ATTENTION
-    assert defaults(DecoderLayer).keys() == LAYER.keys() | OWN_TEST
-    assert defaults(Decoder).keys() - {"small_steps"} == WHOLE.keys()
+    assert defaults(LayerAttention).keys() - OWN_TEST == ATTENTION.keys()
+    assert defaults(DecoderLayer).keys() - OWN_TEST == LAYER.keys()
+    assert defaults(Decoder).keys() - {"small_steps"} - OWN_TEST == WHOLE.keys()
 
 
 def differs(case: Case, neutral: Callable[[Decoder], Decoder]) -> float:
@@ -159,6 +164,74 @@ def test_attention_and_a_recurrence_beside_it_count(half: str) -> None:
         return replace(decoder, layers=tuple(map(without, decoder.layers)))
 
     assert differs(Case("falcon_h1"), neutral) > 1e-3
+
+
+def test_values_of_keys_count() -> None:
+    def neutral(decoder: Decoder) -> Decoder:
+        spec = decoder.attention.spec
+        layers = list(decoder.layers)
+        for index, (own, shape) in enumerate(zip(spec.layers, spec.geometry.layers, strict=True)):
+            if own.has_values_of_keys:
+                weight = dense(layers[index].qkv).weight
+                others = weight[-shape.num_kv_heads * shape.head_dim :].flip(0)
+                layers[index] = replace(layers[index], qkv=DenseLinear(torch.cat((weight, others)), None))
+        assert layers != list(decoder.layers)
+        owns = tuple(replace(own, has_values_of_keys=False) for own in spec.layers)
+        return replace(decoder, layers=tuple(layers), attention=DenseAttention(replace(spec, layers=owns)))
+
+    assert differs(Case("gemma4_text", {"attention_k_eq_v": True}), neutral) > 1e-3
+
+
+def test_whose_keys_a_layer_reads_counts() -> None:
+    case = Case("gemma4_text", {"num_hidden_layers": 6, "layer_types": ["sliding_attention", "full_attention"] * 3})
+
+    def neutral(decoder: Decoder) -> Decoder:
+        spec = decoder.attention.spec
+        assert [shape.source for shape in spec.geometry.layers] == [None, None, None, None, 2, 3]
+        shapes = tuple(
+            shape if shape.source is None else replace(shape, source=shape.source - 2) for shape in spec.geometry.layers
+        )
+        return replace(decoder, attention=DenseAttention(replace(spec, geometry=CacheGeometry(layers=shapes))))
+
+    assert differs(case, neutral) > 1e-3
+
+
+@pytest.mark.parametrize("part", ["table_scale", "projection_scale"])
+def test_both_parts_of_layer_inputs_count(part: str) -> None:
+    def neutral(decoder: Decoder) -> Decoder:
+        assert decoder.layer_inputs is not None
+        return replace(decoder, layer_inputs=replace(decoder.layer_inputs, **{part: 0.0}))
+
+    assert differs(Case("gemma4_text"), neutral) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["dense_norm", "dense_out_norm", "experts_norm", "experts_out_norm"])
+def test_each_norm_of_experts_beside_a_feed_forward_counts(name: str) -> None:
+    def without(beside: ExpertsBeside) -> ExpertsBeside:
+        return replace(beside, **{name: unchanged})
+
+    assert differs(BESIDE, lambda decoder: with_beside(decoder, without)) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["norm", "expert_scale"])
+def test_a_feature_of_a_router_counts(name: str) -> None:
+    def without(beside: ExpertsBeside) -> ExpertsBeside:
+        router = replace(beside.experts.router, **{name: None})
+        return replace(beside, experts=replace(beside.experts, router=router))
+
+    assert differs(BESIDE, lambda decoder: with_beside(decoder, without)) > 1e-3
+
+
+def with_beside(decoder: Decoder, change: Callable[[ExpertsBeside], ExpertsBeside]) -> Decoder:
+    def changed(layer: DecoderLayer) -> DecoderLayer:
+        assert isinstance(layer.feed_forward, ExpertsBeside)
+        return replace(layer, feed_forward=change(layer.feed_forward))
+
+    return replace(decoder, layers=tuple(map(changed, decoder.layers)))
+
+
+def unchanged(hidden: torch.Tensor) -> torch.Tensor:
+    return hidden
 
 
 def dense(linear: Linear | None) -> DenseLinear:
