@@ -20,6 +20,7 @@ from helix_jobs.engine.loading.demo_model import DEMO_DIRECTORY, DEMO_MODEL, ens
 from helix_jobs.engine.loading.expert_tensors import is_mxfp4, with_plain_experts, with_stacked_experts
 from helix_jobs.engine.loading.gguf_file import GgufFile, read_gguf
 from helix_jobs.engine.loading.hub import download, downloaded
+from helix_jobs.engine.loading.joined_tensors import with_joined_tensors
 from helix_jobs.engine.loading.quantized_checkpoint import (
     check_not_quantized,
     quantized_format,
@@ -238,7 +239,7 @@ def _from_directory(name: str, folder: Path) -> Checkpoint:
         tensors = with_plain_experts(name, tensors)
     if family.further_layers is not None and config.get(family.further_layers):
         tensors = without_layers_from(config.get("num_hidden_layers"), tensors)
-    tensors = with_stacked_experts(name, tensors, family.renames)
+    tensors = with_joined_tensors(name, with_stacked_experts(name, tensors, family.renames), family.joins)
     return Checkpoint(name, folder, None, tuple(files), tensors, config)
 
 

@@ -52,7 +52,8 @@ _NOT_READ: Final = {
     **{family.model_type: "with experts" for family in SPARSE_FAMILIES},
     "qwen3_5_moe": "with experts",
     **dict.fromkeys(
-        ("lfm2", "qwen3_5_text", "qwen3_5", "granitemoehybrid", "bamba", "falcon_h1"), "with recurrent layers"
+        ("lfm2", "qwen3_5_text", "qwen3_5", "granitemoehybrid", "bamba", "falcon_h1", "olmo_hybrid"),
+        "with recurrent layers",
     ),
     **dict.fromkeys(("minicpm3", "youtu"), "with latent attention"),
     **dict.fromkeys(("gemma4", "gemma4_text"), "with layers of several shapes"),

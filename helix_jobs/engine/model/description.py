@@ -173,7 +173,7 @@ class DeltaRuleDescription:
         inner: Queries, keys, values, rates, decays and gates side by side.
         is_grouped: Whether the rows of ``inner`` stand key head by key head (Qwen3-Next): first queries, keys, values
             and gates, then rates and decays.
-        module: The module that holds the convolution (``conv1d``), ``A_log``, ``dt_bias`` and the norm (``norm``).
+        module: The module that holds the convolution (``conv1d``), ``A_log``, ``dt_bias`` and the norm.
         out: Back to the hidden size.
         num_key_heads: See ``DeltaHeads``.
         num_value_heads: See ``DeltaHeads``.
@@ -181,6 +181,8 @@ class DeltaRuleDescription:
         value_dim: See ``DeltaHeads``.
         activation: Follows the convolution; a key of ``ACTIVATIONS``.
         eps: Added to the norm's mean square.
+        norm: The norm's module inside ``module``.
+        rate_scale: See ``DeltaRule``.
     """
 
     inner: ProjectionDescription
@@ -193,6 +195,8 @@ class DeltaRuleDescription:
     value_dim: int
     activation: str
     eps: float
+    norm: str = "norm"
+    rate_scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

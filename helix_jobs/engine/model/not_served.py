@@ -15,7 +15,6 @@ _BY_REASON: Final = {
     "latent attention to keys that an index chooses": ("deepseek_v32",),
     "two latent attentions a layer, and experts that compute nothing": ("longcat_flash",),
     "chunked attention and experts": ("llama4", "llama4_text"),
-    "linear attention": ("olmo_hybrid",),
     "lightning attention and experts": ("minimax",),
     "linear attention and experts": ("kimi_linear",),
     "layers of recurrent state": ("recurrent_gemma", "zamba", "zamba2"),

@@ -53,8 +53,9 @@ def _delta_rule(parts: StoredParts, description: DeltaRuleDescription) -> DeltaR
         activation=ACTIVATIONS[description.activation],
         decay=_tensor(parts, module, "A_log"),
         decay_bias=_tensor(parts, module, "dt_bias"),
-        norm=_tensor(parts, f"{module}.norm", "weight"),
+        norm=_tensor(parts, f"{module}.{description.norm}", "weight"),
         eps=description.eps,
+        rate_scale=description.rate_scale,
     )
 
 

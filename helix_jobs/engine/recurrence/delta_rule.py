@@ -65,6 +65,8 @@ class DeltaRule:
         decay_bias: ``[num_value_heads]`` added to a token's decay.
         norm: ``[value_dim]`` weight of the norm of each head's result.
         eps: Added to that norm's mean square.
+        rate_scale: Factor of the rates. At 2 a token may turn the value under its key round (Grazzi et al. 2025,
+            arXiv:2411.12537).
     """
 
     is_independent: Final = False
@@ -79,6 +81,7 @@ class DeltaRule:
         decay_bias: torch.Tensor,
         norm: torch.Tensor,
         eps: float,
+        rate_scale: float = 1.0,
     ) -> None:
         self._heads = heads
         self._taps = taps
@@ -87,6 +90,7 @@ class DeltaRule:
         self._decay_bias = decay_bias.float()
         self._norm = norm.float()
         self._eps = eps
+        self._rate_scale = rate_scale
         self.shape = StateShape(
             window=taps.shape[0] - 1,
             width=taps.shape[1] + 2 * heads.num_value_heads,
@@ -110,6 +114,8 @@ class DeltaRule:
         # each: [n, t, num_value_heads]
         rates, decays = inputs[:, self.shape.window :, channels:].float().chunk(2, dim=-1)
         rates, decays = rates.sigmoid(), self._decay_base * functional.softplus(decays + self._decay_bias)
+        if self._rate_scale != 1.0:
+            rates = rates * self._rate_scale
         if padding is not None:  # a rate of zero stores nothing, and a decay of exp(0) lets nothing fade
             real = (~padding).unsqueeze(-1)
             rates, decays = rates * real, decays * real

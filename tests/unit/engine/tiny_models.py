@@ -178,6 +178,7 @@ FAMILY_SETTINGS: dict[str, dict[str, Any]] = {
         "shared_intermediate_size": 80,
         "attention_multiplier": 0.3,
     },
+    "olmo_hybrid": {**_DELTA, "rope_parameters": None, "initializer_range": 0.2},
     "bamba": {**_MAMBA, "attn_layer_indices": [1]},
     "falcon_h1": {**_MAMBA, "num_hidden_layers": 2, "mamba_d_ssm": 96},
     "nemotron_h": {

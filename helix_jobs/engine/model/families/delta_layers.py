@@ -29,14 +29,7 @@ def with_delta_layers(config: PretrainedConfig, inner: ProjectionDescription, *,
     Raises:
         UnsupportedSettingError: There are other layers, none with attention, or an activation that is not served.
     """
-    types = tuple(config.layer_types)
-    unknown = sorted({*types} - {FULL, _DELTA})
-    if unknown:
-        raise UnsupportedSettingError(f"has layers of type {unknown[0]!r}; supported are {FULL} and {_DELTA}")
-    if len(types) != config.num_hidden_layers or FULL not in types:
-        raise UnsupportedSettingError("needs a type for each of its layers, and full attention in at least one")
-    if config.hidden_act not in ACTIVATIONS:
-        raise UnsupportedSettingError(f"has the activation {config.hidden_act!r:.40}")
+    is_delta = delta_layers(config)
     norm = rms_norm(config.rms_norm_eps, offset=1.0)
     delta = DeltaRuleDescription(
         inner=inner,
@@ -52,7 +45,7 @@ def with_delta_layers(config: PretrainedConfig, inner: ProjectionDescription, *,
     )
 
     def layer(index: int, own: LayerDescription) -> LayerDescription:
-        return replace(own, attention=None, recurrence=delta) if types[index] == _DELTA else own
+        return replace(own, attention=None, recurrence=delta) if is_delta[index] else own
 
     return (
         llama.describe(config, norm)
@@ -63,3 +56,20 @@ def with_delta_layers(config: PretrainedConfig, inner: ProjectionDescription, *,
         )
         .with_layers(layer)
     )
+
+
+def delta_layers(config: PretrainedConfig) -> tuple[bool, ...]:
+    """Whether each layer is one of the delta rule.
+
+    Raises:
+        UnsupportedSettingError: There are other layers, none with attention, or an activation that is not served.
+    """
+    types = tuple(config.layer_types)
+    unknown = sorted({*types} - {FULL, _DELTA})
+    if unknown:
+        raise UnsupportedSettingError(f"has layers of type {unknown[0]!r}; supported are {FULL} and {_DELTA}")
+    if len(types) != config.num_hidden_layers or FULL not in types:
+        raise UnsupportedSettingError("needs a type for each of its layers, and full attention in at least one")
+    if config.hidden_act not in ACTIVATIONS:
+        raise UnsupportedSettingError(f"has the activation {config.hidden_act!r:.40}")
+    return tuple(kind == _DELTA for kind in types)

@@ -25,6 +25,8 @@ class Family:
         other_names: Further names that checkpoints give that class.
         has_fixed_dynamic_rope: Whether frequencies that its checkpoints call ``dynamic`` are fixed.
         renames: Parts of the names of weights in checkpoints, and what transformers' modules call them.
+        joins: Ends of the names of tensors in checkpoints, and the end of the name of the one tensor that transformers'
+            modules have in their place, one's rows behind another's.
         further_layers: The setting that counts layers which checkpoints hold and nobody computes, behind the last one;
             or None.
         draft_head: Prefix (after ``model.``) of tensors that only draft further tokens, and that nobody reads; or None.
@@ -40,6 +42,7 @@ class Family:
     other_names: tuple[str, ...] = ()
     has_fixed_dynamic_rope: bool = False
     renames: tuple[tuple[str, str], ...] = ()
+    joins: tuple[tuple[tuple[str, ...], str], ...] = ()
     further_layers: str | None = None
     draft_head: str | None = None
     needs_transformers_5: bool = False

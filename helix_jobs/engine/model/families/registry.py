@@ -44,6 +44,7 @@ from helix_jobs.engine.model.families import (
     olmo,
     olmo2,
     olmo3,
+    olmo_hybrid,
     opt,
     phi,
     phi3,
@@ -117,6 +118,7 @@ FAMILIES: Final[dict[str, Family]] = {
         granitemoehybrid,
         bamba,
         falcon_h1,
+        olmo_hybrid,
         minicpm3,
         youtu,
     )

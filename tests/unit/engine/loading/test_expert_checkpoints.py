@@ -134,6 +134,20 @@ def test_layers_may_be_named_by_letters(tmp_path: Path) -> None:
         load(edit_config(folder, hybrid_override_pattern="MEM*-M"))
 
 
+def test_convolutions_stored_in_parts_are_one(tmp_path: Path) -> None:
+    """As OLMo Hybrid's checkpoints have those of queries, keys and values."""
+    model = roughen(tiny_model("olmo_hybrid"))
+    folder = save_checkpoint(tmp_path, model)
+    own, parts = "model.layers.0.linear_attn.conv1d.weight", ("q_conv1d", "k_conv1d", "v_conv1d")
+    names = [own.replace("conv1d", part) for part in parts]
+    stored = load_file(folder / "model.safetensors")
+    assert torch.equal(torch.cat([stored[name] for name in names]), model.get_parameter(own))
+    assert torch.allclose(decoder_logits(load(folder).target.decoder), reference_logits(model), atol=1e-3)
+    edit_weights(folder, lambda weights: weights.pop(names[1]))
+    with pytest.raises(ModelError, match=r"of model.layers.0.linear_attn. do not fit together, or one is missing"):
+        load(folder)
+
+
 def in_blocks(weights: dict[str, torch.Tensor], plain: dict[str, torch.Tensor]) -> None:
     """Store random experts in MXFP4 blocks; ``plain`` receives their numbers."""
     generator = torch.Generator().manual_seed(4)
