@@ -26,6 +26,7 @@ from helix_jobs.engine.loading.quantized_checkpoint import (
     quantized_format,
     without_quantization,
 )
+from helix_jobs.engine.loading.quantized_format import refusal
 from helix_jobs.engine.loading.stored_tensor import StoredBlocks, StoredTensor, read_safetensors_header
 from helix_jobs.engine.loading.tensor_names import is_computed, without_layers_from
 from helix_jobs.engine.model.architecture import check_model_type, stores_mxfp4, without_mxfp4
@@ -247,9 +248,12 @@ def _from_quantized(found: Checkpoint, quantized: QuantizedFormat) -> Checkpoint
     """A directory in a quantised format that is read: each of its matrices counts as one tensor."""
     name, tensors = found.name, found.tensors
     matrices = quantized.matrices(name, tensors)
+    if not matrices:
+        raise refusal(name, quantized.name, "says config.json, but no weight is stored so")
     parts = {id(part) for matrix in matrices.values() for part in matrix.parts.values()}
     plain = {tensor: stored for tensor, stored in tensors.items() if id(stored) not in parts}
-    check_not_quantized(name, found.folder, without_quantization(found.settings), plain, filter(is_computed, plain))
+    settings = without_quantization(found.settings)
+    check_not_quantized(name, found.folder, settings, plain, filter(is_computed, plain), read=quantized.name)
     weights = {f"{module}.weight": matrix for module, matrix in matrices.items()}
     if twice := sorted(weights.keys() & plain.keys()):
         raise ModelError(f"model {name} has the weight {twice[0]:.200} both as it is and quantised; fetch it again")

@@ -127,7 +127,7 @@ class CompressedTensors:
 
     def scales(self, matrix: QuantizedMatrix, parts: Mapping[str, torch.Tensor]) -> Scales:
         """See ``QuantizedFormat``."""
-        rows, columns = _scale_shape(matrix)
+        rows, columns = matrix.scale_shape
         zeros, groups = parts.get("weight_zero_point"), parts.get("weight_g_idx")
         if zeros is not None and zeros.dtype == torch.int32:  # packed along the rows
             zeros = unpacked(zeros.t(), _BITS[matrix.code])[:, :rows].t()
@@ -198,15 +198,10 @@ def _stated_shape(name: str, module: str, parts: Mapping[str, StoredTensor]) -> 
     return rows, columns
 
 
-def _scale_shape(matrix: QuantizedMatrix) -> tuple[int, int]:
-    rows, columns = (math.ceil(size / tile) for size, tile in zip(matrix.shape, matrix.tile, strict=True))
-    return rows, columns
-
-
 def _fits(scheme: _Scheme, matrix: QuantizedMatrix, codes: str) -> bool:
     """Whether the tensors are what a scheme stores of such a matrix."""
     rows, columns = matrix.shape
-    parts, (scale_rows, scale_columns) = matrix.parts, _scale_shape(matrix)
+    parts, (scale_rows, scale_columns) = matrix.parts, matrix.scale_shape
     stored, zeros, groups = parts[codes], parts.get("weight_zero_point"), parts.get("weight_g_idx")
     if rows < 1 or columns < 1 or (scheme.tile[0] == 1 and columns % matrix.tile[1]):
         return False

@@ -83,8 +83,11 @@ def _check_announced(name: str, folder: Path, config: Mapping[str, Any]) -> None
     Raises:
         UnsupportedArchitectureError: See ``check_not_quantized`` and ``quantized_format``.
     """
-    is_read = quantized_format(name, config) is not None
-    check_not_quantized(name, folder, without_quantization(config) if is_read else without_mxfp4(config), {}, ())
+    found = quantized_format(name, config)
+    if found is None:
+        check_not_quantized(name, folder, without_mxfp4(config), {}, ())
+    else:
+        check_not_quantized(name, folder, without_quantization(config), {}, (), read=found.name)
 
 
 def downloaded(name: str) -> Path | None:

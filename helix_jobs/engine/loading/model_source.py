@@ -24,6 +24,7 @@ from helix_jobs.engine.loading.pretrained import (
     read_tokenizer,
     weight_arguments,
 )
+from helix_jobs.engine.loading.quantized_format import refusal
 from helix_jobs.engine.loading.quantized_weights import read_quantized_weights
 from helix_jobs.engine.loading.tensor_names import HEAD, canonical, check_layers, is_computed, is_of_layer_from
 from helix_jobs.engine.loading.token_ids import check_token_ids
@@ -114,6 +115,7 @@ def read_configuration(checkpoint: Checkpoint, tensors: Iterable[str] | None = N
             del config.quantization_config
         check_architecture(checkpoint.name, config)
         _check_release(checkpoint.name, config)
+        _check_quantized(checkpoint, config)
     return config
 
 
@@ -139,6 +141,26 @@ def _readable(checkpoint: Checkpoint) -> Iterator[tuple[str, dict[str, Any]]]:
             f"{subject(name, checkpoint.folder)} has a configuration or a tokenizer that cannot be read "
             f"({_words(error)}); fetch the model again, tokenizer files included"
         ) from error
+
+
+def _check_quantized(checkpoint: Checkpoint, config: PretrainedConfig) -> None:
+    """Refuse quantised matrices of layers that are not multiplied in blocks.
+
+    Raises:
+        UnsupportedArchitectureError: The model has experts, recurrent layers or latent attention.
+    """
+    if checkpoint.quantized is None:
+        return
+    description = describe(config)
+    reason = None
+    if any(layer.experts is not None for layer in description.layers):
+        reason = "with experts"
+    elif description.is_recurrent:
+        reason = "with recurrent layers"
+    elif any(own.latent is not None for own in description.attentions):
+        reason = "with latent attention"
+    if reason is not None:
+        raise refusal(checkpoint.name, checkpoint.quantized.name, reason)
 
 
 def _check_release(name: str, config: PretrainedConfig) -> None:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-from helix_jobs.engine.loading.compressed_tensors_format import NAME as COMPRESSED_TENSORS
+from helix_jobs.engine.loading.awq_format import Awq
+from helix_jobs.engine.loading.block_fp8_format import BlockFp8
 from helix_jobs.engine.loading.compressed_tensors_format import CompressedTensors
+from helix_jobs.engine.loading.gptq_format import Gptq
 from helix_jobs.engine.loading.quantized_format import ORIGINAL, refusal
 from helix_jobs.engine.model.families.sparse_registry import SPARSE_FAMILIES
 from helix_jobs.errors import UnsupportedArchitectureError
@@ -45,7 +47,10 @@ _WEIGHTS: Final = (".router.scale",)
 FLOAT_KINDS: Final = frozenset({"F64", "F32", "F16", "BF16"})
 # Formats that are read, by their quant_method.
 _READ: Final[Mapping[str, Callable[[str, Mapping[str, Any]], QuantizedFormat]]] = {
-    COMPRESSED_TENSORS: CompressedTensors,
+    CompressedTensors.name: CompressedTensors,
+    BlockFp8.name: BlockFp8,
+    Gptq.name: Gptq,
+    Awq.name: Awq,
 }
 # Families whose matrices are not read in any of these formats.
 _NOT_READ: Final = {
@@ -91,7 +96,13 @@ def without_quantization(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_not_quantized(
-    name: str, folder: Path, config: Mapping[str, Any], tensors: Mapping[str, StoredTensor], harmless: Iterable[str]
+    name: str,
+    folder: Path,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, StoredTensor],
+    harmless: Iterable[str],
+    *,
+    read: str | None = None,
 ) -> None:
     """Refuse a directory whose weights are not plain floating-point numbers.
 
@@ -101,6 +112,7 @@ def check_not_quantized(
         config: The content of its config.json.
         tensors: The tensors in its files.
         harmless: Tensors that are never needed, of any type.
+        read: The name of the format in which its quantised matrices are read, or None.
 
     Raises:
         UnsupportedArchitectureError: The message names the quantisation and where it was found.
@@ -110,7 +122,7 @@ def check_not_quantized(
             said = settings.get("quant_method", settings.get("method")) if isinstance(settings, dict) else None
             raise _refusal(name, str(said or method), f"{key} in config.json")
     for file, method in QUANTIZATION_FILES.items():
-        if (folder / file).exists():
+        if method.lower() != read and (folder / file).exists():
             raise _refusal(name, method, file)
     unneeded = set(harmless)
     for tensor, stored in tensors.items():

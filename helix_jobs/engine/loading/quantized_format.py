@@ -6,6 +6,7 @@ cannot take apart exactly it refuses by name, before a weight is read.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -55,6 +56,12 @@ class QuantizedMatrix:
         return level_layout(self.code, self.shape[1], self.tile[1], has_zeros=self.has_zeros)
 
     @property
+    def scale_shape(self) -> tuple[int, int]:
+        """How many tiles there are of rows, and of columns."""
+        rows, columns = (math.ceil(size / tile) for size, tile in zip(self.shape, self.tile, strict=True))
+        return rows, columns
+
+    @property
     def order_bytes(self) -> int:
         """The most bytes that the order of its columns takes, where groups are no neighbours."""
         return self.shape[1] * _ORDER_BYTES if self.has_order and self.layout is not None else 0
@@ -73,11 +80,13 @@ class Scales:
         scale: ``[tiles of rows, tiles of columns]`` float32.
         zeros: As ``scale``, uint8, or None.
         groups: ``[columns]`` which tile of columns each column belongs to; None if they are neighbours.
+        doubt: Why these numbers cannot be read in one way alone, and what to do; empty if they can.
     """
 
     scale: torch.Tensor
     zeros: torch.Tensor | None = None
     groups: torch.Tensor | None = None
+    doubt: str = ""
 
 
 class QuantizedFormat(Protocol):
@@ -122,6 +131,8 @@ def assemble(
     """
     (rows, columns), (tall, width) = matrix.shape, matrix.tile
     scales, layout = quantized.scales(matrix, parts), matrix.layout
+    if scales.doubt:
+        raise ModelError(f"{subject} {scales.doubt}")
     if not bool(torch.isfinite(scales.scale).all()):
         raise ModelError(f"{subject} has scales that are no numbers; fetch the model again")
     order = None if scales.groups is None else _order(subject, scales.groups, width)

@@ -5,8 +5,9 @@ for the zero point where the format has zero points; and the codes of 32, 64 or 
 bits lie as in GGUF's blocks: of each 32 the first sixteen in the lower halves of sixteen bytes. Codes of eight bits are
 unsigned, or 8-bit floats (E4M3, the "FN" variant of Micikevicius et al., "FP8 Formats for Deep Learning", 2022).
 
-Trade-off: a scale that many blocks share is repeated in each, which takes up to 6 % more than the file. In return a row
-is one run of bytes, as in GGUF, and one kernel reads both.
+Trade-off: a scale that many blocks share is repeated in each, and takes 4 bytes where files take 2: 3 to 14 % more than
+the file, a quarter where a row has one scale and only blocks of 32 part it. In return a row is one run of bytes, as in
+GGUF, and one kernel reads both.
 """
 
 from __future__ import annotations

@@ -149,6 +149,40 @@ def pack_quantized(
     return parts, one.dense
 
 
+def as_block_fp8(weight: torch.Tensor, *, block: tuple[int, int] | None) -> tuple[Parts, torch.Tensor]:
+    """E4M3 numbers, with a factor for each block of rows and columns, or one for all, whose size has no dimension."""
+    tall, wide = block or weight.shape
+    rows, columns = torch.arange(weight.shape[0]) // tall, torch.arange(weight.shape[1]) // wide
+    scale = torch.zeros(int(rows[-1]) + 1, int(columns[-1]) + 1)
+    for row, column in torch.cartesian_prod(rows.unique(), columns.unique()).tolist():
+        scale[row, column] = weight[rows == row][:, columns == column].abs().max() / 448
+    whole = scale[rows][:, columns]
+    codes = (weight / whole).to(torch.float8_e4m3fn)
+    return {"weight": codes, "weight_scale_inv": scale if block else scale.view(())}, codes.float() * whole
+
+
+def as_gptq(one: Quantized, *, is_first: bool) -> tuple[Parts, torch.Tensor]:
+    """GPTQ: transposed, codes packed along the inputs, zero points along the outputs; first version: minus one."""
+    parts = {
+        "qweight": packed(one.codes, one.bits).t(),
+        "scales": one.scale.t(),
+        "qzeros": packed(one.zeros.t() - int(is_first), one.bits),
+        "g_idx": one.groups.to(torch.int32),
+    }
+    return parts, one.dense
+
+
+def as_awq(one: Quantized) -> tuple[Parts, torch.Tensor]:
+    """AWQ: transposed, packed along the outputs, of each eight first those with even numbers."""
+    mixed = torch.arange(len(one.codes)).view(-1, 8)[:, [0, 2, 4, 6, 1, 3, 5, 7]].reshape(-1)
+    parts = {
+        "qweight": packed(one.codes.t()[:, mixed], 4),
+        "scales": one.scale.t(),
+        "qzeros": packed(one.zeros.t()[:, mixed], 4),
+    }
+    return parts, one.dense
+
+
 def read_settings(folder: Path) -> dict[str, Any]:
     """What config.json says."""
     found: dict[str, Any] = json.loads((folder / "config.json").read_text())

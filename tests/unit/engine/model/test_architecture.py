@@ -59,10 +59,28 @@ def test_a_model_that_does_not_generate(tmp_path: Path) -> None:
         load(folder)
 
 
-@pytest.mark.parametrize("method", ["gptq", "awq", "fp8", "bitsandbytes"])
+@pytest.mark.parametrize("method", ["bitsandbytes", "hqq", "quanto"])
 def test_quantised_weights_of_another_tool(tmp_path: Path, method: str) -> None:
     folder = edit_config(save_checkpoint(tmp_path), quantization_config={"quant_method": method, "bits": 4})
     message = rf"quantised with {method} \(quantization_config in config.json\); use the original weights or a .gguf"
+    with pytest.raises(UnsupportedArchitectureError, match=message):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [
+        ("gptq", {"bits": 4}),
+        ("awq", {"bits": 4}),
+        ("fp8", {}),
+        ("compressed-tensors", {"format": "int-quantized", "config_groups": {"a": {"weights": {"num_bits": 8}}}}),
+    ],
+)
+def test_a_quantisation_that_is_read_and_in_which_nothing_is_stored(
+    tmp_path: Path, method: str, more: dict[str, Any]
+) -> None:
+    folder = edit_config(save_checkpoint(tmp_path), quantization_config={"quant_method": method, **more})
+    message = rf"quantised with {method} \(says config.json, but no weight is stored so\); use the original"
     with pytest.raises(UnsupportedArchitectureError, match=message):
         load(folder)
 
