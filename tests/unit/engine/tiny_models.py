@@ -326,15 +326,16 @@ def reference_greedy(
 
 
 def greedy_beside(
-    model: PreTrainedModel, prompt_ids: Sequence[int], output: Sequence[int], max_tokens: int
+    model: PreTrainedModel, prompt_ids: Sequence[int], output: Sequence[int], max_tokens: int, eos: int | None = EOS
 ) -> tuple[int, ...]:
     """transformers' greedy choice at each place of an output and behind it, from one pass over prompt and output.
 
-    It equals the output only if greedy generation gives that output: by induction, token by token.
+    It equals the output only if greedy generation gives that output: by induction, token by token. ``eos`` is cut off
+    with all behind it; None lets nothing end an output.
     """
     logits = reference_logits(model, [*prompt_ids, *output])[len(prompt_ids) - 1 :]
     chosen = logits.argmax(dim=-1).tolist()[:max_tokens]
-    return tuple(chosen[: chosen.index(EOS)] if EOS in chosen else chosen)
+    return tuple(chosen[: chosen.index(eos)] if eos in chosen else chosen)
 
 
 def decoder_logits(decoder: Decoder, token_ids: Sequence[int] = PROMPT) -> torch.Tensor:
