@@ -21,7 +21,7 @@ from helix_jobs.engine.request import EncodedRequest, GenerationResult, Request
 from helix_jobs.engine.request_encoding import RequestEncoding
 from helix_jobs.engine.sampling.dead_end import no_token_left
 from helix_jobs.engine.sampling.mask_worker import MaskWorker
-from helix_jobs.engine.schedule.block_table import BlockPool
+from helix_jobs.engine.schedule.block_pool import BlockPool
 from helix_jobs.engine.schedule.scheduler import Scheduler
 from helix_jobs.engine.schedule.state_pool import StatePool
 from helix_jobs.engine.speculation.depth.controller import COPY_ACCEPTANCE, DEFAULT_ACCEPTANCE

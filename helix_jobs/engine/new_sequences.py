@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from helix_jobs.engine.request import EncodedRequest
     from helix_jobs.engine.request_encoding import RequestEncoding
     from helix_jobs.engine.sampling.mask_worker import MaskWorker
-    from helix_jobs.engine.schedule.block_table import BlockPool
+    from helix_jobs.engine.schedule.block_pool import BlockPool
     from helix_jobs.engine.schedule.state_pool import StatePool
     from helix_jobs.engine.text.codec import TextCodec
 

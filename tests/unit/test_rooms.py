@@ -41,6 +41,7 @@ FOUNDATIONS = {
 }
 # What a request is and what an engine answers to. Everybody may name these; no other module of the engine's own floor.
 ENGINE_VALUES = {
+    "cache_sections",
     "chat_options",
     "config",
     "constraint",

@@ -45,7 +45,7 @@ class Candidate:
     @classmethod
     def of(cls, sequence: Sequence) -> Candidate:
         """Look up what a waiting sequence would share."""
-        num_cached = len(sequence.cached_blocks())
+        num_cached = sequence.num_cached_blocks()
         block_size = sequence.table.block_size
         more = num_cached < sequence.num_shareable // block_size
         return cls(sequence, num_cached * block_size, sequence.table.prefixes[num_cached] if more else None)

@@ -1,8 +1,9 @@
 """PrefixCache: which block holds which run of accepted tokens, so that equal prefixes are computed once. No torch.
 
 A *prefix* is a run of full blocks of tokens from a sequence's first token on. Its last block's tokens and the prefix
-before them identify it. A prefix is *cached* when a physical block holds its last block's keys and values. The block is
-*idle* when no table holds it; it can then be shared again or evicted. Only accepted tokens enter, never drafts.
+before them identify it. A prefix is *cached* when a physical block holds its last block's keys and values; where layers
+form several sections (see ``CacheSections``), a block of each does, or of some. The block is *idle* when no table holds
+it; it can then be shared again or evicted. Only accepted tokens enter, never drafts.
 
 The chain of block hashes comes from vLLM's automatic prefix caching; see also Zheng et al., "SGLang: Efficient
 Execution of Structured Language Model Programs", NeurIPS 2024 (RadixAttention).
@@ -26,15 +27,16 @@ class Prefix:
     Attributes:
         parent: The prefix one block shorter; None before the first block.
         token_ids: The tokens of the last block.
-        block: The physical block that holds the last block's keys and values; None when it is not cached.
+        blocks: For each section of layers, the physical block that holds the last block's keys and values; None when it
+            is not cached.
     """
 
-    __slots__ = ("__weakref__", "block", "parent", "token_ids")
+    __slots__ = ("__weakref__", "blocks", "parent", "token_ids")
 
-    def __init__(self, parent: Prefix | None, token_ids: tuple[int, ...]) -> None:
+    def __init__(self, parent: Prefix | None, token_ids: tuple[int, ...], num_sections: int) -> None:
         self.parent = parent
         self.token_ids = token_ids
-        self.block: int | None = None
+        self.blocks: list[int | None] = [None] * num_sections
 
 
 class PrefixCache:
@@ -43,8 +45,9 @@ class PrefixCache:
     Every full block is kept until its memory is needed, so a pool looks full although most of it is available.
     """
 
-    def __init__(self, block_size: int) -> None:
+    def __init__(self, block_size: int, num_sections: int = 1) -> None:
         self._block_size = block_size
+        self._num_sections = num_sections
         # Keyed by the parent's identity and the last block's tokens: no need to hash the whole chain.
         self._known: WeakValueDictionary[tuple[Prefix | None, tuple[int, ...]], Prefix] = WeakValueDictionary()
         self._cached: dict[int, Prefix] = {}
@@ -71,29 +74,36 @@ class PrefixCache:
             key = (parent, tuple(token_ids[index * size : (index + 1) * size]))
             prefix = self._known.get(key)
             if prefix is None:
-                prefix = self._known[key] = Prefix(*key)
+                prefix = self._known[key] = Prefix(*key, self._num_sections)
             prefixes.append(prefix)
 
-    def add(self, prefix: Prefix, block: int) -> None:
+    def add(self, prefix: Prefix, block: int, section: int = 0) -> None:
         """Cache ``block``, which a table holds, under ``prefix``.
 
         Of two blocks with the same content the first stays cached. The second stays private to its table, since
         exchanging it would change a table that a step may be using.
         """
-        if prefix.block is None and block not in self._cached:
-            prefix.block = block
+        if prefix.blocks[section] is None and block not in self._cached:
+            prefix.blocks[section] = block
             self._cached[block] = prefix
 
     def forget(self, block: int) -> None:
         """Remove a block from the cache; a block that is not cached is ignored."""
         prefix = self._cached.pop(block, None)
         if prefix is not None:
-            prefix.block = None
+            prefix.blocks[prefix.blocks.index(block)] = None
             self._idle.pop(block, None)
 
-    def rest(self, block: int) -> None:
-        """Note that no table holds a cached block any more: it becomes the most recently used idle block."""
+    def rest(self, block: int, *, goes_first: bool = False) -> None:
+        """Note that no table holds a cached block any more: it becomes the most recently used idle block.
+
+        Args:
+            block: The block.
+            goes_first: Let it be evicted next instead.
+        """
         self._idle[block] = None
+        if goes_first:
+            self._idle.move_to_end(block, last=False)
 
     def wake(self, block: int) -> None:
         """Note that a table holds an idle block again."""
@@ -117,7 +127,7 @@ class PrefixCache:
             AssertionError: A bug in the engine.
         """
         for block, prefix in self._cached.items():
-            assert prefix.block == block, "a cached block and its prefix point at each other"
+            assert prefix.blocks.count(block) == 1, "a cached block and its prefix point at each other"
             assert len(prefix.token_ids) == self._block_size, "only full blocks are cached"
             assert self._known.get((prefix.parent, prefix.token_ids)) is prefix, "equal prefixes are one object"
         assert self._idle.keys() <= self._cached.keys(), "an idle block is cached"

@@ -16,7 +16,7 @@ from helix_jobs.errors import OutOfMemoryError
 
 if TYPE_CHECKING:
     from helix_jobs.engine.config import EngineConfig
-    from helix_jobs.engine.schedule.block_table import BlockPool
+    from helix_jobs.engine.schedule.block_pool import BlockPool
     from helix_jobs.engine.schedule.sequence import Sequence
 
 logger = logging.getLogger(__name__)
@@ -224,6 +224,8 @@ class Scheduler:
         """Allocate the sequence's blocks, preempting younger ones; False if it was itself preempted or failed."""
         length = _length_after(planned)
         while sequence.table.missing_blocks(length) > self._pool.num_free:
+            if self._reclaim():
+                continue
             youngest = self.running[-1]
             if youngest is not sequence:
                 self.preempt(youngest)
@@ -240,7 +242,7 @@ class Scheduler:
         """Start waiting sequences while slots, budget and blocks last."""
         if not self.waiting or len(self.running) >= self.batch_limit or budget.tokens <= 0:
             return
-        if self.running and _SPARE_BLOCKS * len(self.running) >= self._pool.num_free:
+        if self.running and not self._can_free(1):
             return  # every sequence needs a block of its own, so none fits: skip the queue
         candidates = budget.affordable(self._candidates())
         computing = {prefix for sequence in self.running for prefix in sequence.table.unfrozen_prefixes}
@@ -251,15 +253,15 @@ class Scheduler:
                     candidate.sequence.num_deferred += 1
                 return
             sequence = chosen.sequence
-            blocks = sequence.cached_blocks()  # again: admissions of this step may have evicted some
-            if self.running and not self._has_room(sequence, blocks):
+            num_cached = sequence.num_cached_blocks()  # again: admissions of this step may have evicted some
+            if self.running and not self._has_room(sequence, num_cached):
                 return
             for candidate in candidates[: candidates.index(chosen)]:
                 candidate.sequence.num_overtaken += 1
             candidates.remove(chosen)
             self.waiting.remove(sequence)
             self.running.append(sequence)
-            sequence.share(blocks)
+            sequence.share(num_cached)
             planned = self._plan(sequence, budget)
             assert planned is not None, "the budget is not used up"
             length = _length_after(planned)
@@ -287,11 +289,27 @@ class Scheduler:
                 candidates.append(Candidate.of(sequence))
         return candidates
 
-    def _has_room(self, sequence: Sequence, shared: list[int]) -> bool:
+    def _has_room(self, sequence: Sequence, num_cached: int) -> bool:
         """Whether all its known tokens and its first drafts fit; otherwise it would be preempted at once."""
         depth = self._depth if sequence.may_draft else 0
-        wanted = self._pool.blocks_for(len(sequence) + 1 + depth) - self._pool.num_held(shared)
-        return wanted + _SPARE_BLOCKS * len(self.running) <= self._pool.num_free
+        shared = sum(self._pool.num_held(blocks) for blocks in sequence.table.cached_blocks(num_cached))
+        return self._can_free(self._pool.most_blocks(len(sequence) + 1 + depth) - shared)
+
+    def _can_free(self, count: int) -> bool:
+        """Whether ``count`` blocks are free beside those kept for running sequences, which may have to give up some."""
+        spare = _SPARE_BLOCKS * len(self.running) * len(self._pool.sections.windows)
+        while count + spare > self._pool.num_free:
+            if not self._reclaim():
+                return False
+        return True
+
+    def _reclaim(self) -> bool:
+        """Let the youngest running sequence that can give up blocks which only others may want; False if none can.
+
+        Trade-off: a draft model that lags behind then drafts no more for the sequence, and the beginning of a prompt
+        that is still computed is not shared. The sequence itself goes on, where a preemption would compute it again.
+        """
+        return self._pool.frees and any(sequence.give_up_unseen() for sequence in reversed(self.running))
 
     def _note_admitted(self, sequence: Sequence) -> None:
         sequence.state = RequestState.RUNNING
@@ -322,10 +340,9 @@ class Scheduler:
         logger.debug("preempted request %s at %d tokens", sequence.request_id, len(sequence))
 
     def _fail_too_large(self, sequence: Sequence, length: int) -> None:
-        capacity = self._pool.num_blocks * self._pool.block_size
         sequence.fail(
             OutOfMemoryError(
-                f"the request reached {length} tokens and the KV cache holds {capacity}; "
+                f"the request reached {length} tokens and the KV cache holds {self._pool.capacity}; "
                 "raise HELIX_KV_CACHE_MB or lower max_tokens"
             )
         )

@@ -243,21 +243,23 @@ class Sequence:
         self.finish_reason = None
         self.error = error
 
-    def cached_blocks(self) -> list[int]:
-        """Cached blocks this waiting sequence could begin with, see ``num_shareable``."""
+    def num_cached_blocks(self) -> int:
+        """How many cached blocks this waiting sequence could begin behind, see ``num_shareable``."""
         if self.was_recomputed:
-            return []
-        blocks = self.table.cached_blocks(self.token_ids, self.num_shareable)
+            return 0
+        count = self.table.longest_cached(self.token_ids, self.num_shareable)
         if self.states is None:
-            return blocks
-        # Recurrent layers can begin only where a state was kept.
-        return blocks[: self.states.longest(self.table.prefixes[: len(blocks)])]
+            return count
+        # Recurrent layers can begin only where a state was kept, and layers with a window where what they see is.
+        while (kept := self.states.longest(self.table.prefixes[:count])) < count:
+            count = self.table.longest_cached(self.token_ids, kept * self.table.block_size)
+        return count
 
-    def share(self, blocks: SequenceOf[int]) -> None:
-        """Begin with the blocks that ``cached_blocks`` found instead of computing them."""
-        self.table.share(blocks)
+    def share(self, num_blocks: int) -> None:
+        """Begin behind as many blocks as ``num_cached_blocks`` found instead of computing them."""
+        self.table.share(num_blocks)
         if self.states is not None:
-            self.states.share(self.table.prefixes[: len(blocks)])
+            self.states.share(self.table.prefixes[:num_blocks])
         self.num_computed = self.table.capacity
         self.note_draft_computed(0)
 
@@ -286,6 +288,27 @@ class Sequence:
         if self.states is not None:
             self.states.settle(self.num_computed)
             self.states.publish(self.table.prefixes, min(self.num_verified, length))
+        if self.table.frees:
+            self.table.free_unseen(self._seen_from)
+
+    @property
+    def _seen_from(self) -> int:
+        """The earliest position from which tokens are yet to be computed, or whose blocks are not shared yet."""
+        position = min(self.num_verified, self.num_computed)
+        awaits_draft = self.table.follows_draft and self.may_draft and self.wants_output and not self.is_draft_cut
+        return min(position, self.num_draft_computed) if awaits_draft else position
+
+    @property
+    def is_draft_cut(self) -> bool:
+        """Whether the draft model would need freed blocks to catch up: then it drafts no more for this sequence."""
+        return self.table.follows_draft and not self.table.sees_all(self.num_draft_computed)
+
+    def give_up_unseen(self) -> bool:
+        """Free all blocks that the target will never read again; whether there were any.
+
+        They were kept so that others can share them once they are verified, and for a draft model that lags behind.
+        """
+        return self.table.frees and self.table.free_unseen(self.num_computed)
 
     def reset_cache(self, *, discard: bool = False) -> None:
         """Give the blocks back and forget what was computed, on preemption or at the end.

@@ -111,6 +111,7 @@ class Speculator:
         else:
             self._choose_adaptively(self._controller, decodes, prefills)
             prefills = []
+        prefills = [turn for turn in prefills if not turn.sequence.is_draft_cut]
         computing = self._drafters.computing
         drafting = [turn for turn in decodes if turn.drafter is not None and turn.drafter is computing]
         if computing is None or not (drafting or prefills):
@@ -166,7 +167,7 @@ class Speculator:
         if computing is None:
             return
         for turn in decodes:
-            if not turn.draft.is_trusted:
+            if not turn.draft.is_trusted and not turn.sequence.is_draft_cut:
                 turn.draft, turn.drafter = NO_DRAFT_TOKENS, computing if turn.depth else None
 
     def _choose_adaptively(
@@ -190,6 +191,7 @@ class Speculator:
             catch_up_tokens=0 if computing is None else computing.missing_tokens(sequence),
             remaining_tokens=max(1, sequence.max_len - len(sequence)),
             num_forced=len(turn.forced),
+            can_compute=not sequence.is_draft_cut,
         )
 
 

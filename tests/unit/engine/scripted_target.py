@@ -1,6 +1,7 @@
 """A target and a draft without torch: what they "compute" from the cache is a checksum of the tokens they find there.
 
-A block shared wrongly, overwritten or evicted too early therefore gives a wrong token, as it would in a real model.
+A block shared wrongly, overwritten, freed or evicted too early therefore gives a wrong token, as it would in a real
+model.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ import zlib
 from typing import TYPE_CHECKING
 
 from helix_jobs.engine.request import RequestState
+from helix_jobs.engine.schedule.block_table import FREED
 from helix_jobs.errors import EngineError
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from collections.abc import Sequence as SequenceOf
 
-    from helix_jobs.engine.schedule.block_table import BlockPool
+    from helix_jobs.engine.schedule.block_pool import BlockPool
     from helix_jobs.engine.schedule.scheduler import Decode, Prefill, Schedule, Scheduler
     from helix_jobs.engine.schedule.sequence import Sequence
 
@@ -48,6 +51,7 @@ class ScriptedTarget:
         self.scheduler = scheduler
         self.pool = pool
         self.rng = random.Random(seed)
+        # All sections share the rows, as each block belongs to one section at a time.
         self.rows = [GARBAGE] * (pool.num_blocks * pool.block_size)
         self.draft_rows = list(self.rows)
         self.spoilt: set[str] = set()
@@ -100,10 +104,10 @@ class ScriptedTarget:
     def _emit(self, sequence: Sequence, drafts: SequenceOf[int]) -> bool:
         """Verify from what the cache holds; False if that is not finite."""
         length = len(sequence)
-        found = self._read(self.rows, sequence, length + len(drafts))
         tokens = []
         for position in range(len(drafts) + 1):
-            keys = found[: length + position]
+            known = [*sequence.token_ids, *drafts[:position]]
+            keys = self._seen(self.rows, sequence, known, length + position - 1)
             if NOT_FINITE in keys:
                 assert sequence.request_id in self.spoilt, "values that are not finite reached somebody else"
                 return False
@@ -118,30 +122,56 @@ class ScriptedTarget:
     def _compute(self, sequence: Sequence, token_ids: SequenceOf[int], *, spoilt: bool) -> None:
         if spoilt:
             self.spoilt.add(sequence.request_id)
-            token_ids = [NOT_FINITE] * len(token_ids)
-        self._write(sequence, sequence.num_computed, token_ids)
+        start = sequence.num_computed
+        for position, token in enumerate(token_ids, start):
+            self._write(sequence, position, [NOT_FINITE if spoilt else token])
+            known = [*sequence.token_ids[:start], *token_ids]
+            if NOT_FINITE in self._seen(self.rows, sequence, known, position):
+                self._write(sequence, position, [NOT_FINITE])  # what a token sees reaches its keys in the next layer
 
     def _write(self, sequence: Sequence, start: int, token_ids: SequenceOf[int]) -> None:
         size = self.pool.block_size
         for position, token in enumerate(token_ids, start):
-            block = sequence.table.blocks[position // size]
-            assert self.pool.is_private(block), "the target writes where somebody else may read"
-            self.rows[block * size + position % size] = token
+            for blocks in sequence.table.sections:
+                block = blocks[position // size]
+                assert self.pool.is_private(block), "the target writes where somebody else may read"
+                self.rows[block * size + position % size] = token
 
     def _draft(self, sequence: Sequence, drafts: SequenceOf[int], end: int | None = None) -> None:
         """The draft's passes: catch up to ``end`` and beyond it compute all drafts but the last."""
+        if sequence.is_draft_cut:
+            return
         size = self.pool.block_size
         start = sequence.num_draft_computed
         known = sequence.token_ids[:end]
-        held = self._read(self.draft_rows, sequence, start)
-        assert held == known[:start], "the draft's cache holds what it is said to hold"
         for position, token in enumerate([*known, *drafts[:-1]][start:], start):
-            self.draft_rows[sequence.table.blocks[position // size] * size + position % size] = token
+            for section in {*self.pool.sections.draft}:
+                self.draft_rows[sequence.table.sections[section][position // size] * size + position % size] = token
+            so_far = [*known, *drafts[:-1]][: position + 1]
+            held = self._seen(self.draft_rows, sequence, so_far, position, {*self.pool.sections.draft})
+            assert held == so_far, "the draft's cache holds what it is said to hold"
             sequence.num_draft_computed = position + 1
 
-    def _read(self, rows: SequenceOf[int], sequence: Sequence, count: int) -> list[int]:
+    def _seen(
+        self,
+        rows: SequenceOf[int],
+        sequence: Sequence,
+        known: SequenceOf[int],
+        position: int,
+        sections: Collection[int] | None = None,
+    ) -> list[int]:
+        """``known`` up to the token at ``position``; where that token sees keys of some section, what these hold."""
         size = self.pool.block_size
-        return [rows[sequence.table.blocks[i // size] * size + i % size] for i in range(count)]
+        seen = list(known[: position + 1])
+        for section, window in enumerate(self.pool.sections.windows):
+            if sections is not None and section not in sections:
+                continue
+            for i in range(0 if window is None else max(0, position + 1 - window), position + 1):
+                block = sequence.table.sections[section][i // size]
+                assert block != FREED, "what is seen is held"
+                if rows[block * size + i % size] != known[i]:
+                    seen[i] = rows[block * size + i % size]
+        return seen
 
     def _quarantine(self, sequences: SequenceOf[Sequence]) -> None:
         for sequence in sequences:

@@ -39,6 +39,7 @@ class DraftCandidate:
             where no draft was found.
         num_forced: The first tokens of its found draft, which a grammar forces. A computed draft goes on behind them;
             the rest of the found draft it replaces.
+        can_compute: Whether the draft model can draft for it at all.
         acceptance: Its own running acceptance of computed drafts; None without data: that of all sequences applies.
         catch_up_tokens: Tokens before its last that the draft model must compute before it can draft.
         remaining_tokens: Most tokens it may still emit.
@@ -50,11 +51,12 @@ class DraftCandidate:
     catch_up_tokens: int = 0
     remaining_tokens: int = 1
     num_forced: int = 0
+    can_compute: bool = True
 
     @property
     def computed_ceiling(self) -> int:
         """Most draft tokens to compute for it."""
-        return max(0, self.ceiling - self.num_forced)
+        return max(0, self.ceiling - self.num_forced) if self.can_compute else 0
 
 
 @dataclass(frozen=True, slots=True)

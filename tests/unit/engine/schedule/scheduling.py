@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from helix_jobs.engine.cache_sections import CacheSections
 from helix_jobs.engine.config import EngineConfig, SpeculationConfig
 from helix_jobs.engine.request import EncodedRequest
 from helix_jobs.engine.sampling_params import SamplingParams
-from helix_jobs.engine.schedule.block_table import BlockPool, BlockTable
+from helix_jobs.engine.schedule.block_pool import BlockPool
+from helix_jobs.engine.schedule.block_table import BlockTable
 from helix_jobs.engine.schedule.scheduler import Scheduler
 from helix_jobs.engine.schedule.sequence import Sequence
 
@@ -17,10 +19,14 @@ if TYPE_CHECKING:
     from helix_jobs.engine.schedule.scheduler import Schedule
 
 
-def make(num_blocks=100, block_size=4, depth=2, **config):
-    pool = BlockPool(num_blocks, block_size)
-    speculation = SpeculationConfig(depth=depth, adaptive=False)
-    return Scheduler(EngineConfig(speculation=speculation, **config), pool), pool
+def make(num_blocks=100, block_size=4, depth=2, windows=(None,), *, has_draft=True, **config):
+    """A scheduler and its pool; every section of ``windows`` has a layer of the target and, perhaps, of the draft."""
+    engine_config = EngineConfig(speculation=SpeculationConfig(depth=depth, adaptive=False), **config)
+    layers = tuple(range(len(windows)))
+    sections = CacheSections(windows=windows, target=layers, draft=layers if has_draft else ())
+    step_tokens = max(engine_config.token_budget, depth + 1)
+    pool = BlockPool(num_blocks, block_size, sections, step_tokens=step_tokens)
+    return Scheduler(engine_config, pool), pool
 
 
 def sequence_of(pool: BlockPool, name: str, prompt: Iterable[int], max_tokens: int = 8) -> Sequence:

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from helix_jobs.engine.schedule.block_table import BlockPool, BlockTable
+from helix_jobs.engine.schedule.block_pool import BlockPool
+from helix_jobs.engine.schedule.block_table import BlockTable
 
 TOKENS = list(range(100, 120))
 
@@ -17,7 +18,7 @@ def filled(pool, tokens=TOKENS):
 
 def sharing(pool, tokens=TOKENS):
     table = BlockTable(pool)
-    table.share(table.cached_blocks(tokens, len(tokens) - 1))
+    table.share(table.longest_cached(tokens, len(tokens) - 1))
     return table
 
 
@@ -66,9 +67,9 @@ def test_an_evicted_prefix_ends_the_run():
     filled(pool).release()
     last, before_last = pool.take(2)
     probe = BlockTable(pool)
-    assert len(probe.cached_blocks(TOKENS, 20)) == 3
+    assert probe.longest_cached(TOKENS, 20) == 3
     pool.give_back([before_last, last])
-    assert len(probe.cached_blocks(TOKENS, 20)) == 3
+    assert probe.longest_cached(TOKENS, 20) == 3
 
 
 def test_the_second_of_two_equal_blocks_stays_its_owner_s_alone_and_steps_in_when_the_first_is_gone():
@@ -90,7 +91,13 @@ def test_the_second_of_two_equal_blocks_stays_its_owner_s_alone_and_steps_in_whe
 
 
 def sharing_blocks(pool):
-    return BlockTable(pool).cached_blocks(TOKENS, 16)
+    (found,) = cached(pool, TOKENS)
+    return found
+
+
+def cached(pool, tokens):
+    table = BlockTable(pool)
+    return table.cached_blocks(table.longest_cached(tokens, len(tokens)))
 
 
 def test_what_a_table_only_shares_is_not_offered_again_after_a_discard():
@@ -141,16 +148,15 @@ def test_tokens_that_hash_alike_are_not_taken_for_each_other():
     assert hash((-1,) * 4) == hash((-2,) * 4)
     pool = BlockPool(8, 4)
     filled(pool, [-1] * 8)
-    probe = BlockTable(pool)
-    assert probe.cached_blocks([-2] * 8, 8) == []
-    assert BlockTable(pool).cached_blocks([-1] * 4 + [-2] * 4, 8) == [0]
+    assert cached(pool, [-2] * 8) == [[]]
+    assert cached(pool, [-1] * 4 + [-2] * 4) == [[0]]
 
 
 def test_equal_blocks_behind_different_prefixes_are_different():
     pool = BlockPool(8, 4)
     filled(pool, [1, 1, 1, 1, 5, 5, 5, 5])
-    assert BlockTable(pool).cached_blocks([2, 2, 2, 2, 5, 5, 5, 5], 8) == []
-    assert BlockTable(pool).cached_blocks([5, 5, 5, 5], 4) == []
+    assert cached(pool, [2, 2, 2, 2, 5, 5, 5, 5]) == [[]]
+    assert cached(pool, [5, 5, 5, 5]) == [[]]
 
 
 def test_reset_forgets_everything():
@@ -173,7 +179,7 @@ def test_nothing_is_remembered_of_prefixes_nobody_holds():
 def held_twice(pool):
     a, b = BlockTable(pool), BlockTable(pool)
     a.grow(8)
-    b.blocks = list(a.blocks)
+    b.blocks[:] = a.blocks
     return [a, b], "reference count"
 
 

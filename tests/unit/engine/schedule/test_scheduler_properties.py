@@ -50,8 +50,9 @@ events = st.tuples(
 class Scenario:
     """Runs one random history and checks it after every step."""
 
-    def __init__(self, planned, seed, *, num_blocks, block_size, depth, budget, slots):
-        self.scheduler, self.pool = make(num_blocks, block_size, depth, token_budget=budget, max_batch_size=slots)
+    def __init__(self, planned, seed, *, num_blocks, block_size, depth, budget, slots, **sections):
+        limits = {"token_budget": budget, "max_batch_size": slots}
+        self.scheduler, self.pool = make(num_blocks, block_size, depth, **sections, **limits)
         self.target = ScriptedTarget(self.scheduler, self.pool, seed)
         self.planned = sorted(planned, key=lambda arrival: arrival.step)
         self.sequences = []
@@ -131,7 +132,7 @@ class Scenario:
 
     def _check_error(self, sequence):
         if isinstance(sequence.error, OutOfMemoryError):
-            assert len(sequence) + 1 > self.pool.num_blocks * self.pool.block_size - self.scheduler._depth
+            assert len(sequence) + 1 > self.pool.capacity - self.scheduler._depth
         else:
             assert isinstance(sequence.error, EngineError)
             assert sequence.request_id in self.target.spoilt
@@ -153,6 +154,8 @@ class Scenario:
     depth=st.integers(0, 5),
     budget=st.integers(1, 60),
     slots=st.integers(1, 6),
+    windows=st.sampled_from([(None,), (None,), (9,), (None, 6), (None, 12, 12, 3)]),
+    has_draft=st.booleans(),
     history=st.lists(events, max_size=60),
 )
 def test_any_history_gives_the_sequential_outputs_and_loses_no_block(*, planned, seed, history, **config):
@@ -164,6 +167,7 @@ def test_any_history_gives_the_sequential_outputs_and_loses_no_block(*, planned,
     event(f"shared: {scenario.scheduler.cached_prompt_tokens > 0}")
     event(f"preempted: {scenario.scheduler.preemptions > 0}")
     event(f"overtaken: {any(s.num_overtaken for s in scenario.sequences)}")
+    event(f"windows: {config['windows']}")
     event(f"spoilt: {bool(scenario.target.spoilt)}")
 
 

@@ -11,7 +11,8 @@ import torch
 from helix_jobs.engine.config import CacheConfig
 from helix_jobs.engine.model.assembly import build_decoder
 from helix_jobs.engine.model.runner import ModelRunner
-from helix_jobs.engine.schedule.block_table import BlockPool, BlockTable
+from helix_jobs.engine.schedule.block_pool import BlockPool
+from helix_jobs.engine.schedule.block_table import BlockTable
 from helix_jobs.engine.schedule.sequence import Sequence
 from helix_jobs.engine.speculation.drafters.draft_model import DraftModelDrafter
 from helix_jobs.engine.speculation.turn import Turn
@@ -48,7 +49,7 @@ class Scene:
 
     def _decoding(self, name: str) -> Sequence:
         sequence = Sequence(request(name, PROMPTS[name], max_tokens=40), BlockTable(self.pool), frozenset(), 256)
-        sequence.share(sequence.cached_blocks())
+        sequence.share(sequence.num_cached_blocks())
         sequence.table.grow(len(sequence) + 10)
         sequence.commit([20], now=0.0)
         sequence.num_computed = len(sequence) - 1

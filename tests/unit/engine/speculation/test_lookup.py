@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from helix_jobs.engine.request import EncodedRequest, FinishReason
 from helix_jobs.engine.sampling_params import SamplingParams
-from helix_jobs.engine.schedule.block_table import BlockPool, BlockTable
+from helix_jobs.engine.schedule.block_pool import BlockPool
+from helix_jobs.engine.schedule.block_table import BlockTable
 from helix_jobs.engine.schedule.sequence import Sequence
 from helix_jobs.engine.speculation.drafters.lookup import NO_MATCH, LookupDrafter
 from helix_jobs.engine.speculation.drafters.match_calibrator import MatchCalibrator

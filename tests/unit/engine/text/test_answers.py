@@ -14,7 +14,8 @@ from helix_jobs.engine.grammar.vocabulary import TokenTable
 from helix_jobs.engine.request import EncodedRequest, FinishReason, Request
 from helix_jobs.engine.request_encoding import RequestEncoding
 from helix_jobs.engine.sampling_params import SamplingParams
-from helix_jobs.engine.schedule.block_table import BlockPool, BlockTable
+from helix_jobs.engine.schedule.block_pool import BlockPool
+from helix_jobs.engine.schedule.block_table import BlockTable
 from helix_jobs.engine.schedule.sequence import Sequence
 from helix_jobs.engine.text.chat_forms import chat_forms
 from helix_jobs.engine.text.codec import TextCodec

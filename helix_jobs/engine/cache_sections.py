@@ -1,0 +1,169 @@
+"""CacheSections: which layers keep their keys and values in the same cache blocks, and for how long. No torch.
+
+A *section* is a set of layers that are alike in what their queries see: the last tokens of one *window*, or everything.
+A cache block holds the keys and values of one section's layers, and each sequence has a block table for each section. A
+block is freed once no later token can see it, which layers with a window allow and full attention does not.
+
+All sections take their blocks from one pool, so every section has about as many layers: layers of the commoner window
+are divided among several sections. A model whose layers all see the same has one section. The idea of one pool whose
+pages suit every group of layers is that of vLLM's hybrid cache (and of Zhang et al., "Jenga: Effective Memory
+Management for Serving LLM with Heterogeneity", SOSP 2025).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from math import inf
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+# Trade-off: more sections fit models better whose windows are not equally common, but each has a block table of its
+# own, which every step plans and uploads.
+_MAX_SECTIONS: Final = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheSections:
+    """The sections of a target and its draft, which share block tables.
+
+    Attributes:
+        windows: For each section, the number of keys that its queries see at most; None for all.
+        target: The section of each of the target's layers that has keys and values.
+        draft: The same for the draft model; empty without one.
+    """
+
+    windows: tuple[int | None, ...] = (None,)
+    target: tuple[int, ...] = ()
+    draft: tuple[int, ...] = ()
+
+    @classmethod
+    def of(
+        cls, target: Sequence[int | None], draft: Sequence[int | None] = (), *, context: int, costs: tuple[int, int]
+    ) -> CacheSections:
+        """Divide layers into sections.
+
+        A draft's layer goes where at least as much is kept as it sees. Trade-off: where it sees more than any layer of
+        the target, the target's widest section keeps as much, which frees less; sections of the draft alone would waste
+        the target's part of every block in them.
+
+        Args:
+            target: The window of each of the target's layers; None for full attention.
+            draft: The same for the draft model; empty without one.
+            context: The most tokens of a sequence. A window of as many hides nothing.
+            costs: Bytes that one layer keeps of a token, of the target and of the draft.
+        """
+        own, drafts = ([inf if w is None or w >= context else w for w in windows] for windows in (target, draft))
+        kinds = set(own)
+        if drafts and max(drafts) > max(kinds):
+            kinds = {*(kinds - {max(kinds)}), max(drafts)}
+        kept = sorted(kinds, reverse=True)
+        # For each layer, the place in ``kept`` of the least that is enough for it.
+        own_kinds, draft_kinds = ([sum(w >= seen for w in kept) - 1 for seen in layers] for layers in (own, drafts))
+        num_sections = _choose(kept, Counter(own_kinds), Counter(draft_kinds), costs)
+        windows = [kept[kind] for kind, count in enumerate(num_sections) for _ in range(count)]
+        return cls(
+            windows=tuple(None if window == inf else int(window) for window in windows),
+            target=_divide(own_kinds, num_sections),
+            draft=_divide(draft_kinds, num_sections),
+        )
+
+    @property
+    def frees(self) -> bool:
+        """Whether blocks are freed while a sequence grows."""
+        return any(window is not None for window in self.windows)
+
+    def most_blocks(self, num_tokens: int, step_tokens: int, block_size: int) -> int:
+        """Blocks of all sections that a sequence holds at most while it grows to ``num_tokens`` tokens.
+
+        Args:
+            num_tokens: Its length.
+            step_tokens: The most of its tokens that one step computes, drafts included.
+            block_size: Tokens a block.
+        """
+        whole = -(-num_tokens // block_size)
+        return sum(
+            whole if window is None else min(whole, _most_seen(window, step_tokens, block_size))
+            for window in self.windows
+        )
+
+    def capacity(self, num_blocks: int, step_tokens: int, block_size: int) -> int:
+        """Tokens of the longest sequence that ``num_blocks`` blocks hold. Arguments as in ``most_blocks``."""
+        bounds = sorted(
+            inf if window is None else _most_seen(window, step_tokens, block_size) for window in self.windows
+        )
+        # Sections reach their bounds one after another; the others share what is left.
+        left = num_blocks
+        for place, bound in enumerate(bounds):
+            each = left // (len(bounds) - place)
+            if each < bound:
+                return each * block_size
+            left -= int(bound)
+        return sys.maxsize
+
+
+def first_seen(window: int | None, position: int, block_size: int) -> int:
+    """The first logical block of a section that the token at ``position``, or a later one, sees."""
+    return 0 if window is None else max(0, position - window + 1) // block_size
+
+
+def pools_of(sections: Sequence[int]) -> tuple[int, ...]:
+    """For each layer, which of its model's pools holds its blocks: layers of different sections share one.
+
+    Args:
+        sections: The section of each layer.
+    """
+    seen: Counter[int] = Counter()
+    pools = []
+    for section in sections:
+        pools.append(seen[section])
+        seen[section] += 1
+    return tuple(pools)
+
+
+def num_pools(sections: Sequence[int]) -> int:
+    """The layers of a model's largest section: a block takes as much memory as these."""
+    return max(Counter(sections).values(), default=0)
+
+
+def _most_seen(window: int, step_tokens: int, block_size: int) -> int:
+    """Blocks that a sequence holds in a section of this window at most: what a step sees and what it writes."""
+    return -(-(window - 1 + step_tokens) // block_size) + 1
+
+
+def _choose(
+    kept: Sequence[float], target: Mapping[int, int], draft: Mapping[int, int], costs: tuple[int, int]
+) -> list[int]:
+    """The number of sections of each window.
+
+    All blocks take as much memory as the largest section's, so uneven sections waste some. It is weighed for sequences
+    that no window has cut yet, and for endless ones, of which only full attention counts.
+    """
+    if len(kept) == 1:
+        return [1]
+    best, least = [1] * len(kept), inf
+    for size in range(1, max(target.values()) + 1):
+        counts = [max(1, -(-target[kind] // size)) for kind in range(len(kept))]
+        if sum(counts) > max(_MAX_SECTIONS, len(kept)):
+            continue
+        draft_size = max(-(-draft[kind] // count) for kind, count in enumerate(counts))
+        block = size * costs[0] + draft_size * costs[1]
+        num_full = counts[0] if kept[0] == inf else sum(counts)
+        waste = sum(counts) * block * num_full * block
+        if waste <= least:  # of equals the fewest sections, which come last
+            best, least = counts, waste
+    return best
+
+
+def _divide(kinds: Sequence[int], num_sections: Sequence[int]) -> tuple[int, ...]:
+    """The section of each layer, given the place of its window and the number of sections of each window."""
+    totals, seen = Counter(kinds), Counter[int]()
+    sections = []
+    for kind in kinds:
+        each = -(-totals[kind] // num_sections[kind])
+        sections.append(sum(num_sections[:kind]) + seen[kind] // each)
+        seen[kind] += 1
+    return tuple(sections)
