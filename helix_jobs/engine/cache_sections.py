@@ -27,6 +27,23 @@ _MAX_SECTIONS: Final = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LayerSections:
+    """The sections of one model.
+
+    Attributes:
+        windows: As in ``CacheSections``.
+        layers: The section of each layer that has keys and values; empty where all are in the first.
+    """
+
+    windows: tuple[int | None, ...] = (None,)
+    layers: tuple[int, ...] = ()
+
+    def of(self, layer: int) -> int:
+        """The section of a layer."""
+        return self.layers[layer] if self.layers else 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CacheSections:
     """The sections of a target and its draft, which share block tables.
 
@@ -72,6 +89,16 @@ class CacheSections:
         )
 
     @property
+    def of_target(self) -> LayerSections:
+        """The target's part."""
+        return LayerSections(windows=self.windows, layers=self.target)
+
+    @property
+    def of_draft(self) -> LayerSections:
+        """The draft's part."""
+        return LayerSections(windows=self.windows, layers=self.draft)
+
+    @property
     def frees(self) -> bool:
         """Whether blocks are freed while a sequence grows."""
         return any(window is not None for window in self.windows)
@@ -103,6 +130,10 @@ class CacheSections:
                 return each * block_size
             left -= int(bound)
         return sys.maxsize
+
+
+# All layers together, and every block kept.
+ONE_SECTION: Final = CacheSections()
 
 
 def first_seen(window: int | None, position: int, block_size: int) -> int:

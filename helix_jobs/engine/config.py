@@ -167,3 +167,8 @@ class EngineConfig:
             raise ConfigurationError(f"max batch size {self.max_batch_size} is out of range; give 1 or more")
         if self.token_budget < 1:
             raise ConfigurationError(f"token budget {self.token_budget} is out of range; give 1 or more")
+
+    @property
+    def step_tokens(self) -> int:
+        """The most tokens of one sequence that a step computes, drafts included."""
+        return max(self.token_budget, 1 + self.speculation.ceiling)

@@ -13,6 +13,7 @@ from helix_jobs.engine.devices.devices import cleanup_memory, explaining_shortag
 from helix_jobs.engine.engine_info import engine_info
 from helix_jobs.engine.grammar.grammars import Grammars
 from helix_jobs.engine.grammar.vocabulary import TokenTable
+from helix_jobs.engine.model.layer_sections import sections_of
 from helix_jobs.engine.model.runner import ModelRunner
 from helix_jobs.engine.model.step_memory import scored_rows
 from helix_jobs.engine.new_sequences import NewSequences
@@ -98,10 +99,13 @@ class Engine:
         with explaining_shortage(models.device, "the KV cache was allocated", remedy):
             slots, num_drafts = config.max_batch_size, config.speculation.ceiling
             state_config = StateConfig(num_slots=slots, num_snapshots=cache.num_snapshots, num_drafts=num_drafts)
-            target = ModelRunner(models.target.decoder, cache, state_config)
+            has_draft = models.draft is not None and config.speculation.is_on
+            draft_decoder = models.draft.decoder if models.draft is not None and has_draft else None
+            sections = sections_of(models.target.decoder, draft_decoder, models.max_context)
+            target = ModelRunner(models.target.decoder, cache, state_config, sections.of_target)
             draft_state_config = StateConfig(num_slots=slots, num_drafts=num_drafts)
-            if models.draft is not None and config.speculation.is_on:
-                draft = ModelRunner(models.draft.decoder, cache, draft_state_config)
+            if draft_decoder is not None:
+                draft = ModelRunner(draft_decoder, cache, draft_state_config, sections.of_draft)
         with explaining_shortage(
             models.device, "the cost of steps was measured", "lower HELIX_KV_CACHE_MB or HELIX_MAX_BATCH_SIZE"
         ):
@@ -113,7 +117,13 @@ class Engine:
                 costs=costs,
                 initial_acceptance=COPY_ACCEPTANCE if models.draft and models.draft.is_copy else DEFAULT_ACCEPTANCE,
             )
-        self._pool = BlockPool(cache.num_blocks, cache.block_size)
+        self._pool = BlockPool(
+            cache.num_blocks,
+            cache.block_size,
+            sections,
+            step_tokens=config.step_tokens,
+            draft_keeps_up=draft is not None and not config.speculation.adaptive,
+        )
         self._states = StatePool(state_config) if target.states is not None else None
         has_draft_states = draft is not None and draft.states is not None
         self._draft_states = StatePool(draft_state_config) if has_draft_states else None

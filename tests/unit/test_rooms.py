@@ -87,7 +87,7 @@ ARROWS |= {
     "engine.text": {"engine.schedule", "values"},
     "engine.attention": {"engine.devices", "values"},
     "engine.recurrence": {"engine.attention", "engine.devices", "values"},
-    "engine.kernels": {"engine.attention", "engine.model", "engine.weights"},
+    "engine.kernels": {"engine.attention", "engine.model", "engine.weights", "values"},
     "engine.weights": set(),
     "engine.model": {"engine.attention", "engine.devices", "engine.recurrence", "engine.weights", "values"},
     "engine.speculation": {

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from helix_jobs.engine.attention.rotary import RotaryTable
     from helix_jobs.engine.attention.step_layout import StepLayout, TokenSlice
     from helix_jobs.engine.attention.step_plan import StepPlan
+    from helix_jobs.engine.cache_sections import LayerSections
 
     HeadNorm = Callable[[torch.Tensor], torch.Tensor]
 
@@ -95,6 +96,11 @@ class AttentionSpec:
         """The windows of its layers, each once."""
         return tuple(dict.fromkeys(layer.window for layer in self.layers))
 
+    def windows_in(self, sections: LayerSections, section: int) -> tuple[int | None, ...]:
+        """The windows of the layers in a section of its cache, each once."""
+        own = enumerate(self.layers)
+        return tuple(dict.fromkeys(layer.window for index, layer in own if sections.of(index) == section))
+
     @property
     def features(self) -> frozenset[str]:
         """The optional fields that some layer or its cache uses. See ``features_of``."""
@@ -137,13 +143,16 @@ class AttentionBackend(Protocol):
         tokens verified together.
         """
 
-    def plan(self, slices: Sequence[TokenSlice], cache: PagedKVCache, least_tokens: int = 0) -> StepPlan:
+    def plan(
+        self, slices: Sequence[TokenSlice], cache: PagedKVCache, least_tokens: int = 0, section: int = 0
+    ) -> StepPlan:
         """Pack slices and plan their attention, on the host.
 
         Args:
             slices: New tokens per sequence, each with at least one token.
             cache: The model's cache.
             least_tokens: Where shapes are padded, the least number of tokens to pad to; at most ``SMALL_STEP``.
+            section: The section of the cache whose layers to plan for. All sections pack the tokens in one order.
         """
 
     def begin(self, layout: StepLayout, cache: PagedKVCache) -> AttentionStep:

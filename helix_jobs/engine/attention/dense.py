@@ -32,16 +32,20 @@ class DenseAttention:
     def __init__(self, spec: AttentionSpec) -> None:
         self.spec = spec
 
-    def plan(self, slices: Sequence[TokenSlice], cache: PagedKVCache, least_tokens: int = 0) -> StepPlan:
+    def plan(
+        self, slices: Sequence[TokenSlice], cache: PagedKVCache, least_tokens: int = 0, section: int = 0
+    ) -> StepPlan:
         """See ``AttentionBackend``."""
         return plan_groups(
             slices,
             cache.geometry,
             cache.block_size,
             num_heads=self.spec.num_heads,
-            windows=self.spec.windows,
+            windows=self.spec.windows_in(cache.sections, section),
             spare_block=cache.spare_block,
             least_tokens=least_tokens,
+            section=section,
+            window=cache.sections.windows[section],
         )
 
     def begin(self, layout: StepLayout, cache: PagedKVCache) -> DenseStep:

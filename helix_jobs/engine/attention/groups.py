@@ -89,7 +89,7 @@ class GroupPlan:
         first_token: As in the group.
         query_rows: As in the group.
         gather_rows: As in the group.
-        visible: ``[n * q]`` number of keys up to each query's own; the device makes the masks from it.
+        visible: ``[n * q]`` number of gathered keys up to each query's own; the device makes the masks from it.
         windows: The windows of the model's layers, each once.
     """
 
@@ -159,6 +159,8 @@ def plan_groups(
     windows: tuple[int | None, ...] = (None,),
     spare_block: int | None = None,
     least_tokens: int = 0,
+    section: int = 0,
+    window: int | None = None,
 ) -> StepPlan:
     """Pack slices and divide their attention into groups.
 
@@ -167,23 +169,34 @@ def plan_groups(
         geometry: Shapes of the model's keys and values. Groups are the same for all layers, and bounded for the widest.
         block_size: Tokens a block.
         num_heads: The model's query heads.
-        windows: The windows of the model's layers, each once.
+        windows: The windows of the layers to plan for, each once.
         spare_block: First of the cache's blocks that padding is written to. Given if shapes must repeat because the
             device compiles each one (DirectML). Tokens, and the rows, queries and keys of groups, are then padded to
             one of few sizes.
         least_tokens: With a spare block, the least number of tokens to pad to; at most ``SMALL_STEP``.
+        section: The section of layers to plan for.
+        window: Keys that its queries see at most; None for all. No others are gathered.
     """
     repeats = spare_block is not None
     grouped = _grouped(slices, num_heads, geometry, block_size, repeats=repeats)
     order = tuple(dict.fromkeys(piece.slice_index for _, pieces in grouped for piece in pieces))
-    packed = PackedSlices.of(slices, order, geometry, block_size, spare_block=spare_block, least_tokens=least_tokens)
+    packed = PackedSlices.of(
+        slices,
+        order,
+        geometry,
+        block_size,
+        spare_block=spare_block,
+        least_tokens=least_tokens,
+        section=section,
+        window=window,
+    )
     groups = []
     # Padding tokens may take any output row.
     output_rows = np.zeros(len(packed.positions), dtype=np.int64)
     done = 0
     for key, pieces in grouped:
         shape = key if repeats else None
-        group, token_rows, places = _plan_group(pieces, slices, packed, geometry, block_size, shape, windows)
+        group, token_rows, places = _plan_group(pieces, slices, packed, geometry, block_size, shape, windows, window)
         output_rows[token_rows] = done + places
         done += group.num_rows * group.num_queries
         groups.append(group)
@@ -263,6 +276,7 @@ def _plan_group(  # noqa: PLR0917  (one call site; the step's arrays and its geo
     block_size: int,
     shape: tuple[int, int] | None,
     windows: tuple[int | None, ...],
+    window: int | None,
 ) -> tuple[GroupPlan, IntArray, IntArray]:
     """Plan one group; also return its tokens' packed positions and their places within the group's output.
 
@@ -278,6 +292,15 @@ def _plan_group(  # noqa: PLR0917  (one call site; the step's arrays and its geo
     # [n, q]; padding repeats the last query and the last slice, and its output is never read
     steps = np.minimum(np.arange(num_queries)[None, :], counts[:, None] - 1)
     members = packed.tables[[piece.slice_index for piece in pieces], :num_blocks]
+    if window is not None:
+        # The first block that each piece sees; keys count from there.
+        begins = np.maximum(starts - window + 1, 0) // block_size
+        ends = np.asarray([piece.num_blocks for piece in pieces])
+        most = block_bucket(num_blocks_of(window - 1 + num_queries, block_size) + 1)
+        num_blocks = int((ends - begins).max()) if shape is None else min(num_blocks, most)
+        columns = np.minimum(begins[:, None] + np.arange(num_blocks), members.shape[1] - 1)
+        members = np.take_along_axis(members, columns, axis=1)
+        starts = starts - begins * block_size
     given = np.minimum(np.arange(num_rows), len(pieces) - 1)
     query_rows = (firsts[:, None] + steps)[given]
     visible = (starts[:, None] + steps)[given] + 1

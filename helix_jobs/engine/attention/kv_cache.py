@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import torch
 
+from helix_jobs.engine.cache_sections import LayerSections, pools_of
 from helix_jobs.engine.devices.devices import DIRECTML_DEVICE_TYPE, compiles_each_shape
 from helix_jobs.engine.devices.row_writer import row_writer
 from helix_jobs.engine.devices.shape_sizes import MAX_PADDING
@@ -29,9 +30,18 @@ class PagedKVCache:
 
     The pools start at zero. Attention gives a block's unwritten rows a weight of zero, and zero times an uninitialised
     NaN would not be zero. For the same reason blocks that held non-finite values are cleared.
+
+    Layers of different sections (see ``CacheSections``) share pools: each block belongs to one section at a time.
     """
 
-    def __init__(self, geometry: CacheGeometry, config: CacheConfig, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        geometry: CacheGeometry,
+        config: CacheConfig,
+        dtype: torch.dtype,
+        device: torch.device,
+        sections: LayerSections | None = None,
+    ) -> None:
         self.geometry = geometry
         self.block_size = config.block_size
         self.num_blocks = config.num_blocks
@@ -42,10 +52,15 @@ class PagedKVCache:
         # each: [(num_blocks + spare) * num_kv_heads, block_size * width]; one pool where values are columns of the keys
         self.keys: list[torch.Tensor] = []
         self.values: list[torch.Tensor] = []
-        for shape in geometry.layers:
-            if shape.source is not None:
-                self.keys.append(self.keys[shape.source])
-                self.values.append(self.values[shape.source])
+        self.sections = sections or LayerSections()
+        pools = pools_of(self.sections.layers or (0,) * len(geometry.layers))
+        # The layer in whose name each layer's pool was made.
+        self._owners: list[int] = []
+        for layer, shape in enumerate(geometry.layers):
+            self._owners.append(pools.index(pools[layer]) if shape.source is None else shape.source)
+            if self._owners[layer] != layer:
+                self.keys.append(self.keys[self._owners[layer]])
+                self.values.append(self.values[self._owners[layer]])
                 continue
             rows = (config.num_blocks + spare) * shape.num_kv_heads
             self.keys.append(_zeros((rows, config.block_size * shape.head_dim), dtype, device))
@@ -118,8 +133,8 @@ class PagedKVCache:
         return keys, values
 
     def _own_layers(self) -> list[tuple[int, CacheShape]]:
-        """Layers that keep keys and values of their own, with their indices."""
-        return [(index, shape) for index, shape in enumerate(self.geometry.layers) if shape.source is None]
+        """Layers in whose names all pools were made, with their indices."""
+        return [(index, shape) for index, shape in enumerate(self.geometry.layers) if self._owners[index] == index]
 
 
 def _zeros(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:

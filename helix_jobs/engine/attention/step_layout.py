@@ -24,15 +24,22 @@ class TokenSlice:
     Attributes:
         num_tokens: Number of new tokens.
         start: Position of the first new token, and so the number of tokens already in the cache.
-        blocks: The sequence's block table, long enough for ``start + num_tokens`` tokens.
+        blocks: The sequence's block table, long enough for ``start + num_tokens`` tokens. Where the layers have a
+            window, the entries that no token from ``start`` on sees may hold anything.
         state: Its part of the state cache, for a model with recurrent layers. None begins with the state before the
             first token, and keeps nothing.
+        further: The block tables of the sections of layers behind the first one, see ``CacheSections``.
     """
 
     num_tokens: int
     start: int
     blocks: Sequence[int]
     state: StateSpan | None = None
+    further: Sequence[Sequence[int]] = ()
+
+    def table(self, section: int) -> Sequence[int]:
+        """The block table of a section of layers."""
+        return self.further[section - 1] if section else self.blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +54,7 @@ class StepLayout:
             heads that layers have.
         attention: The part that the planning backend needs to attend.
         states: The part that recurrent layers need; None for a model without them.
+        further: The same tokens for the layers of each section behind the first one, whose blocks are others.
     """
 
     num_tokens: int
@@ -55,3 +63,4 @@ class StepLayout:
     write_rows: Mapping[int, torch.Tensor]
     attention: object
     states: object = None
+    further: tuple[StepLayout, ...] = ()

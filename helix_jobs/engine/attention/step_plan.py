@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import numpy as np
 
 from helix_jobs.engine.attention.step_layout import StepLayout
+from helix_jobs.engine.cache_sections import first_seen
 from helix_jobs.engine.devices.shape_sizes import token_size
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class StepPlan:
         write_rows: As in the layout.
         attention: The backend's own part.
         states: The part of recurrent layers; None for a model without them.
+        further: The plans of the same tokens for each section of layers behind the first one.
     """
 
     num_tokens: int
@@ -61,11 +63,13 @@ class StepPlan:
     write_rows: Mapping[int, IntArray]
     attention: AttentionPlan
     states: AttentionPlan | None = None
+    further: tuple[StepPlan, ...] = ()
 
     def arrays(self) -> list[IntArray]:
         """The arrays to upload."""
         states = [] if self.states is None else self.states.arrays()
-        return [self.positions, *self.write_rows.values(), *self.attention.arrays(), *states]
+        further = [array for plan in self.further for array in plan.arrays()]
+        return [self.positions, *self.write_rows.values(), *self.attention.arrays(), *states, *further]
 
     def on_device(self, uploaded: Iterator[torch.Tensor]) -> StepLayout:
         """Make the layout from the uploaded ``arrays``."""
@@ -76,6 +80,7 @@ class StepPlan:
             write_rows={count: next(uploaded) for count in self.write_rows},
             attention=self.attention.on_device(uploaded),
             states=None if self.states is None else self.states.on_device(uploaded),
+            further=tuple(plan.on_device(uploaded) for plan in self.further),
         )
 
 
@@ -111,6 +116,8 @@ class PackedSlices:
         *,
         spare_block: int | None = None,
         least_tokens: int = 0,
+        section: int = 0,
+        window: int | None = None,
     ) -> PackedSlices:
         """Pack slices.
 
@@ -121,6 +128,8 @@ class PackedSlices:
             block_size: Tokens a block.
             spare_block: First of the cache's blocks that padding is written to. Given if shapes must repeat.
             least_tokens: With a spare block, the least number of tokens to pad to; at most ``SMALL_STEP``.
+            section: The section of layers to pack for.
+            window: Keys that its queries see at most; None for all.
         """
         offsets = [0] * len(slices)
         num_tokens = 0
@@ -128,7 +137,7 @@ class PackedSlices:
             offsets[index] = num_tokens
             num_tokens += slices[index].num_tokens
 
-        tables = _tables(slices, block_size)
+        tables = _tables(slices, block_size, section, window)
         positions = np.concatenate(
             [np.arange(slices[i].start, slices[i].start + slices[i].num_tokens, dtype=np.int64) for i in order]
         )
@@ -165,15 +174,16 @@ def block_bucket(num_blocks: int) -> int:
     return max(_MIN_BLOCK_BUCKET, 1 << (num_blocks - 1).bit_length())
 
 
-def _tables(slices: Sequence[TokenSlice], block_size: int) -> IntArray:
+def _tables(slices: Sequence[TokenSlice], block_size: int, section: int, window: int | None) -> IntArray:
     """Block tables as one array ``[num_slices, max_blocks]``.
 
-    Unused entries are always masked. They repeat the slice's own first block: a masked NaN would still spread, so no
-    slice reads another sequence's block.
+    Entries that are unused, or that no query sees, are always masked. They repeat a block of the slice's own: a masked
+    NaN would still spread, so no slice reads another sequence's block.
     """
     used = [num_blocks_of(part.start + part.num_tokens, block_size) for part in slices]
     tables = np.empty((len(slices), block_bucket(max(used))), dtype=np.int64)
     for row, (part, count) in enumerate(zip(slices, used, strict=True)):
-        tables[row, :count] = part.blocks[:count]
-        tables[row, count:] = part.blocks[0]
+        first, blocks = first_seen(window, part.start, block_size), part.table(section)
+        tables[row, first:count] = blocks[first:count]
+        tables[row, :first] = tables[row, count:] = blocks[first]
     return tables

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from helix_jobs.engine.cache_sections import ONE_SECTION, CacheSections
 from helix_jobs.engine.config import DEFAULT_BLOCK_SIZE, DEFAULT_SNAPSHOTS, CacheConfig
 from helix_jobs.errors import InsufficientMemoryError
 
@@ -97,13 +98,15 @@ def choose_cache(
     state_bytes: int = 0,
     snapshot_bytes: int = 0,
     block_size: int = DEFAULT_BLOCK_SIZE,
+    sections: CacheSections = ONE_SECTION,
+    step_tokens: int = 1,
 ) -> CacheConfig:
     """Choose the pool's size.
 
     The upper bound is every batch slot at the full context length.
 
     Args:
-        block_bytes: Bytes of one block over all layers of both models.
+        block_bytes: Bytes of one block over a section's layers in both models.
         kv_cache_mb: HELIX_KV_CACHE_MB; None sizes by free memory.
         free_bytes: Free memory on the device; None if unknown.
         unknown_bytes: Size of the pool if free memory is unknown; see ``cache_bytes_beside``.
@@ -115,15 +118,17 @@ def choose_cache(
         state_bytes: Recurrent states of all batch slots, of both models; they are part of the pool's size.
         snapshot_bytes: One further state of the target.
         block_size: Tokens a block.
+        sections: The sections of both models.
+        step_tokens: The most tokens of one sequence that one step computes.
 
     Raises:
         InsufficientMemoryError: Not even one sequence of a few blocks fits.
     """
     budget = cache_budget(kv_cache_mb, free_bytes, unknown_bytes, step_bytes, on_host=on_host)
     num_snapshots, budget = beside_states(budget, state_bytes, snapshot_bytes)
-    useful = max_batch_size * -(-(max_model_len + depth + 1) // block_size)
+    useful = max_batch_size * sections.most_blocks(max_model_len + depth + 1, step_tokens, block_size)
     num_blocks = min(useful, budget // block_bytes)
-    smallest = -(-(2 * block_size + depth) // block_size)
+    smallest = -(-(2 * block_size + depth) // block_size) * len(sections.windows)
     if num_blocks < smallest:
         remedy = "raise HELIX_KV_CACHE_MB" if kv_cache_mb is not None else "free memory or use a smaller model"
         if state_bytes:

@@ -31,7 +31,7 @@ class Fit:
         memory: What the models take.
         fits: Whether a worker would start; None if the device does not tell how much memory is free (DirectML).
         cache_bytes: The largest cache that a worker would make beside the models, recurrent states included.
-        cache_tokens: Tokens that this cache holds.
+        cache_tokens: Tokens that this cache holds, in sequences of ``context`` tokens.
         context: The length of a whole sequence, in tokens.
     """
 
@@ -71,7 +71,10 @@ def fit(pair: ModelPair, chosen: WeightFormat, settings: Settings, context: int,
         token_budget=settings.token_budget or usual.token_budget,
         speculation=SpeculationConfig() if depth is None else SpeculationConfig(depth=depth, adaptive=False),
     )
-    max_keys = pair.target.context if left is None else min(pair.target.context, max(1, left // memory.cache_per_token))
+    sections, max_keys = memory.sections, pair.target.context
+    if left is not None:
+        most = sections.capacity(max(1, left // memory.block_bytes), config.step_tokens, DEFAULT_BLOCK_SIZE)
+        max_keys = min(max_keys, most)
     sizes = [pair.target, *([pair.draft] if pair.draft is not None else [])]
     step = max(one.step_widths(chosen.dtype, device).step_bytes(config, max_keys) for one in sizes)
     unknown = cache_bytes_beside(
@@ -94,7 +97,10 @@ def fit(pair: ModelPair, chosen: WeightFormat, settings: Settings, context: int,
         chosen, NO_STATES
     )
     _, for_tokens = beside_states(budget, states, snapshot)
-    num_blocks = for_tokens // (memory.cache_per_token * DEFAULT_BLOCK_SIZE)
+    whole = -(-context // DEFAULT_BLOCK_SIZE)
+    held = sections.most_blocks(context, config.step_tokens, DEFAULT_BLOCK_SIZE)
+    # In whole sequences, as windows free more of long ones.
+    num_blocks = for_tokens // memory.block_bytes * whole // held
     return Fit(
         chosen=chosen,
         memory=memory,

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from helix_jobs.engine.config import DEFAULT_MAX_DEPTH, StateConfig
+from helix_jobs.engine.cache_sections import ONE_SECTION, CacheSections
+from helix_jobs.engine.config import DEFAULT_BLOCK_SIZE, DEFAULT_MAX_DEPTH, StateConfig
 from helix_jobs.engine.loading.weight_format import formats_for
+from helix_jobs.engine.model.layer_sections import block_bytes, divide
 from helix_jobs.engine.recurrence.state_cache import state_bytes
 from helix_jobs.engine.weights.linear import packs
 
@@ -28,7 +30,8 @@ class PairMemory:
         weights: The target's weights once it is loaded.
         draft: The draft's weights once it is loaded, beyond those that it shares with the target.
         loading: The most weights that are in memory at once while models are loaded.
-        cache_per_token: Keys and values of a token, in all layers of both models.
+        cache_per_token: Keys and values of a token, in all layers of both models, as long as no window has passed it.
+        sections: The sections of both models' layers.
         smallest_tokens: Tokens of the smallest cache worth starting with.
         smallest_states: Recurrent states of both models with one batch slot; 0 without recurrent layers.
     """
@@ -39,6 +42,12 @@ class PairMemory:
     cache_per_token: int
     smallest_tokens: int
     smallest_states: int = 0
+    sections: CacheSections = ONE_SECTION
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one cache block, of one section."""
+        return self.cache_per_token * DEFAULT_BLOCK_SIZE // len(self.sections.windows)
 
     @property
     def loaded(self) -> int:
@@ -97,7 +106,7 @@ class ModelPair:
             weights, loading = target.int8_bytes(dtype), read + target.int8_products_bytes
         else:
             weights, loading = target.dense_bytes(dtype, packs=packs(dtype, self.device)), read
-        cache, drafts = target.geometry.block_bytes(1, dtype), 0
+        drafts, drafting = 0, self.draft
         if self.draft is not None:
             drafts, drafts_read = self.draft.dense_bytes(dtype, packs=False), self.draft.dense_bytes(dtype, packs=False)
             if self.device.type == "cpu":
@@ -105,10 +114,15 @@ class ModelPair:
                 drafts = self.draft.int8_bytes(dtype)
             # Products are laid out anew once both models are there.
             loading = max(loading, (weights if chosen.is_int8 else read) + drafts_read)
-            cache += self.draft.geometry.block_bytes(1, dtype)
         elif self.wants_int8_copy and makes_int8_copy(self.device, chosen):
-            drafts = target.int8_products_bytes
-            cache *= 2
+            drafts, drafting = target.int8_products_bytes, target
+        both = [target] if drafting is None else [target, drafting]
+        sections = divide([(one.geometry, one.windows) for one in both], min(one.context for one in both))
+        layers = (sections.target, sections.draft)
+        cache = sum(
+            block_bytes(one.geometry, own, 1, dtype) * len(sections.windows)
+            for one, own in zip(both, layers, strict=False)
+        )
         return PairMemory(
             weights=weights,
             draft=drafts,
@@ -116,6 +130,7 @@ class ModelPair:
             cache_per_token=cache,
             smallest_tokens=min(SMALLEST_CONTEXT, target.context),
             smallest_states=self.state_bytes(chosen, StateConfig(num_slots=1, num_drafts=DEFAULT_MAX_DEPTH)),
+            sections=sections,
         )
 
     def state_bytes(self, chosen: WeightFormat, config: StateConfig) -> int:

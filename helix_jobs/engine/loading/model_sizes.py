@@ -44,7 +44,7 @@ class ModelSizes:
         tied: Weights of the output head if it is the embedding, else 0.
         geometry: Shapes of keys and values.
         num_heads: Query heads.
-        num_windows: Different windows of its layers, full attention counted as one.
+        windows: The window of each layer that has attention; None for all keys.
         hidden_size: Width of the residual stream.
         chosen_experts: Experts of each token; 0 without experts.
         num_experts: Experts of a layer; 0 without experts.
@@ -64,7 +64,7 @@ class ModelSizes:
     tied: int
     geometry: CacheGeometry
     num_heads: int
-    num_windows: int
+    windows: tuple[int | None, ...]
     hidden_size: int
     chosen_experts: int
     num_experts: int
@@ -105,7 +105,7 @@ class ModelSizes:
         return StepWidths(
             geometry=self.geometry,
             num_heads=self.num_heads,
-            num_windows=self.num_windows,
+            num_windows=len(set(self.windows)),
             hidden_size=self.hidden_size,
             widest=self.widest,
             vocab_size=self.vocab_size,
@@ -177,7 +177,7 @@ def model_sizes(name: str, config: PretrainedConfig) -> ModelSizes:
         tied=head.numel() if head is embedding else 0,
         geometry=description.geometry,
         num_heads=description.num_heads,
-        num_windows=len({own.window for own in description.attentions}),
+        windows=tuple(own.window for own in description.attentions),
         hidden_size=hidden_size,
         chosen_experts=max(chosen, default=0),
         num_experts=max((stack.num_experts for stack in stacks), default=0),

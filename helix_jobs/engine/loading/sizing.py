@@ -14,11 +14,13 @@ from helix_jobs.engine.config import (
 )
 from helix_jobs.engine.devices.devices import free_memory, total_memory
 from helix_jobs.engine.loading.cache_size import cache_bytes_beside, choose_cache, slots_for_states
+from helix_jobs.engine.model.layer_sections import block_bytes, sections_of
 from helix_jobs.engine.model.step_memory import step_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from helix_jobs.engine.cache_sections import CacheSections
     from helix_jobs.engine.config import CacheConfig, EngineConfig
     from helix_jobs.engine.loaded_models import LoadedModels
     from helix_jobs.engine.model.decoder import Decoder
@@ -34,19 +36,23 @@ def cache_config(models: LoadedModels, config: EngineConfig, kv_cache_mb: int | 
     decoders, target = _decoders(models), models.target.decoder
     device = models.device
     free_bytes = free_memory(device)
-    block_bytes = _block_bytes(decoders)
+    sections = _sections(models)
+    one_block = _block_bytes(models, sections)
+    step_tokens = config.step_tokens
     max_keys = models.max_context
     if free_bytes is not None:
-        max_keys = min(max_keys, max(1, free_bytes // block_bytes) * DEFAULT_BLOCK_SIZE)
+        max_keys = min(max_keys, sections.capacity(max(1, free_bytes // one_block), step_tokens, DEFAULT_BLOCK_SIZE))
     largest_step = max(step_bytes(one, config, max_keys) for one in decoders)
     return choose_cache(
-        block_bytes=block_bytes,
+        block_bytes=one_block,
+        sections=sections,
+        step_tokens=step_tokens,
         kv_cache_mb=kv_cache_mb,
         free_bytes=free_bytes,
         unknown_bytes=cache_bytes_beside(
             largest_step + sum(one.table_bytes + sum(linear.nbytes for linear in one.linears()) for one in decoders),
             total_memory(device) if free_bytes is None else None,
-            token_bytes=block_bytes // DEFAULT_BLOCK_SIZE,
+            token_bytes=_token_bytes(one_block, sections),
             max_batch_size=config.max_batch_size,
         ),
         on_host=device.type in ("cpu", "mps"),
@@ -65,7 +71,8 @@ def batch_limits(models: LoadedModels, settings: Settings) -> BatchLimits:
     if cache_bytes is None:
         cache_bytes = free_memory(models.device)
     decoders = _decoders(models)
-    token_bytes = _block_bytes(decoders) // DEFAULT_BLOCK_SIZE
+    sections = _sections(models)
+    token_bytes = _token_bytes(_block_bytes(models, sections), sections)
     usual = defaults_for(
         models.device.type,
         total_memory(models.device),
@@ -89,6 +96,20 @@ def _state_bytes(decoders: Sequence[Decoder], num_slots: int, num_drafts: int) -
     return sum(one.state_bytes(config) for one in decoders)
 
 
-def _block_bytes(decoders: Sequence[Decoder]) -> int:
-    """Bytes of one block over all layers of all models."""
-    return sum(one.geometry.block_bytes(DEFAULT_BLOCK_SIZE, one.dtype) for one in decoders)
+def _sections(models: LoadedModels) -> CacheSections:
+    return sections_of(
+        models.target.decoder, None if models.draft is None else models.draft.decoder, models.max_context
+    )
+
+
+def _block_bytes(models: LoadedModels, sections: CacheSections) -> int:
+    """Bytes of one block in all models."""
+    return sum(
+        block_bytes(decoder.geometry, layers, DEFAULT_BLOCK_SIZE, decoder.dtype)
+        for decoder, layers in zip(_decoders(models), (sections.target, sections.draft), strict=False)
+    )
+
+
+def _token_bytes(one_block: int, sections: CacheSections) -> int:
+    """Bytes of a token of an ordinary job, of which no window has cut anything yet."""
+    return one_block * len(sections.windows) // DEFAULT_BLOCK_SIZE

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch.nn import functional
 
+from helix_jobs.engine.attention.section_steps import begin_step
 from helix_jobs.engine.devices.shape_sizes import padded_rows
 from helix_jobs.engine.recurrence.state_cache import state_bytes
 from helix_jobs.engine.recurrence.state_step import StateStep
@@ -262,7 +263,7 @@ class Decoder:
         hidden = self._embedded(tokens, layout.positions)
         if self.small_steps is not None and self.small_steps.serves(layout, cache):
             return self.small_steps.forward(hidden, layout, cache, clock)
-        step = self.attention.begin(layout, cache)
+        step = begin_step(self.attention, layout, cache)
         recurrent = StateStep(layout.states, states) if self.recurrences else None
         mixers = _Mixers(step, recurrent, self.attention.spec)
         num_tokens = layout.num_tokens

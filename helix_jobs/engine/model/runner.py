@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from helix_jobs.engine.attention.step_layout import StepLayout, TokenSlice
     from helix_jobs.engine.attention.step_plan import StepPlan
+    from helix_jobs.engine.cache_sections import LayerSections
     from helix_jobs.engine.config import CacheConfig
     from helix_jobs.engine.model.decoder import Decoder
 
@@ -83,15 +84,22 @@ class ModelRunner:
         decoder: The model.
         cache_config: Size of its cache of keys and values.
         state_config: Size of its cache of states, if it has recurrent layers; None for the smallest.
+        sections: The sections of its layers; None for one that keeps every block.
     """
 
-    def __init__(self, decoder: Decoder, cache_config: CacheConfig, state_config: StateConfig | None = None) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        cache_config: CacheConfig,
+        state_config: StateConfig | None = None,
+        sections: LayerSections | None = None,
+    ) -> None:
         decoder.pack()
         self.decoder = decoder
         self._device = decoder.device
         self.vocab_size = decoder.vocab_size
         self.num_embeddings = decoder.num_embeddings
-        self.cache = PagedKVCache(decoder.geometry, cache_config, decoder.dtype, decoder.device)
+        self.cache = PagedKVCache(decoder.geometry, cache_config, decoder.dtype, decoder.device, sections)
         shapes = [one.shape for one in decoder.recurrences]
         self.states = (
             StateCache(shapes, state_config or StateConfig(num_slots=1), decoder.dtype, decoder.device)
@@ -111,7 +119,12 @@ class ModelRunner:
 
     def plan(self, slices: Sequence[TokenSlice], least_tokens: int = 0) -> StepPlan:
         """Pack slices for this model's cache. See ``AttentionBackend.plan``."""
-        plan = self.decoder.attention.plan(slices, self.cache, least_tokens)
+        attention, num_sections = self.decoder.attention, len(self.cache.sections.windows)
+        plan = attention.plan(slices, self.cache, least_tokens)
+        if num_sections > 1:
+            further = [attention.plan(slices, self.cache, least_tokens, section) for section in range(1, num_sections)]
+            assert all(one.order == plan.order for one in further), "sections pack tokens alike"
+            plan = replace(plan, further=tuple(further))
         if self.states is None:
             return plan
         return replace(plan, states=plan_states(slices, plan.offsets, len(plan.positions), self.states))

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from helix_jobs.engine.cache_sections import CacheSections
+from helix_jobs.engine.cache_sections import ONE_SECTION, CacheSections
 from helix_jobs.engine.schedule.prefix_cache import PrefixCache
 
 if TYPE_CHECKING:
@@ -52,14 +52,14 @@ class BlockPool:
         self,
         num_blocks: int,
         block_size: int,
-        sections: CacheSections | None = None,
+        sections: CacheSections = ONE_SECTION,
         *,
         step_tokens: int = 1,
         draft_keeps_up: bool = False,
     ) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
-        self.sections = sections or CacheSections()
+        self.sections = sections
         self.frees = self.sections.frees
         self.follows_draft = any(self.sections.windows[section] is not None for section in self.sections.draft)
         self.draft_keeps_up = draft_keeps_up and self.follows_draft

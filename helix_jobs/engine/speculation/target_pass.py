@@ -85,8 +85,8 @@ class TargetPass:
         tokens: list[list[int]] = []
         for turn in turns:
             sequence = turn.sequence
-            num_tokens, blocks = turn.num_known + turn.num_drafted, sequence.table.blocks
-            slices.append(TokenSlice(num_tokens, turn.start, blocks, sequence.begin_states(turn.end)))
+            num_tokens, (blocks, *further) = turn.num_known + turn.num_drafted, sequence.table.sections
+            slices.append(TokenSlice(num_tokens, turn.start, blocks, sequence.begin_states(turn.end), further))
             tokens.append([*sequence.token_ids[turn.start : turn.end], *turn.draft_ids])
         plan = self._target.plan(slices)
         greedy_rows: list[int] = []

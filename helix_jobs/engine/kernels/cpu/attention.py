@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import lcm
 from typing import TYPE_CHECKING, Final
 
 import torch
 
 from helix_jobs.engine.attention.heads import StepHeads, before_rotation
 from helix_jobs.engine.attention.step_plan import PackedSlices, num_blocks_of
+from helix_jobs.engine.cache_sections import first_seen
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 # Queries of a slice attended for at once: the scores of a longer piece would not stay in the processor's caches.
 _QUERY_LENGTH: Final = 16
+# As in attention.h: kernels skip what a window hides in multiples of this many keys, and of whole blocks.
+_SKIPPED_KEYS: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +35,8 @@ class DirectSlices:
     """Slices, cut into short pieces, as compiled kernels read them (satisfies ``AttentionPlan`` too: all on the CPU).
 
     Attributes:
-        pieces: ``[num_pieces, 4]`` int64: first token, number of tokens, start position, first entry in ``blocks``.
+        pieces: ``[num_pieces, 4]`` int64: first token, number of tokens, start position among the keys in ``blocks``,
+            first entry in ``blocks``.
         blocks: The slices' block tables one after another, int32.
     """
 
@@ -39,15 +44,37 @@ class DirectSlices:
     blocks: torch.Tensor
 
     @classmethod
-    def of(cls, slices: Sequence[TokenSlice], offsets: Sequence[int], block_size: int) -> DirectSlices:
-        """Cut slices up. ``offsets`` says where each of them starts in the packed row."""
+    def of(
+        cls,
+        slices: Sequence[TokenSlice],
+        offsets: Sequence[int],
+        block_size: int,
+        section: int = 0,
+        window: int | None = None,
+    ) -> DirectSlices:
+        """Cut slices up.
+
+        Args:
+            slices: The slices.
+            offsets: Where each of them starts in the packed row.
+            block_size: Tokens a block.
+            section: The section of layers to plan for.
+            window: Keys that its queries see at most; None for all. What comes before is left out, in the numbers in
+                which the kernels skip it, so that they compute the same as if it were there.
+        """
         pieces: list[tuple[int, int, int, int]] = []
         blocks: list[int] = []
+        unit = lcm(block_size, _SKIPPED_KEYS)
         for first_token, part in zip(offsets, slices, strict=True):
+            left_out = 0 if window is None else max(0, part.start + 1 - window) // unit * unit
             for done in range(0, part.num_tokens, _QUERY_LENGTH):
                 num_tokens = min(_QUERY_LENGTH, part.num_tokens - done)
-                pieces.append((first_token + done, num_tokens, part.start + done, len(blocks)))
-            blocks.extend(part.blocks[: num_blocks_of(part.start + part.num_tokens, block_size)])
+                pieces.append((first_token + done, num_tokens, part.start + done - left_out, len(blocks)))
+            table, end = part.table(section), num_blocks_of(part.start + part.num_tokens, block_size)
+            first = first_seen(window, part.start, block_size)
+            # Nothing that is weighed lies in blocks before the first one that is seen.
+            blocks.extend([table[first]] * (first - left_out // block_size))
+            blocks.extend(table[first:end])
         return cls(torch.tensor(pieces, dtype=torch.int64), torch.tensor(blocks, dtype=torch.int32))
 
     def arrays(self) -> list[NDArray[np.int64]]:
@@ -83,11 +110,14 @@ class CompiledAttention:
         """Whether the kernels compute this model's attention."""
         return spec.features <= cls.SERVED
 
-    def plan(self, slices: Sequence[TokenSlice], cache: PagedKVCache, least_tokens: int = 0) -> StepPlan:
+    def plan(
+        self, slices: Sequence[TokenSlice], cache: PagedKVCache, least_tokens: int = 0, section: int = 0
+    ) -> StepPlan:
         """See ``AttentionBackend``. Slices stay in their order, and nothing is padded."""
         del least_tokens
-        packed = PackedSlices.of(slices, range(len(slices)), cache.geometry, cache.block_size)
-        return packed.planned(DirectSlices.of(slices, packed.offsets, cache.block_size))
+        window, order = cache.sections.windows[section], range(len(slices))
+        packed = PackedSlices.of(slices, order, cache.geometry, cache.block_size, section=section, window=window)
+        return packed.planned(DirectSlices.of(slices, packed.offsets, cache.block_size, section, window))
 
     def begin(self, layout: StepLayout, cache: PagedKVCache) -> CompiledStep:
         """See ``AttentionBackend``."""

@@ -110,7 +110,9 @@ def _run(runner: ModelRunner, num_tokens: int, num_sequences: int, num_passes: i
             first_context + (index * num_context + place) % (num_blocks - first_context) for place in range(num_context)
         ]
         blocks = [*context, *range(index * own, (index + 1) * own)]
-        slices.append(TokenSlice(min(each, rest), num_context * block_size, blocks))
+        # The numbers do not matter: layers of all sections may read and write the same blocks.
+        further = [blocks] * (len(runner.cache.sections.windows) - 1)
+        slices.append(TokenSlice(min(each, rest), num_context * block_size, blocks, further=further))
         rest -= slices[-1].num_tokens
     plan = runner.plan(slices)
     planned = runner.prepare(plan, [[0] * part.num_tokens for part in slices], range(plan.num_tokens))

@@ -171,8 +171,9 @@ class DraftModelDrafter:
         """Plan the pass that computes all missing tokens. The first sequences are those that draft, as ``ranked``."""
         starts = _disjoint_starts(ends)
         slices = [
-            TokenSlice(end - start, start, sequence.table.blocks, _begin_states(sequence, start, end))
+            TokenSlice(end - start, start, blocks, _begin_states(sequence, start, end), further)
             for (sequence, end), start in zip(ends, starts, strict=True)
+            for blocks, *further in (sequence.table.sections,)
         ]
         plan = self._runner.plan(slices)
         forced = [*(one.turn.forced for one in ranked), *[()] * (len(ends) - len(ranked))]
@@ -189,8 +190,9 @@ class DraftModelDrafter:
     ) -> PlannedPass:
         """Plan the pass that reads the ``position``-th draft tokens, which the pass before leaves on the device."""
         slices = [
-            TokenSlice(1, one.num_known + position, one.sequence.table.blocks, _states_behind(one.sequence))
+            TokenSlice(1, one.num_known + position, blocks, _states_behind(one.sequence), further)
             for one in batch
+            for blocks, *further in (one.sequence.table.sections,)
         ]
         places = {id(one): place for place, one in enumerate(previous)}
         plan = self._runner.plan(slices, least_tokens)
@@ -311,14 +313,17 @@ def _disjoint_starts(ends: SequenceOf[tuple[Sequence, int]]) -> list[int]:
     starts = [sequence.num_draft_computed for sequence, _ in ends]
     if any(sequence.draft_states is not None for sequence, _ in ends):
         return starts
-    filled: set[int] = set()
+    filled: set[tuple[int, ...]] = set()
     for index in sorted(range(len(ends)), key=lambda i: starts[i]):
         table, end = ends[index][0].table, ends[index][1]
         size = table.block_size
-        while table.blocks[starts[index] // size] in filled:
-            starts[index] = (starts[index] // size + 1) * size
+        # The blocks of a run of tokens in all sections of layers.
+        runs = list(zip(*(blocks[starts[index] // size :] for blocks in table.sections), strict=True))
+        num_filled = next(place for place, run in enumerate(runs) if run not in filled)
+        if num_filled:
+            starts[index] = (starts[index] // size + num_filled) * size
         assert starts[index] < end, "shared blocks end before the last token"
-        filled.update(table.blocks[starts[index] // size : end // size])
+        filled.update(runs[num_filled : end // size - starts[index] // size + num_filled])
     return starts
 
 
