@@ -12,8 +12,10 @@ from helix_jobs.engine.attention.cache_geometry import CacheGeometry
 from helix_jobs.engine.attention.dense import DenseAttention
 from helix_jobs.engine.attention.kv_cache import PagedKVCache
 from helix_jobs.engine.attention.step_layout import TokenSlice
+from helix_jobs.engine.cache_sections import LayerSections, first_seen
 from helix_jobs.engine.config import CacheConfig
 from helix_jobs.engine.kernels.cpu.attention import CompiledAttention
+from helix_jobs.engine.schedule.block_table import FREED
 from tests.unit.engine.tiny_models import CPU
 
 if TYPE_CHECKING:
@@ -30,15 +32,25 @@ def spec_of(window: int | None, score_cap: float | None) -> AttentionSpec:
     return AttentionSpec(geometry=geometry, num_heads=HEADS, layers=(layer,))
 
 
-def attended(backend: AttentionBackend, rows: torch.Tensor, block_size: int, cuts: list[int]) -> torch.Tensor:
-    """Attention over one sequence, ``[LENGTH, WIDTH]`` rows, in steps that end at ``cuts``."""
+def attended(
+    backend: AttentionBackend, rows: torch.Tensor, block_size: int, cuts: list[int], *, frees: int | None = None
+) -> torch.Tensor:
+    """Attention over one sequence, ``[LENGTH, WIDTH]`` rows, in steps that end at ``cuts``.
+
+    Blocks behind a window of ``frees`` are freed, and hold what is not finite.
+    """
     num_blocks = -(-LENGTH // block_size)
-    cache = PagedKVCache(
-        backend.spec.geometry, CacheConfig(num_blocks=num_blocks, block_size=block_size), rows.dtype, CPU
-    )
+    config = CacheConfig(num_blocks=num_blocks, block_size=block_size)
+    sections = LayerSections(windows=(frees,), layers=(0,))
+    cache = PagedKVCache(backend.spec.geometry, config, rows.dtype, CPU, sections)
     blocks = torch.randperm(num_blocks, generator=torch.Generator().manual_seed(2)).tolist()
     outputs, start = [], 0
     for end in cuts:
+        for index in range(first_seen(frees, start, block_size)):
+            if blocks[index] != FREED:
+                for pool in (cache.keys[0], cache.values[0]):
+                    pool.view(num_blocks, -1)[blocks[index]] = torch.nan
+                blocks[index] = FREED
         plan = backend.plan([TokenSlice(end - start, start, blocks)], cache)
         layout = plan.on_device(iter([torch.from_numpy(array) for array in plan.arrays()]))
         outputs.append(backend.begin(layout, cache).attend(0, rows[start:end].clone()))
@@ -76,3 +88,17 @@ def test_within_a_window_the_cut_of_a_prompt_does_not_change_a_bit(
     whole = attended(backend, rows, block_size, [LENGTH])
     assert torch.equal(attended(backend, rows, block_size, list(range(1, LENGTH + 1))), whole)
     assert torch.equal(attended(backend, rows, block_size, [5, 80, 81, 150, 163, LENGTH]), whole)
+
+
+@pytest.mark.parametrize(("window", "block_size"), [(1, 4), (7, 16), (100, 24)])
+def test_blocks_behind_the_window_are_not_read(
+    kernels: tuple[NativeKernels, torch.dtype], window: int, block_size: int
+) -> None:
+    native, dtype = kernels
+    spec = spec_of(window, None)
+    rows = (torch.randn((LENGTH, WIDTH), generator=torch.Generator().manual_seed(1)) * 1.5).to(dtype)
+    cuts = [1, 90, 91, 95, 180, 209, LENGTH]
+    whole, freed = (attended(CompiledAttention(spec, native), rows, block_size, cuts, frees=f) for f in (None, window))
+    assert torch.equal(freed, whole)
+    dense = attended(DenseAttention(spec), rows, block_size, cuts, frees=window)
+    assert torch.allclose(dense.float(), whole.float(), atol=1e-5 if dtype is torch.float32 else 0.05, rtol=1e-2)
