@@ -68,7 +68,7 @@ def tried_by_doctor() -> set[str]:
 
 # Families that use between them what the first eight do not.
 FEATURED: list[tuple[str, dict[str, Any]]] = [
-    ("gemma2", {"sliding_window": 7, "layer_types": ["sliding_attention", "full_attention"]}),
+    ("gemma2", {"sliding_window": 20, "layer_types": ["sliding_attention", "full_attention"]}),
     ("olmo", {"clip_qkv": 1.5}),
     ("stablelm", {"qk_layernorm": True}),
     *((family, {}) for family in ("apertus", "olmo2", "ministral3", "nanochat", "minicpm3")),
