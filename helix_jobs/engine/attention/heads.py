@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from helix_jobs.engine.attention.backend import AttentionSpec
+    from helix_jobs.engine.attention.backend import AttentionSpec, LayerAttention
     from helix_jobs.engine.attention.step_layout import StepLayout
 
 
@@ -39,20 +39,24 @@ class StepHeads:
             return *own.latent.absorbed(qkv, partial(own.rotary.rotate, rotation=self._rotations[own.rotary])), None
         num_heads, num_new = self._spec.num_heads, shape.num_new_heads
         normed = before_rotation(self._spec, layer, qkv)
+        values: torch.Tensor | None = None
         if isinstance(normed, tuple):
-            turning, values = torch.cat(normed[:2], dim=1) if num_new else normed[0], normed[2]
+            turning, values = torch.cat(normed[:2], dim=1), normed[2]
+        elif normed.shape[1] == num_heads + num_new:  # DirectML splits off nothing that has no elements
+            turning = normed
         else:
-            turning, values = normed.split((num_heads + num_new, normed.shape[1] - num_heads - num_new), dim=1)
+            turning, values = normed.split((num_heads + num_new, num_new), dim=1)
         if own.rotary is not None:
             turning = own.rotary.rotate(turning, self._rotations[own.rotary])
-        queries, keys = turning.split((num_heads, num_new), dim=1)
+        keys: torch.Tensor | None = None
+        queries = turning
+        if num_new:
+            queries, keys = turning.split((num_heads, num_new), dim=1)
         if own.norm_scope == "rotated" and own.query_norm is not None:
             queries = own.query_norm(queries)
-            keys = keys if own.key_norm is None else own.key_norm(keys)
+            keys = keys if keys is None or own.key_norm is None else own.key_norm(keys)
         if own.query_factor is not None:
             queries = queries * self._factors[own.query_factor]
-        if shape.source is not None:
-            return queries, None, None
         return queries, keys, values if shape.has_values else None
 
 
@@ -74,33 +78,43 @@ def before_rotation(
     norms_rows = own.norm_scope == "row" and own.query_norm is not None
     if own.clip is not None and not norms_rows:
         qkv = qkv.clamp(-own.clip, own.clip)
-    has_values = shape.has_values and not own.has_values_of_keys
-    counts = (spec.num_heads, shape.num_new_heads, shape.num_new_heads if has_values else 0)
+    if shape.source is not None:
+        return _queries_alone(own, qkv.view(len(qkv), spec.num_heads, shape.head_dim))
+    num_values = shape.num_kv_heads if shape.has_values and not own.has_values_of_keys else 0
+    counts = (spec.num_heads, shape.num_kv_heads, num_values)[: 3 if num_values else 2]
     norms_heads = own.query_norm is not None and own.norm_scope != "rotated"
     if shape.value_width == shape.head_dim:
         # [T, heads, head_dim]
         heads = qkv.view(len(qkv), sum(counts), shape.head_dim)
         if not (norms_heads or own.value_norm is not None or own.has_values_of_keys):
             return heads
-        queries, keys, values = heads.split(counts, dim=1)
+        queries, keys, *stored = heads.split(counts, dim=1)
     else:
-        widths = (shape.head_dim, shape.head_dim, shape.value_width)
+        widths = (shape.head_dim, shape.head_dim, shape.value_width)[: len(counts)]
         parts = qkv.split([count * width for count, width in zip(counts, widths, strict=True)], dim=1)
-        queries, keys, values = (
+        queries, keys, *stored = (
             part.view(len(qkv), count, width) for part, count, width in zip(parts, counts, widths, strict=True)
         )
-    if own.has_values_of_keys:
-        assert shape.value_width == shape.head_dim, "keys are values"
-        values = keys
-    if own.value_norm is not None:
+    # Values that are columns of the keys are read in the cache, and not here.
+    values = stored[0] if stored else keys
+    if own.value_norm is not None and shape.has_values:
         values = own.value_norm(values)
-    if own.query_norm is None or not norms_heads:
+    if own.query_norm is None or own.key_norm is None or not norms_heads:
         return queries, keys, values
-    query_norm, key_norm = own.query_norm, own.key_norm
     if own.norm_scope == "row":
-        queries = query_norm(queries.flatten(1)).view(queries.shape)
-        keys = keys if key_norm is None else key_norm(keys.flatten(1)).view(keys.shape)
+        rows = own.query_norm(queries.flatten(1)), own.key_norm(keys.flatten(1))
+        queries, keys = rows[0].view(queries.shape), rows[1].view(keys.shape)
         if own.clip is not None:
             queries, keys, values = (part.clamp(-own.clip, own.clip) for part in (queries, keys, values))
         return queries, keys, values
-    return query_norm(queries), keys if key_norm is None else key_norm(keys), values
+    return own.query_norm(queries), own.key_norm(keys), values
+
+
+def _queries_alone(own: LayerAttention, queries: torch.Tensor) -> torch.Tensor:
+    """``before_rotation`` of a layer that reads another's keys: its queries ``[T, num_heads, head_dim]``."""
+    if own.query_norm is None or own.norm_scope == "rotated":
+        return queries
+    if own.norm_scope == "head":
+        return own.query_norm(queries)
+    queries = own.query_norm(queries.flatten(1)).view(queries.shape)
+    return queries if own.clip is None else queries.clamp(-own.clip, own.clip)

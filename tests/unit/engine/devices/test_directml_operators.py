@@ -71,6 +71,7 @@ FEATURED: list[tuple[str, dict[str, Any]]] = [
     ("gemma2", {"sliding_window": 20, "layer_types": ["sliding_attention", "full_attention"]}),
     ("olmo", {"clip_qkv": 1.5}),
     ("stablelm", {"qk_layernorm": True}),
+    ("gemma4_text", {"sliding_window": 7, "attention_k_eq_v": True}),
     *((family, {}) for family in ("apertus", "olmo2", "ministral3", "nanochat", "minicpm3")),
 ]
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 # Latent attention without experts and with them.
 LATENT = ("minicpm3", "deepseek_v2")
 WITH_EXPERTS = ("mixtral", "qwen2_moe", "granitemoe", "gpt_oss", "hunyuan_v1_moe", "qwen3_next", "falcon_h1")
+# Layers of several shapes, and a table that is looked up beside the embedding.
+SHAPES = ("gemma4_text",)
 BOTH_DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 
 
@@ -33,7 +35,7 @@ def decoder_of(architecture: str, dtype: torch.dtype = torch.float32, *, is_tied
 
 @BOTH_DTYPES
 @pytest.mark.parametrize("is_tied", [True, False])
-@pytest.mark.parametrize("architecture", [*ARCHITECTURES, *WITH_EXPERTS, *LATENT])
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, *WITH_EXPERTS, *LATENT, *SHAPES])
 def test_weights_take_what_the_loaded_model_takes(architecture: str, dtype: torch.dtype, *, is_tied: bool) -> None:
     sizes = model_sizes("m", tiny_config(architecture, tie_word_embeddings=is_tied))
     decoder = decoder_of(architecture, dtype, is_tied=is_tied)
@@ -68,7 +70,7 @@ def test_a_token_takes_what_it_takes_in_the_cache(architecture: str, dtype: torc
     assert cache.num_bytes == 100 * sizes.geometry.block_bytes(1, dtype)
 
 
-@pytest.mark.parametrize("architecture", [*ARCHITECTURES, *WITH_EXPERTS, *LATENT])
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, *WITH_EXPERTS, *LATENT, *SHAPES])
 def test_a_step_is_reckoned_as_that_of_the_loaded_model(architecture: str) -> None:
     decoder = decoder_of(architecture)
     config = EngineConfig()
