@@ -26,7 +26,7 @@ from helix_jobs.engine.loading.quantized_checkpoint import (
     quantized_format,
     without_quantization,
 )
-from helix_jobs.engine.loading.quantized_format import refusal
+from helix_jobs.engine.loading.quantized_format import plain_layout, refusal
 from helix_jobs.engine.loading.stored_tensor import StoredBlocks, StoredTensor, read_safetensors_header
 from helix_jobs.engine.loading.tensor_names import is_computed, without_layers_from
 from helix_jobs.engine.model.architecture import check_model_type, stores_mxfp4, without_mxfp4
@@ -122,6 +122,12 @@ class Checkpoint:
             if tensor.kind in layouts:
                 weights[tensor.kind] += tensor.elements
         nbytes = sum(count // layouts[kind].weights * layouts[kind].nbytes for kind, count in weights.items())
+        if self.quantized is not None:
+            for name, tensor in self.tensors.items():
+                if (layout := plain_layout(name, tensor)) is not None:
+                    layouts = {**layouts, tensor.kind: layout}
+                    weights[tensor.kind] += tensor.elements
+            nbytes = sum(count // layouts[kind].weights * layouts[kind].nbytes for kind, count in weights.items())
         orders = sum(matrix.order_bytes for matrix in self.matrices.values())
         return StoredBlocks(weights.total(), nbytes + orders)
 

@@ -247,7 +247,7 @@ def read_weights(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
             if checkpoint.gguf is not None:
                 return read_gguf_weights(checkpoint.name, source.config, checkpoint.gguf)
             if checkpoint.quantized is not None:
-                return _read_quantized(source)
+                return _read_quantized(source, dtype)
             return _read_safetensors(source, dtype)
     except HelixError:
         raise
@@ -259,7 +259,7 @@ def read_weights(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
         ) from error
 
 
-def _read_quantized(source: ModelSource) -> PreTrainedModel:
+def _read_quantized(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
     checkpoint = source.checkpoint
     if source.config.tie_word_embeddings:
         if any(canonical(tensor) == HEAD for tensor in checkpoint.matrices):
@@ -274,7 +274,7 @@ def _read_quantized(source: ModelSource) -> PreTrainedModel:
             "model %s: %s also quantises activations, which Helix does not: its answers are those of the weights alone",
             checkpoint.name, checkpoint.quantized.name,
         )  # fmt: skip
-    return read_quantized_weights(source.config, checkpoint)
+    return read_quantized_weights(source.config, checkpoint, dtype)
 
 
 def _read_safetensors(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:

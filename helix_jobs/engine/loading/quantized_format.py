@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import torch
 
 from helix_jobs.engine.weights.block_matrix import BlockMatrix
-from helix_jobs.engine.weights.level_layouts import Levels, blocks_of, dense_levels, level_layout
+from helix_jobs.engine.weights.level_layouts import FLOAT_LAYOUTS, Levels, blocks_of, dense_levels, level_layout
 from helix_jobs.errors import ModelError, UnsupportedArchitectureError
 
 if TYPE_CHECKING:
@@ -159,6 +159,14 @@ def assemble(
     weights = torch.empty_like(made)
     weights[:, order] = made
     return weights
+
+
+def plain_layout(tensor: str, stored: StoredTensor) -> BlockLayout | None:
+    """The blocks that keep a matrix which is not quantised as it is stored, in 16 bits; None for other tensors."""
+    layout = FLOAT_LAYOUTS.get(stored.kind)
+    if layout is None or not tensor.endswith(".weight") or len(stored.shape) != 2:  # noqa: PLR2004  (a matrix)
+        return None
+    return layout if stored.shape[1] % layout.weights == 0 else None
 
 
 def refusal(name: str, method: str, reason: str) -> UnsupportedArchitectureError:

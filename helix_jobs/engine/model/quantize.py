@@ -10,6 +10,7 @@ import torch
 
 from helix_jobs.engine.weights.block_matrix import BlockMatrix
 from helix_jobs.engine.weights.int8_linear import Int8Linear, quantize_rows
+from helix_jobs.engine.weights.level_layouts import FLOAT_LAYOUTS
 from helix_jobs.engine.weights.linear import DenseLinear
 from helix_jobs.engine.weights.packed_linear import PackedLinear
 from helix_jobs.errors import ConfigurationError
@@ -65,6 +66,8 @@ def packed_kind(decoder: Decoder) -> str | None:
     for linear in decoder.linears():
         if isinstance(linear, PackedLinear):
             for part in linear.parts:
+                if part.layout.kind in FLOAT_LAYOUTS:
+                    continue
                 sizes[part.layout.name] += part.shape[0] * part.shape[1]
     return max(sizes, key=lambda kind: sizes[kind]) if sizes else None
 

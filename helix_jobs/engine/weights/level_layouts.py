@@ -131,3 +131,23 @@ _LAYOUTS: Final = tuple(
     for size in BLOCK_SIZES
 )
 LEVEL_LAYOUTS: Final = {layout.kind: layout for layout in _LAYOUTS}
+
+# Matrices that a quantised checkpoint leaves in 16 bits: they stay so where activations are float32.
+_FLOAT_SIZE: Final = 32
+_FLOAT_DTYPES: Final = {"BF16": torch.bfloat16, "F16": torch.float16}
+
+
+def _unpack_floats(blocks: torch.Tensor, *, dtype: torch.dtype) -> Groups:
+    return Groups(blocks.contiguous().view(dtype).float().unsqueeze(1), torch.ones((len(blocks), 1, 1)))
+
+
+FLOAT_LAYOUTS: Final = {
+    kind: BlockLayout(
+        kind,
+        weights=_FLOAT_SIZE,
+        nbytes=_FLOAT_SIZE * dtype.itemsize,
+        unpack=partial(_unpack_floats, dtype=dtype),
+        label=str(dtype).removeprefix("torch."),
+    )
+    for kind, dtype in _FLOAT_DTYPES.items()
+}

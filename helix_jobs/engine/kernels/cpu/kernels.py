@@ -9,7 +9,7 @@ import torch
 
 from helix_jobs.engine.kernels.cpu.build import build_library
 from helix_jobs.engine.weights.block_layouts import BLOCK_LAYOUTS
-from helix_jobs.engine.weights.level_layouts import LEVEL_LAYOUTS
+from helix_jobs.engine.weights.level_layouts import FLOAT_LAYOUTS, LEVEL_LAYOUTS
 from helix_jobs.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ _SIGNATURES: Final = {
 
 
 # The place of each layout in ``kLayouts`` of ``packed_linear.cpp``, which has the same order.
-_LAYOUT_NUMBERS: Final = {kind: number for number, kind in enumerate((*BLOCK_LAYOUTS, *LEVEL_LAYOUTS))}
+_LAYOUT_NUMBERS: Final = {kind: number for number, kind in enumerate((*BLOCK_LAYOUTS, *LEVEL_LAYOUTS, *FLOAT_LAYOUTS))}
 _LANES: Final = 16
 # The width of most models' heads.
 COMMON_HEAD_DIM: Final = 64

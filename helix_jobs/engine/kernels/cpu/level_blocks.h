@@ -84,4 +84,19 @@ struct Fp8 {
     }
 };
 
+// Numbers of 16 bits as they are.
+struct BFloat16 {
+    static constexpr int kWeights = 32, kBytes = 64;
+    static void decode(const uint8_t *b, float *out) {
+        store16(out, load16(reinterpret_cast<const bf16 *>(b)));
+        store16(out + 16, load16(reinterpret_cast<const bf16 *>(b) + 16));
+    }
+};
+struct Float16 {
+    static constexpr int kWeights = 32, kBytes = 64;
+    static void decode(const uint8_t *b, float *out) {
+        for (int i = 0; i < kWeights; i++) out[i] = half(b + 2 * i);
+    }
+};
+
 }  // namespace

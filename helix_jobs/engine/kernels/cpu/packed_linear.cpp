@@ -166,7 +166,7 @@ template <typename T, typename Block>
 constexpr Layout<T> layout_of() {
     return {decode_row<T, Block>, Block::kWeights, Block::kBytes};
 }
-// In the order of `BLOCK_LAYOUTS` and `LEVEL_LAYOUTS` (`engine/weights`); `kernels.py` hands over a place in it.
+// In the order of `BLOCK_LAYOUTS`, `LEVEL_LAYOUTS` and `FLOAT_LAYOUTS` (`engine/weights`); `kernels.py` hands over a place in it.
 template <typename T>
 const Layout<T> kLayouts[] = {
     layout_of<T, Q4_0>(), layout_of<T, Q4_1>(),  layout_of<T, Q5_0>(), layout_of<T, Q5_1>(), layout_of<T, Q8_0>(),
@@ -177,6 +177,7 @@ const Layout<T> kLayouts[] = {
     layout_of<T, Int8<128, false>>(), layout_of<T, Int8<64, false>>(), layout_of<T, Int8<32, false>>(),
     layout_of<T, Int8<128, true>>(),  layout_of<T, Int8<64, true>>(),  layout_of<T, Int8<32, true>>(),
     layout_of<T, Fp8<128>>(),         layout_of<T, Fp8<64>>(),         layout_of<T, Fp8<32>>(),
+    layout_of<T, BFloat16>(),         layout_of<T, Float16>(),
 };
 
 // The activations as they are multiplied: as they are, or widened once.

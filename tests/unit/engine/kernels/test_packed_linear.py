@@ -10,7 +10,7 @@ from helix_jobs.engine.kernels.cpu.kernels import NativeKernels
 from helix_jobs.engine.kernels.cpu.packed_linear import CompiledPackedLinear
 from helix_jobs.engine.weights.block_layouts import BLOCK_LAYOUTS
 from helix_jobs.engine.weights.block_matrix import BlockMatrix
-from helix_jobs.engine.weights.level_layouts import LEVEL_LAYOUTS, blocks_of
+from helix_jobs.engine.weights.level_layouts import FLOAT_LAYOUTS, LEVEL_LAYOUTS, blocks_of
 from helix_jobs.engine.weights.linear import DenseLinear
 from helix_jobs.engine.weights.packed_linear import PackedLinear
 from tests.unit.engine.block_files import level_blocks, level_numbers, random_blocks, random_levels
@@ -39,6 +39,16 @@ def test_decoded_levels_are_those_of_their_definition(kernels: Kernels, kind: st
     blocks = BlockMatrix(LEVEL_LAYOUTS[kind], blocks_of(LEVEL_LAYOUTS[kind], levels))
     compiled = CompiledPackedLinear(PackedLinear([blocks], None), native)
     assert torch.equal(compiled(torch.eye(384, dtype=dtype)), level_numbers(kind, levels).to(dtype).t())
+
+
+@pytest.mark.parametrize("kind", FLOAT_LAYOUTS)
+def test_numbers_of_16_bits_are_decoded_as_they_are(kernels: Kernels, kind: str) -> None:
+    native, dtype = kernels
+    layout, stored = FLOAT_LAYOUTS[kind], torch.randn(21, 384).to({"BF16": torch.bfloat16, "F16": torch.float16}[kind])
+    blocks = BlockMatrix(layout, stored.view(torch.uint8))
+    compiled = CompiledPackedLinear(PackedLinear([blocks], None), native)
+    assert torch.equal(blocks.dense(torch.float32), stored.float())
+    assert torch.equal(compiled(torch.eye(384, dtype=dtype)), stored.to(dtype).t())
 
 
 def test_columns_may_be_stored_in_another_order_in_each_part(kernels: Kernels) -> None:

@@ -17,7 +17,6 @@ from helix_jobs.engine.loading.model_loader import open_source, read_weights
 from helix_jobs.engine.loading.model_outline import model_outline
 from helix_jobs.engine.loading.model_pair import ModelPair
 from helix_jobs.engine.loading.weight_format import WeightFormat
-from helix_jobs.engine.weights.linear import DenseLinear
 from helix_jobs.engine.weights.packed_linear import PackedLinear
 from helix_jobs.errors import ModelError, UnsupportedArchitectureError
 from tests.unit.engine.held_tensors import held_bytes
@@ -130,7 +129,7 @@ def test_answers_are_those_of_the_dequantised_model(tmp_path: Path, compiled_fol
     assert models.draft is not None
     assert models.target.dtype_name == FORMS[form][2]
     decoder = models.target.decoder
-    assert all(isinstance(linear, PackedLinear) for linear in decoder.linears() if linear is not decoder.head)
+    assert all(isinstance(linear, PackedLinear) for linear in decoder.linears())
     assert_close(decoder_logits(decoder, range(3, 28)), expected)
     assert greedy(models) == tokens
     kernels = load_kernels(compiled_folder, torch.float32, CPU, 16)
@@ -175,7 +174,9 @@ def test_modules_of_several_forms_and_modules_left_as_they_are(tmp_path: Path) -
     )
     target = load(tmp_path, dtype="packed").target
     assert target.dtype_name == "int4_weights"
-    assert isinstance(target.decoder.layers[1].qkv, DenseLinear)
+    qkv = target.decoder.layers[1].qkv
+    assert isinstance(qkv, PackedLinear)
+    assert [part.layout.kind for part in qkv.parts] == ["BF16"]
     assert_close(decoder_logits(target.decoder, range(3, 28)), logits_of(model))
 
 
