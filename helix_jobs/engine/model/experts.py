@@ -75,15 +75,12 @@ class Experts:
 
     def with_linears(self, change: Callable[[Linear], Linear]) -> Experts:
         """See ``FeedForward``."""
-        return self.with_parts(lambda part: part.with_linears(change))
+        changed = self if self.shared is None else replace(self, shared=self.shared.with_linears(change))
+        return changed.with_experts(lambda expert: expert.with_linears(change))
 
-    def with_parts(self, change: Callable[[FeedForward], FeedForward]) -> Experts:
-        """The same with ``change`` applied to every expert and to the shared part."""
-        return replace(
-            self,
-            experts=tuple(change(expert) for expert in self.experts),
-            shared=None if self.shared is None else change(self.shared),
-        )
+    def with_experts(self, change: Callable[[FeedForward], FeedForward]) -> Experts:
+        """The same with ``change`` applied to every expert."""
+        return replace(self, experts=tuple(change(expert) for expert in self.experts))
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,10 +57,6 @@ class ExpertsBeside:
         """See ``FeedForward``."""
         return replace(self, dense=self.dense.with_linears(change), experts=self.experts.with_linears(change))
 
-    def with_parts(self, change: Callable[[FeedForward], FeedForward]) -> ExpertsBeside:
-        """The same with ``change`` applied to the feed-forward and to every expert."""
-        return replace(self, dense=change(self.dense), experts=self.experts.with_parts(change))
-
     def with_norms(self, change: Callable[[Norm], Norm]) -> ExpertsBeside:
         """The same with ``change`` applied to every norm of it."""
         return replace(

@@ -28,10 +28,11 @@ from helix_jobs.files import (
 logger = logging.getLogger(__name__)
 
 _FOLDER: Final = Path(__file__).parent
-_NAMES: Final = ("kernels", "tiled_linear", "int8_linear", "int8_decoder", "packed_linear")
+_NAMES: Final = ("kernels", "tiled_linear", "int8_linear", "int8_decoder", "packed_linear", "experts")
 SOURCES: Final = tuple(_FOLDER / f"{name}.cpp" for name in _NAMES)
 _HEADERS: Final = tuple(
-    _FOLDER / f"{name}.h" for name in ("lanes", "activations", "tiles", "attention", "bytes", "blocks", "level_blocks")
+    _FOLDER / f"{name}.h"
+    for name in ("lanes", "activations", "tiles", "attention", "bytes", "blocks", "level_blocks", "row_products")
 )
 _COMPILERS: Final = ("c++", "g++", "clang++")
 # No -ffast-math: linked into a library it changes how the whole process treats subnormal numbers. The parts of it that

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from torch.nn import functional
 
+from helix_jobs.engine.kernels.cpu.experts import CompiledExperts
 from helix_jobs.engine.model.activations import tanh_gelu
 from helix_jobs.engine.model.experts import Experts, SwitchedFeedForward
 from helix_jobs.engine.model.experts_beside import ExpertsBeside
@@ -51,9 +52,15 @@ class CompiledFeedForward:
 
     @classmethod
     def of(cls, feed_forward: FeedForward, native: NativeKernels) -> FeedForward:
-        """The same feed-forward with a compiled activation, or itself if there is none; of experts, each by itself."""
-        if isinstance(feed_forward, Experts | ExpertsBeside):
-            return feed_forward.with_parts(lambda part: cls.of(part, native))
+        """The same feed-forward with a compiled activation, or itself if there is none.
+
+        Of experts, all in one call, or where that is not compiled each by itself.
+        """
+        if isinstance(feed_forward, ExpertsBeside):
+            dense, experts = cls.of(feed_forward.dense, native), cls._experts(feed_forward.experts, native)
+            return replace(feed_forward, dense=dense, experts=experts)
+        if isinstance(feed_forward, Experts):
+            return cls._experts(feed_forward, native)
         if isinstance(feed_forward, SwitchedFeedForward):
             return replace(feed_forward, inner=cls.of(feed_forward.inner, native))
         if not isinstance(feed_forward, GatedFeedForward | PlainFeedForward):
@@ -63,6 +70,12 @@ class CompiledFeedForward:
             return feed_forward
         inner, outer = feed_forward.linears()
         return cls(inner, outer, name, isinstance(feed_forward, GatedFeedForward), native)
+
+    @classmethod
+    def _experts(cls, experts: Experts, native: NativeKernels) -> Experts:
+        if experts.shared is not None:
+            experts = replace(experts, shared=cls.of(experts.shared, native))
+        return CompiledExperts.of(experts, native) or experts.with_experts(lambda expert: cls.of(expert, native))
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """See ``FeedForward``."""

@@ -15,6 +15,7 @@ from helix_jobs.errors import ConfigurationError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from helix_jobs.engine.kernels.cpu.expert_table import ExpertTable
     from helix_jobs.engine.kernels.cpu.int8_matrix import Int8Matrix
     from helix_jobs.engine.weights.packed_linear import PackedLinear
 
@@ -31,8 +32,10 @@ _SIGNATURES: Final = {
 }
 
 
-# The place of each layout in ``kLayouts`` of ``packed_linear.cpp``, which has the same order.
-_LAYOUT_NUMBERS: Final = {kind: number for number, kind in enumerate((*BLOCK_LAYOUTS, *LEVEL_LAYOUTS, *FLOAT_LAYOUTS))}
+# The place of each layout in ``kLayouts`` of ``row_products.h``, which has the same order.
+LAYOUT_NUMBERS: Final = {kind: number for number, kind in enumerate((*BLOCK_LAYOUTS, *LEVEL_LAYOUTS, *FLOAT_LAYOUTS))}
+# That of dense weights in the kernels' dtype.
+PLAIN_LAYOUT: Final = len(LAYOUT_NUMBERS)
 _LANES: Final = 16
 # The width of most models' heads.
 COMMON_HEAD_DIM: Final = 64
@@ -68,6 +71,9 @@ class NativeKernels:
         self._packed_linear = getattr(library, f"packed_linear_{_NAMES[dtype]}")
         self._packed_linear.argtypes = (_POINTER, _INT, *[_POINTER] * 4, *[_SIZE] * 4)
         self._packed_linear.restype = None
+        self._experts = getattr(library, f"experts_{_NAMES[dtype]}")
+        self._experts.argtypes = (*[_POINTER] * 5, *[_SIZE] * 2)
+        self._experts.restype = None
         for name, signature in _SIGNATURES.items():
             function = getattr(library, f"{name}_{_NAMES[dtype]}")
             function.argtypes = signature
@@ -213,9 +219,44 @@ class NativeKernels:
             inputs = hidden if part.order is None else reordered
             bias, before = (None if start is None else start + first * size for start in starts)
             self._packed_linear(
-                part.data.data_ptr(), _LAYOUT_NUMBERS[part.layout.kind], inputs.data_ptr(), bias, before,
+                part.data.data_ptr(), LAYOUT_NUMBERS[part.layout.kind], inputs.data_ptr(), bias, before,
                 result.data_ptr() + first * size, rows, weight.in_features, part.shape[0], weight.out_features,
             )  # fmt: skip
+        return result
+
+    def plain_linear(
+        self, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, residual: torch.Tensor | None
+    ) -> torch.Tensor:
+        """``packed_linear`` of a dense weight ``[out_features, in_features]``; ``in_features`` a multiple of 32."""
+        hidden = hidden.contiguous()
+        if residual is not None:
+            residual = residual.contiguous()
+        rows, (out_features, in_features) = hidden.shape[0], weight.shape
+        result = hidden.new_empty((rows, out_features))
+        self._packed_linear(
+            weight.data_ptr(), PLAIN_LAYOUT, hidden.data_ptr(), None if bias is None else bias.data_ptr(),
+            None if residual is None else residual.data_ptr(), result.data_ptr(), rows, in_features, out_features,
+            out_features,
+        )  # fmt: skip
+        return result
+
+    def experts(
+        self, hidden: torch.Tensor, choice: torch.Tensor, weights: torch.Tensor, table: ExpertTable
+    ) -> torch.Tensor:
+        """The weighted sum of each token's experts, ``[T, hidden_size]``; a row's bits do not depend on the others.
+
+        Args:
+            hidden: ``[T, hidden_size]``
+            choice: ``[T, top_k]`` int64, each token's experts in the order of summation.
+            weights: ``[T, top_k]`` float32
+            table: The experts.
+        """
+        hidden, choice, weights = hidden.contiguous(), choice.contiguous(), weights.contiguous()
+        result = torch.empty_like(hidden)
+        self._experts(
+            ctypes.byref(table.struct), hidden.data_ptr(), choice.data_ptr(), weights.data_ptr(), result.data_ptr(),
+            *choice.shape,
+        )  # fmt: skip
         return result
 
 
