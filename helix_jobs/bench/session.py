@@ -102,7 +102,7 @@ class BenchSession:
             machine=Machine.here(),
             device=self._shelf.device_name,
             dtype=self._shelf.dtype_name,
-            kernels=self._shelf.decoder.attention.kernels,
+            kernels=self._shelf.decoder.kernels,
             target=plan.target,
             drafts=plan.drafts,
             workload=plan.workload_json(),

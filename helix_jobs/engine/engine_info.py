@@ -42,7 +42,7 @@ def engine_info(
         dtype=models.target.dtype_name,
         overflows_float16=models.target.overflowed,
         is_reproducible=_is_reproducible(models.target, draft, speculation),
-        kernels=models.target.decoder.attention.kernels,
+        kernels=models.target.decoder.kernels,
         speculation_depth=None if speculation.is_adaptive else speculation.ceiling,
         max_batch_size=config.max_batch_size,
         max_model_len=context,

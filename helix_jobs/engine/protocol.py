@@ -24,7 +24,8 @@ class EngineInfo:
         dtype: Of the target's weights and activations; ``int8`` when its weights are quantised.
         overflows_float16: ``dtype`` is float32 because the target does not fit float16's range.
         is_reproducible: A request's answer does not depend on the rest of the batch.
-        kernels: The kernels in use: ``compiled`` (for this machine), ``torch``, or ``torch sdpa`` (fused attention).
+        kernels: The kernels in use: ``compiled`` (for this machine), ``torch``, ``torch sdpa`` (fused attention), or
+            ``compiled, attention torch`` where compiled kernels compute all but attention.
         speculation_depth: The fixed K of every step; 0 for no speculation, None when each step chooses.
         max_batch_size: Sequences that run at once.
         max_model_len: Prompt plus output tokens of a request at most.

@@ -79,7 +79,7 @@ def test_480_first_turns_equal_transformers(pytestconfig, demo_home, tmp_path, d
     engine.check_integrity()
 
     counters = engine.counters()
-    kernels = models.target.decoder.attention.kernels
+    kernels = models.target.decoder.kernels
     report = [f"{dtype}, {kernels} kernels: {counters}"]
     differences = []
     for request, result in zip(encoded, results, strict=True):

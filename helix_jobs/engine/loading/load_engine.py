@@ -180,9 +180,7 @@ def _identity(models: LoadedModels, config: EngineConfig) -> dict[str, str]:
         "draft": "none" if models.draft is None else f"{models.draft.name} {models.draft.dtype_name}",
         "threads": str(torch.get_num_threads()),
         "torch": torch.__version__,
-        "kernels": " + ".join(
-            model.decoder.attention.kernels for model in (models.target, models.draft) if model is not None
-        ),
+        "kernels": " + ".join(model.decoder.kernels for model in (models.target, models.draft) if model is not None),
         "reproducible": str(models.target.is_reproducible),
         "max_batch_size": str(config.max_batch_size),
         "max_depth": str(config.speculation.max_depth),

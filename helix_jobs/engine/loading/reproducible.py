@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from helix_jobs.engine.devices.devices import describe_device
+from helix_jobs.engine.kernels.cpu.attention import CompiledAttention
 from helix_jobs.engine.kernels.cpu.native_decoder import native_of
 from helix_jobs.engine.kernels.cpu.tiled_linear import TiledLinear
 from helix_jobs.engine.loading.product_trials import count_products, shape_of, slowdown, try_products
@@ -136,8 +137,8 @@ def _obstacle(decoder: Decoder) -> str | None:
     """Why the decoder cannot be made reproducible; None if it may be possible."""
     if decoder.device.type != "cpu":
         return f"it is for the CPU, and the device is {describe_device(decoder.device)}; {_GO_ON}"
-    if any(own.latent is not None for own in decoder.attention.spec.layers):
-        return f"its latent attention rounds by what is computed beside it; {_GO_ON}"
+    if not CompiledAttention.serves(decoder.attention.spec):
+        return f"its attention is not computed by compiled kernels; {_GO_ON}"
     if not decoder.attention.is_independent:
         return "without compiled kernels attention rounds by what is computed beside it; install a C++ compiler (g++)"
     if not all(recurrence.is_independent for recurrence in decoder.recurrences):

@@ -42,6 +42,14 @@ if TYPE_CHECKING:
     from helix_jobs.engine.weights.linear import Linear
 
 
+class Kernels(Protocol):
+    """Compiled code that parts of a decoder compute with."""
+
+    @property
+    def name(self) -> str:
+        """What results call it."""
+
+
 class SmallSteps(Protocol):
     """A faster way through all layers at once, for steps of few tokens."""
 
@@ -173,6 +181,7 @@ class Decoder:
         logit_cap: Bound of the logits, ``cap * tanh(logits / cap)`` (Gemma 2), or None.
         layer_inputs: Makes the inputs of layers beside the residual (Gemma 4), or None.
         small_steps: A faster way through steps of few tokens, or None.
+        native: The compiled kernels that its parts compute with, or None.
     """
 
     attention: AttentionBackend
@@ -189,6 +198,15 @@ class Decoder:
     logit_cap: float | None = None
     layer_inputs: LayerInputs | None = None
     small_steps: SmallSteps | None = None
+    native: Kernels | None = None
+
+    @property
+    def kernels(self) -> str:
+        """The names of the kernels that it computes with, as results report them."""
+        attention = self.attention.kernels
+        if self.native is None or self.native.name == attention:
+            return attention
+        return f"{self.native.name}, attention {attention}"
 
     @property
     def geometry(self) -> CacheGeometry:

@@ -11,6 +11,7 @@ import torch
 from helix_jobs.engine.attention.heads import StepHeads, before_rotation
 from helix_jobs.engine.attention.step_plan import PackedSlices, num_blocks_of
 from helix_jobs.engine.cache_sections import first_seen
+from helix_jobs.engine.kernels.cpu.kernels import NativeKernels
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from helix_jobs.engine.attention.kv_cache import PagedKVCache
     from helix_jobs.engine.attention.step_layout import StepLayout, TokenSlice
     from helix_jobs.engine.attention.step_plan import StepPlan
-    from helix_jobs.engine.kernels.cpu.kernels import NativeKernels
 
 # Queries of a slice attended for at once: the scores of a longer piece would not stay in the processor's caches.
 _QUERY_LENGTH: Final = 16
@@ -89,7 +89,7 @@ class DirectSlices:
 class CompiledAttention:
     """Solves every query straight from the cache (satisfies ``AttentionBackend``)."""
 
-    kernels = "compiled"
+    kernels = NativeKernels.name
     is_independent = True
     # The features of layers that it computes; see ``features_of``.
     SERVED: Final = frozenset(

@@ -48,6 +48,8 @@ class NativeKernels:
     Every tensor handed in is contiguous; every kernel writes a tensor of its own and keeps no pointer.
     """
 
+    name = "compiled"
+
     def __init__(self, library: ctypes.CDLL, dtype: torch.dtype, head_dim: int) -> None:
         self.dtype = dtype
         self.head_dim = head_dim

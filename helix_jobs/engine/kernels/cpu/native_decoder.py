@@ -6,11 +6,12 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
+from helix_jobs.engine.attention.dense import DenseAttention
 from helix_jobs.engine.kernels.cpu.attention import CompiledAttention
 from helix_jobs.engine.kernels.cpu.feed_forward import COMPILED_ACTIVATIONS, CompiledFeedForward
 from helix_jobs.engine.kernels.cpu.int8_decoder import NativeInt8Decoder
 from helix_jobs.engine.kernels.cpu.int8_linear import CompiledInt8Linear
-from helix_jobs.engine.kernels.cpu.kernels import COMMON_HEAD_DIM
+from helix_jobs.engine.kernels.cpu.kernels import COMMON_HEAD_DIM, NativeKernels
 from helix_jobs.engine.kernels.cpu.packed_linear import CompiledPackedLinear
 from helix_jobs.engine.kernels.cpu.rms_norm import CompiledRmsNorm
 from helix_jobs.engine.model.experts_beside import ExpertsBeside
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
     import torch
 
-    from helix_jobs.engine.kernels.cpu.kernels import NativeKernels
     from helix_jobs.engine.model.decoder import Decoder, DecoderLayer
     from helix_jobs.engine.model.layer_inputs import LayerInput
     from helix_jobs.engine.model.norms import Norm
@@ -42,6 +42,7 @@ def with_native(decoder: Decoder, native: NativeKernels) -> Decoder:
             query_norm=norm(layer.query_norm),
             key_norm=norm(layer.key_norm),
             value_norm=norm(layer.value_norm),
+            latent=None if layer.latent is None else replace(layer.latent, norm=norm(layer.latent.norm)),
         )
         for layer in spec.layers
     )
@@ -62,17 +63,17 @@ def with_native(decoder: Decoder, native: NativeKernels) -> Decoder:
             layer_input=_layer_input(native, layer.layer_input, norm),
         )
 
+    changed_spec = replace(spec, layers=attentions)
     compiled = replace(
         decoder,
         attention=(
-            CompiledAttention(replace(spec, layers=attentions), native)
-            if CompiledAttention.serves(spec)
-            else decoder.attention
+            CompiledAttention(changed_spec, native) if CompiledAttention.serves(spec) else DenseAttention(changed_spec)
         ),
         layers=tuple(changed(layer) for layer in decoder.layers),
         final_norm=norm(decoder.final_norm),
         layer_inputs=inputs if inputs is None else replace(inputs, norm=norm(inputs.norm)),
         small_steps=NativeInt8Decoder(decoder, native) if NativeInt8Decoder.supports(decoder, native) else None,
+        native=native,
     )
     return compiled.with_linears(partial(_linear, native))
 
@@ -81,17 +82,16 @@ def kernel_head_dim(decoder: Decoder) -> int:
     """Width of the heads to compile kernels for.
 
     Trade-off: where plain products attend, any width serves all other kernels. Latent attention is such a case: its
-    keys of 576 numbers are more than a processor has registers for, and attention compiled for that width took 2.3
-    times as long as torch's products for single tokens and 7.8 times for a prompt (AVX2, 16 heads, float32).
+    keys of 576 numbers are more than a processor has registers for, and attention compiled for that width takes longer
+    than torch's products (docs/performance.md).
     """
     spec = decoder.attention.spec
     return max(spec.geometry.head_dims) if CompiledAttention.serves(spec) else COMMON_HEAD_DIM
 
 
 def native_of(decoder: Decoder) -> NativeKernels | None:
-    """The compiled kernels that the decoder computes with, if any."""
-    attention = decoder.attention
-    return attention.native if isinstance(attention, CompiledAttention) else None
+    """The compiled kernels that the decoder computes with, if any; its attention may be computed without them."""
+    return decoder.native if isinstance(decoder.native, NativeKernels) else None
 
 
 def _norm(native: NativeKernels, dtype: torch.dtype, norm: AnyNorm) -> AnyNorm | CompiledRmsNorm:

@@ -240,11 +240,12 @@ def test_without_compiled_kernels_it_is_refused(tmp_path):
         make_reproducible(models, "on", tmp_path)
 
 
-@pytest.mark.skipif(TRANSFORMERS_MAJOR < 5, reason="latent attention is served with transformers 5")
-def test_with_latent_attention_it_is_refused(tmp_path):
-    models = loaded_models(tiny_model("youtu"), None)
+@pytest.mark.skipif(TRANSFORMERS_MAJOR < 5, reason="these models are served with transformers 5")
+@pytest.mark.parametrize("architecture", ["youtu", "gemma4_text"])
+def test_with_attention_that_no_compiled_kernel_computes_it_is_refused(tmp_path, architecture):
+    models = loaded_models(tiny_model(architecture), None)
     assert make_reproducible(models, "auto", tmp_path) is models
-    with pytest.raises(ConfigurationError, match="its latent attention rounds by what is computed beside it; go on"):
+    with pytest.raises(ConfigurationError, match="its attention is not computed by compiled kernels; go on without it"):
         make_reproducible(models, "on", tmp_path)
 
 
