@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from helix_jobs.engine.weights.block_matrix import BlockMatrix
+    from helix_jobs.engine.weights.block_stack import BlockStack
 
 
 def compute_frequencies(base: Any, config: PretrainedConfig) -> None:  # noqa: ANN401  (the architecture's class)
@@ -20,7 +21,7 @@ def compute_frequencies(base: Any, config: PretrainedConfig) -> None:  # noqa: A
         base.rotary_emb = type(rotary)(config)
 
 
-def put(module: Any, kind: str, value: torch.Tensor | BlockMatrix) -> None:  # noqa: ANN401  (its parameters' names are the file's)
+def put(module: Any, kind: str, value: torch.Tensor | BlockMatrix | BlockStack) -> None:  # noqa: ANN401  (its parameters' names are the file's)
     """Give a module its parameter, or buffer, of the name ``kind``."""
     is_buffer = kind in dict(module.named_buffers(recurse=False))
     delattr(module, kind)

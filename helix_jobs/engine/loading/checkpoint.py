@@ -47,6 +47,7 @@ logger = logging.getLogger(__name__)
 
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _PICKLES: Final = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_LAYOUTS: Final = {**BLOCK_LAYOUTS, **LEVEL_LAYOUTS}
 STORED_DTYPES: Final = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -116,7 +117,7 @@ class Checkpoint:
     @property
     def blocks(self) -> StoredBlocks:
         """Its weights in blocks that can be multiplied as they are."""
-        layouts = LEVEL_LAYOUTS if self.gguf is None else BLOCK_LAYOUTS
+        layouts = _LAYOUTS
         weights = Counter[str]()
         for tensor in self.tensors.values():
             if tensor.kind in layouts:

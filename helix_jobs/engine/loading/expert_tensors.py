@@ -19,8 +19,7 @@ _STACKS: Final = {
     **dict.fromkeys(("gate_proj", "up_proj", "w1", "w3"), "gate_up_proj"),
     **dict.fromkeys(("down_proj", "w2"), "down_proj"),
 }
-# GPT-OSS' experts in blocks of 32 four-bit numbers, two a byte, each block with its exponent (OCP Microscaling Formats
-# 1.0, MXFP4). transformers makes plain numbers of them, each exactly what the block says.
+# GPT-OSS' experts in blocks of 32 four-bit numbers, two a byte, each block with its exponent, see ``mxfp4_weights``.
 _MXFP4: Final = re.compile(r"(?P<stack>.*\.experts\.(?:gate_up|down)_proj)_(?P<part>blocks|scales)")
 _MXFP4_BLOCK: Final = 32
 _MXFP4_BYTES: Final = 16
@@ -68,13 +67,27 @@ def with_stacked_experts(
     return found
 
 
+class Mxfp4Parts(NamedTuple):
+    """The names of the tensors that make up a stack of experts in blocks."""
+
+    stack: str
+    blocks: str
+    scales: str
+
+
+def mxfp4_parts(tensor: str) -> Mxfp4Parts | None:
+    """The stack of experts in blocks to which a tensor belongs, or None."""
+    match = _MXFP4.fullmatch(tensor)
+    return None if match is None else Mxfp4Parts(match["stack"], f"{match['stack']}_blocks", f"{match['stack']}_scales")
+
+
 def is_mxfp4(tensor: str) -> bool:
     """Whether the tensor holds experts in blocks, or the blocks' exponents."""
-    return _MXFP4.fullmatch(tensor) is not None
+    return mxfp4_parts(tensor) is not None
 
 
 def with_plain_experts(name: str, tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """The tensors, with experts in MXFP4 blocks as the tensors that transformers makes of them.
+    """The tensors, with experts in MXFP4 blocks as the parameters of transformers' modules.
 
     Raises:
         ModelError: Blocks and exponents do not belong together.

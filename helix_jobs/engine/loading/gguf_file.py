@@ -13,8 +13,14 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
+from helix_jobs.engine.loading.gguf_experts import (
+    EXPERT_COUNTS,
+    FAMILIES_WITH_EXPERTS,
+    check_expert_settings,
+    neutral_expert_settings,
+)
 from helix_jobs.engine.loading.gguf_header import GgufHeader, read_gguf_header
-from helix_jobs.engine.loading.gguf_names import GGUF_ARCHITECTURES, transformers_name, transformers_tensors
+from helix_jobs.engine.loading.gguf_names import GGUF_ARCHITECTURES, stacks_of, transformers_name, transformers_tensors
 from helix_jobs.errors import ModelError, UnsupportedArchitectureError
 
 if TYPE_CHECKING:
@@ -32,6 +38,7 @@ _COUNTS: Final = (
     *_NEEDED,
     *(_KEY_HEADS, "attention.key_length", "attention.value_length", "rope.dimension_count"),
     *("attention.sliding_window", "vocab_size"),
+    *EXPERT_COUNTS,
 )
 _NORM_EPSILONS: Final = {"gpt2": "attention.layer_norm_epsilon"}
 _RMS_EPSILON: Final = "attention.layer_norm_rms_epsilon"
@@ -40,8 +47,6 @@ _FLOATS: Final = ("rope.freq_base", _RMS_EPSILON, "attention.layer_norm_epsilon"
 _SERVED_OTHERWISE: Final = ("gemma", "gptneox", "deepseek2", "minicpm3")
 # Settings that change nothing at these values, and mean nothing while positions are not scaled.
 _NEUTRAL: Final[dict[str, tuple[object, ...]]] = {
-    "expert_count": (0,),
-    "expert_used_count": (0,),
     "attention.causal": (True,),
     "attention.clamp_kqv": (0.0,),
     "attention.scale": (0.0,),
@@ -73,6 +78,9 @@ class GgufFile:
         sliding_window: The attention window, or None.
         head_dim: Width of a head.
         num_kv_heads: Number of key-value heads.
+        settings: Settings of its architecture, without that prefix.
+        stacks: Parameters of experts among ``tensors``, and the file's tensors of which each consists.
+        stacked: These, under the file's names, which ``places`` and ``row_lengths`` have as well.
     """
 
     path: Path
@@ -86,6 +94,14 @@ class GgufFile:
     sliding_window: int | None
     head_dim: int
     num_kv_heads: int
+    settings: Mapping[str, Any]
+    stacks: Mapping[str, tuple[str, ...]]
+    stacked: Mapping[str, StoredTensor]
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether it is of a family with experts."""
+        return bool(self.settings.get("expert_count"))
 
 
 def read_gguf(name: str, path: Path) -> GgufFile:
@@ -119,6 +135,7 @@ def read_gguf(name: str, path: Path) -> GgufFile:
         if not (torch.isfinite(factors) & (factors > 0)).all():
             raise ModelError(f"model {name}: {_ROTARY_FACTORS} has impossible numbers; fetch the GGUF file again")
     _check_types(name, tensors)
+    stacks = stacks_of(architecture, tensors)
     return GgufFile(
         path=path,
         architecture=architecture,
@@ -135,6 +152,9 @@ def read_gguf(name: str, path: Path) -> GgufFile:
         sliding_window=window,
         head_dim=head_dim,
         num_kv_heads=settings.get(_KEY_HEADS, heads),
+        settings=settings,
+        stacks=stacks,
+        stacked={part: tensors[part] for parts in stacks.values() for part in parts},
     )
 
 
@@ -161,9 +181,10 @@ def _check_kind(name: str, header: GgufHeader) -> None:
         if architecture in _SERVED_OTHERWISE:
             raise _unread(name, f"{what} cannot be read in full ({known})")
         raise UnsupportedArchitectureError(f"model {name}: {what} cannot be served; {known}")
-    if settings.get(f"{architecture}.expert_count", 0) != 0:
-        raise UnsupportedArchitectureError(
-            f"model {name} has experts ({architecture}.expert_count), which are not supported; choose a dense model"
+    has_experts = settings.get(f"{architecture}.expert_count", 0) != 0
+    if has_experts and architecture not in FAMILIES_WITH_EXPERTS:
+        raise _unread(
+            name, f"experts ({architecture}.expert_count) cannot be read from a GGUF file of this architecture"
         )
 
 
@@ -172,6 +193,7 @@ def _check_settings(name: str, architecture: str, settings: Mapping[str, Any]) -
     epsilon = _NORM_EPSILONS.get(architecture, _RMS_EPSILON)
     if missing := [key for key in (*_NEEDED, epsilon) if key not in settings]:
         raise ModelError(f"model {name}: the GGUF file lacks {architecture}.{missing[0]}; fetch it again")
+    has_experts = check_expert_settings(name, architecture, settings)
     for key in _COUNTS:
         value = settings.get(key, 1)
         if isinstance(value, list):
@@ -190,9 +212,11 @@ def _check_settings(name: str, architecture: str, settings: Mapping[str, Any]) -
         raise _unread(
             name, f"the scaling of positions ({scaling or f'linear, {linear!r:.40}'}) cannot be read from a GGUF file"
         )
+    neutral = {**_NEUTRAL, **neutral_expert_settings(architecture, has_experts=has_experts)}
     read = {*_COUNTS, *_FLOATS, *_REMARKS, "rope.scaling.type", "rope.scaling.factor", "rope.scale_linear"}
+    read -= set(neutral)
     for key, value in settings.items():
-        if key not in read and value not in _NEUTRAL.get(key, ()):
+        if key not in read and value not in neutral.get(key, ()):
             raise _unread(name, f"the setting {architecture}.{key} ({value!r:.40}) cannot be read from a GGUF file")
 
 

@@ -78,7 +78,7 @@ def check_host_memory(source: ModelSource, dtype: torch.dtype) -> None:
     read_in = (checkpoint.dtype if checkpoint.is_uniform else None) or dtype
     copied = checkpoint.copied_weights(read_in) * read_in.itemsize
     # Held there as it is stored, until each tensor is converted.
-    if checkpoint.gguf is not None or checkpoint.quantized is not None:
+    if checkpoint.gguf is not None or checkpoint.has_blocks or checkpoint.quantized is not None:
         copied = checkpoint.packed_bytes(dtype)
     if copied > needed:
         needed = copied

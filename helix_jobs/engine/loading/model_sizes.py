@@ -113,6 +113,7 @@ class ModelSizes:
             repeats=compiles_each_shape(device),
             chosen_experts=self.chosen_experts,
             num_experts=self.num_experts,
+            experts_at_once=device.type == "cpu",
             states=self.states,
             layer_inputs=self.layer_inputs,
         )

@@ -15,14 +15,15 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM
 
 from helix_jobs.engine.devices.devices import is_out_of_memory
 from helix_jobs.engine.loading.checkpoint import Checkpoint, find_checkpoint
+from helix_jobs.engine.loading.gguf_experts import expert_config
 from helix_jobs.engine.loading.gguf_tokenizer import build_gguf_tokenizer, gguf_turn_end_ids
 from helix_jobs.engine.loading.gguf_weights import read_gguf_weights
 from helix_jobs.engine.loading.layout import check_layout
+from helix_jobs.engine.loading.mxfp4_weights import read_mxfp4_weights
 from helix_jobs.engine.loading.pretrained import (
     TRANSFORMERS_MAJOR,
     pretrained_arguments,
     read_tokenizer,
-    weight_arguments,
 )
 from helix_jobs.engine.loading.quantized_format import refusal
 from helix_jobs.engine.loading.quantized_weights import read_quantized_weights
@@ -189,6 +190,8 @@ def _read_config(
         if checkpoint.is_text_tower:
             own = checkpoint.tensors if tensors is None else text_tensors(dict.fromkeys(tensors))
             config = text_config(checkpoint.name, config, is_tied=_is_tied(checkpoint.settings, own))
+    elif checkpoint.gguf.has_experts:
+        config = expert_config(checkpoint.gguf)
     else:
         architecture = checkpoint.gguf.architecture
         # transformers 4 would otherwise keep its reader's name of the architecture in the configuration of this one.
@@ -236,7 +239,7 @@ def read_weights(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
     Args:
         source: The model.
         dtype: What safetensors are converted to. The weights of a GGUF file and of a quantised checkpoint stay as they
-            are stored, see ``read_gguf_weights`` and ``read_quantized_weights``.
+            are stored, see ``read_gguf_weights``, ``read_quantized_weights`` and ``read_mxfp4_weights``.
 
     Raises:
         ModelError: The files are damaged, or weights are missing (transformers alone would make them up).
@@ -248,6 +251,10 @@ def read_weights(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
                 return read_gguf_weights(checkpoint.name, source.config, checkpoint.gguf)
             if checkpoint.quantized is not None:
                 return _read_quantized(source, dtype)
+            if stores_mxfp4(checkpoint.settings):
+                if source.config.tie_word_embeddings:
+                    _check_tied_head(checkpoint, f"{describe(source.config).embedding}.weight")
+                return read_mxfp4_weights(checkpoint, source.config)
             return _read_safetensors(source, dtype)
     except HelixError:
         raise
@@ -290,7 +297,7 @@ def _read_safetensors(source: ModelSource, dtype: torch.dtype) -> PreTrainedMode
             attn_implementation="eager",  # never called; the others would check this machine
             output_loading_info=True,
             **arguments,
-            **weight_arguments(has_mxfp4=stores_mxfp4(checkpoint.settings)),
+            use_safetensors=True,
             **({"key_mapping": KEY_MAPPING} if checkpoint.is_text_tower else {}),
         )
     model: PreTrainedModel = loaded[0]

@@ -39,21 +39,6 @@ def pretrained_arguments(folder: Path, gguf_file: str | None) -> Iterator[tuple[
         yield empty, {**arguments, "gguf_file": str(folder.resolve() / gguf_file)}
 
 
-def weight_arguments(*, has_mxfp4: bool) -> dict[str, Any]:
-    """Return the further arguments that reading the weights of safetensors takes.
-
-    Args:
-        has_mxfp4: Whether experts are stored in MXFP4 blocks.
-    """
-    arguments: dict[str, Any] = {"use_safetensors": True}
-    if has_mxfp4:
-        from transformers.utils.quantization_config import Mxfp4Config
-
-        # Otherwise transformers may leave the blocks packed, in layers of its own.
-        arguments["quantization_config"] = Mxfp4Config(dequantize=True)
-    return arguments
-
-
 def read_tokenizer(folder: str, arguments: dict[str, Any]) -> PreTrainedTokenizerBase:
     """Read a directory's tokenizer, with the arguments of ``pretrained_arguments``.
 

@@ -47,6 +47,7 @@ class StepWidths:
         repeats: Whether shapes are padded so that they repeat, as in ``plan_groups``.
         chosen_experts: Experts of each token; 0 without experts.
         num_experts: Experts of a layer; 0 without experts.
+        experts_at_once: Whether all experts' products are in memory at once (compiled kernels on a CPU).
         states: The state of each recurrent layer.
         layer_inputs: Elements of a token's inputs of all layers beside the residual; 0 without such.
     """
@@ -61,6 +62,7 @@ class StepWidths:
     repeats: bool
     chosen_experts: int = 0
     num_experts: int = 0
+    experts_at_once: bool = False
     states: tuple[StateShape, ...] = ()
     layer_inputs: int = 0
 
@@ -80,6 +82,7 @@ class StepWidths:
             repeats=compiles_each_shape(decoder.device),
             chosen_experts=max((one.top_k for one in experts), default=0),
             num_experts=max((len(one.experts) for one in experts), default=0),
+            experts_at_once=decoder.device.type == "cpu",
             states=tuple(one.shape for one in decoder.recurrences),
             layer_inputs=0 if decoder.layer_inputs is None else decoder.layer_inputs.table.shape[1],
         )
@@ -95,6 +98,8 @@ class StepWidths:
         # What experts read, what they yield, and that once more while it is put side by side.
         expert_rows = most_rows(num_tokens * self.chosen_experts, self.num_experts)
         layer += expert_rows * _HIDDEN_COPIES * self.hidden_size * itemsize
+        if self.experts_at_once:
+            layer += num_tokens * self.chosen_experts * 2 * self.widest * itemsize
         layer += self._recurrent_bytes(config, num_tokens)
         # In memory through all layers; and while they are made, what is looked up, and what is projected.
         inputs = num_tokens * _LAYER_INPUT_COPIES * self.layer_inputs * itemsize

@@ -10,6 +10,7 @@ import torch
 from helix_jobs.engine.model.activations import XieluActivation
 from helix_jobs.engine.model.norms import HeadLayerNorm, LayerNorm, RmsNorm
 from helix_jobs.engine.weights.block_matrix import BlockMatrix
+from helix_jobs.engine.weights.block_stack import BlockStack
 from helix_jobs.engine.weights.linear import DenseLinear
 from helix_jobs.engine.weights.packed_linear import PackedLinear
 
@@ -50,19 +51,23 @@ class StoredParts:
 
     def stacked(
         self, name: str, index: int, *, has_bias: bool, is_transposed: bool, is_interleaved: bool = False
-    ) -> DenseLinear:
+    ) -> Linear:
         """One of many equal layers that are stored as one parameter.
 
         Args:
-            name: The parameter, ``[count, out_features, in_features]``; the biases' name is this and ``_bias``.
+            name: The parameter, ``[count, out_features, in_features]`` or a ``BlockStack``; its biases have this name
+                and ``_bias``.
             index: Which layer.
             has_bias: Whether there are biases, ``[count, out_features]``.
-            is_transposed: Whether each layer is stored as ``[in_features, out_features]``.
+            is_transposed: Whether each layer is stored as ``[in_features, out_features]``; blocks never are.
             is_interleaved: Whether the rows of a gate and of an up projection alternate.
         """
         place = self._place
-        weight = self.tensor(name)[index]
+        stored: Any = self.tensor(name)
         bias = self.tensor(f"{name}_bias")[index] if has_bias else None
+        if isinstance(stored, BlockStack):
+            return self._stacked_blocks(stored.matrix(index), bias, is_interleaved=is_interleaved)
+        weight = stored[index]
         if not (is_transposed or is_interleaved):
             return DenseLinear(place.take(weight), None if bias is None else place.take(bias))
         weight = place.cast(weight)
@@ -71,6 +76,16 @@ class StoredParts:
             weight = torch.cat((weight[::2], weight[1::2]))
             bias = None if bias is None else torch.cat((bias[::2], bias[1::2]))
         return DenseLinear(place.move(weight.contiguous()), None if bias is None else place.take(bias))
+
+    def _stacked_blocks(self, parts: list[BlockMatrix], bias: torch.Tensor | None, *, is_interleaved: bool) -> Linear:
+        place = self._place
+        if is_interleaved:
+            parts = [BlockMatrix(part.layout, torch.cat((part.data[::2], part.data[1::2]))) for part in parts]
+            bias = None if bias is None else torch.cat((bias[::2], bias[1::2]))
+        placed = None if bias is None else place.take(bias)
+        if place.keeps_blocks:
+            return PackedLinear([part.to(place.device) for part in parts], placed)
+        return DenseLinear(place.move(torch.cat([place.cast(part) for part in parts])), placed)
 
     def linear(self, projection: ProjectionDescription, order: torch.Tensor | None = None) -> Linear:
         """The modules of a projection as one layer.

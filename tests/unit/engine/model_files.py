@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +69,7 @@ def write_gguf(
     more: dict[str, torch.Tensor] | None = None,
     quantized: gguf.GGMLQuantizationType | None = None,
     blocks: Callable[[str], str | None] | None = None,
+    model_type: str | None = None,
     **overrides: Any,
 ) -> Any:
     """A model in float32, as llama.cpp converts it; returns the model.
@@ -83,10 +85,11 @@ def write_gguf(
         quantized: How the MLPs' matrices are stored.
         blocks: Names the type of the random blocks that a matrix of the file consists of, in place of the model's
             weights; None keeps these.
+        model_type: Transformers' name of the architecture, where it is another one.
         overrides: Of the model's configuration.
     """
     vocabulary = _sentence_pieces() if architecture == "phi3" else _byte_level_tokens()
-    model = tiny_model(architecture, vocab_size=len(vocabulary), **overrides)
+    model = tiny_model(model_type or architecture, vocab_size=len(vocabulary), **overrides)
     roughen(model)
     config = model.config
     is_gpt2 = architecture == "gpt2"
@@ -108,13 +111,11 @@ def write_gguf(
         writer.add_rope_dimension_count(head_dim)
     _add_tokenizer(writer, vocabulary, pre)
     named = {f"{architecture}.{key}": value for key, value in (settings or {}).items()}
-    for key, value in {**named, **(general or {})}.items():
-        adds = {str: writer.add_string, bool: writer.add_bool, float: writer.add_float32, list: writer.add_array}
-        adds.get(type(value), writer.add_uint32)(key, value)
+    _add_settings(writer, {**named, **(general or {})})
     for key in leave_out:
         del writer.kv_data[0][f"{architecture}.{key}"]
     names = gguf.get_tensor_name_map(_GGUF_MODELS[architecture], config.num_hidden_layers)
-    for name, weight in model.state_dict().items():
+    for name, weight in _one_tensor_a_projection(model.state_dict()).items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
         theirs = names.get_name(name, try_suffixes=(".weight", ".bias"))
@@ -122,8 +123,9 @@ def write_gguf(
         array = _gguf_weight(name, weight, config).contiguous().numpy().copy()
         kind = blocks(theirs) if blocks is not None and array.ndim > 1 else None
         if kind is not None:
-            stored = scaled_blocks(kind, rows=array.shape[0], columns=array.shape[1], seed=len(theirs) + len(name))
-            writer.add_tensor(theirs, stored.numpy(), raw_dtype=gguf.GGMLQuantizationType[kind])
+            *outer, columns = array.shape
+            stored = scaled_blocks(kind, rows=math.prod(outer), columns=columns, seed=len(theirs) + len(name))
+            writer.add_tensor(theirs, stored.view(*outer, -1).numpy(), raw_dtype=gguf.GGMLQuantizationType[kind])
         elif quantized is not None and "ffn" in theirs and array.ndim > 1:
             writer.add_tensor(theirs, gguf.quantize(array, quantized), raw_dtype=quantized)
         else:
@@ -145,7 +147,28 @@ _GGUF_MODELS = {
     "qwen3": gguf.MODEL_ARCH.QWEN3,
     "phi3": gguf.MODEL_ARCH.PHI3,
     "gpt2": gguf.MODEL_ARCH.GPT2,
+    "qwen2moe": gguf.MODEL_ARCH.QWEN2MOE,
+    "qwen3moe": gguf.MODEL_ARCH.QWEN3MOE,
+    "olmoe": gguf.MODEL_ARCH.OLMOE,
 }
+
+
+def _add_settings(writer: gguf.GGUFWriter, settings: dict[str, Any]) -> None:
+    adds = {str: writer.add_string, bool: writer.add_bool, float: writer.add_float32, list: writer.add_array}
+    for key, value in settings.items():
+        adds.get(type(value), writer.add_uint32)(key, value)
+
+
+def _one_tensor_a_projection(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Experts' gates and up projections apart, as files have them."""
+    apart = {}
+    for name, weight in weights.items():
+        if name.endswith(".experts.gate_up_proj"):
+            gate, up = weight.chunk(2, dim=1)
+            apart.update({name.replace("gate_up", part) + ".weight": one for part, one in (("gate", gate), ("up", up))})
+        else:
+            apart[f"{name}.weight" if name.endswith(".experts.down_proj") else name] = weight
+    return apart
 
 
 def _byte_level_tokens() -> list[str]:
@@ -175,10 +198,12 @@ def _add_tokenizer(writer: gguf.GGUFWriter, tokens: list[str], pre: str) -> None
 
 
 def _gguf_weight(name: str, weight: torch.Tensor, config: Any) -> torch.Tensor:
-    """llama.cpp stores Llama's rotary pairs side by side, and GPT-2's weights as linear layers have them."""
+    """llama.cpp stores Llama's rotary pairs side by side, GPT-2's weights as linear layers have them, and rows flat."""
+    if weight.dim() > 1 and len(weight) == 1:
+        return weight[0]
     if config.model_type == "gpt2" and weight.dim() > 1 and ".h." in name:
         return weight.t()
-    if config.model_type != "llama":
+    if config.model_type not in ("llama", "mixtral"):
         return weight
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     for part, count in heads.items():

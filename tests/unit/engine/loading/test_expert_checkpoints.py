@@ -10,8 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from helix_jobs.engine.loading.checkpoint import find_local_checkpoint
 from helix_jobs.engine.loading.expert_tensors import with_plain_experts, with_stacked_experts
 from helix_jobs.engine.loading.stored_tensor import StoredTensor
+from helix_jobs.engine.weights.linear import DenseLinear
+from helix_jobs.engine.weights.packed_linear import PackedLinear
 from helix_jobs.errors import ModelError, UnsupportedArchitectureError
 from tests.unit.engine.model_files import edit_config, edit_weights, load, save_checkpoint
 from tests.unit.engine.tiny_models import copy_of, decoder_logits, reference_logits, roughen, tiny_model
@@ -171,12 +174,22 @@ def test_mxfp4_blocks_are_read_exactly(tmp_path: Path, gpt_oss: Any) -> None:
     plain: dict[str, torch.Tensor] = {}
     folder = edit_weights(save_checkpoint(tmp_path, gpt_oss), lambda weights: in_blocks(weights, plain))
     edit_config(folder, quantization_config={"quant_method": "mxfp4"})
-    models = load(folder, dtype="float32")
     expected = copy_of(gpt_oss)
     for name, numbers in plain.items():
         expected.get_parameter(name).copy_(numbers)
     theirs = reference_logits(expected)
-    assert torch.allclose(decoder_logits(models.target.decoder), theirs, atol=1e-4 * float(theirs.abs().max()))
+    for dtype, form in (("float32", DenseLinear), ("packed", PackedLinear)):
+        decoder = load(folder, dtype=dtype).target.decoder
+        linears = [linear for layer in decoder.layers for linear in layer.feed_forward.linears()]
+        assert all(isinstance(linear, form) for linear in linears)
+        if decoder.dtype is torch.float32:  # rounding may change the choice of experts
+            assert torch.allclose(decoder_logits(decoder), theirs, atol=1e-4 * float(theirs.abs().max()))
+    found = find_local_checkpoint(str(folder), tmp_path)
+    assert found is not None
+    blocks = found.blocks
+    assert blocks.weights == sum(numbers.numel() for numbers in plain.values())
+    assert blocks.nbytes == sum(part.nbytes for linear in linears for part in linear.parts)
+    assert blocks.nbytes == blocks.weights * 17 // 32
 
 
 @pytest.mark.parametrize(
