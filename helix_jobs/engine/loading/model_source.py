@@ -49,8 +49,6 @@ logger = logging.getLogger(__name__)
 _NOT_READ: Final = ("missing_keys", "unexpected_keys")
 # The families' names for their number of layers in config.json.
 _LAYER_COUNTS: Final = ("num_hidden_layers", "n_layer")
-# Settings that name each layer's kind; Nemotron-H's files may have no count beside them.
-_LAYER_LISTS: Final = ("layers_block_type", "hybrid_override_pattern")
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,8 +207,10 @@ def stated_layers(checkpoint: Checkpoint) -> object:
     if checkpoint.gguf is not None:
         return checkpoint.gguf.num_layers
     settings = text_settings(checkpoint.settings) if checkpoint.is_text_tower else checkpoint.settings
-    listed = (len(settings[key]) for key in _LAYER_LISTS if isinstance(settings.get(key), list | str))
-    return next((settings[key] for key in _LAYER_COUNTS if key in settings), next(listed, None))
+    family = FAMILIES.get(str(settings.get("model_type")))
+    lists = () if family is None else family.layer_lists
+    listed = (len(settings[key]) for key in lists if isinstance(settings.get(key), list | str))
+    return next(listed, next((settings[key] for key in _LAYER_COUNTS if key in settings), None))
 
 
 def _is_tied(settings: Mapping[str, Any], tensors: Iterable[str]) -> bool:
@@ -244,7 +244,9 @@ def read_weights(source: ModelSource, dtype: torch.dtype) -> PreTrainedModel:
     Raises:
         ModelError: The files are damaged, or weights are missing (transformers alone would make them up).
     """
-    checkpoint = source.checkpoint
+    checkpoint, difference = source.checkpoint, FAMILIES[source.config.model_type].difference
+    if difference is not None and (said := difference(source.config)) is not None:
+        logger.warning("model %s: answers may differ from transformers': %s", checkpoint.name, said)
     try:
         with panics_as_errors():
             if checkpoint.gguf is not None:

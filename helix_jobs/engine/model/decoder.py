@@ -91,7 +91,7 @@ class DecoderLayer:
         is_parallel: Whether the feed-forward reads the layer's input, as attention does (GPT-NeoX).
         has_gate: Whether attention's result is multiplied by the sigmoid of a gate: as many outputs of ``qkv`` as
             queries, behind the values (Qwen3-Next).
-        recurrence: What stands in the place of attention (LFM2's convolutions), or None.
+        recurrence: What stands in the place of attention (LFM2's convolutions) or beside it (Falcon-H1), or None.
         query_lift: Makes queries of what ``qkv`` yields in their place (DeepSeek-V2), or None.
         attention_width: Where attention stands beside ``recurrence``, the outputs of ``qkv`` that it reads, before
             those that ``recurrence`` reads; else 0 (Falcon-H1). ``attention_out`` then reads both results side by side.
@@ -282,13 +282,13 @@ class Decoder:
         if self.small_steps is not None and self.small_steps.serves(layout, cache):
             return self.small_steps.forward(hidden, layout, cache, clock)
         step = begin_step(self.attention, layout, cache)
-        recurrent = StateStep(layout.states, states) if self.recurrences else None
-        mixers = _Mixers(step, recurrent, self.attention.spec)
+        mixers = None if states is None else _Mixers(step, StateStep(layout.states, states), self.attention.spec)
         num_tokens = layout.num_tokens
         num_rows = padded_rows(num_tokens)
         hidden = _pad(hidden, num_rows)
         inputs = self.layer_inputs
         given = iter(()) if inputs is None else iter(inputs.of(_pad(inputs.look_up(tokens), num_rows), hidden))
+        index = 0  # among the layers with attention
         for layer in self.layers:
             normal = hidden if layer.attention_norm is None else layer.attention_norm(hidden)
             residual = hidden
@@ -300,7 +300,17 @@ class Decoder:
                 if clock is not None:
                     clock.start()
                 # [T, attention_out.in_features]
-                attended = mixers.mix(layer, qkv)
+                if layer.recurrence is None:
+                    attended = (
+                        _attend_gated(step, index, qkv, self.attention.spec.width(index))
+                        if layer.has_gate
+                        else step.attend(index, qkv)
+                    )
+                    index += 1
+                else:
+                    assert mixers is not None, "a model with recurrent layers has states"
+                    attended = mixers.mix(layer, layer.recurrence, index, qkv)
+                    index += bool(layer.attention_width)
                 if clock is not None:
                     clock.stop()
                 residual = layer.add_attention(hidden, _pad(attended, num_rows))
@@ -335,35 +345,38 @@ class Decoder:
 
 
 class _Mixers:
-    """One step's attention and recurrences, layer by layer in their order."""
+    """One step's recurrences in their order, with attention where it stands beside one."""
 
-    def __init__(self, step: AttentionStep, recurrent: StateStep | None, spec: AttentionSpec) -> None:
+    def __init__(self, step: AttentionStep, recurrent: StateStep, spec: AttentionSpec) -> None:
         self._step = step
         self._recurrent = recurrent
         self._spec = spec
-        self._attention_layers, self._recurrent_layers = itertools.count(), itertools.count()
+        self._layers = itertools.count()
 
-    def mix(self, layer: DecoderLayer, qkv: torch.Tensor) -> torch.Tensor:
-        """From what the layer's first product yields to what its second reads, each ``[T, ...]``."""
-        if layer.recurrence is None:
-            return self._attend(qkv, has_gate=layer.has_gate)
+    def mix(self, layer: DecoderLayer, recurrence: Recurrence, index: int, given: torch.Tensor) -> torch.Tensor:
+        """From what the layer's first product yields to what its second reads, each ``[T, ...]``.
+
+        Args:
+            layer: The layer.
+            recurrence: Its recurrence.
+            index: Which attention stands beside that, if one does.
+            given: ``[T, out_features]`` of the first product.
+        """
         if not layer.attention_width:
-            return self._advance(layer.recurrence, qkv)
-        own, given = qkv.split((layer.attention_width, qkv.shape[1] - layer.attention_width), dim=1)
-        return torch.cat((self._attend(own, has_gate=layer.has_gate), self._advance(layer.recurrence, given)), dim=1)
+            return self._recurrent.advance(next(self._layers), recurrence, given)
+        qkv, given = given.split((layer.attention_width, given.shape[1] - layer.attention_width), dim=1)
+        attended = (
+            _attend_gated(self._step, index, qkv, self._spec.width(index))
+            if layer.has_gate
+            else self._step.attend(index, qkv)
+        )
+        return torch.cat((attended, self._recurrent.advance(next(self._layers), recurrence, given)), dim=1)
 
-    def _attend(self, qkv: torch.Tensor, *, has_gate: bool) -> torch.Tensor:
-        """Attention's result, ``[T, num_heads * value_width]``, times the sigmoid of a gate where there is one."""
-        index = next(self._attention_layers)
-        if not has_gate:
-            return self._step.attend(index, qkv)
-        gate_width = self._spec.width(index)
-        qkv, gate = qkv.split((qkv.shape[1] - gate_width, gate_width), dim=1)
-        return self._step.attend(index, qkv) * torch.sigmoid(gate)
 
-    def _advance(self, recurrence: Recurrence, given: torch.Tensor) -> torch.Tensor:
-        assert self._recurrent is not None, "there is a recurrent layer"
-        return self._recurrent.advance(next(self._recurrent_layers), recurrence, given)
+def _attend_gated(step: AttentionStep, index: int, qkv: torch.Tensor, gate_width: int) -> torch.Tensor:
+    """Attention's result, ``[T, num_heads * value_width]``, times the sigmoid of the gate behind the values."""
+    qkv, gate = qkv.split((qkv.shape[1] - gate_width, gate_width), dim=1)
+    return step.attend(index, qkv) * torch.sigmoid(gate)
 
 
 def _pad(rows: torch.Tensor, count: int) -> torch.Tensor:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
 from helix_jobs.engine.model.activations import XieluActivation
 from helix_jobs.engine.model.norms import HeadLayerNorm, LayerNorm, RmsNorm
+from helix_jobs.engine.model.placement import Float16OverflowError
 from helix_jobs.engine.weights.block_matrix import BlockMatrix
 from helix_jobs.engine.weights.block_stack import BlockStack
 from helix_jobs.engine.weights.linear import DenseLinear
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from helix_jobs.engine.model.placement import Placement
     from helix_jobs.engine.weights.block_matrix import Matrix
     from helix_jobs.engine.weights.linear import Linear
+
+# Weights that are multiplied at once: what lies in between takes 8 MB.
+_TILE_WEIGHTS: Final = 1 << 20
 
 
 class StoredParts:
@@ -101,7 +105,11 @@ class StoredParts:
             parts = [weight.to(place.device) for weight in stored]
             packed = PackedLinear(parts, self._stacked_bias(modules))
             return packed if order is None else packed.with_outputs(order)
-        if len(modules) == 1 and order is None and not (projection.is_transposed or projection.factors):
+        if projection.factors:
+            assert order is None, "no family orders rows that have factors"
+            assert not projection.is_transposed, "no family transposes matrices that have factors"
+            return self._multiplied(modules, projection.factors)
+        if len(modules) == 1 and order is None and not projection.is_transposed:
             return DenseLinear(place.take(modules[0].weight), self._bias(modules[0]))
         # A matrix in blocks is stored as it is multiplied.
         weights = [
@@ -113,12 +121,10 @@ class StoredParts:
         biases = [None if module.bias is None else place.cast(module.bias) for module in modules]
         made = DenseLinear.stacked(weights, biases)
         weight, bias = made.weight, made.bias
-        if projection.factors:
-            weight, bias = _multiplied(weight, bias, projection.factors)
         if order is not None:
             assert len(order) == len(weight), "an order names every row"
             weight, bias = weight[order], None if bias is None else bias[order]
-        elif len(modules) == 1 and bias is not None and not projection.factors:
+        elif len(modules) == 1 and bias is not None:
             return DenseLinear(place.move(weight), place.take(modules[0].bias))
         return DenseLinear(place.move(weight), None if bias is None else place.move(bias))
 
@@ -178,6 +184,44 @@ class StoredParts:
             weight = weight.float() + norm.offset if norm.kind == "rms" else weight + norm.offset
         return place.move(weight)
 
+    def _multiplied(self, modules: Sequence[Any], factors: Sequence[RowFactor]) -> DenseLinear:
+        """Modules side by side as one layer, each of its outputs times a factor.
+
+        Products are rounded once, a few rows at a time, so that little of a matrix is in memory in float32.
+
+        Raises:
+            Float16OverflowError: A product lies beyond float16's range.
+
+        Trade-off: the decoder multiplies nothing more in a step. In float16 a factor far below one costs small weights
+        some of their digits, as numbers below 6e-5 have fewer there.
+        """
+        place = self._place
+        sizes, columns = [module.weight.shape[0] for module in modules], modules[0].weight.shape[1]
+        assert sum(one.count for one in factors) == sum(sizes), "factors are those of all rows"
+        # [out_features, 1], [out_features]
+        of_weights = torch.cat([torch.full((one.count, 1), one.weight) for one in factors])
+        of_biases = torch.cat([torch.full((one.count,), one.bias) for one in factors])
+        made = torch.empty((sum(sizes), columns), dtype=place.dtype)
+        first, count = 0, max(1, _TILE_WEIGHTS // columns)
+        for module, size in zip(modules, sizes, strict=True):
+            stored = module.weight.dense(torch.float32) if isinstance(module.weight, BlockMatrix) else module.weight
+            for start in range(0, size, count):
+                rows = slice(first + start, first + min(start + count, size))
+                made[rows] = stored[start : start + count].detach().float() * of_weights[rows]
+            first += size
+        # What has to lie in float16's range are the products: factors take weights into it and out of it.
+        if place.dtype == torch.float16 and not bool(torch.isfinite(made).all()):
+            raise Float16OverflowError
+        weight = place.move(made)
+        biases = [getattr(module, "bias", None) for module in modules]
+        if all(bias is None for bias in biases):
+            return DenseLinear(weight, None)
+        parts = [
+            torch.zeros(size) if bias is None else bias.detach().float()
+            for bias, size in zip(biases, sizes, strict=True)
+        ]
+        return DenseLinear(weight, place.take(torch.cat(parts) * of_biases))
+
     def _stacked_bias(self, modules: Sequence[Any]) -> torch.Tensor | None:
         """The biases side by side, with zeros where a module has none."""
         biases = [self._bias(module) for module in modules]
@@ -191,16 +235,3 @@ class StoredParts:
     def _bias(self, module: Any) -> torch.Tensor | None:  # noqa: ANN401  (whatever has a bias, or none)
         bias = getattr(module, "bias", None)
         return None if bias is None else self._place.take(bias)
-
-
-def _multiplied(
-    weight: torch.Tensor, bias: torch.Tensor | None, factors: Sequence[RowFactor]
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Rows ``[out_features, in_features]`` and biases ``[out_features]`` times their factors, rounded once."""
-    assert sum(one.count for one in factors) == len(weight), "factors are those of all rows"
-    of_weights = torch.cat([torch.full((one.count,), one.weight) for one in factors])
-    made = (weight.float() * of_weights.unsqueeze(1)).to(weight.dtype)
-    if bias is None:
-        return made, None
-    of_biases = torch.cat([torch.full((one.count,), one.bias) for one in factors])
-    return made, (bias.float() * of_biases).to(bias.dtype)

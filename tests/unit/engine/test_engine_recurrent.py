@@ -156,15 +156,16 @@ def test_a_step_that_fails_is_repeated(family, monkeypatch):
     assert len(failed) > 3
 
 
-@pytest.mark.parametrize("combined", ["qwen3_next", "nemotron_h", "falcon_h1"])
+@pytest.mark.parametrize("combined", ["qwen3_next", "nemotron_h", "falcon_h1", "lfm2_moe"])
 def test_states_are_exact_beside_other_parts_of_a_layer(combined, monkeypatch):
     """Drafts, failed steps, preemption and shared prefixes at once."""
     engine = tiny_engine(model(combined), "int8", max_batch_size=4, num_blocks=30, token_budget=9)
     verify = SpeculativeStep._verify
-    rng = random.Random(1)
+    rng, failed = random.Random(1), []
 
     def failing(self, turns, *args):
-        if len(turns) > 1 and rng.random() < 0.2:
+        if len(turns) > 1 and rng.random() < 0.4:
+            failed.append(len(turns))
             raise torch.OutOfMemoryError
         verify(self, turns, *args)
 
@@ -177,6 +178,7 @@ def test_states_are_exact_beside_other_parts_of_a_layer(combined, monkeypatch):
     assert engine.counters().preemptions > 0
     assert 0 < sum(r.accepted_tokens for r in results) < sum(r.draft_tokens for r in results)
     assert max(r.cached_prompt_tokens for r in results) >= 24
+    assert len(failed) > 1
 
 
 def test_a_step_that_fails_before_it_writes_is_repeated_from_the_same_states(family, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 import string
 from typing import TYPE_CHECKING, Any
 
@@ -192,8 +193,6 @@ FAMILY_SETTINGS: dict[str, dict[str, Any]] = {
         "num_experts_per_tok": 2,
         "moe_intermediate_size": 24,
         "moe_shared_expert_intermediate_size": 40,
-        # transformers raises the time steps of prompts to it.
-        "time_step_min": 1e-30,
     },
 }
 
@@ -231,6 +230,10 @@ def tiny_model(architecture: str = "llama", seed: int = 0, vocab_size: int = VOC
     config = tiny_config(architecture, vocab_size=vocab_size, **overrides)
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
+    for module in model.modules() if architecture == "nemotron_h" else ():
+        # transformers raises a prompt's time steps to time_step_min; nothing else may differ.
+        if hasattr(module, "time_step_limit"):
+            module.time_step_limit = (0.0, math.inf)
     return model.eval().requires_grad_(requires_grad=False)
 
 

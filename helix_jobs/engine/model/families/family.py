@@ -34,6 +34,9 @@ class Family:
         stores_mxfp4: Whether its checkpoints may hold experts in MXFP4 blocks.
         is_unread: Whether checkpoints may hold a tensor of this name (without the model's prefix) that nobody computes
             with; None for no such tensor.
+        layer_lists: Settings that name each layer's kind and so count the layers, whatever ``num_hidden_layers`` says;
+            the first that is there counts.
+        difference: In what its answers may differ from transformers', for the log; None for nothing.
     """
 
     model_type: str
@@ -48,3 +51,5 @@ class Family:
     needs_transformers_5: bool = False
     stores_mxfp4: bool = False
     is_unread: Callable[[PretrainedConfig, str], bool] | None = None
+    layer_lists: tuple[str, ...] = ()
+    difference: Callable[[PretrainedConfig], str | None] | None = None

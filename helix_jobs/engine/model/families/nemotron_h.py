@@ -108,6 +108,16 @@ def _experts(config: PretrainedConfig) -> ExpertsDescription:
     return replace(made, inner=f"{_BLOCK}.experts.up_proj", is_gated=False)
 
 
+def difference(config: PretrainedConfig) -> str | None:
+    """See ``Family``."""
+    if not config.time_step_min > 0 or _MAMBA not in config.layers_block_type:
+        return None
+    return (
+        f"transformers raises the time steps of a prompt to {config.time_step_min:g} (time_step_min), and Helix "
+        "computes them as they are"
+    )
+
+
 FAMILY = Family(
     "nemotron_h",
     "NemotronHForCausalLM",
@@ -115,4 +125,6 @@ FAMILY = Family(
     renames=(("backbone.", "model."),),
     draft_head="mtp.",
     needs_transformers_5=True,
+    layer_lists=("layer_types", "layers_block_type", "hybrid_override_pattern"),
+    difference=difference,
 )

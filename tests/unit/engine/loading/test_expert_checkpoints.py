@@ -123,18 +123,47 @@ def test_experts_of_a_head_for_drafts_are_left_out(tmp_path: Path) -> None:
     assert torch.allclose(decoder_logits(models.target.decoder), reference_logits(model), atol=1e-3)
 
 
-def test_layers_may_be_named_by_letters(tmp_path: Path) -> None:
-    """As in Nemotron-H's first files, which call the model a backbone."""
+@pytest.fixture
+def nemotron(tmp_path: Path) -> tuple[Any, Path]:
     model = roughen(tiny_model("nemotron_h"))
-    folder = save_checkpoint(tmp_path, model)
+    return model, save_checkpoint(tmp_path, model)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"hybrid_override_pattern": "MEM*-"},
+        {"layer_types": ["linear_attention", "moe", "linear_attention", "full_attention", "mlp"]},
+        {
+            "layers_block_type": ["linear_attention", "moe", "linear_attention", "full_attention", "mlp"],
+            "num_hidden_layers": 52,
+        },
+    ],
+    ids="+".join,
+)
+def test_layers_are_those_of_the_list_that_names_them(nemotron: tuple[Any, Path], said: dict[str, Any]) -> None:
+    """By letters in Nemotron-H's first files, which call the model a backbone; beside a count that is out of date."""
+    model, folder = nemotron
     assert all(name.startswith(("backbone.", "lm_head.")) for name in load_file(folder / "model.safetensors"))
     config = json.loads((folder / "config.json").read_text())
-    config.pop("layers_block_type")
-    (folder / "config.json").write_text(json.dumps({**config, "hybrid_override_pattern": "MEM*-"}))
+    config = {key: value for key, value in config.items() if key not in ("layers_block_type", "num_hidden_layers")}
+    (folder / "config.json").write_text(json.dumps({**config, **said}))
     found = decoder_logits(load(folder).target.decoder)
     assert torch.allclose(found, reference_logits(model), atol=1e-3)
+    (key, layers), *_ = said.items()
+    longer = layers + "M" if isinstance(layers, str) else [*layers, "linear_attention"]
     with pytest.raises(ModelError, match="says 6 layers and its files have 5"):
-        load(edit_config(folder, hybrid_override_pattern="MEM*-M"))
+        load(edit_config(folder, **{key: longer}))
+
+
+def test_time_steps_that_transformers_raises_are_spoken_of(
+    nemotron: tuple[Any, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    load(nemotron[1])
+    assert "transformers raises the time steps of a prompt to 0.001" in caplog.text
+    caplog.clear()
+    load(edit_config(nemotron[1], time_step_min=0.0))
+    assert "time steps" not in caplog.text
 
 
 def test_convolutions_stored_in_parts_are_one(tmp_path: Path) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from helix_jobs.engine.attention.rotary import RotaryTable
+from helix_jobs.engine.model import stored_parts
+from helix_jobs.engine.model.description import RowFactor
 from helix_jobs.engine.model.families.settings import projection
 from helix_jobs.engine.model.norms import LayerNorm, RmsNorm
-from helix_jobs.engine.model.placement import Placement
+from helix_jobs.engine.model.placement import Float16OverflowError, Placement
 from helix_jobs.engine.model.stored_parts import StoredParts
 from helix_jobs.engine.weights import linear as linear_module
 from helix_jobs.engine.weights.linear import DenseLinear
@@ -89,6 +93,36 @@ def test_stacked_layers_give_what_each_gives_side_by_side() -> None:
     assert DenseLinear.stacked(weights, [None] * 3).bias is None
     alone = DenseLinear.stacked(weights[:1], biases[:1])
     assert alone.weight is weights[0]  # nothing to stack, nothing copied
+
+
+def factored(modules: dict[str, nn.Linear], dtype: torch.dtype, *factors: RowFactor) -> DenseLinear:
+    place = Placement(dtype=dtype, device=CPU, checks_range=dtype == torch.float16)
+    made = StoredParts(nn.ModuleDict(modules), place).linear(replace(projection(*modules), factors=factors))
+    assert isinstance(made, DenseLinear)
+    return made
+
+
+def test_rows_times_their_factors_are_rounded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stored_parts, "_TILE_WEIGHTS", 64 * 3)  # a few rows at a time
+    own = {"q": nn.Linear(64, 5, bias=False), "k": nn.Linear(64, 8)}
+    made = factored(own, torch.bfloat16, RowFactor(5, 0.3, 1.0), RowFactor(4, 7.0, 2.0), RowFactor(4, 1.0, 1.0))
+    factors = torch.tensor([0.3] * 5 + [7.0] * 4 + [1.0] * 4)
+    weight = torch.cat((own["q"].weight, own["k"].weight)).detach()
+    assert torch.equal(made.weight, (weight * factors.unsqueeze(1)).bfloat16())
+    bias = torch.cat((torch.zeros(5), own["k"].bias[:4] * 2, own["k"].bias[4:])).detach()
+    assert made.bias is not None
+    assert torch.equal(made.bias, bias.bfloat16())
+
+
+@pytest.mark.parametrize(("weight", "factor", "fits"), [(1e5, 0.5, True), (6e4, 2.0, False)])
+def test_in_float16_the_product_with_a_factor_has_to_fit(weight: float, factor: float, *, fits: bool) -> None:
+    own = nn.Linear(64, 5, bias=False)
+    own.weight.data[3, 3] = weight
+    if fits:
+        assert factored({"q": own}, torch.float16, RowFactor(5, factor, 1.0)).weight[3, 3] == weight * factor
+        return
+    with pytest.raises(Float16OverflowError):
+        factored({"q": own}, torch.float16, RowFactor(5, factor, 1.0))
 
 
 def test_an_order_that_leaves_out_rows_is_a_fault() -> None:
