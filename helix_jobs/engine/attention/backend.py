@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from helix_jobs.engine.attention.features import features_of
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from helix_jobs.engine.attention.cache_geometry import CacheGeometry
+    from helix_jobs.engine.attention.cache_geometry import CacheGeometry, CacheShape
     from helix_jobs.engine.attention.kv_cache import PagedKVCache
     from helix_jobs.engine.attention.latent import LatentHeads
     from helix_jobs.engine.attention.query_factor import QueryFactor
@@ -65,7 +66,7 @@ class LayerAttention:
     has_values_of_keys: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class AttentionSpec:
     """A model's attention, fixed when it is loaded.
 
@@ -86,12 +87,22 @@ class AttentionSpec:
             return latent.width
         return self.num_heads * self.geometry.layers[layer].value_width
 
-    @property
+    # Worked out once: a step asks for these. (A cached property needs a class without slots.)
+
+    @cached_property
+    def head_counts(self) -> tuple[tuple[int, ...], ...]:
+        """The heads that each layer's product yields: those of queries, of keys and of values, as far as it does."""
+        return tuple(
+            (self.num_heads, shape.num_new_heads, shape.num_new_heads)[: _num_parts(own, shape)]
+            for own, shape in zip(self.layers, self.geometry.layers, strict=True)
+        )
+
+    @cached_property
     def rotaries(self) -> tuple[RotaryTable, ...]:
         """The tables of its layers, each once."""
         return tuple(dict.fromkeys(layer.rotary for layer in self.layers if layer.rotary is not None))
 
-    @property
+    @cached_property
     def windows(self) -> tuple[int | None, ...]:
         """The windows of its layers, each once."""
         return tuple(dict.fromkeys(layer.window for layer in self.layers))
@@ -105,6 +116,13 @@ class AttentionSpec:
     def features(self) -> frozenset[str]:
         """The optional fields that some layer or its cache uses. See ``features_of``."""
         return self.geometry.features.union(*map(features_of, self.layers))
+
+
+def _num_parts(own: LayerAttention, shape: CacheShape) -> int:
+    """How many of queries, keys and values a layer's product yields."""
+    if shape.source is not None:
+        return 1
+    return 3 if shape.has_values and not own.has_values_of_keys else 2
 
 
 class AttentionStep(Protocol):

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class CacheShape:
     """What one layer keeps of a token: a key and a value for each of its key-value heads.
 
@@ -34,7 +34,9 @@ class CacheShape:
     def __post_init__(self) -> None:
         assert self.has_values or self.value_width <= self.head_dim, "such values are columns of the keys"
 
-    @property
+    # Worked out once: every layer of a step asks for these. (A cached property needs a class without slots.)
+
+    @cached_property
     def value_width(self) -> int:
         """Width of a value."""
         return self.head_dim if self.value_dim is None else self.value_dim
@@ -44,7 +46,7 @@ class CacheShape:
         """Elements that a value takes beside its key."""
         return self.value_width if self.has_values else 0
 
-    @property
+    @cached_property
     def num_new_heads(self) -> int:
         """Key-value heads that the layer itself computes of a token."""
         return self.num_kv_heads if self.source is None else 0
@@ -83,7 +85,7 @@ class CacheGeometry:
         """Of a model whose layers all keep the same."""
         return cls(layers=(CacheShape(num_kv_heads=num_kv_heads, head_dim=head_dim),) * num_layers)
 
-    # Worked out once: a step asks for these. (A cached property needs a class without slots.)
+    # Worked out once, as above.
 
     @cached_property
     def head_counts(self) -> tuple[int, ...]:

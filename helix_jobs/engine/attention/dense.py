@@ -72,18 +72,25 @@ class DenseStep:
             values = None if values is None else values.reshape(-1, shape.value_width)
             rows = self._layout.write_rows[shape.num_kv_heads]
             self._cache.write(layer, rows, keys.reshape(-1, shape.head_dim), values)
-        output, latent = self._solve_groups(layer, queries), self._spec.layers[layer].latent
+        outputs = self._solve_groups(layer, queries)
+        # What is not needed any more is freed before the results are copied.
+        del queries, keys, values
+        output, latent = self._in_order(outputs), self._spec.layers[layer].latent
         return output if latent is None else latent.results(output)
 
-    def _solve_groups(self, layer: int, queries: torch.Tensor) -> torch.Tensor:
-        """Solve every group; return the outputs of their tokens in packed order, ``[n, num_heads * value_width]``."""
+    def _solve_groups(self, layer: int, queries: torch.Tensor) -> list[torch.Tensor]:
+        """Solve every group; return its tokens' results, each ``[n * q, num_heads * value_width]``."""
         scaling = self._spec.layers[layer].scaling
         if queries.dtype is torch.float16:
             # An unscaled product can leave float16's range; elsewhere scaling the fp32 scores rounds less.
             queries, scaling = queries * scaling, 1.0
-        outputs = [self._solve(layer, group, queries, scaling) for group in self._slices.groups]
+        return [self._solve(layer, group, queries, scaling) for group in self._slices.groups]
+
+    def _in_order(self, outputs: list[torch.Tensor]) -> torch.Tensor:
+        """The results of tokens in packed order, ``[T, num_heads * value_width]``; the list is emptied."""
         # [sum of n * q, num_heads * value_width]
         output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+        outputs.clear()
         if self._slices.output_rows is not None:
             output = output.index_select(0, self._slices.output_rows)
         return output

@@ -80,8 +80,7 @@ def before_rotation(
         qkv = qkv.clamp(-own.clip, own.clip)
     if shape.source is not None:
         return _queries_alone(own, qkv.view(len(qkv), spec.num_heads, shape.head_dim))
-    num_values = shape.num_kv_heads if shape.has_values and not own.has_values_of_keys else 0
-    counts = (spec.num_heads, shape.num_kv_heads, num_values)[: 3 if num_values else 2]
+    counts = spec.head_counts[layer]
     norms_heads = own.query_norm is not None and own.norm_scope != "rotated"
     if shape.value_width == shape.head_dim:
         # [T, heads, head_dim]

@@ -107,11 +107,17 @@ class PagedKVCache:
             # [len(blocks) * rows_per_block]
             rows = (places * rows_per_block + torch.arange(rows_per_block)).reshape(-1)
             rows_by_count[count] = rows.to(device)
-        for layer, shape in self._own_layers():
-            rows = rows_by_count[shape.num_kv_heads]
-            keys = torch.zeros((len(rows), shape.head_dim), dtype=dtype, device=device)
-            values = torch.zeros((len(rows), shape.value_width), dtype=dtype, device=device)
-            self.write(layer, rows, keys, values if shape.has_values else None)
+        own = self._own_layers()
+        widths = {(shape.num_kv_heads, shape.head_dim) for _, shape in own}
+        widths |= {(shape.num_kv_heads, shape.value_width) for _, shape in own if shape.has_values}
+        zeros = {
+            (count, width): torch.zeros((len(rows_by_count[count]), width), dtype=dtype, device=device)
+            for count, width in widths
+        }
+        for layer, shape in own:
+            count = shape.num_kv_heads
+            values = zeros[count, shape.value_width] if shape.has_values else None
+            self.write(layer, rows_by_count[count], zeros[count, shape.head_dim], values)
 
     def gather(self, layer: int, rows: torch.Tensor, num_heads: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Collect the keys and values of a group of sequences.
@@ -143,7 +149,7 @@ def _zeros(shape: tuple[int, int], dtype: torch.dtype, device: torch.device) -> 
     On the CPU the system commits its pages as blocks are first written, so a large pool costs nothing until it is used;
     ``torch.zeros`` would write them all.
     """
-    if device.type != "cpu" or 0 in shape:
+    if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     pages = np.zeros(shape[0] * shape[1] * dtype.itemsize, dtype=np.uint8)
     return torch.from_numpy(pages).view(dtype).view(shape)

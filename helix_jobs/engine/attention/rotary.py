@@ -89,6 +89,17 @@ class RotaryTable:
         self._num_positions = count
 
 
+class WideRotaryTable(RotaryTable):
+    """Cosines and sines in float32 for a model of fewer bits: a head is rotated in float32 and rounded once."""
+
+    def __init__(self, inverse_frequencies: torch.Tensor, scaling: float, head_dim: int, device: torch.device) -> None:
+        super().__init__(inverse_frequencies, scaling, head_dim, torch.float32, device)
+
+    def rotate(self, heads: torch.Tensor, rotation: Rotation) -> torch.Tensor:
+        """See ``RotaryTable``."""
+        return super().rotate(heads.float(), rotation).to(heads.dtype)
+
+
 def table_length(num_positions: int) -> int:
     """Positions that a table by position is made for, so that it grows by doubling."""
     return max(_FIRST_POSITIONS, 1 << (num_positions - 1).bit_length())

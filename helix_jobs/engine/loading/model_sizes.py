@@ -22,6 +22,8 @@ from helix_jobs.engine.model.stored_parts import StoredParts
 from helix_jobs.errors import ModelError
 
 if TYPE_CHECKING:
+    from collections.abc import Container
+
     from transformers import PretrainedConfig
 
     from helix_jobs.engine.attention.cache_geometry import CacheGeometry
@@ -157,7 +159,7 @@ def model_sizes(name: str, config: PretrainedConfig) -> ModelSizes:
     experts = [layer.experts for layer in description.layers if layer.experts is not None]
     kept = {own.router.weight.removesuffix(".weight") for own in experts}
     kept |= {own.shared_gate.names[0] for own in experts if own.shared_gate is not None}
-    kept |= {own.latent.product for own in description.attentions if own.latent is not None}
+    kept |= {own.latent.matrix for own in description.attentions if own.latent is not None}
     linears = [
         module
         for name, module in model.named_modules()
@@ -184,7 +186,7 @@ def model_sizes(name: str, config: PretrainedConfig) -> ModelSizes:
         num_experts=max((stack.num_experts for stack in stacks), default=0),
         states=_states(model, description),
         widest=max(
-            *(_widest(module, hidden_size) for module in model.base_model.modules()),
+            *(_widest(module, hidden_size, set(linears)) for module in model.base_model.modules()),
             *(stack.outputs for stack in stacks),
             *joined,
         ),
@@ -242,8 +244,8 @@ def _outputs(module: Any) -> int:  # noqa: ANN401  (a Linear or a Conv1D)
     return int(module.nf if isinstance(module, Conv1D) else module.out_features)
 
 
-def _widest(parent: nn.Module, hidden_size: int) -> int:
+def _widest(parent: nn.Module, hidden_size: int, products: Container[nn.Module]) -> int:
     """Outputs of the products in this module that read the residual stream, or of its widest product."""
-    linears = [child for child in parent.children() if isinstance(child, nn.Linear | Conv1D)]
+    linears = [child for child in parent.children() if isinstance(child, nn.Linear | Conv1D) and child in products]
     stacked = sum(_outputs(linear) for linear in linears if linear.weight.numel() == _outputs(linear) * hidden_size)
     return max([stacked, *map(_outputs, linears)])

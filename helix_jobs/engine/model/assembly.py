@@ -16,7 +16,7 @@ from torch import nn
 from helix_jobs.engine.attention.backend import AttentionSpec, LayerAttention
 from helix_jobs.engine.attention.dense import DenseAttention
 from helix_jobs.engine.attention.query_factor import QueryFactor
-from helix_jobs.engine.attention.rotary import RotaryTable
+from helix_jobs.engine.attention.rotary import RotaryTable, WideRotaryTable
 from helix_jobs.engine.model.activations import ACTIVATIONS, XIELU
 from helix_jobs.engine.model.decoder import Decoder, DecoderLayer
 from helix_jobs.engine.model.expert_assembly import build_experts
@@ -211,6 +211,7 @@ class _Assembly:
                 rotary=self._rotary(own.rotary, own.latent.rotary_dim),
                 latent=latent_heads(parts, self._place, own.latent, self._description.num_heads),
             )
+        assert own.rotary is None or not own.rotary.is_wide, "compiled kernels read tables of the model's dtype"
         head_dim, interleaved_dim = self._description.cache_of(own).head_dim, self._interleaved_dim(own)
         order = pair_order(head_dim, interleaved_dim) if interleaved_dim else None
         growth = own.query_growth
@@ -238,12 +239,13 @@ class _Assembly:
     def _rotary(self, rotary: RotaryDescription, head_dim: int) -> RotaryTable:
         if (rotary, head_dim) not in self._rotaries:
             frequencies, scaling = _frequencies(self._model.base_model, rotary)
-            self._rotaries[rotary, head_dim] = RotaryTable(
-                -frequencies if rotary.is_reversed else frequencies,
-                scaling,
-                head_dim,
-                self._place.dtype,
-                self._place.device,
+            if rotary.is_reversed:
+                frequencies = -frequencies
+            dtype, device = self._place.dtype, self._place.device
+            self._rotaries[rotary, head_dim] = (
+                WideRotaryTable(frequencies, scaling, head_dim, device)
+                if rotary.is_wide and dtype is not torch.float32
+                else RotaryTable(frequencies, scaling, head_dim, dtype, device)
             )
         return self._rotaries[rotary, head_dim]
 

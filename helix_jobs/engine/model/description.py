@@ -92,6 +92,8 @@ class RotaryDescription:
         is_interleaved: Whether a rotated pair stands side by side in the weights. Rows are then reordered when the
             weights are read.
         is_reversed: Whether heads are turned the other way round (nanochat).
+        is_wide: Whether heads are rotated in float32 and then rounded to the model's dtype (DeepSeek-V2); given with
+            latent attention alone.
     """
 
     module: str = "rotary_emb"
@@ -100,6 +102,7 @@ class RotaryDescription:
     rotary_dim: int = 0
     is_interleaved: bool = False
     is_reversed: bool = False
+    is_wide: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,9 +126,9 @@ class AttentionDescription:
         sinks: The parameter of the sinks, see ``LayerAttention``; or None.
         has_gate: Whether attention's result is multiplied by the sigmoid of a gate (Qwen3-Next). ``qkv`` then yields,
             in the place of each query head, the query and its gate.
-        cache: What the layer keeps of a token, where that is not what the model says for all its layers.
-        latent: Latent attention, or None. ``cache`` is then one key for all heads, whose first columns are its value,
-            and ``query_norm``, ``clip`` and ``is_grouped`` have no meaning.
+        cache: What the layer keeps of a token, where neither ``latent`` nor the model says that for it.
+        latent: Latent attention, or None. ``cache``, ``query_norm``, ``clip`` and ``is_grouped`` have no meaning beside
+            it.
         value_norm: Norm of the values, or None.
         has_values_of_keys: See ``LayerAttention``.
     """
@@ -339,6 +342,8 @@ class ModelDescription:
 
     def cache_of(self, attention: AttentionDescription) -> CacheShape:
         """What a layer with this attention keeps of a token."""
+        if attention.latent is not None:
+            return attention.latent.cache
         return attention.cache or CacheShape(num_kv_heads=self.num_kv_heads, head_dim=self.head_dim)
 
     def with_layers(self, change: Callable[[int, LayerDescription], LayerDescription]) -> ModelDescription:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from helix_jobs.engine.attention.cache_geometry import CacheShape
+
 if TYPE_CHECKING:
     from helix_jobs.engine.model.description import NormDescription, ProjectionDescription
 
@@ -38,7 +40,7 @@ class LatentDescription:
         rotary_dim: Numbers of the shared key.
         value_dim: Numbers of a head's value, all made of the latent.
         norm: Norm of the latent.
-        product: From the normalised latent to the keys and values, head by head a key and a value.
+        matrix: The module whose weight makes keys and values of the normalised latent, head by head a key and a value.
         queries: The second product of queries, or None where ``qkv`` yields them.
     """
 
@@ -47,5 +49,10 @@ class LatentDescription:
     rotary_dim: int
     value_dim: int
     norm: NormDescription
-    product: str
+    matrix: str
     queries: LowRankDescription | None = None
+
+    @property
+    def cache(self) -> CacheShape:
+        """What a layer keeps of a token: one key for all heads, whose first columns are its value."""
+        return CacheShape(num_kv_heads=1, head_dim=self.rank + self.rotary_dim, value_dim=self.rank, has_values=False)

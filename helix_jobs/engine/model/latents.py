@@ -51,7 +51,7 @@ def latent_heads(parts: StoredParts, place: Placement, own: LatentDescription, n
         Float16OverflowError: See ``Placement``.
     """
     # [num_heads, plain_dim + value_dim, rank]
-    stored = place.cast(parts.tensor(f"{own.product}.weight")).view(num_heads, -1, own.rank)
+    stored = place.cast(parts.tensor(f"{own.matrix}.weight")).view(num_heads, -1, own.rank)
     keys, values = stored.split((own.plain_dim, own.value_dim), dim=1)
     return LatentHeads(
         norm=parts.norm(own.norm, own.rank),

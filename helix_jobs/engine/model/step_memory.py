@@ -27,6 +27,9 @@ _HIDDEN_COPIES: Final = 3
 _INPUT_COPIES: Final = 8
 _STATE_COPIES: Final = 3
 _LAYER_INPUT_COPIES: Final = 3
+# Queries and results of attention; and the results of latent attention.
+_ATTENDED_COPIES: Final = 2
+_RESULT_COPIES: Final = 2
 # Logits of prompts that a step may score, 64 MiB in float32. Trade-off: more would score long prompts in fewer steps,
 # but every step leaves room for them, whether prompts are scored or not.
 _MAX_SCORED_LOGITS: Final = 1 << 24
@@ -111,13 +114,26 @@ class StepWidths:
         # Plain products keep one step's masks for all layers. The fused operator makes some anew in each layer, which
         # the scores that it does not make leave room for.
         masks = mask_elements(config, max_keys, repeats=self.repeats) * self.num_windows * _FLOAT32_BYTES
-        # Queries and results; of latents also the queries that are not yet put beside their rotated part.
-        copies = 2 if all(shape.has_values for shape in geometry.layers) else 3
-        attended = copies * num_tokens * num_heads * max(geometry.head_dims) * itemsize
+        attended = num_tokens * self._attended_elements() * itemsize
         # Rows for the host are widened before they are downloaded.
         num_rows += scored_rows(self.vocab_size, config)
         logits = num_rows * self.vocab_size * (itemsize + _FLOAT32_BYTES)
         return max(layer, scores + gathered + attended) + inputs + masks + logits
+
+    def _attended_elements(self) -> int:
+        """The most elements of a token that attention has in memory beside scores and gathered keys.
+
+        Queries and results. Queries and results of latents are much wider than the product that they are made of. There
+        the product counts too, and the results twice: when they are put side by side, in the order of tokens, or in
+        that of heads. The queries are gone by then, and leave room for what pads a group.
+        """
+        head_dim = max(self.geometry.head_dims)
+        latents = [shape.value_width for shape in self.geometry.layers if not shape.has_values]
+        if not latents:
+            return _ATTENDED_COPIES * self.num_heads * head_dim
+        # A second product yields queries alone; the latent and its key stand behind them.
+        product = self.widest + head_dim
+        return product + self.num_heads * (head_dim + _RESULT_COPIES * max(latents))
 
     def _recurrent_bytes(self, config: EngineConfig, num_tokens: int) -> int:
         """The most bytes that a recurrent layer has in memory beside its products: inputs in float32, and states."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from helix_jobs.engine.model.families import llama
 from helix_jobs.engine.model.families.family import Family
-from helix_jobs.engine.model.families.latent import check_setting, first_sparse_layer, with_latents
-from helix_jobs.engine.model.families.sparse import experts, router, shared_expert, with_experts
+from helix_jobs.engine.model.families.latent import latents_with_experts
+from helix_jobs.engine.model.families.settings import check_setting
+from helix_jobs.engine.model.families.sparse import first_sparse_layer, router
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -22,16 +22,16 @@ _BY_GROUP: Final = "group_limited_greedy"
 def describe(config: PretrainedConfig) -> ModelDescription:
     """See ``Family``."""
     first = first_sparse_layer(config)
-    made = experts(config.hidden_act, _router(config), shared=shared_expert(config.hidden_act, "mlp.shared_experts"))
-    model = with_latents(llama.describe(config), config, is_interleaved=True)
-    return with_experts(model, lambda _: made, lambda index: index >= first)
+    return latents_with_experts(
+        config, _router(config), lambda index: index >= first, is_interleaved=True, is_wide=True
+    )
 
 
 def _router(config: PretrainedConfig) -> RouterDescription:
     """Softmax; a group scores what its best expert scores. Weights are not divided by their sum."""
     check_setting(config, "scoring_func", "softmax")
     check_setting(config, "norm_topk_prob", False)  # noqa: FBT003  (the value that is served)
-    check_setting(config, "topk_method", _GREEDY, _BY_GROUP)
+    check_setting(config, "topk_method", _GREEDY, _BY_GROUP, is_read=True)
     has_groups = config.topk_method == _BY_GROUP
     return router(
         config.n_routed_experts,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from helix_jobs.engine.model.families import llama
 from helix_jobs.engine.model.families.family import Family
-from helix_jobs.engine.model.families.latent import check_setting, first_sparse_layer, with_latents
-from helix_jobs.engine.model.families.sparse import deepseek_router, experts, shared_expert, with_experts
+from helix_jobs.engine.model.families.latent import latents_with_experts
+from helix_jobs.engine.model.families.settings import check_setting
+from helix_jobs.engine.model.families.sparse import deepseek_router, first_sparse_layer
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -20,10 +20,9 @@ def describe(config: PretrainedConfig) -> ModelDescription:
     check_setting(config, "scoring_func", "sigmoid")
     check_setting(config, "topk_method", "noaux_tc")
     first = first_sparse_layer(config)
-    shared = shared_expert(config.hidden_act, "mlp.shared_experts")
-    made = experts(config.hidden_act, deepseek_router(config), shared=shared)
-    model = with_latents(llama.describe(config), config, is_interleaved=bool(config.rope_interleave))
-    return with_experts(model, lambda _: made, lambda index: index >= first)
+    return latents_with_experts(
+        config, deepseek_router(config), lambda index: index >= first, is_interleaved=bool(config.rope_interleave)
+    )
 
 
 FAMILY = Family(

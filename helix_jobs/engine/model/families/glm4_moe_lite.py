@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from helix_jobs.engine.model.description import UnsupportedSettingError
-from helix_jobs.engine.model.families import llama
 from helix_jobs.engine.model.families.family import Family
-from helix_jobs.engine.model.families.latent import check_setting, with_latents
-from helix_jobs.engine.model.families.sparse import deepseek_router, experts, shared_expert, with_experts
+from helix_jobs.engine.model.families.latent import latents_with_experts
+from helix_jobs.engine.model.families.settings import check_setting
+from helix_jobs.engine.model.families.sparse import deepseek_router
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -23,10 +23,12 @@ def describe(config: PretrainedConfig) -> ModelDescription:
     kinds = config.mlp_layer_types
     if len(kinds) != config.num_hidden_layers or not {*kinds} <= {"dense", "sparse"}:
         raise UnsupportedSettingError("has mlp_layer_types that do not say of each layer whether it has experts")
-    shared = shared_expert(config.hidden_act, "mlp.shared_experts")
-    made = experts(config.hidden_act, deepseek_router(config), shared=shared)
-    model = with_latents(llama.describe(config), config, is_interleaved=bool(config.rope_interleave))
-    return with_experts(model, lambda _: made, lambda index: kinds[index] == "sparse")
+    return latents_with_experts(
+        config,
+        deepseek_router(config),
+        lambda index: kinds[index] == "sparse",
+        is_interleaved=bool(config.rope_interleave),
+    )
 
 
 FAMILY = Family(

@@ -1,32 +1,41 @@
-"""What families with latent attention share: one description of it, and checked settings."""
+"""What families with latent attention share: one description of it, alone and with experts."""
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING, Any, Final
 
-from helix_jobs.engine.attention.cache_geometry import CacheShape
 from helix_jobs.engine.model.description import AttentionDescription, RotaryDescription, UnsupportedSettingError
+from helix_jobs.engine.model.families import llama
 from helix_jobs.engine.model.families.settings import projection, rms_norm
+from helix_jobs.engine.model.families.sparse import experts, shared_expert, with_experts
 from helix_jobs.engine.model.latent_description import LatentDescription, LowRankDescription
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from collections.abc import Callable
 
     from helix_jobs.engine.model.description import ModelDescription
+    from helix_jobs.engine.model.expert_description import RouterDescription
 
 # Of the norms between two products, whatever the configuration says of the other norms.
 _INNER_EPS: Final = 1e-6
 _WIDTHS: Final = ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
 
 
-def with_latents(model: ModelDescription, config: Any, *, is_interleaved: bool) -> ModelDescription:  # noqa: ANN401  (the settings of several families)
+def with_latents(
+    model: ModelDescription,
+    config: Any,  # noqa: ANN401  (the settings of several families)
+    *,
+    is_interleaved: bool,
+    is_wide: bool = False,
+) -> ModelDescription:
     """The model with latent attention in every layer.
 
     Args:
         model: Of a family that names the parts of a layer as Llama does.
         config: Its configuration.
         is_interleaved: See ``RotaryDescription``.
+        is_wide: See ``RotaryDescription``.
 
     Raises:
         UnsupportedSettingError: Widths, heads or a rotation that such attention cannot have.
@@ -43,48 +52,43 @@ def with_latents(model: ModelDescription, config: Any, *, is_interleaved: bool) 
         qkv=projection(first, "self_attn.kv_a_proj_with_mqa"),
         out=projection("self_attn.o_proj"),
         scaling=_scaling(config),
-        rotary=RotaryDescription(is_interleaved=is_interleaved),
-        cache=CacheShape(
-            num_kv_heads=1,
-            head_dim=config.kv_lora_rank + config.qk_rope_head_dim,
-            value_dim=config.kv_lora_rank,
-            has_values=False,
-        ),
+        rotary=RotaryDescription(is_interleaved=is_interleaved, is_wide=is_wide),
         latent=LatentDescription(
             rank=config.kv_lora_rank,
             plain_dim=config.qk_nope_head_dim,
             rotary_dim=config.qk_rope_head_dim,
             value_dim=config.v_head_dim,
             norm=norm("self_attn.kv_a_layernorm"),
-            product="self_attn.kv_b_proj",
+            matrix="self_attn.kv_b_proj",
             queries=queries,
         ),
     )
     return model.with_attention(lambda _, _own: attention)
 
 
-def check_setting(config: PretrainedConfig, key: str, *served: object) -> None:
-    """Refuse another value of a setting that checkpoints have and transformers does not read, or reads in part.
+def latents_with_experts(
+    config: Any,  # noqa: ANN401  (as above)
+    choice: RouterDescription,
+    is_sparse: Callable[[int], bool],
+    *,
+    is_interleaved: bool,
+    is_wide: bool = False,
+) -> ModelDescription:
+    """Llama with latent attention in every layer, and with experts beside a shared one where ``is_sparse`` says so.
+
+    Args:
+        config: See ``with_latents``.
+        choice: Router of the experts.
+        is_sparse: Whether the layer of an index has experts.
+        is_interleaved: See ``RotaryDescription``.
+        is_wide: See ``RotaryDescription``.
 
     Raises:
-        UnsupportedSettingError: Its value is none of these.
+        UnsupportedSettingError: As ``with_latents``.
     """
-    value = getattr(config, key, None)
-    if value is not None and value not in served:
-        raise UnsupportedSettingError(f"has {key} {value!r:.40}; supported is {' or '.join(map(repr, served))}")
-
-
-def first_sparse_layer(config: Any) -> int:  # noqa: ANN401  (as above)
-    """The first layer that has experts.
-
-    Raises:
-        UnsupportedSettingError: No layer is named, or experts are in some of the layers behind it.
-    """
-    check_setting(config, "moe_layer_freq", 1)
-    first = config.first_k_dense_replace
-    if type(first) is not int:
-        raise UnsupportedSettingError(f"has first_k_dense_replace {first!r:.40}, which must be a whole number")
-    return first
+    made = experts(config.hidden_act, choice, shared=shared_expert(config.hidden_act, "mlp.shared_experts"))
+    model = with_latents(llama.describe(config), config, is_interleaved=is_interleaved, is_wide=is_wide)
+    return with_experts(model, lambda _: made, is_sparse)
 
 
 def _check(config: Any) -> None:  # noqa: ANN401  (as above)

@@ -32,6 +32,24 @@ def stated(config: PretrainedConfig, key: str) -> Any:  # noqa: ANN401  (whateve
     return own[key] if key in own else getattr(config, key, None)
 
 
+def check_setting(config: PretrainedConfig, key: str, *served: object, is_read: bool = False) -> None:
+    """Refuse another value of a setting that checkpoints have and transformers does not read, or reads in part.
+
+    Args:
+        config: The configuration.
+        key: Its setting. One that is not there is not refused.
+        served: The values that are served.
+        is_read: Whether transformers reads the setting, so that null is one more value; else null says nothing.
+
+    Raises:
+        UnsupportedSettingError: Its value is none of these.
+    """
+    value = getattr(config, key, None)
+    says_nothing = value is None and not (is_read and hasattr(config, key))
+    if not says_nothing and value not in served:
+        raise UnsupportedSettingError(f"has {key} {value!r:.40}; supported is {' or '.join(map(repr, served))}")
+
+
 def head_dim(config: PretrainedConfig) -> int:
     """Width of a head: as stated, or an equal part of the hidden size."""
     return int(stated(config, "head_dim") or config.hidden_size // config.num_attention_heads)

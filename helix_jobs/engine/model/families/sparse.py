@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from helix_jobs.engine.model.description import FeedForwardDescription, UnsupportedSettingError
 from helix_jobs.engine.model.expert_description import ExpertsDescription, RouterDescription
-from helix_jobs.engine.model.families.settings import projection
+from helix_jobs.engine.model.families.settings import check_setting, projection
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,6 +60,19 @@ def shared_expert(activation: str, module: str) -> FeedForwardDescription:
         outer=projection(f"{module}.down_proj"),
         activation=str(activation),
     )
+
+
+def first_sparse_layer(config: Any) -> int:  # noqa: ANN401  (the settings of several families)
+    """The first layer that has experts.
+
+    Raises:
+        UnsupportedSettingError: No layer is named, or experts are in some of the layers behind it.
+    """
+    check_setting(config, "moe_layer_freq", 1)
+    first = config.first_k_dense_replace
+    if type(first) is not int:
+        raise UnsupportedSettingError(f"has first_k_dense_replace {first!r:.40}, which must be a whole number")
+    return first
 
 
 def with_experts(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import replace
 from typing import Any
 
@@ -69,6 +70,20 @@ def test_latents_give_what_keys_and_values_of_each_head_give(architecture: str, 
         hidden_states=hidden[None], position_embeddings=positions, attention_mask=mask
     )
     torch.testing.assert_close(absorbed_attention(model, hidden), expected[0], rtol=1e-4, atol=1e-5)
+
+
+def test_deepseek_v2_rotates_in_float32_and_rounds_once() -> None:
+    model = tiny_model("deepseek_v2")
+    heads = torch.randn((1, 6, NUM_TOKENS, 8), generator=torch.Generator().manual_seed(2)).bfloat16()
+    positions = torch.arange(NUM_TOKENS)
+    module = importlib.import_module(type(model).__module__)
+    expected, _ = module.apply_rotary_emb(heads, heads, model.base_model.rotary_emb(heads, positions[None]))
+    table = build_decoder(copy_of(model, torch.bfloat16)).attention.spec.layers[0].rotary
+    assert table is not None
+    # Each head's first numbers of all pairs, then the second ones; [T, 6, 8] of [1, 6, T, 8].
+    first_then_second = [0, 2, 4, 6, 1, 3, 5, 7]
+    given, right = (one[0].transpose(0, 1)[..., first_then_second] for one in (heads, expected))
+    assert torch.equal(table.rotate(given, table.at(positions, NUM_TOKENS)), right)
 
 
 @pytest.mark.parametrize("chunk", [7, 1000])

@@ -31,6 +31,7 @@ from tests.unit.engine.tiny_models import (
     loaded,
     ragged_logits,
     reference_logits,
+    roughen,
     tiny_model,
 )
 
@@ -73,7 +74,11 @@ def attended(backend: AttentionBackend, seed: int, dtype: torch.dtype) -> torch.
         pool.copy_(torch.randn(pool.shape, generator=generator))
     plan = backend.plan(slices, cache)
     layout = plan.on_device(iter([torch.from_numpy(array) for array in plan.arrays()]))
+    latent = spec.layers[0].latent
     width = (spec.num_heads + 2 * spec.geometry.layers[0].num_kv_heads) * HEAD_DIM
+    if latent is not None:
+        num_heads, plain_dim, rank = latent.keys.shape
+        width = num_heads * (plain_dim + latent.rotary_dim) + rank + latent.rotary_dim
     rows = torch.randn((plan.num_tokens, width), generator=generator)
     return backend.begin(layout, cache).attend(0, rows.to(dtype))
 
@@ -93,6 +98,17 @@ def test_it_attends_as_plain_products_do(
     # Both round their results once; what is summed before that rounds less.
     rounding = 4 * torch.finfo(dtype).eps
     torch.testing.assert_close(fused, plain, rtol=rounding, atol=rounding)
+
+
+@pytest.mark.skipif(TRANSFORMERS_MAJOR < 5, reason="latent attention is served with transformers 5")
+def test_it_attends_to_latents_of_bfloat16() -> None:
+    decoder = build_decoder(copy_of(roughen(tiny_model("youtu", num_hidden_layers=1)), torch.bfloat16))
+    spec = decoder.attention.spec
+    plain, fused = (attended(backend, 0, torch.bfloat16) for backend in (DenseAttention(spec), SdpaAttention(spec)))
+    assert fused.shape == plain.shape
+    # The sums of latents are rounded, and what is made of them once more.
+    rounding = 8 * torch.finfo(torch.bfloat16).eps
+    torch.testing.assert_close(fused, plain, rtol=rounding, atol=rounding * float(plain.abs().max()))
 
 
 def with_sdpa(decoder: Decoder) -> Decoder:

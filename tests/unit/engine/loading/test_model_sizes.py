@@ -10,6 +10,7 @@ import torch
 from helix_jobs.engine.attention.kv_cache import PagedKVCache
 from helix_jobs.engine.config import CacheConfig, EngineConfig
 from helix_jobs.engine.loading.model_sizes import model_sizes, skeleton
+from helix_jobs.engine.loading.pretrained import TRANSFORMERS_MAJOR
 from helix_jobs.engine.model.assembly import build_decoder
 from helix_jobs.engine.model.quantize import quantize
 from helix_jobs.engine.model.step_memory import StepWidths, step_bytes
@@ -86,6 +87,13 @@ def test_a_step_is_reckoned_as_that_of_the_loaded_model(architecture: str) -> No
         "qwen3_next",
     ):  # a layer's products count as one
         assert widths == StepWidths.of(decoder)
+
+
+@pytest.mark.skipif(TRANSFORMERS_MAJOR < 5, reason="latent attention is served with transformers 5")
+def test_the_matrix_of_latents_is_no_product() -> None:
+    wide = {"v_head_dim": 40}  # keys and values of six heads are then wider than the feed-forward
+    widths = model_sizes("m", tiny_config("minicpm3", **wide)).step_widths(torch.float32, CPU)
+    assert widths == StepWidths.of(build_decoder(tiny_model("minicpm3", **wide)))
 
 
 def test_the_context_is_that_which_is_served() -> None:

@@ -151,6 +151,7 @@ def test_a_hybrid_with_parts_that_are_not_computed(architecture: str, changes: d
         ),
         ("deepseek_v2", {"norm_topk_prob": True}, "norm_topk_prob True; supported is False"),
         ("deepseek_v2", {"topk_method": "noaux_tc"}, "'noaux_tc'; supported is 'greedy' or 'group_limited_greedy'"),
+        ("deepseek_v2", {"topk_method": None}, "topk_method None; supported is 'greedy' or 'group_limited_greedy'"),
         ("deepseek_v2", {"moe_layer_freq": 2}, "moe_layer_freq 2; supported is 1"),
         ("deepseek_v3", {"scoring_func": "softmax"}, "scoring_func 'softmax'; supported is 'sigmoid'"),
         ("deepseek_v3", {"first_k_dense_replace": None}, "first_k_dense_replace None, which must be a whole number"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,6 +16,8 @@ from helix_jobs.engine.attention.groups import plan_groups
 from helix_jobs.engine.attention.step_layout import TokenSlice
 from helix_jobs.engine.config import DEFAULT_BLOCK_SIZE, CacheConfig, EngineConfig, SpeculationConfig
 from helix_jobs.engine.loading.cache_size import choose_cache
+from helix_jobs.engine.loading.pretrained import TRANSFORMERS_MAJOR
+from helix_jobs.engine.model import step_memory
 from helix_jobs.engine.model.assembly import build_decoder
 from helix_jobs.engine.model.runner import ModelRunner
 from helix_jobs.engine.model.step_memory import mask_elements, step_bytes
@@ -40,6 +43,38 @@ class LargestTensor(TorchDispatchMode):
         made = [one for one in tree_leaves(result) if isinstance(one, torch.Tensor) and one._base is None]
         self.num_bytes = max([self.num_bytes, *(one.nbytes for one in made)])
         return result
+
+
+def storages(values: Any) -> list[torch.UntypedStorage]:
+    """Those of all tensors in arguments or results of an operator; packed weights have none."""
+    return [one.untyped_storage() for one in tree_leaves(values) if isinstance(one, torch.Tensor) and not one.is_mkldnn]
+
+
+class LiveBytes(TorchDispatchMode):
+    """Notes the most bytes that tensors made by operators take together at any time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_bytes = self.most = 0
+        self._storages: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, _types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        known = self._storages | {storage._cdata for storage in storages((args, kwargs))}
+        for storage in storages(result):
+            if storage._cdata in known:  # a view, or computed in place
+                continue
+            self._storages.add(storage._cdata)
+            self.num_bytes += storage.nbytes()
+            weakref.finalize(storage, self._freed, storage._cdata, storage.nbytes())
+        self.most = max(self.most, self.num_bytes)
+        return result
+
+    def _freed(self, storage: int, num_bytes: int) -> None:
+        self._storages.remove(storage)
+        self.num_bytes -= num_bytes
 
 
 def largest_of(slices: list[TokenSlice], num_blocks: int, **config: Any) -> int:
@@ -91,6 +126,25 @@ def test_a_steps_experts_are_reckoned() -> None:
     config = config_of(token_budget=1 << 20)  # so large that attention takes less
     # Rows that two more experts read and yield, in float32.
     assert step_bytes(three, config, 16) - step_bytes(one, config, 16) >= 2 * (1 << 20) * 2 * 48 * 4
+
+
+@pytest.mark.skipif(TRANSFORMERS_MAJOR < 5, reason="latent attention is served with transformers 5")
+def test_a_steps_latents_are_reckoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Queries and results of many heads take most of the memory here: scores and gathered keys are few."""
+    for module in (groups, step_memory):
+        monkeypatch.setattr(module, "MAX_GROUP_SCORES", 1 << 14)
+        monkeypatch.setattr(module, "MAX_GATHERED_ELEMENTS", 1 << 12)
+    decoder = build_decoder(tiny_model("youtu", num_hidden_layers=1, num_attention_heads=64, num_key_value_heads=64))
+    runner = ModelRunner(decoder, CacheConfig(num_blocks=24, block_size=16))
+    lengths = [64, 40, 23, 64, 9, 40]
+    plan = runner.plan([TokenSlice(length, 0, range(4 * i, 4 * i + 4)) for i, length in enumerate(lengths)])
+    assert len(plan.attention.groups) > 1
+    assert plan.attention.output_rows is not None, "results are put into the order of tokens"
+    no_drafts = SpeculationConfig(depth=0, adaptive=False)
+    config = config_of(max_batch_size=1, token_budget=sum(lengths), speculation=no_drafts)
+    with torch.no_grad(), LiveBytes() as live:
+        runner.forward(plan, [[1] * length for length in lengths], [0])
+    assert live.most <= step_bytes(decoder, config, max(lengths)) <= 1.1 * live.most
 
 
 @pytest.mark.parametrize("repeats", [False, True])
