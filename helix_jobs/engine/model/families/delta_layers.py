@@ -5,10 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from helix_jobs.engine.model.activations import ACTIVATIONS
-from helix_jobs.engine.model.description import DeltaRuleDescription, UnsupportedSettingError
+from helix_jobs.engine.model.description import DeltaRuleDescription
 from helix_jobs.engine.model.families import llama
-from helix_jobs.engine.model.families.settings import FULL, projection, rms_norm
+from helix_jobs.engine.model.families.settings import mixed_types, projection, rms_norm
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -27,7 +26,7 @@ def with_delta_layers(config: PretrainedConfig, inner: ProjectionDescription, *,
         is_grouped: See ``DeltaRuleDescription``.
 
     Raises:
-        UnsupportedSettingError: There are other layers, none with attention, or an activation that is not served.
+        UnsupportedSettingError: See ``mixed_types``.
     """
     is_delta = delta_layers(config)
     norm = rms_norm(config.rms_norm_eps, offset=1.0)
@@ -62,14 +61,6 @@ def delta_layers(config: PretrainedConfig) -> tuple[bool, ...]:
     """Whether each layer is one of the delta rule.
 
     Raises:
-        UnsupportedSettingError: There are other layers, none with attention, or an activation that is not served.
+        UnsupportedSettingError: See ``mixed_types``.
     """
-    types = tuple(config.layer_types)
-    unknown = sorted({*types} - {FULL, _DELTA})
-    if unknown:
-        raise UnsupportedSettingError(f"has layers of type {unknown[0]!r}; supported are {FULL} and {_DELTA}")
-    if len(types) != config.num_hidden_layers or FULL not in types:
-        raise UnsupportedSettingError("needs a type for each of its layers, and full attention in at least one")
-    if config.hidden_act not in ACTIVATIONS:
-        raise UnsupportedSettingError(f"has the activation {config.hidden_act!r:.40}")
-    return tuple(kind == _DELTA for kind in types)
+    return tuple(kind == _DELTA for kind in mixed_types(config, _DELTA))

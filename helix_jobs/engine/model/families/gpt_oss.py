@@ -31,7 +31,8 @@ def describe(config: PretrainedConfig) -> ModelDescription:
     )
     made = replace(
         experts(config.hidden_act, choice),
-        clamp=(float(config.swiglu_alpha), float(config.swiglu_limit)),
+        # The first releases of transformers that have GPT-OSS have these numbers in its modules alone.
+        clamp=(float(getattr(config, "swiglu_alpha", 1.702)), float(getattr(config, "swiglu_limit", 7.0))),
         has_bias=True,
         is_transposed=True,
         is_interleaved=True,

@@ -5,32 +5,25 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from helix_jobs.engine.model.description import FeedForwardDescription, UnsupportedSettingError
+from helix_jobs.engine.model.description import FeedForwardDescription
 from helix_jobs.engine.model.families import granitemoe, llama
 from helix_jobs.engine.model.families.family import Family
 from helix_jobs.engine.model.families.mamba_layers import mamba_layer
-from helix_jobs.engine.model.families.settings import FULL, projection
+from helix_jobs.engine.model.families.settings import FULL, mixed_types, projection
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from helix_jobs.engine.model.description import LayerDescription, ModelDescription
 
-# As transformers 5 and 4 name the kinds of layers.
-_MAMBA: Final = ("linear_attention", "mamba")
-_ATTENTION: Final = (FULL, "attention")
+_MAMBA: Final = "linear_attention"
+# Transformers 4's names of the kinds of layers.
+_OLDER: Final = {"mamba": _MAMBA, "attention": FULL}
 
 
 def describe(config: PretrainedConfig) -> ModelDescription:
     """See ``Family``."""
-    types = tuple(config.layer_types)
-    unknown = sorted({*types} - {*_MAMBA, *_ATTENTION})
-    if unknown:
-        raise UnsupportedSettingError(
-            f"has layers of type {unknown[0]!r}; supported are {_ATTENTION[0]} and {_MAMBA[0]}"
-        )
-    if len(types) != config.num_hidden_layers or not {*types} & {*_ATTENTION}:
-        raise UnsupportedSettingError("needs a type for each of its layers, and full attention in at least one")
+    types = mixed_types(config, _MAMBA, older=_OLDER)
     mamba = mamba_layer(config)
     feed_forward = FeedForwardDescription(
         inner=projection("shared_mlp.input_linear"),
@@ -42,7 +35,7 @@ def describe(config: PretrainedConfig) -> ModelDescription:
 
     def layer(index: int, own: LayerDescription) -> LayerDescription:
         own = replace(own, feed_forward=feed_forward, experts=experts, residual_scale=float(config.residual_multiplier))
-        return replace(own, attention=None, recurrence=mamba) if types[index] in _MAMBA else own
+        return replace(own, attention=None, recurrence=mamba) if types[index] == _MAMBA else own
 
     model = (
         llama.describe(config)

@@ -12,10 +12,9 @@ from helix_jobs.engine.model.description import (
     ModelDescription,
     RotaryDescription,
     ShortConvDescription,
-    UnsupportedSettingError,
 )
 from helix_jobs.engine.model.families.family import Family
-from helix_jobs.engine.model.families.settings import FULL, head_dim, num_kv_heads, projection, rms_norm
+from helix_jobs.engine.model.families.settings import FULL, head_dim, mixed_types, num_kv_heads, projection, rms_norm
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -51,16 +50,11 @@ def describe(config: PretrainedConfig, rotary: RotaryDescription | None = None) 
         ),
     )
     layers = {FULL: attending, _CONV: convolving}
-    unknown = sorted({*config.layer_types} - layers.keys())
-    if unknown:
-        raise UnsupportedSettingError(f"has layers of type {unknown[0]!r}; supported are {FULL} and {_CONV}")
-    if len(config.layer_types) != config.num_hidden_layers or FULL not in config.layer_types:
-        raise UnsupportedSettingError("needs a type for each of its layers, and full attention in at least one")
     return ModelDescription(
         num_heads=config.num_attention_heads,
         num_kv_heads=num_kv_heads(config),
         head_dim=head_dim(config),
-        layers=tuple(layers[kind] for kind in config.layer_types),
+        layers=tuple(layers[kind] for kind in mixed_types(config, _CONV)),
         final_norm=norm("embedding_norm"),
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from helix_jobs.engine.model.description import (
@@ -14,7 +15,7 @@ from helix_jobs.engine.model.description import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from transformers import PretrainedConfig
 
@@ -72,6 +73,30 @@ def layer_types(config: PretrainedConfig) -> tuple[str, ...]:
         raise UnsupportedSettingError(f"has layers of type {unknown[0]!r}; supported are {FULL} and {SLIDING}")
     if len(types) != config.num_hidden_layers:
         raise UnsupportedSettingError(f"names the types of {len(types)} of {config.num_hidden_layers} layers")
+    return types
+
+
+def mixed_types(
+    config: PretrainedConfig, *others: str, older: Mapping[str, str] = MappingProxyType({})
+) -> tuple[str, ...]:
+    """The kind of each layer, of a family in which layers of other kinds stand between those with full attention.
+
+    Args:
+        config: Its configuration.
+        others: The other kinds.
+        older: Further names of kinds, such as transformers 4 has, and what they are called here.
+
+    Raises:
+        UnsupportedSettingError: There is another kind, a layer without a kind, or no layer with full attention.
+    """
+    types = tuple(older.get(kind, kind) for kind in config.layer_types)
+    unknown = sorted({*types} - {FULL, *others})
+    if unknown:
+        raise UnsupportedSettingError(
+            f"has layers of type {unknown[0]!r}; supported are {FULL} and {' and '.join(others)}"
+        )
+    if len(types) != config.num_hidden_layers or FULL not in types:
+        raise UnsupportedSettingError("needs a type for each of its layers, and full attention in at least one")
     return types
 
 

@@ -13,6 +13,7 @@ from transformers import CONFIG_MAPPING
 from helix_jobs.engine.loading.pretrained import TRANSFORMERS_MAJOR
 from helix_jobs.engine.model.families.registry import FAMILIES
 from helix_jobs.engine.model.families.sparse_registry import SPARSE_FAMILIES
+from tests.unit.engine.model.other_settings import EVERYTHING_ELSE
 from tests.unit.engine.tiny_models import ARCHITECTURES, MINISTRAL_3, VOCAB_SIZE, reference_logits, roughen, tiny_model
 
 if TYPE_CHECKING:
@@ -110,6 +111,7 @@ FALCON_H1_BIASES = {"attention_bias": True, "mamba_proj_bias": True, "projectors
 # Without experts: in bfloat16 a near tie of experts would hide how attention rounds.
 DENSE_DEEPSEEK_V2 = Case("deepseek_v2", {"first_k_dense_replace": 2})
 CASES = [
+    *(Case(family, settings) for family, settings in EVERYTHING_ELSE.items()),
     *(Case(architecture, changes=False) for architecture in ARCHITECTURES),
     *(Case(architecture, {"tie_word_embeddings": True}) for architecture in ARCHITECTURES),
     *(Case(architecture, {"head_dim": 16}) for architecture in ("llama", "mistral", "qwen2", "qwen3", "gemma", "phi3")),
