@@ -129,8 +129,7 @@ def _check_description(name: str, config: PretrainedConfig) -> None:
         description = describe(config)
     except UnsupportedSettingError as error:
         raise UnsupportedArchitectureError(f"model {name} {error}") from error
-    parts = [part for layer in description.layers for part in (layer.feed_forward, layer.experts) if part is not None]
-    for activation in {part.activation for part in parts}:
+    for activation in description.activations:
         if activation not in ACTIVATIONS and not (activation == XIELU and config.model_type in _WITH_XIELU):
             raise UnsupportedArchitectureError(
                 f"model {name} has the activation {activation!r}; supported are {', '.join(ACTIVATIONS)}"

@@ -331,6 +331,17 @@ class ModelDescription:
         return (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
 
     @property
+    def activations(self) -> frozenset[str]:
+        """The activations of its layers; a convolution without one has none."""
+        parts = [
+            part
+            for layer in self.layers
+            for part in (layer.feed_forward, layer.experts, layer.recurrence, layer.layer_input)
+            if part is not None and not isinstance(part, ShortConvDescription)
+        ]
+        return frozenset(part.activation for part in parts)
+
+    @property
     def is_recurrent(self) -> bool:
         """Whether some layer carries a state instead of keys and values."""
         return any(layer.recurrence is not None for layer in self.layers)

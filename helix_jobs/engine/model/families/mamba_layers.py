@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from helix_jobs.engine.model.activations import ACTIVATIONS
 from helix_jobs.engine.model.description import MambaDescription, UnsupportedSettingError
 from helix_jobs.engine.model.families.settings import projection
 
@@ -17,12 +16,10 @@ def mamba_layer(config: PretrainedConfig) -> MambaDescription:
     """The Mamba-2 part of a layer, in its module ``mamba``.
 
     Raises:
-        UnsupportedSettingError: Time steps are limited, or the activation is not served.
+        UnsupportedSettingError: Time steps are limited.
     """
     if tuple(getattr(config, "time_step_limit", None) or (0.0, math.inf)) != (0.0, math.inf):
         raise UnsupportedSettingError("limits the time steps of its recurrent layers (time_step_limit)")
-    if config.hidden_act not in ACTIVATIONS:
-        raise UnsupportedSettingError(f"has the activation {config.hidden_act!r:.40}")
     return MambaDescription(
         inner=projection("mamba.in_proj"),
         module="mamba",

@@ -10,7 +10,6 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from helix_jobs.engine.model.activations import ACTIVATIONS
 from helix_jobs.engine.model.description import (
     AttentionDescription,
     FeedForwardDescription,
@@ -72,8 +71,6 @@ def describe(config: PretrainedConfig) -> ModelDescription:
 def _mamba(config: PretrainedConfig) -> MambaDescription:
     if tuple(config.time_step_limit) != (0.0, math.inf):
         raise UnsupportedSettingError("limits the time steps of its recurrent layers (time_step_limit)")
-    if config.mamba_hidden_act not in ACTIVATIONS:
-        raise UnsupportedSettingError(f"has the activation {config.mamba_hidden_act!r:.40}")
     return MambaDescription(
         inner=projection(f"{_BLOCK}.in_proj"),
         module=_BLOCK,

@@ -92,6 +92,7 @@ def test_a_quantisation_that_is_read_and_in_which_nothing_is_stored(
         ("gpt2", {"activation_function": "mish"}, r"the activation 'mish'; supported are silu, "),
         ("qwen3_5_text", {"hidden_act": "mish"}, r"the activation 'mish'; supported are silu, "),
         ("granitemoehybrid", {"hidden_act": "mish"}, r"the activation 'mish'; supported are silu, "),
+        ("nemotron_h", {"mamba_hidden_act": "mish"}, r"the activation 'mish'; supported are silu, "),
         ("gpt2", {"add_cross_attention": True}, "attends to an encoder; supported are decoders alone"),
         ("gemma", {"use_bidirectional_attention": True}, "attends in both directions; supported is causal attention"),
         (
