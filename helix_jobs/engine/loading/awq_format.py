@@ -10,7 +10,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from helix_jobs.engine.loading.packed_bits import unpacked
-from helix_jobs.engine.loading.quantized_format import QuantizedMatrix, Scales, refusal
+from helix_jobs.engine.loading.quantized_format import (
+    FLOATS,
+    Grain,
+    QuantizedMatrix,
+    Scales,
+    group_width,
+    parts_of,
+    refusal,
+    stated,
+)
 from helix_jobs.engine.weights.level_layouts import INT4
 from helix_jobs.errors import ModelError
 
@@ -22,12 +31,12 @@ if TYPE_CHECKING:
     from helix_jobs.engine.loading.stored_tensor import StoredTensor
 
 NAME: Final = "awq"
+_GEMM: Final = "gemm"
 _BITS: Final = 4
 _EACH: Final = 8  # numbers of a word
 # Where in its word each of eight neighbours stands.
 _PLACES: Final = (0, 4, 1, 5, 2, 6, 3, 7)
 _PARTS: Final = ("qweight", "scales", "qzeros")
-_FLOATS: Final = ("F32", "F16", "BF16")
 
 
 class Awq:
@@ -45,11 +54,18 @@ class Awq:
     rounds_activations = False
 
     def __init__(self, name: str, settings: Mapping[str, Any]) -> None:
-        bits, version = settings.get("bits", settings.get("w_bit")), settings.get("version", "gemm")
+        bits = settings.get("bits", settings.get("w_bit"))
         if type(bits) is not int or bits != _BITS:
             raise refusal(name, NAME, f"bits {bits!r:.40} in config.json")
-        if str(version).lower() != "gemm":
+        version = stated(name, NAME, settings, ("version", "format", "checkpoint_format"), _GEMM)
+        if version != _GEMM:
             raise refusal(name, NAME, f"version {version!r:.40} in config.json")
+        self._width = group_width(name, NAME, settings)
+
+    @property
+    def grains(self) -> tuple[Grain, ...]:
+        """See ``QuantizedFormat``."""
+        return (Grain(INT4, self._width, has_zeros=True),)
 
     def matrices(self, name: str, tensors: Mapping[str, StoredTensor]) -> dict[str, QuantizedMatrix]:
         """See ``QuantizedFormat``."""
@@ -57,13 +73,12 @@ class Awq:
         for tensor in tensors:
             module, _, part = tensor.rpartition(".")
             if part == "qweight":
-                parts = {one: tensors[f"{module}.{one}"] for one in _PARTS if f"{module}.{one}" in tensors}
-                found[module] = _matrix(name, module, parts)
+                found[module] = _matrix(name, module, parts_of(tensors, module, _PARTS), self._width)
         return found
 
-    def scales(self, matrix: QuantizedMatrix, parts: Mapping[str, torch.Tensor]) -> Scales:
+    def scales(self, subject: str, matrix: QuantizedMatrix, parts: Mapping[str, torch.Tensor]) -> Scales:
         """See ``QuantizedFormat``."""
-        assert matrix.code == INT4, "this format has no other"
+        assert matrix.code == INT4, f"{subject}: this format has no other"
         return Scales(parts["scales"].float().t(), _in_order(parts["qzeros"]).t())
 
     def codes(self, matrix: QuantizedMatrix, parts: Mapping[str, torch.Tensor], rows: slice) -> torch.Tensor:
@@ -73,25 +88,27 @@ class Awq:
         return _in_order(parts["qweight"][:, words]).t()
 
 
-def _matrix(name: str, module: str, parts: Mapping[str, StoredTensor]) -> QuantizedMatrix:
+def _matrix(name: str, module: str, parts: Mapping[str, StoredTensor], group: int | None) -> QuantizedMatrix:
     codes, scales, zeros = (parts.get(part) for part in _PARTS)
     if codes is None or scales is None or zeros is None or {len(one.shape) for one in (codes, scales, zeros)} != {2}:
         raise ModelError(f"model {name} lacks a part of {module:.200}; fetch the model again")
     (columns, words), count = codes.shape, scales.shape[0]
-    rows = words * _EACH
+    rows, width = words * _EACH, group or columns
     if (
         columns
         and rows
-        and count
-        and columns % count == 0
+        and columns == count * width
         and scales.shape == (count, rows)
-        and scales.kind in _FLOATS
+        and scales.kind in FLOATS
         and zeros.shape == (count, words)
         and (codes.kind, zeros.kind) == ("I32", "I32")
     ):
-        return QuantizedMatrix(INT4, (rows, columns), (1, columns // count), has_zeros=True, parts=parts)
+        return QuantizedMatrix(INT4, (rows, columns), (1, width), has_zeros=True, parts=parts)
     raise refusal(
-        name, NAME, f"{module} is stored as {codes.kind} {list(codes.shape)} with scales {list(scales.shape)}"
+        name,
+        NAME,
+        f"{module} is stored as {codes.kind} {list(codes.shape)} with scales {list(scales.shape)}, "
+        "unlike config.json says",
     )
 
 

@@ -28,7 +28,7 @@ from helix_jobs.engine.loading.quantized_checkpoint import (
 )
 from helix_jobs.engine.loading.quantized_format import plain_layout, refusal
 from helix_jobs.engine.loading.stored_tensor import StoredBlocks, StoredTensor, read_safetensors_header
-from helix_jobs.engine.loading.tensor_names import is_computed, without_layers_from
+from helix_jobs.engine.loading.tensor_names import canonical, is_computed, without_layers_from
 from helix_jobs.engine.model.architecture import check_model_type, stores_mxfp4, without_mxfp4
 from helix_jobs.engine.model.families.registry import FAMILIES
 from helix_jobs.engine.model.model_words import subject
@@ -131,6 +131,20 @@ class Checkpoint:
             nbytes = sum(count // layouts[kind].weights * layouts[kind].nbytes for kind, count in weights.items())
         orders = sum(matrix.order_bytes for matrix in self.matrices.values())
         return StoredBlocks(weights.total(), nbytes + orders)
+
+    def blocks_beside(self, embedding: str) -> StoredBlocks:
+        """These, and whether the embedding is among them.
+
+        Args:
+            embedding: The canonical name of its weight.
+        """
+        kind = None
+        for name, tensor in self.tensors.items():
+            if canonical(name) == embedding and (
+                tensor.kind in _LAYOUTS or (self.quantized is not None and plain_layout(name, tensor) is not None)
+            ):
+                kind = tensor.kind
+        return replace(self.blocks, embedding=kind)
 
     @property
     def has_blocks(self) -> bool:

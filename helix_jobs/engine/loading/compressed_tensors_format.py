@@ -12,8 +12,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
-from helix_jobs.engine.loading.packed_bits import unpacked
-from helix_jobs.engine.loading.quantized_format import QuantizedMatrix, Scales, refusal
+from helix_jobs.engine.loading.packed_bits import WORD_BITS, unpacked
+from helix_jobs.engine.loading.quantized_format import (
+    BITS,
+    FLOATS,
+    Grain,
+    QuantizedMatrix,
+    Scales,
+    parts_of,
+    refusal,
+)
 from helix_jobs.engine.loading.stored_tensor import read_tensor
 from helix_jobs.engine.weights.level_layouts import FP8, INT4, INT8, MIDDLES
 from helix_jobs.errors import ModelError
@@ -35,10 +43,10 @@ _PARTS: Final = ("weight_scale", "weight_zero_point", "weight_g_idx", "weight_sh
 # What only serves to quantise activations.
 _OF_ACTIVATIONS: Final = ("input_scale", "input_zero_point")
 _CODES: Final = {"F8_E4M3": FP8, "I8": INT8}
-_BITS: Final = {INT4: 4, INT8: 8, FP8: 8}
 _CODES_OF: Final = {"int 4": INT4, "int 8": INT8, "float 8": FP8}
-_WORD_BITS: Final = 32
 _SIGNED: Final = torch.int8
+# Weights that are stored quantised: before they were compressed tools called them frozen.
+_STATUSES: Final = (None, "compressed", "frozen")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +88,7 @@ class CompressedTensors:
         sparsity = settings.get("sparsity_config")
         if sparsity and not (isinstance(sparsity, dict) and sparsity.get("format") == "dense"):
             raise refusal(name, NAME, "sparsity_config in config.json")
-        if (status := settings.get("quantization_status", "compressed")) != "compressed":
+        if (status := settings.get("quantization_status")) not in _STATUSES:
             raise refusal(name, NAME, f"quantization_status {status!r} in config.json")
         groups = settings.get("config_groups")
         if not isinstance(groups, dict) or not groups:
@@ -91,6 +99,11 @@ class CompressedTensors:
     def rounds_activations(self) -> bool:
         """See ``QuantizedFormat``."""
         return any(scheme.rounds_activations for scheme in self._schemes)
+
+    @property
+    def grains(self) -> tuple[Grain, ...]:
+        """See ``QuantizedFormat``."""
+        return tuple(Grain(one.code, one.tile[1], has_zeros=not one.is_symmetric) for one in self._schemes)
 
     def matrices(self, name: str, tensors: Mapping[str, StoredTensor]) -> dict[str, QuantizedMatrix]:
         """See ``QuantizedFormat``."""
@@ -103,8 +116,7 @@ class CompressedTensors:
 
     def _matrix(self, name: str, module: str, codes: str, tensors: Mapping[str, StoredTensor]) -> QuantizedMatrix:
         stored, is_packed = tensors[f"{module}.{codes}"], codes == "weight_packed"
-        wanted = (codes, *_PARTS, *_OF_ACTIVATIONS)
-        parts = {part: tensors[f"{module}.{part}"] for part in wanted if f"{module}.{part}" in tensors}
+        parts = parts_of(tensors, module, (codes, *_PARTS, *_OF_ACTIVATIONS))
         scale = parts.get("weight_scale")
         if len(stored.shape) != 2 or scale is None or len(scale.shape) > 2:  # noqa: PLR2004  (rows and columns)
             raise ModelError(f"model {name}: the parts of {module:.200} do not belong together; fetch the model again")
@@ -125,14 +137,14 @@ class CompressedTensors:
             name, NAME, f"{module} is stored as {stored.kind} with scales {list(scale.shape)}, unlike config.json says"
         )
 
-    def scales(self, matrix: QuantizedMatrix, parts: Mapping[str, torch.Tensor]) -> Scales:
+    def scales(self, subject: str, matrix: QuantizedMatrix, parts: Mapping[str, torch.Tensor]) -> Scales:
         """See ``QuantizedFormat``."""
         rows, columns = matrix.scale_shape
         zeros, groups = parts.get("weight_zero_point"), parts.get("weight_g_idx")
         if zeros is not None and zeros.dtype == torch.int32:  # packed along the rows
-            zeros = unpacked(zeros.t(), _BITS[matrix.code])[:, :rows].t()
+            zeros = unpacked(zeros.t(), BITS[matrix.code])[:, :rows].t()
         elif zeros is not None:
-            zeros = _unsigned(zeros.reshape(rows, columns), matrix.code)
+            zeros = _unsigned(subject, zeros.reshape(rows, columns), matrix.code)
         if groups is not None and bool((groups < 0).all()):  # there, but not in use
             groups = None
         return Scales(parts["weight_scale"].float().reshape(rows, columns), zeros, groups)
@@ -140,10 +152,10 @@ class CompressedTensors:
     def codes(self, matrix: QuantizedMatrix, parts: Mapping[str, torch.Tensor], rows: slice) -> torch.Tensor:
         """See ``QuantizedFormat``."""
         if "weight_packed" in parts:
-            return unpacked(parts["weight_packed"][rows], _BITS[matrix.code])[:, : matrix.shape[1]]
+            return unpacked(parts["weight_packed"][rows], BITS[matrix.code])[:, : matrix.shape[1]]
         if matrix.code == FP8:
             return parts["weight"][rows].view(torch.uint8)
-        return _unsigned(parts["weight"][rows], matrix.code)
+        return _unsigned("a weight", parts["weight"][rows], matrix.code)
 
 
 def _scheme(name: str, group: Any, form: Any) -> _Scheme:  # noqa: ANN401  (a stranger's JSON)
@@ -206,23 +218,41 @@ def _fits(scheme: _Scheme, matrix: QuantizedMatrix, codes: str) -> bool:
     if rows < 1 or columns < 1 or (scheme.tile[0] == 1 and columns % matrix.tile[1]):
         return False
     if scheme.is_packed:
-        words = math.ceil(columns * _BITS[scheme.code] / _WORD_BITS)
+        words = math.ceil(columns * BITS[scheme.code] / WORD_BITS)
         if stored.kind != "I32" or stored.shape != (rows, words):
             return False
     scale = parts["weight_scale"]
-    if scale.kind not in ("F32", "F16", "BF16") or scale.elements != scale_rows * scale_columns:
+    shapes = _scale_shapes(scale_rows, scale_columns)
+    if scale.kind not in FLOATS or scale.shape not in shapes:
         return False
     if zeros is None:
         fits = scheme.is_symmetric
     elif zeros.kind == "I32":
-        words = math.ceil(scale_rows * _BITS[scheme.code] / _WORD_BITS)
+        words = math.ceil(scale_rows * BITS[scheme.code] / WORD_BITS)
         fits = scheme.is_packed and zeros.shape == (words, scale_columns)
     else:
-        fits = scheme.code != FP8 and zeros.kind == "I8" and zeros.elements == scale.elements
+        fits = scheme.code != FP8 and zeros.kind == "I8" and zeros.shape in shapes
     return fits and (groups is None or (groups.kind in ("I32", "I64") and groups.shape == (columns,)))
 
 
-def _unsigned(values: torch.Tensor, code: str) -> torch.Tensor:
-    """Signed whole numbers as codes."""
+def _scale_shapes(rows: int, columns: int) -> set[tuple[int, ...]]:
+    """The shapes in which one number for each tile is stored."""
+    shapes: set[tuple[int, ...]] = {(rows, columns)}
+    if columns == 1:
+        shapes.add((rows,))
+        if rows == 1:
+            shapes.add(())
+    return shapes
+
+
+def _unsigned(subject: str, values: torch.Tensor, code: str) -> torch.Tensor:
+    """Signed whole numbers as codes.
+
+    Raises:
+        ModelError: One takes more bits than the code has.
+    """
     assert values.dtype == _SIGNED, "checked with the headers"
-    return (values.to(torch.int16) + MIDDLES[code]).to(torch.uint8)
+    made = values.to(torch.int16) + MIDDLES[code]
+    if bool(((made < 0) | (made >= 1 << BITS[code])).any()):
+        raise ModelError(f"{subject} has whole numbers of more than {BITS[code]} bits; fetch the model again")
+    return made.to(torch.uint8)

@@ -131,7 +131,8 @@ def convert_gguf(gguf: Path, out: Path) -> None:
     import torch
 
     from helix_jobs.engine.loading.gguf_weights import make_dense
-    from helix_jobs.engine.loading.model_source import open_source, read_weights
+    from helix_jobs.engine.loading.model_source import open_source
+    from helix_jobs.engine.loading.model_weights import read_weights
     from helix_jobs.engine.loading.pretrained import quiet_transformers
 
     try:

@@ -10,8 +10,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from helix_jobs.engine.loading.packed_bits import unpacked
-from helix_jobs.engine.loading.quantized_format import QuantizedMatrix, Scales, refusal
+from helix_jobs.engine.loading.packed_bits import WORD_BITS, unpacked
+from helix_jobs.engine.loading.quantized_format import (
+    BITS,
+    FLOATS,
+    Grain,
+    QuantizedMatrix,
+    Scales,
+    group_width,
+    parts_of,
+    refusal,
+    stated,
+)
 from helix_jobs.engine.weights.level_layouts import INT4, INT8
 from helix_jobs.errors import ModelError
 
@@ -23,13 +33,8 @@ if TYPE_CHECKING:
     from helix_jobs.engine.loading.stored_tensor import StoredTensor
 
 NAME: Final = "gptq"
-_WORD_BITS: Final = 32
 _CODES: Final = {4: INT4, 8: INT8}
-_BITS: Final = {INT4: 4, INT8: 8}
 _PARTS: Final = ("qweight", "scales", "qzeros", "g_idx")
-_FLOATS: Final = ("F32", "F16", "BF16")
-# Minus one they were packed as ones in all bits, over the numbers beside them, and programs part on what that means.
-_DOUBT: Final = "has zero points of nought, which GPTQ's first version does not store; use one in the format gptq_v2"
 _FIRST, _SECOND = "gptq", "gptq_v2"  # the format's two versions
 
 
@@ -48,14 +53,20 @@ class Gptq:
     rounds_activations = False
 
     def __init__(self, name: str, settings: Mapping[str, Any]) -> None:
-        version = settings.get("checkpoint_format") or _FIRST
+        version = stated(name, NAME, settings, ("checkpoint_format", "format"), _FIRST)
         if version not in (_FIRST, _SECOND) or settings.get("is_marlin_format"):
             raise refusal(name, NAME, f"checkpoint_format {version!r:.40} in config.json")
         bits = settings.get("bits")
         if type(bits) is not int or bits not in _CODES:
             raise refusal(name, NAME, f"bits {bits!r:.40} in config.json")
         self._bits = bits
+        self._width = group_width(name, NAME, settings)
         self._is_first = version == _FIRST
+
+    @property
+    def grains(self) -> tuple[Grain, ...]:
+        """See ``QuantizedFormat``."""
+        return (Grain(_CODES[self._bits], self._width, has_zeros=True),)
 
     def matrices(self, name: str, tensors: Mapping[str, StoredTensor]) -> dict[str, QuantizedMatrix]:
         """See ``QuantizedFormat``."""
@@ -63,12 +74,10 @@ class Gptq:
         for tensor in tensors:
             module, _, part = tensor.rpartition(".")
             if part == "qweight":
-                parts = {one: tensors[f"{module}.{one}"] for one in _PARTS if f"{module}.{one}" in tensors}
-                found[module] = self._matrix(name, module, parts)
+                found[module] = self._matrix(name, module, parts_of(tensors, module, _PARTS))
         return found
 
     def _matrix(self, name: str, module: str, parts: Mapping[str, StoredTensor]) -> QuantizedMatrix:
-        """A module may have other bits than config.json says of all (GPTQModel's ``dynamic``): its tensors count."""
         codes, scales, zeros, groups = (parts.get(part) for part in _PARTS)
         if (
             codes is None
@@ -78,40 +87,44 @@ class Gptq:
         ):
             raise ModelError(f"model {name} lacks a part of {module:.200}; fetch the model again")
         words, rows = codes.shape
-        columns = groups.elements if groups is not None else words * _WORD_BITS // self._bits
-        bits = words * _WORD_BITS // columns if columns else 0
-        count = scales.shape[0]
+        bits, columns, count = self._bits, words * WORD_BITS // self._bits, scales.shape[0]
+        width = self._width or columns
         if (
-            bits in _CODES
-            and words * _WORD_BITS == columns * bits
-            and count
-            and columns % count == 0
+            columns
             and rows
+            and columns == count * width
             and scales.shape == (count, rows)
-            and scales.kind in _FLOATS
-            and zeros.shape == (count, rows * bits // _WORD_BITS)
-            and rows * bits % _WORD_BITS == 0
+            and scales.kind in FLOATS
+            and zeros.shape == (count, rows * bits // WORD_BITS)
+            and rows * bits % WORD_BITS == 0
             and (codes.kind, zeros.kind) == ("I32", "I32")
-            and (groups is None or (groups.kind in ("I32", "I64") and len(groups.shape) == 1))
+            and (groups is None or (groups.kind in ("I32", "I64") and groups.shape == (columns,)))
         ):
-            tile = (1, columns // count)
             return QuantizedMatrix(
-                _CODES[bits], (rows, columns), tile, has_zeros=True, parts=parts, has_order=groups is not None
+                _CODES[bits], (rows, columns), (1, width), has_zeros=True, parts=parts, has_order=groups is not None
             )
         raise refusal(
-            name, NAME, f"{module} is stored as {codes.kind} {list(codes.shape)} with scales {list(scales.shape)}"
+            name,
+            NAME,
+            f"{module} is stored as {codes.kind} {list(codes.shape)} with scales {list(scales.shape)}, "
+            "unlike config.json says",
         )
 
-    def scales(self, matrix: QuantizedMatrix, parts: Mapping[str, torch.Tensor]) -> Scales:
+    def scales(self, subject: str, matrix: QuantizedMatrix, parts: Mapping[str, torch.Tensor]) -> Scales:
         """See ``QuantizedFormat``."""
-        bits = _BITS[matrix.code]
-        zeros, doubt = unpacked(parts["qzeros"], bits), ""
+        bits = BITS[matrix.code]
+        zeros = unpacked(parts["qzeros"], bits)
         if self._is_first:
+            # Minus one they were packed as ones in all bits, over the numbers beside them, and programs part on what
+            # that means.
             if bool((zeros == (1 << bits) - 1).any()):
-                doubt = _DOUBT
+                raise ModelError(
+                    f"{subject} has zero points of nought, which GPTQ's first version does not store; use a checkpoint "
+                    "of the model in the format gptq_v2"
+                )
             zeros = zeros + 1
-        return Scales(parts["scales"].float().t(), zeros.t(), parts.get("g_idx"), doubt)
+        return Scales(parts["scales"].float().t(), zeros.t(), parts.get("g_idx"))
 
     def codes(self, matrix: QuantizedMatrix, parts: Mapping[str, torch.Tensor], rows: slice) -> torch.Tensor:
         """See ``QuantizedFormat``."""
-        return unpacked(parts["qweight"][:, rows].t(), _BITS[matrix.code])
+        return unpacked(parts["qweight"][:, rows].t(), BITS[matrix.code])

@@ -26,7 +26,8 @@ from helix_jobs.engine.devices.devices import (
 from helix_jobs.engine.loaded_models import LoadedModel, LoadedModels
 from helix_jobs.engine.loading.model_memory import check_device_memory, check_host_memory
 from helix_jobs.engine.loading.model_pair import makes_int8_copy
-from helix_jobs.engine.loading.model_source import ModelSource, open_source, read_weights
+from helix_jobs.engine.loading.model_source import ModelSource, open_source
+from helix_jobs.engine.loading.model_weights import read_weights
 from helix_jobs.engine.loading.trial_pass import TRIAL_TEXT, logits_are_finite
 from helix_jobs.engine.loading.vocabulary import check_vocabularies, end_token_ids, turn_end_ids
 from helix_jobs.engine.loading.weight_format import INT8, PACKED, WeightFormat, check_packs, format_of

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import torch
 
 from helix_jobs.engine.devices.devices import describe_device, free_memory
 from helix_jobs.engine.loading.model_pair import ModelPair
-from helix_jobs.engine.loading.model_sizes import ModelSizes, model_sizes
+from helix_jobs.engine.loading.model_sizes import sizes_of
 from helix_jobs.errors import InsufficientMemoryError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from helix_jobs.engine.loading.model_pair import PairMemory
+    from helix_jobs.engine.loading.model_sizes import ModelSizes
     from helix_jobs.engine.loading.model_source import ModelSource
     from helix_jobs.engine.loading.weight_format import WeightFormat
 
@@ -96,8 +96,7 @@ def check_host_memory(source: ModelSource, dtype: torch.dtype) -> None:
 
 
 def _sizes(source: ModelSource) -> ModelSizes:
-    checkpoint = source.checkpoint
-    return replace(model_sizes(checkpoint.name, source.config), blocks=checkpoint.blocks)
+    return sizes_of(source.checkpoint, source.config)
 
 
 def gigabytes(count: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -11,7 +12,7 @@ from helix_jobs.engine.loading.checkpoint import STORED_DTYPES, Checkpoint, find
 from helix_jobs.engine.loading.demo_model import DEMO_MODEL
 from helix_jobs.engine.loading.hub import HubDescription, hub_description
 from helix_jobs.engine.loading.layout import check_layout
-from helix_jobs.engine.loading.model_sizes import model_sizes
+from helix_jobs.engine.loading.model_sizes import model_sizes, sizes_of
 from helix_jobs.engine.loading.model_source import read_configuration, stated_layers
 from helix_jobs.engine.loading.quantized_checkpoint import quantized_format
 from helix_jobs.engine.loading.stored_tensor import StoredBlocks
@@ -19,9 +20,11 @@ from helix_jobs.engine.loading.tensor_names import check_layers
 from helix_jobs.errors import ModelError, ModelNotFoundError, UnsupportedArchitectureError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from helix_jobs.engine.loading.model_sizes import ModelSizes
+    from helix_jobs.engine.loading.quantized_format import Grain
 
 # No model has as many layers. transformers would make an object of each.
 _MOST_LAYERS: Final = 1000
@@ -81,7 +84,7 @@ def model_outline(name: str, home: Path) -> ModelOutline:
             stored_name=found.kind if found.dtype is None else _name_of(found.dtype),
             file_bytes=sum(file.stat().st_size for file in found.files),
             is_here=True,
-            sizes=replace(model_sizes(name, config), blocks=found.blocks),
+            sizes=sizes_of(found, config),
         )
     if name == DEMO_MODEL:
         raise ModelNotFoundError(
@@ -112,7 +115,7 @@ def _from_hub(name: str, described: HubDescription) -> ModelOutline:
     stored_name = None if stored is None else _name_of(stored)
     if quantized is not None:
         stored, stored_name = None, quantized.name
-        sizes = replace(sizes, blocks=_expected_blocks(sizes, file_bytes))
+        sizes = replace(sizes, blocks=_expected_blocks(sizes, file_bytes, quantized.grains))
     return ModelOutline(
         name=name,
         model_type=config.model_type,
@@ -124,15 +127,16 @@ def _from_hub(name: str, described: HubDescription) -> ModelOutline:
     )
 
 
-def _expected_blocks(sizes: ModelSizes, file_bytes: int) -> StoredBlocks:
+def _expected_blocks(sizes: ModelSizes, file_bytes: int, grains: Sequence[Grain]) -> StoredBlocks:
     """The blocks of a quantised checkpoint of which only the size of its files is known.
 
-    Trade-off: all products but the head are taken as quantised, the rest as 16-bit numbers, and a scale as 4 bytes for
-    64 weights. The headers would say it exactly, but stand in files of gigabytes.
+    Trade-off: all products but the head are taken as quantised, the rest as 16-bit numbers, and rows as the width of
+    the residual stream. The headers would say it exactly, but stand in files of gigabytes.
     """
     matrices = sizes.products - sizes.vocab_size * sizes.hidden_size
     plain = (sizes.weights - matrices) * torch.bfloat16.itemsize
-    return StoredBlocks(matrices, max(0, file_bytes - plain) * 17 // 16)
+    growth = max(grain.growth(sizes.hidden_size) for grain in grains)
+    return StoredBlocks(matrices, math.ceil(max(0, file_bytes - plain) * growth))
 
 
 def _name_of(dtype: torch.dtype) -> str:

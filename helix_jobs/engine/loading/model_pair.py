@@ -99,9 +99,9 @@ class ModelPair:
         # Weights are read in the dtype that they compute in, or in the blocks that a CPU keeps; int8 ones are made from
         # those.
         keeps_blocks = self.device.type == "cpu" and (chosen.is_packed or chosen.is_int8)
-        read = target.packed_bytes(dtype) if keeps_blocks else target.dense_bytes(dtype, packs=False)
+        read = target.packed_bytes(dtype, packs=False) if keeps_blocks else target.dense_bytes(dtype, packs=False)
         if chosen.is_packed:
-            weights = loading = read
+            weights, loading = target.packed_bytes(dtype, packs=packs(dtype, self.device)), read
         elif chosen.is_int8:
             weights, loading = target.int8_bytes(dtype), read + target.int8_products_bytes
         else:
@@ -110,7 +110,7 @@ class ModelPair:
         if self.draft is not None:
             drafts, drafts_read = self.draft.dense_bytes(dtype, packs=False), self.draft.dense_bytes(dtype, packs=False)
             if self.device.type == "cpu":
-                drafts_read = self.draft.packed_bytes(dtype) + self.draft.int8_products_bytes
+                drafts_read = self.draft.packed_bytes(dtype, packs=False) + self.draft.int8_products_bytes
                 drafts = self.draft.int8_bytes(dtype)
             # Products are laid out anew once both models are there.
             loading = max(loading, (weights if chosen.is_int8 else read) + drafts_read)

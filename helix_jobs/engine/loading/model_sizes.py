@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -19,6 +19,7 @@ from helix_jobs.engine.model.placement import Placement
 from helix_jobs.engine.model.recurrences import build_recurrence
 from helix_jobs.engine.model.step_memory import StepWidths
 from helix_jobs.engine.model.stored_parts import StoredParts
+from helix_jobs.engine.weights.level_layouts import FLOAT_LAYOUTS
 from helix_jobs.errors import ModelError
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from helix_jobs.engine.attention.cache_geometry import CacheGeometry
+    from helix_jobs.engine.loading.checkpoint import Checkpoint
     from helix_jobs.engine.model.description import ModelDescription
     from helix_jobs.engine.recurrence.recurrence import StateShape
 
@@ -86,9 +88,18 @@ class ModelSizes:
         """
         return (self.weights + (self.tied if packs else 0)) * dtype.itemsize
 
-    def packed_bytes(self, dtype: torch.dtype) -> int:
-        """Bytes of the whole model with its blocks as they are stored, and ``dtype`` elsewhere."""
-        return self.blocks.nbytes + (self.weights - self.blocks.weights) * dtype.itemsize
+    def packed_bytes(self, dtype: torch.dtype, *, packs: bool) -> int:
+        """Bytes of the whole model with its blocks as they are stored, and ``dtype`` elsewhere.
+
+        Args:
+            dtype: Of activations, and of weights that are in no blocks.
+            packs: As in ``dense_bytes``; a head that is tied to blocks shares them.
+        """
+        own, kind = self.blocks, self.blocks.embedding
+        # Blocks of 16 bits are made beside float32 alone.
+        shares = kind is not None and (kind not in FLOAT_LAYOUTS or dtype == torch.float32)
+        tied = self.tied if packs and not shares else 0
+        return own.nbytes + (self.weights - own.weights + tied) * dtype.itemsize
 
     @property
     def int8_products_bytes(self) -> int:
@@ -139,6 +150,16 @@ def skeleton(name: str, config: PretrainedConfig) -> Any:  # noqa: ANN401  (its 
             f"model {name}: its configuration describes no model that can be built ({type(error).__name__}: "
             f"{' '.join(str(error).split()):.200}); fetch the model again"
         ) from error
+
+
+def sizes_of(checkpoint: Checkpoint, config: PretrainedConfig) -> ModelSizes:
+    """How large a model is whose files are here.
+
+    Raises:
+        ModelError: As in ``skeleton``.
+    """
+    embedding = f"{describe(config).embedding}.weight"
+    return replace(model_sizes(checkpoint.name, config), blocks=checkpoint.blocks_beside(embedding))
 
 
 def model_sizes(name: str, config: PretrainedConfig) -> ModelSizes:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import torch
+
+WORD_BITS: Final = 32
 
 
 def unpacked(words: torch.Tensor, bits: int) -> torch.Tensor:

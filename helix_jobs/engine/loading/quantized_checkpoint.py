@@ -5,6 +5,7 @@ Their numbers have a meaning only together with scales; a model that reads the n
 
 from __future__ import annotations
 
+import json
 import re
 from typing import TYPE_CHECKING, Any, Final
 
@@ -122,8 +123,11 @@ def check_not_quantized(
             said = settings.get("quant_method", settings.get("method")) if isinstance(settings, dict) else None
             raise _refusal(name, str(said or method), f"{key} in config.json")
     for file, method in QUANTIZATION_FILES.items():
-        if method.lower() != read and (folder / file).exists():
-            raise _refusal(name, method, file)
+        path = folder / file
+        if path.exists():
+            tool = _named_in(path) or method
+            if tool.lower() != read:
+                raise _refusal(name, tool, file)
     unneeded = set(harmless)
     for tensor, stored in tensors.items():
         if stored.kind not in FLOAT_KINDS and tensor not in unneeded:
@@ -131,6 +135,16 @@ def check_not_quantized(
     for tensor in tensors:
         if is_part_of_quantized(tensor):
             raise _refusal(name, "a method that config.json does not name", f"the tensor {tensor}")
+
+
+def _named_in(path: Path) -> str | None:
+    """The ``quant_method`` in a tool's file: GPTQModel gives its file one name, whichever it is."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        return None
+    found = content.get("quant_method") if isinstance(content, dict) else None
+    return found if isinstance(found, str) else None
 
 
 def is_part_of_quantized(tensor: str) -> bool:

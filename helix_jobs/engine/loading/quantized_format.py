@@ -8,26 +8,42 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import torch
 
 from helix_jobs.engine.weights.block_matrix import BlockMatrix
-from helix_jobs.engine.weights.level_layouts import FLOAT_LAYOUTS, Levels, blocks_of, dense_levels, level_layout
+from helix_jobs.engine.weights.level_layouts import (
+    FLOAT_LAYOUTS,
+    FP8,
+    INT4,
+    INT8,
+    Levels,
+    blocks_of,
+    dense_levels,
+    level_layout,
+)
 from helix_jobs.errors import ModelError, UnsupportedArchitectureError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from helix_jobs.engine.loading.stored_tensor import StoredTensor
     from helix_jobs.engine.weights.block_layouts import BlockLayout
 
+# The types in which scales are stored, and bits of a code.
+FLOATS: Final = ("F32", "F16", "BF16")
+BITS: Final = {INT4: 4, INT8: 8, FP8: 8}
 ORIGINAL: Final = "use the original weights or a .gguf file"
 # Weights that are taken apart at once: what lies in between takes some 10 MB.
 _TILE_WEIGHTS: Final = 1 << 20
 # The code of E4M3 that is no number, without its sign.
 _NO_NUMBER: Final = 0x7F
 _ORDER_BYTES: Final = 8
+# Bytes of a scale as most files have it.
+_STORED_SCALE: Final = 2
+# Columns of a group where GPTQ's and AWQ's settings do not say: the default of both.
+_GROUP: Final = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +96,35 @@ class Scales:
         scale: ``[tiles of rows, tiles of columns]`` float32.
         zeros: As ``scale``, uint8, or None.
         groups: ``[columns]`` which tile of columns each column belongs to; None if they are neighbours.
-        doubt: Why these numbers cannot be read in one way alone, and what to do; empty if they can.
     """
 
     scale: torch.Tensor
     zeros: torch.Tensor | None = None
     groups: torch.Tensor | None = None
-    doubt: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Grain:
+    """How finely a format divides matrices, as config.json says.
+
+    Attributes:
+        code: ``INT4``, ``INT8`` or ``FP8``.
+        width: Columns that share a scale; None for a whole row.
+        has_zeros: Whether each scale has a zero point.
+    """
+
+    code: str
+    width: int | None
+    has_zeros: bool
+
+    def growth(self, columns: int) -> float:
+        """How many bytes blocks of rows of ``columns`` weights take for each byte of the file."""
+        width = self.width or columns
+        layout, code_bytes = level_layout(self.code, columns, width, has_zeros=self.has_zeros), BITS[self.code] / 8
+        if layout is None:
+            return 1.0
+        stored = code_bytes + (_STORED_SCALE + (code_bytes if self.has_zeros else 0)) / width
+        return layout.nbytes / layout.weights / stored
 
 
 class QuantizedFormat(Protocol):
@@ -100,6 +138,10 @@ class QuantizedFormat(Protocol):
     def rounds_activations(self) -> bool:
         """Whether the format's own programs also quantise what the weights are multiplied with."""
 
+    @property
+    def grains(self) -> tuple[Grain, ...]:
+        """How finely it divides the matrices of this checkpoint."""
+
     def matrices(self, name: str, tensors: Mapping[str, StoredTensor]) -> dict[str, QuantizedMatrix]:
         """The quantised matrices by their modules' names; each part is a tensor of ``tensors``.
 
@@ -108,8 +150,17 @@ class QuantizedFormat(Protocol):
             ModelError: Its tensors do not belong together.
         """
 
-    def scales(self, matrix: QuantizedMatrix, parts: Mapping[str, torch.Tensor]) -> Scales:
-        """The small parts, out of the tensors as they are stored."""
+    def scales(self, subject: str, matrix: QuantizedMatrix, parts: Mapping[str, torch.Tensor]) -> Scales:
+        """The small parts, out of the tensors as they are stored.
+
+        Args:
+            subject: The model and the matrix, for a message.
+            matrix: What the files' headers say of it.
+            parts: Its tensors, by what the format calls them.
+
+        Raises:
+            ModelError: The numbers are none that the format stores, or can be read in more than one way.
+        """
 
     def codes(self, matrix: QuantizedMatrix, parts: Mapping[str, torch.Tensor], rows: slice) -> torch.Tensor:
         """The codes of some rows, ``[n, columns]`` uint8, see ``level_layouts``. Rows begin at a multiple of 32."""
@@ -130,9 +181,7 @@ def assemble(
         ModelError: Its numbers are none that a matrix can have.
     """
     (rows, columns), (tall, width) = matrix.shape, matrix.tile
-    scales, layout = quantized.scales(matrix, parts), matrix.layout
-    if scales.doubt:
-        raise ModelError(f"{subject} {scales.doubt}")
+    scales, layout = quantized.scales(subject, matrix, parts), matrix.layout
     if not bool(torch.isfinite(scales.scale).all()):
         raise ModelError(f"{subject} has scales that are no numbers; fetch the model again")
     order = None if scales.groups is None else _order(subject, scales.groups, width)
@@ -167,6 +216,40 @@ def plain_layout(tensor: str, stored: StoredTensor) -> BlockLayout | None:
     if layout is None or not tensor.endswith(".weight") or len(stored.shape) != 2:  # noqa: PLR2004  (a matrix)
         return None
     return layout if stored.shape[1] % layout.weights == 0 else None
+
+
+def parts_of(tensors: Mapping[str, StoredTensor], module: str, wanted: Sequence[str]) -> dict[str, StoredTensor]:
+    """Those of the wanted tensors that a module has."""
+    return {part: tensors[f"{module}.{part}"] for part in wanted if f"{module}.{part}" in tensors}
+
+
+def stated(name: str, method: str, settings: Mapping[str, Any], keys: Sequence[str], default: str) -> str:
+    """The version of a format that config.json states under one of several keys, in lower case.
+
+    Raises:
+        UnsupportedArchitectureError: Two of them differ.
+    """
+    found = {key: str(settings[key]).lower() for key in keys if settings.get(key)}
+    if len(set(found.values())) > 1:
+        said = " and ".join(f"{key} {value:.40}" for key, value in found.items())
+        raise refusal(name, method, f"{said} in config.json")
+    return next(iter(found.values()), default)
+
+
+def group_width(name: str, method: str, settings: Mapping[str, Any]) -> int | None:
+    """The columns of a group in all modules, as GPTQ's and AWQ's settings say; None for whole rows.
+
+    Raises:
+        UnsupportedArchitectureError: It is none, or modules have settings of their own.
+    """
+    dynamic = settings.get("dynamic")
+    # With a minus GPTQModel names modules that are left as they are.
+    if dynamic and not (isinstance(dynamic, dict) and all(str(key).startswith("-:") for key in dynamic)):
+        raise refusal(name, method, "dynamic in config.json, which gives modules settings of their own")
+    size = settings.get("group_size", settings.get("q_group_size", _GROUP))
+    if type(size) is not int or not (size > 0 or size == -1):
+        raise refusal(name, method, f"group_size {size!r:.40} in config.json")
+    return None if size == -1 else size
 
 
 def refusal(name: str, method: str, reason: str) -> UnsupportedArchitectureError:

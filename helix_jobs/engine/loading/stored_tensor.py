@@ -88,10 +88,12 @@ class StoredBlocks:
     Attributes:
         weights: Their number.
         nbytes: Bytes of their blocks.
+        embedding: The type of the embedding's blocks; None if it is in none.
     """
 
     weights: int
     nbytes: int
+    embedding: str | None = None
 
 
 NO_BLOCKS: Final = StoredBlocks(weights=0, nbytes=0)

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from helix_jobs.engine.model.layer_input_description import LayerInputDescription
     from helix_jobs.engine.model.norms import Norm
     from helix_jobs.engine.model.query_lift import QueryLift
+    from helix_jobs.engine.weights.block_matrix import Matrix
     from helix_jobs.engine.weights.linear import Linear
 
 
@@ -86,8 +87,7 @@ class _Assembly:
                 attentions.append(self._layer_attention(parts, layer.attention))
             layers.append(self._layer(parts, layer))
             stack[index] = nn.Identity()
-        stored = outer.module(description.embedding).weight
-        embedding = place.take_matrix(stored)
+        embedding, head = self._embedding_and_head(outer)
         positions = None if description.positions is None else outer.module(description.positions).weight
         scale = description.embedding_scale
         if description.rounds_embedding_scale:
@@ -103,7 +103,7 @@ class _Assembly:
             embedding=embedding,
             layers=tuple(layers),
             final_norm=outer.norm(description.final_norm, embedding.shape[1]),
-            head=outer.head(self._model.get_output_embeddings(), stored, embedding),
+            head=head,
             dtype=place.dtype,
             device=place.device,
             embedding_scale=scale,
@@ -113,6 +113,16 @@ class _Assembly:
             logit_cap=description.logit_cap,
             layer_inputs=self._layer_inputs(outer),
         )
+
+    def _embedding_and_head(self, outer: StoredParts) -> tuple[Matrix, Linear]:
+        """The largest matrices: the model lets go of each as soon as it is taken."""
+        module, head = outer.module(self._description.embedding), self._model.get_output_embeddings()
+        is_tied = head.weight is module.weight
+        embedding = self._place.take_matrix(module.weight)
+        module.weight = None
+        made = outer.head(head, embedding if is_tied else None)
+        head.weight = None
+        return embedding, made
 
     def _layer(self, parts: StoredParts, layer: LayerDescription) -> DecoderLayer:
         own, recurrence = layer.attention, layer.recurrence

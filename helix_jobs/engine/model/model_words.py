@@ -1,4 +1,4 @@
-"""How a message names a model and one of its files, each only once."""
+"""How a message names a model and one of its files, each only once, and what a library said of it."""
 
 from __future__ import annotations
 
@@ -25,3 +25,8 @@ def subject(name: str, path: Path) -> str:
     if own in path.parents:
         return f"model {name}: {path.relative_to(own)}"
     return f"model {name}: {path}"
+
+
+def in_words(error: Exception) -> str:
+    """A library's error message, on one line; it may quote a whole file."""
+    return f"{type(error).__name__}: {' '.join(str(error).split()):.300}"

@@ -138,10 +138,14 @@ class StoredParts:
         weight = torch.cat([one.weight for one in parts], dim=1)
         return DenseLinear(self._place.move(weight), self._place.move(torch.stack(biases).sum(0)) if biases else None)
 
-    def head(self, module: nn.Linear, tied_to: Matrix, embedding: Matrix) -> Linear:
-        """The output head; one that is tied to the embedding keeps sharing its memory."""
-        stored: Any = module.weight
-        weight = embedding if stored is tied_to else self._place.take_matrix(stored)
+    def head(self, module: nn.Linear, embedding: Matrix | None) -> Linear:
+        """The output head.
+
+        Args:
+            module: As it is stored.
+            embedding: The embedding if it is the head, whose memory both then share; else None.
+        """
+        weight = self._place.take_matrix(module.weight) if embedding is None else embedding
         if isinstance(weight, BlockMatrix):
             return PackedLinear([weight], self._bias(module))
         return DenseLinear(weight, self._bias(module))

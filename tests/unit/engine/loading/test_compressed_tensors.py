@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ from helix_jobs.engine.loading.model_loader import open_source, read_weights
 from helix_jobs.engine.loading.model_outline import model_outline
 from helix_jobs.engine.loading.model_pair import ModelPair
 from helix_jobs.engine.loading.weight_format import WeightFormat
+from helix_jobs.engine.model.assembly import build_decoder
+from helix_jobs.engine.model.placement import Placement
 from helix_jobs.engine.weights.packed_linear import PackedLinear
 from helix_jobs.errors import ModelError, UnsupportedArchitectureError
 from tests.unit.engine.held_tensors import held_bytes
@@ -188,15 +191,34 @@ def test_rows_that_no_block_parts_become_plain_numbers(tmp_path: Path) -> None:
     assert_close(decoder_logits(load(tmp_path).target.decoder, range(3, 28)), logits_of(model))
 
 
-@pytest.mark.parametrize("form", ["int4, zeros, order", "fp8 in all"])
-def test_what_it_takes_is_what_its_decoder_holds(tmp_path: Path, form: str) -> None:
-    write(tmp_path, form, tie_word_embeddings=True)
+@pytest.mark.parametrize(
+    ("form", "dtype"),
+    [("int4, zeros, order", torch.bfloat16), ("fp8 in all", torch.bfloat16), ("fp8 in all", torch.float32)],
+)
+def test_what_it_takes_is_what_its_decoder_holds(tmp_path: Path, form: str, dtype: torch.dtype) -> None:
+    """A tied head shares the embedding's blocks of 16 bits; of a plain embedding it is packed anew."""
+    store, config, _ = FORMS[form]
+    model = tiny_model(**{**SIZES, "tie_word_embeddings": True})
+    write_quantized(tmp_path, model, store, config, dtype=dtype)
     outline = model_outline(str(tmp_path), tmp_path)
     assert (outline.stored, outline.stored_name) == (None, FORMS[form][2])
     memory = ModelPair(CPU, outline.sizes).memory(PACKED)
-    held = held_bytes(load(tmp_path, dtype="packed").target.decoder)
+    decoder = load(tmp_path, dtype="packed").target.decoder
+    decoder.pack()
+    held = held_bytes(decoder)
     # Parts of one order share it, and an order that is none takes nothing.
-    assert held <= memory.weights == memory.loading <= held + outline.sizes.hidden_size * 8 * 8
+    shared = outline.sizes.hidden_size * 8 * 8 if "order" in form else 0
+    assert held <= memory.weights == memory.loading <= held + shared
+
+
+def test_what_is_taken_is_dropped(tmp_path: Path) -> None:
+    """The embedding and the head are the largest matrices: each is in memory twice by itself, never both."""
+    write_quantized(tmp_path, tiny_model(**SIZES), *FORMS["fp8 in all"][:2], dtype=torch.float32)
+    model = read_weights(open_source(str(tmp_path), tmp_path, lambda _: None), torch.float32)
+    stored = weakref.ref(model.get_input_embeddings().weight)
+    build_decoder(model, Placement(dtype=torch.float32, device=CPU, keeps_blocks=True))
+    assert stored() is None
+    assert model.get_output_embeddings().weight is None
 
 
 def test_end_tokens_are_those_of_generation_config(tmp_path: Path) -> None:
@@ -211,7 +233,7 @@ def test_end_tokens_are_those_of_generation_config(tmp_path: Path) -> None:
         ({"kv_cache_scheme": {"num_bits": 8}}, "kv_cache_scheme"),
         ({"transform_config": {"config_groups": {"a": {}}}}, "transform_config"),
         ({"sparsity_config": {"format": "sparse-24-bitmask"}}, "sparsity_config"),
-        ({"quantization_status": "frozen"}, "quantization_status 'frozen'"),
+        ({"quantization_status": "initialized"}, "quantization_status 'initialized'"),
         ({"config_groups": {}}, "no config_groups"),
         ({"config_groups": {"a": {"targets": ["Linear"]}}}, "a group without weights"),
         ({"format": ["int-quantized"]}, "format "),
@@ -270,6 +292,14 @@ def _endless_scale(weights: Parts) -> None:
     weights[f"{Q}.weight_scale"][3, 1] = torch.inf
 
 
+def _transposed_scale(weights: Parts) -> None:
+    weights[f"{Q}.weight_scale"] = weights[f"{Q}.weight_scale"].t().contiguous()
+
+
+def _far_zeros(weights: Parts) -> None:
+    weights[f"{Q}.weight_zero_point"] = torch.full((128, 2), -100, dtype=torch.int8)
+
+
 def _plain_scale(weights: Parts) -> None:
     weights[f"{Q}.weight"] = torch.ones(128, 128)
 
@@ -280,6 +310,7 @@ def _plain_scale(weights: Parts) -> None:
         (_strange, r"does not name \(the tensor .*weight_scale_2"),
         (_without_shape, "lacks the shape of"),
         (_other_groups, r"has groups of columns \(g_idx\) that are not all of 64"),
+        (_transposed_scale, r"stored as I32 with scales \[2, 128\], unlike config.json says"),
         (_endless_scale, "has scales that are no numbers"),
         (_plain_scale, "both as it is and quantised"),
     ],
@@ -288,6 +319,21 @@ def test_tensors_that_do_not_belong_together(tmp_path: Path, change: Callable[[P
     write(tmp_path)
     edit_weights(tmp_path, change)
     with pytest.raises(ModelError, match=reason):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("status", ["frozen", None])
+def test_zero_points_in_bytes_and_other_words_for_compressed(tmp_path: Path, status: str | None) -> None:
+    def store(weight: torch.Tensor) -> tuple[Parts, torch.Tensor]:
+        one = quantized(weight, 4, 64, is_symmetric=False)
+        parts, dense = pack_quantized(one)
+        return {**parts, "weight_zero_point": (one.zeros - 8).to(torch.int8)}, dense
+
+    config = compressed_tensors_config("pack-quantized", 4, strategy="group", group_size=64, symmetric=False)
+    model = write_quantized(tmp_path, tiny_model(**SIZES), store, {**config, "quantization_status": status})
+    assert_close(decoder_logits(load(tmp_path).target.decoder, range(3, 28)), logits_of(model))
+    edit_weights(tmp_path, _far_zeros)
+    with pytest.raises(ModelError, match=r"q_proj.weight has whole numbers of more than 4 bits"):
         load(tmp_path)
 
 
@@ -307,6 +353,18 @@ def test_a_file_that_is_cut_short_while_it_is_read(tmp_path: Path) -> None:
         stream.truncate(path.stat().st_size - 1000)
     with pytest.raises(ModelError, match=r"model\.safetensors is cut short"):
         read_weights(source, torch.float32)
+
+
+def test_a_plain_head_beside_a_quantised_embedding(tmp_path: Path) -> None:
+    write(tmp_path)
+    parts, _ = in_words(4, 64, torch.randn(VOCAB_SIZE, 128))
+    name = "model.embed_tokens"
+    edit_weights(tmp_path, lambda weights: weights.update({f"{name}.{part}": one for part, one in parts.items()}))
+    edit_weights(tmp_path, lambda weights: weights.pop(f"{name}.weight"))
+    load(tmp_path)
+    edit_config(tmp_path, tie_word_embeddings=True)
+    with pytest.raises(ModelError, match=r"has an output head .* beside a quantised embedding"):
+        load(tmp_path)
 
 
 def test_a_quantised_head_beside_a_tied_embedding(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from safetensors.torch import save
 from helix_jobs.engine.loading.checkpoint import find_checkpoint, find_local_checkpoint
 from helix_jobs.engine.loading.model_outline import model_outline
 from helix_jobs.engine.loading.model_sizes import model_sizes
-from helix_jobs.engine.loading.stored_tensor import StoredBlocks
 from helix_jobs.errors import ModelError, ModelNotFoundError, UnsupportedArchitectureError
 from tests.unit.engine.loading.local_hub import LocalHub, serve_hub
 from tests.unit.engine.quantized_files import compressed_tensors_config
@@ -59,15 +58,33 @@ def test_a_model_is_described_and_nothing_but_its_configuration_is_fetched(hub: 
     assert find_local_checkpoint(NAME, tmp_path) is None
 
 
-def test_a_quantised_model_takes_what_its_files_let_expect(hub: LocalHub, tmp_path: Path) -> None:
-    quantization = compressed_tensors_config("int-quantized", 8)
-    sizes = model_sizes(NAME, tiny_config())
+@pytest.mark.parametrize(
+    ("quantization", "growth"),
+    [
+        # One scale a row of 128: 1 + 2 / 128 bytes a weight become 132 for 128 weights.
+        (compressed_tensors_config("int-quantized", 8), 132 / (128 + 2)),
+        # 16 bytes of codes, 2 of a scale and half a byte of a zero point become 16 + 4 + 1.
+        ({"quant_method": "gptq", "bits": 4, "group_size": 32}, 21 / 18.5),
+    ],
+)
+def test_a_quantised_model_takes_what_its_files_let_expect(
+    hub: LocalHub, tmp_path: Path, quantization: dict[str, Any], growth: float
+) -> None:
+    wide = {"hidden_size": 128, "head_dim": 16, "num_attention_heads": 8, "intermediate_size": 128}
+    sizes = model_sizes(NAME, tiny_config(**wide))
     matrices = sizes.products - sizes.vocab_size * sizes.hidden_size
-    hub.add(NAME, config(quantization_config=quantization), model_safetensors=matrices + 2 * (sizes.weights - matrices))
+    file_bytes = matrices + 2 * (sizes.weights - matrices)
+    hub.add(NAME, config(**wide, quantization_config=quantization), model_safetensors=file_bytes)
     outline = model_outline(NAME, tmp_path)
-    assert (outline.stored, outline.stored_name, outline.is_here) == (None, "compressed-tensors", False)
-    assert outline.sizes.blocks == StoredBlocks(matrices, matrices * 17 // 16)
-    hub.add(NAME, config(quantization_config={**quantization, "kv_cache_scheme": {"num_bits": 8}}), model_safetensors=1)
+    method = quantization["quant_method"]
+    assert (outline.stored, outline.stored_name, outline.is_here) == (None, method, False)
+    assert outline.sizes.blocks.weights == matrices
+    assert outline.sizes.blocks.nbytes == pytest.approx(matrices * growth, abs=1)
+
+
+def test_a_quantised_model_that_is_refused_is_not_fetched(hub: LocalHub, tmp_path: Path) -> None:
+    quantization = {**compressed_tensors_config("int-quantized", 8), "kv_cache_scheme": {"num_bits": 8}}
+    hub.add(NAME, config(quantization_config=quantization), model_safetensors=1)
     with pytest.raises(UnsupportedArchitectureError, match="kv_cache_scheme"):
         model_outline(NAME, tmp_path)
 

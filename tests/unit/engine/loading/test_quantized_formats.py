@@ -69,6 +69,11 @@ def awq(weight: torch.Tensor) -> tuple[Parts, torch.Tensor]:
     return as_awq(quantized(weight, 4, 32, is_symmetric=False, dtype=torch.float16))
 
 
+def auto_fp8(weight: torch.Tensor) -> tuple[Parts, torch.Tensor]:
+    parts, dense = as_block_fp8(weight, block=None)
+    return {"weight": parts["weight"], "weight_scale": parts["weight_scale_inv"], "input_scale": torch.ones(1)}, dense
+
+
 @dataclass(frozen=True)
 class Form:
     """How a matrix is stored, what config.json says of it, and what results call it."""
@@ -86,13 +91,16 @@ FORMS = {
         partial(as_block_fp8, block=(128, 128)), {**FP8, "weight_block_size": [128, 128]}, "fp8_weights"
     ),
     "fp8 in all": Form(partial(as_block_fp8, block=None), {**FP8, "weight_block_size": None}, "fp8_weights"),
-    "gptq, first version, order": Form(partial(gptq, 4, 32, is_first=True, is_reordered=True), GPTQ),
+    "gptq, first version, order": Form(
+        partial(gptq, 4, 32, is_first=True, is_symmetric=False, is_reordered=True), {**GPTQ, "sym": False}
+    ),
     "gptq of 8 bits, second version": Form(
         partial(gptq, 8, None, is_first=False, is_symmetric=False),
         {**GPTQ, "bits": 8, "group_size": -1, "desc_act": False, "sym": False, "checkpoint_format": "gptq_v2"},
         "int8_weights",
     ),
     "awq": Form(awq, AWQ),
+    "fp8 of AutoFP8": Form(auto_fp8, FP8, "fp8_weights"),
 }
 
 
@@ -122,7 +130,9 @@ def test_answers_are_those_of_the_dequantised_model(tmp_path: Path, compiled_fol
         ModelPair(CPU, sizes).memory(WeightFormat(torch.float32, is_packed=True)).weights,
         held_bytes(decoder),
     )
-    assert held <= reckoned <= held + 8 * 2 * 7 * SIZES["intermediate_size"]
+    # Parts of one order share it, and an order that is none takes nothing.
+    shared = 8 * 2 * 7 * SIZES["intermediate_size"] if form.startswith("gptq") else 0
+    assert held <= reckoned <= held + shared
     assert models.draft is not None
     kernels = load_kernels(compiled_folder, torch.float32, CPU, 16)
     compiled = replace(
@@ -134,16 +144,31 @@ def test_answers_are_those_of_the_dequantised_model(tmp_path: Path, compiled_fol
 
 
 @pytest.mark.parametrize(
-    ("form", "file"), [("awq", "quant_config.json"), ("gptq, first version, order", "quantize_config.json")]
+    ("form", "file", "content"),
+    [
+        ("awq", "quant_config.json", "{}"),
+        ("awq", "quantize_config.json", '{"quant_method": "awq"}'),
+        ("gptq, first version, order", "quantize_config.json", "{}"),
+    ],
 )
-def test_the_file_that_a_tool_writes_beside_it_is_no_refusal(tmp_path: Path, form: str, file: str) -> None:
+def test_the_file_that_a_tool_writes_beside_it_is_no_refusal(
+    tmp_path: Path, form: str, file: str, content: str
+) -> None:
     model = write(tmp_path, form, "qwen2")  # with biases
-    (tmp_path / file).write_text("{}")
+    (tmp_path / file).write_text(content)
     assert_close(decoder_logits(load(tmp_path, dtype="float32").target.decoder, range(3, 28)), logits_of(model))
     other = {"awq": "quantize_config.json"}.get(form, "quant_config.json")
-    (tmp_path / other).write_text("{}")
+    (tmp_path / other).write_text("[" if file == other else "{}")
     with pytest.raises(UnsupportedArchitectureError, match=other):
         load(tmp_path)
+
+
+def test_gptq_s_second_version_may_stand_under_another_key(tmp_path: Path) -> None:
+    form = "gptq of 8 bits, second version"
+    model = write(tmp_path, form)
+    config = {key: value for key, value in FORMS[form].config.items() if key != "checkpoint_format"}
+    edit_config(tmp_path, quantization_config={**config, "format": "gptq_v2", "dynamic": {"-:.*lm_head": {}}})
+    assert_close(decoder_logits(load(tmp_path, dtype="float32").target.decoder, range(3, 28)), logits_of(model))
 
 
 @pytest.mark.parametrize(
@@ -152,7 +177,20 @@ def test_the_file_that_a_tool_writes_beside_it_is_no_refusal(tmp_path: Path, for
         ("fp8 by block", {"fmt": "e5m2"}, "fmt 'e5m2'"),
         ("fp8 by block", {"weight_block_size": [128]}, "weight_block_size"),
         ("fp8 by block", {"weight_block_size": [64, 64]}, r"has scales \[2, 2\], unlike config.json says"),
+        ("fp8 of AutoFP8", {"weight_block_size": [128, 128]}, r"weight_scale F32\) has scales \[\], unlike"),
         ("awq", {"bits": 3}, "bits 3"),
+        ("awq", {"format": "gemv"}, "version gemm and format gemv"),
+        ("awq", {"version": None, "format": "marlin"}, "version 'marlin'"),
+        ("awq", {"group_size": 64}, "unlike config.json says"),
+        ("gptq, first version, order", {"group_size": -1}, "unlike config.json says"),
+        ("gptq, first version, order", {"group_size": [32]}, r"group_size \[32\]"),
+        ("gptq, first version, order", {"dynamic": {"+:.*q_proj": {"bits": 8}}}, "dynamic"),
+        (
+            "gptq, first version, order",
+            {"checkpoint_format": "gptq", "format": "gptq_v2"},
+            "checkpoint_format gptq and format gptq_v2",
+        ),
+        ("gptq, first version, order", {"format": "marlin"}, "checkpoint_format 'marlin'"),
         ("awq", {"version": "gemv"}, "version 'gemv'"),
         ("gptq, first version, order", {"bits": [4]}, "bits"),
         ("gptq, first version, order", {"checkpoint_format": "marlin"}, "checkpoint_format 'marlin'"),
@@ -197,6 +235,10 @@ def _nought(weights: Parts) -> None:
     weights[f"{Q}.qzeros"][0, 0] = -1  # what zero points of nought were packed as
 
 
+def _other_scales(weights: Parts) -> None:
+    weights[f"{Q}.weight_scale_inv"] = weights[f"{Q}.weight_scale_inv"].to(torch.float8_e8m0fnu)
+
+
 def _fewer_groups(weights: Parts) -> None:
     weights[f"{Q}.scales"] = weights[f"{Q}.scales"][:3]
 
@@ -206,6 +248,7 @@ def _fewer_groups(weights: Parts) -> None:
     [
         ("fp8 by block", _without_scales, "lacks its scales"),
         ("fp8 by block", _cache_scale, "does not name .the tensor .*k_scale"),
+        ("fp8 by block", _other_scales, "weight_scale_inv F8_E8M0"),
         ("gptq, first version, order", _without_scales, "lacks a part of"),
         ("gptq, first version, order", _nought, "zero points of nought"),
         ("gptq, first version, order", _fewer_groups, "is stored as I32"),
