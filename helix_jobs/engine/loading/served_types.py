@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from helix_jobs.engine.loading.gguf_experts import FAMILIES_WITH_EXPERTS
 from helix_jobs.engine.loading.gguf_names import GGUF_ARCHITECTURES
 from helix_jobs.engine.model.architecture import SUPPORTED_MODEL_TYPES
 from helix_jobs.engine.model.not_served import NOT_SERVED
@@ -35,7 +36,8 @@ class ServedType:
 
 def served_types() -> list[ServedType]:
     """Every model type that is served; the last are checkpoints that also read images, served for text."""
-    from_gguf = (*GGUF_ARCHITECTURES, *_LLAMA_IN_GGUF)
+    with_experts = {family.model_type for family in FAMILIES_WITH_EXPERTS.values()}
+    from_gguf = {*GGUF_ARCHITECTURES, *_LLAMA_IN_GGUF, *with_experts}
     classes = SUPPORTED_MODEL_TYPES | {kind: tower.class_name for kind, tower in TEXT_TOWERS.items()}
     return [ServedType(kind, name, kind in from_gguf) for kind, name in classes.items()]
 
