@@ -8,23 +8,19 @@ from typing import TYPE_CHECKING
 
 from helix_jobs.engine.choice_scoring import ChoiceScorings
 from helix_jobs.engine.choices import Choices, already_held
-from helix_jobs.engine.config import StateConfig
 from helix_jobs.engine.devices.devices import cleanup_memory, explaining_shortage
 from helix_jobs.engine.engine_info import engine_info
 from helix_jobs.engine.grammar.grammars import Grammars
 from helix_jobs.engine.grammar.vocabulary import TokenTable
-from helix_jobs.engine.model.layer_sections import sections_of
-from helix_jobs.engine.model.runner import ModelRunner
 from helix_jobs.engine.model.step_memory import scored_rows
 from helix_jobs.engine.new_sequences import NewSequences
 from helix_jobs.engine.recovery import Recovery
 from helix_jobs.engine.request import EncodedRequest, GenerationResult, Request
 from helix_jobs.engine.request_encoding import RequestEncoding
+from helix_jobs.engine.runners import Runners
 from helix_jobs.engine.sampling.dead_end import no_token_left
 from helix_jobs.engine.sampling.mask_worker import MaskWorker
-from helix_jobs.engine.schedule.block_pool import BlockPool
 from helix_jobs.engine.schedule.scheduler import Scheduler
-from helix_jobs.engine.schedule.state_pool import StatePool
 from helix_jobs.engine.speculation.depth.controller import COPY_ACCEPTANCE, DEFAULT_ACCEPTANCE
 from helix_jobs.engine.speculation.speculative import SpeculativeStep
 from helix_jobs.engine.speculation.speculator import Speculator
@@ -92,44 +88,22 @@ class Engine:
             grammars=self._grammars,
             chat_forms=models.chat_forms,
         )
-        draft, decoders = None, [one.decoder for one in (models.target, models.draft) if one is not None]
-        # Batch slots take memory of recurrent states, and none of keys and values.
-        has_states = any(decoder.recurrences for decoder in decoders)
-        remedy = "lower HELIX_KV_CACHE_MB" + (" or HELIX_MAX_BATCH_SIZE" if has_states else "")
-        with explaining_shortage(models.device, "the KV cache was allocated", remedy):
-            slots, num_drafts = config.max_batch_size, config.speculation.ceiling
-            state_config = StateConfig(num_slots=slots, num_snapshots=cache.num_snapshots, num_drafts=num_drafts)
-            has_draft = models.draft is not None and config.speculation.is_on
-            draft_decoder = models.draft.decoder if models.draft is not None and has_draft else None
-            sections = sections_of(models.target.decoder, draft_decoder, models.max_context)
-            target = ModelRunner(models.target.decoder, cache, state_config, sections.of_target)
-            draft_state_config = StateConfig(num_slots=slots, num_drafts=num_drafts)
-            if draft_decoder is not None:
-                draft = ModelRunner(draft_decoder, cache, draft_state_config, sections.of_draft)
+        runners = Runners.allocate(models, config, cache)
         with explaining_shortage(
             models.device, "the cost of steps was measured", "lower HELIX_KV_CACHE_MB or HELIX_MAX_BATCH_SIZE"
         ):
             self._speculator = Speculator.build(
-                target,
-                draft,
+                runners.target,
+                runners.draft,
                 config,
                 vocab_size,
                 costs=costs,
                 initial_acceptance=COPY_ACCEPTANCE if models.draft and models.draft.is_copy else DEFAULT_ACCEPTANCE,
             )
-        self._pool = BlockPool(
-            cache.num_blocks,
-            cache.block_size,
-            sections,
-            step_tokens=config.step_tokens,
-            draft_keeps_up=draft is not None and not config.speculation.adaptive,
-        )
-        self._states = StatePool(state_config) if target.states is not None else None
-        has_draft_states = draft is not None and draft.states is not None
-        self._draft_states = StatePool(draft_state_config) if has_draft_states else None
+        self._pool, self._states, self._draft_states = runners.blocks, runners.states, runners.draft_states
         self._masks = MaskWorker()
         self._scheduler = Scheduler(config, self._pool, scored_rows(vocab_size, config))
-        self._step = SpeculativeStep(target, self._speculator, vocab_size, self._masks)
+        self._step = SpeculativeStep(runners.target, self._speculator, vocab_size, self._masks)
         self.emitted: tuple[Emission, ...] = ()
         self._statistics = StepStatistics()
         self._choices = Choices()
@@ -144,7 +118,7 @@ class Engine:
             cache,
             context=context,
             drafts_any=self._speculator.drafts_any,
-            kv_cache_bytes=target.cache_bytes + (0 if draft is None else draft.cache_bytes),
+            kv_cache_bytes=runners.cache_bytes,
         )
         self._new_sequences = NewSequences(
             self._codec,
