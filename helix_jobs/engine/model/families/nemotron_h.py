@@ -1,7 +1,10 @@
 """Nemotron-H and Nemotron 3: each layer is Mamba-2, attention, a feed-forward or experts alone.
 
-Time steps are computed as the models' own code does, which does not limit them. transformers 5 raises those of a prompt
-to ``time_step_min``, and does not raise those of the tokens that it generates.
+Time steps are not limited. transformers 5 raises those of a prompt to ``time_step_min``, and does not raise those of
+the tokens that it generates.
+
+Trade-off: no limit lets a token's state depend on the tokens before it alone. Then a prompt may begin behind an earlier
+answer, and a preempted sequence is computed anew. With transformers' rule a state would depend on where a prompt ended.
 """
 
 from __future__ import annotations
