@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -46,7 +47,6 @@ _FLAGS: Final = (
     "-fno-trapping-math",
     "-fvisibility=hidden",
     "-fPIC",
-    "-shared",
 )
 # Compiling takes a quarter of a minute on an idle machine; the limit is for a very busy one.
 _TIMEOUT_SECONDS: Final = 600
@@ -83,16 +83,49 @@ def build_library(folder: Path, head_dim: int) -> Path:
     # leaves nothing.
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         partial = Path(scratch) / library.name
-        command = [compiler, *flags, "-o", str(partial), *map(str, SOURCES)]
-        done = _run(command, _TIMEOUT_SECONDS)
-        if done.returncode != 0:
-            logger.debug("%s said: %s", compiler, done.stderr)
-            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise ConfigurationError(f"{compiler} cannot compile the kernels ({last}); {_remedy()}")
+        objects = [str(Path(scratch) / f"{source.stem}.o") for source in SOURCES]
+        _side_by_side(
+            [[compiler, *flags, "-c", "-o", made, str(source)] for made, source in zip(objects, SOURCES, strict=True)]
+        )
+        _compile([compiler, *flags, "-shared", "-o", str(partial), *objects])
         partial.chmod(PRIVATE_DIRECTORY)  # the compiler set the mode by the umask
         partial.replace(library)
     _seal(library)
     return library
+
+
+def _side_by_side(commands: list[list[str]]) -> None:
+    """Run compilers, as many at once as there are processors.
+
+    Raises:
+        ConfigurationError: One fails, or the system gives no threads to wait for them.
+    """
+    try:
+        with ThreadPoolExecutor(max_workers=min(len(commands), _num_processors())) as pool:
+            # Whoever fails first in the list is named; the others end by themselves.
+            for running in [pool.submit(_compile, command) for command in commands]:
+                running.result()
+    except RuntimeError as error:
+        raise ConfigurationError(f"the kernels cannot be compiled ({error}); {_remedy()}") from error
+
+
+def _num_processors() -> int:
+    """The processors that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
+    return (os.cpu_count() or 1) if affinity is None else len(affinity(0))
+
+
+def _compile(command: list[str]) -> None:
+    """Run the compiler.
+
+    Raises:
+        ConfigurationError: It fails.
+    """
+    done = _run(command, _TIMEOUT_SECONDS)
+    if done.returncode != 0:
+        logger.debug("%s said: %s", command[0], done.stderr)
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise ConfigurationError(f"{command[0]} cannot compile the kernels ({last}); {_remedy()}")
 
 
 def _seal(library: Path) -> None:

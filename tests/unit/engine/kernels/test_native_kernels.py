@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import threading
 from dataclasses import replace
 
 import pytest
@@ -332,6 +333,16 @@ def test_a_failing_compiler_is_a_clear_error_and_leaves_nothing(tmp_path, monkey
     compiler.chmod(0o755)
     monkeypatch.setenv("CXX", str(compiler))
     with pytest.raises(ConfigurationError, match="bad source"):
+        build_library(tmp_path / "native", 64)
+    assert not list((tmp_path / "native").iterdir())
+
+
+def test_a_system_without_threads_to_spare_is_a_clear_error_and_leaves_nothing(tmp_path, monkeypatch):
+    def refuse(self):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(ConfigurationError, match=r"can't start new thread.*--no-compile"):
         build_library(tmp_path / "native", 64)
     assert not list((tmp_path / "native").iterdir())
 
