@@ -12,6 +12,7 @@ import torch
 
 from helix_jobs.doctor import model_report
 from helix_jobs.doctor.model_report import Place
+from helix_jobs.engine.devices import devices
 from helix_jobs.engine.loading.gguf_names import GGUF_ARCHITECTURES
 from helix_jobs.engine.loading.model_sizes import model_sizes
 from helix_jobs.engine.loading.served_types import types_not_served
@@ -146,13 +147,18 @@ def test_a_model_without_blocks_cannot_stay_in_them(helix, free, tmp_path):
     assert packed["formats"][0]["dtype"] == "packed"
 
 
-def test_what_would_fit_is_said(helix, free, tmp_path):
+@pytest.mark.parametrize(
+    ("computes_bfloat16", "advice"), [(False, "use --dtype int8"), (True, "use --dtype bfloat16 or --dtype int8")]
+)
+def test_what_would_fit_is_said(helix, free, tmp_path, monkeypatch, computes_bfloat16, advice):
+    """float32 weights become bfloat16 one by one, so that takes less than reading them for int8."""
+    monkeypatch.setattr(devices, "_computes_bfloat16", lambda _: computes_bfloat16)
     folder = save_checkpoint(tmp_path / "m")
     formats = told(helix, folder, "--draft", "none")["models"][0]["formats"]
     int8 = next(one for one in formats if one["dtype"] == "int8")
     free(int8["loading_bytes"] + 100)
     (model,) = told(helix, folder, "--draft", "none", exit_code=1)["models"]
-    assert (model["fits"], model["advice"]) == (False, ["use --dtype int8"])
+    assert (model["fits"], model["advice"]) == (False, [advice])
     assert model["formats"][0]["sequences"] == 0
     free(1)
     (model,) = told(helix, folder, exit_code=1)["models"]
