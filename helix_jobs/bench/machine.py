@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import platform
-import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from typing import Final
 
 import psutil
 import torch
 
 from helix_jobs._version import __version__
+from helix_jobs.bench.process_memory import reset_process_peak
 from helix_jobs.bench.processor import cpu_name
-
-_PROC: Final = Path("/proc")
-_RESET_PEAK: Final = "5"  # see proc(5), clear_refs
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,25 +48,9 @@ class Machine:
 
 def reset_peak_memory(device: torch.device) -> None:
     """Start the high-water marks anew, where that is possible (Linux; CUDA and XPU)."""
-    with contextlib.suppress(OSError):  # another system, or no permission: the mark stays as it is
-        (_PROC / "self" / "clear_refs").write_text(_RESET_PEAK, encoding="ascii")
+    reset_process_peak()
     if device.type in ("cuda", "xpu"):
         getattr(torch, device.type).reset_peak_memory_stats(device)
-
-
-def peak_memory() -> int:
-    """The most resident memory of this process so far, in bytes."""
-    peak = getattr(psutil.Process().memory_info(), "peak_wset", None)
-    if peak is not None:  # Windows
-        return int(peak)
-    with contextlib.suppress(OSError):
-        for line in (_PROC / "self" / "status").read_text(encoding="utf-8").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    import resource  # not on Windows
-
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
 
 
 def peak_device_memory(device: torch.device) -> int | None:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
 
-from helix_jobs.bench.machine import peak_device_memory, peak_memory, reset_peak_memory
+from helix_jobs.bench.machine import peak_device_memory, reset_peak_memory
 from helix_jobs.bench.percentiles import Percentiles
+from helix_jobs.bench.process_memory import peak_memory
 from helix_jobs.token_counts import total_tokens
 
 if TYPE_CHECKING:

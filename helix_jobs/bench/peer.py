@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import psutil
 
+from helix_jobs.bench.process_memory import peak_memory
 from helix_jobs.child_process import ChildProcess
 from helix_jobs.errors import HelixError
 
@@ -33,8 +34,9 @@ PEERS: Final = {
     "assisted": "assisted_peer",
     "vllm": "vllm_peer",
     "openvino": "openvino_peer",
+    "llama": "llama_peer",
 }
-READS_GGUF: Final = frozenset({"openvino"})
+READS_GGUF: Final = frozenset({"openvino", "llama"})
 NEEDS_DRAFT: Final = frozenset({"assisted"})
 # Compiling takes minutes on a small machine. A round takes as long as the user's workload, but must end.
 _START_SECONDS: Final = 1800.0
@@ -91,10 +93,14 @@ class PeerInfo:
 
 @dataclass(frozen=True, slots=True)
 class PeerRun:
-    """One round: its seconds, and the token ids of every output in the order of the requests, end tokens excluded."""
+    """One round: its seconds, and the token ids of every output in the order of the requests, end tokens excluded.
+
+    ``peak_memory_bytes`` is the most resident memory so far of the peer and of what it started, each at its own peak.
+    """
 
     seconds: float
     outputs: tuple[tuple[int, ...], ...]
+    peak_memory_bytes: int
 
     @property
     def output_tokens(self) -> int:
@@ -171,7 +177,8 @@ class PeerProcess:
             },
             timeout,
         )
-        run = PeerRun(float(answer["seconds"]), tuple(tuple(ids) for ids in answer["outputs"]))
+        memory = sum(map(peak_memory, _family(self._process.pid)))
+        run = PeerRun(float(answer["seconds"]), tuple(tuple(ids) for ids in answer["outputs"]), memory)
         if not run.output_tokens:
             raise PeerError(f"peer {self.name} emitted no token", self._tail())
         return run

@@ -67,6 +67,7 @@ class PeerRound:
     seconds: float
     output_tokens: int
     output_tokens_per_second: float
+    peak_memory_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,11 @@ class PeerReport:
     def tokens_per_second(self) -> float | None:
         """Median over the rounds; None without rounds."""
         return median([round_.output_tokens_per_second for round_ in self.rounds]) if self.rounds else None
+
+    @property
+    def peak_memory_bytes(self) -> int | None:
+        """Most resident memory from the peer's start to its last round; None without rounds."""
+        return max((round_.peak_memory_bytes for round_ in self.rounds), default=None)
 
 
 @dataclass(frozen=True, slots=True)

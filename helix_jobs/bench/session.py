@@ -270,7 +270,7 @@ def _shortened(request: EncodedRequest) -> EncodedRequest:
 
 
 def _peer_round(run: PeerRun) -> PeerRound:
-    return PeerRound(run.seconds, run.output_tokens, run.output_tokens_per_second)
+    return PeerRound(run.seconds, run.output_tokens, run.output_tokens_per_second, run.peak_memory_bytes)
 
 
 def _peer_report(key: tuple[str, int, str], state: _PeerState) -> PeerReport:

@@ -103,7 +103,7 @@ def _bench_options(function: Callable[..., None]) -> Callable[..., None]:
             callback=comma_separated(read_peer),
             metavar="PEER,...",
             help="Run peers on the same token ids: transformers, assisted (transformers with the draft model), vllm, "
-            "openvino. All sides then decode greedily.",
+            "openvino, llama (llama.cpp). All sides then decode greedily.",
         ),
         click.option(
             "--peer-python",

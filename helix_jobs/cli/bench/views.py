@@ -111,15 +111,15 @@ def _time(cases: Sequence[CaseReport]) -> Table:
             *parts,
             _NONE if step is None else f"{step.seconds * _MILLI:.1f} ms, {counted(step.num_tokens, 'token')}",
             _share(one.floor_share),
-            f"{memory / _GIGA:.1f} GB",
+            _memory(memory),
         )
     return table
 
 
 def _peers(report: BenchReport) -> Table:
     table = _table(
-        ("PEER", "left"), ("BATCH", "right"), ("TOKENS/S", "right"), ("HELIX", "left"), ("RATIO", "right"),
-        ("ROUNDS", "left"), ("EQUAL", "right"),
+        ("PEER", "left"), ("BATCH", "right"), ("TOKENS/S", "right"), ("MEMORY", "right"), ("HELIX", "left"),
+        ("RATIO", "right"), ("ROUNDS", "left"), ("EQUAL", "right"),
     )  # fmt: skip
     for peer in report.peers:
         ours = [
@@ -128,13 +128,14 @@ def _peers(report: BenchReport) -> Table:
             if (one.against, one.case.batch_size, one.case.variant) == (peer.name, peer.batch_size, peer.variant)
         ]
         if not ours:
-            table.add_row(_peer(peer), str(peer.batch_size), "failed" if peer.error else _NONE, "", "", "", "")
+            table.add_row(_peer(peer), str(peer.batch_size), "failed" if peer.error else _NONE, *[""] * 5)
         for number, one in enumerate(ours):
             first = number == 0
             table.add_row(
                 _peer(peer) if first else "",
                 str(peer.batch_size) if first else "",
                 _rate(peer.tokens_per_second) if first else "",
+                _memory(peer.peak_memory_bytes) if first else "",
                 one.case.mode.label,
                 f"{one.ratio:.2f}x",
                 _rounds(one),
@@ -170,6 +171,10 @@ def _rounds(one: Comparison) -> str:
 
 def _rate(value: float | None) -> str:
     return _NONE if value is None else rate(value)
+
+
+def _memory(value: int | None) -> str:
+    return _NONE if value is None else f"{value / _GIGA:.1f} GB"
 
 
 def _share(value: float | None) -> str:

@@ -72,7 +72,7 @@ CASE_NAME = {
     "batch_size": COUNT,
     "variant": {"type": "string"},
 }
-PEER_ROUND = closed(seconds=NUMBER, output_tokens=COUNT, output_tokens_per_second=NUMBER)
+PEER_ROUND = closed(seconds=NUMBER, output_tokens=COUNT, output_tokens_per_second=NUMBER, peak_memory_bytes=COUNT)
 COMPARISON = closed(
     **CASE_NAME,
     against={"type": "string"},
@@ -293,7 +293,11 @@ def test_a_peer_that_dies_is_reported_and_the_bench_goes_on(what, rounds, bench,
 
 @pytest.mark.parametrize(
     ("peer", "said"),
-    [("assisted", "needs a draft model of its own"), ("openvino", "reads a GGUF file, and there is none in")],
+    [
+        ("assisted", "needs a draft model of its own"),
+        ("openvino", "reads a GGUF file, and there is none in"),
+        ("llama", "reads a GGUF file, and there is none in"),
+    ],
 )
 def test_a_peer_without_a_model_it_reads_says_so(peer, said, bench, tmp_path):
     bench(

@@ -199,7 +199,8 @@ def test_the_floor_runs_every_linear_layer_at_this_many_rows(num_tokens, is_int8
 # In a process of its own: in a large one the system may take pages away while others are added.
 HOLD = """
 import torch
-from helix_jobs.bench.machine import peak_memory, reset_peak_memory
+from helix_jobs.bench.machine import reset_peak_memory
+from helix_jobs.bench.process_memory import peak_memory
 reset_peak_memory(torch.device("cpu"))
 before = peak_memory()
 held = bytearray(64_000_000)

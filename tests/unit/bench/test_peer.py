@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from helix_jobs.bench.peer import PEERS, PEERS_FOLDER, PeerError, PeerJob, PeerProcess, peer_command
+from helix_jobs.bench.process_memory import peak_memory
 from helix_jobs.engine.request import EncodedRequest
 from helix_jobs.engine.sampling_params import SamplingParams
 
@@ -40,6 +41,7 @@ def test_a_peer_loads_once_and_answers_round_after_round(fake_peer):
             assert run.outputs == ((5, 6, 99), (7, 99))
             assert run.output_tokens == 5
             assert run.output_tokens_per_second == pytest.approx(5 / run.seconds)
+            assert run.peak_memory_bytes > 1_000_000
 
 
 @pytest.mark.parametrize(
@@ -129,6 +131,18 @@ def test_a_hanging_peer_is_killed_on_close(fake_peer, monkeypatch):
     peer.close()
     peer.close()
     assert not process.is_running()
+
+
+def test_the_memory_of_what_a_peer_started_counts(fake_peer, tmp_path, monkeypatch):
+    with start() as alone:
+        alone.load(JOB)
+        without = alone.run(asked((5,)), [0]).peak_memory_bytes
+    monkeypatch.setenv("FAKE_PEER_PID", str(tmp_path / "pid"))
+    fake_peer("child")
+    with start() as peer:
+        peer.load(JOB)
+        child = peak_memory(psutil.Process(int((tmp_path / "pid").read_text())))
+        assert peer.run(asked((5,)), [0]).peak_memory_bytes > without + child / 2
 
 
 @pytest.mark.parametrize("module", sorted(path.name for path in PEERS_FOLDER.glob("*_peer.py")))
