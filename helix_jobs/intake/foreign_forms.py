@@ -15,15 +15,15 @@ from helix_jobs.intake.combinations import CONVERSATIONS_AND_QUESTION
 from helix_jobs.intake.foreign_tools import (
     anthropic_thinking,
     anthropic_tools,
-    gemini_thinking,
     responses_thinking,
     responses_tools,
     tool_path,
 )
+from helix_jobs.intake.gemini_config import gemini_config
 from helix_jobs.intake.gemini_contents import GeminiContents, gemini_text, given_ids
-from helix_jobs.intake.gemini_spellings import given_twice, spelled, spellings
+from helix_jobs.intake.gemini_spellings import spelled, spellings
 from helix_jobs.intake.gemini_tools import gemini_tools
-from helix_jobs.intake.line_faults import Faults, asks_for_nothing, kind, refuse_others, short
+from helix_jobs.intake.line_faults import Faults, asks_for_nothing, kind, refuse_others
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -36,19 +36,6 @@ _ALPACA: Final = (
     'jq -c \'{messages: [{role: "user", content: ([.instruction, .input // empty] | map(select(. != "")) | '
     'join("\\n\\n"))}]}\''
 )
-_GEMINI_SAMPLING: Final[Mapping[str, str]] = {
-    "temperature": "temperature",
-    "topp": "top_p",
-    "topk": "top_k",
-    "maxoutputtokens": "max_tokens",
-    "stopsequences": "stop",
-    "seed": "seed",
-    "candidatecount": "n",
-    "presencepenalty": "presence_penalty",
-    "frequencypenalty": "frequency_penalty",
-    "responselogprobs": "logprobs",
-    "logprobs": "top_logprobs",
-}
 _LOGPROBS_INCLUDED: Final = ["message.output_text.logprobs"]
 _SHAREGPT_ROLES: Final[Mapping[str, str]] = {
     "system": "system",
@@ -232,7 +219,7 @@ def _gemini(values: Mapping[str, Any], request: Mapping[str, Any]) -> ForeignLin
     if not isinstance(config, dict):
         faults.add(InvalidFieldError(f"request.{config_name}", f"is {kind(config)}", "give an object"))
         config = {}
-    names |= _gemini_config(config, f"request.{config_name}", ours, faults)
+    names |= gemini_config(config, f"request.{config_name}", ours, faults)
     contents, instruction = request.get("contents"), request.get(system_name)
     if not isinstance(contents, list):
         reason = f"is {kind(contents)}" if "contents" in request else "is missing"
@@ -246,33 +233,6 @@ def _gemini(values: Mapping[str, Any], request: Mapping[str, Any]) -> ForeignLin
     system = _with_system(ours, translated.messages, text, f"request.{system_name}")
     faults.settle()
     return ForeignLine(ours, names, system)
-
-
-def _gemini_config(config: Mapping[str, Any], prefix: str, ours: dict[str, Any], faults: Faults) -> dict[str, str]:
-    """Move the fields of a generation config; return our names of them with their own paths."""
-    names: dict[str, str] = {}
-    spelled_as: dict[str, str] = {}
-    for name, value in config.items():
-        if value is None:
-            continue
-        path, plain = f"{prefix}.{short(name)}", name.replace("_", "").lower()
-        if spelled_as.setdefault(plain, name) != name:
-            faults.add(given_twice(path, short(spelled_as[plain])))
-        elif plain in _GEMINI_SAMPLING:
-            ours[_GEMINI_SAMPLING[plain]], names[_GEMINI_SAMPLING[plain]] = value, path
-        elif plain == "thinkingconfig":
-            faults.of(gemini_thinking, value, path, ours, names)
-        elif (plain, value) == ("responsemimetype", "application/json"):
-            ours.setdefault("response_format", {"type": "json_object"})
-        elif plain == "responsejsonschema":
-            ours["response_format"] = {"type": "json_schema", "schema": value}
-            names["response_format.schema"] = path
-        elif plain == "responseschema":
-            remedy = "give responseJsonSchema, with the types in small letters"
-            faults.add(InvalidFieldError(path, "is in OpenAPI's form, not a JSON schema", remedy))
-        elif (plain, value) != ("responsemimetype", "text/plain"):
-            faults.add(InvalidFieldError(path, "asks for something Helix does not do", "remove it"))
-    return names
 
 
 def _sharegpt(values: Mapping[str, Any]) -> ForeignLine:

@@ -1,6 +1,6 @@
 """Translate tools and thinking of other providers' lines into ours, where both mean the same.
 
-Sources: the API references of Anthropic's Messages, OpenAI's Responses and Gemini's generateContent.
+Sources: the API references of Anthropic's Messages and OpenAI's Responses.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 from helix_jobs.errors import InvalidFieldError
-from helix_jobs.intake.gemini_spellings import spelled, spellings
 from helix_jobs.intake.line_faults import kind, refuse_others
 
 if TYPE_CHECKING:
@@ -99,21 +98,6 @@ def responses_thinking(body: Mapping[str, Any], ours: dict[str, Any]) -> None:
     refuse_others(reasoning, ("effort",), "body.reasoning")
     if reasoning.get("effort") is not None:
         ours["reasoning_effort"] = reasoning["effort"]
-
-
-def gemini_thinking(config: object, path: str, ours: dict[str, Any], names: dict[str, str]) -> None:
-    """Set the thinking's budget from Gemini's ``thinkingConfig``, and note its path; -1 leaves it to the model.
-
-    Raises:
-        InvalidFieldError: The setting asks for more than a budget.
-    """
-    if not isinstance(config, dict):
-        raise InvalidFieldError(path, f"is {kind(config)}", 'give {"thinkingBudget": 1024}')
-    name = spelled(config, "thinkingBudget", path)
-    refuse_others(config, {name, *spellings("includeThoughts")}, path)
-    names["max_reasoning_tokens"] = f"{path}.{name}"
-    if config.get(name) not in (None, -1):
-        ours["max_reasoning_tokens"] = config[name]
 
 
 def tool_path(name: str, theirs: str, parameters: str) -> str | None:

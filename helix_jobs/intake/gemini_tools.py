@@ -1,6 +1,6 @@
 """Translate the tools of Gemini's generateContent into ours.
 
-Source: the API reference of Gemini's generateContent: Tool, ToolConfig and Schema.
+Source: the API reference of Gemini's generateContent: Tool and ToolConfig.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from helix_jobs.errors import InvalidFieldError
+from helix_jobs.intake.gemini_schema import json_schema
 from helix_jobs.intake.gemini_spellings import spelled, spellings
 from helix_jobs.intake.line_faults import Faults, kind, refuse_others, short
 
@@ -15,9 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _MODES: Final[Mapping[str, str]] = {"AUTO": "auto", "ANY": "required", "NONE": "none"}
-_TYPES: Final = frozenset({"STRING", "NUMBER", "INTEGER", "BOOLEAN", "ARRAY", "OBJECT", "NULL"})
-_COUNTS: Final = ("minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties")
-_DECLARATION: Final = frozenset({"name", "description", "parameters", "parametersJsonSchema"})
 _CONFIG: Final = 'give {"functionCallingConfig": {"mode": "AUTO"}}'
 _AT_THE_PROVIDER: Final = "is a tool that runs at the provider"
 
@@ -61,43 +59,27 @@ def _add_declarations(tool: object, path: str, found: list[Any], names: dict[str
             raise InvalidFieldError(f"{path}.{name}", f"is {kind(value)}", "give a list of functions")
         for index, declaration in enumerate(value):
             place, inner = f"{path}.{name}[{index}]", f"tools[{len(found)}]"
-            function, parameters = _function(declaration, place)
-            names |= {inner: place, f"{inner}.function": place, f"{inner}.function.parameters": f"{place}.{parameters}"}
+            names |= {inner: place, f"{inner}.function": place}
+            function = _function(declaration, place, f"{inner}.function.parameters", names)
             found.append({"type": "function", "function": function})
 
 
-def _function(declaration: object, place: str) -> tuple[dict[str, Any], str]:
-    """A function in our form, and the field in which its parameters stand."""
+def _function(declaration: object, place: str, ours: str, names: dict[str, str]) -> dict[str, Any]:
+    """A function in our form; its parameters' path is noted."""
     if not isinstance(declaration, dict):
         raise InvalidFieldError(place, f"is {kind(declaration)}", 'give {"name": "...", "parameters": {...}}')
-    refuse_others(declaration, _DECLARATION, place)
+    plain_name, openapi_name = spelled(declaration, "parametersJsonSchema", place), "parameters"
+    refuse_others(declaration, {"name", "description", openapi_name, plain_name}, place)
     function = {name: declaration[name] for name in ("name", "description") if name in declaration}
-    field = "parametersJsonSchema" if declaration.get("parametersJsonSchema") is not None else "parameters"
-    if declaration.get(field) is not None:
-        plain = field == "parametersJsonSchema"
-        function["parameters"] = declaration[field] if plain else _json_schema(declaration[field])
-    return function, field
-
-
-def _json_schema(schema: Any) -> Any:  # noqa: ANN401  (JSON)
-    """A schema in OpenAPI's form as a JSON schema: types in small letters, null as a type, counts as numbers."""
-    if not isinstance(schema, dict):
-        return schema
-    plain = dict(schema)
-    if isinstance(plain.get("type"), str) and plain["type"] in _TYPES:
-        plain["type"] = plain["type"].lower()
-    for name in _COUNTS:
-        if isinstance(plain.get(name), str) and plain[name].isdecimal():
-            plain[name] = int(plain[name])
-    if isinstance(plain.get("properties"), dict):
-        plain["properties"] = {name: _json_schema(inner) for name, inner in plain["properties"].items()}
-    if "items" in plain:
-        plain["items"] = _json_schema(plain["items"])
-    if isinstance(plain.get("anyOf"), list):
-        plain["anyOf"] = [_json_schema(inner) for inner in plain["anyOf"]]
-    if plain.pop("nullable", None) is True:
-        return {"anyOf": [plain, {"type": "null"}]}
-    return plain
+    plain, openapi = declaration.get(plain_name), declaration.get(openapi_name)
+    if plain is not None and openapi is not None:
+        raise InvalidFieldError(f"{place}.{openapi_name}", f"stands beside {plain_name}", "give one of the two")
+    names[ours] = f"{place}.{openapi_name if plain is None else plain_name}"
+    if plain is not None:
+        function["parameters"] = plain
+    elif openapi is not None:
+        function["parameters"] = json_schema(openapi, names[ours], ours, names)
+    return function
 
 
 def _choice(config: object, path: str, tools: list[Any]) -> Any:  # noqa: ANN401  (JSON)

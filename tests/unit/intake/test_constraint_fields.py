@@ -85,6 +85,8 @@ def test_other_providers_lines():
         job = read_one(line)
         assert isinstance(job, NewJob), job
         assert job.request["constraint"] == KEPT
+    openapi = {"request": {**gemini["request"], "generationConfig": {"responseSchema": {"type": "OBJECT"}}}}
+    assert read_one(openapi).request["constraint"] == {"kind": "json_schema", "value": '{"type":"object"}'}
     del gemini["request"]["generationConfig"]["responseJsonSchema"]
     assert read_one(gemini).request["constraint"] == {"kind": "json_object", "value": ""}
 
@@ -112,10 +114,10 @@ def test_other_providers_lines():
             {
                 "request": {
                     "contents": [{"parts": [{"text": "a"}]}],
-                    "generationConfig": {"responseSchema": {"type": "OBJECT"}},
+                    "generationConfig": {"responseSchema": {"type": "OBJECT", "not": {}}},
                 }
             },
-            "request.generationConfig.responseSchema",
+            "request.generationConfig.responseSchema.not",
         ),
     ],
 )  # fmt: skip

@@ -182,11 +182,12 @@ names = st.sampled_from(
      "type", "custom_id", "max_output_tokens", "instructions", "stop_sequences", "tools", "functionDeclarations",
      "name", "parameters", "toolConfig", "functionCallingConfig", "mode", "allowedFunctionNames", "functionCall",
      "args", "functionResponse", "response", "thought", "tool_use_id", "input_schema",
-     "tool_calls", "reasoning_content"]
+     "tool_calls", "reasoning_content", "responseSchema", "responseMimeType", "properties", "nullable", "anyOf",
+     "enum", "propertyOrdering"]
 )  # fmt: skip
 leaves = (
     st.none() | st.booleans() | st.integers(-2, 2) | st.floats() | st.text(max_size=3)
-    | st.sampled_from(["user", "model", "human", "gpt", "/v1/responses", "text", "message", "ANY"])
+    | st.sampled_from(["user", "model", "human", "gpt", "/v1/responses", "text", "message", "ANY", "text/x.enum"])
     | st.sampled_from(["tool_use", "tool_result", "thinking"])
 )  # fmt: skip
 lines = st.dictionaries(
