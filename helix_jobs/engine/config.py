@@ -15,6 +15,7 @@ NO_DRAFT: Final = "none"
 DEFAULT_BLOCK_SIZE: Final = 16
 DEFAULT_TOKEN_BUDGET: Final = 1024
 DEFAULT_SNAPSHOTS: Final = 64
+INT8_CACHE: Final = "int8"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +26,7 @@ class CacheConfig:
         num_blocks: Physical blocks in the pool.
         block_size: Tokens a block.
         num_snapshots: States kept for requests that begin alike, if the model has recurrent layers.
+        dtype: ``int8`` for keys and values of 8 bits with a scale for each token's head; ``auto`` for the model's own.
 
     Trade-off: small blocks waste less memory at the end of a sequence and share more prefixes; large blocks mean
     shorter block tables. 16 is vLLM's default.
@@ -33,8 +35,10 @@ class CacheConfig:
     num_blocks: int
     block_size: int = DEFAULT_BLOCK_SIZE
     num_snapshots: int = DEFAULT_SNAPSHOTS
+    dtype: str = "auto"
 
     def __post_init__(self) -> None:
+        assert self.dtype in {"auto", INT8_CACHE}, "settings and options are checked where they are read"
         if self.num_blocks < 1 or self.block_size < 1:
             raise ConfigurationError("a KV cache needs at least one block of one token; raise HELIX_KV_CACHE_MB")
 

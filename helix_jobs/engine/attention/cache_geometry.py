@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from helix_jobs.engine.attention.features import features_of
+from helix_jobs.engine.attention.stored_rows import row_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -55,6 +56,15 @@ class CacheShape:
     def token_elements(self) -> int:
         """Elements that a token takes in this layer's own blocks."""
         return self.num_new_heads * (self.head_dim + self.stored_value_width)
+
+    def token_bytes(self, stored: torch.dtype) -> int:
+        """Bytes that a token takes in this layer's own blocks.
+
+        Args:
+            stored: The dtype of the cache's numbers.
+        """
+        values = row_bytes(self.value_width, stored) if self.has_values else 0
+        return self.num_new_heads * (row_bytes(self.head_dim, stored) + values)
 
     @property
     def widest(self) -> int:
@@ -116,6 +126,11 @@ class CacheGeometry:
         used = frozenset().union(*map(features_of, self.layers))
         return used | {"layers"} if len(self.shapes) > 1 else used
 
-    def block_bytes(self, block_size: int, dtype: torch.dtype) -> int:
-        """Bytes that one block of keys and values takes over all layers."""
-        return sum(shape.token_elements for shape in self.layers) * block_size * dtype.itemsize
+    def block_bytes(self, block_size: int, stored: torch.dtype) -> int:
+        """Bytes that one block of keys and values takes over all layers.
+
+        Args:
+            block_size: Tokens a block.
+            stored: The dtype of the cache's numbers.
+        """
+        return sum(shape.token_bytes(stored) for shape in self.layers) * block_size

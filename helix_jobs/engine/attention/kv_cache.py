@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import torch
 
+from helix_jobs.engine.attention.stored_rows import has_scales, round_rows, stored_dtype, widen_rows
 from helix_jobs.engine.cache_sections import LayerSections, pools_of
 from helix_jobs.engine.devices.devices import DIRECTML_DEVICE_TYPE, compiles_each_shape
 from helix_jobs.engine.devices.row_writer import row_writer
@@ -32,6 +33,10 @@ class PagedKVCache:
     NaN would not be zero. For the same reason blocks that held non-finite values are cleared.
 
     Layers of different sections (see ``CacheSections``) share pools: each block belongs to one section at a time.
+
+    Attributes:
+        dtype: Of the keys and values that go in and out.
+        stored: Of the pools. With int8 each row of the token view has a float32 scale; see ``stored_rows``.
     """
 
     def __init__(
@@ -43,6 +48,8 @@ class PagedKVCache:
         sections: LayerSections | None = None,
     ) -> None:
         self.geometry = geometry
+        self.dtype = dtype
+        self.stored = stored_dtype(config.dtype, dtype)
         self.block_size = config.block_size
         self.num_blocks = config.num_blocks
         self.is_on_directml = device.type == DIRECTML_DEVICE_TYPE
@@ -52,6 +59,9 @@ class PagedKVCache:
         # each: [(num_blocks + spare) * num_kv_heads, block_size * width]; one pool where values are columns of the keys
         self.keys: list[torch.Tensor] = []
         self.values: list[torch.Tensor] = []
+        # each: [(num_blocks + spare) * num_kv_heads, block_size] float32; none where the pools are in the model's dtype
+        self.key_scales: list[torch.Tensor] = []
+        self.value_scales: list[torch.Tensor] = []
         self.sections = sections or LayerSections()
         pools = pools_of(self.sections.layers or (0,) * len(geometry.layers))
         # The layer in whose name each layer's pool was made.
@@ -59,24 +69,36 @@ class PagedKVCache:
         for layer, shape in enumerate(geometry.layers):
             self._owners.append(pools.index(pools[layer]) if shape.source is None else shape.source)
             if self._owners[layer] != layer:
-                self.keys.append(self.keys[self._owners[layer]])
-                self.values.append(self.values[self._owners[layer]])
+                for pools_of_layers in (self.keys, self.values, self.key_scales, self.value_scales):
+                    pools_of_layers.extend(pools_of_layers[self._owners[layer] : self._owners[layer] + 1])
                 continue
             rows = (config.num_blocks + spare) * shape.num_kv_heads
-            self.keys.append(_zeros((rows, config.block_size * shape.head_dim), dtype, device))
+            self.keys.append(_zeros((rows, config.block_size * shape.head_dim), self.stored, device))
+            if self.has_scales:
+                assert shape.has_values, "a latent and the rotated key beside it would need scales of their own"
+                for scales in (self.key_scales, self.value_scales):
+                    scales.append(_zeros((rows, config.block_size), torch.float32, device))
             if not shape.has_values:  # columns of the keys
                 self.values.append(self.keys[-1])
                 continue
-            self.values.append(_zeros((rows, config.block_size * shape.value_width), dtype, device))
+            self.values.append(_zeros((rows, config.block_size * shape.value_width), self.stored, device))
         self._write_rows = row_writer(device.type)
 
     @property
+    def has_scales(self) -> bool:
+        """Whether each row has a scale."""
+        return has_scales(self.stored)
+
+    @property
     def num_bytes(self) -> int:
-        """Bytes of both pools over all layers that have their own."""
-        return sum(
-            self.keys[layer].nbytes + (self.values[layer].nbytes if shape.has_values else 0)
-            for layer, shape in self._own_layers()
-        )
+        """Bytes of both pools over all layers that have their own, and of their scales."""
+        own = self._own_layers()
+        pools = [self.keys[layer] for layer, _ in own] + [
+            self.values[layer] for layer, shape in own if shape.has_values
+        ]
+        if self.has_scales:
+            pools += [scales[layer] for scales in (self.key_scales, self.value_scales) for layer, _ in own]
+        return sum(pool.nbytes for pool in pools)
 
     def write(self, layer: int, rows: torch.Tensor, keys: torch.Tensor, values: torch.Tensor | None) -> None:
         """Store the keys and values of a packed step.
@@ -88,6 +110,13 @@ class PagedKVCache:
             values: ``[num_tokens * num_kv_heads, value_width]``; None where they are columns of the keys.
         """
         shape = self.geometry.layers[layer]
+        if self.has_scales:
+            assert values is not None, "values have scales of their own"
+            keys, key_scales = round_rows(keys)
+            values, value_scales = round_rows(values)
+            # [num_blocks * num_kv_heads * block_size, 1]
+            self._write_rows(self.key_scales[layer].view(-1, 1), rows, key_scales)
+            self._write_rows(self.value_scales[layer].view(-1, 1), rows, value_scales)
         # [num_blocks * num_kv_heads * block_size, width]
         self._write_rows(self.keys[layer].view(-1, shape.head_dim), rows, keys)
         if values is not None:
@@ -99,7 +128,7 @@ class PagedKVCache:
             self._clear(blocks[start : start + _CLEAR_CHUNK])
 
     def _clear(self, blocks: Sequence[int]) -> None:
-        device, dtype = self.keys[0].device, self.keys[0].dtype
+        device, dtype = self.keys[0].device, self.dtype
         places = torch.tensor(blocks, dtype=torch.int64)[:, None]
         rows_by_count = {}
         for count in self.geometry.head_counts:
@@ -136,6 +165,12 @@ class PagedKVCache:
         if not shape.has_values:
             return keys, keys.narrow(-1, 0, shape.value_width)
         values = self.values[layer].index_select(0, rows).view(num_heads, -1, shape.value_width)
+        if self.has_scales:
+            # each: [num_heads, num_keys, 1]
+            key_scales, value_scales = (
+                one[layer].index_select(0, rows).view(num_heads, -1, 1) for one in (self.key_scales, self.value_scales)
+            )
+            return widen_rows(keys, key_scales, self.dtype), widen_rows(values, value_scales, self.dtype)
         return keys, values
 
     def _own_layers(self) -> list[tuple[int, CacheShape]]:

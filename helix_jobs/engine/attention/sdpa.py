@@ -53,7 +53,7 @@ class SdpaStep(DenseStep):
 
     def __init__(self, spec: AttentionSpec, layout: StepLayout, cache: PagedKVCache) -> None:
         super().__init__(spec, layout, cache)
-        self._dtype = cache.keys[0].dtype
+        self._dtype = cache.dtype
         # The operator wants masks in the dtype of the queries. Masks of single queries are small, and made once.
         groups = (
             replace(group, masks={window: mask.to(self._dtype) for window, mask in group.masks.items()})

@@ -48,15 +48,15 @@ def divide(models: Sequence[tuple[CacheGeometry, Sequence[int | None]]], context
     return CacheSections.of(target, draft, context=context, costs=(costs[0], costs[1]))
 
 
-def block_bytes(geometry: CacheGeometry, sections: Sequence[int], block_size: int, dtype: torch.dtype) -> int:
+def block_bytes(geometry: CacheGeometry, sections: Sequence[int], block_size: int, stored: torch.dtype) -> int:
     """Bytes that one block takes in one model.
 
     Args:
         geometry: Shapes of its keys and values.
         sections: The section of each of its layers.
         block_size: Tokens a block.
-        dtype: Of its keys and values.
+        stored: The dtype of its keys and values in the cache.
     """
     if len(set(sections)) <= 1:
-        return geometry.block_bytes(block_size, dtype)
-    return num_pools(sections) * geometry.layers[0].token_elements * block_size * dtype.itemsize
+        return geometry.block_bytes(block_size, stored)
+    return num_pools(sections) * geometry.layers[0].token_bytes(stored) * block_size

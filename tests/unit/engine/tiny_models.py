@@ -301,12 +301,13 @@ def tiny_engine(
     drafters: Sequence[str] = (),
     eos: Sequence[int] = (EOS,),
     num_snapshots: int = DEFAULT_SNAPSHOTS,
+    cache_dtype: str = "auto",
     **config: Any,
 ) -> Engine:
     return Engine(
         loaded(target if target is not None else tiny_model(), draft, eos),
         EngineConfig(speculation=SpeculationConfig(depth=depth, adaptive=adaptive, drafters=tuple(drafters)), **config),
-        CacheConfig(num_blocks=num_blocks, block_size=block_size, num_snapshots=num_snapshots),
+        CacheConfig(num_blocks=num_blocks, block_size=block_size, num_snapshots=num_snapshots, dtype=cache_dtype),
     )
 
 
@@ -347,7 +348,9 @@ def decoder_logits(decoder: Decoder, token_ids: Sequence[int] = PROMPT) -> torch
 
 
 @torch.no_grad()
-def ragged_logits(decoder: Decoder, prompts: Sequence[Sequence[int]], chunk: int = 10_000) -> list[torch.Tensor]:
+def ragged_logits(
+    decoder: Decoder, prompts: Sequence[Sequence[int]], chunk: int = 10_000, cache_dtype: str = "auto"
+) -> list[torch.Tensor]:
     """The same of several prompts packed together, at most ``chunk`` tokens of each a step."""
     block_size = 4
     ends = [0]
@@ -355,7 +358,7 @@ def ragged_logits(decoder: Decoder, prompts: Sequence[Sequence[int]], chunk: int
         ends.append(ends[-1] - (-len(prompt) // block_size))
     tables = [list(range(first, end)) for first, end in itertools.pairwise(ends)]
     states = StateConfig(num_slots=len(prompts))
-    runner = ModelRunner(decoder, CacheConfig(num_blocks=ends[-1], block_size=block_size), states)
+    runner = ModelRunner(decoder, CacheConfig(num_blocks=ends[-1], block_size=block_size, dtype=cache_dtype), states)
     pool = StatePool(states)
     spans = [StateTable(pool, block_size) for _ in prompts]
     rows: list[list[torch.Tensor]] = [[] for _ in prompts]

@@ -129,6 +129,7 @@ class CompiledStep:
 
     def __init__(self, spec: AttentionSpec, native: NativeKernels, layout: StepLayout, cache: PagedKVCache) -> None:
         assert isinstance(layout.attention, DirectSlices), "the step was planned for another backend"
+        assert not cache.has_scales, "the kernels read keys and values of the model's dtype"
         slices = layout.attention
         self._spec = spec
         self._native = native

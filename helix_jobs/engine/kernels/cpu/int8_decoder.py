@@ -121,7 +121,7 @@ class NativeInt8Decoder:
         slices may read what another slice writes in the same step. Such slices share a whole block and have a token
         each behind it, so they never fit into a step of at most a block's tokens.
         """
-        return layout.num_tokens <= min(MAX_TOKENS, cache.block_size) and not layout.further
+        return layout.num_tokens <= min(MAX_TOKENS, cache.block_size) and not layout.further and not cache.has_scales
 
     def forward(
         self, hidden: torch.Tensor, layout: StepLayout, cache: PagedKVCache, clock: AttentionClock | None = None

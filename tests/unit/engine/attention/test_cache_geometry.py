@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from helix_jobs.engine.attention.cache_geometry import CacheGeometry, CacheShape
@@ -22,6 +23,51 @@ def test_a_token_takes_what_each_layer_keeps() -> None:
     assert MIXED.block_bytes(BLOCK, torch.bfloat16) == (64 + 40 + 24) * BLOCK * 2
     cache = PagedKVCache(MIXED, CacheConfig(num_blocks=BLOCKS, block_size=BLOCK), torch.float32, CPU)
     assert cache.num_bytes == BLOCKS * MIXED.block_bytes(BLOCK, torch.float32)
+
+
+def test_rows_of_8_bits_take_a_scale_each() -> None:
+    whole = CacheGeometry(layers=(PLAIN, WIDE, SHARED))
+    # Of a token: four rows of 16, one of 32, one of 8.
+    assert whole.block_bytes(BLOCK, torch.int8) == (4 * 16 + 32 + 8 + 6 * 4) * BLOCK
+    cache = PagedKVCache(whole, CacheConfig(num_blocks=BLOCKS, block_size=BLOCK, dtype="int8"), torch.bfloat16, CPU)
+    assert cache.num_bytes == BLOCKS * whole.block_bytes(BLOCK, torch.int8)
+    usual = CacheGeometry.uniform(num_layers=2, num_kv_heads=3, head_dim=64)
+    sizes = [usual.block_bytes(BLOCK, dtype) for dtype in (torch.float32, torch.bfloat16, torch.int8)]
+    assert [size / sizes[2] for size in sizes] == [256 / 68, 128 / 68, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_rows_come_out_as_they_were_rounded(dtype: torch.dtype) -> None:
+    shape = CacheGeometry(layers=(WIDE,))
+    cache = PagedKVCache(shape, CacheConfig(num_blocks=BLOCKS, block_size=BLOCK, dtype="int8"), dtype, CPU)
+    keys, values = torch.randn(3, 32).to(dtype), torch.randn(3, 8).to(dtype)
+    keys[1] *= 1e4
+    values[2] = 0
+    cache.write(0, torch.tensor([5, 9, 2]), keys, values)
+    found = cache.gather(0, torch.tensor([1, 2, 0]), 1)
+    for rows, one in zip((keys, values), found, strict=True):
+        assert one.dtype is dtype
+        largest = rows.float().abs().amax(dim=1, keepdim=True)
+        apart = (one[0, [1, 5, 10]].float() - rows.float()).abs()
+        assert bool((apart <= largest * (0.501 / 127 + torch.finfo(dtype).eps)).all())
+    assert bool((found[1][0, 10] == 0).all())
+    assert bool((found[0][0, [0, 2, 3, 4]] == 0).all())  # never written
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_a_row_that_is_not_finite_stays_so_until_it_is_cleared(bad: float) -> None:
+    shape = CacheGeometry(layers=(WIDE,))
+    cache = PagedKVCache(shape, CacheConfig(num_blocks=BLOCKS, block_size=BLOCK, dtype="int8"), torch.float32, CPU)
+    keys, values = torch.ones(2, 32), torch.ones(2, 8)
+    keys[0, 3] = values[1, 2] = bad
+    cache.write(0, torch.tensor([BLOCK, BLOCK + 1]), keys, values)
+    found = cache.gather(0, torch.tensor([1]), 1)
+    assert [torch.isfinite(one[0]).all(dim=1).tolist() for one in found] == [
+        [False, *[True] * 3],
+        [True, False, True, True],
+    ]
+    cache.clear([1])
+    assert all(bool((one == 0).all()) for one in cache.gather(0, torch.tensor([1]), 1))
 
 
 def test_the_shapes_of_layers_are_features() -> None:
