@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from helix_jobs.errors import InvalidFieldError, InvalidFieldsError
 from helix_jobs.intake.anthropic_messages import AnthropicMessages
+from helix_jobs.intake.anthropic_output import anthropic_output
 from helix_jobs.intake.combinations import CONVERSATIONS_AND_QUESTION
 from helix_jobs.intake.foreign_tools import (
     anthropic_thinking,
@@ -181,12 +182,14 @@ def _anthropic(values: Mapping[str, Any], params: Mapping[str, Any]) -> ForeignL
         "stream": (False,),
     }
     known = {*same, *neutral, "messages", "system", "stop_sequences", "metadata", "service_tier"}
-    known |= {"thinking", "tools", "tool_choice"}
+    known |= {"thinking", "tools", "tool_choice", "output_config", "output_format"}
     faults.of(refuse_others, params, known, "params")
     _refuse_asking(params, neutral, "params.", faults)
     _move(params, ours, {**{name: name for name in same}, "stop_sequences": "stop"})
     faults.of(anthropic_tools, params, ours)
     faults.of(anthropic_thinking, params, ours)
+    names: dict[str, str] = {}
+    faults.of(anthropic_output, params, ours, names)
     messages, has_system = params.get("messages"), params.get("system") not in (None, "", [])
     translated = AnthropicMessages(int(has_system), faults)
     if isinstance(messages, list):
@@ -195,7 +198,7 @@ def _anthropic(values: Mapping[str, Any], params: Mapping[str, Any]) -> ForeignL
         messages = translated.messages
     system = _with_system(ours, messages, params.get("system"), "params.system")
     faults.settle()
-    names = {name: f"params.{name}" for name in (*same, "messages", "tools", "tool_choice")} | translated.names
+    names |= {name: f"params.{name}" for name in (*same, "messages", "tools", "tool_choice")} | translated.names
     names |= {"stop": "params.stop_sequences", "max_reasoning_tokens": "params.thinking.budget_tokens"}
     return ForeignLine(ours, {**names, "prompt": "params.messages"}, system, parameters="input_schema")
 

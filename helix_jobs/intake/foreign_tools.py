@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _TOOL_PATH: Final = re.compile(r"((?:body\.)?tools)(\[\d+\])?(?:\.function)?(\..*)?", re.DOTALL)
 _ANTHROPIC_CHOICES: Final[Mapping[str, str]] = {"auto": "auto", "any": "required", "none": "none"}
-_ANTHROPIC_FIELDS: Final = frozenset({"type", "name", "description", "input_schema"})
+_ANTHROPIC_FIELDS: Final = frozenset({"type", "name", "description", "input_schema", "strict"})
 
 
 def anthropic_tools(params: Mapping[str, Any], ours: dict[str, Any]) -> None:
@@ -49,7 +49,7 @@ def _anthropic_tool(tool: object, path: str) -> object:
     if tool.get("type", "custom") != "custom":
         raise InvalidFieldError(f"{path}.type", "is a tool that runs at the provider", "give tools of your own")
     refuse_others(tool, _ANTHROPIC_FIELDS, path)
-    function = {name: value for name, value in tool.items() if name in ("name", "description")}
+    function = {name: value for name, value in tool.items() if name in ("name", "description", "strict")}
     return {"type": "function", "function": {**function, "parameters": tool.get("input_schema")}}
 
 
